@@ -1,0 +1,1 @@
+"""Checkpoints in (Hugging Face folders, GGUF files), ONNX model packages out. Needs no PyTorch."""

@@ -1,0 +1,58 @@
+"""Checkpoint: a model's config, tensors and text files, whatever file format they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedBlocks:
+    """A tensor that its source stores on a symmetric grid: weight[r, b, j] = scales[r, b] * values[r, b, j].
+
+    values: int8 [rows, blocks, block_size], in -8..7 for 4 bits and -128..127 for 8; scales: float32 [rows, blocks].
+    """
+
+    bits: int
+    block_size: int
+    values: NDArray[np.int8]
+    scales: NDArray[np.float32]
+
+
+class Checkpoint(Protocol):
+    """One model on disk, read tensor by tensor.
+
+    Names and shapes are those of `config.tensor_shapes()`; importers map their source's names to them, completely in
+    both directions.
+    """
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's features."""
+
+    @property
+    def hf_config(self) -> Mapping[str, Any]:
+        """The config.json that transformers reads (without our section)."""
+
+    @property
+    def text_files(self) -> Mapping[str, str]:
+        """tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json: name -> content."""
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """Provenance for the manifest: format, files with their hashes, and what else the source says of itself."""
+
+    def stored_type(self, name: str) -> str:
+        """Name the type a tensor has on disk, such as "F32", "BF16" or "Q4_1"."""
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """Read one tensor, widened or dequantized exactly to float32."""
+
+    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
+        """Return the tensor on its own grid where it has a symmetric one that MatMulNBits holds, else None."""

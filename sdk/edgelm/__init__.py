@@ -1,0 +1,90 @@
+"""Run a GPT-style Transformer with ONNX Runtime: in an app, in a terminal, without PyTorch.
+
+>>> import edgelm
+>>> model = edgelm.load("smollm2-135m-instruct")
+>>> for chunk in model.stream("The sea", edgelm.GenerationConfig(max_new_tokens=64)):
+...     print(chunk.text, end="")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from edgelm._version import __version__
+from edgelm.completion import Chunk, Completion, FinishReason, Message, Scores, Timings, TokenLogprob, Usage
+from edgelm.errors import (
+    ChatTemplateError,
+    CheckpointError,
+    ConfigError,
+    ContextLengthError,
+    DownloadError,
+    EdgeLMError,
+    ExportError,
+    MissingExtraError,
+    ModelNotFoundError,
+    PackageError,
+    ProviderError,
+    TokenizerError,
+    VerificationError,
+)
+from edgelm.generation_config import GenerationConfig
+
+if TYPE_CHECKING:
+    from edgelm.chat_session import ChatSession
+    from edgelm.config import ModelConfig
+    from edgelm.language_model import LanguageModel, load
+    from edgelm.session import SessionOptions
+    from edgelm.tokenizer import Tokenizer
+
+# Imported at first use: they bring numpy, tokenizers and ONNX Runtime with them.
+_LAZY = {
+    "ChatSession": "edgelm.chat_session",
+    "LanguageModel": "edgelm.language_model",
+    "ModelConfig": "edgelm.config",
+    "SessionOptions": "edgelm.session",
+    "Tokenizer": "edgelm.tokenizer",
+    "load": "edgelm.language_model",
+}
+
+__all__ = [
+    "ChatSession",
+    "ChatTemplateError",
+    "CheckpointError",
+    "Chunk",
+    "Completion",
+    "ConfigError",
+    "ContextLengthError",
+    "DownloadError",
+    "EdgeLMError",
+    "ExportError",
+    "FinishReason",
+    "GenerationConfig",
+    "LanguageModel",
+    "Message",
+    "MissingExtraError",
+    "ModelConfig",
+    "ModelNotFoundError",
+    "PackageError",
+    "ProviderError",
+    "Scores",
+    "SessionOptions",
+    "Timings",
+    "TokenLogprob",
+    "Tokenizer",
+    "TokenizerError",
+    "Usage",
+    "VerificationError",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'edgelm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,121 @@
+"""Files and folders that appear whole or not at all: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# The folder that a replacement is staged in stands beside its target, so that the rename stays on one file system.
+_STAGING = ".edgelm-tmp-"
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk."""
+    flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) if path.is_dir() else os.O_RDONLY
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open a folder; its renames are journaled
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content; a crash leaves the old content or the new one."""
+    descriptor, name = tempfile.mkstemp(prefix=_STAGING, dir=path.parent)
+    staged = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+        fsync_path(path.parent)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def replace_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty staging folder that takes `target`'s name when the block ends without an error.
+
+    An error removes the staging folder and leaves `target` as it was. A kill leaves `target` as it was and a staging
+    folder that the next call for the same target removes. Where a folder is replaced, the old one keeps its name until
+    the new one is complete and on the disk.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target)
+    staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{target.name}-{os.getpid()}-", dir=target.parent))
+    try:
+        yield staging
+        for path in sorted(staging.rglob("*")):
+            fsync_path(path)
+        fsync_path(staging)
+        staging.chmod(0o755)
+        _swap(staging, target)
+        fsync_path(target.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Delete what a killed `replace_folder(target)` left behind; put an old folder back that lost its name."""
+    for leftover in target.parent.glob(f"{_STAGING}{target.name}-*"):
+        owner = leftover.name.removeprefix(f"{_STAGING}{target.name}-").split("-")[0]
+        if owner.isdigit() and int(owner) != os.getpid() and _is_running(int(owner)):
+            continue  # another process is writing the same folder now: the last one to finish wins
+        if leftover.name.endswith("-old") and not target.exists():
+            os.replace(leftover, target)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    if os.name == "nt":
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _swap(staging: Path, target: Path) -> None:
+    if not target.exists():
+        os.replace(staging, target)
+        return
+    if _exchange(staging, target):
+        return
+    # Where two folders cannot change places in one step, the old one steps aside under a name that remove_leftovers
+    # knows and brings back.
+    old = staging.with_name(f"{staging.name}-old")
+    os.replace(target, old)
+    try:
+        os.replace(staging, target)
+    except BaseException:
+        os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Let two paths change places in one step: renameat2(2) with RENAME_EXCHANGE, on Linux and where the disk can."""
+    if not sys.platform.startswith("linux"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return rename is not None and rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0

@@ -1,0 +1,1 @@
+"""The command `edgelm`; nothing else in the package prints."""

@@ -1,0 +1,106 @@
+"""GenerationConfig: how the next token is chosen and when to stop, validated once."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from edgelm.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """Choose the sampler, the logits processors and the stopping rules of one generation.
+
+    Every default is neutral: greedy, until an end token or the context is full. Penalties see the prompt and the
+    answer, as in Hugging Face's processors; `presence_penalty` and `frequency_penalty` count the answer alone, as
+    OpenAI defines them.
+
+    Raises:
+        ConfigError: a field is outside its range; the message names the field, the value and the range.
+    """
+
+    max_new_tokens: int | None = None  # None: until an end token or the end of the context
+    temperature: float = 0.0  # 0.0 is greedy
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0  # 1.0: off
+    min_p: float = 0.0  # 0.0: off
+    typical_p: float = 1.0  # 1.0: off (arXiv:2202.00666)
+    repetition_penalty: float = 1.0  # arXiv:1909.05858
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None  # None: a fresh one
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()  # besides the model's own end tokens
+    ignore_eos: bool = False
+    logprobs: int | None = None  # None: off; n: the chosen token's log-probability and the n best alternatives
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        for name in ("stop", "stop_token_ids"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if any(not isinstance(text, str) or not text for text in self.stop):
+            raise ConfigError(f"stop is {self.stop!r}; each stop must be a text of at least one character.")
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if value is None and name in _OPTIONAL:
+                continue
+            if not number or not low <= value <= high:
+                raise ConfigError(f"{name} is {value!r}; it must be a number from {low} to {high}.")
+            if name in _WHOLE and not isinstance(value, int):
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
+        for name in ("top_p", "typical_p", "repetition_penalty"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
+        if any(not math.isfinite(bias) for bias in self.logit_bias.values()):
+            raise ConfigError(f"logit_bias has a value that is not finite: {dict(self.logit_bias)!r}.")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> GenerationConfig:
+        """Read the defaults that a model's author wrote into generation_config.json (none: the neutral ones).
+
+        Keys of other programs are passed over; Hugging Face's `do_sample: false` means greedy.
+        """
+        path = Path(folder) / "generation_config.json"
+        if not path.exists():
+            return cls()
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            names = {f.name for f in fields(cls)}
+            known = {name: value for name, value in values.items() if name in names and value is not None}
+            if not values.get("do_sample", "temperature" in known):
+                known["temperature"] = 0.0
+            elif "temperature" not in known:
+                known["temperature"] = 1.0
+            known.pop("max_new_tokens", None)  # a library's habit, not the author's advice
+            return cls(**known)
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise ConfigError(f"Cannot read {path}: {error}.") from error
+
+    def replace(self, **changes: Any) -> GenerationConfig:
+        """Return a copy with some fields changed."""
+        return replace(self, **changes)
+
+
+_OPTIONAL = ("max_new_tokens", "seed", "logprobs")
+_WHOLE = ("max_new_tokens", "top_k", "seed", "logprobs")
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("max_new_tokens", 1, 2**31),
+    ("temperature", 0.0, 100.0),
+    ("top_k", 0, 2**31),
+    ("top_p", 0.0, 1.0),
+    ("min_p", 0.0, 1.0),
+    ("typical_p", 0.0, 1.0),
+    ("repetition_penalty", 0.0, 100.0),
+    ("presence_penalty", -2.0, 2.0),
+    ("frequency_penalty", -2.0, 2.0),
+    ("seed", 0, 2**63),
+    ("logprobs", 0, 100),
+)
