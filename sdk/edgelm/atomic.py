@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 # The folder that a replacement is staged in stands beside its target, so that the rename stays on one file system.
 _STAGING = ".edgelm-tmp-"
@@ -27,20 +28,27 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's content; a crash leaves the old content or the new one."""
-    descriptor, name = tempfile.mkstemp(prefix=_STAGING, dir=path.parent)
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a binary file that takes `path`'s name when the block ends without an error; until then the old one stands."""
+    descriptor, name = tempfile.mkstemp(prefix=_STAGING, dir=path.absolute().parent)
     staged = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(staged, path)
-        fsync_path(path.parent)
+        fsync_path(path.absolute().parent)
     except BaseException:
         staged.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file's content; a crash leaves the old content or the new one."""
+    with replace_file(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,66 @@
+"""The generation loop: token ids in, an iterator of token ids out. It knows no text."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.errors import ContextLengthError
+from edgelm.kv_cache import KVCache
+from edgelm.sampling import Sampler
+from edgelm.session import DecoderSession
+
+# One matrix product over 128 tokens beats 128 products over one; larger chunks lose that to attention, which computes
+# the masked positions of a chunk too (docs/results/).
+PREFILL_CHUNK = 128
+
+
+def prefill(
+    session: DecoderSession, token_ids: Sequence[int], cache: KVCache, cancel: threading.Event | None = None
+) -> NDArray[np.float32] | None:
+    """Compute those of `token_ids` that `cache` does not hold yet, in chunks; what differs in it is dropped first.
+
+    Returns the logits [V] after the last token, or None where `cancel` was set between two chunks.
+
+    Raises:
+        ContextLengthError: the tokens do not fit the model's context, or there are none.
+    """
+    limit = session.config.max_position_embeddings
+    if not token_ids:
+        raise ContextLengthError("The prompt has no tokens; write at least one character.")
+    if len(token_ids) > limit:
+        raise ContextLengthError(
+            f"The prompt has {len(token_ids)} tokens; the model's context holds {limit}. Shorten the prompt."
+        )
+    # The last token is always computed: its logits are not in the cache.
+    cache.truncate(min(cache.common_prefix(token_ids), len(token_ids) - 1))
+    logits_TV = None
+    for start in range(cache.length, len(token_ids), PREFILL_CHUNK):
+        if cancel is not None and cancel.is_set():
+            return None
+        logits_TV = session.forward(token_ids[start : start + PREFILL_CHUNK], cache)
+    assert logits_TV is not None
+    return logits_TV[0]
+
+
+def decode(
+    session: DecoderSession,
+    logits_V: NDArray[np.float32],
+    cache: KVCache,
+    sampler: Sampler,
+    cancel: threading.Event | None = None,
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield each new token with the logits [V] it was drawn from, until the context is full or `cancel` is set.
+
+    A token enters the cache when the next one is asked for. The logits are overwritten by the next step.
+    """
+    limit = session.config.max_position_embeddings
+    while True:
+        token_id = sampler.sample(logits_V)
+        yield token_id, logits_V
+        if cache.length >= limit or (cancel is not None and cancel.is_set()):
+            return
+        logits_V = session.forward((token_id,), cache)[0]

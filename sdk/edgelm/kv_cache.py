@@ -1,0 +1,119 @@
+"""KVCache: the keys and values of the tokens computed so far, in one buffer that grows in steps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm import atomic
+from edgelm.config import ModelConfig
+from edgelm.errors import ContextLengthError, PackageError
+
+# Growing copies the whole cache: a quarter more each time keeps the copies rare, and the unused rest small.
+GROWTH_STEP = 256
+
+
+class KVCache:
+    """Hold keys and values of L layers for one sequence.
+
+    `buffer` is float32 [2L, B=1, K, C, H]: C is the capacity, of which the first `length` positions are filled;
+    buffer[2 * i] has the keys of layer i and buffer[2 * i + 1] its values. The runtime writes new positions in place,
+    so a step copies nothing. The cache belongs to one generation at a time: it is not safe to share between threads.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        self.token_ids: list[int] = []
+        self.buffer = self._allocate(0)
+
+    @property
+    def length(self) -> int:
+        """How many tokens are in the cache."""
+        return len(self.token_ids)
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens fit before the next growth."""
+        return int(self.buffer.shape[3])
+
+    def _allocate(self, capacity: int) -> NDArray[np.float32]:
+        config = self._config
+        # Zeros, not empty: pages that were never written cost no memory, and no stray NaN can reach the attention.
+        return np.zeros(
+            (2 * config.num_hidden_layers, 1, config.num_key_value_heads, capacity, config.head_dim), np.float32
+        )
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` tokens in all; what is cached stays.
+
+        Raises:
+            ContextLengthError: `length` is more than the model's context.
+        """
+        limit = self._config.max_position_embeddings
+        if length > limit:
+            raise ContextLengthError(f"{length} tokens do not fit the model's context of {limit}. Shorten the prompt.")
+        if length <= self.capacity:
+            return
+        wanted = max(length, self.capacity + self.capacity // 4)
+        grown = self._allocate(min(-(-wanted // GROWTH_STEP) * GROWTH_STEP, limit))
+        grown[:, :, :, : self.length] = self.buffer[:, :, :, : self.length]
+        self.buffer = grown
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens after the first `length`."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"Cannot truncate a cache of {self.length} tokens to {length}.")
+        del self.token_ids[length:]
+
+    def common_prefix(self, token_ids: Sequence[int]) -> int:
+        """Count how many of `token_ids`, from the first, the cache holds already."""
+        for position, (cached, wanted) in enumerate(zip(self.token_ids, token_ids, strict=False)):
+            if cached != wanted:
+                return position
+        return min(self.length, len(token_ids))
+
+    def clone(self) -> KVCache:
+        """Copy the cache: both copies go on independently."""
+        copy = KVCache(self._config)
+        copy.reserve(self.length)
+        copy.buffer[:, :, :, : self.length] = self.buffer[:, :, :, : self.length]
+        copy.token_ids = list(self.token_ids)
+        return copy
+
+    def save(self, path: str | Path, fingerprint: str) -> None:
+        """Write the cache to a file, atomically. `fingerprint` identifies the model; `load` compares it."""
+        path = Path(path)
+        with atomic.replace_file(path) as file:
+            np.savez(
+                file,
+                fingerprint=np.array(fingerprint),
+                token_ids=np.array(self.token_ids, np.int64),
+                filled=self.buffer[:, :, :, : self.length],
+            )
+
+    @classmethod
+    def load(cls, path: str | Path, config: ModelConfig, fingerprint: str) -> KVCache:
+        """Read a saved cache.
+
+        Raises:
+            PackageError: the file is broken, or belongs to another model.
+        """
+        cache = cls(config)
+        try:
+            with np.load(os.fspath(path), allow_pickle=False) as saved:
+                owner, token_ids, filled = str(saved["fingerprint"]), saved["token_ids"].tolist(), saved["filled"]
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise PackageError(f"Cannot read the saved cache {path}: {error}.") from error
+        if owner != fingerprint:
+            raise PackageError(f"The saved cache {path} belongs to another model ({owner}), not to {fingerprint}.")
+        cache.reserve(len(token_ids))
+        slot = cache.buffer[:, :, :, : len(token_ids)]
+        if filled.shape != slot.shape or filled.dtype != slot.dtype:
+            raise PackageError(f"The saved cache {path} has shape {filled.shape}; expected {slot.shape}.")
+        slot[:] = filled
+        cache.token_ids = token_ids
+        return cache

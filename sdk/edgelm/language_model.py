@@ -1,0 +1,175 @@
+"""LanguageModel: a package, loaded: text in, text out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgelm.answer import Answer, describe_token, join
+from edgelm.chat_template import ChatTemplate, encode_chat
+from edgelm.completion import Chunk, Completion, Message, Scores, TokenLogprob
+from edgelm.config import ModelConfig
+from edgelm.errors import ChatTemplateError, ContextLengthError
+from edgelm.generate import PREFILL_CHUNK
+from edgelm.generation_config import GenerationConfig
+from edgelm.kv_cache import KVCache
+from edgelm.library import Library
+from edgelm.manifest import Manifest
+from edgelm.session import DecoderSession, SessionOptions
+from edgelm.tokenizer import Tokenizer
+
+
+def load(name_or_path: str | Path, options: SessionOptions | None = None) -> LanguageModel:
+    """Load a model package: a folder, or a name from the model library.
+
+    Every file is checked against the manifest's sizes and hashes before it is used.
+
+    Raises:
+        ModelNotFoundError: nothing of that name or path is here.
+        PackageError: the package is broken or was changed.
+        ProviderError: ONNX Runtime is not installed or refuses the graph.
+    """
+    folder = Library().find(name_or_path)
+    manifest = Manifest.load(folder)
+    manifest.check_files(folder)
+    config = ModelConfig.load(folder)
+    return LanguageModel(
+        session=DecoderSession(folder, config, options),
+        tokenizer=Tokenizer.load(folder),
+        chat_template=ChatTemplate.load(folder),
+        generation_config=GenerationConfig.load(folder),
+        manifest=manifest,
+    )
+
+
+class LanguageModel:
+    """A decoder session, a tokenizer and what belongs to them. Made by `load`.
+
+    Safe to use from several threads: each generation has a KV cache of its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        session: DecoderSession,
+        tokenizer: Tokenizer,
+        chat_template: ChatTemplate | None,
+        generation_config: GenerationConfig,
+        manifest: Manifest,
+    ) -> None:
+        self.session = session
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.generation_config = generation_config
+        self.manifest = manifest
+
+    @property
+    def config(self) -> ModelConfig:
+        """The features of the Transformer."""
+        return self.session.config
+
+    @property
+    def name(self) -> str:
+        """The name that the package gives itself."""
+        return self.manifest.name
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens prompt and answer may have together."""
+        return self.config.max_position_embeddings
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Render a conversation with the model's chat template, and encode it up to where the answer begins.
+
+        What a message says never becomes a control token.
+
+        Raises:
+            ChatTemplateError: the model has no template, or it refuses the conversation.
+        """
+        if self.chat_template is None:
+            raise ChatTemplateError(f"{self.name} has no chat template; give it a plain prompt (stream, generate).")
+        return encode_chat(self.chat_template, self.tokenizer, messages)
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        config: GenerationConfig | None = None,
+        *,
+        cancel: threading.Event | None = None,
+        cache: KVCache | None = None,
+    ) -> Iterator[Chunk]:
+        """Continue a text (or its token ids), and yield the answer in pieces of whole characters.
+
+        config: None takes the defaults of the model's author. cancel: set from any thread, it ends the answer within
+        one step, with finish_reason "cancelled". cache: one from `session.new_cache()`, used by one generation at a
+        time; what it holds of the prompt is not computed again, and it holds prompt and answer afterwards.
+
+        Raises:
+            ContextLengthError: the prompt does not fit the model's context.
+        """
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        # The check of the prompt comes with the call, not with the first chunk.
+        if len(ids) > self.context_length:
+            raise ContextLengthError(
+                f"The prompt has {len(ids)} tokens; the model's context holds {self.context_length}. Shorten the prompt."
+            )
+        if any(not 0 <= id_ < self.config.vocab_size for id_ in ids):
+            raise ContextLengthError(f"A token id of the prompt is outside 0..{self.config.vocab_size - 1}.")
+        answer = Answer(
+            session=self.session,
+            tokenizer=self.tokenizer,
+            prompt_ids=ids,
+            config=config or self.generation_config,
+            cancel=cancel,
+            cache=cache or self.session.new_cache(),
+        )
+        return answer.chunks()
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        config: GenerationConfig | None = None,
+        *,
+        cancel: threading.Event | None = None,
+        cache: KVCache | None = None,
+    ) -> Iterator[Chunk]:
+        """Answer a conversation, as `stream` does.
+
+        Raises:
+            ChatTemplateError: the model has no chat template, or it refuses the conversation.
+            ContextLengthError: the conversation does not fit the model's context.
+        """
+        return self.stream(self.encode_chat(messages), config, cancel=cancel, cache=cache)
+
+    def generate(self, prompt: str | Sequence[int], config: GenerationConfig | None = None) -> Completion:
+        """Continue a text, and return the whole answer."""
+        return join(self.stream(prompt, config))
+
+    def chat(self, messages: Sequence[Message], config: GenerationConfig | None = None) -> Completion:
+        """Answer a conversation, and return the whole answer."""
+        return join(self.stream_chat(messages, config))
+
+    def score(self, text: str | Sequence[int]) -> Scores:
+        """Compute the log-probability (natural) of each token of a text after the first, and the perplexity.
+
+        Raises:
+            ContextLengthError: the text has fewer than two tokens, or does not fit the model's context.
+        """
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
+        if not 2 <= len(ids) <= self.context_length:
+            raise ContextLengthError(
+                f"The text has {len(ids)} tokens; scoring takes from 2 to the model's context of {self.context_length}."
+            )
+        cache = self.session.new_cache()
+        tokens: list[TokenLogprob] = []
+        for start in range(0, len(ids) - 1, PREFILL_CHUNK):
+            logits_TV = self.session.forward(ids[start : start + PREFILL_CHUNK], cache, all_logits=True)
+            targets = ids[start + 1 : start + 1 + PREFILL_CHUNK]
+            tokens += [
+                describe_token(self.tokenizer, row, id_, 0) for row, id_ in zip(logits_TV, targets, strict=False)
+            ]
+        perplexity = float(np.exp(-np.mean([token.logprob for token in tokens])))
+        return Scores(tokens=tuple(tokens), perplexity=perplexity)

@@ -1,0 +1,156 @@
+"""DecoderSession: the decoder graph in ONNX Runtime. Only this module knows ONNX Runtime and the graph's inputs."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.config import ModelConfig
+from edgelm.cpu import physical_cores
+from edgelm.errors import ConfigError, PackageError, ProviderError
+from edgelm.kv_cache import KVCache
+
+GRAPH_FILE = "model.onnx"
+_LOG_ERRORS_ONLY = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """How ONNX Runtime runs the graph.
+
+    threads: of one step; None takes the physical cores (more of them than cores halve the speed, docs/results/).
+    """
+
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads is {self.threads!r}; it must be 1 or more.")
+
+
+class DecoderSession:
+    """Run the graph of one package: token ids and a KV cache in, logits out.
+
+    Many threads may call `forward` at once, each with a cache of its own.
+
+    Raises:
+        ProviderError: ONNX Runtime is not installed, or refuses the graph.
+        PackageError: the graph does not have the inputs that edgelm writes.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig, options: SessionOptions | None = None) -> None:
+        self.config = config
+        self._runtime = _import_onnxruntime()
+        settings = self._runtime.SessionOptions()
+        settings.intra_op_num_threads = (options or SessionOptions()).threads or physical_cores()
+        settings.log_severity_level = _LOG_ERRORS_ONLY
+        path = folder / GRAPH_FILE
+        try:
+            self._session = self._runtime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own classes have no common base but this one
+            raise ProviderError(f"ONNX Runtime does not load {path}: {error}") from error
+        names = {value.name for value in self._session.get_inputs()}
+        expected = {"input_ids", "attention_mask", *_cache_names(config, "past_key_values")}
+        if names != expected:
+            raise PackageError(f"{path} has the inputs {sorted(names ^ expected)} too much or too little.")
+        self._bindings: WeakKeyDictionary[KVCache, _Binding] = WeakKeyDictionary()
+
+    def new_cache(self) -> KVCache:
+        """Return an empty KV cache for this model."""
+        return KVCache(self.config)
+
+    def forward(self, token_ids: Sequence[int], cache: KVCache, *, all_logits: bool = False) -> NDArray[np.float32]:
+        """Compute T tokens after those in `cache`, and add them to it.
+
+        Returns float32 logits [1, V] of the last position, or [T, V] of all. They are a view on a buffer of the cache's
+        binding: the next `forward` with the same cache overwrites them.
+
+        Raises:
+            ContextLengthError: the tokens do not fit the model's context.
+        """
+        length = cache.length + len(token_ids)
+        cache.reserve(length)
+        binding = self._bindings.get(cache)
+        if binding is None or binding.buffer is not cache.buffer:
+            binding = self._bindings[cache] = _Binding(self._runtime, self._session, self.config, cache.buffer)
+        logits_TV = binding.run(token_ids, length, all_logits)
+        cache.token_ids.extend(token_ids)
+        return logits_TV
+
+
+class _Binding:
+    """The graph bound to one cache buffer: past and present are the same memory, so no step copies the cache.
+
+    The attention mask is bound once, as long as the buffer; ones mark the filled positions. GroupQueryAttention only
+    needs their sum, so nothing is bound again from step to step (rebinding a growing mask costs 2-3 % of a step).
+    """
+
+    def __init__(self, runtime: Any, session: Any, config: ModelConfig, buffer: NDArray[np.float32]) -> None:
+        self.buffer = buffer
+        self._runtime, self._session, self._vocab_size = runtime, session, config.vocab_size
+        self._mask_BS = np.zeros((1, buffer.shape[3]), np.int64)
+        self._mask = self._value(self._mask_BS)
+        self._cache_values = [self._value(part) for part in buffer]
+        self._past_names = _cache_names(config, "past_key_values")
+        self._present_names = _cache_names(config, "present")
+        # Decode steps all have the same shape; each prefill chunk has its own binding, made when it comes.
+        self._decode_ids_BT = np.zeros((1, 1), np.int64)
+        self._decode_logits_BTV = np.zeros((1, 1, config.vocab_size), np.float32)
+        self._decode = self._bind(self._decode_ids_BT, self._decode_logits_BTV, 1)
+
+    def _value(self, array: NDArray[Any]) -> Any:
+        return self._runtime.OrtValue.ortvalue_from_numpy(array)  # shares the array's memory
+
+    def _bind(
+        self, ids_BT: NDArray[np.int64], logits_BTV: NDArray[np.float32], keep: int
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """Return an IO binding, and the values whose memory it uses without holding it."""
+        binding = self._session.io_binding()
+        ids, num_logits, logits = self._value(ids_BT), self._value(np.array(keep, np.int64)), self._value(logits_BTV)
+        binding.bind_ortvalue_input("input_ids", ids)
+        binding.bind_ortvalue_input("attention_mask", self._mask)
+        binding.bind_ortvalue_input("num_logits_to_keep", num_logits)
+        for past, present, value in zip(self._past_names, self._present_names, self._cache_values, strict=True):
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_ortvalue_output(present, value)
+        binding.bind_ortvalue_output("logits", logits)
+        return binding, (ids, num_logits, logits)
+
+    def run(self, token_ids: Sequence[int], length: int, all_logits: bool) -> NDArray[np.float32]:
+        """Run the graph; `length` counts the tokens in the cache after this step."""
+        self._mask_BS[0, :length] = 1
+        self._mask_BS[0, length:] = 0
+        if len(token_ids) == 1:
+            self._decode_ids_BT[0, 0] = token_ids[0]
+            self._session.run_with_iobinding(self._decode[0])
+            return self._decode_logits_BTV[0]
+        ids_BT = np.array([token_ids], np.int64)
+        logits_BTV = np.zeros((1, len(token_ids) if all_logits else 1, self._vocab_size), np.float32)
+        binding, _values = self._bind(ids_BT, logits_BTV, 0 if all_logits else 1)
+        self._session.run_with_iobinding(binding)
+        return logits_BTV[0]
+
+
+def _cache_names(config: ModelConfig, prefix: str) -> list[str]:
+    """Name the cache's inputs or outputs in the order of the buffer."""
+    return [f"{prefix}.{i}.{part}" for i in range(config.num_hidden_layers) for part in ("key", "value")]
+
+
+def _import_onnxruntime() -> Any:
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ProviderError(
+            "ONNX Runtime is not installed. On any machine: pip install 'edgelm[cpu]' "
+            "On one with an NVIDIA GPU: pip install 'edgelm[gpu]' (one of the two, never both)."
+        )
+    # Since 1.29 ONNX Runtime reports usage unless this is set before its import.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    return importlib.import_module("onnxruntime")
