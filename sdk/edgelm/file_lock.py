@@ -1,0 +1,69 @@
+"""A lock between processes that the system releases when its holder ends, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+_POLL_SECONDS = 0.2
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold the lock file `path`; where another process holds it, wait until that one lets go or ends.
+
+    waiting: called once before a wait, with the process id of the holder (empty where it has not written it yet).
+    """
+    with path.open("a+", encoding="ascii") as file:
+        announced = False
+        while not _try_lock(file):
+            if not announced and waiting is not None:
+                file.seek(0)
+                waiting(file.read().strip())
+            announced = True
+            time.sleep(_POLL_SECONDS)
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+            _unlock(file)
+
+
+# The byte that Windows locks: far behind the process id, which others must be able to read.
+_LOCKED_BYTE = 1 << 20
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(file: IO[str]) -> bool:
+        file.seek(_LOCKED_BYTE)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def _unlock(file: IO[str]) -> None:
+        file.seek(_LOCKED_BYTE)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _try_lock(file: IO[str]) -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _unlock(file: IO[str]) -> None:
+        fcntl.flock(file, fcntl.LOCK_UN)

@@ -1,0 +1,48 @@
+"""Where edgelm keeps its files on each operating system."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from edgelm.errors import ConfigError
+
+HOME_VARIABLE = "EDGELM_HOME"
+
+
+def data_folder() -> Path:
+    """Return the folder of the model library: $EDGELM_HOME, else the system's place for a user's data.
+
+    Raises:
+        ConfigError: neither is set, and the user has no home folder.
+    """
+    return _folder("XDG_DATA_HOME", ".local/share")
+
+
+def state_folder() -> Path:
+    """Return the folder of what a session leaves behind, such as the history of the chat.
+
+    Raises:
+        ConfigError: as `data_folder`.
+    """
+    return _folder("XDG_STATE_HOME", ".local/state")
+
+
+def _folder(xdg_variable: str, below_home: str) -> Path:
+    """Source: XDG Base Directory Specification 0.8, which has relative paths in its variables ignored."""
+    chosen = os.environ.get(HOME_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    try:
+        if sys.platform == "win32":
+            local = os.environ.get("LOCALAPPDATA")
+            return (Path(local) if local else Path.home() / "AppData" / "Local") / "edgelm"
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Application Support" / "edgelm"
+        xdg = os.environ.get(xdg_variable, "")
+        return (Path(xdg) if os.path.isabs(xdg) else Path.home() / below_home) / "edgelm"
+    except RuntimeError as error:  # pathlib's word for a user without a home folder
+        raise ConfigError(
+            f"There is no home folder to keep models in. Set {HOME_VARIABLE} to a folder of yours."
+        ) from error

@@ -1,0 +1,170 @@
+"""A model on the Hugging Face hub, or on a server of the user's that speaks its protocol (HF_ENDPOINT)."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from edgelm.download import Progress, RemoteFile, download
+from edgelm.errors import ConfigError, DownloadError
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+
+HUB_PREFIX = "hf:"
+
+_REFERENCE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+\.gguf))?(?:@(?P<revision>.+))?", re.ASCII)
+# Everything that the importer reads, and nothing else: no pickle ever comes onto the disk.
+_TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "*.safetensors.index.json",
+)
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubSource:
+    """A repository of the hub: its safetensors model, or one GGUF file of it."""
+
+    repo: str
+    file: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, reference: str) -> HubSource:
+        """Read hf:ORG/REPO or hf:ORG/REPO/FILE.gguf, each with @REVISION behind it or without.
+
+        Raises:
+            ConfigError: the reference has another form.
+        """
+        match = _REFERENCE.fullmatch(reference)
+        if match is None:
+            raise ConfigError(
+                f"{reference!r} is not a model of the hub: write hf:ORG/REPO or hf:ORG/REPO/FILE.gguf, "
+                "with @REVISION behind it for another branch, tag or commit than main."
+            )
+        return cls(repo=match["repo"], file=match["file"], revision=match["revision"])
+
+    @property
+    def reference(self) -> str:
+        """What a user types for it."""
+        file = f"/{self.file}" if self.file else ""
+        return f"{HUB_PREFIX}{self.repo}{file}" + (f"@{self.revision}" if self.revision else "")
+
+    @property
+    def name(self) -> str:
+        """The repository's name, or the GGUF file's, in lower case."""
+        return (PurePosixPath(self.file).stem if self.file else self.repo.partition("/")[2]).lower()
+
+    def fetch(self, staging: Path, progress: Progress | None) -> tuple[Path, dict[str, Any]]:
+        """Download what the importer needs.
+
+        Raises:
+            DownloadError: the hub cannot be reached or refuses, or the repository has no model that can be imported.
+        """
+        # It takes a quarter of a second to import, and most commands never need it.
+        from huggingface_hub import get_token, hf_hub_url
+
+        info = self._info()
+        token = get_token()
+        files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+        chosen = self._choose(sorted(files))
+        # A folder for each commit: files of two never mix, whatever happened to the repository between two attempts.
+        folder = staging / str(info.sha)
+        for other in staging.iterdir():
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        for path in chosen:
+            target = folder / PurePosixPath(path).name
+            if not target.exists():
+                remote = _remote_file(
+                    url=hf_hub_url(self.repo, path, revision=info.sha),
+                    headers={"Authorization": f"Bearer {token}"} if token else {},
+                    sibling=files[path],
+                    advice=self._advice(),
+                )
+                download(remote, target, progress)
+        license_ = info.card_data.get("license") if info.card_data else None
+        return folder, {"license": license_, "repository": self.repo, "revision": info.sha}
+
+    def _info(self) -> ModelInfo:
+        from huggingface_hub import HfApi, errors
+
+        api = HfApi(library_name="edgelm")
+        try:
+            info = api.model_info(self.repo, revision=self.revision, files_metadata=True, timeout=_TIMEOUT_SECONDS)
+        except errors.GatedRepoError as error:
+            raise DownloadError(f"Cannot read {self.reference}. {self._advice()[403]}") from error
+        except errors.RevisionNotFoundError as error:
+            raise DownloadError(f"{self.repo} has no revision {self.revision!r}; see its branches and tags.") from error
+        except errors.RepositoryNotFoundError as error:
+            raise DownloadError(
+                f"There is no model {self.repo!r} on the hub, or it is private. Check the spelling; "
+                "for a private one set HF_TOKEN."
+            ) from error
+        except errors.OfflineModeIsEnabled as error:
+            raise DownloadError(
+                f"{self.reference} is not in the library, and HF_HUB_OFFLINE forbids to fetch it. Unset HF_HUB_OFFLINE."
+            ) from error
+        except Exception as error:  # the hub's client has changed its HTTP library twice; its errors share no base
+            raise DownloadError(
+                f"Cannot ask the hub about {self.repo}: {error}. Check the network, and HF_ENDPOINT where it is set."
+            ) from error
+
+        if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):  # it becomes the name of a folder
+            raise DownloadError(f"The hub gives {self.repo} the revision {info.sha!r}, which is not a commit.")
+        return info
+
+    def _advice(self) -> Mapping[int, str]:
+        gated = (
+            f"{self.repo} is gated or private: accept its terms on its page, then set HF_TOKEN "
+            "to a token that may read it (or log in: hf auth login)."
+        )
+        return {401: gated, 403: gated, 404: "The repository changed meanwhile: run the same command again."}
+
+    def _choose(self, paths: Sequence[str]) -> list[str]:
+        """Pick the files to download; those in folders of the repository belong to other programs."""
+        if self.file is not None:
+            if self.file not in paths:
+                raise DownloadError(f"{self.repo} has no file {self.file!r}. {_list_ggufs(self.repo, paths)}")
+            return [self.file]
+        top = [path for path in paths if "/" not in path and "\\" not in path]
+        weights = fnmatch.filter(top, "*.safetensors")
+        # Some repositories hold the same weights twice, the second time under their maker's own names.
+        weights = [path for path in weights if path.startswith("model")] or weights
+        if not weights:
+            pickles = [path for path in top if any(fnmatch.fnmatch(path, pattern) for pattern in _PICKLES)]
+            reason = f"only pickles ({', '.join(pickles)}), which can run any code when opened" if pickles else "none"
+            raise DownloadError(f"{self.repo} has no safetensors weights: {reason}. {_list_ggufs(self.repo, paths)}")
+        if "config.json" not in top:
+            raise DownloadError(f"{self.repo} has no config.json: it is not a whole model (an adapter, perhaps).")
+        return [path for path in top if any(fnmatch.fnmatch(path, pattern) for pattern in _TEXT_FILES)] + weights
+
+
+def _remote_file(url: str, headers: Mapping[str, str], sibling: RepoSibling, advice: Mapping[int, str]) -> RemoteFile:
+    return RemoteFile(
+        url=url,
+        size=sibling.size,
+        sha256=sibling.lfs.sha256 if sibling.lfs is not None else None,
+        headers=headers,
+        advice=advice,
+    )
+
+
+def _list_ggufs(repo: str, paths: Sequence[str]) -> str:
+    ggufs = fnmatch.filter(paths, "*.gguf")
+    if not ggufs:
+        return "Pick a repository with safetensors or GGUF files."
+    return f"Its GGUF files: {', '.join(f'{HUB_PREFIX}{repo}/{path}' for path in ggufs)}."

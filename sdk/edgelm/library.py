@@ -1,0 +1,214 @@
+"""Library: the models of this user on this machine, by name."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from edgelm import manifest
+from edgelm.catalogue import CATALOGUE
+from edgelm.errors import ConfigError, ModelNotFoundError
+from edgelm.file_lock import file_lock
+from edgelm.folders import HOME_VARIABLE, data_folder
+
+# Letters, digits and inner punctuation: no name reaches outside the library, hides itself, or is an option.
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,98}[A-Za-z0-9_+-])?")
+_REMOVED = ".removed-"
+# How alike two names must be for one to be suggested for the other: "smollm" still finds smollm2-135m-instruct.
+_CLOSE = 0.4
+
+
+class Library:
+    """Hold model packages and the downloaded originals that they are made from.
+
+    `models/<name>/` is a package, `sources/<name>/` an original (one GGUF file, or a Hugging Face folder), and
+    `downloads/<name>/` what an interrupted download goes on from. What stands in the first two is complete.
+
+    root: the library's folder; None takes `folders.data_folder()`.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or data_folder()
+
+    def packages(self) -> list[str]:
+        """Name the model packages, in alphabetical order."""
+        return _names(self.root / "models")
+
+    def sources(self) -> list[str]:
+        """Name the downloaded originals, in alphabetical order."""
+        return _names(self.root / "sources")
+
+    def package_path(self, name: str) -> Path:
+        """Return the folder that the package `name` has or would have.
+
+        Raises:
+            ConfigError: `name` is not a valid name of a model.
+        """
+        return self.root / "models" / check_name(name)
+
+    def source_path(self, name: str) -> Path:
+        """Return the original of `name`: its GGUF file where it is one, else the folder it has or would have.
+
+        Raises:
+            ConfigError: `name` is not a valid name of a model.
+        """
+        folder = self.root / "sources" / check_name(name)
+        files = sorted(folder.glob("*.gguf"))
+        return files[0] if files else folder
+
+    def downloads_path(self, name: str) -> Path:
+        """Return the folder for the unfinished download of `name`.
+
+        Raises:
+            ConfigError: `name` is not a valid name of a model.
+        """
+        return self.root / "downloads" / check_name(name)
+
+    def find(self, name_or_path: str | Path) -> Path:
+        """Return the folder of a package, given its name in the library or its path.
+
+        A path is what contains a separator, starts with a dot, or is a package in the working folder.
+
+        Raises:
+            ModelNotFoundError: nothing of that name or path is here; the message says what is, and how to get more.
+        """
+        text = os.fspath(name_or_path)
+        path = Path(text).expanduser()
+        is_package = (path / manifest.FILE_NAME).is_file()
+        if not is_path(name_or_path) and not (text and is_package):
+            if text in self.packages():
+                return self.package_path(text)
+            if text in self.sources():
+                raise ModelNotFoundError(
+                    f"Only the source of {text!r} is in the library. Make a package of it: edgelm export {text}"
+                )
+            if not text or not path.exists():
+                raise ModelNotFoundError(self._no_model(text))
+        if not path.exists():
+            raise ModelNotFoundError(f"There is no model package at {path}. {self._what_is_here()}")
+        if not is_package:
+            raise ModelNotFoundError(
+                f"{path} is not a model package: it has no {manifest.FILE_NAME}. "
+                f"If it is a checkpoint or a GGUF file, make a package of it: edgelm export {path} -o package/"
+            )
+        return path
+
+    def latest(self) -> str:
+        """Return the package that was written last.
+
+        Raises:
+            ModelNotFoundError: there is none.
+        """
+        names = self.packages()
+        if not names:
+            raise ModelNotFoundError(self._what_is_here())
+        return max(names, key=lambda name: (self.package_path(name) / manifest.FILE_NAME).stat().st_mtime)
+
+    def remove(self, name: str) -> None:
+        """Delete a model: its package, its source and its unfinished download.
+
+        Each leaves the library in one step; a kill while the files are deleted leaves none that looks whole.
+
+        Raises:
+            ModelNotFoundError: nothing of that name is in the library.
+            ConfigError: the library cannot be written.
+        """
+        parts = [self.root / kind / check_name(name) for kind in ("models", "sources", "downloads")]
+        present = [path for path in parts if path.exists() or path.is_symlink()]
+        if not present:
+            raise ModelNotFoundError(f"There is no model {name!r} to remove. {self._what_is_here()}")
+        with self.writing(), self.lock(name):
+            for path in present:
+                if path.is_symlink():
+                    path.unlink()
+                    continue
+                for leftover in path.parent.glob(f"{_REMOVED}*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                aside = path.with_name(f"{_REMOVED}{os.getpid()}-{name}")
+                os.replace(path, aside)
+                shutil.rmtree(aside, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def lock(self, name: str, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Keep other processes from pulling or removing `name`; wait for one that does.
+
+        waiting: called once before a wait, with the process id of the one waited for.
+
+        Raises:
+            ConfigError: the library cannot be written.
+        """
+        path = self.root / "locks" / f"{check_name(name)}.lock"
+        with contextlib.ExitStack() as stack:
+            with self.writing():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(file_lock(path, waiting))
+            yield
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn the failure to write into the library into an error that says what to do.
+
+        Raises:
+            ConfigError: the block raised an OSError.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(
+                f"The model library {self.root} cannot be written: {error}. Set {HOME_VARIABLE} to a folder of yours."
+            ) from error
+
+    def _no_model(self, name: str) -> str:
+        message = f"There is no model {name!r}."
+        close = difflib.get_close_matches(
+            name, sorted({*self.packages(), *self.sources(), *CATALOGUE}), n=2, cutoff=_CLOSE
+        )
+        if name in CATALOGUE:
+            message += f" Fetch it: edgelm pull {name}"
+        elif close:
+            message += f" Did you mean {' or '.join(close)}?"
+        return f"{message} {self._what_is_here()}"
+
+    def _what_is_here(self) -> str:
+        names = self.packages()
+        if names:
+            return f"In the library: {', '.join(names)}."
+        if self.sources():
+            return f"Only sources are in the library. Make a package of one: edgelm export {self.sources()[0]}"
+        return f"The library is empty. Fetch a small model: edgelm pull {next(iter(CATALOGUE))}"
+
+
+def is_path(name_or_path: str | Path) -> bool:
+    """Tell whether a model is meant by its path, not by its name in the library."""
+    text = os.fspath(name_or_path)
+    return isinstance(name_or_path, Path) or text.startswith((".", "~")) or "/" in text or os.sep in text
+
+
+def check_name(name: str) -> str:
+    """Return `name` as it is, if it is a valid name of a model.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} is not a name for a model: use up to 100 letters, digits, and . _ + - between them."
+        )
+    return name
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        entries = sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(
+            f"The model library {folder} cannot be read: {error}. Set {HOME_VARIABLE} to a folder of yours."
+        ) from error
+    return [path.name for path in entries if _NAME.fullmatch(path.name) and path.is_dir()]

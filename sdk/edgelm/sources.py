@@ -1,0 +1,102 @@
+"""Fetch the original of a model into the library, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgelm import atomic
+from edgelm.catalogue import CATALOGUE
+from edgelm.download import Progress
+from edgelm.errors import ConfigError, ModelNotFoundError
+from edgelm.hub_source import HUB_PREFIX, HubSource
+from edgelm.library import Library, check_name
+from edgelm.manifest import describe_file
+from edgelm.wheel_source import WheelSource
+
+# Beside the files of a source: where they came from, and their hashes.
+RECORD_NAME = "source.json"
+_CLOSE = 0.4  # as in the library
+
+
+class Source(Protocol):
+    """A place that a model's original comes from."""
+
+    @property
+    def reference(self) -> str:
+        """What a user types for it."""
+
+    @property
+    def name(self) -> str:
+        """The name that the library gives it, unless the user chooses another."""
+
+    def fetch(self, staging: Path, progress: Progress | None) -> tuple[Path, dict[str, Any]]:
+        """Bring the files into one folder inside `staging`, going on from what an earlier call left there.
+
+        Returns that folder, and what is known of the files: their licence, revision and the like.
+        """
+
+
+def resolve(reference: str) -> Source:
+    """Find the source that `reference` names: a name of the catalogue, or hf:ORG/REPO.
+
+    Raises:
+        ModelNotFoundError: it names none.
+        ConfigError: it starts with hf: and goes on wrongly.
+    """
+    if reference.startswith(HUB_PREFIX):
+        return HubSource.parse(reference)
+    if reference in CATALOGUE:
+        return WheelSource(name=reference, file=CATALOGUE[reference])
+    close = difflib.get_close_matches(reference, CATALOGUE, n=1, cutoff=_CLOSE)
+    meant = f"Did you mean {close[0]}? " if close else ""
+    raise ModelNotFoundError(
+        f"No model {reference!r} is known. {meant}Known by name: {', '.join(CATALOGUE)}. "
+        f"Any other comes from the hub: edgelm pull {HUB_PREFIX}ORG/REPO"
+    )
+
+
+def fetch(source: Source, library: Library, name: str, progress: Progress | None = None) -> Path:
+    """Bring a source into the library under `name`, and return its path; one that is there already needs no network.
+
+    The caller holds `library.lock(name)`. Killed at any point, the next call goes on where this one stopped.
+
+    Raises:
+        DownloadError: it does not arrive, or not whole.
+        ConfigError: another model has that name, or the library cannot be written.
+    """
+    target = library.root / "sources" / check_name(name)
+    if target.is_dir():
+        owner = read_record(target).get("reference", source.reference)
+        if owner != source.reference:
+            raise ConfigError(
+                f"The name {name!r} belongs to {owner} in the library. Choose another for "
+                f"{source.reference}: edgelm pull {source.reference} --name NAME"
+            )
+        return library.source_path(name)
+    staging = library.downloads_path(name)
+    with library.writing():
+        staging.mkdir(parents=True, exist_ok=True)
+        folder, known = source.fetch(staging, progress)
+        files = [dataclasses.asdict(describe_file(path)) for path in sorted(folder.iterdir())]
+        record = {"reference": source.reference, **known, "files": files}
+        atomic.write_text(folder / RECORD_NAME, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        target.parent.mkdir(exist_ok=True)
+        os.replace(folder, target)
+        atomic.fsync_path(target.parent)
+        shutil.rmtree(staging, ignore_errors=True)
+    return library.source_path(name)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read what is known of a source's files; empty for a folder that `fetch` did not make."""
+    try:
+        record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
