@@ -1,0 +1,59 @@
+"""Options that commands share: how the next token is chosen, how many threads, which model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from edgelm.errors import ConfigError, EdgeLMError
+from edgelm.generation_config import GenerationConfig
+from edgelm.library import Library
+
+_OPTIONS = (
+    click.option("--max-new-tokens", type=int, metavar="N", help="Stop after this many tokens."),
+    click.option("--temperature", type=float, metavar="F", help="0 takes the likeliest token; 1 samples freely."),
+    click.option("--top-k", type=int, metavar="N", help="Sample among the N likeliest tokens; 0: all."),
+    click.option("--top-p", type=float, metavar="F", help="Sample among the likeliest that make up this probability."),
+    click.option("--min-p", type=float, metavar="F", help="Drop tokens below this share of the likeliest one's."),
+    click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given several times."),
+)
+_NAMES = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
+
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="Threads of a step.  [default: the physical cores]"
+)
+
+
+def generation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of GenerationConfig to a command, which receives as `settings` those that were given.
+
+    Options that are not given keep the defaults of the model's author. Values out of range are wrong usage.
+    """
+
+    @functools.wraps(command)
+    def with_settings(*positional: Any, **named: Any) -> None:
+        given = {name: named.pop(name) for name in _NAMES}
+        settings = {name: value for name, value in given.items() if value not in (None, ())}
+        try:
+            GenerationConfig(**settings)
+        except ConfigError as error:
+            raise click.UsageError(str(error)) from error
+        command(*positional, **named, settings=settings)
+
+    for option in reversed(_OPTIONS):
+        with_settings = option(with_settings)
+    return with_settings
+
+
+def complete_model(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Offer the names in the library, and folders, to a shell that completes."""
+    try:
+        names = [name for name in Library().packages() if name.startswith(incomplete)]
+    except EdgeLMError:
+        names = []
+    return [CompletionItem(name) for name in names] + [CompletionItem(incomplete, type="dir")]

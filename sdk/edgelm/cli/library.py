@@ -1,0 +1,175 @@
+"""`edgelm list`, `edgelm show` and `edgelm rm`: what is in the model library."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgelm.cli.generation_options import complete_model
+from edgelm.cli.output import megabytes
+from edgelm.config import ModelConfig
+from edgelm.errors import EdgeLMError
+from edgelm.library import Library
+from edgelm.manifest import Manifest
+
+_FLOAT32_BYTES = 4
+
+
+@click.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+def list_models(as_json: bool) -> None:
+    """List the models in the library.
+
+    \b
+    Examples:
+      edgelm list
+      edgelm list --json | jq -r '.[].name'
+    """
+    library = Library()
+    rows = [_package_row(library, name) for name in library.packages()]
+    rows += [_source_row(library, name) for name in library.sources()]
+    rows.sort(key=lambda row: row["name"])
+    if as_json:
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif rows:
+        _print_table(rows)
+    else:
+        click.echo("The library is empty. Fetch a small model: edgelm pull smollm2-135m-instruct", err=True)
+
+
+def _package_row(library: Library, name: str) -> dict[str, Any]:
+    folder = library.package_path(name)
+    row: dict[str, Any] = {"name": name, "kind": "package", "size": _size(folder), "path": str(folder)}
+    try:
+        manifest = Manifest.load(folder)
+    except EdgeLMError as error:  # one broken package must not hide the others
+        return row | {"kind": "broken", "problem": str(error)}
+    return row | {
+        "precision": manifest.precision,
+        "context_length": manifest.context_length,
+        "perplexity": manifest.quality.perplexity if manifest.quality else None,
+    }
+
+
+def _source_row(library: Library, name: str) -> dict[str, Any]:
+    path = library.source_path(name)
+    return {"name": name, "kind": "source", "size": _size(path), "path": str(path)}
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    table = [("NAME", "PRECISION", "SIZE", "CONTEXT", "PERPLEXITY")]
+    for row in rows:
+        perplexity = row.get("perplexity")
+        table.append(
+            (
+                row["name"],
+                row.get("precision") or f"({row['kind']})",
+                megabytes(row["size"]),
+                str(row.get("context_length") or ""),
+                f"{perplexity:.2f}" if perplexity is not None else "",
+            )
+        )
+    widths = [max(len(cells[i]) for cells in table) for i in range(len(table[0]))]
+    for cells in table:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    for row in rows:
+        if "problem" in row:
+            click.echo(f"warning: {row['name']}: {row['problem']}", err=True)
+
+
+@click.command()
+@click.argument("model", shell_complete=complete_model)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+def show(model: str, as_json: bool) -> None:
+    """Show what a model is and how good it is.
+
+    MODEL is a name from the library or a folder.
+
+    \b
+    Examples:
+      edgelm show smollm2-135m-instruct
+      edgelm show package/ --json | jq .manifest.quality
+    """
+    folder = Library().find(model)
+    manifest = Manifest.load(folder)
+    config = ModelConfig.load(folder)
+    kv_bytes = config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * _FLOAT32_BYTES
+    if as_json:
+        facts = {
+            "path": str(folder),
+            "size": _size(folder),
+            "kv_cache_bytes_per_token": kv_bytes,
+            "config": config.to_dict(),
+            "manifest": dataclasses.asdict(manifest),
+        }
+        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    for label, value in [*_facts(folder, manifest, config, kv_bytes), *_quality(manifest)]:
+        click.echo(f"{label:<22}{value}")
+    click.echo("files")
+    for entry in manifest.files:
+        click.echo(f"  {entry.path:<28}{megabytes(entry.size):>10}  sha256 {entry.sha256[:12]}…")
+
+
+def _facts(folder: Path, manifest: Manifest, config: ModelConfig, kv_bytes: int) -> list[tuple[str, str]]:
+    facts = [
+        ("name", manifest.name),
+        ("path", str(folder)),
+        ("architecture", manifest.architecture),
+        ("precision", manifest.precision),
+        ("size", megabytes(_size(folder))),
+        ("context length", f"{manifest.context_length} tokens"),
+        ("layers", f"{config.num_hidden_layers}, hidden size {config.hidden_size}"),
+        ("attention heads", f"{config.num_attention_heads}, key-value heads {config.num_key_value_heads}"),
+        ("vocabulary", f"{config.vocab_size} tokens"),
+        ("KV cache", f"{kv_bytes / 1024:.1f} KiB per token, {megabytes(kv_bytes * manifest.context_length)} when full"),
+        ("license", manifest.license or "not stated"),
+        ("source", ", ".join(f"{key} {value}" for key, value in manifest.source.items() if isinstance(value, str))),
+        ("made by", ", ".join(f"{tool} {version}" for tool, version in manifest.created_by.items())),
+    ]
+    return facts + [("note", note) for note in manifest.notes]
+
+
+def _quality(manifest: Manifest) -> list[tuple[str, str]]:
+    quality = manifest.quality
+    if quality is None:
+        return [("quality", "not measured")]
+    return [
+        ("perplexity", f"{quality.perplexity:.3f} (source {quality.source_perplexity:.3f}; {quality.tokens} tokens)"),
+        ("same likeliest token", f"{quality.top1_agreement:.1%} of positions"),
+        ("KL divergence", f"{quality.mean_kl_divergence:.5f} nats per token"),
+        ("greedy tokens", f"{quality.greedy_agreement} of {quality.greedy_tokens} as the source's"),
+    ]
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_model)
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+def rm(names: tuple[str, ...], yes: bool) -> None:
+    """Remove models from the library.
+
+    A model's package goes, its source, and an unfinished download of it.
+
+    \b
+    Examples:
+      edgelm rm smollm2-135m-instruct
+      edgelm rm old-model older-model --yes
+    """
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("Nobody is here to ask: add --yes to remove without asking.")
+        click.confirm(f"Remove {', '.join(names)} from the library?", abort=True, err=True)
+    library = Library()
+    for name in names:
+        library.remove(name)
+        click.echo(f"Removed {name}.", err=True)

@@ -1,0 +1,149 @@
+"""The command `edgelm`: finds its subcommands through entry points, and imports one only when it is called."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import io
+import os
+import re
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from edgelm._version import __version__
+from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError
+
+COMMAND_GROUP = "edgelm.commands"
+# As a program that the signal itself had ended (128 + its number).
+EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141
+
+
+class ReportedError(click.ClickException):
+    """An error of edgelm, as the command line shows it."""
+
+    def show(self, file: Any = None) -> None:
+        """Print `error: …` on standard error."""
+        click.echo(click.style("error: ", fg="red", bold=True) + self.format_message(), file=file, err=True)
+
+
+class LazyGroup(click.Group):
+    """A group of commands that come from entry points, other packages' too; edgelm's own names cannot be replaced."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        """Name the commands without importing them."""
+        return sorted(_entry_points())
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Import one command.
+
+        Raises:
+            MissingExtraError: the command needs an optional dependency that is not installed.
+            ConfigError: what another package offers as a command is none.
+        """
+        entry_point = _entry_points().get(name)
+        if entry_point is None:
+            return None
+        try:
+            command = entry_point.load()
+        except ModuleNotFoundError as error:
+            if context.resilient_parsing:  # a shell completes: no place for messages
+                return None
+            raise _missing_extra(entry_point, error) from error
+        if not isinstance(command, click.Command):
+            raise ConfigError(f"The command {name!r} of {_owner(entry_point)} is not a click command: {command!r}.")
+        return command
+
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Offer the commands without importing them."""
+        names = [name for name in self.list_commands(context) if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in names] + click.Command.shell_complete(self, context, incomplete)
+
+    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands, each with the first line of its docstring, read from its source without importing it."""
+        rows = [(name, _first_docstring_line(entry_point)) for name, entry_point in sorted(_entry_points().items())]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command, and turn what ends it into a message and an exit code."""
+        try:
+            return super().invoke(context)
+        except EdgeLMError as error:
+            raise ReportedError(str(error)) from error
+        except KeyboardInterrupt:
+            raise SystemExit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            # Whoever read us has left. What Python still holds for it must not fail again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(EXIT_CLOSED_PIPE) from None
+
+
+def _entry_points() -> dict[str, metadata.EntryPoint]:
+    found = metadata.entry_points(group=COMMAND_GROUP)
+    ours_last = sorted(found, key=lambda entry_point: _owner(entry_point) == "edgelm")
+    return {entry_point.name: entry_point for entry_point in ours_last}
+
+
+def _owner(entry_point: metadata.EntryPoint) -> str:
+    return entry_point.dist.name if entry_point.dist is not None else "an unknown package"
+
+
+def _missing_extra(entry_point: metadata.EntryPoint, error: ModuleNotFoundError) -> Exception:
+    """Name the extra that brings a missing module; an error of any other kind passes through as it is."""
+    package = (error.name or "").partition(".")[0]
+    requirements: Iterable[str] = (entry_point.dist.requires if entry_point.dist is not None else None) or ()
+    for requirement in requirements:
+        match = re.match(r"""([\w.-]+).*\bextra == ['"]([\w-]+)['"]""", requirement)
+        if match and re.sub(r"[-.]", "_", match[1]).lower() == package.lower():
+            return MissingExtraError(
+                f"`edgelm {entry_point.name}` needs {package!r}, which is not installed: "
+                f"pip install '{_owner(entry_point)}[{match[2]}]'"
+            )
+    raise error
+
+
+def _first_docstring_line(entry_point: metadata.EntryPoint) -> str:
+    try:
+        spec = importlib.util.find_spec(entry_point.module)
+        tree = ast.parse(Path(str(spec and spec.origin)).read_bytes())
+    except (ImportError, OSError, SyntaxError, ValueError):
+        return f"(from {_owner(entry_point)})"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == entry_point.attr:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    return f"(from {_owner(entry_point)})"
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgelm")
+def main() -> None:
+    """Run GPT-style Transformers on this machine: in a terminal, in a pipe, offline.
+
+    \b
+    Start here:
+      edgelm pull smollm2-135m-instruct     fetch a small model
+      edgelm chat                           talk to it
+      cat notes.txt | edgelm run smollm2-135m-instruct "Summarize:"
+
+    \b
+    Exit codes: 0 done, 1 an error, 2 wrong usage, 130 stopped by Ctrl-C.
+    Models are kept in $EDGELM_HOME, or where the system keeps a user's data.
+
+    \b
+    Completion of commands, options and model names; for zsh and fish alike:
+      eval "$(_EDGELM_COMPLETE=bash_source edgelm)"
+    """
+    # Text that is piped in is UTF-8 everywhere. Output goes where the user's locale says, and what that cannot show
+    # becomes a question mark, not an error.
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

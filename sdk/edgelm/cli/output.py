@@ -1,0 +1,35 @@
+"""Text between the program and its user: what comes from a command line, and what may go to a terminal."""
+
+from __future__ import annotations
+
+import re
+
+from edgelm.completion import Timings, Usage
+
+# Control characters but newline and tab: an answer must not move the cursor, change the title or the clipboard.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """Drop what a terminal would obey instead of showing it."""
+    return _CONTROL.sub("", text)
+
+
+def clean_text(argument: str) -> str:
+    """Replace bytes that are not UTF-8, which the system passes on as lone surrogates, by U+FFFD."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def timing_line(usage: Usage, timings: Timings, finish_reason: str) -> str:
+    """Describe one answer: tokens, speed, and why it ended."""
+    cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
+    return (
+        f"{usage.completion_tokens} tokens, {timings.decode_tokens_per_second:.1f} tokens/s · "
+        f"prompt {usage.prompt_tokens} tokens{cached}, {timings.prefill_tokens_per_second:.0f} tokens/s, "
+        f"{timings.prefill_seconds:.2f} s · {finish_reason}"
+    )
+
+
+def megabytes(size: int) -> str:
+    """Write a size in bytes for people."""
+    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"

@@ -1,0 +1,63 @@
+"""What a command shows while something takes its time: on standard error, and only where that is a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
+
+_CLEAR_LINE = "\r\x1b[K"
+
+
+@contextlib.contextmanager
+def status(text: str) -> Iterator[None]:
+    """Show `text …` while the block runs."""
+    shown = sys.stderr.isatty()
+    if shown:
+        click.echo(f"{text} …", err=True, nl=False)
+    try:
+        yield
+    finally:
+        if shown:
+            click.echo(_CLEAR_LINE, err=True, nl=False)
+
+
+class ProgressLine:
+    """One progress bar after another, each with its label: bytes of a file, tensors of a model."""
+
+    def __init__(self) -> None:
+        self._label = ""
+        self._bar: ProgressBar[int] | None = None
+
+    def __call__(self, label: str, done: int, total: int | None) -> None:
+        """Show that `done` of `total` is done; another label ends one bar and begins the next."""
+        if not total or not sys.stderr.isatty():
+            return
+        if self._bar is None or label != self._label:
+            self.close()
+            self._label = label
+            self._bar = click.progressbar(length=total, label=label, file=sys.stderr)
+            self._bar.render_progress()
+        self._bar.update(done - self._bar.pos)
+
+    def close(self) -> None:
+        """End the last bar."""
+        if self._bar is not None:
+            self._bar.render_finish()
+            self._bar = None
+
+
+@contextlib.contextmanager
+def progress_line() -> Iterator[ProgressLine]:
+    """Yield what draws the progress of the block."""
+    line = ProgressLine()
+    try:
+        yield line
+    finally:
+        line.close()

@@ -1,0 +1,122 @@
+"""`edgelm pull`: bring a model into the library, and make a package of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+from edgelm import sources
+from edgelm.catalogue import CATALOGUE
+from edgelm.cli.progress import progress_line
+from edgelm.errors import MissingExtraError
+from edgelm.library import Library
+from edgelm.manifest import Manifest
+
+
+def _complete_names(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name, help=CATALOGUE[name].description) for name in CATALOGUE if name.startswith(incomplete)]
+
+
+@click.command()
+@click.argument("model", shell_complete=_complete_names)
+@click.option("--precision", metavar="NAME", help="Precision of the package, as `edgelm export` takes it.")
+@click.option("--name", metavar="NAME", help="Name in the library.  [default: the model's own]")
+@click.option("--source-only", is_flag=True, help="Download only; make no package.")
+@click.pass_context
+def pull(context: click.Context, model: str, precision: str | None, name: str | None, source_only: bool) -> None:
+    """Download a model and make a package of it.
+
+    MODEL is a known name, hf:ORG/REPO (safetensors) or hf:ORG/REPO/FILE.gguf, the last two with @REVISION behind them
+    or without. An interrupted download goes on where it stopped: run the same command again.
+
+    \b
+    Examples:
+      edgelm pull smollm2-135m-instruct
+      edgelm pull hf:HuggingFaceTB/SmolLM2-360M-Instruct --precision int4
+      edgelm pull hf:ORG/REPO/model-q8_0.gguf --source-only
+    """
+    library = Library()
+    if model in library.packages() and precision is None and name is None and not source_only:
+        _say(f"{model} is in the library already: edgelm chat {model}")
+        return
+    source = sources.resolve(_reference(model, library))
+    name = name or (model if model in library.sources() else source.name)
+    with library.lock(name, lambda owner: _say(f"Waiting for process {owner or '?'}, which works on {name} …")):
+        here = None if source_only else _package_of(library, name, precision)
+        if here is not None:
+            _say(f"{here} is in the library already: edgelm chat {here}")
+            return
+        exporter = None if source_only else _Exporter.find(context)
+        package = name if exporter is None else exporter.package_name(name, precision)
+        path = _fetch(source, library, name)
+        if source_only:
+            return
+        if exporter is None:
+            _say(f"To make a package of it: pip install 'edgelm[export]' and then: edgelm export {name}")
+            return
+        exporter.export(path, library.package_path(package), precision)
+    _say(f"Talk to it: edgelm chat {package}")
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _reference(model: str, library: Library) -> str:
+    """Return what `model` was pulled as, where it is the name of a source in the library."""
+    if model not in library.sources():
+        return model
+    record = sources.read_record(library.root / "sources" / model)
+    return str(record.get("reference", model))
+
+
+def _package_of(library: Library, name: str, precision: str | None) -> str | None:
+    """Return the package that the library has of `name`, in any precision or in the one that is asked for."""
+    for package in (name, f"{name}-{precision}"):
+        if package not in library.packages():
+            continue
+        if precision in (None, Manifest.load(library.package_path(package)).precision):
+            return package
+    return None
+
+
+class _Exporter:
+    """`edgelm export`, found as any command is: this package may not import the exporter's."""
+
+    def __init__(self, context: click.Context, command: click.Command) -> None:
+        self._context, self._command = context, command
+
+    @classmethod
+    def find(cls, context: click.Context) -> _Exporter | None:
+        """Return None where the extra of the exporter is missing."""
+        group = context.find_root().command
+        assert isinstance(group, click.Group)
+        try:
+            command = group.get_command(context, "export")
+        except MissingExtraError:
+            return None
+        return None if command is None else cls(context, command)
+
+    def package_name(self, name: str, precision: str | None) -> str:
+        """Return the name that `edgelm export` would choose; a wrong precision ends here, before any download."""
+        option = next(option for option in self._command.params if option.name == "precision")
+        if precision is None or option.type.convert(precision, option, self._context) == option.default:
+            return name
+        return f"{name}-{precision}"
+
+    def export(self, source: Path, target: Path, precision: str | None) -> None:
+        arguments = [str(source), "-o", str(target)]
+        if precision is not None:
+            arguments += ["--precision", precision]
+        with self._command.make_context("export", arguments, parent=self._context) as child:
+            self._command.invoke(child)
+
+
+def _fetch(source: sources.Source, library: Library, name: str) -> Path:
+    known = name in library.sources()
+    with progress_line() as progress:
+        path = sources.fetch(source, library, name, progress)
+    _say(f"The source of {name} is {'in the library already' if known else 'here'}: {path}")
+    return path

@@ -1,0 +1,115 @@
+"""`edgelm run`: one prompt in, one answer out, for terminals and pipes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgelm.cli.generation_options import complete_model, generation_options, threads_option
+from edgelm.cli.output import clean_text, printable, timing_line
+from edgelm.cli.progress import status
+
+if TYPE_CHECKING:
+    from edgelm.completion import Chunk
+    from edgelm.language_model import LanguageModel
+
+
+@click.command()
+@click.argument("model", shell_complete=complete_model)
+@click.argument("prompt", required=False)
+@click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template.")
+@click.option("--system", metavar="TEXT", help="Tell the model how to behave (needs a chat template).")
+@generation_options
+@threads_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
+@click.option("--stats", is_flag=True, help="Print speed and token counts on standard error.")
+def run(
+    model: str,
+    prompt: str | None,
+    raw: bool,
+    system: str | None,
+    threads: int | None,
+    as_json: bool,
+    stats: bool,
+    settings: dict[str, Any],
+) -> None:
+    """Answer one prompt on standard output.
+
+    MODEL is a name from the library or a folder. What is piped in follows PROMPT, or is the prompt. Only the answer
+    goes to standard output.
+
+    \b
+    Examples:
+      edgelm run smollm2-135m-instruct "Write one sentence about the sea."
+      cat notes.txt | edgelm run smollm2-135m-instruct "Summarize:"
+      edgelm run package/ --raw --temperature 0.8 --seed 1 "Once upon a time"
+      edgelm run package/ --json --max-new-tokens 20 "Hello" | jq .text
+    """
+    text = _whole_prompt(prompt)
+    with status(f"Loading {model}"):
+        # Imported here, so that --help needs neither numpy nor ONNX Runtime.
+        from edgelm.answer import join
+        from edgelm.language_model import load
+        from edgelm.session import SessionOptions
+
+        loaded = load(model, SessionOptions(threads=threads))
+    if system is not None and (raw or loaded.chat_template is None):
+        why = "--raw leaves it out" if raw else f"{loaded.name} has none"
+        raise click.UsageError(f"--system needs the chat template; {why}.")
+    chunks = _answer(loaded, text, raw, system, settings)
+    completion = join(chunks if as_json else _echo(chunks))
+    if as_json:
+        timings = dataclasses.asdict(completion.timings) | {
+            "prefill_tokens_per_second": completion.timings.prefill_tokens_per_second,
+            "decode_tokens_per_second": completion.timings.decode_tokens_per_second,
+        }
+        answer = {
+            "model": loaded.name,
+            "text": completion.text,
+            "token_ids": completion.token_ids,
+            "finish_reason": completion.finish_reason,
+            "usage": dataclasses.asdict(completion.usage) | {"total_tokens": completion.usage.total_tokens},
+            "timings": timings,
+        }
+        click.echo(json.dumps(answer, ensure_ascii=False))
+    if stats:
+        click.echo(timing_line(completion.usage, completion.timings, completion.finish_reason), err=True)
+
+
+def _whole_prompt(prompt: str | None) -> str:
+    piped = ""
+    if sys.stdin is not None and not sys.stdin.isatty():
+        piped = sys.stdin.read().strip("\n")
+    parts = [part for part in (clean_text(prompt or ""), piped) if part.strip()]
+    if not parts:
+        raise click.UsageError("There is no prompt: give one as an argument, or pipe one in.")
+    return "\n\n".join(parts)
+
+
+def _answer(
+    model: LanguageModel, text: str, raw: bool, system: str | None, settings: dict[str, Any]
+) -> Iterator[Chunk]:
+    from edgelm.completion import Message
+
+    config = model.generation_config.replace(**settings)
+    if raw or model.chat_template is None:
+        return model.stream(text, config)
+    messages = [Message(role="system", content=system)] if system is not None else []
+    return model.stream_chat([*messages, Message(role="user", content=text)], config)
+
+
+def _echo(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """Print the chunks as they pass, and a newline behind the last."""
+    on_terminal = sys.stdout.isatty()
+    last_text = ""
+    for chunk in chunks:
+        last_text = chunk.text or last_text
+        click.echo(printable(chunk.text) if on_terminal else chunk.text, nl=False)
+        yield chunk
+    if not last_text.endswith("\n"):
+        click.echo()
