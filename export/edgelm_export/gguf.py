@@ -1,0 +1,316 @@
+"""GGUF files (versions 2 and 3): read the header within bounds, map the tensors.
+
+The format is described in ggml's docs/gguf.md. A file is foreign input: every count, length and offset is compared
+with the bytes that remain before anything is allocated or looped over.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.errors import CheckpointError
+from edgelm_export.gguf_types import TENSOR_TYPES, UNSUPPORTED_TYPE_NAMES
+
+# A header of the largest vocabularies (262k tokens with scores, types and merges) has under 20 MB and 1.5M array
+# elements. Both caps together keep a hostile header below half a gigabyte of Python objects.
+_MAX_HEADER_BYTES = 64 << 20
+_MAX_ARRAY_ELEMENTS = 1 << 22
+_MAX_NESTING = 4
+_MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
+_MAX_KEY_BYTES = 65535  # both as docs/gguf.md says
+_MAX_TENSOR_NAME_BYTES = 64
+_DEFAULT_ALIGNMENT = 32
+
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+_NUMBERS: Mapping[int, np.dtype[Any]] = {
+    0: np.dtype("<u1"),
+    1: np.dtype("<i1"),
+    2: np.dtype("<u2"),
+    3: np.dtype("<i2"),
+    4: np.dtype("<u4"),
+    5: np.dtype("<i4"),
+    6: np.dtype("<f4"),
+    _BOOL: np.dtype("<u1"),
+    10: np.dtype("<u8"),
+    11: np.dtype("<i8"),
+    12: np.dtype("<f8"),
+}
+# The fewest bytes that one array element can take, for the types of varying size.
+_STRING_MINIMUM, _ARRAY_MINIMUM = 8, 12
+_KEY_VALUE_MINIMUM = 8 + 4 + 1
+_TENSOR_MINIMUM = 8 + 4 + 8 + 4 + 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class GGUFTensor:
+    """One tensor of a GGUF file: its shape in numpy's order (rows first), type name, and place in the file in bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    offset: int
+    nbytes: int
+
+
+class GGUFFile:
+    """A GGUF file: metadata as plain Python values, tensors as views on the mapped file.
+
+    A context manager. Closing it drops the map; views that were handed out stay valid and keep it alive.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        version: int,
+        metadata: Mapping[str, Any],
+        tensors: Mapping[str, GGUFTensor],
+        content: NDArray[np.uint8],
+    ) -> None:
+        self.path = path
+        self.version = version
+        self.metadata = metadata
+        self.tensors = tensors
+        self._content: NDArray[np.uint8] | None = content
+
+    @classmethod
+    def open(cls, path: Path) -> GGUFFile:
+        """Map a GGUF file and read its header.
+
+        Raises:
+            CheckpointError: the file cannot be read, is no GGUF file of version 2 or 3, is one part of a split model,
+                or its header is broken; the message names the file, the field and the value.
+        """
+        try:
+            content = np.memmap(path, np.uint8, "r").view(np.ndarray) if path.stat().st_size else np.empty(0, np.uint8)
+        except OSError as error:
+            raise CheckpointError(f"Cannot read {path}: {error}.") from error
+        header = _Header(path, content.data)
+        version, tensor_count, key_count = header.start()
+        metadata = header.metadata(key_count)
+        if metadata.get("split.count", 0) not in (0, 1):
+            raise CheckpointError(
+                f"{path}: split.count is {metadata['split.count']!r}: the model is split over several files, which is "
+                "not supported. Merge them first, for example with llama-gguf-split --merge."
+            )
+        tensors = header.tensors(tensor_count, _alignment(path, metadata))
+        return cls(path, version, MappingProxyType(metadata), MappingProxyType(tensors), content)
+
+    def data(self, name: str) -> NDArray[np.uint8]:
+        """Return a tensor's bytes: uint8 [nbytes], a read-only view on the map.
+
+        Raises:
+            CheckpointError: there is no such tensor, or the file is closed.
+        """
+        if self._content is None:
+            raise CheckpointError(f"{self.path} is closed.")
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.path} has no tensor {name!r}.")
+        tensor = self.tensors[name]
+        return self._content[tensor.offset : tensor.offset + tensor.nbytes]
+
+    def close(self) -> None:
+        """Drop the map."""
+        self._content = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _alignment(path: Path, metadata: Mapping[str, Any]) -> int:
+    value = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or value & (value - 1):
+        raise CheckpointError(f"{path}: general.alignment is {value!r}; it must be a power of two.")
+    return value
+
+
+class _Header:
+    """A read position in the header of a GGUF file; no read goes past the end."""
+
+    def __init__(self, path: Path, content: memoryview) -> None:
+        self._path = path
+        self._content = content
+        self._end = min(len(content), _MAX_HEADER_BYTES)
+        self._position = 0
+        self._elements_left = _MAX_ARRAY_ELEMENTS
+
+    def start(self) -> tuple[int, int, int]:
+        """Read magic, version and counts: (version, tensors, metadata keys)."""
+        magic = bytes(self._content[:4])
+        if magic != b"GGUF":
+            raise self._error("magic", f"is {magic!r}, not b'GGUF': this is no GGUF file")
+        self._position = 4
+        version = self._unsigned(4, "version")
+        if version and version & 0xFFFF == 0:
+            raise self._error("version", f"is {version:#x}: big-endian files are not supported")
+        if version not in (2, 3):
+            raise self._error("version", f"is {version}; versions 2 and 3 are supported. Convert the model again")
+        tensor_count = self._count("tensor count", _TENSOR_MINIMUM)
+        return version, tensor_count, self._count("metadata count", _KEY_VALUE_MINIMUM)
+
+    def metadata(self, count: int) -> dict[str, Any]:
+        """Read `count` keys with their values."""
+        values: dict[str, Any] = {}
+        for index in range(count):
+            key = self._string(f"key {index}", _MAX_KEY_BYTES)
+            if key in values:
+                raise self._error(f"key {key!r}", "appears twice")
+            values[key] = self._value(self._unsigned(4, f"type of {key!r}"), key, _MAX_NESTING)
+        return values
+
+    def tensors(self, count: int, alignment: int) -> dict[str, GGUFTensor]:
+        """Read `count` tensor descriptions and place them in the file behind the header."""
+        described = [self._tensor(index) for index in range(count)]
+        data_start = -(-self._position // alignment) * alignment
+        tensors: dict[str, GGUFTensor] = {}
+        for name, shape, type_id, offset in described:
+            if name in tensors:
+                raise self._error(f"tensor {name!r}", "appears twice")
+            if offset % alignment:
+                raise self._error(f"tensor {name!r}", f"has offset {offset}, which is not aligned to {alignment}")
+            tensors[name] = self._placed(name, shape, type_id, data_start + offset)
+        for first, second in pairwise(sorted(tensors.values(), key=lambda tensor: tensor.offset)):
+            if first.offset + first.nbytes > second.offset:
+                raise self._error(
+                    f"tensor {second.name!r}", f"at offset {second.offset} overlaps {first.name!r} at {first.offset}"
+                )
+        return tensors
+
+    def _placed(self, name: str, shape: tuple[int, ...], type_id: int, offset: int) -> GGUFTensor:
+        tensor_type = TENSOR_TYPES.get(type_id)
+        if tensor_type is None:
+            type_name = UNSUPPORTED_TYPE_NAMES.get(type_id, "unknown")
+            supported = ", ".join(known.name for known in TENSOR_TYPES.values())
+            raise self._error(
+                f"tensor {name!r}",
+                f"has type {type_id} ({type_name}), which is not supported; supported: {supported}",
+            )
+        if shape[-1] % tensor_type.block_size:
+            raise self._error(
+                f"tensor {name!r}",
+                f"has rows of {shape[-1]} weights, not a multiple of {tensor_type.name}'s {tensor_type.block_size}",
+            )
+        nbytes = tensor_type.nbytes(shape)
+        if offset + nbytes > len(self._content):
+            raise self._error(
+                f"tensor {name!r}",
+                f"of shape {shape} at offset {offset} needs {nbytes} bytes, and the file ends at "
+                f"{len(self._content)}. It was cut off or damaged: download it again",
+            )
+        return GGUFTensor(name=name, shape=shape, type=tensor_type.name, offset=offset, nbytes=nbytes)
+
+    def _tensor(self, index: int) -> tuple[str, tuple[int, ...], int, int]:
+        name = self._string(f"name of tensor {index}", _MAX_TENSOR_NAME_BYTES)
+        dimensions = self._unsigned(4, f"dimension count of tensor {name!r}")
+        if not 1 <= dimensions <= _MAX_DIMENSIONS:
+            raise self._error(f"tensor {name!r}", f"has {dimensions} dimensions; 1 to {_MAX_DIMENSIONS} are supported")
+        sizes = [self._unsigned(8, f"dimension {axis} of tensor {name!r}") for axis in range(dimensions)]
+        # ggml counts with int64.
+        if not 1 <= math.prod(sizes) < 1 << 63:
+            raise self._error(f"tensor {name!r}", f"has the impossible dimensions {sizes}")
+        type_id = self._unsigned(4, f"type of tensor {name!r}")
+        return name, tuple(reversed(sizes)), type_id, self._unsigned(8, f"offset of tensor {name!r}")
+
+    def _value(self, type_id: int, key: str, nesting: int) -> Any:
+        if type_id in _NUMBERS:
+            return self._numbers(type_id, 1, key)[0]
+        if type_id == _STRING:
+            return self._string(f"value of {key!r}", _MAX_HEADER_BYTES)
+        if type_id == _ARRAY:
+            return self._array(key, nesting)
+        raise self._error(f"key {key!r}", f"has the unknown value type {type_id}")
+
+    def _array(self, key: str, nesting: int) -> list[Any]:
+        if not nesting:
+            raise self._error(f"key {key!r}", f"nests arrays more than {_MAX_NESTING} deep")
+        type_id = self._unsigned(4, f"element type of {key!r}")
+        if type_id in _NUMBERS:
+            return self._numbers(type_id, self._length(key, _NUMBERS[type_id].itemsize), key)
+        if type_id == _STRING:
+            return self._strings(self._length(key, _STRING_MINIMUM), key)
+        if type_id == _ARRAY:
+            return [self._array(key, nesting - 1) for _ in range(self._length(key, _ARRAY_MINIMUM))]
+        raise self._error(f"key {key!r}", f"has elements of the unknown value type {type_id}")
+
+    def _length(self, key: str, minimum: int) -> int:
+        length = self._count(f"array length of {key!r}", minimum)
+        self._elements_left -= length
+        if self._elements_left < 0:
+            raise self._error(
+                f"array length of {key!r}", f"is {length}; all arrays may have {_MAX_ARRAY_ELEMENTS} elements together"
+            )
+        return length
+
+    def _numbers(self, type_id: int, count: int, key: str) -> list[Any]:
+        dtype = _NUMBERS[type_id]
+        start = self._advance(count * dtype.itemsize, f"value of {key!r}")
+        numbers = np.frombuffer(self._content, dtype, count, start)
+        if type_id == _BOOL:
+            if numbers.size and numbers.max() > 1:
+                raise self._error(f"value of {key!r}", f"is {numbers.max()}, which is no boolean")
+            numbers = numbers.astype(bool)
+        values: list[Any] = numbers.tolist()
+        return values
+
+    def _strings(self, count: int, key: str) -> list[str]:
+        # The vocabulary's loop (100,000 strings in the smallest models): local names, no call for each length.
+        unpack = struct.Struct("<Q").unpack_from
+        content, position, end = self._content, self._position, self._end
+        strings = []
+        for index in range(count):
+            start = position + 8
+            position = start + unpack(content, position)[0] if start <= end else end + 1
+            if position > end:
+                raise self._error(f"element {index} of {key!r}", "goes past the end of the header")
+            try:
+                strings.append(str(content[start:position], "utf-8"))
+            except UnicodeDecodeError as error:
+                raise self._error(f"element {index} of {key!r}", f"is not UTF-8: {error.reason}") from error
+        self._position = position
+        return strings
+
+    def _string(self, field: str, limit: int) -> str:
+        length = self._unsigned(8, f"length of {field}")
+        if length > limit:
+            raise self._error(field, f"has {length} bytes; at most {limit} are allowed")
+        start = self._advance(length, field)
+        try:
+            return str(self._content[start : self._position], "utf-8")
+        except UnicodeDecodeError as error:
+            raise self._error(field, f"is not UTF-8: {error.reason}") from error
+
+    def _count(self, field: str, minimum: int) -> int:
+        """Read a number of elements that take at least `minimum` bytes each."""
+        count = self._unsigned(8, field)
+        if count > (self._end - self._position) // minimum:
+            raise self._error(field, f"is {count}, but {self._end - self._position} bytes remain for the header")
+        return count
+
+    def _unsigned(self, size: int, field: str) -> int:
+        start = self._advance(size, field)
+        return int.from_bytes(self._content[start : start + size], "little")
+
+    def _advance(self, size: int, field: str) -> int:
+        """Move `size` bytes on and return where they start."""
+        start = self._position
+        if size > self._end - start:
+            raise self._error(field, f"needs {size} bytes; {self._end - start} remain for the header")
+        self._position = start + size
+        return start
+
+    def _error(self, field: str, problem: str) -> CheckpointError:
+        return CheckpointError(f"{self._path}: {field} {problem}.")

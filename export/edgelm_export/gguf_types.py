@@ -1,0 +1,270 @@
+"""Tensor types of GGUF: how ggml packs weights into blocks, and how to unpack them exactly.
+
+Layouts are those of the block structs in ggml-common.h; all numbers are little-endian. Shapes: N blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.errors import CheckpointError
+from edgelm_export.checkpoint import QuantizedBlocks
+
+# Weights unpacked at once. Temporary arrays take up to about 12 bytes a weight.
+_CHUNK = 1 << 20
+
+Blocks = NDArray[np.uint8]
+Weights = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorType:
+    """One way to store a tensor: rows of blocks of `block_size` weights in `block_bytes` bytes.
+
+    `unpack` turns uint8 [N, block_bytes] into float32 [N, block_size].
+    """
+
+    name: str
+    block_size: int
+    block_bytes: int
+    unpack: Callable[[Blocks], Weights]
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Count the bytes of a tensor whose last dimension is a multiple of the block size."""
+        return math.prod(shape) // self.block_size * self.block_bytes
+
+
+def dequantize(data: NDArray[np.uint8], type: str, shape: tuple[int, ...]) -> Weights:  # noqa: A002
+    """Unpack a tensor to float32, bit for bit as ggml's reference does.
+
+    `data` is the tensor's bytes; the result has `shape` (rows first). Temporary memory does not grow with the tensor.
+
+    Raises:
+        CheckpointError: the type is unsupported, or `data` has not the size that type and shape ask for.
+    """
+    tensor_type = _checked_type(data, type, shape)
+    blocks = data.reshape(-1, tensor_type.block_bytes)
+    weights = np.empty((len(blocks), tensor_type.block_size), np.float32)
+    step = _CHUNK // tensor_type.block_size
+    for start in range(0, len(blocks), step):
+        weights[start : start + step] = tensor_type.unpack(blocks[start : start + step])
+    return weights.reshape(shape)
+
+
+def symmetric_blocks(
+    data: NDArray[np.uint8],
+    type: str,  # noqa: A002
+    shape: tuple[int, ...],
+) -> QuantizedBlocks | None:
+    """Return a Q4_0 or Q8_0 tensor on its own grid, or None for a type that has no symmetric integer grid.
+
+    Raises:
+        CheckpointError: the type is unsupported, or `data` has not the size that type and shape ask for.
+    """
+    tensor_type = _checked_type(data, type, shape)
+    if type not in ("Q4_0", "Q8_0"):
+        return None
+    blocks = data.reshape(-1, tensor_type.block_bytes)
+    if type == "Q4_0":
+        values = _fields(blocks[:, None, 2:], 4).view(np.int8)
+        values -= 8
+    else:
+        values = blocks[:, 2:].view(np.int8)
+    rows = math.prod(shape[:-1])
+    return QuantizedBlocks(
+        bits=4 if type == "Q4_0" else 8,
+        block_size=tensor_type.block_size,
+        values=values.reshape(rows, -1, tensor_type.block_size),
+        scales=_half(blocks, 0).reshape(rows, -1),
+    )
+
+
+def _checked_type(data: NDArray[np.uint8], name: str, shape: tuple[int, ...]) -> TensorType:
+    tensor_type = _TYPES_BY_NAME.get(name)
+    if tensor_type is None:
+        raise CheckpointError(f"Tensor type {name!r} is not supported; supported: {', '.join(_TYPES_BY_NAME)}.")
+    if not shape or shape[-1] % tensor_type.block_size or data.size != tensor_type.nbytes(shape):
+        raise CheckpointError(f"{data.size} bytes are not a {name} tensor of shape {shape}.")
+    return tensor_type
+
+
+def _half(blocks: Blocks, at: int) -> Weights:
+    """Read the float16 at byte `at` of each block: [N, 1]."""
+    return blocks[:, at : at + 2].view("<f2").astype(np.float32)
+
+
+def _fields(packed: Blocks, bits: int) -> Blocks:
+    """Split [N, G, L] bytes into fields of `bits` bits: [N, G, 8 / bits, L], the lowest bits first."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    return (packed[:, :, None, :] >> shifts) & np.uint8((1 << bits) - 1)
+
+
+def _float32(blocks: Blocks) -> Weights:
+    """Read IEEE single precision."""
+    return blocks.view("<f4")
+
+
+def _float16(blocks: Blocks) -> Weights:
+    """Read IEEE half precision."""
+    return _half(blocks, 0)
+
+
+def _bfloat16(blocks: Blocks) -> Weights:
+    """Read the upper half of IEEE single precision."""
+    return (blocks.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _q4_0(blocks: Blocks) -> Weights:
+    """d f16, 16 bytes: byte j holds weight j below and weight j + 16 above; weight = d * (q - 8)."""
+    q = _fields(blocks[:, None, 2:], 4).reshape(-1, 32)
+    return _half(blocks, 0) * (q.view(np.int8) - np.int8(8))
+
+
+def _q4_1(blocks: Blocks) -> Weights:
+    """d f16, m f16, 16 bytes as in Q4_0; weight = d * q + m."""
+    q = _fields(blocks[:, None, 4:], 4).reshape(-1, 32)
+    return _half(blocks, 0) * q + _half(blocks, 2)
+
+
+def _fifth_bits(blocks: Blocks, at: int) -> Blocks:
+    """Join 4 bytes with the fifth bit of weights 0 to 31 (lowest first) and 16 bytes as in Q4_0: [N, 32]."""
+    high = np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little")
+    return _fields(blocks[:, None, at + 4 :], 4).reshape(-1, 32) | (high << np.uint8(4))
+
+
+def _q5_0(blocks: Blocks) -> Weights:
+    """d f16, 4 bytes of fifth bits, 16 bytes of lower bits; weight = d * (q - 16)."""
+    return _half(blocks, 0) * (_fifth_bits(blocks, 2).view(np.int8) - np.int8(16))
+
+
+def _q5_1(blocks: Blocks) -> Weights:
+    """d f16, m f16, 4 bytes of fifth bits, 16 bytes of lower bits; weight = d * q + m."""
+    return _half(blocks, 0) * _fifth_bits(blocks, 4) + _half(blocks, 2)
+
+
+def _q8_0(blocks: Blocks) -> Weights:
+    """d f16, 32 int8; weight = d * q."""
+    return _half(blocks, 0) * blocks[:, 2:].view(np.int8)
+
+
+def _q2_k(blocks: Blocks) -> Weights:
+    """16 bytes of scales, 64 bytes of 2-bit weights, d f16, dmin f16.
+
+    A byte of scales serves 16 weights: scale below, min above; weight = (d * scale) * q - dmin * min. Each 32 bytes
+    of weights hold four runs of 32 weights, the first in the lowest bits.
+    """
+    scales = blocks[:, :16]
+    q = _fields(blocks[:, 16:80].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
+    scale: Weights = _half(blocks, 80) * (scales & np.uint8(15))
+    minimum: Weights = _half(blocks, 82) * (scales >> np.uint8(4))
+    weights: Weights = scale[:, :, None] * q - minimum[:, :, None]
+    return weights.reshape(-1, 256)
+
+
+def _q3_k(blocks: Blocks) -> Weights:
+    """32 bytes of high bits, 64 bytes of 2-bit low parts, 12 bytes of 6-bit scales, d f16.
+
+    High bit k of byte j belongs to weight 32 * k + j. A scale serves 16 weights and is stored plus 32: its low four
+    bits are in bytes 0 to 7 (scales 0 to 7 below, 8 to 15 above), its high two in bytes 8 to 11 (four scales a byte:
+    j, j + 4, j + 8, j + 12). weight = d * (scale - 32) * (low + 4 * high - 4).
+    """
+    high = _fields(blocks[:, None, :32], 1).reshape(-1, 16, 16)
+    low = _fields(blocks[:, 32:96].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
+    q = (low | (high << np.uint8(2))).view(np.int8) - np.int8(4)
+    scale_low = _fields(blocks[:, None, 96:104], 4).reshape(-1, 16)
+    scale_high = _fields(blocks[:, None, 104:108], 2).reshape(-1, 16)
+    scale = (scale_low | (scale_high << np.uint8(4))).view(np.int8) - np.int8(32)
+    weights: Weights = (_half(blocks, 108) * scale)[:, :, None] * q
+    return weights.reshape(-1, 256)
+
+
+def _six_bit_scales(blocks: Blocks) -> tuple[Weights, Weights]:
+    """Read d f16, dmin f16 and 12 bytes of eight 6-bit scales and mins: (d * scale, dmin * min), each [N, 8, 1].
+
+    Bytes 0 to 3 hold scales 0 to 3 and bytes 4 to 7 mins 0 to 3 in their low six bits; the high two are the upper bits
+    of scales and mins 4 to 7, whose low four are in bytes 8 to 11 (scale below, min above).
+    """
+    first, second, low = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+    scale = np.hstack([first & np.uint8(63), (low & np.uint8(15)) | ((first >> np.uint8(6)) << np.uint8(4))])
+    minimum = np.hstack([second & np.uint8(63), (low >> np.uint8(4)) | ((second >> np.uint8(6)) << np.uint8(4))])
+    return (_half(blocks, 0) * scale)[:, :, None], (_half(blocks, 2) * minimum)[:, :, None]
+
+
+def _q4_k(blocks: Blocks) -> Weights:
+    """d, dmin and 6-bit scales (one for 32 weights), 128 bytes of weights; weight = (d * scale) * q - dmin * min.
+
+    Each 32 bytes of weights hold two runs of 32 weights, the first in the low nibbles.
+    """
+    scale, minimum = _six_bit_scales(blocks)
+    q = _fields(blocks[:, 16:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
+    return (scale * q - minimum).reshape(-1, 256)
+
+
+def _q5_k(blocks: Blocks) -> Weights:
+    """As Q4_K, with 32 bytes of fifth bits before the weights: bit k of byte j belongs to weight 32 * k + j."""
+    scale, minimum = _six_bit_scales(blocks)
+    high = _fields(blocks[:, None, 16:48], 1).reshape(-1, 8, 32)
+    low = _fields(blocks[:, 48:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
+    return (scale * (low | (high << np.uint8(4))) - minimum).reshape(-1, 256)
+
+
+def _q6_k(blocks: Blocks) -> Weights:
+    """128 bytes of low nibbles, 64 bytes of 2-bit high parts, 16 int8 scales (one for 16 weights), d f16.
+
+    Each half block of 128 weights has 64 bytes of nibbles (weights 0 to 63 below, 64 to 127 above) and 32 bytes of
+    high parts (four runs of 32, the first in the lowest bits); weight = (d * scale) * (q - 32).
+    """
+    low = _fields(blocks[:, :128].reshape(-1, 2, 64), 4).reshape(-1, 16, 16)
+    high = _fields(blocks[:, 128:192].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
+    q = (low | (high << np.uint8(4))).view(np.int8) - np.int8(32)
+    scale = _half(blocks, 208) * blocks[:, 192:208].view(np.int8)
+    return (scale[:, :, None] * q).reshape(-1, 256)
+
+
+# ggml's type ids (enum ggml_type in ggml.h).
+TENSOR_TYPES: Mapping[int, TensorType] = {
+    0: TensorType(name="F32", block_size=1, block_bytes=4, unpack=_float32),
+    1: TensorType(name="F16", block_size=1, block_bytes=2, unpack=_float16),
+    2: TensorType(name="Q4_0", block_size=32, block_bytes=18, unpack=_q4_0),
+    3: TensorType(name="Q4_1", block_size=32, block_bytes=20, unpack=_q4_1),
+    6: TensorType(name="Q5_0", block_size=32, block_bytes=22, unpack=_q5_0),
+    7: TensorType(name="Q5_1", block_size=32, block_bytes=24, unpack=_q5_1),
+    8: TensorType(name="Q8_0", block_size=32, block_bytes=34, unpack=_q8_0),
+    10: TensorType(name="Q2_K", block_size=256, block_bytes=84, unpack=_q2_k),
+    11: TensorType(name="Q3_K", block_size=256, block_bytes=110, unpack=_q3_k),
+    12: TensorType(name="Q4_K", block_size=256, block_bytes=144, unpack=_q4_k),
+    13: TensorType(name="Q5_K", block_size=256, block_bytes=176, unpack=_q5_k),
+    14: TensorType(name="Q6_K", block_size=256, block_bytes=210, unpack=_q6_k),
+    30: TensorType(name="BF16", block_size=1, block_bytes=2, unpack=_bfloat16),
+}
+
+# What a refused type is called: people know a file by these names, not by the ids.
+UNSUPPORTED_TYPE_NAMES: Mapping[int, str] = {
+    9: "Q8_1",
+    15: "Q8_K",
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
+    20: "IQ4_NL",
+    21: "IQ3_S",
+    22: "IQ2_S",
+    23: "IQ4_XS",
+    24: "I8",
+    25: "I16",
+    26: "I32",
+    27: "I64",
+    28: "F64",
+    29: "IQ1_M",
+    34: "TQ1_0",
+    35: "TQ2_0",
+    39: "MXFP4",
+    40: "NVFP4",
+}
+
+_TYPES_BY_NAME = {tensor_type.name: tensor_type for tensor_type in TENSOR_TYPES.values()}
