@@ -1,0 +1,35 @@
+"""StreamDecoder: token ids to text, one at a time, in whole characters."""
+
+from __future__ import annotations
+
+import codecs
+
+from edgelm.tokenizer import Tokenizer
+
+
+class StreamDecoder:
+    """Decode an answer while it grows. All that `push` and `flush` return, joined, is `tokenizer.decode` of all ids.
+
+    A character split over tokens comes with its last one; bytes that are no UTF-8 become U+FFFD as soon as that is
+    certain. Control tokens have no text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._bytes_of = tokenizer.token_bytes
+        self._control_ids = tokenizer.control_token_ids
+        self._strip_next = tokenizer.strips_leading_space
+        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+
+    def push(self, token_id: int) -> str:
+        """Take one token, and return the characters that are complete with it."""
+        if token_id in self._control_ids:
+            return ""
+        data = self._bytes_of(token_id)
+        if self._strip_next and data:
+            data = data.removeprefix(b" ")
+            self._strip_next = False
+        return self._decode(data)
+
+    def flush(self) -> str:
+        """Return what is left of an unfinished character, as U+FFFD."""
+        return self._decode(b"", True)
