@@ -1,0 +1,188 @@
+"""ChatTemplate: a model's own way to write a conversation as one text, in jinja2."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from edgelm.completion import Message
+from edgelm.control_guard import ControlGuard
+from edgelm.errors import ChatTemplateError
+from edgelm.tokenizer import Tokenizer
+
+# Four million characters are more than a context of a million tokens; a template that writes more is broken or hostile.
+MAX_CHARACTERS = 4_000_000
+
+
+class ChatTemplate:
+    """A chat template, compiled. It is a program from outside, so it runs in jinja2's immutable sandbox.
+
+    It has what transformers gives to templates: `raise_exception`, `strftime_now`, a `tojson` that leaves HTML as it
+    is, loop controls, and `generation` blocks.
+
+    special_tokens: `bos_token`, `eos_token` and the like, which templates write by name.
+
+    Raises:
+        ChatTemplateError: the template has a syntax error.
+    """
+
+    def __init__(self, source: str, *, special_tokens: Mapping[str, str] | None = None) -> None:
+        self.source = source
+        self._special_tokens = {"bos_token": "", "eos_token": "", **(special_tokens or {})}
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise ChatTemplateError(f"The chat template has a syntax error in line {error.lineno}: {error}") from error
+        except Exception as error:  # constant expressions are computed while it is compiled
+            raise ChatTemplateError(f"The chat template does not compile: {type(error).__name__}: {error}") from error
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ChatTemplate | None:
+        """Read chat_template.jinja of a checkpoint folder or model package (none: None).
+
+        The special tokens come from tokenizer_config.json beside it.
+
+        Raises:
+            ChatTemplateError: a file cannot be read, or the template has a syntax error.
+        """
+        path = Path(folder) / "chat_template.jinja"
+        if not path.exists():
+            return None
+        try:
+            source = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ChatTemplateError(f"Cannot read {path}: {error}.") from error
+        return cls(source, special_tokens=_special_tokens(Path(folder) / "tokenizer_config.json"))
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, object] | None = None,
+    ) -> str:
+        """Write a conversation as one text.
+
+        add_generation_prompt: whether the text ends where the answer begins. variables: what else the template reads
+        by name (`tools`, `enable_thinking`).
+
+        Raises:
+            ChatTemplateError: there are no messages, one of them is no mapping with a role, the template refuses the
+                conversation or fails, or it writes more than MAX_CHARACTERS.
+        """
+        if not messages:
+            raise ChatTemplateError("The conversation is empty; give at least one message.")
+        for i, message in enumerate(messages):
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                raise ChatTemplateError(f"messages[{i}] is {message!r}; a message is a mapping with role and content.")
+        values = self._special_tokens | {
+            **(variables or {}),
+            "messages": messages,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        pieces: list[str] = []
+        length = 0
+        try:
+            for piece in self._template.generate(values):
+                pieces.append(piece)
+                length += len(piece)
+                if length > MAX_CHARACTERS:
+                    raise ChatTemplateError(f"The chat template writes more than {MAX_CHARACTERS} characters.")
+        except ChatTemplateError:
+            raise
+        except _RefusedError as error:
+            raise ChatTemplateError(f"The chat template refuses this conversation: {error}") from error
+        except Exception as error:  # a template can raise whatever an expression can
+            raise ChatTemplateError(
+                f"The chat template fails on this conversation: {type(error).__name__}: {error}"
+            ) from error
+        return "".join(pieces)
+
+
+def encode_chat(
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = True,
+    variables: Mapping[str, object] | None = None,
+) -> list[int]:
+    """Render a conversation and encode it; only the template's own control tokens become control tokens.
+
+    A conversation whose texts spell none gets the ids of transformers' `apply_chat_template`.
+
+    Raises:
+        ChatTemplateError: as `ChatTemplate.render`, or a value is not plain data.
+        TokenizerError: a text has half of a surrogate pair, which is no character.
+    """
+    guard = ControlGuard(tokenizer)
+    rendered = template.render(
+        [guard.hide(message, f"messages[{i}]") for i, message in enumerate(messages)],  # type: ignore[misc]
+        add_generation_prompt=add_generation_prompt,
+        variables={name: guard.hide(value, name) for name, value in (variables or {}).items()},
+    )
+    return tokenizer.encode_parts(guard.reveal(rendered))
+
+
+def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """`{% generation %}...{% endgeneration %}` marks the assistant's text for training; here it is its body."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body).set_lineno(line)
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+class _RefusedError(Exception):
+    """What `raise_exception` of a template says."""
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise _RefusedError(message)
+
+
+def _strftime_now(format: str) -> str:  # noqa: A002 (templates may pass it by this name)
+    return datetime.datetime.now().strftime(format)
+
+
+def _special_tokens(path: Path) -> dict[str, str]:
+    """Read the tokens that a tokenizer_config.json names; each is a text, or an object with one as its content."""
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        tokens = {name: value for name, value in values.items() if name.endswith("_token")}
+        contents = {name: value["content"] if isinstance(value, dict) else value for name, value in tokens.items()}
+        return {name: content for name, content in contents.items() if isinstance(content, str)}
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise ChatTemplateError(f"Cannot read {path}: {type(error).__name__}: {error}.") from error
