@@ -1,0 +1,85 @@
+"""Graph: an ONNX graph under construction, node by node, in its final form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edgelm._version import __version__
+from edgelm_export.external_data import ExternalData
+
+MICROSOFT = "com.microsoft"
+OPSETS = {"": 21, MICROSOFT: 1}
+_IR_VERSION = 10  # of onnx 1.16: what ONNX Runtime 1.28 and every later one reads
+_INLINE_BYTES = 1024
+
+
+class Graph:
+    """Collect nodes, inputs, outputs and initializers; large initializers go to the external data at once."""
+
+    def __init__(self, data: ExternalData) -> None:
+        self._data = data
+        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+
+    def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
+        """Declare an input."""
+        self._inputs.append(onnx.helper.make_tensor_value_info(name, dtype, shape))
+        return name
+
+    def output(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
+        """Declare an output."""
+        self._outputs.append(onnx.helper.make_tensor_value_info(name, dtype, shape))
+        return name
+
+    def weight(self, name: str, array: NDArray[Any]) -> str:
+        """Add an initializer under its canonical name."""
+        self._initializers[name] = (
+            onnx.numpy_helper.from_array(array, name) if array.nbytes <= _INLINE_BYTES else self._data.add(name, array)
+        )
+        return name
+
+    def has_weight(self, name: str) -> bool:
+        """Tell whether an initializer of that name is there already."""
+        return name in self._initializers
+
+    def constant(self, value: int | float | list[int], dtype: type[np.generic] = np.int64) -> str:
+        """Return the name of a small constant; equal ones are shared."""
+        array = np.array(value, dtype)
+        name = f"constant.{array.dtype}.{array.tolist()}".replace(" ", "")
+        return name if self.has_weight(name) else self.weight(name, array)
+
+    def node(
+        self,
+        operator: str,
+        inputs: Sequence[str],
+        outputs: str | Sequence[str],
+        domain: str = "",
+        attributes: dict[str, Any] | None = None,
+    ) -> str:
+        """Add a node, and return the name of its first output."""
+        names = [outputs] if isinstance(outputs, str) else list(outputs)
+        # A node is named for its first output; make_node leaves out attributes that are None.
+        self._nodes.append(
+            onnx.helper.make_node(operator, inputs, names, name=names[0], domain=domain, **(attributes or {}))
+        )
+        return names[0]
+
+    def model(self, name: str) -> onnx.ModelProto:
+        """Return the finished model."""
+        graph = onnx.helper.make_graph(
+            self._nodes, name, self._inputs, self._outputs, list(self._initializers.values())
+        )
+        return onnx.helper.make_model(
+            graph,
+            opset_imports=[onnx.helper.make_opsetid(domain, version) for domain, version in OPSETS.items()],
+            ir_version=_IR_VERSION,
+            producer_name="edgelm",
+            producer_version=__version__,
+        )

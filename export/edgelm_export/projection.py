@@ -1,0 +1,79 @@
+"""Projections: matrix products in the graph, in float32 or on MatMulNBits' grid, fused where their grids allow it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.graph import MICROSOFT, Graph
+from edgelm_export.quantize import Precision, quantize, scheme_for
+from edgelm_export.quantize.packed import PackedWeight, stack
+
+# The activations are quantized to 8 bits inside the operator; with any other level an 8-bit product is 19 times slower.
+_ACCURACY_LEVEL = 4
+
+
+class Projections:
+    """Write the projections of one checkpoint into a graph, each stored as the precision says."""
+
+    def __init__(self, graph: Graph, checkpoint: Checkpoint, precision: Precision) -> None:
+        self._graph, self._checkpoint, self._recipe = graph, checkpoint, precision.recipe(checkpoint.config)
+
+    def read(self, name: str) -> PackedWeight | NDArray[np.float32]:
+        """Read one matrix as the precision stores it; the scheme goes by the canonical name."""
+        return quantize(self._checkpoint, name, scheme_for(self._recipe, name))
+
+    def linear(self, hidden: str, module: str) -> str:
+        """Add `hidden @ weight.T + bias` of one module, such as "model.layers.0.self_attn.o_proj"."""
+        return self._product(hidden, module, self.read(f"{module}.weight"), [module])
+
+    def fused(self, hidden: str, modules: list[str], fused: str) -> list[str]:
+        """Add several projections of one input: as one product where their grids are alike, else one by one.
+
+        Returns one output (all stacked, named `fused`) or one for each module.
+        """
+        weights = [self.read(f"{module}.weight") for module in modules]
+        packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
+        if not packed:
+            floats = [weight for weight in weights if not isinstance(weight, PackedWeight)]
+            return [self._product(hidden, fused, np.concatenate(floats), modules)]
+        if len(packed) == len(weights) and len({weight.layout for weight in packed}) == 1:
+            return [self._product(hidden, fused, stack(packed), modules)]
+        return [
+            self._product(hidden, module, weight, [module]) for module, weight in zip(modules, weights, strict=True)
+        ]
+
+    def _product(self, hidden: str, module: str, weight: PackedWeight | NDArray[np.float32], sources: list[str]) -> str:
+        """Add the product by a weight, and the bias of the modules that it came from."""
+        if isinstance(weight, PackedWeight):
+            output = self.packed_product(hidden, module, self.add_packed(module, weight), weight)
+        else:
+            transposed_KN = self._graph.weight(f"{module}.weight", np.ascontiguousarray(weight.T))
+            output = self._graph.node("MatMul", [hidden, transposed_KN], f"{module}.output")
+        shapes = self._checkpoint.config.tensor_shapes()
+        if f"{sources[0]}.bias" not in shapes:
+            return output
+        bias = np.concatenate([self._checkpoint.tensor(f"{source}.bias") for source in sources])
+        return self._graph.node("Add", [output, self._graph.weight(f"{module}.bias", bias)], f"{module}.biased")
+
+    def add_packed(self, module: str, weight: PackedWeight) -> list[str]:
+        """Store a packed weight; return the names of its parts in MatMulNBits' order."""
+        parts = [
+            self._graph.weight(f"{module}.weight", weight.packed),
+            self._graph.weight(f"{module}.weight.scales", weight.scales),
+        ]
+        if weight.zero_points is not None:
+            parts.append(self._graph.weight(f"{module}.weight.zero_points", weight.zero_points))
+        return parts
+
+    def packed_product(self, hidden: str, module: str, parts: list[str], weight: PackedWeight) -> str:
+        """Add MatMulNBits over stored parts."""
+        attributes = {
+            "N": weight.packed.shape[0],
+            "K": weight.columns,
+            "bits": weight.bits,
+            "block_size": weight.block_size,
+            "accuracy_level": _ACCURACY_LEVEL,
+        }
+        return self._graph.node("MatMulNBits", [hidden, *parts], f"{module}.output", MICROSOFT, attributes)

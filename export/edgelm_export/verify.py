@@ -1,0 +1,96 @@
+"""Verification: an exported package beside its fp32 source, on the bundled text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.config import ModelConfig
+from edgelm.errors import VerificationError
+from edgelm.generate import PREFILL_CHUNK, prefill
+from edgelm.manifest import Quality
+from edgelm.session import DecoderSession
+from edgelm.tokenizer import Tokenizer
+from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.quantize import Precision
+from edgelm_export.reference import reference_logits
+from edgelm_export.verification_text import verification_text
+
+# Two windows: enough text for a perplexity that is stable to a percent, at a second or two per 100M parameters.
+_WINDOWS, _WINDOW_TOKENS = 2, 512
+_GREEDY_PROMPT, _GREEDY_TOKENS = 64, 32
+
+
+def measure_quality(folder: Path, checkpoint: Checkpoint) -> Quality:
+    """Compute the package's logits and those of the source, and compare them.
+
+    The source's come from the numpy forward pass (reference.py), which shares no code with the graph.
+    """
+    session = DecoderSession(folder, ModelConfig.load(folder))
+    windows = _windows(Tokenizer.load(folder), checkpoint.config)
+    package_logits = [_all_logits(session, window) for window in windows]
+    prompt = windows[0][:_GREEDY_PROMPT]
+    continued = prompt + _greedy(session, prompt)
+    *source_logits, continued_TV = reference_logits(checkpoint, [*windows, continued])
+    targets = np.concatenate([window[1:] for window in windows])
+    package_TV, source_TV = (np.concatenate([part[:-1] for part in parts]) for parts in (package_logits, source_logits))
+    package_log, source_log = _log_softmax(package_TV), _log_softmax(source_TV)
+    rows = np.arange(len(targets))
+    source_choices = continued_TV.argmax(-1)[len(prompt) - 1 : -1]
+    agreed = np.array(continued[len(prompt) :]) == source_choices
+    return Quality(
+        tokens=len(targets),
+        perplexity=float(np.exp(-package_log[rows, targets].mean())),
+        source_perplexity=float(np.exp(-source_log[rows, targets].mean())),
+        max_logit_difference=float(np.abs(package_TV - source_TV).max()),
+        mean_kl_divergence=float((np.exp(source_log) * (source_log - package_log)).sum(-1).mean()),
+        top1_agreement=float((package_TV.argmax(-1) == source_TV.argmax(-1)).mean()),
+        greedy_tokens=len(agreed),
+        greedy_agreement=len(agreed) if agreed.all() else int(agreed.argmin()),
+    )
+
+
+def check_quality(quality: Quality, precision: Precision, precision_name: str) -> None:
+    """Refuse a package that is worse than its precision may be.
+
+    Raises:
+        VerificationError: with the figures and what to try.
+    """
+    ratio = quality.perplexity / quality.source_perplexity
+    if not ratio <= precision.perplexity_bound:  # a NaN fails too
+        raise VerificationError(
+            f"The {precision_name} package has a perplexity of {quality.perplexity:.2f} where its source has "
+            f"{quality.source_perplexity:.2f}: {ratio:.3f} times, and {precision.perplexity_bound} is the bound. "
+            "Nothing was written. Export with more bits (--precision int8 or fp32), or check the source."
+        )
+
+
+def _windows(tokenizer: Tokenizer, config: ModelConfig) -> list[list[int]]:
+    ids = [id_ for id_ in tokenizer.encode(verification_text()) if id_ < config.vocab_size]
+    length = min(_WINDOW_TOKENS, config.max_position_embeddings, len(ids) // _WINDOWS)
+    return [ids[i * length : (i + 1) * length] for i in range(_WINDOWS)]
+
+
+def _all_logits(session: DecoderSession, ids: list[int]) -> NDArray[np.float32]:
+    cache = session.new_cache()
+    chunks = [ids[start : start + PREFILL_CHUNK] for start in range(0, len(ids), PREFILL_CHUNK)]
+    return np.concatenate([session.forward(chunk, cache, all_logits=True).copy() for chunk in chunks])
+
+
+def _greedy(session: DecoderSession, prompt: list[int]) -> list[int]:
+    cache = session.new_cache()
+    logits_V = prefill(session, prompt, cache)
+    assert logits_V is not None  # nothing cancels it
+    ids: list[int] = []
+    room = session.config.max_position_embeddings - len(prompt)
+    for _ in range(min(_GREEDY_TOKENS, room)):
+        ids.append(int(logits_V.argmax()))
+        logits_V = session.forward(ids[-1:], cache)[0]
+    return ids
+
+
+def _log_softmax(logits_TV: NDArray[np.float32]) -> NDArray[np.float32]:
+    shifted = logits_TV - logits_TV.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), np.float32)
