@@ -1,0 +1,63 @@
+"""A tiny model and a scripted one, for tests of programs that use edgelm: no download, milliseconds to load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.chat_template import ChatTemplate
+from edgelm.config import ModelConfig
+from edgelm.generation_config import GenerationConfig
+from edgelm.kv_cache import KVCache
+from edgelm.language_model import LanguageModel
+from edgelm.manifest import Manifest
+from edgelm.tokenizer import Tokenizer
+
+__all__ = ["ScriptedDecoder", "scripted_model", "tiny_model_path"]
+
+
+def tiny_model_path() -> Path:
+    """Return the folder of a real, complete package: a random 30,000-parameter Transformer that speaks nonsense."""
+    return Path(__file__).parent / "tiny_model"
+
+
+class ScriptedDecoder:
+    """Stand in for a DecoderSession: whatever the prompt is, the answer is the script, and then the end token.
+
+    `forwarded` lists the token ids of each call, so that a test can see what was computed.
+    """
+
+    def __init__(self, config: ModelConfig, script: Sequence[int]) -> None:
+        self.config = config
+        self.forwarded: list[list[int]] = []
+        self._answer = [*script, *config.eos_token_ids[:1]]
+
+    def new_cache(self) -> KVCache:
+        """Return an empty cache."""
+        return KVCache(self.config)
+
+    def forward(self, token_ids: Sequence[int], cache: KVCache, *, all_logits: bool = False) -> NDArray[np.float32]:
+        """Make the script's next token the most likely one, by how much of it stands at the end of the cache."""
+        cache.reserve(cache.length + len(token_ids))
+        cache.token_ids.extend(token_ids)
+        self.forwarded.append(list(token_ids))
+        said = max(k for k in range(len(self._answer)) if cache.token_ids[cache.length - k :] == self._answer[:k])
+        logits_TV = np.zeros((len(token_ids) if all_logits else 1, self.config.vocab_size), np.float32)
+        logits_TV[-1, self._answer[said]] = 20.0
+        return logits_TV
+
+
+def scripted_model(answer: str) -> LanguageModel:
+    """Return a model, with the tiny model's tokenizer and chat template, that answers everything with `answer`."""
+    folder = tiny_model_path()
+    tokenizer = Tokenizer.load(folder)
+    return LanguageModel(
+        session=ScriptedDecoder(ModelConfig.load(folder), tokenizer.encode(answer)),
+        tokenizer=tokenizer,
+        chat_template=ChatTemplate.load(folder),
+        generation_config=GenerationConfig(),
+        manifest=Manifest.load(folder),
+    )
