@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.completion import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
-from edgelm.generate import decode, prefill
+from edgelm.generate import Decoder, decode, prefill
 from edgelm.generation_config import GenerationConfig
 from edgelm.kv_cache import KVCache
 from edgelm.sampling import Sampler, token_logprobs
-from edgelm.session import DecoderSession
 from edgelm.stop import StopMatcher
 from edgelm.stream_decoder import StreamDecoder
 from edgelm.tokenizer import Tokenizer
@@ -26,7 +25,7 @@ class Answer:
     def __init__(
         self,
         *,
-        session: DecoderSession,
+        session: Decoder,
         tokenizer: Tokenizer,
         prompt_ids: Sequence[int],
         config: GenerationConfig,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import os
+import re
+import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-# The folder that a replacement is staged in stands beside its target, so that the rename stays on one file system.
-_STAGING = ".edgelm-tmp-"
+_STAGING, _OLD = ".edgelm-tmp-", ".edgelm-old-"
 
 
 def fsync_path(path: Path) -> None:
@@ -30,16 +31,17 @@ def fsync_path(path: Path) -> None:
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a binary file that takes `path`'s name when the block ends without an error; until then the old one stands."""
-    descriptor, name = tempfile.mkstemp(prefix=_STAGING, dir=path.absolute().parent)
-    staged = Path(name)
+    """Yield a binary file that takes `path`'s name when the block ends; an error leaves the old file as it was."""
+    path = path.absolute()
+    remove_leftovers(path)
+    staged = _staging_path(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with staged.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(staged, path)
-        fsync_path(path.absolute().parent)
+        fsync_path(path.parent)
     except BaseException:
         staged.unlink(missing_ok=True)
         raise
@@ -65,29 +67,38 @@ def replace_folder(target: Path) -> Iterator[Path]:
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target)
-    staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{target.name}-{os.getpid()}-", dir=target.parent))
+    staging = _staging_path(target)
+    staging.mkdir()
     try:
         yield staging
         for path in sorted(staging.rglob("*")):
             fsync_path(path)
         fsync_path(staging)
-        staging.chmod(0o755)
         _swap(staging, target)
         fsync_path(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def _staging_path(target: Path) -> Path:
+    """Name a path beside `target`, so that the rename stays on one file system, and with its writer's process id."""
+    return target.with_name(f"{_STAGING}{os.getpid()}-{secrets.token_hex(4)}-{target.name}")
+
+
 def remove_leftovers(target: Path) -> None:
-    """Delete what a killed `replace_folder(target)` left behind; put an old folder back that lost its name."""
-    for leftover in target.parent.glob(f"{_STAGING}{target.name}-*"):
-        owner = leftover.name.removeprefix(f"{_STAGING}{target.name}-").split("-")[0]
-        if owner.isdigit() and int(owner) != os.getpid() and _is_running(int(owner)):
-            continue  # another process is writing the same folder now: the last one to finish wins
-        if leftover.name.endswith("-old") and not target.exists():
+    """Delete what killed writers of `target` left behind; put an old folder back that lost its name."""
+    for leftover in target.parent.glob(f".edgelm-*-{glob.escape(target.name)}"):
+        match = re.fullmatch(rf"({_STAGING}|{_OLD})(\d+)-[0-9a-f]{{8}}-{re.escape(target.name)}", leftover.name)
+        if match is None:
+            continue
+        if int(match[2]) != os.getpid() and _is_running(int(match[2])):
+            continue  # another process is writing the same target now: the last one to finish wins
+        if match[1] == _OLD and not target.exists():
             os.replace(leftover, target)
-        else:
+        elif leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _is_running(pid: int) -> bool:
@@ -110,7 +121,7 @@ def _swap(staging: Path, target: Path) -> None:
         return
     # Where two folders cannot change places in one step, the old one steps aside under a name that remove_leftovers
     # knows and brings back.
-    old = staging.with_name(f"{staging.name}-old")
+    old = staging.with_name(staging.name.replace(_STAGING, _OLD, 1))
     os.replace(target, old)
     try:
         os.replace(staging, target)

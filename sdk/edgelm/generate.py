@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError
 from edgelm.kv_cache import KVCache
 from edgelm.sampling import Sampler
-from edgelm.session import DecoderSession
 
 # One matrix product over 128 tokens beats 128 products over one; larger chunks lose that to attention, which computes
 # the masked positions of a chunk too (docs/results/).
 PREFILL_CHUNK = 128
 
 
+class Decoder(Protocol):
+    """What the loop needs of a model: DecoderSession, or a double of it (edgelm.testing)."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The features of the Transformer."""
+
+    def new_cache(self) -> KVCache:
+        """Return an empty KV cache for this model."""
+
+    def forward(self, token_ids: Sequence[int], cache: KVCache, *, all_logits: bool = False) -> NDArray[np.float32]:
+        """Compute tokens after those in `cache`, as DecoderSession.forward does."""
+
+
 def prefill(
-    session: DecoderSession, token_ids: Sequence[int], cache: KVCache, cancel: threading.Event | None = None
+    session: Decoder, token_ids: Sequence[int], cache: KVCache, cancel: threading.Event | None = None
 ) -> NDArray[np.float32] | None:
     """Compute those of `token_ids` that `cache` does not hold yet, in chunks; what differs in it is dropped first.
 
@@ -37,17 +52,16 @@ def prefill(
         )
     # The last token is always computed: its logits are not in the cache.
     cache.truncate(min(cache.common_prefix(token_ids), len(token_ids) - 1))
-    logits_TV = None
+    logits_V: NDArray[np.float32] | None = None
     for start in range(cache.length, len(token_ids), PREFILL_CHUNK):
         if cancel is not None and cancel.is_set():
             return None
-        logits_TV = session.forward(token_ids[start : start + PREFILL_CHUNK], cache)
-    assert logits_TV is not None
-    return logits_TV[0]
+        logits_V = session.forward(token_ids[start : start + PREFILL_CHUNK], cache)[0]
+    return logits_V
 
 
 def decode(
-    session: DecoderSession,
+    session: Decoder,
     logits_V: NDArray[np.float32],
     cache: KVCache,
     sampler: Sampler,

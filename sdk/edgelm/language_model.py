@@ -13,7 +13,7 @@ from edgelm.chat_template import ChatTemplate, encode_chat
 from edgelm.completion import Chunk, Completion, Message, Scores, TokenLogprob
 from edgelm.config import ModelConfig
 from edgelm.errors import ChatTemplateError, ContextLengthError
-from edgelm.generate import PREFILL_CHUNK
+from edgelm.generate import PREFILL_CHUNK, Decoder
 from edgelm.generation_config import GenerationConfig
 from edgelm.kv_cache import KVCache
 from edgelm.library import Library
@@ -54,7 +54,7 @@ class LanguageModel:
     def __init__(
         self,
         *,
-        session: DecoderSession,
+        session: Decoder,
         tokenizer: Tokenizer,
         chat_template: ChatTemplate | None,
         generation_config: GenerationConfig,
@@ -114,7 +114,8 @@ class LanguageModel:
         # The check of the prompt comes with the call, not with the first chunk.
         if len(ids) > self.context_length:
             raise ContextLengthError(
-                f"The prompt has {len(ids)} tokens; the model's context holds {self.context_length}. Shorten the prompt."
+                f"The prompt has {len(ids)} tokens; the model's context holds {self.context_length}. "
+                "Shorten the prompt."
             )
         if any(not 0 <= id_ < self.config.vocab_size for id_ in ids):
             raise ContextLengthError(f"A token id of the prompt is outside 0..{self.config.vocab_size - 1}.")

@@ -132,12 +132,14 @@ class _Binding:
         if len(token_ids) == 1:
             self._decode_ids_BT[0, 0] = token_ids[0]
             self._session.run_with_iobinding(self._decode[0])
-            return self._decode_logits_BTV[0]
+            decode_logits_TV: NDArray[np.float32] = self._decode_logits_BTV[0]
+            return decode_logits_TV
         ids_BT = np.array([token_ids], np.int64)
         logits_BTV = np.zeros((1, len(token_ids) if all_logits else 1, self._vocab_size), np.float32)
         binding, _values = self._bind(ids_BT, logits_BTV, 0 if all_logits else 1)
         self._session.run_with_iobinding(binding)
-        return logits_BTV[0]
+        logits_TV: NDArray[np.float32] = logits_BTV[0]
+        return logits_TV
 
 
 def _cache_names(config: ModelConfig, prefix: str) -> list[str]:
