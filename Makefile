@@ -1,0 +1,41 @@
+# make chat | make test | make lint | make bench | make docs: each sets up what it needs, in .venv, and nothing twice.
+PYTHON ?= python3
+MODEL ?= smollm2-135m-instruct
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml sdk/edgelm/_version.py
+
+.PHONY: chat test lint bench docs clean
+
+chat: $(VENV)/chat.stamp
+	@$(BIN)/edgelm pull --quiet-if-present $(MODEL)
+	@$(BIN)/edgelm chat $(MODEL)
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+# The development set holds all that the chat needs, so either stamp serves the other's purpose once dev is there.
+$(VENV)/chat.stamp: $(VENV)/bin/pip $(SOURCES)
+	@echo "Setting up edgelm in $(VENV) (about 350 MB; once) ..." >&2
+	@$(BIN)/pip install --quiet -e ".[cpu,chat,export]" >&2
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/bin/pip $(SOURCES)
+	$(BIN)/pip install --quiet -e ".[cpu,chat,export,train,dev]"
+	@touch $@ $(VENV)/chat.stamp
