@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from edgelm import atomic
 from edgelm.config import SECTION, ModelConfig
-from edgelm.errors import CheckpointError
+from edgelm.errors import CheckpointError, ConfigError
 from edgelm_training.model import Transformer
 
 WEIGHTS_FILE = "model.safetensors"
@@ -43,13 +43,13 @@ def load_checkpoint(folder: str | Path, *, dtype: torch.dtype = torch.float32) -
     the folder may be replaced while the model lives.
 
     Raises:
-        ConfigError: config.json is missing, broken, or not edgelm's.
-        CheckpointError: a file is missing or broken; the names and shapes are not those of the config (the message
-            lists every one that differs); or dtype is another.
+        ConfigError: config.json is missing, broken, or not edgelm's; or dtype is another.
+        CheckpointError: a file is missing or broken, or the names and shapes are not those of the config (the message
+            lists every one that differs).
     """
     folder = Path(folder)
     if dtype not in _LOADED_TYPES:
-        raise CheckpointError(f"dtype is {dtype}; supported: {', '.join(map(str, _LOADED_TYPES))}.")
+        raise ConfigError(f"dtype is {dtype}; supported: {', '.join(map(str, _LOADED_TYPES))}.")
     config = ModelConfig.load(folder)
     stored = _stored_tensors(folder)
     _check_tensors(config, stored, folder)
@@ -95,7 +95,7 @@ def _weight_files(folder: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} does not list the weight files ({error!r}). Download it again.") from error
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
             raise CheckpointError(f"{index} lists {name!r}, which is not a plain file name.")
     return [folder / name for name in sorted(names)]
 
