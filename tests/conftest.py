@@ -1,0 +1,79 @@
+"""Fixtures for all tests: a library that nobody else uses, a server on the loopback interface, the real model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from edgelm import sources
+from edgelm.library import Library
+
+if TYPE_CHECKING:
+    from loopback_server import LoopbackServer
+
+ROOT = Path(__file__).parents[1]
+# The tests' own modules stand beside this file.
+sys.path.insert(0, str(ROOT / "tests"))
+
+REAL_MODEL = "smollm2-135m-instruct"
+
+
+@pytest.fixture(autouse=True)
+def own_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Give each test, and the processes that it starts, an empty library of their own."""
+    home = tmp_path / "edgelm-home"
+    monkeypatch.setenv("EDGELM_HOME", str(home))
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    return home
+
+
+@pytest.fixture
+def server() -> Iterator[LoopbackServer]:
+    """Serve files, and the hub's protocol, at `server.url`."""
+    from loopback_server import LoopbackServer
+
+    with LoopbackServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def shared_library() -> Library:
+    """Return the library that keeps the real model between runs; $EDGELM_TEST_HOME names another place for it."""
+    return Library(Path(os.environ.get("EDGELM_TEST_HOME", ROOT / ".cache" / "edgelm")).absolute())
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf(shared_library: Library) -> Path:
+    """Return the GGUF file of SmolLM2-135M-Instruct, fetched once by our own code; later runs need no network."""
+    with shared_library.lock(REAL_MODEL):
+        return sources.fetch(sources.resolve(REAL_MODEL), shared_library, REAL_MODEL)
+
+
+@pytest.fixture(scope="session")
+def smollm2_checkpoint(shared_library: Library, smollm2_gguf: Path) -> Path:
+    """Return the checkpoint folder of SmolLM2-135M-Instruct, imported once for each state of the exporter's code."""
+    from edgelm_export.importer import import_checkpoint
+
+    folder = shared_library.root / "checkpoints" / f"{REAL_MODEL}-{digest_of_code(ROOT / 'export')}"
+    with shared_library.lock(f"{REAL_MODEL}-checkpoint"):
+        if not folder.exists():
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            folder.parent.mkdir(parents=True)
+            import_checkpoint(smollm2_gguf, folder)
+    return folder
+
+
+def digest_of_code(folder: Path) -> str:
+    """Return a name for the state of the Python files below `folder`: what they made is made anew when they change."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,127 @@
+"""A real HTTP server on the loopback interface, which also speaks as much of the hub's protocol as a download needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class LoopbackServer:
+    """Serve `files` (path -> bytes), and misbehave as told."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    statuses: dict[str, int] = field(default_factory=dict)  # path -> the status that it answers with
+    redirects: dict[str, str] = field(default_factory=dict)  # path -> URL
+    drops: dict[str, list[int]] = field(default_factory=dict)  # path -> bytes until each of the next connections breaks
+    holds: dict[str, int] = field(default_factory=dict)  # path -> bytes after which it waits for `release`
+    release: threading.Event = field(default_factory=threading.Event)
+    knows_ranges: bool = True
+    etag: str | None = '"version-1"'
+    headers_seen: list[tuple[str, dict[str, str]]] = field(default_factory=list)  # of each GET
+
+    def __enter__(self) -> LoopbackServer:
+        state = self
+
+        class Handler(_Handler):
+            server_state = state
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.release.set()
+        self._http.shutdown()
+        self._http.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._http.server_port}"
+
+    def ranges_asked(self, path: str) -> list[str | None]:
+        """Return the Range header of each GET of `path`."""
+        return [headers.get("range") for seen, headers in self.headers_seen if seen == path]
+
+    def add_repository(self, repo: str, files: dict[str, bytes], **info: Any) -> None:
+        """Serve a repository of the hub; weights are LFS files, so they have a SHA-256."""
+        siblings: list[dict[str, Any]] = []
+        for name, content in files.items():
+            self.files[f"/{repo}/resolve/{COMMIT}/{name}"] = content
+            sibling: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": "0" * 40}
+            if name.endswith((".safetensors", ".gguf", ".bin")):
+                sha256 = hashlib.sha256(content).hexdigest()
+                sibling["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 130}
+            siblings.append(sibling)
+        answer = {"id": repo, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False} | info
+        for path in (f"/api/models/{repo}", f"/api/models/{repo}/revision/main"):
+            self.files[path] = json.dumps(answer).encode()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server_state: LoopbackServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        state = self.server_state
+        path = self.path.partition("?")[0]
+        state.headers_seen.append((path, {name.lower(): value for name, value in self.headers.items()}))
+        content = state.files.get(path)
+        status = state.statuses.get(path, 200 if content is not None else 404)
+        if path in state.redirects:
+            self.send_response(302)
+            self.send_header("Location", state.redirects[path])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if status != 200 or content is None:
+            self._refuse(path, status)
+            return
+        start = 0
+        asked = self.headers.get("Range")
+        if asked and state.knows_ranges and self.headers.get("If-Range", state.etag) == state.etag:
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+        if start > len(content) or (asked and start == len(content)):
+            self._refuse(path, 416)
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if state.etag:
+            self.send_header("ETag", state.etag)
+        self.end_headers()
+        self._send_body(path, content[start:])
+
+    def _send_body(self, path: str, body: bytes) -> None:
+        state = self.server_state
+        if state.drops.get(path):
+            self.wfile.write(body[: state.drops[path].pop(0)])
+            self.close_connection = True
+            return
+        if path in state.holds and not state.release.is_set():
+            self.wfile.write(body[: state.holds[path]])
+            self.wfile.flush()
+            state.release.wait(30)
+            self.close_connection = True
+            return
+        self.wfile.write(body)
+
+    def _refuse(self, path: str, status: int) -> None:
+        self.send_response(status)
+        codes = {401: "GatedRepo", 403: "GatedRepo", 404: "RepoNotFound"}
+        if status in codes:
+            self.send_header("X-Error-Code", "RevisionNotFound" if "/revision/" in path else codes[status])
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Keep the tests' output quiet."""

@@ -1,0 +1,188 @@
+"""One file over HTTP: it arrives whole and checked, or the error says why not and the next call goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from edgelm import download as download_module
+from edgelm.download import RemoteFile, download
+from edgelm.errors import DownloadError
+
+CONTENT = random.Random(7).randbytes(1_000_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "model.bin"
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download_module, "_RETRY_WAITS", (0.01, 0.01))
+
+
+@pytest.fixture
+def remote(server):
+    server.files["/model.bin"] = CONTENT
+    return RemoteFile(url=f"{server.url}/model.bin", size=len(CONTENT), sha256=SHA256)
+
+
+def test_a_file_arrives_with_progress_and_leaves_nothing_beside_it(remote, target):
+    seen = []
+    download(remote, target, lambda name, received, total: seen.append((name, received, total)))
+    assert target.read_bytes() == CONTENT
+    assert seen[-1] == ("model.bin", len(CONTENT), len(CONTENT))
+    assert os.listdir(target.parent) == [target.name]
+
+
+def test_size_and_checksum_may_be_unknown(server, target):
+    server.files["/empty"] = b""
+    server.files["/model.bin"] = CONTENT
+    download(RemoteFile(url=f"{server.url}/model.bin"), target)
+    assert target.read_bytes() == CONTENT
+    download(RemoteFile(url=f"{server.url}/empty"), target)
+    assert target.read_bytes() == b""
+
+
+def test_dropped_connections_are_resumed_where_they_broke(server, remote, target):
+    server.drops["/model.bin"] = [300_000, 200_000, 0]
+    download(remote, target)
+    assert target.read_bytes() == CONTENT
+    assert server.ranges_asked("/model.bin") == [None, "bytes=300000-", "bytes=500000-", "bytes=500000-"]
+
+
+def test_a_part_of_an_earlier_run_is_completed(server, remote, target):
+    target.with_name("model.bin.part").write_bytes(CONTENT[:999_000])
+    download(remote, target)
+    assert target.read_bytes() == CONTENT
+    assert server.ranges_asked("/model.bin") == ["bytes=999000-"]
+
+
+def test_a_complete_part_needs_no_request(server, remote, target):
+    target.with_name("model.bin.part").write_bytes(CONTENT)
+    download(remote, target)
+    assert target.read_bytes() == CONTENT
+    assert server.headers_seen == []
+
+
+def test_a_server_that_ignores_ranges_starts_again_cleanly(server, remote, target):
+    server.knows_ranges = False
+    server.drops["/model.bin"] = [300_000]
+    download(remote, target)
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_part_of_another_version_is_dropped(server, target):
+    server.files["/model.bin"] = CONTENT
+    target.with_name("model.bin.part").write_bytes(b"old" * 1000)
+    target.with_name("model.bin.part.etag").write_text('"version-0"')
+    download(RemoteFile(url=f"{server.url}/model.bin", size=len(CONTENT)), target)
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_part_of_an_unknown_version_is_not_trusted_without_a_checksum(server, target):
+    server.files["/model.bin"] = CONTENT
+    target.with_name("model.bin.part").write_bytes(b"old" * 1000)
+    download(RemoteFile(url=f"{server.url}/model.bin"), target)
+    assert target.read_bytes() == CONTENT
+    assert server.ranges_asked("/model.bin") == [None]
+
+
+def test_a_part_longer_than_the_file_is_dropped(server, target):
+    server.files["/model.bin"] = CONTENT
+    target.with_name("model.bin.part").write_bytes(CONTENT + b"more")
+    target.with_name("model.bin.part.etag").write_text('"version-1"')
+    download(RemoteFile(url=f"{server.url}/model.bin"), target)
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_wrong_checksum_deletes_the_part_and_says_so(server, remote, target):
+    server.files["/model.bin"] = b"x" + CONTENT[1:]
+    with pytest.raises(DownloadError, match=r"is not the file that was asked for: its SHA-256 is .* was expected"):
+        download(remote, target)
+    assert os.listdir(target.parent) == []
+
+
+def test_a_wrong_size_is_refused_before_the_body(server, remote, target):
+    server.files["/model.bin"] = CONTENT + b"more"
+    with pytest.raises(DownloadError, match="the server has 1000004 bytes; 1000000 were expected"):
+        download(remote, target)
+
+
+def test_a_body_longer_than_the_size_is_refused(tmp_path, target, monkeypatch):
+    source = tmp_path / "source"
+    source.write_bytes(CONTENT)
+    monkeypatch.setattr(download_module._Transfer, "_check_size", lambda *_: None)  # a server that states no length
+    with pytest.raises(DownloadError, match="more than the expected 1000 bytes came"):
+        download(RemoteFile(url=source.as_uri(), size=1000), target)
+
+
+def test_a_refusal_is_final_and_names_the_way_out(server, target):
+    remote = RemoteFile(url=f"{server.url}/gone", advice={404: "It moved."})
+    with pytest.raises(DownloadError, match=r"Cannot download model.bin: .*/gone answers 404 Not Found. It moved."):
+        download(remote, target)
+    assert len(server.headers_seen) == 1
+
+
+def test_a_busy_server_is_asked_again_a_few_times(server, remote, target):
+    server.statuses["/model.bin"] = 503
+    with pytest.raises(DownloadError, match="answers 503"):
+        download(remote, target)
+    assert len(server.headers_seen) == 3
+
+
+def test_no_network_is_an_error_that_keeps_the_part(target):
+    target.with_name("model.bin.part").write_bytes(b"abc")
+    with pytest.raises(DownloadError, match=r"Check the network .* it goes on where it stopped"):
+        download(RemoteFile(url="http://127.0.0.1:9/model.bin"), target)
+    assert target.with_name("model.bin.part").exists()
+
+
+def test_an_interrupt_keeps_the_part_for_the_next_run(server, remote, target):
+    def interrupt(_name: str, received: int, _total: int | None) -> None:
+        if received > 500_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        download(remote, target, interrupt)
+    part = target.with_name("model.bin.part").stat().st_size
+    assert 500_000 < part < len(CONTENT)
+    download(remote, target)
+    assert target.read_bytes() == CONTENT
+    assert server.ranges_asked("/model.bin")[-1] == f"bytes={part}-"
+
+
+def test_a_full_disk_is_an_error_before_the_first_byte(remote, target, monkeypatch):
+    monkeypatch.setattr(download_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10_000_000}))
+    with pytest.raises(DownloadError, match=r"needs 1 MB more; only 10 MB are free at .* EDGELM_HOME"):
+        download(remote, target)
+
+
+def test_a_file_that_cannot_be_written_is_an_error(remote, target):
+    target.with_name("model.bin.part").mkdir()
+    with pytest.raises(DownloadError, match=r"Cannot write .*model.bin"):
+        download(remote, target)
+
+
+def test_a_file_url_goes_the_same_way(tmp_path, target):
+    source = tmp_path / "wheel house" / "a.whl"
+    source.parent.mkdir()
+    source.write_bytes(CONTENT)
+    download(RemoteFile(url=source.as_uri(), size=len(CONTENT), sha256=SHA256), target)
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_token_goes_to_the_server_that_was_asked_and_to_no_other(server, target):
+    server.files["/storage"] = CONTENT
+    server.redirects["/model.bin"] = f"{server.url.replace('127.0.0.1', 'localhost')}/storage"
+    download(RemoteFile(url=f"{server.url}/model.bin", headers={"Authorization": "Bearer secret"}), target)
+    assert target.read_bytes() == CONTENT
+    asked, redirected = (headers for _, headers in server.headers_seen)
+    assert asked["authorization"] == "Bearer secret"
+    assert "authorization" not in redirected

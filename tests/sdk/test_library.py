@@ -1,0 +1,214 @@
+"""The model library: names lead to folders, never outside; what is missing is explained."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgelm.errors import ConfigError, ModelNotFoundError
+from edgelm.file_lock import file_lock
+from edgelm.folders import data_folder, state_folder
+from edgelm.library import Library
+from edgelm.testing import tiny_model_path
+
+
+@pytest.fixture
+def library(own_library: Path) -> Library:
+    return Library()
+
+
+def add_package(library: Library, name: str) -> Path:
+    shutil.copytree(tiny_model_path(), library.package_path(name))
+    return library.package_path(name)
+
+
+def add_source(library: Library, name: str, *files: str) -> Path:
+    folder = library.root / "sources" / name
+    folder.mkdir(parents=True)
+    for file in files:
+        (folder / file).write_bytes(b"x")
+    return folder
+
+
+def test_an_empty_library_has_nothing_and_makes_no_folder(library):
+    assert (library.packages(), library.sources()) == ([], [])
+    assert not library.root.exists()
+
+
+def test_packages_and_sources_are_named_in_order_without_hidden_folders_and_files(library):
+    for name in ("zebra", "ant", ".staging"):
+        (library.root / "models" / name).mkdir(parents=True)
+    (library.root / "models" / "note.txt").touch()
+    add_source(library, "bee")
+    assert library.packages() == ["ant", "zebra"]
+    assert library.sources() == ["bee"]
+
+
+def test_a_name_leads_to_its_package(library):
+    folder = add_package(library, "tiny")
+    assert library.find("tiny") == folder == library.package_path("tiny")
+
+
+def test_a_path_leads_to_its_folder(library, tmp_path, monkeypatch):
+    shutil.copytree(tiny_model_path(), tmp_path / "package")
+    monkeypatch.chdir(tmp_path)
+    assert library.find(tmp_path / "package") == tmp_path / "package"
+    assert library.find("./package") == Path("package")
+    assert library.find("package") == Path("package")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert library.find("~/package") == tmp_path / "package"
+
+
+def test_a_source_is_its_gguf_file_or_its_folder(library):
+    folder = add_source(library, "small", "model.gguf", "source.json")
+    assert library.source_path("small") == folder / "model.gguf"
+    folder = add_source(library, "large", "config.json", "model.safetensors")
+    assert library.source_path("large") == folder
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("smollm2-135m-instruct", "There is no model 'smollm2-135m-instruct'. Fetch it: edgelm pull smollm2-135m-inst"),
+        ("smollm2", "Did you mean smollm2-135m-instruct?"),
+        ("tinny", "There is no model 'tinny'. Did you mean tiny"),
+        ("", "There is no model ''. In the library: tiny."),
+        ("original", "Only the source of 'original' is in the library. Make a package of it: edgelm export original"),
+        ("./nothing", "There is no model package at nothing. In the library: tiny."),
+        ("./model.gguf", "model.gguf is not a model package: .* edgelm export model.gguf -o package/"),
+        ("model.gguf", "model.gguf is not a model package: .* edgelm export model.gguf -o package/"),
+    ],
+)
+def test_what_is_not_here_is_explained(library, wanted, message, tmp_path, monkeypatch):
+    add_package(library, "tiny")
+    add_source(library, "original")
+    monkeypatch.chdir(tmp_path)
+    Path("model.gguf").touch()
+    with pytest.raises(ModelNotFoundError, match=message):
+        library.find(wanted)
+
+
+def test_the_latest_package_is_the_one_written_last(library):
+    for age, name in enumerate(("newest", "middle", "oldest")):
+        os.utime(add_package(library, name) / "edgelm.json", (1e9 - age, 1e9 - age))
+    assert library.latest() == "newest"
+
+
+def test_without_a_package_the_way_to_one_is_named(library):
+    with pytest.raises(ModelNotFoundError, match=r"The library is empty.*edgelm pull smollm2-135m-instruct"):
+        library.latest()
+    add_source(library, "original")
+    with pytest.raises(ModelNotFoundError, match=r"Only sources are in the library.*edgelm export original"):
+        library.latest()
+
+
+def test_remove_deletes_package_source_and_unfinished_download(library):
+    add_package(library, "tiny")
+    add_package(library, "other")
+    add_source(library, "tiny", "model.gguf")
+    library.downloads_path("tiny").mkdir(parents=True)
+    leftover = library.root / "models" / ".removed-1-older"
+    leftover.mkdir()
+    library.remove("tiny")
+    assert library.packages() == ["other"]
+    assert [path.name for kind in ("models", "sources", "downloads") for path in (library.root / kind).iterdir()] == [
+        "other"
+    ]
+
+
+def test_removing_a_linked_package_leaves_what_it_links_to(library, tmp_path):
+    shutil.copytree(tiny_model_path(), tmp_path / "elsewhere")
+    (library.root / "models").mkdir(parents=True)
+    (library.root / "models" / "linked").symlink_to(tmp_path / "elsewhere")
+    library.remove("linked")
+    assert library.packages() == []
+    assert (tmp_path / "elsewhere" / "edgelm.json").exists()
+
+
+def test_removing_what_is_not_there_is_an_error(library):
+    with pytest.raises(ModelNotFoundError, match=r"There is no model 'tiny' to remove. The library is empty"):
+        library.remove("tiny")
+
+
+@pytest.mark.parametrize("name", ["../tiny", "a/b", "a\\b", ".hidden", "-x", "", "..", "a ", "x" * 101, "tiny\n", "a."])
+def test_no_name_reaches_outside_the_library(library, name):
+    for method in (library.package_path, library.source_path, library.downloads_path, library.remove):
+        with pytest.raises(ConfigError, match="is not a name for a model"):
+            method(name)
+
+
+def test_a_library_that_cannot_be_written_or_read_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ConfigError, match=r"The model library .* cannot be written: .* Set EDGELM_HOME"),
+        Library(tmp_path / "file").lock("tiny"),
+    ):
+        pass
+    (tmp_path / "models").touch()
+    with pytest.raises(ConfigError, match=r"The model library .* cannot be read: .* Set EDGELM_HOME"):
+        Library(tmp_path).packages()
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="XDG is the convention of other systems")
+def test_folders_follow_the_environment(monkeypatch, tmp_path):
+    assert data_folder() == state_folder() == Path(os.environ["EDGELM_HOME"])
+    monkeypatch.delenv("EDGELM_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", "relative/is/ignored")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    assert data_folder() == tmp_path / ".local/share/edgelm"
+    assert state_folder() == tmp_path / ".local/state/edgelm"
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    assert (data_folder(), state_folder()) == (Path("/data/edgelm"), Path("/state/edgelm"))
+
+
+def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("EDGELM_HOME")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(ConfigError, match=r"There is no home folder to keep models in. Set EDGELM_HOME"):
+        data_folder()
+
+
+HOLD = """
+import time
+from edgelm.library import Library
+with Library().lock("tiny"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_is_waited_for_and_ends_with_its_holder(library):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    waited_for: list[str] = []
+
+    def waiting(owner: str) -> None:
+        waited_for.append(owner)
+        holder.kill()
+
+    started = time.monotonic()
+    with library.lock("tiny", waiting):
+        assert time.monotonic() - started < 10
+    holder.wait()
+    assert waited_for == [str(holder.pid)]
+
+
+def test_locks_of_different_models_do_not_meet(library, tmp_path):
+    with library.lock("one"), library.lock("two", lambda _: pytest.fail("waited")):
+        pass
+    with file_lock(tmp_path / "lock"):
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+    assert (tmp_path / "lock").read_text() == ""
