@@ -16,16 +16,16 @@ _FREE_TEXT = ("content", "text")
 class ControlGuard:
     """Hide the control tokens in the values given to one rendering, and tell them from the template's afterwards.
 
-    Each literal in a value is replaced by a placeholder of private-use characters and digits with a random number, so
-    that the template can trim, join and compare around it. What the template is free to do with a value, cutting it
-    into pieces included, makes no control token of it.
+    Each literal in a value is replaced by a placeholder, so that the template can trim, join and compare around it.
+    Whatever the template does with a value, cutting it into pieces included, makes no control token of it.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._hidden: list[str] = []
-        self._mark = f"\ue000{secrets.randbits(64)}\ue001"
-        self._placeholder = re.compile(f"{self._mark}([0-9]+)\ue002")
+        # Digits alone stay as they are in JSON, in Python's repr, and in upper or lower case.
+        self._mark = f"{secrets.randbits(64):020}"
+        self._placeholder = re.compile(self._mark + "([0-9]{9})")
 
     def hide(self, value: object, place: str = "messages", *, free_text: bool = False) -> object:
         """Copy a value of plain data, with placeholders in its strings.
@@ -71,7 +71,7 @@ class ControlGuard:
 
     def _hide_one(self, literal: str) -> str:
         self._hidden.append(literal)
-        return f"{self._mark}{len(self._hidden) - 1}\ue002"
+        return f"{self._mark}{len(self._hidden) - 1:09}"
 
     def reveal(self, rendered: str) -> list[str | int]:
         """Split a rendered conversation into ordinary text, hidden literals put back, and control token ids."""
