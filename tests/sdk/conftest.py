@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+TEXT = """The sea is blue, and the sea was grey in the year 1984; it's wide. Thé naïve fiancée said: 漢字かな交じり文.
+def sail(sea):
+    return [wave for wave in sea if wave.height > 3.5]  # 😀 👨‍👩‍👧 over
+user system assistant think Hello there, who are you? I am a small model.
+"""
+
+
+@pytest.fixture(scope="session")
+def byte_level_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE as SmolLM2 has it, with control tokens of both kinds and added tokens that are text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT] * 3, trainer)
+    tokenizer.add_special_tokens(
+        ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    )
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("<think>", "</think>", "<table>", "    ")])
+    folder = tmp_path_factory.mktemp("byte_level")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def metaspace_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BPE with `▁` and byte tokens, as Llama 2 has it, in which merges spell the literal of a control token."""
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    merges = [("▁", "h"), ("▁h", "i"), ("i", "▁"), ("<", "s"), ("<s", ">"), ("s", "e"), ("se", "a")]
+    names += [*"▁hiseaut<>/k", *("".join(pair) for pair in merges if "".join(pair) not in names)]
+    tokenizer = Tokenizer(
+        models.BPE(
+            {name: i for i, name in enumerate(names)}, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True
+        )
+    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    folder = tmp_path_factory.mktemp("metaspace")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder

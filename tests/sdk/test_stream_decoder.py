@@ -1,0 +1,54 @@
+import random
+from pathlib import Path
+
+import pytest
+
+from edgelm.stream_decoder import StreamDecoder
+from edgelm.tokenizer import Tokenizer
+
+TEXTS = ("The sea", "漢字かな", "😀 👨‍👩‍👧 🏴󠁧󠁢󠁥󠁮󠁧󠁿 e\u0301", " leading", "  two", "a\ufffdb")
+
+
+@pytest.fixture(params=["byte_level_folder", "metaspace_folder"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    folder: Path = request.getfixturevalue(request.param)
+    return Tokenizer.load(folder)
+
+
+def pieces_of(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    decoder = StreamDecoder(tokenizer)
+    return [*(decoder.push(id_) for id_ in ids), decoder.flush()]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_pieces_make_the_text_and_none_has_half_a_character(tokenizer: Tokenizer, text: str) -> None:
+    pieces = pieces_of(tokenizer, tokenizer.encode(text))
+    assert "".join(pieces) == text
+    assert "\ufffd" not in "".join(pieces).replace("a\ufffdb", "")
+
+
+def test_a_character_split_over_tokens_comes_with_its_last_one(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a😂b")
+    pieces = pieces_of(tokenizer, ids)
+    assert len(ids) > 4
+    assert pieces.count("😂") == 1
+    assert pieces[-1] == ""
+
+
+def test_any_list_of_tokens_gives_what_decode_gives(tokenizer: Tokenizer) -> None:
+    rng = random.Random(0)
+    for _ in range(300):
+        ids = [rng.randrange(tokenizer.vocab_size + 3) for _ in range(rng.randrange(30))]
+        assert "".join(pieces_of(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+def test_bytes_that_are_no_character_do_not_hold_the_text_back(tokenizer: Tokenizer) -> None:
+    a = tokenizer.encode("a")[-1]
+    begun = next(i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"\xe2")
+    assert pieces_of(tokenizer, [begun, a, begun]) == ["", "\ufffda", "", "\ufffd"]
+
+
+def test_control_tokens_have_no_text_even_within_a_character(tokenizer: Tokenizer) -> None:
+    ids = [i for i in tokenizer.encode("😂") if tokenizer.token_bytes(i) != b" "]
+    control = min(tokenizer.control_token_ids)
+    assert "".join(pieces_of(tokenizer, [control, ids[0], control, *ids[1:], control])) == "😂"

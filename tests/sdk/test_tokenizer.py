@@ -1,0 +1,229 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from edgelm.errors import TokenizerError
+from edgelm.tokenizer import Tokenizer
+
+SAMPLES = (
+    "The sea is blue.",
+    "  odd   spaces\t\n\n and\r\nlines \u00a0 here    ",
+    "def f(x):\n    return x['a'] + 12345  # 😀 👨‍👩‍👧 🏴󠁧󠁢󠁥󠁮󠁧󠁿",
+    "漢字かな交じり文, हिन्दी, עברית, e\u0301, \x00\x7f\ufffd",
+    "<b>bold</b> <table> < think> <|im|> <0x41>",
+    "",
+)
+CONTROL_SAMPLES = (
+    "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n",
+    "a<think>b</think> c <|endoftext|><|endoftext|>  <|im_start|>",
+    "<|im_<|im_start|>start|> <<think>>",
+)
+
+
+@pytest.fixture
+def tokenizer(byte_level_folder: Path) -> Tokenizer:
+    return Tokenizer.load(byte_level_folder)
+
+
+@pytest.fixture
+def original(byte_level_folder: Path) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_file(str(byte_level_folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("text", SAMPLES)
+def test_ordinary_text_gets_the_ids_of_the_original(
+    tokenizer: Tokenizer, original: tokenizers.Tokenizer, text: str
+) -> None:
+    ids = tokenizer.encode(text)
+    assert ids == original.encode(text, add_special_tokens=False).ids
+    assert ids == tokenizer.encode(text, control_tokens=True)
+    assert tokenizer.decode(ids) == original.decode(ids) == text
+
+
+@pytest.mark.parametrize("text", CONTROL_SAMPLES)
+def test_control_tokens_get_the_ids_of_the_original_where_they_are_asked_for(
+    tokenizer: Tokenizer, original: tokenizers.Tokenizer, text: str
+) -> None:
+    ids = tokenizer.encode(text, control_tokens=True)
+    assert ids == original.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(ids, skip_control_tokens=False) == text
+
+
+@pytest.mark.parametrize("text", CONTROL_SAMPLES)
+def test_control_tokens_in_ordinary_text_stay_text(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert not tokenizer.control_token_ids & set(ids)
+    assert tokenizer.decode(ids) == text
+
+
+def test_control_tokens_are_the_special_ones_and_those_that_look_like_markup(tokenizer: Tokenizer) -> None:
+    assert "<think>" in tokenizer.control_tokens
+    assert "<|im_start|>" in tokenizer.control_tokens
+    assert "<table>" not in tokenizer.control_tokens
+    assert "    " not in tokenizer.control_tokens
+    assert tokenizer.control_token_ids == set(tokenizer.control_tokens.values())
+
+
+def test_decode_leaves_control_tokens_out(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("<think>sea</think><|im_end|>", control_tokens=True)
+    assert tokenizer.decode(ids) == "sea"
+
+
+def test_tokens_have_the_ids_and_the_number_of_the_original(
+    tokenizer: Tokenizer, original: tokenizers.Tokenizer
+) -> None:
+    vocab = original.get_vocab()
+    assert tokenizer.vocab_size == len(vocab)
+    assert {name: tokenizer.id_of(name) for name in vocab} == vocab
+    assert tokenizer.id_of("no such token") is None
+
+
+def test_token_bytes_of_a_byte_level_vocabulary_are_exact(tokenizer: Tokenizer) -> None:
+    for text in SAMPLES:
+        ids = tokenizer.encode(text)
+        assert b"".join(tokenizer.token_bytes(id_) for id_ in ids) == text.encode()
+    first_of_emoji = tokenizer.encode("😂")[0]
+    assert tokenizer.token_bytes(first_of_emoji)[:1] == b"\xf0"
+    assert tokenizer.token_text(tokenizer.encode("\x85")[0]) == "\ufffd"
+
+
+def test_every_byte_has_its_token(tokenizer: Tokenizer) -> None:
+    ids = [tokenizer.id_of(name) for name in pre_tokenizers.ByteLevel.alphabet()]
+    assert {tokenizer.token_bytes(id_) for id_ in ids if id_ is not None} == {bytes([byte]) for byte in range(256)}
+
+
+def test_an_id_above_the_vocabulary_has_no_text_and_one_below_zero_is_an_error(tokenizer: Tokenizer) -> None:
+    assert tokenizer.token_bytes(tokenizer.vocab_size + 7) == b""
+    with pytest.raises(TokenizerError, match="no token -1"):
+        tokenizer.token_bytes(-1)
+
+
+@pytest.mark.parametrize("text", ["hi sea", " hi", "sea hi ", "aé漢😀", "hi<s>hi</s> sea", "<s", "<unk>"])
+def test_a_metaspace_vocabulary_encodes_and_decodes_as_the_original(metaspace_folder: Path, text: str) -> None:
+    tokenizer = Tokenizer.load(metaspace_folder)
+    original = tokenizers.Tokenizer.from_file(str(metaspace_folder / "tokenizer.json"))
+    ids = original.encode(text, add_special_tokens=False).ids
+    assert tokenizer.encode(text, control_tokens=True) == ids
+    assert tokenizer.decode(ids) == original.decode(ids)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_token_bytes_of_a_metaspace_vocabulary_are_exact(metaspace_folder: Path) -> None:
+    tokenizer = Tokenizer.load(metaspace_folder)
+    for name, data in (("▁hi", b" hi"), ("<0x0A>", b"\n"), ("<0xF0>", b"\xf0"), ("<s>", b"<s>")):
+        id_ = tokenizer.id_of(name)
+        assert id_ is not None
+        assert tokenizer.token_bytes(id_) == data
+
+
+def test_merges_that_spell_a_control_token_do_not_make_one(metaspace_folder: Path) -> None:
+    unguarded = json.loads((metaspace_folder / "tokenizer.json").read_text())
+    unguarded["added_tokens"] = []
+    tokenizer = Tokenizer.load(metaspace_folder)
+    control_id = tokenizer.id_of("<s>")
+    assert control_id in tokenizers.Tokenizer.from_str(json.dumps(unguarded)).encode("hi<s>").ids
+    assert control_id not in tokenizer.encode("hi<s>")
+
+
+def save(folder: Path, rust: tokenizers.Tokenizer) -> Path:
+    rust.decoder = decoders.Metaspace()
+    rust.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_a_vocabulary_read_before_its_merges_does_not_make_a_control_token(tmp_path: Path) -> None:
+    vocab = {name: i for i, name in enumerate(["<", "e", ">", "<e", "<e>"])}
+    rust = tokenizers.Tokenizer(models.BPE(vocab, [("<", "e"), ("<e", ">")], ignore_merges=True))
+    rust.add_special_tokens(["<e>"])
+    assert Tokenizer.load(save(tmp_path, rust)).encode("<e>") == [vocab["<e"], vocab[">"]]
+
+
+def test_a_unigram_vocabulary_does_not_make_a_control_token(tmp_path: Path) -> None:
+    names = ["<unk>", "<s>", "<", "s", ">", "▁"]
+    rust = tokenizers.Tokenizer(models.Unigram([(name, -float(i)) for i, name in enumerate(names)], unk_id=0))
+    assert rust.encode("<s>").tokens == ["<s>"]
+    rust.add_special_tokens(["<unk>", "<s>"])
+    tokenizer = Tokenizer.load(save(tmp_path, rust))
+    assert tokenizer.encode("<s>") == [2, 3, 4]
+    assert tokenizer.encode("<s>", control_tokens=True) == [1]
+    assert tokenizer.encode("é") == [0]  # an unknown character is the unknown token, by nobody's spelling
+
+
+def test_added_tokens_that_are_text_keep_their_ids_beside_hidden_ones(tmp_path: Path) -> None:
+    rust = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    rust.add_special_tokens(["<x>"])
+    rust.add_tokens(["  "])
+    tokenizer = Tokenizer.load(save(tmp_path, rust))
+    assert tokenizer.encode("a  b") == [0, 3, 1]
+    assert tokenizer.encode_parts(["a", 2, "b"]) == [0, 2, 1]
+
+
+def test_a_padding_or_truncation_in_the_file_is_not_applied(tmp_path: Path) -> None:
+    rust = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    rust.enable_truncation(3)
+    rust.enable_padding(length=16)
+    assert Tokenizer.load(save(tmp_path, rust)).encode("abababab") == [0, 1] * 4
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", "[" * 100_000, '{"added_tokens": [], "model": {"type": "BPE"}}', "\xff"],
+)
+def test_a_broken_file_is_a_tokenizer_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content, encoding="latin-1")
+    with pytest.raises(TokenizerError):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_missing_file_is_a_tokenizer_error(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"Cannot read .*tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_panic_of_the_library_is_a_tokenizer_error(byte_level_folder: Path, tmp_path: Path) -> None:
+    spec = json.loads((byte_level_folder / "tokenizer.json").read_text())
+    # The prefix is longer than the second half of a merge, so the library slices past its end.
+    spec["model"]["continuing_subword_prefix"] = "#" * 50
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(TokenizerError, match="the tokenizers library gave up"):
+        Tokenizer.load(tmp_path)
+
+
+def test_an_interrupt_passes_through(byte_level_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(json, "loads", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        Tokenizer.load(byte_level_folder)
+
+
+def test_an_unknown_decoder_is_an_error_that_names_it(byte_level_folder: Path, tmp_path: Path) -> None:
+    spec = json.loads((byte_level_folder / "tokenizer.json").read_text())
+    for decoder, name in (({"type": "WordPiece", "prefix": "##", "cleanup": True}, "WordPiece"), (None, "none")):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(spec | {"decoder": decoder}))
+        with pytest.raises(TokenizerError, match=name):
+            Tokenizer.load(tmp_path)
+
+
+def test_an_unknown_step_of_a_decoder_is_an_error_that_shows_it(metaspace_folder: Path, tmp_path: Path) -> None:
+    spec = json.loads((metaspace_folder / "tokenizer.json").read_text())
+    spec["decoder"]["decoders"][0]["pattern"] = {"Regex": "x+"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(TokenizerError, match=r"has the step .*'Regex': 'x\+'"):
+        Tokenizer.load(tmp_path)
+
+
+def test_half_of_a_surrogate_pair_is_a_tokenizer_error(tokenizer: Tokenizer) -> None:
+    with pytest.raises(TokenizerError, match="Cannot encode the text"):
+        tokenizer.encode("sea \ud83d")
+
+
+def test_import_edgelm_does_not_import_the_tokenizers_library() -> None:
+    code = "import edgelm, sys; sys.exit(int('tokenizers' in sys.modules or 'jinja2' in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
