@@ -1,0 +1,108 @@
+"""Files of a checkpoint folder: found inside it alone, and read with errors that name them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from edgelm.errors import CheckpointError
+
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+CHAT_TEMPLATE, GENERATION_CONFIG = "chat_template.jinja", "generation_config.json"
+
+
+def file_inside(folder: Path, name: str) -> Path:
+    """Return the path of a file that lies in the folder.
+
+    A link out of the folder is followed only in Hugging Face's cache, from `snapshots/<revision>/` to `blobs/`.
+
+    Raises:
+        CheckpointError: `name` is not a plain file name, the file is missing, or it is a link to elsewhere.
+    """
+    if Path(name).name != name or "\\" in name or "\0" in name or name in ("", ".", ".."):
+        raise CheckpointError(f"{folder} lists the file {name!r}; only plain file names inside the folder are allowed.")
+    path = folder / name
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing. Download the model again.")
+    home, real = folder.resolve(), path.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parent.parent / "blobs")
+    if real.parent not in allowed:
+        raise CheckpointError(f"{path} is a link to {real}, outside the folder. Replace it by the file itself.")
+    return path
+
+
+def read_text(folder: Path, name: str) -> str:
+    """Read a UTF-8 text file of the folder.
+
+    Raises:
+        CheckpointError: it is missing, cannot be read, or is not UTF-8.
+    """
+    path = file_inside(folder, name)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+
+
+def read_json_object(folder: Path, name: str) -> dict[str, Any]:
+    """Read a JSON object from a file of the folder.
+
+    Raises:
+        CheckpointError: it is missing, is not JSON, or holds something else than an object.
+    """
+    return parse_json_object(read_text(folder, name), folder / name)
+
+
+def parse_json_object(text: str, path: Path) -> dict[str, Any]:
+    """Parse the JSON object that `path` holds.
+
+    Raises:
+        CheckpointError: it is not JSON, or something else than an object.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a {type(values).__name__}; it must be a JSON object.")
+    return values
+
+
+def read_text_files(folder: Path) -> dict[str, str]:
+    """Read the tokenizer and its companions, the chat template as a file of its own.
+
+    Raises:
+        CheckpointError: tokenizer.json is missing, or one of them cannot be read.
+    """
+    if not (folder / TOKENIZER).exists():
+        raise CheckpointError(
+            f"{folder} has no {TOKENIZER}, which edgelm needs. Save the tokenizer there with transformers: "
+            'AutoTokenizer.from_pretrained(...).save_pretrained("folder")'
+        )
+    files = {TOKENIZER: read_text(folder, TOKENIZER)}
+    for name in (TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG):
+        if (folder / name).exists():
+            files[name] = read_text(folder, name)
+    for name in (TOKENIZER, GENERATION_CONFIG):
+        if name in files:
+            parse_json_object(files[name], folder / name)
+    if TOKENIZER_CONFIG in files:
+        files |= _with_template_apart(parse_json_object(files[TOKENIZER_CONFIG], folder / TOKENIZER_CONFIG), files)
+    return files
+
+
+def _with_template_apart(config: dict[str, Any], files: dict[str, str]) -> dict[str, str]:
+    """Move the chat template from tokenizer_config.json to its own file; where both are, the file counts."""
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, by name: they stay listed, and "default" is the chat's
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    else:
+        config.pop("chat_template", None)
+    apart = {TOKENIZER_CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
+    if isinstance(template, str) and CHAT_TEMPLATE not in files:
+        apart[CHAT_TEMPLATE] = template
+    return apart

@@ -1,0 +1,209 @@
+"""HuggingFaceCheckpoint: a folder with config.json and safetensors, from the hub or written by edgelm."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import ml_dtypes  # noqa: F401  (teaches numpy the name bfloat16, by which safetensors asks for it)
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from edgelm.config import SECTION, ModelConfig
+from edgelm.errors import CheckpointError, ConfigError
+from edgelm.manifest import sha256_of
+from edgelm_export.architectures import architecture_of
+from edgelm_export.architectures.hf_values import token_ids
+from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.checkpoint_folder import file_inside, read_json_object, read_text_files
+from edgelm_export.safetensors_writer import SOURCE_KEY
+from edgelm_export.tensor_map import EMBEDDING, HEAD, map_tensors, source_name
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+_DTYPES = ("F32", "F16", "BF16")
+# Rows are widened in portions, so that beside the float32 tensor only one portion of the stored one is in memory.
+_PORTION_VALUES = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _StoredTensor:
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class HuggingFaceCheckpoint:
+    """Read a folder with config.json and safetensors, in one file or several.
+
+    A file is opened for one tensor at a time, so that pages of earlier ones do not count as memory of the process.
+
+    Raises:
+        CheckpointError: a file is missing or broken, the model has a feature that is not supported, or its tensors do
+            not fit its config.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        values = read_json_object(folder, "config.json")
+        section = values.pop(SECTION, None)
+        if section is not None and not isinstance(section, dict):
+            raise CheckpointError(f"{folder / 'config.json'}: {SECTION!r} is {section!r}; it must be an object.")
+        self.hf_config: Mapping[str, Any] = values
+        self._stored, self._metadata = _stored_tensors(folder)
+        shapes = {name: tensor.shape for name, tensor in self._stored.items()}
+        try:
+            table, ignored = None, frozenset[str]()
+            if section is not None:
+                self.config = ModelConfig.from_dict(section)
+            else:
+                _refuse_quantized(values, folder)
+                architecture = architecture_of(values.get("model_type"), folder)
+                self.config = self._with_end_tokens(architecture.to_model_config(values))
+                table, ignored = architecture.tensor_names, architecture.ignored_tensors
+            self._names = map_tensors(self.config, table, shapes, ignored, folder)
+        except ConfigError as error:
+            raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+        self._refuse_other_types()
+        self._refuse_untied_head(source_name(HEAD, table))
+
+    @cached_property
+    def text_files(self) -> Mapping[str, str]:
+        """The tokenizer and its companions.
+
+        Raises:
+            CheckpointError: tokenizer.json is missing, or one of them cannot be read.
+        """
+        return read_text_files(self._folder)
+
+    @cached_property
+    def source(self) -> Mapping[str, Any]:
+        """The folder's weight files with their hashes; for a folder of ours, also what it was imported from."""
+        files = sorted({tensor.file for tensor in self._stored.values()})
+        described: dict[str, Any] = {
+            "format": "safetensors",
+            "files": [{"path": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)} for path in files],
+        }
+        try:
+            imported_from = json.loads(self._metadata.get(SOURCE_KEY, "null"))
+        except ValueError:
+            imported_from = None
+        if isinstance(imported_from, dict):
+            described["imported_from"] = imported_from
+            if isinstance(imported_from.get("license"), str):
+                described["license"] = imported_from["license"]
+        return described
+
+    def stored_type(self, name: str) -> str:
+        """Name the type a tensor has on disk: F32, F16 or BF16."""
+        return self._stored[self._names[name]].dtype
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """Read one tensor, widened exactly to float32."""
+        return self._read(self._names[name])
+
+    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
+        """Return None: no tensor here is on a quantized grid."""
+        return None
+
+    def close(self) -> None:
+        """Do nothing: no file stays open. It is here so that every checkpoint closes alike."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self, source_name: str) -> NDArray[np.float32]:
+        stored = self._stored[source_name]
+        tensor = np.empty(stored.shape, np.float32)
+        rows = max(1, _PORTION_VALUES // max(1, int(np.prod(stored.shape[1:]))))
+        try:
+            with safe_open(stored.file, framework="numpy") as file:
+                portions = file.get_slice(source_name)
+                for start in range(0, len(tensor), rows):
+                    end = min(start + rows, len(tensor))
+                    tensor[start:end] = portions[start:end]
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{stored.file} cannot be read: {error}. Download it again.") from error
+        return tensor
+
+    def _with_end_tokens(self, config: ModelConfig) -> ModelConfig:
+        """Add the end tokens of generation_config.json: a chat model often has the end of a turn there alone."""
+        if not (self._folder / "generation_config.json").exists():
+            return config
+        more = token_ids(read_json_object(self._folder, "generation_config.json"), "eos_token_id")
+        return dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
+
+    def _refuse_other_types(self) -> None:
+        others = [
+            f"{source} ({self._stored[source].dtype})"
+            for source in self._names.values()
+            if self._stored[source].dtype not in _DTYPES
+        ]
+        if others:
+            raise CheckpointError(
+                f"{self._folder}: tensors of a type that is not supported: {', '.join(others)}. "
+                f"Supported: {', '.join(_DTYPES)}."
+            )
+
+    def _refuse_untied_head(self, head: str) -> None:
+        if not self.config.tie_word_embeddings or head not in self._stored:
+            return
+        embedding = self._names[EMBEDDING]
+        same_shape = self._stored[head].shape == self._stored[embedding].shape
+        if not same_shape or not np.array_equal(self._read(head), self._read(embedding)):
+            raise CheckpointError(
+                f"{self._folder}: config.json ties the head to the embedding (tie_word_embeddings), but {head} is "
+                f"another tensor than {embedding}. Set tie_word_embeddings to false, or remove {head}."
+            )
+
+
+def _refuse_quantized(values: Mapping[str, Any], folder: Path) -> None:
+    quantization = values.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        raise CheckpointError(
+            f"{folder}: the weights are quantized (quantization_config, quant_method {method!r}), which is not "
+            "supported. Take the model's unquantized folder, or a GGUF file."
+        )
+
+
+def _stored_tensors(folder: Path) -> tuple[dict[str, _StoredTensor], dict[str, str]]:
+    """List the tensors of all weight files, and the first file's metadata."""
+    if (folder / WEIGHTS_FILE).exists():
+        return _tensors_of_file(file_inside(folder, WEIGHTS_FILE))
+    weight_map = read_json_object(folder, INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{folder / INDEX_FILE} has no weight_map of tensor names to file names.")
+    stored: dict[str, _StoredTensor] = {}
+    for file_name in sorted(set(weight_map.values())):
+        tensors, _ = _tensors_of_file(file_inside(folder, file_name))
+        listed = {name for name, file in weight_map.items() if file == file_name}
+        if listed != tensors.keys():
+            differing = ", ".join(sorted(listed ^ tensors.keys()))
+            raise CheckpointError(f"{folder / file_name} and {INDEX_FILE} disagree about the tensors {differing}.")
+        stored |= tensors
+    return stored, {}
+
+
+def _tensors_of_file(path: Path) -> tuple[dict[str, _StoredTensor], dict[str, str]]:
+    tensors = {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118  (not a mapping)
+                portions = file.get_slice(name)
+                tensors[name] = _StoredTensor(file=path, dtype=portions.get_dtype(), shape=tuple(portions.get_shape()))
+            return tensors, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}. Download it again.") from error

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+VOCABULARY = 320
+TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
+QUANTIZED = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "token_embd", "output.")
+
+SaveLlama = Callable[..., LlamaForCausalLM]
+WriteGGUF = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def bpe_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 320 tokens, with a chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    text = "the sea is blue and the sky is grey, and the boats are white; the wind sings over the sand in the morning. "
+    tokenizer.train_from_iterator([text * 4, "abcdefghijklmnopqrstuvwxyz " * 9, "0123456789 " * 9], trainer)
+    assert tokenizer.get_vocab_size() == VOCABULARY
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", chat_template=TEMPLATE
+    )
+
+
+@pytest.fixture
+def save_llama(bpe_tokenizer: PreTrainedTokenizerFast) -> SaveLlama:
+    """Save a random Llama of two layers: save_llama(folder, dtype=..., max_shard_size=..., **LlamaConfig's fields)."""
+
+    def save(
+        folder: Path, *, dtype: torch.dtype = torch.float32, max_shard_size: str = "1GB", **changes: Any
+    ) -> LlamaForCausalLM:
+        fields: dict[str, Any] = {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 1024,
+            "tie_word_embeddings": True,
+        }
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**fields | changes)).eval()
+        for parameter in model.parameters():
+            # Norms near one, and weights large enough that every feature shows in the logits.
+            parameter.data = 0.15 * torch.randn_like(parameter) + (1.0 if parameter.ndim == 1 else 0.0)
+        model.to(dtype)
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        bpe_tokenizer.save_pretrained(folder)
+        return model
+
+    return save
+
+
+@pytest.fixture
+def write_gguf(bpe_tokenizer: PreTrainedTokenizerFast) -> WriteGGUF:
+    """Write a Llama as llama.cpp's converter does, with the gguf package: write_gguf(path, model, quantization, extra).
+
+    quantization: the gguf package's name of the type that matrices get. extra: tensors beyond the model's.
+    """
+
+    def write(
+        path: Path,
+        model: LlamaForCausalLM,
+        quantization: str = "F32",
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        extra: Mapping[str, NDArray[np.float32]] | None = None,
+        architecture: str = "llama",
+    ) -> Path:
+        writer = gguf.GGUFWriter(path, architecture)
+        _add_config(writer, model.config)
+        _add_tokenizer(writer, bpe_tokenizer)
+        for key, value in (metadata or {}).items():
+            {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}[
+                type(value)
+            ](key, value)
+        for name, tensor in {**_gguf_tensors(model), **(extra or {})}.items():
+            if tensor.ndim == 2 and any(part in name for part in QUANTIZED):
+                type_ = gguf.GGMLQuantizationType[quantization]
+                writer.add_tensor(name, gguf.quants.quantize(tensor, type_), raw_dtype=type_)
+            else:
+                writer.add_tensor(name, tensor)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return write
+
+
+def _add_config(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
+    writer.add_name("tiny")
+    writer.add_license("apache-2.0")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    if config.head_dim != config.hidden_size // config.num_attention_heads:
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast) -> None:
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([token for token, _ in vocabulary])
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token, _ in vocabulary])
+    merges = tokenizer.backend_tokenizer.model
+    writer.add_token_merges([" ".join(pair) for pair in _merges(merges)])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template(TEMPLATE)
+
+
+def _merges(model: models.BPE) -> list[tuple[str, str]]:
+    import json
+
+    return [tuple(pair) for pair in json.loads(Tokenizer(model).to_str())["model"]["merges"]]
+
+
+def _gguf_tensors(model: LlamaForCausalLM) -> dict[str, NDArray[np.float32]]:
+    stems = {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensor = parameter.detach().float().numpy()
+        stem, _, suffix = name.rpartition(".")
+        if stem in top:
+            tensors[f"{top[stem]}.{suffix}"] = tensor
+            continue
+        _, _, layer, part = stem.split(".", 3)
+        if part in ("self_attn.q_proj", "self_attn.k_proj"):
+            config = model.config
+            heads = config.num_attention_heads if "q_proj" in part else config.num_key_value_heads
+            # The converter's permutation, as in llama.cpp's convert_hf_to_gguf.py.
+            halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
+            tensor = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(tensor.shape))
+        tensors[f"blk.{layer}.{stems[part]}.{suffix}"] = tensor
+    return tensors

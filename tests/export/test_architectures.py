@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import LlamaConfig
+
+from edgelm.config import ModelConfig, RopeScaling
+from edgelm.errors import CheckpointError, ConfigError
+from edgelm_export.architectures import ARCHITECTURES, architecture_of, gguf_architecture_of
+from edgelm_export.architectures.architecture import GGUFHeader
+from edgelm_export.architectures.llama import LLAMA
+from edgelm_export.tensor_map import map_tensors, source_name
+
+SIZES = {
+    "model_type": "llama",
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+METADATA = {
+    "general.architecture": "llama",
+    "llama.block_count": 2,
+    "llama.context_length": 131072,
+    "llama.embedding_length": 64,
+    "llama.feed_forward_length": 96,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.attention.layer_norm_rms_epsilon": 9.999999747378752e-06,
+    "llama.rope.freq_base": 500000.0,
+    "llama.rope.dimension_count": 16,
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+}
+
+
+def model_config(**changes: Any) -> ModelConfig:
+    return LLAMA.to_model_config(SIZES | changes)
+
+
+def hf_config(changes: dict[str, Any] | None = None, **header: Any) -> dict[str, Any]:
+    fields = {"shapes": {"token_embd.weight": (320, 64)}, "rope_factors": None} | header
+    return LLAMA.gguf_to_hf_config(GGUFHeader(metadata=METADATA | (changes or {}), **fields))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_both_formats(name: str) -> None:
+    row = ARCHITECTURES[name]
+    assert row.model_type == name
+    config = row.to_model_config(SIZES | {"model_type": name, "attention_bias": True, "mlp_bias": True})
+    for names in (row.tensor_names, row.gguf_tensor_names):
+        translated = [source_name(tensor, names) for tensor in config.tensor_shapes()]
+        assert len(set(translated)) == len(translated)
+    assert row.gguf_interleaved <= row.gguf_tensor_names.keys()
+
+
+def test_absent_values_are_those_of_transformers_llama_config() -> None:
+    config = model_config()
+    theirs = LlamaConfig(**{key: value for key, value in SIZES.items() if key != "model_type"})
+    assert config.num_key_value_heads == theirs.num_key_value_heads == 4
+    assert config.head_dim == theirs.head_dim == 16
+    assert config.norm_eps == theirs.rms_norm_eps
+    assert config.max_position_embeddings == theirs.max_position_embeddings
+    assert config.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert config.tie_word_embeddings is theirs.tie_word_embeddings is False
+    assert config.hidden_act == theirs.hidden_act
+
+
+def test_attention_bias_is_that_of_all_four_projections_and_ids_may_be_lists() -> None:
+    config = model_config(attention_bias=True, mlp_bias=True, bos_token_id=1, eos_token_id=[2, 7, 2])
+    assert (config.attention_bias, config.attention_output_bias, config.mlp_bias) == (True, True, True)
+    assert (config.bos_token_id, config.eos_token_ids) == (1, (2, 7))
+    assert model_config(eos_token_id=2).eos_token_ids == (2,)
+    assert model_config(hidden_act="gelu_new").hidden_act == "gelu_pytorch_tanh"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5, "partial_rotary_factor": 1.0}},
+    ],
+)
+def test_older_and_newer_rope_settings_mean_the_same(values: dict[str, Any]) -> None:
+    config = model_config(**values)
+    assert config.rope_theta == 5e5
+    assert config.rope_scaling == RopeScaling(rope_type="linear", factor=2.0)
+
+
+def test_every_rope_type_is_read_with_its_settings() -> None:
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = model_config(rope_scaling=llama3 | {"original_max_position_embeddings": 512})
+    assert config.rope_scaling == RopeScaling(**llama3, original_max_position_embeddings=512)
+    yarn = {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5, "beta_fast": 16.0, "beta_slow": 2.0}
+    config = model_config(rope_parameters=yarn, max_position_embeddings=4096)
+    assert config.rope_scaling == RopeScaling(**yarn, original_max_position_embeddings=4096)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": None}, "hidden_size is None; it must be a whole number"),
+        ({"vocab_size": 1.5}, "vocab_size is 1.5; it must be a whole number"),
+        ({"rms_norm_eps": "tiny"}, "rms_norm_eps is 'tiny'; it must be a number"),
+        ({"attention_bias": "yes"}, "attention_bias is 'yes'; it must be true or false"),
+        ({"eos_token_id": ["</s>"]}, "it must be a token id or a list of them"),
+        ({"hidden_act": "xielu"}, "hidden_act 'xielu' is not supported; supported: .*silu"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "rope type 'dynamic' is not supported; supported: default",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}},
+            "setting mscale = 0.7 is not supported",
+        ),
+        ({"partial_rotary_factor": 0.5}, "setting partial_rotary_factor = 0.5 is not supported"),
+        ({"rope_scaling": [2.0]}, "rope settings are .* must be an object"),
+    ],
+)
+def test_a_config_with_a_value_or_feature_that_is_not_supported_is_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        model_config(**changes)
+
+
+def test_sizes_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ConfigError, match="not a multiple"):
+        model_config(num_key_value_heads=3)
+
+
+def test_unknown_architectures_are_refused_with_the_supported_ones() -> None:
+    with pytest.raises(CheckpointError, match=r"here: model_type 'mamba' is not supported; supported: .*llama"):
+        architecture_of("mamba", "here")
+    with pytest.raises(
+        CheckpointError, match=r"here: the GGUF architecture 'rwkv7' is not supported; supported: .*llama"
+    ):
+        gguf_architecture_of("rwkv7", "here")
+
+
+def test_a_gguf_header_becomes_a_config_with_the_decimals_it_was_written_from() -> None:
+    values = hf_config()
+    json.dumps(values)
+    config = LLAMA.to_model_config(values)
+    assert config == model_config(
+        num_key_value_heads=2,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+        rope_theta=500000.0,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+def test_the_ends_of_turns_and_messages_are_end_tokens() -> None:
+    assert hf_config({"tokenizer.ggml.eot_token_id": 7, "tokenizer.ggml.eom_token_id": 2})["eos_token_id"] == [2, 7]
+    without = {key: value for key, value in METADATA.items() if not key.startswith("tokenizer")}
+    header = GGUFHeader(metadata=without, shapes={"token_embd.weight": (320, 64)}, rope_factors=None)
+    assert LLAMA.gguf_to_hf_config(header)["eos_token_id"] is None
+
+
+def test_gguf_rope_scalings_become_ours() -> None:
+    linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+    assert LLAMA.to_model_config(hf_config(linear)).rope_scaling == RopeScaling(rope_type="linear", factor=4.0)
+    yarn = {
+        "llama.rope.scaling.type": "yarn",
+        "llama.rope.scaling.factor": 4.0,
+        "llama.rope.scaling.original_context_length": 4096,
+    }
+    expected = RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=4096)
+    assert LLAMA.to_model_config(hf_config(yarn)).rope_scaling == expected
+
+
+def llama3_factors(factor: float, *, theta: float = 500000.0, head_dim: int = 16) -> np.ndarray:
+    """What llama.cpp's converter writes, frequency by frequency."""
+    factors = []
+    for frequency in (1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)).tolist():
+        wavelength = 2 * np.pi / frequency
+        if wavelength < 8192 / 4:
+            factors.append(1.0)
+        elif wavelength > 8192:
+            factors.append(factor)
+        else:
+            smooth = (8192 / wavelength - 1) / 3
+            factors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(factors, np.float32)
+
+
+def test_the_frequency_factors_of_llama_3_become_its_scaling() -> None:
+    config = LLAMA.to_model_config(hf_config(rope_factors=llama3_factors(32.0)))
+    assert config.rope_scaling == RopeScaling(
+        rope_type="llama3",
+        factor=32.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=8192,
+    )
+    assert hf_config(rope_factors=np.ones(8, np.float32))["rope_scaling"] is None
+
+
+@pytest.mark.parametrize("factors", [llama3_factors(32.0)[:4], np.linspace(1, 4, 8, dtype=np.float32)])
+def test_other_frequency_factors_are_refused(factors: np.ndarray) -> None:
+    with pytest.raises(CheckpointError, match=r"rope_freqs.weight does not hold the frequency factors of Llama 3.1"):
+        hf_config(rope_factors=factors)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"llama.expert_count": 8}, "features that are not supported: llama.expert_count = 8"),
+        ({"llama.attention.sliding_window": 4096}, "llama.attention.sliding_window = 4096"),
+        ({"llama.attention.head_count_kv": [2, 1]}, r"head_count_kv is \[2, 1\]; supported is one whole number"),
+        ({"llama.block_count": None}, "llama.block_count is missing"),
+        ({"llama.attention.layer_norm_rms_epsilon": None}, "epsilon is missing; it must be a number"),
+        ({"llama.rope.dimension_count": 8}, "rope.dimension_count is 8; supported is the head's own size, 16"),
+        ({"llama.attention.value_length": 8}, "value_length is 8; supported"),
+        (
+            {"llama.rope.scaling.type": "longrope"},
+            "scaling.type 'longrope' is not supported; supported: none, linear, yarn",
+        ),
+    ],
+)
+def test_a_gguf_header_with_a_value_or_feature_that_is_not_supported_is_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        hf_config(changes)
+
+
+def test_features_that_a_gguf_header_turns_off_are_passed_over() -> None:
+    assert hf_config({"llama.expert_count": 0, "llama.attention.head_count_kv": [2, 2]})["num_key_value_heads"] == 2
+
+
+def test_a_gguf_file_without_an_embedding_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"has no tensor token_embd.weight"):
+        hf_config(shapes={})
+
+
+def test_tensors_that_are_missing_unknown_or_misshapen_are_all_listed() -> None:
+    config = model_config(tie_word_embeddings=True)
+    present = dict(config.tensor_shapes())
+    del present["model.norm.weight"], present["model.layers.1.mlp.up_proj.weight"]
+    present |= {
+        "model.layers.0.self_attn.q_norm.weight": (16,),
+        "vision.weight": (1,),
+        "model.layers.1.self_attn.rotary_emb.inv_freq": (8,),
+        "model.layers.0.self_attn.k_proj.weight": (64, 32),
+    }
+    with pytest.raises(CheckpointError) as caught:
+        map_tensors(config, LLAMA.tensor_names, present, LLAMA.ignored_tensors, "here")
+    assert str(caught.value) == (
+        "here: the tensors do not fit a llama model of this config. "
+        "missing: model.layers.1.mlp.up_proj.weight, model.norm.weight; "
+        "unknown: model.layers.0.self_attn.q_norm.weight, vision.weight; "
+        "of another shape: model.layers.0.self_attn.k_proj.weight is [64, 32] instead of [64, 64]."
+    )
+
+
+def test_a_tensor_that_the_rows_table_does_not_know_is_an_error() -> None:
+    with pytest.raises(CheckpointError, match=r"table of names lacks model.embed_positions"):
+        source_name("model.embed_positions.weight", LLAMA.tensor_names)

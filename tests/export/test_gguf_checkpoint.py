@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from transformers import LlamaForCausalLM
+
+from edgelm.config import RopeScaling
+from edgelm.errors import CheckpointError
+from edgelm_export.gguf_checkpoint import GGUFCheckpoint
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+
+SaveLlama = Callable[..., LlamaForCausalLM]
+WriteGGUF = Callable[..., Path]
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "grouped queries, tied": {},
+    "a head_dim of its own, untied": {"head_dim": 24, "tie_word_embeddings": False},
+    "biases on all projections": {"attention_bias": True, "mlp_bias": True},
+}
+
+
+@pytest.mark.parametrize("quantization", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
+def test_every_tensor_is_the_originals_rounded_to_the_files_type(
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF, quantization: str, changes: dict[str, Any]
+) -> None:
+    model = save_llama(tmp_path / "hf", **changes)
+    path = write_gguf(tmp_path / "tiny.gguf", model, quantization)
+    state = model.state_dict()
+    type_ = gguf.GGMLQuantizationType[quantization]
+    with GGUFCheckpoint(path) as checkpoint:
+        for name in checkpoint.config.tensor_shapes():
+            expected = state[name].numpy()
+            if expected.ndim == 2:
+                # A row is quantized by itself, so the converter's order of rows does not matter here.
+                expected = gguf.quants.dequantize(gguf.quants.quantize(expected, type_), type_)
+                assert checkpoint.stored_type(name) == quantization
+            np.testing.assert_array_equal(checkpoint.tensor(name), expected, err_msg=name)
+
+
+def test_the_config_is_that_of_the_hugging_face_folder(
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
+) -> None:
+    for number, changes in enumerate(SHAPES.values()):
+        folder = tmp_path / str(number)
+        model = save_llama(folder, **changes)
+        with GGUFCheckpoint(write_gguf(folder / "tiny.gguf", model)) as checkpoint:
+            assert checkpoint.config == HuggingFaceCheckpoint(folder).config
+
+
+@pytest.mark.parametrize(("quantization", "bits"), [("Q8_0", 8), ("Q4_0", 4)])
+def test_symmetric_blocks_are_the_tensor_on_its_grid_with_the_rows_in_our_order(
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF, quantization: str, bits: int
+) -> None:
+    model = save_llama(tmp_path / "hf")
+    with GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", model, quantization)) as checkpoint:
+        for name, shape in checkpoint.config.tensor_shapes().items():
+            blocks = checkpoint.quantized_blocks(name)
+            if len(shape) == 1:
+                assert blocks is None
+                continue
+            assert blocks is not None
+            assert (blocks.bits, blocks.block_size) == (bits, 32)
+            assert (blocks.values.dtype, blocks.scales.dtype) == (np.int8, np.float32)
+            weights = (blocks.scales[:, :, None] * blocks.values).reshape(shape)
+            np.testing.assert_array_equal(weights, checkpoint.tensor(name), err_msg=name)
+
+
+def test_types_without_a_symmetric_grid_have_no_blocks(
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
+) -> None:
+    model = save_llama(tmp_path / "hf")
+    with GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", model, "Q4_1")) as checkpoint:
+        assert checkpoint.quantized_blocks("model.layers.0.self_attn.q_proj.weight") is None
+
+
+def test_frequency_factors_become_the_llama3_scaling_and_no_tensor(
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
+) -> None:
+    model = save_llama(tmp_path / "hf", rope_parameters={"rope_type": "default", "rope_theta": 500000.0})
+    wavelengths = 2 * np.pi * 500000.0 ** (np.arange(0, 16, 2) / 16)
+    smooth = np.clip((8192 / wavelengths - 1) / 3, 0, 1)
+    factors = (1 / ((1 - smooth) / 8 + smooth)).astype(np.float32)
+    path = write_gguf(tmp_path / "tiny.gguf", model, extra={"rope_freqs.weight": factors})
+    with GGUFCheckpoint(path) as checkpoint:
+        assert checkpoint.config.rope_scaling == RopeScaling(
+            rope_type="llama3", factor=8.0, original_max_position_embeddings=8192
+        )
+        assert checkpoint.hf_config["rope_scaling"]["rope_type"] == "llama3"
+
+
+def test_text_files_are_the_tokenizer_the_template_and_the_end_tokens(
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
+) -> None:
+    model = save_llama(tmp_path / "hf")
+    path = write_gguf(tmp_path / "tiny.gguf", model, metadata={"tokenizer.ggml.eot_token_id": 0})
+    with GGUFCheckpoint(path) as checkpoint:
+        files = checkpoint.text_files
+        assert files.keys() >= {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+        assert json.loads(files["generation_config.json"]) == {"bos_token_id": 1, "eos_token_id": [2, 0]}
+        assert checkpoint.config.eos_token_ids == (2, 0)
+
+
+def test_the_source_says_what_the_file_says_of_itself(
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
+) -> None:
+    model = save_llama(tmp_path / "hf")
+    with GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", model, "Q8_0")) as checkpoint:
+        source = dict(checkpoint.source)
+    (entry,) = source.pop("files")
+    assert (entry["path"], entry["size"]) == ("tiny.gguf", (tmp_path / "tiny.gguf").stat().st_size)
+    assert source == {"format": "gguf", "tensor_types": ["F32", "Q8_0"], "name": "tiny", "license": "apache-2.0"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "rwkv7"}, "tiny.gguf: the GGUF architecture 'rwkv7' is not supported; supported: .*llama"),
+        (
+            {"metadata": {"llama.expert_count": 8}},
+            "tiny.gguf: .*features that are not supported: llama.expert_count = 8",
+        ),
+        ({"metadata": {"llama.attention.head_count_kv": 3}}, "tiny.gguf: num_attention_heads .* is not a multiple"),
+        ({"extra": {"blk.1.attn_q_norm.weight": np.ones(16, np.float32)}}, "unknown: blk.1.attn_q_norm.weight"),
+        ({"extra": {"blk.0.attn_norm.weight": np.ones(9, np.float32)}}, r"attn_norm.weight is \[9\] instead of \[64\]"),
+        (
+            {"metadata": {"llama.block_count": 3}},
+            "missing: blk.2.attn_norm.weight, blk.2.attn_q.weight, .*blk.2.ffn_down",
+        ),
+        (
+            {"extra": {"rope_freqs.weight": np.arange(1, 9, dtype=np.float32)}},
+            "tiny.gguf: rope_freqs.weight does not hold",
+        ),
+    ],
+)
+def test_a_file_that_is_not_a_supported_model_is_refused_by_name(
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF, changes: dict[str, Any], message: str
+) -> None:
+    model = save_llama(tmp_path / "hf")
+    with pytest.raises(CheckpointError, match=message):
+        GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", model, **changes))
+
+
+def test_a_closed_checkpoint_says_so(tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF) -> None:
+    checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", save_llama(tmp_path / "hf")))
+    checkpoint.close()
+    with pytest.raises(CheckpointError, match="is closed"):
+        checkpoint.tensor("model.norm.weight")

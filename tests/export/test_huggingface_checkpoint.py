@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
+
+from edgelm.config import SECTION
+from edgelm.errors import CheckpointError
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+
+SaveLlama = Callable[..., LlamaForCausalLM]
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def assert_same_tensors(checkpoint: HuggingFaceCheckpoint, model: LlamaForCausalLM) -> None:
+    state = model.state_dict()
+    for name in checkpoint.config.tensor_shapes():
+        tensor = checkpoint.tensor(name)
+        assert tensor.dtype == np.float32
+        np.testing.assert_array_equal(tensor, state[name].float().numpy(), err_msg=name)
+        assert checkpoint.quantized_blocks(name) is None
+
+
+@pytest.mark.parametrize("stored", DTYPES)
+def test_every_tensor_is_read_exactly_from_each_float_type(tmp_path: Path, save_llama: SaveLlama, stored: str) -> None:
+    model = save_llama(tmp_path, dtype=DTYPES[stored], attention_bias=True, tie_word_embeddings=False)
+    with HuggingFaceCheckpoint(tmp_path) as checkpoint:
+        assert_same_tensors(checkpoint, model)
+        assert {checkpoint.stored_type(name) for name in checkpoint.config.tensor_shapes()} == {stored}
+
+
+def test_a_large_tensor_is_read_in_portions_and_equals_the_stored_one(
+    tmp_path: Path, save_llama: SaveLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgelm_export.huggingface._PORTION_VALUES", 1000)
+    model = save_llama(tmp_path, dtype=torch.bfloat16)
+    assert_same_tensors(HuggingFaceCheckpoint(tmp_path), model)
+
+
+def test_a_sharded_folder_reads_as_one_file_does(tmp_path: Path, save_llama: SaveLlama) -> None:
+    model = save_llama(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    assert_same_tensors(checkpoint, model)
+    assert len(checkpoint.source["files"]) == len(list(tmp_path.glob("*.safetensors")))
+
+
+def test_the_source_names_its_files_with_size_and_hash(tmp_path: Path, save_llama: SaveLlama) -> None:
+    save_llama(tmp_path)
+    (entry,) = HuggingFaceCheckpoint(tmp_path).source["files"]
+    assert entry["path"] == "model.safetensors"
+    assert entry["size"] == (tmp_path / "model.safetensors").stat().st_size
+    assert len(entry["sha256"]) == 64
+
+
+def test_the_ends_in_generation_config_are_end_tokens_too(tmp_path: Path, save_llama: SaveLlama) -> None:
+    save_llama(tmp_path, eos_token_id=2)
+    change_json(tmp_path / "generation_config.json", eos_token_id=[0, 2])
+    assert HuggingFaceCheckpoint(tmp_path).config.eos_token_ids == (2, 0)
+
+
+def test_the_section_of_edgelm_decides_where_it_is_there(tmp_path: Path, save_llama: SaveLlama) -> None:
+    save_llama(tmp_path)
+    section = HuggingFaceCheckpoint(tmp_path).config.to_dict() | {"model_type": "custom"}
+    change_json(tmp_path / "config.json", **{SECTION: section, "model_type": "custom"})
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    assert checkpoint.config.model_type == "custom"
+    assert SECTION not in checkpoint.hf_config
+
+
+def test_a_broken_section_of_edgelm_is_refused_with_its_file(tmp_path: Path, save_llama: SaveLlama) -> None:
+    save_llama(tmp_path)
+    change_json(tmp_path / "config.json", **{SECTION: {"colour": "blue"}})
+    with pytest.raises(CheckpointError, match=r"config.json: The 'edgelm' section .*colour"):
+        HuggingFaceCheckpoint(tmp_path)
+    change_json(tmp_path / "config.json", **{SECTION: [1]})
+    with pytest.raises(CheckpointError, match=r"config.json: 'edgelm' is \[1\]; it must be an object"):
+        HuggingFaceCheckpoint(tmp_path)
+
+
+def test_a_tied_head_that_is_stored_all_the_same_must_equal_the_embedding(
+    tmp_path: Path, save_llama: SaveLlama
+) -> None:
+    save_llama(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert "lm_head.weight" not in HuggingFaceCheckpoint(tmp_path).config.tensor_shapes()
+    tensors["lm_head.weight"][3, 5] += 1
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"ties the head .* but lm_head.weight is another tensor"):
+        HuggingFaceCheckpoint(tmp_path)
+
+
+def test_rotary_tables_of_older_files_are_passed_over_and_unknown_tensors_are_not(
+    tmp_path: Path, save_llama: SaveLlama
+) -> None:
+    save_llama(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.1.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    save_file(tensors, tmp_path / "model.safetensors")
+    HuggingFaceCheckpoint(tmp_path)
+    tensors["model.layers.1.mlp.router.weight"] = torch.ones(8)
+    del tensors["model.norm.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing: model.norm.weight; unknown: model.layers.1.mlp.router.weight"):
+        HuggingFaceCheckpoint(tmp_path)
+
+
+def test_a_tensor_of_another_type_is_refused_by_name(tmp_path: Path, save_llama: SaveLlama) -> None:
+    save_llama(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.float8_e4m3fn)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"not supported: model.norm.weight \(F8_E4M3\). Supported: F32, F16, BF16"
+    ):
+        HuggingFaceCheckpoint(tmp_path)
+
+
+def test_quantized_weights_and_unknown_models_are_refused(tmp_path: Path, save_llama: SaveLlama) -> None:
+    save_llama(tmp_path)
+    change_json(tmp_path / "config.json", quantization_config={"quant_method": "gptq"})
+    with pytest.raises(CheckpointError, match=r"quantized \(quantization_config, quant_method 'gptq'\)"):
+        HuggingFaceCheckpoint(tmp_path)
+    change_json(tmp_path / "config.json", quantization_config=None, model_type="gpt_bigcode")
+    with pytest.raises(CheckpointError, match=r"model_type 'gpt_bigcode' is not supported; supported: .*llama"):
+        HuggingFaceCheckpoint(tmp_path)
+    change_json(tmp_path / "config.json", model_type="llama", num_key_value_heads=3)
+    with pytest.raises(CheckpointError, match=r"config.json: num_attention_heads \(4\) is not a multiple"):
+        HuggingFaceCheckpoint(tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 4, 500, -1])
+def test_a_truncated_weight_file_is_refused_by_name(tmp_path: Path, save_llama: SaveLlama, length: int) -> None:
+    save_llama(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(
+        CheckpointError, match=r"model.safetensors is not a whole safetensors file: .* Download it again"
+    ):
+        HuggingFaceCheckpoint(tmp_path)
+
+
+def test_a_weight_file_that_breaks_after_it_was_opened_is_refused_by_name(
+    tmp_path: Path, save_llama: SaveLlama
+) -> None:
+    save_llama(tmp_path)
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read"):
+        checkpoint.tensor("model.norm.weight")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"config.json is not JSON"),
+        ("[" * 100_000, r"config.json is not JSON"),
+        ("[]", r"config.json holds a list; it must be a JSON object"),
+        ("\udcff", r"config.json cannot be read"),
+    ],
+)
+def test_a_broken_config_is_refused_by_name(tmp_path: Path, save_llama: SaveLlama, content: str, message: str) -> None:
+    save_llama(tmp_path)
+    (tmp_path / "config.json").write_text(content, errors="surrogateescape")
+    with pytest.raises(CheckpointError, match=message):
+        HuggingFaceCheckpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "a\\b.safetensors"])
+def test_an_index_that_points_out_of_the_folder_is_refused(tmp_path: Path, save_llama: SaveLlama, name: str) -> None:
+    save_llama(tmp_path / "model", max_shard_size="100KB")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    values["weight_map"]["model.norm.weight"] = name
+    index.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="only plain file names inside the folder are allowed"):
+        HuggingFaceCheckpoint(tmp_path / "model")
+
+
+def test_an_index_without_its_map_or_at_odds_with_its_files_is_refused(tmp_path: Path, save_llama: SaveLlama) -> None:
+    save_llama(tmp_path, max_shard_size="100KB")
+    index = tmp_path / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    shard = values["weight_map"].pop("model.norm.weight")
+    index.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=f"{shard} and .*index.json disagree about the tensors model.norm.weight"):
+        HuggingFaceCheckpoint(tmp_path)
+    (tmp_path / shard).unlink()
+    with pytest.raises(CheckpointError, match=f"{shard} is missing. Download the model again"):
+        HuggingFaceCheckpoint(tmp_path)
+    index.write_text('{"weight_map": {"a": 1}}')
+    with pytest.raises(CheckpointError, match="has no weight_map of tensor names to file names"):
+        HuggingFaceCheckpoint(tmp_path)
+
+
+def test_a_link_out_of_the_folder_is_refused_except_in_the_hubs_cache(tmp_path: Path, save_llama: SaveLlama) -> None:
+    snapshot = tmp_path / "models--org--tiny" / "snapshots" / "abc"
+    save_llama(snapshot)
+    blob = tmp_path / "models--org--tiny" / "blobs" / "123"
+    blob.parent.mkdir()
+    (snapshot / "model.safetensors").rename(blob)
+    (snapshot / "model.safetensors").symlink_to("../../blobs/123")
+    HuggingFaceCheckpoint(snapshot)
+    elsewhere = blob.rename(tmp_path / "elsewhere")
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to(elsewhere)
+    with pytest.raises(CheckpointError, match=r"is a link to .*elsewhere, outside the folder"):
+        HuggingFaceCheckpoint(snapshot)
+
+
+def test_text_files_are_passed_on_with_the_chat_template_in_a_file_of_its_own(
+    tmp_path: Path, save_llama: SaveLlama
+) -> None:
+    save_llama(tmp_path)
+    template = (tmp_path / "chat_template.jinja").read_text()
+    as_a_file = dict(HuggingFaceCheckpoint(tmp_path).text_files)
+    names = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"}
+    assert as_a_file.keys() == names
+    assert as_a_file["tokenizer.json"] == (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+
+    (tmp_path / "chat_template.jinja").unlink()
+    change_json(tmp_path / "tokenizer_config.json", chat_template=template)
+    inside = HuggingFaceCheckpoint(tmp_path).text_files
+    assert inside["chat_template.jinja"] == template
+    assert "chat_template" not in json.loads(inside["tokenizer_config.json"])
+
+    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": template}]
+    change_json(tmp_path / "tokenizer_config.json", chat_template=named)
+    several = HuggingFaceCheckpoint(tmp_path).text_files
+    assert several["chat_template.jinja"] == template
+    assert json.loads(several["tokenizer_config.json"])["chat_template"] == named
+
+
+def test_a_folder_without_a_tokenizer_says_how_to_make_one(tmp_path: Path, save_llama: SaveLlama) -> None:
+    save_llama(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"tokenizer.json is not JSON"):
+        _ = HuggingFaceCheckpoint(tmp_path).text_files
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no tokenizer.json, .*save_pretrained"):
+        _ = HuggingFaceCheckpoint(tmp_path).text_files
