@@ -1,0 +1,85 @@
+"""The command `edgelm import`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgelm.cli.output import megabytes
+from edgelm.cli.progress import progress_line
+from edgelm.errors import ModelNotFoundError
+from edgelm.library import Library, check_name, is_path
+from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.importer import write_checkpoint
+from edgelm_export.sources import open_checkpoint
+
+
+@click.command("import")
+@click.argument("source")
+@click.option(
+    "-o", "--output", metavar="FOLDER", type=click.Path(path_type=Path), required=True,
+    help="The checkpoint folder; an older one there is replaced.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def import_(source: str, output: Path, as_json: bool) -> None:
+    """Make a checkpoint folder of a downloaded model, to train it further or to export it.
+
+    SOURCE is a GGUF file, a Hugging Face folder with safetensors, or the name of a source in the library. The folder
+    also loads in transformers. It appears when it is complete; until then an older one stays.
+
+    \b
+    Examples:
+      edgelm import model.gguf -o ckpt/                a GGUF file; quantized weights become float32
+      edgelm import ~/models/SmolLM2-360M -o ckpt/     a Hugging Face folder; weights keep their type
+      edgelm import smollm2-135m-instruct -o ckpt/     a source that `edgelm pull` brought
+    """
+    with open_checkpoint(_source_path(source)) as checkpoint:
+        with progress_line() as progress:
+            write_checkpoint(checkpoint, output, progress=progress)
+        figures = _figures(checkpoint, output)
+    if as_json:
+        click.echo(json.dumps(figures, indent=2))
+        return
+    types = ", ".join(f"{count} {name}" for name, count in figures["tensor_types"].items())
+    rows = [
+        ("checkpoint", f"{output} ({megabytes(figures['bytes'])})"),
+        ("model", f"{figures['model_type']}, {figures['parameters'] / 1e6:.1f}M parameters"),
+        ("context", f"{figures['context_length']} tokens"),
+        ("source tensors", types),
+    ]
+    for label, value in rows:
+        click.echo(f"{label:>18}  {value}")
+
+
+def _source_path(source: str) -> Path:
+    path = Path(source).expanduser()
+    if path.exists() or is_path(source):
+        return path
+    library = Library()
+    path = library.source_path(check_name(source))
+    if not path.exists():
+        names = ", ".join(library.sources()) or "none"
+        raise ModelNotFoundError(
+            f"There is no file or folder {source!r}, and no source of that name in the library (there: {names}). "
+            f"Fetch a model: edgelm pull NAME --source-only"
+        )
+    return path
+
+
+def _figures(checkpoint: Checkpoint, output: Path) -> dict[str, Any]:
+    config = checkpoint.config
+    shapes = config.tensor_shapes()
+    return {
+        "folder": str(output),
+        "bytes": sum(path.stat().st_size for path in output.iterdir()),
+        "model_type": config.model_type,
+        "parameters": sum(math.prod(shape) for shape in shapes.values()),
+        "context_length": config.max_position_embeddings,
+        "tensor_types": dict(Counter(checkpoint.stored_type(name) for name in shapes).most_common()),
+        "source": dict(checkpoint.source),
+    }

@@ -1,0 +1,73 @@
+"""The import: any checkpoint in, a checkpoint folder of ours out, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from edgelm import atomic
+from edgelm.config import SECTION
+from edgelm.errors import CheckpointError
+from edgelm_export.checked import CheckedCheckpoint, Progress
+from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.huggingface import WEIGHTS_FILE
+from edgelm_export.safetensors_writer import SOURCE_KEY, TensorSpec, write_safetensors
+from edgelm_export.sources import open_checkpoint
+
+_KEPT_TYPES = ("F16", "BF16")
+
+
+def import_checkpoint(source: Path, target: Path, *, progress: Progress | None = None) -> None:
+    """Write any checkpoint as a checkpoint folder, which training, the exporter and transformers read.
+
+    Weights keep a 16-bit type; quantized ones become float32. An older checkpoint folder at `target` is replaced in one
+    step, and stands until then.
+
+    Raises:
+        CheckpointError: the source is broken or not supported, has values that are not finite, `target` holds something
+            else, or it cannot be written.
+    """
+    with open_checkpoint(source) as checkpoint:
+        write_checkpoint(checkpoint, target, progress=progress)
+
+
+def write_checkpoint(checkpoint: Checkpoint, target: Path, *, progress: Progress | None = None) -> None:
+    """Write an open checkpoint as a checkpoint folder; `import_checkpoint` says the rest."""
+    _refuse_to_replace_foreign(target)
+    texts = dict(checkpoint.text_files)
+    texts["config.json"] = _json({**checkpoint.hf_config, SECTION: checkpoint.config.to_dict()})
+    checked = CheckedCheckpoint(checkpoint, progress)
+    tensors = {
+        name: TensorSpec(dtype=_written_type(checkpoint.stored_type(name)), shape=shape)
+        for name, shape in checkpoint.config.tensor_shapes().items()
+    }
+    metadata = {SOURCE_KEY: json.dumps(checkpoint.source)}
+    try:
+        with atomic.replace_folder(target) as staging:
+            write_safetensors(staging / WEIGHTS_FILE, tensors, checked.tensor, metadata)
+            for name, text in texts.items():
+                (staging / name).write_text(text, encoding="utf-8", newline="")
+    except OSError as error:  # the readers turn their own into CheckpointError
+        raise CheckpointError(f"{target} cannot be written: {error}. What was there before is as it was.") from error
+
+
+def _written_type(stored: str) -> str:
+    return stored if stored in _KEPT_TYPES else "F32"
+
+
+def _refuse_to_replace_foreign(target: Path) -> None:
+    if not target.exists():
+        return
+    if target.is_dir():
+        if not any(target.iterdir()):
+            return
+        try:
+            if SECTION in json.loads((target / "config.json").read_text(encoding="utf-8")):
+                return
+        except (OSError, ValueError, TypeError):
+            pass
+    raise CheckpointError(f"{target} exists and is not a checkpoint folder of edgelm. Choose another, or remove it.")
+
+
+def _json(values: dict[str, object]) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

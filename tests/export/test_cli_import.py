@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from transformers import LlamaForCausalLM
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError, ConfigError, ModelNotFoundError
+from edgelm.library import Library
+from edgelm_export.cli_import import import_
+
+SaveLlama = Callable[..., LlamaForCausalLM]
+WriteGGUF = Callable[..., Path]
+
+
+def test_a_gguf_file_becomes_a_checkpoint_folder_and_the_figures_are_printed(
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
+) -> None:
+    source = write_gguf(tmp_path / "tiny.gguf", save_llama(tmp_path / "hf"), "Q8_0")
+    result = CliRunner().invoke(import_, [str(source), "-o", str(tmp_path / "ckpt")], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert ModelConfig.load(tmp_path / "ckpt").hidden_size == 64
+    lines = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
+    assert lines[0][0] == "checkpoint"
+    assert lines[0][1].startswith(str(tmp_path / "ckpt"))
+    assert "llama, 0.1M parameters" in result.stdout
+    assert "15 Q8_0, 5 F32" in result.stdout
+    assert result.stderr == ""  # no progress bar where standard error is no terminal
+
+
+def test_json_has_the_figures_and_the_source(tmp_path: Path, save_llama: SaveLlama) -> None:
+    save_llama(tmp_path / "hf")
+    arguments = [str(tmp_path / "hf"), "-o", str(tmp_path / "ckpt"), "--json"]
+    figures = json.loads(CliRunner().invoke(import_, arguments, catch_exceptions=False).stdout)
+    assert figures["folder"] == str(tmp_path / "ckpt")
+    assert figures["bytes"] == sum(path.stat().st_size for path in (tmp_path / "ckpt").iterdir())
+    assert figures["parameters"] == 320 * 64 + 2 * (64 * (64 + 32 + 32 + 64) + 3 * 64 * 96 + 2 * 64) + 64
+    assert (figures["model_type"], figures["context_length"]) == ("llama", 1024)
+    assert figures["tensor_types"] == {"F32": 20}
+    assert figures["source"]["files"][0]["path"] == "model.safetensors"
+
+
+def test_a_source_of_the_library_is_found_by_name_and_a_path_that_exists_wins(
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_llama(tmp_path / "hf")
+    home = Library().source_path("tiny")
+    home.mkdir(parents=True)
+    write_gguf(home / "weights.gguf", model)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["tiny", "-o", "ckpt", "--json"]
+    from_library = json.loads(CliRunner().invoke(import_, arguments, catch_exceptions=False).stdout)
+    assert from_library["source"]["files"][0]["path"] == "weights.gguf"
+    shutil.copytree(tmp_path / "hf", tmp_path / "tiny")
+    from_folder = json.loads(CliRunner().invoke(import_, arguments, catch_exceptions=False).stdout)
+    assert from_folder["source"]["format"] == "safetensors"
+
+
+def test_a_source_that_is_nowhere_is_an_error_that_names_it(tmp_path: Path) -> None:
+    runner = CliRunner()
+    result = runner.invoke(import_, ["no-such-model", "-o", str(tmp_path / "ckpt")])
+    assert isinstance(result.exception, ModelNotFoundError)
+    assert "no source of that name in the library (there: none)" in str(result.exception)
+    result = runner.invoke(import_, ["./no-such.gguf", "-o", str(tmp_path / "ckpt")])
+    assert isinstance(result.exception, ModelNotFoundError)
+    result = runner.invoke(import_, ["no such model", "-o", str(tmp_path / "ckpt")])
+    assert isinstance(result.exception, ConfigError)
+    (tmp_path / "empty").mkdir()
+    result = runner.invoke(import_, [str(tmp_path / "empty"), "-o", str(tmp_path / "ckpt")])
+    assert isinstance(result.exception, CheckpointError)
+
+
+def test_the_installed_command_reports_an_error_in_one_line_and_has_examples_in_its_help(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from edgelm.cli.main import main; main()", "import"]
+    failed = subprocess.run([*command, "./no.gguf", "-o", str(tmp_path / "c")], capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert failed.stdout == ""
+    assert failed.stderr == "error: There is no file or folder no.gguf.\n"
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "edgelm import model.gguf -o ckpt/" in shown
