@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import LlamaForCausalLM
+
+from edgelm.errors import CheckpointError, ModelNotFoundError
+from edgelm_export.gguf_checkpoint import GGUFCheckpoint
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources import open_checkpoint
+from edgelm_export.verification_text import verification_text
+
+SaveLlama = Callable[..., LlamaForCausalLM]
+WriteGGUF = Callable[..., Path]
+
+
+def test_a_checkpoint_is_opened_by_what_is_on_disk_whatever_its_name(
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
+) -> None:
+    model = save_llama(tmp_path / "hf")
+    save_llama(tmp_path / "sharded", max_shard_size="100KB")
+    (tmp_path / "downloaded").mkdir()
+    write_gguf(tmp_path / "downloaded" / "tiny.gguf", model)
+    renamed = write_gguf(tmp_path / "blob-123", model)
+    for path in (renamed, tmp_path / "downloaded"):
+        with open_checkpoint(path) as checkpoint:
+            assert isinstance(checkpoint, GGUFCheckpoint)
+    for path in (tmp_path / "hf", tmp_path / "sharded"):
+        with open_checkpoint(path) as checkpoint:
+            assert isinstance(checkpoint, HuggingFaceCheckpoint)
+
+
+def test_nothing_at_the_path_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"There is no file or folder .*nowhere"):
+        open_checkpoint(tmp_path / "nowhere")
+
+
+def test_another_file_is_refused_with_what_it_begins_with(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    with pytest.raises(CheckpointError, match=r"is not a GGUF file \(it begins with b'\\x08.*name the folder"):
+        open_checkpoint(tmp_path / "model.safetensors")
+
+
+def test_pickled_weights_are_refused_because_they_run_code(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"weights in pytorch_model.bin alone. Such pickle files can run code"):
+        open_checkpoint(tmp_path)
+
+
+def test_several_gguf_files_and_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"looked for config.json with model.safetensors or .*, or one .gguf file"
+    ):
+        open_checkpoint(tmp_path)
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"has several GGUF files: a.gguf, b.gguf. Name one of them"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that opens and cannot be read")
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it() -> None:
+    with pytest.raises(CheckpointError, match="/proc/self/mem cannot be read"):
+        open_checkpoint(Path("/proc/self/mem"))
+
+
+def test_the_bundled_text_is_varied_plain_english_of_its_stated_size() -> None:
+    text = verification_text()
+    assert 10_000 < len(text.encode()) < 12_500
+    assert text.isascii()
+    for part in ("lighthouse", "lentils", "def count_words", "| Planet", "161 / 7", "Dear Ingrid", "Gutenberg", "sky"):
+        assert part in text
