@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,18 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.rope_type not in ROPE_TYPES:
             raise ConfigError(f"rope_type is {self.rope_type!r}; supported: {', '.join(ROPE_TYPES)}.")
-        if self.factor < 1.0:
+        if not self.factor >= 1.0:
             raise ConfigError(f"The rope factor is {self.factor}; it must be 1.0 or more.")
         if self.rope_type in ("llama3", "yarn") and self.original_max_position_embeddings < 1:
             raise ConfigError(f"rope_type {self.rope_type!r} needs original_max_position_embeddings.")
+        for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
+            if not 0 < getattr(self, low) < getattr(self, high):
+                raise ConfigError(
+                    f"{low} is {getattr(self, low)!r} and {high} is {getattr(self, high)!r}; "
+                    "both must be above 0, and the first below the second."
+                )
+        if self.attention_factor is not None and not self.attention_factor > 0:
+            raise ConfigError(f"attention_factor is {self.attention_factor!r}; it must be above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +111,21 @@ class ModelConfig:
         for field, allowed in (("norm", NORMS), ("position", POSITIONS), ("hidden_act", ACTIVATIONS)):
             if getattr(self, field) not in allowed:
                 raise ConfigError(f"{field} is {getattr(self, field)!r}; supported: {', '.join(allowed)}.")
-        for field in ("norm_eps", "rope_theta"):
-            if not getattr(self, field) > 0:
-                raise ConfigError(f"{field} is {getattr(self, field)!r}; it must be above 0.")
+        for field, low in (("norm_eps", 0), ("rope_theta", 1)):
+            if not low < getattr(self, field) < math.inf:
+                raise ConfigError(f"{field} is {getattr(self, field)!r}; it must be a number above {low}.")
+        self._check_switches_and_token_ids()
+
+    def _check_switches_and_token_ids(self) -> None:
+        for field in ("mlp_gated", "mlp_bias", "attention_bias", "attention_output_bias", "tie_word_embeddings"):
+            if not isinstance(getattr(self, field), bool):
+                raise ConfigError(f"{field} is {getattr(self, field)!r}; it must be true or false.")
+        ids = self.eos_token_ids if self.bos_token_id is None else (self.bos_token_id, *self.eos_token_ids)
+        if not all(isinstance(id_, int) and not isinstance(id_, bool) and id_ >= 0 for id_ in ids):
+            raise ConfigError(
+                f"bos_token_id is {self.bos_token_id!r} and eos_token_ids are {self.eos_token_ids!r}; "
+                "token ids are whole numbers of 0 or more."
+            )
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """List every tensor of a checkpoint by its canonical name (Hugging Face's Llama names), in file order."""
@@ -167,7 +188,7 @@ class ModelConfig:
         path = Path(folder) / "config.json"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"Cannot read {path}: {error}.") from error
         if not isinstance(values, dict) or not isinstance(values.get(SECTION), dict):
             raise ConfigError(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from edgelm.errors import ConfigError
 
@@ -44,23 +44,32 @@ class GenerationConfig:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         for name in ("stop", "stop_token_ids"):
+            if not isinstance(getattr(self, name), Iterable):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be a list.")
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise ConfigError(f"stop is {self.stop!r}; each stop must be a text of at least one character.")
+        if not all(_is_token_id(id_) for id_ in self.stop_token_ids):
+            raise ConfigError(f"stop_token_ids is {self.stop_token_ids!r}; token ids are whole numbers of 0 or more.")
         for name, low, high in _RANGES:
             value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
             if value is None and name in _OPTIONAL:
                 continue
-            if not number or not low <= value <= high:
+            if not _is_number(value) or not low <= value <= high:
                 raise ConfigError(f"{name} is {value!r}; it must be a number from {low} to {high}.")
-            if name in _WHOLE and not isinstance(value, int):
+            if name in _WHOLE and not isinstance(value, Integral):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
         for name in ("top_p", "typical_p", "repetition_penalty"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
-        if any(not math.isfinite(bias) for bias in self.logit_bias.values()):
-            raise ConfigError(f"logit_bias has a value that is not finite: {dict(self.logit_bias)!r}.")
+        if not isinstance(self.logit_bias, Mapping):
+            raise ConfigError(f"logit_bias is {self.logit_bias!r}; it must map token ids to numbers.")
+        for id_, bias in self.logit_bias.items():
+            if not isinstance(id_, Integral) or not _is_number(bias) or not abs(bias) <= _MAX_BIAS:
+                raise ConfigError(
+                    f"logit_bias has {id_!r}: {bias!r}; it must map token ids to numbers "
+                    f"from {-_MAX_BIAS:g} to {_MAX_BIAS:g}."
+                )
 
     @classmethod
     def load(cls, folder: str | Path) -> GenerationConfig:
@@ -81,14 +90,25 @@ class GenerationConfig:
                 known["temperature"] = 1.0
             known.pop("max_new_tokens", None)  # a library's habit, not the author's advice
             return cls(**known)
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise ConfigError(f"Cannot read {path}: {error}.") from error
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
 
     def replace(self, **changes: Any) -> GenerationConfig:
         """Return a copy with some fields changed."""
         return replace(self, **changes)
 
 
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real) and not isinstance(value, bool)  # numpy's numbers too
+
+
+def _is_token_id(value: object) -> bool:
+    return _is_number(value) and isinstance(value, Integral) and value >= 0
+
+
+_MAX_BIAS = 1e9  # far beyond every logit, and still exact enough in float32
 _OPTIONAL = ("max_new_tokens", "seed", "logprobs")
 _WHOLE = ("max_new_tokens", "top_k", "seed", "logprobs")
 _RANGES: tuple[tuple[str, float, float], ...] = (

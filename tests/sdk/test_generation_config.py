@@ -1,0 +1,159 @@
+"""GenerationConfig: every field checked once, and a model author's defaults read from generation_config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgelm.errors import ConfigError
+from edgelm.generation_config import GenerationConfig
+
+
+def test_the_defaults_are_greedy_without_any_processor() -> None:
+    config = GenerationConfig()
+
+    assert config.temperature == 0.0
+    assert (config.top_k, config.top_p, config.min_p, config.typical_p) == (0, 1.0, 0.0, 1.0)
+    assert (config.repetition_penalty, config.presence_penalty, config.frequency_penalty) == (1.0, 0.0, 0.0)
+    assert config.max_new_tokens is config.seed is config.logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("max_new_tokens", 1, 2**31),
+        ("temperature", 0.0, 100.0),
+        ("top_k", 0, 2**31),
+        ("top_p", 0.0, 1.0),
+        ("min_p", 0.0, 1.0),
+        ("typical_p", 0.0, 1.0),
+        ("repetition_penalty", 0.0, 100.0),
+        ("presence_penalty", -2.0, 2.0),
+        ("frequency_penalty", -2.0, 2.0),
+        ("seed", 0, 2**63),
+        ("logprobs", 0, 100),
+    ],
+)
+def test_a_number_outside_its_range_is_an_error(name: str, low: float, high: float) -> None:
+    for value in (low - 1, high * 2 + 1, 10**400, math.nan, math.inf, True, "1", [1]):
+        with pytest.raises(ConfigError) as caught:
+            GenerationConfig(**{name: value})
+        assert str(caught.value) == f"{name} is {value!r}; it must be a number from {low} to {high}."
+    assert getattr(GenerationConfig(**{name: high}), name) == high
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "top_k", "seed", "logprobs"])
+def test_a_count_that_is_not_whole_is_an_error(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} is 1\.5; it must be a whole number\."):
+        GenerationConfig(**{name: 1.5})
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "presence_penalty"])
+def test_none_is_no_number_where_there_is_a_neutral_one(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is None"):
+        GenerationConfig(**{name: None})
+
+
+@pytest.mark.parametrize("name", ["top_p", "typical_p", "repetition_penalty"])
+def test_zero_is_an_error_where_nothing_would_be_left(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} is 0\.0; it must be above 0\."):
+        GenerationConfig(**{name: 0.0})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stop": ("",)}, "stop is ('',); each stop must be a text of at least one character."),
+        ({"stop": (3,)}, "stop is (3,); each stop must be a text of at least one character."),
+        ({"stop": None}, "stop is None; it must be a list."),
+        ({"stop_token_ids": 5}, "stop_token_ids is 5; it must be a list."),
+        ({"stop_token_ids": (-1,)}, "stop_token_ids is (-1,); token ids are whole numbers of 0 or more."),
+        ({"stop_token_ids": ("a",)}, "stop_token_ids is ('a',); token ids are whole numbers of 0 or more."),
+        ({"logit_bias": [1]}, "logit_bias is [1]; it must map token ids to numbers."),
+        (
+            {"logit_bias": {5: math.inf}},
+            "logit_bias has 5: inf; it must map token ids to numbers from -1e+09 to 1e+09.",
+        ),
+        (
+            {"logit_bias": {5: 10**400}},
+            f"logit_bias has 5: {10**400}; it must map token ids to numbers from -1e+09 to 1e+09.",
+        ),
+        (
+            {"logit_bias": {"5": 1.0}},
+            "logit_bias has '5': 1.0; it must map token ids to numbers from -1e+09 to 1e+09.",
+        ),
+    ],
+)
+def test_lists_and_biases_are_checked_too(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        GenerationConfig(**fields)
+    assert str(caught.value) == message
+
+
+def test_one_stop_text_and_a_list_of_them_become_a_tuple() -> None:
+    assert GenerationConfig(stop="END").stop == ("END",)
+    assert GenerationConfig(stop=["a", "b"], stop_token_ids=[1, 2]).stop == ("a", "b")
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    config = GenerationConfig(seed=np.int64(3), temperature=np.float32(0.5), logit_bias={np.int64(7): np.float32(-1.0)})
+
+    assert config.logit_bias == {7: -1.0}
+
+
+def test_replace_changes_one_field_and_checks_it() -> None:
+    config = GenerationConfig(seed=1).replace(temperature=0.5)
+
+    assert (config.seed, config.temperature) == (1, 0.5)
+    with pytest.raises(ConfigError, match="temperature is -1"):
+        config.replace(temperature=-1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, GenerationConfig()),
+        ({"bos_token_id": 1, "eos_token_id": 2, "transformers_version": "4"}, GenerationConfig()),
+        ({"do_sample": False, "temperature": 0.6, "top_p": 0.9}, GenerationConfig(top_p=0.9)),
+        (
+            {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 50},
+            GenerationConfig(temperature=0.6, top_p=0.9, top_k=50),
+        ),
+        ({"do_sample": True}, GenerationConfig(temperature=1.0)),
+        ({"temperature": 0.6}, GenerationConfig(temperature=0.6)),
+        ({"top_k": None, "repetition_penalty": 1.1, "max_new_tokens": 20}, GenerationConfig(repetition_penalty=1.1)),
+    ],
+)
+def test_the_authors_defaults_are_read_from_the_folder(
+    values: dict[str, Any], expected: GenerationConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(values))
+
+    assert GenerationConfig.load(tmp_path) == expected
+
+
+def test_a_folder_without_the_file_has_the_neutral_defaults(tmp_path: Path) -> None:
+    assert GenerationConfig.load(tmp_path) == GenerationConfig()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000], ids=["cut off", "a list", "too deep"])
+def test_a_file_that_is_not_a_json_object_is_an_error(content: str, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(content)
+
+    with pytest.raises(ConfigError, match=r"Cannot read .*generation_config\.json: "):
+        GenerationConfig.load(tmp_path)
+
+
+def test_a_value_outside_its_range_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"top_p": 2}')
+
+    with pytest.raises(ConfigError, match=r"generation_config\.json: top_p is 2; it must be a number"):
+        GenerationConfig.load(tmp_path)
