@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from edgelm._version import __version__
 from edgelm.download import Progress, RemoteFile, download
 from edgelm.errors import ConfigError, DownloadError
 
@@ -73,10 +75,10 @@ class HubSource:
         Raises:
             DownloadError: the hub cannot be reached or refuses, or the repository has no model that can be imported.
         """
-        # It takes a quarter of a second to import, and most commands never need it.
+        info = self._info()
+        # Its import takes a quarter of a second, and most commands never need it.
         from huggingface_hub import get_token, hf_hub_url
 
-        info = self._info()
         token = get_token()
         files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
         chosen = self._choose(sorted(files))
@@ -100,9 +102,11 @@ class HubSource:
         return folder, {"license": license_, "repository": self.repo, "revision": info.sha}
 
     def _info(self) -> ModelInfo:
+        # Read at its import: without it the hub would also learn which other libraries are installed here.
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         from huggingface_hub import HfApi, errors
 
-        api = HfApi(library_name="edgelm")
+        api = HfApi(library_name="edgelm", library_version=__version__)
         try:
             info = api.model_info(self.repo, revision=self.revision, files_metadata=True, timeout=_TIMEOUT_SECONDS)
         except errors.GatedRepoError as error:

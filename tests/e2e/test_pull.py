@@ -1,0 +1,236 @@
+"""`edgelm pull` as a process: from the hub's protocol into the library, killed and resumed, twice at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pty
+import signal
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+from loopback_server import COMMIT
+
+from edgelm.library import Library
+from edgelm.sources import read_record
+
+WEIGHTS = os.urandom(1_500_000)
+FILES = {
+    "config.json": b'{"model_type": "llama"}',
+    "tokenizer.json": b"{}",
+    "model.safetensors": WEIGHTS,
+    "consolidated.safetensors": b"the same weights again",
+    "pytorch_model.bin": b"a pickle",
+    "README.md": b"# A model",
+    "onnx/model.safetensors": b"another program's",
+}
+WEIGHTS_URL = f"/org/Small-Model/resolve/{COMMIT}/model.safetensors"
+COMMAND = [str(Path(sysconfig.get_path("scripts")) / "edgelm")]
+
+
+@pytest.fixture
+def environment(server, tmp_path):
+    """Point huggingface_hub at the loopback server, and away from the user's own token and cache."""
+    server.add_repository("org/Small-Model", FILES, cardData={"license": "apache-2.0"})
+    return os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "*", "no_proxy": "*"}
+
+
+def pull(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, "pull", *arguments, "--source-only"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def wait_until(condition, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+
+
+def test_a_repository_comes_with_what_the_importer_reads_and_nothing_else(environment, server):
+    result = pull(environment | {"HF_TOKEN": "secret"}, "hf:org/Small-Model")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""
+    assert "The source of small-model is here:" in result.stderr
+    folder = Library().source_path("small-model")
+    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors", "source.json", "tokenizer.json"]
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    record = read_record(folder)
+    assert (record["reference"], record["license"]) == ("hf:org/Small-Model", "apache-2.0")
+    assert record["revision"] == COMMIT
+    asked = {path: headers for path, headers in server.headers_seen if "Small-Model" in path}
+    assert len(asked) == 4
+    assert {headers["authorization"] for headers in asked.values()} == {"Bearer secret"}
+    assert not any("torch" in headers["user-agent"] for headers in asked.values())
+
+
+def test_a_model_that_is_here_needs_no_network(environment, server):
+    pull(environment, "hf:org/Small-Model")
+    server.headers_seen.clear()
+    for name in ("hf:org/Small-Model", "small-model"):
+        result = pull(environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}, name)
+        assert result.returncode == 0, result.stderr
+        assert "in the library already" in result.stderr
+    assert server.headers_seen == []
+
+
+def test_one_gguf_file_comes_alone_under_its_own_name(environment, server):
+    server.add_repository("org/Many-GGUF", {"q/Tiny-Q8_0.gguf": b"GGUF one", "Tiny-Q4_0.gguf": b"GGUF two"})
+    result = pull(environment, "hf:org/Many-GGUF/q/Tiny-Q8_0.gguf@main")
+    assert result.returncode == 0, result.stderr
+    assert Library().source_path("tiny-q8_0").read_bytes() == b"GGUF one"
+    result = pull(environment, "hf:org/Many-GGUF/Tiny-Q4_0.gguf", "--name", "other")
+    assert result.returncode == 0, result.stderr
+    assert Library().source_path("other").read_bytes() == b"GGUF two"
+
+
+def test_a_dropped_connection_resumes(environment, server):
+    server.drops[WEIGHTS_URL] = [700_000]
+    result = pull(environment, "hf:org/Small-Model")
+    assert result.returncode == 0, result.stderr
+    assert (Library().source_path("small-model") / "model.safetensors").read_bytes() == WEIGHTS
+    assert server.ranges_asked(WEIGHTS_URL) == [None, "bytes=700000-"]
+
+
+def test_a_killed_pull_goes_on_where_it_stopped(environment, server):
+    server.holds[WEIGHTS_URL] = 1_000_000
+    process = subprocess.Popen([*COMMAND, "pull", "hf:org/Small-Model", "--source-only"], env=environment)
+    downloads = Library().downloads_path("small-model")
+    wait_until(lambda: any(part.stat().st_size > 500_000 for part in downloads.rglob("*.part")))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert Library().sources() == []
+    part = next(downloads.rglob("*.part")).stat().st_size
+    server.release.set()
+    result = pull(environment, "hf:org/Small-Model")
+    assert result.returncode == 0, result.stderr
+    assert (Library().source_path("small-model") / "model.safetensors").read_bytes() == WEIGHTS
+    assert server.ranges_asked(WEIGHTS_URL)[-1] == f"bytes={part}-"
+    assert not downloads.exists()
+
+
+def test_an_interrupted_pull_ends_with_130_and_can_go_on(environment, server):
+    server.holds[WEIGHTS_URL] = 1_000_000
+    process = subprocess.Popen(
+        [*COMMAND, "pull", "hf:org/Small-Model", "--source-only"], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    downloads = Library().downloads_path("small-model")
+    wait_until(lambda: any(part.stat().st_size > 500_000 for part in downloads.rglob("*.part")))
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    server.release.set()
+    assert pull(environment, "hf:org/Small-Model").returncode == 0
+
+
+def test_two_pulls_at_once_download_once(environment, server):
+    server.holds[WEIGHTS_URL] = 1_000_000
+    command = [*COMMAND, "pull", "hf:org/Small-Model", "--source-only"]
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: any(Library().downloads_path("small-model").rglob("*.part")))
+    second = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert second.stderr is not None
+    assert second.stderr.readline() == f"Waiting for process {first.pid}, which works on small-model …\n"
+    server.release.set()
+    assert "is here" in first.communicate(timeout=30)[1]
+    assert "in the library already" in second.communicate(timeout=30)[1]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert len(server.ranges_asked("/api/models/org/Small-Model")) == 1
+
+
+def refused(environment: dict[str, str], reference: str) -> str:
+    result = pull(environment, reference)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert result.stdout == ""
+    assert Library().sources() == []
+    return result.stderr
+
+
+def test_a_wrong_checksum_is_refused(environment, server):
+    server.files[WEIGHTS_URL] = b"x" + WEIGHTS[1:]
+    assert "model.safetensors is not the file that was asked for" in refused(environment, "hf:org/Small-Model")
+
+
+def test_a_gated_repository_says_how_to_get_in(environment, server):
+    path = next(path for path in server.files if path.endswith("/config.json"))
+    for status in (401, 403):
+        server.statuses[path] = status
+        assert "org/Small-Model is gated or private: accept its terms" in refused(environment, "hf:org/Small-Model")
+    server.statuses["/api/models/org/Small-Model"] = 403
+    assert "then set HF_TOKEN to a token that may read it" in refused(environment, "hf:org/Small-Model")
+
+
+def test_what_the_hub_does_not_have_is_named(environment):
+    assert "There is no model 'org/other' on the hub, or it is private" in refused(environment, "hf:org/other")
+    assert "org/Small-Model has no revision 'v9'" in refused(environment, "hf:org/Small-Model@v9")
+    message = refused(environment, "hf:org/Small-Model/x.gguf")
+    assert "org/Small-Model has no file 'x.gguf'. Pick a repository with safetensors or GGUF files." in message
+
+
+def test_a_file_that_vanishes_meanwhile_is_named(environment, server):
+    server.statuses[next(path for path in server.files if path.endswith("/tokenizer.json"))] = 404
+    assert "The repository changed meanwhile: run the same command again." in refused(environment, "hf:org/Small-Model")
+
+
+def test_pickles_are_refused_by_name(environment, server):
+    server.add_repository("org/old", {"config.json": b"{}", "pytorch_model.bin": b"x", "Old-Q4_0.gguf": b"x"})
+    message = refused(environment, "hf:org/old")
+    assert "org/old has no safetensors weights: only pickles (pytorch_model.bin)" in message
+    assert "Its GGUF files: hf:org/old/Old-Q4_0.gguf." in message
+
+
+def test_an_adapter_is_refused(environment, server):
+    server.add_repository("org/adapter", {"adapter_model.safetensors": b"x"})
+    assert "org/adapter has no config.json: it is not a whole model" in refused(environment, "hf:org/adapter")
+
+
+def test_an_answer_without_a_commit_is_refused(environment, server):
+    server.add_repository("org/odd", {"config.json": b"{}"}, sha="../../outside")
+    assert "which is not a commit" in refused(environment, "hf:org/odd")
+
+
+def test_offline_and_unreachable_are_told_apart(environment):
+    message = refused(environment | {"HF_HUB_OFFLINE": "1"}, "hf:org/Small-Model")
+    assert "HF_HUB_OFFLINE forbids to fetch it. Unset HF_HUB_OFFLINE." in message
+    message = refused(environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}, "hf:org/Small-Model")
+    assert "Cannot ask the hub about org/Small-Model" in message
+
+
+@pytest.mark.parametrize("reference", ["hf:", "hf:model", "hf:a/b/c.safetensors", "hf:a/b@"])
+def test_a_reference_of_another_form_is_refused(environment, reference):
+    assert "is not a model of the hub: write hf:ORG/REPO" in refused(environment, reference)
+
+
+def test_a_name_that_leaves_the_library_is_refused(environment):
+    result = pull(environment, "hf:org/Small-Model", "--name", "../../x")
+    assert result.returncode == 1
+    assert "'../../x' is not a name for a model" in result.stderr
+
+
+def test_progress_is_drawn_only_on_a_terminal(environment, server):
+    server.add_repository("org/big", {"model.safetensors": WEIGHTS, "config.json": b"{}"})
+    main_end, terminal = pty.openpty()
+    command = [*COMMAND, "pull", "hf:org/big", "--source-only"]
+    subprocess.run(command, env=environment | {"TERM": "xterm"}, stderr=terminal, timeout=60, check=True)
+    os.close(terminal)
+    drawn = b""
+    try:
+        while block := os.read(main_end, 65536):
+            drawn += block
+    except OSError:
+        pass  # the end of a terminal on Linux
+    os.close(main_end)
+    assert b"model.safetensors" in drawn
+    assert b"100%" in drawn
+
+
+def test_a_record_names_every_file_with_its_hash(environment):
+    pull(environment, "hf:org/Small-Model")
+    files = read_record(Library().source_path("small-model"))["files"]
+    assert [file["path"] for file in files] == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert files[1]["sha256"] == hashlib.sha256(WEIGHTS).hexdigest()

@@ -1,0 +1,170 @@
+"""The command `edgelm`: lazy, complete, extensible; its errors and exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from edgelm.cli import main as main_module
+from edgelm.cli.main import main
+from edgelm.errors import DownloadError
+
+COMMANDS = ("chat", "export", "import", "list", "pull", "rm", "run", "show")
+
+
+class FakePackage:
+    """What importlib.metadata tells of an installed package."""
+
+    name = "other-package"
+
+    def __init__(self, *requires: str) -> None:
+        self.requires = list(requires)
+
+
+def add_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str, name: str = "extra", *requires: str):
+    """Install a module of another package that offers a command."""
+    module = f"module_of_{tmp_path.name}"
+    (tmp_path / f"{module}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = metadata.EntryPoint(name, f"{module}:command", main_module.COMMAND_GROUP)
+    vars(point)["dist"] = FakePackage(*requires)
+    ours = list(metadata.entry_points(group=main_module.COMMAND_GROUP))
+    monkeypatch.setattr(main_module.metadata, "entry_points", lambda group: [*ours, point])
+
+
+def test_help_lists_each_command_with_the_first_line_of_its_docstring():
+    result = CliRunner().invoke(main, ["-h"])
+    assert result.exit_code == 0
+    for name in COMMANDS:
+        assert f"\n  {name} " in result.output
+    assert "pull    Download a model and make a package of it.\n" in result.output
+    assert "(from edgelm)" not in result.output
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("export", "import")])
+def test_each_command_has_help_with_examples(name):
+    for flag in ("-h", "--help"):
+        result = CliRunner().invoke(main, [name, flag])
+        assert result.exit_code == 0, result.output
+        assert f"Examples:\n    edgelm {name}" in result.output or f"| edgelm {name}" in result.output
+
+
+def test_the_version_is_the_packages():
+    assert CliRunner().invoke(main, ["--version"]).output == f"edgelm, version {metadata.version('edgelm')}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["chat", "--help"], ["run", "--help"], ["list"], ["--version"]])
+def test_help_and_lists_import_nothing_heavy(arguments):
+    code = f"""
+import sys
+from edgelm.cli.main import main
+main({arguments!r}, standalone_mode=False)
+heavy = {{"torch", "onnx", "onnxruntime", "numpy", "tokenizers", "transformers", "rich", "huggingface_hub"}}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_another_packages_command_shows_up_and_runs(monkeypatch, tmp_path):
+    source = 'import click\n@click.command()\ndef command():\n    """Do more."""\n    click.echo("done")\n'
+    add_command(monkeypatch, tmp_path, source)
+    assert "extra   Do more." in CliRunner().invoke(main, ["--help"]).output
+    assert CliRunner().invoke(main, ["extra"]).output == "done\n"
+
+
+def test_another_package_cannot_replace_our_commands(monkeypatch, tmp_path):
+    add_command(monkeypatch, tmp_path, "raise SystemExit(9)", "list")
+    assert CliRunner().invoke(main, ["list"]).exit_code == 0
+
+
+def test_a_command_whose_help_cannot_be_read_is_listed_by_its_package(monkeypatch, tmp_path):
+    add_command(monkeypatch, tmp_path, "import nothing_of_that_name")
+    assert "extra   (from other-package)" in CliRunner().invoke(main, ["--help"]).output
+
+
+def test_a_command_that_lacks_its_extra_says_the_pip_line(monkeypatch, tmp_path):
+    source = "import some_missing_module"
+    add_command(monkeypatch, tmp_path, source, "extra", "numpy", 'some-missing.module>=1; extra == "more"')
+    result = CliRunner().invoke(main, ["extra"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "error: `edgelm extra` needs 'some_missing_module', which is not installed: pip install 'other-package[more]'\n"
+    )
+
+
+def test_any_other_import_error_passes_through(monkeypatch, tmp_path):
+    add_command(monkeypatch, tmp_path, "import some_missing_module", "extra", 'numpy; extra == "more"')
+    assert isinstance(CliRunner().invoke(main, ["extra"]).exception, ModuleNotFoundError)
+
+
+def test_what_is_no_command_is_an_error(monkeypatch, tmp_path):
+    add_command(monkeypatch, tmp_path, "command = 3")
+    result = CliRunner().invoke(main, ["extra"])
+    assert result.exit_code == 1
+    assert result.stderr == "error: The command 'extra' of other-package is not a click command: 3.\n"
+
+
+def failing_with(error: BaseException) -> click.Command:
+    @click.command("fail")
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (DownloadError("The line is dead."), 1, "error: The line is dead.\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (click.UsageError("Not like this."), 2, "Error: Not like this.\n"),
+    ],
+)
+def test_what_ends_a_command_has_its_exit_code(monkeypatch, error, code, message):
+    monkeypatch.setattr(main_module.LazyGroup, "get_command", lambda *_: failing_with(error))
+    result = CliRunner().invoke(main, ["fail"])
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr.endswith(message)
+
+
+def test_an_unknown_command_or_option_is_wrong_usage():
+    assert CliRunner().invoke(main, ["chatt"]).exit_code == 2
+    assert CliRunner().invoke(main, ["list", "--nope"]).exit_code == 2
+
+
+def complete(words: str, cursor: int) -> list[str]:
+    """Ask for completions as bash does."""
+    environment = os.environ | {"_EDGELM_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(cursor)}
+    code = "from edgelm.cli.main import main; main(prog_name='edgelm')"
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert result.stderr == ""
+    return result.stdout.split()
+
+
+def test_shells_complete_commands_options_and_models(own_library):
+    (own_library / "models" / "tiny").mkdir(parents=True)
+    assert complete("edgelm p", 1) == ["plain,pull"]
+    assert "plain,--temperature" in complete("edgelm run x --te", 3)
+    assert "plain,tiny" in complete("edgelm chat t", 2)
+    assert complete("edgelm pull smol", 2) == ["plain,smollm2-135m-instruct"]
+
+
+def test_a_shell_that_completes_sees_no_errors(own_library, monkeypatch, tmp_path):
+    own_library.mkdir()
+    (own_library / "models").touch()  # a library that cannot be read
+    assert complete("edgelm chat t", 2) == ["dir,t"]
+    add_command(monkeypatch, tmp_path, "import some_missing_module", "extra", 'some_missing_module; extra == "more"')
+    context = click.Context(main, resilient_parsing=True)
+    assert main.get_command(context, "extra") is None
+
+
+def test_completion_is_explained_in_the_help():
+    assert 'eval "$(_EDGELM_COMPLETE=bash_source edgelm)"' in CliRunner().invoke(main, ["--help"]).output

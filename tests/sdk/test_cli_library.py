@@ -1,0 +1,132 @@
+"""`edgelm list`, `show` and `rm`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edgelm.cli.main import main
+from edgelm.library import Library
+from edgelm.manifest import Manifest
+from edgelm.testing import tiny_model_path
+
+
+@pytest.fixture
+def library(own_library) -> Library:
+    """Hold a package, a source, a broken package, and an unfinished download."""
+    library = Library()
+    shutil.copytree(tiny_model_path(), library.package_path("tiny"))
+    (library.root / "models" / "broken").mkdir()
+    source = library.root / "sources" / "original"
+    source.mkdir(parents=True)
+    (source / "model.gguf").write_bytes(b"x" * 2_000_000)
+    library.downloads_path("half").mkdir(parents=True)
+    return library
+
+
+def edgelm(*arguments: str, stdin: str = ""):
+    return CliRunner().invoke(main, arguments, input=stdin)
+
+
+def test_an_empty_list_says_how_to_begin(own_library):
+    result = edgelm("list")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "edgelm pull smollm2-135m-instruct" in result.stderr
+    assert edgelm("list", "--json").stdout == "[]\n"
+
+
+def test_list_shows_packages_with_their_figures_and_marks_the_rest(library):
+    result = edgelm("list")
+    rows = [line.split() for line in result.stdout.splitlines()]
+    quality = Manifest.load(tiny_model_path()).quality
+    assert quality is not None
+    assert rows[0] == ["NAME", "PRECISION", "SIZE", "CONTEXT", "PERPLEXITY"]
+    assert rows[1] == ["broken", "(broken)", "0.0", "MB"]
+    assert rows[2] == ["original", "(source)", "2.0", "MB"]
+    assert rows[3][:2] + rows[3][4:] == ["tiny", "fp32", "1024", f"{quality.perplexity:.2f}"]
+    assert "warning: broken:" in result.stderr
+    assert "is not a model package" in result.stderr
+
+
+def test_list_as_json_is_for_programs(library):
+    rows = {row["name"]: row for row in json.loads(edgelm("list", "--json").stdout)}
+    assert {name: row["kind"] for name, row in rows.items()} == {
+        "broken": "broken",
+        "original": "source",
+        "tiny": "package",
+    }
+    assert rows["tiny"]["context_length"] == 1024
+    assert rows["tiny"]["path"] == str(library.package_path("tiny"))
+    assert rows["original"]["size"] == 2_000_000
+
+
+def test_show_tells_what_a_package_is(library):
+    for model in ("tiny", str(tiny_model_path())):
+        shown = edgelm("show", model).stdout
+        for part in ("fp32", "1024 tokens", "perplexity", "model.onnx.data", "sha256", "source", "not stated"):
+            assert part in shown
+        # 2 layers x (key, value) x 1 head x 16 x 4 bytes
+        assert "0.2 KiB per token" in shown
+    facts = json.loads(edgelm("show", "tiny", "--json").stdout)
+    assert facts["kv_cache_bytes_per_token"] == 2 * 2 * 1 * facts["config"]["head_dim"] * 4
+    assert facts["manifest"]["quality"]["perplexity"] > 0
+
+
+def test_show_says_where_quality_was_not_measured_and_shows_notes(library):
+    path = library.package_path("tiny") / "edgelm.json"
+    manifest = json.loads(path.read_text()) | {"quality": None, "notes": ["Q4_1 went to 8 bits."]}
+    path.write_text(json.dumps(manifest))
+    shown = edgelm("show", "tiny").stdout
+    assert "not measured" in shown
+    assert "Q4_1 went to 8 bits." in shown
+
+
+def test_show_of_a_missing_model_is_an_error(library):
+    result = edgelm("show", "original")
+    assert result.exit_code == 1
+    assert "error: Only the source of 'original' is in the library." in result.stderr
+
+
+def test_rm_without_a_terminal_needs_yes(library):
+    result = edgelm("rm", "tiny")
+    assert result.exit_code == 2
+    assert "Nobody is here to ask: add --yes to remove without asking." in result.stderr
+    assert "tiny" in library.packages()
+
+
+def test_rm_removes_packages_sources_and_downloads(library):
+    result = edgelm("rm", "tiny", "original", "half", "--yes")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "Removed tiny.\nRemoved original.\nRemoved half.\n"
+    assert (library.packages(), library.sources()) == (["broken"], [])
+
+
+def test_rm_of_a_missing_model_is_an_error(library):
+    result = edgelm("rm", "nothing", "--yes")
+    assert result.exit_code == 1
+    assert "There is no model 'nothing' to remove. In the library: broken, tiny." in result.stderr
+
+
+@pytest.mark.parametrize(("answer", "code", "left"), [(b"n\n", 1, True), (b"y\n", 0, False)])
+def test_rm_asks_on_a_terminal(library, answer, code, left):
+    import pty
+
+    main_end, terminal = pty.openpty()
+    script = "from edgelm.cli.main import main; main(prog_name='edgelm')"
+    process = subprocess.Popen([sys.executable, "-c", script, "rm", "tiny"], stdin=terminal, stderr=subprocess.PIPE)
+    time.sleep(0.1)
+    os.write(main_end, answer)
+    _, asked = process.communicate(timeout=20)
+    os.close(terminal)
+    os.close(main_end)
+    assert b"Remove tiny from the library? [y/N]" in asked
+    assert process.returncode == code
+    assert Path(library.package_path("tiny")).exists() is left

@@ -1,0 +1,146 @@
+"""`edgelm run` on the tiny model: what goes in, what comes out, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import edgelm
+from edgelm import language_model
+from edgelm.cli.main import main
+from edgelm.testing import scripted_model, tiny_model_path
+
+TINY = str(tiny_model_path())
+
+
+def run(*arguments: str, stdin: str | bytes = ""):
+    return CliRunner().invoke(main, ["run", *arguments], input=stdin)
+
+
+@pytest.fixture
+def says_sea(monkeypatch):
+    """Let every model answer `The sea is blue.`, and return the list of the conversations that it was asked."""
+    model = scripted_model("The sea is blue.")
+    asked: list[object] = []
+    encode = model.encode_chat
+
+    def encode_chat(messages):
+        asked.append(messages)
+        return encode(messages)
+
+    monkeypatch.setattr(model, "encode_chat", encode_chat)
+    monkeypatch.setattr(language_model, "load", lambda *_: model)
+    return asked
+
+
+def test_the_answer_alone_goes_to_standard_output(says_sea):
+    result = run(TINY, "Tell me.")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "The sea is blue.\n", "")
+    assert says_sea == [[{"role": "user", "content": "Tell me."}]]
+
+
+def test_the_answer_is_the_librarys():
+    completion = edgelm.load(TINY).chat([{"role": "user", "content": "Hello"}])
+    result = run(TINY, "Hello", "--json")
+    answer = json.loads(result.stdout)
+    assert answer["text"] == completion.text
+    assert tuple(answer["token_ids"]) == completion.token_ids
+    assert answer["finish_reason"] == completion.finish_reason
+    assert answer["usage"]["completion_tokens"] == completion.usage.completion_tokens
+    assert answer["usage"]["total_tokens"] == completion.usage.total_tokens
+    assert answer["timings"]["decode_tokens_per_second"] > 0
+    assert answer["model"] == "tiny-random"
+
+
+def test_what_is_piped_in_follows_the_prompt_or_is_the_prompt(says_sea):
+    run(TINY, "Summarize:", stdin="line one\nline two\n")
+    run(TINY, stdin="the prompt\n")
+    run(TINY, "the prompt", stdin="\n")
+    run(TINY, stdin=b"caf\xc3\xa9 \xff")
+    assert [messages[-1]["content"] for messages in says_sea] == [
+        "Summarize:\n\nline one\nline two",
+        "the prompt",
+        "the prompt",
+        "café �",
+    ]
+
+
+def test_an_argument_that_is_not_utf8_is_repaired(says_sea):
+    run(TINY, "caf\udce9")
+    assert says_sea[0][-1]["content"] == "caf�"
+
+
+def test_a_system_message_goes_first(says_sea):
+    run(TINY, "Hello", "--system", "Be brief.")
+    assert says_sea[0][0] == {"role": "system", "content": "Be brief."}
+
+
+def test_raw_continues_the_prompt_without_the_template(says_sea):
+    assert run(TINY, "Once", "--raw").stdout == "The sea is blue.\n"
+    assert says_sea == []
+
+
+def test_a_package_without_a_template_gets_the_plain_prompt(tmp_path):
+    package = shutil.copytree(tiny_model_path(), tmp_path / "plain")
+    (package / "chat_template.jinja").unlink()
+    manifest = json.loads((package / "edgelm.json").read_text())
+    manifest["files"] = [entry for entry in manifest["files"] if entry["path"] != "chat_template.jinja"]
+    (package / "edgelm.json").write_text(json.dumps(manifest))
+    plain = json.loads(run(str(package), "Once", "--json", "--max-new-tokens", "5").stdout)
+    raw = json.loads(run(TINY, "Once", "--json", "--max-new-tokens", "5", "--raw").stdout)
+    assert plain["token_ids"] == raw["token_ids"]
+    result = run(str(package), "Once", "--system", "Be brief.")
+    assert result.exit_code == 2
+    assert "--system needs the chat template; tiny-random has none." in result.stderr
+    assert "--system needs the chat template; --raw leaves it out." in run(TINY, "x", "--raw", "--system", "y").stderr
+
+
+def test_options_reach_the_sampler_and_others_keep_the_models_defaults(says_sea):
+    assert run(TINY, "Hello", "--stop", " is").stdout == "The sea\n"
+    assert json.loads(run(TINY, "Hello", "--json", "--max-new-tokens", "3").stdout)["finish_reason"] == "length"
+
+
+def test_the_same_seed_gives_the_same_answer():
+    sampled = ["--temperature", "1", "--max-new-tokens", "20", "--json"]
+    texts = [json.loads(run(TINY, "Hi", *sampled, "--seed", seed).stdout)["text"] for seed in ("1", "1", "2")]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_stats_go_to_standard_error(says_sea):
+    result = run(TINY, "Hello", "--stats", "--threads", "1")
+    assert result.stdout == "The sea is blue.\n"
+    assert "tokens/s · prompt" in result.stderr
+    assert result.stderr.endswith("· stop\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([TINY], "There is no prompt: give one as an argument, or pipe one in."),
+        ([TINY, " "], "There is no prompt"),
+        ([TINY, "x", "--temperature", "-1"], "temperature is -1.0; it must be a number from 0.0 to 100.0."),
+        ([TINY, "x", "--top-k", "many"], "'many' is not a valid integer"),
+        ([TINY, "x", "--threads", "0"], "0 is not in the range x>=1"),
+        ([], "Missing argument 'MODEL'"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_says_why(arguments, message):
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+
+
+def test_an_error_ends_with_1_and_says_why(tmp_path):
+    result = run("nothing", "x")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: There is no model 'nothing'.")
+    result = run(TINY, "word " * 2000)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "the model's context holds 1024" in result.stderr
+    broken = shutil.copytree(tiny_model_path(), tmp_path / "broken")
+    Path(broken / "model.onnx.data").write_bytes(b"x")
+    assert "model.onnx.data has 1 bytes" in run(str(broken), "x").stderr
