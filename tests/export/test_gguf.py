@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+import gguf
+import numpy as np
+import pytest
+
+from edgelm import CheckpointError
+from edgelm_export.gguf import GGUFFile
+
+UINT8, UINT32, BOOL, STRING, ARRAY = 0, 4, 7, 8, 9
+F32, Q4_0, IQ4_XS = 0, 2, 23
+
+
+def string(text: str | bytes) -> bytes:
+    content = text.encode() if isinstance(text, str) else text
+    return struct.pack("<Q", len(content)) + content
+
+
+def key(name: str | bytes, type_id: int, value: bytes) -> bytes:
+    return string(name) + struct.pack("<I", type_id) + value
+
+
+def array(element_type: int, length: int, content: bytes = b"") -> bytes:
+    return struct.pack("<IQ", element_type, length) + content
+
+
+def tensor(name: str, sizes: Sequence[int], type_id: int = F32, offset: int = 0) -> bytes:
+    return string(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, type_id, offset)
+
+
+def header(keys: Sequence[bytes] = (), tensors: Sequence[bytes] = (), version: int = 3) -> bytes:
+    counts = struct.pack("<QQ", len(tensors), len(keys))
+    return b"GGUF" + struct.pack("<I", version) + counts + b"".join(keys) + b"".join(tensors)
+
+
+def whole(keys: Sequence[bytes] = (), tensors: Sequence[bytes] = (), data: int = 256, version: int = 3) -> bytes:
+    start = header(keys, tensors, version)
+    return start + bytes(-len(start) % 32 + data)
+
+
+def write_valid(path: Path, alignment: int | None = None) -> Path:
+    """Write one key of each kind and one tensor of several types."""
+    writer = gguf.GGUFWriter(path, "llama")
+    if alignment:
+        writer.add_custom_alignment(alignment)
+    writer.add_uint8("an.uint8", 255)
+    writer.add_int8("an.int8", -128)
+    writer.add_uint16("an.uint16", 65535)
+    writer.add_int16("an.int16", -32768)
+    writer.add_uint32("an.uint32", 2**32 - 1)
+    writer.add_int32("an.int32", -(2**31))
+    writer.add_uint64("an.uint64", 2**64 - 1)
+    writer.add_int64("an.int64", -(2**63))
+    writer.add_float32("a.float32", 0.5)
+    writer.add_float64("a.float64", 1e-300)
+    writer.add_bool("a.bool", True)
+    writer.add_string("a.string", "Größe 🌊")
+    writer.add_array("an.array.of.strings", ["", "a", "Ġthe", "🌊"])
+    writer.add_array("an.array.of.numbers", [1, -2, 3])
+    writer.add_array("an.array.of.floats", [0.5, -1.25])
+    writer.add_array("an.array.of.bools", [True, False])
+    random = np.random.default_rng(0)
+    writer.add_tensor("a.matrix", random.standard_normal((3, 5)).astype(np.float32))
+    writer.add_tensor("a.vector", random.standard_normal(7).astype(np.float16))
+    for kind in (gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.BF16):
+        weights = random.standard_normal((2, 4, 64)).astype(np.float32)
+        writer.add_tensor(f"a.{kind.name}", gguf.quants.quantize(weights, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def assert_same_as_the_gguf_package(file: GGUFFile) -> None:
+    oracle = gguf.GGUFReader(file.path)
+    fields = {name: field.contents() for name, field in oracle.fields.items() if not name.startswith("GGUF.")}
+    assert file.metadata == fields
+    assert list(file.tensors) == [expected.name for expected in oracle.tensors]
+    for expected in oracle.tensors:
+        found = file.tensors[expected.name]
+        assert (found.offset, found.nbytes) == (expected.data_offset, expected.n_bytes)
+        assert (found.type, found.shape) == (expected.tensor_type.name, tuple(reversed(expected.shape.tolist())))
+        assert file.data(expected.name).tobytes() == expected.data.tobytes()
+
+
+@pytest.mark.parametrize("alignment", [None, 256])
+def test_a_file_reads_as_the_gguf_package_reads_it(tmp_path: Path, alignment: int | None) -> None:
+    with GGUFFile.open(write_valid(tmp_path / "model.gguf", alignment)) as file:
+        assert file.version == 3
+        assert file.metadata["a.string"] == "Größe 🌊"
+        assert file.metadata["an.array.of.strings"] == ["", "a", "Ġthe", "🌊"]
+        assert file.metadata["an.array.of.bools"] == [True, False]
+        assert_same_as_the_gguf_package(file)
+
+
+def test_version_2_reads_as_version_3(tmp_path: Path) -> None:
+    path = write_valid(tmp_path / "model.gguf")
+    content = bytearray(path.read_bytes())
+    content[4] = 2
+    path.write_bytes(content)
+    with GGUFFile.open(path) as file:
+        assert file.version == 2
+        assert_same_as_the_gguf_package(file)
+
+
+def test_arrays_of_arrays_become_lists_of_lists(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    rows = array(UINT8, 2, b"\1\2") + array(STRING, 1, string("x"))
+    path.write_bytes(header([key("nested", ARRAY, array(ARRAY, 2, rows))]))
+    assert GGUFFile.open(path).metadata == {"nested": [[1, 2], ["x"]]}
+
+
+def test_tensor_data_is_a_read_only_view_that_outlives_the_file_object(tmp_path: Path) -> None:
+    with GGUFFile.open(write_valid(tmp_path / "model.gguf")) as file:
+        view = file.data("a.matrix")
+        assert np.shares_memory(view, file.data("a.matrix"))
+        assert not view.flags.writeable
+    expected = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
+    np.testing.assert_array_equal(view.view(np.float32).reshape(3, 5), expected)
+
+
+def test_a_tensor_that_is_not_there_and_a_closed_file_are_errors(tmp_path: Path) -> None:
+    file = GGUFFile.open(write_valid(tmp_path / "model.gguf"))
+    with pytest.raises(CheckpointError, match=r"model\.gguf has no tensor 'a\.tensor'"):
+        file.data("a.tensor")
+    file.close()
+    with pytest.raises(CheckpointError, match=r"model\.gguf is closed"):
+        file.data("a.matrix")
+
+
+def test_a_missing_file_a_folder_and_an_empty_file_are_errors(tmp_path: Path) -> None:
+    (tmp_path / "empty.gguf").touch()
+    for path, message in (
+        (tmp_path / "missing.gguf", "Cannot read .*missing.gguf"),
+        (tmp_path, "Cannot read"),
+        (tmp_path / "empty.gguf", r"empty\.gguf: magic is b'', not b'GGUF'"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            GGUFFile.open(path)
+
+
+NESTED = b"".join(array(ARRAY, 1) for _ in range(4)) + array(UINT8, 1, b"\0")
+HOSTILE = {
+    "another magic": (b"GGML" + whole()[4:], "magic is b'GGML', not b'GGUF'"),
+    "version 1": (whole(version=1), "version is 1; versions 2 and 3 are supported"),
+    "version 4": (whole(version=4), "version is 4; versions 2 and 3 are supported"),
+    "big-endian": (whole(version=3 << 24), "version is 0x3000000: big-endian files are not supported"),
+    "cut in the counts": (whole()[:20], "metadata count needs 8 bytes; 4 remain"),
+    "more tensors than bytes": (header(tensors=[b""] * 3), "tensor count is 3, but 8 bytes remain"),
+    "more keys than bytes": (header(keys=[b""] * 3), "metadata count is 3, but 0 bytes remain"),
+    "a key twice": (whole([key("a", UINT8, b"\1")] * 2), "key 'a' appears twice"),
+    "a key that is too long": (whole([key("a" * 65536, UINT8, b"\1")]), "key 0 has 65536 bytes; at most 65535"),
+    "a key that is not UTF-8": (whole([key(b"\xff", UINT8, b"\1")]), "key 0 is not UTF-8: invalid start byte"),
+    "a key that wraps around": (header([struct.pack("<Q", 2**64 - 1) + bytes(9)]), "at most 65535 are allowed"),
+    "a string past the end": (header([key("a", STRING, struct.pack("<Q", 9))]), "value of 'a' needs 9 bytes; 0 remain"),
+    "an unknown value type": (whole([key("a", 13, bytes(8))]), "key 'a' has the unknown value type 13"),
+    "an unknown element type": (
+        whole([key("a", ARRAY, array(13, 1, bytes(8)))]),
+        "key 'a' has elements of the unknown value type 13",
+    ),
+    "a long array": (header([key("a", ARRAY, array(UINT32, 2, bytes(7)))]), "array length of 'a' is 2, but 7 bytes"),
+    "a huge array": (header([key("a", ARRAY, array(UINT8, 2**40))]), "array length of 'a' is 1099511627776"),
+    "a huge array of arrays": (
+        whole([key("a", ARRAY, array(ARRAY, 2**63))]),
+        "array length of 'a' is 9223372036854775808",
+    ),
+    "more elements than any model has": (
+        header([key("a", ARRAY, array(UINT8, 2**22 + 1, bytes(2**22 + 1)))]),
+        "array length of 'a' is 4194305; all arrays may have 4194304 elements together",
+    ),
+    "a long string in an array": (
+        header([key("a", ARRAY, array(STRING, 2, string("ok") + struct.pack("<Q", 2**63)))]),
+        "element 1 of 'a' goes past the end of the header",
+    ),
+    "an array cut in a length": (
+        header([key("a", ARRAY, array(STRING, 2, string("long enough") + bytes(3)))]),
+        "element 1 of 'a' goes past the end of the header",
+    ),
+    "an element that is not UTF-8": (
+        whole([key("a", ARRAY, array(STRING, 1, string(b"\xc3(")))]),
+        "element 0 of 'a' is not UTF-8: invalid continuation byte",
+    ),
+    "arrays nested too deep": (whole([key("a", ARRAY, NESTED)]), "key 'a' nests arrays more than 4 deep"),
+    "no boolean": (whole([key("a", BOOL, b"\2")]), "value of 'a' is 2, which is no boolean"),
+    "no alignment": (
+        whole([key("general.alignment", UINT32, bytes(4))]),
+        "general.alignment is 0; it must be a power of two",
+    ),
+    "an odd alignment": (
+        whole([key("general.alignment", UINT32, struct.pack("<I", 48))]),
+        "general.alignment is 48; it must be a power of two",
+    ),
+    "an alignment in words": (
+        whole([key("general.alignment", STRING, string("32"))]),
+        "general.alignment is '32'; it must be a power of two",
+    ),
+    "one part of several": (
+        whole([key("split.count", 2, struct.pack("<H", 3))]),
+        "split.count is 3: the model is split over several files",
+    ),
+    "a tensor twice": (whole(tensors=[tensor("t", [8])] * 2), "tensor 't' appears twice"),
+    "a long tensor name": (whole(tensors=[tensor("t" * 65, [8])]), "name of tensor 0 has 65 bytes; at most 64"),
+    "no dimensions": (whole(tensors=[tensor("t", [])]), "tensor 't' has 0 dimensions; 1 to 4 are supported"),
+    "five dimensions": (whole(tensors=[tensor("t", [1] * 5)]), "tensor 't' has 5 dimensions; 1 to 4 are supported"),
+    "an empty dimension": (whole(tensors=[tensor("t", [8, 0])]), r"tensor 't' has the impossible dimensions \[8, 0\]"),
+    "dimensions that overflow": (
+        whole(tensors=[tensor("t", [2**32, 2**32])]),
+        r"tensor 't' has the impossible dimensions \[4294967296, 4294967296\]",
+    ),
+    "an unsupported type": (
+        whole(tensors=[tensor("t", [256], IQ4_XS)]),
+        r"tensor 't' has type 23 \(IQ4_XS\), which is not supported; supported: F32, F16, Q4_0, .*BF16",
+    ),
+    "an unknown type": (whole(tensors=[tensor("t", [8], 999)]), r"tensor 't' has type 999 \(unknown\)"),
+    "rows that are no whole blocks": (
+        whole(tensors=[tensor("t", [48, 2], Q4_0)]),
+        "tensor 't' has rows of 48 weights, not a multiple of Q4_0's 32",
+    ),
+    "an unaligned offset": (
+        whole(tensors=[tensor("t", [8], offset=4)]),
+        "tensor 't' has offset 4, which is not aligned",
+    ),
+    "an offset past the end": (
+        whole(tensors=[tensor("t", [8], offset=256)]),
+        r"tensor 't' of shape \(8,\) at offset 320 needs 32 bytes, and the file ends at 320\. It was cut off",
+    ),
+    "an offset that wraps around": (whole(tensors=[tensor("t", [8], offset=2**64 - 32)]), "tensor 't' of shape"),
+    "more weights than bytes": (whole(tensors=[tensor("t", [2**61])]), "tensor 't' of shape .* needs 92233720368547"),
+    "tensors that overlap": (
+        whole(tensors=[tensor("t", [8], offset=32), tensor("u", [16])]),
+        "tensor 't' at offset 128 overlaps 'u' at 96",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_broken_header_is_an_error_that_names_file_field_and_value(tmp_path: Path, case: str) -> None:
+    content, message = HOSTILE[case]
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=rf"model\.gguf: .*{message}"):
+            GGUFFile.open(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20, "a refused file must not have cost memory first"
+
+
+def test_a_header_larger_than_any_model_has_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    with path.open("wb") as file:
+        file.write(header([key("a", STRING, struct.pack("<Q", 65 << 20))]))
+        file.truncate(80 << 20)
+    with pytest.raises(CheckpointError, match="value of 'a' has 68157440 bytes; at most 67108864 are allowed"):
+        GGUFFile.open(path)
+
+
+def test_thousands_of_damaged_files_open_or_are_a_checkpoint_error(tmp_path: Path) -> None:
+    original = write_valid(tmp_path / "model.gguf").read_bytes()
+    header_end = GGUFFile.open(tmp_path / "model.gguf").tensors["a.matrix"].offset
+    random = Random(0)
+    path = tmp_path / "damaged.gguf"
+    opened, refused = 0, 0
+    tracemalloc.start()
+    # One handle for all: opening a file to overwrite it took three quarters of the time.
+    with path.open("wb", buffering=0) as output:
+        for _ in range(4000):
+            damaged = bytearray(original)
+            for _ in range(random.randint(1, 3)):
+                # The extremes of a byte make huge counts and lengths, the other values the rest.
+                damaged[random.randrange(header_end)] = random.choice((0, 1, 127, 128, 255, random.randrange(256)))
+            if random.random() < 0.1:
+                del damaged[random.randrange(len(damaged)) :]
+            output.seek(0)
+            output.write(damaged)
+            output.truncate()
+            try:
+                with GGUFFile.open(path) as file:
+                    opened += all(file.data(name).size == found.nbytes for name, found in file.tensors.items())
+            except CheckpointError:
+                refused += 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert opened + refused == 4000
+    assert min(opened, refused) > 300
+    assert peak < 2 << 20
+
+
+@pytest.mark.real_model
+def test_the_real_file_reads_as_the_gguf_package_reads_it(smollm2_gguf: Path) -> None:
+    with GGUFFile.open(smollm2_gguf) as file:
+        assert_same_as_the_gguf_package(file)
