@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from edgelm import CheckpointError
+from edgelm_export.gguf import GGUFFile
+from edgelm_export.gguf_tokenizer import PRE_TOKENIZERS, tokenizer_files
+
+MERGES = ["h e", "l l", "he ll", "hell o", "Ġ hello", "1 2"]
+CORPUS = json.loads((Path(__file__).parent / "tokenizer_corpus.json").read_text(encoding="utf-8"))["rows"]
+
+
+def small_metadata(**changes: Any) -> dict[str, Any]:
+    """Describe a vocabulary of 256 bytes, six merges and five other tokens; None takes a key out."""
+    tokens = sorted(pre_tokenizers.ByteLevel.alphabet()) + [merge.replace(" ", "") for merge in MERGES]
+    tokens += ["<|end|>", "<|start|>", "<think>", "[PAD265]", "[PAD266]"]
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [1] * 262 + [3, 3, 4, 5, 5],
+        "tokenizer.ggml.merges": MERGES,
+        "tokenizer.ggml.bos_token_id": 263,
+        "tokenizer.ggml.eos_token_id": 262,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    metadata |= {f"tokenizer.{key.replace('__', '.')}": value for key, value in changes.items()}
+    return {key: value for key, value in metadata.items() if value is not None}
+
+
+def build(**changes: Any) -> Tokenizer:
+    return Tokenizer.from_str(tokenizer_files(small_metadata(**changes))["tokenizer.json"])
+
+
+def save(metadata: dict[str, Any], folder: Path) -> PreTrainedTokenizerFast:
+    for name, content in tokenizer_files(metadata).items():
+        (folder / name).write_text(content, encoding="utf-8")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def test_text_becomes_the_ids_of_the_file_and_comes_back() -> None:
+    tokenizer = build()
+    assert tokenizer.encode("hello hello").ids == [259, 260]
+    text = "hello\t größe 🌊\n\n  12 \x00"
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_control_tokens_are_special_and_user_defined_ones_are_not() -> None:
+    tokenizer = build()
+    ids = tokenizer.encode("<|start|>hello<think><|end|>").ids
+    assert ids == [263, 259, 264, 262]
+    assert tokenizer.decode(ids) == "hello<think>"
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "<|start|>hello<think><|end|>"
+
+
+def test_unused_tokens_are_left_out() -> None:
+    tokenizer = build()
+    assert tokenizer.get_vocab_size() == 265
+    assert tokenizer.id_to_token(265) is None
+
+
+def test_transformers_loads_the_folder_with_special_tokens_and_chat_template(tmp_path: Path) -> None:
+    template = "{% for message in messages %}<|start|>{{ message['content'] }}<|end|>{% endfor %}"
+    changes = {"ggml__unknown_token_id": 262, "ggml__padding_token_id": 262, "chat_template": template}
+    tokenizer = save(small_metadata(**changes), tmp_path)
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|start|>", "<|end|>")
+    assert (tokenizer.unk_token, tokenizer.pad_token) == ("<|end|>", "<|end|>")
+    assert "chat_template" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
+    conversation = [{"role": "user", "content": "hello"}]
+    assert tokenizer.apply_chat_template(conversation, tokenize=False) == "<|start|>hello<|end|>"
+    assert tokenizer("hello")["input_ids"] == [259]
+
+
+def test_without_a_chat_template_there_is_no_file_for_it() -> None:
+    assert set(tokenizer_files(small_metadata())) == {"tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
+@pytest.mark.parametrize(("add_bos", "add_eos"), [(False, False), (True, False), (True, True)])
+def test_begin_and_end_tokens_are_added_only_where_the_file_says_so(
+    tmp_path: Path, pre: str, add_bos: bool, add_eos: bool
+) -> None:
+    changes = {"ggml__pre": pre, "ggml__add_bos_token": add_bos, "ggml__add_eos_token": add_eos}
+    expected = [263] * add_bos + [259] + [262] * add_eos
+    assert build(**changes).encode("hello").ids == expected
+    assert save(small_metadata(**changes), tmp_path)("hello")["input_ids"] == expected
+
+
+def test_llama3_adds_the_begin_token_where_the_file_says_nothing() -> None:
+    for pre in PRE_TOKENIZERS:
+        ids = build(ggml__pre=pre, ggml__add_bos_token=None).encode("hello").ids
+        assert ids == ([263, 259] if pre in ("llama-bpe", "llama-v3", "llama3") else [259])
+
+
+SPLITS = {
+    "gpt-2": ["ĠI", "'ve", "Ġ1234", "Ġx", ".", "y", "ĊĊĠ", "Ġend", "ĠI", "'", "VE"],
+    "smollm": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".", "y", "ĊĊĠ", "Ġend", "ĠI", "'", "VE"],
+    "llama-bpe": ["ĠI", "'ve", "Ġ", "123", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
+    "qwen2": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
+}
+
+
+@pytest.mark.parametrize("pre", SPLITS)
+def test_text_is_split_as_the_models_of_that_name_split_it(pre: str) -> None:
+    splitter = build(ggml__pre=pre).pre_tokenizer
+    assert splitter is not None
+    assert [piece for piece, _ in splitter.pre_tokenize_str(" I've 1234 x.y\n\n  end I'VE")] == SPLITS[pre]
+
+
+def test_qwen2_alone_composes_characters_first() -> None:
+    for pre in PRE_TOKENIZERS:
+        normalizer = build(ggml__pre=pre).normalizer
+        assert (normalizer.normalize_str("e\u0301") if normalizer else "e\u0301") == (
+            "\u00e9" if pre == "qwen2" else "e\u0301"
+        )
+
+
+def test_llama3_takes_a_whole_word_of_the_vocabulary_without_merges() -> None:
+    for pre in PRE_TOKENIZERS:
+        # "12" has a token; without its merge only a model that ignores merges finds it.
+        ids = build(ggml__pre=pre, ggml__merges=MERGES[:-1]).encode("12").ids
+        assert (ids == [261]) == (pre in ("llama-bpe", "llama-v3", "llama3"))
+
+
+TOKENS: list[str] = small_metadata()["tokenizer.ggml.tokens"]
+TYPES: list[int] = small_metadata()["tokenizer.ggml.token_type"]
+BROKEN = {
+    "sentencepiece": ({"ggml__model": "llama"}, "tokenizer.ggml.model is 'llama'; only 'gpt2'"),
+    "no model": ({"ggml__model": None}, "tokenizer.ggml.model is None; only 'gpt2'"),
+    "another split": ({"ggml__pre": "tekken"}, "tokenizer.ggml.pre is 'tekken'; supported: gpt-2, llama-bpe, .*smollm"),
+    "no split": ({"ggml__pre": None}, "tokenizer.ggml.pre is None"),
+    "a list for a split": ({"ggml__pre": ["gpt-2"]}, r"tokenizer.ggml.pre is \['gpt-2'\]"),
+    "no tokens": ({"ggml__tokens": None}, "tokenizer.ggml.tokens is missing or no array of str"),
+    "no types": ({"ggml__token_type": None}, "tokenizer.ggml.token_type is missing or no array of int"),
+    "no merges": ({"ggml__merges": [1]}, "tokenizer.ggml.merges is missing or no array of str"),
+    "fewer types": ({"ggml__token_type": [1]}, "tokenizer.ggml.token_type has 1 entries for 267 tokens"),
+    "a byte token": ({"ggml__token_type": [6, *TYPES[1:]]}, "Token '!' has type 6, which byte-level BPE does not have"),
+    "a token twice": ({"ggml__tokens": ["he", *TOKENS[1:]]}, "Tokens 0 and 256 of tokenizer.ggml.tokens are both 'he'"),
+    "a merge of three": ({"ggml__merges": ["h e l"]}, "Merge 0 of tokenizer.ggml.merges, 'h e l', does not join two"),
+    "a merge into nothing": ({"ggml__merges": ["h e", "e h"]}, "Merge 1 of tokenizer.ggml.merges, 'e h', does not"),
+    "a merge of nothing": ({"ggml__merges": ["he x y"]}, "Merge 0 of tokenizer.ggml.merges"),
+    "an id past the end": ({"ggml__eos_token_id": 267}, "tokenizer.ggml.eos_token_id is 267, which is no token"),
+    "an unused id": ({"ggml__padding_token_id": 265}, "tokenizer.ggml.padding_token_id is 265, which is no token"),
+    "an id in words": ({"ggml__bos_token_id": "1"}, "tokenizer.ggml.bos_token_id is '1', which is no token"),
+    "a flag in words": ({"ggml__add_bos_token": "yes"}, "tokenizer.ggml.add_bos_token is 'yes'; it must be a boolean"),
+    "nothing to add": (
+        {"ggml__add_bos_token": True, "ggml__bos_token_id": None},
+        "tokenizer.ggml.add_bos_token is set, but there is no tokenizer.ggml.bos_token_id",
+    ),
+    "a template that is no text": ({"chat_template": 7}, "tokenizer.chat_template is 7; it must be a string"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_metadata_that_makes_no_tokenizer_is_an_error_that_names_the_key(case: str) -> None:
+    changes, message = BROKEN[case]
+    with pytest.raises(CheckpointError, match=message):
+        tokenizer_files(small_metadata(**changes))
+
+
+@pytest.fixture(scope="module")
+def real_metadata(smollm2_gguf: Path) -> dict[str, Any]:
+    return dict(GGUFFile.open(smollm2_gguf).metadata)
+
+
+@pytest.mark.real_model
+def test_the_real_tokenizer_encodes_as_llama_cpp_does(real_metadata: dict[str, Any]) -> None:
+    tokenizer = Tokenizer.from_str(tokenizer_files(real_metadata)["tokenizer.json"])
+    for row in CORPUS:
+        assert tokenizer.encode(row["text"]).ids == row["ids"], row["text"]
+
+
+@pytest.mark.real_model
+def test_the_real_tokenizer_is_that_of_transformers(
+    real_metadata: dict[str, Any], smollm2_gguf: Path, tmp_path: Path
+) -> None:
+    expected = AutoTokenizer.from_pretrained(smollm2_gguf.parent, gguf_file=smollm2_gguf.name)
+    # transformers takes GPT-2's splitting for every GGUF file of this kind; SmolLM2's own tokenizer.json splits digits.
+    expected.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    found = save(real_metadata, tmp_path)
+    for row in CORPUS:
+        ids = found(row["text"])["input_ids"]
+        assert ids == expected(row["text"])["input_ids"], row["text"]
+        assert found.decode(ids) == expected.decode(ids)
+        assert found.decode(ids, skip_special_tokens=True) == expected.decode(ids, skip_special_tokens=True)
+    assert found.get_vocab() == expected.get_vocab()
+    for role in ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id"):
+        assert getattr(found, role) == getattr(expected, role)
+    conversation = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}]
+    for add_generation_prompt in (False, True):
+        prompts = [
+            tokenizer.apply_chat_template(conversation, add_generation_prompt=add_generation_prompt, tokenize=False)
+            for tokenizer in (found, expected)
+        ]
+        assert prompts[0] == prompts[1]
