@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import glob
 import os
 import re
@@ -16,13 +17,17 @@ from typing import IO
 
 _STAGING, _OLD = ".edgelm-tmp-", ".edgelm-old-"
 
+# What this process is writing now, in any thread. A process id alone does not say it: in a container, the next start of
+# a killed program often has the same one.
+_tokens: set[str] = set()
+
 
 def fsync_path(path: Path) -> None:
     """Flush a file, or a folder's entries, to the disk."""
-    flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) if path.is_dir() else os.O_RDONLY
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open a folder; its renames are journaled
-    descriptor = os.open(path, flags)
+    # Windows flushes only what is open for writing.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -34,17 +39,17 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
     """Yield a binary file that takes `path`'s name when the block ends; an error leaves the old file as it was."""
     path = path.absolute()
     remove_leftovers(path)
-    staged = _staging_path(path)
-    try:
-        with staged.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staged, path)
-        fsync_path(path.parent)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
+    with _staging_path(path) as staged:
+        try:
+            with staged.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(staged, path)
+            fsync_path(path.parent)
+        except BaseException:
+            staged.unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -59,37 +64,45 @@ def replace_folder(target: Path) -> Iterator[Path]:
 
     An error removes the staging folder and leaves `target` as it was. A kill leaves `target` as it was and a staging
     folder that the next call for the same target removes. Where a folder is replaced, the old one keeps its name until
-    the new one is complete and on the disk.
+    the new one is complete and on the disk. A link is followed: the folder that it names is replaced.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written.
+        OSError: the disk is full, the folder cannot be written, or `target` is a file.
     """
-    target = target.absolute()
+    target = target.resolve()
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target)
-    staging = _staging_path(target)
-    staging.mkdir()
-    try:
-        yield staging
-        for path in sorted(staging.rglob("*")):
-            fsync_path(path)
-        fsync_path(staging)
-        _swap(staging, target)
-        fsync_path(target.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with _staging_path(target) as staging:
+        staging.mkdir()
+        try:
+            yield staging
+            for path in sorted(staging.rglob("*")):
+                fsync_path(path)
+            fsync_path(staging)
+            _swap(staging, target)
+            fsync_path(target.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
-def _staging_path(target: Path) -> Path:
+@contextlib.contextmanager
+def _staging_path(target: Path) -> Iterator[Path]:
     """Name a path beside `target`, so that the rename stays on one file system, and with its writer's process id."""
-    return target.with_name(f"{_STAGING}{os.getpid()}-{secrets.token_hex(4)}-{target.name}")
+    token = secrets.token_hex(4)
+    _tokens.add(token)
+    try:
+        yield target.with_name(f"{_STAGING}{os.getpid()}-{token}-{target.name}")
+    finally:
+        _tokens.discard(token)
 
 
 def remove_leftovers(target: Path) -> None:
     """Delete what killed writers of `target` left behind; put an old folder back that lost its name."""
     for leftover in target.parent.glob(f".edgelm-*-{glob.escape(target.name)}"):
-        match = re.fullmatch(rf"({_STAGING}|{_OLD})(\d+)-[0-9a-f]{{8}}-{re.escape(target.name)}", leftover.name)
-        if match is None:
+        match = re.fullmatch(rf"({_STAGING}|{_OLD})(\d+)-([0-9a-f]{{8}})-{re.escape(target.name)}", leftover.name)
+        if match is None or match[3] in _tokens:
             continue
         if int(match[2]) != os.getpid() and _is_running(int(match[2])):
             continue  # another process is writing the same target now: the last one to finish wins

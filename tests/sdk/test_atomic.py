@@ -1,0 +1,323 @@
+"""Atomic files and folders: killed at any point, there is the old content or the new one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from edgelm import atomic
+
+POSIX_ONLY = pytest.mark.skipif(os.name != "posix", reason="SIGKILL and limits on file sizes are POSIX's")
+
+OLD = {"config.json": "old", "model.onnx": "old weights", "only-old.txt": "old"}
+NEW = {"config.json": "new", "model.onnx": "new weights", "only-new.txt": "new"}
+
+# Kills its own process just before the n-th time that the block touches the disk.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from edgelm import atomic
+
+target, left, exchange = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "exchange"
+if not exchange:
+    atomic._exchange = lambda a, b: False
+
+def count(event, arguments=()):
+    global left
+    if event in ("fsync", "open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "ctypes.dlsym"):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+fsync = os.fsync
+os.fsync = lambda descriptor: (count("fsync"), fsync(descriptor))
+sys.addaudithook(count)
+"""
+REPLACE_FOLDER = """
+with atomic.replace_folder(target) as staging:
+    for name, text in (("config.json", "new"), ("model.onnx", "new weights"), ("only-new.txt", "new")):
+        (staging / name).write_text(text)
+"""
+WRITE_TEXT = """
+atomic.write_text(target, "new")
+"""
+
+
+def fill(folder: Path, files: dict[str, str]) -> None:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def names(folder: Path) -> list[str]:
+    """List the names in a folder, without those that other fixtures made."""
+    return sorted(path.name for path in folder.iterdir() if path.name != "edgelm-home")
+
+
+def run_killed(program: str, target: Path, after: int, exchange: str) -> bool:
+    """Run the block in a process of its own; False when it came to its end."""
+    command = [sys.executable, "-c", KILLED + program, str(target), str(after), exchange]
+    returncode = subprocess.run(command, check=False).returncode
+    assert returncode in (0, -signal.SIGKILL)
+    return returncode != 0
+
+
+@POSIX_ONLY
+@pytest.mark.parametrize("exchange", ["exchange", "step aside"])
+def test_a_killed_replace_folder_leaves_the_old_folder_or_the_new_one_whole(tmp_path: Path, exchange: str) -> None:
+    target = tmp_path / "package"
+    fill(target, OLD)
+    seen = []
+    for after in range(100):
+        killed = run_killed(REPLACE_FOLDER, target, after, exchange)
+        if exchange == "exchange":
+            seen.append(content(target))
+        # Where two folders cannot change places in one step, the name is missing for a moment.
+        atomic.remove_leftovers(target)
+        seen.append(content(target))
+        assert seen[-1] in (OLD, NEW)
+        assert names(tmp_path) == ["package"]
+        if not killed:
+            break
+        if seen[-1] == NEW:
+            shutil.rmtree(target)
+            fill(target, OLD)
+
+    assert after > 10  # so many different points were killed at
+    assert seen[0] == OLD
+    assert seen[-1] == NEW
+    assert all(state in (OLD, NEW) for state in seen)
+
+
+@POSIX_ONLY
+def test_a_killed_write_leaves_the_old_text_or_the_new_one(tmp_path: Path) -> None:
+    target = tmp_path / "manifest.json"
+    target.write_text("old")
+    seen = []
+    for after in range(100):
+        killed = run_killed(WRITE_TEXT, target, after, "exchange")
+        seen.append(target.read_text())
+        if not killed:
+            break
+
+    assert after >= 3
+    assert seen[0] == "old"
+    assert seen[-1] == "new"
+    assert set(seen) == {"old", "new"}
+    assert names(tmp_path) == ["manifest.json"]  # the last writer cleaned up after the killed ones
+
+
+def test_a_new_folder_appears_at_the_end_of_the_block(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "package"
+
+    with atomic.replace_folder(target) as staging:
+        (staging / "a.txt").write_text("a")
+        (staging / "sub").mkdir()
+        (staging / "sub" / "b.txt").write_text("b")
+        assert not target.exists()
+
+    assert (target / "sub" / "b.txt").read_text() == "b"
+    assert names(target.parent) == ["package"]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path, can_exchange: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(atomic, "_exchange", lambda _a, _b: False)
+    target = tmp_path / "package"
+    fill(target, OLD)
+
+    with atomic.replace_folder(target) as staging:
+        for name, text in NEW.items():
+            (staging / name).write_text(text)
+        assert content(target) == OLD
+
+    assert content(target) == NEW
+    assert names(tmp_path) == ["package"]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
+def test_an_error_inside_the_block_leaves_the_old_folder(tmp_path: Path, error: BaseException) -> None:
+    target = tmp_path / "package"
+    fill(target, OLD)
+
+    def write() -> None:
+        with atomic.replace_folder(target) as staging:
+            (staging / "config.json").write_text("new")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+
+    assert content(target) == OLD
+    assert names(tmp_path) == ["package"]
+
+
+def test_a_failed_rename_brings_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "package"
+    fill(target, OLD)
+    replace = os.replace
+
+    def failing(source: Path, destination: Path) -> None:
+        if source.name.startswith(".edgelm-tmp-"):
+            raise OSError("refused")
+        replace(source, destination)
+
+    monkeypatch.setattr(atomic, "_exchange", lambda _a, _b: False)
+    monkeypatch.setattr(os, "replace", failing)
+
+    with pytest.raises(OSError, match="refused"), atomic.replace_folder(target) as staging:
+        (staging / "config.json").write_text("new")
+
+    assert content(target) == OLD
+    assert names(tmp_path) == ["package"]
+
+
+def test_a_relative_target_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with atomic.replace_folder(Path("package")) as staging:
+        (staging / "a.txt").write_text("a")
+    atomic.write_text(Path("b.txt"), "b")
+
+    assert names(tmp_path) == ["b.txt", "package"]
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
+    fill(tmp_path / "disk", OLD)
+    target = tmp_path / "package"
+    target.symlink_to(tmp_path / "disk")
+
+    with atomic.replace_folder(target) as staging:
+        (staging / "config.json").write_text("new")
+
+    assert target.is_symlink()
+    assert content(tmp_path / "disk") == {"config.json": "new"}
+    assert names(tmp_path) == ["disk", "package"]
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "package").write_text("a file")
+
+    with pytest.raises(NotADirectoryError), atomic.replace_folder(tmp_path / "package"):
+        pass
+
+    assert (tmp_path / "package").read_text() == "a file"
+    assert names(tmp_path) == ["package"]
+
+
+@POSIX_ONLY
+def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_and_of_others_stay(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
+        dead = subprocess.Popen([sys.executable, "-c", ""])
+        dead.wait()
+        stay = [
+            f".edgelm-tmp-{living.pid}-0123abcd-package",
+            f".edgelm-tmp-{dead.pid}-0123abcd-other-package",
+            f".edgelm-tmp-{dead.pid}-0123abcd-package-2",
+            ".edgelm-tmp-notes-package",
+        ]
+        go = [f".edgelm-tmp-{dead.pid}-0123abcd-package", f".edgelm-old-{dead.pid}-0123abcd-package"]
+        # The last one: of a process that had our number before us.
+        go.append(f".edgelm-tmp-{os.getpid()}-0123abcd-package")
+        for name in stay + go:
+            fill(tmp_path / name, OLD)
+        (tmp_path / f".edgelm-tmp-{dead.pid}-4567abcd-package").write_text("of a file")
+        fill(tmp_path / "package", NEW)
+
+        atomic.remove_leftovers(tmp_path / "package")
+        living.communicate(b"\n")
+
+    assert names(tmp_path) == sorted([*stay, "package"])
+    assert content(tmp_path / "package") == NEW
+
+
+def test_two_threads_that_write_one_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
+    target = tmp_path / "package"
+    first_writes, second_is_done = threading.Event(), threading.Event()
+    errors: list[BaseException] = []
+
+    def first() -> None:
+        try:
+            with atomic.replace_folder(target) as staging:
+                (staging / "config.json").write_text("first")
+                first_writes.set()
+                second_is_done.wait(10)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    first_writes.wait(10)
+    with atomic.replace_folder(target) as staging:
+        (staging / "config.json").write_text("second")
+    assert content(target) == {"config.json": "second"}
+    second_is_done.set()
+    thread.join()
+
+    assert errors == []
+    assert content(target) == {"config.json": "first"}
+    assert names(tmp_path) == ["package"]
+
+
+def test_a_text_that_cannot_be_encoded_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text("old")
+
+    with pytest.raises(UnicodeEncodeError):
+        atomic.write_text(path, "\ud800")
+
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["manifest.json"]
+
+
+def test_text_is_utf8_with_its_own_line_ends(tmp_path: Path) -> None:
+    atomic.write_text(tmp_path / "a.txt", "é\r\n\n")
+
+    assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa9\r\n\n"
+
+
+@POSIX_ONLY
+def test_a_full_disk_leaves_the_old_text(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text("old")
+    # A limit on the size of a file stands in for a full disk; it cannot be lifted again, hence the process.
+    program = """
+import resource, signal, sys
+from pathlib import Path
+from edgelm import atomic
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    atomic.write_text(Path(sys.argv[1]), "new" * 1000)
+except OSError:
+    sys.exit(3)
+"""
+    assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == 3
+
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["manifest.json"]
+
+
+@POSIX_ONLY
+def test_what_is_written_is_as_readable_as_any_other_file(tmp_path: Path) -> None:
+    (tmp_path / "plain.txt").write_text("a")
+    (tmp_path / "plain").mkdir()
+
+    atomic.write_text(tmp_path / "atomic.txt", "a")
+    with atomic.replace_folder(tmp_path / "atomic"):
+        pass
+
+    assert (tmp_path / "atomic.txt").stat().st_mode == (tmp_path / "plain.txt").stat().st_mode
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
