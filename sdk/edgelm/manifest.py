@@ -25,6 +25,10 @@ class FileEntry:
     size: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        if not (isinstance(self.path, str) and isinstance(self.size, int) and isinstance(self.sha256, str)):
+            raise TypeError(f"a file has path {self.path!r}, size {self.size!r} and sha256 {self.sha256!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
@@ -58,6 +62,10 @@ class Manifest:
     quality: Quality | None = None
     notes: tuple[str, ...] = field(default=())
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(id_, int) for id_ in self.control_token_ids):
+            raise TypeError(f"control_token_ids are {self.control_token_ids!r}")
 
     def save(self, folder: Path) -> None:
         """Write edgelm.json, atomically; it is the last file of a package."""

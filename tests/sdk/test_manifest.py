@@ -1,0 +1,177 @@
+"""The manifest: what is written is what is read, and a package that differs from it is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgelm.errors import PackageError
+from edgelm.manifest import FileEntry, Manifest, Quality, describe_file, sha256_of
+
+QUALITY = Quality(
+    tokens=512,
+    perplexity=15.23,
+    source_perplexity=15.15,
+    max_logit_difference=0.5,
+    mean_kl_divergence=0.001,
+    top1_agreement=0.98,
+    greedy_tokens=64,
+    greedy_agreement=63,
+)
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    folder = tmp_path / "package"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"graph")
+    (folder / "tokenizer.json").write_bytes(b"{}")
+    manifest_of(folder).save(folder)
+    return folder
+
+
+def manifest_of(folder: Path, **changes: Any) -> Manifest:
+    manifest = Manifest(
+        name="tiny",
+        architecture="llama",
+        context_length=128,
+        precision="int8",
+        recipe=({"pattern": "*", "scheme": "int8"},),
+        opsets={"": 21, "com.microsoft": 1},
+        files=tuple(describe_file(folder / name) for name in ("model.onnx", "tokenizer.json")),
+        source={"format": "safetensors", "files": []},
+        created_by={"edgelm": "0.1.0"},
+    )
+    return dataclasses.replace(manifest, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "quality": QUALITY,
+            "license": "Apache-2.0",
+            "notes": ("Q4_1 has no grid here: 8 bits", "é"),
+            "control_token_ids": (0, 1, 2),
+        },
+    ],
+)
+def test_a_manifest_is_what_it_was_after_a_way_over_the_disk(package: Path, changes: dict[str, Any]) -> None:
+    manifest = manifest_of(package, **changes)
+
+    manifest.save(package)
+
+    assert Manifest.load(package) == manifest
+    assert sorted(path.name for path in package.iterdir()) == ["edgelm.json", "model.onnx", "tokenizer.json"]
+
+
+def test_a_file_is_described_by_its_name_size_and_hash(package: Path) -> None:
+    digest = hashlib.sha256(b"graph").hexdigest()
+
+    assert describe_file(package / "model.onnx") == FileEntry(path="model.onnx", size=5, sha256=digest)
+    assert sha256_of(package / "model.onnx") == digest
+
+
+def test_a_whole_package_passes(package: Path) -> None:
+    Manifest.load(package).check_files(package)
+
+
+def test_a_folder_without_a_manifest_is_no_package(tmp_path: Path) -> None:
+    with pytest.raises(PackageError, match=r"is not a model package: it has no edgelm\.json\."):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000], ids=["cut off", "not UTF-8", "too deep"])
+def test_a_manifest_that_is_not_json_is_an_error(content: bytes, package: Path) -> None:
+    (package / "edgelm.json").write_bytes(content)
+
+    with pytest.raises(PackageError, match=r"Cannot read .*edgelm\.json: "):
+        Manifest.load(package)
+
+
+@pytest.mark.parametrize(("text", "found"), [("[]", "None"), ("{}", "None"), ('{"schema_version": 2}', "2")])
+def test_another_schema_version_is_an_error_with_both(text: str, found: str, package: Path) -> None:
+    (package / "edgelm.json").write_text(text)
+
+    with pytest.raises(PackageError, match=rf"has schema_version {found}; this edgelm reads 1\."):
+        Manifest.load(package)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"colour": "blue"}, "colour"),
+        ({"files": None}, "NoneType"),
+        ({"files": [{"path": "a"}]}, "sha256"),
+        ({"files": ["a"]}, "mapping"),
+        ({"files": [{"path": 5, "size": 1, "sha256": ""}]}, "path 5"),
+        ({"files": [{"path": "a", "size": "1", "sha256": ""}]}, "size '1'"),
+        ({"notes": 3}, "int"),
+        ({"quality": {"tokens": 1}}, "perplexity"),
+        ({"quality": 3}, "mapping"),
+        ({"control_token_ids": "<s>"}, "control_token_ids"),
+    ],
+)
+def test_a_field_that_does_not_fit_is_an_error(changes: dict[str, Any], named: str, package: Path) -> None:
+    values = json.loads((package / "edgelm.json").read_text())
+    (package / "edgelm.json").write_text(json.dumps(values | changes))
+
+    with pytest.raises(PackageError, match=r"edgelm\.json does not fit schema version 1: ") as caught:
+        Manifest.load(package)
+    assert named in str(caught.value)
+
+
+def test_a_missing_field_is_an_error_that_names_it(package: Path) -> None:
+    values = json.loads((package / "edgelm.json").read_text())
+    del values["precision"]
+    (package / "edgelm.json").write_text(json.dumps(values))
+
+    with pytest.raises(PackageError, match=r"does not fit schema version 1: .*'precision'"):
+        Manifest.load(package)
+
+
+def test_a_file_of_another_size_is_refused(package: Path) -> None:
+    (package / "model.onnx").write_bytes(b"grap")
+
+    with pytest.raises(PackageError, match=r"model\.onnx has 4 bytes; the manifest says 5\. It was changed or cut off"):
+        Manifest.load(package).check_files(package)
+
+
+def test_a_file_with_one_bit_flipped_is_refused(package: Path) -> None:
+    (package / "model.onnx").write_bytes(b"grapi")
+
+    with pytest.raises(PackageError, match=r"model\.onnx does not match the SHA-256 in the manifest"):
+        Manifest.load(package).check_files(package)
+
+
+def test_a_missing_file_is_refused(package: Path) -> None:
+    (package / "tokenizer.json").unlink()
+
+    with pytest.raises(PackageError, match=r"tokenizer\.json is missing or not a regular file"):
+        Manifest.load(package).check_files(package)
+
+
+def test_a_link_or_a_folder_in_a_files_place_is_refused(package: Path) -> None:
+    (package / "model.onnx").rename(package.parent / "elsewhere")
+    (package / "model.onnx").symlink_to(package.parent / "elsewhere")
+    with pytest.raises(PackageError, match=r"model\.onnx is missing or not a regular file"):
+        Manifest.load(package).check_files(package)
+
+    (package / "model.onnx").unlink()
+    (package / "model.onnx").mkdir()
+    with pytest.raises(PackageError, match=r"model\.onnx is missing or not a regular file"):
+        Manifest.load(package).check_files(package)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "..", ".", "sub/model.onnx", "a/"])
+def test_a_name_outside_the_folder_is_refused(name: str, package: Path) -> None:
+    entry = FileEntry(path=name, size=5, sha256="")
+
+    with pytest.raises(PackageError, match=r"edgelm\.json lists '.*', which is not a plain file name\."):
+        manifest_of(package, files=(entry,)).check_files(package)
