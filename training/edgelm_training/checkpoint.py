@@ -131,12 +131,12 @@ def save_checkpoint(model: Transformer, folder: str | Path, *, text_files_from: 
     folder = Path(folder)
     _refuse_foreign_folder(folder)
     text_files = {} if text_files_from is None else _text_files(Path(text_files_from))
-    ends = {key: value for key, value in _token_ids(model.config).items() if value is not None}
+    token_ids = {key: value for key, value in _token_ids(model.config).items() if value is not None}
     config = {**hf_config(model.config), SECTION: model.config.to_dict()}
     try:
         with atomic.replace_folder(folder) as staging:
             _write_json(staging / "config.json", config)
-            _write_json(staging / GENERATION_FILE, ends)
+            _write_json(staging / GENERATION_FILE, token_ids)
             for name, source in text_files.items():
                 shutil.copyfile(source, staging / name)
             save_file(model.state_dict(), staging / WEIGHTS_FILE, metadata={"format": "pt"})
