@@ -51,7 +51,7 @@ class Conversation:
         """Ask and answer until the user leaves."""
         self.screen.note(
             f"{self.model.name} · {self.model.manifest.precision} · {self.model.context_length} tokens of context · "
-            "/help lists the commands, Ctrl-D leaves"
+            "/help shows what you can type"
         )
         commands = {name: command.help for name, command in COMMANDS.items()}
         while not self.is_over:
@@ -68,6 +68,8 @@ class Conversation:
                     self._say(text.strip())
             except EdgeLMError as error:
                 self.screen.warn(f"error: {error}")
+            except KeyboardInterrupt:
+                self.screen.warn("The answer was broken off.")
 
     def _say(self, text: str) -> None:
         self.answer(lambda cancel: self.session.send(text, self.config, cancel=cancel))
@@ -94,7 +96,7 @@ class Conversation:
 
 @contextlib.contextmanager
 def _cancelled_by_interrupt() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C sets: the running step ends in order. A second Ctrl-C interrupts at once."""
+    """Yield an event that Ctrl-C sets: the running step ends in order. A second Ctrl-C breaks it off at once."""
     cancel = threading.Event()
 
     def interrupt(_signal: int, _frame: object) -> None:

@@ -30,7 +30,8 @@ class ReportedError(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print `error: …` on standard error."""
-        click.echo(click.style("error: ", fg="red", bold=True) + self.format_message(), file=file, err=True)
+        message = click.style("error: ", fg="red", bold=True) + self.format_message()
+        click.echo(message, file=file, err=True, color=self.show_color)
 
 
 class LazyGroup(click.Group):
@@ -73,6 +74,8 @@ class LazyGroup(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command, and turn what ends it into a message and an exit code."""
+        if os.environ.get("NO_COLOR"):  # no-color.org; click leaves it to programs
+            context.color = False
         try:
             return super().invoke(context)
         except EdgeLMError as error:

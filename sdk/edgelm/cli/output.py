@@ -25,8 +25,7 @@ def timing_line(usage: Usage, timings: Timings, finish_reason: str) -> str:
     cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
     return (
         f"{usage.completion_tokens} tokens, {timings.decode_tokens_per_second:.1f} tokens/s · "
-        f"prompt {usage.prompt_tokens} tokens{cached}, {timings.prefill_tokens_per_second:.0f} tokens/s, "
-        f"{timings.prefill_seconds:.2f} s · {finish_reason}"
+        f"prompt {usage.prompt_tokens}{cached}, {timings.prefill_tokens_per_second:.0f} tokens/s · {finish_reason}"
     )
 
 

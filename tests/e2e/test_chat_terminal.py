@@ -1,0 +1,194 @@
+"""The chat in a real pseudo-terminal: typed into, interrupted, saved, left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgelm.testing import tiny_model_path
+
+pytest.importorskip("prompt_toolkit")
+pytest.importorskip("rich")
+
+TINY = str(tiny_model_path())
+# The real command on a scripted model that takes 5 ms a token.
+SCRIPTED = """
+import time
+from edgelm import language_model
+from edgelm.cli.main import main
+from edgelm.testing import ScriptedDecoder, scripted_model
+
+forward = ScriptedDecoder.forward
+ScriptedDecoder.forward = lambda *a, **k: (time.sleep(0.005), forward(*a, **k))[1]
+language_model.load = lambda *_: scripted_model(ANSWER)
+main(prog_name="edgelm")
+"""
+SHORT = "The **sea** is blue."
+LONG = " ".join(f"word{i}" for i in range(120))
+
+
+class ChatProcess:
+    """A process on a terminal of its own, and everything that it wrote there."""
+
+    def __init__(self, *command: str) -> None:
+        self.seen = ""
+        self.pid, self._terminal = pty.fork()
+        if self.pid == 0:
+            # Nothing here answers the question for the cursor's position.
+            os.environ.update(TERM="xterm-256color", PROMPT_TOOLKIT_NO_CPR="1", COLUMNS="80", LINES="24")
+            os.execv(command[0], command)
+
+    def type(self, keys: str) -> None:
+        os.write(self._terminal, keys.encode())
+
+    def wait_for(self, text: str, seconds: float = 20.0) -> str:
+        """Read until `text` comes, and return what came up to there."""
+        deadline = time.monotonic() + seconds
+        while text not in self.seen:
+            assert time.monotonic() < deadline, f"{text!r} did not come, but {self.seen!r}"
+            if select.select([self._terminal], [], [], 0.1)[0]:
+                self.seen += os.read(self._terminal, 65536).decode("utf-8", "replace")
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def wait_for_prompt(self) -> None:
+        self.wait_for(">>>")
+        self.wait_for("\x1b[?25h")  # the cursor is shown: what is typed now is read
+
+    def exit_code(self) -> int:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            if select.select([self._terminal], [], [], 0.05)[0]:
+                with contextlib.suppress(OSError):  # the other end may be closed
+                    os.read(self._terminal, 65536)
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                os.close(self._terminal)
+                return os.waitstatus_to_exitcode(status)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        raise AssertionError("the chat did not end")
+
+
+def scripted_chat(answer: str) -> ChatProcess:
+    chat = ChatProcess(sys.executable, "-c", SCRIPTED.replace("ANSWER", repr(answer)), "chat", TINY)
+    chat.wait_for("/help shows what you can type")
+    chat.wait_for_prompt()
+    return chat
+
+
+def test_a_question_is_answered_as_markdown_with_its_speed_and_ctrl_d_leaves():
+    chat = scripted_chat(SHORT)
+    chat.type("Tell me about the sea.\r")
+    shown = chat.wait_for("tokens/s")
+    assert "\x1b[1msea\x1b[0m" in shown
+    assert "**" not in shown.split("\r\n")[-2]
+    chat.wait_for_prompt()
+    chat.type("\x04")
+    assert chat.exit_code() == 0
+
+
+def test_ctrl_c_stops_an_answer_and_the_chat_goes_on():
+    chat = scripted_chat(LONG)
+    chat.type("Count.\r")
+    chat.wait_for("word3")
+    chat.type("\x03")
+    shown = chat.wait_for("cancelled")
+    assert "word119" not in shown
+    chat.wait_for_prompt()
+    chat.type("\x03")  # at the prompt it only clears the line
+    chat.wait_for_prompt()
+    chat.type("/stats\r")
+    chat.wait_for("turns    2 messages")
+    chat.wait_for_prompt()
+    chat.type("/bye\r")
+    assert chat.exit_code() == 0
+
+
+def test_a_chat_is_regenerated_saved_and_loaded(tmp_path: Path):
+    path = tmp_path / "chat.json"
+    chat = scripted_chat(SHORT)
+    chat.type("Hello\r")
+    chat.wait_for("· stop")
+    chat.wait_for_prompt()
+    chat.type("/regenerate\r")
+    chat.wait_for("· stop")
+    chat.wait_for_prompt()
+    chat.type(f"/save {path}\r")
+    chat.wait_for("Saved 2 messages")
+    chat.wait_for_prompt()
+    chat.type("\x04")
+    assert chat.exit_code() == 0
+    saved = json.loads(path.read_text())
+    assert saved["messages"] == [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": SHORT}]
+
+    chat = scripted_chat(SHORT)
+    chat.type(f"/load {path}\r")
+    chat.wait_for("Loaded 2 messages")
+    chat.wait_for_prompt()
+    chat.type("Again\r")
+    chat.wait_for("· stop")
+    chat.wait_for_prompt()
+    chat.type("/stats\r")
+    chat.wait_for("turns    4 messages")
+    chat.wait_for_prompt()
+    chat.type("\x04")
+    assert chat.exit_code() == 0
+
+
+def test_what_was_typed_is_in_the_next_chats_history(own_library: Path):
+    chat = scripted_chat(SHORT)
+    chat.type("A question to remember\r")
+    chat.wait_for("· stop")
+    chat.wait_for_prompt()
+    chat.type("\x04")
+    assert chat.exit_code() == 0
+    assert "A question to remember" in (own_library / "chat_history").read_text()
+    chat = scripted_chat(SHORT)
+    chat.type("\x1b[A")  # up
+    chat.wait_for("A question to remember")
+    chat.type("\x03\x04")
+    assert chat.exit_code() == 0
+
+
+def test_a_mistake_is_shown_and_the_chat_goes_on():
+    chat = scripted_chat(SHORT)
+    chat.type("/nonsense\r")
+    chat.wait_for("There is no command /nonsense.")
+    chat.wait_for_prompt()
+    chat.type("Hello\r")
+    chat.wait_for("· stop")
+    chat.wait_for_prompt()
+    chat.type("\x04")
+    assert chat.exit_code() == 0
+
+
+def test_the_installed_command_chats_with_the_tiny_model():
+    from sysconfig import get_path
+
+    chat = ChatProcess(str(Path(get_path("scripts")) / "edgelm"), "chat", TINY, "--max-new-tokens", "20")
+    chat.wait_for_prompt()
+    chat.type("Hello\r")
+    chat.wait_for("tokens/s")
+    chat.wait_for_prompt()
+    chat.type("\x04")
+    assert chat.exit_code() == 0
+
+
+def test_without_the_extra_a_terminal_gets_the_pip_line():
+    hide = "import importlib.util as u; f = u.find_spec\n"
+    hide += "u.find_spec = lambda name, *a: None if name == 'prompt_toolkit' else f(name, *a)\n"
+    chat = ChatProcess(
+        sys.executable, "-c", hide + "from edgelm.cli.main import main; main(prog_name='edgelm')", "chat", TINY
+    )
+    chat.wait_for("needs 'prompt_toolkit', which is not installed: pip install 'edgelm[chat]'")
+    assert chat.exit_code() == 1

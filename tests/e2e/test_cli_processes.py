@@ -1,0 +1,130 @@
+"""`edgelm` as other programs meet it: pipes, exit codes, signals, a reader that leaves, no terminal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+
+from edgelm.testing import tiny_model_path
+
+EDGELM = str(Path(sysconfig.get_path("scripts")) / "edgelm")
+TINY = str(tiny_model_path())
+# A model that takes its time: the real command, and a scripted answer of 2,000 words at 10 ms a token.
+SLOW = """
+import time
+from edgelm import language_model
+from edgelm.cli.main import main
+from edgelm.testing import ScriptedDecoder, scripted_model
+
+forward = ScriptedDecoder.forward
+ScriptedDecoder.forward = lambda *a, **k: (time.sleep(0.01), forward(*a, **k))[1]
+language_model.load = lambda *_: scripted_model(" ".join(f"word{i}" for i in range(300)))
+main(prog_name="edgelm")
+"""
+
+
+def edgelm(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [EDGELM, *arguments], input=stdin, capture_output=True, encoding="utf-8", timeout=60, check=False
+    )
+
+
+def test_an_answer_goes_through_pipes_without_colour_or_noise():
+    result = edgelm("run", TINY, "Summarize:", "--max-new-tokens", "4", stdin="some notes\n")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "\x1b" not in result.stdout
+    assert result.stdout.endswith("\n")
+
+
+def test_errors_are_plain_where_nobody_sees_colours():
+    result = edgelm("run", "nothing", "x")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: There is no model 'nothing'.")
+
+
+def test_standard_input_may_be_closed():
+    result = subprocess.run(
+        f"'{EDGELM}' run '{TINY}' hello --max-new-tokens 2 <&-; echo $?; '{EDGELM}' chat '{TINY}' <&-; echo $?",
+        shell=True, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert result.stderr == ""
+    assert result.stdout.splitlines()[-2:] == ["0", "0"]
+
+
+def test_a_reader_that_leaves_early_ends_the_answer_quietly():
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, "run", TINY, "go"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.read(5) == b"word0"
+    process.stdout.close()
+    assert process.wait(timeout=10) == 141
+    assert process.stderr.read() == b""
+
+
+def test_an_answer_streams_and_an_interrupt_ends_it_with_130():
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, "run", TINY, "go"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.read(5) == b"word0"
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert errors == b""
+    assert b"word299" not in output
+    assert time.monotonic() - started < 8
+
+
+def test_a_piped_chat_answers_each_line_and_keeps_the_conversation():
+    result = edgelm("chat", TINY, "--max-new-tokens", "5", stdin="My name is Ada.\n\n  What is my name?  \n")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    first = edgelm("chat", TINY, "--max-new-tokens", "5", stdin="My name is Ada.\n")
+    fresh = edgelm("chat", TINY, "--max-new-tokens", "5", stdin="What is my name?\n")
+    assert result.stdout.startswith(first.stdout + "\n")
+    assert result.stdout != f"{first.stdout}\n{fresh.stdout}"
+
+
+def test_a_piped_chat_without_input_is_done():
+    assert edgelm("chat", TINY).returncode == 0
+
+
+def test_a_chat_without_a_model_says_how_to_get_one():
+    result = edgelm("chat", stdin="hello\n")
+    assert result.returncode == 1
+    assert result.stderr == "error: The library is empty. Fetch a small model: edgelm pull smollm2-135m-instruct\n"
+
+
+def test_a_locale_without_unicode_shows_question_marks():
+    result = subprocess.run(
+        [EDGELM, "run", TINY, "x", "--temperature", "1", "--seed", "3", "--max-new-tokens", "200"],
+        stdin=subprocess.DEVNULL, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert b"?" in result.stdout
+
+
+@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {}])
+def test_colour_is_for_terminals_that_want_it(variables):
+    import pty
+
+    main_end, terminal = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | variables
+    subprocess.run([EDGELM, "show", "x"], env=environment | {"TERM": "xterm"}, stderr=terminal, check=False, timeout=60)
+    os.close(terminal)
+    shown = os.read(main_end, 65536)
+    os.close(main_end)
+    assert (b"\x1b[31m" in shown) is (not variables)
