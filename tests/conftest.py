@@ -77,3 +77,18 @@ def digest_of_code(folder: Path) -> str:
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+@pytest.fixture(scope="session")
+def smollm2_package(shared_library: Library, smollm2_gguf: Path) -> Path:
+    """Return the int8 package of SmolLM2-135M-Instruct, exported once for each state of the exporter's code."""
+    from edgelm_export.exporter import export_package
+    from edgelm_export.sources import open_checkpoint
+
+    folder = shared_library.root / "packages" / f"{REAL_MODEL}-{digest_of_code(ROOT / 'export')}"
+    with shared_library.lock(f"{REAL_MODEL}-package"):
+        if not folder.exists():
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            with open_checkpoint(smollm2_gguf) as checkpoint:
+                export_package(checkpoint, folder, name=REAL_MODEL)
+    return folder

@@ -44,9 +44,10 @@ def make_checkpoint(folder: Path, config: ModelConfig = CONFIG, seed: int = 0) -
     """Write a checkpoint folder with random weights."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.Generator(np.random.PCG64(seed))
+    scale = np.float32(config.hidden_size**-0.5)  # keeps the size of activations through a layer
     tensors = {}
     for name, shape in config.tensor_shapes().items():
-        values = random.standard_normal(shape, np.float32) * np.float32(0.2)
+        values = random.standard_normal(shape, np.float32) * scale
         tensors[name] = values + np.float32(1.0) if "norm.weight" in name else values
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     hf_config = {

@@ -45,8 +45,8 @@ def export(source: str, output: Path | None, precision: str, as_json: bool) -> N
     if output is None:
         name = source if not Path(source).exists() else Path(source).resolve().stem.lower()
         output = library.package_path(name if precision == DEFAULT_PRECISION else f"{name}-{precision}")
-    with progress_line() as progress:
-        manifest = export_package(open_checkpoint(path), output, precision, progress=progress)
+    with open_checkpoint(path) as checkpoint, progress_line() as progress:
+        manifest = export_package(checkpoint, output, precision, progress=progress)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(manifest), indent=2))
     else:

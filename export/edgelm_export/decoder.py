@@ -4,8 +4,8 @@ Shapes: B batch, T query tokens, C capacity of the cache, D hidden, N query head
 
 The graph takes `input_ids` [B, T], `attention_mask` [B, M] with a one for each filled or new position (M is any length
 that holds them all), and the cache `past_key_values.{i}.key|value` [B, K, C, H]; it gives `logits` [B, T', V] and
-`present.{i}.key|value`. Past and present may share memory. The optional scalar `num_logits_to_keep` says for how many of
-the last positions logits are wanted (0: all; 1 when it is not given).
+`present.{i}.key|value`. Past and present may share memory. The optional scalar `num_logits_to_keep` says for how many
+of the last positions logits are wanted; 0, the default, is all of them, as other runtimes expect.
 """
 
 from __future__ import annotations
@@ -91,6 +91,9 @@ class _Decoder:
             attributes = {"bits": weight.bits, "block_size": weight.block_size, "gather_axis": 0, "quantize_axis": 1}
             inputs = [flat, "input_ids", *self.tied_parts[1:]]
             hidden = graph.node("GatherBlockQuantized", inputs, f"{name}.output", MICROSOFT, attributes)
+            if config.hidden_size % weight.block_size:  # the operator knows nothing of the padding
+                bounds = [graph.constant([value]) for value in (0, config.hidden_size, -1)]
+                hidden = graph.node("Slice", [hidden, *bounds], f"{name}.unpadded")
         if config.position in ("learned", "sinusoidal"):
             hidden = graph.node("Add", [hidden, self.position_embedding()], "model.embed_positions.added")
         if config.position == "rope":
@@ -168,7 +171,7 @@ class _Decoder:
         """Keep the positions whose logits are wanted: the head is a tenth of a decode step, and most of a prefill's."""
         graph = self.graph
         keep = graph.input("num_logits_to_keep", INT64, [])
-        graph.weight(keep, np.array(1, np.int64))
+        graph.weight(keep, np.array(0, np.int64))
         start = graph.node(
             "Neg", [graph.node("Unsqueeze", [keep, graph.constant([0])], f"{keep}.list")], f"{keep}.start"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,11 @@ def export_package(
     """
     precision = precision_named(precision_name)
     _refuse_to_replace_foreign(target)
+    text_files = checkpoint.text_files  # read first: a tokenizer that is missing shows before the work, not after it
     checked = CheckedCheckpoint(checkpoint, progress)
     with atomic.replace_folder(target) as staging:
         _write_graph(checked, precision, staging)
-        _write_text_files(checked, staging)
+        _write_text_files(checked, text_files, staging)
         if progress is not None:
             progress("check", 0, 1)
         quality = measure_quality(staging, checkpoint)
@@ -92,10 +94,10 @@ def _write_graph(checkpoint: Checkpoint, precision: Precision, folder: Path) -> 
     (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _write_text_files(checkpoint: Checkpoint, folder: Path) -> None:
+def _write_text_files(checkpoint: Checkpoint, text_files: Mapping[str, str], folder: Path) -> None:
     config: dict[str, Any] = {**checkpoint.hf_config, SECTION: checkpoint.config.to_dict()}
     files = {
-        **checkpoint.text_files,
+        **text_files,
         "config.json": _json(config),
         "genai_config.json": _json(genai_config(checkpoint.config)),
     }

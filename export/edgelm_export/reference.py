@@ -7,7 +7,7 @@ Shapes: T tokens, S keys, D hidden, F intermediate, N query heads, K kv heads, H
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -24,10 +24,11 @@ Weights = Mapping[str, Array]
 _QUERY_BLOCK = 512
 
 
-def reference_logits(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> list[Array]:
-    """Compute the logits [T, V] of each sequence of token ids, in float32.
+def reference_logits(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> Iterator[Array]:
+    """Yield the logits [T, V] of each sequence of token ids, in float32.
 
-    Each layer is read once, for all sequences, and dropped: memory is one layer and the activations.
+    Each layer is read once, for all sequences, and dropped: memory is one layer, the activations, and the logits of
+    one sequence.
     """
     config = checkpoint.config
     longest = max((len(ids) for ids in sequences), default=0)
@@ -46,7 +47,8 @@ def reference_logits(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]])
         hidden = [_layer(config, weights, hidden_TD, tables) for hidden_TD in hidden]
     final = _weights(checkpoint, "model.norm.")
     head_VD = checkpoint.tensor("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
-    return [_norm(config, final, "", hidden_TD) @ head_VD.T for hidden_TD in hidden]
+    for hidden_TD in hidden:
+        yield _norm(config, final, "", hidden_TD) @ head_VD.T
 
 
 def _weights(checkpoint: Checkpoint, prefix: str) -> Weights:

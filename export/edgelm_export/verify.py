@@ -18,8 +18,9 @@ from edgelm_export.quantize import Precision
 from edgelm_export.reference import reference_logits
 from edgelm_export.verification_text import verification_text
 
-# Two windows: enough text for a perplexity that is stable to a percent, at a second or two per 100M parameters.
-_WINDOWS, _WINDOW_TOKENS = 2, 512
+# Enough text for a perplexity that is stable to a percent, at a second or two per 100M parameters, in windows whose
+# logits stay small beside a model.
+_WINDOWS, _WINDOW_TOKENS = 4, 256
 _GREEDY_PROMPT, _GREEDY_TOKENS = 64, 32
 
 
@@ -30,25 +31,42 @@ def measure_quality(folder: Path, checkpoint: Checkpoint) -> Quality:
     """
     session = DecoderSession(folder, ModelConfig.load(folder))
     windows = _windows(Tokenizer.load(folder), checkpoint.config)
-    package_logits = [_all_logits(session, window) for window in windows]
     prompt = windows[0][:_GREEDY_PROMPT]
-    continued = prompt + _greedy(session, prompt)
-    *source_logits, continued_TV = reference_logits(checkpoint, [*windows, continued])
-    targets = np.concatenate([window[1:] for window in windows])
-    package_TV, source_TV = (np.concatenate([part[:-1] for part in parts]) for parts in (package_logits, source_logits))
-    package_log, source_log = _log_softmax(package_TV), _log_softmax(source_TV)
-    rows = np.arange(len(targets))
-    source_choices = continued_TV.argmax(-1)[len(prompt) - 1 : -1]
-    agreed = np.array(continued[len(prompt) :]) == source_choices
+    chosen = _greedy(session, prompt)
+    source = reference_logits(checkpoint, [prompt + chosen, *windows])
+    # The source's choice after the prompt and after each chosen token but the last.
+    agreed = next(source).argmax(-1)[len(prompt) - 1 : -1] == chosen
+    columns = [
+        _compare(_all_logits(session, ids), source_TV, ids) for ids, source_TV in zip(windows, source, strict=True)
+    ]
+    surprise, source_surprise, divergence, difference, same = (
+        np.concatenate(parts) for parts in zip(*columns, strict=True)
+    )
     return Quality(
-        tokens=len(targets),
-        perplexity=float(np.exp(-package_log[rows, targets].mean())),
-        source_perplexity=float(np.exp(-source_log[rows, targets].mean())),
-        max_logit_difference=float(np.abs(package_TV - source_TV).max()),
-        mean_kl_divergence=float((np.exp(source_log) * (source_log - package_log)).sum(-1).mean()),
-        top1_agreement=float((package_TV.argmax(-1) == source_TV.argmax(-1)).mean()),
+        tokens=len(surprise),
+        perplexity=float(np.exp(surprise.mean())),
+        source_perplexity=float(np.exp(source_surprise.mean())),
+        max_logit_difference=float(difference.max()),
+        mean_kl_divergence=float(divergence.mean()),
+        top1_agreement=float(same.mean()),
         greedy_tokens=len(agreed),
         greedy_agreement=len(agreed) if agreed.all() else int(agreed.argmin()),
+    )
+
+
+def _compare(
+    package_TV: NDArray[np.float32], source_TV: NDArray[np.float32], ids: list[int]
+) -> tuple[NDArray[np.float64], ...]:
+    """Return per position: both surprises (nats), KL(source || package), the largest difference, the same choice."""
+    package_TV, source_TV, targets = package_TV[:-1], source_TV[:-1], ids[1:]
+    package_log, source_log = _log_softmax(package_TV), _log_softmax(source_TV)
+    rows = np.arange(len(targets))
+    return (
+        -package_log[rows, targets],
+        -source_log[rows, targets],
+        (np.exp(source_log) * (source_log - package_log)).sum(-1),
+        np.abs(package_TV - source_TV).max(-1).astype(np.float64),
+        (package_TV.argmax(-1) == source_TV.argmax(-1)).astype(np.float64),
     )
 
 
@@ -91,6 +109,7 @@ def _greedy(session: DecoderSession, prompt: list[int]) -> list[int]:
     return ids
 
 
-def _log_softmax(logits_TV: NDArray[np.float32]) -> NDArray[np.float32]:
-    shifted = logits_TV - logits_TV.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), np.float32)
+def _log_softmax(logits_TV: NDArray[np.float32]) -> NDArray[np.float64]:
+    # In float64: the divergences of interest are smaller than float32's rounding of a log-probability.
+    shifted = logits_TV.astype(np.float64) - logits_TV.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))

@@ -175,7 +175,7 @@ def test_each_tensor_is_read_once_for_all_sequences_and_a_tied_head_once_more(
     checkpoint = HuggingFaceCheckpoint(tmp_path)
     read, tensor = [], checkpoint.tensor
     monkeypatch.setattr(checkpoint, "tensor", lambda name: read.append(name) or tensor(name))
-    reference_logits(checkpoint, [[1, 2], [3]])
+    list(reference_logits(checkpoint, [[1, 2], [3]]))
     assert sorted(read) == sorted([*checkpoint.config.tensor_shapes(), "model.embed_tokens.weight"])
 
 

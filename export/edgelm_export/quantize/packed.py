@@ -62,7 +62,7 @@ def _pair(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Put two 4-bit values into each byte along the last axis, the first in the low half."""
     if values.shape[-1] % 2:
         values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=-1)
-    return values[..., 0::2] | (values[..., 1::2] << 4)
+    return (values[..., 0::2] | (values[..., 1::2] << 4)).astype(np.uint8)
 
 
 def unpack(weight: PackedWeight) -> NDArray[np.float32]:
