@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -106,7 +108,7 @@ class KVCache:
         try:
             with np.load(os.fspath(path), allow_pickle=False) as saved:
                 owner, token_ids, filled = str(saved["fingerprint"]), saved["token_ids"].tolist(), saved["filled"]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise PackageError(f"Cannot read the saved cache {path}: {error}.") from error
         if owner != fingerprint:
             raise PackageError(f"The saved cache {path} belongs to another model ({owner}), not to {fingerprint}.")

@@ -12,7 +12,7 @@ from edgelm.answer import Answer, describe_token, join
 from edgelm.chat_template import ChatTemplate, encode_chat
 from edgelm.completion import Chunk, Completion, Message, Scores, TokenLogprob
 from edgelm.config import ModelConfig
-from edgelm.errors import ChatTemplateError, ContextLengthError
+from edgelm.errors import ChatTemplateError, ContextLengthError, TokenizerError
 from edgelm.generate import PREFILL_CHUNK, Decoder
 from edgelm.generation_config import GenerationConfig
 from edgelm.kv_cache import KVCache
@@ -108,7 +108,8 @@ class LanguageModel:
         time; what it holds of the prompt is not computed again, and it holds prompt and answer afterwards.
 
         Raises:
-            ContextLengthError: the prompt does not fit the model's context.
+            ContextLengthError: the prompt does not fit the model's context, or has no tokens.
+            TokenizerError: a token id is none of the model's.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         # The check of the prompt comes with the call, not with the first chunk.
@@ -117,8 +118,11 @@ class LanguageModel:
                 f"The prompt has {len(ids)} tokens; the model's context holds {self.context_length}. "
                 "Shorten the prompt."
             )
-        if any(not 0 <= id_ < self.config.vocab_size for id_ in ids):
-            raise ContextLengthError(f"A token id of the prompt is outside 0..{self.config.vocab_size - 1}.")
+        for id_ in ids:
+            if not 0 <= id_ < self.config.vocab_size:
+                raise TokenizerError(
+                    f"The prompt has token id {id_}; the model's are 0 to {self.config.vocab_size - 1}."
+                )
         answer = Answer(
             session=self.session,
             tokenizer=self.tokenizer,

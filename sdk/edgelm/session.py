@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -155,4 +154,6 @@ def _import_onnxruntime() -> Any:
         )
     # Since 1.29 ONNX Runtime reports usage unless this is set before its import.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    return importlib.import_module("onnxruntime")
+    import onnxruntime
+
+    return onnxruntime

@@ -1,0 +1,227 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from make_tiny_model import make_checkpoint
+from safetensors.numpy import load_file, save_file
+
+import edgelm
+from edgelm.cli.main import main
+from edgelm.errors import CheckpointError, ExportError, VerificationError
+from edgelm.manifest import Manifest
+from edgelm.session import DecoderSession
+from edgelm.testing import tiny_model_path
+from edgelm_export import exporter, verify
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.quantize import PRECISIONS
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> HuggingFaceCheckpoint:
+    return HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
+
+
+def state_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_package_of_every_precision_loads_and_its_figures_are_within_bounds(
+    checkpoint: HuggingFaceCheckpoint, precision: str, tmp_path: Path
+) -> None:
+    manifest = export_package(checkpoint, tmp_path / "package", precision)
+    quality = manifest.quality
+    assert quality is not None
+    assert quality.perplexity <= quality.source_perplexity * PRECISIONS[precision].perplexity_bound
+    assert quality.mean_kl_divergence >= 0
+    model = edgelm.load(tmp_path / "package")
+    assert model.generate("The", edgelm.GenerationConfig(max_new_tokens=3)).usage.completion_tokens == 3
+    assert Manifest.load(tmp_path / "package") == manifest
+
+
+def test_an_fp32_package_is_its_source(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
+    quality = export_package(checkpoint, tmp_path / "package", "fp32").quality
+    assert quality is not None
+    assert quality.max_logit_difference < 1e-4  # float32 sums in another order; 5e-6 seen
+    assert quality.top1_agreement == 1.0
+    assert quality.greedy_agreement == quality.greedy_tokens == 32
+
+
+def test_every_file_of_the_package_is_in_the_manifest(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
+    manifest = export_package(checkpoint, tmp_path / "package")
+    listed = {entry.path for entry in manifest.files}
+    assert listed | {"edgelm.json"} == {path.name for path in (tmp_path / "package").iterdir()}
+    assert {"model.onnx", "model.onnx.data", "tokenizer.json", "config.json", "genai_config.json"} <= listed
+
+
+@pytest.mark.parametrize("name", ["model.onnx.data", "tokenizer.json", "config.json", "model.onnx"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_package_is_refused_by_file(
+    checkpoint: HuggingFaceCheckpoint, name: str, damage: str, tmp_path: Path
+) -> None:
+    export_package(checkpoint, tmp_path / "package")
+    path = tmp_path / "package" / name
+    content = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content if damage == "flip" else content[:-1])
+    with pytest.raises(edgelm.PackageError, match=name):
+        edgelm.load(tmp_path / "package")
+
+
+def test_a_folder_that_is_no_package_is_not_replaced(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.txt").write_text("years of work")
+    with pytest.raises(ExportError, match=r"home exists and is not a model package"):
+        export_package(checkpoint, home)
+    assert (home / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_older_package_is_replaced_whole(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
+    target = tmp_path / "package"
+    export_package(checkpoint, target, "fp32")
+    export_package(checkpoint, target, "int8")
+    assert Manifest.load(target).precision == "int8"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float, tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "checkpoint")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = value
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight has NaN or infinite values"):
+        export_package(HuggingFaceCheckpoint(folder), tmp_path / "package")
+    assert not (tmp_path / "package").exists()
+
+
+def test_a_package_that_is_worse_than_its_bound_is_not_written(
+    checkpoint: HuggingFaceCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_package(checkpoint, tmp_path / "package", "fp32")
+    before = state_of(tmp_path / "package")
+    forward = DecoderSession.forward
+    monkeypatch.setattr(DecoderSession, "forward", lambda *args, **options: forward(*args, **options) * 3)
+    with pytest.raises(VerificationError, match=r"The int8 package has a perplexity of .* Nothing was written"):
+        export_package(checkpoint, tmp_path / "package", "int8")
+    assert state_of(tmp_path / "package") == before
+
+
+def test_an_interrupted_export_leaves_the_old_package(
+    checkpoint: HuggingFaceCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_package(checkpoint, tmp_path / "package", "fp32")
+    before = state_of(tmp_path / "package")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for stage in ("build_decoder", "measure_quality", "describe_file"):
+        with monkeypatch.context() as patch:
+            patch.setattr(exporter, stage, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                export_package(checkpoint, tmp_path / "package", "int8")
+        assert state_of(tmp_path / "package") == before
+        assert sorted(path.name for path in tmp_path.iterdir() if "package" in path.name) == ["package"]
+
+
+def test_a_killed_export_leaves_the_old_package_or_none_and_the_next_one_cleans_up(tmp_path: Path) -> None:
+    folder, target = make_checkpoint(tmp_path / "checkpoint"), tmp_path / "package"
+    program = (
+        "import sys; from pathlib import Path; from edgelm_export.exporter import export_package; "
+        "from edgelm_export.huggingface import HuggingFaceCheckpoint; print('ready', flush=True); "
+        "export_package(HuggingFaceCheckpoint(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3])"
+    )
+    random = np.random.default_rng(0)
+    for precision in ("int8", "int8", "int4", "int4", "int4", "int4"):
+        old = state_of(target) if target.exists() else None
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(folder), str(target), precision], stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(random.uniform(0.0, 0.3))  # an export of the tiny model takes about 0.2 s here
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if target.exists():
+            if state_of(target) != old:
+                assert edgelm.load(target).manifest.precision == precision  # it was done before the kill
+        else:
+            assert old is None
+    export_package(HuggingFaceCheckpoint(folder), target)
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint", "package"]
+
+
+def test_a_full_disk_leaves_the_old_package(tmp_path: Path) -> None:
+    folder, target = make_checkpoint(tmp_path / "checkpoint"), tmp_path / "package"
+    export_package(HuggingFaceCheckpoint(folder), target)
+    before = state_of(target)
+    program = (
+        "import resource, signal, sys; from pathlib import Path; from edgelm_export.exporter import export_package; "
+        "from edgelm_export.huggingface import HuggingFaceCheckpoint; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); "
+        "export_package(HuggingFaceCheckpoint(Path(sys.argv[1])), Path(sys.argv[2]), 'fp32')"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(folder), str(target)], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "File too large" in done.stderr
+    assert state_of(target) == before
+
+
+def test_progress_counts_every_tensor(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    progress: Callable[[str, int, int], None] = lambda *step: seen.append(step)  # noqa: E731
+    export_package(checkpoint, tmp_path / "package", progress=progress)
+    total = len(checkpoint.config.tensor_shapes())
+    assert [step for step in seen if step[0] == "weights"][-1] == ("weights", total, total)
+    assert seen[-1] == ("check", 1, 1)
+
+
+def test_the_shipped_tiny_model_is_what_its_script_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
+    export_package(checkpoint, tmp_path / "package", "fp32", name="tiny-random")
+    for name in ("model.onnx.data", "tokenizer.json", "config.json", "chat_template.jinja", "genai_config.json"):
+        assert (tmp_path / "package" / name).read_bytes() == (tiny_model_path() / name).read_bytes(), name
+
+
+def test_the_command_prints_the_figures(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "checkpoint")
+    result = CliRunner().invoke(main, ["export", str(folder), "-o", str(tmp_path / "package"), "--precision", "fp32"])
+    assert result.exit_code == 0, result.output
+    for label in ("package", "perplexity", "KL divergence", "logits", "greedy tokens"):
+        assert label in result.stdout
+
+
+def test_the_command_prints_the_manifest_as_json(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "checkpoint")
+    result = CliRunner().invoke(main, ["export", str(folder), "-o", str(tmp_path / "package"), "--json"])
+    assert json.loads(result.stdout)["precision"] == "int8"
+
+
+def test_the_command_puts_a_package_into_the_library_by_default(tmp_path: Path, own_library: Path) -> None:
+    folder = make_checkpoint(tmp_path / "Little")
+    for options in ([], ["--precision", "int4"]):
+        result = CliRunner().invoke(main, ["export", str(folder), *options])
+        assert result.exit_code == 0, result.output
+    assert sorted(os.listdir(own_library / "models")) == ["little", "little-int4"]
+    assert edgelm.load("little-int4").manifest.precision == "int4"
+
+
+def test_the_verification_text_fits_small_contexts(tmp_path: Path) -> None:
+    model = edgelm.load(tiny_model_path())
+    small = edgelm.ModelConfig.from_dict(model.config.to_dict() | {"max_position_embeddings": 40})
+    windows = verify._windows(model.tokenizer, small)
+    assert [len(window) for window in windows] == [40] * 4

@@ -1,0 +1,38 @@
+"""onnxruntime-genai opens the same folder. Where its wheel is missing, nothing is tested."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgelm
+from edgelm.testing import tiny_model_path
+
+genai = pytest.importorskip("onnxruntime_genai")
+
+
+def greedy_tokens_of_genai(folder: Path, prompt: list[int], count: int) -> list[int]:
+    model = genai.Model(str(folder))
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(prompt) + count, do_sample=False, batch_size=1)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(np.array(prompt, np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    return list(generator.get_sequence(0))[len(prompt) :]
+
+
+def test_genai_generates_the_same_greedy_tokens_from_the_tiny_package() -> None:
+    prompt = edgelm.load(tiny_model_path()).tokenizer.encode("Once upon a time")
+    ours = edgelm.load(tiny_model_path()).generate(prompt, edgelm.GenerationConfig(max_new_tokens=24))
+    assert greedy_tokens_of_genai(tiny_model_path(), prompt, 24) == list(ours.token_ids)
+
+
+@pytest.mark.real_model
+def test_genai_generates_the_same_greedy_tokens_from_the_real_package(smollm2_package: Path) -> None:
+    model = edgelm.load(smollm2_package)
+    prompt = model.encode_chat([{"role": "user", "content": "Write one sentence about the sea."}])
+    ours = model.generate(prompt, edgelm.GenerationConfig(max_new_tokens=24))
+    theirs = greedy_tokens_of_genai(smollm2_package, prompt, 24)
+    assert theirs == list(ours.token_ids[: len(theirs)])
+    assert len(theirs) > 8

@@ -1,0 +1,108 @@
+import threading
+
+import pytest
+
+import edgelm
+from edgelm import ChatSession, GenerationConfig
+from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
+
+TURNS = [edgelm.Message(role="user", content="a"), edgelm.Message(role="assistant", content="b")]
+
+
+def say(session: ChatSession, text: str) -> str:
+    return "".join(chunk.text for chunk in session.send(text))
+
+
+def test_the_second_turn_computes_only_what_is_new() -> None:
+    model = scripted_model("I am well.")
+    session = ChatSession(model, system="Be kind.")
+    say(session, "How are you?")
+    usage = list(session.send("And now?"))[-1].usage
+    assert usage is not None
+    first = model.encode_chat([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "How are you?"}])
+    assert usage.cached_tokens >= len(first)
+    assert isinstance(model.session, ScriptedDecoder)
+    assert (
+        sum(map(len, model.session.forwarded)) < usage.prompt_tokens + 2 * len(model.tokenizer.encode("I am well.")) + 2
+    )
+
+
+def test_the_cache_changes_no_answer() -> None:
+    model = edgelm.load(tiny_model_path())
+    config = GenerationConfig(max_new_tokens=10)
+    session = ChatSession(model)
+    for question in ("Hello", "What is the sea?", "Why?"):
+        answer = "".join(chunk.text for chunk in session.send(question, config))
+        fresh = model.chat(session.messages[:-1], config)
+        assert answer == fresh.text
+
+
+def test_the_conversation_is_recorded() -> None:
+    session = ChatSession(scripted_model("Fine."))
+    say(session, "How are you?")
+    assert session.messages == [
+        {"role": "user", "content": "How are you?"},
+        {"role": "assistant", "content": "Fine."},
+    ]
+    assert session.context_used > 0
+
+
+def test_regenerate_answers_the_last_question_again() -> None:
+    session = ChatSession(scripted_model("Fine."))
+    say(session, "How are you?")
+    assert "".join(chunk.text for chunk in session.regenerate()) == "Fine."
+    assert len(session.messages) == 2
+
+
+def test_regenerate_needs_a_question() -> None:
+    with pytest.raises(edgelm.ConfigError, match="no question to answer again"):
+        ChatSession(scripted_model("x")).regenerate()
+
+
+def test_a_cancelled_answer_stays_in_the_conversation_as_far_as_it_was_shown() -> None:
+    session = ChatSession(scripted_model("one two three four"))
+    cancel = threading.Event()
+    shown = ""
+    for chunk in session.send("count", cancel=cancel):
+        shown += chunk.text
+        if len(shown) > 4:
+            cancel.set()
+    assert 0 < len(shown) < len("one two three four")
+    assert session.messages[-1] == {"role": "assistant", "content": shown}
+
+
+def test_an_answer_that_is_not_read_to_its_end_stays_as_far_as_it_was_read() -> None:
+    session = ChatSession(scripted_model("one two three"))
+    chunks = session.send("count")
+    read = next(chunks).text
+    chunks.close()
+    assert session.messages[-1] == {"role": "assistant", "content": read}
+
+
+def test_a_turn_that_does_not_fit_leaves_the_conversation_as_it_was() -> None:
+    session = ChatSession(scripted_model("Fine."))
+    say(session, "Hi")
+    before = session.messages
+    with pytest.raises(edgelm.ContextLengthError):
+        session.send("word " * 2000)
+    assert session.messages == before
+
+
+def test_clear_forgets_the_turns_and_keeps_the_system_message() -> None:
+    session = ChatSession(scripted_model("Fine."), system="Be kind.")
+    say(session, "Hi")
+    session.clear()
+    assert (session.messages, session.context_used, session.system) == ([], 0, "Be kind.")
+
+
+def test_restore_takes_the_turns_of_a_saved_conversation() -> None:
+    session = ChatSession(scripted_model("c"))
+    session.restore(TURNS)
+    say(session, "next")
+    assert [turn["content"] for turn in session.messages] == ["a", "b", "next", "c"]
+
+
+@pytest.mark.parametrize("turn", [{"role": "robot", "content": "x"}, {"role": "user", "content": 5}, {}])
+def test_restore_refuses_what_is_no_turn(turn: dict) -> None:
+    with pytest.raises(edgelm.ConfigError, match="A turn has a role"):
+        ChatSession(scripted_model("c")).restore([turn])

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgelm.config import ModelConfig
+from edgelm.errors import ContextLengthError, PackageError
+from edgelm.kv_cache import GROWTH_STEP, KVCache
+from edgelm.testing import tiny_model_path
+
+
+@pytest.fixture
+def config() -> ModelConfig:
+    return ModelConfig.load(tiny_model_path())
+
+
+def filled(config: ModelConfig, length: int) -> KVCache:
+    cache = KVCache(config)
+    cache.reserve(length)
+    cache.token_ids = list(range(length))
+    cache.buffer[:, :, :, :length] = np.random.default_rng(length).standard_normal(cache.buffer[:, :, :, :length].shape)
+    return cache
+
+
+def test_an_empty_cache_takes_no_memory(config: ModelConfig) -> None:
+    assert KVCache(config).buffer.nbytes == 0
+
+
+def test_the_cache_grows_in_steps_and_keeps_what_it_holds(config: ModelConfig) -> None:
+    cache = filled(config, GROWTH_STEP)
+    assert cache.capacity == GROWTH_STEP
+    before = cache.buffer.copy()
+    cache.reserve(GROWTH_STEP + 1)
+    assert cache.capacity == 2 * GROWTH_STEP
+    np.testing.assert_array_equal(cache.buffer[:, :, :, :GROWTH_STEP], before)
+
+
+def test_the_cache_never_grows_past_the_context(config: ModelConfig) -> None:
+    cache = KVCache(config)
+    cache.reserve(config.max_position_embeddings - 1)
+    assert cache.capacity == config.max_position_embeddings
+    with pytest.raises(ContextLengthError, match=r"1025 tokens do not fit the model's context of 1024"):
+        cache.reserve(config.max_position_embeddings + 1)
+
+
+def test_truncate_forgets_the_tail(config: ModelConfig) -> None:
+    cache = filled(config, 5)
+    cache.truncate(3)
+    assert cache.token_ids == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"Cannot truncate a cache of 3 tokens to 4"):
+        cache.truncate(4)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "length"), [([0, 1, 2, 3, 9], 4), ([0, 1], 2), ([7], 0), ([], 0), ([0, 1, 2, 3, 4, 5, 6], 5)]
+)
+def test_common_prefix_counts_equal_tokens_from_the_first(config: ModelConfig, wanted: list[int], length: int) -> None:
+    assert filled(config, 5).common_prefix(wanted) == length
+
+
+def test_a_clone_goes_on_independently(config: ModelConfig) -> None:
+    cache = filled(config, 4)
+    copy = cache.clone()
+    np.testing.assert_array_equal(copy.buffer[:, :, :, :4], cache.buffer[:, :, :, :4])
+    copy.truncate(1)
+    copy.buffer[:] = 0
+    assert cache.length == 4
+    assert cache.buffer[:, :, :, :4].any()
+
+
+def test_a_saved_cache_is_loaded_as_it_was(config: ModelConfig, tmp_path: Path) -> None:
+    cache = filled(config, 300)
+    cache.save(tmp_path / "chat.npz", "model-a")
+    loaded = KVCache.load(tmp_path / "chat.npz", config, "model-a")
+    assert loaded.token_ids == cache.token_ids
+    np.testing.assert_array_equal(loaded.buffer[:, :, :, :300], cache.buffer[:, :, :, :300])
+
+
+def test_a_saved_cache_of_another_model_is_refused_by_name(config: ModelConfig, tmp_path: Path) -> None:
+    filled(config, 3).save(tmp_path / "chat.npz", "model-a")
+    with pytest.raises(PackageError, match=r"belongs to another model \(model-a\), not to model-b"):
+        KVCache.load(tmp_path / "chat.npz", config, "model-b")
+
+
+def test_a_saved_cache_of_another_shape_is_refused(config: ModelConfig, tmp_path: Path) -> None:
+    filled(config, 3).save(tmp_path / "chat.npz", "model-a")
+    other = ModelConfig.from_dict(config.to_dict() | {"num_hidden_layers": 1})
+    with pytest.raises(PackageError, match=r"has shape \(4, 1, 1, 3, 16\); expected \(2, 1, 1, 3, 16\)"):
+        KVCache.load(tmp_path / "chat.npz", other, "model-a")
+
+
+def test_a_broken_saved_cache_is_refused(config: ModelConfig, tmp_path: Path) -> None:
+    filled(config, 3).save(tmp_path / "chat.npz", "model-a")
+    content = (tmp_path / "chat.npz").read_bytes()
+    for broken in (b"", content[: len(content) // 2], b"PK\x03\x04" + content[40:]):
+        (tmp_path / "chat.npz").write_bytes(broken)
+        with pytest.raises(PackageError, match="Cannot read the saved cache"):
+            KVCache.load(tmp_path / "chat.npz", config, "model-a")

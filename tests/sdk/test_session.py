@@ -1,0 +1,189 @@
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgelm.config import ModelConfig
+from edgelm.cpu import physical_cores
+from edgelm.errors import ConfigError, ContextLengthError, PackageError, ProviderError
+from edgelm.generate import PREFILL_CHUNK, prefill
+from edgelm.kv_cache import GROWTH_STEP
+from edgelm.session import DecoderSession, SessionOptions
+from edgelm.testing import tiny_model_path
+
+# Float32 sums in another order; the largest difference seen is 7e-6.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def session() -> DecoderSession:
+    return DecoderSession(tiny_model_path(), ModelConfig.load(tiny_model_path()))
+
+
+def random_ids(length: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(3, 320, length).tolist()
+
+
+def test_prefill_of_one_more_token_equals_prefill_and_one_decode_step(session: DecoderSession) -> None:
+    ids = random_ids(41)
+    at_once = session.forward(ids, session.new_cache())
+    cache = session.new_cache()
+    session.forward(ids[:-1], cache)
+    np.testing.assert_allclose(session.forward(ids[-1:], cache), at_once, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("length", [2, PREFILL_CHUNK - 1, PREFILL_CHUNK, PREFILL_CHUNK + 1, 3 * PREFILL_CHUNK + 7])
+def test_chunked_prefill_gives_the_logits_of_one_prefill(session: DecoderSession, length: int) -> None:
+    ids = random_ids(length)
+    chunked = prefill(session, ids, session.new_cache())
+    np.testing.assert_allclose(chunked, session.forward(ids, session.new_cache())[0], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("boundary", [GROWTH_STEP, 2 * GROWTH_STEP, 3 * GROWTH_STEP])
+def test_growth_of_the_cache_changes_no_logits(session: DecoderSession, boundary: int) -> None:
+    ids = random_ids(boundary + 2)
+    cache = session.new_cache()
+    session.forward(ids[: boundary - 1], cache)
+    for position in range(boundary - 1, boundary + 2):  # the last place, the first one after growth, and one more
+        logits_TV = session.forward(ids[position : position + 1], cache).copy()
+        fresh = session.forward(ids[: position + 1], session.new_cache())
+        np.testing.assert_allclose(logits_TV, fresh, atol=TOLERANCE)
+
+
+def test_truncate_then_continue_equals_fresh(session: DecoderSession) -> None:
+    ids, others = random_ids(60), random_ids(30, seed=1)
+    cache = session.new_cache()
+    session.forward(ids, cache)
+    cache.truncate(20)
+    continued = session.forward(others, cache)
+    np.testing.assert_allclose(continued, session.forward(ids[:20] + others, session.new_cache()), atol=TOLERANCE)
+
+
+def test_all_logits_are_those_of_each_position(session: DecoderSession) -> None:
+    ids = random_ids(9)
+    logits_TV = session.forward(ids, session.new_cache(), all_logits=True)
+    assert logits_TV.shape == (9, 320)
+    for length in range(1, 10):
+        np.testing.assert_allclose(
+            logits_TV[length - 1], session.forward(ids[:length], session.new_cache())[0], atol=TOLERANCE
+        )
+
+
+def test_the_same_steps_give_the_same_bits(session: DecoderSession) -> None:
+    ids = random_ids(50)
+    first, second = (session.forward(ids, session.new_cache()).copy() for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_one_thread_and_two_give_the_same_bits() -> None:
+    config = ModelConfig.load(tiny_model_path())
+    ids = random_ids(200)
+    rows = []
+    for threads in (1, 2):
+        session = DecoderSession(tiny_model_path(), config, SessionOptions(threads=threads))
+        rows.append(session.forward(ids, session.new_cache()).copy())
+    np.testing.assert_array_equal(*rows)
+
+
+def test_two_caches_take_turns_without_disturbing_each_other(session: DecoderSession) -> None:
+    texts = [random_ids(30, seed) for seed in (1, 2)]
+    caches = [session.new_cache() for _ in texts]
+    for position in range(30):
+        rows = [session.forward(ids[position : position + 1], cache) for ids, cache in zip(texts, caches, strict=True)]
+    for ids, row in zip(texts, rows, strict=True):
+        np.testing.assert_allclose(row, session.forward(ids, session.new_cache()), atol=TOLERANCE)
+
+
+def test_threads_with_caches_of_their_own_get_their_own_logits(session: DecoderSession) -> None:
+    expected = {seed: session.forward(random_ids(20, seed), session.new_cache()).copy() for seed in range(8)}
+    got = {}
+
+    def work(seed: int) -> None:
+        cache = session.new_cache()
+        for id_ in random_ids(20, seed):
+            got[seed] = session.forward([id_], cache).copy()
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in expected]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed, logits_TV in expected.items():
+        np.testing.assert_allclose(got[seed], logits_TV, atol=TOLERANCE)
+
+
+def test_the_context_may_be_filled_to_its_last_token_and_no_further(session: DecoderSession) -> None:
+    cache = session.new_cache()
+    prefill(session, random_ids(1024), cache)
+    assert cache.length == 1024
+    with pytest.raises(ContextLengthError, match=r"1025 tokens do not fit the model's context of 1024"):
+        session.forward([5], cache)
+    with pytest.raises(ContextLengthError, match=r"The prompt has 1025 tokens; the model's context holds 1024"):
+        prefill(session, random_ids(1025), cache)
+
+
+def test_an_empty_prompt_is_refused(session: DecoderSession) -> None:
+    with pytest.raises(ContextLengthError, match="The prompt has no tokens"):
+        prefill(session, [], session.new_cache())
+
+
+def test_a_broken_graph_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_model_path(), folder)
+    (folder / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(ProviderError, match=r"ONNX Runtime does not load .*model\.onnx"):
+        DecoderSession(folder, ModelConfig.load(folder))
+
+
+def test_a_graph_of_another_model_is_refused() -> None:
+    config = ModelConfig.load(tiny_model_path())
+    more_layers = ModelConfig.from_dict(config.to_dict() | {"num_hidden_layers": 3})
+    with pytest.raises(PackageError, match=r"past_key_values\.2\.key"):
+        DecoderSession(tiny_model_path(), more_layers)
+
+
+def test_threads_must_be_positive() -> None:
+    with pytest.raises(ConfigError, match="threads is 0"):
+        SessionOptions(threads=0)
+
+
+def test_at_least_one_core_is_found() -> None:
+    assert physical_cores() >= 1
+
+
+def test_without_onnx_runtime_the_import_works_and_loading_names_the_two_fixes() -> None:
+    program = """
+import sys
+sys.modules["onnxruntime"] = None
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "onnxruntime" else find_spec(name, *rest)
+import edgelm, edgelm.testing
+try:
+    edgelm.load(edgelm.testing.tiny_model_path())
+except edgelm.ProviderError as error:
+    assert "pip install 'edgelm[cpu]'" in str(error) and "pip install 'edgelm[gpu]'" in str(error), error
+else:
+    sys.exit("no error")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_telemetry_is_off_before_onnx_runtime_is_imported() -> None:
+    program = """
+import builtins, os, sys
+seen = []
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "onnxruntime":
+            seen.append(os.environ.get("ORT_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, Watch())
+import edgelm, edgelm.testing
+edgelm.load(edgelm.testing.tiny_model_path())
+assert seen and seen[-1] == "1", seen
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
