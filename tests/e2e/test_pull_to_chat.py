@@ -1,0 +1,45 @@
+"""From `edgelm pull smollm2-135m-instruct` to an answer, with the commands that a user types."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from edgelm.library import Library
+
+EDGELM = str(Path(sysconfig.get_path("scripts")) / "edgelm")
+
+
+def edgelm(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [EDGELM, *arguments], input=stdin, capture_output=True, encoding="utf-8", timeout=240, check=False
+    )
+
+
+@pytest.mark.real_model
+def test_a_pulled_model_answers_in_chat_and_run(smollm2_gguf):
+    source = Library().root / "sources" / "smollm2-135m-instruct"
+    source.mkdir(parents=True)
+    for file in smollm2_gguf.parent.iterdir():
+        os.symlink(file, source / file.name)
+    pulled = edgelm("pull", "smollm2-135m-instruct")
+    assert pulled.returncode == 0, pulled.stderr
+    assert pulled.stderr.endswith("Talk to it: edgelm chat smollm2-135m-instruct\n")
+
+    answer = edgelm("run", "smollm2-135m-instruct", "Hello", "--max-new-tokens", "20")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout == "Hello! How can I assist you today?\n"  # as transformers says in fp32
+    assert answer.stderr == ""
+
+    turns = "The capital of Italy is Rome.\nWhich city did I name?\n"
+    chat = edgelm("chat", "smollm2-135m-instruct", "--max-new-tokens", "30", stdin=turns)
+    assert chat.returncode == 0, chat.stderr
+    assert "Rom" in chat.stdout.partition("\n\n")[2]  # only the first turn has the city: it answers with "Roma"
+
+    assert "smollm2-135m-instruct  int8" in edgelm("list").stdout
+    assert edgelm("rm", "smollm2-135m-instruct", "--yes").returncode == 0
+    assert smollm2_gguf.exists()
