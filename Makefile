@@ -20,7 +20,8 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/dev.stamp
+# Compiles llama.cpp once, which takes a C++ compiler and about three minutes.
+bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/run.py
 
 clean:
@@ -39,3 +40,7 @@ $(VENV)/chat.stamp: $(VENV)/bin/pip $(SOURCES)
 $(VENV)/dev.stamp: $(VENV)/bin/pip $(SOURCES)
 	$(BIN)/pip install --quiet -e ".[cpu,chat,export,train,dev]"
 	@touch $@ $(VENV)/chat.stamp
+
+$(VENV)/bench.stamp: $(VENV)/bin/pip $(SOURCES)
+	$(BIN)/pip install --quiet -e ".[cpu,chat,export,train,dev,bench]"
+	@touch $@ $(VENV)/dev.stamp $(VENV)/chat.stamp
