@@ -1,0 +1,75 @@
+"""The README's commands and programs run as they are written, on the real model."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import edgelm
+from edgelm.library import Library
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# These set up what runs this test: the continuous integration calls them.
+SETUP = ("make ", "pip ")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def library(shared_library: Library, smollm2_gguf: Path, smollm2_package: Path, own_library: Path) -> Path:
+    """Return a library that holds the real source and its package already, so that only the first pull downloads."""
+    shutil.copytree(smollm2_gguf.parent, own_library / "sources" / smollm2_gguf.parent.name)
+    shutil.copytree(smollm2_package, own_library / "models" / "smollm2-135m-instruct")
+    return own_library
+
+
+@pytest.mark.real_model
+@pytest.mark.timeout(900)
+def test_the_commands_run_in_the_order_in_which_they_stand(library: Path, tmp_path: Path) -> None:
+    lines = [line.partition("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    commands = [line for line in lines if line and not line.startswith(SETUP)]
+    assert len(commands) >= 10
+    bin_folder = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+    for command in commands:
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        if command.startswith("edgelm run"):
+            assert done.stdout.strip(), command
+
+
+@pytest.mark.real_model
+def test_the_program_runs(library: Path, tmp_path: Path) -> None:
+    (program,) = blocks("python")
+    (tmp_path / "program.py").write_text(program, encoding="utf-8")
+    done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) > 1.0  # the perplexity
+
+
+def test_every_path_that_is_named_exists() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for name in re.findall(r"^ *([\w/.]+(?:, [\w.]+)*)   ", blocks("")[-1], re.MULTILINE):
+        for part in name.split(", "):
+            assert list(ROOT.rglob(part.rstrip("/"))), part
+
+
+def test_the_extras_are_those_that_the_documents_name() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    assert all(f"`{extra}`" in contributing for extra in extras)
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert f"## {edgelm.__version__}" in (ROOT / "CHANGELOG.md").read_text()

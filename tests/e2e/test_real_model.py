@@ -1,0 +1,120 @@
+"""SmolLM2-135M-Instruct through every room: the figures that the tiny model cannot show."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgelm
+from edgelm import ChatSession, GenerationConfig, LanguageModel
+from edgelm_training.checkpoint import load_checkpoint
+from edgelm_training.model import generate
+
+pytestmark = pytest.mark.real_model
+
+GREEDY = GenerationConfig(max_new_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def model(smollm2_package: Path) -> LanguageModel:
+    return edgelm.load(smollm2_package)
+
+
+def test_int8_is_within_a_percent_of_its_source_in_perplexity(model: LanguageModel) -> None:
+    quality = model.manifest.quality
+    assert quality is not None
+    assert quality.perplexity < 1.01 * quality.source_perplexity  # 1.006 measured
+    assert quality.top1_agreement > 0.93  # 0.95 measured
+
+
+def test_it_knows_where_it_comes_from(model: LanguageModel) -> None:
+    assert model.manifest.license == "apache-2.0"
+    assert model.manifest.source["format"] == "gguf"
+    assert len(model.tokenizer.control_token_ids) == 17
+    assert model.config.eos_token_ids == (2,)
+
+
+def test_it_answers_in_sentences(model: LanguageModel) -> None:
+    reply = model.chat([{"role": "user", "content": "What is the capital of Germany?"}], GREEDY)
+    assert "Berlin" in reply.text
+    assert reply.finish_reason == "stop"
+
+
+def test_streamed_characters_are_whole(model: LanguageModel) -> None:
+    ids = model.tokenizer.encode("Grüße 👩‍👩‍👧‍👦 你好, 世界! ")
+    chunks = list(model.stream(ids * 4, GenerationConfig(max_new_tokens=40)))
+    text = "".join(chunk.text for chunk in chunks)
+    assert text == model.tokenizer.decode([id_ for chunk in chunks for id_ in chunk.token_ids])
+
+
+def test_the_second_turn_is_the_same_with_and_without_the_cache(model: LanguageModel) -> None:
+    session = ChatSession(model)
+    for question in ("Name a color.", "And another one?"):
+        answer = "".join(chunk.text for chunk in session.send(question, GREEDY))
+        fresh = model.chat(session.messages[:-1], GREEDY).text
+        # A cached token may have come from a one-token step, which sums in another order: the first tokens must agree.
+        assert answer[:12] == fresh[:12]
+
+
+def test_one_thread_and_two_choose_the_same_tokens(smollm2_package: Path) -> None:
+    answers = {
+        edgelm.load(smollm2_package, edgelm.SessionOptions(threads=threads)).generate("The sea", GREEDY).token_ids
+        for threads in (1, 2)
+    }
+    assert len(answers) == 1
+
+
+def test_the_same_prompt_gives_the_same_tokens_again(model: LanguageModel) -> None:
+    assert len({model.generate("The sea is", GREEDY).token_ids for _ in range(5)}) == 1
+
+
+def test_fp32_chooses_the_tokens_of_the_naive_loop(smollm2_checkpoint: Path, tmp_path: Path) -> None:
+    from edgelm_export.exporter import export_package
+    from edgelm_export.sources import open_checkpoint
+
+    with open_checkpoint(smollm2_checkpoint) as checkpoint:
+        quality = export_package(checkpoint, tmp_path / "fp32", "fp32").quality
+    assert quality is not None
+    assert quality.max_logit_difference < 1e-3  # 9e-5 measured
+    fast = edgelm.load(tmp_path / "fp32")
+    ids = fast.tokenizer.encode("The sea is a place where")
+    naive = generate(load_checkpoint(smollm2_checkpoint), ids, 16)
+    assert list(fast.generate(ids, GenerationConfig(max_new_tokens=16)).token_ids) == naive
+
+
+def test_scores_are_perplexities_of_sense(model: LanguageModel) -> None:
+    sense, nonsense = (model.score(text).perplexity for text in ("The cat sat on the mat.", "Mat the on sat cat the."))
+    assert sense < nonsense / 5
+
+
+def test_the_peak_memory_of_an_answer_is_a_small_multiple_of_the_package(smollm2_package: Path) -> None:
+    program = (
+        "import sys, edgelm; model = edgelm.load(sys.argv[1]); "
+        "model.generate([5] * 512, edgelm.GenerationConfig(max_new_tokens=32, ignore_eos=True)); "
+        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(smollm2_package)], capture_output=True, text=True, check=True
+    )
+    size = sum(path.stat().st_size for path in smollm2_package.iterdir())
+    assert int(done.stdout) * 1024 < 3 * size  # 2.3 measured: the packed weights, a copy of the embedding, the cache
+
+
+def test_run_prints_one_json_object(smollm2_package: Path) -> None:
+    command = [str(Path(sys.executable).parent / "edgelm"), "run", str(smollm2_package), "--json", "Hello"]
+    done = subprocess.run(
+        [*command, "--max-new-tokens", "8"], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
+    )
+    answer = json.loads(done.stdout)
+    assert answer["usage"]["completion_tokens"] <= 8
+    assert answer["text"]
+    assert done.stderr == ""
+
+
+def test_logits_are_finite_over_a_long_prompt(model: LanguageModel) -> None:
+    ids = np.random.default_rng(0).integers(17, 49152, 700).tolist()
+    logits_TV = model.session.forward(ids, model.session.new_cache())
+    assert np.isfinite(logits_TV).all()
