@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +36,17 @@ def load(name_or_path: str | Path, options: SessionOptions | None = None) -> Lan
     folder = Library().find(name_or_path)
     manifest = Manifest.load(folder)
     manifest.check_files(folder)
-    config = ModelConfig.load(folder)
-    return LanguageModel(
-        session=DecoderSession(folder, config, options),
-        tokenizer=Tokenizer.load(folder),
-        chat_template=ChatTemplate.load(folder),
-        generation_config=GenerationConfig.load(folder),
-        manifest=manifest,
-    )
+    with ThreadPoolExecutor(1) as worker:
+        # ONNX Runtime packs the weights without the interpreter's lock; the tokenizer takes about as long.
+        tokenizer = worker.submit(Tokenizer.load, folder)
+        session = DecoderSession(folder, ModelConfig.load(folder), options)
+        return LanguageModel(
+            session=session,
+            tokenizer=tokenizer.result(),
+            chat_template=ChatTemplate.load(folder),
+            generation_config=GenerationConfig.load(folder),
+            manifest=manifest,
+        )
 
 
 class LanguageModel:

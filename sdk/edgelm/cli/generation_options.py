@@ -14,7 +14,9 @@ from edgelm.generation_config import GenerationConfig
 from edgelm.library import Library
 
 _OPTIONS = (
-    click.option("--max-new-tokens", type=int, metavar="N", help="Stop after this many tokens."),
+    click.option(
+        "--max-new-tokens", type=int, metavar="N", default=1024, show_default=True, help="Stop after this many tokens."
+    ),
     click.option("--temperature", type=float, metavar="F", help="0 takes the likeliest token; 1 samples freely."),
     click.option("--top-k", type=int, metavar="N", help="Sample among the N likeliest tokens; 0: all."),
     click.option("--top-p", type=float, metavar="F", help="Sample among the likeliest that make up this probability."),
