@@ -13,9 +13,12 @@ from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
 from edgelm.library import Library
 
+# The library has no limit of its own; here nobody may be watching when a small model begins to repeat itself.
+MAX_NEW_TOKENS = 1024
+
 _OPTIONS = (
     click.option(
-        "--max-new-tokens", type=int, metavar="N", default=1024, show_default=True, help="Stop after this many tokens."
+        "--max-new-tokens", type=int, metavar="N", default=MAX_NEW_TOKENS, show_default=True, help="Stop after this many tokens."
     ),
     click.option("--temperature", type=float, metavar="F", help="0 takes the likeliest token; 1 samples freely."),
     click.option("--top-k", type=int, metavar="N", help="Sample among the N likeliest tokens; 0: all."),
