@@ -84,22 +84,31 @@ class _Decoder:
             hidden = graph.node("Gather", [self.tied_parts[0], "input_ids"], f"{name}.output")
         else:
             self.tied_parts, self.tied_weight = self.projections.add_packed(name, weight), weight
-            # MatMulNBits reads [V, blocks, bytes], GatherBlockQuantized [V, all bytes]: one tensor, seen in two shapes.
-            flat = graph.node(
-                "Reshape", [self.tied_parts[0], graph.constant([weight.packed.shape[0], -1])], f"{name}.rows"
-            )
-            attributes = {"bits": weight.bits, "block_size": weight.block_size, "gather_axis": 0, "quantize_axis": 1}
-            inputs = [flat, "input_ids", *self.tied_parts[1:]]
-            hidden = graph.node("GatherBlockQuantized", inputs, f"{name}.output", MICROSOFT, attributes)
-            if config.hidden_size % weight.block_size:  # the operator knows nothing of the padding
-                bounds = [graph.constant([value]) for value in (0, config.hidden_size, -1)]
-                hidden = graph.node("Slice", [hidden, *bounds], f"{name}.unpadded")
+            hidden = self.packed_rows(name, weight, self.tied_parts)
         if config.position in ("learned", "sinusoidal"):
             hidden = graph.node("Add", [hidden, self.position_embedding()], "model.embed_positions.added")
         if config.position == "rope":
             cos, sin = cos_sin_tables(config, config.max_position_embeddings)
             self.rope = [graph.weight("model.rope.cos", cos), graph.weight("model.rope.sin", sin)]
         return hidden
+
+    def packed_rows(self, name: str, weight: PackedWeight, parts: list[str]) -> str:
+        """Gather rows of a packed weight [V, blocks, bytes], and join their blocks.
+
+        Gathering block by block, the operator reads the tensor in the shape that MatMulNBits has it in: as a matrix it
+        would be a second copy in memory, a fifth of a small model.
+        """
+        graph = self.graph
+        V, blocks, _ = weight.packed.shape
+        scales = graph.node("Reshape", [parts[1], graph.constant([V, blocks, 1])], f"{name}.scales")
+        attributes = {"bits": weight.bits, "block_size": weight.block_size, "gather_axis": 0, "quantize_axis": 2}
+        inputs = [parts[0], "input_ids", scales]
+        rows = graph.node("GatherBlockQuantized", inputs, f"{name}.blocks", MICROSOFT, attributes)
+        joined = graph.node("Reshape", [rows, graph.constant([0, 0, blocks * weight.block_size])], f"{name}.output")
+        if weight.columns == blocks * weight.block_size:
+            return joined
+        bounds = [graph.constant([value]) for value in (0, weight.columns, -1)]
+        return graph.node("Slice", [joined, *bounds], f"{name}.unpadded")
 
     def position_embedding(self) -> str:
         """Gather the rows of positions `last - T + 1 .. last`."""

@@ -1,4 +1,4 @@
-"""KVCache: the keys and values of the tokens computed so far, in one buffer that grows in steps."""
+"""KVCache: the keys and values of the tokens computed so far, in buffers that grow in steps."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ GROWTH_STEP = 256
 class KVCache:
     """Hold keys and values of L layers for one sequence.
 
-    `buffer` is float32 [2L, B=1, K, C, H]: C is the capacity, of which the first `length` positions are filled;
-    buffer[2 * i] has the keys of layer i and buffer[2 * i + 1] its values. The runtime writes new positions in place,
-    so a step copies nothing. The cache belongs to one generation at a time: it is not safe to share between threads.
+    `buffers` are 2L float32 arrays [B=1, K, C, H]: the keys of layer i at 2i, its values at 2i + 1. C is the capacity,
+    of which the first `length` positions are filled. The runtime writes new positions in place, so a step copies nothing.
+    The cache belongs to one generation at a time: it is not safe to share between threads.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
         self.token_ids: list[int] = []
-        self.buffer = self._allocate(0)
+        self.buffers = self._empty()
 
     @property
     def length(self) -> int:
@@ -40,20 +40,21 @@ class KVCache:
     @property
     def capacity(self) -> int:
         """How many tokens fit before the next growth."""
-        return int(self.buffer.shape[3])
+        return int(self.buffers[0].shape[2])
 
-    def _allocate(self, capacity: int) -> NDArray[np.float32]:
-        config = self._config
+    def _empty(self) -> list[NDArray[np.float32]]:
+        return [self._zeros(0) for _ in range(2 * self._config.num_hidden_layers)]
+
+    def _zeros(self, capacity: int) -> NDArray[np.float32]:
         # Zeros, not empty: pages that were never written cost no memory, and no stray NaN can reach the attention.
-        return np.zeros(
-            (2 * config.num_hidden_layers, 1, config.num_key_value_heads, capacity, config.head_dim), np.float32
-        )
+        return np.zeros((1, self._config.num_key_value_heads, capacity, self._config.head_dim), np.float32)
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens in all; what is cached stays.
 
         Raises:
             ContextLengthError: `length` is more than the model's context.
+            MemoryError: there is no memory for it; the cache is empty then.
         """
         limit = self._config.max_position_embeddings
         if length > limit:
@@ -61,9 +62,18 @@ class KVCache:
         if length <= self.capacity:
             return
         wanted = max(length, self.capacity + self.capacity // 4)
-        grown = self._allocate(min(-(-wanted // GROWTH_STEP) * GROWTH_STEP, limit))
-        grown[:, :, :, : self.length] = self.buffer[:, :, :, : self.length]
-        self.buffer = grown
+        capacity = min(-(-wanted // GROWTH_STEP) * GROWTH_STEP, limit)
+        # Layer by layer, so that never more than one is there twice.
+        old, grown = self.buffers, []
+        try:
+            while old:
+                buffer = self._zeros(capacity)
+                buffer[:, :, : self.length] = old.pop(0)[:, :, : self.length]
+                grown.append(buffer)
+        except MemoryError:
+            self.token_ids, self.buffers = [], self._empty()
+            raise
+        self.buffers = grown
 
     def truncate(self, length: int) -> None:
         """Forget all tokens after the first `length`."""
@@ -82,7 +92,8 @@ class KVCache:
         """Copy the cache: both copies go on independently."""
         copy = KVCache(self._config)
         copy.reserve(self.length)
-        copy.buffer[:, :, :, : self.length] = self.buffer[:, :, :, : self.length]
+        for target, source in zip(copy.buffers, self.buffers, strict=True):
+            target[:, :, : self.length] = source[:, :, : self.length]
         copy.token_ids = list(self.token_ids)
         return copy
 
@@ -94,7 +105,7 @@ class KVCache:
                 file,
                 fingerprint=np.array(fingerprint),
                 token_ids=np.array(self.token_ids, np.int64),
-                filled=self.buffer[:, :, :, : self.length],
+                filled=np.stack([buffer[:, :, : self.length] for buffer in self.buffers]),
             )
 
     @classmethod
@@ -113,9 +124,10 @@ class KVCache:
         if owner != fingerprint:
             raise PackageError(f"The saved cache {path} belongs to another model ({owner}), not to {fingerprint}.")
         cache.reserve(len(token_ids))
-        slot = cache.buffer[:, :, :, : len(token_ids)]
-        if filled.shape != slot.shape or filled.dtype != slot.dtype:
-            raise PackageError(f"The saved cache {path} has shape {filled.shape}; expected {slot.shape}.")
-        slot[:] = filled
+        expected = (len(cache.buffers), *cache.buffers[0][:, :, : len(token_ids)].shape)
+        if filled.shape != expected or filled.dtype != np.float32:
+            raise PackageError(f"The saved cache {path} has shape {filled.shape}; expected {expected}.")
+        for buffer, part in zip(cache.buffers, filled, strict=True):
+            buffer[:, :, : len(token_ids)] = part
         cache.token_ids = token_ids
         return cache

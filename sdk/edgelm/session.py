@@ -77,28 +77,30 @@ class DecoderSession:
             ContextLengthError: the tokens do not fit the model's context.
         """
         length = cache.length + len(token_ids)
+        if length > cache.capacity:
+            self._bindings.pop(cache, None)  # it would keep the memory that the cache outgrows
         cache.reserve(length)
         binding = self._bindings.get(cache)
-        if binding is None or binding.buffer is not cache.buffer:
-            binding = self._bindings[cache] = _Binding(self._runtime, self._session, self.config, cache.buffer)
+        if binding is None or binding.buffers is not cache.buffers:
+            binding = self._bindings[cache] = _Binding(self._runtime, self._session, self.config, cache.buffers)
         logits_TV = binding.run(token_ids, length, all_logits)
         cache.token_ids.extend(token_ids)
         return logits_TV
 
 
 class _Binding:
-    """The graph bound to one cache buffer: past and present are the same memory, so no step copies the cache.
+    """The graph bound to the buffers of one cache: past and present are the same memory, so no step copies the cache.
 
-    The attention mask is bound once, as long as the buffer; ones mark the filled positions. GroupQueryAttention only
+    The attention mask is bound once, as long as the buffers; ones mark the filled positions. GroupQueryAttention only
     needs their sum, so nothing is bound again from step to step (rebinding a growing mask costs 2-3 % of a step).
     """
 
-    def __init__(self, runtime: Any, session: Any, config: ModelConfig, buffer: NDArray[np.float32]) -> None:
-        self.buffer = buffer
+    def __init__(self, runtime: Any, session: Any, config: ModelConfig, buffers: list[NDArray[np.float32]]) -> None:
+        self.buffers = buffers
         self._runtime, self._session, self._vocab_size = runtime, session, config.vocab_size
-        self._mask_BS = np.zeros((1, buffer.shape[3]), np.int64)
+        self._mask_BS = np.zeros((1, buffers[0].shape[2]), np.int64)
         self._mask = self._value(self._mask_BS)
-        self._cache_values = [self._value(part) for part in buffer]
+        self._cache_values = [self._value(buffer) for buffer in buffers]
         self._past_names = _cache_names(config, "past_key_values")
         self._present_names = _cache_names(config, "present")
         # Decode steps all have the same shape; each prefill chunk has its own binding, made when it comes.
@@ -142,7 +144,7 @@ class _Binding:
 
 
 def _cache_names(config: ModelConfig, prefix: str) -> list[str]:
-    """Name the cache's inputs or outputs in the order of the buffer."""
+    """Name the cache's inputs or outputs in the order of its buffers."""
     return [f"{prefix}.{i}.{part}" for i in range(config.num_hidden_layers) for part in ("key", "value")]
 
 

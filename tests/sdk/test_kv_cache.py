@@ -18,21 +18,27 @@ def filled(config: ModelConfig, length: int) -> KVCache:
     cache = KVCache(config)
     cache.reserve(length)
     cache.token_ids = list(range(length))
-    cache.buffer[:, :, :, :length] = np.random.default_rng(length).standard_normal(cache.buffer[:, :, :, :length].shape)
+    random = np.random.default_rng(length)
+    for buffer in cache.buffers:
+        buffer[:, :, :length] = random.standard_normal(buffer[:, :, :length].shape)
     return cache
 
 
+def content(cache: KVCache) -> np.ndarray:
+    return np.stack([buffer[:, :, : cache.length] for buffer in cache.buffers])
+
+
 def test_an_empty_cache_takes_no_memory(config: ModelConfig) -> None:
-    assert KVCache(config).buffer.nbytes == 0
+    assert sum(buffer.nbytes for buffer in KVCache(config).buffers) == 0
 
 
 def test_the_cache_grows_in_steps_and_keeps_what_it_holds(config: ModelConfig) -> None:
     cache = filled(config, GROWTH_STEP)
     assert cache.capacity == GROWTH_STEP
-    before = cache.buffer.copy()
+    before = content(cache)
     cache.reserve(GROWTH_STEP + 1)
     assert cache.capacity == 2 * GROWTH_STEP
-    np.testing.assert_array_equal(cache.buffer[:, :, :, :GROWTH_STEP], before)
+    np.testing.assert_array_equal(content(cache), before)
 
 
 def test_the_cache_never_grows_past_the_context(config: ModelConfig) -> None:
@@ -61,11 +67,11 @@ def test_common_prefix_counts_equal_tokens_from_the_first(config: ModelConfig, w
 def test_a_clone_goes_on_independently(config: ModelConfig) -> None:
     cache = filled(config, 4)
     copy = cache.clone()
-    np.testing.assert_array_equal(copy.buffer[:, :, :, :4], cache.buffer[:, :, :, :4])
+    np.testing.assert_array_equal(content(copy), content(cache))
     copy.truncate(1)
-    copy.buffer[:] = 0
+    copy.buffers[0][:] = 0
     assert cache.length == 4
-    assert cache.buffer[:, :, :, :4].any()
+    assert cache.buffers[0].any()
 
 
 def test_a_saved_cache_is_loaded_as_it_was(config: ModelConfig, tmp_path: Path) -> None:
@@ -73,7 +79,7 @@ def test_a_saved_cache_is_loaded_as_it_was(config: ModelConfig, tmp_path: Path) 
     cache.save(tmp_path / "chat.npz", "model-a")
     loaded = KVCache.load(tmp_path / "chat.npz", config, "model-a")
     assert loaded.token_ids == cache.token_ids
-    np.testing.assert_array_equal(loaded.buffer[:, :, :, :300], cache.buffer[:, :, :, :300])
+    np.testing.assert_array_equal(content(loaded), content(cache))
 
 
 def test_a_saved_cache_of_another_model_is_refused_by_name(config: ModelConfig, tmp_path: Path) -> None:
@@ -96,3 +102,23 @@ def test_a_broken_saved_cache_is_refused(config: ModelConfig, tmp_path: Path) ->
         (tmp_path / "chat.npz").write_bytes(broken)
         with pytest.raises(PackageError, match="Cannot read the saved cache"):
             KVCache.load(tmp_path / "chat.npz", config, "model-a")
+
+
+def test_a_cache_that_cannot_grow_for_lack_of_memory_is_empty_and_usable(
+    config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = filled(config, GROWTH_STEP)
+    zeros, calls = cache._zeros, []
+
+    def fail_at_the_third(capacity: int) -> np.ndarray:
+        calls.append(capacity)
+        if len(calls) == 3:
+            raise MemoryError
+        return zeros(capacity)
+
+    monkeypatch.setattr(cache, "_zeros", fail_at_the_third)
+    with pytest.raises(MemoryError):
+        cache.reserve(GROWTH_STEP + 1)
+    assert (cache.length, cache.capacity) == (0, 0)
+    cache.reserve(5)
+    assert cache.capacity == GROWTH_STEP

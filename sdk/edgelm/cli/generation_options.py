@@ -18,8 +18,13 @@ MAX_NEW_TOKENS = 1024
 
 _OPTIONS = (
     click.option(
-        "--max-new-tokens", type=int, metavar="N", default=MAX_NEW_TOKENS, show_default=True, help="Stop after this many tokens."
-    ),
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        default=MAX_NEW_TOKENS,
+        show_default=True,
+        help="Stop after this many tokens.",
+    ),  # fmt: skip
     click.option("--temperature", type=float, metavar="F", help="0 takes the likeliest token; 1 samples freely."),
     click.option("--top-k", type=int, metavar="N", help="Sample among the N likeliest tokens; 0: all."),
     click.option("--top-p", type=float, metavar="F", help="Sample among the likeliest that make up this probability."),
