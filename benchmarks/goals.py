@@ -1,0 +1,121 @@
+"""The goals of speed, memory and quality, each judged by the figures of one result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from figures import ALL, NONE, Figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What is to be reached: every value that `measure` gives must be at least, or at most, the limit."""
+
+    text: str
+    needs: tuple[str, ...]
+    limit: Callable[[Figures], float]
+    measure: Callable[[Figures], dict[str, float]]
+    at_least: bool
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A goal with its measured values, by the conditions they were measured under."""
+
+    goal: Goal
+    limit: float
+    values: dict[str, float]
+
+    @property
+    def met(self) -> bool:
+        return all(value >= self.limit if self.goal.at_least else value <= self.limit for value in self.values.values())
+
+
+def judge(figures: Figures) -> list[Verdict]:
+    """Judge every goal whose contestants were measured."""
+    return [
+        Verdict(goal=goal, limit=goal.limit(figures), values=goal.measure(figures))
+        for goal in GOALS
+        if figures.has(*goal.needs)
+    ]
+
+
+def _everywhere(measure: Callable[[str, str], float], figures: Figures) -> dict[str, float]:
+    return {f"{workload}, {pages}": measure(pages, workload) for workload in figures.workloads for pages in (NONE, ALL)}
+
+
+def _decode(text: str, name: str, peer: str, limit: float) -> Goal:
+    return Goal(
+        text=text,
+        needs=(name, peer),
+        limit=lambda figures: limit,
+        measure=lambda figures: _everywhere(lambda p, w: figures.decode_ratio(name, peer, p, w), figures),
+        at_least=True,
+        unit="x",
+    )
+
+
+def _at_most(
+    text: str,
+    needs: tuple[str, ...],
+    limit: float | Callable[[Figures], float],
+    measure: Callable[[Figures], dict[str, float]],
+    unit: str = "",
+) -> Goal:
+    threshold = limit if callable(limit) else lambda figures: limit
+    return Goal(text=text, needs=needs, limit=threshold, measure=measure, at_least=False, unit=unit)
+
+
+_INT8, _INT4, _FP32 = "edgelm-int8", "edgelm-int4", "edgelm-fp32"
+_Q8, _Q4, _GENAI8, _GENAI4 = "llama-q8_0", "llama-q4_0", "genai-int8", "genai-int4"
+
+GOALS = (
+    _decode("int8: decode at least 1.25 x llama.cpp Q8_0", _INT8, _Q8, 1.25),
+    _decode("int8: decode at least 1.15 x onnxruntime-genai int8", _INT8, _GENAI8, 1.15),
+    _at_most(
+        "int8: perplexity within 1 % of fp32",
+        (_INT8, _FP32),
+        lambda figures: 1.01 * figures.perplexity(_FP32),
+        lambda figures: {"": figures.perplexity(_INT8)},
+    ),
+    _decode("int4: decode at least 1.1 x llama.cpp Q4_0", _INT4, _Q4, 1.1),
+    _decode("int4: decode at least 1.1 x onnxruntime-genai int4", _INT4, _GENAI4, 1.1),
+    _at_most(
+        "int4: perplexity no worse than either peer's",
+        (_INT4, _Q4, _GENAI4),
+        lambda figures: min(figures.perplexity(_Q4), figures.perplexity(_GENAI4)),
+        lambda figures: {"": figures.perplexity(_INT4)},
+    ),
+    Goal(
+        text="int8: prefill at least 1.3 x llama.cpp Q8_0",
+        needs=(_INT8, _Q8),
+        limit=lambda figures: 1.3,
+        measure=lambda figures: _everywhere(lambda p, w: figures.prefill_ratio(_INT8, _Q8, p, w), figures),
+        at_least=True,
+        unit="x",
+    ),
+    _at_most(
+        "Python's share of a decode step at most 60 µs",
+        (_INT8,),
+        60.0,
+        lambda figures: _everywhere(lambda p, w: 1e6 * figures.python_share(_INT8, p, w), figures),
+        "µs",
+    ),
+    _at_most("`import edgelm` at most 0.15 s", (_INT8,), 0.15, lambda figures: {"": figures.import_edgelm()}, "s"),
+    _at_most(
+        "load of the int8 package, with its hash check, at most 0.5 s",
+        (_INT8,),
+        0.5,
+        lambda figures: {"": figures.load(_INT8)},
+        "s",
+    ),
+    _at_most(
+        "int8: peak resident memory at most 1.4 x llama.cpp Q8_0's",
+        (_INT8, _Q8),
+        1.4,
+        lambda figures: {p: figures.peak_bytes(_INT8, p) / figures.peak_bytes(_Q8, p) for p in (NONE, ALL)},
+        "x",
+    ),
+)

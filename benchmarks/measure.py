@@ -1,0 +1,117 @@
+"""The measurements: interleaved rounds with all runtimes loaded, starts of fresh processes, perplexities."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from contestants import Contestant
+from prepare import CACHE, size_on_disk
+from worker import Worker
+from workload import Effort, Text, Workload
+
+# ONNX Runtime's and OpenMP's threads spin for some milliseconds after their last work.
+_PAUSE_SECONDS = 0.2
+_IMPORT = "import time; start = time.perf_counter(); import edgelm; print(time.perf_counter() - start)"
+
+
+class Benchmark:
+    """Measure some contestants with their models in one folder.
+
+    Every result is by contestant's name; times are in seconds, memory in bytes.
+    """
+
+    def __init__(self, contestants: Sequence[Contestant], models: Path, text: Text, effort: Effort) -> None:
+        self._contestants, self._models, self._text, self._effort = contestants, models, text, effort
+        self._timed = [contestant for contestant in contestants if contestant.timed]
+
+    def rounds(self, *, huge_pages: bool) -> dict[str, dict[str, Any]]:
+        """Load all runtimes, then let each generate in turn, round after round: only one computes at a time."""
+        label = "all on huge pages" if huge_pages else "none on huge pages"
+        first, *_ = self._effort.workloads
+        results: dict[str, dict[str, Any]] = {}
+        with contextlib.ExitStack() as stack:
+            workers = []
+            for contestant in self._timed:
+                worker = stack.enter_context(self._worker(contestant, huge_pages=huge_pages))
+                if huge_pages:
+                    worker.ask("collapse")
+                self._generate(worker, first)  # fills every buffer, before any time counts
+                if huge_pages:
+                    worker.ask("collapse")  # what that run allocated
+                results[worker.name] = {**worker.ask("memory"), "workloads": {}}
+                workers.append(worker)
+            for number in range(self._effort.rounds):
+                click.echo(f"Round {number + 1} of {self._effort.rounds}, {label} ...", err=True)
+                for workload in self._effort.workloads:
+                    for worker in workers:
+                        time.sleep(_PAUSE_SECONDS)
+                        by_workload = results[worker.name]["workloads"]
+                        by_workload.setdefault(workload.name, []).append(self._generate(worker, workload))
+        return results
+
+    def _generate(self, worker: Worker, workload: Workload) -> dict[str, Any]:
+        prompt_ids = self._text.prompts[workload.name]
+        answer, noise = worker.ask_watched("generate", prompt_ids=prompt_ids, new_tokens=workload.new_tokens)
+        token_ids, steps, python = answer["token_ids"], answer["steps"], answer["python"]
+        if len(token_ids) != workload.new_tokens:
+            raise click.ClickException(f"{worker.name} gave {len(token_ids)} of {workload.new_tokens} tokens.")
+        return {
+            "first_token": answer["first_token"],
+            "step_median": statistics.median(steps),
+            "step_mean": statistics.fmean(steps),
+            "python_median": None if python is None else statistics.median(python),
+            "others_cpus": noise,
+            "first_tokens": token_ids[:8],
+        }
+
+    def starts(self) -> dict[str, dict[str, list[float]]]:
+        """Measure the import and the load of each runtime in fresh processes, interleaved; files are in the cache."""
+        results: dict[str, dict[str, list[float]]] = {}
+        for number in range(self._effort.starts):
+            click.echo(f"Start {number + 1} of {self._effort.starts} ...", err=True)
+            for contestant in self._timed:
+                with self._worker(contestant, huge_pages=False) as worker:
+                    for name, seconds in worker.start.items():
+                        results.setdefault(contestant.name, {}).setdefault(name, []).append(seconds)
+                time.sleep(_PAUSE_SECONDS)
+        return results
+
+    def perplexities(self) -> dict[str, float]:
+        """Score the same tokens with every runtime, in a process of its own."""
+        results = {}
+        for contestant in self._contestants:
+            click.echo(f"Perplexity of {contestant.label} ...", err=True)
+            with self._worker(contestant, huge_pages=False, scored=True) as worker:
+                total = sum(worker.ask("log_likelihood", ids=ids)["log_likelihood"] for ids in self._text.windows)
+            results[contestant.name] = math.exp(-total / self.scored_tokens)
+        return results
+
+    @property
+    def scored_tokens(self) -> int:
+        """Count the tokens that have a probability: all but the first of each window."""
+        return sum(len(ids) - 1 for ids in self._text.windows)
+
+    def sizes(self) -> dict[str, int]:
+        return {contestant.name: size_on_disk(self._models / contestant.model) for contestant in self._contestants}
+
+    def _worker(self, contestant: Contestant, *, huge_pages: bool, scored: bool = False) -> Worker:
+        model = contestant.scored_model if scored and contestant.scored_model else contestant.model
+        log = CACHE / "logs" / f"{contestant.name}.log"
+        return Worker(contestant, self._models / model, huge_pages=huge_pages, log=log)
+
+
+def import_seconds(count: int) -> list[float]:
+    """Measure `import edgelm` in fresh processes."""
+    command = [sys.executable, "-c", _IMPORT]
+    outputs = (subprocess.run(command, capture_output=True, encoding="utf-8", check=True) for _ in range(count))
+    return [float(output.stdout) for output in outputs]

@@ -1,0 +1,1 @@
+"""Worker processes: one runtime each, with its model loaded, driven over a pipe."""
