@@ -1,0 +1,82 @@
+"""The benchmark's report: figures, verdicts and texts from a result with known numbers."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import click
+import pytest
+
+from contestants import Contestant
+from figures import Figures
+from goals import judge
+from report import write_report
+from worker import Worker
+from workers.log_likelihood import sum_log_likelihood
+
+
+def _verdicts(result: dict[str, Any]) -> dict[str, bool]:
+    return {verdict.goal.text: verdict.met for verdict in judge(Figures(result))}
+
+
+def test_a_ratio_is_taken_within_a_round_so_a_slow_phase_of_the_machine_cancels_out(result: dict[str, Any]) -> None:
+    figures = Figures(result)
+    assert figures.decode_ratio("edgelm-int8", "llama-q8_0", "none", "512+128") == pytest.approx(1.5)
+    assert figures.decode("edgelm-int8", "none", "512+128") == pytest.approx(1 / 0.012)
+    assert figures.prefill("edgelm-int8", "none", "512+128") == pytest.approx(512 / 0.75)
+
+
+def test_each_goal_is_judged_by_the_measured_numbers(result: dict[str, Any]) -> None:
+    verdicts = _verdicts(result)
+    assert not verdicts.pop("int4: decode at least 1.1 x llama.cpp Q4_0")  # both take 6 ms
+    assert all(verdicts.values())
+
+
+def test_a_goal_is_missed_where_one_of_its_conditions_misses_it(result: dict[str, Any]) -> None:
+    rounds = copy.deepcopy(result["rounds"]["all"])
+    for row in rounds["edgelm-int8"]["workloads"]["512+128"]:
+        row["python_median"] = 61e-6
+    result["rounds"]["all"] = rounds
+    assert not _verdicts(result)["Python's share of a decode step at most 60 µs"]
+
+
+def test_goals_of_runtimes_that_were_not_measured_are_left_out(result: dict[str, Any]) -> None:
+    del result["perplexity"]["genai-int4"]
+    assert "int4: decode at least 1.1 x onnxruntime-genai int4" not in _verdicts(result)
+
+
+def test_the_report_is_json_markdown_and_a_picture(result: dict[str, Any], tmp_path: Path) -> None:
+    write_report(result, tmp_path / "results" / "model")
+    folder = tmp_path / "results"
+    assert json.loads((folder / "model.json").read_text(encoding="utf-8")) == result
+    text = (folder / "model.md").read_text(encoding="utf-8")
+    assert "| int4: decode at least 1.1 x llama.cpp Q4_0 | ≥ 1.1 x | 1 x (512+128, none); 1 x (512+128, all)" in text
+    assert "| llama.cpp Q8_0 | 341 (1.00) | 56 (1.00) | 1500 ms | 250 MB | 0 MB |" in text
+    root = ElementTree.fromstring((folder / "model.svg").read_text(encoding="utf-8"))
+    assert len(root.findall(".//{http://www.w3.org/2000/svg}rect")) == 2 * 6
+
+
+def test_the_report_says_when_the_machine_was_not_quiet(result: dict[str, Any], tmp_path: Path) -> None:
+    for measured in result["rounds"]["none"].values():
+        for row in measured["workloads"]["512+128"]:
+            row["others_cpus"] = 0.5
+    write_report(result, tmp_path / "model")
+    assert "the machine was not quiet" in (tmp_path / "model.md").read_text(encoding="utf-8")
+
+
+def test_a_worker_that_dies_leaves_its_last_words(tmp_path: Path) -> None:
+    broken = Contestant(name="broken", label="broken", engine="no_such_engine", model="none", baseline=None)
+    with pytest.raises(click.ClickException, match=r"(?s)worker of broken died.*no_such_engine"):
+        Worker(broken, tmp_path, huge_pages=False, log=tmp_path / "log")
+
+
+def test_the_log_likelihood_is_the_sum_of_log_softmax() -> None:
+    import numpy as np
+
+    logits_TV = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], np.float32)) + 7  # log-softmax ignores the shift
+    # float32 logits near 7 carry 5e-7 each; measured difference 2e-7
+    assert sum_log_likelihood(logits_TV, [1, 2]) == pytest.approx(np.log(0.25) + np.log(0.8), abs=2e-6)
