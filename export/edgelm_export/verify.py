@@ -21,6 +21,7 @@ from edgelm_export.verification_text import verification_text
 # Enough text for a perplexity that is stable to a percent, at a second or two per 100M parameters, in windows whose
 # logits stay small beside a model.
 _WINDOWS, _WINDOW_TOKENS = 4, 256
+_ROWS_AT_ONCE = 32  # of logits in float64: temporaries of a whole window would each be new memory
 _GREEDY_PROMPT, _GREEDY_TOKENS = 64, 32
 
 
@@ -36,9 +37,12 @@ def measure_quality(folder: Path, checkpoint: Checkpoint) -> Quality:
     source = reference_logits(checkpoint, [prompt + chosen, *windows])
     # The source's choice after the prompt and after each chosen token but the last.
     agreed = next(source).argmax(-1)[len(prompt) - 1 : -1] == chosen
-    columns = [
-        _compare(_all_logits(session, ids), source_TV, ids) for ids, source_TV in zip(windows, source, strict=True)
-    ]
+    columns = []
+    for ids, source_TV in zip(windows, source, strict=True):
+        package_TV, targets = _all_logits(session, ids), np.array(ids[1:])
+        for start in range(0, len(targets), _ROWS_AT_ONCE):
+            rows = slice(start, min(start + _ROWS_AT_ONCE, len(targets)))
+            columns.append(_compare(package_TV[rows], source_TV[rows], targets[rows]))
     surprise, source_surprise, divergence, difference, same = (
         np.concatenate(parts) for parts in zip(*columns, strict=True)
     )
@@ -55,10 +59,9 @@ def measure_quality(folder: Path, checkpoint: Checkpoint) -> Quality:
 
 
 def _compare(
-    package_TV: NDArray[np.float32], source_TV: NDArray[np.float32], ids: list[int]
+    package_TV: NDArray[np.float32], source_TV: NDArray[np.float32], targets: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], ...]:
-    """Return per position: both surprises (nats), KL(source || package), the largest difference, the same choice."""
-    package_TV, source_TV, targets = package_TV[:-1], source_TV[:-1], ids[1:]
+    """Return per position: the target's surprise in both (nats), KL(source || package), largest difference, same choice."""
     package_log, source_log = _log_softmax(package_TV), _log_softmax(source_TV)
     rows = np.arange(len(targets))
     return (

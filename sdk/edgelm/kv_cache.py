@@ -23,8 +23,8 @@ class KVCache:
     """Hold keys and values of L layers for one sequence.
 
     `buffers` are 2L float32 arrays [B=1, K, C, H]: the keys of layer i at 2i, its values at 2i + 1. C is the capacity,
-    of which the first `length` positions are filled. The runtime writes new positions in place, so a step copies nothing.
-    The cache belongs to one generation at a time: it is not safe to share between threads.
+    of which the first `length` positions are filled. The runtime writes new positions in place, so that a step copies
+    nothing. The cache belongs to one generation at a time: it is not safe to share between threads.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -18,9 +18,11 @@ from edgelm.generate import PREFILL_CHUNK, Decoder
 from edgelm.generation_config import GenerationConfig
 from edgelm.kv_cache import KVCache
 from edgelm.library import Library
-from edgelm.manifest import Manifest
+from edgelm.manifest import Manifest, check_hash
 from edgelm.session import DecoderSession, SessionOptions
 from edgelm.tokenizer import Tokenizer
+
+_LARGE = 1 << 24  # bytes: what takes more than about 10 ms to hash
 
 
 def load(name_or_path: str | Path, options: SessionOptions | None = None) -> LanguageModel:
@@ -35,11 +37,17 @@ def load(name_or_path: str | Path, options: SessionOptions | None = None) -> Lan
     """
     folder = Library().find(name_or_path)
     manifest = Manifest.load(folder)
-    manifest.check_files(folder)
-    with ThreadPoolExecutor(1) as worker:
-        # ONNX Runtime packs the weights without the interpreter's lock; the tokenizer takes about as long.
-        tokenizer = worker.submit(Tokenizer.load, folder)
-        session = DecoderSession(folder, ModelConfig.load(folder), options)
+    large = manifest.check_files(folder, largest=_LARGE)
+    with ThreadPoolExecutor(2) as workers:
+        # Three things of about the same length, of which two need no interpreter: hashing the weights (numbers that
+        # nothing parses; their file's size is checked already), the tokenizer, and the session.
+        hashes = [workers.submit(check_hash, folder, entry) for entry in large]
+        tokenizer = workers.submit(Tokenizer.load, folder)
+        try:
+            session = DecoderSession(folder, ModelConfig.load(folder), options)
+        finally:
+            for checked in hashes:
+                checked.result()
         return LanguageModel(
             session=session,
             tokenizer=tokenizer.result(),

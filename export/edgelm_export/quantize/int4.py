@@ -13,7 +13,8 @@ from edgelm_export.quantize.packed import PackedWeight, in_blocks, pack
 
 # Trial scales, as shares of the one that maps a block's largest weight to -8.
 _SHARES = (0.88, 0.92, 0.96, 1.0, 1.04, 1.08)
-_WEIGHTS_AT_ONCE = 1 << 22  # the search's temporaries stay under 150 MB, however large the tensor
+# Small enough for the search's temporaries to stay in the cache: with large ones, most of the time goes into new pages.
+_WEIGHTS_AT_ONCE = 1 << 16
 
 
 def quantize_int4(weight_NK: NDArray[np.float32], block_size: int) -> PackedWeight:

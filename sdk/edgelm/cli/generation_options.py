@@ -24,7 +24,7 @@ _OPTIONS = (
         default=MAX_NEW_TOKENS,
         show_default=True,
         help="Stop after this many tokens.",
-    ),  # fmt: skip
+    ),
     click.option("--temperature", type=float, metavar="F", help="0 takes the likeliest token; 1 samples freely."),
     click.option("--top-k", type=int, metavar="N", help="Sample among the N likeliest tokens; 0: all."),
     click.option("--top-p", type=float, metavar="F", help="Sample among the likeliest that make up this probability."),
