@@ -61,7 +61,7 @@ def measure_quality(folder: Path, checkpoint: Checkpoint) -> Quality:
 def _compare(
     package_TV: NDArray[np.float32], source_TV: NDArray[np.float32], targets: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], ...]:
-    """Return per position: the target's surprise in both (nats), KL(source || package), largest difference, same choice."""
+    """Return per position: the target's surprise in both (nats), KL(source || package), largest difference, same."""
     package_log, source_log = _log_softmax(package_TV), _log_softmax(source_TV)
     rows = np.arange(len(targets))
     return (

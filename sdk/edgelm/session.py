@@ -99,7 +99,7 @@ class _Binding:
         self.buffers = buffers
         self._runtime, self._session, self._vocab_size = runtime, session, config.vocab_size
         self._mask_BS = np.zeros((1, buffers[0].shape[2]), np.int64)
-        self._mask = self._value(self._mask_BS)
+        self._mask, self._marked = self._value(self._mask_BS), 0
         self._cache_values = [self._value(buffer) for buffer in buffers]
         self._past_names = _cache_names(config, "past_key_values")
         self._present_names = _cache_names(config, "present")
@@ -128,8 +128,11 @@ class _Binding:
 
     def run(self, token_ids: Sequence[int], length: int, all_logits: bool) -> NDArray[np.float32]:
         """Run the graph; `length` counts the tokens in the cache after this step."""
-        self._mask_BS[0, :length] = 1
-        self._mask_BS[0, length:] = 0
+        if length >= self._marked:
+            self._mask_BS[0, self._marked : length] = 1
+        else:  # the cache was truncated
+            self._mask_BS[0, length : self._marked] = 0
+        self._marked = length
         if len(token_ids) == 1:
             self._decode_ids_BT[0, 0] = token_ids[0]
             self._session.run_with_iobinding(self._decode[0])
