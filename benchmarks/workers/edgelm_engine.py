@@ -1,16 +1,19 @@
-"""edgelm, through its public stream: text decoding and chunks are part of a step here, but not of the peers' steps."""
+"""edgelm, through its loop over token ids: as for the peers, no text is made of them."""
 
 from __future__ import annotations
 
 import time
+from itertools import islice
 from typing import Any
 
 import edgelm
+from edgelm.generate import decode, prefill
+from edgelm.sampling import Sampler
 from workers.engine import EngineOptions, Generation
 
 
 class EdgeLM:
-    """Time `model.stream`, and inside it ONNX Runtime's own part."""
+    """Time prefill and decode, and inside them ONNX Runtime's own part."""
 
     def __init__(self, options: EngineOptions) -> None:
         self._model = edgelm.load(options.path, edgelm.SessionOptions(threads=options.threads))
@@ -27,10 +30,12 @@ class EdgeLM:
         session.run_with_iobinding = timed_run
 
     def generate(self, prompt_ids: list[int], new_tokens: int) -> Generation:
-        config = edgelm.GenerationConfig(max_new_tokens=new_tokens, temperature=0.0, ignore_eos=True)
+        session = self._model.session
         self._runs.clear()
         called = time.perf_counter()
-        token_ids = [id_ for chunk in self._model.stream(prompt_ids, config) for id_ in chunk.token_ids]
+        cache, sampler = session.new_cache(), Sampler(edgelm.GenerationConfig(temperature=0.0))
+        logits_V = prefill(session, prompt_ids, cache)
+        token_ids = [id_ for id_, _ in islice(decode(session, logits_V, cache, sampler), new_tokens)]
         ended = time.perf_counter()
         # The last runs are the decode steps. A step reaches from the start of its run to the start of the next one.
         runs = self._runs[1 - new_tokens :]

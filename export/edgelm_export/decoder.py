@@ -72,8 +72,7 @@ class _Decoder:
         self.last = graph.node("Sub", [counts, graph.constant(1)], "attention_mask.last")
         self.seqlens_k = graph.node("Cast", [self.last], "seqlens_k", attributes={"to": INT32})
         length = graph.node("Shape", [mask], "attention_mask.length", attributes={"start": 1, "end": 2})
-        scalar = graph.node("Squeeze", [length], "attention_mask.length_scalar")
-        self.total_sequence_length = graph.node("Cast", [scalar], "total_sequence_length", attributes={"to": INT32})
+        self.total_sequence_length = graph.node("Cast", [length], "total_sequence_length", attributes={"to": INT32})
 
     def embedding(self) -> str:
         graph, config = self.graph, self.config
@@ -190,11 +189,10 @@ class _Decoder:
     def head(self, hidden: str) -> None:
         graph, config = self.graph, self.config
         if not config.tie_word_embeddings:
-            logits = self.projections.linear(hidden, "lm_head")
+            self.projections.head(hidden, "logits")
         elif len(self.tied_parts) > 1:
-            logits = self.projections.packed_product(hidden, "lm_head", self.tied_parts, self.tied_weight)
+            self.projections.packed_product(hidden, self.tied_parts, self.tied_weight, "logits")
         else:
             transposed_DV = graph.node("Transpose", self.tied_parts, "lm_head.weight", attributes={"perm": [1, 0]})
-            logits = graph.node("MatMul", [hidden, transposed_DV], "lm_head.output")
-        graph.node("Identity", [logits], "logits")
+            graph.node("MatMul", [hidden, transposed_DV], "logits")
         graph.output("logits", FLOAT, ["batch", "kept", config.vocab_size])

@@ -28,6 +28,10 @@ class Projections:
         """Add `hidden @ weight.T + bias` of one module, such as "model.layers.0.self_attn.o_proj"."""
         return self._product(hidden, module, self.read(f"{module}.weight"), [module])
 
+    def head(self, hidden: str, output: str) -> None:
+        """Add the untied head, under the name of the graph's output."""
+        self._product_without_bias(hidden, "lm_head", self.read("lm_head.weight"), output)
+
     def fused(self, hidden: str, modules: list[str], fused: str) -> list[str]:
         """Add several projections of one input: as one product where their grids are alike, else one by one.
 
@@ -46,16 +50,20 @@ class Projections:
 
     def _product(self, hidden: str, module: str, weight: PackedWeight | NDArray[np.float32], sources: list[str]) -> str:
         """Add the product by a weight, and the bias of the modules that it came from."""
-        if isinstance(weight, PackedWeight):
-            output = self.packed_product(hidden, module, self.add_packed(module, weight), weight)
-        else:
-            transposed_KN = self._graph.weight(f"{module}.weight", np.ascontiguousarray(weight.T))
-            output = self._graph.node("MatMul", [hidden, transposed_KN], f"{module}.output")
+        output = self._product_without_bias(hidden, module, weight, f"{module}.output")
         shapes = self._checkpoint.config.tensor_shapes()
         if f"{sources[0]}.bias" not in shapes:
             return output
         bias = np.concatenate([self._checkpoint.tensor(f"{source}.bias") for source in sources])
         return self._graph.node("Add", [output, self._graph.weight(f"{module}.bias", bias)], f"{module}.biased")
+
+    def _product_without_bias(
+        self, hidden: str, module: str, weight: PackedWeight | NDArray[np.float32], output: str
+    ) -> str:
+        if isinstance(weight, PackedWeight):
+            return self.packed_product(hidden, self.add_packed(module, weight), weight, output)
+        transposed_KN = self._graph.weight(f"{module}.weight", np.ascontiguousarray(weight.T))
+        return self._graph.node("MatMul", [hidden, transposed_KN], output)
 
     def add_packed(self, module: str, weight: PackedWeight) -> list[str]:
         """Store a packed weight; return the names of its parts in MatMulNBits' order."""
@@ -67,7 +75,7 @@ class Projections:
             parts.append(self._graph.weight(f"{module}.weight.zero_points", weight.zero_points))
         return parts
 
-    def packed_product(self, hidden: str, module: str, parts: list[str], weight: PackedWeight) -> str:
+    def packed_product(self, hidden: str, parts: list[str], weight: PackedWeight, output: str) -> str:
         """Add MatMulNBits over stored parts."""
         attributes = {
             "N": weight.packed.shape[0],
@@ -76,4 +84,4 @@ class Projections:
             "block_size": weight.block_size,
             "accuracy_level": _ACCURACY_LEVEL,
         }
-        return self._graph.node("MatMulNBits", [hidden, *parts], f"{module}.output", MICROSOFT, attributes)
+        return self._graph.node("MatMulNBits", [hidden, *parts], output, MICROSOFT, attributes)

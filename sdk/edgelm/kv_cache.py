@@ -16,7 +16,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, PackageError
 
 # Growing copies the whole cache: a quarter more each time keeps the copies rare, and the unused rest small.
-GROWTH_STEP = 256
+GROWTH_STEP = 128
 
 
 class KVCache:

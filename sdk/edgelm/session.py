@@ -76,16 +76,23 @@ class DecoderSession:
         Raises:
             ContextLengthError: the tokens do not fit the model's context.
         """
-        length = cache.length + len(token_ids)
-        if length > cache.capacity:
-            self._bindings.pop(cache, None)  # it would keep the memory that the cache outgrows
-        cache.reserve(length)
         binding = self._bindings.get(cache)
-        if binding is None or binding.buffers is not cache.buffers:
-            binding = self._bindings[cache] = _Binding(self._runtime, self._session, self.config, cache.buffers)
+        length = len(cache.token_ids) + len(token_ids)
+        if binding is None or binding.buffers is not cache.buffers or length > binding.capacity:
+            binding = None  # nothing may keep the memory that the cache outgrows
+            binding = self._bind(cache, length)
         logits_TV = binding.run(token_ids, length, all_logits)
         cache.token_ids.extend(token_ids)
         return logits_TV
+
+    def _bind(self, cache: KVCache, length: int) -> _Binding:
+        """Make room in the cache, and bind the graph to its buffers."""
+        if length > cache.capacity:
+            self._bindings.pop(cache, None)
+        cache.reserve(length)
+        binding = _Binding(self._runtime, self._session, self.config, cache.buffers)
+        self._bindings[cache] = binding
+        return binding
 
 
 class _Binding:
@@ -97,16 +104,18 @@ class _Binding:
 
     def __init__(self, runtime: Any, session: Any, config: ModelConfig, buffers: list[NDArray[np.float32]]) -> None:
         self.buffers = buffers
+        self.capacity = buffers[0].shape[2]
         self._runtime, self._session, self._vocab_size = runtime, session, config.vocab_size
-        self._mask_BS = np.zeros((1, buffers[0].shape[2]), np.int64)
+        self._mask_BS = np.zeros((1, self.capacity), np.int64)
         self._mask, self._marked = self._value(self._mask_BS), 0
         self._cache_values = [self._value(buffer) for buffer in buffers]
         self._past_names = _cache_names(config, "past_key_values")
         self._present_names = _cache_names(config, "present")
         # Decode steps all have the same shape; each prefill chunk has its own binding, made when it comes.
-        self._decode_ids_BT = np.zeros((1, 1), np.int64)
-        self._decode_logits_BTV = np.zeros((1, 1, config.vocab_size), np.float32)
-        self._decode = self._bind(self._decode_ids_BT, self._decode_logits_BTV, 1)
+        self._step_ids_BT = np.zeros((1, 1), np.int64)
+        step_logits_BTV = np.zeros((1, 1, config.vocab_size), np.float32)
+        self._step_logits_TV: NDArray[np.float32] = step_logits_BTV[0]
+        self._step, self._step_values = self._bind(self._step_ids_BT, step_logits_BTV, 1)
 
     def _value(self, array: NDArray[Any]) -> Any:
         return self._runtime.OrtValue.ortvalue_from_numpy(array)  # shares the array's memory
@@ -134,10 +143,9 @@ class _Binding:
             self._mask_BS[0, length : self._marked] = 0
         self._marked = length
         if len(token_ids) == 1:
-            self._decode_ids_BT[0, 0] = token_ids[0]
-            self._session.run_with_iobinding(self._decode[0])
-            decode_logits_TV: NDArray[np.float32] = self._decode_logits_BTV[0]
-            return decode_logits_TV
+            self._step_ids_BT[0, 0] = token_ids[0]
+            self._session.run_with_iobinding(self._step)
+            return self._step_logits_TV
         ids_BT = np.array([token_ids], np.int64)
         logits_BTV = np.zeros((1, len(token_ids) if all_logits else 1, self._vocab_size), np.float32)
         binding, _values = self._bind(ids_BT, logits_BTV, 0 if all_logits else 1)

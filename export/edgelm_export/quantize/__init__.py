@@ -63,7 +63,7 @@ PRECISIONS: dict[str, Precision] = {
     "int4": Precision(
         rules=(
             Rule(pattern=r"embed_tokens|lm_head", scheme="int8-block64"),
-            Rule(pattern=r"layers\.(0|1|{last})\.", scheme="int8-block64"),
+            Rule(pattern=r"layers\.(0|{last})\.", scheme="int8-block64"),
             Rule(pattern=r".", scheme="int4-block64"),
         ),
         perplexity_bound=1.5,
