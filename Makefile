@@ -8,7 +8,7 @@ SOURCES := pyproject.toml sdk/edgelm/_version.py
 .PHONY: chat test lint bench docs clean
 
 chat: $(VENV)/chat.stamp
-	@$(BIN)/edgelm pull --quiet-if-present $(MODEL)
+	@$(BIN)/edgelm pull $(MODEL)
 	@$(BIN)/edgelm chat $(MODEL)
 
 test: $(VENV)/dev.stamp
