@@ -1,11 +1,11 @@
-# make chat | make test | make lint | make bench | make docs: each sets up what it needs, in .venv, and nothing twice.
+# make chat | make test | make lint | make bench: each sets up what it needs, in .venv, and nothing twice.
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml sdk/edgelm/_version.py
 
-.PHONY: chat test lint bench docs clean
+.PHONY: chat test lint bench clean
 
 chat: $(VENV)/chat.stamp
 	@$(BIN)/edgelm pull $(MODEL)
