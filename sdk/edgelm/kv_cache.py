@@ -31,6 +31,7 @@ class KVCache:
         self._config = config
         self.token_ids: list[int] = []
         self.buffers = self._empty()
+        self.binding: object | None = None  # the session's: its graph, bound to the memory of these buffers
 
     @property
     def length(self) -> int:
@@ -64,6 +65,7 @@ class KVCache:
         wanted = max(length, self.capacity + self.capacity // 4)
         capacity = min(-(-wanted // GROWTH_STEP) * GROWTH_STEP, limit)
         # Layer by layer, so that never more than one is there twice.
+        self.binding = None
         old, grown = self.buffers, []
         try:
             while old:
