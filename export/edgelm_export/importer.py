@@ -8,6 +8,7 @@ from pathlib import Path
 from edgelm import atomic
 from edgelm.config import SECTION
 from edgelm.errors import CheckpointError
+from edgelm.replaceable import why_not_a_checkpoint
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.huggingface import WEIGHTS_FILE
@@ -56,17 +57,9 @@ def _written_type(stored: str) -> str:
 
 
 def _refuse_to_replace_foreign(target: Path) -> None:
-    if not target.exists():
-        return
-    if target.is_dir():
-        if not any(target.iterdir()):
-            return
-        try:
-            if SECTION in json.loads((target / "config.json").read_text(encoding="utf-8")):
-                return
-        except (OSError, ValueError, TypeError):
-            pass
-    raise CheckpointError(f"{target} exists and is not a checkpoint folder of edgelm. Choose another, or remove it.")
+    reason = why_not_a_checkpoint(target)
+    if reason is not None:
+        raise CheckpointError(f"{target} is not replaced: {reason}. Choose another folder, or remove it.")
 
 
 def _json(values: dict[str, object]) -> str:

@@ -84,7 +84,7 @@ def test_a_folder_that_is_no_package_is_not_replaced(checkpoint: HuggingFaceChec
     home = tmp_path / "home"
     home.mkdir()
     (home / "thesis.txt").write_text("years of work")
-    with pytest.raises(ExportError, match=r"home exists and is not a model package"):
+    with pytest.raises(ExportError, match=r"home is not replaced: it exists and is not a model package"):
         export_package(checkpoint, home)
     assert (home / "thesis.txt").read_text() == "years of work"
 
@@ -225,3 +225,26 @@ def test_the_verification_text_fits_small_contexts(tmp_path: Path) -> None:
     small = edgelm.ModelConfig.from_dict(model.config.to_dict() | {"max_position_embeddings": 40})
     windows = verify._windows(model.tokenizer, small)
     assert [len(window) for window in windows] == [40] * 4
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_ours(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match=r"file/package cannot be written"):
+        export_package(checkpoint, tmp_path / "file" / "package")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("chat_template.jinja", "{% if x %}"),
+        ("generation_config.json", '{"do_sample": true, "top_p": 0.0}'),
+        ("tokenizer.json", "{}"),
+    ],
+)
+def test_text_files_that_do_not_load_are_refused_before_the_work(tmp_path: Path, name: str, content: str) -> None:
+    folder = make_checkpoint(tmp_path / "checkpoint")
+    (folder / name).write_text(content)
+    steps: list[tuple[str, int, int]] = []
+    with pytest.raises(ExportError, match="The source's text files do not load"):
+        export_package(HuggingFaceCheckpoint(folder), tmp_path / "package", progress=lambda *step: steps.append(step))
+    assert steps == []

@@ -1,0 +1,59 @@
+"""Whether a folder may be replaced, that is deleted: only if all that is in it is edgelm's own."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgelm.config import SECTION
+from edgelm.errors import PackageError
+from edgelm.manifest import FILE_NAME, Manifest
+
+_CHECKPOINT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+def why_not_a_checkpoint(folder: Path) -> str | None:
+    """Say why `folder` may not be replaced by a checkpoint folder; None: it is absent, empty, or one of ours."""
+    if _is_free(folder):
+        return None
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict) or not isinstance(values.get(SECTION), dict):
+        return "it exists and is not a checkpoint folder of edgelm"
+    return _foreign_entry(folder, _CHECKPOINT_FILES, "a checkpoint")
+
+
+def why_not_a_package(folder: Path) -> str | None:
+    """Say why `folder` may not be replaced by a model package; None: it is absent, empty, or one of ours."""
+    if _is_free(folder):
+        return None
+    try:
+        listed = [entry.path for entry in Manifest.load(folder).files]
+    except PackageError:
+        return "it exists and is not a model package"
+    return _foreign_entry(folder, [FILE_NAME, *listed], "this package")
+
+
+def _is_free(folder: Path) -> bool:
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def _foreign_entry(folder: Path, own: Iterable[str], kind: str) -> str | None:
+    patterns = tuple(own)
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() or not any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns):
+            return f"it holds {path.name}, which is no part of {kind}"
+    return None

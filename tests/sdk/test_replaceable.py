@@ -1,0 +1,57 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from edgelm.replaceable import why_not_a_checkpoint, why_not_a_package
+from edgelm.testing import tiny_model_path
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model_path(), tmp_path / "package"))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja"):
+        shutil.copy(tiny_model_path() / name, folder)
+    (folder / "model.safetensors").write_bytes(b"")
+    return folder
+
+
+def test_what_is_absent_or_empty_may_be_replaced(tmp_path: Path) -> None:
+    for reason in (why_not_a_checkpoint, why_not_a_package):
+        assert reason(tmp_path / "absent") is None
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        assert reason(tmp_path / "empty") is None
+
+
+def test_each_kind_may_be_replaced_by_its_own_only(package: Path, checkpoint: Path) -> None:
+    assert why_not_a_package(package) is None
+    assert why_not_a_checkpoint(checkpoint) is None
+    assert why_not_a_package(checkpoint) == "it exists and is not a model package"
+    assert why_not_a_checkpoint(package) == "it holds edgelm.json, which is no part of a checkpoint"
+
+
+def test_a_folder_with_something_of_the_users_is_not_replaced(package: Path, checkpoint: Path) -> None:
+    (package / "thesis.txt").write_text("years of work")
+    assert why_not_a_package(package) == "it holds thesis.txt, which is no part of this package"
+    (checkpoint / "optimizer").mkdir()
+    assert why_not_a_checkpoint(checkpoint) == "it holds optimizer, which is no part of a checkpoint"
+
+
+@pytest.mark.parametrize("content", ["{}", '["edgelm"]', '{"edgelm": 1}', "no json"])
+def test_a_config_without_our_section_is_somebody_elses(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert why_not_a_checkpoint(tmp_path) == "it exists and is not a checkpoint folder of edgelm"
+
+
+def test_a_file_named_as_a_manifest_makes_no_package(tmp_path: Path) -> None:
+    (tmp_path / "edgelm.json").write_text(json.dumps({}))
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert why_not_a_package(tmp_path) == "it exists and is not a model package"
