@@ -52,6 +52,10 @@ def map_tensors(
     Raises:
         CheckpointError: lists every tensor that is missing, unknown, or of another shape.
     """
+    if config.num_hidden_layers > len(present):  # before any name is built: a hostile count must not fill the memory
+        raise CheckpointError(
+            f"{where}: the config has {config.num_hidden_layers} layers, but there are only {len(present)} tensors."
+        )
     shapes = config.tensor_shapes()
     mapping = {name: source_name(name, names) for name in shapes}
     known = set(mapping.values())

@@ -121,7 +121,16 @@ class KVCache:
         try:
             with np.load(os.fspath(path), allow_pickle=False) as saved:
                 owner, token_ids, filled = str(saved["fingerprint"]), saved["token_ids"].tolist(), saved["filled"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            EOFError,
+            TypeError,
+            AttributeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise PackageError(f"Cannot read the saved cache {path}: {error}.") from error
         if owner != fingerprint:
             raise PackageError(f"The saved cache {path} belongs to another model ({owner}), not to {fingerprint}.")

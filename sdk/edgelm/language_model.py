@@ -123,18 +123,8 @@ class LanguageModel:
             ContextLengthError: the prompt does not fit the model's context, or has no tokens.
             TokenizerError: a token id is none of the model's.
         """
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        # The check of the prompt comes with the call, not with the first chunk.
-        if len(ids) > self.context_length:
-            raise ContextLengthError(
-                f"The prompt has {len(ids)} tokens; the model's context holds {self.context_length}. "
-                "Shorten the prompt."
-            )
-        for id_ in ids:
-            if not 0 <= id_ < self.config.vocab_size:
-                raise TokenizerError(
-                    f"The prompt has token id {id_}; the model's are 0 to {self.config.vocab_size - 1}."
-                )
+        # Checked with the call, not with the first chunk.
+        ids = self._checked_ids(prompt, fewest=1)
         answer = Answer(
             session=self.session,
             tokenizer=self.tokenizer,
@@ -175,11 +165,7 @@ class LanguageModel:
         Raises:
             ContextLengthError: the text has fewer than two tokens, or does not fit the model's context.
         """
-        ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
-        if not 2 <= len(ids) <= self.context_length:
-            raise ContextLengthError(
-                f"The text has {len(ids)} tokens; scoring takes from 2 to the model's context of {self.context_length}."
-            )
+        ids = self._checked_ids(text, fewest=2)
         cache = self.session.new_cache()
         tokens: list[TokenLogprob] = []
         for start in range(0, len(ids) - 1, PREFILL_CHUNK):
@@ -190,3 +176,16 @@ class LanguageModel:
             ]
         perplexity = float(np.exp(-np.mean([token.logprob for token in tokens])))
         return Scores(tokens=tuple(tokens), perplexity=perplexity)
+
+    def _checked_ids(self, text: str | Sequence[int], *, fewest: int) -> list[int]:
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
+        if len(ids) < fewest:
+            raise ContextLengthError(f"The text has {len(ids)} tokens; it needs {fewest} or more.")
+        if len(ids) > self.context_length:
+            raise ContextLengthError(
+                f"The text has {len(ids)} tokens; the model's context holds {self.context_length}. Shorten it."
+            )
+        for id_ in ids:
+            if not 0 <= id_ < self.config.vocab_size:
+                raise TokenizerError(f"The text has token id {id_}; the model's are 0 to {self.config.vocab_size - 1}.")
+        return ids

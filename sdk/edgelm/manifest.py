@@ -43,6 +43,9 @@ class Quality:
     greedy_tokens: int
     greedy_agreement: int  # how many of the package's greedy tokens the source would have chosen too, from the first
 
+    def __post_init__(self) -> None:
+        _require(self, (int, float), *(field_.name for field_ in dataclasses.fields(self)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -66,6 +69,11 @@ class Manifest:
     def __post_init__(self) -> None:
         if not all(isinstance(id_, int) for id_ in self.control_token_ids):
             raise TypeError(f"control_token_ids are {self.control_token_ids!r}")
+        _require(self, str, "name", "architecture", "precision")
+        _require(self, int, "context_length")
+        _require(self, Mapping, "opsets", "source", "created_by")
+        if self.license is not None:
+            _require(self, str, "license")
 
     def save(self, folder: Path) -> None:
         """Write edgelm.json, atomically; it is the last file of a package."""
@@ -123,7 +131,21 @@ class Manifest:
                 left.append(entry)
             else:
                 check_hash(folder, entry)
+        listed = {entry.path for entry in self.files}
+        for path in sorted(folder.iterdir()):
+            if path.name not in listed and path.name != FILE_NAME:
+                raise PackageError(
+                    f"{path} is not in the manifest. Remove it, or export or download the package again."
+                )
+        if not listed:
+            raise PackageError(f"{folder / FILE_NAME} lists no files.")
         return left
+
+
+def _require(values: object, kind: type | tuple[type, ...], *names: str) -> None:
+    for name in names:
+        if not isinstance(getattr(values, name), kind):
+            raise TypeError(f"{name} is {getattr(values, name)!r}")
 
 
 def check_hash(folder: Path, entry: FileEntry) -> None:

@@ -31,8 +31,8 @@ class SessionOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads is {self.threads!r}; it must be 1 or more.")
+        if self.threads is not None and not (isinstance(self.threads, int) and 1 <= self.threads <= 1024):
+            raise ConfigError(f"threads is {self.threads!r}; it must be a whole number from 1 to 1024.")
 
 
 class DecoderSession:

@@ -94,7 +94,7 @@ def test_a_full_context_ends_the_answer_with_reason_length(model: LanguageModel)
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_both_counts(model: LanguageModel) -> None:
-    with pytest.raises(edgelm.ContextLengthError, match=r"The prompt has 1025 tokens; the model's context holds 1024"):
+    with pytest.raises(edgelm.ContextLengthError, match=r"The text has 1025 tokens; the model's context holds 1024"):
         model.stream([5] * 1025)
 
 
@@ -103,9 +103,15 @@ def test_a_token_outside_the_vocabulary_is_refused(model: LanguageModel) -> None
         model.stream([5, 320])
 
 
+@pytest.mark.parametrize("ids", [[5, 9999], [-1, 5]])
+def test_a_token_outside_the_vocabulary_is_not_scored(model: LanguageModel, ids: list[int]) -> None:
+    with pytest.raises(edgelm.TokenizerError, match="the model's are 0 to 319"):
+        model.score(ids)
+
+
 def test_an_empty_prompt_is_refused(model: LanguageModel) -> None:
-    with pytest.raises(edgelm.ContextLengthError, match="The prompt has no tokens"):
-        list(model.stream(""))
+    with pytest.raises(edgelm.ContextLengthError, match=r"The text has 0 tokens; it needs 1 or more"):
+        model.stream("")
 
 
 def test_cancelling_from_another_thread_ends_the_answer_within_one_step(model: LanguageModel) -> None:
@@ -154,7 +160,7 @@ def test_score_gives_the_log_probability_of_each_next_token(model: LanguageModel
 
 
 def test_score_needs_two_tokens(model: LanguageModel) -> None:
-    with pytest.raises(edgelm.ContextLengthError, match=r"The text has 1 tokens; scoring takes from 2"):
+    with pytest.raises(edgelm.ContextLengthError, match=r"The text has 1 tokens; it needs 2 or more"):
         model.score("a")
 
 

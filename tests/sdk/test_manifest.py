@@ -175,3 +175,36 @@ def test_a_name_outside_the_folder_is_refused(name: str, package: Path) -> None:
 
     with pytest.raises(PackageError, match=r"edgelm\.json lists '.*', which is not a plain file name\."):
         manifest_of(package, files=(entry,)).check_files(package)
+
+
+def test_a_file_that_is_not_listed_is_refused(package: Path) -> None:
+    (package / "generation_config.json").write_text('{"temperature": 2.0}')
+    with pytest.raises(PackageError, match=r"generation_config\.json is not in the manifest"):
+        Manifest.load(package).check_files(package)
+
+
+def test_a_manifest_that_lists_no_files_is_refused(package: Path) -> None:
+    manifest = dataclasses.replace(Manifest.load(package), files=())
+    for path in package.iterdir():
+        path.unlink()
+    manifest.save(package)
+    with pytest.raises(PackageError, match="lists no files"):
+        Manifest.load(package).check_files(package)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("name", 5), ("context_length", "8192"), ("source", None), ("license", ["MIT"])]
+)
+def test_a_field_of_another_type_is_an_error_that_names_it(package: Path, name: str, value: object) -> None:
+    values = json.loads((package / "edgelm.json").read_text())
+    (package / "edgelm.json").write_text(json.dumps(values | {name: value}))
+    with pytest.raises(PackageError, match=name):
+        Manifest.load(package)
+
+
+def test_a_quality_figure_that_is_no_number_is_an_error(package: Path) -> None:
+    values = json.loads((package / "edgelm.json").read_text())
+    figures = dict.fromkeys(field.name for field in dataclasses.fields(Quality)) | {"tokens": 1}
+    (package / "edgelm.json").write_text(json.dumps(values | {"quality": figures}))
+    with pytest.raises(PackageError, match="perplexity is None"):
+        Manifest.load(package)
