@@ -144,7 +144,9 @@ class _Decoder:
         past = [graph.input(f"past_key_values.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
         present = [graph.output(f"present.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
         qkv = self.projections.fused(hidden, [f"{name}.{part}_proj" for part in "qkv"], f"{name}.qkv_proj")
-        if len(qkv) == 1:
+        if config.qk_norm:
+            qkv = self.normed_heads(qkv, name)
+        elif len(qkv) == 1:
             qkv += ["", ""]  # the operator splits a packed query, key and value itself
         inputs = [*qkv, *past, self.seqlens_k, self.total_sequence_length]
         attributes = {
@@ -157,6 +159,21 @@ class _Decoder:
             inputs += self.rope
         output = graph.node("GroupQueryAttention", inputs, [f"{name}.output", *present], MICROSOFT, attributes)
         return self.projections.linear(output, f"{name}.o_proj")
+
+    def normed_heads(self, qkv: list[str], name: str) -> list[str]:
+        """Norm each query and key head by itself; packed or not before, the three are apart after."""
+        graph, H = self.graph, self.config.head_dim
+        NH, KH = self.config.num_attention_heads * H, self.config.num_key_value_heads * H
+        if len(qkv) == 1:
+            parts = [f"{name}.{part}" for part in "qkv"]
+            graph.node("Split", [qkv[0], graph.constant([NH, KH, KH])], parts, attributes={"axis": -1})
+            qkv = parts
+        normed = []
+        for projected, module, width in ((qkv[0], f"{name}.q_norm", NH), (qkv[1], f"{name}.k_norm", KH)):
+            heads = graph.node("Reshape", [projected, graph.constant([0, 0, width // H, H])], f"{module}.heads")
+            shape = graph.constant([0, 0, width])
+            normed.append(graph.node("Reshape", [self.norm(heads, module), shape], f"{module}.joined"))
+        return [*normed, qkv[2]]
 
     def feed_forward(self, hidden: str, name: str) -> str:
         graph = self.graph

@@ -82,6 +82,9 @@ def _attention(config: ModelConfig, weights: Weights, hidden_TD: Array, tables: 
     q_NTH = _linear(weights, "self_attn.q_proj", hidden_TD).reshape(T, N, H).swapaxes(0, 1)
     k_KSH = _linear(weights, "self_attn.k_proj", hidden_TD).reshape(T, K, H).swapaxes(0, 1)
     v_KSH = _linear(weights, "self_attn.v_proj", hidden_TD).reshape(T, K, H).swapaxes(0, 1)
+    if config.qk_norm:
+        q_NTH = _norm(config, weights, "self_attn.q_norm.", q_NTH)
+        k_KSH = _norm(config, weights, "self_attn.k_norm.", k_KSH)
     if tables is not None:
         q_NTH, k_KSH = _rotate(q_NTH, *tables), _rotate(k_KSH, *tables)
     out_TNH = np.empty((T, N, H), np.float32)

@@ -83,6 +83,7 @@ class ModelConfig:
     mlp_bias: bool = False
     attention_bias: bool = False  # of q_proj, k_proj and v_proj
     attention_output_bias: bool = False  # of o_proj
+    qk_norm: bool = False  # of each query and key head, before rope
     tie_word_embeddings: bool = False
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -117,7 +118,14 @@ class ModelConfig:
         self._check_switches_and_token_ids()
 
     def _check_switches_and_token_ids(self) -> None:
-        for field in ("mlp_gated", "mlp_bias", "attention_bias", "attention_output_bias", "tie_word_embeddings"):
+        for field in (
+            "mlp_gated",
+            "mlp_bias",
+            "attention_bias",
+            "attention_output_bias",
+            "qk_norm",
+            "tie_word_embeddings",
+        ):
             if not isinstance(getattr(self, field), bool):
                 raise ConfigError(f"{field} is {getattr(self, field)!r}; it must be true or false.")
         ids = self.eos_token_ids if self.bos_token_id is None else (self.bos_token_id, *self.eos_token_ids)
@@ -133,10 +141,10 @@ class ModelConfig:
         NH, KH = self.num_attention_heads * H, self.num_key_value_heads * H
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, D)}
 
-        def norm(name: str) -> None:
-            shapes[f"{name}.weight"] = (D,)
+        def norm(name: str, size: int) -> None:
+            shapes[f"{name}.weight"] = (size,)
             if self.norm == "layer":
-                shapes[f"{name}.bias"] = (D,)
+                shapes[f"{name}.bias"] = (size,)
 
         def linear(name: str, rows: int, columns: int, bias: bool) -> None:
             shapes[f"{name}.weight"] = (rows, columns)
@@ -147,17 +155,20 @@ class ModelConfig:
             shapes["model.embed_positions.weight"] = (self.max_position_embeddings, D)
         for i in range(self.num_hidden_layers):
             layer = f"model.layers.{i}"
-            norm(f"{layer}.input_layernorm")
+            norm(f"{layer}.input_layernorm", D)
             linear(f"{layer}.self_attn.q_proj", NH, D, self.attention_bias)
             linear(f"{layer}.self_attn.k_proj", KH, D, self.attention_bias)
             linear(f"{layer}.self_attn.v_proj", KH, D, self.attention_bias)
             linear(f"{layer}.self_attn.o_proj", D, NH, self.attention_output_bias)
-            norm(f"{layer}.post_attention_layernorm")
+            if self.qk_norm:
+                norm(f"{layer}.self_attn.q_norm", H)
+                norm(f"{layer}.self_attn.k_norm", H)
+            norm(f"{layer}.post_attention_layernorm", D)
             if self.mlp_gated:
                 linear(f"{layer}.mlp.gate_proj", F, D, self.mlp_bias)
             linear(f"{layer}.mlp.up_proj", F, D, self.mlp_bias)
             linear(f"{layer}.mlp.down_proj", D, F, self.mlp_bias)
-        norm("model.norm")
+        norm("model.norm", D)
         if not self.tie_word_embeddings:
             linear("lm_head", self.vocab_size, D, False)
         return shapes

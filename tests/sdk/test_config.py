@@ -35,6 +35,7 @@ LARGE = {
     "mlp_bias": True,
     "attention_bias": True,
     "attention_output_bias": True,
+    "qk_norm": True,
     "tie_word_embeddings": True,
     "bos_token_id": 1,
     "eos_token_ids": (2, 7),
@@ -65,6 +66,7 @@ LARGE = {
         ({"rope_theta": math.inf}, "rope_theta is inf; it must be a number above 1."),
         ({"rope_theta": 1.0}, "rope_theta is 1.0; it must be a number above 1."),
         ({"mlp_gated": "false"}, "mlp_gated is 'false'; it must be true or false."),
+        ({"qk_norm": 1}, "qk_norm is 1; it must be true or false."),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1; it must be true or false."),
         (
             {"eos_token_ids": (2, -1)},
@@ -211,6 +213,10 @@ def test_each_feature_adds_or_removes_its_tensors() -> None:
     assert names(attention_bias=True) - plain == {f"{layer}.self_attn.{name}_proj.bias" for name in "qkv"}
     assert names(attention_output_bias=True) - plain == {f"{layer}.self_attn.o_proj.bias"}
     assert names(mlp_bias=True) - plain == {f"{layer}.mlp.{name}_proj.bias" for name in ("gate", "up", "down")}
+    assert names(qk_norm=True) - plain == {f"{layer}.self_attn.{name}_norm.weight" for name in "qk"}
+    assert names(qk_norm=True, norm="layer") - names(norm="layer") == {
+        f"{layer}.self_attn.{name}_norm.{kind}" for name in "qk" for kind in ("weight", "bias")
+    }
     assert names(norm="layer") - plain == {
         f"{layer}.input_layernorm.bias",
         f"{layer}.post_attention_layernorm.bias",

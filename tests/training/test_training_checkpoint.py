@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from edgelm.config import SECTION, ModelConfig, RopeScaling
 from edgelm.errors import CheckpointError, ConfigError
@@ -34,11 +34,19 @@ LLAMAS: dict[str, dict[str, Any]] = {
     "yarn": {"rope_scaling": RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)},
     "linear": {"rope_scaling": RopeScaling(rope_type="linear", factor=4.0), "rope_theta": 500.0},
 }
+QWENS: dict[str, dict[str, Any]] = {
+    "qwen2": {"attention_bias": True, "model_type": "qwen2"},
+    "qwen3": {"qk_norm": True, "num_attention_heads": 10, "tie_word_embeddings": True},
+    "qwen3, with biases": {"qk_norm": True, "attention_bias": True, "attention_output_bias": True},
+}
 OTHERS: dict[str, dict[str, Any]] = {
     "layer norm": {"norm": "layer"},
     "learned positions": {"position": "learned"},
     "plain feed-forward": {"mlp_gated": False},
-    "biases of q, k and v alone": {"attention_bias": True},
+    "biases of q, k and v and of the feed-forward": {"attention_bias": True, "mlp_bias": True},
+    "a bias of o alone": {"attention_output_bias": True},
+    "query and key norms with biases of q, k and v alone": {"qk_norm": True, "attention_bias": True},
+    "query and key norms with biases of the feed-forward": {"qk_norm": True, "mlp_bias": True},
     "heads that do not divide the hidden size": {"num_attention_heads": 10},
 }
 
@@ -60,11 +68,11 @@ def ids_of(config: ModelConfig) -> torch.Tensor:
     return torch.randint(config.vocab_size, (1, 90), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", LLAMAS | OTHERS)
+@pytest.mark.parametrize("name", LLAMAS | QWENS | OTHERS)
 def test_a_saved_model_loads_with_the_same_config_and_weights(
     name: str, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
-    config = replace(tiny_config, **(LLAMAS | OTHERS)[name])
+    config = replace(tiny_config, **(LLAMAS | QWENS | OTHERS)[name])
     model = Transformer(config)
     save_checkpoint(model, tmp_path / "checkpoint")
 
@@ -75,19 +83,20 @@ def test_a_saved_model_loads_with_the_same_config_and_weights(
     assert torch.equal(loaded(ids_of(config)), model(ids_of(config)))
 
 
-@pytest.mark.parametrize("name", LLAMAS)
-def test_transformers_loads_a_llama_as_it_is(name: str, tiny_config: ModelConfig, tmp_path: Path) -> None:
-    config = replace(tiny_config, **LLAMAS[name])
+@pytest.mark.parametrize("name", LLAMAS | QWENS)
+def test_transformers_loads_a_family_that_it_knows_as_it_is(
+    name: str, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    config = replace(tiny_config, **(LLAMAS | QWENS)[name])
     torch.manual_seed(0)
     model = Transformer(config)
     for parameter in model.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.3)
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3)
     save_checkpoint(model, tmp_path / "checkpoint")
 
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint")
 
-    assert isinstance(theirs, LlamaForCausalLM)
+    assert theirs.config.model_type == (name.partition(",")[0] if name in QWENS else "llama")
     assert theirs.generation_config.eos_token_id == 2
     with torch.no_grad():
         expected, logits = theirs(ids_of(config)).logits, model(ids_of(config))

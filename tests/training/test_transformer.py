@@ -11,7 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from edgelm.config import ModelConfig, RopeScaling
 from edgelm.errors import ContextLengthError
@@ -53,6 +53,18 @@ LLAMAS: dict[str, dict[str, Any]] = {
     },
 }
 
+QWENS: dict[str, dict[str, Any]] = {
+    "qwen2": {"attention_bias": True},
+    "qwen2, tied": {"attention_bias": True, "tie_word_embeddings": True, "num_attention_heads": 10},
+    "qwen3": {"qk_norm": True},
+    "qwen3, with biases and another eps": {
+        "qk_norm": True,
+        "attention_bias": True,
+        "attention_output_bias": True,
+        "norm_eps": 1e-2,
+    },
+}
+
 GPT2 = {
     "model_type": "gpt2",
     "num_key_value_heads": 4,
@@ -67,15 +79,19 @@ GPT2 = {
     "tie_word_embeddings": True,
 }
 
-FEATURES: dict[str, dict[str, Any]] = LLAMAS | {
-    "gpt2": GPT2,
-    "gpt2, untied": GPT2 | {"tie_word_embeddings": False},
-    "sinusoidal": {"position": "sinusoidal"},
-    "no positions": {"position": "none"},
-    "plain feed-forward": {"mlp_gated": False},
-    "layer norm": {"norm": "layer"},
-    "only q, k, v have biases": {"attention_bias": True},
-}
+FEATURES: dict[str, dict[str, Any]] = (
+    LLAMAS
+    | QWENS
+    | {
+        "gpt2": GPT2,
+        "gpt2, untied": GPT2 | {"tie_word_embeddings": False},
+        "sinusoidal": {"position": "sinusoidal"},
+        "no positions": {"position": "none"},
+        "plain feed-forward": {"mlp_gated": False},
+        "layer norm": {"norm": "layer"},
+        "query and key layer norms": {"norm": "layer", "qk_norm": True},
+    }
+)
 
 
 def randomize(model: torch.nn.Module) -> None:
@@ -98,10 +114,11 @@ def random_model(config: ModelConfig) -> Transformer:
     return model
 
 
-@pytest.mark.parametrize("name", LLAMAS)
-def test_logits_are_those_of_transformers_llama(name: str, tiny_config: ModelConfig) -> None:
-    config = replace(tiny_config, **LLAMAS[name])
-    theirs = LlamaForCausalLM(LlamaForCausalLM.config_class(**hf_config(config))).eval()
+@pytest.mark.parametrize("name", LLAMAS | QWENS)
+def test_logits_are_those_of_transformers(name: str, tiny_config: ModelConfig) -> None:
+    config = replace(tiny_config, **(LLAMAS | QWENS)[name])
+    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**hf_config(config))).eval()
+    assert theirs.config.model_type == (name.partition(",")[0] if name in QWENS else "llama")
     randomize(theirs)
     ours = Transformer(config)
     ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if k in config.tensor_shapes()})

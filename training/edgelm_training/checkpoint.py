@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def save_checkpoint(model: Transformer, folder: str | Path, *, text_files_from: 
     be `folder` itself. Without it the folder has no tokenizer, and a generation_config.json with the config's token
     ids.
 
-    Weights keep the model's dtype. transformers loads the folder as it is where `hf_config` finds Llama's features.
+    Weights keep the model's dtype. transformers loads the folder as it is where `hf_config` finds a family's features.
 
     Raises:
         CheckpointError: the disk is full or refuses; `folder` holds something else than a checkpoint of ours; or
@@ -149,16 +149,18 @@ def save_checkpoint(model: Transformer, folder: str | Path, *, text_files_from: 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
     """Return the keys of config.json that transformers reads.
 
-    Where every feature is one of Llama's, they are Llama's, whatever the family was called: AutoModelForCausalLM loads
-    the folder. Elsewhere they are `{"model_type": "edgelm"}`, which transformers refuses instead of guessing.
+    They are those of the first family in `_FAMILIES` that has every feature, whatever the model's own was called:
+    AutoModelForCausalLM loads the folder. Where there is none they are `{"model_type": "edgelm"}`, which transformers
+    refuses instead of guessing.
     """
-    if not _is_llama(config):
+    model_type = next((name for name, has_features in _FAMILIES.items() if has_features(config)), None)
+    if model_type is None:
         return {"model_type": SECTION}
     scaling = config.rope_scaling
     settings = {key: getattr(scaling, key) for key in _ROPE_KEYS.get(scaling.rope_type, ())}
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [f"{model_type.capitalize()}ForCausalLM"],
+        "model_type": model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -181,13 +183,30 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
 
 def _is_llama(config: ModelConfig) -> bool:
     return (
-        config.norm == "rms"
-        and config.position == "rope"
-        and config.mlp_gated
+        _is_rms_rope_gated(config)
+        and not config.qk_norm
         # Llama has one switch for both, and refuses a hidden size that the heads do not divide.
         and config.attention_bias == config.attention_output_bias
         and config.hidden_size % config.num_attention_heads == 0
     )
+
+
+def _is_qwen2(config: ModelConfig) -> bool:
+    biases = (config.attention_bias, config.attention_output_bias, config.mlp_bias)
+    return _is_rms_rope_gated(config) and not config.qk_norm and biases == (True, False, False)
+
+
+def _is_qwen3(config: ModelConfig) -> bool:
+    one_switch = config.attention_bias == config.attention_output_bias
+    return _is_rms_rope_gated(config) and config.qk_norm and one_switch and not config.mlp_bias
+
+
+def _is_rms_rope_gated(config: ModelConfig) -> bool:
+    return config.norm == "rms" and config.position == "rope" and config.mlp_gated
+
+
+# transformers' model_type -> whether that family has all features of a config.
+_FAMILIES: dict[str, Callable[[ModelConfig], bool]] = {"llama": _is_llama, "qwen2": _is_qwen2, "qwen3": _is_qwen3}
 
 
 def _token_ids(config: ModelConfig) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Decoder(nn.Module):
         if config.position == "learned":
             self.embed_positions = nn.Embedding(context, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = _norm(config)
+        self.norm = _norm(config, config.hidden_size)
         # Computed, not learned, so no part of a checkpoint.
         if config.position == "sinusoidal":
             self.register_buffer(
@@ -126,9 +126,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.input_layernorm = _norm(config)
+        self.input_layernorm = _norm(config, config.hidden_size)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = _norm(config)
+        self.post_attention_layernorm = _norm(config, config.hidden_size)
         self.mlp = FeedForward(config)
 
     def forward(self, hidden_BTD: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -154,12 +154,18 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(D, K * H, bias=config.attention_bias)
         self.v_proj = nn.Linear(D, K * H, bias=config.attention_bias)
         self.o_proj = nn.Linear(N * H, D, bias=config.attention_output_bias)
+        if config.qk_norm:
+            self.q_norm = _norm(config, H)
+            self.k_norm = _norm(config, H)
 
     def forward(self, hidden_BTD: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         """Return what each position gathers [B, T, D]; `rotation` is (cos, sin), each [T, H/2]."""
         q_BNTH = self._split_heads(self.q_proj(hidden_BTD))
         k_BKTH = self._split_heads(self.k_proj(hidden_BTD))
         v_BKTH = self._split_heads(self.v_proj(hidden_BTD))
+        if self.config.qk_norm:
+            # Each head by itself, so that no score grows with the size of its vectors (arXiv:2302.05442).
+            q_BNTH, k_BKTH = self.q_norm(q_BNTH), self.k_norm(k_BKTH)
         if rotation is not None:
             q_BNTH, k_BKTH = rotate(q_BNTH, *rotation), rotate(k_BKTH, *rotation)
         # softmax(q kᵀ / √H, over the keys that are not later than the query) v
@@ -205,8 +211,8 @@ class FeedForward(nn.Module):
         return self.down_proj(activation(up_BTF))
 
 
-def _norm(config: ModelConfig) -> nn.Module:
-    return NORMS[config.norm](config.hidden_size, eps=config.norm_eps)
+def _norm(config: ModelConfig, size: int) -> nn.Module:
+    return NORMS[config.norm](size, eps=config.norm_eps)
 
 
 @torch.no_grad()
