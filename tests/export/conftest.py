@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 VOCABULARY = 320
 TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
 QUANTIZED = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "token_embd", "output.")
 
+SaveModel = Callable[..., PreTrainedModel]
 SaveLlama = Callable[..., LlamaForCausalLM]
 WriteGGUF = Callable[..., Path]
 
@@ -46,12 +55,17 @@ def bpe_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture
-def save_llama(bpe_tokenizer: PreTrainedTokenizerFast) -> SaveLlama:
-    """Save a random Llama of two layers: save_llama(folder, dtype=..., max_shard_size=..., **LlamaConfig's fields)."""
+def save_model(bpe_tokenizer: PreTrainedTokenizerFast) -> SaveModel:
+    """Save a random model of two layers: save_model(model_type, folder, dtype=..., **fields of its config)."""
 
     def save(
-        folder: Path, *, dtype: torch.dtype = torch.float32, max_shard_size: str = "1GB", **changes: Any
-    ) -> LlamaForCausalLM:
+        model_type: str,
+        folder: Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        max_shard_size: str = "1GB",
+        **changes: Any,
+    ) -> PreTrainedModel:
         fields: dict[str, Any] = {
             "vocab_size": VOCABULARY,
             "hidden_size": 64,
@@ -61,9 +75,12 @@ def save_llama(bpe_tokenizer: PreTrainedTokenizerFast) -> SaveLlama:
             "num_key_value_heads": 2,
             "max_position_embeddings": 1024,
             "tie_word_embeddings": True,
+            # Of the tokenizer beside it; not every family has them by default.
+            "bos_token_id": 1,
+            "eos_token_id": 2,
         }
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**fields | changes)).eval()
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **fields | changes)).eval()
         for parameter in model.parameters():
             # Norms near one, and weights large enough that every feature shows in the logits.
             parameter.data = 0.15 * torch.randn_like(parameter) + (1.0 if parameter.ndim == 1 else 0.0)
@@ -76,29 +93,39 @@ def save_llama(bpe_tokenizer: PreTrainedTokenizerFast) -> SaveLlama:
 
 
 @pytest.fixture
+def save_llama(save_model: SaveModel) -> SaveLlama:
+    """Save a random Llama of two layers: save_llama(folder, dtype=..., max_shard_size=..., **LlamaConfig's fields)."""
+    return partial(save_model, "llama")
+
+
+@pytest.fixture
 def write_gguf(bpe_tokenizer: PreTrainedTokenizerFast) -> WriteGGUF:
-    """Write a Llama as llama.cpp's converter does, with the gguf package: write_gguf(path, model, quantization, extra).
+    """Write a model as llama.cpp's converter does, with the gguf package: write_gguf(path, model, quantization, extra).
 
     quantization: the gguf package's name of the type that matrices get. extra: tensors beyond the model's.
+    architecture: llama.cpp's name of the model's family; its model_type, if None.
     """
 
     def write(
         path: Path,
-        model: LlamaForCausalLM,
+        model: PreTrainedModel,
         quantization: str = "F32",
         *,
         metadata: Mapping[str, Any] | None = None,
         extra: Mapping[str, NDArray[np.float32]] | None = None,
-        architecture: str = "llama",
+        architecture: str | None = None,
     ) -> Path:
+        architecture = architecture or model.config.model_type
         writer = gguf.GGUFWriter(path, architecture)
         _add_config(writer, model.config)
+        if architecture == "llama":
+            writer.add_rope_dimension_count(_head_dim(model.config))
         _add_tokenizer(writer, bpe_tokenizer)
         for key, value in (metadata or {}).items():
             {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}[
                 type(value)
             ](key, value)
-        for name, tensor in {**_gguf_tensors(model), **(extra or {})}.items():
+        for name, tensor in {**_gguf_tensors(model, interleaved=architecture == "llama"), **(extra or {})}.items():
             if tensor.ndim == 2 and any(part in name for part in QUANTIZED):
                 type_ = gguf.GGMLQuantizationType[quantization]
                 writer.add_tensor(name, gguf.quants.quantize(tensor, type_), raw_dtype=type_)
@@ -113,7 +140,7 @@ def write_gguf(bpe_tokenizer: PreTrainedTokenizerFast) -> WriteGGUF:
     return write
 
 
-def _add_config(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
+def _add_config(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_name("tiny")
     writer.add_license("apache-2.0")
     writer.add_block_count(config.num_hidden_layers)
@@ -123,12 +150,15 @@ def _add_config(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
-    if config.head_dim != config.hidden_size // config.num_attention_heads:
-        writer.add_key_length(config.head_dim)
-        writer.add_value_length(config.head_dim)
+    if _head_dim(config) != config.hidden_size // config.num_attention_heads:
+        writer.add_key_length(_head_dim(config))
+        writer.add_value_length(_head_dim(config))
+
+
+def _head_dim(config: PreTrainedConfig) -> int:
+    return getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -150,12 +180,14 @@ def _merges(model: models.BPE) -> list[tuple[str, str]]:
     return [tuple(pair) for pair in json.loads(Tokenizer(model).to_str())["model"]["merges"]]
 
 
-def _gguf_tensors(model: LlamaForCausalLM) -> dict[str, NDArray[np.float32]]:
+def _gguf_tensors(model: PreTrainedModel, *, interleaved: bool) -> dict[str, NDArray[np.float32]]:
     stems = {
         "self_attn.q_proj": "attn_q",
         "self_attn.k_proj": "attn_k",
         "self_attn.v_proj": "attn_v",
         "self_attn.o_proj": "attn_output",
+        "self_attn.q_norm": "attn_q_norm",
+        "self_attn.k_norm": "attn_k_norm",
         "mlp.gate_proj": "ffn_gate",
         "mlp.up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down",
@@ -171,7 +203,7 @@ def _gguf_tensors(model: LlamaForCausalLM) -> dict[str, NDArray[np.float32]]:
             tensors[f"{top[stem]}.{suffix}"] = tensor
             continue
         _, _, layer, part = stem.split(".", 3)
-        if part in ("self_attn.q_proj", "self_attn.k_proj"):
+        if interleaved and part in ("self_attn.q_proj", "self_attn.k_proj"):
             config = model.config
             heads = config.num_attention_heads if "q_proj" in part else config.num_key_value_heads
             # The converter's permutation, as in llama.cpp's convert_hf_to_gguf.py.

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import LlamaConfig
+from transformers import AutoConfig
 
 from edgelm.config import ModelConfig, RopeScaling
 from edgelm.errors import CheckpointError, ConfigError
@@ -51,22 +51,26 @@ def hf_config(changes: dict[str, Any] | None = None, **header: Any) -> dict[str,
 def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_both_formats(name: str) -> None:
     row = ARCHITECTURES[name]
     assert row.model_type == name
-    config = row.to_model_config(SIZES | {"model_type": name, "attention_bias": True, "mlp_bias": True})
+    values = {"model_type": name, "num_key_value_heads": 2, "max_position_embeddings": 1024, "attention_bias": True}
+    config = row.to_model_config(SIZES | values | {"mlp_bias": True})
+    assert config.model_type == name
     for names in (row.tensor_names, row.gguf_tensor_names):
         translated = [source_name(tensor, names) for tensor in config.tensor_shapes()]
         assert len(set(translated)) == len(translated)
     assert row.gguf_interleaved <= row.gguf_tensor_names.keys()
 
 
-def test_absent_values_are_those_of_transformers_llama_config() -> None:
-    config = model_config()
-    theirs = LlamaConfig(**{key: value for key, value in SIZES.items() if key != "model_type"})
-    assert config.num_key_value_heads == theirs.num_key_value_heads == 4
-    assert config.head_dim == theirs.head_dim == 16
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_absent_values_are_those_of_transformers(name: str) -> None:
+    # Mistral's own would be a window.
+    present = SIZES | {"model_type": name, "num_attention_heads": 32, "sliding_window": None}
+    config, theirs = ARCHITECTURES[name].to_model_config(present), AutoConfig.for_model(**present)
+    assert config.num_key_value_heads == theirs.num_key_value_heads
+    assert config.head_dim == getattr(theirs, "head_dim", 64 // 32)
     assert config.norm_eps == theirs.rms_norm_eps
     assert config.max_position_embeddings == theirs.max_position_embeddings
     assert config.rope_theta == theirs.rope_parameters["rope_theta"]
-    assert config.tie_word_embeddings is theirs.tie_word_embeddings is False
+    assert config.tie_word_embeddings is theirs.tie_word_embeddings
     assert config.hidden_act == theirs.hidden_act
 
 
@@ -127,6 +131,42 @@ def test_a_config_with_a_value_or_feature_that_is_not_supported_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         model_config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            "mistral",
+            {"sliding_window": 512},
+            "sliding_window is 512, less than max_position_embeddings, 1024; .* set max_position_embeddings to 512",
+        ),
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window is true; attention in a window is not supported"),
+        ("qwen3", {"use_sliding_window": True}, "use_sliding_window is true; attention in a window is not supported"),
+        (
+            "qwen3",
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types has sliding_attention; supported is full_attention alone",
+        ),
+        ("qwen2", {"layer_types": 3}, "layer_types has 3; supported is full_attention alone"),
+    ],
+)
+def test_attention_in_a_window_is_refused(name: str, changes: dict[str, Any], message: str) -> None:
+    sizes = SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 1024}
+    with pytest.raises(CheckpointError, match=message):
+        ARCHITECTURES[name].to_model_config(sizes | changes)
+
+
+def test_a_window_as_long_as_the_context_or_switched_off_is_none() -> None:
+    sizes = SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 1024}
+    for window in (None, 1024, 4096):
+        ARCHITECTURES["mistral"].to_model_config(sizes | {"sliding_window": window})
+    off = {"use_sliding_window": False, "sliding_window": 512, "layer_types": ["full_attention", "full_attention"]}
+    ARCHITECTURES["qwen2"].to_model_config(sizes | off)
+
+
+def test_a_mistral_is_a_llama_in_gguf() -> None:
+    assert gguf_architecture_of("llama", "here") is LLAMA
 
 
 def test_sizes_that_contradict_each_other_are_refused() -> None:
@@ -265,3 +305,15 @@ def test_tensors_that_are_missing_unknown_or_misshapen_are_all_listed() -> None:
 def test_a_tensor_that_the_rows_table_does_not_know_is_an_error() -> None:
     with pytest.raises(CheckpointError, match=r"table of names lacks model.embed_positions"):
         source_name("model.embed_positions.weight", LLAMA.tensor_names)
+
+
+def test_more_layers_than_tensors_are_refused_before_any_name_is_built() -> None:
+    from edgelm.config import ModelConfig
+    from edgelm_export.tensor_map import map_tensors
+
+    config = ModelConfig(
+        model_type="llama", vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=4_000_000_000,
+        num_attention_heads=1, num_key_value_heads=1, head_dim=8, max_position_embeddings=8,
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"the config has 4000000000 layers, but there are only 1 tensors"):
+        map_tensors(config, None, {"model.norm.weight": (8,)}, (), "model.gguf")

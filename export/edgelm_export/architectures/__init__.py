@@ -5,9 +5,15 @@ from __future__ import annotations
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.architectures.llama import LLAMA
+from edgelm_export.architectures.mistral import MISTRAL
+from edgelm_export.architectures.qwen2 import QWEN2
+from edgelm_export.architectures.qwen3 import QWEN3
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": LLAMA,  # Llama 1 to 3, SmolLM2, TinyLlama
+    "mistral": MISTRAL,
+    "qwen2": QWEN2,  # and Qwen2.5
+    "qwen3": QWEN3,
 }
 
 
@@ -18,7 +24,8 @@ def architecture_of(model_type: object, where: object) -> Architecture:
         CheckpointError: there is none; the message lists those that there are.
     """
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
-        raise CheckpointError(f"{where}: model_type {model_type!r} is not supported; supported: {_listed()}.")
+        listed = ", ".join(sorted(ARCHITECTURES))
+        raise CheckpointError(f"{where}: model_type {model_type!r} is not supported; supported: {listed}.")
     return ARCHITECTURES[model_type]
 
 
@@ -31,8 +38,5 @@ def gguf_architecture_of(name: object, where: object) -> Architecture:
     for architecture in ARCHITECTURES.values():
         if architecture.gguf_architecture == name:
             return architecture
-    raise CheckpointError(f"{where}: the GGUF architecture {name!r} is not supported; supported: {_listed()}.")
-
-
-def _listed() -> str:
-    return ", ".join(sorted(ARCHITECTURES))
+    listed = ", ".join(sorted({architecture.gguf_architecture for architecture in ARCHITECTURES.values()}))
+    raise CheckpointError(f"{where}: the GGUF architecture {name!r} is not supported; supported: {listed}.")

@@ -69,6 +69,20 @@ def token_ids(values: Mapping[str, Any], key: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids))
 
 
+def refuse_windows(values: Mapping[str, Any]) -> None:
+    """Refuse attention in a window, of all layers (`use_sliding_window`) or of some (`layer_types`).
+
+    Raises:
+        CheckpointError: one of them asks for it.
+    """
+    if flag(values, "use_sliding_window"):
+        raise CheckpointError("config.json: use_sliding_window is true; attention in a window is not supported.")
+    kinds = values.get("layer_types") or []
+    others = sorted({str(kind) for kind in (kinds if isinstance(kinds, list) else [kinds])} - {"full_attention"})
+    if others:
+        raise CheckpointError(f"config.json: layer_types has {', '.join(others)}; supported is full_attention alone.")
+
+
 def rope(values: Mapping[str, Any], context_length: int) -> tuple[float, RopeScaling]:
     """Read the rotary base and its scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`.
 

@@ -1,4 +1,8 @@
-"""Llama: Llama 1 to 3, SmolLM2, TinyLlama, and every other model with model_type "llama"."""
+"""Llama: Llama 1 to 3, SmolLM2, TinyLlama, and every other model with model_type "llama".
+
+Other families are read as a Llama and then told apart by their features, so their rows start from the functions and the
+names here.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from edgelm_export.architectures.gguf_values import (
     whole_number,
 )
 
-_GGUF_NAMES = {
+GGUF_NAMES = {
     "model.embed_tokens": "token_embd",
     "model.layers.{i}.input_layernorm": "blk.{i}.attn_norm",
     "model.layers.{i}.self_attn.q_proj": "blk.{i}.attn_q",
@@ -35,31 +39,29 @@ _GGUF_NAMES = {
     "lm_head": "output",
 }
 
-# What of `llama.*` is read below or repeats what the tensors say.
-_GGUF_KEYS = frozenset(
-    f"llama.{key}"
-    for key in (
-        "block_count",
-        "context_length",
-        "embedding_length",
-        "feed_forward_length",
-        "vocab_size",
-        "attention.head_count",
-        "attention.head_count_kv",
-        "attention.key_length",
-        "attention.value_length",
-        "attention.layer_norm_rms_epsilon",
-        "rope.dimension_count",
-        "rope.freq_base",
-        "rope.scaling.type",
-        "rope.scaling.factor",
-        "rope.scaling.original_context_length",
-        "rope.scaling.finetuned",
-    )
+# What of `<architecture>.*` is read below or repeats what the tensors say.
+_GGUF_KEYS = (
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "vocab_size",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.finetuned",
 )
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    """Read config.json's values as those of a Llama."""
     hidden_size = hf_values.whole_number(values, "hidden_size")
     heads = hf_values.whole_number(values, "num_attention_heads")
     context_length = hf_values.whole_number(values, "max_position_embeddings", 2048)
@@ -89,39 +91,50 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    metadata, shapes = header.metadata, header.shapes
-    refuse_unknown_keys(metadata, "llama.", _GGUF_KEYS)
-    if not shapes.get("token_embd.weight"):
-        raise CheckpointError("The GGUF file has no tensor token_embd.weight: it is not a whole model.")
-    hidden_size = whole_number(metadata, "llama.embedding_length")
-    heads = whole_number(metadata, "llama.attention.head_count")
-    head_dim = whole_number(metadata, "llama.attention.key_length", hidden_size // max(heads, 1))
-    for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
-        if whole_number(metadata, key, head_dim) != head_dim:
-            raise CheckpointError(f"{key} is {metadata[key]!r}; supported is the head's own size, {head_dim}.")
-    theta = float32_number(metadata, "llama.rope.freq_base", 10000.0)
-    scaling = rope_scaling(metadata, "llama.")
+    values = gguf_to_hf_config(header, "llama")
     if header.rope_factors is not None:
-        scaling = _llama3_scaling(header.rope_factors, theta, head_dim)
+        values["rope_scaling"] = _llama3_scaling(header.rope_factors, values["rope_theta"], values["head_dim"])
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
+        **values,
+        "attention_bias": "blk.0.attn_q.bias" in header.shapes,
+        "mlp_bias": "blk.0.ffn_up.bias" in header.shapes,
+    }
+
+
+def gguf_to_hf_config(header: GGUFHeader, architecture: str) -> dict[str, Any]:
+    """Make the values of config.json that all families share; `architecture` is the prefix of the metadata's keys.
+
+    Raises:
+        CheckpointError: the metadata lacks a value, or asks for a feature that is not supported.
+    """
+    metadata, shapes, prefix = header.metadata, header.shapes, f"{architecture}."
+    refuse_unknown_keys(metadata, prefix, frozenset(f"{prefix}{key}" for key in _GGUF_KEYS))
+    if not shapes.get("token_embd.weight"):
+        raise CheckpointError("The GGUF file has no tensor token_embd.weight: it is not a whole model.")
+    hidden_size = whole_number(metadata, f"{prefix}embedding_length")
+    heads = whole_number(metadata, f"{prefix}attention.head_count")
+    head_dim = whole_number(metadata, f"{prefix}attention.key_length", hidden_size // max(heads, 1))
+    for key in (f"{prefix}rope.dimension_count", f"{prefix}attention.value_length"):
+        if whole_number(metadata, key, head_dim) != head_dim:
+            raise CheckpointError(f"{key} is {metadata[key]!r}; supported is the head's own size, {head_dim}.")
+    theta = float32_number(metadata, f"{prefix}rope.freq_base", 10000.0)
+    return {
         # The embedding has the last word: some files pad it beyond the tokenizer's vocabulary.
         "vocab_size": shapes["token_embd.weight"][0],
         "hidden_size": hidden_size,
-        "intermediate_size": whole_number(metadata, "llama.feed_forward_length"),
-        "num_hidden_layers": whole_number(metadata, "llama.block_count"),
+        "intermediate_size": whole_number(metadata, f"{prefix}feed_forward_length"),
+        "num_hidden_layers": whole_number(metadata, f"{prefix}block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": whole_number(metadata, "llama.attention.head_count_kv", heads),
+        "num_key_value_heads": whole_number(metadata, f"{prefix}attention.head_count_kv", heads),
         "head_dim": head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": whole_number(metadata, "llama.context_length"),
-        "rms_norm_eps": float32_number(metadata, "llama.attention.layer_norm_rms_epsilon"),
+        "max_position_embeddings": whole_number(metadata, f"{prefix}context_length"),
+        "rms_norm_eps": float32_number(metadata, f"{prefix}attention.layer_norm_rms_epsilon"),
         # The older pair of keys, which transformers 4 and 5 both read.
         "rope_theta": theta,
-        "rope_scaling": scaling,
-        "attention_bias": "blk.0.attn_q.bias" in shapes,
-        "mlp_bias": "blk.0.ffn_up.bias" in shapes,
+        "rope_scaling": rope_scaling(metadata, prefix),
         "tie_word_embeddings": "output.weight" not in shapes,
         **token_id_values(metadata),
     }
@@ -154,13 +167,13 @@ def _llama3_scaling(factors: NDArray[np.float32], theta: float, head_dim: int) -
 
 LLAMA = Architecture(
     model_type="llama",
-    to_model_config=_to_model_config,
-    tensor_names={name: name for name in _GGUF_NAMES},
+    to_model_config=to_model_config,
+    tensor_names={name: name for name in GGUF_NAMES},
     # Older versions of transformers stored this table, which the config gives.
     ignored_tensors=frozenset({"model.layers.{i}.self_attn.rotary_emb.inv_freq"}),
     gguf_architecture="llama",
     gguf_to_hf_config=_gguf_to_hf_config,
-    gguf_tensor_names=_GGUF_NAMES,
+    gguf_tensor_names=GGUF_NAMES,
     gguf_ignored_tensors=frozenset({"rope_freqs.weight"}),  # read by gguf_to_hf_config
     gguf_interleaved=frozenset({"model.layers.{i}.self_attn.q_proj", "model.layers.{i}.self_attn.k_proj"}),
 )

@@ -1,0 +1,39 @@
+"""Mistral: a Llama without biases; those of its versions that attend in a window are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import hf_values, llama
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    config = llama.to_model_config(values)
+    window = hf_values.whole_number(values, "sliding_window", config.max_position_embeddings)
+    if window < config.max_position_embeddings:
+        raise CheckpointError(
+            f"config.json: sliding_window is {window}, less than max_position_embeddings, "
+            f"{config.max_position_embeddings}; attention in a window is not supported. It changes nothing within the "
+            f"first {window} tokens: to run the model there, set max_position_embeddings to {window}."
+        )
+    return dataclasses.replace(
+        config, model_type="mistral", attention_bias=False, attention_output_bias=False, mlp_bias=False
+    )
+
+
+# llama.cpp's converter calls a Mistral "llama", so its GGUF files are read by Llama's row, the first of that name.
+MISTRAL = dataclasses.replace(llama.LLAMA, model_type="mistral", to_model_config=_to_model_config)

@@ -1,0 +1,162 @@
+"""Each model family beside transformers: numpy, ONNX and PyTorch from its safetensors, exact tensors from GGUF."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm.session import DecoderSession
+from edgelm_export.architectures import ARCHITECTURES
+from edgelm_export.exporter import export_package
+from edgelm_export.gguf_checkpoint import GGUFCheckpoint
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.importer import import_checkpoint
+from edgelm_export.reference import reference_logits
+from edgelm_training.checkpoint import load_checkpoint, save_checkpoint
+
+SaveModel = Callable[..., PreTrainedModel]
+WriteGGUF = Callable[..., Path]
+
+# Float32 sums in another order. Measured, with logits up to 5.8: numpy 6.3e-6, ONNX 8.5e-6, PyTorch 6.2e-6.
+TOLERANCE = 1e-4
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "mistral": ("mistral", {"sliding_window": None, "tie_word_embeddings": False}),
+    "mistral with a head_dim of its own": ("mistral", {"sliding_window": None, "head_dim": 32}),
+    "qwen2": ("qwen2", {}),
+    "qwen2, untied, another base": (
+        "qwen2",
+        {"tie_word_embeddings": False, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    ),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "qwen3 with biases, a head_dim of its own, untied": (
+        "qwen3",
+        {"head_dim": 32, "attention_bias": True, "tie_word_embeddings": False, "rms_norm_eps": 1e-3},
+    ),
+}
+# As llama.cpp names and knows them: without biases on Qwen3, and a Mistral as a Llama.
+GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "mistral": ("mistral", "llama", {"sliding_window": None}),
+    "qwen2": ("qwen2", "qwen2", {}),
+    "qwen2, untied, another base": (
+        "qwen2",
+        "qwen2",
+        {"tie_word_embeddings": False, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    ),
+    "qwen3": ("qwen3", "qwen3", {"head_dim": 16}),
+    "qwen3 with a head_dim of its own": ("qwen3", "qwen3", {"head_dim": 32, "tie_word_embeddings": False}),
+}
+
+
+def theirs(model: PreTrainedModel, ids: list[int]) -> NDArray[np.float32]:
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].numpy()
+
+
+def random_ids() -> list[int]:
+    return np.random.default_rng(0).integers(0, 320, 150).tolist()
+
+
+def test_every_family_is_compared() -> None:
+    assert {model_type for model_type, _ in MODELS.values()} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_numpy_onnx_and_pytorch_give_the_logits_of_transformers(
+    name: str, tmp_path: Path, save_model: SaveModel
+) -> None:
+    model_type, changes = MODELS[name]
+    ids = random_ids()
+    expected_TV = theirs(save_model(model_type, tmp_path / "hf", **changes), ids)
+    checkpoint = HuggingFaceCheckpoint(tmp_path / "hf")
+    assert checkpoint.config.model_type == model_type
+    (logits_TV,) = reference_logits(checkpoint, [ids])
+    np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=TOLERANCE)
+
+    export_package(checkpoint, tmp_path / "package", "fp32", name="tiny")
+    session = DecoderSession(tmp_path / "package", ModelConfig.load(tmp_path / "package"))
+    logits_TV = session.forward(ids, session.new_cache(), all_logits=True)
+    np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=TOLERANCE)
+
+    import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+    with torch.no_grad():
+        logits_TV = load_checkpoint(tmp_path / "ours")(torch.tensor([ids]))[0].numpy()
+    np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_imported_folder_loads_in_transformers_and_so_does_the_trained_one(
+    name: str, tmp_path: Path, save_model: SaveModel
+) -> None:
+    model_type, changes = MODELS[name]
+    ids = random_ids()
+    expected_TV = theirs(save_model(model_type, tmp_path / "hf", **changes), ids)
+    import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+    np.testing.assert_array_equal(theirs(AutoModelForCausalLM.from_pretrained(tmp_path / "ours"), ids), expected_TV)
+    save_checkpoint(load_checkpoint(tmp_path / "ours"), tmp_path / "trained", text_files_from=tmp_path / "ours")
+    # A Mistral comes back as the Llama that it is.
+    np.testing.assert_allclose(
+        theirs(AutoModelForCausalLM.from_pretrained(tmp_path / "trained"), ids), expected_TV, rtol=0, atol=TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("quantization", ["F32", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("name", GGUF_MODELS)
+def test_a_gguf_file_has_the_config_and_the_tensors_of_the_folder(
+    name: str, quantization: str, tmp_path: Path, save_model: SaveModel, write_gguf: WriteGGUF
+) -> None:
+    model_type, architecture, changes = GGUF_MODELS[name]
+    model = save_model(model_type, tmp_path / "hf", **changes)
+    path = write_gguf(tmp_path / "tiny.gguf", model, quantization, architecture=architecture)
+    folder = HuggingFaceCheckpoint(tmp_path / "hf")
+    type_ = gguf.GGMLQuantizationType[quantization]
+    with GGUFCheckpoint(path) as checkpoint:
+        assert checkpoint.config.to_dict() == folder.config.to_dict() | {"model_type": architecture}
+        for tensor, shape in checkpoint.config.tensor_shapes().items():
+            expected = folder.tensor(tensor)
+            if len(shape) == 2:
+                expected = gguf.quants.dequantize(gguf.quants.quantize(expected, type_), type_)
+            np.testing.assert_array_equal(checkpoint.tensor(tensor), expected, err_msg=tensor)
+
+
+@pytest.mark.parametrize("name", GGUF_MODELS)
+def test_an_imported_gguf_file_loads_in_transformers(
+    name: str, tmp_path: Path, save_model: SaveModel, write_gguf: WriteGGUF
+) -> None:
+    model_type, architecture, changes = GGUF_MODELS[name]
+    model = save_model(model_type, tmp_path / "hf", **changes)
+    import_checkpoint(write_gguf(tmp_path / "tiny.gguf", model, architecture=architecture), tmp_path / "ours")
+    imported = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert imported.config.model_type == architecture
+    ids = random_ids()
+    np.testing.assert_array_equal(theirs(imported, ids), theirs(model, ids))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"metadata": {"qwen3.expert_count": 8}},
+            "tiny.gguf: .*features that are not supported: qwen3.expert_count = 8",
+        ),
+        ({"extra": {"rope_freqs.weight": np.ones(8, np.float32)}}, "unknown: rope_freqs.weight"),
+        ({"architecture": "qwen2"}, "missing: blk.0.attn_q.bias, .*; unknown: blk.0.attn_q_norm.weight"),
+    ],
+)
+def test_a_gguf_file_of_another_model_is_refused_by_name(
+    tmp_path: Path, save_model: SaveModel, write_gguf: WriteGGUF, changes: dict[str, Any], message: str
+) -> None:
+    model = save_model("qwen3", tmp_path / "hf", head_dim=16)
+    with pytest.raises(CheckpointError, match=message):
+        GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", model, **changes))
