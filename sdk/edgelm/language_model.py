@@ -18,6 +18,7 @@ from edgelm.generate import PREFILL_CHUNK, Decoder
 from edgelm.generation_config import GenerationConfig
 from edgelm.kv_cache import KVCache
 from edgelm.library import Library
+from edgelm.malloc import return_freed_memory
 from edgelm.manifest import Manifest, check_hash
 from edgelm.session import DecoderSession, SessionOptions
 from edgelm.tokenizer import Tokenizer
@@ -48,13 +49,15 @@ def load(name_or_path: str | Path, options: SessionOptions | None = None) -> Lan
         finally:
             for checked in hashes:
                 checked.result()
-        return LanguageModel(
+        model = LanguageModel(
             session=session,
             tokenizer=tokenizer.result(),
             chat_template=ChatTemplate.load(folder),
             generation_config=GenerationConfig.load(folder),
             manifest=manifest,
         )
+    return_freed_memory()
+    return model
 
 
 class LanguageModel:
