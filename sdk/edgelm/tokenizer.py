@@ -24,6 +24,8 @@ _HTML = re.compile(
     r"th|thead|tr|u|ul)/?>"
 )
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 class Tokenizer:
     """Encode and decode text with the vocabulary of a tokenizer.json. Made by `load`.
@@ -81,10 +83,19 @@ class Tokenizer:
         """Encode a text in which control tokens stand as ids and all else is ordinary text.
 
         Spaces around a control token, and at the beginning, are treated as in one whole text.
+
+        Raises:
+            TokenizerError: a text has half of a surrogate pair, which is no character.
         """
-        text = "".join(part if isinstance(part, str) else self._secret_of_id[part] for part in parts)
-        with _errors(f"Cannot encode the text {text[:40]!r}"):
-            ids: list[int] = self._rust.encode(text, add_special_tokens=False).ids
+        parts = list(parts)
+        texts = [part for part in parts if isinstance(part, str)]
+        for text in texts:
+            if _SURROGATE.search(text):
+                raise TokenizerError(f"Cannot encode the text {text[:40]!r}: half of a surrogate pair is no character.")
+        whole = "".join(part if isinstance(part, str) else self._secret_of_id[part] for part in parts)
+        # Whoever reads a secret name in a message can spell the control token from then on.
+        with _errors(f"Cannot encode the text {''.join(texts)[:40]!r}", quoting=False):
+            ids: list[int] = self._rust.encode(whole, add_special_tokens=False).ids
             return ids
 
     def split(self, text: str) -> list[str | int]:
@@ -175,16 +186,23 @@ def _hide_control_tokens(spec: dict[str, Any]) -> dict[str, str]:
 
 
 @contextmanager
-def _errors(what: str) -> Iterator[None]:
-    """Turn whatever a file or the Rust library raises into a TokenizerError that begins with `what`."""
+def _errors(what: str, *, quoting: bool = True) -> Iterator[None]:
+    """Turn whatever a file or the Rust library raises into a TokenizerError that begins with `what`.
+
+    quoting: whether it may repeat the words of the error, which may repeat what the library was given.
+    """
     try:
         yield
     except TokenizerError:
         raise
     except Exception as error:
+        if not quoting:
+            raise TokenizerError(f"{what}: {type(error).__name__}.") from None
         raise TokenizerError(f"{what}: {type(error).__name__}: {error}.") from error
     except BaseException as error:
         # A panic of the Rust library is a BaseException, and pyo3 offers no class to catch it by.
         if type(error).__name__ != "PanicException":
             raise
+        if not quoting:
+            raise TokenizerError(f"{what}: the tokenizers library gave up.") from None
         raise TokenizerError(f"{what}: the tokenizers library gave up: {error}.") from error

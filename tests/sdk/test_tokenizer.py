@@ -220,8 +220,31 @@ def test_an_unknown_step_of_a_decoder_is_an_error_that_shows_it(metaspace_folder
 
 
 def test_half_of_a_surrogate_pair_is_a_tokenizer_error(tokenizer: Tokenizer) -> None:
-    with pytest.raises(TokenizerError, match="Cannot encode the text"):
+    with pytest.raises(TokenizerError, match=r"Cannot encode the text 'sea .ud83d': half of a surrogate pair"):
         tokenizer.encode("sea \ud83d")
+
+
+def test_an_error_of_encoding_never_names_the_secret_of_a_control_token(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = min(tokenizer.control_token_ids)
+    with pytest.raises(TokenizerError) as caught:
+        tokenizer.encode_parts([control, "\ud800", control])
+    assert "ue000" not in str(caught.value)
+
+    class PanicException(BaseException):
+        pass
+
+    for kind, reason in ((ValueError, "ValueError"), (PanicException, "the tokenizers library gave up")):
+
+        class Echo:
+            def encode(self, text: str, *, add_special_tokens: bool) -> None:
+                raise kind(text)  # noqa: B023
+
+        monkeypatch.setattr(tokenizer, "_rust", Echo())
+        with pytest.raises(TokenizerError) as caught:
+            tokenizer.encode_parts(["a", control, "b"])
+        assert str(caught.value) == f"Cannot encode the text 'ab': {reason}."
 
 
 def test_import_edgelm_does_not_import_the_tokenizers_library() -> None:
