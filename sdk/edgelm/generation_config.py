@@ -59,7 +59,7 @@ class GenerationConfig:
                 raise ConfigError(f"{name} is {value!r}; it must be a number from {low} to {high}.")
             if name in _WHOLE and not isinstance(value, Integral):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
-        for name in ("top_p", "typical_p", "repetition_penalty"):
+        for name in ("top_p", "typical_p"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
         if not isinstance(self.logit_bias, Mapping):
@@ -118,7 +118,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("top_p", 0.0, 1.0),
     ("min_p", 0.0, 1.0),
     ("typical_p", 0.0, 1.0),
-    ("repetition_penalty", 0.0, 100.0),
+    ("repetition_penalty", 0.01, 100.0),  # logits are divided by it, and have to stay finite
     ("presence_penalty", -2.0, 2.0),
     ("frequency_penalty", -2.0, 2.0),
     ("seed", 0, 2**63),

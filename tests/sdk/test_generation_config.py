@@ -33,7 +33,7 @@ def test_the_defaults_are_greedy_without_any_processor() -> None:
         ("top_p", 0.0, 1.0),
         ("min_p", 0.0, 1.0),
         ("typical_p", 0.0, 1.0),
-        ("repetition_penalty", 0.0, 100.0),
+        ("repetition_penalty", 0.01, 100.0),
         ("presence_penalty", -2.0, 2.0),
         ("frequency_penalty", -2.0, 2.0),
         ("seed", 0, 2**63),
@@ -48,6 +48,13 @@ def test_a_number_outside_its_range_is_an_error(name: str, low: float, high: flo
     assert getattr(GenerationConfig(**{name: high}), name) == high
 
 
+def test_a_repetition_penalty_that_makes_logits_infinite_is_an_error() -> None:
+    assert GenerationConfig(repetition_penalty=0.01).repetition_penalty == 0.01
+    for value in (0.0, 1e-40, 0.009):
+        with pytest.raises(ConfigError, match=rf"repetition_penalty is {value}; it must be a number from 0\.01 to 100"):
+            GenerationConfig(repetition_penalty=value)
+
+
 @pytest.mark.parametrize("name", ["max_new_tokens", "top_k", "seed", "logprobs"])
 def test_a_count_that_is_not_whole_is_an_error(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name} is 1\.5; it must be a whole number\."):
@@ -60,7 +67,7 @@ def test_none_is_no_number_where_there_is_a_neutral_one(name: str) -> None:
         GenerationConfig(**{name: None})
 
 
-@pytest.mark.parametrize("name", ["top_p", "typical_p", "repetition_penalty"])
+@pytest.mark.parametrize("name", ["top_p", "typical_p"])
 def test_zero_is_an_error_where_nothing_would_be_left(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name} is 0\.0; it must be above 0\."):
         GenerationConfig(**{name: 0.0})
