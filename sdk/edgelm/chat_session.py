@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgelm.completion import Chunk, Message
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 class ChatSession:
     """Keep a conversation and its KV cache: a turn computes only what is new in it.
 
-    One turn at a time; for several conversations at once, make several sessions.
+    One turn at a time: the next call of `send`, `regenerate`, `restore` or `clear` ends an answer that was not read to
+    its end. For several conversations at once, make several sessions.
     """
 
     def __init__(self, model: LanguageModel, system: str | None = None) -> None:
         self._model = model
         self._cache = model.session.new_cache()
         self._messages: list[Message] = []
+        self._running: Generator[Chunk, None, None] | None = None
         self.system = system
 
     @property
@@ -37,14 +39,24 @@ class ChatSession:
         return self._cache.length
 
     def restore(self, messages: Sequence[Message]) -> None:
-        """Replace the turns by others, such as those of a saved conversation."""
+        """Replace the turns by others, such as those of a saved conversation.
+
+        Raises:
+            ConfigError: a turn is no mapping with a role (user or assistant) and a text as content.
+        """
+        self._end_running()
         for turn in messages:
-            if turn.get("role") not in ("user", "assistant") or not isinstance(turn.get("content"), str):
+            if (
+                not isinstance(turn, Mapping)
+                or turn.get("role") not in ("user", "assistant")
+                or not isinstance(turn.get("content"), str)
+            ):
                 raise ConfigError(f"A turn has a role (user or assistant) and a text as content; this one is {turn!r}.")
         self._messages = [Message(role=turn["role"], content=turn["content"]) for turn in messages]
 
     def clear(self) -> None:
         """Forget the conversation; the system message stays."""
+        self._end_running()
         self._messages = []
         self._cache = self._model.session.new_cache()
 
@@ -59,6 +71,7 @@ class ChatSession:
         Raises:
             ContextLengthError: the conversation does not fit the model's context any more.
         """
+        self._end_running()
         return self._answer([*self._messages, Message(role="user", content=text)], config, cancel)
 
     def regenerate(
@@ -69,6 +82,7 @@ class ChatSession:
         Raises:
             ConfigError: nothing was asked yet.
         """
+        self._end_running()
         turns = list(self._messages)
         while turns and turns[-1]["role"] != "user":
             turns.pop()
@@ -81,9 +95,15 @@ class ChatSession:
     ) -> Iterator[Chunk]:
         system = [Message(role="system", content=self.system)] if self.system else []
         chunks = self._model.stream_chat([*system, *turns], config, cancel=cancel, cache=self._cache)
-        return self._record(turns, chunks)
+        self._running = self._record(turns, chunks)
+        return self._running
 
-    def _record(self, turns: list[Message], chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    def _end_running(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def _record(self, turns: list[Message], chunks: Iterator[Chunk]) -> Generator[Chunk, None, None]:
         said: list[str] = []
         try:
             for chunk in chunks:

@@ -79,6 +79,33 @@ def test_an_answer_that_is_not_read_to_its_end_stays_as_far_as_it_was_read() -> 
     assert session.messages[-1] == {"role": "assistant", "content": read}
 
 
+def test_the_next_turn_ends_and_keeps_an_answer_that_is_still_held() -> None:
+    session = ChatSession(scripted_model("I am well."))
+    first = session.send("one")
+    shown = next(first).text
+    second = session.send("two")
+    list(second)
+    assert [turn["content"] for turn in session.messages[:3]] == ["one", shown, "two"]
+    assert list(first) == []
+    third = session.regenerate()
+    next(third)
+    fourth = session.regenerate()
+    assert [turn["content"] for turn in session.messages[:3]] == ["one", shown, "two"]
+    assert list(third) == []
+    list(fourth)
+    assert len(session.messages) == 4
+
+
+def test_clear_and_restore_end_an_answer_that_is_still_held() -> None:
+    session = ChatSession(scripted_model("I am well."))
+    for change, turns in ((session.clear, []), (lambda: session.restore(TURNS), TURNS)):
+        answer = session.send("one")
+        next(answer)
+        change()
+        assert list(answer) == []
+        assert session.messages == turns
+
+
 def test_a_turn_that_does_not_fit_leaves_the_conversation_as_it_was() -> None:
     session = ChatSession(scripted_model("Fine."))
     say(session, "Hi")
@@ -102,7 +129,7 @@ def test_restore_takes_the_turns_of_a_saved_conversation() -> None:
     assert [turn["content"] for turn in session.messages] == ["a", "b", "next", "c"]
 
 
-@pytest.mark.parametrize("turn", [{"role": "robot", "content": "x"}, {"role": "user", "content": 5}, {}])
-def test_restore_refuses_what_is_no_turn(turn: dict) -> None:
+@pytest.mark.parametrize("turn", [{"role": "robot", "content": "x"}, {"role": "user", "content": 5}, {}, "x"])
+def test_restore_refuses_what_is_no_turn(turn: object) -> None:
     with pytest.raises(edgelm.ConfigError, match="A turn has a role"):
-        ChatSession(scripted_model("c")).restore([turn])
+        ChatSession(scripted_model("c")).restore([turn])  # type: ignore[list-item]
