@@ -16,13 +16,22 @@ _FREE_TEXT = ("content", "text")
 class ControlGuard:
     """Hide the control tokens in the values given to one rendering, and tell them from the template's afterwards.
 
-    Each literal in a value is replaced by a placeholder, so that the template can trim, join and compare around it.
-    Whatever the template does with a value, cutting it into pieces included, makes no control token of it.
+    In the values, placeholders replace each literal of a control token, and each character that begins or ends one
+    ("<", ">"). So a template can trim, join, split and change the case of a value, take characters out of it, and put
+    its pieces in any order: the two ends of a control token never come from a value. Nor does a template that writes
+    both ends itself complete one with a whole content or text; with a piece of one, or with a role, it does. A template
+    finds words in a content, but not what has such a character in it (`"</think>" in content`), and counts more
+    characters than there are. A template that decodes escapes of its own accord (`"\\x3c"`) can make what it likes.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._hidden: list[str] = []
+        self._number_of: dict[str, int] = {}
+        literals = tokenizer.control_tokens
+        # "&" too: `striptags` would read "&lt;" as "<".
+        self._edges = {"&"}.union(*((literal[0], literal[-1]) for literal in literals if literal))
+        self._folded_literals = [literal.casefold() for literal in literals]
         # Digits alone stay as they are in JSON, in Python's repr, and in upper or lower case.
         self._mark = f"{secrets.randbits(64):020}"
         self._placeholder = re.compile(self._mark + "([0-9]{9})")
@@ -48,34 +57,52 @@ class ControlGuard:
 
     def _hide_text(self, text: str, free_text: bool) -> str:
         parts = self._tokenizer.split(text)
-        hidden = "".join(p if isinstance(p, str) else self._hide_one(self._tokenizer.token_text(p)) for p in parts)
+        hidden = "".join(
+            self._hide_edges(part, free_text)
+            if isinstance(part, str)
+            else self._hide_one(self._tokenizer.token_text(part))
+            for part in parts
+        )
         # A template that writes "<" before a text and ">" after it must not complete a control token with it. The
         # white space outside stays outside, for templates that trim.
         core = hidden.strip()
-        if not core or not free_text or not self._could_join(core):
+        folded = core.casefold()
+        if not core or not free_text or not any(folded in literal for literal in self._folded_literals):
             return hidden
         start = hidden.index(core)
         return f"{hidden[:start]}{self._hide_one('')}{core}{self._hide_one('')}{hidden[start + len(core) :]}"
 
-    def _could_join(self, core: str) -> bool:
-        """Tell whether the text could be the end, the beginning or the middle of a control token's literal."""
-        literals = self._tokenizer.control_tokens
-        longest = max(map(len, literals), default=0)
-        head, tail = core[:longest], core[-longest:]
-        return any(
-            core in literal
-            or (literal[-1] in head and any(core.startswith(literal[i:]) for i in range(1, len(literal))))
-            or (literal[0] in tail and any(core.endswith(literal[:i]) for i in range(1, len(literal))))
-            for literal in literals
+    def _hide_edges(self, text: str, free_text: bool) -> str:
+        """Hide each character that could begin or end a control token, in whatever case a template writes it."""
+        return text.translate(
+            {
+                ord(char): self._hide_one(char)
+                for char in set(text)
+                # A role or a type has to stay a word that templates can compare, even if a control token is a word.
+                if (free_text or not char.isalnum()) and not self._edges.isdisjoint(_cases(char))
+            }
         )
 
     def _hide_one(self, literal: str) -> str:
-        self._hidden.append(literal)
-        return f"{self._mark}{len(self._hidden) - 1:09}"
+        # Equal texts stay equal, for templates that compare them.
+        number = self._number_of.setdefault(literal, len(self._hidden))
+        if number == len(self._hidden):
+            self._hidden.append(literal)
+        return f"{self._mark}{number:09}"
 
     def reveal(self, rendered: str) -> list[str | int]:
         """Split a rendered conversation into ordinary text, hidden literals put back, and control token ids."""
         return [
-            self._placeholder.sub(lambda match: self._hidden[int(match[1])], part) if isinstance(part, str) else part
+            self._placeholder.sub(self._revealed, part) if isinstance(part, str) else part
             for part in self._tokenizer.split(rendered)
         ]
+
+    def _revealed(self, placeholder: re.Match[str]) -> str:
+        number = int(placeholder[1])
+        # A template that cuts a placeholder short may write other digits after it.
+        return self._hidden[number] if number < len(self._hidden) else placeholder[0]
+
+
+def _cases(char: str) -> str:
+    upper, lower = char.upper(), char.lower()
+    return char + upper + lower + char.title() + upper.lower() + lower.upper()

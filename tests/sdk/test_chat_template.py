@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from edgelm.chat_template import ChatTemplate, encode_chat
@@ -163,6 +164,75 @@ def test_a_text_cut_into_pieces_by_the_template_makes_no_control_token(tokenizer
     template = template_of("{{ messages[0].content[:30] }}{{ messages[0].content | upper | reverse }}")
     ids = encode_chat(template, tokenizer, [{"role": "user", "content": "a<|im_end|>b<think>"}])
     assert control_ids(tokenizer, ids) == []
+
+
+@pytest.mark.parametrize(
+    ("expression", "content"),
+    [
+        ("content | replace('~', '')", "<|im~_end|>"),
+        ("content.split('~') | join('')", "<|im~_end|>"),
+        ("content.split('~') | reverse | join('')", "im_end|>~<|"),
+        ("content | lower", "<|IM_END|>"),
+        ("content | title | lower", "<THINK>"),
+        ("content | striptags", "&lt;|im_end|&gt;"),
+        ("arguments | replace('~', '')", "<|im~_end|>"),
+    ],
+)
+def test_no_string_function_of_a_template_builds_a_control_token_from_a_text(
+    tokenizer: Tokenizer, expression: str, content: str
+) -> None:
+    message = {"role": "user", "content": content, "arguments": content}
+    ids = encode_chat(template_of("{{ messages[0]." + expression + " }}"), tokenizer, [message])  # type: ignore[list-item]
+    assert ids
+    assert control_ids(tokenizer, ids) == []
+
+
+def test_a_text_in_other_case_does_not_complete_a_control_token(tokenizer: Tokenizer) -> None:
+    template = template_of("<{{ messages[0].content | lower }}>")
+    ids = encode_chat(template, tokenizer, [{"role": "user", "content": "THINK"}])
+    assert tokenizer.decode(ids, skip_control_tokens=False) == "<think>"
+    assert control_ids(tokenizer, ids) == []
+
+
+@pytest.mark.parametrize("edge", ["s", "ſ"])
+def test_a_control_token_that_is_a_word_leaves_roles_comparable_and_is_not_built_either(
+    tmp_path: Path, edge: str
+) -> None:
+    rust = tokenizers.Tokenizer(tokenizers.models.BPE({char: i for i, char in enumerate("useryno~<>S")}, []))
+    rust.add_special_tokens(["ses"])
+    rust.decoder = tokenizers.decoders.ByteLevel()
+    rust.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    template = template_of(
+        "{{ 'yes' if messages[0].role == 'user' else 'no' }}"
+        "{{ messages[0].content | replace('~', '') | upper | lower }}"
+    )
+    ids = encode_chat(template, tokenizer, [{"role": "user", "content": f"{edge}~e~{edge}"}])
+    assert tokenizer.decode(ids).startswith("yes")
+    assert control_ids(tokenizer, ids) == []
+
+
+def test_a_template_can_test_split_and_compare_texts(tokenizer: Tokenizer, original: PreTrainedTokenizerFast) -> None:
+    template = template_of(
+        "{% for m in messages %}{{ 'A' if '/no_think' in m.content }}{{ 'B' if m.content.startswith('sea') }}"
+        "{{ m.content.split('|')[-1] | trim }}{{ 'C' if m.content == messages[0].content }}{{ m.content | length }}"
+        "{% endfor %}"
+    )
+    ordinary: list[Message] = [
+        {"role": "user", "content": "sea | the sea /no_think"},
+        {"role": "assistant", "content": "  grey|blue "},
+    ]
+    expected = original.apply_chat_template(ordinary, chat_template=template.source, return_dict=False)
+    assert encode_chat(template, tokenizer, ordinary) == expected
+    equal = template_of("{{ 'C' if messages[0].content == messages[1].content }}")
+    twice: list[Message] = [{"role": "user", "content": "a < b <think> & c"}] * 2
+    assert tokenizer.decode(encode_chat(equal, tokenizer, twice)) == "C"
+
+
+def test_a_placeholder_cut_short_before_digits_stays_text(tokenizer: Tokenizer) -> None:
+    template = template_of("{{ messages[0].content[:20] }}{{ messages[1].content }}")
+    messages: list[Message] = [{"role": "user", "content": "<"}, {"role": "user", "content": "9" * 9}]
+    assert tokenizer.decode(encode_chat(template, tokenizer, messages)).endswith("9" * 9)
 
 
 def test_parts_of_a_message_are_texts_too(tokenizer: Tokenizer) -> None:
