@@ -18,7 +18,8 @@ from edgelm.control_guard import ControlGuard
 from edgelm.errors import ChatTemplateError
 from edgelm.tokenizer import Tokenizer
 
-# Four million characters are more than a context of a million tokens; a template that writes more is broken or hostile.
+# What a template may write beside the messages' own texts: four million characters are more than a context of a million
+# tokens; a template that writes more is broken or hostile.
 MAX_CHARACTERS = 4_000_000
 
 
@@ -76,7 +77,7 @@ class ChatTemplate:
 
         Raises:
             ChatTemplateError: there are no messages, one of them is no mapping with a role, the template refuses the
-                conversation or fails, or it writes more than MAX_CHARACTERS.
+                conversation or fails, or it writes more than MAX_CHARACTERS and the messages' texts.
         """
         if not messages:
             raise ChatTemplateError("The conversation is empty; give at least one message.")
@@ -89,13 +90,15 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         pieces: list[str] = []
-        length = 0
+        room = MAX_CHARACTERS + _characters(messages)
         try:
             for piece in self._template.generate(values):
                 pieces.append(piece)
-                length += len(piece)
-                if length > MAX_CHARACTERS:
-                    raise ChatTemplateError(f"The chat template writes more than {MAX_CHARACTERS} characters.")
+                room -= len(piece)
+                if room < 0:
+                    raise ChatTemplateError(
+                        f"The chat template writes more than {MAX_CHARACTERS} characters beside the messages' own."
+                    )
         except ChatTemplateError:
             raise
         except _RefusedError as error:
@@ -105,6 +108,15 @@ class ChatTemplate:
                 f"The chat template fails on this conversation: {type(error).__name__}: {error}"
             ) from error
         return "".join(pieces)
+
+
+def _characters(value: object) -> int:
+    """Count the characters of all texts in a value of plain data."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def encode_chat(

@@ -290,6 +290,15 @@ def test_a_template_that_writes_without_end_is_stopped() -> None:
         template.render([{"role": "user", "content": "x"}])
 
 
+def test_a_long_text_of_a_message_does_not_count_as_written_by_the_template() -> None:
+    for content in ("x" * 4_000_001, [{"type": "text", "text": "x" * 4_000_001}]):
+        template = ChatTemplate(
+            "{{ messages[0].content if messages[0].content is string else messages[0].content[0].text }}!"
+        )
+        rendered = template.render([{"role": "user", "content": content}])  # type: ignore[typeddict-item]
+        assert len(rendered) == 4_000_002
+
+
 def test_an_empty_conversation_and_a_message_without_role_are_errors() -> None:
     with pytest.raises(ChatTemplateError, match="conversation is empty"):
         ChatTemplate(CHATML).render([])
