@@ -80,8 +80,12 @@ def main() -> None:
     click.echo("# What quantization costs\n")
     click.echo(f"`python benchmarks/quantization.py`, {machine['date']}, commit {machine['commit']}, on")
     click.echo(f"{machine['cpu']}, edgelm {edgelm.__version__}, onnxruntime {machine['packages']['onnxruntime']}.\n")
-    click.echo("SmolLM2-135M-Instruct, whose weights come from a Q4_1 file: every 4-bit row rounds a second time. Perplexity")
-    click.echo("on 4 x 1024 tokens of Python's language reference; KL divergence on the export's own text. Small gaps on one")
+    click.echo(
+        "SmolLM2-135M-Instruct, whose weights come from a Q4_1 file: every 4-bit row rounds a second time. Perplexity"
+    )
+    click.echo(
+        "on 4 x 1024 tokens of Python's language reference; KL divergence on the export's own text. Small gaps on one"
+    )
     click.echo("text prove nothing.\n")
     click.echo("| recipe | MB | perplexity | over fp32 | KL divergence, nats |\n|---|---|---|---|---|")
     reference = None

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from edgelm.config import ModelConfig
+from edgelm.errors import ExportError
 from edgelm.rope import cos_sin_tables, sinusoidal_table
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.external_data import ExternalData
@@ -26,6 +27,7 @@ from edgelm_export.quantize.packed import PackedWeight
 
 FLOAT, INT64, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32
 _END = 2**63 - 1
+_ROTARY_HEAD_MULTIPLE = 16
 
 _ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     # x * sigmoid(alpha * x): with alpha 1 this is SiLU, in one node.
@@ -37,7 +39,17 @@ _ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def build_decoder(checkpoint: Checkpoint, precision: Precision, data: ExternalData) -> onnx.ModelProto:
-    """Build the graph of a checkpoint; its weights are read, quantized and written one after the other."""
+    """Build the graph of a checkpoint; its weights are read, quantized and written one after the other.
+
+    Raises:
+        ExportError: ONNX Runtime's operators cannot compute this config.
+    """
+    config = checkpoint.config
+    if config.position == "rope" and config.head_dim % _ROTARY_HEAD_MULTIPLE:
+        raise ExportError(
+            f"head_dim is {config.head_dim}; ONNX Runtime's GroupQueryAttention rotates heads whose size is a multiple of "
+            f"{_ROTARY_HEAD_MULTIPLE}. Train with such a head_dim, or without rope."
+        )
     return _Decoder(checkpoint, precision, data).build()
 
 

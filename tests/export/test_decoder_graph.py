@@ -9,6 +9,7 @@ import torch
 from make_tiny_model import CONFIG, make_checkpoint
 
 from edgelm.config import ModelConfig
+from edgelm.errors import ExportError
 from edgelm.generate import prefill
 from edgelm.session import DecoderSession
 from edgelm_export.decoder import build_decoder
@@ -150,3 +151,8 @@ def test_a_tied_head_and_embedding_are_one_tensor_on_disk(tmp_path: Path) -> Non
         export(tmp_path / name, config_with({"vocab_size": 4096, "tie_word_embeddings": tied}), "int8")
     sizes = {name: (tmp_path / name / "model.onnx.data").stat().st_size for name in ("tied", "untied")}
     assert sizes["untied"] - sizes["tied"] >= 4096 * 32
+
+
+def test_a_head_that_the_operator_cannot_rotate_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"head_dim is 24; .* a multiple of 16"):
+        export(tmp_path, config_with({"head_dim": 24}), "fp32")

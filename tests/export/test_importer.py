@@ -129,7 +129,9 @@ def test_a_folder_or_file_that_is_not_ours_is_not_replaced(tmp_path: Path, save_
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     for name in ("hf", "notes", "file"):
-        with pytest.raises(CheckpointError, match=f"{name} is not replaced: it exists and is not a checkpoint folder of edgelm"):
+        with pytest.raises(
+            CheckpointError, match=f"{name} is not replaced: it exists and is not a checkpoint folder of edgelm"
+        ):
             import_checkpoint(tmp_path / "hf", tmp_path / name)
     assert (tmp_path / "notes" / "diary.txt").read_text() == "dear diary"
     import_checkpoint(tmp_path / "hf", tmp_path / "empty")

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from edgelm import atomic
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
+from edgelm.replaceable import why_not_a_checkpoint
 from edgelm_training.model import Transformer
 
 WEIGHTS_FILE = "model.safetensors"
@@ -216,14 +217,9 @@ def _token_ids(config: ModelConfig) -> dict[str, Any]:
 
 def _refuse_foreign_folder(folder: Path) -> None:
     """Refuse to replace, that is to delete, what is not a checkpoint of ours."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    try:
-        if SECTION in json.loads((folder / "config.json").read_text(encoding="utf-8")):
-            return
-    except (OSError, ValueError, TypeError):
-        pass
-    raise CheckpointError(f"{folder} exists and is not a checkpoint folder of edgelm. Choose another, or remove it.")
+    reason = why_not_a_checkpoint(folder)
+    if reason is not None:
+        raise CheckpointError(f"{folder} is not replaced: {reason}. Choose another folder, or remove it.")
 
 
 def _text_files(folder: Path) -> dict[str, Path]:
