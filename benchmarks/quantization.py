@@ -1,7 +1,7 @@
 """Compare recipes of quantization: python benchmarks/quantization.py > docs/results/quantization.md (about 10 minutes)
 
-Each row exports SmolLM2-135M-Instruct by another recipe, and computes its perplexity on 4 x 1024 tokens of Python's language
-reference.
+Each row exports SmolLM2-135M-Instruct by another recipe, and computes its perplexity on 4 x 1024 tokens of Python's
+language reference.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def build_decoder(checkpoint: Checkpoint, precision: Precision, data: ExternalDa
     config = checkpoint.config
     if config.position == "rope" and config.head_dim % _ROTARY_HEAD_MULTIPLE:
         raise ExportError(
-            f"head_dim is {config.head_dim}; ONNX Runtime's GroupQueryAttention rotates heads whose size is a multiple of "
+            f"head_dim is {config.head_dim}; ONNX Runtime's GroupQueryAttention rotates heads of a multiple of "
             f"{_ROTARY_HEAD_MULTIPLE}. Train with such a head_dim, or without rope."
         )
     return _Decoder(checkpoint, precision, data).build()
