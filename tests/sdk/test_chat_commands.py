@@ -144,6 +144,12 @@ def test_set_reaches_the_answer():
         ("/regenerate", "There is no question to answer again yet."),
         ("/save /nowhere/at/all.json", "Cannot write /nowhere/at/all.json: "),
         ("/load /nowhere/at/all.json", "Cannot read /nowhere/at/all.json: "),
+        ("/save /", "Cannot write /: "),
+        ("/save ~nosuchuser/x", "Cannot write ~nosuchuser/x: "),
+        ("/save a\0b", "Cannot write a\0b: "),
+        ("/load ~nosuchuser/x", "Cannot read ~nosuchuser/x: "),
+        ("/load a\0b", "Cannot read a\0b: "),
+        ("/set seed " + "[" * 100_000, "/set seed takes no value that is nested so deeply."),
         ("word " * 2000, "the model's context holds 1024"),
     ],
 )
@@ -193,6 +199,7 @@ def test_a_saved_chat_is_loaded_whole(tmp_path):
         ('{"messages": ["x"]}', "is not a chat that /save wrote."),
         ('{"messages": [], "system": 3}', "is not a chat that /save wrote."),
         ('{"messages": [{"role": "system", "content": "x"}]}', "A turn has a role"),
+        ('{"messages": ' + "[" * 100_000, "is not a chat that /save wrote."),
         ("\udcff", "is not a chat that /save wrote."),
     ],
 )

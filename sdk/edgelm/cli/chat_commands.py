@@ -80,7 +80,10 @@ def _set(chat: Conversation, argument: str) -> None:
     if name and not text.strip():
         raise ConfigError(f"/set {name} needs a value; it is {getattr(chat.config, name)!r} now.")
     if name:
-        chat.config = chat.config.replace(**{name: _parse_value(text.strip())})
+        try:
+            chat.config = chat.config.replace(**{name: _parse_value(text.strip())})
+        except RecursionError as error:
+            raise ConfigError(f"/set {name} takes no value that is nested so deeply.") from error
     shown = (name,) if name else SETTINGS
     chat.screen.note("\n".join(f"{setting} = {json.dumps(getattr(chat.config, setting))}" for setting in shown))
 
@@ -94,23 +97,25 @@ def _parse_value(text: str) -> object:
 
 
 def _save(chat: Conversation, argument: str) -> None:
-    path = Path(argument).expanduser()
     saved = {"model": chat.model.name, "system": chat.session.system, "messages": chat.session.messages}
     try:
+        path = Path(argument).expanduser()
         atomic.write_text(path, json.dumps(saved, indent=2, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise ConfigError(f"Cannot write {path}: {error}.") from error
+    except (OSError, ValueError, RuntimeError) as error:  # no such home, no name for a file, a disk that is full
+        raise ConfigError(f"Cannot write {argument}: {str(error).rstrip('.')}.") from error
     chat.screen.note(f"Saved {len(chat.session.messages)} messages to {path}.")
 
 
 def _load(chat: Conversation, argument: str) -> None:
-    path = Path(argument).expanduser()
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        path = Path(argument).expanduser()
+        text = path.read_bytes()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"Cannot read {argument}: {str(error).rstrip('.')}.") from error
+    try:
+        saved = json.loads(text.decode("utf-8"))
         messages, system = list(saved["messages"]), saved.get("system")
-    except OSError as error:
-        raise ConfigError(f"Cannot read {path}: {error}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is not a chat that /save wrote.") from error
     if not all(isinstance(message, dict) for message in messages) or not isinstance(system, (str, type(None))):
         raise ConfigError(f"{path} is not a chat that /save wrote.")
