@@ -33,7 +33,10 @@ def _folder(xdg_variable: str, below_home: str) -> Path:
     """Source: XDG Base Directory Specification 0.8, which has relative paths in its variables ignored."""
     chosen = os.environ.get(HOME_VARIABLE)
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        try:
+            return Path(chosen).expanduser().absolute()
+        except RuntimeError as error:  # pathlib's word for a `~` without a home folder behind it
+            raise ConfigError(f"{HOME_VARIABLE} is {chosen!r}: {error} Set it to a folder of yours.") from error
     try:
         if sys.platform == "win32":
             local = os.environ.get("LOCALAPPDATA")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from edgelm import manifest
+from edgelm import atomic, manifest
 from edgelm.catalogue import CATALOGUE
 from edgelm.errors import ConfigError, ModelNotFoundError
 from edgelm.file_lock import file_lock
@@ -29,11 +30,20 @@ class Library:
     `models/<name>/` is a package, `sources/<name>/` an original (one GGUF file, or a Hugging Face folder), and
     `downloads/<name>/` what an interrupted download goes on from. What stands in the first two is complete.
 
-    root: the library's folder; None takes `folders.data_folder()`.
+    root: the library's folder; None takes `folders.data_folder()` when it is first needed.
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or data_folder()
+        self._root = root
+
+    @functools.cached_property
+    def root(self) -> Path:
+        """The library's folder.
+
+        Raises:
+            ConfigError: it has no place: no variable names one, and the user has no home folder.
+        """
+        return self._root or data_folder()
 
     def packages(self) -> list[str]:
         """Name the model packages, in alphabetical order."""
@@ -42,6 +52,10 @@ class Library:
     def sources(self) -> list[str]:
         """Name the downloaded originals, in alphabetical order."""
         return _names(self.root / "sources")
+
+    def has_package(self, name: str) -> bool:
+        """Tell whether the package `name` is here, with its manifest: a folder alone is none."""
+        return bool(_NAME.fullmatch(name)) and (self.root / "models" / name / manifest.FILE_NAME).is_file()
 
     def package_path(self, name: str) -> Path:
         """Return the folder that the package `name` has or would have.
@@ -78,8 +92,9 @@ class Library:
             ModelNotFoundError: nothing of that name or path is here; the message says what is, and how to get more.
         """
         text = os.fspath(name_or_path)
-        path = Path(text).expanduser()
-        is_package = (path / manifest.FILE_NAME).is_file()
+        with reading_path(text):
+            path = Path(text).expanduser()
+            exists, is_package = path.exists(), (path / manifest.FILE_NAME).is_file()
         if not is_path(name_or_path) and not (text and is_package):
             if text in self.packages():
                 return self.package_path(text)
@@ -87,14 +102,37 @@ class Library:
                 raise ModelNotFoundError(
                     f"Only the source of {text!r} is in the library. Make a package of it: edgelm export {text}"
                 )
-            if not text or not path.exists():
+            if not text or not exists:
                 raise ModelNotFoundError(self._no_model(text))
-        if not path.exists():
+        if not exists:
             raise ModelNotFoundError(f"There is no model package at {path}. {self._what_is_here()}")
         if not is_package:
             raise ModelNotFoundError(
                 f"{path} is not a model package: it has no {manifest.FILE_NAME}. "
                 f"If it is a checkpoint or a GGUF file, make a package of it: edgelm export {path} -o package/"
+            )
+        return path
+
+    def find_source(self, name_or_path: str) -> Path:
+        """Return the file or folder to make a package or a checkpoint of, given its path or its name in the library.
+
+        What exists at that path comes first. A path, which contains a separator or starts with a dot, is returned also
+        where nothing is there.
+
+        Raises:
+            ModelNotFoundError: nothing of that name is here, or the system refuses to look at the path.
+            ConfigError: it is neither a path nor a valid name of a model.
+        """
+        with reading_path(name_or_path):
+            path = Path(name_or_path).expanduser()
+            if path.exists() or is_path(name_or_path):
+                return path
+        path = self.source_path(name_or_path)
+        if not path.exists():
+            names = ", ".join(self.sources()) or "none"
+            raise ModelNotFoundError(
+                f"There is no file or folder {name_or_path!r}, and no source of that name in the library "
+                f"(there: {names}). Fetch a model: edgelm pull NAME --source-only"
             )
         return path
 
@@ -104,9 +142,11 @@ class Library:
         Raises:
             ModelNotFoundError: there is none.
         """
-        names = self.packages()
+        folders = self.packages()
+        names = [name for name in folders if self.has_package(name)]
         if not names:
-            raise ModelNotFoundError(self._what_is_here())
+            broken = f"No package in the library has its {manifest.FILE_NAME}. " if folders else ""
+            raise ModelNotFoundError(f"{broken}{self._what_is_here()}")
         return max(names, key=lambda name: (self.package_path(name) / manifest.FILE_NAME).stat().st_mtime)
 
     def remove(self, name: str) -> None:
@@ -119,6 +159,9 @@ class Library:
             ConfigError: the library cannot be written.
         """
         parts = [self.root / kind / check_name(name) for kind in ("models", "sources", "downloads")]
+        with self.writing():
+            for path in parts:
+                atomic.remove_leftovers(path)
         present = [path for path in parts if path.exists() or path.is_symlink()]
         if not present:
             raise ModelNotFoundError(f"There is no model {name!r} to remove. {self._what_is_here()}")
@@ -187,6 +230,20 @@ def is_path(name_or_path: str | Path) -> bool:
     """Tell whether a model is meant by its path, not by its name in the library."""
     text = os.fspath(name_or_path)
     return isinstance(name_or_path, Path) or text.startswith((".", "~")) or "/" in text or os.sep in text
+
+
+@contextlib.contextmanager
+def reading_path(text: str) -> Iterator[None]:
+    """Turn the failure to look at the path `text` into an error that names both.
+
+    Raises:
+        ModelNotFoundError: the path is too long, it may not be read, or it begins with `~` and there is no such home.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise ModelNotFoundError(f"There is no model at {text!r}: {reason}. Check the path.") from error
 
 
 def check_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -82,7 +83,12 @@ def fetch(source: Source, library: Library, name: str, progress: Progress | None
     staging = library.downloads_path(name)
     with library.writing():
         staging.mkdir(parents=True, exist_ok=True)
-        folder, known = source.fetch(staging, progress)
+        try:
+            folder, known = source.fetch(staging, progress)
+        except BaseException:
+            with contextlib.suppress(OSError):  # not empty: the next call goes on from there
+                staging.rmdir()
+            raise
         files = [dataclasses.asdict(describe_file(path)) for path in sorted(folder.iterdir())]
         record = {"reference": source.reference, **known, "files": files}
         atomic.write_text(folder / RECORD_NAME, json.dumps(record, indent=2, ensure_ascii=False) + "\n")

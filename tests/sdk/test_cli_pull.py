@@ -10,9 +10,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from edgelm import sources
 from edgelm.cli import main as main_module
 from edgelm.cli.main import main
-from edgelm.errors import MissingExtraError
+from edgelm.errors import DownloadError, MissingExtraError
 from edgelm.library import Library
 from edgelm.testing import tiny_model_path
 
@@ -39,7 +40,7 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
     @click.option("--precision", type=click.Choice(["int8", "int4"]), default="int8")
     def export(source: str, output: str, precision: str) -> None:
         calls.append((source, output, precision))
-        package = shutil.copytree(tiny_model_path(), Path(output))
+        package = shutil.copytree(tiny_model_path(), Path(output), dirs_exist_ok=True)
         manifest = json.loads((package / "edgelm.json").read_text()) | {"precision": precision}
         (package / "edgelm.json").write_text(json.dumps(manifest))
 
@@ -120,3 +121,26 @@ def test_an_unknown_model_is_an_error(own_library):
     result = pull("smollm")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: No model 'smollm' is known. Did you mean smollm2-135m-instruct?")
+
+
+def test_a_folder_without_a_manifest_is_no_package(library, exports):
+    library.package_path("small").mkdir(parents=True)
+    assert pull("small").stderr.endswith("Talk to it: edgelm chat small\n")
+    assert len(exports) == 1
+    assert library.has_package("small")
+
+
+@pytest.mark.parametrize(("arrived", "left"), [([], []), (["part"], ["new"])])
+def test_a_pull_that_fails_keeps_what_arrived_and_no_empty_folder(library, monkeypatch, arrived, left):
+    class Refusing:
+        reference, name = "hf:org/new", "new"
+
+        def fetch(self, staging, progress):
+            for file in arrived:
+                (staging / file).touch()
+            raise DownloadError("The line is dead.")
+
+    monkeypatch.setattr(sources, "resolve", lambda _: Refusing())
+    result = pull("hf:org/new", "--source-only")
+    assert (result.exit_code, result.stderr) == (1, "error: The line is dead.\n")
+    assert [path.name for path in (library.root / "downloads").iterdir()] == left

@@ -212,3 +212,60 @@ def test_locks_of_different_models_do_not_meet(library, tmp_path):
     with file_lock(tmp_path / "lock"):
         assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
     assert (tmp_path / "lock").read_text() == ""
+
+
+@pytest.mark.parametrize("wanted", ["a" * 300, "~nosuchuser/x", "./" + "b" * 300])
+def test_a_path_that_the_system_refuses_is_an_error_that_names_it(library, wanted):
+    for find in (library.find, library.find_source):
+        with pytest.raises(ModelNotFoundError, match=f"There is no model at '{wanted}': .*Check the path"):
+            find(wanted)
+
+
+def test_a_folder_that_may_not_be_read_is_an_error_that_says_so(library, monkeypatch):
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refused)
+    with pytest.raises(ModelNotFoundError, match=r"There is no model at './locked': .*Permission denied"):
+        library.find("./locked")
+
+
+def test_a_source_is_found_by_path_or_by_name(library, tmp_path, monkeypatch):
+    folder = add_source(library, "small", "model.gguf")
+    assert library.find_source("small") == folder / "model.gguf"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert library.find_source("~/nowhere/") == tmp_path / "nowhere"
+    with pytest.raises(ModelNotFoundError, match=r"no source of that name in the library \(there: small\)"):
+        library.find_source("large")
+
+
+def test_a_home_that_does_not_exist_is_an_error_that_names_the_variable(monkeypatch):
+    monkeypatch.setenv("EDGELM_HOME", "~nosuchuser/x")
+    with pytest.raises(ConfigError, match=r"EDGELM_HOME is '~nosuchuser/x': .* Set it to a folder of yours"):
+        data_folder()
+
+
+def test_a_folder_without_a_manifest_is_not_the_latest_package(library):
+    library.package_path("broken").mkdir(parents=True)
+    assert not library.has_package("broken")
+    with pytest.raises(ModelNotFoundError, match=r"No package in the library has its edgelm.json. In .*: broken."):
+        library.latest()
+    add_package(library, "tiny")
+    assert library.latest() == "tiny"
+    assert library.has_package("tiny")
+    assert not library.has_package("hf:org/tiny")
+
+
+def test_a_package_given_by_its_path_needs_no_home(monkeypatch):
+    monkeypatch.setenv("EDGELM_HOME", "~nosuchuser/x")
+    assert Library().find(tiny_model_path()) == tiny_model_path()
+
+
+def test_remove_deletes_what_a_killed_export_left_behind(library):
+    add_package(library, "tiny")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    staging = library.root / "models" / f".edgelm-tmp-{ended.pid}-0123abcd-tiny"
+    staging.mkdir()
+    library.remove("tiny")
+    assert list((library.root / "models").iterdir()) == []

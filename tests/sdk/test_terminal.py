@@ -148,3 +148,10 @@ def test_slash_commands_are_completed_and_texts_are_not():
     assert completions("/s") == ["/save", "/set"]
     assert completions("/sa") == ["/save"]
     assert completions("so") == []
+
+
+def test_a_history_without_a_home_is_a_warning(monkeypatch, capsys):
+    monkeypatch.setattr(terminal_module, "PromptSession", lambda **_: None)
+    monkeypatch.setenv("EDGELM_HOME", "~nosuchuser/x")
+    Terminal()
+    assert "The history of this chat is not kept: EDGELM_HOME is '~nosuchuser/x'" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def pull(context: click.Context, model: str, precision: str | None, name: str | 
       edgelm pull hf:ORG/REPO/model-q8_0.gguf --source-only
     """
     library = Library()
-    if model in library.packages() and precision is None and name is None and not source_only:
+    if library.has_package(model) and precision is None and name is None and not source_only:
         _say(f"{model} is in the library already: edgelm chat {model}")
         return
     source = sources.resolve(_reference(model, library))
@@ -75,7 +75,7 @@ def _reference(model: str, library: Library) -> str:
 def _package_of(library: Library, name: str, precision: str | None) -> str | None:
     """Return the package that the library has of `name`, in any precision or in the one that is asked for."""
     for package in (name, f"{name}-{precision}"):
-        if package not in library.packages():
+        if not library.has_package(package):
             continue
         if precision in (None, Manifest.load(library.package_path(package)).precision):
             return package

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from edgelm.cli.markdown_blocks import MarkdownBlocks
 from edgelm.cli.output import printable
+from edgelm.errors import ConfigError
 from edgelm.folders import state_folder
 
 _PROMPT = ">>> "
@@ -38,12 +39,12 @@ class Terminal:
         self._prompts: PromptSession[str] = PromptSession(history=self._history(), key_bindings=_key_bindings())
 
     def _history(self) -> History:
-        path = state_folder() / "chat_history"
         try:
+            path = state_folder() / "chat_history"
             path.parent.mkdir(parents=True, exist_ok=True)
             # What one says to a model is for nobody else's eyes.
             os.close(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
-        except OSError as error:
+        except (OSError, ConfigError) as error:
             self.warn(f"The history of this chat is not kept: {error}.")
             return InMemoryHistory()
         return FileHistory(str(path))
