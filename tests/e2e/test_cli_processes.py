@@ -128,3 +128,22 @@ def test_colour_is_for_terminals_that_want_it(variables):
     shown = os.read(main_end, 65536)
     os.close(main_end)
     assert (b"\x1b[31m" in shown) is (not variables)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "errors"),
+    [
+        (f"run '{TINY}' hi --max-new-tokens 2 </dev/null >&-", 0, ""),
+        (f"run '{TINY}' hi --max-new-tokens 2 </dev/null 2>&-", 0, ""),
+        (f"chat '{TINY}' --max-new-tokens 2 </dev/null >&-", 0, ""),
+        ("rm foo <&-", 2, "Nobody is here to ask: add --yes"),
+        ("list --json >/dev/full", 1, "error: Cannot write the output: "),
+        (f"run '{TINY}' hi --max-new-tokens 2 </dev/null >/dev/full", 1, "error: Cannot write the output: "),
+    ],
+)
+def test_a_stream_that_is_closed_or_full_is_no_crash(command, code, errors):
+    result = subprocess.run(f"'{EDGELM}' {command}", shell=True, capture_output=True, text=True, check=False)
+    assert result.returncode == code, result.stderr
+    assert errors in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr

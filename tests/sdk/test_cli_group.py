@@ -168,3 +168,30 @@ def test_a_shell_that_completes_sees_no_errors(own_library, monkeypatch, tmp_pat
 
 def test_completion_is_explained_in_the_help():
     assert 'eval "$(_EDGELM_COMPLETE=bash_source edgelm)"' in CliRunner().invoke(main, ["--help"]).output
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+def test_an_output_that_cannot_be_written_is_an_error():
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", "from edgelm.cli.main import main; main()", "list", "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: Cannot write the output: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_file_that_fails_is_named(monkeypatch):
+    error = PermissionError(13, "Permission denied", "a file")
+    monkeypatch.setattr(main_module.LazyGroup, "get_command", lambda *_: failing_with(error))
+    result = CliRunner().invoke(main, ["fail"])
+    assert (result.exit_code, result.stderr) == (1, "error: [Errno 13] Permission denied: 'a file'.\n")
+
+
+def test_an_interrupt_while_an_extension_module_is_imported_ends_with_130(monkeypatch):
+    error = ImportError("initialization failed")
+    error.__cause__ = KeyboardInterrupt()
+    monkeypatch.setattr(main_module.LazyGroup, "get_command", lambda *_: failing_with(error))
+    result = CliRunner().invoke(main, ["fail"])
+    assert (result.exit_code, result.output) == (130, "")

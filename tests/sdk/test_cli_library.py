@@ -130,3 +130,10 @@ def test_rm_asks_on_a_terminal(library, answer, code, left):
     assert b"Remove tiny from the library? [y/N]" in asked
     assert process.returncode == code
     assert Path(library.package_path("tiny")).exists() is left
+
+
+def test_show_commands_no_terminal(library):
+    path = library.package_path("tiny") / "edgelm.json"
+    manifest = json.loads(path.read_text()) | {"notes": ["a \x1b[31mred note"]}
+    path.write_text(json.dumps(manifest))
+    assert "a [31mred note" in edgelm("show", "tiny").stdout

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,8 +72,8 @@ def test_what_is_piped_in_follows_the_prompt_or_is_the_prompt(says_sea):
 
 
 def test_an_argument_that_is_not_utf8_is_repaired(says_sea):
-    run(TINY, "caf\udce9")
-    assert says_sea[0][-1]["content"] == "caf�"
+    run(TINY, "caf\udce9", "--system", "th\udce9")
+    assert [message["content"] for message in says_sea[0]] == ["th�", "caf�"]
 
 
 def test_a_system_message_goes_first(says_sea):
@@ -144,3 +146,18 @@ def test_an_error_ends_with_1_and_says_why(tmp_path):
     broken = shutil.copytree(tiny_model_path(), tmp_path / "broken")
     Path(broken / "model.onnx.data").write_bytes(b"x")
     assert "model.onnx.data has 1 bytes" in run(str(broken), "x").stderr
+
+
+def test_a_package_given_by_its_path_needs_no_home(monkeypatch):
+    monkeypatch.setenv("EDGELM_HOME", "~nosuchuser/x")
+    assert run(TINY, "Hello", "--max-new-tokens", "1").exit_code == 0
+    assert run("nothing", "x").stderr.startswith("error: EDGELM_HOME is '~nosuchuser/x': ")
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+@pytest.mark.parametrize(("on_terminal", "shown"), [(True, "[31mred\n"), (False, "\x1b[31mred\n")])
+def test_an_answer_commands_no_terminal_and_goes_through_a_pipe_as_it_is(monkeypatch, command, on_terminal, shown):
+    monkeypatch.setattr(language_model, "load", lambda *_: scripted_model("\x1b[31mred"))
+    module = importlib.import_module(f"edgelm.cli.{command}")
+    monkeypatch.setattr(module, "is_terminal", lambda stream: on_terminal and stream is sys.stdout)
+    assert CliRunner().invoke(main, [command, TINY], input="Hello\n").stdout == shown

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgelm.cli.generation_options import complete_model, generation_options, threads_option
-from edgelm.cli.output import clean_text
+from edgelm.cli.output import clean_text, is_terminal, printable
 from edgelm.cli.progress import status
 from edgelm.extras import require
 from edgelm.library import Library
@@ -36,7 +36,7 @@ def chat(model: str | None, system: str | None, threads: int | None, settings: d
       edgelm chat smollm2-135m-instruct --system "Answer in one sentence."
       printf 'My name is Ada.\\nWhat is my name?\\n' | edgelm chat package/
     """
-    interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+    interactive = is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if interactive:
         require("prompt_toolkit", "chat", "The chat in a terminal")
         require("rich", "chat", "The chat in a terminal")
@@ -60,10 +60,11 @@ def chat(model: str | None, system: str | None, threads: int | None, settings: d
 
 
 def _answer_lines(session: ChatSession, config: GenerationConfig) -> None:
+    on_terminal = is_terminal(sys.stdout)
     turns = (line.strip() for line in sys.stdin or () if line.strip())
     for number, turn in enumerate(turns):
         if number:
             click.echo()
         for chunk in session.send(turn, config):
-            click.echo(chunk.text, nl=False)
+            click.echo(printable(chunk.text) if on_terminal else chunk.text, nl=False)
         click.echo()

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from edgelm.cli.generation_options import complete_model
-from edgelm.cli.output import megabytes
+from edgelm.cli.output import is_terminal, megabytes, printable
 from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError
 from edgelm.library import Library
@@ -73,7 +73,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         table.append(
             (
                 row["name"],
-                row.get("precision") or f"({row['kind']})",
+                printable(row.get("precision") or "") or f"({row['kind']})",
                 megabytes(row["size"]),
                 str(row.get("context_length") or ""),
                 f"{perplexity:.2f}" if perplexity is not None else "",
@@ -84,7 +84,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
     for row in rows:
         if "problem" in row:
-            click.echo(f"warning: {row['name']}: {row['problem']}", err=True)
+            click.echo(f"warning: {row['name']}: {printable(row['problem'])}", err=True)
 
 
 @click.command()
@@ -115,10 +115,10 @@ def show(model: str, as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     for label, value in [*_facts(folder, manifest, config, kv_bytes), *_quality(manifest)]:
-        click.echo(f"{label:<22}{value}")
+        click.echo(f"{label:<22}{printable(value)}")
     click.echo("files")
     for entry in manifest.files:
-        click.echo(f"  {entry.path:<28}{megabytes(entry.size):>10}  sha256 {entry.sha256[:12]}…")
+        click.echo(f"  {printable(entry.path):<28}{megabytes(entry.size):>10}  sha256 {entry.sha256[:12]}…")
 
 
 def _facts(folder: Path, manifest: Manifest, config: ModelConfig, kv_bytes: int) -> list[tuple[str, str]]:
@@ -166,7 +166,7 @@ def rm(names: tuple[str, ...], yes: bool) -> None:
       edgelm rm old-model older-model --yes
     """
     if not yes:
-        if not sys.stdin.isatty():
+        if not is_terminal(sys.stdin):
             raise click.UsageError("Nobody is here to ask: add --yes to remove without asking.")
         click.confirm(f"Remove {', '.join(names)} from the library?", abort=True, err=True)
     library = Library()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import io
 import os
@@ -83,9 +84,33 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             raise SystemExit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
-            # Whoever read us has left. What Python still holds for it must not fail again at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Whoever read us has left.
+            _discard_output()
             raise SystemExit(EXIT_CLOSED_PIPE) from None
+        except OSError as error:
+            if error.filename is not None:
+                raise ReportedError(f"{error}.") from error
+            # Without a file's name it comes from a stream: the disk behind it is full, or it is gone.
+            _discard_output()
+            raise ReportedError(f"Cannot write the output: {error}.") from error
+        except ImportError as error:
+            # An extension module that is being imported makes an ImportError of Ctrl-C.
+            if _has_cause(error, KeyboardInterrupt):
+                raise SystemExit(EXIT_INTERRUPTED) from None
+            raise
+
+
+def _discard_output() -> None:
+    """Let what Python still holds for a stream that has failed not fail again at exit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _has_cause(error: BaseException | None, kind: type[BaseException]) -> bool:
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _entry_points() -> dict[str, metadata.EntryPoint]:

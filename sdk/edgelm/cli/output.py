@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import TextIO
 
 from edgelm.completion import Timings, Usage
 
 # Control characters but newline and tab: an answer must not move the cursor, change the title or the clipboard.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Tell whether somebody looks at a standard stream; Python has None for one that is closed."""
+    return stream is not None and stream.isatty()
 
 
 def printable(text: str) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgelm.cli.output import is_terminal
+
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
 
@@ -18,7 +20,7 @@ _CLEAR_LINE = "\r\x1b[K"
 @contextlib.contextmanager
 def status(text: str) -> Iterator[None]:
     """Show `text …` while the block runs."""
-    shown = sys.stderr.isatty()
+    shown = is_terminal(sys.stderr)
     if shown:
         click.echo(f"{text} …", err=True, nl=False)
     try:
@@ -37,7 +39,7 @@ class ProgressLine:
 
     def __call__(self, label: str, done: int, total: int | None) -> None:
         """Show that `done` of `total` is done; another label ends one bar and begins the next."""
-        if not total or not sys.stderr.isatty():
+        if not total or not is_terminal(sys.stderr):
             return
         if self._bar is None or label != self._label:
             self.close()

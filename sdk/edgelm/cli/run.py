@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgelm.cli.generation_options import complete_model, generation_options, threads_option
-from edgelm.cli.output import clean_text, printable, timing_line
+from edgelm.cli.output import clean_text, is_terminal, printable, timing_line
 from edgelm.cli.progress import status
 
 if TYPE_CHECKING:
@@ -99,13 +99,13 @@ def _answer(
     config = model.generation_config.replace(**settings)
     if raw or model.chat_template is None:
         return model.stream(text, config)
-    messages = [Message(role="system", content=system)] if system is not None else []
+    messages = [Message(role="system", content=clean_text(system))] if system is not None else []
     return model.stream_chat([*messages, Message(role="user", content=text)], config)
 
 
 def _echo(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     """Print the chunks as they pass, and a newline behind the last."""
-    on_terminal = sys.stdout.isatty()
+    on_terminal = is_terminal(sys.stdout)
     last_text = ""
     for chunk in chunks:
         last_text = chunk.text or last_text
