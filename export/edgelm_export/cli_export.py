@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from edgelm.cli.output import is_terminal
 from edgelm.cli.progress import progress_line
 from edgelm.library import Library
 from edgelm.manifest import Manifest
@@ -41,9 +42,9 @@ def export(source: str, output: Path | None, precision: str, as_json: bool) -> N
     package appears when it is complete and checked; until then an older one of the same name stays.
     """
     library = Library()
-    path = Path(source) if Path(source).exists() else library.source_path(source)
+    path = library.find_source(source)
     if output is None:
-        name = source if not Path(source).exists() else Path(source).resolve().stem.lower()
+        name = _package_name(path, library)
         output = library.package_path(name if precision == DEFAULT_PRECISION else f"{name}-{precision}")
     with open_checkpoint(path) as checkpoint, progress_line() as progress:
         manifest = export_package(checkpoint, output, precision, progress=progress)
@@ -51,6 +52,14 @@ def export(source: str, output: Path | None, precision: str, as_json: bool) -> N
         click.echo(json.dumps(dataclasses.asdict(manifest), indent=2))
     else:
         _print_figures(manifest, output)
+
+
+def _package_name(source: Path, library: Library) -> str:
+    """Return a source's name in the library, or that of any other file or folder: `.2-1B` of a name is no suffix."""
+    sources = library.root / "sources"
+    if sources in source.parents:
+        return source.relative_to(sources).parts[0]
+    return source.resolve().name.lower().removesuffix(".gguf")
 
 
 def _print_figures(manifest: Manifest, output: Path) -> None:
@@ -69,5 +78,5 @@ def _print_figures(manifest: Manifest, output: Path) -> None:
         click.echo(f"{label:>18}  {value}")
     for note in manifest.notes:
         click.echo(f"{'note':>18}  {note}")
-    if sys.stderr.isatty():
+    if is_terminal(sys.stderr):
         click.echo(f"Chat with it: edgelm chat {output}", err=True)

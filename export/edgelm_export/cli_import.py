@@ -12,8 +12,7 @@ import click
 
 from edgelm.cli.output import megabytes
 from edgelm.cli.progress import progress_line
-from edgelm.errors import ModelNotFoundError
-from edgelm.library import Library, check_name, is_path
+from edgelm.library import Library
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.importer import write_checkpoint
 from edgelm_export.sources import open_checkpoint
@@ -38,7 +37,7 @@ def import_(source: str, output: Path, as_json: bool) -> None:
       edgelm import ~/models/SmolLM2-360M -o ckpt/     a Hugging Face folder; weights keep their type
       edgelm import smollm2-135m-instruct -o ckpt/     a source that `edgelm pull` brought
     """
-    with open_checkpoint(_source_path(source)) as checkpoint:
+    with open_checkpoint(Library().find_source(source)) as checkpoint:
         with progress_line() as progress:
             write_checkpoint(checkpoint, output, progress=progress)
         figures = _figures(checkpoint, output)
@@ -54,21 +53,6 @@ def import_(source: str, output: Path, as_json: bool) -> None:
     ]
     for label, value in rows:
         click.echo(f"{label:>18}  {value}")
-
-
-def _source_path(source: str) -> Path:
-    path = Path(source).expanduser()
-    if path.exists() or is_path(source):
-        return path
-    library = Library()
-    path = library.source_path(check_name(source))
-    if not path.exists():
-        names = ", ".join(library.sources()) or "none"
-        raise ModelNotFoundError(
-            f"There is no file or folder {source!r}, and no source of that name in the library (there: {names}). "
-            f"Fetch a model: edgelm pull NAME --source-only"
-        )
-    return path
 
 
 def _figures(checkpoint: Checkpoint, output: Path) -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""Where `edgelm export` finds its source, and which name the package gets in the library."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edgelm.cli.main import main
+from edgelm.errors import ExportError
+from edgelm.library import Library
+from edgelm_export import cli_export
+
+
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path]]:
+    """Stand in for the exporter, and return the sources and the packages that it was called for."""
+    calls: list[tuple[Path, Path]] = []
+
+    def export_package(source: Path, output: Path, *_: object, **__: object) -> None:
+        calls.append((source, output))
+        raise ExportError("Not today.")
+
+    monkeypatch.setattr(cli_export, "open_checkpoint", contextlib.nullcontext)
+    monkeypatch.setattr(cli_export, "export_package", export_package)
+    return calls
+
+
+def export(*arguments: str):
+    return CliRunner().invoke(main, ["export", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("Llama-3.2-1B", "llama-3.2-1b"),
+        ("Llama-3.1-8B/", "llama-3.1-8b"),
+        ("SmolLM2.Q4_1.GGUF", "smollm2.q4_1"),
+        ("~/Llama-3.2-1B", "llama-3.2-1b"),
+    ],
+)
+def test_a_package_is_named_like_its_source_dots_and_all(tmp_path, monkeypatch, exported, source, name):
+    for folder in ("Llama-3.2-1B", "Llama-3.1-8B", "SmolLM2.Q4_1.GGUF"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    export(source)
+    export(source, "--precision", "int4")
+    assert [target.name for _, target in exported] == [name, f"{name}-int4"]
+    assert exported[0][0].resolve().parent == tmp_path
+
+
+def test_a_source_of_the_library_keeps_its_name(exported):
+    folder = Library().source_path("My.Model")
+    folder.mkdir(parents=True)
+    (folder / "weights.gguf").touch()
+    export("My.Model")
+    assert exported == [(folder / "weights.gguf", Library().package_path("My.Model"))]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere/", "There is no file or folder nowhere."),
+        ("~nosuchuser/x", "There is no model at '~nosuchuser/x': "),
+        ("nowhere", "There is no file or folder 'nowhere', and no source of that name"),
+    ],
+)
+def test_a_source_that_is_nowhere_is_an_error_that_names_it(source, message):
+    result = export(source, "-o", "package")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {message}")
