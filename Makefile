@@ -33,7 +33,7 @@ $(VENV)/bin/pip:
 
 # The development set holds all that the chat needs, so either stamp serves the other's purpose once dev is there.
 $(VENV)/chat.stamp: $(VENV)/bin/pip $(SOURCES)
-	@echo "Setting up edgelm in $(VENV) (about 350 MB; once) ..." >&2
+	@echo "Setting up edgelm in $(VENV) (once) ..." >&2
 	@$(BIN)/pip install --quiet -e ".[cpu,chat,export]" >&2
 	@touch $@
 

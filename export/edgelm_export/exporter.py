@@ -29,7 +29,7 @@ from edgelm_export.quantize import KEEP, Precision, precision_named
 from edgelm_export.quantize.keep import moved_types
 from edgelm_export.verify import check_quality, measure_quality
 
-DEFAULT_PRECISION = "int8"  # nearly lossless, and the fastest at that quality (docs/results/)
+DEFAULT_PRECISION = "int8"  # nearly lossless, and the fastest at that quality (docs/results/smollm2-135m.md)
 
 
 def export_package(

@@ -15,7 +15,7 @@ from edgelm.kv_cache import KVCache
 from edgelm.sampling import Sampler
 
 # One matrix product over 128 tokens beats 128 products over one; larger chunks lose that to attention, which computes
-# the masked positions of a chunk too (docs/results/).
+# the masked positions of a chunk too (docs/results/graph-and-settings.md).
 PREFILL_CHUNK = 128
 
 

@@ -25,7 +25,8 @@ _LOG_ERRORS_ONLY = 3
 class SessionOptions:
     """How ONNX Runtime runs the graph.
 
-    threads: of one step; None takes the physical cores (more of them than cores halve the speed, docs/results/).
+    threads: of one step; None takes the physical cores. More threads than cores halve the speed
+    (docs/results/graph-and-settings.md).
     """
 
     threads: int | None = None
@@ -51,7 +52,7 @@ class DecoderSession:
         settings = self._runtime.SessionOptions()
         settings.intra_op_num_threads = (options or SessionOptions()).threads or physical_cores()
         settings.log_severity_level = _LOG_ERRORS_ONLY
-        # Work in smaller pieces than one a thread: 2-4 % faster where another program takes some of a core.
+        # Work in smaller pieces than one a thread: decodes 1.02-1.03 x as fast (docs/results/graph-and-settings.md).
         settings.add_session_config_entry("session.dynamic_block_base", "4")
         path = folder / GRAPH_FILE
         try:

@@ -1,7 +1,7 @@
 """int4: symmetric, 4 bits, each block's scale searched for the least squared error, weighted by the weights' size.
 
 Weighting by |weight| keeps the search from clipping the few large weights, which matter most: without it the error
-falls and the perplexity rises (docs/results/quantization.md). It costs seconds at export and nothing at run time.
+falls and the perplexity rises (docs/results/graph-and-settings.md). It costs seconds at export, nothing at run time.
 """
 
 from __future__ import annotations

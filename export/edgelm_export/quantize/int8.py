@@ -1,4 +1,4 @@
-"""int8: symmetric round-to-nearest, 8 bits. Nearly lossless at a block of 64 (docs/results/)."""
+"""int8: symmetric round-to-nearest, 8 bits. Nearly lossless at a block of 64 (docs/results/quantization.md)."""
 
 from __future__ import annotations
 

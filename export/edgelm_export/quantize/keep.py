@@ -16,8 +16,8 @@ FALLBACK_BLOCK_SIZE = 32  # that of the source's blocks, so that no scale spans 
 def keep_grid(checkpoint: Checkpoint, name: str) -> PackedWeight | NDArray[np.float32]:
     """Repack a tensor on its own grid: exact for Q4_0 and Q8_0; float types stay float32.
 
-    The other types have a float offset a block, with which MatMulNBits is 31 times slower (docs/results/): they go to 8
-    bits, and the package says so.
+    The other types have a float offset a block, with which MatMulNBits is 31 times slower
+    (docs/results/graph-and-settings.md): they go to 8 bits, and the package says so.
     """
     blocks = checkpoint.quantized_blocks(name)
     if blocks is not None:
