@@ -108,6 +108,20 @@ class LanguageModel:
             raise ChatTemplateError(f"{self.name} has no chat template; give it a plain prompt (stream, generate).")
         return encode_chat(self.chat_template, self.tokenizer, messages)
 
+    def answer(self, prompt: str | Sequence[int], config: GenerationConfig | None = None) -> Answer:
+        """Check a prompt, and return the answer to it, not begun: what `stream` and the engine run.
+
+        Raises:
+            ContextLengthError: the prompt does not fit the model's context, or has no tokens.
+            TokenizerError: a token id is none of the model's.
+        """
+        return Answer(
+            tokenizer=self.tokenizer,
+            model_config=self.config,
+            prompt_ids=self._checked_ids(prompt, fewest=1),
+            config=config or self.generation_config,
+        )
+
     def stream(
         self,
         prompt: str | Sequence[int],
@@ -127,16 +141,8 @@ class LanguageModel:
             TokenizerError: a token id is none of the model's.
         """
         # Checked with the call, not with the first chunk.
-        ids = self._checked_ids(prompt, fewest=1)
-        answer = Answer(
-            session=self.session,
-            tokenizer=self.tokenizer,
-            prompt_ids=ids,
-            config=config or self.generation_config,
-            cancel=cancel,
-            cache=cache or self.session.new_cache(),
-        )
-        return answer.chunks()
+        answer = self.answer(prompt, config)
+        return answer.chunks(self.session, cache or self.session.new_cache(), cancel)
 
     def stream_chat(
         self,
