@@ -247,6 +247,43 @@ def test_a_batch_gives_the_logits_of_its_rows(tiny_config: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("name", FEATURES)
+def test_documents_in_one_row_give_the_logits_of_each_alone(name: str, tiny_config: ModelConfig) -> None:
+    config = replace(tiny_config, **FEATURES[name])
+    model = random_model(config)
+    ids_BT = random_ids(config, 2, 40)
+    lengths = ((7, 1, 32), (25, 10, 5))
+    # A number that comes back after another one is a new document.
+    documents_BT = torch.stack([torch.tensor([4, 9, 4]).repeat_interleave(torch.tensor(row)) for row in lengths])
+
+    with torch.no_grad():
+        packed = model(ids_BT, documents_BT)
+        alone = [torch.cat([model(part[None])[0] for part in ids_BT[b].split(row)]) for b, row in enumerate(lengths)]
+
+    # Attention sums a masked row in another order. Measured: 1.7e-6 on logits of up to 3.9.
+    torch.testing.assert_close(packed, torch.stack(alone), atol=1e-5, rtol=0)
+
+
+def test_activation_checkpointing_changes_neither_logits_nor_gradients(tiny_config: ModelConfig) -> None:
+    model = random_model(tiny_config).train()
+    ids_BT = random_ids(tiny_config, 2, 20)
+    documents_BT = (torch.arange(20) // 7).expand(2, -1)
+    seen = []
+    blocks: list[int] = []
+    model.model.layers[0].register_forward_pre_hook(lambda *_: blocks.append(1))
+    for recompute in (False, True):
+        model.activation_checkpointing = recompute
+        model.zero_grad()
+        logits = model(ids_BT, documents_BT)
+        logits.logsumexp(-1).sum().backward()
+        seen.append([logits.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+
+    assert all(torch.equal(*pair) for pair in zip(*seen, strict=True))
+    assert len(blocks) == 3  # once, then once more for the backward pass
+    model.eval()(ids_BT)
+    assert len(blocks) == 4
+
+
+@pytest.mark.parametrize("name", FEATURES)
 def test_parameters_have_the_canonical_names_shapes_and_order(name: str, tiny_config: ModelConfig) -> None:
     config = replace(tiny_config, **FEATURES[name])
 
