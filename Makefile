@@ -1,11 +1,12 @@
-# make chat | make test | make lint | make bench: each sets up what it needs, in .venv, and nothing twice.
+# make chat | make test | make lint | make bench | make docs: each sets up what it needs, in .venv, and nothing twice.
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml sdk/edgelm/_version.py
+DEV_EXTRAS := cpu,chat,export,train,docs,dev
 
-.PHONY: chat test lint bench clean
+.PHONY: chat test lint bench docs clean
 
 chat: $(VENV)/chat.stamp
 	@$(BIN)/edgelm pull $(MODEL)
@@ -24,8 +25,12 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/run.py
 
+# The documentation, as a folder of pages that needs no server: site/index.html.
+docs: $(VENV)/dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .cache site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -38,9 +43,9 @@ $(VENV)/chat.stamp: $(VENV)/bin/pip $(SOURCES)
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/bin/pip $(SOURCES)
-	$(BIN)/pip install --quiet -e ".[cpu,chat,export,train,dev]"
+	$(BIN)/pip install --quiet -e ".[$(DEV_EXTRAS)]"
 	@touch $@ $(VENV)/chat.stamp
 
 $(VENV)/bench.stamp: $(VENV)/bin/pip $(SOURCES)
-	$(BIN)/pip install --quiet -e ".[cpu,chat,export,train,dev,bench]"
+	$(BIN)/pip install --quiet -e ".[$(DEV_EXTRAS),bench]"
 	@touch $@ $(VENV)/dev.stamp $(VENV)/chat.stamp

@@ -1,0 +1,49 @@
+"""The documentation builds without a warning, is complete, and loads nothing from another host."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import edgelm
+from edgelm.cli.main import COMMAND_GROUP
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_every_command_has_a_page_with_its_help(site: Path) -> None:
+    for entry_point in metadata.entry_points(group=COMMAND_GROUP):
+        assert f"Usage: edgelm {entry_point.name}" in (site / "commands" / f"{entry_point.name}.html").read_text()
+
+
+def test_every_public_class_and_function_is_in_the_reference(site: Path) -> None:
+    page = (site / "api" / "runtime.html").read_text()
+    names = [name for name in edgelm.__all__ if inspect.isclass(getattr(edgelm, name)) or name == "load"]
+    assert [name for name in names if f'id="edgelm.{name}"' not in page] == []
+
+
+def test_every_page_of_the_folder_is_in_the_navigation(site: Path) -> None:
+    start = (site / "index.html").read_text()
+    pages = [path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")]
+    assert [str(page) for page in pages if f'href="{page.as_posix()}"' not in start] == []
+
+
+def test_no_page_loads_anything_from_another_host(site: Path) -> None:
+    loads = re.compile(r"""<(?:script|img|iframe)[^>]+src=["']?https?:|<link[^>]+stylesheet[^>]+href=["']?https?:""")
+    assert [path for path in site.rglob("*.html") if loads.search(path.read_text())] == []
