@@ -25,6 +25,7 @@ from edgelm.errors import (
     ModelNotFoundError,
     PackageError,
     ProviderError,
+    QueueFullError,
     TokenizerError,
     VerificationError,
 )
@@ -33,6 +34,8 @@ from edgelm.generation_config import GenerationConfig
 if TYPE_CHECKING:
     from edgelm.chat_session import ChatSession
     from edgelm.config import ModelConfig
+    from edgelm.engine import Engine, EngineOptions
+    from edgelm.generation import Generation
     from edgelm.language_model import LanguageModel, load
     from edgelm.session import SessionOptions
     from edgelm.tokenizer import Tokenizer
@@ -40,6 +43,9 @@ if TYPE_CHECKING:
 # Imported at first use: they bring numpy, tokenizers and ONNX Runtime with them.
 _LAZY = {
     "ChatSession": "edgelm.chat_session",
+    "Engine": "edgelm.engine",
+    "EngineOptions": "edgelm.engine",
+    "Generation": "edgelm.generation",
     "LanguageModel": "edgelm.language_model",
     "ModelConfig": "edgelm.config",
     "SessionOptions": "edgelm.session",
@@ -57,8 +63,11 @@ __all__ = [
     "ContextLengthError",
     "DownloadError",
     "EdgeLMError",
+    "Engine",
+    "EngineOptions",
     "ExportError",
     "FinishReason",
+    "Generation",
     "GenerationConfig",
     "LanguageModel",
     "Message",
@@ -67,6 +76,7 @@ __all__ = [
     "ModelNotFoundError",
     "PackageError",
     "ProviderError",
+    "QueueFullError",
     "Scores",
     "SessionOptions",
     "Timings",

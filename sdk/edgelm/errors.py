@@ -33,6 +33,10 @@ class ContextLengthError(EdgeLMError):
     """A prompt does not fit the model's context; the message has both counts."""
 
 
+class QueueFullError(EdgeLMError):
+    """An engine has as many waiting requests as it takes; try again later."""
+
+
 class ModelNotFoundError(EdgeLMError):
     """No model of that name or path exists here."""
 

@@ -1,0 +1,86 @@
+"""Generation: the answer to one request of an engine, read while it is made."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from edgelm.completion import Chunk
+
+
+class Generation:
+    """Yield the chunks of one answer: `for chunk in generation`, or `async for chunk in generation`.
+
+    Made by `Engine.submit`. One consumer reads it, in any thread or event loop. A slow one delays nobody: what it has
+    not read yet is kept, and no answer is longer than the model's context.
+    """
+
+    def __init__(self, wake_engine: Callable[[], None]) -> None:
+        self._wake_engine = wake_engine
+        self._cancelled = threading.Event()
+        self._arrived = threading.Condition()
+        self._unread: deque[Chunk | BaseException] = deque()
+        self._ended = False
+        self._waiting: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+
+    def cancel(self) -> None:
+        """End the answer within one step, from any thread; its last chunk has finish_reason "cancelled"."""
+        self._cancelled.set()
+        self._wake_engine()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled.is_set()
+
+    def put(self, item: Chunk | BaseException) -> None:
+        """Take the next chunk from the engine; the last chunk, or an error, ends the answer."""
+        with self._arrived:
+            self._unread.append(item)
+            self._ended = isinstance(item, BaseException) or item.finish_reason is not None
+            waiting, self._waiting = self._waiting, None
+            self._arrived.notify()
+        if waiting is not None:
+            loop, future = waiting
+            with contextlib.suppress(RuntimeError):  # the event loop was closed: nobody waits any more
+                loop.call_soon_threadsafe(_resolve, future)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        with self._arrived:
+            while not self._unread:
+                if self._ended:
+                    raise StopIteration
+                self._arrived.wait()
+            return _chunk(self._unread.popleft())
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        while True:
+            with self._arrived:
+                if self._unread:
+                    return _chunk(self._unread.popleft())
+                if self._ended:
+                    raise StopAsyncIteration
+                loop = asyncio.get_running_loop()
+                future = loop.create_future()
+                self._waiting = loop, future
+            await future
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _chunk(item: Chunk | BaseException) -> Chunk:
+    if isinstance(item, BaseException):
+        raise item
+    return item
