@@ -30,9 +30,24 @@ def reference_logits(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]])
     Each layer is read once, for all sequences, and dropped: memory is one layer, the activations, and the logits of
     one sequence.
     """
+    tables = position_tables(checkpoint.config, sequences)
+    hidden = embed(checkpoint, sequences)
+    for layer in range(checkpoint.config.num_hidden_layers):
+        weights = layer_weights(checkpoint, layer)
+        hidden = [run_layer(checkpoint.config, layer, weights, hidden_TD, tables) for hidden_TD in hidden]
+    yield from head_logits(checkpoint, hidden)
+
+
+def position_tables(config: ModelConfig, sequences: Sequence[Sequence[int]]) -> tuple[Array, Array] | None:
+    """Return what `run_layer` rotates by: cosines and sines for the longest sequence, if the model rotates."""
+    longest = max((len(ids) for ids in sequences), default=0)
+    return cos_sin_tables(config, longest) if config.position == "rope" else None
+
+
+def embed(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> list[Array]:
+    """Return what enters the first layer, [T, D] for each sequence of token ids."""
     config = checkpoint.config
     longest = max((len(ids) for ids in sequences), default=0)
-    tables = cos_sin_tables(config, longest) if config.position == "rope" else None
     embedding_VD = checkpoint.tensor("model.embed_tokens.weight")
     hidden = [embedding_VD[np.asarray(ids, np.int64)] for ids in sequences]
     del embedding_VD
@@ -42,13 +57,32 @@ def reference_logits(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]])
         else:
             positions_TD = sinusoidal_table(config, longest)
         hidden = [hidden_TD + positions_TD[: len(hidden_TD)] for hidden_TD in hidden]
-    for layer in range(config.num_hidden_layers):
-        weights = _weights(checkpoint, f"model.layers.{layer}.")
-        hidden = [_layer(config, weights, hidden_TD, tables) for hidden_TD in hidden]
+    return hidden
+
+
+def layer_weights(checkpoint: Checkpoint, layer: int) -> Weights:
+    """Read the tensors of one layer, named without their prefix, such as "self_attn.q_proj.weight"."""
+    return _weights(checkpoint, f"model.layers.{layer}.")
+
+
+def head_logits(checkpoint: Checkpoint, hidden: Sequence[Array]) -> Iterator[Array]:
+    """Yield the logits [T, V] of what left the last layer, one sequence after the other."""
+    config = checkpoint.config
     final = _weights(checkpoint, "model.norm.")
     head_VD = checkpoint.tensor("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
     for hidden_TD in hidden:
         yield _norm(config, final, "", hidden_TD) @ head_VD.T
+
+
+class ObservedWeights(dict[str, Array]):
+    """The tensors of one layer, and who is shown the input [T, K] of each projection: `observe(name, x)`.
+
+    The calibration of quantizers gathers its statistics here; the name is a projection's, as "mlp.down_proj".
+    """
+
+    def __init__(self, weights: Weights, observe: Callable[[str, Array], None]) -> None:
+        super().__init__(weights)
+        self.observe = observe
 
 
 def _weights(checkpoint: Checkpoint, prefix: str) -> Weights:
@@ -56,7 +90,10 @@ def _weights(checkpoint: Checkpoint, prefix: str) -> Weights:
     return {name.removeprefix(prefix): checkpoint.tensor(name) for name in names}
 
 
-def _layer(config: ModelConfig, weights: Weights, hidden_TD: Array, tables: tuple[Array, Array] | None) -> Array:
+def run_layer(
+    config: ModelConfig, layer: int, weights: Weights, hidden_TD: Array, tables: tuple[Array, Array] | None
+) -> Array:
+    """Return what leaves layer number `layer` for what enters it, both [T, D]."""
     normed_TD = _norm(config, weights, "input_layernorm.", hidden_TD)
     hidden_TD = hidden_TD + _attention(config, weights, normed_TD, tables)
     normed_TD = _norm(config, weights, "post_attention_layernorm.", hidden_TD)
@@ -72,6 +109,8 @@ def _norm(config: ModelConfig, weights: Weights, prefix: str, hidden_TD: Array) 
 
 
 def _linear(weights: Weights, name: str, x: Array) -> Array:
+    if isinstance(weights, ObservedWeights):
+        weights.observe(name, x)
     y = x @ weights[f"{name}.weight"].T
     bias = weights.get(f"{name}.bias")
     return y if bias is None else y + bias
