@@ -4,7 +4,7 @@ MODEL ?= smollm2-135m-instruct
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml sdk/edgelm/_version.py
-DEV_EXTRAS := cpu,chat,export,train,docs,dev
+DEV_EXTRAS := cpu,chat,serve,export,train,docs,examples,dev
 
 .PHONY: chat test lint bench docs clean
 

@@ -1,0 +1,40 @@
+"""edgelm in the command `llm`: register this module as a plugin, or run it: python examples/llm_plugin.py [MODEL]
+
+As a package of its own, its pyproject.toml needs:  [project.entry-points.llm]  edgelm = "llm_plugin"
+"""
+
+import sys
+from collections.abc import Iterator
+
+import llm
+
+import edgelm
+from edgelm.library import Library
+
+
+class LocalModel(llm.Model):
+    can_stream = True
+
+    def __init__(self, name: str) -> None:
+        self.model_id = f"edgelm/{name}"
+        self._name, self._model = name, None
+
+    def execute(self, prompt, stream, response, conversation) -> Iterator[str]:
+        self._model = self._model or edgelm.load(self._name)
+        messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
+        for earlier in conversation.responses if conversation else []:
+            messages += [{"role": "user", "content": earlier.prompt.prompt}]
+            messages += [{"role": "assistant", "content": earlier.text()}]
+        messages += [{"role": "user", "content": prompt.prompt}]
+        for chunk in self._model.stream_chat(messages, edgelm.GenerationConfig(max_new_tokens=1024)):
+            yield chunk.text
+
+
+@llm.hookimpl
+def register_models(register) -> None:
+    for name in Library().packages():
+        register(LocalModel(name))
+
+
+if __name__ == "__main__":
+    print(LocalModel(sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m-instruct").prompt("What is a wave?").text())

@@ -1,0 +1,95 @@
+"""The examples that stay alive until somebody ends them: a server and a window, used as their users use them."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgelm.testing import tiny_model_path
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+# In place of the window's last line: print what it shows once the answer is complete, and close it.
+TELL_AND_CLOSE = """
+def close_after_the_answer():
+    if conversation.get("1.0", "end").endswith("\\n\\n\\n"):
+        print(conversation.get("1.0", "end"))
+        window.destroy()
+    else:
+        window.after(100, close_after_the_answer)
+
+close_after_the_answer()
+window.mainloop()
+"""
+
+
+def until(deadline_seconds: float = 60) -> Iterator[None]:
+    end = time.monotonic() + deadline_seconds
+    while time.monotonic() < end:
+        yield
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+def test_the_fastapi_app_streams_an_answer() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(EXAMPLES / "fastapi_app.py"), str(tiny_model_path()), str(port)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as server:
+        try:
+            url = f"http://127.0.0.1:{port}/answer?question={urllib.parse.quote('What is a wave?')}"
+            for _ in until():
+                try:
+                    answer = urllib.request.urlopen(url, timeout=60).read()
+                    break
+                except OSError:
+                    assert server.poll() is None
+            assert answer
+        finally:
+            server.terminate()
+
+
+@pytest.fixture
+def display() -> Iterator[str]:
+    """Start a display that nobody sees."""
+    pytest.importorskip("tkinter", reason="Python was built without Tk")
+    if not (shutil.which("Xvfb") and shutil.which("xdotool")):
+        pytest.skip("needs Xvfb and xdotool")
+    readable, writable = os.pipe()
+    with subprocess.Popen(["Xvfb", "-displayfd", str(writable)], pass_fds=[writable], stderr=subprocess.DEVNULL) as x:
+        os.close(writable)
+        with os.fdopen(readable) as pipe:
+            yield f":{pipe.readline().strip()}"
+        x.terminate()
+
+
+def test_the_tk_window_answers_a_question_that_is_typed(display: str) -> None:
+    environment = {**os.environ, "DISPLAY": display}
+
+    def xdotool(*arguments: str) -> str:
+        done = subprocess.run(["xdotool", *arguments], env=environment, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    program = (EXAMPLES / "tk_window.py").read_text()
+    told = program.replace("window.mainloop()", TELL_AND_CLOSE)
+    command = [sys.executable, "-c", told, str(tiny_model_path())]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as window:
+        for _ in until():
+            assert window.poll() is None
+            if found := xdotool("search", "--name", "tk"):
+                break
+        xdotool("windowfocus", found.split()[0])
+        xdotool("type", "Hello")
+        xdotool("key", "Return")
+        shown, _ = window.communicate(timeout=60)
+    assert "> Hello\n" in shown
+    assert len(shown) > len("> Hello\n\n")
