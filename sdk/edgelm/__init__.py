@@ -12,7 +12,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from edgelm._version import __version__
-from edgelm.completion import Chunk, Completion, FinishReason, Message, Scores, Timings, TokenLogprob, Usage
+from edgelm.completion import (
+    Chunk,
+    Completion,
+    FinishReason,
+    Message,
+    Scores,
+    Timings,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
+from edgelm.constraint import Constraint
 from edgelm.errors import (
     ChatTemplateError,
     CheckpointError,
@@ -61,6 +73,7 @@ __all__ = [
     "Completion",
     "ConfigError",
     "ContextLengthError",
+    "Constraint",
     "DownloadError",
     "EdgeLMError",
     "Engine",
@@ -85,6 +98,8 @@ __all__ = [
     "TokenizerError",
     "Usage",
     "VerificationError",
+    "ToolCall",
+    "ToolCallDelta",
     "__version__",
     "load",
 ]

@@ -31,13 +31,15 @@ class Answer:
         self, *, tokenizer: Tokenizer, model_config: ModelConfig, prompt_ids: Sequence[int], config: GenerationConfig
     ) -> None:
         self.prompt_ids, self.config = prompt_ids, config
-        self.sampler = Sampler(config, prompt_ids)
         self.generated = 0
         self._tokenizer = tokenizer
-        self._decoder = StreamDecoder(tokenizer)
+        # A constraint says what the text is, to the first space.
+        self._decoder = StreamDecoder(tokenizer, keep_leading_space=config.constraint is not None)
         self._stops = StopMatcher(config.stop)
         end_ids = () if config.ignore_eos else model_config.eos_token_ids
         self._end_ids = frozenset(end_ids) | frozenset(config.stop_token_ids)
+        matcher = config.constraint.compile(tokenizer, self._end_ids) if config.constraint else None
+        self.sampler = Sampler(config, prompt_ids, matcher)
         self._ids: list[int] = []  # of the chunk that is being gathered
         self._logprobs: list[TokenLogprob] = []
 
@@ -85,6 +87,8 @@ class Answer:
         text, stopped = self._stops.push(self._decoder.push(id_))
         if stopped:
             return text, "stop"
+        if self.sampler.ends_with(self.generated):
+            return text + self.rest(), "stop"
         if self.generated == self.config.max_new_tokens:
             return text + self.rest(), "length"
         return text, None

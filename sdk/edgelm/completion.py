@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "tool_calls"]
 
 
 class Message(TypedDict):
-    """One turn of a conversation, in OpenAI's form."""
+    """One turn of a conversation, in OpenAI's form.
+
+    An answer that calls tools has `tool_calls` (`Completion.message` writes them); what a tool returned is a message of
+    the role "tool", with the call's id as `tool_call_id` and the tool's name as `name`.
+    """
 
     role: str
-    content: str
+    content: str | None
+    tool_calls: NotRequired[Sequence[Any]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolCall:
+    """A call that the model asks for: the tool's name, and its arguments as JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolCallDelta:
+    """A piece of a tool call: the first one of each `index` has id and name, the others more of the arguments."""
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +96,7 @@ class Chunk:
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCallDelta, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     timings: Timings | None = None
@@ -84,6 +112,18 @@ class Completion:
     usage: Usage
     timings: Timings
     logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def message(self) -> Message:
+        """The answer as a turn of the conversation, tool calls included."""
+        if not self.tool_calls:
+            return Message(role="assistant", content=self.text)
+        calls = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in self.tool_calls
+        ]
+        return Message(role="assistant", content=self.text or None, tool_calls=calls)
 
 
 @dataclass(frozen=True, kw_only=True)

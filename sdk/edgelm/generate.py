@@ -69,7 +69,8 @@ def decode(
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield each new token with the logits [V] it was drawn from, until the context is full or `cancel` is set.
 
-    A token enters the cache when the next one is asked for. The logits are overwritten by the next step.
+    A token enters the cache when the next one is asked for, and with it those that a constraint forces after it. The
+    logits are overwritten by the next step.
     """
     limit = session.config.max_position_embeddings
     while True:
@@ -77,4 +78,7 @@ def decode(
         yield token_id, logits_V
         if cache.length >= limit or (cancel is not None and cancel.is_set()):
             return
-        logits_V = session.forward((token_id,), cache)[0]
+        forced = sampler.forced_tokens(limit - cache.length - 1)
+        rows_TV = session.forward((token_id, *forced), cache, all_logits=bool(forced))
+        yield from zip(forced, rows_TV, strict=False)
+        logits_V = rows_TV[-1]

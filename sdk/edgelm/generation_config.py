@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from edgelm.constraint import Constraint
 from edgelm.errors import ConfigError
 
 
@@ -39,6 +40,7 @@ class GenerationConfig:
     stop_token_ids: tuple[int, ...] = ()  # besides the model's own end tokens
     ignore_eos: bool = False
     logprobs: int | None = None  # None: off; n: the chosen token's log-probability and the n best alternatives
+    constraint: Constraint | None = None  # the form that the answer must have
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -62,6 +64,10 @@ class GenerationConfig:
         for name in ("top_p", "typical_p"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise ConfigError(
+                f"constraint is {self.constraint!r}; make one with edgelm.Constraint.json_schema and the like."
+            )
         if not isinstance(self.logit_bias, Mapping):
             raise ConfigError(f"logit_bias is {self.logit_bias!r}; it must map token ids to numbers.")
         for id_, bias in self.logit_bias.items():
@@ -82,7 +88,7 @@ class GenerationConfig:
             return cls()
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            names = {f.name for f in fields(cls)}
+            names = {f.name for f in fields(cls)} - _NOT_IN_FILES
             known = {name: value for name, value in values.items() if name in names and value is not None}
             if not values.get("do_sample", "temperature" in known):
                 known["temperature"] = 0.0
@@ -108,6 +114,7 @@ def _is_token_id(value: object) -> bool:
     return _is_number(value) and isinstance(value, Integral) and value >= 0
 
 
+_NOT_IN_FILES = {"constraint"}
 _MAX_BIAS = 1e9  # far beyond every logit, and still exact enough in float32
 _OPTIONAL = ("max_new_tokens", "seed", "logprobs")
 _WHOLE = ("max_new_tokens", "top_k", "seed", "logprobs")

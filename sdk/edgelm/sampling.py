@@ -6,13 +6,16 @@ import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
+
+if TYPE_CHECKING:
+    from edgelm.constraint_matcher import ConstraintMatcher
 
 Logits = NDArray[np.float32]
 _BLOCK = 256
@@ -123,13 +126,18 @@ FILTERS: dict[str, Callable[[Logits, GenerationConfig], None]] = {
 class Sampler:
     """Choose the tokens of one answer, one after the other.
 
+    matcher: what the answer has to be; it masks the logits before all else.
     `seed` is the one in use: the config's, or a fresh one. The same seed and logits give the same tokens.
     """
 
-    def __init__(self, config: GenerationConfig, prompt_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self, config: GenerationConfig, prompt_ids: Sequence[int] = (), matcher: ConstraintMatcher | None = None
+    ) -> None:
         self.seed: int = secrets.randbits(63) if config.seed is None else config.seed
         self._config = config
         self._prompt_ids = prompt_ids
+        self._matcher = matcher
+        self._chosen = 0
         self._random = np.random.Generator(np.random.PCG64(self.seed))
         self._processors = _active(PROCESSORS, config)
         self._filters = _active(FILTERS, config) if config.temperature > 0 else []
@@ -141,17 +149,22 @@ class Sampler:
         Without processors and at temperature 0.0 this is one argmax; of equal logits the first counts.
 
         Raises:
-            EdgeLMError: a logit is NaN or infinite.
+            EdgeLMError: a logit is NaN or infinite, or the constraint allows no token.
             ConfigError: `logit_bias` names a token outside the vocabulary.
         """
-        if not self._processors and not self._filters:
-            return _best(logits_V)
+        is_constrained = self._matcher is not None and self._matcher.is_active
+        if not self._processors and not self._filters and not is_constrained:
+            return self._remember(_best(logits_V))
         if self._history is None:
             self._history = _start_history(self._prompt_ids, logits_V.size)
             self._scratch = np.empty(-(-logits_V.size // _BLOCK) * _BLOCK, np.float32)
         row_V = self._scratch[: logits_V.size]
         row_V[:] = logits_V
         self._scratch[logits_V.size :] = -np.inf
+        if self._matcher is not None:
+            if forced := self._matcher.forced():
+                return self._remember(forced[0])
+            self._matcher.mask(row_V)
         for process in self._processors:
             process(row_V, self._config, self._history)
         token_id = _best(row_V)
@@ -159,8 +172,28 @@ class Sampler:
             for keep in self._filters:
                 keep(row_V, self._config)
             token_id = self._draw()
-        self._history.seen[token_id] = True
-        self._history.counts[token_id] += 1
+        return self._remember(token_id)
+
+    def forced_tokens(self, most: int) -> list[int]:
+        """Choose at once up to `most` tokens that the constraint leaves no choice about: what `sample` would return.
+
+        A loop computes them in one step with the token before them.
+        """
+        if self._matcher is None:
+            return []
+        return [self._remember(id_) for id_ in self._matcher.forced()[: max(0, most)]]
+
+    def ends_with(self, count: int) -> bool:
+        """Whether the constraint's text is complete with the `count`th token chosen, and nothing can follow it."""
+        return self._matcher is not None and count == self._chosen and self._matcher.is_complete
+
+    def _remember(self, token_id: int) -> int:
+        self._chosen += 1
+        if self._history is not None:
+            self._history.seen[token_id] = True
+            self._history.counts[token_id] += 1
+        if self._matcher is not None:
+            self._matcher.advance(token_id)
         return token_id
 
     def _draw(self) -> int:

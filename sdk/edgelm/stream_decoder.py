@@ -14,10 +14,10 @@ class StreamDecoder:
     certain. Control tokens have no text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, keep_leading_space: bool = False) -> None:
         self._bytes_of = tokenizer.token_bytes
         self._control_ids = tokenizer.control_token_ids
-        self._strip_next = tokenizer.strips_leading_space
+        self._strip_next = tokenizer.strips_leading_space and not keep_leading_space
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
 
     def push(self, token_id: int) -> str:

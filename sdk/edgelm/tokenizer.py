@@ -25,6 +25,7 @@ _HTML = re.compile(
 )
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_BOUNDARY = "\x02"
 
 
 class Tokenizer:
@@ -97,6 +98,18 @@ class Tokenizer:
         with _errors(f"Cannot encode the text {''.join(texts)[:40]!r}", quoting=False):
             ids: list[int] = self._rust.encode(whole, add_special_tokens=False).ids
             return ids
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Encode a text as it continues another one: no space is put before it.
+
+        Raises:
+            TokenizerError: the text has half of a surrogate pair, which is no character.
+        """
+        if not self.strips_leading_space:
+            return self.encode(text)
+        # A control character that nothing merges with takes the space before it.
+        before = len(self.encode(_BOUNDARY))
+        return self.encode(_BOUNDARY + text)[before:]
 
     def split(self, text: str) -> list[str | int]:
         """Split a text at the literals of control tokens, which become their ids."""

@@ -1,0 +1,165 @@
+"""ConstraintMatcher: which tokens may come next, by llguidance."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.constraint import JSON_STYLE, Constraint
+from edgelm.errors import ConfigError, EdgeLMError
+from edgelm.extras import require
+
+if TYPE_CHECKING:
+    from edgelm.tokenizer import Tokenizer
+
+_KINDS = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar"}
+
+
+class ConstraintMatcher:
+    """Follow one answer, token by token, through a constraint. Made by `Constraint.compile`."""
+
+    def __init__(self, constraint: Constraint, tokenizer: Tokenizer, end_ids: Collection[int]) -> None:
+        llguidance = require("llguidance", "structured", "A constraint")
+        self._tokenizer = tokenizer  # the shared vocabulary only has a weak reference to it
+        self._vocabulary = _vocabulary_of(tokenizer, llguidance)
+        grammars: dict[str, Callable[[str], str]] = {
+            "json_schema": lambda source: llguidance.LLMatcher.grammar_from_json_schema(source, defaults=JSON_STYLE),
+            "regex": llguidance.LLMatcher.grammar_from_regex,
+            "lark": llguidance.LLMatcher.grammar_from_lark,
+        }
+        self._matcher = llguidance.LLMatcher(
+            self._vocabulary, grammars[constraint.kind](constraint.source), log_level=0
+        )
+        if self._matcher.is_error():
+            raise ConfigError(_explain(constraint, self._matcher.get_error()))
+        self._end_ids = sorted(end_ids)
+        self._after = constraint.after.encode("utf-8")
+        self._said = b""  # the tail of the answer that may begin `after`
+        self._forced: list[int] | None = None  # None: not asked for yet
+        self._is_active = not self._after
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the constraint applies to the next token: it began, and was not ended by an end token."""
+        return self._is_active
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the text has the form, and nothing can follow it."""
+        return self._is_active and bool(self._matcher.is_stopped()) and not self._matcher.is_error()
+
+    def mask(self, logits_V: NDArray[np.float32]) -> None:
+        """Set the logits of all tokens that may not come next to -inf, in place.
+
+        A vocabulary that is padded beyond the tokenizer's has its last rows masked.
+
+        Raises:
+            EdgeLMError: no token can continue the text.
+        """
+        if not self._is_active:
+            return
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
+        size = min(logits_V.size, self._tokenizer.vocab_size)
+        allowed_V = np.zeros(logits_V.size, np.bool_)
+        allowed_V[:size] = np.unpackbits(bits, count=size, bitorder="little")
+        is_accepting = self._matcher.is_accepting()
+        for id_ in self._end_ids:
+            if id_ < logits_V.size:
+                allowed_V[id_] = is_accepting
+        if not allowed_V.any():
+            raise EdgeLMError("The constraint allows no token here: no token of this model's vocabulary continues it.")
+        logits_V[~allowed_V] = -np.inf
+
+    def forced(self) -> list[int]:
+        """Return the tokens that must come next, as the tokenizer writes the text that they make."""
+        if not self._is_active:
+            return []
+        if self._forced is None:
+            self._forced = list(self._matcher.compute_ff_tokens())
+            self._check()
+        return self._forced
+
+    def advance(self, token_id: int) -> None:
+        """Take the token that was chosen.
+
+        Raises:
+            EdgeLMError: it is none of those allowed, or the constraint became too large to follow.
+        """
+        if not self._is_active:
+            self._wait(token_id)
+            return
+        if token_id in self._end_ids:
+            self._is_active = False
+            return
+        rest = self._forced[1:] if self._forced and self._forced[0] == token_id else []
+        self._forced = rest or None
+        self._matcher.consume_token(token_id)
+        self._check()
+
+    def _wait(self, token_id: int) -> None:
+        """Look for the text after which the constraint begins; what its last token says beyond that counts already."""
+        said = self._said + self._tokenizer.token_bytes(token_id)
+        place = said.find(self._after) if self._after else -1
+        if place < 0:
+            self._said = said[max(0, len(said) - len(self._after) + 1) :]
+            return
+        rest = said[place + len(self._after) :]
+        self._is_active = not rest or self._matcher.try_consume_tokens(ids := self._greedy(rest)) == len(ids)
+        self._after = b""
+
+    def _greedy(self, data: bytes) -> list[int]:
+        return list(self._vocabulary.greedy_tokenize(data.decode("utf-8", errors="replace")))
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise EdgeLMError(f"The constraint cannot be followed: {_first_line(self._matcher.get_error())}.")
+
+
+class _Vocabulary:
+    """What llguidance asks of a tokenizer: each token's bytes, which are control tokens, and how a text is encoded.
+
+    It has one token more than the tokenizer, as its end token: the model's own depend on the request.
+    """
+
+    is_tokenizer_wrapper = True
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        # Weak, as llguidance keeps this object, and the cache keeps llguidance's for as long as the tokenizer lives.
+        self._tokenizer = weakref.ref(tokenizer)
+        end = tokenizer.vocab_size
+        self.tokens = [*map(tokenizer.token_bytes, range(end)), b"<|end of text|>"]
+        self.eos_token_id = end
+        self.bos_token_id = None
+        self.special_token_ids = [*tokenizer.control_token_ids, end]
+
+    def __call__(self, text: str) -> list[int]:
+        tokenizer = self._tokenizer()
+        assert tokenizer is not None  # every matcher holds it
+        return tokenizer.encode_continuation(text)
+
+
+_vocabularies: weakref.WeakKeyDictionary[Tokenizer, Any] = weakref.WeakKeyDictionary()
+_building = threading.Lock()
+
+
+def _vocabulary_of(tokenizer: Tokenizer, llguidance: Any) -> Any:
+    """Return llguidance's view of a tokenizer, made once: it takes 0.2 s for 49,152 tokens."""
+    with _building:
+        vocabulary = _vocabularies.get(tokenizer)
+        if vocabulary is None:
+            vocabulary = _vocabularies[tokenizer] = llguidance.LLTokenizer(_Vocabulary(tokenizer))
+        return vocabulary
+
+
+def _explain(constraint: Constraint, error: str) -> str:
+    return f"The {_KINDS[constraint.kind]} cannot be enforced: {error}"
+
+
+def _first_line(error: str) -> str:
+    return error.strip().partition("\n")[0].rstrip(".")
