@@ -16,6 +16,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ChatTemplateError, ContextLengthError, TokenizerError
 from edgelm.generate import PREFILL_CHUNK, Decoder
 from edgelm.generation_config import GenerationConfig
+from edgelm.graph_file import GRAPH_FILE
 from edgelm.kv_cache import KVCache
 from edgelm.library import Library
 from edgelm.malloc import return_freed_memory
@@ -45,7 +46,7 @@ def load(name_or_path: str | Path, options: SessionOptions | None = None) -> Lan
         hashes = [workers.submit(check_hash, folder, entry) for entry in large]
         tokenizer = workers.submit(Tokenizer.load, folder)
         try:
-            session = DecoderSession(folder, ModelConfig.load(folder), options)
+            session = DecoderSession(folder, ModelConfig.load(folder), options, entry=manifest.entry(GRAPH_FILE))
         finally:
             for checked in hashes:
                 checked.result()

@@ -5,16 +5,26 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from io import BufferedReader
 from typing import Any
 
 from edgelm import atomic
 from edgelm.errors import PackageError
+from edgelm.regular_file import open_regular, parse_json, read_regular
 
 FILE_NAME = "edgelm.json"
+SIGNATURE_NAME = "edgelm.sig"  # of all the files, by `edgelm sign`; the one file that the manifest cannot list
 SCHEMA_VERSION = 1
+
+# Far above what is written, and small enough that reading a hostile one costs neither time nor memory.
+_MAX_BYTES = 1 << 20
+_MAX_FILES = 1000
+_PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[^/\\:]{1,255}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +36,8 @@ class FileEntry:
     sha256: str
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.path, str) and isinstance(self.size, int) and isinstance(self.sha256, str)):
+        is_size = isinstance(self.size, int) and not isinstance(self.size, bool) and 0 <= self.size < 1 << 63
+        if not (isinstance(self.path, str) and is_size and isinstance(self.sha256, str)):
             raise TypeError(f"a file has path {self.path!r}, size {self.size!r} and sha256 {self.sha256!r}")
 
 
@@ -72,6 +83,16 @@ class Manifest:
         _require(self, str, "name", "architecture", "precision")
         _require(self, int, "context_length")
         _require(self, Mapping, "opsets", "source", "created_by")
+        if not all(isinstance(version, int) for version in self.opsets.values()):
+            raise TypeError(f"opsets are {self.opsets!r}")
+        if not all(isinstance(version, str) for version in self.created_by.values()):
+            raise TypeError(f"created_by is {self.created_by!r}")
+        if not all(isinstance(row, Mapping) for row in self.recipe):
+            raise TypeError(f"recipe is {self.recipe!r}")
+        if not all(isinstance(note, str) for note in self.notes):
+            raise TypeError(f"notes are {self.notes!r}")
+        if len(self.files) > _MAX_FILES:
+            raise TypeError(f"{len(self.files)} files are listed; a package has at most {_MAX_FILES}")
         if self.license is not None:
             _require(self, str, "license")
 
@@ -89,10 +110,10 @@ class Manifest:
         """
         path = folder / FILE_NAME
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise PackageError(f"{folder} is not a model package: it has no {FILE_NAME}.") from error
-        except (OSError, ValueError, RecursionError) as error:
+            if not os.path.lexists(path):
+                raise PackageError(f"{folder} is not a model package: it has no {FILE_NAME}.")
+            values = parse_json(read_regular(path, _MAX_BYTES))
+        except ValueError as error:
             raise PackageError(f"Cannot read {path}: {error}.") from error
         if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
             found = values.get("schema_version") if isinstance(values, dict) else None
@@ -107,6 +128,17 @@ class Manifest:
         except (TypeError, KeyError, AttributeError) as error:
             raise PackageError(f"{path} does not fit schema version {SCHEMA_VERSION}: {error}.") from error
 
+    def entry(self, name: str) -> FileEntry:
+        """Return what the manifest says of one file.
+
+        Raises:
+            PackageError: it does not list it.
+        """
+        for entry in self.files:
+            if entry.path == name:
+                return entry
+        raise PackageError(f"The manifest of {self.name} lists no {name}. Export or download the package again.")
+
     def check_files(self, folder: Path, *, largest: int = 2**63) -> list[FileEntry]:
         """Check that every listed file is a regular file of the listed size, and has the listed hash.
 
@@ -115,31 +147,34 @@ class Manifest:
         Raises:
             PackageError: names the first file that differs, and how.
         """
+        self._check_names(folder)
         left: list[FileEntry] = []
         for entry in self.files:
-            path = folder / entry.path
-            if Path(entry.path).name != entry.path or entry.path in (".", ".."):
-                raise PackageError(f"{folder / FILE_NAME} lists {entry.path!r}, which is not a plain file name.")
-            if path.is_symlink() or not path.is_file():
-                raise PackageError(f"{path} is missing or not a regular file. Export or download the package again.")
-            if path.stat().st_size != entry.size:
-                raise PackageError(
-                    f"{path} has {path.stat().st_size} bytes; the manifest says {entry.size}. "
-                    "It was changed or cut off: export or download the package again."
-                )
             if entry.size > largest:
+                _check_size(folder / entry.path, entry).close()
                 left.append(entry)
             else:
                 check_hash(folder, entry)
-        listed = {entry.path for entry in self.files}
-        for path in sorted(folder.iterdir()):
-            if path.name not in listed and path.name != FILE_NAME:
-                raise PackageError(
-                    f"{path} is not in the manifest. Remove it, or export or download the package again."
-                )
+        return left
+
+    def _check_names(self, folder: Path) -> None:
+        """Check that the manifest lists plain file names, each once, and that the folder holds no others."""
+        listed: set[str] = set()
+        for entry in self.files:
+            name = entry.path
+            if not name.isprintable() or not _PLAIN_NAME.fullmatch(name) or name in (FILE_NAME, SIGNATURE_NAME):
+                raise PackageError(f"{folder / FILE_NAME} lists {name!r}, which is not a plain file name.")
+            if name.casefold() in listed:  # one file where the disk does not tell case apart
+                raise PackageError(f"{folder / FILE_NAME} lists {name!r} twice.")
+            listed.add(name.casefold())
         if not listed:
             raise PackageError(f"{folder / FILE_NAME} lists no files.")
-        return left
+        own = {entry.path for entry in self.files} | {FILE_NAME, SIGNATURE_NAME}
+        for name in sorted(os.listdir(folder)):
+            if name not in own:
+                raise PackageError(
+                    f"{folder / name} is not in the manifest. Remove it, or export or download the package again."
+                )
 
 
 def _require(values: object, kind: type | tuple[type, ...], *names: str) -> None:
@@ -149,14 +184,45 @@ def _require(values: object, kind: type | tuple[type, ...], *names: str) -> None
 
 
 def check_hash(folder: Path, entry: FileEntry) -> None:
-    """Check a file's SHA-256 against the manifest.
+    """Check a file's size and SHA-256 against the manifest.
 
     Raises:
-        PackageError: it differs.
+        PackageError: it differs, or is no regular file.
     """
-    if sha256_of(folder / entry.path) != entry.sha256:
+    path = folder / entry.path
+    with _check_size(path, entry) as file:
+        _compare_hash(path, hashlib.file_digest(file, "sha256").hexdigest(), entry)
+
+
+def read_checked(folder: Path, entry: FileEntry) -> bytes:
+    """Read a file whole, and return what was checked against the manifest: nobody can change it in between.
+
+    Raises:
+        PackageError: it differs, or is no regular file.
+    """
+    path = folder / entry.path
+    with _check_size(path, entry) as file:
+        content = file.read(entry.size + 1)
+    _compare_hash(path, hashlib.sha256(content).hexdigest(), entry)
+    return content
+
+
+def _check_size(path: Path, entry: FileEntry) -> BufferedReader:
+    file = open_regular(path)
+    size = os.fstat(file.fileno()).st_size
+    if size != entry.size:
+        file.close()
         raise PackageError(
-            f"{folder / entry.path} does not match the SHA-256 in the manifest. "
+            f"{path} has {size} bytes; the manifest says {entry.size}. "
+            "It was changed or cut off: export or download the package again."
+        )
+    return file
+
+
+def _compare_hash(path: Path, found: str, entry: FileEntry) -> None:
+    if found != entry.sha256:
+        raise PackageError(
+            f"{path} does not match the SHA-256 in the manifest. "
             "It was changed or damaged: export or download the package again."
         )
 

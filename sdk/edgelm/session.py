@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from edgelm.config import ModelConfig
 from edgelm.cpu import physical_cores
 from edgelm.errors import ConfigError, PackageError, ProviderError
+from edgelm.graph_file import GRAPH_FILE, read_graph
+from edgelm.kv_batch import KVBatch
 from edgelm.kv_cache import KVCache
+from edgelm.manifest import FileEntry
 
-GRAPH_FILE = "model.onnx"
 _LOG_ERRORS_ONLY = 3
 
 
@@ -39,24 +41,37 @@ class SessionOptions:
 class DecoderSession:
     """Run the graph of one package: token ids and a KV cache in, logits out.
 
-    Many threads may call `forward` at once, each with a cache of its own.
+    Many threads may call `forward` at once, each with a cache of its own. entry: what the manifest says of the graph's
+    file; None, and its hash is not checked (its content is, either way).
 
     Raises:
         ProviderError: ONNX Runtime is not installed, or refuses the graph.
-        PackageError: the graph does not have the inputs that edgelm writes.
+        PackageError: the graph is not what the manifest says, has something that no decoder needs, or does not have
+            the inputs that edgelm writes.
     """
 
-    def __init__(self, folder: Path, config: ModelConfig, options: SessionOptions | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        options: SessionOptions | None = None,
+        *,
+        entry: FileEntry | None = None,
+    ) -> None:
         self.config = config
         self._runtime = _import_onnxruntime()
+        self._process = os.getpid()
+        graph = read_graph(folder, entry)
         settings = self._runtime.SessionOptions()
         settings.intra_op_num_threads = (options or SessionOptions()).threads or physical_cores()
         settings.log_severity_level = _LOG_ERRORS_ONLY
         # Work in smaller pieces than one a thread: decodes 1.02-1.03 x as fast (docs/results/graph-and-settings.md).
         settings.add_session_config_entry("session.dynamic_block_base", "4")
+        # From the bytes that were walked, not from the path: what runs is what was checked.
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         path = folder / GRAPH_FILE
         try:
-            self._session = self._runtime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+            self._session = self._runtime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own classes have no common base but this one
             raise ProviderError(f"ONNX Runtime does not load {path}: {error}") from error
         names = {value.name for value in self._session.get_inputs()}
@@ -76,7 +91,9 @@ class DecoderSession:
 
         Raises:
             ContextLengthError: the tokens do not fit the model's context.
+            ProviderError: the process is a fork of the one that loaded the model.
         """
+        self._check_process()
         length = len(cache.token_ids) + len(token_ids)
         binding = cache.binding
         if not isinstance(binding, _Binding) or length > binding.capacity or binding.session is not self._session:
@@ -87,26 +104,58 @@ class DecoderSession:
         cache.token_ids.extend(token_ids)
         return logits_TV
 
+    def forward_rows(self, token_ids: Sequence[int], batch: KVBatch) -> NDArray[np.float32]:
+        """Compute one more token for each of the first B rows of a batch, together, and add it to its row.
+
+        Returns float32 logits [B, V], which the next `forward_rows` for as many rows overwrites. A row's logits have the
+        bits that `forward` gives for it alone.
+
+        Raises:
+            ContextLengthError: a token does not fit the model's context.
+            ProviderError: the process is a fork of the one that loaded the model.
+        """
+        self._check_process()
+        rows = batch.rows[: len(token_ids)]
+        lengths = [len(row.token_ids) + 1 for row in rows]
+        batch.reserve(max(lengths))
+        binding = batch.bindings.get(len(rows))
+        if not isinstance(binding, _Binding):
+            buffers = [buffer[: len(rows)] for buffer in batch.buffers]
+            binding = batch.bindings[len(rows)] = _Binding(self._runtime, self._session, self.config, buffers)
+        logits_BV = binding.step(token_ids, lengths)
+        for row, id_ in zip(rows, token_ids, strict=True):
+            row.token_ids.append(id_)
+        return logits_BV
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            # A fork has none of ONNX Runtime's threads: the step would wait for them for ever.
+            raise ProviderError(
+                f"This model was loaded by process {self._process}; its fork {os.getpid()} cannot run it. Load the model "
+                'after the fork, or start processes with multiprocessing.get_context("spawn").'
+            )
+
 
 class _Binding:
-    """The graph bound to the buffers of one cache: past and present are the same memory, so no step copies the cache.
+    """The graph bound to the buffers of B sequences: past and present are the same memory, so no step copies the cache.
 
-    The attention mask is bound once, as long as the buffers; ones mark the filled positions. GroupQueryAttention only
-    needs their sum, so nothing is bound again from step to step (rebinding a growing mask costs 2-3 % of a step).
+    The attention mask is bound once, as long as the buffers; ones mark the filled positions of each row.
+    GroupQueryAttention only needs their sums, so nothing is bound again from step to step (rebinding a growing mask costs 2-3 % of a step).
     """
 
     def __init__(self, runtime: Any, session: Any, config: ModelConfig, buffers: list[NDArray[np.float32]]) -> None:
-        self.session, self.capacity = session, buffers[0].shape[2]
+        rows, _, self.capacity, _ = buffers[0].shape
+        self.session = session
         self._runtime, self._vocab_size = runtime, config.vocab_size
-        self._mask_BS = np.zeros((1, self.capacity), np.int64)
-        self._mask, self._marked = self._value(self._mask_BS), 0
+        self._mask_BS = np.zeros((rows, self.capacity), np.int64)
+        self._mask, self._marked = self._value(self._mask_BS), [0] * rows
         self._cache_values = [self._value(buffer) for buffer in buffers]
         self._past_names = _cache_names(config, "past_key_values")
         self._present_names = _cache_names(config, "present")
         # Decode steps all have the same shape; each prefill chunk has its own binding, made when it comes.
-        self._step_ids_BT = np.zeros((1, 1), np.int64)
-        step_logits_BTV = np.zeros((1, 1, config.vocab_size), np.float32)
-        self._step_logits_TV: NDArray[np.float32] = step_logits_BTV[0]
+        self._step_ids_BT = np.zeros((rows, 1), np.int64)
+        step_logits_BTV = np.zeros((rows, 1, config.vocab_size), np.float32)
+        self._step_logits_BV: NDArray[np.float32] = step_logits_BTV[:, 0]
         self._step, self._step_values = self._bind(self._step_ids_BT, step_logits_BTV, 1)
 
     def _value(self, array: NDArray[Any]) -> Any:
@@ -127,17 +176,26 @@ class _Binding:
         binding.bind_ortvalue_output("logits", logits)
         return binding, (ids, num_logits, logits)
 
+    def _mark(self, lengths: Sequence[int]) -> None:
+        for row, (marked, length) in enumerate(zip(self._marked, lengths, strict=True)):
+            if length >= marked:
+                self._mask_BS[row, marked:length] = 1
+            else:  # the cache was truncated
+                self._mask_BS[row, length:marked] = 0
+        self._marked = list(lengths)
+
+    def step(self, token_ids: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
+        """Compute one token for each row; `lengths` counts the tokens in each row's cache after this step."""
+        self._mark(lengths)
+        self._step_ids_BT[:, 0] = token_ids
+        self.session.run_with_iobinding(self._step)
+        return self._step_logits_BV
+
     def run(self, token_ids: Sequence[int], length: int, all_logits: bool) -> NDArray[np.float32]:
-        """Run the graph; `length` counts the tokens in the cache after this step."""
-        if length >= self._marked:
-            self._mask_BS[0, self._marked : length] = 1
-        else:  # the cache was truncated
-            self._mask_BS[0, length : self._marked] = 0
-        self._marked = length
+        """Compute tokens of the one row; `length` counts the tokens in its cache after this step."""
         if len(token_ids) == 1:
-            self._step_ids_BT[0, 0] = token_ids[0]
-            self.session.run_with_iobinding(self._step)
-            return self._step_logits_TV
+            return self.step(token_ids, (length,))
+        self._mark((length,))
         ids_BT = np.array([token_ids], np.int64)
         logits_BTV = np.zeros((1, len(token_ids) if all_logits else 1, self._vocab_size), np.float32)
         binding, _values = self._bind(ids_BT, logits_BTV, 0 if all_logits else 1)

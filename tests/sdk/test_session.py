@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from edgelm.config import ModelConfig
@@ -135,6 +136,11 @@ def test_a_broken_graph_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(tiny_model_path(), folder)
     (folder / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(PackageError, match=r"model\.onnx is damaged"):
+        DecoderSession(folder, ModelConfig.load(folder))
+
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["nothing", "nowhere"], ["sum"])], "broken", [], [])
+    (folder / "model.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
     with pytest.raises(ProviderError, match=r"ONNX Runtime does not load .*model\.onnx"):
         DecoderSession(folder, ModelConfig.load(folder))
 

@@ -1,0 +1,274 @@
+"""The walk over an ONNX graph: what edgelm exports passes, and each way to reach beyond a package is refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from edgelm import load
+from edgelm.errors import PackageError
+from edgelm.graph_file import read_graph
+from edgelm.manifest import Manifest, describe_file
+from edgelm.onnx_operators import OPERATORS
+from edgelm.onnx_walk import walk_onnx
+from edgelm.testing import tiny_model_path
+
+PATH = Path("model.onnx")
+SIZES = {"model.onnx.data": 4096}
+
+
+def a_tensor(**changes: object) -> TensorProto:
+    """Describe a float tensor [16] in the file of the weights, or a changed one."""
+    entries = {"location": "model.onnx.data", "offset": "0", "length": "64"}
+    tensor = TensorProto(name="w", dims=[16], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
+    for key in ("location", "offset", "length", "checksum", "basepath"):
+        value = changes.pop(key, entries.get(key))
+        if value is not None:
+            tensor.external_data.add(key=key, value=str(value))
+    for name, value in changes.items():
+        if name == "dims":
+            del tensor.dims[:]
+            tensor.dims.extend(value)  # type: ignore[arg-type]
+        else:
+            setattr(tensor, name, value)
+    return tensor
+
+
+def a_model(tensor: TensorProto | None = None, node: onnx.NodeProto | None = None) -> onnx.ModelProto:
+    node = node or helper.make_node("Add", ["x", "w"], ["y"])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [16]) for name in "xy")
+    graph = helper.make_graph([node], "g", [x], [y], [tensor or a_tensor()])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+
+
+def walk(model: onnx.ModelProto) -> object:
+    return walk_onnx(model.SerializeToString(), PATH, SIZES)
+
+
+def refusal(model: onnx.ModelProto | bytes) -> str:
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    with pytest.raises(PackageError) as caught:
+        walk_onnx(data, PATH, SIZES)
+    return str(caught.value)
+
+
+def test_the_facts_of_the_tiny_model_are_those_that_the_onnx_package_reads() -> None:
+    folder = tiny_model_path()
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    size = (folder / "model.onnx.data").stat().st_size
+
+    facts = walk_onnx((folder / "model.onnx").read_bytes(), PATH, {"model.onnx.data": size})
+
+    assert facts.opsets == {opset.domain: opset.version for opset in model.opset_import}
+    assert facts.operators == {(node.domain, node.op_type) for node in model.graph.node}
+    assert facts.external_files == {"model.onnx.data"}
+    assert facts.opsets == Manifest.load(folder).opsets
+
+
+def test_the_graph_of_a_real_model_passes(smollm2_package: Path) -> None:
+    assert read_graph(smollm2_package) == (smollm2_package / "model.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"location": "../secret"}, "has a tensor in the file '../secret', which is not one of the package's files"),
+        ({"location": "/etc/passwd"}, "has a tensor in the file '/etc/passwd'"),
+        ({"location": "model.onnx.data\0x"}, "has a tensor in the file 'model.onnx.data\\x00x'"),
+        ({"location": "sub/../model.onnx.data"}, "has a tensor in the file"),
+        # By this location ONNX Runtime means an address in memory, which the offset gives.
+        ({"location": "*/_ORT_MEM_ADDR_/*"}, "has a tensor in the file"),
+        ({"basepath": "/"}, "describes external data by"),
+        ({"offset": "4064"}, "has a tensor of 64 bytes at 4064 in model.onnx.data, which has 4096 bytes"),
+        ({"offset": "18446744073709551615"}, "has a tensor at offset"),
+        ({"offset": "-64"}, "has a tensor at offset b'-64'"),
+        ({"offset": "0x0"}, "has a tensor at offset b'0x0'"),
+        ({"length": "65"}, "has a tensor of dimensions [16] and 65 bytes in model.onnx.data, not 64"),
+        ({"dims": [1 << 40, 1 << 40]}, "has a tensor of the impossible dimensions"),
+        ({"dims": [-1]}, "has a tensor of the impossible dimensions"),
+        ({"dims": [1] * 9}, "has a tensor of the impossible dimensions"),
+        ({"dims": [0, 1 << 60]}, "has a tensor of the impossible dimensions"),
+        ({"dims": [1 << 20], "length": 1 << 22}, "has a tensor of 4194304 bytes at 0"),
+        ({"data_type": 99}, "has a tensor of the unknown type 99"),
+        ({"data_type": TensorProto.STRING}, "has a tensor of 16 strings, and 0 are there"),
+        ({"data_location": 0}, "has a tensor that is external and is not"),
+    ],
+)
+def test_a_tensor_that_is_not_whole_in_the_packages_files_is_refused(changes: dict[str, object], problem: str) -> None:
+    message = refusal(a_model(a_tensor(**changes)))
+
+    assert message.startswith(f"model.onnx {problem}")
+    assert message.endswith("Export or download the package again.")
+
+
+def test_a_place_that_is_given_twice_is_refused() -> None:
+    tensor = a_tensor()
+    tensor.external_data.add(key="location", value="model.onnx.data")
+
+    assert "says twice where a tensor lies (b'location')" in refusal(a_model(tensor))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        helper.make_tensor("w", TensorProto.FLOAT, [16], np.ones(16, np.float32).tobytes(), raw=True),
+        helper.make_tensor("w", TensorProto.FLOAT, [16], [1.0] * 16),
+        helper.make_tensor("w", TensorProto.INT64, [2], [1, -1]),
+        helper.make_tensor("w", TensorProto.INT4, [3], [1, 2, 3]),
+        helper.make_tensor("w", TensorProto.FLOAT16, [2], [1.0, 2.0]),
+        helper.make_tensor("w", TensorProto.DOUBLE, [2], [1.0, 2.0]),
+        helper.make_tensor("w", TensorProto.UINT64, [1], [1 << 63]),
+        helper.make_tensor("w", TensorProto.STRING, [2], ["a", "b"]),
+        helper.make_tensor("w", TensorProto.INT64, [0], []),
+        helper.make_tensor("w", TensorProto.FLOAT, [], [1.0]),
+        a_tensor(length=None, offset="64"),
+        a_tensor(checksum="0" * 40),
+    ],
+)
+def test_a_tensor_in_each_form_of_the_specification_passes(tensor: TensorProto) -> None:
+    walk(a_model(tensor))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "problem"),
+    [
+        (TensorProto(dims=[1 << 40], data_type=1, float_data=[1.0]), "of dimensions [1099511627776], and 4 bytes of"),
+        (TensorProto(dims=[4], data_type=1, raw_data=b"1234"), "has a tensor of dimensions [4] and 4 bytes, not 16"),
+        (TensorProto(dims=[4], data_type=1), "of dimensions [4], and 0 bytes of numbers"),
+    ],
+)
+def test_dimensions_beyond_the_numbers_that_are_there_are_refused(tensor: TensorProto, problem: str) -> None:
+    assert problem in refusal(a_model(tensor))
+
+
+@pytest.mark.parametrize(
+    ("operator", "domain"),
+    [
+        ("EPContext", "com.microsoft"),
+        ("PythonOp", "com.microsoft"),
+        ("Add", "evil.custom"),
+        ("ATen", "org.pytorch.aten"),
+    ],
+)
+def test_an_operator_that_no_decoder_needs_is_refused(operator: str, domain: str) -> None:
+    node = helper.make_node(operator, ["x", "w"], ["y"], domain=domain)
+
+    assert f"uses the operator {operator!r} of domain {domain!r}" in refusal(a_model(node=node))
+
+
+def nested(model: onnx.ModelProto, depth: int) -> onnx.ModelProto:
+    graph = model.graph
+    for _ in range(depth):
+        node = helper.make_node("If", ["x"], ["y"], then_branch=graph, else_branch=graph)
+        graph = helper.make_graph([node], "outer", [], [])
+    return helper.make_model(graph)
+
+
+def test_graphs_inside_of_graphs_are_walked_too() -> None:
+    walk(nested(a_model(), 2))
+    assert "secret" in refusal(nested(a_model(a_tensor(location="secret")), 2))
+    assert "nests graphs more than 8 deep" in refusal(nested(a_model(), 8))
+
+
+def test_a_tensor_in_an_attribute_is_checked() -> None:
+    node = helper.make_node("Constant", [], ["y"], value=a_tensor(location="../secret"))
+
+    assert "'../secret'" in refusal(a_model(node=node))
+
+
+def with_functions() -> onnx.ModelProto:
+    model = a_model()
+    node = helper.make_node("EPContext", ["a"], ["b"], domain="com.microsoft")
+    model.functions.append(helper.make_function("mine", "F", ["a"], ["b"], [node], [helper.make_opsetid("", 21)]))
+    return model
+
+
+def with_training() -> onnx.ModelProto:
+    model = a_model()
+    model.training_info.add()
+    return model
+
+
+def with_sparse_tensor() -> onnx.ModelProto:
+    model = a_model()
+    model.graph.sparse_initializer.add()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (with_functions, "field 25 (wire type 2) in a model"),
+        (with_training, "field 20 (wire type 2) in a model"),
+        (with_sparse_tensor, "field 15 (wire type 2) in a graph"),
+    ],
+)
+def test_parts_of_onnx_that_could_hide_others_are_refused(make: Callable[[], onnx.ModelProto], named: str) -> None:
+    assert named in refusal(make())
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"", "has 0 graphs where a model has one"),
+        (b"\x3a\x00\x3a\x00", "has 2 graphs where a model has one"),
+        (b"\x3a\x05\x0a", "is cut off or damaged"),
+        (b"\x3a\x02\x0a\x05", "a field goes past its message"),
+        (b"\x3a", "is cut off or damaged"),
+        (b"\x08" + b"\xff" * 12, "a number of more than ten bytes"),
+        (b"\x3b", "is damaged (wire type 3)"),
+        (b"\x08\x01" * 1_000_001, "has more than 1000000 fields"),
+        (b"\x3a\x04\x0a\x02\x22\xff", "is cut off or damaged"),
+        (b"\x42\x02\x20\x01", "field 4 (wire type 0) in a opset"),
+    ],
+)
+def test_bytes_that_are_no_model_are_refused(data: bytes, problem: str) -> None:
+    assert problem in refusal(data)
+
+
+def test_counts_are_bounded() -> None:
+    model = a_model()
+    many = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])] * 100_001, "g", [], [])
+    assert "has more than 100000 nodes" in refusal(helper.make_model(many))
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([TensorProto(dims=[0], data_type=1)] * 100_001)
+    assert "has more than 100000 tensors" in refusal(model)
+    long_name = helper.make_node("A" * 257, [], ["y"])
+    assert "has a name of 257 bytes" in refusal(a_model(node=long_name))
+
+
+def test_a_package_whose_graph_points_elsewhere_does_not_load_even_with_hashes_that_fit(tmp_path: Path) -> None:
+    folder = tmp_path / "package"
+    shutil.copytree(tiny_model_path(), folder)
+    (tmp_path / "secret").write_bytes(b"\1" * 1_000_000)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../secret"
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    resign(folder)
+
+    with pytest.raises(PackageError, match=r"has a tensor in the file '\.\./secret'"):
+        load(folder)
+
+
+def resign(folder: Path) -> None:
+    """Write a manifest that fits the files, as a hostile stranger would."""
+    import dataclasses
+
+    manifest = Manifest.load(folder)
+    names = sorted(set(os.listdir(folder)) - {"edgelm.json"})
+    dataclasses.replace(manifest, files=tuple(describe_file(folder / name) for name in names)).save(folder)
+
+
+def test_the_exporters_operators_are_known_and_those_of_other_domains_are_not() -> None:
+    assert sorted(OPERATORS) == ["", "com.microsoft"]
+    assert "EPContext" not in OPERATORS["com.microsoft"]

@@ -1,0 +1,189 @@
+"""Files of a package: only regular files with one name are opened, and what was opened is what is checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgelm import load
+from edgelm.errors import PackageError
+from edgelm.manifest import Manifest, check_hash, read_checked
+from edgelm.regular_file import open_regular, parse_json, read_regular
+from edgelm.testing import tiny_model_path
+
+POSIX_ONLY = pytest.mark.skipif(os.name == "nt", reason="pipes and devices are of POSIX")
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model_path(), tmp_path / "package"))
+
+
+def test_a_regular_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+
+    assert read_regular(tmp_path / "a", 3) == b"abc"
+    with pytest.raises(PackageError, match=r"a has 3 bytes; at most 2 are read\."):
+        read_regular(tmp_path / "a", 2)
+
+
+@POSIX_ONLY
+@pytest.mark.parametrize("kind", ["link", "dangling link", "folder", "pipe", "device", "missing", "NUL"])
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a"
+    (tmp_path / "b").write_bytes(b"abc")
+    if kind == "link":
+        path.symlink_to(tmp_path / "b")
+    elif kind == "dangling link":
+        path.symlink_to(tmp_path / "c")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path("/dev/zero")
+    elif kind == "NUL":
+        path = tmp_path / "b\0c"
+
+    with pytest.raises(PackageError, match="is missing or not a regular file"):
+        open_regular(path)
+
+
+@POSIX_ONLY
+def test_a_link_that_takes_the_place_of_a_checked_file_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "b").write_bytes(b"abc")
+    before = os.lstat(tmp_path / "a")
+    (tmp_path / "a").unlink()
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    monkeypatch.setattr(os, "lstat", lambda _path: before)  # the swap happens right after the look at the name
+
+    with pytest.raises(PackageError, match=r"cannot be read: .*Too many levels of symbolic links"):
+        open_regular(tmp_path / "a")
+
+
+@POSIX_ONLY
+def test_a_pipe_that_takes_the_place_of_a_checked_file_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    before = os.lstat(tmp_path / "a")
+    (tmp_path / "a").unlink()
+    os.mkfifo(tmp_path / "a")
+    monkeypatch.setattr(os, "lstat", lambda _path: before)
+
+    with pytest.raises(PackageError, match="is missing or not a regular file"):
+        open_regular(tmp_path / "a")
+
+
+@POSIX_ONLY
+def test_a_file_that_may_not_be_read_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(PackageError, match=r"cannot be read: .*Permission denied"):
+        open_regular(tmp_path / "a")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reading one's own memory at 0 fails on Linux")
+def test_a_read_that_the_disk_refuses_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgelm.regular_file.open_regular", lambda _path: open("/proc/self/mem", "rb"))  # noqa: SIM115
+
+    with pytest.raises(PackageError, match=r"cannot be read: .*Input/output error"):
+        read_regular(tmp_path / "a", 10)
+
+
+def test_a_file_with_a_second_name_is_refused(package: Path) -> None:
+    os.link(package / "model.onnx.data", package.parent / "elsewhere")
+
+    with pytest.raises(PackageError, match=r"model\.onnx\.data has a second name on this disk \(a hard link\)"):
+        load(package)
+
+
+def test_files_that_an_installer_linked_into_edgelm_itself_are_read() -> None:
+    own = tiny_model_path() / "config.json"
+    second = tiny_model_path().with_name(".second-name-of-a-test")
+    os.link(own, second)
+    try:
+        open_regular(own).close()
+    finally:
+        second.unlink()
+
+
+def test_what_is_read_is_what_was_checked(package: Path) -> None:
+    entry = Manifest.load(package).entry("config.json")
+    assert read_checked(package, entry) == (package / "config.json").read_bytes()
+
+    data = bytearray((package / "config.json").read_bytes())
+    data[5] ^= 1
+    (package / "config.json").write_bytes(data)
+    for check in (read_checked, check_hash):
+        with pytest.raises(PackageError, match=r"config\.json does not match the SHA-256 in the manifest"):
+            check(package, entry)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_asked_for_in_vain() -> None:
+    with pytest.raises(PackageError, match=r"The manifest of tiny-random lists no model\.safetensors\."):
+        Manifest.load(tiny_model_path()).entry("model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\0b", "\ud800", "C:x", "a\\b", "x" * 256, "edgelm.json", "edgelm.sig"])
+def test_a_name_that_is_no_plain_file_name_is_refused(package: Path, name: str) -> None:
+    values = json.loads((package / "edgelm.json").read_text())
+    values["files"][0]["path"] = name
+    (package / "edgelm.json").write_text(json.dumps(values))
+
+    with pytest.raises(PackageError, match="which is not a plain file name"):
+        Manifest.load(package).check_files(package)
+
+
+def test_a_file_that_is_listed_twice_is_refused(package: Path) -> None:
+    values = json.loads((package / "edgelm.json").read_text())
+    values["files"].append(values["files"][0] | {"path": values["files"][0]["path"].upper()})
+    (package / "edgelm.json").write_text(json.dumps(values))
+
+    with pytest.raises(PackageError, match=r"lists 'CHAT_TEMPLATE\.JINJA' twice"):
+        Manifest.load(package).check_files(package)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"opsets": {"": "21"}}, "opsets are"),
+        ({"created_by": {"edgelm": 1}}, "created_by is"),
+        ({"recipe": ["int8"]}, "recipe is"),
+        ({"notes": [1]}, "notes are"),
+        ({"files": [{"path": "a", "size": -1, "sha256": ""}]}, "size -1"),
+        ({"files": [{"path": "a", "size": True, "sha256": ""}]}, "size True"),
+        ({"files": [{"path": f"{i}", "size": 1, "sha256": ""} for i in range(1001)]}, "1001 files are listed"),
+    ],
+)
+def test_a_manifest_with_a_field_of_another_kind_is_refused(
+    package: Path, changes: dict[str, object], named: str
+) -> None:
+    values = json.loads((package / "edgelm.json").read_text())
+    (package / "edgelm.json").write_text(json.dumps(values | changes))
+
+    with pytest.raises(PackageError, match=f"does not fit schema version 1: .*{named}"):
+        Manifest.load(package)
+
+
+def test_a_manifest_of_two_megabytes_is_not_parsed(package: Path) -> None:
+    (package / "edgelm.json").write_text("[" + "1," * 1_000_000 + "1]")
+
+    with pytest.raises(PackageError, match=r"edgelm\.json has 2000003 bytes; at most 1048576 are read\."):
+        Manifest.load(package)
+
+
+@pytest.mark.parametrize("data", [b"NaN", b"[Infinity]", b"\xff", b"{", b"[" * 100_000, b"1" * 5000])
+def test_what_is_no_json_is_a_value_error(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        parse_json(data)
