@@ -169,8 +169,10 @@ class LanguageModel:
         """Answer a conversation, and return the whole answer."""
         return join(self.stream_chat(messages, config))
 
-    def score(self, text: str | Sequence[int]) -> Scores:
+    def score(self, text: str | Sequence[int], *, alternatives: int = 0) -> Scores:
         """Compute the log-probability (natural) of each token of a text after the first, and the perplexity.
+
+        alternatives: how many of the most likely tokens at each place come with it.
 
         Raises:
             ContextLengthError: the text has fewer than two tokens, or does not fit the model's context.
@@ -182,7 +184,7 @@ class LanguageModel:
             logits_TV = self.session.forward(ids[start : start + PREFILL_CHUNK], cache, all_logits=True)
             targets = ids[start + 1 : start + 1 + PREFILL_CHUNK]
             tokens += [
-                describe_token(self.tokenizer, row, id_, 0) for row, id_ in zip(logits_TV, targets, strict=False)
+                describe_token(self.tokenizer, row, id_, alternatives) for row, id_ in zip(logits_TV, targets, strict=False)
             ]
         perplexity = float(np.exp(-np.mean([token.logprob for token in tokens])))
         return Scores(tokens=tuple(tokens), perplexity=perplexity)
