@@ -25,6 +25,10 @@ class ChatTemplateError(EdgeLMError):
     """A chat template is missing, broken, or refuses the conversation."""
 
 
+class DataError(EdgeLMError):
+    """Training data (texts, conversations, token shards) is missing, broken, or not what it was."""
+
+
 class ProviderError(EdgeLMError):
     """ONNX Runtime or one of its execution providers is missing or did not start."""
 
@@ -55,3 +59,7 @@ class ExportError(EdgeLMError):
 
 class VerificationError(ExportError):
     """An exported package does not reproduce its source within the bounds of its precision."""
+
+
+class TrainingError(EdgeLMError):
+    """A training run cannot go on: its loss is no number, its folder is in use, or its checkpoints do not fit it."""

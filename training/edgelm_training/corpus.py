@@ -1,0 +1,205 @@
+"""A corpus: the files that hold its documents, cut into spans that can be read independently."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from edgelm.errors import DataError
+from edgelm.extras import require
+
+# What a file holds, by its suffix; a file of another suffix that is named itself is taken as text.
+KINDS = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".rst": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+}
+# What a folder is searched for. A .json file there is rather a setting than a corpus.
+_SEARCHED = tuple(suffix for suffix, kind in KINDS.items() if kind != "json")
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """A file of a corpus. name: its path as it was given; kind: a value of KINDS."""
+
+    path: Path
+    name: str
+    kind: str
+    gzipped: bool
+
+    @property
+    def cuttable(self) -> bool:
+        """Whether reading can begin at any line."""
+        return self.kind in ("text", "jsonl") and not self.gzipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """A part of a file: bytes start to stop - 1 (of Parquet: row groups), which begins with line `first_line`."""
+
+    start: int
+    stop: int
+    first_line: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScannedFile:
+    """What one reading of a file found: its hash, and spans that can be read independently."""
+
+    size: int
+    sha256: str
+    spans: tuple[Span, ...]
+
+
+def find_files(paths: Sequence[str | Path]) -> list[SourceFile]:
+    """Find the files that `paths` name: files, folders (searched to the bottom, in order of their names), and globs.
+
+    A file that is named twice counts once.
+
+    Raises:
+        DataError: a path does not exist, or a glob or folder has no file to read.
+    """
+    found: dict[Path, SourceFile] = {}
+    for path in map(str, paths):
+        for name in _expand(path):
+            found.setdefault(Path(name).resolve(), _source_file(name))
+    return list(found.values())
+
+
+def _expand(path: str) -> list[str]:
+    if Path(path).is_dir():
+        names = sorted(
+            str(file)
+            for file in Path(path).rglob("*")
+            if file.is_file() and _suffix(file)[0] in _SEARCHED and not _is_hidden(file.relative_to(path))
+        )
+        if not names:
+            raise DataError(f"The folder {path} has no file to read: none of {', '.join(_SEARCHED)}, nor .gz of them.")
+        return names
+    if Path(path).exists():
+        return [path]
+    if not glob.has_magic(path):
+        raise DataError(f"There is no file {path}.")
+    names = [name for match in sorted(glob.glob(path, recursive=True)) for name in _expand_match(match)]
+    if not names:
+        raise DataError(f"No file matches {path}.")
+    return names
+
+
+def _expand_match(match: str) -> list[str]:
+    """A folder that a glob matches is searched, and may be empty of what can be read."""
+    try:
+        return _expand(match)
+    except DataError:
+        return []
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _suffix(path: Path) -> tuple[str, bool]:
+    gzipped = path.suffix.lower() == ".gz"
+    return (path.with_suffix("") if gzipped else path).suffix.lower(), gzipped
+
+
+def _source_file(name: str) -> SourceFile:
+    suffix, gzipped = _suffix(Path(name))
+    kind = KINDS.get(suffix, "text")
+    if kind == "parquet" and gzipped:
+        raise DataError(f"{name}: Parquet compresses itself; unpack the .gz first.")
+    return SourceFile(path=Path(name), name=name, kind=kind, gzipped=gzipped)
+
+
+def whole_span(source: SourceFile) -> Span:
+    """Return the span that is the whole file.
+
+    Raises:
+        DataError: the file is Parquet, and broken.
+        MissingExtraError: the file is Parquet, and pyarrow is not installed.
+    """
+    return Span(start=0, stop=len(_row_groups(source)) if source.kind == "parquet" else source.path.stat().st_size)
+
+
+def scan_file(
+    source: SourceFile, *, span_bytes: int, separator: str | None = None, read: Callable[[int], None] = lambda _: None
+) -> ScannedFile:
+    """Hash a file, and cut it into spans of about `span_bytes`, each of which begins with a line.
+
+    separator: the line that separates a text file's documents; its spans then begin after one. read: called with the
+    number of bytes that were read since the last call.
+
+    Raises:
+        DataError: the file cannot be read.
+        MissingExtraError: the file is Parquet, and pyarrow is not installed.
+    """
+    try:
+        with source.path.open("rb") as file:
+            size = file.seek(0, 2)
+            ends = [size]
+            if source.cuttable:
+                mark = None if separator is None or source.kind != "text" else separator.encode("utf-8")
+                ends = list(_ends(file, size, span_bytes, mark))
+            file.seek(0)
+            digest = hashlib.sha256()
+            spans = []
+            start, line = 0, 1
+            for end in ends:
+                spans.append(Span(start=start, stop=end, first_line=line))
+                for block in _blocks(file, end - start):
+                    digest.update(block)
+                    line += block.count(b"\n")
+                    read(len(block))
+                start = end
+    except OSError as error:
+        raise DataError(f"Cannot read {source.name}: {error}.") from error
+    if source.kind == "parquet":
+        spans = _row_groups(source)
+    return ScannedFile(size=size, sha256=digest.hexdigest(), spans=tuple(spans) if size else ())
+
+
+def _ends(file: IO[bytes], size: int, span_bytes: int, separator: bytes | None) -> Iterator[int]:
+    """Yield where spans end: behind the first line (or separator line) after each multiple of `span_bytes`."""
+    end = 0
+    while end < size:
+        file.seek(end + span_bytes)
+        if file.tell() >= size:
+            break
+        file.readline()
+        while separator is not None:
+            line = file.readline()
+            if not line or line.strip() == separator:
+                break
+        end = min(file.tell(), size)
+        yield end
+    if end < size:
+        yield size
+
+
+def _blocks(file: IO[bytes], count: int) -> Iterator[bytes]:
+    while count and (block := file.read(min(count, _BLOCK))):
+        yield block
+        count -= len(block)
+
+
+def _row_groups(source: SourceFile) -> list[Span]:
+    parquet = require("pyarrow.parquet", "parquet", f"Reading {source.name}")
+    try:
+        metadata = parquet.read_metadata(source.path)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise DataError(f"{source.name} is not a Parquet file, or is cut short: {error}.") from error
+    spans, row = [], 1
+    for group in range(metadata.num_row_groups):
+        spans.append(Span(start=group, stop=group + 1, first_line=row))
+        row += metadata.row_group(group).num_rows
+    return spans

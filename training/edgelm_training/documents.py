@@ -1,0 +1,272 @@
+"""Documents: the texts of a corpus, read from spans of its files in bounded memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO, Any, NamedTuple
+
+from edgelm.errors import ConfigError, DataError
+from edgelm.extras import require
+from edgelm_training.corpus import SourceFile, Span
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_PARQUET_ROWS = 1024
+
+
+class Document(NamedTuple):
+    """One text, and the line (in Parquet and JSON arrays: the row) of its file where it begins, from 1."""
+
+    line: int
+    text: str
+
+
+class Record(NamedTuple):
+    """One object of a JSONL, JSON or Parquet file, and its line or row from 1."""
+
+    line: int
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentConfig:
+    """How files become documents.
+
+    field: the key of a JSONL object, or the Parquet column, that holds the text. split_on: the line that separates the
+    documents of a text file ("" for an empty line); None makes each file one document. max_characters: longer documents
+    are cut, at the end of a paragraph if there is one near, and each part is a document of its own. skip_broken: leave
+    out what cannot be read (and count it), instead of stopping.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    field: str = "text"
+    split_on: str | None = None
+    max_characters: int = 65_536
+    skip_broken: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.field:
+            raise ConfigError("field is empty; name the key or column that holds the text.")
+        if self.split_on is not None and (self.split_on != self.split_on.strip() or "\n" in self.split_on):
+            raise ConfigError(f"split_on is {self.split_on!r}; it must be one line without spaces at its ends.")
+        if self.max_characters < 256:
+            raise ConfigError(f"max_characters is {self.max_characters}; it must be 256 or more.")
+
+
+class DocumentReader:
+    """Read the documents of spans. broken: how many were left out (`DocumentConfig.skip_broken`)."""
+
+    def __init__(self, config: DocumentConfig) -> None:
+        self.config = config
+        self.broken = 0
+
+    def read(self, source: SourceFile, span: Span) -> Iterator[Document]:
+        """Yield the documents of a span; texts of white space alone are none.
+
+        Raises:
+            DataError: something cannot be read; the message begins with the file and the line.
+        """
+        documents = self._texts(source, span) if source.kind == "text" else self._fields(source, span)
+        for document in documents:
+            for part in _parts(document, self.config.max_characters, counts_lines=source.kind == "text"):
+                if part.text and not part.text.isspace():
+                    yield part
+
+    def _texts(self, source: SourceFile, span: Span) -> Iterator[Document]:
+        """Yield a text file's documents, those that are too long in parts that `_parts` need not cut again."""
+        first, size, lines = span.first_line, 0, list[str]()
+        broken = False
+        for number, line in read_lines(source, span):
+            try:
+                text = _decode(line, f"{source.name}:{number}")
+            except DataError:
+                if not self.config.skip_broken:
+                    raise
+                self.broken += not broken
+                broken, lines, size = True, [], 0
+                continue
+            if text.strip() == self.config.split_on:
+                if not broken:
+                    yield Document(first, "".join(lines))
+                first, size, lines, broken = number + 1, 0, [], False
+                continue
+            if broken:
+                continue
+            lines.append(text)
+            size += len(text)
+            if size > 2 * self.config.max_characters:
+                document = Document(first, "".join(lines))
+                *whole, rest = _parts(document, self.config.max_characters, counts_lines=True)
+                yield from whole
+                first, size, lines = rest.line, len(rest.text), [rest.text]
+        if not broken:
+            yield Document(first, "".join(lines))
+
+    def _fields(self, source: SourceFile, span: Span) -> Iterator[Document]:
+        columns = [self.config.field]
+        for line, values in read_records(source, span, columns=columns, on_error=self._skip_or_raise):
+            text = values.get(self.config.field)
+            if isinstance(text, str):
+                yield Document(line, text)
+            elif self.config.field in values:
+                found = "null" if text is None else type(text).__name__
+                self._skip_or_raise(
+                    DataError(f"{source.name}:{line}: the field {self.config.field!r} is {found}; it must be a text.")
+                )
+            else:
+                self._skip_or_raise(
+                    DataError(
+                        f"{source.name}:{line}: there is no field {self.config.field!r}; there are "
+                        f"{', '.join(map(repr, values)) or 'none'}. Name the one with the text: --field."
+                    )
+                )
+
+    def _skip_or_raise(self, error: DataError) -> None:
+        if not self.config.skip_broken:
+            raise error
+        self.broken += 1
+
+
+def _raise(error: DataError) -> None:
+    raise error
+
+
+def read_records(
+    source: SourceFile,
+    span: Span,
+    *,
+    columns: list[str] | None = None,
+    on_error: Callable[[DataError], None] = _raise,
+) -> Iterator[Record]:
+    """Yield the objects of a span of a JSONL, JSON or Parquet file.
+
+    columns: of a Parquet file, those to read (None: all). on_error: called with what is wrong with a line; if it
+    returns, the line is left out.
+
+    Raises:
+        DataError: a line or the file is broken, with the file and the line named; or the file is of another kind.
+    """
+    if source.kind == "parquet":
+        yield from _parquet_records(source, span, columns)
+        return
+    if source.kind == "text":
+        raise DataError(
+            f"{source.name} is read as text by its suffix; objects come in .jsonl, .json or .parquet files."
+        )
+    lines = read_lines(source, span)
+    if source.kind == "json":
+        content = list(lines)
+        values = _json_array(b"".join(line for _, line in content))
+        if values is not None:
+            yield from _checked(source, enumerate(values, start=1), on_error)
+            return
+        lines = iter(content)
+    yield from _checked(source, _json_lines(source, lines, on_error), on_error)
+
+
+def _checked(
+    source: SourceFile, numbered: Iterator[tuple[int, Any]], on_error: Callable[[DataError], None]
+) -> Iterator[Record]:
+    for line, values in numbered:
+        if isinstance(values, dict):
+            yield Record(line, values)
+        else:
+            on_error(DataError(f"{source.name}:{line}: a line must be an object with fields; this is {values!r:.60}."))
+
+
+def _json_lines(
+    source: SourceFile, lines: Iterator[tuple[int, bytes]], on_error: Callable[[DataError], None]
+) -> Iterator[tuple[int, Any]]:
+    for number, line in lines:
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(_decode(line, f"{source.name}:{number}"))
+        except DataError as error:
+            on_error(error)
+        except json.JSONDecodeError as error:
+            on_error(DataError(f"{source.name}:{number}: broken JSON: {error.msg} at character {error.colno}."))
+        except RecursionError:
+            on_error(DataError(f"{source.name}:{number}: broken JSON: nested too deep."))
+
+
+def _json_array(content: bytes) -> list[Any] | None:
+    """Read a file that is one JSON array; None: it is not. (Many a .json file holds lines.)"""
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, list) else None
+
+
+def _parquet_records(source: SourceFile, span: Span, columns: list[str] | None) -> Iterator[Record]:
+    parquet = require("pyarrow.parquet", "parquet", f"Reading {source.name}")
+    try:
+        with parquet.ParquetFile(source.path) as file:
+            known = [column for column in columns or () if column in file.schema_arrow.names]
+            wanted = known or None  # none of them: read all, so that the error can name what there is
+            line = span.first_line
+            groups = range(span.start, span.stop)
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=groups, columns=wanted):
+                for values in batch.to_pylist():
+                    yield Record(line, values)
+                    line += 1
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise DataError(f"Cannot read {source.name}: {error}.") from error
+
+
+def read_lines(source: SourceFile, span: Span) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a span, each with its number; a byte order mark is taken off, "\\r\\n" becomes "\\n".
+
+    Raises:
+        DataError: the file cannot be read, or its gzip stream is broken.
+    """
+    number = span.first_line
+    try:
+        with source.path.open("rb") as raw:
+            file: IO[bytes] = gzip.GzipFile(fileobj=raw) if source.gzipped else raw
+            left = None if source.gzipped else span.stop - span.start
+            file.seek(span.start)
+            while line := file.readline() if left is None else file.readline(left):
+                if left is not None:
+                    left -= len(line)
+                if number == 1:
+                    line = line.removeprefix(_BYTE_ORDER_MARK)
+                yield number, line[:-2] + b"\n" if line.endswith(b"\r\n") else line
+                if left == 0:
+                    return
+                number += 1
+    except (OSError, EOFError, zlib.error) as error:  # gzip's BadGzipFile is an OSError
+        raise DataError(f"{source.name}:{number}: cannot read: {error}.") from error
+
+
+def _decode(line: bytes, place: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{place}: byte 0x{line[error.start]:02X} at column {error.start + 1} is no UTF-8. Convert the file, for "
+            "example with iconv."
+        ) from error
+
+
+def _parts(document: Document, limit: int, *, counts_lines: bool) -> Iterator[Document]:
+    """Cut a document that is too long: at the last empty line, else line end, else space in the second half.
+
+    counts_lines: whether the text's lines are lines of its file.
+    """
+    line, text = document
+    start = 0
+    while len(text) - start > limit:
+        half, stop = start + limit // 2, start + limit
+        found = ((text.rfind(mark, half, stop), len(mark)) for mark in ("\n\n", "\n", " "))
+        end = next((place + length for place, length in found if place >= 0), stop)
+        yield Document(line, text[start:end])
+        line += text.count("\n", start, end) if counts_lines else 0
+        start = end
+    yield Document(line, text[start:])

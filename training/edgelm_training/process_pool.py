@@ -1,0 +1,82 @@
+"""ProcessPool: tasks in processes of their own, which stop at once when they are to, and never outlive their parent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from edgelm.errors import DataError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+# In a worker: set when it is to stop.
+_stop: Any = None
+
+
+class _StoppedError(Exception):
+    """A worker was told to stop."""
+
+
+def available_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_stop() -> None:
+    """Leave a task whose result nobody waits for; to be called by tasks, often."""
+    if _stop is not None and _stop.is_set():
+        raise _StoppedError
+
+
+def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], *, workers: int) -> Iterator[Result]:
+    """Yield the results of tasks, in whatever order they end; with one worker, in this process.
+
+    An error of a task, Ctrl-C, or a caller who stops listening ends the other tasks. Processes are spawned, so a
+    program that calls this needs the usual `if __name__ == "__main__":`.
+
+    Raises:
+        DataError: a worker was killed from outside.
+    """
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        yield from map(function, tasks)
+        return
+    # Spawned, not forked: a fork of a process with threads (tokenizers', a progress line's) can hang.
+    spawn = multiprocessing.get_context("spawn")
+    stop = spawn.Event()
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_initialize, initargs=(stop,)) as pool:
+        try:
+            for future in as_completed([pool.submit(function, task) for task in tasks]):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "A worker process was killed, maybe because memory ran out. Run the command again to go on, with fewer "
+                "--workers if memory is short."
+            ) from error
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _initialize(stop: Any) -> None:
+    global _stop
+    _stop = stop
+    # Ctrl-C reaches every process of a terminal; the parent tells its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The processes are the parallelism; the tokenizers library would add threads to each.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # a killed parent closes no queue: the worker would wait for ever

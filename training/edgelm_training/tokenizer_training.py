@@ -1,0 +1,188 @@
+"""Train a byte-level BPE tokenizer, and write the folder that edgelm and transformers read it from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from edgelm import atomic
+from edgelm.errors import ConfigError, DataError
+from edgelm_training.corpus import SourceFile, find_files, whole_span
+from edgelm_training.documents import DocumentConfig, DocumentReader
+from edgelm_training.shards import TOKENIZER_FILES
+
+END_OF_TEXT = "<|endoftext|>"
+START_OF_TURN, END_OF_TURN = "<|im_start|>", "<|im_end|>"
+PADDING = "<|pad|>"
+# Their ids are 0 to 3.
+CONTROL_TOKENS = (END_OF_TEXT, START_OF_TURN, END_OF_TURN, PADDING)
+
+# ChatML. The block tells training which tokens are the assistant's own: its answer, and the end of its turn.
+CHAT_TEMPLATE = """{%- for message in messages %}
+{{- '<|im_start|>' + message['role'] + '\\n' }}
+{%- if message['role'] == 'assistant' %}
+{%- generation %}{{- (message['content'] or '') + '<|im_end|>' }}{%- endgeneration %}
+{%- else %}
+{{- (message['content'] or '') + '<|im_end|>' }}
+{%- endif %}
+{{- '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """What tokenizer to train.
+
+    vocab_size: tokens at most, the control tokens and the 256 bytes among them; a short text may have fewer that are
+    worth a token. control_tokens: more than CONTROL_TOKENS, which no text can spell.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    vocab_size: int = 8192
+    control_tokens: tuple[str, ...] = ()
+    documents: DocumentConfig = field(default_factory=DocumentConfig)
+
+    def __post_init__(self) -> None:
+        names = (*CONTROL_TOKENS, *self.control_tokens)
+        if len(set(names)) < len(names) or not all(names):
+            raise ConfigError(f"control_tokens are {self.control_tokens}; each must be new and not empty.")
+        smallest = 256 + len(names)
+        if self.vocab_size < smallest:
+            raise ConfigError(
+                f"vocab_size is {self.vocab_size}; it must be {smallest} or more, for {len(names)} control tokens and "
+                "the 256 bytes."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedTokenizer:
+    """What `train_tokenizer` made of how much text."""
+
+    folder: Path
+    vocab_size: int
+    files: int
+    documents: int
+    characters: int
+
+
+def train_tokenizer(
+    paths: Sequence[str | Path],
+    output: str | Path,
+    config: TokenizerConfig | None = None,
+    *,
+    progress: Callable[[str, int, int | None], None] = lambda *_: None,
+    merging: Callable[[], None] = lambda: None,
+) -> TrainedTokenizer:
+    """Train a byte-level BPE on a corpus that is read once, document by document; write a folder, whole or not at all.
+
+    The folder has tokenizer.json, tokenizer_config.json and chat_template.jinja. It splits as GPT-2 does, with each
+    digit by itself. The same corpus gives the same bytes.
+
+    progress: called with a label and the bytes that are read and to read. merging: called when all is read.
+
+    Raises:
+        DataError: the corpus is missing, broken or empty, `output` holds something else, or the disk is full.
+    """
+    config = config or TokenizerConfig()
+    output = Path(output)
+    files = find_files(paths)
+    _refuse_foreign_folder(output)
+    texts = _Texts(files, config.documents, progress, merging)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[*CONTROL_TOKENS, *config.control_tokens],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(iter(texts), trainer)
+    if not texts.documents:
+        raise DataError(f"The corpus is empty: {len(files)} files, beginning with {files[0].name}, have no document.")
+    _write(output, tokenizer)
+    return TrainedTokenizer(
+        folder=output,
+        vocab_size=tokenizer.get_vocab_size(),
+        files=len(files),
+        documents=texts.documents,
+        characters=texts.characters,
+    )
+
+
+class _Texts:
+    """The texts of a corpus, counted as they pass."""
+
+    def __init__(
+        self,
+        files: list[SourceFile],
+        config: DocumentConfig,
+        progress: Callable[[str, int, int | None], None],
+        merging: Callable[[], None],
+    ) -> None:
+        self._files = files
+        self._reader = DocumentReader(config)
+        self._progress = progress
+        self._merging = merging
+        self.documents = 0
+        self.characters = 0
+
+    def __iter__(self) -> Iterator[str]:
+        sizes = [file.path.stat().st_size for file in self._files]
+        done, total = 0, sum(sizes)
+        for file, size in zip(self._files, sizes, strict=True):
+            before = self.characters
+            for document in self._reader.read(file, whole_span(file)):
+                self.documents += 1
+                self.characters += len(document.text)
+                # Within a file, characters stand for bytes.
+                self._progress("Reading", done + min(size, self.characters - before), total)
+                yield document.text
+            done += size
+            self._progress("Reading", done, total)
+        self._merging()
+
+
+def _write(output: Path, tokenizer: Tokenizer) -> None:
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "pad_token": PADDING,
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+    }
+    contents = (
+        tokenizer.to_str(pretty=True),
+        json.dumps(settings, indent=2) + "\n",
+        CHAT_TEMPLATE,
+    )
+    try:
+        with atomic.replace_folder(output) as staging:
+            for name, content in zip(TOKENIZER_FILES, contents, strict=True):
+                (staging / name).write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"Cannot write {output}: {error}. What stood there is as it was.") from error
+
+
+def _refuse_foreign_folder(folder: Path) -> None:
+    """Refuse to replace, that is to delete, what is no tokenizer's folder."""
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if path.name not in TOKENIZER_FILES:
+                raise DataError(
+                    f"{folder} is not replaced: it holds {path.name}, which is no part of a tokenizer. Choose another "
+                    "folder, or remove it."
+                )
