@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError
+from edgelm.kv_batch import KVBatch
 from edgelm.kv_cache import KVCache
 from edgelm.sampling import Sampler
 
@@ -31,6 +32,9 @@ class Decoder(Protocol):
 
     def forward(self, token_ids: Sequence[int], cache: KVCache, *, all_logits: bool = False) -> NDArray[np.float32]:
         """Compute tokens after those in `cache`, as DecoderSession.forward does."""
+
+    def forward_rows(self, token_ids: Sequence[int], batch: KVBatch) -> NDArray[np.float32]:
+        """Compute one token for each of the first rows of a batch, as DecoderSession.forward_rows does."""
 
 
 def prefill(
@@ -53,11 +57,24 @@ def prefill(
     # The last token is always computed: its logits are not in the cache.
     cache.truncate(min(cache.common_prefix(token_ids), len(token_ids) - 1))
     logits_V: NDArray[np.float32] | None = None
-    for start in range(cache.length, len(token_ids), PREFILL_CHUNK):
+    while cache.length < len(token_ids):
         if cancel is not None and cancel.is_set():
             return None
-        logits_V = session.forward(token_ids[start : start + PREFILL_CHUNK], cache)[0]
+        logits_V = session.forward(next_chunk(token_ids, cache.length), cache)[0]
     return logits_V
+
+
+def next_chunk(token_ids: Sequence[int], start: int, size: int = PREFILL_CHUNK) -> Sequence[int]:
+    """Return the tokens of a prompt to compute at once after the first `start`.
+
+    Chunks end at multiples of `size`, so that a prompt whose beginning was kept is computed in the calls, and to the
+    bits, of one that was not. No size leaves a last token alone that PREFILL_CHUNK does not: a call of one token takes
+    another path through the attention.
+    """
+    end = min((start // size + 1) * size, len(token_ids))
+    if len(token_ids) - end == 1 and end % PREFILL_CHUNK:
+        end += 1
+    return token_ids[start:end]
 
 
 def decode(

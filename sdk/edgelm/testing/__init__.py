@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgelm.chat_template import ChatTemplate
 from edgelm.config import ModelConfig
 from edgelm.generation_config import GenerationConfig
+from edgelm.kv_batch import KVBatch
 from edgelm.kv_cache import KVCache
 from edgelm.language_model import LanguageModel
 from edgelm.manifest import Manifest
@@ -48,6 +49,10 @@ class ScriptedDecoder:
         logits_TV = np.zeros((len(token_ids) if all_logits else 1, self.config.vocab_size), np.float32)
         logits_TV[-1, self._answer[said]] = 20.0
         return logits_TV
+
+    def forward_rows(self, token_ids: Sequence[int], batch: KVBatch) -> NDArray[np.float32]:
+        """Answer each row as `forward` does."""
+        return np.concatenate([self.forward((id_,), row) for id_, row in zip(token_ids, batch.rows, strict=False)])
 
 
 def scripted_model(answer: str) -> LanguageModel:

@@ -1,0 +1,129 @@
+"""KVBatch: the keys and values of several sequences in one buffer, so that one step computes them together."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.config import ModelConfig
+from edgelm.errors import ContextLengthError
+from edgelm.kv_cache import GROWTH_STEP, KVCache
+
+
+class KVRow(KVCache):
+    """A KV cache that lives in one row of a batch: its buffers [1, K, C, H] are views on the batch's memory."""
+
+    def __init__(self, config: ModelConfig, batch: KVBatch, place: int) -> None:
+        super().__init__(config)
+        self._batch = batch
+        self.move_to(place)
+
+    def move_to(self, place: int) -> None:
+        """Stand for another row of the batch; what is in it is not moved."""
+        self.place = place
+        self.buffers = [buffer[place : place + 1] for buffer in self._batch.buffers]
+        self.binding = None
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` tokens in every row of the batch; what is cached stays."""
+        self._batch.reserve(length)
+
+
+class KVBatch:
+    """Hold keys and values of L layers for several sequences.
+
+    `buffers` are 2L float32 arrays [R, K, C, H] as in KVCache, with R rows of which the first `len(rows)` are in use. The
+    first `active` rows are the ones that a step computes together; rows behind them are still being filled. Rows never
+    have gaps between them: what leaves is replaced by the last of its kind, which copies that row's tokens once and
+    saves every later step the empty row.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        self.rows: list[KVRow] = []
+        self.active = 0
+        self.buffers = [self._zeros(0, 0) for _ in range(2 * config.num_hidden_layers)]
+        self.bindings: dict[int, object] = {}  # the session's, by how many rows a step has
+
+    @property
+    def length(self) -> int:
+        """How many tokens are in all rows together."""
+        return sum(row.length for row in self.rows)
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens each row has room for."""
+        return int(self.buffers[0].shape[2])
+
+    def add(self) -> KVRow:
+        """Return a new row, empty and not yet active."""
+        places = int(self.buffers[0].shape[0])
+        if len(self.rows) == places:
+            self._resize(max(1, 2 * places), self.capacity)
+        row = KVRow(self._config, self, len(self.rows))
+        self.rows.append(row)
+        return row
+
+    def activate(self, row: KVRow) -> None:
+        """Let a row that is filled take part in the steps."""
+        other = self.rows[self.active]
+        if other is not row:
+            for buffer in self.buffers:
+                aside = buffer[row.place, :, : row.length].copy()
+                buffer[row.place, :, : other.length] = buffer[other.place, :, : other.length]
+                buffer[other.place, :, : row.length] = aside
+            self.rows[row.place], self.rows[other.place] = other, row
+            place = row.place
+            row.move_to(other.place)
+            other.move_to(place)
+        self.active += 1
+
+    def remove(self, row: KVRow) -> None:
+        """Forget a row. Its memory is another row's from now on, or given back with the last one."""
+        hole = row.place
+        if hole < self.active:
+            self.active -= 1
+            self._fill(hole, self.active)
+            hole = self.active
+        self._fill(hole, len(self.rows) - 1)
+        self.rows.pop()
+        if not self.rows:
+            self.buffers = [self._zeros(0, 0) for _ in self.buffers]
+            self.bindings.clear()
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` tokens in every row; what is cached stays.
+
+        Raises:
+            ContextLengthError: `length` is more than the model's context.
+        """
+        limit = self._config.max_position_embeddings
+        if length > limit:
+            raise ContextLengthError(f"{length} tokens do not fit the model's context of {limit}. Shorten the prompt.")
+        if length > self.capacity:
+            wanted = max(length, self.capacity + self.capacity // 4)
+            self._resize(int(self.buffers[0].shape[0]), min(-(-wanted // GROWTH_STEP) * GROWTH_STEP, limit))
+
+    def _fill(self, hole: int, place: int) -> None:
+        if hole == place:
+            return
+        row = self.rows[hole] = self.rows[place]
+        for buffer in self.buffers:
+            buffer[hole, :, : row.length] = buffer[place, :, : row.length]
+        row.move_to(hole)
+
+    def _resize(self, places: int, capacity: int) -> None:
+        # Nothing may keep the old memory, and only one layer is there twice.
+        self.bindings.clear()
+        for row in self.rows:
+            row.buffers, row.binding = [], None
+        for i, old in enumerate(self.buffers):
+            self.buffers[i] = grown = self._zeros(places, capacity)
+            for row in self.rows:
+                grown[row.place, :, : row.length] = old[row.place, :, : row.length]
+        for row in self.rows:
+            row.move_to(row.place)
+
+    def _zeros(self, places: int, capacity: int) -> NDArray[np.float32]:
+        # Zeros, not empty: pages that were never written cost no memory, and no stray NaN can reach the attention.
+        return np.zeros((places, self._config.num_key_value_heads, capacity, self._config.head_dim), np.float32)
