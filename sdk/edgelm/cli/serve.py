@@ -1,0 +1,132 @@
+"""`edgelm serve`: OpenAI's and Ollama's protocols on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from edgelm.cli.generation_options import complete_model, threads_option
+from edgelm.cli.main import EXIT_INTERRUPTED
+from edgelm.errors import ConfigError
+from edgelm.server.options import ServerOptions, is_loopback
+
+_DEFAULTS = ServerOptions()
+KEY_VARIABLE = "EDGELM_API_KEY"
+
+
+@click.command()
+@click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model)
+@click.option("--host", default=_DEFAULTS.host, show_default=True, help="Address to listen at.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=_DEFAULTS.port, show_default=True, help="0: any free one."
+)
+@click.option(
+    "--api-key", metavar="KEY", multiple=True, help="Answer only who has it. Others on this machine can see it here."
+)
+@click.option("--api-key-file", type=click.Path(dir_okay=False, path_type=Path), help="File with a key on each line.")
+@click.option("--allowed-host", metavar="NAME", multiple=True, help="Another name, with its port, that leads here.")
+@click.option("--cors-origin", metavar="ORIGIN", multiple=True, help="Let web pages of this origin call.")
+@click.option(
+    "--keep-alive",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=_DEFAULTS.keep_alive,
+    show_default=True,
+    help="Unload a model that was not used for so long.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=_DEFAULTS.max_batch,
+    show_default=True,
+    help="Answers computed at once.",
+)
+@click.option(
+    "--queue",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=_DEFAULTS.max_queue,
+    show_default=True,
+    help="Requests that may wait besides.",
+)
+@threads_option
+@click.option("--quiet", is_flag=True, help="Show errors only, not each request.")
+def serve(
+    models: tuple[str, ...],
+    host: str,
+    port: int,
+    api_key: tuple[str, ...],
+    api_key_file: Path | None,
+    allowed_host: tuple[str, ...],
+    cors_origin: tuple[str, ...],
+    keep_alive: float,
+    batch: int,
+    queue: int,
+    threads: int | None,
+    quiet: bool,
+) -> None:
+    """Serve models to programs, in the protocols of OpenAI and Ollama.
+
+    MODEL is a name from the library or a folder; without any, the whole library is served. A model is loaded when it is
+    first asked for. The first Ctrl-C lets running answers end, the second stops at once.
+
+    \b
+    Examples:
+      edgelm serve
+      edgelm serve smollm2-135m-instruct --port 9000
+      EDGELM_API_KEY=$(openssl rand -hex 16) edgelm serve --host 0.0.0.0
+      curl localhost:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hello"}]}'
+      OPENAI_BASE_URL=http://localhost:8080/v1 OPENAI_API_KEY=none llm -m smollm2-135m-instruct "Hello"
+    """
+    options = ServerOptions(
+        host=host,
+        port=port,
+        api_keys=(*api_key, *_keys_of_environment(), *_keys_of_file(api_key_file)),
+        allowed_hosts=allowed_host,
+        cors_origins=cors_origin,
+        keep_alive=keep_alive,
+        max_batch=batch,
+        max_queue=queue,
+        threads=threads,
+    )
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.ERROR if quiet else logging.INFO,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    # Imported here, so that --help needs neither starlette nor numpy.
+    from edgelm.server.process import serve as serve_until_signal
+
+    def listening(url: str) -> None:
+        who = "whoever has its key" if options.api_keys else "everybody on this machine"
+        click.echo(f"Listening at {url} for {who}. OpenAI's base URL: {url}/v1 · Ollama's: {url}", err=True)
+        if options.api_keys and not is_loopback(host):
+            click.echo("The key and the answers travel unencrypted; put a proxy with TLS before strangers.", err=True)
+
+    ended_by = serve_until_signal(models, options, listening)
+    if ended_by == signal.SIGINT:
+        raise SystemExit(EXIT_INTERRUPTED)
+
+
+def _keys_of_environment() -> tuple[str, ...]:
+    key = os.environ.get(KEY_VARIABLE)
+    return (key,) if key else ()
+
+
+def _keys_of_file(path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
+    try:
+        keys = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"Cannot read the keys in {path}: {error}.") from error
+    if not keys:
+        raise ConfigError(f"There is no key in {path}; write one on each line.")
+    return keys

@@ -1,0 +1,143 @@
+"""Answers: the generations of one request, read together."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from edgelm.answer import join
+from edgelm.completion import Chunk, Completion
+from edgelm.generation_config import GenerationConfig
+
+if TYPE_CHECKING:
+    from edgelm.generation import Generation
+    from edgelm.server.metrics import Metrics
+    from edgelm.server.model_pool import LoadedModel
+    from edgelm.tools import ToolFormat
+
+QUIET_SECONDS = 5.0  # proxies and clients take a connection for dead after some tens of seconds of silence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One answer to make: token ids in, settings, and how the model writes tool calls where it may."""
+
+    prompt_ids: Sequence[int]
+    config: GenerationConfig
+    tools: ToolFormat | None = None
+
+
+@dataclass(eq=False)
+class Answers:
+    """Make the answers to `jobs`, at most as many at once as the engine computes at once.
+
+    The first ones are queued with `start`, so that a full queue is known before anything was sent.
+    """
+
+    served: LoadedModel
+    jobs: Sequence[Job]
+    deadline: float  # time.monotonic()
+    metrics: Metrics
+    _running: dict[int, Generation] = field(default_factory=dict)
+    _cancelled: bool = False
+
+    def start(self) -> None:
+        """Queue the first answers.
+
+        Raises:
+            QueueFullError, ContextLengthError, TokenizerError, ConfigError: as Engine.submit.
+        """
+        for index in range(min(len(self.jobs), self.served.max_batch)):
+            self._submit(index)
+
+    def cancel(self) -> None:
+        """End what runs, within one step, and begin nothing more."""
+        self._cancelled = True
+        for generation in list(self._running.values()):
+            generation.cancel()
+
+    async def chunks(self) -> AsyncGenerator[tuple[int, Chunk] | None, None]:
+        """Yield the chunks of all answers as they come, with their job's index; None after some seconds of silence."""
+        arrived: asyncio.Queue[tuple[int, Chunk | Exception | None]] = asyncio.Queue()
+        turns = asyncio.Semaphore(self.served.max_batch)
+        readers = [asyncio.create_task(self._read(index, turns, arrived)) for index in range(len(self.jobs))]
+        left = len(readers)
+        try:
+            while left:
+                try:
+                    index, item = await asyncio.wait_for(arrived.get(), QUIET_SECONDS)
+                except TimeoutError:
+                    yield None
+                    continue
+                if isinstance(item, Exception):
+                    raise item
+                if item is None:
+                    left -= 1
+                else:
+                    yield index, item
+        finally:
+            self.cancel()
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+
+    async def completions(self) -> list[Completion]:
+        """Return all answers, whole, in the order of the jobs."""
+        parts: list[list[Chunk]] = [[] for _ in self.jobs]
+        async for item in self.chunks():
+            if item is not None:
+                index, chunk = item
+                parts[index].append(chunk)
+        return [join(chunks) for chunks in parts]
+
+    def _submit(self, index: int) -> Generation:
+        job = self.jobs[index]
+        seconds_left = max(0.0, self.deadline - time.monotonic())
+        generation = self.served.engine.submit(job.prompt_ids, job.config, deadline=seconds_left)
+        self._running[index] = generation
+        if self._cancelled:  # while the prompt was on its way to the engine, in another thread
+            generation.cancel()
+        return generation
+
+    async def _read(
+        self, index: int, turns: asyncio.Semaphore, arrived: asyncio.Queue[tuple[int, Chunk | Exception | None]]
+    ) -> None:
+        async with turns:
+            try:
+                generation = self._running.get(index)
+                if generation is None:
+                    generation = await asyncio.to_thread(self._submit, index)
+                async for chunk in _parsed(generation, self.jobs[index].tools):
+                    self.metrics.count_chunk(self.served.name, chunk)
+                    arrived.put_nowait((index, chunk))
+                self._running.pop(index, None)
+                arrived.put_nowait((index, None))
+            except Exception as error:  # the request fails with it, and so do its other answers
+                arrived.put_nowait((index, error))
+
+
+async def _parsed(generation: Generation, tools: ToolFormat | None) -> AsyncIterator[Chunk]:
+    """Yield the chunks with their tool calls apart from the text, and with a reason that the protocols have."""
+    parser = None
+    if tools is not None:
+        from edgelm.tools import ToolCallParser
+
+        parser = ToolCallParser(tools)
+    called = False
+    async for chunk in generation:
+        text, calls, reason = chunk.text, chunk.tool_calls, chunk.finish_reason
+        if parser is not None:
+            text, calls = parser.push(text)
+            if reason is not None:
+                rest, more = parser.flush()
+                text, calls = text + rest, (*calls, *more)
+        called = called or bool(calls)
+        if reason == "cancelled":
+            reason = "length"  # the time that a request may take is over
+        elif reason == "stop" and called:
+            reason = "tool_calls"
+        yield dataclasses.replace(chunk, text=text, tool_calls=calls, finish_reason=reason)

@@ -1,0 +1,75 @@
+"""ApiError: what a client did wrong, or cannot have now, in the words of the protocol that it speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.errors import (
+    ChatTemplateError,
+    ConfigError,
+    ContextLengthError,
+    EdgeLMError,
+    ModelNotFoundError,
+    QueueFullError,
+    TokenizerError,
+)
+
+RETRY_SECONDS = 1
+
+
+class ApiError(EdgeLMError):
+    """A refusal with its HTTP status; `param` names the field of the request that it is about."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.param, self.code = status, kind, param, code
+        self.headers = dict(headers or {})
+
+    @property
+    def openai(self) -> dict[str, Any]:
+        """The error as OpenAI writes it."""
+        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+
+    @property
+    def ollama(self) -> dict[str, Any]:
+        """The error as Ollama writes it."""
+        return {"error": str(self)}
+
+
+# Errors whose messages are about the request; those of any other class may name paths of this machine.
+_REQUEST_ERRORS: dict[type[EdgeLMError], tuple[str | None, str | None]] = {
+    ChatTemplateError: ("messages", None),
+    ConfigError: (None, None),
+    ContextLengthError: (None, "context_length_exceeded"),
+    TokenizerError: (None, None),
+}
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """Return what a client is told about an error: nothing about this machine where it is none of the client's."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, QueueFullError):
+        return ApiError(
+            429,
+            "The server is busy and its queue is full. Try again later.",
+            kind="rate_limit_error",
+            code="queue_full",
+            headers={"Retry-After": str(RETRY_SECONDS)},
+        )
+    for kind, (param, code) in _REQUEST_ERRORS.items():
+        if isinstance(error, kind):
+            return ApiError(400, str(error), param=param, code=code)
+    if isinstance(error, ModelNotFoundError):
+        return ApiError(404, "The model is not here any more.", param="model", code="model_not_found")
+    return ApiError(500, "The server failed at this request; its log says why.", kind="server_error")

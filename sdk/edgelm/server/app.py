@@ -1,0 +1,170 @@
+"""The ASGI application: every request passes the guard, is counted, and goes to its endpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from edgelm.server import guard
+from edgelm.server.api_error import ApiError, as_api_error
+from edgelm.server.endpoint import Call, Endpoint
+from edgelm.server.metrics import Metrics
+from edgelm.server.model_pool import ModelPool
+from edgelm.server.options import ServerOptions
+from edgelm.server.request_body import read_json
+from edgelm.server.routes import ROUTES
+from edgelm.server.schema import check, without_nulls
+from edgelm.server.sse import JsonAnswer
+
+logger = logging.getLogger("edgelm.server")
+
+_OLLAMA_PATHS = "/api/"
+_SAFETY_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+
+
+class ServerApp:
+    """Answer requests with the models of `pool`.
+
+    `draining`: set by who stops the server; from then on new requests are refused, and running ones go on.
+    """
+
+    def __init__(self, pool: ModelPool, options: ServerOptions) -> None:
+        self._pool, self._options = pool, options
+        self.metrics = Metrics()
+        self.draining = False
+        self._router = Starlette(
+            routes=[
+                Route(path, self._handler([row for row in ROUTES if row.path == path]), methods=methods)
+                for path, methods in _methods_of_paths(ROUTES).items()
+            ],
+            exception_handlers={HTTPException: _http_error},
+            lifespan=self._lifespan,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        async with self._pool.running():
+            yield
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection's event, as ASGI defines it."""
+        if scope["type"] != "http":
+            await self._router(scope, receive, send)
+            return
+        started = time.monotonic()
+        status = 500
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        self.metrics.running += 1
+        try:
+            await self._guarded(scope, receive, noting)
+        finally:
+            self.metrics.running -= 1
+            seconds = time.monotonic() - started
+            route = scope.get("route")
+            self.metrics.count_request(route.path if isinstance(route, Route) else "other", status, seconds)
+            logger.info("%s %s %d %.3f s", scope["method"], scope["path"][:100], status, seconds)
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        origin: str | None = None
+        try:
+            host = guard.check_host(headers, scope["server"], self._options)
+            origin = guard.check_origin(headers, host, self._options)
+            if self.draining:
+                raise guard.refuse_while_draining()
+        except ApiError as error:
+            await _error_response(scope["path"], error)(scope, receive, send)
+            return
+        if origin is None:
+            await self._router(scope, receive, send)
+        elif scope["method"] == "OPTIONS":
+            await Response(status_code=204, headers=guard.preflight_headers(origin, headers))(scope, receive, send)
+        else:
+            await self._router(scope, receive, _adding(guard.cors_headers(origin), send))
+
+    def _handler(self, rows: Sequence[Endpoint]) -> Callable[[Request], Awaitable[Response]]:
+        by_method = {row.method: row for row in rows}
+
+        async def handle(request: Request) -> Response:
+            row = by_method["GET" if request.method == "HEAD" else request.method]
+            try:
+                response = await self._answer(row, request)
+            except Exception as error:
+                refusal = as_api_error(error)
+                if refusal.status >= 500 and not isinstance(error, ApiError):
+                    logger.exception("%s %s failed", request.method, row.path)
+                return _error_response(row.path, refusal)
+            for name, value in _SAFETY_HEADERS.items():
+                response.headers.setdefault(name, value)
+            return response
+
+        return handle
+
+    async def _answer(self, row: Endpoint, request: Request) -> Response:
+        if not row.public:
+            guard.check_key(request.headers, self._options)
+        body = {}
+        if row.body is not None:
+            body = await read_json(request, self._options.limits)
+            check(body, row.body)
+        return await row.answer(
+            Call(
+                request=request,
+                body=without_nulls(body),
+                options=self._options,
+                pool=self._pool,
+                metrics=self.metrics,
+            )
+        )
+
+
+def _methods_of_paths(rows: Sequence[Endpoint]) -> dict[str, list[str]]:
+    methods: dict[str, list[str]] = {}
+    for row in rows:
+        methods.setdefault(row.path, []).append(row.method)
+    return methods
+
+
+def _error_response(path: str, error: ApiError) -> Response:
+    body = error.ollama if path.startswith(_OLLAMA_PATHS) else error.openai
+    return JsonAnswer(body, status_code=error.status, headers=error.headers | _SAFETY_HEADERS)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Say in our own words what the router refuses: a path that is not there, a method that it has not."""
+    assert isinstance(error, HTTPException)
+    words = {404: f"There is nothing at {request.url.path[:100]!r}.", 405: f"{request.method} is not for this path."}
+    return _error_response(
+        request.url.path,
+        ApiError(
+            error.status_code,
+            words.get(error.status_code, error.detail),
+            code="not_found" if error.status_code == 404 else None,
+            headers=error.headers,
+        ),
+    )
+
+
+def _adding(more: dict[str, str], send: Send) -> Send:
+    async def adding(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(more)
+        await send(message)
+
+    return adding

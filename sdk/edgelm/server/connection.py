@@ -1,0 +1,71 @@
+"""Connection: HTTP/1.1 as uvicorn speaks it, with limits on the time that a client may take."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from edgelm.server.options import RequestLimits
+
+
+class BoundedConnection(H11Protocol):
+    """Cut a connection whose request head does not come, or whose reader does not read.
+
+    uvicorn waits for both without end. The body's time is `request_body`'s to watch.
+    """
+
+    def __init__(self, limits: RequestLimits, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._limits = limits
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        # With any byte that the client has not taken yet, asyncio pauses us, and so the stall is seen.
+        transport.set_write_buffer_limits(high=0)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; once they have completed the head of a request, it is no longer waited for."""
+        before = self.cycle
+        if self._head_timer is None and (before is None or before.response_complete):
+            self._await_head()
+        super().data_received(data)
+        if self.cycle is not before:
+            self._stop_waiting()
+
+    def handle_events(self) -> None:
+        """Handle what was read; a request that was sent before the last one was answered begins here."""
+        super().handle_events()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+
+    def pause_writing(self) -> None:
+        """Begin to wait for the client to read."""
+        super().pause_writing()
+        if self._stall_timer is None:
+            self._stall_timer = self.loop.call_later(self._limits.write_stall_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Take the client for alive: it has read all."""
+        super().resume_writing()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Drop the timers, which would keep the connection's memory."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(self._limits.header_seconds, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None

@@ -1,0 +1,80 @@
+"""Delivery: from a checked request to its response, whole or streamed; what the generating endpoints have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Protocol
+
+from starlette.responses import Response
+
+from edgelm.completion import Completion
+from edgelm.server.answers import Answers, Job
+from edgelm.server.api_error import ApiError, as_api_error
+from edgelm.server.endpoint import Call
+from edgelm.server.model_pool import LoadedModel
+from edgelm.server.sse import JsonAnswer, StreamAnswer, unless_disconnected
+
+logger = logging.getLogger("edgelm.server")
+
+
+class Writer(Protocol):
+    """Write answers in the form of one protocol."""
+
+    @property
+    def media_type(self) -> str:
+        """The media type of a stream."""
+
+    def whole(self, completions: Sequence[Completion]) -> object:
+        """Return the JSON of a response that is not streamed."""
+
+    def stream(self, answers: Answers) -> AsyncGenerator[bytes, None]:
+        """Yield the response while it is made."""
+
+    def error(self, error: ApiError) -> bytes:
+        """Write an error into a stream that has begun."""
+
+
+Prepare = Callable[[LoadedModel], tuple[Sequence[Job], Writer]]
+
+
+async def deliver(call: Call, prepare: Prepare, *, model: str | None, streaming: bool) -> Response:
+    """Answer a request: load its model, prepare its jobs, and write what they give.
+
+    prepare: called in a thread, as it encodes texts and compiles schemas.
+
+    Raises:
+        ApiError: the model is not here, or the client has left before the answer was whole.
+        EdgeLMError: what `prepare` or the engine has against the request; nothing was sent then.
+    """
+    served = await call.model(model)
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(served.release)
+        jobs, writer = await asyncio.to_thread(prepare, served)
+        answers = Answers(served, jobs, call.deadline, call.metrics)
+        cleanup.callback(answers.cancel)
+        await asyncio.to_thread(answers.start)
+        if streaming:
+            later = cleanup.pop_all()  # the response does it, at its end
+            return StreamAnswer(_until_error(writer, answers), later.close, writer.media_type)
+        completions = await unless_disconnected(call.request.receive, answers.completions())
+        if completions is None:
+            raise ApiError(499, "The client has left.")
+        return JsonAnswer(writer.whole(completions))
+
+
+async def _until_error(writer: Writer, answers: Answers) -> AsyncGenerator[bytes, None]:
+    """Yield what the writer writes; an error becomes the last thing that the stream says."""
+    pieces = writer.stream(answers)
+    try:
+        async for piece in pieces:
+            yield piece
+    except Exception as error:
+        refusal = as_api_error(error)
+        if refusal.status >= 500:
+            logger.exception("An answer failed")
+        yield writer.error(refusal)
+    finally:
+        await pieces.aclose()

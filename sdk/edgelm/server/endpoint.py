@@ -1,0 +1,58 @@
+"""Endpoint: one row of the server's routes; Call: one request to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from edgelm.server.metrics import Metrics
+from edgelm.server.model_pool import LoadedModel, ModelPool
+from edgelm.server.options import ServerOptions
+from edgelm.server.schema import ANY_OBJECT, Schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One request: its body, checked and without nulls, and what the server answers it with."""
+
+    request: Request
+    body: dict[str, Any]
+    options: ServerOptions
+    pool: ModelPool
+    metrics: Metrics
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def deadline(self) -> float:
+        """When the time that a request may take is over, as time.monotonic() counts."""
+        return self.started + self.options.limits.request_seconds
+
+    async def model(self, name: str | None) -> LoadedModel:
+        """Return the model that the request names, loaded; its `release` is the caller's to call.
+
+        Raises:
+            ApiError: it is not here, or cannot be loaded.
+        """
+        return await self.pool.acquire(self.pool.resolve(name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Answer one method of one path.
+
+    body: the schema that a JSON body has to fit, None for an endpoint without one. answers: the schema of the JSON that
+    comes back, None for another media type. public: answered without a key.
+    """
+
+    method: str
+    path: str
+    answer: Callable[[Call], Awaitable[Response]]
+    summary: str
+    body: Schema | None = None
+    answers: Schema | None = field(default_factory=lambda: ANY_OBJECT)
+    public: bool = False

@@ -1,0 +1,117 @@
+"""Guard: who may call. It stands before every route, and looks at the head of a request alone.
+
+A page on another site can make its visitor's browser send requests to this machine. It can neither choose their Host
+(DNS rebinding gives its own name away) nor leave out their Origin; both are checked, also where no key is set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers
+
+from edgelm.server.api_error import RETRY_SECONDS, ApiError
+from edgelm.server.options import ServerOptions
+
+_HTTP_PORT = 80
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_CLOSE = {"Connection": "close"}
+
+
+def check_host(headers: Headers, address: tuple[str, int], options: ServerOptions) -> str:
+    """Return the Host header, if it names this server.
+
+    address: where the connection came in. Its port has to be the header's, unless an allowed host says otherwise.
+
+    Raises:
+        ApiError: 403, it is missing, doubled, or names another.
+    """
+    values = headers.getlist("host")
+    host = values[0].strip().lower() if len(values) == 1 else ""
+    ip, port = address
+    names = {*_LOCAL_NAMES, options.host.lower(), f"[{ip}]" if ":" in ip else ip}
+    allowed = {f"{name}:{port}" for name in names} | {name.lower() for name in options.allowed_hosts}
+    if port == _HTTP_PORT:
+        allowed |= names
+    if host not in allowed:
+        raise ApiError(
+            403,
+            f"The Host {host[:80]!r} is not this server's. If it is meant to be, start it with --allowed-host.",
+            kind="permission_error",
+            code="host_not_allowed",
+            headers=_CLOSE,
+        )
+    return host
+
+
+def check_origin(headers: Headers, host: str, options: ServerOptions) -> str | None:
+    """Return the origin of another site that may call, None for a request of no other site.
+
+    Raises:
+        ApiError: 403, a page of another site sent it.
+    """
+    origin = headers.get("origin")
+    if origin is None or origin.lower() == f"http://{host}":
+        return None
+    if origin in options.cors_origins:
+        return origin
+    raise ApiError(
+        403,
+        f"Pages of {origin[:80]!r} may not call this server. If they are meant to, start it with --cors-origin.",
+        kind="permission_error",
+        code="origin_not_allowed",
+        headers=_CLOSE,
+    )
+
+
+def check_key(headers: Headers, options: ServerOptions) -> None:
+    """Check the key of a request, in constant time, where the server has keys.
+
+    Raises:
+        ApiError: 401, there is none, or it is none of them.
+    """
+    if not options.api_keys:
+        return
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    given = _digest(key.strip() if scheme.lower() == "bearer" else "")
+    # All are compared, so that the time tells neither how much of one was right nor which one.
+    if sum([hmac.compare_digest(given, _digest(known)) for known in options.api_keys]) == 0:
+        raise ApiError(
+            401,
+            "This server needs its key, as `Authorization: Bearer KEY`.",
+            kind="authentication_error",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+
+def refuse_while_draining() -> ApiError:
+    """Return what a request is told while the server stops."""
+    return ApiError(
+        503,
+        "The server is stopping; it takes no new requests.",
+        kind="server_error",
+        code="stopping",
+        headers={"Retry-After": str(RETRY_SECONDS), **_CLOSE},
+    )
+
+
+def cors_headers(origin: str) -> dict[str, str]:
+    """Return the headers that let a page of `origin` read the answer."""
+    return {"Access-Control-Allow-Origin": origin, "Vary": "Origin", "Access-Control-Expose-Headers": "Retry-After"}
+
+
+def preflight_headers(origin: str, headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the answer to the question a browser asks before it sends a page's request."""
+    return cors_headers(origin) | {
+        "Access-Control-Allow-Methods": "GET, POST",
+        "Access-Control-Allow-Headers": headers.get("access-control-request-headers", ""),
+        "Access-Control-Allow-Private-Network": "true",
+        "Access-Control-Max-Age": "600",
+    }
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,238 @@
+"""ModelPool: the models that the server offers, loaded when first asked for and unloaded when idle."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgelm.engine import Engine, EngineOptions
+from edgelm.errors import ConfigError, EdgeLMError
+from edgelm.library import Library, check_name
+from edgelm.manifest import FILE_NAME, Manifest
+from edgelm.server.api_error import ApiError
+from edgelm.session import SessionOptions
+
+if TYPE_CHECKING:
+    from edgelm.language_model import LanguageModel
+    from edgelm.server.options import ServerOptions
+
+logger = logging.getLogger("edgelm.server")
+
+# A loaded model takes about the size of its files, as much again while it loads, and its answers' caches.
+_MEMORY_FACTOR = 2.0
+_SWEEP_SECONDS = 1.0
+
+
+@dataclass(eq=False, kw_only=True)
+class LoadedModel:
+    """A model with its engine, and how many requests use it."""
+
+    name: str
+    model: LanguageModel
+    engine: Engine
+    max_batch: int
+    size: int  # bytes of its files
+    users: int = 0
+    last_used: float = field(default_factory=time.monotonic)
+
+    def release(self) -> None:
+        """End one use of the model."""
+        self.users -= 1
+        self.last_used = time.monotonic()
+
+
+class ModelPool:
+    """Hold the models by name. Not safe between threads: it belongs to the server's event loop.
+
+    models: names of the library, and folders of packages, which have the name that their manifest gives; none offers
+    the whole library, also what comes into it later.
+
+    Raises:
+        ModelNotFoundError: one of the models is not here.
+        ConfigError: two of them have one name.
+        PackageError: a manifest cannot be read.
+    """
+
+    def __init__(self, models: tuple[str, ...], options: ServerOptions) -> None:
+        self._options = options
+        self._library = Library()
+        self._folders = {} if not models else _named_folders(self._library, models)
+        self._loaded: dict[str, LoadedModel] = {}
+        self._loading: dict[str, asyncio.Task[LoadedModel]] = {}
+        self._room = asyncio.Lock()  # of those who need memory, one at a time looks for it
+
+    def folders(self) -> Mapping[str, Path]:
+        """Return the folder of each model that is offered."""
+        if self._folders:
+            return self._folders
+        names = self._library.packages()
+        return {name: self._library.package_path(name) for name in names if self._library.has_package(name)}
+
+    def manifest(self, name: str) -> Manifest:
+        """Return a model's manifest.
+
+        Raises:
+            ApiError: 404, no model has that name.
+        """
+        return Manifest.load(self._folder(name))
+
+    def modified(self, name: str) -> float:
+        """Return when a model's package was written, in seconds since 1970.
+
+        Raises:
+            ApiError: 404, no model has that name.
+        """
+        return (self._folder(name) / FILE_NAME).stat().st_mtime
+
+    def loaded(self) -> list[LoadedModel]:
+        """Return the models that are in memory."""
+        return list(self._loaded.values())
+
+    def resolve(self, name: str | None) -> str:
+        """Return the name of the model that a request means; it may leave the name out where there is only one.
+
+        Raises:
+            ApiError: 404, no model has that name; 400, no name is given and there are several.
+        """
+        folders = self.folders()
+        if name is None:
+            if len(folders) == 1:
+                return next(iter(folders))
+            raise ApiError(400, f"model is missing. {_what_is_here(folders)}", param="model")
+        self._folder(name)
+        return name
+
+    async def acquire(self, name: str) -> LoadedModel:
+        """Return a model, loaded; whoever gets it calls its `release`. Requests that come together load it once.
+
+        Raises:
+            ApiError: 404, no model has that name; 503, there is no memory for it, or the package is broken.
+        """
+        loaded = self._loaded.get(name)
+        if loaded is None:
+            folder = self._folder(name)
+            task = self._loading.get(name)
+            if task is None:
+                task = self._loading[name] = asyncio.create_task(self._load(name, folder))
+                task.add_done_callback(lambda _: self._loading.pop(name, None))
+            loaded = await asyncio.shield(task)  # who leaves must not take the model from those who wait too
+        loaded.users += 1
+        return loaded
+
+    async def _load(self, name: str, folder: Path) -> LoadedModel:
+        started = time.perf_counter()
+        try:
+            async with self._room:
+                size = sum(entry.size for entry in Manifest.load(folder).files)
+                await self._make_room(size)
+                model, engine = await asyncio.to_thread(_load, folder, self._options)
+        except ApiError:
+            raise
+        except (EdgeLMError, MemoryError) as error:
+            logger.error("Cannot load %s: %s", name, error)
+            raise ApiError(
+                503, f"The model {name!r} cannot be loaded; the server's log says why.", kind="server_error"
+            ) from error
+        logger.info("Loaded %s in %.1f s", name, time.perf_counter() - started)
+        loaded = self._loaded[name] = LoadedModel(
+            name=name, model=model, engine=engine, max_batch=self._options.max_batch, size=size
+        )
+        return loaded
+
+    async def _make_room(self, size: int) -> None:
+        """Unload idle models, the longest unused first, until `size` bytes of files fit the memory."""
+        while (available := _available_memory()) is not None and available < size * _MEMORY_FACTOR:
+            idle = [model for model in self._loaded.values() if not model.users]
+            if not idle:
+                raise ApiError(
+                    503,
+                    f"There is no memory for this model: {available >> 20} MiB are left, it needs about "
+                    f"{int(size * _MEMORY_FACTOR) >> 20}. Try again later, or ask for a smaller one.",
+                    kind="server_error",
+                    code="out_of_memory",
+                )
+            await self._unload(min(idle, key=lambda model: model.last_used))
+
+    async def _unload(self, loaded: LoadedModel, *, drain: bool = False) -> None:
+        del self._loaded[loaded.name]
+        await asyncio.to_thread(loaded.engine.close, drain=drain)
+        logger.info("Unloaded %s", loaded.name)
+
+    async def unload(self, name: str) -> None:
+        """Unload a model if nobody uses it."""
+        loaded = self._loaded.get(name)
+        if loaded is not None and not loaded.users:
+            await self._unload(loaded)
+
+    async def sweep(self) -> None:
+        """Unload idle models, until this is cancelled."""
+        keep_alive = self._options.keep_alive
+        while keep_alive is not None:
+            await asyncio.sleep(min(_SWEEP_SECONDS, max(keep_alive / 2, 0.01)))
+            now = time.monotonic()
+            for loaded in self.loaded():
+                if not loaded.users and now - loaded.last_used >= keep_alive:
+                    await self._unload(loaded)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keep house in the block, and unload everything at its end."""
+        sweeping = asyncio.create_task(self.sweep())
+        try:
+            yield
+        finally:
+            sweeping.cancel()
+            for loaded in self.loaded():
+                await self._unload(loaded)
+
+    def _folder(self, name: str) -> Path:
+        folders = self.folders()
+        if name not in folders:
+            raise ApiError(
+                404,
+                f"There is no model {name[:100]!r} here. {_what_is_here(folders)}",
+                param="model",
+                code="model_not_found",
+            )
+        return folders[name]
+
+
+def _load(folder: Path, options: ServerOptions) -> tuple[LanguageModel, Engine]:
+    # Imported here, in the thread that loads: it brings ONNX Runtime.
+    from edgelm.language_model import load
+
+    model = load(folder, SessionOptions(threads=options.threads))
+    return model, Engine(model, EngineOptions(max_batch=options.max_batch, max_queue=options.max_queue))
+
+
+def _named_folders(library: Library, models: tuple[str, ...]) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for given in models:
+        folder = library.find(given)
+        name = given if given in library.packages() else check_name(Manifest.load(folder).name)
+        if name in folders and folders[name] != folder:
+            raise ConfigError(f"Both {folders[name]} and {folder} are called {name!r}. Serve one of them.")
+        folders[name] = folder
+    return folders
+
+
+def _what_is_here(folders: Mapping[str, Path]) -> str:
+    return f"Here are: {', '.join(folders)}." if folders else "No model is here; fetch one with `edgelm pull`."
+
+
+def _available_memory() -> int | None:
+    """Return the bytes that programs can still take, None where the system does not say (not Linux)."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return None

@@ -1,0 +1,226 @@
+"""POST /v1/chat/completions, as OpenAI defines it (https://platform.openai.com/docs/api-reference/chat)."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
+
+from edgelm.completion import Chunk, Completion, TokenLogprob, ToolCallDelta, Usage
+from edgelm.server import chat_messages
+from edgelm.server.answers import Answers, Job
+from edgelm.server.api_error import ApiError
+from edgelm.server.delivery import deliver
+from edgelm.server.endpoint import Call
+from edgelm.server.model_pool import LoadedModel
+from edgelm.server.sampling_fields import (
+    HARMLESS,
+    MAX_CHOICES,
+    MAX_TOP_LOGPROBS,
+    REFUSED,
+    SAMPLING,
+    generation_config,
+    with_seed,
+)
+from edgelm.server.schema import BOOLEAN, TEXT, record, whole
+from edgelm.server.sse import DONE, KEEPALIVE, event
+from edgelm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from edgelm.language_model import LanguageModel
+
+STREAM_OPTIONS = record({"include_usage": BOOLEAN}, ignored=("include_obfuscation",))
+BODY = record(
+    {
+        "model": TEXT,
+        **chat_messages.CHAT,
+        **SAMPLING,
+        "n": whole(1, MAX_CHOICES),
+        "stream": BOOLEAN,
+        "stream_options": STREAM_OPTIONS,
+        "logprobs": BOOLEAN,
+        "top_logprobs": whole(0, MAX_TOP_LOGPROBS),
+        "modalities": chat_messages.MODALITIES,
+    },
+    required=("messages",),
+    ignored=HARMLESS,
+    refused={**REFUSED, **chat_messages.REFUSED},
+)
+ANSWER = record(
+    {"id": TEXT, "object": TEXT, "choices": {"type": "array", "items": {}}}, required=("id", "choices"), open_ended=True
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What is the same in all parts of one answer."""
+
+    model: str
+    kind: str
+    prefix: str
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def around(self, choices: Sequence[object], **more: Any) -> dict[str, Any]:
+        """Return the object with these choices."""
+        return {
+            "id": f"{self.prefix}-{self.id}",
+            "object": self.kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": list(choices),
+            **more,
+        }
+
+
+async def create_chat_completion(call: Call) -> Response:
+    """Answer a conversation."""
+    body = call.body
+    streaming = bool(body.get("stream"))
+
+    def prepare(served: LoadedModel) -> tuple[list[Job], ChatWriter]:
+        writer = ChatWriter(
+            frame=Frame(
+                model=served.name, kind="chat.completion.chunk" if streaming else "chat.completion", prefix="chatcmpl"
+            ),
+            tokenizer=served.model.tokenizer,
+            with_logprobs=bool(body.get("logprobs")),
+            with_usage=bool((body.get("stream_options") or {}).get("include_usage")),
+        )
+        return _jobs(served.model, body), writer
+
+    return await deliver(call, prepare, model=body.get("model"), streaming=streaming)
+
+
+def _jobs(model: LanguageModel, body: Mapping[str, Any]) -> list[Job]:
+    use = chat_messages.ToolUse(model, body.get("tools", ()), body.get("tool_choice"))
+    top_logprobs = body.get("top_logprobs", 0)
+    if top_logprobs and not body.get("logprobs"):
+        raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
+    config = generation_config(
+        model,
+        body,
+        max_tokens=body.get("max_completion_tokens", body.get("max_tokens")),
+        logprobs=top_logprobs if body.get("logprobs") else None,
+        constraint=chat_messages.constraint_of(body.get("response_format"), use),
+    )
+    prompt_ids = model.encode_chat(chat_messages.messages_of(body))
+    return [
+        Job(prompt_ids=prompt_ids, config=with_seed(config, index), tools=use.format)
+        for index in range(body.get("n", 1))
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatWriter:
+    """Write chat completions, and their chunks."""
+
+    frame: Frame
+    tokenizer: Tokenizer
+    with_logprobs: bool
+    with_usage: bool
+    media_type: str = "text/event-stream"
+
+    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """Return a chat completion."""
+        choices = []
+        for index, completion in enumerate(completions):
+            message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
+            if completion.tool_calls:
+                message["content"] = completion.text or None
+                message["tool_calls"] = [
+                    {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                    for call in completion.tool_calls
+                ]
+            choices.append(
+                {
+                    "index": index,
+                    "message": message,
+                    "logprobs": self._logprobs(completion.logprobs),
+                    "finish_reason": completion.finish_reason,
+                }
+            )
+        return self.frame.around(choices, usage=usage_of([completion.usage for completion in completions]))
+
+    async def stream(self, answers: Answers) -> AsyncGenerator[bytes, None]:
+        """Yield the chunks: the role first, then what is new, the reason last; the usage where it was asked for."""
+        for index in range(len(answers.jobs)):
+            yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
+        usages: list[Usage] = []
+        async for item in answers.chunks():
+            if item is None:
+                yield KEEPALIVE
+                continue
+            index, chunk = item
+            delta = _delta(chunk)
+            logprobs = self._logprobs(chunk.logprobs) if chunk.logprobs else None
+            if delta or logprobs:
+                yield self._chunk(index, delta, logprobs)
+            if chunk.finish_reason is not None:
+                yield self._chunk(index, {}, None, chunk.finish_reason)
+            if chunk.usage is not None:
+                usages.append(chunk.usage)
+        if self.with_usage:
+            yield event(self.frame.around([], usage=usage_of(usages)))
+        yield DONE
+
+    def error(self, error: ApiError) -> bytes:
+        """Write an error as the stream's last event."""
+        return event(error.openai)
+
+    def _chunk(
+        self, index: int, delta: Mapping[str, Any], logprobs: object = None, finish_reason: str | None = None
+    ) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return event(self.frame.around([choice], **({"usage": None} if self.with_usage else {})))
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if not self.with_logprobs:
+            return None
+        content = [
+            self._token(token) | {"top_logprobs": [self._token(other) for other in token.alternatives]}
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+    def _token(self, token: TokenLogprob) -> dict[str, Any]:
+        return {
+            "token": token.text,
+            "logprob": finite(token.logprob),
+            "bytes": list(self.tokenizer.token_bytes(token.id)),
+        }
+
+
+def _delta(chunk: Chunk) -> dict[str, Any]:
+    delta: dict[str, Any] = {"content": chunk.text} if chunk.text else {}
+    if chunk.tool_calls:
+        delta["tool_calls"] = [tool_call_delta(call) for call in chunk.tool_calls]
+    return delta
+
+
+def tool_call_delta(call: ToolCallDelta) -> dict[str, Any]:
+    """Write a piece of a tool call: the first one has the id and the name, each has what is new in the arguments."""
+    function = {"arguments": call.arguments} if call.name is None else {"name": call.name, "arguments": call.arguments}
+    start = {} if call.id is None else {"id": call.id, "type": "function"}
+    return {"index": call.index, **start, "function": function}
+
+
+def usage_of(usages: Sequence[Usage]) -> dict[str, Any]:
+    """Add up the usage of the answers to one prompt, which counts once."""
+    prompt = max((usage.prompt_tokens for usage in usages), default=0)
+    completion = sum(usage.completion_tokens for usage in usages)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": min((usage.cached_tokens for usage in usages), default=0)},
+    }
+
+
+def finite(logprob: float) -> float:
+    """Return a log-probability that JSON can write; OpenAI too has -9999 for the impossible."""
+    return max(logprob, -9999.0)

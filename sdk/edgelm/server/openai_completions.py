@@ -1,0 +1,221 @@
+"""POST /v1/completions: plain continuation, with what evaluation needs: token ids, batches, echo, log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
+
+from edgelm.completion import Completion, TokenLogprob, Usage
+from edgelm.server.answers import Answers, Job
+from edgelm.server.api_error import ApiError
+from edgelm.server.delivery import deliver
+from edgelm.server.endpoint import Call
+from edgelm.server.model_pool import LoadedModel
+from edgelm.server.openai_chat import STREAM_OPTIONS, Frame, finite
+from edgelm.server.sampling_fields import HARMLESS, MAX_CHOICES, REFUSED, SAMPLING, generation_config, with_seed
+from edgelm.server.schema import BOOLEAN, TEXT, Schema, listing, record, whole
+from edgelm.server.sse import DONE, KEEPALIVE, event
+from edgelm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from edgelm.language_model import LanguageModel
+
+MAX_PROMPTS = 128
+MAX_LOGPROBS = 20
+_DEFAULT_MAX_TOKENS = 16  # OpenAI's
+_IDS: Schema = listing(whole(0), fewest=1, most=1 << 20)
+
+BODY = record(
+    {
+        "model": TEXT,
+        "prompt": {
+            "anyOf": [
+                TEXT,
+                listing(TEXT, fewest=1, most=MAX_PROMPTS),
+                _IDS,
+                listing(_IDS, fewest=1, most=MAX_PROMPTS),
+            ]
+        },
+        **SAMPLING,
+        "max_tokens": whole(0),
+        "n": whole(1, MAX_CHOICES),
+        "best_of": whole(1, 1),
+        "echo": BOOLEAN,
+        "logprobs": whole(0, MAX_LOGPROBS),
+        "stream": BOOLEAN,
+        "stream_options": STREAM_OPTIONS,
+    },
+    required=("prompt",),
+    ignored=HARMLESS,
+    refused={
+        **{name: why for name, why in REFUSED.items() if name != "best_of"},
+        "suffix": "these models write forwards alone.",
+    },
+)
+
+
+async def create_completion(call: Call) -> Response:
+    """Continue one or several texts."""
+    body = call.body
+    streaming = bool(body.get("stream"))
+
+    def prepare(served: LoadedModel) -> tuple[list[Job], CompletionWriter]:
+        prompts = _prompts(served.model.tokenizer, body["prompt"])
+        copies = body.get("n", 1)
+        config = generation_config(
+            served.model,
+            body,
+            max_tokens=max(1, body.get("max_tokens", _DEFAULT_MAX_TOKENS)),
+            logprobs=body.get("logprobs"),
+        )
+        writer = CompletionWriter(
+            frame=Frame(model=served.name, kind="text_completion", prefix="cmpl"),
+            tokenizer=served.model.tokenizer,
+            echoes=_echoes(served.model, prompts, body) if body.get("echo") else None,
+            copies=copies,
+            logprobs=body.get("logprobs"),
+            without_answer=body.get("max_tokens") == 0,
+            with_usage=bool((body.get("stream_options") or {}).get("include_usage")),
+        )
+        jobs = [Job(prompt_ids=ids, config=with_seed(config, index)) for ids in prompts for index in range(copies)]
+        return jobs, writer
+
+    return await deliver(call, prepare, model=body.get("model"), streaming=streaming)
+
+
+def _prompts(tokenizer: Tokenizer, given: Any) -> list[list[int]]:
+    """Return the token ids of each prompt: a text, its ids, or a list of either."""
+    several = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    return [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in several]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Echo:
+    """A prompt as the answer repeats it; the first token has no log-probability, as nothing stands before it."""
+
+    text: str
+    ids: Sequence[int]
+    logprobs: Sequence[TokenLogprob]
+
+
+def _echoes(model: LanguageModel, prompts: Sequence[Sequence[int]], body: Mapping[str, Any]) -> list[Echo]:
+    wanted = body.get("logprobs")
+    return [
+        Echo(
+            text=model.tokenizer.decode(ids, skip_control_tokens=False),
+            ids=ids,
+            logprobs=model.score(ids, alternatives=wanted).tokens if wanted is not None and len(ids) > 1 else (),
+        )
+        for ids in prompts
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionWriter:
+    """Write completions, and their chunks.
+
+    echoes: what stands before the answers, by prompt, None for nothing. copies: answers to each prompt. without_answer:
+    only the echo is wanted; the one token that the engine makes at least is left out.
+    """
+
+    frame: Frame
+    tokenizer: Tokenizer
+    echoes: Sequence[Echo] | None
+    copies: int
+    logprobs: int | None
+    without_answer: bool
+    with_usage: bool
+    media_type: str = "text/event-stream"
+
+    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """Return a completion."""
+        choices = [self._choice(index, answer) for index, answer in enumerate(completions)]
+        return self.frame.around(choices, usage=self._usage([answer.usage for answer in completions]))
+
+    def _choice(self, index: int, answer: Completion) -> dict[str, Any]:
+        echo = None if self.echoes is None else self.echoes[index // self.copies]
+        tokens = () if self.without_answer else answer.logprobs
+        text = "" if self.without_answer else answer.text
+        return {
+            "index": index,
+            "text": text if echo is None else echo.text + text,
+            "logprobs": None if self.logprobs is None else self._logprobs(echo, tokens),
+            "finish_reason": "length" if self.without_answer else answer.finish_reason,
+        }
+
+    async def stream(self, answers: Answers) -> AsyncGenerator[bytes, None]:
+        """Yield the chunks, the usage where it was asked for."""
+        for index in range(len(answers.jobs)):
+            if self.echoes is not None:
+                echo = self.echoes[index // self.copies]
+                logprobs = None if self.logprobs is None else self._logprobs(echo, ())
+                yield self._chunk(index, echo.text, logprobs, None)
+        usages: list[Usage] = []
+        async for item in answers.chunks():
+            if item is None:
+                yield KEEPALIVE
+                continue
+            index, chunk = item
+            text = "" if self.without_answer else chunk.text
+            reason = "length" if self.without_answer and chunk.finish_reason else chunk.finish_reason
+            tokens = () if self.without_answer else chunk.logprobs
+            if text or tokens or reason:
+                logprobs = None if self.logprobs is None or not tokens else self._logprobs(None, tokens)
+                yield self._chunk(index, text, logprobs, reason)
+            if chunk.usage is not None:
+                usages.append(chunk.usage)
+        if self.with_usage:
+            yield event(self.frame.around([], usage=self._usage(usages)))
+        yield DONE
+
+    def error(self, error: ApiError) -> bytes:
+        """Write an error as the stream's last event."""
+        return event(error.openai)
+
+    def _chunk(self, index: int, text: str, logprobs: object, reason: str | None) -> bytes:
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        return event(self.frame.around([choice], **({"usage": None} if self.with_usage else {})))
+
+    def _logprobs(self, echo: Echo | None, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        names: list[str] = []
+        values: list[float | None] = []
+        tops: list[dict[str, float] | None] = []
+        if echo is not None:
+            names.append(self._name(echo.ids[0]))
+            values.append(None)
+            tops.append(None)
+            tokens = (*echo.logprobs, *tokens)
+        for token in tokens:
+            names.append(self._name(token.id))
+            values.append(finite(token.logprob))
+            # Of two tokens with one name, the likelier one counts; the token itself is always among them.
+            top: dict[str, float] = {}
+            for other in (*token.alternatives, token):
+                top.setdefault(self._name(other.id), finite(other.logprob))
+            tops.append(top)
+        offsets = [0]
+        for name in names[:-1]:
+            offsets.append(offsets[-1] + len(name))
+        return {
+            "tokens": names,
+            "token_logprobs": values,
+            "top_logprobs": tops if self.logprobs else None,
+            "text_offset": offsets[: len(names)],
+        }
+
+    def _name(self, id_: int) -> str:
+        """Return a token as text; one that is no whole characters has its bytes spelled out, as OpenAI does it."""
+        data = self.tokenizer.token_bytes(id_)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+    def _usage(self, usages: Sequence[Usage]) -> dict[str, Any]:
+        """Add up all; the copies of a prompt count once."""
+        prompt = sum(usage.prompt_tokens for usage in usages) // self.copies
+        completion = 0 if self.without_answer else sum(usage.completion_tokens for usage in usages)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

@@ -1,0 +1,40 @@
+"""GET /v1/models and /v1/models/{id}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import Response
+
+from edgelm.server.endpoint import Call
+from edgelm.server.schema import TEXT, record
+from edgelm.server.sse import JsonAnswer
+
+MODEL = record(
+    {"id": TEXT, "object": TEXT, "created": {"type": "integer"}, "owned_by": TEXT},
+    required=("id", "object"),
+    open_ended=True,
+)
+MODELS = record({"object": TEXT, "data": {"type": "array", "items": MODEL}}, required=("object", "data"))
+
+
+async def list_models(call: Call) -> Response:
+    """List the models that the server offers."""
+    return JsonAnswer({"object": "list", "data": [_model(call, name) for name in call.pool.folders()]})
+
+
+async def retrieve_model(call: Call) -> Response:
+    """Describe one model."""
+    return JsonAnswer(_model(call, call.pool.resolve(call.request.path_params["model"])))
+
+
+def _model(call: Call, name: str) -> dict[str, Any]:
+    manifest = call.pool.manifest(name)
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(call.pool.modified(name)),
+        "owned_by": "edgelm",
+        "context_length": manifest.context_length,
+        "precision": manifest.precision,
+    }

@@ -1,0 +1,53 @@
+// Building elements. Text always becomes text nodes: nothing in this page ever parses HTML.
+
+/**
+ * @param {string} tag
+ * @param {Record<string, any>} properties  properties of the element; `class`, `on` (listeners) and `aria…` / `data-…`
+ *     attributes are told apart by their names
+ * @param {...(Node|string|null|undefined)} children
+ */
+export function element(tag, properties = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name === "class") node.className = value;
+    else if (name === "on") for (const [type, listener] of Object.entries(value)) node.addEventListener(type, listener);
+    else if (name === "role" || name.startsWith("aria-") || name.startsWith("data-")) node.setAttribute(name, value);
+    else node[name] = value;
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+/** @param {string} id */
+export function byId(id) {
+  return document.getElementById(id);
+}
+
+/** A button with a text, or with a sign and a name that is read aloud. */
+export function button(text, listener, { label, ...properties } = {}) {
+  const named = label ? { "aria-label": label, title: label } : {};
+  return element("button", { type: "button", on: { click: listener }, ...named, ...properties }, text);
+}
+
+/** Tell a screen reader what happened. */
+export function announce(text) {
+  byId("status").textContent = text;
+}
+
+/** Copy text, and say on the button that it was done. */
+export async function copy(text, pressed) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // Without https, browsers offer the clipboard on this machine only; a selection can be copied everywhere.
+    const area = element("textarea", { value: text, class: "hidden" });
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  const before = pressed.textContent;
+  pressed.textContent = "Copied";
+  announce("Copied");
+  setTimeout(() => (pressed.textContent = before), 1200);
+}

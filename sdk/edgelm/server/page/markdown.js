@@ -1,0 +1,107 @@
+// Markdown to elements. The parser is marked's; its tokens become elements here, so that no HTML is ever parsed: what a
+// model writes as HTML is shown as text. Pictures become links, since loading one would tell another host.
+
+import { Lexer } from "./vendor/marked.esm.js";
+import { button, copy, element } from "./dom.js";
+
+const SAFE_LINK = /^(https?:|mailto:)/i;
+
+/** Show a text in `target`, block by block: blocks that did not change keep their elements. */
+export class MarkdownView {
+  constructor(target) {
+    this.target = target;
+    this.blocks = []; // {raw, node}
+  }
+
+  show(text) {
+    const tokens = new Lexer({ gfm: true }).lex(text).filter((token) => token.type !== "space" && token.type !== "def");
+    const blocks = tokens.map((token, index) => {
+      const shown = this.blocks[index];
+      return shown && shown.raw === token.raw ? shown : { raw: token.raw, node: block(token) };
+    });
+    const kept = new Set(blocks);
+    for (const shown of this.blocks) if (!kept.has(shown)) shown.node.remove();
+    blocks.forEach(({ node }, index) => {
+      if (this.target.childNodes[index] !== node) this.target.insertBefore(node, this.target.childNodes[index] ?? null);
+    });
+    this.blocks = blocks;
+  }
+}
+
+function block(token) {
+  const make = BLOCKS[token.type];
+  return make ? make(token) : element("p", {}, token.raw);
+}
+
+const BLOCKS = {
+  heading: (token) => element(`h${token.depth}`, {}, ...inline(token.tokens)),
+  paragraph: (token) => element("p", {}, ...inline(token.tokens)),
+  text: (token) => element("p", {}, ...inline(token.tokens ?? [token])),
+  html: (token) => element("p", {}, token.raw),
+  hr: () => element("hr"),
+  blockquote: (token) => element("blockquote", {}, ...blocks(token.tokens)),
+  list: (token) =>
+    element(token.ordered ? "ol" : "ul", token.ordered && token.start ? { start: token.start } : {}, ...token.items.map(item)),
+  code: (token) => code(token.text, (token.lang ?? "").trim().split(/\s/)[0]),
+  table: (token) =>
+    element("div", { class: "table", tabIndex: 0, role: "region", "aria-label": "Table" },
+      element("table", {},
+        element("thead", {}, row("th", token.header)),
+        element("tbody", {}, ...token.rows.map((cells) => row("td", cells))))),
+};
+
+function blocks(tokens) {
+  return tokens.filter((token) => token.type !== "space").map(block);
+}
+
+function item(token) {
+  // A tight list's text stands in the item itself, without a paragraph around it. marked has the box as a token too.
+  const children = token.tokens.filter((child) => child.type !== "space" && child.type !== "checkbox").flatMap((child) =>
+    child.type === "text" ? inline(child.tokens ?? [child]) : [block(child)]);
+  const box = token.task ? [element("input", { type: "checkbox", checked: token.checked, disabled: true }), " "] : [];
+  return element("li", {}, ...box, ...children);
+}
+
+function row(tag, cells) {
+  return element("tr", {}, ...cells.map((cell) => element(tag, {}, ...inline(cell.tokens))));
+}
+
+function code(text, language) {
+  const copyButton = button("Copy", () => copy(text, copyButton), { class: "quiet" });
+  return element("div", { class: "code" },
+    element("div", { class: "bar" }, element("span", {}, language || "text"), copyButton),
+    element("pre", { tabIndex: 0 }, element("code", {}, text)));
+}
+
+function inline(tokens) {
+  return tokens.map((token) => (INLINE[token.type] ?? asText)(token));
+}
+
+// marked escapes nothing in its tokens but these, in the text of `text` and `codespan`.
+const ENTITIES = { "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'" };
+
+function asText(token) {
+  return document.createTextNode(token.raw);
+}
+
+const INLINE = {
+  strong: (token) => element("strong", {}, ...inline(token.tokens)),
+  em: (token) => element("em", {}, ...inline(token.tokens)),
+  del: (token) => element("del", {}, ...inline(token.tokens)),
+  codespan: (token) => element("code", {}, token.text),
+  br: () => element("br"),
+  escape: (token) => document.createTextNode(token.text),
+  text: (token) => {
+    if (!token.tokens) return document.createTextNode(token.raw.replace(/&(?:amp|lt|gt|quot|#39);/g, (name) => ENTITIES[name]));
+    const fragment = document.createDocumentFragment();
+    fragment.append(...inline(token.tokens));
+    return fragment;
+  },
+  link: (token) => link(token.href, inline(token.tokens)),
+  image: (token) => link(token.href, [`picture: ${token.text || token.href}`]),
+};
+
+function link(href, children) {
+  if (!SAFE_LINK.test(href)) return element("span", {}, ...children);
+  return element("a", { href, target: "_blank", rel: "noopener noreferrer" }, ...children);
+}

@@ -1,0 +1,71 @@
+// The token view: an answer's tokens, coloured by their probability, with what else could have stood there.
+
+import { element } from "./dom.js";
+
+const percent = (logprob) => `${(100 * Math.exp(logprob)).toFixed(Math.exp(logprob) < 0.001 ? 3 : 1)} %`;
+
+/** @param {Array<[string, number, Array<[string, number]>]>} tokens */
+export function tokenView(tokens) {
+  const mean = tokens.reduce((sum, [, logprob]) => sum + logprob, 0) / tokens.length;
+  const legend = element("p", { class: "legend" }, "unsure", element("span", { class: "scale", "aria-hidden": "true" }), "sure",
+    element("span", {}, `· ${tokens.length} tokens, perplexity ${Math.exp(-mean).toFixed(2)}`));
+  const list = element("div", { class: "tokens", role: "list", "aria-label": "Tokens with their probabilities" });
+  tokens.forEach((token, index) => list.append(tokenElement(token, index === 0)));
+  list.addEventListener("keydown", (event) => move(event, list));
+  return element("div", {}, legend, list);
+}
+
+function tokenElement([text, logprob, alternatives], first) {
+  const node = element("span", {
+    class: "token", role: "listitem", tabIndex: first ? 0 : -1, "aria-label": `${text.trim() || "space"}, ${percent(logprob)}`,
+    on: {
+      mouseenter: () => showAlternatives(node, text, logprob, alternatives),
+      focus: () => showAlternatives(node, text, logprob, alternatives),
+      click: () => showAlternatives(node, text, logprob, alternatives),
+      mouseleave: hideAlternatives,
+      blur: hideAlternatives,
+    },
+  }, visible(text));
+  node.style.setProperty("--p", Math.exp(logprob).toFixed(4));
+  return node;
+}
+
+/** One stop for the Tab key; the arrows go from token to token. */
+function move(event, list) {
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  const next = step && list.children[[...list.children].indexOf(document.activeElement) + step];
+  if (event.key === "Escape") hideAlternatives();
+  if (!next) return;
+  event.preventDefault();
+  document.activeElement.tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
+}
+
+/** Half a character, as bytes between tokens, comes as U+FFFD or as nothing. */
+function visible(text) {
+  return text === "" ? "·" : text.replace(/\n/g, "↵\n");
+}
+
+function showAlternatives(node, text, logprob, alternatives) {
+  hideAlternatives();
+  const rows = alternatives.some(([other]) => other === text) ? alternatives : [[text, logprob], ...alternatives];
+  const box = element("div", { id: "alternatives", role: "tooltip" }, element("table", {}, element("tbody", {},
+    ...rows.map(([other, value]) => {
+      const bar = element("span");
+      bar.style.width = `${100 * Math.exp(value)}%`;
+      return element("tr", { class: other === text ? "chosen" : "" },
+        element("td", {}, other.replace(/\n/g, "↵").replace(/ /g, "␣") || "·"), element("td", { class: "meter" }, bar),
+        element("td", {}, percent(value)));
+    }))));
+  document.body.append(box);
+  node.classList.add("shown");
+  const { left, top, bottom } = node.getClientRects()[0];
+  box.style.left = `${Math.max(8, Math.min(left, innerWidth - box.offsetWidth - 8))}px`;
+  box.style.top = `${bottom + 6 + box.offsetHeight < innerHeight ? bottom + 6 : top - box.offsetHeight - 6}px`;
+}
+
+export function hideAlternatives() {
+  document.getElementById("alternatives")?.remove();
+  for (const node of document.querySelectorAll(".token.shown")) node.classList.remove("shown");
+}

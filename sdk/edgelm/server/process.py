@@ -1,0 +1,115 @@
+"""The server's process: its socket, its event loop, and how signals end it."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from edgelm.errors import ConfigError
+from edgelm.server.app import ServerApp
+from edgelm.server.connection import BoundedConnection
+from edgelm.server.model_pool import ModelPool
+from edgelm.server.options import ServerOptions
+
+logger = logging.getLogger("edgelm.server")
+
+_KEEP_ALIVE_SECONDS = 30
+
+
+def serve(
+    models: tuple[str, ...], options: ServerOptions, listening: Callable[[str], None] | None = None
+) -> int | None:
+    """Serve until a signal comes; return its number.
+
+    The first SIGTERM or SIGINT lets running requests end and refuses new ones with 503; the second stops at once.
+
+    listening: called with the server's URL once it takes requests.
+
+    Raises:
+        ConfigError: the address or port cannot be had.
+        ModelNotFoundError, PackageError: as ModelPool.
+    """
+    pool = ModelPool(models, options)
+    app = ServerApp(pool, options)
+    with _listen(options) as listener:
+        config = uvicorn.Config(
+            app,
+            http=functools.partial(BoundedConnection, options.limits),  # type: ignore[arg-type]
+            ws="none",
+            loop="asyncio",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=options.limits.connections,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        )
+        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # it says in several lines what we say in one
+        server = _Server(config, app, functools.partial(listening or _say_nothing, _url(listener)))
+        server.run(sockets=[listener])
+    return server.signal
+
+
+def _say_nothing(_url: str) -> None:
+    pass
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which goes on listening while it drains: who comes then is told, not cut off."""
+
+    def __init__(self, config: uvicorn.Config, app: ServerApp, listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._app, self._listening = app, listening
+        self.signal: int | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._listening()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.signal = sig
+        if self._app.draining:
+            self.force_exit = True
+        self._app.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        done = await super().on_tick(counter)
+        return done or self.force_exit or (self._app.draining and not self._app.metrics.running)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.force_exit:
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+        await super().shutdown(sockets)
+
+
+def _listen(options: ServerOptions) -> socket.socket:
+    host, port = options.host, options.port
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"There is no address {host!r} to listen at: {error}.") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"Port {port} is taken. Choose another: --port {port + 1}, or 0 for any free one."
+            ) from error
+        raise ConfigError(f"Cannot listen at {host}, port {port}: {error.strerror}. Choose another --port.") from error
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,92 @@
+"""The body of a request: read within bounds of size and time, and parsed within bounds of nesting."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from typing import Any, NoReturn
+
+from starlette.requests import ClientDisconnect, Request
+
+from edgelm.server.api_error import ApiError
+from edgelm.server.options import RequestLimits
+
+# A client that sends too much reads the refusal only after it has sent all; up to this much is taken and thrown away.
+_DRAINED_BYTES = 16 << 20
+_CLOSE = {"Connection": "close"}
+
+
+async def read_json(request: Request, limits: RequestLimits) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ApiError: 413 for a body that is too large, 408 for one that takes too long, 415 for one that is compressed,
+            400 for what is no JSON object.
+    """
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "A compressed body is not taken; send it as it is.", headers=_CLOSE)
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            body = await _read(request, limits.body_bytes)
+    except TimeoutError:
+        raise ApiError(408, f"The body took more than {limits.body_seconds:g} s.", headers=_CLOSE) from None
+    except ClientDisconnect:
+        raise ApiError(499, "The client has left.") from None
+    return _parse(body, limits.json_nesting)
+
+
+async def _read(request: Request, most: int) -> bytes:
+    announced = request.headers.get("content-length", "0")
+    expects = "expect" in request.headers
+    too_large = ApiError(413, f"The body has more than {most} bytes.", code="body_too_large", headers=_CLOSE)
+    if announced.isdigit() and int(announced) > (most if expects else _DRAINED_BYTES):
+        raise too_large
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size <= most:
+            parts.append(part)
+        elif size > _DRAINED_BYTES:
+            break
+    if size > most:
+        raise too_large
+    return b"".join(parts)
+
+
+def _parse(body: bytes, nesting: int) -> dict[str, Any]:
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+    except UnicodeDecodeError:
+        raise ApiError(400, "The body is not UTF-8.") from None
+    except RecursionError:
+        raise _too_deep(nesting) from None
+    except ValueError as error:
+        raise ApiError(400, f"The body is not JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise ApiError(400, "The body is not a JSON object.")
+    level: list[Any] = [value]
+    for _ in range(nesting):
+        level = [
+            item for box in level for item in (box.values() if isinstance(box, dict) else box)
+            if isinstance(item, (dict, list))
+        ]  # fmt: skip
+        if not level:
+            return value
+    raise _too_deep(nesting)
+
+
+def _too_deep(nesting: int) -> ApiError:
+    return ApiError(400, f"The body is nested deeper than {nesting} levels.")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is out of range")
+    return value

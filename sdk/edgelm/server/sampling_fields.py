@@ -1,0 +1,101 @@
+"""The fields of a request that choose tokens: OpenAI's, and those that local servers add to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from edgelm.generation_config import GenerationConfig
+from edgelm.server.api_error import ApiError
+from edgelm.server.schema import Schema, listing, number, whole
+
+if TYPE_CHECKING:
+    from edgelm.language_model import LanguageModel
+
+MAX_CHOICES = 8
+MAX_STOPS = 16
+MAX_TOP_LOGPROBS = 20
+_STOP: Schema = {"type": "string", "minLength": 1, "maxLength": 256}
+
+SAMPLING: dict[str, Schema] = {
+    "temperature": number(0, 2),
+    "top_p": number(0, 1),
+    "top_k": whole(0),
+    "min_p": number(0, 1),
+    "typical_p": {"type": "number", "minimum": 0.001, "maximum": 1},
+    "repetition_penalty": number(0.01, 100),
+    "presence_penalty": number(-2, 2),
+    "frequency_penalty": number(-2, 2),
+    "logit_bias": {
+        "type": "object",
+        "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+        "additionalProperties": number(-100, 100),
+    },
+    "seed": whole(-(2**63), 2**63 - 1),
+    "stop": {"anyOf": [_STOP, listing(_STOP, most=MAX_STOPS)]},
+    "ignore_eos": {"type": "boolean"},
+}
+
+# Fields that name or file a request, and change nothing in its answer.
+HARMLESS = (
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+)
+
+# Fields of other servers, or of OpenAI's, that would change the answer.
+REFUSED: Mapping[str, str] = {
+    "best_of": "ask for n answers, and choose.",
+    "mirostat": "use temperature, top_p or min_p.",
+    "tfs_z": "use temperature, top_p or min_p.",
+    "top_a": "use min_p.",
+    "dry_multiplier": "use repetition_penalty or frequency_penalty.",
+    "xtc_probability": "use temperature or min_p.",
+    "grammar": "use response_format.",
+    "guided_json": "use response_format.",
+    "guided_regex": "use response_format.",
+    "min_tokens": "use ignore_eos with a limit.",
+    "reasoning_effort": "these models have no such setting.",
+}
+
+
+def generation_config(
+    model: LanguageModel, body: Mapping[str, Any], *, max_tokens: int | None, **fields: Any
+) -> GenerationConfig:
+    """Return the settings of a request: its own, and for the rest those of the model's author.
+
+    max_tokens: clamped to the context. fields: further fields of GenerationConfig.
+
+    Raises:
+        ApiError: 400, a token of logit_bias is none of the model's.
+    """
+    changes = {name: body[name] for name in SAMPLING if name in body}
+    if "top_p" in changes:
+        changes["top_p"] = max(float(changes["top_p"]), 1e-9)  # OpenAI takes 0: the likeliest token alone
+    if "seed" in changes:
+        changes["seed"] %= 2**63
+    if "logit_bias" in changes:
+        changes["logit_bias"] = _logit_bias(changes["logit_bias"], model.config.vocab_size)
+    if max_tokens is not None:
+        changes["max_new_tokens"] = min(max_tokens, model.context_length)
+    return model.generation_config.replace(**changes, **fields)
+
+
+def with_seed(config: GenerationConfig, index: int) -> GenerationConfig:
+    """Return the settings of the answer `index` of several to one prompt: with a seed given, each has its own."""
+    return config if config.seed is None or not index else config.replace(seed=(config.seed + index) % 2**63)
+
+
+def _logit_bias(given: Mapping[str, float], vocab_size: int) -> dict[int, float]:
+    biases: dict[int, float] = {}
+    for key, bias in given.items():
+        if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
+            raise ApiError(
+                400, f"logit_bias has the key {key[:40]!r}; token ids are 0 to {vocab_size - 1}.", param="logit_bias"
+            )
+        biases[int(key)] = bias
+    return biases

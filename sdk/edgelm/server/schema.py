@@ -1,0 +1,154 @@
+"""Schemas: one table describes each request; the same table checks it and is published in /openapi.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.server.api_error import ApiError
+
+# A JSON Schema, of the keywords that `check` knows: type, enum, const, minimum, maximum, minLength, maxLength, items,
+# minItems, maxItems, properties, required, additionalProperties, propertyNames (pattern only), anyOf.
+Schema = Mapping[str, Any]
+
+TEXT: Schema = {"type": "string"}
+BOOLEAN: Schema = {"type": "boolean"}
+NUMBER: Schema = {"type": "number"}
+ANY: Schema = {}
+ANY_OBJECT: Schema = {"type": "object", "additionalProperties": True}
+
+
+def whole(low: int, high: int = 2**31) -> Schema:
+    """Describe a whole number."""
+    return {"type": "integer", "minimum": low, "maximum": high}
+
+
+def number(low: float, high: float) -> Schema:
+    """Describe a finite number."""
+    return {"type": "number", "minimum": low, "maximum": high}
+
+
+def choice(*values: str) -> Schema:
+    """Describe one of some words."""
+    return {"type": "string", "enum": list(values)}
+
+
+def listing(items: Schema, *, most: int, fewest: int = 0) -> Schema:
+    """Describe a list."""
+    return {"type": "array", "items": items, "minItems": fewest, "maxItems": most}
+
+
+def record(
+    properties: Mapping[str, Schema],
+    *,
+    required: tuple[str, ...] = (),
+    ignored: tuple[str, ...] = (),
+    refused: Mapping[str, str] | None = None,
+    open_ended: bool = False,
+) -> Schema:
+    """Describe an object.
+
+    ignored: fields that change no answer, taken and passed over. refused: fields that would change it, with what to
+    say. open_ended: whether other fields are passed over too.
+    """
+    return {
+        "type": "object",
+        "properties": {**properties, **dict.fromkeys(ignored, ANY)},
+        "required": list(required),
+        "additionalProperties": open_ended,
+        "x-refused": dict(refused or {}),
+    }
+
+
+_TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
+    "string": ("a text", (str,)),
+    "integer": ("a whole number", (int,)),
+    "number": ("a number", (int, float)),
+    "boolean": ("true or false", (bool,)),
+    "array": ("a list", (list,)),
+    "object": ("an object", (dict,)),
+}
+
+
+def check(value: Any, schema: Schema, param: str = "") -> None:
+    """Check a JSON value; `param` is its place in the request.
+
+    A field that is null counts as not given, as in OpenAI's interface.
+
+    Raises:
+        ApiError: 400; its param is the place of the first value that does not fit.
+    """
+    if "anyOf" in schema:
+        _check_any(value, schema["anyOf"], param)
+        return
+    if "type" not in schema:
+        return
+    words, kinds = _TYPES[schema["type"]]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise _misfit(param, value, f"it must be {words}")
+    if "enum" in schema and value not in schema["enum"]:
+        raise _misfit(param, value, f"it must be one of {', '.join(schema['enum'])}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
+        if not low <= value <= high:
+            raise _misfit(param, value, f"it must be from {low} to {high}")
+    elif isinstance(value, (str, list)):
+        _check_length(value, schema, param)
+    elif isinstance(value, dict):
+        _check_object(value, schema, param)
+
+
+def without_nulls(value: dict[str, Any]) -> dict[str, Any]:
+    """Drop the fields that are null, which count as not given."""
+    return {name: item for name, item in value.items() if item is not None}
+
+
+def _check_length(value: str | list[Any], schema: Schema, param: str) -> None:
+    unit, suffix = ("characters", "Length") if isinstance(value, str) else ("items", "Items")
+    low, high = schema.get(f"min{suffix}", 0), schema.get(f"max{suffix}", math.inf)
+    if not low <= len(value) <= high:
+        raise ApiError(400, f"{param} has {len(value)} {unit}; it must have {low} to {high}.", param=param)
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            check(item, schema["items"], f"{param}[{i}]")
+
+
+def _check_object(value: dict[str, Any], schema: Schema, param: str) -> None:
+    inside = f"{param}." if param else ""
+    for name in schema.get("required", ()):
+        if value.get(name) is None:
+            raise ApiError(400, f"{inside}{name} is missing.", param=f"{inside}{name}")
+    properties, others = schema.get("properties", {}), schema.get("additionalProperties", False)
+    for name, item in value.items():
+        if item is None:
+            continue
+        place = f"{inside}{name}"
+        if name in properties:
+            check(item, properties[name], place)
+        elif name in schema.get("x-refused", {}):
+            raise ApiError(400, f"{place[:80]} is not supported: {schema['x-refused'][name]}", param=place[:80])
+        elif not others:
+            raise ApiError(400, f"There is no field {place[:80]!r}; check its spelling.", param=place[:80])
+        elif isinstance(others, Mapping):
+            check(item, others, place[:80])
+
+
+def _check_any(value: Any, schemas: list[Schema], param: str) -> None:
+    """Take the first schema that fits; else report the misfit that is deepest in the value: it was meant the most."""
+    closest: ApiError | None = None
+    for schema in schemas:
+        try:
+            check(value, schema, param)
+            return
+        except ApiError as error:
+            if closest is None or len(error.param or "") > len(closest.param or ""):
+                closest = error
+    assert closest is not None
+    raise closest
+
+
+def _misfit(param: str, value: Any, rule: str) -> ApiError:
+    shown = repr(value)
+    shown = shown if len(shown) <= 40 else f"{shown[:40]}…"
+    return ApiError(400, f"{param or 'The request'} is {shown}; {rule}.", param=param or None)
