@@ -131,20 +131,33 @@ def save_checkpoint(model: Transformer, folder: str | Path, *, text_files_from: 
     """
     folder = Path(folder)
     _refuse_foreign_folder(folder)
-    text_files = {} if text_files_from is None else _text_files(Path(text_files_from))
-    token_ids = {key: value for key, value in _token_ids(model.config).items() if value is not None}
-    config = {**hf_config(model.config), SECTION: model.config.to_dict()}
     try:
         with atomic.replace_folder(folder) as staging:
-            _write_json(staging / "config.json", config)
-            _write_json(staging / GENERATION_FILE, token_ids)
-            for name, source in text_files.items():
-                shutil.copyfile(source, staging / name)
-            save_file(model.state_dict(), staging / WEIGHTS_FILE, metadata={"format": "pt"})
-            # safetensors makes files that their owner alone can read.
-            (staging / WEIGHTS_FILE).chmod((staging / "config.json").stat().st_mode)
+            write_checkpoint(model.state_dict(), model.config, staging, text_files_from=text_files_from)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"Cannot write {folder}: {error}. What stood there is as it was.") from error
+
+
+def write_checkpoint(
+    weights: dict[str, torch.Tensor], config: ModelConfig, folder: Path, *, text_files_from: str | Path | None = None
+) -> None:
+    """Write the files of a checkpoint into a new folder, for whoever gives that folder its name when it is whole.
+
+    weights: by canonical names. text_files_from: as of `save_checkpoint`.
+
+    Raises:
+        CheckpointError: `text_files_from` has no tokenizer.json.
+        OSError, SafetensorError: the disk is full or refuses.
+    """
+    text_files = {} if text_files_from is None else _text_files(Path(text_files_from))
+    token_ids = {key: value for key, value in _token_ids(config).items() if value is not None}
+    _write_json(folder / "config.json", {**hf_config(config), SECTION: config.to_dict()})
+    _write_json(folder / GENERATION_FILE, token_ids)
+    for name, source in text_files.items():
+        shutil.copyfile(source, folder / name)
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    # safetensors makes files that their owner alone can read.
+    (folder / WEIGHTS_FILE).chmod((folder / "config.json").stat().st_mode)
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:

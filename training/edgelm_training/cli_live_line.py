@@ -1,0 +1,73 @@
+"""LiveLine: how a run shows itself on standard error, one line that changes on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+
+import click
+
+from edgelm.cli.output import is_terminal, printable
+from edgelm_training.train_log import StepRecord
+
+_CLEAR_LINE = "\r\x1b[K"
+_SECONDS_BETWEEN = 0.1
+
+
+class LiveLine:
+    """Show each step on a terminal, and each N-th elsewhere (`log_every`); notes stay."""
+
+    def __init__(self, log_every: int) -> None:
+        self._log_every = log_every
+        self._on_terminal = is_terminal(sys.stderr)
+        self._shown_at = 0.0
+
+    def step(self, record: StepRecord) -> None:
+        """Show a step: where the run is, how well and how fast it goes, and how long it still takes."""
+        last = record.step == record.max_steps
+        if self._on_terminal:
+            now = time.monotonic()
+            if last or now - self._shown_at >= _SECONDS_BETWEEN:
+                self._shown_at = now
+                width = shutil.get_terminal_size().columns - 1
+                click.echo(_CLEAR_LINE + step_line(record)[:width] + ("\n" if last else ""), err=True, nl=False)
+        elif last or record.step == 1 or record.step % self._log_every == 0:
+            click.echo(step_line(record), err=True)
+
+    def note(self, text: str) -> None:
+        """Show a line that stays above the changing one."""
+        click.echo((_CLEAR_LINE if self._on_terminal else "") + printable(text).replace("\n", "⏎"), err=True)
+
+    def close(self) -> None:
+        """Leave the cursor below what was shown."""
+        if self._on_terminal:
+            click.echo(_CLEAR_LINE, err=True, nl=False)
+
+
+def step_line(record: StepRecord) -> str:
+    """Describe one step in a line."""
+    parts = [
+        f"step {record.step}/{record.max_steps}",
+        f"loss {record.loss:.4f}",
+        *(f"{name} {value:.4g}" for name, value in record.reported.items()),
+        f"lr {record.learning_rate:.2e}",
+        f"norm {record.grad_norm:.2f}",
+        f"{record.tokens_per_second:,.0f} tokens/s",
+        *([] if record.mfu is None else [f"MFU {record.mfu:.0%}"]),
+        f"{duration(record.seconds_left)} left",
+        f"{record.memory_bytes / 1e9:.2f} GB",
+    ]
+    return " · ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people: 45 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes // 1440} d {minutes // 60 % 24} h"

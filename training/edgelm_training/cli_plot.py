@@ -1,0 +1,33 @@
+"""The command `edgelm plot`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+
+from edgelm_training.plot import draw_picture, draw_text
+
+EXAMPLES = """
+\b
+Examples:
+  edgelm plot run/                                in the terminal
+  edgelm plot run/ -o loss.png                    as a picture
+  edgelm plot run/ other-run/ -o both.svg         two runs in one
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A picture: .png, .svg or .pdf.")
+def plot(runs: tuple[Path, ...], output: Path | None) -> None:
+    """Draw loss, learning rate and gradient norm of training runs.
+
+    RUNS are the folders of runs, also of those that still go on.
+    """
+    if output is None:
+        click.echo(draw_text(runs, width=min(100, shutil.get_terminal_size().columns)))
+    else:
+        draw_picture(runs, output)
+        click.echo(str(output))

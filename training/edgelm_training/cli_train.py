@@ -1,0 +1,97 @@
+"""The command `edgelm train`."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgelm_training.cli_live_line import LiveLine
+from edgelm_training.pretrain_config import PretrainConfig
+from edgelm_training.setting_options import given_settings, setting_options
+from edgelm_training.train_log import SilentReporter
+
+if TYPE_CHECKING:
+    from edgelm_training.trainer import Outcome
+
+EXAMPLES = """
+\b
+Examples:
+  edgelm train --data shards/ --params 15M -o run/            all else by published scaling rules
+  edgelm train small.toml --max-steps 2000 --seed 7           a file of settings; flags win
+  edgelm train -o run/ --resume                               go on with a run that was stopped
+  edgelm train -o run/ --resume --max-steps 4000              go on for longer
+  edgelm train --data shards/ --init ckpt/ -o run/            go on training an imported model
+  edgelm plot run/                                            its curves
+  edgelm export run/best -o pkg/                              its best checkpoint as a package
+  torchrun --nproc-per-node 8 -m edgelm_training.pretrain big.toml
+
+\b
+A settings file has the flags' names with _ for -, and a table for the model:
+  data = "shards/"
+  output = "run/"
+  max_steps = 2000
+  [model]
+  hidden_size = 256
+
+\b
+Exit codes: 0 done, 1 an error, 2 wrong usage; 130 (Ctrl-C) and 143 (SIGTERM): stopped after saving a checkpoint.
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("toml", required=False, type=click.Path(path_type=Path))
+@setting_options(PretrainConfig)
+@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint; begin where there is none.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+def train(toml: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
+    """Train a Transformer on token shards, from the beginning.
+
+    TOML is a file of settings; each of them is also a flag. Progress goes to standard error and to log.jsonl in the
+    run's folder, beside the checkpoints. Ctrl-C and SIGTERM save a checkpoint and leave.
+    """
+    # Imported here, so that --help needs no torch.
+    from edgelm_training.distributed import launched_workers
+    from edgelm_training.pretrain import pretrain
+
+    settings = given_settings(PretrainConfig, flags, toml)
+    is_main = launched_workers().is_main
+    live_line = LiveLine(settings.get("log_every", PretrainConfig().log_every)) if is_main else None
+    try:
+        outcome = pretrain(settings, resume=resume, reporter=live_line or SilentReporter())
+    finally:
+        if live_line is not None:
+            live_line.close()
+    if is_main:
+        print_outcome(outcome, as_json)
+    if outcome.signal is not None:
+        raise SystemExit(128 + outcome.signal)
+
+
+def print_outcome(outcome: Outcome, as_json: bool) -> None:
+    """Print how a run ended and where its checkpoints are."""
+    best = outcome.best
+    if as_json:
+        facts = {
+            "step": outcome.step,
+            "loss": outcome.loss,
+            "validation_loss": outcome.checkpoint.validation_loss,
+            "checkpoint": str(outcome.checkpoint.path),
+            "best_checkpoint": str(best.path) if best is not None else None,
+            "best_validation_loss": best.validation_loss if best is not None else None,
+            "signal": signal.Signals(outcome.signal).name if outcome.signal is not None else None,
+        }
+        click.echo(json.dumps(facts, indent=2))
+        return
+    if outcome.signal is not None:
+        click.echo(f"Stopped by {signal.Signals(outcome.signal).name} after step {outcome.step}. Go on with --resume.")
+    elif outcome.loss is None:
+        click.echo(f"Nothing is left to do: the run has its {outcome.step} steps. For more: --resume --max-steps N.")
+    rows = [("checkpoint", outcome.checkpoint), ("best", best)]
+    for label, saved in rows:
+        if saved is not None:
+            loss = saved.validation_loss
+            click.echo(f"{label:>10}  {saved.path}" + (f" (validation loss {loss:.4f})" if loss is not None else ""))

@@ -1,0 +1,81 @@
+"""The device that trains and the number formats that it is fast in."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from edgelm.cpu import physical_cores
+from edgelm.errors import ConfigError
+from edgelm_training.train_config import TrainConfig
+
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A torch device and the precision of the matrix products on it; weights and optimizer stay in float32."""
+
+    device: torch.device
+    precision: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the matrix products."""
+        return _TYPES[self.precision]
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Compute matrix products of the block in the precision, and what needs range in float32."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Return what keeps small float16 gradients from vanishing; of other precisions it does nothing."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+
+def choose_device(config: TrainConfig, local_rank: int = 0) -> Device:
+    """Choose the device and the precision, and set torch's threads and determinism for them.
+
+    local_rank: which of the devices of this machine, where the config does not name one.
+
+    Raises:
+        ConfigError: the device does not exist here, or `compile` has no compiler.
+    """
+    device = _device(config.device, local_rank)
+    precision = config.precision if config.precision != "auto" else _fast_precision(device)
+    if config.compile and device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        raise ConfigError("compile is on, but no C++ compiler is here, which torch.compile needs on CPUs: install g++.")
+    torch.set_num_threads(config.threads or physical_cores())
+    torch.use_deterministic_algorithms(config.deterministic)
+    return Device(device=device, precision=precision)
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        name = accelerator.type if accelerator is not None else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda":
+            device = device if device.index is not None else torch.device("cuda", local_rank)
+            torch.cuda.set_device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch says it either way
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device is {name!r}, which is not here: {reason}. Use 'auto' or 'cpu'.") from error
+    return device
+
+
+def _fast_precision(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu":
+        # Measured on Zen 4: 1.9 times the tokens of fp32. Without these instructions bf16 is emulated, and slower.
+        features = torch.cpu.get_capabilities()
+        return "bf16" if features.get("avx512_bf16") or features.get("amx_bf16") else "fp32"
+    return "fp32"

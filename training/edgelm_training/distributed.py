@@ -1,0 +1,156 @@
+"""The processes that train together: torch.distributed is the engine, under torchrun; one process needs none of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from edgelm.errors import ConfigError, EdgeLMError
+from edgelm_training.model import Block
+
+T = TypeVar("T")
+
+# The others wait while one process writes a checkpoint's weights.
+_TIMEOUT = timedelta(hours=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """This process among those that train one model."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes log and checkpoints."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes."""
+        if self.world_size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """Return each process's value, by rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[T | None] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values  # type: ignore[return-value]
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Run `action` in the main process, and return its result in all of them.
+
+        Its error ends all processes: the main one raises it, the others leave without a word.
+        """
+        if self.world_size == 1:
+            return action()
+        outcome: list[T | EdgeLMError | None] = [None]
+        if self.is_main:
+            try:
+                outcome = [action()]
+            except EdgeLMError as error:
+                outcome = [error]
+        dist.broadcast_object_list(outcome)
+        if isinstance(outcome[0], EdgeLMError):
+            if self.is_main:
+                raise outcome[0]
+            sys.exit(1)
+        return outcome[0]  # type: ignore[return-value]
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def launched_workers() -> Workers:
+    """Read from the environment where torchrun, or another launcher with its variables, has put this process."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    rank, world_size, local_rank = (
+        int(os.environ.get(name, default)) for name, default in zip(names, "010", strict=True)
+    )
+    return Workers(rank=rank, world_size=world_size, local_rank=local_rank)
+
+
+def is_restarted() -> bool:
+    """Whether torchrun started this process again after a worker was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextlib.contextmanager
+def process_group(workers: Workers, device: torch.device) -> Iterator[None]:
+    """Connect the processes for the block: NCCL between GPUs, gloo between CPUs."""
+    if workers.world_size == 1:
+        yield
+        return
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        timeout=_TIMEOUT,
+        device_id=device if device.type == "cuda" else None,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def distribute(model: nn.Module, parallel: str, workers: Workers, device: torch.device) -> nn.Module:
+    """Return the model to call: wrapped by DDP, or sharded in place by FSDP2, block by block (arXiv:2304.11277).
+
+    `model` keeps its parameters' names; with FSDP2 they become DTensors.
+
+    Raises:
+        ConfigError: FSDP is asked for, but there is one process.
+    """
+    if parallel == "fsdp" and workers.world_size == 1:
+        raise ConfigError("parallel is 'fsdp', but there is one process. Start several: torchrun --nproc-per-node N …")
+    if workers.world_size == 1:
+        return model
+    if parallel == "fsdp":
+        mesh = init_device_mesh(device.type, (workers.world_size,))
+        for block in blocks(model):
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        return model
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the Transformer's blocks in a model."""
+    return [module for module in model.modules() if isinstance(module, Block)]
+
+
+@contextlib.contextmanager
+def gradient_sync(model: nn.Module, enabled: bool) -> Iterator[None]:
+    """Let the processes exchange gradients in the backward pass of the block, or let them only add up."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(enabled)
+        yield
+    elif isinstance(model, DistributedDataParallel) and not enabled:
+        with model.no_sync():
+            yield
+    else:
+        yield
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that may be sharded as one; every process must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,109 @@
+"""The optimizers of a run: AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from edgelm_training.train_config import TrainConfig
+
+Named = dict[str, nn.Parameter]
+
+
+def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
+    """Return the optimizers of all parameters that require a gradient; their learning rate is set before each step.
+
+    Matrices decay; norms, biases and embeddings (a tied head among them) do not.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return _BUILDERS[config.optimizer](trained, _embeddings(model), config)
+
+
+def set_learning_rate(optimizers: Iterable[Optimizer], learning_rate: float) -> None:
+    """Set the learning rate of all groups."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+
+
+def _embeddings(model: nn.Module) -> set[nn.Parameter]:
+    return {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+
+
+def _adamw(trained: Named, embeddings: set[nn.Parameter], config: TrainConfig) -> list[Optimizer]:
+    decayed = [parameter for parameter in trained.values() if parameter.ndim >= 2 and parameter not in embeddings]
+    decayed_set = set(decayed)
+    plain = [parameter for parameter in trained.values() if parameter not in decayed_set]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    # One kernel for all steps of an update; the loop over tensors is slower, and the results differ in the last bit.
+    fused = all(parameter.device.type in ("cpu", "cuda", "mps", "xpu") for parameter in trained.values())
+    return [
+        torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            betas=(config.beta1, config.beta2),
+            eps=config.adam_epsilon,
+            fused=fused,
+        )
+    ]
+
+
+def _muon(trained: Named, embeddings: set[nn.Parameter], config: TrainConfig) -> list[Optimizer]:
+    """Orthogonalize the updates of hidden matrices (Keller Jordan, kellerjordan.github.io/posts/muon).
+
+    Updates are scaled to the size of AdamW's (arXiv:2502.16982), so that one learning rate and one weight decay serve
+    both. The head is no hidden matrix: its rows are the logits of single tokens.
+    """
+    matrices = {
+        name: parameter
+        for name, parameter in trained.items()
+        if parameter.ndim == 2 and parameter not in embeddings and not name.startswith("lm_head.")
+    }
+    rest = {name: parameter for name, parameter in trained.items() if name not in matrices}
+    optimizers = _adamw(rest, embeddings, config) if rest else []
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(
+                list(matrices.values()),
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return optimizers
+
+
+_BUILDERS: dict[str, Callable[[Named, set[nn.Parameter], TrainConfig], list[Optimizer]]] = {
+    "adamw": _adamw,
+    "muon": _muon,
+}
+
+
+def state_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
+    """Return the optimizers' tensors by name, `MODEL PARAMETER.STATE`: the tensors themselves, not copies.
+
+    Before the first step there are none; `initialize_state` makes them.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}.{key}": value
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def initialize_state(optimizers: Iterable[Optimizer]) -> None:
+    """Make the state tensors, without a step of the weights: they are to be overwritten by those of a checkpoint."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,171 @@
+"""Pretraining: a Transformer learns to predict the next token of a corpus.
+
+`edgelm train` is its command. On many devices: torchrun --nproc-per-node 8 -m edgelm_training.pretrain big.toml
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from edgelm.config import ModelConfig
+from edgelm.errors import ConfigError, DataError
+from edgelm.tokenizer import Tokenizer
+from edgelm_training.batches import Batches
+from edgelm_training.checkpoint import load_checkpoint, write_checkpoint
+from edgelm_training.distributed import launched_workers
+from edgelm_training.loss import next_token_loss
+from edgelm_training.model import Transformer
+from edgelm_training.pretrain_config import PretrainConfig
+from edgelm_training.recipe import Recipe
+from edgelm_training.run import execute_run
+from edgelm_training.samples import write_samples
+from edgelm_training.scaling import count_parameters, model_shape, parse_params, training_budget
+from edgelm_training.settings import unknown_key
+from edgelm_training.shards import Shards
+from edgelm_training.throughput import flops_per_token
+from edgelm_training.train_log import Reporter
+from edgelm_training.trainer import Outcome
+
+# Of max_steps, where the config does not say.
+_WARMUP_PART = 0.02
+
+
+def pretrain(settings: Mapping[str, Any], *, resume: bool = False, reporter: Reporter | None = None) -> Outcome:
+    """Train a Transformer on shards; `settings` are fields of PretrainConfig.
+
+    Raises:
+        EdgeLMError: settings, data or run folder do not allow it, or the run failed; see `execute_run`.
+    """
+    return execute_run(
+        PretrainConfig, settings, build_recipe, resume=resume, fixed=("params", "model", "init"), reporter=reporter
+    )
+
+
+def build_recipe(config: PretrainConfig) -> tuple[PretrainConfig, Recipe]:
+    """Choose every setting that has no value, and make the model and its data.
+
+    Raises:
+        ConfigError: the size of the model is missing or contradictory, or its context is shorter than the rows.
+        DataError: the shards are missing, empty, broken, or made with another tokenizer.
+    """
+    if config.data is None:
+        raise ConfigError("data is not set: name a folder of shards (--data); `edgelm data prepare` makes one.")
+    shards = Shards.open(config.data)
+    if not shards.num_tokens:
+        raise DataError(f"{config.data} has no tokens to train on. Prepare it from a text with more in it.")
+    torch.manual_seed(config.seed)
+    model = _make_model(config, shards)
+    model.activation_checkpointing = config.activation_checkpointing
+    config = _with_budget(config, model.config)
+    rows = partial(Batches, sequence_length=config.known("sequence_length"), seed=config.seed)
+    validation = Shards.open(config.data, "validation")
+    tokenizer = Tokenizer.load(shards.folder)
+    recipe = Recipe(
+        model=model,
+        loss=partial(next_token_loss, z_loss=config.z_loss),
+        training_rows=rows(shards),
+        validation_rows=rows(validation) if validation.num_tokens else None,
+        data_fingerprint=shards.fingerprint,
+        write_weights=lambda weights, folder: write_checkpoint(
+            weights, model.config, folder, text_files_from=shards.folder
+        ),
+        sample=lambda _, step: write_samples(model, tokenizer, shards.start_token_ids, config, step),
+        flops_per_token=flops_per_token(model.config, config.known("sequence_length")),
+    )
+    return config, recipe
+
+
+def _make_model(config: PretrainConfig, shards: Shards) -> Transformer:
+    if config.init is not None:
+        shards.check_tokenizer(config.init)
+        model = load_checkpoint(config.init)
+        stored = model.config.to_dict()
+        changed = [name for name, value in (config.model or {}).items() if stored.get(name) != value]
+        if changed or config.params is not None:
+            raise ConfigError(
+                f"init is {config.init!r}, whose shape is settled; leave out {', '.join(changed) or 'params'}."
+            )
+        _check_fit(model.config, config, shards)
+        return model
+    model_config = _model_config(config, shards)
+    _check_fit(model_config, config, shards)
+    return Transformer(model_config)
+
+
+def _model_config(config: PretrainConfig, shards: Shards) -> ModelConfig:
+    if config.params is None and not config.model:
+        raise ConfigError("The size of the model is not set: --params 15M, or a table [model] in the TOML file.")
+    fields = [field.name for field in dataclasses.fields(ModelConfig)]
+    for name in config.model or {}:
+        if name not in fields:
+            raise ConfigError(f"[model] {unknown_key(name, fields)}")
+    shape: dict[str, Any] = {"model_type": "llama", "vocab_size": shards.vocab_size}
+    if config.params is not None:
+        shape = model_shape(parse_params(config.params), shards.vocab_size)
+    if config.sequence_length is not None:
+        shape["max_position_embeddings"] = config.sequence_length
+    ends = shards.end_token_ids or shards.start_token_ids
+    shape |= {"bos_token_id": next(iter(shards.start_token_ids), None), "eos_token_ids": list(ends)}
+    shape |= config.model or {}
+    missing = [
+        field.name
+        for field in dataclasses.fields(ModelConfig)
+        if field.default is dataclasses.MISSING and field.name not in shape
+    ]
+    if missing:
+        raise ConfigError(f"[model] lacks {', '.join(missing)}. Set them, or let --params choose what you do not set.")
+    return ModelConfig.from_dict(shape)
+
+
+def _check_fit(model: ModelConfig, config: PretrainConfig, shards: Shards) -> None:
+    if model.vocab_size < shards.vocab_size:
+        raise ConfigError(
+            f"The model's vocab_size is {model.vocab_size}; the shards in {shards.folder} have {shards.vocab_size} "
+            "different tokens. Leave vocab_size out, or prepare the shards with the model's tokenizer."
+        )
+    length = config.sequence_length
+    if length is not None and length > model.max_position_embeddings:
+        raise ConfigError(
+            f"sequence_length is {length}, longer than the model's context (max_position_embeddings is "
+            f"{model.max_position_embeddings}). Shorten the rows, or give the model a longer context."
+        )
+
+
+def _with_budget(config: PretrainConfig, model: ModelConfig) -> PretrainConfig:
+    """Return the config with the model it has, and with the numbers that the scaling rules choose."""
+    length = config.sequence_length or model.max_position_embeddings
+    budget = training_budget(
+        count_parameters(model), length, max_steps=config.max_steps, global_batch_size=_batch_rows(config)
+    )
+    warmup_steps = config.warmup_steps
+    if warmup_steps is None:
+        warmup_steps = max(1, round(_WARMUP_PART * budget.max_steps))
+    return replace(
+        config,
+        model=model.to_dict(),
+        sequence_length=length,
+        global_batch_size=budget.global_batch_size,
+        max_steps=budget.max_steps,
+        learning_rate=config.learning_rate or budget.learning_rate,
+        warmup_steps=warmup_steps,
+    )
+
+
+def _batch_rows(config: PretrainConfig) -> int | None:
+    """Return the rows of a step, where the config says them in one way or another."""
+    if config.global_batch_size is not None or config.micro_batch_size is None or config.grad_accum_steps is None:
+        return config.global_batch_size
+    return config.micro_batch_size * config.grad_accum_steps * launched_workers().world_size
+
+
+if __name__ == "__main__":
+    from edgelm.cli.main import main
+
+    main(["train", *sys.argv[1:]])

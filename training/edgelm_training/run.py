@@ -1,0 +1,101 @@
+"""One run, from its settings to its end: processes, folder and recipe brought together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from edgelm import atomic
+from edgelm.errors import ConfigError, TrainingError
+from edgelm_training.device import choose_device
+from edgelm_training.distributed import Workers, is_restarted, launched_workers, process_group
+from edgelm_training.recipe import Recipe
+from edgelm_training.run_folder import RunFolder
+from edgelm_training.settings import read_settings, to_toml
+from edgelm_training.train_config import TrainConfig
+from edgelm_training.train_log import Reporter, SilentReporter
+from edgelm_training.trainer import Outcome, Trainer
+
+Config = TypeVar("Config", bound=TrainConfig)
+
+# What a run cannot change on its way: the steps behind it were made with it.
+FIXED = ("seed", "sequence_length", "global_batch_size", "optimizer")
+
+
+def execute_run(
+    config_class: type[Config],
+    settings: Mapping[str, Any],
+    build: Callable[[Config], tuple[Config, Recipe]],
+    *,
+    resume: bool = False,
+    fixed: tuple[str, ...] = (),
+    reporter: Reporter | None = None,
+) -> Outcome:
+    """Train what `build` makes of the settings, or go on with the run in their output folder.
+
+    settings: those that the user gave, checked by `settings.checked_settings`. When resuming they change the run's own,
+    but for those in FIXED and in `fixed`.
+    build: turns the config into one in which every setting has its value, and the recipe.
+    resume: go on from the newest whole checkpoint; a run that has none begins. Implied where torchrun starts the
+    processes again after a loss.
+
+    Raises:
+        TrainingError: the folder holds another run or something else, another process trains in it, or a fixed setting
+            would change; and as `Trainer.train`.
+        EdgeLMError: as `build`.
+    """
+    workers = launched_workers()
+    resume = resume or is_restarted()
+    config = config_class(**settings)
+    run = RunFolder(config.output)
+    with process_group(workers, choose_device(config, workers.local_rank).device), _locked(run, workers):
+        # What the run has become by now is read by all processes, so none may write before.
+        resuming = workers.on_main(lambda: _opened(run, resume))
+        if resuming:
+            config = _merged(run, config_class, settings, (*FIXED, *fixed))
+        workers.barrier()
+        device = choose_device(config, workers.local_rank)
+        config, recipe = build(config)
+        workers.on_main(lambda: atomic.write_text(run.config_file, to_toml(config)))
+        trainer = Trainer(
+            recipe, config, run=run, workers=workers, device=device, reporter=reporter or SilentReporter()
+        )
+        return trainer.train()
+
+
+def _opened(run: RunFolder, resume: bool) -> bool:
+    """Make the run's folder ready, and tell whether there is a run in it."""
+    run.open(resume=resume)
+    run.remove_leftovers()
+    return run.config_file.exists()
+
+
+@contextlib.contextmanager
+def _locked(run: RunFolder, workers: Workers) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        workers.on_main(lambda: stack.enter_context(run.lock()))
+        yield
+
+
+def _merged(run: RunFolder, config_class: type[Config], settings: Mapping[str, Any], fixed: tuple[str, ...]) -> Config:
+    """Return the run's own settings, changed by those that were given."""
+    try:
+        own = config_class(**read_settings(run.config_file, config_class))
+    except ConfigError as error:
+        raise TrainingError(f"{error} The run cannot go on without its settings.") from error
+    for name in fixed:
+        if name in settings and not _agrees(settings[name], getattr(own, name)):
+            raise TrainingError(
+                f"{name} is {settings[name]!r}; the run in {run.path} began with {getattr(own, name)!r}, and cannot "
+                "change it. Leave it out, or begin another run: -o FOLDER."
+            )
+    changes = {name: value for name, value in settings.items() if name not in fixed}
+    return replace(own, **changes)
+
+
+def _agrees(given: Any, own: Any) -> bool:
+    if isinstance(given, Mapping) and isinstance(own, Mapping):
+        return all(own.get(key) == value for key, value in given.items())
+    return bool(given == own)

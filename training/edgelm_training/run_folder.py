@@ -1,0 +1,150 @@
+"""RunFolder: settings, log and checkpoints of one training run.
+
+run/
+  config.toml                   every setting, as the run uses it
+  log.jsonl                     a line each step, validation and sample
+  checkpoints/step-00000100/    a checkpoint folder that `edgelm export` takes, and trainer/ to go on from
+  latest, best                  links to the newest checkpoint and to the one of the lowest validation loss
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgelm.errors import TrainingError
+from edgelm.file_lock import file_lock
+
+CONFIG_FILE = "config.toml"
+LOG_FILE = "log.jsonl"
+CHECKPOINTS = "checkpoints"
+TRAINER_FOLDER = "trainer"
+STATE_FILE = "state.json"
+LATEST, BEST = "latest", "best"
+_LOCK_FILE = ".lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedStep:
+    """A whole checkpoint of a run; `state` is what trainer/state.json holds."""
+
+    step: int
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def validation_loss(self) -> float | None:
+        """The validation loss at that step, where it was measured."""
+        return self.state.get("validation_loss")
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / CONFIG_FILE
+        self.log_file = self.path / LOG_FILE
+
+    def open(self, *, resume: bool) -> None:
+        """Make the folder, or make sure that it may be gone on with.
+
+        Raises:
+            TrainingError: it holds a run and `resume` is off, or it holds something else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise TrainingError(f"{self.path} is a file. Choose another folder for the run: -o FOLDER.")
+        entries = [entry.name for entry in self.path.iterdir()] if self.path.exists() else []
+        if entries and not self.config_file.exists() and entries != [_LOCK_FILE]:
+            raise TrainingError(f"{self.path} is not empty and holds no run. Choose another folder for the run.")
+        if self.config_file.exists() and not resume:
+            newest = self.newest()
+            reached = f", saved at step {newest.step}" if newest else ""
+            raise TrainingError(
+                f"{self.path} already holds a run{reached}. Go on with it (--resume), or choose another folder (-o)."
+            )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training in this folder during the block.
+
+        Raises:
+            TrainingError: another process is training here.
+        """
+
+        def refuse(holder: str) -> None:
+            raise TrainingError(f"Another process ({holder or 'just started'}) is training in {self.path}.")
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        with file_lock(self.path / _LOCK_FILE, refuse):
+            try:
+                yield
+            finally:
+                # Of a run that did not begin nothing stays.
+                if [entry.name for entry in self.path.iterdir()] == [_LOCK_FILE]:
+                    shutil.rmtree(self.path)
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Return where the checkpoint of a step is."""
+        return self.path / CHECKPOINTS / f"step-{step:08d}"
+
+    def checkpoints(self) -> list[SavedStep]:
+        """Return the whole checkpoints, the oldest first; what is not whole is passed over."""
+        folder = self.path / CHECKPOINTS
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+        found = [_saved_step(path) for path in paths]
+        return sorted((saved for saved in found if saved is not None), key=lambda saved: saved.step)
+
+    def newest(self) -> SavedStep | None:
+        """Return the newest whole checkpoint."""
+        return next(reversed(self.checkpoints()), None)
+
+    def best(self) -> SavedStep | None:
+        """Return the whole checkpoint of the lowest validation loss, if any was measured."""
+        measured = [saved for saved in self.checkpoints() if saved.validation_loss is not None]
+        return min(measured, key=lambda saved: saved.validation_loss, default=None)  # type: ignore[arg-type,return-value]
+
+    def keep(self, last: int) -> None:
+        """Delete all checkpoints but the last ones and the best, and point the links to the newest and the best."""
+        saved, best = self.checkpoints(), self.best()
+        for name, target in ((LATEST, saved[-1]), (BEST, best)):
+            if target is not None:
+                self._link(name, target.path)
+        for old in saved[:-last]:
+            if best is None or old.step != best.step:
+                shutil.rmtree(old.path)
+
+    def _link(self, name: str, target: Path) -> None:
+        staged = self.path / f".{name}-{os.getpid()}"
+        # Windows gives links only to some users; the checkpoints have their own names all the same.
+        with contextlib.suppress(OSError):
+            staged.unlink(missing_ok=True)
+            staged.symlink_to(target.relative_to(self.path), target_is_directory=True)
+            os.replace(staged, self.path / name)
+
+    def remove_leftovers(self) -> None:
+        """Delete what a killed process left half written; only under `lock`."""
+        for path in (self.path / CHECKPOINTS).glob(".edgelm-tmp-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _saved_step(path: Path) -> SavedStep | None:
+    """Read a checkpoint's state, and check that the files it lists are there in full."""
+    match = re.fullmatch(r"step-(\d+)", path.name)
+    if match is None:
+        return None
+    try:
+        state = json.loads((path / TRAINER_FOLDER / STATE_FILE).read_text(encoding="utf-8"))
+        sizes: dict[str, int] = state["files"]
+        whole = all((path / name).stat().st_size == size for name, size in sizes.items())
+        is_own = isinstance(state["step"], int) and state["step"] == int(match[1])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return SavedStep(step=state["step"], path=path, state=state) if whole and is_own else None

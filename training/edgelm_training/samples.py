@@ -1,0 +1,34 @@
+"""Texts that a model writes while it is trained, to be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from edgelm.tokenizer import Tokenizer
+from edgelm_training.model import Transformer, generate
+from edgelm_training.recipe import Sample
+from edgelm_training.train_config import TrainConfig
+
+
+def write_samples(
+    model: Transformer, tokenizer: Tokenizer, start_ids: Sequence[int], config: TrainConfig, step: int
+) -> list[Sample]:
+    """Continue each of the config's prompts with the naive loop; the same weights and step give the same texts.
+
+    start_ids: what begins a document; an empty prompt is one of these alone.
+    """
+    samples = []
+    device = model.model.embed_tokens.weight.device
+    generator = torch.Generator(device).manual_seed(config.seed + step)
+    # A compiled model would be compiled anew for each length.
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for prompt in config.sample_prompts:
+            ids = [*start_ids, *tokenizer.encode(prompt)] or [0]
+            room = model.config.max_position_embeddings - len(ids)
+            new_ids = generate(
+                model, ids, min(config.sample_tokens, room), temperature=config.sample_temperature, generator=generator
+            )
+            samples.append(Sample(prompt=prompt, text=tokenizer.decode(new_ids)))
+    return samples

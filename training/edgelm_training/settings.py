@@ -1,0 +1,107 @@
+"""Settings of a training run: fields of a dataclass, which are lines of a TOML file and flags of a command too."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from edgelm.errors import ConfigError
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "a list of texts"}
+
+
+def setting(default: Any, help_text: str, *, choices: tuple[str, ...] = ()) -> Any:
+    """Declare a dataclass field with the help text, and the allowed words, of its flag."""
+    return dataclasses.field(default=default, metadata={"help": help_text, "choices": choices})
+
+
+def value_type(config_class: type[Any], name: str) -> type:
+    """Return the plain type of a setting: int, float, bool, str, tuple (of texts) or dict (a table)."""
+    hint = get_type_hints(config_class)[name]
+    if isinstance(hint, UnionType):
+        hint = next(part for part in get_args(hint) if part is not NoneType)
+    origin = get_origin(hint) or hint
+    return dict if issubclass(origin, Mapping) else origin
+
+
+def read_settings(path: str | Path, config_class: type[Any]) -> dict[str, Any]:
+    """Read a TOML file of settings of `config_class`; only those that stand in it are returned.
+
+    Raises:
+        ConfigError: the file is missing or is no TOML; a key is unknown (the message names the nearest known one); or a
+            value has another type than its setting.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # TOML and UTF-8 errors are ValueErrors
+        raise ConfigError(f"Cannot read {path}: {error}.") from error
+    try:
+        return checked_settings(values, config_class)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def checked_settings(values: Mapping[str, Any], config_class: type[Any]) -> dict[str, Any]:
+    """Return the values in their settings' types.
+
+    Raises:
+        ConfigError: a key is unknown, or a value has another type than its setting.
+    """
+    known = [field.name for field in dataclasses.fields(config_class)]
+    checked = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(unknown_key(name, known))
+        checked[name] = _checked(name, value, value_type(config_class, name))
+    return checked
+
+
+def unknown_key(name: str, known: list[str]) -> str:
+    """Say that a setting does not exist, and which one may be meant."""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known: {', '.join(known)}."
+    return f"There is no setting {name!r}. {hint}"
+
+
+def _checked(name: str, value: Any, wanted: type) -> Any:
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if wanted is tuple and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if wanted is dict and isinstance(value, Mapping):
+        return dict(value)
+    if type(value) is not wanted:
+        raise ConfigError(f"{name} is {value!r}; it must be {_WORDS.get(wanted, 'a table')}.")
+    return value
+
+
+def to_toml(config: Any) -> str:
+    """Write a dataclass of settings as TOML; settings without a value (None) are left out."""
+    lines, tables = [], []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, Mapping):
+            tables += [f"\n[{field.name}]", *_table(value)]
+        elif value is not None:
+            lines.append(f"{field.name} = {_literal(value)}")
+    return "\n".join([*lines, *tables]) + "\n"
+
+
+def _table(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key} = {_literal(value)}" for key, value in values.items() if value is not None]
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(_table(value)) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    # JSON's texts, numbers, true and false are TOML's, but for the escape of DEL, which JSON leaves as it is.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

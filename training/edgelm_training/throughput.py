@@ -1,0 +1,67 @@
+"""How fast a run is, and how much of what the device could do that is."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import torch
+
+from edgelm.config import ModelConfig
+from edgelm_training.device import Device
+from edgelm_training.scaling import count_parameters
+
+# Dense bf16 and fp16 peaks in FLOP/s from NVIDIA's data sheets, by a part of the device's name; the first match counts.
+_CUDA_PEAKS = (
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+    ("A10", 125e12),
+    ("T4", 65e12),
+    ("V100", 125e12),
+    ("RTX 4090", 165e12),
+    ("RTX 3090", 71e12),
+)
+_PROBE_SIZE, _PROBE_ROUNDS = 1024, 5
+
+
+def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+    """Count the floating-point operations of a forward and a backward pass, per token (PaLM, arXiv:2204.02311, B).
+
+    Six for each parameter in a matrix product (not for the table of embeddings, which is looked up), and
+    12 · layers · heads · head size · length for attention.
+    """
+    matrices = count_parameters(config)
+    if not config.tie_word_embeddings:
+        matrices -= config.vocab_size * config.hidden_size
+    attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * sequence_length
+    return 6.0 * matrices + 12.0 * attention
+
+
+def peak_flops(device: Device) -> float | None:
+    """Return the FLOP/s that the device reaches at best: of GPUs as published, of CPUs as measured now in 0.1 s."""
+    if device.device.type == "cuda":
+        name = torch.cuda.get_device_name(device.device)
+        known = next((peak for part, peak in _CUDA_PEAKS if part in name), None)
+        return None if device.precision == "fp32" else known
+    if device.device.type != "cpu":
+        return None
+    a = torch.ones(_PROBE_SIZE, _PROBE_SIZE, dtype=device.dtype)
+    seconds = []
+    for _ in range(_PROBE_ROUNDS):
+        start = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - start)
+    return 2.0 * _PROBE_SIZE**3 / min(seconds)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory that this process has held: of the GPU, else of the computer."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

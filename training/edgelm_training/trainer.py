@@ -1,0 +1,354 @@
+"""The training loop: batches in, better weights out, every step on the record and every checkpoint whole.
+
+Step n reads rows (n - 1) · G to n · G - 1 of the data, where G is global_batch_size. Process r of W takes its W-th part
+of them, in pieces of at most micro_batch_size rows.
+
+Nothing in a step depends on what happened before it but the weights and the optimizer: data, learning rate and random
+numbers are functions of its number. So a run that resumes is the run that was never interrupted, bit for bit where
+the device computes alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from edgelm.errors import ConfigError, TrainingError
+from edgelm_training.batches import Batch
+from edgelm_training.device import Device
+from edgelm_training.distributed import Workers, blocks, distribute, gradient_sync, whole
+from edgelm_training.interruption import Interruption
+from edgelm_training.loss import LossSums
+from edgelm_training.optimizer import build_optimizers, set_learning_rate
+from edgelm_training.recipe import Recipe
+from edgelm_training.run_checkpoint import RunState, restore_run, save_run
+from edgelm_training.run_folder import RunFolder, SavedStep
+from edgelm_training.schedule import Schedule
+from edgelm_training.throughput import peak_flops, peak_memory_bytes
+from edgelm_training.train_config import TrainConfig
+from edgelm_training.train_log import Reporter, StepRecord, TrainLog, open_log
+
+# Tokens at once on a device, where the config does not say: beyond that, larger pieces are no faster.
+_PIECE_TOKENS = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a call of `Trainer.train` ended."""
+
+    step: int
+    loss: float | None  # of the last step; None: there was none left to do
+    checkpoint: SavedStep
+    best: SavedStep | None
+    signal: int | None  # that interrupted it
+
+
+class Trainer:
+    """Train a recipe's model in a run folder, from its newest checkpoint on.
+
+    config: with every setting that `TrainConfig.known` is asked for: max_steps, sequence_length, global_batch_size,
+    learning_rate, warmup_steps.
+
+    Raises:
+        ConfigError: the batch cannot be split as asked.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        config: TrainConfig,
+        *,
+        run: RunFolder,
+        workers: Workers,
+        device: Device,
+        reporter: Reporter,
+    ) -> None:
+        if device.precision == "fp16" and config.parallel == "fsdp":
+            raise ConfigError("precision is 'fp16' and parallel 'fsdp', which do not go together: use 'bf16'.")
+        self.recipe, self.config = recipe, config
+        self.run, self.workers, self.device, self.reporter = run, workers, device, reporter
+        self.pieces = split_share(config, workers.world_size)
+        recipe.model.to(device.device)
+        if config.compile:
+            # FSDP gathers and frees a block's weights around it, which a graph of the whole model could not contain.
+            sharded = config.parallel == "fsdp"
+            for module in blocks(recipe.model) if sharded else [recipe.model]:
+                module.compile()
+        self.model = distribute(recipe.model, config.parallel, workers, device.device)
+        self.optimizers = build_optimizers(recipe.model, config)
+        self.scaler = device.scaler()
+        self.schedule = Schedule(
+            shape=config.schedule,
+            peak=config.known("learning_rate"),
+            warmup_steps=config.known("warmup_steps"),
+            max_steps=config.known("max_steps"),
+            decay_fraction=config.decay_fraction,
+            min_ratio=config.min_learning_rate_ratio,
+        )
+        peak = peak_flops(device) if recipe.flops_per_token is not None else None
+        self._peak_flops = peak * workers.world_size if peak is not None else None
+        self._state = RunState(recipe=recipe, optimizers=self.optimizers, scaler=self.scaler)
+        # Exact enough that the mean does not depend on how the rows were split; Apple's GPUs have no float64.
+        self._sum_type = torch.float32 if device.device.type == "mps" else torch.float64
+        self._validation: tuple[int, float] | None = None  # step, loss
+        self._seconds: list[float] = []
+
+    def train(self) -> Outcome:
+        """Train to max_steps, or until a signal asks to stop; a checkpoint of the last step is saved either way.
+
+        Raises:
+            TrainingError: the loss is not a number; the data is not that of the checkpoint; the disk is full.
+        """
+        saved = self.workers.on_main(self.run.newest)
+        step = self._restore(saved) if saved is not None else 0
+        loss = None
+        with self._open_log(step) as log, Interruption() as interruption:
+            stop = None
+            while step < self.schedule.max_steps and stop is None:
+                step += 1
+                record = self._step(step)
+                loss = record.loss
+                self._record(log, record)
+                stop = self._agreed_signal(interruption)
+                last = step == self.schedule.max_steps or stop is not None
+                saves = last or step % self.config.save_every == 0
+                self._look(log, step, validate=saves)
+                if saves:
+                    saved = self._save(log, step)
+        assert saved is not None  # a new run has at least one step
+        return Outcome(step=step, loss=loss, checkpoint=saved, best=self.workers.on_main(self.run.best), signal=stop)
+
+    def _restore(self, saved: SavedStep) -> int:
+        if saved.state["data_fingerprint"] != self.recipe.data_fingerprint:
+            raise TrainingError(
+                f"The data changed since {saved.path} was saved: the run would go on with other texts. Bring the "
+                "former data back, or begin another run."
+            )
+        restore_run(self._state, saved, self.workers)
+        self.reporter.note(f"Going on after step {saved.step}, from {saved.path}.")
+        return saved.step
+
+    @contextlib.contextmanager
+    def _open_log(self, step: int) -> Iterator[TrainLog | None]:
+        if not self.workers.is_main:
+            yield None
+            return
+        with open_log(self.run.log_file, after_step=step, tensorboard=self.config.tensorboard) as log:
+            yield log
+
+    def _step(self, step: int) -> StepRecord:
+        start = time.perf_counter()
+        # What a recipe draws (dropout) is a function of seed, step and process.
+        torch.manual_seed(random_seed(self.config.seed, step, self.workers.rank))
+        learning_rate = self.schedule.learning_rate(step)
+        set_learning_rate(self.optimizers, learning_rate)
+        batches = [self.recipe.training_rows.batch(first, count) for first, count in self._rows(step)]
+        counts = torch.tensor([sum(map(self.recipe.count, batches)), sum(batch.ids_BT.numel() for batch in batches)])
+        count, tokens = self.workers.sum(counts.to(self.device.device)).tolist()
+        sums, bad_pieces = self._gradients(batches, max(count, 1))
+        values = self.workers.sum(torch.stack([*sums.values()]))
+        reported = dict(zip(sums, (values / max(count, 1)).tolist(), strict=True))
+        if not all(map(math.isfinite, reported.values())):
+            self._fail(step, f"The loss is {reported['loss']}", bad_pieces)
+        grad_norm = self._update()
+        # With a scaler a gradient beyond float16 is usual: the step is left out, and the scale made smaller.
+        if not math.isfinite(grad_norm) and not self.scaler.is_enabled():
+            self._fail(step, f"The norm of the gradient is {grad_norm}", bad_pieces)
+        seconds = time.perf_counter() - start
+        speed = tokens / seconds
+        return StepRecord(
+            step=step,
+            max_steps=self.schedule.max_steps,
+            loss=reported.pop("loss"),
+            reported=reported,
+            learning_rate=learning_rate,
+            grad_norm=grad_norm,
+            tokens=step * tokens,
+            seconds=seconds,
+            tokens_per_second=speed,
+            mfu=speed * self.recipe.flops_per_token / self._peak_flops
+            if self._peak_flops and self.recipe.flops_per_token
+            else None,
+            memory_bytes=peak_memory_bytes(self.device.device),
+            seconds_left=self._seconds_left(step, seconds),
+        )
+
+    def _rows(self, step: int) -> list[tuple[int, int]]:
+        """Return the pieces (first row, count) of this process's share of a step."""
+        share = self.config.known("global_batch_size") // self.workers.world_size
+        first = (step - 1) * self.config.known("global_batch_size") + self.workers.rank * share
+        size = share // self.pieces
+        return [(first + piece * size, size) for piece in range(self.pieces)]
+
+    def _gradients(self, batches: list[Batch], count: int) -> tuple[dict[str, Tensor], list[int]]:
+        """Add up the gradients of the mean loss over all processes; return sums, and the pieces whose loss is bad."""
+        self.model.train()
+        sums: dict[str, Tensor] = {}
+        objectives = []
+        for number, batch in enumerate(batches):
+            with gradient_sync(self.model, enabled=number == len(batches) - 1):
+                loss = self._loss(batch)
+                # The processes' gradients are averaged, so each counts world_size times.
+                scaled = self.scaler.scale(loss.objective * (self.workers.world_size / count))
+                scaled.backward()
+            objectives.append(loss.objective.detach())
+            for name, value in loss.reported.items():
+                sums[name] = sums.get(name, 0) + value.to(self._sum_type)  # type: ignore[operator]
+        bad = [number for number, value in enumerate(torch.stack(objectives).tolist()) if not math.isfinite(value)]
+        return sums, bad
+
+    def _loss(self, batch: Batch) -> LossSums:
+        device = self.device.device
+        moved = replace(
+            batch,
+            ids_BT=batch.ids_BT.to(device, non_blocking=True),
+            targets_BT=batch.targets_BT.to(device, non_blocking=True),
+            documents_BT=batch.documents_BT.to(device, non_blocking=True),
+        )
+        with self.device.autocast():
+            return self.recipe.loss(self.model, moved)
+
+    def _update(self) -> float:
+        """Clip the gradients, take the optimizers' step, and return the norm that the gradients had."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        parameters = [parameter for parameter in self.recipe.model.parameters() if parameter.grad is not None]
+        limit = self.config.grad_clip or math.inf
+        grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, limit)))
+        if math.isfinite(grad_norm) or self.scaler.is_enabled():
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+        self.scaler.update()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        return grad_norm
+
+    def _fail(self, step: int, what: str, bad_pieces: list[int]) -> None:
+        pieces = self._rows(step)
+        rows = [row for piece in bad_pieces for row in range(pieces[piece][0], sum(pieces[piece]))]
+        bad_rows = [row for process in self.workers.gather(rows) for row in process]
+        if not bad_rows:
+            G = self.config.known("global_batch_size")
+            bad_rows = list(range((step - 1) * G, step * G))
+        rows_of_data = self.recipe.training_rows
+        documents = dict.fromkeys(rows_of_data.describe(row) for row in bad_rows)
+
+        def fail() -> None:
+            newest = self.run.newest()
+            raise TrainingError(
+                f"{what} at step {step}. The documents of the batch: {'; '.join(documents)}. "
+                + (f"The last good checkpoint: {newest.path}. " if newest else "No checkpoint was saved yet. ")
+                + "Look at these documents, lower --learning-rate or --grad-clip, and go on with --resume."
+            )
+
+        self.workers.on_main(fail)
+
+    def _agreed_signal(self, interruption: Interruption) -> int | None:
+        """Return the signal that any process got, so that all stop at the same step."""
+        if self.workers.world_size == 1:
+            return interruption.signal
+        got = torch.zeros(self.workers.world_size, dtype=torch.int64, device=self.device.device)
+        got[self.workers.rank] = interruption.signal or 0
+        return int(self.workers.sum(got).max()) or None
+
+    def _record(self, log: TrainLog | None, record: StepRecord) -> None:
+        if log is not None:
+            log.write(record.to_json())
+            self.reporter.step(record)
+
+    def _look(self, log: TrainLog | None, step: int, *, validate: bool) -> None:
+        """Measure the validation loss and write samples, where the step has them."""
+        config = self.config
+        due = validate or step % config.eval_every == 0 if config.eval_every else False
+        if due and self.recipe.validation_rows is not None:
+            loss = self.validation_loss()
+            self._validation = step, loss
+            if log is not None:
+                log.write({"step": step, "validation_loss": loss})
+                self.reporter.note(f"step {step}: validation loss {loss:.4f}")
+        if self.recipe.sample is not None and config.sample_every and step % config.sample_every == 0:
+            self.recipe.model.eval()
+            samples = self.recipe.sample(self.recipe.model, step)
+            for sample in samples if log is not None else ():
+                log.write({"step": step, "prompt": sample.prompt, "sample": sample.text})  # type: ignore[union-attr]
+                self.reporter.note(f"step {step}: {sample.prompt}▸{sample.text}")
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Return the mean loss on the first eval_rows rows of the validation data, shared among the processes."""
+        rows = self.recipe.validation_rows
+        assert rows is not None  # the caller has looked
+        count = min(self.config.eval_rows, rows.rows_per_epoch)
+        size = max(1, min(count // self.workers.world_size, self._rows(1)[0][1]))
+        pieces = [(first, min(size, count - first)) for first in range(0, count, size)]
+        self.model.eval()
+        totals = torch.zeros(2, dtype=self._sum_type, device=self.device.device)
+        rank, world_size = self.workers.rank, self.workers.world_size
+        for turn in range(0, len(pieces), world_size):
+            # Every process takes part in each turn, for FSDP gathers weights then; who has no piece counts none.
+            mine = turn + rank < len(pieces)
+            batch = rows.batch(*pieces[turn + rank if mine else 0])
+            loss = self._loss(batch).reported["loss"]
+            if mine:
+                totals += torch.stack([loss.to(self._sum_type), totals.new_tensor(self.recipe.count(batch))])
+        total, units = self.workers.sum(totals).tolist()
+        return total / max(units, 1)
+
+    def _save(self, log: TrainLog | None, step: int) -> SavedStep:
+        if log is not None:
+            log.sync()
+        measured = self._validation[1] if self._validation is not None and self._validation[0] == step else None
+        numbers = {
+            "step": step,
+            "next_row": step * self.config.known("global_batch_size"),
+            "validation_loss": measured,
+            "data_fingerprint": self.recipe.data_fingerprint,
+        }
+        save_run(self._state, self.run, numbers, self.workers)
+
+        def finish() -> SavedStep:
+            self.run.keep(self.config.keep_last)
+            saved = self.run.newest()
+            assert saved is not None  # it was just written
+            return saved
+
+        return self.workers.on_main(finish)
+
+    def _seconds_left(self, step: int, seconds: float) -> float:
+        """Estimate from the last steps; the first of a run is slower than those that follow."""
+        self._seconds = [*self._seconds[-19:], seconds]
+        typical = sorted(self._seconds)[len(self._seconds) // 2]
+        return typical * (self.schedule.max_steps - step)
+
+
+def random_seed(seed: int, step: int, rank: int) -> int:
+    """Return the seed of all that a process draws in a step."""
+    digest = hashlib.sha256(f"edgelm step {seed} {step} {rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def split_share(config: TrainConfig, world_size: int) -> int:
+    """Return the number of equal pieces that each process's share of a step is split into.
+
+    Raises:
+        ConfigError: the rows do not split evenly.
+    """
+    rows = config.known("global_batch_size")
+    if rows % world_size:
+        raise ConfigError(f"global_batch_size is {rows}; it must be a multiple of the {world_size} processes.")
+    share = rows // world_size
+    if config.grad_accum_steps is not None:
+        if share % config.grad_accum_steps:
+            raise ConfigError(
+                f"grad_accum_steps is {config.grad_accum_steps}; it must divide the {share} rows of a process's step."
+            )
+        return config.grad_accum_steps
+    most = config.micro_batch_size or max(1, _PIECE_TOKENS // config.known("sequence_length"))
+    return next(pieces for pieces in range(1, share + 1) if share % pieces == 0 and share // pieces <= most)
