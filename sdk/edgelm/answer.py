@@ -15,6 +15,7 @@ from edgelm.generate import Decoder, decode, prefill
 from edgelm.generation_config import GenerationConfig
 from edgelm.kv_cache import KVCache
 from edgelm.sampling import Sampler, token_logprobs
+from edgelm.prefix_cache import PrefixCache
 from edgelm.stop import StopMatcher
 from edgelm.stream_decoder import StreamDecoder
 from edgelm.tokenizer import Tokenizer
@@ -43,24 +44,32 @@ class Answer:
         self._ids: list[int] = []  # of the chunk that is being gathered
         self._logprobs: list[TokenLogprob] = []
 
-    def chunks(self, session: Decoder, cache: KVCache, cancel: threading.Event | None) -> Iterator[Chunk]:
-        """Yield the answer; the last chunk has the reason, the usage and the timings."""
+    def chunks(
+        self, session: Decoder, cache: KVCache, prefixes: PrefixCache, cancel: threading.Event | None
+    ) -> Iterator[Chunk]:
+        """Yield the answer; the last chunk has the reason, the usage and the timings.
+
+        What `cache` or `prefixes` hold of the prompt is not computed again, and `prefixes` keep what was computed.
+        """
         started = time.perf_counter()
-        cached = max(0, min(cache.common_prefix(self.prompt_ids), len(self.prompt_ids) - 1))
-        first_logits_V = prefill(session, self.prompt_ids, cache, cancel)
-        prefilled = time.perf_counter()
+        cached = prefixes.fill(cache, self.prompt_ids)
         waited = 0.0  # while the consumer had the last chunk
         text, reason = "", None
-        if first_logits_V is not None:
-            for id_, logits_V in decode(session, first_logits_V, cache, self.sampler, cancel):
-                text, reason = self.take(id_, logits_V)
-                if reason is not None:
-                    break
-                if text:
-                    yielded = time.perf_counter()
-                    yield self.chunk(text)
-                    waited += time.perf_counter() - yielded
-                    text = ""
+        try:
+            first_logits_V = prefill(session, self.prompt_ids, cache, cancel)
+            prefilled = time.perf_counter()
+            if first_logits_V is not None:
+                for id_, logits_V in decode(session, first_logits_V, cache, self.sampler, cancel):
+                    text, reason = self.take(id_, logits_V)
+                    if reason is not None:
+                        break
+                    if text:
+                        yielded = time.perf_counter()
+                        yield self.chunk(text)
+                        waited += time.perf_counter() - yielded
+                        text = ""
+        finally:
+            prefixes.keep(cache, len(self.prompt_ids))
         if reason is None:  # the loop ended by itself
             cancelled = cancel is not None and cancel.is_set()
             text, reason = self.rest(), "cancelled" if cancelled else "length"

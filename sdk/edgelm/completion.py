@@ -68,12 +68,16 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Seconds spent on the prompt and on the answer, and the rates that follow (0.0 where nothing was computed)."""
+    """Seconds spent on the prompt and on the answer, and the rates that follow (0.0 where nothing was computed).
+
+    `queued_seconds` is how long an engine let the request wait before that.
+    """
 
     prefill_seconds: float
     decode_seconds: float
     prefill_tokens: int
     decode_tokens: int
+    queued_seconds: float = 0.0
 
     @property
     def prefill_tokens_per_second(self) -> float:

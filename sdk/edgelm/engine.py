@@ -1,68 +1,108 @@
-"""Engine: many requests on one model."""
+"""Engine: many requests on one model, computed together."""
 
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgelm.answer import Answer
-from edgelm.errors import ConfigError, EdgeLMError, QueueFullError
+from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError, QueueFullError
 from edgelm.generation import Generation
 from edgelm.generation_config import GenerationConfig
+from edgelm.kv_cache import bytes_per_token
 from edgelm.language_model import LanguageModel
+from edgelm.request import Request
+from edgelm.running_batch import RunningBatch
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """How much an engine takes on.
 
-    max_batch: requests computed at once. max_queue: requests that may wait besides.
+    max_batch: requests computed at once. max_queue: requests that may wait besides. max_kv_bytes: of the keys and
+    values of the requests at work; None takes a quarter of the machine's memory. Where they do not fit, the least and
+    youngest request waits and is computed again later. What `LanguageModel.prefixes` keeps has a budget of its own.
+
+    Raises:
+        ConfigError: a field is outside its range.
     """
 
     max_batch: int = 8
     max_queue: int = 64
+    max_kv_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("max_batch", 1), ("max_queue", 0)):
+        for name, least in (("max_batch", 1), ("max_queue", 0), ("max_kv_bytes", 1)):
             value = getattr(self, name)
+            if value is None and name == "max_kv_bytes":
+                continue
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number of {least} or more.")
 
 
-@dataclass(eq=False, kw_only=True)
-class _Request:
-    """A request on its way: the answer that is made, and who reads it."""
+@dataclass(frozen=True, kw_only=True)
+class EngineStats:
+    """What an engine does now, and what it has done so far.
 
-    answer: Answer
-    generation: Generation
-    priority: int
-    expires: float  # time.monotonic()
+    Tokens of prompts are those that were computed; `cached_tokens` were kept from before. `preempted` counts the times
+    that a request lost its memory to others.
+    """
 
-    @property
-    def is_over(self) -> bool:
-        """Whether nobody wants the rest."""
-        return self.generation.cancelled or time.monotonic() > self.expires
+    active: int
+    queued: int
+    kv_bytes: int
+    prefix_bytes: int
+    finished: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    preempted: int
 
 
 class Engine:
     """Answer many requests on one model, from any threads and event loops.
 
-    One worker thread computes. Requests of a higher priority go first; among equals, the first come.
+    One worker thread computes: prompts a piece at a time, in turn, and between the pieces the next token of every
+    answer in one step. Requests of a higher priority start first; among equals, the first come. Each answer has the
+    tokens that it has alone (docs/guides/engine.md says where that ends).
     """
 
     def __init__(self, model: LanguageModel, options: EngineOptions | None = None) -> None:
         self._model = model
         self._options = options or EngineOptions()
-        self._waiting: list[_Request] = []
-        self._unfinished = 0
+        self._process = os.getpid()
+        self._token_bytes = bytes_per_token(model.config)
+        self._max_tokens = (self._options.max_kv_bytes or _quarter_of_memory()) // self._token_bytes
+        self._prefixes = model.prefixes
+        self._batch = RunningBatch(model.session, self._prefixes, self._max_tokens)
+        self._waiting: list[Request] = []
+        self._unfinished = self._submitted = 0
         self._changed = threading.Condition()
         self._closed, self._draining = False, False
         self._worker = threading.Thread(target=self._work, name=f"edgelm-engine-{model.name}", daemon=True)
         self._worker.start()
-        atexit.register(self.close)  # the worker must not be inside the runtime when the interpreter ends
+        atexit.register(self.close)  # the worker must not be inside ONNX Runtime when the interpreter ends
+
+    @property
+    def stats(self) -> EngineStats:
+        """What the engine does now, and what it has done so far."""
+        batch = self._batch
+        with self._changed:
+            active = len(batch.requests)
+            return EngineStats(
+                active=active,
+                queued=self._unfinished - active,
+                kv_bytes=batch.tokens * self._token_bytes,
+                prefix_bytes=self._prefixes.bytes,
+                finished=self._submitted - self._unfinished,
+                prompt_tokens=batch.prompt_tokens,
+                cached_tokens=batch.cached_tokens,
+                generated_tokens=batch.generated_tokens,
+                preempted=batch.preempted,
+            )
 
     def submit(
         self,
@@ -77,16 +117,22 @@ class Engine:
         priority: higher goes first. deadline: seconds from now, after which the answer ends as if cancelled.
 
         Raises:
-            QueueFullError: `max_queue` requests wait already.
-            ContextLengthError: the prompt does not fit the model's context, or has no tokens.
+            QueueFullError: as many requests wait as the options allow.
+            ContextLengthError: the prompt has no tokens, or does not fit the model's context or, with `max_new_tokens`,
+                the engine's memory.
             TokenizerError: a token id is none of the model's.
             EdgeLMError: the engine is closed.
         """
+        if os.getpid() != self._process:
+            raise EdgeLMError(
+                f"This engine belongs to process {self._process}; its fork {os.getpid()} has no worker. Load the "
+                "model and make the engine after the fork."
+            )
         answer = self._model.answer(prompt, config)
+        self._check_memory(len(answer.prompt_ids), answer.config)
         expires = float("inf") if deadline is None else time.monotonic() + deadline
-        request = _Request(answer=answer, generation=Generation(self._wake), priority=priority, expires=expires)
         with self._changed:
-            if self._closed or self._draining:
+            if self._draining:
                 raise EdgeLMError("The engine is closed; make a new one.")
             if self._unfinished >= self._options.max_batch + self._options.max_queue:
                 raise QueueFullError(
@@ -94,6 +140,14 @@ class Engine:
                     f"once (max_batch) and lets {self._options.max_queue} wait (max_queue). Try again later."
                 )
             self._unfinished += 1
+            self._submitted += 1
+            request = Request(
+                answer=answer,
+                generation=Generation(self._wake),
+                priority=priority,
+                number=self._submitted,
+                expires=expires,
+            )
             self._waiting.append(request)
             self._changed.notify()
         return request.generation
@@ -103,12 +157,13 @@ class Engine:
 
         drain: finish what was submitted; otherwise it ends with finish_reason "cancelled".
         """
+        if os.getpid() != self._process:  # a fork's copy: the worker is the other process's
+            return
         with self._changed:
             self._draining = True
             self._closed = self._closed or not drain
             self._changed.notify()
-        if threading.current_thread() is not self._worker:
-            self._worker.join()
+        self._worker.join()
         atexit.unregister(self.close)
 
     def __enter__(self) -> Engine:
@@ -117,31 +172,55 @@ class Engine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _check_memory(self, prompt_tokens: int, config: GenerationConfig) -> None:
+        wanted = min(prompt_tokens + (config.max_new_tokens or 1), self._model.context_length)
+        if wanted > self._max_tokens:
+            raise ContextLengthError(
+                f"{wanted} tokens of prompt and answer take {wanted * self._token_bytes} bytes of keys and values; the "
+                f"engine has {self._max_tokens * self._token_bytes} (max_kv_bytes). Shorten the prompt, or lower "
+                "max_new_tokens."
+            )
+
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify()
 
     def _work(self) -> None:
         while True:
-            with self._changed:
-                while not self._waiting and not self._draining:
-                    self._changed.wait()
-                if not self._waiting:
+            try:
+                if not self._admit():
                     return
-                self._waiting.sort(key=lambda waiting: -waiting.priority)  # stable: among equals, the first come
-                request = self._waiting.pop(0)
-            self._answer(request)
-            with self._changed:
-                self._unfinished -= 1
+                self._batch.step()
+            except Exception as error:  # what fails for all of them, such as memory; the next requests may do better
+                self._batch.fail(error)
 
-    def _answer(self, request: _Request) -> None:
-        stop = threading.Event()
-        try:
-            if self._closed or request.is_over:
-                stop.set()
-            for chunk in request.answer.chunks(self._model.session, self._model.session.new_cache(), stop):
-                request.generation.put(chunk)
-                if self._closed or request.is_over:
-                    stop.set()
-        except Exception as error:  # it belongs to whoever reads this answer; the other requests go on
-            request.generation.put(error)
+    def _admit(self) -> bool:
+        """Drop what nobody waits for, and start what fits; return False where the worker has to end."""
+        with self._changed:
+            while True:
+                self._waiting += self._batch.put_back
+                self._batch.put_back.clear()
+                for request in self._batch.requests:
+                    if self._closed or request.is_over:
+                        self._batch.drop(request)
+                for request in [request for request in self._waiting if self._closed or request.is_over]:
+                    self._waiting.remove(request)
+                    request.finish(request.answer.rest(), "cancelled")
+                self._waiting.sort(key=lambda request: request.rank)
+                while self._waiting and len(self._batch.requests) < self._options.max_batch:
+                    if not self._batch.has_room_for(self._waiting[0]):
+                        break
+                    self._batch.add(self._waiting.pop(0))
+                self._unfinished = len(self._waiting) + len(self._batch.requests)
+                if self._batch.requests:
+                    return True
+                if self._draining:
+                    return False
+                self._changed.wait()
+
+
+def _quarter_of_memory() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return 2 << 30

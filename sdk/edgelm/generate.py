@@ -54,8 +54,8 @@ def prefill(
         raise ContextLengthError(
             f"The prompt has {len(token_ids)} tokens; the model's context holds {limit}. Shorten the prompt."
         )
-    # The last token is always computed: its logits are not in the cache.
-    cache.truncate(min(cache.common_prefix(token_ids), len(token_ids) - 1))
+    # The last token is always computed, for its logits, and never alone, which gives other bits than the whole prompt.
+    cache.truncate(min(cache.common_prefix(token_ids), max(0, len(token_ids) - 2)))
     logits_V: NDArray[np.float32] | None = None
     while cache.length < len(token_ids):
         if cancel is not None and cancel.is_set():

@@ -32,10 +32,10 @@ class KVRow(KVCache):
 class KVBatch:
     """Hold keys and values of L layers for several sequences.
 
-    `buffers` are 2L float32 arrays [R, K, C, H] as in KVCache, with R rows of which the first `len(rows)` are in use. The
-    first `active` rows are the ones that a step computes together; rows behind them are still being filled. Rows never
-    have gaps between them: what leaves is replaced by the last of its kind, which copies that row's tokens once and
-    saves every later step the empty row.
+    `buffers` are 2L float32 arrays [R, K, C, H] as in KVCache, with R rows of which the first `len(rows)` are in use.
+    The first `active` rows are the ones that a step computes together; rows behind them are still being filled. Rows
+    never have gaps between them: what leaves is replaced by the last of its kind, which copies that row's tokens once
+    and saves every later step the empty row.
     """
 
     def __init__(self, config: ModelConfig) -> None:

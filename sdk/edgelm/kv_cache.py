@@ -19,6 +19,11 @@ from edgelm.errors import ContextLengthError, PackageError
 GROWTH_STEP = 128
 
 
+def bytes_per_token(config: ModelConfig) -> int:
+    """Return how many bytes the keys and values of one token take."""
+    return config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * np.dtype(np.float32).itemsize
+
+
 class KVCache:
     """Hold keys and values of L layers for one sequence.
 

@@ -21,6 +21,7 @@ from edgelm.kv_cache import KVCache
 from edgelm.library import Library
 from edgelm.malloc import return_freed_memory
 from edgelm.manifest import Manifest, check_hash
+from edgelm.prefix_cache import PrefixCache
 from edgelm.session import DecoderSession, SessionOptions
 from edgelm.tokenizer import Tokenizer
 
@@ -64,7 +65,8 @@ def load(name_or_path: str | Path, options: SessionOptions | None = None) -> Lan
 class LanguageModel:
     """A decoder session, a tokenizer and what belongs to them. Made by `load`.
 
-    Safe to use from several threads: each generation has a KV cache of its own.
+    Safe to use from several threads: each generation has a KV cache of its own. `prefixes` keeps what was computed, for
+    prompts that begin the same way; put another PrefixCache in its place for another budget.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class LanguageModel:
         self.manifest = manifest
 
     @property
+        self.prefixes = PrefixCache(session.config)
     def config(self) -> ModelConfig:
         """The features of the Transformer."""
         return self.session.config
@@ -143,7 +146,7 @@ class LanguageModel:
         """
         # Checked with the call, not with the first chunk.
         answer = self.answer(prompt, config)
-        return answer.chunks(self.session, cache or self.session.new_cache(), cancel)
+        return answer.chunks(self.session, cache or self.session.new_cache(), self.prefixes, cancel)
 
     def stream_chat(
         self,

@@ -107,8 +107,8 @@ class DecoderSession:
     def forward_rows(self, token_ids: Sequence[int], batch: KVBatch) -> NDArray[np.float32]:
         """Compute one more token for each of the first B rows of a batch, together, and add it to its row.
 
-        Returns float32 logits [B, V], which the next `forward_rows` for as many rows overwrites. A row's logits have the
-        bits that `forward` gives for it alone.
+        Returns float32 logits [B, V], which the next `forward_rows` for as many rows overwrites. A row's logits have
+        the bits that `forward` gives for it alone.
 
         Raises:
             ContextLengthError: a token does not fit the model's context.
@@ -131,8 +131,8 @@ class DecoderSession:
         if os.getpid() != self._process:
             # A fork has none of ONNX Runtime's threads: the step would wait for them for ever.
             raise ProviderError(
-                f"This model was loaded by process {self._process}; its fork {os.getpid()} cannot run it. Load the model "
-                'after the fork, or start processes with multiprocessing.get_context("spawn").'
+                f"This model was loaded by process {self._process}; its fork {os.getpid()} cannot run it. Load the "
+                'model after the fork, or start processes with multiprocessing.get_context("spawn").'
             )
 
 
@@ -140,7 +140,8 @@ class _Binding:
     """The graph bound to the buffers of B sequences: past and present are the same memory, so no step copies the cache.
 
     The attention mask is bound once, as long as the buffers; ones mark the filled positions of each row.
-    GroupQueryAttention only needs their sums, so nothing is bound again from step to step (rebinding a growing mask costs 2-3 % of a step).
+    GroupQueryAttention only needs their sums, so nothing is bound again from step to step (rebinding a growing mask
+    costs 2-3 % of a step).
     """
 
     def __init__(self, runtime: Any, session: Any, config: ModelConfig, buffers: list[NDArray[np.float32]]) -> None:

@@ -1,0 +1,75 @@
+"""Request: one answer on its way through an engine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from edgelm.answer import Answer
+from edgelm.completion import FinishReason, Timings, Usage
+from edgelm.generation import Generation
+from edgelm.kv_batch import KVRow
+
+
+@dataclass(eq=False, kw_only=True)
+class Request:
+    """What an engine knows of one request: the answer that is made, who reads it, and which row computes it.
+
+    `calls` are the calls of the graph after the prompt, in order: most have one token, those with tokens that a
+    constraint forced have more. They are kept because a request that lost its row computes them again, in the same
+    pieces, so that it goes on with the same bits.
+    """
+
+    answer: Answer
+    generation: Generation
+    priority: int
+    number: int  # in the order of arrival
+    expires: float  # time.monotonic(), or infinity
+    row: KVRow | None = None
+    calls: list[tuple[int, ...]] = field(default_factory=list)
+    computed: int = 0  # how many of the calls are in the row
+    taken: int = 0  # how many of them the answer has the forced tokens of
+    length: int = field(init=False)  # of the row, when all that is known is computed
+    cached_tokens: int = 0
+    submitted: float = field(default_factory=time.perf_counter)
+    started: float | None = None
+    prefilled: float | None = None
+
+    def __post_init__(self) -> None:
+        self.length = len(self.answer.prompt_ids)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody wants the rest."""
+        return self.generation.cancelled or time.monotonic() > self.expires
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """What goes first has the lowest: by priority, then by arrival."""
+        return -self.priority, self.number
+
+    @property
+    def next_call(self) -> tuple[int, ...]:
+        """The tokens to compute next."""
+        return self.calls[self.computed]
+
+    def append(self, call: tuple[int, ...]) -> None:
+        """Add what to compute after all that is known."""
+        self.calls.append(call)
+        self.length += len(call)
+
+    def finish(self, text: str, reason: FinishReason) -> None:
+        """Give the reader the last chunk."""
+        now = time.perf_counter()
+        started = now if self.started is None else self.started
+        prefilled = now if self.prefilled is None else self.prefilled
+        prompt_tokens, generated = len(self.answer.prompt_ids), self.answer.generated
+        usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=generated, cached_tokens=self.cached_tokens)
+        timings = Timings(
+            queued_seconds=started - self.submitted,
+            prefill_seconds=prefilled - started,
+            decode_seconds=now - prefilled,
+            prefill_tokens=prompt_tokens - self.cached_tokens,
+            decode_tokens=max(0, generated - 1),  # the first token comes with the prefill
+        )
+        self.generation.put(self.answer.chunk(text, reason, usage, timings))

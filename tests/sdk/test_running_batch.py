@@ -1,0 +1,157 @@
+"""Requests computed together, in any company, against each of them alone."""
+
+import random
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgelm
+from edgelm import Chunk, Completion, Engine, EngineOptions, Generation, GenerationConfig, LanguageModel
+from edgelm.answer import join
+from edgelm.generate import PREFILL_CHUNK
+from edgelm.kv_cache import bytes_per_token
+from edgelm.prefix_cache import PrefixCache
+from edgelm.testing import tiny_model_path
+
+
+def fresh(path: Path) -> LanguageModel:
+    model = edgelm.load(path, edgelm.SessionOptions(threads=1))
+    model.prefixes = PrefixCache(model.config, 0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return fresh(tiny_model_path())
+
+
+@dataclass
+class Case:
+    prompt: list[int]
+    config: GenerationConfig
+    cancel_after: int | None = None  # chunks
+
+
+def cases(count: int, seed: int, vocab_size: int, longest: int, answer: int) -> list[Case]:
+    """Prompts of 1 to `longest` tokens, greedy or sampled, with stops, penalties, logprobs and cancellations."""
+    draw = random.Random(seed)
+    made = []
+    for i in range(count):
+        config = GenerationConfig(
+            max_new_tokens=draw.randint(1, answer),
+            ignore_eos=draw.random() < 0.8,
+            temperature=draw.choice([0.0, 0.0, 0.8, 1.5]),
+            top_p=draw.choice([1.0, 0.9]),
+            repetition_penalty=draw.choice([1.0, 1.2]),
+            seed=i,
+            stop_token_ids=tuple(draw.sample(range(vocab_size), 3)),
+            logprobs=draw.choice([None, None, 2]),
+        )
+        length = draw.choice([1, 2, draw.randint(3, 40), draw.randint(3, longest), PREFILL_CHUNK + 1])
+        prompt = [draw.randrange(5, vocab_size) for _ in range(length)]
+        made.append(Case(prompt, config, draw.choice([None] * 5 + [draw.randint(0, 5)])))
+    return made
+
+
+def read(generation: Generation, cancel_after: int | None) -> list[Chunk]:
+    chunks = []
+    for chunk in generation:
+        chunks.append(chunk)
+        if len(chunks) == cancel_after:
+            generation.cancel()
+    return chunks
+
+
+def check_equal(chunks: list[Chunk], solo: Completion, cancelled: bool) -> None:
+    got = join(chunks)
+    if cancelled and got.finish_reason == "cancelled":
+        assert got.token_ids == solo.token_ids[: len(got.token_ids)]
+        assert solo.text.startswith(got.text)
+        return
+    assert (got.token_ids, got.text, got.finish_reason) == (solo.token_ids, solo.text, solo.finish_reason)
+    assert got.logprobs == solo.logprobs
+
+
+def check_all(model: LanguageModel, chosen: list[Case], options: EngineOptions, pause: float = 0.0) -> Engine:
+    solo = [model.generate(case.prompt, case.config) for case in chosen]
+    got: dict[int, list[Chunk]] = {}
+    with Engine(model, options) as engine:
+        readers = []
+        for i, case in enumerate(chosen):
+            generation = engine.submit(case.prompt, case.config, priority=i % 3)
+
+            def work(i: int = i, generation: Generation = generation) -> None:
+                got[i] = read(generation, chosen[i].cancel_after)
+
+            readers.append(threading.Thread(target=work))
+            readers[-1].start()
+            time.sleep(pause * random.Random(i).random())
+        for reader in readers:
+            reader.join()
+    for i, case in enumerate(chosen):
+        check_equal(got[i], solo[i], case.cancel_after is not None)
+    return engine
+
+
+@pytest.mark.parametrize(("max_batch", "pause"), [(1, 0.0), (2, 0.0), (3, 0.002), (8, 0.0), (8, 0.004)])
+def test_answers_in_changing_company_are_those_of_each_alone(
+    model: LanguageModel, max_batch: int, pause: float
+) -> None:
+    chosen = cases(40, seed=max_batch, vocab_size=320, longest=400, answer=60)
+    check_all(model, chosen, EngineOptions(max_batch=max_batch), pause)
+
+
+def test_answers_are_the_same_when_memory_runs_out_and_requests_are_computed_again(model: LanguageModel) -> None:
+    chosen = cases(30, seed=9, vocab_size=320, longest=200, answer=150)
+    options = EngineOptions(max_kv_bytes=500 * bytes_per_token(model.config))
+    assert check_all(model, chosen, options).stats.preempted > 3
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_kept_prompts_change_no_bit(answers: bool) -> None:
+    solo, kept = fresh(tiny_model_path()), fresh(tiny_model_path())
+    kept.prefixes = PrefixCache(kept.config, 1 << 20, answers=answers)
+    draw = random.Random(4)
+    base = [draw.randrange(5, 320) for _ in range(400)]
+    with Engine(kept) as engine:
+        for round_ in range(12):
+            prompts = [
+                base[: draw.randint(1, 400)] + [draw.randrange(5, 320) for _ in range(draw.randint(0, 80))]
+                for _ in range(3)
+            ]
+            config = GenerationConfig(max_new_tokens=8, ignore_eos=True, temperature=1.0, seed=round_, logprobs=0)
+            generations = [engine.submit(prompt, config) for prompt in prompts]
+            for prompt, generation in zip(prompts, generations, strict=True):
+                check_equal(list(generation), solo.generate(prompt, config), cancelled=False)
+    assert engine.stats.cached_tokens > 1000
+
+
+def test_a_step_of_many_rows_has_the_bits_of_each_row_alone(model: LanguageModel) -> None:
+    from edgelm.kv_batch import KVBatch
+
+    session, draw = model.session, random.Random(2)
+    batch = KVBatch(model.config)
+    alone = []
+    for length in (5, 300, 33, 128, 64, 1, 250):
+        ids = [draw.randrange(5, 320) for _ in range(length)]
+        row, cache = batch.add(), session.new_cache()
+        session.forward(ids, row)
+        session.forward(ids, cache)
+        batch.activate(row)
+        alone.append(cache)
+    for _ in range(140):  # past a growth of the buffers
+        ids = [draw.randrange(5, 320) for _ in alone]
+        rows_BV = session.forward_rows(ids, batch)
+        for id_, cache, row_V in zip(ids, alone, rows_BV, strict=True):
+            np.testing.assert_array_equal(row_V, session.forward((id_,), cache)[0])
+
+
+@pytest.mark.real_model
+def test_the_real_model_answers_in_company_as_it_does_alone(smollm2_package: Path) -> None:
+    model = fresh(smollm2_package)
+    chosen = cases(7, seed=1, vocab_size=49152, longest=150, answer=12)
+    check_all(model, chosen, EngineOptions(max_batch=4))
