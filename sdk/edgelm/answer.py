@@ -14,8 +14,8 @@ from edgelm.config import ModelConfig
 from edgelm.generate import Decoder, decode, prefill
 from edgelm.generation_config import GenerationConfig
 from edgelm.kv_cache import KVCache
-from edgelm.sampling import Sampler, token_logprobs
 from edgelm.prefix_cache import PrefixCache
+from edgelm.sampling import Sampler, token_logprobs
 from edgelm.stop import StopMatcher
 from edgelm.stream_decoder import StreamDecoder
 from edgelm.tokenizer import Tokenizer

@@ -83,9 +83,9 @@ class LanguageModel:
         self.chat_template = chat_template
         self.generation_config = generation_config
         self.manifest = manifest
+        self.prefixes = PrefixCache(session.config)
 
     @property
-        self.prefixes = PrefixCache(session.config)
     def config(self) -> ModelConfig:
         """The features of the Transformer."""
         return self.session.config
