@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.completion import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
+from edgelm.completion import Chunk, Completion, FinishReason, Timings, TokenLogprob, ToolCall, ToolCallDelta, Usage
 from edgelm.config import ModelConfig
 from edgelm.generate import Decoder, decode, prefill
 from edgelm.generation_config import GenerationConfig
@@ -34,8 +35,12 @@ class Answer:
         self.prompt_ids, self.config = prompt_ids, config
         self.generated = 0
         self._tokenizer = tokenizer
-        # A constraint says what the text is, to the first space.
-        self._decoder = StreamDecoder(tokenizer, keep_leading_space=config.constraint is not None)
+        self._decoder = StreamDecoder(
+            tokenizer,
+            visible=config.visible_control_tokens,
+            # A constraint says what the text is, to the first space.
+            keep_leading_space=config.constraint is not None and not config.constraint.after,
+        )
         self._stops = StopMatcher(config.stop)
         end_ids = () if config.ignore_eos else model_config.eos_token_ids
         self._end_ids = frozenset(end_ids) | frozenset(config.stop_token_ids)
@@ -147,4 +152,15 @@ def join(chunks: Iterable[Chunk]) -> Completion:
         finish_reason=last.finish_reason,
         usage=last.usage,
         timings=last.timings,
+        tool_calls=_join_calls(part.tool_calls for part in parts),
+    )
+
+
+def _join_calls(deltas: Iterable[Sequence[ToolCallDelta]]) -> tuple[ToolCall, ...]:
+    pieces: dict[int, list[ToolCallDelta]] = {}
+    for delta in itertools.chain.from_iterable(deltas):
+        pieces.setdefault(delta.index, []).append(delta)
+    return tuple(
+        ToolCall(id=parts[0].id or "", name=parts[0].name or "", arguments="".join(part.arguments for part in parts))
+        for parts in pieces.values()
     )

@@ -22,15 +22,17 @@ JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separat
 class Constraint:
     """Constrain an answer to a JSON schema, a regular expression, a grammar, or one of some texts.
 
-    Made by its class methods, without a model. `after` is a text that turns the constraint on: until the answer has
-    said it, the model writes what it likes; what follows it has the form. The form is enforced token by token, so an
+    Made by its class methods, without a model. `after` are texts that turn the constraint on: until the answer has said
+    one of them, the model writes what it likes; what follows it has the form. With `at_start` the answer has to begin
+    with it, white space aside; one that begins otherwise stays free. The form is enforced token by token, so an
     answer that is complete has it; one cut off by `max_new_tokens`, by the context or by a stop string is a beginning
     of it.
     """
 
     kind: Literal["json_schema", "regex", "lark"]
     source: str
-    after: str = ""
+    after: tuple[str, ...] = ()
+    at_start: bool = False
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any]) -> Constraint:
@@ -73,9 +75,9 @@ class Constraint:
             raise ConfigError(f"choices is {texts!r}; it must be a list of texts, none of them empty.")
         return cls(kind="lark", source="start: " + " | ".join(map(lark_string, texts)))
 
-    def starting_after(self, text: str) -> Constraint:
-        """Return the constraint that begins only once the answer has said `text`."""
-        return replace(self, after=text)
+    def starting_after(self, *texts: str, at_start: bool = False) -> Constraint:
+        """Return the constraint that begins only once the answer has said one of `texts` (`at_start`: at its start)."""
+        return replace(self, after=texts, at_start=at_start)
 
     def compile(self, tokenizer: Tokenizer, end_ids: Collection[int] = ()) -> ConstraintMatcher:
         """Make what checks one answer against the constraint.

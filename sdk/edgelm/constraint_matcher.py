@@ -38,8 +38,9 @@ class ConstraintMatcher:
         if self._matcher.is_error():
             raise ConfigError(_explain(constraint, self._matcher.get_error()))
         self._end_ids = sorted(end_ids)
-        self._after = constraint.after.encode("utf-8")
-        self._said = b""  # the tail of the answer that may begin `after`
+        self._after = [text.encode("utf-8") for text in constraint.after]
+        self._at_start = constraint.at_start
+        self._said = b""  # what may be the beginning of one of them
         self._forced: list[int] | None = None  # None: not asked for yet
         self._is_active = not self._after
 
@@ -92,7 +93,8 @@ class ConstraintMatcher:
             EdgeLMError: it is none of those allowed, or the constraint became too large to follow.
         """
         if not self._is_active:
-            self._wait(token_id)
+            if self._after:
+                self._wait(token_id)
             return
         if token_id in self._end_ids:
             self._is_active = False
@@ -104,17 +106,22 @@ class ConstraintMatcher:
 
     def _wait(self, token_id: int) -> None:
         """Look for the text after which the constraint begins; what its last token says beyond that counts already."""
-        said = self._said + self._tokenizer.token_bytes(token_id)
-        place = said.find(self._after) if self._after else -1
-        if place < 0:
-            self._said = said[max(0, len(said) - len(self._after) + 1) :]
+        self._said += self._tokenizer.token_bytes(token_id)
+        if self._at_start:
+            self._said = self._said.lstrip()
+            ends = [len(text) for text in self._after if self._said.startswith(text)]
+            may_begin = any(text.startswith(self._said) for text in self._after)
+        else:
+            ends = [place + len(text) for text in self._after if (place := self._said.find(text)) >= 0]
+            may_begin = True
+        if not ends:
+            longest = max(map(len, self._after))
+            self._said = self._said if self._at_start else self._said[-longest:]
+            self._after = self._after if may_begin else []
             return
-        rest = said[place + len(self._after) :]
-        self._is_active = not rest or self._matcher.try_consume_tokens(ids := self._greedy(rest)) == len(ids)
-        self._after = b""
-
-    def _greedy(self, data: bytes) -> list[int]:
-        return list(self._vocabulary.greedy_tokenize(data.decode("utf-8", errors="replace")))
+        rest = self._vocabulary.greedy_tokenize(self._said[min(ends) :].decode("utf-8", errors="replace"))
+        self._is_active = self._matcher.try_consume_tokens(rest) == len(rest)
+        self._after = []
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -9,8 +9,14 @@ from collections.abc import Mapping
 from edgelm.errors import ChatTemplateError
 from edgelm.tokenizer import Tokenizer
 
-# Keys of a message whose text is free. The others (role, type, name) are words that templates compare and build with.
-_FREE_TEXT = ("content", "text")
+# Keys of messages and tools below which text is free: the texts themselves, the names in a schema, or all that there
+# is. The others (role, type, format) are words that templates compare and build with.
+_FREE = {
+    **dict.fromkeys(("content", "text", "name", "id", "tool_call_id", "description", "title"), "texts"),
+    **dict.fromkeys(("required", "enum", "const", "default", "pattern"), "texts"),
+    **dict.fromkeys(("properties", "patternProperties", "$defs", "definitions"), "names"),
+    "arguments": "all",
+}
 
 
 class ControlGuard:
@@ -36,23 +42,28 @@ class ControlGuard:
         self._mark = f"{secrets.randbits(64):020}"
         self._placeholder = re.compile(self._mark + "([0-9]{9})")
 
-    def hide(self, value: object, place: str = "messages", *, free_text: bool = False) -> object:
+    def hide(self, value: object, place: str = "messages", *, free: str = "") -> object:
         """Copy a value of plain data, with placeholders in its strings.
+
+        free: what in it is free: "texts", the "names" of a mapping, "all", or nothing.
 
         Raises:
             ChatTemplateError: it holds something else than plain data, whose methods a template could call.
         """
         if isinstance(value, str):
-            return self._hide_text(value, free_text)
+            return self._hide_text(value, free in ("texts", "all"))
         if value is None or isinstance(value, (bool, int, float)):
             return value
         if isinstance(value, Mapping):
+            of_keys, of_items = ("texts" if free in ("names", "all") else ""), ("all" if free == "all" else "")
             return {
-                self.hide(key, place): self.hide(item, f"{place}[{key!r}]", free_text=key in _FREE_TEXT)
+                self.hide(key, place, free=of_keys): self.hide(
+                    item, f"{place}[{key!r}]", free=of_items if of_keys else _FREE.get(key, "")
+                )
                 for key, item in value.items()
             }
         if isinstance(value, (list, tuple)):
-            return [self.hide(item, f"{place}[{i}]", free_text=free_text) for i, item in enumerate(value)]
+            return [self.hide(item, f"{place}[{i}]", free=free) for i, item in enumerate(value)]
         raise ChatTemplateError(f"{place} is a {type(value).__name__}; a conversation holds texts, numbers and lists.")
 
     def _hide_text(self, text: str, free_text: bool) -> str:

@@ -41,16 +41,20 @@ class GenerationConfig:
     ignore_eos: bool = False
     logprobs: int | None = None  # None: off; n: the chosen token's log-probability and the n best alternatives
     constraint: Constraint | None = None  # the form that the answer must have
+    visible_control_tokens: tuple[str, ...] = ()  # control tokens that are part of the text, such as "<think>"
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        for name in ("stop", "stop_token_ids"):
+        for name in ("stop", "visible_control_tokens"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, (getattr(self, name),))
+        for name in ("stop", "stop_token_ids", "visible_control_tokens"):
             if not isinstance(getattr(self, name), Iterable):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be a list.")
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if any(not isinstance(text, str) or not text for text in self.stop):
-            raise ConfigError(f"stop is {self.stop!r}; each stop must be a text of at least one character.")
+        for name, one in (("stop", "stop"), ("visible_control_tokens", "token")):
+            texts = getattr(self, name)
+            if any(not isinstance(text, str) or not text for text in texts):
+                raise ConfigError(f"{name} is {texts!r}; each {one} must be a text of at least one character.")
         if not all(_is_token_id(id_) for id_ in self.stop_token_ids):
             raise ConfigError(f"stop_token_ids is {self.stop_token_ids!r}; token ids are whole numbers of 0 or more.")
         for name, low, high in _RANGES:
@@ -114,7 +118,7 @@ def _is_token_id(value: object) -> bool:
     return _is_number(value) and isinstance(value, Integral) and value >= 0
 
 
-_NOT_IN_FILES = {"constraint"}
+_NOT_IN_FILES = {"constraint", "visible_control_tokens"}
 _MAX_BIAS = 1e9  # far beyond every logit, and still exact enough in float32
 _OPTIONAL = ("max_new_tokens", "seed", "logprobs")
 _WHOLE = ("max_new_tokens", "top_k", "seed", "logprobs")

@@ -24,6 +24,8 @@ from edgelm.manifest import Manifest, check_hash
 from edgelm.prefix_cache import PrefixCache
 from edgelm.session import DecoderSession, SessionOptions
 from edgelm.tokenizer import Tokenizer
+from edgelm.tool_messages import show_tools
+from edgelm.tools import Tool, ToolCallParser, ToolChoice, tool_format, tool_names, tool_settings
 
 _LARGE = 1 << 24  # bytes: what takes more than about 10 ms to hash
 
@@ -100,17 +102,20 @@ class LanguageModel:
         """How many tokens prompt and answer may have together."""
         return self.config.max_position_embeddings
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[int]:
         """Render a conversation with the model's chat template, and encode it up to where the answer begins.
 
-        What a message says never becomes a control token.
+        What a message or a tool says never becomes a control token. tools: definitions that the model sees, in OpenAI's
+        form; a template that knows none gets them as a text of the system message.
 
         Raises:
             ChatTemplateError: the model has no template, or it refuses the conversation.
+            ConfigError: a tool is not in OpenAI's form.
         """
         if self.chat_template is None:
             raise ChatTemplateError(f"{self.name} has no chat template; give it a plain prompt (stream, generate).")
-        return encode_chat(self.chat_template, self.tokenizer, messages)
+        turns, variables = show_tools(messages, tools or (), tool_format(self))
+        return encode_chat(self.chat_template, self.tokenizer, turns, variables=variables)
 
     def answer(self, prompt: str | Sequence[int], config: GenerationConfig | None = None) -> Answer:
         """Check a prompt, and return the answer to it, not begun: what `stream` and the engine run.
@@ -155,22 +160,41 @@ class LanguageModel:
         *,
         cancel: threading.Event | None = None,
         cache: KVCache | None = None,
+        tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice = "auto",
     ) -> Iterator[Chunk]:
         """Answer a conversation, as `stream` does.
 
+        tools: what the answer may call, in OpenAI's form; calls come as `tool_calls` of the chunks, apart from the
+        text, and an answer that calls ends with finish_reason "tool_calls". tool_choice: whether it calls is left to
+        the model ("auto"), forbidden ("none"), demanded ("required"), or demanded of one tool ({"name": ...}).
+
         Raises:
             ChatTemplateError: the model has no chat template, or it refuses the conversation.
+            ConfigError: a tool is not in OpenAI's form, or the config has a constraint beside the tools.
             ContextLengthError: the conversation does not fit the model's context.
         """
-        return self.stream(self.encode_chat(messages), config, cancel=cancel, cache=cache)
+        if not tools or tool_choice == "none":
+            return self.stream(self.encode_chat(messages), config, cancel=cancel, cache=cache)
+        format_ = tool_format(self)
+        settings = tool_settings(config or self.generation_config, tools, tool_choice, format_)
+        chunks = self.stream(self.encode_chat(messages, tools), settings, cancel=cancel, cache=cache)
+        return map(ToolCallParser(format_, tool_names(tools)).take, chunks)
 
     def generate(self, prompt: str | Sequence[int], config: GenerationConfig | None = None) -> Completion:
         """Continue a text, and return the whole answer."""
         return join(self.stream(prompt, config))
 
-    def chat(self, messages: Sequence[Message], config: GenerationConfig | None = None) -> Completion:
+    def chat(
+        self,
+        messages: Sequence[Message],
+        config: GenerationConfig | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice = "auto",
+    ) -> Completion:
         """Answer a conversation, and return the whole answer."""
-        return join(self.stream_chat(messages, config))
+        return join(self.stream_chat(messages, config, tools=tools, tool_choice=tool_choice))
 
     def score(self, text: str | Sequence[int], *, alternatives: int = 0) -> Scores:
         """Compute the log-probability (natural) of each token of a text after the first, and the perplexity.

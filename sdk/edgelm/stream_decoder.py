@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Collection
 
 from edgelm.tokenizer import Tokenizer
 
@@ -11,12 +12,14 @@ class StreamDecoder:
     """Decode an answer while it grows. All that `push` and `flush` return, joined, is `tokenizer.decode` of all ids.
 
     A character split over tokens comes with its last one; bytes that are no UTF-8 become U+FFFD as soon as that is
-    certain. Control tokens have no text.
+    certain. Control tokens have no text, but for those that are visible.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, keep_leading_space: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, visible: Collection[str] = (), keep_leading_space: bool = False
+    ) -> None:
         self._bytes_of = tokenizer.token_bytes
-        self._control_ids = tokenizer.control_token_ids
+        self._control_ids = tokenizer.control_token_ids - {tokenizer.control_tokens.get(text) for text in visible}
         self._strip_next = tokenizer.strips_leading_space and not keep_leading_space
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
 
