@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -11,16 +12,22 @@ from typing import NoReturn
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 
 from edgelm.completion import Message
 from edgelm.control_guard import ControlGuard
 from edgelm.errors import ChatTemplateError
+from edgelm.template_budget import BudgetedEnvironment, BudgetExceededError, budget_for
 from edgelm.tokenizer import Tokenizer
 
 # What a template may write beside the messages' own texts: four million characters are more than a context of a million
 # tokens; a template that writes more is broken or hostile.
 MAX_CHARACTERS = 4_000_000
+# Of the template itself: four times the longest that is in use. Compiling takes time that grows with it.
+MAX_SOURCE = 1 << 17
+_MAX_DATE_FORMAT = 200
+
+# The variables that a `generation` block writes at its beginning and its end; training gives them values.
+GENERATION_MARKS = ("edgelm_generation_start", "edgelm_generation_end")
 
 
 class ChatTemplate:
@@ -36,6 +43,8 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, *, special_tokens: Mapping[str, str] | None = None) -> None:
+        if len(source) > MAX_SOURCE:
+            raise ChatTemplateError(f"The chat template has {len(source)} characters; at most {MAX_SOURCE} are read.")
         self.source = source
         self._special_tokens = {"bos_token": "", "eos_token": "", **(special_tokens or {})}
         try:
@@ -92,15 +101,18 @@ class ChatTemplate:
         pieces: list[str] = []
         room = MAX_CHARACTERS + _characters(messages)
         try:
-            for piece in self._template.generate(values):
-                pieces.append(piece)
-                room -= len(piece)
-                if room < 0:
-                    raise ChatTemplateError(
-                        f"The chat template writes more than {MAX_CHARACTERS} characters beside the messages' own."
-                    )
+            with budget_for(values):
+                for piece in self._template.generate(values):
+                    pieces.append(piece)
+                    room -= len(piece)
+                    if room < 0:
+                        raise ChatTemplateError(
+                            f"The chat template writes more than {MAX_CHARACTERS} characters beside the messages' own."
+                        )
         except ChatTemplateError:
             raise
+        except BudgetExceededError as error:
+            raise ChatTemplateError(f"The chat template is broken or hostile: {error}.") from error
         except _RefusedError as error:
             raise ChatTemplateError(f"The chat template refuses this conversation: {error}") from error
         except Exception as error:  # a template can raise whatever an expression can
@@ -144,25 +156,27 @@ def encode_chat(
     return tokenizer.encode_parts(guard.reveal(rendered))
 
 
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+def _environment() -> BudgetedEnvironment:
+    environment = BudgetedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
+    environment.meter()
     return environment
 
 
 class _GenerationBlock(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}` marks the assistant's text for training; here it is its body."""
+    """`{% generation %}...{% endgeneration %}` marks the assistant's text for training; else it is its body."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
 
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body).set_lineno(line)
+        start, end = (jinja2.nodes.Output([jinja2.nodes.Name(mark, "load")]) for mark in GENERATION_MARKS)
+        return [node.set_lineno(line) for node in (start, jinja2.nodes.Scope(body), end)]
 
 
 def _to_json(
@@ -184,6 +198,8 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _strftime_now(format: str) -> str:  # noqa: A002 (templates may pass it by this name)
+    if len(format) > _MAX_DATE_FORMAT or re.search("[0-9]{4}", format):
+        raise _RefusedError(f"{format[:40]!r} is no format of a date")  # the system would pad to any width
     return datetime.datetime.now().strftime(format)
 
 

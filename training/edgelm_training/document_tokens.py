@@ -18,9 +18,9 @@ from edgelm_training.shards import TOKENIZER_FILES
 class DocumentTokens:
     """The tokens that begin and end each document, and the tokenizer they belong to.
 
-    start, end: token ids. A tokenizer that begins its texts with a token of its own (Llama's `<|begin_of_text|>`) keeps
-    it, and the end token follows the document. For all others the end token stands in front of each document and `end`
-    is empty: between two documents stands one token, which ends the one and begins the other, as in GPT-2 and its heirs.
+    start, end: token ids. A tokenizer that begins its texts with a token of its own (Llama's `<|begin_of_text|>`)
+    keeps it, and the end token follows the document. For all others the end token stands in front of each document and
+    `end` is empty: between two documents stands one token, which ends the one and begins the other, as in GPT-2.
     """
 
     start: tuple[int, ...]

@@ -30,6 +30,8 @@ _SMALLEST_PIECE, _LARGEST_PIECE = 1 << 20, 1 << 26
 # Below this, hashing takes less time than starting processes for it.
 _SCANNED_IN_PARALLEL = 1 << 28
 
+_LOCK = "lock"
+
 Progress = Callable[[str, int, int | None], None]
 
 
@@ -96,9 +98,14 @@ def prepare_shards(
     work = target.with_name(f".{target.name}.partial")
     try:
         work.mkdir(parents=True, exist_ok=True)
-        with file_lock(work / "lock", waiting):
-            prepared = _prepare(files, output, work, Path(tokenizer), config or PrepareConfig(), progress)
-        shutil.rmtree(work, ignore_errors=True)
+        try:
+            with file_lock(work / _LOCK, waiting):
+                work.mkdir(exist_ok=True)  # whoever held the lock may have finished, and removed it
+                prepared = _prepare(files, output, work, Path(tokenizer), config or PrepareConfig(), progress)
+            shutil.rmtree(work, ignore_errors=True)
+        finally:
+            if work.is_dir() and {path.name for path in work.iterdir()} <= {_LOCK}:
+                shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise DataError(
             f"Cannot write {output}: {error}. What stood there is as it was; the same command goes on where it stopped."

@@ -86,6 +86,10 @@ class Shards:
         shards._check_files()
         return shards
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A process that gets a copy maps the files itself.
+        return {**self.__dict__, "_mapped": {}}
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the tokens of both splits, their order and their tokenizer: what a run's data is."""

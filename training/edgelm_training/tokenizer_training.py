@@ -66,13 +66,14 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedTokenizer:
-    """What `train_tokenizer` made of how much text."""
+    """What `train_tokenizer` made of how much text; broken: how many documents it left out."""
 
     folder: Path
     vocab_size: int
     files: int
     documents: int
     characters: int
+    broken: int
 
 
 def train_tokenizer(
@@ -119,6 +120,7 @@ def train_tokenizer(
         files=len(files),
         documents=texts.documents,
         characters=texts.characters,
+        broken=texts.broken,
     )
 
 
@@ -138,6 +140,10 @@ class _Texts:
         self._merging = merging
         self.documents = 0
         self.characters = 0
+
+    @property
+    def broken(self) -> int:
+        return self._reader.broken
 
     def __iter__(self) -> Iterator[str]:
         sizes = [file.path.stat().st_size for file in self._files]

@@ -1,0 +1,148 @@
+"""The tokens of a conversation, and which of them are the assistant's: those that training learns."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgelm.chat_template import GENERATION_MARKS, ChatTemplate
+from edgelm.control_guard import ControlGuard
+from edgelm.errors import ChatTemplateError
+from edgelm.tokenizer import Tokenizer
+from edgelm_training.conversations import ASSISTANT, Conversation
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedConversation:
+    """token_ids of the whole conversation; learned: whether each is one that the assistant says."""
+
+    token_ids: list[int]
+    learned: list[bool]
+
+
+def encode_conversation(
+    template: ChatTemplate, tokenizer: Tokenizer, conversation: Conversation
+) -> EncodedConversation:
+    """Render a conversation with the model's chat template, and find what the assistant says in it.
+
+    That is what stands in the template's `{% generation %}` blocks. Where it has none, it is what a rendering with an
+    answer has more than one that asks for it (`add_generation_prompt`), up to the token that ends the turn, which is
+    part of it. A first message of the assistant, before which nothing can be rendered, then is not learned.
+
+    The tokens are those of inference: what stands before an answer is encoded as a prompt is, by itself, so that no
+    token reaches across. No text of a message becomes a control token.
+
+    Raises:
+        ChatTemplateError: the template refuses the conversation, or hides where the assistant speaks.
+        TokenizerError: a text has half of a surrogate pair.
+    """
+    guard = ControlGuard(tokenizer)
+    segments = list(_Rendering(template, tokenizer, guard, conversation).segments())
+    token_ids: list[int] = []
+    learned: list[bool] = []
+    parts: list[str | int] = []
+    for text, is_learned in segments:
+        piece = guard.reveal(text)
+        parts += piece
+        # SentencePiece's tokenizers put a space at the beginning of what they encode, so a segment by itself would get
+        # one that it has not in its place: they encode all up to its end, and what that adds is the segment's.
+        whole = tokenizer.encode_parts(parts) if tokenizer.strips_leading_space else []
+        grown = whole[: len(token_ids)] == token_ids and bool(token_ids)
+        added = whole[len(token_ids) :] if grown else tokenizer.encode_parts(piece)
+        token_ids += added
+        learned += [is_learned] * len(added)
+    return EncodedConversation(token_ids=token_ids, learned=learned)
+
+
+class _Rendering:
+    """One conversation, rendered with its control tokens' literals hidden."""
+
+    def __init__(
+        self, template: ChatTemplate, tokenizer: Tokenizer, guard: ControlGuard, conversation: Conversation
+    ) -> None:
+        self._template = template
+        self._tokenizer = tokenizer
+        self._conversation = conversation
+        self._messages: list[Any] = [
+            guard.hide(message, f"messages[{i}]") for i, message in enumerate(conversation.messages)
+        ]
+        self._variables = {} if conversation.tools is None else {"tools": guard.hide(conversation.tools, "tools")}
+
+    def segments(self) -> Iterator[tuple[str, bool]]:
+        """Yield the rendered text in pieces, and whether each is learned."""
+        # Random, and of private-use characters: no text has them, and no template changes them.
+        start_mark, end_mark = (f"\ue002{secrets.randbits(64)}\ue003" for _ in GENERATION_MARKS)
+        marks = dict(zip(GENERATION_MARKS, (start_mark, end_mark), strict=True))
+        rendered = self._render(len(self._messages), variables=marks)
+        if start_mark in rendered:
+            yield from self._marked(rendered.split(start_mark), end_mark)
+        else:
+            yield from self._compared(rendered)
+
+    def _marked(self, pieces: Sequence[str], end_mark: str) -> Iterator[tuple[str, bool]]:
+        assistants = [i for i, message in enumerate(self._messages) if message["role"] == ASSISTANT]
+        learned = self._conversation.learned
+        if len(assistants) != len(pieces) - 1 and learned != set(assistants):
+            raise ChatTemplateError(
+                f"The chat template has {len(pieces) - 1} generation blocks for {len(assistants)} messages of the "
+                "assistant, so it cannot be told which of them are not to be learned."
+            )
+        yield pieces[0], False
+        for number, piece in enumerate(pieces[1:]):
+            said, _, rest = piece.partition(end_mark)
+            yield said, learned == set(assistants) or assistants[number] in learned
+            yield rest, False
+
+    def _compared(self, rendered: str) -> Iterator[tuple[str, bool]]:
+        place = 0
+        for i in sorted(self._conversation.learned - {0}):
+            asked = self._render(i, add_generation_prompt=True)
+            answered = self._render(i + 1)
+            # Some templates ask with the beginning of a thought that an answer need not have.
+            start = _common_length(asked, answered)
+            end = start + len(self._said(answered[start:]))
+            if rendered[:start] != answered[:start] or start < place:
+                raise self._rewritten(i)
+            if rendered[:end] != answered[:end]:
+                end = self._end_of_turn(rendered, answered[start:end], start, i)
+            yield rendered[place:start], False
+            yield rendered[start:end], True
+            place = end
+        yield rendered[place:], False
+
+    def _said(self, answer: str) -> str:
+        """Cut off what follows the last control token, if it is white space: the answer ended there."""
+        parts = self._tokenizer.split(answer.rstrip())
+        return answer.rstrip() if len(parts) > 1 and parts[-1] == "" else answer
+
+    def _end_of_turn(self, rendered: str, answer: str, start: int, number: int) -> int:
+        """Find the end of an answer that later turns rewrote (a thought is left out): the same control token."""
+        last = [part for part in self._tokenizer.split(answer) if isinstance(part, int)][-1:]
+        literal = self._tokenizer.token_text(last[0]) if last else ""
+        found = rendered.find(literal, start) if literal else -1
+        if found < 0:
+            raise self._rewritten(number)
+        return found + len(literal)
+
+    def _rewritten(self, number: int) -> ChatTemplateError:
+        return ChatTemplateError(
+            f"The chat template writes messages[{number}] otherwise once there are more messages, so what the "
+            "assistant says cannot be found. Put {% generation %} and {% endgeneration %} around it in "
+            "chat_template.jinja."
+        )
+
+    def _render(
+        self, count: int, *, add_generation_prompt: bool = False, variables: Mapping[str, object] | None = None
+    ) -> str:
+        return self._template.render(
+            self._messages[:count],
+            add_generation_prompt=add_generation_prompt,
+            variables={**self._variables, **(variables or {})},
+        )
+
+
+def _common_length(a: str, b: str) -> int:
+    """Count the characters at the beginning of two texts that are the same."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

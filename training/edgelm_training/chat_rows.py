@@ -1,0 +1,110 @@
+"""ChatRows: rows of whole conversations for fine-tuning, with the loss on what the assistant says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from edgelm.errors import ConfigError, DataError
+from edgelm_training.batches import NO_TARGET, Batch, describe_places
+from edgelm_training.chats import Chats
+from edgelm_training.row_order import row_order
+
+
+class ChatRows:
+    """Pack whole conversations into rows of `sequence_length` tokens, and shuffle the rows anew in each epoch.
+
+    Which conversations share a row is the same in each epoch: best fit, the longest first, which leaves little
+    padding. Conversations do not see each other (`Batch.documents_BT`), and padding has no targets. What a row holds
+    depends on the chats, `sequence_length`, `seed` and its number alone, as in `Batches`.
+
+    A conversation of more than `sequence_length` tokens is left out, since its beginning alone would teach answers
+    without an end; `left_out` has the numbers of those.
+
+    Raises:
+        ConfigError: sequence_length is below 2.
+        DataError: there are no chats, or none of them fits.
+    """
+
+    def __init__(self, chats: Chats, *, sequence_length: int, seed: int) -> None:
+        if sequence_length < 2:
+            raise ConfigError(f"sequence_length is {sequence_length}; it must be 2 or more.")
+        if not len(chats):
+            raise DataError("There are no conversations in this split.")
+        self.chats = chats
+        self.sequence_length = sequence_length
+        self.seed = seed
+        lengths = np.diff(chats.ends, prepend=0)
+        self.left_out = tuple(np.flatnonzero(lengths > sequence_length).tolist())
+        if len(self.left_out) == len(chats):
+            raise DataError(
+                f"No conversation fits into sequence_length {sequence_length}; the shortest has {lengths.min()} tokens."
+            )
+        self._rows = _pack(lengths.tolist(), sequence_length)
+        self.rows_per_epoch = len(self._rows)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The chats' fingerprint."""
+        return self.chats.fingerprint
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Return rows first to first + count - 1 of the endless sequence; row `rows_per_epoch` begins epoch 1."""
+        shape = (count, self.sequence_length)
+        ids_BT = np.zeros(shape, np.int64)
+        targets_BT = np.full(shape, NO_TARGET, np.int64)
+        documents_BT = np.full(shape, -1, np.int64)
+        for place in range(count):
+            start = 0
+            for number in self._conversations(first + place):
+                ids, learned = self.chats[number]
+                stop = start + len(ids)
+                ids_BT[place, start:stop] = ids
+                targets_BT[place, start : stop - 1] = np.where(learned[1:], ids[1:], NO_TARGET)
+                documents_BT[place, start:stop] = number
+                start = stop
+        return Batch(
+            ids_BT=torch.from_numpy(ids_BT),
+            targets_BT=torch.from_numpy(targets_BT),
+            documents_BT=torch.from_numpy(documents_BT),
+        )
+
+    def describe(self, row: int) -> str:
+        """Name the conversations of a row: files and lines."""
+        return ", ".join(describe_places(self.chats.places[number] for number in self._conversations(row)))
+
+    def _conversations(self, row: int) -> Sequence[int]:
+        epoch, place = divmod(row, self.rows_per_epoch)
+        return self._rows[row_order(self.rows_per_epoch, seed=self.seed, epoch=epoch)[place]]
+
+
+def _pack(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Put each length into the fullest row that has room for it, the longest first (best-fit decreasing).
+
+    Source: Johnson, "Near-optimal bin packing algorithms", 1973: at most 11/9 of the fewest rows.
+    """
+    rows: list[list[int]] = []
+    with_room: list[list[int]] = [[] for _ in range(size + 1)]
+    # Bit n is set where a row has room for n tokens: the smallest that suffices is found without a search.
+    rooms = 0
+    for number in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[number]
+        if length > size:
+            continue
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            row = with_room[room].pop()
+            if not with_room[room]:
+                rooms ^= 1 << room
+        else:
+            room, row = size, len(rows)
+            rows.append([])
+        rows[row].append(number)
+        left = room - length
+        with_room[left].append(row)
+        rooms |= 1 << left
+    return rows

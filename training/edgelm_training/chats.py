@@ -1,0 +1,117 @@
+"""Chats: conversations as tokens, in memory, with the marks of what is to be learned."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.chat_template import ChatTemplate
+from edgelm.errors import ChatTemplateError, DataError, TokenizerError
+from edgelm.tokenizer import Tokenizer
+from edgelm_training.assistant_tokens import EncodedConversation, encode_conversation
+from edgelm_training.conversations import Conversation, read_conversations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chats:
+    """Conversations of one split, encoded with one model's tokenizer and chat template.
+
+    token_ids: of all conversations, one after another (int32). learned: whether a token is one that the assistant says.
+    ends: where each conversation ends. places: its file and line. vocab_size, tokenizer_hash: the tokenizer's.
+    """
+
+    token_ids: NDArray[np.int32]
+    learned: NDArray[np.bool_]
+    ends: NDArray[np.int64]
+    places: tuple[tuple[str, int], ...]
+    vocab_size: int
+    tokenizer_hash: str
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all tokens and marks, in their order."""
+        digest = hashlib.sha256(self.tokenizer_hash.encode())
+        for array in (self.token_ids, self.learned, self.ends):
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, number: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Return one conversation's tokens and marks."""
+        start = int(self.ends[number - 1]) if number else 0
+        stop = int(self.ends[number])
+        return self.token_ids[start:stop], self.learned[start:stop]
+
+
+def load_chats(
+    paths: Sequence[str | Path],
+    model: str | Path,
+    *,
+    validation_fraction: float = 0.0,
+    progress: Callable[[str, int, int | None], None] = lambda *_: None,
+) -> tuple[Chats, Chats]:
+    """Read conversations (`read_conversations`) and encode them for a model; return the train and validation splits.
+
+    model: a folder with tokenizer.json and chat_template.jinja. validation_fraction: the share that is kept out of
+    training, chosen by a hash of what is said; above 0 it is one conversation at least, if there are two.
+
+    Raises:
+        DataError: there is no conversation, or one is broken; the message begins with its file and line.
+        ChatTemplateError: the folder has no chat template, or a broken one.
+        TokenizerError: the tokenizer cannot be read.
+        MissingExtraError: a file is Parquet, and pyarrow is not installed.
+    """
+    template = ChatTemplate.load(model)
+    if template is None:
+        raise ChatTemplateError(f"{model} has no chat_template.jinja, so nothing says how to write a conversation.")
+    tokenizer = Tokenizer.load(model)
+    tokenizer_hash = hashlib.sha256((Path(model) / "tokenizer.json").read_bytes()).hexdigest()
+    encoded: list[EncodedConversation] = []
+    places: list[tuple[str, int]] = []
+    hashes: list[int] = []
+    for conversation in read_conversations(paths, progress=progress):
+        encoded.append(_encode(template, tokenizer, conversation))
+        places.append((conversation.file, conversation.line))
+        hashes.append(conversation.hash)
+    if not encoded:
+        raise DataError(f"There is no conversation in {', '.join(map(str, paths))}.")
+    held_out = {number for number, hash_ in enumerate(hashes) if hash_ < validation_fraction * (1 << 64)}
+    if validation_fraction and not held_out and len(hashes) > 1:
+        held_out = {hashes.index(min(hashes))}
+    if len(held_out) == len(hashes):
+        raise DataError(
+            f"All {len(hashes)} conversations went to the validation split; choose a validation_fraction below "
+            f"{validation_fraction}."
+        )
+
+    def select(numbers: Sequence[int]) -> Chats:
+        return Chats(
+            token_ids=np.concatenate(
+                [np.zeros(0, np.int32), *(np.array(encoded[i].token_ids, np.int32) for i in numbers)]
+            ),
+            learned=np.concatenate([np.zeros(0, bool), *(np.array(encoded[i].learned, bool) for i in numbers)]),
+            ends=np.cumsum([len(encoded[i].token_ids) for i in numbers], dtype=np.int64),
+            places=tuple(places[i] for i in numbers),
+            vocab_size=tokenizer.vocab_size,
+            tokenizer_hash=tokenizer_hash,
+        )
+
+    everything = range(len(hashes))
+    return select([i for i in everything if i not in held_out]), select(sorted(held_out))
+
+
+def _encode(template: ChatTemplate, tokenizer: Tokenizer, conversation: Conversation) -> EncodedConversation:
+    try:
+        encoded = encode_conversation(template, tokenizer, conversation)
+    except (ChatTemplateError, TokenizerError) as error:
+        raise DataError(f"{conversation.place}: {error}") from error
+    if not any(encoded.learned):
+        raise DataError(f"{conversation.place}: the chat template leaves nothing of the assistant to learn.")
+    return encoded

@@ -1,0 +1,216 @@
+"""Conversations: what people and assistants said, read from the forms in which such data is passed around.
+
+{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}        OpenAI
+{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]}            ShareGPT
+{"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"}                            Alpaca
+{"prompt": "Hi", "completion": "Hello!"}                                                             a pair
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edgelm.errors import DataError
+from edgelm_training.corpus import SourceFile, find_files, whole_span
+from edgelm_training.documents import read_records
+
+ASSISTANT = "assistant"
+# ShareGPT's words, and OpenAI's newer one, for the roles that chat templates know.
+_ROLES = {
+    "human": "user",
+    "gpt": ASSISTANT,
+    "chatgpt": ASSISTANT,
+    "bing": ASSISTANT,
+    "bard": ASSISTANT,
+    "model": ASSISTANT,
+    "function_call": ASSISTANT,
+    "observation": "tool",
+    "function_response": "tool",
+    "developer": "system",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """One conversation, in OpenAI's form, and where it stands.
+
+    learned: the numbers of the assistant's messages that are to be learned. tools: what the chat template reads under
+    this name.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    learned: frozenset[int]
+    file: str
+    line: int
+    tools: Sequence[Any] | None = None
+
+    @property
+    def place(self) -> str:
+        """The file and the line."""
+        return f"{self.file}:{self.line}"
+
+    @cached_property
+    def hash(self) -> int:
+        """64 bits that depend on what is said alone."""
+        content = json.dumps([self.messages, self.tools], sort_keys=True).encode()
+        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def read_conversations(
+    paths: Sequence[str | Path], *, progress: Callable[[str, int, int | None], None] = lambda *_: None
+) -> Iterator[Conversation]:
+    """Yield the conversations of JSONL, JSON and Parquet files; each line may have another form.
+
+    paths: files, folders and globs. progress: called with a label and the files that are done and to do.
+
+    Raises:
+        DataError: a path does not exist, or a line is broken or no conversation; the message begins with the file and
+            the line.
+        MissingExtraError: a file is Parquet, and pyarrow is not installed.
+    """
+    files = find_files(paths)
+    for number, file in enumerate(files):
+        progress("Reading", number, len(files))
+        for line, values in read_records(file, whole_span(file)):
+            yield parse_conversation(values, file, line)
+    progress("Reading", len(files), len(files))
+
+
+def parse_conversation(values: Mapping[str, Any], file: SourceFile, line: int) -> Conversation:
+    """Make a conversation of one line's object, by the fields that it has.
+
+    Raises:
+        DataError: it has none of the known forms, a value is of a wrong type, or there is nothing to learn.
+    """
+    values = {key: value for key, value in values.items() if value is not None}  # Parquet writes out what is missing
+    parse = next((parse for field, parse in _FORMS.items() if field in values), None)
+    try:
+        if parse is None:
+            raise DataError(
+                f"this is no conversation: its fields are {', '.join(map(repr, values)) or 'none'}; expected are "
+                "messages, conversations, instruction and output, or prompt and completion."
+            )
+        messages, learned = parse(values)
+        if not learned:
+            raise DataError("there is no message of the assistant to learn.")
+    except DataError as error:
+        raise DataError(f"{file.name}:{line}: {error}") from error
+    return Conversation(
+        messages=tuple(messages),
+        learned=frozenset(learned),
+        file=file.name,
+        line=line,
+        tools=_tools(values.get("tools"), f"{file.name}:{line}"),
+    )
+
+
+_Parsed = tuple[list[dict[str, Any]], set[int]]
+
+
+def _parse_messages(values: Mapping[str, Any]) -> _Parsed:
+    messages = _messages(values["messages"], "messages")
+    weights = [message.pop("weight", 1) for message in messages]
+    return messages, {i for i in _assistants(messages) if weights[i]}
+
+
+def _parse_sharegpt(values: Mapping[str, Any]) -> _Parsed:
+    turns = values["conversations"]
+    if isinstance(turns, list):
+        turns = [
+            {"role": turn.get("from"), "content": turn.get("value")}
+            if isinstance(turn, dict) and "role" not in turn
+            else turn
+            for turn in turns
+        ]
+    messages = _messages(turns, "conversations")
+    if "system" in values and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": _text(values, "system")})
+    return messages, _assistants(messages)
+
+
+def _parse_alpaca(values: Mapping[str, Any]) -> _Parsed:
+    question = _text(values, "instruction")
+    if values.get("input"):
+        question = f"{question}\n\n{_text(values, 'input')}"
+    messages = [{"role": "user", "content": question}, {"role": ASSISTANT, "content": _text(values, "output")}]
+    if values.get("system"):
+        messages.insert(0, {"role": "system", "content": _text(values, "system")})
+    return messages, _assistants(messages)
+
+
+def _parse_pair(values: Mapping[str, Any]) -> _Parsed:
+    """Texts, or lists of messages; of these, what the assistant says in the prompt is not learned."""
+    if isinstance(values["prompt"], list):
+        prompt = _messages(values["prompt"], "prompt")
+        completion = _messages(values.get("completion"), "completion")
+    else:
+        prompt = [{"role": "user", "content": _text(values, "prompt")}]
+        completion = [{"role": ASSISTANT, "content": _text(values, "completion")}]
+    messages = prompt + completion
+    return messages, {i for i in _assistants(messages) if i >= len(prompt)}
+
+
+# The field that tells a form -> what reads it.
+_FORMS: dict[str, Callable[[Mapping[str, Any]], _Parsed]] = {
+    "messages": _parse_messages,
+    "conversations": _parse_sharegpt,
+    "instruction": _parse_alpaca,
+    "prompt": _parse_pair,
+}
+
+
+def _assistants(messages: Sequence[Mapping[str, Any]]) -> set[int]:
+    return {i for i, message in enumerate(messages) if message["role"] == ASSISTANT}
+
+
+def _messages(values: Any, field: str) -> list[dict[str, Any]]:
+    if not isinstance(values, list) or not values:
+        raise DataError(f"{field} is {values!r:.60}; it must be a list of messages.")
+    return [_message(value, f"{field}[{i}]") for i, value in enumerate(values)]
+
+
+def _message(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"{place} is {value!r:.60}; a message is an object with role and content.")
+    message = {key: item for key, item in value.items() if item is not None}
+    role = message.get("role")
+    if not isinstance(role, str):
+        raise DataError(f"the role of {place} is {role!r:.60}; it must be a text, such as 'user' or 'assistant'.")
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(_part(part, f"{place}.content[{i}]") for i, part in enumerate(content))
+    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+        raise DataError(f"the content of {place} is {content!r:.60}; it must be a text.")
+    return {**message, "role": _ROLES.get(role, role), "content": content or ""}
+
+
+def _part(part: Any, place: str) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        raise DataError(f"{place} is {part!r:.60}; of the parts of a content, only text can be learned.")
+    return str(part["text"])
+
+
+def _text(values: Mapping[str, Any], field: str) -> str:
+    value = values.get(field)
+    if not isinstance(value, str):
+        found = f"is {value!r:.60}; it must be a text" if field in values else "is missing"
+        raise DataError(f"the field {field!r} {found}.")
+    return value
+
+
+def _tools(value: Any, place: str) -> Sequence[Any] | None:
+    """Some data sets hold their tools as JSON text, because Parquet has no type for them."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise DataError(f"{place}: tools is a text that is no JSON: {error}.") from error
+    if value is not None and not isinstance(value, list):
+        raise DataError(f"{place}: tools is {value!r:.60}; it must be a list.")
+    return value
