@@ -70,7 +70,7 @@ def check_equal(chunks: list[Chunk], solo: Completion, cancelled: bool) -> None:
     got = join(chunks)
     if cancelled and got.finish_reason == "cancelled":
         assert got.token_ids == solo.token_ids[: len(got.token_ids)]
-        assert solo.text.startswith(got.text)
+        assert solo.text.startswith(got.text.rstrip("�"))  # it may end in the middle of a character
         return
     assert (got.token_ids, got.text, got.finish_reason) == (solo.token_ids, solo.text, solo.finish_reason)
     assert got.logprobs == solo.logprobs
