@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,6 +24,10 @@ class QuantizedBlocks:
     block_size: int
     values: NDArray[np.int8]
     scales: NDArray[np.float32]
+
+    def rows(self, which: slice | NDArray[np.int64]) -> QuantizedBlocks:
+        """Return some rows, or all in another order: a row's blocks go with it, so every weight stays on its grid."""
+        return dataclasses.replace(self, values=self.values[which], scales=self.scales[which])
 
 
 class Checkpoint(Protocol):

@@ -1,6 +1,7 @@
 """The Transformer as an ONNX graph: the twin of training/edgelm_training/model.py, in the same order.
 
-Shapes: B batch, T query tokens, C capacity of the cache, D hidden, N query heads, K kv heads, H head dim, V vocabulary.
+Shapes: B batch, T query tokens, C capacity of the cache, D hidden, N query heads, K kv heads, H head dim, R its part
+that turns, V vocabulary.
 
 The graph takes `input_ids` [B, T], `attention_mask` [B, M] with a one for each filled or new position (M is any length
 that holds them all), and the cache `past_key_values.{i}.key|value` [B, K, C, H]; it gives `logits` [B, T', V] and
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgelm.config import ModelConfig
+from edgelm.config import NORM_PLACEMENTS, ModelConfig
 from edgelm.errors import ExportError
-from edgelm.rope import cos_sin_tables, sinusoidal_table
+from edgelm.rope import cos_sin_tables, has_long_table, sinusoidal_table
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.external_data import ExternalData
+from edgelm_export.folded import ROTARY_MULTIPLE, FoldedCheckpoint, padded_rotary_dim
 from edgelm_export.graph import MICROSOFT, Graph
 from edgelm_export.projection import Projections
 from edgelm_export.quantize import Precision
@@ -27,7 +29,6 @@ from edgelm_export.quantize.packed import PackedWeight
 
 FLOAT, INT64, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32
 _END = 2**63 - 1
-_ROTARY_HEAD_MULTIPLE = 16
 
 _ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     # x * sigmoid(alpha * x): with alpha 1 this is SiLU, in one node.
@@ -35,6 +36,7 @@ _ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gelu": ("Gelu", "", {}),
     "gelu_pytorch_tanh": ("Gelu", "", {"approximate": "tanh"}),
     "relu": ("Relu", "", {}),
+    "relu2": ("Relu", "", {}),  # squared in a second node
 }
 
 
@@ -45,12 +47,12 @@ def build_decoder(checkpoint: Checkpoint, precision: Precision, data: ExternalDa
         ExportError: ONNX Runtime's operators cannot compute this config.
     """
     config = checkpoint.config
-    if config.position == "rope" and config.head_dim % _ROTARY_HEAD_MULTIPLE:
+    if config.position == "rope" and config.head_dim % ROTARY_MULTIPLE:
         raise ExportError(
             f"head_dim is {config.head_dim}; ONNX Runtime's GroupQueryAttention rotates heads of a multiple of "
-            f"{_ROTARY_HEAD_MULTIPLE}. Train with such a head_dim, or without rope."
+            f"{ROTARY_MULTIPLE}. Train with such a head_dim, or without rope."
         )
-    return _Decoder(checkpoint, precision, data).build()
+    return _Decoder(FoldedCheckpoint(checkpoint), precision, data).build()
 
 
 class _Decoder:
@@ -64,12 +66,9 @@ class _Decoder:
         graph, config = self.graph, self.config
         self.inputs()
         hidden = self.embedding()
+        self.rotations()
         for i in range(config.num_hidden_layers):
-            layer = f"model.layers.{i}"
-            attention = self.attention(self.norm(hidden, f"{layer}.input_layernorm"), i)
-            hidden = graph.node("Add", [hidden, attention], f"{layer}.attention_residual")
-            feed_forward = self.feed_forward(self.norm(hidden, f"{layer}.post_attention_layernorm"), f"{layer}.mlp")
-            hidden = graph.node("Add", [hidden, feed_forward], f"{layer}.residual")
+            hidden = self.block(hidden, i)
         self.head(self.norm(self.last_positions(hidden), "model.norm"))
         return graph.model(config.model_type)
 
@@ -83,8 +82,9 @@ class _Decoder:
         )
         self.last = graph.node("Sub", [counts, graph.constant(1)], "attention_mask.last")
         self.seqlens_k = graph.node("Cast", [self.last], "seqlens_k", attributes={"to": INT32})
-        length = graph.node("Shape", [mask], "attention_mask.length", attributes={"start": 1, "end": 2})
-        self.total_sequence_length = graph.node("Cast", [length], "total_sequence_length", attributes={"to": INT32})
+        self.mask_length = graph.node("Shape", [mask], "attention_mask.length", attributes={"start": 1, "end": 2})
+        to_int32 = {"to": INT32}
+        self.total_sequence_length = graph.node("Cast", [self.mask_length], "total_sequence_length", "", to_int32)
 
     def embedding(self) -> str:
         graph, config = self.graph, self.config
@@ -96,12 +96,12 @@ class _Decoder:
         else:
             self.tied_parts, self.tied_weight = self.projections.add_packed(name, weight), weight
             hidden = self.packed_rows(name, weight, self.tied_parts)
+        if config.embedding_multiplier != 1.0:
+            multiplier = graph.constant(config.embedding_multiplier, np.float32)
+            hidden = graph.node("Mul", [hidden, multiplier], f"{name}.multiplied")
         if config.position in ("learned", "sinusoidal"):
             hidden = graph.node("Add", [hidden, self.position_embedding()], "model.embed_positions.added")
-        if config.position == "rope":
-            cos, sin = cos_sin_tables(config, config.max_position_embeddings)
-            self.rope = [graph.weight("model.rope.cos", cos), graph.weight("model.rope.sin", sin)]
-        return hidden
+        return self.norm(hidden, "model.embed_norm") if config.embedding_norm else hidden
 
     def packed_rows(self, name: str, weight: PackedWeight, parts: list[str]) -> str:
         """Gather rows of a packed weight [V, blocks, bytes], and join their blocks.
@@ -129,20 +129,66 @@ class _Decoder:
             if self.config.position == "learned"
             else sinusoidal_table(self.config, self.config.max_position_embeddings)
         )
+        return graph.node("Gather", [graph.weight(f"{name}.weight", table), self.positions()], f"{name}.output")
+
+    def positions(self) -> str:
+        """Count the positions [B, T] of the new tokens: `last - T + 1 .. last`."""
+        graph = self.graph
         tokens = graph.node("Shape", ["input_ids"], "input_ids.tokens", attributes={"start": 1, "end": 2})
         scalar = graph.node("Squeeze", [tokens], "input_ids.tokens_scalar")
+        first = graph.node("Sub", [graph.constant(1), scalar], "positions.first")
         backwards = graph.node(
-            "Range",
-            [graph.node("Sub", [graph.constant(1), scalar], f"{name}.first"), graph.constant(1), graph.constant(1)],
-            f"{name}.offsets",
+            "Range", [first, graph.constant(1), graph.constant(1)], "positions.offsets"
         )  # 1 - T .. 0
-        last_B1 = graph.node("Unsqueeze", [self.last, graph.constant([1])], f"{name}.last")
-        positions_BT = graph.node("Add", [last_B1, backwards], f"{name}.positions")
-        return graph.node("Gather", [graph.weight(f"{name}.weight", table), positions_BT], f"{name}.output")
+        last_B1 = graph.node("Unsqueeze", [self.last, graph.constant([1])], "positions.last")
+        return graph.node("Add", [last_B1, backwards], "positions")
 
-    def norm(self, hidden: str, name: str) -> str:
-        weight = self.graph.weight(f"{name}.weight", self.checkpoint.tensor(f"{name}.weight"))
+    def rotations(self) -> None:
+        """Add the tables of each kind of layer, and for LongRoPE the rows to take.
+
+        LongRoPE turns all of a text by whether it is longer than the original context. The length of the attention
+        mask decides, since it is known from a text's first chunk on: the cache was made for so many tokens.
+        """
+        graph, config = self.graph, self.config
+        self.rope: dict[str | None, list[str]] = {None: []}
+        for kind in sorted({kind for i in range(config.num_hidden_layers) if (kind := config.rope_kind(i))}):
+            cos, sin = cos_sin_tables(config, config.max_position_embeddings, kind)
+            # Pairs that turn by no angle.
+            filling = ((0, 0), (0, (padded_rotary_dim(config) - config.rotary_dim) // 2))
+            cos, sin = np.pad(cos, filling, constant_values=1), np.pad(sin, filling)
+            self.rope[kind] = [graph.weight(f"model.rope.{kind}.cos", cos), graph.weight(f"model.rope.{kind}.sin", sin)]
+            if has_long_table(config, kind):
+                short_context = graph.constant([config.short_context or 0])
+                is_long = graph.node("Greater", [self.mask_length, short_context], "model.rope.is_long")
+                bounds = [graph.constant([config.max_position_embeddings]), graph.constant([0])]
+                first = graph.node("Where", [is_long, *bounds], "model.rope.first_row")
+                self.rope[kind].append(graph.node("Add", [self.positions(), first], "model.rope.rows"))
+
+    def block(self, hidden: str, i: int) -> str:
+        graph, config = self.graph, self.config
+        layer = f"model.layers.{i}"
+        before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
+        attention_input = self.block_norm(hidden, layer, before_attention)
+        attention = self.block_norm(self.attention(attention_input, i), layer, after_attention)
+        attended = graph.node("Add", [hidden, attention], f"{layer}.attention_residual")
+        if config.norm_placement == "shared":
+            mlp_input = attention_input
+        else:
+            mlp_input = self.block_norm(hidden if config.parallel_residual else attended, layer, before_mlp)
+        feed_forward = self.block_norm(self.feed_forward(mlp_input, f"{layer}.mlp"), layer, after_mlp)
+        return graph.node("Add", [attended, feed_forward], f"{layer}.residual")
+
+    def block_norm(self, hidden: str, layer: str, name: str | None) -> str:
+        return hidden if name is None else self.norm(hidden, f"{layer}.{name}")
+
+    def norm(self, hidden: str, name: str, size: int | None = None) -> str:
+        """Norm the last dimension, of `size`, or D."""
         attributes = {"epsilon": self.config.norm_eps, "axis": -1}
+        if self.config.norm == "rms_plain":
+            size = size or self.config.hidden_size
+            ones = self.graph.weight(f"constant.ones.{size}", np.ones(size, np.float32))
+            return self.graph.node("SimplifiedLayerNormalization", [hidden, ones], f"{name}.output", "", attributes)
+        weight = self.graph.weight(f"{name}.weight", self.checkpoint.tensor(f"{name}.weight"))
         if self.config.norm == "rms":
             return self.graph.node("SimplifiedLayerNormalization", [hidden, weight], f"{name}.output", "", attributes)
         bias = self.graph.weight(f"{name}.bias", self.checkpoint.tensor(f"{name}.bias"))
@@ -157,23 +203,24 @@ class _Decoder:
         present = [graph.output(f"present.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
         qkv = self.projections.fused(hidden, [f"{name}.{part}_proj" for part in "qkv"], f"{name}.qkv_proj")
         if config.qk_norm:
-            qkv = self.normed_heads(qkv, name)
+            qkv = self.normed_queries_and_keys(qkv, name)
         elif len(qkv) == 1:
             qkv += ["", ""]  # the operator splits a packed query, key and value itself
-        inputs = [*qkv, *past, self.seqlens_k, self.total_sequence_length]
+        kind, window = config.rope_kind(i), config.window(i)
+        inputs = [*qkv, *past, self.seqlens_k, self.total_sequence_length, *self.rope[kind]]
         attributes = {
             "num_heads": config.num_attention_heads,
             "kv_num_heads": config.num_key_value_heads,
-            "scale": config.head_dim**-0.5,
-            "do_rotary": int(config.position == "rope"),
+            "scale": config.attention_scale,
+            "do_rotary": int(kind is not None),
+            "local_window_size": window,
+            "softcap": config.attn_logit_softcapping,
         }
-        if config.position == "rope":
-            inputs += self.rope
         output = graph.node("GroupQueryAttention", inputs, [f"{name}.output", *present], MICROSOFT, attributes)
         return self.projections.linear(output, f"{name}.o_proj")
 
-    def normed_heads(self, qkv: list[str], name: str) -> list[str]:
-        """Norm each query and key head by itself; packed or not before, the three are apart after."""
+    def normed_queries_and_keys(self, qkv: list[str], name: str) -> list[str]:
+        """Norm queries and keys, by head or all heads together; packed or not before, the three are apart after."""
         graph, H = self.graph, self.config.head_dim
         NH, KH = self.config.num_attention_heads * H, self.config.num_key_value_heads * H
         if len(qkv) == 1:
@@ -182,9 +229,12 @@ class _Decoder:
             qkv = parts
         normed = []
         for projected, module, width in ((qkv[0], f"{name}.q_norm", NH), (qkv[1], f"{name}.k_norm", KH)):
+            if self.config.qk_norm_scope == "projection":
+                normed.append(self.norm(projected, module, width))
+                continue
             heads = graph.node("Reshape", [projected, graph.constant([0, 0, width // H, H])], f"{module}.heads")
             shape = graph.constant([0, 0, width])
-            normed.append(graph.node("Reshape", [self.norm(heads, module), shape], f"{module}.joined"))
+            normed.append(graph.node("Reshape", [self.norm(heads, module, H), shape], f"{module}.joined"))
         return [*normed, qkv[2]]
 
     def feed_forward(self, hidden: str, name: str) -> str:
@@ -202,7 +252,10 @@ class _Decoder:
 
     def activation(self, hidden: str, name: str) -> str:
         operator, domain, attributes = _ACTIVATIONS[self.config.hidden_act]
-        return self.graph.node(operator, [hidden], f"{name}.activation", domain, attributes)
+        activated = self.graph.node(operator, [hidden], f"{name}.activation", domain, attributes)
+        if self.config.hidden_act == "relu2":
+            return self.graph.node("Mul", [activated, activated], f"{name}.activation_squared")
+        return activated
 
     def last_positions(self, hidden: str) -> str:
         """Keep the positions whose logits are wanted: the head is a tenth of a decode step, and most of a prefill's."""
@@ -217,11 +270,27 @@ class _Decoder:
 
     def head(self, hidden: str) -> None:
         graph, config = self.graph, self.config
+        cap = config.final_logit_softcapping
+        steps: list[tuple[str, list[str]]] = []  # what the product goes through to become the logits
+        if config.lm_head_bias:
+            steps.append(("Add", [graph.weight("lm_head.bias", self.checkpoint.tensor("lm_head.bias"))]))
+        factor = 1 / (config.logits_scaling * (cap or 1.0))
+        if factor != 1.0:
+            steps.append(("Mul", [graph.constant(factor, np.float32)]))
+        if cap is not None:
+            steps += [("Tanh", []), ("Mul", [graph.constant(cap, np.float32)])]
+        names = [*(f"lm_head.step{number}" for number in range(len(steps))), "logits"]
+        self.head_product(hidden, names[0])
+        for before, after, (operator, operands) in zip(names, names[1:], steps, strict=False):
+            graph.node(operator, [before, *operands], after)
+        graph.output("logits", FLOAT, ["batch", "kept", config.vocab_size])
+
+    def head_product(self, hidden: str, output: str) -> None:
+        graph, config = self.graph, self.config
         if not config.tie_word_embeddings:
-            self.projections.head(hidden, "logits")
+            self.projections.head(hidden, output)
         elif len(self.tied_parts) > 1:
-            self.projections.packed_product(hidden, self.tied_parts, self.tied_weight, "logits")
+            self.projections.packed_product(hidden, self.tied_parts, self.tied_weight, output)
         else:
             transposed_DV = graph.node("Transpose", self.tied_parts, "lm_head.weight", attributes={"perm": [1, 0]})
-            graph.node("MatMul", [hidden, transposed_DV], "logits")
-        graph.output("logits", FLOAT, ["batch", "kept", config.vocab_size])
+            graph.node("MatMul", [hidden, transposed_DV], output)

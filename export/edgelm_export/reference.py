@@ -1,7 +1,8 @@
 """The forward pass in plain numpy: the oracle that exported packages are checked against.
 
 It shares no code with the ONNX graph or the PyTorch model, and follows ModelConfig feature by feature.
-Shapes: T tokens, S keys, D hidden, F intermediate, N query heads, K kv heads, H head dim, V vocabulary.
+Shapes: T tokens, S keys, D hidden, F intermediate, N query heads, K kv heads, H head dim, R its part that turns,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.config import ModelConfig
-from edgelm.rope import cos_sin_tables, sinusoidal_table
+from edgelm.config import NORM_PLACEMENTS, ModelConfig
+from edgelm.rope import cos_sin_tables, has_long_table, sinusoidal_table
 from edgelm_export.checkpoint import Checkpoint
 
 Array = NDArray[np.float32]
 Weights = Mapping[str, Array]
+# cos and sin of each position, for each kind of layer (ModelConfig.rope_kind).
+Tables = Mapping[str, tuple[Array, Array]]
 
 # Queries meet the keys in blocks: 512 x 8192 scores of one head take 16 MB.
 _QUERY_BLOCK = 512
@@ -38,10 +41,11 @@ def reference_logits(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]])
     yield from head_logits(checkpoint, hidden)
 
 
-def position_tables(config: ModelConfig, sequences: Sequence[Sequence[int]]) -> tuple[Array, Array] | None:
-    """Return what `run_layer` rotates by: cosines and sines for the longest sequence, if the model rotates."""
+def position_tables(config: ModelConfig, sequences: Sequence[Sequence[int]]) -> Tables:
+    """Return what `run_layer` rotates by: cosines and sines for the longest sequence, for each kind of layer."""
     longest = max((len(ids) for ids in sequences), default=0)
-    return cos_sin_tables(config, longest) if config.position == "rope" else None
+    kinds = {config.rope_kind(layer) for layer in range(config.num_hidden_layers)}
+    return {kind: cos_sin_tables(config, longest, kind) for kind in kinds if kind is not None}
 
 
 def embed(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> list[Array]:
@@ -49,7 +53,8 @@ def embed(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> list[Ar
     config = checkpoint.config
     longest = max((len(ids) for ids in sequences), default=0)
     embedding_VD = checkpoint.tensor("model.embed_tokens.weight")
-    hidden = [embedding_VD[np.asarray(ids, np.int64)] for ids in sequences]
+    multiplier = np.float32(config.embedding_multiplier)
+    hidden = [embedding_VD[np.asarray(ids, np.int64)] * multiplier for ids in sequences]
     del embedding_VD
     if config.position in ("learned", "sinusoidal"):
         if config.position == "learned":
@@ -57,6 +62,9 @@ def embed(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> list[Ar
         else:
             positions_TD = sinusoidal_table(config, longest)
         hidden = [hidden_TD + positions_TD[: len(hidden_TD)] for hidden_TD in hidden]
+    if config.embedding_norm:
+        weights = _weights(checkpoint, "model.embed_norm.")
+        hidden = [_norm(config, weights, "", hidden_TD) for hidden_TD in hidden]
     return hidden
 
 
@@ -70,8 +78,10 @@ def head_logits(checkpoint: Checkpoint, hidden: Sequence[Array]) -> Iterator[Arr
     config = checkpoint.config
     final = _weights(checkpoint, "model.norm.")
     head_VD = checkpoint.tensor("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
+    bias_V = checkpoint.tensor("lm_head.bias") if config.lm_head_bias else np.float32(0)
     for hidden_TD in hidden:
-        yield _norm(config, final, "", hidden_TD) @ head_VD.T
+        logits_TV = (_norm(config, final, "", hidden_TD) @ head_VD.T + bias_V) / np.float32(config.logits_scaling)
+        yield _soft_cap(logits_TV, config.final_logit_softcapping)
 
 
 class ObservedWeights(dict[str, Array]):
@@ -90,22 +100,35 @@ def _weights(checkpoint: Checkpoint, prefix: str) -> Weights:
     return {name.removeprefix(prefix): checkpoint.tensor(name) for name in names}
 
 
-def run_layer(
-    config: ModelConfig, layer: int, weights: Weights, hidden_TD: Array, tables: tuple[Array, Array] | None
-) -> Array:
+def run_layer(config: ModelConfig, layer: int, weights: Weights, hidden_TD: Array, tables: Tables) -> Array:
     """Return what leaves layer number `layer` for what enters it, both [T, D]."""
-    normed_TD = _norm(config, weights, "input_layernorm.", hidden_TD)
-    hidden_TD = hidden_TD + _attention(config, weights, normed_TD, tables)
-    normed_TD = _norm(config, weights, "post_attention_layernorm.", hidden_TD)
-    return hidden_TD + _mlp(config, weights, normed_TD)
+
+    def normed(name: str | None, x_TD: Array) -> Array:
+        return x_TD if name is None else _norm(config, weights, f"{name}.", x_TD)
+
+    before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
+    multiplier = np.float32(config.residual_multiplier)
+    attended_TD = _attention(config, layer, weights, normed(before_attention, hidden_TD), tables)
+    attended_TD = hidden_TD + multiplier * normed(after_attention, attended_TD)
+    mlp_input_TD = hidden_TD if config.parallel_residual else attended_TD
+    transformed_TD = _mlp(config, weights, normed(before_mlp, mlp_input_TD))
+    return attended_TD + multiplier * normed(after_mlp, transformed_TD)
 
 
 def _norm(config: ModelConfig, weights: Weights, prefix: str, hidden_TD: Array) -> Array:
     if config.norm == "layer":
         hidden_TD = hidden_TD - hidden_TD.mean(-1, keepdims=True)
     scale_T1 = 1 / np.sqrt(np.square(hidden_TD).mean(-1, keepdims=True) + np.float32(config.norm_eps))
-    normed_TD: Array = hidden_TD * scale_T1 * weights[f"{prefix}weight"]
+    normed_TD: Array = hidden_TD * scale_T1
+    if config.norm == "rms_plain":
+        return normed_TD
+    weight_D = weights[f"{prefix}weight"]
+    normed_TD = normed_TD * (1 + weight_D if config.norm == "rms_offset" else weight_D)
     return normed_TD + weights[f"{prefix}bias"] if config.norm == "layer" else normed_TD
+
+
+def _soft_cap(x: Array, cap: float | None) -> Array:
+    return x if cap is None else np.asarray(np.float32(cap) * np.tanh(x / np.float32(cap)))
 
 
 def _linear(weights: Weights, name: str, x: Array) -> Array:
@@ -116,34 +139,47 @@ def _linear(weights: Weights, name: str, x: Array) -> Array:
     return y if bias is None else y + bias
 
 
-def _attention(config: ModelConfig, weights: Weights, hidden_TD: Array, tables: tuple[Array, Array] | None) -> Array:
+def _attention(config: ModelConfig, layer: int, weights: Weights, hidden_TD: Array, tables: Tables) -> Array:
     T, N, K, H = len(hidden_TD), config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    q_NTH = _linear(weights, "self_attn.q_proj", hidden_TD).reshape(T, N, H).swapaxes(0, 1)
-    k_KSH = _linear(weights, "self_attn.k_proj", hidden_TD).reshape(T, K, H).swapaxes(0, 1)
-    v_KSH = _linear(weights, "self_attn.v_proj", hidden_TD).reshape(T, K, H).swapaxes(0, 1)
-    if config.qk_norm:
+    q_TD, k_SD, v_SD = (_linear(weights, f"self_attn.{part}_proj", hidden_TD) for part in "qkv")
+    if config.qk_norm and config.qk_norm_scope == "projection":
+        q_TD = _norm(config, weights, "self_attn.q_norm.", q_TD)
+        k_SD = _norm(config, weights, "self_attn.k_norm.", k_SD)
+    q_NTH, k_KSH, v_KSH = (x.reshape(T, -1, H).swapaxes(0, 1) for x in (q_TD, k_SD, v_SD))
+    if config.qk_norm and config.qk_norm_scope == "head":
         q_NTH = _norm(config, weights, "self_attn.q_norm.", q_NTH)
         k_KSH = _norm(config, weights, "self_attn.k_norm.", k_KSH)
-    if tables is not None:
-        q_NTH, k_KSH = _rotate(q_NTH, *tables), _rotate(k_KSH, *tables)
+    kind = config.rope_kind(layer)
+    if kind is not None:
+        cos_TR, sin_TR = (_rows(config, kind, table, T) for table in tables[kind])
+        q_NTH, k_KSH = _rotate(q_NTH, cos_TR, sin_TR), _rotate(k_KSH, cos_TR, sin_TR)
+    window, scale = config.window(layer) or T, np.float32(config.attention_scale)
     out_TNH = np.empty((T, N, H), np.float32)
     for n in range(N):
         k_SH, v_SH = k_KSH[n * K // N], v_KSH[n * K // N]
         for start in range(0, T, _QUERY_BLOCK):
             end = min(start + _QUERY_BLOCK, T)
-            scores_TS = q_NTH[n, start:end] @ k_SH[:end].T / np.float32(math.sqrt(H))
-            scores_TS[np.arange(end) > np.arange(start, end)[:, None]] = -np.inf
+            scores_TS = _soft_cap(q_NTH[n, start:end] @ k_SH[:end].T * scale, config.attn_logit_softcapping)
+            distances_TS = np.arange(start, end)[:, None] - np.arange(end)
+            scores_TS[(distances_TS < 0) | (distances_TS >= window)] = -np.inf
             scores_TS = np.exp(scores_TS - scores_TS.max(-1, keepdims=True))
             out_TNH[start:end, n] = scores_TS @ v_SH[:end] / scores_TS.sum(-1, keepdims=True)
     return _linear(weights, "self_attn.o_proj", out_TNH.reshape(T, N * H))
 
 
-def _rotate(x_NTH: Array, cos_TH: Array, sin_TH: Array) -> Array:
-    """Turn dimension i and i + H/2 of each head by the position's angle; the tables are [T, H/2]."""
-    T, half = x_NTH.shape[1], x_NTH.shape[2] // 2
-    cos, sin = cos_TH[:T], sin_TH[:T]
-    first, second = x_NTH[..., :half], x_NTH[..., half:]
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+def _rows(config: ModelConfig, kind: str, table: Array, T: int) -> Array:
+    """Take the rows of T positions; from the second half of the table where the text is long for LongRoPE."""
+    if not has_long_table(config, kind):
+        return table[:T]
+    first = len(table) // 2 if T > (config.short_context or 0) else 0
+    return table[first : first + T]
+
+
+def _rotate(x_NTH: Array, cos_TR: Array, sin_TR: Array) -> Array:
+    """Turn dimension i and i + R/2 of each head by the position's angle; the tables are [T, R/2]."""
+    half = cos_TR.shape[1]
+    first, second, rest = x_NTH[..., :half], x_NTH[..., half : 2 * half], x_NTH[..., 2 * half :]
+    return np.concatenate([first * cos_TR - second * sin_TR, second * cos_TR + first * sin_TR, rest], axis=-1)
 
 
 def _mlp(config: ModelConfig, weights: Weights, hidden_TD: Array) -> Array:
@@ -186,9 +222,14 @@ def _erf_table() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return points, np.array([math.erf(point) for point in points.tolist()])
 
 
+def _relu2(x: Array) -> Array:
+    return np.square(np.maximum(x, 0))
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": _silu,
     "gelu": _gelu,
     "gelu_pytorch_tanh": _gelu_tanh,
     "relu": _relu,
+    "relu2": _relu2,
 }

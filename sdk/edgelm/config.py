@@ -11,10 +11,23 @@ from typing import Any
 
 from edgelm.errors import ConfigError
 
-NORMS = ("rms", "layer")
+# rms_offset multiplies by 1 + weight, rms_plain by nothing.
+NORMS = ("rms", "rms_offset", "rms_plain", "layer")
 POSITIONS = ("rope", "learned", "sinusoidal", "none")
-ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2")
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+LAYER_TYPES = ("full_attention", "sliding_attention")
+QK_NORM_SCOPES = ("head", "projection")
+# The norms of a block, by the names that Hugging Face gives them in each case: before and after attention, before and
+# after the feed-forward. "shared" is one norm before both, which then run side by side.
+NORM_PLACEMENTS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
+    "pre": ("input_layernorm", None, "post_attention_layernorm", None),
+    "post": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    "both": (
+        "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
+    ),
+    "shared": ("input_layernorm", None, "input_layernorm", None),
+}  # fmt: skip
 
 # The section of a config.json that holds our ModelConfig, beside the keys that transformers reads.
 SECTION = "edgelm"
@@ -24,7 +37,9 @@ SECTION = "edgelm"
 class RopeScaling:
     """How rotary frequencies are stretched beyond the trained context, in Hugging Face's keys.
 
-    `linear` divides positions by `factor`; `llama3` and `yarn` (arXiv:2309.00071) blend per frequency.
+    `linear` divides positions by `factor`; `dynamic` raises the base with each position beyond the original context;
+    `llama3` and `yarn` (arXiv:2309.00071) blend per frequency; `longrope` (arXiv:2402.13753) divides each frequency by
+    its own factor, `short_factor` within the original context and `long_factor` for a longer text.
     """
 
     rope_type: str = "default"
@@ -35,13 +50,16 @@ class RopeScaling:
     attention_factor: float | None = None
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    truncate: bool = True  # yarn's ramp begins and ends at whole dimensions
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rope_type not in ROPE_TYPES:
             raise ConfigError(f"rope_type is {self.rope_type!r}; supported: {', '.join(ROPE_TYPES)}.")
         if not self.factor >= 1.0:
             raise ConfigError(f"The rope factor is {self.factor}; it must be 1.0 or more.")
-        if self.rope_type in ("llama3", "yarn") and self.original_max_position_embeddings < 1:
+        if self.rope_type not in ("default", "linear") and self.original_max_position_embeddings < 1:
             raise ConfigError(f"rope_type {self.rope_type!r} needs original_max_position_embeddings.")
         for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
             if not 0 < getattr(self, low) < getattr(self, high):
@@ -51,6 +69,12 @@ class RopeScaling:
                 )
         if self.attention_factor is not None and not self.attention_factor > 0:
             raise ConfigError(f"attention_factor is {self.attention_factor!r}; it must be above 0.")
+        if self.rope_type == "longrope" and not all(
+            factors and all(factor > 0 for factor in factors) for factors in (self.short_factor, self.long_factor)
+        ):
+            raise ConfigError(
+                "rope_type 'longrope' needs short_factor and long_factor, each a list of numbers above 0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +83,10 @@ class ModelConfig:
 
     `training/edgelm_training/model.py` (PyTorch) and `export/edgelm_export/decoder.py` (ONNX) both read it. The
     names are those of Hugging Face's config.json where it has one.
+
+    sliding_window: how many tokens, itself the last, a query sees in the layers of `layer_types` that say
+    "sliding_attention"; in every layer where `layer_types` is empty. rope_local_theta: the base of the layers with a
+    window, which no scaling stretches. attention_multiplier: of query times key; None is head_dim ** -0.5.
 
     Raises:
         ConfigError: a field has a value outside its range, or two fields contradict each other.
@@ -75,16 +103,32 @@ class ModelConfig:
     max_position_embeddings: int
     norm: str = "rms"
     norm_eps: float = 1e-5
+    norm_placement: str = "pre"
+    parallel_residual: bool = False  # attention and feed-forward both read the block's input
+    embedding_norm: bool = False
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0  # of what each half of a block adds
+    logits_scaling: float = 1.0  # divides the logits
+    final_logit_softcapping: float | None = None  # c * tanh(logits / c)
     position: str = "rope"
     rope_theta: float = 10000.0
+    rope_local_theta: float | None = None
     rope_scaling: RopeScaling = RopeScaling()
+    partial_rotary_factor: float = 1.0  # the first part of each head that turns
+    layers_without_rope: tuple[int, ...] = ()
+    layer_types: tuple[str, ...] = ()
+    sliding_window: int | None = None
     hidden_act: str = "silu"
     mlp_gated: bool = True
     mlp_bias: bool = False
     attention_bias: bool = False  # of q_proj, k_proj and v_proj
     attention_output_bias: bool = False  # of o_proj
-    qk_norm: bool = False  # of each query and key head, before rope
+    attention_multiplier: float | None = None
+    attn_logit_softcapping: float | None = None
+    qk_norm: bool = False  # of queries and keys, before rope
+    qk_norm_scope: str = "head"  # each head by itself, or all heads together
     tie_word_embeddings: bool = False
+    lm_head_bias: bool = False
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
@@ -107,15 +151,101 @@ class ModelConfig:
                 f"num_attention_heads ({self.num_attention_heads}) is not a multiple of "
                 f"num_key_value_heads ({self.num_key_value_heads})."
             )
-        if self.position == "rope" and self.head_dim % 2:
-            raise ConfigError(f"head_dim is {self.head_dim}; rope needs an even one.")
-        for field, allowed in (("norm", NORMS), ("position", POSITIONS), ("hidden_act", ACTIVATIONS)):
+        for field, allowed in (
+            ("norm", NORMS),
+            ("norm_placement", tuple(NORM_PLACEMENTS)),
+            ("position", POSITIONS),
+            ("hidden_act", ACTIVATIONS),
+            ("qk_norm_scope", QK_NORM_SCOPES),
+        ):
             if getattr(self, field) not in allowed:
                 raise ConfigError(f"{field} is {getattr(self, field)!r}; supported: {', '.join(allowed)}.")
-        for field, low in (("norm_eps", 0), ("rope_theta", 1)):
-            if not low < getattr(self, field) < math.inf:
-                raise ConfigError(f"{field} is {getattr(self, field)!r}; it must be a number above {low}.")
+        if self.norm_placement == "shared" and not self.parallel_residual:
+            raise ConfigError("norm_placement is 'shared', which needs parallel_residual.")
+        self._check_numbers()
         self._check_switches_and_token_ids()
+        self._check_layers()
+        if self.position == "rope":
+            self._check_rope()
+
+    def _check_numbers(self) -> None:
+        for field, low in (
+            ("norm_eps", 0),
+            ("rope_theta", 1),
+            ("rope_local_theta", 1),
+            ("embedding_multiplier", 0),
+            ("residual_multiplier", 0),
+            ("logits_scaling", 0),
+            ("attention_multiplier", 0),
+            ("attn_logit_softcapping", 0),
+            ("final_logit_softcapping", 0),
+        ):
+            value = getattr(self, field)
+            if value is not None and not low < value < math.inf:
+                raise ConfigError(f"{field} is {value!r}; it must be a number above {low}.")
+
+    def _check_layers(self) -> None:
+        window = self.sliding_window
+        if window is not None and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
+            raise ConfigError(f"sliding_window is {window!r}; it must be a whole number of 1 or more.")
+        if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
+            raise ConfigError(
+                f"layer_types has {len(self.layer_types)} entries; the model has {self.num_hidden_layers} layers."
+            )
+        for kind in self.layer_types:
+            if kind not in LAYER_TYPES:
+                raise ConfigError(f"layer_types has {kind!r}; supported: {', '.join(LAYER_TYPES)}.")
+        if "sliding_attention" in self.layer_types and window is None:
+            raise ConfigError("layer_types has 'sliding_attention', which needs a sliding_window.")
+        for layer in self.layers_without_rope:
+            if not isinstance(layer, int) or not 0 <= layer < self.num_hidden_layers:
+                raise ConfigError(
+                    f"layers_without_rope has {layer!r}; layers are counted from 0 to {self.num_hidden_layers - 1}."
+                )
+
+    def _check_rope(self) -> None:
+        if not 0 < self.partial_rotary_factor <= 1:
+            raise ConfigError(f"partial_rotary_factor is {self.partial_rotary_factor!r}; it must be above 0, up to 1.")
+        if self.rotary_dim % 2 or not self.rotary_dim:
+            part = "" if self.rotary_dim == self.head_dim else f", of which {self.rotary_dim} turn"
+            raise ConfigError(f"head_dim is {self.head_dim}{part}; rope needs an even one.")
+        scaling = self.rope_scaling
+        if scaling.rope_type == "dynamic" and self.rotary_dim == 2:
+            raise ConfigError("rope_type 'dynamic' needs more than 2 dimensions of a head that turn.")
+        for name in ("short_factor", "long_factor"):
+            count = len(getattr(scaling, name))
+            if scaling.rope_type == "longrope" and count != self.rotary_dim // 2:
+                raise ConfigError(f"{name} has {count} numbers; a head turns in {self.rotary_dim // 2} pairs.")
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many dimensions of a head, from the first, turn with its position."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def short_context(self) -> int | None:
+        """With LongRoPE, the longest text that turns by `short_factor`; a longer one turns otherwise from the start."""
+        longrope = self.position == "rope" and self.rope_scaling.rope_type == "longrope"
+        return self.rope_scaling.original_max_position_embeddings if longrope else None
+
+    @property
+    def attention_scale(self) -> float:
+        """What query times key is multiplied by."""
+        return self.head_dim**-0.5 if self.attention_multiplier is None else self.attention_multiplier
+
+    def window(self, layer: int) -> int | None:
+        """Return how many tokens a query of this layer sees; None is all of them."""
+        window = self.sliding_window
+        if window is None or window >= self.max_position_embeddings:
+            return None
+        return None if self.layer_types and self.layer_types[layer] == "full_attention" else window
+
+    def rope_kind(self, layer: int) -> str | None:
+        """Return which rotation a layer has: "global", "local" (of `rope_local_theta`), or None."""
+        if self.position != "rope" or layer in self.layers_without_rope:
+            return None
+        slides = bool(self.layer_types) and self.layer_types[layer] == "sliding_attention"
+        return "local" if slides and self.rope_local_theta is not None else "global"
 
     def _check_switches_and_token_ids(self) -> None:
         for field in (
@@ -123,8 +253,11 @@ class ModelConfig:
             "mlp_bias",
             "attention_bias",
             "attention_output_bias",
+            "parallel_residual",
+            "embedding_norm",
             "qk_norm",
             "tie_word_embeddings",
+            "lm_head_bias",
         ):
             if not isinstance(getattr(self, field), bool):
                 raise ConfigError(f"{field} is {getattr(self, field)!r}; it must be true or false.")
@@ -141,9 +274,10 @@ class ModelConfig:
         NH, KH = self.num_attention_heads * H, self.num_key_value_heads * H
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, D)}
 
-        def norm(name: str, size: int) -> None:
-            shapes[f"{name}.weight"] = (size,)
-            if self.norm == "layer":
+        def norm(name: str | None, size: int) -> None:
+            if name is not None and self.norm != "rms_plain":
+                shapes[f"{name}.weight"] = (size,)
+            if name is not None and self.norm == "layer":
                 shapes[f"{name}.bias"] = (size,)
 
         def linear(name: str, rows: int, columns: int, bias: bool) -> None:
@@ -153,37 +287,53 @@ class ModelConfig:
 
         if self.position == "learned":
             shapes["model.embed_positions.weight"] = (self.max_position_embeddings, D)
+        if self.embedding_norm:
+            norm("model.embed_norm", D)
+        over_projection = self.qk_norm_scope == "projection"
         for i in range(self.num_hidden_layers):
             layer = f"model.layers.{i}"
-            norm(f"{layer}.input_layernorm", D)
+            before_attention, after_attention, before_mlp, after_mlp = (
+                name and f"{layer}.{name}" for name in NORM_PLACEMENTS[self.norm_placement]
+            )
+            norm(before_attention, D)
             linear(f"{layer}.self_attn.q_proj", NH, D, self.attention_bias)
             linear(f"{layer}.self_attn.k_proj", KH, D, self.attention_bias)
             linear(f"{layer}.self_attn.v_proj", KH, D, self.attention_bias)
             linear(f"{layer}.self_attn.o_proj", D, NH, self.attention_output_bias)
             if self.qk_norm:
-                norm(f"{layer}.self_attn.q_norm", H)
-                norm(f"{layer}.self_attn.k_norm", H)
-            norm(f"{layer}.post_attention_layernorm", D)
+                norm(f"{layer}.self_attn.q_norm", NH if over_projection else H)
+                norm(f"{layer}.self_attn.k_norm", KH if over_projection else H)
+            norm(after_attention, D)
+            norm(before_mlp, D)
             if self.mlp_gated:
                 linear(f"{layer}.mlp.gate_proj", F, D, self.mlp_bias)
             linear(f"{layer}.mlp.up_proj", F, D, self.mlp_bias)
             linear(f"{layer}.mlp.down_proj", D, F, self.mlp_bias)
+            norm(after_mlp, D)
         norm("model.norm", D)
         if not self.tie_word_embeddings:
-            linear("lm_head", self.vocab_size, D, False)
+            shapes["lm_head.weight"] = (self.vocab_size, D)
+        if self.lm_head_bias:
+            shapes["lm_head.bias"] = (self.vocab_size,)
         return shapes
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values; `from_dict` reads them back."""
-        return dataclasses.asdict(self) | {"eos_token_ids": list(self.eos_token_ids)}
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))  # tuples become lists
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """Build a config from `to_dict`'s values; an unknown or missing field is a ConfigError that names it."""
         fields = dict(values)
         try:
-            fields["rope_scaling"] = RopeScaling(**fields.get("rope_scaling", {}))
-            fields["eos_token_ids"] = tuple(fields.get("eos_token_ids", ()))
+            scaling = dict(fields.get("rope_scaling", {}))
+            for group, names in (
+                (scaling, ("short_factor", "long_factor")),
+                (fields, ("eos_token_ids", "layer_types", "layers_without_rope")),
+            ):
+                group.update({name: tuple(group[name]) for name in names if name in group})
+            fields["rope_scaling"] = RopeScaling(**scaling)
             return cls(**fields)
         except TypeError as error:
             raise ConfigError(f"The {SECTION!r} section of config.json does not fit this version: {error}.") from error

@@ -69,6 +69,8 @@ class KVCache:
             return
         wanted = max(length, self.capacity + self.capacity // 4)
         capacity = min(-(-wanted // GROWTH_STEP) * GROWTH_STEP, limit)
+        if length <= (self._config.short_context or 0):
+            capacity = min(capacity, self._config.short_context or 0)  # the graph turns by what there is room for
         # Layer by layer, so that never more than one is there twice.
         self.binding = None
         old, grown = self.buffers, []
@@ -86,7 +88,16 @@ class KVCache:
         """Forget all tokens after the first `length`."""
         if not 0 <= length <= self.length:
             raise ValueError(f"Cannot truncate a cache of {self.length} tokens to {length}.")
+        if self.length > (self._config.short_context or self.length) >= length:
+            length, self.binding, self.buffers = 0, None, self._empty()  # what is left turns as a short text again
         del self.token_ids[length:]
+
+    def is_outgrown_by(self, length: int) -> bool:
+        """Tell whether what is cached must be computed again for a text of `length` tokens: with LongRoPE, every
+        position of a text that is longer than the original context turns otherwise.
+        """
+        short_context = self._config.short_context
+        return short_context is not None and 0 < self.length <= self.capacity <= short_context < length
 
     def common_prefix(self, token_ids: Sequence[int]) -> int:
         """Count how many of `token_ids`, from the first, the cache holds already."""

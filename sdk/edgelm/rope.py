@@ -17,24 +17,51 @@ from edgelm.config import ModelConfig, RopeScaling
 Float32Array = NDArray[np.float32]
 
 
-def inverse_frequencies(config: ModelConfig) -> tuple[Float32Array, float]:
-    """Return the rotary frequencies [H/2] in radians per position, and the factor that multiplies cos and sin.
+def inverse_frequencies(config: ModelConfig, kind: str = "global", *, long: bool = False) -> tuple[Float32Array, float]:
+    """Return the rotary frequencies [R/2] in radians per position, and the factor that multiplies cos and sin.
 
-    Dimension i turns with dimension i + H/2 (the halves of a head, not neighbours), slowest last (arXiv:2104.09864).
+    R is `config.rotary_dim`. Dimension i turns with dimension i + R/2 (halves, not neighbours), slowest last
+    (arXiv:2104.09864). kind: `config.rope_kind` of the layer. long: LongRoPE's frequencies for a text that is longer
+    than the original context. `dynamic` has these frequencies within the original context alone.
     """
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    # A float64 power, rounded once, is what torch's float32 power gives; numpy's float32 power differs in the last bit
-    # for one frequency in eight, which moves an angle at position 2,000 by 1e-4.
-    powers = (config.rope_theta ** exponents.astype(np.float64)).astype(np.float32)
+    if kind == "local":
+        return np.float32(1.0) / _powers(config.rope_local_theta or config.rope_theta, config.rotary_dim), 1.0
+    scaling, powers = config.rope_scaling, _powers(config.rope_theta, config.rotary_dim)
     frequencies: Float32Array = np.float32(1.0) / powers
-    scaling = config.rope_scaling
     if scaling.rope_type == "linear":
         return frequencies / np.float32(scaling.factor), 1.0
     if scaling.rope_type == "llama3":
         return _llama3(frequencies, scaling), 1.0
     if scaling.rope_type == "yarn":
         return _yarn(frequencies, config.rope_theta, scaling), _yarn_attention_factor(scaling)
+    if scaling.rope_type == "longrope":
+        factors = np.array(scaling.long_factor if long else scaling.short_factor, np.float32)
+        return np.float32(1.0) / (factors * powers), _longrope_attention_factor(scaling)
     return frequencies, 1.0
+
+
+def _powers(theta: float, rotary_dim: int) -> Float32Array:
+    exponents = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
+    # A float64 power, rounded once, is what torch's float32 power gives; numpy's float32 power differs in the last bit
+    # for one frequency in eight, which moves an angle at position 2,000 by 1e-4.
+    powers: Float32Array = (theta ** exponents.astype(np.float64)).astype(np.float32)
+    return powers
+
+
+def _dynamic(config: ModelConfig, length: int) -> Float32Array:
+    """Return the frequencies [length, R/2] of each position: beyond the original context the base grows (NTK).
+
+    Each position turns as the last one of a text that ends there. So a token that is decoded has transformers'
+    frequencies, and a prompt gives the same logits in one piece and in chunks; transformers turns all positions of a
+    prompt that is longer than the original context as its last one.
+    """
+    scaling, R = config.rope_scaling, config.rotary_dim
+    original = scaling.original_max_position_embeddings
+    seen = np.maximum(np.arange(1, length + 1), original)
+    thetas = config.rope_theta * (scaling.factor * seen / original - (scaling.factor - 1)) ** (R / (R - 2))
+    exponents = np.arange(0, R, 2, dtype=np.float32) / np.float32(R)
+    frequencies: Float32Array = np.float32(1.0) / (thetas[:, None] ** exponents.astype(np.float64)).astype(np.float32)
+    return frequencies
 
 
 def _llama3(frequencies: Float32Array, scaling: RopeScaling) -> Float32Array:
@@ -54,8 +81,10 @@ def _yarn(frequencies: Float32Array, theta: float, scaling: RopeScaling) -> Floa
     def dimension_that_turns(times: float) -> float:
         return half * math.log(context / (times * 2 * math.pi)) / math.log(theta)
 
-    first = max(math.floor(dimension_that_turns(scaling.beta_fast)), 0)
-    last = min(math.ceil(dimension_that_turns(scaling.beta_slow)), 2 * half - 1)
+    first, last = dimension_that_turns(scaling.beta_fast), dimension_that_turns(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, 2 * half - 1)
     width = last - first or 0.001  # a ramp of no width is a step
     slowed: Float32Array = np.clip((np.arange(half, dtype=np.float32) - np.float32(first)) / np.float32(width), 0, 1)
     return slowed * frequencies / np.float32(scaling.factor) + (1 - slowed) * frequencies
@@ -68,11 +97,31 @@ def _yarn_attention_factor(scaling: RopeScaling) -> float:
     return 0.1 * math.log(scaling.factor) + 1.0
 
 
-def cos_sin_tables(config: ModelConfig, length: int) -> tuple[Float32Array, Float32Array]:
-    """Return cos and sin, each [length, H/2], of every position's rotation, with the attention factor in them."""
-    frequencies, attention_factor = inverse_frequencies(config)
-    angles = np.arange(length, dtype=np.float32)[:, None] * frequencies
+def _longrope_attention_factor(scaling: RopeScaling) -> float:
+    """Sharpen attention as the context grows (arXiv:2402.13753, 3.3), at any length of the text."""
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_max_position_embeddings))
+
+
+def cos_sin_tables(config: ModelConfig, length: int, kind: str = "global") -> tuple[Float32Array, Float32Array]:
+    """Return cos and sin, each [length, R/2], of every position's rotation, with the attention factor in them.
+
+    With LongRoPE they are [2 * length, R/2]: as a text within the original context turns, then as a longer one.
+    """
+    frequencies, attention_factor = inverse_frequencies(config, kind)
+    positions_T1 = np.arange(length, dtype=np.float32)[:, None]
+    angles = positions_T1 * frequencies
+    if kind == "global" and config.rope_scaling.rope_type == "dynamic":
+        angles = positions_T1 * _dynamic(config, length)
+    if has_long_table(config, kind):
+        angles = np.concatenate([angles, positions_T1 * inverse_frequencies(config, kind, long=True)[0]])
     return np.cos(angles) * np.float32(attention_factor), np.sin(angles) * np.float32(attention_factor)
+
+
+def has_long_table(config: ModelConfig, kind: str) -> bool:
+    """Tell whether the tables of this kind of layer hold a second half, for texts beyond the original context."""
+    return kind == "global" and config.short_context is not None
 
 
 def sinusoidal_table(config: ModelConfig, length: int) -> Float32Array:

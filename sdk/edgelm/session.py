@@ -21,6 +21,7 @@ from edgelm.kv_cache import KVCache
 from edgelm.manifest import FileEntry
 
 _LOG_ERRORS_ONLY = 3
+_RECOMPUTED_AT_ONCE = 128  # as prompts are (generate.PREFILL_CHUNK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,8 @@ class DecoderSession:
         """
         self._check_process()
         length = len(cache.token_ids) + len(token_ids)
+        if cache.is_outgrown_by(length):
+            self._recompute(cache, length)
         binding = cache.binding
         if not isinstance(binding, _Binding) or length > binding.capacity or binding.session is not self._session:
             binding = None  # nothing may keep the memory that the cache outgrows
@@ -103,6 +106,14 @@ class DecoderSession:
         logits_TV = binding.run(token_ids, length, all_logits)
         cache.token_ids.extend(token_ids)
         return logits_TV
+
+    def _recompute(self, cache: KVCache, length: int) -> None:
+        """Compute the cached tokens again, as those of a text of `length` tokens (LongRoPE)."""
+        token_ids = list(cache.token_ids)
+        cache.truncate(0)
+        cache.reserve(length)
+        for start in range(0, len(token_ids), _RECOMPUTED_AT_ONCE):
+            self.forward(token_ids[start : start + _RECOMPUTED_AT_ONCE], cache)
 
     def forward_rows(self, token_ids: Sequence[int], batch: KVBatch) -> NDArray[np.float32]:
         """Compute one more token for each of the first B rows of a batch, together, and add it to its row.

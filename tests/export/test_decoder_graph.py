@@ -16,11 +16,16 @@ from edgelm_export.decoder import build_decoder
 from edgelm_export.external_data import ExternalData
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.quantize import PRECISIONS, Precision, Rule
+from edgelm_export.reference import reference_logits
 from edgelm_training.checkpoint import load_checkpoint
 from edgelm_training.model import generate
 
 # Float32 through a few layers, in another order of sums; the largest difference seen is 1.3e-5.
 TOLERANCE = 1e-4
+LONGROPE = {
+    "rope_type": "longrope", "factor": 8.0, "original_max_position_embeddings": 128,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7], "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
+}  # fmt: skip
 
 FEATURES = {
     "tiny": {},
@@ -41,6 +46,55 @@ FEATURES = {
         "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 128}
     },
     "rope yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}},
+    "rope yarn, ramp not truncated": {
+        "rope_scaling": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "truncate": False,
+        },
+    },
+    "rope dynamic, beyond the original context": {
+        "rope_scaling": {"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 64}
+    },
+    "rope longrope, beyond the original context": {"rope_scaling": LONGROPE},
+    "rope longrope, within the original context": {
+        "rope_scaling": LONGROPE | {"original_max_position_embeddings": 512}
+    },
+    "rope of a part of each head": {"partial_rotary_factor": 0.25},
+    "rope of a part of each head, longrope": {
+        "head_dim": 32, "partial_rotary_factor": 0.5, "rope_scaling": LONGROPE,
+    },
+    "layers without rope": {"num_hidden_layers": 3, "layers_without_rope": [0, 2]},
+    "a window in every layer": {"sliding_window": 7},
+    "a window in one layer": {
+        "sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "a window in one layer, with a rope of its own": {
+        "sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"], "rope_local_theta": 500.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
+    "a window as long as the context": {"sliding_window": 1024},
+    "soft-cap of attention": {"attn_logit_softcapping": 0.5},
+    "soft-cap of attention, in a window": {"attn_logit_softcapping": 0.5, "sliding_window": 7},
+    "soft-cap of logits": {"final_logit_softcapping": 0.5},
+    "attention multiplier": {"attention_multiplier": 0.5},
+    "embedding multiplier": {"embedding_multiplier": 6.0},
+    "residual multiplier": {"residual_multiplier": 0.3, "attention_output_bias": True, "mlp_bias": True},
+    "residual multiplier of what norms make": {"residual_multiplier": 0.3, "norm_placement": "both", "norm": "layer"},
+    "logits scaling": {"logits_scaling": 8.0},
+    "norms behind": {"norm_placement": "post"},
+    "norms on both sides": {"norm_placement": "both"},
+    "in parallel": {"parallel_residual": True},
+    "in parallel behind one norm": {"parallel_residual": True, "norm_placement": "shared"},
+    "norms of 1 + weight": {"norm": "rms_offset", "qk_norm": True, "embedding_norm": True},
+    "norms without weights": {"norm": "rms_plain", "qk_norm": True, "embedding_norm": True},
+    "query and key norms over all heads": {
+        "qk_norm": True, "qk_norm_scope": "projection", "num_attention_heads": 4, "num_key_value_heads": 2,
+    },
+    "a norm of the embeddings": {"embedding_norm": True, "norm": "layer"},
+    "a bias of the head": {"lm_head_bias": True, "tie_word_embeddings": False},
+    "a bias of the tied head, scaled and capped": {
+        "lm_head_bias": True, "logits_scaling": 2.0, "final_logit_softcapping": 3.0,
+    },
+    "relu squared": {"hidden_act": "relu2", "mlp_gated": False},
     "learned positions": {"position": "learned"},
     "sinusoidal positions": {"position": "sinusoidal"},
     "no positions": {"position": "none"},
@@ -76,6 +130,8 @@ def test_the_graph_gives_the_logits_of_pytorch(features: dict, tmp_path: Path) -
     ids = np.random.default_rng(0).integers(3, config.vocab_size, 150).tolist()
     with torch.no_grad():
         expected_TV = transformer(torch.tensor([ids]))[0].numpy()
+    (numpy_TV,) = reference_logits(HuggingFaceCheckpoint(tmp_path / "checkpoint"), [ids])
+    np.testing.assert_allclose(numpy_TV, expected_TV, atol=TOLERANCE)
     at_once_TV = session.forward(ids, session.new_cache(), all_logits=True)
     np.testing.assert_allclose(at_once_TV, expected_TV, atol=TOLERANCE)
     # Chunks of 128 and the rest, then one token at a time: the cached positions must count.

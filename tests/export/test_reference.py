@@ -155,6 +155,7 @@ def test_every_activation_of_the_config_is_there_and_is_torchs() -> None:
         "gelu": functional.gelu,
         "gelu_pytorch_tanh": lambda value: functional.gelu(value, approximate="tanh"),
         "relu": functional.relu,
+        "relu2": lambda value: functional.relu(value).square(),
     }
     for name, activation in ACTIVATIONS.items():
         expected = theirs[name](torch.from_numpy(x).double()).numpy()

@@ -24,8 +24,31 @@ CONFIG = ModelConfig(
     head_dim=8,
     max_position_embeddings=64,
 )
+LONGROPE = RopeScaling(
+    rope_type="longrope",
+    factor=4.0,
+    original_max_position_embeddings=16,
+    short_factor=(1.0, 1.0, 1.5, 2.0),
+    long_factor=(1.0, 2.0, 3.0, 4.0),
+)
 LARGE = {
     "norm": "layer",
+    "norm_placement": "both",
+    "parallel_residual": True,
+    "embedding_norm": True,
+    "embedding_multiplier": 2.0,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 4.0,
+    "final_logit_softcapping": 30.0,
+    "rope_local_theta": 1e3,
+    "partial_rotary_factor": 0.5,
+    "layers_without_rope": (1,),
+    "layer_types": ("full_attention", "sliding_attention"),
+    "sliding_window": 8,
+    "attention_multiplier": 0.1,
+    "attn_logit_softcapping": 50.0,
+    "qk_norm_scope": "projection",
+    "lm_head_bias": True,
     "norm_eps": 1e-6,
     "position": "learned",
     "rope_theta": 5e5,
@@ -58,9 +81,40 @@ LARGE = {
             "num_attention_heads (4) is not a multiple of num_key_value_heads (3).",
         ),
         ({"head_dim": 7}, "head_dim is 7; rope needs an even one."),
-        ({"norm": "batch"}, "norm is 'batch'; supported: rms, layer."),
+        ({"partial_rotary_factor": 0.1}, "head_dim is 8, of which 0 turn; rope needs an even one."),
+        ({"partial_rotary_factor": 0.4}, "head_dim is 8, of which 3 turn; rope needs an even one."),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5; it must be above 0, up to 1."),
+        ({"norm": "batch"}, "norm is 'batch'; supported: rms, rms_offset, rms_plain, layer."),
+        ({"norm_placement": "middle"}, "norm_placement is 'middle'; supported: pre, post, both, shared."),
+        ({"norm_placement": "shared"}, "norm_placement is 'shared', which needs parallel_residual."),
+        ({"qk_norm_scope": "layer"}, "qk_norm_scope is 'layer'; supported: head, projection."),
+        ({"sliding_window": 0}, "sliding_window is 0; it must be a whole number of 1 or more."),
+        ({"layer_types": ("full_attention",)}, "layer_types has 1 entries; the model has 2 layers."),
+        (
+            {"layer_types": ("full_attention", "chunked_attention")},
+            "layer_types has 'chunked_attention'; supported: full_attention, sliding_attention.",
+        ),
+        (
+            {"layer_types": ("full_attention", "sliding_attention")},
+            "layer_types has 'sliding_attention', which needs a sliding_window.",
+        ),
+        ({"layers_without_rope": (2,)}, "layers_without_rope has 2; layers are counted from 0 to 1."),
+        ({"attn_logit_softcapping": 0.0}, "attn_logit_softcapping is 0.0; it must be a number above 0."),
+        ({"residual_multiplier": -1.0}, "residual_multiplier is -1.0; it must be a number above 0."),
+        ({"rope_local_theta": 1.0}, "rope_local_theta is 1.0; it must be a number above 1."),
+        (
+            {
+                "head_dim": 2,
+                "rope_scaling": RopeScaling(rope_type="dynamic", factor=2.0, original_max_position_embeddings=8),
+            },
+            "rope_type 'dynamic' needs more than 2 dimensions of a head that turn.",
+        ),
+        (
+            {"rope_scaling": LONGROPE, "head_dim": 16},
+            "short_factor has 4 numbers; a head turns in 8 pairs.",
+        ),
         ({"position": "alibi"}, "position is 'alibi'; supported: rope, learned, sinusoidal, none."),
-        ({"hidden_act": "mish"}, "hidden_act is 'mish'; supported: silu, gelu, gelu_pytorch_tanh, relu."),
+        ({"hidden_act": "mish"}, "hidden_act is 'mish'; supported: silu, gelu, gelu_pytorch_tanh, relu, relu2."),
         ({"norm_eps": 0.0}, "norm_eps is 0.0; it must be a number above 0."),
         ({"norm_eps": math.nan}, "norm_eps is nan; it must be a number above 0."),
         ({"rope_theta": math.inf}, "rope_theta is inf; it must be a number above 1."),
@@ -87,7 +141,15 @@ def test_a_field_outside_its_range_is_an_error_that_names_it(changes: dict[str, 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rope_type": "dynamic"}, "rope_type is 'dynamic'; supported: default, linear, llama3, yarn."),
+        (
+            {"rope_type": "proportional"},
+            "rope_type is 'proportional'; supported: default, linear, dynamic, llama3, yarn, longrope.",
+        ),
+        ({"rope_type": "dynamic"}, "rope_type 'dynamic' needs original_max_position_embeddings."),
+        (
+            {"rope_type": "longrope", "original_max_position_embeddings": 8, "short_factor": (1.0,)},
+            "rope_type 'longrope' needs short_factor and long_factor, each a list of numbers above 0.",
+        ),
         ({"rope_type": "linear", "factor": 0.5}, "The rope factor is 0.5; it must be 1.0 or more."),
         ({"rope_type": "linear", "factor": math.nan}, "The rope factor is nan; it must be 1.0 or more."),
         ({"rope_type": "llama3"}, "rope_type 'llama3' needs original_max_position_embeddings."),
@@ -113,7 +175,7 @@ def test_an_odd_head_dim_is_fine_where_nothing_rotates() -> None:
     assert replace(CONFIG, head_dim=7, position="learned").head_dim == 7
 
 
-@pytest.mark.parametrize("changes", [{}, LARGE])
+@pytest.mark.parametrize("changes", [{}, LARGE, {"rope_scaling": LONGROPE}])
 def test_a_config_is_what_it_was_after_a_way_through_json(changes: dict[str, Any]) -> None:
     config = replace(CONFIG, **changes)
 
@@ -133,8 +195,9 @@ def test_fields_with_a_default_may_be_absent() -> None:
     [
         ({"hidden_sise": 16}, "hidden_sise"),
         ({"rope_scaling": {"faktor": 2.0}}, "faktor"),
-        ({"rope_scaling": [1]}, "RopeScaling"),
+        ({"rope_scaling": [1]}, "dictionary"),
         ({"eos_token_ids": 2}, "int"),
+        ({"layer_types": 2}, "int"),
         ({"norm_eps": "small"}, "str"),
     ],
 )
@@ -222,3 +285,45 @@ def test_each_feature_adds_or_removes_its_tensors() -> None:
         f"{layer}.post_attention_layernorm.bias",
         "model.norm.bias",
     }
+    assert names(norm="rms_plain") == {name for name in plain if "norm" not in name}
+    assert names(norm="rms_offset") == plain
+    assert names(embedding_norm=True) - plain == {"model.embed_norm.weight"}
+    assert names(norm_placement="both") - plain == {
+        f"{layer}.{name}_feedforward_layernorm.weight" for name in ("pre", "post")
+    }
+    assert plain - names(norm_placement="post") == {f"{layer}.input_layernorm.weight"}
+    assert plain - names(norm_placement="shared", parallel_residual=True) == {
+        f"{layer}.post_attention_layernorm.weight"
+    }
+    assert names(parallel_residual=True) == plain
+    assert names(lm_head_bias=True) - plain == {"lm_head.bias"}
+
+
+def test_query_and_key_norms_over_all_heads_are_as_wide_as_the_projections() -> None:
+    shapes = replace(CONFIG, qk_norm=True, qk_norm_scope="projection").tensor_shapes()
+
+    assert shapes["model.layers.0.self_attn.q_norm.weight"] == (32,)
+    assert shapes["model.layers.0.self_attn.k_norm.weight"] == (16,)
+
+
+def test_windows_and_rotations_are_asked_for_layer_by_layer() -> None:
+    types = ("sliding_attention", "full_attention", "sliding_attention")
+    config = replace(CONFIG, num_hidden_layers=3, sliding_window=8, layer_types=types, rope_local_theta=1e3)
+
+    assert [config.window(layer) for layer in range(3)] == [8, None, 8]
+    assert [config.rope_kind(layer) for layer in range(3)] == ["local", "global", "local"]
+    config = replace(config, layer_types=(), layers_without_rope=(1,))
+    assert [config.window(layer) for layer in range(3)] == [8, 8, 8]
+    assert [config.rope_kind(layer) for layer in range(3)] == ["global", None, "global"]
+    assert replace(config, sliding_window=64).window(0) is None  # the whole context
+    assert replace(config, position="learned").rope_kind(0) is None
+
+
+def test_only_longrope_tells_short_texts_from_long_ones() -> None:
+    assert replace(CONFIG, rope_scaling=LONGROPE).short_context == 16
+    assert CONFIG.short_context is None
+
+
+def test_scores_are_scaled_by_the_head_or_by_a_multiplier() -> None:
+    assert CONFIG.attention_scale == 8**-0.5
+    assert replace(CONFIG, attention_multiplier=0.25).attention_scale == 0.25

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,9 @@ SCALINGS = {
     "yarn": RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=512),
     "yarn with its own factor": RopeScaling(
         rope_type="yarn", factor=2.5, original_max_position_embeddings=128, attention_factor=1.3, beta_fast=16.0
+    ),
+    "yarn, ramp not truncated": RopeScaling(
+        rope_type="yarn", factor=4.0, original_max_position_embeddings=512, truncate=False
     ),
     "yarn whose original context is under one turn": RopeScaling(
         rope_type="yarn", factor=2.0, original_max_position_embeddings=4, beta_fast=32.0, beta_slow=1.0
@@ -54,15 +58,26 @@ def transformers_config(config: ModelConfig) -> LlamaConfig:
         "default": (),
         "linear": ("factor",),
         "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-        "yarn": ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
-    }[scaling.rope_type]
+        "yarn": (
+            "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "truncate"
+        ),
+        "dynamic": ("factor",),
+        "longrope": (
+            "factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor",
+        ),
+    }[scaling.rope_type]  # fmt: skip
     rope = {"rope_type": scaling.rope_type, "rope_theta": config.rope_theta} | {k: getattr(scaling, k) for k in keys}
     return LlamaConfig(
         hidden_size=config.hidden_size,
         num_attention_heads=config.num_attention_heads,
         head_dim=config.head_dim,
-        max_position_embeddings=config.max_position_embeddings,
-        rope_parameters=rope,
+        # The length that "dynamic" counts from is this one in transformers.
+        max_position_embeddings=(
+            scaling.original_max_position_embeddings
+            if scaling.rope_type == "dynamic"
+            else config.max_position_embeddings
+        ),
+        rope_parameters=rope | {"partial_rotary_factor": config.partial_rotary_factor},
     )
 
 
@@ -99,6 +114,52 @@ def test_cos_sin_tables_are_those_of_transformers(name: str) -> None:
     # Measured: 4e-5. One unit in the last place of a frequency is 1.2e-4 of an angle near 2,000.
     np.testing.assert_allclose(cos, cos_expected[0, :, : config.head_dim // 2].numpy(), atol=2e-4)
     np.testing.assert_allclose(sin, sin_expected[0, :, : config.head_dim // 2].numpy(), atol=2e-4)
+
+
+@pytest.mark.parametrize("part", [1.0, 0.75])
+@pytest.mark.parametrize("attention_factor", [None, 1.25])
+def test_longrope_turns_a_long_text_by_other_frequencies(attention_factor: float | None, part: float) -> None:
+    pairs = int(32 * part)
+    scaling = RopeScaling(
+        rope_type="longrope",
+        factor=16.0,
+        original_max_position_embeddings=1024,
+        attention_factor=attention_factor,
+        short_factor=tuple(np.linspace(1, 1.5, pairs).tolist()),
+        long_factor=tuple(np.linspace(1, 60, pairs).tolist()),
+    )
+    config = replace(model_config(RopeScaling()), rope_scaling=scaling, partial_rotary_factor=part)
+
+    cos, sin = cos_sin_tables(config, LENGTH)
+
+    assert cos.shape == (2 * LENGTH, pairs)
+    for length, first in ((1024, 0), (1025, LENGTH)):  # fresh, since theirs remembers
+        rotary = LlamaRotaryEmbedding(transformers_config(config))
+        for ours, theirs in zip((cos, sin), rotary(torch.zeros(1), torch.arange(length)[None]), strict=True):
+            # Measured: 6.2e-5, as above.
+            np.testing.assert_allclose(ours[first : first + length], theirs[0, :, :pairs].numpy(), atol=2e-4)
+
+
+def test_dynamic_turns_each_position_as_the_last_of_a_text() -> None:
+    scaling = RopeScaling(rope_type="dynamic", factor=4.0, original_max_position_embeddings=64)
+    config = model_config(scaling)
+
+    cos, sin = cos_sin_tables(config, 200)
+
+    rotary = LlamaRotaryEmbedding(transformers_config(config))
+    for position in (0, 63, 64, 65, 150, 199):  # as decoding goes
+        cos_expected, sin_expected = rotary(torch.zeros(1), torch.tensor([[position]]))
+        # Measured: 1.2e-5. Theirs has the base in float32.
+        np.testing.assert_allclose(cos[position], cos_expected[0, 0, :32].numpy(), atol=1e-4)
+        np.testing.assert_allclose(sin[position], sin_expected[0, 0, :32].numpy(), atol=1e-4)
+
+
+def test_layers_with_a_window_may_turn_by_a_base_of_their_own_unscaled() -> None:
+    config = replace(model_config(SCALINGS["linear"], theta=1e6), rope_local_theta=1e4)
+    unscaled = model_config(RopeScaling(), theta=1e4)
+
+    for local, expected in zip(cos_sin_tables(config, 50, "local"), cos_sin_tables(unscaled, 50), strict=True):
+        np.testing.assert_array_equal(local, expected)
 
 
 def test_the_sinusoidal_table_is_the_papers_formula() -> None:

@@ -90,6 +90,43 @@ FEATURES: dict[str, dict[str, Any]] = (
         "plain feed-forward": {"mlp_gated": False},
         "layer norm": {"norm": "layer"},
         "query and key layer norms": {"norm": "layer", "qk_norm": True},
+        "rope dynamic": {
+            "rope_scaling": RopeScaling(rope_type="dynamic", factor=4.0, original_max_position_embeddings=16)
+        },
+        "rope longrope": {
+            "rope_scaling": RopeScaling(
+                rope_type="longrope",
+                factor=4.0,
+                original_max_position_embeddings=16,
+                short_factor=(1.0, 1.2, 1.5, 1.8, 2.0),
+                long_factor=(2.0, 2.5, 3.0, 3.5, 4.0),
+            )
+        },
+        "rope of a part of each head": {"partial_rotary_factor": 0.6},
+        "windows, one with a rope of its own": {
+            "sliding_window": 6,
+            "layer_types": ("sliding_attention", "full_attention"),
+            "rope_local_theta": 100.0,
+        },
+        "windows, a layer without rope": {"sliding_window": 6, "layers_without_rope": (1,)},
+        "soft-caps": {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0},
+        "soft-cap in a window": {"attn_logit_softcapping": 1.0, "sliding_window": 6},
+        "multipliers": {
+            "attention_multiplier": 0.5,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+        },
+        "norms behind": {"norm_placement": "post", "norm": "layer"},
+        "norms on both sides, of 1 + weight": {"norm_placement": "both", "norm": "rms_offset", "qk_norm": True},
+        "in parallel": {"parallel_residual": True},
+        "in parallel behind one norm": {"parallel_residual": True, "norm_placement": "shared"},
+        "norms without weights": {"norm": "rms_plain", "qk_norm": True, "embedding_norm": True},
+        "query and key norms over all heads": {"qk_norm": True, "qk_norm_scope": "projection"},
+        "a norm of the embeddings": {"embedding_norm": True},
+        "a bias of the head": {"lm_head_bias": True},
+        "a bias of the tied head": {"lm_head_bias": True, "tie_word_embeddings": True},
+        "relu squared": {"hidden_act": "relu2", "mlp_gated": False},
     }
 )
 
@@ -223,7 +260,7 @@ def test_without_positions_the_order_of_earlier_tokens_does_not_matter(tiny_conf
 def test_a_later_token_does_not_change_earlier_logits(name: str, tiny_config: ModelConfig) -> None:
     config = replace(tiny_config, **FEATURES[name])
     model = random_model(config)
-    ids_BT = random_ids(config, 1, 20)
+    ids_BT = random_ids(config, 1, 20)  # longer than every original context
     changed_BT = ids_BT.clone()
     changed_BT[0, 12] = (ids_BT[0, 12] + 1) % config.vocab_size
 

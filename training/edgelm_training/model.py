@@ -8,7 +8,7 @@ no cache, fuses nothing, and computes the whole prefix for every new token.
                          block: x + attention(norm(x)), then x + feed_forward(norm(x))
 
 Shapes are suffixes: B batch, T tokens (each is a query and a key), D hidden size, N query heads, K key-value heads,
-H head dimension, F feed-forward size, V vocabulary.
+H head dimension, R the part of it that turns, F feed-forward size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,16 +23,35 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from edgelm import rope
-from edgelm.config import ModelConfig
+from edgelm.config import NORM_PLACEMENTS, ModelConfig
 from edgelm.errors import ContextLengthError
 
-NORMS: dict[str, Callable[..., nn.Module]] = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
+
+class OffsetRMSNorm(nn.RMSNorm):
+    """Multiply by 1 + weight, so that weight decay pulls the factor to one instead of zero."""
+
+    def reset_parameters(self) -> None:
+        """Begin at a factor of one."""
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` with a root mean square of one over the last dimension, times the factor."""
+        return functional.rms_norm(x, self.normalized_shape, 1 + self.weight, self.eps)
+
+
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "rms": nn.RMSNorm,
+    "rms_offset": OffsetRMSNorm,
+    "rms_plain": partial(nn.RMSNorm, elementwise_affine=False),
+    "layer": nn.LayerNorm,
+}
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
     "relu": functional.relu,
+    "relu2": lambda x: functional.relu(x).square(),  # arXiv:2109.08668
 }
 
 # cos and sin of each position's angles.
@@ -59,7 +78,9 @@ class Transformer(nn.Module):
         self.activation_checkpointing = False
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
+        elif config.lm_head_bias:
+            self.lm_head = nn.ParameterDict({"bias": torch.zeros(config.vocab_size)})
         self._initialize()
 
     def forward(self, ids_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
@@ -74,7 +95,8 @@ class Transformer(nn.Module):
         hidden_BTD = self.model(ids_BT, documents_BT, recompute=self.activation_checkpointing and self.training)
         # A tied head asks: which token's embedding does the last hidden state point at?
         head = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
-        return functional.linear(hidden_BTD, head.weight)
+        logits_BTV = functional.linear(hidden_BTD, head.weight, self.lm_head.bias if self.config.lm_head_bias else None)
+        return soft_cap(scaled(logits_BTV, 1 / self.config.logits_scaling), self.config.final_logit_softcapping)
 
     def _initialize(self) -> None:
         for module in self.modules():
@@ -99,17 +121,17 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.position == "learned":
             self.embed_positions = nn.Embedding(context, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        if config.embedding_norm:
+            self.embed_norm = _norm(config, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = _norm(config, config.hidden_size)
         # Computed, not learned, so no part of a checkpoint.
         if config.position == "sinusoidal":
             self.register_buffer(
                 "sinusoids_TD", torch.from_numpy(rope.sinusoidal_table(config, context)), persistent=False
             )
-        if config.position == "rope":
-            cos_TH, sin_TH = map(torch.from_numpy, rope.cos_sin_tables(config, context))
-            self.register_buffer("cos_TH", cos_TH, persistent=False)
-            self.register_buffer("sin_TH", sin_TH, persistent=False)
+        kinds = {config.rope_kind(layer) for layer in range(config.num_hidden_layers)} - {None}
+        self.rotary = nn.ModuleDict({kind: Rotary(config, kind) for kind in sorted(kinds)})
 
     def forward(self, ids_BT: Tensor, documents_BT: Tensor | None = None, *, recompute: bool = False) -> Tensor:
         """Return the hidden states [B, T, D] after the final norm; `recompute` keeps only the blocks' inputs."""
@@ -118,23 +140,56 @@ class Decoder(nn.Module):
             raise ContextLengthError(
                 f"The input has {length} tokens; the model's context holds {self.config.max_position_embeddings}."
             )
-        positions, mask_B1TT = torch.arange(length, device=ids_BT.device), None  # [T], or [B, T] with documents
+        view = View(length, documents_BT, ids_BT.device)
+        hidden_BTD = scaled(self.embed_tokens(ids_BT), self.config.embedding_multiplier)
+        if self.config.position == "learned":
+            hidden_BTD = hidden_BTD + self.embed_positions(view.positions)
+        if self.config.position == "sinusoidal":
+            hidden_BTD = hidden_BTD + self.sinusoids_TD[view.positions]
+        if self.config.embedding_norm:
+            hidden_BTD = self.embed_norm(hidden_BTD)
+        rotations = {kind: rotary(view) for kind, rotary in self.rotary.items()}
+        windows = {self.config.window(layer) for layer in range(self.config.num_hidden_layers)}
+        masks = {window: view.mask(window) for window in windows}
+        for layer, block in enumerate(self.layers):
+            rotation, mask = rotations.get(self.config.rope_kind(layer)), masks[self.config.window(layer)]
+            if recompute:
+                hidden_BTD = checkpoint(block, hidden_BTD, rotation, mask, use_reentrant=False)
+            else:
+                hidden_BTD = block(hidden_BTD, rotation, mask)
+        return self.norm(hidden_BTD)
+
+
+class View:
+    """What each token of the rows sees, and where it stands: in its row, or in its document where a row has several.
+
+    positions: int64 [T], or [B, T] with documents. lengths: of the text that a token belongs to, a number or [B, T].
+    """
+
+    def __init__(self, length: int, documents_BT: Tensor | None, device: torch.device) -> None:
+        self._places_T = torch.arange(length, device=device)
+        self.positions: Tensor = self._places_T
+        self.lengths: int | Tensor = length
+        self._same_document_BTT: Tensor | None = None
         if documents_BT is not None:
             starts_BT = document_starts(documents_BT)
-            mask_B1TT = ((starts_BT[:, :, None] == starts_BT[:, None, :]).tril())[:, None]
-            positions = positions - starts_BT
-        hidden_BTD = self.embed_tokens(ids_BT)
-        if self.config.position == "learned":
-            hidden_BTD = hidden_BTD + self.embed_positions(positions)
-        if self.config.position == "sinusoidal":
-            hidden_BTD = hidden_BTD + self.sinusoids_TD[positions]
-        rotation = (self.cos_TH[positions], self.sin_TH[positions]) if self.config.position == "rope" else None
-        for block in self.layers:
-            if recompute:
-                hidden_BTD = checkpoint(block, hidden_BTD, rotation, mask_B1TT, use_reentrant=False)
-            else:
-                hidden_BTD = block(hidden_BTD, rotation, mask_B1TT)
-        return self.norm(hidden_BTD)
+            self.positions = self._places_T - starts_BT
+            self._same_document_BTT = starts_BT[:, :, None] == starts_BT[:, None, :]
+            self.lengths = self._same_document_BTT.sum(-1)
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """Return what a query (second to last dimension) sees of the keys, [T, T] or [B, 1, T, T].
+
+        None is every key that is not later, which attention computes without a mask, and faster.
+        """
+        window = None if window is None or window >= len(self._places_T) else window
+        if window is None and self._same_document_BTT is None:
+            return None
+        distances_TT = self._places_T[:, None] - self._places_T
+        sees_TT = distances_TT >= 0
+        if window is not None:
+            sees_TT = sees_TT & (distances_TT < window)
+        return sees_TT if self._same_document_BTT is None else (sees_TT & self._same_document_BTT)[:, None]
 
 
 def document_starts(documents_BT: Tensor) -> Tensor:
@@ -144,23 +199,56 @@ def document_starts(documents_BT: Tensor) -> Tensor:
     return torch.where(begins_BT, places_T, 0).cummax(1).values
 
 
+class Rotary(nn.Module):
+    """Give each position's rotation: cos and sin of its angles."""
+
+    def __init__(self, config: ModelConfig, kind: str) -> None:
+        super().__init__()
+        self.context = config.max_position_embeddings
+        self.short_context = config.short_context if rope.has_long_table(config, kind) else None
+        cos, sin = map(torch.from_numpy, rope.cos_sin_tables(config, config.max_position_embeddings, kind))
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, view: View) -> Rotation:
+        """Return cos and sin, each [T, R/2] or [B, T, R/2]."""
+        rows = view.positions
+        if self.short_context is not None:
+            is_long = torch.as_tensor(view.lengths > self.short_context)
+            rows = rows + self.context * is_long.to(rows)
+        return self.cos[rows], self.sin[rows]
+
+
 class Block(nn.Module):
     """Add to each position what attention brings from earlier ones, then what the feed-forward makes of it.
 
-    Norms stand before each part and the residual stream itself is never normalized ("pre-norm", arXiv:2002.04745).
+    Norms stand before each part and the residual stream itself is never normalized ("pre-norm", arXiv:2002.04745);
+    other placements norm what a part adds, or both. In parallel, both parts read the same input (GPT-J).
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = _norm(config, config.hidden_size)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = _norm(config, config.hidden_size)
-        self.mlp = FeedForward(config)
+        self.config = config
+        names = before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
+        parts = {before_attention: None, "self_attn": Attention(config), after_attention: None}
+        parts |= {before_mlp: None, "mlp": FeedForward(config), after_mlp: None}
+        for name, part in parts.items():
+            if name is not None:
+                self.add_module(name, part or _norm(config, config.hidden_size))
+        self.norm_names = names
 
-    def forward(self, hidden_BTD: Tensor, rotation: Rotation | None, mask_B1TT: Tensor | None) -> Tensor:
+    def forward(self, hidden_BTD: Tensor, rotation: Rotation | None, mask: Tensor | None) -> Tensor:
         """Return the residual stream [B, T, D] after this block."""
-        hidden_BTD = hidden_BTD + self.self_attn(self.input_layernorm(hidden_BTD), rotation, mask_B1TT)
-        return hidden_BTD + self.mlp(self.post_attention_layernorm(hidden_BTD))
+        before_attention, after_attention, before_mlp, after_mlp = self.norm_names
+        multiplier = self.config.residual_multiplier
+        attended_BTD = self.self_attn(self._normed(before_attention, hidden_BTD), rotation, mask)
+        attended_BTD = hidden_BTD + scaled(self._normed(after_attention, attended_BTD), multiplier)
+        mlp_input_BTD = hidden_BTD if self.config.parallel_residual else attended_BTD
+        transformed_BTD = self.mlp(self._normed(before_mlp, mlp_input_BTD))
+        return attended_BTD + scaled(self._normed(after_mlp, transformed_BTD), multiplier)
+
+    def _normed(self, name: str | None, hidden_BTD: Tensor) -> Tensor:
+        return hidden_BTD if name is None else self.get_submodule(name)(hidden_BTD)
 
 
 class Attention(nn.Module):
@@ -181,43 +269,70 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(D, K * H, bias=config.attention_bias)
         self.o_proj = nn.Linear(N * H, D, bias=config.attention_output_bias)
         if config.qk_norm:
-            self.q_norm = _norm(config, H)
-            self.k_norm = _norm(config, H)
+            self.q_norm = _norm(config, H if config.qk_norm_scope == "head" else N * H)
+            self.k_norm = _norm(config, H if config.qk_norm_scope == "head" else K * H)
 
-    def forward(self, hidden_BTD: Tensor, rotation: Rotation | None, mask_B1TT: Tensor | None) -> Tensor:
+    def forward(self, hidden_BTD: Tensor, rotation: Rotation | None, mask: Tensor | None) -> Tensor:
         """Return what each position gathers [B, T, D].
 
-        rotation: cos and sin, each [T, H/2] or [B, T, H/2]. mask_B1TT: true where a query sees a key; without it, a
-        query sees every key that is not later.
+        rotation: cos and sin, each [T, R/2] or [B, T, R/2]. mask: [T, T] or [B, 1, T, T], true where a query sees a
+        key; without it, a query sees every key that is not later.
         """
-        q_BNTH = self._split_heads(self.q_proj(hidden_BTD))
-        k_BKTH = self._split_heads(self.k_proj(hidden_BTD))
-        v_BKTH = self._split_heads(self.v_proj(hidden_BTD))
-        if self.config.qk_norm:
+        q_BTD, k_BTD, v_BTD = self.q_proj(hidden_BTD), self.k_proj(hidden_BTD), self.v_proj(hidden_BTD)
+        if self.config.qk_norm and self.config.qk_norm_scope == "projection":
+            q_BTD, k_BTD = self.q_norm(q_BTD), self.k_norm(k_BTD)
+        q_BNTH, k_BKTH, v_BKTH = map(self._split_heads, (q_BTD, k_BTD, v_BTD))
+        if self.config.qk_norm and self.config.qk_norm_scope == "head":
             # Each head by itself, so that no score grows with the size of its vectors (arXiv:2302.05442).
             q_BNTH, k_BKTH = self.q_norm(q_BNTH), self.k_norm(k_BKTH)
         if rotation is not None:
             q_BNTH, k_BKTH = rotate(q_BNTH, *rotation), rotate(k_BKTH, *rotation)
-        # softmax(q kᵀ / √H, over the keys that are not later than the query) v
-        mixed_BNTH = functional.scaled_dot_product_attention(
-            q_BNTH, k_BKTH, v_BKTH, attn_mask=mask_B1TT, is_causal=mask_B1TT is None, enable_gqa=True
+        mixed_BNTH = attend(
+            q_BNTH, k_BKTH, v_BKTH, mask, self.config.attention_scale, self.config.attn_logit_softcapping
         )
-        mixed_BTNH = mixed_BNTH.transpose(1, 2)
-        return self.o_proj(mixed_BTNH.flatten(2))
+        return self.o_proj(mixed_BNTH.transpose(1, 2).flatten(2))
 
     def _split_heads(self, projected: Tensor) -> Tensor:
         """Turn [B, T, heads * H] into [B, heads, T, H]."""
         return projected.unflatten(2, (-1, self.config.head_dim)).transpose(1, 2)
 
 
-def rotate(x_BNTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + H/2) of a head by its position's angle; the tables are [T, H/2] or [B, T, H/2].
+def attend(
+    q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None, scale: float, cap: float | None
+) -> Tensor:
+    """Return softmax(q kᵀ · scale, over the keys that the mask lets through) v, [B, N, T, H]."""
+    if cap is None:
+        return functional.scaled_dot_product_attention(
+            q_BNTH, k_BKTH, v_BKTH, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+        )
+    shared = q_BNTH.shape[1] // k_BKTH.shape[1]
+    scores_BNTT = soft_cap(q_BNTH @ k_BKTH.repeat_interleave(shared, 1).mT * scale, cap)
+    if mask is None:
+        mask = torch.ones_like(scores_BNTT[0, 0], dtype=torch.bool).tril()
+    weights_BNTT = scores_BNTT.masked_fill(~mask, -torch.inf).softmax(-1)
+    return weights_BNTT @ v_BKTH.repeat_interleave(shared, 1)
 
-    The dot product of a query and a key then depends on their distance only (arXiv:2104.09864).
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """Multiply, where there is something to multiply: a pass over the logits is not free."""
+    return x if factor == 1.0 else x * factor
+
+
+def soft_cap(x: Tensor, cap: float | None) -> Tensor:
+    """Bend `x` so that it stays within -cap and cap (arXiv:2408.00118, 2)."""
+    return x if cap is None else cap * torch.tanh(x / cap)
+
+
+def rotate(x_BNTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + R/2) of a head by its position's angle; the tables are [T, R/2] or [B, T, R/2].
+
+    The dot product of a query and a key then depends on their distance only (arXiv:2104.09864). Dimensions from R on
+    stay as they are.
     """
     cos, sin = cos.unsqueeze(-3), sin.unsqueeze(-3)  # the same for every head
-    first, second = x_BNTH.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    half = cos.shape[-1]
+    first, second, rest = x_BNTH.split([half, half, x_BNTH.shape[-1] - 2 * half], dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
 class FeedForward(nn.Module):
