@@ -1,0 +1,205 @@
+"""The budget of chat templates: what loops or leaps is stopped after a number of steps; conversations are not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import jinja2.sandbox
+import pytest
+
+from edgelm.chat_template import MAX_SOURCE, ChatTemplate
+from edgelm.errors import ChatTemplateError
+
+MESSAGES = [{"role": "user", "content": "Hello"}]
+NESTED = "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
+DEEP = "{% set ns = namespace(x=[1]) %}{% for i in range(900) %}{% set ns.x = [ns.x] %}{% endfor %}"
+LONG = "{% set long = ('ab<' * 100000) %}"
+
+# One row each for a way to take time or memory without end. "{% if ... %}{% endif %}" computes without writing.
+BOMBS = {
+    "loops in loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "loops that skip all": "{% for a in range(9999) %}{% for b in range(99999) if false %}{% endfor %}{% endfor %}",
+    "long range as a list": "{% for a in range(9999) %}{% set x = range(99999) | list %}{% endfor %}",
+    "product": "{{ 'x' * 10 ** 9 }}",
+    "product, reversed": "{{ 10 ** 9 * 'x' }}",
+    "product of a list": "{% set x = [1] * 10 ** 9 %}",
+    "product in a constant": "{% set x = 'x' * 999999999 %}",
+    "powers": "{{ 9 ** 99999999 }}",
+    "squares": "{% set ns = namespace(x=9) %}{% for i in range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "shift by round": "{{ 1.5 | round(10 ** 9, 'ceil') }}",
+    "doubling by +": "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "doubling by ~": "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "doubling without a loop": "{% set x = 'x' %}" + "{% set x = x ~ x %}" * 60,
+    "doubling a list": "{% set ns = namespace(x=[1]) %}"
+    "{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "doubling by a set block": "{% set x = 'x' %}" + "{% set x %}{{ x }}{{ x }}{% endset %}" * 60,
+    "doubling by join": "{% set ns = namespace(x='x') %}"
+    "{% for i in range(60) %}{% set ns.x = [ns.x, ns.x]|join %}{% endfor %}",
+    "doubling by replace": "{% set ns = namespace(x='x') %}"
+    "{% for i in range(60) %}{% set ns.x = ns.x|replace('x', 'xx') %}{% endfor %}",
+    "doubling by a method": "{% set ns = namespace(x='x') %}"
+    "{% for i in range(60) %}{% set ns.x = ns.x.replace('x', 'xx') %}{% endfor %}",
+    "doubling by format": "{% set ns = namespace(x='x') %}"
+    "{% for i in range(60) %}{% set ns.x = '{0}{0}'.format(ns.x) %}{% endfor %}",
+    "doubling by %": "{% set ns = namespace(x='x') %}"
+    "{% for i in range(60) %}{% set ns.x = '%(a)s%(a)s' % {'a': ns.x} %}{% endfor %}",
+    "many times one text by %": LONG + "{% set x = ('%(a)s' * 100000) % {'a': long} %}",
+    "many times one text by format": LONG + "{% set x = ('{0}' * 100000).format(long) %}",
+    "many times one text by replace": LONG + "{% set x = long.replace('', long) %}",
+    "many times one text by join": LONG + "{% set x = long.join(long) %}",
+    "many times one text by the filter": LONG + "{% set x = (long | list) | join(long) %}",
+    "wide %": "{{ '%1000000000d' % 1 }}",
+    "wide % by a star": "{{ '%*d' % (1000000000, 1) }}",
+    "wide format": "{{ '{:>1000000000}'.format('x') }}",
+    "wide format inside": "{{ '{:{w}}'.format('x', w=1000000000) }}",
+    "wide format filter": "{{ '%1000000000d' | format(1) }}",
+    "padding": "{{ 'x'.ljust(1000000000) }}",
+    "centre": "{{ 'x' | center(1000000000) }}",
+    "indentation": "{{ ('x\n' * 9999) | indent(99999) }}",
+    "indentation by a text": LONG + "{{ ('x\n' * 9999) | indent(long) }}",
+    "JSON indented": "{{ [1, [2]] | tojson(indent=1000000000) }}",
+    "JSON separated": LONG + "{{ ([1] * 1000) | tojson(separators=(long, long)) }}",
+    "deep JSON": DEEP + "{% set x = (ns.x * 20000) | tojson(indent=16) %}",
+    "nested lists written": NESTED + "{{ ns.x }}",
+    "nested lists as JSON": NESTED + "{{ ns.x | tojson }}",
+    "nested lists as text": NESTED + "{% set x = ns.x | string %}",
+    "nested lists joined to a text": NESTED + "{% set x = 'a' ~ ns.x %}",
+    "nested lists compared": NESTED + NESTED.replace("ns", "other") + "{% set x = ns.x == other.x %}",
+    "nested lists searched": NESTED + NESTED.replace("ns", "other") + "{% set x = ns.x in [other.x] %}",
+    "nested lists tested": NESTED + NESTED.replace("ns", "other") + "{% set x = ns.x is eq(other.x) %}",
+    "nested tuples hashed": NESTED.replace("[", "(").replace("]", ",)") + "{% set x = {ns.x: 1} %}",
+    "nested tuples looked up": NESTED.replace("[", "(").replace("]", ",)") + "{% set x = {}[ns.x] %}",
+    "nested namespaces": "{% set n0 = namespace() %}"
+    + "".join(f"{{% set n{i + 1} = namespace(a=n{i}, b=n{i}) %}}" for i in range(40))
+    + "{{ n40 }}",
+    "a namespace in itself": "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}",
+    "macro that calls itself twice": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}"
+    "{{ m(99) }}",
+    "macro without end": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "block that calls itself twice": "{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}",
+    "recursive loop": "{% for x in [1, 2] recursive %}{{ loop([1, 2]) }}{% endfor %}",
+    "call blocks": "{% macro m() %}{{ caller() }}{{ caller() }}{% endmacro %}"
+    + "{% call m() %}" * 15
+    + "x" * 5000
+    + "{% endcall %}" * 15,
+    "text in a macro's loop": "{% macro m() %}{% for i in range(99999) %}"
+    + "x" * 9999
+    + "{% endfor %}{% endmacro %}{{ m() }}",
+    "long value in a macro's loop": LONG
+    + "{% macro m() %}{% for i in range(99999) %}{{ long }}{% endfor %}{% endmacro %}{{ m() }}",
+    "searching": LONG + "{% for i in range(99999) %}{% set x = 'c' in long %}{% endfor %}",
+    "searching by a method": LONG + "{% for i in range(99999) %}{% set x = long.find('c') %}{% endfor %}",
+    "cutting": LONG + "{% for i in range(99999) %}{% set x = long[1:] %}{% endfor %}",
+    "case": LONG + "{% for i in range(99999) %}{% set x = long | upper %}{% endfor %}",
+    "tests of case": LONG + "{% for i in range(99999) %}{% set x = long is upper %}{% endfor %}",
+    "tags": "{% set x = ('<!---->' * 90000) | striptags %}",
+    "sums of lists": "{% set x = ([[1] * 100] * 900) | sum(start=[]) %}",
+    "maps of maps": "{% for i in range(999) %}{% set x = range(9999) | map('string') | list %}{% endfor %}",
+    "a lazy map in a loop": "{% for i in range(999) %}{% for x in range(99999) | map('abs') %}{% endfor %}{% endfor %}",
+    "a date": "{{ strftime_now('%100000000Y') }}",
+    "many dates": "{{ strftime_now('%999Y' * 99) }}",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_stopped(name: str) -> None:
+    with pytest.raises(ChatTemplateError):
+        ChatTemplate(BOMBS[name]).render(MESSAGES)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory as Linux does")
+def test_no_bomb_takes_64_megabytes() -> None:
+    program = """
+import json, resource, sys
+from pathlib import Path
+from edgelm.chat_template import ChatTemplate
+from edgelm.errors import ChatTemplateError
+ChatTemplate("{{ messages[0] | tojson }}").render([{"role": "user", "content": ""}])
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + (64 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for name, source in json.load(sys.stdin).items():
+    try:
+        ChatTemplate(source).render([{"role": "user", "content": "Hello"}])
+    except ChatTemplateError as error:
+        assert "MemoryError" not in str(error), name
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], input=json.dumps(BOMBS), capture_output=True, text=True, check=False
+    )
+
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("{{ 'x' * 10 ** 9 }}", "takes more steps, or makes longer texts, than any conversation of this size needs"),
+        ("{{ 9 ** 99999 }}", "computes a number of more than 4096 bits"),
+        ("{{ '%9999d' % 1 }}", "formats with a width of four digits or more: '%9999d'"),
+        ("{{ [[1]] | sum(start=[]) }}", "adds up other things than numbers"),
+        ("{{ [1] | tojson(indent=17) }}", "indents JSON by 17; 0 to 16 are allowed"),
+        ("{{ [1] | tojson(separators=('x' * 17, ':')) }}", "JSON has separators of more than 16 characters"),
+    ],
+)
+def test_the_error_says_what_is_wrong(source: str, problem: str) -> None:
+    with pytest.raises(ChatTemplateError, match="The chat template is broken or hostile: it") as caught:
+        ChatTemplate(source).render(MESSAGES)
+    assert problem in str(caught.value)
+
+
+def test_a_date_of_no_sensible_format_is_refused() -> None:
+    with pytest.raises(ChatTemplateError, match="'%9999Y' is no format of a date"):
+        ChatTemplate("{{ strftime_now('%9999Y') }}").render(MESSAGES)
+
+
+def test_a_template_of_a_megabyte_is_not_compiled() -> None:
+    with pytest.raises(ChatTemplateError, match=f"has 1000000 characters; at most {MAX_SOURCE} are read"):
+        ChatTemplate("x" * 1_000_000)
+
+
+@pytest.mark.parametrize("name", ["encode", "to_bytes", "translate", "fromkeys", "append", "__class__"])
+def test_methods_that_no_conversation_needs_are_out_of_reach(name: str) -> None:
+    for value in ("'x'", "5", "{}", "[]", "(1,)", "{}.items()", "range(3)"):
+        with pytest.raises(ChatTemplateError):
+            ChatTemplate(f"{{{{ ({value}).{name}({{'a': 1}}) }}}}").render(MESSAGES)
+
+
+# What templates of today's models do; the same template in jinja2's own sandbox is the oracle.
+TEMPLATE = """{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] | trim %}
+{% set rest = messages[1:] %}{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}
+{% set ns = namespace(last=-1, calls=[]) %}
+{% for message in rest[::-1] %}{% if ns.last < 0 and message.role == 'user' %}
+{% set ns.last = rest | length - loop.index0 %}{% endif %}{% endfor %}
+{% macro turn(message, first=false) %}<{{ message['role'] }}>{{ message['content'].strip() }}
+{%- if message.get('calls') %}{{ message.calls | tojson(indent=2) }}{% endif %}{% endmacro %}
+{%- for tool in tools | default([], true) | selectattr('type', 'equalto', 'function') %}{{ tool | tojson }}
+{% for key, value in tool.parameters | dictsort %}{{ '%-10s|%s' | format(key, value) }}
+{{ key.ljust(12) ~ value }}{% endfor %}
+{% endfor %}{{ system | upper | replace('A', 'b') | indent(4) }}
+{% for message in rest %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ 'odd' }}{% endif %}
+{%- if 'think' in message.content %}{{ message.content.split('think')[-1].lstrip('\n') }}{% endif %}
+{{- turn(message, loop.first) }}{% if not loop.last %}{{ '{:>5}'.format(loop.index) }}{% endif %}
+{%- if message.role in ['tool', 'user'] and loop.index == ns.last %}{{ ', '.join(['a', 'b']) }}{% endif %}{% endfor %}
+{{ rest | map(attribute='role') | unique | list | join(', ') }} {{ [3, 1, 2] | sum(start=1) }} {{ 7.5 | round(1) }}
+{%- for part in [1, [2, [3]]] recursive %}{% if part is iterable %}{{ loop(part) }}
+{% else %}{{ part }}{% endif %}{% endfor %}"""
+
+
+@pytest.mark.parametrize(("turns", "characters"), [(1, 10), (2000, 200), (3, 1_000_000), (15, 100_000)])
+def test_a_conversation_of_any_size_is_rendered_as_jinja2_does(turns: int, characters: int) -> None:
+    messages = [{"role": "system", "content": " Be brief. "}]
+    for i in range(turns):
+        messages += [
+            {"role": "user", "content": f"think\n{i} " + "a" * characters},
+            {"role": "assistant", "content": "b" * characters, "calls": [{"name": "f", "arguments": {"x": i}}]},
+        ]
+    tools = [{"type": "function", "name": f"f{i}", "parameters": {"b": "number", "a": "text"}} for i in range(64)]
+    plain = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    plain.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+
+    rendered = ChatTemplate(TEMPLATE).render(messages, variables={"tools": tools})
+
+    assert rendered == plain.from_string(TEMPLATE).render(messages=messages, tools=tools)
