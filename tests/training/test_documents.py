@@ -1,0 +1,271 @@
+"""Documents: every kind of file gives its texts with their lines, and what is broken is named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from edgelm import extras
+from edgelm.errors import ConfigError, DataError, MissingExtraError
+from edgelm_training.corpus import Span, find_files, scan_file, whole_span
+from edgelm_training.documents import Document, DocumentConfig, DocumentReader, read_records
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Write a file below the current folder, from text, bytes, or objects (one a line)."""
+    monkeypatch.chdir(tmp_path)
+
+    def _write(name: str, content: str | bytes | list[Any]) -> Path:
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, list):
+            content = "".join(json.dumps(item) + "\n" for item in content)
+        data = content.encode() if isinstance(content, str) else content
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        return path
+
+    return _write
+
+
+def read(name: str, **settings: Any) -> list[Document]:
+    (file,) = find_files([name])
+    return list(DocumentReader(DocumentConfig(**settings)).read(file, whole_span(file)))
+
+
+def write_parquet(name: str, rows: list[dict[str, Any]], row_group_size: int = 2) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), name, row_group_size=row_group_size)
+
+
+def test_a_text_file_is_one_document(write: Write) -> None:
+    write("a.txt", "One.\n\nTwo.\n")
+    assert read("a.txt") == [(1, "One.\n\nTwo.\n")]
+
+
+@pytest.mark.parametrize(
+    ("line", "separator"), [("<|endoftext|>", "<|endoftext|>"), ("  <|endoftext|> ", "<|endoftext|>"), ("", "")]
+)
+def test_a_line_can_separate_documents(write: Write, line: str, separator: str) -> None:
+    write("a.txt", f"One\n1\n{line}\n{line}\nTwo\n{line}\nThree")
+    assert read("a.txt", split_on=separator) == [(1, "One\n1\n"), (5, "Two\n"), (7, "Three")]
+
+
+def test_windows_line_ends_and_a_byte_order_mark_are_taken_off(write: Write) -> None:
+    write("a.txt", b"\xef\xbb\xbfOne\r\n\r\nTwo\r\n")
+    assert read("a.txt") == [(1, "One\n\nTwo\n")]
+    write("a.jsonl", b'\xef\xbb\xbf{"text": "One"}\r\n')
+    assert read("a.jsonl") == [(1, "One")]
+
+
+def test_texts_of_white_space_are_no_documents(write: Write) -> None:
+    write("a.txt", " \n\n\t\n")
+    write("b.jsonl", [{"text": ""}, {"text": "One"}, {"text": "\n"}])
+    assert read("a.txt") == []
+    assert read("b.jsonl") == [(2, "One")]
+
+
+def test_a_long_document_is_cut_at_paragraphs_and_nothing_is_lost(write: Write) -> None:
+    paragraphs = [f"Paragraph {i}\n" + f"which says {i} again and again.\n" * 5 + "\n" for i in range(40)]
+    text = "".join(paragraphs)
+    write("a.txt", text)
+    parts = read("a.txt", max_characters=1000)
+    assert "".join(part.text for part in parts) == text
+    lines = text.splitlines()
+    for part in parts:
+        assert 500 < len(part.text) <= 1000 or part is parts[-1]
+        assert part.text.startswith("Paragraph")
+        assert lines[part.line - 1] == part.text.splitlines()[0]
+
+
+@pytest.mark.parametrize(("mark", "whole"), [("\n", True), (" ", True), ("x", False)])
+def test_a_document_without_paragraphs_is_cut_at_lines_else_spaces_else_anywhere(
+    write: Write, mark: str, whole: bool
+) -> None:
+    text = f"abcdef{mark}" * 200
+    write("a.jsonl", [{"text": text}, {"text": "short"}])
+    *parts, last = read("a.jsonl", max_characters=300)
+    assert last == (2, "short")
+    assert "".join(part.text for part in parts) == text
+    assert all(part.line == 1 and len(part.text) <= 300 for part in parts)
+    assert all(part.text.endswith(mark) for part in parts) == whole
+
+
+def test_jsonl_gives_the_field_that_is_asked_for_and_skips_empty_lines(write: Write) -> None:
+    write("a.jsonl", '{"text": "One", "n": 1}\n\n{"content": "Two", "text": "Zwei"}\n')
+    assert read("a.jsonl") == [(1, "One"), (3, "Zwei")]
+    write("b.ndjson", [{"content": "Two"}])
+    assert read("b.ndjson", field="content") == [(1, "Two")]
+
+
+def test_a_json_file_is_an_array_or_lines(write: Write) -> None:
+    write("a.json", json.dumps([{"text": "One"}, {"text": "Two"}], indent=1))
+    write("b.json", [{"text": "One"}, {"text": "Two"}])
+    assert read("a.json") == read("b.json") == [(1, "One"), (2, "Two")]
+
+
+def test_gzipped_files_are_read(write: Write) -> None:
+    write("a.txt.gz", "One.\nTwo.\n")
+    write("b.jsonl.gz", [{"text": "One"}])
+    assert read("a.txt.gz") == [(1, "One.\nTwo.\n")]
+    assert read("b.jsonl.gz") == [(1, "One")]
+
+
+def test_parquet_gives_rows_in_their_order(write: Write) -> None:
+    write_parquet("a.parquet", [{"text": f"Text {i}", "n": i} for i in range(5)])
+    assert read("a.parquet") == [(i + 1, f"Text {i}") for i in range(5)]
+    (file,) = find_files(["a.parquet"])
+    spans = scan_file(file, span_bytes=1).spans
+    assert [span.first_line for span in spans] == [1, 3, 5]
+    reader = DocumentReader(DocumentConfig())
+    assert [document for span in spans for document in reader.read(file, span)] == read("a.parquet")
+
+
+@pytest.mark.parametrize("separator", [None, "--"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_spans_of_any_size_give_the_lines_of_the_whole_file(write: Write, name: str, separator: str | None) -> None:
+    texts = [f"Text {i} " + "and so on " * (i % 7) for i in range(50)]
+    lines = [json.dumps({"text": text}) for text in texts] if name == "a.jsonl" else "\n--\n".join(texts).split("\n")
+    write(name, "\n".join(lines))
+    (file,) = find_files([name])
+    whole = read(name, split_on=separator)
+    for span_bytes in (1, 50, 333, 1 << 20):
+        scanned = scan_file(file, span_bytes=span_bytes, separator=separator)
+        reader = DocumentReader(DocumentConfig(split_on=separator))
+        documents = [document for span in scanned.spans for document in reader.read(file, span)]
+        if name == "a.txt" and separator is None:
+            assert "".join(document.text for document in documents) == whole[0].text
+            assert all(lines[document.line - 1] == document.text.splitlines()[0] for document in documents)
+        else:
+            assert documents == whole
+        assert (len(scanned.spans) > 3) == (span_bytes < 1000)
+
+
+def test_files_folders_and_globs_are_found_in_order_and_once(write: Write) -> None:
+    for name in ("c/2.txt", "c/1.jsonl", "c/deep/3.md", "c/.hidden/4.txt", "c/settings.json", "c/picture.png", "d.py"):
+        write(name, "x")
+    names = [file.name for file in find_files(["d.py", "c", "c/*.txt", "c/**/*.md"])]
+    assert names == ["d.py", "c/1.jsonl", "c/2.txt", "c/deep/3.md"]
+    assert [file.kind for file in find_files(["c/settings.json", "d.py"])] == ["json", "text"]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("none.txt", "There is no file none.txt."),
+        ("none/*.txt", "No file matches none/*.txt."),
+        ("empty", "The folder empty has no file to read: none of .txt,"),
+        ("a.parquet.gz", "Parquet compresses itself"),
+    ],
+)
+def test_paths_without_a_corpus_are_named(write: Write, path: str, words: str) -> None:
+    write("a.parquet.gz", "x")
+    Path("empty").mkdir()
+    with pytest.raises(DataError) as caught:
+        find_files([path])
+    assert words in str(caught.value)
+
+
+BROKEN: dict[str, tuple[str, str | bytes, str]] = {
+    "JSON": ("a.jsonl", '{"text": "One"}\n{"text": "Two"\n', "a.jsonl:2: broken JSON: Expecting ',' delimiter at"),
+    "deep JSON": ("a.jsonl", "[" * 100_000 + "\n", "a.jsonl:1: broken JSON: nested too deep."),
+    "no object": ("a.jsonl", '{"text": "One"}\n["Two"]\n', "a.jsonl:2: a line must be an object with fields; this is"),
+    "no object in an array": ("a.json", '[{"text": "One"}, 2]', "a.json:2: a line must be an object"),
+    "no field": (
+        "a.jsonl",
+        '\n{"body": "One", "n": 2}\n',
+        "a.jsonl:2: there is no field 'text'; there are 'body', 'n'",
+    ),
+    "null": ("a.jsonl", '{"text": null}\n', "a.jsonl:1: the field 'text' is null; it must be a text."),
+    "a number": ("a.jsonl", '{"text": 5}\n', "a.jsonl:1: the field 'text' is int; it must be a text."),
+    "no UTF-8": ("a.txt", b"One\nTw\xe4\n", "a.txt:2: byte 0xE4 at column 3 is no UTF-8."),
+    "no UTF-8 in JSONL": ("a.jsonl", b'{"text": "One"}\n{"text": "\xff"}\n', "a.jsonl:2: byte 0xFF at column 11"),
+    "no gzip": ("a.txt.gz", b"", "a.txt.gz:1: cannot read:"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_is_broken_is_named_with_file_and_line(write: Write, kind: str) -> None:
+    name, content, words = BROKEN[kind]
+    write(name, content)
+    if kind == "no gzip":
+        Path(name).write_bytes(b"plain text")
+    with pytest.raises(DataError) as caught:
+        read(name)
+    assert words in str(caught.value)
+
+
+def test_a_gzip_stream_that_is_cut_short_is_named(write: Write) -> None:
+    write("a.txt.gz", "One.\n" * 1000)
+    Path("a.txt.gz").write_bytes(Path("a.txt.gz").read_bytes()[:-12])
+    with pytest.raises(DataError, match=r"^a\.txt\.gz:\d+: cannot read: .*end-of-stream"):
+        read("a.txt.gz")
+
+
+def test_broken_lines_and_documents_are_left_out_and_counted_where_that_is_asked_for(write: Write) -> None:
+    write("a.jsonl", '{"text": "One"}\n{"text": "Two"\n{"body": 3}\n{"text": 4}\n[5]\n{"text": "Six"}\n')
+    write("b.txt", b"One\n--\nTw\xe4\nT\xf6\n--\nThree\n")
+    reader = DocumentReader(DocumentConfig(skip_broken=True, split_on="--"))
+    documents = [
+        document for file in find_files(["a.jsonl", "b.txt"]) for document in reader.read(file, whole_span(file))
+    ]
+    assert documents == [(1, "One"), (6, "Six"), (1, "One\n"), (6, "Three\n")]
+    assert reader.broken == 5
+
+
+def test_a_missing_column_of_parquet_is_named_with_those_there_are(write: Write) -> None:
+    write_parquet("a.parquet", [{"body": "One", "n": 1}])
+    with pytest.raises(DataError, match=r"a\.parquet:1: there is no field 'text'; there are 'body', 'n'\."):
+        read("a.parquet")
+
+
+def test_a_file_that_is_no_parquet_is_named(write: Write) -> None:
+    write("a.parquet", "PAR1 not quite")
+    with pytest.raises(DataError, match=r"a\.parquet is not a Parquet file, or is cut short"):
+        read("a.parquet")
+    with pytest.raises(DataError, match=r"Cannot read a\.parquet"):
+        list(read_records(find_files(["a.parquet"])[0], Span(start=0, stop=1)))
+
+
+def test_parquet_without_pyarrow_names_the_pip_line(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("a.parquet", "PAR1")
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=r"a\.parquet needs 'pyarrow.parquet'.*pip install 'edgelm\[parquet\]'"):
+        read("a.parquet")
+
+
+def test_a_text_file_has_no_records(write: Write) -> None:
+    write("a.txt", "x")
+    with pytest.raises(DataError, match=r"a\.txt is read as text by its suffix; objects come in \.jsonl"):
+        list(read_records(find_files(["a.txt"])[0], Span(start=0, stop=1)))
+
+
+def test_a_file_that_cannot_be_read_is_named(write: Write) -> None:
+    write("a.txt", "x")
+    (file,) = find_files(["a.txt"])
+    Path("a.txt").unlink()
+    with pytest.raises(DataError, match=r"Cannot read a\.txt"):
+        scan_file(file, span_bytes=10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"field": ""}, "field is empty"),
+        ({"split_on": "a\nb"}, "split_on is 'a\\nb'; it must be one line"),
+        ({"split_on": " a"}, "split_on is ' a'; it must be one line without spaces"),
+        ({"max_characters": 255}, "max_characters is 255; it must be 256 or more"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        DocumentConfig(**settings)
+    assert words in str(caught.value)
