@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from edgelm.config import ModelConfig
+from edgelm.testing import tiny_model_path
+from edgelm_export.verification_text import verification_text
+from edgelm_training.shard_writer import PrepareConfig, prepare_shards
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +33,15 @@ def tiny_config() -> ModelConfig:
         bos_token_id=1,
         eos_token_ids=(2,),
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of the bundled text (6,905 tokens to train on, 66 to validate), each paragraph a document."""
+    folder = tmp_path_factory.mktemp("shards")
+    corpus = folder / "story.jsonl"
+    paragraphs = [paragraph for paragraph in verification_text().split("\n\n") if paragraph]
+    corpus.write_text("".join(json.dumps({"text": paragraph}) + "\n" for paragraph in paragraphs))
+    config = PrepareConfig(validation_fraction=0.1, end_token="<|endoftext|>", workers=1)
+    prepare_shards([corpus], folder / "shards", tiny_model_path(), config)
+    return folder / "shards"

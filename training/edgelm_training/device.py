@@ -63,8 +63,9 @@ def _device(name: str, local_rank: int) -> torch.device:
         device = torch.device(name)
         if device.type == "cuda":
             device = device if device.index is not None else torch.device("cuda", local_rank)
-            torch.cuda.set_device(device)
         torch.empty(0, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:  # torch says it either way
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device is {name!r}, which is not here: {reason}. Use 'auto' or 'cpu'.") from error

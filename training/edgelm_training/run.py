@@ -58,10 +58,10 @@ def execute_run(
         workers.barrier()
         device = choose_device(config, workers.local_rank)
         config, recipe = build(config)
-        workers.on_main(lambda: atomic.write_text(run.config_file, to_toml(config)))
         trainer = Trainer(
             recipe, config, run=run, workers=workers, device=device, reporter=reporter or SilentReporter()
         )
+        workers.on_main(lambda: atomic.write_text(run.config_file, to_toml(config)))
         return trainer.train()
 
 

@@ -1,0 +1,76 @@
+"""Runs of the tiny model for tests: their settings, and what two equal runs have in common."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from edgelm_training.train_log import MEASURED, read_log
+
+MODEL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": True,
+}
+
+
+def settings(shards: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    """Return the settings of a run of 8 steps of 4 rows, in float32 on one thread."""
+    values = {
+        "data": str(shards),
+        "output": str(output),
+        "model": MODEL,
+        "max_steps": 8,
+        "global_batch_size": 4,
+        "learning_rate": 3e-3,
+        "warmup_steps": 2,
+        "save_every": 2,
+        "eval_rows": 2,
+        "sample_every": 3,
+        "sample_tokens": 3,
+        "threads": 1,
+        "device": "cpu",
+        "precision": "fp32",
+        "tensorboard": False,
+    }
+    return values | changes
+
+
+def loss_log(run: Path) -> list[dict[str, Any]]:
+    """Return a run's log without what a clock or the memory decides."""
+    return [
+        {key: value for key, value in entry.items() if key not in MEASURED} for entry in read_log(run / "log.jsonl")
+    ]
+
+
+def losses(run: Path) -> list[float]:
+    """Return the loss of each step."""
+    return [entry["loss"] for entry in loss_log(run) if "loss" in entry]
+
+
+def saved_tensors(run: Path) -> dict[str, torch.Tensor]:
+    """Return all tensors of a run's newest checkpoint, of model and optimizer."""
+    folder = run / "latest"
+    tensors = load_file(folder / "model.safetensors")
+    for path in sorted((folder / "trainer").glob("*.safetensors")):
+        tensors |= {f"trainer {name}": tensor for name, tensor in load_file(path).items()}
+    return tensors
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """Check that two runs are equal bit for bit: log, weights, optimizer and numbers."""
+    assert loss_log(run) == loss_log(other)
+    ours, theirs = saved_tensors(run), saved_tensors(other)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    states = [json.loads((folder / "latest/trainer/state.json").read_text()) for folder in (run, other)]
+    assert states[0] == states[1]

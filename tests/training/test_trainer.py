@@ -1,0 +1,332 @@
+"""The training loop: against a plain loop, against itself in other pieces, and against itself interrupted."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from forked_processes import exit_status, fork
+from tiny_training_runs import MODEL, assert_same_run, loss_log, losses, settings
+from torch.nn import functional
+
+from edgelm.errors import ConfigError, DataError, TrainingError
+from edgelm.testing import tiny_model_path
+from edgelm_training.batches import NO_TARGET, Batches
+from edgelm_training.checkpoint import load_checkpoint, save_checkpoint
+from edgelm_training.loss import count_targets, next_token_loss
+from edgelm_training.model import Transformer
+from edgelm_training.pretrain import pretrain
+from edgelm_training.shards import Shards
+from edgelm_training.train_log import SilentReporter
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    pretrain(settings(tiny_shards, run))
+    return run
+
+
+def test_the_losses_are_those_of_a_plain_loop(whole_run: Path, tiny_shards: Path) -> None:
+    """As a textbook has it: one batch, mean cross-entropy, clip, AdamW in a loop over tensors."""
+    config = load_checkpoint(whole_run / "latest").config
+    torch.manual_seed(0)
+    model = Transformer(config)
+    rows = Batches(Shards.open(tiny_shards), sequence_length=32, seed=0)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim == 1 or "embed" in name]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=False)
+    expected = []
+    for step in range(1, 9):
+        rate = 3e-3 * step / 2 if step <= 2 else 3e-3 * (0.1 + 0.9 * (1 + math.cos(math.pi * (step - 2) / 6)) / 2)
+        for group in adamw.param_groups:
+            group["lr"] = rate
+        batch = rows.batch((step - 1) * 4, 4)
+        loss = functional.cross_entropy(
+            model(batch.ids_BT, batch.documents_BT).flatten(0, 1), batch.targets_BT.flatten()
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adamw.step()
+        adamw.zero_grad()
+        expected.append(loss.item())
+
+    # float32 in another order of sums, and the fused update's last bit. Measured: 5e-7 after 8 steps.
+    assert losses(whole_run) == pytest.approx(expected, abs=1e-5)
+    assert losses(whole_run)[-1] < losses(whole_run)[0] - 0.3
+
+
+@pytest.mark.parametrize("pieces", [{"micro_batch_size": 1}, {"grad_accum_steps": 2}])
+def test_accumulated_pieces_give_the_losses_of_one_piece(
+    pieces: dict[str, int], whole_run: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    pretrain(settings(tiny_shards, tmp_path / "run", **pieces))
+
+    # The gradients are summed in another order. Measured: 1e-6.
+    assert losses(tmp_path / "run") == pytest.approx(losses(whole_run), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"precision": "bf16"}, {"optimizer": "muon", "schedule": "wsd", "z_loss": 1e-4}]
+)
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(
+    changes: dict[str, object], tiny_shards: Path, tmp_path: Path
+) -> None:
+    pretrain(settings(tiny_shards, tmp_path / "whole", **changes))
+    # The schedule is that of the whole run, which a signal stops after three of its eight steps.
+    stop_at(3, lambda reporter: pretrain(settings(tiny_shards, tmp_path / "resumed", **changes), reporter=reporter))
+
+    outcome = pretrain({"output": str(tmp_path / "resumed")}, resume=True)
+
+    assert outcome.step == 8
+    assert_same_run_but_for_extra_saves(tmp_path / "resumed", tmp_path / "whole", stopped_at=3)
+
+
+class StopAt(SilentReporter):
+    """Send this process SIGTERM at a step."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def step(self, record: object) -> None:
+        if record.step == self._step:  # type: ignore[attr-defined]
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_at(step: int, train: object) -> None:
+    outcome = train(StopAt(step))  # type: ignore[operator]
+    assert (outcome.step, outcome.signal) == (step, 15)
+
+
+def assert_same_run_but_for_extra_saves(run: Path, other: Path, stopped_at: int) -> None:
+    """A stop saves a checkpoint, and so measures a validation loss, that the other run has not."""
+    log = run / "log.jsonl"
+    kept = [line for line in log.read_text().splitlines() if not is_extra(json.loads(line), stopped_at)]
+    log.write_text("\n".join(kept) + "\n")
+    assert_same_run(run, other)
+
+
+def is_extra(entry: dict[str, object], stopped_at: int) -> bool:
+    return entry["step"] == stopped_at and "validation_loss" in entry
+
+
+def test_a_run_goes_on_for_longer(whole_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole_run, tmp_path / "run", symlinks=True)
+
+    outcome = pretrain({"output": str(tmp_path / "run"), "max_steps": 10}, resume=True)
+
+    assert outcome.step == 10
+    assert len(losses(tmp_path / "run")) == 10
+    assert outcome.checkpoint.state["next_row"] == 40
+
+
+def test_a_finished_run_has_nothing_left_to_do(whole_run: Path) -> None:
+    before = (whole_run / "log.jsonl").read_bytes()
+
+    outcome = pretrain({"output": str(whole_run)}, resume=True)
+
+    assert (outcome.step, outcome.loss) == (8, None)
+    assert (whole_run / "log.jsonl").read_bytes() == before
+
+
+def test_a_checkpoint_is_a_folder_to_load_and_export(whole_run: Path, tiny_shards: Path) -> None:
+    from edgelm_export.sources import open_checkpoint
+
+    model = load_checkpoint(whole_run / "latest")
+    assert (model.config.vocab_size, model.config.eos_token_ids) == (320, (0,))
+    with open_checkpoint(whole_run / "best") as checkpoint:
+        assert checkpoint.config == model.config
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (whole_run / "latest" / name).read_bytes() == (tiny_shards / name).read_bytes()
+
+
+def test_the_validation_loss_is_the_mean_over_the_held_out_tokens(whole_run: Path, tiny_shards: Path) -> None:
+    model = load_checkpoint(whole_run / "latest")
+    rows = Batches(Shards.open(tiny_shards, "validation"), sequence_length=32, seed=0)
+    batch = rows.batch(0, 2)
+    with torch.no_grad():
+        logits = model(batch.ids_BT, batch.documents_BT)
+    expected = functional.cross_entropy(logits.flatten(0, 1), batch.targets_BT.flatten()).item()
+
+    measured = [entry["validation_loss"] for entry in loss_log(whole_run) if "validation_loss" in entry]
+
+    assert len(measured) == 4
+    assert measured[-1] == pytest.approx(expected, abs=1e-6)  # the same sum in float32; measured: 0
+
+
+def test_the_log_has_each_step_and_the_samples(whole_run: Path) -> None:
+    log = loss_log(whole_run)
+    assert [entry["step"] for entry in log if "loss" in entry] == list(range(1, 9))
+    assert log[0].keys() == {"step", "loss", "learning_rate", "grad_norm", "tokens"}
+    assert [entry["tokens"] for entry in log if "loss" in entry] == [128 * step for step in range(1, 9)]
+    assert [(entry["step"], entry["prompt"]) for entry in log if "sample" in entry] == [(3, ""), (6, "")]
+
+
+def test_training_goes_on_from_a_checkpoint(tiny_shards: Path, whole_run: Path, tmp_path: Path) -> None:
+    start = settings(tiny_shards, tmp_path / "run", init=str(whole_run / "latest"), max_steps=2, learning_rate=1e-5)
+    del start["model"]
+
+    pretrain(start)
+
+    # The first batch again, after eight steps of training.
+    assert losses(tmp_path / "run")[0] < losses(whole_run)[0] - 0.3
+
+
+def test_the_z_loss_is_the_square_of_the_log_of_the_normalizer(tiny_shards: Path, whole_run: Path) -> None:
+    model = load_checkpoint(whole_run / "latest")
+    batch = Batches(Shards.open(tiny_shards), sequence_length=32, seed=0).batch(0, 2)
+    batch.targets_BT[1, 5:] = NO_TARGET
+
+    plain, penalized = next_token_loss(model, batch), next_token_loss(model, batch, z_loss=0.5)
+
+    logits_BTV = model(batch.ids_BT, batch.documents_BT)
+    log_z_R = logits_BTV.exp().sum(-1).log()[batch.targets_BT != NO_TARGET]
+    # Sums of some hundred float32 numbers.
+    torch.testing.assert_close(penalized.objective, plain.objective + 0.5 * log_z_R.square().sum())
+    torch.testing.assert_close(penalized.reported["z_loss"], 0.5 * log_z_R.square().sum())
+    assert torch.equal(penalized.reported["loss"], plain.objective)
+    assert count_targets(batch) == len(log_z_R) == 32 + 5
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_suffer(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Transformer.forward
+    calls = []
+
+    def poisoned(model: Transformer, ids_BT: torch.Tensor, documents_BT: torch.Tensor | None = None) -> torch.Tensor:
+        logits = forward(model, ids_BT, documents_BT)
+        calls.append(model.training)
+        # The second piece of step 3.
+        return logits * math.nan if sum(calls) == 6 and model.training else logits
+
+    monkeypatch.setattr(Transformer, "forward", poisoned)
+    run = tmp_path / "run"
+
+    with pytest.raises(TrainingError) as caught:
+        pretrain(settings(tiny_shards, run, micro_batch_size=2))
+
+    bad = Batches(Shards.open(tiny_shards), sequence_length=32, seed=0)
+    message = str(caught.value)
+    assert message.startswith("The loss is nan at step 3. The documents of the batch: ")
+    assert all(bad.describe(row) in message for row in (10, 11))
+    assert "story.jsonl:" in message
+    assert f"The last good checkpoint: {run / 'checkpoints/step-00000002'}." in message
+    assert message.endswith("and go on with --resume.")
+    assert [entry["step"] for entry in loss_log(run) if "loss" in entry] == [1, 2]
+
+    monkeypatch.undo()
+    assert pretrain({"output": str(run)}, resume=True).step == 8
+
+
+def test_a_gradient_that_is_no_number_stops_too(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
+
+    with pytest.raises(
+        TrainingError, match=r"The norm of the gradient is inf at step 1\. .*No checkpoint was saved yet"
+    ):
+        pretrain(settings(tiny_shards, tmp_path / "run"))
+
+
+def test_data_that_changed_is_an_error(whole_run: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    from edgelm_training.shard_writer import PrepareConfig, prepare_shards
+
+    corpus = tmp_path / "other.jsonl"
+    corpus.write_text('{"text": "Another text, and quite a short one."}\n' * 40)
+    prepare_shards(
+        [corpus], tmp_path / "shards", tiny_model_path(), PrepareConfig(end_token="<|endoftext|>", workers=1)
+    )
+    shutil.copytree(whole_run, tmp_path / "run", symlinks=True)
+
+    changed = {"output": str(tmp_path / "run"), "data": str(tmp_path / "shards"), "max_steps": 10}
+    with pytest.raises(TrainingError, match=r"The data changed since .*step-00000008 was saved"):
+        pretrain(changed, resume=True)
+
+    # The same data in another place is the same data.
+    shutil.copytree(tiny_shards, tmp_path / "moved")
+    assert pretrain(changed | {"data": str(tmp_path / "moved")}, resume=True).step == 10
+
+
+WRONG = {
+    "no data": ({"data": None}, ConfigError, r"data is not set: name a folder of shards"),
+    "no size": ({"model": None}, ConfigError, r"The size of the model is not set: --params 15M"),
+    "a vocabulary too small": ({"model": MODEL | {"vocab_size": 300}}, ConfigError, r"vocab_size is 300; .* have 320"),
+    "rows too long": ({"sequence_length": 33}, ConfigError, r"sequence_length is 33, longer than .* is 32"),
+    "an unknown field": ({"model": MODEL | {"hiden_size": 3}}, ConfigError, r"\[model\] .* Did you mean 'hidden_size'"),
+    "half a model": ({"model": {"hidden_size": 32}}, ConfigError, r"\[model\] lacks intermediate_size, num_hidden"),
+    "pieces that do not fit": (
+        {"grad_accum_steps": 3},
+        ConfigError,
+        r"grad_accum_steps is 3; it must divide the 4 rows",
+    ),
+    "shards for one process": ({"parallel": "fsdp"}, ConfigError, r"parallel is 'fsdp', but there is one process"),
+    "fp16 in shards": ({"parallel": "fsdp", "precision": "fp16"}, ConfigError, r"which do not go together: use 'bf16'"),
+    "no such device": ({"device": "cuda:7"}, ConfigError, r"device is 'cuda:7', which is not here"),
+    "a strange device": ({"device": "gpu"}, ConfigError, r"device is 'gpu', which is not here"),
+    "no shards": ({"data": "/nowhere"}, DataError, r"/nowhere is no folder of shards"),
+    "a shape and a checkpoint": ({"init": "RUN/latest"}, ConfigError, r"whose shape is settled; leave out hidden_size"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_trained_is_refused_and_leaves_nothing(
+    name: str, tiny_shards: Path, whole_run: Path, tmp_path: Path
+) -> None:
+    changes, error, message = WRONG[name]
+    values = settings(tiny_shards, tmp_path / "run", **changes)
+    if values.get("init"):
+        values |= {"init": str(whole_run / "latest"), "model": {"hidden_size": 64}}
+
+    with pytest.raises(error, match=message):
+        pretrain({key: value for key, value in values.items() if value is not None})
+
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_tokenizer_is_no_beginning(tiny_shards: Path, whole_run: Path, tmp_path: Path) -> None:
+    save_checkpoint(load_checkpoint(whole_run / "latest"), tmp_path / "ckpt")
+    values = settings(tiny_shards, tmp_path / "run", init=str(tmp_path / "ckpt"))
+    del values["model"]
+
+    with pytest.raises(DataError, match="was prepared with another tokenizer"):
+        pretrain(values)
+
+
+def test_compiling_without_a_compiler_is_an_error(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(
+        ConfigError, match=r"no C\+\+ compiler is here, which torch\.compile needs on CPUs: install g\+\+"
+    ):
+        pretrain(settings(tiny_shards, tmp_path / "run", compile=True))
+
+
+def test_a_process_that_trains_keeps_others_out_of_its_folder(tiny_shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    messages: list[str] = []
+
+    class Second(SilentReporter):
+        def step(self, record: object) -> None:
+            """Start another process in the same folder; flock tells processes apart, not calls."""
+
+            def train() -> None:
+                with pytest.raises(TrainingError, match=r"Another process \(\d+\) is training in"):
+                    pretrain(settings(tiny_shards, run), resume=True)
+
+            messages.append(str(exit_status(fork(train))))
+
+    pretrain(settings(tiny_shards, run, max_steps=1, warmup_steps=1), reporter=Second())
+
+    assert messages == ["0"]
