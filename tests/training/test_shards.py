@@ -1,0 +1,501 @@
+"""Shards: the same bytes every time, whatever interrupts the writing; and what was changed is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import tokenizers
+from tokenizers.processors import TemplateProcessing
+
+from edgelm.errors import ConfigError, DataError, TokenizerError
+from edgelm.file_lock import file_lock
+from edgelm.testing import tiny_model_path
+from edgelm.tokenizer import Tokenizer
+from edgelm_training import process_pool, shard_writer
+from edgelm_training.documents import DocumentConfig
+from edgelm_training.process_pool import run_tasks
+from edgelm_training.shard_writer import PrepareConfig, prepare_shards
+from edgelm_training.shards import Shards
+from edgelm_training.tokenizer_training import TokenizerConfig, train_tokenizer
+
+SENTENCES = [f"Sentence {i} speaks of the sea, number {i * i}.\n" for i in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in a folder with a corpus of 135 documents in five kinds of files."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("corpus")
+    folder.mkdir()
+    for i in range(30):
+        (folder / f"{i:02}.txt").write_text("".join(SENTENCES[i : i + 10]))
+    (folder / "many.txt").write_text("<|endoftext|>\n".join("".join(SENTENCES[i : i + 5]) for i in range(30)))
+    rows = [{"text": f"Row {i} of many: " + SENTENCES[i % 40] * (1 + i % 9)} for i in range(50)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = pyarrow.Table.from_pylist([{"text": f"Parquet {i}: {SENTENCES[i]}"} for i in range(25)])
+    pyarrow.parquet.write_table(table, folder / "table.parquet", row_group_size=10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    (folder / "text.txt").write_text("".join(SENTENCES))
+    train_tokenizer([folder / "text.txt"], folder / "tok", TokenizerConfig(vocab_size=300))
+    return folder / "tok"
+
+
+def prepare(tok: Path, output: str | Path = "shards", paths: tuple[str, ...] = ("corpus",), **settings: Any) -> Path:
+    """Prepare with one worker, and with documents of many.txt separated."""
+    documents = DocumentConfig(split_on="<|endoftext|>", skip_broken=settings.pop("skip_broken", False))
+    config = PrepareConfig(documents=documents, **{"workers": 1, "validation_fraction": 0.1, **settings})
+    prepare_shards(paths, output, tok, config)
+    return Path(output)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def texts(shards: Shards) -> list[str]:
+    tokenizer = Tokenizer.load(shards.folder)
+    return [tokenizer.decode(shards.document(number).tolist()) for number in range(shards.num_documents)]
+
+
+def test_every_document_is_in_one_split_and_decodes_to_its_text(tok: Path, corpus: Path) -> None:
+    folder = prepare(tok)
+    train, validation = Shards.open(folder), Shards.open(folder, "validation")
+    expected = [(corpus / f"{i:02}.txt").read_text() for i in range(30)]
+    expected += (corpus / "many.txt").read_text().split("<|endoftext|>\n")
+    expected += [json.loads(line)["text"] for line in (corpus / "rows.jsonl").read_text().splitlines()]
+    expected += pyarrow.parquet.read_table(corpus / "table.parquet")["text"].to_pylist()
+    assert sorted(texts(train) + texts(validation)) == sorted(expected)
+    assert texts(train) == [text for text in expected if text in set(texts(train))]
+    # A hash decides, so 135 documents at 0.1 are not exactly 13 or 14.
+    assert 5 <= validation.num_documents <= 25
+    assert train.num_tokens == sum(len(train.document(i)) for i in range(train.num_documents))
+
+
+def test_the_place_of_a_document_is_its_file_and_line(tok: Path, corpus: Path) -> None:
+    shards = Shards.open(prepare(tok, validation_fraction=0.0))
+    places = [shards.place(number) for number in range(shards.num_documents)]
+    assert places[:2] == [("corpus/00.txt", 1), ("corpus/01.txt", 1)]
+    assert places[30:33] == [("corpus/many.txt", 1), ("corpus/many.txt", 7), ("corpus/many.txt", 13)]
+    assert places[60:62] == [("corpus/rows.jsonl", 1), ("corpus/rows.jsonl", 2)]
+    assert places[-1] == ("corpus/table.parquet", 25)
+
+
+def test_the_split_of_a_text_stays_when_the_corpus_grows(tok: Path, corpus: Path) -> None:
+    before = set(texts(Shards.open(prepare(tok), "validation")))
+    (corpus / "00 new.jsonl").write_text(json.dumps({"text": "New."}) + "\n" + json.dumps({"text": "Newer."}) + "\n")
+    after = set(texts(Shards.open(prepare(tok), "validation")))
+    assert before <= after <= before | {"New.", "Newer."}
+
+
+def test_a_small_corpus_has_one_document_to_validate(tok: Path, corpus: Path) -> None:
+    folder = prepare(tok, validation_fraction=0.0001)
+    train, validation = Shards.open(folder), Shards.open(folder, "validation")
+    assert (train.num_documents, validation.num_documents) == (134, 1)
+    everything = Shards.open(prepare(tok, "all", validation_fraction=0.0))
+    assert sorted(texts(train) + texts(validation)) == sorted(texts(everything))
+    assert Shards.open("all", "validation").num_tokens == 0
+    (moved,) = texts(validation)
+    assert validation.place(0) == everything.place(texts(everything).index(moved))
+
+
+def test_any_number_of_workers_writes_the_same_bytes(tok: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_writer, "_SMALLEST_PIECE", 3000)
+    monkeypatch.setattr(shard_writer, "_SCANNED_IN_PARALLEL", 0)
+    one, three = prepare(tok, "one"), prepare(tok, "three", workers=3)
+    assert contents(one) == contents(three)
+    assert len(Shards.open(one).shards) > 5
+
+
+def test_many_shards_are_read_as_one_sequence(tok: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Shards.open(prepare(tok, "whole"))
+    monkeypatch.setattr(shard_writer, "_SMALLEST_PIECE", 3000)
+    shards = Shards.open(prepare(tok, "cut"))
+    assert len(whole.shards) == 1
+    assert len(shards.shards) > 5
+    ids, documents = shards.read(0, shards.num_tokens)
+    assert np.array_equal(ids, whole.read(0, whole.num_tokens)[0])
+    assert np.array_equal(documents, np.repeat(range(135)[: shards.num_documents], lengths(shards)))
+    for start in (0, 1, 777, shards.num_tokens - 5):
+        ids, documents = shards.read(start, 400)
+        places = np.arange(start, start + 400)
+        assert np.array_equal(ids, np.take(whole.read(0, whole.num_tokens)[0], places, mode="wrap"))
+        # The ring's second turn has documents of new numbers.
+        expected = np.take(np.repeat(range(shards.num_documents), lengths(shards)), places, mode="wrap")
+        assert np.array_equal(documents, expected + shards.num_documents * (places >= shards.num_tokens))
+
+
+def lengths(shards: Shards) -> list[int]:
+    return [len(shards.document(number)) for number in range(shards.num_documents)]
+
+
+def test_what_is_up_to_date_is_left_alone_and_what_is_not_is_made_again(tok: Path, corpus: Path) -> None:
+    folder = prepare(tok)
+    inode = folder.stat().st_ino
+    assert prepare_again(tok).unchanged
+    assert folder.stat().st_ino == inode
+    (corpus / "05.txt").write_text("Another text.")
+    before = Shards.open(folder).fingerprint
+    assert not prepare_again(tok).unchanged
+    assert Shards.open(folder).fingerprint != before
+    (folder / "train-00000.bin").write_bytes(b"")
+    assert not prepare_again(tok).unchanged
+    assert Shards.open(folder).num_tokens > 0
+
+
+def prepare_again(tok: Path) -> shard_writer.PreparedShards:
+    config = PrepareConfig(documents=DocumentConfig(split_on="<|endoftext|>"), workers=1, validation_fraction=0.1)
+    return prepare_shards(["corpus"], "shards", tok, config)
+
+
+def test_the_folder_has_the_tokenizer_and_no_leftovers(tok: Path, corpus: Path) -> None:
+    folder = prepare(tok)
+    assert (folder / "tokenizer.json").read_bytes() == (tok / "tokenizer.json").read_bytes()
+    assert (folder / "chat_template.jinja").exists()
+    assert sorted(path.name for path in Path().iterdir()) == ["corpus", "shards"]
+    assert Shards.open(folder).tokenizer_hash == hashlib.sha256((tok / "tokenizer.json").read_bytes()).hexdigest()
+    Shards.open(folder).check_tokenizer(tok)
+
+
+def test_a_text_that_spells_a_control_token_is_text(tok: Path, corpus: Path) -> None:
+    Path("a.txt").write_text("Do not <|im_end|> me.")
+    shards = Shards.open(prepare(tok, paths=("a.txt",)))
+    end = Tokenizer.load(tok).id_of("<|endoftext|>")
+    ids = shards.document(0).tolist()
+    assert ids[0] == end
+    assert not Tokenizer.load(tok).control_token_ids & set(ids[1:])
+
+
+def test_a_tokenizer_with_a_beginning_of_its_own_keeps_it_and_ends_documents(tok: Path, corpus: Path) -> None:
+    rust = tokenizers.Tokenizer.from_file(str(tok / "tokenizer.json"))
+    rust.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
+    shutil.copytree(tok, "llama")
+    rust.save("llama/tokenizer.json")
+    shards = Shards.open(prepare(Path("llama"), paths=("corpus/00.txt",)))
+    ids = shards.document(0).tolist()
+    assert (ids[0], ids[-1]) == (1, 0)
+    assert (shards.start_token_ids, shards.end_token_ids) == ((1,), (0,))
+
+
+def test_large_vocabularies_are_stored_in_four_bytes(tok: Path, corpus: Path) -> None:
+    rust = tokenizers.Tokenizer.from_file(str(tok / "tokenizer.json"))
+    rust.add_tokens([f"word{i}" for i in range(66_000)])
+    shutil.copytree(tok, "large")
+    rust.save("large/tokenizer.json")
+    Path("a.txt").write_text("word65999 and word1")
+    shards = Shards.open(prepare(Path("large"), paths=("a.txt",)))
+    assert shards.document(0).max() == shards.vocab_size - 1 > 1 << 16
+    assert Path("shards/train-00000.bin").stat().st_size == 4 * shards.num_tokens
+
+
+# --- interruptions
+
+
+def start_prepare(tok: Path, output: str) -> subprocess.Popen[str]:
+    """Prepare in another process with two workers, in many small pieces."""
+    program = (
+        "import sys\n"
+        "from edgelm_training import shard_writer\n"
+        "from edgelm_training.documents import DocumentConfig\n"
+        "if __name__ == '__main__':\n"
+        "    shard_writer._SMALLEST_PIECE = 1500\n"
+        "    config = shard_writer.PrepareConfig(\n"
+        "        documents=DocumentConfig(split_on='<|endoftext|>'), validation_fraction=0.1, workers=2\n"
+        "    )\n"
+        "    shard_writer.prepare_shards(['corpus'], sys.argv[1], sys.argv[2], config)\n"
+    )
+    Path("program.py").write_text(program)
+    return subprocess.Popen([sys.executable, "program.py", output, str(tok)], text=True, stderr=subprocess.PIPE)
+
+
+def pieces(output: str) -> dict[str, int]:
+    """Return the finished pieces beside an unfinished output, and when each was written."""
+    return {path.name: path.stat().st_mtime_ns for path in Path(f".{output}.partial").glob("*.json")}
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_process_leaves_no_workers_and_the_next_one_goes_on_to_the_same_bytes(
+    tok: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_writer, "_SMALLEST_PIECE", 1500)
+    expected = contents(prepare(tok, "expected"))
+    kept: dict[str, int] = {}
+    for wanted in (1, 8):
+        process = start_prepare(tok, "shards")
+        while len(pieces("shards")) < len(kept) + wanted:
+            assert process.poll() is None
+            time.sleep(0.001)
+        children = workers_of(process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not Path("shards").exists()
+        assert len(children) == 3  # two workers, and the process in which Python tracks semaphores
+        while any(Path(f"/proc/{child}/exe").exists() for child in children):
+            time.sleep(0.01)
+        assert kept.items() <= pieces("shards").items()
+        kept = pieces("shards")
+    prepare(tok)
+    assert contents(Path("shards")) == expected
+    assert not Path(".shards.partial").exists()
+
+
+def test_a_kill_while_the_shards_get_their_names_loses_nothing(
+    tok: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_writer, "_SMALLEST_PIECE", 3000)
+    expected = contents(prepare(tok, "expected"))
+    child = os.fork()
+    if not child:
+        # The tokenizer's files are copied when all shards are in their place.
+        monkeypatch.setattr(shard_writer.shutil, "copyfile", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        prepare(tok)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not Path("shards").exists()
+    before = pieces("shards")
+    assert len(before) > 5
+    tokenized: list[str] = []
+    monkeypatch.setattr("edgelm_training.piece._encode", lambda *_: tokenized.append("again"))
+    prepare(tok)
+    assert contents(Path("shards")) == expected
+    assert tokenized == []
+
+
+def test_ctrl_c_stops_all_workers_at_once_and_the_same_command_goes_on(tok: Path, corpus: Path) -> None:
+    expected_process = start_prepare(tok, "expected")
+    assert expected_process.communicate() == (None, "")
+    process = start_prepare(tok, "shards")
+    while len(pieces("shards")) < 1:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate()
+    assert process.returncode == -signal.SIGINT
+    assert stderr.count("Traceback") == 1  # the interrupted program's own: none of a worker's
+    assert "KeyboardInterrupt" in stderr
+    process = start_prepare(tok, "shards")
+    assert process.communicate() == (None, "")
+    assert contents(Path("shards")) == contents(Path("expected"))
+
+
+def test_a_full_disk_leaves_the_old_shards_and_the_next_call_goes_on(tok: Path, corpus: Path) -> None:
+    before = contents(prepare(tok))
+    (corpus / "more.txt").write_text("".join(SENTENCES) * 30)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"Cannot write shards: .*too large.* the same command goes on where"):
+            prepare(tok)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert contents(Path("shards")) == before
+    assert contents(prepare(tok)) != before
+
+
+def test_two_processes_with_one_output_take_turns(tok: Path, corpus: Path) -> None:
+    Path(".shards.partial").mkdir()
+    waited: list[str] = []
+    with file_lock(Path(".shards.partial/lock")):
+        thread = threading.Thread(
+            target=lambda: prepare_shards(
+                ["corpus/00.txt"], "shards", tok, PrepareConfig(workers=1), waiting=waited.append
+            )
+        )
+        thread.start()
+        while not waited:
+            time.sleep(0.01)
+        assert not Path("shards").exists()
+    thread.join()
+    assert Shards.open("shards").num_documents == 1
+    assert waited == [str(os.getpid())]
+
+
+def test_a_worker_that_is_killed_is_an_error_not_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="A worker process was killed, maybe because memory ran out"):
+        list(run_tasks(signal.raise_signal, [signal.SIGKILL, signal.SIGKILL], workers=2))
+
+
+# --- bad input
+
+
+def test_a_broken_line_stops_with_its_file_and_line_and_is_not_tokenized_twice(
+    tok: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_writer, "_SMALLEST_PIECE", 3000)
+    good = (corpus / "rows.jsonl").read_text()
+    (corpus / "rows.jsonl").write_text(good + '{"text": "no end')
+    for workers in (1, 2):
+        with pytest.raises(DataError, match=r"^corpus/rows\.jsonl:51: broken JSON"):
+            prepare(tok, workers=workers)
+    assert not Path("shards").exists()
+    kept = pieces("shards")
+    assert kept
+    assert Shards.open(prepare(tok, skip_broken=True)).index["broken"] == 1
+    (corpus / "rows.jsonl").write_text(good)
+    assert Shards.open(prepare(tok)).index["broken"] == 0
+
+
+def test_half_of_a_surrogate_pair_is_named_with_its_line(tok: Path, corpus: Path) -> None:
+    Path("a.jsonl").write_text('{"text": "One"}\n{"text": "\\ud83d"}\n')
+    with pytest.raises(DataError, match=r"^a\.jsonl:2: Cannot encode .* surrogate pair"):
+        prepare(tok, paths=("a.jsonl",))
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_an_empty_corpus_is_refused_and_leaves_nothing(tok: Path, corpus: Path, content: str) -> None:
+    Path("a.txt").write_text(content)
+    with pytest.raises(DataError, match=r"The corpus is empty: 1 files, beginning with a\.txt, have no document\."):
+        prepare(tok, paths=("a.txt",))
+    assert not Path("shards").exists()
+
+
+def test_a_corpus_of_broken_lines_alone_says_so(tok: Path, corpus: Path) -> None:
+    Path("a.jsonl").write_text("{\n{\n")
+    with pytest.raises(DataError, match=r"have no document; 2 broken ones were left out\."):
+        prepare(tok, paths=("a.jsonl",), skip_broken=True)
+
+
+def test_a_corpus_that_went_to_validation_as_a_whole_is_refused(tok: Path, corpus: Path) -> None:
+    with pytest.raises(DataError, match=r"All documents went to the validation split.*0\.999999\. Choose a smaller"):
+        prepare(tok, paths=("corpus/00.txt",), validation_fraction=0.999999)
+
+
+@pytest.mark.parametrize("settings", [{"validation_fraction": 1.0}, {"validation_fraction": -0.1}, {"workers": 0}])
+def test_settings_out_of_range_are_named(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))} is {next(iter(settings.values()))}; it must be"):
+        PrepareConfig(**settings)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "index.json", "train-00000.bin"])
+def test_a_folder_of_something_else_is_never_replaced(tok: Path, corpus: Path, name: str) -> None:
+    Path("shards").mkdir()
+    Path("shards", name).write_text("{}")
+    with pytest.raises(DataError, match="shards is not replaced: it exists and is no folder of shards"):
+        prepare(tok)
+    assert contents(Path("shards")) == {name: hashlib.sha256(b"{}").hexdigest()}
+
+
+def test_shards_with_a_file_of_somebody_else_are_not_replaced(tok: Path, corpus: Path) -> None:
+    prepare(tok)
+    Path("shards/notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"shards is not replaced: it holds notes\.txt, which is no part of shards"):
+        prepare(tok)
+
+
+def test_a_tokenizer_without_an_end_token_asks_for_one(tok: Path, corpus: Path) -> None:
+    Path("bare").mkdir()
+    shutil.copy(tok / "tokenizer.json", "bare")
+    with pytest.raises(TokenizerError, match=r"Cannot read the eos_token of bare/tokenizer_config\.json.*--end-token"):
+        prepare(Path("bare"))
+    Path("bare/tokenizer_config.json").write_text('{"eos_token": null}')
+    with pytest.raises(TokenizerError, match=r"has no eos_token\. Name the token that ends a document: --end-token"):
+        prepare(Path("bare"))
+    with pytest.raises(TokenizerError, match=r"has no token '<end>'; its control tokens are '<\|endoftext\|>', "):
+        prepare(Path("bare"), end_token="<end>")
+    shards = Shards.open(prepare(Path("bare"), end_token="<|im_end|>"))
+    assert shards.start_token_ids == (2,)
+    Path("bare/tokenizer_config.json").write_text('{"eos_token": {"content": "<|pad|>"}}')
+    assert Shards.open(prepare(Path("bare"))).start_token_ids == (3,)
+
+
+# --- what was changed
+
+
+def change_index(**values: Any) -> None:
+    path = Path("shards/index.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+CHANGES: dict[str, tuple[Any, str]] = {
+    "cut short": (lambda: os.truncate("shards/train-00000.bin", 100), r"train-00000\.bin has 100 bytes instead of"),
+    "lost": (
+        lambda: Path("shards/train-00000.bin").unlink(),
+        r"train-00000\.bin is missing: the shards are incomplete",
+    ),
+    "index lost": (lambda: Path("shards/train-00000.idx.npy").unlink(), r"Cannot read shards/train-00000\.idx\.npy"),
+    "index cut": (lambda: os.truncate("shards/train-00000.idx.npy", 90), r"Cannot read shards/train-00000\.idx\.npy"),
+    "index of another": (
+        lambda: np.save("shards/train-00000.idx.npy", np.ones((2, 3), np.uint64)),
+        r"train-00000\.idx\.npy does not fit index\.json",
+    ),
+    "tokenizer changed": (
+        lambda: Path("shards/tokenizer.json").write_text(Path("shards/tokenizer.json").read_text() + " "),
+        r"shards/tokenizer\.json is not the tokenizer that made these shards",
+    ),
+    "folder lost": (
+        lambda: shutil.rmtree("shards"),
+        r"shards is no folder of shards: it has no index\.json\. Make one",
+    ),
+    "json broken": (
+        lambda: Path("shards/index.json").write_text("{"),
+        r"Cannot read shards/index\.json: .*Prepare the",
+    ),
+    "json of another": (lambda: Path("shards/index.json").write_text("{}"), r"its index\.json is something else's"),
+    "version": (
+        lambda: change_index(version=9),
+        r"shards of version 9; this edgelm reads version 1\. Prepare them again",
+    ),
+    "keys": (lambda: change_index(splits={}), r"shards/index\.json is broken \(KeyError\('train'\)\)"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_shards_that_were_changed_are_refused(tok: Path, corpus: Path, change: str) -> None:
+    prepare(tok)
+    act, words = CHANGES[change]
+    act()
+    with pytest.raises(DataError, match=words):
+        Shards.open("shards")
+
+
+def test_a_token_beyond_the_vocabulary_is_found_when_it_is_read(tok: Path, corpus: Path) -> None:
+    prepare(tok)
+    path = Path("shards/train-00000.bin")
+    path.write_bytes(path.read_bytes()[:-2] + b"\xff\xff")
+    shards = Shards.open("shards")
+    with pytest.raises(DataError, match=r"shards holds the token 65535; its tokenizer's are 0 to \d+\."):
+        shards.read(shards.num_tokens - 5, 5)
+
+
+def test_an_unknown_split_is_named() -> None:
+    with pytest.raises(DataError, match="There is no split 'test'; there are train and validation"):
+        Shards.open("shards", "test")
+
+
+def test_a_model_with_another_tokenizer_is_refused(tok: Path, corpus: Path) -> None:
+    shards = Shards.open(prepare(tok))
+    with pytest.raises(DataError, match=r"shards was prepared with another tokenizer than .*tokenizer\.json"):
+        shards.check_tokenizer(tiny_model_path())
+
+
+def test_the_fingerprint_is_of_what_is_learned(tok: Path, corpus: Path) -> None:
+    shards = Shards.open(prepare(tok))
+    shutil.copytree("corpus", "moved")
+    assert Shards.open(prepare(tok, "other", paths=("moved",))).fingerprint == shards.fingerprint
+    assert Shards.open("shards", "validation").fingerprint == shards.fingerprint
+    assert Shards.open(prepare(tok, "third", end_token="<|im_end|>")).fingerprint != shards.fingerprint
+    assert process_pool.available_cores() >= 1
