@@ -15,6 +15,7 @@ import tokenizers
 
 from edgelm.errors import TokenizerError
 from edgelm.token_bytes import TokenBytes
+from edgelm.tokenizer_trial import MAX_BYTES, try_tokenizer
 
 # Added tokens that stand for markup of the model's own (`<think>`, `</tool_call>`), though not flagged as special ...
 _MARKUP = re.compile(r"<[^\s<>]+>")
@@ -54,14 +55,28 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Read the tokenizer.json of a checkpoint folder or model package.
+        """Read the tokenizer.json of a checkpoint folder or model package; an unknown one is tried in a child first.
 
         Raises:
             TokenizerError: the file is missing, is broken, or decodes in a way that edgelm does not know.
         """
         path = Path(folder) / "tokenizer.json"
         with _errors(f"Cannot read {path}"):
-            spec = json.loads(path.read_text(encoding="utf-8"))
+            if path.stat().st_size > MAX_BYTES:
+                raise TokenizerError(f"{path} has {path.stat().st_size} bytes; at most {MAX_BYTES} are read.")
+            data = path.read_bytes()
+        try_tokenizer(data, path)
+        return cls.parse(data, path)
+
+    @classmethod
+    def parse(cls, data: bytes, path: Path) -> Tokenizer:
+        """Read the content of a tokenizer.json without a trial; `path` is what errors name.
+
+        Raises:
+            TokenizerError: as `load`.
+        """
+        with _errors(f"Cannot read {path}"):
+            spec = json.loads(data.decode("utf-8"))
             token_bytes = TokenBytes(spec.get("decoder"))
             secret_names = _hide_control_tokens(spec)
             rust = tokenizers.Tokenizer.from_str(json.dumps(spec, ensure_ascii=False, separators=(",", ":")))

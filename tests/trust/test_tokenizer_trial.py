@@ -1,0 +1,151 @@
+"""The trial of unknown tokenizers: what would end this process ends a child instead; a known file costs none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgelm import tokenizer_trial
+from edgelm.errors import TokenizerError
+from edgelm.testing import tiny_model_path
+from edgelm.tokenizer import Tokenizer
+
+REGRESSIONS = sorted((Path(__file__).parent / "regressions" / "tokenizer").glob("*.json"))
+
+
+@pytest.fixture(autouse=True)
+def children(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Forget what this process has opened, and record the children that are started."""
+    started: list[Any] = []
+    run = subprocess.run
+
+    def recording(command: Any, **options: Any) -> Any:
+        started.append(command)
+        return run(command, **options)
+
+    monkeypatch.setattr(tokenizer_trial, "_known", set())
+    monkeypatch.setattr(tokenizer_trial.subprocess, "run", recording)
+    return started
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copy(tiny_model_path() / "tokenizer.json", tmp_path)
+    return tmp_path
+
+
+def change(folder: Path, **changes: Any) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_an_unknown_file_is_opened_in_a_child_once_and_remembered(
+    folder: Path, children: list[Any], own_library: Path
+) -> None:
+    assert Tokenizer.load(folder).encode("sea") == Tokenizer.load(folder).encode("sea")
+    assert len(children) == 1
+    tokenizer_trial._known.clear()  # as in another process
+    Tokenizer.load(folder)
+    assert len(children) == 1
+    assert len(list((own_library / "known-tokenizers").iterdir())) == 1
+
+    change(folder)  # white space, and so another hash
+    Tokenizer.load(folder)
+    assert len(children) == 2
+
+
+def test_edgelms_own_files_need_no_trial(children: list[Any]) -> None:
+    Tokenizer.load(tiny_model_path())
+
+    assert children == []
+
+
+def test_without_a_library_the_process_alone_remembers(
+    folder: Path, children: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGELM_HOME", "/dev/null/nowhere")
+    Tokenizer.load(folder)
+    Tokenizer.load(folder)
+    assert len(children) == 1
+
+
+def test_a_program_with_python_inside_is_never_started_again(
+    folder: Path, children: list[Any], monkeypatch: pytest.MonkeyPatch, own_library: Path
+) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    Tokenizer.load(folder)
+
+    assert children == []
+    assert not own_library.exists()
+
+
+@pytest.mark.parametrize("executable", ["/bin/true", "/nowhere/python"])
+def test_an_executable_that_is_no_python_does_not_make_a_tokenizer_bad(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, executable: str, own_library: Path
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    Tokenizer.load(folder)
+
+    assert not own_library.exists()
+
+
+def test_an_error_of_the_child_is_the_error_of_the_load(folder: Path) -> None:
+    change(folder, pre_tokenizer={"type": "FixedLength", "length": 0})
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json is broken: Cannot encode the text .* gave up\."):
+        Tokenizer.load(folder)
+    change(folder, model=5)
+    with pytest.raises(TokenizerError, match=r"^Cannot read .*tokenizer\.json: AttributeError"):
+        Tokenizer.load(folder)
+    change(folder, decoder=None)
+    with pytest.raises(TokenizerError, match=r"^The tokenizer's decoder is none; supported are ByteLevel"):
+        Tokenizer.load(folder)
+
+
+def test_a_crash_in_the_child_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        tokenizer_trial,
+        "_PROGRAM",
+        "import os, sys; sys.stdin.read(); print('started', flush=True); os.abort()  # {path}",
+    )
+    with pytest.raises(TokenizerError, match=r"it crashes the tokenizers library, or takes more than \d+ MB of memory"):
+        Tokenizer.load(folder)
+
+
+def test_a_child_that_does_not_end_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_trial, "_SECONDS", 0.2)
+    monkeypatch.setattr(
+        tokenizer_trial, "_PROGRAM", "import time; print('started', flush=True); time.sleep(60)  # {path}"
+    )
+    with pytest.raises(TokenizerError, match=r"does not come to an end with it within 0\.2 s"):
+        Tokenizer.load(folder)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits the memory of a child")
+def test_a_file_that_takes_all_memory_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_trial, "_MEMORY", 256 << 20)
+    text = "[" + "[]," * 2_000_000 + "[]]"  # 6 MB that Python would make 150 MB of, and 480 MB are allowed
+    monkeypatch.setattr(tokenizer_trial, "_MEMORY_OF_BYTE", 0)
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(TokenizerError):
+        Tokenizer.load(folder)
+
+
+def test_a_file_beyond_all_sizes_is_not_read(folder: Path) -> None:
+    with (folder / "tokenizer.json").open("r+b") as file:
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(TokenizerError, match=r"has 67108865 bytes; at most 67108864 are read\."):
+        Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize("path", REGRESSIONS, ids=lambda path: path.stem)
+def test_a_file_that_once_ended_a_process_is_refused(path: Path, tmp_path: Path) -> None:
+    shutil.copy(path, tmp_path / "tokenizer.json")
+
+    with pytest.raises(TokenizerError):
+        Tokenizer.load(tmp_path)
