@@ -15,20 +15,20 @@ from edgelm.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
     from edgelm.generation import Generation
+    from edgelm.server.chat_messages import ToolUse
     from edgelm.server.metrics import Metrics
     from edgelm.server.model_pool import LoadedModel
-    from edgelm.tools import ToolFormat
 
 QUIET_SECONDS = 5.0  # proxies and clients take a connection for dead after some tens of seconds of silence
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One answer to make: token ids in, settings, and how the model writes tool calls where it may."""
+    """One answer to make: token ids in, settings, and the tools that it may call."""
 
     prompt_ids: Sequence[int]
     config: GenerationConfig
-    tools: ToolFormat | None = None
+    tools: ToolUse | None = None
 
 
 @dataclass(eq=False)
@@ -120,24 +120,10 @@ class Answers:
                 arrived.put_nowait((index, error))
 
 
-async def _parsed(generation: Generation, tools: ToolFormat | None) -> AsyncIterator[Chunk]:
+async def _parsed(generation: Generation, tools: ToolUse | None) -> AsyncIterator[Chunk]:
     """Yield the chunks with their tool calls apart from the text, and with a reason that the protocols have."""
-    parser = None
-    if tools is not None:
-        from edgelm.tools import ToolCallParser
-
-        parser = ToolCallParser(tools)
-    called = False
+    parser = None if tools is None else tools.parser()
     async for chunk in generation:
-        text, calls, reason = chunk.text, chunk.tool_calls, chunk.finish_reason
-        if parser is not None:
-            text, calls = parser.push(text)
-            if reason is not None:
-                rest, more = parser.flush()
-                text, calls = text + rest, (*calls, *more)
-        called = called or bool(calls)
-        if reason == "cancelled":
-            reason = "length"  # the time that a request may take is over
-        elif reason == "stop" and called:
-            reason = "tool_calls"
-        yield dataclasses.replace(chunk, text=text, tool_calls=calls, finish_reason=reason)
+        if chunk.finish_reason == "cancelled":  # the time that a request may take is over
+            chunk = dataclasses.replace(chunk, finish_reason="length")
+        yield chunk if parser is None else parser.take(chunk)

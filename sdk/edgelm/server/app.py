@@ -23,7 +23,6 @@ from edgelm.server.model_pool import ModelPool
 from edgelm.server.options import ServerOptions
 from edgelm.server.request_body import read_json
 from edgelm.server.routes import ROUTES
-from edgelm.server.schema import check, without_nulls
 from edgelm.server.sse import JsonAnswer
 
 logger = logging.getLogger("edgelm.server")
@@ -121,12 +120,11 @@ class ServerApp:
             guard.check_key(request.headers, self._options)
         body = {}
         if row.body is not None:
-            body = await read_json(request, self._options.limits)
-            check(body, row.body)
+            body = await read_json(request, self._options.limits, row.body)
         return await row.answer(
             Call(
                 request=request,
-                body=without_nulls(body),
+                body=body,
                 options=self._options,
                 pool=self._pool,
                 metrics=self.metrics,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
+from edgelm.completion import Message
 from edgelm.constraint import Constraint
+from edgelm.generation_config import GenerationConfig
 from edgelm.server.api_error import ApiError
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
+from edgelm.tools import Tool, ToolCallParser, ToolChoice, ToolFormat, tool_format, tool_names, tool_settings
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel
-    from edgelm.tools import ToolFormat
 
 MAX_MESSAGES = 2048
 MAX_TOOLS = 128
@@ -61,24 +64,21 @@ CHAT: dict[str, Schema] = {
         ]
     },
     "parallel_tool_calls": BOOLEAN,
-    "response_format": {
-        "anyOf": [
-            record({"type": choice("text", "json_object")}, required=("type",)),
-            record({"type": choice("json_schema"), "json_schema": _JSON_SCHEMA}, required=("type", "json_schema")),
-        ]
-    },
+    "response_format": record(
+        {"type": choice("text", "json_object", "json_schema"), "json_schema": _JSON_SCHEMA}, required=("type",)
+    ),
     "max_tokens": whole(1),
     "max_completion_tokens": whole(1),
 }
 
 
-def messages_of(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+def messages_of(body: Mapping[str, Any]) -> list[Message]:
     """Return the conversation as a chat template takes it: contents are texts, `developer` is `system`.
 
     Raises:
         ApiError: 400, a part of a content is no text.
     """
-    messages = []
+    messages: list[dict[str, Any]] = []
     for i, given in enumerate(body["messages"]):
         message = {name: given[name] for name in ("role", "tool_calls", "tool_call_id", "name") if given.get(name)}
         message["content"] = _text_of(given.get("content"), f"messages[{i}].content")
@@ -86,7 +86,7 @@ def messages_of(body: Mapping[str, Any]) -> list[dict[str, Any]]:
             raise ApiError(400, f"messages[{i}].content is missing.", param=f"messages[{i}].content")
         message["role"] = "system" if message["role"] == "developer" else message["role"]
         messages.append(message)
-    return messages
+    return cast(list[Message], messages)
 
 
 def _text_of(content: str | list[dict[str, Any]] | None, place: str) -> str | None:
@@ -103,58 +103,59 @@ def _text_of(content: str | list[dict[str, Any]] | None, place: str) -> str | No
     return "".join(part["text"] for part in content)
 
 
-class ToolUse:
-    """The tools of one request, as its answer may use them.
+def constraint_of(response_format: Mapping[str, Any] | None) -> Constraint | None:
+    """Return what the answer is held to.
 
     Raises:
-        ApiError: 400, tool_choice names a tool that is not there, or asks for one where there is none.
-        ConfigError: the parameters of a tool are no schema that can be kept to.
-    """
-
-    def __init__(
-        self, model: LanguageModel, tools: Sequence[Mapping[str, Any]], choice: str | Mapping[str, Any] | None
-    ) -> None:
-        names = [tool["function"]["name"] for tool in tools]
-        wanted: Any = choice or "auto"
-        if isinstance(wanted, Mapping):
-            wanted = {"name": wanted["function"]["name"]}
-            if wanted["name"] not in names:
-                raise ApiError(
-                    400, f"tool_choice names {wanted['name'][:64]!r}, which is none of tools.", param="tool_choice"
-                )
-        elif wanted == "required" and not tools:
-            raise ApiError(400, "tool_choice is required, but there are no tools.", param="tool_choice")
-        self.tools = list(tools) if wanted != "none" else []
-        if self.tools:
-            from edgelm.tools import tool_constraint, tool_format
-        self.format: ToolFormat | None = tool_format(model) if self.tools else None
-        self.constraint: Constraint | None = None
-        if self.format is not None:
-            self.constraint = tool_constraint(self.tools, wanted, self.format)
-
-
-def constraint_of(response_format: Mapping[str, Any] | None, use: ToolUse) -> Constraint | None:
-    """Return what the answer is held to: a format, or calls of tools.
-
-    Raises:
-        ApiError: 400, both are asked for.
-        ConfigError: the schema is none that can be kept to.
+        ApiError: 400, the schema is missing.
     """
     kind = "text" if response_format is None else response_format["type"]
-    if kind == "text":
-        return use.constraint
-    if use.tools:
-        raise ApiError(
-            400,
-            "response_format and tools exclude each other here: give one of them, or tool_choice none.",
-            param="response_format",
-        )
-    assert response_format is not None
-    return (
-        Constraint.json_object()
-        if kind == "json_object"
-        else Constraint.json_schema(response_format["json_schema"]["schema"])
-    )
+    if response_format is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return Constraint.json_object()
+    if "json_schema" not in response_format:
+        raise ApiError(400, "response_format.json_schema is missing.", param="response_format.json_schema")
+    return Constraint.json_schema(response_format["json_schema"]["schema"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolUse:
+    """The tools of one request, and how its answer may use them."""
+
+    tools: Sequence[Tool]
+    choice: ToolChoice
+    parallel: bool
+    format: ToolFormat
+
+    @classmethod
+    def of(cls, model: LanguageModel, body: Mapping[str, Any]) -> ToolUse | None:
+        """Return the tools that a request gives; None where it has none, or says that none is to be used.
+
+        Raises:
+            ApiError: 400, it asks for a call and has no tools.
+        """
+        tools, wanted = body.get("tools") or (), body.get("tool_choice", "auto")
+        if isinstance(wanted, Mapping):
+            wanted = {"name": wanted["function"]["name"]}
+        if not tools and wanted not in ("auto", "none"):
+            raise ApiError(400, "tool_choice asks for a call, but there are no tools.", param="tool_choice")
+        if not tools or wanted == "none":
+            return None
+        parallel = body.get("parallel_tool_calls", True)
+        return cls(tools=tools, choice=wanted, parallel=parallel, format=tool_format(model))
+
+    def settings(self, config: GenerationConfig) -> GenerationConfig:
+        """Return the settings of an answer that may call the tools.
+
+        Raises:
+            ConfigError: the tools and the rest of the request contradict each other.
+        """
+        return tool_settings(config, self.tools, self.choice, self.format, parallel=self.parallel)
+
+    def parser(self) -> ToolCallParser:
+        """Return what takes one answer apart."""
+        return ToolCallParser(self.format, tool_names(self.tools))
 
 
 REFUSED: Mapping[str, str] = {

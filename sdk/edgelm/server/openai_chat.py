@@ -31,6 +31,7 @@ from edgelm.server.sse import DONE, KEEPALIVE, event
 from edgelm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from edgelm.generation_config import GenerationConfig
     from edgelm.language_model import LanguageModel
 
 STREAM_OPTIONS = record({"include_usage": BOOLEAN}, ignored=("include_obfuscation",))
@@ -88,6 +89,7 @@ async def create_chat_completion(call: Call) -> Response:
                 model=served.name, kind="chat.completion.chunk" if streaming else "chat.completion", prefix="chatcmpl"
             ),
             tokenizer=served.model.tokenizer,
+            end_ids=frozenset(served.model.config.eos_token_ids),
             with_logprobs=bool(body.get("logprobs")),
             with_usage=bool((body.get("stream_options") or {}).get("include_usage")),
         )
@@ -97,7 +99,6 @@ async def create_chat_completion(call: Call) -> Response:
 
 
 def _jobs(model: LanguageModel, body: Mapping[str, Any]) -> list[Job]:
-    use = chat_messages.ToolUse(model, body.get("tools", ()), body.get("tool_choice"))
     top_logprobs = body.get("top_logprobs", 0)
     if top_logprobs and not body.get("logprobs"):
         raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
@@ -106,21 +107,32 @@ def _jobs(model: LanguageModel, body: Mapping[str, Any]) -> list[Job]:
         body,
         max_tokens=body.get("max_completion_tokens", body.get("max_tokens")),
         logprobs=top_logprobs if body.get("logprobs") else None,
-        constraint=chat_messages.constraint_of(body.get("response_format"), use),
+        constraint=chat_messages.constraint_of(body.get("response_format")),
     )
-    prompt_ids = model.encode_chat(chat_messages.messages_of(body))
-    return [
-        Job(prompt_ids=prompt_ids, config=with_seed(config, index), tools=use.format)
-        for index in range(body.get("n", 1))
-    ]
+    return chat_jobs(model, body, config)
+
+
+def chat_jobs(model: LanguageModel, body: Mapping[str, Any], config: GenerationConfig) -> list[Job]:
+    """Return the answers that a request in OpenAI's form asks for: its messages, tools and n.
+
+    Raises:
+        ApiError, EdgeLMError: what the model or its template has against them.
+    """
+    tools = chat_messages.ToolUse.of(model, body)
+    if tools is not None:
+        config = tools.settings(config)
+    prompt_ids = model.encode_chat(chat_messages.messages_of(body), tools=None if tools is None else tools.tools)
+    copies = range(body.get("n", 1))
+    return [Job(prompt_ids=prompt_ids, config=with_seed(config, index), tools=tools) for index in copies]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatWriter:
-    """Write chat completions, and their chunks."""
+    """Write chat completions and their chunks. An end token is nobody's text: its log-probability is left out."""
 
     frame: Frame
     tokenizer: Tokenizer
+    end_ids: frozenset[int]
     with_logprobs: bool
     with_usage: bool
     media_type: str = "text/event-stream"
@@ -184,6 +196,7 @@ class ChatWriter:
         content = [
             self._token(token) | {"top_logprobs": [self._token(other) for other in token.alternatives]}
             for token in tokens
+            if token.id not in self.end_ids
         ]
         return {"content": content, "refusal": None}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgelm.server import openai_chat, openai_completions, openai_models, openapi, status, tokens
+from edgelm.server import ollama, openai_chat, openai_completions, openai_models, openapi, page_files, status, tokens
 from edgelm.server.endpoint import Endpoint
 
 ROUTES: tuple[Endpoint, ...] = (
@@ -37,6 +37,20 @@ ROUTES: tuple[Endpoint, ...] = (
         answers=openai_models.MODEL,
     ),
     Endpoint(
+        method="POST", path="/api/chat", answer=ollama.chat, summary="Answer a conversation.", body=ollama.CHAT_BODY
+    ),
+    Endpoint(
+        method="POST",
+        path="/api/generate",
+        answer=ollama.generate,
+        summary="Answer one prompt.",
+        body=ollama.GENERATE_BODY,
+    ),
+    Endpoint(method="GET", path="/api/tags", answer=ollama.list_tags, summary="List the models."),
+    Endpoint(method="GET", path="/api/ps", answer=ollama.list_running, summary="List the models in memory."),
+    Endpoint(method="POST", path="/api/show", answer=ollama.show, summary="Describe one model.", body=ollama.SHOW_BODY),
+    Endpoint(method="GET", path="/api/version", answer=ollama.version, summary="Say which version this is."),
+    Endpoint(
         method="POST",
         path="/tokenize",
         answer=tokens.tokenize,
@@ -61,6 +75,22 @@ ROUTES: tuple[Endpoint, ...] = (
     ),
     Endpoint(
         method="GET", path="/metrics", answer=status.metrics, summary="All figures, for Prometheus.", answers=None
+    ),
+    Endpoint(
+        method="GET",
+        path="/",
+        answer=page_files.start_page,
+        summary="A chat in the browser.",
+        answers=None,
+        public=True,
+    ),
+    Endpoint(
+        method="GET",
+        path="/page/{name:path}",
+        answer=page_files.page_file,
+        summary="A file of that page.",
+        answers=None,
+        public=True,
     ),
     Endpoint(method="GET", path="/openapi.json", answer=openapi.describe, summary="This description.", public=True),
 )

@@ -99,11 +99,6 @@ def check(value: Any, schema: Schema, param: str = "") -> None:
         _check_object(value, schema, param)
 
 
-def without_nulls(value: dict[str, Any]) -> dict[str, Any]:
-    """Drop the fields that are null, which count as not given."""
-    return {name: item for name, item in value.items() if item is not None}
-
-
 def _check_length(value: str | list[Any], schema: Schema, param: str) -> None:
     unit, suffix = ("characters", "Length") if isinstance(value, str) else ("items", "Items")
     low, high = schema.get(f"min{suffix}", 0), schema.get(f"max{suffix}", math.inf)
@@ -135,17 +130,22 @@ def _check_object(value: dict[str, Any], schema: Schema, param: str) -> None:
 
 
 def _check_any(value: Any, schemas: list[Schema], param: str) -> None:
-    """Take the first schema that fits; else report the misfit that is deepest in the value: it was meant the most."""
-    closest: ApiError | None = None
+    """Take the first schema that fits; else report the misfit of the schema that the value is most like."""
+    misfits: list[tuple[int, ApiError]] = []
     for schema in schemas:
         try:
             check(value, schema, param)
             return
         except ApiError as error:
-            if closest is None or len(error.param or "") > len(closest.param or ""):
-                closest = error
-    assert closest is not None
-    raise closest
+            misfits.append((_likeness(value, schema), error))
+    raise max(misfits, key=lambda misfit: misfit[0])[1]
+
+
+def _likeness(value: Any, schema: Schema) -> int:
+    """Count to which depth the types of a value, and of the first items in it, are those of a schema."""
+    if "type" not in schema or not isinstance(value, _TYPES[schema["type"]][1]):
+        return 0
+    return 1 + _likeness(value[0], schema["items"]) if isinstance(value, list) and value else 1
 
 
 def _misfit(param: str, value: Any, rule: str) -> ApiError:

@@ -37,7 +37,7 @@ async def tokenize(call: Call) -> Response:
 
         def encode() -> list[int]:
             if "messages" in body:
-                return model.encode_chat(chat_messages.messages_of(body))  # type: ignore[arg-type]
+                return model.encode_chat(chat_messages.messages_of(body))
             return model.tokenizer.encode(body.get("prompt", ""))
 
         ids = await asyncio.to_thread(encode)

@@ -1,0 +1,324 @@
+"""Ollama's protocol: /api/chat, /api/generate, /api/tags, /api/show, /api/ps and /api/version.
+
+https://github.com/ollama/ollama/blob/main/docs/api.md
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
+
+from edgelm._version import __version__
+from edgelm.answer import join
+from edgelm.completion import Chunk, Completion, Timings, ToolCall, Usage
+from edgelm.config import ModelConfig
+from edgelm.constraint import Constraint
+from edgelm.server.answers import Answers, Job
+from edgelm.server.api_error import ApiError
+from edgelm.server.chat_messages import CHAT, ToolUse, messages_of
+from edgelm.server.delivery import deliver
+from edgelm.server.endpoint import Call
+from edgelm.server.model_pool import LoadedModel
+from edgelm.server.sampling_fields import SAMPLING, generation_config
+from edgelm.server.schema import ANY, ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, number, record, whole
+from edgelm.server.sse import JsonAnswer, line
+
+if TYPE_CHECKING:
+    from edgelm.language_model import LanguageModel
+
+_SAME_NAMES = (
+    "temperature", "top_p", "top_k", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "seed", "stop",
+)  # fmt: skip
+# Ollama's name of a setting -> ours, and what it may be.
+_OPTIONS: Mapping[str, tuple[str, Schema]] = {
+    **{name: (name, SAMPLING[name]) for name in _SAME_NAMES},
+    "repeat_penalty": ("repetition_penalty", number(0.01, 100)),
+}
+_RUNNER_OPTIONS = (
+    "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "use_mmap", "use_mlock", "numa",
+    "low_vram", "vocab_only", "f16_kv", "repeat_last_n",
+)  # fmt: skip
+_MESSAGE = record(
+    {
+        "role": choice("system", "user", "assistant", "tool"),
+        "content": TEXT,
+        "tool_calls": listing(
+            record(
+                {"function": record({"name": TEXT, "arguments": ANY_OBJECT}, required=("name",), ignored=("index",))},
+                required=("function",),
+                ignored=("id", "type"),
+            ),
+            most=128,
+        ),
+        "tool_name": TEXT,
+    },
+    required=("role",),
+    ignored=("thinking", "tool_call_id"),
+    refused={"images": "these models read text alone."},
+)
+_COMMON: dict[str, Schema] = {
+    "model": TEXT,
+    "stream": BOOLEAN,
+    "format": {"anyOf": [choice("", "json"), ANY_OBJECT]},
+    "options": record(
+        {name: schema for name, (_, schema) in _OPTIONS.items()} | {"num_predict": whole(-2)},
+        ignored=_RUNNER_OPTIONS,
+        refused=dict.fromkeys(("mirostat", "mirostat_tau", "mirostat_eta", "tfs_z"), "use top_p or min_p."),
+    ),
+    "keep_alive": ANY,
+    "think": BOOLEAN,
+}
+CHAT_BODY = record(
+    {**_COMMON, "messages": listing(_MESSAGE, most=2048), "tools": CHAT["tools"]}, required=("model", "messages")
+)
+GENERATE_BODY = record(
+    {**_COMMON, "prompt": TEXT, "system": TEXT, "raw": BOOLEAN},
+    required=("model",),
+    refused={
+        "images": "these models read text alone.",
+        "suffix": "these models write forwards alone.",
+        "template": "the model has its own; send raw: true for a prompt of your own.",
+        "context": "send the conversation to /api/chat.",
+    },
+)
+SHOW_BODY = record({"model": TEXT, "name": TEXT, "verbose": BOOLEAN})
+
+
+async def chat(call: Call) -> Response:
+    """Answer a conversation."""
+
+    def jobs(model: LanguageModel) -> list[Job]:
+        body = call.body
+        tools = ToolUse.of(model, body)
+        config = _config(model, body)
+        if tools is not None:
+            config = tools.settings(config)
+        messages = messages_of({"messages": [_message(message) for message in body["messages"]]})
+        prompt_ids = model.encode_chat(messages, tools=None if tools is None else tools.tools)
+        return [Job(prompt_ids=prompt_ids, config=config, tools=tools)]
+
+    return await _deliver(call, jobs, is_chat=True, only_load=not call.body["messages"])
+
+
+async def generate(call: Call) -> Response:
+    """Answer one prompt."""
+
+    def jobs(model: LanguageModel) -> list[Job]:
+        body = call.body
+        prompt = body.get("prompt", "")
+        if body.get("raw") or model.chat_template is None:
+            prompt_ids = model.tokenizer.encode(prompt)
+        else:
+            system = [{"role": "system", "content": body["system"]}] if body.get("system") else []
+            prompt_ids = model.encode_chat(messages_of({"messages": [*system, {"role": "user", "content": prompt}]}))
+        return [Job(prompt_ids=prompt_ids, config=_config(model, body))]
+
+    return await _deliver(call, jobs, is_chat=False, only_load=not call.body.get("prompt"))
+
+
+async def list_tags(call: Call) -> Response:
+    """List the models."""
+    return JsonAnswer({"models": [_description(call, name) for name in call.pool.folders()]})
+
+
+async def list_running(call: Call) -> Response:
+    """List the models in memory."""
+    keep_alive = call.options.keep_alive
+    now = datetime.datetime.now(datetime.UTC)
+    expires = now + datetime.timedelta(seconds=keep_alive if keep_alive is not None else 10**9)
+    rows = [
+        _description(call, loaded.name) | {"expires_at": expires.isoformat(), "size_vram": 0}
+        for loaded in call.pool.loaded()
+    ]
+    return JsonAnswer({"models": rows})
+
+
+async def show(call: Call) -> Response:
+    """Describe one model."""
+    name = call.body.get("model") or call.body.get("name")
+    if not name:
+        raise ApiError(400, "model is missing.", param="model")
+    name = call.pool.resolve(without_tag(name))
+    description = _description(call, name)
+    manifest, folder = call.pool.manifest(name), call.pool.folders()[name]
+    config = ModelConfig.load(folder)
+    template = folder / "chat_template.jinja"
+    family = manifest.architecture
+    return JsonAnswer(
+        {
+            "modelfile": "",
+            "parameters": "",
+            "template": template.read_text(encoding="utf-8") if template.is_file() else "",
+            "license": manifest.license or "",
+            "modified_at": description["modified_at"],
+            "details": description["details"],
+            "model_info": {
+                "general.architecture": family,
+                "general.basename": manifest.name,
+                f"{family}.context_length": manifest.context_length,
+                f"{family}.embedding_length": config.hidden_size,
+                f"{family}.block_count": config.num_hidden_layers,
+                f"{family}.vocab_size": config.vocab_size,
+            },
+            "capabilities": ["completion", "tools"] if template.is_file() else ["completion"],
+        }
+    )
+
+
+async def version(_call: Call) -> Response:
+    """Say which version this is."""
+    return JsonAnswer({"version": __version__})
+
+
+def without_tag(name: str) -> str:
+    """Return the model that Ollama's clients mean: they put `:latest` behind a name that has no tag."""
+    return name.removesuffix(":latest")
+
+
+async def _deliver(call: Call, jobs: Any, *, is_chat: bool, only_load: bool) -> Response:
+    name = without_tag(call.body["model"])
+    if only_load:  # Ollama's clients load a model with a request that asks nothing
+        (await call.model(name)).release()
+        return JsonAnswer(_frame(name, is_chat, "", ()) | {"done": True, "done_reason": "load"})
+    if call.body.get("think"):
+        raise ApiError(400, "think is not supported: these models have no such mode.", param="think")
+
+    def prepare(served: LoadedModel) -> tuple[list[Job], OllamaWriter]:
+        return jobs(served.model), OllamaWriter(model=served.name, is_chat=is_chat)
+
+    return await deliver(call, prepare, model=name, streaming=call.body.get("stream", True))
+
+
+def _config(model: LanguageModel, body: Mapping[str, Any]) -> Any:
+    given = {name: value for name, value in body.get("options", {}).items() if value is not None}
+    settings = {ours: given[theirs] for theirs, (ours, _) in _OPTIONS.items() if theirs in given}
+    limit = given.get("num_predict", -1)
+    form = body.get("format")
+    constraint = None
+    if form == "json":
+        constraint = Constraint.json_object()
+    elif form:
+        constraint = Constraint.json_schema(form)
+    return generation_config(model, settings, max_tokens=limit if limit > 0 else None, constraint=constraint)
+
+
+def _message(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message in OpenAI's form, in which a call's arguments are text."""
+    message = {name: given[name] for name in ("role", "content") if given.get(name) is not None}
+    if given.get("tool_name"):
+        message["name"] = given["tool_name"]
+    if given.get("tool_calls"):
+        message["tool_calls"] = [
+            {
+                "type": "function",
+                "function": {
+                    "name": tool_call["function"]["name"],
+                    "arguments": json.dumps(tool_call["function"].get("arguments") or {}, ensure_ascii=False),
+                },
+            }
+            for tool_call in given["tool_calls"]
+        ]
+    return message
+
+
+def _description(call: Call, name: str) -> dict[str, Any]:
+    manifest = call.pool.manifest(name)
+    modified = datetime.datetime.fromtimestamp(call.pool.modified(name), datetime.UTC)
+    weights = max(manifest.files, key=lambda entry: entry.size)
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": modified.isoformat(),
+        "size": sum(entry.size for entry in manifest.files),
+        "digest": weights.sha256,
+        "details": {
+            "parent_model": "",
+            "format": "onnx",
+            "family": manifest.architecture,
+            "families": [manifest.architecture],
+            "parameter_size": "",
+            "quantization_level": manifest.precision,
+        },
+    }
+
+
+def _frame(model: str, is_chat: bool, text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
+    created = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
+    frame: dict[str, Any] = {"model": model, "created_at": created}
+    if not is_chat:
+        return frame | {"response": text}
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if calls:
+        message["tool_calls"] = [
+            {"function": {"name": call.name, "arguments": json.loads(call.arguments or "{}")}} for call in calls
+        ]
+    return frame | {"message": message}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OllamaWriter:
+    """Write answers as Ollama does: one line of JSON for each piece, a tool's call only when it is whole."""
+
+    model: str
+    is_chat: bool
+    media_type: str = "application/x-ndjson"
+
+    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """Return the one answer."""
+        (answer,) = completions
+        calls = _readable(answer.tool_calls)
+        return _frame(self.model, self.is_chat, answer.text, calls) | _end(
+            answer.finish_reason, answer.usage, answer.timings
+        )
+
+    async def stream(self, answers: Answers) -> AsyncGenerator[bytes, None]:
+        """Yield the lines."""
+        chunks: list[Chunk] = []
+        async for item in answers.chunks():
+            if item is None:  # the protocol has no empty line
+                continue
+            _, chunk = item
+            chunks.append(chunk)
+            if chunk.text:
+                yield line(_frame(self.model, self.is_chat, chunk.text, ()) | {"done": False})
+            if chunk.finish_reason is not None and chunk.usage is not None and chunk.timings is not None:
+                calls = _readable(join(chunks).tool_calls)
+                if calls:
+                    yield line(_frame(self.model, self.is_chat, "", calls) | {"done": False})
+                end = _end(chunk.finish_reason, chunk.usage, chunk.timings)
+                yield line(_frame(self.model, self.is_chat, "", ()) | end)
+
+    def error(self, error: ApiError) -> bytes:
+        """Write an error as the last line."""
+        return line(error.ollama)
+
+
+def _readable(calls: Sequence[ToolCall]) -> list[ToolCall]:
+    """Leave out a call that was cut off in the middle: its arguments are no JSON."""
+    whole_calls = []
+    for call in calls:
+        try:
+            json.loads(call.arguments or "{}")
+        except ValueError:
+            continue
+        whole_calls.append(call)
+    return whole_calls
+
+
+def _end(reason: str, usage: Usage, timings: Timings) -> dict[str, Any]:
+    prefill, decode = int(timings.prefill_seconds * 1e9), int(timings.decode_seconds * 1e9)
+    return {
+        "done": True,
+        "done_reason": "stop" if reason == "tool_calls" else reason,
+        "total_duration": prefill + decode,
+        "load_duration": 0,
+        "prompt_eval_count": usage.prompt_tokens,
+        "prompt_eval_duration": prefill,
+        "eval_count": usage.completion_tokens,
+        "eval_duration": decode,
+    }

@@ -1,0 +1,156 @@
+"""`edgelm serve` in a process of its own, and a small HTTP client that adds and hides nothing."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from edgelm.testing import tiny_model_path
+
+TINY = str(tiny_model_path())
+# The real command, with a prelude that a test may need: a model that takes its time, shorter limits.
+PROGRAM = "{prelude}\nfrom edgelm.cli.main import main\nmain(prog_name='edgelm')"
+SLOW = """
+import time
+from edgelm.sampling import Sampler
+sample = Sampler.sample
+Sampler.sample = lambda *arguments: (time.sleep(0.02), sample(*arguments))[1]
+"""
+SHORT_LIMITS = """
+from edgelm.server import options
+limits = options.RequestLimits(header_seconds=0.4, body_seconds=0.5, write_stall_seconds=0.5, request_seconds=1.5)
+create = options.ServerOptions.__init__
+options.ServerOptions.__init__ = lambda self, **values: create(self, **{"limits": limits, **values})
+"""
+
+
+@dataclass
+class Reply:
+    """One response."""
+
+    status: int
+    headers: dict[str, str]
+    data: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.data)
+
+    @property
+    def events(self) -> list[Any]:
+        """The data of each server-sent event: JSON, or the text where it is none."""
+        lines = re.findall(r"^data: (.*)$", self.data.decode(), re.MULTILINE)
+        return [json.loads(line) if line.startswith("{") else line for line in lines]
+
+    @property
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.data.splitlines()]
+
+
+@dataclass
+class EdgelmServer:
+    """Run `edgelm serve` with these arguments; use it in a `with` block."""
+
+    arguments: tuple[str, ...] = (TINY,)
+    prelude: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __enter__(self) -> EdgelmServer:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM.format(prelude=self.prelude), "serve", "--port", "0", *self.arguments],
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | self.environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.log: list[str] = []
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+            match = re.search(r"Listening at (http://(\S+):(\d+)) ", line)
+            if match:
+                self.url, self.host, self.port = match[1], match[2].strip("[]"), int(match[3])
+                break
+        else:
+            raise AssertionError("".join(self.log))
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.stop(signal.SIGKILL)
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        self.log.extend(self.process.stderr)
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal_number)
+        code = self.process.wait(timeout=30)
+        self._reader.join(timeout=10)
+        return code
+
+    def request(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
+        """Send one request; a body that is no bytes is sent as JSON."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
+        try:
+            connection.request(method, path, data, headers or {})
+            response = connection.getresponse()
+            return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> Reply:
+        return self.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+    def post(self, path: str, body: Any = None, **headers: str) -> Reply:
+        return self.request("POST", path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+
+    def open(self) -> socket.socket:
+        """Connect, and leave the rest to the caller."""
+        return socket.create_connection((self.host, self.port), timeout=20)
+
+    def send(self, data: bytes) -> socket.socket:
+        """Connect and send these bytes."""
+        connection = self.open()
+        connection.sendall(data)
+        return connection
+
+    def post_bytes(self, path: str, body: Any) -> bytes:
+        """Return the bytes of a request with a JSON body."""
+        data = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nContent-Length: {len(data)}\r\n\r\n"
+        return head.encode() + data
+
+    def metric(self, name: str) -> float:
+        """Return one figure of /metrics, labels and all."""
+        text = self.get("/metrics").data.decode()
+        match = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        return float(match[1]) if match else 0.0
+
+    @property
+    def memory(self) -> int:
+        """The resident memory of the process, in bytes."""
+        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Read until the other side closes, or cuts."""
+    data = b""
+    try:
+        while part := connection.recv(65536):
+            data += part
+    except ConnectionResetError:
+        pass
+    return data

@@ -1,0 +1,123 @@
+"""Who may call: the Host, the Origin and the key of a request, and what CORS lets a page read."""
+
+from __future__ import annotations
+
+import pytest
+from edgelm_server import TINY, EdgelmServer
+from starlette.datastructures import Headers
+
+from edgelm.server.api_error import ApiError
+from edgelm.server.guard import check_host
+from edgelm.server.options import ServerOptions
+
+KEY = "secret-key-of-a-test"
+
+
+@pytest.fixture(scope="module")
+def keyed():
+    arguments = (TINY, "--quiet", "--cors-origin", "http://app.example", "--allowed-host", "chat.example.org")
+    with EdgelmServer(arguments, environment={"EDGELM_API_KEY": KEY}) as server:
+        yield server
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:{port}", "localhost:{port}", "LOCALHOST:{port}", "[::1]:{port}"])
+def test_the_names_of_this_machine_are_answered(serving, host):
+    assert serving.get("/health", Host=host.format(port=serving.port)).status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:{port}",
+        "127.0.0.1",  # a browser leaves out the port only where it is 80
+        "localhost",
+        "127.0.0.1:1",
+        "127.0.0.1:{port}.evil.example",
+        "localhost.evil.example:{port}",
+        "127.0.0.2:{port}",
+        "2130706433:{port}",
+        "0.0.0.0:{port}",
+        "user@127.0.0.1:{port}",
+        "",
+    ],
+)
+def test_a_host_that_is_another_name_is_refused_before_anything_else(serving, host):
+    reply = serving.post("/v1/chat/completions", b"not even JSON", Host=host.format(port=serving.port))
+    assert reply.status == 403
+    assert reply.json["error"]["code"] == "host_not_allowed"
+    assert "--allowed-host" in reply.json["error"]["message"]
+
+
+def test_two_hosts_are_refused(serving):
+    host = f"Host: 127.0.0.1:{serving.port}\r\n"
+    connection = serving.send(f"GET /health HTTP/1.1\r\n{host}{host}\r\n".encode())
+    assert connection.recv(99).split()[1] in (b"400", b"403")
+
+
+def test_an_old_request_without_a_host_is_refused(serving):
+    connection = serving.send(b"GET /health HTTP/1.0\r\n\r\n")
+    assert connection.recv(99).split()[1] == b"403"
+
+
+def test_the_port_may_be_left_out_where_it_is_https_own():
+    headers = Headers({"host": "127.0.0.1"})
+    assert check_host(headers, ("127.0.0.1", 80), ServerOptions()) == "127.0.0.1"
+    with pytest.raises(ApiError, match="is not this server's"):
+        check_host(headers, ("127.0.0.1", 8080), ServerOptions())
+
+
+def test_the_address_that_a_request_came_in_at_is_a_name_too():
+    options = ServerOptions(host="0.0.0.0", api_keys=(KEY,))
+    assert check_host(Headers({"host": "192.168.1.7:8080"}), ("192.168.1.7", 8080), options)
+    with pytest.raises(ApiError):
+        check_host(Headers({"host": "192.168.1.8:8080"}), ("192.168.1.7", 8080), options)
+
+
+def test_an_allowed_host_is_answered_as_it_was_written(keyed):
+    assert keyed.get("/health", Host="chat.example.org").status == 200
+    assert keyed.get("/health", Host="chat.example.org:99").status == 403
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1:{port}", "http://127.0.0.1"])
+def test_a_page_of_another_site_is_refused(serving, origin):
+    reply = serving.post("/v1/completions", {"prompt": "x"}, Origin=origin.format(port=serving.port))
+    assert reply.status == 403
+    assert reply.json["error"]["code"] == "origin_not_allowed"
+    assert "access-control-allow-origin" not in reply.headers
+
+
+def test_our_own_page_and_programs_are_answered(serving):
+    assert serving.get("/v1/models", Origin=serving.url).status == 200
+    assert "access-control-allow-origin" not in serving.get("/v1/models", Origin=serving.url).headers
+
+
+def test_cors_is_off_unless_an_origin_is_given(serving, keyed):
+    asked = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization,content-type"}
+    for server, origin, status in ((serving, "http://app.example", 403), (keyed, "http://other.example", 403)):
+        headers = {name.replace("_", "-"): value for name, value in asked.items()} | {"Origin": origin}
+        assert server.request("OPTIONS", "/v1/models", headers=headers).status == status
+    headers["Origin"] = "http://app.example"
+    preflight = keyed.request("OPTIONS", "/v1/models", headers=headers)
+    assert preflight.status == 204
+    assert preflight.headers["access-control-allow-origin"] == "http://app.example"
+    assert preflight.headers["access-control-allow-headers"] == "authorization,content-type"
+    assert "access-control-allow-credentials" not in preflight.headers
+    reply = keyed.get("/v1/models", Origin="http://app.example", Authorization=f"Bearer {KEY}")
+    assert (reply.status, reply.headers["access-control-allow-origin"]) == (200, "http://app.example")
+
+
+@pytest.mark.parametrize("given", [None, "", "Bearer", "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x", "Bearer \xff"])
+def test_without_the_key_nothing_is_answered_but_health(keyed, given):
+    headers = {} if given is None else {"Authorization": given}
+    for path in ("/v1/models", "/metrics", "/api/tags"):
+        reply = keyed.get(path, **headers)
+        assert reply.status == 401, path
+        assert KEY not in reply.data.decode()
+    assert keyed.post("/v1/chat/completions", b"{", **headers).json["error"]["code"] == "invalid_api_key"
+    assert keyed.get("/health", **headers).status == 200
+
+
+def test_with_the_key_all_is_answered(keyed):
+    assert keyed.get("/v1/models", Authorization=f"Bearer {KEY}").status == 200
+    assert keyed.get("/v1/models", Authorization=f"bearer  {KEY}").status == 200

@@ -1,0 +1,90 @@
+"""Ollama's protocol, against the library's own answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgelm import GenerationConfig
+
+HELLO = [{"role": "user", "content": "Hello there"}]
+OPTIONS = {"num_predict": 12, "num_ctx": 4096}
+
+
+def test_a_chat_streams_lines_and_ends_with_the_counts(serving, tiny):
+    expected = tiny.chat(HELLO, GenerationConfig(max_new_tokens=12))
+    reply = serving.post("/api/chat", {"model": "tiny-random", "messages": HELLO, "options": OPTIONS})
+    assert reply.headers["content-type"] == "application/x-ndjson"
+    *lines, last = reply.lines
+    assert "".join(line["message"]["content"] for line in lines) == expected.text
+    assert not any(line["done"] for line in lines)
+    assert (last["done"], last["done_reason"]) == (True, "length")
+    assert last["eval_count"] == 12
+    assert last["prompt_eval_count"] == expected.usage.prompt_tokens
+
+
+def test_a_chat_is_whole_where_that_is_asked_for(serving, tiny):
+    expected = tiny.chat(HELLO, GenerationConfig(max_new_tokens=12))
+    body = {"model": "tiny-random:latest", "messages": HELLO, "options": OPTIONS, "stream": False}
+    answer = serving.post("/api/chat", body).json
+    assert answer["message"] == {"role": "assistant", "content": expected.text}
+    assert answer["done"]
+    assert answer["total_duration"] > 0
+
+
+def test_options_have_ollamas_names(serving, tiny):
+    config = GenerationConfig(max_new_tokens=12, temperature=0.9, repetition_penalty=1.2, seed=3, top_k=50)
+    options = {"num_predict": 12, "temperature": 0.9, "repeat_penalty": 1.2, "seed": 3, "top_k": 50}
+    body = {"model": "tiny-random", "messages": HELLO, "options": options, "stream": False}
+    assert serving.post("/api/chat", body).json["message"]["content"] == tiny.chat(HELLO, config).text
+
+
+def test_generate_answers_a_prompt_with_the_template_or_raw(serving, tiny):
+    body = {"model": "tiny-random", "prompt": "The sea", "options": OPTIONS, "stream": False}
+    config = GenerationConfig(max_new_tokens=12)
+    assert serving.post("/api/generate", body | {"raw": True}).json["response"] == tiny.generate("The sea", config).text
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "The sea"}]
+    assert (
+        serving.post("/api/generate", body | {"system": "Be brief."}).json["response"] == tiny.chat(turns, config).text
+    )
+
+
+def test_a_request_that_asks_nothing_loads_the_model(serving):
+    for path, extra in (("/api/generate", {}), ("/api/chat", {"messages": []})):
+        reply = serving.post(path, {"model": "tiny-random", "keep_alive": "5m", **extra})
+        assert (reply.json["done"], reply.json["done_reason"]) == (True, "load")
+    assert serving.get("/api/ps").json["models"][0]["name"] == "tiny-random"
+
+
+def test_models_are_listed_and_shown(serving):
+    (model,) = serving.get("/api/tags").json["models"]
+    assert (model["name"], model["details"]["format"]) == ("tiny-random", "onnx")
+    assert len(model["digest"]) == 64
+    shown = serving.post("/api/show", {"model": "tiny-random"}).json
+    assert shown["capabilities"] == ["completion", "tools"]
+    assert shown["model_info"]["llama.context_length"] == 1024
+    assert "<|im_start|>" in shown["template"]
+    assert serving.get("/api/version").json["version"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("/api/chat", {"model": "nothing", "messages": HELLO}, 404, "There is no model 'nothing' here."),
+        ("/api/chat", {"messages": HELLO}, 400, "model is missing."),
+        ("/api/show", {}, 400, "model is missing."),
+        ("/api/chat", {"model": "tiny-random", "messages": HELLO, "think": True}, 400, "think is not supported"),
+        (
+            "/api/chat",
+            {"model": "tiny-random", "messages": [{"role": "user", "content": "x", "images": ["aGk="]}]},
+            400,
+            "messages[0].images is not supported: these models read text alone.",
+        ),
+        ("/api/generate", {"model": "tiny-random", "prompt": "x", "context": [1]}, 400, "send the conversation to"),
+        ("/api/generate", {"model": "tiny-random", "prompt": "x", "options": {"mirostat": 1}}, 400, "options.mirostat"),
+        ("/api/nothing", {}, 404, "There is nothing at '/api/nothing'."),
+    ],
+)
+def test_errors_have_ollamas_form(serving, path, body, status, words):
+    reply = serving.post(path, body)
+    assert reply.status == status
+    assert words in reply.json["error"]

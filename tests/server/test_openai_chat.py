@@ -1,0 +1,197 @@
+"""POST /v1/chat/completions, against the library's own answers and what OpenAI's interface says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edgelm import GenerationConfig
+
+HELLO = [{"role": "user", "content": "Hello there"}]
+
+
+def chat(serving, **fields):
+    return serving.post("/v1/chat/completions", {"messages": HELLO, "max_tokens": 12, **fields})
+
+
+def test_an_answer_is_the_librarys(serving, tiny):
+    reply = chat(serving)
+    assert reply.status == 200
+    expected = tiny.chat(HELLO, GenerationConfig(max_new_tokens=12))
+    (choice,) = reply.json["choices"]
+    assert choice["message"] == {"role": "assistant", "content": expected.text, "refusal": None}
+    assert choice["finish_reason"] == expected.finish_reason == "length"
+    assert reply.json["object"] == "chat.completion"
+    assert reply.json["model"] == "tiny-random"
+    assert reply.json["usage"]["prompt_tokens"] == expected.usage.prompt_tokens
+    assert reply.json["usage"]["completion_tokens"] == 12
+    assert reply.json["usage"]["total_tokens"] == expected.usage.total_tokens
+
+
+def test_a_stream_has_the_role_first_the_reason_last_and_one_identity(serving):
+    whole = chat(serving).json["choices"][0]["message"]["content"]
+    reply = chat(serving, stream=True)
+    assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
+    *chunks, done = reply.events
+    assert done == "[DONE]"
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
+    assert chunks[-1]["choices"][0]["delta"] == {}
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    assert all(chunk["choices"][0]["finish_reason"] is None for chunk in chunks[:-1])
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole
+    assert len({(chunk["id"], chunk["created"], chunk["object"]) for chunk in chunks}) == 1
+    assert not any("usage" in chunk for chunk in chunks)
+
+
+def test_the_usage_chunk_comes_where_it_is_asked_for(serving):
+    *chunks, usage, _done = chat(serving, stream=True, stream_options={"include_usage": True}).events
+    assert usage["choices"] == []
+    assert usage["usage"]["completion_tokens"] == 12
+    assert all(chunk["usage"] is None for chunk in chunks)
+
+
+def test_settings_reach_the_sampler(serving, tiny):
+    fields = {"temperature": 0.9, "top_p": 0.9, "top_k": 40, "min_p": 0.01, "seed": 7, "frequency_penalty": 0.5}
+    expected = tiny.chat(HELLO, GenerationConfig(max_new_tokens=12, **fields))
+    assert chat(serving, **fields).json["choices"][0]["message"]["content"] == expected.text
+
+
+def test_the_same_seed_gives_the_same_n_answers_that_differ(serving):
+    first, second = (
+        [choice["message"]["content"] for choice in chat(serving, temperature=1, seed=-3, n=3).json["choices"]]
+        for _ in range(2)
+    )
+    assert first == second
+    assert len(set(first)) == 3
+
+
+def test_n_answers_stream_side_by_side(serving):
+    whole = [choice["message"]["content"] for choice in chat(serving, temperature=1, seed=5, n=2).json["choices"]]
+    *chunks, _ = chat(serving, temperature=1, seed=5, n=2, stream=True).events
+    for index in (0, 1):
+        own = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == index]
+        assert own[0]["delta"]["role"] == "assistant"
+        assert own[-1]["finish_reason"] == "length"
+        assert "".join(choice["delta"].get("content", "") for choice in own) == whole[index]
+
+
+def test_logprobs_are_the_librarys(serving, tiny):
+    expected = tiny.chat(HELLO, GenerationConfig(max_new_tokens=12, logprobs=2)).logprobs
+    content = chat(serving, logprobs=True, top_logprobs=2).json["choices"][0]["logprobs"]["content"]
+    assert [token["token"] for token in content] == [token.text for token in expected]
+    # The same computation in another process; 0.0 measured.
+    assert [token["logprob"] for token in content] == pytest.approx([token.logprob for token in expected], abs=1e-6)
+    assert bytes(content[0]["bytes"]) == tiny.tokenizer.token_bytes(expected[0].id)
+    assert [len(token["top_logprobs"]) for token in content] == [2] * 12
+    streamed = [
+        token
+        for chunk in chat(serving, logprobs=True, top_logprobs=2, stream=True).events[:-1]
+        for token in (chunk["choices"][0]["logprobs"] or {"content": []})["content"]
+    ]
+    assert streamed == content
+
+
+def test_a_stop_ends_the_answer_before_it(serving):
+    text = chat(serving).json["choices"][0]["message"]["content"]
+    choice = chat(serving, stop=[text[2:4]]).json["choices"][0]
+    assert choice["message"]["content"] == text[: text.index(text[2:4])]
+    assert choice["finish_reason"] == "stop"
+
+
+def test_logit_bias_forces_a_token(serving, tiny):
+    id_ = tiny.tokenizer.encode("x")[0]
+    assert chat(serving, logit_bias={str(id_): 100}, max_tokens=3).json["choices"][0]["message"]["content"] == "xxx"
+
+
+def test_max_tokens_is_clamped_to_the_context(serving):
+    reply = chat(serving, max_tokens=10**9, logit_bias={"65": 100})
+    assert reply.status == 200
+    assert reply.json["usage"]["total_tokens"] <= 1024 + 1
+    assert reply.json["choices"][0]["finish_reason"] == "length"
+
+
+def test_parts_of_text_and_the_developer_role_are_understood(serving):
+    plain = chat(serving, messages=[{"role": "system", "content": "Be brief."}, *HELLO])
+    parts = chat(
+        serving,
+        messages=[
+            {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]},
+            *HELLO,
+        ],
+    )
+    assert plain.json["choices"] == parts.json["choices"]
+
+
+def test_a_control_token_in_a_message_is_text(serving):
+    reply = chat(serving, messages=[{"role": "user", "content": "<|im_end|>"}])
+    assert (
+        reply.json["usage"]["prompt_tokens"]
+        > chat(serving, messages=[{"role": "user", "content": "x"}]).json["usage"]["prompt_tokens"] + 3
+    )
+
+
+def test_fields_that_change_no_answer_are_taken(serving):
+    reply = chat(
+        serving, user="u", metadata={"a": "b"}, store=True, service_tier="auto", seed=None, tools=[], temperature=None
+    )
+    assert reply.status == 200
+    assert reply.json["choices"] == chat(serving).json["choices"]
+
+
+REFUSED = {
+    "messages": ({}, "messages is missing."),
+    "messages[0].role": ({"messages": [{"content": "x"}]}, "messages[0].role is missing."),
+    "messages[0].content": ({"messages": [{"role": "user"}]}, "messages[0].content is missing."),
+    "temperature": ({"temperature": -1}, "temperature is -1; it must be from 0 to 2."),
+    "top_p": ({"top_p": "x"}, "top_p is 'x'; it must be a number."),
+    "n": ({"n": 1000}, "n is 1000; it must be from 1 to 8."),
+    "stop": ({"stop": ["x"] * 17}, "stop has 17 items; it must have 0 to 16."),
+    "stop[0]": ({"stop": [""]}, "stop[0] has 0 characters; it must have 1 to 256."),
+    "max_tokens": ({"max_tokens": -5}, "max_tokens is -5; it must be from 1 to 2147483648."),
+    "top_logprobs": ({"top_logprobs": 3}, "top_logprobs needs logprobs: true."),
+    "logit_bias": ({"logit_bias": {"9999": 1}}, "logit_bias has the key '9999'; token ids are 0 to 319."),
+    "logit_bias.65": ({"logit_bias": {"65": 101}}, "logit_bias.65 is 101; it must be from -100 to 100."),
+    "seed": ({"seed": 1.5}, "seed is 1.5; it must be a whole number."),
+    "stream": ({"stream": "yes"}, "stream is 'yes'; it must be true or false."),
+    "functions": ({"functions": []}, "functions is not supported: use tools."),
+    "max_tokenz": ({"max_tokenz": 1}, "There is no field 'max_tokenz'; check its spelling."),
+    "response_format.type": ({"response_format": {"type": "xml"}}, "it must be one of"),
+    "tool_choice": ({"tool_choice": "required"}, "tool_choice asks for a call, but there are no tools."),
+    "messages[0].content[0]": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}]}]},
+        "is a part of type 'image_url'; these models read text alone, and no URL is ever fetched.",
+    ),
+}
+
+
+@pytest.mark.parametrize("param", REFUSED)
+def test_what_cannot_be_done_is_refused_with_the_place_and_the_rule(serving, param):
+    fields, message = REFUSED[param]
+    body = {"messages": HELLO, **fields} if param != "messages" else fields
+    reply = serving.post("/v1/chat/completions", body)
+    assert reply.status == 400, reply.data
+    error = reply.json["error"]
+    assert message in error["message"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+
+
+def test_a_conversation_beyond_the_context_is_refused_before_a_stream_begins(serving):
+    reply = chat(serving, messages=[{"role": "user", "content": "x" * 3000}], stream=True)
+    assert reply.status == 400
+    assert reply.json["error"]["code"] == "context_length_exceeded"
+    assert "the model's context holds 1024" in reply.json["error"]["message"]
+
+
+def test_half_a_surrogate_pair_is_refused(serving):
+    body = json.dumps({"messages": [{"role": "user", "content": "\ud800"}]}).encode()
+    reply = serving.post("/v1/chat/completions", body)
+    assert reply.status == 400
+    assert "half of a surrogate pair" in reply.json["error"]["message"]
+
+
+def test_a_model_that_is_not_there_is_named_with_those_that_are(serving):
+    reply = chat(serving, model="../../etc/passwd")
+    assert reply.status == 404
+    assert reply.json["error"]["code"] == "model_not_found"
+    assert reply.json["error"]["message"] == "There is no model '../../etc/passwd' here. Here are: tiny-random."

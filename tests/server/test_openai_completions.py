@@ -1,0 +1,129 @@
+"""POST /v1/completions and the tokenizer's endpoints, as evaluation tools use them."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgelm import GenerationConfig
+
+SEA = "The sea is blue"
+
+
+def complete(serving, **fields):
+    return serving.post("/v1/completions", {"prompt": SEA, "max_tokens": 8, **fields})
+
+
+def test_a_text_is_continued_as_the_library_does(serving, tiny):
+    expected = tiny.generate(SEA, GenerationConfig(max_new_tokens=8))
+    reply = complete(serving)
+    (choice,) = reply.json["choices"]
+    assert (choice["text"], choice["finish_reason"], choice["logprobs"]) == (expected.text, "length", None)
+    assert reply.json["object"] == "text_completion"
+    *chunks, done = complete(serving, stream=True).events
+    assert done == "[DONE]"
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == expected.text
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-1] == "length"
+
+
+def test_without_a_limit_there_are_sixteen_tokens(serving):
+    assert serving.post("/v1/completions", {"prompt": SEA}).json["usage"]["completion_tokens"] == 16
+
+
+def test_texts_ids_and_batches_of_both_are_prompts(serving, tiny):
+    other = "A wave"
+    ids, other_ids = tiny.tokenizer.encode(SEA), tiny.tokenizer.encode(other)
+    expected = [tiny.generate(text, GenerationConfig(max_new_tokens=8)).text for text in (SEA, other)]
+    for prompt in ([SEA, other], [ids, other_ids]):
+        reply = complete(serving, prompt=prompt)
+        assert [choice["text"] for choice in reply.json["choices"]] == expected
+        assert reply.json["usage"]["prompt_tokens"] == len(ids) + len(other_ids)
+    assert complete(serving, prompt=ids).json["choices"][0]["text"] == expected[0]
+    assert len(complete(serving, prompt=[SEA, other], n=2, temperature=1).json["choices"]) == 4
+
+
+def test_more_prompts_than_the_engine_takes_at_once_are_all_answered(serving):
+    prompts = [f"{SEA} {i}" for i in range(100)]
+    choices = complete(serving, prompt=prompts, max_tokens=1).json["choices"]
+    assert [choice["index"] for choice in choices] == list(range(100))
+
+
+def test_echo_with_logprobs_scores_the_prompt_as_evaluation_asks(serving, tiny):
+    ids = tiny.tokenizer.encode(SEA)
+    reply = complete(serving, prompt=[ids], echo=True, logprobs=1, max_tokens=1, temperature=0)
+    (choice,) = reply.json["choices"]
+    scores, answer = tiny.score(ids).tokens, tiny.generate(SEA, GenerationConfig(max_new_tokens=1, logprobs=1))
+    logprobs = choice["logprobs"]
+    assert choice["text"] == SEA + answer.text
+    assert "".join(logprobs["tokens"][: len(ids)]) == SEA
+    assert logprobs["token_logprobs"][0] is None
+    expected = [token.logprob for token in (*scores, *answer.logprobs)]
+    # The same computation in another process; 0.0 measured.
+    assert logprobs["token_logprobs"][1:] == pytest.approx(expected, abs=1e-6)
+    for value, top in zip(logprobs["token_logprobs"][1:], logprobs["top_logprobs"][1:], strict=True):
+        assert value in top.values()
+        assert max(top.values()) >= value
+    assert logprobs["text_offset"][:2] == [0, len(logprobs["tokens"][0])]
+
+
+def test_an_echo_alone_has_no_answer(serving):
+    reply = complete(serving, echo=True, logprobs=0, max_tokens=0)
+    (choice,) = reply.json["choices"]
+    assert choice["text"] == SEA
+    assert choice["logprobs"]["top_logprobs"] is None
+    assert reply.json["usage"]["completion_tokens"] == 0
+    streamed = complete(serving, echo=True, logprobs=0, max_tokens=0, stream=True).events
+    assert "".join(chunk["choices"][0]["text"] for chunk in streamed[:-1]) == SEA
+
+
+def test_an_echo_streams_before_the_answer(serving, tiny):
+    expected = tiny.generate(SEA, GenerationConfig(max_new_tokens=8)).text
+    *chunks, usage, _ = complete(
+        serving, echo=True, stream=True, logprobs=2, stream_options={"include_usage": True}
+    ).events
+    assert chunks[0]["choices"][0]["text"] == SEA
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == SEA + expected
+    assert sum(len((c["choices"][0]["logprobs"] or {"tokens": []})["tokens"]) for c in chunks[1:]) == 8
+    assert usage["usage"]["completion_tokens"] == 8
+
+
+def test_a_token_that_is_no_whole_character_has_its_bytes_spelled_out(serving, tiny):
+    (id_,) = tiny.tokenizer.encode("\u00e9")[:1]
+    reply = complete(serving, prompt=[[65, id_]], echo=True, logprobs=1, max_tokens=1)
+    assert reply.json["choices"][0]["logprobs"]["tokens"][1] == f"bytes:\\x{tiny.tokenizer.token_bytes(id_)[0]:02x}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"prompt": []}, "prompt has 0 items"),
+        ({"prompt": ""}, "The text has 0 tokens"),
+        ({"prompt": [[]]}, "prompt[0] has 0 items"),
+        ({"prompt": [[99999]]}, "The text has token id 99999; the model's are 0 to 319."),
+        ({"prompt": [[99999, 1]], "echo": True, "logprobs": 1}, "The text has token id 99999"),
+        ({"prompt": [-1]}, "prompt[0] is -1; it must be from 0"),
+        ({"prompt": "x" * 3000}, "the model's context holds 1024"),
+        ({"logprobs": 100}, "logprobs is 100; it must be from 0 to 20."),
+        ({"best_of": 3}, "best_of is 3; it must be from 1 to 1."),
+        ({"suffix": "x"}, "suffix is not supported: these models write forwards alone."),
+    ],
+)
+def test_what_cannot_be_done_is_refused(serving, fields, words):
+    reply = complete(serving, **fields)
+    assert reply.status == 400, reply.data
+    assert words in reply.json["error"]["message"]
+
+
+def test_texts_and_conversations_are_tokenized_and_back(serving, tiny):
+    ids = tiny.tokenizer.encode(SEA)
+    answer = serving.post("/tokenize", {"prompt": SEA, "return_token_strs": True}).json
+    assert (answer["tokens"], answer["count"], answer["max_model_len"]) == (ids, len(ids), 1024)
+    assert "".join(answer["token_strs"]) == SEA
+    assert serving.post("/detokenize", {"tokens": ids}).json == {"prompt": SEA}
+    turns = [{"role": "user", "content": "x"}]
+    assert serving.post("/tokenize", {"messages": turns}).json["tokens"] == tiny.encode_chat(turns)
+    assert serving.post("/detokenize", {"tokens": [99999]}).status == 400
+
+
+def test_the_tokenizer_is_described(serving):
+    info = serving.get("/tokenizer_info").json
+    assert (info["eos_token"], info["eos_token_id"], info["vocab_size"]) == ("<|im_end|>", 2, 320)

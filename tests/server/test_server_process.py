@@ -1,0 +1,262 @@
+"""`edgelm serve` as a process: start and end, several models, disconnects, a full queue."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from edgelm_server import SLOW, TINY, EdgelmServer, read_all
+
+from edgelm.cli.main import main
+
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "Hello"}]
+LONG = {"messages": HELLO, "max_tokens": 500, "logit_bias": {"65": 100}}  # 10 s on the slow server
+
+
+def wait_for(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def running(server) -> float:
+    """How many requests are at work, besides the one that asks."""
+    return server.metric("edgelm_requests_running") - 1
+
+
+def users(server) -> float:
+    return server.metric('edgelm_model_users{model="tiny-random"}')
+
+
+@pytest.fixture
+def library(own_library: Path) -> Path:
+    """A library with two packages."""
+    for name in ("first", "second"):
+        shutil.copytree(TINY, own_library / "models" / name)
+    return own_library
+
+
+def test_the_whole_library_is_served_and_a_model_is_loaded_when_it_is_asked_for(library):
+    with EdgelmServer(()) as server:
+        assert [model["id"] for model in server.get("/v1/models").json["data"]] == ["first", "second"]
+        assert server.get("/v1/models/first").json["id"] == "first"
+        assert server.metric('edgelm_model_loaded{model="first"}') == 0
+        assert server.post(CHAT, {"model": "second", "messages": HELLO, "max_tokens": 1}).json["model"] == "second"
+        assert server.metric('edgelm_model_loaded{model="second"}') == 1
+        assert server.metric('edgelm_model_loaded{model="first"}') == 0
+        shutil.copytree(TINY, library / "models" / "third")
+        assert server.post(CHAT, {"model": "third", "messages": HELLO, "max_tokens": 1}).status == 200
+        reply = server.post(CHAT, {"messages": HELLO})
+        assert reply.status == 400
+        assert reply.json["error"]["message"] == "model is missing. Here are: first, second, third."
+
+
+def test_an_empty_library_says_how_to_fill_it():
+    with EdgelmServer(()) as server:
+        assert server.get("/v1/models").json["data"] == []
+        reply = server.post(CHAT, {"model": "x", "messages": HELLO})
+        assert reply.status == 404
+        assert "fetch one with `edgelm pull`" in reply.json["error"]["message"]
+
+
+def test_first_requests_that_come_together_load_a_model_once(library):
+    with EdgelmServer(("first",)) as server, ThreadPoolExecutor(6) as pool:
+        statuses = list(pool.map(lambda _: server.post(CHAT, {"messages": HELLO, "max_tokens": 1}).status, range(6)))
+        assert statuses == [200] * 6
+        server.stop()
+        assert sum("Loaded first" in line for line in server.log) == 1
+
+
+def test_an_idle_model_is_unloaded_and_loaded_again(library):
+    with EdgelmServer(("first", "--keep-alive", "0.2")) as server:
+        for _ in range(2):
+            assert server.post(CHAT, {"messages": HELLO, "max_tokens": 1}).status == 200
+            wait_for(lambda: server.metric('edgelm_model_loaded{model="first"}') == 0)
+
+
+def test_a_broken_package_is_a_503_that_names_no_path_and_the_others_go_on(library):
+    weights = library / "models" / "first" / "model.onnx.data"
+    weights.write_bytes(b"\0" + weights.read_bytes()[1:])
+    with EdgelmServer(()) as server:
+        reply = server.post(CHAT, {"model": "first", "messages": HELLO})
+        assert reply.status == 503
+        assert str(library) not in reply.data.decode()
+        assert server.post(CHAT, {"model": "second", "messages": HELLO, "max_tokens": 1}).status == 200
+        server.stop()
+        assert any("Cannot load first" in line and "SHA-256" in line for line in server.log)
+
+
+def test_two_models_of_one_name_are_refused(tmp_path):
+    shutil.copytree(TINY, tmp_path / "copy")
+    result = CliRunner().invoke(main, ["serve", TINY, str(tmp_path / "copy"), "--port", "0"])
+    assert result.exit_code == 1
+    assert "are called 'tiny-random'. Serve one of them." in result.output
+
+
+def test_a_disconnect_frees_its_slot_within_a_step(slow_serving):
+    for stream in (True, False):
+        connection = slow_serving.send(slow_serving.post_bytes(CHAT, LONG | {"stream": stream}))
+        wait_for(lambda: users(slow_serving) == 1)
+        connection.close()
+        wait_for(lambda: users(slow_serving) == 0, 2)
+    assert slow_serving.post(CHAT, {"messages": HELLO, "max_tokens": 1}).status == 200
+
+
+def test_many_disconnects_at_any_moment_leave_nothing(slow_serving):
+    for delay in [i * 0.01 for i in range(40)]:
+        connection = slow_serving.send(slow_serving.post_bytes(CHAT, LONG | {"stream": delay > 0.2}))
+        time.sleep(delay)
+        connection.close()
+    wait_for(lambda: users(slow_serving) == 0 and running(slow_serving) == 0)
+    descriptors = len(list(Path(f"/proc/{slow_serving.process.pid}/fd").iterdir()))
+    assert descriptors < 40
+
+
+def test_a_full_queue_answers_429_at_once(slow_serving):
+    request = slow_serving.post_bytes(CHAT, LONG | {"stream": True})
+    connections = [slow_serving.send(request) for _ in range(4)]  # 2 are computed at once, 2 may wait
+    wait_for(lambda: users(slow_serving) == 4)
+    started = time.monotonic()
+    reply = slow_serving.post(CHAT, LONG)
+    assert time.monotonic() - started < 2
+    assert reply.status == 429
+    assert reply.headers["retry-after"] == "1"
+    assert reply.json["error"]["code"] == "queue_full"
+    for connection in connections:
+        connection.close()
+    wait_for(lambda: users(slow_serving) == 0)
+
+
+def test_silence_is_filled_with_comments():
+    quiet = "from edgelm.server import answers\nanswers.QUIET_SECONDS = 0.05\n"
+    with EdgelmServer(prelude=quiet + SLOW.replace("0.02", "0.2")) as server:
+        reply = server.post(CHAT, {"messages": HELLO, "max_tokens": 2, "stream": True})
+        assert reply.data.count(b": keepalive\n\n") >= 2
+        assert reply.events[-1] == "[DONE]"
+
+
+def test_an_error_inside_a_stream_is_an_event_and_tells_nothing_of_this_machine():
+    broken = """
+from edgelm.sampling import Sampler
+sample, calls = Sampler.sample, []
+def failing(*arguments):
+    calls.append(1)
+    if len(calls) > 3:
+        raise RuntimeError("/secret/path")
+    return sample(*arguments)
+Sampler.sample = failing
+"""
+    with EdgelmServer(prelude=broken) as server:
+        reply = server.post(CHAT, {"messages": HELLO, "stream": True})
+        assert reply.status == 200
+        assert reply.events[-1]["error"]["message"] == "The server failed at this request; its log says why."
+        reply = server.post(CHAT, {"messages": HELLO})
+        assert reply.status == 500
+        assert b"secret" not in reply.data
+        server.stop()
+        assert any("/secret/path" in line for line in server.log)
+
+
+def test_sigterm_lets_an_answer_end_and_refuses_new_ones():
+    with EdgelmServer(prelude=SLOW) as server:
+        connection = server.send(server.post_bytes(CHAT, LONG | {"max_tokens": 60, "stream": True}))
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        wait_for(lambda: users(server) == 1)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        reply = server.post(CHAT, {"messages": HELLO})
+        assert reply.status == 503
+        assert reply.json["error"]["code"] == "stopping"
+        assert "retry-after" in reply.headers
+        assert b"data: [DONE]" in read_all(connection)
+        assert server.stop() == 0
+
+
+def test_a_second_signal_stops_at_once():
+    with EdgelmServer(prelude=SLOW) as server:
+        connection = server.send(server.post_bytes(CHAT, LONG | {"stream": True}))
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert server.process.poll() is None
+        started = time.monotonic()
+        assert server.stop(signal.SIGTERM) == 0
+        assert time.monotonic() - started < 5
+        assert b"[DONE]" not in read_all(connection)
+
+
+def test_ctrl_c_ends_an_idle_server_with_130():
+    with EdgelmServer() as server:
+        assert server.stop(signal.SIGINT) == 130
+        assert "Traceback" not in "".join(server.log)
+
+
+def test_a_port_that_is_taken_is_said_in_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        result = CliRunner().invoke(main, ["serve", TINY, "--port", str(port)])
+    assert result.exit_code == 1
+    assert f"error: Port {port} is taken. Choose another: --port {port + 1}, or 0 for any free one.\n" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host", "0.0.0.0"], "0.0.0.0 is reached from other machines, so it needs a key"),
+        (["--host", "no.such.host.invalid", "--api-key", "12345678"], "There is no address 'no.such.host.invalid'"),
+        (["--host", "192.0.2.1", "--api-key", "12345678"], "Cannot listen at 192.0.2.1, port 8080"),
+        (["--api-key", "short"], "An API key must have 8 or more printable ASCII characters and no space."),
+        (["--cors-origin", "*"], "The origin '*' is none; write one as http://localhost:3000, without a path."),
+        (["--allowed-host", "http://x"], "The host 'http://x' is none; write one as chat.example.org"),
+        (["no-such-model"], "There is no model 'no-such-model'."),
+    ],
+)
+def test_what_cannot_be_served_is_said_at_once(arguments, words):
+    result = CliRunner().invoke(main, ["serve", *arguments])
+    assert result.exit_code == 1
+    assert words in result.output
+
+
+def test_keys_come_from_a_file(tmp_path):
+    (tmp_path / "keys").write_text("first-key-of-two\n\nsecond-key-of-two\n")
+    with EdgelmServer((TINY, "--api-key-file", str(tmp_path / "keys"))) as server:
+        for key in ("first-key-of-two", "second-key-of-two"):
+            assert server.get("/v1/models", Authorization=f"Bearer {key}").status == 200
+        assert server.get("/v1/models").status == 401
+    (tmp_path / "keys").write_text("\n")
+    for name, words in (("keys", "There is no key in"), ("", "is a directory"), ("no", "Cannot read")):
+        path = tmp_path / name
+        result = CliRunner().invoke(main, ["serve", "--api-key-file", str(path)])
+        assert result.exit_code in (1, 2)
+        assert words in result.output
+
+
+def test_it_says_where_it_listens_and_each_request_on_standard_error():
+    with EdgelmServer() as server:
+        server.get("/health?key=secret")
+        server.stop()
+        log = "".join(server.log)
+        assert f"Listening at {server.url} for everybody on this machine. OpenAI's base URL: {server.url}/v1" in log
+        assert re.search(r"GET /health 200 0\.\d{3} s", log)
+        assert "secret" not in log
+        assert server.process.stdout is not None
+        assert server.process.stdout.read() == ""
+
+
+def test_help_needs_neither_starlette_nor_numpy():
+    code = "import sys\nfrom edgelm.cli.main import main\nmain(['serve', '--help'], standalone_mode=False)\n"
+    code += "sys.exit(bool({'starlette', 'uvicorn', 'numpy'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "edgelm serve smollm2-135m-instruct --port 9000" in result.stdout
