@@ -1,0 +1,201 @@
+"""Training a tokenizer: it loses no byte, gives the same bytes each time, and reads the same in transformers."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from transformers import AutoTokenizer
+
+from edgelm.chat_template import ChatTemplate, encode_chat
+from edgelm.errors import ConfigError, DataError
+from edgelm.tokenizer import Tokenizer
+from edgelm_training.assistant_tokens import encode_conversation
+from edgelm_training.cli_tokenizer import tokenizer as command
+from edgelm_training.conversations import Conversation
+from edgelm_training.documents import DocumentConfig
+from edgelm_training.tokenizer_training import CONTROL_TOKENS, TokenizerConfig, train_tokenizer
+
+TEXT = "The sea is blue, and the sea was grey in 1984.\n\n    It's wide: naïve 漢字 😀 waves, waves, waves.\r\n"
+MESSAGES: list[Any] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Is the sea wide?"},
+    {"role": "assistant", "content": "It is."},
+    {"role": "user", "content": "And blue?"},
+    {"role": "assistant", "content": "  It was grey in 1984.\n"},
+]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("corpus")
+    folder.mkdir()
+    (folder / "a.txt").write_text(TEXT * 20, newline="")
+    (folder / "b.jsonl").write_text("".join(json.dumps({"text": f"Row {i}: {TEXT}"}) + "\n" for i in range(20)))
+    return folder
+
+
+@pytest.fixture
+def tok(corpus: Path) -> Path:
+    train_tokenizer([corpus], "tok", TokenizerConfig(vocab_size=300))
+    return Path("tok")
+
+
+@pytest.mark.parametrize("text", [TEXT, "", "unseen: Ω≈ç√ \x00\x7f\t\n\n  \u2028 \U0001f469\u200d\U0001f467", " a  b "])
+def test_every_text_decodes_to_its_bytes_and_encodes_as_in_transformers(tok: Path, text: str) -> None:
+    ours, theirs = Tokenizer.load(tok), AutoTokenizer.from_pretrained(tok)
+    ids = ours.encode(text)
+    assert b"".join(map(ours.token_bytes, ids)) == text.encode()
+    assert ids == theirs(text)["input_ids"]
+    assert theirs.decode(ids) == ours.decode(ids) == text
+
+
+def test_the_control_tokens_come_first_and_have_their_roles(tok: Path) -> None:
+    ours, theirs = Tokenizer.load(tok), AutoTokenizer.from_pretrained(tok)
+    assert dict(ours.control_tokens) == {token: id_ for id_, token in enumerate(CONTROL_TOKENS)}
+    assert (theirs.bos_token, theirs.eos_token, theirs.pad_token) == ("<|endoftext|>", "<|endoftext|>", "<|pad|>")
+    assert sorted(theirs.all_special_ids) == [0, 3]
+    assert theirs.convert_tokens_to_ids(list(CONTROL_TOKENS)) == [0, 1, 2, 3]
+
+
+def test_frequent_words_become_tokens_and_digits_stay_single(tok: Path) -> None:
+    ours = Tokenizer.load(tok)
+    assert len(ours.encode(" waves")) == 1
+    assert len(ours.encode("1984")) == 4
+
+
+def test_the_chat_template_renders_as_in_transformers_and_marks_what_the_assistant_says(tok: Path) -> None:
+    ours, template = Tokenizer.load(tok), ChatTemplate.load(tok)
+    assert template is not None
+    theirs = AutoTokenizer.from_pretrained(tok)
+    expected = theirs.apply_chat_template(MESSAGES, return_dict=True, return_assistant_tokens_mask=True)
+    conversation = Conversation(messages=tuple(MESSAGES), learned=frozenset({2, 4}), file="a", line=1)
+    encoded = encode_conversation(template, ours, conversation)
+    assert encoded.token_ids == expected["input_ids"]
+    assert encoded.learned == [bool(mark) for mark in expected["assistant_masks"]]
+    said = [id_ for id_, learned in zip(encoded.token_ids, encoded.learned, strict=True) if learned]
+    assert ours.decode(said, skip_control_tokens=False) == "It is.<|im_end|>  It was grey in 1984.\n<|im_end|>"
+    prompt = theirs.apply_chat_template(MESSAGES[:2], add_generation_prompt=True)["input_ids"]
+    assert encode_chat(template, ours, MESSAGES[:2]) == prompt
+
+
+def test_the_same_corpus_gives_the_same_bytes(corpus: Path, tok: Path) -> None:
+    train_tokenizer([corpus], "again", TokenizerConfig(vocab_size=300))
+    for path in tok.iterdir():
+        assert (Path("again") / path.name).read_bytes() == path.read_bytes()
+
+
+def test_files_folders_and_globs_are_read_once_each(corpus: Path) -> None:
+    trained = train_tokenizer(["corpus", "corpus/*.txt"], "tok", TokenizerConfig(vocab_size=300))
+    assert (trained.files, trained.documents) == (2, 21)
+    assert trained.vocab_size == Tokenizer.load("tok").vocab_size == 300
+
+
+def test_more_control_tokens_can_be_had(corpus: Path) -> None:
+    train_tokenizer(["corpus"], "tok", TokenizerConfig(vocab_size=300, control_tokens=("<|fim|>",)))
+    assert Tokenizer.load("tok").control_tokens["<|fim|>"] == 4
+
+
+def test_progress_goes_through_the_bytes_and_tells_when_all_is_read(corpus: Path) -> None:
+    calls: list[tuple[str, int, int | None]] = []
+    config = TokenizerConfig(vocab_size=300)
+    train_tokenizer(
+        ["corpus"], "tok", config, progress=lambda *call: calls.append(call), merging=lambda: calls.append(("m", 0, 0))
+    )
+    *reading, last = calls
+    assert last[0] == "m"
+    done = [call[1] for call in reading]
+    total = sum(path.stat().st_size for path in corpus.iterdir())
+    assert done == sorted(done)
+    assert {call[2] for call in reading} == {total} == {done[-1]}
+
+
+def test_an_older_tokenizer_is_replaced_and_nothing_else_is(corpus: Path, tok: Path) -> None:
+    before = (tok / "tokenizer.json").read_bytes()
+    train_tokenizer([corpus], tok, TokenizerConfig(vocab_size=280))
+    assert (tok / "tokenizer.json").read_bytes() != before
+    (tok / "model.safetensors").write_bytes(b"precious")
+    with pytest.raises(DataError, match=r"tok is not replaced: it holds model\.safetensors, which is no part of a"):
+        train_tokenizer([corpus], tok)
+    assert (tok / "model.safetensors").read_bytes() == b"precious"
+
+
+def test_a_full_disk_leaves_the_old_tokenizer(corpus: Path, tok: Path) -> None:
+    before = (tok / "tokenizer.json").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"Cannot write tok: .* What stood there is as it was\."):
+            train_tokenizer([corpus], tok, TokenizerConfig(vocab_size=300))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tok / "tokenizer.json").read_bytes() == before
+    assert sorted(path.name for path in Path().iterdir()) == ["corpus", "tok"]
+
+
+def test_a_broken_line_is_named_and_can_be_left_out(corpus: Path) -> None:
+    with (corpus / "b.jsonl").open("a") as file:
+        file.write('{"text": "no end\n')
+    with pytest.raises(DataError, match=r"^corpus/b\.jsonl:21: broken JSON"):
+        train_tokenizer([corpus], "tok")
+    assert not Path("tok").exists()
+    config = TokenizerConfig(vocab_size=300, documents=DocumentConfig(skip_broken=True))
+    assert train_tokenizer([corpus], "tok", config).broken == 1
+
+
+def test_an_empty_corpus_is_refused(corpus: Path) -> None:
+    Path("empty.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"The corpus is empty: 1 files, beginning with empty\.txt, have no document\."):
+        train_tokenizer(["empty.txt"], "tok")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"vocab_size": 259}, r"vocab_size is 259; it must be 260 or more, for 4 control tokens and the 256 bytes\."),
+        ({"control_tokens": ("<|a|>", "<|a|>")}, r"each must be new and not empty"),
+        ({"control_tokens": ("<|im_end|>",)}, r"each must be new and not empty"),
+        ({"control_tokens": ("",)}, r"each must be new and not empty"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        TokenizerConfig(**settings)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(command, ["train", *arguments], catch_exceptions=False)
+
+
+def test_the_command_says_what_it_made(corpus: Path) -> None:
+    result = run("corpus", "--vocab-size", "300", "-o", "tok")
+    assert result.stdout.split()[:2] == ["tokenizer", "tok"]
+    assert "300 tokens\n" in result.stdout
+    assert "21 documents, 2 files" in result.stdout
+    assert result.stderr == ""  # no progress bar where standard error is no terminal
+
+
+def test_the_command_says_if_the_text_has_fewer_tokens_than_asked_for(corpus: Path) -> None:
+    result = run("corpus", "-o", "tok")
+    size = Tokenizer.load("tok").vocab_size
+    assert f"{size} tokens (of 8192: the text has no more pairs)" in result.stdout
+
+
+def test_the_command_prints_json_and_counts_what_it_left_out(corpus: Path) -> None:
+    (corpus / "c.jsonl").write_text("{\n")
+    result = run("corpus", "--vocab-size", "300", "-o", "tok", "--skip-broken", "--json", "--control-token", "<|x|>")
+    characters = 40 * len(TEXT) - 20 + sum(len(f"Row {i}: ") for i in range(20))  # \r\n of the text file is \n
+    assert json.loads(result.stdout) == {
+        "folder": "tok",
+        "vocab_size": 300,
+        "files": 3,
+        "documents": 21,
+        "characters": characters,
+        "broken": 1,
+    }
+    assert "1 broken lines or documents" in run("corpus", "-o", "tok", "--skip-broken").stdout
