@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError, QueueFullError
 from edgelm.generation import Generation
 from edgelm.generation_config import GenerationConfig
+from edgelm.kv_batch import longest_row
 from edgelm.kv_cache import bytes_per_token
 from edgelm.language_model import LanguageModel
 from edgelm.request import Request
@@ -173,7 +174,13 @@ class Engine:
         self.close()
 
     def _check_memory(self, prompt_tokens: int, config: GenerationConfig) -> None:
-        wanted = min(prompt_tokens + (config.max_new_tokens or 1), self._model.context_length)
+        longest = longest_row(self._model.config)
+        if prompt_tokens > longest:  # LongRoPE: a longer text turns otherwise from its first token on
+            raise ContextLengthError(
+                f"The prompt has {prompt_tokens} tokens; an engine computes up to {longest} of this model. "
+                "LanguageModel.stream takes longer ones."
+            )
+        wanted = min(prompt_tokens + (config.max_new_tokens or 1), longest)
         if wanted > self._max_tokens:
             raise ContextLengthError(
                 f"{wanted} tokens of prompt and answer take {wanted * self._token_bytes} bytes of keys and values; the "

@@ -10,6 +10,11 @@ from edgelm.errors import ContextLengthError
 from edgelm.kv_cache import GROWTH_STEP, KVCache
 
 
+def longest_row(config: ModelConfig) -> int:
+    """Return how many tokens a row may have: the model's context, or what all rows turn alike in (LongRoPE)."""
+    return config.short_context or config.max_position_embeddings
+
+
 class KVRow(KVCache):
     """A KV cache that lives in one row of a batch: its buffers [1, K, C, H] are views on the batch's memory."""
 
@@ -95,11 +100,11 @@ class KVBatch:
         """Make room for `length` tokens in every row; what is cached stays.
 
         Raises:
-            ContextLengthError: `length` is more than the model's context.
+            ContextLengthError: `length` is more than a row may have.
         """
-        limit = self._config.max_position_embeddings
+        limit = longest_row(self._config)
         if length > limit:
-            raise ContextLengthError(f"{length} tokens do not fit the model's context of {limit}. Shorten the prompt.")
+            raise ContextLengthError(f"{length} tokens do not fit the {limit} of a batch's row. Shorten the prompt.")
         if length > self.capacity:
             wanted = max(length, self.capacity + self.capacity // 4)
             self._resize(int(self.buffers[0].shape[0]), min(-(-wanted // GROWTH_STEP) * GROWTH_STEP, limit))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
+from edgelm.kv_batch import longest_row
 from edgelm.kv_cache import KVCache
 
 # Attention computes the queries of one call in groups of 32 or more, counted from the call's first token, and the last
@@ -45,6 +46,7 @@ class PrefixCache:
             raise ConfigError(f"max_bytes is {max_bytes!r}; it must be a whole number of bytes, 0 for no cache.")
         self.max_bytes, self.answers = max_bytes, answers
         self._shape = (2 * config.num_hidden_layers, config.num_key_value_heads, BLOCK, config.head_dim)
+        self._longest = longest_row(config)
         self._block_bytes = 4 * int(np.prod(self._shape))
         self._lock = threading.Lock()
         self._root = _Block(None, (), None)
@@ -74,24 +76,32 @@ class PrefixCache:
         At least two tokens are left to compute, where there are two: one alone would take another path through the
         attention, and give other bits than the whole prompt does.
         """
-        most = max(0, len(token_ids) - 2)
-        cache.truncate(min(cache.common_prefix(token_ids), most))
-        with self._lock:
-            path = self._path(token_ids, most // BLOCK)
-            self._use(path)
-        if len(path) * BLOCK > cache.length:
-            start, end = cache.length, len(path) * BLOCK
-            cache.reserve(end)
-            for i in range(start // BLOCK, len(path)):
-                self._copy(path[i], cache, i * BLOCK)
-            cache.token_ids.extend(token_ids[start:end])
-            self.reused_tokens += end - start
+        cache.truncate(min(cache.common_prefix(token_ids), max(0, len(token_ids) - 2)))
+        self.extend(cache, token_ids)
         return cache.length
+
+    def extend(self, cache: KVCache, token_ids: Sequence[int]) -> int:
+        """Add to `cache`, which holds a beginning of a prompt, what is here of the rest; return how many tokens."""
+        most = (len(token_ids) - 2) // BLOCK if len(token_ids) <= self._longest else 0
+        if most * BLOCK <= cache.length:
+            return 0
+        with self._lock:
+            path = self._path(token_ids, most)
+            self._use(path)
+        start, end = cache.length, len(path) * BLOCK
+        if end <= start:
+            return 0
+        cache.reserve(end)
+        for i in range(start // BLOCK, len(path)):
+            self._copy(path[i], cache, i * BLOCK)
+        cache.token_ids.extend(token_ids[start:end])
+        self.reused_tokens += end - start
+        return end - start
 
     def keep(self, cache: KVCache, prompt_tokens: int) -> None:
         """Keep what `cache` holds: the prompt, whose length is given, and the answer, where answers are kept."""
         length = cache.length if self.answers else min(cache.length, prompt_tokens)
-        if self._block_bytes > self.max_bytes:
+        if self._block_bytes > self.max_bytes or cache.capacity > self._longest:
             return
         with self._lock:
             path = self._path(cache.token_ids, length // BLOCK)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgelm.completion import FinishReason
 from edgelm.generate import PREFILL_CHUNK, Decoder, next_chunk
-from edgelm.kv_batch import KVBatch
+from edgelm.kv_batch import KVBatch, longest_row
 from edgelm.prefix_cache import PrefixCache
 from edgelm.request import Request
 
@@ -55,6 +55,8 @@ class RunningBatch:
         """Start a request, or start it again after it lost its row."""
         request.row = self._batch.add()
         request.computed = 0
+        if request.prefilled is None:
+            request.cached_tokens = 0
         if request.started is None:
             request.started = time.perf_counter()
         self._filling.append(request)
@@ -92,19 +94,19 @@ class RunningBatch:
         row, prompt_ids = request.row, request.answer.prompt_ids
         assert row is not None
         try:
-            if not row.length:
-                cached = self._prefixes.fill(row, prompt_ids)
-                if request.prefilled is None:
-                    request.cached_tokens = cached
-                    self.cached_tokens += cached
+            # Before each piece: another request with the same beginning may have computed it meanwhile.
+            cached = self._prefixes.extend(row, prompt_ids)
+            self.cached_tokens += cached
+            if request.prefilled is None:
+                request.cached_tokens += cached
             is_alone = len(self._batch.rows) == 1
             chunk = next_chunk(prompt_ids, row.length, PREFILL_CHUNK if is_alone else SHARED_CHUNK)
             logits_V = self._session.forward(chunk, row)[0]
             self.prompt_tokens += len(chunk)
+            self._prefixes.keep(row, len(prompt_ids))
             self._filling.rotate(-1)  # each prompt in turn: a short one does not wait for a long one's end
             if row.length < len(prompt_ids):
                 return
-            self._prefixes.keep(row, len(prompt_ids))
         except MemoryError:
             raise
         except Exception as error:
@@ -135,7 +137,7 @@ class RunningBatch:
         assert request.row is not None
         if request.computed < len(request.calls):
             return
-        room = self._session.config.max_position_embeddings - request.row.length
+        room = longest_row(self._session.config) - request.row.length
         try:
             id_ = request.answer.sampler.sample(logits_V)
             if self._take(request, id_, logits_V):

@@ -1,0 +1,187 @@
+import threading
+
+import numpy as np
+import pytest
+
+import edgelm
+from edgelm import ChatSession, Engine, EngineOptions, GenerationConfig, LanguageModel
+from edgelm.answer import join
+from edgelm.kv_cache import KVCache, bytes_per_token
+from edgelm.prefix_cache import BLOCK, PrefixCache
+from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
+
+SHORT = GenerationConfig(max_new_tokens=4, ignore_eos=True)
+
+
+@pytest.fixture
+def model() -> LanguageModel:
+    return edgelm.load(tiny_model_path(), edgelm.SessionOptions(threads=1))
+
+
+def random_ids(length: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(5, 320, length).tolist()
+
+
+def cached(completion: edgelm.Completion) -> int:
+    return completion.usage.cached_tokens
+
+
+def computed(model: LanguageModel) -> int:
+    assert isinstance(model.session, ScriptedDecoder)
+    return sum(map(len, model.session.forwarded))
+
+
+def filled(model: LanguageModel, ids: list[int]) -> KVCache:
+    cache = model.session.new_cache()
+    for start in range(0, len(ids), 128):
+        model.session.forward(ids[start : start + 128], cache)
+    return cache
+
+
+def content(cache: KVCache, length: int) -> np.ndarray:
+    return np.stack([buffer[0, :, :length] for buffer in cache.buffers])
+
+
+def test_a_system_prompt_of_2000_tokens_is_computed_once() -> None:
+    config = edgelm.ModelConfig.load(tiny_model_path()).to_dict() | {"max_position_embeddings": 4096}
+    model = scripted_model("Fine.")
+    model.session.config = edgelm.ModelConfig.from_dict(config)
+    model.prefixes = PrefixCache(model.session.config)
+    system, turns = random_ids(2000), [random_ids(20, seed) for seed in range(5)]
+    for turn in turns:
+        model.generate([*system, *turn], SHORT)
+    with Engine(model) as engine:
+        for turn in turns:
+            join(engine.submit([*system, *turn, 7], SHORT))
+    # Once whole; then each time the rest of the last block, and what is new.
+    assert 2000 < computed(model) < 2000 + 10 * (BLOCK + 21 + SHORT.max_new_tokens + 1)
+
+
+def test_a_reused_beginning_has_the_bits_of_a_fresh_one(model: LanguageModel) -> None:
+    ids = random_ids(300)
+    fresh = filled(model, ids)
+    for shared in (32, 64, 100, 128, 200, 256, 298, 299, 300):
+        prefixes = PrefixCache(model.config)
+        prefixes.keep(filled(model, ids[:shared] + random_ids(50, seed=shared)), 350)
+        cache = model.session.new_cache()
+        assert prefixes.fill(cache, ids) == min(shared, 298) // BLOCK * BLOCK
+        logits_V = edgelm.generate.prefill(model.session, ids, cache)
+        np.testing.assert_array_equal(content(cache, 300), content(fresh, 300))
+        again = model.session.new_cache()
+        np.testing.assert_array_equal(logits_V, edgelm.generate.prefill(model.session, ids, again))
+
+
+def test_usage_tells_how_much_was_reused(model: LanguageModel) -> None:
+    ids = random_ids(200)
+    completions = [model.generate(ids, SHORT) for _ in range(2)]
+    assert [cached(completion) for completion in completions] == [0, 192]
+    assert completions[0].token_ids == completions[1].token_ids
+    assert model.prefixes.reused_tokens == 192
+
+
+def test_the_second_turn_of_a_conversation_reuses_the_answer_of_the_first(model: LanguageModel) -> None:
+    ids = random_ids(100)
+    config = GenerationConfig(max_new_tokens=100, ignore_eos=True)
+    answer = list(model.generate(ids, config).token_ids)
+    assert cached(model.generate(ids + answer + [9, 9], SHORT)) == 192
+    model.prefixes = PrefixCache(model.config, answers=False)
+    model.generate(ids, config)
+    assert cached(model.generate(ids + answer + [9, 9], SHORT)) == 96
+
+
+def test_a_chat_begins_with_what_another_chat_computed(model: LanguageModel) -> None:
+    system = "You are a sailor who knows every sea. " * 20
+    for name in ("first", "second"):
+        chat = ChatSession(model, system=system)
+        usage = list(chat.send(f"I am the {name}.", SHORT))[-1].usage
+    assert usage is not None
+    assert usage.cached_tokens > 300
+    assert usage.cached_tokens == (usage.prompt_tokens - len(model.tokenizer.encode("second."))) // BLOCK * BLOCK or (
+        usage.prompt_tokens - usage.cached_tokens < 2 * BLOCK + 20
+    )
+
+
+def test_several_samples_of_one_prompt_compute_it_once(model: LanguageModel) -> None:
+    ids = random_ids(330)
+    configs = [GenerationConfig(max_new_tokens=8, temperature=1.0, seed=seed) for seed in range(4)]
+    with Engine(model) as engine:
+        generations = [engine.submit(ids, config) for config in configs]
+        got = [join(generation) for generation in generations]
+    assert engine.stats.prompt_tokens == 330 + 3 * 10  # 320 of the 330 are whole blocks
+    assert sum(cached(completion) for completion in got) == 3 * 320
+    assert [c.token_ids for c in got] == [model.generate(ids, config).token_ids for config in configs]
+    assert len({c.token_ids for c in got}) == 4
+
+
+def test_what_was_used_longest_ago_goes_first(model: LanguageModel) -> None:
+    block = BLOCK * bytes_per_token(model.config)
+    prefixes = PrefixCache(model.config, 6 * block)
+    texts = [random_ids(2 * BLOCK + 2, seed) for seed in range(4)]
+    for ids in texts[:3]:
+        prefixes.keep(filled(model, ids), len(ids))
+    assert (prefixes.bytes, prefixes.tokens) == (6 * block, 6 * BLOCK)
+    assert prefixes.fill(model.session.new_cache(), texts[0]) == 2 * BLOCK  # used again, so the second is the oldest
+    prefixes.keep(filled(model, texts[3]), len(texts[3]))
+    assert prefixes.bytes == 6 * block
+    found = [prefixes.fill(model.session.new_cache(), ids) for ids in texts]
+    assert found == [2 * BLOCK, 0, 2 * BLOCK, 2 * BLOCK]
+
+
+def test_the_end_of_a_long_text_goes_before_its_beginning(model: LanguageModel) -> None:
+    prefixes = PrefixCache(model.config, 3 * BLOCK * bytes_per_token(model.config))
+    ids = random_ids(6 * BLOCK)
+    prefixes.keep(filled(model, ids), len(ids))
+    assert prefixes.fill(model.session.new_cache(), ids) == 3 * BLOCK
+
+
+def test_a_cache_of_no_bytes_keeps_nothing_and_clear_forgets(model: LanguageModel) -> None:
+    ids = random_ids(100)
+    model.prefixes.keep(filled(model, ids), 100)
+    assert model.prefixes.tokens == 96
+    model.prefixes.clear()
+    assert (model.prefixes.tokens, model.prefixes.fill(model.session.new_cache(), ids)) == (0, 0)
+    nothing = PrefixCache(model.config, 0)
+    nothing.keep(filled(model, ids), 100)
+    assert nothing.bytes == 0
+
+
+@pytest.mark.parametrize("size", [-1, 1.5, "1"])
+def test_the_budget_is_checked(model: LanguageModel, size: int) -> None:
+    with pytest.raises(
+        edgelm.ConfigError, match=r"max_bytes is .*; it must be a whole number of bytes, 0 for no cache"
+    ):
+        PrefixCache(model.config, size)
+
+
+def test_threads_share_a_prefix_cache_that_is_always_full(model: LanguageModel) -> None:
+    model.prefixes = PrefixCache(model.config, 12 * BLOCK * bytes_per_token(model.config), answers=False)
+    base = random_ids(300)
+    texts = [base[: 60 * (i % 5)] + random_ids(100, seed=i) for i in range(30)]
+    alone = edgelm.load(tiny_model_path(), edgelm.SessionOptions(threads=1))
+    alone.prefixes = PrefixCache(alone.config, 0)
+    expected = [alone.generate(ids, SHORT).token_ids for ids in texts]
+    got: dict[int, tuple[int, ...]] = {}
+
+    def work(first: int) -> None:
+        for i in range(first, 30, 3):
+            got[i] = model.generate(texts[i], SHORT).token_ids
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [got[i] for i in range(30)] == expected
+    assert model.prefixes.bytes <= model.prefixes.max_bytes
+
+
+def test_an_engine_refuses_at_once_what_does_not_fit_its_memory(model: LanguageModel) -> None:
+    size = bytes_per_token(model.config)
+    with Engine(model, EngineOptions(max_kv_bytes=100 * size)) as engine:
+        with pytest.raises(
+            edgelm.ContextLengthError,
+            match=rf"150 tokens of prompt and answer take {150 * size} bytes .* has {100 * size} \(max_kv_bytes\)",
+        ):
+            engine.submit(random_ids(90), GenerationConfig(max_new_tokens=60))
+        ends = join(engine.submit(random_ids(90), GenerationConfig(ignore_eos=True)))
+    assert (ends.finish_reason, ends.usage.completion_tokens) == ("length", 11)
