@@ -55,11 +55,11 @@ function blocks(tokens) {
 }
 
 function item(token) {
-  // A tight list's text stands in the item itself, without a paragraph around it. marked has the box as a token too.
-  const children = token.tokens.filter((child) => child.type !== "space" && child.type !== "checkbox").flatMap((child) =>
-    child.type === "text" ? inline(child.tokens ?? [child]) : [block(child)]);
-  const box = token.task ? [element("input", { type: "checkbox", checked: token.checked, disabled: true }), " "] : [];
-  return element("li", {}, ...box, ...children);
+  // A tight list's text stands in the item itself, without a paragraph around it.
+  return element("li", {}, ...token.tokens.filter((child) => child.type !== "space").flatMap((child) => {
+    if (child.type === "text") return inline(child.tokens ?? [child]);
+    return child.type in INLINE ? inline([child]) : [block(child)];
+  }));
 }
 
 function row(tag, cells) {
@@ -77,7 +77,6 @@ function inline(tokens) {
   return tokens.map((token) => (INLINE[token.type] ?? asText)(token));
 }
 
-// marked escapes nothing in its tokens but these, in the text of `text` and `codespan`.
 const ENTITIES = { "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'" };
 
 function asText(token) {
@@ -90,6 +89,7 @@ const INLINE = {
   del: (token) => element("del", {}, ...inline(token.tokens)),
   codespan: (token) => element("code", {}, token.text),
   br: () => element("br"),
+  checkbox: (token) => element("input", { type: "checkbox", checked: token.checked, disabled: true }),
   escape: (token) => document.createTextNode(token.text),
   text: (token) => {
     if (!token.tokens) return document.createTextNode(token.raw.replace(/&(?:amp|lt|gt|quot|#39);/g, (name) => ENTITIES[name]));

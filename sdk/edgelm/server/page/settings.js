@@ -12,7 +12,7 @@ const FIELDS = [
   ["min_p", "Min p", { type: "number", min: 0, max: 1, step: 0.01 }],
   ["presence_penalty", "Presence penalty", { type: "number", min: -2, max: 2, step: 0.1 }],
   ["frequency_penalty", "Frequency penalty", { type: "number", min: -2, max: 2, step: 0.1 }],
-  ["max_completion_tokens", "Longest answer (tokens)", { type: "number", min: 1, step: 1 }],
+  ["max_completion_tokens", "Longest answer", { type: "number", min: 1, step: 1, placeholder: "in tokens" }],
   ["seed", "Seed", { type: "number", min: 0, step: 1, placeholder: "a fresh one" }],
   ["stop", "Stop before (one text a line)", { rows: 2 }],
 ];

@@ -1,0 +1,254 @@
+// The page: brings the parts together.
+
+import * as api from "./api.js";
+import * as kept from "./conversations.js";
+import { fill } from "./answering.js";
+import { announce, byId, element } from "./dom.js";
+import { Settings } from "./settings.js";
+import { Sidebar } from "./sidebar.js";
+import { listenForShortcuts } from "./shortcuts.js";
+import { followTheme } from "./theme.js";
+import { Thread } from "./thread.js";
+
+const SAVE_EVERY = 1000; // milliseconds, while an answer arrives
+
+const settings = new Settings();
+const running = new Map(); // conversation's id -> AbortController
+let conversations = [];
+let current = kept.create();
+let models = [];
+
+const thread = new Thread({
+  edit: (node, text) => {
+    const { parent } = node;
+    respond(kept.add(current, parent, { role: "user", text }).id);
+  },
+  regenerate: (node) => respond(node.parent),
+  retry: (node) => respond(node.parent, node),
+  choose: (node) => {
+    kept.choose(current, node);
+    kept.save(current);
+    show();
+  },
+});
+const sidebar = new Sidebar({ open, rename, remove });
+
+// Answering
+
+/** Answer the message `parent`; `replaced` is an answer that failed and makes room. */
+async function respond(parent, replaced = null) {
+  const conversation = current;
+  if (running.has(conversation.id)) return;
+  if (replaced) {
+    delete conversation.nodes[replaced.id];
+    conversation.leaf = parent;
+  }
+  const controller = new AbortController();
+  const node = kept.add(conversation, parent, { role: "assistant", text: "", tokens: [], model: settings.model, state: "running" });
+  running.set(conversation.id, controller);
+  if (!conversations.includes(conversation)) conversations.push(conversation);
+  show();
+  announce("Answering");
+  await keep(conversation);
+  let saved = Date.now();
+  let drawn = true;
+  const changed = () => {
+    if (Date.now() - saved > SAVE_EVERY) {
+      saved = Date.now();
+      kept.save(conversation);
+    }
+    if (!drawn || conversation !== current) return;
+    drawn = false;
+    requestAnimationFrame(() => {
+      drawn = true;
+      if (conversation === current) thread.update(node);
+    });
+  };
+  await fill(conversation, node, { model: settings.model, settings, signal: controller.signal, changed });
+  running.delete(conversation.id);
+  await keep(conversation);
+  if (conversation === current) show();
+  else sidebar.show(conversations, current);
+  announce(node.state === "broken" ? node.problem : node.state === "stopped" ? "Stopped" : `Answer complete: ${node.text}`);
+  if (node.status === 401) askForKey();
+}
+
+async function keep(conversation) {
+  try {
+    await kept.save(conversation);
+  } catch (error) {
+    announce("This browser does not keep the conversation.");
+    byId("note").textContent = `This browser does not keep the conversation (${error.message}).`;
+  }
+}
+
+function send() {
+  const text = byId("question").value;
+  if (!text.trim() || running.has(current.id)) return;
+  setDraft("");
+  respond(kept.add(current, current.leaf, { role: "user", text }).id);
+}
+
+// Showing
+
+function show() {
+  const busy = running.has(current.id);
+  thread.show(current, busy);
+  sidebar.show(conversations, current);
+  byId("send").hidden = busy;
+  byId("stop").hidden = !busy;
+  byId("system").value = current.system;
+  byId("context").textContent = contextText();
+  document.title = current.title ? `${current.title} · edgelm` : "edgelm";
+}
+
+function contextText() {
+  const context = models.find((model) => model.id === settings.model)?.context_length;
+  if (!context || !current.used) return "";
+  return `${current.used.toLocaleString()} / ${context.toLocaleString()} tokens`;
+}
+
+function open(conversation) {
+  current = conversation;
+  sessionStorage.setItem("edgelm.current", current.id);
+  sidebar.toggle(false);
+  setDraft(localStorage.getItem(draftKey()) ?? "");
+  show();
+  byId("question").focus();
+}
+
+function rename(conversation) {
+  const title = prompt("Title", conversation.title);
+  if (!title?.trim()) return;
+  conversation.title = title.trim();
+  keep(conversation);
+  show();
+}
+
+async function remove(conversation) {
+  if (!confirm(`Delete “${conversation.title || "New conversation"}”?`)) return;
+  running.get(conversation.id)?.abort();
+  conversations = conversations.filter((other) => other !== conversation);
+  await kept.remove(conversation);
+  if (conversation === current) open(kept.create());
+  else show();
+}
+
+// The question: grows with its text, and an unsent one is kept
+
+const draftKey = () => `edgelm.draft.${conversations.includes(current) ? current.id : "new"}`;
+
+function setDraft(text) {
+  byId("question").value = text;
+  drafted();
+}
+
+function drafted() {
+  const question = byId("question");
+  question.style.height = "auto";
+  question.style.height = `${question.scrollHeight}px`;
+  if (question.value) localStorage.setItem(draftKey(), question.value);
+  else localStorage.removeItem(draftKey());
+}
+
+// Models and the key
+
+async function loadModels() {
+  try {
+    models = await api.models();
+  } catch (error) {
+    byId("note").textContent = error.message;
+    if (error.status === 401) askForKey();
+    return;
+  }
+  byId("note").textContent = "Runs on this machine. Answers can be wrong.";
+  byId("model").replaceChildren(...models.map(({ id }) => element("option", { value: id }, id)));
+  if (!models.some(({ id }) => id === settings.model)) settings.choose(models[0]?.id ?? null);
+  byId("model").value = settings.model ?? "";
+  byId("context").textContent = contextText();
+}
+
+function askForKey() {
+  if (!byId("ask-key").open) byId("ask-key").showModal();
+}
+
+// Export and import
+
+function exportAll() {
+  const url = URL.createObjectURL(new Blob([kept.exported(conversations)], { type: "application/json" }));
+  element("a", { href: url, download: "edgelm-conversations.json" }).click();
+  URL.revokeObjectURL(url);
+}
+
+async function importFile(file) {
+  try {
+    for (const conversation of kept.imported(await file.text())) {
+      await kept.save(conversation);
+      conversations = [...conversations.filter(({ id }) => id !== conversation.id), conversation];
+    }
+    show();
+  } catch (error) {
+    alert(error.message);
+  }
+}
+
+// Start
+
+function listen() {
+  byId("composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    send();
+  });
+  byId("question").addEventListener("input", drafted);
+  byId("question").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    send();
+  });
+  byId("stop").addEventListener("click", () => running.get(current.id)?.abort());
+  byId("new-conversation").addEventListener("click", () => open(kept.create()));
+  byId("model").addEventListener("change", (event) => {
+    settings.choose(event.target.value);
+    byId("context").textContent = contextText();
+  });
+  byId("open-settings").addEventListener("click", () => byId("settings").showModal());
+  byId("system").addEventListener("input", (event) => (current.system = event.target.value));
+  byId("settings").addEventListener("close", () => conversations.includes(current) && keep(current));
+  byId("ask-key").addEventListener("close", () => {
+    api.setKey(byId("key").value);
+    loadModels();
+  });
+  byId("export").addEventListener("click", exportAll);
+  byId("import").addEventListener("click", () => byId("import-file").click());
+  byId("import-file").addEventListener("change", (event) => event.target.files[0] && importFile(event.target.files[0]));
+  window.addEventListener("online", loadModels);
+}
+
+const last = (role) => kept.path(current).findLast((node) => node.role === role);
+
+async function start() {
+  followTheme();
+  listen();
+  listenForShortcuts({
+    newConversation: () => open(kept.create()),
+    stop: () => running.get(current.id)?.abort(),
+    regenerate: () => last("assistant") && respond(last("assistant").parent),
+    edit: () => last("user") && !running.has(current.id) && thread.edit(last("user")),
+    tokens: () => last("assistant") && thread.toggleTokens(current, last("assistant"), running.has(current.id)),
+    settings: () => byId("settings").showModal(),
+    search: () => sidebar.toggle(true),
+    question: () => byId("question").focus(),
+  });
+  try {
+    conversations = await kept.all();
+  } catch (error) {
+    byId("note").textContent = `This browser does not keep conversations (${error.message}).`;
+  }
+  for (const conversation of conversations) {
+    for (const node of Object.values(conversation.nodes)) if (node.state === "running") node.state = "interrupted";
+  }
+  open(conversations.find(({ id }) => id === sessionStorage.getItem("edgelm.current")) ?? current);
+  await loadModels();
+}
+
+start();

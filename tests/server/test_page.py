@@ -1,0 +1,408 @@
+"""The page in a real browser, against a real server."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from edgelm_server import TINY, EdgelmServer
+
+sync_api = pytest.importorskip("playwright.sync_api")
+Page, expect = sync_api.Page, sync_api.expect
+
+CONTRAST = 4.5  # WCAG 2.2, 1.4.3, for text
+HOSTILE = (
+    "<img src=x onerror=\"document.title='hacked'\"> <script>document.title='hacked'</script> "
+    "[click](javascript:document.title='hacked') ![p](http://127.0.0.1:1/x.png) <b>bold</b>\n\n"
+    "```html\n<script>document.title='hacked'</script>\n```\n\n- **one**\n- `two`\n\n"
+    "| a | b |\n|---|---|\n| 1 | <i>2</i> |\n"
+)
+
+
+def scripted(answer: str, *, seconds_per_token: float = 0.0) -> str:
+    """Return a prelude that makes the server's model answer everything with `answer`."""
+    return f"""
+import time
+from edgelm.sampling import Sampler
+from edgelm import language_model
+from edgelm.testing import scripted_model
+sample = Sampler.sample
+Sampler.sample = lambda *arguments: (time.sleep({seconds_per_token}), sample(*arguments))[1]
+language_model.load = lambda *_: scripted_model({answer!r})
+"""
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Return Debian's Chromium; a root user without it gets it, as continuous integration starts without."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    if not any(map(shutil.which, names)) and os.getuid() == 0 and shutil.which("apt-get"):
+        subprocess.run(["apt-get", "update", "-q"], capture_output=True)
+        subprocess.run(["apt-get", "install", "-y", "-q", "--no-install-recommends", "chromium"], capture_output=True)
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    return found
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> Iterator[sync_api.Browser]:
+    with sync_api.sync_playwright() as playwright:
+        # Chromium's own sandbox does not start for root.
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def scripted_server() -> Iterator[EdgelmServer]:
+    with EdgelmServer((TINY,), prelude=scripted("The sea is **deep** and blue.", seconds_per_token=0.02)) as server:
+        yield server
+
+
+@pytest.fixture
+def open_page(browser: sync_api.Browser) -> Iterator[Callable[..., Page]]:
+    """Open the page of a server in a browser that knows nothing yet; nothing may go wrong in it unseen."""
+    contexts, errors = [], []
+
+    def open_(server: EdgelmServer, **options: object) -> Page:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(server.url)
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+@pytest.fixture
+def page(open_page: Callable[..., Page], scripted_server: EdgelmServer) -> Page:
+    page = open_page(scripted_server)
+    expect(page.locator("#model option")).to_have_count(1)
+    return page
+
+
+def ask(page: Page, text: str = "What is the sea?") -> None:
+    page.fill("#question", text)
+    page.press("#question", "Enter")
+
+
+def done(page: Page) -> None:
+    expect(page.locator("#send")).to_be_visible()
+
+
+def test_an_answer_streams_and_its_markdown_is_rendered(page: Page) -> None:
+    ask(page)
+    expect(page.locator(".answer")).to_contain_text("The sea")
+    expect(page.locator("#stop")).to_be_visible()  # it is still on its way
+    done(page)
+    expect(page.locator(".answer strong")).to_have_text("deep")
+    expect(page.locator(".stats")).to_contain_text(re.compile(r"\d+ tokens · [\d.]+ tokens/s"))
+    expect(page.locator("#context")).to_contain_text("tokens")
+    expect(page.locator("#status")).to_have_text("Answer complete: The sea is **deep** and blue.")
+
+
+def test_stop_keeps_what_arrived_and_frees_the_server(page: Page, scripted_server: EdgelmServer) -> None:
+    ask(page)
+    expect(page.locator(".answer")).to_contain_text("The")
+    page.press("#question", "Escape")
+    done(page)
+    expect(page.locator(".stats")).to_contain_text("stopped")
+    assert page.locator(".answer").inner_text().startswith("The")
+    ask(page, "And now?")
+    expect(page.locator(".answer >> nth=1")).to_contain_text("blue.")
+
+
+def test_a_conversation_survives_a_reload_in_the_middle_of_an_answer(page: Page) -> None:
+    ask(page)
+    expect(page.locator(".answer")).to_contain_text("The")
+    page.reload()
+    expect(page.locator(".message.user")).to_contain_text("What is the sea?")
+    expect(page.locator(".problem")).to_contain_text("interrupted")
+    page.get_by_role("button", name="Try again").click()
+    done(page)
+    expect(page.locator(".answer")).to_have_count(1)
+    expect(page.locator(".answer")).to_contain_text("blue.")
+
+
+def test_regenerate_and_edit_make_versions_that_can_be_gone_through(page: Page) -> None:
+    ask(page)
+    done(page)
+    page.get_by_role("button", name="Regenerate").click()
+    done(page)
+    expect(page.locator(".message.assistant .branch")).to_have_text("2/2")
+    page.get_by_role("button", name="The version before").click()
+    expect(page.locator(".message.assistant .branch")).to_have_text("1/2")
+    page.get_by_role("button", name="Edit").click()
+    page.fill(".edit textarea", "What is a lake?")
+    page.press(".edit textarea", "Enter")
+    done(page)
+    expect(page.locator(".message.user .text")).to_have_text("What is a lake?")
+    expect(page.locator(".message.user .branch")).to_have_text("2/2")
+    page.locator(".message.user").get_by_role("button", name="The version before").click()
+    expect(page.locator(".message.user .text")).to_have_text("What is the sea?")
+    expect(page.locator(".message.assistant .branch")).to_have_text("2/2")  # of a question, the newest answer
+
+
+def test_the_token_view_colours_tokens_and_shows_the_alternatives(page: Page) -> None:
+    ask(page)
+    done(page)
+    page.get_by_role("button", name="Tokens", exact=True).click()
+    tokens = page.locator(".token")
+    assert "".join(tokens.all_inner_texts()).startswith("The sea is **deep** and blue.")
+    assert tokens.first.evaluate("node => Number(node.style.getPropertyValue('--p'))") == pytest.approx(1, abs=0.01)
+    tokens.nth(2).hover()
+    expect(page.locator("#alternatives tr")).to_have_count(5)
+    expect(page.locator("#alternatives tr.chosen")).to_contain_text("100.0 %")
+    tokens.nth(0).focus()
+    page.keyboard.press("ArrowRight")
+    expect(tokens.nth(1)).to_be_focused()
+    expect(page.locator("#alternatives")).to_be_visible()
+    page.get_by_role("button", name="Tokens", exact=True).click()
+    expect(page.locator(".answer strong")).to_have_text("deep")
+
+
+def test_hostile_markdown_runs_nothing_and_loads_nothing(open_page: Callable[..., Page]) -> None:
+    with EdgelmServer((TINY,), prelude=scripted(HOSTILE)) as server:
+        page = open_page(server)
+        requested: list[str] = []
+        page.on("request", lambda request: requested.append(request.url))
+        ask(page)
+        done(page)
+        assert page.title() == "What is the sea? · edgelm"
+        assert page.locator(".answer script, .answer img, .answer b, .answer i").count() == 0
+        assert page.locator(".answer a").evaluate_all("links => links.map(link => link.href)") == [
+            "http://127.0.0.1:1/x.png"
+        ]
+        assert page.locator(".answer a").get_attribute("rel") == "noopener noreferrer"
+        expect(page.locator(".code pre")).to_have_text(
+            "<script>document.title='hacked'</script>\n", use_inner_text=False
+        )
+        expect(page.locator(".answer li")).to_have_count(2)
+        expect(page.locator(".answer td >> nth=1")).to_have_text("<i>2</i>")
+        assert {url.split("/")[2] for url in requested} == {f"{server.host}:{server.port}"}
+
+
+def test_no_other_script_may_run_on_the_page(page: Page) -> None:
+    added = "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.ran = true'}))"
+    page.evaluate(added)
+    assert page.evaluate("window.ran") is None
+    policy = page.request.get(page.url).headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_errors_are_told_in_plain_words_and_can_be_retried(open_page: Callable[..., Page]) -> None:
+    with EdgelmServer((TINY,), prelude=scripted("Back again.")) as server:
+        page = open_page(server)
+        expect(page.locator("#model option")).to_have_count(1)
+        page.route("**/v1/chat/completions", lambda route: route.abort())
+        ask(page)
+        expect(page.locator(".problem")).to_contain_text("The server does not answer. Is it still running?")
+        page.unroute("**/v1/chat/completions")
+        busy = {"status": 429, "json": {"error": {"message": "The queue is full."}}}
+        page.route("**/v1/chat/completions", lambda route: route.fulfill(**busy))
+        page.get_by_role("button", name="Try again").click()
+        expect(page.locator(".problem")).to_contain_text("too much to do right now")
+        page.unroute("**/v1/chat/completions")
+        page.get_by_role("button", name="Try again").click()
+        expect(page.locator(".answer")).to_contain_text("Back again.")
+        expect(page.locator(".problem")).to_have_count(0)
+        ask(page, "word " * 3000)
+        expect(page.locator(".problem")).to_contain_text("context")
+
+
+def test_an_answer_that_breaks_off_keeps_what_arrived(open_page: Callable[..., Page]) -> None:
+    with EdgelmServer((TINY,), prelude=scripted("A long answer. " * 8, seconds_per_token=0.02)) as server:
+        page = open_page(server)
+        expect(page.locator("#model option")).to_have_count(1)
+        ask(page)
+        expect(page.locator(".answer")).to_contain_text("A long")
+        server.process.kill()
+        expect(page.locator(".problem")).to_contain_text("broke off")
+        assert page.locator(".answer").inner_text().startswith("A long")
+
+
+def test_a_server_with_a_key_is_asked_with_it(open_page: Callable[..., Page]) -> None:
+    environment = {"EDGELM_API_KEY": "open-sesame-123456"}
+    with EdgelmServer((TINY,), prelude=scripted("Welcome."), environment=environment) as server:
+        page = open_page(server)
+        expect(page.locator("#ask-key")).to_be_visible()
+        page.fill("#key", "wrong")
+        page.press("#key", "Enter")
+        expect(page.locator("#ask-key")).to_be_visible()
+        page.fill("#key", "open-sesame-123456")
+        page.press("#key", "Enter")
+        expect(page.locator("#model option")).to_have_count(1)
+        ask(page)
+        expect(page.locator(".answer")).to_contain_text("Welcome.")
+        assert page.evaluate("JSON.stringify(localStorage)").find("sesame") == -1  # gone with the tab
+
+
+def test_conversations_are_listed_searched_renamed_and_deleted(page: Page) -> None:
+    ask(page, "First question")
+    done(page)
+    page.get_by_role("button", name="New conversation").click()
+    ask(page, "Second question")
+    done(page)
+    titles = page.locator("#conversations .open")
+    assert titles.all_inner_texts() == ["Second question", "First question"]
+    page.fill("#search", "first")
+    assert titles.all_inner_texts() == ["First question"]
+    page.fill("#search", "")
+    page.on("dialog", lambda dialog: dialog.accept("Renamed" if dialog.type == "prompt" else ""))
+    page.locator("#conversations li").first.hover()
+    page.get_by_role("button", name="Rename Second question").click()
+    assert titles.all_inner_texts() == ["Renamed", "First question"]
+    page.locator("#conversations li").first.hover()
+    page.get_by_role("button", name="Delete Renamed").click()
+    expect(titles).to_have_text(["First question"])
+    page.reload()
+    expect(titles).to_have_text(["First question"])
+
+
+def test_conversations_move_to_another_browser_as_a_file(
+    open_page: Callable[..., Page], scripted_server: EdgelmServer, page: Page, tmp_path: Path
+) -> None:
+    ask(page, "Take me along")
+    done(page)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export").click()
+    download.value.save_as(tmp_path / "conversations.json")
+    other = open_page(scripted_server)
+    expect(other.locator("#conversations li")).to_have_text("No conversations yet.")
+    other.set_input_files("#import-file", tmp_path / "conversations.json")
+    other.locator("#conversations .open").click()
+    expect(other.locator(".message.user .text")).to_have_text("Take me along")
+    broken = json.loads((tmp_path / "conversations.json").read_text())
+    broken["conversations"][0]["leaf"] = "nowhere"
+    (tmp_path / "broken.json").write_text(json.dumps(broken))
+    with other.expect_event("dialog") as dialog:
+        other.on("dialog", lambda dialog: dialog.dismiss())
+        other.set_input_files("#import-file", tmp_path / "broken.json")
+    assert dialog.value.message == 'The conversation "Take me along" in this file is broken.'
+
+
+def test_settings_and_the_system_prompt_are_sent(page: Page) -> None:
+    page.get_by_role("button", name="Settings").click()
+    page.fill("#system", "Be brief.")
+    page.get_by_label("Temperature").fill("0.5")
+    page.get_by_label("Longest answer").fill("3")
+    page.get_by_label("Stop before").fill("one\ntwo")
+    page.locator("#with-probabilities").uncheck()
+    page.get_by_role("button", name="Done").click()
+    with page.expect_request("**/v1/chat/completions") as sent:
+        ask(page)
+    body = sent.value.post_data_json
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert (body["temperature"], body["max_completion_tokens"], body["stop"]) == (0.5, 3, ["one", "two"])
+    assert "logprobs" not in body
+    done(page)
+    expect(page.locator(".stats")).to_contain_text("reached the longest answer")
+    page.reload()
+    page.get_by_role("button", name="Settings").click()
+    expect(page.get_by_label("Temperature")).to_have_value("0.5")
+    expect(page.locator("#system")).to_have_value("Be brief.")
+
+
+def test_a_message_that_was_not_sent_is_kept(page: Page) -> None:
+    page.fill("#question", "Half a thou")
+    page.reload()
+    expect(page.locator("#question")).to_have_value("Half a thou")
+    page.press("#question", "Shift+Enter")
+    page.type("#question", "ght")
+    expect(page.locator("#question")).to_have_value("Half a thou\nght")
+
+
+def test_everything_can_be_done_with_the_keyboard(page: Page) -> None:
+    expect(page.locator("#question")).to_be_focused()
+    page.keyboard.type("What is the sea?")
+    page.keyboard.press("Enter")
+    done(page)
+    page.keyboard.press("Alt+t")
+    expect(page.locator(".token").first).to_be_visible()
+    page.keyboard.press("Alt+r")
+    done(page)
+    expect(page.locator(".message.assistant .branch")).to_have_text("2/2")
+    page.keyboard.press("Alt+e")
+    expect(page.locator(".edit textarea")).to_be_focused()
+    page.keyboard.press("Escape")
+    page.keyboard.press("Alt+n")
+    expect(page.locator(".welcome")).to_be_visible()
+    expect(page.locator("#question")).to_be_focused()
+    page.keyboard.press("Alt+s")
+    expect(page.locator("#settings")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#settings")).to_be_hidden()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_both_themes(
+    open_page: Callable[..., Page], scripted_server: EdgelmServer, scheme: str
+) -> None:
+    page = open_page(scripted_server, color_scheme=scheme)
+    ask(page)
+    done(page)
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    pairs = [("--ink", "--ground"), ("--dim", "--ground"), ("--dim", "--sunken"), ("--accent-ink", "--accent")]
+    pairs += [("--accent", "--ground"), ("--danger", "--danger-soft"), ("--ink", "--sure"), ("--ink", "--unsure")]
+    ratios = {pair: contrast(*(colour(page, name) for name in pair)) for pair in pairs}
+    assert {pair: ratio for pair, ratio in ratios.items() if ratio < CONTRAST} == {}
+    page.get_by_role("button", name="Switch between light and dark").click()
+    assert page.evaluate("document.documentElement.dataset.theme") != scheme
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") != scheme
+
+
+def colour(page: Page, name: str) -> tuple[float, float, float]:
+    text = page.evaluate(f"getComputedStyle(document.documentElement).getPropertyValue('{name}').trim()")
+    return tuple(int(text[i : i + 2], 16) / 255 for i in (1, 3, 5))
+
+
+def contrast(first: tuple[float, ...], second: tuple[float, ...]) -> float:
+    """Return the contrast ratio of WCAG 2.2."""
+
+    def luminance(rgb: tuple[float, ...]) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_it_fits_a_phone(open_page: Callable[..., Page], scripted_server: EdgelmServer) -> None:
+    page = open_page(scripted_server, viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
+    ask(page, "A question with averyveryveryveryveryveryveryveryveryverylongword in it")
+    done(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    for name in ("#send", "#model", "#open-settings", "#open-sidebar"):
+        box = page.locator(name).bounding_box()
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= 360, name
+        assert box["height"] >= 24, name  # WCAG 2.2, 2.5.8
+    expect(page.locator("#sidebar")).not_to_be_in_viewport()
+    page.locator("#open-sidebar").click()
+    page.locator("#conversations .open").click()
+    expect(page.locator("#sidebar")).not_to_be_in_viewport()
+
+
+def test_every_control_has_a_name_for_a_screen_reader(page: Page) -> None:
+    ask(page)
+    done(page)
+    page.get_by_role("button", name="Tokens", exact=True).click()
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll("button, input, select, textarea, [tabindex='0']")]
+            .filter(node => node.type !== "file" && !(node.getAttribute("aria-label") || node.textContent.trim() ||
+                (node.labels && [...node.labels].some(label => label.textContent.trim()))))
+            .map(node => node.outerHTML)"""
+    )
+    assert nameless == []
+    expect(page.locator("#status")).to_have_attribute("role", "status")
