@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,18 +136,12 @@ class KVCache:
         cache = cls(config)
         try:
             with np.load(os.fspath(path), allow_pickle=False) as saved:
-                owner, token_ids, filled = str(saved["fingerprint"]), saved["token_ids"].tolist(), saved["filled"]
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            EOFError,
-            TypeError,
-            AttributeError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
-            raise PackageError(f"Cannot read the saved cache {path}: {error}.") from error
+                parts = [_read_part(saved, name) for name in ("fingerprint", "token_ids", "filled")]
+        except Exception as error:  # numpy and zipfile raise a dozen classes on a broken file
+            raise PackageError(f"Cannot read the saved cache {path}: {type(error).__name__}: {error}.") from error
+        owner, token_ids, filled = str(parts[0]), parts[1].tolist(), parts[2]
+        if parts[1].ndim != 1 or parts[1].dtype != np.int64:
+            raise PackageError(f"The saved cache {path} has token ids of shape {parts[1].shape}, {parts[1].dtype}.")
         if owner != fingerprint:
             raise PackageError(f"The saved cache {path} belongs to another model ({owner}), not to {fingerprint}.")
         cache.reserve(len(token_ids))
@@ -158,3 +152,16 @@ class KVCache:
             buffer[:, :, : len(token_ids)] = part
         cache.token_ids = token_ids
         return cache
+
+
+def _read_part(saved: Any, name: str) -> NDArray[Any]:
+    """Read one array; none is as large as it says before the file is found to hold so much."""
+    with saved.zip.open(f"{name}.npy") as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"{name} is stored in another way than edgelm does")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        here = saved.zip.getinfo(f"{name}.npy").compress_size
+        if math.prod(shape) * dtype.itemsize > here:
+            raise ValueError(f"{name} has the shape {shape}, and {here} bytes are there")
+    part: NDArray[Any] = saved[name]
+    return part

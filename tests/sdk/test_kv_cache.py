@@ -1,7 +1,10 @@
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, PackageError
@@ -122,3 +125,52 @@ def test_a_cache_that_cannot_grow_for_lack_of_memory_is_empty_and_usable(
     assert (cache.length, cache.capacity) == (0, 0)
     cache.reserve(5)
     assert cache.capacity == GROWTH_STEP
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "problem"),
+    [
+        (np.zeros((1, 2), np.int64), r"has token ids of shape \(1, 2\), int64"),
+        (np.zeros(2, np.float32), r"has token ids of shape \(2,\), float32"),
+        (np.array("five"), r"has token ids of shape \(\), <U4"),
+    ],
+)
+def test_a_saved_cache_with_other_token_ids_is_refused(
+    config: ModelConfig, tmp_path: Path, token_ids: NDArray[Any], problem: str
+) -> None:
+    path = tmp_path / "cache.npz"
+    np.savez(path, fingerprint=np.array("tiny"), token_ids=token_ids, filled=np.zeros(1, np.float32))
+
+    with pytest.raises(PackageError, match=problem):
+        KVCache.load(path, config, "tiny")
+
+
+def test_a_saved_cache_that_says_it_is_larger_than_its_file_is_refused_unread(
+    config: ModelConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "cache.npz"
+    np.savez(path, fingerprint=np.array("tiny"), token_ids=np.zeros(1, np.int64), filled=np.zeros(1, np.float32))
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    header = members["filled.npy"]
+    members["filled.npy"] = header.replace(b"(1,), }          ", b"(1099511627776,),}")[: len(header)]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+    with pytest.raises(PackageError, match=r"filled has the shape \(1099511627776,\), and \d+ bytes are there"):
+        KVCache.load(path, config, "tiny")
+
+
+def test_an_array_in_another_version_of_its_format_is_refused(config: ModelConfig, tmp_path: Path) -> None:
+    path = tmp_path / "cache.npz"
+    np.savez(path, fingerprint=np.array("tiny"), token_ids=np.zeros(1, np.int64), filled=np.zeros(1, np.float32))
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["fingerprint.npy"] = members["fingerprint.npy"][:6] + b"\3\0" + members["fingerprint.npy"][8:]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+    with pytest.raises(PackageError, match="fingerprint is stored in another way than edgelm does"):
+        KVCache.load(path, config, "tiny")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgelm.config import ACTIVATIONS, ROPE_TYPES, RopeScaling
@@ -16,12 +17,17 @@ _ACTIVATION_NAMES = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh"} | {name: 
 _ROPE_SETTINGS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "yarn": ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow"),
+    "longrope": ("factor", "attention_factor"),
 }
-_KNOWN_ROPE_SETTINGS = {"rope_type", "type", "rope_theta", "finetuned"}.union(*_ROPE_SETTINGS.values())
-# Settings that we do not have, with the values that turn them off.
-_NEUTRAL_ROPE_SETTINGS = {"partial_rotary_factor": 1.0, "truncate": True}
+# They count from an original context.
+_STRETCHED = ("llama3", "yarn", "longrope")
+_KNOWN_ROPE_SETTINGS = {
+    "rope_type", "type", "rope_theta", "finetuned", "original_max_position_embeddings", "truncate", "mscale",
+    "mscale_all_dim", "short_factor", "long_factor", "partial_rotary_factor",
+}.union(*_ROPE_SETTINGS.values())  # fmt: skip
 
 
 def whole_number(values: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -37,7 +43,8 @@ def number(values: Mapping[str, Any], key: str, default: float) -> float:
     """Read a finite number; None and absence mean the default."""
     value = values.get(key)
     value = default if value is None else value
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+    # Python compares any whole number with a float; JSON may hold ones that no float does.
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
         raise CheckpointError(f"config.json: {key} is {value!r}; it must be a number.")
     return float(value)
 
@@ -50,12 +57,17 @@ def flag(values: Mapping[str, Any], key: str) -> bool:
     return value
 
 
-def activation(values: Mapping[str, Any], default: str) -> str:
-    """Read hidden_act under the name that ModelConfig has for it."""
-    name = values.get("hidden_act", default)
+def optional_number(values: Mapping[str, Any], key: str) -> float | None:
+    """Read a finite number; None and absence mean None."""
+    return None if values.get(key) is None else number(values, key, 0.0)
+
+
+def activation(values: Mapping[str, Any], default: str, key: str = "hidden_act") -> str:
+    """Read an activation under the name that ModelConfig has for it."""
+    name = values.get(key, default)
     if not isinstance(name, str) or name not in _ACTIVATION_NAMES:
         raise CheckpointError(
-            f"config.json: hidden_act {name!r} is not supported; supported: {', '.join(_ACTIVATION_NAMES)}."
+            f"config.json: {key} {name!r} is not supported; supported: {', '.join(_ACTIVATION_NAMES)}."
         )
     return _ACTIVATION_NAMES[name]
 
@@ -69,24 +81,46 @@ def token_ids(values: Mapping[str, Any], key: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-def refuse_windows(values: Mapping[str, Any]) -> None:
-    """Refuse attention in a window, of all layers (`use_sliding_window`) or of some (`layer_types`).
+def windows(values: Mapping[str, Any], window: int | None, kinds: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of ModelConfig for attention in a window.
+
+    window: the family's, in tokens; None where it is switched off. kinds: of the layers, where `layer_types` is absent.
 
     Raises:
-        CheckpointError: one of them asks for it.
+        CheckpointError: `layer_types` is not a list of names.
     """
-    if flag(values, "use_sliding_window"):
-        raise CheckpointError("config.json: use_sliding_window is true; attention in a window is not supported.")
-    kinds = values.get("layer_types") or []
-    others = sorted({str(kind) for kind in (kinds if isinstance(kinds, list) else [kinds])} - {"full_attention"})
-    if others:
-        raise CheckpointError(f"config.json: layer_types has {', '.join(others)}; supported is full_attention alone.")
+    listed = values.get("layer_types")
+    if listed is not None:
+        if not isinstance(listed, list) or not all(isinstance(kind, str) for kind in listed):
+            raise CheckpointError(f"config.json: layer_types is {listed!r}; it must be a list of names.")
+        kinds = listed
+    if window is None or set(kinds) == {"full_attention"}:
+        return {}
+    if set(kinds) == {"sliding_attention"}:
+        return {"sliding_window": window}
+    return {"sliding_window": window, "layer_types": tuple(kinds)}
 
 
-def rope(values: Mapping[str, Any], context_length: int) -> tuple[float, RopeScaling]:
-    """Read the rotary base and its scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`.
+def switched_windows(values: Mapping[str, Any], *, window: int | None, layers: int) -> dict[str, Any]:
+    """Read the windows of a family that has `use_sliding_window`: the layers from `max_window_layers` on have them.
 
-    context_length: stands in for an absent original_max_position_embeddings, as in transformers.
+    window: the family's own, where there is no `sliding_window`.
+    """
+    if not flag(values, "use_sliding_window"):
+        window = None
+    elif "sliding_window" not in values or values["sliding_window"] is not None:
+        window = whole_number(values, "sliding_window", window)
+    first = whole_number(values, "max_window_layers", 28)
+    kinds = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
+    return windows(values, window, kinds)
+
+
+def rope(values: Mapping[str, Any], context_length: int, *, partial: float | None = None) -> dict[str, Any]:
+    """Return the fields of ModelConfig for the rotation, and the context that it makes.
+
+    They come from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`. context_length: stands in for
+    an absent original_max_position_embeddings, as in transformers; a dynamic scaling multiplies it. partial: the
+    family's own partial_rotary_factor; None where it turns whole heads.
 
     Raises:
         CheckpointError: the rope type or one of its settings is not supported.
@@ -100,17 +134,44 @@ def rope(values: Mapping[str, Any], context_length: int) -> tuple[float, RopeSca
         raise CheckpointError(
             f"config.json: rope type {rope_type!r} is not supported; supported: {', '.join(ROPE_TYPES)}."
         )
-    for key, value in {**_partial_rotary(values), **settings}.items():
-        if key not in _KNOWN_ROPE_SETTINGS and value != _NEUTRAL_ROPE_SETTINGS.get(key):
-            raise CheckpointError(f"config.json: the rope setting {key} = {value!r} is not supported; leave it out.")
-    theta = number(settings, "rope_theta", number(values, "rope_theta", 10000.0))
+    unknown = {key: value for key, value in settings.items() if key not in _KNOWN_ROPE_SETTINGS}
+    part = number(settings, "partial_rotary_factor", number(values, "partial_rotary_factor", partial or 1.0))
+    if partial is None and part != 1.0:
+        unknown["partial_rotary_factor"] = part
+    for key, value in unknown.items():
+        raise CheckpointError(f"config.json: the rope setting {key} = {value!r} is not supported; leave it out.")
     used: dict[str, Any] = {key: number(settings, key, 0.0) for key in _ROPE_SETTINGS[rope_type] if key in settings}
-    if "original_max_position_embeddings" in _ROPE_SETTINGS[rope_type]:
+    if rope_type in _STRETCHED:
         inner = whole_number(settings, "original_max_position_embeddings", context_length)
         used["original_max_position_embeddings"] = whole_number(values, "original_max_position_embeddings", inner)
-    return theta, RopeScaling(rope_type=rope_type, **used)
+    if rope_type == "dynamic":
+        used["original_max_position_embeddings"] = context_length
+        context_length = int(context_length * used.get("factor", 1.0))
+    if rope_type == "yarn":
+        used |= _yarn_settings(settings)
+    if rope_type == "longrope":
+        used |= {key: _numbers(settings, key) for key in ("short_factor", "long_factor")}
+        used.setdefault("factor", max(context_length / used["original_max_position_embeddings"], 1.0))
+    return {
+        "max_position_embeddings": context_length,
+        "rope_theta": number(settings, "rope_theta", number(values, "rope_theta", 10000.0)),
+        "rope_scaling": RopeScaling(rope_type=rope_type, **used),
+        "partial_rotary_factor": part,
+    }
 
 
-def _partial_rotary(values: Mapping[str, Any]) -> dict[str, Any]:
-    value = values.get("partial_rotary_factor")
-    return {} if value is None else {"partial_rotary_factor": value}
+def _yarn_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what yarn alone has; two scales of the attention factor stand for their ratio (DeepSeek)."""
+    used: dict[str, Any] = {"truncate": flag({"truncate": True} | dict(settings), "truncate")}
+    scales = [number(settings, key, 0.0) for key in ("mscale", "mscale_all_dim")]
+    if all(scales) and "attention_factor" not in settings:
+        grown = [0.1 * scale * math.log(number(settings, "factor", 1.0)) + 1.0 for scale in scales]
+        used["attention_factor"] = grown[0] / grown[1]
+    return used
+
+
+def _numbers(settings: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    value = settings.get(key)
+    if not isinstance(value, list) or not all(isinstance(part, (int, float)) for part in value):
+        raise CheckpointError(f"config.json: {key} is {value!r}; it must be a list of numbers.")
+    return tuple(float(part) for part in value)

@@ -1,0 +1,108 @@
+"""Fuzz one kind of foreign file, or all: python tests/fuzz/run.py [KIND ...] [--count N] [--seed N]
+
+Each mutant must be read, or end in an error of edgelm, within the limits of time and memory. The first that does not is
+kept beside the regression files, and the run fails with its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+from types import FrameType
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from fuzz.targets import TARGETS, Target
+
+from edgelm.errors import EdgeLMError
+
+REGRESSIONS = Path(__file__).parents[1] / "trust" / "regressions"
+# The work is over in far less: docs/results/trust.md has the slowest. The limit is for a loop without end.
+SECONDS = 10
+MEGABYTES = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"one of {', '.join(TARGETS)}; none: all of them")
+    parser.add_argument("--count", type=int, help="how many mutants; none: the long count of the kind")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    for kind in arguments.kinds or TARGETS:
+        fuzz(kind, TARGETS[kind], arguments.count or TARGETS[kind].long_count, arguments.seed)
+
+
+def fuzz(kind: str, target: Target, count: int, seed: int) -> None:
+    """Read `count` mutants; leave by an exception at the first that breaks a promise."""
+    shared_memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared_memory if shared_memory.is_dir() else None) as temporary:
+        folder = Path(temporary)
+        os.environ["EDGELM_HOME"] = str(folder / "home")
+        seeds = target.prepare(folder)
+        path = folder / target.file
+        for data in seeds:  # what is whole is read, and what is imported late is imported before the limit
+            path.write_bytes(data)
+            read(target, folder)
+        limit_memory()
+        random = Random(seed)
+        accepted, slowest, slowest_data = 0, 0.0, b""
+        start = time.monotonic()
+        for number in range(count):
+            data = target.mutate(random.choice(seeds), random, seeds)
+            path.write_bytes(data)
+            before = time.process_time()
+            try:
+                accepted += read(target, folder)
+            except BaseException as error:
+                kept = REGRESSIONS / kind / f"{type(error).__name__.lower()}-{seed}-{number}{path.suffix}"
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.write_bytes(data)
+                print(f"{kind}: mutant {number} of seed {seed} is kept as {kept}", file=sys.stderr)
+                raise
+            seconds = time.process_time() - before
+            if seconds > slowest:
+                slowest, slowest_data = seconds, data
+        print(
+            f"{kind}: {count} mutants of seed {seed}, {accepted} accepted, slowest {slowest * 1000:.1f} ms "
+            f"({len(slowest_data)} bytes), {time.monotonic() - start:.0f} s",
+            flush=True,
+        )
+
+
+def read(target: Target, folder: Path) -> bool:
+    """Tell whether a file was accepted; an error of edgelm is the one other way out."""
+
+    def give_up(_signal: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"not read within {SECONDS} s")
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        target.read(folder)
+    except EdgeLMError as error:
+        if isinstance(error.__cause__, MemoryError):
+            raise
+        return False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return True
+
+
+def limit_memory() -> None:
+    """Allow so much more than the process has now; a MemoryError of a reader is a failure."""
+    if sys.platform.startswith("linux"):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + (MEGABYTES << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""What is fuzzed: for each kind of foreign file its seeds, its mutations, and the code that reads it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from fuzz.mutations import mutate_bytes, mutate_json, mutate_template
+
+from edgelm.chat_template import ChatTemplate
+from edgelm.config import ModelConfig
+from edgelm.generation_config import GenerationConfig
+from edgelm.kv_cache import KVCache
+from edgelm.manifest import Manifest
+from edgelm.onnx_walk import walk_onnx
+from edgelm.testing import tiny_model_path
+from edgelm.tokenizer import Tokenizer
+from edgelm_export.gguf import GGUFFile
+from edgelm_export.gguf_checkpoint import GGUFCheckpoint
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is a <wave>?"},
+    {"role": "assistant", "content": "Water.", "calls": [{"name": "f", "arguments": {"x": 1}}]},
+]
+TEMPLATES = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "{% macro turn(m, first=false) %}{{ m.role ~ m['content'] | trim }}{% if m.calls %}{{ m.calls | tojson }}{% endif %}"
+    "{% endmacro %}{% set ns = namespace(n=0) %}{% for m in messages[1:] %}{% set ns.n = ns.n + 1 %}{{ turn(m) }}"
+    "{% if loop.last and m.role in ['user', 'tool'] %}{{ '%s' | format(ns.n) }}{% endif %}{% endfor %}",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One kind of file. `prepare` makes seeds in a folder; `read` is given the folder with a mutant in `file`."""
+
+    file: str
+    prepare: Callable[[Path], Sequence[bytes]]
+    mutate: Callable[[bytes, Random, Sequence[bytes]], bytes]
+    read: Callable[[Path], None]
+    count: int  # of mutants in the tests of each change; `make fuzz` has more
+    long_count: int
+
+
+def _tiny_package(folder: Path, *names: str) -> list[bytes]:
+    shutil.copytree(tiny_model_path(), folder, dirs_exist_ok=True)
+    return [(folder / name).read_bytes() for name in names]
+
+
+def _gguf_seeds(folder: Path) -> list[bytes]:
+    return [(write_gguf(folder / f"seed-{kind}.gguf", kind)).read_bytes() for kind in ("F32", "Q8_0")]
+
+
+def write_gguf(path: Path, kind: str) -> Path:
+    """Write a whole model of one layer, with a byte-level tokenizer of 300 tokens."""
+    import gguf
+
+    spec = json.loads((tiny_model_path() / "tokenizer.json").read_text())
+    vocabulary = sorted(spec["model"]["vocab"], key=spec["model"]["vocab"].__getitem__)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    for field, value in (("context_length", 64), ("embedding_length", 32), ("block_count", 1), ("head_count", 2)):
+        getattr(writer, f"add_{field}")(value)
+    writer.add_head_count_kv(1)
+    writer.add_feed_forward_length(32)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(16)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([3] * 3 + [1] * (len(vocabulary) - 3))
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in spec["model"]["merges"]])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template(TEMPLATES[0])
+    rows = {"attn_q": 32, "attn_k": 16, "attn_v": 16, "attn_output": 32, "ffn_gate": 32, "ffn_up": 32, "ffn_down": 32}
+    tensors = {f"blk.0.{name}.weight": np.ones((size, 32), np.float32) for name, size in rows.items()}
+    tensors["token_embd.weight"] = np.ones((len(vocabulary), 32), np.float32)
+    quantized = gguf.GGMLQuantizationType[kind]
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, gguf.quantize(tensor, quantized), raw_dtype=quantized)
+    for name in ("blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight"):
+        writer.add_tensor(name, np.ones(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _short_gguf_seeds(folder: Path) -> list[bytes]:
+    import gguf
+
+    seeds = []
+    for version in (0, 1):
+        writer = gguf.GGUFWriter(folder / f"short-{version}.gguf", "llama")
+        writer.add_uint32("a.number", 7)
+        writer.add_array("an.array", [1, 2, 3])
+        writer.add_array("a.text.array", ["a", "bc"])
+        writer.add_bool("a.bool", True)
+        writer.add_float32("a.float", 0.5)
+        writer.add_tensor("a", np.ones((2, 32), np.float32))
+        writer.add_tensor("b", gguf.quantize(np.ones((2, 32), np.float32), gguf.GGMLQuantizationType.Q8_0),
+                          raw_dtype=gguf.GGMLQuantizationType.Q8_0)  # fmt: skip
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        seeds.append((folder / f"short-{version}.gguf").read_bytes())
+    return seeds
+
+
+def _read_gguf(folder: Path) -> None:
+    with GGUFFile.open(folder / "model.gguf") as file:
+        for name in file.tensors:
+            file.data(name)
+
+
+def _read_gguf_checkpoint(folder: Path) -> None:
+    with GGUFCheckpoint(folder / "model.gguf") as checkpoint:
+        assert checkpoint.text_files
+        assert checkpoint.source
+        for name in checkpoint.config.tensor_shapes():
+            checkpoint.tensor(name)
+
+
+def _checkpoint_folder(folder: Path) -> Path:
+    from make_tiny_model import CONFIG, make_checkpoint
+
+    small = CONFIG.to_dict() | {"num_hidden_layers": 1, "vocab_size": 320, "intermediate_size": 32}
+    return make_checkpoint(folder, ModelConfig.from_dict(small))
+
+
+def _safetensors_seeds(folder: Path) -> list[bytes]:
+    return [(_checkpoint_folder(folder) / "model.safetensors").read_bytes()]
+
+
+def _mutate_safetensors(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
+    length = int.from_bytes(data[:8], "little")
+    header, rest = data[8 : 8 + length], data[8 + length :]
+    if random.random() < 0.5:
+        header = mutate_json(header.rstrip(), random, others)
+        return len(header).to_bytes(8, "little") + header + rest
+    whole = mutate_bytes(data[: 8 + length + 64], random, others)
+    return whole + rest[64:]
+
+
+def _read_checkpoint(folder: Path) -> None:
+    with HuggingFaceCheckpoint(folder) as checkpoint:
+        assert checkpoint.text_files
+        for name in list(checkpoint.config.tensor_shapes())[:3]:
+            checkpoint.tensor(name)
+
+
+def _config_seeds(folder: Path) -> list[bytes]:
+    """A config.json of Hugging Face's for the same tensors, and ours."""
+    own = json.loads((_checkpoint_folder(folder) / "config.json").read_bytes())
+    section = own["edgelm"]
+    names = ("vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+             "max_position_embeddings rope_theta hidden_act").split()  # fmt: skip
+    foreign = {"model_type": "llama", "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "eos_token_id": [2]}
+    foreign |= {name: section[name] for name in names}
+    foreign["rope_scaling"] = {"rope_type": "linear", "factor": 2.0}
+    return [json.dumps(values).encode() for values in (own, foreign)]
+
+
+def _read_manifest(folder: Path) -> None:
+    Manifest.load(folder).check_files(folder)
+
+
+def _read_texts(folder: Path) -> None:
+    """Read one document as each of the small files of a package."""
+    data = (folder / "config.json").read_bytes()
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        (folder / name).write_bytes(data)
+    errors = []
+    for load in (ModelConfig.load, GenerationConfig.load, ChatTemplate.load):
+        try:
+            load(folder)
+        except Exception as error:
+            errors.append(error)
+    for error in errors:
+        raise error
+
+
+def _text_seeds(folder: Path) -> list[bytes]:
+    config = _tiny_package(folder, "config.json")[0]
+    generation = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "eos_token_id": [2], "stop": ["x"]}
+    tokens = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "logit_bias": {"3": 1.0}}
+    return [config, json.dumps(generation).encode(), json.dumps(tokens).encode()]
+
+
+def _read_graph(folder: Path) -> None:
+    size = (folder / "model.onnx.data").stat().st_size
+    walk_onnx((folder / "model.onnx").read_bytes(), folder / "model.onnx", {"model.onnx.data": size})
+
+
+def _read_template(folder: Path) -> None:
+    template = ChatTemplate((folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace"))
+    template.render(MESSAGES, variables={"tools": [{"type": "function", "parameters": {"a": {"b": [1, 2]}}}]})
+
+
+def _cache_seeds(folder: Path) -> list[bytes]:
+    config = ModelConfig.load(_tiny(folder))
+    cache = KVCache(config)
+    cache.reserve(3)
+    cache.token_ids = [5, 6, 7]
+    cache.save(folder / "cache", "tiny")
+    return [(folder / "cache").read_bytes()]
+
+
+def _tiny(folder: Path) -> Path:
+    _tiny_package(folder)
+    return folder
+
+
+def _read_cache(folder: Path) -> None:
+    KVCache.load(folder / "cache", ModelConfig.load(folder), "tiny")
+
+
+TARGETS: dict[str, Target] = {
+    "gguf": Target(
+        file="model.gguf", prepare=_short_gguf_seeds, mutate=mutate_bytes, read=_read_gguf, count=20_000,
+        long_count=1_000_000,
+    ),
+    "gguf-checkpoint": Target(
+        file="model.gguf", prepare=_gguf_seeds, mutate=mutate_bytes, read=_read_gguf_checkpoint, count=300,
+        long_count=20_000,
+    ),
+    "safetensors": Target(
+        file="model.safetensors", prepare=_safetensors_seeds, mutate=_mutate_safetensors, read=_read_checkpoint,
+        count=3_000, long_count=1_000_000,
+    ),
+    "hf-config": Target(
+        file="config.json", prepare=_config_seeds, mutate=mutate_json, read=_read_checkpoint, count=1_500,
+        long_count=100_000,
+    ),
+    "manifest": Target(
+        file="edgelm.json", prepare=lambda folder: _tiny_package(folder, "edgelm.json"), mutate=mutate_json,
+        read=_read_manifest, count=3_000, long_count=100_000,
+    ),
+    "package-texts": Target(
+        file="config.json", prepare=_text_seeds, mutate=mutate_json, read=_read_texts, count=3_000, long_count=100_000,
+    ),
+    "onnx": Target(
+        file="model.onnx", prepare=lambda folder: _tiny_package(folder, "model.onnx"), mutate=mutate_bytes,
+        read=_read_graph, count=5_000, long_count=1_000_000,
+    ),
+    "tokenizer": Target(
+        file="tokenizer.json", prepare=lambda folder: _tiny_package(folder, "tokenizer.json"), mutate=mutate_json,
+        read=lambda folder: Tokenizer.load(folder) and None, count=30, long_count=10_000,
+    ),
+    "template": Target(
+        file="chat_template.jinja", prepare=lambda _: [text.encode() for text in TEMPLATES], mutate=mutate_template,
+        read=_read_template, count=1_000, long_count=10_000,
+    ),
+    "kv-cache": Target(
+        file="cache", prepare=_cache_seeds, mutate=mutate_bytes, read=_read_cache, count=1_500, long_count=100_000,
+    ),
+}  # fmt: skip
