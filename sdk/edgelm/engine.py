@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgelm.answer import join
+from edgelm.completion import Completion
 from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError, QueueFullError
 from edgelm.generation import Generation
 from edgelm.generation_config import GenerationConfig
@@ -224,6 +226,23 @@ class Engine:
                 if self._draining:
                     return False
                 self._changed.wait()
+
+
+def generate_batch(
+    model: LanguageModel,
+    prompts: Sequence[str | Sequence[int]],
+    config: GenerationConfig | Sequence[GenerationConfig] | None,
+    max_batch: int,
+) -> list[Completion]:
+    """Answer several prompts together, as LanguageModel.generate_batch does."""
+    configs = list(config) if isinstance(config, Sequence) else [config] * len(prompts)
+    if len(configs) != len(prompts):
+        raise ConfigError(f"There are {len(configs)} configs for {len(prompts)} prompts; give one, or one for each.")
+    for prompt, own in zip(prompts, configs, strict=True):
+        model.answer(prompt, own)  # refuses a bad one before the others are begun
+    with Engine(model, EngineOptions(max_batch=max_batch, max_queue=len(prompts))) as engine:
+        generations = [engine.submit(prompt, own) for prompt, own in zip(prompts, configs, strict=True)]
+        return [join(generation) for generation in generations]
 
 
 def _quarter_of_memory() -> int:

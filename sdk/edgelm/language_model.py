@@ -185,6 +185,26 @@ class LanguageModel:
         """Continue a text, and return the whole answer."""
         return join(self.stream(prompt, config))
 
+    def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        config: GenerationConfig | Sequence[GenerationConfig] | None = None,
+        *,
+        max_batch: int = 8,
+    ) -> list[Completion]:
+        """Continue several texts together, and return the whole answers in the order of the prompts.
+
+        config: one for all, or one for each. max_batch: how many are computed at once. Each answer is the one that
+        `generate` gives. Prompts that begin the same way, such as several samples of one, compute that once.
+
+        Raises:
+            ConfigError: there are not as many configs as prompts.
+            ContextLengthError, TokenizerError: a prompt is not one that `generate` takes; nothing was computed then.
+        """
+        from edgelm.engine import generate_batch  # the engine stands on this class
+
+        return generate_batch(self, prompts, config, max_batch)
+
     def chat(
         self,
         messages: Sequence[Message],

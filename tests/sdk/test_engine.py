@@ -1,4 +1,7 @@
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -125,3 +128,117 @@ def test_many_threads_submit_to_one_engine(model: LanguageModel) -> None:
 def test_options_are_checked(name: str, value: object) -> None:
     with pytest.raises(edgelm.ConfigError, match=f"{name} is {value!r}; it must be a whole number of"):
         EngineOptions(**{name: value})  # type: ignore[arg-type]
+
+
+def test_a_batch_is_answered_in_the_order_of_its_prompts_as_each_alone(model: LanguageModel) -> None:
+    prompts = ["The sea", [9, 8, 7], "A", "Once upon a time, " * 20] * 4
+    configs = [GenerationConfig(max_new_tokens=3 + i, temperature=1.0, seed=i) for i in range(len(prompts))]
+    got = model.generate_batch(prompts, configs, max_batch=3)
+    expected = [model.generate(prompt, config) for prompt, config in zip(prompts, configs, strict=True)]
+    assert [completion.token_ids for completion in got] == [completion.token_ids for completion in expected]
+    assert [c.text for c in model.generate_batch(prompts[:2], configs[0])] == [
+        model.generate(prompt, configs[0]).text for prompt in prompts[:2]
+    ]
+    assert model.generate_batch([]) == []
+
+
+def test_a_batch_needs_a_config_for_each_prompt_and_good_prompts(model: LanguageModel) -> None:
+    with pytest.raises(edgelm.ConfigError, match="There are 1 configs for 2 prompts; give one, or one for each"):
+        model.generate_batch(["a", "b"], [GenerationConfig()])
+    with pytest.raises(edgelm.ContextLengthError):
+        model.generate_batch(["a", ""])
+
+
+def test_higher_priorities_start_first(model: LanguageModel) -> None:
+    with Engine(model, EngineOptions(max_batch=1)) as engine:
+        first = engine.submit("x", ENDLESS)
+        next(first)
+        waiting = [engine.submit("x", GenerationConfig(max_new_tokens=1), priority=p) for p in (0, 2, 1, 2)]
+        assert (engine.stats.active, engine.stats.queued) == (1, 4)
+        first.cancel()
+        queued = [join(generation).timings.queued_seconds for generation in waiting]
+    assert sorted(range(4), key=queued.__getitem__) == [1, 3, 2, 0]
+
+
+def test_the_stats_count_what_was_done(model: LanguageModel) -> None:
+    with Engine(model) as engine:
+        for _ in range(2):
+            join(engine.submit([7] * 100, GenerationConfig(max_new_tokens=5, ignore_eos=True)))
+    stats = engine.stats
+    assert (stats.active, stats.queued, stats.kv_bytes, stats.finished) == (0, 0, 0, 2)
+    assert stats.prompt_tokens + stats.cached_tokens == 200
+    assert stats.generated_tokens == 10
+    assert stats.cached_tokens >= 96
+    assert stats.prefix_bytes > 0
+
+
+def test_a_slow_reader_delays_nobody_and_loses_nothing(model: LanguageModel) -> None:
+    config = GenerationConfig(max_new_tokens=50, ignore_eos=True)
+    with Engine(model) as engine:
+        slow = engine.submit("x", config)
+        assert join(engine.submit("y", config)).usage.completion_tokens == 50
+        assert join(slow).token_ids == model.generate("x", config).token_ids
+
+
+def test_an_event_loop_that_is_gone_does_not_stop_the_engine(model: LanguageModel) -> None:
+    async def leave(engine: Engine) -> None:
+        generation = engine.submit([5] * 900, ENDLESS)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(generation.__anext__(), 0.0001)
+
+    with Engine(model) as engine:
+        asyncio.run(leave(engine))
+        assert join(engine.submit("y", GenerationConfig(max_new_tokens=2))).usage.completion_tokens > 0
+
+
+FORKS = """
+import os, sys, edgelm, edgelm.testing
+from edgelm.answer import join
+model = edgelm.load(edgelm.testing.tiny_model_path())
+engine = edgelm.Engine(model)
+config = edgelm.GenerationConfig(max_new_tokens=3)
+join(engine.submit("x", config))
+child = os.fork()
+if child:
+    _, status = os.waitpid(child, 0)
+    join(engine.submit("x", config))
+    sys.exit(os.waitstatus_to_exitcode(status))
+attempts = (lambda: model.generate("x", config), "cannot run it"), (lambda: engine.submit("x"), "has no worker")
+for attempt, word in attempts:
+    try:
+        attempt()
+    except edgelm.EdgeLMError as error:
+        assert word in str(error), error
+    else:
+        sys.exit("no error")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_a_fork_says_at_once_that_it_cannot_use_the_model() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], check=True, timeout=60)
+
+
+def test_an_engine_that_was_not_closed_does_not_keep_the_program_from_ending() -> None:
+    program = (
+        "import edgelm, edgelm.testing; engine = edgelm.Engine(edgelm.load(edgelm.testing.tiny_model_path())); "
+        "next(engine.submit('x', edgelm.GenerationConfig(ignore_eos=True)))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_what_fails_for_all_ends_them_and_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = scripted_model("Fine.")
+    forward_rows = model.session.forward_rows
+    failures = [MemoryError("no memory for the batch")]
+
+    def fail_once(*arguments: object) -> object:
+        if failures:
+            raise failures.pop()
+        return forward_rows(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model.session, "forward_rows", fail_once)
+    with Engine(model) as engine:
+        with pytest.raises(MemoryError, match="no memory for the batch"):
+            join(engine.submit("x"))
+        assert join(engine.submit("x")).text == "Fine."
