@@ -100,11 +100,13 @@ class _Rendering:
         for i in sorted(self._conversation.learned - {0}):
             asked = self._render(i, add_generation_prompt=True)
             answered = self._render(i + 1)
-            # Some templates ask with the beginning of a thought that an answer need not have.
-            start = _common_length(asked, answered)
-            end = start + len(self._said(answered[start:]))
-            if rendered[:start] != answered[:start] or start < place:
+            # Some templates ask with the beginning of a thought, which an answer need not have, and an earlier one has
+            # no more.
+            start = min(_common_length(asked, answered), _common_length(asked, rendered))
+            before = self._render(i)
+            if start <= len(before) or not rendered.startswith(before):
                 raise self._rewritten(i)
+            end = start + len(self._said(answered[start:]))
             if rendered[:end] != answered[:end]:
                 end = self._end_of_turn(rendered, answered[start:end], start, i)
             yield rendered[place:start], False
