@@ -9,8 +9,8 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from io import BufferedReader
+from pathlib import Path
 from typing import Any
 
 from edgelm import atomic
@@ -24,6 +24,8 @@ SCHEMA_VERSION = 1
 # Far above what is written, and small enough that reading a hostile one costs neither time nor memory.
 _MAX_BYTES = 1 << 20
 _MAX_FILES = 1000
+# The manifest's hash of itself, with this value empty. It shows damage; against a forger there are signatures.
+_OWN_HASH = "manifest_sha256"
 _PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[^/\\:]{1,255}")
 
 
@@ -98,8 +100,10 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write edgelm.json, atomically; it is the last file of a package."""
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
-        atomic.write_text(folder / FILE_NAME, text + "\n")
+        values = dataclasses.asdict(self) | {_OWN_HASH: ""}
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        own_hash = hashlib.sha256(text.encode("utf-8")).hexdigest()
+        atomic.write_text(folder / FILE_NAME, text.replace(f'"{_OWN_HASH}": ""', f'"{_OWN_HASH}": "{own_hash}"'))
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -112,21 +116,25 @@ class Manifest:
         try:
             if not os.path.lexists(path):
                 raise PackageError(f"{folder} is not a model package: it has no {FILE_NAME}.")
-            values = parse_json(read_regular(path, _MAX_BYTES))
+            content = read_regular(path, _MAX_BYTES)
+            values = parse_json(content)
         except ValueError as error:
             raise PackageError(f"Cannot read {path}: {error}.") from error
         if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
             found = values.get("schema_version") if isinstance(values, dict) else None
             raise PackageError(f"{path} has schema_version {found!r}; this edgelm reads {SCHEMA_VERSION}.")
+        own_hash = values.pop(_OWN_HASH, None)
         try:
             values["files"] = tuple(FileEntry(**entry) for entry in values["files"])
             for name in ("recipe", "control_token_ids", "notes"):
                 values[name] = tuple(values.get(name, ()))
             if values.get("quality") is not None:
                 values["quality"] = Quality(**values["quality"])
-            return cls(**values)
+            manifest = cls(**values)
         except (TypeError, KeyError, AttributeError) as error:
             raise PackageError(f"{path} does not fit schema version {SCHEMA_VERSION}: {error}.") from error
+        _check_own_hash(path, content, own_hash)
+        return manifest
 
     def entry(self, name: str) -> FileEntry:
         """Return what the manifest says of one file.
@@ -175,6 +183,17 @@ class Manifest:
                 raise PackageError(
                     f"{folder / name} is not in the manifest. Remove it, or export or download the package again."
                 )
+
+
+def _check_own_hash(path: Path, content: bytes, own_hash: object) -> None:
+    """Compare a manifest with the hash that it has of itself; packages of the first version have none."""
+    if own_hash is None:
+        return
+    blank = content.replace(f'"{_OWN_HASH}": "{own_hash}"'.encode(), f'"{_OWN_HASH}": ""'.encode(), 1)
+    if hashlib.sha256(blank).hexdigest() != own_hash:
+        raise PackageError(
+            f"{path} does not match its own SHA-256. It was changed or damaged: export or download the package again."
+        )
 
 
 def _require(values: object, kind: type | tuple[type, ...], *names: str) -> None:

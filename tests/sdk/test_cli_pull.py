@@ -41,7 +41,7 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
     def export(source: str, output: str, precision: str) -> None:
         calls.append((source, output, precision))
         package = shutil.copytree(tiny_model_path(), Path(output), dirs_exist_ok=True)
-        manifest = json.loads((package / "edgelm.json").read_text()) | {"precision": precision}
+        manifest = json.loads((package / "edgelm.json").read_text()) | {"precision": precision, "manifest_sha256": None}
         (package / "edgelm.json").write_text(json.dumps(manifest))
 
     replace_export(monkeypatch, export)
