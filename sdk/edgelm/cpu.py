@@ -1,13 +1,52 @@
-"""What the processor offers."""
+"""What the processor offers to this process."""
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def usable_cores() -> int:
+    """Count the physical cores that this process gets: those it may run on, within its container's share of time."""
+    quota = cpu_quota()
+    cores = physical_cores()
+    return cores if quota is None else max(1, min(cores, math.floor(quota)))
+
+
+def cpu_quota() -> float | None:
+    """Return how many processors' time this process's control group gets, None without such a limit.
+
+    A container that may use two of 16 processors sees all 16; 16 threads there wait for each other most of the time.
+    Source: the Linux kernel's cgroup v2 `cpu.max` and v1 `cpu.cfs_quota_us`.
+    """
+    try:
+        quota, period = (_CGROUPS / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota, period = ((_CGROUPS / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return None
+    if not quota.strip().isdigit():  # "max", or -1
+        return None
+    return int(quota) / int(period)
+
+
+def cpu_features() -> frozenset[str] | None:
+    """Return the names of the processor's instruction sets, as Linux writes them; None where nobody says."""
+    try:
+        match = re.search(r"^(?:flags|Features)\s*: (.*)$", _CPU_INFO.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return frozenset(match[1].split()) if match else None
 
 
 def physical_cores() -> int:
-    """Count the physical cores that this process may use.
+    """Count the physical cores that this process may run on.
 
     Two threads on one core share its vector units: for matrix products the second brings nothing. Where the system does
     not say which logical processors share a core (not Linux), all that are allowed count.

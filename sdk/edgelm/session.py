@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
-from edgelm.cpu import physical_cores
+from edgelm.cpu import usable_cores
 from edgelm.errors import ConfigError, PackageError, ProviderError
 from edgelm.graph_file import GRAPH_FILE, read_graph
 from edgelm.kv_batch import KVBatch
@@ -64,7 +64,7 @@ class DecoderSession:
         self._process = os.getpid()
         graph = read_graph(folder, entry)
         settings = self._runtime.SessionOptions()
-        settings.intra_op_num_threads = (options or SessionOptions()).threads or physical_cores()
+        settings.intra_op_num_threads = (options or SessionOptions()).threads or usable_cores()
         settings.log_severity_level = _LOG_ERRORS_ONLY
         # Work in smaller pieces than one a thread: decodes 1.02-1.03 x as fast (docs/results/graph-and-settings.md).
         settings.add_session_config_entry("session.dynamic_block_base", "4")
@@ -219,6 +219,31 @@ class _Binding:
 def _cache_names(config: ModelConfig, prefix: str) -> list[str]:
     """Name the cache's inputs or outputs in the order of its buffers."""
     return [f"{prefix}.{i}.{part}" for i in range(config.num_hidden_layers) for part in ("key", "value")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeDescription:
+    """The installed ONNX Runtime: its version, its execution providers, and the devices that it really finds."""
+
+    version: str
+    providers: tuple[str, ...]
+    devices: tuple[str, ...]
+
+
+def describe_runtime() -> RuntimeDescription:
+    """Ask ONNX Runtime what it has here. It lists providers that it was built with, whether or not a device is there.
+
+    Raises:
+        ProviderError: ONNX Runtime is not installed.
+    """
+    runtime = _import_onnxruntime()
+    devices = {f"{device.ep_name.removesuffix('ExecutionProvider')} ({device.device.type.name})"
+               for device in runtime.get_ep_devices()}  # fmt: skip
+    return RuntimeDescription(
+        version=runtime.__version__,
+        providers=tuple(runtime.get_available_providers()),
+        devices=tuple(sorted(devices)),
+    )
 
 
 def _import_onnxruntime() -> Any:

@@ -147,7 +147,7 @@ class ModelPool:
 
     async def _make_room(self, size: int) -> None:
         """Unload idle models, the longest unused first, until `size` bytes of files fit the memory."""
-        while (available := _available_memory()) is not None and available < size * _MEMORY_FACTOR:
+        while (available := available_memory()) is not None and available < size * _MEMORY_FACTOR:
             idle = [model for model in self._loaded.values() if not model.users]
             if not idle:
                 raise ApiError(
@@ -224,15 +224,3 @@ def _named_folders(library: Library, models: tuple[str, ...]) -> dict[str, Path]
 
 def _what_is_here(folders: Mapping[str, Path]) -> str:
     return f"Here are: {', '.join(folders)}." if folders else "No model is here; fetch one with `edgelm pull`."
-
-
-def _available_memory() -> int | None:
-    """Return the bytes that programs can still take, None where the system does not say (not Linux)."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    return None

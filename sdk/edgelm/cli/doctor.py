@@ -1,0 +1,44 @@
+"""`edgelm doctor`: find what is wrong or slow on this machine, and say what fixes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import click
+
+from edgelm.cli.output import printable
+
+_SIGNS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "error": ("BAD", "red")}
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
+    """Find what is wrong or slow on this machine, and say what fixes it.
+
+    Looks at Python, ONNX Runtime's builds and devices, the processor, threads, memory, the model library and its
+    packages. The exit code is 1 where something does not work; what is merely slow leaves it 0.
+
+    \b
+    Examples:
+      edgelm doctor
+      edgelm doctor --json | jq '.[] | select(.state != "ok")'
+    """
+    # Imported here, so that --help needs no numpy.
+    from edgelm.doctor import examine
+
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        if not as_json:
+            sign, colour = _SIGNS[finding.state]
+            text = printable(f"{finding.topic:<12} {finding.found}")
+            click.echo(f"{click.style(f'{sign:<5}', fg=colour)}{text}")
+            if finding.fix is not None:
+                click.echo(f"{'':<18}→ {printable(finding.fix)}")
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
+    if any(finding.state == "error" for finding in findings):
+        context.exit(1)

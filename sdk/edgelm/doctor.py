@@ -1,0 +1,173 @@
+"""Doctor: what on this machine keeps edgelm from working, or from being fast, and what fixes it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Literal
+
+from edgelm import session
+from edgelm.cpu import cpu_features, cpu_quota, physical_cores, usable_cores
+from edgelm.errors import EdgeLMError
+from edgelm.library import Library
+from edgelm.manifest import Manifest
+from edgelm.memory import available_memory
+
+# Wheels of other projects and of ONNX Runtime's own family that do not contain the module `onnxruntime`.
+_BESIDE_ONNXRUNTIME = ("onnxruntime-genai", "onnxruntime-extensions", "onnxruntime-training")
+_OLDEST = (1, 28)
+_LITTLE_MEMORY = 1 << 30
+_LITTLE_DISK = 1 << 30
+# Which instruction sets the 8-bit products need to run at speed, and what it costs without them.
+_INTEGER_DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "asimddp", "i8mm"}
+_WIDE_VECTORS = {"avx2", "asimd"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at. "warning": it works, but slower or with less room; "error": it does not."""
+
+    topic: str
+    state: Literal["ok", "warning", "error"]
+    found: str
+    fix: str | None = None
+
+
+def examine() -> Iterator[Finding]:
+    """Look at everything, one check after the other."""
+    for topic, check in CHECKS.items():
+        for state, found, fix in check():
+            yield Finding(topic=topic, state=state, found=found, fix=fix)
+
+
+_Row = tuple[Literal["ok", "warning", "error"], str, str | None]
+
+
+def _check_wheels() -> Iterator[_Row]:
+    """Find the builds of ONNX Runtime: exactly one may be there, since all have the same import name."""
+    names = sorted({(distribution.name or "").lower() for distribution in metadata.distributions()})
+    wheels = [name for name in names if name.startswith("onnxruntime") and not name.startswith(_BESIDE_ONNXRUNTIME)]
+    if len(wheels) > 1:
+        fix = f"pip uninstall -y {' '.join(wheels)}  and then  pip install 'edgelm[cpu]'  (or 'edgelm[gpu]')"
+        yield "error", f"{' and '.join(wheels)} are both installed, and overwrite each other's files.", fix
+        return
+    if not wheels:
+        yield (
+            "error",
+            "ONNX Runtime is not installed.",
+            "pip install 'edgelm[cpu]'  (with an NVIDIA GPU: 'edgelm[gpu]')",
+        )
+        return
+    version = metadata.version(wheels[0])
+    try:
+        runtime = session.describe_runtime()
+    except Exception as error:  # whatever its import raises is the finding
+        fix = f"pip install --force-reinstall {wheels[0]}"
+        yield "error", f"{wheels[0]} {version} does not import: {type(error).__name__}: {error}", fix
+        return
+    if tuple(int(part) for part in runtime.version.split(".")[:2]) < _OLDEST:
+        fix = f"pip install --upgrade {wheels[0]}"
+        yield "error", f"{wheels[0]} {runtime.version} is older than {'.'.join(map(str, _OLDEST))}.", fix
+        return
+    yield "ok", f"{wheels[0]} {runtime.version}, devices: {', '.join(runtime.devices)}", None
+    if wheels[0] == "onnxruntime-gpu" and "GPU" not in " ".join(runtime.devices):
+        fix = "Install the GPU's driver and  pip install 'edgelm[gpu]'  , or take the smaller 'edgelm[cpu]'."
+        yield "warning", "The build for GPUs is installed, and finds none: it computes on the CPU.", fix
+
+
+def _check_processor() -> Iterator[_Row]:
+    features = cpu_features()
+    if features is None:
+        yield "ok", "Its instruction sets are not known on this system.", None
+        return
+    if not features & _WIDE_VECTORS:
+        yield "warning", "No AVX2: every step is several times slower than on processors since 2013.", None
+    elif not features & _INTEGER_DOT_PRODUCTS:
+        yield (
+            "warning",
+            "No VNNI or dot products: 8-bit models run, and their prompts are read about half as fast.",
+            None,
+        )
+    else:
+        yield "ok", f"Has {', '.join(sorted(features & (_INTEGER_DOT_PRODUCTS | _WIDE_VECTORS)))}.", None
+
+
+def _check_threads() -> Iterator[_Row]:
+    cores, usable, quota = physical_cores(), usable_cores(), cpu_quota()
+    limit = "" if quota is None else f"; the container gets the time of {quota:g}"
+    yield "ok", f"{cores} physical cores{limit}: {usable} threads a step.", None
+    processors = os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > processors:
+        busy = f"The load is {load:.1f} on {processors} processors: other programs compute."
+        yield "warning", busy, "Speeds measured now are too low. Look at  top  , and end what you do not need."
+
+
+def _check_memory() -> Iterator[_Row]:
+    available = available_memory()
+    if available is None:
+        yield "ok", "How much is free is not known on this system.", None
+    elif available < _LITTLE_MEMORY:
+        fix = "Close other programs; take a smaller model or  --precision int4  ."
+        yield "warning", f"{available / 1e9:.1f} GB are free.", fix
+    else:
+        yield "ok", f"{available / 1e9:.1f} GB are free.", None
+
+
+def _check_library() -> Iterator[_Row]:
+    try:
+        root = Library().root
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except (EdgeLMError, OSError) as error:
+        yield "error", f"The model library cannot be written: {error}", "Set EDGELM_HOME to a folder of yours."
+        return
+    free = shutil.disk_usage(root).free
+    state: Literal["ok", "warning"] = "ok" if free >= _LITTLE_DISK else "warning"
+    fix = None if free >= _LITTLE_DISK else "Make room:  edgelm rm NAME  , or set EDGELM_HOME to another disk."
+    yield state, f"{root}, {free / 1e9:.1f} GB free on its disk.", fix
+
+
+def _check_packages() -> Iterator[_Row]:
+    library = Library()
+    try:
+        names = library.packages()
+    except (EdgeLMError, OSError):
+        return  # the check of the library says why
+    broken = 0
+    for name in names:
+        try:
+            folder = library.package_path(name)
+            Manifest.load(folder).check_files(folder, largest=0)
+        except EdgeLMError as error:
+            broken += 1
+            yield "error", f"{name}: {error}", f"edgelm rm {name}  , and pull or export it again"
+    if names and not broken:
+        yield "ok", f"{len(names)} in the library, all complete (their hashes are checked by each load).", None
+    elif not names:
+        yield "ok", "None in the library yet. A small one:  edgelm pull smollm2-135m-instruct", None
+
+
+def _check_python() -> Iterator[_Row]:
+    bits = "64" if sys.maxsize > 2**32 else "32"
+    if bits == "32":
+        yield "error", "This Python has 32 bits; ONNX Runtime needs 64.", "Install a 64-bit Python."
+    else:
+        yield "ok", f"Python {sys.version.split()[0]}, edgelm {metadata.version('edgelm')}", None
+
+
+CHECKS: dict[str, Callable[[], Iterator[_Row]]] = {
+    "python": _check_python,
+    "onnxruntime": _check_wheels,
+    "processor": _check_processor,
+    "threads": _check_threads,
+    "memory": _check_memory,
+    "library": _check_library,
+    "packages": _check_packages,
+}

@@ -1,0 +1,178 @@
+"""The doctor in a process of its own, on machines that lack this or that."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgelm import cpu, doctor, memory
+from edgelm.testing import tiny_model_path
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    folder = tmp_path / "library"
+    folder.mkdir()
+    return folder
+
+
+def examine(library: Path, *, path: Path | None = None) -> tuple[int, dict[str, list[dict[str, str]]]]:
+    """Run `edgelm doctor --json`; `path` comes first on the module path, so that its packages are found first."""
+    environment = os.environ | {"EDGELM_HOME": str(library)} | ({"PYTHONPATH": str(path)} if path else {})
+    command = [sys.executable, "-c", "from edgelm.cli.main import main; main(prog_name='edgelm')", "doctor", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    findings: dict[str, list[dict[str, str]]] = {}
+    for finding in json.loads(done.stdout):
+        findings.setdefault(finding["topic"], []).append(finding)
+    return done.returncode, findings
+
+
+def install(folder: Path, name: str, version: str) -> None:
+    """Leave what pip leaves of a wheel."""
+    (folder / f"{name.replace('-', '_')}-{version}.dist-info").mkdir(parents=True)
+    metadata = folder / f"{name.replace('-', '_')}-{version}.dist-info" / "METADATA"
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def test_a_sound_machine_gets_no_error(library: Path) -> None:
+    code, findings = examine(library)
+    assert code == 0
+    assert set(findings) == set(doctor.CHECKS)
+    assert all(row["state"] != "error" for rows in findings.values() for row in rows)
+    assert "CPU" in findings["onnxruntime"][0]["found"]
+
+
+def test_both_wheels_are_found_and_the_fix_removes_both(library: Path, tmp_path: Path) -> None:
+    install(tmp_path / "modules", "onnxruntime-gpu", "1.30.0")
+    code, findings = examine(library, path=tmp_path / "modules")
+    assert code == 1
+    (row,) = findings["onnxruntime"]
+    assert "onnxruntime and onnxruntime-gpu are both installed" in row["found"]
+    assert row["fix"].startswith("pip uninstall -y onnxruntime onnxruntime-gpu ")
+
+
+def test_an_onnxruntime_that_does_not_import_is_a_finding(library: Path, tmp_path: Path) -> None:
+    (tmp_path / "modules" / "onnxruntime").mkdir(parents=True)
+    broken = "raise ImportError('libcudart.so.13: cannot open shared object file')"
+    (tmp_path / "modules" / "onnxruntime" / "__init__.py").write_text(broken)
+    code, findings = examine(library, path=tmp_path / "modules")
+    assert code == 1
+    assert "does not import: ImportError: libcudart.so.13" in findings["onnxruntime"][0]["found"]
+    assert "--force-reinstall" in findings["onnxruntime"][0]["fix"]
+
+
+OLD = """
+__version__ = "{version}"
+def get_available_providers(): return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+class Device:
+    ep_name = "CPUExecutionProvider"
+    class device:
+        class type: name = "CPU"
+def get_ep_devices(): return [Device]
+"""
+
+
+@pytest.mark.parametrize(
+    ("wheel", "version", "state", "found"),
+    [
+        ("onnxruntime", "1.27.0", "error", "is older than 1.28"),
+        ("onnxruntime-gpu", "1.30.0", "warning", "finds none: it computes on the CPU"),
+    ],
+)
+def test_old_builds_and_builds_without_their_device_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wheel: str, version: str, state: str, found: str
+) -> None:
+    install(tmp_path, wheel, version)
+    (tmp_path / "onnxruntime.py").write_text(OLD.format(version=version))
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    rows = list(doctor._check_wheels())
+    assert (rows[-1][0], found in rows[-1][1]) == (state, True)
+
+
+def test_a_machine_without_onnxruntime_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    ((state, found, fix),) = doctor._check_wheels()
+    assert (state, found) == ("error", "ONNX Runtime is not installed.")
+    assert fix is not None
+    assert "edgelm[cpu]" in fix
+
+
+def test_broken_packages_and_a_folder_that_cannot_be_written_are_errors(library: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model_path(), library / "models" / "sound")
+    shutil.copytree(tiny_model_path(), library / "models" / "broken")
+    with (library / "models" / "broken" / "model.onnx.data").open("r+b") as file:
+        file.truncate(100)
+    code, findings = examine(library)
+    assert code == 1
+    (row,) = findings["packages"]
+    assert row["found"].startswith("broken: ")
+    assert "edgelm rm broken" in row["fix"]
+    (tmp_path / "file").write_text("in the way")
+    code, findings = examine(tmp_path / "file")
+    assert code == 1
+    assert "EDGELM_HOME" in findings["library"][0]["fix"]
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
+        ({}, None),
+    ],
+)
+def test_a_containers_share_of_the_processors_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, str], quota: float | None
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(cpu, "_CGROUPS", tmp_path)
+    assert cpu.cpu_quota() == quota
+
+
+@pytest.mark.parametrize(("quota", "cores", "usable"), [(None, 8, 8), (2.5, 8, 2), (0.5, 8, 1), (16.0, 8, 8)])
+def test_no_more_threads_than_the_share_of_a_container(
+    monkeypatch: pytest.MonkeyPatch, quota: float | None, cores: int, usable: int
+) -> None:
+    monkeypatch.setattr(cpu, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(cpu, "physical_cores", lambda: cores)
+    assert cpu.usable_cores() == usable
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        ("flags\t\t: fpu sse2 avx2 avx512_vnni\n", "ok"),
+        ("flags\t\t: fpu sse2 avx2\n", "warning"),
+        ("flags\t\t: fpu sse2\n", "warning"),
+        ("Features\t: fp asimd asimddp\n", "ok"),
+    ],
+)
+def test_a_processor_without_fast_integer_products_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, state: str
+) -> None:
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\n" + text)
+    monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "cpuinfo")
+    ((found, _, _),) = doctor._check_processor()
+    assert found == state
+
+
+def test_little_memory_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:  1000 kB\nMemAvailable:     500000 kB\n")
+    monkeypatch.setattr(memory, "_MEMORY_INFO", tmp_path / "meminfo")
+    ((state, found, _),) = doctor._check_memory()
+    assert (state, found) == ("warning", "0.5 GB are free.")
+
+
+def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 1.0, 1.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert [state for state, _, _ in doctor._check_threads()] == ["ok", "warning"]
