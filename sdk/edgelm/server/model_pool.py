@@ -15,6 +15,7 @@ from edgelm.engine import Engine, EngineOptions
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.library import Library, check_name
 from edgelm.manifest import FILE_NAME, Manifest
+from edgelm.memory import available_memory
 from edgelm.server.api_error import ApiError
 from edgelm.session import SessionOptions
 
