@@ -1,0 +1,170 @@
+"""The command `edgelm data`: shards from a corpus, and a look at what is in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from edgelm.errors import DataError
+from edgelm_training.cli_data import data
+from edgelm_training.tokenizer_training import TokenizerConfig, train_tokenizer
+
+TEXTS = [f"Text {i} of the sea.\n" for i in range(20)]
+CHAT = {"messages": [{"role": "user", "content": "Hi <|im_end|>"}, {"role": "assistant", "content": "Hello!"}]}
+
+
+@pytest.fixture(scope="module")
+def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    (folder / "text.txt").write_text("".join(TEXTS))
+    train_tokenizer([folder / "text.txt"], folder / "tok", TokenizerConfig(vocab_size=280))
+    return folder / "tok"
+
+
+@pytest.fixture(autouse=True)
+def _corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tok: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tok, "tok")
+    Path("corpus.txt").write_text("\n".join(TEXTS))
+    Path("rows.jsonl").write_text("".join(json.dumps({"content": text}) + "\n" for text in TEXTS[:3]))
+    Path("chats.jsonl").write_text(json.dumps(CHAT) + "\n" + json.dumps({"prompt": "1", "completion": "2"}) + "\n")
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(data, arguments, catch_exceptions=False)
+
+
+def prepare(*arguments: str) -> Result:
+    return run("prepare", *arguments, "--tokenizer", "tok", "-o", "shards", "--workers", "1")
+
+
+def test_prepare_says_what_it_made_and_again_that_nothing_changed() -> None:
+    result = prepare("corpus.txt", "--split-on", "", "--validation-fraction", "0.2")
+    lines = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
+    assert [label for label, _ in lines] == ["shards", "train", "validation", "vocabulary", "made"]
+    assert lines[0][1].startswith("shards (")
+    documents = [int(lines[i][1].split()[2]) for i in (1, 2)]
+    assert sum(documents) == 20
+    assert documents[1] > 0
+    assert lines[4][1] == f"of  1 files ({Path('corpus.txt').stat().st_size / 1e6:.1f} MB)"
+    assert result.stderr == ""
+    again = prepare("corpus.txt", "--split-on", "", "--validation-fraction", "0.2")
+    assert again.stdout == result.stdout
+    assert again.stderr == "They were up to date; nothing was written.\n"
+
+
+def test_prepare_takes_every_setting_and_prints_json() -> None:
+    Path("rows.jsonl").write_text(
+        Path("rows.jsonl").read_text() + "{\n" + json.dumps({"content": "long " * 200}) + "\n"
+    )
+    arguments = (
+        "--field",
+        "content",
+        "--skip-broken",
+        "--max-characters",
+        "500",
+        "--end-token",
+        "<|im_end|>",
+        "--json",
+    )
+    figures = json.loads(prepare("rows.jsonl", *arguments, "--validation-fraction", "0").stdout)
+    assert figures["splits"]["train"]["documents"] == 5
+    assert figures["splits"]["validation"] == {"documents": 0, "tokens": 0, "shards": 0}
+    assert (figures["broken"], figures["source_files"], figures["unchanged"]) == (1, 1, False)
+    assert figures["bytes"] == sum(path.stat().st_size for path in Path("shards").iterdir())
+    assert "1 broken lines or documents" in run("show", "shards").stdout
+    assert run("show", "shards", "-n", "9").stdout.count("<|im_end|>long") == 2
+
+
+def test_show_prints_documents_and_where_they_come_from() -> None:
+    prepare("corpus.txt", "--split-on", "", "--validation-fraction", "0")
+    result = run("show", "shards", "--start", "18", "-n", "5")
+    assert "train 18 · corpus.txt:37 · " in result.stdout
+    assert result.stdout.endswith("<|endoftext|>Text 19 of the sea.\n\n")
+    shown = json.loads(run("show", "shards", "--json", "-n", "1").stdout)["shown"]
+    assert [(item["number"], item["place"], item["text"]) for item in shown] == [
+        (0, "corpus.txt:1", "<|endoftext|>Text 0 of the sea.\n")
+    ]
+    assert json.loads(run("show", "shards", "--split", "validation", "--json").stdout)["shown"] == []
+    assert run("show", "shards", "--start", "99").exit_code == 0
+
+
+def test_show_cuts_long_documents_and_what_a_terminal_would_obey() -> None:
+    Path("corpus.txt").write_text("\x1b[2J" + "long " * 1000)
+    prepare("corpus.txt")
+    text = run("show", "shards").stdout
+    assert "… (5,0" in text
+    assert "\x1b" not in text
+    assert len(text) < 1600
+
+
+def test_show_puts_what_is_learned_in_brackets() -> None:
+    result = run("show", "chats.jsonl", "--tokenizer", "tok", "-n", "1")
+    expected = "<|im_start|>user\nHi <|im_end|><|im_end|>\n<|im_start|>assistant\n⟦Hello!<|im_end|>⟧\n\n"
+    assert result.stdout.endswith("0 · chats.jsonl:1\n" + expected)
+    assert "2\n" in result.stdout.splitlines(keepends=True)[0]
+    figures = json.loads(run("show", "chats.jsonl", "--tokenizer", "tok", "--json").stdout)
+    assert figures["conversations"] == 2
+    learned = [[part["text"] for part in chat["parts"] if part["learned"]] for chat in figures["shown"]]
+    assert learned == [["Hello!<|im_end|>"], ["2<|im_end|>"]]
+    assert figures["learned_tokens"] < figures["tokens"] > figures["longest"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo-terminal")
+def test_show_is_green_on_a_terminal() -> None:
+    main, worker = pty.openpty()
+    program = "import sys; from edgelm_training.cli_data import data; data(sys.argv[1:])"
+    arguments = ["show", "chats.jsonl", "--tokenizer", "tok", "-n", "1"]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stdout=worker, stderr=subprocess.DEVNULL
+    ) as process:
+        os.close(worker)
+        shown = b""
+        while block := _read(main):
+            shown += block
+    os.close(main)
+    assert process.returncode == 0
+    assert b"\x1b[32mHello!<|im_end|>\x1b[0m" in shown
+    assert "⟦".encode() not in shown
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 1 << 16)
+    except OSError:  # Linux says so when the other side has closed
+        return b""
+
+
+@pytest.mark.parametrize("paths", [["corpus.txt"], ["tok"], ["shards", "shards"]])
+def test_show_of_something_else_says_what_it_takes(paths: list[str]) -> None:
+    with pytest.raises(DataError, match=rf"{paths[0]} is no folder of shards .* --tokenizer FOLDER"):
+        run("show", *paths)
+
+
+@pytest.mark.parametrize("arguments", [["prepare"], ["prepare", "corpus.txt", "-o", "shards"], ["show"]])
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    assert CliRunner().invoke(data, arguments).exit_code == 2
+
+
+def test_a_process_that_waits_for_another_says_so(tok: Path) -> None:
+    from edgelm.file_lock import file_lock
+
+    Path(".shards.partial").mkdir()
+    program = "import sys; from edgelm_training.cli_data import data; data(sys.argv[1:])"
+    arguments = ["prepare", "corpus.txt", "--tokenizer", "tok", "-o", "shards", "--workers", "1"]
+    with file_lock(Path(".shards.partial/lock")):
+        process = subprocess.Popen([sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        line = process.stderr.readline()
+    assert line == f"Another process ({os.getpid()}) prepares the same shards; waiting …\n"
+    process.communicate()
+    assert process.returncode == 0
+    assert Path("shards/index.json").exists()
