@@ -48,9 +48,11 @@ from edgelm.generation_config import GenerationConfig
 if TYPE_CHECKING:
     from edgelm.chat_session import ChatSession
     from edgelm.config import ModelConfig
-    from edgelm.engine import Engine, EngineOptions
+    from edgelm.engine import Engine, EngineOptions, EngineStats
     from edgelm.generation import Generation
     from edgelm.language_model import LanguageModel, load
+    from edgelm.prefix_cache import PrefixCache
+    from edgelm.saved_session import SavedSession, SavedSessions
     from edgelm.session import SessionOptions
     from edgelm.tokenizer import Tokenizer
 
@@ -59,9 +61,13 @@ _LAZY = {
     "ChatSession": "edgelm.chat_session",
     "Engine": "edgelm.engine",
     "EngineOptions": "edgelm.engine",
+    "EngineStats": "edgelm.engine",
     "Generation": "edgelm.generation",
     "LanguageModel": "edgelm.language_model",
     "ModelConfig": "edgelm.config",
+    "PrefixCache": "edgelm.prefix_cache",
+    "SavedSession": "edgelm.saved_session",
+    "SavedSessions": "edgelm.saved_session",
     "SessionOptions": "edgelm.session",
     "Tokenizer": "edgelm.tokenizer",
     "load": "edgelm.language_model",
@@ -81,6 +87,7 @@ __all__ = [
     "EdgeLMError",
     "Engine",
     "EngineOptions",
+    "EngineStats",
     "ExportError",
     "FinishReason",
     "Generation",
@@ -91,8 +98,11 @@ __all__ = [
     "ModelConfig",
     "ModelNotFoundError",
     "PackageError",
+    "PrefixCache",
     "ProviderError",
     "QueueFullError",
+    "SavedSession",
+    "SavedSessions",
     "Scores",
     "SessionOptions",
     "Timings",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgelm import saved_session
 from edgelm.completion import Chunk, Message
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
@@ -53,6 +55,32 @@ class ChatSession:
             ):
                 raise ConfigError(f"A turn has a role (user or assistant) and a text as content; this one is {turn!r}.")
         self._messages = [Message(role=turn["role"], content=turn["content"]) for turn in messages]
+
+    def save(self, folder: str | Path) -> None:
+        """Write the conversation and its KV cache to a folder, which appears whole or not at all; `load` reads it.
+
+        An answer that was not read to its end ends here.
+
+        Raises:
+            ConfigError: the folder holds something else, or cannot be written.
+        """
+        self._end_running()
+        saved_session.write(
+            Path(folder), model=self._model, system=self.system, messages=self._messages, cache=self._cache
+        )
+
+    @classmethod
+    def load(cls, model: LanguageModel, folder: str | Path) -> ChatSession:
+        """Go on with a saved conversation: its next turn computes only what is new.
+
+        Raises:
+            PackageError: the session belongs to another model, or is broken.
+        """
+        session = cls(model)
+        session.system, messages, cache = saved_session.read(Path(folder), model)
+        session.restore(messages)
+        session._cache = cache or session._cache
+        return session
 
     def clear(self) -> None:
         """Forget the conversation; the system message stays."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -96,6 +97,12 @@ class LanguageModel:
     def name(self) -> str:
         """The name that the package gives itself."""
         return self.manifest.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Identify the package by what is in it: a SHA-256 of its files' names and hashes, in hexadecimal."""
+        listed = sorted(f"{entry.path} {entry.sha256}" for entry in self.manifest.files)
+        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
     @property
     def context_length(self) -> int:

@@ -1,0 +1,110 @@
+"""`edgelm cache`: what is saved of conversations, and how much room it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import click
+from click.shell_completion import CompletionItem
+
+from edgelm.cli.output import is_terminal, megabytes, printable
+from edgelm.errors import ConfigError
+from edgelm.saved_session import SavedSession, SavedSessions
+
+
+def complete_session(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Offer the names of saved sessions."""
+    try:
+        names = [session.name for session in SavedSessions().sessions()]
+    except (ConfigError, OSError):
+        return []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+@click.pass_context
+def cache(context: click.Context, as_json: bool) -> None:
+    """List saved sessions, and clear what they take on the disk.
+
+    A session is a conversation, and the keys and values that were computed for it, which take most of the room.
+
+    \b
+    Examples:
+      edgelm cache                     list the sessions
+      edgelm cache clear               free the room; the conversations stay
+      edgelm cache rm holidays         delete a session
+    """
+    if context.invoked_subcommand is not None:
+        return
+    sessions = SavedSessions().sessions()
+    if as_json:
+        rows = [dataclasses.asdict(session) for session in sessions]
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
+    elif sessions:
+        _print_table(sessions)
+    else:
+        click.echo("No sessions are saved.", err=True)
+
+
+def _print_table(sessions: list[SavedSession]) -> None:
+    table = [("NAME", "MODEL", "MESSAGES", "TOKENS", "SIZE", "SAVED")]
+    for session in sessions:
+        table.append(
+            (
+                session.name,
+                printable(session.model) or "(broken)",
+                str(session.messages),
+                str(session.tokens),
+                megabytes(session.size),
+                f"{session.saved:%Y-%m-%d %H:%M}",
+            )
+        )
+    widths = [max(len(cells[i]) for cells in table) for i in range(len(table[0]))]
+    for cells in table:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    for session in sessions:
+        if session.problem is not None:
+            click.echo(f"warning: {session.name}: {printable(session.problem)}", err=True)
+
+
+@cache.command()
+@click.argument("names", nargs=-1, metavar="[NAME...]", shell_complete=complete_session)
+def clear(names: tuple[str, ...]) -> None:
+    """Delete the keys and values of sessions; without names, of all.
+
+    The conversations stay. The next turn of such a session computes it once more.
+
+    \b
+    Examples:
+      edgelm cache clear
+      edgelm cache clear holidays
+    """
+    saved = SavedSessions()
+    sizes = {session.name: session.cache_size for session in saved.sessions()}
+    for name in names or tuple(sizes):
+        saved.forget_cache(name)
+    click.echo(f"Freed {megabytes(sum(sizes[name] for name in names or sizes))}.", err=True)
+
+
+@cache.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_session)
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+def rm(names: tuple[str, ...], yes: bool) -> None:
+    """Delete sessions, conversations and all.
+
+    \b
+    Examples:
+      edgelm cache rm holidays
+      edgelm cache rm old older --yes
+    """
+    if not yes:
+        if not is_terminal(sys.stdin):
+            raise click.UsageError("Nobody is here to ask: add --yes to delete without asking.")
+        click.confirm(f"Delete {', '.join(names)} for good?", abort=True, err=True)
+    saved = SavedSessions()
+    for name in names:
+        saved.remove(name)
+        click.echo(f"Deleted {name}.", err=True)

@@ -1,0 +1,198 @@
+"""Saved sessions: conversations on the disk, each with the keys and values that were computed for it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgelm import atomic
+from edgelm.completion import Message
+from edgelm.errors import ConfigError, EdgeLMError, PackageError
+from edgelm.folders import HOME_VARIABLE, state_folder
+
+if TYPE_CHECKING:
+    from edgelm.chat_session import ChatSession
+    from edgelm.kv_cache import KVCache
+    from edgelm.language_model import LanguageModel
+
+CONVERSATION_FILE, CACHE_FILE = "conversation.json", "cache.npz"
+_KINDS: dict[str, Any] = {
+    "model": str, "fingerprint": str, "system": (str, type(None)), "messages": list, "tokens": int
+}  # fmt: skip
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedSession:
+    """What a saved session is, without its content. `problem` says why it cannot be read; size is in bytes."""
+
+    name: str
+    folder: Path
+    size: int
+    cache_size: int
+    saved: datetime.datetime
+    model: str = ""
+    messages: int = 0
+    tokens: int = 0
+    problem: str | None = None
+
+
+class SavedSessions:
+    """Hold the sessions of this user by name, as folders below `root`; None takes `folders.state_folder()`/sessions.
+
+    A session's conversation is small and cannot be made again. Its KV cache is large, and can: without it, the next
+    turn computes the conversation once more.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or state_folder() / "sessions"
+
+    def save(self, name: str, session: ChatSession) -> None:
+        """Write a session under a name; what the name stood for is replaced.
+
+        Raises:
+            ConfigError: `name` is no name for a session, or the disk cannot be written.
+        """
+        folder = self.root / _check_name(name)
+        with _writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)  # conversations are nobody else's business
+        session.save(folder)
+
+    def load(self, name: str, model: LanguageModel) -> ChatSession:
+        """Go on with a session.
+
+        Raises:
+            ConfigError: there is none of that name.
+            PackageError: it belongs to another model, or is broken.
+        """
+        from edgelm.chat_session import ChatSession
+
+        return ChatSession.load(model, self._find(name))
+
+    def sessions(self) -> list[SavedSession]:
+        """Describe all sessions, the one saved last first."""
+        try:
+            folders = [path for path in self.root.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
+        except FileNotFoundError:
+            return []
+        return sorted(map(_describe, folders), key=lambda session: session.saved, reverse=True)
+
+    def forget_cache(self, name: str) -> None:
+        """Delete a session's KV cache; its conversation stays.
+
+        Raises:
+            ConfigError: there is none of that name, or the disk cannot be written.
+        """
+        folder = self._find(name)
+        with _writing(folder):
+            (folder / CACHE_FILE).unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Delete a session.
+
+        Raises:
+            ConfigError: there is none of that name, or the disk cannot be written.
+        """
+        folder = self._find(name)
+        with _writing(folder):
+            shutil.rmtree(folder)
+
+    def _find(self, name: str) -> Path:
+        folder = self.root / _check_name(name)
+        if not folder.is_dir():
+            names = ", ".join(session.name for session in self.sessions()) or "none"
+            raise ConfigError(f"There is no saved session {name!r}. Saved: {names}.")
+        return folder
+
+
+def write(
+    folder: Path, *, model: LanguageModel, system: str | None, messages: Sequence[Message], cache: KVCache
+) -> None:
+    """Write a session to a folder, as ChatSession.save does."""
+    if folder.exists() and not (folder / CONVERSATION_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and is not a saved session; it is left alone. Choose another folder.")
+    conversation = {
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "system": system,
+        "messages": list(messages),
+        "tokens": cache.length,
+    }
+    with _writing(folder), atomic.replace_folder(folder) as staging:
+        atomic.write_text(staging / CONVERSATION_FILE, json.dumps(conversation, indent=2, ensure_ascii=False) + "\n")
+        cache.save(staging / CACHE_FILE, model.fingerprint)
+
+
+def read(folder: Path, model: LanguageModel) -> tuple[str | None, list[Message], KVCache | None]:
+    """Read a session's system message, turns and KV cache (None: there is none any more), as ChatSession.load does."""
+    from edgelm.kv_cache import KVCache
+
+    conversation = _read_conversation(folder)
+    if conversation["fingerprint"] != model.fingerprint:
+        raise PackageError(
+            f"The session {folder} belongs to the model {conversation['model']} "
+            f"({conversation['fingerprint'][:12]}), not to {model.name} ({model.fingerprint[:12]}). Load that model, "
+            "or begin a new session."
+        )
+    path = folder / CACHE_FILE
+    cache = KVCache.load(path, model.config, model.fingerprint) if path.exists() else None
+    return conversation["system"], conversation["messages"], cache
+
+
+def _read_conversation(folder: Path) -> dict[str, Any]:
+    path = folder / CONVERSATION_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        wrong = [name for name, kind in _KINDS.items() if not isinstance(values[name], kind)]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise PackageError(f"Cannot read the saved session {path}: {error}.") from error
+    if wrong:
+        raise PackageError(f"The saved session {path} has a {wrong[0]} that does not fit: {values[wrong[0]]!r}.")
+    return dict(values)
+
+
+def _describe(folder: Path) -> SavedSession:
+    cache = folder / CACHE_FILE
+    facts = {
+        "name": folder.name,
+        "folder": folder,
+        "size": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
+        "cache_size": cache.stat().st_size if cache.is_file() else 0,
+        "saved": datetime.datetime.fromtimestamp(folder.stat().st_mtime).astimezone(),
+    }
+    try:
+        conversation = _read_conversation(folder)
+    except EdgeLMError as error:  # one broken session must not hide the others
+        return SavedSession(**facts, problem=str(error))  # type: ignore[arg-type]
+    return SavedSession(
+        **facts,  # type: ignore[arg-type]
+        model=conversation["model"],
+        messages=len(conversation["messages"]),
+        tokens=conversation["tokens"],
+    )
+
+
+def _check_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} is not a name for a session: use up to 100 letters, digits, and . _ - between them."
+        )
+    return name
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be written: {error}. Sessions are kept in {HOME_VARIABLE}, or where it is not set, where "
+            "the system keeps a program's state."
+        ) from error

@@ -1,0 +1,162 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import edgelm
+from edgelm import ChatSession, GenerationConfig, LanguageModel, SavedSessions
+from edgelm.cli.main import main
+from edgelm.manifest import Manifest, describe_file
+from edgelm.prefix_cache import PrefixCache
+from edgelm.testing import scripted_model, tiny_model_path
+
+CONFIG = GenerationConfig(max_new_tokens=12, ignore_eos=True)
+
+
+def fresh_model() -> LanguageModel:
+    model = edgelm.load(tiny_model_path(), edgelm.SessionOptions(threads=1))
+    model.prefixes = PrefixCache(model.config, 0)
+    return model
+
+
+@pytest.fixture
+def session() -> ChatSession:
+    session = ChatSession(fresh_model(), system="Be kind, and speak of the sea. " * 5)
+    list(session.send("Hello", CONFIG))
+    return session
+
+
+def command(*arguments: str):
+    return CliRunner().invoke(main, ["cache", *arguments])
+
+
+def test_a_session_goes_on_in_another_process_as_it_would_have_here(session: ChatSession, tmp_path: Path) -> None:
+    session.save(tmp_path / "chat")
+    restored = ChatSession.load(fresh_model(), tmp_path / "chat")
+    assert (restored.messages, restored.system) == (session.messages, session.system)
+    assert restored.context_used == session.context_used > 0
+    here, there = (list(chat.send("And then?", CONFIG)) for chat in (session, restored))
+    assert [chunk.token_ids for chunk in here] == [chunk.token_ids for chunk in there]
+    assert here[-1].usage == there[-1].usage
+    assert there[-1].usage is not None
+    assert there[-1].usage.cached_tokens > 100
+
+
+def test_without_its_cache_a_session_computes_the_conversation_once_more(session: ChatSession, tmp_path: Path) -> None:
+    session.save(tmp_path / "chat")
+    (tmp_path / "chat" / "cache.npz").unlink()
+    restored = ChatSession.load(fresh_model(), tmp_path / "chat")
+    assert (restored.messages, restored.context_used) == (session.messages, 0)
+    usage = list(restored.send("And then?", CONFIG))[-1].usage
+    assert usage is not None
+    assert usage.cached_tokens == 0
+
+
+def test_a_session_of_another_model_is_refused_by_name(session: ChatSession, tmp_path: Path) -> None:
+    session.save(tmp_path / "chat")
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model_path(), other)
+    (other / "generation_config.json").write_text('{"temperature": 0.5}')
+    entry = describe_file(other / "generation_config.json")
+    manifest = Manifest.load(tiny_model_path())
+    dataclasses.replace(manifest, name="other-model", files=(*manifest.files, entry)).save(other)
+    with pytest.raises(
+        edgelm.PackageError, match=r"belongs to the model tiny-random \(\w{12}\), not to other-model \(\w{12}\)"
+    ):
+        ChatSession.load(edgelm.load(other), tmp_path / "chat")
+
+
+def test_a_folder_with_other_things_is_never_replaced(session: ChatSession, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(edgelm.ConfigError, match=r"exists and is not a saved session; it is left alone"):
+        session.save(tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_saving_again_replaces_the_session(session: ChatSession, tmp_path: Path) -> None:
+    session.save(tmp_path / "chat")
+    list(session.send("More", CONFIG))
+    session.save(tmp_path / "chat")
+    assert len(ChatSession.load(fresh_model(), tmp_path / "chat").messages) == 4
+
+
+def test_a_broken_session_is_refused(session: ChatSession, tmp_path: Path) -> None:
+    session.save(tmp_path / "chat")
+    path = tmp_path / "chat" / "conversation.json"
+    whole = json.loads(path.read_text())
+    for broken in ("", "[]", "{}"):
+        path.write_text(broken)
+        with pytest.raises(edgelm.PackageError, match="Cannot read the saved session"):
+            ChatSession.load(fresh_model(), tmp_path / "chat")
+    path.write_text(json.dumps(whole | {"messages": "none"}))
+    with pytest.raises(edgelm.PackageError, match="has a messages that does not fit: 'none'"):
+        ChatSession.load(fresh_model(), tmp_path / "chat")
+
+
+def test_sessions_are_kept_by_name(session: ChatSession, own_library: Path) -> None:
+    saved = SavedSessions()
+    assert saved.sessions() == []
+    saved.save("first", session)
+    saved.save("second", ChatSession(scripted_model("x")))
+    first = next(one for one in saved.sessions() if one.name == "first")
+    assert (first.model, first.messages, first.tokens) == ("tiny-random", 2, session.context_used)
+    assert first.size > first.cache_size > session.context_used * 128
+    assert first.folder == own_library / "sessions" / "first"
+    assert saved.load("first", fresh_model()).messages == session.messages
+    saved.remove("second")
+    assert [one.name for one in saved.sessions()] == ["first"]
+    with pytest.raises(edgelm.ConfigError, match=r"There is no saved session 'second'\. Saved: first\."):
+        saved.load("second", fresh_model())
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "x" * 101, "a b"])
+def test_a_name_that_could_leave_the_folder_is_refused(session: ChatSession, name: str) -> None:
+    with pytest.raises(edgelm.ConfigError, match="is not a name for a session: use up to 100 letters"):
+        SavedSessions().save(name, session)
+
+
+def test_a_folder_that_cannot_be_written_says_so(session: ChatSession, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(edgelm.ConfigError, match=r"cannot be written: .* Sessions are kept in EDGELM_HOME"):
+        SavedSessions(tmp_path / "file").save("chat", session)
+
+
+def test_the_command_lists_sessions(session: ChatSession) -> None:
+    assert "No sessions are saved." in command().stderr
+    assert command("--json").stdout == "[]\n"
+    SavedSessions().save("holidays", session)
+    (SavedSessions().root / "broken").mkdir()
+    result = command()
+    rows = {line.split()[0]: line.split() for line in result.stdout.splitlines()}
+    assert rows["NAME"] == ["NAME", "MODEL", "MESSAGES", "TOKENS", "SIZE", "SAVED"]
+    assert rows["holidays"][1:4] == ["tiny-random", "2", str(session.context_used)]
+    assert rows["broken"][1] == "(broken)"
+    assert "warning: broken: Cannot read the saved session" in result.stderr
+    listed = {row["name"]: row for row in json.loads(command("--json").stdout)}
+    assert listed["holidays"]["messages"] == 2
+
+
+def test_clear_frees_the_room_and_keeps_the_conversations(session: ChatSession) -> None:
+    saved = SavedSessions()
+    saved.save("one", session)
+    saved.save("two", session)
+    result = command("clear", "one")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("Freed ")
+    assert {one.name: bool(one.cache_size) for one in saved.sessions()} == {"one": False, "two": True}
+    assert command("clear").exit_code == 0
+    assert not any(one.cache_size for one in saved.sessions())
+    assert saved.load("one", fresh_model()).messages == session.messages
+    assert "There is no saved session 'three'" in command("clear", "three").stderr
+
+
+def test_rm_deletes_sessions_once_somebody_agreed(session: ChatSession) -> None:
+    SavedSessions().save("one", session)
+    refused = command("rm", "one")
+    assert refused.exit_code == 2
+    assert "add --yes to delete without asking" in refused.stderr
+    assert "Deleted one." in command("rm", "one", "--yes").stderr
+    assert SavedSessions().sessions() == []
