@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgelm.errors import EdgeLMError
 from edgelm_training.cli_live_line import LiveLine
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.setting_options import given_settings, setting_options
@@ -62,6 +63,10 @@ def train(toml: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
     live_line = LiveLine(settings.get("log_every", PretrainConfig().log_every)) if is_main else None
     try:
         outcome = pretrain(settings, resume=resume, reporter=live_line or SilentReporter())
+    except EdgeLMError:
+        if is_main:
+            raise
+        raise SystemExit(1) from None  # all processes have the same error; one says it
     finally:
         if live_line is not None:
             live_line.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 # The others wait while one process writes a checkpoint's weights.
 _TIMEOUT = timedelta(hours=1)
+_LET_GO_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,9 @@ def process_group(workers: Workers, device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
+        # gloo's thread needs Python's lock to drop the last message, and whoever destroys the group holds that lock and
+        # waits for the thread (seen with torch 2.13): let it finish first.
+        time.sleep(_LET_GO_SECONDS)
         dist.destroy_process_group()
 
 
