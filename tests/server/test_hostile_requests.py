@@ -160,7 +160,7 @@ def test_json_as_deep_as_allowed_is_taken(serving):
         (b'{"messages": [{"role":"user","content":"x"}], "n": -1}', "n is -1; it must be from 1 to 8."),
         (b'{"messages": [{"role":"user","content":"x"}], "logprobs": true, "top_logprobs": 1000}', "from 0 to 20"),
         (b'{"messages": [{"role":"user","content":"x"}], "' + b"a" * 5000 + b'": 1}', "There is no field 'aaa"),
-        (b'{"prompt": "x"}', "messages is missing."),
+        (b'{"n": 1}', "messages is missing."),
         (b'{"messages": {"a": 1}}', "messages is {'a': 1}; it must be a list."),
     ],
 )

@@ -69,7 +69,9 @@ class Answers:
         try:
             while left:
                 try:
-                    index, item = await asyncio.wait_for(arrived.get(), QUIET_SECONDS)
+                    # Not wait_for: before Python 3.12 it loses a cancellation that comes together with an item.
+                    async with asyncio.timeout(QUIET_SECONDS):
+                        index, item = await arrived.get()
                 except TimeoutError:
                     yield None
                     continue

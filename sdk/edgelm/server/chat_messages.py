@@ -20,7 +20,7 @@ MAX_MESSAGES = 2048
 MAX_TOOLS = 128
 _NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 64}
 
-_PART = record({"type": TEXT, "text": TEXT}, required=("type",), open_ended=True)
+PART = record({"type": TEXT, "text": TEXT}, required=("type",), open_ended=True)
 _TOOL_CALL = record(
     {
         "id": TEXT,
@@ -33,7 +33,7 @@ _TOOL_CALL = record(
 _MESSAGE = record(
     {
         "role": choice("system", "developer", "user", "assistant", "tool"),
-        "content": {"anyOf": [TEXT, listing(_PART, most=MAX_MESSAGES)]},
+        "content": {"anyOf": [TEXT, listing(PART, most=MAX_MESSAGES)]},
         "tool_calls": listing(_TOOL_CALL, most=MAX_TOOLS),
         "tool_call_id": TEXT,
         "name": TEXT,

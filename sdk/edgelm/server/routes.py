@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from edgelm.server import ollama, openai_chat, openai_completions, openai_models, openapi, page_files, status, tokens
+from edgelm.server import (
+    ollama,
+    openai_chat,
+    openai_completions,
+    openai_models,
+    openai_responses,
+    openapi,
+    page_files,
+    response_input,
+    status,
+    tokens,
+)
 from edgelm.server.endpoint import Endpoint
 
 ROUTES: tuple[Endpoint, ...] = (
@@ -21,6 +32,13 @@ ROUTES: tuple[Endpoint, ...] = (
         summary="Continue one or several texts.",
         body=openai_completions.BODY,
         answers=openai_chat.ANSWER,
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/responses",
+        answer=openai_responses.create_response,
+        summary="Answer an input, in the form of OpenAI's newer interface.",
+        body=response_input.BODY,
     ),
     Endpoint(
         method="GET",

@@ -111,9 +111,6 @@ def _check_length(value: str | list[Any], schema: Schema, param: str) -> None:
 
 def _check_object(value: dict[str, Any], schema: Schema, param: str) -> None:
     inside = f"{param}." if param else ""
-    for name in schema.get("required", ()):
-        if value.get(name) is None:
-            raise ApiError(400, f"{inside}{name} is missing.", param=f"{inside}{name}")
     properties, others = schema.get("properties", {}), schema.get("additionalProperties", False)
     for name, item in value.items():
         if item is None:
@@ -127,6 +124,9 @@ def _check_object(value: dict[str, Any], schema: Schema, param: str) -> None:
             raise ApiError(400, f"There is no field {place[:80]!r}; check its spelling.", param=place[:80])
         elif isinstance(others, Mapping):
             check(item, others, place[:80])
+    for name in schema.get("required", ()):
+        if value.get(name) is None:
+            raise ApiError(400, f"{inside}{name} is missing.", param=f"{inside}{name}")
 
 
 def _check_any(value: Any, schemas: list[Schema], param: str) -> None:

@@ -1,0 +1,203 @@
+"""POST /v1/responses, as OpenAI defines it; nothing is stored.
+
+https://platform.openai.com/docs/api-reference/responses
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.responses import Response
+
+from edgelm.completion import Chunk, Completion, ToolCallDelta, Usage
+from edgelm.server.answers import Answers, Job
+from edgelm.server.api_error import ApiError
+from edgelm.server.chat_messages import constraint_of
+from edgelm.server.delivery import deliver
+from edgelm.server.endpoint import Call
+from edgelm.server.model_pool import LoadedModel
+from edgelm.server.openai_chat import chat_jobs
+from edgelm.server.response_input import as_chat
+from edgelm.server.sampling_fields import generation_config
+from edgelm.server.sse import KEEPALIVE, event
+
+_ECHOED = ("instructions", "max_output_tokens", "temperature", "top_p", "user")
+
+
+async def create_response(call: Call) -> Response:
+    """Answer an input."""
+    body = call.body
+    chat = as_chat(body)
+
+    def prepare(served: LoadedModel) -> tuple[list[Job], ResponseWriter]:
+        config = generation_config(
+            served.model,
+            chat,
+            max_tokens=chat.get("max_tokens"),
+            constraint=constraint_of(chat["response_format"]),
+        )
+        return chat_jobs(served.model, chat, config), ResponseWriter(model=served.name, body=body)
+
+    return await deliver(call, prepare, model=body.get("model"), streaming=bool(body.get("stream")))
+
+
+@dataclass(kw_only=True)
+class ResponseWriter:
+    """Write one response, and the events in which it comes to be."""
+
+    model: str
+    body: Mapping[str, Any]
+    media_type: str = "text/event-stream"
+    _id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(16)}")
+    _created: int = field(default_factory=lambda: int(time.time()))
+    _sequence: int = 0
+    _output: list[dict[str, Any]] = field(default_factory=list)  # the items so far; the last one may be unfinished
+
+    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """Return the finished response."""
+        (answer,) = completions
+        if answer.text or not answer.tool_calls:
+            self._output.append(_message(answer.text))
+        self._output += [_function_call(call.id, call.name, call.arguments) for call in answer.tool_calls]
+        return self._response(answer.finish_reason, answer.usage)
+
+    async def stream(self, answers: Answers) -> AsyncGenerator[bytes, None]:
+        """Yield the events."""
+        yield self._event("response.created", response=self._response(None, None))
+        yield self._event("response.in_progress", response=self._response(None, None))
+        async for item in answers.chunks():
+            if item is None:
+                yield KEEPALIVE
+                continue
+            for piece in self._take(item[1]):
+                yield piece
+
+    def error(self, error: ApiError) -> bytes:
+        """Write an error as the last event."""
+        return self._event("error", code=error.code or error.kind, message=str(error), param=error.param)
+
+    def _take(self, chunk: Chunk) -> Iterator[bytes]:
+        if chunk.text:
+            yield from self._add_text(chunk.text)
+        for delta in chunk.tool_calls:
+            yield from self._add_call(delta)
+        if chunk.finish_reason is None:
+            return
+        if not self._output:
+            yield from self._open(_message(""))
+        yield from self._close()
+        response = self._response(chunk.finish_reason, chunk.usage)
+        yield self._event(f"response.{response['status']}", response=response)
+
+    def _add_text(self, text: str) -> Iterator[bytes]:
+        if not self._is_open("message"):
+            yield from self._close()
+            yield from self._open(_message(""))
+        item = self._output[-1]
+        item["content"][0]["text"] += text
+        yield self._event("response.output_text.delta", **self._place(content_index=0), delta=text, logprobs=[])
+
+    def _add_call(self, delta: ToolCallDelta) -> Iterator[bytes]:
+        if delta.name is not None:
+            yield from self._close()
+            yield from self._open(_function_call(delta.id or "", delta.name, ""))
+        if delta.arguments:
+            self._output[-1]["arguments"] += delta.arguments
+            yield self._event("response.function_call_arguments.delta", **self._place(), delta=delta.arguments)
+
+    def _is_open(self, kind: str) -> bool:
+        return bool(self._output) and self._output[-1]["type"] == kind
+
+    def _open(self, item: dict[str, Any]) -> Iterator[bytes]:
+        item["status"] = "in_progress"
+        self._output.append(item)
+        shown = item | {"content": []} if item["type"] == "message" else item
+        yield self._event("response.output_item.added", output_index=len(self._output) - 1, item=shown)
+        if item["type"] == "message":
+            yield self._event("response.content_part.added", **self._place(content_index=0), part=item["content"][0])
+
+    def _close(self) -> Iterator[bytes]:
+        if not self._output:
+            return
+        item = self._output[-1]
+        item["status"] = "completed"
+        if item["type"] == "message":
+            part, place = item["content"][0], self._place(content_index=0)
+            yield self._event("response.output_text.done", **place, text=part["text"], logprobs=[])
+            yield self._event("response.content_part.done", **place, part=part)
+        else:
+            yield self._event(
+                "response.function_call_arguments.done",
+                **self._place(),
+                name=item["name"],
+                arguments=item["arguments"],
+            )
+        yield self._event("response.output_item.done", output_index=len(self._output) - 1, item=item)
+
+    def _place(self, **more: int) -> dict[str, Any]:
+        return {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1, **more}
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        data = event({"type": kind, "sequence_number": self._sequence, **fields}, kind)
+        self._sequence += 1
+        return data
+
+    def _response(self, finish_reason: str | None, usage: Usage | None) -> dict[str, Any]:
+        body = self.body
+        cut_off = finish_reason == "length"
+        return {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "status": "in_progress" if finish_reason is None else "incomplete" if cut_off else "completed",
+            "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if cut_off else None,
+            **{name: body.get(name) for name in _ECHOED},
+            "model": self.model,
+            "output": self._output,
+            "parallel_tool_calls": body.get("parallel_tool_calls", True),
+            "previous_response_id": None,
+            "reasoning": {"effort": None, "summary": None},
+            "store": False,
+            "text": body.get("text") or {"format": {"type": "text"}},
+            "tool_choice": body.get("tool_choice", "auto"),
+            "tools": body.get("tools", []),
+            "truncation": "disabled",
+            "metadata": body.get("metadata") or {},
+            "usage": None if usage is None else _usage(usage),
+        }
+
+
+def _message(text: str) -> dict[str, Any]:
+    return {
+        "id": f"msg_{secrets.token_hex(16)}",
+        "type": "message",
+        "status": "completed",
+        "role": "assistant",
+        "content": [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}],
+    }
+
+
+def _function_call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {
+        "id": f"fc_{secrets.token_hex(16)}",
+        "type": "function_call",
+        "status": "completed",
+        "call_id": call_id,
+        "name": name,
+        "arguments": arguments,
+    }
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage.total_tokens,
+    }

@@ -1,0 +1,150 @@
+"""What a request to /v1/responses may have, and the chat request that it amounts to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.server.api_error import ApiError
+from edgelm.server.chat_messages import PART
+from edgelm.server.sampling_fields import HARMLESS, REFUSED, SAMPLING
+from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
+
+_FUNCTION = ("name", "description", "parameters", "strict")
+_NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 64}
+_ITEM = record(
+    {
+        "type": choice("message", "function_call", "function_call_output", "reasoning"),
+        "role": choice("system", "developer", "user", "assistant"),
+        "content": {"anyOf": [TEXT, listing(PART, most=2048)]},
+        "call_id": TEXT,
+        "name": _NAME,
+        "arguments": TEXT,
+        "output": TEXT,
+    },
+    ignored=("id", "status", "summary", "encrypted_content", "phase", "namespace"),
+)
+_FORMAT = record(
+    {"type": choice("text", "json_object", "json_schema"), "schema": ANY_OBJECT, "name": TEXT, "strict": BOOLEAN},
+    required=("type",),
+    ignored=("description",),
+)
+BODY = record(
+    {
+        "model": TEXT,
+        "input": {"anyOf": [TEXT, listing(_ITEM, fewest=1, most=2048)]},
+        "instructions": TEXT,
+        **{name: schema for name, schema in SAMPLING.items() if name != "stop"},
+        "max_output_tokens": whole(1),
+        "stream": BOOLEAN,
+        "text": record({"format": _FORMAT}, refused={"verbosity": "these models have no such setting."}),
+        "tools": listing(
+            record(
+                {
+                    "type": choice("function"),
+                    "name": _NAME,
+                    "description": TEXT,
+                    "parameters": ANY_OBJECT,
+                    "strict": BOOLEAN,
+                },
+                required=("type", "name"),
+            ),
+            most=128,
+        ),
+        "tool_choice": {
+            "anyOf": [
+                choice("none", "auto", "required"),
+                record({"type": choice("function"), "name": TEXT}, required=("type", "name")),
+            ]
+        },
+        "parallel_tool_calls": BOOLEAN,
+        "truncation": choice("disabled"),
+    },
+    required=("input",),
+    ignored=(*HARMLESS, "include", "max_tool_calls", "stream_options", "top_logprobs"),
+    refused={
+        **REFUSED,
+        "previous_response_id": "nothing is kept here; send the whole conversation as input.",
+        "conversation": "nothing is kept here; send the whole conversation as input.",
+        "background": "an answer ends with its request.",
+        "prompt": "nothing is kept here; send the text.",
+        "reasoning": "these models have no such setting.",
+    },
+)
+
+
+def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the chat request of the same meaning.
+
+    Raises:
+        ApiError: 400, an item of the input has not what its type needs.
+    """
+    chat = {name: body[name] for name in ("parallel_tool_calls", *SAMPLING) if name in body}
+    chat["messages"] = _messages(body)
+    if "max_output_tokens" in body:
+        chat["max_tokens"] = body["max_output_tokens"]
+    chat["tools"] = [
+        {"type": "function", "function": {name: tool[name] for name in _FUNCTION if tool.get(name) is not None}}
+        for tool in body.get("tools", ())
+    ]
+    wanted = body.get("tool_choice", "auto")
+    chat["tool_choice"] = (
+        {"type": "function", "function": {"name": wanted["name"]}} if isinstance(wanted, Mapping) else wanted
+    )
+    form = (body.get("text") or {}).get("format") or {"type": "text"}
+    chat["response_format"] = {"type": form["type"]}
+    if form["type"] == "json_schema":
+        if form.get("schema") is None:
+            raise ApiError(400, "text.format.schema is missing.", param="text.format.schema")
+        chat["response_format"]["json_schema"] = {"schema": form["schema"]}
+    return chat
+
+
+def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    if body.get("instructions"):
+        messages.append({"role": "system", "content": body["instructions"]})
+    given = body["input"]
+    if isinstance(given, str):
+        return [*messages, {"role": "user", "content": given}]
+    names: dict[str, str] = {}  # of the tools called, by the call's id
+    for i, item in enumerate(given):
+        kind = item.get("type") or "message"
+        _need(item, f"input[{i}]", *_NEEDS[kind])
+        if kind == "message":
+            messages.append({"role": item["role"], "content": item["content"]})
+        elif kind == "function_call":
+            names[item["call_id"]] = item["name"]
+            call = {
+                "id": item["call_id"],
+                "type": "function",
+                "function": {"name": item["name"], "arguments": item["arguments"]},
+            }
+            if messages and messages[-1].get("tool_calls"):
+                messages[-1]["tool_calls"].append(call)
+            else:
+                messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+        elif kind == "function_call_output":
+            messages.append(
+                {
+                    "role": "tool",
+                    "content": item["output"],
+                    "tool_call_id": item["call_id"],
+                    "name": names.get(item["call_id"]),
+                }
+            )
+    return messages
+
+
+_NEEDS: Mapping[str, tuple[str, ...]] = {
+    "message": ("role", "content"),
+    "function_call": ("call_id", "name", "arguments"),
+    "function_call_output": ("call_id", "output"),
+    "reasoning": (),
+}
+
+
+def _need(item: Mapping[str, Any], place: str, *names: str) -> None:
+    for name in names:
+        if item.get(name) is None:
+            raise ApiError(400, f"{place}.{name} is missing.", param=f"{place}.{name}")

@@ -1,0 +1,118 @@
+"""POST /v1/responses, against the chat endpoint and OpenAI's order of events."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"on": {"type": "boolean"}},
+    "required": ["on"],
+    "additionalProperties": False,
+}
+WEATHER = {"type": "function", "name": "weather", "parameters": SCHEMA}
+
+
+def respond(serving, **fields):
+    return serving.post("/v1/responses", {"input": "Hello there", "max_output_tokens": 12, **fields})
+
+
+def chat_text(serving, messages):
+    return serving.post("/v1/chat/completions", {"messages": messages, "max_tokens": 12}).json["choices"][0]["message"][
+        "content"
+    ]
+
+
+def test_an_input_is_answered_as_a_chat_is(serving):
+    response = respond(serving, instructions="Be brief.", metadata={"a": "b"}).json
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello there"}]
+    (item,) = response["output"]
+    assert item["content"][0]["text"] == chat_text(serving, turns)
+    assert (response["object"], response["status"]) == ("response", "incomplete")
+    assert response["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert response["usage"]["output_tokens"] == 12
+    assert response["metadata"] == {"a": "b"}
+
+
+def test_a_list_of_items_is_a_conversation(serving):
+    items = [
+        {"role": "user", "content": [{"type": "input_text", "text": "Hello there"}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Yes?"}], "id": "m"},
+        {"role": "user", "content": "What is a wave?"},
+    ]
+    turns = [
+        {"role": "user", "content": "Hello there"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "What is a wave?"},
+    ]
+    assert respond(serving, input=items).json["output"][0]["content"][0]["text"] == chat_text(serving, turns)
+
+
+def test_the_events_build_the_response(serving):
+    whole = respond(serving).json
+    events = respond(serving, stream=True).events
+    kinds = [event["type"] for event in events]
+    assert kinds[:4] == [
+        "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added",
+    ]  # fmt: skip
+    assert kinds[-4:] == [
+        "response.output_text.done", "response.content_part.done", "response.output_item.done", "response.incomplete",
+    ]  # fmt: skip
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    text = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+    assert text == whole["output"][0]["content"][0]["text"]
+    assert events[-1]["response"]["output"][0]["content"][0]["text"] == text
+    assert events[-1]["response"]["usage"] == whole["usage"]
+    assert {event["response"]["id"] for event in events if "response" in event} == {events[0]["response"]["id"]}
+
+
+def test_a_tool_is_called_and_its_output_taken(serving):
+    fields = {"tools": [WEATHER], "tool_choice": {"type": "function", "name": "weather"}, "max_output_tokens": 120}
+    response = respond(serving, **fields).json
+    (call,) = response["output"]
+    assert (call["type"], call["name"], response["status"]) == ("function_call", "weather", "completed")
+    assert isinstance(json.loads(call["arguments"])["on"], bool)
+    events = respond(serving, **fields, stream=True).events
+    streamed = "".join(e["delta"] for e in events if e["type"] == "response.function_call_arguments.delta")
+    assert streamed == call["arguments"]
+    items = [
+        {"role": "user", "content": "Is it on?"},
+        {name: call[name] for name in ("type", "id", "call_id", "name", "arguments", "status")},
+        {"type": "function_call_output", "call_id": call["call_id"], "output": "yes"},
+    ]
+    assert respond(serving, input=items, tools=[WEATHER]).status == 200
+
+
+def test_an_answer_keeps_to_a_schema(serving):
+    form = {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}
+    response = respond(serving, text={"format": form}, max_output_tokens=40).json
+    assert response["status"] == "completed"
+    assert isinstance(json.loads(response["output"][0]["content"][0]["text"])["on"], bool)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"input": []}, "input has 0 items"),
+        ({"input": [{"role": "user"}]}, "input[0].content is missing."),
+        ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id is missing."),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type is 'item_reference'"),
+        ({"previous_response_id": "resp_1"}, "nothing is kept here; send the whole conversation as input."),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema is missing."),
+        ({"truncation": "auto"}, "truncation is 'auto'"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type is 'web_search'"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(serving, fields, words):
+    reply = respond(serving, **fields)
+    assert reply.status == 400, reply.data
+    assert words in reply.json["error"]["message"]
+
+
+def test_an_image_is_refused(serving):
+    content = [{"type": "input_image", "image_url": "http://127.0.0.1/"}]
+    reply = respond(serving, input=[{"role": "user", "content": content}])
+    assert reply.status == 400
+    assert "these models read text alone" in reply.json["error"]["message"]

@@ -1,0 +1,112 @@
+"""Tools and structured output, whole and streamed. The model is random: only the constraint makes its answers fit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+HELLO = [{"role": "user", "content": "Is it on?"}]
+SCHEMA = {
+    "$schema": "http://json-schema.org/draft-07/schema#",
+    "type": "object",
+    "properties": {"on": {"type": "boolean"}, "level": {"enum": ["low", "high"]}},
+    "required": ["on", "level"],
+    "additionalProperties": False,
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "switch", "description": "Switch it.", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "nothing"}},
+]
+
+
+def chat(serving, **fields):
+    return serving.post("/v1/chat/completions", {"messages": HELLO, "max_tokens": 80, **fields})
+
+
+def fits(text):
+    value = json.loads(text)
+    return set(value) == {"on", "level"} and isinstance(value["on"], bool) and value["level"] in ("low", "high")
+
+
+@pytest.mark.parametrize("strict", [True, False, None])
+def test_an_answer_keeps_to_a_schema(serving, strict):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": strict}}
+    choice = chat(serving, response_format=form).json["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert fits(choice["message"]["content"])
+    chunks = chat(serving, response_format=form, stream=True).events[:-1]
+    assert fits("".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks))
+
+
+def test_ollama_takes_a_schema_as_its_format(serving):
+    body = {"model": "tiny-random", "messages": HELLO, "format": SCHEMA, "stream": False}
+    assert fits(serving.post("/api/chat", body).json["message"]["content"])
+    body = {"model": "tiny-random", "prompt": "x", "format": SCHEMA, "stream": False}
+    assert fits(serving.post("/api/generate", body).json["response"])
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "switch"}}])
+def test_a_tool_that_must_be_called_is_called(serving, choice):
+    reply = chat(serving, tools=TOOLS[:1], tool_choice=choice, parallel_tool_calls=False).json["choices"][0]
+    assert reply["finish_reason"] == "tool_calls"
+    assert reply["message"]["content"] is None
+    (call,) = reply["message"]["tool_calls"]
+    assert (call["type"], call["function"]["name"]) == ("function", "switch")
+    assert fits(call["function"]["arguments"])
+
+
+def test_a_call_streams_its_name_first_and_then_its_arguments(serving):
+    fields = {"tools": TOOLS[:1], "tool_choice": "required", "parallel_tool_calls": False, "stream": True}
+    choices = [chunk["choices"][0] for chunk in chat(serving, **fields).events[:-1]]
+    deltas = [delta for choice in choices for delta in choice["delta"].get("tool_calls", ())]
+    assert deltas[0]["id"]
+    assert (deltas[0]["type"], deltas[0]["function"]["name"]) == ("function", "switch")
+    assert not any("id" in delta for delta in deltas[1:])
+    assert fits("".join(delta["function"]["arguments"] for delta in deltas))
+    assert choices[-1]["finish_reason"] == "tool_calls"
+
+
+def test_the_outcome_of_a_call_goes_back_to_the_model(serving):
+    call = {"id": "call_1", "type": "function", "function": {"name": "switch", "arguments": '{"on": true}'}}
+    messages = [
+        *HELLO,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "done"},
+    ]
+    assert chat(serving, messages=messages, tools=TOOLS, max_tokens=5).status == 200
+    assert chat(serving, messages=messages, max_tokens=5).status == 200
+
+
+def test_ollama_streams_a_call_whole(serving):
+    body = {"model": "tiny-random", "messages": HELLO, "tools": TOOLS[:1], "options": {"num_predict": 40}}
+    lines = serving.post("/api/chat", body).lines
+    assert lines[-1]["done"]
+    calls = [{"function": {"name": "switch", "arguments": {"on": True}}}]
+    messages = [
+        *HELLO,
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "tool_name": "switch", "content": "done"},
+    ]
+    assert serving.post("/api/chat", body | {"messages": messages, "stream": False}).json["done"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "other"}}}, "'other'"),
+        ({"tools": [TOOLS[0], TOOLS[0]]}, "Two tools have the same name"),
+        ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name has 0 characters"),
+        ({"tools": [{"type": "retrieval"}]}, "tools[0].type is 'retrieval'; it must be one of function."),
+        ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "cannot have a constraint and call tools"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema is missing."),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}},
+            "nothing",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_an_answer_begins(serving, fields, words):
+    reply = chat(serving, **fields, stream=True)
+    assert reply.status == 400, reply.data
+    assert words in reply.json["error"]["message"]
