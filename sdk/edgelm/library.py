@@ -162,6 +162,8 @@ class Library:
         with self.writing():
             for path in parts:
                 atomic.remove_leftovers(path)
+                for leftover in path.parent.glob(f"{_REMOVED}*"):  # of a removal that was killed
+                    shutil.rmtree(leftover, ignore_errors=True)
         present = [path for path in parts if path.exists() or path.is_symlink()]
         if not present:
             raise ModelNotFoundError(f"There is no model {name!r} to remove. {self._what_is_here()}")
@@ -170,8 +172,6 @@ class Library:
                 if path.is_symlink():
                     path.unlink()
                     continue
-                for leftover in path.parent.glob(f"{_REMOVED}*"):
-                    shutil.rmtree(leftover, ignore_errors=True)
                 aside = path.with_name(f"{_REMOVED}{os.getpid()}-{name}")
                 os.replace(path, aside)
                 shutil.rmtree(aside, ignore_errors=True)

@@ -82,7 +82,11 @@ def test_show_tells_what_a_package_is(library):
 
 def test_show_says_where_quality_was_not_measured_and_shows_notes(library):
     path = library.package_path("tiny") / "edgelm.json"
-    manifest = json.loads(path.read_text()) | {"quality": None, "notes": ["Q4_1 went to 8 bits."], "manifest_sha256": None}
+    manifest = json.loads(path.read_text()) | {
+        "quality": None,
+        "notes": ["Q4_1 went to 8 bits."],
+        "manifest_sha256": None,
+    }
     path.write_text(json.dumps(manifest))
     shown = edgelm("show", "tiny").stdout
     assert "not measured" in shown

@@ -1,0 +1,233 @@
+"""What may be killed at any moment: each operation with its old state, its run, and a look at what is there.
+
+As a program, python crash_operations.py OPERATION FOLDER [DIE_AFTER] runs one operation. It kills itself with SIGKILL
+before the call to the file system of that number, or writes at the end how many there were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+
+from edgelm import atomic
+from edgelm.config import ModelConfig
+from edgelm.download import Progress, RemoteFile, download
+from edgelm.errors import EdgeLMError, ModelNotFoundError
+from edgelm.kv_cache import KVCache
+from edgelm.library import Library
+from edgelm.manifest import Manifest
+from edgelm.sources import fetch, read_record
+from edgelm.testing import tiny_model_path
+
+# What goes through the file system; opening for reading is among it, which does no harm.
+EVENTS = (
+    "open",
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.truncate",
+    "os.link",
+    "os.symlink",
+    "shutil.rmtree",
+)
+PULLED = bytes(range(256)) * 1200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """`state` says "old" or "new", and raises for anything between."""
+
+    prepare: Callable[[Path], None]
+    run: Callable[[Path], None]
+    state: Callable[[Path], str]
+
+
+def checkpoint(folder: Path, seed: int) -> Path:
+    from make_tiny_model import make_checkpoint
+
+    return make_checkpoint(folder / f"source-{seed}", seed=seed)
+
+
+def prepare_import(folder: Path) -> None:
+    from edgelm_export.importer import import_checkpoint
+
+    checkpoint(folder, 1)
+    import_checkpoint(checkpoint(folder, 0), folder / "checkpoint")
+
+
+def run_import(folder: Path) -> None:
+    from edgelm_export.importer import import_checkpoint
+
+    import_checkpoint(folder / "source-1", folder / "checkpoint")
+
+
+def imported_state(folder: Path) -> str:
+    from edgelm_export.huggingface import HuggingFaceCheckpoint
+
+    found = tensor_of(HuggingFaceCheckpoint(folder / "checkpoint"))
+    for seed, state in ((0, "old"), (1, "new")):
+        if np.array_equal(found, tensor_of(HuggingFaceCheckpoint(folder / f"source-{seed}"))):
+            return state
+    raise AssertionError("the checkpoint is neither the old nor the new one")
+
+
+def tensor_of(checkpoint: Any) -> Any:
+    tensors = [checkpoint.tensor(name).ravel() for name in checkpoint.config.tensor_shapes()]
+    return np.concatenate(tensors)
+
+
+def prepare_export(folder: Path) -> None:
+    checkpoint(folder, 1)
+    shutil.copytree(tiny_model_path(), folder / "package")
+
+
+def run_export(folder: Path) -> None:
+    from edgelm_export.exporter import export_package
+    from edgelm_export.sources import open_checkpoint
+
+    with open_checkpoint(folder / "source-1") as source:
+        export_package(source, folder / "package", "fp32", name="new")
+
+
+def exported_state(folder: Path) -> str:
+    manifest = Manifest.load(folder / "package")
+    manifest.check_files(folder / "package")
+    return {"tiny-random": "old", "new": "new"}[manifest.name]
+
+
+def prepare_save(folder: Path) -> None:
+    save(folder, 3)
+
+
+def run_save(folder: Path) -> None:
+    save(folder, 200)
+
+
+def save(folder: Path, length: int) -> None:
+    cache = KVCache(ModelConfig.load(tiny_model_path()))
+    cache.reserve(length)
+    cache.token_ids = list(range(length))
+    cache.save(folder / "session", "tiny")
+
+
+def saved_state(folder: Path) -> str:
+    cache = KVCache.load(folder / "session", ModelConfig.load(tiny_model_path()), "tiny")
+    return {3: "old", 200: "new"}[cache.length]
+
+
+class LocalSource:
+    """A source on a server, whose address is in the environment."""
+
+    reference, name = "local:model", "model"
+
+    def fetch(self, staging: Path, progress: Progress | None) -> tuple[Path, dict[str, Any]]:
+        folder = staging / "model"
+        folder.mkdir(exist_ok=True)
+        for name in ("model.gguf", "tokenizer.json"):
+            download(RemoteFile(url=f"{os.environ['SERVER']}/{name}", size=len(PULLED)), folder / name, progress)
+        return folder, {"license": "Apache-2.0"}
+
+
+def prepare_pull(folder: Path) -> None:
+    shutil.copytree(tiny_model_path(), folder / "models" / "other")
+
+
+def run_pull(folder: Path) -> None:
+    library = Library(folder)
+    with library.lock("model"):
+        fetch(LocalSource(), library, "model")
+
+
+def pulled_state(folder: Path) -> str:
+    Manifest.load(folder / "models" / "other").check_files(folder / "models" / "other")
+    source = folder / "sources" / "model"
+    if "model" not in Library(folder).sources():
+        return "old"
+    assert sorted(os.listdir(source)) == ["model.gguf", "source.json", "tokenizer.json"]
+    assert read_record(source)["license"] == "Apache-2.0"
+    assert all((source / name).read_bytes() == PULLED for name in ("model.gguf", "tokenizer.json"))
+    return "new"
+
+
+def prepare_remove(folder: Path) -> None:
+    for name in ("other", "model"):
+        shutil.copytree(tiny_model_path(), folder / "models" / name)
+
+
+def run_remove(folder: Path) -> None:
+    with contextlib.suppress(ModelNotFoundError):  # after a kill it may be gone already
+        Library(folder).remove("model")
+
+
+def removed_state(folder: Path) -> str:
+    library = Library(folder)
+    for name in library.packages():
+        Manifest.load(library.package_path(name)).check_files(library.package_path(name))
+    return {("model", "other"): "old", ("other",): "new"}[tuple(library.packages())]
+
+
+def run_text(folder: Path) -> None:
+    atomic.write_text(folder / "settings.json", json.dumps({"state": "new"}))
+
+
+OPERATIONS: dict[str, Operation] = {
+    "import": Operation(prepare=prepare_import, run=run_import, state=imported_state),
+    "export": Operation(prepare=prepare_export, run=run_export, state=exported_state),
+    "session save": Operation(prepare=prepare_save, run=run_save, state=saved_state),
+    "pull": Operation(prepare=prepare_pull, run=run_pull, state=pulled_state),
+    "remove": Operation(prepare=prepare_remove, run=run_remove, state=removed_state),
+    "text": Operation(
+        prepare=lambda folder: atomic.write_text(folder / "settings.json", json.dumps({"state": "old"})),
+        run=run_text,
+        state=lambda folder: str(json.loads((folder / "settings.json").read_text())["state"]),
+    ),
+}
+
+
+def main() -> None:
+    operation, folder = OPERATIONS[sys.argv[1]], Path(sys.argv[2])
+    die_after = int(sys.argv[3]) if len(sys.argv) > 3 else sys.maxsize
+    count = 0
+    inside = str(folder)
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event == "fsync" or (event in EVENTS and str(arguments[0]).startswith(inside)):
+            count += 1
+            if count > die_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    fsync, write = os.fsync, os.write
+
+    def watched_fsync(descriptor: int) -> None:
+        watch("fsync", ())
+        fsync(descriptor)
+
+    os.fsync, os.write = watched_fsync, write
+    sys.addaudithook(watch)
+    try:
+        operation.run(folder)
+    except EdgeLMError as error:
+        print(error, file=sys.stderr)
+        sys.exit(3)
+    except OSError as error:  # of the functions that leave it to their caller, as open() does
+        print(f"OSError: {error}", file=sys.stderr)
+        sys.exit(4)
+    print(count)
+
+
+if __name__ == "__main__":
+    main()
