@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from contestants import CONTESTANTS
+from edgelm.bar_chart import Bar, Panel, draw
 from figures import ALL, NONE, Figures
 from goals import Verdict, judge
-from picture import Bar, Panel, draw
 
 _BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}
 _PAGES = {

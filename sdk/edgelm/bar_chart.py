@@ -23,7 +23,7 @@ text { font: 13px system-ui, sans-serif; fill: #1f2328 }
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One runtime's value."""
+    """One value; `is_ours` tells the colour: the thing itself, or what it is compared with."""
 
     label: str
     value: float

@@ -1,0 +1,60 @@
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edgelm import speed
+from edgelm.cli.bench import bench
+from edgelm.errors import ConfigError
+from edgelm.kv_cache import bytes_per_token
+from edgelm.language_model import load
+from edgelm.testing import tiny_model_path
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_BANDWIDTH_BYTES", 1 << 20)
+    monkeypatch.setattr(speed, "NEW_TOKENS", 4)
+
+
+def test_every_rate_is_measured_in_every_round_and_drawn(tmp_path: Path) -> None:
+    picture = tmp_path / "speed.svg"
+    arguments = [str(tiny_model_path()), "--json", "--rounds", "2", "--threads", "1", "-o", str(picture)]
+    done = CliRunner().invoke(bench, arguments, catch_exceptions=False)
+    report = json.loads(done.stdout)
+    rates = {rate["name"]: rate for rate in report["rates"]}
+    assert list(rates) == ["load", "prompt of 512 tokens", "answer after 512 tokens", "answer after 32 tokens",
+                           "8 answers at once"]  # fmt: skip
+    assert all(len(rate["values"]) == (1 if name == "load" else 2) for name, rate in rates.items())
+    assert all(value > 0 for rate in rates.values() for value in rate["values"])
+    assert report["threads"] == 1
+    texts = [node.text for node in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")]
+    assert "what the memory allows" in texts
+
+
+def test_the_bound_counts_the_weights_and_the_cache_of_one_step() -> None:
+    model = load(tiny_model_path())
+    assert model.config.tie_word_embeddings
+    weights = (tiny_model_path() / "model.onnx.data").stat().st_size
+    assert speed._step_bytes(model, 100) == weights + 100 * bytes_per_token(model.config)
+    bound = speed.Bound(bandwidth=1e9, step_bytes=1_000_000, after=100)
+    assert bound.tokens_per_second == 1000
+
+
+def test_the_table_names_what_was_measured() -> None:
+    done = CliRunner().invoke(bench, [str(tiny_model_path()), "--rounds", "1"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "prompt of 512 tokens" in done.stdout
+    assert "the memory allows" in done.stdout
+
+
+def test_a_context_that_is_too_short_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "PROMPT_TOKENS", 1024)
+    with pytest.raises(ConfigError, match="has a context of 1024 tokens; measuring needs 1028"):
+        speed.measure(tiny_model_path())
+
+
+def test_the_median_is_not_moved_by_one_slow_round() -> None:
+    assert speed.Rate(name="answer", unit="tokens/s", values=(100.0, 10.0, 101.0)).median == 100.0
