@@ -17,10 +17,11 @@ from edgelm.engine import Engine, EngineOptions
 from edgelm.errors import ConfigError
 from edgelm.generate import decode, prefill
 from edgelm.generation_config import GenerationConfig
+from edgelm.graph_file import GRAPH_FILE
 from edgelm.kv_cache import bytes_per_token
 from edgelm.language_model import LanguageModel, load
 from edgelm.sampling import Sampler
-from edgelm.session import GRAPH_FILE, SessionOptions
+from edgelm.session import SessionOptions
 
 PROMPT_TOKENS, SHORT_PROMPT_TOKENS, NEW_TOKENS, REQUESTS = 512, 32, 64, 8
 # More than any processor's caches hold.
@@ -89,10 +90,9 @@ def measure(
     report = progress or (lambda *_: None)
     report("Loading", 0, 1)
     model, seconds = _timed_load(folder, options)
-    if model.context_length < PROMPT_TOKENS + NEW_TOKENS:
-        raise ConfigError(
-            f"{model.name} has a context of {model.context_length} tokens; measuring needs {PROMPT_TOKENS + NEW_TOKENS}."
-        )
+    needed = PROMPT_TOKENS + NEW_TOKENS
+    if model.context_length < needed:
+        raise ConfigError(f"{model.name} has a context of {model.context_length} tokens; measuring needs {needed}.")
     list(_single_rates(model, _random_prompts(model, 0)[0]))  # the first run of each shape pays for allocations
     peak = peak_memory()
     found: dict[tuple[str, str], list[float]] = {("load", "s"): [seconds]}

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def bench(model: str, threads: int | None, rounds: int, as_json: bool, output: Path | None) -> None:
     """Measure how fast a model is on this machine.
 
-    Reads a prompt of 512 tokens, answers after 512 and after 32, and answers eight requests at once; shows the median and
-    the range of all rounds. Below stands what the memory allows: a step cannot be faster than the weights are read.
+    Reads a prompt of 512 tokens, answers after 512 and after 32, and answers eight requests at once; shows the median
+    and the range of all rounds. Below stands what the memory allows: a step cannot be faster than the weights are read.
     Close other programs first.
 
     \b
