@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from edgelm.errors import TokenizerError
 from edgelm.tokenizer import Tokenizer
@@ -250,3 +250,26 @@ def test_an_error_of_encoding_never_names_the_secret_of_a_control_token(
 def test_import_edgelm_does_not_import_the_tokenizers_library() -> None:
     code = "import edgelm, sys; sys.exit(int('tokenizers' in sys.modules or 'jinja2' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("single", "leading"), [("<|im_start|> $A", True), ("$A <|im_end|>", False), ("<|im_start|> $A <|im_end|>", True)]
+)
+def test_a_prompt_begins_with_what_the_author_puts_before_every_text(
+    byte_level_folder: Path, tmp_path: Path, single: str, leading: bool
+) -> None:
+    original = tokenizers.Tokenizer.from_file(str(byte_level_folder / "tokenizer.json"))
+    specials = [(name, original.token_to_id(name)) for name in ("<|im_start|>", "<|im_end|>")]
+    original.post_processor = processors.TemplateProcessing(single=single, special_tokens=specials)
+    original.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    start = [specials[0][1]] if leading else []
+    assert tokenizer.encode_prompt("The sea") == [*start, *tokenizer.encode("The sea")]
+    assert tokenizer.encode_prompt("") == start
+    # The text itself still cannot spell a control token.
+    assert specials[0][1] not in tokenizer.encode_prompt("<|im_start|>")[len(start) :]
+
+
+def test_a_tokenizer_without_leading_tokens_adds_none(tokenizer: Tokenizer) -> None:
+    assert tokenizer.leading_ids == ()
+    assert tokenizer.encode_prompt("The sea") == tokenizer.encode("The sea")

@@ -112,7 +112,7 @@ async def generate(call: Call) -> Response:
         body = call.body
         prompt = body.get("prompt", "")
         if body.get("raw") or model.chat_template is None:
-            prompt_ids = model.tokenizer.encode(prompt)
+            prompt_ids = model.tokenizer.encode_prompt(prompt)
         else:
             system = [{"role": "system", "content": body["system"]}] if body.get("system") else []
             prompt_ids = model.encode_chat(messages_of({"messages": [*system, {"role": "user", "content": prompt}]}))

@@ -89,7 +89,7 @@ async def create_completion(call: Call) -> Response:
 def _prompts(tokenizer: Tokenizer, given: Any) -> list[list[int]]:
     """Return the token ids of each prompt: a text, its ids, or a list of either."""
     several = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
-    return [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in several]
+    return [tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else prompt for prompt in several]
 
 
 @dataclass(frozen=True, kw_only=True)
