@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
+from edgelm_export.checkpoint_view import CheckpointView
 
 # What is being done, how much of it, out of how much.
 Progress = Callable[[str, int, int], None]
 
 
-class CheckedCheckpoint:
+class CheckedCheckpoint(CheckpointView):
     """Pass a checkpoint's tensors on; refuse those that are not finite, and report how many were read."""
 
     def __init__(self, checkpoint: Checkpoint, progress: Progress | None) -> None:
-        self._checkpoint, self._progress = checkpoint, progress
+        super().__init__(checkpoint)
+        self._progress = progress
         self._total, self._read = len(checkpoint.config.tensor_shapes()), 0
-
-    @property
-    def config(self) -> ModelConfig:
-        """The model's features."""
-        return self._checkpoint.config
-
-    @property
-    def hf_config(self) -> Mapping[str, Any]:
-        """The config.json that transformers reads."""
-        return self._checkpoint.hf_config
-
-    @property
-    def text_files(self) -> Mapping[str, str]:
-        """The tokenizer and its companions."""
-        return self._checkpoint.text_files
-
-    @property
-    def source(self) -> Mapping[str, Any]:
-        """Where the checkpoint comes from."""
-        return self._checkpoint.source
-
-    def stored_type(self, name: str) -> str:
-        """Name the type that a tensor has on disk."""
-        return self._checkpoint.stored_type(name)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor.

@@ -15,19 +15,26 @@ from edgelm.config import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedBlocks:
-    """A tensor that its source stores on a symmetric grid: weight[r, b, j] = scales[r, b] * values[r, b, j].
+    """A tensor on an integer grid: weight[r, b, j] = scales[r, b] * (values[r, b, j] - zero_points[r, b]).
 
-    values: int8 [rows, blocks, block_size], in -8..7 for 4 bits and -128..127 for 8; scales: float32 [rows, blocks].
+    values: int8 [rows, blocks, block_size], in -2..1 for 2 bits, -8..7 for 4 and -128..127 for 8. scales: float32
+    [rows, blocks]. zero_points: int8 [rows, blocks], of the values' range; None is zero, a symmetric grid.
     """
 
     bits: int
     block_size: int
     values: NDArray[np.int8]
     scales: NDArray[np.float32]
+    zero_points: NDArray[np.int8] | None = None
 
     def rows(self, which: slice | NDArray[np.int64]) -> QuantizedBlocks:
         """Return some rows, or all in another order: a row's blocks go with it, so every weight stays on its grid."""
-        return dataclasses.replace(self, values=self.values[which], scales=self.scales[which])
+        return dataclasses.replace(
+            self,
+            values=self.values[which],
+            scales=self.scales[which],
+            zero_points=None if self.zero_points is None else self.zero_points[which],
+        )
 
 
 class Checkpoint(Protocol):
@@ -60,4 +67,4 @@ class Checkpoint(Protocol):
         """Read one tensor, widened or dequantized exactly to float32."""
 
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
-        """Return the tensor on its own grid where it has a symmetric one that MatMulNBits holds, else None."""
+        """Return the tensor on its own grid where that is one that MatMulNBits holds at speed, else None."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -13,9 +14,17 @@ from edgelm.cli.output import is_terminal
 from edgelm.cli.progress import progress_line
 from edgelm.library import Library
 from edgelm.manifest import Manifest
+from edgelm_export.byte_size import ByteSize
+from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import DEFAULT_PRECISION, export_package
-from edgelm_export.quantize import PRECISIONS
+from edgelm_export.mixed import MIXED, Budget, export_mixed
+from edgelm_export.quantize import PRECISIONS, Precision
+from edgelm_export.quantize.frontier import Point
+from edgelm_export.quantize.recipe import read_recipe
+from edgelm_export.scatter_picture import Dot, draw_scatter
 from edgelm_export.sources import open_checkpoint
+
+_FRONTIER_ROWS = 8
 
 EXAMPLES = """
 \b
@@ -24,6 +33,11 @@ Examples:
   edgelm export smollm2-135m-instruct --precision int4      beside it, as smollm2-135m-instruct-int4
   edgelm export ckpt/ -o pkg/ --precision fp32              a checkpoint folder to a folder
   edgelm export model.gguf -o pkg/ --precision keep         a GGUF file, on its own quantization grid
+  edgelm export ckpt/ -o pkg/ --precision int4 --calibrate  4 bits found by running the model on a text: slower, better
+  edgelm export ckpt/ -o pkg/ --precision int4 --calibration chats.jsonl      the same, on your own chats
+  edgelm export ckpt/ -o pkg/ --precision mixed --target-size 90MB            the best mix of widths of that size
+  edgelm export ckpt/ -o pkg/ --precision mixed --max-kl 0.02 --frontier f.svg
+  edgelm export ckpt/ -o pkg/ --recipe mine.toml            your own rules (docs: guides/quantize)
 """
 
 
@@ -31,27 +45,101 @@ Examples:
 @click.argument("source")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The package folder [default: in the library].")
 @click.option(
-    "--precision", type=click.Choice(list(PRECISIONS)), default=DEFAULT_PRECISION, show_default=True,
-    help="How the weights are stored; keep: on the grid that a GGUF file has.",
+    "--precision", type=click.Choice([*PRECISIONS, MIXED]), default=DEFAULT_PRECISION, show_default=True,
+    help="How the weights are stored; keep: on the grid that the source has; mixed: widths by sensitivity.",
 )  # fmt: skip
+@click.option("--recipe", type=click.Path(path_type=Path), help="A TOML or JSON file of rules, instead of --precision.")
+@click.option("--calibrate", is_flag=True, help="Find the integers by gptq, on the bundled text: slower, better.")
+@click.option(
+    "--calibration", metavar="FILE", type=click.Path(path_type=Path),
+    help="The same on your own text (.txt), or texts and chats (.jsonl).",
+)  # fmt: skip
+@click.option(
+    "--calibration-tokens", type=click.IntRange(min=1), default=CalibrationOptions.max_tokens, show_default=True,
+    help="How much of the text is taken.",
+)  # fmt: skip
+@click.option("--target-size", metavar="SIZE", type=ByteSize(), help="For mixed: the weights' size, such as 90MB.")
+@click.option(
+    "--max-kl", metavar="NATS", type=click.FloatRange(min=0, min_open=True),
+    help="For mixed: the KL divergence a token that is allowed.",
+)  # fmt: skip
+@click.option("--frontier", metavar="SVG", type=click.Path(path_type=Path), help="For mixed: draw sizes against KL.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-def export(source: str, output: Path | None, precision: str, as_json: bool) -> None:
+def export(
+    source: str,
+    output: Path | None,
+    precision: str,
+    recipe: Path | None,
+    calibrate: bool,
+    calibration: Path | None,
+    calibration_tokens: int,
+    target_size: int | None,
+    max_kl: float | None,
+    frontier: Path | None,
+    as_json: bool,
+) -> None:
     """Export a checkpoint to a model package, and check it against its source.
 
     SOURCE is a checkpoint folder, a Hugging Face folder, a GGUF file, or the name of a source in the library. The
     package appears when it is complete and checked; until then an older one of the same name stays.
     """
+    _refuse_contradictions(precision, recipe, target_size, max_kl, frontier)
     library = Library()
+    points: list[Point] = []
     path = library.find_source(source)
+    chosen: str | Precision = read_recipe(recipe) if recipe is not None else precision
+    label = chosen.name if isinstance(chosen, Precision) else chosen
     if output is None:
         name = _package_name(path, library)
-        output = library.package_path(name if precision == DEFAULT_PRECISION else f"{name}-{precision}")
+        output = library.package_path(name if label == DEFAULT_PRECISION else f"{name}-{label}")
+    options = None
+    if calibrate or calibration is not None or recipe is not None:
+        options = CalibrationOptions(
+            text=calibration, max_tokens=calibration_tokens, cache=library.root / "calibration"
+        )
     with open_checkpoint(path) as checkpoint, progress_line() as progress:
-        manifest = export_package(checkpoint, output, precision, progress=progress)
+        if chosen == MIXED:
+            budget = Budget(size=target_size, divergence=max_kl)
+            manifest, points = export_mixed(checkpoint, output, budget, calibration=options, progress=progress)
+        else:
+            manifest = export_package(checkpoint, output, chosen, calibration=options, progress=progress)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(manifest), indent=2))
     else:
         _print_figures(manifest, output)
+        _print_frontier(points)
+    if frontier is not None:
+        frontier.write_text(_draw_frontier(points, manifest), encoding="utf-8")
+
+
+def _refuse_contradictions(
+    precision: str, recipe: Path | None, target_size: int | None, max_kl: float | None, frontier: Path | None
+) -> None:
+    mixed = precision == MIXED and recipe is None
+    if mixed and (target_size is None) == (max_kl is None):
+        raise click.UsageError("--precision mixed takes either --target-size or --max-kl.")
+    if not mixed and not (target_size is None and max_kl is None and frontier is None):
+        raise click.UsageError("--target-size, --max-kl and --frontier are for --precision mixed.")
+
+
+def _print_frontier(points: Sequence[Point]) -> None:
+    """Print a few places of the frontier, evenly apart."""
+    if points:
+        click.echo(f"{'frontier':>18}  size of the weights, KL divergence as predicted")
+    for i in sorted({round(i * (len(points) - 1) / (_FRONTIER_ROWS - 1)) for i in range(_FRONTIER_ROWS)}):
+        if points:
+            click.echo(f"{'':>18}  {points[i].size / 1e6:8.1f} MB  {points[i].divergence:.4f}")
+
+
+def _draw_frontier(points: Sequence[Point], manifest: Manifest) -> str:
+    quality = manifest.quality
+    assert quality is not None  # every export measures it
+    size = sum(entry.size for entry in manifest.files if entry.path.startswith("model.onnx"))
+    dots = [Dot(x=point.size / 1e6, y=point.divergence) for point in points]
+    dots.append(Dot(x=size / 1e6, y=quality.mean_kl_divergence, label=f"{manifest.name}, measured"))
+    return draw_scatter(
+        f"{manifest.name}: mixed precision", "MB of weights", "KL divergence, nats per token", dots, line=len(points)
+    )
 
 
 def _package_name(source: Path, library: Library) -> str:

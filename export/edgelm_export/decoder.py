@@ -91,8 +91,9 @@ class _Decoder:
         name = "model.embed_tokens"
         weight = self.projections.read(f"{name}.weight")
         if not isinstance(weight, PackedWeight):
-            self.tied_parts = [graph.weight(f"{name}.weight", weight)]
-            hidden = graph.node("Gather", [self.tied_parts[0], "input_ids"], f"{name}.output")
+            self.tied_parts, self.tied_dtype = [graph.weight(f"{name}.weight", weight)], weight.dtype
+            rows = graph.node("Gather", [self.tied_parts[0], "input_ids"], f"{name}.output")
+            hidden = self.projections.widened(rows, weight.dtype)
         else:
             self.tied_parts, self.tied_weight = self.projections.add_packed(name, weight), weight
             hidden = self.packed_rows(name, weight, self.tied_parts)
@@ -293,4 +294,4 @@ class _Decoder:
             self.projections.packed_product(hidden, self.tied_parts, self.tied_weight, output)
         else:
             transposed_DV = graph.node("Transpose", self.tied_parts, "lm_head.weight", attributes={"perm": [1, 0]})
-            graph.node("MatMul", [hidden, transposed_DV], output)
+            graph.node("MatMul", [hidden, self.projections.widened(transposed_DV, self.tied_dtype)], output)

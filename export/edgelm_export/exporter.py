@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,20 @@ import edgelm
 from edgelm import atomic
 from edgelm.chat_template import ChatTemplate
 from edgelm.config import SECTION
-from edgelm.errors import EdgeLMError, ExportError
+from edgelm.errors import EdgeLMError, ExportError, VerificationError
 from edgelm.generation_config import GenerationConfig
-from edgelm.manifest import Manifest, describe_file
+from edgelm.graph_file import GRAPH_FILE
+from edgelm.manifest import Manifest, Quality, describe_file
 from edgelm.replaceable import why_not_a_package
-from edgelm.session import GRAPH_FILE
 from edgelm.tokenizer import Tokenizer
+from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.decoder import build_decoder
 from edgelm_export.external_data import ExternalData
 from edgelm_export.genai_config import genai_config
 from edgelm_export.graph import OPSETS
+from edgelm_export.preparation import prepared
 from edgelm_export.quantize import KEEP, Precision, precision_named
 from edgelm_export.quantize.keep import moved_types
 from edgelm_export.verify import check_quality, measure_quality
@@ -35,14 +38,17 @@ DEFAULT_PRECISION = "int8"  # nearly lossless, and the fastest at that quality (
 def export_package(
     checkpoint: Checkpoint,
     target: Path,
-    precision_name: str = DEFAULT_PRECISION,
+    precision: str | Precision = DEFAULT_PRECISION,
     *,
     name: str | None = None,
+    calibration: CalibrationOptions | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Export a checkpoint to a model package, check it against its source, and only then give it its name.
 
-    Peak memory is that of the largest tensor and of the check (the package loaded once, one layer of the source).
+    precision: a preset's name, or a recipe. calibration: for recipes that take one; with it, a preset finds its
+    integers by gptq. Peak memory is that of the largest tensor and of the check (the package loaded once, one layer
+    of the source); with calibration also of a layer's statistics and the text's activations.
 
     Raises:
         ExportError: `target` holds something else than a model package or cannot be written, the precision is unknown,
@@ -50,14 +56,18 @@ def export_package(
         VerificationError: the package does not reproduce its source within the precision's bound.
         CheckpointError: a tensor is broken.
     """
-    precision = precision_named(precision_name)
+    if isinstance(precision, str):
+        preset = precision_named(precision)
+        precision = preset if calibration is None else preset.calibrated()
     target = target.resolve()
     reason = why_not_a_package(target)
     if reason is not None:
         raise ExportError(f"{target} is not replaced: {reason}. Choose another folder, or remove it.")
     try:
         with atomic.replace_folder(target) as staging:
-            return _write_package(checkpoint, staging, name or target.name, precision_name, precision, progress)
+            return _write_package(
+                checkpoint, staging, name or target.name, precision, calibration or CalibrationOptions(), progress
+            )
     except OSError as error:
         raise ExportError(f"{target} cannot be written: {error}. What was there before is as it was.") from error
 
@@ -66,23 +76,18 @@ def _write_package(
     checkpoint: Checkpoint,
     folder: Path,
     name: str,
-    precision_name: str,
     precision: Precision,
+    calibration: CalibrationOptions,
     progress: Progress | None,
 ) -> Manifest:
-    report = progress or (lambda *_: None)
     tokenizer = _write_text_files(checkpoint, folder)
-    _write_graph(CheckedCheckpoint(checkpoint, progress), precision, folder)
-    report("check", 0, 1)
-    quality = measure_quality(folder, checkpoint)
-    check_quality(quality, precision, precision_name)
-    report("check", 1, 1)
+    used, quality = _write_checked_graph(checkpoint, folder, precision, calibration, progress or (lambda *_: None))
     package = Manifest(
         name=name,
         architecture=checkpoint.config.model_type,
         context_length=checkpoint.config.max_position_embeddings,
-        precision=precision_name,
-        recipe=tuple({"pattern": rule.pattern, "scheme": rule.scheme} for rule in precision.recipe(checkpoint.config)),
+        precision=precision.name,
+        recipe=used.rows(checkpoint.config),
         opsets=OPSETS,
         files=tuple(describe_file(path) for path in sorted(folder.iterdir())),
         source=checkpoint.source,
@@ -90,16 +95,57 @@ def _write_package(
         control_token_ids=tuple(sorted(tokenizer.control_token_ids)),
         license=checkpoint.source.get("license"),
         quality=quality,
-        notes=_notes(checkpoint, precision),
+        notes=_notes(checkpoint, precision, used, calibration),
     )
     package.save(folder)
     return package
+
+
+def _write_checked_graph(
+    checkpoint: Checkpoint, folder: Path, precision: Precision, calibration: CalibrationOptions, progress: Progress
+) -> tuple[Precision, Quality]:
+    """Write the graph by a recipe that passes the check: the one asked for, or that with what tames activations.
+
+    Weights on MatMulNBits' grid meet activations in 8 bits, block by block. A model with massive ones fails the check
+    until they are evened out (docs/results/quantization.md).
+    """
+    refusal: VerificationError | None = None
+    for attempt in (precision, *precision.tamed()):
+        try:
+            with prepared(checkpoint, attempt, calibration, folder, progress) as (stored, rules):
+                _write_text_files(stored, folder)
+                _write_graph(CheckedCheckpoint(stored, progress), rules, folder)
+        except ExportError:
+            if refusal is None:
+                raise
+            continue  # this model has no place for that transform
+        progress("check", 0, 1)
+        quality = measure_quality(folder, checkpoint)
+        progress("check", 1, 1)
+        try:
+            check_quality(quality, precision)
+        except VerificationError as error:
+            refusal = refusal or error
+            continue
+        return attempt, quality
+    assert refusal is not None  # the loop has run at least once
+    raise refusal
 
 
 def _write_graph(checkpoint: Checkpoint, precision: Precision, folder: Path) -> None:
     with ExternalData(folder / f"{GRAPH_FILE}.data") as data:
         model = build_decoder(checkpoint, precision, data)
     (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
+
+
+def text_tools(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:
+    """Return a checkpoint's tokenizer and chat template.
+
+    Raises:
+        ExportError: one of them is broken.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgelm-") as folder:
+        return _write_text_files(checkpoint, Path(folder)), ChatTemplate.load(folder)
 
 
 def _write_text_files(checkpoint: Checkpoint, folder: Path) -> Tokenizer:
@@ -125,12 +171,21 @@ def _json(values: dict[str, Any]) -> str:
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
-def _notes(checkpoint: Checkpoint, precision: Precision) -> tuple[str, ...]:
-    if all(rule.scheme != KEEP for rule in precision.rules):
-        return ()
-    moved = moved_types(checkpoint)
-    if not moved:
-        return ("Every matrix keeps the grid of its source.",)
-    return (
-        f"Stored in 8 bits, since MatMulNBits is slow on their grids (a float offset per block): {', '.join(moved)}.",
-    )
+def _notes(
+    checkpoint: Checkpoint, asked: Precision, used: Precision, calibration: CalibrationOptions
+) -> tuple[str, ...]:
+    notes = []
+    if used.transforms != asked.transforms:
+        added = " and ".join(name for name in used.transforms if name not in asked.transforms)
+        notes.append(f"Activations too large for 8 bits failed the check, until the weights had {added} folded in.")
+    if used.needs_calibration:
+        notes.append(f"Calibrated on {calibration.describe()}.")
+    if any(rule.scheme == KEEP for rule in asked.rules):
+        moved = moved_types(checkpoint)
+        notes.append(
+            "Stored in 8 bits, since MatMulNBits is slow on their grids (a float offset per block): "
+            f"{', '.join(moved)}."
+            if moved
+            else "Every matrix keeps the grid of its source."
+        )
+    return tuple(notes)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+import onnx
 
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.graph import MICROSOFT, Graph
-from edgelm_export.quantize import Precision, quantize, scheme_for
+from edgelm_export.quantize import Precision, Stored, quantize, scheme_for
 from edgelm_export.quantize.packed import PackedWeight, stack
 
 # The activations are quantized to 8 bits inside the operator; with any other level an 8-bit product is 19 times slower.
@@ -20,7 +20,7 @@ class Projections:
     def __init__(self, graph: Graph, checkpoint: Checkpoint, precision: Precision) -> None:
         self._graph, self._checkpoint, self._recipe = graph, checkpoint, precision.recipe(checkpoint.config)
 
-    def read(self, name: str) -> PackedWeight | NDArray[np.float32]:
+    def read(self, name: str) -> Stored:
         """Read one matrix as the precision stores it; the scheme goes by the canonical name."""
         return quantize(self._checkpoint, name, scheme_for(self._recipe, name))
 
@@ -39,8 +39,8 @@ class Projections:
         """
         weights = [self.read(f"{module}.weight") for module in modules]
         packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
-        if not packed:
-            floats = [weight for weight in weights if not isinstance(weight, PackedWeight)]
+        floats = [weight for weight in weights if not isinstance(weight, PackedWeight)]
+        if not packed and len({weight.dtype for weight in floats}) == 1:
             return [self._product(hidden, fused, np.concatenate(floats), modules)]
         if len(packed) == len(weights) and len({weight.layout for weight in packed}) == 1:
             return [self._product(hidden, fused, stack(packed), modules)]
@@ -48,7 +48,7 @@ class Projections:
             self._product(hidden, module, weight, [module]) for module, weight in zip(modules, weights, strict=True)
         ]
 
-    def _product(self, hidden: str, module: str, weight: PackedWeight | NDArray[np.float32], sources: list[str]) -> str:
+    def _product(self, hidden: str, module: str, weight: Stored, sources: list[str]) -> str:
         """Add the product by a weight, and the bias of the modules that it came from."""
         output = self._product_without_bias(hidden, module, weight, f"{module}.output")
         shapes = self._checkpoint.config.tensor_shapes()
@@ -57,13 +57,21 @@ class Projections:
         bias = np.concatenate([self._checkpoint.tensor(f"{source}.bias") for source in sources])
         return self._graph.node("Add", [output, self._graph.weight(f"{module}.bias", bias)], f"{module}.biased")
 
-    def _product_without_bias(
-        self, hidden: str, module: str, weight: PackedWeight | NDArray[np.float32], output: str
-    ) -> str:
+    def _product_without_bias(self, hidden: str, module: str, weight: Stored, output: str) -> str:
         if isinstance(weight, PackedWeight):
             return self.packed_product(hidden, self.add_packed(module, weight), weight, output)
         transposed_KN = self._graph.weight(f"{module}.weight", np.ascontiguousarray(weight.T))
-        return self._graph.node("MatMul", [hidden, transposed_KN], output)
+        return self._graph.node("MatMul", [hidden, self.widened(transposed_KN, weight.dtype)], output)
+
+    def widened(self, name: str, dtype: np.dtype[np.floating]) -> str:
+        """Return a stored float matrix, or rows of it, as float32.
+
+        ONNX Runtime has no CPU kernels to speak of for 16 bits, and folds the cast of a constant when it loads: half
+        the file, the memory and speed of float32.
+        """
+        if dtype == np.float32:
+            return name
+        return self._graph.node("Cast", [name], f"{name}.float32", attributes={"to": onnx.TensorProto.FLOAT})
 
     def add_packed(self, module: str, weight: PackedWeight) -> list[str]:
         """Store a packed weight; return the names of its parts in MatMulNBits' order."""

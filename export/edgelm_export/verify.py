@@ -73,7 +73,7 @@ def _compare(
     )
 
 
-def check_quality(quality: Quality, precision: Precision, precision_name: str) -> None:
+def check_quality(quality: Quality, precision: Precision) -> None:
     """Refuse a package that is worse than its precision may be.
 
     Raises:
@@ -82,7 +82,7 @@ def check_quality(quality: Quality, precision: Precision, precision_name: str) -
     ratio = quality.perplexity / quality.source_perplexity
     if not ratio <= precision.perplexity_bound:  # a NaN fails too
         raise VerificationError(
-            f"The {precision_name} package has a perplexity of {quality.perplexity:.2f} where its source has "
+            f"The {precision.name} package has a perplexity of {quality.perplexity:.2f} where its source has "
             f"{quality.source_perplexity:.2f}: {ratio:.3f} times, and {precision.perplexity_bound} is the bound. "
             "Nothing was written. Export with more bits (--precision int8 or fp32), or check the source."
         )
@@ -90,8 +90,9 @@ def check_quality(quality: Quality, precision: Precision, precision_name: str) -
 
 def _windows(tokenizer: Tokenizer, config: ModelConfig) -> list[list[int]]:
     ids = [id_ for id_ in tokenizer.encode(verification_text()) if id_ < config.vocab_size]
-    length = min(_WINDOW_TOKENS, config.max_position_embeddings, len(ids) // _WINDOWS)
-    return [ids[i * length : (i + 1) * length] for i in range(_WINDOWS)]
+    leading = list(tokenizer.leading_ids)
+    length = min(_WINDOW_TOKENS, config.max_position_embeddings - len(leading), len(ids) // _WINDOWS)
+    return [leading + ids[i * length : (i + 1) * length] for i in range(_WINDOWS)]
 
 
 def _all_logits(session: DecoderSession, ids: list[int]) -> NDArray[np.float32]:

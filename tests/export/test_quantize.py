@@ -3,15 +3,24 @@ import onnx
 import onnxruntime
 import pytest
 
-from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm_export.graph import MICROSOFT, OPSETS
-from edgelm_export.quantize import PRECISIONS, SCHEMES, precision_named, scheme_for
-from edgelm_export.quantize.int4 import quantize_int4
-from edgelm_export.quantize.int8 import quantize_int8
+from edgelm_export.quantize.grid import outermost_grid, quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, in_blocks, pack, stack, unpack
+from edgelm_export.quantize.scheme import Scheme, parse_scheme
 
-QUANTIZING = [name for name, function in SCHEMES.items() if function is not None]
+# Every method, width and kind of grid, and the smallest and largest blocks.
+SCHEMES = [
+    "int8-block16", "int8-block64", "int8-block256", "int8-block64-asymmetric", "int8-block32-searched",
+    "int4-block16", "int4-block64", "int4-block64-rounded", "int4-block32-asymmetric", "int4-block128-asymmetric-hqq",
+    "int2-block32-asymmetric", "int2-block64", "int2-block128-asymmetric-hqq",
+]  # fmt: skip
+
+
+def quantized(weight: np.ndarray, name: str) -> PackedWeight:
+    scheme = parse_scheme(name)
+    assert isinstance(scheme, Scheme)
+    return quantize_alone(weight, scheme)
 
 
 def random_weight(rows: int, columns: int, seed: int = 0) -> np.ndarray:
@@ -46,11 +55,9 @@ def relative_error(got: np.ndarray, wanted: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("columns", [64, 192, 576, 100])  # 576 has an odd number of blocks, 100 a padded one
-@pytest.mark.parametrize("scheme", QUANTIZING)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_onnx_runtime_multiplies_by_the_unpacked_weight(scheme: str, columns: int) -> None:
-    function = SCHEMES[scheme]
-    assert function is not None
-    weight = function(random_weight(48, columns))
+    weight = quantized(random_weight(48, columns), scheme)
     hidden = random_weight(5, columns, seed=1)
     # At full accuracy only float32's order of sums is left; the largest seen is 4e-7.
     assert relative_error(product(weight, hidden, accuracy_level=1), hidden @ unpack(weight).T) < 1e-5
@@ -59,50 +66,69 @@ def test_onnx_runtime_multiplies_by_the_unpacked_weight(scheme: str, columns: in
 
 
 # Relative errors of normal weights; theory for uniform rounding is 0.0058 at 8 bits and about 0.1 at 4.
-@pytest.mark.parametrize(("scheme", "bound"), [("int8-block64", 0.007), ("int4-block64", 0.12)])
+@pytest.mark.parametrize(
+    ("scheme", "bound"),
+    [
+        ("int8-block64", 0.007), ("int8-block64-asymmetric", 0.007), ("int4-block64", 0.12),
+        ("int4-block64-asymmetric", 0.11), ("int4-block64-asymmetric-hqq", 0.12), ("int2-block64-asymmetric", 0.50),
+    ],
+)  # fmt: skip
 def test_a_scheme_keeps_the_weight_to_its_bits(scheme: str, bound: float) -> None:
-    function = SCHEMES[scheme]
-    assert function is not None
     weight = random_weight(64, 576)
-    assert relative_error(unpack(function(weight)), weight) < bound
+    assert relative_error(unpack(quantized(weight, scheme)), weight) < bound
 
 
 def test_int8_of_a_hand_computed_block() -> None:
-    packed = quantize_int8(np.array([[1.27, -0.635, 0.0, 0.01]], np.float32), 4)
-    assert packed.packed.tolist() == [[[255, 64, 128, 129]]]  # -63.5 rounds to even
+    packed = quantized(np.array([[1.27, -0.635, 0.0, 0.01] + [0.0] * 12], np.float32), "int8-block16")
+    assert packed.packed[0, 0, :5].tolist() == [255, 64, 128, 129, 128]  # -63.5 rounds to even
     np.testing.assert_allclose(packed.scales, [[0.01]], rtol=1e-6)
 
 
-def test_int4_finds_a_grid_that_the_weights_are_on() -> None:
+def test_the_search_finds_a_grid_that_the_weights_are_on() -> None:
     steps = np.random.default_rng(0).integers(-8, 8, (16, 128)).astype(np.float32)
     steps[:, ::64] = -8  # each block shows its whole range
     weight = steps * np.float32(0.03)
-    np.testing.assert_allclose(unpack(quantize_int4(weight, 64)), weight, atol=1e-7)
+    np.testing.assert_allclose(unpack(quantized(weight, "int4-block64")), weight, atol=1e-7)
 
 
-def test_int4_search_beats_plain_rounding_in_weighted_error() -> None:
+@pytest.mark.parametrize("asymmetric", ["", "-asymmetric"])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_the_search_beats_plain_rounding_in_weighted_error(bits: int, asymmetric: str) -> None:
     weight = random_weight(64, 256)
-    blocks = in_blocks(weight, 64)
-    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)[..., 0]
-    scales = largest / np.float32(-8)
-    plain = pack(
-        (np.clip(np.rint(blocks / scales[..., None]), -8, 7) + 8).astype(np.uint8), scales, None, bits=4, columns=256
-    )
 
-    def weighted_error(packed: PackedWeight) -> float:
+    def weighted_error(method: str) -> float:
+        packed = quantized(weight, f"int{bits}-block64{asymmetric}-{method}")
         return float((np.abs(weight) * np.square(unpack(packed) - weight)).sum())
 
-    assert weighted_error(quantize_int4(weight, 64)) < 0.95 * weighted_error(plain)
+    assert weighted_error("searched") < 0.95 * weighted_error("rounded")
 
 
-@pytest.mark.parametrize("scheme", QUANTIZING)
+def test_hqq_leaves_a_smaller_robust_error_than_rounding_where_weights_have_outliers() -> None:
+    weight = random_weight(64, 256)
+    weight[:, ::50] *= 6
+
+    def robust_error(method: str) -> float:  # the l0.7 norm that HQQ minimizes
+        packed = quantized(weight, f"int4-block64-asymmetric-{method}")
+        return float((np.abs(unpack(packed) - weight) ** 0.7).sum())
+
+    assert robust_error("hqq") < 0.98 * robust_error("rounded")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_zero_weight_stays_zero(scheme: str) -> None:
-    function = SCHEMES[scheme]
-    assert function is not None
-    assert not unpack(function(np.zeros((8, 128), np.float32))).any()
+    assert not unpack(quantized(np.zeros((8, 128), np.float32), scheme)).any()
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+def test_an_asymmetric_grid_of_a_hand_computed_block() -> None:
+    weight = np.array([[-0.5, 1.0, 0.25, 0.0] + [0.0] * 12], np.float32)
+    blocks = in_blocks(weight, 16)
+    grid = outermost_grid(blocks, Scheme(bits=4, block_size=16, symmetric=False, method="rounded"))
+    np.testing.assert_allclose(grid.scales, [[0.1]], rtol=1e-6)  # 1.5 over 15 steps
+    assert grid.zeros.tolist() == [[5]]
+    assert grid.nearest(blocks)[0, 0, :4].tolist() == [0, 15, 7, 5]  # 2.5 steps round to even
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
 def test_pack_and_unpack_are_inverse_with_zero_points_too(bits: int) -> None:
     random = np.random.default_rng(bits)
     values = random.integers(0, 1 << bits, (6, 3, 32)).astype(np.uint8)
@@ -117,21 +143,30 @@ def test_pack_and_unpack_are_inverse_with_zero_points_too(bits: int) -> None:
 
 def test_stacked_weights_are_the_stacked_rows() -> None:
     parts = [random_weight(8, 128, seed) for seed in (1, 2)]
-    stacked = stack([quantize_int8(part, 64) for part in parts])
-    np.testing.assert_array_equal(unpack(stacked), np.concatenate([unpack(quantize_int8(part, 64)) for part in parts]))
+    for scheme in ("int8-block64", "int4-block32-asymmetric"):
+        stacked = stack([quantized(part, scheme) for part in parts])
+        apart = [unpack(quantized(part, scheme)) for part in parts]
+        np.testing.assert_array_equal(unpack(stacked), np.concatenate(apart))
 
 
-@pytest.mark.parametrize("name", PRECISIONS)
-def test_every_precision_has_a_scheme_for_every_tensor(name: str) -> None:
-    config = ModelConfig(
-        model_type="llama", vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=5,
-        num_attention_heads=1, num_key_value_heads=1, head_dim=8, max_position_embeddings=8,
-    )  # fmt: skip
-    recipe = PRECISIONS[name].recipe(config)
-    assert all(scheme_for(recipe, tensor) in {*SCHEMES, "keep"} for tensor in config.tensor_shapes())
-    assert "{" not in str([rule.pattern for rule in recipe])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("int3-block32", r"A scheme has 3 bits; there are 8, 4, 2\."),
+        ("int2-block16", r"A scheme of 2 bits has blocks of 16; ONNX Runtime is fast with 32, 64, 128\."),
+        ("int4-block32-magic", r"A scheme has the method 'magic'; there are rounded, searched, hqq, gptq\."),
+        ("q4_k_m", r"No scheme is called 'q4_k_m'\. There are fp32, fp16, bf16, keep and int8"),
+    ],
+)
+def test_a_scheme_that_there_is_not_is_refused_with_those_that_there_are(name: str, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        parse_scheme(name)
 
 
-def test_an_unknown_precision_names_those_that_there_are() -> None:
-    with pytest.raises(ExportError, match=r"No precision 'int3'\. There are: fp32, int8, int4, keep"):
-        precision_named("int3")
+def test_a_scheme_counts_the_bits_of_its_scales_and_zero_points() -> None:
+    weight = random_weight(16, 256)
+    for name in ("int8-block64", "int4-block32-asymmetric", "int2-block64-asymmetric"):
+        packed, scheme = quantized(weight, name), parse_scheme(name)
+        assert isinstance(scheme, Scheme)
+        parts = [packed.packed, packed.scales] + ([] if packed.zero_points is None else [packed.zero_points])
+        assert sum(part.nbytes for part in parts) * 8 == scheme.bits_per_weight * weight.size

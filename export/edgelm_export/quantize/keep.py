@@ -5,30 +5,40 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.quantize.int8 import quantize_int8
+from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
+from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, pack
+from edgelm_export.quantize.scheme import Scheme
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
-FALLBACK_BLOCK_SIZE = 32  # that of the source's blocks, so that no scale spans two of them
+# The block size is that of the source's blocks, so that no scale spans two of them.
+_FALLBACK = Scheme(bits=8, block_size=32, symmetric=True, method="rounded")
 
 
 def keep_grid(checkpoint: Checkpoint, name: str) -> PackedWeight | NDArray[np.float32]:
-    """Repack a tensor on its own grid: exact for Q4_0 and Q8_0; float types stay float32.
+    """Repack a tensor on its own grid where that has integer zero points or none; float types stay float32.
 
-    The other types have a float offset a block, with which MatMulNBits is 31 times slower
+    Other types have a float offset a block, with which MatMulNBits is 31 times slower
     (docs/results/graph-and-settings.md): they go to 8 bits, and the package says so.
     """
     blocks = checkpoint.quantized_blocks(name)
     if blocks is not None:
-        middle = 1 << (blocks.bits - 1)
-        values = (blocks.values.astype(np.int16) + middle).astype(np.uint8)
-        columns = checkpoint.config.tensor_shapes()[name][1]
-        return pack(values, blocks.scales, None, bits=blocks.bits, columns=columns)
+        return on_its_grid(blocks, checkpoint.config.tensor_shapes()[name][1])
     weight = checkpoint.tensor(name)
     if checkpoint.stored_type(name) in FLOAT_TYPES:
         return weight
-    return quantize_int8(weight, FALLBACK_BLOCK_SIZE)
+    return quantize_alone(weight, _FALLBACK)
+
+
+def on_its_grid(blocks: QuantizedBlocks, columns: int) -> PackedWeight:
+    """Put signed values and zero points into the operator's layout, without rounding."""
+    middle = 1 << (blocks.bits - 1)
+    zeros = None if blocks.zero_points is None else _from_zero(blocks.zero_points, middle)
+    return pack(_from_zero(blocks.values, middle), blocks.scales, zeros, bits=blocks.bits, columns=columns)
+
+
+def _from_zero(values: NDArray[np.int8], middle: int) -> NDArray[np.uint8]:
+    return (values.astype(np.int16) + middle).astype(np.uint8)
 
 
 def moved_types(checkpoint: Checkpoint) -> tuple[str, ...]:

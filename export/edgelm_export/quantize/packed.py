@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 class PackedWeight:
     """A weight [N, K] in blocks along K: weight = scales * (value - zero point).
 
-    packed: uint8 [N, blocks, block_size * bits / 8], for 4 bits two values a byte, the first in the low half.
-    scales: float32 [N, blocks]. zero_points: uint8 [N, blocks] for 8 bits, packed by two along the blocks for 4; None
-    is the middle of the range (8 or 128). K is padded with zeros to whole blocks.
+    packed: uint8 [N, blocks, block_size * bits / 8], below 8 bits several values a byte, the first in the lowest bits.
+    scales: float32 [N, blocks]. zero_points: uint8 [N, blocks], packed along the blocks in the same way; None is the
+    middle of the range (2, 8 or 128). K is padded with zeros to whole blocks.
     Source: the operator specification of com.microsoft.MatMulNBits.
     """
 
@@ -52,33 +52,51 @@ def pack(
         bits=bits,
         block_size=values.shape[2],
         columns=columns,
-        packed=_pair(values) if bits == 4 else values,
+        packed=_into_bytes(values, bits),
         scales=scales.astype(np.float32),
-        zero_points=_pair(zero_points) if bits == 4 and zero_points is not None else zero_points,
+        zero_points=None if zero_points is None else _into_bytes(zero_points, bits),
     )
 
 
-def _pair(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Put two 4-bit values into each byte along the last axis, the first in the low half."""
-    if values.shape[-1] % 2:
-        values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=-1)
-    return (values[..., 0::2] | (values[..., 1::2] << 4)).astype(np.uint8)
+def _into_bytes(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Put as many values into each byte along the last axis as it holds, the first into the lowest bits."""
+    per_byte = 8 // bits
+    if per_byte == 1:
+        return values
+    missing = -values.shape[-1] % per_byte
+    if missing:
+        values = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)])
+    packed = values[..., 0::per_byte].copy()
+    for i in range(1, per_byte):
+        packed |= values[..., i::per_byte] << (bits * i)
+    return packed
+
+
+def unpack_values(weight: PackedWeight) -> tuple[NDArray[np.int8], NDArray[np.int8] | None]:
+    """Return the values [N, blocks, block_size] and zero points [N, blocks], less the middle of their range."""
+    middle, blocks = 1 << (weight.bits - 1), weight.packed.shape[1]
+    values = (_from_bytes(weight.packed, weight.bits).astype(np.int16) - middle).astype(np.int8)
+    if weight.zero_points is None:
+        return values, None
+    zeros = _from_bytes(weight.zero_points, weight.bits)[:, :blocks]
+    return values, (zeros.astype(np.int16) - middle).astype(np.int8)
 
 
 def unpack(weight: PackedWeight) -> NDArray[np.float32]:
     """Return the float32 weight [N, K] that the operator computes with."""
-    N, blocks, _ = weight.packed.shape
-    values, zeros = weight.packed, weight.zero_points
-    if weight.bits == 4:
-        values = _unpair(values)
-        zeros = None if zeros is None else _unpair(zeros)[:, :blocks]
-    offsets = np.float32(1 << (weight.bits - 1)) if zeros is None else zeros.astype(np.float32)[..., None]
-    grid = (values.astype(np.float32) - offsets) * weight.scales[..., None]
-    return grid.reshape(N, blocks * weight.block_size)[:, : weight.columns]
+    values, zeros = unpack_values(weight)
+    steps = values.astype(np.float32)
+    if zeros is not None:
+        steps -= zeros[..., None]
+    steps *= weight.scales[..., None]
+    return steps.reshape(len(steps), -1)[:, : weight.columns]
 
 
-def _unpair(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.stack([values & 15, values >> 4], axis=-1).reshape(*values.shape[:-1], -1)
+def _from_bytes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    if bits == 8:
+        return packed
+    parts = [(packed >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+    return np.stack(parts, axis=-1).reshape(*packed.shape[:-1], -1)
 
 
 def stack(weights: list[PackedWeight]) -> PackedWeight:

@@ -1,0 +1,98 @@
+"""The text that a calibration runs the source on: the bundled one, or a user's own texts and chats."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from edgelm.chat_template import ChatTemplate, encode_chat
+from edgelm.config import ModelConfig
+from edgelm.errors import ConfigError, EdgeLMError, ExportError
+from edgelm.tokenizer import Tokenizer
+
+_WINDOW_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """What quantizers with calibration run on, and where they keep what is done.
+
+    text: a text file, or a .jsonl file with an object a line that has `text`, or `messages` as chats have them; None
+    is the bundled text. max_tokens: of it; more take longer and hold more memory. cache: a folder in which a
+    calibration that was stopped goes on; None keeps nothing.
+    """
+
+    text: Path | None = None
+    max_tokens: int = 8192
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
+            raise ConfigError(f"max_tokens is {self.max_tokens!r}; it must be a whole number of 1 or more.")
+
+    def describe(self) -> str:
+        """Say in a few words what it is."""
+        return f"{self.max_tokens} tokens of {'the bundled text' if self.text is None else self.text.name}"
+
+
+def bundled_text() -> str:
+    """Return 45 KB of prose, chats, code and tables, none of which is in the text that packages are checked on.
+
+    Ours, but for prose from the Jargon File 4.4.7, which is in the public domain.
+    """
+    return resources.files("edgelm_export").joinpath("data", "calibration.txt").read_text(encoding="utf-8")
+
+
+def calibration_sequences(
+    options: CalibrationOptions, tokenizer: Tokenizer, template: ChatTemplate | None, config: ModelConfig
+) -> list[list[int]]:
+    """Return the text as sequences of token ids, each of at most 512.
+
+    Raises:
+        ExportError: the file cannot be read, is no text or JSON lines, or holds nothing.
+    """
+    if options.text is None:
+        documents = [tokenizer.encode(bundled_text())]
+    else:
+        documents = _documents(options.text, tokenizer, template)
+    leading = list(tokenizer.leading_ids)
+    length = min(_WINDOW_TOKENS, config.max_position_embeddings) - len(leading)
+    sequences: list[list[int]] = []
+    left = options.max_tokens
+    for ids in documents:
+        known = [id_ for id_ in ids if id_ < config.vocab_size][:left]
+        sequences += [leading + known[start : start + length] for start in range(0, len(known), length)]
+        left -= len(known)
+    if not sequences:
+        raise ExportError(f"{options.text} holds no text to calibrate on.")
+    return sequences
+
+
+def _documents(path: Path, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[list[int]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path} cannot be read as a text to calibrate on: {error}.") from error
+    if path.suffix != ".jsonl":
+        return [tokenizer.encode(text)]
+    documents = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                documents.append(_encode(json.loads(line), tokenizer, template))
+            except (ValueError, EdgeLMError) as error:
+                raise ExportError(f"{path}, line {number}: {error}") from error
+    return documents
+
+
+def _encode(row: Any, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
+    if isinstance(row, dict) and isinstance(row.get("text"), str):
+        return tokenizer.encode(row["text"])
+    if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
+        raise ValueError("a line is an object with a `text`, or with `messages`.")
+    if template is None:
+        raise ValueError("it holds a chat, and the model has no chat template.")
+    return encode_chat(template, tokenizer, row["messages"], add_generation_prompt=False)

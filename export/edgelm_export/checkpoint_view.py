@@ -1,0 +1,51 @@
+"""CheckpointView: a checkpoint that shows another one, changed in some way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.config import ModelConfig
+from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
+
+
+class CheckpointView:
+    """Pass everything on; a subclass changes what it is there for."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's features."""
+        return self._checkpoint.config
+
+    @property
+    def hf_config(self) -> Mapping[str, Any]:
+        """The config.json that transformers reads."""
+        return self._checkpoint.hf_config
+
+    @property
+    def text_files(self) -> Mapping[str, str]:
+        """The tokenizer and its companions."""
+        return self._checkpoint.text_files
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """Where the checkpoint comes from."""
+        return self._checkpoint.source
+
+    def stored_type(self, name: str) -> str:
+        """Name the type that a tensor has on disk."""
+        return self._checkpoint.stored_type(name)
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """Read one tensor."""
+        return self._checkpoint.tensor(name)
+
+    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
+        """Return the tensor on its own grid, where it has one."""
+        return self._checkpoint.quantized_blocks(name)

@@ -1,0 +1,192 @@
+"""Mixed precision: each group of tensors as wide as its sensitivity asks for, within a size or a divergence."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgelm import atomic
+from edgelm.config import ModelConfig
+from edgelm.errors import ConfigError, ExportError
+from edgelm.manifest import Manifest
+from edgelm.replaceable import why_not_a_package
+from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
+from edgelm_export.checked import CheckedCheckpoint, Progress
+from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.exporter import export_package, text_tools
+from edgelm_export.quantize import Precision, Rule
+from edgelm_export.quantize.frontier import Choice, Point, walk_frontier
+from edgelm_export.quantize.grid import quantize_alone
+from edgelm_export.quantize.packed import unpack
+from edgelm_export.quantize.scheme import Scheme, parse_scheme
+from edgelm_export.quantize.sensitivity import measure_sensitivity, tensor_groups
+from edgelm_export.tensor_map import EMBEDDING
+
+MIXED = "mixed"
+
+# The first is what sensitivity is measured with. The embedding is gathered from a symmetric grid.
+_SCHEMES = ("int4-block64-asymmetric", "int4-block32-asymmetric", "int8-block64")
+_EMBEDDING_SCHEMES = ("int4-block64", "int4-block32", "int8-block64")
+_MEASURED_TOKENS = 256
+_SAMPLED_ROWS = 256  # of a matrix, for the ratio of two schemes' errors
+_EXPORTS = 4  # tries to get a measured divergence below the budget's
+_MARGIN = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a mixed package may cost: bytes of its weights and graph, or KL divergence in nats a token; one of them.
+
+    Raises:
+        ConfigError: it is neither or both, or not above zero.
+    """
+
+    size: int | None = None
+    divergence: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.size is None) == (self.divergence is None):
+            raise ConfigError("A budget is either a size or a divergence.")
+        if not (self.size or self.divergence or 0) > 0:
+            raise ConfigError(f"A budget is above zero: {self}.")
+
+
+def export_mixed(
+    checkpoint: Checkpoint,
+    target: Path,
+    budget: Budget,
+    *,
+    name: str | None = None,
+    calibration: CalibrationOptions | None = None,
+    progress: Progress | None = None,
+) -> tuple[Manifest, list[Point]]:
+    """Export with the schemes that fit the budget best; return the manifest, and the frontier they were chosen from.
+
+    The package is measured, not only predicted: one over its budget is made again with a smaller one.
+
+    Raises:
+        ExportError: the budget cannot be met; the message has the nearest that can.
+        VerificationError, CheckpointError: as `export_package`.
+    """
+    target = target.resolve()
+    reason = why_not_a_package(target)
+    if reason is not None:
+        raise ExportError(f"{target} is not replaced: {reason}. Choose another folder, or remove it.")
+    report = progress or (lambda *_: None)
+    points = _frontier(checkpoint, calibration or CalibrationOptions(), report)
+    aim = float(budget.size or budget.divergence or 0)
+    with tempfile.TemporaryDirectory(prefix=".mixed-", dir=_existing_parent(target)) as temporary:
+        for _ in range(_EXPORTS):
+            precision = _precision(_chosen(points, budget, aim), checkpoint.config, calibration is not None)
+            folder = Path(temporary) / "package"
+            manifest = export_package(
+                checkpoint, folder, precision, name=name or target.name, calibration=calibration, progress=progress
+            )
+            over = _share_of_budget(manifest, budget)
+            if over <= 1:
+                with atomic.replace_folder(target) as staging:
+                    for path in folder.iterdir():
+                        path.replace(staging / path.name)
+                return manifest, points
+            aim *= _MARGIN / over if budget.size is None else 1 / over
+    raise ExportError(
+        f"The package is still at {over:.2f} times its budget after {_EXPORTS} tries. Give it more, or --calibrate."
+    )
+
+
+def _existing_parent(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.parent
+
+
+def _share_of_budget(manifest: Manifest, budget: Budget) -> float:
+    if budget.size is not None:
+        return sum(entry.size for entry in manifest.files if entry.path.startswith("model.onnx")) / budget.size
+    assert manifest.quality is not None  # every export measures it
+    assert budget.divergence is not None  # one of the two is there
+    return manifest.quality.mean_kl_divergence / budget.divergence
+
+
+def _frontier(checkpoint: Checkpoint, calibration: CalibrationOptions, report: Progress) -> list[Point]:
+    checked = CheckedCheckpoint(checkpoint, None)
+    tokenizer, template = text_tools(checkpoint)
+    sequences = calibration_sequences(calibration, tokenizer, template, checkpoint.config)
+    sample, left = [], _MEASURED_TOKENS
+    for ids in sequences:
+        if left > 1:
+            sample.append(ids[:left])
+            left -= len(ids)
+    groups = tensor_groups(checkpoint)
+    ladders = {name: _ladder(names) for name, names in groups.items()}
+    measured = measure_sensitivity(
+        checked, groups, {name: ladder[0] for name, ladder in ladders.items()}, sample, report
+    )
+    choices = {name: _choices(checked, names, ladders[name], measured[name]) for name, names in groups.items()}
+    return walk_frontier(choices)
+
+
+def _names(group: list[str]) -> tuple[str, ...]:
+    return _EMBEDDING_SCHEMES if EMBEDDING in group else _SCHEMES
+
+
+def _ladder(group: list[str]) -> list[Scheme]:
+    return [scheme for name in _names(group) if isinstance(scheme := parse_scheme(name), Scheme)]
+
+
+def _choices(checkpoint: Checkpoint, group: list[str], ladder: list[Scheme], measured: float) -> list[Choice]:
+    """Return each scheme's size, and its divergence: that of the first, by the ratio of their squared errors.
+
+    The divergence is a second-order effect of the error, so that it goes with its square.
+    """
+    errors = np.zeros(len(ladder))
+    for name in group:
+        weight = checkpoint.tensor(name)
+        rows = weight[:: -(-len(weight) // _SAMPLED_ROWS)]
+        errors += [float(np.square(unpack(quantize_alone(rows, scheme)) - rows).sum()) for scheme in ladder]
+    shapes = checkpoint.config.tensor_shapes()
+    weights = sum(int(np.prod(shapes[name])) for name in group)
+    return [
+        Choice(
+            scheme=name,
+            size=int(weights * scheme.bits_per_weight / 8),
+            divergence=max(measured, 0.0) * float(error / (errors[0] or 1.0)),
+        )
+        for name, scheme, error in zip(_names(group), ladder, errors, strict=True)
+    ]
+
+
+def _chosen(points: Sequence[Point], budget: Budget, aim: float) -> Point:
+    if budget.size is not None:
+        fitting = [point for point in points if point.size <= aim]
+        if not fitting:
+            raise ExportError(
+                f"No mix fits {budget.size / 1e6:.1f} MB: the smallest has {points[0].size / 1e6:.1f} MB of weights "
+                "alone. Give it more, or take --precision int2."
+            )
+        return fitting[-1]
+    for point in points:
+        if point.divergence <= aim:
+            return point
+    raise ExportError(
+        f"No mix keeps the divergence at {budget.divergence}: 8 bits everywhere are predicted at "
+        f"{points[-1].divergence:.2g}. Allow more, or export to fp16."
+    )
+
+
+def _precision(point: Point, config: ModelConfig, calibrated: bool) -> Precision:
+    """Write a point as a recipe: a rule for each group that differs from the most common scheme."""
+    counts = [*point.schemes.values()]
+    usual = max(sorted(set(counts)), key=counts.count)
+    rules = [Rule(pattern=_pattern(group), scheme=scheme) for group, scheme in point.schemes.items() if scheme != usual]
+    precision = Precision(name=MIXED, rules=(*rules, Rule(pattern=".", scheme=usual)))
+    return precision.calibrated() if calibrated else precision
+
+
+def _pattern(group: str) -> str:
+    pattern = re.escape(group).replace(r"\.qkv_proj", r"\.[qkv]_proj").replace(r"\.gate_up_proj", r"\.(gate|up)_proj")
+    return f"^{pattern}".replace(r"\.experts\.", r"\.experts\.\d+\.") + r"\.weight$"

@@ -1,0 +1,84 @@
+"""PreparedCheckpoint: a checkpoint whose layers a calibration has quantized already, from a folder of its results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
+from edgelm_export.checkpoint_view import CheckpointView
+from edgelm_export.quantize.packed import PackedWeight, unpack_values
+
+Prepared = PackedWeight | NDArray[np.float32]
+
+_PARTS = ("packed", "scales", "zero_points")
+
+
+class PreparedCheckpoint(CheckpointView):
+    """Show the layers as a calibration left them: matrices on their grids, other tensors with what was folded in."""
+
+    def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
+        super().__init__(checkpoint)
+        self.folder = folder
+        self._names: dict[str, Path] = {}
+        for path in sorted(folder.glob("layer-*.npz")):
+            with np.load(path) as stored:
+                self._names |= {key.partition("|")[0]: path for key in stored.files}
+
+    def stored_type(self, name: str) -> str:
+        """Name the type a tensor has on disk; what the calibration left in floats counts as F32."""
+        return "F32" if name in self._names else self._checkpoint.stored_type(name)
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """Read one tensor, with what was folded into it."""
+        if name not in self._names:
+            return self._checkpoint.tensor(name)
+        with np.load(self._names[name]) as stored:
+            tensor: NDArray[np.float32] = stored[name]
+        return tensor
+
+    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
+        """Return a matrix on the grid that the calibration put it on; None outside the layers."""
+        if name not in self._names:
+            return None
+        with np.load(self._names[name]) as stored:
+            if f"{name}|packed" not in stored.files:
+                return None
+            bits, block_size, columns = (int(value) for value in stored[f"{name}|layout"])
+            parts = {part: stored[f"{name}|{part}"] for part in _PARTS if f"{name}|{part}" in stored.files}
+        weight = PackedWeight(
+            bits=bits,
+            block_size=block_size,
+            columns=columns,
+            packed=parts["packed"],
+            scales=parts["scales"],
+            zero_points=parts.get("zero_points"),
+        )
+        values, zeros = unpack_values(weight)
+        return QuantizedBlocks(bits=bits, block_size=block_size, values=values, scales=weight.scales, zero_points=zeros)
+
+
+def layer_path(folder: Path, layer: int) -> Path:
+    """Return the file of one layer's results."""
+    return folder / f"layer-{layer:05d}.npz"
+
+
+def save_layer(folder: Path, layer: int, tensors: Mapping[str, Prepared]) -> None:
+    """Write one layer's results; the file appears when it is whole."""
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, PackedWeight):
+            arrays[name] = tensor
+            continue
+        arrays[f"{name}|layout"] = np.array([tensor.bits, tensor.block_size, tensor.columns])
+        for part in _PARTS:
+            if getattr(tensor, part) is not None:
+                arrays[f"{name}|{part}"] = getattr(tensor, part)
+    path = layer_path(folder, layer)
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    unfinished.replace(path)

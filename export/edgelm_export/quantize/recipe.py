@@ -1,0 +1,210 @@
+"""Recipes: which scheme each tensor takes, from a preset or a file, as an ordered list of patterns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm.errors import ExportError
+from edgelm_export.quantize.scheme import KEEP, Scheme, parse_scheme
+
+# What is folded into the weights before they are quantized, in this order; no cost at run time.
+TRANSFORMS = ("rotate", "smooth", "awq")
+_DEFAULT_BOUND = 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Tensors whose canonical name matches `pattern` (a regular expression, searched) take `scheme`.
+
+    `{last}` in the pattern stands for the number of the model's last layer.
+
+    Raises:
+        ExportError: the pattern is no regular expression, or there is no such scheme.
+    """
+
+    pattern: str
+    scheme: str
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern.replace("{last}", "0"))
+        except re.error as error:
+            raise ExportError(f"The pattern {self.pattern!r} is no regular expression: {error}.") from error
+        parse_scheme(self.scheme)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """An ordered list of rules (the first match wins), and how much perplexity it may cost before export refuses.
+
+    Raises:
+        ExportError: a transform is unknown, or the bound is below 1.
+    """
+
+    rules: tuple[Rule, ...]
+    perplexity_bound: float = _DEFAULT_BOUND  # package over source
+    transforms: tuple[str, ...] = ()
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        unknown = [transform for transform in self.transforms if transform not in TRANSFORMS]
+        if unknown:
+            raise ExportError(f"No transform is called {unknown[0]!r}. There are: {', '.join(TRANSFORMS)}.")
+        if not self.perplexity_bound >= 1:
+            raise ExportError(f"perplexity_bound is {self.perplexity_bound!r}; it must be 1 or more.")
+
+    def recipe(self, config: ModelConfig) -> tuple[Rule, ...]:
+        """Return the rules for one model, with its layer numbers filled in."""
+        last = str(config.num_hidden_layers - 1)
+        return tuple(Rule(pattern=rule.pattern.replace("{last}", last), scheme=rule.scheme) for rule in self.rules)
+
+    def rows(self, config: ModelConfig) -> tuple[dict[str, str], ...]:
+        """Return what the manifest keeps: the transforms in their order, then the rules."""
+        transforms = [{"transform": name} for name in TRANSFORMS if name in self.transforms]
+        return (*transforms, *({"pattern": rule.pattern, "scheme": rule.scheme} for rule in self.recipe(config)))
+
+    @property
+    def schemes(self) -> list[Scheme]:
+        """The integer schemes among its rules."""
+        parsed = [parse_scheme(rule.scheme) for rule in self.rules]
+        return [scheme for scheme in parsed if isinstance(scheme, Scheme)]
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Tell whether the source has to be run on a text before its weights are quantized."""
+        return bool({"smooth", "awq"} & set(self.transforms)) or any(s.method == "gptq" for s in self.schemes)
+
+    def calibrated(self) -> Precision:
+        """Return the same with gptq for every integer scheme: what a calibration text is for."""
+        return dataclasses.replace(
+            self, rules=tuple(dataclasses.replace(rule, scheme=_with_gptq(rule.scheme)) for rule in self.rules)
+        )
+
+    def tamed(self) -> list[Precision]:
+        """Return what to try where massive activations defeat it: smoothing, then turning them as well.
+
+        Nothing for floats, which have none of that weakness.
+        """
+        if not self.schemes:
+            return []
+        wanted = [{"smooth"}, {"rotate", "smooth"}]
+        return [
+            dataclasses.replace(
+                self, transforms=tuple(name for name in TRANSFORMS if name in {*self.transforms, *more})
+            )
+            for more in wanted
+            if not more <= set(self.transforms)
+        ]
+
+    def with_layers_kept(self) -> Precision:
+        """Return the rules for a checkpoint whose layers are on their grids already."""
+        return dataclasses.replace(self, rules=(Rule(pattern=r"\.layers\.\d+\.", scheme=KEEP), *self.rules))
+
+
+def scheme_for(recipe: tuple[Rule, ...], name: str) -> str:
+    """Return the scheme of a tensor.
+
+    Raises:
+        ExportError: no rule matches.
+    """
+    for rule in recipe:
+        if re.search(rule.pattern, name):
+            return rule.scheme
+    raise ExportError(f'No rule of the recipe matches {name}. End it with a rule for all the rest: pattern = ".".')
+
+
+def _with_gptq(name: str) -> str:
+    scheme = parse_scheme(name)
+    if not isinstance(scheme, Scheme):
+        return name
+    return f"int{scheme.bits}-block{scheme.block_size}{'' if scheme.symmetric else '-asymmetric'}-gptq"
+
+
+_EMBEDDING = r"embed_tokens|lm_head"
+_OUTER_LAYERS = r"layers\.(0|{last})\."
+
+# 8 bits where fewer cost most (docs/results/quantization.md): the head decides every token, and the first and last
+# layers' errors are not averaged out by others.
+_PRESETS = (
+    Precision(name="fp32", rules=(Rule(pattern=".", scheme="fp32"),), perplexity_bound=1.001),
+    Precision(name="fp16", rules=(Rule(pattern=".", scheme="fp16"),), perplexity_bound=1.005),
+    Precision(name="bf16", rules=(Rule(pattern=".", scheme="bf16"),), perplexity_bound=1.02),
+    Precision(name="int8", rules=(Rule(pattern=".", scheme="int8-block64"),), perplexity_bound=1.03),
+    Precision(
+        name="int4",
+        rules=(
+            Rule(pattern=_EMBEDDING, scheme="int8-block64"),
+            Rule(pattern=_OUTER_LAYERS, scheme="int8-block64"),
+            Rule(pattern=".", scheme="int4-block64"),
+        ),
+    ),
+    Precision(
+        name="int2",
+        rules=(
+            Rule(pattern=_EMBEDDING, scheme="int8-block64"),
+            Rule(pattern=_OUTER_LAYERS, scheme="int8-block64"),
+            Rule(pattern=r"[qkv]_proj|o_proj|down_proj", scheme="int4-block64-asymmetric-gptq"),
+            Rule(pattern=".", scheme="int2-block64-asymmetric-gptq"),
+        ),
+        perplexity_bound=4.0,
+    ),
+    Precision(name="keep", rules=(Rule(pattern=".", scheme=KEEP),), perplexity_bound=1.03),
+)
+PRECISIONS: dict[str, Precision] = {precision.name: precision for precision in _PRESETS}
+
+
+def precision_named(name: str) -> Precision:
+    """Look a preset up.
+
+    Raises:
+        ExportError: there is none of that name.
+    """
+    if name not in PRECISIONS:
+        raise ExportError(f"No precision {name!r}. There are: {', '.join(PRECISIONS)}.")
+    return PRECISIONS[name]
+
+
+def read_recipe(path: Path) -> Precision:
+    """Read a recipe from a TOML or JSON file: `rules`, and if wanted `name`, `transforms` and `perplexity_bound`.
+
+    Raises:
+        ExportError: it cannot be read, or does not hold a recipe.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExportError(f"{path} cannot be read as a recipe: {error}.") from error
+    try:
+        return _recipe_of(values, path.stem)
+    except ExportError as error:
+        raise ExportError(f"{path}: {error}") from error
+
+
+def _recipe_of(values: Any, name: str) -> Precision:
+    fields = {"name": str, "rules": list, "transforms": list, "perplexity_bound": (int, float)}
+    if not isinstance(values, dict) or not values.get("rules"):
+        raise ExportError("A recipe has a list `rules`, each with a `pattern` and a `scheme`.")
+    for key, value in values.items():
+        if key not in fields:
+            raise ExportError(f"A recipe has no {key!r}; it has {', '.join(fields)}.")
+        if not isinstance(value, fields[key]):  # type: ignore[arg-type]
+            raise ExportError(f"{key} is {value!r}.")
+    for row in values["rules"]:
+        if not isinstance(row, dict) or row.keys() != {"pattern", "scheme"}:
+            raise ExportError(f"A rule has a `pattern` and a `scheme`, nothing else: {row!r}.")
+        if not all(isinstance(value, str) for value in row.values()):
+            raise ExportError(f"A rule's `pattern` and `scheme` are texts: {row!r}.")
+    return Precision(
+        name=values.get("name", name),
+        rules=tuple(Rule(**row) for row in values["rules"]),
+        transforms=tuple(values.get("transforms", ())),
+        perplexity_bound=float(values.get("perplexity_bound", _DEFAULT_BOUND)),
+    )

@@ -1,0 +1,82 @@
+"""Scheme: how one tensor is stored, written as a name such as "int4-block32-asymmetric-gptq"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from edgelm.errors import ExportError
+
+KEEP = "keep"  # the source's own grid, where MatMulNBits has it
+FLOATS = ("fp32", "fp16", "bf16")
+METHODS = ("rounded", "searched", "hqq", "gptq")
+
+# What MatMulNBits of onnxruntime 1.32 has a kernel for on CPU; 2 bits in blocks of 16 or 256 are 100 times slower
+# (docs/results/quantization.md).
+_BLOCK_SIZES = {8: (16, 32, 64, 128, 256), 4: (16, 32, 64, 128, 256), 2: (32, 64, 128)}
+# Nearly lossless at 8 bits, where a search gains nothing; below, each block's grid is worth a search.
+_DEFAULT_METHODS = {8: "rounded", 4: "searched", 2: "searched"}
+_NAME = re.compile(r"int(\d+)-block(\d+)(-asymmetric)?(?:-([a-z]+))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """Integers of `bits` in blocks of `block_size`, each with a scale and, if not symmetric, an integer zero point.
+
+    method: how the integers are found. `rounded` to nearest; `searched` for each block's best grid; `hqq`, a robust
+    search; `gptq`, with the error of each column made up for by the later ones, which takes
+    calibration.
+
+    Raises:
+        ExportError: MatMulNBits has no fast kernel for it, or there is no such method.
+    """
+
+    bits: int
+    block_size: int
+    symmetric: bool
+    method: str
+
+    def __post_init__(self) -> None:
+        if self.bits not in _BLOCK_SIZES:
+            raise ExportError(f"A scheme has {self.bits} bits; there are {_listed(_BLOCK_SIZES)}.")
+        if self.block_size not in _BLOCK_SIZES[self.bits]:
+            raise ExportError(
+                f"A scheme of {self.bits} bits has blocks of {self.block_size}; ONNX Runtime is fast with "
+                f"{_listed(_BLOCK_SIZES[self.bits])}."
+            )
+        if self.method not in METHODS:
+            raise ExportError(f"A scheme has the method {self.method!r}; there are {', '.join(METHODS)}.")
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Count the bits that a weight takes with its share of the scale and zero point."""
+        return self.bits + (32 + (0 if self.symmetric else self.bits)) / self.block_size
+
+
+def parse_scheme(name: str) -> Scheme | str:
+    """Read a scheme's name: one of FLOATS, KEEP, or integers as a Scheme.
+
+    Raises:
+        ExportError: it is none, or one that ONNX Runtime is slow with.
+    """
+    if name == KEEP or name in FLOATS:
+        return name
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ExportError(
+            f"No scheme is called {name!r}. There are {', '.join(FLOATS)}, {KEEP} and "
+            "int8|int4|int2-block16|32|64|128[-asymmetric][-METHOD], such as int4-block32-asymmetric-gptq; methods: "
+            f"{', '.join(METHODS)}."
+        )
+    bits = int(match[1])
+    return Scheme(
+        bits=bits,
+        block_size=int(match[2]),
+        symmetric=match[3] is None,
+        method=match[4] or _DEFAULT_METHODS.get(bits, "rounded"),
+    )
+
+
+def _listed(values: Iterable[int]) -> str:
+    return ", ".join(str(value) for value in values)

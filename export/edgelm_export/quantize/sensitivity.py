@@ -1,0 +1,119 @@
+"""Sensitivity: what each group of tensors costs when it alone is quantized, as KL divergence of the logits.
+
+One pass over the source serves all groups: where a group is quantized, a copy of the activations branches off and runs
+on beside the others, so that each layer is read once, and none is computed twice for what lies before the branch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm_export import reference
+from edgelm_export.checked import Progress
+from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.checkpoint_view import CheckpointView
+from edgelm_export.quantize.grid import quantize_alone
+from edgelm_export.quantize.packed import unpack
+from edgelm_export.quantize.scheme import Scheme
+from edgelm_export.tensor_map import EMBEDDING, HEAD
+
+Array = NDArray[np.float32]
+
+# Tensors that the graph stacks into one product have to be alike.
+_STACKED = ((re.compile(r"\.[qkv]_proj\."), ".qkv_proj."), (re.compile(r"\.(?:gate|up)_proj\."), ".gate_up_proj."))
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+_ROWS_AT_ONCE = 32
+
+
+def tensor_groups(checkpoint: Checkpoint) -> dict[str, list[str]]:
+    """Return the matrices that take one scheme together: q, k and v; gate and up; a layer's experts; else alone."""
+    groups: dict[str, list[str]] = {}
+    for name, shape in checkpoint.config.tensor_shapes().items():
+        if len(shape) == 2 and "embed_positions" not in name:
+            key = _EXPERT.sub(".experts.", name)
+            for pattern, stacked in _STACKED:
+                key = pattern.sub(stacked, key)
+            groups.setdefault(key.removesuffix(".weight"), []).append(name)
+    return groups
+
+
+def measure_sensitivity(
+    checkpoint: Checkpoint,
+    groups: dict[str, list[str]],
+    schemes: dict[str, Scheme],
+    sequences: Sequence[Sequence[int]],
+    progress: Progress,
+) -> dict[str, float]:
+    """Return the mean KL(source || source with that group quantized) in nats a token, for each group.
+
+    schemes: what each group is quantized by. Memory is one layer, and the activations of `sequences` once for each
+    group.
+    """
+    config, layers = checkpoint.config, checkpoint.config.num_hidden_layers
+    tables = reference.position_tables(config, sequences)
+    plain = reference.embed(checkpoint, sequences)
+    branches: dict[str, list[Array]] = {}
+    rounded_ends: dict[str, Checkpoint] = {
+        name: _Rounded(checkpoint, names, schemes[name])
+        for name, names in groups.items()
+        if names[0] in (EMBEDDING, HEAD)
+    }
+    for name, view in rounded_ends.items():
+        branches[name] = reference.embed(view, sequences) if groups[name][0] == EMBEDDING else plain
+    for layer in range(layers):
+        progress("sensitivity", layer, layers + 1)
+        weights = dict(reference.layer_weights(checkpoint, layer))
+        for name, hidden in branches.items():
+            if hidden is not plain:
+                branches[name] = [reference.run_layer(config, layer, weights, h_TD, tables) for h_TD in hidden]
+        prefix = f"model.layers.{layer}."
+        for name, names in groups.items():
+            if names[0].startswith(prefix):
+                rounded = dict(weights)
+                for tensor in names:
+                    short = tensor.removeprefix(prefix)
+                    rounded[short] = unpack(quantize_alone(weights[short], schemes[name]))
+                branches[name] = [reference.run_layer(config, layer, rounded, h_TD, tables) for h_TD in plain]
+        following = [reference.run_layer(config, layer, weights, h_TD, tables) for h_TD in plain]
+        branches = {name: following if hidden is plain else hidden for name, hidden in branches.items()}
+        plain = following
+    progress("sensitivity", layers, layers + 1)
+    measured = dict.fromkeys(groups, 0.0)
+    source = list(reference.head_logits(checkpoint, plain))
+    for name, hidden in branches.items():
+        view = rounded_ends.get(name, checkpoint)
+        pairs = zip(source, reference.head_logits(view, hidden), strict=True)
+        measured[name] = float(np.mean([mean_divergence(wanted, got) for wanted, got in pairs]))
+    progress("sensitivity", layers + 1, layers + 1)
+    return measured
+
+
+class _Rounded(CheckpointView):
+    """A checkpoint with the embedding, the head or both (where they are one) quantized."""
+
+    def __init__(self, checkpoint: Checkpoint, names: list[str], scheme: Scheme) -> None:
+        super().__init__(checkpoint)
+        self._rounded, self._scheme = names, scheme
+
+    def tensor(self, name: str) -> Array:
+        """Read one tensor, rounded if it is one of those."""
+        tensor = self._checkpoint.tensor(name)
+        return unpack(quantize_alone(tensor, self._scheme)) if name in self._rounded else tensor
+
+
+def mean_divergence(source_TV: Array, other_TV: Array) -> float:
+    """Return the mean KL(source || other) of rows of logits, in nats."""
+    total = 0.0
+    for start in range(0, len(source_TV), _ROWS_AT_ONCE):
+        source, other = (_log_softmax(logits[start : start + _ROWS_AT_ONCE]) for logits in (source_TV, other_TV))
+        total += float((np.exp(source) * (source - other)).sum())
+    return total / len(source_TV)
+
+
+def _log_softmax(logits_TV: Array) -> NDArray[np.float64]:
+    shifted = logits_TV.astype(np.float64) - logits_TV.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))

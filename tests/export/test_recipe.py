@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgelm.config import ModelConfig
+from edgelm.errors import ExportError
+from edgelm_export.quantize import PRECISIONS, precision_named, scheme_for
+from edgelm_export.quantize.recipe import Precision, Rule, read_recipe
+from edgelm_export.quantize.scheme import parse_scheme
+
+CONFIG = ModelConfig(
+    model_type="llama", vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=5,
+    num_attention_heads=1, num_key_value_heads=1, head_dim=8, max_position_embeddings=8,
+)  # fmt: skip
+TOML = """
+name = "mine"
+transforms = ["smooth"]
+perplexity_bound = 1.2
+
+[[rules]]
+pattern = "embed_tokens|lm_head"
+scheme = "int8-block64"
+
+[[rules]]
+pattern = '\\.{last}\\.'
+scheme = "fp16"
+
+[[rules]]
+pattern = "."
+scheme = "int4-block32-asymmetric-gptq"
+"""
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_every_precision_has_a_scheme_for_every_tensor(name: str) -> None:
+    recipe = PRECISIONS[name].recipe(CONFIG)
+    for tensor in CONFIG.tensor_shapes():
+        parse_scheme(scheme_for(recipe, tensor))
+    assert "{" not in str([rule.pattern for rule in recipe])
+
+
+def test_an_unknown_precision_names_those_that_there_are() -> None:
+    with pytest.raises(ExportError, match=r"No precision 'int3'\. There are: fp32, fp16, bf16, int8, int4, int2, keep"):
+        precision_named("int3")
+
+
+def test_a_recipe_file_is_read_in_its_order(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(TOML)
+    recipe = read_recipe(tmp_path / "mine.toml")
+    assert (recipe.name, recipe.transforms, recipe.perplexity_bound) == ("mine", ("smooth",), 1.2)
+    rules = recipe.recipe(CONFIG)
+    assert scheme_for(rules, "model.embed_tokens.weight") == "int8-block64"
+    assert scheme_for(rules, "model.layers.4.mlp.up_proj.weight") == "fp16"
+    assert scheme_for(rules, "model.layers.3.mlp.up_proj.weight") == "int4-block32-asymmetric-gptq"
+    assert recipe.rows(CONFIG)[:2] == (
+        {"transform": "smooth"},
+        {"pattern": "embed_tokens|lm_head", "scheme": "int8-block64"},
+    )
+
+
+def test_a_json_recipe_is_named_for_its_file_and_has_a_bound(tmp_path: Path) -> None:
+    (tmp_path / "small.json").write_text(json.dumps({"rules": [{"pattern": ".", "scheme": "int8-block32"}]}))
+    recipe = read_recipe(tmp_path / "small.json")
+    assert (recipe.name, recipe.perplexity_bound, recipe.needs_calibration) == ("small", 1.5, False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("rules = 3", r"mine\.toml: rules is 3\."),
+        ("= nonsense", r"mine\.toml cannot be read as a recipe"),
+        ("name = \"x\"", r"A recipe has a list `rules`, each with a `pattern` and a `scheme`\."),
+        ("bits = 4\n" + TOML, r"A recipe has no 'bits'; it has name, rules, transforms, perplexity_bound\."),
+        ("[[rules]]\npattern = \".\"", r"A rule has a `pattern` and a `scheme`, nothing else: {'pattern': '.'}"),
+        ("[[rules]]\npattern = 1\nscheme = \"fp32\"", r"A rule's `pattern` and `scheme` are texts"),
+        ("[[rules]]\npattern = \"(\"\nscheme = \"fp32\"", r"The pattern '\(' is no regular expression"),
+        (TOML.replace("smooth", "polish"), r"No transform is called 'polish'\. There are: rotate, smooth, awq\."),
+        (TOML.replace("1.2", "0.9"), r"perplexity_bound is 0\.9; it must be 1 or more\."),
+    ],
+)  # fmt: skip
+def test_a_recipe_file_that_is_none_is_refused_with_the_reason(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "mine.toml").write_text(content)
+    with pytest.raises(ExportError, match=message):
+        read_recipe(tmp_path / "mine.toml")
+
+
+def test_a_tensor_without_a_rule_is_an_error_that_says_how_to_end_a_recipe() -> None:
+    with pytest.raises(ExportError, match=r"No rule of the recipe matches lm_head\.weight\. End it with a rule"):
+        scheme_for((Rule(pattern="mlp", scheme="fp32"),), "lm_head.weight")
+
+
+def test_calibration_turns_integers_into_gptq_and_leaves_floats() -> None:
+    rules = tuple(Rule(pattern=".", scheme=name) for name in ("int8-block64", "int4-block32-asymmetric", "fp16"))
+    calibrated = Precision(rules=rules).calibrated()
+    assert [rule.scheme for rule in calibrated.rules] == ["int8-block64-gptq", "int4-block32-asymmetric-gptq", "fp16"]
+    assert calibrated.needs_calibration
+
+
+def test_what_tames_activations_is_tried_in_order_and_never_on_floats() -> None:
+    int8 = PRECISIONS["int8"]
+    assert [precision.transforms for precision in int8.tamed()] == [("smooth",), ("rotate", "smooth")]
+    assert PRECISIONS["fp16"].tamed() == []
