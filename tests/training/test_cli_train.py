@@ -1,0 +1,173 @@
+"""`edgelm train`: flags and files, what it shows, and what Ctrl-C and SIGTERM do to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from tiny_training_runs import loss_log, losses, settings
+
+from edgelm.cli.main import main
+from edgelm_training.cli_live_line import LiveLine, duration, step_line
+from edgelm_training.pretrain_config import PretrainConfig
+from edgelm_training.settings import read_settings, to_toml
+from edgelm_training.train_log import StepRecord
+
+RECORD = StepRecord(
+    step=10,
+    max_steps=2000,
+    loss=3.21987,
+    reported={"z_loss": 0.0123456},
+    learning_rate=3e-4,
+    grad_norm=0.876,
+    tokens=81920,
+    seconds=2.0,
+    tokens_per_second=4096.4,
+    mfu=0.314,
+    memory_bytes=1_230_000_000,
+    seconds_left=3980.0,
+)
+
+
+def edgelm(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["train", *arguments])
+
+
+@pytest.fixture
+def toml(tiny_shards: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(to_toml(PretrainConfig(**settings(tiny_shards, tmp_path / "run"))))
+    return path
+
+
+def test_a_file_and_flags_make_a_run(toml: Path, tmp_path: Path) -> None:
+    result = edgelm(str(toml), "--max-steps", "4", "--log-every", "2", "--model", "num_hidden_layers=1")
+
+    assert result.exit_code == 0, result.output
+    shown = [line.partition(" · ")[0] for line in result.stderr.splitlines() if "loss" in line]
+    assert shown[:2] == ["step 1/4", "step 2/4"]
+    assert "step 4: validation loss " in result.stderr
+    assert "step 3: ▸" in result.stderr
+    checkpoint = tmp_path / "run/checkpoints/step-00000004"
+    assert result.stdout.splitlines()[0].startswith(f"checkpoint  {checkpoint} (validation loss ")
+    assert result.stdout.splitlines()[1].lstrip().startswith("best  ")
+    saved = read_settings(tmp_path / "run/config.toml", PretrainConfig)
+    assert (saved["max_steps"], saved["model"]["num_hidden_layers"], saved["model"]["vocab_size"]) == (4, 1, 320)
+
+
+def test_one_number_makes_a_model_and_the_run_goes_on_without_saying_it_again(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    run = str(tmp_path / "run")
+    common = ("--params", "60K", "--sequence-length", "16", "--threads", "1", "--no-tensorboard", "--sample-every", "0")
+    first = edgelm("--data", str(tiny_shards), "-o", run, "--max-steps", "2", *common)
+    again = edgelm("--data", str(tiny_shards), "-o", run, "--max-steps", "2", *common)
+    longer = edgelm("-o", run, "--resume", "--max-steps", "3", "--json")
+
+    assert first.exit_code == 0, first.output
+    assert again.exit_code == 1
+    assert again.stderr.startswith(f"error: {run} already holds a run, saved at step 2.")
+    assert f"Going on after step 2, from {run}/checkpoints/step-00000002." in longer.stderr
+    outcome = json.loads(longer.stdout)
+    assert (outcome["step"], outcome["signal"]) == (3, None)
+    assert outcome["checkpoint"] == f"{run}/checkpoints/step-00000003"
+    assert outcome["best_validation_loss"] <= outcome["validation_loss"]
+    finished = edgelm("-o", run, "--resume")
+    assert finished.stdout.startswith("Nothing is left to do: the run has its 3 steps.")
+
+
+def test_an_unknown_setting_is_named_with_the_nearest_known_one(toml: Path) -> None:
+    toml.write_text(toml.read_text().replace("grad_clip", "grad_clipp"))
+
+    result = edgelm(str(toml))
+
+    assert result.exit_code == 1
+    assert "There is no setting 'grad_clipp'. Did you mean 'grad_clip'?" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--max-steps", "x"], ["--schedule", "cos"], ["--nonsense"]])
+def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
+    assert edgelm(*arguments).exit_code == 2
+
+
+def test_help_shows_every_setting_and_imports_no_torch() -> None:
+    program = (
+        "import sys\nfrom edgelm.cli.main import main\n"
+        "try: main(['train', '--help'])\nexcept SystemExit: sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    for name in ("--params", "--global-batch-size", "--z-loss", "--resume", "--compile / --no-compile"):
+        assert name in done.stdout
+    assert "[default: cosine]" in done.stdout
+    assert "torchrun --nproc-per-node 8" in done.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGTERM is POSIX's")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves(number: signal.Signals, toml: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "edgelm_training.pretrain",
+            str(toml),
+            "--max-steps",
+            "100000",
+            "--save-every",
+            "100000",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    log = tmp_path / "run/log.jsonl"
+    while not (log.exists() and log.stat().st_size > 300):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    stdout, _ = process.communicate(timeout=60)
+
+    assert process.returncode == 128 + number
+    step = loss_log(tmp_path / "run")[-1]["step"]
+    assert stdout.startswith(f"Stopped by {number.name} after step {step}. Go on with --resume.")
+    assert (tmp_path / "run/latest").resolve().name == f"step-{step:08d}"
+    assert len(losses(tmp_path / "run")) == step
+
+
+def test_the_line_of_a_step_says_where_how_well_and_how_fast() -> None:
+    assert step_line(RECORD) == (
+        "step 10/2000 · loss 3.2199 · z_loss 0.01235 · lr 3.00e-04 · norm 0.88 · 4,096 tokens/s · MFU 31% · "
+        "66 min left · 1.23 GB"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(45, "45 s"), (750, "12 min"), (11100, "3 h 05 min"), (187200, "2 d 4 h")]
+)
+def test_times_are_written_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_terminal_gets_one_line_that_changes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("edgelm_training.cli_live_line.is_terminal", lambda _: True)
+    line = LiveLine(log_every=1000)
+
+    line.step(RECORD)
+    line.note("step 10: a\x1b[31m\nb")
+    line.close()
+
+    shown = capsys.readouterr().err
+    assert shown.startswith("\r\x1b[Kstep 10/2000 · loss")
+    assert "\r\x1b[Kstep 10: a[31m⏎b\n" in shown
+    assert shown.endswith("\r\x1b[K")

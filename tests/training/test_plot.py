@@ -1,0 +1,92 @@
+"""`edgelm plot`: the curves of a run, in characters and as a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from edgelm.cli.main import main
+from edgelm_training.plot import draw_text, read_curves
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A loss that falls in a line, a learning rate that stays, a norm that alternates."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    entries = [
+        {"step": step, "loss": 11.0 - step, "learning_rate": 0.5, "grad_norm": 1.0 + step % 2} for step in range(1, 11)
+    ]
+    entries.insert(5, {"step": 5, "validation_loss": 6.5})
+    lines = [json.dumps(entry) for entry in entries]
+    (folder / "log.jsonl").write_text("\n".join([*lines, '{"step": 11, "lo']))
+    return folder
+
+
+def plot(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["plot", *map(str, arguments)])
+
+
+def test_a_chart_in_characters_has_its_curve_and_its_ends(run: Path) -> None:
+    chart = draw_text([run], width=32, height=10).splitlines()
+
+    assert chart[0].strip() == "loss"
+    rows = chart[1:11]
+    assert rows[0] == "       10 ┤•"
+    assert rows[9] == "        1 ┤" + " " * 19 + "•"
+    # Ten steps of a line on ten rows: one mark in each, further right each time.
+    places = [row.index("•") for row in rows]
+    assert places == sorted(set(places))
+    assert chart[12].split() == ["1", "10"]
+    assert [line.strip() for line in chart if line.strip() in ("learning rate", "gradient norm")] == [
+        "learning rate",
+        "gradient norm",
+    ]
+
+
+def test_two_runs_have_two_marks(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "log.jsonl").write_text((run / "log.jsonl").read_text().replace('"loss": ', '"loss": 2'))
+
+    result = plot(run, other)
+
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == f"• {run}  + {other}"
+    assert "+" in result.stdout.splitlines()[1]
+
+
+def test_validation_losses_are_read_beside_the_steps(run: Path) -> None:
+    curve = read_curves(run, "validation_loss")
+    assert (curve.steps, curve.values) == ([5], [6.5])
+
+
+@pytest.mark.parametrize(("name", "begins"), [("loss.png", b"\x89PNG"), ("loss.svg", b"<?xml")])
+def test_a_picture_is_drawn(name: str, begins: bytes, run: Path, tmp_path: Path) -> None:
+    result = plot(run, "-o", tmp_path / name)
+
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / name}\n")
+    assert (tmp_path / name).read_bytes().startswith(begins)
+
+
+def test_a_suffix_that_is_no_picture_is_an_error(run: Path, tmp_path: Path) -> None:
+    result = plot(run, "-o", tmp_path / "loss.doc")
+    assert (result.exit_code, "has no suffix of a picture: use .png, .svg or .pdf." in result.stderr) == (1, True)
+
+
+def test_a_folder_without_a_log_is_an_error(tmp_path: Path) -> None:
+    assert "Name the folder of a run." in plot(tmp_path).stderr
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "validation_loss": 3.0}\n')
+    assert "has no loss yet." in plot(tmp_path).stderr
+
+
+def test_a_picture_without_matplotlib_says_how_to_get_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgelm.extras.importlib.util.find_spec", lambda _: None)
+    result = plot(run, "-o", tmp_path / "loss.png")
+    assert result.exit_code == 1
+    assert "pip install 'edgelm[plot]'" in result.stderr

@@ -1,0 +1,175 @@
+"""The folder of a run: what may be begun or gone on with, what is kept, and what is not whole."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_training_runs import settings
+
+from edgelm.errors import TrainingError
+from edgelm_training.pretrain import pretrain
+from edgelm_training.run_folder import RunFolder
+from edgelm_training.train_log import TrainLog, open_log, read_log
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of eight steps with a checkpoint each two of them."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    pretrain(settings(tiny_shards, run, sample_every=0, keep_last=2))
+    return run
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "run", symlinks=True)
+    return tmp_path / "run"
+
+
+def with_losses(run: Path, losses: dict[int, float | None]) -> RunFolder:
+    """Make checkpoints of these steps and validation losses out of the newest one."""
+    source = next(path for path in (run / "checkpoints").iterdir() if path.name == "step-00000008")
+    for step, loss in losses.items():
+        target = run / "checkpoints" / f"step-{step:08d}"
+        shutil.copytree(source, target)
+        path = target / "trainer" / "state.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"step": step, "validation_loss": loss}))
+    return RunFolder(run)
+
+
+def steps(folder: RunFolder) -> list[int]:
+    return [saved.step for saved in folder.checkpoints()]
+
+
+def test_the_last_and_the_best_are_kept_and_linked(run: Path) -> None:
+    folder = with_losses(run, {10: 0.5, 12: 9.0, 14: None, 16: 8.0})
+
+    folder.keep(2)
+
+    assert steps(folder) == [10, 14, 16]
+    assert (run / "latest").resolve().name == "step-00000016"
+    assert (run / "best").resolve().name == "step-00000010"
+
+
+def test_a_run_keeps_no_more_than_asked(run: Path) -> None:
+    assert steps(RunFolder(run)) == [6, 8]
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "state", "not json", "another step"])
+def test_a_checkpoint_that_is_not_whole_is_passed_over(damage: str, run: Path) -> None:
+    newest = run / "checkpoints" / "step-00000008"
+    state = newest / "trainer" / "state.json"
+    if damage == "cut":
+        weights = newest / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+    elif damage == "missing":
+        (newest / "tokenizer.json").unlink()
+    elif damage == "state":
+        state.unlink()
+    elif damage == "not json":
+        state.write_text("{")
+    else:
+        state.write_text(state.read_text().replace('"step": 8', '"step": 6'))
+
+    outcome = pretrain({"output": str(run), "max_steps": 9}, resume=True)
+
+    assert outcome.step == 9
+    assert [entry["step"] for entry in read_log(run / "log.jsonl") if "loss" in entry] == list(range(1, 10))
+
+
+def test_a_checkpoint_that_cannot_be_read_is_an_error(run: Path) -> None:
+    tensors = next((run / "latest" / "trainer").glob("*.safetensors"))
+    tensors.write_bytes(b"\xff" * tensors.stat().st_size)
+
+    with pytest.raises(TrainingError, match=r"Cannot go on from .*step-00000008: .*Remove that folder"):
+        pretrain({"output": str(run), "max_steps": 9}, resume=True)
+
+
+def test_a_run_is_not_begun_twice(run: Path, tiny_shards: Path) -> None:
+    before = (run / "log.jsonl").read_bytes()
+
+    with pytest.raises(TrainingError, match=r"already holds a run, saved at step 8\. Go on with it \(--resume\), or"):
+        pretrain(settings(tiny_shards, run))
+
+    assert (run / "log.jsonl").read_bytes() == before
+
+
+def test_a_folder_of_something_else_is_left_alone(tiny_shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+
+    for resume in (False, True):
+        with pytest.raises(TrainingError, match="is not empty and holds no run"):
+            pretrain(settings(tiny_shards, tmp_path), resume=resume)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_is_no_folder_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(TrainingError, match="is a file"):
+        RunFolder(tmp_path / "run").open(resume=True)
+
+
+def test_what_the_steps_behind_were_made_with_cannot_change(run: Path) -> None:
+    for name, value in {"seed": 3, "global_batch_size": 8, "model": {"hidden_size": 64}, "optimizer": "muon"}.items():
+        with pytest.raises(TrainingError, match=rf"{name} is .*; the run in .* began with .*, and cannot change it"):
+            pretrain({"output": str(run), name: value}, resume=True)
+    same = {"output": str(run), "seed": 0, "global_batch_size": 4, "model": {"hidden_size": 32}}
+    assert pretrain(same, resume=True).step == 8
+
+
+def test_a_run_whose_settings_are_broken_cannot_go_on(run: Path) -> None:
+    (run / "config.toml").write_text("max_steps = ")
+
+    with pytest.raises(TrainingError, match=r"Cannot read .*config\.toml.* The run cannot go on without its settings"):
+        pretrain({"output": str(run)}, resume=True)
+
+
+def test_a_full_disk_while_saving_leaves_the_older_checkpoints(run: Path) -> None:
+    before = sorted(path.name for path in (run / "checkpoints").iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # What a full disk does, a limit on the size of files does too.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+    try:
+        with pytest.raises(TrainingError) as caught:
+            pretrain({"output": str(run), "max_steps": 12}, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert str(caught.value).startswith(f"Cannot save step 10 in {run}: ")
+    assert f"The last good checkpoint is {run / 'checkpoints/step-00000008'}. Make room" in str(caught.value)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before
+    assert pretrain({"output": str(run)}, resume=True).step == 12
+
+
+def test_a_full_disk_under_the_log_is_an_error() -> None:
+    log = TrainLog(Path("/dev/full"), None)
+    with pytest.raises(TrainingError, match=r"Cannot write /dev/full: .*No space left on device.*--resume"):
+        log.write({"step": 1})
+
+
+def test_a_log_is_cut_off_behind_the_step_that_is_gone_on_from(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+
+    with open_log(path, after_step=2, tensorboard=False) as log:
+        log.write({"step": 3, "loss": 1.0})
+
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 1.0}\n'
+
+
+def test_tensorboard_gets_the_figures_and_the_samples(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with open_log(tmp_path / "log.jsonl", after_step=0, tensorboard=True) as log:
+        log.write({"step": 1, "loss": 2.5})
+        log.write({"step": 1, "prompt": "The sea", "sample": " is blue."})
+        log.sync()
+
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 2.5)]
+    assert events.Tensors("sample/text_summary")[0].tensor_proto.string_val == [b"The sea is blue."]

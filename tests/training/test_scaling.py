@@ -1,0 +1,61 @@
+"""One dial, --params: the shapes that it chooses, and batch, learning rate and steps by the published rules."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgelm.config import ModelConfig
+from edgelm.errors import ConfigError
+from edgelm_training.scaling import count_parameters, model_shape, parse_params, training_budget
+
+
+@pytest.mark.parametrize(("text", "count"), [("15M", 15_000_000), ("1.5b", 1_500_000_000), ("800 K", 800_000)])
+def test_numbers_of_parameters_are_read(text: str, count: int) -> None:
+    assert parse_params(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "big", "-3M", "9999", "1e9", "2000B", "15MB"])
+def test_what_is_no_number_of_parameters_is_an_error(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"it must be a number such as 15M, 1\.5B or 800K, from 10K to 1000B"):
+        parse_params(text)
+
+
+@pytest.mark.parametrize("params", ["500K", "2M", "10M", "15M", "50M", "135M", "500M", "1.5B", "7B", "70B"])
+@pytest.mark.parametrize("vocab_size", [320, 8192, 32000])
+def test_shapes_have_the_asked_size_and_can_be_exported(params: str, vocab_size: int) -> None:
+    count = parse_params(params)
+    if vocab_size * 64 > count / 2:
+        pytest.skip("hardly more than the embeddings")
+
+    config = ModelConfig(**model_shape(count, vocab_size))
+
+    # Whole layers and widths do not hit every size; small models have few of them. Measured: 11 % at 2M, 4 % above 10M.
+    assert count_parameters(config) == pytest.approx(count, rel=0.15 if count < 10_000_000 else 0.05)
+    assert config.vocab_size == vocab_size
+    assert config.head_dim % 16 == 0  # the attention operator's rotary needs it
+    assert 16 <= config.hidden_size / config.num_hidden_layers <= 160
+    assert config.tie_word_embeddings == (count < 1_000_000_000)
+
+
+def test_too_few_parameters_for_the_vocabulary_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"params is 50,000, too few for a vocabulary of 32,000 tokens"):
+        model_shape(50_000, 32_000)
+
+
+def test_the_budget_is_that_of_the_rules() -> None:
+    budget = training_budget(100_000_000, 1024)
+
+    # By hand: 2e9 tokens, C = 1.2e18: 0.2920 C^0.3271 = 239,000 tokens, 0.3118 C^-0.125 = 0.00171.
+    assert budget.global_batch_size == 232
+    assert budget.max_steps == round(2e9 / (232 * 1024))
+    assert budget.learning_rate == pytest.approx(0.00171, rel=0.01)  # rounded to three digits
+
+
+def test_what_is_given_is_kept() -> None:
+    budget = training_budget(15_000_000, 512, max_steps=2000, global_batch_size=24)
+    assert (budget.max_steps, budget.global_batch_size) == (2000, 24)
+
+    shorter = training_budget(15_000_000, 512, max_steps=2000)
+    compute = 6 * 15e6 * 2000 * shorter.global_batch_size * 512
+    # The batch is that of the compute that it makes itself; rounded to 8 rows.
+    assert shorter.global_batch_size * 512 == pytest.approx(0.2920 * compute**0.3271, rel=0.05)

@@ -1,0 +1,138 @@
+"""Settings: the same ones in a dataclass, in TOML and as flags; what is wrong is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgelm.errors import ConfigError
+from edgelm_training.pretrain_config import PretrainConfig
+from edgelm_training.schedule import SCHEDULES, Schedule
+from edgelm_training.setting_options import given_settings
+from edgelm_training.settings import read_settings, to_toml
+from edgelm_training.train_config import TrainConfig
+
+
+def test_a_config_survives_its_toml_file(tmp_path: Path) -> None:
+    config = PretrainConfig(
+        output='a "run"\\\n\x7f',
+        max_steps=7,
+        adam_epsilon=1e-9,
+        compile=True,
+        sample_prompts=("Die See", ""),
+        model={"hidden_size": 32, "rope_scaling": {"rope_type": "default", "attention_factor": None}},
+    )
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(config), encoding="utf-8")
+
+    read = PretrainConfig(**read_settings(path, PretrainConfig))
+
+    expected_model = {"hidden_size": 32, "rope_scaling": {"rope_type": "default"}}
+    assert read == dataclasses.replace(config, model=expected_model)
+
+
+BROKEN = {
+    "max_stepz = 3": r"small\.toml: There is no setting 'max_stepz'\. Did you mean 'max_steps'\?",
+    "qqqq = 3": r"There is no setting 'qqqq'\. Known: output, seed, max_steps",
+    'max_steps = "many"': r"max_steps is 'many'; it must be a whole number\.",
+    "max_steps = true": r"max_steps is True; it must be a whole number\.",
+    "learning_rate = [1]": r"learning_rate is \[1\]; it must be a number\.",
+    "compile = 1": r"compile is 1; it must be true or false\.",
+    "sample_prompts = [1]": r"sample_prompts is \[1\]; it must be a list of texts\.",
+    "model = 3": r"model is 3; it must be a table\.",
+    "output = 3": r"output is 3; it must be a text\.",
+    "max_steps = ": r"Cannot read .*small\.toml: ",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_settings_file_says_where(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(text)
+
+    with pytest.raises(ConfigError, match=BROKEN[text]):
+        read_settings(path, PretrainConfig)
+
+
+def test_a_missing_settings_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Cannot read .*none\.toml: .*No such file"):
+        read_settings(tmp_path / "none.toml", PretrainConfig)
+
+
+def test_flags_win_over_the_file_key_by_key(tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text("max_steps = 5\nlearning_rate = 1\n[model]\nhidden_size = 32\nnum_hidden_layers = 2\n")
+    flags: dict[str, Any] = {
+        "max_steps": 9,
+        "seed": None,
+        "sample_prompts": (),
+        "model": ("hidden_size=64", "qk_norm=true", "hidden_act=gelu"),
+    }
+
+    settings = given_settings(PretrainConfig, flags, path)
+
+    assert settings == {
+        "max_steps": 9,
+        "learning_rate": 1.0,
+        "model": {"hidden_size": 64, "num_hidden_layers": 2, "qk_norm": True, "hidden_act": "gelu"},
+    }
+
+
+def test_a_model_flag_without_a_value_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"--model is 'hidden_size'; write it as KEY=VALUE"):
+        given_settings(PretrainConfig, {"model": ("hidden_size",)}, None)
+
+
+WRONG: dict[str, Any] = {
+    "max_steps": (0, r"max_steps is 0; it must be 1 or more\."),
+    "learning_rate": (math.nan, r"learning_rate is nan; it must be from 1e-12 to 10\."),
+    "decay_fraction": (1.5, r"decay_fraction is 1\.5; it must be from 0 to 1\."),
+    "schedule": ("cos", r"schedule is 'cos'; it must be one of cosine, linear, wsd, constant\."),
+    "optimizer": ("sgd", r"optimizer is 'sgd'; it must be one of adamw, muon\."),
+    "precision": ("int8", r"precision is 'int8'; it must be one of auto, fp32, bf16, fp16\."),
+    "parallel": ("dp", r"parallel is 'dp'; it must be one of auto, ddp, fsdp\."),
+    "output": ("", r"output is empty"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_value_out_of_range_is_an_error(name: str) -> None:
+    value, message = WRONG[name]
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**{name: value})
+
+
+def test_a_warm_up_longer_than_the_run_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"warmup_steps is 11, more than max_steps \(10\)\."):
+        TrainConfig(max_steps=10, warmup_steps=11)
+
+
+def test_a_setting_that_the_recipe_left_open_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"learning_rate is not set\."):
+        TrainConfig().known("learning_rate")
+
+
+# Peak 1, ten steps of warm-up, a hundred behind it, down to a tenth; each by hand.
+RATES = {
+    "cosine": {5: 0.5, 10: 1.0, 35: 0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2, 60: 0.55, 110: 0.1},
+    "linear": {1: 0.1, 10: 1.0, 35: 0.775, 60: 0.55, 110: 0.1},
+    "wsd": {10: 1.0, 89: 1.0, 95: 0.1 + 0.9 * 0.5, 110: 0.1},
+    "constant": {1: 0.1, 10: 1.0, 60: 1.0, 110: 1.0},
+}
+
+
+@pytest.mark.parametrize("shape", SCHEDULES)
+def test_learning_rates_follow_their_shape(shape: str) -> None:
+    schedule = Schedule(shape=shape, peak=1.0, warmup_steps=10, max_steps=110, decay_fraction=0.2, min_ratio=0.1)
+
+    # Exact but for the last bits of float64.
+    assert {step: schedule.learning_rate(step) for step in RATES[shape]} == pytest.approx(RATES[shape], abs=1e-12)
+
+
+def test_a_wsd_run_without_a_decay_stays_at_its_peak() -> None:
+    schedule = Schedule(shape="wsd", peak=1.0, warmup_steps=0, max_steps=10, decay_fraction=0.0, min_ratio=0.0)
+    assert [schedule.learning_rate(step) for step in (1, 10)] == [1.0, 1.0]
