@@ -8,14 +8,21 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgelm.errors import ConfigError
+from edgelm.schema_gaps import close_gaps
 
 if TYPE_CHECKING:
     from edgelm.constraint_matcher import ConstraintMatcher
     from edgelm.tokenizer import Tokenizer
 
 # JSON is written in one line, as in most of what models have read. With free white space, small models get lost in it,
-# and less is forced. A schema can choose otherwise: {"x-guidance": {"whitespace_flexible": true}, ...}.
-JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# and less is forced. A schema can choose otherwise: "x-guidance": {"whitespace_flexible": true, "item_separator": ",",
+# "key_separator": ":"}. Without escapes by number, a name is written in one way alone, so that no object has it twice.
+JSON_STYLE = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "json_allowed_escapes": 'nrbtf\\"',
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +46,13 @@ class Constraint:
         """Constrain to JSON that a schema (draft 2020-12) describes.
 
         Raises:
-            ConfigError: the schema is no mapping, or has a value that is not JSON.
+            ConfigError: the schema is no mapping, has a value that is not JSON, or a minProperties that cannot be
+                enforced. Other keywords that cannot be are named when it is compiled for an answer.
         """
         if not isinstance(schema, Mapping):
             raise ConfigError(f"The JSON schema is {schema!r}; it must be a mapping, such as {{'type': 'object'}}.")
         try:
-            source = json.dumps(schema, ensure_ascii=False, allow_nan=False)
+            source = json.dumps(close_gaps(schema), ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"The JSON schema is not JSON: {error}.") from error
         return cls(kind="json_schema", source=source)

@@ -17,6 +17,8 @@ from edgelm.extras import require
 if TYPE_CHECKING:
     from edgelm.tokenizer import Tokenizer
 
+# llguidance's words, and the option that makes it pass over what they are about.
+_WAYS_OUT = {"Unimplemented keys": "lenient", "Unknown format": "lenient", "oneOf": "coerce_one_of"}
 _KINDS = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar"}
 
 
@@ -41,13 +43,14 @@ class ConstraintMatcher:
         self._after = [text.encode("utf-8") for text in constraint.after]
         self._at_start = constraint.at_start
         self._said = b""  # what may be the beginning of one of them
+        self._crossing_of: dict[bytes, list[int]] = {}
         self._forced: list[int] | None = None  # None: not asked for yet
         self._is_active = not self._after
 
     @property
     def is_active(self) -> bool:
-        """Whether the constraint applies to the next token: it began, and was not ended by an end token."""
-        return self._is_active
+        """Whether the constraint has a say about the next token."""
+        return self._is_active or bool(self._crossing_ids())
 
     @property
     def is_complete(self) -> bool:
@@ -63,6 +66,7 @@ class ConstraintMatcher:
             EdgeLMError: no token can continue the text.
         """
         if not self._is_active:
+            logits_V[[id_ for id_ in self._crossing_ids() if id_ < logits_V.size]] = -np.inf
             return
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
@@ -119,9 +123,31 @@ class ConstraintMatcher:
             self._said = self._said if self._at_start else self._said[-longest:]
             self._after = self._after if may_begin else []
             return
-        rest = self._vocabulary.greedy_tokenize(self._said[min(ends) :].decode("utf-8", errors="replace"))
+        rest = self._rest_ids(self._said[min(ends) :])
         self._is_active = self._matcher.try_consume_tokens(rest) == len(rest)
         self._after = []
+
+    def _crossing_ids(self) -> list[int]:
+        """Return the tokens that would finish a text of `after` and say more, which the constraint does not allow."""
+        crossing: list[int] = []
+        for text in self._after:
+            for said in range(1, len(text)):
+                if self._said == text[:said] if self._at_start else self._said.endswith(text[:said]):
+                    crossing += self._crossing(text[said:])
+        return crossing
+
+    def _crossing(self, remainder: bytes) -> list[int]:
+        if remainder not in self._crossing_of:
+            self._crossing_of[remainder] = [
+                id_
+                for id_ in range(self._tokenizer.vocab_size)
+                if (data := self._tokenizer.token_bytes(id_)).startswith(remainder)
+                and self._matcher.validate_tokens(rest := self._rest_ids(data[len(remainder) :])) < len(rest)
+            ]
+        return self._crossing_of[remainder]
+
+    def _rest_ids(self, data: bytes) -> list[int]:
+        return list(self._vocabulary.greedy_tokenize(data.decode("utf-8", errors="replace")))
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -165,7 +191,15 @@ def _vocabulary_of(tokenizer: Tokenizer, llguidance: Any) -> Any:
 
 
 def _explain(constraint: Constraint, error: str) -> str:
-    return f"The {_KINDS[constraint.kind]} cannot be enforced: {error}"
+    """Name what cannot be enforced, and the way out."""
+    if constraint.kind == "json_schema":
+        if "regex" in error or "lookaround" in error:
+            error = f"pattern: {error}"
+        for sign, option in _WAYS_OUT.items():
+            if sign in error:
+                error = error.partition(". Enable")[0]
+                error += f". To give that up, put {{'x-guidance': {{'{option}': true}}}} into the schema."
+    return f"The {_KINDS[constraint.kind]} cannot be enforced: {error.strip()}"
 
 
 def _first_line(error: str) -> str:

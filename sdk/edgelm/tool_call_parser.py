@@ -68,12 +68,12 @@ class ToolCallParser:
 
     def _read_text(self) -> str:
         """Return the text up to a marker, or up to what may become one."""
-        if not self._has_said and self._format.bare_starts:
+        if not self._has_said and (bare_start := self._format.bare_start):
             core = self._held.lstrip()
-            if core.startswith(self._format.bare_starts):
+            if core.startswith(bare_start):
                 self._held, self._in_calls, self._is_bare, self._region = core, True, True, ""
                 return ""
-            if any(start.startswith(core) for start in (self._format.start, *self._format.bare_starts)):
+            if bare_start.startswith(core):
                 return ""
         start = self._format.start
         text, marker, rest = self._held.partition(start)

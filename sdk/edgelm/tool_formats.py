@@ -17,8 +17,8 @@ class ToolFormat:
     """Describe the text of a call: a marker, one JSON object or a list of them, a marker.
 
     signs: what stands in the chat template of such a model; all of them.
-    start, end: the markers around calls; an empty `end` is the end of the answer. An answer may also begin with one of
-    `bare_starts`, in place of the start marker.
+    start, end: the markers around calls; an empty `end` is the end of the answer. An answer may also begin with
+    `bare_start`, without a marker.
     separator: stands between two calls, each with markers of its own, or inside one pair of them where `is_list`.
     argument_key: the name of the arguments in a call's object.
     name_end: the name stands before the object, up to this marker, and the object is the arguments alone.
@@ -34,7 +34,7 @@ class ToolFormat:
     separator: str = "\n"
     is_list: bool = False
     is_parallel: bool = True
-    bare_starts: tuple[str, ...] = ()
+    bare_start: str = ""
     argument_key: str = "arguments"
     name_end: str = ""
     takes_tools: bool = True
@@ -43,7 +43,7 @@ class ToolFormat:
     @property
     def markers(self) -> tuple[str, ...]:
         """All markers that the format has."""
-        return tuple(marker for marker in (self.start, self.end, self.name_end, *self.bare_starts) if marker)
+        return tuple(marker for marker in (self.start, self.end, self.name_end) if marker)
 
     def lark(self, marker: str) -> str:
         """Write a marker for a grammar: its token where it is one."""
@@ -59,7 +59,7 @@ FORMATS = (
     ToolFormat(name="mistral", signs=("[TOOL_CALLS]",), start="[TOOL_CALLS]", is_list=True, separator=", "),
     # Llama 3.1 and 3.2: the answer is the call. Their template refuses two in one turn.
     ToolFormat(
-        name="llama3", signs=("<|python_tag|>", '"parameters":'), start="<|python_tag|>", bare_starts=('{"name"',),
+        name="llama3", signs=("ipython", '"parameters": '), start="<|python_tag|>", bare_start='{"name"',
         argument_key="parameters", is_parallel=False,
     ),
     # Hermes 2 Pro, Qwen2.5, Qwen3, SmolLM3 and others.

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from edgelm.constraint import JSON_STYLE, Constraint, lark_string
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
+from edgelm.schema_gaps import close_gaps
 from edgelm.tool_call_parser import ToolCallParser
 from edgelm.tool_formats import ToolFormat, tool_format
 
@@ -67,19 +68,16 @@ def tool_constraint(
         raise ConfigError(f"tool_choice is {tool_choice!r}; it is auto, none, required, or {{'name': ...}}.")
     parallel = parallel and format.is_parallel
     if tool_choice != "auto":
-        opening = "" if format.bare_starts else format.lark(format.start)
+        opening = "" if format.bare_start else format.lark(format.start)
         return Constraint.lark(_grammar(functions, format, opening, parallel))
     if importlib.util.find_spec("llguidance") is None:
         return None
-    if format.bare_starts:
-        starts = [*format.bare_starts, *(format.start + start for start in format.bare_starts)]
-        grammar = _grammar(functions, format, "", parallel, said=format.bare_starts[0])
-        return Constraint.lark(grammar).starting_after(*starts, at_start=True)
-    if format.start in format.control_ids:
-        return Constraint.lark(_grammar(functions, format, "", parallel)).starting_after(format.start)
-    # Its last character is the constraint's, so that no token can hold it and something else behind it.
-    grammar = _grammar(functions, format, lark_string(format.start[-1]), parallel)
-    return Constraint.lark(grammar).starting_after(format.start[:-1])
+    if format.bare_start:
+        grammar = _grammar(functions, format, "", parallel, said=format.bare_start)
+        return Constraint.lark(grammar).starting_after(
+            format.bare_start, format.start + format.bare_start, at_start=True
+        )
+    return Constraint.lark(_grammar(functions, format, "", parallel)).starting_after(format.start)
 
 
 def tool_settings(
@@ -169,7 +167,7 @@ def _grammar(
 
 
 def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
-    schema = dict(function.get("parameters") or _NO_PARAMETERS)
+    schema = close_gaps(function.get("parameters") or _NO_PARAMETERS)
     if "properties" in schema:
         schema.setdefault("additionalProperties", False)  # a small model makes up parameters where it may
     schema.setdefault("x-guidance", JSON_STYLE | {"lenient": not function.get("strict")})

@@ -1,20 +1,24 @@
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
 
-import edgelm
 from edgelm.constraint import Constraint
 from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel, load
 from edgelm.sampling import Sampler
+from edgelm.schema_gaps import close_gaps
 from edgelm.testing import scripted_model, tiny_model_path
 from edgelm.tokenizer import Tokenizer
 
-PERSON = {
+PERSON: dict[str, Any] = {
     "type": "object",
     "properties": {
         "name": {"type": "string", "maxLength": 5},
@@ -36,15 +40,262 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.load(tiny_model_path())
 
 
-def constrained(constraint: Constraint, **settings: object) -> GenerationConfig:
-    return GenerationConfig(constraint=constraint, **{"max_new_tokens": 200, **settings})  # type: ignore[arg-type]
+def constrained(constraint: Constraint, **settings: Any) -> GenerationConfig:
+    return GenerationConfig(constraint=constraint, **{"max_new_tokens": 200, **settings})
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 1.5, "top_k": 40, "seed": 4}])
-def test_an_answer_has_the_form_of_its_json_schema(tiny: LanguageModel, settings: dict[str, float]) -> None:
+def accepts(constraint: Constraint, tokenizer: Tokenizer, text: str) -> bool:
+    """Tell whether a constraint lets a text be the whole answer: through the masks, one token at a time."""
+    matcher = constraint.compile(tokenizer, end_ids=[2])
+    for id_ in [*tokenizer.encode_continuation(text), 2]:
+        row = np.zeros(tokenizer.vocab_size, np.float32)
+        matcher.mask(row)
+        if row[id_] < 0:
+            return False
+        matcher.advance(id_)
+    return True
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 1.5, "top_k": 9, "seed": 4}])
+def test_an_answer_has_the_form_of_its_json_schema(tiny: LanguageModel, settings: dict[str, Any]) -> None:
     completion = tiny.generate("The sea", constrained(Constraint.json_schema(PERSON), **settings))
     assert completion.finish_reason == "stop"
     jsonschema.validate(json.loads(completion.text), PERSON)
     # In one line, with the spaces of most JSON that models have read.
     assert completion.text.startswith('{"name": "')
     assert re.search(r', "age": \d+, "kind": "person(age)?"}$', completion.text)
+
+
+def test_an_answer_matches_its_pattern_grammar_or_choice(tiny: LanguageModel) -> None:
+    free = {"temperature": 1.0, "seed": 1}
+    assert re.fullmatch(
+        r"[a-f]{3}-[0-9]+!", tiny.generate("x", constrained(Constraint.regex("[a-f]{3}-[0-9]+!"), **free)).text
+    )
+    grammar = 'start: pair ("," pair)*\npair: /[a-z]/ "=" ("0" | "1")'
+    text = tiny.generate("x", constrained(Constraint.lark(grammar), max_new_tokens=40, **free)).text
+    assert re.match(r"[a-z]=[01]", text)
+    choices = ["yes", "yes, sure", 'a "quoted" one', "日本"]
+    for seed in range(5):
+        config = constrained(Constraint.choices(choices), temperature=2.0, seed=seed)
+        assert tiny.generate("x", config).text in choices
+    completion = tiny.generate("x", constrained(Constraint.json_object(), temperature=1.0, seed=11, max_new_tokens=900))
+    assert completion.text.startswith("{")
+    if completion.finish_reason == "stop":
+        assert isinstance(json.loads(completion.text), dict)
+
+
+def test_the_answer_ends_where_nothing_can_follow_even_without_end_tokens(tiny: LanguageModel) -> None:
+    completion = tiny.generate("x", constrained(Constraint.choices(["abc"]), ignore_eos=True))
+    assert (completion.text, completion.finish_reason) == ("abc", "stop")
+    # Only an end token may follow a complete text that could go on: here at the latest after three letters.
+    for seed in range(5):
+        completion = tiny.generate("x", constrained(Constraint.regex("[ab]{1,3}"), temperature=1.0, seed=seed))
+        assert re.fullmatch("[ab]{1,3}", completion.text)
+
+
+def test_an_end_token_never_comes_before_the_text_is_complete(tiny: LanguageModel) -> None:
+    biased = constrained(Constraint.json_schema(PERSON), logit_bias={2: 1e6}, temperature=1.0, seed=0)
+    jsonschema.validate(json.loads(tiny.generate("x", biased).text), PERSON)
+    # Also a token of text that the request calls an end.
+    space = tiny.tokenizer.encode(" ")[0]
+    completion = tiny.generate("x", constrained(Constraint.choices(["a b"]), stop_token_ids=(space,)))
+    assert completion.text != "a"
+
+
+def test_forced_tokens_are_computed_in_one_step_and_are_those_of_one_at_a_time() -> None:
+    model = scripted_model("unused")
+    text = "This whole sentence is forced, from its first letter to its last; 日本 too."
+    completion = model.generate("x", constrained(Constraint.choices([text]), logprobs=1))
+    assert completion.text == text
+    assert list(completion.token_ids) == model.tokenizer.encode(text)
+    assert len(completion.logprobs) == len(completion.token_ids)
+    steps = [len(ids) for ids in model.session.forwarded[1:]]  # type: ignore[attr-defined]
+    assert len(steps) < len(completion.token_ids) / 4
+
+
+def test_fast_forwarding_changes_neither_tokens_nor_logprobs(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = constrained(Constraint.json_schema(PERSON), temperature=1.0, seed=5, logprobs=0, repetition_penalty=1.2)
+    fast = tiny.generate("The sea", config)
+    monkeypatch.setattr(Sampler, "forced_tokens", lambda self, most: [])
+    slow = tiny.generate("The sea", config)
+    assert fast.token_ids == slow.token_ids
+    # Steps of several tokens compute attention in another order; measured: 1e-6.
+    np.testing.assert_allclose(
+        [token.logprob for token in fast.logprobs], [token.logprob for token in slow.logprobs], atol=1e-4
+    )
+
+
+def test_streaming_stops_and_limits_work_with_a_constraint(tiny: LanguageModel) -> None:
+    config = constrained(Constraint.json_schema(PERSON), temperature=1.0, seed=5)
+    whole = tiny.generate("x", config)
+    chunks = list(tiny.stream("x", config))
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    assert len(chunks) > 3
+    stopped = tiny.generate("x", config.replace(stop=("age",)))
+    assert (stopped.text, stopped.finish_reason) == (whole.text.partition("age")[0], "stop")
+    cut = tiny.generate("x", config.replace(max_new_tokens=4))
+    assert cut.finish_reason == "length"
+    assert cut.token_ids == whole.token_ids[:4]
+
+
+def test_a_constraint_can_begin_after_a_text(tokenizer: Tokenizer) -> None:
+    model = scripted_model("I think: Answer: maybe so")
+    constraint = Constraint.choices([" yes", " no"]).starting_after("Answer:", "never said")
+    assert re.fullmatch("I think: Answer: (yes|no)", model.generate("x", constrained(constraint)).text)
+    at_start = Constraint.choices([" yes", " no"]).starting_after("Answer:", at_start=True)
+    assert model.generate("x", constrained(at_start)).text == "I think: Answer: maybe so"
+    begun = scripted_model(" Answer: maybe so").generate("x", constrained(at_start)).text
+    assert re.fullmatch(" Answer: (yes|no)", begun)
+
+
+def test_no_token_carries_an_answer_over_the_beginning_of_its_constraint(tokenizer: Tokenizer) -> None:
+    # " m" would finish the text and begin with a letter that is no choice's; " y" is fine, as is the space alone.
+    matcher = Constraint.choices(["yes"]).starting_after(": ").compile(tokenizer)
+    matcher.advance(tokenizer.encode(":")[0])
+    assert matcher.is_active
+    row = np.zeros(tokenizer.vocab_size, np.float32)
+    matcher.mask(row)
+    masked = {tokenizer.token_text(int(id_)) for id_ in np.flatnonzero(row < 0)}
+    assert " m" in masked
+    assert not {" ", " y", "m", "\n"} & masked
+
+
+def test_a_vocabulary_padded_beyond_the_tokenizer_is_masked_there(tokenizer: Tokenizer) -> None:
+    matcher = Constraint.regex("[ab]+").compile(tokenizer, end_ids=[2])
+    row = np.zeros(tokenizer.vocab_size + 64, np.float32)
+    matcher.mask(row)
+    allowed = {tokenizer.token_text(int(id_)) for id_ in np.flatnonzero(row == 0)}
+    assert {"a", "b"} <= allowed <= {"a", "b", "aa", "ab", "ba", "bb"}
+    assert (row[tokenizer.vocab_size :] < 0).all()
+    # A head that has fewer rows than the tokenizer has tokens.
+    matcher.mask(row[:300])
+
+
+def test_tokenizers_that_put_a_space_before_a_text_match_from_the_first_character(metaspace_folder: Path) -> None:
+    tokenizer = Tokenizer.load(metaspace_folder)
+    for text in ("hi", " hi", "<s>"):
+        assert accepts(Constraint.choices([text]), tokenizer, text)
+    assert not accepts(Constraint.choices(["hi"]), tokenizer, " hi")
+    assert tokenizer.encode_continuation("hi") != tokenizer.encode("hi")
+
+
+def test_a_control_token_is_no_text(tokenizer: Tokenizer) -> None:
+    matcher = Constraint.regex("(?s:.*)").compile(tokenizer)
+    row = np.zeros(tokenizer.vocab_size, np.float32)
+    matcher.mask(row)
+    assert all(row[id_] < 0 for id_ in tokenizer.control_token_ids)
+
+
+def test_a_constraint_that_no_token_continues_is_an_error(tokenizer: Tokenizer) -> None:
+    matcher = Constraint.choices(["a"]).compile(tokenizer, end_ids=[])
+    matcher.advance(tokenizer.encode("a")[0])
+    assert matcher.is_complete
+    with pytest.raises(EdgeLMError, match="allows no token here"):
+        matcher.mask(np.zeros(tokenizer.vocab_size, np.float32))
+    with pytest.raises(EdgeLMError, match="cannot be followed"):
+        Constraint.choices(["a"]).compile(tokenizer).advance(tokenizer.encode("b")[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Constraint.json_schema([]), r"JSON schema is \[\]; it must be a mapping"),  # type: ignore[arg-type]
+        (lambda: Constraint.json_schema({"const": {1}}), "The JSON schema is not JSON"),
+        (lambda: Constraint.json_schema({"minProperties": 3}), "minProperties is 3, with 0 properties required"),
+        (lambda: Constraint.regex(""), "The regular expression is ''"),
+        (lambda: Constraint.choices([]), r"choices is \[\]"),
+        (lambda: Constraint.choices(["a", ""]), "none of them empty"),
+        (lambda: GenerationConfig(constraint="x"), "constraint is 'x'; make one with"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_constraint_that_is_none_is_refused_at_once(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("constraint", "message"),
+    [
+        (Constraint.regex("a("), "The regular expression cannot be enforced: .*unclosed group"),
+        (Constraint.lark("start: foo"), 'The grammar cannot be enforced: .*unknown name: "foo"'),
+        (Constraint.json_schema({"uniqueItems": True}), r"uniqueItems.*To give that up, put \{'x-guidance'"),
+        (Constraint.json_schema({"type": "string", "pattern": "(?=a)"}), "pattern: regex parse error"),
+        (Constraint.json_schema({"type": "string", "format": "regex"}), "Unknown format: regex. To give"),
+        (
+            Constraint.json_schema({"minimum": 3, "maximum": 1, "type": "integer"}),
+            "minimum .3. is greater than maximum",
+        ),
+    ],
+)
+def test_what_cannot_be_enforced_is_named(tiny: LanguageModel, constraint: Constraint, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        tiny.stream("x", GenerationConfig(constraint=constraint))  # with the call, not with the first chunk
+
+
+def test_a_schema_may_give_up_what_cannot_be_enforced(tokenizer: Tokenizer) -> None:
+    schema = {"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}}
+    assert accepts(Constraint.json_schema(schema), tokenizer, "[1, 1]")
+    style = {"whitespace_flexible": True, "item_separator": ",", "key_separator": ":"}
+    assert accepts(Constraint.json_schema({"x-guidance": style}), tokenizer, "[1 ,\n1]")
+
+
+@pytest.mark.parametrize(
+    ("schema", "valid", "invalid"),
+    [
+        ({"type": "string", "format": "date"}, ["2020-02-29", "2000-02-29", "2021-12-31"],
+         ["2021-02-29", "1900-02-29", "0000-01-01", "2021-04-31"]),
+        ({"type": "string", "format": "time"}, ["23:59:59Z", "12:00:00.5+01:00"], ["12:00:60Z", "24:00:00Z", "12:00"]),
+        ({"type": "string", "format": "date-time"}, ["2024-02-29T12:00:00Z"], ["2021-02-29T12:00:00Z"]),
+        ({"type": "number", "exclusiveMinimum": 10, "maximum": 10.25}, [10.1, 10.25], [10, 10.0, 10.26]),
+        ({"type": "number", "minimum": -0.5, "exclusiveMaximum": 0}, [-0.1], [0, 0.0]),
+        ({"type": "number", "minimum": 0, "exclusiveMaximum": 10.5}, [10, 10.4], [10.5]),
+        ({"type": "number", "minimum": 5, "maximum": 15.379999999999999}, [15.25, 5, 5.5], [15.38]),
+        ({"type": "integer", "exclusiveMinimum": 1, "exclusiveMaximum": 4}, [2, 3], [1, 4]),
+        ({"allOf": [{"exclusiveMinimum": 3}, {"maximum": 3.5}], "type": "number"}, [3.25], [3]),
+        ({"properties": {"exclusiveMinimum": {"const": 1}}}, [{"exclusiveMinimum": 1}], [{"exclusiveMinimum": 2}]),
+    ],
+)  # fmt: skip
+def test_gaps_of_llguidance_are_closed(
+    tokenizer: Tokenizer, schema: dict[str, Any], valid: list[Any], invalid: list[Any]
+) -> None:
+    validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
+    for value in valid:
+        assert validator.is_valid(value)
+        assert accepts(Constraint.json_schema(schema), tokenizer, json.dumps(value))
+    for value in invalid:
+        assert not validator.is_valid(value)
+        assert not accepts(Constraint.json_schema(schema), tokenizer, json.dumps(value))
+
+
+def test_names_in_a_schema_are_no_keywords() -> None:
+    schema = {"properties": {"minProperties": 9, "format": {"type": "string"}}, "const": {"minProperties": 9}}
+    assert close_gaps(schema) == schema
+
+
+def test_constraints_need_an_extra_only_when_they_are_used(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    constraint = Constraint.json_schema(PERSON)
+    with pytest.raises(MissingExtraError, match=r"pip install 'edgelm\[structured\]'"):
+        constraint.compile(tokenizer)
+
+
+def test_a_model_without_constraints_never_imports_llguidance() -> None:
+    program = (
+        "import sys, edgelm, edgelm.testing; model = edgelm.load(edgelm.testing.tiny_model_path()); "
+        "model.generate('a', edgelm.GenerationConfig(max_new_tokens=2)); sys.exit('llguidance' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_engine_follows_constraints_too(tiny: LanguageModel) -> None:
+    from edgelm.engine import Engine
+
+    config = constrained(Constraint.json_schema(PERSON), temperature=1.0, seed=5)
+    with Engine(tiny) as engine:
+        generations = [engine.submit("The sea", config.replace(seed=seed)) for seed in range(4)]
+        texts = ["".join(chunk.text for chunk in generation) for generation in generations]
+    assert texts == [tiny.generate("The sea", config.replace(seed=seed)).text for seed in range(4)]

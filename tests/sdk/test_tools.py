@@ -2,7 +2,6 @@ import json
 from typing import Any
 
 import jsonschema
-import pytest
 
 import edgelm
 from edgelm.completion import Message

@@ -1,0 +1,89 @@
+"""Schema gaps: what llguidance takes in a JSON schema but does not fully enforce, made up for or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from typing import Any, TypeGuard
+
+from edgelm.errors import ConfigError
+
+_NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
+_LISTED_SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_SCHEMAS = ("items", "additionalProperties")
+_BOUNDS = {
+    "minimum": ROUND_CEILING,
+    "maximum": ROUND_FLOOR,
+    "exclusiveMinimum": ROUND_CEILING,
+    "exclusiveMaximum": ROUND_FLOOR,
+}
+
+_DATE = (
+    r"(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"  # Python knows no year 0
+    r"-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+    r"|(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)-02-29"
+)
+_TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+# llguidance takes 29 February of every year, and a 61st second in every minute.
+_FORMATS = {"date": f"^(?:{_DATE})$", "time": f"^{_TIME}$", "date-time": f"^(?:{_DATE})[Tt ]{_TIME}$"}
+
+
+def close_gaps(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema with the same meaning, or a narrower one, that llguidance 1.9 enforces as it stands.
+
+    Raises:
+        ConfigError: `minProperties` needs more than that.
+    """
+    closed: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _NAMED_SCHEMAS and isinstance(value, Mapping):
+            closed[key] = {name: _close(part) for name, part in value.items()}
+        elif key in _LISTED_SCHEMAS and isinstance(value, (list, tuple)):
+            closed[key] = [_close(part) for part in value]
+        else:
+            closed[key] = _close(value) if key in _SCHEMAS else value
+    for close in (_close_bounds, _close_format, _refuse_count):
+        close(closed)
+    return closed
+
+
+def _close(value: Any) -> Any:
+    return close_gaps(value) if isinstance(value, Mapping) else value
+
+
+def _close_bounds(schema: dict[str, Any]) -> None:
+    """Round a bound of 15 digits inwards, as llguidance rounds it anyhow; exclude the 0 that it sees in (0, 0.5]."""
+    if schema.get("type") == "integer":
+        return
+    for keyword, rounding in _BOUNDS.items():
+        bound = schema.get(keyword)
+        if isinstance(bound, float) and abs(bound) < 1e9:
+            exact = Context(prec=14, rounding=rounding).plus(Decimal(repr(bound)))
+            schema[keyword] = float(exact.quantize(Decimal("1e-12"), rounding))
+    least, most = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    if _is_whole(least) and least >= 0:
+        del schema["exclusiveMinimum"]
+        schema["minimum"] = max(least + 1e-12 * max(1, least), schema.get("minimum", least))
+    if _is_whole(most) and most <= 0:
+        del schema["exclusiveMaximum"]
+        schema["maximum"] = min(most - 1e-12 * max(1, -most), schema.get("maximum", most))
+
+
+def _is_whole(bound: Any) -> TypeGuard[float]:
+    return isinstance(bound, (int, float)) and not isinstance(bound, bool) and bound % 1 == 0 and abs(bound) < 1e9
+
+
+def _close_format(schema: dict[str, Any]) -> None:
+    pattern = _FORMATS.get(schema["format"]) if isinstance(schema.get("format"), str) else None
+    if pattern is not None:
+        schema["allOf"] = [*schema.get("allOf", ()), {"pattern": pattern}]
+
+
+def _refuse_count(schema: dict[str, Any]) -> None:
+    """Refuse a count of properties that could be reached by writing one of them twice."""
+    least, required = schema.get("minProperties", 0), schema.get("required", ())
+    if isinstance(least, int) and isinstance(required, (list, tuple)) and least > len(required) + 1:
+        raise ConfigError(
+            f"The JSON schema cannot be enforced: minProperties is {least}, with {len(required)} properties required; "
+            f"at most one more than those can be counted. Name the properties under 'required'."
+        )
