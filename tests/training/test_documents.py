@@ -186,6 +186,11 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
     ),
     "null": ("a.jsonl", '{"text": null}\n', "a.jsonl:1: the field 'text' is null; it must be a text."),
     "a number": ("a.jsonl", '{"text": 5}\n', "a.jsonl:1: the field 'text' is int; it must be a text."),
+    "half a character": (
+        "a.jsonl",
+        '{"text": "One"}\n{"text": "\\ud83d"}\n',
+        "a.jsonl:2: the field 'text' has '\\ud83d', half of a surrogate pair, which is no character.",
+    ),
     "no UTF-8": ("a.txt", b"One\nTw\xe4\n", "a.txt:2: byte 0xE4 at column 3 is no UTF-8."),
     "no UTF-8 in JSONL": ("a.jsonl", b'{"text": "One"}\n{"text": "\xff"}\n', "a.jsonl:2: byte 0xFF at column 11"),
     "no gzip": ("a.txt.gz", b"", "a.txt.gz:1: cannot read:"),

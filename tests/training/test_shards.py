@@ -359,12 +359,6 @@ def test_a_broken_line_stops_with_its_file_and_line_and_is_not_tokenized_twice(
     assert Shards.open(prepare(tok)).index["broken"] == 0
 
 
-def test_half_of_a_surrogate_pair_is_named_with_its_line(tok: Path, corpus: Path) -> None:
-    Path("a.jsonl").write_text('{"text": "One"}\n{"text": "\\ud83d"}\n')
-    with pytest.raises(DataError, match=r"^a\.jsonl:2: Cannot encode .* surrogate pair"):
-        prepare(tok, paths=("a.jsonl",))
-
-
 @pytest.mark.parametrize("content", ["", "\n \n"])
 def test_an_empty_corpus_is_refused_and_leaves_nothing(tok: Path, corpus: Path, content: str) -> None:
     Path("a.txt").write_text(content)

@@ -110,21 +110,30 @@ class DocumentReader:
     def _fields(self, source: SourceFile, span: Span) -> Iterator[Document]:
         columns = [self.config.field]
         for line, values in read_records(source, span, columns=columns, on_error=self._skip_or_raise):
-            text = values.get(self.config.field)
-            if isinstance(text, str):
-                yield Document(line, text)
-            elif self.config.field in values:
-                found = "null" if text is None else type(text).__name__
-                self._skip_or_raise(
-                    DataError(f"{source.name}:{line}: the field {self.config.field!r} is {found}; it must be a text.")
-                )
-            else:
-                self._skip_or_raise(
-                    DataError(
-                        f"{source.name}:{line}: there is no field {self.config.field!r}; there are "
-                        f"{', '.join(map(repr, values)) or 'none'}. Name the one with the text: --field."
-                    )
-                )
+            try:
+                text = self._text(values)
+            except DataError as error:
+                self._skip_or_raise(DataError(f"{source.name}:{line}: {error}"))
+                continue
+            yield Document(line, text)
+
+    def _text(self, values: dict[str, Any]) -> str:
+        field = self.config.field
+        if field not in values:
+            there = ", ".join(map(repr, values)) or "none"
+            raise DataError(f"there is no field {field!r}; there are {there}. Name the one with the text: --field.")
+        text = values[field]
+        if not isinstance(text, str):
+            found = "null" if text is None else type(text).__name__
+            raise DataError(f"the field {field!r} is {found}; it must be a text.")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = text[error.start]
+            raise DataError(
+                f"the field {field!r} has {half!r}, half of a surrogate pair, which is no character."
+            ) from error
+        return text
 
     def _skip_or_raise(self, error: DataError) -> None:
         if not self.config.skip_broken:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm import atomic
-from edgelm.errors import DataError, TokenizerError
 from edgelm.tokenizer import Tokenizer
 from edgelm_training.corpus import SourceFile, Span
 from edgelm_training.document_tokens import DocumentTokens
 from edgelm_training.documents import Document, DocumentConfig, DocumentReader
 from edgelm_training.process_pool import check_stop
-from edgelm_training.shards import LINE_BITS, SPLITS, VERSION
+from edgelm_training.shards import LINE_BITS, SPLITS, TOKENIZER_FILES, VERSION
+
+# Documents that are encoded at once: enough for the library to work at its pace, few enough to stop soon.
+_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,20 +96,16 @@ def write_piece(piece: Piece) -> WrittenPiece:
     done = piece.folder / f"{piece.name}.json"
     if done.exists():
         return _load(piece, json.loads(done.read_text(encoding="utf-8")))
-    tokenizer = _tokenizer(piece.tokenizer)
     reader = DocumentReader(piece.documents)
     parts = {split: _Part(piece.tokens.dtype) for split in SPLITS}
     threshold = int(piece.validation_fraction * (1 << 64))
     lowest: tuple[int, int] | None = None
-    for part in piece.spans:
-        for document in reader.read(part.file, part.span):
-            check_stop()
-            ids = _encode(tokenizer, document, part.file.name)
-            hash_ = int.from_bytes(hashlib.blake2b(document.text.encode(), digest_size=8).digest(), "little")
-            split = parts["validation" if hash_ < threshold else "train"]
-            if hash_ >= threshold and (lowest is None or hash_ < lowest[0]):
-                lowest = hash_, split.documents
-            split.add((*piece.tokens.start, *ids, *piece.tokens.end), part.number << LINE_BITS | document.line)
+    for span, document, ids in _encoded(piece, reader):
+        hash_ = int.from_bytes(hashlib.blake2b(document.text.encode(), digest_size=8).digest(), "little")
+        split = parts["validation" if hash_ < threshold else "train"]
+        if hash_ >= threshold and (lowest is None or hash_ < lowest[0]):
+            lowest = hash_, split.documents
+        split.add((*piece.tokens.start, *ids, *piece.tokens.end), span.number << LINE_BITS | document.line)
     written = WrittenPiece(
         number=piece.number,
         size=piece.size,
@@ -170,13 +170,19 @@ def _load(piece: Piece, values: dict[str, Any]) -> WrittenPiece:
     return WrittenPiece(number=piece.number, size=piece.size, splits=splits, broken=values["broken"], lowest=lowest)
 
 
-def _encode(tokenizer: Tokenizer, document: Document, name: str) -> list[int]:
-    try:
-        return tokenizer.encode(document.text)
-    except TokenizerError as error:
-        raise DataError(f"{name}:{document.line}: {error}") from error
+def _encoded(piece: Piece, reader: DocumentReader) -> Iterator[tuple[PieceSpan, Document, list[int]]]:
+    """Yield the documents of a piece with their tokens."""
+    tokenizer = _tokenizer(piece.tokenizer)
+    documents = ((span, document) for span in piece.spans for document in reader.read(span.file, span.span))
+    while batch := list(islice(documents, _BATCH)):
+        check_stop()
+        encoded = tokenizer.encode_batch([document.text for _, document in batch])
+        for (span, document), ids in zip(batch, encoded, strict=True):
+            yield span, document, ids
 
 
 @lru_cache(maxsize=1)
 def _tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer.load(folder)
+    """Read the tokenizer, which the parent process has tried before."""
+    path = folder / TOKENIZER_FILES[0]
+    return Tokenizer.parse(path.read_bytes(), path)
