@@ -19,6 +19,7 @@ from edgelm.generation_config import GenerationConfig
 from edgelm.graph_file import GRAPH_FILE
 from edgelm.manifest import Manifest, Quality, describe_file
 from edgelm.replaceable import why_not_a_package
+from edgelm.spdx import spdx_identifier
 from edgelm.tokenizer import Tokenizer
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.checked import CheckedCheckpoint, Progress
@@ -93,7 +94,7 @@ def _write_package(
         source=checkpoint.source,
         created_by={"edgelm": edgelm.__version__, "onnx": onnx.__version__, "numpy": numpy.__version__},
         control_token_ids=tuple(sorted(tokenizer.control_token_ids)),
-        license=checkpoint.source.get("license"),
+        license=_license(checkpoint.source.get("license")),
         quality=quality,
         notes=_notes(checkpoint, precision, used, calibration),
     )
@@ -165,6 +166,10 @@ def _write_text_files(checkpoint: Checkpoint, folder: Path) -> Tokenizer:
     except EdgeLMError as error:
         raise ExportError(f"The source's text files do not load: {error}") from error
     return tokenizer
+
+
+def _license(named: str | None) -> str | None:
+    return None if named is None else spdx_identifier(named) or named
 
 
 def _json(values: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from edgelm.malloc import return_freed_memory
 from edgelm.manifest import Manifest, check_hash
 from edgelm.prefix_cache import PrefixCache
 from edgelm.session import DecoderSession, SessionOptions
+from edgelm.signature import check_signature, required_key
 from edgelm.tokenizer import Tokenizer
 from edgelm.tool_messages import show_tools
 from edgelm.tools import Tool, ToolCallParser, ToolChoice, tool_format, tool_names, tool_settings
@@ -31,17 +32,24 @@ from edgelm.tools import Tool, ToolCallParser, ToolChoice, tool_format, tool_nam
 _LARGE = 1 << 24  # bytes: what takes more than about 10 ms to hash
 
 
-def load(name_or_path: str | Path, options: SessionOptions | None = None) -> LanguageModel:
+def load(
+    name_or_path: str | Path, options: SessionOptions | None = None, *, public_key: str | Path | None = None
+) -> LanguageModel:
     """Load a model package: a folder, or a name from the model library.
 
-    Every file is checked against the manifest's sizes and hashes before it is used.
+    Every file is checked against the manifest's sizes and hashes before it is used. public_key: a file (PEM) with the
+    key that the package must be signed with; None takes $EDGELM_REQUIRE_SIGNATURE, and without that none is required.
 
     Raises:
         ModelNotFoundError: nothing of that name or path is here.
-        PackageError: the package is broken or was changed.
+        PackageError: the package is broken or was changed, or is not signed as required.
         ProviderError: ONNX Runtime is not installed or refuses the graph.
+        MissingExtraError: a signature is required, and model-signing is not installed.
     """
     folder = Library().find(name_or_path)
+    public_key = public_key or required_key()
+    if public_key is not None:
+        check_signature(folder, Path(public_key))
     manifest = Manifest.load(folder)
     large = manifest.check_files(folder, largest=_LARGE)
     with ThreadPoolExecutor(2) as workers:
@@ -238,13 +246,14 @@ class LanguageModel:
             logits_TV = self.session.forward(ids[start : start + PREFILL_CHUNK], cache, all_logits=True)
             targets = ids[start + 1 : start + 1 + PREFILL_CHUNK]
             tokens += [
-                describe_token(self.tokenizer, row, id_, alternatives) for row, id_ in zip(logits_TV, targets, strict=False)
+                describe_token(self.tokenizer, row, id_, alternatives)
+                for row, id_ in zip(logits_TV, targets, strict=False)
             ]
         perplexity = float(np.exp(-np.mean([token.logprob for token in tokens])))
         return Scores(tokens=tuple(tokens), perplexity=perplexity)
 
     def _checked_ids(self, text: str | Sequence[int], *, fewest: int) -> list[int]:
-        ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
+        ids = self.tokenizer.encode_prompt(text) if isinstance(text, str) else list(text)
         if len(ids) < fewest:
             raise ContextLengthError(f"The text has {len(ids)} tokens; it needs {fewest} or more.")
         if len(ids) > self.context_length:

@@ -89,6 +89,9 @@ class Manifest:
             raise TypeError(f"opsets are {self.opsets!r}")
         if not all(isinstance(version, str) for version in self.created_by.values()):
             raise TypeError(f"created_by is {self.created_by!r}")
+        sources = self.source.get("files", [])
+        if not (isinstance(sources, (list, tuple)) and all(isinstance(file, Mapping) for file in sources)):
+            raise TypeError(f"the files of source are {sources!r}")
         if not all(isinstance(row, Mapping) for row in self.recipe):
             raise TypeError(f"recipe is {self.recipe!r}")
         if not all(isinstance(note, str) for note in self.notes):

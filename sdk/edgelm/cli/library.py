@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from edgelm.bom import bill_of_materials
 from edgelm.cli.generation_options import complete_model
 from edgelm.cli.output import is_terminal, megabytes, printable
 from edgelm.config import ModelConfig
@@ -90,7 +91,8 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 @click.command()
 @click.argument("model", shell_complete=complete_model)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-def show(model: str, as_json: bool) -> None:
+@click.option("--bom", is_flag=True, help="Print a bill of materials (CycloneDX 1.6, JSON).")
+def show(model: str, as_json: bool, bom: bool) -> None:
     """Show what a model is and how good it is.
 
     MODEL is a name from the library or a folder.
@@ -99,9 +101,13 @@ def show(model: str, as_json: bool) -> None:
     Examples:
       edgelm show smollm2-135m-instruct
       edgelm show package/ --json | jq .manifest.quality
+      edgelm show package/ --bom > bom.cdx.json
     """
     folder = Library().find(model)
     manifest = Manifest.load(folder)
+    if bom:
+        click.echo(json.dumps(bill_of_materials(manifest), indent=2, ensure_ascii=False))
+        return
     config = ModelConfig.load(folder)
     kv_bytes = config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * _FLOAT32_BYTES
     if as_json:

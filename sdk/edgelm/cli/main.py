@@ -19,6 +19,7 @@ from click.shell_completion import CompletionItem
 
 from edgelm._version import __version__
 from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError
+from edgelm.signature import REQUIRE_VARIABLE
 
 COMMAND_GROUP = "edgelm.commands"
 # As a program that the signal itself had ended (128 + its number).
@@ -151,7 +152,13 @@ def _first_docstring_line(entry_point: metadata.EntryPoint) -> str:
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgelm")
-def main() -> None:
+@click.option(
+    "--require-signature",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    metavar="KEY",
+    help="Load packages alone that are signed with this public key (PEM).",
+)
+def main(require_signature: str | None) -> None:
     """Run GPT-style Transformers on this machine: in a terminal, in a pipe, offline.
 
     \b
@@ -168,6 +175,8 @@ def main() -> None:
     Completion of commands, options and model names; for zsh and fish alike:
       eval "$(_EDGELM_COMPLETE=bash_source edgelm)"
     """
+    if require_signature is not None:  # for every load in this process, and in those that it starts
+        os.environ[REQUIRE_VARIABLE] = require_signature
     # Text that is piped in is UTF-8 everywhere. Output goes where the user's locale says, and what that cannot show
     # becomes a question mark, not an error.
     if isinstance(sys.stdin, io.TextIOWrapper):

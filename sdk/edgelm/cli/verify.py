@@ -1,0 +1,60 @@
+"""`edgelm verify`: check all that can be checked of a model package without running it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+
+from edgelm.cli.generation_options import complete_model
+from edgelm.cli.output import printable
+from edgelm.library import Library
+
+
+@click.command()
+@click.argument("model", shell_complete=complete_model)
+@click.option(
+    "--public-key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Check the signature too, with this key (PEM).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+def verify(model: str, public_key: Path | None, as_json: bool) -> None:
+    """Check that a package is whole, and that it holds nothing it should not.
+
+    MODEL is a name from the library or a folder. Checked: every file's size and hash, that no other file is there, the
+    graph's operators and tensors, the tokenizer, the chat template and the configs. The exit code is 1 if one fails.
+
+    \b
+    Examples:
+      edgelm verify smollm2-135m-instruct
+      edgelm verify package/ --public-key publisher.pub
+      edgelm verify package/ --json | jq -r '.findings[] | select(.problem)'
+    """
+    # Imported here, so that --help needs neither numpy nor tokenizers.
+    from edgelm.package_check import Finding, check_package
+
+    folder = Library().find(model)
+    findings = list(check_package(folder))
+    if public_key is not None:
+        from edgelm.errors import EdgeLMError
+        from edgelm.signature import check_signature
+
+        try:
+            check_signature(folder, public_key)
+            findings.append(Finding(step="signature", detail=f"made with the key of {public_key}"))
+        except EdgeLMError as error:
+            findings.append(Finding(step="signature", detail="", problem=str(error)))
+    good = all(finding.problem is None for finding in findings)
+    if as_json:
+        facts = {"path": str(folder), "good": good, "findings": [dataclasses.asdict(finding) for finding in findings]}
+        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        for finding in findings:
+            mark = "ok    " if finding.problem is None else "FAILED"
+            click.echo(f"{mark}  {finding.step:<18}{printable(finding.problem or finding.detail)}")
+    if not good:
+        raise SystemExit(1)

@@ -1,0 +1,237 @@
+"""`edgelm verify`, `edgelm sign`, `--require-signature` and the bill of materials."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+from edgelm import load
+from edgelm.bom import bill_of_materials
+from edgelm.cli.main import main
+from edgelm.errors import MissingExtraError, PackageError
+from edgelm.manifest import Manifest, describe_file
+from edgelm.signature import check_signature, sign
+from edgelm.spdx import spdx_identifier
+from edgelm.testing import tiny_model_path
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model_path(), tmp_path / "package"))
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pairs of keys: mine.key, mine.pub, other.key, other.pub; and mine once more with a password."""
+    folder = tmp_path_factory.mktemp("keys")
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    for name in ("mine", "other"):
+        key = ec.generate_private_key(ec.SECP256R1())
+        private = serialization.PrivateFormat.PKCS8
+        (folder / f"{name}.key").write_bytes(key.private_bytes(pem, private, plain))
+        locked = serialization.BestAvailableEncryption(b"open sesame")
+        (folder / f"{name}.locked").write_bytes(key.private_bytes(pem, private, locked))
+        public = serialization.PublicFormat.SubjectPublicKeyInfo
+        (folder / f"{name}.pub").write_bytes(key.public_key().public_bytes(pem, public))
+    return folder
+
+
+def edgelm(*arguments: object, **environment: str) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], env=environment)
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    """Write a manifest that fits the folder's files, with some fields changed."""
+    manifest = Manifest.load(folder)
+    names = sorted(set(os.listdir(folder)) - {"edgelm.json"})
+    files = tuple(describe_file(folder / name) for name in names)
+    dataclasses.replace(manifest, files=files, **changes).save(folder)
+
+
+def test_a_whole_package_is_good(package: Path) -> None:
+    result = edgelm("verify", package)
+
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["ok"] * 7
+    assert "6 files, 200152 bytes, all as listed" in result.stdout
+    assert "320 tokens, 3 of them control tokens" in result.stdout
+
+
+def test_verify_tells_programs_what_it_found(package: Path) -> None:
+    (package / "chat_template.jinja").write_text("{% for")
+
+    result = edgelm("verify", package, "--json")
+
+    assert result.exit_code == 1
+    facts = json.loads(result.stdout)
+    assert facts["good"] is False
+    problems = {finding["step"]: finding["problem"] for finding in facts["findings"] if finding["problem"]}
+    assert problems.keys() == {"files", "chat template"}
+    assert "chat_template.jinja has 6 bytes; the manifest says 198" in problems["files"]
+    assert "syntax error" in problems["chat template"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"opsets": {"": 20, "com.microsoft": 1}}, "uses the operator sets {'': 21, 'com.microsoft': 1}"),
+        ({"context_length": 512}, "has a context of 1024 tokens; the manifest says 512"),
+        ({"control_token_ids": (0, 1)}, "disagree about the control tokens [2]"),
+    ],
+)
+def test_a_manifest_that_says_another_thing_than_its_files_is_not_good(
+    package: Path, changes: dict[str, Any], problem: str
+) -> None:
+    rewrite(package, **changes)
+
+    result = edgelm("verify", package)
+
+    assert result.exit_code == 1
+    assert "FAILED" in result.stdout
+    assert problem in result.stdout
+
+
+def test_a_broken_manifest_ends_the_check(package: Path) -> None:
+    (package / "edgelm.json").write_text("{")
+
+    result = edgelm("verify", package)
+
+    assert (result.exit_code, result.stdout.count("\n")) == (1, 1)
+    assert "FAILED  manifest" in result.stdout
+
+
+def test_a_signed_package_loads_where_a_signature_is_required(package: Path, keys: Path) -> None:
+    signed = edgelm("sign", package, "--key", keys / "mine.key")
+    assert (signed.exit_code, signed.stderr) == (0, f"Signed: {package / 'edgelm.sig'}\n")
+
+    assert load(package, public_key=keys / "mine.pub").name == "tiny-random"
+    assert load(package).name == "tiny-random"
+    result = edgelm("--require-signature", keys / "mine.pub", "run", package, "Hello", "--max-new-tokens", 2, "--json")
+    os.environ.pop("EDGELM_REQUIRE_SIGNATURE")  # in a process of its own it would end with it
+    assert result.exit_code == 0, result.output
+    assert "made with the key of" in edgelm("verify", package, "--public-key", keys / "mine.pub").stdout
+
+
+def test_the_environment_can_require_a_signature(package: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGELM_REQUIRE_SIGNATURE", str(keys / "mine.pub"))
+
+    with pytest.raises(PackageError, match=r"is not signed \(it has no edgelm\.sig\), and a signature is required"):
+        load(package)
+    sign(package, keys / "mine.key")
+    assert load(package).name == "tiny-random"
+
+
+def test_a_key_with_a_password_signs(package: Path, keys: Path) -> None:
+    assert edgelm("sign", package, "--key", keys / "mine.locked", EDGELM_KEY_PASSWORD="open sesame").exit_code == 0
+    check_signature(package, keys / "mine.pub")
+
+    wrong = edgelm("sign", package, "--key", keys / "mine.locked", EDGELM_KEY_PASSWORD="abracadabra")
+    assert wrong.exit_code == 1
+    assert f"Cannot sign {package} with {keys / 'mine.locked'}: " in wrong.stderr
+
+
+def test_a_signature_of_another_key_is_refused(package: Path, keys: Path) -> None:
+    sign(package, keys / "other.key")
+
+    with pytest.raises(PackageError, match=r"is not signed with the key of .*, or was changed since"):
+        load(package, public_key=keys / "mine.pub")
+    result = edgelm("verify", package, "--public-key", keys / "mine.pub")
+    assert result.exit_code == 1
+    assert "FAILED  signature" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["config.json", "edgelm.json", "model.onnx.data"])
+def test_a_signature_covers_every_file(package: Path, keys: Path, name: str) -> None:
+    sign(package, keys / "mine.key")
+    with (package / name).open("ab") as file:
+        file.write(b" ")
+    if name != "edgelm.json":  # a forger makes the manifest fit
+        (package / "edgelm.sig").rename(package.parent / "edgelm.sig")
+        rewrite(package)
+        (package.parent / "edgelm.sig").rename(package / "edgelm.sig")
+
+    with pytest.raises(PackageError, match="or was changed since"):
+        check_signature(package, keys / "mine.pub")
+
+
+def test_a_damaged_package_is_not_signed(package: Path, keys: Path) -> None:
+    (package / "config.json").unlink()
+
+    with pytest.raises(PackageError, match=r"config\.json is missing"):
+        sign(package, keys / "mine.key")
+
+
+def test_signing_and_checking_open_no_connection(package: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a socket is opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    sign(package, keys / "mine.key")
+    check_signature(package, keys / "mine.pub")
+
+
+def test_the_tool_of_the_format_checks_our_signature(package: Path, keys: Path) -> None:
+    sign(package, keys / "mine.key")
+    command = [sys.executable, "-m", "model_signing", "verify", "key", package, "--public_key", keys / "mine.pub"]
+    command += ["--signature", package / "edgelm.sig", "--ignore-paths", package / "edgelm.sig"]
+
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_without_the_extra_the_pip_line_is_named(package: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'edgelm\[sign\]'"):
+        check_signature(package, keys / "mine.pub")
+
+
+def test_the_bill_of_materials_fits_the_official_schema(package: Path) -> None:
+    rewrite(package, license="apache-2.0")
+
+    result = edgelm("show", package, "--bom")
+
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(result.stdout) is None
+    bill = json.loads(result.stdout)
+    assert bill["metadata"]["component"]["licenses"] == [{"license": {"id": "Apache-2.0"}}]
+    files = {component["name"]: component["hashes"][0]["content"] for component in bill["components"]}
+    assert files == {entry.path: entry.sha256 for entry in Manifest.load(package).files}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"license": "gemma", "quality": None},
+        {"license": None, "source": {"format": "gguf"}},
+        {"source": {"files": [{"path": "a.gguf", "size": 1, "sha256": "0" * 64}, {}]}, "created_by": {}},
+    ],
+)
+def test_a_bill_of_materials_fits_whatever_the_manifest_lacks(changes: dict[str, Any]) -> None:
+    manifest = dataclasses.replace(Manifest.load(tiny_model_path()), **changes)
+    text = json.dumps(bill_of_materials(manifest))
+
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    assert text == json.dumps(bill_of_materials(manifest))
+
+
+@pytest.mark.parametrize(
+    ("named", "identifier"),
+    [("apache-2.0", "Apache-2.0"), ("MIT", "MIT"), ("gpl-3.0", "GPL-3.0-only"), ("gemma", None), ("", None)],
+)
+def test_licences_have_their_spdx_identifier(named: str, identifier: str | None) -> None:
+    assert spdx_identifier(named) == identifier
