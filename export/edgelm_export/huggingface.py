@@ -17,13 +17,14 @@ from safetensors import SafetensorError, safe_open
 
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
+from edgelm.hf_config import hf_config
 from edgelm.manifest import sha256_of
 from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.hf_values import token_ids
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import file_inside, read_json_object, read_text_files
 from edgelm_export.safetensors_writer import SOURCE_KEY
-from edgelm_export.tensor_map import EMBEDDING, HEAD, map_tensors, source_name
+from edgelm_export.tensor_map import CANONICAL, EMBEDDING, HEAD, map_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -56,23 +57,24 @@ class HuggingFaceCheckpoint:
         section = values.pop(SECTION, None)
         if section is not None and not isinstance(section, dict):
             raise CheckpointError(f"{folder / 'config.json'}: {SECTION!r} is {section!r}; it must be an object.")
-        self.hf_config: Mapping[str, Any] = values
         self._stored, self._metadata = _stored_tensors(folder)
         shapes = {name: tensor.shape for name, tensor in self._stored.items()}
         try:
-            table, ignored = None, frozenset[str]()
+            layout = CANONICAL
             if section is not None:
                 self.config = ModelConfig.from_dict(section)
             else:
                 _refuse_quantized(values, folder)
                 architecture = architecture_of(values.get("model_type"), folder)
                 self.config = self._with_end_tokens(architecture.to_model_config(values))
-                table, ignored = architecture.tensor_names, architecture.ignored_tensors
-            self._names = map_tensors(self.config, table, shapes, ignored, folder)
+                layout = architecture.layout
+            self._parts = map_tensors(self.config, layout, shapes, folder)
         except ConfigError as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+        # What is written under our names is another family's in transformers, or none.
+        self.hf_config: Mapping[str, Any] = values if layout.is_canonical else hf_config(self.config)
         self._refuse_other_types()
-        self._refuse_untied_head(source_name(HEAD, table))
+        self._refuse_untied_head(layout.source_name(HEAD))
 
     @cached_property
     def text_files(self) -> Mapping[str, str]:
@@ -103,11 +105,14 @@ class HuggingFaceCheckpoint:
 
     def stored_type(self, name: str) -> str:
         """Name the type a tensor has on disk: F32, F16 or BF16."""
-        return self._stored[self._names[name]].dtype
+        return self._stored[self._parts[name].source].dtype
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, widened exactly to float32."""
-        return self._read(self._names[name])
+        part = self._parts[name]
+        if isinstance(part.rows, slice) and not part.transposed:
+            return dataclasses.replace(part, rows=None).taken_from(self._read(part.source, part.rows))
+        return part.taken_from(self._read(part.source))
 
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return None: no tensor here is on a quantized grid."""
@@ -124,16 +129,18 @@ class HuggingFaceCheckpoint:
     ) -> None:
         self.close()
 
-    def _read(self, source_name: str) -> NDArray[np.float32]:
-        stored = self._stored[source_name]
-        tensor = np.empty(stored.shape, np.float32)
+    def _read(self, source: str, which: slice | None = None) -> NDArray[np.float32]:
+        """Read a tensor of the folder, or a range of its rows."""
+        stored = self._stored[source]
+        first, end = (which.start, which.stop) if which is not None else (0, stored.shape[0])
+        tensor = np.empty((end - first, *stored.shape[1:]), np.float32)
         rows = max(1, _PORTION_VALUES // max(1, int(np.prod(stored.shape[1:]))))
         try:
             with safe_open(stored.file, framework="numpy") as file:
-                portions = file.get_slice(source_name)
-                for start in range(0, len(tensor), rows):
-                    end = min(start + rows, len(tensor))
-                    tensor[start:end] = portions[start:end]
+                portions = file.get_slice(source)
+                for start in range(first, end, rows):
+                    stop = min(start + rows, end)
+                    tensor[start - first : stop - first] = portions[start:stop]
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{stored.file} cannot be read: {error}. Download it again.") from error
         return tensor
@@ -148,7 +155,7 @@ class HuggingFaceCheckpoint:
     def _refuse_other_types(self) -> None:
         others = [
             f"{source} ({self._stored[source].dtype})"
-            for source in self._names.values()
+            for source in dict.fromkeys(part.source for part in self._parts.values())
             if self._stored[source].dtype not in _DTYPES
         ]
         if others:
@@ -160,7 +167,7 @@ class HuggingFaceCheckpoint:
     def _refuse_untied_head(self, head: str) -> None:
         if not self.config.tie_word_embeddings or head not in self._stored:
             return
-        embedding = self._names[EMBEDDING]
+        embedding = self._parts[EMBEDDING].source
         same_shape = self._stored[head].shape == self._stored[embedding].shape
         if not same_shape or not np.array_equal(self._read(head), self._read(embedding)):
             raise CheckpointError(

@@ -12,7 +12,7 @@ from edgelm.errors import CheckpointError, ConfigError
 from edgelm_export.architectures import ARCHITECTURES, architecture_of, gguf_architecture_of
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.llama import LLAMA
-from edgelm_export.tensor_map import map_tensors, source_name
+from edgelm_export.tensor_map import CANONICAL, map_tensors, pattern_of
 
 SIZES = {
     "model_type": "llama",
@@ -22,6 +22,8 @@ SIZES = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }
+# GPT-2's names for the same numbers.
+GPT2_SIZES = {"n_embd": 64, "n_layer": 2, "n_head": 4}
 METADATA = {
     "general.architecture": "llama",
     "llama.block_count": 2,
@@ -43,8 +45,8 @@ def model_config(**changes: Any) -> ModelConfig:
 
 
 def hf_config(changes: dict[str, Any] | None = None, **header: Any) -> dict[str, Any]:
-    fields = {"shapes": {"token_embd.weight": (320, 64)}, "rope_factors": None} | header
-    return LLAMA.gguf_to_hf_config(GGUFHeader(metadata=METADATA | (changes or {}), **fields))
+    fields = {"shapes": {"token_embd.weight": (320, 64)}, "rope_factors": {}} | header
+    return LLAMA.gguf.to_hf_config(GGUFHeader(metadata=METADATA | (changes or {}), **fields))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -52,26 +54,53 @@ def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_both_for
     row = ARCHITECTURES[name]
     assert row.model_type == name
     values = {"model_type": name, "num_key_value_heads": 2, "max_position_embeddings": 1024, "attention_bias": True}
-    config = row.to_model_config(SIZES | values | {"mlp_bias": True})
+    config = row.to_model_config(SIZES | GPT2_SIZES | values | {"mlp_bias": True, "qk_norm": True})
     assert config.model_type == name
-    for names in (row.tensor_names, row.gguf_tensor_names):
-        translated = [source_name(tensor, names) for tensor in config.tensor_shapes()]
-        assert len(set(translated)) == len(translated)
-    assert row.gguf_interleaved <= row.gguf_tensor_names.keys()
+    for layout in [row.layout] + ([row.gguf.layout] if row.gguf else []):
+        present: dict[str, tuple[int, ...]] = {}
+        for tensor, shape in config.tensor_shapes().items():
+            rows, *columns = present.get(layout.source_name(tensor), (0, *shape[1:]))
+            present[layout.source_name(tensor)] = (rows + shape[0], *columns)
+        for source in present:
+            if source.endswith(".weight") and pattern_of(source)[0].removesuffix(".weight") in layout.transposed:
+                present[source] = present[source][::-1]
+        assert map_tensors(config, layout, present, "here").keys() == config.tensor_shapes().keys()
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_absent_values_are_those_of_transformers(name: str) -> None:
-    # Mistral's own would be a window.
-    present = SIZES | {"model_type": name, "num_attention_heads": 32, "sliding_window": None}
-    config, theirs = ARCHITECTURES[name].to_model_config(present), AutoConfig.for_model(**present)
-    assert config.num_key_value_heads == theirs.num_key_value_heads
-    assert config.head_dim == getattr(theirs, "head_dim", 64 // 32)
-    assert config.norm_eps == theirs.rms_norm_eps
-    assert config.max_position_embeddings == theirs.max_position_embeddings
-    assert config.rope_theta == theirs.rope_parameters["rope_theta"]
-    assert config.tie_word_embeddings is theirs.tie_word_embeddings
-    assert config.hidden_act == theirs.hidden_act
+    sizes = {"num_attention_heads": 32, "hidden_size": 1024}
+    ours = ARCHITECTURES[name].to_model_config(
+        SIZES | sizes | {"model_type": name, "n_embd": 1024, "n_layer": 2, "n_head": 32}
+    )
+    theirs = AutoConfig.for_model(**SIZES | sizes | {"model_type": name})
+    assert ours.num_key_value_heads == getattr(theirs, "num_key_value_heads", 32)
+    assert ours.head_dim == getattr(theirs, "head_dim", 32)
+    epsilon = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
+    assert ours.norm_eps == next(getattr(theirs, key) for key in epsilon if hasattr(theirs, key))
+    assert ours.max_position_embeddings == theirs.max_position_embeddings
+    if name != "gpt2":
+        settings = theirs.rope_parameters
+        settings = settings.get("full_attention", settings)
+        assert ours.rope_theta == settings["rope_theta"]
+        assert ours.partial_rotary_factor == settings.get("partial_rotary_factor", 1.0)
+    if name == "gemma3_text":
+        assert ours.rope_local_theta == theirs.rope_parameters["sliding_attention"]["rope_theta"]
+    assert ours.tie_word_embeddings is theirs.tie_word_embeddings
+    activation = ("hidden_activation", "hidden_act", "activation_function")
+    their_activation = next(getattr(theirs, key) for key in activation if hasattr(theirs, key))
+    assert ours.hidden_act == {"gelu_new": "gelu_pytorch_tanh"}.get(their_activation, their_activation)
+    for key in ("final_logit_softcapping", "attn_logit_softcapping"):
+        assert getattr(ours, key) == getattr(theirs, key, None)
+    windows = getattr(theirs, "layer_types", ["sliding_attention"] * 2)
+    window = theirs.sliding_window if getattr(theirs, "sliding_window", None) else None
+    assert [ours.window(layer) for layer in range(2)] == [
+        window if kind == "sliding_attention" else None for kind in windows
+    ]
+    if name == "smollm3":
+        assert ours.layers_without_rope == tuple(i for i in range(2) if not theirs.no_rope_layers[i])
+    if name == "granite":
+        assert ours.attention_scale == theirs.attention_multiplier
 
 
 def test_attention_bias_is_that_of_all_four_projections_and_ids_may_be_lists() -> None:
@@ -115,12 +144,16 @@ def test_every_rope_type_is_read_with_its_settings() -> None:
         ({"eos_token_id": ["</s>"]}, "it must be a token id or a list of them"),
         ({"hidden_act": "xielu"}, "hidden_act 'xielu' is not supported; supported: .*silu"),
         (
-            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
-            "rope type 'dynamic' is not supported; supported: default",
+            {"rope_scaling": {"type": "proportional", "factor": 2.0}},
+            "rope type 'proportional' is not supported; supported: default",
         ),
         (
-            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}},
-            "setting mscale = 0.7 is not supported",
+            {"rope_scaling": {"rope_type": "default", "mrope_section": [4, 4]}},
+            r"setting mrope_section = \[4, 4\] is not supported",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": 1.0}},
+            "short_factor is 1.0; it must be a list of numbers",
         ),
         ({"partial_rotary_factor": 0.5}, "setting partial_rotary_factor = 0.5 is not supported"),
         ({"rope_scaling": [2.0]}, "rope settings are .* must be an object"),
@@ -133,40 +166,97 @@ def test_a_config_with_a_value_or_feature_that_is_not_supported_is_refused(
         model_config(**changes)
 
 
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "windows"),
+    [
+        ("mistral", {"sliding_window": 512}, [512, 512]),
+        ("mistral", {"sliding_window": None}, [None, None]),
+        ("mistral", {"sliding_window": 1024}, [None, None]),  # the whole context
+        ("qwen2", {"use_sliding_window": False, "sliding_window": 512, "layer_types": [FULL, FULL]}, [None, None]),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 512}, [None, None]),  # from layer 28 on
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 512, "max_window_layers": 1}, [None, 512]),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "layer_types": [SLIDING, FULL]}, [8, None]),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, [None, None]),
+        ("gemma2", {"sliding_window": 8}, [8, None]),
+        ("gemma2", {"sliding_window": None}, [None, None]),
+        ("gemma3_text", {"sliding_window": 8}, [8, 8]),
+        ("gemma3_text", {"sliding_window": 8, "sliding_window_pattern": 2}, [8, None]),
+        ("smollm3", {"use_sliding_window": True, "sliding_window": 8, "no_rope_layer_interval": 2}, [None, 8]),
+        ("phi3", {"sliding_window": 8}, [8, 8]),
+    ],
+)
+def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], windows: list[int | None]) -> None:
+    sizes = SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 1024, "head_dim": 16}
+    config = ARCHITECTURES[name].to_model_config(sizes | changes)
+    assert [config.window(layer) for layer in range(2)] == windows
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        (
-            "mistral",
-            {"sliding_window": 512},
-            "sliding_window is 512, less than max_position_embeddings, 1024; .* set max_position_embeddings to 512",
-        ),
-        ("qwen2", {"use_sliding_window": True}, "use_sliding_window is true; attention in a window is not supported"),
-        ("qwen3", {"use_sliding_window": True}, "use_sliding_window is true; attention in a window is not supported"),
+        ("qwen2", {"layer_types": 3}, "layer_types is 3; it must be a list of names"),
         (
             "qwen3",
-            {"layer_types": ["full_attention", "sliding_attention"]},
-            "layer_types has sliding_attention; supported is full_attention alone",
+            {"use_sliding_window": True, "layer_types": [FULL, "chunked_attention"]},
+            "layer_types has 'chunked_attention'; supported: full_attention, sliding_attention",
         ),
-        ("qwen2", {"layer_types": 3}, "layer_types has 3; supported is full_attention alone"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is true; supported is causal"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {SLIDING: {"rope_type": "linear", "factor": 2.0}}},
+            "layers with a window have rope type 'linear'; supported is default alone",
+        ),
+        ("smollm3", {"no_rope_layers": [1]}, r"no_rope_layers is \[1\]; it must have a number for each layer"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True; supported is"),
+        ("stablelm", {"qk_layernorm": True}, "qk_layernorm is true; a norm of its own for each .* is not supported"),
+        (
+            "nanochat",
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "rope type 'linear' is not supported before a norm; supported: default",
+        ),
     ],
 )
-def test_attention_in_a_window_is_refused(name: str, changes: dict[str, Any], message: str) -> None:
-    sizes = SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 1024}
-    with pytest.raises(CheckpointError, match=message):
+def test_a_feature_that_only_some_of_a_family_have_is_refused_by_name(
+    name: str, changes: dict[str, Any], message: str
+) -> None:
+    sizes = SIZES | GPT2_SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 1024, "head_dim": 16}
+    with pytest.raises((CheckpointError, ConfigError), match=message):
         ARCHITECTURES[name].to_model_config(sizes | changes)
 
 
-def test_a_window_as_long_as_the_context_or_switched_off_is_none() -> None:
-    sizes = SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 1024}
-    for window in (None, 1024, 4096):
-        ARCHITECTURES["mistral"].to_model_config(sizes | {"sliding_window": window})
-    off = {"use_sliding_window": False, "sliding_window": 512, "layer_types": ["full_attention", "full_attention"]}
-    ARCHITECTURES["qwen2"].to_model_config(sizes | off)
+def test_older_names_of_longrope_mean_it() -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2] * 8}
+    for name in ("su", "yarn", "longrope"):
+        config = ARCHITECTURES["phi3"].to_model_config(
+            SIZES | {"max_position_embeddings": 131072, "rope_scaling": {"type": name, **factors}}
+        )
+        assert config.rope_scaling == RopeScaling(
+            rope_type="longrope",
+            factor=32.0,
+            original_max_position_embeddings=4096,
+            short_factor=(1.0,) * 8,
+            long_factor=(2.0,) * 8,
+        )
+
+
+def test_a_dynamic_scaling_multiplies_the_context() -> None:
+    config = model_config(rope_scaling={"type": "dynamic", "factor": 2.0}, max_position_embeddings=512)
+    assert config.max_position_embeddings == 1024
+    assert config.rope_scaling == RopeScaling(rope_type="dynamic", factor=2.0, original_max_position_embeddings=512)
+
+
+def test_two_scales_of_yarn_stand_for_the_ratio_of_their_factors() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 1.4, "truncate": False}
+    scaling = model_config(rope_scaling=yarn).rope_scaling
+    assert scaling.attention_factor == pytest.approx((0.07 * np.log(4) + 1) / (0.14 * np.log(4) + 1))
+    assert not scaling.truncate
 
 
 def test_a_mistral_is_a_llama_in_gguf() -> None:
-    assert gguf_architecture_of("llama", "here") is LLAMA
+    assert gguf_architecture_of("llama", "here") == (LLAMA, LLAMA.gguf)
 
 
 def test_sizes_that_contradict_each_other_are_refused() -> None:
@@ -201,8 +291,8 @@ def test_a_gguf_header_becomes_a_config_with_the_decimals_it_was_written_from() 
 def test_the_ends_of_turns_and_messages_are_end_tokens() -> None:
     assert hf_config({"tokenizer.ggml.eot_token_id": 7, "tokenizer.ggml.eom_token_id": 2})["eos_token_id"] == [2, 7]
     without = {key: value for key, value in METADATA.items() if not key.startswith("tokenizer")}
-    header = GGUFHeader(metadata=without, shapes={"token_embd.weight": (320, 64)}, rope_factors=None)
-    assert LLAMA.gguf_to_hf_config(header)["eos_token_id"] is None
+    header = GGUFHeader(metadata=without, shapes={"token_embd.weight": (320, 64)}, rope_factors={})
+    assert LLAMA.gguf.to_hf_config(header)["eos_token_id"] is None
 
 
 def test_gguf_rope_scalings_become_ours() -> None:
@@ -233,7 +323,7 @@ def llama3_factors(factor: float, *, theta: float = 500000.0, head_dim: int = 16
 
 
 def test_the_frequency_factors_of_llama_3_become_its_scaling() -> None:
-    config = LLAMA.to_model_config(hf_config(rope_factors=llama3_factors(32.0)))
+    config = LLAMA.to_model_config(hf_config(rope_factors={"rope_freqs.weight": llama3_factors(32.0)}))
     assert config.rope_scaling == RopeScaling(
         rope_type="llama3",
         factor=32.0,
@@ -241,13 +331,13 @@ def test_the_frequency_factors_of_llama_3_become_its_scaling() -> None:
         high_freq_factor=4.0,
         original_max_position_embeddings=8192,
     )
-    assert hf_config(rope_factors=np.ones(8, np.float32))["rope_scaling"] is None
+    assert hf_config(rope_factors={"rope_freqs.weight": np.ones(8, np.float32)})["rope_scaling"] is None
 
 
 @pytest.mark.parametrize("factors", [llama3_factors(32.0)[:4], np.linspace(1, 4, 8, dtype=np.float32)])
 def test_other_frequency_factors_are_refused(factors: np.ndarray) -> None:
     with pytest.raises(CheckpointError, match=r"rope_freqs.weight does not hold the frequency factors of Llama 3.1"):
-        hf_config(rope_factors=factors)
+        hf_config(rope_factors={"rope_freqs.weight": factors})
 
 
 @pytest.mark.parametrize(
@@ -293,7 +383,7 @@ def test_tensors_that_are_missing_unknown_or_misshapen_are_all_listed() -> None:
         "model.layers.0.self_attn.k_proj.weight": (64, 32),
     }
     with pytest.raises(CheckpointError) as caught:
-        map_tensors(config, LLAMA.tensor_names, present, LLAMA.ignored_tensors, "here")
+        map_tensors(config, LLAMA.layout, present, "here")
     assert str(caught.value) == (
         "here: the tensors do not fit a llama model of this config. "
         "missing: model.layers.1.mlp.up_proj.weight, model.norm.weight; "
@@ -304,16 +394,13 @@ def test_tensors_that_are_missing_unknown_or_misshapen_are_all_listed() -> None:
 
 def test_a_tensor_that_the_rows_table_does_not_know_is_an_error() -> None:
     with pytest.raises(CheckpointError, match=r"table of names lacks model.embed_positions"):
-        source_name("model.embed_positions.weight", LLAMA.tensor_names)
+        LLAMA.gguf.layout.source_name("model.embed_positions.weight")
 
 
 def test_more_layers_than_tensors_are_refused_before_any_name_is_built() -> None:
-    from edgelm.config import ModelConfig
-    from edgelm_export.tensor_map import map_tensors
-
     config = ModelConfig(
         model_type="llama", vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=4_000_000_000,
         num_attention_heads=1, num_key_value_heads=1, head_dim=8, max_position_embeddings=8,
     )  # fmt: skip
     with pytest.raises(CheckpointError, match=r"the config has 4000000000 layers, but there are only 1 tensors"):
-        map_tensors(config, None, {"model.norm.weight": (8,)}, (), "model.gguf")
+        map_tensors(config, CANONICAL, {"model.norm.weight": (8,)}, "model.gguf")

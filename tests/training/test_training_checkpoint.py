@@ -39,6 +39,54 @@ QWENS: dict[str, dict[str, Any]] = {
     "qwen3": {"qk_norm": True, "num_attention_heads": 10, "tie_word_embeddings": True},
     "qwen3, with biases": {"qk_norm": True, "attention_bias": True, "attention_output_bias": True},
 }
+GEMMA = {"norm": "rms_offset", "norm_placement": "both", "embedding_multiplier": 24**0.5, "attention_multiplier": 0.25}
+# transformers' model_type -> features.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 6, "num_attention_heads": 10},
+    "qwen2": {
+        "attention_bias": True,
+        "sliding_window": 6,
+        "layer_types": ("sliding_attention", "full_attention"),
+    },
+    "qwen3": {"qk_norm": True, "sliding_window": 6},
+    "smollm3": {"layers_without_rope": (0,), "head_dim": 6, "mlp_bias": True},
+    "granite": {"residual_multiplier": 0.5, "logits_scaling": 3.0, "embedding_multiplier": 2.0},
+    "olmo2": {"norm_placement": "post", "qk_norm": True, "qk_norm_scope": "projection"},
+    "gemma2": GEMMA
+    | {
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 3.0,
+        "sliding_window": 6,
+        "layer_types": ("sliding_attention", "full_attention"),
+    },
+    "gemma3_text": GEMMA
+    | {
+        "qk_norm": True,
+        "rope_local_theta": 100.0,
+        "rope_scaling": RopeScaling(rope_type="linear", factor=8.0),
+        "sliding_window": 6,
+        "layer_types": ("full_attention", "sliding_attention"),
+    },
+    "stablelm": {"norm": "layer", "head_dim": 6, "attention_bias": True, "partial_rotary_factor": 0.67},
+    "stablelm, in parallel": {
+        "norm": "layer",
+        "head_dim": 6,
+        "norm_placement": "shared",
+        "parallel_residual": True,
+    },
+    "llama, dynamic rope": {
+        "rope_scaling": RopeScaling(rope_type="dynamic", factor=2.0, original_max_position_embeddings=100)
+    },
+    "llama, longrope": {
+        "rope_scaling": RopeScaling(
+            rope_type="longrope",
+            factor=2.0,
+            original_max_position_embeddings=8,
+            short_factor=(1.0, 1.5, 2.0, 2.5, 3.0),
+            long_factor=(1.0, 2.0, 3.0, 4.0, 5.0),
+        )
+    },
+}
 OTHERS: dict[str, dict[str, Any]] = {
     "layer norm": {"norm": "layer"},
     "learned positions": {"position": "learned"},
@@ -47,7 +95,17 @@ OTHERS: dict[str, dict[str, Any]] = {
     "a bias of o alone": {"attention_output_bias": True},
     "query and key norms with biases of q, k and v alone": {"qk_norm": True, "attention_bias": True},
     "query and key norms with biases of the feed-forward": {"qk_norm": True, "mlp_bias": True},
-    "heads that do not divide the hidden size": {"num_attention_heads": 10},
+    "heads that do not divide the hidden size, with biases": {
+        "num_attention_heads": 10,
+        "attention_bias": True,
+        "attention_output_bias": True,
+    },
+    "a bias of the head": {"lm_head_bias": True},
+    "norms without weights": {"norm": "rms_plain"},
+    "norms of 1 + weight alone": {"norm": "rms_offset"},
+    "attention and feed-forward in parallel": {"parallel_residual": True},
+    "a soft-cap alone": {"final_logit_softcapping": 3.0},
+    "one norm in parallel, of another kind": {"parallel_residual": True, "norm_placement": "shared"},
 }
 
 
@@ -83,11 +141,11 @@ def test_a_saved_model_loads_with_the_same_config_and_weights(
     assert torch.equal(loaded(ids_of(config)), model(ids_of(config)))
 
 
-@pytest.mark.parametrize("name", LLAMAS | QWENS)
+@pytest.mark.parametrize("name", LLAMAS | QWENS | FAMILIES)
 def test_transformers_loads_a_family_that_it_knows_as_it_is(
     name: str, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
-    config = replace(tiny_config, **(LLAMAS | QWENS)[name])
+    config = replace(tiny_config, **(LLAMAS | QWENS | FAMILIES)[name])
     torch.manual_seed(0)
     model = Transformer(config)
     for parameter in model.parameters():
@@ -96,7 +154,7 @@ def test_transformers_loads_a_family_that_it_knows_as_it_is(
 
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint")
 
-    assert theirs.config.model_type == (name.partition(",")[0] if name in QWENS else "llama")
+    assert theirs.config.model_type == ("llama" if name in LLAMAS else name.partition(",")[0])
     assert theirs.generation_config.eos_token_id == 2
     with torch.no_grad():
         expected, logits = theirs(ids_of(config)).logits, model(ids_of(config))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from edgelm import atomic
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
+from edgelm.hf_config import hf_config, token_ids
 from edgelm.replaceable import why_not_a_checkpoint
 from edgelm_training.model import Transformer
 
@@ -28,13 +29,6 @@ TEXT_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja", GE
 
 _STORED_TYPES = ("F32", "F16", "BF16")
 _LOADED_TYPES = (torch.float32, torch.bfloat16)
-
-# The settings of each rope_type that transformers reads; it warns of any other.
-_ROPE_KEYS = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "yarn": ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
-}
 
 
 def load_checkpoint(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Transformer:
@@ -150,82 +144,14 @@ def write_checkpoint(
         OSError, SafetensorError: the disk is full or refuses.
     """
     text_files = {} if text_files_from is None else _text_files(Path(text_files_from))
-    token_ids = {key: value for key, value in _token_ids(config).items() if value is not None}
+    ids = {key: value for key, value in token_ids(config).items() if value is not None}
     _write_json(folder / "config.json", {**hf_config(config), SECTION: config.to_dict()})
-    _write_json(folder / GENERATION_FILE, token_ids)
+    _write_json(folder / GENERATION_FILE, ids)
     for name, source in text_files.items():
         shutil.copyfile(source, folder / name)
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     # safetensors makes files that their owner alone can read.
     (folder / WEIGHTS_FILE).chmod((folder / "config.json").stat().st_mode)
-
-
-def hf_config(config: ModelConfig) -> dict[str, Any]:
-    """Return the keys of config.json that transformers reads.
-
-    They are those of the first family in `_FAMILIES` that has every feature, whatever the model's own was called:
-    AutoModelForCausalLM loads the folder. Where there is none they are `{"model_type": "edgelm"}`, which transformers
-    refuses instead of guessing.
-    """
-    model_type = next((name for name, has_features in _FAMILIES.items() if has_features(config)), None)
-    if model_type is None:
-        return {"model_type": SECTION}
-    scaling = config.rope_scaling
-    settings = {key: getattr(scaling, key) for key in _ROPE_KEYS.get(scaling.rope_type, ())}
-    return {
-        "architectures": [f"{model_type.capitalize()}ForCausalLM"],
-        "model_type": model_type,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_position_embeddings,
-        "rms_norm_eps": config.norm_eps,
-        # The names of transformers 4, which 5 and most other programs read too.
-        "rope_theta": config.rope_theta,
-        "rope_scaling": {"rope_type": scaling.rope_type, **settings} if settings else None,
-        "hidden_act": config.hidden_act,
-        "mlp_bias": config.mlp_bias,
-        "attention_bias": config.attention_bias,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        **_token_ids(config),
-    }
-
-
-def _is_llama(config: ModelConfig) -> bool:
-    return (
-        _is_rms_rope_gated(config)
-        and not config.qk_norm
-        # Llama has one switch for both, and refuses a hidden size that the heads do not divide.
-        and config.attention_bias == config.attention_output_bias
-        and config.hidden_size % config.num_attention_heads == 0
-    )
-
-
-def _is_qwen2(config: ModelConfig) -> bool:
-    biases = (config.attention_bias, config.attention_output_bias, config.mlp_bias)
-    return _is_rms_rope_gated(config) and not config.qk_norm and biases == (True, False, False)
-
-
-def _is_qwen3(config: ModelConfig) -> bool:
-    one_switch = config.attention_bias == config.attention_output_bias
-    return _is_rms_rope_gated(config) and config.qk_norm and one_switch and not config.mlp_bias
-
-
-def _is_rms_rope_gated(config: ModelConfig) -> bool:
-    return config.norm == "rms" and config.position == "rope" and config.mlp_gated
-
-
-# transformers' model_type -> whether that family has all features of a config.
-_FAMILIES: dict[str, Callable[[ModelConfig], bool]] = {"llama": _is_llama, "qwen2": _is_qwen2, "qwen3": _is_qwen3}
-
-
-def _token_ids(config: ModelConfig) -> dict[str, Any]:
-    ends = list(config.eos_token_ids)
-    return {"bos_token_id": config.bos_token_id, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
 
 
 def _refuse_foreign_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Architecture: how one model family's config and tensor names map to ours, as data and small functions."""
+"""Architecture: how one model family's config and tensors map to ours, as data and small functions."""
 
 from __future__ import annotations
 
@@ -10,39 +10,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
+from edgelm_export.tensor_map import CANONICAL, TensorLayout
 
 
 @dataclass(frozen=True, kw_only=True)
 class GGUFHeader:
     """What a GGUF file says of its model before any large tensor is read.
 
-    shapes: the tensors by GGUF name, each in numpy's order (rows first). rope_factors: the tensor
-    `rope_freqs.weight` [H/2], by which llama.cpp divides each rotary frequency, where the file has one.
+    shapes: the tensors by GGUF name, each in numpy's order (rows first). rope_factors: by their names, the tensors
+    [R/2] by which llama.cpp divides each rotary frequency (`ROPE_FACTORS`), those that the file has.
     """
 
     metadata: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
-    rope_factors: NDArray[np.float32] | None
+    rope_factors: Mapping[str, NDArray[np.float32]]
+
+
+# Llama 3's factors, and LongRoPE's within and beyond the original context.
+ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GGUFFamily:
+    """How llama.cpp knows a family.
+
+    architecture: the file's general.architecture. to_hf_config: makes config.json's values of a header, so that both
+    ways meet in `Architecture.to_model_config`.
+    """
+
+    architecture: str
+    to_hf_config: Callable[[GGUFHeader], dict[str, Any]]
+    layout: TensorLayout
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """One row of `ARCHITECTURES`.
 
-    The name tables map a canonical name without its `.weight` or `.bias` to the source's, with `{i}` for the layer.
-
     to_model_config: reads config.json's values; raises CheckpointError where a feature is not supported.
-    ignored_tensors: names of a source that hold no weights, with `{i}` for the layer.
-    gguf_to_hf_config: makes config.json's values of a GGUF header, so that both ways meet in `to_model_config`.
-    gguf_interleaved: canonical names whose rows llama.cpp stores with the two halves of a rotated head interleaved.
+    layout: of the tensors in safetensors. gguf: None where llama.cpp does not know the family.
     """
 
     model_type: str
     to_model_config: Callable[[Mapping[str, Any]], ModelConfig]
-    tensor_names: Mapping[str, str]
-    ignored_tensors: frozenset[str] = frozenset()
-    gguf_architecture: str
-    gguf_to_hf_config: Callable[[GGUFHeader], dict[str, Any]]
-    gguf_tensor_names: Mapping[str, str]
-    gguf_ignored_tensors: frozenset[str] = frozenset()
-    gguf_interleaved: frozenset[str] = frozenset()
+    layout: TensorLayout = CANONICAL
+    gguf: GGUFFamily | None

@@ -1,4 +1,4 @@
-"""Mistral: a Llama without biases; those of its versions that attend in a window are refused."""
+"""Mistral: a Llama without biases, whose first versions attend in a window."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm.errors import CheckpointError
 from edgelm_export.architectures import hf_values, llama
 
 # What transformers takes where config.json has no such key.
@@ -23,15 +22,14 @@ _DEFAULTS: Mapping[str, Any] = {
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **values}
     config = llama.to_model_config(values)
-    window = hf_values.whole_number(values, "sliding_window", config.max_position_embeddings)
-    if window < config.max_position_embeddings:
-        raise CheckpointError(
-            f"config.json: sliding_window is {window}, less than max_position_embeddings, "
-            f"{config.max_position_embeddings}; attention in a window is not supported. It changes nothing within the "
-            f"first {window} tokens: to run the model there, set max_position_embeddings to {window}."
-        )
+    window = None if values["sliding_window"] is None else hf_values.whole_number(values, "sliding_window")
     return dataclasses.replace(
-        config, model_type="mistral", attention_bias=False, attention_output_bias=False, mlp_bias=False
+        config,
+        model_type="mistral",
+        sliding_window=window,
+        attention_bias=False,
+        attention_output_bias=False,
+        mlp_bias=False,
     )
 
 

@@ -7,27 +7,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm_export.architectures import hf_values, llama
-from edgelm_export.architectures.architecture import Architecture, GGUFHeader
+from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
 _DEFAULTS: Mapping[str, Any] = {"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768}
 
-_GGUF_NAMES = {
-    **llama.GGUF_NAMES,
-    "model.layers.{i}.self_attn.q_norm": "blk.{i}.attn_q_norm",
-    "model.layers.{i}.self_attn.k_norm": "blk.{i}.attn_k_norm",
-}
-
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    hf_values.refuse_windows(values)
     config = llama.to_model_config({**_DEFAULTS, **values})
-    return dataclasses.replace(config, model_type="qwen3", mlp_bias=False, qk_norm=True)
+    return dataclasses.replace(
+        config,
+        model_type="qwen3",
+        mlp_bias=False,
+        qk_norm=True,
+        **hf_values.switched_windows(values, window=4096, layers=config.num_hidden_layers),
+    )
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = llama.gguf_to_hf_config(header, "qwen3")
+    values = gguf_header.to_hf_config(header, "qwen3")
     attention_bias = "blk.0.attn_q.bias" in header.shapes
     return {
         "architectures": ["Qwen3ForCausalLM"],
@@ -40,8 +40,9 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 QWEN3 = Architecture(
     model_type="qwen3",
     to_model_config=_to_model_config,
-    tensor_names={name: name for name in _GGUF_NAMES},
-    gguf_architecture="qwen3",
-    gguf_to_hf_config=_gguf_to_hf_config,
-    gguf_tensor_names=_GGUF_NAMES,
+    gguf=GGUFFamily(
+        architecture="qwen3",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=llama.GGUF_NAMES | llama.GGUF_QK_NORMS),
+    ),
 )

@@ -1,0 +1,101 @@
+"""Gemma 2: norms of 1 + weight on both sides, soft-caps, and a window in every second layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import float32_number, whole_number
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 8192,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "tie_word_embeddings": True,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
+
+GGUF_NAMES = {
+    **llama.GGUF_NAMES,
+    "model.layers.{i}.post_attention_layernorm": "blk.{i}.post_attention_norm",
+    "model.layers.{i}.pre_feedforward_layernorm": "blk.{i}.ffn_norm",
+    "model.layers.{i}.post_feedforward_layernorm": "blk.{i}.post_ffw_norm",
+}
+_GGUF_KEYS = frozenset({"attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"})
+# The 27B model alone scales scores by hidden_size / heads; llama.cpp too knows it by its number of layers.
+_LAYERS_OF_27B = 46
+
+
+def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    """Read config.json's values, with every default filled in, as those of a Gemma.
+
+    Raises:
+        CheckpointError: a token sees later ones too.
+    """
+    if values.get("use_bidirectional_attention"):
+        raise CheckpointError("config.json: use_bidirectional_attention is true; supported is causal attention alone.")
+    config = llama.to_model_config(values)
+    window = None if values["sliding_window"] is None else hf_values.whole_number(values, "sliding_window")
+    alternating = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(config.num_hidden_layers)]
+    return dataclasses.replace(
+        config,
+        model_type="gemma2",
+        norm="rms_offset",
+        norm_placement="both",
+        hidden_act=hf_values.activation(values, "gelu_pytorch_tanh", "hidden_activation"),
+        mlp_bias=False,
+        embedding_multiplier=config.hidden_size**0.5,
+        attention_multiplier=hf_values.whole_number(values, "query_pre_attn_scalar") ** -0.5,
+        attn_logit_softcapping=hf_values.optional_number(values, "attn_logit_softcapping"),
+        final_logit_softcapping=hf_values.optional_number(values, "final_logit_softcapping"),
+        **hf_values.windows(values, window, alternating),
+    )
+
+
+def gguf_values(header: GGUFHeader, architecture: str, layers_of_27b: int, keys: frozenset[str]) -> dict[str, Any]:
+    """Make the values of config.json that Gemma 2 and 3 share; llama.cpp leaves the scale of scores to its reader."""
+    values = gguf_header.to_hf_config(header, architecture, keys=keys)
+    scalar = values["head_dim"]
+    if values["num_hidden_layers"] == layers_of_27b:
+        scalar = values["hidden_size"] // values["num_attention_heads"]
+    return values | {
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": scalar,
+        "sliding_window": whole_number(header.metadata, f"{architecture}.attention.sliding_window"),
+    }
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    return to_model_config({**_DEFAULTS, **values})
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = gguf_values(header, "gemma2", _LAYERS_OF_27B, _GGUF_KEYS)
+    for key, default in (("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)):
+        values[key] = float32_number(header.metadata, f"gemma2.{key}", default)
+    return {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", **values}
+
+
+GEMMA2 = Architecture(
+    model_type="gemma2",
+    to_model_config=_to_model_config,
+    gguf=GGUFFamily(
+        architecture="gemma2",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=GGUF_NAMES, norms_plus_one=True),
+    ),
+)

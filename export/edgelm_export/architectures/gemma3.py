@@ -1,0 +1,90 @@
+"""Gemma 3, the models of text alone: Gemma 2 with query and key norms instead of soft-caps, and two rotations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import gemma2, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import float32_number
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131072,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "sliding_window_pattern": 6,
+    "tie_word_embeddings": True,
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 1e4,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
+_GGUF_KEYS = frozenset({"attention.sliding_window", "rope.freq_base_swa", "final_logit_softcapping"})
+_LAYERS_OF_27B = 62
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    values |= _rotations(values)
+    layers, pattern = (hf_values.whole_number(values, key) for key in ("num_hidden_layers", "sliding_window_pattern"))
+    if values.get("layer_types") is None:
+        values["layer_types"] = [
+            "sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(layers)
+        ]
+    # transformers reads a soft-cap of attention here, and computes without it.
+    config = gemma2.to_model_config(values | {"attn_logit_softcapping": None})
+    return dataclasses.replace(
+        config,
+        model_type="gemma3_text",
+        qk_norm=True,
+        rope_local_theta=hf_values.number(values, "rope_local_base_freq", 1e4),
+    )
+
+
+def _rotations(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Read transformers 5's rope_parameters by kind of layer as the older keys for the two.
+
+    Raises:
+        CheckpointError: the layers with a window have a scaling.
+    """
+    settings = values.get("rope_parameters") or {}
+    if not isinstance(settings, Mapping) or not settings.keys() & {"full_attention", "sliding_attention"}:
+        return {}
+    local, every = (settings.get(kind) or {} for kind in ("sliding_attention", "full_attention"))
+    if local.get("rope_type", "default") != "default":
+        raise CheckpointError(
+            f"config.json: the layers with a window have rope type {local['rope_type']!r}; supported is default alone."
+        )
+    return {
+        "rope_parameters": every,
+        "rope_theta": every.get("rope_theta", _DEFAULTS["rope_theta"]),
+        "rope_local_base_freq": local.get("rope_theta", _DEFAULTS["rope_local_base_freq"]),
+    }
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = gemma2.gguf_values(header, "gemma3", _LAYERS_OF_27B, _GGUF_KEYS)
+    values["rope_local_base_freq"] = float32_number(header.metadata, "gemma3.rope.freq_base_swa", 1e4)
+    if "gemma3.final_logit_softcapping" in header.metadata:
+        values["final_logit_softcapping"] = float32_number(header.metadata, "gemma3.final_logit_softcapping")
+    return {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", **values}
+
+
+GEMMA3 = Architecture(
+    model_type="gemma3_text",
+    to_model_config=_to_model_config,
+    gguf=GGUFFamily(
+        architecture="gemma3",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=gemma2.GGUF_NAMES | llama.GGUF_QK_NORMS, norms_plus_one=True),
+    ),
+)

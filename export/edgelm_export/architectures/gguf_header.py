@@ -1,0 +1,78 @@
+"""The metadata that all families of GGUF files share, as config.json's values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures.architecture import GGUFHeader
+from edgelm_export.architectures.gguf_values import (
+    float32_number,
+    refuse_unknown_keys,
+    rope_scaling,
+    token_id_values,
+    whole_number,
+)
+
+# What of `<architecture>.*` is read below or repeats what the tensors say.
+_KEYS = frozenset(
+    {
+        "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
+        "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
+        "rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
+        "rope.scaling.finetuned", "rope.dimension_count",
+    }
+)  # fmt: skip
+
+
+def to_hf_config(
+    header: GGUFHeader,
+    architecture: str,
+    *,
+    keys: frozenset[str] = frozenset(),
+    norm: str = "rms",
+    turns_a_part: bool = False,
+) -> dict[str, Any]:
+    """Make the values of config.json that all families share, in Llama's terms.
+
+    architecture: the prefix of the metadata's keys. keys: those that the family reads beside the shared ones. norm:
+    "rms" or "layer". turns_a_part: a head may turn in its first part alone.
+
+    Raises:
+        CheckpointError: the metadata lacks a value, or asks for a feature that is not supported.
+    """
+    metadata, shapes, prefix = header.metadata, header.shapes, f"{architecture}."
+    epsilon = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}[norm]
+    refuse_unknown_keys(metadata, prefix, frozenset(f"{prefix}{key}" for key in _KEYS | keys | {epsilon}))
+    if not shapes.get("token_embd.weight"):
+        raise CheckpointError("The GGUF file has no tensor token_embd.weight: it is not a whole model.")
+    hidden_size = whole_number(metadata, f"{prefix}embedding_length")
+    heads = whole_number(metadata, f"{prefix}attention.head_count")
+    head_dim = whole_number(metadata, f"{prefix}attention.key_length", hidden_size // max(heads, 1))
+    rotated = whole_number(metadata, f"{prefix}rope.dimension_count", head_dim)
+    values = whole_number(metadata, f"{prefix}attention.value_length", head_dim)
+    for key, size in (
+        ("rope.dimension_count", head_dim if turns_a_part else rotated),
+        ("attention.value_length", values),
+    ):
+        if size != head_dim:
+            raise CheckpointError(f"{prefix}{key} is {size}; supported is the head's own size, {head_dim}.")
+    config = {
+        # The embedding has the last word: some files pad it beyond the tokenizer's vocabulary.
+        "vocab_size": shapes["token_embd.weight"][0],
+        "hidden_size": hidden_size,
+        "intermediate_size": whole_number(metadata, f"{prefix}feed_forward_length"),
+        "num_hidden_layers": whole_number(metadata, f"{prefix}block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": whole_number(metadata, f"{prefix}attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": whole_number(metadata, f"{prefix}context_length"),
+        "rms_norm_eps": float32_number(metadata, f"{prefix}{epsilon}"),
+        # The older pair of keys, which transformers 4 and 5 both read.
+        "rope_theta": float32_number(metadata, f"{prefix}rope.freq_base", 10000.0),
+        "rope_scaling": rope_scaling(metadata, prefix),
+        "tie_word_embeddings": "output.weight" not in shapes,
+        **token_id_values(metadata),
+    }
+    return config | ({"partial_rotary_factor": rotated / head_dim} if turns_a_part else {})

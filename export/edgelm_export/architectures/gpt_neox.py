@@ -1,0 +1,92 @@
+"""GPT-NeoX and Pythia: layer norms, attention and feed-forward in parallel, and heads that turn in part."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.phi3 import GGUF_FUSED
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "max_position_embeddings": 2048,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "use_parallel_residual": True,
+    "attention_bias": True,
+    "rotary_emb_base": 10000.0,
+    "rotary_pct": 0.25,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+
+_BLOCK = "gpt_neox.layers.{i}"
+_NAMES = {
+    "model.embed_tokens": "gpt_neox.embed_in",
+    "model.layers.{i}.input_layernorm": f"{_BLOCK}.input_layernorm",
+    "model.layers.{i}.self_attn.q_proj": f"{_BLOCK}.attention.query_key_value",
+    "model.layers.{i}.self_attn.k_proj": f"{_BLOCK}.attention.query_key_value",
+    "model.layers.{i}.self_attn.v_proj": f"{_BLOCK}.attention.query_key_value",
+    "model.layers.{i}.self_attn.o_proj": f"{_BLOCK}.attention.dense",
+    "model.layers.{i}.post_attention_layernorm": f"{_BLOCK}.post_attention_layernorm",
+    "model.layers.{i}.mlp.up_proj": f"{_BLOCK}.mlp.dense_h_to_4h",
+    "model.layers.{i}.mlp.down_proj": f"{_BLOCK}.mlp.dense_4h_to_h",
+    "model.norm": "gpt_neox.final_layer_norm",
+    "lm_head": "embed_out",
+}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    renamed = {
+        "rms_norm_eps": values["layer_norm_eps"],
+        "rope_theta": values["rotary_emb_base"],
+        "partial_rotary_factor": values["rotary_pct"],
+        "num_key_value_heads": None,
+        "head_dim": None,
+    }
+    config = llama.to_model_config(values | renamed, partial=0.25)
+    return dataclasses.replace(
+        config,
+        model_type="gpt_neox",
+        norm="layer",
+        parallel_residual=hf_values.flag(values, "use_parallel_residual"),
+        mlp_gated=False,
+        mlp_bias=True,
+    )
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    keys = frozenset({"use_parallel_residual"})
+    values = gguf_header.to_hf_config(header, "gptneox", keys=keys, norm="layer", turns_a_part=True)
+    return values | {
+        "model_type": "gpt_neox",
+        "hidden_act": "gelu",
+        "layer_norm_eps": values["rms_norm_eps"],
+        "rotary_emb_base": values["rope_theta"],
+        "rotary_pct": values["partial_rotary_factor"],
+        "use_parallel_residual": bool(header.metadata.get("gptneox.use_parallel_residual", True)),
+        "attention_bias": "blk.0.attn_qkv.bias" in header.shapes,
+    }
+
+
+GPT_NEOX = Architecture(
+    model_type="gpt_neox",
+    to_model_config=_to_model_config,
+    layout=TensorLayout(
+        names=_NAMES,
+        # The causal mask and the rotation, which older versions of transformers stored.
+        ignored=frozenset(f"{_BLOCK}.attention.{name}" for name in ("bias", "masked_bias", "rotary_emb.inv_freq")),
+        by_head=frozenset({f"{_BLOCK}.attention.query_key_value"}),
+    ),
+    gguf=GGUFFamily(
+        architecture="gptneox",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=llama.GGUF_NAMES | GGUF_FUSED),
+    ),
+)

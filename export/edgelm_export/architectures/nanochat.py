@@ -1,0 +1,58 @@
+"""nanochat: norms without weights, one of them of the embeddings; squared ReLU; heads that turn the other way round."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import hf_values, llama
+from edgelm_export.architectures.architecture import Architecture
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "hidden_act": "relu2",
+    "final_logit_softcapping": 15.0,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+
+_NAMES = {name: name for name in llama.GGUF_NAMES} | {
+    "model.layers.{i}.mlp.up_proj": "model.layers.{i}.mlp.fc1",
+    "model.layers.{i}.mlp.down_proj": "model.layers.{i}.mlp.fc2",
+}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    config = llama.to_model_config(values)
+    if config.rope_scaling.rope_type != "default":
+        raise CheckpointError(
+            f"config.json: rope type {config.rope_scaling.rope_type!r} is not supported before a norm; "
+            "supported: default."
+        )
+    return dataclasses.replace(
+        config,
+        model_type="nanochat",
+        norm="rms_plain",
+        embedding_norm=True,
+        mlp_gated=False,
+        mlp_bias=False,
+        # It norms after the rotation, which changes no length: without weights, that is to norm before it.
+        qk_norm=True,
+        final_logit_softcapping=hf_values.optional_number(values, "final_logit_softcapping"),
+    )
+
+
+NANOCHAT = Architecture(
+    model_type="nanochat",
+    to_model_config=_to_model_config,
+    layout=TensorLayout(
+        names=_NAMES,
+        row_orders={f"model.layers.{{i}}.self_attn.{part}_proj": "swapped halves" for part in "qk"},
+    ),
+    gguf=None,
+)

@@ -1,0 +1,61 @@
+"""Phi-1 to Phi-2: attention and feed-forward in parallel behind one layer norm, and heads that turn in part."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "max_position_embeddings": 2048,
+    "hidden_act": "gelu_new",
+    "layer_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+_NAMES = {name: name for name in llama.GGUF_NAMES} | {
+    "model.layers.{i}.self_attn.o_proj": "model.layers.{i}.self_attn.dense",
+    "model.layers.{i}.self_attn.q_norm": "model.layers.{i}.self_attn.q_layernorm",
+    "model.layers.{i}.self_attn.k_norm": "model.layers.{i}.self_attn.k_layernorm",
+    "model.layers.{i}.mlp.up_proj": "model.layers.{i}.mlp.fc1",
+    "model.layers.{i}.mlp.down_proj": "model.layers.{i}.mlp.fc2",
+    "model.norm": "model.final_layernorm",
+}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    config = llama.to_model_config(values | {"rms_norm_eps": values["layer_norm_eps"]}, partial=0.5)
+    return dataclasses.replace(
+        config,
+        model_type="phi",
+        norm="layer",
+        norm_placement="shared",
+        parallel_residual=True,
+        mlp_gated=False,
+        mlp_bias=True,
+        attention_bias=True,
+        attention_output_bias=True,
+        qk_norm=hf_values.flag(values, "qk_layernorm"),
+        lm_head_bias=True,
+    )
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, "phi2", norm="layer", turns_a_part=True)
+    return values | {"model_type": "phi", "layer_norm_eps": values["rms_norm_eps"], "hidden_act": "gelu_new"}
+
+
+PHI = Architecture(
+    model_type="phi",
+    to_model_config=_to_model_config,
+    layout=TensorLayout(names=_NAMES),
+    gguf=GGUFFamily(architecture="phi2", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=llama.GGUF_NAMES)),
+)

@@ -1,0 +1,91 @@
+"""Phi-3, Phi-3.5 and Phi-4-mini: a Llama with fused projections, LongRoPE, and heads that turn in part."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import float32_number, whole_number
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "max_position_embeddings": 4096,
+    "original_max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 32000,
+}
+# Older names of LongRoPE.
+_LONGROPE_NAMES = ("su", "yarn")
+
+_NAMES = {name: name for name in llama.GGUF_NAMES} | {
+    "model.layers.{i}.self_attn.q_proj": "model.layers.{i}.self_attn.qkv_proj",
+    "model.layers.{i}.self_attn.k_proj": "model.layers.{i}.self_attn.qkv_proj",
+    "model.layers.{i}.self_attn.v_proj": "model.layers.{i}.self_attn.qkv_proj",
+    "model.layers.{i}.mlp.gate_proj": "model.layers.{i}.mlp.gate_up_proj",
+    "model.layers.{i}.mlp.up_proj": "model.layers.{i}.mlp.gate_up_proj",
+}
+GGUF_FUSED = {f"model.layers.{{i}}.self_attn.{part}_proj": "blk.{i}.attn_qkv" for part in "qkv"}
+_GGUF_KEYS = frozenset({"attention.sliding_window", "rope.scaling.attn_factor"})
+_GGUF_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    for key in ("rope_scaling", "rope_parameters"):
+        settings = values.get(key)
+        if isinstance(settings, Mapping) and settings.get("rope_type", settings.get("type")) in _LONGROPE_NAMES:
+            values[key] = {**settings, "rope_type": "longrope"}
+    config = llama.to_model_config(values, partial=1.0)
+    window = values.get("sliding_window")
+    return dataclasses.replace(
+        config,
+        model_type="phi3",
+        attention_bias=False,
+        attention_output_bias=False,
+        mlp_bias=False,
+        sliding_window=None if window is None else hf_values.whole_number(values, "sliding_window"),
+    )
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, "phi3", keys=_GGUF_KEYS, turns_a_part=True)
+    context = values["max_position_embeddings"]
+    original = whole_number(header.metadata, "phi3.rope.scaling.original_context_length", context)
+    factors = {
+        key: header.rope_factors[name].tolist() for key, name in _GGUF_FACTORS.items() if name in header.rope_factors
+    }
+    if factors:
+        values["rope_scaling"] = {"rope_type": "longrope", **factors}
+        if "phi3.rope.scaling.attn_factor" in header.metadata:
+            factor = float32_number(header.metadata, "phi3.rope.scaling.attn_factor")
+            values["rope_scaling"]["attention_factor"] = factor
+    # Its converter writes a window of zero where there is none.
+    window = whole_number(header.metadata, "phi3.attention.sliding_window", 0)
+    return {
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        **values,
+        "original_max_position_embeddings": original,
+        "sliding_window": window or None,
+    }
+
+
+PHI3 = Architecture(
+    model_type="phi3",
+    to_model_config=_to_model_config,
+    layout=TensorLayout(names=_NAMES),
+    gguf=GGUFFamily(
+        architecture="phi3",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(
+            names=llama.GGUF_NAMES | GGUF_FUSED | {"model.layers.{i}.mlp.gate_proj": "blk.{i}.ffn_up"},
+            ignored=frozenset(_GGUF_FACTORS.values()),  # read by to_hf_config
+        ),
+    ),
+)

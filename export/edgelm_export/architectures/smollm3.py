@@ -1,0 +1,62 @@
+"""SmolLM3: a Llama of which every fourth layer does not turn its heads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32768,
+    "no_rope_layer_interval": 4,
+    "rope_theta": 2e6,
+    "tie_word_embeddings": True,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    config = llama.to_model_config(values)
+    layers = range(config.num_hidden_layers)
+    interval = hf_values.whole_number(values, "no_rope_layer_interval")
+    rotates = values.get("no_rope_layers")  # 1 for a layer that turns, whatever the name says
+    if rotates is None:
+        rotates = [int((layer + 1) % interval != 0) for layer in layers]
+    if not isinstance(rotates, list) or len(rotates) < len(layers):
+        raise CheckpointError(f"config.json: no_rope_layers is {rotates!r}; it must have a number for each layer.")
+    without_rope = tuple(layer for layer in layers if not rotates[layer])
+    window = values.get("sliding_window") if hf_values.flag(values, "use_sliding_window") else None
+    kinds = ["sliding_attention" if layer in without_rope else "full_attention" for layer in layers]
+    return dataclasses.replace(
+        config,
+        model_type="smollm3",
+        layers_without_rope=without_rope,
+        **hf_values.windows(values, window, kinds),
+    )
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, "smollm3")
+    # llama.cpp takes the interval of the one published model.
+    return {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "no_rope_layer_interval": 4, **values}
+
+
+SMOLLM3 = Architecture(
+    model_type="smollm3",
+    to_model_config=_to_model_config,
+    gguf=GGUFFamily(
+        architecture="smollm3",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=llama.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+    ),
+)

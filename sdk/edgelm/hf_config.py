@@ -1,0 +1,240 @@
+"""What transformers reads in config.json: the family that has a model's features, and how that family calls them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgelm.config import SECTION, ModelConfig
+
+# The settings of each rope_type that transformers reads; it warns of any other.
+_ROPE_KEYS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": (
+        "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "truncate",
+    ),
+    "longrope": ("factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),
+}  # fmt: skip
+
+# Fields that every family below has a key for.
+_SHARED = frozenset(
+    {
+        "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "head_dim", "max_position_embeddings", "norm_eps", "rope_theta", "rope_scaling",
+        "hidden_act", "tie_word_embeddings", "bos_token_id", "eos_token_ids",
+    }
+)  # fmt: skip
+_WINDOWS = frozenset({"sliding_window", "layer_types"})
+_BIASES = frozenset({"attention_bias", "attention_output_bias", "mlp_bias"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Family:
+    """A family of transformers whose tensors have our names.
+
+    A config is of the family where each field has the value in `fixed`, or is in `free`, or has its default, and
+    `fits`. keys: what config.json says beyond what all families share.
+    """
+
+    architecture: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    free: frozenset[str] = frozenset()
+    fits: Callable[[ModelConfig], bool] = lambda config: True
+    keys: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
+
+    def has(self, config: ModelConfig) -> bool:
+        return self.fits(config) and all(
+            getattr(config, feature.name) == self.fixed.get(feature.name, feature.default)
+            for feature in dataclasses.fields(config)
+            if feature.name not in self.free | _SHARED
+        )
+
+
+def hf_config(config: ModelConfig) -> dict[str, Any]:
+    """Return the keys of config.json that transformers reads.
+
+    They are those of the first family in `_FAMILIES` that has every feature, whatever the model's own was called:
+    AutoModelForCausalLM loads the folder. Where there is none they are `{"model_type": "edgelm"}`, which transformers
+    refuses instead of guessing.
+    """
+    model_type = next((name for name, family in _FAMILIES.items() if family.has(config)), None)
+    if model_type is None:
+        return {"model_type": SECTION}
+    scaling = config.rope_scaling
+    is_dynamic = scaling.rope_type == "dynamic"
+    settings = {key: getattr(scaling, key) for key in _ROPE_KEYS.get(scaling.rope_type, ())}
+    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+    return {
+        "architectures": [_FAMILIES[model_type].architecture],
+        "model_type": model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        # What "dynamic" scales is, in transformers, the context beyond this one.
+        "max_position_embeddings": (
+            scaling.original_max_position_embeddings if is_dynamic else config.max_position_embeddings
+        ),
+        "rms_norm_eps": config.norm_eps,
+        # The names of transformers 4, which 5 and most other programs read too.
+        "rope_theta": config.rope_theta,
+        "rope_scaling": {"rope_type": scaling.rope_type, **settings} if settings else None,
+        "hidden_act": config.hidden_act,
+        "mlp_bias": config.mlp_bias,
+        "attention_bias": config.attention_bias,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        **token_ids(config),
+        "pad_token_id": None,  # some families' own is outside a smaller vocabulary
+        **_FAMILIES[model_type].keys(config),
+    }
+
+
+def token_ids(config: ModelConfig) -> dict[str, Any]:
+    """Return the token ids as config.json and generation_config.json have them."""
+    ends = list(config.eos_token_ids)
+    return {"bos_token_id": config.bos_token_id, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+
+
+def _one_switch(config: ModelConfig) -> bool:
+    """Tell whether the biases of attention are all there or all not, as families with one switch for them have it."""
+    return config.attention_bias == config.attention_output_bias
+
+
+def _heads_divide(config: ModelConfig) -> bool:
+    return config.hidden_size % config.num_attention_heads == 0
+
+
+def _heads_cover(config: ModelConfig) -> bool:
+    return config.hidden_size == config.num_attention_heads * config.head_dim
+
+
+def _layer_types(config: ModelConfig) -> list[str]:
+    every = "full_attention" if config.sliding_window is None else "sliding_attention"
+    return list(config.layer_types) or [every] * config.num_hidden_layers
+
+
+def _windows(config: ModelConfig) -> dict[str, Any]:
+    return {"sliding_window": config.sliding_window, "layer_types": _layer_types(config)}
+
+
+def _switched_windows(config: ModelConfig) -> dict[str, Any]:
+    return {"use_sliding_window": config.sliding_window is not None, "max_window_layers": 0, **_windows(config)}
+
+
+def _smollm3(config: ModelConfig) -> dict[str, Any]:
+    rotates = [int(layer not in config.layers_without_rope) for layer in range(config.num_hidden_layers)]
+    return {"no_rope_layers": rotates, **_switched_windows(config)}
+
+
+def _granite(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "attention_multiplier": config.attention_scale,
+        "embedding_multiplier": config.embedding_multiplier,
+        "residual_multiplier": config.residual_multiplier,
+        "logits_scaling": config.logits_scaling,
+    }
+
+
+def _is_gemma(config: ModelConfig) -> bool:
+    whole_scalar = abs(round(config.attention_scale**-2) ** -0.5 - config.attention_scale) < 1e-12
+    return _one_switch(config) and whole_scalar and config.embedding_multiplier == config.hidden_size**0.5
+
+
+def _gemma(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "hidden_activation": config.hidden_act,
+        "query_pre_attn_scalar": round(config.attention_scale**-2),
+        "attn_logit_softcapping": config.attn_logit_softcapping,
+        "final_logit_softcapping": config.final_logit_softcapping,
+        **_windows(config),
+    }
+
+
+def _gemma3(config: ModelConfig) -> dict[str, Any]:
+    return {**_gemma(config), "rope_local_base_freq": config.rope_local_theta}
+
+
+def _stablelm(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "layer_norm_eps": config.norm_eps,
+        "use_qkv_bias": config.attention_bias,
+        "use_parallel_residual": config.parallel_residual,
+        "partial_rotary_factor": config.partial_rotary_factor,
+    }
+
+
+_GEMMA = {"norm": "rms_offset", "norm_placement": "both"}
+_GEMMA_FREE = _WINDOWS | {
+    "embedding_multiplier",
+    "attention_multiplier",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+}
+
+# transformers' model_type -> the features that the family has beyond those of all.
+_FAMILIES: dict[str, _Family] = {
+    "llama": _Family(architecture="LlamaForCausalLM", free=_BIASES, fits=lambda c: _one_switch(c) and _heads_divide(c)),
+    "qwen2": _Family(
+        architecture="Qwen2ForCausalLM", fixed={"attention_bias": True}, free=_WINDOWS, keys=_switched_windows
+    ),
+    "mistral": _Family(
+        architecture="MistralForCausalLM",
+        free=frozenset({"sliding_window"}),
+        keys=lambda c: {"sliding_window": c.sliding_window},
+    ),
+    "qwen3": _Family(
+        architecture="Qwen3ForCausalLM",
+        fixed={"qk_norm": True},
+        free=_WINDOWS | {"attention_bias", "attention_output_bias"},
+        fits=_one_switch,
+        keys=_switched_windows,
+    ),
+    "smollm3": _Family(
+        architecture="SmolLM3ForCausalLM",
+        free=_BIASES | _WINDOWS | {"layers_without_rope"},
+        fits=lambda c: _one_switch(c) and _heads_cover(c),
+        keys=_smollm3,
+    ),
+    "granite": _Family(
+        architecture="GraniteForCausalLM",
+        free=_BIASES | {"attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"},
+        fits=lambda c: _one_switch(c) and _heads_divide(c),
+        keys=_granite,
+    ),
+    "olmo2": _Family(
+        architecture="Olmo2ForCausalLM",
+        fixed={"norm_placement": "post", "qk_norm": True, "qk_norm_scope": "projection"},
+        free=frozenset({"attention_bias", "attention_output_bias"}),
+        fits=lambda c: _one_switch(c) and _heads_divide(c),
+    ),
+    "gemma2": _Family(
+        architecture="Gemma2ForCausalLM",
+        fixed=_GEMMA,
+        free=_GEMMA_FREE | {"attention_bias", "attention_output_bias"},
+        fits=lambda c: _is_gemma(c) and _heads_divide(c),
+        keys=_gemma,
+    ),
+    "gemma3_text": _Family(
+        architecture="Gemma3ForCausalLM",
+        fixed=_GEMMA | {"qk_norm": True},
+        # transformers reads the soft-cap of attention there, and has no effect of it.
+        free=(_GEMMA_FREE - {"attn_logit_softcapping"})
+        | {"rope_local_theta", "attention_bias", "attention_output_bias"},
+        fits=lambda c: _is_gemma(c) and c.rope_local_theta is not None,
+        keys=_gemma3,
+    ),
+    "stablelm": _Family(
+        architecture="StableLmForCausalLM",
+        fixed={"norm": "layer"},
+        free=frozenset({"attention_bias", "parallel_residual", "norm_placement", "partial_rotary_factor"}),
+        fits=lambda c: _heads_cover(c) and c.norm_placement == ("shared" if c.parallel_residual else "pre"),
+        keys=_stablelm,
+    ),
+}
