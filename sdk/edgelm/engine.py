@@ -153,6 +153,8 @@ class Engine:
             )
             self._waiting.append(request)
             self._changed.notify()
+            if len(self._batch.requests) < self._options.max_batch:
+                self._batch.interrupt(len(answer.prompt_ids))
         return request.generation
 
     def close(self, *, drain: bool = False) -> None:
@@ -193,6 +195,7 @@ class Engine:
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify()
+        self._batch.interrupt()
 
     def _work(self) -> None:
         while True:

@@ -14,6 +14,7 @@ from edgelm.errors import ContextLengthError
 from edgelm.kv_batch import KVBatch
 from edgelm.kv_cache import KVCache
 from edgelm.sampling import Sampler
+from edgelm.stop_switch import StopSwitch
 
 # One matrix product over 128 tokens beats 128 products over one; larger chunks lose that to attention, which computes
 # the masked positions of a chunk too (docs/results/graph-and-settings.md).
@@ -30,7 +31,14 @@ class Decoder(Protocol):
     def new_cache(self) -> KVCache:
         """Return an empty KV cache for this model."""
 
-    def forward(self, token_ids: Sequence[int], cache: KVCache, *, all_logits: bool = False) -> NDArray[np.float32]:
+    def forward(
+        self,
+        token_ids: Sequence[int],
+        cache: KVCache,
+        *,
+        all_logits: bool = False,
+        stop: StopSwitch | None = None,
+    ) -> NDArray[np.float32]:
         """Compute tokens after those in `cache`, as DecoderSession.forward does."""
 
     def forward_rows(self, token_ids: Sequence[int], batch: KVBatch) -> NDArray[np.float32]:

@@ -31,6 +31,7 @@ class Request:
     taken: int = 0  # how many of them the answer has the forced tokens of
     length: int = field(init=False)  # of the row, when all that is known is computed
     cached_tokens: int = 0
+    made_way: bool = False  # its piece was stopped for another request; the next one is not
     submitted: float = field(default_factory=time.perf_counter)
     started: float | None = None
     prefilled: float | None = None

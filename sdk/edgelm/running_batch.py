@@ -13,6 +13,7 @@ from edgelm.generate import PREFILL_CHUNK, Decoder, next_chunk
 from edgelm.kv_batch import KVBatch, longest_row
 from edgelm.prefix_cache import PrefixCache
 from edgelm.request import Request
+from edgelm.stop_switch import StoppedError, StopSwitch
 
 # Beside others, a prompt is computed in smaller pieces: they wait half as long, for 6 % of a short prompt's speed and a
 # quarter of a 2,000-token prompt's (docs/results/batching.md).
@@ -36,6 +37,8 @@ class RunningBatch:
         self._batch = KVBatch(self._session.config)
         self._filling: deque[Request] = deque()
         self._decoding: dict[int, Request] = {}  # by number
+        self._piece: tuple[Request, StopSwitch] | None = None  # of a prompt, being computed
+        self._went_ahead = False
 
     @property
     def requests(self) -> list[Request]:
@@ -72,6 +75,19 @@ class RunningBatch:
             request.row = None
         self._reset()
 
+    def interrupt(self, prompt_tokens: int | None = None) -> None:
+        """Stop the piece of a prompt that is being computed, from any thread, if it is nobody's any more, or for the
+        sake of a much shorter prompt, whose length is given; the piece is computed again later.
+        """
+        piece = self._piece
+        if piece is None:
+            return
+        request, switch = piece
+        is_short = prompt_tokens is not None and prompt_tokens <= SHARED_CHUNK and not request.made_way
+        if is_short or request.is_over:
+            request.made_way = True
+            switch.press()
+
     def step(self) -> None:
         """Compute the next piece of one prompt, and the next token of every answer."""
         if self._filling:
@@ -90,7 +106,7 @@ class RunningBatch:
                 self._advance(request, logits_V)
 
     def _fill(self) -> None:
-        request = self._filling[0]
+        request = self._next_to_fill()
         row, prompt_ids = request.row, request.answer.prompt_ids
         assert row is not None
         try:
@@ -101,23 +117,42 @@ class RunningBatch:
                 request.cached_tokens += cached
             is_alone = len(self._batch.rows) == 1
             chunk = next_chunk(prompt_ids, row.length, PREFILL_CHUNK if is_alone else SHARED_CHUNK)
-            logits_V = self._session.forward(chunk, row)[0]
+            switch = StopSwitch()
+            self._piece = request, switch
+            logits_V = self._session.forward(chunk, row, stop=switch)[0]
+            self._piece = None
+            request.made_way = False
             self.prompt_tokens += len(chunk)
             self._prefixes.keep(row, len(prompt_ids))
-            self._filling.rotate(-1)  # each prompt in turn: a short one does not wait for a long one's end
+            self._filling.remove(request)
             if row.length < len(prompt_ids):
+                self._filling.append(request)
                 return
+        except StoppedError:
+            self._piece = None
+            return
         except MemoryError:
             raise
         except Exception as error:
+            self._piece = None
             self._fail_one(request, error)
             return
-        self._filling.remove(request)
         self._batch.activate(row)
         self._decoding[request.number] = request
         if request.prefilled is None:
             request.prefilled = time.perf_counter()
         self._advance(request, logits_V)
+
+    def _next_to_fill(self) -> Request:
+        """Choose whose prompt goes on: each in turn, but every other time one that a single piece completes."""
+        first = self._filling[0]
+        if not self._went_ahead:
+            for request in self._filling:
+                if request.row is not None and len(request.answer.prompt_ids) - request.row.length <= SHARED_CHUNK:
+                    self._went_ahead = request is not first
+                    return request
+        self._went_ahead = False
+        return first
 
     def _compute_alone(self, request: Request) -> None:
         """Compute a token, and with it those that a constraint forced after it."""

@@ -19,8 +19,10 @@ from edgelm.graph_file import GRAPH_FILE, read_graph
 from edgelm.kv_batch import KVBatch
 from edgelm.kv_cache import KVCache
 from edgelm.manifest import FileEntry
+from edgelm.stop_switch import StoppedError, StopSwitch
 
 _LOG_ERRORS_ONLY = 3
+_FATAL_ONLY = 4
 _RECOMPUTED_AT_ONCE = 128  # as prompts are (generate.PREFILL_CHUNK)
 
 
@@ -84,7 +86,14 @@ class DecoderSession:
         """Return an empty KV cache for this model."""
         return KVCache(self.config)
 
-    def forward(self, token_ids: Sequence[int], cache: KVCache, *, all_logits: bool = False) -> NDArray[np.float32]:
+    def forward(
+        self,
+        token_ids: Sequence[int],
+        cache: KVCache,
+        *,
+        all_logits: bool = False,
+        stop: StopSwitch | None = None,
+    ) -> NDArray[np.float32]:
         """Compute T tokens after those in `cache`, and add them to it.
 
         Returns float32 logits [1, V] of the last position, or [T, V] of all. They are a view on a buffer of the cache's
@@ -93,6 +102,7 @@ class DecoderSession:
         Raises:
             ContextLengthError: the tokens do not fit the model's context.
             ProviderError: the process is a fork of the one that loaded the model.
+            StoppedError: `stop` was pressed; the cache is as before.
         """
         self._check_process()
         length = len(cache.token_ids) + len(token_ids)
@@ -103,7 +113,7 @@ class DecoderSession:
             binding = None  # nothing may keep the memory that the cache outgrows
             cache.reserve(length)
             binding = cache.binding = _Binding(self._runtime, self._session, self.config, cache.buffers)
-        logits_TV = binding.run(token_ids, length, all_logits)
+        logits_TV = binding.run(token_ids, length, all_logits, stop)
         cache.token_ids.extend(token_ids)
         return logits_TV
 
@@ -203,7 +213,9 @@ class _Binding:
         self.session.run_with_iobinding(self._step)
         return self._step_logits_BV
 
-    def run(self, token_ids: Sequence[int], length: int, all_logits: bool) -> NDArray[np.float32]:
+    def run(
+        self, token_ids: Sequence[int], length: int, all_logits: bool, stop: StopSwitch | None = None
+    ) -> NDArray[np.float32]:
         """Compute tokens of the one row; `length` counts the tokens in its cache after this step."""
         if len(token_ids) == 1:
             return self.step(token_ids, (length,))
@@ -211,9 +223,23 @@ class _Binding:
         ids_BT = np.array([token_ids], np.int64)
         logits_BTV = np.zeros((1, len(token_ids) if all_logits else 1, self._vocab_size), np.float32)
         binding, _values = self._bind(ids_BT, logits_BTV, 0 if all_logits else 1)
-        self.session.run_with_iobinding(binding)
+        if stop is None:
+            self.session.run_with_iobinding(binding)
+        else:
+            self._run_stoppable(binding, stop)
         logits_TV: NDArray[np.float32] = logits_BTV[0]
         return logits_TV
+
+    def _run_stoppable(self, binding: Any, stop: StopSwitch) -> None:
+        options = self._runtime.RunOptions()
+        options.log_severity_level = _FATAL_ONLY  # being stopped is no error to report
+        stop.connect(options)
+        try:
+            self.session.run_with_iobinding(binding, options)
+        except Exception as error:  # ONNX Runtime's own classes have no common base but this one
+            if stop.is_pressed:
+                raise StoppedError from error
+            raise
 
 
 def _cache_names(config: ModelConfig, prefix: str) -> list[str]:

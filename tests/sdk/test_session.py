@@ -14,6 +14,7 @@ from edgelm.errors import ConfigError, ContextLengthError, PackageError, Provide
 from edgelm.generate import PREFILL_CHUNK, prefill
 from edgelm.kv_cache import GROWTH_STEP
 from edgelm.session import DecoderSession, SessionOptions
+from edgelm.stop_switch import StoppedError, StopSwitch
 from edgelm.testing import tiny_model_path
 
 # Float32 sums in another order; the largest difference seen is 7e-6.
@@ -194,3 +195,32 @@ edgelm.load(edgelm.testing.tiny_model_path())
 assert seen and seen[-1] == "1", seen
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_call_that_is_stopped_leaves_its_cache_as_it_was(session: DecoderSession) -> None:
+    ids = random_ids(300)
+    cache = session.new_cache()
+    session.forward(ids[:100], cache)
+    stop = StopSwitch()
+    stop.press()
+    with pytest.raises(StoppedError):
+        session.forward(ids[100:], cache, stop=stop)
+    assert cache.token_ids == ids[:100]
+    fresh = session.new_cache()
+    session.forward(ids[:100], fresh)
+    expected = session.forward(ids[100:], fresh)
+    np.testing.assert_array_equal(session.forward(ids[100:], cache, stop=StopSwitch()), expected)
+
+
+def test_a_call_is_stopped_while_it_runs(session: DecoderSession) -> None:
+    stops = 0
+    for delay in (0.0, 0.0002, 0.0005, 0.001, 0.002, 0.005):
+        stop = StopSwitch()
+        timer = threading.Timer(delay, stop.press)
+        timer.start()
+        try:
+            session.forward(random_ids(1000), session.new_cache(), stop=stop)
+        except StoppedError:
+            stops += 1
+        timer.join()
+    assert stops > 0

@@ -15,6 +15,7 @@ from edgelm.kv_batch import KVBatch
 from edgelm.kv_cache import KVCache
 from edgelm.language_model import LanguageModel
 from edgelm.manifest import Manifest
+from edgelm.stop_switch import StopSwitch
 from edgelm.tokenizer import Tokenizer
 
 __all__ = ["ScriptedDecoder", "scripted_model", "tiny_model_path"]
@@ -40,7 +41,14 @@ class ScriptedDecoder:
         """Return an empty cache."""
         return KVCache(self.config)
 
-    def forward(self, token_ids: Sequence[int], cache: KVCache, *, all_logits: bool = False) -> NDArray[np.float32]:
+    def forward(
+        self,
+        token_ids: Sequence[int],
+        cache: KVCache,
+        *,
+        all_logits: bool = False,
+        stop: StopSwitch | None = None,
+    ) -> NDArray[np.float32]:
         """Make the script's next token the most likely one, by how much of it stands at the end of the cache."""
         cache.reserve(cache.length + len(token_ids))
         cache.token_ids.extend(token_ids)
