@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml sdk/edgelm/_version.py
 DEV_EXTRAS := cpu,chat,serve,export,train,docs,examples,dev
 
-.PHONY: chat test lint bench docs clean
+.PHONY: chat test lint bench docs fuzz wheel clean
 
 chat: $(VENV)/chat.stamp
 	@$(BIN)/edgelm pull $(MODEL)
@@ -28,6 +28,14 @@ bench: $(VENV)/bench.stamp
 # The documentation, as a folder of pages that needs no server: site/index.html.
 docs: $(VENV)/dev.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# Long: a million mutants of some kinds of files. What fails is kept in tests/trust/regressions/.
+fuzz: $(VENV)/dev.stamp
+	$(BIN)/python tests/fuzz/run.py
+
+# The same bytes whenever and wherever it is built: the time in it is that of the last commit.
+wheel: $(VENV)/dev.stamp
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
 	rm -rf $(VENV) .cache site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 _IDENTIFIERS = """
 AFL-3.0 AGPL-3.0-only Apache-2.0 BSD-2-Clause BSD-3-Clause BSL-1.0 CC-BY-4.0 CC-BY-NC-4.0 CC-BY-NC-ND-4.0
-CC-BY-NC-SA-4.0 CC-BY-SA-3.0 CC-BY-SA-4.0 CC0-1.0 ECL-2.0 EUPL-1.2 GPL-2.0-only GPL-3.0-only ISC LGPL-3.0-only MIT MPL-2.0 ODbL-1.0
-PDDL-1.0 Unlicense WTFPL Zlib
+CC-BY-NC-SA-4.0 CC-BY-SA-3.0 CC-BY-SA-4.0 CC0-1.0 ECL-2.0 EUPL-1.2 GPL-2.0-only GPL-3.0-only ISC LGPL-3.0-only
+MIT MPL-2.0 ODbL-1.0 PDDL-1.0 Unlicense WTFPL Zlib
 """
 # The hub's names, in lower case, that are not simply the identifier in lower case.
 _ALIASES = {

@@ -14,9 +14,12 @@ _VALUES: Sequence[Any] = (
     "../../x", "/etc/passwd", "x" * 3000, [], {}, [[]], [1, "a", None], {"a": 1}, {"type": "Sequence"}, ["model"],
 )  # fmt: skip
 _FRAGMENTS = (
-    "{% for x in range(99999) %}", "{% endfor %}", "{% if x %}", "{% endif %}", "{% set x = x ~ x %}", "{{ x * 9 ** 9 }}",
-    "{% macro m(x) %}", "{% endmacro %}", "{{ m(m) }}", "{{ caller() }}", "{% call m() %}", "{% endcall %}", " | join(x)",
-    " | tojson(indent=9)", " | list", " | map('upper')", " | sort", " | replace('', x)", "[::2]", ".format(x)", "% (x, x)",
+    "{% for x in range(99999) %}", "{% endfor %}", "{% if x %}", "{% endif %}", "{% set x = x ~ x %}",
+    "{{ x * 9 ** 9 }}",
+    "{% macro m(x) %}", "{% endmacro %}", "{{ m(m) }}", "{{ caller() }}", "{% call m() %}", "{% endcall %}",
+    " | join(x)",
+    " | tojson(indent=9)", " | list", " | map('upper')", " | sort", " | replace('', x)", "[::2]", ".format(x)",
+    "% (x, x)",
     "{% set ns = namespace(x=x) %}", "{% set ns.x = [ns.x, ns.x] %}", "{{ ns }}", "{{ ''.join }}", "{{ loop(x) }}",
     "{{ self }}", "{% block b %}", "{% endblock %}", "{{ self.b() }}", "{% raw %}", "{#", "#}", "{% generation %}",
     "{% endgeneration %}", "{% filter upper %}", "{% endfilter %}", "{% include 'x' %}", "{% import 'x' as y %}",
@@ -26,7 +29,7 @@ _FRAGMENTS = (
 
 
 def mutate_bytes(data: bytes, random: Random, others: Sequence[bytes] = ()) -> bytes:
-    """Change one to four places: bits, bytes, whole numbers, and pieces that go, come, double or come from elsewhere."""
+    """Change one to four places: bits, bytes, numbers, pieces that go, double or come from elsewhere."""
     result = bytearray(data)
     for _ in range(random.choice((1, 1, 2, 4))):
         if not result:

@@ -32,7 +32,8 @@ MESSAGES = [
 TEMPLATES = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-    "{% macro turn(m, first=false) %}{{ m.role ~ m['content'] | trim }}{% if m.calls %}{{ m.calls | tojson }}{% endif %}"
+    "{% macro turn(m, first=false) %}{{ m.role ~ m['content'] | trim }}"
+    "{% if m.calls %}{{ m.calls | tojson }}{% endif %}"
     "{% endmacro %}{% set ns = namespace(n=0) %}{% for m in messages[1:] %}{% set ns.n = ns.n + 1 %}{{ turn(m) }}"
     "{% if loop.last and m.role in ['user', 'tool'] %}{{ '%s' | format(ns.n) }}{% endif %}{% endfor %}",
 )
@@ -164,8 +165,10 @@ def _config_seeds(folder: Path) -> list[bytes]:
     """A config.json of Hugging Face's for the same tensors, and ours."""
     own = json.loads((_checkpoint_folder(folder) / "config.json").read_bytes())
     section = own["edgelm"]
-    names = ("vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-             "max_position_embeddings rope_theta hidden_act").split()  # fmt: skip
+    names = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "head_dim", "max_position_embeddings", "rope_theta", "hidden_act",
+    )  # fmt: skip
     foreign = {"model_type": "llama", "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "eos_token_id": [2]}
     foreign |= {name: section[name] for name in names}
     foreign["rope_scaling"] = {"rope_type": "linear", "factor": 2.0}

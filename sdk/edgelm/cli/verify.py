@@ -23,7 +23,7 @@ from edgelm.library import Library
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def verify(model: str, public_key: Path | None, as_json: bool) -> None:
-    """Check that a package is whole, and that it holds nothing it should not.
+    """Check that a package is whole and holds nothing foreign.
 
     MODEL is a name from the library or a folder. Checked: every file's size and hash, that no other file is there, the
     graph's operators and tensors, the tokenizer, the chat template and the configs. The exit code is 1 if one fails.
