@@ -24,8 +24,9 @@ def healthy_and_flat_afterwards(request):
     yield
     for server, memory in zip(servers, before, strict=True):
         assert server.post(CHAT, {"messages": HELLO, "max_tokens": 2}).status == 200
-        # 22 MB were measured once, after large bodies: the allocator keeps them for the threads that parse.
-        assert server.memory < memory + 48e6
+        # Once, the allocator keeps memory for the threads that parse large bodies: 22 to 56 MB measured, and no more
+        # after the same again four times.
+        assert server.memory < memory + 80e6
         assert server.metric("edgelm_requests_running") == 1
 
 

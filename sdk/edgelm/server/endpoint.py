@@ -46,7 +46,7 @@ class Endpoint:
     """Answer one method of one path.
 
     body: the schema that a JSON body has to fit, None for an endpoint without one. answers: the schema of the JSON that
-    comes back, None for another media type. public: answered without a key.
+    comes back; None where something else does, of the media type `media`. public: answered without a key.
     """
 
     method: str
@@ -55,4 +55,5 @@ class Endpoint:
     summary: str
     body: Schema | None = None
     answers: Schema | None = field(default_factory=lambda: ANY_OBJECT)
+    media: str = "text/plain"
     public: bool = False

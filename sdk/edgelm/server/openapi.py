@@ -40,7 +40,7 @@ async def describe(_call: Call) -> Response:
 
     paths: dict[str, dict[str, Any]] = {}
     for row in ROUTES:
-        paths.setdefault(row.path, {})[row.method.lower()] = _operation(row)
+        paths.setdefault(row.path.replace(":path}", "}"), {})[row.method.lower()] = _operation(row)
     return JsonAnswer(
         {
             "openapi": "3.1.0",
@@ -82,7 +82,7 @@ def _operation(row: Endpoint) -> dict[str, Any]:
 
 def _content(row: Endpoint) -> dict[str, Any]:
     if row.answers is None:
-        return {"text/plain": {"schema": {"type": "string"}}}
+        return {row.media: {"schema": {"type": "string"}}}
     content: dict[str, Any] = {"application/json": {"schema": published(row.answers)}}
     if row.body is not None and "stream" in row.body["properties"]:
         content[next(media for start, media in _STREAMS.items() if row.path.startswith(start))] = {

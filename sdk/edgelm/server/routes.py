@@ -100,6 +100,7 @@ ROUTES: tuple[Endpoint, ...] = (
         answer=page_files.start_page,
         summary="A chat in the browser.",
         answers=None,
+        media="text/html",
         public=True,
     ),
     Endpoint(
@@ -108,6 +109,7 @@ ROUTES: tuple[Endpoint, ...] = (
         answer=page_files.page_file,
         summary="A file of that page.",
         answers=None,
+        media="*/*",
         public=True,
     ),
     Endpoint(method="GET", path="/openapi.json", answer=openapi.describe, summary="This description.", public=True),

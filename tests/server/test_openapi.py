@@ -1,0 +1,58 @@
+"""/openapi.json describes what the server does: schemathesis sends what the description allows, and what it forbids."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from edgelm_server import EdgelmServer
+
+from edgelm.server.routes import ROUTES
+
+# Most of what is sent has no limit of tokens; its answers may take a tenth of a second.
+BRIEF = """
+from edgelm.server import options
+create = options.ServerOptions.__init__
+limits = options.RequestLimits(request_seconds=0.1)
+options.ServerOptions.__init__ = lambda self, **values: create(self, **{"limits": limits, **values})
+"""
+
+
+@pytest.fixture(scope="module")
+def described(serving):
+    return serving.get("/openapi.json").json
+
+
+def test_every_route_is_described(described):
+    assert described["openapi"] == "3.1.0"
+    operations = {(method.upper(), path) for path, rows in described["paths"].items() for method in rows}
+    assert operations == {(row.method, row.path.replace(":path", "")) for row in ROUTES}
+
+
+def test_what_is_refused_and_what_is_ignored_is_in_the_description(described):
+    chat = described["paths"]["/v1/chat/completions"]["post"]
+    schema = chat["requestBody"]["content"]["application/json"]["schema"]
+    assert "functions: use tools." in schema["description"]
+    assert schema["properties"]["user"] == {}
+    assert schema["required"] == ["messages"]
+    assert schema["properties"]["temperature"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 2}
+    assert set(chat["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+
+
+def test_schemathesis_finds_nothing(tmp_path):
+    with EdgelmServer(prelude=BRIEF) as serving:
+        result = run_schemathesis(serving.url, tmp_path)
+        assert result.returncode == 0, result.stdout[-6000:]
+        assert serving.get("/health").status == 200
+
+
+def run_schemathesis(url: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [
+        str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json",
+        "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
+        "--phases", "examples,fuzzing", "--max-examples", "12", "--generation-deterministic",
+        "--request-timeout", "60", "--exclude-path-regex", "^/page/", "--suppress-health-check", "all",
+    ]  # fmt: skip
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
