@@ -56,7 +56,9 @@ FORMATS = (
     ToolFormat(
         name="mistral-args", signs=("[TOOL_CALLS]", "[ARGS]"), start="[TOOL_CALLS]", name_end="[ARGS]", separator=""
     ),
-    ToolFormat(name="mistral", signs=("[TOOL_CALLS]",), start="[TOOL_CALLS]", is_list=True, separator=", "),
+    ToolFormat(
+        name="mistral", signs=("[TOOL_CALLS]",), start="[TOOL_CALLS]", before=" ", is_list=True, separator=", "
+    ),
     # Llama 3.1 and 3.2: the answer is the call. Their template refuses two in one turn.
     ToolFormat(
         name="llama3", signs=("ipython", '"parameters": '), start="<|python_tag|>", bare_start='{"name"',
@@ -68,7 +70,7 @@ FORMATS = (
     ),
     ToolFormat(
         name="phi4", signs=("<|tool_call|>", "<|/tool_call|>"), start="<|tool_call|>", end="<|/tool_call|>",
-        is_list=True, separator=", ",
+        separator="",
     ),
     ToolFormat(name="granite", signs=("<|tool_call|>",), start="<|tool_call|>", is_list=True, separator=", "),
     # The chat template knows no tools: the definitions stand in the system message, and the text is that of Hermes.
