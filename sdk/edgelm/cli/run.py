@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgelm.cli.constraint_options import constraint_options
 from edgelm.cli.generation_options import complete_model, generation_options, threads_option
 from edgelm.cli.output import clean_text, is_terminal, printable, timing_line
 from edgelm.cli.progress import status
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template.")
 @click.option("--system", metavar="TEXT", help="Tell the model how to behave (needs a chat template).")
 @generation_options
+@constraint_options
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @click.option("--stats", is_flag=True, help="Print speed and token counts on standard error.")
@@ -49,6 +51,8 @@ def run(
       cat notes.txt | edgelm run smollm2-135m-instruct "Summarize:"
       edgelm run package/ --raw --temperature 0.8 --seed 1 "Once upon a time"
       edgelm run package/ --json --max-new-tokens 20 "Hello" | jq .text
+      edgelm run package/ --json-schema person.json "Anna is 31." | jq .age
+      edgelm run package/ --choice yes --choice no "Is the sea blue?"
     """
     text = _whole_prompt(prompt)
     with status(f"Loading {model}"):

@@ -1,0 +1,63 @@
+"""Options that say what an answer must be: a JSON schema, a pattern, a grammar, or one of some texts."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgelm.constraint import Constraint
+from edgelm.errors import ConfigError
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_OPTIONS = (
+    click.option("--json-schema", type=_FILE, metavar="FILE", help="Answer with JSON that this JSON schema describes."),
+    click.option("--regex", metavar="PATTERN", help="Answer with a text that this pattern matches as a whole."),
+    click.option("--grammar", type=_FILE, metavar="FILE", help="Answer with a text of this Lark grammar."),
+    click.option("--choice", multiple=True, metavar="TEXT", help="Answer with this text, or another --choice."),
+)
+_MAKERS: dict[str, Callable[[Any], Constraint]] = {
+    "json_schema": lambda path: Constraint.json_schema(_read_json(path)),
+    "regex": Constraint.regex,
+    "grammar": lambda path: Constraint.lark(_read(path)),
+    "choice": Constraint.choices,
+}
+
+
+def constraint_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a constraint to a command, which receives it among its `settings`. At most one is given."""
+
+    @functools.wraps(command)
+    def with_constraint(*positional: Any, settings: dict[str, Any], **named: Any) -> None:
+        given = {name: value for name in _MAKERS if (value := named.pop(name))}
+        if len(given) > 1:
+            names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise click.UsageError(f"{names} exclude each other; give one.")
+        for name, value in given.items():
+            try:
+                settings = {**settings, "constraint": _MAKERS[name](value)}
+            except ConfigError as error:
+                raise click.UsageError(str(error)) from error
+        command(*positional, **named, settings=settings)
+
+    for option in reversed(_OPTIONS):
+        with_constraint = option(with_constraint)
+    return with_constraint
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"Cannot read {path}: {error}.") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"{path} is not JSON: {error}.") from error

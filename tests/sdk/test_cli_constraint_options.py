@@ -1,0 +1,52 @@
+"""`edgelm run` with what the answer must be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from edgelm.cli.main import main
+from edgelm.testing import tiny_model_path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["run", str(tiny_model_path()), *arguments, "Hello"], input="")
+
+
+def test_the_answer_is_what_the_option_says(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps({"type": "object", "properties": {"a": {"enum": [1, 22]}}, "required": ["a"],
+                                  "additionalProperties": False}), encoding="utf-8")  # fmt: skip
+    assert json.loads(run("--json-schema", str(schema)).stdout)["a"] in (1, 22)
+    assert run("--regex", "[0-9]{3}").stdout.strip().isdigit()
+    assert run("--choice", "yes", "--choice", "no, never").stdout in ("yes\n", "no, never\n")
+    grammar = tmp_path / "answer.lark"
+    grammar.write_text('start: "a" /[bc]/', encoding="utf-8")
+    assert run("--grammar", str(grammar)).stdout in ("ab\n", "ac\n")
+
+
+def test_what_cannot_be_is_wrong_usage_or_named(tmp_path: Path) -> None:
+    file = tmp_path / "schema.json"
+    for content, exit_code, message in (
+        (b"{", 2, "is not JSON"),
+        (b"[1]", 2, "The JSON schema is [1]; it must be a mapping"),
+        (b"\xff", 2, "Cannot read"),
+        (b'{"uniqueItems": true}', 1, "uniqueItems"),
+    ):
+        file.write_bytes(content)
+        result = run("--json-schema", str(file))
+        assert result.exit_code == exit_code
+        assert message in result.stderr
+    result = run("--json-schema", str(file), "--regex", "a")
+    assert result.exit_code == 2
+    assert "--json-schema and --regex exclude each other; give one." in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--json-schema", "--grammar"])
+def test_a_file_that_is_not_there_is_wrong_usage(option: str) -> None:
+    result = run(option, "no-such-file")
+    assert result.exit_code == 2
+    assert "does not exist" in result.stderr
