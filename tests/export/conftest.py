@@ -9,20 +9,22 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf_converter import add_config, tensors_of
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     LlamaForCausalLM,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 VOCABULARY = 320
 TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
-QUANTIZED = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "token_embd", "output.")
+QUANTIZED = (
+    "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "token_embd", "output.",
+)  # fmt: skip
 
 SaveModel = Callable[..., PreTrainedModel]
 SaveLlama = Callable[..., LlamaForCausalLM]
@@ -117,15 +119,13 @@ def write_gguf(bpe_tokenizer: PreTrainedTokenizerFast) -> WriteGGUF:
     ) -> Path:
         architecture = architecture or model.config.model_type
         writer = gguf.GGUFWriter(path, architecture)
-        _add_config(writer, model.config)
-        if architecture == "llama":
-            writer.add_rope_dimension_count(_head_dim(model.config))
+        add_config(writer, model, architecture)
         _add_tokenizer(writer, bpe_tokenizer)
         for key, value in (metadata or {}).items():
             {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}[
                 type(value)
             ](key, value)
-        for name, tensor in {**_gguf_tensors(model, interleaved=architecture == "llama"), **(extra or {})}.items():
+        for name, tensor in {**tensors_of(model, architecture), **(extra or {})}.items():
             if tensor.ndim == 2 and any(part in name for part in QUANTIZED):
                 type_ = gguf.GGMLQuantizationType[quantization]
                 writer.add_tensor(name, gguf.quants.quantize(tensor, type_), raw_dtype=type_)
@@ -138,27 +138,6 @@ def write_gguf(bpe_tokenizer: PreTrainedTokenizerFast) -> WriteGGUF:
         return path
 
     return write
-
-
-def _add_config(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
-    writer.add_name("tiny")
-    writer.add_license("apache-2.0")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
-    if _head_dim(config) != config.hidden_size // config.num_attention_heads:
-        writer.add_key_length(_head_dim(config))
-        writer.add_value_length(_head_dim(config))
-
-
-def _head_dim(config: PreTrainedConfig) -> int:
-    return getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -178,36 +157,3 @@ def _merges(model: models.BPE) -> list[tuple[str, str]]:
     import json
 
     return [tuple(pair) for pair in json.loads(Tokenizer(model).to_str())["model"]["merges"]]
-
-
-def _gguf_tensors(model: PreTrainedModel, *, interleaved: bool) -> dict[str, NDArray[np.float32]]:
-    stems = {
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "self_attn.q_norm": "attn_q_norm",
-        "self_attn.k_norm": "attn_k_norm",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-    }
-    top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        tensor = parameter.detach().float().numpy()
-        stem, _, suffix = name.rpartition(".")
-        if stem in top:
-            tensors[f"{top[stem]}.{suffix}"] = tensor
-            continue
-        _, _, layer, part = stem.split(".", 3)
-        if interleaved and part in ("self_attn.q_proj", "self_attn.k_proj"):
-            config = model.config
-            heads = config.num_attention_heads if "q_proj" in part else config.num_key_value_heads
-            # The converter's permutation, as in llama.cpp's convert_hf_to_gguf.py.
-            halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
-            tensor = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(tensor.shape))
-        tensors[f"blk.{layer}.{stems[part]}.{suffix}"] = tensor
-    return tensors

@@ -129,7 +129,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "nanochat": ("nanochat", {"tie_word_embeddings": False}),
 }  # fmt: skip
-# As llama.cpp names and knows them: without biases on Qwen3, and a Mistral as a Llama.
+# As llama.cpp names and knows them: without biases on Qwen3 and Granite, a Mistral as a Llama, a Gemma whose scores are
+# scaled by its head, a SmolLM3 with every fourth layer without rope.
 GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mistral": ("mistral", "llama", {"sliding_window": None}),
     "qwen2": ("qwen2", "qwen2", {}),
@@ -140,7 +141,45 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "qwen3": ("qwen3", "qwen3", {"head_dim": 16}),
     "qwen3 with a head_dim of its own": ("qwen3", "qwen3", {"head_dim": 32, "tie_word_embeddings": False}),
-}
+    "smollm3": ("smollm3", "smollm3", {"num_hidden_layers": 4, "pad_token_id": 0}),
+    "gemma2": ("gemma2", "gemma2", {"head_dim": 32, "sliding_window": 9, "query_pre_attn_scalar": 32}),
+    "gemma3_text": (
+        "gemma3_text",
+        "gemma3",
+        {
+            "head_dim": 32, "sliding_window": 9, "query_pre_attn_scalar": 32, "num_hidden_layers": 6,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "phi": ("phi", "phi2", {"partial_rotary_factor": 0.5, "tie_word_embeddings": False}),
+    "phi3": ("phi3", "phi3", {"sliding_window": None, "pad_token_id": 0}),
+    "phi3, longrope": (
+        "phi3",
+        "phi3",
+        {"original_max_position_embeddings": 64, "rope_parameters": {"rope_theta": 1e4} | LONGROPE, "pad_token_id": 0},
+    ),
+    "olmo2": ("olmo2", "olmo2", {"tie_word_embeddings": False}),
+    "granite": (
+        "granite",
+        "granite",
+        {
+            "attention_multiplier": 0.25, "embedding_multiplier": 6.0, "residual_multiplier": 0.5,
+            "logits_scaling": 3.0,
+        },
+    ),
+    "stablelm": ("stablelm", "stablelm", {"tie_word_embeddings": False, "use_qkv_bias": True}),
+    "stablelm in parallel": ("stablelm", "stablelm", {"use_parallel_residual": True, "tie_word_embeddings": False}),
+    "gpt2": ("gpt2", "gpt2", {"n_inner": 96}),
+    "gpt_neox": ("gpt_neox", "gptneox", {"tie_word_embeddings": False}),
+    "gpt_neox, one after the other": (
+        "gpt_neox",
+        "gptneox",
+        {"tie_word_embeddings": False, "use_parallel_residual": False, "rotary_pct": 0.5},
+    ),
+}  # fmt: skip
 
 
 def theirs(model: PreTrainedModel, ids: list[int]) -> NDArray[np.float32]:
@@ -228,15 +267,20 @@ def test_a_gguf_file_has_the_config_and_the_tensors_of_the_folder(
     folder = HuggingFaceCheckpoint(tmp_path / "hf")
     type_ = gguf.GGMLQuantizationType[quantization]
     with GGUFCheckpoint(path) as checkpoint:
-        assert checkpoint.config.to_dict() == folder.config.to_dict() | {"model_type": architecture}
+        is_mistral = model_type == "mistral"
+        assert checkpoint.config.to_dict() == folder.config.to_dict() | ({"model_type": "llama"} if is_mistral else {})
         for tensor, shape in checkpoint.config.tensor_shapes().items():
             expected = folder.tensor(tensor)
-            if len(shape) == 2:
+            if len(shape) == 2 and "embed_positions" not in tensor:
                 expected = gguf.quants.dequantize(gguf.quants.quantize(expected, type_), type_)
-            np.testing.assert_array_equal(checkpoint.tensor(tensor), expected, err_msg=tensor)
+            # 1 + weight was rounded in the file: by half a unit in the last place of up to 4. Measured: 1.2e-7.
+            tolerance = 1.3e-7 if checkpoint.config.norm == "rms_offset" and len(shape) == 1 else 0
+            np.testing.assert_allclose(checkpoint.tensor(tensor), expected, rtol=0, atol=tolerance, err_msg=tensor)
 
 
-@pytest.mark.parametrize("name", GGUF_MODELS)
+@pytest.mark.parametrize(
+    "name", [name for name, (model_type, _, _) in GGUF_MODELS.items() if ARCHITECTURES[model_type].layout.is_canonical]
+)
 def test_an_imported_gguf_file_loads_in_transformers(
     name: str, tmp_path: Path, save_model: SaveModel, write_gguf: WriteGGUF
 ) -> None:
@@ -244,9 +288,14 @@ def test_an_imported_gguf_file_loads_in_transformers(
     model = save_model(model_type, tmp_path / "hf", **changes)
     import_checkpoint(write_gguf(tmp_path / "tiny.gguf", model, architecture=architecture), tmp_path / "ours")
     imported = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
-    assert imported.config.model_type == architecture
+    assert imported.config.model_type == ("llama" if model_type == "mistral" else model_type)
     ids = random_ids()
-    np.testing.assert_array_equal(theirs(imported, ids), theirs(model, ids))
+    np.testing.assert_allclose(theirs(imported, ids), theirs(model, ids), rtol=0, atol=TOLERANCE)
+
+
+def test_every_family_that_llama_cpp_knows_is_read_from_gguf_too() -> None:
+    read = {architecture for _, architecture, _ in GGUF_MODELS.values()}
+    assert read == {row.gguf.architecture for row in ARCHITECTURES.values() if row.gguf}
 
 
 @pytest.mark.parametrize(

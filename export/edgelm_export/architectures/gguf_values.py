@@ -75,10 +75,11 @@ def rope_scaling(metadata: Mapping[str, Any], prefix: str) -> dict[str, Any] | N
 
 
 def token_id_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Make bos_token_id and eos_token_id (a list where a turn has an end of its own) of the tokenizer's metadata."""
+    """Make the token ids of the tokenizer's metadata; ends are a list where a turn has one of its own."""
     ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _END_TOKENS]
     ends = list(dict.fromkeys(id_ for id_ in ends if id_ is not None))
     return {
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+        "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id"),
     }

@@ -57,8 +57,11 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "phi3", keys=_GGUF_KEYS, turns_a_part=True)
     context = values["max_position_embeddings"]
     original = whole_number(header.metadata, "phi3.rope.scaling.original_context_length", context)
+    # The decimals that they were written from: 1.1, not 1.10000002.
     factors = {
-        key: header.rope_factors[name].tolist() for key, name in _GGUF_FACTORS.items() if name in header.rope_factors
+        key: [float(str(factor)) for factor in header.rope_factors[name]]
+        for key, name in _GGUF_FACTORS.items()
+        if name in header.rope_factors
     }
     if factors:
         values["rope_scaling"] = {"rope_type": "longrope", **factors}

@@ -1,0 +1,107 @@
+"""What llama.cpp's converter makes of a model of transformers: metadata and tensors, family by family.
+
+The names are the gguf package's own; the order of rows and the keys are those of convert_hf_to_gguf.py, and llama.cpp
+reads the files that come of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedConfig, PreTrainedModel
+
+Array = NDArray[np.float32]
+
+# Families whose heads llama.cpp turns by neighbouring dimensions.
+_PAIRED = ("llama", "granite", "smollm3")
+_LAYER_NORMS = ("gpt2", "gptneox", "phi2", "stablelm")
+_TURN_IN_PART = ("gptneox", "phi2", "phi3", "stablelm")
+
+
+def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: str) -> None:
+    """Write the metadata of a model."""
+    config = model.config
+    head_dim = _head_dim(config)
+    writer.add_name("tiny")
+    writer.add_license("apache-2.0")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(getattr(config, "intermediate_size", None) or config.n_inner)
+    writer.add_head_count(config.num_attention_heads)
+    if architecture not in ("gpt2", "gptneox"):
+        writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_vocab_size(config.vocab_size)
+    if architecture in _LAYER_NORMS:
+        writer.add_layer_norm_eps(getattr(config, "layer_norm_eps", None) or config.layer_norm_epsilon)
+    else:
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if head_dim != config.hidden_size // config.num_attention_heads or architecture in ("gemma2", "gemma3"):
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    settings: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    settings = settings.get("full_attention", settings)
+    if architecture not in ("gpt2", "gemma2"):
+        writer.add_rope_freq_base(settings["rope_theta"])
+    if settings.get("rope_type") == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(settings["factor"])
+    if architecture in (*_PAIRED, *_TURN_IN_PART):
+        writer.add_rope_dimension_count(int(head_dim * settings.get("partial_rotary_factor", 1.0)))
+    _add_own_keys(writer, config, architecture)
+
+
+def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architecture: str) -> None:
+    if architecture == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if architecture in ("gemma2", "gemma3", "phi3"):
+        writer.add_sliding_window(config.sliding_window or 0)
+    if architecture in ("gptneox", "stablelm"):
+        writer.add_parallel_residual(config.use_parallel_residual)
+    if architecture == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if architecture == "phi3":
+        writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+
+
+def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
+    """Return the tensors of a model under llama.cpp's names."""
+    # The model's own family knows all of its tensors, whatever the file is to be called.
+    own = model.config.model_type if model.config.model_type in gguf.MODEL_ARCH_NAMES.values() else architecture
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == own)
+    names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensor = _converted(name, parameter.detach().float().numpy(), model.config, architecture)
+        tensors[names.get_name(name, try_suffixes=(".weight", ".bias"))] = np.ascontiguousarray(tensor)
+    settings = getattr(model.config, "rope_parameters", None) or {}
+    for key in ("short_factor", "long_factor"):
+        if key in settings:
+            tensors[f"rope_factors_{key.partition('_')[0]}.weight"] = np.array(settings[key], np.float32)
+    return tensors
+
+
+def _converted(name: str, tensor: Array, config: PreTrainedConfig, architecture: str) -> Array:
+    if architecture in _PAIRED and ("q_proj" in name or "k_proj" in name):
+        heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+        halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
+        return halves.swapaxes(1, 2).reshape(tensor.shape)
+    if architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
+        return tensor + 1
+    if architecture == "gpt2" and tensor.ndim == 2 and ".h." in name:
+        return tensor.T  # Conv1D is [in, out]
+    if architecture == "gptneox" and "query_key_value" in name:
+        by_head = tensor.reshape(config.num_attention_heads, 3, _head_dim(config), *tensor.shape[1:])
+        return by_head.swapaxes(0, 1).reshape(tensor.shape)
+    return tensor
+
+
+def _head_dim(config: PreTrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
