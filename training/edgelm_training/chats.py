@@ -60,7 +60,8 @@ def load_chats(
     """Read conversations (`read_conversations`) and encode them for a model; return the train and validation splits.
 
     model: a folder with tokenizer.json and chat_template.jinja. validation_fraction: the share that is kept out of
-    training, chosen by a hash of what is said; above 0 it is one conversation at least, if there are two.
+    training, chosen by a hash of what is said; above 0 it is one conversation at least, if there are two. progress:
+    called with a label, what is done and what is to do.
 
     Raises:
         DataError: there is no conversation, or one is broken; the message begins with its file and line.
@@ -76,7 +77,9 @@ def load_chats(
     encoded: list[EncodedConversation] = []
     places: list[tuple[str, int]] = []
     hashes: list[int] = []
-    for conversation in read_conversations(paths, progress=progress):
+    conversations = list(read_conversations(paths, progress=progress))
+    for number, conversation in enumerate(conversations, start=1):
+        progress("Encoding", number, len(conversations))
         encoded.append(_encode(template, tokenizer, conversation))
         places.append((conversation.file, conversation.line))
         hashes.append(conversation.hash)
