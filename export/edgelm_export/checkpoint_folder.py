@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgelm.errors import CheckpointError
+from edgelm import regular_file
+from edgelm.errors import CheckpointError, TokenizerError
+from edgelm.tokenizer_trial import MAX_BYTES, try_tokenizer
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 CHAT_TEMPLATE, GENERATION_CONFIG = "chat_template.jinja", "generation_config.json"
+# What may be larger than a file of settings, in bytes.
+_LARGER = {TOKENIZER: MAX_BYTES, "model.safetensors.index.json": 16 << 20}
 
 
 def file_inside(folder: Path, name: str) -> Path:
@@ -42,7 +46,7 @@ def read_text(folder: Path, name: str) -> str:
     """
     path = file_inside(folder, name)
     try:
-        return path.read_text(encoding="utf-8")
+        return regular_file.read_text(path, _LARGER.get(name, regular_file.MAX_JSON_BYTES))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
 
@@ -86,9 +90,15 @@ def read_text_files(folder: Path) -> dict[str, str]:
     for name in (TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG):
         if (folder / name).exists():
             files[name] = read_text(folder, name)
-    for name in (TOKENIZER, GENERATION_CONFIG):
-        if name in files:
-            parse_json_object(files[name], folder / name)
+    if GENERATION_CONFIG in files:
+        parse_json_object(files[GENERATION_CONFIG], folder / GENERATION_CONFIG)
+    if len(files[TOKENIZER]) <= regular_file.MAX_JSON_BYTES:
+        parse_json_object(files[TOKENIZER], folder / TOKENIZER)
+    else:  # parsing it here could take gigabytes
+        try:
+            try_tokenizer(files[TOKENIZER].encode("utf-8"), folder / TOKENIZER)
+        except TokenizerError as error:
+            raise CheckpointError(str(error)) from error
     if TOKENIZER_CONFIG in files:
         files |= _with_template_apart(parse_json_object(files[TOKENIZER_CONFIG], folder / TOKENIZER_CONFIG), files)
     return files

@@ -16,6 +16,7 @@ import jinja2.parser
 from edgelm.completion import Message
 from edgelm.control_guard import ControlGuard
 from edgelm.errors import ChatTemplateError
+from edgelm.regular_file import read_text
 from edgelm.template_budget import BudgetedEnvironment, BudgetExceededError, budget_for
 from edgelm.tokenizer import Tokenizer
 
@@ -67,7 +68,7 @@ class ChatTemplate:
         if not path.exists():
             return None
         try:
-            source = path.read_text(encoding="utf-8")
+            source = read_text(path)
         except (OSError, ValueError) as error:
             raise ChatTemplateError(f"Cannot read {path}: {error}.") from error
         return cls(source, special_tokens=_special_tokens(Path(folder) / "tokenizer_config.json"))
@@ -208,9 +209,9 @@ def _special_tokens(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
         tokens = {name: value for name, value in values.items() if name.endswith("_token")}
         contents = {name: value["content"] if isinstance(value, dict) else value for name, value in tokens.items()}
         return {name: content for name, content in contents.items() if isinstance(content, str)}
-    except (OSError, ValueError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, RecursionError) as error:
         raise ChatTemplateError(f"Cannot read {path}: {type(error).__name__}: {error}.") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelm.errors import ConfigError
+from edgelm.regular_file import read_text
 
 # rms_offset multiplies by 1 + weight, rms_plain by nothing.
 NORMS = ("rms", "rms_offset", "rms_plain", "layer")
@@ -348,7 +349,7 @@ class ModelConfig:
         """
         path = Path(folder) / "config.json"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(read_text(path))
         except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"Cannot read {path}: {error}.") from error
         if not isinstance(values, dict) or not isinstance(values.get(SECTION), dict):

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from edgelm.constraint import Constraint
 from edgelm.errors import ConfigError
+from edgelm.regular_file import read_text
+
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    # Changes the row in place, or returns another of its shape.
+    LogitsProcessor = Callable[[NDArray[np.float32], Sequence[int]], NDArray[np.float32] | None]
+    TokenSampler = Callable[[NDArray[np.float32], np.random.Generator], int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +45,17 @@ class GenerationConfig:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    dry_multiplier: float = 0.0  # 0.0: off; else the penalty of a repeated sequence (DRY), which grows ...
+    dry_base: float = 1.75  # ... by this factor with each token ...
+    dry_allowed_length: int = 2  # ... beyond this length
+    dry_breakers: tuple[str, ...] = ("\n", ":", '"', "*")  # tokens with these begin sequences anew
+    xtc_probability: float = 0.0  # 0.0: off; else how often the top choices are excluded (XTC) ...
+    xtc_threshold: float = 0.1  # ... which are those of this probability and more
+    top_n_sigma: float = 0.0  # 0.0: off (arXiv:2411.07641)
+    mirostat_tau: float = 0.0  # 0.0: off; else the surprise in bits that the answer aims at (arXiv:2007.14966) ...
+    mirostat_eta: float = 0.1  # ... and how fast it corrects itself
+    processors: tuple[LogitsProcessor, ...] = ()  # called with the logits [V] to change and the tokens before
+    sampler: TokenSampler | None = None  # called with the logits [V] and a Generator, in place of the draw
     seed: int | None = None  # None: a fresh one
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()  # besides the model's own end tokens
@@ -44,14 +65,14 @@ class GenerationConfig:
     visible_control_tokens: tuple[str, ...] = ()  # control tokens that are part of the text, such as "<think>"
 
     def __post_init__(self) -> None:
-        for name in ("stop", "visible_control_tokens"):
+        for name in _TEXTS:
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, (getattr(self, name),))
-        for name in ("stop", "stop_token_ids", "visible_control_tokens"):
+        for name in (*_TEXTS, "stop_token_ids", "processors"):
             if not isinstance(getattr(self, name), Iterable):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be a list.")
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, one in (("stop", "stop"), ("visible_control_tokens", "token")):
+        for name, one in _TEXTS.items():
             texts = getattr(self, name)
             if any(not isinstance(text, str) or not text for text in texts):
                 raise ConfigError(f"{name} is {texts!r}; each {one} must be a text of at least one character.")
@@ -72,6 +93,9 @@ class GenerationConfig:
             raise ConfigError(
                 f"constraint is {self.constraint!r}; make one with edgelm.Constraint.json_schema and the like."
             )
+        for function in (*self.processors, *((self.sampler,) if self.sampler is not None else ())):
+            if not callable(function):
+                raise ConfigError(f"processors and sampler must be callables; {function!r} is none.")
         if not isinstance(self.logit_bias, Mapping):
             raise ConfigError(f"logit_bias is {self.logit_bias!r}; it must map token ids to numbers.")
         for id_, bias in self.logit_bias.items():
@@ -91,7 +115,7 @@ class GenerationConfig:
         if not path.exists():
             return cls()
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(read_text(path))
             names = {f.name for f in fields(cls)} - _NOT_IN_FILES
             known = {name: value for name, value in values.items() if name in names and value is not None}
             if not values.get("do_sample", "temperature" in known):
@@ -118,10 +142,11 @@ def _is_token_id(value: object) -> bool:
     return _is_number(value) and isinstance(value, Integral) and value >= 0
 
 
-_NOT_IN_FILES = {"constraint", "visible_control_tokens"}
+_NOT_IN_FILES = {"constraint", "visible_control_tokens", "processors", "sampler"}
 _MAX_BIAS = 1e9  # far beyond every logit, and still exact enough in float32
+_TEXTS = {"stop": "stop", "visible_control_tokens": "token", "dry_breakers": "breaker"}  # the field, and one of them
 _OPTIONAL = ("max_new_tokens", "seed", "logprobs")
-_WHOLE = ("max_new_tokens", "top_k", "seed", "logprobs")
+_WHOLE = ("max_new_tokens", "top_k", "seed", "logprobs", "dry_allowed_length")
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_new_tokens", 1, 2**31),
     ("temperature", 0.0, 100.0),
@@ -132,6 +157,14 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("repetition_penalty", 0.01, 100.0),  # logits are divided by it, and have to stay finite
     ("presence_penalty", -2.0, 2.0),
     ("frequency_penalty", -2.0, 2.0),
+    ("dry_multiplier", 0.0, 100.0),
+    ("dry_base", 1.0, 4.0),  # 4 ** 50 is still finite
+    ("dry_allowed_length", 1, 1000),
+    ("xtc_probability", 0.0, 1.0),
+    ("xtc_threshold", 0.001, 1.0),
+    ("top_n_sigma", 0.0, 100.0),
+    ("mirostat_tau", 0.0, 100.0),
+    ("mirostat_eta", 0.0, 1.0),
     ("seed", 0, 2**63),
     ("logprobs", 0, 100),
 )

@@ -192,7 +192,8 @@ def _check_own_hash(path: Path, content: bytes, own_hash: object) -> None:
     """Compare a manifest with the hash that it has of itself; packages of the first version have none."""
     if own_hash is None:
         return
-    blank = content.replace(f'"{_OWN_HASH}": "{own_hash}"'.encode(), f'"{_OWN_HASH}": ""'.encode(), 1)
+    written = f'"{_OWN_HASH}": "{own_hash}"'.encode("utf-8", "replace")
+    blank = content.replace(written, f'"{_OWN_HASH}": ""'.encode(), 1)
     if hashlib.sha256(blank).hexdigest() != own_hash:
         raise PackageError(
             f"{path} does not match its own SHA-256. It was changed or damaged: export or download the package again."

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import stat
-from pathlib import Path
 from io import BufferedReader
+from pathlib import Path
 from typing import Any
 
 from edgelm.errors import PackageError
 
 # Each system has its own of them; none that is missing is needed there.
 _FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+# The largest file of settings in use has 1.2 MB. Of the worst JSON Python makes 24 times its size in memory.
+MAX_JSON_BYTES = 5 << 19
+
 _OWN_FOLDER = Path(__file__).resolve().parent
 
 
@@ -63,6 +66,20 @@ def read_regular(path: Path, most: int) -> bytes:
             return file.read(most)
         except OSError as error:
             raise PackageError(f"{path} cannot be read: {error}.") from error
+
+
+def read_text(path: Path, most: int = MAX_JSON_BYTES) -> str:
+    """Read a text file of at most `most` bytes in UTF-8; links are followed.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger, or is not UTF-8.
+    """
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it has more than {most} bytes, and at most so many are read")
+    return data.decode("utf-8")
 
 
 def parse_json(data: bytes) -> Any:

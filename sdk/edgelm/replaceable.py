@@ -10,6 +10,7 @@ from pathlib import Path
 from edgelm.config import SECTION
 from edgelm.errors import PackageError
 from edgelm.manifest import FILE_NAME, Manifest
+from edgelm.regular_file import read_text
 
 _CHECKPOINT_FILES = (
     "config.json",
@@ -28,7 +29,7 @@ def why_not_a_checkpoint(folder: Path) -> str | None:
     if _is_free(folder):
         return None
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = json.loads(read_text(folder / "config.json"))
     except (OSError, ValueError, RecursionError):
         values = None
     if not isinstance(values, dict) or not isinstance(values.get(SECTION), dict):

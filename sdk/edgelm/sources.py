@@ -18,6 +18,7 @@ from edgelm.errors import ConfigError, ModelNotFoundError
 from edgelm.hub_source import HUB_PREFIX, HubSource
 from edgelm.library import Library, check_name
 from edgelm.manifest import describe_file
+from edgelm.regular_file import read_text
 from edgelm.wheel_source import WheelSource
 
 # Beside the files of a source: where they came from, and their hashes.
@@ -102,7 +103,7 @@ def fetch(source: Source, library: Library, name: str, progress: Progress | None
 def read_record(folder: Path) -> dict[str, Any]:
     """Read what is known of a source's files; empty for a folder that `fetch` did not make."""
     try:
-        record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = json.loads(read_text(folder / RECORD_NAME))
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}

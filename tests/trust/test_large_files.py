@@ -1,0 +1,60 @@
+"""Files of settings that are far larger than any in use are not parsed: JSON can take 24 times its size in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from make_tiny_model import make_checkpoint
+
+from edgelm.chat_template import ChatTemplate
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError, EdgeLMError
+from edgelm.generation_config import GenerationConfig
+from edgelm.sources import read_record
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+
+LARGE = "[" + "[]," * 900_000 + "[]]"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [
+        ("config.json", ModelConfig.load),
+        ("generation_config.json", GenerationConfig.load),
+        ("tokenizer_config.json", ChatTemplate.load),
+        ("chat_template.jinja", ChatTemplate.load),
+        ("config.json", HuggingFaceCheckpoint),
+        ("generation_config.json", lambda folder: HuggingFaceCheckpoint(folder).text_files),
+    ],
+)
+def test_a_large_file_is_refused_unread(folder: Path, name: str, load: Callable[[Path], object]) -> None:
+    (folder / name).write_text(LARGE)
+
+    with pytest.raises(EdgeLMError, match=rf"{name} cannot be read|Cannot read .*{name}") as caught:
+        load(folder)
+    assert "it has more than 2621440 bytes, and at most so many are read" in str(caught.value)
+
+
+def test_a_large_record_of_a_source_counts_as_none(tmp_path: Path) -> None:
+    (tmp_path / "source.json").write_text(LARGE)
+
+    assert read_record(tmp_path) == {}
+
+
+def test_a_large_tokenizer_is_tried_in_a_child_before_it_is_parsed(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(LARGE)
+    with pytest.raises(CheckpointError, match=r"Cannot read .*tokenizer\.json"):
+        _ = HuggingFaceCheckpoint(folder).text_files
+
+    folder = make_checkpoint(folder / "whole")
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text())) + " " * 3_000_000)
+    assert len(HuggingFaceCheckpoint(folder).text_files["tokenizer.json"]) > 3_000_000
