@@ -40,6 +40,7 @@ class LoadedModel:
     max_batch: int
     size: int  # bytes of its files
     users: int = 0
+    scoring: asyncio.Lock = field(default_factory=asyncio.Lock)  # what is computed beside the engine, takes turns
     last_used: float = field(default_factory=time.monotonic)
 
     def release(self) -> None:

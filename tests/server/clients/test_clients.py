@@ -1,0 +1,96 @@
+"""The clients that people use, as they are on PyPI and npm, against `edgelm serve` with the real model."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = [pytest.mark.real_model]
+
+PERSON = ["age", "name"]
+
+
+def paris(*answers: str) -> bool:
+    """Tell whether all answers are the same one, and it is the right one."""
+    return len({answer.strip() for answer in answers}) == 1 and "Paris" in answers[0]
+
+
+@pytest.mark.clients("openai")
+def test_openai_for_python(run):
+    told = run("use_openai.py")
+    assert told["models"] == [told["model"]] == ["smollm2-135m-instruct"]
+    assert paris(told["whole"], told["streamed"], told["events"], told["response"], told["response_events"])
+    assert told["usage"]
+    assert told["stream_usage"]
+    assert told["tool"] == ["tool_calls", "person"]
+    assert told["arguments"] == told["structured"] == PERSON
+    assert told["response_status"] in ("completed", "incomplete")
+    assert told["completion"][0] == 4
+    assert told["embeddings"] == [1.0, 1.0]
+    assert (told["not_found"], told["bad"], told["unauthorized"]) == (
+        "model_not_found",
+        "temperature",
+        "invalid_api_key",
+    )
+
+
+@pytest.mark.clients("node")
+def test_openai_for_node(run):
+    told = run("use_openai.mjs")
+    assert told["models"] == ["smollm2-135m-instruct"]
+    assert paris(told["whole"], told["streamed"], told["final"], told["response"])
+    assert (told["tool"], told["arguments"]) == ("person", PERSON)
+    assert told["not_found"] == [404, "model_not_found"]
+
+
+@pytest.mark.clients("node")
+def test_ai_sdk(run):
+    told = run("use_ai_sdk.mjs")
+    assert paris(told["whole"], told["streamed"])
+    assert told["usage"]
+    assert told["reason"] in ("stop", "length")
+    assert (told["tool"], told["arguments"], told["structured"]) == ("person", PERSON, PERSON)
+
+
+@pytest.mark.clients("python")
+def test_ollama(run):
+    told = run("use_ollama.py")
+    assert told["models"] == ["smollm2-135m-instruct"]
+    assert told["context"] > 1000
+    assert paris(told["whole"], told["streamed"], told["generated"])
+    assert told["structured"] == PERSON
+    assert told["tools"] in ("stop", "length")
+    assert told["embeddings"] == 2
+    assert told["not_found"] == 404
+
+
+@pytest.mark.clients("python")
+def test_llm(run):
+    told = run("use_llm.py")
+    assert paris(told["streamed"], told["whole"])
+    assert told["structured"] == PERSON
+    assert told["continued"]
+
+
+@pytest.mark.clients("python")
+def test_instructor(run):
+    assert set(run("use_instructor.py").values()) == {"int"}
+
+
+@pytest.mark.clients("python")
+def test_pydantic_ai(run):
+    told = run("use_pydantic_ai.py")
+    assert paris(told["whole"], told["streamed"], told["responses"])
+    assert told["tool"] == told["native"] == "Person"
+
+
+@pytest.mark.clients("python")
+def test_langchain_openai(run):
+    told = run("use_langchain.py")
+    assert paris(told["whole"], told["streamed"])
+    assert (told["tool"], told["json_schema"], told["function_calling"]) == ("note", "int", "int")
+
+
+@pytest.mark.clients("lm-eval")
+def test_lm_eval(run):
+    # All three right choices are far likelier than the wrong ones.
+    assert run("use_lm_eval.py") == {"acc": 1.0, "n": 3}
