@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -131,13 +131,10 @@ def whole_span(source: SourceFile) -> Span:
     return Span(start=0, stop=len(_row_groups(source)) if source.kind == "parquet" else source.path.stat().st_size)
 
 
-def scan_file(
-    source: SourceFile, *, span_bytes: int, separator: str | None = None, read: Callable[[int], None] = lambda _: None
-) -> ScannedFile:
+def scan_file(source: SourceFile, *, span_bytes: int, separator: str | None = None) -> ScannedFile:
     """Hash a file, and cut it into spans of about `span_bytes`, each of which begins with a line.
 
-    separator: the line that separates a text file's documents; its spans then begin after one. read: called with the
-    number of bytes that were read since the last call.
+    separator: the line that separates a text file's documents; its spans then begin after one.
 
     Raises:
         DataError: the file cannot be read.
@@ -159,7 +156,6 @@ def scan_file(
                 for block in _blocks(file, end - start):
                     digest.update(block)
                     line += block.count(b"\n")
-                    read(len(block))
                 start = end
     except OSError as error:
         raise DataError(f"Cannot read {source.name}: {error}.") from error

@@ -120,7 +120,7 @@ def _prepare(
     workers = config.workers or available_cores()
     total = sum(file.path.stat().st_size for file in files)
     piece_bytes = min(max(total // _PIECES, _SMALLEST_PIECE), _LARGEST_PIECE)
-    scanned = _scan(files, total, piece_bytes, config, workers, progress)
+    scanned = _scan(files, total, config, workers, progress)
     index = _index(files, scanned, tokenizer, tokens, config)
     if (finished := _finished(output, index)) is not None:
         return PreparedShards(folder=output, index=finished, unchanged=True)
@@ -152,10 +152,10 @@ def _prepare(
 
 
 def _scan(
-    files: list[SourceFile], total: int, piece_bytes: int, config: PrepareConfig, workers: int, progress: Progress
+    files: list[SourceFile], total: int, config: PrepareConfig, workers: int, progress: Progress
 ) -> list[ScannedFile]:
-    """Hash every file, and cut it into spans."""
-    scan = partial(_scan_numbered, span_bytes=piece_bytes, separator=config.documents.split_on)
+    """Hash every file, and cut it into spans: at the same places in whatever corpus it stands."""
+    scan = partial(_scan_numbered, span_bytes=_SMALLEST_PIECE, separator=config.documents.split_on)
     found: dict[int, ScannedFile] = {}
     done = 0
     for number, scanned in run_tasks(
@@ -218,7 +218,7 @@ def _finished(output: Path, index: dict[str, Any]) -> dict[str, Any] | None:
 def _group(
     files: list[SourceFile], scanned: list[ScannedFile], piece_bytes: int
 ) -> Iterator[tuple[tuple[PieceSpan, ...], int]]:
-    """Yield the spans of each piece, and their bytes: small files together, large ones a span at a time."""
+    """Yield the spans of each piece, and their bytes: as many as make `piece_bytes`, of one file or of several."""
     spans: list[PieceSpan] = []
     size = 0
     for number, (file, scan) in enumerate(zip(files, scanned, strict=True)):
