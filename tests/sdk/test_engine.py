@@ -3,12 +3,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 import edgelm
 from edgelm import Engine, EngineOptions, GenerationConfig, LanguageModel
 from edgelm.answer import join
+from edgelm.stop_switch import StoppedError
 from edgelm.testing import scripted_model, tiny_model_path
 
 ENDLESS = GenerationConfig(ignore_eos=True)
@@ -242,3 +244,62 @@ def test_what_fails_for_all_ends_them_and_the_engine_goes_on(monkeypatch: pytest
         with pytest.raises(MemoryError, match="no memory for the batch"):
             join(engine.submit("x"))
         assert join(engine.submit("x")).text == "Fine."
+
+
+def test_a_short_prompt_does_not_wait_for_a_piece_of_a_long_one(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, began, stopped = model.session.forward, threading.Event(), []
+
+    def wait_to_be_stopped(ids, cache, *, all_logits=False, stop=None):  # type: ignore[no-untyped-def]
+        if stop is not None and len(ids) == 128 and not stopped:
+            began.set()
+            while not stop.is_pressed:
+                time.sleep(0.001)
+            stopped.append(len(ids))
+            raise StoppedError
+        return forward(ids, cache, all_logits=all_logits, stop=stop)
+
+    monkeypatch.setattr(model.session, "forward", wait_to_be_stopped)
+    config = GenerationConfig(max_new_tokens=4, ignore_eos=True)
+    with Engine(model) as engine:
+        long = engine.submit([7, 8, 9] * 300, config)
+        assert began.wait(10)
+        short = join(engine.submit("Hi", config))
+        completion = join(long)
+    assert stopped == [128]
+    monkeypatch.undo()
+    assert short.token_ids == model.generate("Hi", config).token_ids
+    assert completion.token_ids == model.generate([7, 8, 9] * 300, config).token_ids
+
+
+def test_cancelling_stops_the_piece_of_a_prompt(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = threading.Event()
+
+    def wait_to_be_stopped(ids, cache, *, all_logits=False, stop=None):  # type: ignore[no-untyped-def]
+        began.set()
+        while not stop.is_pressed:
+            time.sleep(0.001)
+        raise StoppedError
+
+    monkeypatch.setattr(model.session, "forward", wait_to_be_stopped)
+    with Engine(model) as engine:
+        generation = engine.submit([5] * 300)
+        assert began.wait(10)
+        generation.cancel()
+        assert join(generation).finish_reason == "cancelled"
+
+
+def test_texts_that_turn_otherwise_as_a_whole_are_left_to_stream() -> None:
+    model = scripted_model("Fine.")
+    scaling = {"rope_type": "longrope", "original_max_position_embeddings": 64, "factor": 16.0}
+    values = model.config.to_dict()
+    half = model.config.head_dim // 2
+    values["rope_scaling"] |= scaling | {"short_factor": [1.0] * half, "long_factor": [2.0] * half}
+    model.session.config = edgelm.ModelConfig.from_dict(values)
+    with Engine(model) as engine:
+        assert join(engine.submit("x")).text == "Fine."
+        with pytest.raises(
+            edgelm.ContextLengthError, match=r"has 65 tokens; an engine computes up to 64 of"
+        ):
+            engine.submit([5] * 65)

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from edgelm.config import ModelConfig
+from edgelm.errors import ContextLengthError
+from edgelm.kv_batch import KVBatch, KVRow
+from edgelm.kv_cache import GROWTH_STEP, bytes_per_token
+from edgelm.testing import tiny_model_path
+
+
+@pytest.fixture
+def config() -> ModelConfig:
+    return ModelConfig.load(tiny_model_path())
+
+
+def fill(row: KVRow, length: int, value: float) -> KVRow:
+    row.reserve(length)
+    row.token_ids = list(range(length))
+    for i, buffer in enumerate(row.buffers):
+        buffer[:, :, :length] = value + i / 100
+    return row
+
+
+def holds(row: KVRow, length: int, value: float) -> bool:
+    return row.length == length and all(
+        bool((buffer[:, :, :length] == np.float32(value + i / 100)).all()) for i, buffer in enumerate(row.buffers)
+    )
+
+
+def test_an_empty_batch_takes_no_memory(config: ModelConfig) -> None:
+    batch = KVBatch(config)
+    assert sum(buffer.nbytes for buffer in batch.buffers) == 0
+    row = fill(batch.add(), 10, 1.0)
+    assert batch.length == 10
+    batch.remove(row)
+    assert (sum(buffer.nbytes for buffer in batch.buffers), batch.rows) == (0, [])
+
+
+def test_a_row_is_a_view_on_the_batch(config: ModelConfig) -> None:
+    batch = KVBatch(config)
+    rows = [fill(batch.add(), 5, float(i)) for i in range(3)]
+    for place, row in enumerate(rows):
+        assert row.place == place
+        assert all(np.shares_memory(mine, whole) for mine, whole in zip(row.buffers, batch.buffers, strict=True))
+        assert all(buffer.flags.c_contiguous for buffer in row.buffers)
+
+
+def test_growth_keeps_every_row(config: ModelConfig) -> None:
+    batch = KVBatch(config)
+    rows = [fill(batch.add(), 10 + i, float(i)) for i in range(5)]
+    rows[2].reserve(GROWTH_STEP + 1)
+    assert batch.capacity == 2 * GROWTH_STEP
+    assert all(holds(row, 10 + i, float(i)) for i, row in enumerate(rows))
+
+
+def test_rows_that_leave_and_rows_that_are_ready_change_places(config: ModelConfig) -> None:
+    batch = KVBatch(config)
+    rows = {name: fill(batch.add(), 20 + i, float(i)) for i, name in enumerate("abcdef")}
+    for name in "cab":  # of the six, three are ready
+        batch.activate(rows[name])
+    assert batch.active == 3
+    assert {id(row) for row in batch.rows[:3]} == {id(rows[name]) for name in "cab"}
+    for leaves in "cf":  # one that is active, and one that is being filled
+        batch.remove(rows.pop(leaves))
+    assert batch.active == 2
+    assert [row.place for row in batch.rows] == [0, 1, 2, 3]
+    assert {id(row) for row in batch.rows[:2]} == {id(rows["a"]), id(rows["b"])}
+    assert all(holds(row, 20 + "abcdef".index(name), float("abcdef".index(name))) for name, row in rows.items())
+
+
+def test_a_row_never_grows_past_the_context(config: ModelConfig) -> None:
+    row = KVBatch(config).add()
+    row.reserve(1024)
+    with pytest.raises(ContextLengthError, match=r"1025 tokens do not fit the 1024 of a batch's row"):
+        row.reserve(1025)
+
+
+def test_the_bytes_of_a_token_are_those_of_its_keys_and_values(config: ModelConfig) -> None:
+    row = KVBatch(config).add()
+    row.reserve(GROWTH_STEP)
+    assert sum(buffer.nbytes for buffer in row.buffers) == GROWTH_STEP * bytes_per_token(config)
