@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from edgelm.generation_config import GenerationConfig
 from edgelm.graph_file import GRAPH_FILE, read_graph
 from edgelm.manifest import Manifest
 from edgelm.onnx_walk import walk_onnx
+from edgelm.regular_file import read_text
 from edgelm.tokenizer import Tokenizer
 
 
@@ -29,7 +31,8 @@ def check_package(folder: Path) -> Iterator[Finding]:
     """Check a package step by step; a step that fails does not end the check, unless nothing can follow it.
 
     Steps: manifest, files (sizes, hashes, nothing else in the folder), graph (the walk; domains against the manifest),
-    config, tokenizer (control tokens against the manifest), chat template, generation config.
+    config, tokenizer (control tokens against the manifest), chat template, generation config, and the genai config,
+    which edgelm itself never reads.
     """
     try:
         manifest = Manifest.load(folder)
@@ -44,6 +47,7 @@ def check_package(folder: Path) -> Iterator[Finding]:
         ("tokenizer", _tokenizer),
         ("chat template", _chat_template),
         ("generation config", _generation_config),
+        ("genai config", _genai_config),
     ):
         try:
             yield Finding(step=step, detail=look(folder, manifest))
@@ -90,6 +94,31 @@ def _tokenizer(folder: Path, manifest: Manifest) -> str:
 
 def _chat_template(folder: Path, _manifest: Manifest) -> str:
     return "none" if ChatTemplate.load(folder) is None else "compiles"
+
+
+def _genai_config(folder: Path, _manifest: Manifest) -> str:
+    """Look for what onnxruntime-genai would load as code, or from outside of the folder."""
+    path = folder / "genai_config.json"
+    if not path.exists():
+        return "none"
+    try:
+        stack = [json.loads(read_text(path))]
+    except (OSError, ValueError, RecursionError) as error:
+        raise PackageError(f"Cannot read {path}: {error}.") from error
+    while stack:
+        value = stack.pop()
+        if isinstance(value, list):
+            stack += value
+        if not isinstance(value, dict):
+            continue
+        for key, item in value.items():
+            if "library" in key or (key.endswith("filename") and Path(str(item)).name != item):
+                raise PackageError(
+                    f"{path} has {key!r}: {item!r}. onnxruntime-genai would load it, and no package of edgelm has it. "
+                    "Do not open this package with onnxruntime-genai."
+                )
+            stack.append(item)
+    return "names no code and no file outside"
 
 
 def _generation_config(folder: Path, _manifest: Manifest) -> str:

@@ -67,7 +67,7 @@ def test_a_whole_package_is_good(package: Path) -> None:
 
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    assert [line.split("  ")[0] for line in lines] == ["ok"] * 7
+    assert [line.split("  ")[0] for line in lines] == ["ok"] * 8
     assert "6 files, 200152 bytes, all as listed" in result.stdout
     assert "320 tokens, 3 of them control tokens" in result.stdout
 
@@ -104,6 +104,33 @@ def test_a_manifest_that_says_another_thing_than_its_files_is_not_good(
     assert result.exit_code == 1
     assert "FAILED" in result.stdout
     assert problem in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"custom_ops_library": "libevil.so"},
+            "has 'custom_ops_library': 'libevil.so'",
+        ),
+        ({"decoder": [{"filename": "../model.onnx"}]}, "has 'filename': '../model.onnx'"),
+    ],
+)
+def test_a_genai_config_that_names_code_or_other_folders_is_not_good(
+    package: Path, changes: dict[str, Any], problem: str
+) -> None:
+    path = package / "genai_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({"model": config["model"] | changes}))
+    rewrite(package)
+    assert problem in edgelm("verify", package).stdout
+
+    path.write_text("{")
+    rewrite(package)
+    assert f"Cannot read {path}" in edgelm("verify", package).stdout
+    path.unlink()
+    rewrite(package)
+    assert edgelm("verify", package).exit_code == 0
 
 
 def test_a_broken_manifest_ends_the_check(package: Path) -> None:
