@@ -45,7 +45,7 @@ class Answer:
         end_ids = () if config.ignore_eos else model_config.eos_token_ids
         self._end_ids = frozenset(end_ids) | frozenset(config.stop_token_ids)
         matcher = config.constraint.compile(tokenizer, self._end_ids) if config.constraint else None
-        self.sampler = Sampler(config, prompt_ids, matcher)
+        self.sampler = Sampler(config, prompt_ids, matcher, _breakers(tokenizer, config))
         self._ids: list[int] = []  # of the chunk that is being gathered
         self._logprobs: list[TokenLogprob] = []
 
@@ -123,6 +123,18 @@ class Answer:
         ids, self._ids = tuple(self._ids), []
         logprobs, self._logprobs = tuple(self._logprobs), []
         return Chunk(text=text, token_ids=ids, logprobs=logprobs, finish_reason=reason, usage=usage, timings=timings)
+
+
+def _breakers(tokenizer: Tokenizer, config: GenerationConfig) -> frozenset[int]:
+    """Return the tokens at which repeated sequences end: control tokens, and those that have one of the texts."""
+    if config.dry_multiplier == 0.0:
+        return frozenset()
+    breaking = (
+        id_
+        for id_ in range(tokenizer.vocab_size)
+        if any(text in tokenizer.token_text(id_) for text in config.dry_breakers)
+    )
+    return tokenizer.control_token_ids.union(breaking)
 
 
 def describe_token(tokenizer: Tokenizer, logits_V: NDArray[np.float32], id_: int, alternatives: int) -> TokenLogprob:

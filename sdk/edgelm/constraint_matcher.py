@@ -72,14 +72,14 @@ class ConstraintMatcher:
         self._check()
         size = min(logits_V.size, self._tokenizer.vocab_size)
         allowed_V = np.zeros(logits_V.size, np.bool_)
-        allowed_V[:size] = np.unpackbits(bits, count=size, bitorder="little")
+        allowed_V[:size] = np.unpackbits(bits, count=size, bitorder="little").view(np.bool_)
         is_accepting = self._matcher.is_accepting()
         for id_ in self._end_ids:
             if id_ < logits_V.size:
                 allowed_V[id_] = is_accepting
         if not allowed_V.any():
             raise EdgeLMError("The constraint allows no token here: no token of this model's vocabulary continues it.")
-        logits_V[~allowed_V] = -np.inf
+        np.copyto(logits_V, -np.inf, where=~allowed_V)
 
     def forced(self) -> list[int]:
         """Return the tokens that must come next, as the tokenizer writes the text that they make."""

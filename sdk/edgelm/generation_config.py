@@ -13,7 +13,6 @@ from edgelm.constraint import Constraint
 from edgelm.errors import ConfigError
 from edgelm.regular_file import read_text
 
-
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray

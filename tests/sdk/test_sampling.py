@@ -1,5 +1,5 @@
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from edgelm import sampling
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
 from edgelm.sampling import Sampler, token_logprobs
+from edgelm.testing import scripted_model
 
 SIZES = (1, 2, 255, 256, 257, 5000)
 Row = NDArray[np.float32]
@@ -73,11 +74,12 @@ def test_a_chain_of_filters_keeps_what_transformers_keeps() -> None:
             oracle.TypicalLogitsWarper(0.9),
         ]
     )
-    assert list(sampling.FILTERS) == ["temperature", "top_k", "top_p", "min_p", "typical_p"]
+    assert list(sampling.FILTERS) == ["top_n_sigma", "temperature", "top_k", "top_p", "min_p", "typical_p"]
     for row in rows(5000):
         kept = row.copy()
-        for keep in sampling.FILTERS.values():
-            keep(kept, config)
+        for field, keep in sampling.FILTERS.items():
+            if field != "top_n_sigma":  # transformers has none
+                keep(kept, config)
         np.testing.assert_array_equal(np.isinf(kept), np.isinf(reference(warpers, row)))
 
 
@@ -257,3 +259,118 @@ def test_equal_alternatives_come_in_the_order_of_their_ids() -> None:
     logprob, best = token_logprobs(np.zeros(4, np.float32), 3, 3)
     assert logprob == pytest.approx(math.log(0.25))
     assert best == [(0, logprob), (1, logprob), (2, logprob)]
+
+
+def test_dry_penalizes_what_would_prolong_a_repeated_sequence() -> None:
+    config = GenerationConfig(dry_multiplier=0.8, dry_base=2.0, dry_allowed_length=2)
+
+    def penalties(ids: list[int], breakers: tuple[int, ...] = ()) -> dict[int, float]:
+        row = np.zeros(10, np.float32)
+        past = sampling.History(
+            seen=np.zeros(10, np.bool_), counts=np.zeros(10, np.float32), token_ids=ids, breakers=breakers
+        )
+        sampling.penalize_repeated_sequences(row, config, past)
+        return {int(id_): round(float(-row[id_]), 4) for id_ in np.flatnonzero(row)}
+
+    # 1 2 3 | 4 ... 1 2 3: the sequence of three would go on with 4: 0.8 * 2 ** (3 - 2).
+    assert penalties([1, 2, 3, 4, 9, 1, 2, 3]) == {4: 1.6}
+    assert penalties([1, 2, 3, 4, 9, 7, 2, 3]) == {4: 0.8}
+    assert penalties([1, 2, 3, 4, 9, 7, 7, 3]) == {}  # one token alone is allowed
+    # The longest of several; and what overlaps itself.
+    assert penalties([2, 3, 5, 1, 2, 3, 4, 9, 1, 2, 3]) == {5: 0.8, 4: 1.6}
+    assert penalties([6, 6, 6, 6]) == {6: 1.6}
+    # Sequences end at a breaker, and nothing follows one that would be said to prolong them.
+    assert penalties([1, 2, 3, 4, 9, 1, 2, 3], breakers=(2,)) == {}
+    assert penalties([1, 2, 3, 4, 9, 1, 2, 3], breakers=(1,)) == {4: 0.8}
+    assert penalties([1, 2, 3, 4, 9, 1, 2, 3], breakers=(3,)) == {}
+    assert penalties([1, 2, 3, 4, 9, 1, 2, 3], breakers=(4,)) == {}
+    assert penalties([], breakers=(4,)) == {}
+    assert penalties([5] * 2000)[5] == pytest.approx(0.8 * 2.0**49)  # finite however long the repetition is
+
+
+def test_xtc_drops_the_top_choices_but_the_least_likely_of_them() -> None:
+    probabilities = np.array([0.4, 0.3, 0.05, 0.15, 0.1], np.float32)
+    for threshold, kept in ((0.12, [2, 3, 4]), (0.25, [1, 2, 3, 4]), (0.35, [0, 1, 2, 3, 4]), (0.5, [0, 1, 2, 3, 4])):
+        row = np.log(probabilities) + np.float32(3.0)
+        sampling.exclude_top_choices(row, GenerationConfig(xtc_threshold=threshold))
+        assert list(np.flatnonzero(row > -np.inf)) == kept
+    config = GenerationConfig(temperature=1.0, xtc_probability=0.5, xtc_threshold=0.12, seed=1)
+    sampler = Sampler(config)
+    drawn = np.bincount([sampler.sample(np.log(probabilities)) for _ in range(4000)], minlength=5) / 4000
+    # Half of the draws from the whole, half from 0.05, 0.15 and 0.1 of 0.3. Five sigma of 4,000 draws are 0.04.
+    np.testing.assert_allclose(drawn, 0.5 * probabilities + 0.5 * np.array([0, 0, 0.05, 0.15, 0.1]) / 0.3, atol=0.04)
+
+
+def test_top_n_sigma_keeps_what_is_near_the_best_logit() -> None:
+    row = np.array([4.0, 3.0, 0.0, 1.0, -np.inf], np.float32)  # standard deviation of the four: sqrt(2.5) = 1.58
+    for sigmas, kept in ((0.5, [0]), (1.0, [0, 1]), (2.0, [0, 1, 3]), (3.0, [0, 1, 2, 3])):
+        near = row.copy()
+        sampling.keep_near_best(near, GenerationConfig(top_n_sigma=sigmas))
+        assert list(np.flatnonzero(near > -np.inf)) == kept
+
+
+def test_mirostat_keeps_the_surprise_where_it_is_asked_to_be() -> None:
+    row = np.log(np.array([0.5, 0.25, 0.125, 0.125], np.float32))  # 1, 2, 3 and 3 bits
+    for limit, kept in ((0.5, [0]), (1.5, [0]), (2.01, [0, 1]), (3.01, [0, 1, 2, 3])):
+        near = row.copy()
+        sampling.keep_surprise(near, limit)
+        assert list(np.flatnonzero(near > -np.inf)) == kept
+    logits = rows(5000)[2]
+    probabilities = np.exp(logits - logits.max())
+    surprises = -np.log2(probabilities / probabilities.sum())
+    for tau in (1.0, 2.5):  # below the row's own entropy, 3.7 bits
+        sampler = Sampler(GenerationConfig(temperature=1.0, mirostat_tau=tau, seed=0))
+        mean = np.mean([surprises[sampler.sample(logits)] for _ in range(2000)])
+        # Within what is kept, which is what Mirostat steers, the surprise is less by the bits of what was dropped.
+        assert tau - 0.1 <= mean <= tau + 1.0
+
+
+def test_typical_sampling_of_a_large_vocabulary_keeps_what_transformers_keeps() -> None:
+    for size, p in ((49152, 0.2), (49152, 0.95), (3000, 0.999)):
+        for row in rows(size):
+            kept = row.copy()
+            sampling.keep_typical(kept, GenerationConfig(typical_p=p))
+            expected = reference(oracle.TypicalLogitsWarper(p), row)
+            # Two tokens whose distances float32 cannot tell apart may change places: measured once, at the border.
+            assert np.count_nonzero(np.isfinite(kept) != np.isfinite(expected)) <= 2
+
+
+def test_custom_processors_and_samplers_are_plain_callables() -> None:
+    seen: list[list[int]] = []
+
+    def ban_the_last(logits_V: Row, token_ids: Sequence[int]) -> None:
+        seen.append(list(token_ids))
+        logits_V[token_ids[-1]] = -np.inf
+
+    row = np.array([1.0, 3.0, 2.0], np.float32)
+    sampler = Sampler(GenerationConfig(processors=[ban_the_last]), [1])  # type: ignore[arg-type]
+    assert [sampler.sample(row) for _ in range(3)] == [2, 1, 2]
+    assert seen == [[1], [1, 2], [1, 2, 1]]
+    assert list(row) == [1.0, 3.0, 2.0]
+    assert Sampler(GenerationConfig(processors=(lambda logits_V, token_ids: -logits_V,))).sample(row) == 0
+
+    config = GenerationConfig(top_k=2, temperature=1.0, sampler=lambda logits_V, random: int(np.argmin(-logits_V)))
+    assert Sampler(config).sample(row) == 1
+    config = GenerationConfig(sampler=lambda logits_V, random: int(random.integers(3)), seed=1)
+    again = [Sampler(config).sample(row), Sampler(config).sample(row)]
+    assert again[0] == again[1]
+
+
+def test_callables_that_do_not_fit_are_named() -> None:
+    row = np.array([1.0, 3.0, 2.0], np.float32)
+    with pytest.raises(ConfigError, match=r"A processor returned the shape \(2,\); it must be \(3,\), or None"):
+        Sampler(GenerationConfig(processors=(lambda logits_V, token_ids: logits_V[:2],))).sample(row)
+    for choice in (3, -1, 0.5):
+        with pytest.raises(ConfigError, match=f"sampler returned {choice}; it must be a token"):
+            Sampler(GenerationConfig(sampler=lambda logits_V, random, choice=choice: choice)).sample(row)
+    with pytest.raises(ConfigError, match="must be callables; 3 is none"):
+        GenerationConfig(processors=(3,))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="must be callables; 'x' is none"):
+        GenerationConfig(sampler="x")  # type: ignore[arg-type]
+
+
+def test_breakers_are_the_tokens_that_have_one_of_the_texts_and_control_tokens() -> None:
+    model = scripted_model("aXaXaXaXaX")
+    config = GenerationConfig(max_new_tokens=10, dry_multiplier=50.0)
+    assert model.generate("x", config.replace(dry_breakers=("X",))).text == "aXaXaXaXaX"
+    assert model.generate("x", config).text != "aXaXaXaXaX"
