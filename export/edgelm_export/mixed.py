@@ -82,7 +82,8 @@ def export_mixed(
     aim = float(budget.size or budget.divergence or 0)
     with tempfile.TemporaryDirectory(prefix=".mixed-", dir=_existing_parent(target)) as temporary:
         for _ in range(_EXPORTS):
-            precision = _precision(_chosen(points, budget, aim), checkpoint.config, calibration is not None)
+            point = _chosen(points, budget, aim)
+            precision = _precision(point, checkpoint.config, calibration is not None)
             folder = Path(temporary) / "package"
             manifest = export_package(
                 checkpoint, folder, precision, name=name or target.name, calibration=calibration, progress=progress
@@ -93,7 +94,10 @@ def export_mixed(
                     for path in folder.iterdir():
                         path.replace(staging / path.name)
                 return manifest, points
-            aim *= _MARGIN / over if budget.size is None else 1 / over
+            if budget.size is not None:
+                aim = budget.size - (_size(manifest) - point.size)  # what is no matrix stays as it is
+            else:
+                aim *= _MARGIN / over
     raise ExportError(
         f"The package is still at {over:.2f} times its budget after {_EXPORTS} tries. Give it more, or --calibrate."
     )
@@ -106,10 +110,14 @@ def _existing_parent(target: Path) -> Path:
 
 def _share_of_budget(manifest: Manifest, budget: Budget) -> float:
     if budget.size is not None:
-        return sum(entry.size for entry in manifest.files if entry.path.startswith("model.onnx")) / budget.size
+        return _size(manifest) / budget.size
     assert manifest.quality is not None  # every export measures it
     assert budget.divergence is not None  # one of the two is there
     return manifest.quality.mean_kl_divergence / budget.divergence
+
+
+def _size(manifest: Manifest) -> int:
+    return sum(entry.size for entry in manifest.files if entry.path.startswith("model.onnx"))
 
 
 def _frontier(checkpoint: Checkpoint, calibration: CalibrationOptions, report: Progress) -> list[Point]:
@@ -165,8 +173,8 @@ def _chosen(points: Sequence[Point], budget: Budget, aim: float) -> Point:
         fitting = [point for point in points if point.size <= aim]
         if not fitting:
             raise ExportError(
-                f"No mix fits {budget.size / 1e6:.1f} MB: the smallest has {points[0].size / 1e6:.1f} MB of weights "
-                "alone. Give it more, or take --precision int2."
+                f"No mix fits {budget.size / 1e6:.2f} MB: the smallest has {points[0].size / 1e6:.2f} MB of matrices, "
+                f"and what else there is has {(budget.size - aim) / 1e6:.2f} MB. Give it more, or take int2."
             )
         return fitting[-1]
     for point in points:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgelm.cli.generation_options import complete_model
 from edgelm.cli.output import printable
+from edgelm.errors import EdgeLMError, MissingExtraError
 from edgelm.library import Library
+
+if TYPE_CHECKING:
+    from edgelm.package_check import Finding
 
 
 @click.command()
@@ -21,17 +27,22 @@ from edgelm.library import Library
     metavar="FILE",
     help="Check the signature too, with this key (PEM).",
 )
+@click.option(
+    "--source", metavar="CHECKPOINT", help="Compute the quality again too, from what the package was exported from."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-def verify(model: str, public_key: Path | None, as_json: bool) -> None:
+def verify(model: str, public_key: Path | None, source: str | None, as_json: bool) -> None:
     """Check that a package is whole and holds nothing foreign.
 
     MODEL is a name from the library or a folder. Checked: every file's size and hash, that no other file is there, the
-    graph's operators and tensors, the tokenizer, the chat template and the configs. The exit code is 1 if one fails.
+    graph's operators and tensors, the tokenizer, the chat template and the configs. With --source also that the
+    perplexity, KL divergence and agreement are as the manifest claims. The exit code is 1 if one fails.
 
     \b
     Examples:
       edgelm verify smollm2-135m-instruct
       edgelm verify package/ --public-key publisher.pub
+      edgelm verify package/ --source checkpoint/
       edgelm verify package/ --json | jq -r '.findings[] | select(.problem)'
     """
     # Imported here, so that --help needs neither numpy nor tokenizers.
@@ -40,7 +51,6 @@ def verify(model: str, public_key: Path | None, as_json: bool) -> None:
     folder = Library().find(model)
     findings = list(check_package(folder))
     if public_key is not None:
-        from edgelm.errors import EdgeLMError
         from edgelm.signature import check_signature
 
         try:
@@ -48,6 +58,8 @@ def verify(model: str, public_key: Path | None, as_json: bool) -> None:
             findings.append(Finding(step="signature", detail=f"made with the key of {public_key}"))
         except EdgeLMError as error:
             findings.append(Finding(step="signature", detail="", problem=str(error)))
+    if source is not None:
+        findings += _check_quality(folder, source)
     good = all(finding.problem is None for finding in findings)
     if as_json:
         facts = {"path": str(folder), "good": good, "findings": [dataclasses.asdict(finding) for finding in findings]}
@@ -58,3 +70,21 @@ def verify(model: str, public_key: Path | None, as_json: bool) -> None:
             click.echo(f"{mark}  {finding.step:<18}{printable(finding.problem or finding.detail)}")
     if not good:
         raise SystemExit(1)
+
+
+def _check_quality(folder: Path, source: str) -> list[Finding]:
+    """Let the exporter measure the package again: it alone reads checkpoints."""
+    from edgelm.package_check import Finding
+
+    (verifier,) = metadata.entry_points(group="edgelm.verifiers", name="quality")
+    try:
+        check = verifier.load()
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"--source needs {error.name!r}, which is not installed: pip install 'edgelm[export]'"
+        ) from error
+    try:
+        findings: list[Finding] = check(folder, source)
+    except EdgeLMError as error:
+        return [Finding(step="quality", detail="", problem=str(error))]
+    return findings

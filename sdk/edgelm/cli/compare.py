@@ -1,0 +1,130 @@
+"""`edgelm compare`: several packages side by side: size, speed and quality, as a table and as one picture."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from edgelm.cli.generation_options import complete_model, threads_option
+from edgelm.cli.output import printable
+from edgelm.cli.progress import progress_line
+from edgelm.errors import ConfigError
+from edgelm.library import Library
+from edgelm.manifest import Manifest, Quality
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """One package's figures; speeds in tokens a second, None where they were not measured."""
+
+    name: str
+    path: str
+    precision: str
+    bytes: int
+    perplexity: float
+    perplexity_over_source: float
+    mean_kl_divergence: float
+    top1_agreement: float
+    prompt_speed: float | None = None
+    answer_speed: float | None = None
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, shell_complete=complete_model)
+@threads_option
+@click.option("--rounds", type=click.IntRange(0, 100), default=3, show_default=True, help="Of speed; 0: not measured.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Draw a picture (SVG) too.")
+def compare(models: tuple[str, ...], threads: int | None, rounds: int, as_json: bool, output: Path | None) -> None:
+    """Compare packages: size, speed and quality.
+
+    MODELS are names from the library or folders. Quality is what each export measured against its own source, on the
+    same text; `edgelm verify --source` computes it again. Speed is measured here, one package after the other in each
+    round, so that fast and slow minutes of the machine meet all of them.
+
+    \b
+    Examples:
+      edgelm compare smollm2-135m-instruct smollm2-135m-instruct-int4
+      edgelm compare int8/ int4/ mixed/ -o packages.svg
+      edgelm compare int8/ int4/ --rounds 0 --json | jq '.[] | {name, bytes, mean_kl_divergence}'
+    """
+    folders = [Library().find(model) for model in models]
+    rows = [_row(folder) for folder in folders]
+    if rounds:
+        rows = _with_speeds(folders, rows, threads, rounds)
+    if output is not None:
+        _draw(rows, output)
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
+        return
+    _print_table(rows)
+
+
+def _row(folder: Path) -> _Row:
+    manifest = Manifest.load(folder)
+    quality: Quality | None = manifest.quality
+    if quality is None:
+        raise ConfigError(f"{folder} has no figures of quality in its manifest. Export it again with this edgelm.")
+    return _Row(
+        name=manifest.name,
+        path=str(folder),
+        precision=manifest.precision,
+        bytes=sum(entry.size for entry in manifest.files),
+        perplexity=quality.perplexity,
+        perplexity_over_source=quality.perplexity / quality.source_perplexity,
+        mean_kl_divergence=quality.mean_kl_divergence,
+        top1_agreement=quality.top1_agreement,
+    )
+
+
+def _with_speeds(folders: Sequence[Path], rows: Sequence[_Row], threads: int | None, rounds: int) -> list[_Row]:
+    # Imported here, so that comparing sizes and quality needs no ONNX Runtime.
+    from edgelm.session import SessionOptions
+    from edgelm.speed import measure
+
+    prompts: list[list[float]] = [[] for _ in folders]
+    answers: list[list[float]] = [[] for _ in folders]
+    with progress_line() as progress:
+        for round_ in range(rounds):
+            for i, folder in enumerate(folders):
+                progress("Measuring", round_ * len(folders) + i, rounds * len(folders))
+                report = measure(folder, SessionOptions(threads=threads), rounds=1)
+                speeds = [rate for rate in report.rates if rate.unit == "tokens/s"]
+                prompts[i].append(next(rate.median for rate in speeds if rate.name.startswith("prompt")))
+                answers[i].append(next(rate.median for rate in speeds if rate.name.startswith("answer")))
+    return [
+        _Row(**asdict(row) | {"prompt_speed": statistics.median(prompt), "answer_speed": statistics.median(answer)})
+        for row, prompt, answer in zip(rows, prompts, answers, strict=True)
+    ]
+
+
+def _print_table(rows: Sequence[_Row]) -> None:
+    width = max(len(printable(row.name)) for row in rows)
+    head = f"{'':<{width}}  {'precision':<10}{'MB':>8}{'prompt/s':>10}{'answer/s':>10}{'perplexity':>12}"
+    click.echo(f"{head}{'over source':>13}{'KL, nats':>10}{'top-1':>8}")
+    for row in rows:
+        speeds = "".join(
+            f"{'-' if speed is None else f'{speed:.0f}':>10}" for speed in (row.prompt_speed, row.answer_speed)
+        )
+        click.echo(
+            f"{printable(row.name):<{width}}  {printable(row.precision):<10}{row.bytes / 1e6:>8.1f}{speeds}"
+            f"{row.perplexity:>12.3f}{row.perplexity_over_source - 1:>+13.1%}{row.mean_kl_divergence:>10.4f}"
+            f"{row.top1_agreement:>8.1%}"
+        )
+
+
+def _draw(rows: Sequence[_Row], output: Path) -> None:
+    from edgelm import atomic
+    from edgelm.scatter_picture import Dot, draw_scatter
+
+    dots = []
+    for row in rows:
+        speed = "" if row.answer_speed is None else f", {row.answer_speed:.0f} tokens/s"
+        dots.append(Dot(x=row.bytes / 1e6, y=row.mean_kl_divergence, label=f"{row.name}{speed}"))
+    title = "Size and quality (lower left is better)"
+    atomic.write_text(output, draw_scatter(title, "MB", "KL divergence from the source, nats per token", dots))

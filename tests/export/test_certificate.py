@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from make_tiny_model import make_checkpoint
+
+from edgelm.cli.main import main
+from edgelm.errors import CheckpointError
+from edgelm.manifest import Manifest
+from edgelm_export import certificate
+from edgelm_export.certificate import check_certificate
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    export_package(HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint")), tmp_path / "package", "int8")
+    return tmp_path / "package"
+
+
+def claim(package: Path, **figures: float) -> None:
+    manifest = Manifest.load(package)
+    assert manifest.quality is not None
+    dataclasses.replace(manifest, quality=dataclasses.replace(manifest.quality, **figures)).save(package)
+
+
+def test_an_honest_package_is_found_to_be_as_claimed(package: Path) -> None:
+    result = CliRunner().invoke(main, ["verify", str(package), "--source", str(package.parent / "checkpoint")])
+    assert result.exit_code == 0, result.output
+    for step in ("source", "perplexity", "mean_kl_divergence", "top1_agreement"):
+        assert f"ok      {step}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("figure", "value"),
+    [("perplexity", 400.0), ("source_perplexity", 460.0), ("mean_kl_divergence", 0.1), ("top1_agreement", 0.5)],
+)
+def test_a_false_claim_is_found(package: Path, figure: str, value: float) -> None:
+    claim(package, **{figure: value})
+    problems = [
+        finding for finding in check_certificate(package, str(package.parent / "checkpoint")) if finding.problem
+    ]
+    assert [finding.step for finding in problems] == [figure]
+    assert f"but the manifest claims {value:.5g}." in str(problems[0].problem)
+
+
+def test_another_source_is_told_from_the_one_of_the_package(package: Path, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "other", seed=1)
+    (finding,) = check_certificate(package, str(tmp_path / "other"))
+    assert "This is not what the package was exported from" in str(finding.problem)
+
+
+def test_a_package_without_figures_has_no_certificate(package: Path) -> None:
+    manifest = Manifest.load(package)
+    dataclasses.replace(manifest, quality=None).save(package)
+    (finding,) = check_certificate(package, str(package.parent / "checkpoint"))
+    assert finding.problem == "The manifest claims none: nothing measured the package."
+
+
+def test_a_broken_source_fails_the_step_and_not_the_command(package: Path) -> None:
+    (package.parent / "checkpoint" / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError):
+        check_certificate(package, str(package.parent / "checkpoint"))
+    result = CliRunner().invoke(main, ["verify", str(package), "--source", str(package.parent / "checkpoint")])
+    assert result.exit_code == 1
+    assert "FAILED  quality" in result.stdout
+
+
+def test_every_compared_figure_tells_apart_what_is_far_apart() -> None:
+    for alike in certificate._ALIKE.values():
+        assert alike(0.5, 0.5)
+        assert not alike(0.5, np.nan)
+        assert not alike(0.5, 0.6)

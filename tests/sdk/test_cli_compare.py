@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edgelm.cli.main import main
+from edgelm.manifest import Manifest
+from edgelm.scatter_picture import Dot, draw_scatter
+from edgelm.testing import tiny_model_path
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> list[str]:
+    """Two packages, of which the second says that it is smaller and worse."""
+    for name in ("good", "small"):
+        shutil.copytree(tiny_model_path(), tmp_path / name)
+    manifest = Manifest.load(tmp_path / "small")
+    assert manifest.quality is not None
+    quality = dataclasses.replace(manifest.quality, mean_kl_divergence=0.25, perplexity=500.0)
+    dataclasses.replace(manifest, name="small", precision="int4", quality=quality).save(tmp_path / "small")
+    return [str(tmp_path / "good"), str(tmp_path / "small")]
+
+
+def compare(*arguments: str):
+    return CliRunner().invoke(main, ["compare", *arguments])
+
+
+def test_the_table_has_a_row_for_each_package_in_the_order_asked_for(packages: list[str]) -> None:
+    result = compare(*packages, "--rounds", "0")
+    assert result.exit_code == 0, result.output
+    head, first, second = result.stdout.splitlines()
+    assert head.split()[:2] == ["precision", "MB"]
+    assert first.startswith("tiny-random")
+    assert second.split()[:2] == ["small", "int4"]
+    assert "0.2500" in second
+    assert " - " in second  # no speed was measured
+
+
+def test_json_and_the_picture_hold_the_same_figures(packages: list[str], tmp_path: Path) -> None:
+    result = compare(*packages, "--rounds", "0", "--json", "-o", str(tmp_path / "p.svg"))
+    rows = json.loads(result.stdout)
+    assert [row["name"] for row in rows] == ["tiny-random", "small"]
+    assert rows[1]["mean_kl_divergence"] == 0.25
+    assert rows[0]["answer_speed"] is None
+    picture = (tmp_path / "p.svg").read_text()
+    assert "tiny-random" in picture
+    assert "small" in picture
+
+
+def test_speeds_are_measured_where_rounds_are_asked_for(packages: list[str]) -> None:
+    rows = json.loads(compare(packages[0], "--rounds", "1", "--threads", "1", "--json").stdout)
+    assert rows[0]["answer_speed"] > 0
+    assert rows[0]["prompt_speed"] > 0
+
+
+def test_a_package_without_figures_is_refused(packages: list[str]) -> None:
+    manifest = Manifest.load(Path(packages[1]))
+    dataclasses.replace(manifest, quality=None).save(Path(packages[1]))
+    result = compare(*packages, "--rounds", "0")
+    assert result.exit_code == 1
+    assert "has no figures of quality in its manifest. Export it again with this edgelm." in result.stderr
+
+
+def test_dots_keep_their_order_across_and_upwards() -> None:
+    picture = draw_scatter("T", "x", "y", [Dot(x=1, y=0.1, label="a<"), Dot(x=2, y=0.001, label="b")])
+    places = [line.split('"') for line in picture.splitlines() if line.startswith("<circle")]
+    (ax, ay), (bx, by) = ((float(parts[3]), float(parts[5])) for parts in places)
+    assert ax < bx
+    assert ay < by  # larger costs are higher up, where y is smaller
+    assert "a&lt;" in picture
+    assert "<circle" in draw_scatter("T", "x", "y", [Dot(x=1, y=0.0, label="one alone")])
