@@ -64,18 +64,18 @@ def test_the_losses_are_those_of_a_plain_loop(whole_run: Path, tiny_shards: Path
     assert losses(whole_run)[-1] < losses(whole_run)[0] - 0.3
 
 
-@pytest.mark.parametrize("pieces", [{"micro_batch_size": 1}, {"grad_accum_steps": 2}])
-def test_accumulated_pieces_give_the_losses_of_one_piece(
-    pieces: dict[str, int], whole_run: Path, tiny_shards: Path, tmp_path: Path
+@pytest.mark.parametrize("how", [{"micro_batch_size": 1}, {"grad_accum_steps": 2}, {"activation_checkpointing": True}])
+def test_pieces_and_recomputed_activations_give_the_same_losses(
+    how: dict[str, int], whole_run: Path, tiny_shards: Path, tmp_path: Path
 ) -> None:
-    pretrain(settings(tiny_shards, tmp_path / "run", **pieces))
+    pretrain(settings(tiny_shards, tmp_path / "run", **how))
 
-    # The gradients are summed in another order. Measured: 1e-6.
+    # The gradients are summed in another order. Measured: 1.1e-6.
     assert losses(tmp_path / "run") == pytest.approx(losses(whole_run), abs=1e-5)
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"precision": "bf16"}, {"optimizer": "muon", "schedule": "wsd", "z_loss": 1e-4}]
+    "changes", [{}, {"precision": "fp16"}, {"optimizer": "muon", "schedule": "wsd", "z_loss": 1e-4}]
 )
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(
     changes: dict[str, object], tiny_shards: Path, tmp_path: Path
