@@ -208,7 +208,7 @@ def _show_chats(chats: Chats, tokenizer: Tokenizer, numbers: range, as_json: boo
         "learned_tokens": int(chats.learned.sum()),
         "longest": int(np.diff(chats.ends, prepend=0).max()),
     }
-    shown = []
+    shown: list[dict[str, Any]] = []
     for number in range(min(numbers.start, len(chats)), min(numbers.stop, len(chats))):
         file, line = chats.places[number]
         shown.append({"number": number, "place": f"{file}:{line}", "parts": list(_parts(chats, tokenizer, number))})

@@ -7,7 +7,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from edgelm.errors import ConfigError, DataError
 from edgelm.extras import require
@@ -238,7 +238,7 @@ def read_lines(source: SourceFile, span: Span) -> Iterator[tuple[int, bytes]]:
     number = span.first_line
     try:
         with source.path.open("rb") as raw:
-            file: IO[bytes] = gzip.GzipFile(fileobj=raw) if source.gzipped else raw
+            file: BinaryIO = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if source.gzipped else raw
             left = None if source.gzipped else span.stop - span.start
             file.seek(span.start)
             while line := file.readline() if left is None else file.readline(left):

@@ -253,7 +253,7 @@ def _balance(written: list[WrittenPiece], work: Path, dtype: str, config: Prepar
 
 def _collect(split: str, written: list[WrittenPiece], work: Path, staging: Path) -> list[dict[str, Any]]:
     """Give the pieces of a split their names as shards; return the entries for the index."""
-    entries = []
+    entries: list[dict[str, Any]] = []
     for part in (piece.splits[split] for piece in written):
         if part.tokens:
             name = f"{split}-{len(entries):05}"
