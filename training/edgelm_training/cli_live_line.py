@@ -56,7 +56,7 @@ def step_line(record: StepRecord) -> str:
         f"{record.tokens_per_second:,.0f} tokens/s",
         *([] if record.mfu is None else [f"MFU {record.mfu:.0%}"]),
         f"{duration(record.seconds_left)} left",
-        f"{record.memory_bytes / 1e9:.2f} GB",
+        *([] if record.memory_bytes is None else [f"{record.memory_bytes / 1e9:.2f} GB"]),
     ]
     return " · ".join(parts)
 

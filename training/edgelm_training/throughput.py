@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 
@@ -59,9 +58,13 @@ def peak_flops(device: Device) -> float | None:
     return 2.0 * _PROBE_SIZE**3 / min(seconds)
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory that this process has held: of the GPU, else of the computer."""
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Return the most memory that this process has held: of the GPU, else of the computer (Windows does not say)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

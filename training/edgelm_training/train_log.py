@@ -55,7 +55,7 @@ class StepRecord:
     seconds: float  # of this step
     tokens_per_second: float
     mfu: float | None  # of the devices' peak
-    memory_bytes: int
+    memory_bytes: int | None  # the most that this process has held
     seconds_left: float
 
     def to_json(self) -> dict[str, Any]:

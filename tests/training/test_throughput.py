@@ -1,0 +1,42 @@
+"""How much of the device a run uses: operations counted by hand, and a peak that is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from edgelm.config import ModelConfig
+from edgelm_training.device import choose_device
+from edgelm_training.model import Transformer
+from edgelm_training.throughput import flops_per_token, peak_flops, peak_memory_bytes
+from edgelm_training.train_config import TrainConfig
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_operations_are_those_of_the_matrix_products(tied: bool, tiny_config: ModelConfig) -> None:
+    config = dataclasses.replace(tiny_config, tie_word_embeddings=tied)
+    # Every matrix product multiplies and adds once forward and twice backward; a tied table is the head's matrix.
+    matrices = sum(p.numel() for name, p in Transformer(config).named_parameters() if p.ndim == 2)
+    matrices -= 0 if tied else 61 * 24
+    norms = 24 * 5
+    attention = 12 * 2 * 4 * 10 * 16
+
+    assert flops_per_token(config, 16) == 6 * (matrices + norms) + attention
+
+
+def test_a_cpus_peak_is_measured_and_memory_is_known() -> None:
+    device = choose_device(TrainConfig(device="cpu", precision="fp32", threads=1))
+    peak = peak_flops(device)
+    assert peak is not None
+    assert peak > 1e8  # any processor
+    memory = peak_memory_bytes(torch.device("cpu"))
+    assert memory is not None
+    assert memory > 1e7
+
+
+def test_the_best_precision_of_a_cpu_is_what_it_has_instructions_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for features, precision in (({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({}, "fp32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda features=features: features)
+        assert choose_device(TrainConfig(device="cpu", threads=1)).precision == precision
