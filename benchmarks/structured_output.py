@@ -1,4 +1,4 @@
-"""Answer with varied JSON schemas, check every complete answer: python benchmarks/structured_output.py PACKAGE [COUNT]"""
+"""Answer with varied JSON schemas and check each answer: python benchmarks/structured_output.py PACKAGE [COUNT]"""
 
 from __future__ import annotations
 
