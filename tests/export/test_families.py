@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
+from edgelm.kv_batch import KVBatch
 from edgelm.session import DecoderSession
 from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.exporter import export_package
@@ -195,6 +196,26 @@ def test_every_family_is_compared() -> None:
     assert {model_type for model_type, _ in MODELS.values()} == set(ARCHITECTURES)
 
 
+def check_chunks_and_steps(session: DecoderSession, ids: list[int], expected_TV: NDArray[np.float32]) -> None:
+    cache = session.new_cache()
+    for start, end in ((0, 128), (128, 147), (147, 148), (148, 149), (149, 150)):
+        logits_V = session.forward(ids[start:end], cache)[0]
+        # LongRoPE turns a text of these 128 tokens as the whole, and transformers too: both are beyond its context.
+        np.testing.assert_allclose(logits_V, expected_TV[end - 1], rtol=0, atol=TOLERANCE)
+
+
+def check_a_batch(session: DecoderSession, ids: list[int], expected_TV: NDArray[np.float32]) -> None:
+    """Rows of 148 and of 20 tokens, and the next token of each in one step."""
+    batch = KVBatch(session.config)
+    lengths = (148, 20)
+    for length in lengths:
+        row = batch.add()
+        session.forward(ids[:length], row)
+        batch.activate(row)
+    logits_BV = session.forward_rows([ids[length] for length in lengths], batch)
+    np.testing.assert_allclose(logits_BV, expected_TV[list(lengths)], rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_numpy_onnx_and_pytorch_give_the_logits_of_transformers(
     name: str, tmp_path: Path, save_model: SaveModel
@@ -211,6 +232,9 @@ def test_numpy_onnx_and_pytorch_give_the_logits_of_transformers(
     session = DecoderSession(tmp_path / "package", ModelConfig.load(tmp_path / "package"))
     logits_TV = session.forward(ids, session.new_cache(), all_logits=True)
     np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=TOLERANCE)
+    check_chunks_and_steps(session, ids, expected_TV)
+    if checkpoint.config.short_context is None:
+        check_a_batch(session, ids, expected_TV)
 
     import_checkpoint(tmp_path / "hf", tmp_path / "ours")
     with torch.no_grad():
@@ -254,6 +278,26 @@ def test_transformers_refuses_an_imported_folder_of_a_family_that_it_stores_othe
     import_checkpoint(tmp_path / "hf", tmp_path / "ours")
     with pytest.raises(ValueError, match="model type `edgelm`"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+
+
+def test_a_dynamic_scaling_gives_the_logits_of_transformers_in_each_decoded_step(
+    tmp_path: Path, save_model: SaveModel
+) -> None:
+    """A prompt beyond the original context is another thing there: all of it turns as its last token (edgelm.rope)."""
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    model = save_model("llama", tmp_path / "hf", rope_parameters=rope, max_position_embeddings=64)
+    export_package(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "fp32", name="tiny")
+    session = DecoderSession(tmp_path / "package", ModelConfig.load(tmp_path / "package"))
+    ids, cache = random_ids(), session.new_cache()
+    np.testing.assert_allclose(session.forward(ids[:60], cache)[0], theirs(model, ids[:60])[-1], rtol=0, atol=TOLERANCE)
+    their_cache = None
+    with torch.no_grad():
+        for start, end in [(0, 60), *((i, i + 1) for i in range(60, 90))]:
+            output = model(torch.tensor([ids[start:end]]), past_key_values=their_cache, use_cache=True)
+            their_cache = output.past_key_values
+            if start >= 60:
+                logits_V = session.forward(ids[start:end], cache)[0]
+                np.testing.assert_allclose(logits_V, output.logits[0, -1].numpy(), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("quantization", ["F32", "Q8_0", "Q4_0"])
