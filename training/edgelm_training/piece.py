@@ -118,14 +118,11 @@ def write_piece(piece: Piece) -> WrittenPiece:
     return written
 
 
-def move_lowest(piece: WrittenPiece, folder: Path, dtype: str) -> WrittenPiece:
-    """Move the training document with the lowest hash to the validation split, in files of new names."""
-    if piece.lowest is None:
-        raise ValueError("The piece has no training document.")
+def move_to_validation(piece: WrittenPiece, moved: int, folder: Path, dtype: str) -> WrittenPiece:
+    """Move the training document of number `moved` to the validation split, in files of new names."""
     train = piece.splits["train"]
     ids = np.fromfile(folder / f"{train.stem}.bin", dtype)
     ends, places = np.load(folder / f"{train.stem}.idx.npy").astype(np.int64)
-    moved = piece.lowest[1]
     parts = {split: _Part(dtype) for split in SPLITS}
     for number, (start, end, place) in enumerate(zip([0, *ends[:-1]], ends, places, strict=True)):
         parts["validation" if number == moved else "train"].add(ids[start:end], int(place))

@@ -19,7 +19,7 @@ from edgelm.file_lock import file_lock
 from edgelm_training.corpus import ScannedFile, SourceFile, find_files, scan_file
 from edgelm_training.document_tokens import DocumentTokens
 from edgelm_training.documents import DocumentConfig
-from edgelm_training.piece import Piece, PieceSpan, WrittenPiece, move_lowest, write_piece
+from edgelm_training.piece import Piece, PieceSpan, WrittenPiece, move_to_validation, write_piece
 from edgelm_training.process_pool import available_cores, run_tasks
 from edgelm_training.shards import FORMAT, INDEX_FILE, SPLITS, TOKENIZER_FILES, VERSION, Shards, read_index
 
@@ -247,8 +247,8 @@ def _balance(written: list[WrittenPiece], work: Path, dtype: str, config: Prepar
     """Give the validation split a document, if it is to have some and a small corpus left it without."""
     counts = {split: sum(piece.splits[split].documents for piece in written) for split in SPLITS}
     if config.validation_fraction and not counts["validation"] and counts["train"] > 1:
-        chosen = min((piece for piece in written if piece.lowest), key=lambda piece: piece.lowest or ())
-        written[chosen.number] = move_lowest(chosen, work, dtype)
+        lowest, number = min((piece.lowest, piece.number) for piece in written if piece.lowest is not None)
+        written[number] = move_to_validation(written[number], lowest[1], work, dtype)
 
 
 def _collect(split: str, written: list[WrittenPiece], work: Path, staging: Path) -> list[dict[str, Any]]:
