@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import edgelm
-from edgelm import Chunk, Completion, Engine, EngineOptions, Generation, GenerationConfig, LanguageModel
+from edgelm import Chunk, Completion, Constraint, Engine, EngineOptions, Generation, GenerationConfig, LanguageModel
 from edgelm.answer import join
 from edgelm.generate import PREFILL_CHUNK
 from edgelm.kv_cache import bytes_per_token
@@ -109,6 +109,25 @@ def test_answers_are_the_same_when_memory_runs_out_and_requests_are_computed_aga
     chosen = cases(30, seed=9, vocab_size=320, longest=200, answer=150)
     options = EngineOptions(max_kv_bytes=500 * bytes_per_token(model.config))
     assert check_all(model, chosen, options).stats.preempted > 3
+
+
+@pytest.mark.parametrize("room", [10_000, 210])
+def test_constrained_answers_and_what_is_forced_in_them_are_those_of_each_alone(
+    model: LanguageModel, room: int
+) -> None:
+    pytest.importorskip("llguidance")
+    constraints = [
+        Constraint.json_schema({"type": "object", "properties": {"name": {"enum": ["anna", "bert"]}}}),
+        Constraint.regex("(the sea is blue ){3}[0-9]{2,9}"),
+        Constraint.choices(["yes, certainly", "no, never"]),
+        None,
+    ]
+    chosen = cases(16, seed=6, vocab_size=320, longest=60, answer=70)
+    for i, case in enumerate(chosen):
+        constraint = constraints[i % 4]
+        case.config = case.config.replace(constraint=constraint, stop_token_ids=(), ignore_eos=constraint is None)
+    engine = check_all(model, chosen, EngineOptions(max_kv_bytes=room * bytes_per_token(model.config)))
+    assert (engine.stats.preempted > 0) == (room < 1000)
 
 
 @pytest.mark.parametrize("answers", [False, True])
