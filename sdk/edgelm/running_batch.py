@@ -56,13 +56,13 @@ class RunningBatch:
 
     def add(self, request: Request) -> None:
         """Start a request, or start it again after it lost its row."""
+        self._filling.append(request)  # first of all, so that a failure reaches its reader too
         request.row = self._batch.add()
         request.computed = 0
         if request.prefilled is None:
             request.cached_tokens = 0
         if request.started is None:
             request.started = time.perf_counter()
-        self._filling.append(request)
 
     def drop(self, request: Request) -> None:
         """End a request that nobody waits for any more."""
@@ -125,8 +125,8 @@ class RunningBatch:
             self.prompt_tokens += len(chunk)
             self._prefixes.keep(row, len(prompt_ids))
             self._filling.remove(request)
+            self._filling.append(request)
             if row.length < len(prompt_ids):
-                self._filling.append(request)
                 return
         except StoppedError:
             self._piece = None
@@ -138,6 +138,7 @@ class RunningBatch:
             self._fail_one(request, error)
             return
         self._batch.activate(row)
+        self._filling.remove(request)
         self._decoding[request.number] = request
         if request.prefilled is None:
             request.prefilled = time.perf_counter()

@@ -10,6 +10,7 @@ import pytest
 import edgelm
 from edgelm import Engine, EngineOptions, GenerationConfig, LanguageModel
 from edgelm.answer import join
+from edgelm.kv_batch import KVBatch
 from edgelm.stop_switch import StoppedError
 from edgelm.testing import scripted_model, tiny_model_path
 
@@ -229,17 +230,18 @@ def test_an_engine_that_was_not_closed_does_not_keep_the_program_from_ending() -
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-def test_what_fails_for_all_ends_them_and_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", ["forward", "forward_rows", "add", "activate"])
+def test_what_fails_for_all_ends_them_and_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     model = scripted_model("Fine.")
-    forward_rows = model.session.forward_rows
-    failures = [MemoryError("no memory for the batch")]
+    owner = model.session if place.startswith("forward") else KVBatch
+    works, failures = getattr(owner, place), [MemoryError("no memory for the batch")]
 
-    def fail_once(*arguments: object) -> object:
+    def fail_once(*arguments: object, **named: object) -> object:
         if failures:
             raise failures.pop()
-        return forward_rows(*arguments)  # type: ignore[arg-type]
+        return works(*arguments, **named)
 
-    monkeypatch.setattr(model.session, "forward_rows", fail_once)
+    monkeypatch.setattr(owner, place, fail_once)
     with Engine(model) as engine:
         with pytest.raises(MemoryError, match="no memory for the batch"):
             join(engine.submit("x"))
@@ -299,7 +301,5 @@ def test_texts_that_turn_otherwise_as_a_whole_are_left_to_stream() -> None:
     model.session.config = edgelm.ModelConfig.from_dict(values)
     with Engine(model) as engine:
         assert join(engine.submit("x")).text == "Fine."
-        with pytest.raises(
-            edgelm.ContextLengthError, match=r"has 65 tokens; an engine computes up to 64 of"
-        ):
+        with pytest.raises(edgelm.ContextLengthError, match=r"has 65 tokens; an engine computes up to 64 of"):
             engine.submit([5] * 65)
