@@ -10,7 +10,7 @@ from edgelm.errors import (
     ConfigError,
     ContextLengthError,
     EdgeLMError,
-    ModelNotFoundError,
+    MissingExtraError,
     QueueFullError,
     TokenizerError,
 )
@@ -51,6 +51,7 @@ _REQUEST_ERRORS: dict[type[EdgeLMError], tuple[str | None, str | None]] = {
     ChatTemplateError: ("messages", None),
     ConfigError: (None, None),
     ContextLengthError: (None, "context_length_exceeded"),
+    MissingExtraError: (None, "missing_extra"),
     TokenizerError: (None, None),
 }
 
@@ -70,6 +71,4 @@ def as_api_error(error: Exception) -> ApiError:
     for kind, (param, code) in _REQUEST_ERRORS.items():
         if isinstance(error, kind):
             return ApiError(400, str(error), param=param, code=code)
-    if isinstance(error, ModelNotFoundError):
-        return ApiError(404, "The model is not here any more.", param="model", code="model_not_found")
     return ApiError(500, "The server failed at this request; its log says why.", kind="server_error")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgelm.engine import Engine, EngineOptions
-from edgelm.errors import ConfigError, EdgeLMError
+from edgelm.errors import ConfigError, EdgeLMError, PackageError
 from edgelm.library import Library, check_name
 from edgelm.manifest import FILE_NAME, Manifest
 from edgelm.memory import available_memory
@@ -76,13 +76,25 @@ class ModelPool:
         names = self._library.packages()
         return {name: self._library.package_path(name) for name in names if self._library.has_package(name)}
 
+    def manifests(self) -> dict[str, Manifest]:
+        """Return the manifest of each model that is offered; a broken one must not hide the others."""
+        readable: dict[str, Manifest] = {}
+        for name, folder in self.folders().items():
+            with contextlib.suppress(EdgeLMError):
+                readable[name] = Manifest.load(folder)
+        return readable
+
     def manifest(self, name: str) -> Manifest:
         """Return a model's manifest.
 
         Raises:
-            ApiError: 404, no model has that name.
+            ApiError: 404, no model has that name; 503, its manifest cannot be read.
         """
-        return Manifest.load(self._folder(name))
+        try:
+            return Manifest.load(self._folder(name))
+        except PackageError as error:
+            logger.error("%s", error)
+            raise _broken(name) from error
 
     def modified(self, name: str) -> float:
         """Return when a model's package was written, in seconds since 1970.
@@ -138,9 +150,7 @@ class ModelPool:
             raise
         except (EdgeLMError, MemoryError) as error:
             logger.error("Cannot load %s: %s", name, error)
-            raise ApiError(
-                503, f"The model {name!r} cannot be loaded; the server's log says why.", kind="server_error"
-            ) from error
+            raise _broken(name) from error
         logger.info("Loaded %s in %.1f s", name, time.perf_counter() - started)
         loaded = self._loaded[name] = LoadedModel(
             name=name, model=model, engine=engine, max_batch=self._options.max_batch, size=size
@@ -222,6 +232,10 @@ def _named_folders(library: Library, models: tuple[str, ...]) -> dict[str, Path]
             raise ConfigError(f"Both {folders[name]} and {folder} are called {name!r}. Serve one of them.")
         folders[name] = folder
     return folders
+
+
+def _broken(name: str) -> ApiError:
+    return ApiError(503, f"The model {name!r} cannot be loaded; the server's log says why.", kind="server_error")
 
 
 def _what_is_here(folders: Mapping[str, Path]) -> str:

@@ -18,6 +18,7 @@ from edgelm.answer import join
 from edgelm.completion import Chunk, Completion, Timings, ToolCall, Usage
 from edgelm.config import ModelConfig
 from edgelm.constraint import Constraint
+from edgelm.manifest import Manifest
 from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.chat_messages import CHAT, ToolUse, messages_of
@@ -123,7 +124,7 @@ async def generate(call: Call) -> Response:
 
 async def list_tags(call: Call) -> Response:
     """List the models."""
-    return JsonAnswer({"models": [_description(call, name) for name in call.pool.folders()]})
+    return JsonAnswer({"models": [_description(call, *row) for row in call.pool.manifests().items()]})
 
 
 async def list_running(call: Call) -> Response:
@@ -132,7 +133,7 @@ async def list_running(call: Call) -> Response:
     now = datetime.datetime.now(datetime.UTC)
     expires = now + datetime.timedelta(seconds=keep_alive if keep_alive is not None else 10**9)
     rows = [
-        _description(call, loaded.name) | {"expires_at": expires.isoformat(), "size_vram": 0}
+        _description(call, loaded.name, loaded.model.manifest) | {"expires_at": expires.isoformat(), "size_vram": 0}
         for loaded in call.pool.loaded()
     ]
     return JsonAnswer({"models": rows})
@@ -144,8 +145,8 @@ async def show(call: Call) -> Response:
     if not name:
         raise ApiError(400, "model is missing.", param="model")
     name = call.pool.resolve(without_tag(name))
-    description = _description(call, name)
     manifest, folder = call.pool.manifest(name), call.pool.folders()[name]
+    description = _description(call, name, manifest)
     config = ModelConfig.load(folder)
     template = folder / "chat_template.jinja"
     family = manifest.architecture
@@ -226,8 +227,7 @@ def _message(given: Mapping[str, Any]) -> dict[str, Any]:
     return message
 
 
-def _description(call: Call, name: str) -> dict[str, Any]:
-    manifest = call.pool.manifest(name)
+def _description(call: Call, name: str, manifest: Manifest) -> dict[str, Any]:
     modified = datetime.datetime.fromtimestamp(call.pool.modified(name), datetime.UTC)
     weights = max(manifest.files, key=lambda entry: entry.size)
     return {

@@ -6,6 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from edgelm.manifest import Manifest
 from edgelm.server.endpoint import Call
 from edgelm.server.schema import TEXT, record
 from edgelm.server.sse import JsonAnswer
@@ -20,16 +21,16 @@ MODELS = record({"object": TEXT, "data": {"type": "array", "items": MODEL}}, req
 
 async def list_models(call: Call) -> Response:
     """List the models that the server offers."""
-    return JsonAnswer({"object": "list", "data": [_model(call, name) for name in call.pool.folders()]})
+    return JsonAnswer({"object": "list", "data": [_model(call, *row) for row in call.pool.manifests().items()]})
 
 
 async def retrieve_model(call: Call) -> Response:
     """Describe one model."""
-    return JsonAnswer(_model(call, call.pool.resolve(call.request.path_params["model"])))
+    name = call.pool.resolve(call.request.path_params["model"])
+    return JsonAnswer(_model(call, name, call.pool.manifest(name)))
 
 
-def _model(call: Call, name: str) -> dict[str, Any]:
-    manifest = call.pool.manifest(name)
+def _model(call: Call, name: str, manifest: Manifest) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",

@@ -55,7 +55,6 @@ def run(request: pytest.FixtureRequest, smollm2_serving: EdgelmServer, tmp_path:
             "OPENAI_BASE_URL": f"{smollm2_serving.url}/v1",
             "OPENAI_API_KEY": KEY,
             "MODEL": "smollm2-135m-instruct",
-            "PYTHONDONTWRITEBYTECODE": "1",
             "HF_HUB_OFFLINE": "1",
             "HF_DATASETS_OFFLINE": "1",
         }

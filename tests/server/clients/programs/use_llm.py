@@ -13,10 +13,12 @@ entry = {
     "model_id": model,
     "model_name": model,
     "api_base": os.environ["OPENAI_BASE_URL"],
+    "api_key_name": "edgelm",
     "supports_schema": True,
     "supports_tools": True,
 }
 (home / "extra-openai-models.yaml").write_text(json.dumps([entry]))
+(home / "keys.json").write_text(json.dumps({"edgelm": os.environ["OPENAI_API_KEY"]}))
 
 
 def llm(*arguments):

@@ -1,0 +1,75 @@
+"""ServerOptions, and the model pool where memory is short."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+
+import pytest
+from edgelm_server import TINY
+
+from edgelm.errors import ConfigError, MissingExtraError, QueueFullError
+from edgelm.server import model_pool
+from edgelm.server.api_error import ApiError, as_api_error
+from edgelm.server.model_pool import ModelPool
+from edgelm.server.options import RequestLimits, ServerOptions
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"port": 65536}, "port is 65536; it must be a number from 0 to 65535."),
+        ({"keep_alive": -1.0}, "keep_alive is -1.0; it must be 0 or more seconds."),
+        ({"api_keys": ("has a space",)}, "An API key must have 8 or more printable ASCII characters and no space."),
+        ({"host": "::"}, ":: is reached from other machines, so it needs a key"),
+        ({"host": "my-laptop"}, "my-laptop is reached from other machines"),
+        ({"cors_origins": ("http://x/path",)}, "The origin 'http://x/path' is none"),
+    ],
+)
+def test_what_cannot_be_is_refused(fields, words):
+    with pytest.raises(ConfigError, match=words.replace("?", r"\?")):
+        ServerOptions(**fields)
+
+
+def test_a_limit_of_nothing_is_refused():
+    with pytest.raises(ConfigError, match="body_seconds is 0; it must be above 0"):
+        RequestLimits(body_seconds=0)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_this_machine_needs_no_key(host):
+    assert ServerOptions(host=host).api_keys == ()
+
+
+def test_where_memory_is_short_the_longest_unused_model_goes_and_busy_ones_stay(own_library, monkeypatch):
+    for name in ("first", "second", "third"):
+        shutil.copytree(TINY, own_library / "models" / name)
+    room = [10**9]
+    monkeypatch.setattr(model_pool, "available_memory", lambda: room[0] - 10**6 * len(pool.loaded()))
+
+    async def use() -> None:
+        first = await pool.acquire("first")
+        (await pool.acquire("second")).release()
+        room[0] = 2 * 10**6 + 2 * first.size  # for two models and what the third needs: one has to go
+        room[0] -= 1
+        (await pool.acquire("third")).release()
+        assert [model.name for model in pool.loaded()] == ["first", "third"]
+        room[0] = 0
+        with pytest.raises(ApiError, match="There is no memory for this model") as caught:
+            await pool.acquire("second")
+        assert (caught.value.status, caught.value.code) == (503, "out_of_memory")
+        assert [model.name for model in pool.loaded()] == ["first"]
+        first.release()
+
+    async def main() -> None:
+        async with pool.running():
+            await use()
+
+    pool = ModelPool((), ServerOptions())
+    asyncio.run(main())
+
+
+def test_errors_that_name_this_machine_are_kept_from_clients():
+    assert str(as_api_error(OSError("/secret"))) == "The server failed at this request; its log says why."
+    assert as_api_error(QueueFullError("x")).status == 429
+    assert as_api_error(MissingExtraError("pip install 'edgelm[x]'")).status == 400
