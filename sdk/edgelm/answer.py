@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,11 @@ from edgelm.prefix_cache import PrefixCache
 from edgelm.sampling import Sampler, token_logprobs
 from edgelm.stop import StopMatcher
 from edgelm.stream_decoder import StreamDecoder
+from edgelm.token_healing import PrefixMatcher, back_up
 from edgelm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from edgelm.constraint_matcher import ConstraintMatcher
 
 
 class Answer:
@@ -32,6 +37,9 @@ class Answer:
     def __init__(
         self, *, tokenizer: Tokenizer, model_config: ModelConfig, prompt_ids: Sequence[int], config: GenerationConfig
     ) -> None:
+        begun = b""  # what the answer has to begin with, and the prompt says already
+        if config.token_healing:
+            prompt_ids, begun = back_up(tokenizer, prompt_ids)
         self.prompt_ids, self.config = prompt_ids, config
         self.generated = 0
         self._tokenizer = tokenizer
@@ -39,12 +47,17 @@ class Answer:
             tokenizer,
             visible=config.visible_control_tokens,
             # A constraint says what the text is, to the first space.
-            keep_leading_space=config.constraint is not None and not config.constraint.after,
+            keep_leading_space=bool(begun) or (config.constraint is not None and not config.constraint.after),
+            skip=len(begun),
         )
         self._stops = StopMatcher(config.stop)
         end_ids = () if config.ignore_eos else model_config.eos_token_ids
         self._end_ids = frozenset(end_ids) | frozenset(config.stop_token_ids)
-        matcher = config.constraint.compile(tokenizer, self._end_ids) if config.constraint else None
+        matcher: ConstraintMatcher | PrefixMatcher | None = None
+        if config.constraint is not None:
+            matcher = config.constraint.compile(tokenizer, self._end_ids)
+        elif begun:
+            matcher = PrefixMatcher(tokenizer, begun)
         self.sampler = Sampler(config, prompt_ids, matcher, _breakers(tokenizer, config))
         self._ids: list[int] = []  # of the chunk that is being gathered
         self._logprobs: list[TokenLogprob] = []

@@ -61,6 +61,7 @@ class GenerationConfig:
     ignore_eos: bool = False
     logprobs: int | None = None  # None: off; n: the chosen token's log-probability and the n best alternatives
     constraint: Constraint | None = None  # the form that the answer must have
+    token_healing: bool = False  # let the answer begin inside the prompt's last token
     visible_control_tokens: tuple[str, ...] = ()  # control tokens that are part of the text, such as "<think>"
 
     def __post_init__(self) -> None:
@@ -92,6 +93,8 @@ class GenerationConfig:
             raise ConfigError(
                 f"constraint is {self.constraint!r}; make one with edgelm.Constraint.json_schema and the like."
             )
+        if self.token_healing and self.constraint is not None:
+            raise ConfigError("token_healing and constraint exclude each other; leave one out.")
         for function in (*self.processors, *((self.sampler,) if self.sampler is not None else ())):
             if not callable(function):
                 raise ConfigError(f"processors and sampler must be callables; {function!r} is none.")

@@ -15,6 +15,7 @@ from edgelm.chat_template import ChatTemplate, encode_chat
 from edgelm.completion import Chunk, Completion, Message, Scores, TokenLogprob
 from edgelm.config import ModelConfig
 from edgelm.errors import ChatTemplateError, ContextLengthError, TokenizerError
+from edgelm.fill_in_middle import fill_in_ids
 from edgelm.generate import PREFILL_CHUNK, Decoder
 from edgelm.generation_config import GenerationConfig
 from edgelm.graph_file import GRAPH_FILE
@@ -230,6 +231,15 @@ class LanguageModel:
     ) -> Completion:
         """Answer a conversation, and return the whole answer."""
         return join(self.stream_chat(messages, config, tools=tools, tool_choice=tool_choice))
+
+    def infill(self, prefix: str, suffix: str, config: GenerationConfig | None = None) -> Completion:
+        """Write what stands between two texts, with a model that was trained to (`fill_in_middle.FILL_IN_TOKENS`).
+
+        Raises:
+            TokenizerError: the model has no tokens for it.
+            ContextLengthError: the texts do not fit the model's context.
+        """
+        return self.generate(fill_in_ids(self.tokenizer, prefix, suffix), config)
 
     def score(self, text: str | Sequence[int], *, alternatives: int = 0) -> Scores:
         """Compute the log-probability (natural) of each token of a text after the first, and the perplexity.

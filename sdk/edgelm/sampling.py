@@ -17,6 +17,7 @@ from edgelm.generation_config import GenerationConfig
 if TYPE_CHECKING:
     from edgelm.constraint_matcher import ConstraintMatcher
     from edgelm.generation_config import LogitsProcessor
+    from edgelm.token_healing import PrefixMatcher
 
 Logits = NDArray[np.float32]
 _BLOCK = 256
@@ -201,7 +202,7 @@ class Sampler:
         self,
         config: GenerationConfig,
         prompt_ids: Sequence[int] = (),
-        matcher: ConstraintMatcher | None = None,
+        matcher: ConstraintMatcher | PrefixMatcher | None = None,
         breakers: Collection[int] = (),
     ) -> None:
         self.seed: int = secrets.randbits(63) if config.seed is None else config.seed

@@ -1,0 +1,69 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from edgelm.constraint import Constraint
+from edgelm.errors import ConfigError, TokenizerError
+from edgelm.fill_in_middle import FILL_IN_TOKENS, fill_in_ids
+from edgelm.generation_config import GenerationConfig
+from edgelm.language_model import load
+from edgelm.testing import scripted_model, tiny_model_path
+from edgelm.token_healing import back_up
+from edgelm.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.load(tiny_model_path())
+
+
+def test_a_prompt_is_backed_up_only_where_a_longer_token_begins_as_it_ends(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("see t")
+    assert back_up(tokenizer, ids) == (ids[:-1], tokenizer.token_bytes(ids[-1]))
+    for rest in ([], [5], [5, tokenizer.control_tokens["<|im_end|>"]], tokenizer.encode("see ~")):
+        assert back_up(tokenizer, rest) == (rest, b"")
+
+
+def test_an_answer_may_begin_inside_the_last_token_of_the_prompt() -> None:
+    # " the" is one token; a prompt that ends in " t" alone would keep the model from writing it.
+    model = scripted_model(" the sea")
+    assert model.tokenizer.token_text(model.tokenizer.encode(" the")[0]) == " the"
+    healed = model.generate("I see t", GenerationConfig(token_healing=True))
+    assert healed.text == "he sea"
+    assert healed.token_ids[:-1] == tuple(model.tokenizer.encode(" the sea"))
+    assert healed.usage.prompt_tokens == len(model.tokenizer.encode("I see"))
+
+
+def test_a_healed_answer_continues_the_prompt_whatever_is_drawn() -> None:
+    model = load(tiny_model_path())
+    for seed in range(8):
+        config = GenerationConfig(token_healing=True, temperature=2.0, seed=seed, max_new_tokens=4, ignore_eos=True)
+        completion = model.generate("I see th", config)
+        whole = model.tokenizer.decode(
+            [*back_up(model.tokenizer, model.tokenizer.encode_prompt("I see th"))[0], *completion.token_ids]
+        )
+        assert whole == "I see th" + completion.text
+
+
+def test_healing_and_a_constraint_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="token_healing and constraint exclude each other"):
+        GenerationConfig(token_healing=True, constraint=Constraint.regex("a"))
+
+
+@pytest.mark.parametrize("names", FILL_IN_TOKENS, ids=lambda names: names[0])
+def test_the_middle_is_asked_for_in_the_models_own_tokens(tmp_path: Path, names: tuple[str, str, str]) -> None:
+    spec = json.loads((tiny_model_path() / "tokenizer.json").read_text(encoding="utf-8"))
+    for id_, name in enumerate(names):
+        spec["model"]["vocab"][name] = spec["model"]["vocab"].pop(spec["added_tokens"][id_]["content"])
+        spec["added_tokens"][id_]["content"] = name
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    tokenizer = Tokenizer.load(tmp_path)
+    # What the texts say of these tokens is text.
+    ids = fill_in_ids(tokenizer, f"def {names[1]}", "return")
+    assert ids == [0, *tokenizer.encode(f"def {names[1]}"), 1, *tokenizer.encode("return"), 2]
+
+
+def test_a_model_without_such_tokens_says_so() -> None:
+    with pytest.raises(TokenizerError, match=r"no tokens to fill in the middle; edgelm knows <.fim_prefix"):
+        load(tiny_model_path()).infill("a", "b")
