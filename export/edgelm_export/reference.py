@@ -171,7 +171,7 @@ def _rows(config: ModelConfig, kind: str, table: Array, T: int) -> Array:
     """Take the rows of T positions; from the second half of the table where the text is long for LongRoPE."""
     if not has_long_table(config, kind):
         return table[:T]
-    first = len(table) // 2 if T > (config.short_context or 0) else 0
+    first = len(table) // 2 if (config.short_context or 0) < T else 0
     return table[first : first + T]
 
 

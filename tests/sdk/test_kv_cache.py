@@ -1,4 +1,5 @@
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgelm.config import ModelConfig
+from edgelm.config import ModelConfig, RopeScaling
 from edgelm.errors import ContextLengthError, PackageError
 from edgelm.kv_cache import GROWTH_STEP, KVCache
 from edgelm.testing import tiny_model_path
@@ -174,3 +175,41 @@ def test_an_array_in_another_version_of_its_format_is_refused(config: ModelConfi
 
     with pytest.raises(PackageError, match="fingerprint is stored in another way than edgelm does"):
         KVCache.load(path, config, "tiny")
+
+
+def longrope(config: ModelConfig) -> ModelConfig:
+    pairs = config.head_dim // 2
+    scaling = RopeScaling(
+        rope_type="longrope",
+        factor=4.0,
+        original_max_position_embeddings=200,
+        short_factor=(1.0,) * pairs,
+        long_factor=(2.0,) * pairs,
+    )
+    return replace(config, max_position_embeddings=1024, rope_scaling=scaling)
+
+
+def test_a_longrope_cache_has_room_beyond_the_original_context_only_for_a_longer_text(
+    config: ModelConfig,
+) -> None:
+    cache = KVCache(longrope(config))
+    cache.reserve(190)
+    assert cache.capacity == 200
+    cache.token_ids = list(range(190))
+    assert not cache.is_outgrown_by(200)
+    assert cache.is_outgrown_by(201)
+    cache.reserve(201)
+    assert cache.capacity > 201
+    assert not cache.is_outgrown_by(300)
+
+
+def test_a_long_text_that_becomes_a_short_one_again_is_forgotten_since_it_turns_otherwise(
+    config: ModelConfig,
+) -> None:
+    cache = KVCache(longrope(config))
+    cache.reserve(250)
+    cache.token_ids = list(range(250))
+    cache.truncate(240)
+    assert cache.length == 240
+    cache.truncate(150)
+    assert (cache.length, cache.capacity) == (0, 0)
