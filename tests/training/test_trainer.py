@@ -75,7 +75,8 @@ def test_pieces_and_recomputed_activations_give_the_same_losses(
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"precision": "fp16"}, {"optimizer": "muon", "schedule": "wsd", "z_loss": 1e-4}]
+    "changes",
+    [{}, {"precision": "fp16"}, {"optimizer": "muon", "schedule": "wsd", "z_loss": 1e-4, "precision": "bf16"}],
 )
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(
     changes: dict[str, object], tiny_shards: Path, tmp_path: Path
