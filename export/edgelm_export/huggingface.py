@@ -23,6 +23,7 @@ from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.hf_values import token_ids
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import file_inside, read_json_object, read_text_files
+from edgelm_export.packed_formats import PackedMatrix, packed_matrices, without_parts
 from edgelm_export.safetensors_writer import SOURCE_KEY
 from edgelm_export.tensor_map import CANONICAL, EMBEDDING, HEAD, map_tensors
 
@@ -59,12 +60,16 @@ class HuggingFaceCheckpoint:
             raise CheckpointError(f"{folder / 'config.json'}: {SECTION!r} is {section!r}; it must be an object.")
         self._stored, self._metadata = _stored_tensors(folder)
         shapes = {name: tensor.shape for name, tensor in self._stored.items()}
+        self._packed: dict[str, PackedMatrix] = {}
+        quantization = values.pop("quantization_config", None)
+        if quantization:
+            self._packed = packed_matrices(quantization if isinstance(quantization, dict) else {}, shapes, folder)
+            shapes = without_parts(shapes, self._packed)
         try:
             layout = CANONICAL
             if section is not None:
                 self.config = ModelConfig.from_dict(section)
             else:
-                _refuse_quantized(values, folder)
                 architecture = architecture_of(values.get("model_type"), folder)
                 self.config = self._with_end_tokens(architecture.to_model_config(values))
                 layout = architecture.layout
@@ -104,8 +109,9 @@ class HuggingFaceCheckpoint:
         return described
 
     def stored_type(self, name: str) -> str:
-        """Name the type a tensor has on disk: F32, F16 or BF16."""
-        return self._stored[self._parts[name].source].dtype
+        """Name the type a tensor has on disk: F32, F16, BF16, or a packed one such as GPTQ-4bit."""
+        source = self._parts[name].source
+        return self._packed[source].type if source in self._packed else self._stored[source].dtype
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, widened exactly to float32."""
@@ -115,8 +121,19 @@ class HuggingFaceCheckpoint:
         return part.taken_from(self._read(part.source))
 
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
-        """Return None: no tensor here is on a quantized grid."""
-        return None
+        """Return a packed matrix on its own grid, where its groups are blocks that MatMulNBits holds."""
+        part = self._parts[name]
+        if part.source not in self._packed or part.transposed:
+            return None
+        blocks = self._packed[part.source].grid(self._read_whole).blocks()
+        if blocks is None or part.rows is None:
+            return blocks
+        return dataclasses.replace(
+            blocks,
+            values=blocks.values[part.rows],
+            scales=blocks.scales[part.rows],
+            zero_points=None if blocks.zero_points is None else blocks.zero_points[part.rows],
+        )
 
     def close(self) -> None:
         """Do nothing: no file stays open. It is here so that every checkpoint closes alike."""
@@ -131,6 +148,9 @@ class HuggingFaceCheckpoint:
 
     def _read(self, source: str, which: slice | None = None) -> NDArray[np.float32]:
         """Read a tensor of the folder, or a range of its rows."""
+        if source in self._packed:
+            weight = self._packed[source].grid(self._read_whole).weight()
+            return weight if which is None else weight[which]
         stored = self._stored[source]
         first, end = (which.start, which.stop) if which is not None else (0, stored.shape[0])
         tensor = np.empty((end - first, *stored.shape[1:]), np.float32)
@@ -145,6 +165,16 @@ class HuggingFaceCheckpoint:
             raise CheckpointError(f"{stored.file} cannot be read: {error}. Download it again.") from error
         return tensor
 
+    def _read_whole(self, source: str) -> NDArray[Any]:
+        """Read a tensor as it is stored; a KeyError says that there is none."""
+        path = self._stored[source].file
+        try:
+            with safe_open(path, framework="numpy") as file:
+                tensor: NDArray[Any] = file.get_tensor(source)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}. Download it again.") from error
+        return tensor
+
     def _with_end_tokens(self, config: ModelConfig) -> ModelConfig:
         """Add the end tokens of generation_config.json: a chat model often has the end of a turn there alone."""
         if not (self._folder / "generation_config.json").exists():
@@ -156,7 +186,7 @@ class HuggingFaceCheckpoint:
         others = [
             f"{source} ({self._stored[source].dtype})"
             for source in dict.fromkeys(part.source for part in self._parts.values())
-            if self._stored[source].dtype not in _DTYPES
+            if source not in self._packed and self._stored[source].dtype not in _DTYPES
         ]
         if others:
             raise CheckpointError(
@@ -174,16 +204,6 @@ class HuggingFaceCheckpoint:
                 f"{self._folder}: config.json ties the head to the embedding (tie_word_embeddings), but {head} is "
                 f"another tensor than {embedding}. Set tie_word_embeddings to false, or remove {head}."
             )
-
-
-def _refuse_quantized(values: Mapping[str, Any], folder: Path) -> None:
-    quantization = values.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        raise CheckpointError(
-            f"{folder}: the weights are quantized (quantization_config, quant_method {method!r}), which is not "
-            "supported. Take the model's unquantized folder, or a GGUF file."
-        )
 
 
 def _stored_tensors(folder: Path) -> tuple[dict[str, _StoredTensor], dict[str, str]]:

@@ -14,7 +14,7 @@ METHODS = ("rounded", "searched", "hqq", "gptq")
 
 # What MatMulNBits of onnxruntime 1.32 has a kernel for on CPU; 2 bits in blocks of 16 or 256 are 100 times slower
 # (docs/results/quantization.md).
-_BLOCK_SIZES = {8: (16, 32, 64, 128, 256), 4: (16, 32, 64, 128, 256), 2: (32, 64, 128)}
+BLOCK_SIZES = {8: (16, 32, 64, 128, 256), 4: (16, 32, 64, 128, 256), 2: (32, 64, 128)}
 # Nearly lossless at 8 bits, where a search gains nothing; below, each block's grid is worth a search.
 _DEFAULT_METHODS = {8: "rounded", 4: "searched", 2: "searched"}
 _NAME = re.compile(r"int(\d+)-block(\d+)(-asymmetric)?(?:-([a-z]+))?")
@@ -38,12 +38,12 @@ class Scheme:
     method: str
 
     def __post_init__(self) -> None:
-        if self.bits not in _BLOCK_SIZES:
-            raise ExportError(f"A scheme has {self.bits} bits; there are {_listed(_BLOCK_SIZES)}.")
-        if self.block_size not in _BLOCK_SIZES[self.bits]:
+        if self.bits not in BLOCK_SIZES:
+            raise ExportError(f"A scheme has {self.bits} bits; there are {_listed(BLOCK_SIZES)}.")
+        if self.block_size not in BLOCK_SIZES[self.bits]:
             raise ExportError(
                 f"A scheme of {self.bits} bits has blocks of {self.block_size}; ONNX Runtime is fast with "
-                f"{_listed(_BLOCK_SIZES[self.bits])}."
+                f"{_listed(BLOCK_SIZES[self.bits])}."
             )
         if self.method not in METHODS:
             raise ExportError(f"A scheme has the method {self.method!r}; there are {', '.join(METHODS)}.")

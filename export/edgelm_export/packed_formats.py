@@ -1,0 +1,214 @@
+"""Packed formats: matrices that a Hugging Face folder stores quantized, by GPTQ, AWQ or compressed-tensors.
+
+All three are integers with a scale, and perhaps a zero point, for each group of inputs: MatMulNBits' own grid, so that
+`--precision keep` repacks them without rounding. Each packs its integers into int32 in another order.
+Sources: AutoGPTQ's and AutoAWQ's checkpoints (qweight, qzeros, scales, g_idx), compressed-tensors' pack-quantized.
+Shapes: N outputs, K inputs, G groups of inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.errors import CheckpointError
+from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.quantize.scheme import BLOCK_SIZES
+
+Read = Callable[[str], NDArray[Any]]
+
+# AutoAWQ puts these outputs of each eight into the nibbles of an int32, the first into the lowest.
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+# Blocks of MatMulNBits that a whole row's one scale is spread over.
+_ROW_BLOCKS = (128, 64, 32, 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Integers of a matrix: weight[n, k] = scales[n, g] * (values[n, k] - zeros[n, g]) with g = groups[k]."""
+
+    bits: int
+    values: NDArray[np.int32]  # [N, K]
+    zeros: NDArray[np.int32]  # [N, G]
+    scales: NDArray[np.float32]  # [N, G]
+    groups: NDArray[np.int64]  # [K]
+
+    def weight(self) -> NDArray[np.float32]:
+        """Return the matrix in float32."""
+        weight: NDArray[np.float32] = (self.values - self.zeros[:, self.groups]).astype(np.float32)
+        weight *= self.scales[:, self.groups]
+        return weight
+
+    def blocks(self) -> QuantizedBlocks | None:
+        """Return the matrix in MatMulNBits' blocks; None where its groups are not blocks of a size that is fast."""
+        N, K = self.values.shape
+        G = self.scales.shape[1]
+        size = K // G if K % G == 0 else 0
+        if G == 1:  # one scale a row: the same for each of its blocks
+            size = next((size for size in _ROW_BLOCKS if K % size == 0), 0)
+        if size not in BLOCK_SIZES[self.bits] or (G > 1 and not np.array_equal(self.groups, np.arange(K) // size)):
+            return None
+        middle = 1 << (self.bits - 1)
+        zeros = np.broadcast_to(self.zeros, (N, K // size)) if G == 1 else self.zeros
+        scales = np.broadcast_to(self.scales, (N, K // size)) if G == 1 else self.scales
+        return QuantizedBlocks(
+            bits=self.bits,
+            block_size=size,
+            values=(self.values - middle).astype(np.int8).reshape(N, -1, size),
+            scales=np.ascontiguousarray(scales),
+            zero_points=None if (zeros == middle).all() else (zeros - middle).astype(np.int8),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedMatrix:
+    """One matrix in its parts: the format's row, the stem of the parts' names, bits and shape."""
+
+    format: str
+    stem: str
+    bits: int
+    shape: tuple[int, int]
+    settings: Mapping[str, Any]
+
+    @property
+    def type(self) -> str:
+        """What the matrix is stored as, such as "GPTQ-4bit"."""
+        return f"{self.format.upper()}-{self.bits}bit"
+
+    def grid(self, read: Read) -> Grid:
+        """Read the parts, and return the integers."""
+        return FORMATS[self.format].unpack(self, read)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Format:
+    main: str  # the part that every packed matrix has
+    parts: tuple[str, ...]
+    bits: tuple[int, ...]
+    shape: Callable[[tuple[int, ...], int], tuple[int, int]]  # of the matrix, from that of the main part
+    unpack: Callable[[PackedMatrix, Read], Grid]
+
+
+def packed_matrices(
+    config: Mapping[str, Any], present: Mapping[str, tuple[int, ...]], where: object
+) -> dict[str, PackedMatrix]:
+    """Find the packed matrices of a folder by its config.json's quantization_config, under the names of plain ones.
+
+    Raises:
+        CheckpointError: it is quantized in another way.
+    """
+    method = config.get("quant_method")
+    bits = _bits(config) if method in FORMATS else None
+    if method not in FORMATS or bits not in FORMATS[method].bits or config.get("format", _PACKED) != _PACKED:
+        raise CheckpointError(
+            f"{where}: the weights are quantized (quantization_config, quant_method {method!r}), in a way "
+            f"(bits {bits!r}, format {config.get('format')!r}) which is not supported. Supported: gptq in 2, 4 and 8 "
+            "bits, awq in 4, compressed-tensors pack-quantized in 4 and 8. Take the model's unquantized folder, or a GGUF file."
+        )
+    row = FORMATS[method]
+    return {
+        f"{stem}.weight": PackedMatrix(
+            format=method, stem=stem, bits=bits, shape=row.shape(shape, 32 // bits), settings=config
+        )
+        for name, shape in present.items()
+        if (stem := name.removesuffix(f".{row.main}")) != name and len(shape) == 2
+    }
+
+
+def without_parts(
+    present: Mapping[str, tuple[int, ...]], matrices: Mapping[str, PackedMatrix]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a folder's tensors with each packed matrix in place of its parts."""
+    parts = {f"{matrix.stem}.{part}" for matrix in matrices.values() for part in FORMATS[matrix.format].parts}
+    plain = {name: shape for name, shape in present.items() if name not in parts}
+    return plain | {name: matrix.shape for name, matrix in matrices.items()}
+
+
+_PACKED = "pack-quantized"
+
+
+def _bits(config: Mapping[str, Any]) -> int | None:
+    groups = config.get("config_groups")
+    if isinstance(groups, dict) and groups:  # compressed-tensors
+        weights = next(iter(groups.values())).get("weights") or {}
+        return weights.get("num_bits") if weights.get("type", "int") == "int" else None
+    bits = config.get("bits", config.get("w_bit"))
+    return bits if isinstance(bits, int) else None
+
+
+def _unpack(packed: NDArray[Any], bits: int, axis: int) -> NDArray[np.int32]:
+    """Take the integers out of int32 along one axis, the lowest bits first."""
+    words = np.moveaxis(packed.astype(np.int32).view(np.uint32), axis, -1)
+    values = np.stack([(words >> shift) & ((1 << bits) - 1) for shift in range(0, 32, bits)], axis=-1)
+    joined = values.reshape(*words.shape[:-1], -1)
+    return np.ascontiguousarray(np.moveaxis(joined, -1, axis)).astype(np.int32)
+
+
+def _gptq(matrix: PackedMatrix, read: Read) -> Grid:
+    scales_GN = read(f"{matrix.stem}.scales").astype(np.float32)
+    zeros_GN = _unpack(read(f"{matrix.stem}.qzeros"), matrix.bits, 1)[:, : matrix.shape[0]]
+    if matrix.settings.get("checkpoint_format", "gptq") == "gptq":
+        zeros_GN = (zeros_GN + 1) & ((1 << matrix.bits) - 1)  # the first version of the format stores one less
+    return Grid(
+        bits=matrix.bits,
+        values=np.ascontiguousarray(_unpack(read(f"{matrix.stem}.qweight"), matrix.bits, 0).T),
+        zeros=zeros_GN.T,
+        scales=np.ascontiguousarray(scales_GN.T),
+        groups=read(f"{matrix.stem}.g_idx").astype(np.int64),
+    )
+
+
+def _awq(matrix: PackedMatrix, read: Read) -> Grid:
+    def in_order(name: str) -> NDArray[np.int32]:
+        values = _unpack(read(f"{matrix.stem}.{name}"), matrix.bits, 1)
+        return np.ascontiguousarray(values.reshape(len(values), -1, 8)[..., np.argsort(_AWQ_ORDER)]).reshape(
+            values.shape
+        )
+
+    scales_GN = read(f"{matrix.stem}.scales").astype(np.float32)
+    K = matrix.shape[1]
+    return Grid(
+        bits=matrix.bits,
+        values=np.ascontiguousarray(in_order("qweight").T),
+        zeros=np.ascontiguousarray(in_order("qzeros").T),
+        scales=np.ascontiguousarray(scales_GN.T),
+        groups=np.arange(K) // (K // len(scales_GN)),
+    )
+
+
+def _compressed(matrix: PackedMatrix, read: Read) -> Grid:
+    N, K = (int(size) for size in read(f"{matrix.stem}.weight_shape"))
+    scales_NG = read(f"{matrix.stem}.weight_scale").astype(np.float32)
+    try:
+        zeros_NG = _unpack(read(f"{matrix.stem}.weight_zero_point"), matrix.bits, 0)[:N]
+    except KeyError:  # symmetric
+        zeros_NG = np.full(scales_NG.shape, 1 << (matrix.bits - 1), np.int32)
+    G = scales_NG.shape[1]
+    return Grid(
+        bits=matrix.bits,
+        values=_unpack(read(f"{matrix.stem}.weight_packed"), matrix.bits, 1)[:, :K],
+        zeros=zeros_NG,
+        scales=scales_NG,
+        groups=np.arange(K) // -(-K // G),
+    )
+
+
+# One row a quant_method.
+FORMATS: dict[str, _Format] = {
+    "gptq": _Format(
+        main="qweight", parts=("qweight", "qzeros", "scales", "g_idx"), bits=(2, 4, 8),
+        shape=lambda packed, per_word: (packed[1], packed[0] * per_word), unpack=_gptq,
+    ),
+    "awq": _Format(
+        main="qweight", parts=("qweight", "qzeros", "scales"), bits=(4,),
+        shape=lambda packed, per_word: (packed[1] * per_word, packed[0]), unpack=_awq,
+    ),
+    "compressed-tensors": _Format(
+        main="weight_packed", parts=("weight_packed", "weight_scale", "weight_shape", "weight_zero_point"), bits=(4, 8),
+        shape=lambda packed, per_word: (packed[0], packed[1] * per_word), unpack=_compressed,
+    ),
+}  # fmt: skip
