@@ -8,6 +8,8 @@ from typing import Any
 
 from edgelm.errors import TokenizerError
 
+# Of what a decoder's step replaces: in use is one. Without a limit, a token could stand for gigabytes.
+_MOST_CHARACTERS = 16
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -51,7 +53,9 @@ class TokenBytes:
                 self._replacements.append((step["replacement"], " "))
                 scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
                 self.strips_leading_space |= scheme != "never"
-            case {"type": "Replace", "pattern": {"String": str(pattern)}, "content": str(content)}:
+            case {"type": "Replace", "pattern": {"String": str(pattern)}, "content": str(content)} if (
+                0 < len(pattern) <= _MOST_CHARACTERS and len(content) <= _MOST_CHARACTERS
+            ):
                 self._replacements.append((pattern, content))
             case {"type": "Strip", "content": " ", "start": 0 | 1 as start, "stop": 0}:
                 self.strips_leading_space |= start == 1
@@ -61,8 +65,8 @@ class TokenBytes:
                 pass
             case _:
                 raise TokenizerError(
-                    f"The tokenizer's decoder has the step {dict(step)!r}; supported are ByteLevel, Metaspace, "
-                    "and Replace with ByteFallback, Fuse and Strip."
+                    f"The tokenizer's decoder has the step {str(dict(step))[:200]}; supported are ByteLevel, "
+                    "Metaspace, and Replace with ByteFallback, Fuse and Strip."
                 )
 
     def of(self, name: str) -> bytes:

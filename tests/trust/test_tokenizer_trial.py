@@ -14,6 +14,7 @@ import pytest
 from edgelm import tokenizer_trial
 from edgelm.errors import TokenizerError
 from edgelm.testing import tiny_model_path
+from edgelm.token_bytes import TokenBytes
 from edgelm.tokenizer import Tokenizer
 
 REGRESSIONS = sorted((Path(__file__).parent / "regressions" / "tokenizer").glob("*.json"))
@@ -149,3 +150,10 @@ def test_a_file_that_once_ended_a_process_is_refused(path: Path, tmp_path: Path)
 
     with pytest.raises(TokenizerError):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(("pattern", "content"), [("", " "), ("▁", "x" * 17), ("▁" * 17, " ")])
+def test_a_decoder_that_could_make_a_token_stand_for_gigabytes_is_refused(pattern: str, content: str) -> None:
+    step = {"type": "Replace", "pattern": {"String": pattern}, "content": content}
+    with pytest.raises(TokenizerError, match="The tokenizer's decoder has the step"):
+        TokenBytes(step)
