@@ -1,4 +1,5 @@
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,3 +186,18 @@ def test_an_engine_refuses_at_once_what_does_not_fit_its_memory(model: LanguageM
             engine.submit(random_ids(90), GenerationConfig(max_new_tokens=60))
         ends = join(engine.submit(random_ids(90), GenerationConfig(ignore_eos=True)))
     assert (ends.finish_reason, ends.usage.completion_tokens) == ("length", 11)
+
+
+@pytest.mark.real_model
+def test_the_real_model_goes_on_from_a_reused_beginning_to_the_bit(smollm2_package: Path) -> None:
+    model = edgelm.load(smollm2_package, edgelm.SessionOptions(threads=1))
+    for length in (129, 150):
+        ids = random_ids(length)
+        expected = edgelm.generate.prefill(model.session, ids, model.session.new_cache())
+        prefixes = PrefixCache(model.config)
+        prefixes.keep(filled(model, ids), length)
+        for shared in (32, 64, 128):
+            cache = model.session.new_cache()
+            prefixes.fill(cache, ids)
+            cache.truncate(min(shared, cache.length))
+            assert np.array_equal(edgelm.generate.prefill(model.session, ids, cache), expected)
