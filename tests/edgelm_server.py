@@ -29,7 +29,7 @@ Sampler.sample = lambda *arguments: (time.sleep(0.02), sample(*arguments))[1]
 """
 SHORT_LIMITS = """
 from edgelm.server import options
-limits = options.RequestLimits(header_seconds=0.4, body_seconds=0.5, write_stall_seconds=0.5, request_seconds=1.5)
+limits = options.RequestLimits(header_seconds=1, body_seconds=1, write_stall_seconds=1, request_seconds=1.5)
 create = options.ServerOptions.__init__
 options.ServerOptions.__init__ = lambda self, **values: create(self, **{"limits": limits, **values})
 """

@@ -29,6 +29,6 @@ def slow_serving() -> Iterator[EdgelmServer]:
 
 @pytest.fixture(scope="session")
 def hasty_serving() -> Iterator[EdgelmServer]:
-    """A server that waits half a second for what it waits for 10 or 30 s."""
+    """A server that waits one second where another waits 10 or 30."""
     with EdgelmServer((TINY, "--quiet"), prelude=SHORT_LIMITS + SLOW) as server:
         yield server

@@ -82,7 +82,7 @@ def serve(
       edgelm serve smollm2-135m-instruct --port 9000
       EDGELM_API_KEY=$(openssl rand -hex 16) edgelm serve --host 0.0.0.0
       curl localhost:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hello"}]}'
-      OPENAI_BASE_URL=http://localhost:8080/v1 OPENAI_API_KEY=none llm -m smollm2-135m-instruct "Hello"
+      OPENAI_BASE_URL=http://localhost:8080/v1 OPENAI_API_KEY=none python program.py
     """
     options = ServerOptions(
         host=host,

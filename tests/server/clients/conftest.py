@@ -59,7 +59,7 @@ def run(request: pytest.FixtureRequest, smollm2_serving: EdgelmServer, tmp_path:
             "HF_DATASETS_OFFLINE": "1",
         }
         result = subprocess.run(
-            [str(interpreter), str(path)], env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=200,
+            [str(interpreter), str(path)], env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=400,
             check=False,
         )  # fmt: skip
         assert result.returncode == 0, f"{result.stdout}\n{result.stderr}\n{''.join(smollm2_serving.log[-20:])}"

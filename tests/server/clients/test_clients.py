@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = [pytest.mark.real_model]
+# Their environments are made within the first test of each.
+pytestmark = [pytest.mark.real_model, pytest.mark.timeout(900)]
 
 PERSON = ["age", "name"]
 
