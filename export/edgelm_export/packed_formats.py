@@ -107,7 +107,8 @@ def packed_matrices(
         raise CheckpointError(
             f"{where}: the weights are quantized (quantization_config, quant_method {method!r}), in a way "
             f"(bits {bits!r}, format {config.get('format')!r}) which is not supported. Supported: gptq in 2, 4 and 8 "
-            "bits, awq in 4, compressed-tensors pack-quantized in 4 and 8. Take the model's unquantized folder, or a GGUF file."
+            "bits, awq in 4, compressed-tensors pack-quantized in 4 and 8. Take the model's unquantized folder, or a "
+            "GGUF file."
         )
     row = FORMATS[method]
     return {

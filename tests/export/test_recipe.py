@@ -3,11 +3,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from make_tiny_model import make_checkpoint
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
-from edgelm_export.quantize import PRECISIONS, precision_named, scheme_for
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.quantize import PRECISIONS, precision_named, quantize, scheme_for
 from edgelm_export.quantize.recipe import Precision, Rule, read_recipe
 from edgelm_export.quantize.scheme import parse_scheme
 
@@ -103,3 +106,20 @@ def test_what_tames_activations_is_tried_in_order_and_never_on_floats() -> None:
     int8 = PRECISIONS["int8"]
     assert [precision.transforms for precision in int8.tamed()] == [("smooth",), ("rotate", "smooth")]
     assert PRECISIONS["fp16"].tamed() == []
+
+
+@pytest.mark.parametrize("scheme", ["int4-block32-asymmetric", "int2-block64"])
+def test_an_embedding_on_a_grid_that_cannot_be_gathered_from_is_refused(tmp_path: Path, scheme: str) -> None:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
+    with pytest.raises(ExportError, match=rf"The embedding cannot be {scheme}: .* a rule of its own"):
+        quantize(checkpoint, "model.embed_tokens.weight", scheme)
+
+
+def test_weights_beyond_the_range_of_fp16_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
+    tensor = checkpoint.tensor
+    monkeypatch.setattr(checkpoint, "tensor", lambda name: tensor(name) * np.float32(1e6))
+    name = "model.layers.0.mlp.up_proj.weight"
+    with pytest.raises(ExportError, match=r"up_proj\.weight has weights beyond fp16's 65504"):
+        quantize(checkpoint, name, "fp16")
+    assert np.isfinite(quantize(checkpoint, name, "bf16").astype(np.float32)).all()

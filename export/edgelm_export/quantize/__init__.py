@@ -15,6 +15,7 @@ from edgelm_export.quantize.keep import keep_grid
 from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.quantize.recipe import PRECISIONS, Precision, Rule, precision_named, scheme_for
 from edgelm_export.quantize.scheme import KEEP, Scheme, parse_scheme
+from edgelm_export.tensor_map import EMBEDDING
 
 __all__ = [
     "KEEP",
@@ -45,6 +46,11 @@ def quantize(checkpoint: Checkpoint, name: str, scheme_name: str) -> Stored:
         return keep_grid(checkpoint, name)
     if not isinstance(scheme, Scheme):
         return _narrowed(checkpoint.tensor(name), name, scheme)
+    if name == EMBEDDING and (scheme.bits == 2 or not scheme.symmetric):
+        raise ExportError(
+            f"The embedding cannot be {scheme_name}: its rows are gathered from a symmetric grid of 4 or 8 bits. Give "
+            "embed_tokens a rule of its own, before the others, such as int8-block64."
+        )
     if scheme.method == "gptq":
         scheme = dataclasses.replace(scheme, method="rounded" if scheme.bits == 8 else "searched")
     return quantize_alone(checkpoint.tensor(name), scheme)
