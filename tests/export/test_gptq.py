@@ -5,9 +5,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from edgelm.block_grid import in_blocks, outermost_grid, searched_grid
 from edgelm_export.quantize.gptq import _damped, output_error, quantize_gptq
-from edgelm_export.quantize.grid import outermost_grid, quantize_alone, searched_grid
-from edgelm_export.quantize.packed import in_blocks, unpack
+from edgelm_export.quantize.grid import quantize_alone
+from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.scheme import Scheme, parse_scheme
 from edgelm_export.quantize.statistics import InputStatistics
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm_export.quantize.grid import Grid, outermost_grid, searched_grid
-from edgelm_export.quantize.packed import PackedWeight, in_blocks
+from edgelm.block_grid import Grid, in_blocks, outermost_grid, searched_grid
+from edgelm_export.quantize.grid import pack_on
+from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.quantize.scheme import Scheme
 from edgelm_export.quantize.statistics import InputStatistics
 
@@ -45,7 +46,7 @@ def quantize_gptq(weight_NK: Array, inputs: InputStatistics, scheme: Scheme) -> 
     for _ in range(_DESCENTS):
         grid = _fitted(weight, hessian, values, grid, scheme.block_size)
         values = _descended(weight, hessian, values, grid, scheme.block_size)
-    return grid.pack(values.reshape(blocks.shape), scheme, K)
+    return pack_on(grid, values.reshape(blocks.shape), scheme, K)
 
 
 def output_error(missed_NK: Array, hessian_KK: Array) -> float:

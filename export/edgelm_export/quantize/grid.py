@@ -1,4 +1,4 @@
-"""Grid: the scales and zero points of a matrix in blocks, and the ways to choose them.
+"""The ways to put a matrix on MatMulNBits' grid (edgelm/block_grid.py) that need the matrix alone.
 
 Shapes: N rows, blocks along the columns, then the block's own weights: [N, blocks, block_size].
 """
@@ -6,85 +6,12 @@ Shapes: N rows, blocks along the columns, then the block's own weights: [N, bloc
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgelm_export.quantize.packed import PackedWeight, in_blocks, pack
+from edgelm.block_grid import Array, Grid, in_blocks, nonzero_scales, outermost_grid, searched_grid
+from edgelm_export.quantize.packed import PackedWeight, pack
 from edgelm_export.quantize.scheme import Scheme
-
-Array = NDArray[np.float32]
-
-# Trial sizes of a block's grid, as shares of the one that just holds its outermost weights.
-_SYMMETRIC_SHARES = (0.80, 0.84, 0.88, 0.92, 0.96, 1.0, 1.04, 1.08)
-_ASYMMETRIC_SHARES = (0.70, 0.76, 0.82, 0.88, 0.92, 0.96, 1.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """weight = scale * (value - zero) for each block; values and zeros are integers from 0 to `top`, held as floats."""
-
-    top: int
-    scales: Array  # [N, blocks]
-    zeros: Array  # [N, blocks]
-
-    def nearest(self, blocks: Array) -> Array:
-        """Return the values [N, blocks, block_size] that are nearest to the weights."""
-        return np.asarray(
-            np.clip(np.rint(blocks / self.scales[..., None]) + self.zeros[..., None], 0, self.top), np.float32
-        )
-
-    def weights(self, values: Array) -> Array:
-        """Return the weights that values stand for."""
-        return (values - self.zeros[..., None]) * self.scales[..., None]
-
-    def pack(self, values: Array, scheme: Scheme, columns: int) -> PackedWeight:
-        """Return values on this grid in the operator's layout."""
-        zeros = None if scheme.symmetric else self.zeros.astype(np.uint8)
-        return pack(values.astype(np.uint8), self.scales, zeros, bits=scheme.bits, columns=columns)
-
-
-def outermost_grid(blocks: Array, scheme: Scheme) -> Grid:
-    """Return the grid that just holds each block's outermost weights: that of rounding to nearest.
-
-    Symmetric 8 bits span -127..127; fewer bits span the whole range, with the largest weight at its longer end: a
-    sixteenth of the steps matters there.
-    """
-    top, middle = (1 << scheme.bits) - 1, 1 << (scheme.bits - 1)
-    if not scheme.symmetric:
-        low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
-        scales = _nonzero((high - low) / np.float32(top))
-        return Grid(top=top, scales=scales, zeros=np.clip(np.rint(-low / scales), 0, top))
-    if scheme.bits == 8:
-        scales = _nonzero(np.abs(blocks).max(-1) / np.float32(middle - 1))
-    else:
-        largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)[..., 0]
-        scales = _nonzero(largest / np.float32(-middle))
-    return Grid(top=top, scales=scales, zeros=np.full_like(scales, middle))
-
-
-def searched_grid(blocks: Array, scheme: Scheme, importance: Array | None = None) -> Grid:
-    """Search each block's grid for the least squared error, weighted by `importance` (that of `|weight|` if None).
-
-    Weighting by |weight| keeps the search from clipping the few large weights, which matter most: without it the error
-    falls and the perplexity rises (docs/results/quantization.md). It costs seconds at export, nothing at run time.
-    """
-    importance = np.abs(blocks) if importance is None else importance
-    start = outermost_grid(blocks, scheme)
-    best_error = np.full(start.scales.shape, np.inf, np.float32)
-    scales, zeros = start.scales.copy(), start.zeros.copy()
-    for share in _SYMMETRIC_SHARES if scheme.symmetric else _ASYMMETRIC_SHARES:
-        trial = Grid(top=start.top, scales=start.scales * np.float32(share), zeros=start.zeros)
-        steps = trial.nearest(blocks) - trial.zeros[..., None]
-        # For these integers, the scale of least weighted error.
-        norm = (importance * steps * steps).sum(-1)
-        fitted = np.divide((importance * steps * blocks).sum(-1), norm, out=start.scales.copy(), where=norm > 0)
-        error = (importance * np.square(steps * fitted[..., None] - blocks)).sum(-1)
-        better = error < best_error
-        best_error[better], scales[better], zeros[better] = error[better], fitted[better], trial.zeros[better]
-    return Grid(top=start.top, scales=_nonzero(scales), zeros=zeros)
-
 
 # The norm of HQQ's error, and how its half-quadratic solver tightens, from the authors' description.
 _HQQ_NORM, _HQQ_BETA, _HQQ_GROWTH, _HQQ_ROUNDS = np.float32(0.7), np.float32(10.0), np.float32(1.05), 20
@@ -112,7 +39,7 @@ def hqq_grid(blocks: Array, scheme: Scheme) -> Grid:
         steps = values - zeros[..., None]
         norm = np.square(steps).sum(-1)
         scales = np.divide((steps * wanted).sum(-1), norm, out=grid.scales.copy(), where=norm > 0)
-        grid = Grid(top=grid.top, scales=_nonzero(scales), zeros=zeros)
+        grid = Grid(top=grid.top, scales=nonzero_scales(scales), zeros=zeros)
         error = _robust_error(blocks, grid)
         better = error < best_error
         best_error = np.where(better, error, best_error)
@@ -129,17 +56,18 @@ def _robust_error(blocks: Array, grid: Grid) -> Array:
     return np.asarray(np.power(np.abs(blocks - grid.weights(grid.nearest(blocks))), _HQQ_NORM).sum(-1))
 
 
-def _nonzero(scales: Array) -> Array:
-    """Give an empty block any scale: all its values are the zero point."""
-    return np.where(scales == 0, np.float32(1), scales).astype(np.float32)
-
-
 # One row a method that needs the weight alone; gptq is another kind (gptq.py).
 GRIDS: dict[str, Callable[[Array, Scheme], Grid]] = {
     "rounded": outermost_grid,
     "searched": searched_grid,
     "hqq": hqq_grid,
 }
+
+
+def pack_on(grid: Grid, values: Array, scheme: Scheme, columns: int) -> PackedWeight:
+    """Return values on a grid in the operator's layout."""
+    zeros = None if scheme.symmetric else grid.zeros.astype(np.uint8)
+    return pack(values.astype(np.uint8), grid.scales, zeros, bits=scheme.bits, columns=columns)
 
 
 # Small enough for a search's temporaries to stay in the cache: with large ones, most of the time goes into new pages.

@@ -31,14 +31,6 @@ class PackedWeight:
         return self.bits, self.block_size, self.zero_points is None
 
 
-def in_blocks(weight_NK: NDArray[np.float32], block_size: int) -> NDArray[np.float32]:
-    """Cut the columns into blocks [N, blocks, block_size], padded with zeros."""
-    N, K = weight_NK.shape
-    blocks = -(-K // block_size)
-    padded = np.pad(weight_NK, ((0, 0), (0, blocks * block_size - K))) if K % block_size else weight_NK
-    return padded.reshape(N, blocks, block_size)
-
-
 def pack(
     values: NDArray[np.uint8],
     scales: NDArray[np.float32],

@@ -1,0 +1,103 @@
+"""The grid of MatMulNBits: a matrix in blocks of small integers, each block with a scale and a zero point.
+
+The exporter puts weights on it, and training computes with weights that lie on it: this is the one definition of both.
+
+Shapes: N rows, K columns; blocks along the columns, then the block's own weights: [N, blocks, block_size].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+# Trial sizes of a block's grid, as shares of the one that just holds its outermost weights.
+_SYMMETRIC_SHARES = (0.80, 0.84, 0.88, 0.92, 0.96, 1.0, 1.04, 1.08)
+_ASYMMETRIC_SHARES = (0.70, 0.76, 0.82, 0.88, 0.92, 0.96, 1.0)
+
+
+class GridKind(Protocol):
+    """Which grid: integers of so many bits, with the zero point in their middle (symmetric) or where it fits best."""
+
+    @property
+    def bits(self) -> int: ...  # noqa: D102
+
+    @property
+    def symmetric(self) -> bool: ...  # noqa: D102
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """weight = scale * (value - zero) for each block; values and zeros are integers from 0 to `top`, held as floats."""
+
+    top: int
+    scales: Array  # [N, blocks]
+    zeros: Array  # [N, blocks]
+
+    def nearest(self, blocks: Array) -> Array:
+        """Return the values [N, blocks, block_size] that are nearest to the weights."""
+        return np.asarray(
+            np.clip(np.rint(blocks / self.scales[..., None]) + self.zeros[..., None], 0, self.top), np.float32
+        )
+
+    def weights(self, values: Array) -> Array:
+        """Return the weights that values stand for."""
+        return (values - self.zeros[..., None]) * self.scales[..., None]
+
+
+def in_blocks(weight_NK: Array, block_size: int) -> Array:
+    """Cut the columns into blocks [N, blocks, block_size], padded with zeros."""
+    N, K = weight_NK.shape
+    blocks = -(-K // block_size)
+    padded = np.pad(weight_NK, ((0, 0), (0, blocks * block_size - K))) if K % block_size else weight_NK
+    return padded.reshape(N, blocks, block_size)
+
+
+def outermost_grid(blocks: Array, kind: GridKind) -> Grid:
+    """Return the grid that just holds each block's outermost weights: that of rounding to nearest.
+
+    Symmetric 8 bits span -127..127; fewer bits span the whole range, with the largest weight at its longer end: a
+    sixteenth of the steps matters there.
+    """
+    top, middle = (1 << kind.bits) - 1, 1 << (kind.bits - 1)
+    if not kind.symmetric:
+        low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
+        scales = nonzero_scales((high - low) / np.float32(top))
+        return Grid(top=top, scales=scales, zeros=np.clip(np.rint(-low / scales), 0, top))
+    if kind.bits == 8:
+        scales = nonzero_scales(np.abs(blocks).max(-1) / np.float32(middle - 1))
+    else:
+        largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)[..., 0]
+        scales = nonzero_scales(largest / np.float32(-middle))
+    return Grid(top=top, scales=scales, zeros=np.full_like(scales, middle))
+
+
+def searched_grid(blocks: Array, kind: GridKind, importance: Array | None = None) -> Grid:
+    """Search each block's grid for the least squared error, weighted by `importance` (that of `|weight|` if None).
+
+    Weighting by |weight| keeps the search from clipping the few large weights, which matter most: without it the error
+    falls and the perplexity rises (docs/results/quantization.md). It costs seconds at export, nothing at run time.
+    """
+    importance = np.abs(blocks) if importance is None else importance
+    start = outermost_grid(blocks, kind)
+    best_error = np.full(start.scales.shape, np.inf, np.float32)
+    scales, zeros = start.scales.copy(), start.zeros.copy()
+    for share in _SYMMETRIC_SHARES if kind.symmetric else _ASYMMETRIC_SHARES:
+        trial = Grid(top=start.top, scales=start.scales * np.float32(share), zeros=start.zeros)
+        steps = trial.nearest(blocks) - trial.zeros[..., None]
+        # For these integers, the scale of least weighted error.
+        norm = (importance * steps * steps).sum(-1)
+        fitted = np.divide((importance * steps * blocks).sum(-1), norm, out=start.scales.copy(), where=norm > 0)
+        error = (importance * np.square(steps * fitted[..., None] - blocks)).sum(-1)
+        better = error < best_error
+        best_error[better], scales[better], zeros[better] = error[better], fitted[better], trial.zeros[better]
+    return Grid(top=start.top, scales=nonzero_scales(scales), zeros=zeros)
+
+
+def nonzero_scales(scales: Array) -> Array:
+    """Give an empty block any scale: all its values are the zero point."""
+    return np.where(scales == 0, np.float32(1), scales).astype(np.float32)
