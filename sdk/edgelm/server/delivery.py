@@ -40,10 +40,13 @@ class Writer(Protocol):
 Prepare = Callable[[LoadedModel], tuple[Sequence[Job], Writer]]
 
 
-async def deliver(call: Call, prepare: Prepare, *, model: str | None, streaming: bool) -> Response:
+async def deliver(
+    call: Call, prepare: Prepare, *, model: str | None, streaming: bool, computing: bool = False
+) -> Response:
     """Answer a request: load its model, prepare its jobs, and write what they give.
 
-    prepare: called in a thread, as it encodes texts and compiles schemas.
+    prepare: called in a thread, as it encodes texts and compiles schemas. computing: whether it runs the model too;
+    such requests take turns, for the engine does not count them.
 
     Raises:
         ApiError: the model is not here, or the client has left before the answer was whole.
@@ -52,7 +55,8 @@ async def deliver(call: Call, prepare: Prepare, *, model: str | None, streaming:
     served = await call.model(model)
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(served.release)
-        jobs, writer = await asyncio.to_thread(prepare, served)
+        async with served.scoring if computing else contextlib.nullcontext():
+            jobs, writer = await asyncio.to_thread(prepare, served)
         answers = Answers(served, jobs, call.deadline, call.metrics)
         cleanup.callback(answers.cancel)
         await asyncio.to_thread(answers.start)

@@ -83,7 +83,8 @@ async def create_completion(call: Call) -> Response:
         jobs = [Job(prompt_ids=ids, config=with_seed(config, index)) for ids in prompts for index in range(copies)]
         return jobs, writer
 
-    return await deliver(call, prepare, model=body.get("model"), streaming=streaming)
+    scores = bool(body.get("echo")) and body.get("logprobs") is not None
+    return await deliver(call, prepare, model=body.get("model"), streaming=streaming, computing=scores)
 
 
 def token_ids(tokenizer: Tokenizer, given: Any) -> list[list[int]]:
