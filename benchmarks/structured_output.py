@@ -8,43 +8,56 @@ import sys
 import time
 from pathlib import Path
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from varied_schemas import varied_schemas
 
 import edgelm
 
-MAX_NEW_TOKENS = 120
+MAX_NEW_TOKENS = 100
 
 
 def main(package: str, count: int = 300) -> None:
     model = edgelm.load(package)
     ends: collections.Counter[str] = collections.Counter()
-    tokens, seconds = 0, 0.0
-    for seed, schema in enumerate(varied_schemas(count)):
-        config = edgelm.GenerationConfig(
-            constraint=edgelm.Constraint.json_schema(schema), temperature=0.8, seed=seed, max_new_tokens=MAX_NEW_TOKENS
-        )
-        prompt = f"Write an example of this JSON schema: {json.dumps(schema, ensure_ascii=False)[:200]}"
-        started = time.perf_counter()
-        try:
-            completion = model.chat([edgelm.Message(role="user", content=prompt)], config)
-        except edgelm.ConfigError as error:
-            ends["refused"] += 1
-            print(f"{seed}: {error}", file=sys.stderr)
-            continue
-        seconds += time.perf_counter() - started
-        tokens += completion.usage.completion_tokens
-        ends[completion.finish_reason] += 1
-        if completion.finish_reason == "stop":
+    tokens, started = 0, time.perf_counter()
+    with edgelm.Engine(model, edgelm.EngineOptions(max_batch=8, max_queue=count)) as engine:
+        answers = []
+        for seed, schema in enumerate(varied_schemas(count)):
+            constraint = edgelm.Constraint.json_schema(schema)
+            config = edgelm.GenerationConfig(
+                constraint=constraint, temperature=0.8, seed=seed, max_new_tokens=MAX_NEW_TOKENS
+            )
+            text = f"Write an example of this JSON schema: {json.dumps(schema, ensure_ascii=False)[:200]}"
+            prompt = model.encode_chat([edgelm.Message(role="user", content=text)])
             try:
-                checker = Draft202012Validator.FORMAT_CHECKER
-                Draft202012Validator(schema, format_checker=checker).validate(json.loads(completion.text))
-            except Exception as error:
-                ends["INVALID"] += 1
-                print(f"{seed}: {completion.text!r}: {error}", file=sys.stderr)
-    print(json.dumps({"model": model.name, "schemas": count, **ends, "tokens": tokens, "seconds": round(seconds)}))
+                answers.append((schema, engine.submit(prompt, config)))
+            except edgelm.ConfigError as error:
+                ends["refused"] += 1
+                print(f"{seed}: {error}", file=sys.stderr)
+        for schema, generation in answers:
+            chunks = list(generation)
+            tokens += sum(len(chunk.token_ids) for chunk in chunks)
+            end = (
+                _check("".join(chunk.text for chunk in chunks), schema)
+                if chunks[-1].finish_reason == "stop"
+                else "cut off"
+            )
+            ends[end] += 1
+            print(dict(ends), end="\r", file=sys.stderr)
+    seconds = round(time.perf_counter() - started)
+    print(json.dumps({"model": model.name, "schemas": count, **ends, "tokens": tokens, "seconds": seconds}))
+
+
+def _check(text: str, schema: dict[str, object]) -> str:
+    try:
+        checker = Draft202012Validator.FORMAT_CHECKER
+        Draft202012Validator(schema, format_checker=checker).validate(json.loads(text))
+    except (ValueError, ValidationError) as error:
+        print(f"{text!r}: {error}", file=sys.stderr)
+        return "INVALID"
+    return "valid"
 
 
 if __name__ == "__main__":
