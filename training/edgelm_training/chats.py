@@ -69,22 +69,35 @@ def load_chats(
         TokenizerError: the tokenizer cannot be read.
         MissingExtraError: a file is Parquet, and pyarrow is not installed.
     """
+    conversations = list(read_conversations(paths, progress=progress))
+    if not conversations:
+        raise DataError(f"There is no conversation in {', '.join(map(str, paths))}.")
+    groups = [(conversation,) for conversation in conversations]
+    return encode_chats(groups, model, validation_fraction=validation_fraction, progress=progress)
+
+
+def encode_chats(
+    groups: Sequence[tuple[Conversation, ...]],
+    model: str | Path,
+    *,
+    validation_fraction: float,
+    progress: Callable[[str, int, int | None], None],
+) -> tuple[Chats, Chats]:
+    """Encode conversations for a model, and split them by what the first of each group says; groups stay whole.
+
+    Raises:
+        DataError, ChatTemplateError, TokenizerError: as `load_chats`.
+    """
     template = ChatTemplate.load(model)
     if template is None:
         raise ChatTemplateError(f"{model} has no chat_template.jinja, so nothing says how to write a conversation.")
     tokenizer = Tokenizer.load(model)
     tokenizer_hash = hashlib.sha256((Path(model) / "tokenizer.json").read_bytes()).hexdigest()
-    encoded: list[EncodedConversation] = []
-    places: list[tuple[str, int]] = []
-    hashes: list[int] = []
-    conversations = list(read_conversations(paths, progress=progress))
-    for number, conversation in enumerate(conversations, start=1):
-        progress("Encoding", number, len(conversations))
-        encoded.append(_encode(template, tokenizer, conversation))
-        places.append((conversation.file, conversation.line))
-        hashes.append(conversation.hash)
-    if not encoded:
-        raise DataError(f"There is no conversation in {', '.join(map(str, paths))}.")
+    encoded: list[list[EncodedConversation]] = []
+    for number, group in enumerate(groups, start=1):
+        progress("Encoding", number, len(groups))
+        encoded.append([_encode(template, tokenizer, conversation) for conversation in group])
+    hashes = [group[0].hash for group in groups]
     held_out = {number for number, hash_ in enumerate(hashes) if hash_ < validation_fraction * (1 << 64)}
     if validation_fraction and not held_out and len(hashes) > 1:
         held_out = {hashes.index(min(hashes))}
@@ -95,13 +108,12 @@ def load_chats(
         )
 
     def select(numbers: Sequence[int]) -> Chats:
+        chosen = [one for i in numbers for one in encoded[i]]
         return Chats(
-            token_ids=np.concatenate(
-                [np.zeros(0, np.int32), *(np.array(encoded[i].token_ids, np.int32) for i in numbers)]
-            ),
-            learned=np.concatenate([np.zeros(0, bool), *(np.array(encoded[i].learned, bool) for i in numbers)]),
-            ends=np.cumsum([len(encoded[i].token_ids) for i in numbers], dtype=np.int64),
-            places=tuple(places[i] for i in numbers),
+            token_ids=np.concatenate([np.zeros(0, np.int32), *(np.array(one.token_ids, np.int32) for one in chosen)]),
+            learned=np.concatenate([np.zeros(0, bool), *(np.array(one.learned, bool) for one in chosen)]),
+            ends=np.cumsum([len(one.token_ids) for one in chosen], dtype=np.int64),
+            places=tuple((one.file, one.line) for i in numbers for one in groups[i]),
             vocab_size=tokenizer.vocab_size,
             tokenizer_hash=tokenizer_hash,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from edgelm import atomic
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.hf_config import hf_config, token_ids
+from edgelm.manifest import sha256_of
 from edgelm.replaceable import why_not_a_checkpoint
 from edgelm_training.model import Transformer
 
@@ -54,6 +56,35 @@ def load_checkpoint(folder: str | Path, *, dtype: torch.dtype = torch.float32) -
         model = Transformer(config)
     model.load_state_dict(state, assign=True)
     return model.to(dtype)  # the position tables too
+
+
+def read_weights(folder: str | Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    """Read a checkpoint folder's config and its weights in the types in which they are stored.
+
+    Raises:
+        ConfigError, CheckpointError: as `load_checkpoint`.
+    """
+    folder = Path(folder)
+    config = ModelConfig.load(folder)
+    stored = _stored_tensors(folder)
+    _check_tensors(config, stored, folder)
+    return config, {name: tensor.read(name) for name, tensor in stored.items()}
+
+
+def weights_sha256(folder: str | Path) -> str:
+    """Return what tells a checkpoint's weights from others: the hash of its weights file, as manifests have it.
+
+    Of weights in shards it is the hash of the shards' hashes, in the order of their names.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be read.
+    """
+    files = _weight_files(Path(folder))
+    try:
+        hashes = [sha256_of(path) for path in files]
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {error.filename}: {error.strerror}. Copy or download it again.") from error
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +154,26 @@ def save_checkpoint(model: Transformer, folder: str | Path, *, text_files_from: 
         CheckpointError: the disk is full or refuses; `folder` holds something else than a checkpoint of ours; or
             `text_files_from` has no tokenizer.json.
     """
+    save_weights(model.state_dict(), model.config, folder, text_files_from=text_files_from)
+
+
+def save_weights(
+    weights: dict[str, torch.Tensor],
+    config: ModelConfig,
+    folder: str | Path,
+    *,
+    text_files_from: str | Path | None = None,
+) -> None:
+    """Write a checkpoint folder of weights by canonical names; the rest is as of `save_checkpoint`.
+
+    Raises:
+        CheckpointError: as `save_checkpoint`.
+    """
     folder = Path(folder)
     _refuse_foreign_folder(folder)
     try:
         with atomic.replace_folder(folder) as staging:
-            write_checkpoint(model.state_dict(), model.config, staging, text_files_from=text_files_from)
+            write_checkpoint(weights, config, staging, text_files_from=text_files_from)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"Cannot write {folder}: {error}. What stood there is as it was.") from error
 

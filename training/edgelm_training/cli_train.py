@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from edgelm.errors import EdgeLMError
 from edgelm_training.cli_live_line import LiveLine
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.setting_options import given_settings, setting_options
-from edgelm_training.train_log import SilentReporter
+from edgelm_training.train_log import Reporter, SilentReporter
 
 if TYPE_CHECKING:
     from edgelm_training.trainer import Outcome
@@ -55,18 +56,30 @@ def train(toml: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
     run's folder, beside the checkpoints. Ctrl-C and SIGTERM save a checkpoint and leave.
     """
     # Imported here, so that --help needs no torch.
-    from edgelm_training.distributed import launched_workers
     from edgelm_training.pretrain import pretrain
 
     settings = given_settings(PretrainConfig, flags, toml)
+    log_every = settings.get("log_every", PretrainConfig().log_every)
+    report_run(lambda reporter: pretrain(settings, resume=resume, reporter=reporter), log_every, as_json)
+
+
+def report_run(run: Callable[[Reporter], Outcome], log_every: int, as_json: bool) -> None:
+    """Train with a recipe, show how it goes on, and print how it ended.
+
+    Raises:
+        SystemExit: a signal stopped it, after a checkpoint was saved; 128 and its number.
+        EdgeLMError: as `run`; of several processes the main one alone says it.
+    """
+    from edgelm_training.distributed import launched_workers
+
     is_main = launched_workers().is_main
-    live_line = LiveLine(settings.get("log_every", PretrainConfig().log_every)) if is_main else None
+    live_line = LiveLine(log_every) if is_main else None
     try:
-        outcome = pretrain(settings, resume=resume, reporter=live_line or SilentReporter())
+        outcome = run(live_line or SilentReporter())
     except EdgeLMError:
         if is_main:
             raise
-        raise SystemExit(1) from None  # all processes have the same error; one says it
+        raise SystemExit(1) from None  # all processes have the same error
     finally:
         if live_line is not None:
             live_line.close()

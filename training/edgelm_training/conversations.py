@@ -114,7 +114,7 @@ _Parsed = tuple[list[dict[str, Any]], set[int]]
 
 
 def _parse_messages(values: Mapping[str, Any]) -> _Parsed:
-    messages = _messages(values["messages"], "messages")
+    messages = parse_messages(values["messages"], "messages")
     weights = [message.pop("weight", 1) for message in messages]
     return messages, {i for i in _assistants(messages) if weights[i]}
 
@@ -128,30 +128,30 @@ def _parse_sharegpt(values: Mapping[str, Any]) -> _Parsed:
             else turn
             for turn in turns
         ]
-    messages = _messages(turns, "conversations")
+    messages = parse_messages(turns, "conversations")
     if "system" in values and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": _text(values, "system")})
+        messages.insert(0, {"role": "system", "content": text_field(values, "system")})
     return messages, _assistants(messages)
 
 
 def _parse_alpaca(values: Mapping[str, Any]) -> _Parsed:
-    question = _text(values, "instruction")
+    question = text_field(values, "instruction")
     if values.get("input"):
-        question = f"{question}\n\n{_text(values, 'input')}"
-    messages = [{"role": "user", "content": question}, {"role": ASSISTANT, "content": _text(values, "output")}]
+        question = f"{question}\n\n{text_field(values, 'input')}"
+    messages = [{"role": "user", "content": question}, {"role": ASSISTANT, "content": text_field(values, "output")}]
     if values.get("system"):
-        messages.insert(0, {"role": "system", "content": _text(values, "system")})
+        messages.insert(0, {"role": "system", "content": text_field(values, "system")})
     return messages, _assistants(messages)
 
 
 def _parse_pair(values: Mapping[str, Any]) -> _Parsed:
     """Texts, or lists of messages; of these, what the assistant says in the prompt is not learned."""
     if isinstance(values["prompt"], list):
-        prompt = _messages(values["prompt"], "prompt")
-        completion = _messages(values.get("completion"), "completion")
+        prompt = parse_messages(values["prompt"], "prompt")
+        completion = parse_messages(values.get("completion"), "completion")
     else:
-        prompt = [{"role": "user", "content": _text(values, "prompt")}]
-        completion = [{"role": ASSISTANT, "content": _text(values, "completion")}]
+        prompt = [{"role": "user", "content": text_field(values, "prompt")}]
+        completion = [{"role": ASSISTANT, "content": text_field(values, "completion")}]
     messages = prompt + completion
     return messages, {i for i in _assistants(messages) if i >= len(prompt)}
 
@@ -169,7 +169,12 @@ def _assistants(messages: Sequence[Mapping[str, Any]]) -> set[int]:
     return {i for i, message in enumerate(messages) if message["role"] == ASSISTANT}
 
 
-def _messages(values: Any, field: str) -> list[dict[str, Any]]:
+def parse_messages(values: Any, field: str) -> list[dict[str, Any]]:
+    """Return a list of messages in OpenAI's form; `field` is what an error calls it.
+
+    Raises:
+        DataError: it is no list, or one of them is no message.
+    """
     if not isinstance(values, list) or not values:
         raise DataError(f"{field} is {values!r:.60}; it must be a list of messages.")
     return [_message(value, f"{field}[{i}]") for i, value in enumerate(values)]
@@ -196,7 +201,12 @@ def _part(part: Any, place: str) -> str:
     return str(part["text"])
 
 
-def _text(values: Mapping[str, Any], field: str) -> str:
+def text_field(values: Mapping[str, Any], field: str) -> str:
+    """Return the text of a field.
+
+    Raises:
+        DataError: it is missing or no text.
+    """
     value = values.get(field)
     if not isinstance(value, str):
         found = f"is {value!r:.60}; it must be a text" if field in values else "is missing"

@@ -27,14 +27,12 @@ from edgelm_training.recipe import Recipe
 from edgelm_training.run import execute_run
 from edgelm_training.samples import write_samples
 from edgelm_training.scaling import count_parameters, model_shape, parse_params, training_budget
+from edgelm_training.schedule import warmup_or_usual
 from edgelm_training.settings import unknown_key
 from edgelm_training.shards import Shards
 from edgelm_training.throughput import flops_per_token
 from edgelm_training.train_log import Reporter
 from edgelm_training.trainer import Outcome
-
-# Of max_steps, where the config does not say.
-_WARMUP_PART = 0.02
 
 
 def pretrain(settings: Mapping[str, Any], *, resume: bool = False, reporter: Reporter | None = None) -> Outcome:
@@ -76,7 +74,9 @@ def build_recipe(config: PretrainConfig) -> tuple[PretrainConfig, Recipe]:
         write_weights=lambda weights, folder: write_checkpoint(
             weights, model.config, folder, text_files_from=shards.folder
         ),
-        sample=lambda _, step: write_samples(model, tokenizer, shards.start_token_ids, config, step),
+        sample=lambda _, step: write_samples(
+            model, tokenizer, lambda prompt: [*shards.start_token_ids, *tokenizer.encode(prompt)], config, step
+        ),
         flops_per_token=flops_per_token(model.config, config.known("sequence_length")),
     )
     return config, recipe
@@ -144,9 +144,6 @@ def _with_budget(config: PretrainConfig, model: ModelConfig) -> PretrainConfig:
     budget = training_budget(
         count_parameters(model), length, max_steps=config.max_steps, global_batch_size=_batch_rows(config)
     )
-    warmup_steps = config.warmup_steps
-    if warmup_steps is None:
-        warmup_steps = max(1, round(_WARMUP_PART * budget.max_steps))
     return replace(
         config,
         model=model.to_dict(),
@@ -154,7 +151,7 @@ def _with_budget(config: PretrainConfig, model: ModelConfig) -> PretrainConfig:
         global_batch_size=budget.global_batch_size,
         max_steps=budget.max_steps,
         learning_rate=config.learning_rate or budget.learning_rate,
-        warmup_steps=warmup_steps,
+        warmup_steps=warmup_or_usual(config.warmup_steps, budget.max_steps),
     )
 
 

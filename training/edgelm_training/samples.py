@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -13,11 +13,11 @@ from edgelm_training.train_config import TrainConfig
 
 
 def write_samples(
-    model: Transformer, tokenizer: Tokenizer, start_ids: Sequence[int], config: TrainConfig, step: int
+    model: Transformer, tokenizer: Tokenizer, encode: Callable[[str], Sequence[int]], config: TrainConfig, step: int
 ) -> list[Sample]:
     """Continue each of the config's prompts with the naive loop; the same weights and step give the same texts.
 
-    start_ids: what begins a document; an empty prompt is one of these alone.
+    encode: turns a prompt into the tokens that the model continues.
     """
     samples = []
     device = model.model.embed_tokens.weight.device
@@ -25,7 +25,7 @@ def write_samples(
     # A compiled model would be compiled anew for each length.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for prompt in config.sample_prompts:
-            ids = [*start_ids, *tokenizer.encode(prompt)] or [0]
+            ids = list(encode(prompt)) or [0]
             room = model.config.max_position_embeddings - len(ids)
             new_ids = generate(
                 model, ids, min(config.sample_tokens, room), temperature=config.sample_temperature, generator=generator

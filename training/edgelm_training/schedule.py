@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+# Of max_steps, where nothing else is asked for.
+_WARMUP_PART = 0.02
+
 # How much of the peak is left after a part (0 to 1) of the run behind the warm-up; the second number is decay_fraction.
 Shape = Callable[[float, float], float]
 
@@ -54,3 +57,8 @@ class Schedule:
         part = (step - self.warmup_steps) / behind
         left = SCHEDULES[self.shape](min(part, 1.0), self.decay_fraction)
         return self.peak * (self.min_ratio + (1.0 - self.min_ratio) * left)
+
+
+def warmup_or_usual(warmup_steps: int | None, max_steps: int) -> int:
+    """Return the warm-up that is asked for, else the usual share of the run."""
+    return max(1, round(_WARMUP_PART * max_steps)) if warmup_steps is None else warmup_steps

@@ -1,0 +1,271 @@
+"""Fine-tuning: a trained Transformer learns from conversations or preferences, whole or through an adapter.
+
+`edgelm finetune` is its command. On many devices: torchrun --nproc-per-node 8 -m edgelm_training.finetune ft.toml
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgelm.chat_template import ChatTemplate, encode_chat
+from edgelm.config import ModelConfig
+from edgelm.errors import ConfigError, DataError, TrainingError
+from edgelm.tokenizer import Tokenizer
+from edgelm_training.adapter import Base, write_adapter
+from edgelm_training.batches import Batch
+from edgelm_training.chat_rows import ChatRows
+from edgelm_training.chats import Chats, load_chats
+from edgelm_training.checkpoint import load_checkpoint, weights_sha256, write_checkpoint
+from edgelm_training.dpo import answer_log_probabilities, count_pairs, dpo_loss
+from edgelm_training.finetune_config import METHODS, FinetuneConfig
+from edgelm_training.lora import (
+    LoraConfig,
+    adapter_weights,
+    adapters_off,
+    add_adapters,
+    linear_names,
+    quantize_linears,
+    target_names,
+)
+from edgelm_training.loss import count_targets, next_token_loss
+from edgelm_training.model import Transformer
+from edgelm_training.preference_rows import PreferenceRows
+from edgelm_training.preferences import load_preferences
+from edgelm_training.quantized_linear import GRID_NAME
+from edgelm_training.recipe import Recipe, Sample
+from edgelm_training.run import execute_run
+from edgelm_training.samples import write_samples
+from edgelm_training.scaling import count_parameters
+from edgelm_training.schedule import warmup_or_usual
+from edgelm_training.throughput import flops_per_token
+from edgelm_training.train_log import Reporter, SilentReporter
+from edgelm_training.trainer import Outcome
+
+# Rows are as long as the longest conversation needs, in steps of 64 and up to this, where the config does not say.
+_LONGEST_ROW = 2048
+_GLOBAL_BATCH_SIZE = 8
+# What the steps of a run were made with.
+_FIXED = ("method", "rank", "alpha", "dropout", "target_modules", "dpo_beta", "base_sha256")
+
+AnyRows = ChatRows | PreferenceRows
+
+
+def finetune(settings: Mapping[str, Any], *, resume: bool = False, reporter: Reporter | None = None) -> Outcome:
+    """Fine-tune a model on conversations or preferences; `settings` are fields of FinetuneConfig.
+
+    With an adapter, the checkpoints of the run are adapters in PEFT's format; else they are whole models.
+
+    Raises:
+        EdgeLMError: settings, model, data or run folder do not allow it, or the run failed; see `execute_run`.
+    """
+    if "epochs" in settings and "max_steps" in settings:
+        raise ConfigError("epochs and max_steps both say how long to train; leave one of them out.")
+    build = partial(build_recipe, reporter=reporter or SilentReporter())
+    return execute_run(FinetuneConfig, settings, build, resume=resume, fixed=_FIXED, reporter=reporter)
+
+
+def build_recipe(config: FinetuneConfig, reporter: Reporter) -> tuple[FinetuneConfig, Recipe]:
+    """Choose every setting that has no value, and make the model and its data.
+
+    Raises:
+        ConfigError: the model is missing or is no checkpoint folder, or a setting does not fit it.
+        DataError: the data is missing or broken; the message begins with file and line.
+        TrainingError: the model is not the one that the run began with.
+    """
+    model_config, config = _base_config(config)
+    training, validation, config = _load_data(config, model_config)
+    config = _with_defaults(config, training)
+    _note_data(training, validation, config, reporter)
+    model, lora = _make_model(config)
+    model.activation_checkpointing = config.activation_checkpointing
+    if lora is not None:
+        _note_parameters(model, reporter)
+    method = METHODS[config.method]
+    recipe = Recipe(
+        model=model,
+        loss=_loss(config, model),
+        training_rows=training,
+        validation_rows=validation,
+        data_fingerprint=training.fingerprint,
+        write_weights=_writer(config, model.config, lora),
+        count=count_pairs if method.preferences else count_targets,
+        sample=_sampler(config, model) if config.sample_prompts else None,
+        flops_per_token=_flops_factor(config) * flops_per_token(model.config, config.known("sequence_length")),
+    )
+    return config, recipe
+
+
+def _base_config(config: FinetuneConfig) -> tuple[ModelConfig, FinetuneConfig]:
+    if config.model is None:
+        raise ConfigError("model is not set: name the checkpoint folder to fine-tune.")
+    if not config.data:
+        raise ConfigError("data is not set: name a file of conversations (--data), of dpo one of preferences.")
+    if not (Path(config.model) / "config.json").is_file():
+        raise ConfigError(
+            f"{config.model} is no checkpoint folder. From a GGUF file, a Hugging Face folder or a model of the "
+            f"library, make one first: edgelm import {config.model} -o checkpoint/"
+        )
+    model_config = ModelConfig.load(config.model)
+    sha256 = weights_sha256(config.model)
+    if config.base_sha256 not in (None, sha256):
+        raise TrainingError(
+            f"The weights in {config.model} are not those of the run: their hash is {sha256[:12]}…, base_sha256 is "
+            f"{config.base_sha256[:12]}…. Name the folder of the right model (--model)."
+        )
+    return model_config, replace(config, base_sha256=sha256)
+
+
+def _load_data(config: FinetuneConfig, model: ModelConfig) -> tuple[AnyRows, AnyRows | None, FinetuneConfig]:
+    """Return the rows to train and to validate on, and the config with their length."""
+    load: Callable[..., tuple[Chats, Chats]] = load_preferences if METHODS[config.method].preferences else load_chats
+    assert config.model is not None  # _base_config has looked
+    fraction = 0.0 if config.validation_data else config.validation_fraction
+    training, held_out = load(config.data, config.model, validation_fraction=fraction)
+    if config.validation_data:
+        held_out, _ = load(config.validation_data, config.model)
+    if training.vocab_size > model.vocab_size:
+        raise DataError(
+            f"The tokenizer in {config.model} has {training.vocab_size} tokens, the model {model.vocab_size}: they do "
+            "not belong together. Import the model again."
+        )
+    length = config.sequence_length or _row_length(training, model)
+    if length > model.max_position_embeddings:
+        raise ConfigError(
+            f"sequence_length is {length}, longer than the model's context of {model.max_position_embeddings} tokens."
+        )
+    rows = PreferenceRows if METHODS[config.method].preferences else ChatRows
+    held_out_rows = rows(held_out, sequence_length=length, seed=config.seed) if len(held_out) else None
+    return (
+        rows(training, sequence_length=length, seed=config.seed),
+        held_out_rows,
+        replace(config, sequence_length=length),
+    )
+
+
+def _row_length(chats: Chats, model: ModelConfig) -> int:
+    longest = int(np.diff(chats.ends, prepend=0).max())
+    return min(math.ceil(longest / 64) * 64, _LONGEST_ROW, model.max_position_embeddings)
+
+
+def _with_defaults(config: FinetuneConfig, training: AnyRows) -> FinetuneConfig:
+    method = METHODS[config.method]
+    batch = config.global_batch_size or _GLOBAL_BATCH_SIZE
+    max_steps = config.max_steps
+    if config.epochs is not None or max_steps is None:
+        max_steps = max(1, math.ceil((config.epochs or method.epochs) * training.rows_per_epoch / batch))
+    return replace(
+        config,
+        epochs=None,  # said by max_steps from here on
+        max_steps=max_steps,
+        global_batch_size=batch,
+        learning_rate=config.learning_rate or method.learning_rate,
+        warmup_steps=warmup_or_usual(config.warmup_steps, max_steps),
+        alpha=config.alpha or 2.0 * config.rank or None,
+    )
+
+
+def _make_model(config: FinetuneConfig) -> tuple[Transformer, LoraConfig | None]:
+    assert config.model is not None  # _base_config has looked
+    model = load_checkpoint(config.model)
+    if not config.has_adapter:
+        return model, None
+    if METHODS[config.method].quantized and config.parallel == "fsdp":
+        raise ConfigError("parallel is 'fsdp', which cannot shard a base in 4 bits. Use 'ddp', or --method lora.")
+    kinds = config.target_modules or tuple(dict.fromkeys(name.rpartition(".")[2] for name in linear_names(model)))
+    names = target_names(model, kinds)
+    lora = LoraConfig(
+        rank=config.rank, alpha=config.known("alpha"), dropout=config.dropout, target_modules=tuple(kinds)
+    )
+    if METHODS[config.method].quantized:
+        quantize_linears(model)
+    torch.manual_seed(config.seed)
+    add_adapters(model, names, lora)
+    return model, lora
+
+
+def _loss(config: FinetuneConfig, model: Transformer) -> Callable[[nn.Module, Batch], Any]:
+    if not METHODS[config.method].preferences:
+        return partial(next_token_loss, z_loss=config.z_loss)
+    if config.has_adapter:
+
+        def base(wrapped: nn.Module, batch: Batch) -> Tensor:
+            with adapters_off(model):
+                return answer_log_probabilities(wrapped, batch)
+
+        return partial(dpo_loss, reference=base, beta=config.dpo_beta)
+    first = copy.deepcopy(model).requires_grad_(False).eval()
+
+    def before(_: nn.Module, batch: Batch) -> Tensor:
+        return answer_log_probabilities(first.to(batch.ids_BT.device), batch)
+
+    return partial(dpo_loss, reference=before, beta=config.dpo_beta)
+
+
+def _writer(
+    config: FinetuneConfig, model_config: ModelConfig, lora: LoraConfig | None
+) -> Callable[[dict[str, Tensor], Path], None]:
+    assert config.model is not None  # _base_config has looked
+    folder = Path(config.model)
+    if lora is None:
+        return lambda weights, target: write_checkpoint(weights, model_config, target, text_files_from=folder)
+    grid = GRID_NAME if METHODS[config.method].quantized else None
+    base = Base(name=str(folder.absolute()), sha256=config.base_sha256, grid=grid)
+    return lambda weights, target: write_adapter(adapter_weights(weights), lora, base, target)
+
+
+def _sampler(config: FinetuneConfig, model: Transformer) -> Callable[[nn.Module, int], list[Sample]]:
+    assert config.model is not None  # _base_config has looked
+    template, tokenizer = ChatTemplate.load(config.model), Tokenizer.load(config.model)
+    assert template is not None  # the data was encoded with it
+
+    def encode(prompt: str) -> list[int]:
+        return encode_chat(template, tokenizer, [{"role": "user", "content": prompt}])
+
+    return lambda _, step: write_samples(model, tokenizer, encode, config, step)
+
+
+def _flops_factor(config: FinetuneConfig) -> float:
+    """Return the work of a step as a part of training the whole model: forward 2, to activations 2, to weights 2."""
+    passes = 4 if config.has_adapter else 6
+    return (passes + (2 if METHODS[config.method].preferences else 0)) / 6
+
+
+def _note_data(training: AnyRows, validation: AnyRows | None, config: FinetuneConfig, reporter: Reporter) -> None:
+    kind, group = ("pairs", 2) if METHODS[config.method].preferences else ("conversations", 1)
+    left_out = len(training.left_out)
+    reporter.note(
+        f"{len(training.chats) // group - left_out} {kind} to train on, "
+        f"{len(validation.chats) // group if validation else 0} to validate; rows of {config.sequence_length} tokens."
+    )
+    if left_out:
+        reporter.note(
+            f"{left_out} {kind} are longer and left out: {_first_places(training, group)}. "
+            "To take them in: --sequence-length."
+        )
+
+
+def _first_places(rows: AnyRows, group: int) -> str:
+    shown = [":".join(map(str, rows.chats.places[group * number])) for number in rows.left_out[:3]]
+    return ", ".join(shown) + (", …" if len(rows.left_out) > 3 else "")
+
+
+def _note_parameters(model: Transformer, reporter: Reporter) -> None:
+    learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    reporter.note(f"{learned:,} parameters learn beside {count_parameters(model.config):,} frozen ones.")
+
+
+if __name__ == "__main__":
+    from edgelm.cli.main import main
+
+    main(["finetune", *sys.argv[1:]])

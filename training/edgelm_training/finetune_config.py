@@ -1,0 +1,86 @@
+"""FinetuneConfig: the settings of fine-tuning, and what each method chooses where they are not set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgelm.errors import ConfigError
+from edgelm_training.settings import setting
+from edgelm_training.train_config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What a method is, and its defaults.
+
+    preferences: learns which of two answers is better, instead of one answer. adapter: learns matrices of low rank
+    beside the frozen ones. quantized: the frozen ones are in 4 bits.
+    """
+
+    learning_rate: float
+    epochs: float
+    preferences: bool = False
+    adapter: bool = True
+    quantized: bool = False
+
+
+# Learning rates as in the papers and in PEFT's and TRL's recipes: an adapter bears, and needs, ten times that of a
+# whole model (arXiv:2405.09673), preferences a fraction of it.
+METHODS: dict[str, Method] = {
+    "sft": Method(learning_rate=2e-5, epochs=3, adapter=False),
+    "lora": Method(learning_rate=2e-4, epochs=3),
+    "qlora": Method(learning_rate=2e-4, epochs=3, quantized=True),
+    "dpo": Method(learning_rate=1e-5, epochs=1, preferences=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """Settings of fine-tuning.
+
+    Raises:
+        ConfigError: a value is outside its range; the message names the setting, the value and the range.
+    """
+
+    model: str | None = setting(None, "The checkpoint folder to start from; `edgelm import` makes one.")
+    data: tuple[str, ...] = setting((), "Conversations, of dpo preferences: files, folders, globs; several times.")
+    method: str = setting("lora", "What learns, and from what.", choices=tuple(METHODS))
+    epochs: float | None = setting(None, "Times to go through the data.  [default: 3; dpo: 1]")
+    validation_fraction: float = setting(0.05, "Share of the data that is kept out of training, by a hash.")
+    validation_data: tuple[str, ...] = setting((), "Validate on these files instead of a share of the data.")
+    rank: int = setting(16, "Of an adapter's matrices; 0 with dpo: the whole model learns.")
+    alpha: float | None = setting(None, "What an adapter adds is multiplied by alpha / rank.  [default: 2 · rank]")
+    dropout: float = setting(0.0, "Share of an adapter's inputs that is dropped while it learns.")
+    target_modules: tuple[str, ...] = setting((), "Layers with adapters, such as q_proj.  [default: all in the blocks]")
+    dpo_beta: float = setting(0.1, "Of dpo: how strongly the model is held to the one it began as.")
+    base_sha256: str | None = setting(None, "Refuse another model than this; a run writes down its own.")
+
+    # Where fine-tuning is used to other values than pretraining.
+    weight_decay: float = setting(0.0, "Of matrices; norms, biases and embeddings have none.")
+    beta2: float = setting(0.999, "AdamW's decay of the gradient's square.")
+    save_every: int = setting(50, "Save a checkpoint each N steps (and at the end).")
+    eval_every: int = setting(50, "Measure the validation loss each N steps (and before each save); 0: never.")
+    sample_every: int = setting(50, "Let the model answer the sample prompts each N steps; 0: never.")
+    sample_prompts: tuple[str, ...] = setting((), "A user's message that it answers; may be given several times.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in METHODS:
+            raise ConfigError(f"method is {self.method!r}; it must be one of {', '.join(METHODS)}.")
+        if self.epochs is not None and not self.epochs > 0:
+            raise ConfigError(f"epochs is {self.epochs}; it must be more than 0.")
+        if not 0 <= self.validation_fraction < 1:
+            raise ConfigError(f"validation_fraction is {self.validation_fraction}; it must be from 0 to below 1.")
+        if self.rank < (0 if self.method == "dpo" else 1):
+            raise ConfigError(f"rank is {self.rank}; it must be 1 or more. The whole model learns with --method sft.")
+        if self.alpha is not None and not self.alpha > 0:
+            raise ConfigError(f"alpha is {self.alpha}; it must be more than 0.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}; it must be from 0 to below 1.")
+        if not self.dpo_beta > 0:
+            raise ConfigError(f"dpo_beta is {self.dpo_beta}; it must be more than 0.")
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter learns, not the model itself."""
+        return METHODS[self.method].adapter and self.rank > 0

@@ -1,0 +1,106 @@
+"""Merging: an adapter's products added to the weights of its base, which gives a checkpoint like any other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from edgelm.errors import CheckpointError, ConfigError
+from edgelm_training.adapter import CONFIG_FILE as ADAPTER_CONFIG_FILE
+from edgelm_training.adapter import Adapter, check_layers, read_adapter
+from edgelm_training.checkpoint import read_weights, save_weights, weights_sha256
+from edgelm_training.quantized_linear import on_grid
+from edgelm_training.run_folder import RunFolder
+
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = ("same", *_TYPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What was merged. checked: whether the adapter says which base it belongs to, and it was this one."""
+
+    output: Path
+    adapter: Path
+    base: Path
+    layers: int
+    checked: bool
+
+
+def merge_adapter(
+    folder: str | Path, output: str | Path, *, base: str | Path | None = None, dtype: str = "same"
+) -> Merged:
+    """Write the checkpoint folder of a base with an adapter merged into it, whole or not at all.
+
+    folder: an adapter of `edgelm finetune` or PEFT, or the folder of a run, whose best adapter is taken (the newest
+    where nothing was validated). base: the checkpoint folder; None: the one that the adapter names. dtype: of the
+    weights, one of DTYPES; `same` keeps those of the base. Sums are in float32, and rounded once.
+
+    An adapter that learned on a base in 4 bits is merged into that base: its layers are put on their grid first.
+
+    Raises:
+        ConfigError: dtype is unknown, or no base is known.
+        CheckpointError: there is no adapter, it belongs to another base, it does not fit, or the output is refused.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
+    adapter = read_adapter(adapter_folder(folder))
+    base = _base_folder(adapter, base)
+    checked = _check_base(adapter, base)
+    config, weights = read_weights(base)
+    check_layers(adapter, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    wanted = {name: _TYPES.get(dtype, tensor.dtype) for name, tensor in weights.items()}
+    if adapter.base.grid is not None:
+        inside = [name for name, tensor in weights.items() if ".layers." in name and tensor.ndim == 2]
+        weights |= {name: on_grid(weights[name]) for name in inside}
+    for layer, (a, b) in adapter.matrices.items():
+        name = f"{layer}.weight"
+        weights[name] = weights[name].float() + adapter.scales[layer] * (b.float() @ a.float())
+    merged = {name: tensor.to(wanted[name]).contiguous() for name, tensor in weights.items()}
+    save_weights(merged, config, output, text_files_from=base)
+    return Merged(output=Path(output), adapter=adapter.folder, base=base, layers=len(adapter.matrices), checked=checked)
+
+
+def adapter_folder(folder: str | Path) -> Path:
+    """Return the adapter's own folder: of a run, that of its best checkpoint, else of its newest.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    folder = Path(folder)
+    if (folder / ADAPTER_CONFIG_FILE).is_file():
+        return folder
+    run = RunFolder(folder)
+    saved = run.best() or run.newest()
+    if saved is None:
+        raise CheckpointError(f"{folder} is neither an adapter ({ADAPTER_CONFIG_FILE}) nor a run with checkpoints.")
+    if not (saved.path / ADAPTER_CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"The checkpoints of the run {folder} are whole models; there is nothing to merge. Export {saved.path} as "
+            "it is."
+        )
+    return saved.path
+
+
+def _base_folder(adapter: Adapter, base: str | Path | None) -> Path:
+    named = base or adapter.base.name
+    if named is None or not (Path(named) / "config.json").is_file():
+        raise ConfigError(
+            f"The base of the adapter in {adapter.folder} is {named or 'not known'}, which is no checkpoint folder "
+            "here. Name it: --base. `edgelm import` makes one of a downloaded model."
+        )
+    return Path(named)
+
+
+def _check_base(adapter: Adapter, base: Path) -> bool:
+    if adapter.base.sha256 is None:
+        return False
+    found = weights_sha256(base)
+    if found != adapter.base.sha256:
+        raise CheckpointError(
+            f"The adapter in {adapter.folder} was trained on {adapter.base.name} (weights {adapter.base.sha256[:12]}…)"
+            f"; the weights in {base} are others ({found[:12]}…). Name the right base: --base."
+        )
+    return True

@@ -1,0 +1,71 @@
+"""PreferenceRows: pairs of a better and a worse answer to one prompt, as a pure function of the row."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from edgelm.errors import DataError
+from edgelm_training.batches import NO_TARGET, Batch, describe_places
+from edgelm_training.chats import Chats
+from edgelm_training.row_order import row_order
+
+
+class PreferenceRows:
+    """Give each pair as a row of its own, shuffled anew in each epoch.
+
+    A batch has two rows of tokens for each pair: the conversation with the better answer, then the one with the worse.
+    They are padded to the longest of the batch. Only the answers have targets.
+
+    chats: conversation 2i is the better one of pair i, 2i + 1 the worse. A pair with a conversation of more than
+    `sequence_length` tokens is left out; `left_out` has the numbers of those.
+
+    Raises:
+        DataError: there are no pairs, or none of them fits.
+    """
+
+    def __init__(self, chats: Chats, *, sequence_length: int, seed: int) -> None:
+        self.chats, self.sequence_length, self.seed = chats, sequence_length, seed
+        longest = np.diff(chats.ends, prepend=0).reshape(-1, 2).max(1)
+        if not len(longest):
+            raise DataError("There are no preferences in this split.")
+        self.left_out = tuple(np.flatnonzero(longest > sequence_length).tolist())
+        self._pairs = np.flatnonzero(longest <= sequence_length).tolist()
+        if not self._pairs:
+            raise DataError(
+                f"No pair fits into sequence_length {sequence_length}; the shortest needs {longest.min()} tokens."
+            )
+        self.rows_per_epoch = len(self._pairs)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The chats' fingerprint."""
+        return self.chats.fingerprint
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Return pairs first to first + count - 1 of the endless sequence, two rows each."""
+        chats = [self.chats[2 * self._pair(first + i) + side] for i in range(count) for side in (0, 1)]
+        shape = (len(chats), max(len(ids) for ids, _ in chats))
+        ids_BT = np.zeros(shape, np.int64)
+        targets_BT = np.full(shape, NO_TARGET, np.int64)
+        documents_BT = np.full(shape, -1, np.int64)
+        for row, (ids, learned) in enumerate(chats):
+            ids_BT[row, : len(ids)] = ids
+            targets_BT[row, : len(ids) - 1] = np.where(learned[1:], ids[1:], NO_TARGET)
+            documents_BT[row, : len(ids)] = row
+        return Batch(
+            ids_BT=torch.from_numpy(ids_BT),
+            targets_BT=torch.from_numpy(targets_BT),
+            documents_BT=torch.from_numpy(documents_BT),
+        )
+
+    def describe(self, row: int) -> str:
+        """Name the file and the line of a pair."""
+        return ", ".join(describe_places([self.chats.places[2 * self._pair(row)]]))
+
+    def _pair(self, row: int) -> int:
+        epoch, place = divmod(row, self.rows_per_epoch)
+        pair: int = self._pairs[row_order(self.rows_per_epoch, seed=self.seed, epoch=epoch)[place]]
+        return pair
