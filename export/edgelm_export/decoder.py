@@ -4,9 +4,10 @@ Shapes: B batch, T query tokens, C capacity of the cache, D hidden, N query head
 that turns, V vocabulary.
 
 The graph takes `input_ids` [B, T], `attention_mask` [B, M] with a one for each filled or new position (M is any length
-that holds them all), and the cache `past_key_values.{i}.key|value` [B, K, C, H]; it gives `logits` [B, T', V] and
-`present.{i}.key|value`. Past and present may share memory. The optional scalar `num_logits_to_keep` says for how many
-of the last positions logits are wanted; 0, the default, is all of them, as other runtimes expect.
+that holds them all), and the cache `past_key_values.{i}.key|value` [B, K, C, H]; it gives `logits` [B, T', V],
+`present.{i}.key|value`, and `last_hidden_state` [B, T, D], what the head reads, for who asks for it. Past and present
+may share memory. The optional scalar `num_logits_to_keep` says for how many of the last positions logits are wanted; 0,
+the default, is all of them, as other runtimes expect.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class _Decoder:
         self.rotations()
         for i in range(config.num_hidden_layers):
             hidden = self.block(hidden, i)
-        self.head(self.norm(self.last_positions(hidden), "model.norm"))
+        self.head(self.last_positions(self.last_hidden_state(hidden)))
         return graph.model(config.model_type)
 
     def inputs(self) -> None:
@@ -257,6 +258,13 @@ class _Decoder:
         if self.config.hidden_act == "relu2":
             return self.graph.node("Mul", [activated, activated], f"{name}.activation_squared")
         return activated
+
+    def last_hidden_state(self, hidden: str) -> str:
+        """Norm all positions, also those that no logits are wanted of: embeddings are made of them."""
+        graph = self.graph
+        normed = self.norm(hidden, "model.norm")
+        graph.output("last_hidden_state", FLOAT, ["batch", "tokens", self.config.hidden_size])
+        return graph.node("Identity", [normed], "last_hidden_state")
 
     def last_positions(self, hidden: str) -> str:
         """Keep the positions whose logits are wanted: the head is a tenth of a decode step, and most of a prefill's."""

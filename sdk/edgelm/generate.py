@@ -41,6 +41,9 @@ class Decoder(Protocol):
     ) -> NDArray[np.float32]:
         """Compute tokens after those in `cache`, as DecoderSession.forward does."""
 
+    def forward_hidden(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
+        """Compute tokens' hidden states, as DecoderSession.forward_hidden does."""
+
     def forward_rows(self, token_ids: Sequence[int], batch: KVBatch) -> NDArray[np.float32]:
         """Compute one token for each of the first rows of a batch, as DecoderSession.forward_rows does."""
 

@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgelm.answer import Answer, describe_token, join
 from edgelm.chat_template import ChatTemplate, encode_chat
 from edgelm.completion import Chunk, Completion, Message, Scores, TokenLogprob
 from edgelm.config import ModelConfig
-from edgelm.errors import ChatTemplateError, ContextLengthError, TokenizerError
+from edgelm.embedding import DEFAULT_POOLING, Pooling, embed
+from edgelm.errors import ChatTemplateError, ConfigError, ContextLengthError, TokenizerError
 from edgelm.fill_in_middle import fill_in_ids
 from edgelm.generate import PREFILL_CHUNK, Decoder
 from edgelm.generation_config import GenerationConfig
@@ -240,6 +242,25 @@ class LanguageModel:
             ContextLengthError: the texts do not fit the model's context.
         """
         return self.generate(fill_in_ids(self.tokenizer, prefix, suffix), config)
+
+    def embed(
+        self, texts: Sequence[str], *, pooling: Pooling = DEFAULT_POOLING, normalize: bool = True
+    ) -> NDArray[np.float32]:
+        """Turn texts into vectors: float32 [N, E], each of length 1 where `normalize` is set.
+
+        pooling: what a vector is made of. "values", what the last layers keep of each token, tells texts apart best
+        with models that were trained to write; "mean" and "last" are the hidden states behind the last norm, as models
+        trained for embeddings want them.
+
+        Raises:
+            ConfigError: there is no such pooling, the package's graph gives no hidden states, or `texts` is one text.
+            ContextLengthError: a text has no tokens, or does not fit the model's context.
+        """
+        if isinstance(texts, str):
+            raise ConfigError("embed takes a list of texts; put the one text into a list.")
+        id_lists = [self._checked_ids(text, fewest=1) for text in texts]  # refuses a bad one before the first is begun
+        vectors = [embed(self, ids, pooling, normalize=normalize) for ids in id_lists]
+        return np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
 
     def score(self, text: str | Sequence[int], *, alternatives: int = 0) -> Scores:
         """Compute the log-probability (natural) of each token of a text after the first, and the perplexity.

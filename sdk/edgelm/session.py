@@ -23,6 +23,7 @@ from edgelm.stop_switch import StoppedError, StopSwitch
 
 _LOG_ERRORS_ONLY = 3
 _FATAL_ONLY = 4
+HIDDEN_STATE = "last_hidden_state"
 _RECOMPUTED_AT_ONCE = 128  # as prompts are (generate.PREFILL_CHUNK)
 
 
@@ -81,6 +82,7 @@ class DecoderSession:
         expected = {"input_ids", "attention_mask", *_cache_names(config, "past_key_values")}
         if names != expected:
             raise PackageError(f"{path} has the inputs {sorted(names ^ expected)} too much or too little.")
+        self._outputs = {value.name for value in self._session.get_outputs()}
 
     def new_cache(self) -> KVCache:
         """Return an empty KV cache for this model."""
@@ -104,8 +106,33 @@ class DecoderSession:
             ProviderError: the process is a fork of the one that loaded the model.
             StoppedError: `stop` was pressed; the cache is as before.
         """
-        self._check_process()
         length = len(cache.token_ids) + len(token_ids)
+        logits_TV = self._bound(cache, length).run(token_ids, length, all_logits, stop)
+        cache.token_ids.extend(token_ids)
+        return logits_TV
+
+    def forward_hidden(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
+        """Compute T tokens after those in `cache`, and add them to it, as `forward` does.
+
+        Returns what the head reads of them: the hidden states float32 [T, D] behind the last norm.
+
+        Raises:
+            ConfigError: the graph does not give them.
+            ContextLengthError, ProviderError: as from `forward`.
+        """
+        if HIDDEN_STATE not in self._outputs:
+            raise ConfigError(
+                f"The graph of this package has no output {HIDDEN_STATE}, which these embeddings are made of. Export "
+                'the model again (edgelm export SOURCE -o FOLDER), or take the pooling "values".'
+            )
+        length = len(cache.token_ids) + len(token_ids)
+        hidden_TD = self._bound(cache, length).run_hidden(token_ids, length)
+        cache.token_ids.extend(token_ids)
+        return hidden_TD
+
+    def _bound(self, cache: KVCache, length: int) -> _Binding:
+        """Return the graph bound to a cache that has room for `length` tokens."""
+        self._check_process()
         if cache.is_outgrown_by(length):
             self._recompute(cache, length)
         binding = cache.binding
@@ -113,9 +140,7 @@ class DecoderSession:
             binding = None  # nothing may keep the memory that the cache outgrows
             cache.reserve(length)
             binding = cache.binding = _Binding(self._runtime, self._session, self.config, cache.buffers)
-        logits_TV = binding.run(token_ids, length, all_logits, stop)
-        cache.token_ids.extend(token_ids)
-        return logits_TV
+        return binding
 
     def _recompute(self, cache: KVCache, length: int) -> None:
         """Compute the cached tokens again, as those of a text of `length` tokens (LongRoPE)."""
@@ -168,7 +193,7 @@ class _Binding:
     def __init__(self, runtime: Any, session: Any, config: ModelConfig, buffers: list[NDArray[np.float32]]) -> None:
         rows, _, self.capacity, _ = buffers[0].shape
         self.session = session
-        self._runtime, self._vocab_size = runtime, config.vocab_size
+        self._runtime, self._config = runtime, config
         self._mask_BS = np.zeros((rows, self.capacity), np.int64)
         self._mask, self._marked = self._value(self._mask_BS), [0] * rows
         self._cache_values = [self._value(buffer) for buffer in buffers]
@@ -178,25 +203,25 @@ class _Binding:
         self._step_ids_BT = np.zeros((rows, 1), np.int64)
         step_logits_BTV = np.zeros((rows, 1, config.vocab_size), np.float32)
         self._step_logits_BV: NDArray[np.float32] = step_logits_BTV[:, 0]
-        self._step, self._step_values = self._bind(self._step_ids_BT, step_logits_BTV, 1)
+        self._step, self._step_values = self._bind(self._step_ids_BT, 1, "logits", step_logits_BTV)
 
     def _value(self, array: NDArray[Any]) -> Any:
         return self._runtime.OrtValue.ortvalue_from_numpy(array)  # shares the array's memory
 
     def _bind(
-        self, ids_BT: NDArray[np.int64], logits_BTV: NDArray[np.float32], keep: int
+        self, ids_BT: NDArray[np.int64], keep: int, output_name: str, output: NDArray[np.float32]
     ) -> tuple[Any, tuple[Any, ...]]:
         """Return an IO binding, and the values whose memory it uses without holding it."""
         binding = self.session.io_binding()
-        ids, num_logits, logits = self._value(ids_BT), self._value(np.array(keep, np.int64)), self._value(logits_BTV)
+        ids, num_logits, result = self._value(ids_BT), self._value(np.array(keep, np.int64)), self._value(output)
         binding.bind_ortvalue_input("input_ids", ids)
         binding.bind_ortvalue_input("attention_mask", self._mask)
         binding.bind_ortvalue_input("num_logits_to_keep", num_logits)
         for past, present, value in zip(self._past_names, self._present_names, self._cache_values, strict=True):
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(present, value)
-        binding.bind_ortvalue_output("logits", logits)
-        return binding, (ids, num_logits, logits)
+        binding.bind_ortvalue_output(output_name, result)
+        return binding, (ids, num_logits, result)
 
     def _mark(self, lengths: Sequence[int]) -> None:
         for row, (marked, length) in enumerate(zip(self._marked, lengths, strict=True)):
@@ -221,14 +246,23 @@ class _Binding:
             return self.step(token_ids, (length,))
         self._mark((length,))
         ids_BT = np.array([token_ids], np.int64)
-        logits_BTV = np.zeros((1, len(token_ids) if all_logits else 1, self._vocab_size), np.float32)
-        binding, _values = self._bind(ids_BT, logits_BTV, 0 if all_logits else 1)
+        logits_BTV = np.zeros((1, len(token_ids) if all_logits else 1, self._config.vocab_size), np.float32)
+        binding, _values = self._bind(ids_BT, 0 if all_logits else 1, "logits", logits_BTV)
         if stop is None:
             self.session.run_with_iobinding(binding)
         else:
             self._run_stoppable(binding, stop)
         logits_TV: NDArray[np.float32] = logits_BTV[0]
         return logits_TV
+
+    def run_hidden(self, token_ids: Sequence[int], length: int) -> NDArray[np.float32]:
+        """Compute tokens of the one row, and return their hidden states [T, D]."""
+        self._mark((length,))
+        hidden_BTD = np.zeros((1, len(token_ids), self._config.hidden_size), np.float32)
+        binding, _values = self._bind(np.array([token_ids], np.int64), 1, HIDDEN_STATE, hidden_BTD)
+        self.session.run_with_iobinding(binding)
+        hidden_TD: NDArray[np.float32] = hidden_BTD[0]
+        return hidden_TD
 
     def _run_stoppable(self, binding: Any, stop: StopSwitch) -> None:
         options = self._runtime.RunOptions()

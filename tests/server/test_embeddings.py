@@ -46,14 +46,11 @@ def test_base64_holds_the_same_numbers(serving):
         assert np.frombuffer(base64.b64decode(text), "<f4").tolist() == pytest.approx(floats)
 
 
-def test_the_mean_is_over_the_tokens_of_the_text_alone(tiny):
-    ids = tiny.tokenizer.encode("The sea is blue. " * 20)  # the cache's buffers are longer than the text
-    cache = tiny.session.new_cache()
-    tiny.session.forward(ids, cache)
-    means = [buffer[0, :, : len(ids)].mean(axis=1).ravel() for buffer in cache.buffers[1::2]]
-    expected = np.concatenate(means) / np.linalg.norm(np.concatenate(means))
-    # Chunks of 128 against one prefill: rounding; 3e-7 measured.
-    assert embed(tiny, ids) == pytest.approx(expected, abs=5e-6)
+@pytest.mark.parametrize("pooling", ["values", "mean", "last"])
+def test_a_request_chooses_what_is_pooled(serving, tiny, pooling):
+    (vector,) = vectors(serving.post("/v1/embeddings", {"input": SEA, "pooling": pooling}))
+    # float32 in decimal; 0.0 measured.
+    assert vector == pytest.approx(tiny.embed([SEA], pooling=pooling)[0].tolist(), abs=1e-7)
 
 
 def test_ollama_cuts_off_what_does_not_fit_unless_it_is_told_not_to(serving):
@@ -71,6 +68,7 @@ def test_ollama_cuts_off_what_does_not_fit_unless_it_is_told_not_to(serving):
         ({"input": "x" * 3000}, "the model's context holds 1024"),
         ({"input": [99999]}, "The input has token id 99999; the model's are 0 to 319."),
         ({"input": "x", "dimensions": 8}, "dimensions is not supported"),
+        ({"input": "x", "pooling": "max"}, "pooling"),
     ],
 )
 def test_what_cannot_be_done_is_refused(serving, body, words):

@@ -6,12 +6,13 @@ import asyncio
 import base64
 import time
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from edgelm.embedding import embed
+from edgelm.embedding import DEFAULT_POOLING, Pooling, embed
 from edgelm.errors import TokenizerError
 from edgelm.server.api_error import ApiError
 from edgelm.server.endpoint import Call
@@ -30,6 +31,7 @@ BODY = record(
         "model": TEXT,
         "input": {"anyOf": [*_TEXTS["anyOf"], _IDS, listing(_IDS, fewest=1, most=MAX_INPUTS)]},
         "encoding_format": choice("float", "base64"),
+        "pooling": choice(*get_args(Pooling)),
     },
     required=("input",),
     ignored=("user",),
@@ -80,6 +82,7 @@ async def _embed(call: Call, model: str | None, *, truncating: bool) -> tuple[st
     try:
         language_model = served.model
         inputs = await asyncio.to_thread(token_ids, language_model.tokenizer, call.body["input"])
+        pooling = call.body.get("pooling", DEFAULT_POOLING)
         limit, vocab_size = language_model.context_length, language_model.config.vocab_size
         if truncating:
             inputs = [ids[:limit] for ids in inputs]
@@ -90,7 +93,7 @@ async def _embed(call: Call, model: str | None, *, truncating: bool) -> tuple[st
         async def vectors() -> list[NDArray[np.float32]]:
             # One after the other, and beside the engine: a step of its own would delay every running answer.
             async with served.scoring:
-                return [await asyncio.to_thread(embed, language_model, ids) for ids in inputs]
+                return [await asyncio.to_thread(embed, language_model, ids, pooling) for ids in inputs]
 
         result = await unless_disconnected(call.request.receive, vectors())
         if result is None:

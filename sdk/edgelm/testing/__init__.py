@@ -58,6 +58,13 @@ class ScriptedDecoder:
         logits_TV[-1, self._answer[said]] = 20.0
         return logits_TV
 
+    def forward_hidden(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
+        """Return for each token a row [D] with a one at a place that depends on its id."""
+        self.forward(token_ids, cache)
+        hidden_TD = np.zeros((len(token_ids), self.config.hidden_size), np.float32)
+        hidden_TD[np.arange(len(token_ids)), np.asarray(token_ids) % self.config.hidden_size] = 1.0
+        return hidden_TD
+
     def forward_rows(self, token_ids: Sequence[int], batch: KVBatch) -> NDArray[np.float32]:
         """Answer each row as `forward` does."""
         return np.concatenate([self.forward((id_,), row) for id_, row in zip(token_ids, batch.rows, strict=False)])

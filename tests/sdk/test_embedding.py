@@ -1,0 +1,114 @@
+"""Embeddings: what is pooled, against transformers' hidden states of the same weights."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from make_tiny_model import CONFIG, make_checkpoint
+from safetensors.torch import load_file
+
+import edgelm
+from edgelm.config import ModelConfig
+from edgelm.errors import ConfigError, ContextLengthError
+from edgelm.session import DecoderSession
+from edgelm.testing import scripted_model, tiny_model_path
+
+TEXTS = ["The sea", "The sea is blue. " * 40]  # the second one takes three chunks
+
+
+@pytest.fixture(scope="module")
+def tiny() -> edgelm.LanguageModel:
+    return edgelm.load(tiny_model_path())
+
+
+@pytest.fixture(scope="module")
+def hidden_states(tiny: edgelm.LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
+    """What transformers computes behind the last norm, [T, D] for each text."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.set_num_threads(1)
+    config = transformers.LlamaConfig(
+        vocab_size=CONFIG.vocab_size,
+        hidden_size=CONFIG.hidden_size,
+        intermediate_size=CONFIG.intermediate_size,
+        num_hidden_layers=CONFIG.num_hidden_layers,
+        num_attention_heads=CONFIG.num_attention_heads,
+        num_key_value_heads=CONFIG.num_key_value_heads,
+        head_dim=CONFIG.head_dim,
+        rms_norm_eps=CONFIG.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": CONFIG.rope_theta},
+        max_position_embeddings=CONFIG.max_position_embeddings,
+    )
+    model = transformers.LlamaModel(config).eval()
+    tensors = load_file(make_checkpoint(tmp_path_factory.mktemp("embedding") / "tiny") / "model.safetensors")
+    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+    with torch.no_grad():
+        return [
+            model(torch.tensor([tiny.tokenizer.encode(text)])).last_hidden_state[0].numpy()
+            for text in TEXTS
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pooling", "pool"), [("mean", lambda rows: rows.mean(axis=0)), ("last", lambda rows: rows[-1])]
+)
+def test_pooling_takes_the_hidden_states_of_transformers(tiny, hidden_states, pooling, pool) -> None:
+    expected_ND = np.stack([pool(h_TD) for h_TD in hidden_states])
+    # Float32 sums in another order; 3e-6 measured.
+    np.testing.assert_allclose(tiny.embed(TEXTS, pooling=pooling, normalize=False), expected_ND, atol=5e-5)
+    units_ND = expected_ND / np.linalg.norm(expected_ND, axis=1, keepdims=True)
+    np.testing.assert_allclose(tiny.embed(TEXTS, pooling=pooling), units_ND, atol=1e-5)
+
+
+def test_values_are_the_mean_over_the_tokens_of_the_text_alone(tiny) -> None:
+    ids = tiny.tokenizer.encode("The sea is blue. " * 20)  # the cache's buffers are longer than the text
+    cache = tiny.session.new_cache()
+    tiny.session.forward(ids, cache)
+    means = [buffer[0, :, : len(ids)].mean(axis=1).ravel() for buffer in cache.buffers[1::2]]
+    expected = np.concatenate(means) / np.linalg.norm(np.concatenate(means))
+    # Chunks of 128 against one prefill: rounding; 3e-7 measured.
+    np.testing.assert_allclose(tiny.embed([ids])[0], expected, atol=5e-6)
+
+
+def test_hidden_states_leave_the_logits_and_the_cache_as_they_are(tiny) -> None:
+    ids = tiny.tokenizer.encode(TEXTS[0])
+    plain, other = tiny.session.new_cache(), tiny.session.new_cache()
+    tiny.session.forward(ids, plain)
+    tiny.session.forward_hidden(ids, other)
+    assert other.token_ids == ids
+    np.testing.assert_array_equal(tiny.session.forward([7], other), tiny.session.forward([7], plain))
+
+
+def test_no_texts_are_no_vectors(tiny) -> None:
+    assert tiny.embed([]).shape == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("texts", "pooling", "error", "words"),
+    [
+        ("The sea", "mean", ConfigError, "embed takes a list of texts"),
+        (["The sea"], "max", ConfigError, "pooling is 'max'; it must be one of values, mean, last"),
+        (["The sea", ""], "mean", ContextLengthError, "The text has 0 tokens"),
+        (["The sea", "x" * 3000], "last", ContextLengthError, "the model's context holds 1024"),
+    ],
+)
+def test_what_cannot_be_embedded_is_refused(tiny, texts, pooling, error, words) -> None:
+    with pytest.raises(error, match=words):
+        tiny.embed(texts, pooling=pooling)
+
+
+def test_a_package_without_hidden_states_says_how_to_get_them(tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model_path(), tmp_path / "old")
+    graph = onnx.load(folder / "model.onnx", load_external_data=False)
+    (output,) = (value for value in graph.graph.output if value.name == "last_hidden_state")
+    graph.graph.output.remove(output)
+    (folder / "model.onnx").write_bytes(graph.SerializeToString())
+    session = DecoderSession(folder, ModelConfig.load(folder))
+    with pytest.raises(ConfigError, match="edgelm export SOURCE -o FOLDER"):
+        session.forward_hidden([5, 6], session.new_cache())
+
+
+def test_a_scripted_model_has_hidden_states_too() -> None:
+    assert scripted_model("hi").embed(["The sea"], pooling="last").shape == (1, 32)
