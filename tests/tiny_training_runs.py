@@ -74,3 +74,23 @@ def assert_same_run(run: Path, other: Path) -> None:
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     states = [json.loads((folder / "latest/trainer/state.json").read_text()) for folder in (run, other)]
     assert states[0] == states[1]
+
+
+def finetune_settings(model: Path, data: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    """Return the settings of a fine-tuning of 8 steps of 4 rows, in float32 on one thread."""
+    values = {
+        "model": str(model),
+        "data": (str(data),),
+        "output": str(output),
+        "max_steps": 8,
+        "global_batch_size": 4,
+        "learning_rate": 5e-3,
+        "rank": 4,
+        "save_every": 2,
+        "eval_every": 2,
+        "threads": 1,
+        "device": "cpu",
+        "precision": "fp32",
+        "tensorboard": False,
+    }
+    return values | changes

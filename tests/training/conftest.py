@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from make_tiny_model import CONFIG, make_checkpoint
 
 from edgelm.config import ModelConfig
 from edgelm.testing import tiny_model_path
@@ -45,3 +47,28 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = PrepareConfig(validation_fraction=0.1, end_token="<|endoftext|>", workers=1)
     prepare_shards([corpus], folder / "shards", tiny_model_path(), config)
     return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def tiny_chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder of the tiny model, with a tokenizer, a chat template, and a context of 128 tokens."""
+    folder = tmp_path_factory.mktemp("chat-model") / "ckpt"
+    return make_checkpoint(folder, replace(CONFIG, max_position_embeddings=128))
+
+
+@pytest.fixture(scope="session")
+def tiny_chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 conversations of a question and an answer."""
+    path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
+    pairs = ({"prompt": f"What is {i}?", "completion": f"The sea is {i} blue."} for i in range(40))
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 prompts with two answers each."""
+    path = tmp_path_factory.mktemp("preferences") / "pairs.jsonl"
+    pairs = ({"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No idea at all."} for i in range(40))
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return path

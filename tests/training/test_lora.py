@@ -1,0 +1,138 @@
+"""LoRA and the base in 4 bits: what each computes, and what learns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgelm.config import ModelConfig
+from edgelm.errors import ConfigError
+from edgelm_export.quantize.grid import quantize_alone
+from edgelm_export.quantize.packed import unpack
+from edgelm_export.quantize.scheme import parse_scheme
+from edgelm_training.lora import (
+    LoraConfig,
+    LoraLinear,
+    adapter_weights,
+    adapters_off,
+    add_adapters,
+    linear_names,
+    quantize_linears,
+    target_names,
+)
+from edgelm_training.model import Transformer
+from edgelm_training.quantized_linear import GRID_NAME, QuantizedLinear, on_grid
+
+IDS = torch.tensor([[5, 17, 3, 44, 8, 60]])
+
+
+@pytest.fixture
+def model(tiny_config: ModelConfig) -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(tiny_config)
+
+
+def with_adapters(model: Transformer, *kinds: str, dropout: float = 0.0) -> Transformer:
+    """Put adapters of rank 3 on a model, with a B of consequence: a fresh one is zero."""
+    config = LoraConfig(rank=3, alpha=6.0, dropout=dropout, target_modules=kinds)
+    add_adapters(model, target_names(model, kinds), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2)
+    return model
+
+
+def test_an_adapter_is_the_product_of_its_matrices_beside_the_weight() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(5, 7)
+    layer = LoraLinear(linear, rank=2, scale=1.5)
+    nn.init.normal_(layer.lora_B.weight)
+    x = torch.randn(3, 5)
+
+    merged = linear.weight + 1.5 * layer.lora_B.weight @ layer.lora_A.weight
+    torch.testing.assert_close(layer(x), x @ merged.T + linear.bias)  # sums of 5 float32 numbers in another order
+
+
+def test_a_fresh_adapter_changes_nothing_and_one_that_is_off_neither(model: Transformer) -> None:
+    before = model(IDS)
+    add_adapters(model, linear_names(model), LoraConfig(rank=3, alpha=6.0, dropout=0.0, target_modules=()))
+    assert torch.equal(model(IDS), before)
+    with_off = with_adapters(Transformer(model.config), "q_proj")
+    with adapters_off(with_off):
+        off = with_off(IDS)
+    assert not torch.equal(with_off(IDS), off)
+    names = {name.replace(".base.", "."): tensor for name, tensor in with_off.state_dict().items()}
+    plain = Transformer(model.config)
+    plain.load_state_dict({name: tensor for name, tensor in names.items() if "lora" not in name})
+    assert torch.equal(off, plain(IDS))
+
+
+def test_only_adapters_learn_and_only_where_they_are_asked_for(model: Transformer) -> None:
+    with_adapters(model, "q_proj", "down_proj")(IDS).sum().backward()
+    learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    places = [f"model.layers.{i}.{name}" for i in range(2) for name in ("self_attn.q_proj", "mlp.down_proj")]
+    assert learned == {f"{place}.lora_{matrix}.weight" for place in places for matrix in "AB"}
+    assert adapter_weights(model.state_dict()).keys() == learned
+
+
+def test_dropout_is_for_training_alone(model: Transformer) -> None:
+    with_adapters(model, "q_proj", dropout=0.5)
+    assert not torch.equal(model.train()(IDS), model(IDS))
+    assert torch.equal(model.eval()(IDS), model(IDS))
+
+
+def test_a_layer_that_the_model_lacks_is_named_with_those_it_has(model: Transformer) -> None:
+    with pytest.raises(ConfigError, match=r"target_modules has 'c_attn'; the layers of this model have q_proj, k_proj"):
+        target_names(model, ["q_proj", "c_attn"])
+    with pytest.raises(ConfigError, match="target_modules has 'lm_head'"):  # it is outside the blocks
+        target_names(model, ["lm_head"])
+
+
+@pytest.mark.parametrize("columns", [64, 128, 40, 200])  # whole blocks, and a last one that is padded
+def test_the_base_in_4_bits_is_what_the_exporter_writes(columns: int) -> None:
+    weight = np.random.default_rng(columns).standard_normal((9, columns), np.float32)
+    exported = unpack(quantize_alone(weight, parse_scheme(GRID_NAME)))
+    linear = nn.Linear(columns, 9, bias=False)
+    linear.weight.data = torch.from_numpy(weight)
+
+    assert np.array_equal(on_grid(linear.weight).numpy(), exported)
+    assert np.array_equal(QuantizedLinear(linear).weight().numpy(), exported)
+
+
+def test_a_layer_in_4_bits_passes_the_gradient_of_its_weight_on() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(40, 9)
+    layer = QuantizedLinear(linear)
+    x = torch.randn(2, 3, 40, requires_grad=True)
+    y = layer(x)
+    plain = nn.functional.linear(x, layer.weight(), linear.bias)
+    assert torch.equal(y, plain)
+    seed = torch.randn_like(y)
+
+    (ours,) = torch.autograd.grad(y, x, seed)
+    (theirs,) = torch.autograd.grad(plain, x, seed)
+
+    torch.testing.assert_close(ours, theirs)  # the same product, in another shape
+    assert [parameter.requires_grad for parameter in layer.parameters()] == [False] * 3
+
+
+def test_a_layer_in_4_bits_computes_in_the_precision_around_it() -> None:
+    layer = QuantizedLinear(nn.Linear(64, 8, bias=False))
+    x = torch.randn(4, 64, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == torch.float32
+
+
+def test_a_model_in_4_bits_holds_no_other_weights_of_its_blocks(model: Transformer) -> None:
+    quantize_linears(model)
+    assert linear_names(model) == []
+    held = [parameter for name, parameter in model.named_parameters() if "_proj" in name and "bias" not in name]
+    assert {parameter.dtype for parameter in held} == {torch.uint8, torch.float32}
+    assert max(parameter.numel() for parameter in held) == 40 * 64 // 2  # a matrix of 40 rows, in one block of 64
