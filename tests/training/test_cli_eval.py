@@ -1,0 +1,278 @@
+"""`edgelm eval`: perplexity of checkpoints and packages, against model.score, transformers and sums by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from make_tiny_model import make_checkpoint
+from numpy.typing import NDArray
+
+import edgelm
+from edgelm.cli.main import main
+from edgelm.config import ModelConfig
+from edgelm.errors import ConfigError, DataError, TokenizerError
+from edgelm.testing import tiny_model_path
+from edgelm.tokenizer import Tokenizer
+from edgelm_export.verification_text import verification_text
+from edgelm_training.checkpoint_scorer import CheckpointScorer
+from edgelm_training.held_out import HeldOut, held_out_documents
+from edgelm_training.perplexity import WindowConfig, measure_perplexity, windows
+from edgelm_training.shards import Shards
+
+TEXT = verification_text()[:600]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint that the tiny package was exported from."""
+    return make_checkpoint(tmp_path_factory.mktemp("eval") / "ckpt")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "held-out.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["eval", *map(str, arguments)])
+
+
+def measured(*arguments: object) -> dict[str, float]:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_a_short_text_has_the_perplexity_that_score_gives(text: Path) -> None:
+    facts = measured(tiny_model_path(), "--data", text)
+
+    scores = edgelm.load(tiny_model_path()).score(TEXT)
+    # float32 rounding of each logarithm. Measured: 4e-9 of the perplexity.
+    assert facts["perplexity"] == pytest.approx(scores.perplexity, rel=1e-6)
+    assert facts["tokens"] == len(scores.tokens)
+    assert facts["kind"] == "package"
+
+
+def test_a_checkpoint_and_its_package_are_scored_alike(checkpoint: Path, text: Path) -> None:
+    options = ("--data", text, "--window", "48", "--stride", "16")
+    ours, exported = measured(checkpoint, *options), measured(tiny_model_path(), *options)
+
+    # Two float32 implementations of one model. Measured: 5e-8 of the perplexity.
+    assert ours["perplexity"] == pytest.approx(exported["perplexity"], rel=1e-5)
+    assert {**ours, "model": 0, "kind": 0, "perplexity": 0, "bits_per_byte": 0, "nats": 0} == {
+        **exported, "model": 0, "kind": 0, "perplexity": 0, "bits_per_byte": 0, "nats": 0
+    }  # fmt: skip
+    assert (ours["kind"], exported["kind"]) == ("checkpoint", "package")
+
+
+def test_windows_give_what_transformers_gives_with_the_same_stride(checkpoint: Path, text: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    window, stride = 64, 24
+    config = ModelConfig.load(checkpoint)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=config.vocab_size, hidden_size=config.hidden_size, intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers, num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads, head_dim=config.head_dim, rms_norm_eps=config.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta}, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+    from safetensors.torch import load_file
+
+    model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+    ids = torch.tensor([Tokenizer.load(checkpoint).encode(TEXT)])
+    # The loop of transformers' guide to perplexity, in which windows end `stride` tokens after each other.
+    nats, count, previous = 0.0, 0, 0
+    for stop in [*range(window, ids.shape[1], stride), ids.shape[1]]:
+        inputs = ids[:, max(0, stop - window) : stop]
+        new = stop - previous
+        labels = inputs.clone()
+        labels[:, :-new] = -100
+        with torch.no_grad():
+            loss = model(inputs, labels=labels).loss
+        scored = int((labels[:, 1:] != -100).sum())
+        nats, count, previous = nats + float(loss) * scored, count + scored, stop
+
+    facts = measured(checkpoint, "--data", text, "--window", window, "--stride", stride)
+
+    assert facts["tokens"] == count
+    # Another implementation in float32. Measured: 4e-8.
+    assert facts["perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-5)
+
+
+class Counting:
+    """A model that notes what it is asked, and is surprised by one nat each time."""
+
+    kind, folder = "package", Path()
+
+    def __init__(self) -> None:
+        self.config = ModelConfig.load(tiny_model_path())
+        self.tokenizer = Tokenizer.load(tiny_model_path())
+        self.asked: list[tuple[list[int], int]] = []
+
+    def surprises(self, ids: list[int], first: int) -> NDArray[np.float64]:
+        self.asked.append((list(ids), first))
+        return np.ones(len(ids) - first)
+
+
+@pytest.mark.parametrize("length", [2, 7, 8, 9, 10, 11, 12, 40, 41])
+@pytest.mark.parametrize("stride", [1, 3, 7])
+def test_each_token_is_scored_once_with_enough_before_it(length: int, stride: int) -> None:
+    scored = []
+    for part in windows(length, 1, window=8, stride=stride):
+        assert part.stop - part.start <= 8
+        assert part.start == 0 or part.first - part.start >= 8 - stride
+        scored += range(part.first, part.stop)
+
+    assert scored == list(range(1, length))
+
+
+def test_every_window_begins_as_a_text_does() -> None:
+    scorer = Counting()
+    scorer.tokenizer.leading_ids = (1,)
+    ids = [1, *range(10, 30)]
+
+    found = measure_perplexity(scorer, [HeldOut(ids=ids, given=1)], WindowConfig(window=8, stride=4))
+
+    assert found.tokens == 20
+    assert all(asked[0] == 1 for asked, _ in scorer.asked)
+    assert [asked[first:] for asked, first in scorer.asked] == [ids[1:8], ids[8:12], ids[12:16], ids[16:20], ids[20:]]
+
+
+def test_bits_per_byte_count_the_bytes_of_the_scored_tokens(text: Path) -> None:
+    facts = measured(tiny_model_path(), "--data", text)
+
+    first = Tokenizer.load(tiny_model_path()).encode(TEXT)[0]
+    unscored = len(Tokenizer.load(tiny_model_path()).token_bytes(first))
+    assert facts["bytes"] == len(TEXT.encode()) - unscored
+    nats = math.log(facts["perplexity"]) * facts["tokens"]
+    assert facts["bits_per_byte"] == pytest.approx(nats / math.log(2) / facts["bytes"])
+
+
+def test_documents_are_scored_each_by_itself(tmp_path: Path) -> None:
+    parts = [part for part in verification_text().split("\n\n") if part][:3]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"body": part}) + "\n" for part in parts))
+    (tmp_path / "texts.txt").write_text("\n\n".join(parts))
+    model = edgelm.load(tiny_model_path())
+    logprobs = [token.logprob for part in parts for token in model.score(part).tokens]
+
+    facts = measured(tiny_model_path(), "--data", tmp_path / "texts.jsonl", "--field", "body")
+
+    assert facts["documents"] == 3
+    assert facts["perplexity"] == pytest.approx(math.exp(-np.mean(logprobs)), rel=1e-6)
+    assert measured(tiny_model_path(), "--data", tmp_path / "texts.txt", "--split-on", "")["documents"] == 3
+
+
+def test_shards_are_scored_with_the_tokens_around_their_documents(tiny_shards: Path, checkpoint: Path) -> None:
+    # The tokenizer of the shards is the package's, byte for byte.
+    (checkpoint / "tokenizer.json").write_bytes((tiny_shards / "tokenizer.json").read_bytes())
+    facts = measured(checkpoint, "--data", tiny_shards)
+
+    assert facts["tokens"] == 66 - facts["documents"]
+    assert measured(checkpoint, "--data", tiny_shards, "--split", "train", "--max-tokens", 100)["tokens"] == 100
+
+
+def test_the_figures_are_shown(text: Path) -> None:
+    result = run(tiny_model_path(), "--data", text, "--max-tokens", 50)
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0].startswith("  perplexity     3")
+    assert "over 50 tokens" in result.stdout
+    assert "of 1 document, in windows of 1024 with a stride of 512" in result.stdout
+
+
+def test_scoring_a_package_imports_no_torch(text: Path) -> None:
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from edgelm.cli.main import main\n"
+        f"main(['eval', {str(tiny_model_path())!r}, '--data', {str(text)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert "perplexity" in done.stdout
+
+
+def test_a_checkpoint_without_torch_says_what_to_install(checkpoint: Path, text: Path) -> None:
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from edgelm.cli.main import main\n"
+        f"main(['eval', {str(checkpoint)!r}, '--data', {str(text)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert done.returncode == 1
+    assert "pip install 'edgelm[train]'. A package needs neither." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--window", "1"], "window is 1; it must be 2 or more"),
+        (["--window", "2000"], "window is 2000; the model's context holds 1024 tokens"),
+        (["--window", "8", "--stride", "8"], "stride is 8; with a window of 8 tokens it must be 7 or less"),
+        (["--stride", "0"], "stride is 0; it must be 1 or more"),
+        (["--max-tokens", "0"], "max_tokens is 0; it must be 1 or more"),
+    ],
+)
+def test_windows_that_do_not_fit_are_refused(options: list[str], message: str, text: Path) -> None:
+    result = run(tiny_model_path(), "--data", text, *options)
+
+    assert result.exit_code == 1
+    assert message in result.stderr
+
+
+def test_what_is_no_model_is_named(tmp_path: Path, text: Path) -> None:
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/best").mkdir()
+
+    assert "is the folder of a run. Name one of its checkpoints:" in run(tmp_path / "run", "--data", text).stderr
+    assert "There is no checkpoint or package at" in run(tmp_path / "none", "--data", text).stderr
+
+
+def test_data_without_anything_to_score_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+
+    result = run(tiny_model_path(), "--data", tmp_path / "empty.txt")
+
+    assert result.exit_code == 1
+    assert "The data has no text to score" in result.stderr
+
+
+def test_a_token_beyond_the_vocabulary_is_named() -> None:
+    with pytest.raises(TokenizerError, match="token id 320; the model's are 0 to 319"):
+        measure_perplexity(Counting(), [HeldOut(ids=[3, 320], given=1)])
+
+
+def test_shards_of_another_tokenizer_are_refused(tiny_shards: Path, tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "other")
+    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + "\n")
+
+    assert "was prepared with another tokenizer" in run(folder, "--data", tiny_shards).stderr
+
+
+def test_a_device_that_is_not_here_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="device is 'nowhere', which is not here"):
+        CheckpointScorer(checkpoint, device="nowhere")
+
+
+def test_a_split_without_documents_is_refused(
+    tiny_shards: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = Shards.open(tiny_shards, "validation")
+    shards.num_documents = 0
+    monkeypatch.setattr(Shards, "open", lambda *_: shards)
+    monkeypatch.setattr(Shards, "check_tokenizer", lambda *_: None)
+
+    with pytest.raises(DataError, match=r"has no documents in its validation split\. Choose another: --split\."):
+        list(held_out_documents((str(tiny_shards),), Tokenizer.load(tiny_shards), checkpoint))

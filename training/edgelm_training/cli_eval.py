@@ -1,0 +1,128 @@
+"""The command `edgelm eval`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgelm.cli.generation_options import complete_model, threads_option
+from edgelm.cli.progress import progress_line, status
+from edgelm.errors import MissingExtraError, ModelNotFoundError
+from edgelm.library import Library, is_path
+from edgelm.manifest import FILE_NAME
+
+if TYPE_CHECKING:
+    from edgelm_training.perplexity import Perplexity, Scorer
+
+EXAMPLES = """
+\b
+Examples:
+  edgelm eval pkg/ --data held-out.txt                  a package, by ONNX Runtime
+  edgelm eval run/best --data held-out.txt              a checkpoint, by PyTorch: the same figures
+  edgelm eval smollm2-135m-instruct --data texts.jsonl --max-tokens 20000
+  edgelm eval run/best --data shards/                   the validation split that training has not seen
+  edgelm eval pkg/ --data book.txt --window 2048 --stride 256 --json
+"""
+
+
+@click.command("eval", epilog=EXAMPLES)
+@click.argument("model", shell_complete=complete_model)
+@click.option(
+    "--data", "paths", metavar="PATH", multiple=True, required=True,
+    help="Texts, JSONL or Parquet (files, folders, globs), or a folder of shards; may be given several times.",
+)  # fmt: skip
+@click.option("--field", default="text", show_default=True, help="The key or column that holds the text.")
+@click.option("--split-on", metavar="LINE", help="The line between the documents of a text file ('': an empty line).")
+@click.option(
+    "--split", type=click.Choice(["train", "validation"]), default="validation", show_default=True, help="Of shards."
+)
+@click.option("--window", type=int, metavar="N", help="Tokens that are read at once.  [default: 1024, or the context]")
+@click.option("--stride", type=int, metavar="N", help="Tokens from one window to the next.  [default: half a window]")
+@click.option("--max-tokens", type=int, metavar="N", help="Stop after so many scored tokens.")
+@click.option("--device", default="auto", show_default=True, help="Of a checkpoint: cpu, cuda, cuda:1, mps.")
+@threads_option
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+def eval_(
+    model: str,
+    paths: tuple[str, ...],
+    field: str,
+    split_on: str | None,
+    split: str,
+    window: int | None,
+    stride: int | None,
+    max_tokens: int | None,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure how well a model predicts a text: perplexity and bits per byte.
+
+    MODEL is a checkpoint folder, or a package (a folder, or a name from the library); both are scored alike. Each
+    document is scored by itself. One that is longer than a window is read in overlapping windows, and each token is
+    scored once, with at least window - stride tokens before it. Perplexities compare models of one tokenizer; bits per
+    byte compare all.
+    """
+    # Imported here, so that --help needs no numpy.
+    from edgelm_training.held_out import held_out_documents
+    from edgelm_training.perplexity import WindowConfig, measure_perplexity
+
+    config = WindowConfig(window=window, stride=stride, max_tokens=max_tokens)
+    with status("Loading"):
+        scorer = _open(model, device, threads)
+    documents = held_out_documents(paths, scorer.tokenizer, scorer.folder, field=field, split_on=split_on, split=split)
+    with progress_line() as progress:
+        measured = measure_perplexity(scorer, documents, config, progress=progress)
+    _print(scorer, measured, as_json)
+
+
+def _open(model: str, device: str, threads: int | None) -> Scorer:
+    """Open a checkpoint where the folder is one, else what the library or the folder has as a package."""
+    folder = Path(model).expanduser()
+    if (folder / "config.json").is_file() and not (folder / FILE_NAME).is_file():
+        try:
+            from edgelm_training.checkpoint_scorer import CheckpointScorer
+        except ModuleNotFoundError as error:
+            if error.name not in ("torch", "safetensors"):
+                raise
+            raise MissingExtraError(
+                f"Scoring a checkpoint needs {error.name!r}, which is not installed: pip install 'edgelm[train]'. "
+                "A package needs neither."
+            ) from error
+        return CheckpointScorer(folder, device=device, threads=threads)
+    if (folder / "best").is_dir() and (folder / "checkpoints").is_dir():
+        raise ModelNotFoundError(f"{model} is the folder of a run. Name one of its checkpoints: {folder / 'best'}.")
+    if is_path(model) and not folder.exists():
+        raise ModelNotFoundError(f"There is no checkpoint or package at {model}.")
+    from edgelm.session import SessionOptions
+    from edgelm_training.package_scorer import PackageScorer
+
+    return PackageScorer(Library().find(model), SessionOptions(threads=threads))
+
+
+def _print(scorer: Scorer, measured: Perplexity, as_json: bool) -> None:
+    if as_json:
+        facts = {
+            "model": os.fspath(scorer.folder),
+            "kind": scorer.kind,
+            "perplexity": measured.perplexity,
+            "bits_per_byte": measured.bits_per_byte,
+            "nats": measured.nats,
+            "tokens": measured.tokens,
+            "bytes": measured.bytes,
+            "documents": measured.documents,
+            "window": measured.window,
+            "stride": measured.stride,
+        }
+        click.echo(json.dumps(facts, indent=2))
+        return
+    click.echo(f"  perplexity     {measured.perplexity:.4f}")
+    click.echo(f"  bits per byte  {measured.bits_per_byte:.4f}")
+    plural = "document" if measured.documents == 1 else "documents"
+    click.echo(
+        f"  over {measured.tokens} tokens ({measured.bytes} bytes) of {measured.documents} {plural}, in windows of "
+        f"{measured.window} with a stride of {measured.stride}"
+    )

@@ -1,0 +1,60 @@
+"""Held-out documents: the token ids that a model is measured on, from texts or from shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgelm.errors import DataError
+from edgelm.tokenizer import Tokenizer
+from edgelm_training.corpus import find_files, whole_span
+from edgelm_training.documents import DocumentConfig, DocumentReader
+from edgelm_training.shards import INDEX_FILE, Shards
+
+# A document is scored whole, in windows: nothing is cut as it would be for training.
+_WHOLE = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """One document. ids: as the model reads them; the first `given` of them are not scored."""
+
+    ids: list[int]
+    given: int
+
+
+def held_out_documents(
+    paths: tuple[str, ...],
+    tokenizer: Tokenizer,
+    model: Path,
+    *,
+    field: str = "text",
+    split_on: str | None = None,
+    split: str = "validation",
+) -> Iterator[HeldOut]:
+    """Read the documents of files, folders and globs (as `edgelm data prepare` does), or of folders of shards.
+
+    A text begins with the tokens that its tokenizer puts before every text; without any, its first token is given. Of
+    shards, `split` is read, with the tokens that begin and end its documents.
+
+    Raises:
+        DataError: a path does not exist or cannot be read, or shards were made with another tokenizer than `model` has.
+    """
+    leading = list(tokenizer.leading_ids)
+    reader = DocumentReader(DocumentConfig(field=field, split_on=split_on, max_characters=_WHOLE))
+    for path in paths:
+        if (Path(path) / INDEX_FILE).is_file():
+            yield from _of_shards(Shards.open(path, split), model)
+            continue
+        for source in find_files([path]):
+            for document in reader.read(source, whole_span(source)):
+                yield HeldOut(ids=[*leading, *tokenizer.encode(document.text)], given=max(1, len(leading)))
+
+
+def _of_shards(shards: Shards, model: Path) -> Iterator[HeldOut]:
+    shards.check_tokenizer(model)
+    if not shards.num_documents:
+        raise DataError(f"{shards.folder} has no documents in its {shards.split} split. Choose another: --split.")
+    for number in range(shards.num_documents):
+        yield HeldOut(ids=shards.document(number).tolist(), given=max(1, len(shards.start_token_ids)))
