@@ -17,7 +17,8 @@ from edgelm.completion import Message
 from edgelm.control_guard import ControlGuard
 from edgelm.errors import ChatTemplateError
 from edgelm.regular_file import read_text
-from edgelm.template_budget import BudgetedEnvironment, BudgetExceededError, budget_for
+from edgelm.template_budget import BudgetExceededError, budget_for
+from edgelm.template_sandbox import BudgetedEnvironment
 from edgelm.tokenizer import Tokenizer
 
 # What a template may write beside the messages' own texts: four million characters are more than a context of a million
