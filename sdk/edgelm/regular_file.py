@@ -63,7 +63,7 @@ def read_regular(path: Path, most: int) -> bytes:
         if size > most:
             raise PackageError(f"{path} has {size} bytes; at most {most} are read.")
         try:
-            return file.read(most)
+            return file.read(size + 1)
         except OSError as error:
             raise PackageError(f"{path} cannot be read: {error}.") from error
 
@@ -73,13 +73,16 @@ def read_text(path: Path, most: int = MAX_JSON_BYTES) -> str:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is larger, or is not UTF-8.
+        ValueError: it is larger, is no file but a pipe or the like, or is not UTF-8.
     """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe waits for ever
+        raise ValueError("it is not a regular file")
+    if status.st_size > most:
+        raise ValueError(f"it has {status.st_size} bytes, and at most {most} are read")
     with path.open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"it has more than {most} bytes, and at most so many are read")
-    return data.decode("utf-8")
+        # Python sets aside as much memory as is asked for, however short the file is.
+        return file.read(status.st_size + 1).decode("utf-8")
 
 
 def parse_json(data: bytes) -> Any:

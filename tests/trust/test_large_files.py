@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from edgelm.chat_template import ChatTemplate
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
+from edgelm.regular_file import read_regular, read_text
 from edgelm.sources import read_record
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 
@@ -40,7 +43,26 @@ def test_a_large_file_is_refused_unread(folder: Path, name: str, load: Callable[
 
     with pytest.raises(EdgeLMError, match=rf"{name} cannot be read|Cannot read .*{name}") as caught:
         load(folder)
-    assert "it has more than 2621440 bytes, and at most so many are read" in str(caught.value)
+    assert f"it has {len(LARGE)} bytes, and at most 2621440 are read" in str(caught.value)
+
+
+def test_reading_a_short_file_sets_no_more_memory_aside_than_it_has(tmp_path: Path) -> None:
+    (tmp_path / "short").write_text("short")
+
+    tracemalloc.start()
+    try:
+        assert read_text(tmp_path / "short", 1 << 30) == read_regular(tmp_path / "short", 1 << 30).decode() == "short"
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+
+    with pytest.raises(EdgeLMError, match="it is not a regular file"):
+        ModelConfig.load(tmp_path)
 
 
 def test_a_large_record_of_a_source_counts_as_none(tmp_path: Path) -> None:
