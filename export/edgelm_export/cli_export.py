@@ -14,6 +14,7 @@ from edgelm.cli.output import is_terminal
 from edgelm.cli.progress import progress_line
 from edgelm.library import Library
 from edgelm.manifest import Manifest
+from edgelm.quantization_recipe import read_recipe
 from edgelm.scatter_picture import Dot, draw_scatter
 from edgelm_export.byte_size import ByteSize
 from edgelm_export.calibration_text import CalibrationOptions
@@ -21,7 +22,6 @@ from edgelm_export.exporter import DEFAULT_PRECISION, export_package
 from edgelm_export.mixed import MIXED, Budget, export_mixed
 from edgelm_export.quantize import PRECISIONS, Precision
 from edgelm_export.quantize.frontier import Point
-from edgelm_export.quantize.recipe import read_recipe
 from edgelm_export.sources import open_checkpoint
 
 _FRONTIER_ROWS = 8

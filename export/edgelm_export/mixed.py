@@ -14,6 +14,7 @@ from edgelm import atomic
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ExportError
 from edgelm.manifest import Manifest
+from edgelm.quantization_scheme import Scheme, parse_scheme
 from edgelm.replaceable import why_not_a_package
 from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
 from edgelm_export.checked import CheckedCheckpoint, Progress
@@ -23,7 +24,6 @@ from edgelm_export.quantize import Precision, Rule
 from edgelm_export.quantize.frontier import Choice, Point, walk_frontier
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
-from edgelm_export.quantize.scheme import Scheme, parse_scheme
 from edgelm_export.quantize.sensitivity import measure_sensitivity, tensor_groups
 from edgelm_export.tensor_map import EMBEDDING
 

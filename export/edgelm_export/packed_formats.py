@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
+from edgelm.quantization_scheme import BLOCK_SIZES
 from edgelm_export.checkpoint import QuantizedBlocks
-from edgelm_export.quantize.scheme import BLOCK_SIZES
 
 Read = Callable[[str], NDArray[Any]]
 

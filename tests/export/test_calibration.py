@@ -15,12 +15,12 @@ from safetensors.numpy import load_file, save_file
 import edgelm
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ExportError
+from edgelm.quantization_recipe import Precision, Rule
 from edgelm_export.calibration_text import CalibrationOptions, bundled_text, calibration_sequences
 from edgelm_export.exporter import export_package, text_tools
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.quantize import calibration as calibration_module
 from edgelm_export.quantize.calibration import calibrate
-from edgelm_export.quantize.recipe import Precision, Rule
 from edgelm_export.quantize.rotation import RotatedCheckpoint
 from edgelm_export.reference import reference_logits
 from edgelm_export.verification_text import verification_text

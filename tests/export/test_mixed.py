@@ -13,12 +13,12 @@ from make_tiny_model import CONFIG, make_checkpoint
 import edgelm
 from edgelm.cli.main import main
 from edgelm.errors import ConfigError, ExportError
+from edgelm.quantization_scheme import Scheme, parse_scheme
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.mixed import Budget, export_mixed
 from edgelm_export.quantize.frontier import Choice, walk_frontier
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
-from edgelm_export.quantize.scheme import Scheme, parse_scheme
 from edgelm_export.quantize.sensitivity import mean_divergence, measure_sensitivity, tensor_groups
 from edgelm_export.reference import reference_logits
 

@@ -5,10 +5,10 @@ import pytest
 
 from edgelm.block_grid import in_blocks, outermost_grid
 from edgelm.errors import ExportError
+from edgelm.quantization_scheme import Scheme, parse_scheme
 from edgelm_export.graph import MICROSOFT, OPSETS
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, pack, stack, unpack
-from edgelm_export.quantize.scheme import Scheme, parse_scheme
 
 # Every method, width and kind of grid, and the smallest and largest blocks.
 SCHEMES = [

@@ -9,10 +9,10 @@ from make_tiny_model import make_checkpoint
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
+from edgelm.quantization_recipe import Precision, Rule, read_recipe
+from edgelm.quantization_scheme import parse_scheme
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.quantize import PRECISIONS, precision_named, quantize, scheme_for
-from edgelm_export.quantize.recipe import Precision, Rule, read_recipe
-from edgelm_export.quantize.scheme import parse_scheme
 
 CONFIG = ModelConfig(
     model_type="llama", vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=5,

@@ -9,9 +9,9 @@ from torch import nn
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
+from edgelm.quantization_scheme import parse_scheme
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
-from edgelm_export.quantize.scheme import parse_scheme
 from edgelm_training.lora import (
     LoraConfig,
     LoraLinear,

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import ExportError
+from edgelm.quantization_recipe import PRECISIONS, Precision, Rule, precision_named, scheme_for
+from edgelm.quantization_scheme import KEEP, Scheme, parse_scheme
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.keep import keep_grid
 from edgelm_export.quantize.packed import PackedWeight
-from edgelm_export.quantize.recipe import PRECISIONS, Precision, Rule, precision_named, scheme_for
-from edgelm_export.quantize.scheme import KEEP, Scheme, parse_scheme
 from edgelm_export.tensor_map import EMBEDDING
 
 __all__ = [

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import ExportError
+from edgelm.quantization_recipe import TRANSFORMS, Precision, scheme_for
+from edgelm.quantization_scheme import Scheme, parse_scheme
 from edgelm_export import reference
 from edgelm_export.checked import Progress
 from edgelm_export.checkpoint import Checkpoint
@@ -27,8 +29,6 @@ from edgelm_export.quantize.gptq import quantize_gptq
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.prepared import Prepared, PreparedCheckpoint, layer_path, save_layer
-from edgelm_export.quantize.recipe import TRANSFORMS, Precision, scheme_for
-from edgelm_export.quantize.scheme import Scheme, parse_scheme
 from edgelm_export.quantize.statistics import LayerStatistics
 
 Array = NDArray[np.float32]

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.config import NORM_PLACEMENTS, ModelConfig
+from edgelm.quantization_scheme import Scheme
 from edgelm_export.quantize.gptq import output_error
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
-from edgelm_export.quantize.scheme import Scheme
 from edgelm_export.quantize.statistics import InputStatistics, LayerStatistics
 
 Array = NDArray[np.float32]

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.block_grid import Grid, in_blocks, outermost_grid, searched_grid
+from edgelm.quantization_scheme import Scheme
 from edgelm_export.quantize.grid import pack_on
 from edgelm_export.quantize.packed import PackedWeight
-from edgelm_export.quantize.scheme import Scheme
 from edgelm_export.quantize.statistics import InputStatistics
 
 Array = NDArray[np.float32]

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 from edgelm.block_grid import Array, Grid, in_blocks, nonzero_scales, outermost_grid, searched_grid
+from edgelm.quantization_scheme import Scheme
 from edgelm_export.quantize.packed import PackedWeight, pack
-from edgelm_export.quantize.scheme import Scheme
 
 # The norm of HQQ's error, and how its half-quadratic solver tightens, from the authors' description.
 _HQQ_NORM, _HQQ_BETA, _HQQ_GROWTH, _HQQ_ROUNDS = np.float32(0.7), np.float32(10.0), np.float32(1.05), 20

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.quantization_scheme import Scheme
 from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, pack
-from edgelm_export.quantize.scheme import Scheme
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
 # The block size is that of the source's blocks, so that no scale spans two of them.

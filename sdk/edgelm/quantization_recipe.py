@@ -12,7 +12,7 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
-from edgelm_export.quantize.scheme import KEEP, Scheme, parse_scheme
+from edgelm.quantization_scheme import KEEP, Scheme, parse_scheme
 
 # What is folded into the weights before they are quantized, in this order; no cost at run time.
 TRANSFORMS = ("rotate", "smooth", "awq")
