@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import mmap
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgelm.errors import PackageError
 from edgelm.onnx_operators import OPERATORS
+from edgelm.protobuf_wire import BYTES, FIXED32, FIXED64, VARINT, ProtobufWalk
 
 _MAX_FIELDS = 1_000_000  # a decoder of 30 layers has 13,000
 _MAX_NODES = _MAX_TENSORS = 100_000
@@ -24,8 +25,6 @@ _MAX_DIMENSIONS = 8
 MAX_BYTES = 1 << 31  # protobuf's own limit
 _NUMBER = re.compile(rb"0|[1-9][0-9]{0,17}")
 _EXTERNAL = 1  # TensorProto.DataLocation
-
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 # TensorProto.DataType -> bits of one element. A string has no fixed size.
 _STRING = 8
@@ -38,26 +37,26 @@ def _tags(*fields: tuple[int, int]) -> frozenset[int]:
 
 
 def _texts(*numbers: int) -> frozenset[int]:
-    return _tags(*((number, _BYTES) for number in numbers))
+    return _tags(*((number, BYTES) for number in numbers))
 
 
 # Fields that are passed over: they name, describe, or hold plain numbers. All that is in no table is refused, functions
 # of the model (ModelProto 25), training (20), sparse tensors and devices among it.
-_MODEL_GRAPH, _MODEL_OPSET = 7 << 3 | _BYTES, 8 << 3 | _BYTES
-_MODEL_PLAIN = _tags((1, _VARINT), (5, _VARINT)) | _texts(2, 3, 4, 6, 14)
-_GRAPH_NODE, _GRAPH_TENSOR = 1 << 3 | _BYTES, 5 << 3 | _BYTES
+_MODEL_GRAPH, _MODEL_OPSET = 7 << 3 | BYTES, 8 << 3 | BYTES
+_MODEL_PLAIN = _tags((1, VARINT), (5, VARINT)) | _texts(2, 3, 4, 6, 14)
+_GRAPH_NODE, _GRAPH_TENSOR = 1 << 3 | BYTES, 5 << 3 | BYTES
 _GRAPH_PLAIN = _texts(2, 10, 11, 12, 13, 14, 16)
-_NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4 << 3 | _BYTES, 5 << 3 | _BYTES, 7 << 3 | _BYTES
+_NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4 << 3 | BYTES, 5 << 3 | BYTES, 7 << 3 | BYTES
 _NODE_PLAIN = _texts(1, 2, 3, 6, 9)
 _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = _texts(5, 10), _texts(6, 11)
-_ATTRIBUTE_PLAIN = _texts(1, 4, 7, 8, 9, 13, 14, 15) | _tags((2, _FIXED32), (7, _FIXED32), (3, _VARINT), (8, _VARINT))
-_ATTRIBUTE_PLAIN |= _tags((20, _VARINT))
-_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_PLACE = _tags((1, _VARINT), (1, _BYTES)), 2 << 3 | _VARINT, 14 << 3 | _VARINT
-_TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_STRINGS = 9 << 3 | _BYTES, 13 << 3 | _BYTES, 6 << 3 | _BYTES
+_ATTRIBUTE_PLAIN = _texts(1, 4, 7, 8, 9, 13, 14, 15) | _tags((2, FIXED32), (7, FIXED32), (3, VARINT), (8, VARINT))
+_ATTRIBUTE_PLAIN |= _tags((20, VARINT))
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_PLACE = _tags((1, VARINT), (1, BYTES)), 2 << 3 | VARINT, 14 << 3 | VARINT
+_TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_STRINGS = 9 << 3 | BYTES, 13 << 3 | BYTES, 6 << 3 | BYTES
 # float, int32, int64, double and uint64 data, packed or one by one. The fewest bits that an element takes on the wire
 # are a float's 32, a double's 64, and a varint's 8, which holds up to two elements of 4 bits or four of 2.
-_TENSOR_NUMBERS = _tags((4, _BYTES), (4, _FIXED32), (5, _BYTES), (5, _VARINT), (7, _BYTES), (7, _VARINT))
-_TENSOR_NUMBERS |= _tags((10, _BYTES), (10, _FIXED64), (11, _BYTES), (11, _VARINT))
+_TENSOR_NUMBERS = _tags((4, BYTES), (4, FIXED32), (5, BYTES), (5, VARINT), (7, BYTES), (7, VARINT))
+_TENSOR_NUMBERS |= _tags((10, BYTES), (10, FIXED64), (11, BYTES), (11, VARINT))
 _TENSOR_PLAIN = _texts(8, 12, 16)
 
 
@@ -91,13 +90,14 @@ def walk_onnx(data: bytes | mmap.mmap, path: Path, external_sizes: Mapping[str, 
     )
 
 
-class _Walk:
+class _Walk(ProtobufWalk):
     def __init__(self, data: bytes | mmap.mmap, path: Path, external_sizes: Mapping[str, int]) -> None:
-        self._data, self._path, self._external_sizes = data, path, external_sizes
+        super().__init__(data, _MAX_FIELDS)
+        self._path, self._external_sizes = path, external_sizes
         self.opsets: dict[str, int] = {}
         self.operators: set[tuple[str, str]] = set()
         self.external_files: set[str] = set()
-        self._fields_left, self._nodes_left, self._tensors_left = _MAX_FIELDS, _MAX_NODES, _MAX_TENSORS
+        self._nodes_left, self._tensors_left = _MAX_NODES, _MAX_TENSORS
         self._plain_attributes: set[bytes] = set()  # a graph repeats few of them a thousand times
 
     def error(self, problem: str) -> PackageError:
@@ -121,9 +121,9 @@ class _Walk:
     def _opset(self, start: int, end: int) -> None:
         domain, version = "", 0
         for tag, first, last in self._fields(start, end):
-            if tag == 1 << 3 | _BYTES:
+            if tag == 1 << 3 | BYTES:
                 domain = self._text(first, last)
-            elif tag == 2 << 3 | _VARINT:
+            elif tag == 2 << 3 | VARINT:
                 version = first
             else:
                 raise self._unknown("opset", tag)
@@ -193,7 +193,7 @@ class _Walk:
             if tag == _TENSOR_EXTERNAL:
                 self._external_entry(first, last, external)
             elif tag in _TENSOR_DIMS:
-                dims += [first] if tag & 7 == _VARINT else self._varints(first, last)
+                dims += [first] if tag & 7 == VARINT else self._varints(first, last)
             elif tag == _TENSOR_TYPE:
                 type_ = first
             elif tag == _TENSOR_PLACE:
@@ -203,7 +203,7 @@ class _Walk:
             elif tag == _TENSOR_STRINGS:
                 strings += 1
             elif tag in _TENSOR_NUMBERS:
-                number_bytes += last - first if tag & 7 == _BYTES else {_FIXED32: 4, _FIXED64: 8, _VARINT: 1}[tag & 7]
+                number_bytes += last - first if tag & 7 == BYTES else {FIXED32: 4, FIXED64: 8, VARINT: 1}[tag & 7]
             else:
                 raise self._unknown("tensor", tag)
         elements = self._elements(dims)
@@ -233,9 +233,9 @@ class _Walk:
     def _external_entry(self, start: int, end: int, entries: dict[bytes, bytes]) -> None:
         key = value = b""
         for tag, first, last in self._fields(start, end):
-            if tag == 1 << 3 | _BYTES:
+            if tag == 1 << 3 | BYTES:
                 key = self._data[first:last]
-            elif tag == 2 << 3 | _BYTES:
+            elif tag == 2 << 3 | BYTES:
                 value = self._data[first:last]
             else:
                 raise self._unknown("external data", tag)
@@ -280,47 +280,6 @@ class _Walk:
         if start > end:
             raise self.error("is cut off or damaged (a number goes past its field)")
         return values
-
-    def _varint(self, position: int) -> tuple[int, int]:
-        data, value = self._data, 0
-        for shift in range(0, 70, 7):
-            byte = data[position]
-            position += 1
-            value |= (byte & 127) << shift
-            if byte < 128:
-                return value & (1 << 64) - 1, position
-        raise self.error("is damaged (a number of more than ten bytes)")
-
-    def _fields(self, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (tag, start, end) of each field of a message; of a varint (tag, value, end)."""
-        data = self._data
-        while position < end:
-            self._fields_left -= 1
-            if not self._fields_left:
-                raise self.error(f"has more than {_MAX_FIELDS} fields")
-            tag = data[position]
-            position += 1
-            if tag > 127:
-                tag, position = self._varint(position - 1)
-            wire = tag & 7
-            if wire == _BYTES:
-                length = data[position]
-                position += 1
-                if length > 127:
-                    length, position = self._varint(position - 1)
-                start, position = position, position + length
-            elif wire == _VARINT:
-                start = data[position]
-                position += 1
-                if start > 127:
-                    start, position = self._varint(position - 1)
-            elif wire in (_FIXED32, _FIXED64):
-                start, position = position, position + (4 if wire == _FIXED32 else 8)
-            else:
-                raise self.error(f"is damaged (wire type {wire})")
-            if position > end:
-                raise self.error("is cut off or damaged (a field goes past its message)")
-            yield tag, start, position
 
 
 def _plain_domain(domain: str) -> str:
