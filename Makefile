@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml sdk/edgelm/_version.py
 DEV_EXTRAS := cpu,chat,serve,export,train,docs,examples,dev
 
-.PHONY: chat test lint bench docs fuzz wheel clean
+.PHONY: chat test lint bench docs fuzz soak wheel clean
 
 chat: $(VENV)/chat.stamp
 	@$(BIN)/edgelm pull $(MODEL)
@@ -32,6 +32,11 @@ docs: $(VENV)/dev.stamp
 # Long: a million mutants of some kinds of files. What fails is kept in tests/trust/regressions/.
 fuzz: $(VENV)/dev.stamp
 	$(BIN)/python tests/fuzz/run.py
+
+# A million tokens through the server, for ten minutes or more; draws its memory as .cache/soak.svg.
+soak: $(VENV)/dev.stamp
+	@mkdir -p .cache
+	$(BIN)/python tests/load/soak.py --plot .cache/soak.svg
 
 # The same bytes whenever and wherever it is built: the time in it is that of the last commit.
 wheel: $(VENV)/dev.stamp
