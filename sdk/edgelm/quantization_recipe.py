@@ -184,7 +184,7 @@ def read_recipe(path: Path) -> Precision:
         raise ExportError(f"{path} cannot be read as a recipe: {error}.") from error
     try:
         return _recipe_of(values, path.stem)
-    except ExportError as error:
+    except (ExportError, ValueError, OverflowError) as error:  # a number too long for a message, or for a float
         raise ExportError(f"{path}: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -10,19 +11,24 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+from fuzz import http_bodies
 from fuzz.mutations import mutate_bytes, mutate_json, mutate_template
 
 from edgelm.chat_template import ChatTemplate
 from edgelm.config import ModelConfig
+from edgelm.errors import EdgeLMError
 from edgelm.generation_config import GenerationConfig
 from edgelm.kv_cache import KVCache
 from edgelm.manifest import Manifest
 from edgelm.onnx_walk import walk_onnx
+from edgelm.quantization_recipe import read_recipe
 from edgelm.testing import tiny_model_path
 from edgelm.tokenizer import Tokenizer
 from edgelm_export.gguf import GGUFFile
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_training.pretrain_config import PretrainConfig
+from edgelm_training.settings import read_settings
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
@@ -184,14 +190,19 @@ def _read_texts(folder: Path) -> None:
     data = (folder / "config.json").read_bytes()
     for name in ("generation_config.json", "tokenizer_config.json"):
         (folder / name).write_bytes(data)
-    errors = []
-    for load in (ModelConfig.load, GenerationConfig.load, ChatTemplate.load):
+    _all_of(*(functools.partial(load, folder) for load in (ModelConfig.load, GenerationConfig.load, ChatTemplate.load)))
+
+
+def _all_of(*readings: Callable[[], object]) -> None:
+    """Read a file in several ways; it is refused where none of them takes it."""
+    refusals = []
+    for read in readings:
         try:
-            load(folder)
-        except Exception as error:
-            errors.append(error)
-    for error in errors:
-        raise error
+            read()
+        except EdgeLMError as error:
+            refusals.append(error)
+    if len(refusals) == len(readings):
+        raise refusals[0]
 
 
 def _text_seeds(folder: Path) -> list[bytes]:
@@ -199,6 +210,60 @@ def _text_seeds(folder: Path) -> list[bytes]:
     generation = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "eos_token_id": [2], "stop": ["x"]}
     tokens = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "logit_bias": {"3": 1.0}}
     return [config, json.dumps(generation).encode(), json.dumps(tokens).encode()]
+
+
+def _toml_seeds(_folder: Path) -> list[bytes]:
+    recipe = """
+name = "mine"
+transforms = ["smooth"]
+perplexity_bound = 1.5
+[[rules]]
+pattern = "down_proj"
+scheme = "int8-block64"
+[[rules]]
+pattern = "."
+scheme = "int4-block64"
+"""
+    settings = """
+output = 'run'
+data = "shards"  # by edgelm data
+max_steps = 1_000
+learning_rate = 3e-4
+weight_decay = 0
+tensorboard = false
+[model]
+hidden_size = 64
+rope_scaling = {type = "linear", factor = 2.0}
+"""
+    return [recipe.encode(), settings.encode()]
+
+
+def _mutate_toml(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
+    """Put values that TOML allows in the place of some, and change bytes."""
+    lines = data.split(b"\n")
+    for _ in range(random.choice((0, 1, 2))):
+        place = random.randrange(len(lines))
+        key, sign, _value = lines[place].partition(b"=")
+        if sign:
+            lines[place] = key + b"=" + random.choice(_TOML_VALUES)
+    result = b"\n".join(lines)
+    return mutate_bytes(result, random, others) if random.random() < 0.7 else result
+
+
+_TOML_VALUES = (
+    b"0", b"-1", b"9" * 400, b"1e400", b"nan", b"-inf", b"true", b"''", b"'x'", b'"\\ud800"', b"[]", b"{}",
+    b"1979-05-27", b"[" * 2000 + b"]" * 2000, b"{a = " * 300 + b"1" + b"}" * 300, b"[1, 'a']", b"0x" + b"f" * 5000,
+    b"'" + b"x" * 5000 + b"'",
+)  # fmt: skip
+
+
+def _read_toml(folder: Path) -> None:
+    """Read one file as each of the settings that users write."""
+    path = folder / "settings.toml"
+    _all_of(
+        lambda: read_recipe(path),
+        lambda: PretrainConfig(**read_settings(path, PretrainConfig)),
+    )
 
 
 def _read_graph(folder: Path) -> None:
@@ -253,6 +318,10 @@ TARGETS: dict[str, Target] = {
     "package-texts": Target(
         file="config.json", prepare=_text_seeds, mutate=mutate_json, read=_read_texts, count=3_000, long_count=100_000,
     ),
+    "toml": Target(
+        file="settings.toml", prepare=_toml_seeds, mutate=_mutate_toml, read=_read_toml, count=1_000,
+        long_count=100_000,
+    ),
     "onnx": Target(
         file="model.onnx", prepare=lambda folder: _tiny_package(folder, "model.onnx"), mutate=mutate_bytes,
         read=_read_graph, count=5_000, long_count=1_000_000,
@@ -264,6 +333,10 @@ TARGETS: dict[str, Target] = {
     "template": Target(
         file="chat_template.jinja", prepare=lambda _: [text.encode() for text in TEMPLATES], mutate=mutate_template,
         read=_read_template, count=1_000, long_count=10_000,
+    ),
+    "http-body": Target(
+        file="request", prepare=lambda _: http_bodies.seeds(), mutate=http_bodies.mutate,
+        read=lambda folder: http_bodies.send(folder / "request"), count=1_000, long_count=100_000,
     ),
     "kv-cache": Target(
         file="cache", prepare=_cache_seeds, mutate=mutate_bytes, read=_read_cache, count=1_500, long_count=100_000,

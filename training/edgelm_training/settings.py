@@ -40,11 +40,11 @@ def read_settings(path: str | Path, config_class: type[Any]) -> dict[str, Any]:
     path = Path(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # TOML and UTF-8 errors are ValueErrors
+    except (OSError, ValueError, RecursionError) as error:  # TOML and UTF-8 errors are ValueErrors
         raise ConfigError(f"Cannot read {path}: {error}.") from error
     try:
         return checked_settings(values, config_class)
-    except ConfigError as error:
+    except (ConfigError, ValueError) as error:  # ValueError: a number too long to be written into a message
         raise ConfigError(f"{path}: {error}") from error
 
 
@@ -71,7 +71,7 @@ def unknown_key(name: str, known: list[str]) -> str:
 
 
 def _checked(name: str, value: Any, wanted: type) -> Any:
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:
         return float(value)
     if wanted is tuple and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return tuple(value)
