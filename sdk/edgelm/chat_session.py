@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class ChatSession:
     """Keep a conversation and its KV cache: a turn computes only what is new in it.
 
-    One turn at a time: the next call of `send`, `regenerate`, `restore` or `clear` ends an answer that was not read to
-    its end. For several conversations at once, make several sessions.
+    One turn at a time: the next call of `send`, `regenerate`, `edit`, `restore` or `clear` ends an answer that was not
+    read to its end. For several conversations at once, make several sessions.
     """
 
     def __init__(self, model: LanguageModel, system: str | None = None) -> None:
@@ -29,6 +29,11 @@ class ChatSession:
         self._messages: list[Message] = []
         self._running: Generator[Chunk, None, None] | None = None
         self.system = system
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model that answers."""
+        return self._model
 
     @property
     def messages(self) -> list[Message]:
@@ -56,28 +61,36 @@ class ChatSession:
                 raise ConfigError(f"A turn has a role (user or assistant) and a text as content; this one is {turn!r}.")
         self._messages = [Message(role=turn["role"], content=turn["content"]) for turn in messages]
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, with_cache: bool = True) -> None:
         """Write the conversation and its KV cache to a folder, which appears whole or not at all; `load` reads it.
 
-        An answer that was not read to its end ends here.
+        An answer that was not read to its end ends here. Without its cache a session is small, and its next turn
+        computes the conversation once more.
 
         Raises:
             ConfigError: the folder holds something else, or cannot be written.
         """
         self._end_running()
         saved_session.write(
-            Path(folder), model=self._model, system=self.system, messages=self._messages, cache=self._cache
+            Path(folder),
+            model=self._model,
+            system=self.system,
+            messages=self._messages,
+            cache=self._cache,
+            with_cache=with_cache,
         )
 
     @classmethod
-    def load(cls, model: LanguageModel, folder: str | Path) -> ChatSession:
+    def load(cls, model: LanguageModel, folder: str | Path, *, any_model: bool = False) -> ChatSession:
         """Go on with a saved conversation: its next turn computes only what is new.
+
+        any_model: go on with the text, where another model held the conversation; its cache is of no use then.
 
         Raises:
             PackageError: the session belongs to another model, or is broken.
         """
         session = cls(model)
-        session.system, messages, cache = saved_session.read(Path(folder), model)
+        session.system, messages, cache = saved_session.read(Path(folder), model, any_model=any_model)
         session.restore(messages)
         session._cache = cache or session._cache
         return session
@@ -90,7 +103,7 @@ class ChatSession:
 
     def send(
         self, text: str, config: GenerationConfig | None = None, *, cancel: threading.Event | None = None
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Say something, and yield the answer in pieces.
 
         What was yielded becomes part of the conversation, also when the answer is cancelled or not read to its end. A
@@ -104,7 +117,7 @@ class ChatSession:
 
     def regenerate(
         self, config: GenerationConfig | None = None, *, cancel: threading.Event | None = None
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Answer the last question once more, in place of the last answer.
 
         Raises:
@@ -118,9 +131,26 @@ class ChatSession:
             raise ConfigError("There is no question to answer again yet.")
         return self._answer(turns, config, cancel)
 
+    def edit(
+        self, index: int, text: str, config: GenerationConfig | None = None, *, cancel: threading.Event | None = None
+    ) -> Generator[Chunk, None, None]:
+        """Say something else in place of the message at `index`, and yield the answer; what came after it goes.
+
+        As with `send`, a turn that fails before its first chunk leaves the conversation as it was.
+
+        Raises:
+            ConfigError: at `index` the user has said nothing.
+            ContextLengthError: the conversation does not fit the model's context.
+        """
+        self._end_running()
+        if not 0 <= index < len(self._messages) or self._messages[index]["role"] != "user":
+            asked = [i for i, turn in enumerate(self._messages) if turn["role"] == "user"]
+            raise ConfigError(f"The message at {index} is none of the user's; those are at {asked}.")
+        return self._answer([*self._messages[:index], Message(role="user", content=text)], config, cancel)
+
     def _answer(
         self, turns: list[Message], config: GenerationConfig | None, cancel: threading.Event | None
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         system = [Message(role="system", content=self.system)] if self.system else []
         chunks = self._model.stream_chat([*system, *turns], config, cancel=cancel, cache=self._cache)
         self._running = self._record(turns, chunks)

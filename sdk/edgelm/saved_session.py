@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import re
 import shutil
@@ -26,6 +27,7 @@ CONVERSATION_FILE, CACHE_FILE = "conversation.json", "cache.npz"
 _KINDS: dict[str, Any] = {
     "model": str, "fingerprint": str, "system": (str, type(None)), "messages": list, "tokens": int
 }  # fmt: skip
+_NAMING_WORDS, _NAMING_LENGTH = 6, 40
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 
 
@@ -54,8 +56,15 @@ class SavedSessions:
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or state_folder() / "sessions"
 
-    def save(self, name: str, session: ChatSession) -> None:
-        """Write a session under a name; what the name stood for is replaced.
+    def new_name(self, text: str) -> str:
+        """Make a name that no session has of the first words of a text, such as `why-is-the-sea-blue-2`."""
+        words = "-".join(re.findall(r"[A-Za-z0-9]+", text[:_NAMING_LENGTH].lower())[:_NAMING_WORDS])
+        base = words[:_NAMING_LENGTH].rstrip("-") or "chat"
+        names = (base if number == 1 else f"{base}-{number}" for number in itertools.count(1))
+        return next(name for name in names if not (self.root / name).exists())
+
+    def save(self, name: str, session: ChatSession, *, with_cache: bool = True) -> None:
+        """Write a session under a name; what the name stood for is replaced. `with_cache` is as in ChatSession.save.
 
         Raises:
             ConfigError: `name` is no name for a session, or the disk cannot be written.
@@ -63,10 +72,10 @@ class SavedSessions:
         folder = self.root / _check_name(name)
         with _writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)  # conversations are nobody else's business
-        session.save(folder)
+        session.save(folder, with_cache=with_cache)
 
-    def load(self, name: str, model: LanguageModel) -> ChatSession:
-        """Go on with a session.
+    def load(self, name: str, model: LanguageModel, *, any_model: bool = False) -> ChatSession:
+        """Go on with a session. `any_model` is as in ChatSession.load.
 
         Raises:
             ConfigError: there is none of that name.
@@ -74,7 +83,15 @@ class SavedSessions:
         """
         from edgelm.chat_session import ChatSession
 
-        return ChatSession.load(model, self._find(name))
+        return ChatSession.load(model, self._find(name), any_model=any_model)
+
+    def describe(self, name: str) -> SavedSession:
+        """Describe one session.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        return _describe(self._find(name))
 
     def sessions(self) -> list[SavedSession]:
         """Describe all sessions, the one saved last first."""
@@ -113,7 +130,13 @@ class SavedSessions:
 
 
 def write(
-    folder: Path, *, model: LanguageModel, system: str | None, messages: Sequence[Message], cache: KVCache
+    folder: Path,
+    *,
+    model: LanguageModel,
+    system: str | None,
+    messages: Sequence[Message],
+    cache: KVCache,
+    with_cache: bool,
 ) -> None:
     """Write a session to a folder, as ChatSession.save does."""
     if folder.exists() and not (folder / CONVERSATION_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
@@ -127,22 +150,24 @@ def write(
     }
     with _writing(folder), atomic.replace_folder(folder) as staging:
         atomic.write_text(staging / CONVERSATION_FILE, json.dumps(conversation, indent=2, ensure_ascii=False) + "\n")
-        cache.save(staging / CACHE_FILE, model.fingerprint)
+        if with_cache:
+            cache.save(staging / CACHE_FILE, model.fingerprint)
 
 
-def read(folder: Path, model: LanguageModel) -> tuple[str | None, list[Message], KVCache | None]:
+def read(folder: Path, model: LanguageModel, *, any_model: bool) -> tuple[str | None, list[Message], KVCache | None]:
     """Read a session's system message, turns and KV cache (None: there is none any more), as ChatSession.load does."""
     from edgelm.kv_cache import KVCache
 
     conversation = _read_conversation(folder)
-    if conversation["fingerprint"] != model.fingerprint:
+    is_its_own = conversation["fingerprint"] == model.fingerprint
+    if not is_its_own and not any_model:
         raise PackageError(
             f"The session {folder} belongs to the model {conversation['model']} "
             f"({conversation['fingerprint'][:12]}), not to {model.name} ({model.fingerprint[:12]}). Load that model, "
             "or begin a new session."
         )
     path = folder / CACHE_FILE
-    cache = KVCache.load(path, model.config, model.fingerprint) if path.exists() else None
+    cache = KVCache.load(path, model.config, model.fingerprint) if is_its_own and path.exists() else None
     return conversation["system"], conversation["messages"], cache
 
 

@@ -120,7 +120,7 @@ def test_a_chat_is_regenerated_saved_and_loaded(tmp_path: Path):
     chat.type("Hello\r")
     chat.wait_for("· stop")
     chat.wait_for_prompt()
-    chat.type("/regenerate\r")
+    chat.type("/retry\r")
     chat.wait_for("· stop")
     chat.wait_for_prompt()
     chat.type(f"/save {path}\r")
@@ -152,7 +152,7 @@ def test_what_was_typed_is_in_the_next_chats_history(own_library: Path):
     chat.wait_for_prompt()
     chat.type("\x04")
     assert chat.exit_code() == 0
-    assert "A question to remember" in (own_library / "chat_history").read_text()
+    assert "A question to remember" in (own_library / "chat_history.jsonl").read_text()
     chat = scripted_chat(SHORT)
     chat.type("\x1b[A")  # up
     chat.wait_for("A question to remember")

@@ -9,10 +9,14 @@ from collections.abc import Iterator
 
 import pytest
 
+import edgelm
 from edgelm.chat_session import ChatSession
-from edgelm.cli.chat_commands import COMMANDS, SETTINGS
-from edgelm.cli.conversation import Conversation
+from edgelm.cli.chat_commands import ALIASES, COMMANDS, SETTINGS, suggestions
+from edgelm.cli.conversation import Conversation, unquoted
+from edgelm.cli.kept_session import KeptSession
 from edgelm.generation_config import GenerationConfig
+from edgelm.language_model import LanguageModel
+from edgelm.saved_session import SavedSessions
 from edgelm.testing import scripted_model
 
 
@@ -24,33 +28,53 @@ class FakeScreen:
         self.answers: list[str] = []
         self.notes: list[str] = []
         self.warnings: list[str] = []
+        self.statuses: list[str] = []
+        self.edited: list[str] = []
+        self.edit_to: str | None = None
         self.when_shown = lambda: None
 
-    def ask(self, commands: dict[str, str]) -> str:
-        assert list(commands) == list(COMMANDS)
+    def ask(self, suggest, status: str) -> str:
+        self.statuses.append(status)
         said = self.script.pop(0) if self.script else EOFError
         if isinstance(said, str):
             return said
         raise said
 
-    def show(self, texts: Iterator[str]) -> None:
+    def show(self, texts: Iterator[str], status) -> None:
         self.answers.append("")
         for text in texts:
             self.answers[-1] += text
+            self.statuses.append(status())
             self.when_shown()
 
+    def edit(self, text: str) -> str | None:
+        self.edited.append(text)
+        return self.edit_to
+
     def note(self, text: str) -> None:
-        self.notes.append(text)
+        if not text.startswith("Kept as "):
+            self.notes.append(text)
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
 
-def converse(*script: str | type[BaseException], answer: str = "The sea is blue.", **settings) -> Conversation:
+def converse(
+    *script: str | type[BaseException], answer: str = "The sea is blue.", edit_to: str | None = None, **settings
+) -> Conversation:
     model = scripted_model(answer)
-    chat = Conversation(model, ChatSession(model), GenerationConfig(**settings), FakeScreen(*script))
+    screen = FakeScreen(*script)
+    screen.edit_to = edit_to
+    chat = Conversation(ChatSession(model), settings, screen, load, KeptSession())
     chat.run()
     return chat
+
+
+def load(name: str) -> LanguageModel:
+    """Open another model, which says another thing."""
+    if name != "other":
+        raise edgelm.ModelNotFoundError(f"There is no model {name!r}.")
+    return scripted_model("I am another.")
 
 
 def test_a_turn_is_answered_and_its_speed_shown():
@@ -76,7 +100,7 @@ def interrupted(*pieces: int) -> Conversation:
     """Hold a chat of two turns; Ctrl-C comes with these pieces of the first answer."""
     model = scripted_model("The sea is blue.")
     screen = FakeScreen("Hello", "Again")
-    chat = Conversation(model, ChatSession(model), GenerationConfig(), screen)
+    chat = Conversation(ChatSession(model), {}, screen, load, KeptSession())
     shown = itertools.count()
     screen.when_shown = lambda: signal.raise_signal(signal.SIGINT) if next(shown) in pieces else None
     before = signal.getsignal(signal.SIGINT)
@@ -94,7 +118,7 @@ def test_an_interrupt_stops_the_answer_and_keeps_what_was_said():
 
 
 def test_a_second_interrupt_breaks_the_answer_off_and_the_chat_goes_on():
-    assert interrupted(0, 1).screen.warnings == ["The answer was broken off."]
+    assert interrupted(0, 1).screen.warnings == ["It was broken off."]
 
 
 def test_help_lists_every_command():
@@ -120,7 +144,7 @@ def test_set_changes_and_shows_settings():
     chat = converse(
         "/set temperature 0.7", "/set stop END", '/set stop ["a", "\\n"]', "/set max_new_tokens null", "/set"
     )
-    assert chat.config == GenerationConfig(temperature=0.7, stop=("a", "\n"))
+    assert chat.config() == GenerationConfig(temperature=0.7, stop=("a", "\n"))
     assert chat.screen.notes[1:3] == ["temperature = 0.7", 'stop = ["END"]']
     assert len(chat.screen.notes[-1].splitlines()) == len(SETTINGS)
 
@@ -226,3 +250,241 @@ def test_a_context_that_is_nearly_full_is_a_warning():
         text += "x"
     chat = converse(text)
     assert "of 1024 tokens of context are used: /clear starts a new conversation." in chat.screen.warnings[0]
+
+
+def test_retry_and_the_other_names_do_the_same():
+    chat = converse("Hello", "/retry", "/exit", "never said")
+    assert chat.screen.answers == ["The sea is blue."] * 2
+    assert set(ALIASES.values()) <= set(COMMANDS)
+    assert not set(ALIASES) & set(COMMANDS)
+
+
+def test_edit_answers_a_changed_message_and_drops_what_came_after():
+    chat = converse("One", "Two", "Three", "/edit 3", edit_to="Second\n")
+    assert chat.screen.edited == ["Two"]
+    assert [turn["content"] for turn in chat.session.messages] == [
+        "One", "The sea is blue.", "Second", "The sea is blue.",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("edit_to", [None, " \n"])
+def test_an_edit_that_changes_nothing_asks_nothing(edit_to):
+    chat = converse("One", "/edit", edit_to=edit_to)
+    assert (chat.screen.edited, len(chat.screen.answers)) == (["One"], 1)
+    assert chat.screen.notes[-1] == "Nothing was changed."
+
+
+def test_an_edit_that_does_not_fit_leaves_the_conversation_as_it_was():
+    chat = converse("One", "/edit", edit_to="word " * 2000)
+    assert "the model's context holds 1024" in chat.screen.warnings[0]
+    assert [turn["content"] for turn in chat.session.messages] == ["One", "The sea is blue."]
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (("/edit",), "There is no message to edit yet."),
+        (("One", "/edit 2"), "There is no message 2 of yours; yours are 1 (/tokens)."),
+        (("One", "/edit x"), "There is no message x of yours; yours are 1 (/tokens)."),
+        (("/model nothing",), "There is no model 'nothing'."),
+        (("/resume",), "There is no other session to go on with."),
+        (("/resume nothing",), "There is no saved session 'nothing'. Saved: none."),
+        (("/file /nowhere",), "Cannot add /nowhere: [Errno 2] No such file or directory"),
+        (("/file /",), "Cannot add /: it is not a file."),
+        (("/file ~nosuchuser/x",), "Cannot add ~nosuchuser/x: "),
+        (("/file a\0b",), "Cannot add a\0b: "),
+    ],
+)
+def test_a_wrong_argument_is_a_warning(typed, message):
+    assert message in converse(*typed).screen.warnings[0]
+
+
+def test_a_file_goes_with_the_next_message_alone(tmp_path):
+    path = tmp_path / "notes.md"
+    path.write_bytes(b"Salt:\r\n```\n3.5 %\n```\n")
+    chat = converse(f"/file {path}", "How much?", "And now?")
+    assert "notes.md (" in chat.screen.notes[1]
+    assert chat.screen.statuses[1].endswith("· with notes.md")
+    said = [turn["content"] for turn in chat.session.messages if turn["role"] == "user"]
+    assert said == ["File notes.md:\n````\nSalt:\n```\n3.5 %\n```\n````\n\nHow much?", "And now?"]
+
+
+def test_a_file_stays_until_a_message_is_answered_or_it_is_left_out(tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text("word " * 2000)
+    chat = converse(f"/file {path}", "Too long", "/tokens", "/file", "Fine")
+    assert "the model's context holds 1024" in chat.screen.warnings[0]
+    assert any("long.txt, goes with your next message" in note for note in chat.screen.notes)
+    assert [turn["content"] for turn in chat.session.messages] == ["Fine", "The sea is blue."]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PNG\0\1", "it is a binary file, not a text."),
+        (b"\xff\xfe", "it is not a text in UTF-8."),
+        (b"x" * (1 << 20) + b"x", "bytes, and at most "),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused(tmp_path, content, message):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    chat = converse(f"/file {path}", "Hello")
+    (warning,) = chat.screen.warnings
+    assert warning.startswith(f"error: Cannot add {path}: it ")
+    assert message in warning
+    assert chat.session.messages[0]["content"] == "Hello"
+
+
+def test_tokens_are_counted_for_each_message():
+    chat = converse("/system Be kind.", "Hello", "/tokens")
+    count = lambda text: len(chat.model.tokenizer.encode(text))  # noqa: E731
+    system, user, assistant, context = (line.split() for line in chat.screen.notes[-1].splitlines())
+    assert system == ["system", str(count("Be kind.")), "Be", "kind."]
+    assert user == ["1", "user", str(count("Hello")), "Hello"]
+    assert assistant[:3] == ["2", "assistant", str(count("The sea is blue."))]
+    assert context[:4] == ["context", str(chat.session.context_used), "of", "1024,"]
+
+
+def test_another_model_goes_on_with_the_conversation_and_the_settings():
+    chat = converse("/system Be kind.", "Hello", "/set temperature 0.5", "/model other", "And you?", "/model")
+    assert chat.screen.answers == ["The sea is blue.", "I am another."]
+    assert (len(chat.session.messages), chat.session.system) == (4, "Be kind.")
+    assert chat.config().temperature == 0.5
+    assert "it reads the conversation with its next answer" in chat.screen.notes[-3]
+    assert chat.screen.notes[-1] == "model: tiny-random. In the library: none"
+
+
+def test_a_conversation_is_kept_after_each_answer():
+    kept = []
+    model = scripted_model("The sea is blue.")
+    screen = FakeScreen("Why is the sea blue?", "Really?")
+    ask = screen.ask
+
+    def ask_and_look(*arguments):
+        kept.append([(one.name, one.messages, one.cache_size) for one in SavedSessions().sessions()])
+        return ask(*arguments)
+
+    screen.ask = ask_and_look
+    Conversation(ChatSession(model), {}, screen, load, KeptSession()).run()
+    name = "why-is-the-sea-blue"
+    assert kept == [[], [(name, 2, 0)], [(name, 4, 0)]]
+
+
+def test_the_cache_is_kept_where_it_is_wanted():
+    model = scripted_model("The sea is blue.")
+    chat = Conversation(ChatSession(model), {}, FakeScreen("Hello"), load, KeptSession(with_cache=True))
+    chat.run()
+    assert SavedSessions().describe("hello").cache_size > 0
+    assert KeptSession().resume("hello", model).context_used == chat.session.context_used
+
+
+def test_sessions_are_listed_and_resumed():
+    converse("First question")
+    chat = converse("Second question", "/sessions", "/resume", "And now?", "/sessions", "/resume second-question")
+    before, after = (note for note in chat.screen.notes if "messages with" in note)
+    assert before.splitlines()[0].startswith("* second-question  ")
+    assert "  first-question   " in before
+    assert after.splitlines()[0].startswith("* first-question   ")
+    assert "4 messages with tiny-random" in after
+    assert chat.kept.name == "second-question"
+    assert [turn["content"] for turn in chat.session.messages] == ["Second question", "The sea is blue."]
+    assert any(note.endswith("the last of them:\nFirst question") for note in chat.screen.notes)
+    assert int(chat.screen.statuses[-1].split()[-3]) > 0  # counted, though the model has not read it yet
+
+
+def test_no_session_is_an_answer_too():
+    assert converse("/sessions").screen.notes[-1] == "No sessions are saved yet."
+
+
+def test_a_new_conversation_is_another_session():
+    converse("Hello", "/clear", "Hello", "/clear")
+    assert sorted(one.name for one in SavedSessions().sessions()) == ["hello", "hello-2"]
+
+
+def test_two_chats_that_resume_one_session_lose_nothing_of_each_other():
+    converse("Hello")
+    model = scripted_model("Yes.")
+    mine, theirs = KeptSession(), KeptSession()
+    here, there = mine.resume("hello", model), theirs.resume("hello", model)
+    list(there.send("They said this"))
+    assert theirs.keep(there) is None
+    list(here.send("I said that"))
+    assert mine.keep(here) == "hello was changed by another chat; this one is kept as hello-2."
+    assert theirs.resume("hello", model).messages[2]["content"] == "They said this"
+    assert theirs.resume("hello-2", model).messages[2]["content"] == "I said that"
+
+
+def test_a_session_that_was_deleted_meanwhile_is_written_again():
+    chat = converse("Hello")
+    SavedSessions().remove("hello")
+    chat.keep()
+    assert SavedSessions().describe("hello").messages == 2
+
+
+def test_a_disk_that_refuses_the_session_is_a_warning_once(own_library):
+    own_library.write_text("a file where the folder should be")
+    chat = converse("Hello", "Again")
+    assert [warning for warning in chat.screen.warnings if warning.startswith("This conversation is not kept: ")] == (
+        chat.screen.warnings
+    )
+    assert len(chat.screen.answers) == 2
+    assert len(chat.screen.warnings) == 1
+
+
+def test_the_cache_of_a_session_that_cannot_be_written_is_a_warning(own_library):
+    own_library.write_text("a file where the folder should be")
+    screen = FakeScreen("Hello")
+    Conversation(ChatSession(scripted_model("x")), {}, screen, load, KeptSession(with_cache=True)).run()
+    assert screen.warnings[-1].startswith("This conversation's keys and values are not kept: ")
+
+
+def test_the_status_shows_model_speed_and_context():
+    chat = converse("Hello", "Again")
+    assert chat.screen.statuses[0] == "tiny-random · context 0 of 1024"
+    assert "tokens/s" in chat.screen.statuses[-1]
+    assert chat.screen.statuses[-1].endswith(f"· context {chat.session.context_used} of 1024")
+
+
+def test_triple_quotes_hold_a_text_as_it_stands():
+    assert unquoted('"""\n/one\n  two\n"""') == "/one\n  two"
+    assert unquoted('""""""') == ""
+    assert unquoted('  """open ') == '"""open'
+    chat = converse('"""\n/help me\n"""')
+    assert chat.session.messages[0]["content"] == "/help me"
+
+
+def test_what_is_typed_is_completed(tmp_path, own_library):
+    def texts(typed: str) -> list[str]:
+        return [typed[: len(typed) - one.replaces] + one.text for one in suggestions(typed)]
+
+    converse("Hello", "/clear", "Help")
+    (own_library / "models" / "small").mkdir(parents=True)
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "more").mkdir()
+    assert texts("/se") == ["/set", "/sessions"]
+    assert texts("hello") == texts("/nothing x") == texts("/help x") == []
+    assert sorted(texts("/resume hel")) == ["/resume hello", "/resume help"]
+    assert texts("/model s") == ["/model small"]
+    assert texts("/set top") == ["/set top_k", "/set top_p"]
+    assert texts(f"/file {tmp_path}/n") == [f"/file {tmp_path}/notes.txt"]
+    assert texts(f"/load {tmp_path}/m") == [f"/load {tmp_path}/more/"]
+    assert texts("/file ~nosuchuser/") == []
+    assert next(iter(suggestions("/help"))).meaning == "show this list"
+
+
+def test_what_cannot_be_listed_is_not_completed(own_library):
+    own_library.write_text("a file where the folder should be")
+    assert list(suggestions("/resume x")) == list(suggestions("/model x")) == []
+
+
+def test_ctrl_c_between_two_steps_ends_nothing():
+    model = scripted_model("The sea is blue.")
+    screen = FakeScreen("Hello", "/stats")
+    note = screen.note
+    screen.note = lambda text: (signal.raise_signal(signal.SIGINT), note(text))[1]
+    warn = screen.warn
+    screen.warn = lambda text: (signal.raise_signal(signal.SIGINT), warn(text))[1]
+    Conversation(ChatSession(model), {}, screen, load, KeptSession()).run()
+    assert screen.answers == ["The sea is blue."]
+    assert screen.warnings == ["It was broken off."]  # /stats, where it was about to show them

@@ -133,3 +133,19 @@ def test_restore_takes_the_turns_of_a_saved_conversation() -> None:
 def test_restore_refuses_what_is_no_turn(turn: object) -> None:
     with pytest.raises(edgelm.ConfigError, match="A turn has a role"):
         ChatSession(scripted_model("c")).restore([turn])  # type: ignore[list-item]
+
+
+def test_edit_says_something_else_in_place_of_a_message() -> None:
+    session = ChatSession(scripted_model("c"))
+    session.restore([*TURNS, *TURNS])
+    assert "".join(chunk.text for chunk in session.edit(2, "new")) == "c"
+    assert [turn["content"] for turn in session.messages] == ["a", "b", "new", "c"]
+    assert session.model.name == "tiny-random"
+
+
+@pytest.mark.parametrize("index", [-1, 1, 2])
+def test_edit_refuses_what_is_no_message_of_the_user(index: int) -> None:
+    session = ChatSession(scripted_model("c"))
+    session.restore(TURNS)
+    with pytest.raises(edgelm.ConfigError, match=rf"The message at {index} is none of the user's; those are at \[0\]"):
+        session.edit(index, "x")

@@ -160,3 +160,30 @@ def test_rm_deletes_sessions_once_somebody_agreed(session: ChatSession) -> None:
     assert "add --yes to delete without asking" in refused.stderr
     assert "Deleted one." in command("rm", "one", "--yes").stderr
     assert SavedSessions().sessions() == []
+
+
+def test_without_its_cache_a_session_is_small_and_goes_on(session: ChatSession, tmp_path: Path) -> None:
+    session.save(tmp_path / "chat", with_cache=False)
+    assert [path.name for path in (tmp_path / "chat").iterdir()] == ["conversation.json"]
+    assert ChatSession.load(fresh_model(), tmp_path / "chat").messages == session.messages
+
+
+def test_another_model_goes_on_with_the_text_where_it_is_let(session: ChatSession, tmp_path: Path) -> None:
+    session.save(tmp_path / "chat")
+    other = fresh_model()
+    files = (*other.manifest.files, describe_file(tmp_path / "chat" / "conversation.json"))
+    other.manifest = dataclasses.replace(other.manifest, files=files)
+    with pytest.raises(edgelm.PackageError, match="belongs to the model"):
+        ChatSession.load(other, tmp_path / "chat")
+    restored = ChatSession.load(other, tmp_path / "chat", any_model=True)
+    assert (restored.messages, restored.system, restored.context_used) == (session.messages, session.system, 0)
+
+
+def test_a_new_name_is_made_of_the_first_words(session: ChatSession) -> None:
+    saved = SavedSessions()
+    assert saved.new_name("Why is the sea blue, and the sky too?") == "why-is-the-sea-blue-and"
+    assert saved.new_name("漢字") == "chat"
+    assert saved.new_name("a" * 500) == "a" * 40
+    saved.save("chat", session)
+    assert saved.new_name("") == "chat-2"
+    assert saved.describe("chat").messages == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 
 import pytest
 
@@ -15,9 +16,13 @@ from prompt_toolkit.document import Document
 from rich.console import Console
 
 from edgelm.cli import terminal as terminal_module
-from edgelm.cli.terminal import Terminal, _SlashCompleter
+from edgelm.cli.chat_commands import Suggestion
+from edgelm.cli.terminal import Terminal, _Completer, is_open
+from edgelm.cli.typed_history import TypedHistory
+from edgelm.errors import ConfigError
 
 HEIGHT, WIDTH = 12, 60
+STATUS = "9.5 tokens/s"
 
 
 class Emulator(io.StringIO):
@@ -76,7 +81,7 @@ def screen(monkeypatch, own_library):
 
 def show(screen, text: str) -> str:
     """Show `text` in small pieces, and return everything that is on the screen and above it."""
-    screen.show(text[i : i + 3] for i in range(0, len(text), 3))
+    screen.show((text[i : i + 3] for i in range(0, len(text), 3)), lambda: STATUS)
     return screen.emulator.text
 
 
@@ -113,7 +118,7 @@ def test_what_looks_like_html_or_a_link_definition_is_not_swallowed(screen):
 
 
 def test_an_answer_cannot_command_the_terminal(screen):
-    screen.show(["a\x1b]0;title\x07b\x1b[2Jc\x9b31m\rd"])
+    screen.show(["a\x1b]0;title\x07b\x1b[2Jc\x9b31m\rd"], lambda: "\x1b[2J")
     assert "a]0;titleb[2Jc31md" in screen.emulator.text
 
 
@@ -128,7 +133,7 @@ def test_an_empty_answer_leaves_no_lines(screen):
 
 
 def test_the_history_is_kept_for_its_user_alone(screen, own_library):
-    mode = (own_library / "chat_history").stat().st_mode
+    mode = (own_library / "chat_history.jsonl").stat().st_mode
     assert mode & 0o077 == 0
 
 
@@ -139,15 +144,68 @@ def test_a_history_that_cannot_be_kept_is_a_warning(monkeypatch, own_library, ca
     assert "The history of this chat is not kept:" in capsys.readouterr().err
 
 
-def test_slash_commands_are_completed_and_texts_are_not():
-    completer = _SlashCompleter({"/save": "write", "/set": "change"})
+def test_suggestions_complete_the_end_of_what_is_typed():
+    completer = _Completer(lambda typed: [Suggestion(text="/save", replaces=len(typed), meaning="write")])
+    (found,) = completer.get_completions(Document("/sa"), CompleteEvent())
+    assert (found.text, found.start_position, found.display_meta_text) == ("/save", -3, "write")
 
-    def completions(text: str) -> list[str]:
-        return [found.text for found in completer.get_completions(Document(text), CompleteEvent())]
 
-    assert completions("/s") == ["/save", "/set"]
-    assert completions("/sa") == ["/save"]
-    assert completions("so") == []
+def test_the_status_stands_below_the_answer_while_it_is_written(screen):
+    shown = []
+    texts = (shown.append(screen.emulator.text) or f"word{i} " for i in range(5))
+    screen.show(texts, lambda: STATUS)
+    assert shown[-1].splitlines()[-2:] == ["word0 word1 word2 word3", STATUS]
+    assert screen.emulator.text.split() == [f"word{i}" for i in range(5)]
+
+
+def test_triple_quotes_keep_a_text_open():
+    assert is_open('"""')
+    assert is_open('  """one\ntwo')
+    assert is_open('""" ""')
+    assert not is_open('"""one\ntwo"""  ')
+    assert not is_open('one """')
+
+
+def test_history_comes_back_newest_first_and_several_chats_share_it(tmp_path):
+    path = tmp_path / "state" / "history.jsonl"
+    here, there = TypedHistory(path), TypedHistory(path)
+    for history, text in ((here, "one\ntwo"), (there, "漢字 \udcff"), (here, "x" * 20_000)):
+        history.store_string(text)
+    assert list(TypedHistory(path).load_history_strings()) == ["漢字 \udcff", "one\ntwo"]
+
+
+def test_history_is_bounded_and_passes_over_what_is_no_entry(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(b'not json\n5\n"first"\n' + b'"%s"\n' % (b"x" * 100) * 10_180)
+    assert "first" in list(TypedHistory(path).load_history_strings())
+    TypedHistory(path).store_string("the last entry of all")
+    entries = list(TypedHistory(path).load_history_strings())
+    assert entries[0] == "the last entry of all"
+    assert "first" not in entries
+    assert set(entries[1:]) == {"x" * 100}
+    assert path.stat().st_size <= 1 << 20
+
+
+def test_a_history_that_the_disk_refuses_later_stays_in_this_chat(tmp_path, monkeypatch):
+    history = TypedHistory(tmp_path / "history.jsonl")
+    monkeypatch.setattr(history, "_path", tmp_path / "gone" / "history.jsonl")
+    history.append_string("kept here")
+    assert history.get_strings() == ["kept here"]
+
+
+def test_an_editor_changes_a_text_and_one_that_fails_is_an_error(screen, monkeypatch, tmp_path):
+    def with_editor(program: str) -> str | None:
+        (tmp_path / "editor.py").write_text(f"import pathlib, sys\npath = pathlib.Path(sys.argv[1])\n{program}\n")
+        monkeypatch.setenv("EDITOR", f"{sys.executable} {tmp_path / 'editor.py'}")
+        return screen.edit("some")
+
+    monkeypatch.delenv("VISUAL", raising=False)
+    assert with_editor("path.write_text(path.read_text() + 'more')") == "some\nmore"
+    assert with_editor("") is None
+    with pytest.raises(ConfigError, match=r"What the editor left is not a text in UTF-8\."):
+        with_editor("path.write_bytes(b'\\xff')")
+    with pytest.raises(ConfigError, match=r"Editing failed\. Set EDITOR to one that is here\."):
+        with_editor("sys.exit(1)")
 
 
 def test_a_history_without_a_home_is_a_warning(monkeypatch, capsys):

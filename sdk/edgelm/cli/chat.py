@@ -3,36 +3,59 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgelm.cli.cache import complete_session
 from edgelm.cli.generation_options import complete_model, generation_options, threads_option
 from edgelm.cli.output import clean_text, is_terminal, printable
 from edgelm.cli.progress import status
+from edgelm.errors import ConfigError, ModelNotFoundError, PackageError
 from edgelm.extras import require
 from edgelm.library import Library
+from edgelm.saved_session import SavedSession, SavedSessions
 
 if TYPE_CHECKING:
     from edgelm.chat_session import ChatSession
     from edgelm.generation_config import GenerationConfig
+    from edgelm.language_model import LanguageModel
 
 
 @click.command()
 @click.argument("model", required=False, shell_complete=complete_model)
 @click.option("--system", metavar="TEXT", help="Tell the model how to behave.")
+@click.option(
+    "--resume",
+    metavar="[NAME]",
+    is_flag=False,
+    flag_value="",
+    shell_complete=complete_session,
+    help="Go on with the conversation that was kept last, or one by its name.",
+)
+@click.option("--keep-cache", is_flag=True, help="Keep what was computed too: tens of megabytes a conversation.")
 @generation_options
 @threads_option
-def chat(model: str | None, system: str | None, threads: int | None, settings: dict[str, Any]) -> None:
+def chat(
+    model: str | None,
+    system: str | None,
+    resume: str | None,
+    keep_cache: bool,
+    threads: int | None,
+    settings: dict[str, Any],
+) -> None:
     """Talk with a model.
 
     MODEL is a name from the library or a folder; without one, the package that was written last. In the terminal,
-    /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves. Where input or output is not a terminal, each line
-    of standard input is one turn, and each answer goes to standard output with an empty line between.
+    /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves, and the conversation is kept after each answer
+    (`edgelm cache` lists and deletes them). Where input or output is not a terminal, each line of standard input is one
+    turn, each answer goes to standard output with an empty line between, and only a resumed conversation is kept.
 
     \b
     Examples:
       edgelm chat
+      edgelm chat --resume
       edgelm chat smollm2-135m-instruct --system "Answer in one sentence."
       printf 'My name is Ada.\\nWhat is my name?\\n' | edgelm chat package/
     """
@@ -40,26 +63,64 @@ def chat(model: str | None, system: str | None, threads: int | None, settings: d
     if interactive:
         require("prompt_toolkit", "chat", "The chat in a terminal")
         require("rich", "chat", "The chat in a terminal")
-    name = model or Library().latest()
-    with status(f"Loading {name}"):
-        # Imported here, so that --help needs neither numpy nor ONNX Runtime.
-        from edgelm.chat_session import ChatSession
-        from edgelm.language_model import load
-        from edgelm.session import SessionOptions
+    resumed = None if resume is None else _session_named(resume)
+    name = model or (Library().latest() if resumed is None else _model_of(resumed))
 
-        loaded = load(name, SessionOptions(threads=threads))
-        config = loaded.generation_config.replace(**settings)
-        session = ChatSession(loaded, clean_text(system) if system is not None else None)
+    def load_model(name: str) -> LanguageModel:
+        with status(f"Loading {name}"):
+            # Imported here, so that --help needs neither numpy nor ONNX Runtime.
+            from edgelm.language_model import load
+            from edgelm.session import SessionOptions
+
+            return load(name, SessionOptions(threads=threads))
+
+    loaded = load_model(name)
+    loaded.generation_config.replace(**settings)  # refuses a setting before the first question
+    from edgelm.chat_session import ChatSession
+    from edgelm.cli.kept_session import KeptSession
+
+    kept = KeptSession(with_cache=keep_cache)
+    session = ChatSession(loaded) if resumed is None else kept.resume(resumed.name, loaded)
+    if system is not None:
+        session.system = clean_text(system)
     if interactive:
         from edgelm.cli.conversation import Conversation
         from edgelm.cli.terminal import Terminal
 
-        Conversation(loaded, session, config, Terminal()).run()
+        Conversation(session, settings, Terminal(), load_model, kept).run()
         return
-    _answer_lines(session, config)
+    for _ in _answer_lines(session, loaded.generation_config.replace(**settings)):
+        if resumed is not None:
+            kept.keep(session)
+    if resumed is not None:
+        kept.finish(session)
 
 
-def _answer_lines(session: ChatSession, config: GenerationConfig) -> None:
+def _session_named(name: str) -> SavedSession:
+    """Find a saved session; an empty name is that of the last one."""
+    sessions = SavedSessions()
+    if name:
+        return sessions.describe(name)
+    found = sessions.sessions()
+    if not found:
+        raise ConfigError("No conversation is kept yet. Begin one: edgelm chat")
+    return found[0]
+
+
+def _model_of(session: SavedSession) -> str:
+    """Name the model that held a session, where it is in the library."""
+    if session.problem is not None:
+        raise PackageError(session.problem)
+    if not Library().has_package(session.model):
+        raise ModelNotFoundError(
+            f"The conversation {session.name!r} was held with {session.model!r}, which is not in the library. "
+            f"Name a model: edgelm chat MODEL --resume {session.name}"
+        )
+    return session.model
+
+
+def _answer_lines(session: ChatSession, config: GenerationConfig) -> Iterator[None]:
+    """Answer each line of standard input, and yield after each."""
     on_terminal = is_terminal(sys.stdout)
     turns = (line.strip() for line in sys.stdin or () if line.strip())
     for number, turn in enumerate(turns):
@@ -68,3 +129,4 @@ def _answer_lines(session: ChatSession, config: GenerationConfig) -> None:
         for chunk in session.send(turn, config):
             click.echo(printable(chunk.text) if on_terminal else chunk.text, nl=False)
         click.echo()
+        yield

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgelm import atomic
-from edgelm.cli.output import timing_line
-from edgelm.errors import ConfigError
+from edgelm.chat_session import ChatSession
+from edgelm.cli.attachment import Attachment
+from edgelm.cli.output import printable, timing_line
+from edgelm.errors import ConfigError, EdgeLMError
+from edgelm.library import Library
+from edgelm.saved_session import SavedSessions
 
 if TYPE_CHECKING:
     from edgelm.cli.conversation import Conversation
@@ -29,15 +33,26 @@ SETTINGS = (
     "seed",
     "stop",
 )
+_PREVIEW_LENGTH = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlashCommand:
-    """What a command does with the text behind its name, and how /help describes it."""
+    """What a command does with the text behind its name, how /help describes it, and what can stand behind it."""
 
     run: Callable[[Conversation, str], None]
     argument: str = ""
     help: str
+    arguments: Callable[[str], Iterable[str]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suggestion:
+    """How what is typed may go on: the text that takes the place of its last `replaces` characters."""
+
+    text: str
+    replaces: int
+    meaning: str = ""
 
 
 def run_command(chat: Conversation, text: str) -> None:
@@ -47,7 +62,7 @@ def run_command(chat: Conversation, text: str) -> None:
         ConfigError: there is no such command, or it needs an argument.
     """
     name, _, argument = text.strip().partition(" ")
-    command = COMMANDS.get(name)
+    command = COMMANDS.get(ALIASES.get(name, name))
     if command is None:
         raise ConfigError(f"There is no command {name}. /help lists them; a space before / says it to the model.")
     if not argument.strip() and command.argument and not command.argument.startswith("["):
@@ -55,15 +70,68 @@ def run_command(chat: Conversation, text: str) -> None:
     command.run(chat, argument.strip())
 
 
+def suggestions(typed: str) -> Iterator[Suggestion]:
+    """Complete the name of a command, or the argument of one."""
+    name, space, argument = typed.partition(" ")
+    if not name.startswith("/"):
+        return
+    if not space:
+        for known in COMMANDS:
+            if known.startswith(name):
+                yield Suggestion(text=known, replaces=len(name), meaning=COMMANDS[known].help)
+        return
+    command = COMMANDS.get(ALIASES.get(name, name))
+    if command is None or command.arguments is None:
+        return
+    try:
+        known_arguments = command.arguments(argument)
+    except (EdgeLMError, OSError):  # who is still typing has no use for an error
+        return
+    for text in known_arguments:
+        if text.startswith(argument):
+            yield Suggestion(text=text, replaces=len(argument))
+
+
+def _sessions_typed(_argument: str) -> Iterable[str]:
+    return [session.name for session in SavedSessions().sessions()]
+
+
+def _packages_typed(_argument: str) -> Iterable[str]:
+    return Library().packages()
+
+
+def _paths_typed(argument: str) -> Iterable[str]:
+    """List the folder that is typed, in the words it is typed in."""
+    folder, slash, begun = argument.rpartition("/")
+    try:
+        entries = sorted(Path(folder + slash).expanduser().iterdir())
+        names = [path.name + ("/" if path.is_dir() else "") for path in entries]
+    except (OSError, RuntimeError, ValueError):
+        return []
+    return [folder + slash + name for name in names if begun or not name.startswith(".")]
+
+
 def _help(chat: Conversation, _argument: str) -> None:
-    rows = [(f"{name} {command.argument}".rstrip(), command.help) for name, command in COMMANDS.items()]
-    rows += [("Ctrl-C", "stop the answer"), ("Ctrl-D", "leave"), ("Alt-Enter", "begin a new line")]
+    also = {name: alias for alias, name in ALIASES.items()}
+    rows = [
+        (f"{name} {command.argument}".rstrip(), command.help + (f"; also {also[name]}" if name in also else ""))
+        for name, command in COMMANDS.items()
+    ]
+    rows += [
+        ("Ctrl-C", "stop the answer"),
+        ("Ctrl-D", "leave"),
+        ("Alt-Enter", "begin a new line"),
+        ('"""', "begin a text of several lines, which ends with the same"),
+    ]
     width = max(len(usage) for usage, _ in rows)
     chat.screen.note("\n".join(f"{usage:<{width}}  {text}" for usage, text in rows))
 
 
 def _clear(chat: Conversation, _argument: str) -> None:
+    chat.leave()
     chat.session.clear()
+    chat.kept.begin_anew()
+    chat.attachments.clear()
     chat.screen.note("A new conversation begins.")
 
 
@@ -78,14 +146,16 @@ def _set(chat: Conversation, argument: str) -> None:
     if name and name not in SETTINGS:
         raise ConfigError(f"There is no setting {name!r}; there are {', '.join(SETTINGS)}.")
     if name and not text.strip():
-        raise ConfigError(f"/set {name} needs a value; it is {getattr(chat.config, name)!r} now.")
+        raise ConfigError(f"/set {name} needs a value; it is {getattr(chat.config(), name)!r} now.")
     if name:
         try:
-            chat.config = chat.config.replace(**{name: _parse_value(text.strip())})
+            changed = {name: _parse_value(text.strip())}
+            chat.config().replace(**changed)  # refuses a wrong one before it is kept
         except RecursionError as error:
             raise ConfigError(f"/set {name} takes no value that is nested so deeply.") from error
-    shown = (name,) if name else SETTINGS
-    chat.screen.note("\n".join(f"{setting} = {json.dumps(getattr(chat.config, setting))}" for setting in shown))
+        chat.settings |= changed
+    shown, config = (name,) if name else SETTINGS, chat.config()
+    chat.screen.note("\n".join(f"{setting} = {json.dumps(getattr(config, setting))}" for setting in shown))
 
 
 def _parse_value(text: str) -> object:
@@ -94,6 +164,45 @@ def _parse_value(text: str) -> object:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _model(chat: Conversation, argument: str) -> None:
+    if not argument:
+        names = ", ".join(Library().packages()) or "none"
+        chat.screen.note(f"model: {chat.model.name}. In the library: {names}")
+        return
+    model = chat.load(argument)
+    session = ChatSession(model, chat.session.system)
+    session.restore(chat.session.messages)
+    chat.session = session
+    chat.screen.note(
+        f"{model.name} · {model.manifest.precision} · {model.context_length} tokens of context"
+        + (" · it reads the conversation with its next answer" if session.messages else "")
+    )
+
+
+def _sessions(chat: Conversation, _argument: str) -> None:
+    sessions = SavedSessions().sessions()
+    if not sessions:
+        chat.screen.note("No sessions are saved yet.")
+        return
+    width = max(len(session.name) for session in sessions)
+    lines = [
+        f"{'*' if session.name == chat.kept.name else ' '} {session.name:<{width}}  {session.saved:%Y-%m-%d %H:%M}  "
+        + (f"{session.messages} messages with {session.model}" if session.problem is None else "(broken)")
+        for session in sessions
+    ]
+    chat.screen.note("\n".join(lines))
+
+
+def _resume(chat: Conversation, argument: str) -> None:
+    others = [session.name for session in SavedSessions().sessions() if session.name != chat.kept.name]
+    if not argument and not others:
+        raise ConfigError("There is no other session to go on with.")
+    chat.leave()
+    chat.session = chat.kept.resume(argument or others[0], chat.model)
+    chat.attachments.clear()
+    chat.show_last_turn()
 
 
 def _save(chat: Conversation, argument: str) -> None:
@@ -115,24 +224,78 @@ def _load(chat: Conversation, argument: str) -> None:
     try:
         saved = json.loads(text.decode("utf-8"))
         messages, system = list(saved["messages"]), saved.get("system")
+        json.dumps([messages, system], ensure_ascii=False).encode("utf-8")  # halves of characters are no text
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is not a chat that /save wrote.") from error
     if not all(isinstance(message, dict) for message in messages) or not isinstance(system, (str, type(None))):
         raise ConfigError(f"{path} is not a chat that /save wrote.")
-    chat.session.restore(messages)
-    chat.session.system = system
+    session = ChatSession(chat.model, system)
+    session.restore(messages)
+    chat.leave()
+    chat.session = session
+    chat.kept.begin_anew()
+    chat.keep()
     chat.screen.note(f"Loaded {len(messages)} messages from {path}.")
 
 
-def _regenerate(chat: Conversation, _argument: str) -> None:
-    chat.answer(lambda cancel: chat.session.regenerate(chat.config, cancel=cancel))
+def _retry(chat: Conversation, _argument: str) -> None:
+    chat.answer(lambda cancel: chat.session.regenerate(chat.config(), cancel=cancel))
+
+
+def _edit(chat: Conversation, argument: str) -> None:
+    messages = chat.session.messages
+    own = [number for number, turn in enumerate(messages, 1) if turn["role"] == "user"]
+    if not own:
+        raise ConfigError("There is no message to edit yet.")
+    number = int(argument) if argument.isascii() and argument.isdigit() else own[-1] if not argument else 0
+    if number not in own:
+        raise ConfigError(f"There is no message {argument} of yours; yours are {', '.join(map(str, own))} (/tokens).")
+    text = chat.screen.edit(messages[number - 1]["content"] or "")
+    if text is None or not text.strip():
+        chat.screen.note("Nothing was changed.")
+        return
+    chat.answer(lambda cancel: chat.session.edit(number - 1, text.strip(), chat.config(), cancel=cancel))
+
+
+def _file(chat: Conversation, argument: str) -> None:
+    if not argument:
+        chat.attachments.clear()
+        chat.screen.note("No file goes with the next message.")
+        return
+    attachment = Attachment.read(argument)
+    chat.attachments.append(attachment)
+    tokens = len(chat.model.tokenizer.encode(attachment.text))
+    chat.screen.note(
+        f"{attachment.name} ({tokens} tokens) goes with your next message. /file alone leaves it out again."
+    )
+
+
+def _tokens(chat: Conversation, _argument: str) -> None:
+    encode = chat.model.tokenizer.encode
+    turns = [("system", chat.session.system)] if chat.session.system else []
+    rows = [("", role, len(encode(text)), text) for role, text in turns]
+    for number, turn in enumerate(chat.session.messages, 1):
+        text = turn["content"] or ""
+        rows.append((str(number), turn["role"], len(encode(text)), text))
+    for file in chat.attachments:
+        rows.append(("", "file", len(encode(file.text)), f"{file.name}, goes with your next message"))
+    lines = [f"{number:>3}  {role:<9}  {tokens:>6}  {_preview(text)}" for number, role, tokens, text in rows]
+    used, limit = chat.context_used(), chat.model.context_length
+    lines.append(f"{'':>3}  {'context':<9}  {used:>6}  of {limit}, with the marks that the chat template puts between")
+    chat.screen.note("\n".join(lines))
+
+
+def _preview(text: str) -> str:
+    line = " ".join(printable(text[: 2 * _PREVIEW_LENGTH]).split())
+    return line if len(line) <= _PREVIEW_LENGTH else f"{line[: _PREVIEW_LENGTH - 1]}…"
 
 
 def _stats(chat: Conversation, _argument: str) -> None:
     lines = [
         f"model    {chat.model.name}, {chat.model.manifest.precision}",
-        f"context  {chat.session.context_used} of {chat.model.context_length} tokens",
+        f"context  {chat.context_used()} of {chat.model.context_length} tokens",
         f"turns    {len(chat.session.messages)} messages",
+        f"kept as  {chat.kept.name or '(nothing yet)'}",
     ]
     last = chat.last
     if last is not None and last.usage is not None and last.timings is not None and last.finish_reason is not None:
@@ -147,11 +310,34 @@ def _bye(chat: Conversation, _argument: str) -> None:
 COMMANDS = {
     "/help": SlashCommand(run=_help, help="show this list"),
     "/clear": SlashCommand(run=_clear, help="begin a new conversation"),
+    "/retry": SlashCommand(run=_retry, help="answer the last question once more"),
+    "/edit": SlashCommand(run=_edit, argument="[NUMBER]", help="change your last message, or one by its number"),
+    "/file": SlashCommand(
+        run=_file, argument="[PATH]", help="add a text file to the next message", arguments=_paths_typed
+    ),
+    "/model": SlashCommand(
+        run=_model,
+        argument="[NAME]",
+        help="go on with another model, or list them",
+        arguments=_packages_typed,
+    ),
     "/system": SlashCommand(run=_system, argument="[TEXT]", help="set or show how the model is to behave"),
-    "/set": SlashCommand(run=_set, argument="[NAME VALUE]", help="change a setting, or show all of them"),
-    "/save": SlashCommand(run=_save, argument="FILE", help="write the conversation to a file"),
-    "/load": SlashCommand(run=_load, argument="FILE", help="go on with a conversation from a file"),
-    "/regenerate": SlashCommand(run=_regenerate, help="answer the last question once more"),
+    "/set": SlashCommand(
+        run=_set, argument="[NAME VALUE]", help="change a setting, or show all of them", arguments=lambda _: SETTINGS
+    ),
+    "/sessions": SlashCommand(run=_sessions, help="list the conversations that are kept"),
+    "/resume": SlashCommand(
+        run=_resume,
+        argument="[NAME]",
+        help="go on with the last of them, or one by name",
+        arguments=_sessions_typed,
+    ),
+    "/save": SlashCommand(run=_save, argument="FILE", help="write the conversation to a file", arguments=_paths_typed),
+    "/load": SlashCommand(
+        run=_load, argument="FILE", help="go on with a conversation from a file", arguments=_paths_typed
+    ),
+    "/tokens": SlashCommand(run=_tokens, help="count the tokens of each message"),
     "/stats": SlashCommand(run=_stats, help="show the context used and the speed"),
     "/bye": SlashCommand(run=_bye, help="leave"),
 }
+ALIASES = {"/regenerate": "/retry", "/exit": "/bye"}

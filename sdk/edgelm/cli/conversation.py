@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from typing import Protocol
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, Protocol
 
 from edgelm.chat_session import ChatSession
-from edgelm.cli.chat_commands import COMMANDS, run_command
+from edgelm.cli.attachment import Attachment, message_with
+from edgelm.cli.chat_commands import Suggestion, run_command, suggestions
+from edgelm.cli.interrupts import Interrupts
+from edgelm.cli.kept_session import KeptSession
 from edgelm.cli.output import timing_line
-from edgelm.completion import Chunk
-from edgelm.errors import EdgeLMError
+from edgelm.completion import Chunk, Message
+from edgelm.errors import ChatTemplateError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
 
 # From this share of the context on, each answer comes with a warning.
 _NEARLY_FULL = 0.9
+QUOTES = '"""'
 
 
 class Screen(Protocol):
     """What a conversation is held on."""
 
-    def ask(self, commands: dict[str, str]) -> str:
-        """Read what the user says; `commands` are completed. EOFError leaves, KeyboardInterrupt asks again."""
+    def ask(self, suggest: Callable[[str], Iterable[Suggestion]], status: str) -> str:
+        """Read what the user says; `suggest` completes it. EOFError leaves, KeyboardInterrupt asks again."""
 
-    def show(self, texts: Iterator[str]) -> None:
-        """Show an answer as it comes."""
+    def show(self, texts: Iterator[str], status: Callable[[], str]) -> None:
+        """Show an answer as it comes, and how it goes."""
+
+    def edit(self, text: str) -> str | None:
+        """Let the user change a text; None: it was left as it is. EdgeLMError: there is no editor."""
 
     def note(self, text: str) -> None:
         """Show a remark that is no part of an answer."""
@@ -37,47 +44,89 @@ class Screen(Protocol):
 
 
 class Conversation:
-    """One chat: the model, the session, the settings, and the screen it is held on."""
+    """One chat: the model, the session, the settings that differ from the model's own, and the screen it is held on.
 
-    def __init__(self, model: LanguageModel, session: ChatSession, config: GenerationConfig, screen: Screen) -> None:
-        self.model = model
+    load: opens another model by its name.
+    """
+
+    def __init__(
+        self,
+        session: ChatSession,
+        settings: dict[str, Any],
+        screen: Screen,
+        load: Callable[[str], LanguageModel],
+        kept: KeptSession,
+    ) -> None:
         self.session = session
-        self.config = config
+        self.settings = settings
         self.screen = screen
+        self.load = load
+        self.kept = kept
+        self.attachments: list[Attachment] = []  # files that go with the next message
         self.last: Chunk | None = None  # of the last answer: its usage, timings and reason
         self.is_over = False
+        self._interrupts = Interrupts()
+        self._speed = 0.0  # tokens a second of the last answer
+        self._is_kept = True  # until the disk refuses it
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model that answers."""
+        return self.session.model
 
     def run(self) -> None:
         """Ask and answer until the user leaves."""
-        self.screen.note(
-            f"{self.model.name} · {self.model.manifest.precision} · {self.model.context_length} tokens of context · "
-            "/help shows what you can type"
-        )
-        commands = {name: command.help for name, command in COMMANDS.items()}
-        while not self.is_over:
-            try:
-                text = self.screen.ask(commands)
-            except KeyboardInterrupt:
-                continue
-            except EOFError:
-                return
-            try:
-                if text.startswith("/"):
+        with self._interrupts:
+            self.screen.note(
+                f"{self.model.name} · {self.model.manifest.precision} · {self.model.context_length} tokens of context "
+                "· /help shows what you can type"
+            )
+            if self.session.messages:
+                self.show_last_turn()
+            while not self.is_over:
+                try:
+                    text = self.screen.ask(suggestions, self.status())
+                except KeyboardInterrupt:
+                    continue
+                except EOFError:
+                    break
+                self._react(text)
+            self.leave()
+            if self.kept.name is not None:
+                self.screen.note(f"Kept as {self.kept.name}: edgelm chat --resume {self.kept.name}")
+
+    def _react(self, text: str) -> None:
+        try:
+            if text.startswith("/"):
+                with self._interrupts.breaking():
                     run_command(self, text)
-                elif text.strip():
-                    self._say(text.strip())
-            except EdgeLMError as error:
-                self.screen.warn(f"error: {error}")
-            except KeyboardInterrupt:
-                self.screen.warn("The answer was broken off.")
+            elif said := unquoted(text):
+                self._say(said)
+        except (EdgeLMError, OSError) as error:
+            self.screen.warn(f"error: {error}")
+        except KeyboardInterrupt:
+            self.screen.warn("It was broken off.")
 
     def _say(self, text: str) -> None:
-        self.answer(lambda cancel: self.session.send(text, self.config, cancel=cancel))
+        message, before = message_with(self.attachments, text), len(self.session.messages)
+        try:
+            self.answer(lambda cancel: self.session.send(message, self.config(), cancel=cancel))
+        finally:
+            if len(self.session.messages) > before:
+                self.attachments.clear()
 
-    def answer(self, ask: Callable[[threading.Event], Iterator[Chunk]]) -> None:
+    def config(self) -> GenerationConfig:
+        """Return the model's own settings, with what the user has changed."""
+        return self.model.generation_config.replace(**self.settings)
+
+    def answer(self, ask: Callable[[threading.Event], Generator[Chunk, None, None]]) -> None:
         """Show an answer as it comes; Ctrl-C stops it, and what was said stays in the conversation."""
-        with _cancelled_by_interrupt() as cancel:
-            self.screen.show(self._texts(ask(cancel)))
+        self.last = None
+        try:
+            with self._interrupts.stopping() as cancel, contextlib.closing(ask(cancel)) as chunks:
+                self.screen.show(self._texts(chunks), self.status)
+        finally:
+            self.keep()
         last = self.last
         if last is None or last.usage is None or last.timings is None or last.finish_reason is None:
             return
@@ -89,23 +138,71 @@ class Conversation:
             self.screen.warn("The answer was cut off: /set max_new_tokens N allows longer ones.")
 
     def _texts(self, chunks: Iterator[Chunk]) -> Iterator[str]:
+        tokens, began = 0, time.monotonic()
         for chunk in chunks:
+            if not tokens:  # the first comes with the prompt, whose time is not the answer's
+                began = time.monotonic()
+            elif (seconds := time.monotonic() - began) > 0:
+                self._speed = tokens / seconds
+            tokens += len(chunk.token_ids)
+            if chunk.timings is not None:
+                self._speed = chunk.timings.decode_tokens_per_second
             self.last = chunk
             yield chunk.text
 
+    def status(self) -> str:
+        """Describe the model, its speed, and the context that is used."""
+        parts = [self.model.name]
+        if self._speed:
+            parts.append(f"{self._speed:.1f} tokens/s")
+        parts.append(f"context {self.context_used()} of {self.model.context_length}")
+        if self.attachments:
+            parts.append(f"with {', '.join(attachment.name for attachment in self.attachments)}")
+        return " · ".join(parts)
 
-@contextlib.contextmanager
-def _cancelled_by_interrupt() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C sets: the running step ends in order. A second Ctrl-C breaks it off at once."""
-    cancel = threading.Event()
+    def context_used(self) -> int:
+        """Count the tokens of the conversation, also where the model has not read it yet."""
+        if self.session.context_used or not self.session.messages:
+            return self.session.context_used
+        system = [Message(role="system", content=self.session.system)] if self.session.system else []
+        try:
+            return len(self.model.encode_chat([*system, *self.session.messages]))
+        except ChatTemplateError:  # it will be said with the next answer
+            return 0
 
-    def interrupt(_signal: int, _frame: object) -> None:
-        if cancel.is_set():
-            raise KeyboardInterrupt
-        cancel.set()
+    def show_last_turn(self) -> None:
+        """Show where a conversation stands that the screen has not seen."""
+        said: dict[str, str] = {}
+        for turn in self.session.messages[-2:]:
+            said[turn["role"]] = turn["content"] or ""
+        self.screen.note(f"{len(self.session.messages)} messages so far; the last of them:\n{said.get('user', '')}")
+        if "assistant" in said:
+            self.screen.show(iter([said["assistant"]]), self.status)
 
-    previous = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield cancel
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    def keep(self) -> None:
+        """Write the conversation to the disk; where that fails, say so once."""
+        try:
+            remark = self.kept.keep(self.session)
+        except EdgeLMError as error:
+            if self._is_kept:
+                self.screen.warn(f"This conversation is not kept: {error}")
+            self._is_kept = False
+            return
+        if remark is not None:
+            self.screen.note(remark)
+
+    def leave(self) -> None:
+        """Finish the session on the disk, before another one begins or the chat ends."""
+        try:
+            self.kept.finish(self.session)
+        except EdgeLMError as error:
+            self.screen.warn(f"This conversation's keys and values are not kept: {error}")
+
+
+def unquoted(text: str) -> str:
+    """Return what is said: without the white space around it, or as it stands between triple quotes."""
+    stripped = text.strip()
+    if len(stripped) >= 2 * len(QUOTES) and stripped.startswith(QUOTES) and stripped.endswith(QUOTES):
+        inner = stripped[len(QUOTES) : -len(QUOTES)]
+        return inner.strip("\n") if inner.strip() else ""
+    return stripped

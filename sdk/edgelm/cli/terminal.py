@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import signal
+import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+import click
 from markdown_it import MarkdownIt
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.history import History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.styles import Style
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.text import Text
 
+from edgelm.cli.chat_commands import Suggestion
+from edgelm.cli.conversation import QUOTES
 from edgelm.cli.markdown_blocks import MarkdownBlocks
-from edgelm.cli.output import printable
+from edgelm.cli.output import clean_text, printable
+from edgelm.cli.typed_history import TypedHistory
 from edgelm.errors import ConfigError
 from edgelm.folders import state_folder
 
 _PROMPT = ">>> "
+_CONTINUED = " " * len(_PROMPT)
+_STYLE = Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack"})
+# A paste is one message, also where it comes before the prompt does: without this, each of its lines would be one.
+_BRACKETED_PASTE = "\x1b[?2004h"
 # Ten pictures a second look smooth; more would take the processor from the model.
 _REDRAW_SECONDS = 0.1
 # Without HTML and link definitions nothing of an answer is invisible: rich draws neither.
@@ -36,22 +48,41 @@ class Terminal:
     def __init__(self) -> None:
         self._console = Console(highlight=False)
         self._remarks = Console(stderr=True, highlight=False)
-        self._prompts: PromptSession[str] = PromptSession(history=self._history(), key_bindings=_key_bindings())
+        self._prompts: PromptSession[str] = PromptSession(
+            history=self._history(),
+            key_bindings=_key_bindings(lambda: self._prompts.default_buffer.text),
+            prompt_continuation=_CONTINUED,
+            style=_STYLE,
+        )
 
     def _history(self) -> History:
         try:
-            path = state_folder() / "chat_history"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # What one says to a model is for nobody else's eyes.
-            os.close(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
+            return TypedHistory(state_folder() / "chat_history.jsonl")
         except (OSError, ConfigError) as error:
             self.warn(f"The history of this chat is not kept: {error}.")
             return InMemoryHistory()
-        return FileHistory(str(path))
 
-    def ask(self, commands: dict[str, str]) -> str:
-        """Read one turn; Alt-Enter begins a new line in it."""
-        return self._prompts.prompt(_PROMPT, completer=_SlashCompleter(commands))
+    def ask(self, suggest: Callable[[str], Iterable[Suggestion]], status: str) -> str:
+        """Read one turn; Alt-Enter begins a new line in it, and so does Enter after an opening triple quote."""
+        typed = self._prompts.prompt(_PROMPT, completer=_Completer(suggest), bottom_toolbar=printable(status))
+        return clean_text(typed)
+
+    def edit(self, text: str) -> str | None:
+        """Open the user's editor.
+
+        Raises:
+            ConfigError: there is none, it fails, or it leaves no text.
+        """
+        # Ctrl-C is the editor's. A handler that does nothing is not passed on to it; SIG_IGN would be.
+        previous = signal.signal(signal.SIGINT, lambda *_: None)
+        try:
+            return click.edit(text, extension=".md")
+        except UnicodeDecodeError as error:
+            raise ConfigError("What the editor left is not a text in UTF-8.") from error
+        except click.ClickException as error:
+            raise ConfigError(f"{error.format_message().rstrip('.')}. Set EDITOR to one that is here.") from error
+        finally:
+            signal.signal(signal.SIGINT, previous)
 
     def note(self, text: str) -> None:
         """Show a remark."""
@@ -61,11 +92,12 @@ class Terminal:
         """Show what went wrong."""
         self._remarks.print(Text(printable(text), style="yellow"))
 
-    def show(self, texts: Iterable[str]) -> None:
+    def show(self, texts: Iterable[str], status: Callable[[], str]) -> None:
         """Show an answer as it comes.
 
         A complete block is printed once and for all, so it scrolls up like any output; only the block that is being
-        written is drawn again and again, and never taller than the screen. So nothing flickers and nothing is lost.
+        written is drawn again and again, with the status below, and never taller than the screen. So nothing flickers
+        and nothing is lost.
         """
         if not self._console.is_terminal or self._console.is_dumb_terminal:
             for text in texts:
@@ -75,14 +107,14 @@ class Terminal:
         blocks = MarkdownBlocks()
         printed = False
         drawn = 0.0
-        with Live(console=self._console, auto_refresh=False, transient=True) as live:
+        with _unseen_typing(), Live(console=self._console, auto_refresh=False, transient=True) as live:
             for text in texts:
                 complete = blocks.push(printable(text))
                 for block in complete:
                     self._print_block(block, printed)
                     printed = True
                 if complete or time.monotonic() - drawn >= _REDRAW_SECONDS:
-                    live.update(_Tail(blocks.pending, printed), refresh=True)
+                    live.update(_Tail(blocks.pending, printed, status()), refresh=True)
                     drawn = time.monotonic()
             live.update("", refresh=True)
         self._print_block(blocks.pending, printed)
@@ -95,13 +127,13 @@ class Terminal:
 
 
 class _Tail:
-    """The last lines of a block that is being written, as many as the screen has."""
+    """The last lines of a block that is being written, as many as the screen has, and the status below."""
 
-    def __init__(self, text: str, follows_another: bool) -> None:
-        self._text, self._follows_another = text, follows_another
+    def __init__(self, text: str, follows_another: bool, status: str) -> None:
+        self._text, self._follows_another, self._status = text, follows_another, status
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        height = max(1, console.size.height - 2)
+        height = max(1, console.size.height - 3)
         lines = console.render_lines(_markdown(_last_lines(self._text, height)), options, pad=False)
         if self._follows_another and self._text.strip():
             lines.insert(0, [])
@@ -109,6 +141,8 @@ class _Tail:
             if number:
                 yield Segment.line()
             yield from line
+        yield Segment.line()
+        yield Text(printable(self._status), style="dim", no_wrap=True, overflow="ellipsis")
 
 
 def _last_lines(text: str, count: int) -> str:
@@ -126,23 +160,51 @@ def _markdown(text: str) -> Markdown:
     return markdown
 
 
-class _SlashCompleter(Completer):
-    def __init__(self, commands: dict[str, str]) -> None:
-        self._commands = commands
+class _Completer(Completer):
+    def __init__(self, suggest: Callable[[str], Iterable[Suggestion]]) -> None:
+        self._suggest = suggest
 
     def get_completions(self, document: Document, _event: CompleteEvent) -> Iterator[Completion]:
-        typed = document.text_before_cursor
-        if typed.startswith("/"):
-            for name, meaning in self._commands.items():
-                if name.startswith(typed):
-                    yield Completion(name, start_position=-len(typed), display_meta=meaning)
+        for suggestion in self._suggest(document.text_before_cursor):
+            yield Completion(suggestion.text, start_position=-suggestion.replaces, display_meta=suggestion.meaning)
 
 
-def _key_bindings() -> KeyBindings:
+def _key_bindings(buffer_text: Callable[[], str]) -> KeyBindings:
     bindings = KeyBindings()
 
-    @bindings.add("escape", "enter")
-    def _(event: KeyPressEvent) -> None:
+    def begin_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
+    bindings.add("escape", "enter")(begin_line)
+    bindings.add("enter", filter=Condition(lambda: is_open(buffer_text())))(begin_line)
     return bindings
+
+
+def is_open(text: str) -> bool:
+    """Tell whether a text begins with triple quotes and does not end with others."""
+    stripped = text.strip()
+    return stripped.startswith(QUOTES) and not (len(stripped) >= 2 * len(QUOTES) and stripped.endswith(QUOTES))
+
+
+@contextlib.contextmanager
+def _unseen_typing() -> Iterator[None]:
+    """Keep what is typed while an answer is shown for the next prompt, and out of the answer."""
+    try:
+        import termios
+    except ImportError:  # Windows shows no typing while nobody reads it
+        yield
+        return
+    try:
+        before = termios.tcgetattr(sys.stdin.fileno())
+    except (OSError, ValueError, AttributeError, termios.error):  # no terminal to type at
+        yield
+        return
+    quiet = list(before)
+    # Not line by line either: the system would cut long lines.
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, quiet)
+    sys.stdout.write(_BRACKETED_PASTE)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, before)
