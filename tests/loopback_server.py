@@ -24,6 +24,8 @@ class LoopbackServer:
     holds: dict[str, int] = field(default_factory=dict)  # path -> bytes after which it waits for `release`
     release: threading.Event = field(default_factory=threading.Event)
     knows_ranges: bool = True
+    shifts_ranges: bool = False  # it sends another part than the one that was asked for
+    retry_after: dict[str, list[str]] = field(default_factory=dict)  # path -> Retry-After of the next answers, all 429
     etag: str | None = '"version-1"'
     headers_seen: list[tuple[str, dict[str, str]]] = field(default_factory=list)  # of each GET
 
@@ -82,24 +84,32 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        if state.retry_after.get(path):
+            self.send_response(429)
+            self.send_header("Retry-After", state.retry_after[path].pop(0))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if status != 200 or content is None:
             self._refuse(path, status)
             return
-        start = 0
+        start, end = 0, len(content)
         asked = self.headers.get("Range")
-        if asked and state.knows_ranges and self.headers.get("If-Range", state.etag) == state.etag:
-            start = int(asked.removeprefix("bytes=").rstrip("-"))
-        if start > len(content) or (asked and start == len(content)):
+        partial = bool(asked) and state.knows_ranges and self.headers.get("If-Range", state.etag) == state.etag
+        if asked and partial:
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            start, end = int(first) + state.shifts_ranges, min(int(last) + 1, end) if last else end
+        if start > len(content) or (partial and start == len(content)):
             self._refuse(path, 416)
             return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_response(206 if partial else 200)
+        self.send_header("Content-Length", str(end - start))
+        if partial:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         if state.etag:
             self.send_header("ETag", state.etag)
         self.end_headers()
-        self._send_body(path, content[start:])
+        self._send_body(path, content[start:end])
 
     def _send_body(self, path: str, body: bytes) -> None:
         state = self.server_state

@@ -18,7 +18,7 @@ from edgelm.manifest import sha256_of
 from edgelm_export.architectures import gguf_architecture_of
 from edgelm_export.architectures.architecture import ROPE_FACTORS, GGUFHeader
 from edgelm_export.checkpoint import QuantizedBlocks
-from edgelm_export.checkpoint_folder import GENERATION_CONFIG
+from edgelm_export.checkpoint_folder import GENERATION_CONFIG, read_json_object
 from edgelm_export.gguf import GGUFFile
 from edgelm_export.gguf_tokenizer import tokenizer_files
 from edgelm_export.gguf_types import dequantize, symmetric_blocks
@@ -63,8 +63,13 @@ class GGUFCheckpoint:
         Raises:
             CheckpointError: the tokenizer cannot be rebuilt.
         """
-        generation_config = json.dumps(self._token_ids, indent=2) + "\n"
+        generation_config = json.dumps({**self._sampling_beside(), **self._token_ids}, indent=2) + "\n"
         return {**tokenizer_files(self._file.metadata), GENERATION_CONFIG: generation_config}
+
+    def _sampling_beside(self) -> dict[str, Any]:
+        """Read how the author samples, which a GGUF file does not hold: from the file of that name beside it."""
+        folder = self._path.parent
+        return read_json_object(folder, GENERATION_CONFIG) if (folder / GENERATION_CONFIG).is_file() else {}
 
     @cached_property
     def source(self) -> Mapping[str, Any]:

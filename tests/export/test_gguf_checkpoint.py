@@ -107,6 +107,18 @@ def test_text_files_are_the_tokenizer_the_template_and_the_end_tokens(
         assert checkpoint.config.eos_token_ids == (2, 0)
 
 
+def test_how_the_author_samples_may_stand_beside_the_file(
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
+) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", save_llama(tmp_path / "hf"))
+    values = {"temperature": 0.2, "do_sample": True, "eos_token_id": 9}
+    (tmp_path / "generation_config.json").write_text(json.dumps(values))
+    with GGUFCheckpoint(path) as checkpoint:
+        written = json.loads(checkpoint.text_files["generation_config.json"])
+    assert (written["temperature"], written["do_sample"]) == (0.2, True)
+    assert written["eos_token_id"] != 9  # the tokenizer in the file knows better
+
+
 def test_the_source_says_what_the_file_says_of_itself(
     tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
 ) -> None:

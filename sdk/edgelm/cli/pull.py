@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
 
 import click
@@ -9,10 +11,17 @@ from click.shell_completion import CompletionItem
 
 from edgelm import sources
 from edgelm.catalogue import CATALOGUE
+from edgelm.cli.output import is_terminal
 from edgelm.cli.progress import progress_line
 from edgelm.errors import MissingExtraError
+from edgelm.fetch_options import FetchOptions
+from edgelm.known_source import KnownSource
 from edgelm.library import Library
 from edgelm.manifest import Manifest
+
+# Bytes of a package for each byte of its original. int8 takes 1.46 of SmolLM2-135M's 4-bit GGUF file (143 of 98 MB),
+# and about 0.55 of weights in 16 bits; the disk is refused early for the first, and by the exporter beyond it.
+_PACKAGE_SHARE = 1.5
 
 
 def _complete_names(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -24,18 +33,44 @@ def _complete_names(_context: click.Context, _param: click.Parameter, incomplete
 @click.option("--precision", metavar="NAME", help="Precision of the package, as `edgelm export` takes it.")
 @click.option("--name", metavar="NAME", help="Name in the library.  [default: the model's own]")
 @click.option("--source-only", is_flag=True, help="Download only; make no package.")
+@click.option("--accept-license", is_flag=True, help="Agree to the model's terms, where it has any, without asking.")
+@click.option(
+    "--token-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="File with the token for the hub.  [default: HF_TOKEN, or what `hf auth login` left]",
+)
+@click.option(
+    "--connections",
+    type=int,
+    metavar="N",
+    default=FetchOptions.connections,
+    show_default=True,
+    help="Connections over which a large file comes.",
+)
 @click.pass_context
-def pull(context: click.Context, model: str, precision: str | None, name: str | None, source_only: bool) -> None:
+def pull(
+    context: click.Context,
+    model: str,
+    precision: str | None,
+    name: str | None,
+    source_only: bool,
+    accept_license: bool,
+    token_file: Path | None,
+    connections: int,
+) -> None:
     """Download a model and make a package of it.
 
-    MODEL is a known name, hf:ORG/REPO (safetensors) or hf:ORG/REPO/FILE.gguf, the last two with @REVISION behind them
-    or without. An interrupted download goes on where it stopped: run the same command again.
+    MODEL is a known name (see `edgelm list --available`), hf:ORG/REPO (safetensors, or a package that `edgelm push`
+    wrote) or hf:ORG/REPO/FILE.gguf, the last two with @REVISION behind them or without. An interrupted download goes on
+    where it stopped: run the same command again.
 
     \b
     Examples:
       edgelm pull smollm2-135m-instruct
       edgelm pull hf:HuggingFaceTB/SmolLM2-360M-Instruct --precision int4
       edgelm pull hf:ORG/REPO/model-q8_0.gguf --source-only
+      HF_ENDPOINT=https://mirror.example edgelm pull qwen3-0.6b
     """
     library = Library()
     if library.has_package(model) and precision is None and name is None and not source_only:
@@ -43,6 +78,8 @@ def pull(context: click.Context, model: str, precision: str | None, name: str | 
         return
     source = sources.resolve(_reference(model, library))
     name = name or (model if model in library.sources() else source.name)
+    share = 0.0 if source_only else _PACKAGE_SHARE
+    options = FetchOptions(connections=connections, token_file=token_file, package_share=share)
     with library.lock(name, lambda owner: _say(f"Waiting for process {owner or '?'}, which works on {name} …")):
         here = None if source_only else _package_of(library, name, precision)
         if here is not None:
@@ -50,14 +87,35 @@ def pull(context: click.Context, model: str, precision: str | None, name: str | 
             return
         exporter = None if source_only else _Exporter.find(context)
         package = name if exporter is None else exporter.package_name(name, precision)
-        path = _fetch(source, library, name)
-        if source_only:
+        if name not in library.sources():
+            _agree_to_terms(source, accept_license)
+        path = _fetch(source, library, name, options)
+        if path == library.package_path(name):
+            package = name
+            made = Manifest.load(path).precision
+            if precision not in (None, made):
+                _say(f"It came as a package of precision {made}; --precision {precision} was not applied.")
+        elif source_only:
             return
-        if exporter is None:
+        elif exporter is None:
             _say(f"To make a package of it: pip install 'edgelm[export]' and then: edgelm export {name}")
             return
-        exporter.export(path, library.package_path(package), precision)
+        else:
+            exporter.export(path, library.package_path(package), precision)
     _say(f"Talk to it: edgelm chat {package}")
+
+
+def _agree_to_terms(source: sources.Source, accepted: bool) -> None:
+    """Show the terms of a model that has any, and end here where the user does not agree to them."""
+    terms = source.model.terms if isinstance(source, KnownSource) else None
+    if terms is None:
+        return
+    _say(f"{source.name} is under terms of its own: {terms}")
+    if accepted:
+        return
+    if not is_terminal(sys.stdin):
+        raise click.UsageError("Nobody is here to ask: read the terms, and add --accept-license to agree to them.")
+    click.confirm("Do you agree to them?", abort=True, err=True)
 
 
 def _say(text: str) -> None:
@@ -114,9 +172,10 @@ class _Exporter:
             self._command.invoke(child)
 
 
-def _fetch(source: sources.Source, library: Library, name: str) -> Path:
+def _fetch(source: sources.Source, library: Library, name: str, options: FetchOptions) -> Path:
     known = name in library.sources()
     with progress_line() as progress:
-        path = sources.fetch(source, library, name, progress)
-    _say(f"The source of {name} is {'in the library already' if known else 'here'}: {path}")
+        path = sources.fetch(source, library, name, dataclasses.replace(options, progress=progress))
+    what = "package" if path == library.package_path(name) else f"source of {name}"
+    _say(f"The {what} is {'in the library already' if known else 'here'}: {path}")
     return path

@@ -1,0 +1,29 @@
+"""The user's token for the hub; it is never shown, and never sent to a server that the hub redirects to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from edgelm.errors import ConfigError
+
+
+def hub_token(file: Path | None) -> str | None:
+    """Read the token from `file`; without one, take HF_TOKEN or what `hf auth login` left, if anything.
+
+    Raises:
+        ConfigError: the file cannot be read, or has more in it than a token.
+    """
+    # Read at its import: without it the hub would also learn which other libraries are installed here.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if file is None:
+        from huggingface_hub import get_token
+
+        return get_token()
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"Cannot read the hub's token from {file}: {error}.") from error
+    if not token.isascii() or len(token.split()) != 1:
+        raise ConfigError(f"{file} holds no token: one word of letters, digits and _ is expected, and nothing else.")
+    return token

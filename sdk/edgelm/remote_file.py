@@ -1,0 +1,104 @@
+"""A file on a server: how to ask for it or a part of it, which failures pass, and what the others mean."""
+
+from __future__ import annotations
+
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgelm._version import __version__
+from edgelm.errors import DownloadError
+
+# Called with the file's name, the bytes that are here, and the bytes of the whole file where the server says so.
+Progress = Callable[[str, int, int | None], None]
+
+_BLOCK_BYTES = 1 << 18
+_TIMEOUT_SECONDS = 30.0
+_RETRY_STATUSES = (408, 429, 500, 502, 503, 504)
+# A server that asks for patience gets it, within what somebody who watches would give.
+_LONGEST_WAIT = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """What to download, and what it must be.
+
+    size, sha256: None where unknown; then they are not checked. headers: sent to this server, not to one that it
+    redirects to. advice: HTTP status -> the way out, which the error of that status ends with.
+    """
+
+    url: str
+    size: int | None = None
+    sha256: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    advice: Mapping[int, str] = field(default_factory=dict)
+
+
+def open_range(remote: RemoteFile, first: int = 0, last: int | None = None, *, version: str | None = None) -> Any:
+    """Ask for the bytes from `first` to `last` (None: the end), or for the whole file where those are all of it.
+
+    version: the strong ETag that the file must still have; a server that has another sends the whole file.
+    """
+    request = urllib.request.Request(remote.url, headers={"User-Agent": f"edgelm/{__version__}"})
+    # Without content encoding the bytes on the wire are those of the file, and ranges mean the same to both sides.
+    request.add_header("Accept-Encoding", "identity")
+    for name, value in remote.headers.items():
+        request.add_unredirected_header(name, value)
+    if first or last is not None:
+        request.add_header("Range", f"bytes={first}-{'' if last is None else last}")
+        if version:
+            request.add_header("If-Range", version)
+    return urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+
+
+def read_block(response: Any) -> bytes:
+    """Read what has come, up to a block; empty at the end.
+
+    Raises:
+        ConnectionError: the connection broke.
+    """
+    try:
+        return bytes(response.read(_BLOCK_BYTES))
+    except OSError as error:  # also ssl.SSLError; told apart here from an error of the disk
+        raise ConnectionError(str(error)) from error
+
+
+def starts_at(response: Any, first: int) -> bool:
+    """Tell whether a response is the part of the file from byte `first` on: `Content-Range: bytes 100-199/200`."""
+    start = str(response.headers.get("Content-Range", "")).removeprefix("bytes ").partition("-")[0]
+    return response.status == http.client.PARTIAL_CONTENT and start.isdigit() and int(start) == first
+
+
+def is_passing(error: Exception) -> bool:
+    """Tell whether another attempt may succeed."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in _RETRY_STATUSES
+    if isinstance(error, urllib.error.URLError):
+        return isinstance(error.reason, (TimeoutError, ConnectionError))
+    return isinstance(error, (http.client.HTTPException, TimeoutError, ConnectionError))
+
+
+def wait_after(error: Exception, planned: float) -> float:
+    """Return the seconds until the next attempt: what the server asks for (Retry-After), else what was planned."""
+    asked = error.headers.get("Retry-After", "") if isinstance(error, urllib.error.HTTPError) else ""
+    return min(max(planned, float(asked)), _LONGEST_WAIT) if asked.isdigit() else planned
+
+
+def explain(error: Exception, remote: RemoteFile, target: Path) -> DownloadError:
+    """Say what a failure means, and what to do."""
+    if isinstance(error, urllib.error.HTTPError):
+        advice = remote.advice.get(error.code, "Try again later.")
+        return DownloadError(
+            f"Cannot download {target.name}: {remote.url} answers {error.code} {error.reason}. {advice}"
+        )
+    if isinstance(error, (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)):
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        return DownloadError(
+            f"Cannot download {target.name} from {remote.url}: {reason}. Check the network (and HTTPS_PROXY, "
+            "SSL_CERT_FILE where you need them) and run the same command again: it goes on where it stopped."
+        )
+    return DownloadError(f"Cannot write {target}: {error}.")
