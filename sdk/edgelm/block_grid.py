@@ -98,6 +98,49 @@ def searched_grid(blocks: Array, kind: GridKind, importance: Array | None = None
     return Grid(top=start.top, scales=nonzero_scales(scales), zeros=zeros)
 
 
+def short_scales(scales: Array) -> Array:
+    """Round scales to 16 significant bits: exact in float32 times integers of 8 bits, so that `exact_grid` finds them."""
+    return ((scales.view(np.uint32) + np.uint32(0x80)) & np.uint32(0xFFFFFF00)).view(np.float32)
+
+
+def exact_grid(blocks: Array, kind: GridKind) -> tuple[Grid, NDArray[np.bool_]]:
+    """Find the grid that a block's weights lie on; return the grids, and which blocks [N, blocks] have one.
+
+    Weights that are integers times one scale, as quantized files and quantization-aware training leave them, are held
+    without any error by that grid, where a search would find one beside it. Of several, the coarsest is taken, and the
+    one with a positive scale where both signs hold the block. The smallest weight is a few steps large: all numbers of
+    steps that it can be are tried.
+    """
+    top, middle = (1 << kind.bits) - 1, 1 << (kind.bits - 1)
+    most = middle if kind.symmetric else top
+    flat = blocks.reshape(-1, blocks.shape[-1])
+    sizes = np.abs(flat)
+    largest = sizes.max(-1)
+    smallest = np.where(sizes > 0, sizes, np.inf).min(-1)
+    found = largest == 0
+    scales = np.ones(len(flat), np.float32)
+    zeros = np.full(len(flat), middle if kind.symmetric else 0, np.float32)
+    for steps in range(1, most + 1):
+        left = np.flatnonzero(~found & (largest <= smallest * np.float32((most + 0.5) / steps)))
+        if not left.size:
+            break
+        trial = (smallest[left] / np.float32(steps)).astype(np.float32)
+        values = np.rint(flat[left] / trial[:, None])
+        low, high = np.minimum(values.min(-1), 0), np.maximum(values.max(-1), 0)
+        signs = np.float32(1)
+        if kind.symmetric:
+            fits = (np.maximum(-low, high) <= middle) & (np.minimum(-low, high) < middle)
+            signs = np.where(high < middle, np.float32(1), np.float32(-1))
+        else:
+            fits = high - low <= top
+            zeros[left] = -low
+        fits &= (values * trial[:, None] == flat[left]).all(-1)
+        scales[left] = trial * signs
+        found[left[fits]] = True
+    shape = blocks.shape[:-1]
+    return Grid(top=top, scales=scales.reshape(shape), zeros=zeros.reshape(shape)), found.reshape(shape)
+
+
 def nonzero_scales(scales: Array) -> Array:
     """Give an empty block any scale: all its values are the zero point."""
     return np.where(scales == 0, np.float32(1), scales).astype(np.float32)

@@ -3,7 +3,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from edgelm.block_grid import in_blocks, outermost_grid
+from edgelm.block_grid import Grid, exact_grid, in_blocks, outermost_grid, short_scales
 from edgelm.errors import ExportError
 from edgelm.quantization_scheme import Scheme, parse_scheme
 from edgelm_export.graph import MICROSOFT, OPSETS
@@ -90,6 +90,46 @@ def test_the_search_finds_a_grid_that_the_weights_are_on() -> None:
     steps[:, ::64] = -8  # each block shows its whole range
     weight = steps * np.float32(0.03)
     np.testing.assert_allclose(unpack(quantized(weight, "int4-block64")), weight, atol=1e-7)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_weights_on_a_grid_keep_their_integers(scheme: str) -> None:
+    kind = parse_scheme(scheme)
+    assert isinstance(kind, Scheme)
+    random = np.random.default_rng(0)
+    top, shape = (1 << kind.bits) - 1, (12, 3, kind.block_size)
+    values = random.integers(0, top + 1, shape).astype(np.float32)
+    zeros = np.full(shape[:2], top // 2 + 1, np.float32)
+    # The whole range, which no other symmetric grid holds, and a single step, without which a coarser one might.
+    values[..., 0], values[..., 1], values[..., 2] = 0, top, zeros + 1
+    if not kind.symmetric:
+        zeros = random.integers(0, top, shape[:2]).astype(np.float32)
+        values[..., 2] = zeros + 1
+    signs = random.choice([-1, 1], shape[:2]) if kind.symmetric else 1
+    scales = short_scales(((random.random(shape[:2]) + 0.1) * 0.03 * signs).astype(np.float32))
+    weight = Grid(top=top, scales=scales, zeros=zeros).weights(values).reshape(12, -1)
+
+    packed = quantized(weight, scheme)
+
+    assert np.array_equal(unpack(packed), weight)
+    kept = pack(
+        values.astype(np.uint8), scales, None if kind.symmetric else zeros.astype(np.uint8),
+        bits=kind.bits, columns=weight.shape[1],
+    )  # fmt: skip
+    assert np.array_equal(packed.packed, kept.packed)
+    assert np.array_equal(packed.scales, kept.scales)
+
+
+def test_a_block_beside_its_grid_is_searched_and_the_others_are_kept() -> None:
+    steps = np.random.default_rng(0).integers(-8, 8, (4, 128)).astype(np.float32)
+    weight = steps * np.float32(0.03125)
+    weight[1, 70] *= np.float32(1.01)
+
+    _, found = exact_grid(in_blocks(weight, 64), Scheme(bits=4, block_size=64, symmetric=True, method="searched"))
+    kept = unpack(quantized(weight, "int4-block64"))
+
+    assert found.tolist() == [[True, True], [True, False], [True, True], [True, True]]
+    assert np.array_equal(np.delete(kept, 1, 0), np.delete(weight, 1, 0))
 
 
 @pytest.mark.parametrize("asymmetric", ["", "-asymmetric"])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.block_grid import Grid, in_blocks, outermost_grid, searched_grid
+from edgelm.block_grid import Grid, exact_grid, in_blocks, outermost_grid, searched_grid
 from edgelm.quantization_scheme import Scheme
 from edgelm_export.quantize.grid import pack_on
 from edgelm_export.quantize.packed import PackedWeight
@@ -30,8 +30,11 @@ _RIDGE = 0.1
 
 
 def quantize_gptq(weight_NK: Array, inputs: InputStatistics, scheme: Scheme) -> PackedWeight:
-    """Quantize a matrix for its inputs."""
+    """Quantize a matrix for its inputs; one that lies on the scheme's grid already is left there."""
     K = weight_NK.shape[1]
+    exact, found = exact_grid(in_blocks(weight_NK, scheme.block_size), scheme)
+    if found.all():
+        return pack_on(exact, exact.nearest(in_blocks(weight_NK, scheme.block_size)), scheme, K)
     padding = -K % scheme.block_size
     hessian = _damped(np.pad(inputs.hessian_KK, (0, padding)))
     blocks = in_blocks(_leaning(weight_NK, inputs), scheme.block_size)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgelm.block_grid import Array, Grid, in_blocks, nonzero_scales, outermost_grid, searched_grid
+from edgelm.block_grid import Array, Grid, exact_grid, in_blocks, nonzero_scales, outermost_grid, searched_grid
 from edgelm.quantization_scheme import Scheme
 from edgelm_export.quantize.packed import PackedWeight, pack
 
@@ -64,6 +64,19 @@ GRIDS: dict[str, Callable[[Array, Scheme], Grid]] = {
 }
 
 
+def grid_for(blocks: Array, scheme: Scheme) -> Grid:
+    """Return the grid that a block lies on already, else the one that the scheme's method finds."""
+    exact, found = exact_grid(blocks, scheme)
+    if found.all():
+        return exact
+    grid = GRIDS[scheme.method](blocks, scheme)
+    return Grid(
+        top=grid.top,
+        scales=np.where(found, exact.scales, grid.scales),
+        zeros=np.where(found, exact.zeros, grid.zeros),
+    )
+
+
 def pack_on(grid: Grid, values: Array, scheme: Scheme, columns: int) -> PackedWeight:
     """Return values on a grid in the operator's layout."""
     zeros = None if scheme.symmetric else grid.zeros.astype(np.uint8)
@@ -80,7 +93,7 @@ def quantize_alone(weight_NK: Array, scheme: Scheme) -> PackedWeight:
     values, scales, zeros = [], [], []
     for start in range(0, len(weight_NK), rows):
         blocks = in_blocks(weight_NK[start : start + rows], scheme.block_size)
-        grid = GRIDS[scheme.method](blocks, scheme)
+        grid = grid_for(blocks, scheme)
         values.append(grid.nearest(blocks).astype(np.uint8))
         scales.append(grid.scales)
         zeros.append(grid.zeros)
