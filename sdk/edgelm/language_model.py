@@ -22,6 +22,7 @@ from edgelm.generate import PREFILL_CHUNK, Decoder
 from edgelm.generation_config import GenerationConfig
 from edgelm.graph_file import GRAPH_FILE
 from edgelm.kv_cache import KVCache
+from edgelm.huge_pages import large_mappings, move_new_mappings
 from edgelm.library import Library
 from edgelm.malloc import return_freed_memory
 from edgelm.manifest import Manifest, check_hash
@@ -55,6 +56,7 @@ def load(
         check_signature(folder, Path(public_key))
     manifest = Manifest.load(folder)
     large = manifest.check_files(folder, largest=_LARGE)
+    mappings = large_mappings()
     with ThreadPoolExecutor(2) as workers:
         # Three things of about the same length, of which two need no interpreter: hashing the weights (numbers that
         # nothing parses; their file's size is checked already), the tokenizer, and the session.
@@ -73,6 +75,7 @@ def load(
             manifest=manifest,
         )
     return_freed_memory()
+    move_new_mappings(mappings)
     return model
 
 
