@@ -1,4 +1,4 @@
-"""The graph of a package, model.onnx: read once, checked, and only then given to ONNX Runtime."""
+"""The graph of a model, model.onnx in a package: read once, checked, and only then given to ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from edgelm.manifest import FileEntry, read_checked
-from edgelm.onnx_walk import MAX_BYTES, walk_onnx
+from edgelm.onnx_walk import MAX_BYTES, GraphFacts, walk_onnx
 from edgelm.regular_file import read_regular
 
 GRAPH_FILE = "model.onnx"
@@ -20,10 +20,14 @@ def read_graph(folder: Path, entry: FileEntry | None = None) -> bytes:
     Raises:
         PackageError: it differs from the manifest, or the walk refuses it.
     """
-    graph = read_regular(folder / GRAPH_FILE, MAX_BYTES) if entry is None else read_checked(folder, entry)
-    with os.scandir(folder) as files:
+    return read_graph_with_facts(folder / GRAPH_FILE, entry)[0]
+
+
+def read_graph_with_facts(path: Path, entry: FileEntry | None = None) -> tuple[bytes, GraphFacts]:
+    """Read a graph as `read_graph` does, and return also what the walk found in it."""
+    graph = read_regular(path, MAX_BYTES) if entry is None else read_checked(path.parent, entry)
+    with os.scandir(path.parent) as files:
         sizes = {
             file.name: file.stat(follow_symlinks=False).st_size for file in files if file.is_file(follow_symlinks=False)
         }
-    walk_onnx(graph, folder / GRAPH_FILE, sizes)
-    return graph
+    return graph, walk_onnx(graph, path, sizes)

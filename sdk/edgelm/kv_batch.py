@@ -73,6 +73,8 @@ class KVBatch:
         """Let a row that is filled take part in the steps."""
         other = self.rows[self.active]
         if other is not row:
+            row.settle()
+            other.settle()
             for buffer in self.buffers:
                 aside = buffer[row.place, :, : row.length].copy()
                 buffer[row.place, :, : other.length] = buffer[other.place, :, : other.length]
@@ -113,6 +115,7 @@ class KVBatch:
         if hole == place:
             return
         row = self.rows[hole] = self.rows[place]
+        row.settle()
         for buffer in self.buffers:
             buffer[hole, :, : row.length] = buffer[place, :, : row.length]
         row.move_to(hole)
@@ -121,6 +124,7 @@ class KVBatch:
         # Nothing may keep the old memory, and only one layer is there twice.
         self.bindings.clear()
         for row in self.rows:
+            row.settle()
             row.buffers, row.binding = [], None
         for i, old in enumerate(self.buffers):
             self.buffers[i] = grown = self._zeros(places, capacity)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from edgelm.errors import ContextLengthError, PackageError
 
 # Growing copies the whole cache: a quarter more each time keeps the copies rare, and the unused rest small.
 GROWTH_STEP = 128
+
+# Copies the keys and values of the tokens from the first number to the second into buffers.
+_Fetch = Callable[[Sequence[NDArray[np.float32]], int, int], None]
 
 
 def bytes_per_token(config: ModelConfig) -> int:
@@ -35,7 +38,9 @@ class KVCache:
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
         self.token_ids: list[int] = []
-        self.buffers = self._empty()
+        self._buffers = self._empty()
+        self._fetch: _Fetch | None = None
+        self._settled = self._until = 0  # with a fetch: how many tokens are in the buffers, and in its memory
         self.binding: object | None = None  # the session's: its graph, bound to the memory of these buffers
 
     @property
@@ -44,9 +49,31 @@ class KVCache:
         return len(self.token_ids)
 
     @property
+    def buffers(self) -> list[NDArray[np.float32]]:
+        """The keys and values, up to date."""
+        self.settle()
+        return self._buffers
+
+    @buffers.setter
+    def buffers(self, buffers: list[NDArray[np.float32]]) -> None:
+        self._buffers, self._fetch = buffers, None
+
+    @property
     def capacity(self) -> int:
         """How many tokens fit before the next growth."""
-        return int(self.buffers[0].shape[2])
+        return int(self._buffers[0].shape[2])
+
+    def leave_in(self, fetch: _Fetch, length: int) -> None:
+        """Say that the newest of `length` tokens' keys and values are in another memory, from which `fetch` copies."""
+        if self._fetch is None:
+            self._settled = self.length
+        self._fetch, self._until = fetch, length
+
+    def settle(self) -> None:
+        """Copy what is in another memory into the buffers."""
+        fetch, self._fetch = self._fetch, None
+        if fetch is not None:
+            fetch(self._buffers, self._settled, self._until)
 
     def _empty(self) -> list[NDArray[np.float32]]:
         return [self._zeros(0) for _ in range(2 * self._config.num_hidden_layers)]
@@ -90,6 +117,7 @@ class KVCache:
             raise ValueError(f"Cannot truncate a cache of {self.length} tokens to {length}.")
         if self.length > (self._config.short_context or self.length) >= length:
             length, self.binding, self.buffers = 0, None, self._empty()  # what is left turns as a short text again
+        self._settled, self._until = min(self._settled, length), min(self._until, length)
         del self.token_ids[length:]
 
     def is_outgrown_by(self, length: int) -> bool:

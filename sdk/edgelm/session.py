@@ -1,29 +1,34 @@
-"""DecoderSession: the decoder graph in ONNX Runtime. Only this module knows ONNX Runtime and the graph's inputs."""
+"""DecoderSession: the decoder graph in ONNX Runtime. Only this module imports ONNX Runtime."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib.util
+import io
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.binding import Binding, Graph, InPlaceBinding, bind, works_in_place
 from edgelm.config import ModelConfig
 from edgelm.cpu import usable_cores
-from edgelm.errors import ConfigError, PackageError, ProviderError
-from edgelm.graph_file import GRAPH_FILE, read_graph
+from edgelm.decoder_graph import HIDDEN_STATE, DecoderGraph, GraphValue
+from edgelm.errors import ConfigError, ProviderError
+from edgelm.graph_file import GRAPH_FILE, read_graph_with_facts
 from edgelm.kv_batch import KVBatch
 from edgelm.kv_cache import KVCache
 from edgelm.manifest import FileEntry
-from edgelm.stop_switch import StoppedError, StopSwitch
+from edgelm.providers import CPU, HEAVY_OPERATORS, PROVIDERS, provider_named
+from edgelm.stop_switch import StopSwitch
 
-_LOG_ERRORS_ONLY = 3
-_FATAL_ONLY = 4
-HIDDEN_STATE = "last_hidden_state"
+_LOG_ERRORS_ONLY, _FATAL_ONLY = 3, 4
 _RECOMPUTED_AT_ONCE = 128  # as prompts are (generate.PREFILL_CHUNK)
 
 
@@ -32,26 +37,38 @@ class SessionOptions:
     """How ONNX Runtime runs the graph.
 
     threads: of one step; None takes the physical cores. More threads than cores halve the speed
-    (docs/results/graph-and-settings.md).
+    (docs/results/graph-and-settings.md). provider: a name of `providers.PROVIDERS`, what computes. provider_options: in
+    ONNX Runtime's words, besides those that edgelm sets and before them.
+
+    Raises:
+        ConfigError: threads is out of range, or provider_options are not texts.
+        ProviderError: there is no such provider.
     """
 
     threads: int | None = None
+    provider: str = CPU
+    provider_options: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.threads is not None and not (isinstance(self.threads, int) and 1 <= self.threads <= 1024):
             raise ConfigError(f"threads is {self.threads!r}; it must be a whole number from 1 to 1024.")
+        provider_named(self.provider)
+        if not all(isinstance(text, str) for pair in self.provider_options.items() for text in pair):
+            raise ConfigError(f"provider_options is {self.provider_options!r}; it must map texts to texts.")
 
 
 class DecoderSession:
     """Run the graph of one package: token ids and a KV cache in, logits out.
 
     Many threads may call `forward` at once, each with a cache of its own. entry: what the manifest says of the graph's
-    file; None, and its hash is not checked (its content is, either way).
+    file; None, and its hash is not checked (its content is, either way). foreign_graph: the path below `folder` of a
+    graph that another program wrote; None is edgelm's own.
 
     Raises:
-        ProviderError: ONNX Runtime is not installed, or refuses the graph.
-        PackageError: the graph is not what the manifest says, has something that no decoder needs, or does not have
-            the inputs that edgelm writes.
+        ProviderError: ONNX Runtime is not installed, has not the provider or refuses the graph; or the provider left
+            work to the CPU.
+        PackageError: the graph is not what the manifest says, has something that no decoder needs, or takes what
+            edgelm does not give.
     """
 
     def __init__(
@@ -61,28 +78,31 @@ class DecoderSession:
         options: SessionOptions | None = None,
         *,
         entry: FileEntry | None = None,
+        foreign_graph: Path | None = None,
     ) -> None:
-        self.config = config
+        options = options or SessionOptions()
+        provider = provider_named(options.provider)
+        path = folder / (foreign_graph or GRAPH_FILE)
         self._runtime = _import_onnxruntime()
         self._process = os.getpid()
-        graph = read_graph(folder, entry)
-        settings = self._runtime.SessionOptions()
-        settings.intra_op_num_threads = (options or SessionOptions()).threads or usable_cores()
-        settings.log_severity_level = _LOG_ERRORS_ONLY
-        # Work in smaller pieces than one a thread: decodes 1.02-1.03 x as fast (docs/results/graph-and-settings.md).
-        settings.add_session_config_entry("session.dynamic_block_base", "4")
-        # From the bytes that were walked, not from the path: what runs is what was checked.
-        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        path = folder / GRAPH_FILE
-        try:
-            self._session = self._runtime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own classes have no common base but this one
-            raise ProviderError(f"ONNX Runtime does not load {path}: {error}") from error
-        names = {value.name for value in self._session.get_inputs()}
-        expected = {"input_ids", "attention_mask", *_cache_names(config, "past_key_values")}
-        if names != expected:
-            raise PackageError(f"{path} has the inputs {sorted(names ^ expected)} too much or too little.")
-        self._outputs = {value.name for value in self._session.get_outputs()}
+        graph, facts = read_graph_with_facts(path, entry)
+        session = _start(self._runtime, graph, path, options)
+        inputs, outputs = (
+            [GraphValue(name=value.name, type=value.type, shape=value.shape) for value in found]
+            for found in ([*session.get_inputs(), *session.get_overridable_initializers()], session.get_outputs())
+        )
+        decoder = DecoderGraph.of(path, inputs, outputs, facts.operators)
+        shares_cache = provider.shares_cache and (foreign_graph is None or decoder.shares_cache)
+        decoder = dataclasses.replace(decoder, shares_cache=shares_cache)
+        if provider.cache_types and decoder.cache_type.name not in provider.cache_types:
+            raise ProviderError(
+                f"{path} has keys and values of {decoder.cache_type}; the attention of {options.provider!r} computes "
+                f"with {' or '.join(provider.cache_types)}, and would be left to the CPU. It takes a graph of "
+                f"{provider.precision} (docs/guides/devices.md says how to make one); this one runs with "
+                "provider='cpu'."
+            )
+        self.config = decoder.fitted(config, path)
+        self._graph = Graph(self._runtime, session, decoder, self.config, provider.device)
 
     def new_cache(self) -> KVCache:
         """Return an empty KV cache for this model."""
@@ -106,10 +126,25 @@ class DecoderSession:
             ProviderError: the process is a fork of the one that loaded the model.
             StoppedError: `stop` was pressed; the cache is as before.
         """
-        length = len(cache.token_ids) + len(token_ids)
-        logits_TV = self._bound(cache, length).run(token_ids, length, all_logits, stop)
+        facts, length = self._graph.facts, cache.length + len(token_ids)
+        # The half of an old merged decoder that takes a cache takes one token with it.
+        takes_one = "use_cache_branch" in facts.inputs and cache.length > 0
+        if len(token_ids) > 1 and (takes_one or (all_logits and facts.gives_last_logits)):
+            return self._forward_one_by_one(token_ids, cache, all_logits, stop)
+        logits_TV = self._bound(cache, length).run(cache, token_ids, all_logits, stop)
         cache.token_ids.extend(token_ids)
         return logits_TV
+
+    def _forward_one_by_one(
+        self, token_ids: Sequence[int], cache: KVCache, all_logits: bool, stop: StopSwitch | None
+    ) -> NDArray[np.float32]:
+        before = cache.length
+        try:
+            rows = [self.forward((id_,), cache, stop=stop).copy() for id_ in token_ids]
+        except BaseException:
+            cache.truncate(before)
+            raise
+        return np.concatenate(rows if all_logits else rows[-1:])
 
     def forward_hidden(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
         """Compute T tokens after those in `cache`, and add them to it, as `forward` does.
@@ -120,26 +155,24 @@ class DecoderSession:
             ConfigError: the graph does not give them.
             ContextLengthError, ProviderError: as from `forward`.
         """
-        if HIDDEN_STATE not in self._outputs:
+        if not self._graph.facts.has_hidden_state:
             raise ConfigError(
                 f"The graph of this package has no output {HIDDEN_STATE}, which these embeddings are made of. Export "
                 'the model again (edgelm export SOURCE -o FOLDER), or take the pooling "values".'
             )
-        length = len(cache.token_ids) + len(token_ids)
-        hidden_TD = self._bound(cache, length).run_hidden(token_ids, length)
+        hidden_TD = self._bound(cache, cache.length + len(token_ids)).run_hidden(cache, token_ids)
         cache.token_ids.extend(token_ids)
         return hidden_TD
 
-    def _bound(self, cache: KVCache, length: int) -> _Binding:
+    def _bound(self, cache: KVCache, length: int) -> Binding:
         """Return the graph bound to a cache that has room for `length` tokens."""
         self._check_process()
         if cache.is_outgrown_by(length):
             self._recompute(cache, length)
+        cache.reserve(length)  # forgets the binding where it grows: nothing may keep the memory that is outgrown
         binding = cache.binding
-        if not isinstance(binding, _Binding) or length > binding.capacity or binding.session is not self._session:
-            binding = None  # nothing may keep the memory that the cache outgrows
-            cache.reserve(length)
-            binding = cache.binding = _Binding(self._runtime, self._session, self.config, cache.buffers)
+        if not isinstance(binding, Binding) or binding.graph is not self._graph:
+            binding = cache.binding = bind(self._graph, cache)
         return binding
 
     def _recompute(self, cache: KVCache, length: int) -> None:
@@ -160,14 +193,16 @@ class DecoderSession:
             ContextLengthError: a token does not fit the model's context.
             ProviderError: the process is a fork of the one that loaded the model.
         """
-        self._check_process()
         rows = batch.rows[: len(token_ids)]
+        if not works_in_place(self._graph):
+            return np.concatenate([self.forward((id_,), row) for id_, row in zip(token_ids, rows, strict=True)])
+        self._check_process()
         lengths = [len(row.token_ids) + 1 for row in rows]
         batch.reserve(max(lengths))
         binding = batch.bindings.get(len(rows))
-        if not isinstance(binding, _Binding):
+        if not isinstance(binding, InPlaceBinding):
             buffers = [buffer[: len(rows)] for buffer in batch.buffers]
-            binding = batch.bindings[len(rows)] = _Binding(self._runtime, self._session, self.config, buffers)
+            binding = batch.bindings[len(rows)] = InPlaceBinding(self._graph, buffers)
         logits_BV = binding.step(token_ids, lengths)
         for row, id_ in zip(rows, token_ids, strict=True):
             row.token_ids.append(id_)
@@ -182,103 +217,61 @@ class DecoderSession:
             )
 
 
-class _Binding:
-    """The graph bound to the buffers of B sequences: past and present are the same memory, so no step copies the cache.
-
-    The attention mask is bound once, as long as the buffers; ones mark the filled positions of each row.
-    GroupQueryAttention only needs their sums, so nothing is bound again from step to step (rebinding a growing mask
-    costs 2-3 % of a step).
-    """
-
-    def __init__(self, runtime: Any, session: Any, config: ModelConfig, buffers: list[NDArray[np.float32]]) -> None:
-        rows, _, self.capacity, _ = buffers[0].shape
-        self.session = session
-        self._runtime, self._config = runtime, config
-        self._mask_BS = np.zeros((rows, self.capacity), np.int64)
-        self._mask, self._marked = self._value(self._mask_BS), [0] * rows
-        self._cache_values = [self._value(buffer) for buffer in buffers]
-        self._past_names = _cache_names(config, "past_key_values")
-        self._present_names = _cache_names(config, "present")
-        # Decode steps all have the same shape; each prefill chunk has its own binding, made when it comes.
-        self._step_ids_BT = np.zeros((rows, 1), np.int64)
-        step_logits_BTV = np.zeros((rows, 1, config.vocab_size), np.float32)
-        self._step_logits_BV: NDArray[np.float32] = step_logits_BTV[:, 0]
-        self._step, self._step_values = self._bind(self._step_ids_BT, 1, "logits", step_logits_BTV)
-
-    def _value(self, array: NDArray[Any]) -> Any:
-        return self._runtime.OrtValue.ortvalue_from_numpy(array)  # shares the array's memory
-
-    def _bind(
-        self, ids_BT: NDArray[np.int64], keep: int, output_name: str, output: NDArray[np.float32]
-    ) -> tuple[Any, tuple[Any, ...]]:
-        """Return an IO binding, and the values whose memory it uses without holding it."""
-        binding = self.session.io_binding()
-        ids, num_logits, result = self._value(ids_BT), self._value(np.array(keep, np.int64)), self._value(output)
-        binding.bind_ortvalue_input("input_ids", ids)
-        binding.bind_ortvalue_input("attention_mask", self._mask)
-        binding.bind_ortvalue_input("num_logits_to_keep", num_logits)
-        for past, present, value in zip(self._past_names, self._present_names, self._cache_values, strict=True):
-            binding.bind_ortvalue_input(past, value)
-            binding.bind_ortvalue_output(present, value)
-        binding.bind_ortvalue_output(output_name, result)
-        return binding, (ids, num_logits, result)
-
-    def _mark(self, lengths: Sequence[int]) -> None:
-        for row, (marked, length) in enumerate(zip(self._marked, lengths, strict=True)):
-            if length >= marked:
-                self._mask_BS[row, marked:length] = 1
-            else:  # the cache was truncated
-                self._mask_BS[row, length:marked] = 0
-        self._marked = list(lengths)
-
-    def step(self, token_ids: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
-        """Compute one token for each row; `lengths` counts the tokens in each row's cache after this step."""
-        self._mark(lengths)
-        self._step_ids_BT[:, 0] = token_ids
-        self.session.run_with_iobinding(self._step)
-        return self._step_logits_BV
-
-    def run(
-        self, token_ids: Sequence[int], length: int, all_logits: bool, stop: StopSwitch | None = None
-    ) -> NDArray[np.float32]:
-        """Compute tokens of the one row; `length` counts the tokens in its cache after this step."""
-        if len(token_ids) == 1:
-            return self.step(token_ids, (length,))
-        self._mark((length,))
-        ids_BT = np.array([token_ids], np.int64)
-        logits_BTV = np.zeros((1, len(token_ids) if all_logits else 1, self._config.vocab_size), np.float32)
-        binding, _values = self._bind(ids_BT, 0 if all_logits else 1, "logits", logits_BTV)
-        if stop is None:
-            self.session.run_with_iobinding(binding)
-        else:
-            self._run_stoppable(binding, stop)
-        logits_TV: NDArray[np.float32] = logits_BTV[0]
-        return logits_TV
-
-    def run_hidden(self, token_ids: Sequence[int], length: int) -> NDArray[np.float32]:
-        """Compute tokens of the one row, and return their hidden states [T, D]."""
-        self._mark((length,))
-        hidden_BTD = np.zeros((1, len(token_ids), self._config.hidden_size), np.float32)
-        binding, _values = self._bind(np.array([token_ids], np.int64), 1, HIDDEN_STATE, hidden_BTD)
-        self.session.run_with_iobinding(binding)
-        hidden_TD: NDArray[np.float32] = hidden_BTD[0]
-        return hidden_TD
-
-    def _run_stoppable(self, binding: Any, stop: StopSwitch) -> None:
-        options = self._runtime.RunOptions()
-        options.log_severity_level = _FATAL_ONLY  # being stopped is no error to report
-        stop.connect(options)
-        try:
-            self.session.run_with_iobinding(binding, options)
-        except Exception as error:  # ONNX Runtime's own classes have no common base but this one
-            if stop.is_pressed:
-                raise StoppedError from error
-            raise
+def _start(runtime: Any, graph: bytes, path: Path, options: SessionOptions) -> Any:
+    """Give a graph to ONNX Runtime, and check that what was asked for computes it."""
+    provider = provider_named(options.provider)
+    available = runtime.get_available_providers()
+    if provider.name not in available:
+        has = ", ".join(name for name, row in PROVIDERS.items() if row.name in available)
+        raise ProviderError(
+            f"The ONNX Runtime here has no {options.provider!r}; it has: {has}. To get it: {provider.install}."
+        )
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = options.threads or usable_cores()
+    settings.log_severity_level = _FATAL_ONLY if provider.device != CPU else _LOG_ERRORS_ONLY  # we say what failed
+    # Work in smaller pieces than one a thread: decodes 1.02-1.03 x as fast (docs/results/graph-and-settings.md).
+    settings.add_session_config_entry("session.dynamic_block_base", "4")
+    # From the bytes that were walked, not from the path: what runs is what was checked.
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", str(int(options.provider != CPU)))
+    if options.provider == "directml":  # its documentation asks for both
+        settings.enable_mem_pattern, settings.execution_mode = False, runtime.ExecutionMode.ORT_SEQUENTIAL
+    rest = [name for name in provider.execution_providers[1:] if name in available]
+    if provider.device == "cuda":
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            runtime.preload_dlls()
+    try:
+        wanted = [(provider.name, {**provider.options, **options.provider_options}), *rest]
+        session = runtime.InferenceSession(graph, settings, providers=wanted)
+    except Exception as error:  # ONNX Runtime's own classes have no common base but this one
+        raise ProviderError(f"ONNX Runtime does not load {path}: {error}") from error
+    if options.provider != CPU:
+        _check_assignment(session, path, options.provider)
+    return session
 
 
-def _cache_names(config: ModelConfig, prefix: str) -> list[str]:
-    """Name the cache's inputs or outputs in the order of its buffers."""
-    return [f"{prefix}.{i}.{part}" for i in range(config.num_hidden_layers) for part in ("key", "value")]
+def _check_assignment(session: Any, path: Path, name: str) -> None:
+    """Check that the provider computes what takes the time: ONNX Runtime leaves the rest to the CPU in silence."""
+    provider = provider_named(name)
+    if provider.name not in session.get_providers():
+        raise ProviderError(
+            f"{name!r} was asked for, and ONNX Runtime fell back to the CPU: it finds no such device, or not the "
+            f"libraries for it (edgelm doctor says which). To set it up: {provider.install}. To compute on the CPU: "
+            "provider='cpu'."
+        )
+    left = Counter(
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == "CPUExecutionProvider"
+        for node in part.get_nodes()
+        if node.op_type in HEAVY_OPERATORS
+    )
+    if left:
+        counts = ", ".join(f"{count} x {operator}" for operator, count in sorted(left.items()))
+        raise ProviderError(
+            f"{name!r} leaves {counts} of {path} to the CPU, which is slower than the CPU alone. It takes a graph of "
+            f"{provider.precision} (docs/guides/devices.md); this one runs with provider='cpu'."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,182 @@
+"""DecoderGraph: what a decoder's graph takes and gives, read from its own inputs and outputs.
+
+edgelm's own graphs, those of onnxruntime-genai's builder and those of Optimum differ in what they take beside token ids
+and the cache. Shapes: B batch, T query tokens, S key tokens, P past tokens, K kv heads, H head dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from edgelm.config import ModelConfig
+from edgelm.errors import PackageError
+
+_Value = TypeVar("_Value")
+
+HIDDEN_STATE = "last_hidden_state"
+
+# past_key_values.3.key (Optimum, onnxruntime-genai), past.3.key, past_key_3; present likewise.
+_CACHE_NAME = re.compile(r"(past|present)(?:_key_values)?\.(?P<layer>\d{1,4})\.(?P<part>key|value)")
+_OLD_CACHE_NAME = re.compile(r"(past|present)_(?P<part>key|value)_(?P<layer>\d{1,4})")
+_TYPES: Mapping[str, DTypeLike] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+}
+# What edgelm can give besides the cache. `use_cache_branch` chooses between the two halves of an old merged decoder;
+# `num_logits_to_keep` is how many of the last positions logits are wanted for, 0 for all.
+_KNOWN_INPUTS = ("input_ids", "attention_mask", "position_ids", "use_cache_branch", "num_logits_to_keep")
+# Why a graph that takes these is no whole decoder.
+_OTHER_MODELS = {
+    "encoder_hidden_states": "It is the half of an encoder-decoder model; edgelm runs decoder-only models.",
+    "inputs_embeds": "It is a part of a model that also reads pictures or sound; edgelm runs models of text.",
+}
+# Where one of these reads the mask or the positions, its length counts, so it has to be that of the tokens.
+_READERS_OF_LENGTHS = {"If", "Loop", "Scan", "CumSum", "Where", "Attention", "MultiHeadAttention", "Trilu", "Range"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphValue:
+    """An input or output as ONNX Runtime describes it; what is no number in `shape` is a dimension's name, or None."""
+
+    name: str
+    type: str
+    shape: Sequence[int | str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderGraph:
+    """What a decoder's graph takes and gives.
+
+    inputs: the numpy types of `input_ids`, `attention_mask`, `position_ids`, `use_cache_branch` and
+    `num_logits_to_keep`, of those that it takes. past, present: the cache's names, keys and values of one layer after
+    the other. shares_cache: whether past and present may be the same memory, longer than what is filled of it, as
+    GroupQueryAttention has it; otherwise the graph takes exactly P tokens' keys and values, and gives P + T.
+    """
+
+    inputs: Mapping[str, np.dtype[np.generic]]
+    past: tuple[str, ...]
+    present: tuple[str, ...]
+    cache_type: np.dtype[np.generic]
+    kv_heads: int | None
+    head_dim: int | None
+    vocab_size: int | None
+    logits_type: np.dtype[np.generic]
+    gives_last_logits: bool  # of the last position alone, always
+    has_hidden_state: bool
+    shares_cache: bool
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        inputs: Iterable[GraphValue],
+        outputs: Iterable[GraphValue],
+        operators: Iterable[tuple[str, str]],
+    ) -> DecoderGraph:
+        """Read a graph's description; `path` is what errors name.
+
+        inputs: also those that have a default. operators: those in use, as (domain, name).
+
+        Raises:
+            PackageError: it is no decoder with a cache of keys and values, or takes what edgelm does not give.
+        """
+        given, results = {value.name: value for value in inputs}, {value.name: value for value in outputs}
+        past, present = _cache_names(given, "past"), _cache_names(results, "present")
+        for name in sorted(given.keys() - set(_KNOWN_INPUTS) - set(past.values())):
+            why = _OTHER_MODELS.get(name, f"edgelm gives {', '.join(_KNOWN_INPUTS)}, and keys and values by layer.")
+            raise PackageError(f"{path} takes the input {name!r}. {why}")
+        for name, found in (("input_ids", given), ("logits", results)):
+            if name not in found:
+                raise PackageError(
+                    f"{path} has no {'input' if found is given else 'output'} {name!r}, so it is no decoder of text. "
+                    f"It has: {', '.join(sorted(found))[:300]}."
+                )
+        if not past or past.keys() != present.keys():
+            raise PackageError(
+                f"{path} does not take and give keys and values by layer (past_key_values.0.key, present.0.key …): it "
+                f"has {len(past)} such inputs and {len(present)} such outputs. Export the model with its cache: "
+                "optimum-cli export onnx --task text-generation-with-past …"
+            )
+        names = {name for domain, name in operators}
+        cache = [given[name] for name in past.values()]
+        return cls(
+            inputs={name: _type_of(path, given[name]) for name in _KNOWN_INPUTS if name in given},
+            past=tuple(past.values()),
+            present=tuple(present.values()),
+            cache_type=_only(path, "types of keys and values", (_type_of(path, value) for value in cache)),
+            kv_heads=_only(path, "numbers of kv heads", (_dimension(path, value, 1) for value in cache)),
+            head_dim=_only(path, "sizes of a head", (_dimension(path, value, 3) for value in cache)),
+            vocab_size=_dimension(path, results["logits"], -1),
+            logits_type=_type_of(path, results["logits"]),
+            gives_last_logits=_dimension(path, results["logits"], 1) == 1,
+            has_hidden_state=HIDDEN_STATE in results,
+            shares_cache="GroupQueryAttention" in names and not names & _READERS_OF_LENGTHS,
+        )
+
+    def fitted(self, config: ModelConfig, path: Path) -> ModelConfig:
+        """Return a config with the sizes that the graph has; what the graph leaves open is as the config says.
+
+        Raises:
+            PackageError: the graph has another number of layers.
+        """
+        if len(self.past) != 2 * config.num_hidden_layers:
+            raise PackageError(
+                f"{path} has keys and values of {len(self.past) // 2} layers; the model's config says "
+                f"{config.num_hidden_layers}. The graph and the config are not of the same model."
+            )
+        kv_heads = self.kv_heads or config.num_key_value_heads
+        return dataclasses.replace(
+            config,
+            num_key_value_heads=kv_heads,
+            num_attention_heads=max(kv_heads, config.num_attention_heads // kv_heads * kv_heads),
+            head_dim=self.head_dim or config.head_dim,
+            vocab_size=self.vocab_size or config.vocab_size,
+        )
+
+
+def _cache_names(values: Mapping[str, GraphValue], kind: str) -> dict[tuple[int, str], str]:
+    """Name the cache's inputs or outputs by (layer, part), in the order of a cache's buffers."""
+    names = {}
+    for name in values:
+        match = _CACHE_NAME.fullmatch(name) or _OLD_CACHE_NAME.fullmatch(name)
+        if match is not None and match[1] == kind:
+            names[int(match["layer"]), match["part"]] = name
+    return dict(sorted(names.items()))
+
+
+def _type_of(path: Path, value: GraphValue) -> np.dtype[np.generic]:
+    if value.type not in _TYPES:
+        raise PackageError(
+            f"{path} takes {value.name!r} as {value.type}; edgelm gives {', '.join(sorted(_TYPES))}. Export the model "
+            "in float32 or float16."
+        )
+    return np.dtype(_TYPES[value.type])
+
+
+def _dimension(path: Path, value: GraphValue, axis: int) -> int | None:
+    try:
+        size = value.shape[axis]
+    except IndexError:
+        raise PackageError(
+            f"{path} has {value.name!r} with {len(value.shape)} dimensions, {list(value.shape)}; keys and values are "
+            "[B, K, S, H], and logits [B, T, V]."
+        ) from None
+    return size if isinstance(size, int) else None
+
+
+def _only(path: Path, what: str, values: Iterable[_Value]) -> _Value:
+    found = sorted(set(values), key=str)
+    if len(found) != 1:
+        raise PackageError(f"{path} has layers with different {what}: {', '.join(map(str, found))}. edgelm needs one.")
+    return found[0]

@@ -1,0 +1,129 @@
+"""Execution providers of ONNX Runtime: what each is called, where it keeps a model's cache, and how to get it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from edgelm.errors import ProviderError
+
+CPU = "cpu"
+# What computes by far the most of a step. Where one of these runs on the CPU beside another provider, each step waits
+# for copies between the two, and is slower than on the CPU alone.
+HEAVY_OPERATORS = frozenset(
+    {"Attention", "Gemm", "GroupQueryAttention", "MatMul", "MatMulNBits", "MoE", "MultiHeadAttention", "QMoE"}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider:
+    """An execution provider, and the settings that edgelm gives it.
+
+    execution_providers: in ONNX Runtime's words, the one meant and those it hands over to what it cannot compute.
+    options: of the first. device: where keys and values lie, in ONNX Runtime's words; "cpu": in the cache's own
+    buffers. shares_cache: whether past and present may be the same memory. cache_types: of the keys and values that its
+    attention computes with; empty where any do. precision: of the graph that suits it. install: the way to get it.
+    tested: what of it was run.
+    """
+
+    execution_providers: tuple[str, ...]
+    install: str
+    precision: str
+    tested: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    device: str = CPU
+    shares_cache: bool = True
+    cache_types: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """ONNX Runtime's name of it."""
+        return self.execution_providers[0]
+
+
+_NOT_RUN = "not yet run"
+_GPU_WHEEL = (
+    "pip uninstall -y onnxruntime  and  pip install 'edgelm[gpu]'  , and NVIDIA's driver "
+    "(Linux on x86_64 and aarch64, Windows)"
+)
+
+# name -> provider. CUDA's attention knows 16 bits only: GroupQueryAttention<float> is not among the kernels of
+# onnxruntime-gpu 1.31.1.
+PROVIDERS: Mapping[str, Provider] = {
+    CPU: Provider(
+        execution_providers=("CPUExecutionProvider",),
+        install="pip install 'edgelm[cpu]'",
+        precision="int8, int4 or fp32, with float32 keys and values",
+        tested="on each change",
+    ),
+    "cuda": Provider(
+        execution_providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
+        options={"arena_extend_strategy": "kSameAsRequested"},  # the cache grows: doubling would take twice its memory
+        device="cuda",
+        cache_types=("float16",),
+        install=_GPU_WHEEL,
+        precision="int4 or fp16, with float16 keys and values",
+        tested="that it is missed without a GPU",
+    ),
+    "tensorrt": Provider(
+        execution_providers=("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+        options={"trt_fp16_enable": "1"},
+        device="cuda",
+        cache_types=("float16",),
+        install=f"{_GPU_WHEEL}, and  pip install tensorrt",
+        precision="fp16, with float16 keys and values; attention and 4-bit products run on CUDA",
+        tested="that it is missed without a GPU",
+    ),
+    "directml": Provider(
+        execution_providers=("DmlExecutionProvider", "CPUExecutionProvider"),
+        device="dml",
+        install="pip uninstall -y onnxruntime  and  pip install onnxruntime-directml  (Windows 10 and newer)",
+        precision="int4 or fp16, with float16 keys and values",
+        tested=_NOT_RUN,
+    ),
+    "coreml": Provider(
+        execution_providers=("CoreMLExecutionProvider", "CPUExecutionProvider"),
+        options={"ModelFormat": "MLProgram"},
+        shares_cache=False,
+        install="pip install 'edgelm[cpu]'  on macOS, whose wheel has it",
+        precision="fp16 or fp32 with attention of plain operators, as Optimum exports it",
+        tested=_NOT_RUN,
+    ),
+    "openvino": Provider(
+        execution_providers=("OpenVINOExecutionProvider", "CPUExecutionProvider"),
+        options={"device_type": "CPU"},
+        shares_cache=False,
+        install="pip uninstall -y onnxruntime  and  pip install onnxruntime-openvino",
+        precision="fp32 or int8",
+        tested="on a CPU",
+    ),
+    "qnn": Provider(
+        execution_providers=("QNNExecutionProvider", "CPUExecutionProvider"),
+        options={"backend_path": "QnnHtp.dll"},
+        shares_cache=False,
+        install="pip uninstall -y onnxruntime  and  pip install onnxruntime-qnn  (Windows on arm64)",
+        precision="a QDQ graph with static shapes, which neither edgelm nor Optimum exports yet",
+        tested=_NOT_RUN,
+    ),
+    "webgpu": Provider(
+        execution_providers=("WebGpuExecutionProvider", "CPUExecutionProvider"),
+        device="webgpu",
+        install="pip uninstall -y onnxruntime  and  pip install onnxruntime-webgpu",
+        precision="int4 or fp16, with float16 keys and values",
+        tested=_NOT_RUN,
+    ),
+}
+
+
+def provider_named(name: str) -> Provider:
+    """Look a provider up.
+
+    Raises:
+        ProviderError: there is none of that name.
+    """
+    if name not in PROVIDERS:
+        close = difflib.get_close_matches(str(name).lower(), PROVIDERS, n=1)
+        meant = f" Did you mean {close[0]}?" if close else ""
+        raise ProviderError(f"There is no execution provider {name!r}.{meant} There are: {', '.join(PROVIDERS)}.")
+    return PROVIDERS[name]
