@@ -12,8 +12,9 @@ chat: $(VENV)/chat.stamp
 	@$(BIN)/edgelm pull $(MODEL)
 	@$(BIN)/edgelm chat $(MODEL)
 
+# Files of tests go to as many processes as there are cores: a file's tests share what they set up.
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
