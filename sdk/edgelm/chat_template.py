@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jinja2.ext
 import jinja2.nodes
@@ -60,19 +60,23 @@ class ChatTemplate:
     def load(cls, folder: str | Path) -> ChatTemplate | None:
         """Read chat_template.jinja of a checkpoint folder or model package (none: None).
 
-        The special tokens come from tokenizer_config.json beside it.
+        The special tokens come from tokenizer_config.json beside it; so does the template where it has no file.
 
         Raises:
             ChatTemplateError: a file cannot be read, or the template has a syntax error.
         """
-        path = Path(folder) / "chat_template.jinja"
-        if not path.exists():
+        path, config_path = Path(folder) / "chat_template.jinja", Path(folder) / "tokenizer_config.json"
+        config = _tokenizer_config(config_path)
+        if path.exists():
+            try:
+                source = read_text(path)
+            except (OSError, ValueError) as error:
+                raise ChatTemplateError(f"Cannot read {path}: {error}.") from error
+        elif (inside := _template_of(config)) is not None:
+            source = inside
+        else:
             return None
-        try:
-            source = read_text(path)
-        except (OSError, ValueError) as error:
-            raise ChatTemplateError(f"Cannot read {path}: {error}.") from error
-        return cls(source, special_tokens=_special_tokens(Path(folder) / "tokenizer_config.json"))
+        return cls(source, special_tokens=_special_tokens(config))
 
     def render(
         self,
@@ -205,14 +209,29 @@ def _strftime_now(format: str) -> str:  # noqa: A002 (templates may pass it by t
     return datetime.datetime.now().strftime(format)
 
 
-def _special_tokens(path: Path) -> dict[str, str]:
-    """Read the tokens that a tokenizer_config.json names; each is a text, or an object with one as its content."""
+def _tokenizer_config(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
         values = json.loads(read_text(path))
-        tokens = {name: value for name, value in values.items() if name.endswith("_token")}
-        contents = {name: value["content"] if isinstance(value, dict) else value for name, value in tokens.items()}
-        return {name: content for name, content in contents.items() if isinstance(content, str)}
-    except (OSError, ValueError, AttributeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ChatTemplateError(f"Cannot read {path}: {type(error).__name__}: {error}.") from error
+    if not isinstance(values, dict):
+        raise ChatTemplateError(f"Cannot read {path}: it is no JSON object.")
+    return values
+
+
+def _template_of(config: Mapping[str, Any]) -> str | None:
+    """Return the template in a tokenizer_config.json; of several by name, the one called "default"."""
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tokens that a tokenizer_config.json names; each is a text, or an object with one as its content."""
+    tokens = {name: value for name, value in config.items() if name.endswith("_token")}
+    contents = {name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()}
+    return {name: content for name, content in contents.items() if isinstance(content, str)}

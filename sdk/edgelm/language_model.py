@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,12 @@ from edgelm.errors import ChatTemplateError, ConfigError, ContextLengthError, To
 from edgelm.fill_in_middle import fill_in_ids
 from edgelm.generate import PREFILL_CHUNK, Decoder
 from edgelm.generation_config import GenerationConfig
-from edgelm.graph_file import GRAPH_FILE
 from edgelm.kv_cache import KVCache
 from edgelm.huge_pages import large_mappings, move_new_mappings
 from edgelm.library import Library
 from edgelm.malloc import return_freed_memory
 from edgelm.manifest import Manifest, check_hash
+from edgelm.package import open_package
 from edgelm.prefix_cache import PrefixCache
 from edgelm.session import DecoderSession, SessionOptions
 from edgelm.signature import check_signature, required_key
@@ -37,25 +38,35 @@ _LARGE = 1 << 24  # bytes: what takes more than about 10 ms to hash
 
 
 def load(
-    name_or_path: str | Path, options: SessionOptions | None = None, *, public_key: str | Path | None = None
+    name_or_path: str | Path,
+    options: SessionOptions | None = None,
+    *,
+    provider: str | None = None,
+    public_key: str | Path | None = None,
 ) -> LanguageModel:
     """Load a model package: a folder, or a name from the model library.
 
-    Every file is checked against the manifest's sizes and hashes before it is used. public_key: a file (PEM) with the
-    key that the package must be signed with; None takes $EDGELM_REQUIRE_SIGNATURE, and without that none is required.
+    Every file is checked against the manifest's sizes and hashes before it is used. A folder that onnxruntime-genai's
+    builder or Optimum wrote, or a graph in it, loads too; without a manifest, nothing of it is checked but the graph.
+    provider: what computes, a name of `providers.PROVIDERS` ("cuda"); None is what the options say. public_key: a file
+    (PEM) with the key that the package must be signed with; None takes $EDGELM_REQUIRE_SIGNATURE, and without that none
+    is required.
 
     Raises:
         ModelNotFoundError: nothing of that name or path is here.
         PackageError: the package is broken or was changed, or is not signed as required.
-        ProviderError: ONNX Runtime is not installed or refuses the graph.
+        ProviderError: ONNX Runtime is not installed or refuses the graph, or the provider is not here.
         MissingExtraError: a signature is required, and model-signing is not installed.
     """
-    folder = Library().find(name_or_path)
+    if provider is not None:
+        options = replace(options or SessionOptions(), provider=provider)
+    path = Library().find(name_or_path)
     public_key = public_key or required_key()
     if public_key is not None:
-        check_signature(folder, Path(public_key))
-    manifest = Manifest.load(folder)
-    large = manifest.check_files(folder, largest=_LARGE)
+        check_signature(path, Path(public_key))
+    package = open_package(path)
+    folder = package.folder
+    large = package.check_files(largest=_LARGE)
     mappings = large_mappings()
     with ThreadPoolExecutor(2) as workers:
         # Three things of about the same length, of which two need no interpreter: hashing the weights (numbers that
@@ -63,7 +74,13 @@ def load(
         hashes = [workers.submit(check_hash, folder, entry) for entry in large]
         tokenizer = workers.submit(Tokenizer.load, folder)
         try:
-            session = DecoderSession(folder, ModelConfig.load(folder), options, entry=manifest.entry(GRAPH_FILE))
+            session = DecoderSession(
+                folder,
+                package.config(),
+                options,
+                entry=package.graph_entry,
+                foreign_graph=package.foreign_graph,
+            )
         finally:
             for checked in hashes:
                 checked.result()
@@ -71,8 +88,8 @@ def load(
             session=session,
             tokenizer=tokenizer.result(),
             chat_template=ChatTemplate.load(folder),
-            generation_config=GenerationConfig.load(folder),
-            manifest=manifest,
+            generation_config=package.generation_config(),
+            manifest=package.manifest,
         )
     return_freed_memory()
     move_new_mappings(mappings)

@@ -16,6 +16,7 @@ from edgelm.catalogue import CATALOGUE
 from edgelm.errors import ConfigError, ModelNotFoundError
 from edgelm.file_lock import file_lock
 from edgelm.folders import HOME_VARIABLE, data_folder
+from edgelm.foreign_graph import find_foreign_graph
 
 # Letters, digits and inner punctuation: no name reaches outside the library, hides itself, or is an option.
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,98}[A-Za-z0-9_+-])?")
@@ -86,7 +87,8 @@ class Library:
     def find(self, name_or_path: str | Path) -> Path:
         """Return the folder of a package, given its name in the library or its path.
 
-        A path is what contains a separator, starts with a dot, or is a package in the working folder.
+        A path is what contains a separator, starts with a dot, or is a package in the working folder. It may also lead
+        to a graph that another program exported: its file, or its folder.
 
         Raises:
             ModelNotFoundError: nothing of that name or path is here; the message says what is, and how to get more.
@@ -106,7 +108,7 @@ class Library:
                 raise ModelNotFoundError(self._no_model(text))
         if not exists:
             raise ModelNotFoundError(f"There is no model package at {path}. {self._what_is_here()}")
-        if not is_package:
+        if not is_package and find_foreign_graph(path) is None:
             raise ModelNotFoundError(
                 f"{path} is not a model package: it has no {manifest.FILE_NAME}. "
                 f"If it is a checkpoint or a GGUF file, make a package of it: edgelm export {path} -o package/"
