@@ -20,6 +20,7 @@ from edgelm.generation_config import GenerationConfig
 from edgelm.graph_file import GRAPH_FILE
 from edgelm.kv_cache import bytes_per_token
 from edgelm.language_model import LanguageModel, load
+from edgelm.providers import CPU
 from edgelm.sampling import Sampler
 from edgelm.session import SessionOptions
 
@@ -73,7 +74,7 @@ class SpeedReport:
     precision: str
     threads: int
     rates: tuple[Rate, ...]
-    bound: Bound
+    bound: Bound | None  # None where the weights of a step are not known, or lie in a device's memory
     peak_memory: int | None  # bytes; None where the system does not say
 
 
@@ -102,14 +103,16 @@ def measure(
         rows = [*_single_rates(model, prompts[0]), _batch_rate(model, prompts)]
         for name, unit, value in rows:
             found.setdefault((name, unit), []).append(value)
-    threads = (options or SessionOptions()).threads or usable_cores()
+    options = options or SessionOptions()
+    threads = options.threads or usable_cores()
+    step_bytes = _step_bytes(model, PROMPT_TOKENS) if options.provider == CPU else None
     return SpeedReport(
         name=model.name,
         precision=model.manifest.precision,
         threads=threads,
         rates=tuple(Rate(name=name, unit=unit, values=tuple(values)) for (name, unit), values in found.items()),
-        bound=Bound(
-            bandwidth=read_bandwidth(threads), step_bytes=_step_bytes(model, PROMPT_TOKENS), after=PROMPT_TOKENS
+        bound=(
+            Bound(bandwidth=read_bandwidth(threads), step_bytes=step_bytes, after=PROMPT_TOKENS) if step_bytes else None
         ),
         peak_memory=peak,
     )
@@ -154,9 +157,14 @@ def _batch_rate(model: LanguageModel, prompts: Sequence[list[int]]) -> _Row:
         return f"{len(prompts)} answers at once", _TOKENS, count / (time.perf_counter() - started)
 
 
-def _step_bytes(model: LanguageModel, after: int) -> int:
-    """Return the bytes that one step reads: the weights, but of an untied embedding's rows just one, and the cache."""
-    weights = next(entry.size for entry in model.manifest.files if entry.path == f"{GRAPH_FILE}.data")
+def _step_bytes(model: LanguageModel, after: int) -> int | None:
+    """Return the bytes that one step reads: the weights, but of an untied embedding's rows just one, and the cache.
+
+    None for a foreign graph, of which nobody knows which weights a step reads.
+    """
+    weights = next((entry.size for entry in model.manifest.files if entry.path == f"{GRAPH_FILE}.data"), None)
+    if weights is None or not model.manifest.recipe:
+        return None
     config = model.config
     if not config.tie_word_embeddings:
         shapes = config.tensor_shapes().values()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgelm.cli.generation_options import complete_model, threads_option
+from edgelm.cli.generation_options import complete_model, provider_option, threads_option
 from edgelm.cli.output import megabytes, printable
 from edgelm.cli.progress import progress_line
 
@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", shell_complete=complete_model)
 @threads_option
+@provider_option
 @click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Measure so many times.")
 @click.option("--json", "as_json", is_flag=True, help="Print every measured value as JSON.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Draw a picture (SVG) too.")
-def bench(model: str, threads: int | None, rounds: int, as_json: bool, output: Path | None) -> None:
+def bench(model: str, threads: int | None, provider: str, rounds: int, as_json: bool, output: Path | None) -> None:
     """Measure how fast a model is on this machine.
 
     Reads a prompt of 512 tokens, answers after 512 and after 32, and answers eight requests at once; shows the median
-    and the range of all rounds. Below stands what the memory allows: a step cannot be faster than the weights are read.
-    Close other programs first.
+    and the range of all rounds. Below stands what the memory allows: a step cannot be faster than the weights are read
+    (of packages of edgelm's own, on the CPU). Close other programs first.
 
     \b
     Examples:
@@ -42,7 +43,8 @@ def bench(model: str, threads: int | None, rounds: int, as_json: bool, output: P
     from edgelm.speed import measure
 
     with progress_line() as progress:
-        report = measure(model, SessionOptions(threads=threads), rounds=rounds, progress=progress)
+        options = SessionOptions(threads=threads, provider=provider)
+        report = measure(model, options, rounds=rounds, progress=progress)
     if output is not None:
         _draw(report, output)
     if as_json:
@@ -54,9 +56,10 @@ def bench(model: str, threads: int | None, rounds: int, as_json: bool, output: P
     if report.peak_memory is not None:
         click.echo(f"  {'memory, at most':<26}{megabytes(report.peak_memory):>18}")
     bound = report.bound
-    allowed = f"{bound.tokens_per_second:.0f} tokens/s"
-    what = f"{bound.bandwidth / 1e9:.1f} GB/s, {megabytes(bound.step_bytes)} a step"
-    click.echo(f"  {'the memory allows':<26}{allowed:>18}   after {bound.after} tokens: {what}")
+    if bound is not None:
+        allowed = f"{bound.tokens_per_second:.0f} tokens/s"
+        what = f"{bound.bandwidth / 1e9:.1f} GB/s, {megabytes(bound.step_bytes)} a step"
+        click.echo(f"  {'the memory allows':<26}{allowed:>18}   after {bound.after} tokens: {what}")
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > report.threads + 1:
         load = os.getloadavg()[0]
         click.echo(f"Other programs compute too (load {load:.1f}): these figures are too low.", err=True)
@@ -75,7 +78,8 @@ def _range(rate: Rate) -> str:
 def _as_json(report: SpeedReport) -> dict[str, object]:
     values = dataclasses.asdict(report)
     values["rates"] = [{**dataclasses.asdict(rate), "median": rate.median} for rate in report.rates]
-    values["bound"] = {**dataclasses.asdict(report.bound), "tokens_per_second": report.bound.tokens_per_second}
+    if report.bound is not None:
+        values["bound"] = {**dataclasses.asdict(report.bound), "tokens_per_second": report.bound.tokens_per_second}
     return values
 
 
@@ -85,7 +89,8 @@ def _draw(report: SpeedReport, output: Path) -> None:
 
     answers = [rate for rate in report.rates if rate.name.startswith("answer")]
     bars = [Bar(label=rate.name, value=rate.median, is_ours=True) for rate in answers]
-    bars.append(Bar(label="what the memory allows", value=report.bound.tokens_per_second, is_ours=False))
+    if report.bound is not None:
+        bars.append(Bar(label="what the memory allows", value=report.bound.tokens_per_second, is_ours=False))
     others = [rate for rate in report.rates if rate.unit == "tokens/s" and rate not in answers]
     panels = [Panel(title=f"{report.name}, {report.precision}, {report.threads} threads: tokens a second", bars=bars)]
     panels += [

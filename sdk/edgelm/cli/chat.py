@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgelm.cli.cache import complete_session
-from edgelm.cli.generation_options import complete_model, generation_options, threads_option
+from edgelm.cli.generation_options import complete_model, generation_options, provider_option, threads_option
 from edgelm.cli.output import clean_text, is_terminal, printable
 from edgelm.cli.progress import status
 from edgelm.errors import ConfigError, ModelNotFoundError, PackageError
@@ -37,12 +37,14 @@ if TYPE_CHECKING:
 @click.option("--keep-cache", is_flag=True, help="Keep what was computed too: tens of megabytes a conversation.")
 @generation_options
 @threads_option
+@provider_option
 def chat(
     model: str | None,
     system: str | None,
     resume: str | None,
     keep_cache: bool,
     threads: int | None,
+    provider: str,
     settings: dict[str, Any],
 ) -> None:
     """Talk with a model.
@@ -72,7 +74,7 @@ def chat(
             from edgelm.language_model import load
             from edgelm.session import SessionOptions
 
-            return load(name, SessionOptions(threads=threads))
+            return load(name, SessionOptions(threads=threads, provider=provider))
 
     loaded = load_model(name)
     loaded.generation_config.replace(**settings)  # refuses a setting before the first question

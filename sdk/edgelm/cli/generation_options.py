@@ -1,4 +1,4 @@
-"""Options that commands share: how the next token is chosen, how many threads, which model."""
+"""Options that commands share: how the next token is chosen, what computes it, which model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from click.shell_completion import CompletionItem
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
 from edgelm.library import Library
+from edgelm.providers import CPU, PROVIDERS
 
 # The library has no limit of its own; here nobody may be watching when a small model begins to repeat itself.
 MAX_NEW_TOKENS = 1024
@@ -36,6 +37,9 @@ _NAMES = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "s
 
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="Threads of a step.  [default: the physical cores]"
+)
+provider_option = click.option(
+    "--provider", type=click.Choice(tuple(PROVIDERS)), default=CPU, show_default=True, help="What computes."
 )
 
 

@@ -17,6 +17,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError
 from edgelm.library import Library
 from edgelm.manifest import Manifest
+from edgelm.package import open_package
 
 _FLOAT32_BYTES = 4
 
@@ -95,7 +96,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 def show(model: str, as_json: bool, bom: bool) -> None:
     """Show what a model is and how good it is.
 
-    MODEL is a name from the library or a folder.
+    MODEL is a name from the library or a folder; also one that onnxruntime-genai's builder or Optimum wrote.
 
     \b
     Examples:
@@ -104,11 +105,12 @@ def show(model: str, as_json: bool, bom: bool) -> None:
       edgelm show package/ --bom > bom.cdx.json
     """
     folder = Library().find(model)
-    manifest = Manifest.load(folder)
+    package = open_package(folder)
+    folder, manifest = package.folder, package.manifest
     if bom:
         click.echo(json.dumps(bill_of_materials(manifest), indent=2, ensure_ascii=False))
         return
-    config = ModelConfig.load(folder)
+    config = package.config()
     kv_bytes = config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * _FLOAT32_BYTES
     if as_json:
         facts = {
@@ -141,7 +143,7 @@ def _facts(folder: Path, manifest: Manifest, config: ModelConfig, kv_bytes: int)
         ("KV cache", f"{kv_bytes / 1024:.1f} KiB per token, {megabytes(kv_bytes * manifest.context_length)} when full"),
         ("license", manifest.license or "not stated"),
         ("source", ", ".join(f"{key} {value}" for key, value in manifest.source.items() if isinstance(value, str))),
-        ("made by", ", ".join(f"{tool} {version}" for tool, version in manifest.created_by.items())),
+        ("made by", ", ".join(f"{tool} {version}" for tool, version in manifest.created_by.items()) or "not stated"),
     ]
     return facts + [("note", note) for note in manifest.notes]
 

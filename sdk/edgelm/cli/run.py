@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgelm.cli.constraint_options import constraint_options
-from edgelm.cli.generation_options import complete_model, generation_options, threads_option
+from edgelm.cli.generation_options import complete_model, generation_options, provider_option, threads_option
 from edgelm.cli.output import clean_text, is_terminal, printable, timing_line
 from edgelm.cli.progress import status
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @generation_options
 @constraint_options
 @threads_option
+@provider_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @click.option("--stats", is_flag=True, help="Print speed and token counts on standard error.")
 def run(
@@ -36,6 +37,7 @@ def run(
     raw: bool,
     system: str | None,
     threads: int | None,
+    provider: str,
     as_json: bool,
     stats: bool,
     settings: dict[str, Any],
@@ -61,7 +63,7 @@ def run(
         from edgelm.language_model import load
         from edgelm.session import SessionOptions
 
-        loaded = load(model, SessionOptions(threads=threads))
+        loaded = load(model, SessionOptions(threads=threads, provider=provider))
     if system is not None and (raw or loaded.chat_template is None):
         why = "--raw leaves it out" if raw else f"{loaded.name} has none"
         raise click.UsageError(f"--system needs the chat template; {why}.")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from edgelm.cli.generation_options import complete_model, threads_option
+from edgelm.cli.generation_options import complete_model, provider_option, threads_option
 from edgelm.cli.main import EXIT_INTERRUPTED
 from edgelm.errors import ConfigError
 from edgelm.server.options import ServerOptions, is_loopback
@@ -56,6 +56,7 @@ KEY_VARIABLE = "EDGELM_API_KEY"
     help="Requests that may wait besides.",
 )
 @threads_option
+@provider_option
 @click.option("--quiet", is_flag=True, help="Show errors only, not each request.")
 def serve(
     models: tuple[str, ...],
@@ -69,6 +70,7 @@ def serve(
     batch: int,
     queue: int,
     threads: int | None,
+    provider: str,
     quiet: bool,
 ) -> None:
     """Serve models to programs, in the protocols of OpenAI and Ollama.
@@ -94,6 +96,7 @@ def serve(
         max_batch=batch,
         max_queue=queue,
         threads=threads,
+        provider=provider,
     )
     logging.basicConfig(
         stream=sys.stderr,

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from edgelm.engine import Engine, EngineOptions
 from edgelm.errors import ConfigError, EdgeLMError, PackageError
 from edgelm.library import Library, check_name
-from edgelm.manifest import FILE_NAME, Manifest
+from edgelm.manifest import Manifest
 from edgelm.memory import available_memory
+from edgelm.package import Package, open_package
 from edgelm.server.api_error import ApiError
 from edgelm.session import SessionOptions
 
@@ -81,7 +82,7 @@ class ModelPool:
         readable: dict[str, Manifest] = {}
         for name, folder in self.folders().items():
             with contextlib.suppress(EdgeLMError):
-                readable[name] = Manifest.load(folder)
+                readable[name] = open_package(folder).manifest
         return readable
 
     def manifest(self, name: str) -> Manifest:
@@ -91,10 +92,19 @@ class ModelPool:
             ApiError: 404, no model has that name; 503, its manifest cannot be read.
         """
         try:
-            return Manifest.load(self._folder(name))
+            return self.package(name).manifest
         except PackageError as error:
             logger.error("%s", error)
             raise _broken(name) from error
+
+    def package(self, name: str) -> Package:
+        """Return a model's package.
+
+        Raises:
+            ApiError: 404, no model has that name.
+            PackageError: it cannot be read.
+        """
+        return open_package(self._folder(name))
 
     def modified(self, name: str) -> float:
         """Return when a model's package was written, in seconds since 1970.
@@ -102,7 +112,7 @@ class ModelPool:
         Raises:
             ApiError: 404, no model has that name.
         """
-        return (self._folder(name) / FILE_NAME).stat().st_mtime
+        return self.package(name).modified
 
     def loaded(self) -> list[LoadedModel]:
         """Return the models that are in memory."""
@@ -143,7 +153,7 @@ class ModelPool:
         started = time.perf_counter()
         try:
             async with self._room:
-                size = sum(entry.size for entry in Manifest.load(folder).files)
+                size = sum(entry.size for entry in open_package(folder).manifest.files)
                 await self._make_room(size)
                 model, engine = await asyncio.to_thread(_load, folder, self._options)
         except ApiError:
@@ -219,7 +229,7 @@ def _load(folder: Path, options: ServerOptions) -> tuple[LanguageModel, Engine]:
     # Imported here, in the thread that loads: it brings ONNX Runtime.
     from edgelm.language_model import load
 
-    model = load(folder, SessionOptions(threads=options.threads))
+    model = load(folder, SessionOptions(threads=options.threads, provider=options.provider))
     return model, Engine(model, EngineOptions(max_batch=options.max_batch, max_queue=options.max_queue))
 
 
@@ -227,7 +237,7 @@ def _named_folders(library: Library, models: tuple[str, ...]) -> dict[str, Path]
     folders: dict[str, Path] = {}
     for given in models:
         folder = library.find(given)
-        name = given if given in library.packages() else check_name(Manifest.load(folder).name)
+        name = given if given in library.packages() else check_name(open_package(folder).manifest.name)
         if name in folders and folders[name] != folder:
             raise ConfigError(f"Both {folders[name]} and {folder} are called {name!r}. Serve one of them.")
         folders[name] = folder

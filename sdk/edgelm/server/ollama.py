@@ -15,8 +15,8 @@ from starlette.responses import Response
 
 from edgelm._version import __version__
 from edgelm.answer import join
+from edgelm.chat_template import ChatTemplate
 from edgelm.completion import Chunk, Completion, Timings, ToolCall, Usage
-from edgelm.config import ModelConfig
 from edgelm.constraint import Constraint
 from edgelm.manifest import Manifest
 from edgelm.server.answers import Answers, Job
@@ -145,16 +145,16 @@ async def show(call: Call) -> Response:
     if not name:
         raise ApiError(400, "model is missing.", param="model")
     name = call.pool.resolve(without_tag(name))
-    manifest, folder = call.pool.manifest(name), call.pool.folders()[name]
+    manifest, package = call.pool.manifest(name), call.pool.package(name)
     description = _description(call, name, manifest)
-    config = ModelConfig.load(folder)
-    template = folder / "chat_template.jinja"
+    config = package.config()
+    template = ChatTemplate.load(package.folder)
     family = manifest.architecture
     return JsonAnswer(
         {
             "modelfile": "",
             "parameters": "",
-            "template": template.read_text(encoding="utf-8") if template.is_file() else "",
+            "template": template.source if template is not None else "",
             "license": manifest.license or "",
             "modified_at": description["modified_at"],
             "details": description["details"],
@@ -166,7 +166,7 @@ async def show(call: Call) -> Response:
                 f"{family}.block_count": config.num_hidden_layers,
                 f"{family}.vocab_size": config.vocab_size,
             },
-            "capabilities": ["completion", "tools"] if template.is_file() else ["completion"],
+            "capabilities": ["completion", "tools"] if template is not None else ["completion"],
         }
     )
 

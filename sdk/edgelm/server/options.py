@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from edgelm.errors import ConfigError
+from edgelm.providers import CPU
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s*]+")
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+(:[0-9]+)?|\[[0-9A-Fa-f:]+\](:[0-9]+)?")
@@ -36,8 +37,8 @@ class ServerOptions:
 
     api_keys: whoever has one of them is answered; without any, whoever reaches the address is. allowed_hosts: values of
     the Host header, besides the address itself. cors_origins: web pages' origins that may call. keep_alive: seconds
-    after which an unused model is unloaded, None for never. max_batch: answers computed at once, of one model.
-    max_queue: requests that may wait besides.
+    after which an unused model is unloaded, None for never. threads, provider: as in SessionOptions. max_batch: answers
+    computed at once, of one model. max_queue: requests that may wait besides.
 
     Raises:
         ConfigError: a value is out of range, or an address that others reach has no key.
@@ -50,6 +51,7 @@ class ServerOptions:
     cors_origins: tuple[str, ...] = ()
     keep_alive: float | None = 300.0
     threads: int | None = None
+    provider: str = CPU
     max_batch: int = 8
     max_queue: int = 64
     limits: RequestLimits = RequestLimits()
