@@ -9,8 +9,9 @@ from typing import Any
 from edgelm import regular_file
 from edgelm.errors import CheckpointError, TokenizerError
 from edgelm.tokenizer_trial import MAX_BYTES, try_tokenizer
+from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES, sentencepiece_files
 
-TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+TOKENIZER, TOKENIZER_CONFIG, ADDED_TOKENS = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 CHAT_TEMPLATE, GENERATION_CONFIG = "chat_template.jinja", "generation_config.json"
 # What may be larger than a file of settings, in bytes.
 _LARGER = {TOKENIZER: MAX_BYTES, "model.safetensors.index.json": 16 << 20}
@@ -79,16 +80,11 @@ def read_text_files(folder: Path) -> dict[str, str]:
     """Read the tokenizer and its companions, the chat template as a file of its own.
 
     Raises:
-        CheckpointError: tokenizer.json is missing, or one of them cannot be read.
+        CheckpointError: there is neither tokenizer.json nor a SentencePiece model, or one of them cannot be read.
     """
-    if not (folder / TOKENIZER).exists():
-        raise CheckpointError(
-            f"{folder} has no {TOKENIZER}, which edgelm needs. Save the tokenizer there with transformers: "
-            'AutoTokenizer.from_pretrained(...).save_pretrained("folder")'
-        )
-    files = {TOKENIZER: read_text(folder, TOKENIZER)}
-    for name in (TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG):
-        if (folder / name).exists():
+    files = {} if (folder / TOKENIZER).exists() else _rebuilt_tokenizer(folder)
+    for name in (TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG):
+        if name not in files and (folder / name).exists():
             files[name] = read_text(folder, name)
     if GENERATION_CONFIG in files:
         parse_json_object(files[GENERATION_CONFIG], folder / GENERATION_CONFIG)
@@ -102,6 +98,20 @@ def read_text_files(folder: Path) -> dict[str, str]:
     if TOKENIZER_CONFIG in files:
         files |= _with_template_apart(parse_json_object(files[TOKENIZER_CONFIG], folder / TOKENIZER_CONFIG), files)
     return files
+
+
+def _rebuilt_tokenizer(folder: Path) -> dict[str, str]:
+    """Make tokenizer.json and its settings of the folder's SentencePiece model."""
+    name = next((name for name in SENTENCEPIECE_FILES if (folder / name).exists()), None)
+    if name is None:
+        raise CheckpointError(
+            f"{folder} has no {TOKENIZER} and no {SENTENCEPIECE_FILES[0]}; edgelm needs one of them. Save the "
+            'tokenizer there with transformers: AutoTokenizer.from_pretrained(...).save_pretrained("folder")'
+        )
+    config, added = (
+        read_json_object(folder, file) if (folder / file).exists() else {} for file in (TOKENIZER_CONFIG, ADDED_TOKENS)
+    )
+    return sentencepiece_files(file_inside(folder, name), config, added)
 
 
 def _with_template_apart(config: dict[str, Any], files: dict[str, str]) -> dict[str, str]:

@@ -1,17 +1,22 @@
 """The tokenizer of a GGUF file: tokenizer.json and its companions, rebuilt from the metadata.
 
-A GGUF file has the vocabulary, the merges and the token types, and only the name of the rest: how text is split before
-the merges apply. The rows of PRE_TOKENIZERS are what the models of that name have in their tokenizer.json.
+Of a byte-level BPE a GGUF file has the vocabulary, the merges and the token types, and only the name of the rest: how
+text is split before the merges apply. The rows of PRE_TOKENIZERS are what the models of that name have in their
+tokenizer.json. Of a SentencePiece tokenizer it has all.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from edgelm.errors import CheckpointError
+from edgelm_export.sentencepiece_model import Kind, Piece, PieceType, SentencePieceModel
+from edgelm_export.sentencepiece_tokenizer import sentencepiece_json, token_names
+from edgelm_export.tokenizer_json import added_token, post_processor
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # enum llama_token_type in llama.h
 
@@ -57,6 +62,16 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Rebuilt:
+    """A tokenizer before the tokens around its texts are known: which of them hold where the metadata is silent."""
+
+    build: Callable[[list[str], list[str]], dict[str, Any]]  # of the tokens before and behind each text
+    names: Mapping[int, str]  # of the tokens by their ids
+    add_bos: bool
+    add_eos: bool = False
+
+
 def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Rebuild tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja: name -> content.
 
@@ -64,29 +79,20 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, str]:
     have no token in it.
 
     Raises:
-        CheckpointError: the tokenizer is no byte-level BPE, splits text in a way that is not in PRE_TOKENIZERS, or
-            its metadata is incomplete or contradicts itself.
+        CheckpointError: the tokenizer is neither byte-level BPE nor of SentencePiece, splits text in a way that is not
+            in PRE_TOKENIZERS, or its metadata is incomplete or contradicts itself.
     """
-    pre_tokenizer = _pre_tokenizer(metadata)
+    model = metadata.get("tokenizer.ggml.model")
+    if not isinstance(model, str) or model not in _MODELS:
+        listed = ", ".join(repr(name) for name in _MODELS)
+        raise CheckpointError(f"tokenizer.ggml.model is {model!r}; only {listed} can be rebuilt. {_WAY_OUT}")
     tokens: list[str] = _list(metadata, "tokenizer.ggml.tokens", str)
-    types = _token_types(metadata, tokens)
-    vocabulary = _vocabulary(tokens, types)
-    special = _special_tokens(metadata, tokens, vocabulary)
-    add_bos = _flag(metadata, "tokenizer.ggml.add_bos_token", default=pre_tokenizer.add_bos)
-    add_eos = _flag(metadata, "tokenizer.ggml.add_eos_token", default=False)
+    rebuilt = _MODELS[model](metadata, tokens)
+    special = _special_tokens(metadata, rebuilt.names)
+    add_bos = _flag(metadata, "tokenizer.ggml.add_bos_token", default=rebuilt.add_bos)
+    add_eos = _flag(metadata, "tokenizer.ggml.add_eos_token", default=rebuilt.add_eos)
     before = [_required(special, "bos")] if add_bos else []
     after = [_required(special, "eos")] if add_eos else []
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": _added_tokens(tokens, types),
-        "normalizer": {"type": pre_tokenizer.normalizer} if pre_tokenizer.normalizer else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizer.steps},
-        "post_processor": _post_processor(before, after, vocabulary) if before or after else None,
-        "decoder": _byte_level(use_regex=True),
-        "model": _bpe(vocabulary, _merges(metadata, vocabulary), ignore_merges=pre_tokenizer.ignore_merges),
-    }
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": add_bos,
@@ -95,7 +101,7 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, str]:
         **{f"{role}_token": token for role, token in special.items()},
     }
     files = {
-        "tokenizer.json": json.dumps(tokenizer, ensure_ascii=False) + "\n",
+        "tokenizer.json": json.dumps(rebuilt.build(before, after), ensure_ascii=False) + "\n",
         "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2) + "\n",
     }
     template = metadata.get("tokenizer.chat_template")
@@ -106,15 +112,73 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, str]:
     return files
 
 
+def _byte_level_bpe(metadata: Mapping[str, Any], tokens: list[str]) -> _Rebuilt:
+    pre_tokenizer = _pre_tokenizer(metadata)
+    types = _token_types(metadata, tokens, (_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED), "byte-level BPE")
+    vocabulary = _vocabulary(tokens, types)
+
+    def build(before: list[str], after: list[str]) -> dict[str, Any]:
+        return {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": _added_tokens(tokens, types),
+            "normalizer": {"type": pre_tokenizer.normalizer} if pre_tokenizer.normalizer else None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizer.steps},
+            "post_processor": post_processor(before, after, vocabulary),
+            "decoder": _byte_level(use_regex=True),
+            "model": _bpe(vocabulary, _merges(metadata, vocabulary), ignore_merges=pre_tokenizer.ignore_merges),
+        }
+
+    names = {index: token for token, index in vocabulary.items()}
+    return _Rebuilt(build=build, names=names, add_bos=pre_tokenizer.add_bos)
+
+
+def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], kind: Kind) -> _Rebuilt:
+    types = _token_types(metadata, tokens, tuple(PieceType), "SentencePiece")
+    scores = _list(metadata, "tokenizer.ggml.scores", float)
+    if len(scores) != len(tokens):
+        raise CheckpointError(f"tokenizer.ggml.scores has {len(scores)} entries for {len(tokens)} tokens.")
+    pieces = (
+        Piece(text=token, score=score, type=PieceType(type_))
+        for token, score, type_ in zip(tokens, scores, types, strict=True)
+    )
+    model = SentencePieceModel(
+        kind=kind,
+        pieces=tuple(pieces),
+        charsmap=_charsmap(metadata),
+        add_dummy_prefix=_flag(metadata, "tokenizer.ggml.add_space_prefix", default=True),
+        remove_extra_whitespaces=_flag(metadata, "tokenizer.ggml.remove_extra_whitespaces", default=False),
+    )
+    return _Rebuilt(
+        build=lambda before, after: sentencepiece_json(model, before=before, after=after),
+        names=token_names(model),
+        add_bos=kind == "bpe",
+        add_eos=kind == "unigram",
+    )
+
+
+def _charsmap(metadata: Mapping[str, Any]) -> bytes:
+    key = "tokenizer.ggml.precompiled_charsmap"
+    try:
+        return bytes(metadata.get(key, b""))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{key} is no array of bytes: the tokenizer cannot be rebuilt.") from error
+
+
+# tokenizer.ggml.model -> how its tokenizer is rebuilt.
+_MODELS: Mapping[str, Callable[[Mapping[str, Any], list[str]], _Rebuilt]] = {
+    "gpt2": _byte_level_bpe,
+    "llama": partial(_sentencepiece, kind="bpe"),
+    "t5": partial(_sentencepiece, kind="unigram"),
+}
+_WAY_OUT = "Import the model's Hugging Face folder instead."
+
+
 def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
-    model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    way_out = "Import the model's Hugging Face folder instead."
-    if model != "gpt2":
-        raise CheckpointError(
-            f"tokenizer.ggml.model is {model!r}; only 'gpt2' (byte-level BPE) can be rebuilt. {way_out}"
-        )
+    pre = metadata.get("tokenizer.ggml.pre")
     if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
-        raise CheckpointError(f"tokenizer.ggml.pre is {pre!r}; supported: {', '.join(PRE_TOKENIZERS)}. {way_out}")
+        raise CheckpointError(f"tokenizer.ggml.pre is {pre!r}; supported: {', '.join(PRE_TOKENIZERS)}. {_WAY_OUT}")
     return PRE_TOKENIZERS[pre]
 
 
@@ -132,13 +196,13 @@ def _flag(metadata: Mapping[str, Any], key: str, *, default: bool) -> bool:
     return value
 
 
-def _token_types(metadata: Mapping[str, Any], tokens: list[str]) -> list[int]:
+def _token_types(metadata: Mapping[str, Any], tokens: list[str], allowed: Collection[int], kind: str) -> list[int]:
     types: list[int] = _list(metadata, "tokenizer.ggml.token_type", int)
     if len(types) != len(tokens):
         raise CheckpointError(f"tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens.")
-    for token, kind in zip(tokens, types, strict=True):
-        if kind not in (_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED):
-            raise CheckpointError(f"Token {token!r} has type {kind}, which byte-level BPE does not have.")
+    for token, type_ in zip(tokens, types, strict=True):
+        if type_ not in allowed:
+            raise CheckpointError(f"Token {token!r} has type {type_}, which {kind} does not have.")
     return types
 
 
@@ -158,17 +222,9 @@ def _vocabulary(tokens: list[str], types: list[int]) -> dict[str, int]:
 def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
     """List the tokens that are found in the text as they are, before it is split."""
     return [
-        {
-            "id": index,
-            "content": token,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": kind == _CONTROL,
-        }
-        for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind in (_CONTROL, _USER_DEFINED)
+        added_token(index, token, special=type_ == _CONTROL)
+        for index, (token, type_) in enumerate(zip(tokens, types, strict=True))
+        if type_ in (_CONTROL, _USER_DEFINED)
     ]
 
 
@@ -184,7 +240,7 @@ def _merges(metadata: Mapping[str, Any], vocabulary: Mapping[str, int]) -> list[
     return merges
 
 
-def _special_tokens(metadata: Mapping[str, Any], tokens: list[str], vocabulary: Mapping[str, int]) -> dict[str, str]:
+def _special_tokens(metadata: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, str]:
     """Look up the tokens that have a role: role -> token."""
     special = {}
     for role, name in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
@@ -192,9 +248,9 @@ def _special_tokens(metadata: Mapping[str, Any], tokens: list[str], vocabulary: 
         index = metadata.get(key)
         if index is None:
             continue
-        if type(index) is not int or not 0 <= index < len(tokens) or tokens[index] not in vocabulary:
+        if type(index) is not int or index not in names:
             raise CheckpointError(f"{key} is {index!r}, which is no token of this vocabulary.")
-        special[role] = tokens[index]
+        special[role] = names[index]
     return special
 
 
@@ -218,20 +274,4 @@ def _bpe(vocabulary: Mapping[str, int], merges: list[str], *, ignore_merges: boo
         "ignore_merges": ignore_merges,
         "vocab": vocabulary,
         "merges": merges,
-    }
-
-
-def _post_processor(before: list[str], after: list[str], vocabulary: Mapping[str, int]) -> dict[str, Any]:
-    def template(sequence: str, type_id: int) -> list[dict[str, Any]]:
-        pieces = [{"SpecialToken": {"id": token, "type_id": type_id}} for token in before]
-        pieces.append({"Sequence": {"id": sequence, "type_id": type_id}})
-        return pieces + [{"SpecialToken": {"id": token, "type_id": type_id}} for token in after]
-
-    return {
-        "type": "TemplateProcessing",
-        "single": template("A", 0),
-        "pair": template("A", 0) + template("B", 1),
-        "special_tokens": {
-            token: {"id": token, "ids": [vocabulary[token]], "tokens": [token]} for token in (*before, *after)
-        },
     }

@@ -131,8 +131,8 @@ def test_llama3_takes_a_whole_word_of_the_vocabulary_without_merges() -> None:
 TOKENS: list[str] = small_metadata()["tokenizer.ggml.tokens"]
 TYPES: list[int] = small_metadata()["tokenizer.ggml.token_type"]
 BROKEN = {
-    "sentencepiece": ({"ggml__model": "llama"}, "tokenizer.ggml.model is 'llama'; only 'gpt2'"),
-    "no model": ({"ggml__model": None}, "tokenizer.ggml.model is None; only 'gpt2'"),
+    "sentencepiece without scores": ({"ggml__model": "llama"}, "tokenizer.ggml.scores is missing or no array of float"),
+    "no model": ({"ggml__model": None}, "tokenizer.ggml.model is None; only 'gpt2', 'llama', 't5' can be rebuilt"),
     "another split": ({"ggml__pre": "tekken"}, "tokenizer.ggml.pre is 'tekken'; supported: gpt-2, llama-bpe, .*smollm"),
     "no split": ({"ggml__pre": None}, "tokenizer.ggml.pre is None"),
     "a list for a split": ({"ggml__pre": ["gpt-2"]}, r"tokenizer.ggml.pre is \['gpt-2'\]"),

@@ -1,0 +1,87 @@
+"""The tokenizer of a Hugging Face folder that has a SentencePiece model and no tokenizer.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgelm.errors import CheckpointError
+from edgelm_export.sentencepiece_model import PieceType, SentencePieceModel, read_sentencepiece
+from edgelm_export.sentencepiece_tokenizer import sentencepiece_json, token_names
+from edgelm_export.tokenizer_json import added_token
+
+SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
+# Settings of the class that read the SentencePiece model, or code of the author's.
+_OF_ANOTHER_CLASS = ("added_tokens_decoder", "auto_map", "legacy", "sp_model_kwargs", "use_default_system_prompt")
+
+
+def sentencepiece_files(path: Path, config: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, str]:
+    """Rebuild tokenizer.json and tokenizer_config.json: name -> content.
+
+    config: the folder's tokenizer_config.json, which says what stands around a text and which tokens came after the
+    model was trained; without it, a begin token stands before texts of a BPE and an end token behind those of a
+    unigram. added: its added_tokens.json, of older versions of transformers.
+
+    Raises:
+        CheckpointError: the model is broken or not supported, or a setting is.
+    """
+    model = read_sentencepiece(path)
+    roles = {role: _text_of(config, f"{role}_token", model.roles.get(role)) for role in ("bos", "eos", "unk", "pad")}
+    around = []
+    for role, default in (("bos", model.kind == "bpe"), ("eos", model.kind == "unigram")):
+        token = roles[role]
+        wanted = config.get(f"add_{role}_token")
+        if not isinstance(wanted, bool):
+            wanted = default and token is not None
+        if wanted and token is None:
+            raise CheckpointError(f"{path.parent}: add_{role}_token is set, but there is no {role}_token.")
+        around.append([token] if wanted and token is not None else [])
+    more = _added_tokens(model, config, added, path)
+    settings = {
+        **{key: value for key, value in config.items() if key not in _OF_ANOTHER_CLASS},
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": bool(around[0]),
+        "add_eos_token": bool(around[1]),
+        **{f"{role}_token": token for role, token in roles.items() if token is not None},
+    }
+    try:
+        tokenizer = sentencepiece_json(model, before=around[0], after=around[1], more=more)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return {
+        "tokenizer.json": json.dumps(tokenizer, ensure_ascii=False) + "\n",
+        "tokenizer_config.json": json.dumps(settings, indent=2, ensure_ascii=False) + "\n",
+    }
+
+
+def _added_tokens(
+    model: SentencePieceModel, config: Mapping[str, Any], added: Mapping[str, Any], path: Path
+) -> list[dict[str, Any]]:
+    """List the tokens that the folder adds to the model's, or treats otherwise."""
+    listed = config.get("added_tokens_decoder")
+    if not isinstance(listed, Mapping):
+        listed = {str(index): {"content": content} for content, index in added.items()}
+    names, tokens = token_names(model), []
+    for key, value in listed.items():
+        index = int(key) if key.isdecimal() and len(key) < 9 else -1
+        if index < 0 or not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
+            raise CheckpointError(f"{path.parent}: the added token {key!r} is {value!r}; it has an id and a content.")
+        content, special = value["content"], value.get("special") is True
+        of_model = index < len(model.pieces) and names.get(index) == content
+        if of_model and not special and model.pieces[index].type is not PieceType.NORMAL:
+            continue
+        token = added_token(index, content, special=special)
+        tokens.append(token | {side: value.get(side) is True for side in ("lstrip", "rstrip", "single_word")})
+    highest = max((token["id"] for token in tokens), default=0)
+    if highest > len(model.pieces) + len(tokens):
+        raise CheckpointError(f"{path.parent}: the id {highest} of an added token leaves a gap behind the vocabulary.")
+    return tokens
+
+
+def _text_of(config: Mapping[str, Any], key: str, default: str | None) -> str | None:
+    """Read a token of tokenizer_config.json: a text, or an object with one."""
+    value = config.get(key, default)
+    value = value.get("content") if isinstance(value, Mapping) else value
+    return value if isinstance(value, str) else None

@@ -1,0 +1,171 @@
+"""SentencePieceModel: the pieces of a SentencePiece tokenizer and what it does to a text before it looks for them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Literal
+
+from edgelm import regular_file
+from edgelm.errors import CheckpointError, PackageError
+from edgelm.protobuf_wire import BYTES, FIXED32, VARINT, ProtobufWalk
+
+MAX_BYTES = 64 << 20
+_MAX_FIELDS = 8_000_000  # four for each piece; the largest in use have 262,000 pieces
+Kind = Literal["unigram", "bpe"]
+_KINDS: Mapping[int, Kind] = {1: "unigram", 2: "bpe"}  # TrainerSpec.ModelType
+_ROLES = {"unk": (45, "<unk>"), "bos": (46, "<s>"), "eos": (47, "</s>"), "pad": (48, "<pad>")}  # of TrainerSpec
+
+
+class PieceType(IntEnum):
+    """What a piece is for: sentencepiece_model.proto, and llama_token_type in llama.h, have the same numbers."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One piece of the vocabulary. Its place in the model is its token id."""
+
+    text: str
+    score: float
+    type: PieceType
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentencePieceModel:
+    """A SentencePiece tokenizer, whatever file it came in.
+
+    charsmap: the normalization as SentencePiece compiled it, empty for none. add_dummy_prefix: a space before the text.
+    roles: "bos", "eos", "unk" and "pad" to the pieces that have the role, those that there are.
+
+    Raises:
+        CheckpointError: two pieces are alike, none or several stand for the unknown, or scores are no numbers.
+    """
+
+    kind: Kind
+    pieces: tuple[Piece, ...]
+    charsmap: bytes = b""
+    add_dummy_prefix: bool = True
+    remove_extra_whitespaces: bool = False
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ids: dict[str, int] = {}
+        for index, piece in enumerate(self.pieces):
+            if not abs(piece.score) < 1e30:
+                raise CheckpointError(f"Piece {index}, {piece.text!r}, has the score {piece.score}.")
+            if piece.type is not PieceType.UNUSED and ids.setdefault(piece.text, index) != index:
+                raise CheckpointError(f"Pieces {ids[piece.text]} and {index} are both {piece.text!r}.")
+        unknown = [index for index, piece in enumerate(self.pieces) if piece.type is PieceType.UNKNOWN]
+        if len(unknown) > 1:
+            raise CheckpointError(f"Pieces {unknown[:8]} all stand for the unknown; there must be one.")
+        if self.kind == "unigram" and not unknown:
+            raise CheckpointError("No piece stands for the unknown, which a unigram tokenizer needs.")
+
+    @property
+    def byte_fallback(self) -> bool:
+        """Whether a character without a piece becomes the pieces of its bytes."""
+        return any(piece.type is PieceType.BYTE for piece in self.pieces)
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The token that stands for what has no piece."""
+        return next((index for index, piece in enumerate(self.pieces) if piece.type is PieceType.UNKNOWN), None)
+
+
+def read_sentencepiece(path: Path) -> SentencePieceModel:
+    """Read a `tokenizer.model` (or `spiece.model`): a ModelProto of sentencepiece_model.proto.
+
+    Raises:
+        CheckpointError: the file is broken, or its kind or a setting is not supported.
+    """
+    try:
+        data = regular_file.read_regular(path.resolve(), MAX_BYTES)
+    except PackageError as error:
+        raise CheckpointError(str(error)) from error
+    walk = _Walk(data, path)
+    try:
+        return walk.model()
+    except (IndexError, UnicodeDecodeError) as error:
+        raise walk.error(f"is cut off or damaged ({error})") from error
+
+
+class _Walk(ProtobufWalk):
+    def __init__(self, data: bytes, path: Path) -> None:
+        super().__init__(data, _MAX_FIELDS)
+        self._bytes, self._path = data, path
+
+    def error(self, problem: str) -> CheckpointError:
+        return CheckpointError(f"{self._path} {problem}. Download the tokenizer again, or save it as tokenizer.json.")
+
+    def model(self) -> SentencePieceModel:
+        pieces: list[Piece] = []
+        trainer: dict[int, int | bytes] = {}
+        normalizer: dict[int, int | bytes] = {}
+        for tag, start, end in self._fields(0, len(self._bytes)):
+            if tag == 1 << 3 | BYTES:
+                pieces.append(self._piece(start, end))
+            elif tag == 2 << 3 | BYTES:
+                trainer |= self._values(start, end)
+            elif tag == 3 << 3 | BYTES:
+                normalizer |= self._values(start, end)
+        kind = _KINDS.get(_number(trainer, 3, 1))
+        if kind is None:
+            raise self.error(f"has model type {trainer[3]!r}; supported are 1 (unigram) and 2 (bpe)")
+        if _number(trainer, 24, 0):
+            raise self.error("puts spaces behind words (treat_whitespace_as_suffix), which tokenizer.json cannot say")
+        if not _number(normalizer, 5, 1):
+            raise self.error("keeps spaces as they are (escape_whitespaces is off), which is not supported")
+        texts = {piece.text for piece in pieces}
+        names = {role: _bytes(trainer, number, default) for role, (number, default) in _ROLES.items()}
+        try:
+            return SentencePieceModel(
+                kind=kind,
+                pieces=tuple(pieces),
+                charsmap=_bytes(normalizer, 2),
+                add_dummy_prefix=bool(_number(normalizer, 3, 1)),
+                remove_extra_whitespaces=bool(_number(normalizer, 4, 1)),
+                roles={role: text for role, name in names.items() if (text := name.decode("utf-8")) in texts},
+            )
+        except CheckpointError as error:
+            raise CheckpointError(f"{self._path}: {error}") from error
+
+    def _piece(self, start: int, end: int) -> Piece:
+        text, score, type_ = "", 0.0, int(PieceType.NORMAL)
+        for tag, first, last in self._fields(start, end):
+            if tag == 1 << 3 | BYTES:
+                text = self._bytes[first:last].decode("utf-8")
+            elif tag == 2 << 3 | FIXED32:
+                (score,) = struct.unpack("<f", self._bytes[first:last])
+            elif tag == 3 << 3 | VARINT:
+                type_ = first
+        try:
+            return Piece(text=text, score=score, type=PieceType(type_))
+        except ValueError as error:
+            raise self.error(f"has the piece {text!r} of type {type_}") from error
+
+    def _values(self, start: int, end: int) -> dict[int, int | bytes]:
+        """Read the settings of a message by their numbers: whole numbers and bytes."""
+        return {
+            tag >> 3: first if tag & 7 == VARINT else self._bytes[first:last]
+            for tag, first, last in self._fields(start, end)
+        }
+
+
+def _number(values: Mapping[int, int | bytes], number: int, default: int) -> int:
+    value = values.get(number, default)
+    return value if isinstance(value, int) else default
+
+
+def _bytes(values: Mapping[int, int | bytes], number: int, default: str = "") -> bytes:
+    value = values.get(number, default.encode())
+    return value if isinstance(value, bytes) else b""

@@ -1,0 +1,178 @@
+"""A SentencePiece tokenizer as tokenizer.json: the same pieces under the same ids, and the same ids for a text.
+
+What tokenizers cannot say, and how near it comes:
+- BPE. SentencePiece joins the pair whose joined piece has the best score, the leftmost of equals; tokenizers goes by a
+  list of pairs. Every pair that makes a piece is in the list, ordered by the piece's score.
+- Pieces that the user defined are never split or joined. They become added tokens. Where a space goes before the text
+  and extra spaces stay (Llama), a space also goes before what follows such a token, as in llama.cpp; where extra spaces
+  go, a text that begins with such a token gets none.
+- The compiled normalization. tokenizers looks up characters with their accents, not the longest run: decomposed Hangul
+  stays decomposed, as in transformers.
+- Unigram. Of ways to split a text that score alike (`~~` and `~`, or `~` and `~~`) each takes one; sums are float32 in
+  one and float64 in the other.
+- The literal of a byte's piece (`<0x41>`) in a text is not that byte. A low score keeps it from being taken for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgelm.errors import CheckpointError
+from edgelm_export.sentencepiece_model import PieceType, SentencePieceModel
+from edgelm_export.tokenizer_json import added_token, post_processor
+
+_SPACE = "▁"
+# Longer than any piece: a byte's literal of six characters costs more than six pieces of the lowest score.
+_BYTE_PENALTY = 8.0
+
+
+def sentencepiece_json(
+    model: SentencePieceModel,
+    *,
+    before: Sequence[str] = (),
+    after: Sequence[str] = (),
+    more: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Build the tokenizer.json.
+
+    before, after: control tokens around every text. more: added tokens beside the model's own, as `added_token` makes
+    them; one with a piece's id takes its place.
+
+    Raises:
+        CheckpointError: a token that stands around texts is not there, or a user-defined piece changes when the text
+            is normalized.
+    """
+    names = token_names(model) | {token["id"]: token["content"] for token in more}
+    vocabulary = {name: index for index, name in names.items()}
+    missing = [token for token in (*before, *after) if token not in vocabulary]
+    if missing or len(vocabulary) != len(names):
+        problem = f"there is no token {missing[0]!r}" if missing else "two tokens have the same text"
+        raise CheckpointError(f"The SentencePiece tokenizer cannot be rebuilt: {problem}.")
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added_tokens(model, more),
+        "normalizer": {"type": "Sequence", "normalizers": _normalizers(model)},
+        "pre_tokenizer": (
+            {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": "first", "split": False}
+            if _prefixes_later(model)
+            else None
+        ),
+        "post_processor": post_processor(before, after, vocabulary),
+        "decoder": {"type": "Sequence", "decoders": _decoders(model)},
+        "model": _bpe(model, vocabulary) if model.kind == "bpe" else _unigram(model, names),
+    }
+
+
+def token_names(model: SentencePieceModel) -> dict[int, str]:
+    """Return the text of each token by its id, without those that are unused."""
+    return {
+        # A user-defined piece is found in the text as it was before spaces became another character.
+        index: piece.text.replace(_SPACE, " ") if piece.type is PieceType.USER_DEFINED else piece.text
+        for index, piece in enumerate(model.pieces)
+        if piece.type is not PieceType.UNUSED
+    }
+
+
+def _prefixes_later(model: SentencePieceModel) -> bool:
+    """Tell whether the space before the text is put there behind the normalizer, before the first piece alone.
+
+    Metaspace puts none where there is one, which is right only where the text's own are not kept beside it.
+    """
+    return model.add_dummy_prefix and model.remove_extra_whitespaces
+
+
+def _added_tokens(model: SentencePieceModel, more: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    names = token_names(model)
+    normalized = not model.add_dummy_prefix or _prefixes_later(model)
+    tokens = {
+        index: added_token(index, names[index], special=True)
+        for index, piece in enumerate(model.pieces)
+        if piece.type in (PieceType.CONTROL, PieceType.UNKNOWN)
+    }
+    for index, piece in enumerate(model.pieces):
+        if piece.type is not PieceType.USER_DEFINED:
+            continue
+        name = names[index]
+        if normalized and model.charsmap and unicodedata.normalize("NFKC", name).strip() != name:
+            raise CheckpointError(
+                f"The SentencePiece tokenizer cannot be rebuilt: its user-defined piece {name!r} would be normalized."
+            )
+        tokens[index] = added_token(index, name, special=False, normalized=normalized)
+    tokens |= {token["id"]: dict(token) for token in more}
+    return [tokens[index] for index in sorted(tokens)]
+
+
+def _normalizers(model: SentencePieceModel) -> list[dict[str, Any]]:
+    steps: list[dict[str, Any]] = []
+    if model.charsmap:
+        steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(model.charsmap).decode("ascii")})
+    if model.remove_extra_whitespaces:
+        # One space at the beginning may stay: where a space is put before the text, it is that one.
+        edges = r" +\z" if model.add_dummy_prefix else r"\A +| +\z"
+        steps.append({"type": "Replace", "pattern": {"Regex": edges}, "content": ""})
+        steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    if model.add_dummy_prefix and not _prefixes_later(model):
+        steps.append({"type": "Prepend", "prepend": _SPACE})
+    steps.append({"type": "Replace", "pattern": {"String": " "}, "content": _SPACE})
+    return steps
+
+
+def _decoders(model: SentencePieceModel) -> list[dict[str, Any]]:
+    steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}]
+    if model.byte_fallback:
+        steps.append({"type": "ByteFallback"})
+    steps.append({"type": "Fuse"})
+    if model.add_dummy_prefix:
+        steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return steps
+
+
+def _bpe(model: SentencePieceModel, vocabulary: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": next((name for name, index in vocabulary.items() if index == model.unknown_id), None),
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,  # as SentencePiece joins unknown characters to one piece
+        "byte_fallback": model.byte_fallback,
+        "ignore_merges": False,
+        "vocab": vocabulary,
+        "merges": _merges(model, vocabulary),
+    }
+
+
+def _merges(model: SentencePieceModel, vocabulary: Mapping[str, int]) -> list[list[str]]:
+    """List every pair of pieces that makes a piece, by that one's score."""
+    ids = {
+        piece.text: index
+        for index, piece in enumerate(model.pieces)
+        if piece.type is PieceType.NORMAL and vocabulary.get(piece.text) == index
+    }
+    pairs = [
+        (-model.pieces[joined].score, ids[text[:place]], ids[text[place:]])
+        for text, joined in ids.items()
+        for place in range(1, len(text))
+        if text[:place] in ids and text[place:] in ids
+    ]
+    return [[model.pieces[left].text, model.pieces[right].text] for _, left, right in sorted(pairs)]
+
+
+def _unigram(model: SentencePieceModel, names: Mapping[int, str]) -> dict[str, Any]:
+    lowest = min((piece.score for piece in model.pieces if piece.type is PieceType.NORMAL), default=0.0)
+    scores = [
+        min(lowest, -1.0) * _BYTE_PENALTY if piece.type is PieceType.BYTE else piece.score for piece in model.pieces
+    ]
+    scores += [0.0] * (max(names) + 1 - len(scores))
+    # Ids are places in this list. A text has no space any more when it comes here, so these are never found.
+    return {
+        "type": "Unigram",
+        "unk_id": model.unknown_id,
+        "vocab": [[names.get(index, f"unused {index}"), score] for index, score in enumerate(scores)],
+        "byte_fallback": model.byte_fallback,
+    }

@@ -1,0 +1,268 @@
+"""SentencePiece tokenizers, rebuilt as tokenizer.json, beside the library that they are of."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from sentencepiece import SentencePieceProcessor
+from transformers import AutoTokenizer
+
+from edgelm import CheckpointError
+from edgelm.tokenizer import Tokenizer
+from edgelm_export.checkpoint_folder import read_text_files
+from edgelm_export.gguf_tokenizer import tokenizer_files
+from edgelm_export.sentencepiece_model import Piece, PieceType, SentencePieceModel, read_sentencepiece
+from edgelm_export.sentencepiece_tokenizer import sentencepiece_json
+
+CORPUS = json.loads((Path(__file__).parent / "tokenizer_corpus.json").read_text(encoding="utf-8"))["rows"]
+TEXTS = [row["text"] for row in CORPUS] + [
+    "a<table>b  c <table> d ▁x▁", "  <table> x", "<0x41> and <0x0A>", "<s>hi</s> <unk>", " sea sea  ", "① ﬁ Å",
+    "\t\ttab\n", "x\u200by", "   ", "▁", "don't  stop",
+]  # fmt: skip
+# Without a normalization, and as it comes: NFKC with extra spaces removed.
+AS_IT_IS = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+TRAINED: dict[str, dict[str, Any]] = {
+    "bpe, as Llama's": {
+        "model_type": "bpe", "byte_fallback": True, "split_digits": True,
+        "allow_whitespace_only_pieces": True, **AS_IT_IS,
+    },
+    "bpe, as Gemma's": {
+        "model_type": "bpe", "byte_fallback": True, "add_dummy_prefix": False, **AS_IT_IS,
+        "user_defined_symbols": ["<table>", "▁▁", "▁▁▁", "\n", "\n\n"],
+    },
+    "bpe, as it comes": {"model_type": "bpe", "user_defined_symbols": ["<table>"]},
+    "unigram, as it comes": {"model_type": "unigram"},
+    "unigram with bytes and a symbol": {
+        "model_type": "unigram", "byte_fallback": True, "user_defined_symbols": ["<table>"],
+    },
+    "unigram without normalization": {"model_type": "unigram", "byte_fallback": True, **AS_IT_IS},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, bytes]:
+    """Models of 600 pieces, trained on the texts of these tests."""
+    lines = [line for text in TEXTS for line in text.split("\n") if line.strip()]
+    models = {}
+    for name, options in TRAINED.items():
+        written = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines * 3), model_writer=written, vocab_size=600, hard_vocab_limit=False,
+            minloglevel=2, num_threads=1, **options,
+        )  # fmt: skip
+        models[name] = written.getvalue()
+    return models
+
+
+def texts_of(name: str) -> list[str]:
+    composes = "normalization_rule_name" not in TRAINED[name]
+    return [text for text in TEXTS if not (composes and is_decomposed(text))]
+
+
+def is_decomposed(text: str) -> bool:
+    return any("\u1100" <= character <= "\u11ff" for character in text)
+
+
+def check_ids(name: str, found: list[int], expected: list[int], text: str) -> None:
+    """A unigram of pieces that repeat (`~~` and `~`) has several best orders, and float32 decides between them."""
+    if "unigram" in name and found != expected:
+        found, expected = sorted(found), sorted(expected)
+    assert found == expected, text
+
+
+def gguf_metadata(model: SentencePieceModel) -> dict[str, Any]:
+    """What llama.cpp's converter writes of a SentencePiece model."""
+    return {
+        "tokenizer.ggml.model": {"bpe": "llama", "unigram": "t5"}[model.kind],
+        "tokenizer.ggml.tokens": [piece.text for piece in model.pieces],
+        "tokenizer.ggml.scores": [piece.score for piece in model.pieces],
+        "tokenizer.ggml.token_type": [int(piece.type) for piece in model.pieces],
+        "tokenizer.ggml.add_space_prefix": model.add_dummy_prefix,
+        "tokenizer.ggml.remove_extra_whitespaces": model.remove_extra_whitespaces,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        **({"tokenizer.ggml.precompiled_charsmap": list(model.charsmap)} if model.charsmap else {}),
+    }
+
+
+def write(folder: Path, files: dict[str, str]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(content, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("source", ["tokenizer.model", "spiece.model", "gguf"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_text_becomes_the_ids_of_sentencepiece_and_comes_back(
+    name: str, source: str, tmp_path: Path, trained: dict[str, bytes]
+) -> None:
+    original = SentencePieceProcessor(model_proto=trained[name])
+    path = tmp_path / (source if source != "gguf" else "tokenizer.model")
+    path.write_bytes(trained[name])
+    is_gguf = source == "gguf"
+    files = tokenizer_files(gguf_metadata(read_sentencepiece(path))) if is_gguf else read_text_files(tmp_path)
+    tokenizer = Tokenizer.load(write(tmp_path / "rebuilt", files))
+    for text in texts_of(name):
+        ids = original.encode(text)
+        check_ids(name, tokenizer.encode(text), ids, text)
+        if original.unk_id() not in ids:
+            assert tokenizer.decode(ids) == original.decode(ids), text
+    assert tokenizer.leading_ids == ((1,) if original.encode("a", add_bos=True) and "bpe" in name else ())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_transformers_loads_the_rebuilt_tokenizer(name: str, tmp_path: Path, trained: dict[str, bytes]) -> None:
+    original = SentencePieceProcessor(model_proto=trained[name])
+    (tmp_path / "tokenizer.model").write_bytes(trained[name])
+    found = AutoTokenizer.from_pretrained(write(tmp_path / "rebuilt", read_text_files(tmp_path)))
+    around = ([1], []) if "bpe" in name else ([], [2])
+    for text in texts_of(name):
+        if "<s>" not in text and "<table>" not in text:  # control tokens are found in a text there
+            check_ids(name, found(text)["input_ids"], [*around[0], *original.encode(text), *around[1]], text)
+    assert (found.bos_token, found.eos_token, found.unk_token) == ("<s>", "</s>", "<unk>")
+
+
+def test_a_folder_adds_its_tokens_and_says_what_stands_around_a_text(tmp_path: Path, trained: dict[str, bytes]) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(trained["bpe, as Llama's"])
+    size = SentencePieceProcessor(model_proto=trained["bpe, as Llama's"]).get_piece_size()
+    config = {
+        "tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "add_eos_token": True, "chat_template": "{{ 1 }}",
+        "eos_token": {"content": "<|end|>"}, "auto_map": {"AutoTokenizer": "code.py"},
+        "added_tokens_decoder": {
+            "0": {"content": "<unk>", "special": True},
+            str(size): {"content": "<|end|>", "special": True, "rstrip": True},
+            str(size + 1): {"content": "<tool>", "special": False},
+        },
+    }  # fmt: skip
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    files = read_text_files(tmp_path)
+    assert files["chat_template.jinja"] == "{{ 1 }}"
+    settings = json.loads(files["tokenizer_config.json"])
+    assert not settings.keys() & {"auto_map", "added_tokens_decoder"}
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    tokenizer = Tokenizer.load(write(tmp_path / "rebuilt", files))
+    assert tokenizer.control_tokens["<|end|>"] == size
+    assert tokenizer.encode("<tool>", control_tokens=True) == [size + 1]
+    found = AutoTokenizer.from_pretrained(tmp_path / "rebuilt")
+    assert found("a")["input_ids"][-1] == size
+    # Older versions of transformers kept them in a file of their own.
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<tool>": size}))
+    tokenizer = Tokenizer.load(write(tmp_path / "older", read_text_files(tmp_path)))
+    assert (tokenizer.id_of("<tool>"), tokenizer.leading_ids) == (size, (1,))
+
+
+FOLDERS: dict[str, tuple[dict[str, Any], str]] = {
+    "no content": ({"added_tokens_decoder": {"600": {}}}, r"the added token '600' is \{\}; it has an id and a content"),
+    "no id": ({"added_tokens_decoder": {"x": {"content": "x"}}}, "the added token 'x' is"),
+    "a gap": ({"added_tokens_decoder": {"99999": {"content": "x"}}}, "the id 99999 of an added token leaves a gap"),
+    "twice": ({"added_tokens_decoder": {"0": {"content": "</s>", "special": True}}}, "two tokens have the same text"),
+    "nothing to add": ({"add_bos_token": True, "bos_token": 7}, "add_bos_token is set, but there is no bos_token"),
+    "an unknown one": ({"add_bos_token": True, "bos_token": "<no>"}, "tokenizer.model: .* there is no token '<no>'"),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_settings_that_do_not_fit_the_model_are_errors(case: str, tmp_path: Path, trained: dict[str, bytes]) -> None:
+    config, message = FOLDERS[case]
+    (tmp_path / "tokenizer.model").write_bytes(trained["bpe, as Llama's"])
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        read_text_files(tmp_path)
+
+
+def varint(number: int, value: int) -> bytes:
+    return bytes([number << 3, value])
+
+
+def message(number: int, content: bytes) -> bytes:
+    tag = number << 3 | 2
+    return (bytes([tag]) if tag < 128 else bytes([tag & 127 | 128, tag >> 7])) + bytes([len(content)]) + content
+
+
+def piece(text: str, type_: int) -> bytes:
+    return message(1, message(1, text.encode()) + varint(3, type_))
+
+
+UNKNOWN = piece("<unk>", 2)
+BROKEN = {
+    "a word model": (UNKNOWN + message(2, varint(3, 3)), "has model type 3; supported are 1 .unigram. and 2 .bpe."),
+    "spaces behind": (UNKNOWN + message(2, bytes([24 << 3 & 127 | 128, 1, 1])), "treat_whitespace_as_suffix"),
+    "spaces as they are": (UNKNOWN + message(3, varint(5, 0)), "escape_whitespaces is off"),
+    "a type": (piece("a", 9), "has the piece 'a' of type 9"),
+    "a piece twice": (UNKNOWN + piece("a", 1) * 2, "Pieces 1 and 2 are both 'a'"),
+    "two unknown": (UNKNOWN + piece("b", 2), r"Pieces \[0, 1\] all stand for the unknown"),
+    "none unknown": (piece("a", 1), "No piece stands for the unknown, which a unigram tokenizer needs"),
+    "no UTF-8": (message(1, message(1, b"\xff")), "is cut off or damaged"),
+    "a score that is none": (UNKNOWN + message(1, b"\x0a\x01a\x15\x00\x00\xc0\x7f"), "'a', has the score nan"),
+    "cut off": (UNKNOWN[:-3], "tokenizer.model is cut off or damaged"),
+    "not protobuf": (b"\x0b" * 9, "is damaged .wire type 3."),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_model_that_is_broken_or_not_supported_is_refused(case: str, tmp_path: Path) -> None:
+    data, message = BROKEN[case]
+    (tmp_path / "tokenizer.model").write_bytes(data)
+    with pytest.raises(CheckpointError, match=message):
+        read_sentencepiece(tmp_path / "tokenizer.model")
+
+
+def test_a_missing_model_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is missing or not a regular file"):
+        read_sentencepiece(tmp_path / "tokenizer.model")
+
+
+def test_a_damaged_model_is_read_or_refused_and_nothing_else(tmp_path: Path, trained: dict[str, bytes]) -> None:
+    path, data = tmp_path / "tokenizer.model", trained["bpe, as Llama's"]
+    for place in range(0, len(data), 97):
+        for damaged in (data[:place], data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :]):
+            path.write_bytes(damaged)
+            with contextlib.suppress(CheckpointError):
+                read_sentencepiece(path)
+
+
+def test_a_symbol_that_the_normalization_changes_is_refused() -> None:
+    pieces = [("<unk>", PieceType.UNKNOWN), ("①", PieceType.USER_DEFINED)]
+    model = SentencePieceModel(
+        kind="bpe",
+        pieces=tuple(Piece(text=text, score=0.0, type=type_) for text, type_ in pieces),
+        charsmap=b"x",
+        remove_extra_whitespaces=True,
+    )
+    with pytest.raises(CheckpointError, match="its user-defined piece '①' would be normalized"):
+        sentencepiece_json(model)
+
+
+def test_unused_pieces_have_no_token(tmp_path: Path) -> None:
+    types = {"<unk>": 2, "a": 1, "b": 1, "ab": 5, "▁": 1}
+    for kind in ("llama", "t5"):
+        metadata = {
+            "tokenizer.ggml.model": kind, "tokenizer.ggml.tokens": list(types), "tokenizer.ggml.scores": [-1.0] * 5,
+            "tokenizer.ggml.token_type": list(types.values()), "tokenizer.ggml.add_bos_token": False,
+            "tokenizer.ggml.add_eos_token": False,
+        }  # fmt: skip
+        tokenizer = Tokenizer.load(write(tmp_path / kind, tokenizer_files(metadata)))
+        assert tokenizer.encode("ab") == [4, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scores": [0.0]}, "tokenizer.ggml.scores has 1 entries for 2 tokens"),
+        ({"token_type": [2, 7]}, "Token 'a' has type 7, which SentencePiece does not have"),
+        ({"precompiled_charsmap": ["x"]}, "precompiled_charsmap is no array of bytes"),
+    ],
+)
+def test_metadata_that_makes_no_sentencepiece_model_is_an_error(changes: dict[str, Any], message: str) -> None:
+    values = {"model": "llama", "tokens": ["<unk>", "a"], "scores": [0.0, 0.0], "token_type": [2, 1], **changes}
+    with pytest.raises(CheckpointError, match=message):
+        tokenizer_files({f"tokenizer.ggml.{key}": value for key, value in values.items()})
