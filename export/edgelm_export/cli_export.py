@@ -91,7 +91,9 @@ def export(
     label = chosen.name if isinstance(chosen, Precision) else chosen
     if output is None:
         name = _package_name(path, library)
-        output = library.package_path(name if label == DEFAULT_PRECISION else f"{name}-{label}")
+        name = name if label == DEFAULT_PRECISION else f"{name}-{label}"
+        library.refuse_alias(name)
+        output = library.package_path(name)
     options = None
     if calibrate or calibration is not None or recipe is not None:
         options = CalibrationOptions(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgelm import atomic, manifest
+from edgelm.aliases import Aliases
 from edgelm.catalogue import CATALOGUE
 from edgelm.errors import ConfigError, ModelNotFoundError
 from edgelm.file_lock import file_lock
@@ -30,6 +31,7 @@ class Library:
 
     `models/<name>/` is a package, `sources/<name>/` an original (one GGUF file, or a Hugging Face folder), and
     `downloads/<name>/` what an interrupted download goes on from. What stands in the first two is complete.
+    `aliases/<name>` is a second name of a model.
 
     root: the library's folder; None takes `folders.data_folder()` when it is first needed.
     """
@@ -48,11 +50,80 @@ class Library:
 
     def packages(self) -> list[str]:
         """Name the model packages, in alphabetical order."""
-        return _names(self.root / "models")
+        return self._names("models")
 
     def sources(self) -> list[str]:
         """Name the downloaded originals, in alphabetical order."""
-        return _names(self.root / "sources")
+        return self._names("sources")
+
+    @property
+    def _aliases(self) -> Aliases:
+        return Aliases(self.root / "aliases")
+
+    def aliases(self) -> dict[str, str]:
+        """Return what each alias means, in alphabetical order; that model may be gone by now."""
+        with self._reading():
+            found = {name: self.resolve(name) for name in self._aliases}
+        return {name: target for name, target in found.items() if target != name}
+
+    def resolve(self, name: str) -> str:
+        """Return the name of the model that an alias means; any other name comes back as it is."""
+        if not _NAME.fullmatch(name) or self._has(name):
+            return name
+        target = self._aliases.target(name)
+        return target if target is not None and _NAME.fullmatch(target) else name
+
+    def add_alias(self, name: str, target: str) -> str:
+        """Let `name` mean a model of the library, whatever it meant before, and return that model's name.
+
+        An alias of an alias means the model itself, so none ever leads in a circle.
+
+        Raises:
+            ModelNotFoundError: there is no model `target`.
+            ConfigError: `name` is not a valid name, is that of a model here or in the catalogue, or means itself; or
+                the library cannot be written.
+        """
+        model = self.resolve(target)
+        with self.lock(name):  # no pull brings a model of this name meanwhile
+            if name in (target, model):
+                raise ConfigError(f"The alias {name!r} would mean itself. Choose another name for it.")
+            if self._has(name) or name in CATALOGUE:
+                where = "the library" if self._has(name) else "the catalogue of `edgelm pull`"
+                raise ConfigError(f"{name!r} is a model of {where}, which an alias may not hide. Choose another name.")
+            if not self._has(model):
+                raise ModelNotFoundError(self._no_model(target))
+            with self.writing():
+                self._aliases.write(name, model)
+        return model
+
+    def remove_alias(self, name: str) -> None:
+        """Forget an alias; its model stays.
+
+        Raises:
+            ModelNotFoundError: there is no such alias.
+            ConfigError: `name` is not a valid name, or the library cannot be written.
+        """
+        with self.writing():
+            removed = self._aliases.remove(check_name(name))
+        if not removed:
+            there = ", ".join(self.aliases()) or "none"
+            raise ModelNotFoundError(f"There is no alias {name!r}. There: {there}.")
+
+    def refuse_alias(self, name: str) -> None:
+        """Check that a model that is to be made does not take the name of an alias.
+
+        Raises:
+            ConfigError: it does.
+        """
+        target = self.resolve(name)
+        if target != name:
+            raise ConfigError(
+                f"{name!r} is an alias of {target!r}. Choose another name for the new model, or forget the alias: "
+                f"edgelm alias --remove {name}"
+            )
+
+    def _has(self, name: str) -> bool:
+        return any((self.root / kind / name).is_dir() for kind in ("models", "sources"))
 
     def has_package(self, name: str) -> bool:
         """Tell whether the package `name` is here, with its manifest: a folder alone is none."""
@@ -98,11 +169,12 @@ class Library:
             path = Path(text).expanduser()
             exists, is_package = path.exists(), (path / manifest.FILE_NAME).is_file()
         if not is_path(name_or_path) and not (text and is_package):
-            if text in self.packages():
-                return self.package_path(text)
-            if text in self.sources():
+            name = self.resolve(text)
+            if name in self.packages():
+                return self.package_path(name)
+            if name in self.sources():
                 raise ModelNotFoundError(
-                    f"Only the source of {text!r} is in the library. Make a package of it: edgelm export {text}"
+                    f"Only the source of {name!r} is in the library. Make a package of it: edgelm export {name}"
                 )
             if not text or not exists:
                 raise ModelNotFoundError(self._no_model(text))
@@ -129,7 +201,7 @@ class Library:
             path = Path(name_or_path).expanduser()
             if path.exists() or is_path(name_or_path):
                 return path
-        path = self.source_path(name_or_path)
+        path = self.source_path(self.resolve(name_or_path))
         if not path.exists():
             names = ", ".join(self.sources()) or "none"
             raise ModelNotFoundError(
@@ -151,8 +223,8 @@ class Library:
             raise ModelNotFoundError(f"{broken}{self._what_is_here()}")
         return max(names, key=lambda name: (self.package_path(name) / manifest.FILE_NAME).stat().st_mtime)
 
-    def remove(self, name: str) -> None:
-        """Delete a model: its package, its source and its unfinished download.
+    def remove(self, name: str, *, source_only: bool = False) -> None:
+        """Delete a model: its package, its source and its unfinished download; or all but its package.
 
         Each leaves the library in one step; a kill while the files are deleted leaves none that looks whole.
 
@@ -160,7 +232,8 @@ class Library:
             ModelNotFoundError: nothing of that name is in the library.
             ConfigError: the library cannot be written.
         """
-        parts = [self.root / kind / check_name(name) for kind in ("models", "sources", "downloads")]
+        kinds = ("sources", "downloads") if source_only else ("models", "sources", "downloads")
+        parts = [self.root / kind / check_name(name) for kind in kinds]
         with self.writing():
             for path in parts:
                 atomic.remove_leftovers(path)
@@ -168,7 +241,8 @@ class Library:
                     shutil.rmtree(leftover, ignore_errors=True)
         present = [path for path in parts if path.exists() or path.is_symlink()]
         if not present:
-            raise ModelNotFoundError(f"There is no model {name!r} to remove. {self._what_is_here()}")
+            what = "source of" if source_only else "model"
+            raise ModelNotFoundError(f"There is no {what} {name!r} to remove. {self._what_is_here()}")
         with self.writing(), self.lock(name):
             for path in present:
                 if path.is_symlink():
@@ -194,6 +268,21 @@ class Library:
                 stack.enter_context(file_lock(path, waiting))
             yield
 
+    def _names(self, kind: str) -> list[str]:
+        folder = self.root / kind
+        with self._reading():
+            entries = sorted(folder.iterdir()) if folder.exists() else []
+        return [path.name for path in entries if _NAME.fullmatch(path.name) and path.is_dir()]
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(
+                f"The model library {self.root} cannot be read: {error}. Set {HOME_VARIABLE} to a folder of yours."
+            ) from error
+
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Turn the failure to write into the library into an error that says what to do.
@@ -208,11 +297,11 @@ class Library:
                 f"The model library {self.root} cannot be written: {error}. Set {HOME_VARIABLE} to a folder of yours."
             ) from error
 
-    def _no_model(self, name: str) -> str:
-        message = f"There is no model {name!r}."
-        close = difflib.get_close_matches(
-            name, sorted({*self.packages(), *self.sources(), *CATALOGUE}), n=2, cutoff=_CLOSE
-        )
+    def _no_model(self, wanted: str) -> str:
+        name = self.resolve(wanted)
+        message = f"There is no model {name!r}" + (f", which {wanted!r} is an alias of." if name != wanted else ".")
+        known = {*self.packages(), *self.sources(), *self.aliases(), *CATALOGUE} - {wanted}
+        close = difflib.get_close_matches(name, sorted(known), n=2, cutoff=_CLOSE)
         if name in CATALOGUE:
             message += f" Fetch it: edgelm pull {name}"
         elif close:
@@ -259,15 +348,3 @@ def check_name(name: str) -> str:
             f"{name!r} is not a name for a model: use up to 100 letters, digits, and . _ + - between them."
         )
     return name
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        entries = sorted(folder.iterdir())
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise ConfigError(
-            f"The model library {folder} cannot be read: {error}. Set {HOME_VARIABLE} to a folder of yours."
-        ) from error
-    return [path.name for path in entries if _NAME.fullmatch(path.name) and path.is_dir()]

@@ -72,7 +72,7 @@ def fetch(source: Source, library: Library, name: str, options: FetchOptions | N
     Raises:
         DownloadError: it does not arrive, or not whole.
         PackageError: it is a package, and does not match its manifest.
-        ConfigError: another model has that name, or the library cannot be written.
+        ConfigError: another model or an alias has that name, or the library cannot be written.
     """
     target = library.root / "sources" / check_name(name)
     if target.is_dir():
@@ -83,6 +83,7 @@ def fetch(source: Source, library: Library, name: str, options: FetchOptions | N
                 f"{source.reference}: edgelm pull {source.reference} --name NAME"
             )
         return library.source_path(name)
+    library.refuse_alias(name)
     staging = library.downloads_path(name)
     with library.writing():
         staging.mkdir(parents=True, exist_ok=True)

@@ -152,10 +152,10 @@ def complete(words: str, cursor: int) -> list[str]:
 
 def test_shells_complete_commands_options_and_models(own_library):
     (own_library / "models" / "tiny").mkdir(parents=True)
-    assert complete("edgelm pu", 1) == ["plain,pull"]
+    assert complete("edgelm pul", 1) == ["plain,pull"]
     assert "plain,--temperature" in complete("edgelm run x --te", 3)
     assert "plain,tiny" in complete("edgelm chat t", 2)
-    assert complete("edgelm pull smol", 2) == ["plain,smollm2-135m-instruct"]
+    assert complete("edgelm pull smollm2-13", 2) == ["plain,smollm2-135m-instruct"]
 
 
 def test_a_shell_that_completes_sees_no_errors(own_library, monkeypatch, tmp_path):

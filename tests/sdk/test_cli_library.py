@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from edgelm.catalogue import CATALOGUE
 from edgelm.cli.main import main
 from edgelm.library import Library
 from edgelm.manifest import Manifest
@@ -44,28 +45,50 @@ def test_an_empty_list_says_how_to_begin(own_library):
 
 
 def test_list_shows_packages_with_their_figures_and_marks_the_rest(library):
+    library.add_alias("mine", "tiny")
     result = edgelm("list")
     rows = [line.split() for line in result.stdout.splitlines()]
     quality = Manifest.load(tiny_model_path()).quality
     assert quality is not None
-    assert rows[0] == ["NAME", "PRECISION", "SIZE", "CONTEXT", "PERPLEXITY"]
+    assert rows[0] == ["NAME", "PRECISION", "SIZE", "CONTEXT", "QUALITY"]
     assert rows[1] == ["broken", "(broken)", "0.0", "MB"]
-    assert rows[2] == ["original", "(source)", "2.0", "MB"]
-    assert rows[3][:2] + rows[3][4:] == ["tiny", "fp32", "1024", f"{quality.perplexity:.2f}"]
+    assert rows[2] == ["mine", "(alias)", "tiny"]
+    assert rows[3] == ["original", "(source)", "2.0", "MB"]
+    ratio = quality.perplexity / quality.source_perplexity
+    assert rows[4][:2] + rows[4][4:] == ["tiny", "fp32", "1024", f"×{ratio:.3f}"]
     assert "warning: broken:" in result.stderr
     assert "is not a model package" in result.stderr
 
 
 def test_list_as_json_is_for_programs(library):
+    library.add_alias("mine", "tiny")
     rows = {row["name"]: row for row in json.loads(edgelm("list", "--json").stdout)}
     assert {name: row["kind"] for name, row in rows.items()} == {
         "broken": "broken",
+        "mine": "alias",
         "original": "source",
         "tiny": "package",
     }
+    assert rows["mine"]["target"] == "tiny"
     assert rows["tiny"]["context_length"] == 1024
     assert rows["tiny"]["path"] == str(library.package_path("tiny"))
+    assert rows["tiny"]["perplexity_over_source"] == pytest.approx(1.0, abs=0.01)  # fp32
     assert rows["original"]["size"] == 2_000_000
+
+
+def test_list_shows_what_can_be_pulled(own_library):
+    (own_library / "sources" / "qwen3-0.6b").mkdir(parents=True)
+    result = edgelm("list", "--available")
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert rows[0] == ["NAME", "LICENSE", "SIZE", "PRECISION", "CONTEXT"]
+    assert rows[1] == ["smollm2-135m-instruct", "Apache-2.0", "92.9", "MB", "Q4_1", "8192"]
+    assert ["qwen3-0.6b", "Apache-2.0", "1.50", "GB", "bf16", "40960", "here"] in rows
+    assert ["qwen3-1.7b", "Apache-2.0", "4.10", "GB", "bf16", "40960", "not", "yet", "tried"] in rows
+    assert "edgelm pull NAME" in result.stderr
+    models = {row["name"]: row for row in json.loads(edgelm("list", "--available", "--json").stdout)}
+    assert models.keys() == CATALOGUE.keys()
+    assert models["gemma-3-270m"]["terms"] == "https://ai.google.dev/gemma/terms"
+    assert models["qwen3-0.6b"]["is_here"] is True
 
 
 def test_show_tells_what_a_package_is(library):
@@ -111,6 +134,15 @@ def test_rm_removes_packages_sources_and_downloads(library):
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr == "Removed tiny.\nRemoved original.\nRemoved half.\n"
     assert (library.packages(), library.sources()) == (["broken"], [])
+
+
+def test_rm_can_leave_the_package(library):
+    shutil.copytree(tiny_model_path(), library.package_path("original"))
+    result = edgelm("rm", "original", "--source-only", "--yes")
+    assert result.stderr == "Removed the source of original.\n"
+    assert (library.packages(), library.sources()) == (["broken", "original", "tiny"], [])
+    result = edgelm("rm", "original", "--source-only", "--yes")
+    assert "error: There is no source of 'original' to remove." in result.stderr
 
 
 def test_rm_of_a_missing_model_is_an_error(library):

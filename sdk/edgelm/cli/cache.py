@@ -9,7 +9,7 @@ import sys
 import click
 from click.shell_completion import CompletionItem
 
-from edgelm.cli.output import is_terminal, megabytes, printable
+from edgelm.cli.output import is_terminal, megabytes, print_table, printable
 from edgelm.errors import ConfigError
 from edgelm.saved_session import SavedSession, SavedSessions
 
@@ -50,21 +50,18 @@ def cache(context: click.Context, as_json: bool) -> None:
 
 
 def _print_table(sessions: list[SavedSession]) -> None:
-    table = [("NAME", "MODEL", "MESSAGES", "TOKENS", "SIZE", "SAVED")]
-    for session in sessions:
-        table.append(
-            (
-                session.name,
-                printable(session.model) or "(broken)",
-                str(session.messages),
-                str(session.tokens),
-                megabytes(session.size),
-                f"{session.saved:%Y-%m-%d %H:%M}",
-            )
+    rows = [
+        (
+            session.name,
+            printable(session.model) or "(broken)",
+            str(session.messages),
+            str(session.tokens),
+            megabytes(session.size),
+            f"{session.saved:%Y-%m-%d %H:%M}",
         )
-    widths = [max(len(cells[i]) for cells in table) for i in range(len(table[0]))]
-    for cells in table:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+        for session in sessions
+    ]
+    print_table(["NAME", "MODEL", "MESSAGES", "TOKENS", "SIZE", "SAVED"], rows)
     for session in sessions:
         if session.problem is not None:
             click.echo(f"warning: {session.name}: {printable(session.problem)}", err=True)

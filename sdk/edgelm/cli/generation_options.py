@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from edgelm.errors import ConfigError, EdgeLMError
@@ -56,7 +57,11 @@ def generation_options(command: Callable[..., None]) -> Callable[..., None]:
         try:
             GenerationConfig(**settings)
         except ConfigError as error:
-            raise click.UsageError(str(error)) from error
+            context = click.get_current_context()
+            sources = {context.get_parameter_source(name) for name in settings}
+            is_elsewhere = bool(sources & {ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT})
+            hint = f" `edgelm config {context.info_name}` shows where it is set." if is_elsewhere else ""
+            raise click.UsageError(f"{error}{hint}") from error
         command(*positional, **named, settings=settings)
 
     for option in reversed(_OPTIONS):
@@ -67,7 +72,8 @@ def generation_options(command: Callable[..., None]) -> Callable[..., None]:
 def complete_model(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Offer the names in the library, and folders, to a shell that completes."""
     try:
-        names = [name for name in Library().packages() if name.startswith(incomplete)]
+        library = Library()
+        names = [name for name in (*library.packages(), *library.aliases()) if name.startswith(incomplete)]
     except EdgeLMError:
         names = []
     return [CompletionItem(name) for name in names] + [CompletionItem(incomplete, type="dir")]

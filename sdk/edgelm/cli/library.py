@@ -11,9 +11,11 @@ from typing import Any
 import click
 
 from edgelm.bom import bill_of_materials
+from edgelm.catalogue import CATALOGUE
 from edgelm.cli.generation_options import complete_model
-from edgelm.cli.output import is_terminal, megabytes, printable
+from edgelm.cli.output import is_terminal, megabytes, print_table, printable
 from edgelm.config import ModelConfig
+from edgelm.disk_use import size_of
 from edgelm.errors import EdgeLMError
 from edgelm.library import Library
 from edgelm.manifest import Manifest
@@ -23,70 +25,113 @@ _FLOAT32_BYTES = 4
 
 
 @click.command("list")
+@click.option("--available", is_flag=True, help="List the models that `edgelm pull` knows by name.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
-def list_models(as_json: bool) -> None:
-    """List the models in the library.
+def list_models(available: bool, as_json: bool) -> None:
+    """List the models in the library, or those that can be pulled.
+
+    QUALITY is a package's perplexity beside its source's, from its certificate: ×1.000 is as good as the source.
 
     \b
     Examples:
       edgelm list
+      edgelm list --available
       edgelm list --json | jq -r '.[].name'
     """
     library = Library()
-    rows = [_package_row(library, name) for name in library.packages()]
-    rows += [_source_row(library, name) for name in library.sources()]
-    rows.sort(key=lambda row: row["name"])
+    rows = _available(library) if available else _here(library)
     if as_json:
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif available:
+        _print_available(rows)
     elif rows:
-        _print_table(rows)
+        _print_here(rows)
     else:
         click.echo("The library is empty. Fetch a small model: edgelm pull smollm2-135m-instruct", err=True)
 
 
+def _here(library: Library) -> list[dict[str, Any]]:
+    rows = [_package_row(library, name) for name in library.packages()]
+    rows += [_source_row(library, name) for name in library.sources()]
+    rows += [{"name": name, "kind": "alias", "target": target} for name, target in library.aliases().items()]
+    return sorted(rows, key=lambda row: str(row["name"]))
+
+
+def _available(library: Library) -> list[dict[str, Any]]:
+    present = {*library.packages(), *library.sources()}
+    return [
+        {
+            "name": name,
+            "license": model.license,
+            "terms": model.terms,
+            "size": model.size,
+            "precision": model.precision,
+            "context_length": model.context_length,
+            "is_run": model.is_run,
+            "is_here": name in present,
+            "description": model.description,
+        }
+        for name, model in CATALOGUE.items()
+    ]
+
+
 def _package_row(library: Library, name: str) -> dict[str, Any]:
     folder = library.package_path(name)
-    row: dict[str, Any] = {"name": name, "kind": "package", "size": _size(folder), "path": str(folder)}
+    row: dict[str, Any] = {"name": name, "kind": "package", "size": size_of(folder), "path": str(folder)}
     try:
         manifest = Manifest.load(folder)
     except EdgeLMError as error:  # one broken package must not hide the others
         return row | {"kind": "broken", "problem": str(error)}
+    quality = manifest.quality
     return row | {
         "precision": manifest.precision,
         "context_length": manifest.context_length,
-        "perplexity": manifest.quality.perplexity if manifest.quality else None,
+        "license": manifest.license,
+        "perplexity": quality.perplexity if quality else None,
+        "perplexity_over_source": quality.perplexity / quality.source_perplexity if quality else None,
     }
 
 
 def _source_row(library: Library, name: str) -> dict[str, Any]:
     path = library.source_path(name)
-    return {"name": name, "kind": "source", "size": _size(path), "path": str(path)}
+    return {"name": name, "kind": "source", "size": size_of(path), "path": str(path)}
 
 
-def _size(path: Path) -> int:
-    files = [path] if path.is_file() else path.rglob("*")
-    return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    table = [("NAME", "PRECISION", "SIZE", "CONTEXT", "PERPLEXITY")]
-    for row in rows:
-        perplexity = row.get("perplexity")
-        table.append(
+def _print_here(rows: list[dict[str, Any]]) -> None:
+    print_table(
+        ["NAME", "PRECISION", "SIZE", "CONTEXT", "QUALITY"],
+        [
             (
                 row["name"],
                 printable(row.get("precision") or "") or f"({row['kind']})",
-                megabytes(row["size"]),
+                megabytes(row["size"]) if "size" in row else row["target"],
                 str(row.get("context_length") or ""),
-                f"{perplexity:.2f}" if perplexity is not None else "",
+                f"×{row['perplexity_over_source']:.3f}" if row.get("perplexity_over_source") is not None else "",
             )
-        )
-    widths = [max(len(cells[i]) for cells in table) for i in range(len(table[0]))]
-    for cells in table:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+            for row in rows
+        ],
+    )
     for row in rows:
         if "problem" in row:
             click.echo(f"warning: {row['name']}: {printable(row['problem'])}", err=True)
+
+
+def _print_available(rows: list[dict[str, Any]]) -> None:
+    print_table(
+        ["NAME", "LICENSE", "SIZE", "PRECISION", "CONTEXT", ""],
+        [
+            (
+                row["name"],
+                row["license"],
+                megabytes(row["size"]),
+                row["precision"],
+                str(row["context_length"]),
+                "here" if row["is_here"] else "" if row["is_run"] else "not yet tried",
+            )
+            for row in rows
+        ],
+    )
+    click.echo("Fetch one: edgelm pull NAME; any other model of a supported family: edgelm pull hf:ORG/REPO", err=True)
 
 
 @click.command()
@@ -115,7 +160,7 @@ def show(model: str, as_json: bool, bom: bool) -> None:
     if as_json:
         facts = {
             "path": str(folder),
-            "size": _size(folder),
+            "size": size_of(folder),
             "kv_cache_bytes_per_token": kv_bytes,
             "config": config.to_dict(),
             "manifest": dataclasses.asdict(manifest),
@@ -135,7 +180,7 @@ def _facts(folder: Path, manifest: Manifest, config: ModelConfig, kv_bytes: int)
         ("path", str(folder)),
         ("architecture", manifest.architecture),
         ("precision", manifest.precision),
-        ("size", megabytes(_size(folder))),
+        ("size", megabytes(size_of(folder))),
         ("context length", f"{manifest.context_length} tokens"),
         ("layers", f"{config.num_hidden_layers}, hidden size {config.hidden_size}"),
         ("attention heads", f"{config.num_attention_heads}, key-value heads {config.num_key_value_heads}"),
@@ -162,22 +207,30 @@ def _quality(manifest: Manifest) -> list[tuple[str, str]]:
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_model)
+@click.option("--source-only", is_flag=True, help="Remove what a package was made from; the package stays.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-def rm(names: tuple[str, ...], yes: bool) -> None:
+def rm(names: tuple[str, ...], source_only: bool, yes: bool) -> None:
     """Remove models from the library.
 
-    A model's package goes, its source, and an unfinished download of it.
+    A model's package goes, its source, and an unfinished download of it. Of an alias, only the alias goes.
 
     \b
     Examples:
       edgelm rm smollm2-135m-instruct
+      edgelm rm smollm2-135m-instruct --source-only
       edgelm rm old-model older-model --yes
     """
     if not yes:
         if not is_terminal(sys.stdin):
             raise click.UsageError("Nobody is here to ask: add --yes to remove without asking.")
-        click.confirm(f"Remove {', '.join(names)} from the library?", abort=True, err=True)
+        what = "the sources of " if source_only else ""
+        click.confirm(f"Remove {what}{', '.join(names)} from the library?", abort=True, err=True)
     library = Library()
     for name in names:
-        library.remove(name)
-        click.echo(f"Removed {name}.", err=True)
+        target = library.resolve(name)
+        if target != name:
+            library.remove_alias(name)
+            click.echo(f"Removed {name}, an alias of {target}; {target} stays.", err=True)
+            continue
+        library.remove(name, source_only=source_only)
+        click.echo(f"Removed {'the source of ' if source_only else ''}{name}.", err=True)

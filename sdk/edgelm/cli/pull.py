@@ -73,6 +73,7 @@ def pull(
       HF_ENDPOINT=https://mirror.example edgelm pull qwen3-0.6b
     """
     library = Library()
+    model = library.resolve(model)
     if library.has_package(model) and precision is None and name is None and not source_only:
         _say(f"{model} is in the library already: edgelm chat {model}")
         return
@@ -87,6 +88,7 @@ def pull(
             return
         exporter = None if source_only else _Exporter.find(context)
         package = name if exporter is None else exporter.package_name(name, precision)
+        library.refuse_alias(package)
         if name not in library.sources():
             _agree_to_terms(source, accept_license)
         path = _fetch(source, library, name, options)

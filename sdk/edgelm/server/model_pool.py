@@ -130,7 +130,7 @@ class ModelPool:
                 return next(iter(folders))
             raise ApiError(400, f"model is missing. {_what_is_here(folders)}", param="model")
         self._folder(name)
-        return name
+        return self._library.resolve(name) if name not in folders else name
 
     async def acquire(self, name: str) -> LoadedModel:
         """Return a model, loaded; whoever gets it calls its `release`. Requests that come together load it once.
@@ -216,6 +216,8 @@ class ModelPool:
     def _folder(self, name: str) -> Path:
         folders = self.folders()
         if name not in folders:
+            name = self._library.resolve(name)
+        if name not in folders:
             raise ApiError(
                 404,
                 f"There is no model {name[:100]!r} here. {_what_is_here(folders)}",
@@ -237,7 +239,9 @@ def _named_folders(library: Library, models: tuple[str, ...]) -> dict[str, Path]
     folders: dict[str, Path] = {}
     for given in models:
         folder = library.find(given)
-        name = given if given in library.packages() else check_name(open_package(folder).manifest.name)
+        name = library.resolve(given)
+        if name not in library.packages():
+            name = check_name(open_package(folder).manifest.name)
         if name in folders and folders[name] != folder:
             raise ConfigError(f"Both {folders[name]} and {folder} are called {name!r}. Serve one of them.")
         folders[name] = folder

@@ -1,0 +1,95 @@
+"""`edgelm du` counts every file below the library's folder and that of sessions, once."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edgelm.cli.main import main
+from edgelm.disk_use import disk_use, size_of
+from edgelm.library import Library
+
+FILES = {
+    "models/small/model.onnx": 3_000_000,
+    "models/.edgelm-tmp-1-0123abcd-small/model.onnx": 50,
+    "sources/small/model.gguf": 5_000_000,
+    "downloads/other/model.gguf.part": 70,
+    "sessions/holidays/cache.npz": 2_000_000,
+    "sessions/holidays/conversation.json": 100,
+    "calibration/abc.npz": 400,
+    "locks/small.lock": 0,
+    "chat_history": 9,
+}
+
+
+@pytest.fixture
+def library(own_library: Path) -> Library:
+    for name, size in FILES.items():
+        path = own_library / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * size)
+    return Library()
+
+
+def test_everything_is_counted_once_the_largest_first(library):
+    found = [(use.kind, use.name, use.size) for use in disk_use(library)]
+    assert found == [
+        ("source", "small", 5_000_000),
+        ("package", "small", 3_000_000),
+        ("session", "holidays", 2_000_100),
+        ("cache", "calibration", 400),
+        ("download", "other", 70),
+        ("leftover", ".edgelm-tmp-1-0123abcd-small", 50),
+        ("other", "chat_history", 9),
+    ]
+    assert sum(size for *_, size in found) == sum(FILES.values())
+
+
+def test_sessions_in_a_folder_of_their_own_are_counted_too(tmp_path, monkeypatch):
+    monkeypatch.delenv("EDGELM_HOME")
+    for name, file in (("XDG_DATA_HOME", "models/a/model.onnx"), ("XDG_STATE_HOME", "sessions/b/cache.npz")):
+        monkeypatch.setenv(name, str(tmp_path / name))
+        path = tmp_path / name / "edgelm" / file
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"xy")
+    assert [(use.kind, use.name, use.size) for use in disk_use(Library())] == [("package", "a", 2), ("session", "b", 2)]
+
+
+def test_links_take_no_room(tmp_path):
+    (tmp_path / "large").write_bytes(b"x" * 1000)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    os.symlink(tmp_path / "large", folder / "file")
+    os.symlink(tmp_path, folder / "circle")
+    (folder / "own").write_bytes(b"abc")
+    assert size_of(folder) == 3
+
+
+def test_du_prints_a_table_with_the_sum_and_the_free_room(library):
+    result = CliRunner().invoke(main, ["du"])
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert rows[:2] == [["KIND", "NAME", "SIZE"], ["source", "small", "5.0", "MB"]]
+    assert rows[-1] == ["together", "10.0", "MB"]
+    assert f"{library.root}: " in result.stderr
+    assert "are free on its disk" in result.stderr
+
+
+def test_du_as_json_is_for_programs(library):
+    rows = json.loads(CliRunner().invoke(main, ["du", "--json"]).stdout)
+    assert rows[0] == {
+        "kind": "source",
+        "name": "small",
+        "path": str(library.root / "sources" / "small"),
+        "size": 5_000_000,
+    }
+
+
+def test_du_of_nothing_says_so(own_library):
+    result = CliRunner().invoke(main, ["du"])
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == f"There is nothing in {own_library}.\n"
+    assert CliRunner().invoke(main, ["du", "--json"]).stdout == "[]\n"
