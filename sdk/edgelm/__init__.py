@@ -9,67 +9,98 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from edgelm._version import __version__
-from edgelm.completion import (
-    Chunk,
-    Completion,
-    FinishReason,
-    Message,
-    Scores,
-    Timings,
-    TokenLogprob,
-    ToolCall,
-    ToolCallDelta,
-    Usage,
-)
-from edgelm.constraint import Constraint
-from edgelm.errors import (
-    ChatTemplateError,
-    CheckpointError,
-    ConfigError,
-    ContextLengthError,
-    DataError,
-    DownloadError,
-    EdgeLMError,
-    ExportError,
-    MissingExtraError,
-    ModelNotFoundError,
-    PackageError,
-    ProviderError,
-    QueueFullError,
-    TokenizerError,
-    TrainingError,
-    VerificationError,
-)
-from edgelm.generation_config import GenerationConfig
 
+TYPE_CHECKING = False  # as typing's, which takes as long to import as all the rest here
 if TYPE_CHECKING:
+    from typing import Any
+
     from edgelm.chat_session import ChatSession
+    from edgelm.completion import (
+        Chunk,
+        Completion,
+        FinishReason,
+        Message,
+        Scores,
+        Timings,
+        TokenLogprob,
+        ToolCall,
+        ToolCallDelta,
+        Usage,
+    )
     from edgelm.config import ModelConfig
+    from edgelm.constraint import Constraint
     from edgelm.engine import Engine, EngineOptions, EngineStats
+    from edgelm.errors import (
+        ChatTemplateError,
+        CheckpointError,
+        ConfigError,
+        ContextLengthError,
+        DataError,
+        DownloadError,
+        EdgeLMError,
+        ExportError,
+        MissingExtraError,
+        ModelNotFoundError,
+        PackageError,
+        ProviderError,
+        QueueFullError,
+        TokenizerError,
+        TrainingError,
+        VerificationError,
+    )
     from edgelm.generation import Generation
+    from edgelm.generation_config import GenerationConfig
     from edgelm.language_model import LanguageModel, load
     from edgelm.prefix_cache import PrefixCache
     from edgelm.saved_session import SavedSession, SavedSessions
     from edgelm.session import SessionOptions
     from edgelm.tokenizer import Tokenizer
 
-# Imported at first use: they bring numpy, tokenizers and ONNX Runtime with them.
+# Imported at first use: some bring numpy, tokenizers and ONNX Runtime with them, and a command that Ctrl-C ends in its
+# first moments has to be past this file by then (edgelm/cli/start.py).
 _LAZY = {
     "ChatSession": "edgelm.chat_session",
+    "ChatTemplateError": "edgelm.errors",
+    "CheckpointError": "edgelm.errors",
+    "Chunk": "edgelm.completion",
+    "Completion": "edgelm.completion",
+    "ConfigError": "edgelm.errors",
+    "Constraint": "edgelm.constraint",
+    "ContextLengthError": "edgelm.errors",
+    "DataError": "edgelm.errors",
+    "DownloadError": "edgelm.errors",
+    "EdgeLMError": "edgelm.errors",
     "Engine": "edgelm.engine",
     "EngineOptions": "edgelm.engine",
     "EngineStats": "edgelm.engine",
+    "ExportError": "edgelm.errors",
+    "FinishReason": "edgelm.completion",
     "Generation": "edgelm.generation",
+    "GenerationConfig": "edgelm.generation_config",
     "LanguageModel": "edgelm.language_model",
+    "Message": "edgelm.completion",
+    "MissingExtraError": "edgelm.errors",
     "ModelConfig": "edgelm.config",
+    "ModelNotFoundError": "edgelm.errors",
+    "PackageError": "edgelm.errors",
     "PrefixCache": "edgelm.prefix_cache",
+    "ProviderError": "edgelm.errors",
+    "QueueFullError": "edgelm.errors",
     "SavedSession": "edgelm.saved_session",
     "SavedSessions": "edgelm.saved_session",
+    "Scores": "edgelm.completion",
     "SessionOptions": "edgelm.session",
+    "Timings": "edgelm.completion",
+    "TokenLogprob": "edgelm.completion",
     "Tokenizer": "edgelm.tokenizer",
+    "TokenizerError": "edgelm.errors",
+    "ToolCall": "edgelm.completion",
+    "ToolCallDelta": "edgelm.completion",
+    "TrainingError": "edgelm.errors",
+    "Usage": "edgelm.completion",
+    "VerificationError": "edgelm.errors",
     "load": "edgelm.language_model",
 }
 

@@ -29,6 +29,15 @@ def state_folder() -> Path:
     return _folder("XDG_STATE_HOME", ".local/state")
 
 
+def config_folder() -> Path:
+    """Return the folder of what a user has written down as settings.
+
+    Raises:
+        ConfigError: as `data_folder`.
+    """
+    return _folder("XDG_CONFIG_HOME", ".config")
+
+
 def _folder(xdg_variable: str, below_home: str) -> Path:
     """Source: XDG Base Directory Specification 0.8, which has relative paths in its variables ignored."""
     chosen = os.environ.get(HOME_VARIABLE)

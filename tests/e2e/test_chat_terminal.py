@@ -9,11 +9,13 @@ import pty
 import select
 import signal
 import sys
+import termios
 import time
 from pathlib import Path
 
 import pytest
 
+from edgelm.saved_session import SavedSessions
 from edgelm.testing import tiny_model_path
 
 pytest.importorskip("prompt_toolkit")
@@ -32,6 +34,7 @@ ScriptedDecoder.forward = lambda *a, **k: (time.sleep(0.005), forward(*a, **k))[
 language_model.load = lambda *_: scripted_model(ANSWER)
 main(prog_name="edgelm")
 """
+WHERE_IS_THE_CURSOR = "\x1b[6n"
 SHORT = "The **sea** is blue."
 LONG = " ".join(f"word{i}" for i in range(120))
 
@@ -43,12 +46,26 @@ class ChatProcess:
         self.seen = ""
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:
-            # Nothing here answers the question for the cursor's position.
-            os.environ.update(TERM="xterm-256color", PROMPT_TOOLKIT_NO_CPR="1", COLUMNS="80", LINES="24")
+            os.environ["TERM"] = "xterm-256color"
+            termios.tcsetwinsize(0, (24, 80))
             os.execv(command[0], command)
+
+    def resize(self, rows: int, columns: int) -> None:
+        termios.tcsetwinsize(self._terminal, (rows, columns))
 
     def type(self, keys: str) -> None:
         os.write(self._terminal, keys.encode())
+
+    def paste(self, text: str) -> None:
+        """Type as a terminal does what is pasted, while the screen is read."""
+        keys = f"\x1b[200~{text}\x1b[201~".encode()
+        while keys:
+            readable, writable, _ = select.select([self._terminal], [self._terminal], [], 20)
+            assert readable or writable
+            if readable:
+                self._read()
+            if writable:
+                keys = keys[os.write(self._terminal, keys[:1024]) :]
 
     def wait_for(self, text: str, seconds: float = 20.0) -> str:
         """Read until `text` comes, and return what came up to there."""
@@ -56,9 +73,15 @@ class ChatProcess:
         while text not in self.seen:
             assert time.monotonic() < deadline, f"{text!r} did not come, but {self.seen!r}"
             if select.select([self._terminal], [], [], 0.1)[0]:
-                self.seen += os.read(self._terminal, 65536).decode("utf-8", "replace")
+                self._read()
         before, _, self.seen = self.seen.partition(text)
         return before
+
+    def _read(self) -> None:
+        self.seen += os.read(self._terminal, 65536).decode("utf-8", "replace")
+        if WHERE_IS_THE_CURSOR in self.seen:
+            self.seen = self.seen.replace(WHERE_IS_THE_CURSOR, "")
+            self.type("\x1b[1;1R")
 
     def wait_for_prompt(self) -> None:
         self.wait_for(">>>")
@@ -79,8 +102,8 @@ class ChatProcess:
         raise AssertionError("the chat did not end")
 
 
-def scripted_chat(answer: str) -> ChatProcess:
-    chat = ChatProcess(sys.executable, "-c", SCRIPTED.replace("ANSWER", repr(answer)), "chat", TINY)
+def scripted_chat(answer: str, *options: str) -> ChatProcess:
+    chat = ChatProcess(sys.executable, "-c", SCRIPTED.replace("ANSWER", repr(answer)), "chat", TINY, *options)
     chat.wait_for("/help shows what you can type")
     chat.wait_for_prompt()
     return chat
@@ -168,6 +191,125 @@ def test_a_mistake_is_shown_and_the_chat_goes_on():
     chat.type("Hello\r")
     chat.wait_for("· stop")
     chat.wait_for_prompt()
+    chat.type("\x04")
+    assert chat.exit_code() == 0
+
+
+def kept_messages(name: str) -> list[str]:
+    """Return what was said in a session that was kept."""
+    conversation = json.loads((SavedSessions().root / name / "conversation.json").read_text())
+    return [turn["content"] for turn in conversation["messages"]]
+
+
+def test_a_conversation_is_resumed_by_the_next_chat():
+    chat = scripted_chat(SHORT)
+    chat.type("Tell me of the sea\r")
+    chat.wait_for("· stop")
+    chat.wait_for_prompt()
+    chat.type("\x04")
+    chat.wait_for("Kept as tell-me-of-the-sea")
+    assert chat.exit_code() == 0
+    chat = ChatProcess(
+        sys.executable, "-c", SCRIPTED.replace("ANSWER", repr(SHORT)), "chat", TINY, "--resume", "tell-me-of-the-sea"
+    )
+    chat.wait_for("2 messages so far; the last of them:")
+    chat.wait_for("Tell me of the sea")
+    chat.wait_for("is blue.")
+    chat.wait_for_prompt()
+    chat.type("And?\r")
+    chat.wait_for("· stop")
+    chat.wait_for_prompt()
+    os.kill(chat.pid, signal.SIGKILL)  # what was answered is kept, however the chat ends
+    assert chat.exit_code() == -signal.SIGKILL
+    assert kept_messages("tell-me-of-the-sea") == ["Tell me of the sea", SHORT, "And?", SHORT]
+
+
+def test_a_message_is_edited_in_the_users_editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "editor.py").write_text("import sys\nopen(sys.argv[1], 'a').write('and more')\n")
+    monkeypatch.setenv("VISUAL", f"{sys.executable} {tmp_path / 'editor.py'}")
+    chat = scripted_chat(SHORT)
+    chat.type("Hello\r")
+    chat.wait_for("· stop")
+    chat.wait_for_prompt()
+    chat.type("/edit\r")
+    chat.wait_for("· stop")
+    chat.wait_for_prompt()
+    chat.type("\x04")
+    assert chat.exit_code() == 0
+    assert kept_messages("hello") == ["Hello\nand more", SHORT]
+
+
+def test_triple_quotes_hold_several_lines():
+    chat = scripted_chat(SHORT)
+    chat.type('"""\rone\r\rtwo\r"""\r')
+    chat.wait_for("· stop")
+    chat.wait_for_prompt()
+    chat.type("\x04")
+    assert chat.exit_code() == 0
+    assert kept_messages("one-two")[0] == "one\n\ntwo"
+
+
+def test_a_paste_of_10000_lines_is_one_message_and_the_chat_goes_on():
+    chat = scripted_chat(SHORT)
+    chat.paste("\n".join(f"line {i}" for i in range(10_000)))
+    chat.wait_for("line 9999")
+    chat.type("\r")
+    chat.wait_for("the model's context holds 1024")
+    chat.wait_for_prompt()
+    chat.paste("one\ntwo")
+    chat.type("\r")
+    chat.wait_for("· stop")
+    chat.wait_for_prompt()
+    chat.type("\x04")
+    assert chat.exit_code() == 0
+    assert kept_messages("one-two")[0] == "one\ntwo"
+
+
+def test_what_is_typed_and_pasted_during_an_answer_waits_for_the_prompt():
+    answer = " ".join(f"word{i}" for i in range(40))
+    chat = scripted_chat(answer)
+    chat.type("Count.\r")
+    chat.wait_for("word3 ")
+    chat.paste("typed\nahead")
+    chat.type("\r")
+    shown = chat.wait_for("· stop")
+    assert "typed" not in shown
+    chat.wait_for("· stop")
+    chat.wait_for_prompt()
+    chat.type("\x04")
+    assert chat.exit_code() == 0
+    assert kept_messages("count") == ["Count.", answer, "typed\nahead", answer]
+
+
+def test_a_terminal_may_change_its_size_at_any_moment():
+    chat = scripted_chat(LONG)
+    chat.type("Cou")
+    chat.resize(10, 40)
+    chat.type("nt.\r")
+    chat.wait_for("word9 ")
+    chat.resize(30, 100)
+    chat.wait_for("word39 ")
+    chat.resize(3, 20)
+    chat.wait_for("word119")
+    chat.wait_for("· stop")
+    chat.resize(24, 80)
+    chat.wait_for(">>>")
+    chat.type("/tokens\r")
+    chat.wait_for("of 1024")
+    chat.wait_for_prompt()
+    chat.type("\x04")
+    assert chat.exit_code() == 0
+    assert kept_messages("count") == ["Count.", LONG]
+
+
+def test_the_status_shows_speed_and_context():
+    chat = scripted_chat(SHORT)
+    chat.type("Hello\r")
+    chat.wait_for("· stop")
+    chat.wait_for(">>>")
+    shown = chat.wait_for("of 1024")
+    assert "tiny-random · " in shown
+    assert "tokens/s · context " in shown
     chat.type("\x04")
     assert chat.exit_code() == 0
 

@@ -147,3 +147,42 @@ def test_a_stream_that_is_closed_or_full_is_no_crash(command, code, errors):
     assert errors in result.stderr
     assert "Traceback" not in result.stderr
     assert "Exception ignored" not in result.stderr
+
+
+# Ctrl-C, as soon as Python looks for a module.
+INTERRUPTED = """
+import _signal, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == MODULE:
+            _signal.raise_signal(_signal.SIGINT)
+
+sys.modules.pop(MODULE, None)
+sys.meta_path.insert(0, Finder())
+from edgelm.cli.start import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["signal", "click", "edgelm.library"])
+def test_an_interrupt_while_the_command_starts_says_nothing(module):
+    code = INTERRUPTED.replace("MODULE", repr(module))
+    result = subprocess.run([sys.executable, "-c", code, "list"], capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr) == ("", "")
+    assert result.returncode in (-signal.SIGINT, 130)
+
+
+def test_an_error_that_is_no_interrupt_keeps_its_traceback():
+    code = INTERRUPTED.replace("MODULE", "'click'").replace("_signal.raise_signal(_signal.SIGINT)", "1 / 0")
+    result = subprocess.run([sys.executable, "-c", code, "list"], capture_output=True, text=True, check=False)
+    assert result.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_an_interrupt_that_is_ignored_from_outside_stays_ignored():
+    code = INTERRUPTED.replace("MODULE", "'click'")
+    result = subprocess.run(
+        ["bash", "-c", f"trap '' INT; exec '{sys.executable}' -c \"$0\" --version", code],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.stdout.startswith("edgelm, version"), result.stderr

@@ -19,7 +19,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_every_error_is_an_edgelm_error() -> None:
-    errors = [value for value in vars(edgelm).values() if isinstance(value, type) and issubclass(value, Exception)]
+    public = [getattr(edgelm, name) for name in edgelm.__all__]
+    errors = [value for value in public if isinstance(value, type) and issubclass(value, Exception)]
     assert len(errors) > 10
     assert all(issubclass(error, edgelm.EdgeLMError) for error in errors)
 

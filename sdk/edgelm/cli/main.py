@@ -18,6 +18,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from edgelm._version import __version__
+from edgelm.cli.config_file import ConfigFile
+from edgelm.cli.termination import unwinding
 from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError
 from edgelm.signature import REQUIRE_VARIABLE
 
@@ -63,6 +65,21 @@ class LazyGroup(click.Group):
             raise ConfigError(f"The command {name!r} of {_owner(entry_point)} is not a click command: {command!r}.")
         return command
 
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is called, and let the config file set what its options are by default.
+
+        Raises:
+            ConfigError: the config file is broken, or sets what the command does not have.
+        """
+        name, command, rest = super().resolve_command(context, args)
+        if name is not None and command is not None and not context.resilient_parsing:
+            file = ConfigFile.load()
+            file.check_sections(self.list_commands(context))
+            context.default_map = {name: file.defaults(name, command)}
+        return name, command, rest
+
     def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
         """Offer the commands without importing them."""
         names = [name for name in self.list_commands(context) if name.startswith(incomplete)]
@@ -79,7 +96,8 @@ class LazyGroup(click.Group):
         if os.environ.get("NO_COLOR"):  # no-color.org; click leaves it to programs
             context.color = False
         try:
-            return super().invoke(context)
+            with unwinding():
+                return super().invoke(context)
         except EdgeLMError as error:
             raise ReportedError(str(error)) from error
         except KeyboardInterrupt:
@@ -150,12 +168,16 @@ def _first_docstring_line(entry_point: metadata.EntryPoint) -> str:
     return f"(from {_owner(entry_point)})"
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "EDGELM"},
+)
 @click.version_option(__version__, prog_name="edgelm")
 @click.option(
     "--require-signature",
     type=click.Path(exists=True, dir_okay=False, resolve_path=True),
     metavar="KEY",
+    allow_from_autoenv=False,  # the variable of that name is read where packages are loaded
     help="Load packages alone that are signed with this public key (PEM).",
 )
 def main(require_signature: str | None) -> None:
@@ -168,8 +190,9 @@ def main(require_signature: str | None) -> None:
       cat notes.txt | edgelm run smollm2-135m-instruct "Summarize:"
 
     \b
-    Exit codes: 0 done, 1 an error, 2 wrong usage, 130 stopped by Ctrl-C.
-    Models are kept in $EDGELM_HOME, or where the system keeps a user's data.
+    Exit codes: 0 done, 1 an error, 2 wrong usage, 130 stopped by Ctrl-C, 143 by SIGTERM.
+    Models are kept in $EDGELM_HOME, or where the system keeps a user's data. `edgelm config` shows what sets options
+    beside flags.
 
     \b
     Completion of commands, options and model names; for zsh and fish alike:

@@ -1,0 +1,116 @@
+"""`edgelm config`: which settings are in force, and where each comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import click
+from click.core import ParameterSource
+from click.shell_completion import CompletionItem
+
+from edgelm.cli.config_file import ConfigFile, config_path, settings
+from edgelm.cli.output import printable
+from edgelm.errors import ConfigError, MissingExtraError
+
+# Others can see a terminal, and a report is passed on.
+_SECRET = {"api_key"}
+_SOURCES = {
+    ParameterSource.ENVIRONMENT: "environment",
+    ParameterSource.DEFAULT_MAP: "file",
+    ParameterSource.DEFAULT: "default",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One option of one command: its value where no flag says another, and where that comes from."""
+
+    command: str
+    name: str
+    value: Any
+    source: str
+    variable: str | None  # of the environment; arguments have none
+
+
+def _complete_command(context: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    group = context.find_root().command
+    assert isinstance(group, click.Group)
+    return [CompletionItem(name) for name in group.list_commands(context) if name.startswith(incomplete)]
+
+
+@click.command()
+@click.argument("command", required=False, shell_complete=_complete_command)
+@click.option("--path", "path_only", is_flag=True, help="Print the path of the config file alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@click.pass_context
+def config(context: click.Context, /, command: str | None, path_only: bool, as_json: bool) -> None:
+    """Show which settings are in force, and where each comes from.
+
+    Without COMMAND, those that the config file or the environment changes; with one, all of its options. A flag wins
+    over the environment (EDGELM_COMMAND_OPTION), that over the file ($EDGELM_CONFIG, or edgelm.toml in the user's
+    folder for settings), and that over the default.
+
+    \b
+    Examples:
+      edgelm config
+      edgelm config chat
+      $EDITOR "$(edgelm config --path)"
+      edgelm config --json | jq '.settings[] | select(.command == "serve")'
+    """
+    if path_only:
+        click.echo(config_path())
+        return
+    file = ConfigFile.load()
+    found = list(_settings(context.find_root(), file, command))
+    if command is None:
+        found = [setting for setting in found if setting.source != "default"]
+    if as_json:
+        facts = {"path": str(file.path), "exists": file.path.exists(), "settings": [asdict(one) for one in found]}
+        click.echo(json.dumps(facts, indent=2, ensure_ascii=False, default=str))
+        return
+    click.echo(f"{file.path}{'' if file.path.exists() else ' (not written yet)'}", err=command is not None)
+    for setting in found:
+        shown = "" if setting.value is None else json.dumps(setting.value, ensure_ascii=False, default=str)
+        origin = setting.source
+        if setting.variable is not None and (setting.source == "environment" or command is not None):
+            origin += f" (${setting.variable})"
+        click.echo(f"{f'{setting.command}.{setting.name}':<28} {printable(shown):<24} {origin}")
+
+
+def _settings(root: click.Context, file: ConfigFile, only: str | None) -> Iterator[Setting]:
+    group = root.command
+    assert isinstance(group, click.Group)
+    names = group.list_commands(root)
+    file.check_sections(names)
+    if only is not None and only not in names:
+        raise ConfigError(f"There is no command {only!r}. There are {', '.join(names)}.")
+    for name in names if only is None else [only]:
+        try:
+            command = group.get_command(root, name)
+        except MissingExtraError:
+            if only is not None:
+                raise
+            continue
+        assert command is not None
+        with click.Context(command, parent=root, info_name=name, default_map=file.defaults(name, command)) as context:
+            yield from _settings_of(name, command, context)
+
+
+def _settings_of(name: str, command: click.Command, context: click.Context) -> Iterator[Setting]:
+    for key, parameter in settings(command).items():
+        value, source = parameter.consume_value(context, {})
+        is_known = isinstance(value, (str, int, float, list, tuple))
+        is_option = isinstance(parameter, click.Option)
+        yield Setting(
+            command=name,
+            name=key,
+            value=("(hidden)" if key in _SECRET and value else value) if is_known else None,
+            source=_SOURCES[source],
+            variable=f"{context.auto_envvar_prefix}_{str(parameter.name).upper()}" if is_option else None,
+        )
+    for inner_name, inner in command.commands.items() if isinstance(command, click.Group) else ():
+        with click.Context(inner, parent=context, info_name=inner_name) as inner_context:
+            yield from _settings_of(f"{name}.{inner_name}", inner, inner_context)

@@ -1,0 +1,146 @@
+"""ConfigFile: what a user wants the commands' options to be where neither a flag nor the environment says it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgelm.errors import ConfigError
+from edgelm.folders import config_folder
+from edgelm.regular_file import read_text
+
+FILE_NAME = "edgelm.toml"
+VARIABLE = "EDGELM_CONFIG"
+_MAX_BYTES = 1 << 16
+# What TOML has to hold for an option of a type; everything else is a text.
+_KINDS: tuple[tuple[type[click.ParamType[Any]], tuple[type, ...], str], ...] = (
+    (click.types.BoolParamType, (bool,), "true or false"),
+    (click.types.IntParamType, (int,), "a whole number"),
+    (click.types.FloatParamType, (int, float), "a number"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigFile:
+    """The file's path, and its sections: one for each command, and in it one for each command of a group."""
+
+    path: Path
+    sections: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls) -> ConfigFile:
+        """Read the file that $EDGELM_CONFIG names, or that of this user, which may be missing.
+
+        Raises:
+            ConfigError: it cannot be read, is no TOML, or is larger than 64 KiB.
+        """
+        path = config_path()
+        try:
+            text = read_text(path, _MAX_BYTES)
+            import tomllib  # most have no such file
+
+            return cls(path=path, sections=tomllib.loads(text))
+        except FileNotFoundError as error:
+            if os.environ.get(VARIABLE):
+                raise ConfigError(f"{VARIABLE} is {path}, and there is no such file. Write it, or unset it.") from error
+            return cls(path=path)
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{path} cannot be read: {str(error).rstrip('.')}. Correct it, or remove it.") from error
+
+    def check_sections(self, commands: Iterable[str]) -> None:
+        """Refuse what is no section of a command.
+
+        Raises:
+            ConfigError: names the file, what is wrong, and what there is.
+        """
+        known = sorted(commands)
+        for name, section in self.sections.items():
+            if name not in known:
+                raise ConfigError(
+                    f"{self.path}: there is no command {name!r}{_meant(name, known)}. Its sections are named for the "
+                    f"commands: {', '.join(known)}."
+                )
+            if not isinstance(section, dict):
+                raise ConfigError(f"{self.path}: {name} is {section!r}; it must be a section, [{name}].")
+
+    def defaults(self, name: str, command: click.Command) -> dict[str, Any]:
+        """Return a command's section as click takes it, `Context.default_map`: values by the names of parameters.
+
+        Raises:
+            ConfigError: a setting is unknown, or has a value of another type or outside of its range.
+        """
+        section = self.sections.get(name, {})
+        return self._defaults(name, command, section)
+
+    def _defaults(self, name: str, command: click.Command, section: Mapping[str, Any]) -> dict[str, Any]:
+        parameters = settings(command)
+        commands = command.commands if isinstance(command, click.Group) else {}
+        values: dict[str, Any] = {}
+        for key, value in section.items():
+            if key in commands and isinstance(value, dict):
+                values[key] = self._defaults(f"{name}.{key}", commands[key], value)
+                continue
+            if key not in parameters:
+                known = [*parameters, *commands]
+                raise ConfigError(
+                    f"{self.path}: [{name}] has no setting {key!r}{_meant(key, known)}. There are {', '.join(known)}."
+                )
+            parameter = parameters[key]
+            assert parameter.name is not None
+            values[parameter.name] = self._checked(f"[{name}] {key}", parameter, value, click.Context(command))
+        return values
+
+    def _checked(self, label: str, parameter: click.Parameter, value: Any, context: click.Context) -> Any:
+        several = parameter.nargs != 1 or parameter.multiple
+        if several and not isinstance(value, list):
+            raise ConfigError(f"{self.path}: {label} is {value!r}; it must be a list, in [ ].")
+        values = [self._placed(parameter, one, label) for one in (value if several else [value])]
+        checked = values if several else values[0]
+        try:
+            parameter.type_cast_value(context, checked)
+        except click.BadParameter as error:
+            raise ConfigError(f"{self.path}: {label}: {error.message.rstrip('.')}. Correct it.") from error
+        return checked
+
+    def _placed(self, parameter: click.Parameter, value: Any, label: str) -> Any:
+        """Check the type of one value; a path is taken from the file's folder."""
+        fitting = ((kinds, wanted) for type_, kinds, wanted in _KINDS if isinstance(parameter.type, type_))
+        kinds, wanted = next(fitting, ((str,), "a text"))
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise ConfigError(f"{self.path}: {label} is {value!r}; it must be {wanted}.")
+        if isinstance(parameter.type, click.Path):
+            return str(self.path.parent / os.path.expanduser(str(value)))
+        return value
+
+
+def config_path() -> Path:
+    """Return the path of the config file, which may not exist.
+
+    Raises:
+        ConfigError: the user has no home folder.
+    """
+    chosen = os.environ.get(VARIABLE)
+    return Path(os.path.expanduser(chosen)).absolute() if chosen else config_folder() / FILE_NAME
+
+
+def settings(command: click.Command) -> dict[str, click.Parameter]:
+    """Return what the config file can set of a command: its options, and the arguments that may be left out."""
+    found: dict[str, click.Parameter] = {}
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            longest = max(parameter.opts, key=len)
+            found[longest.lstrip("-").replace("-", "_")] = parameter
+        elif not parameter.required and parameter.name is not None:
+            found[parameter.name] = parameter
+    return found
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

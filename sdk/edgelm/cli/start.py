@@ -1,0 +1,40 @@
+"""The command's first and last moments, in which Ctrl-C would otherwise end in a traceback."""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False  # as typing's, which takes a while to import
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+def main() -> None:
+    """Import the command and run it.
+
+    While Python imports, and when it takes everything down again, an interrupt ends the process as the system does it:
+    with no word, and as 130 in a shell. In between it is a KeyboardInterrupt, which cleans up. Where whoever started us
+    has it ignored, it stays so.
+    """
+    sys.excepthook = _say_nothing_of_interrupts
+    import signal  # takes a moment itself
+
+    is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_ours:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from edgelm.cli.main import main as run
+
+    try:
+        if is_ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        run()
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _say_nothing_of_interrupts(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    if kind is not KeyboardInterrupt:
+        sys.__excepthook__(kind, error, traceback)

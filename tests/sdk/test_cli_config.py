@@ -1,0 +1,222 @@
+"""The config file and the environment: what they set, what wins, what they refuse, and how `edgelm config` shows it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from edgelm.cli import main as main_module
+from edgelm.cli.config_file import config_path, settings
+from edgelm.cli.main import main
+from edgelm.folders import config_folder
+
+
+@click.command("probe")
+@click.argument("model", required=False)
+@click.argument("needed", default="x", required=True)
+@click.option("--temperature", type=float, default=1.0, show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=80)
+@click.option("--kind", type=click.Choice(["a", "b"]), default="a")
+@click.option("-s", "--stop", multiple=True)
+@click.option("--key-file", type=click.Path(dir_okay=False))
+@click.option("--api-key", default="")
+@click.option("--json", "as_json", is_flag=True)
+def probe(**values: object) -> None:
+    """Print what arrived."""
+    click.echo(json.dumps(values))
+
+
+@click.group("group")
+@click.option("--loud", is_flag=True)
+def group(loud: bool) -> None:
+    """Hold a command."""
+
+
+@group.command("inner")
+@click.option("--size", type=int, default=1)
+def inner(size: int) -> None:
+    """Print its size."""
+    click.echo(size)
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `edgelm` have three commands: two of these tests, and config."""
+    from edgelm.cli.config import config
+
+    ours = {"probe": probe, "group": group, "config": config}
+    monkeypatch.setattr(main_module.LazyGroup, "list_commands", lambda *_: sorted(ours))
+    monkeypatch.setattr(main_module.LazyGroup, "get_command", lambda _self, _context, name: ours.get(name))
+
+
+pytestmark = pytest.mark.usefixtures("commands")
+
+
+def write(text: str) -> Path:
+    path = config_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def edgelm(*arguments: str):
+    return CliRunner().invoke(main, list(arguments))
+
+
+def probed(*arguments: str) -> dict[str, object]:
+    result = edgelm("probe", *arguments)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_a_flag_wins_over_the_environment_that_over_the_file_and_that_over_the_default(monkeypatch):
+    assert probed()["temperature"] == 1.0
+    write("[probe]\ntemperature = 0.5\n")
+    assert probed()["temperature"] == 0.5
+    monkeypatch.setenv("EDGELM_PROBE_TEMPERATURE", "0.25")
+    assert probed()["temperature"] == 0.25
+    assert probed("--temperature", "0.125")["temperature"] == 0.125
+
+
+def test_every_kind_of_setting_arrives(own_library):
+    write(
+        '[probe]\nmodel = "tiny"\ntemperature = 2\nport = 9000\nkind = "b"\nstop = ["x", "y z"]\n'
+        'key_file = "keys"\njson = true\n[group]\nloud = true\n[group.inner]\nsize = 7\n'
+    )
+    values = probed()
+    assert values == {
+        "model": "tiny", "needed": "x", "temperature": 2.0, "port": 9000, "kind": "b", "stop": ["x", "y z"],
+        "key_file": str(own_library / "keys"), "api_key": "", "as_json": True,
+    }  # fmt: skip
+    assert edgelm("group", "inner").stdout == "7\n"
+
+
+def test_the_help_shows_the_default_that_is_in_force():
+    write("[probe]\ntemperature = 0.5\n")
+    assert "[default: 0.5]" in edgelm("probe", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[probe]\ntemprature = 1\n",
+            "no setting 'temprature' (did you mean temperature?). There are model, ",
+        ),
+        ("[probe]\nneeded = 'y'\n", "[probe] has no setting 'needed'"),
+        ("[probe]\nas_json = true\n", "[probe] has no setting 'as_json'"),
+        ("[probe]\nkey-file = 'x'\n", "[probe] has no setting 'key-file' (did you mean key_file?)"),
+        (
+            "[prob]\n",
+            "no command 'prob' (did you mean probe?). Its sections are named for the commands: config,",
+        ),
+        ("probe = 3\n", "probe is 3; it must be a section, [probe]."),
+        ("[probe]\ntemperature = 'hot'\n", "[probe] temperature is 'hot'; it must be a number."),
+        ("[probe]\ntemperature = true\n", "[probe] temperature is True; it must be a number."),
+        ("[probe]\nport = 1.5\n", "[probe] port is 1.5; it must be a whole number."),
+        ("[probe]\nport = 70000\n", "[probe] port: 70000 is not in the range 0<=x<=65535. Correct it."),
+        ("[probe]\njson = 'yes'\n", "[probe] json is 'yes'; it must be true or false."),
+        ("[probe]\nkind = 'c'\n", "[probe] kind: 'c' is not one of 'a', 'b'. Correct it."),
+        ("[probe]\nkind = 1\n", "[probe] kind is 1; it must be a text."),
+        ("[probe]\nstop = 'x'\n", "[probe] stop is 'x'; it must be a list, in [ ]."),
+        ("[probe]\nstop = ['x', 1]\n", "[probe] stop is 1; it must be a text."),
+        ("[group.inner]\nsize = 'x'\n", "[group.inner] size is 'x'; it must be a whole number."),
+        ("[probe\n", "cannot be read: "),
+        ("# " + "x" * 70_000, "cannot be read: "),
+        ("[probe]\nstop = " + "[" * 100_000, "cannot be read: "),
+    ],
+)
+def test_a_mistake_is_an_error_that_names_the_file_and_the_key(text, message):
+    path = write(text)
+    result = edgelm("group" if "group" in text else "probe", *(["inner"] if "group" in text else []))
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {path}")
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_file_that_is_no_text_is_an_error():
+    path = write("")
+    path.write_bytes(b"\xff")
+    assert f"{path} cannot be read: " in edgelm("probe").stderr
+
+
+def test_a_mistake_in_the_section_of_another_command_waits_for_it():
+    write("[group.inner]\nsize = 'x'\n")
+    assert probed()["port"] == 80
+    assert edgelm("config").exit_code == 1
+
+
+def test_the_general_help_needs_no_file():
+    write("nonsense")
+    assert edgelm("--help").exit_code == 0
+    assert edgelm("--version").exit_code == 0
+
+
+def test_another_file_is_named_by_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("EDGELM_CONFIG", str(tmp_path / "mine.toml"))
+    assert f"EDGELM_CONFIG is {tmp_path / 'mine.toml'}, and there is no such file." in edgelm("probe").stderr
+    (tmp_path / "mine.toml").write_text("[probe]\nport = 1\n")
+    assert probed()["port"] == 1
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="XDG is the convention of other systems")
+def test_the_file_lies_where_the_system_keeps_settings(monkeypatch, tmp_path):
+    monkeypatch.delenv("EDGELM_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    assert config_path() == tmp_path / ".config/edgelm/edgelm.toml"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    assert config_folder() == tmp_path / "settings" / "edgelm"
+
+
+def test_config_shows_what_is_set_and_from_where(monkeypatch):
+    path = config_path()
+    assert edgelm("config").stdout == f"{path} (not written yet)\n"
+    write('[probe]\nstop = ["a"]\napi_key = "very secret"\n[group.inner]\nsize = 7\n')
+    monkeypatch.setenv("EDGELM_PROBE_PORT", "81")
+    lines = edgelm("config").stdout.splitlines()
+    assert lines[0] == str(path)
+    assert [line.split() for line in lines[1:]] == [
+        ["group.inner.size", "7", "file"],
+        ["probe.port", '"81"', "environment", "($EDGELM_PROBE_PORT)"],
+        ["probe.stop", '["a"]', "file"],
+        ["probe.api_key", '"(hidden)"', "file"],
+    ]
+    facts = json.loads(edgelm("config", "--json").stdout)
+    assert (facts["path"], facts["exists"]) == (str(path), True)
+    assert facts["settings"][0] == {
+        "command": "group.inner", "name": "size", "value": 7, "source": "file", "variable": "EDGELM_GROUP_INNER_SIZE",
+    }  # fmt: skip
+    assert edgelm("config", "--path").stdout == f"{path}\n"
+
+
+def test_config_shows_every_option_of_one_command():
+    lines = [line.split() for line in edgelm("config", "probe").stdout.splitlines()]
+    assert ["probe.temperature", "1.0", "default", "($EDGELM_PROBE_TEMPERATURE)"] in lines
+    assert ["probe.model", "default"] in lines
+    assert len(lines) == len(settings(probe))
+    assert "There is no command 'nothing'. There are config, group, probe." in edgelm("config", "nothing").stderr
+
+
+def test_a_value_that_no_generation_takes_says_where_to_look(monkeypatch):
+    monkeypatch.undo()
+    write("[run]\ntemperature = 900\n")
+    result = edgelm("run", "x", "hi")
+    assert result.exit_code == 2
+    assert "temperature is 900.0; it must be a number from 0.0 to 100.0." in result.stderr
+    assert "`edgelm config run` shows where it is set." in result.stderr
+
+
+@pytest.mark.parametrize("name", ["chat", "run", "serve", "cache", "export", "pull"])
+def test_each_option_of_a_command_can_be_set(monkeypatch, name):
+    monkeypatch.undo()
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    assert {"help", "version"}.isdisjoint(settings(command))
+    assert all(key.isidentifier() for key in settings(command))
