@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -43,6 +43,12 @@ class Decoder(Protocol):
 
     def forward_hidden(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
         """Compute tokens' hidden states, as DecoderSession.forward_hidden does."""
+
+    def forward_single_steps(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
+        """Compute tokens as single steps, as DecoderSession.forward_single_steps does."""
+
+    def most_single_steps(self, cache: KVCache) -> int:
+        """Return how many tokens `forward_single_steps` computes at once."""
 
     def forward_rows(self, token_ids: Sequence[int], batch: KVBatch) -> NDArray[np.float32]:
         """Compute one token for each of the first rows of a batch, as DecoderSession.forward_rows does."""
@@ -94,7 +100,7 @@ def decode(
     cache: KVCache,
     sampler: Sampler,
     cancel: threading.Event | None = None,
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
+) -> Generator[tuple[int, NDArray[np.float32]], None, None]:
     """Yield each new token with the logits [V] it was drawn from, until the context is full or `cancel` is set.
 
     A token enters the cache when the next one is asked for, and with it those that a constraint forces after it. The

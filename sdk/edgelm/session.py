@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from edgelm.kv_batch import KVBatch
 from edgelm.kv_cache import KVCache
 from edgelm.manifest import FileEntry
 from edgelm.providers import CPU, HEAVY_OPERATORS, PROVIDERS, provider_named
+from edgelm.single_steps import SingleSteps
 from edgelm.stop_switch import StopSwitch
 
 _LOG_ERRORS_ONLY, _FATAL_ONLY = 3, 4
@@ -103,6 +105,11 @@ class DecoderSession:
             )
         self.config = decoder.fitted(config, path)
         self._graph = Graph(self._runtime, session, decoder, self.config, provider.device)
+        self._single_steps: SingleSteps | None = None
+        if works_in_place(self._graph) and options.provider == CPU and foreign_graph is None:
+            self._single_steps = SingleSteps(
+                self.config, options.threads or usable_cores(), partial(InPlaceBinding, self._graph)
+            )
 
     def new_cache(self) -> KVCache:
         """Return an empty KV cache for this model."""
@@ -182,6 +189,29 @@ class DecoderSession:
         cache.reserve(length)
         for start in range(0, len(token_ids), _RECOMPUTED_AT_ONCE):
             self.forward(token_ids[start : start + _RECOMPUTED_AT_ONCE], cache)
+
+    def most_single_steps(self, cache: KVCache) -> int:
+        """Return how many tokens `forward_single_steps` computes in one call of the graph behind those in `cache`."""
+        return 1 if self._single_steps is None else self._single_steps.most(cache)
+
+    def forward_single_steps(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
+        """Compute T tokens after those in `cache`, and add them to it, with the bits of T calls of `forward`.
+
+        Returns float32 logits [T, V], which the next call with the same cache overwrites.
+
+        Raises:
+            ContextLengthError, ProviderError: as from `forward`.
+        """
+        length = cache.length + len(token_ids)
+        if self._single_steps is not None and 1 < len(token_ids) <= self.most_single_steps(cache):
+            self._check_process()
+            if not cache.is_outgrown_by(length):
+                cache.reserve(length)
+                logits_TV = self._single_steps.step(token_ids, cache)
+                if logits_TV is not None:
+                    cache.token_ids.extend(token_ids)
+                    return logits_TV
+        return np.concatenate([self.forward((id_,), cache).copy() for id_ in token_ids])
 
     def forward_rows(self, token_ids: Sequence[int], batch: KVBatch) -> NDArray[np.float32]:
         """Compute one more token for each of the first B rows of a batch, together, and add it to its row.

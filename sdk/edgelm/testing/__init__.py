@@ -53,9 +53,10 @@ class ScriptedDecoder:
         cache.reserve(cache.length + len(token_ids))
         cache.token_ids.extend(token_ids)
         self.forwarded.append(list(token_ids))
-        said = max(k for k in range(len(self._answer)) if cache.token_ids[cache.length - k :] == self._answer[:k])
         logits_TV = np.zeros((len(token_ids) if all_logits else 1, self.config.vocab_size), np.float32)
-        logits_TV[-1, self._answer[said]] = 20.0
+        for row_V, length in zip(logits_TV[::-1], range(cache.length, 0, -1), strict=False):
+            said = max(k for k in range(len(self._answer)) if cache.token_ids[length - k : length] == self._answer[:k])
+            row_V[self._answer[said]] = 20.0
         return logits_TV
 
     def forward_hidden(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
@@ -64,6 +65,14 @@ class ScriptedDecoder:
         hidden_TD = np.zeros((len(token_ids), self.config.hidden_size), np.float32)
         hidden_TD[np.arange(len(token_ids)), np.asarray(token_ids) % self.config.hidden_size] = 1.0
         return hidden_TD
+
+    def forward_single_steps(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
+        """Answer each token as `forward` does."""
+        return np.concatenate([self.forward((id_,), cache) for id_ in token_ids])
+
+    def most_single_steps(self, cache: KVCache) -> int:
+        """Return 1: there is nothing to gain."""
+        return 1
 
     def forward_rows(self, token_ids: Sequence[int], batch: KVBatch) -> NDArray[np.float32]:
         """Answer each row as `forward` does."""

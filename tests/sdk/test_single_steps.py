@@ -1,0 +1,152 @@
+"""Several tokens in one call with the bits of single calls: the memory, the fallback, and the bits."""
+
+import dataclasses
+import gc
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_tiny_model import CONFIG, make_checkpoint
+
+from edgelm.config import ModelConfig
+from edgelm.kv_batch import KVBatch
+from edgelm.kv_cache import GROWTH_STEP
+from edgelm.mirrored_memory import mirrored_zeros
+from edgelm.session import DecoderSession, SessionOptions
+from edgelm.single_steps import MOST_ROWS
+from edgelm.testing import tiny_model_path
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+
+needs_mirrors = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="mirrored memory is Linux's")
+
+
+def load(folder: Path, threads: int = 2) -> DecoderSession:
+    return DecoderSession(folder, ModelConfig.load(folder), SessionOptions(threads=threads))
+
+
+@pytest.fixture(scope="module")
+def session() -> DecoderSession:
+    return load(tiny_model_path())
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8", "int4"])
+def session_of_precision(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DecoderSession:
+    folder = tmp_path_factory.mktemp("packages")
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(folder / "checkpoint"))
+    export_package(checkpoint, folder / request.param, request.param)
+    return load(folder / request.param)
+
+
+def random_ids(length: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(3, 320, length).tolist()
+
+
+@needs_mirrors
+def test_what_is_written_into_one_row_of_mirrored_memory_is_in_all() -> None:
+    rows = mirrored_zeros((2, 128, 16), 3)
+    assert rows.shape == (3, 2, 128, 16)
+    assert not rows.any()
+    rows[1, 0, 5] = 7.0
+    np.testing.assert_array_equal(rows[0], rows[1])
+    np.testing.assert_array_equal(rows[2], rows[1])
+    assert rows[2, 0, 5].tolist() == [7.0] * 16
+
+
+@needs_mirrors
+def test_mirrored_memory_is_given_back_with_the_last_array_that_looks_at_it() -> None:
+    def mappings() -> int:
+        return sum("memfd:edgelm" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+    before = mappings()
+    rows = mirrored_zeros((1, 1024), 4)
+    view = rows[0]
+    del rows
+    assert mappings() == before + 4
+    view[:] = 1.0
+    del view
+    gc.collect()
+    assert mappings() == before
+
+
+@needs_mirrors
+def test_rows_that_are_not_whole_pages_are_refused() -> None:
+    with pytest.raises(OSError, match=r"12 bytes are not whole pages of \d+\."):
+        mirrored_zeros((3,), 2)
+
+
+def test_a_system_without_mirrored_memory_is_told(monkeypatch: pytest.MonkeyPatch, session: DecoderSession) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    with pytest.raises(OSError, match="needs memfd_create"):
+        mirrored_zeros((1024,), 2)
+    own = load(tiny_model_path())
+    assert own.most_single_steps(own.new_cache()) == 1
+    check_bits(own, 5)
+
+
+@needs_mirrors
+def test_the_tiny_model_steps_as_many_tokens_at_once_as_there_are_rows(session: DecoderSession) -> None:
+    assert session.most_single_steps(session.new_cache()) == MOST_ROWS
+
+
+def check_bits(session: DecoderSession, seed: int) -> None:
+    draw = random.Random(seed)
+    ids = random_ids(GROWTH_STEP + 90, seed)
+    start = draw.choice([1, 2, 33, 100, GROWTH_STEP - 3])
+    alone, together = session.new_cache(), session.new_cache()
+    session.forward(ids[:start], alone)
+    session.forward(ids[:start], together)
+    while together.length < len(ids):
+        count = min(draw.randint(1, MOST_ROWS + 2), len(ids) - together.length)
+        wrong = random_ids(draw.randint(0, 5), together.length)  # guesses that are dropped again
+        piece = ids[together.length : together.length + count]
+        rows_TV = session.forward_single_steps([*piece, *wrong], together)[:count].copy()
+        together.truncate(together.length - len(wrong))
+        single_TV = np.concatenate([session.forward((id_,), alone).copy() for id_ in piece])
+        np.testing.assert_array_equal(rows_TV, single_TV)
+    assert together.token_ids == alone.token_ids
+    for one, other in zip(together.buffers, alone.buffers, strict=True):
+        np.testing.assert_array_equal(one[:, :, : len(ids)], other[:, :, : len(ids)])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_tokens_stepped_together_have_the_bits_of_single_steps(session: DecoderSession, seed: int) -> None:
+    check_bits(session, seed)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_tokens_stepped_together_have_those_bits_in_every_precision(
+    session_of_precision: DecoderSession, seed: int
+) -> None:
+    check_bits(session_of_precision, seed)
+
+
+def test_one_thread_gives_the_same_bits() -> None:
+    check_bits(load(tiny_model_path(), threads=1), 1)
+
+
+@pytest.fixture
+def soft_capped(tmp_path: Path) -> DecoderSession:
+    config = dataclasses.replace(CONFIG, attn_logit_softcapping=20.0)
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config))
+    export_package(checkpoint, tmp_path / "package", "fp32")
+    return load(tmp_path / "package")
+
+
+def test_where_rows_may_not_see_each_other_tokens_are_stepped_alone(soft_capped: DecoderSession) -> None:
+    assert soft_capped.most_single_steps(soft_capped.new_cache()) == 1
+    check_bits(soft_capped, 3)
+    threads = load(tiny_model_path(), threads=3)  # more than its heads: a token alone is split among them
+    assert threads.most_single_steps(threads.new_cache()) == 1
+
+
+def test_a_row_of_a_batch_is_stepped_alone(session: DecoderSession) -> None:
+    row = KVBatch(session.config).add()
+    assert session.most_single_steps(row) == 1
+    alone = session.new_cache()
+    rows_TV = session.forward_single_steps(random_ids(3), row)
+    np.testing.assert_array_equal(rows_TV[-1:], np.concatenate([
+        session.forward((id_,), alone).copy() for id_ in random_ids(3)
+    ])[-1:])  # fmt: skip
