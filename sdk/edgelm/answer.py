@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from edgelm.generation_config import GenerationConfig
 from edgelm.kv_cache import KVCache
 from edgelm.prefix_cache import PrefixCache
 from edgelm.sampling import Sampler, token_logprobs
+from edgelm.speculation import Speculator, speculate
 from edgelm.stop import StopMatcher
 from edgelm.stream_decoder import StreamDecoder
 from edgelm.token_healing import PrefixMatcher, back_up
@@ -30,17 +32,23 @@ if TYPE_CHECKING:
 class Answer:
     """Decode one answer: tokens to characters, characters to chunks, until an end token, a stop or a limit.
 
-    `chunks` runs the plain loop; the engine, which runs many answers in one loop, samples with `sampler` and hands each
-    token to `take`.
+    `chunks` runs the loop for one sequence; the engine, which runs many answers in one loop, samples with `sampler` and
+    hands each token to `take`. speculator: what guesses tokens ahead; None runs the plain loop.
     """
 
     def __init__(
-        self, *, tokenizer: Tokenizer, model_config: ModelConfig, prompt_ids: Sequence[int], config: GenerationConfig
+        self,
+        *,
+        tokenizer: Tokenizer,
+        model_config: ModelConfig,
+        prompt_ids: Sequence[int],
+        config: GenerationConfig,
+        speculator: Speculator | None = None,
     ) -> None:
         begun = b""  # what the answer has to begin with, and the prompt says already
         if config.token_healing:
             prompt_ids, begun = back_up(tokenizer, prompt_ids)
-        self.prompt_ids, self.config = prompt_ids, config
+        self.prompt_ids, self.config, self.speculator = prompt_ids, config, speculator
         self.generated = 0
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(
@@ -59,6 +67,8 @@ class Answer:
         elif begun:
             matcher = PrefixMatcher(tokenizer, begun)
         self.sampler = Sampler(config, prompt_ids, matcher, _breakers(tokenizer, config))
+        if speculator is not None:
+            speculator.extend(prompt_ids)
         self._ids: list[int] = []  # of the chunk that is being gathered
         self._logprobs: list[TokenLogprob] = []
 
@@ -77,15 +87,16 @@ class Answer:
             first_logits_V = prefill(session, self.prompt_ids, cache, cancel)
             prefilled = time.perf_counter()
             if first_logits_V is not None:
-                for id_, logits_V in decode(session, first_logits_V, cache, self.sampler, cancel):
-                    text, reason = self.take(id_, logits_V)
-                    if reason is not None:
-                        break
-                    if text:
-                        yielded = time.perf_counter()
-                        yield self.chunk(text)
-                        waited += time.perf_counter() - yielded
-                        text = ""
+                with closing(self._decode(session, first_logits_V, cache, cancel)) as tokens:
+                    for id_, logits_V in tokens:
+                        text, reason = self.take(id_, logits_V)
+                        if reason is not None:
+                            break
+                        if text:
+                            yielded = time.perf_counter()
+                            yield self.chunk(text)
+                            waited += time.perf_counter() - yielded
+                            text = ""
         finally:
             prefixes.keep(cache, len(self.prompt_ids))
         if reason is None:  # the loop ended by itself
@@ -100,13 +111,24 @@ class Answer:
                 decode_seconds=time.perf_counter() - prefilled - waited,
                 prefill_tokens=len(self.prompt_ids) - cached,
                 decode_tokens=max(0, self.generated - 1),  # the first token comes with the prefill
+                drafted_tokens=self.drafted,
+                accepted_tokens=self.accepted,
             ),
         )
+
+    def _decode(
+        self, session: Decoder, logits_V: NDArray[np.float32], cache: KVCache, cancel: threading.Event | None
+    ) -> Generator[tuple[int, NDArray[np.float32]], None, None]:
+        if self.speculator is None:
+            return decode(session, logits_V, cache, self.sampler, cancel)
+        return speculate(session, logits_V, cache, self.sampler, self.speculator, cancel)
 
     def take(self, id_: int, logits_V: NDArray[np.float32]) -> tuple[str, FinishReason | None]:
         """Add a token: return the text that it completes, and why the answer ends with it, if it does."""
         self.generated += 1
         self._ids.append(id_)
+        if self.speculator is not None:
+            self.speculator.extend((id_,))
         if self.config.logprobs is not None:
             self._logprobs.append(describe_token(self._tokenizer, logits_V, id_, self.config.logprobs))
         if id_ in self._end_ids:
@@ -119,6 +141,16 @@ class Answer:
         if self.generated == self.config.max_new_tokens:
             return text + self.rest(), "length"
         return text, None
+
+    @property
+    def drafted(self) -> int:
+        """How many tokens were guessed ahead."""
+        return 0 if self.speculator is None else self.speculator.drafted
+
+    @property
+    def accepted(self) -> int:
+        """How many of them were right."""
+        return 0 if self.speculator is None else self.speculator.accepted
 
     def rest(self) -> str:
         """Return what was held back: half a character, or the beginning of a stop."""

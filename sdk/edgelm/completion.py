@@ -70,7 +70,8 @@ class Usage:
 class Timings:
     """Seconds spent on the prompt and on the answer, and the rates that follow (0.0 where nothing was computed).
 
-    `queued_seconds` is how long an engine let the request wait before that.
+    `queued_seconds` is how long an engine let the request wait before that. `drafted_tokens` were guessed ahead
+    (speculation), of which `accepted_tokens` were right.
     """
 
     prefill_seconds: float
@@ -78,6 +79,8 @@ class Timings:
     prefill_tokens: int
     decode_tokens: int
     queued_seconds: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def prefill_tokens_per_second(self) -> float:

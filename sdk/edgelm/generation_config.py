@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from edgelm.constraint import Constraint
 from edgelm.errors import ConfigError
@@ -16,6 +16,8 @@ from edgelm.regular_file import read_text
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from edgelm.language_model import LanguageModel
 
     # Changes the row in place, or returns another of its shape.
     LogitsProcessor = Callable[[NDArray[np.float32], Sequence[int]], NDArray[np.float32] | None]
@@ -63,6 +65,10 @@ class GenerationConfig:
     constraint: Constraint | None = None  # the form that the answer must have
     token_healing: bool = False  # let the answer begin inside the prompt's last token
     visible_control_tokens: tuple[str, ...] = ()  # control tokens that are part of the text, such as "<think>"
+    # None: off; else guess tokens ahead and check several in one step, where that is faster: from the text itself, or
+    # with a smaller model that has the same tokenizer.
+    speculation: Literal["prompt_lookup"] | LanguageModel | None = None
+    exact_speculation: bool = False  # give the very tokens that are given without speculation, for some of the speed
 
     def __post_init__(self) -> None:
         for name in _TEXTS:
@@ -98,6 +104,14 @@ class GenerationConfig:
         for function in (*self.processors, *((self.sampler,) if self.sampler is not None else ())):
             if not callable(function):
                 raise ConfigError(f"processors and sampler must be callables; {function!r} is none.")
+        if self.speculation is not None and self.speculation != PROMPT_LOOKUP:
+            from edgelm.language_model import LanguageModel  # which stands on this module
+
+            if not isinstance(self.speculation, LanguageModel):
+                raise ConfigError(
+                    f"speculation is {self.speculation!r}; it must be {PROMPT_LOOKUP!r}, a LanguageModel that drafts, "
+                    "or None."
+                )
         if not isinstance(self.logit_bias, Mapping):
             raise ConfigError(f"logit_bias is {self.logit_bias!r}; it must map token ids to numbers.")
         for id_, bias in self.logit_bias.items():
@@ -144,7 +158,10 @@ def _is_token_id(value: object) -> bool:
     return _is_number(value) and isinstance(value, Integral) and value >= 0
 
 
-_NOT_IN_FILES = {"constraint", "visible_control_tokens", "processors", "sampler"}
+PROMPT_LOOKUP = "prompt_lookup"
+_NOT_IN_FILES = {
+    "constraint", "visible_control_tokens", "processors", "sampler", "speculation", "exact_speculation",
+}  # fmt: skip
 _MAX_BIAS = 1e9  # far beyond every logit, and still exact enough in float32
 _TEXTS = {"stop": "stop", "visible_control_tokens": "token", "dry_breakers": "breaker"}  # the field, and one of them
 _OPTIONAL = ("max_new_tokens", "seed", "logprobs")

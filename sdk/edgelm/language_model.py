@@ -16,20 +16,24 @@ from edgelm.answer import Answer, describe_token, join
 from edgelm.chat_template import ChatTemplate, encode_chat
 from edgelm.completion import Chunk, Completion, Message, Scores, TokenLogprob
 from edgelm.config import ModelConfig
+from edgelm.draft_length import StepCosts
+from edgelm.draft_model import DraftModel
 from edgelm.embedding import DEFAULT_POOLING, Pooling, embed
 from edgelm.errors import ChatTemplateError, ConfigError, ContextLengthError, TokenizerError
 from edgelm.fill_in_middle import fill_in_ids
 from edgelm.generate import PREFILL_CHUNK, Decoder
 from edgelm.generation_config import GenerationConfig
-from edgelm.kv_cache import KVCache
 from edgelm.huge_pages import large_mappings, move_new_mappings
+from edgelm.kv_cache import KVCache
 from edgelm.library import Library
 from edgelm.malloc import return_freed_memory
 from edgelm.manifest import Manifest, check_hash
 from edgelm.package import open_package
 from edgelm.prefix_cache import PrefixCache
+from edgelm.prompt_lookup import PromptLookup
 from edgelm.session import DecoderSession, SessionOptions
 from edgelm.signature import check_signature, required_key
+from edgelm.speculation import Speculator
 from edgelm.tokenizer import Tokenizer
 from edgelm.tool_messages import show_tools
 from edgelm.tools import Tool, ToolCallParser, ToolChoice, tool_format, tool_names, tool_settings
@@ -118,6 +122,7 @@ class LanguageModel:
         self.generation_config = generation_config
         self.manifest = manifest
         self.prefixes = PrefixCache(session.config)
+        self.step_costs, self.exact_step_costs = StepCosts(), StepCosts()
 
     @property
     def config(self) -> ModelConfig:
@@ -161,13 +166,23 @@ class LanguageModel:
         Raises:
             ContextLengthError: the prompt does not fit the model's context, or has no tokens.
             TokenizerError: a token id is none of the model's.
+            ConfigError: the model that should draft (`speculation`) has another tokenizer.
         """
+        config = config or self.generation_config
         return Answer(
             tokenizer=self.tokenizer,
             model_config=self.config,
             prompt_ids=self._checked_ids(prompt, fewest=1),
-            config=config or self.generation_config,
+            config=config,
+            speculator=self._speculator(config),
         )
+
+    def _speculator(self, config: GenerationConfig) -> Speculator | None:
+        if config.speculation is None:
+            return None
+        drafter = PromptLookup() if isinstance(config.speculation, str) else DraftModel(config.speculation, self)
+        exact = config.exact_speculation
+        return Speculator(drafter, self.exact_step_costs if exact else self.step_costs, exact=exact)
 
     def stream(
         self,

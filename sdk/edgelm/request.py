@@ -72,5 +72,7 @@ class Request:
             decode_seconds=now - prefilled,
             prefill_tokens=prompt_tokens - self.cached_tokens,
             decode_tokens=max(0, generated - 1),  # the first token comes with the prefill
+            drafted_tokens=self.answer.drafted,
+            accepted_tokens=self.answer.accepted,
         )
         self.generation.put(self.answer.chunk(text, reason, usage, timings))

@@ -96,7 +96,9 @@ class RunningBatch:
         for request in list(self._decoding.values()):
             while request.number in self._decoding and len(request.next_call) > 1:
                 self._compute_alone(request)
-        if self._decoding:
+        if len(self.requests) == 1 and self._decoding and self._may_guess(lone := self.requests[0]):
+            self._speculate(lone)
+        elif self._decoding:
             by_row = {request.row: request for request in self._decoding.values()}
             requests = [by_row[row] for row in self._batch.rows[: self._batch.active]]
             ids = [request.next_call[0] for request in requests]
@@ -168,12 +170,34 @@ class RunningBatch:
                     return
         self._advance(request, rows_TV[-1])
 
+    def _may_guess(self, request: Request) -> bool:
+        """Tell whether tokens may be guessed here: not those of a request that catches up with what it had before."""
+        speculator = request.answer.speculator
+        return speculator is not None and not speculator.exact and request.computed == len(request.calls) - 1
+
+    def _speculate(self, request: Request) -> None:
+        """Compute the next token of the only request, and tokens guessed after it."""
+        row, speculator = request.row, request.answer.speculator
+        assert row is not None
+        assert speculator is not None
+        length = row.length + 1  # with the tokens that are chosen for sure
+        room = min(longest_row(self._session.config), self._max_tokens) - request.length
+        guess = speculator.guess(room)
+        rows_TV = speculator.compute(self._session, (*request.next_call, *guess), row)
+        for row_V, guessed in zip(rows_TV, (*guess, None), strict=True):
+            request.computed += 1
+            self._advance(request, row_V)
+            if request.row is None or request.next_call != (guessed,):
+                break
+            length += 1
+        row.truncate(length)
+
     def _advance(self, request: Request, logits_V: NDArray[np.float32]) -> None:
         """Choose the next token of an answer, unless it is catching up with what it had before it lost its row."""
         assert request.row is not None
         if request.computed < len(request.calls):
             return
-        room = longest_row(self._session.config) - request.row.length
+        room = longest_row(self._session.config) - request.length
         try:
             id_ = request.answer.sampler.sample(logits_V)
             if self._take(request, id_, logits_V):

@@ -266,6 +266,11 @@ class Sampler:
             return []
         return [self._remember(id_) for id_ in self._matcher.forced()[: max(0, most)]]
 
+    @property
+    def is_forced(self) -> bool:
+        """Whether the constraint leaves no choice about the next token."""
+        return self._matcher is not None and bool(self._matcher.forced())
+
     def ends_with(self, count: int) -> bool:
         """Whether the constraint's text is complete with the `count`th token chosen, and nothing can follow it."""
         return self._matcher is not None and count == self._chosen and self._matcher.is_complete

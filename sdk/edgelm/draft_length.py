@@ -1,0 +1,85 @@
+"""DraftLength: how many tokens to guess, from how often guesses come true and what longer steps cost here."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict, deque
+from collections.abc import Mapping
+
+# What a further token adds to a step, until that was measured (8-bit, block 64: docs/results/graph-and-settings.md).
+_SLOPE = 0.17
+_SAMPLES = 9
+_WEIGHT = 3.0  # of what is expected, in guesses; what is older counts less and less:
+_FADE = 0.97
+_LEAST_GAIN = 1.03  # what is learned is not exact, and where it is about equal nothing is won
+
+
+class StepCosts:
+    """Learn how long steps of several tokens take on this machine, from those that were computed.
+
+    One for each model. Threads may share it: a lost sample harms nothing.
+    """
+
+    def __init__(self) -> None:
+        self._samples: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_SAMPLES))
+        self._medians: dict[int, float] = {}
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """Take how long a step of so many tokens took."""
+        self._samples[tokens].append(seconds)
+        self._medians[tokens] = statistics.median(self._samples[tokens])
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a step of one token was seen, which the others are compared with."""
+        return 1 in self._medians
+
+    def seconds(self, tokens: int) -> float:
+        """Return how long a step of so many tokens takes: the median of the last ones, or what others let expect."""
+        known = self._medians.get(tokens)
+        if known is not None:
+            return known
+        one = self._medians[1]
+        longer = [seen for seen in tuple(self._medians) if seen > 1]
+        if not longer:
+            return one * (1 + _SLOPE * (tokens - 1))
+        nearest = min(longer, key=lambda seen: abs(seen - tokens))
+        return one + max(0.0, self._medians[nearest] - one) * (tokens - 1) / (nearest - 1)
+
+
+class DraftLength:
+    """Choose how many tokens to guess so that a step gives the most tokens for its time: none where guessing loses.
+
+    expected: for each kind of guess, how often a token of it is right, until more is known.
+    """
+
+    def __init__(self, costs: StepCosts, expected: Mapping[int, float]) -> None:
+        self.costs = costs
+        self._right = {kind: _WEIGHT * chance for kind, chance in expected.items()}
+        self._all = dict.fromkeys(self._right, _WEIGHT)
+        self._guess_seconds = 0.0  # for one token
+
+    def best(self, kind: int, most: int) -> int:
+        """Return the count from 0 to `most` that promises the most tokens a second."""
+        if not self.costs.is_known:
+            return 0
+        chance = self._right[kind] / self._all[kind]
+        best, best_rate, tokens = 0, _LEAST_GAIN / self.costs.seconds(1), 1.0
+        for count in range(1, most + 1):
+            tokens += chance**count
+            rate = tokens / (self.costs.seconds(count + 1) + count * self._guess_seconds)
+            if rate > best_rate:
+                best, best_rate = count, rate
+        return best
+
+    def learn(self, kind: int, right: int, failed: bool) -> None:
+        """Take what became of a guess: how many tokens were right, and whether the one after them was wrong."""
+        tried = right + failed
+        fade = _FADE**tried
+        self._right[kind] = self._right[kind] * fade + right
+        self._all[kind] = self._all[kind] * fade + tried
+
+    def learn_cost(self, count: int, seconds: float) -> None:
+        """Take how long guessing `count` tokens took."""
+        each = seconds / count
+        self._guess_seconds = 0.8 * self._guess_seconds + 0.2 * each if self._guess_seconds else each

@@ -1,0 +1,94 @@
+"""How many tokens to guess: lookups in the text, the costs of steps, and what is learned from guesses."""
+
+import pytest
+
+from edgelm.draft_length import DraftLength, StepCosts
+from edgelm.prompt_lookup import PromptLookup
+
+STEP_OF_ONE = 6.0
+
+
+def costs(**seconds: float) -> StepCosts:
+    known = StepCosts()
+    known.add(1, STEP_OF_ONE)
+    for tokens, value in seconds.items():
+        known.add(int(tokens.removeprefix("of_")), value)
+    return known
+
+
+def test_what_followed_the_longest_match_is_the_guess() -> None:
+    lookup = PromptLookup()
+    lookup.extend([1, 2, 3, 4, 50, 51, 52, 9, 3, 4, 60, 61, 7, 1, 2, 3, 4])
+    assert lookup.look() == 4
+    assert lookup.guess(3) == [50, 51, 52]
+    lookup.extend([60])
+    assert lookup.look() == 2
+    assert lookup.guess(2) == [61, 7]
+
+
+def test_the_latest_of_equal_matches_counts() -> None:
+    lookup = PromptLookup()
+    lookup.extend([1, 2, 30, 1, 2, 40, 1, 2])
+    assert lookup.look() == 2
+    assert lookup.guess(1) == [40]
+
+
+def test_a_guess_beyond_the_end_of_the_text_goes_on_with_its_period() -> None:
+    lookup = PromptLookup()
+    lookup.extend([8, 1, 2, 3, 1, 2, 3, 1, 2])
+    assert lookup.look() == 4
+    assert lookup.guess(8) == [3, 1, 2, 3, 1, 2, 3, 1]
+
+
+@pytest.mark.parametrize("ids", [[], [1], [1, 2], [1, 2, 3, 4, 5]])
+def test_a_text_without_repetition_gives_no_guess(ids: list[int]) -> None:
+    lookup = PromptLookup()
+    lookup.extend(ids)
+    assert lookup.look() is None
+
+
+def test_a_step_takes_the_median_of_the_last_ones() -> None:
+    known = costs()
+    for seconds in (9.0, 100.0, 10.0):
+        known.add(4, seconds)
+    assert known.seconds(4) == 10.0
+    for _ in range(9):
+        known.add(4, 20.0)
+    assert known.seconds(4) == 20.0
+
+
+def test_a_step_that_was_not_seen_is_estimated_from_the_nearest_one() -> None:
+    assert costs(of_3=8.0).seconds(5) == pytest.approx(6.0 + 2.0 / 2 * 4)
+    assert costs(of_3=8.0, of_9=30.0).seconds(8) == pytest.approx(6.0 + 24.0 / 8 * 7)
+    assert costs().seconds(2) > STEP_OF_ONE
+    assert costs(of_3=5.0).seconds(9) == STEP_OF_ONE  # none is cheaper than a step of one token
+
+
+def test_nothing_is_guessed_before_a_step_of_one_token_was_seen() -> None:
+    assert DraftLength(StepCosts(), {1: 1.0}).best(1, 15) == 0
+
+
+def test_as_much_is_guessed_as_pays() -> None:
+    flat, steep = costs(of_9=6.5), costs(of_9=6.0 * 9)
+    assert DraftLength(flat, {1: 0.99}).best(1, 15) == 15
+    assert DraftLength(flat, {1: 0.99}).best(1, 4) == 4
+    assert DraftLength(steep, {1: 0.99}).best(1, 15) == 0  # nine tokens in one step for the time of nine steps
+    assert 0 < DraftLength(costs(), {1: 0.5}).best(1, 15) < DraftLength(costs(), {1: 0.9}).best(1, 15)
+
+
+def test_guesses_that_fail_turn_guessing_off_and_others_turn_it_on_again() -> None:
+    length = DraftLength(costs(), {2: 0.5, 4: 0.5})
+    for _ in range(20):
+        length.learn(2, 0, True)
+    assert length.best(2, 15) == 0
+    assert length.best(4, 15) > 0  # another kind
+    for _ in range(40):
+        length.learn(2, 1, False)
+    assert length.best(2, 15) > 4
+
+
+def test_a_guess_that_takes_long_is_not_made() -> None:
+    length = DraftLength(costs(), {1: 0.8})
+    assert length.best(1, 15) > 3
+    length.learn_cost(4, 4 * STEP_OF_ONE)
+    assert length.best(1, 15) == 0
