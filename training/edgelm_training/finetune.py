@@ -27,7 +27,9 @@ from edgelm_training.batches import Batch
 from edgelm_training.chat_rows import ChatRows
 from edgelm_training.chats import Chats, load_chats
 from edgelm_training.checkpoint import load_checkpoint, weights_sha256, write_checkpoint
+from edgelm_training.distillation import Loss, text_loss
 from edgelm_training.dpo import answer_log_probabilities, count_pairs, dpo_loss
+from edgelm_training.fake_quantization import train_for
 from edgelm_training.finetune_config import METHODS, FinetuneConfig
 from edgelm_training.lora import (
     LoraConfig,
@@ -38,7 +40,7 @@ from edgelm_training.lora import (
     quantize_linears,
     target_names,
 )
-from edgelm_training.loss import count_targets, next_token_loss
+from edgelm_training.loss import count_targets
 from edgelm_training.model import Transformer
 from edgelm_training.preference_rows import PreferenceRows
 from edgelm_training.preferences import load_preferences
@@ -92,16 +94,18 @@ def build_recipe(config: FinetuneConfig, reporter: Reporter) -> tuple[FinetuneCo
     if lora is not None:
         _note_parameters(model, reporter)
     method = METHODS[config.method]
+    loss, flops = _loss(config, model)
+    for_export = train_for(model, config.qat)
     recipe = Recipe(
         model=model,
-        loss=_loss(config, model),
+        loss=loss,
         training_rows=training,
         validation_rows=validation,
         data_fingerprint=training.fingerprint,
-        write_weights=_writer(config, model.config, lora),
+        write_weights=_writer(config, model.config, lora, for_export),
         count=count_pairs if method.preferences else count_targets,
         sample=_sampler(config, model) if config.sample_prompts else None,
-        flops_per_token=_flops_factor(config) * flops_per_token(model.config, config.known("sequence_length")),
+        flops_per_token=flops,
     )
     return config, recipe
 
@@ -194,9 +198,19 @@ def _make_model(config: FinetuneConfig) -> tuple[Transformer, LoraConfig | None]
     return model, lora
 
 
-def _loss(config: FinetuneConfig, model: Transformer) -> Callable[[nn.Module, Batch], Any]:
+def _loss(config: FinetuneConfig, model: Transformer) -> tuple[Loss, float]:
+    """Return the loss, and the operations of a token's passes."""
+    assert config.model is not None  # _base_config has looked
+    flops = flops_per_token(model.config, config.known("sequence_length"))
+    # Of the passes forward, to activations and to weights, an adapter's frozen base has no third.
+    saved = flops / 3 if config.has_adapter else 0.0
     if not METHODS[config.method].preferences:
-        return partial(next_token_loss, z_loss=config.z_loss)
+        loss, flops = text_loss(config, model, Path(config.model))
+        return loss, flops - saved
+    return _preference_loss(config, model), flops * 4 / 3 - saved
+
+
+def _preference_loss(config: FinetuneConfig, model: Transformer) -> Loss:
     if config.has_adapter:
 
         def base(wrapped: nn.Module, batch: Batch) -> Tensor:
@@ -213,12 +227,17 @@ def _loss(config: FinetuneConfig, model: Transformer) -> Callable[[nn.Module, Ba
 
 
 def _writer(
-    config: FinetuneConfig, model_config: ModelConfig, lora: LoraConfig | None
+    config: FinetuneConfig,
+    model_config: ModelConfig,
+    lora: LoraConfig | None,
+    for_export: Callable[[dict[str, Tensor]], dict[str, Tensor]],
 ) -> Callable[[dict[str, Tensor], Path], None]:
     assert config.model is not None  # _base_config has looked
     folder = Path(config.model)
     if lora is None:
-        return lambda weights, target: write_checkpoint(weights, model_config, target, text_files_from=folder)
+        return lambda weights, target: write_checkpoint(
+            for_export(weights), model_config, target, text_files_from=folder
+        )
     grid = GRID_NAME if METHODS[config.method].quantized else None
     base = Base(name=str(folder.absolute()), sha256=config.base_sha256, grid=grid)
     return lambda weights, target: write_adapter(adapter_weights(weights), lora, base, target)
@@ -233,12 +252,6 @@ def _sampler(config: FinetuneConfig, model: Transformer) -> Callable[[nn.Module,
         return encode_chat(template, tokenizer, [{"role": "user", "content": prompt}])
 
     return lambda _, step: write_samples(model, tokenizer, encode, config, step)
-
-
-def _flops_factor(config: FinetuneConfig) -> float:
-    """Return the work of a step as a part of training the whole model: forward 2, to activations 2, to weights 2."""
-    passes = 4 if config.has_adapter else 6
-    return (passes + (2 if METHODS[config.method].preferences else 0)) / 6
 
 
 def _note_data(training: AnyRows, validation: AnyRows | None, config: FinetuneConfig, reporter: Reporter) -> None:

@@ -75,6 +75,10 @@ class FinetuneConfig(TrainConfig):
             raise ConfigError(f"rank is {self.rank}; it must be 1 or more. The whole model learns with --method sft.")
         if self.alpha is not None and not self.alpha > 0:
             raise ConfigError(f"alpha is {self.alpha}; it must be more than 0.")
+        if self.qat is not None and self.has_adapter:
+            raise ConfigError(f"qat is {self.qat!r}, for which the whole model must learn: use --method sft.")
+        if self.teacher is not None and METHODS[self.method].preferences:
+            raise ConfigError("teacher is set, and method is 'dpo', which learns from preferences alone. Leave it out.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; it must be from 0 to below 1.")
         if not self.dpo_beta > 0:

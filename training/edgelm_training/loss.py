@@ -32,10 +32,14 @@ def next_token_loss(model: nn.Module, batch: Batch, z_loss: float = 0.0) -> Loss
 
     The penalty keeps the softmax's normalizer near 1 and so the logits small (PaLM, arXiv:2204.02311, section 5).
     """
-    logits_BTV = model(batch.ids_BT, batch.documents_BT)
+    return next_token_sums(model(batch.ids_BT, batch.documents_BT), batch.targets_BT, z_loss)
+
+
+def next_token_sums(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float) -> LossSums:
+    """Sum as `next_token_loss` does, from logits."""
     # The log of a sum over the vocabulary needs float32, whatever the matrix products were in.
     logits_RV = logits_BTV.flatten(0, 1).float()
-    targets_R = batch.targets_BT.flatten()
+    targets_R = targets_BT.flatten()
     loss = functional.cross_entropy(logits_RV, targets_R, ignore_index=NO_TARGET, reduction="sum")
     reported = {"loss": loss.detach()}
     if z_loss == 0.0:

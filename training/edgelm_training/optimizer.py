@@ -30,7 +30,7 @@ def set_learning_rate(optimizers: Iterable[Optimizer], learning_rate: float) -> 
 
 
 def _embeddings(model: nn.Module) -> set[nn.Parameter]:
-    return {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    return {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
 
 
 def _adamw(trained: Named, embeddings: set[nn.Parameter], config: TrainConfig) -> list[Optimizer]:

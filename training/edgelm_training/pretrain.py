@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,8 +19,9 @@ from edgelm.errors import ConfigError, DataError
 from edgelm.tokenizer import Tokenizer
 from edgelm_training.batches import Batches
 from edgelm_training.checkpoint import load_checkpoint, write_checkpoint
+from edgelm_training.distillation import text_loss
 from edgelm_training.distributed import launched_workers
-from edgelm_training.loss import next_token_loss
+from edgelm_training.fake_quantization import train_for
 from edgelm_training.model import Transformer
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.recipe import Recipe
@@ -30,9 +31,10 @@ from edgelm_training.scaling import count_parameters, model_shape, parse_params,
 from edgelm_training.schedule import warmup_or_usual
 from edgelm_training.settings import unknown_key
 from edgelm_training.shards import Shards
-from edgelm_training.throughput import flops_per_token
 from edgelm_training.train_log import Reporter
 from edgelm_training.trainer import Outcome
+
+Config = TypeVar("Config", bound=PretrainConfig)
 
 
 def pretrain(settings: Mapping[str, Any], *, resume: bool = False, reporter: Reporter | None = None) -> Outcome:
@@ -46,7 +48,7 @@ def pretrain(settings: Mapping[str, Any], *, resume: bool = False, reporter: Rep
     )
 
 
-def build_recipe(config: PretrainConfig) -> tuple[PretrainConfig, Recipe]:
+def build_recipe(config: Config) -> tuple[Config, Recipe]:
     """Choose every setting that has no value, and make the model and its data.
 
     Raises:
@@ -62,22 +64,24 @@ def build_recipe(config: PretrainConfig) -> tuple[PretrainConfig, Recipe]:
     model = _make_model(config, shards)
     model.activation_checkpointing = config.activation_checkpointing
     config = _with_budget(config, model.config)
+    for_export = train_for(model, config.qat)
+    loss, flops = text_loss(config, model, shards.folder)
     rows = partial(Batches, sequence_length=config.known("sequence_length"), seed=config.seed)
     validation = Shards.open(config.data, "validation")
     tokenizer = Tokenizer.load(shards.folder)
     recipe = Recipe(
         model=model,
-        loss=partial(next_token_loss, z_loss=config.z_loss),
+        loss=loss,
         training_rows=rows(shards),
         validation_rows=rows(validation) if validation.num_tokens else None,
         data_fingerprint=shards.fingerprint,
         write_weights=lambda weights, folder: write_checkpoint(
-            weights, model.config, folder, text_files_from=shards.folder
+            for_export(weights), model.config, folder, text_files_from=shards.folder
         ),
         sample=lambda _, step: write_samples(
             model, tokenizer, lambda prompt: [*shards.start_token_ids, *tokenizer.encode(prompt)], config, step
         ),
-        flops_per_token=flops_per_token(model.config, config.known("sequence_length")),
+        flops_per_token=flops,
     )
     return config, recipe
 
@@ -138,7 +142,7 @@ def _check_fit(model: ModelConfig, config: PretrainConfig, shards: Shards) -> No
         )
 
 
-def _with_budget(config: PretrainConfig, model: ModelConfig) -> PretrainConfig:
+def _with_budget(config: Config, model: ModelConfig) -> Config:
     """Return the config with the model it has, and with the numbers that the scaling rules choose."""
     length = config.sequence_length or model.max_position_embeddings
     budget = training_budget(

@@ -21,7 +21,7 @@ from edgelm_training.trainer import Outcome, Trainer
 Config = TypeVar("Config", bound=TrainConfig)
 
 # What a run cannot change on its way: the steps behind it were made with it.
-FIXED = ("seed", "sequence_length", "global_batch_size", "optimizer")
+FIXED = ("seed", "sequence_length", "global_batch_size", "optimizer", "qat")
 
 
 def execute_run(
@@ -61,6 +61,8 @@ def execute_run(
         trainer = Trainer(
             recipe, config, run=run, workers=workers, device=device, reporter=reporter or SilentReporter()
         )
+        # A run that cannot go on as asked keeps its settings.
+        trainer.restore()
         workers.on_main(lambda: atomic.write_text(run.config_file, to_toml(config)))
         return trainer.train()
 

@@ -50,6 +50,13 @@ class TrainConfig:
     grad_clip: float = setting(1.0, "The largest gradient norm; 0: do not clip.")
     z_loss: float = setting(0.0, "Weight of the penalty on log(Z)², which keeps logits small; 1e-4 is usual.")
 
+    qat: str | None = setting(
+        None, "Quantization-aware: for this precision of `edgelm export` (int8, int4, int2), or a recipe file."
+    )
+    teacher: str | None = setting(None, "Learn the next-token probabilities of this checkpoint folder (distillation).")
+    teacher_weight: float = setting(1.0, "Share of the teacher in the loss; the rest is the text's own.")
+    teacher_temperature: float = setting(1.0, "Both models' logits are divided by it before they are compared.")
+
     device: str = setting("auto", "cpu, cuda, cuda:1, mps.  [auto: the best there is]")
     precision: str = setting(
         "auto", "Of matrix products; weights stay in fp32.  [auto: bf16 where it is fast]", choices=PRECISIONS
@@ -122,6 +129,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "momentum": (0, 0.99999),
     "grad_clip": _AMOUNT,
     "z_loss": _AMOUNT,
+    "teacher_weight": (0, 1),
+    "teacher_temperature": (0.01, 100),
     "threads": _COUNT,
     "save_every": _COUNT,
     "keep_last": _COUNT,

@@ -1,0 +1,272 @@
+"""Quantization-aware training: the model computes on the exporter's grid, and the exporter packs just that."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from make_tiny_model import CONFIG, make_checkpoint
+from tiny_training_runs import MODEL, assert_same_run, finetune_settings, losses, settings
+from torch.nn import functional
+
+from edgelm.block_grid import in_blocks, searched_grid
+from edgelm.config import ModelConfig
+from edgelm.errors import ConfigError, TrainingError
+from edgelm.quantization_recipe import Precision, Rule, precision_named
+from edgelm.quantization_scheme import Scheme, parse_scheme
+from edgelm_export.exporter import export_package
+from edgelm_export.quantize.grid import quantize_alone
+from edgelm_export.quantize.packed import pack, unpack
+from edgelm_export.sources import open_checkpoint
+from edgelm_training.checkpoint import load_checkpoint
+from edgelm_training.fake_quantization import (
+    FakeQuantization,
+    add_fake_quantization,
+    on_grid,
+    quantized_precision,
+    schemes_of,
+    steps_and_scales,
+)
+from edgelm_training.finetune import finetune
+from edgelm_training.model import Transformer
+from edgelm_training.pretrain import pretrain
+
+SCHEMES = [
+    "int8-block32", "int8-block64-asymmetric", "int4-block16", "int4-block64", "int4-block64-asymmetric",
+    "int2-block32", "int2-block64-asymmetric",
+]  # fmt: skip
+IDS = torch.tensor([[5, 17, 3, 44, 8, 60]])
+# `int4` has 8 bits in the first and the last layer.
+DEEP = MODEL | {"num_hidden_layers": 3}
+
+
+def scheme_named(name: str) -> Scheme:
+    scheme = parse_scheme(name)
+    assert isinstance(scheme, Scheme)
+    return scheme
+
+
+def random_weight(rows: int = 24, columns: int = 144) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 0.05
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_the_exporter_packs_the_integers_that_were_trained(name: str) -> None:
+    scheme, weight = scheme_named(name), random_weight()
+    quantization = FakeQuantization(weight, scheme)
+    learned = weight * 1.1 + 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+
+    steps, scales = steps_and_scales(learned, quantization.shares, scheme)
+    packed = quantize_alone(quantization(learned).numpy(), scheme)
+
+    assert np.array_equal(unpack(packed), quantization(learned).numpy())
+    # A grid turned upside down, or a coarser one, holds some blocks as exactly.
+    same = packed.scales == scales.numpy()
+    assert same.mean() > 0.5
+    if scheme.symmetric:
+        values = (steps + (1 << (scheme.bits - 1))).numpy().astype(np.uint8)
+        trained = pack(values, scales.numpy(), None, bits=scheme.bits, columns=weight.shape[1])
+        assert np.array_equal(packed.packed[same], trained.packed[same])
+
+
+def test_it_begins_on_the_grid_that_the_exporter_would_search() -> None:
+    scheme, weight = scheme_named("int4-block64"), random_weight()
+    blocks = in_blocks(weight.numpy(), 64)
+    searched = searched_grid(blocks, scheme)
+
+    rounded = FakeQuantization(weight, scheme)(weight).numpy()
+
+    wanted = searched.weights(searched.nearest(blocks)).reshape(len(blocks), -1)[:, :144]
+    # Scales have 16 of 24 bits: up to 2^-16 of a weight. A weight between two steps may go to the other one.
+    assert (np.abs(rounded - wanted) > 2**-16 * np.abs(wanted)).mean() < 0.005
+
+
+def test_the_gradient_passes_straight_through() -> None:
+    scheme, weight = scheme_named("int4-block16"), random_weight(8, 32).requires_grad_()
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
+    quantization = FakeQuantization(weight, scheme)
+
+    functional.linear(x, quantization(weight)).square().sum().backward()
+
+    rounded = on_grid(weight.detach(), quantization.shares, scheme).requires_grad_()
+    functional.linear(x, rounded).square().sum().backward()
+    assert torch.equal(weight.grad, rounded.grad)
+
+
+def test_a_tied_embedding_is_rounded_once_for_both_of_its_uses(tiny_config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    model = Transformer(dataclasses.replace(tiny_config, tie_word_embeddings=True))
+    plain = Transformer(model.config)
+    add_fake_quantization(model, Precision(rules=(Rule(pattern="embed", scheme="int4-block16"), REST)))
+    plain.load_state_dict(
+        {name.replace(".parametrizations.weight.original", ".weight"): value
+         for name, value in model.state_dict().items() if not name.endswith("shares")}
+    )  # fmt: skip
+    with torch.no_grad():
+        plain.model.embed_tokens.weight.copy_(model.model.embed_tokens.weight)
+
+    assert torch.equal(model(IDS), plain(IDS))
+
+
+REST = Rule(pattern=".", scheme="fp32")
+
+
+def test_the_schemes_are_the_recipe_s_for_every_matrix_but_positions() -> None:
+    config = dataclasses.replace(CONFIG, num_hidden_layers=3, position="learned")
+
+    schemes = schemes_of(config, precision_named("int4"))
+
+    assert {name: scheme.bits for name, scheme in schemes.items() if "q_proj" in name or "embed" in name} == {
+        "model.embed_tokens": 8,
+        "model.layers.0.self_attn.q_proj": 8,
+        "model.layers.1.self_attn.q_proj": 4,
+        "model.layers.2.self_attn.q_proj": 8,
+    }
+    matrices = [name for name, shape in config.tensor_shapes().items() if len(shape) == 2]
+    assert len(schemes) == len(matrices) - 1
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 8 steps with `--qat int4`."""
+    run = tmp_path_factory.mktemp("qat") / "run"
+    pretrain(settings(tiny_shards, run, model=DEEP, qat="int4"))
+    return run
+
+
+def test_the_package_has_the_trained_weights_bit_for_bit(trained: Path, tmp_path: Path) -> None:
+    with open_checkpoint(trained / "latest") as checkpoint:
+        export_package(checkpoint, tmp_path / "pkg", "int4")
+    graph = onnx.load(tmp_path / "pkg/model.onnx").graph
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    model = load_checkpoint(trained / "latest")
+
+    def dequantized(name: str, bits: int) -> np.ndarray:
+        packed, scales = stored[name], stored[f"{name}.scales"]
+        values = packed if bits == 8 else np.stack((packed & 15, packed >> 4), -1).reshape(*packed.shape[:2], -1)
+        weight = (values.astype(np.float32) - (1 << (bits - 1))) * scales.reshape(*packed.shape[:2], 1)
+        return weight.reshape(len(weight), -1)
+
+    embedding = model.model.embed_tokens.weight.detach().numpy()
+    assert np.array_equal(dequantized("model.embed_tokens.weight", 8)[:, :32], embedding)
+    for layer, bits in ((0, 8), (1, 4), (2, 8)):
+        attention, mlp = model.model.layers[layer].self_attn, model.model.layers[layer].mlp
+        for name, parts in {
+            "self_attn.qkv_proj": (attention.q_proj, attention.k_proj, attention.v_proj),
+            "self_attn.o_proj": (attention.o_proj,),
+            "mlp.gate_up_proj": (mlp.gate_proj, mlp.up_proj),
+            "mlp.down_proj": (mlp.down_proj,),
+        }.items():
+            weight = np.concatenate([part.weight.detach().numpy() for part in parts])
+            got = dequantized(f"model.layers.{layer}.{name}.weight", bits)
+            assert np.array_equal(got[:, : weight.shape[1]], weight), name
+
+
+def test_a_checkpoint_is_the_model_that_was_trained(trained: Path) -> None:
+    saved = load_checkpoint(trained / "latest")
+    again = load_checkpoint(trained / "latest")
+    # What is on its grid stays there, also after the weights were rounded to it once.
+    add_fake_quantization(again, precision_named("int8"))
+
+    torch.testing.assert_close(again(IDS), saved(IDS), rtol=0, atol=0.02)
+    assert {name for name, _ in saved.named_parameters()} == set(saved.config.tensor_shapes())
+
+
+def test_a_run_that_resumes_is_the_run_that_was_never_interrupted(
+    tiny_shards: Path, trained: Path, tmp_path: Path
+) -> None:
+    pretrain(settings(tiny_shards, tmp_path / "run", model=DEEP, qat="int4", max_steps=4))
+    # The schedule of learning rates spans the whole run, so the first half is done again.
+    pretrain(settings(tiny_shards, tmp_path / "whole", model=DEEP, qat="int4", keep_last=9))
+    for step in (6, 8):
+        (tmp_path / f"whole/checkpoints/step-{step:08d}").rename(tmp_path / f"gone-{step}")
+    pretrain({"output": str(tmp_path / "whole")}, resume=True)
+
+    assert_same_run(trained, tmp_path / "whole")
+
+
+def test_the_whole_model_is_fine_tuned_with_it(tiny_chat_model: Path, tiny_chats: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    finetune(
+        finetune_settings(
+            tiny_chat_model, tiny_chats, run, method="sft", qat="int8", teacher=str(tiny_chat_model),
+            teacher_weight=0.5, max_steps=40,
+        )
+    )  # fmt: skip
+
+    assert losses(run)[-1] < losses(run)[0]
+    scheme = scheme_named("int8-block64")
+    weight = load_checkpoint(run / "latest").model.layers[0].mlp.up_proj.weight.detach().numpy()
+    assert np.array_equal(unpack(quantize_alone(weight, scheme)), weight)
+
+
+@pytest.mark.parametrize("name", ["int5", "fp16", "keep", "missing.txt"])
+def test_a_precision_without_integers_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"qat is '{name}'; it must be one of int8, int4, int2, or a recipe file"):
+        quantized_precision(name)
+
+
+def test_a_recipe_file_says_what_to_train_for(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('[[rules]]\npattern = "."\nscheme = "int4-block32"\n')
+    assert quantized_precision(str(path)).schemes == [scheme_named("int4-block32")]
+
+    path.write_text('transforms = ["rotate"]\n' + path.read_text())
+    with pytest.raises(ConfigError, match="without transforms"):
+        quantized_precision(str(path))
+
+
+def test_factors_that_the_exporter_folds_in_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"residual_multiplier is 0\.5: the exporter folds it"):
+        schemes_of(dataclasses.replace(CONFIG, residual_multiplier=0.5), precision_named("int4"))
+
+
+def test_an_embedding_that_the_exporter_cannot_gather_is_refused() -> None:
+    precision = Precision(rules=(Rule(pattern=".", scheme="int4-block32-asymmetric"),))
+    with pytest.raises(ConfigError, match="qat gives the embedding 4 bits with zero points"):
+        schemes_of(CONFIG, precision)
+
+
+def test_an_adapter_does_not_go_with_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="qat is 'int4', for which the whole model must learn: use --method sft"):
+        finetune(finetune_settings(tmp_path, tmp_path, tmp_path / "run", qat="int4"))
+
+
+def test_a_run_keeps_its_precision(tiny_shards: Path, trained: Path) -> None:
+    with pytest.raises(TrainingError, match=r"qat is 'int8'; the run in .* began with 'int4'"):
+        pretrain({"output": str(trained), "qat": "int8"}, resume=True)
+
+
+def test_int2_is_exported_as_it_was_trained_although_its_recipe_calibrates(tiny_shards: Path, tmp_path: Path) -> None:
+    pretrain(settings(tiny_shards, tmp_path / "run", model=DEEP, qat="int2", max_steps=2))
+
+    with open_checkpoint(tmp_path / "run/latest") as checkpoint:
+        export_package(checkpoint, tmp_path / "pkg", "int2")
+
+    graph = onnx.load(tmp_path / "pkg/model.onnx").graph
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    packed, name = stored["model.layers.1.mlp.gate_up_proj.weight"], "model.layers.1.mlp.gate_up_proj.weight"
+    values = np.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], -1).reshape(len(packed), -1).astype(np.float32)
+    zeros = (stored[f"{name}.zero_points"].reshape(len(packed), -1)[:, :1] & 3).astype(np.float32)
+    weight = (values - zeros) * stored[f"{name}.scales"].reshape(len(packed), 1)
+    mlp = load_checkpoint(tmp_path / "run/latest").model.layers[1].mlp
+    wanted = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)).detach().numpy()
+    assert np.array_equal(weight[:, :32], wanted)
+
+
+def test_a_checkpoint_made_elsewhere_begins_a_run(tiny_shards: Path, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "ckpt")
+    (checkpoint / "tokenizer.json").write_bytes((tiny_shards / "tokenizer.json").read_bytes())
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('[[rules]]\npattern = "."\nscheme = "int4-block16"\n')
+    changes = {"model": None, "init": str(checkpoint), "qat": str(recipe), "max_steps": 2, "sequence_length": 32}
+    given = {name: value for name, value in settings(tiny_shards, tmp_path / "run", **changes).items() if value}
+
+    pretrain(given)
+
+    weight = load_checkpoint(tmp_path / "run/latest").model.layers[1].mlp.up_proj.weight.detach().numpy()
+    assert np.array_equal(unpack(quantize_alone(weight, scheme_named("int4-block16"))), weight)

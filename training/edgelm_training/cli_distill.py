@@ -1,0 +1,52 @@
+"""The command `edgelm distill`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgelm_training.cli_train import report_run
+from edgelm_training.distill_config import DistillConfig
+from edgelm_training.setting_options import given_settings, setting_options
+
+EXAMPLES = """
+\b
+Examples:
+  edgelm distill student/ --teacher teacher/ --data shards/ -o out/     a small checkpoint learns from a large one
+  edgelm distill --params 15M --teacher teacher/ --data shards/ -o out/ a new model does
+  edgelm distill ckpt/ --teacher ckpt/ --data shards/ --qat int4 --teacher-weight 1 --teacher-temperature 1 -o out/
+  edgelm distill distill.toml --learning-rate 1e-4                      a file of settings; flags win
+  edgelm distill -o out/ --resume                                       go on with a run that was stopped
+  edgelm eval out/best --data held-out.txt                              what came of it
+  torchrun --nproc-per-node 8 -m edgelm_training.distill distill.toml
+
+\b
+Exit codes: 0 done, 1 an error, 2 wrong usage; 130 (Ctrl-C) and 143 (SIGTERM): stopped after saving a checkpoint.
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("source", required=False, metavar="[STUDENT|TOML]", type=click.Path(path_type=Path))
+@setting_options(DistillConfig)
+@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint; begin where there is none.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+def distill(source: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
+    """Let a student learn what a teacher predicts on the texts of a corpus.
+
+    STUDENT is a checkpoint folder, TOML a file of settings; each of them is also a flag. Both models have the tokenizer
+    of the shards. Progress goes to standard error and to log.jsonl in the run's folder, beside the checkpoints. Ctrl-C
+    and SIGTERM save a checkpoint and leave.
+    """
+    # Imported here, so that --help needs no torch.
+    from edgelm_training.distill import distill as run_distill
+
+    toml = source if source is not None and source.suffix == ".toml" else None
+    if source is not None and toml is None:
+        if flags["init"] is not None:
+            raise click.UsageError(f"The student is named twice: {source} and --init {flags['init']}.")
+        flags["init"] = str(source)
+    settings = given_settings(DistillConfig, flags, toml)
+    log_every = settings.get("log_every", DistillConfig().log_every)
+    report_run(lambda reporter: run_distill(settings, resume=resume, reporter=reporter), log_every, as_json)
