@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -52,8 +51,7 @@ def main(
     chats, base, tuned, merged = work / "chats.jsonl", work / "base", work / "run", work / "merged"
     write_chats(training[:words], chats)
     outcome = work / "figures.json"
-    known = json.loads(outcome.read_text(encoding="utf-8")) if outcome.exists() else {"figures": {}, "seconds": {}}
-    figures, seconds = known["figures"], known["seconds"]
+    figures = json.loads(outcome.read_text(encoding="utf-8"))["figures"] if outcome.exists() else {}
 
     def compare(stage: str, checkpoint: Path) -> None:
         """Measure a checkpoint, and the packages that it becomes."""
@@ -64,20 +62,18 @@ def main(
             if not folder.exists():
                 run("export", checkpoint, "-o", folder, "--precision", kind)
             figures[label] = measure(folder, test, other_tokens=other_tokens, threads=threads)
-            facts = {"machine": describe_machine(), "command": sys.argv, "seconds": seconds, "figures": figures}
+            facts = {"machine": describe_machine(), "command": sys.argv, "figures": figures}
             outcome.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             click.echo(table({label: figures[label]}), err=True)
 
     if not base.exists():
         run("import", model, "-o", base)
     compare("before", base)
-    start = time.monotonic()
     run(
         "finetune", base, "--data", chats, "--method", method, "-o", tuned, "--max-steps", steps,
         "--sequence-length", 256, "--global-batch-size", rows, "--learning-rate", learning_rate,
         "--save-every", max(1, steps // 4), "--eval-rows", 8, "--threads", threads, "--resume",
     )  # fmt: skip
-    seconds.setdefault("finetune", round(time.monotonic() - start))
     if method != "sft" and not merged.exists():
         run("merge", tuned, "-o", merged)
     compare("after", tuned / "best" if method == "sft" else merged)

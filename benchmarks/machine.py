@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# All that computes, builds or measures.
+# All that computes, builds or measures, where it is installed.
 _PACKAGES = (
     "edgelm", "onnxruntime", "numpy", "tokenizers", "onnx",
     "llama-cpp-python", "onnxruntime-genai", "onnx-ir", "torch", "transformers",
@@ -32,10 +34,16 @@ def describe_machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "huge_pages": _first(r"\[(\w+)\]", _read("/sys/kernel/mm/transparent_hugepage/enabled")),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": dict(_versions()),
         "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            yield name, version(name)
 
 
 def _first(pattern: str, text: str) -> str | None:
