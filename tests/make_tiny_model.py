@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from edgelm.config import SECTION, ModelConfig
+from edgelm.hf_config import hf_config
 from edgelm.testing import tiny_model_path
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -50,14 +51,7 @@ def make_checkpoint(folder: Path, config: ModelConfig = CONFIG, seed: int = 0) -
         values = random.standard_normal(shape, np.float32) * scale
         tensors[name] = values + np.float32(1.0) if "norm.weight" in name else values
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    hf_config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": True,
-        "eos_token_id": 2,
-    }
-    (folder / "config.json").write_text(json.dumps(hf_config | {SECTION: config.to_dict()}, indent=2))
+    (folder / "config.json").write_text(json.dumps(hf_config(config) | {SECTION: config.to_dict()}, indent=2))
     (folder / "tokenizer.json").write_text(_tokenizer().to_str(pretty=True), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return folder

@@ -30,6 +30,7 @@ from edgelm_export.quantize.packed import PackedWeight
 
 FLOAT, INT64, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32
 _END = 2**63 - 1
+BATCH = "batch_size"  # the dimension's name that transformers.js looks for to make the first, empty cache
 
 _ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     # x * sigmoid(alpha * x): with alpha 1 this is SiLU, in one node.
@@ -76,8 +77,8 @@ class _Decoder:
     def inputs(self) -> None:
         """Declare inputs; derive what GroupQueryAttention wants from the mask: each row's last position, and C."""
         graph = self.graph
-        graph.input("input_ids", INT64, ["batch", "tokens"])
-        mask = graph.input("attention_mask", INT64, ["batch", "mask_length"])
+        graph.input("input_ids", INT64, [BATCH, "tokens"])
+        mask = graph.input("attention_mask", INT64, [BATCH, "mask_length"])
         counts = graph.node(
             "ReduceSum", [mask, graph.constant([1])], "attention_mask.counts", attributes={"keepdims": 0}
         )
@@ -200,7 +201,7 @@ class _Decoder:
         """Grouped-query attention; rotation, cache and causal mask are inside the operator."""
         graph, config = self.graph, self.config
         name = f"model.layers.{i}.self_attn"
-        shape: list[int | str] = ["batch", config.num_key_value_heads, "capacity", config.head_dim]
+        shape: list[int | str] = [BATCH, config.num_key_value_heads, "capacity", config.head_dim]
         past = [graph.input(f"past_key_values.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
         present = [graph.output(f"present.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
         qkv = self.projections.fused(hidden, [f"{name}.{part}_proj" for part in "qkv"], f"{name}.qkv_proj")
@@ -263,7 +264,7 @@ class _Decoder:
         """Norm all positions, also those that no logits are wanted of: embeddings are made of them."""
         graph = self.graph
         normed = self.norm(hidden, "model.norm")
-        graph.output("last_hidden_state", FLOAT, ["batch", "tokens", self.config.hidden_size])
+        graph.output("last_hidden_state", FLOAT, [BATCH, "tokens", self.config.hidden_size])
         return graph.node("Identity", [normed], "last_hidden_state")
 
     def last_positions(self, hidden: str) -> str:
@@ -292,7 +293,7 @@ class _Decoder:
         self.head_product(hidden, names[0])
         for before, after, (operator, operands) in zip(names, names[1:], steps, strict=False):
             graph.node(operator, [before, *operands], after)
-        graph.output("logits", FLOAT, ["batch", "kept", config.vocab_size])
+        graph.output("logits", FLOAT, [BATCH, "kept", config.vocab_size])
 
     def head_product(self, hidden: str, output: str) -> None:
         graph, config = self.graph, self.config

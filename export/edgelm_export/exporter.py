@@ -153,6 +153,7 @@ def _write_text_files(checkpoint: Checkpoint, folder: Path) -> Tokenizer:
     """Write and open what a loader will open: a broken tokenizer or template shows before the work, not after it."""
     config: dict[str, Any] = {**checkpoint.hf_config, SECTION: checkpoint.config.to_dict()}
     files = {
+        "tokenizer_config.json": _json({"tokenizer_class": "PreTrainedTokenizerFast"}),  # transformers.js wants one
         **checkpoint.text_files,
         "config.json": _json(config),
         "genai_config.json": _json(genai_config(checkpoint.config)),
