@@ -133,10 +133,11 @@ def _decoders(model: SentencePieceModel) -> list[dict[str, Any]]:
 
 
 def _bpe(model: SentencePieceModel, vocabulary: Mapping[str, int]) -> dict[str, Any]:
+    unknown_id = model.unknown_id
     return {
         "type": "BPE",
         "dropout": None,
-        "unk_token": next((name for name, index in vocabulary.items() if index == model.unknown_id), None),
+        "unk_token": next((name for name, index in vocabulary.items() if index == unknown_id), None),
         "continuing_subword_prefix": None,
         "end_of_word_suffix": None,
         "fuse_unk": True,  # as SentencePiece joins unknown characters to one piece
