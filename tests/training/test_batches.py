@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, DataError
-from edgelm_training.batches import NO_TARGET, Batch, Batches
+from edgelm_training.batches import NO_TARGET, PADDING, Batch, Batches
 from edgelm_training.model import Transformer
 from edgelm_training.row_order import RowOrder
 from edgelm_training.shard_writer import PrepareConfig, prepare_shards
@@ -199,3 +199,26 @@ def test_every_row_is_equally_likely_at_every_place() -> None:
             counts[place, order[place]] += 1
     # Chi-square of 36 degrees of freedom: above 80 once in 20,000; 44 measured.
     assert ((counts - 3000 / 7) ** 2 / (3000 / 7)).sum() < 80
+
+
+def test_a_row_of_one_document_needs_no_mask():
+    config = ModelConfig(
+        model_type="llama", vocab_size=32, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Transformer(config)
+    ids_BT = torch.randint(32, (3, 12))
+    lengths = torch.tensor([12, 7, 1])
+    is_padding_BT = torch.arange(12) >= lengths[:, None]
+    documents_BT = torch.tensor([[4], [9], [9]]).expand(3, 12).masked_fill(is_padding_BT, PADDING)
+    targets_BT = ids_BT.roll(-1, 1).masked_fill(is_padding_BT, NO_TARGET)
+    batch = Batch(ids_BT=ids_BT, targets_BT=targets_BT, documents_BT=documents_BT)
+    moved = batch.to(torch.device("cpu"))
+    assert moved.documents_BT is None
+    with torch.no_grad():
+        masked, plain = model(ids_BT, documents_BT), model(ids_BT)
+    # The same sums in two orders.
+    assert torch.allclose(masked[~is_padding_BT], plain[~is_padding_BT], atol=1e-5)
+    two = replace(batch, documents_BT=documents_BT.index_fill(1, torch.tensor([0]), 3))
+    assert torch.equal(two.to(torch.device("cpu")).documents_BT, two.documents_BT)

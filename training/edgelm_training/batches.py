@@ -17,6 +17,8 @@ from edgelm_training.shards import Shards
 
 # What cross_entropy ignores.
 NO_TARGET = -100
+# The document of tokens that fill a row up.
+PADDING = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +26,29 @@ class Batch:
     """Rows of tokens; B rows of T tokens, int64, on the CPU.
 
     ids_BT: what the model reads. targets_BT: the next token that each position is to predict, NO_TARGET for none.
-    documents_BT: the document of each token; neighbours of one number may see each other, others never.
+    documents_BT: the document of each token; neighbours of one number may see each other, others never. PADDING has no
+    targets. None: each row is one document, which attention computes faster.
     """
 
     ids_BT: Tensor
     targets_BT: Tensor
-    documents_BT: Tensor
+    documents_BT: Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on that device, without documents where each row is one, with or without padding behind it.
+
+        Attention only looks back, so padding at the end of a row changes nothing before it.
+        """
+        documents_BT = self.documents_BT
+        if documents_BT is not None:
+            follows_BT = (documents_BT[:, 1:] == documents_BT[:, :-1]) | (documents_BT[:, 1:] == PADDING)
+            if bool(follows_BT.all()):
+                documents_BT = None
+        return Batch(
+            ids_BT=self.ids_BT.to(device, non_blocking=True),
+            targets_BT=self.targets_BT.to(device, non_blocking=True),
+            documents_BT=None if documents_BT is None else documents_BT.to(device, non_blocking=True),
+        )
 
 
 class Rows(Protocol):
@@ -106,7 +125,7 @@ class Batches:
         if self.shards.end_token_ids:
             targets[documents[1:] != documents[:-1]] = NO_TARGET
         if missing := self.sequence_length + 1 - len(ids):
-            ids, documents = np.pad(ids, (0, missing)), np.pad(documents, (0, missing), constant_values=-1)
+            ids, documents = np.pad(ids, (0, missing)), np.pad(documents, (0, missing), constant_values=PADDING)
             targets = np.pad(targets, (0, missing), constant_values=NO_TARGET)
         return ids[:-1], targets, documents[:-1]
 

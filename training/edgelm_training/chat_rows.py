@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from edgelm.errors import ConfigError, DataError
-from edgelm_training.batches import NO_TARGET, Batch, describe_places
+from edgelm_training.batches import NO_TARGET, PADDING, Batch, describe_places
 from edgelm_training.chats import Chats
 from edgelm_training.row_order import row_order
 
@@ -56,7 +56,7 @@ class ChatRows:
         shape = (count, self.sequence_length)
         ids_BT = np.zeros(shape, np.int64)
         targets_BT = np.full(shape, NO_TARGET, np.int64)
-        documents_BT = np.full(shape, -1, np.int64)
+        documents_BT = np.full(shape, PADDING, np.int64)
         for place in range(count):
             start = 0
             for number in self._conversations(first + place):

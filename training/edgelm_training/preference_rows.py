@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from edgelm.errors import DataError
-from edgelm_training.batches import NO_TARGET, Batch, describe_places
+from edgelm_training.batches import NO_TARGET, PADDING, Batch, describe_places
 from edgelm_training.chats import Chats
 from edgelm_training.row_order import row_order
 
@@ -50,7 +50,7 @@ class PreferenceRows:
         shape = (len(chats), max(len(ids) for ids, _ in chats))
         ids_BT = np.zeros(shape, np.int64)
         targets_BT = np.full(shape, NO_TARGET, np.int64)
-        documents_BT = np.full(shape, -1, np.int64)
+        documents_BT = np.full(shape, PADDING, np.int64)
         for row, (ids, learned) in enumerate(chats):
             ids_BT[row, : len(ids)] = ids
             targets_BT[row, : len(ids) - 1] = np.where(learned[1:], ids[1:], NO_TARGET)

@@ -15,7 +15,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -205,15 +205,8 @@ class Trainer:
         return sums, bad
 
     def _loss(self, batch: Batch) -> LossSums:
-        device = self.device.device
-        moved = replace(
-            batch,
-            ids_BT=batch.ids_BT.to(device, non_blocking=True),
-            targets_BT=batch.targets_BT.to(device, non_blocking=True),
-            documents_BT=batch.documents_BT.to(device, non_blocking=True),
-        )
         with self.device.autocast():
-            return self.recipe.loss(self.model, moved)
+            return self.recipe.loss(self.model, batch.to(self.device.device))
 
     def _update(self) -> float:
         """Clip the gradients, take the optimizers' step, and return the norm that the gradients had."""
