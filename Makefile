@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml sdk/edgelm/_version.py
 DEV_EXTRAS := cpu,chat,serve,export,train,docs,examples,dev
 
-.PHONY: chat test lint bench docs fuzz soak wheel clean
+.PHONY: chat test lint bench docs fuzz soak wheel lock locked clean
 
 chat: $(VENV)/chat.stamp
 	@$(BIN)/edgelm pull $(MODEL)
@@ -42,6 +42,17 @@ soak: $(VENV)/dev.stamp
 # The same bytes whenever and wherever it is built: the time in it is that of the last commit.
 wheel: $(VENV)/dev.stamp
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+# The development tools in the versions and with the hashes of this platform's lock; torch in any version that fits.
+LOCK = .ci/lock-$$($(BIN)/python -c "import sys, platform as p; print(f'{sys.platform}-{p.machine()}-cp3{sys.version_info[1]}')").txt
+locked: $(VENV)/bin/pip
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r $(LOCK)
+	$(BIN)/pip install --quiet -e ".[$(DEV_EXTRAS)]"
+	@touch $(VENV)/dev.stamp $(VENV)/chat.stamp
+
+# Writes that lock anew, from what `make test` has installed.
+lock: $(VENV)/dev.stamp
+	$(BIN)/python .ci/lock.py $(DEV_EXTRAS)
 
 clean:
 	rm -rf $(VENV) .cache site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
