@@ -310,12 +310,13 @@ def main() -> None:
         figures = soak(
             server, asked, clients=arguments.clients, seconds=arguments.minutes * 60, tokens=arguments.tokens
         )
+        # Before it is stopped: figures of an hour must not be lost to a server that does not end.
+        if arguments.plot is not None:
+            plot(figures, arguments.plot, f"{arguments.clients} clients on {arguments.slots} slots")
+        print(describe(figures))
+        kinds = Counter(ask.path for ask in asked)
+        print(f"\n{len(asked)} different requests: {kinds[CHAT]} chats, {kinds[TEXT]} texts.", flush=True)
         code = server.stop()
-    if arguments.plot is not None:
-        plot(figures, arguments.plot, f"{arguments.clients} clients on {arguments.slots} slots")
-    print(describe(figures))
-    kinds = Counter(ask.path for ask in asked)
-    print(f"\n{len(asked)} different requests: {kinds[CHAT]} chats, {kinds[TEXT]} texts.")
     if figures.differences:
         sys.exit(f"{len(figures.differences)} answers differ, the first: {figures.differences[0]}")
     if leaks(figures):
