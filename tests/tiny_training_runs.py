@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from edgelm_training.train_log import MEASURED, read_log
+from edgelm_training.train_log import MEASURED, Reporter, SilentReporter, StepRecord, read_log
+from edgelm_training.trainer import Outcome
 
 MODEL = {
     "hidden_size": 32,
@@ -58,9 +62,10 @@ def losses(run: Path) -> list[float]:
 
 
 def saved_tensors(run: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors of a run's newest checkpoint, of model and optimizer."""
+    """Return all tensors of a run's newest checkpoint, of model or adapter and optimizer."""
     folder = run / "latest"
-    tensors = load_file(folder / "model.safetensors")
+    (weights,) = folder.glob("*.safetensors")
+    tensors = load_file(weights)
     for path in sorted((folder / "trainer").glob("*.safetensors")):
         tensors |= {f"trainer {name}": tensor for name, tensor in load_file(path).items()}
     return tensors
@@ -74,6 +79,35 @@ def assert_same_run(run: Path, other: Path) -> None:
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     states = [json.loads((folder / "latest/trainer/state.json").read_text()) for folder in (run, other)]
     assert states[0] == states[1]
+
+
+class StopAt(SilentReporter):
+    """Send this process SIGTERM at a step."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def step(self, record: StepRecord) -> None:
+        if record.step == self._step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_at(step: int, train: Callable[[Reporter], Outcome]) -> None:
+    """Train until a signal stops it after a step."""
+    outcome = train(StopAt(step))
+    assert (outcome.step, outcome.signal) == (step, signal.SIGTERM)
+
+
+def assert_same_run_but_for_extra_saves(run: Path, other: Path, stopped_at: int) -> None:
+    """A stop saves a checkpoint, and so measures a validation loss, that the other run has not."""
+    log = run / "log.jsonl"
+    kept = [line for line in log.read_text().splitlines() if not _is_extra(json.loads(line), stopped_at)]
+    log.write_text("\n".join(kept) + "\n")
+    assert_same_run(run, other)
+
+
+def _is_extra(entry: dict[str, Any], stopped_at: int) -> bool:
+    return entry["step"] == stopped_at and "validation_loss" in entry
 
 
 def finetune_settings(model: Path, data: Path, output: Path, **changes: Any) -> dict[str, Any]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 from forked_processes import exit_status, fork
-from tiny_training_runs import MODEL, assert_same_run, loss_log, losses, settings
+from tiny_training_runs import MODEL, assert_same_run_but_for_extra_saves, loss_log, losses, settings, stop_at
 from torch.nn import functional
 
 from edgelm.errors import ConfigError, DataError, TrainingError
@@ -89,34 +86,6 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(
 
     assert outcome.step == 8
     assert_same_run_but_for_extra_saves(tmp_path / "resumed", tmp_path / "whole", stopped_at=3)
-
-
-class StopAt(SilentReporter):
-    """Send this process SIGTERM at a step."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def step(self, record: object) -> None:
-        if record.step == self._step:  # type: ignore[attr-defined]
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def stop_at(step: int, train: object) -> None:
-    outcome = train(StopAt(step))  # type: ignore[operator]
-    assert (outcome.step, outcome.signal) == (step, 15)
-
-
-def assert_same_run_but_for_extra_saves(run: Path, other: Path, stopped_at: int) -> None:
-    """A stop saves a checkpoint, and so measures a validation loss, that the other run has not."""
-    log = run / "log.jsonl"
-    kept = [line for line in log.read_text().splitlines() if not is_extra(json.loads(line), stopped_at)]
-    log.write_text("\n".join(kept) + "\n")
-    assert_same_run(run, other)
-
-
-def is_extra(entry: dict[str, object], stopped_at: int) -> bool:
-    return entry["step"] == stopped_at and "validation_loss" in entry
 
 
 def test_a_run_goes_on_for_longer(whole_run: Path, tmp_path: Path) -> None:

@@ -90,7 +90,10 @@ def encode_chats(
     """
     template = ChatTemplate.load(model)
     if template is None:
-        raise ChatTemplateError(f"{model} has no chat_template.jinja, so nothing says how to write a conversation.")
+        raise ChatTemplateError(
+            f"{model} has no chat_template.jinja, so nothing says how to write a conversation. Put one there: "
+            "docs/guides/finetune.md has one for models that know no control tokens."
+        )
     tokenizer = Tokenizer.load(model)
     tokenizer_hash = hashlib.sha256((Path(model) / "tokenizer.json").read_bytes()).hexdigest()
     encoded: list[list[EncodedConversation]] = []

@@ -11,6 +11,8 @@ from edgelm.errors import CheckpointError, ConfigError
 from edgelm_training.adapter import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from edgelm_training.adapter import Adapter, check_layers, read_adapter
 from edgelm_training.checkpoint import read_weights, save_weights, weights_sha256
+from edgelm_training.lora import linear_names
+from edgelm_training.model import Transformer
 from edgelm_training.quantized_linear import on_grid
 from edgelm_training.run_folder import RunFolder
 
@@ -53,8 +55,9 @@ def merge_adapter(
     check_layers(adapter, {name: tuple(tensor.shape) for name, tensor in weights.items()})
     wanted = {name: _TYPES.get(dtype, tensor.dtype) for name, tensor in weights.items()}
     if adapter.base.grid is not None:
-        inside = [name for name, tensor in weights.items() if ".layers." in name and tensor.ndim == 2]
-        weights |= {name: on_grid(weights[name]) for name in inside}
+        with torch.device("meta"):
+            linears = [f"{name}.weight" for name in linear_names(Transformer(config))]
+        weights |= {name: on_grid(weights[name]) for name in linears}
     for layer, (a, b) in adapter.matrices.items():
         name = f"{layer}.weight"
         weights[name] = weights[name].float() + adapter.scales[layer] * (b.float() @ a.float())

@@ -51,7 +51,7 @@ class Outcome:
 
 
 class Trainer:
-    """Train a recipe's model in a run folder, from its newest checkpoint on.
+    """Train a recipe's model in a run folder, after `restore` from its newest checkpoint on.
 
     config: with every setting that `TrainConfig.known` is asked for: max_steps, sequence_length, global_batch_size,
     learning_rate, warmup_steps.
@@ -97,17 +97,36 @@ class Trainer:
         self._state = RunState(recipe=recipe, optimizers=self.optimizers, scaler=self.scaler)
         # Exact enough that the mean does not depend on how the rows were split; Apple's GPUs have no float64.
         self._sum_type = torch.float32 if device.device.type == "mps" else torch.float64
+        self._saved: SavedStep | None = None
         self._validation: tuple[int, float] | None = None  # step, loss
         self._seconds: list[float] = []
+
+    def restore(self) -> None:
+        """Go on from the run's newest checkpoint, where it has one.
+
+        Raises:
+            TrainingError: the data is not that of the checkpoint, or the checkpoint does not fit the model.
+        """
+        saved = self.workers.on_main(self.run.newest)
+        if saved is None:
+            return
+        if saved.state["data_fingerprint"] != self.recipe.data_fingerprint:
+            raise TrainingError(
+                f"The data changed since {saved.path} was saved: the run would go on with other texts. Bring the "
+                "former data back, or begin another run."
+            )
+        restore_run(self._state, saved, self.workers)
+        self.reporter.note(f"Going on after step {saved.step}, from {saved.path}.")
+        self._saved = saved
 
     def train(self) -> Outcome:
         """Train to max_steps, or until a signal asks to stop; a checkpoint of the last step is saved either way.
 
         Raises:
-            TrainingError: the loss is not a number; the data is not that of the checkpoint; the disk is full.
+            TrainingError: the loss is not a number, or the disk is full.
         """
-        saved = self.workers.on_main(self.run.newest)
-        step = self._restore(saved) if saved is not None else 0
+        saved = self._saved
+        step = saved.step if saved is not None else 0
         loss = None
         with self._open_log(step) as log, Interruption() as interruption:
             stop = None
@@ -124,16 +143,6 @@ class Trainer:
                     saved = self._save(log, step)
         assert saved is not None  # a new run has at least one step
         return Outcome(step=step, loss=loss, checkpoint=saved, best=self.workers.on_main(self.run.best), signal=stop)
-
-    def _restore(self, saved: SavedStep) -> int:
-        if saved.state["data_fingerprint"] != self.recipe.data_fingerprint:
-            raise TrainingError(
-                f"The data changed since {saved.path} was saved: the run would go on with other texts. Bring the "
-                "former data back, or begin another run."
-            )
-        restore_run(self._state, saved, self.workers)
-        self.reporter.note(f"Going on after step {saved.step}, from {saved.path}.")
-        return saved.step
 
     @contextlib.contextmanager
     def _open_log(self, step: int) -> Iterator[TrainLog | None]:
