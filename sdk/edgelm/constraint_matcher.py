@@ -34,9 +34,11 @@ class ConstraintMatcher:
             "regex": llguidance.LLMatcher.grammar_from_regex,
             "lark": llguidance.LLMatcher.grammar_from_lark,
         }
-        self._matcher = llguidance.LLMatcher(
-            self._vocabulary, grammars[constraint.kind](constraint.source), log_level=0
-        )
+        try:
+            grammar = grammars[constraint.kind](constraint.source)
+        except ValueError as error:  # a number that fits none of llguidance's
+            raise ConfigError(_explain(constraint, str(error))) from error
+        self._matcher = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0)
         if self._matcher.is_error():
             raise ConfigError(_explain(constraint, self._matcher.get_error()))
         self._end_ids = sorted(end_ids)
@@ -192,6 +194,7 @@ def _vocabulary_of(tokenizer: Tokenizer, llguidance: Any) -> Any:
 
 def _explain(constraint: Constraint, error: str) -> str:
     """Name what cannot be enforced, and the way out."""
+    error = error.partition("<backtrace>")[0]  # of llguidance's own code
     if constraint.kind == "json_schema":
         if "regex" in error or "lookaround" in error:
             error = f"pattern: {error}"

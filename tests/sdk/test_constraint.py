@@ -198,6 +198,12 @@ def test_a_constraint_that_no_token_continues_is_an_error(tokenizer: Tokenizer) 
         Constraint.choices(["a"]).compile(tokenizer).advance(tokenizer.encode("b")[0])
 
 
+def _branching(depth: int) -> dict[str, Any]:
+    """Return a schema of objects in objects, two in each."""
+    inner = _branching(depth - 1) if depth else {"type": "string"}
+    return {"type": "object", "properties": {"a": inner, "b": inner}}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -227,6 +233,8 @@ def test_a_constraint_that_is_none_is_refused_at_once(make: Any, message: str) -
             Constraint.json_schema({"minimum": 3, "maximum": 1, "type": "integer"}),
             "minimum .3. is greater than maximum",
         ),
+        (Constraint.json_schema({"type": "integer", "minimum": -(10**400)}), "cannot be enforced: number out of range"),
+        (Constraint.json_schema({"anyOf": [_branching(2)] * 1000}), "cannot be enforced: panic: assertion .* - 10$"),
     ],
 )
 def test_what_cannot_be_enforced_is_named(tiny: LanguageModel, constraint: Constraint, message: str) -> None:
