@@ -75,8 +75,8 @@ def replace_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target)
     with _staging_path(target) as staging:
-        staging.mkdir()
         try:
+            staging.mkdir()  # inside: a signal may come as soon as it is there
             yield staging
             for path in sorted(staging.rglob("*")):
                 fsync_path(path)

@@ -1,17 +1,20 @@
 """What may be killed at any moment: each operation with its old state, its run, and a look at what is there.
 
-As a program, python crash_operations.py OPERATION FOLDER [DIE_AFTER] runs one operation. It kills itself with SIGKILL
-before the call to the file system of that number, or writes at the end how many there were.
+As a program it runs operations, each in a process of its own, which kills itself with SIGKILL before the call to the
+file system of a given number, or writes at the end how many there were.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
-from edgelm import atomic
+from edgelm import ChatSession, GenerationConfig, LanguageModel, atomic, load
+from edgelm.completion import Message
 from edgelm.config import ModelConfig
 from edgelm.download import download
 from edgelm.errors import EdgeLMError, ModelNotFoundError
@@ -30,6 +34,7 @@ from edgelm.kv_cache import KVCache
 from edgelm.library import Library
 from edgelm.manifest import Manifest
 from edgelm.remote_file import RemoteFile
+from edgelm.saved_session import SavedSessions
 from edgelm.sources import fetch, read_record
 from edgelm.testing import tiny_model_path
 
@@ -108,6 +113,63 @@ def exported_state(folder: Path) -> str:
     manifest = Manifest.load(folder / "package")
     manifest.check_files(folder / "package")
     return {"tiny-random": "old", "new": "new"}[manifest.name]
+
+
+def run_quantize(folder: Path) -> None:
+    """Quantize with calibration, whose work between the layers is kept in a cache."""
+    from edgelm_export.calibration_text import CalibrationOptions
+    from edgelm_export.exporter import export_package
+    from edgelm_export.sources import open_checkpoint
+
+    options = CalibrationOptions(max_tokens=64, cache=folder / "calibration")
+    with open_checkpoint(folder / "source-1") as source:
+        export_package(source, folder / "package", "int8", name="new", calibration=options)
+
+
+def prepare_chat(folder: Path) -> None:
+    keep_chat(folder, 2)
+
+
+def run_chat(folder: Path) -> None:
+    keep_chat(folder, 4)
+
+
+def keep_chat(folder: Path, turns: int) -> None:
+    session = ChatSession(tiny_model(), system="Be brief.")
+    session.restore([Message(role=("user", "assistant")[i % 2], content=f"turn {i}") for i in range(turns - 2)])
+    for _ in session.send("What now?", GenerationConfig(max_new_tokens=2, ignore_eos=True)):
+        pass
+    SavedSessions(folder).save("talk", session)
+
+
+def chat_state(folder: Path) -> str:
+    session = SavedSessions(folder).load("talk", tiny_model())
+    return {2: "old", 4: "new"}[len(session.messages)]
+
+
+@functools.cache
+def tiny_model() -> LanguageModel:
+    return load(tiny_model_path())
+
+
+def prepare_history(folder: Path) -> None:
+    from edgelm.cli.typed_history import TypedHistory
+
+    TypedHistory(folder / "history").store_string("first")
+
+
+def run_history(folder: Path) -> None:
+    from edgelm.cli.typed_history import TypedHistory
+
+    TypedHistory(folder / "history").store_string("second")
+
+
+def history_state(folder: Path) -> str:
+    from edgelm.cli.typed_history import TypedHistory
+
+    # What was typed before a kill may stand there twice after the next run, as it was typed twice.
+    entries = list(TypedHistory(folder / "history").load_history_strings())
+    return {("first",): "old", ("second", "first"): "new", ("second", "second", "first"): "new"}[tuple(entries)]
 
 
 def prepare_save(folder: Path) -> None:
@@ -190,6 +252,9 @@ def run_text(folder: Path) -> None:
 OPERATIONS: dict[str, Operation] = {
     "import": Operation(prepare=prepare_import, run=run_import, state=imported_state),
     "export": Operation(prepare=prepare_export, run=run_export, state=exported_state),
+    "quantize": Operation(prepare=prepare_export, run=run_quantize, state=exported_state),
+    "chat": Operation(prepare=prepare_chat, run=run_chat, state=chat_state),
+    "history": Operation(prepare=prepare_history, run=run_history, state=history_state),
     "session save": Operation(prepare=prepare_save, run=run_save, state=saved_state),
     "pull": Operation(prepare=prepare_pull, run=run_pull, state=pulled_state),
     "remove": Operation(prepare=prepare_remove, run=run_remove, state=removed_state),
@@ -201,9 +266,8 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
-def main() -> None:
-    operation, folder = OPERATIONS[sys.argv[1]], Path(sys.argv[2])
-    die_after = int(sys.argv[3]) if len(sys.argv) > 3 else sys.maxsize
+def run_operation(name: str, folder: Path, die_after: int | None) -> int:
+    """Run one operation; print how many calls to the file system it made. Return the exit status."""
     count = 0
     inside = str(folder)
 
@@ -211,26 +275,56 @@ def main() -> None:
         nonlocal count
         if event == "fsync" or (event in EVENTS and str(arguments[0]).startswith(inside)):
             count += 1
-            if count > die_after:
+            if die_after is not None and count > die_after:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    fsync, write = os.fsync, os.write
+    fsync = os.fsync
 
     def watched_fsync(descriptor: int) -> None:
         watch("fsync", ())
         fsync(descriptor)
 
-    os.fsync, os.write = watched_fsync, write
+    os.fsync = watched_fsync
     sys.addaudithook(watch)
     try:
-        operation.run(folder)
+        OPERATIONS[name].run(folder)
     except EdgeLMError as error:
         print(error, file=sys.stderr)
-        sys.exit(3)
+        return 3
     except OSError as error:  # of the functions that leave it to their caller, as open() does
         print(f"OSError: {error}", file=sys.stderr)
-        sys.exit(4)
+        return 4
     print(count)
+    return 0
+
+
+def main() -> None:
+    """Run the operations that are asked for in lines of JSON, each in a fork: Python and its imports start once."""
+    import edgelm_export.exporter
+    import edgelm_export.importer  # noqa: F401
+
+    for line in sys.stdin:
+        asked = json.loads(line)
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            child = os.fork()
+            if not child:
+                os.dup2(output.fileno(), sys.stdout.fileno())
+                os.dup2(errors.fileno(), sys.stderr.fileno())
+                os.environ.update(asked["environment"])
+                status = 1
+                try:
+                    status = run_operation(asked["name"], Path(asked["folder"]), asked["die_after"])
+                except BaseException:
+                    traceback.print_exc()
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+            _, status = os.waitpid(child, 0)
+            texts = []
+            for file in (output, errors):
+                file.seek(0)
+                texts.append(file.read().decode())
+        print(json.dumps([os.waitstatus_to_exitcode(status), *texts]), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -22,21 +25,60 @@ if TYPE_CHECKING:
     from loopback_server import LoopbackServer
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kills and mounts as Linux does")
-PROGRAM = [sys.executable, str(Path(__file__).with_name("crash_operations.py"))]
+PROGRAM = Path(__file__).with_name("crash_operations.py")
 # $EDGELM_CRASH_POINTS=50 is what docs/results/trust.md reports; an export takes a second each.
 POINTS = int(os.environ.get("EDGELM_CRASH_POINTS", "2"))
+# What is typed is kept in this chat alone where the disk refuses it, without an error.
+ON_BROKEN_DISKS = [name for name in OPERATIONS if name != "history"]
+SMALL = ("text", "chat")  # what fits into 40 kB
 SHIM = Path(__file__).with_name("broken_disk.c")
 
 
-@pytest.fixture
-def environment(server: LoopbackServer) -> dict[str, str]:
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Runner:
+    """The program that runs operations; `environment` is what it starts with, `run` adds to it for one of them."""
+
+    def __init__(self, **environment: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, PROGRAM],
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, name: str, folder: Path, *, die_after: int | None = None, **environment: str) -> Outcome:
+        asked = {"name": name, "folder": str(folder), "die_after": die_after}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        names = ("EDGELM_HOME", "SERVER")
+        asked["environment"] = {name: os.environ[name] for name in names if name in os.environ} | environment
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        returncode, stdout, stderr = json.loads(self._process.stdout.readline())
+        return Outcome(returncode=returncode, stdout=stdout, stderr=stderr)
+
+    def close(self) -> None:
+        self._process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[Runner]:
+    running = Runner(NO_PROXY="*", no_proxy="*")
+    yield running
+    running.close()
+
+
+@pytest.fixture(autouse=True)
+def pulled_from(server: LoopbackServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server.files |= {"/model.gguf": PULLED, "/tokenizer.json": PULLED}
-    return os.environ | {"SERVER": server.url, "NO_PROXY": "*", "no_proxy": "*", "OMP_NUM_THREADS": "1"}
-
-
-def run(name: str, folder: Path, environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [*PROGRAM, name, str(folder), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    monkeypatch.setenv("SERVER", server.url)
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -50,7 +92,7 @@ def leftovers(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_kill_at_any_point_leaves_the_old_state_or_the_new_one_whole(
-    tmp_path: Path, name: str, environment: dict[str, str]
+    tmp_path: Path, name: str, runner: Runner
 ) -> None:
     operation = OPERATIONS[name]
     origin = tmp_path / "origin"
@@ -58,7 +100,7 @@ def test_a_kill_at_any_point_leaves_the_old_state_or_the_new_one_whole(
     operation.prepare(origin)
     assert operation.state(origin) == "old"
     dry = Path(shutil.copytree(origin, tmp_path / "dry"))
-    result = run(name, dry, environment)
+    result = runner.run(name, dry)
     assert result.returncode == 0, result.stderr
     total = int(result.stdout)
     assert operation.state(dry) == "new"
@@ -68,9 +110,9 @@ def test_a_kill_at_any_point_leaves_the_old_state_or_the_new_one_whole(
     seen = set()
     for point in points:
         folder = Path(shutil.copytree(origin, tmp_path / f"killed-{point}"))
-        assert run(name, folder, environment, point).returncode == -signal.SIGKILL
+        assert runner.run(name, folder, die_after=point).returncode == -signal.SIGKILL
         seen.add(operation.state(folder))
-        result = run(name, folder, environment)
+        result = runner.run(name, folder)
         assert result.returncode == 0, (point, result.stderr)
         assert operation.state(folder) == "new"
         assert leftovers(folder) == [], point
@@ -93,8 +135,8 @@ def small_disk(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "remove"])
-def test_a_full_disk_leaves_the_old_state_and_an_error(tmp_path: Path, name: str, environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("name", [name for name in ON_BROKEN_DISKS if name != "remove"])
+def test_a_full_disk_leaves_the_old_state_and_an_error(tmp_path: Path, name: str, runner: Runner) -> None:
     operation = OPERATIONS[name]
     # The download checks the room before it begins, and leaves 64 MB free.
     with small_disk(tmp_path / "disk") as disk:
@@ -107,46 +149,48 @@ def test_a_full_disk_leaves_the_old_state_and_an_error(tmp_path: Path, name: str
                 while file.write(bytes(4096)):
                     pass
             os.truncate(ballast, max(0, ballast.stat().st_size - room))
-            result = run(name, folder, environment)
-            assert result.returncode in ((3, 4) if name != "text" or room < 4096 else (0,)), result.stderr
+            result = runner.run(name, folder)
+            assert result.returncode in ((3, 4) if name not in SMALL or room < 4096 else (0,)), result.stderr
             assert operation.state(folder) == ("new" if result.returncode == 0 else "old")
             assert [path for path in leftovers(folder) if ".edgelm-" in path] == []
             ballast.unlink()
         if name == "pull":
             return
-        assert run(name, folder, environment).returncode == 0
+        assert runner.run(name, folder).returncode == 0
         assert operation.state(folder) == "new"
         assert leftovers(folder) == []
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", ON_BROKEN_DISKS)
 def test_a_disk_that_cannot_be_written_leaves_the_old_state_and_an_error(
-    tmp_path: Path, name: str, environment: dict[str, str]
+    tmp_path: Path, name: str, runner: Runner
 ) -> None:
     operation = OPERATIONS[name]
     with small_disk(tmp_path / "disk") as disk:
         operation.prepare(disk)
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        result = run(name, disk, environment)
+        result = runner.run(name, disk)
         assert result.returncode in (3, 4), result.stderr
         assert "Read-only file system" in result.stderr
         assert operation.state(disk) == "old"
 
 
-@pytest.fixture(scope="session")
-def broken_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compile the library that stands for a disk whose writes begin to fail."""
+@pytest.fixture(scope="module")
+def broken_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    """Run operations with the library that stands for a disk whose writes begin to fail."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler here to make a broken disk of")
     library = tmp_path_factory.mktemp("broken_disk") / "broken_disk.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, SHIM, "-ldl"], check=True)
-    return library
+    running = Runner(NO_PROXY="*", no_proxy="*", LD_PRELOAD=str(library))
+    yield running
+    running.close()
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", ON_BROKEN_DISKS)
 def test_a_disk_that_fails_in_the_middle_leaves_the_old_state_and_an_error(
-    tmp_path: Path, name: str, environment: dict[str, str], broken_disk: Path
+    tmp_path: Path, name: str, runner: Runner, broken_disk: Runner
 ) -> None:
     operation = OPERATIONS[name]
     origin = tmp_path / "origin"
@@ -155,23 +199,36 @@ def test_a_disk_that_fails_in_the_middle_leaves_the_old_state_and_an_error(
     failed = 0
     for good_calls in [0, 3, 1, 2, 5, 9][:POINTS]:
         folder = Path(shutil.copytree(origin, tmp_path / f"broken-{good_calls}"))
-        broken = environment | {
-            "LD_PRELOAD": str(broken_disk),
-            "BROKEN_FOLDER": str(folder),
-            "GOOD_CALLS": str(good_calls),
-        }
-        result = run(name, folder, broken)
+        result = broken_disk.run(name, folder, BROKEN_FOLDER=str(folder), GOOD_CALLS=str(good_calls))
         if result.returncode:
             failed += 1
             assert result.returncode in (3, 4), result.stderr
             assert "Input/output error" in result.stderr
         # A failure to flush after the rename leaves the new state: whole, and reported.
         assert operation.state(folder) in (("old", "new") if result.returncode else ("new",))
-        result = run(name, folder, environment)
+        result = runner.run(name, folder)
         assert result.returncode == 0, result.stderr
         assert operation.state(folder) == "new"
         assert leftovers(folder) == []
     assert failed
+
+
+def test_an_export_that_is_asked_to_end_puts_away_what_it_has_begun(tmp_path: Path) -> None:
+    operation = OPERATIONS["export"]
+    operation.prepare(tmp_path)
+    program = "from edgelm.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "export", tmp_path / "source-1", "-o", tmp_path / "package"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not leftovers(tmp_path):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+
+    assert process.returncode == 143, errors
+    assert leftovers(tmp_path) == []
+    assert operation.state(tmp_path) == "old"
 
 
 def test_a_user_without_a_home_loads_a_package_by_its_path(tmp_path: Path) -> None:
