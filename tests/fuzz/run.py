@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -36,6 +37,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="how many mutants; none: the long count of the kind")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     for kind in arguments.kinds or TARGETS:
         fuzz(kind, TARGETS[kind], arguments.count or TARGETS[kind].long_count, arguments.seed)
 
@@ -53,28 +56,38 @@ def fuzz(kind: str, target: Target, count: int, seed: int) -> None:
             read(target, folder)
         limit_memory()
         random = Random(seed)
-        accepted, slowest, slowest_data = 0, 0.0, b""
+        accepted, slowest, slowest_data, number = 0, 0.0, b"", 0
         start = time.monotonic()
-        for number in range(count):
-            data = target.mutate(random.choice(seeds), random, seeds)
-            path.write_bytes(data)
-            before = time.process_time()
-            try:
-                accepted += read(target, folder)
-            except BaseException as error:
-                kept = REGRESSIONS / kind / f"{type(error).__name__.lower()}-{seed}-{number}{path.suffix}"
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                kept.write_bytes(data)
-                print(f"{kind}: mutant {number} of seed {seed} is kept as {kept}", file=sys.stderr)
-                raise
-            seconds = time.process_time() - before
-            if seconds > slowest:
-                slowest, slowest_data = seconds, data
-        print(
-            f"{kind}: {count} mutants of seed {seed}, {accepted} accepted, slowest {slowest * 1000:.1f} ms "
-            f"({len(slowest_data)} bytes), {time.monotonic() - start:.0f} s",
-            flush=True,
-        )
+        try:
+            for number in range(1, count + 1):
+                data = target.mutate(random.choice(seeds), random, seeds)
+                path.write_bytes(data)
+                before = time.process_time()
+                accepted += read_or_keep(kind, target, folder, f"{seed}-{number}")
+                seconds = time.process_time() - before
+                if seconds > slowest:
+                    slowest, slowest_data = seconds, data
+        finally:  # also when it is stopped by a signal: what has been done counts
+            print(
+                f"{kind}: {number} mutants of seed {seed}, {accepted} accepted, slowest {slowest * 1000:.1f} ms "
+                f"({len(slowest_data)} bytes), {time.monotonic() - start:.0f} s",
+                flush=True,
+            )
+
+
+def read_or_keep(kind: str, target: Target, folder: Path, number: str) -> bool:
+    """Read a mutant; one that breaks a promise is kept beside the regression files."""
+    try:
+        return read(target, folder)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a panic in Rust is no Exception
+        path = folder / target.file
+        kept = REGRESSIONS / kind / f"{type(error).__name__.lower()}-{number}{path.suffix}"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, kept)
+        print(f"{kind}: mutant {number} is kept as {kept}", file=sys.stderr)
+        raise
 
 
 def read(target: Target, folder: Path) -> bool:
