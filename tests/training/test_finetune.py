@@ -1,0 +1,226 @@
+"""Fine-tuning: each method against PEFT or a plain loop, against itself interrupted, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from make_tiny_model import CONFIG, make_checkpoint
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from tiny_training_runs import (
+    assert_same_run_but_for_extra_saves,
+    finetune_settings,
+    loss_log,
+    losses,
+    stop_at,
+)
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from edgelm.config import ModelConfig
+from edgelm.errors import ChatTemplateError, ConfigError, DataError, EdgeLMError, TrainingError
+from edgelm_training.batches import NO_TARGET
+from edgelm_training.chat_rows import ChatRows
+from edgelm_training.chats import load_chats
+from edgelm_training.checkpoint import load_checkpoint
+from edgelm_training.finetune import finetune
+from edgelm_training.train_log import SilentReporter
+
+METHODS: dict[str, dict[str, Any]] = {
+    "sft": {"method": "sft"},
+    "lora": {"method": "lora", "dropout": 0.1},
+    "qlora": {"method": "qlora"},
+    "dpo": {"method": "dpo"},
+    "dpo of the whole model": {"method": "dpo", "rank": 0},
+}
+
+
+@pytest.fixture
+def settings(tiny_chat_model: Path, tiny_chats: Path, tiny_preferences: Path, tmp_path: Path) -> Any:
+    """Return the settings of a method's run: settings(name of METHODS, folder's name, **changes)."""
+
+    def make(name: str, folder: str = "run", **changes: Any) -> dict[str, Any]:
+        data = tiny_preferences if name.startswith("dpo") else tiny_chats
+        return finetune_settings(tiny_chat_model, data, tmp_path / folder) | METHODS[name] | changes
+
+    return make
+
+
+class Notes(SilentReporter):
+    """Keep what is said."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(name: str, settings: Any, tmp_path: Path) -> None:
+    finetune(settings(name, "whole"))
+    stop_at(3, lambda reporter: finetune(settings(name, "resumed"), reporter=reporter))
+
+    assert finetune({"output": str(tmp_path / "resumed")}, resume=True).step == 8
+
+    assert_same_run_but_for_extra_saves(tmp_path / "resumed", tmp_path / "whole", stopped_at=3)
+    measured = [entry["validation_loss"] for entry in loss_log(tmp_path / "whole") if "validation_loss" in entry]
+    assert measured[-1] < measured[0]
+
+
+def test_whole_models_are_checkpoints_and_adapters_stand_beside_their_base(settings: Any, tmp_path: Path) -> None:
+    finetune(settings("sft", "sft", max_steps=1))
+    finetune(settings("lora", "lora", max_steps=1))
+    names = {name: {path.name for path in (tmp_path / name / "latest").iterdir()} for name in ("sft", "lora")}
+    texts = {"tokenizer.json", "chat_template.jinja", "generation_config.json"}
+    assert names["sft"] == {"config.json", "model.safetensors", "trainer"} | texts
+    assert names["lora"] == {"adapter_config.json", "adapter_model.safetensors", "trainer"}
+    assert load_checkpoint(tmp_path / "sft/latest").config == ModelConfig.load(tmp_path / "sft/latest")
+
+
+def test_lora_learns_as_peft_does(settings: Any, tiny_chat_model: Path, tiny_chats: Path, tmp_path: Path) -> None:
+    """transformers' model in PEFT's adapters, in a textbook's loop, from the same first matrices."""
+    same = {"sequence_length": 64, "validation_fraction": 0.0, "warmup_steps": 0, "min_learning_rate_ratio": 1.0}
+    finetune(settings("lora", dropout=0.0, save_every=8, **same))
+    training, _ = load_chats([tiny_chats], tiny_chat_model)
+    rows = ChatRows(training, sequence_length=64, seed=0)
+    kinds = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    theirs = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_chat_model),
+        LoraConfig(r=4, lora_alpha=8, target_modules=kinds, task_type="CAUSAL_LM"),
+    )
+    # The first matrices are those that a run of one step with no learning rate to speak of has saved.
+    finetune(settings("lora", "first", dropout=0.0, max_steps=1, learning_rate=1e-12, **same))
+    first = load_file(tmp_path / "first/latest/adapter_model.safetensors")
+    theirs.load_state_dict({name.replace(".weight", ".default.weight"): t for name, t in first.items()}, strict=False)
+    adamw = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], lr=5e-3, weight_decay=0.0)
+    expected = []
+    for step in range(8):
+        batch = rows.batch(4 * step, 4)
+        assert all(len(set(row)) <= 2 for row in batch.documents_BT.tolist())  # transformers knows no packing
+        logits_BTV = theirs(batch.ids_BT).logits
+        loss = functional.cross_entropy(logits_BTV.flatten(0, 1), batch.targets_BT.flatten(), ignore_index=NO_TARGET)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        adamw.step()
+        adamw.zero_grad()
+        expected.append(loss.item())
+
+    # float32 in another order of sums.
+    assert losses(tmp_path / "run") == pytest.approx(expected, abs=1e-4)
+    assert expected[-1] < expected[0] - 0.1
+
+
+def test_epochs_are_steps_of_the_data(settings: Any) -> None:
+    values = {key: value for key, value in settings("dpo", epochs=2, save_every=100).items() if key != "max_steps"}
+    notes = Notes()
+
+    outcome = finetune(values, reporter=notes)
+
+    pairs = int(notes.texts[0].split()[0])
+    assert outcome.step == -(-2 * pairs // 4)
+    assert notes.texts[0].startswith(f"{pairs} pairs to train on, {40 - pairs} to validate; rows of ")
+    assert notes.texts[1].endswith(" parameters learn beside 28,832 frozen ones.")
+    with pytest.raises(ConfigError, match="epochs and max_steps both say how long to train"):
+        finetune(settings("lora", epochs=2))
+
+
+def test_long_conversations_are_left_out_and_said(settings: Any, tiny_chats: Path, tmp_path: Path) -> None:
+    data = tmp_path / "some.jsonl"
+    long = {"prompt": "What?", "completion": "The sea is blue. " * 60}
+    data.write_text(tiny_chats.read_text() + json.dumps(long) + "\n")
+    notes = Notes()
+    finetune(settings("lora", data=(str(data),), max_steps=1, validation_fraction=0.0), reporter=notes)
+    assert notes.texts[0] == "40 conversations to train on, 0 to validate; rows of 128 tokens."
+    assert notes.texts[1] == (
+        f"1 conversations are longer and left out: {data}:41. To take them in: --sequence-length."
+    )
+
+
+def test_another_file_can_be_validated_on(settings: Any, tiny_chats: Path) -> None:
+    notes = Notes()
+    finetune(settings("lora", validation_data=(str(tiny_chats),), max_steps=1), reporter=notes)
+    assert notes.texts[0].startswith("40 conversations to train on, 40 to validate;")
+
+
+def test_the_model_answers_while_it_learns(settings: Any, tmp_path: Path) -> None:
+    finetune(settings("lora", sample_prompts=("What is 3?",), sample_every=4, sample_tokens=3))
+    samples = [entry for entry in loss_log(tmp_path / "run") if "sample" in entry]
+    assert [(entry["step"], entry["prompt"]) for entry in samples] == [(4, "What is 3?"), (8, "What is 3?")]
+
+
+WRONG: dict[str, tuple[dict[str, Any], type[EdgeLMError], str]] = {
+    "no model": ({"model": None}, ConfigError, "model is not set: name the checkpoint folder to fine-tune"),
+    "no data": ({"data": ()}, ConfigError, r"data is not set: name a file of conversations \(--data\)"),
+    "no checkpoint": ({"model": "tiny.gguf"}, ConfigError, r"tiny\.gguf is no checkpoint folder.*edgelm import tiny"),
+    "no such method": ({"method": "ppo"}, ConfigError, "method is 'ppo'; it must be one of sft, lora, qlora, dpo"),
+    "no epochs": ({"epochs": 0.0, "max_steps": None}, ConfigError, r"epochs is 0\.0; it must be more than 0"),
+    "all held out": ({"validation_fraction": 1.0}, ConfigError, r"validation_fraction is 1\.0; it must be from 0"),
+    "nothing left": ({"validation_fraction": 0.9999}, DataError, "All 40 conversations went to the validation split"),
+    "no rank": ({"rank": 0}, ConfigError, "rank is 0; it must be 1 or more. The whole model learns with --method sft"),
+    "no alpha": ({"alpha": 0.0}, ConfigError, r"alpha is 0\.0; it must be more than 0"),
+    "all dropped": ({"dropout": 1.0}, ConfigError, r"dropout is 1\.0; it must be from 0 to below 1"),
+    "no beta": ({"dpo_beta": 0.0}, ConfigError, r"dpo_beta is 0\.0; it must be more than 0"),
+    "no such layer": ({"target_modules": ("c_attn",)}, ConfigError, "target_modules has 'c_attn'"),
+    "rows too long": ({"sequence_length": 129}, ConfigError, "sequence_length is 129, longer than .* context of 128"),
+    "rows too short": ({"sequence_length": 4}, DataError, "sequence_length 4"),
+    "no such file": ({"data": ("nowhere.jsonl",)}, DataError, r"nowhere\.jsonl"),
+    "preferences for chats": ({"method": "dpo"}, DataError, r"chats\.jsonl:1: this is no preference"),
+    "another model": ({"base_sha256": "0" * 64}, TrainingError, r"are not those of the run: .* base_sha256 is 0000"),
+    "shards of a base in 4 bits": (
+        {"method": "qlora", "parallel": "fsdp"},
+        ConfigError,
+        "parallel is 'fsdp', which cannot shard a base in 4 bits. Use 'ddp', or --method lora",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_learned_is_refused_and_leaves_nothing(name: str, settings: Any, tmp_path: Path) -> None:
+    changes, error, message = WRONG[name]
+    values = {key: value for key, value in settings("lora", **changes).items() if value is not None}
+    with pytest.raises(error, match=message):
+        finetune(values)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_broken_line_is_named(settings: Any, tiny_chats: Path, tmp_path: Path) -> None:
+    data = tmp_path / "broken.jsonl"
+    data.write_text(tiny_chats.read_text() + '{"prompt": "Hi", "completion": \n')
+    with pytest.raises(DataError, match=r"broken\.jsonl:41: broken JSON"):
+        finetune(settings("lora", data=(str(data),)))
+
+
+def test_a_model_without_a_template_or_of_another_tokenizer_is_refused(settings: Any, tmp_path: Path) -> None:
+    plain = make_checkpoint(tmp_path / "plain", replace(CONFIG, max_position_embeddings=128))
+    (plain / "chat_template.jinja").unlink()
+    with pytest.raises(ChatTemplateError, match=r"has no chat_template\.jinja, so nothing says how .* Put one there"):
+        finetune(settings("lora", model=str(plain)))
+    small = make_checkpoint(tmp_path / "small", replace(CONFIG, vocab_size=319))
+    with pytest.raises(DataError, match="has 320 tokens, the model 319: they do not belong together"):
+        finetune(settings("lora", model=str(small)))
+
+
+def test_a_run_goes_on_with_its_own_model_data_and_shape_alone(
+    settings: Any, tiny_chat_model: Path, tiny_chats: Path, tmp_path: Path
+) -> None:
+    finetune(settings("lora", max_steps=2))
+    run = {"output": str(tmp_path / "run"), "max_steps": 3}
+    with pytest.raises(TrainingError, match=r"rank is 8; the run in .* began with 4, and cannot change it"):
+        finetune(run | {"rank": 8}, resume=True)
+    other = make_checkpoint(tmp_path / "other", replace(CONFIG, max_position_embeddings=128), seed=1)
+    with pytest.raises(TrainingError, match=r"The weights in .*other are not those of the run"):
+        finetune(run | {"model": str(other)}, resume=True)
+    fewer = tmp_path / "fewer.jsonl"
+    fewer.write_text("".join(tiny_chats.read_text().splitlines(keepends=True)[:30]))
+    with pytest.raises(TrainingError, match="The data changed since"):
+        finetune(run | {"data": (str(fewer),)}, resume=True)
+    # The same model in another place is the same model.
+    shutil.copytree(tiny_chat_model, tmp_path / "moved")
+    assert finetune(run | {"model": str(tmp_path / "moved")}, resume=True).step == 3
