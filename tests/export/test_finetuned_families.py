@@ -1,0 +1,69 @@
+"""What the importers read can be fine-tuned: each family's way from a Hugging Face folder to a package that learned."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_training_runs import finetune_settings
+from transformers import PreTrainedModel
+
+import edgelm
+from edgelm.session import DecoderSession
+from edgelm_export.exporter import export_package
+from edgelm_export.importer import import_checkpoint
+from edgelm_export.sources import open_checkpoint
+from edgelm_training.adapter import load_adapter, read_adapter
+from edgelm_training.checkpoint import load_checkpoint
+from edgelm_training.finetune import finetune
+from edgelm_training.merge import merge_adapter
+
+GUIDE = Path(__file__).parents[2] / "docs/guides/finetune.md"
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "gpt_neox": {"tie_word_embeddings": False},
+    "phi": {"partial_rotary_factor": 0.5, "tie_word_embeddings": False},
+    "phi3": {"pad_token_id": 0},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 9},
+    "qwen2": {},
+    "nanochat": {"tie_word_embeddings": False},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_fine_tuned_merged_and_exported(
+    family: str, save_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    save_model(family, tmp_path / "hf", **FAMILIES[family])
+    base = tmp_path / "base"
+    import_checkpoint(tmp_path / "hf", base)
+    (template,) = re.findall(r"```jinja\n(.*?)\n```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    (base / "chat_template.jinja").write_text(template)
+    data = tmp_path / "chats.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"{i}?", "completion": f"It is {i}."}) + "\n" for i in range(8)))
+    settings = finetune_settings(base, data, tmp_path / "run", max_steps=3, learning_rate=2e-2)
+
+    finetune(settings)
+    merge_adapter(tmp_path / "run/latest", tmp_path / "merged")
+    with open_checkpoint(tmp_path / "merged") as checkpoint:
+        export_package(checkpoint, tmp_path / "package", "fp32", name="tuned")
+
+    ids = np.random.default_rng(0).integers(3, 320, 20).tolist()
+    model = load_checkpoint(base).eval()
+    with torch.no_grad():
+        before_TV = model(torch.tensor([ids]))[0].numpy()
+        load_adapter(model, read_adapter(tmp_path / "run/latest"))
+        tuned_TV = model(torch.tensor([ids]))[0].numpy()
+    assert np.abs(tuned_TV - before_TV).max() > 0.05
+    package = edgelm.load(tmp_path / "package")
+    session: DecoderSession = package.session
+    logits_TV = session.forward(ids, session.new_cache(), all_logits=True)
+    # float32 sums in another order, through A and B apart or merged. Measured: 2e-5 on logits of up to 8.
+    np.testing.assert_allclose(logits_TV, tuned_TV, rtol=0, atol=2e-4)
+    assert package.chat([{"role": "user", "content": "3?"}], edgelm.GenerationConfig(max_new_tokens=2)).text is not None
