@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -119,6 +120,14 @@ def test_stats_go_to_standard_error(says_sea):
     assert result.stderr.endswith("· stop\n")
 
 
+@pytest.mark.parametrize("how", ["prompt_lookup", TINY])
+def test_tokens_are_guessed_ahead_from_the_text_or_by_a_small_model(how):
+    options = ("--max-new-tokens", "300", "--stats", "--json")
+    result = run(TINY, "la la la la", "--speculation", how, *options)
+    assert json.loads(result.stdout)["timings"]["drafted_tokens"] > 0
+    assert re.search(r"tokens \(\d+ of \d+ guessed right\), ", result.stderr)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -137,9 +146,10 @@ def test_wrong_usage_ends_with_2_and_says_why(arguments, message):
 
 
 def test_an_error_ends_with_1_and_says_why(tmp_path):
-    result = run("nothing", "x")
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("error: There is no model 'nothing'.")
+    for arguments in (["nothing", "x"], [TINY, "x", "--speculation", "nothing"]):
+        result = run(*arguments)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith("error: There is no model 'nothing'.")
     result = run(TINY, "word " * 2000)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "the model's context holds 1024" in result.stderr

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from edgelm.errors import ConfigError, EdgeLMError
-from edgelm.generation_config import GenerationConfig
+from edgelm.generation_config import PROMPT_LOOKUP, GenerationConfig
 from edgelm.library import Library
 from edgelm.providers import CPU, PROVIDERS
 
@@ -33,8 +33,13 @@ _OPTIONS = (
     click.option("--min-p", type=float, metavar="F", help="Drop tokens below this share of the likeliest one's."),
     click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer."),
     click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given several times."),
+    click.option(
+        "--speculation",
+        metavar="HOW",
+        help=f"Guess tokens ahead where that is faster: {PROMPT_LOOKUP}, or a small model with the same tokenizer.",
+    ),
 )
-_NAMES = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
+_NAMES = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "speculation")
 
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="Threads of a step.  [default: the physical cores]"
@@ -54,6 +59,10 @@ def generation_options(command: Callable[..., None]) -> Callable[..., None]:
     def with_settings(*positional: Any, **named: Any) -> None:
         given = {name: named.pop(name) for name in _NAMES}
         settings = {name: value for name, value in given.items() if value not in (None, ())}
+        if settings.get("speculation", PROMPT_LOOKUP) != PROMPT_LOOKUP:
+            from edgelm.language_model import load  # brings numpy and ONNX Runtime with it
+
+            settings["speculation"] = load(settings["speculation"])
         try:
             GenerationConfig(**settings)
         except ConfigError as error:

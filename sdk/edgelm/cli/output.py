@@ -32,8 +32,11 @@ def clean_text(argument: str) -> str:
 def timing_line(usage: Usage, timings: Timings, finish_reason: str) -> str:
     """Describe one answer: tokens, speed, and why it ended."""
     cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
+    guessed = (
+        f" ({timings.accepted_tokens} of {timings.drafted_tokens} guessed right)" if timings.drafted_tokens else ""
+    )
     return (
-        f"{usage.completion_tokens} tokens, {timings.decode_tokens_per_second:.1f} tokens/s · "
+        f"{usage.completion_tokens} tokens{guessed}, {timings.decode_tokens_per_second:.1f} tokens/s · "
         f"prompt {usage.prompt_tokens}{cached}, {timings.prefill_tokens_per_second:.0f} tokens/s · {finish_reason}"
     )
 

@@ -7,12 +7,14 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from edgelm.cli.generation_options import complete_model, provider_option, threads_option
 from edgelm.cli.main import EXIT_INTERRUPTED
 from edgelm.errors import ConfigError
+from edgelm.generation_config import PROMPT_LOOKUP
 from edgelm.server.options import ServerOptions, is_loopback
 
 _DEFAULTS = ServerOptions()
@@ -55,6 +57,7 @@ KEY_VARIABLE = "EDGELM_API_KEY"
     show_default=True,
     help="Requests that may wait besides.",
 )
+@click.option("--speculation", type=click.Choice((PROMPT_LOOKUP,)), help="Guess tokens ahead where that is faster.")
 @threads_option
 @provider_option
 @click.option("--quiet", is_flag=True, help="Show errors only, not each request.")
@@ -69,6 +72,7 @@ def serve(
     keep_alive: float,
     batch: int,
     queue: int,
+    speculation: Literal["prompt_lookup"] | None,
     threads: int | None,
     provider: str,
     quiet: bool,
@@ -95,6 +99,7 @@ def serve(
         keep_alive=keep_alive,
         max_batch=batch,
         max_queue=queue,
+        speculation=speculation,
         threads=threads,
         provider=provider,
     )

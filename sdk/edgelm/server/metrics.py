@@ -55,6 +55,8 @@ class Metrics:
         self._tokens[model, "prompt"] += chunk.usage.prompt_tokens
         self._tokens[model, "cached"] += chunk.usage.cached_tokens
         self._tokens[model, "completion"] += chunk.usage.completion_tokens
+        self._tokens[model, "drafted"] += chunk.timings.drafted_tokens
+        self._tokens[model, "accepted"] += chunk.timings.accepted_tokens
         self._prefills[model].add(chunk.timings.prefill_seconds)
         self._decode_seconds[model] += chunk.timings.decode_seconds
 
@@ -70,7 +72,8 @@ class Metrics:
         _family(rows, "edgelm_requests_running", "gauge", "Requests at work.")
         rows.append(f"edgelm_requests_running {self.running}")
         _histograms(rows, "edgelm_request_seconds", "How long requests took.", "route", self._durations)
-        _family(rows, "edgelm_tokens_total", "counter", "Tokens, by model and kind; cached ones are prompt tokens too.")
+        what = "Tokens, by model and kind; cached ones are prompt tokens too, accepted ones drafted ones."
+        _family(rows, "edgelm_tokens_total", "counter", what)
         rows += [
             f'edgelm_tokens_total{{model="{model}",kind="{kind}"}} {count}'
             for (model, kind), count in sorted(self._tokens.items())

@@ -232,6 +232,7 @@ def _load(folder: Path, options: ServerOptions) -> tuple[LanguageModel, Engine]:
     from edgelm.language_model import load
 
     model = load(folder, SessionOptions(threads=options.threads, provider=options.provider))
+    model.generation_config = model.generation_config.replace(speculation=options.speculation)
     return model, Engine(model, EngineOptions(max_batch=options.max_batch, max_queue=options.max_queue))
 
 

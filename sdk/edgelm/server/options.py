@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from edgelm.errors import ConfigError
 from edgelm.providers import CPU
@@ -38,7 +39,8 @@ class ServerOptions:
     api_keys: whoever has one of them is answered; without any, whoever reaches the address is. allowed_hosts: values of
     the Host header, besides the address itself. cors_origins: web pages' origins that may call. keep_alive: seconds
     after which an unused model is unloaded, None for never. threads, provider: as in SessionOptions. max_batch: answers
-    computed at once, of one model. max_queue: requests that may wait besides.
+    computed at once, of one model. max_queue: requests that may wait besides. speculation: as in GenerationConfig; a
+    request that is alone gets it.
 
     Raises:
         ConfigError: a value is out of range, or an address that others reach has no key.
@@ -54,6 +56,7 @@ class ServerOptions:
     provider: str = CPU
     max_batch: int = 8
     max_queue: int = 64
+    speculation: Literal["prompt_lookup"] | None = None
     limits: RequestLimits = RequestLimits()
 
     def __post_init__(self) -> None:
