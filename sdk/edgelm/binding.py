@@ -197,6 +197,7 @@ class _HeldElsewhere(Binding):
         super().__init__(graph)
         self._token_ids: list[int] = []  # those that the values hold
         self._values: list[Any] = []
+        self._inputs: dict[str, Any] = {}  # of the last call, which a binding uses without holding them
 
     def fetch(self, buffers: Sequence[NDArray[np.float32]], start: int, stop: int) -> None:
         """Copy the keys and values of the tokens `start` to `stop` into a cache's buffers [1, K, C, H]."""
@@ -239,11 +240,13 @@ class _HeldElsewhere(Binding):
         """Bind what changes from call to call."""
         graph = self.graph
         binding = graph.session.io_binding()
-        for name, array in graph.inputs(np.array([token_ids], np.int64), length, keep).items():
-            binding.bind_cpu_input(name, array)
+        arrays = graph.inputs(np.array([token_ids], np.int64), length, keep)
         if "attention_mask" in graph.facts.inputs:
-            mask = (np.arange(mask_length) < length)[None].astype(graph.facts.inputs["attention_mask"])
-            binding.bind_cpu_input("attention_mask", mask)
+            mask = np.arange(mask_length) < length
+            arrays["attention_mask"] = mask[None].astype(graph.facts.inputs["attention_mask"])
+        self._inputs = {name: graph.value(array) for name, array in arrays.items()}
+        for name, value in self._inputs.items():
+            binding.bind_ortvalue_input(name, value)
         binding.bind_output(output, _CPU)
         return binding
 

@@ -84,14 +84,15 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _beside(file: Path) -> ForeignGraph | None:
     """Return a graph with the folder of its configs: its own, or the one above."""
+    file = file.absolute()
     folder = file.parent
-    for candidate in (folder, folder.resolve().parent):
+    for candidate in (folder, folder.parent):
         if (candidate / GENAI_CONFIG).is_file() or (candidate / HF_CONFIG).is_file():
             folder = candidate
             break
     if (folder / FILE_NAME).exists() or SECTION in read_config(folder / HF_CONFIG):
         return None  # a package of edgelm, or what is left of one: it loads with its manifest or not at all
-    return ForeignGraph(folder=folder, graph=file.resolve().relative_to(folder.resolve()))
+    return ForeignGraph(folder=folder, graph=file.relative_to(folder))
 
 
 def _named_by_genai(folder: Path) -> Path | None:

@@ -8,7 +8,7 @@ import importlib.util
 import io
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from edgelm.providers import CPU, HEAVY_OPERATORS, PROVIDERS, provider_named
 from edgelm.single_steps import SingleSteps
 from edgelm.stop_switch import StopSwitch
 
-_LOG_ERRORS_ONLY, _FATAL_ONLY = 3, 4
+_WARNINGS, _LOG_ERRORS_ONLY, _FATAL_ONLY = 2, 3, 4
 _RECOMPUTED_AT_ONCE = 128  # as prompts are (generate.PREFILL_CHUNK)
 
 
@@ -258,7 +258,7 @@ def _start(runtime: Any, graph: bytes, path: Path, options: SessionOptions) -> A
         )
     settings = runtime.SessionOptions()
     settings.intra_op_num_threads = options.threads or usable_cores()
-    settings.log_severity_level = _FATAL_ONLY if provider.device != CPU else _LOG_ERRORS_ONLY  # we say what failed
+    settings.log_severity_level = _LOG_ERRORS_ONLY if options.provider == CPU else _FATAL_ONLY
     # Work in smaller pieces than one a thread: decodes 1.02-1.03 x as fast (docs/results/graph-and-settings.md).
     settings.add_session_config_entry("session.dynamic_block_base", "4")
     # From the bytes that were walked, not from the path: what runs is what was checked.
@@ -270,14 +270,30 @@ def _start(runtime: Any, graph: bytes, path: Path, options: SessionOptions) -> A
     if provider.device == "cuda":
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
             runtime.preload_dlls()
+    wanted = [(provider.name, {**provider.options, **options.provider_options}), *rest]
     try:
-        wanted = [(provider.name, {**provider.options, **options.provider_options}), *rest]
-        session = runtime.InferenceSession(graph, settings, providers=wanted)
+        with _quiet(runtime) if options.provider != CPU else contextlib.nullcontext():
+            session = runtime.InferenceSession(graph, settings, providers=wanted, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own classes have no common base but this one
-        raise ProviderError(f"ONNX Runtime does not load {path}: {error}") from error
+        if options.provider == CPU:
+            raise ProviderError(f"ONNX Runtime does not load {path}: {error}") from error
+        raise ProviderError(
+            f"{options.provider!r} does not start with {path}: {error}. To set it up: {provider.install}. To compute "
+            "on the CPU: provider='cpu'."
+        ) from error
     if options.provider != CPU:
         _check_assignment(session, path, options.provider)
     return session
+
+
+@contextlib.contextmanager
+def _quiet(runtime: Any) -> Iterator[None]:
+    """Keep ONNX Runtime from writing what it misses to standard error: the error that follows says it."""
+    runtime.set_default_logger_severity(_FATAL_ONLY)
+    try:
+        yield
+    finally:
+        runtime.set_default_logger_severity(_WARNINGS)
 
 
 def _check_assignment(session: Any, path: Path, name: str) -> None:

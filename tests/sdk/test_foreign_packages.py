@@ -1,0 +1,321 @@
+"""Folders of onnxruntime-genai's builder and of Optimum: transformers' tokens, and errors that name what is missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from foreign_models import genai_package, greedy_tokens, in_float16, merged, optimum_package, renamed, save_llama
+from onnx import helper
+
+import edgelm
+from edgelm.cli.main import main
+from edgelm.errors import ModelNotFoundError, PackageError
+from edgelm.foreign_graph import find_foreign_graph
+from edgelm.library import Library
+from edgelm.package import open_package
+from edgelm.testing import tiny_model_path
+
+COUNT = 24
+PLAIN = edgelm.GenerationConfig(max_new_tokens=COUNT, ignore_eos=True)
+# Longer than a chunk of a prompt, so that later chunks meet a cache; the other leaves the cache's first capacity.
+PROMPTS = [np.random.default_rng(seed).integers(3, 320, length).tolist() for seed, length in ((0, 7), (1, 150))]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("hf")
+    return folder, save_llama(folder)
+
+
+@pytest.fixture(scope="module")
+def expected(llama: tuple[Path, Any]) -> list[list[int]]:
+    return [greedy_tokens(llama[1], prompt, COUNT) for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def optimum(llama: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as Optimum writes it, and its graph's text."""
+    folder = tmp_path_factory.mktemp("optimum") / "tiny-llama"
+    optimum_package(folder, *llama)
+    return folder
+
+
+@pytest.fixture
+def folder(optimum: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return shutil.copytree(optimum, tmp_path / "tiny-llama")
+
+
+def tokens(path: Path, prompts: list[list[int]] = PROMPTS) -> list[list[int]]:
+    model = edgelm.load(path)
+    return [list(model.generate(prompt, PLAIN).token_ids) for prompt in prompts]
+
+
+def change_graph(folder: Path, change: Callable[[onnx.ModelProto], onnx.ModelProto], name: str = "model.onnx") -> Path:
+    graph = change(onnx.load(folder / "onnx" / "model.onnx"))
+    (folder / "onnx" / "model.onnx").unlink()
+    (folder / "onnx" / name).write_bytes(graph.SerializeToString())
+    return folder
+
+
+def change_json(path: Path, **values: Any) -> None:
+    changed = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
+
+
+def test_a_folder_of_optimum_generates_the_tokens_of_transformers(optimum: Path, expected: list[list[int]]) -> None:
+    assert tokens(optimum) == expected
+    assert tokens(optimum / "onnx" / "model.onnx", PROMPTS[:1]) == expected[:1]
+    assert tokens(optimum / "onnx", PROMPTS[:1]) == expected[:1]
+
+
+def test_the_engine_gives_each_request_of_a_foreign_package_its_solo_tokens(
+    optimum: Path, expected: list[list[int]]
+) -> None:
+    model = edgelm.load(optimum)
+    prompts = [*PROMPTS, PROMPTS[0][:3], PROMPTS[1]]
+    together = model.generate_batch(prompts, PLAIN)
+    assert [list(answer.token_ids) for answer in together[:2]] == expected
+    alone = [edgelm.load(optimum).generate(prompt, PLAIN).token_ids for prompt in prompts[2:]]
+    assert [answer.token_ids for answer in together[2:]] == alone
+
+
+def test_what_a_foreign_package_computed_is_used_again(optimum: Path, expected: list[list[int]]) -> None:
+    model = edgelm.load(optimum)
+    first = model.generate(PROMPTS[1], PLAIN)
+    again = model.generate(PROMPTS[1], PLAIN)
+    assert again.usage.cached_tokens >= 128
+    assert list(first.token_ids) == list(again.token_ids) == expected[1]
+    cache = model.session.new_cache()
+    list(model.stream(PROMPTS[1], PLAIN, cache=cache))
+    cache.truncate(100)
+    copy = cache.clone()
+    for continued in (cache, copy):
+        assert [*model.stream(PROMPTS[0], PLAIN, cache=continued)][-1].usage.completion_tokens == COUNT
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda graph: renamed(graph, "past_key_values.", "past."), "model_quantized.onnx"),
+        (merged, "decoder_model_merged.onnx"),
+        (lambda graph: renamed(graph, "past_key_values", "past_key_values"), "my own name.onnx"),
+    ],
+    ids=["past.N", "merged", "own name"],
+)
+def test_other_names_and_forms_of_a_graph_give_the_same_tokens(
+    folder: Path, expected: list[list[int]], change: Callable[[onnx.ModelProto], onnx.ModelProto], name: str
+) -> None:
+    assert tokens(change_graph(folder, change, name)) == expected
+
+
+def test_a_float16_cache_gives_the_logits_of_a_float32_one(folder: Path, optimum: Path) -> None:
+    expected = edgelm.load(optimum)
+    model = edgelm.load(change_graph(folder, in_float16, "model_fp16.onnx"))
+    assert model.manifest.precision == "fp16"
+    cache, reference = model.session.new_cache(), expected.session.new_cache()
+    for start in range(0, 30, 10):
+        ours = model.session.forward(PROMPTS[1][start : start + 10], cache)
+        theirs = expected.session.forward(PROMPTS[1][start : start + 10], reference)
+        # Keys, values and logits lose 13 bits: logits of up to 8 differ by 0.01 at the most here.
+        np.testing.assert_allclose(ours, theirs, atol=0.05)
+    assert cache.buffers[0].dtype == np.float32
+
+
+@pytest.mark.timeout(600)
+def test_a_package_of_onnxruntime_genais_builder_generates_its_tokens(
+    llama: tuple[Path, Any], expected: list[list[int]], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx_ir", reason="onnxruntime-genai's builder needs onnx-ir")
+    genai = pytest.importorskip("onnxruntime_genai")
+    package = genai_package(tmp_path / "genai", llama[0], "fp32")
+    assert tokens(package) == expected
+    model = edgelm.load(package)
+    assert (model.context_length, model.config.eos_token_ids) == (1024, (2,))
+    ids = list(model.generate(PROMPTS[0], PLAIN.replace(ignore_eos=False)).token_ids)
+    theirs = genai.Model(str(package))
+    parameters = genai.GeneratorParams(theirs)
+    parameters.set_search_options(max_length=len(PROMPTS[0]) + COUNT, do_sample=False)
+    generator = genai.Generator(theirs, parameters)
+    generator.append_tokens(np.array(PROMPTS[0], np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    assert list(generator.get_sequence(0))[len(PROMPTS[0]) :] == ids
+
+
+def test_the_commands_show_run_chat_and_measure_a_foreign_package(optimum: Path) -> None:
+    def run(*arguments: str, typed: str | None = None) -> str:
+        result = CliRunner().invoke(main, arguments, input=typed, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    shown = run("show", str(optimum))
+    assert "tiny-llama" in shown
+    assert "onnx/model.onnx" in shown
+    assert "without a manifest" in shown
+    assert json.loads(run("show", str(optimum), "--json"))["config"]["num_key_value_heads"] == 2
+    assert json.loads(run("run", str(optimum), "--json", "--max-new-tokens", "3", "Hi"))["usage"]["prompt_tokens"] > 10
+    assert run("chat", str(optimum), "--max-new-tokens", "3", typed="Hello\n")
+    measured = json.loads(run("bench", str(optimum), "--rounds", "1", "--json"))
+    assert measured["bound"] is None
+    assert {rate["name"] for rate in measured["rates"]} >= {"load", "answer after 512 tokens", "8 answers at once"}
+
+
+def test_the_server_offers_a_foreign_package(optimum: Path) -> None:
+    from edgelm.server.model_pool import ModelPool
+    from edgelm.server.options import ServerOptions
+
+    pool = ModelPool((str(optimum),), ServerOptions())
+    assert list(pool.manifests()) == ["tiny-llama"]
+    assert pool.modified("tiny-llama") > 0
+    assert pool.package("tiny-llama").config().hidden_size == 64
+
+
+def test_the_chat_template_is_found_in_the_tokenizers_config(optimum: Path) -> None:
+    model = edgelm.load(optimum)
+    assert model.encode_chat([{"role": "user", "content": "Hi"}])[0] == model.tokenizer.control_tokens["<|im_start|>"]
+
+
+def test_no_name_leads_to_a_foreign_package(optimum: Path, own_library: Path) -> None:
+    shutil.copytree(optimum, own_library / "models" / "foreign")
+    with pytest.raises(ModelNotFoundError, match="There is no model 'tiny-llama'"):
+        Library().find("tiny-llama")
+    assert find_foreign_graph(tiny_model_path()) is None
+
+
+def test_a_package_of_edgelm_without_its_manifest_is_none(tmp_path: Path) -> None:
+    package = shutil.copytree(tiny_model_path(), tmp_path / "package")
+    (package / "edgelm.json").unlink()
+    for path in (package, package / "model.onnx"):
+        with pytest.raises(ModelNotFoundError, match=r"is not a model package: it has no edgelm\.json"):
+            edgelm.load(path)
+
+
+def test_a_foreign_package_is_refused_where_a_signature_is_required(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("model_signing")
+    monkeypatch.setenv("EDGELM_REQUIRE_SIGNATURE", str(folder / "key.pem"))
+    with pytest.raises(PackageError, match="is not signed"):
+        edgelm.load(folder)
+
+
+def with_input(name: str, type_: int = onnx.TensorProto.FLOAT) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+    def change(graph: onnx.ModelProto) -> onnx.ModelProto:
+        graph.graph.input.append(helper.make_tensor_value_info(name, type_, [1]))
+        return graph
+
+    return change
+
+
+def without(kind: str, name: str) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+    def change(graph: onnx.ModelProto) -> onnx.ModelProto:
+        values = getattr(graph.graph, kind)
+        kept = [value for value in values if not value.name.startswith(name)]
+        del values[:]
+        values.extend(kept)
+        return graph
+
+    return change
+
+
+def with_type(name: str, type_: int) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+    def change(graph: onnx.ModelProto) -> onnx.ModelProto:
+        for value in graph.graph.output:
+            if value.name == name:
+                graph.graph.node.append(helper.make_node("Cast", [name], ["changed"], to=type_))
+                value.CopyFrom(helper.make_tensor_value_info("changed", type_, ["batch_size", "sequence_length", 320]))
+        return renamed(renamed(graph, name, "before"), "changed", name)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            with_input("encoder_hidden_states"),
+            "takes the input 'encoder_hidden_states'. It is the half of an enco",
+        ),
+        (with_input("inputs_embeds"), "'inputs_embeds'. It is a part of a model that also reads pictures"),
+        (
+            with_input("past_conv.0"),
+            r"'past_conv.0'. edgelm gives input_ids, attention_mask, position_ids, ",
+        ),
+        (without("output", "logits"), "has no output 'logits', so it is no decoder of text. It has: present.0.key"),
+        (
+            without("output", "present"),
+            "it has 4 such inputs and 0 such outputs. Export the model with its cache: ",
+        ),
+        (with_type("logits", onnx.TensorProto.DOUBLE), r"takes 'logits' as tensor\(double\); edgelm gives"),
+    ],
+)
+def test_what_a_graph_lacks_is_named(
+    folder: Path, change: Callable[[onnx.ModelProto], onnx.ModelProto], message: str
+) -> None:
+    with pytest.raises(PackageError, match=message):
+        edgelm.load(change_graph(folder, change))
+
+
+def test_what_a_folder_lacks_is_named(folder: Path) -> None:
+    change_json(folder / "config.json", num_hidden_layers=3)
+    with pytest.raises(PackageError, match="keys and values of 2 layers; the model's config says 3"):
+        edgelm.load(folder)
+    change_json(folder / "config.json", num_hidden_layers=None)
+    with pytest.raises(
+        PackageError, match=r"does not say num_hidden_layers: neither config\.json \(num_hidden_layers, n_"
+    ):
+        edgelm.load(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(PackageError, match=r"config\.json is no JSON object"):
+        edgelm.load(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(PackageError, match=r"Cannot read .*config\.json"):
+        edgelm.load(folder)
+    (folder / "config.json").unlink()
+    (folder / "genai_config.json").write_text('{"model": {"decoder": {"filename": "../outside.onnx"}}}')
+    with pytest.raises(PackageError, match=r"names the graph '\.\./outside\.onnx', which is not a file in"):
+        edgelm.load(folder)
+
+
+def test_a_graph_among_several_unknown_ones_must_be_named(folder: Path, expected: list[list[int]]) -> None:
+    shutil.copy(folder / "onnx" / "model.onnx", folder / "onnx" / "b.onnx")
+    (folder / "onnx" / "model.onnx").rename(folder / "onnx" / "a.onnx")
+    with pytest.raises(PackageError, match=r"has several graphs: a\.onnx, b\.onnx\. Name one of them"):
+        edgelm.load(folder)
+    assert tokens(folder / "onnx" / "b.onnx", PROMPTS[:1]) == expected[:1]
+
+
+def test_a_link_in_place_of_the_graph_and_a_missing_tokenizer_are_told(folder: Path, tmp_path: Path) -> None:
+    graph = folder / "onnx" / "model.onnx"
+    graph.rename(tmp_path / "blob")
+    graph.symlink_to(tmp_path / "blob")
+    with pytest.raises(PackageError, match="hf download ORG/REPO --local-dir FOLDER"):
+        edgelm.load(folder)
+    graph.unlink()
+    (tmp_path / "blob").rename(graph)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(PackageError, match=r"has no tokenizer\.json.*save_pretrained\(FOLDER\)"):
+        edgelm.load(folder)
+
+
+def test_the_defaults_of_sampling_are_the_authors(folder: Path) -> None:
+    change_json(folder / "generation_config.json", do_sample=True, temperature=0.3, eos_token_id=[2, 7])
+    package = open_package(folder)
+    assert package.generation_config().temperature == 0.3
+    assert package.config().eos_token_ids == (2, 7)
+    (folder / "generation_config.json").unlink()
+    search = {"do_sample": True, "top_k": 5, "top_p": 0.5}
+    (folder / "onnx" / "model.onnx").rename(folder / "model.onnx")
+    genai = {"model": {"decoder": {"filename": "model.onnx"}}, "search": search}
+    (folder / "genai_config.json").write_text(json.dumps(genai))
+    config = open_package(folder).generation_config()
+    assert (config.temperature, config.top_k, config.top_p) == (1.0, 5, 0.5)
