@@ -1,0 +1,76 @@
+"""`edgelm finetune`: its arguments, what it shows, and what Ctrl-C and SIGTERM do to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from tiny_training_runs import finetune_settings, loss_log
+
+from edgelm.cli.main import main
+from edgelm_training.finetune_config import FinetuneConfig
+from edgelm_training.settings import read_settings, to_toml
+
+
+def edgelm(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, ["finetune", *map(str, arguments)])
+
+
+@pytest.fixture
+def toml(tiny_chat_model: Path, tiny_chats: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(to_toml(FinetuneConfig(**finetune_settings(tiny_chat_model, tiny_chats, tmp_path / "run"))))
+    return path
+
+
+def test_a_model_and_its_data_make_a_run(tiny_chat_model: Path, tiny_chats: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    common = ("--threads", "1", "--no-tensorboard", "--max-steps", "2", "--rank", "4")
+    result = edgelm(tiny_chat_model, "--data", tiny_chats, "--target-modules", "q_proj", "-o", run, *common)
+
+    assert result.exit_code == 0, result.output
+    assert "conversations to train on," in result.stderr
+    assert result.stdout.startswith(f"checkpoint  {run}/checkpoints/step-00000002 (validation loss ")
+    saved = read_settings(run / "config.toml", FinetuneConfig)
+    assert (saved["model"], saved["method"], saved["alpha"]) == (str(tiny_chat_model), "lora", 8.0)
+    assert (saved["target_modules"], saved["learning_rate"]) == (("q_proj",), 2e-4)
+    again = edgelm(tiny_chat_model, "--data", tiny_chats, "-o", run)
+    assert again.stderr.startswith(f"error: {run} already holds a run, saved at step 2.")
+    assert edgelm("-o", run, "--resume", "--max-steps", "3").exit_code == 0
+
+
+def test_a_model_that_is_named_twice_is_wrong_usage(tiny_chat_model: Path) -> None:
+    result = edgelm(tiny_chat_model, "--model", tiny_chat_model, "--data", "x.jsonl")
+    assert result.exit_code == 2
+    assert "The model is named twice" in result.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGTERM is POSIX's")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves(number: signal.Signals, toml: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edgelm_training.finetune", str(toml), "--max-steps", "100000"]
+    process = subprocess.Popen(
+        [*command, "--save-every", "100000", "--eval-every", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    log = tmp_path / "run/log.jsonl"
+    while not (log.exists() and log.stat().st_size > 300):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    stdout, _ = process.communicate(timeout=120)
+
+    assert process.returncode == 128 + number
+    step = loss_log(tmp_path / "run")[-1]["step"]
+    assert stdout.startswith(f"Stopped by {number.name} after step {step}. Go on with --resume.")
+    assert (tmp_path / "run/latest").resolve().name == f"step-{step:08d}"
+    assert (tmp_path / "run/latest/adapter_model.safetensors").is_file()
