@@ -1,0 +1,216 @@
+"""Adapters on disk: PEFT reads ours, we read PEFT's, merging adds them up; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from make_tiny_model import make_checkpoint
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny_training_runs import finetune_settings
+from transformers import AutoModelForCausalLM
+
+from edgelm.cli.main import main
+from edgelm.errors import CheckpointError, ConfigError
+from edgelm_training.adapter import load_adapter, read_adapter
+from edgelm_training.checkpoint import load_checkpoint, read_weights, save_weights
+from edgelm_training.finetune import finetune
+from edgelm_training.lora import linear_names
+from edgelm_training.merge import merge_adapter
+from edgelm_training.quantized_linear import on_grid
+
+IDS = torch.tensor([[5, 17, 3, 44, 8, 60, 200, 7]])
+# float32 sums in another order: a product with A and B apart, or with their sum with the weight. Measured: 1.2e-6.
+CLOSE = {"atol": 1e-5, "rtol": 0}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_chat_model: Path, tiny_chats: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of a run of LoRA and of one of QLoRA, whose adapters say something."""
+    folder = tmp_path_factory.mktemp("runs")
+    for method in ("lora", "qlora"):
+        changes = {"max_steps": 2, "learning_rate": 0.1, "method": method}
+        finetune(finetune_settings(tiny_chat_model, tiny_chats, folder / method, **changes))
+    return folder
+
+
+@torch.no_grad()
+def our_logits(base: Path, adapter: Path) -> torch.Tensor:
+    model = load_checkpoint(base).eval()
+    load_adapter(model, read_adapter(adapter))
+    return model(IDS)
+
+
+@torch.no_grad()
+def their_logits(base: Path, adapter: Path) -> torch.Tensor:
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()(IDS).logits
+
+
+@torch.no_grad()
+def merged_logits(folder: Path) -> torch.Tensor:
+    return load_checkpoint(folder).eval()(IDS)
+
+
+def test_peft_reads_an_adapter_and_gives_the_same_logits(runs: Path, tiny_chat_model: Path, tmp_path: Path) -> None:
+    adapter = runs / "lora/latest"
+    ours = our_logits(tiny_chat_model, adapter)
+    assert (ours - merged_logits(tiny_chat_model)).abs().max() > 0.1
+    torch.testing.assert_close(ours, their_logits(tiny_chat_model, adapter), **CLOSE)
+    merged = merge_adapter(adapter, tmp_path / "merged")
+    assert (merged.base, merged.layers, merged.checked) == (tiny_chat_model, 14, True)
+    torch.testing.assert_close(merged_logits(tmp_path / "merged"), ours, **CLOSE)
+
+
+def test_an_adapter_of_a_base_in_4_bits_belongs_to_that_base(runs: Path, tiny_chat_model: Path, tmp_path: Path) -> None:
+    adapter = runs / "qlora/latest"
+    ours = our_logits(tiny_chat_model, adapter)
+    config, weights = read_weights(tiny_chat_model)
+    weights |= {
+        f"{name}.weight": on_grid(weights[f"{name}.weight"]) for name in linear_names(load_checkpoint(tiny_chat_model))
+    }
+    save_weights(weights, config, tmp_path / "rounded", text_files_from=tiny_chat_model)
+    torch.testing.assert_close(ours, their_logits(tmp_path / "rounded", adapter), **CLOSE)
+    merge_adapter(adapter, tmp_path / "merged")
+    torch.testing.assert_close(merged_logits(tmp_path / "merged"), ours, **CLOSE)
+
+
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_an_adapter_that_peft_wrote_is_read_and_merged(stabilized: bool, tiny_chat_model: Path, tmp_path: Path) -> None:
+    config = LoraConfig(
+        r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"], rank_pattern={"down_proj": 2}, use_rslora=stabilized,
+        init_lora_weights=False, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_chat_model), config).eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        expected = theirs(IDS).logits
+    torch.testing.assert_close(our_logits(tiny_chat_model, tmp_path / "adapter"), expected, **CLOSE)
+    merged = merge_adapter(tmp_path / "adapter", tmp_path / "merged", base=tiny_chat_model)
+    assert not merged.checked
+    torch.testing.assert_close(merged_logits(tmp_path / "merged"), expected, **CLOSE)
+
+
+def test_merged_weights_keep_the_type_of_the_base_or_get_another(
+    runs: Path, tiny_chat_model: Path, tmp_path: Path
+) -> None:
+    for dtype, expected in (("same", torch.float32), ("bf16", torch.bfloat16)):
+        merge_adapter(runs / "lora", tmp_path / dtype, dtype=dtype)
+        assert {tensor.dtype for tensor in load_file(tmp_path / dtype / "model.safetensors").values()} == {expected}
+    assert (tmp_path / "same/tokenizer.json").read_bytes() == (tiny_chat_model / "tokenizer.json").read_bytes()
+    with pytest.raises(ConfigError, match="dtype is 'int4'; it must be one of same, fp32, bf16, fp16"):
+        merge_adapter(runs / "lora", tmp_path / "out", dtype="int4")
+
+
+def test_of_a_run_the_best_adapter_is_merged(runs: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["merge", str(runs / "lora"), "-o", str(tmp_path / "merged"), "--json"])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["adapter"] == str((runs / "lora/best").resolve())
+    assert (facts["layers"], facts["base_checked"]) == (14, True)
+    again = CliRunner().invoke(main, ["merge", str(runs / "lora"), "-o", str(tmp_path / "merged")])
+    assert again.stdout.startswith(f"{tmp_path / 'merged'}  {facts['adapter']} in 14 layers of ")
+
+
+def test_the_command_says_when_nothing_tells_the_base(runs: Path, tiny_chat_model: Path, tmp_path: Path) -> None:
+    adapter = copied(runs, tmp_path)
+    save_file(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.safetensors")
+    command = ["merge", str(adapter), "-o", str(tmp_path / "merged"), "--base", str(tiny_chat_model)]
+    result = CliRunner().invoke(main, command)
+    assert result.stderr == "The adapter does not say which weights it was trained on; its shapes fit these.\n"
+
+
+def copied(runs: Path, tmp_path: Path) -> Path:
+    shutil.copytree(runs / "lora/latest", tmp_path / "adapter", ignore=shutil.ignore_patterns("trainer"))
+    return tmp_path / "adapter"
+
+
+def with_setting(key: str, value: Any) -> Callable[[Path], None]:
+    def change(adapter: Path) -> None:
+        path = adapter / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+    return change
+
+
+def without(end: str) -> Callable[[Path], None]:
+    def change(adapter: Path) -> None:
+        path = adapter / "adapter_model.safetensors"
+        save_file({name: tensor for name, tensor in load_file(path).items() if not name.endswith(end)}, path)
+
+    return change
+
+
+def in_place_of(old: str, new: str) -> Callable[[Path], None]:
+    def change(adapter: Path) -> None:
+        path = adapter / "adapter_model.safetensors"
+        tensors = load_file(path)
+        save_file(tensors | {name.replace(old, new): tensors.pop(name) for name in list(tensors) if old in name}, path)
+
+    return change
+
+
+def of_another_grid(adapter: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    save_file(load_file(path), path, metadata={"edgelm.base_grid": "nf4"})
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no adapter": (lambda adapter: (adapter / "adapter_config.json").write_text("{"), "Cannot read .*config.json"),
+    "no object": (lambda adapter: (adapter / "adapter_config.json").write_text("[]"), "holds no object with settings"),
+    "no weights": (lambda adapter: (adapter / "adapter_model.safetensors").unlink(), "Cannot read .* Copy it again"),
+    "cut": (lambda adapter: (adapter / "adapter_model.safetensors").write_bytes(b"\x10"), "Cannot read .* Copy it"),
+    "DoRA": (with_setting("use_dora", True), "has use_dora = True; only plain LoRA adapters can be read"),
+    "another kind": (with_setting("peft_type", "IA3"), "has peft_type = 'IA3'; only plain LoRA"),
+    "no alpha": (with_setting("lora_alpha", None), "has lora_alpha = None; it must be a number"),
+    "no partner": (without("q_proj.lora_B.weight"), "unpaired or unknown: .*q_proj.lora_B.weight"),
+    "nothing in it": (without(".weight"), "is no plain LoRA adapter; unpaired or unknown: all of it"),
+    "no such layer": (in_place_of("q_proj", "c_attn"), r"layers\.0\.self_attn\.c_attn: there is no such layer"),
+    "another shape": (
+        in_place_of("self_attn.o_proj", "mlp.up_proj"),
+        r"up_proj: it is \[64, 32\], the adapter's A and",
+    ),
+    "another grid": (of_another_grid, "its base is on the grid 'nf4'; this version knows int4-block64"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_an_adapter_that_cannot_be_merged_is_refused_and_nothing_is_written(
+    name: str, runs: Path, tiny_chat_model: Path, tmp_path: Path
+) -> None:
+    change, message = BROKEN[name]
+    adapter = copied(runs, tmp_path)
+    change(adapter)
+    with pytest.raises(CheckpointError, match=message):
+        merge_adapter(adapter, tmp_path / "merged", base=tiny_chat_model)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_is_merged_into_its_own_base_alone(runs: Path, tiny_chat_model: Path, tmp_path: Path) -> None:
+    other = make_checkpoint(tmp_path / "other", seed=1)
+    with pytest.raises(CheckpointError, match=r"was trained on .*; the weights in .*other are others .*--base"):
+        merge_adapter(runs / "lora", tmp_path / "merged", base=other)
+    with pytest.raises(ConfigError, match=r"is .*nowhere, which is no checkpoint folder here\. Name it: --base"):
+        merge_adapter(runs / "lora", tmp_path / "merged", base=tmp_path / "nowhere")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("keep")
+    with pytest.raises(CheckpointError, match="mine is not replaced"):
+        merge_adapter(runs / "lora", tmp_path / "mine", base=tiny_chat_model)
+    assert (tmp_path / "mine/notes.txt").read_text() == "keep"
+
+
+def test_where_there_is_no_adapter_it_is_said(tiny_chat_model: Path, tiny_chats: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"is neither an adapter .* nor a run with checkpoints"):
+        merge_adapter(tiny_chat_model, tmp_path / "merged")
+    with pytest.raises(CheckpointError, match=r"holds no adapter: there is no adapter_config\.json"):
+        read_adapter(tiny_chat_model)
+    whole = finetune_settings(tiny_chat_model, tiny_chats, tmp_path / "run", method="sft", max_steps=1)
+    finetune(whole)
+    with pytest.raises(CheckpointError, match=r"are whole models; there is nothing to merge\. Export .* as it is"):
+        merge_adapter(tmp_path / "run", tmp_path / "merged")
