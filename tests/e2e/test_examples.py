@@ -4,19 +4,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from make_tiny_model import make_checkpoint
 
 from edgelm.testing import tiny_model_path
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+TAKES_A_CHECKPOINT = {"finetune_to_laptop"}
 STAYS_ALIVE = {"fastapi_app", "tk_window"}  # test_example_apps.py uses them as their users do
 
 
 @pytest.mark.parametrize(
     "path", [path for path in EXAMPLES if path.stem not in STAYS_ALIVE], ids=lambda path: path.stem
 )
-def test_an_example_runs_and_says_something(path: Path) -> None:
+def test_an_example_runs_and_says_something(path: Path, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "ckpt") if path.stem in TAKES_A_CHECKPOINT else tiny_model_path()
     done = subprocess.run(
-        [sys.executable, str(path), str(tiny_model_path())],
+        [sys.executable, str(path), str(model)], cwd=tmp_path,
         capture_output=True, text=True, encoding="utf-8", env={**os.environ, "PYTHONUTF8": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
