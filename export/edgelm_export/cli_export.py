@@ -108,7 +108,7 @@ def export(
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(manifest), indent=2))
     else:
-        _print_figures(manifest, output)
+        print_figures(manifest, output)
         _print_frontier(points)
     if frontier is not None:
         frontier.write_text(_draw_frontier(points, manifest), encoding="utf-8")
@@ -152,7 +152,8 @@ def _package_name(source: Path, library: Library) -> str:
     return source.resolve().name.lower().removesuffix(".gguf")
 
 
-def _print_figures(manifest: Manifest, output: Path) -> None:
+def print_figures(manifest: Manifest, output: Path) -> None:
+    """Show a finished package beside its source."""
     quality = manifest.quality
     assert quality is not None  # every export measures it
     size = sum(entry.size for entry in manifest.files) / 1e6

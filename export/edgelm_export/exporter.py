@@ -28,6 +28,7 @@ from edgelm_export.decoder import build_decoder
 from edgelm_export.external_data import ExternalData
 from edgelm_export.genai_config import genai_config
 from edgelm_export.graph import OPSETS
+from edgelm_export.package_checkpoint import PACKAGE_FORMAT
 from edgelm_export.preparation import prepared
 from edgelm_export.quantize import KEEP, Precision, precision_named
 from edgelm_export.quantize.keep import moved_types
@@ -181,6 +182,12 @@ def _notes(
     checkpoint: Checkpoint, asked: Precision, used: Precision, calibration: CalibrationOptions
 ) -> tuple[str, ...]:
     notes = []
+    if checkpoint.source.get("format") == PACKAGE_FORMAT:
+        package, precision = checkpoint.source["package"], checkpoint.source["precision"]
+        notes.append(
+            f"Made of the {precision} package {package}, not of its source: the figures compare it with that package, "
+            "and what that one has lost comes on top."
+        )
     if used.transforms != asked.transforms:
         added = " and ".join(name for name in used.transforms if name not in asked.transforms)
         notes.append(f"Activations too large for 8 bits failed the check, until the weights had {added} folded in.")

@@ -41,8 +41,8 @@ class FoldedCheckpoint:
         self._offset = np.float32(config.norm == "rms_offset")
         self._multiplier = np.float32(config.residual_multiplier)
         _, after_attention, _, after_mlp = NORM_PLACEMENTS[config.norm_placement]
-        last = (after_attention or "self_attn.o_proj", after_mlp or "mlp.down_proj")
-        self._last_of_residual = re.compile(rf"\.\d+\.({'|'.join(last)})\.(weight|bias)$")
+        last = (after_attention or "self_attn.o_proj", after_mlp or r"mlp\.(?:experts\.\d+\.)?down_proj")
+        self._last_of_residual = re.compile(rf"layers\.\d+\.({'|'.join(last)})\.(weight|bias)$")
         if config.norm == "rms_plain" and after_attention and self._multiplier != 1:
             raise ExportError(
                 f"residual_multiplier is {config.residual_multiplier} behind norms without weights; supported is 1."
@@ -102,6 +102,35 @@ class FoldedCheckpoint:
 
     def _is_multiplied(self, name: str) -> bool:
         return self._multiplier != 1 and self._last_of_residual.search(name) is not None
+
+
+class UnfoldedCheckpoint(FoldedCheckpoint):
+    """The way back: the tensors of a checkpoint that is folded, without what FoldedCheckpoint puts inside them.
+
+    A norm of 1 + weight comes out to the last bit where the weight is from -0.5 up, and all else within one rounding.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self.config = checkpoint.config
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """Read one tensor, with its factors taken out."""
+        tensor = self._source.tensor(name)
+        if self._is_multiplied(name):
+            tensor = tensor / self._multiplier
+        if self._is_reordered(name):
+            tensor = tensor[np.argsort(self._row_order(len(tensor)))]
+        return tensor - self._offset if self._offset and name.endswith("norm.weight") else tensor
+
+    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
+        """Return a matrix on its own grid, whose scales lose the factor."""
+        blocks = self._source.quantized_blocks(name)
+        if blocks is not None and self._is_multiplied(name):
+            blocks = dataclasses.replace(blocks, scales=blocks.scales / self._multiplier)
+        if blocks is not None and self._is_reordered(name):
+            blocks = blocks.rows(np.argsort(self._row_order(len(blocks.values))))
+        return blocks
 
 
 def _head_order(config: ModelConfig, padded: int) -> NDArray[np.int64]:

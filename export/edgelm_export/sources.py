@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgelm.errors import CheckpointError, ModelNotFoundError
+from edgelm.manifest import FILE_NAME
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import INDEX_FILE, WEIGHTS_FILE, HuggingFaceCheckpoint
+from edgelm_export.package_checkpoint import PackageCheckpoint
 
 _GGUF_MAGIC = b"GGUF"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def open_checkpoint(path: Path) -> HuggingFaceCheckpoint | GGUFCheckpoint:
-    """Open a GGUF file, a Hugging Face folder, a checkpoint folder of ours, or a folder with one GGUF file in it.
+def open_checkpoint(path: Path) -> HuggingFaceCheckpoint | GGUFCheckpoint | PackageCheckpoint:
+    """Open a GGUF file, a Hugging Face folder, a checkpoint folder of ours, a package, or a folder with one GGUF file.
 
     The checkpoint is a context manager that closes its files.
 
@@ -38,10 +40,12 @@ def open_checkpoint(path: Path) -> HuggingFaceCheckpoint | GGUFCheckpoint:
     )
 
 
-def _open_folder(folder: Path) -> HuggingFaceCheckpoint | GGUFCheckpoint:
+def _open_folder(folder: Path) -> HuggingFaceCheckpoint | GGUFCheckpoint | PackageCheckpoint:
     has_weights = any((folder / name).exists() for name in (WEIGHTS_FILE, INDEX_FILE))
     if has_weights and (folder / "config.json").exists():
         return HuggingFaceCheckpoint(folder)
+    if not has_weights and (folder / FILE_NAME).exists():
+        return PackageCheckpoint(folder)
     gguf_files = sorted(folder.glob("*.gguf"))
     if len(gguf_files) == 1 and not has_weights:
         return open_checkpoint(gguf_files[0])
@@ -55,5 +59,6 @@ def _open_folder(folder: Path) -> HuggingFaceCheckpoint | GGUFCheckpoint:
             "read, so edgelm does not. Take the model's safetensors, or convert them where you trust them."
         )
     raise CheckpointError(
-        f"{folder} is not a checkpoint: looked for config.json with {WEIGHTS_FILE} or {INDEX_FILE}, or one .gguf file."
+        f"{folder} is not a checkpoint: looked for config.json with {WEIGHTS_FILE} or {INDEX_FILE}, {FILE_NAME}, or "
+        "one .gguf file."
     )

@@ -1,0 +1,136 @@
+"""The command `edgelm quantize`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgelm.cli.generation_options import complete_model
+from edgelm.cli.progress import progress_line
+from edgelm.errors import ExportError
+from edgelm.library import Library
+from edgelm.manifest import Manifest, sha256_of
+from edgelm.quantization_recipe import read_recipe
+from edgelm_export.calibration_text import CalibrationOptions
+from edgelm_export.cli_export import print_figures
+from edgelm_export.exporter import export_package
+from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.quantize import PRECISIONS, Precision
+from edgelm_export.sources import open_checkpoint
+
+# What fewer bits have lost of a model cannot be told from the model any more.
+_FEWEST_BITS = 8
+
+EXAMPLES = """
+\b
+Examples:
+  edgelm quantize smollm2-135m-instruct --precision int4      to the library, as smollm2-135m-instruct-int4
+  edgelm quantize package-fp32/ -o package/ --precision int8
+  edgelm quantize package/ -o smaller/ --precision int4 --source checkpoint/ --calibrate
+  edgelm quantize package/ -o mine/ --recipe mine.toml
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("package", shell_complete=complete_model)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The new folder  [default: in the library].")
+@click.option("--precision", type=click.Choice([*PRECISIONS]), help="How the weights are to be stored.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="A TOML or JSON file of rules, instead of --precision.")
+@click.option("--source", metavar="CHECKPOINT", help="What the package was exported from, where it is not found.")
+@click.option("--calibrate", is_flag=True, help="Find the integers by gptq, on the bundled text: slower, better.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def quantize(
+    package: str,
+    output: Path | None,
+    precision: str | None,
+    recipe: Path | None,
+    source: str | None,
+    calibrate: bool,
+    as_json: bool,
+) -> None:
+    """Make a package of another precision from a package, and check it.
+
+    PACKAGE is a name from the library or a folder. The weights are read from what it was exported from, where that is
+    in the library or named by --source; else from the package itself, if it has them as floats or in 8 bits.
+    """
+    if (precision is None) == (recipe is None):
+        raise click.UsageError("Say how the weights are to be stored: either --precision or --recipe.")
+    library = Library()
+    folder = library.find(package)
+    manifest = Manifest.load(folder)
+    chosen: str | Precision = read_recipe(recipe) if recipe is not None else str(precision)
+    label = chosen.name if isinstance(chosen, Precision) else chosen
+    target = output or library.package_path(f"{_base_name(manifest)}-{label}")
+    if target.resolve() == folder.resolve():
+        raise ExportError(f"{target} is the package that is read. Choose another folder with -o.")
+    path = _weights(folder, manifest, source, library)
+    options = CalibrationOptions(cache=library.root / "calibration") if calibrate or recipe is not None else None
+    with open_checkpoint(path) as checkpoint, progress_line() as progress:
+        made = export_package(checkpoint, target, chosen, calibration=options, progress=progress)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(made), indent=2))
+    else:
+        print_figures(made, target)
+
+
+def _base_name(manifest: Manifest) -> str:
+    return manifest.name.removesuffix(f"-{manifest.precision}")
+
+
+def _weights(folder: Path, manifest: Manifest, source: str | None, library: Library) -> Path:
+    """Choose what the weights are read from, and say so.
+
+    Raises:
+        ExportError: the named source is another one, or there is none and the package has lost too much.
+    """
+    path = library.find_source(source) if source is not None else _source_in(library, manifest)
+    if path is not None:
+        if not _is_source(path, manifest.source):
+            raise ExportError(
+                f"{path} is not what {manifest.name} was exported from: the hashes of its files differ. To make a "
+                f"package of it all the same: edgelm export {path}"
+            )
+        click.echo(f"The weights are read from the package's source, {path}.", err=True)
+        return path
+    with PackageCheckpoint(folder) as checkpoint:
+        bits = checkpoint.fewest_bits
+    if bits is None:
+        click.echo(f"The weights are read from the package, which has them as floats ({manifest.precision}).", err=True)
+        return folder
+    if bits < _FEWEST_BITS:
+        raise ExportError(
+            f"{manifest.name} has weights in {bits} bits, too few to quantize them again, and its source "
+            f"({_described(manifest.source)}) is not in the library. Fetch it with `edgelm pull NAME --source-only`, "
+            "or name it with --source."
+        )
+    click.echo(
+        f"warning: The source of {manifest.name} ({_described(manifest.source)}) is not in the library: requantized "
+        f"from {manifest.precision}, whose loss comes on top of the new one. --source names the source.",
+        err=True,
+    )
+    return folder
+
+
+def _source_in(library: Library, manifest: Manifest) -> Path | None:
+    """Find in the library what a package was exported from."""
+    paths = (library.source_path(name) for name in library.sources())
+    return next((path for path in paths if _is_source(path, manifest.source)), None)
+
+
+def _is_source(path: Path, source: Mapping[str, Any]) -> bool:
+    """Tell whether a file or folder has the weight files that a manifest names, by their hashes."""
+    files = source.get("files", ())
+    found = [path if path.is_file() else path / Path(str(file.get("path"))).name for file in files]
+    return bool(files) and all(
+        one.is_file() and one.stat().st_size == file.get("size") and sha256_of(one) == file.get("sha256")
+        for one, file in zip(found, files, strict=True)
+    )
+
+
+def _described(source: Mapping[str, Any]) -> str:
+    return ", ".join(str(file.get("path")) for file in source.get("files", ())) or "which its manifest does not name"

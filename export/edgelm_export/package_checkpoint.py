@@ -1,0 +1,189 @@
+"""PackageCheckpoint: the weights of a model package, read back as those of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edgelm.config import SECTION, ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm.graph_file import GRAPH_FILE, read_graph
+from edgelm.manifest import Manifest
+from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.checkpoint_folder import read_json_object, read_text_files
+from edgelm_export.folded import UnfoldedCheckpoint
+from edgelm_export.quantize.packed import PackedWeight, unpack, unpack_values
+
+PACKAGE_FORMAT = "package"  # of `source`
+# What the graph computes in one product, and of which projections it is made (decoder.py).
+_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+# Matrices that are looked up by rows, and so stand in the graph as they are.
+_GATHERED = ("model.embed_tokens.weight", "model.embed_positions.weight")
+_FLOAT_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+class PackageCheckpoint(UnfoldedCheckpoint):
+    """Read a package that edgelm exported, as what it was exported from.
+
+    Of fp32 packages the tensors come back as they were. Others come back as the package has them, on its grid:
+    quantizing those again loses more than quantizing their source.
+
+    Raises:
+        PackageError: a file is not what the manifest says.
+        CheckpointError: the graph does not hold the weights under edgelm's names.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        stored = _StoredTensors(folder)
+        super().__init__(stored)
+        self.fewest_bits = stored.fewest_bits  # of the matrices on a grid; None: all are floats
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing: no file stays open. It is here so that every checkpoint closes alike."""
+
+
+class _StoredTensors:
+    """The tensors as the graph has them: with factors inside (folded.py), but apart and by their canonical names."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._manifest = Manifest.load(folder)
+        self._manifest.check_files(folder)
+        self.config = ModelConfig.load(folder)
+        self._shapes = self.config.tensor_shapes()
+        graph = onnx.load_model_from_string(read_graph(folder, self._manifest.entry(GRAPH_FILE))).graph
+        self._initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self._grids = dict(_grids(graph))
+        self.fewest_bits = min((bits for bits, _ in self._grids.values()), default=None)
+        for name in self._shapes:  # what is missing shows now, not after the work
+            self._place(name)
+
+    @cached_property
+    def hf_config(self) -> Mapping[str, Any]:
+        """The config.json that transformers reads."""
+        values = read_json_object(self._folder, "config.json")
+        values.pop(SECTION, None)
+        return values
+
+    @cached_property
+    def text_files(self) -> Mapping[str, str]:
+        """The tokenizer and its companions."""
+        return read_text_files(self._folder)
+
+    @cached_property
+    def source(self) -> Mapping[str, Any]:
+        """The package's weight files with their hashes, and what the package itself was exported from."""
+        package = self._manifest
+        weights = [entry for entry in package.files if entry.path.startswith(GRAPH_FILE)]
+        described: dict[str, Any] = {
+            "format": PACKAGE_FORMAT,
+            "files": [{"path": entry.path, "size": entry.size, "sha256": entry.sha256} for entry in weights],
+            "package": package.name,
+            "precision": package.precision,
+            "exported_from": dict(package.source),
+        }
+        if package.license is not None:
+            described["license"] = package.license
+        return described
+
+    def stored_type(self, name: str) -> str:
+        """Name the type that the graph has a tensor in."""
+        stored, _ = self._place(name)
+        if stored in self._grids:
+            return f"INT{self._grids[stored][0]}"
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(self._initializers[stored].data_type)
+        return _FLOAT_TYPES.get(str(dtype), str(dtype))
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """Read one tensor, widened or dequantized to float32."""
+        stored, rows = self._place(name)
+        if stored in self._grids:
+            return unpack(self._packed(name))
+        array = self._array(stored)
+        if array.ndim == 2 and name not in _GATHERED:
+            array = array.T
+        found = np.ascontiguousarray(array[rows], np.float32)
+        if found.shape != self._shapes[name]:
+            raise CheckpointError(
+                f"{self._folder} has {name} in the shape {found.shape}; by its config.json it is {self._shapes[name]}."
+            )
+        return found
+
+    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
+        """Return a matrix on its grid, where it is on one."""
+        if self._place(name)[0] not in self._grids:
+            return None
+        packed = self._packed(name)
+        values, zero_points = unpack_values(packed)
+        return QuantizedBlocks(
+            bits=packed.bits,
+            block_size=packed.block_size,
+            values=values,
+            scales=packed.scales,
+            zero_points=zero_points,
+        )
+
+    def _packed(self, name: str) -> PackedWeight:
+        stored, rows = self._place(name)
+        bits, block_size = self._grids[stored]
+        has_zero_points = f"{stored}.zero_points" in self._initializers
+        return PackedWeight(
+            bits=bits,
+            block_size=block_size,
+            columns=self._shapes[name][1],
+            packed=self._array(stored)[rows],
+            scales=self._array(f"{stored}.scales")[rows],
+            zero_points=self._array(f"{stored}.zero_points")[rows] if has_zero_points else None,
+        )
+
+    def _place(self, name: str) -> tuple[str, slice]:
+        """Find a tensor in the graph: the initializer's name, and which of its rows."""
+        if name in self._initializers:
+            return name, slice(None)
+        module, _, kind = name.rpartition(".")
+        parent, _, part = module.rpartition(".")
+        for fused, parts in _FUSED.items():
+            stored = f"{parent}.{fused}.{kind}"
+            if part in parts and stored in self._initializers:
+                counts = [self._shapes[f"{parent}.{one}.{kind}"][0] for one in parts]
+                first = sum(counts[: parts.index(part)])
+                return stored, slice(first, first + counts[parts.index(part)])
+        raise CheckpointError(
+            f"The graph of {self._folder} has no weight {name}: it was not written by this edgelm's exporter. Export "
+            "its source instead."
+        )
+
+    def _array(self, stored: str) -> NDArray[Any]:
+        """Map an initializer into memory; the manifest's check has found the files whole."""
+        tensor = self._initializers[stored]
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            return onnx.numpy_helper.to_array(tensor)
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        array: NDArray[Any] = np.memmap(
+            self._folder / place["location"],
+            dtype=onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type),
+            mode="r",
+            offset=int(place.get("offset", 0)),
+            shape=tuple(tensor.dims),
+        )
+        return array
+
+
+def _grids(graph: onnx.GraphProto) -> list[tuple[str, tuple[int, int]]]:
+    """Return the initializers that are on a grid, each with its bits and block size, as the operators read them."""
+    weight_inputs = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
+    found = []
+    for node in graph.node:
+        if node.op_type in weight_inputs:
+            numbers = {attribute.name: attribute.i for attribute in node.attribute}
+            found.append((node.input[weight_inputs[node.op_type]], (numbers["bits"], numbers["block_size"])))
+    return found

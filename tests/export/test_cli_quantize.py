@@ -1,0 +1,112 @@
+"""`edgelm quantize`: which weights it takes, what it says of them, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from make_tiny_model import make_checkpoint
+
+from edgelm.cli.main import main
+from edgelm.library import Library
+from edgelm.manifest import Manifest
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.quantize import Precision, Rule
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "checkpoint")
+
+
+# The preset has the outer layers in 8 bits, and the tiny model has no others.
+INT4 = Precision(
+    name="int4", rules=(Rule(pattern="embed", scheme="int8-block64"), Rule(pattern=".", scheme="int4-block64"))
+)
+
+
+def package(checkpoint: Path, precision: str) -> Path:
+    folder = checkpoint.parent / precision
+    rules = INT4 if precision == "int4" else precision
+    export_package(HuggingFaceCheckpoint(checkpoint), folder, rules, name="tiny")
+    return folder
+
+
+def quantize(*arguments: str | Path):
+    return CliRunner().invoke(main, ["quantize", *map(str, arguments)])
+
+
+def test_a_float_package_is_quantized_from_its_own_weights(checkpoint: Path, tmp_path: Path) -> None:
+    result = quantize(package(checkpoint, "fp32"), "-o", tmp_path / "out", "--precision", "int8")
+    assert result.exit_code == 0, result.output
+    assert "The weights are read from the package, which has them as floats (fp32)." in result.stderr
+    made, direct = Manifest.load(tmp_path / "out"), Manifest.load(package(checkpoint, "int8"))
+    assert made.precision == "int8"
+    # From fp32, the package has the same weights as one that is exported from the source.
+    assert [entry.sha256 for entry in made.files if entry.path == "model.onnx.data"] == [
+        entry.sha256 for entry in direct.files if entry.path == "model.onnx.data"
+    ]
+    assert "perplexity" in result.stdout
+
+
+def test_the_source_in_the_library_comes_first_and_the_package_goes_there(checkpoint: Path) -> None:
+    folder = package(checkpoint, "int4")
+    source = Library().root / "sources" / "tiny"
+    source.parent.mkdir(parents=True)
+    shutil.copytree(checkpoint, source)
+    result = quantize(folder, "--precision", "int8", "--json")
+    assert result.exit_code == 0, result.output
+    assert f"The weights are read from the package's source, {source}." in result.stderr
+    manifest = json.loads(result.stdout)
+    assert manifest["source"]["format"] == "safetensors"
+    assert Library().has_package("tiny-int8")
+
+
+def test_an_int8_package_without_its_source_is_requantized_with_a_warning(checkpoint: Path, tmp_path: Path) -> None:
+    result = quantize(package(checkpoint, "int8"), "-o", tmp_path / "out", "--precision", "int4")
+    assert result.exit_code == 0, result.output
+    assert (
+        "warning: The source of tiny (model.safetensors) is not in the library: requantized from int8" in result.stderr
+    )
+    assert "Made of the int8 package tiny" in result.stdout
+    assert Manifest.load(tmp_path / "out").quality is not None
+
+
+def test_a_named_source_is_taken_where_it_is_the_packages(checkpoint: Path, tmp_path: Path) -> None:
+    folder = package(checkpoint, "int4")
+    result = quantize(folder, "-o", tmp_path / "out", "--precision", "int8", "--source", checkpoint)
+    assert result.exit_code == 0, result.output
+    other = make_checkpoint(tmp_path / "other", seed=1)
+    result = quantize(folder, "-o", tmp_path / "out", "--precision", "int8", "--source", other)
+    assert f"error: {other} is not what tiny was exported from: the hashes of its files differ." in result.stderr
+
+
+def test_fewer_than_8_bits_need_the_source(checkpoint: Path, tmp_path: Path) -> None:
+    result = quantize(package(checkpoint, "int4"), "-o", tmp_path / "out", "--precision", "int2")
+    assert result.exit_code == 1
+    assert "error: tiny has weights in 4 bits, too few to quantize them again, and its source (model.safetensors)" in (
+        result.stderr
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_read_is_not_written_over(checkpoint: Path) -> None:
+    folder = package(checkpoint, "fp32")
+    result = quantize(folder, "-o", folder, "--precision", "int8")
+    assert f"error: {folder} is the package that is read. Choose another folder with -o." in result.stderr
+
+
+def test_a_recipe_or_a_precision_is_needed(checkpoint: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('rules = [{pattern = ".", scheme = "int8-block32"}]\n')
+    folder = package(checkpoint, "fp32")
+    for arguments in ((), ("--precision", "int8", "--recipe", recipe)):
+        result = quantize(folder, *arguments)
+        assert result.exit_code == 2
+        assert "either --precision or --recipe" in result.stderr
+    assert quantize(folder, "-o", tmp_path / "out", "--recipe", recipe).exit_code == 0
+    assert Manifest.load(tmp_path / "out").precision == "mine"
