@@ -1,4 +1,4 @@
-"""A real HTTP server on the loopback interface, which also speaks as much of the hub's protocol as a download needs."""
+"""A real HTTP server on the loopback interface, which also speaks as much of the hub's protocol as edgelm needs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LFS_SUFFIXES = (".safetensors", ".gguf", ".bin", ".onnx", ".data")
 
 
 @dataclass
@@ -53,17 +54,21 @@ class LoopbackServer:
         """Return the Range header of each GET of `path`."""
         return [headers.get("range") for seen, headers in self.headers_seen if seen == path]
 
-    def add_repository(self, repo: str, files: dict[str, bytes], **info: Any) -> None:
+    def receive(self, path: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, Any]]:
+        """Answer a POST or a PUT; hubs take uploads (loopback_hub.py), other servers nothing."""
+        return 404, {}
+
+    def add_repository(self, repo: str, files: dict[str, bytes], *, commit: str = COMMIT, **info: Any) -> None:
         """Serve a repository of the hub; weights are LFS files, so they have a SHA-256."""
         siblings: list[dict[str, Any]] = []
         for name, content in files.items():
-            self.files[f"/{repo}/resolve/{COMMIT}/{name}"] = content
+            self.files[f"/{repo}/resolve/{commit}/{name}"] = content
             sibling: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": "0" * 40}
-            if name.endswith((".safetensors", ".gguf", ".bin")):
+            if name.endswith(LFS_SUFFIXES):
                 sha256 = hashlib.sha256(content).hexdigest()
                 sibling["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 130}
             siblings.append(sibling)
-        answer = {"id": repo, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False} | info
+        answer = {"id": repo, "sha": commit, "siblings": siblings, "tags": [], "private": False} | info
         for path in (f"/api/models/{repo}", f"/api/models/{repo}/revision/main"):
             self.files[path] = json.dumps(answer).encode()
 
@@ -110,6 +115,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("ETag", state.etag)
         self.end_headers()
         self._send_body(path, content[start:end])
+
+    def do_POST(self) -> None:
+        path = self.path.partition("?")[0]
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        status, answer = self.server_state.receive(path, headers, body)
+        content = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_PUT = do_POST
 
     def _send_body(self, path: str, body: bytes) -> None:
         state = self.server_state

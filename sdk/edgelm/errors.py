@@ -49,6 +49,10 @@ class DownloadError(EdgeLMError):
     """A download failed, or what arrived does not match its checksum."""
 
 
+class UploadError(EdgeLMError):
+    """A package cannot be uploaded: there is no token, or the hub cannot be reached or refuses."""
+
+
 class MissingExtraError(EdgeLMError):
     """A feature needs an optional dependency; the message is the pip line that adds it."""
 

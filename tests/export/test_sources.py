@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,3 +74,21 @@ def test_the_bundled_text_is_varied_plain_english_of_its_stated_size() -> None:
     assert text.isascii()
     for part in ("lighthouse", "lentils", "def count_words", "| Planet", "161 / 7", "Dear Ingrid", "Gutenberg", "sky"):
         assert part in text
+
+
+def test_where_a_pulled_source_came_from_goes_into_the_manifest(
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
+) -> None:
+    record = {"reference": "hf:org/base", "repository": "org/base", "revision": "0" * 40, "license": "mit", "files": []}
+    model = save_llama(tmp_path / "hf")
+    (tmp_path / "hf" / "source.json").write_text(json.dumps(record))
+    (tmp_path / "gguf").mkdir()
+    gguf = write_gguf(tmp_path / "gguf" / "tiny.gguf", model)
+    (tmp_path / "gguf" / "source.json").write_text(json.dumps(record | {"repository": 3}))
+    with open_checkpoint(tmp_path / "hf") as checkpoint:
+        source = checkpoint.source
+    assert (source["repository"], source["revision"], source["license"]) == ("org/base", "0" * 40, "mit")
+    with open_checkpoint(gguf) as checkpoint:
+        source = checkpoint.source
+    assert "repository" not in source
+    assert (source["revision"], source["license"]) == ("0" * 40, "apache-2.0")  # the file itself knows better
