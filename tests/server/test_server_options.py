@@ -69,6 +69,41 @@ def test_where_memory_is_short_the_longest_unused_model_goes_and_busy_ones_stay(
     asyncio.run(main())
 
 
+def test_a_model_that_is_unloaded_before_its_first_user_is_back_is_loaded_again():
+    """With a short --keep-alive, the sweep may come between the end of the loading and the one who waits for it."""
+
+    async def main() -> None:
+        load, unload_after = pool._load, [True]
+
+        async def unloading(name, folder):
+            await load(name, folder)
+            if unload_after.pop() if unload_after else False:
+                await pool.unload(name)
+
+        pool._load = unloading
+        async with pool.running():
+            loaded = await pool.acquire("tiny-random")
+            assert loaded.users == 1
+            assert pool.loaded() == [loaded]
+            assert loaded.engine.submit("x").cancel() is None  # it is not closed
+            loaded.release()
+
+    pool = ModelPool((TINY,), ServerOptions())
+    asyncio.run(main())
+
+
+def test_two_that_unload_one_model_at_once_do_not_end_the_sweep():
+    async def main() -> None:
+        async with pool.running():
+            (await pool.acquire("tiny-random")).release()
+            loaded = pool.loaded()[0]
+            await asyncio.gather(pool._unload(loaded), pool._unload(loaded))
+            assert pool.loaded() == []
+
+    pool = ModelPool((TINY,), ServerOptions())
+    asyncio.run(main())
+
+
 def test_errors_that_name_this_machine_are_kept_from_clients():
     assert str(as_api_error(OSError("/secret"))) == "The server failed at this request; its log says why."
     assert as_api_error(QueueFullError("x")).status == 429

@@ -255,6 +255,15 @@ def test_it_says_where_it_listens_and_each_request_on_standard_error():
         assert server.process.stdout.read() == ""
 
 
+def test_a_path_writes_neither_lines_nor_orders_into_the_log():
+    with EdgelmServer() as server:
+        assert server.get("/x%0aforged%1b%5b2J%e2%80%ae").status == 404
+        server.stop()
+        log = "".join(server.log)
+    assert r"GET /x\nforged\x1b[2J\u202e 404" in log
+    assert "\x1b" not in log
+
+
 def test_help_needs_neither_starlette_nor_numpy():
     code = "import sys\nfrom edgelm.cli.main import main\nmain(['serve', '--help'], standalone_mode=False)\n"
     code += "sys.exit(bool({'starlette', 'uvicorn', 'numpy'} & set(sys.modules)))"

@@ -77,7 +77,9 @@ class ServerApp:
             seconds = time.monotonic() - started
             route = scope.get("route")
             self.metrics.count_request(route.path if isinstance(route, Route) else "other", status, seconds)
-            logger.info("%s %s %d %.3f s", scope["method"], scope["path"][:100], status, seconds)
+            # Escaped: whoever sends a path must not write lines of the log, or orders to the terminal that shows it.
+            path = repr(scope["path"][:100])[1:-1]
+            logger.info("%s %s %d %.3f s", scope["method"], path, status, seconds)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)

@@ -138,18 +138,17 @@ class ModelPool:
         Raises:
             ApiError: 404, no model has that name; 503, there is no memory for it, or the package is broken.
         """
-        loaded = self._loaded.get(name)
-        if loaded is None:
+        while (loaded := self._loaded.get(name)) is None:  # again, where it was unloaded before we were back
             folder = self._folder(name)
             task = self._loading.get(name)
             if task is None:
                 task = self._loading[name] = asyncio.create_task(self._load(name, folder))
                 task.add_done_callback(lambda _: self._loading.pop(name, None))
-            loaded = await asyncio.shield(task)  # who leaves must not take the model from those who wait too
+            await asyncio.shield(task)  # who leaves must not take the model from those who wait too
         loaded.users += 1
         return loaded
 
-    async def _load(self, name: str, folder: Path) -> LoadedModel:
+    async def _load(self, name: str, folder: Path) -> None:
         started = time.perf_counter()
         try:
             async with self._room:
@@ -162,10 +161,9 @@ class ModelPool:
             logger.error("Cannot load %s: %s", name, error)
             raise _broken(name) from error
         logger.info("Loaded %s in %.1f s", name, time.perf_counter() - started)
-        loaded = self._loaded[name] = LoadedModel(
+        self._loaded[name] = LoadedModel(
             name=name, model=model, engine=engine, max_batch=self._options.max_batch, size=size
         )
-        return loaded
 
     async def _make_room(self, size: int) -> None:
         """Unload idle models, the longest unused first, until `size` bytes of files fit the memory."""
@@ -182,6 +180,8 @@ class ModelPool:
             await self._unload(min(idle, key=lambda model: model.last_used))
 
     async def _unload(self, loaded: LoadedModel, *, drain: bool = False) -> None:
+        if self._loaded.get(loaded.name) is not loaded:  # somebody else has unloaded it meanwhile
+            return
         del self._loaded[loaded.name]
         await asyncio.to_thread(loaded.engine.close, drain=drain)
         logger.info("Unloaded %s", loaded.name)
