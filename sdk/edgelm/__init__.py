@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         QueueFullError,
         TokenizerError,
         TrainingError,
+        UploadError,
         VerificationError,
     )
     from edgelm.generation import Generation
@@ -99,6 +100,7 @@ _LAZY = {
     "ToolCall": "edgelm.completion",
     "ToolCallDelta": "edgelm.completion",
     "TrainingError": "edgelm.errors",
+    "UploadError": "edgelm.errors",
     "Usage": "edgelm.completion",
     "VerificationError": "edgelm.errors",
     "load": "edgelm.language_model",
@@ -143,6 +145,7 @@ __all__ = [
     "ToolCall",
     "ToolCallDelta",
     "TrainingError",
+    "UploadError",
     "Usage",
     "VerificationError",
     "__version__",
