@@ -67,7 +67,7 @@ class ModelPool:
         self._library = Library()
         self._folders = {} if not models else _named_folders(self._library, models)
         self._loaded: dict[str, LoadedModel] = {}
-        self._loading: dict[str, asyncio.Task[LoadedModel]] = {}
+        self._loading: dict[str, asyncio.Task[None]] = {}
         self._room = asyncio.Lock()  # of those who need memory, one at a time looks for it
 
     def folders(self) -> Mapping[str, Path]:
