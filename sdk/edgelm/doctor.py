@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -14,15 +15,21 @@ from typing import Literal
 from edgelm import session
 from edgelm.cpu import cpu_features, cpu_quota, physical_cores, usable_cores
 from edgelm.errors import EdgeLMError
+from edgelm.graph_file import GRAPH_FILE
 from edgelm.library import Library
 from edgelm.manifest import Manifest
 from edgelm.memory import available_memory
+from edgelm.package import open_package
+from edgelm.slow_operators import slow_operators
 
 # Wheels of other projects and of ONNX Runtime's own family that do not contain the module `onnxruntime`.
 _BESIDE_ONNXRUNTIME = ("onnxruntime-genai", "onnxruntime-extensions", "onnxruntime-training")
-_OLDEST = (1, 28)
+# The oldest builds that edgelm runs on; OpenVINO's comes out later than the others.
+_OLDEST, _OLDEST_OPENVINO = (1, 28), (1, 24)
+_THREADS_VARIABLE = re.compile("EDGELM_[A-Z]+_THREADS")  # what stands for a command's --threads
 _LITTLE_MEMORY = 1 << 30
 _LITTLE_DISK = 1 << 30
+_EXPORT_AGAIN = "edgelm export SOURCE --precision int8  , from what the model was made of"
 # Which instruction sets the 8-bit products need to run at speed, and what it costs without them.
 _INTEGER_DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "asimddp", "i8mm"}
 _WIDE_VECTORS = {"avx2", "asimd"}
@@ -38,11 +45,14 @@ class Finding:
     fix: str | None = None
 
 
-def examine() -> Iterator[Finding]:
-    """Look at everything, one check after the other."""
+def examine(model: str | None = None) -> Iterator[Finding]:
+    """Look at everything, one check after the other; then at a model, given by name or path."""
     for topic, check in CHECKS.items():
         for state, found, fix in check():
             yield Finding(topic=topic, state=state, found=found, fix=fix)
+    if model is not None:
+        for state, found, fix in _check_model(model):
+            yield Finding(topic="model", state=state, found=found, fix=fix)
 
 
 _Row = tuple[Literal["ok", "warning", "error"], str, str | None]
@@ -70,14 +80,18 @@ def _check_wheels() -> Iterator[_Row]:
         fix = f"pip install --force-reinstall {wheels[0]}"
         yield "error", f"{wheels[0]} {version} does not import: {type(error).__name__}: {error}", fix
         return
-    if tuple(int(part) for part in runtime.version.split(".")[:2]) < _OLDEST:
+    oldest = _OLDEST_OPENVINO if wheels[0] == "onnxruntime-openvino" else _OLDEST
+    if tuple(int(part) for part in runtime.version.split(".")[:2]) < oldest:
         fix = f"pip install --upgrade {wheels[0]}"
-        yield "error", f"{wheels[0]} {runtime.version} is older than {'.'.join(map(str, _OLDEST))}.", fix
+        yield "error", f"{wheels[0]} {runtime.version} is older than {'.'.join(map(str, oldest))}.", fix
         return
     yield "ok", f"{wheels[0]} {runtime.version}, devices: {', '.join(runtime.devices)}", None
     if wheels[0] == "onnxruntime-gpu" and "GPU" not in " ".join(runtime.devices):
         fix = "Install the GPU's driver and  pip install 'edgelm[gpu]'  , or take the smaller 'edgelm[cpu]'."
         yield "warning", "The build for GPUs is installed, and finds none: it computes on the CPU.", fix
+    if runtime.missing_library is not None:
+        fix = "pip install 'edgelm[gpu]'  brings CUDA's and cuDNN's libraries; NVIDIA's driver brings libcuda."
+        yield "warning", f"CUDA cannot be used: {runtime.missing_library}", fix
 
 
 def _check_processor() -> Iterator[_Row]:
@@ -101,6 +115,10 @@ def _check_threads() -> Iterator[_Row]:
     cores, usable, quota = physical_cores(), usable_cores(), cpu_quota()
     limit = "" if quota is None else f"; the container gets the time of {quota:g}"
     yield "ok", f"{cores} physical cores{limit}: {usable} threads a step.", None
+    for name, value in sorted(os.environ.items()):
+        if _THREADS_VARIABLE.fullmatch(name) and value.isdigit() and int(value) > usable:
+            too_many = f"{name} is {value}, more threads than the {usable} that compute: a step takes twice as long."
+            yield "warning", too_many, f"unset {name}"
     processors = os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > processors:
@@ -142,16 +160,34 @@ def _check_packages() -> Iterator[_Row]:
         return  # the check of the library says why
     broken = 0
     for name in names:
+        folder = library.package_path(name)
         try:
-            folder = library.package_path(name)
             Manifest.load(folder).check_files(folder, largest=0)
+            slow = slow_operators(folder / GRAPH_FILE)
         except EdgeLMError as error:
             broken += 1
             yield "error", f"{name}: {error}", f"edgelm rm {name}  , and pull or export it again"
+            continue
+        for found in slow:
+            yield "warning", f"{name}: {found}", _EXPORT_AGAIN
     if names and not broken:
         yield "ok", f"{len(names)} in the library, all complete (their hashes are checked by each load).", None
     elif not names:
         yield "ok", "None in the library yet. A small one:  edgelm pull smollm2-135m-instruct", None
+
+
+def _check_model(name_or_path: str) -> Iterator[_Row]:
+    """Look for what makes a model slow on a CPU: also of one that another program exported."""
+    try:
+        package = open_package(Library().find(name_or_path))
+        slow = slow_operators(package.folder / (package.foreign_graph or GRAPH_FILE))
+    except EdgeLMError as error:
+        yield "error", f"{name_or_path}: {error}", None
+        return
+    for found in slow:
+        yield "warning", f"{package.manifest.name}: {found}", _EXPORT_AGAIN
+    if not slow:
+        yield "ok", f"{package.manifest.name}: no operator is set to be slow on a CPU.", None
 
 
 def _check_python() -> Iterator[_Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import importlib.util
 import io
@@ -322,11 +323,15 @@ def _check_assignment(session: Any, path: Path, name: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeDescription:
-    """The installed ONNX Runtime: its version, its execution providers, and the devices that it really finds."""
+    """The installed ONNX Runtime: its version, its execution providers, and the devices that it really finds.
+
+    missing_library: what keeps a build with CUDA from using it, in the system's words; None where nothing does.
+    """
 
     version: str
     providers: tuple[str, ...]
     devices: tuple[str, ...]
+    missing_library: str | None = None
 
 
 def describe_runtime() -> RuntimeDescription:
@@ -342,7 +347,25 @@ def describe_runtime() -> RuntimeDescription:
         version=runtime.__version__,
         providers=tuple(runtime.get_available_providers()),
         devices=tuple(sorted(devices)),
+        missing_library=_missing_library(runtime),
     )
+
+
+def _missing_library(runtime: Any) -> str | None:
+    """Try to load what CUDA's provider needs: NVIDIA's driver, then the provider with all that it is linked to."""
+    libraries = sorted((Path(runtime.__file__).parent / "capi").glob("*onnxruntime_providers_cuda.*"))
+    if not libraries:
+        return None
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        runtime.preload_dlls()
+    driver = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+    for name in (driver, *map(str, libraries)):
+        try:
+            ctypes.CDLL(name)
+        except OSError as error:
+            if "undefined symbol" not in str(error):  # of ONNX Runtime itself, which has them when it loads this
+                return str(error)
+    return None
 
 
 def _import_onnxruntime() -> Any:

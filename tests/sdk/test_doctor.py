@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
-from edgelm import cpu, doctor, memory
+from edgelm import cpu, doctor, memory, session
+from edgelm.session import RuntimeDescription
+from edgelm.slow_operators import slow_operators
 from edgelm.testing import tiny_model_path
 
 
@@ -88,8 +92,9 @@ def test_old_builds_and_builds_without_their_device_are_told(
 ) -> None:
     install(tmp_path, wheel, version)
     (tmp_path / "onnxruntime.py").write_text(OLD.format(version=version))
+    session.describe_runtime()  # imports the real one, which the test's end puts back
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.delitem(sys.modules, "onnxruntime")
     rows = list(doctor._check_wheels())
     assert (rows[-1][0], found in rows[-1][1]) == (state, True)
 
@@ -176,3 +181,69 @@ def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 1.0, 1.0))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert [state for state, _, _ in doctor._check_threads()] == ["ok", "warning"]
+
+
+def product(bits: int, level: int | None, zero_points: str = "") -> onnx.NodeProto:
+    settings = {"K": 64, "N": 1, "bits": bits, "block_size": 64}
+    if level is not None:
+        settings["accuracy_level"] = level
+    inputs = ["x", "w", "s", *([zero_points] if zero_points else [])]
+    return onnx.helper.make_node("MatMulNBits", inputs, [f"y{bits}"], domain="com.microsoft", **settings)
+
+
+def write_graph(folder: Path, nodes: list[onnx.NodeProto]) -> Path:
+    zeros = [
+        onnx.numpy_helper.from_array(np.zeros(1, type_), name)
+        for name, type_ in (("floats", np.float32), ("halves", np.float16), ("integers", np.uint8))
+    ]
+    graph = onnx.helper.make_graph(nodes, "products", [], [], zeros)
+    path = folder / "model.onnx"
+    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    return path
+
+
+def test_slow_settings_of_operators_are_found(tmp_path: Path) -> None:
+    fast = [product(8, 4), product(4, None), product(4, 0, "integers"), onnx.helper.make_node("Add", ["x", "x"], ["z"])]
+    assert slow_operators(write_graph(tmp_path, fast)) == []
+    slow = [product(8, None), product(8, 1), product(4, 4, "floats"), product(8, 4, "halves")]
+    first, second = slow_operators(write_graph(tmp_path, fast + slow))
+    assert first.startswith("2 products of 8 bits have no accuracy_level 4")
+    assert second.startswith("2 products have float zero points")
+
+
+def test_a_model_is_looked_at_by_name_and_by_path(library: Path, tmp_path: Path) -> None:
+    (row,) = doctor._check_model(str(tiny_model_path()))
+    assert row[:2] == ("ok", "tiny-random: no operator is set to be slow on a CPU.")
+    (row,) = doctor._check_model("nowhere")
+    assert row[0] == "error"
+    assert "There is no model 'nowhere'" in row[1]
+    shutil.copytree(tiny_model_path(), tmp_path / "foreign")
+    (tmp_path / "foreign" / "edgelm.json").unlink()
+    config = json.loads((tmp_path / "foreign" / "config.json").read_text())
+    del config["edgelm"]
+    (tmp_path / "foreign" / "config.json").write_text(json.dumps(config))
+    write_graph(tmp_path / "foreign", [product(8, None)])
+    (row,) = doctor._check_model(str(tmp_path / "foreign"))
+    assert row[0] == "warning"
+    assert "19 times slower" in row[1]
+    assert row[2] is not None
+    assert "--precision int8" in row[2]
+
+
+def test_a_missing_library_of_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    described = RuntimeDescription(
+        version="1.31.0", providers=(), devices=("CPU (CPU)",), missing_library="libcuda.so.1: cannot open"
+    )
+    monkeypatch.setattr(session, "describe_runtime", lambda: described)
+    rows = list(doctor._check_wheels())
+    assert rows[-1][:2] == ("warning", "CUDA cannot be used: libcuda.so.1: cannot open")
+
+
+@pytest.mark.parametrize(("value", "states"), [("2", ["ok"]), ("99", ["ok", "warning"]), ("many", ["ok"])])
+def test_more_threads_than_cores_are_told(monkeypatch: pytest.MonkeyPatch, value: str, states: list[str]) -> None:
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setenv("EDGELM_RUN_THREADS", value)
+    rows = list(doctor._check_threads())
+    assert [state for state, _, _ in rows] == states
+    assert rows[-1][2] == ("unset EDGELM_RUN_THREADS" if len(states) == 2 else None)

@@ -7,30 +7,34 @@ import json
 
 import click
 
+from edgelm.cli.generation_options import complete_model
 from edgelm.cli.output import printable
 
 _SIGNS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "error": ("BAD", "red")}
 
 
 @click.command()
+@click.argument("model", required=False, shell_complete=complete_model)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 @click.pass_context
-def doctor(context: click.Context, as_json: bool) -> None:
+def doctor(context: click.Context, model: str | None, as_json: bool) -> None:
     """Find what is wrong or slow on this machine, and say what fixes it.
 
     Looks at Python, ONNX Runtime's builds and devices, the processor, threads, memory, the model library and its
-    packages. The exit code is 1 where something does not work; what is merely slow leaves it 0.
+    packages; of MODEL, a name or a folder, at what is slow on a CPU. The exit code is 1 where something does not work;
+    what is merely slow leaves it 0.
 
     \b
     Examples:
       edgelm doctor
+      edgelm doctor downloaded/onnx/model_q4.onnx
       edgelm doctor --json | jq '.[] | select(.state != "ok")'
     """
     # Imported here, so that --help needs no numpy.
     from edgelm.doctor import examine
 
     findings = []
-    for finding in examine():
+    for finding in examine(model):
         findings.append(finding)
         if not as_json:
             sign, colour = _SIGNS[finding.state]
