@@ -39,7 +39,8 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
         writer.add_layer_norm_eps(getattr(config, "layer_norm_eps", None) or config.layer_norm_epsilon)
     else:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    if head_dim != config.hidden_size // config.num_attention_heads or architecture in ("gemma2", "gemma3"):
+    has_head_dim = architecture in ("gemma2", "gemma3", "gpt-oss", "qwen3moe")
+    if head_dim != config.hidden_size // config.num_attention_heads or has_head_dim:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
     settings: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
@@ -62,6 +63,18 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_sliding_window(config.sliding_window or 0)
     if architecture in ("gptneox", "stablelm"):
         writer.add_parallel_residual(config.use_parallel_residual)
+    if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
+        writer.add_expert_count(getattr(config, "num_local_experts", None) or config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if architecture == "qwen3moe":
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if architecture == "gpt-oss":
+        writer.add_expert_feed_forward_length(config.intermediate_size)
+        writer.add_sliding_window(config.sliding_window)
+        settings = config.rope_parameters
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(settings["factor"])
+        writer.add_rope_scaling_orig_ctx_len(settings["original_max_position_embeddings"])
     if architecture == "granite":
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_embedding_scale(config.embedding_multiplier)
@@ -79,6 +92,14 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
     names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
     tensors = {}
     for name, parameter in model.named_parameters():
+        if ".mlp.experts." in name:
+            tensors |= _expert_stacks(name, parameter.detach().float().numpy(), architecture)
+            continue
+        if name.endswith((".mlp.router.weight", ".mlp.router.bias", ".self_attn.sinks")):
+            layer, part = name.split(".")[2], {"weight": "ffn_gate_inp.weight", "bias": "ffn_gate_inp.bias"}
+            own_name = f"blk.{layer}.{part.get(name.rpartition('.')[2], 'attn_sinks.weight')}"
+            tensors[own_name] = parameter.detach().float().numpy()
+            continue
         tensor = _converted(name, parameter.detach().float().numpy(), model.config, architecture)
         tensors[names.get_name(name, try_suffixes=(".weight", ".bias"))] = np.ascontiguousarray(tensor)
     settings = getattr(model.config, "rope_parameters", None) or {}
@@ -86,6 +107,23 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
         if key in settings:
             tensors[f"rope_factors_{key.partition('_')[0]}.weight"] = np.array(settings[key], np.float32)
     return tensors
+
+
+def _expert_stacks(name: str, tensor: Array, architecture: str) -> dict[str, Array]:
+    """Take gates and ups apart; GPT-OSS has them in turn, and its matrices as [in, out]."""
+    _, _, layer, _, _, part = name.split(".")
+    part, is_bias = part.removesuffix("_bias"), part.endswith("_bias")
+    if architecture == "gpt-oss" and not is_bias:
+        tensor = tensor.swapaxes(1, 2)
+    suffix = "bias" if is_bias else "weight"
+    if part == "down_proj":
+        return {f"blk.{layer}.ffn_down_exps.{suffix}": np.ascontiguousarray(tensor)}
+    half = tensor.shape[1] // 2
+    gate, up = (tensor[:, ::2], tensor[:, 1::2]) if architecture == "gpt-oss" else (tensor[:, :half], tensor[:, half:])
+    return {
+        f"blk.{layer}.ffn_gate_exps.{suffix}": np.ascontiguousarray(gate),
+        f"blk.{layer}.ffn_up_exps.{suffix}": np.ascontiguousarray(up),
+    }
 
 
 def _converted(name: str, tensor: Array, config: PreTrainedConfig, architecture: str) -> Array:

@@ -21,6 +21,7 @@ from edgelm.config import NORM_PLACEMENTS, ModelConfig
 from edgelm.errors import ExportError
 from edgelm.rope import cos_sin_tables, has_long_table, sinusoidal_table
 from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.experts import add_experts
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import ROTARY_MULTIPLE, FoldedCheckpoint, padded_rotary_dim
 from edgelm_export.graph import MICROSOFT, Graph
@@ -30,6 +31,7 @@ from edgelm_export.quantize.packed import PackedWeight
 
 FLOAT, INT64, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32
 _END = 2**63 - 1
+_HEAD_SINK = 11  # the place of that input in GroupQueryAttention
 BATCH = "batch_size"  # the dimension's name that transformers.js looks for to make the first, empty cache
 
 _ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -178,7 +180,7 @@ class _Decoder:
             mlp_input = attention_input
         else:
             mlp_input = self.block_norm(hidden if config.parallel_residual else attended, layer, before_mlp)
-        feed_forward = self.block_norm(self.feed_forward(mlp_input, f"{layer}.mlp"), layer, after_mlp)
+        feed_forward = self.block_norm(self.feed_forward(mlp_input, f"{layer}.mlp", i), layer, after_mlp)
         return graph.node("Add", [attended, feed_forward], f"{layer}.residual")
 
     def block_norm(self, hidden: str, layer: str, name: str | None) -> str:
@@ -211,6 +213,9 @@ class _Decoder:
             qkv += ["", ""]  # the operator splits a packed query, key and value itself
         kind, window = config.rope_kind(i), config.window(i)
         inputs = [*qkv, *past, self.seqlens_k, self.total_sequence_length, *self.rope[kind]]
+        if config.attention_sinks:
+            inputs += [""] * (_HEAD_SINK - len(inputs))
+            inputs.append(graph.weight(f"{name}.sinks", self.checkpoint.tensor(f"{name}.sinks")))
         attributes = {
             "num_heads": config.num_attention_heads,
             "kv_num_heads": config.num_key_value_heads,
@@ -240,8 +245,10 @@ class _Decoder:
             normed.append(graph.node("Reshape", [self.norm(heads, module, H), shape], f"{module}.joined"))
         return [*normed, qkv[2]]
 
-    def feed_forward(self, hidden: str, name: str) -> str:
+    def feed_forward(self, hidden: str, name: str, i: int) -> str:
         graph = self.graph
+        if self.config.has_experts(i):
+            return add_experts(graph, self.checkpoint, self.projections, hidden, name)
         if not self.config.mlp_gated:
             inner = self.activation(self.projections.linear(hidden, f"{name}.up_proj"), name)
             return self.projections.linear(inner, f"{name}.down_proj")

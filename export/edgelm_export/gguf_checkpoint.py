@@ -19,10 +19,11 @@ from edgelm_export.architectures import gguf_architecture_of
 from edgelm_export.architectures.architecture import ROPE_FACTORS, GGUFHeader
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import GENERATION_CONFIG, read_json_object
+from edgelm_export.fetched import fetched_facts
 from edgelm_export.gguf import GGUFFile
 from edgelm_export.gguf_tokenizer import tokenizer_files
 from edgelm_export.gguf_types import dequantize, symmetric_blocks
-from edgelm_export.tensor_map import map_tensors
+from edgelm_export.tensor_map import Part, map_tensors
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id")
 
@@ -41,7 +42,7 @@ class GGUFCheckpoint:
         self._path = path
         self._file = GGUFFile.open(path)
         metadata = self._file.metadata
-        architecture, family = gguf_architecture_of(metadata.get("general.architecture"), path)
+        architecture, family = gguf_architecture_of(metadata, path)
         shapes = {name: tensor.shape for name, tensor in self._file.tensors.items()}
         factors = {name: self._dequantized(name) for name in ROPE_FACTORS if name in shapes}
         header = GGUFHeader(metadata=metadata, shapes=shapes, rope_factors=factors)
@@ -73,12 +74,13 @@ class GGUFCheckpoint:
 
     @cached_property
     def source(self) -> Mapping[str, Any]:
-        """The file with its hash, and what it says of the model's name and licence."""
+        """The file with its hash, where it was fetched from, and what it says of the model's name and licence."""
         path, metadata = self._path, self._file.metadata
         described: dict[str, Any] = {
             "format": "gguf",
             "files": [{"path": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)}],
             "tensor_types": sorted({self.stored_type(name) for name in self._parts}),
+            **fetched_facts(path.parent),
         }
         for key in ("name", "license"):
             if isinstance(metadata.get(f"general.{key}"), str):
@@ -92,13 +94,13 @@ class GGUFCheckpoint:
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, dequantized exactly to float32."""
         part = self._parts[name]
-        return part.taken_from(self._dequantized(part.source))
+        data, type_, shape = self._stored(part)
+        return part.taken_from(dequantize(data, type_, shape))
 
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
-        """Return a matrix on its own grid where that is symmetric (Q4_0, Q8_0), else None."""
+        """Return a matrix on its own grid where that is symmetric (Q4_0, Q8_0, MXFP4), else None."""
         part = self._parts[name]
-        stored = self._file.tensors[part.source]
-        blocks = symmetric_blocks(self._file.data(stored.name), stored.type, stored.shape)
+        blocks = symmetric_blocks(*self._stored(part))
         return blocks if blocks is None or part.rows is None else blocks.rows(part.rows)
 
     def close(self) -> None:
@@ -112,6 +114,14 @@ class GGUFCheckpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _stored(self, part: Part) -> tuple[NDArray[np.uint8], str, tuple[int, ...]]:
+        """Return the bytes, the type and the shape of what a part is in: a tensor, or one entry of a stack."""
+        stored = self._file.tensors[part.source]
+        data = self._file.data(stored.name)
+        if part.index is None:
+            return data, stored.type, stored.shape
+        return data.reshape(stored.shape[0], -1)[part.index], stored.type, stored.shape[1:]
 
     def _dequantized(self, gguf_name: str) -> NDArray[np.float32]:
         stored = self._file.tensors[gguf_name]

@@ -61,18 +61,22 @@ def symmetric_blocks(
     type: str,  # noqa: A002
     shape: tuple[int, ...],
 ) -> QuantizedBlocks | None:
-    """Return a Q4_0 or Q8_0 tensor on its own grid, or None for a type that has no symmetric integer grid.
+    """Return a Q4_0, Q8_0 or MXFP4 tensor on its own grid, or None for a type that has no symmetric integer grid.
+
+    MXFP4's sixteen values, doubled, are whole numbers up to 12: they take 8 bits.
 
     Raises:
         CheckpointError: the type is unsupported, or `data` has not the size that type and shape ask for.
     """
     tensor_type = _checked_type(data, type, shape)
-    if type not in ("Q4_0", "Q8_0"):
+    if type not in ("Q4_0", "Q8_0", "MXFP4"):
         return None
     blocks = data.reshape(-1, tensor_type.block_bytes)
     if type == "Q4_0":
         values = _fields(blocks[:, None, 2:], 4).view(np.int8)
         values -= 8
+    elif type == "MXFP4":
+        values = E2M1_DOUBLED[_fields(blocks[:, None, 1:], 4)]
     else:
         values = blocks[:, 2:].view(np.int8)
     rows = math.prod(shape[:-1])
@@ -80,7 +84,7 @@ def symmetric_blocks(
         bits=4 if type == "Q4_0" else 8,
         block_size=tensor_type.block_size,
         values=values.reshape(rows, -1, tensor_type.block_size),
-        scales=_half(blocks, 0).reshape(rows, -1),
+        scales=(half_of_power(blocks[:, :1]) if type == "MXFP4" else _half(blocks, 0)).reshape(rows, -1),
     )
 
 
@@ -226,6 +230,21 @@ def _q6_k(blocks: Blocks) -> Weights:
     return (scale[:, :, None] * q).reshape(-1, 256)
 
 
+# The values of E2M1, four bits of the OCP Microscaling Formats (MX) 1.0, each twice as large.
+E2M1_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
+
+
+def half_of_power(exponents: NDArray[np.uint8]) -> Weights:
+    """Return half of what E8M0 says, 2 ** (exponent - 127), in float32: the scale of doubled values."""
+    return np.ldexp(np.float32(1), exponents.astype(np.int32) - 128)
+
+
+def _mxfp4(blocks: Blocks) -> Weights:
+    """One byte of exponent (E8M0), 16 bytes of E2M1 in the order of Q4_0."""
+    doubled = E2M1_DOUBLED[_fields(blocks[:, None, 1:], 4)].reshape(-1, 32)
+    return half_of_power(blocks[:, :1]) * doubled
+
+
 # ggml's type ids (enum ggml_type in ggml.h).
 TENSOR_TYPES: Mapping[int, TensorType] = {
     0: TensorType(name="F32", block_size=1, block_bytes=4, unpack=_float32),
@@ -241,6 +260,7 @@ TENSOR_TYPES: Mapping[int, TensorType] = {
     13: TensorType(name="Q5_K", block_size=256, block_bytes=176, unpack=_q5_k),
     14: TensorType(name="Q6_K", block_size=256, block_bytes=210, unpack=_q6_k),
     30: TensorType(name="BF16", block_size=1, block_bytes=2, unpack=_bfloat16),
+    39: TensorType(name="MXFP4", block_size=32, block_bytes=17, unpack=_mxfp4),
 }
 
 # What a refused type is called: people know a file by these names, not by the ids.
@@ -263,7 +283,6 @@ UNSUPPORTED_TYPE_NAMES: Mapping[int, str] = {
     29: "IQ1_M",
     34: "TQ1_0",
     35: "TQ2_0",
-    39: "MXFP4",
     40: "NVFP4",
 }
 

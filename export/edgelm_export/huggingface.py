@@ -23,6 +23,8 @@ from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.hf_values import token_ids
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import file_inside, read_json_object, read_text_files
+from edgelm_export.fetched import fetched_facts
+from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks, without_mxfp4_parts
 from edgelm_export.packed_formats import PackedMatrix, packed_matrices, without_parts
 from edgelm_export.safetensors_writer import SOURCE_KEY
 from edgelm_export.tensor_map import CANONICAL, EMBEDDING, HEAD, map_tensors
@@ -61,8 +63,12 @@ class HuggingFaceCheckpoint:
         self._stored, self._metadata = _stored_tensors(folder)
         shapes = {name: tensor.shape for name, tensor in self._stored.items()}
         self._packed: dict[str, PackedMatrix] = {}
+        self._stacks: dict[str, MXFP4Stack] = {}
         quantization = values.pop("quantization_config", None)
-        if quantization:
+        if isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4":
+            self._stacks = mxfp4_stacks(shapes)
+            shapes = without_mxfp4_parts(shapes, self._stacks)
+        elif quantization:
             self._packed = packed_matrices(quantization if isinstance(quantization, dict) else {}, shapes, folder)
             shapes = without_parts(shapes, self._packed)
         try:
@@ -92,11 +98,12 @@ class HuggingFaceCheckpoint:
 
     @cached_property
     def source(self) -> Mapping[str, Any]:
-        """The folder's weight files with their hashes; for a folder of ours, also what it was imported from."""
+        """The folder's weight files with their hashes, and where they were fetched or imported from."""
         files = sorted({tensor.file for tensor in self._stored.values()})
         described: dict[str, Any] = {
             "format": "safetensors",
             "files": [{"path": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)} for path in files],
+            **fetched_facts(self._folder),
         }
         try:
             imported_from = json.loads(self._metadata.get(SOURCE_KEY, "null"))
@@ -111,11 +118,20 @@ class HuggingFaceCheckpoint:
     def stored_type(self, name: str) -> str:
         """Name the type a tensor has on disk: F32, F16, BF16, or a packed one such as GPTQ-4bit."""
         source = self._parts[name].source
+        if source in self._stacks:
+            return "MXFP4"
         return self._packed[source].type if source in self._packed else self._stored[source].dtype
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, widened exactly to float32."""
         part = self._parts[name]
+        if part.index is not None:
+            stack = self._stacks.get(part.source)
+            return part.taken_from(
+                self._read_entry(part.source, part.index).astype(np.float32)
+                if stack is None
+                else stack.matrix(self._read_entry, part.index)
+            )
         if isinstance(part.rows, slice) and not part.transposed:
             return dataclasses.replace(part, rows=None).taken_from(self._read(part.source, part.rows))
         return part.taken_from(self._read(part.source))
@@ -123,17 +139,13 @@ class HuggingFaceCheckpoint:
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return a packed matrix on its own grid, where its groups are blocks that MatMulNBits holds."""
         part = self._parts[name]
+        if part.source in self._stacks and part.index is not None:
+            blocks = self._stacks[part.source].blocks(self._read_entry, part.index)
+            return blocks if part.rows is None else blocks.rows(part.rows)
         if part.source not in self._packed or part.transposed:
             return None
-        blocks = self._packed[part.source].grid(self._read_whole).blocks()
-        if blocks is None or part.rows is None:
-            return blocks
-        return dataclasses.replace(
-            blocks,
-            values=blocks.values[part.rows],
-            scales=blocks.scales[part.rows],
-            zero_points=None if blocks.zero_points is None else blocks.zero_points[part.rows],
-        )
+        packed = self._packed[part.source].grid(self._read_whole).blocks()
+        return packed if packed is None or part.rows is None else packed.rows(part.rows)
 
     def close(self) -> None:
         """Do nothing: no file stays open. It is here so that every checkpoint closes alike."""
@@ -165,6 +177,16 @@ class HuggingFaceCheckpoint:
             raise CheckpointError(f"{stored.file} cannot be read: {error}. Download it again.") from error
         return tensor
 
+    def _read_entry(self, source: str, index: int) -> NDArray[Any]:
+        """Read one entry of a stack of experts, as it is stored."""
+        path = self._stored[source].file
+        try:
+            with safe_open(path, framework="numpy") as file:
+                entry: NDArray[Any] = file.get_slice(source)[index : index + 1][0]
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}. Download it again.") from error
+        return entry
+
     def _read_whole(self, source: str) -> NDArray[Any]:
         """Read a tensor as it is stored; a KeyError says that there is none."""
         path = self._stored[source].file
@@ -186,7 +208,7 @@ class HuggingFaceCheckpoint:
         others = [
             f"{source} ({self._stored[source].dtype})"
             for source in dict.fromkeys(part.source for part in self._parts.values())
-            if source not in self._packed and self._stored[source].dtype not in _DTYPES
+            if source not in self._packed and source not in self._stacks and self._stored[source].dtype not in _DTYPES
         ]
         if others:
             raise CheckpointError(

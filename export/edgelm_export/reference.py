@@ -1,8 +1,8 @@
 """The forward pass in plain numpy: the oracle that exported packages are checked against.
 
 It shares no code with the ONNX graph or the PyTorch model, and follows ModelConfig feature by feature.
-Shapes: T tokens, S keys, D hidden, F intermediate, N query heads, K kv heads, H head dim, R its part that turns,
-V vocabulary.
+Shapes: T tokens, S keys, D hidden, F intermediate, E experts, N query heads, K kv heads, H head dim, R its part that
+turns, V vocabulary.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def run_layer(config: ModelConfig, layer: int, weights: Weights, hidden_TD: Arra
     attended_TD = _attention(config, layer, weights, normed(before_attention, hidden_TD), tables)
     attended_TD = hidden_TD + multiplier * normed(after_attention, attended_TD)
     mlp_input_TD = hidden_TD if config.parallel_residual else attended_TD
-    transformed_TD = _mlp(config, weights, normed(before_mlp, mlp_input_TD))
+    feed_forward = _experts if config.has_experts(layer) else _mlp
+    transformed_TD = feed_forward(config, weights, normed(before_mlp, mlp_input_TD), "mlp")
     return attended_TD + multiplier * normed(after_mlp, transformed_TD)
 
 
@@ -162,8 +163,11 @@ def _attention(config: ModelConfig, layer: int, weights: Weights, hidden_TD: Arr
             scores_TS = _soft_cap(q_NTH[n, start:end] @ k_SH[:end].T * scale, config.attn_logit_softcapping)
             distances_TS = np.arange(start, end)[:, None] - np.arange(end)
             scores_TS[(distances_TS < 0) | (distances_TS >= window)] = -np.inf
-            scores_TS = np.exp(scores_TS - scores_TS.max(-1, keepdims=True))
-            out_TNH[start:end, n] = scores_TS @ v_SH[:end] / scores_TS.sum(-1, keepdims=True)
+            sink = weights["self_attn.sinks"][n] if config.attention_sinks else np.float32(-np.inf)
+            largest_T1 = np.maximum(scores_TS.max(-1, keepdims=True), sink)
+            scores_TS = np.exp(scores_TS - largest_T1)
+            sums_T1 = scores_TS.sum(-1, keepdims=True) + np.exp(sink - largest_T1)
+            out_TNH[start:end, n] = scores_TS @ v_SH[:end] / sums_T1
     return _linear(weights, "self_attn.o_proj", out_TNH.reshape(T, N * H))
 
 
@@ -182,12 +186,36 @@ def _rotate(x_NTH: Array, cos_TR: Array, sin_TR: Array) -> Array:
     return np.concatenate([first * cos_TR - second * sin_TR, second * cos_TR + first * sin_TR, rest], axis=-1)
 
 
-def _mlp(config: ModelConfig, weights: Weights, hidden_TD: Array) -> Array:
-    activation = ACTIVATIONS[config.hidden_act]
-    up_TF = _linear(weights, "mlp.up_proj", hidden_TD)
-    if config.mlp_gated:
-        return _linear(weights, "mlp.down_proj", activation(_linear(weights, "mlp.gate_proj", hidden_TD)) * up_TF)
-    return _linear(weights, "mlp.down_proj", activation(up_TF))
+def _mlp(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str) -> Array:
+    activation, limit = ACTIVATIONS[config.hidden_act], config.swiglu_limit
+    up_TF = _linear(weights, f"{name}.up_proj", hidden_TD)
+    if not config.mlp_gated:
+        return _linear(weights, f"{name}.down_proj", activation(up_TF))
+    gate_TF = _linear(weights, f"{name}.gate_proj", hidden_TD)
+    if limit is not None:
+        alpha = np.float32(config.swiglu_alpha)
+        gate_TF, up_TF = np.minimum(gate_TF, np.float32(limit)), np.clip(up_TF, -np.float32(limit), np.float32(limit))
+        return _linear(weights, f"{name}.down_proj", _silu(alpha * gate_TF) / alpha * (up_TF + 1))
+    return _linear(weights, f"{name}.down_proj", activation(gate_TF) * up_TF)
+
+
+def _experts(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str) -> Array:
+    """Sum the feed-forwards of the experts with the largest probabilities of each position, weighted by those."""
+    logits_TE = hidden_TD @ weights[f"{name}.gate.weight"].T
+    if config.router_bias:
+        logits_TE = logits_TE + weights[f"{name}.gate.bias"]
+    probabilities_TE = np.exp(logits_TE - logits_TE.max(-1, keepdims=True))
+    probabilities_TE /= probabilities_TE.sum(-1, keepdims=True)
+    order_TE = np.argsort(-probabilities_TE, axis=-1, kind="stable")
+    np.put_along_axis(probabilities_TE, order_TE[:, config.num_experts_per_tok :], 0, axis=-1)
+    if config.norm_topk_prob:
+        probabilities_TE /= probabilities_TE.sum(-1, keepdims=True)
+    summed_TD = np.zeros_like(hidden_TD)
+    for expert in range(config.num_experts):
+        rows = np.flatnonzero(probabilities_TE[:, expert])
+        output_TD = _mlp(config, weights, hidden_TD[rows], f"{name}.experts.{expert}")
+        summed_TD[rows] += probabilities_TE[rows, expert, None] * output_TD
+    return summed_TD
 
 
 def _silu(x: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 
 _LAYER = re.compile(r"\.(\d+)\.")
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -39,10 +41,12 @@ ROW_ORDERS: dict[str, Callable[[ModelConfig, int], Rows]] = {"pairs": _pairs, "s
 class TensorLayout:
     """How a source names and stores the tensors of a family.
 
-    names: canonical stems (a name without its `.weight` or `.bias`), with `{i}` for the layer, to the source's; None
-    where the source has the canonical ones. Stems with one and the same source are parts of a fused tensor, stacked in
-    their canonical order. prefix: what all names begin with, but not in folders of the family's bare model.
-    ignored: names of a source that hold no weights. transposed: source stems whose weights are [in, out].
+    names: canonical stems (a name without its `.weight` or `.bias`) or whole names, with `{i}` for the layer and `{e}`
+    for the expert, to the source's; None where the source has the canonical ones. Stems with one and the same source
+    are parts of a fused tensor, stacked in their canonical order. A source without `{e}` has the experts' tensors
+    behind each other, [E, ...]. interleaved: source names of fused tensors whose parts have every other row. prefix:
+    what all names begin with, but not in folders of the family's bare model.
+    ignored: names of a source that hold no weights. transposed: source stems, or names, whose weights are [in, out].
     by_head: source stems of fused tensors that hold each head's parts side by side. row_orders: canonical stems to
     names in `ROW_ORDERS`. norms_plus_one: the source holds 1 + weight of each norm.
     """
@@ -52,6 +56,7 @@ class TensorLayout:
     ignored: frozenset[str] = frozenset()
     transposed: frozenset[str] = frozenset()
     by_head: frozenset[str] = frozenset()
+    interleaved: frozenset[str] = frozenset()
     row_orders: Mapping[str, str] = field(default_factory=dict)
     norms_plus_one: bool = False
 
@@ -69,11 +74,12 @@ class TensorLayout:
         """
         if self.names is None:
             return name
-        pattern, layer = pattern_of(name)
+        pattern, layer, expert = pattern_of(name)
         stem, _, suffix = pattern.rpartition(".")
-        if stem not in self.names:
+        if pattern not in self.names and stem not in self.names:
             raise CheckpointError(f"The architecture's table of names lacks {stem}, which its config asks for.")
-        return f"{self.names[stem].replace('{i}', layer)}.{suffix}"
+        source = self.names[pattern] if pattern in self.names else f"{self.names[stem]}.{suffix}"
+        return source.replace("{i}", layer).replace("{e}", expert)
 
 
 CANONICAL = TensorLayout()
@@ -83,27 +89,34 @@ CANONICAL = TensorLayout()
 class Part:
     """A canonical tensor inside a source's.
 
-    rows: of the source's tensor, after its transposition; None is all of them. offset: added to each value.
+    index: which entry of a stack of experts; None where the source is one tensor. rows: of the source's tensor, or of
+    the entry, after its transposition; None is all of them. offset: added to each value.
     """
 
     source: str
+    index: int | None = None
     rows: slice | Rows | None = None
     transposed: bool = False
     offset: float = 0.0
 
     def taken_from(self, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Take the canonical tensor from the whole of the source's."""
+        """Take the canonical tensor from the whole of the source's, or of its entry `index`."""
         tensor = tensor.T if self.transposed else tensor
         tensor = tensor if self.rows is None else tensor[self.rows]
         return np.ascontiguousarray(tensor + np.float32(self.offset) if self.offset else tensor)
 
 
-def pattern_of(name: str) -> tuple[str, str]:
-    """Split `model.layers.7.mlp.up_proj.weight` into `model.layers.{i}.mlp.up_proj.weight` and `7` (or nothing)."""
+def pattern_of(name: str) -> tuple[str, str, str]:
+    """Split `model.layers.7.mlp.experts.3.up_proj.weight`, or a name without such numbers.
+
+    Returns the pattern `model.layers.{i}.mlp.experts.{e}.up_proj.weight`, `7` and `3`; nothing for what is not there.
+    """
     match = _LAYER.search(name)
     if match is None:
-        return name, ""
-    return f"{name[: match.start()]}.{{i}}.{name[match.end() :]}", match[1]
+        return name, "", ""
+    pattern = f"{name[: match.start()]}.{{i}}.{name[match.end() :]}"
+    expert = _EXPERT.search(pattern)
+    return _EXPERT.sub(".experts.{e}.", pattern), match[1], expert[1] if expert else ""
 
 
 def map_tensors(
@@ -140,7 +153,7 @@ def _check(
     present: Mapping[str, tuple[int, ...]],
     where: object,
 ) -> None:
-    known = set(groups)
+    known, shapes = set(groups), config.tensor_shapes()
     if config.tie_word_embeddings:
         known.add(layout.source_name(HEAD))
     missing = [source for source in groups if source not in present]
@@ -148,7 +161,7 @@ def _check(
     misshapen = [
         f"{source} is {list(present[source])} instead of {list(shape)}"
         for source, names in groups.items()
-        if source in present and present[source] != (shape := _source_shape(config, layout, source, names))
+        if source in present and present[source] != (shape := _source_shape(shapes, layout, source, names))
     ]
     problems = (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
     found = [f"{kind}: {', '.join(listed)}" for kind, listed in problems if listed]
@@ -158,40 +171,72 @@ def _check(
         )
 
 
-def _source_shape(config: ModelConfig, layout: TensorLayout, source: str, names: list[str]) -> tuple[int, ...]:
-    shapes = config.tensor_shapes()
-    shape = (sum(shapes[name][0] for name in names), *shapes[names[0]][1:])
-    return shape[::-1] if _is_transposed(layout, source) else shape
+def _source_shape(
+    shapes: Mapping[str, tuple[int, ...]], layout: TensorLayout, source: str, names: list[str]
+) -> tuple[int, ...]:
+    entries = _entries(source, names)
+    shape = (sum(shapes[name][0] for name in entries[0]), *shapes[names[0]][1:])
+    shape = shape[::-1] if _is_transposed(layout, source) else shape
+    return (len(entries), *shape) if _is_stack(source, names) else shape
+
+
+def _is_stack(source: str, names: list[str]) -> bool:
+    return bool(pattern_of(names[0])[2]) and not pattern_of(source)[2]
+
+
+def _entries(source: str, names: list[str]) -> list[list[str]]:
+    """Group the parts of a source by the expert that they are of; all together where it is no stack of experts."""
+    if not _is_stack(source, names):
+        return [names]
+    entries: dict[str, list[str]] = {}
+    for name in names:
+        entries.setdefault(pattern_of(name)[2], []).append(name)
+    return list(entries.values())
 
 
 def _is_transposed(layout: TensorLayout, source: str) -> bool:
-    stem, _, suffix = pattern_of(source)[0].rpartition(".")
-    return suffix == "weight" and stem in layout.transposed
+    pattern = pattern_of(source)[0]
+    stem, _, suffix = pattern.rpartition(".")
+    return pattern in layout.transposed or (suffix == "weight" and stem in layout.transposed)
 
 
 def _parts(config: ModelConfig, layout: TensorLayout, groups: Mapping[str, list[str]]) -> dict[str, Part]:
     shapes = config.tensor_shapes()
     parts = {}
     for source, names in groups.items():
-        by_head = pattern_of(source)[0].rpartition(".")[0] in layout.by_head
-        start = 0
-        for number, name in enumerate(names):
-            count = shapes[name][0]
-            rows: slice | Rows | None = None
-            if by_head:
-                heads = np.arange(count // config.head_dim)[:, None] * len(names) + number
-                rows = (heads * config.head_dim + np.arange(config.head_dim)).reshape(-1)
-            elif len(names) > 1:
-                rows = slice(start, start + count)
-            order = layout.row_orders.get(pattern_of(name)[0].rpartition(".")[0])
-            if order is not None:
-                rows = np.arange(start + count)[start:][ROW_ORDERS[order](config, count)]
-            offset = -1.0 if layout.norms_plus_one and name.endswith("norm.weight") else 0.0
-            parts[name] = Part(source=source, rows=rows, transposed=_is_transposed(layout, source), offset=offset)
-            start += count
+        entries = _entries(source, names)
+        for index, entry in enumerate(entries):
+            start = 0
+            for number, name in enumerate(entry):
+                count = shapes[name][0]
+                order = layout.row_orders.get(pattern_of(name)[0].rpartition(".")[0])
+                rows = _rows(config, layout, source, number, start, count, len(entry))
+                if order is not None:
+                    rows = np.arange(start + count)[start:][ROW_ORDERS[order](config, count)]
+                parts[name] = Part(
+                    source=source,
+                    index=index if _is_stack(source, names) else None,
+                    rows=rows,
+                    transposed=_is_transposed(layout, source),
+                    offset=-1.0 if layout.norms_plus_one and name.endswith("norm.weight") else 0.0,
+                )
+                start += count
     return parts
 
 
+def _rows(
+    config: ModelConfig, layout: TensorLayout, source: str, number: int, start: int, count: int, parts: int
+) -> slice | Rows | None:
+    """Find the rows of part `number` of a source that has so many parts."""
+    pattern = pattern_of(source)[0]
+    if pattern in layout.interleaved:
+        return slice(number, None, parts)
+    if pattern.rpartition(".")[0] in layout.by_head:
+        heads = np.arange(count // config.head_dim)[:, None] * parts + number
+        by_head: Rows = (heads * config.head_dim + np.arange(config.head_dim)).reshape(-1)
+        return by_head
+    return slice(start, start + count) if parts > 1 else None
+
+
 def _without_prefix(part: Part, prefix: str) -> Part:
-    source = part.source.removeprefix(prefix)
-    return Part(source=source, rows=part.rows, transposed=part.transposed, offset=part.offset)
+    return dataclasses.replace(part, source=part.source.removeprefix(prefix))

@@ -30,6 +30,8 @@ NORM_PLACEMENTS: dict[str, tuple[str | None, str | None, str | None, str | None]
     "shared": ("input_layernorm", None, "input_layernorm", None),
 }  # fmt: skip
 
+_MAX_EXPERTS = 4096  # in use are up to 512; each is a name or more, of every layer
+
 # The section of a config.json that holds our ModelConfig, beside the keys that transformers reads.
 SECTION = "edgelm"
 
@@ -122,6 +124,15 @@ class ModelConfig:
     hidden_act: str = "silu"
     mlp_gated: bool = True
     mlp_bias: bool = False
+    num_experts: int = 0  # feed-forwards beside each other, of which a router chooses some for each token; 0 is one
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int | None = None  # of an expert; None is intermediate_size
+    norm_topk_prob: bool = True  # the weights of the chosen experts sum to one
+    router_bias: bool = False
+    layers_without_experts: tuple[int, ...] = ()
+    swiglu_limit: float | None = None  # of experts: gate and up are clamped, and up is added one (GPT-OSS)
+    swiglu_alpha: float = 1.0  # of such an expert: gate * sigmoid(alpha * gate)
+    attention_sinks: bool = False  # a learned score for each query head, of a key that has no value
     attention_bias: bool = False  # of q_proj, k_proj and v_proj
     attention_output_bias: bool = False  # of o_proj
     attention_multiplier: float | None = None
@@ -166,6 +177,7 @@ class ModelConfig:
         self._check_numbers()
         self._check_switches_and_token_ids()
         self._check_layers()
+        self._check_experts()
         if self.position == "rope":
             self._check_rope()
 
@@ -180,6 +192,8 @@ class ModelConfig:
             ("attention_multiplier", 0),
             ("attn_logit_softcapping", 0),
             ("final_logit_softcapping", 0),
+            ("swiglu_limit", 0),
+            ("swiglu_alpha", 0),
         ):
             value = getattr(self, field)
             if value is not None and not low < value < math.inf:
@@ -198,11 +212,35 @@ class ModelConfig:
                 raise ConfigError(f"layer_types has {kind!r}; supported: {', '.join(LAYER_TYPES)}.")
         if "sliding_attention" in self.layer_types and window is None:
             raise ConfigError("layer_types has 'sliding_attention', which needs a sliding_window.")
-        for layer in self.layers_without_rope:
-            if not isinstance(layer, int) or not 0 <= layer < self.num_hidden_layers:
-                raise ConfigError(
-                    f"layers_without_rope has {layer!r}; layers are counted from 0 to {self.num_hidden_layers - 1}."
-                )
+        for field in ("layers_without_rope", "layers_without_experts"):
+            for layer in getattr(self, field):
+                if not isinstance(layer, int) or not 0 <= layer < self.num_hidden_layers:
+                    raise ConfigError(
+                        f"{field} has {layer!r}; layers are counted from 0 to {self.num_hidden_layers - 1}."
+                    )
+
+    def _check_experts(self) -> None:
+        for field, least in (
+            ("num_experts", 0),
+            ("num_experts_per_tok", min(1, self.num_experts)),
+            ("moe_intermediate_size", 1),
+        ):
+            value = getattr(self, field)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise ConfigError(f"{field} is {value!r}; it must be a whole number of {least} or more.")
+        if self.num_experts > _MAX_EXPERTS:
+            raise ConfigError(f"num_experts is {self.num_experts}; at most {_MAX_EXPERTS} are supported.")
+        if self.num_experts_per_tok > self.num_experts:
+            raise ConfigError(
+                f"num_experts_per_tok is {self.num_experts_per_tok}; the model has {self.num_experts} experts."
+            )
+        if self.num_experts and (not self.mlp_gated or self.hidden_act != "silu"):
+            raise ConfigError(
+                f"num_experts is {self.num_experts}, with hidden_act {self.hidden_act!r} and mlp_gated "
+                f"{self.mlp_gated!r}; experts are gated by silu."
+            )
+        if self.swiglu_limit is not None and (not self.num_experts or self.layers_without_experts):
+            raise ConfigError("swiglu_limit is set, which is for models that have experts in every layer.")
 
     def _check_rope(self) -> None:
         if not 0 < self.partial_rotary_factor <= 1:
@@ -222,6 +260,15 @@ class ModelConfig:
     def rotary_dim(self) -> int:
         """How many dimensions of a head, from the first, turn with its position."""
         return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def expert_size(self) -> int:
+        """How many features an expert has between its projections."""
+        return self.intermediate_size if self.moe_intermediate_size is None else self.moe_intermediate_size
+
+    def has_experts(self, layer: int) -> bool:
+        """Tell whether the feed-forward of a layer is a choice of experts."""
+        return self.num_experts > 0 and layer not in self.layers_without_experts
 
     @property
     def short_context(self) -> int | None:
@@ -257,6 +304,9 @@ class ModelConfig:
             "parallel_residual",
             "embedding_norm",
             "qk_norm",
+            "norm_topk_prob",
+            "router_bias",
+            "attention_sinks",
             "tie_word_embeddings",
             "lm_head_bias",
         ):
@@ -271,7 +321,7 @@ class ModelConfig:
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """List every tensor of a checkpoint by its canonical name (Hugging Face's Llama names), in file order."""
-        D, F, H = self.hidden_size, self.intermediate_size, self.head_dim
+        D, H = self.hidden_size, self.head_dim
         NH, KH = self.num_attention_heads * H, self.num_key_value_heads * H
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, D)}
 
@@ -290,6 +340,13 @@ class ModelConfig:
             shapes["model.embed_positions.weight"] = (self.max_position_embeddings, D)
         if self.embedding_norm:
             norm("model.embed_norm", D)
+
+        def feed_forward(name: str, size: int) -> None:
+            if self.mlp_gated:
+                linear(f"{name}.gate_proj", size, D, self.mlp_bias)
+            linear(f"{name}.up_proj", size, D, self.mlp_bias)
+            linear(f"{name}.down_proj", D, size, self.mlp_bias)
+
         over_projection = self.qk_norm_scope == "projection"
         for i in range(self.num_hidden_layers):
             layer = f"model.layers.{i}"
@@ -297,6 +354,8 @@ class ModelConfig:
                 name and f"{layer}.{name}" for name in NORM_PLACEMENTS[self.norm_placement]
             )
             norm(before_attention, D)
+            if self.attention_sinks:
+                shapes[f"{layer}.self_attn.sinks"] = (self.num_attention_heads,)
             linear(f"{layer}.self_attn.q_proj", NH, D, self.attention_bias)
             linear(f"{layer}.self_attn.k_proj", KH, D, self.attention_bias)
             linear(f"{layer}.self_attn.v_proj", KH, D, self.attention_bias)
@@ -306,10 +365,12 @@ class ModelConfig:
                 norm(f"{layer}.self_attn.k_norm", KH if over_projection else H)
             norm(after_attention, D)
             norm(before_mlp, D)
-            if self.mlp_gated:
-                linear(f"{layer}.mlp.gate_proj", F, D, self.mlp_bias)
-            linear(f"{layer}.mlp.up_proj", F, D, self.mlp_bias)
-            linear(f"{layer}.mlp.down_proj", D, F, self.mlp_bias)
+            if self.has_experts(i):
+                linear(f"{layer}.mlp.gate", self.num_experts, D, self.router_bias)
+                for expert in range(self.num_experts):
+                    feed_forward(f"{layer}.mlp.experts.{expert}", self.expert_size)
+            else:
+                feed_forward(f"{layer}.mlp", self.intermediate_size)
             norm(after_mlp, D)
         norm("model.norm", D)
         if not self.tie_word_embeddings:
@@ -331,7 +392,7 @@ class ModelConfig:
             scaling = dict(fields.get("rope_scaling", {}))
             for group, names in (
                 (scaling, ("short_factor", "long_factor")),
-                (fields, ("eos_token_ids", "layer_types", "layers_without_rope")),
+                (fields, ("eos_token_ids", "layer_types", "layers_without_rope", "layers_without_experts")),
             ):
                 group.update({name: tuple(group[name]) for name in names if name in group})
             fields["rope_scaling"] = RopeScaling(**scaling)

@@ -28,6 +28,7 @@ _SHARED = frozenset(
         "hidden_act", "tie_word_embeddings", "bos_token_id", "eos_token_ids",
     }
 )  # fmt: skip
+_EXPERTS = frozenset({"num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"})
 _WINDOWS = frozenset({"sliding_window", "layer_types"})
 _BIASES = frozenset({"attention_bias", "attention_output_bias", "mlp_bias"})
 
@@ -170,6 +171,25 @@ def _stablelm(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _expert_keys(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "num_experts": config.num_experts,
+        "num_experts_per_tok": config.num_experts_per_tok,
+        "norm_topk_prob": config.norm_topk_prob,
+    }
+
+
+def _qwen3_moe(config: ModelConfig) -> dict[str, Any]:
+    return {
+        **_expert_keys(config),
+        "moe_intermediate_size": config.expert_size,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": list(config.layers_without_experts),
+        "use_sliding_window": config.sliding_window is not None,
+        "sliding_window": config.sliding_window,
+    }
+
+
 _GEMMA = {"norm": "rms_offset", "norm_placement": "both"}
 _GEMMA_FREE = _WINDOWS | {
     "embedding_multiplier",
@@ -195,6 +215,22 @@ _FAMILIES: dict[str, _Family] = {
         free=_WINDOWS | {"attention_bias", "attention_output_bias"},
         fits=_one_switch,
         keys=_switched_windows,
+    ),
+    "qwen3_moe": _Family(
+        architecture="Qwen3MoeForCausalLM",
+        fixed={"qk_norm": True},
+        free=_EXPERTS | {"layers_without_experts", "sliding_window", "attention_bias", "attention_output_bias"},
+        fits=lambda c: _one_switch(c) and c.num_experts > 0,
+        keys=_qwen3_moe,
+    ),
+    "olmoe": _Family(
+        architecture="OlmoeForCausalLM",
+        fixed={"qk_norm": True, "qk_norm_scope": "projection"},
+        free=_EXPERTS | {"attention_bias", "attention_output_bias"},
+        fits=lambda c: (
+            _one_switch(c) and _heads_cover(c) and c.num_experts > 0 and c.expert_size == c.intermediate_size
+        ),
+        keys=_expert_keys,
     ),
     "smollm3": _Family(
         architecture="SmolLM3ForCausalLM",

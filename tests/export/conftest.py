@@ -24,6 +24,7 @@ VOCABULARY = 320
 TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
 QUANTIZED = (
     "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "token_embd", "output.",
+    "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps",
 )  # fmt: skip
 
 SaveModel = Callable[..., PreTrainedModel]
@@ -126,7 +127,7 @@ def write_gguf(bpe_tokenizer: PreTrainedTokenizerFast) -> WriteGGUF:
                 type(value)
             ](key, value)
         for name, tensor in {**tensors_of(model, architecture), **(extra or {})}.items():
-            if tensor.ndim == 2 and any(part in name for part in QUANTIZED):
+            if tensor.ndim > 1 and name.endswith("weight") and any(part in name for part in QUANTIZED):
                 type_ = gguf.GGMLQuantizationType[quantization]
                 writer.add_tensor(name, gguf.quants.quantize(tensor, type_), raw_dtype=type_)
             else:

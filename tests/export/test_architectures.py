@@ -62,8 +62,14 @@ def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_both_for
             rows, *columns = present.get(layout.source_name(tensor), (0, *shape[1:]))
             present[layout.source_name(tensor)] = (rows + shape[0], *columns)
         for source in present:
-            if source.endswith(".weight") and pattern_of(source)[0].removesuffix(".weight") in layout.transposed:
+            pattern = pattern_of(source)[0]
+            is_stack = "_exps." in source or (".mlp.experts." in source and "{e}" not in pattern)
+            if is_stack:
+                present[source] = (present[source][0] // config.num_experts, *present[source][1:])
+            if not source.endswith("bias") and pattern.removesuffix(".weight") in layout.transposed:
                 present[source] = present[source][::-1]
+            if is_stack:
+                present[source] = (config.num_experts, *present[source])
         assert map_tensors(config, layout, present, "here").keys() == config.tensor_shapes().keys()
 
 
@@ -75,7 +81,7 @@ def test_absent_values_are_those_of_transformers(name: str) -> None:
     )
     theirs = AutoConfig.for_model(**SIZES | sizes | {"model_type": name})
     assert ours.num_key_value_heads == getattr(theirs, "num_key_value_heads", 32)
-    assert ours.head_dim == getattr(theirs, "head_dim", 32)
+    assert ours.head_dim == (getattr(theirs, "head_dim", 32) or 32)
     epsilon = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
     assert ours.norm_eps == next(getattr(theirs, key) for key in epsilon if hasattr(theirs, key))
     assert ours.max_position_embeddings == theirs.max_position_embeddings
@@ -256,7 +262,53 @@ def test_two_scales_of_yarn_stand_for_the_ratio_of_their_factors() -> None:
 
 
 def test_a_mistral_is_a_llama_in_gguf() -> None:
-    assert gguf_architecture_of("llama", "here") == (LLAMA, LLAMA.gguf)
+    assert gguf_architecture_of({"general.architecture": "llama"}, "here") == (LLAMA, LLAMA.gguf)
+
+
+def test_a_llama_with_experts_is_a_mixtral_in_gguf() -> None:
+    row, _ = gguf_architecture_of({"general.architecture": "llama", "llama.expert_count": 8}, "here")
+    assert row.model_type == "mixtral"
+
+
+def expert_values(**changes: Any) -> dict[str, Any]:
+    """A config.json that all families with experts read."""
+    return {
+        "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, **changes,
+    }  # fmt: skip
+
+
+EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "none": ("mixtral", {"num_local_experts": 0}, "num_local_experts is 0; a model of this family has experts"),
+    "a name for layers": (
+        "qwen3_moe",
+        {"mlp_only_layers": "all"},
+        "mlp_only_layers is 'all' and decoder_sparse_step 1",
+    ),
+    "no step": ("qwen3_moe", {"decoder_sparse_step": 0}, r"mlp_only_layers is \[\] and decoder_sparse_step 0"),
+    "clipping": ("olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0; clipped queries, keys and values are not supported"),
+}
+
+
+@pytest.mark.parametrize("case", EXPERT_ERRORS)
+def test_settings_of_experts_that_are_not_supported_are_refused(case: str) -> None:
+    model_type, changes, message = EXPERT_ERRORS[case]
+    with pytest.raises(CheckpointError, match=message):
+        ARCHITECTURES[model_type].to_model_config(expert_values(**changes))
+
+
+def test_families_with_experts_have_the_defaults_of_transformers() -> None:
+    for model_type, expected in (
+        ("mixtral", (8, 2, 96, True)), ("qwen3_moe", (128, 8, 768, False)), ("olmoe", (64, 8, 96, False)),
+        ("gpt_oss", (128, 4, 96, True)),
+    ):  # fmt: skip
+        config = ARCHITECTURES[model_type].to_model_config(expert_values())
+        found = (config.num_experts, config.num_experts_per_tok, config.expert_size, config.norm_topk_prob)
+        assert found == expected, model_type
+    assert config.rope_scaling.rope_type == "yarn"
+    assert (config.window(0), config.window(1)) == (128, None)
+    config = ARCHITECTURES["qwen3_moe"].to_model_config(expert_values(mlp_only_layers=[1], decoder_sparse_step=2))
+    assert [config.has_experts(layer) for layer in range(4)] == [False, False, False, True]
 
 
 def test_sizes_that_contradict_each_other_are_refused() -> None:
@@ -270,7 +322,7 @@ def test_unknown_architectures_are_refused_with_the_supported_ones() -> None:
     with pytest.raises(
         CheckpointError, match=r"here: the GGUF architecture 'rwkv7' is not supported; supported: .*llama"
     ):
-        gguf_architecture_of("rwkv7", "here")
+        gguf_architecture_of({"general.architecture": "rwkv7"}, "here")
 
 
 def test_a_gguf_header_becomes_a_config_with_the_decimals_it_was_written_from() -> None:

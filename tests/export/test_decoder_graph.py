@@ -27,6 +27,8 @@ LONGROPE = {
     "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7], "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
 }  # fmt: skip
 
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2}
+
 FEATURES = {
     "tiny": {},
     "untied head": {"tie_word_embeddings": False},
@@ -95,6 +97,20 @@ FEATURES = {
         "lm_head_bias": True, "logits_scaling": 2.0, "final_logit_softcapping": 3.0,
     },
     "relu squared": {"hidden_act": "relu2", "mlp_gated": False},
+    "experts": EXPERTS,
+    "experts, weights that do not sum to one": EXPERTS | {"norm_topk_prob": False, "moe_intermediate_size": 24},
+    "experts in one layer, with biases": EXPERTS | {
+        "layers_without_experts": [0], "mlp_bias": True, "router_bias": True,
+    },
+    "experts with a clamped gate": EXPERTS | {
+        "mlp_bias": True, "router_bias": True, "swiglu_limit": 0.4, "swiglu_alpha": 1.7,
+    },
+    "experts behind a residual multiplier": EXPERTS | {"residual_multiplier": 0.3},
+    "attention sinks": {"attention_sinks": True, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "attention sinks, in a window, without rope": {
+        "attention_sinks": True, "sliding_window": 7, "layers_without_rope": [1],
+    },
+    "attention sinks, longrope": {"attention_sinks": True, "rope_scaling": LONGROPE},
     "learned positions": {"position": "learned"},
     "sinusoidal positions": {"position": "sinusoidal"},
     "no positions": {"position": "none"},

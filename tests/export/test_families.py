@@ -44,6 +44,19 @@ ROPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 WINDOW = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
 
+QWEN3_MOE = {
+    "head_dim": 16, "num_experts": 6, "num_local_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+}  # fmt: skip
+OLMOE = {"num_experts": 6, "num_local_experts": 6, "num_experts_per_tok": 3, "pad_token_id": 0}
+# A limit that clamps many of these values, a window and an original context shorter than the text.
+GPT_OSS = {
+    "head_dim": 32, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 9, "swiglu_limit": 0.7,
+    "rope_parameters": {
+        "rope_type": "yarn", "factor": 8.0, "rope_theta": 150000.0, "original_max_position_embeddings": 64,
+        "truncate": False, "beta_fast": 32.0, "beta_slow": 1.0,
+    },
+}  # fmt: skip
+
 # Each text of 150 tokens is longer than the windows and than the original contexts.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -130,6 +143,24 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"use_parallel_residual": False, "attention_bias": False, "rotary_pct": 1.0},
     ),
     "nanochat": ("nanochat", {"tie_word_embeddings": False}),
+    "mixtral": ("mixtral", {"num_local_experts": 5, "tie_word_embeddings": False}),
+    "mixtral in a window, four experts a token": ("mixtral", {"sliding_window": 9, "num_experts_per_tok": 4}),
+    "qwen3_moe": ("qwen3_moe", QWEN3_MOE),
+    "qwen3_moe, a dense layer, a window, biases": (
+        "qwen3_moe",
+        QWEN3_MOE | {
+            "norm_topk_prob": True, "mlp_only_layers": [0], "attention_bias": True, "use_sliding_window": True,
+            "sliding_window": 9, "tie_word_embeddings": False,
+        },
+    ),
+    "qwen3_moe, experts in every second layer": ("qwen3_moe", QWEN3_MOE | {"decoder_sparse_step": 2}),
+    "olmoe": ("olmoe", OLMOE),
+    "olmoe, weights that sum to one": ("olmoe", OLMOE | {"norm_topk_prob": True, "tie_word_embeddings": False}),
+    "gpt_oss": ("gpt_oss", GPT_OSS),
+    "gpt_oss, every layer in full, untied": (
+        "gpt_oss",
+        GPT_OSS | {"layer_types": ["full_attention"] * 2, "tie_word_embeddings": False, "swiglu_limit": 7.0},
+    ),
 }  # fmt: skip
 # As llama.cpp names and knows them: without biases on Qwen3 and Granite, a Mistral as a Llama, a Gemma whose scores are
 # scaled by its head, a SmolLM3 with every fourth layer without rope.
@@ -174,6 +205,10 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "stablelm": ("stablelm", "stablelm", {"tie_word_embeddings": False, "use_qkv_bias": True}),
     "stablelm in parallel": ("stablelm", "stablelm", {"use_parallel_residual": True, "tie_word_embeddings": False}),
+    "mixtral": ("mixtral", "llama", {"num_local_experts": 5, "tie_word_embeddings": False}),
+    "qwen3_moe": ("qwen3_moe", "qwen3moe", QWEN3_MOE | {"norm_topk_prob": True}),
+    "olmoe": ("olmoe", "olmoe", OLMOE | {"tie_word_embeddings": False}),
+    "gpt_oss": ("gpt_oss", "gpt-oss", GPT_OSS | {"swiglu_limit": 7.0, "tie_word_embeddings": False}),
     "gpt2": ("gpt2", "gpt2", {"n_inner": 96}),
     "gpt_neox": ("gpt_neox", "gptneox", {"tie_word_embeddings": False}),
     "gpt_neox, one after the other": (
@@ -276,7 +311,8 @@ def test_gradients_are_those_of_transformers(name: str, tmp_path: Path, save_mod
 NOT_IN_TRANSFORMERS = {
     name
     for name, (model_type, _) in MODELS.items()
-    if model_type in ("phi", "gpt2", "gpt_neox", "nanochat") or name == "phi3, longrope of a part of each head"
+    if model_type in ("phi", "gpt2", "gpt_neox", "nanochat", "mixtral", "gpt_oss")
+    or name == "phi3, longrope of a part of each head"
 }
 
 

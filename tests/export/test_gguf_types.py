@@ -43,6 +43,7 @@ def bits(weights: NDArray[np.float32]) -> NDArray[np.uint32]:
     return weights.view(np.uint32)
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # of MXFP4's largest exponents
 @types
 def test_every_scale_and_random_weights_unpack_bit_for_bit_as_in_the_gguf_package(tensor_type: TensorType) -> None:
     blocks = random_blocks(tensor_type)
@@ -85,7 +86,10 @@ def test_memory_beyond_the_result_does_not_grow_with_the_tensor(tensor_type: Ten
     assert peak - 4 * weights < 14 << 20
 
 
-@pytest.mark.parametrize(("name", "width", "low", "high"), [("Q4_0", 4, -8, 7), ("Q8_0", 8, -128, 127)])
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # of MXFP4's largest exponents
+@pytest.mark.parametrize(
+    ("name", "width", "low", "high"), [("Q4_0", 4, -8, 7), ("Q8_0", 8, -128, 127), ("MXFP4", 8, -12, 12)]
+)
 def test_symmetric_types_give_their_exact_grid(name: str, width: int, low: int, high: int) -> None:
     data = random_blocks(next(row for row in TENSOR_TYPES.values() if row.name == name)).ravel()
     shape = (31, 64, 1024)
@@ -104,7 +108,7 @@ def test_symmetric_types_give_their_exact_grid(name: str, width: int, low: int, 
 def test_other_types_have_no_symmetric_grid(tensor_type: TensorType) -> None:
     data = np.zeros(tensor_type.block_bytes, np.uint8)
     grid = symmetric_blocks(data, tensor_type.name, (1, tensor_type.block_size))
-    assert (grid is not None) == (tensor_type.name in ("Q4_0", "Q8_0"))
+    assert (grid is not None) == (tensor_type.name in ("Q4_0", "Q8_0", "MXFP4"))
 
 
 def test_an_unsupported_type_is_an_error_that_lists_the_supported_ones() -> None:

@@ -31,6 +31,10 @@ LONGROPE = RopeScaling(
     short_factor=(1.0, 1.0, 1.5, 2.0),
     long_factor=(1.0, 2.0, 3.0, 4.0),
 )
+EXPERTS: dict[str, Any] = {
+    "layers_without_experts": (1,), "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    "norm_topk_prob": False, "router_bias": True, "attention_sinks": True,
+}  # fmt: skip
 LARGE = {
     "norm": "layer",
     "norm_placement": "both",
@@ -43,6 +47,7 @@ LARGE = {
     "rope_local_theta": 1e3,
     "partial_rotary_factor": 0.5,
     "layers_without_rope": (1,),
+    "attention_sinks": True,
     "layer_types": ("full_attention", "sliding_attention"),
     "sliding_window": 8,
     "attention_multiplier": 0.1,
@@ -99,6 +104,19 @@ LARGE = {
             "layer_types has 'sliding_attention', which needs a sliding_window.",
         ),
         ({"layers_without_rope": (2,)}, "layers_without_rope has 2; layers are counted from 0 to 1."),
+        ({"layers_without_experts": (-1,)}, "layers_without_experts has -1; layers are counted from 0 to 1."),
+        ({"num_experts": -1}, "num_experts is -1; it must be a whole number of 0 or more."),
+        ({"num_experts": 4}, "num_experts_per_tok is 0; it must be a whole number of 1 or more."),
+        ({"num_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok is 3; the model has 2 experts."),
+        ({"num_experts": 5000, "num_experts_per_tok": 1}, "num_experts is 5000; at most 4096 are supported."),
+        ({"moe_intermediate_size": 0}, "moe_intermediate_size is 0; it must be a whole number of 1 or more."),
+        (
+            {"num_experts": 2, "num_experts_per_tok": 1, "hidden_act": "gelu"},
+            "num_experts is 2, with hidden_act 'gelu' and mlp_gated True; experts are gated by silu.",
+        ),
+        ({"swiglu_limit": 7.0}, "swiglu_limit is set, which is for models that have experts in every layer."),
+        ({"swiglu_alpha": 0.0}, "swiglu_alpha is 0.0; it must be a number above 0."),
+        ({"attention_sinks": 1}, "attention_sinks is 1; it must be true or false."),
         ({"attn_logit_softcapping": 0.0}, "attn_logit_softcapping is 0.0; it must be a number above 0."),
         ({"residual_multiplier": -1.0}, "residual_multiplier is -1.0; it must be a number above 0."),
         ({"rope_local_theta": 1.0}, "rope_local_theta is 1.0; it must be a number above 1."),
@@ -175,7 +193,7 @@ def test_an_odd_head_dim_is_fine_where_nothing_rotates() -> None:
     assert replace(CONFIG, head_dim=7, position="learned").head_dim == 7
 
 
-@pytest.mark.parametrize("changes", [{}, LARGE, {"rope_scaling": LONGROPE}])
+@pytest.mark.parametrize("changes", [{}, LARGE, {"rope_scaling": LONGROPE}, EXPERTS])
 def test_a_config_is_what_it_was_after_a_way_through_json(changes: dict[str, Any]) -> None:
     config = replace(CONFIG, **changes)
 

@@ -8,7 +8,7 @@ no cache, fuses nothing, and computes the whole prefix for every new token.
                          block: x + attention(norm(x)), then x + feed_forward(norm(x))
 
 Shapes are suffixes: B batch, T tokens (each is a query and a key), D hidden size, N query heads, K key-value heads,
-H head dimension, R the part of it that turns, F feed-forward size, V vocabulary.
+H head dimension, R the part of it that turns, F feed-forward size, E experts, V vocabulary.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ class Transformer(nn.Module):
                 nn.init.zeros_(module.bias)
         # Each block adds twice to the residual stream. Smaller weights there keep the sum's variance the same at any
         # depth (GPT-2 report, 2.3).
-        for block in self.model.layers:
-            for projection in (block.self_attn.o_proj, block.mlp.down_proj):
-                nn.init.normal_(projection.weight, std=INITIAL_STD / math.sqrt(2 * self.config.num_hidden_layers))
+        for name, module in self.model.layers.named_modules():
+            if name.endswith((".o_proj", ".down_proj")):
+                nn.init.normal_(module.weight, std=INITIAL_STD / math.sqrt(2 * self.config.num_hidden_layers))
 
 
 class Decoder(nn.Module):
@@ -231,7 +231,8 @@ class Block(nn.Module):
         self.config = config
         names = before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
         parts = {before_attention: None, "self_attn": Attention(config), after_attention: None}
-        parts |= {before_mlp: None, "mlp": FeedForward(config), after_mlp: None}
+        feed_forward = Experts(config) if config.has_experts(layer) else FeedForward(config, config.intermediate_size)
+        parts |= {before_mlp: None, "mlp": feed_forward, after_mlp: None}
         for name, part in parts.items():
             if name is not None:
                 self.add_module(name, part or _norm(config, config.hidden_size))
@@ -264,6 +265,7 @@ class Attention(nn.Module):
         D, H = config.hidden_size, config.head_dim
         N, K = config.num_attention_heads, config.num_key_value_heads
         self.config = config
+        self.sinks = nn.Parameter(torch.zeros(N)) if config.attention_sinks else None
         self.q_proj = nn.Linear(D, N * H, bias=config.attention_bias)
         self.k_proj = nn.Linear(D, K * H, bias=config.attention_bias)
         self.v_proj = nn.Linear(D, K * H, bias=config.attention_bias)
@@ -287,9 +289,8 @@ class Attention(nn.Module):
             q_BNTH, k_BKTH = self.q_norm(q_BNTH), self.k_norm(k_BKTH)
         if rotation is not None:
             q_BNTH, k_BKTH = rotate(q_BNTH, *rotation), rotate(k_BKTH, *rotation)
-        mixed_BNTH = attend(
-            q_BNTH, k_BKTH, v_BKTH, mask, self.config.attention_scale, self.config.attn_logit_softcapping
-        )
+        scale, cap = self.config.attention_scale, self.config.attn_logit_softcapping
+        mixed_BNTH = attend(q_BNTH, k_BKTH, v_BKTH, mask, scale, cap, self.sinks)
         return self.o_proj(mixed_BNTH.transpose(1, 2).flatten(2))
 
     def _split_heads(self, projected: Tensor) -> Tensor:
@@ -298,10 +299,19 @@ class Attention(nn.Module):
 
 
 def attend(
-    q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None, scale: float, cap: float | None
+    q_BNTH: Tensor,
+    k_BKTH: Tensor,
+    v_BKTH: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    cap: float | None = None,
+    sinks_N: Tensor | None = None,
 ) -> Tensor:
-    """Return softmax(q kᵀ · scale, over the keys that the mask lets through) v, [B, N, T, H]."""
-    if cap is None:
+    """Return softmax(q kᵀ · scale, over the keys that the mask lets through) v, [B, N, T, H].
+
+    sinks_N: scores of one more key without a value, so that a head may look at nothing (arXiv:2309.17453, learned).
+    """
+    if cap is None and sinks_N is None:
         return functional.scaled_dot_product_attention(
             q_BNTH, k_BKTH, v_BKTH, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
         )
@@ -309,7 +319,12 @@ def attend(
     scores_BNTT = soft_cap(q_BNTH @ k_BKTH.repeat_interleave(shared, 1).mT * scale, cap)
     if mask is None:
         mask = torch.ones_like(scores_BNTT[0, 0], dtype=torch.bool).tril()
-    weights_BNTT = scores_BNTT.masked_fill(~mask, -torch.inf).softmax(-1)
+    scores_BNTT = scores_BNTT.masked_fill(~mask, -torch.inf)
+    if sinks_N is None:
+        weights_BNTT = scores_BNTT.softmax(-1)
+    else:
+        sinks_BNT1 = sinks_N[:, None, None].to(scores_BNTT).expand(*scores_BNTT.shape[:-1], 1)
+        weights_BNTT = torch.cat((scores_BNTT, sinks_BNT1), dim=-1).softmax(-1)[..., :-1]
     return weights_BNTT @ v_BKTH.repeat_interleave(shared, 1)
 
 
@@ -341,9 +356,9 @@ class FeedForward(nn.Module):
     A gate (arXiv:2002.05202) multiplies the plain projection by an activated one.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, size: int) -> None:
         super().__init__()
-        D, F = config.hidden_size, config.intermediate_size
+        D, F = config.hidden_size, size
         self.config = config
         if config.mlp_gated:
             self.gate_proj = nn.Linear(D, F, bias=config.mlp_bias)
@@ -352,11 +367,43 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """Return the transformed positions [B, T, D]."""
-        activation = ACTIVATIONS[self.config.hidden_act]
+        activation, limit = ACTIVATIONS[self.config.hidden_act], self.config.swiglu_limit
         up_BTF = self.up_proj(hidden_BTD)
-        if self.config.mlp_gated:
-            return self.down_proj(activation(self.gate_proj(hidden_BTD)) * up_BTF)
-        return self.down_proj(activation(up_BTF))
+        if not self.config.mlp_gated:
+            return self.down_proj(activation(up_BTF))
+        gate_BTF = self.gate_proj(hidden_BTD)
+        if limit is None:
+            return self.down_proj(activation(gate_BTF) * up_BTF)
+        gate_BTF, up_BTF = gate_BTF.clamp(max=limit), up_BTF.clamp(-limit, limit)
+        return self.down_proj(gate_BTF * torch.sigmoid(self.config.swiglu_alpha * gate_BTF) * (up_BTF + 1))
+
+
+class Experts(nn.Module):
+    """Transform each position by the few feed-forwards that a router chooses for it (arXiv:1701.06538).
+
+    Their outputs are weighted by the router's probabilities. Nothing here evens out how often each is chosen.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=config.router_bias)
+        self.experts = nn.ModuleList(FeedForward(config, config.expert_size) for _ in range(config.num_experts))
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """Return the transformed positions [B, T, D]."""
+        flat_PD = hidden_BTD.flatten(0, 1)  # P positions
+        probabilities_PE = self.gate(flat_PD).float().softmax(-1)
+        weights_PC, chosen_PC = probabilities_PE.topk(self.config.num_experts_per_tok)  # C chosen experts
+        if self.config.norm_topk_prob:
+            weights_PC = weights_PC / weights_PC.sum(-1, keepdim=True)
+        summed_PD = torch.zeros_like(flat_PD)
+        for number, expert in enumerate(self.experts):
+            # One that no position chose computes nothing, and still has a gradient, which is zero.
+            positions, places = (chosen_PC == number).nonzero(as_tuple=True)
+            output_D = expert(flat_PD[positions]) * weights_PC[positions, places, None]
+            summed_PD = summed_PD.index_add(0, positions, output_D.to(summed_PD))
+        return summed_PD.view_as(hidden_BTD)
 
 
 def _norm(config: ModelConfig, size: int) -> nn.Module:

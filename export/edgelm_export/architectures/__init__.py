@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.gemma2 import GEMMA2
 from edgelm_export.architectures.gemma3 import GEMMA3
 from edgelm_export.architectures.gpt2 import GPT2
 from edgelm_export.architectures.gpt_neox import GPT_NEOX
+from edgelm_export.architectures.gpt_oss import GPT_OSS
 from edgelm_export.architectures.granite import GRANITE
 from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.architectures.mistral import MISTRAL
+from edgelm_export.architectures.mixtral import MIXTRAL
 from edgelm_export.architectures.nanochat import NANOCHAT
 from edgelm_export.architectures.olmo2 import OLMO2
+from edgelm_export.architectures.olmoe import OLMOE
 from edgelm_export.architectures.phi import PHI
 from edgelm_export.architectures.phi3 import PHI3
 from edgelm_export.architectures.qwen2 import QWEN2
 from edgelm_export.architectures.qwen3 import QWEN3
+from edgelm_export.architectures.qwen3_moe import QWEN3_MOE
 from edgelm_export.architectures.smollm3 import SMOLLM3
 from edgelm_export.architectures.stablelm import STABLELM
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": LLAMA,  # Llama 1 to 3, SmolLM2, TinyLlama
     "mistral": MISTRAL,
+    "mixtral": MIXTRAL,
     "qwen2": QWEN2,  # and Qwen2.5
     "qwen3": QWEN3,
+    "qwen3_moe": QWEN3_MOE,
     "smollm3": SMOLLM3,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
     "phi": PHI,  # Phi-1 to Phi-2
     "phi3": PHI3,  # Phi-3, Phi-3.5, Phi-4-mini
     "olmo2": OLMO2,
+    "olmoe": OLMOE,
     "granite": GRANITE,
     "stablelm": STABLELM,
     "gpt2": GPT2,
     "gpt_neox": GPT_NEOX,  # and Pythia
+    "gpt_oss": GPT_OSS,
     "nanochat": NANOCHAT,
 }
 
@@ -51,14 +62,19 @@ def architecture_of(model_type: object, where: object) -> Architecture:
     return ARCHITECTURES[model_type]
 
 
-def gguf_architecture_of(name: object, where: object) -> tuple[Architecture, GGUFFamily]:
+def gguf_architecture_of(metadata: Mapping[str, Any], where: object) -> tuple[Architecture, GGUFFamily]:
     """Find the row of a GGUF file's general.architecture, and how llama.cpp knows it.
+
+    Where one name stands for models with experts and without (a Mixtral is a Llama there), `expert_count` decides.
 
     Raises:
         CheckpointError: there is none; the message lists those that there are.
     """
-    families = {row.gguf.architecture: (row, row.gguf) for row in reversed(ARCHITECTURES.values()) if row.gguf}
-    if not isinstance(name, str) or name not in families:
-        listed = ", ".join(sorted(families))
+    name = metadata.get("general.architecture")
+    rows = [(row, row.gguf) for row in ARCHITECTURES.values() if row.gguf is not None]
+    families = [(row, gguf) for row, gguf in rows if gguf.architecture == name]
+    if not families:
+        listed = ", ".join(sorted({gguf.architecture for _, gguf in rows}))
         raise CheckpointError(f"{where}: the GGUF architecture {name!r} is not supported; supported: {listed}.")
-    return families[name]
+    has_experts = bool(metadata.get(f"{name}.expert_count"))
+    return next((family for family in families if family[1].has_experts == has_experts), families[0])

@@ -35,12 +35,13 @@ class GGUFFamily:
     """How llama.cpp knows a family.
 
     architecture: the file's general.architecture. to_hf_config: makes config.json's values of a header, so that both
-    ways meet in `Architecture.to_model_config`.
+    ways meet in `Architecture.to_model_config`. has_experts: whether the row is for files with experts.
     """
 
     architecture: str
     to_hf_config: Callable[[GGUFHeader], dict[str, Any]]
     layout: TensorLayout
+    has_experts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ def tensor_groups(checkpoint: Checkpoint) -> dict[str, list[str]]:
     """Return the matrices that take one scheme together: q, k and v; gate and up; a layer's experts; else alone."""
     groups: dict[str, list[str]] = {}
     for name, shape in checkpoint.config.tensor_shapes().items():
-        if len(shape) == 2 and "embed_positions" not in name:
+        if len(shape) == 2 and "embed_positions" not in name and not name.endswith(".mlp.gate.weight"):
             key = _EXPERT.sub(".experts.", name)
             for pattern, stacked in _STACKED:
                 key = pattern.sub(stacked, key)

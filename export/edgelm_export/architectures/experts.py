@@ -1,0 +1,41 @@
+"""What the rows of families with experts share: their settings in config.json and in GGUF, and llama.cpp's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import hf_values
+from edgelm_export.architectures.architecture import GGUFHeader
+from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.architectures.llama import GGUF_NAMES as _DENSE_NAMES
+
+# In llama.cpp the experts of a layer are one tensor a projection, [E, ...].
+GGUF_NAMES = _DENSE_NAMES | {
+    "model.layers.{i}.mlp.gate": "blk.{i}.ffn_gate_inp",
+    "model.layers.{i}.mlp.experts.{e}.gate_proj": "blk.{i}.ffn_gate_exps",
+    "model.layers.{i}.mlp.experts.{e}.up_proj": "blk.{i}.ffn_up_exps",
+    "model.layers.{i}.mlp.experts.{e}.down_proj": "blk.{i}.ffn_down_exps",
+}
+GGUF_KEYS = frozenset({"expert_count", "expert_used_count", "expert_feed_forward_length"})
+
+
+def expert_fields(values: Mapping[str, Any], count_key: str) -> dict[str, Any]:
+    """Return the fields of ModelConfig for experts, of which `count_key` says how many there are.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    count = hf_values.whole_number(values, count_key)
+    if count < 1:
+        raise CheckpointError(f"config.json: {count_key} is {count}; a model of this family has experts.")
+    return {"num_experts": count, "num_experts_per_tok": hf_values.whole_number(values, "num_experts_per_tok")}
+
+
+def gguf_expert_values(header: GGUFHeader, architecture: str, count_key: str) -> dict[str, Any]:
+    """Make config.json's values for experts of a GGUF file's metadata."""
+    return {
+        count_key: whole_number(header.metadata, f"{architecture}.expert_count"),
+        "num_experts_per_tok": whole_number(header.metadata, f"{architecture}.expert_used_count"),
+    }

@@ -1,0 +1,61 @@
+"""Mixtral: a Mistral whose feed-forwards are experts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_NAMES = {name: name for name in llama.GGUF_NAMES if ".mlp." not in name} | {
+    "model.layers.{i}.mlp.gate": "model.layers.{i}.block_sparse_moe.gate",
+    "model.layers.{i}.mlp.experts.{e}.gate_proj": "model.layers.{i}.block_sparse_moe.experts.{e}.w1",
+    "model.layers.{i}.mlp.experts.{e}.up_proj": "model.layers.{i}.block_sparse_moe.experts.{e}.w3",
+    "model.layers.{i}.mlp.experts.{e}.down_proj": "model.layers.{i}.block_sparse_moe.experts.{e}.w2",
+}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    config = llama.to_model_config(values | {"attention_bias": False, "mlp_bias": False})
+    window = values.get("sliding_window")
+    return dataclasses.replace(
+        config,
+        model_type="mixtral",
+        sliding_window=None if window is None else hf_values.whole_number(values, "sliding_window"),
+        **experts.expert_fields(values, "num_local_experts"),
+    )
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, "llama", keys=experts.GGUF_KEYS)
+    values |= experts.gguf_expert_values(header, "llama", "num_local_experts")
+    return {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", **values}
+
+
+MIXTRAL = Architecture(
+    model_type="mixtral",
+    to_model_config=_to_model_config,
+    layout=TensorLayout(names=_NAMES),
+    gguf=GGUFFamily(
+        architecture="llama",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        has_experts=True,
+    ),
+)

@@ -1,0 +1,57 @@
+"""OLMoE: a Llama with experts, and norms of all query and of all key heads together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "eos_token_id": 50279,
+}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    if values.get("clip_qkv") is not None:
+        raise CheckpointError(
+            f"config.json: clip_qkv is {values['clip_qkv']!r}; clipped queries, keys and values are not supported."
+        )
+    count_key = "num_local_experts" if "num_local_experts" in values else "num_experts"
+    return dataclasses.replace(
+        llama.to_model_config(values | {"mlp_bias": False}),
+        model_type="olmoe",
+        qk_norm=True,
+        qk_norm_scope="projection",
+        norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
+        **experts.expert_fields(values, count_key),
+    )
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, "olmoe", keys=experts.GGUF_KEYS)
+    values |= experts.gguf_expert_values(header, "olmoe", "num_experts")
+    return {"architectures": ["OlmoeForCausalLM"], "model_type": "olmoe", **values, "norm_topk_prob": False}
+
+
+OLMOE = Architecture(
+    model_type="olmoe",
+    to_model_config=_to_model_config,
+    gguf=GGUFFamily(
+        architecture="olmoe",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS),
+        has_experts=True,
+    ),
+)

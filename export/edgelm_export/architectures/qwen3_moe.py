@@ -1,0 +1,73 @@
+"""Qwen3 with experts: in every layer, or in every n-th."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32768,
+    "decoder_sparse_step": 1,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    # Newer versions of transformers write the number of experts under another name.
+    count_key = "num_local_experts" if "num_local_experts" in values else "num_experts"
+    config = llama.to_model_config(values | {"mlp_bias": False})
+    layers = range(config.num_hidden_layers)
+    dense, step = values.get("mlp_only_layers") or [], hf_values.whole_number(values, "decoder_sparse_step")
+    if not isinstance(dense, list) or step < 1:
+        raise CheckpointError(
+            f"config.json: mlp_only_layers is {dense!r} and decoder_sparse_step {step!r}; they must be a list of "
+            "layers and a whole number of 1 or more."
+        )
+    window = hf_values.whole_number(values, "sliding_window", 4096) if values.get("use_sliding_window") else None
+    return dataclasses.replace(
+        config,
+        model_type="qwen3_moe",
+        qk_norm=True,
+        sliding_window=window,
+        layers_without_experts=tuple(layer for layer in layers if layer in dense or (layer + 1) % step),
+        moe_intermediate_size=hf_values.whole_number(values, "moe_intermediate_size"),
+        norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
+        **experts.expert_fields(values, count_key),
+    )
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, "qwen3moe", keys=experts.GGUF_KEYS)
+    values |= experts.gguf_expert_values(header, "qwen3moe", "num_experts")
+    return {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        **values,
+        "moe_intermediate_size": whole_number(header.metadata, "qwen3moe.expert_feed_forward_length"),
+        "norm_topk_prob": True,  # llama.cpp leaves it to its reader
+    }
+
+
+QWEN3_MOE = Architecture(
+    model_type="qwen3_moe",
+    to_model_config=_to_model_config,
+    gguf=GGUFFamily(
+        architecture="qwen3moe",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS),
+        has_experts=True,
+    ),
+)

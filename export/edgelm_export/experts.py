@@ -1,0 +1,174 @@
+"""Experts in the graph: one operator a layer that chooses and computes them, in floats (MoE) or on a grid (QMoE).
+
+The operators compute the chosen experts alone. They want one grid for all of a layer's experts: where a recipe gives
+them several, all move to the finest of those, which loses nothing. The router stays in float32: it is small, and an
+error there chooses another expert.
+Shapes: E experts, D hidden, F features of an expert. Gates and ups alternate in one tensor, [E, 2 F, D].
+Source: the operator specifications of com.microsoft.MoE and com.microsoft.QMoE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.config import ModelConfig
+from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
+from edgelm_export.graph import MICROSOFT, Graph
+from edgelm_export.projection import Projections
+from edgelm_export.quantize import Stored
+from edgelm_export.quantize.keep import on_its_grid
+from edgelm_export.quantize.packed import PackedWeight, unpack, unpack_values
+
+_BITS = (4, 8)  # what QMoE has on every CPU since ONNX Runtime 1.28
+_SMALLEST_BLOCK = 16
+
+
+def add_experts(graph: Graph, checkpoint: Checkpoint, projections: Projections, hidden: str, name: str) -> str:
+    """Add the feed-forward of one layer with experts, such as "model.layers.0.mlp"."""
+    config = checkpoint.config
+    logits = _router(graph, checkpoint, hidden, name)
+    experts = [f"{name}.experts.{expert}" for expert in range(config.num_experts)]
+    first = [
+        _alternating(projections.read(f"{expert}.gate_proj.weight"), projections.read(f"{expert}.up_proj.weight"))
+        for expert in experts
+    ]
+    second = [projections.read(f"{expert}.down_proj.weight") for expert in experts]
+    biases = ["", ""]
+    if config.mlp_bias:
+        gate_EF, up_EF, down_ED = (
+            np.stack([checkpoint.tensor(f"{expert}.{part}_proj.bias") for expert in experts])
+            for part in ("gate", "up", "down")
+        )
+        biases = [
+            graph.weight(f"{name}.experts.gate_up_proj.bias", np.stack([gate_EF, up_EF], 2).reshape(len(experts), -1)),
+            graph.weight(f"{name}.experts.down_proj.bias", down_ED),
+        ]
+    names = [f"{name}.experts.gate_up_proj.weight", f"{name}.experts.down_proj.weight"]
+    grid = _common_grid(config, [*first, *second])
+    output = f"{name}.output"
+    if grid is None:
+        weights = [
+            _float_stack(graph, projections, stem, stored) for stem, stored in zip(names, (first, second), strict=True)
+        ]
+        inputs = [hidden, logits, weights[0], biases[0], weights[1], biases[1]]
+        return graph.node("MoE", inputs, output, MICROSOFT, _attributes(config))
+    bits, block_size, has_zeros = grid
+    parts = [
+        _packed_stack(
+            graph,
+            stem,
+            [_moved(weight, bits, block_size, has_zeros) for weight in stored if isinstance(weight, PackedWeight)],
+        )
+        for stem, stored in zip(names, (first, second), strict=True)
+    ]
+    inputs = [hidden, logits, *parts[0][:2], biases[0], *parts[1][:2], biases[1]]
+    if has_zeros:
+        inputs += ["", "", "", parts[0][2], parts[1][2]]
+    attributes = _attributes(config) | {"expert_weight_bits": bits, "block_size": block_size}
+    return graph.node("QMoE", inputs, output, MICROSOFT, attributes)
+
+
+def _router(graph: Graph, checkpoint: Checkpoint, hidden: str, name: str) -> str:
+    """Add the scores of all experts, one row for each position of the batch."""
+    weight_DE = graph.weight(f"{name}.gate.weight", np.ascontiguousarray(checkpoint.tensor(f"{name}.gate.weight").T))
+    logits = graph.node("MatMul", [hidden, weight_DE], f"{name}.gate.output")
+    if checkpoint.config.router_bias:
+        bias = graph.weight(f"{name}.gate.bias", checkpoint.tensor(f"{name}.gate.bias"))
+        logits = graph.node("Add", [logits, bias], f"{name}.gate.biased")
+    shape = graph.constant([-1, checkpoint.config.num_experts])
+    return graph.node("Reshape", [logits, shape], f"{name}.gate.rows")
+
+
+def _attributes(config: ModelConfig) -> dict[str, Any]:
+    clamped = config.swiglu_limit is not None
+    return {
+        "k": config.num_experts_per_tok,
+        "activation_type": "swiglu",
+        "swiglu_fusion": 1,  # gates and ups alternate
+        "activation_alpha": config.swiglu_alpha if clamped else 1.0,
+        "activation_beta": 1.0 if clamped else 0.0,
+        "swiglu_limit": config.swiglu_limit,
+        "normalize_routing_weights": int(config.norm_topk_prob),
+    }
+
+
+def _alternating(gate: Stored, up: Stored) -> Stored:
+    """Put the rows of two matrices in turn; two grids become the finer."""
+    if not isinstance(gate, PackedWeight) or not isinstance(up, PackedWeight):
+        gate, up = (unpack(weight) if isinstance(weight, PackedWeight) else weight for weight in (gate, up))
+        return _in_turn(gate, up)
+    if gate.layout != up.layout:
+        bits, block_size = max(gate.bits, up.bits), min(gate.block_size, up.block_size)
+        has_zeros = gate.zero_points is not None or up.zero_points is not None
+        gate, up = (_moved(weight, bits, block_size, has_zeros) for weight in (gate, up))
+    zeros = None
+    if gate.zero_points is not None and up.zero_points is not None:
+        zeros = _in_turn(gate.zero_points, up.zero_points)
+    return PackedWeight(
+        bits=gate.bits,
+        block_size=gate.block_size,
+        columns=gate.columns,
+        packed=_in_turn(gate.packed, up.packed),
+        scales=_in_turn(gate.scales, up.scales),
+        zero_points=zeros,
+    )
+
+
+def _in_turn(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+    return np.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+
+
+def _common_grid(config: ModelConfig, weights: Sequence[Stored]) -> tuple[int, int, bool] | None:
+    """Find a grid that holds all weights exactly: bits, block size, and whether it has zero points.
+
+    None where one is in floats, or where no block size divides the inputs of both projections, as QMoE needs.
+    """
+    packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
+    if len(packed) < len(weights):
+        return None
+    block_size = min(weight.block_size for weight in packed)
+    while block_size >= _SMALLEST_BLOCK and (config.hidden_size % block_size or config.expert_size % block_size):
+        block_size //= 2
+    if block_size < _SMALLEST_BLOCK:
+        return None
+    bits = max(_BITS[0], *(weight.bits for weight in packed))
+    return bits, block_size, any(weight.zero_points is not None for weight in packed)
+
+
+def _moved(weight: PackedWeight, bits: int, block_size: int, has_zeros: bool) -> PackedWeight:
+    """Write a weight on a finer grid: as many bits or more, blocks as long or shorter."""
+    values, zeros = unpack_values(weight)
+    rows, each, count = len(values), weight.block_size // block_size, -(-weight.columns // block_size)
+    if zeros is None and has_zeros:
+        zeros = np.zeros(weight.scales.shape, np.int8)
+    blocks = QuantizedBlocks(
+        bits=bits,
+        block_size=block_size,
+        values=values.reshape(rows, -1, block_size)[:, :count],
+        scales=np.repeat(weight.scales, each, axis=1)[:, :count],
+        zero_points=None if zeros is None else np.repeat(zeros, each, axis=1)[:, :count],
+    )
+    return on_its_grid(blocks, weight.columns)
+
+
+def _float_stack(graph: Graph, projections: Projections, name: str, weights: Sequence[Stored]) -> str:
+    floats = [unpack(weight) if isinstance(weight, PackedWeight) else weight for weight in weights]
+    dtypes = {weight.dtype for weight in floats}
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    stack = np.stack([weight.astype(dtype, copy=False) for weight in floats])
+    return projections.widened(graph.weight(name, stack), dtype)
+
+
+def _packed_stack(graph: Graph, name: str, weights: Sequence[PackedWeight]) -> list[str]:
+    """Store integers [E, N, bytes], scales [E, N, blocks] and, where there are any, zero points [E, N, bytes]."""
+    rows = len(weights[0].packed)
+    parts = [
+        graph.weight(name, np.stack([weight.packed.reshape(rows, -1) for weight in weights])),
+        graph.weight(f"{name}.scales", np.stack([weight.scales for weight in weights])),
+    ]
+    zeros = [weight.zero_points for weight in weights if weight.zero_points is not None]
+    return [*parts, graph.weight(f"{name}.zero_points", np.stack(zeros))] if zeros else parts

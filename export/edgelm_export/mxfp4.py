@@ -1,0 +1,66 @@
+"""MXFP4: the experts of a Hugging Face folder in four bits, as GPT-OSS is published.
+
+Sixteen values of four bits (E2M1) and a power of two (E8M0) for each 32 inputs, of the OCP Microscaling Formats (MX)
+1.0. Doubled, the values are whole numbers up to 12, so 8 bits hold them exactly, and 4 do not.
+Shapes: E experts, N outputs, K inputs, in blocks of 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.gguf_types import E2M1_DOUBLED, half_of_power
+
+BLOCK_SIZE = 32
+_VALUES, _SCALES = "_blocks", "_scales"
+
+# (name, index) -> that entry of a stored tensor.
+ReadEntry = Callable[[str, int], NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MXFP4Stack:
+    """The matrices of a layer's experts. transformers has such a tensor as [E, K, N] where it is not packed."""
+
+    stem: str
+    shape: tuple[int, int, int]
+
+    def blocks(self, read: ReadEntry, index: int) -> QuantizedBlocks:
+        """Return one expert's matrix [N, K] on its own grid."""
+        packed_NBH = read(self.stem + _VALUES, index)
+        pairs = np.stack([packed_NBH & np.uint8(15), packed_NBH >> np.uint8(4)], axis=-1)
+        values = E2M1_DOUBLED[pairs.reshape(*packed_NBH.shape[:2], BLOCK_SIZE)]
+        scales = half_of_power(read(self.stem + _SCALES, index))
+        return QuantizedBlocks(bits=8, block_size=BLOCK_SIZE, values=values, scales=scales)
+
+    def matrix(self, read: ReadEntry, index: int) -> NDArray[np.float32]:
+        """Return one expert's matrix in float32, [K, N]."""
+        blocks = self.blocks(read, index)
+        return (blocks.values * blocks.scales[..., None]).reshape(len(blocks.values), -1).T
+
+
+def mxfp4_stacks(present: Mapping[str, tuple[int, ...]]) -> dict[str, MXFP4Stack]:
+    """Find the stacks by their parts, under the names that they have unpacked."""
+    return {
+        stem: MXFP4Stack(stem=stem, shape=(shape[0], shape[2] * shape[3] * 2, shape[1]))
+        for name, shape in present.items()
+        if (stem := name.removesuffix(_VALUES)) != name
+        and len(shape) == 4
+        and shape[3] * 2 == BLOCK_SIZE
+        and present.get(stem + _SCALES) == shape[:3]
+    }
+
+
+def without_mxfp4_parts(
+    present: Mapping[str, tuple[int, ...]], stacks: Mapping[str, MXFP4Stack]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a folder's tensors with each stack in place of its parts."""
+    parts = {stem + part for stem in stacks for part in (_VALUES, _SCALES)}
+    plain = {name: shape for name, shape in present.items() if name not in parts}
+    return plain | {stem: stack.shape for stem, stack in stacks.items()}
