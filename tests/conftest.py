@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from edgelm.library import Library
 
 if TYPE_CHECKING:
     from loopback_server import LoopbackServer
+    from playwright import sync_api
 
 ROOT = Path(__file__).parents[1]
 # The tests' own modules stand beside this file.
@@ -96,3 +98,27 @@ def smollm2_package(shared_library: Library, smollm2_gguf: Path) -> Path:
             with open_checkpoint(smollm2_gguf) as checkpoint:
                 export_package(checkpoint, folder, name=REAL_MODEL)
     return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Return Debian's Chromium; a root user without it gets it, as continuous integration starts without."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    if not any(map(shutil.which, names)) and os.getuid() == 0 and shutil.which("apt-get"):
+        subprocess.run(["apt-get", "update", "-q"], capture_output=True)
+        subprocess.run(["apt-get", "install", "-y", "-q", "--no-install-recommends", "chromium"], capture_output=True)
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    return found
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> Iterator[sync_api.Browser]:
+    """A browser for all tests that look at a page; each opens a context of its own."""
+    playwright_api = pytest.importorskip("playwright.sync_api")
+    with playwright_api.sync_playwright() as playwright:
+        # Chromium's own sandbox does not start for root.
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -1,10 +1,7 @@
 """The page in a real browser, against a real server."""
 
 import json
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,28 +31,6 @@ sample = Sampler.sample
 Sampler.sample = lambda *arguments: (time.sleep({seconds_per_token}), sample(*arguments))[1]
 language_model.load = lambda *_: scripted_model({answer!r})
 """
-
-
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    """Return Debian's Chromium; a root user without it gets it, as continuous integration starts without."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    if not any(map(shutil.which, names)) and os.getuid() == 0 and shutil.which("apt-get"):
-        subprocess.run(["apt-get", "update", "-q"], capture_output=True)
-        subprocess.run(["apt-get", "install", "-y", "-q", "--no-install-recommends", "chromium"], capture_output=True)
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    return found
-
-
-@pytest.fixture(scope="session")
-def browser(chromium: str) -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as playwright:
-        # Chromium's own sandbox does not start for root.
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -226,3 +226,41 @@ def test_a_page_that_cannot_be_written_is_named(checkpoint: Path, tmp_path: Path
 def test_a_text_without_tokens_is_refused(checkpoint: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(ContextLengthError, match="The text has no tokens; there is nothing to look at"):
         inspect_text(load_checkpoint(checkpoint), tokenizer, [])
+
+
+def test_the_page_works_with_the_keyboard_in_both_themes(
+    checkpoint: Path, tokenizer: Tokenizer, browser: Any, tmp_path: Path
+) -> None:
+    found = inspected(checkpoint, tokenizer, HOSTILE)
+    (tmp_path / "page.html").write_text(inspection_page(found, model="tiny"), encoding="utf-8")
+    page = browser.new_context(color_scheme="dark").new_page()
+    errors, requests = [], []
+    page.on("console", lambda message: errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("dialog", lambda dialog: errors.append(dialog.message))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto((tmp_path / "page.html").as_uri())
+
+    page.locator(".token[aria-selected=true]").focus()
+    page.keyboard.press("Home")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    position = found.positions[3]
+    shown = page.locator("#guesses tr").first.locator("td")
+    assert float(shown.nth(2).get_attribute("title")) == pytest.approx(position.guesses[0].probability)
+    assert f"rank {position.next_rank}" in page.locator("#real-next").text_content()
+
+    page.locator(".head[aria-selected=true]").focus()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowRight")
+    page.locator("#map").focus()
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#head-title").text_content() == "Layer 1, head 2"
+    assert f"{100 * found.attention[0, 1, 3, 0]:.2f} %" in page.locator("#cell").text_content()
+
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.get_by_role("button", name="Switch between light and dark").press("Enter")
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    assert errors == []
+    assert requests == [(tmp_path / "page.html").as_uri()]
+    page.context.close()

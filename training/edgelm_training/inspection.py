@@ -78,12 +78,11 @@ def inspect_text(model: Transformer, tokenizer: Tokenizer, ids: Sequence[int], *
             if number == 0:
                 hooks.enter_context(_hook(block.register_forward_pre_hook(lambda _, inputs: stream.append(inputs[0]))))
             hooks.enter_context(_hook(block.register_forward_hook(lambda _, __, output: stream.append(output))))
-            attention: nn.Module = block.self_attn
-            keep = attention.register_forward_pre_hook(lambda _, inputs: attention_inputs.append(inputs))
+            keep = _attention(block).register_forward_pre_hook(lambda _, inputs: attention_inputs.append(inputs))
             hooks.enter_context(_hook(keep))
         logits_TV = model(torch.tensor([list(ids)], device=device))[0].float()
     weights = [
-        attention_weights(block.self_attn, inputs)
+        attention_weights(_attention(block), inputs)
         for block, inputs in zip(model.model.layers, attention_inputs, strict=True)
     ]
     return Inspection(
@@ -109,12 +108,16 @@ def attention_weights(attention: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
         values_TKH[torch.arange(start, stop), :, torch.arange(stop - start)] = 1
         mixed: list[Tensor] = []
         with (
-            _hook(attention.v_proj.register_forward_hook(lambda *_, values=values_TKH: values.flatten(1)[None])),  # type: ignore[operator,union-attr]
-            _hook(attention.o_proj.register_forward_pre_hook(lambda _, given, kept=mixed: kept.append(given[0]))),  # type: ignore[operator,union-attr]
+            _hook(attention.v_proj.register_forward_hook(lambda *_, values=values_TKH: values.flatten(1)[None])),  # type: ignore[union-attr]
+            _hook(attention.o_proj.register_forward_pre_hook(lambda _, given, kept=mixed: kept.append(given[0]))),  # type: ignore[union-attr]
         ):
             attention(*inputs)
         parts.append(mixed[0].reshape(T, -1, H).transpose(0, 1)[..., : stop - start])
     return torch.cat(parts, dim=-1).float()
+
+
+def _attention(block: nn.Module) -> nn.Module:
+    return block.get_submodule("self_attn")
 
 
 @contextlib.contextmanager
