@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml sdk/edgelm/_version.py
 DEV_EXTRAS := cpu,chat,serve,export,train,docs,examples,dev
 
-.PHONY: chat test lint bench docs fuzz soak wheel lock locked clean
+.PHONY: chat test test-gpu lint bench docs fuzz soak wheel lock locked clean
 
 chat: $(VENV)/chat.stamp
 	@$(BIN)/edgelm pull $(MODEL)
@@ -21,6 +21,13 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What needs an NVIDIA GPU, in an environment with the other build of ONNX Runtime. Without one everything is skipped.
+test-gpu:
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/pip install --quiet -e ".[gpu,export,train]" pytest pytest-timeout transformers onnx-ir click
+	.venv-gpu/bin/pip install --quiet --no-deps onnxruntime-genai  # its builder alone: it would bring the build for CPUs
+	.venv-gpu/bin/python -m pytest -m gpu tests/gpu
 
 # Compiles llama.cpp once, which takes a C++ compiler and about three minutes.
 bench: $(VENV)/bench.stamp

@@ -116,10 +116,10 @@ def optimum_package(folder: Path, hf_folder: Path, model: LlamaForCausalLM) -> P
     return path
 
 
-def genai_package(folder: Path, hf_folder: Path, precision: str) -> Path:
+def genai_package(folder: Path, hf_folder: Path, precision: str, provider: str = "cpu") -> Path:
     """Let onnxruntime-genai's builder write a folder, by the command that its documentation names."""
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(hf_folder), "-o", str(folder)]
-    command += ["-p", precision, "-e", "cpu", "-c", str(folder / "cache")]
+    command += ["-p", precision, "-e", provider, "-c", str(folder / "cache")]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     shutil.rmtree(folder / "cache", ignore_errors=True)
     return folder

