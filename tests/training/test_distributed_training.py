@@ -145,3 +145,21 @@ def test_torchrun_restarts_after_a_lost_worker_and_the_losses_are_the_same(
     assert '"step": 8' in done.stdout
     assert "Going on after step 4" in done.stderr
     assert losses(run) == pytest.approx(losses(one_process), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_quantization_aware_training_is_the_same_with_two_processes(
+    parallel: str, tiny_shards: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "int4.toml"
+    recipe.write_text('[[rules]]\npattern = "."\nscheme = "int4-block16"\n')
+    changes = {"qat": str(recipe), "micro_batch_size": 2, "max_steps": 4}
+    together = settings(tiny_shards, tmp_path / "two", parallel=parallel, **changes)
+    assert run_processes(lambda: pretrain(together) and None, 2) == [0, 0]
+    pretrain(settings(tiny_shards, tmp_path / "one", **changes))
+
+    # A weight between two steps of its grid goes to the other one for a difference of float32's last bit.
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
+    ours, theirs = (load_file(tmp_path / folder / "latest/model.safetensors") for folder in ("one", "two"))
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] - theirs[name]).abs().mean() < 1e-3 for name in ours)

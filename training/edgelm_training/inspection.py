@@ -70,7 +70,7 @@ def inspect_text(model: Transformer, tokenizer: Tokenizer, ids: Sequence[int], *
     if not ids:
         raise ContextLengthError("The text has no tokens; there is nothing to look at.")
     model.eval()
-    device = model.model.embed_tokens.weight.device
+    device = next(model.parameters()).device
     attention_inputs: list[tuple[Any, ...]] = []
     stream: list[Tensor] = []
     with contextlib.ExitStack() as hooks:

@@ -429,7 +429,7 @@ def generate(
     """
     if not input_ids:
         raise ContextLengthError("The prompt has no tokens; there is nothing to continue.")
-    device = model.model.embed_tokens.weight.device
+    device = next(model.parameters()).device
     ids = list(input_ids)
     new_ids: list[int] = []
     while len(new_ids) < max_new_tokens:

@@ -20,7 +20,7 @@ def write_samples(
     encode: turns a prompt into the tokens that the model continues.
     """
     samples = []
-    device = model.model.embed_tokens.weight.device
+    device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(config.seed + step)
     # A compiled model would be compiled anew for each length.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
