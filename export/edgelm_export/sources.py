@@ -11,6 +11,7 @@ from edgelm_export.huggingface import INDEX_FILE, WEIGHTS_FILE, HuggingFaceCheck
 from edgelm_export.package_checkpoint import PackageCheckpoint
 
 _GGUF_MAGIC = b"GGUF"
+_ADAPTER = "adapter_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -46,6 +47,16 @@ def _open_folder(folder: Path) -> HuggingFaceCheckpoint | GGUFCheckpoint | Packa
         return HuggingFaceCheckpoint(folder)
     if not has_weights and (folder / FILE_NAME).exists():
         return PackageCheckpoint(folder)
+    if (folder / _ADAPTER).exists() and not has_weights:
+        raise CheckpointError(
+            f"{folder} holds an adapter, which is no model by itself. Merge it into its base first: "
+            f"edgelm merge {folder} -o merged/"
+        )
+    if (folder / "checkpoints").is_dir() and (folder / "best").is_dir():
+        raise CheckpointError(
+            f"{folder} is the folder of a run. Name one of its checkpoints, such as {folder / 'best'}; adapters are "
+            "merged first (edgelm merge)."
+        )
     gguf_files = sorted(folder.glob("*.gguf"))
     if len(gguf_files) == 1 and not has_weights:
         return open_checkpoint(gguf_files[0])

@@ -51,6 +51,16 @@ def test_pickled_weights_are_refused_because_they_run_code(tmp_path: Path) -> No
         open_checkpoint(tmp_path)
 
 
+def test_an_adapter_and_the_folder_of_a_run_are_refused_with_the_way_on(tmp_path: Path) -> None:
+    for name in ("checkpoints", "best"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(CheckpointError, match=r"is the folder of a run\. Name one of its checkpoints, such as .*best;"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "best/adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"holds an adapter, .* first: edgelm merge .*best -o merged/"):
+        open_checkpoint(tmp_path / "best")
+
+
 def test_several_gguf_files_and_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"looked for config.json with model.safetensors or .*, or one .gguf file"
