@@ -137,6 +137,21 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on():
     assert chat.exit_code() == 0
 
 
+def test_a_storm_of_ctrl_c_ends_no_more_than_answers():
+    chat = scripted_chat(LONG)
+    for _ in range(4):
+        chat.type("Count.\r")
+        for _ in range(40):
+            time.sleep(0.007)
+            chat.type("\x03")
+    chat.type("/stats\r")
+    shown = chat.wait_for("kept as")
+    assert "Traceback" not in shown
+    chat.wait_for_prompt()
+    chat.type("\x04")
+    assert chat.exit_code() == 0
+
+
 def test_a_chat_is_regenerated_saved_and_loaded(tmp_path: Path):
     path = tmp_path / "chat.json"
     chat = scripted_chat(SHORT)

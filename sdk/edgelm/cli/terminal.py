@@ -64,7 +64,14 @@ class Terminal:
 
     def ask(self, suggest: Callable[[str], Iterable[Suggestion]], status: str) -> str:
         """Read one turn; Alt-Enter begins a new line in it, and so does Enter after an opening triple quote."""
-        typed = self._prompts.prompt(_PROMPT, completer=_Completer(suggest), bottom_toolbar=printable(status))
+        typed = self._prompts.prompt(
+            _PROMPT,
+            completer=_Completer(suggest),
+            bottom_toolbar=printable(status),
+            # Ctrl-C is a key here. The signal, which comes where the terminal is between two states, is the chat's: the
+            # prompt fails at one that finds it done already.
+            handle_sigint=False,
+        )
         return clean_text(typed)
 
     def edit(self, text: str) -> str | None:
