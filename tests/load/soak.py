@@ -9,9 +9,11 @@ something grows.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import itertools
 import json
+import signal
 import sys
 import threading
 import time
@@ -200,11 +202,12 @@ def soak(
     figures.before = sample(server, started, figures)
     for thread in threads:
         thread.start()
-    while time.monotonic() - started < seconds or figures.tokens < tokens:
-        time.sleep(every)
-        figures.samples.append(sample(server, started, figures))
-        if figures.differences or server.process.poll() is not None:
-            break
+    with contextlib.suppress(KeyboardInterrupt):  # what was measured until then counts
+        while time.monotonic() - started < seconds or figures.tokens < tokens:
+            time.sleep(every)
+            figures.samples.append(sample(server, started, figures))
+            if figures.differences:
+                break
     over.set()
     for thread in threads:
         thread.join(300)
@@ -305,6 +308,8 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=200, help="tokens of an answer")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it, as SVG")
     arguments = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     asked = asks(edgelm.load(arguments.package), arguments.requests, arguments.longest)
     with EdgelmServer((arguments.package, "--batch", str(arguments.slots), "--quiet")) as server:
         figures = soak(
