@@ -35,7 +35,7 @@ def test_two_processes_give_the_losses_of_one(
     assert run_processes(lambda: finetune(values) and None, 2) == [0, 0]
     finetune(values | {"output": str(tmp_path / "one"), "parallel": "auto"})
 
-    # float32 sums in another order.
+    # float32 sums in another order. Measured: 5.5e-7 on losses of 6.4.
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
     measured = [[entry.get("validation_loss") for entry in loss_log(tmp_path / folder)] for folder in ("run", "one")]
     assert measured[0] == pytest.approx(measured[1], abs=1e-5)

@@ -112,7 +112,7 @@ def test_lora_learns_as_peft_does(settings: Any, tiny_chat_model: Path, tiny_cha
         adamw.zero_grad()
         expected.append(loss.item())
 
-    # float32 in another order of sums.
+    # float32 in another order of sums. Measured: 7.9e-6 on losses of 6.9.
     assert losses(tmp_path / "run") == pytest.approx(expected, abs=1e-4)
     assert expected[-1] < expected[0] - 0.1
 
