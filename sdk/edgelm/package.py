@@ -144,17 +144,9 @@ class ForeignPackage(Package):
         hf = hf | _section(hf, "text_config")
         model = _section(read_config(self.folder / GENAI_CONFIG), "model")
         genai = model | _section(model, "decoder")
-        sizes: dict[str, Any] = {}
+        sizes = _sizes(hf, genai)
         for name, (theirs, genais) in _SIZES.items():
-            found = [hf[key] for key in theirs if hf.get(key) is not None] + [genai.get(genais)]
-            if found[0] is not None:
-                sizes[name] = found[0]
-        heads = sizes.get("num_attention_heads")
-        sizes.setdefault("num_key_value_heads", 1 if hf.get("multi_query") else heads or 0)
-        if heads and "hidden_size" in sizes:
-            sizes.setdefault("head_dim", sizes["hidden_size"] // heads)
-        for name, (theirs, genais) in _SIZES.items():
-            if not isinstance(sizes.get(name), int) or isinstance(sizes[name], bool) or sizes[name] < 1:
+            if name not in sizes:
                 raise PackageError(
                     f"{self.folder} does not say {name}: neither {HF_CONFIG} ({', '.join(theirs)}) nor {GENAI_CONFIG} "
                     f"({genais}) has a whole number for it. Add it to {HF_CONFIG}."
@@ -162,13 +154,14 @@ class ForeignPackage(Package):
         generation = read_config(self.folder / "generation_config.json")
         token_ids = genai | hf | {name: value for name, value in generation.items() if value is not None}
         kv_heads = sizes["num_key_value_heads"]
+        sizes["num_attention_heads"] = max(kv_heads, sizes["num_attention_heads"] // kv_heads * kv_heads)
         return ModelConfig(
             model_type=str(hf.get("model_type") or genai.get("type") or "unknown"),
             intermediate_size=sizes["hidden_size"],
             position="none",
             bos_token_id=next(iter(_token_ids(token_ids.get("bos_token_id"))), None),
             eos_token_ids=_token_ids(token_ids.get("eos_token_id")),
-            **sizes | {"num_attention_heads": max(kv_heads, sizes["num_attention_heads"] // kv_heads * kv_heads)},
+            **sizes,
         )
 
     def generation_config(self) -> GenerationConfig:
@@ -191,6 +184,21 @@ def open_package(path: Path) -> Package:
         if found is not None:
             return ForeignPackage(found)
     return Package(path, Manifest.load(path))
+
+
+def _sizes(hf: Mapping[str, Any], genai: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sizes that the configs have, by our names; what is no whole number above 0 is none."""
+    sizes: dict[str, Any] = {}
+    for name, (theirs, genais) in _SIZES.items():
+        for value in (*(hf.get(key) for key in theirs), genai.get(genais)):
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                sizes.setdefault(name, value)
+    heads = sizes.get("num_attention_heads")
+    if heads is not None:
+        sizes.setdefault("num_key_value_heads", 1 if hf.get("multi_query") is True else heads)
+        if sizes.get("hidden_size", 0) >= heads:
+            sizes.setdefault("head_dim", sizes["hidden_size"] // heads)
+    return sizes
 
 
 def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -319,3 +320,17 @@ def test_the_defaults_of_sampling_are_the_authors(folder: Path) -> None:
     (folder / "genai_config.json").write_text(json.dumps(genai))
     config = open_package(folder).generation_config()
     assert (config.temperature, config.top_k, config.top_p) == (1.0, 5, 0.5)
+
+
+@pytest.mark.parametrize("value", ["x", -1, True, 1e9, [1, "a"], {"a": 1}, 10**30])
+def test_configs_with_anything_in_them_are_read_or_refused(folder: Path, value: Any) -> None:
+    package = open_package(folder)
+    (folder / "genai_config.json").write_text(json.dumps({"model": value, "search": value}))
+    for name in ("config.json", "generation_config.json"):
+        original = (folder / name).read_text()
+        for key in json.loads(original):
+            change_json(folder / name, **{key: value})
+            with contextlib.suppress(edgelm.EdgeLMError):
+                package.config()
+                package.generation_config()
+        (folder / name).write_text(original)
