@@ -34,6 +34,7 @@ _MAX_EXPERTS = 4096  # in use are up to 512; each is a name or more, of every la
 
 # The section of a config.json that holds our ModelConfig, beside the keys that transformers reads.
 SECTION = "edgelm"
+_MOST = 2**31 - 1  # of any size: products of a few still fit the numbers of every library
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +159,8 @@ class ModelConfig:
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{field} is {value!r}; it must be a whole number of 1 or more.")
+            if value > _MOST:
+                raise ConfigError(f"{field} has {value.bit_length()} bits; no model has more than {_MOST}.")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_attention_heads ({self.num_attention_heads}) is not a multiple of "
