@@ -37,9 +37,10 @@ bench: $(VENV)/bench.stamp
 docs: $(VENV)/dev.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-# Long: a million mutants of some kinds of files. What fails is kept in tests/trust/regressions/.
+# Long: a million mutants of some kinds of files, what fails is kept in tests/trust/regressions/; then kills and bit flips.
 fuzz: $(VENV)/dev.stamp
 	$(BIN)/python tests/fuzz/run.py
+	EDGELM_BIT_FLIPS=10000 EDGELM_CRASH_POINTS=50 $(BIN)/python -m pytest --timeout 3600 tests/trust/test_damage.py tests/trust/test_crashes.py
 
 # A million tokens through the server, for ten minutes or more; draws its memory as .cache/soak.svg.
 soak: $(VENV)/dev.stamp

@@ -1,4 +1,4 @@
-"""Fuzz one kind of foreign file, or all: python tests/fuzz/run.py [KIND ...] [--count N] [--seed N]
+"""Fuzz one kind of foreign file, or all: python tests/fuzz/run.py [KIND ...] [--short | --count N] [--seed N]
 
 Each mutant must be read, or end in an error of edgelm, within the limits of time and memory. The first that does not is
 kept beside the regression files, and the run fails with its traceback.
@@ -35,12 +35,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"one of {', '.join(TARGETS)}; none: all of them")
     parser.add_argument("--count", type=int, help="how many mutants; none: the long count of the kind")
+    parser.add_argument("--short", action="store_true", help="as many as the tests of each change read")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     for kind in arguments.kinds or TARGETS:
-        fuzz(kind, TARGETS[kind], arguments.count or TARGETS[kind].long_count, arguments.seed)
+        target = TARGETS[kind]
+        count = arguments.count or (target.count if arguments.short else target.long_count)
+        fuzz(kind, target, count, arguments.seed)
 
 
 def fuzz(kind: str, target: Target, count: int, seed: int) -> None:
@@ -49,12 +52,13 @@ def fuzz(kind: str, target: Target, count: int, seed: int) -> None:
     with tempfile.TemporaryDirectory(dir=shared_memory if shared_memory.is_dir() else None) as temporary:
         folder = Path(temporary)
         os.environ["EDGELM_HOME"] = str(folder / "home")
+        limit_memory(None)
         seeds = target.prepare(folder)
         path = folder / target.file
         for data in seeds:  # what is whole is read, and what is imported late is imported before the limit
             path.write_bytes(data)
             read(target, folder)
-        limit_memory()
+        limit_memory(MEGABYTES)
         random = Random(seed)
         accepted, slowest, slowest_data, number = 0, 0.0, b"", 0
         start = time.monotonic()
@@ -109,12 +113,13 @@ def read(target: Target, folder: Path) -> bool:
     return True
 
 
-def limit_memory() -> None:
-    """Allow so much more than the process has now; a MemoryError of a reader is a failure."""
+def limit_memory(megabytes: int | None) -> None:
+    """Allow so much more than the process has now, None for all; a MemoryError of a reader is a failure."""
     if sys.platform.startswith("linux"):
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + (MEGABYTES << 20)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]
+        limit = most if megabytes is None else pages * resource.getpagesize() + (megabytes << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
 
 
 if __name__ == "__main__":

@@ -296,49 +296,49 @@ def _read_cache(folder: Path) -> None:
 
 TARGETS: dict[str, Target] = {
     "gguf": Target(
-        file="model.gguf", prepare=_short_gguf_seeds, mutate=mutate_bytes, read=_read_gguf, count=20_000,
+        file="model.gguf", prepare=_short_gguf_seeds, mutate=mutate_bytes, read=_read_gguf, count=5_000,
         long_count=1_000_000,
     ),
     "gguf-checkpoint": Target(
-        file="model.gguf", prepare=_gguf_seeds, mutate=mutate_bytes, read=_read_gguf_checkpoint, count=300,
+        file="model.gguf", prepare=_gguf_seeds, mutate=mutate_bytes, read=_read_gguf_checkpoint, count=100,
         long_count=20_000,
     ),
     "safetensors": Target(
         file="model.safetensors", prepare=_safetensors_seeds, mutate=_mutate_safetensors, read=_read_checkpoint,
-        count=3_000, long_count=1_000_000,
+        count=1_000, long_count=1_000_000,
     ),
     "hf-config": Target(
-        file="config.json", prepare=_config_seeds, mutate=mutate_json, read=_read_checkpoint, count=1_500,
+        file="config.json", prepare=_config_seeds, mutate=mutate_json, read=_read_checkpoint, count=500,
         long_count=100_000,
     ),
     "manifest": Target(
         file="edgelm.json", prepare=lambda folder: _tiny_package(folder, "edgelm.json"), mutate=mutate_json,
-        read=_read_manifest, count=3_000, long_count=100_000,
+        read=_read_manifest, count=1_000, long_count=100_000,
     ),
     "package-texts": Target(
-        file="config.json", prepare=_text_seeds, mutate=mutate_json, read=_read_texts, count=3_000, long_count=100_000,
+        file="config.json", prepare=_text_seeds, mutate=mutate_json, read=_read_texts, count=500, long_count=100_000,
     ),
     "toml": Target(
-        file="settings.toml", prepare=_toml_seeds, mutate=_mutate_toml, read=_read_toml, count=1_000,
+        file="settings.toml", prepare=_toml_seeds, mutate=_mutate_toml, read=_read_toml, count=300,
         long_count=100_000,
     ),
     "onnx": Target(
         file="model.onnx", prepare=lambda folder: _tiny_package(folder, "model.onnx"), mutate=mutate_bytes,
-        read=_read_graph, count=5_000, long_count=1_000_000,
+        read=_read_graph, count=1_500, long_count=1_000_000,
     ),
     "tokenizer": Target(
         file="tokenizer.json", prepare=lambda folder: _tiny_package(folder, "tokenizer.json"), mutate=mutate_json,
-        read=lambda folder: Tokenizer.load(folder) and None, count=30, long_count=10_000,
+        read=lambda folder: Tokenizer.load(folder) and None, count=8, long_count=10_000,
     ),
     "template": Target(
         file="chat_template.jinja", prepare=lambda _: [text.encode() for text in TEMPLATES], mutate=mutate_template,
-        read=_read_template, count=1_000, long_count=10_000,
+        read=_read_template, count=400, long_count=10_000,
     ),
     "http-body": Target(
         file="request", prepare=lambda _: http_bodies.seeds(), mutate=http_bodies.mutate,
-        read=lambda folder: http_bodies.send(folder / "request"), count=1_000, long_count=100_000,
+        read=lambda folder: http_bodies.send(folder / "request"), count=400, long_count=100_000,
     ),
     "kv-cache": Target(
-        file="cache", prepare=_cache_seeds, mutate=mutate_bytes, read=_read_cache, count=1_500, long_count=100_000,
+        file="cache", prepare=_cache_seeds, mutate=mutate_bytes, read=_read_cache, count=500, long_count=100_000,
     ),
 }  # fmt: skip

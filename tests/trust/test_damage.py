@@ -15,6 +15,8 @@ from edgelm.errors import PackageError
 from edgelm.manifest import FileEntry, Manifest
 from edgelm.testing import tiny_model_path
 
+# $EDGELM_BIT_FLIPS=10000 is what docs/results/trust.md reports.
+FLIPS = int(os.environ.get("EDGELM_BIT_FLIPS", "2000"))
 NAMES = sorted(path.name for path in tiny_model_path().iterdir())
 
 
@@ -34,11 +36,11 @@ def test_the_package_is_whole_to_begin_with(package: Path) -> None:
     Manifest.load(package).check_files(package)
 
 
-def test_10000_bit_flips_are_all_refused(package: Path) -> None:
+def test_bit_flips_are_all_refused(package: Path) -> None:
     random = Random(7)
     sizes = {name: (package / name).stat().st_size for name in NAMES}
     # Half of them in proportion to the files' sizes, which are mostly weights; half in every file alike.
-    names = random.choices(list(sizes), list(sizes.values()), k=5_000) + random.choices(list(sizes), k=5_000)
+    names = random.choices(list(sizes), list(sizes.values()), k=FLIPS // 2) + random.choices(list(sizes), k=FLIPS // 2)
     for name in names:
         place, bit = random.randrange(sizes[name]), 1 << random.randrange(8)
         with (package / name).open("r+b", buffering=0) as file:

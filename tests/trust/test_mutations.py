@@ -15,13 +15,14 @@ PROGRAM = Path(__file__).parents[1] / "fuzz" / "run.py"
 KEPT = [(kind, path) for kind in TARGETS for path in sorted((REGRESSIONS / kind).glob("*"))]
 
 
-@pytest.mark.parametrize("kind", TARGETS)
-def test_mutants_end_in_no_other_error_than_ours(kind: str) -> None:
-    command = [sys.executable, str(PROGRAM), kind, "--count", str(TARGETS[kind].count), "--seed", "1"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+def test_mutants_end_in_no_other_error_than_ours() -> None:
+    command = [sys.executable, str(PROGRAM), "--short", "--seed", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
     assert result.returncode == 0, result.stderr
-    assert f"{kind}: {TARGETS[kind].count} mutants of seed 1" in result.stdout
+    assert [line.split(" mutants")[0] for line in result.stdout.splitlines()] == [
+        f"{kind}: {target.count}" for kind, target in TARGETS.items()
+    ]
 
 
 @pytest.mark.parametrize(("kind", "path"), KEPT, ids=lambda value: value.stem if isinstance(value, Path) else value)

@@ -10,6 +10,8 @@ import time
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -20,8 +22,12 @@ def build(folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def test_a_wheel_that_is_built_twice_has_the_same_bytes(tmp_path: Path) -> None:
-    first = build(tmp_path / "first")
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("first"))
+
+
+def test_a_wheel_that_is_built_twice_has_the_same_bytes(first: Path, tmp_path: Path) -> None:
     time.sleep(2.1)  # zip files count time in steps of two seconds
     second = build(tmp_path / "second")
 
@@ -35,8 +41,8 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_the_wheel_holds_the_three_packages_and_nothing_of_their_surroundings(tmp_path: Path) -> None:
-    with zipfile.ZipFile(build(tmp_path)) as wheel:
+def test_the_wheel_holds_the_three_packages_and_nothing_of_their_surroundings(first: Path) -> None:
+    with zipfile.ZipFile(first) as wheel:
         tops = {name.partition("/")[0] for name in wheel.namelist()}
 
     assert {top for top in tops if not top.endswith(".dist-info")} == {"edgelm", "edgelm_export", "edgelm_training"}
