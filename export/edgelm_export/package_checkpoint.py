@@ -59,6 +59,10 @@ class _StoredTensors:
         self._manifest = Manifest.load(folder)
         self._manifest.check_files(folder)
         self.config = ModelConfig.load(folder)
+        if self.config.num_experts:
+            raise CheckpointError(
+                f"{folder} is a model with experts, whose weights are not read back from a package. Take its source."
+            )
         self._shapes = self.config.tensor_shapes()
         graph = onnx.load_model_from_string(read_graph(folder, self._manifest.entry(GRAPH_FILE))).graph
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}

@@ -13,6 +13,7 @@ from make_tiny_model import CONFIG, make_checkpoint
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, PackageError
 from edgelm.manifest import Manifest, describe_file
+from edgelm.testing import tiny_model_path
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
@@ -169,3 +170,10 @@ def test_a_graph_with_other_shapes_is_refused(tmp_path: Path) -> None:
     change_graph(tmp_path / "package", reshape)
     with pytest.raises(CheckpointError, match=r"has model\.layers\.0\.mlp\.down_proj\.weight in the shape"):
         PackageCheckpoint(tmp_path / "package").tensor("model.layers.0.mlp.down_proj.weight")
+
+
+def test_a_package_with_experts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(CONFIG, num_experts=2, num_experts_per_tok=1)
+    monkeypatch.setattr(ModelConfig, "load", lambda _folder: config)
+    with pytest.raises(CheckpointError, match=r"is a model with experts, .* Take its source\."):
+        PackageCheckpoint(tiny_model_path())
