@@ -31,6 +31,14 @@ def test_what_cannot_be_is_refused(fields, words):
         ServerOptions(**fields)
 
 
+def test_the_defaults_are_those_that_security_md_names():
+    limits, options = RequestLimits(), ServerOptions()
+    assert (limits.body_bytes, limits.json_nesting) == (1 << 20, 64)
+    assert (limits.header_seconds, limits.body_seconds, limits.write_stall_seconds) == (10, 30, 30)
+    assert limits.request_seconds == 600
+    assert (options.host, options.api_keys, options.cors_origins) == ("127.0.0.1", (), ())
+
+
 def test_a_limit_of_nothing_is_refused():
     with pytest.raises(ConfigError, match="body_seconds is 0; it must be above 0"):
         RequestLimits(body_seconds=0)
