@@ -90,8 +90,11 @@ def _beside(file: Path) -> ForeignGraph | None:
         if (candidate / GENAI_CONFIG).is_file() or (candidate / HF_CONFIG).is_file():
             folder = candidate
             break
-    if (folder / FILE_NAME).exists() or SECTION in read_config(folder / HF_CONFIG):
-        return None  # a package of edgelm, or what is left of one: it loads with its manifest or not at all
+    # A package of edgelm, or what is left of one, loads with its manifest or not at all. Other programs leave our
+    # section in the config of a checkpoint that they export, but do not write the other config beside it.
+    is_ours = (folder / GENAI_CONFIG).exists() and SECTION in read_config(folder / HF_CONFIG)
+    if (folder / FILE_NAME).exists() or is_ours:
+        return None
     return ForeignGraph(folder=folder, graph=file.relative_to(folder))
 
 

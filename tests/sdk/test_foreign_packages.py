@@ -180,6 +180,13 @@ def test_the_server_offers_a_foreign_package(optimum: Path) -> None:
     assert pool.package("tiny-llama").config().hidden_size == 64
 
 
+def test_a_checkpoint_of_edgelm_that_another_program_exported_is_foreign(folder: Path) -> None:
+    change_json(folder / "config.json", edgelm={"model_type": "llama"})
+    found = find_foreign_graph(folder)
+    assert found is not None
+    assert found.graph == Path("onnx/model.onnx")
+
+
 def test_the_chat_template_is_found_in_the_tokenizers_config(optimum: Path) -> None:
     model = edgelm.load(optimum)
     assert model.encode_chat([{"role": "user", "content": "Hi"}])[0] == model.tokenizer.control_tokens["<|im_start|>"]
