@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 
 import pytest
+from click.testing import CliRunner
 
 import edgelm
 from edgelm.chat_session import ChatSession
 from edgelm.cli.chat_commands import ALIASES, COMMANDS, SETTINGS, suggestions
 from edgelm.cli.conversation import Conversation, unquoted
 from edgelm.cli.kept_session import KeptSession
+from edgelm.cli.main import main
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
 from edgelm.saved_session import SavedSessions
-from edgelm.testing import scripted_model
+from edgelm.testing import scripted_model, tiny_model_path
 
 
 class FakeScreen:
@@ -225,6 +228,7 @@ def test_a_saved_chat_is_loaded_whole(tmp_path):
         ('{"messages": [{"role": "system", "content": "x"}]}', "A turn has a role"),
         ('{"messages": ' + "[" * 100_000, "is not a chat that /save wrote."),
         ("\udcff", "is not a chat that /save wrote."),
+        ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "is not a chat that /save wrote."),
     ],
 )
 def test_a_file_that_is_no_chat_changes_nothing(tmp_path, content, message):
@@ -488,3 +492,45 @@ def test_ctrl_c_between_two_steps_ends_nothing():
     Conversation(ChatSession(model), {}, screen, load, KeptSession()).run()
     assert screen.answers == ["The sea is blue."]
     assert screen.warnings == ["It was broken off."]  # /stats, where it was about to show them
+
+
+def chat_command(*arguments: str, stdin: str = ""):
+    return CliRunner().invoke(main, ["chat", *arguments], input=stdin)
+
+
+def kept_by_the_tiny_model() -> None:
+    session = ChatSession(edgelm.load(tiny_model_path()))
+    session.restore([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}])
+    SavedSessions().save("hello", session, with_cache=False)
+
+
+def test_a_pipe_goes_on_with_a_kept_conversation_and_keeps_it():
+    kept_by_the_tiny_model()
+    result = chat_command(str(tiny_model_path()), "--resume", "--max-new-tokens", "3", "--keep-cache", stdin="And?\n")
+    assert result.exit_code == 0, result.output
+    session = SavedSessions().describe("hello")
+    assert (session.messages, session.cache_size > 0) == (4, True)
+
+
+def test_a_pipe_keeps_nothing_by_itself():
+    assert chat_command(str(tiny_model_path()), "--max-new-tokens", "3", stdin="And?\n").exit_code == 0
+    assert SavedSessions().sessions() == []
+
+
+def test_a_kept_conversation_brings_its_model(own_library):
+    kept_by_the_tiny_model()
+    result = chat_command("--resume", "hello")
+    assert result.stderr == (
+        "error: The conversation 'hello' was held with 'tiny-random', which is not in the library. "
+        "Name a model: edgelm chat MODEL --resume hello\n"
+    )
+    shutil.copytree(tiny_model_path(), own_library / "models" / "tiny-random")
+    assert chat_command("--resume", "hello").exit_code == 0
+
+
+def test_a_conversation_that_is_not_there_or_broken_is_not_resumed():
+    assert chat_command("--resume").stderr == "error: No conversation is kept yet. Begin one: edgelm chat\n"
+    kept_by_the_tiny_model()
+    assert "There is no saved session 'other'. Saved: hello." in chat_command("--resume", "other").stderr
+    (SavedSessions().root / "hello" / "conversation.json").write_text("{}")
+    assert "error: Cannot read the saved session" in chat_command("--resume").stderr
