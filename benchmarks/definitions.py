@@ -150,7 +150,8 @@ def is_package(folder: Path) -> bool:
 def _package_answers(folder: Path, test: Sequence[Entry], options: SessionOptions) -> list[str]:
     model = edgelm.load(folder, options)
     config = edgelm.GenerationConfig(max_new_tokens=ANSWER_TOKENS, temperature=0.0)
-    return [model.chat([{"role": "user", "content": entry.prompt}], config).text for entry in test]
+    prompts = [_question(entry, folder, model.tokenizer) for entry in test]
+    return [completion.text for completion in model.generate_batch(prompts, config)]
 
 
 def _torch_answers(folder: Path, test: Sequence[Entry]) -> list[str]:
