@@ -46,7 +46,7 @@ class ConfigFile:
             import tomllib  # most have no such file
 
             return cls(path=path, sections=tomllib.loads(text))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             if os.environ.get(VARIABLE):
                 raise ConfigError(f"{VARIABLE} is {path}, and there is no such file. Write it, or unset it.") from error
             return cls(path=path)
