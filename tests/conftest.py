@@ -36,7 +36,7 @@ def own_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Give each test, and the processes that it starts, an empty library of their own."""
     home = tmp_path / "edgelm-home"
     monkeypatch.setenv("EDGELM_HOME", str(home))
-    for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "FORCE_COLOR"):
+    for name in ("EDGELM_CONFIG", "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     return home
 

@@ -54,7 +54,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main_module.LazyGroup, "get_command", lambda _self, _context, name: ours.get(name))
 
 
-pytestmark = pytest.mark.usefixtures("commands")
+with_these_commands = pytest.mark.usefixtures("commands")
 
 
 def write(text: str) -> Path:
@@ -74,6 +74,7 @@ def probed(*arguments: str) -> dict[str, object]:
     return json.loads(result.stdout)
 
 
+@with_these_commands
 def test_a_flag_wins_over_the_environment_that_over_the_file_and_that_over_the_default(monkeypatch):
     assert probed()["temperature"] == 1.0
     write("[probe]\ntemperature = 0.5\n")
@@ -83,6 +84,7 @@ def test_a_flag_wins_over_the_environment_that_over_the_file_and_that_over_the_d
     assert probed("--temperature", "0.125")["temperature"] == 0.125
 
 
+@with_these_commands
 def test_every_kind_of_setting_arrives(own_library):
     write(
         '[probe]\nmodel = "tiny"\ntemperature = 2\nport = 9000\nkind = "b"\nstop = ["x", "y z"]\n'
@@ -96,11 +98,13 @@ def test_every_kind_of_setting_arrives(own_library):
     assert edgelm("group", "inner").stdout == "7\n"
 
 
+@with_these_commands
 def test_the_help_shows_the_default_that_is_in_force():
     write("[probe]\ntemperature = 0.5\n")
     assert "[default: 0.5]" in edgelm("probe", "--help").stdout
 
 
+@with_these_commands
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -140,24 +144,28 @@ def test_a_mistake_is_an_error_that_names_the_file_and_the_key(text, message):
     assert len(result.stderr.splitlines()) == 1
 
 
+@with_these_commands
 def test_a_file_that_is_no_text_is_an_error():
     path = write("")
     path.write_bytes(b"\xff")
     assert f"{path} cannot be read: " in edgelm("probe").stderr
 
 
+@with_these_commands
 def test_a_mistake_in_the_section_of_another_command_waits_for_it():
     write("[group.inner]\nsize = 'x'\n")
     assert probed()["port"] == 80
     assert edgelm("config").exit_code == 1
 
 
+@with_these_commands
 def test_the_general_help_needs_no_file():
     write("nonsense")
     assert edgelm("--help").exit_code == 0
     assert edgelm("--version").exit_code == 0
 
 
+@with_these_commands
 def test_another_file_is_named_by_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("EDGELM_CONFIG", str(tmp_path / "mine.toml"))
     assert f"EDGELM_CONFIG is {tmp_path / 'mine.toml'}, and there is no such file." in edgelm("probe").stderr
@@ -165,6 +173,7 @@ def test_another_file_is_named_by_the_environment(monkeypatch, tmp_path):
     assert probed()["port"] == 1
 
 
+@with_these_commands
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="XDG is the convention of other systems")
 def test_the_file_lies_where_the_system_keeps_settings(monkeypatch, tmp_path):
     monkeypatch.delenv("EDGELM_HOME")
@@ -175,6 +184,15 @@ def test_the_file_lies_where_the_system_keeps_settings(monkeypatch, tmp_path):
     assert config_folder() == tmp_path / "settings" / "edgelm"
 
 
+@with_these_commands
+def test_a_user_without_a_home_has_no_file_and_what_needs_none_runs(monkeypatch):
+    monkeypatch.setenv("EDGELM_HOME", "~nosuchuser/x")
+    assert probed()["port"] == 80
+    result = edgelm("config", "--path")
+    assert "EDGELM_HOME is '~nosuchuser/x'" in result.stderr
+
+
+@with_these_commands
 def test_config_shows_what_is_set_and_from_where(monkeypatch):
     path = config_path()
     assert edgelm("config").stdout == f"{path} (not written yet)\n"
@@ -196,6 +214,7 @@ def test_config_shows_what_is_set_and_from_where(monkeypatch):
     assert edgelm("config", "--path").stdout == f"{path}\n"
 
 
+@with_these_commands
 def test_config_shows_every_option_of_one_command():
     lines = [line.split() for line in edgelm("config", "probe").stdout.splitlines()]
     assert ["probe.temperature", "1.0", "default", "($EDGELM_PROBE_TEMPERATURE)"] in lines
@@ -204,8 +223,7 @@ def test_config_shows_every_option_of_one_command():
     assert "There is no command 'nothing'. There are config, group, probe." in edgelm("config", "nothing").stderr
 
 
-def test_a_value_that_no_generation_takes_says_where_to_look(monkeypatch):
-    monkeypatch.undo()
+def test_a_value_that_no_generation_takes_says_where_to_look():
     write("[run]\ntemperature = 900\n")
     result = edgelm("run", "x", "hi")
     assert result.exit_code == 2
@@ -214,8 +232,7 @@ def test_a_value_that_no_generation_takes_says_where_to_look(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["chat", "run", "serve", "cache", "export", "pull"])
-def test_each_option_of_a_command_can_be_set(monkeypatch, name):
-    monkeypatch.undo()
+def test_each_option_of_a_command_can_be_set(name):
     command = main.get_command(click.Context(main), name)
     assert command is not None
     assert {"help", "version"}.isdisjoint(settings(command))

@@ -40,7 +40,10 @@ class ConfigFile:
         Raises:
             ConfigError: it cannot be read, is no TOML, or is larger than 64 KiB.
         """
-        path = config_path()
+        try:
+            path = config_path()
+        except ConfigError:  # no home: what needs none still runs
+            return cls(path=Path(FILE_NAME))
         try:
             text = read_text(path, _MAX_BYTES)
             import tomllib  # most have no such file
