@@ -6,7 +6,6 @@ the base that runs in the end.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,18 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgelm.block_grid import Grid, in_blocks, searched_grid
+from edgelm.quantization_scheme import Scheme
 
 BLOCK_SIZE = 64
 # What an adapter says of the base that it was trained on; the exporter's name for the same grid.
 GRID_NAME = "int4-block64"
+_SCHEME = Scheme(bits=4, block_size=BLOCK_SIZE, symmetric=True, method="searched")
 # Small enough for a search's temporaries to stay in the cache.
 _WEIGHTS_AT_ONCE = 1 << 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Int4:
-    bits: int = 4
-    symmetric: bool = True
 
 
 class QuantizedLinear(nn.Module):
@@ -89,7 +84,7 @@ def _values_and_scales(weight_NK: NDArray[np.float32]) -> tuple[NDArray[np.uint8
     values, scales = [], []
     for start in range(0, len(weight_NK), rows):
         blocks = in_blocks(weight_NK[start : start + rows], BLOCK_SIZE)
-        grid = searched_grid(blocks, _Int4())
+        grid = searched_grid(blocks, _SCHEME)
         values.append(grid.nearest(blocks).astype(np.uint8))
         scales.append(grid.scales)
     return np.concatenate(values), np.concatenate(scales)
