@@ -30,57 +30,84 @@ _SMALLEST_BLOCK = 16
 def add_experts(graph: Graph, checkpoint: Checkpoint, projections: Projections, hidden: str, name: str) -> str:
     """Add the feed-forward of one layer with experts, such as "model.layers.0.mlp"."""
     config = checkpoint.config
-    logits = _router(graph, checkpoint, hidden, name)
+    scores = _router(graph, checkpoint, hidden, name)
+    shape = graph.constant([-1, config.num_experts])
+    logits = graph.node("Reshape", [scores, shape], f"{name}.gate.rows")  # one row for each position of the batch
+    first, second = _matrices(config, projections, name)
+    names = [f"{name}.experts.gate_up_proj.weight", f"{name}.experts.down_proj.weight"]
+    biases = _biases(graph, checkpoint, name)
+    output = f"{name}.output" if config.norm_topk_prob else f"{name}.weighted"
+    grid = _common_grid(config, [*first, *second])
+    if grid is None:
+        stacks = [
+            _float_stack(graph, projections, stem, stored) for stem, stored in zip(names, (first, second), strict=True)
+        ]
+        inputs = [hidden, logits, stacks[0], biases[0], stacks[1], biases[1]]
+        graph.node("MoE", inputs, output, MICROSOFT, _attributes(config))
+    else:
+        parts = [
+            _packed_stack(graph, stem, [_moved(w, *grid) for w in stored if isinstance(w, PackedWeight)])
+            for stem, stored in zip(names, (first, second), strict=True)
+        ]
+        inputs = [hidden, logits, *parts[0][:2], biases[0], *parts[1][:2], biases[1]]
+        inputs += ["", "", "", parts[0][2], parts[1][2]] if grid[2] else []
+        on_grid = {"expert_weight_bits": grid[0], "block_size": grid[1]}
+        graph.node("QMoE", inputs, output, MICROSOFT, _attributes(config) | on_grid)
+    if config.norm_topk_prob:
+        return output
+    return graph.node("Mul", [output, _chosen_share(graph, config, scores, name)], f"{name}.output")
+
+
+def _matrices(config: ModelConfig, projections: Projections, name: str) -> tuple[list[Stored], list[Stored]]:
+    """Read what each expert begins with, gates and ups in turn, and what it ends with."""
     experts = [f"{name}.experts.{expert}" for expert in range(config.num_experts)]
     first = [
         _alternating(projections.read(f"{expert}.gate_proj.weight"), projections.read(f"{expert}.up_proj.weight"))
         for expert in experts
     ]
-    second = [projections.read(f"{expert}.down_proj.weight") for expert in experts]
-    biases = ["", ""]
-    if config.mlp_bias:
-        gate_EF, up_EF, down_ED = (
-            np.stack([checkpoint.tensor(f"{expert}.{part}_proj.bias") for expert in experts])
-            for part in ("gate", "up", "down")
+    return first, [projections.read(f"{expert}.down_proj.weight") for expert in experts]
+
+
+def _biases(graph: Graph, checkpoint: Checkpoint, name: str) -> list[str]:
+    """Store the biases [E, 2 F] and [E, D] of the experts; two empty names where they have none."""
+    if not checkpoint.config.mlp_bias:
+        return ["", ""]
+    gate_EF, up_EF, down_ED = (
+        np.stack(
+            [
+                checkpoint.tensor(f"{name}.experts.{expert}.{part}_proj.bias")
+                for expert in range(checkpoint.config.num_experts)
+            ]
         )
-        biases = [
-            graph.weight(f"{name}.experts.gate_up_proj.bias", np.stack([gate_EF, up_EF], 2).reshape(len(experts), -1)),
-            graph.weight(f"{name}.experts.down_proj.bias", down_ED),
-        ]
-    names = [f"{name}.experts.gate_up_proj.weight", f"{name}.experts.down_proj.weight"]
-    grid = _common_grid(config, [*first, *second])
-    output = f"{name}.output"
-    if grid is None:
-        weights = [
-            _float_stack(graph, projections, stem, stored) for stem, stored in zip(names, (first, second), strict=True)
-        ]
-        inputs = [hidden, logits, weights[0], biases[0], weights[1], biases[1]]
-        return graph.node("MoE", inputs, output, MICROSOFT, _attributes(config))
-    bits, block_size, has_zeros = grid
-    parts = [
-        _packed_stack(
-            graph,
-            stem,
-            [_moved(weight, bits, block_size, has_zeros) for weight in stored if isinstance(weight, PackedWeight)],
-        )
-        for stem, stored in zip(names, (first, second), strict=True)
+        for part in ("gate", "up", "down")
+    )
+    alternating = np.stack([gate_EF, up_EF], axis=2).reshape(len(gate_EF), -1)
+    return [
+        graph.weight(f"{name}.experts.gate_up_proj.bias", alternating),
+        graph.weight(f"{name}.experts.down_proj.bias", down_ED),
     ]
-    inputs = [hidden, logits, *parts[0][:2], biases[0], *parts[1][:2], biases[1]]
-    if has_zeros:
-        inputs += ["", "", "", parts[0][2], parts[1][2]]
-    attributes = _attributes(config) | {"expert_weight_bits": bits, "block_size": block_size}
-    return graph.node("QMoE", inputs, output, MICROSOFT, attributes)
 
 
 def _router(graph: Graph, checkpoint: Checkpoint, hidden: str, name: str) -> str:
-    """Add the scores of all experts, one row for each position of the batch."""
+    """Add the scores [B, T, E] of all experts."""
     weight_DE = graph.weight(f"{name}.gate.weight", np.ascontiguousarray(checkpoint.tensor(f"{name}.gate.weight").T))
     logits = graph.node("MatMul", [hidden, weight_DE], f"{name}.gate.output")
     if checkpoint.config.router_bias:
         bias = graph.weight(f"{name}.gate.bias", checkpoint.tensor(f"{name}.gate.bias"))
         logits = graph.node("Add", [logits, bias], f"{name}.gate.biased")
-    shape = graph.constant([-1, checkpoint.config.num_experts])
-    return graph.node("Reshape", [logits, shape], f"{name}.gate.rows")
+    return logits
+
+
+def _chosen_share(graph: Graph, config: ModelConfig, scores: str, name: str) -> str:
+    """Add the sum [B, T, 1] of the chosen experts' probabilities.
+
+    Where those are not to sum to one, it turns what the operator computes with weights that do into what was asked for:
+    ONNX Runtime 1.28 computes something else in a whole graph with normalize_routing_weights off.
+    """
+    probabilities = graph.node("Softmax", [scores], f"{name}.gate.probabilities", attributes={"axis": -1})
+    outputs = [f"{name}.gate.chosen", f"{name}.gate.chosen_experts"]
+    chosen = graph.node("TopK", [probabilities, graph.constant([config.num_experts_per_tok])], outputs)
+    return graph.node("ReduceSum", [chosen, graph.constant([-1])], f"{name}.gate.share", attributes={"keepdims": 1})
 
 
 def _attributes(config: ModelConfig) -> dict[str, Any]:
@@ -92,7 +119,7 @@ def _attributes(config: ModelConfig) -> dict[str, Any]:
         "activation_alpha": config.swiglu_alpha if clamped else 1.0,
         "activation_beta": 1.0 if clamped else 0.0,
         "swiglu_limit": config.swiglu_limit,
-        "normalize_routing_weights": int(config.norm_topk_prob),
+        "normalize_routing_weights": 1,
     }
 
 

@@ -53,7 +53,8 @@ def write_checkpoint(checkpoint: Checkpoint, target: Path, *, progress: Progress
 
 
 def _written_type(stored: str) -> str:
-    return stored if stored in _KEPT_TYPES else "F32"
+    """Choose the narrowest type that holds every value: bfloat16 has the exponents of MXFP4, and more digits."""
+    return stored if stored in _KEPT_TYPES else "BF16" if stored == "MXFP4" else "F32"
 
 
 def _refuse_to_replace_foreign(target: Path) -> None:

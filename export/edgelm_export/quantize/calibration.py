@@ -8,8 +8,10 @@ calibration that was stopped goes on behind the last whole layer.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,7 @@ Tables = Mapping[str, tuple[Array, Array]]  # what reference.position_tables ret
 # Folding changes nothing but the order of float32's sums; the largest seen is 3e-6 of the largest activation.
 _FOLDING_TOLERANCE = 1e-3
 _STATE = "hidden.npz"
+_EXPERT = re.compile(r"\.experts\.\d+\.\w+\.weight$")
 
 
 def calibrate(
@@ -118,6 +121,14 @@ class _Calibration:
                 else quantize_alone(weights[name], scheme)
             )
             tensors[f"{prefix}{name}"], weights[name] = packed, unpack(packed)
+        for name in [name for name in weights if _EXPERT.search(name) and f"{prefix}{name}" not in tensors]:
+            # Too few tokens of the text came to this expert, or others did behind quantized layers.
+            scheme = scheme_of(name.removesuffix(".weight"))
+            if scheme is not None:
+                method = "rounded" if scheme.bits == 8 else "searched"
+                alone = dataclasses.replace(scheme, method=method if scheme.method == "gptq" else scheme.method)
+                packed = quantize_alone(weights[name], alone)
+                tensors[f"{prefix}{name}"], weights[name] = packed, unpack(packed)
         return tensors, _Hidden(source=following, package=self._outputs(layer, weights, hidden.package))
 
     def _observed(self, layer: int, weights: Weights, hidden: _Hidden) -> tuple[LayerStatistics, list[Array]]:
