@@ -6,6 +6,7 @@ import base64
 
 import numpy as np
 import pytest
+from edgelm_server import EdgelmServer
 
 from edgelm.embedding import embed
 from edgelm.errors import ContextLengthError
@@ -92,3 +93,16 @@ def test_related_sentences_find_each_other(smollm2_package):
     found = (similarities.argmax(axis=1) == np.arange(8)).sum() + (similarities.argmax(axis=0) == np.arange(8)).sum()
     # 16 of 16 measured; chance is 2.
     assert found >= 14
+
+
+def test_texts_that_take_longer_than_a_request_may_are_refused():
+    brief = """
+from edgelm.server import options
+limits = options.RequestLimits(request_seconds=1e-6)
+create = options.ServerOptions.__init__
+options.ServerOptions.__init__ = lambda self, **values: create(self, **{"limits": limits, **values})
+"""
+    with EdgelmServer(prelude=brief) as server:
+        reply = server.post("/v1/embeddings", {"input": ["a", "b"]})
+    assert reply.status == 400
+    assert "These texts take more than the 1e-06 s of a request; send fewer." in reply.json["error"]["message"]

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import time
 from collections.abc import Sequence
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from edgelm.server.ollama import without_tag
 from edgelm.server.openai_completions import token_ids
 from edgelm.server.schema import ANY, ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
 from edgelm.server.sse import JsonAnswer, unless_disconnected
+
+if TYPE_CHECKING:
+    from edgelm.language_model import LanguageModel
 
 MAX_INPUTS = 256
 _IDS: Schema = listing(whole(0), fewest=1, most=1 << 20)
@@ -76,6 +79,13 @@ async def ollama_embed(call: Call) -> Response:
     )
 
 
+async def _vector(call: Call, model: LanguageModel, ids: Sequence[int], pooling: Pooling) -> NDArray[np.float32]:
+    if time.monotonic() > call.deadline:
+        seconds = call.options.limits.request_seconds
+        raise ApiError(400, f"These texts take more than the {seconds:g} s of a request; send fewer.", param="input")
+    return await asyncio.to_thread(embed, model, ids, pooling)
+
+
 async def _embed(call: Call, model: str | None, *, truncating: bool) -> tuple[str, Sequence[NDArray[np.float32]], int]:
     """Return the model's name, the vectors, and how many tokens were read."""
     served = await call.model(model)
@@ -93,7 +103,7 @@ async def _embed(call: Call, model: str | None, *, truncating: bool) -> tuple[st
         async def vectors() -> list[NDArray[np.float32]]:
             # One after the other, and beside the engine: a step of its own would delay every running answer.
             async with served.scoring:
-                return [await asyncio.to_thread(embed, language_model, ids, pooling) for ids in inputs]
+                return [await _vector(call, language_model, ids, pooling) for ids in inputs]
 
         result = await unless_disconnected(call.request.receive, vectors())
         if result is None:
