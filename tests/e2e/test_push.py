@@ -39,7 +39,7 @@ def package(own_library: Path) -> Path:
 
 def edgelm(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [EDGELM, *arguments], env=environment, capture_output=True, text=True, timeout=90, check=False
+        [EDGELM, *arguments], env=environment, capture_output=True, text=True, timeout=250, check=False
     )
 
 
