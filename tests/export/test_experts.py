@@ -21,7 +21,9 @@ from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.decoder import build_decoder
 from edgelm_export.external_data import ExternalData
 from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.importer import import_checkpoint
 from edgelm_export.quantize import PRECISIONS, PackedWeight, Precision, Rule, quantize, scheme_for
+from edgelm_export.quantize.calibration import calibrate
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.reference import reference_logits
 from edgelm_export.tensor_map import pattern_of
@@ -207,3 +209,21 @@ def test_a_name_is_split_into_its_pattern_layer_and_expert() -> None:
     assert pattern_of(name) == ("model.layers.{i}.mlp.experts.{e}.up_proj.weight", "7", "13")
     assert pattern_of("model.layers.7.mlp.up_proj.weight") == ("model.layers.{i}.mlp.up_proj.weight", "7", "")
     assert pattern_of("model.norm.weight") == ("model.norm.weight", "", "")
+
+
+def test_an_imported_mxfp4_folder_has_its_values_in_bfloat16(tmp_path: Path) -> None:
+    mxfp4_folder(tmp_path / "oss", make_checkpoint(tmp_path / "tokenizer"))
+    import_checkpoint(tmp_path / "oss", tmp_path / "ours")
+    packed, imported = HuggingFaceCheckpoint(tmp_path / "oss"), HuggingFaceCheckpoint(tmp_path / "ours")
+    name = "model.layers.0.mlp.experts.2.up_proj.weight"
+    assert imported.stored_type(name) == "BF16"
+    np.testing.assert_array_equal(imported.tensor(name), packed.tensor(name))
+
+
+def test_experts_that_a_calibration_did_not_reach_are_quantized_too(tmp_path: Path) -> None:
+    checkpoint = checkpoint_with(tmp_path, num_experts=16)
+    precision = Precision(rules=(Rule(pattern=".", scheme="int4-block32-gptq"),))
+    calibrated = calibrate(checkpoint, precision, [IDS[:6]], tmp_path / "results", lambda *_: None)
+    names = [name for name in checkpoint.config.tensor_shapes() if ".experts." in name]
+    assert all(calibrated.quantized_blocks(name) is not None for name in names)
+    assert calibrated.quantized_blocks("model.layers.0.mlp.gate.weight") is None

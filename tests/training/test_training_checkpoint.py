@@ -87,7 +87,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
         )
     },
 }
+EXPERTS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {"qk_norm": True, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12},
+    "olmoe": {
+        "qk_norm": True, "qk_norm_scope": "projection", "head_dim": 6, "num_experts": 4, "num_experts_per_tok": 2,
+        "norm_topk_prob": False,
+    },
+}  # fmt: skip
 OTHERS: dict[str, dict[str, Any]] = {
+    "attention sinks": {"attention_sinks": True},
+    "experts without query and key norms": {"num_experts": 3, "num_experts_per_tok": 1, "router_bias": True},
     "layer norm": {"norm": "layer"},
     "learned positions": {"position": "learned"},
     "plain feed-forward": {"mlp_gated": False},
@@ -141,11 +150,11 @@ def test_a_saved_model_loads_with_the_same_config_and_weights(
     assert torch.equal(loaded(ids_of(config)), model(ids_of(config)))
 
 
-@pytest.mark.parametrize("name", LLAMAS | QWENS | FAMILIES)
+@pytest.mark.parametrize("name", LLAMAS | QWENS | FAMILIES | EXPERTS)
 def test_transformers_loads_a_family_that_it_knows_as_it_is(
     name: str, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
-    config = replace(tiny_config, **(LLAMAS | QWENS | FAMILIES)[name])
+    config = replace(tiny_config, **(LLAMAS | QWENS | FAMILIES | EXPERTS)[name])
     torch.manual_seed(0)
     model = Transformer(config)
     for parameter in model.parameters():
@@ -183,6 +192,30 @@ def test_gradients_are_those_of_transformers(name: str, tiny_config: ModelConfig
     for parameter_name, parameter in model.named_parameters():
         difference = (parameter.grad - their_gradients[parameter_name]).norm() / their_gradients[parameter_name].norm()
         assert difference < 1e-4, parameter_name  # float32 sums in another order; measured: 3.7e-6
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_gradients_of_experts_are_those_of_transformers(name: str, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Transformer(replace(tiny_config, **EXPERTS[name]))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3)
+    save_checkpoint(model, tmp_path / "checkpoint")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint")
+    ids_BT = torch.randint(model.config.vocab_size, (3, 60), generator=torch.Generator().manual_seed(1))
+
+    theirs(ids_BT, labels=ids_BT).loss.backward()
+    torch.nn.functional.cross_entropy(model(ids_BT)[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten()).backward()
+
+    for their_name, parameter in theirs.named_parameters():
+        module = model.get_submodule(their_name.rpartition(".")[0])
+        if their_name.endswith("experts.gate_up_proj"):
+            ours = torch.stack([torch.cat([e.gate_proj.weight.grad, e.up_proj.weight.grad]) for e in module])
+        elif their_name.endswith("experts.down_proj"):
+            ours = torch.stack([expert.down_proj.weight.grad for expert in module])
+        else:
+            ours = module.weight.grad
+        assert (ours - parameter.grad).norm() / parameter.grad.norm() < 1e-4, their_name
 
 
 @pytest.mark.parametrize("name", OTHERS)
