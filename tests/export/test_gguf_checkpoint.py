@@ -135,8 +135,8 @@ def test_the_source_says_what_the_file_says_of_itself(
     [
         ({"architecture": "rwkv7"}, "tiny.gguf: the GGUF architecture 'rwkv7' is not supported; supported: .*llama"),
         (
-            {"metadata": {"llama.expert_count": 8}},
-            "tiny.gguf: .*features that are not supported: llama.expert_count = 8",
+            {"metadata": {"llama.expert_shared_count": 8}},
+            "tiny.gguf: .*features that are not supported: llama.expert_shared_count = 8",
         ),
         ({"metadata": {"llama.attention.head_count_kv": 3}}, "tiny.gguf: num_attention_heads .* is not a multiple"),
         ({"extra": {"blk.1.attn_q_norm.weight": np.ones(16, np.float32)}}, "unknown: blk.1.attn_q_norm.weight"),
