@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict, deque
 from collections.abc import Mapping
 
@@ -26,8 +25,9 @@ class StepCosts:
 
     def add(self, tokens: int, seconds: float) -> None:
         """Take how long a step of so many tokens took."""
-        self._samples[tokens].append(seconds)
-        self._medians[tokens] = statistics.median(self._samples[tokens])
+        samples = self._samples[tokens]
+        samples.append(seconds)
+        self._medians[tokens] = sorted(samples)[len(samples) // 2]
 
     @property
     def is_known(self) -> bool:
@@ -57,6 +57,7 @@ class DraftLength:
         self.costs = costs
         self._right = {kind: _WEIGHT * chance for kind, chance in expected.items()}
         self._all = dict.fromkeys(self._right, _WEIGHT)
+        self._guess_samples: deque[float] | None = None
         self._guess_seconds = 0.0  # for one token
 
     def best(self, kind: int, most: int) -> int:
@@ -80,6 +81,9 @@ class DraftLength:
         self._all[kind] = self._all[kind] * fade + tried
 
     def learn_cost(self, count: int, seconds: float) -> None:
-        """Take how long guessing `count` tokens took."""
-        each = seconds / count
-        self._guess_seconds = 0.8 * self._guess_seconds + 0.2 * each if self._guess_seconds else each
+        """Take how long guessing `count` tokens took; not the first time, when a draft computes the prompt."""
+        if self._guess_samples is None:
+            self._guess_samples = deque(maxlen=_SAMPLES)
+            return
+        self._guess_samples.append(seconds / count)
+        self._guess_seconds = sorted(self._guess_samples)[len(self._guess_samples) // 2]

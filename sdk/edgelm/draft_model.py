@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgelm.errors import ConfigError
-from edgelm.generate import PREFILL_CHUNK
+from edgelm.generate import next_chunk
 from edgelm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class DraftModel:
 
     def __init__(self, draft: LanguageModel, model: LanguageModel) -> None:
         check_tokenizers(draft, model)
-        self._session = draft.session
+        self._session, self._prefixes = draft.session, draft.prefixes
         self._tokens = min(draft.config.vocab_size, model.config.vocab_size)
         self._cache = draft.session.new_cache()
         self._ids: list[int] = []
@@ -55,11 +55,15 @@ class DraftModel:
         while self._agreed < min(cache.length, len(ids)) and cache.token_ids[self._agreed] == ids[self._agreed]:
             self._agreed += 1
         cache.truncate(min(self._agreed, len(ids) - 1))
-        guessed: list[int] = []
+        is_first = cache.length == 0
+        if is_first:
+            self._prefixes.fill(cache, ids)
         while cache.length < len(ids):
-            logits_V = self._session.forward(ids[cache.length : cache.length + PREFILL_CHUNK], cache)[0]
+            logits_V = self._session.forward(next_chunk(ids, cache.length), cache)[0]
+        if is_first:
+            self._prefixes.keep(cache, len(ids))
         self._agreed = len(ids)
-        guessed.append(int(logits_V[: self._tokens].argmax()))
+        guessed = [int(logits_V[: self._tokens].argmax())]
         while len(guessed) < count:
             logits_V = self._session.forward(guessed[-1:], cache)[0]
             guessed.append(int(logits_V[: self._tokens].argmax()))

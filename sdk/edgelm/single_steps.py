@@ -39,11 +39,13 @@ class _Mirror:
 
     def __init__(self, cache: KVCache) -> None:
         self.rows: list[NDArray[np.float32]] = []
-        for buffer in cache.buffers:
+        cache.binding = None
+        buffers = cache.buffers
+        for i, buffer in enumerate(buffers):  # one layer after the other, so that never more than one is there twice
             rows = mirrored_zeros(buffer.shape[1:], MOST_ROWS)
             rows[0, :, : cache.length] = buffer[0, :, : cache.length]
+            buffers[i] = rows[:1]
             self.rows.append(rows)
-        cache.binding, cache.buffers = None, [rows[:1] for rows in self.rows]
         self._buffer = weakref.ref(cache.buffers[0])
         self.steps: dict[int, Step] = {}
 
@@ -92,6 +94,7 @@ class SingleSteps:
             try:
                 mirror = self._mirrors[cache] = _Mirror(cache)
             except OSError:
+                self._most = 1
                 return None
         count = len(token_ids)
         if count not in mirror.steps:

@@ -90,5 +90,7 @@ def test_guesses_that_fail_turn_guessing_off_and_others_turn_it_on_again() -> No
 def test_a_guess_that_takes_long_is_not_made() -> None:
     length = DraftLength(costs(), {1: 0.8})
     assert length.best(1, 15) > 3
+    length.learn_cost(4, 100 * STEP_OF_ONE)  # with the prompt
+    assert length.best(1, 15) > 3
     length.learn_cost(4, 4 * STEP_OF_ONE)
     assert length.best(1, 15) == 0

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from make_tiny_model import CONFIG, make_checkpoint
 
+from edgelm import single_steps
 from edgelm.config import ModelConfig
 from edgelm.kv_batch import KVBatch
 from edgelm.kv_cache import GROWTH_STEP
@@ -84,6 +85,29 @@ def test_a_system_without_mirrored_memory_is_told(monkeypatch: pytest.MonkeyPatc
     own = load(tiny_model_path())
     assert own.most_single_steps(own.new_cache()) == 1
     check_bits(own, 5)
+
+
+@needs_mirrors
+def test_memory_that_is_refused_half_way_leaves_the_cache_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = load(tiny_model_path(), threads=1)
+    cache = session.new_cache()
+    assert session.most_single_steps(cache) == MOST_ROWS
+    session.forward(random_ids(20), cache)
+    layers = iter([mirrored_zeros, mirrored_zeros])
+
+    def refuse(shape: tuple[int, ...], times: int) -> np.ndarray:
+        make = next(layers, None)
+        if make is None:
+            raise OSError("no memory")
+        return make(shape, times)
+
+    monkeypatch.setattr(single_steps, "mirrored_zeros", refuse)
+    rows_TV = session.forward_single_steps(random_ids(4, seed=1), cache)
+    assert session.most_single_steps(cache) == 1
+    alone = session.new_cache()
+    session.forward(random_ids(20), alone)
+    single_TV = np.concatenate([session.forward((id_,), alone).copy() for id_ in random_ids(4, seed=1)])
+    np.testing.assert_array_equal(rows_TV, single_TV)
 
 
 @needs_mirrors

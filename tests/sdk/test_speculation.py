@@ -234,6 +234,16 @@ def test_a_draft_with_other_control_tokens_is_refused_too(
         model.generate("The sea", GenerationConfig(speculation=draft))
 
 
+def test_a_draft_computes_the_beginning_of_a_conversation_once(model: LanguageModel) -> None:
+    draft = edgelm.load(tiny_model_path(), SessionOptions(threads=1))
+    prompt = repetitive(random.Random(2), 100)
+    config = GenerationConfig(max_new_tokens=20, ignore_eos=True, speculation=draft)
+    first = model.generate(prompt, config)
+    assert draft.prefixes.reused_tokens == 0
+    assert model.generate([*prompt, *first.token_ids, 7], config).timings.drafted_tokens > 0
+    assert draft.prefixes.reused_tokens == 96  # of 101 tokens, in blocks of 32
+
+
 def test_a_draft_stops_where_its_own_context_ends(model: LanguageModel) -> None:
     draft = DraftModel(load(tiny_model_path()), model)
     draft.extend(repetitive(random.Random(1), model.context_length - 20))
