@@ -99,7 +99,7 @@ def searched_grid(blocks: Array, kind: GridKind, importance: Array | None = None
 
 
 def short_scales(scales: Array) -> Array:
-    """Round scales to 16 significant bits: exact in float32 times integers of 8 bits, so that `exact_grid` finds them."""
+    """Round scales to 16 significant bits: exact in float32 times integers of 8 bits, so `exact_grid` finds them."""
     return ((scales.view(np.uint32) + np.uint32(0x80)) & np.uint32(0xFFFFFF00)).view(np.float32)
 
 
@@ -127,7 +127,7 @@ def exact_grid(blocks: Array, kind: GridKind) -> tuple[Grid, NDArray[np.bool_]]:
         trial = (smallest[left] / np.float32(steps)).astype(np.float32)
         values = np.rint(flat[left] / trial[:, None])
         low, high = np.minimum(values.min(-1), 0), np.maximum(values.max(-1), 0)
-        signs = np.float32(1)
+        signs = np.ones(len(left), np.float32)
         if kind.symmetric:
             fits = (np.maximum(-low, high) <= middle) & (np.minimum(-low, high) < middle)
             signs = np.where(high < middle, np.float32(1), np.float32(-1))

@@ -39,7 +39,9 @@ def test_the_commands_run_in_the_order_in_which_they_stand(library: Path, tmp_pa
     assert len(commands) >= 10
     (tmp_path / "corpus").mkdir()
     for number in range(40):
-        (tmp_path / "corpus" / f"{number}.txt").write_text(f"Story {number}. {README[number * 100 :]}", encoding="utf-8")
+        (tmp_path / "corpus" / f"{number}.txt").write_text(
+            f"Story {number}. {README[number * 100 :]}", encoding="utf-8"
+        )
     bin_folder = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
     for command in commands:

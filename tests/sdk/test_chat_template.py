@@ -283,9 +283,7 @@ def test_a_syntax_error_is_an_error_that_names_the_line() -> None:
 
 
 def test_a_template_that_writes_without_end_is_stopped() -> None:
-    template = ChatTemplate(
-        "{% set long = 'x' * 10000 %}{% for i in range(99999) %}{{ long }}{% endfor %}"
-    )
+    template = ChatTemplate("{% set long = 'x' * 10000 %}{% for i in range(99999) %}{{ long }}{% endfor %}")
     with pytest.raises(ChatTemplateError, match="more than 4000000 characters"):
         template.render([{"role": "user", "content": "x"}])
 

@@ -34,7 +34,9 @@ settings = ("-m", model, "-o", "temperature", "0", "-o", "max_tokens", "24")
 told = {
     "streamed": llm(*settings, question),
     "whole": llm(*settings, "--no-stream", question),
-    "structured": sorted(json.loads(llm("-m", model, "-o", "temperature", "0", "--schema", "name, age int", "Ada is 36."))),
+    "structured": sorted(
+        json.loads(llm("-m", model, "-o", "temperature", "0", "--schema", "name, age int", "Ada is 36."))
+    ),
     "continued": bool(llm(*settings, "-c", "And of Italy?")),
 }
 print(json.dumps(told))

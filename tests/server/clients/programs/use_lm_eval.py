@@ -22,8 +22,8 @@ test_split: test
 doc_to_text: "{{{{question}}}}"
 """
 (folder / "choice.yaml").write_text(
-    f"task: choice{common}output_type: multiple_choice\ndoc_to_choice: choices\ndoc_to_target: answer\ntarget_delimiter: ''\n"
-    "metric_list: [{metric: acc}]\n"
+    f"task: choice{common}output_type: multiple_choice\ndoc_to_choice: choices\n"
+    "doc_to_target: answer\ntarget_delimiter: ''\nmetric_list: [{metric: acc}]\n"
 )
 (folder / "continuation.yaml").write_text(
     f"task: continuation{common}output_type: generate_until\ndoc_to_target: '{{{{choices[answer]}}}}'\n"
@@ -44,4 +44,8 @@ results = lm_eval.simple_evaluate(
     task_manager=TaskManager(include_path=str(folder), include_defaults=False),
     bootstrap_iters=0,
 )
-print(json.dumps({"acc": results["results"]["choice"]["acc,none"], "n": results["n-samples"]["continuation"]["effective"]}))
+print(
+    json.dumps(
+        {"acc": results["results"]["choice"]["acc,none"], "n": results["n-samples"]["continuation"]["effective"]}
+    )
+)
