@@ -98,11 +98,6 @@ def searched_grid(blocks: Array, kind: GridKind, importance: Array | None = None
     return Grid(top=start.top, scales=nonzero_scales(scales), zeros=zeros)
 
 
-def short_scales(scales: Array) -> Array:
-    """Round scales to 16 significant bits: exact in float32 times integers of 8 bits, so `exact_grid` finds them."""
-    return ((scales.view(np.uint32) + np.uint32(0x80)) & np.uint32(0xFFFFFF00)).view(np.float32)
-
-
 def exact_grid(blocks: Array, kind: GridKind) -> tuple[Grid, NDArray[np.bool_]]:
     """Find the grid that a block's weights lie on; return the grids, and which blocks [N, blocks] have one.
 

@@ -194,7 +194,7 @@ def _nonzero(scales: Tensor) -> Tensor:
 
 
 def _short(scales: Tensor) -> Tensor:
-    """Round to 16 significant bits, as `edgelm.block_grid.short_scales` does."""
+    """Round to 16 significant bits: times an integer of 8 bits, that is exact in float32."""
     return ((scales.float().view(torch.int32) + 0x80) & ~0xFF).view(torch.float32)
 
 
