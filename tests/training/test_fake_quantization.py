@@ -225,6 +225,12 @@ def test_factors_that_the_exporter_folds_in_are_refused() -> None:
         schemes_of(dataclasses.replace(CONFIG, residual_multiplier=0.5), precision_named("int4"))
 
 
+def test_experts_are_refused() -> None:
+    config = dataclasses.replace(CONFIG, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+    with pytest.raises(ConfigError, match="qat is set, and the model has 4 experts"):
+        schemes_of(config, precision_named("int4"))
+
+
 def test_an_embedding_that_the_exporter_cannot_gather_is_refused() -> None:
     precision = Precision(rules=(Rule(pattern=".", scheme="int4-block32-asymmetric"),))
     with pytest.raises(ConfigError, match="qat gives the embedding 4 bits with zero points"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -136,3 +138,10 @@ def test_a_model_in_4_bits_holds_no_other_weights_of_its_blocks(model: Transform
     held = [parameter for name, parameter in model.named_parameters() if "_proj" in name and "bias" not in name]
     assert {parameter.dtype for parameter in held} == {torch.uint8, torch.float32}
     assert max(parameter.numel() for parameter in held) == 40 * 64 // 2  # a matrix of 40 rows, in one block of 64
+
+
+def test_a_router_gets_no_adapter(tiny_config: ModelConfig) -> None:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_bias": False}
+    names = linear_names(Transformer(dataclasses.replace(tiny_config, **experts)))
+    assert "model.layers.0.mlp.experts.3.up_proj" in names
+    assert not [name for name in names if name.endswith(".gate")]

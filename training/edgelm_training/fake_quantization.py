@@ -57,13 +57,18 @@ def schemes_of(config: ModelConfig, precision: Precision) -> dict[str, Scheme]:
     """Return the schemes of the matrices that a precision stores as integers, by the names of their modules.
 
     Raises:
-        ConfigError: the exporter folds a factor into weights of this model, which moves them off their grid; or it has
-            no such grid for the embedding.
+        ConfigError: the exporter folds a factor into weights of this model, which moves them off their grid; it has no
+            such grid for the embedding; or the model has experts.
     """
     if config.residual_multiplier != 1:
         raise ConfigError(
             f"qat is set, and the model's residual_multiplier is {config.residual_multiplier}: the exporter folds it "
             "into the weights, which leaves them beside the grid that they were trained on. Train without qat."
+        )
+    if config.num_experts:
+        raise ConfigError(
+            f"qat is set, and the model has {config.num_experts} experts, whose matrices cannot be trained on a grid "
+            "yet. Train without qat."
         )
     recipe = precision.recipe(config)
     found = {}

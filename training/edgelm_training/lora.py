@@ -59,9 +59,13 @@ class LoraLinear(nn.Module):
 
 
 def linear_names(model: Transformer) -> list[str]:
-    """Return the names of the linear layers in the blocks: what an adapter can be put on."""
+    """Return the names of the linear layers in the blocks: what an adapter can be put on.
+
+    A router is none: the exporter never quantizes it, and a small change of it sends tokens to other experts.
+    """
     inside = {id(module) for block in blocks(model) for module in block.modules()}
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in inside]
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in inside]
+    return [name for name in linears if not name.endswith(".mlp.gate")]
 
 
 def quantize_linears(model: Transformer) -> None:
