@@ -27,6 +27,8 @@ _KNOWN_FOLDER = "known-tokenizers"
 # What a child may take: a fixed part for the libraries, and what a whole tokenizer takes for each byte of its file.
 _MEMORY, _MEMORY_OF_BYTE = 512 << 20, 40
 _SECONDS, _SECONDS_OF_MEGABYTE = 10, 2
+# The limit is of the processor's time; an honest file on a busy machine may wait for it this many times as long.
+_PATIENCE = 6 if os.name == "posix" else 1
 _STARTED, _BROKEN = b"started\n", 3
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from edgelm.tokenizer_trial import child; child()"
 _SAMPLE = "The sea, 1984: it's wïde.\n\n\tdef f(x):  return <x>  漢字 😀 \x00 \U0010ffff ▁▁"
@@ -69,13 +71,13 @@ def _passes(data: bytes, path: Path) -> bool:
             input=data,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=seconds,
+            timeout=seconds * _PATIENCE,
             env={**kept, "RAYON_NUM_THREADS": "1", "PYTHONUTF8": "1"},
             check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise TokenizerError(
-            f"Cannot read {path}: the tokenizers library does not come to an end with it within {seconds} s. "
+            f"Cannot read {path}: the tokenizers library does not come to an end with it within {seconds * _PATIENCE} s. "
             "The file is damaged or hostile."
         ) from error
     except (OSError, ValueError):
@@ -86,7 +88,7 @@ def _passes(data: bytes, path: Path) -> bool:
         raise TokenizerError(result.stdout[len(_STARTED) :].decode("utf-8", "replace")[:2000])
     if result.returncode:
         raise TokenizerError(
-            f"Cannot read {path}: it crashes the tokenizers library, or takes more than {memory >> 20} MB of memory "
+            f"Cannot read {path}: it crashes the tokenizers library, or takes more than {memory >> 20} MB of memory or {seconds} s "
             f"(exit status {result.returncode}). The file is damaged or hostile."
         )
     return True
