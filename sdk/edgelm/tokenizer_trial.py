@@ -77,8 +77,8 @@ def _passes(data: bytes, path: Path) -> bool:
         )
     except subprocess.TimeoutExpired as error:
         raise TokenizerError(
-            f"Cannot read {path}: the tokenizers library does not come to an end with it within {seconds * _PATIENCE} s. "
-            "The file is damaged or hostile."
+            f"Cannot read {path}: the tokenizers library does not come to an end with it within "
+            f"{seconds * _PATIENCE} s. The file is damaged or hostile."
         ) from error
     except (OSError, ValueError):
         return False
@@ -88,8 +88,8 @@ def _passes(data: bytes, path: Path) -> bool:
         raise TokenizerError(result.stdout[len(_STARTED) :].decode("utf-8", "replace")[:2000])
     if result.returncode:
         raise TokenizerError(
-            f"Cannot read {path}: it crashes the tokenizers library, or takes more than {memory >> 20} MB of memory or {seconds} s "
-            f"(exit status {result.returncode}). The file is damaged or hostile."
+            f"Cannot read {path}: it crashes the tokenizers library, or takes more than {memory >> 20} MB of memory or "
+            f"{seconds} s (exit status {result.returncode}). The file is damaged or hostile."
         )
     return True
 
