@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
+
 import pytest
 
 from edgelm import GenerationConfig
@@ -55,6 +58,29 @@ def test_a_request_that_asks_nothing_loads_the_model(serving):
     assert serving.get("/api/ps").json["models"][0]["name"] == "tiny-random"
 
 
+def test_keep_alive_says_how_long_a_model_stays(serving):
+    def left() -> float:
+        (model,) = serving.get("/api/ps").json["models"]
+        return (datetime.fromisoformat(model["expires_at"]) - datetime.now(UTC)).total_seconds()
+
+    nothing = {"model": "tiny-random"}
+    assert serving.post("/api/generate", nothing | {"keep_alive": "1h30m"}).json["done_reason"] == "load"
+    assert 5000 < left() <= 5400
+    body = {"model": "tiny-random", "messages": HELLO, "options": OPTIONS, "stream": False, "keep_alive": 100}
+    assert serving.post("/api/chat", body).status == 200
+    assert left() <= 100
+    assert serving.post("/api/generate", nothing | {"keep_alive": -1}).status == 200
+    assert left() > 10**8
+    assert serving.post("/api/generate", nothing | {"keep_alive": "0s"}).json["done_reason"] == "unload"
+    assert serving.get("/api/ps").json["models"] == []
+    assert serving.post("/api/chat", body | {"keep_alive": 0}).status == 200
+    for _ in range(100):
+        if not serving.get("/api/ps").json["models"]:
+            break
+        time.sleep(0.1)
+    assert serving.get("/api/ps").json["models"] == []
+
+
 def test_models_are_listed_and_shown(serving):
     (model,) = serving.get("/api/tags").json["models"]
     assert (model["name"], model["details"]["format"]) == ("tiny-random", "onnx")
@@ -81,6 +107,7 @@ def test_models_are_listed_and_shown(serving):
         ),
         ("/api/generate", {"model": "tiny-random", "prompt": "x", "context": [1]}, 400, "send the conversation to"),
         ("/api/generate", {"model": "tiny-random", "prompt": "x", "options": {"mirostat": 1}}, 400, "options.mirostat"),
+        ("/api/generate", {"model": "tiny-random", "keep_alive": "soon"}, 400, "keep_alive is 'soon'; write seconds"),
         ("/api/nothing", {}, 404, "There is nothing at '/api/nothing'."),
     ],
 )

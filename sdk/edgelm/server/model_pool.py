@@ -40,6 +40,7 @@ class LoadedModel:
     engine: Engine
     max_batch: int
     size: int  # bytes of its files
+    keep_alive: float | None  # seconds without a request after which it is unloaded; None: never
     users: int = 0
     scoring: asyncio.Lock = field(default_factory=asyncio.Lock)  # what is computed beside the engine, takes turns
     last_used: float = field(default_factory=time.monotonic)
@@ -162,7 +163,12 @@ class ModelPool:
             raise _broken(name) from error
         logger.info("Loaded %s in %.1f s", name, time.perf_counter() - started)
         self._loaded[name] = LoadedModel(
-            name=name, model=model, engine=engine, max_batch=self._options.max_batch, size=size
+            name=name,
+            model=model,
+            engine=engine,
+            max_batch=self._options.max_batch,
+            size=size,
+            keep_alive=self._options.keep_alive,
         )
 
     async def _make_room(self, size: int) -> None:
@@ -187,19 +193,24 @@ class ModelPool:
         logger.info("Unloaded %s", loaded.name)
 
     async def unload(self, name: str) -> None:
-        """Unload a model if nobody uses it."""
+        """Unload a model, at once or when its last user has left."""
         loaded = self._loaded.get(name)
-        if loaded is not None and not loaded.users:
-            await self._unload(loaded)
+        if loaded is not None:
+            loaded.keep_alive = 0
+            if not loaded.users:
+                await self._unload(loaded)
 
     async def sweep(self) -> None:
         """Unload idle models, until this is cancelled."""
         keep_alive = self._options.keep_alive
-        while keep_alive is not None:
-            await asyncio.sleep(min(_SWEEP_SECONDS, max(keep_alive / 2, 0.01)))
+        while True:
+            await asyncio.sleep(
+                _SWEEP_SECONDS if keep_alive is None else min(_SWEEP_SECONDS, max(keep_alive / 2, 0.01))
+            )
             now = time.monotonic()
             for loaded in self.loaded():
-                if not loaded.users and now - loaded.last_used >= keep_alive:
+                kept = loaded.keep_alive
+                if not loaded.users and kept is not None and now - loaded.last_used >= kept:
                     await self._unload(loaded)
 
     @contextlib.asynccontextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
 from edgelm.server.model_pool import LoadedModel
 from edgelm.server.sampling_fields import SAMPLING, generation_config
-from edgelm.server.schema import ANY, ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, number, record, whole
+from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, number, record, whole
 from edgelm.server.sse import JsonAnswer, line
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ _RUNNER_OPTIONS = (
     "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "use_mmap", "use_mlock", "numa",
     "low_vram", "vocab_only", "f16_kv", "repeat_last_n",
 )  # fmt: skip
+# Go's durations: 5m, 1h30m, 300ms; a number alone is seconds.
+_DURATION = re.compile(r"-?(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ms|s|m|h)?)+")
+_DURATION_PART = re.compile(r"([0-9.]+)(ms|s|m|h)?")
+_SECONDS: Mapping[str, float] = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600}
 _MESSAGE = record(
     {
         "role": choice("system", "user", "assistant", "tool"),
@@ -71,7 +76,7 @@ _COMMON: dict[str, Schema] = {
         ignored=_RUNNER_OPTIONS,
         refused=dict.fromkeys(("mirostat", "mirostat_tau", "mirostat_eta", "tfs_z"), "use top_p or min_p."),
     ),
-    "keep_alive": ANY,
+    "keep_alive": {"anyOf": [TEXT, number(-1e9, 1e9)]},
     "think": BOOLEAN,
 }
 CHAT_BODY = record(
@@ -129,13 +134,12 @@ async def list_tags(call: Call) -> Response:
 
 async def list_running(call: Call) -> Response:
     """List the models in memory."""
-    keep_alive = call.options.keep_alive
     now = datetime.datetime.now(datetime.UTC)
-    expires = now + datetime.timedelta(seconds=keep_alive if keep_alive is not None else 10**9)
-    rows = [
-        _description(call, loaded.name, loaded.model.manifest) | {"expires_at": expires.isoformat(), "size_vram": 0}
-        for loaded in call.pool.loaded()
-    ]
+    rows = []
+    for loaded in call.pool.loaded():
+        expires = now + datetime.timedelta(seconds=10**9 if loaded.keep_alive is None else loaded.keep_alive)
+        more = {"expires_at": expires.isoformat(), "size_vram": 0}
+        rows.append(_description(call, loaded.name, loaded.model.manifest) | more)
     return JsonAnswer({"models": rows})
 
 
@@ -183,16 +187,42 @@ def without_tag(name: str) -> str:
 
 async def _deliver(call: Call, jobs: Any, *, is_chat: bool, only_load: bool) -> Response:
     name = without_tag(call.body["model"])
-    if only_load:  # Ollama's clients load a model with a request that asks nothing
-        (await call.model(name)).release()
-        return JsonAnswer(_frame(name, is_chat, "", ()) | {"done": True, "done_reason": "load"})
+    keep_alive = call.body.get("keep_alive")
+    seconds = None if keep_alive is None else _seconds(keep_alive)
+
+    def keep(served: LoadedModel) -> None:
+        if seconds is not None:
+            served.keep_alive = seconds if seconds >= 0 else None
+
+    if only_load:  # Ollama's clients load or unload a model with a request that asks nothing
+        if seconds == 0:
+            await call.pool.unload(call.pool.resolve(name))
+        else:
+            served = await call.model(name)
+            keep(served)
+            served.release()
+        reason = "unload" if seconds == 0 else "load"
+        return JsonAnswer(_frame(name, is_chat, "", ()) | {"done": True, "done_reason": reason})
     if call.body.get("think"):
         raise ApiError(400, "think is not supported: these models have no such mode.", param="think")
 
     def prepare(served: LoadedModel) -> tuple[list[Job], OllamaWriter]:
+        keep(served)
         return jobs(served.model), OllamaWriter(model=served.name, is_chat=is_chat)
 
     return await deliver(call, prepare, model=name, streaming=call.body.get("stream", True))
+
+
+def _seconds(keep_alive: str | float) -> float:
+    """Return for how long a model is to be kept; less than 0: always."""
+    if not isinstance(keep_alive, str):
+        return keep_alive
+    if not _DURATION.fullmatch(keep_alive):
+        raise ApiError(
+            400, f"keep_alive is {keep_alive[:40]!r}; write seconds, or a time as 5m or 1h30m.", param="keep_alive"
+        )
+    total = sum(float(amount) * _SECONDS[unit] for amount, unit in _DURATION_PART.findall(keep_alive))
+    return -total if keep_alive.startswith("-") else total
 
 
 def _config(model: LanguageModel, body: Mapping[str, Any]) -> Any:
