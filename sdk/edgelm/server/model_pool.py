@@ -203,10 +203,9 @@ class ModelPool:
     async def sweep(self) -> None:
         """Unload idle models, until this is cancelled."""
         keep_alive = self._options.keep_alive
+        interval = _SWEEP_SECONDS if keep_alive is None else min(_SWEEP_SECONDS, max(keep_alive / 2, 0.01))
         while True:
-            await asyncio.sleep(
-                _SWEEP_SECONDS if keep_alive is None else min(_SWEEP_SECONDS, max(keep_alive / 2, 0.01))
-            )
+            await asyncio.sleep(interval)
             now = time.monotonic()
             for loaded in self.loaded():
                 kept = loaded.keep_alive
