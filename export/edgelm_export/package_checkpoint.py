@@ -15,6 +15,7 @@ from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm.graph_file import GRAPH_FILE, read_graph
 from edgelm.manifest import Manifest
+from edgelm.signature import check_required_signature
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import read_json_object, read_text_files
 from edgelm_export.folded import UnfoldedCheckpoint
@@ -35,7 +36,7 @@ class PackageCheckpoint(UnfoldedCheckpoint):
     quantizing those again loses more than quantizing their source.
 
     Raises:
-        PackageError: a file is not what the manifest says.
+        PackageError: a file is not what the manifest says, or the package is not signed as required.
         CheckpointError: the graph does not hold the weights under edgelm's names.
     """
 
@@ -55,6 +56,7 @@ class _StoredTensors:
     """The tensors as the graph has them: with factors inside (folded.py), but apart and by their canonical names."""
 
     def __init__(self, folder: Path) -> None:
+        check_required_signature(folder)
         self._folder = folder
         self._manifest = Manifest.load(folder)
         self._manifest.check_files(folder)

@@ -32,7 +32,7 @@ from edgelm.package import open_package
 from edgelm.prefix_cache import PrefixCache
 from edgelm.prompt_lookup import PromptLookup
 from edgelm.session import DecoderSession, SessionOptions
-from edgelm.signature import check_signature, required_key
+from edgelm.signature import check_required_signature
 from edgelm.speculation import Speculator
 from edgelm.tokenizer import Tokenizer
 from edgelm.tool_messages import show_tools
@@ -65,9 +65,7 @@ def load(
     if provider is not None:
         options = replace(options or SessionOptions(), provider=provider)
     path = Library().find(name_or_path)
-    public_key = public_key or required_key()
-    if public_key is not None:
-        check_signature(path, Path(public_key))
+    check_required_signature(path, None if public_key is None else Path(public_key))
     package = open_package(path)
     folder = package.folder
     large = package.check_files(largest=_LARGE)

@@ -23,6 +23,13 @@ def required_key() -> Path | None:
     return Path(value) if value else None
 
 
+def check_required_signature(folder: Path, public_key: Path | None = None) -> None:
+    """Check a package as `check_signature` does, if a key is given here or required by the environment."""
+    public_key = public_key or required_key()
+    if public_key is not None:
+        check_signature(folder, public_key)
+
+
 def sign(folder: Path, private_key: Path, password: str | None = None) -> Path:
     """Sign all files of a package, and return the signature's path (inside of it).
 
@@ -50,12 +57,17 @@ def check_signature(folder: Path, public_key: Path) -> None:
     """Check that the package is signed with the private half of `public_key`, every file of it.
 
     Raises:
-        PackageError: it is not signed, signed with another key, or was changed since.
+        PackageError: it is not signed, signed with another key, or was changed since; or there is no such key.
         MissingExtraError: model-signing is not installed.
     """
     model_signing = _import_model_signing()
     folder = folder.resolve()
     path = folder / SIGNATURE_NAME
+    if not public_key.is_file():
+        raise PackageError(
+            f"The public key {public_key}, with which packages must be signed, is not a file. Correct its path in "
+            f"--require-signature or ${REQUIRE_VARIABLE}."
+        )
     if not path.is_file():
         raise PackageError(
             f"{folder} is not signed (it has no {SIGNATURE_NAME}), and a signature is required. "

@@ -164,6 +164,29 @@ def test_the_environment_can_require_a_signature(package: Path, keys: Path, monk
     assert load(package).name == "tiny-random"
 
 
+def test_where_a_signature_is_required_nothing_is_made_of_a_package_without_one(
+    package: Path, keys: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDGELM_REQUIRE_SIGNATURE", str(keys / "mine.pub"))
+
+    for command in (["quantize", "--precision", "int8"], ["export"], ["import"]):
+        result = edgelm(*command, package, "-o", tmp_path / "made")
+        assert (result.exit_code, "is not signed" in result.stderr) == (1, True), result.output
+    assert not (tmp_path / "made").exists()
+    assert "FAILED  signature" in edgelm("verify", package).stdout
+    sign(package, keys / "mine.key")
+    assert edgelm("verify", package).exit_code == 0
+    assert edgelm("import", package, "-o", tmp_path / "made").exit_code == 0
+
+
+def test_a_required_key_that_is_not_there_is_named(package: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sign(package, keys / "mine.key")
+    monkeypatch.setenv("EDGELM_REQUIRE_SIGNATURE", str(keys / "lost.pub"))
+
+    with pytest.raises(PackageError, match=r"The public key .*lost\.pub, .*, is not a file\. Correct its path"):
+        load(package)
+
+
 def test_a_key_with_a_password_signs(package: Path, keys: Path) -> None:
     assert edgelm("sign", package, "--key", keys / "mine.locked", EDGELM_KEY_PASSWORD="open sesame").exit_code == 0
     check_signature(package, keys / "mine.pub")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     "--public-key",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Check the signature too, with this key (PEM).",
+    help="Check the signature too, with this key (PEM). Default: the one of --require-signature, if there is one.",
 )
 @click.option(
     "--source", metavar="CHECKPOINT", help="Compute the quality again too, from what the package was exported from."
@@ -47,12 +47,12 @@ def verify(model: str, public_key: Path | None, source: str | None, as_json: boo
     """
     # Imported here, so that --help needs neither numpy nor tokenizers.
     from edgelm.package_check import Finding, check_package
+    from edgelm.signature import check_signature, required_key
 
     folder = Library().find(model)
     findings = list(check_package(folder))
+    public_key = public_key or required_key()
     if public_key is not None:
-        from edgelm.signature import check_signature
-
         try:
             check_signature(folder, public_key)
             findings.append(Finding(step="signature", detail=f"made with the key of {public_key}"))
