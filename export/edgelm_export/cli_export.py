@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from edgelm.cli.output import is_terminal
+from edgelm.cli.picture_file import PictureFile
 from edgelm.cli.progress import progress_line
 from edgelm.library import Library
 from edgelm.manifest import Manifest
@@ -63,7 +64,7 @@ Examples:
     "--max-kl", metavar="NATS", type=click.FloatRange(min=0, min_open=True),
     help="For mixed: the KL divergence a token that is allowed.",
 )  # fmt: skip
-@click.option("--frontier", metavar="SVG", type=click.Path(path_type=Path), help="For mixed: draw sizes against KL.")
+@click.option("--frontier", metavar="SVG", type=PictureFile(), help="For mixed: draw sizes against KL.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def export(
     source: str,

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgelm import speed
-from edgelm.cli.bench import bench
+from edgelm.cli.main import main
 from edgelm.errors import ConfigError
 from edgelm.kv_cache import bytes_per_token
 from edgelm.language_model import load
@@ -22,7 +22,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_rate_is_measured_in_every_round_and_drawn(tmp_path: Path) -> None:
     picture = tmp_path / "speed.svg"
     arguments = [str(tiny_model_path()), "--json", "--rounds", "2", "--threads", "1", "-o", str(picture)]
-    done = CliRunner().invoke(bench, arguments, catch_exceptions=False)
+    done = CliRunner().invoke(main, ["bench", *arguments], catch_exceptions=False)
     report = json.loads(done.stdout)
     rates = {rate["name"]: rate for rate in report["rates"]}
     assert list(rates) == ["load", "prompt of 512 tokens", "answer after 512 tokens", "answer after 32 tokens",
@@ -44,10 +44,24 @@ def test_the_bound_counts_the_weights_and_the_cache_of_one_step() -> None:
 
 
 def test_the_table_names_what_was_measured() -> None:
-    done = CliRunner().invoke(bench, [str(tiny_model_path()), "--rounds", "1"], catch_exceptions=False)
+    done = CliRunner().invoke(main, ["bench", str(tiny_model_path()), "--rounds", "1"], catch_exceptions=False)
     assert done.exit_code == 0
     assert "prompt of 512 tokens" in done.stdout
     assert "the memory allows" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["bench", "compare"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("speed.png", "so let the name of 'speed.png' end in .svg"), ("no/speed.svg", "there is no folder 'no'")],
+)
+def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_measured(
+    command: str, name: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "measure", lambda *_, **__: pytest.fail("it was measured"))
+    done = CliRunner().invoke(main, [command, str(tiny_model_path()), "-o", name])
+    assert done.exit_code == 2
+    assert words in done.stderr
 
 
 def test_a_context_that_is_too_short_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

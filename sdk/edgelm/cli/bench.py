@@ -12,6 +12,7 @@ import click
 
 from edgelm.cli.generation_options import complete_model, provider_option, threads_option
 from edgelm.cli.output import megabytes, printable
+from edgelm.cli.picture_file import picture_option
 from edgelm.cli.progress import progress_line
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 @provider_option
 @click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Measure so many times.")
 @click.option("--json", "as_json", is_flag=True, help="Print every measured value as JSON.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Draw a picture (SVG) too.")
+@picture_option
 def bench(model: str, threads: int | None, provider: str, rounds: int, as_json: bool, output: Path | None) -> None:
     """Measure how fast a model is on this machine.
 
@@ -50,7 +51,7 @@ def bench(model: str, threads: int | None, provider: str, rounds: int, as_json: 
     if as_json:
         click.echo(json.dumps(_as_json(report), indent=2))
         return
-    click.echo(f"{printable(report.name)} · {report.precision} · {report.threads} threads")
+    click.echo(f"{printable(report.name)} · {report.precision} · {_threads(report)}")
     for rate in report.rates:
         click.echo(f"  {rate.name:<26}{_number(rate.median, rate.unit):>18}   {_range(rate)}")
     if report.peak_memory is not None:
@@ -63,6 +64,10 @@ def bench(model: str, threads: int | None, provider: str, rounds: int, as_json: 
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > report.threads + 1:
         load = os.getloadavg()[0]
         click.echo(f"Other programs compute too (load {load:.1f}): these figures are too low.", err=True)
+
+
+def _threads(report: SpeedReport) -> str:
+    return "1 thread" if report.threads == 1 else f"{report.threads} threads"
 
 
 def _number(value: float, unit: str) -> str:
@@ -92,7 +97,7 @@ def _draw(report: SpeedReport, output: Path) -> None:
     if report.bound is not None:
         bars.append(Bar(label="what the memory allows", value=report.bound.tokens_per_second, is_ours=False))
     others = [rate for rate in report.rates if rate.unit == "tokens/s" and rate not in answers]
-    panels = [Panel(title=f"{report.name}, {report.precision}, {report.threads} threads: tokens a second", bars=bars)]
+    panels = [Panel(title=f"{report.name}, {report.precision}, {_threads(report)}: tokens a second", bars=bars)]
     panels += [
         Panel(title="", bars=[Bar(label=rate.name, value=rate.median, is_ours=True) for rate in others]),
     ]

@@ -12,6 +12,7 @@ import click
 
 from edgelm.cli.generation_options import complete_model, threads_option
 from edgelm.cli.output import printable
+from edgelm.cli.picture_file import picture_option
 from edgelm.cli.progress import progress_line
 from edgelm.errors import ConfigError
 from edgelm.library import Library
@@ -39,7 +40,7 @@ class _Row:
 @threads_option
 @click.option("--rounds", type=click.IntRange(0, 100), default=3, show_default=True, help="Of speed; 0: not measured.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Draw a picture (SVG) too.")
+@picture_option
 def compare(models: tuple[str, ...], threads: int | None, rounds: int, as_json: bool, output: Path | None) -> None:
     """Compare packages: size, speed and quality.
 
