@@ -85,6 +85,18 @@ def test_a_flag_wins_over_the_environment_that_over_the_file_and_that_over_the_d
 
 
 @with_these_commands
+def test_the_variable_of_an_option_has_its_long_name(monkeypatch):
+    monkeypatch.setenv("EDGELM_PROBE_JSON", "1")
+    monkeypatch.setenv("EDGELM_PROBE_STOP", "x y")
+    monkeypatch.setenv("EDGELM_GROUP_INNER_SIZE", "3")
+    assert probed()["as_json"] is True
+    assert probed()["stop"] == ["x", "y"]
+    assert edgelm("group", "inner").stdout == "3\n"
+    lines = [line.split() for line in edgelm("config", "probe").stdout.splitlines()]
+    assert ["probe.json", '"1"', "environment", "($EDGELM_PROBE_JSON)"] in lines
+
+
+@with_these_commands
 def test_every_kind_of_setting_arrives(own_library):
     write(
         '[probe]\nmodel = "tiny"\ntemperature = 2\nport = 9000\nkind = "b"\nstop = ["x", "y z"]\n'

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from edgelm.cli.config_file import ConfigFile, config_path, settings
+from edgelm.cli.config_file import ConfigFile, config_path, name_variables, settings
 from edgelm.cli.output import printable
 from edgelm.errors import ConfigError, MissingExtraError
 
@@ -95,6 +95,7 @@ def _settings(root: click.Context, file: ConfigFile, only: str | None) -> Iterat
                 raise
             continue
         assert command is not None
+        name_variables(command, f"{root.auto_envvar_prefix}_{name}")
         with click.Context(command, parent=root, info_name=name, default_map=file.defaults(name, command)) as context:
             yield from _settings_of(name, command, context)
 
@@ -103,13 +104,12 @@ def _settings_of(name: str, command: click.Command, context: click.Context) -> I
     for key, parameter in settings(command).items():
         value, source = parameter.consume_value(context, {})
         is_known = isinstance(value, (str, int, float, list, tuple))
-        is_option = isinstance(parameter, click.Option)
         yield Setting(
             command=name,
             name=key,
             value=("(hidden)" if key in _SECRET and value else value) if is_known else None,
             source=_SOURCES[source],
-            variable=f"{context.auto_envvar_prefix}_{str(parameter.name).upper()}" if is_option else None,
+            variable=str(parameter.envvar) if parameter.envvar is not None else None,
         )
     for inner_name, inner in command.commands.items() if isinstance(command, click.Group) else ():
         with click.Context(inner, parent=context, info_name=inner_name) as inner_context:

@@ -144,6 +144,18 @@ def settings(command: click.Command) -> dict[str, click.Parameter]:
     return found
 
 
+def name_variables(command: click.Command, prefix: str) -> None:
+    """Let the environment set each option by its long name, as the config file does: `prefix`_<OPTION>.
+
+    click alone takes the name of the function's parameter, which is another where Python has a word of its own.
+    """
+    for key, parameter in settings(command).items():
+        if isinstance(parameter, click.Option) and parameter.allow_from_autoenv:
+            parameter.envvar = f"{prefix}_{key}".upper().replace("-", "_")
+    for name, inner in command.commands.items() if isinstance(command, click.Group) else ():
+        name_variables(inner, f"{prefix}_{name}")
+
+
 def _meant(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""

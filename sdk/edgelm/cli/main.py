@@ -18,7 +18,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from edgelm._version import __version__
-from edgelm.cli.config_file import ConfigFile
+from edgelm.cli.config_file import ConfigFile, name_variables
 from edgelm.cli.termination import unwinding
 from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError
 from edgelm.signature import REQUIRE_VARIABLE
@@ -78,6 +78,7 @@ class LazyGroup(click.Group):
             file = ConfigFile.load()
             file.check_sections(self.list_commands(context))
             context.default_map = {name: file.defaults(name, command)}
+            name_variables(command, f"{context.auto_envvar_prefix}_{name}")
         return name, command, rest
 
     def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
