@@ -19,8 +19,8 @@ from edgelm.errors import DownloadError
 
 COMMANDS = (
     "alias", "bench", "cache", "chat", "compare", "config", "data", "distill", "doctor", "du", "eval", "export",
-    "finetune", "import", "list", "merge", "plot", "pull", "quantize", "rm", "run", "serve", "show", "sign",
-    "tokenizer", "train", "verify",
+    "finetune", "import", "inspect", "list", "merge", "plot", "pull", "push", "quantize", "rm", "run", "serve", "show",
+    "sign", "tokenizer", "train", "verify",
 )  # fmt: skip
 # Two groups, whose commands have them, and one that says what makes room.
 WITHOUT_EXAMPLES = ("data", "du", "tokenizer")
