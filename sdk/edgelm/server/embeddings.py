@@ -91,7 +91,7 @@ async def _embed(call: Call, model: str | None, *, truncating: bool) -> tuple[st
     served = await call.model(model)
     try:
         language_model = served.model
-        inputs = await asyncio.to_thread(token_ids, language_model.tokenizer, call.body["input"])
+        inputs = await asyncio.to_thread(token_ids, language_model.tokenizer, call.body["input"], "input")
         pooling = call.body.get("pooling", DEFAULT_POOLING)
         limit, vocab_size = language_model.context_length, language_model.config.vocab_size
         if truncating:

@@ -63,7 +63,7 @@ async def create_completion(call: Call) -> Response:
     streaming = bool(body.get("stream"))
 
     def prepare(served: LoadedModel) -> tuple[list[Job], CompletionWriter]:
-        prompts = token_ids(served.model.tokenizer, body["prompt"])
+        prompts = token_ids(served.model.tokenizer, body["prompt"], "prompt")
         copies = body.get("n", 1)
         config = generation_config(
             served.model,
@@ -87,10 +87,17 @@ async def create_completion(call: Call) -> Response:
     return await deliver(call, prepare, model=body.get("model"), streaming=streaming, computing=scores)
 
 
-def token_ids(tokenizer: Tokenizer, given: Any) -> list[list[int]]:
-    """Return the token ids of each prompt: a text, its ids, or a list of either."""
+def token_ids(tokenizer: Tokenizer, given: Any, param: str) -> list[list[int]]:
+    """Return the token ids of each prompt: a text, its ids, or a list of either.
+
+    Raises:
+        ApiError: 400, one has no tokens; `param` names the field that holds it.
+    """
     several = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
-    return [tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else prompt for prompt in several]
+    found = [tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else prompt for prompt in several]
+    if not all(found):
+        raise ApiError(400, "The text has no tokens; write at least one character.", param=param)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
