@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import shutil
 from pathlib import Path
 
@@ -129,6 +130,7 @@ def test_an_alias_of_a_removed_model_says_so(library):
     with pytest.raises(ModelNotFoundError, match="There is no model 'tiny', which 'small' is an alias of"):
         library.find("small")
     assert "small  tiny (not here)" in command("alias").stdout
+    assert re.search(r"^small +\(alias\) +tiny \(not here\)$", command("list").stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("content", [b"", b"../../up\n", b"\xff", b"x" * 200])

@@ -98,13 +98,14 @@ def _source_row(library: Library, name: str) -> dict[str, Any]:
 
 
 def _print_here(rows: list[dict[str, Any]]) -> None:
+    here = {row["name"] for row in rows if row["kind"] != "alias"}
     print_table(
         ["NAME", "PRECISION", "SIZE", "CONTEXT", "QUALITY"],
         [
             (
                 row["name"],
                 printable(row.get("precision") or "") or f"({row['kind']})",
-                megabytes(row["size"]) if "size" in row else row["target"],
+                megabytes(row["size"]) if "size" in row else _target(row["target"], here),
                 str(row.get("context_length") or ""),
                 f"×{row['perplexity_over_source']:.3f}" if row.get("perplexity_over_source") is not None else "",
             )
@@ -114,6 +115,10 @@ def _print_here(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if "problem" in row:
             click.echo(f"warning: {row['name']}: {printable(row['problem'])}", err=True)
+
+
+def _target(name: str, here: set[str]) -> str:
+    return name if name in here else f"{name} (not here)"
 
 
 def _print_available(rows: list[dict[str, Any]]) -> None:
