@@ -22,9 +22,10 @@ from edgelm.errors import CheckpointError
 from edgelm_export.gguf_types import TENSOR_TYPES, UNSUPPORTED_TYPE_NAMES
 
 # A header of the largest vocabularies (262k tokens with scores, types and merges) has under 20 MB and 1.5M array
-# elements. Both caps together keep a hostile header below half a gigabyte of Python objects.
-_MAX_HEADER_BYTES = 64 << 20
-_MAX_ARRAY_ELEMENTS = 1 << 22
+# elements; the most tensors and keys in use are 1,400 and 80. docs/results/trust.md has what the worst header costs.
+_MAX_HEADER_BYTES = 32 << 20
+_MAX_ARRAY_ELEMENTS = 1 << 21
+_MAX_TENSORS = _MAX_KEYS = 1 << 14
 _MAX_NESTING = 4
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 _MAX_KEY_BYTES = 65535  # both as docs/gguf.md says
@@ -159,8 +160,12 @@ class _Header:
             raise self._error("version", f"is {version:#x}: big-endian files are not supported")
         if version not in (2, 3):
             raise self._error("version", f"is {version}; versions 2 and 3 are supported. Convert the model again")
-        tensor_count = self._count("tensor count", _TENSOR_MINIMUM)
-        return version, tensor_count, self._count("metadata count", _KEY_VALUE_MINIMUM)
+        tensors = self._count("tensor count", _TENSOR_MINIMUM)
+        keys = self._count("metadata count", _KEY_VALUE_MINIMUM)
+        for field, count, most in (("tensor count", tensors, _MAX_TENSORS), ("metadata count", keys, _MAX_KEYS)):
+            if count > most:
+                raise self._error(field, f"is {count}; at most {most} are read")
+        return version, tensors, keys
 
     def metadata(self, count: int) -> dict[str, Any]:
         """Read `count` keys with their values."""

@@ -19,6 +19,7 @@ from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.hf_config import hf_config
 from edgelm.manifest import sha256_of
+from edgelm.safetensors_header import check_header_length
 from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.hf_values import token_ids
 from edgelm_export.checkpoint import QuantizedBlocks
@@ -249,6 +250,7 @@ def _stored_tensors(folder: Path) -> tuple[dict[str, _StoredTensor], dict[str, s
 def _tensors_of_file(path: Path) -> tuple[dict[str, _StoredTensor], dict[str, str]]:
     tensors = {}
     try:
+        check_header_length(path)
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118  (not a mapping)
                 portions = file.get_slice(name)

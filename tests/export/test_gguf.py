@@ -172,9 +172,11 @@ HOSTILE = {
         "array length of 'a' is 9223372036854775808",
     ),
     "more elements than any model has": (
-        header([key("a", ARRAY, array(UINT8, 2**22 + 1, bytes(2**22 + 1)))]),
-        "array length of 'a' is 4194305; all arrays may have 4194304 elements together",
+        header([key("a", ARRAY, array(UINT8, 2**21 + 1, bytes(2**21 + 1)))]),
+        "array length of 'a' is 2097153; all arrays may have 2097152 elements together",
     ),
+    "more tensors than any model has": (header(tensors=[bytes(32)] * 16385), "tensor count is 16385; at most 16384"),
+    "more keys than any model has": (header(keys=[bytes(13)] * 16385), "metadata count is 16385; at most 16384"),
     "a long string in an array": (
         header([key("a", ARRAY, array(STRING, 2, string("ok") + struct.pack("<Q", 2**63)))]),
         "element 1 of 'a' goes past the end of the header",
@@ -260,7 +262,7 @@ def test_a_header_larger_than_any_model_has_is_refused_before_it_is_read(tmp_pat
     with path.open("wb") as file:
         file.write(header([key("a", STRING, struct.pack("<Q", 65 << 20))]))
         file.truncate(80 << 20)
-    with pytest.raises(CheckpointError, match="value of 'a' has 68157440 bytes; at most 67108864 are allowed"):
+    with pytest.raises(CheckpointError, match="value of 'a' has 68157440 bytes; at most 33554432 are allowed"):
         GGUFFile.open(path)
 
 

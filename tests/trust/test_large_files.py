@@ -46,6 +46,14 @@ def test_a_large_file_is_refused_unread(folder: Path, name: str, load: Callable[
     assert f"it has {len(LARGE)} bytes, and at most 2621440 are read" in str(caught.value)
 
 
+def test_a_header_of_safetensors_that_the_library_would_follow_is_refused_unread(folder: Path) -> None:
+    header = b'{"__metadata__":{"a":"' + b"x" * (3 << 20) + b'"}}'
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+    with pytest.raises(CheckpointError, match=rf"has a header of {len(header)} bytes; at most 3145728 are read"):
+        HuggingFaceCheckpoint(folder)
+
+
 def test_reading_a_short_file_sets_no_more_memory_aside_than_it_has(tmp_path: Path) -> None:
     (tmp_path / "short").write_text("short")
 

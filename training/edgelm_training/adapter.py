@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgelm.errors import CheckpointError
+from edgelm.safetensors_header import check_header_length
 from edgelm_training.lora import LoraConfig, LoraLinear, linear_names, quantize_linears
 from edgelm_training.model import Transformer
 from edgelm_training.quantized_linear import GRID_NAME
@@ -112,6 +113,7 @@ def read_adapter(folder: str | Path) -> Adapter:
             )
     path = folder / WEIGHTS_FILE
     try:
+        check_header_length(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
