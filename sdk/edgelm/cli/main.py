@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import difflib
 import importlib.util
 import io
 import os
@@ -73,6 +74,8 @@ class LazyGroup(click.Group):
         Raises:
             ConfigError: the config file is broken, or sets what the command does not have.
         """
+        if not context.resilient_parsing:
+            self._refuse_misspelt(context, args[0])
         name, command, rest = super().resolve_command(context, args)
         if name is not None and command is not None and not context.resilient_parsing:
             file = ConfigFile.load()
@@ -80,6 +83,13 @@ class LazyGroup(click.Group):
             context.default_map = {name: file.defaults(name, command)}
             name_variables(command, f"{context.auto_envvar_prefix}_{name}")
         return name, command, rest
+
+    def _refuse_misspelt(self, context: click.Context, name: str) -> None:
+        """Name the command that was meant: click does so only for commands that it holds itself."""
+        known = self.list_commands(context)
+        close = difflib.get_close_matches(name, known, n=1)
+        if close and name not in known:
+            context.fail(f"No such command {name!r}. Did you mean {close[0]!r}?")
 
     def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
         """Offer the commands without importing them."""
