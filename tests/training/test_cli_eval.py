@@ -237,6 +237,9 @@ def test_what_is_no_model_is_named(tmp_path: Path, text: Path) -> None:
     (tmp_path / "run/best").mkdir()
 
     assert "is the folder of a run. Name one of its checkpoints:" in run(tmp_path / "run", "--data", text).stderr
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    assert "Merge it into its base first: edgelm merge" in run(tmp_path / "adapter", "--data", text).stderr
     assert "There is no checkpoint or package at" in run(tmp_path / "none", "--data", text).stderr
 
 

@@ -24,7 +24,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from edgelm.config import ModelConfig
-from edgelm.errors import ChatTemplateError, ConfigError, DataError, EdgeLMError, TrainingError
+from edgelm.errors import ChatTemplateError, CheckpointError, ConfigError, DataError, EdgeLMError, TrainingError
 from edgelm_training.batches import NO_TARGET
 from edgelm_training.chat_rows import ChatRows
 from edgelm_training.chats import load_chats
@@ -158,7 +158,11 @@ def test_the_model_answers_while_it_learns(settings: Any, tmp_path: Path) -> Non
 WRONG: dict[str, tuple[dict[str, Any], type[EdgeLMError], str]] = {
     "no model": ({"model": None}, ConfigError, "model is not set: name the checkpoint folder to fine-tune"),
     "no data": ({"data": ()}, ConfigError, r"data is not set: name a file of conversations \(--data\)"),
-    "no checkpoint": ({"model": "tiny.gguf"}, ConfigError, r"tiny\.gguf is no checkpoint folder.*edgelm import tiny"),
+    "no checkpoint": (
+        {"model": "tiny.gguf"},
+        CheckpointError,
+        r"tiny\.gguf is no checkpoint folder.*edgelm import tiny",
+    ),
     "no such method": ({"method": "ppo"}, ConfigError, "method is 'ppo'; it must be one of sft, lora, qlora, dpo"),
     "no epochs": ({"epochs": 0.0, "max_steps": None}, ConfigError, r"epochs is 0\.0; it must be more than 0"),
     "all held out": ({"validation_fraction": 1.0}, ConfigError, r"validation_fraction is 1\.0; it must be from 0"),

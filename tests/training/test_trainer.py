@@ -12,7 +12,7 @@ from forked_processes import exit_status, fork
 from tiny_training_runs import MODEL, assert_same_run_but_for_extra_saves, loss_log, losses, settings, stop_at
 from torch.nn import functional
 
-from edgelm.errors import ConfigError, DataError, TrainingError
+from edgelm.errors import CheckpointError, ConfigError, DataError, TrainingError
 from edgelm.testing import tiny_model_path
 from edgelm_training.batches import NO_TARGET, Batches
 from edgelm_training.checkpoint import load_checkpoint, save_checkpoint
@@ -244,6 +244,7 @@ WRONG = {
     "no such device": ({"device": "cuda:7"}, ConfigError, r"device is 'cuda:7', which is not here"),
     "a strange device": ({"device": "gpu"}, ConfigError, r"device is 'gpu', which is not here"),
     "no shards": ({"data": "/nowhere"}, DataError, r"/nowhere is no folder of shards"),
+    "a run as a beginning": ({"init": "RUN"}, CheckpointError, r"the folder of a run.*latest"),
     "a shape and a checkpoint": ({"init": "RUN/latest"}, ConfigError, r"whose shape is settled; leave out hidden_size"),
 }
 
@@ -255,7 +256,7 @@ def test_what_cannot_be_trained_is_refused_and_leaves_nothing(
     changes, error, message = WRONG[name]
     values = settings(tiny_shards, tmp_path / "run", **changes)
     if values.get("init"):
-        values |= {"init": str(whole_run / "latest"), "model": {"hidden_size": 64}}
+        values |= {"init": values["init"].replace("RUN", str(whole_run)), "model": {"hidden_size": 64}}
 
     with pytest.raises(error, match=message):
         pretrain({key: value for key, value in values.items() if value is not None})

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgelm.config import SECTION, ModelConfig, RopeScaling
 from edgelm.errors import CheckpointError, ConfigError
-from edgelm_training.checkpoint import hf_config, load_checkpoint, save_checkpoint
+from edgelm_training.checkpoint import check_is_checkpoint, hf_config, load_checkpoint, save_checkpoint
 from edgelm_training.model import Transformer
 
 LLAMAS: dict[str, dict[str, Any]] = {
@@ -329,6 +329,27 @@ def test_an_index_reaches_no_file_outside_the_folder(name: object, saved: Path) 
 
     with pytest.raises(CheckpointError, match="which is not a plain file name"):
         load_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    {
+        "package": (("edgelm.json", "config.json"), r"is a package, .*: edgelm import .* -o checkpoint/"),
+        "adapter": (("adapter_config.json",), r"holds an adapter, .*: edgelm merge .* -o merged/"),
+        "run": (("config.toml", "checkpoints/step-00000001/config.json"), r"is the folder of a run\. .*latest"),
+        "GGUF": (("model.gguf",), r"is no checkpoint folder\. From a GGUF file, .*: edgelm import .* -o checkpoint/"),
+        "nothing": ((), r"is no checkpoint folder"),
+    }.values(),
+    ids=["package", "adapter", "run", "GGUF", "nothing"],
+)
+def test_what_is_no_checkpoint_says_how_to_come_to_one(content: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    for name in content:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+
+    with pytest.raises(CheckpointError, match=message):
+        check_is_checkpoint(folder)
 
 
 def test_a_folder_without_our_section_is_an_error(saved: Path) -> None:

@@ -18,6 +18,7 @@ from edgelm import atomic
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.hf_config import hf_config, token_ids
+from edgelm.manifest import FILE_NAME as PACKAGE_FILE
 from edgelm.manifest import sha256_of
 from edgelm.replaceable import why_not_a_checkpoint
 from edgelm_training.model import Transformer
@@ -31,6 +32,36 @@ TEXT_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja", GE
 
 _STORED_TYPES = ("F32", "F16", "BF16")
 _LOADED_TYPES = (torch.float32, torch.bfloat16)
+
+
+def check_is_checkpoint(folder: str | Path) -> None:
+    """Refuse what is no checkpoint folder, and say how to come to one.
+
+    Raises:
+        CheckpointError: it is a package, an adapter, a run, something that is to be imported, or absent.
+    """
+    folder = Path(folder)
+    has_weights = any((folder / name).exists() for name in (WEIGHTS_FILE, INDEX_FILE))
+    if (folder / PACKAGE_FILE).is_file() and not has_weights:
+        raise CheckpointError(
+            f"{folder} is a package, which is run, not trained. Make a checkpoint folder of it: edgelm import {folder} "
+            "-o checkpoint/"
+        )
+    if (folder / "adapter_config.json").is_file() and not has_weights:
+        raise CheckpointError(
+            f"{folder} holds an adapter, which is no model by itself. Merge it into its base first: edgelm merge "
+            f"{folder} -o merged/"
+        )
+    if (folder / "checkpoints").is_dir() and not has_weights:
+        raise CheckpointError(
+            f"{folder} is the folder of a run. Name one of its checkpoints, such as {folder / 'latest'}; adapters are "
+            "merged first (edgelm merge)."
+        )
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} is no checkpoint folder. From a GGUF file, a Hugging Face folder or a model of the library, "
+            f"make one first: edgelm import {folder} -o checkpoint/"
+        )
 
 
 def load_checkpoint(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Transformer:

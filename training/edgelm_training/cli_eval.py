@@ -95,6 +95,11 @@ def _open(model: str, device: str, threads: int | None) -> Scorer:
         return CheckpointScorer(folder, device=device, threads=threads)
     if (folder / "best").is_dir() and (folder / "checkpoints").is_dir():
         raise ModelNotFoundError(f"{model} is the folder of a run. Name one of its checkpoints: {folder / 'best'}.")
+    if (folder / "adapter_config.json").is_file():
+        raise ModelNotFoundError(
+            f"{model} holds an adapter, which is no model by itself. Merge it into its base first: edgelm merge "
+            f"{model} -o merged/"
+        )
     if is_path(model) and not folder.exists():
         raise ModelNotFoundError(f"There is no checkpoint or package at {model}.")
     from edgelm.session import SessionOptions

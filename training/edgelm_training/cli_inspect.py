@@ -42,17 +42,13 @@ def inspect(
     # Imported here, so that --help needs no torch.
     from edgelm import atomic
     from edgelm.tokenizer import Tokenizer
-    from edgelm_training.checkpoint import load_checkpoint
+    from edgelm_training.checkpoint import check_is_checkpoint, load_checkpoint
     from edgelm_training.device import choose_device
     from edgelm_training.inspection import inspect_text
     from edgelm_training.inspection_page import inspection_page
     from edgelm_training.train_config import TrainConfig
 
-    if not (model / "config.json").is_file():
-        raise CheckpointError(
-            f"{model} is no checkpoint folder. From a GGUF file, a Hugging Face folder or a model of the library, make "
-            f"one first: edgelm import {model} -o checkpoint/"
-        )
+    check_is_checkpoint(model)
     with status("Running"):
         where = choose_device(TrainConfig(device=device, precision="fp32", threads=threads)).device
         tokenizer, loaded = Tokenizer.load(model), load_checkpoint(model).to(where)

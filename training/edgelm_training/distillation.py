@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from edgelm.errors import ConfigError
 from edgelm_training.batches import NO_TARGET, Batch
-from edgelm_training.checkpoint import TOKENIZER_FILE, load_checkpoint
+from edgelm_training.checkpoint import TOKENIZER_FILE, check_is_checkpoint, load_checkpoint
 from edgelm_training.loss import LossSums, next_token_loss, next_token_sums
 from edgelm_training.model import Transformer
 from edgelm_training.throughput import flops_per_token
@@ -48,6 +48,7 @@ def text_loss(config: TrainConfig, model: Transformer, tokenizer_folder: Path) -
 
 def _load_teacher(config: TrainConfig, model: Transformer, tokenizer_folder: Path) -> Transformer:
     assert config.teacher is not None  # the caller has looked
+    check_is_checkpoint(config.teacher)
     teacher = load_checkpoint(config.teacher).requires_grad_(False).eval()
     ours, theirs = tokenizer_folder / TOKENIZER_FILE, Path(config.teacher) / TOKENIZER_FILE
     if not theirs.is_file() or ours.read_bytes() != theirs.read_bytes():

@@ -26,7 +26,7 @@ from edgelm_training.adapter import Base, write_adapter
 from edgelm_training.batches import Batch
 from edgelm_training.chat_rows import ChatRows
 from edgelm_training.chats import Chats, load_chats
-from edgelm_training.checkpoint import load_checkpoint, weights_sha256, write_checkpoint
+from edgelm_training.checkpoint import check_is_checkpoint, load_checkpoint, weights_sha256, write_checkpoint
 from edgelm_training.distillation import Loss, text_loss
 from edgelm_training.dpo import answer_log_probabilities, count_pairs, dpo_loss
 from edgelm_training.fake_quantization import train_for
@@ -81,7 +81,8 @@ def build_recipe(config: FinetuneConfig, reporter: Reporter) -> tuple[FinetuneCo
     """Choose every setting that has no value, and make the model and its data.
 
     Raises:
-        ConfigError: the model is missing or is no checkpoint folder, or a setting does not fit it.
+        ConfigError: the model is missing, or a setting does not fit it.
+        CheckpointError: the model is no checkpoint folder, or it is broken.
         DataError: the data is missing or broken; the message begins with file and line.
         TrainingError: the model is not the one that the run began with.
     """
@@ -115,11 +116,7 @@ def _base_config(config: FinetuneConfig) -> tuple[ModelConfig, FinetuneConfig]:
         raise ConfigError("model is not set: name the checkpoint folder to fine-tune.")
     if not config.data:
         raise ConfigError("data is not set: name a file of conversations (--data), of dpo one of preferences.")
-    if not (Path(config.model) / "config.json").is_file():
-        raise ConfigError(
-            f"{config.model} is no checkpoint folder. From a GGUF file, a Hugging Face folder or a model of the "
-            f"library, make one first: edgelm import {config.model} -o checkpoint/"
-        )
+    check_is_checkpoint(config.model)
     model_config = ModelConfig.load(config.model)
     sha256 = weights_sha256(config.model)
     if config.base_sha256 not in (None, sha256):

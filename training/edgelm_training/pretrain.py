@@ -18,7 +18,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, DataError
 from edgelm.tokenizer import Tokenizer
 from edgelm_training.batches import Batches
-from edgelm_training.checkpoint import load_checkpoint, write_checkpoint
+from edgelm_training.checkpoint import check_is_checkpoint, load_checkpoint, write_checkpoint
 from edgelm_training.distillation import text_loss
 from edgelm_training.distributed import launched_workers
 from edgelm_training.fake_quantization import train_for
@@ -54,6 +54,7 @@ def build_recipe(config: Config) -> tuple[Config, Recipe]:
     Raises:
         ConfigError: the size of the model is missing or contradictory, or its context is shorter than the rows.
         DataError: the shards are missing, empty, broken, or made with another tokenizer.
+        CheckpointError: `init` or the teacher is no checkpoint folder, or it is broken.
     """
     if config.data is None:
         raise ConfigError("data is not set: name a folder of shards (--data); `edgelm data prepare` makes one.")
@@ -88,6 +89,7 @@ def build_recipe(config: Config) -> tuple[Config, Recipe]:
 
 def _make_model(config: PretrainConfig, shards: Shards) -> Transformer:
     if config.init is not None:
+        check_is_checkpoint(config.init)
         shards.check_tokenizer(config.init)
         model = load_checkpoint(config.init)
         stored = model.config.to_dict()
