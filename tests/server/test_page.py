@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -165,6 +166,35 @@ def test_hostile_markdown_runs_nothing_and_loads_nothing(open_page: Callable[...
         expect(page.locator(".answer li")).to_have_count(2)
         expect(page.locator(".answer td >> nth=1")).to_have_text("<i>2</i>")
         assert {url.split("/")[2] for url in requested} == {f"{server.host}:{server.port}"}
+
+
+def test_a_block_of_code_is_copied_as_it_stands(open_page: Callable[..., Page]) -> None:
+    code = "if one < 2:\n    print('<b>')"
+    with EdgelmServer((TINY,), prelude=scripted(f"Look:\n\n```python\n{code}\n```\n")) as server:
+        page = open_page(server, permissions=["clipboard-read", "clipboard-write"])
+        expect(page.locator("#model option")).to_have_count(1)
+        ask(page)
+        done(page)
+        copy = page.locator(".answer .bar button")
+        copy.dblclick()
+        expect(copy).to_have_text("Copied")
+        assert page.evaluate("navigator.clipboard.readText()") == code
+        expect(copy).to_have_text("Copy")
+
+
+def test_one_of_several_models_is_chosen_and_stays_chosen(open_page: Callable[..., Page], own_library: Path) -> None:
+    for name in ("first", "second"):
+        shutil.copytree(TINY, own_library / "models" / name)
+    with EdgelmServer((), prelude=scripted("Yes.")) as server:
+        page = open_page(server)
+        expect(page.locator("#model option")).to_have_text(["first", "second"])
+        page.select_option("#model", "second")
+        with page.expect_request("**/v1/chat/completions") as sent:
+            ask(page)
+        assert sent.value.post_data_json["model"] == "second"
+        done(page)
+        page.reload()
+        expect(page.locator("#model")).to_have_value("second")
 
 
 def test_no_other_script_may_run_on_the_page(page: Page) -> None:

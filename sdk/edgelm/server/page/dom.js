@@ -46,8 +46,8 @@ export async function copy(text, pressed) {
     document.execCommand("copy");
     area.remove();
   }
-  const before = pressed.textContent;
+  pressed.dataset.label ??= pressed.textContent; // a second press finds "Copied" there
   pressed.textContent = "Copied";
   announce("Copied");
-  setTimeout(() => (pressed.textContent = before), 1200);
+  setTimeout(() => (pressed.textContent = pressed.dataset.label), 1200);
 }
