@@ -71,6 +71,8 @@ def test_keep_alive_says_how_long_a_model_stays(serving):
     assert left() <= 100
     assert serving.post("/api/generate", nothing | {"keep_alive": -1}).status == 200
     assert left() > 10**8
+    assert serving.post("/api/generate", nothing | {"keep_alive": "999999999h"}).status == 200
+    assert left() > 10**8
     assert serving.post("/api/generate", nothing | {"keep_alive": "0s"}).json["done_reason"] == "unload"
     assert serving.get("/api/ps").json["models"] == []
     assert serving.post("/api/chat", body | {"keep_alive": 0}).status == 200
@@ -108,6 +110,7 @@ def test_models_are_listed_and_shown(serving):
         ("/api/generate", {"model": "tiny-random", "prompt": "x", "context": [1]}, 400, "send the conversation to"),
         ("/api/generate", {"model": "tiny-random", "prompt": "x", "options": {"mirostat": 1}}, 400, "options.mirostat"),
         ("/api/generate", {"model": "tiny-random", "keep_alive": "soon"}, 400, "keep_alive is 'soon'; write seconds"),
+        ("/api/generate", {"model": "tiny-random", "keep_alive": "1" * 39 + "x"}, 400, "write seconds, or a time as"),
         ("/api/nothing", {}, 404, "There is nothing at '/api/nothing'."),
     ],
 )

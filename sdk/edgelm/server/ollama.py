@@ -25,7 +25,7 @@ from edgelm.server.api_error import ApiError
 from edgelm.server.chat_messages import CHAT, ToolUse, messages_of
 from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
-from edgelm.server.model_pool import LoadedModel
+from edgelm.server.model_pool import LoadedModel, reading_package
 from edgelm.server.sampling_fields import SAMPLING, generation_config
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, number, record, whole
 from edgelm.server.sse import JsonAnswer, line
@@ -45,9 +45,11 @@ _RUNNER_OPTIONS = (
     "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "use_mmap", "use_mlock", "numa",
     "low_vram", "vocab_only", "f16_kv", "repeat_last_n",
 )  # fmt: skip
-# Go's durations: 5m, 1h30m, 300ms; a number alone is seconds.
-_DURATION = re.compile(r"-?(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ms|s|m|h)?)+")
+# Go's durations: 5m, 1h30m, 300ms; a number alone is seconds. A unit ends each part: there is one way to read a text.
+_NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
+_DURATION = re.compile(rf"-?(?:{_NUMBER}|(?:{_NUMBER}(?:ms|s|m|h))+)")
 _DURATION_PART = re.compile(r"([0-9.]+)(ms|s|m|h)?")
+_LONGEST = 1e9  # seconds, 31 years
 _SECONDS: Mapping[str, float] = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600}
 _MESSAGE = record(
     {
@@ -76,7 +78,7 @@ _COMMON: dict[str, Schema] = {
         ignored=_RUNNER_OPTIONS,
         refused=dict.fromkeys(("mirostat", "mirostat_tau", "mirostat_eta", "tfs_z"), "use top_p or min_p."),
     ),
-    "keep_alive": {"anyOf": [TEXT, number(-1e9, 1e9)]},
+    "keep_alive": {"anyOf": [{"type": "string", "maxLength": 40}, number(-_LONGEST, _LONGEST)]},
     "think": BOOLEAN,
 }
 CHAT_BODY = record(
@@ -137,7 +139,7 @@ async def list_running(call: Call) -> Response:
     now = datetime.datetime.now(datetime.UTC)
     rows = []
     for loaded in call.pool.loaded():
-        expires = now + datetime.timedelta(seconds=10**9 if loaded.keep_alive is None else loaded.keep_alive)
+        expires = now + datetime.timedelta(seconds=_LONGEST if loaded.keep_alive is None else loaded.keep_alive)
         more = {"expires_at": expires.isoformat(), "size_vram": 0}
         rows.append(_description(call, loaded.name, loaded.model.manifest) | more)
     return JsonAnswer({"models": rows})
@@ -151,8 +153,8 @@ async def show(call: Call) -> Response:
     name = call.pool.resolve(without_tag(name))
     manifest, package = call.pool.manifest(name), call.pool.package(name)
     description = _description(call, name, manifest)
-    config = package.config()
-    template = ChatTemplate.load(package.folder)
+    with reading_package(name):
+        config, template = package.config(), ChatTemplate.load(package.folder)
     family = manifest.architecture
     return JsonAnswer(
         {
@@ -221,7 +223,7 @@ def _seconds(keep_alive: str | float) -> float:
         raise ApiError(
             400, f"keep_alive is {keep_alive[:40]!r}; write seconds, or a time as 5m or 1h30m.", param="keep_alive"
         )
-    total = sum(float(amount) * _SECONDS[unit] for amount, unit in _DURATION_PART.findall(keep_alive))
+    total = min(_LONGEST, sum(float(amount) * _SECONDS[unit] for amount, unit in _DURATION_PART.findall(keep_alive)))
     return -total if keep_alive.startswith("-") else total
 
 
