@@ -101,6 +101,23 @@ def test_a_broken_package_is_a_503_that_names_no_path_and_the_others_go_on(libra
         assert any("Cannot load first" in line and "SHA-256" in line for line in server.log)
 
 
+def test_what_is_wrong_with_files_that_are_described_names_no_path_either(library):
+    with EdgelmServer(()) as server:
+        for name in ("config.json", "chat_template.jinja"):
+            (library / "models" / "first" / name).unlink()
+            (library / "models" / "first" / name).mkdir()
+            reply = server.post("/api/show", {"model": "first"})
+            assert (reply.status, str(library) in reply.data.decode()) == (503, False)
+        (library / "models").rename(library / "aside")
+        (library / "models").touch()
+        for path in ("/v1/models", "/v1/models/first", "/api/tags"):
+            reply = server.get(path)
+            assert (reply.status, str(library) in reply.data.decode()) == (503, False)
+        assert b"The models cannot be listed; the server's log says why." in server.post(CHAT, {"messages": HELLO}).data
+        server.stop()
+        assert any(f"The model library {library} cannot be read" in line for line in server.log)
+
+
 def test_two_models_of_one_name_are_refused(tmp_path):
     shutil.copytree(TINY, tmp_path / "copy")
     result = CliRunner().invoke(main, ["serve", TINY, str(tmp_path / "copy"), "--port", "0"])

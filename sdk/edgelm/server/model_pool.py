@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgelm.engine import Engine, EngineOptions
-from edgelm.errors import ConfigError, EdgeLMError, PackageError
+from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.library import Library, check_name
 from edgelm.manifest import Manifest
 from edgelm.memory import available_memory
@@ -72,10 +72,20 @@ class ModelPool:
         self._room = asyncio.Lock()  # of those who need memory, one at a time looks for it
 
     def folders(self) -> Mapping[str, Path]:
-        """Return the folder of each model that is offered."""
+        """Return the folder of each model that is offered.
+
+        Raises:
+            ApiError: 503, the library cannot be read.
+        """
         if self._folders:
             return self._folders
-        names = self._library.packages()
+        try:
+            names = self._library.packages()
+        except ConfigError as error:
+            logger.error("%s", error)
+            raise ApiError(
+                503, "The models cannot be listed; the server's log says why.", kind="server_error"
+            ) from error
         return {name: self._library.package_path(name) for name in names if self._library.has_package(name)}
 
     def manifests(self) -> dict[str, Manifest]:
@@ -92,11 +102,8 @@ class ModelPool:
         Raises:
             ApiError: 404, no model has that name; 503, its manifest cannot be read.
         """
-        try:
+        with reading_package(name):
             return self.package(name).manifest
-        except PackageError as error:
-            logger.error("%s", error)
-            raise _broken(name) from error
 
     def package(self, name: str) -> Package:
         """Return a model's package.
@@ -235,6 +242,22 @@ class ModelPool:
                 code="model_not_found",
             )
         return folders[name]
+
+
+@contextlib.contextmanager
+def reading_package(name: str) -> Iterator[None]:
+    """Keep from a client what is wrong with a package, whose errors name paths; the log has it.
+
+    Raises:
+        ApiError: 503, the block raised another error of edgelm.
+    """
+    try:
+        yield
+    except ApiError:
+        raise
+    except EdgeLMError as error:
+        logger.error("%s", error)
+        raise _broken(name) from error
 
 
 def _load(folder: Path, options: ServerOptions) -> tuple[LanguageModel, Engine]:
