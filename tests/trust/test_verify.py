@@ -134,6 +134,18 @@ def test_a_genai_config_that_names_code_or_other_folders_is_not_good(
     assert edgelm("verify", package).exit_code == 0
 
 
+def test_a_package_writes_no_lines_of_the_report(package: Path) -> None:
+    rewrite(
+        package, name="tiny\nok      signature         made with the key of mine.pub", license="MIT\x1b[2J\nname  x"
+    )
+
+    lines = edgelm("verify", package).stdout.splitlines()
+    assert not any(line.startswith("ok      signature") for line in lines)
+    assert "ok      manifest          tiny⏎ok      signature" in lines[0]
+    shown = edgelm("show", package).stdout
+    assert "license               MIT[2J⏎name  x\n" in shown
+
+
 def test_a_broken_manifest_ends_the_check(package: Path) -> None:
     (package / "edgelm.json").write_text("{")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from edgelm.cli.generation_options import complete_model, threads_option
-from edgelm.cli.output import printable
+from edgelm.cli.output import one_line
 from edgelm.cli.picture_file import picture_option
 from edgelm.cli.progress import progress_line
 from edgelm.errors import ConfigError
@@ -105,7 +105,7 @@ def _with_speeds(folders: Sequence[Path], rows: Sequence[_Row], threads: int | N
 
 
 def _print_table(rows: Sequence[_Row]) -> None:
-    width = max(len(printable(row.name)) for row in rows)
+    width = max(len(one_line(row.name)) for row in rows)
     head = f"{'':<{width}}  {'precision':<10}{'MB':>8}{'prompt/s':>10}{'answer/s':>10}{'perplexity':>12}"
     click.echo(f"{head}{'over source':>13}{'KL, nats':>10}{'top-1':>8}")
     for row in rows:
@@ -113,7 +113,7 @@ def _print_table(rows: Sequence[_Row]) -> None:
             f"{'-' if speed is None else f'{speed:.0f}':>10}" for speed in (row.prompt_speed, row.answer_speed)
         )
         click.echo(
-            f"{printable(row.name):<{width}}  {printable(row.precision):<10}{row.bytes / 1e6:>8.1f}{speeds}"
+            f"{one_line(row.name):<{width}}  {one_line(row.precision):<10}{row.bytes / 1e6:>8.1f}{speeds}"
             f"{row.perplexity:>12.3f}{row.perplexity_over_source - 1:>+13.1%}{row.mean_kl_divergence:>10.4f}"
             f"{row.top1_agreement:>8.1%}"
         )

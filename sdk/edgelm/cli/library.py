@@ -13,7 +13,7 @@ import click
 from edgelm.bom import bill_of_materials
 from edgelm.catalogue import CATALOGUE
 from edgelm.cli.generation_options import complete_model
-from edgelm.cli.output import is_terminal, megabytes, print_table, printable
+from edgelm.cli.output import is_terminal, megabytes, one_line, print_table
 from edgelm.config import ModelConfig
 from edgelm.disk_use import size_of
 from edgelm.errors import EdgeLMError
@@ -104,7 +104,7 @@ def _print_here(rows: list[dict[str, Any]]) -> None:
         [
             (
                 row["name"],
-                printable(row.get("precision") or "") or f"({row['kind']})",
+                one_line(row.get("precision") or "") or f"({row['kind']})",
                 megabytes(row["size"]) if "size" in row else _target(row["target"], here),
                 str(row.get("context_length") or ""),
                 f"×{row['perplexity_over_source']:.3f}" if row.get("perplexity_over_source") is not None else "",
@@ -114,7 +114,7 @@ def _print_here(rows: list[dict[str, Any]]) -> None:
     )
     for row in rows:
         if "problem" in row:
-            click.echo(f"warning: {row['name']}: {printable(row['problem'])}", err=True)
+            click.echo(f"warning: {row['name']}: {one_line(row['problem'])}", err=True)
 
 
 def _target(name: str, here: set[str]) -> str:
@@ -173,10 +173,10 @@ def show(model: str, as_json: bool, bom: bool) -> None:
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     for label, value in [*_facts(folder, manifest, config, kv_bytes), *_quality(manifest)]:
-        click.echo(f"{label:<22}{printable(value)}")
+        click.echo(f"{label:<22}{one_line(value)}")
     click.echo("files")
     for entry in manifest.files:
-        click.echo(f"  {printable(entry.path):<28}{megabytes(entry.size):>10}  sha256 {entry.sha256[:12]}…")
+        click.echo(f"  {one_line(entry.path):<28}{megabytes(entry.size):>10}  sha256 {entry.sha256[:12]}…")
 
 
 def _facts(folder: Path, manifest: Manifest, config: ModelConfig, kv_bytes: int) -> list[tuple[str, str]]:

@@ -24,6 +24,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub("", text)
 
 
+def one_line(text: str) -> str:
+    """Drop the same, and show where a line ends: what a package says of itself must not write lines of a report."""
+    return printable(text).replace("\n", "⏎")
+
+
 def clean_text(argument: str) -> str:
     """Replace bytes that are not UTF-8, which the system passes on as lone surrogates, by U+FFFD."""
     return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

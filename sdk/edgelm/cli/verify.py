@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgelm.cli.generation_options import complete_model
-from edgelm.cli.output import printable
+from edgelm.cli.output import one_line
 from edgelm.errors import EdgeLMError, MissingExtraError
 from edgelm.library import Library
 
@@ -67,7 +67,7 @@ def verify(model: str, public_key: Path | None, source: str | None, as_json: boo
     else:
         for finding in findings:
             mark = "ok    " if finding.problem is None else "FAILED"
-            click.echo(f"{mark}  {finding.step:<18}{printable(finding.problem or finding.detail)}")
+            click.echo(f"{mark}  {finding.step:<18}{one_line(finding.problem or finding.detail)}")
     if not good:
         raise SystemExit(1)
 
