@@ -84,6 +84,8 @@ class Manifest:
             raise TypeError(f"control_token_ids are {self.control_token_ids!r}")
         _require(self, str, "name", "architecture", "precision")
         _require(self, int, "context_length")
+        if isinstance(self.context_length, bool) or self.context_length < 1:
+            raise TypeError(f"context_length is {self.context_length!r}")
         _require(self, Mapping, "opsets", "source", "created_by")
         if not all(isinstance(version, int) for version in self.opsets.values()):
             raise TypeError(f"opsets are {self.opsets!r}")
@@ -123,8 +125,8 @@ class Manifest:
             values = parse_json(content)
         except ValueError as error:
             raise PackageError(f"Cannot read {path}: {error}.") from error
-        if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
-            found = values.get("schema_version") if isinstance(values, dict) else None
+        found = values.get("schema_version") if isinstance(values, dict) else None
+        if type(found) is not int or found != SCHEMA_VERSION:
             raise PackageError(f"{path} has schema_version {found!r}; this edgelm reads {SCHEMA_VERSION}.")
         own_hash = values.pop(_OWN_HASH, None)
         try:

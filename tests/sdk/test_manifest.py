@@ -95,7 +95,10 @@ def test_a_manifest_that_is_not_json_is_an_error(content: bytes, package: Path) 
         Manifest.load(package)
 
 
-@pytest.mark.parametrize(("text", "found"), [("[]", "None"), ("{}", "None"), ('{"schema_version": 2}', "2")])
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("[]", "None"), ("{}", "None"), ('{"schema_version": 2}', "2"), ('{"schema_version": true}', "True")],
+)
 def test_another_schema_version_is_an_error_with_both(text: str, found: str, package: Path) -> None:
     (package / "edgelm.json").write_text(text)
 
@@ -116,6 +119,8 @@ def test_another_schema_version_is_an_error_with_both(text: str, found: str, pac
         ({"quality": {"tokens": 1}}, "perplexity"),
         ({"quality": 3}, "mapping"),
         ({"control_token_ids": "<s>"}, "control_token_ids"),
+        ({"context_length": -1}, "context_length is -1"),
+        ({"context_length": True}, "context_length is True"),
     ],
 )
 def test_a_field_that_does_not_fit_is_an_error(changes: dict[str, Any], named: str, package: Path) -> None:
