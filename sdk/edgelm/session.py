@@ -27,7 +27,7 @@ from edgelm.graph_file import GRAPH_FILE, read_graph_with_facts
 from edgelm.kv_batch import KVBatch
 from edgelm.kv_cache import KVCache
 from edgelm.manifest import FileEntry
-from edgelm.providers import CPU, HEAVY_OPERATORS, PROVIDERS, provider_named
+from edgelm.providers import CPU, HEAVY_OPERATORS, PROVIDERS, Provider, provider_named
 from edgelm.single_steps import SingleSteps
 from edgelm.stop_switch import StopSwitch
 
@@ -248,15 +248,26 @@ class DecoderSession:
             )
 
 
+def require_provider(name: str) -> None:
+    """Check that ONNX Runtime is here and was built with a provider; its device is looked for with the first model.
+
+    Raises:
+        ProviderError: one of them is not here.
+    """
+    _provider_of(_import_onnxruntime(), name)
+
+
+def _provider_of(runtime: Any, name: str) -> Provider:
+    provider, available = provider_named(name), runtime.get_available_providers()
+    if provider.name not in available:
+        has = ", ".join(ours for ours, row in PROVIDERS.items() if row.name in available)
+        raise ProviderError(f"The ONNX Runtime here has no {name!r}; it has: {has}. To get it: {provider.install}.")
+    return provider
+
+
 def _start(runtime: Any, graph: bytes, path: Path, options: SessionOptions) -> Any:
     """Give a graph to ONNX Runtime, and check that what was asked for computes it."""
-    provider = provider_named(options.provider)
-    available = runtime.get_available_providers()
-    if provider.name not in available:
-        has = ", ".join(name for name, row in PROVIDERS.items() if row.name in available)
-        raise ProviderError(
-            f"The ONNX Runtime here has no {options.provider!r}; it has: {has}. To get it: {provider.install}."
-        )
+    provider = _provider_of(runtime, options.provider)
     settings = runtime.SessionOptions()
     settings.intra_op_num_threads = options.threads or usable_cores()
     settings.log_severity_level = _LOG_ERRORS_ONLY if options.provider == CPU else _FATAL_ONLY
@@ -267,6 +278,7 @@ def _start(runtime: Any, graph: bytes, path: Path, options: SessionOptions) -> A
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", str(int(options.provider != CPU)))
     if options.provider == "directml":  # its documentation asks for both
         settings.enable_mem_pattern, settings.execution_mode = False, runtime.ExecutionMode.ORT_SEQUENTIAL
+    available = runtime.get_available_providers()
     rest = [name for name in provider.execution_providers[1:] if name in available]
     if provider.device == "cuda":
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find

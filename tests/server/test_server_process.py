@@ -237,6 +237,7 @@ def test_a_port_that_is_taken_is_said_in_one_line():
         (["--api-key", "short"], "An API key must have 8 or more printable ASCII characters and no space."),
         (["--cors-origin", "*"], "The origin '*' is none; write one as http://localhost:3000, without a path."),
         (["--allowed-host", "http://x"], "The host 'http://x' is none; write one as chat.example.org"),
+        (["--provider", "qnn"], "The ONNX Runtime here has no 'qnn'; it has: cpu"),
         (["no-such-model"], "There is no model 'no-such-model'."),
     ],
 )

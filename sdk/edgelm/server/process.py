@@ -16,6 +16,7 @@ from edgelm.server.app import ServerApp
 from edgelm.server.connection import BoundedConnection
 from edgelm.server.model_pool import ModelPool
 from edgelm.server.options import ServerOptions
+from edgelm.session import require_provider
 
 logger = logging.getLogger("edgelm.server")
 
@@ -34,7 +35,9 @@ def serve(
     Raises:
         ConfigError: the address or port cannot be had.
         ModelNotFoundError, PackageError: as ModelPool.
+        ProviderError: ONNX Runtime is not installed, or has not the provider.
     """
+    require_provider(options.provider)
     pool = ModelPool(models, options)
     app = ServerApp(pool, options)
     with _listen(options) as listener:
