@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml sdk/edgelm/_version.py
 DEV_EXTRAS := cpu,chat,serve,export,train,docs,examples,dev
 
-.PHONY: chat test test-gpu lint bench docs fuzz soak wheel lock locked clean
+.PHONY: chat test test-offline test-gpu lint bench docs fuzz soak wheel lock locked clean
 
 chat: $(VENV)/chat.stamp
 	@$(BIN)/edgelm pull $(MODEL)
@@ -21,6 +21,11 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The same with no network but the loopback interface, on Linux; without the tests that fetch whole environments.
+test-offline: $(VENV)/dev.stamp
+	unshare -rn sh -c 'ip link set lo up && exec $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
+	  -m "not clients and not runtimes"'
 
 # What needs an NVIDIA GPU, in an environment with the other build of ONNX Runtime. Without one everything is skipped.
 test-gpu:
