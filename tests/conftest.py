@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,11 +101,12 @@ def smollm2_package(shared_library: Library, smollm2_gguf: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Return Debian's Chromium; a root user without it gets it, as continuous integration starts without."""
+    """Return Debian's Chromium; a root user without it gets it."""
+    import debian_packages
+
     names = ("chromium", "chromium-browser", "google-chrome")
-    if not any(map(shutil.which, names)) and os.getuid() == 0 and shutil.which("apt-get"):
-        subprocess.run(["apt-get", "update", "-q"], capture_output=True)
-        subprocess.run(["apt-get", "install", "-y", "-q", "--no-install-recommends", "chromium"], capture_output=True)
+    if not any(map(shutil.which, names)):
+        debian_packages.install("chromium")
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
         pytest.skip("needs Chromium: apt-get install chromium")

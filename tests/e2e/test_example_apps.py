@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import debian_packages
 import pytest
 
 from edgelm.testing import tiny_model_path
@@ -62,7 +63,10 @@ def test_the_fastapi_app_streams_an_answer() -> None:
 def display() -> Iterator[str]:
     """Start a display that nobody sees."""
     pytest.importorskip("tkinter", reason="Python was built without Tk")
-    if not (shutil.which("Xvfb") and shutil.which("xdotool")):
+    programs = ("Xvfb", "xdotool")
+    if not all(map(shutil.which, programs)):
+        debian_packages.install("xvfb", "xdotool")
+    if not all(map(shutil.which, programs)):
         pytest.skip("needs Xvfb and xdotool")
     readable, writable = os.pipe()
     with subprocess.Popen(["Xvfb", "-displayfd", str(writable)], pass_fds=[writable], stderr=subprocess.DEVNULL) as x:
