@@ -19,7 +19,7 @@ for path in sorted(folder.rglob("*.md")):
     for passage in path.read_text(encoding="utf-8").split("\n\n"):
         index.execute("INSERT INTO passages VALUES (?, ?)", (str(path.relative_to(folder)), passage[:1000]))
 
-words = " OR ".join(re.findall(r"\w{4,}", question))
+words = " OR ".join(f'"{word}"' for word in re.findall(r"\w{4,}", question)) or '""'
 found = index.execute("SELECT source, text FROM passages(?) ORDER BY rank LIMIT 3", (words,)).fetchall()
 notes = "\n".join(f"[{number}] {text}" for number, (_, text) in enumerate(found, 1))
 

@@ -26,6 +26,16 @@ def test_an_example_runs_and_says_something(path: Path, tmp_path: Path) -> None:
     assert done.stdout.strip()
 
 
+@pytest.mark.parametrize("question", ["??", "What is NEAR?"])
+def test_any_question_may_be_asked_of_local_files(question: str, tmp_path: Path) -> None:
+    (tmp_path / "note.md").write_text("The station is near the harbour.")
+    program = next(path for path in EXAMPLES if path.stem == "retrieval_with_citations")
+    command = [sys.executable, str(program), str(tiny_model_path()), str(tmp_path), question]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert ("[1] note.md" in done.stdout) == (question != "??")
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 40
