@@ -14,6 +14,7 @@ from edgelm.foreign_graph import GENAI_CONFIG, HF_CONFIG, ForeignGraph, find_for
 from edgelm.generation_config import GenerationConfig
 from edgelm.graph_file import GRAPH_FILE, read_graph_with_facts
 from edgelm.manifest import FILE_NAME, FileEntry, Manifest, sha256_of
+from edgelm.regular_file import open_regular
 
 _TEXT_FILES = (
     HF_CONFIG, "generation_config.json", GENAI_CONFIG, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
@@ -116,6 +117,8 @@ class ForeignPackage(Package):
         _, facts = read_graph_with_facts(self._graph_path)
         names = [self.foreign_graph, *(self.foreign_graph.parent / name for name in sorted(facts.external_files))]
         names += [Path(name) for name in _TEXT_FILES if (self.folder / name).is_file()]
+        for name in names:  # what opens them later follows links
+            open_regular(self.folder / name).close()
         precision = _PRECISION.search(self.foreign_graph.stem)
         genai = read_config(self.folder / GENAI_CONFIG)
         config = self.config()

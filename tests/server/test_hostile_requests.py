@@ -173,6 +173,10 @@ def test_what_is_no_request_is_refused(serving, body, words):
 def test_max_tokens_of_a_billion_is_the_context(serving):
     reply = serving.post(CHAT, {"messages": HELLO, "max_tokens": 10**9, "logit_bias": {"65": 100}})
     assert reply.status == 200
+    assert reply.json["choices"][0]["finish_reason"] == "length"
+    # The last token is drawn from the full context, and does not enter it.
+    context_length = serving.get("/v1/models").json["data"][0]["context_length"]
+    assert reply.json["usage"]["total_tokens"] == context_length + 1
 
 
 def test_a_foreign_url_is_never_fetched(serving):

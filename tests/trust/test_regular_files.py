@@ -13,6 +13,7 @@ import pytest
 from edgelm import load
 from edgelm.errors import PackageError
 from edgelm.manifest import Manifest, check_hash, read_checked
+from edgelm.package import open_package
 from edgelm.regular_file import open_regular, parse_json, read_regular
 from edgelm.testing import tiny_model_path
 
@@ -189,3 +190,25 @@ def test_a_manifest_of_two_megabytes_is_not_parsed(package: Path) -> None:
 def test_what_is_no_json_is_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError):
         parse_json(data)
+
+
+@pytest.mark.parametrize("name", ["model.onnx.data", "tokenizer.json"])
+@pytest.mark.parametrize("kind", ["symbolic", "hard"])
+def test_a_foreign_package_holds_no_links_either(tmp_path: Path, name: str, kind: str) -> None:
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    for file in ("model.onnx", "model.onnx.data", "tokenizer.json"):
+        shutil.copy(tiny_model_path() / file, folder)
+    config = json.loads((tiny_model_path() / "config.json").read_text())
+    del config["edgelm"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert open_package(folder).foreign_graph == Path("model.onnx")
+
+    (folder / name).rename(tmp_path / "elsewhere")
+    if kind == "symbolic":
+        (folder / name).symlink_to(tmp_path / "elsewhere")
+    else:
+        (folder / name).hardlink_to(tmp_path / "elsewhere")
+    problem = "a hard link|is missing or not a regular file|which is not one of the package's files"
+    with pytest.raises(PackageError, match=problem):
+        open_package(folder)
