@@ -134,6 +134,20 @@ def test_a_disconnect_frees_its_slot_within_a_step(slow_serving):
     assert slow_serving.post(CHAT, {"messages": HELLO, "max_tokens": 1}).status == 200
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_no_more_than_the_step_that_runs_follows_a_disconnect(tmp_path, stream):
+    steps = tmp_path / "steps"
+    # Half a second a step: long enough for the connection's end to be seen within it.
+    counting = SLOW.replace("time.sleep(0.02)", f"open({str(steps)!r}, 'a').write('.'), time.sleep(0.5)")
+    with EdgelmServer(prelude=counting.replace("[1]", "[-1]")) as server:
+        connection = server.send(server.post_bytes(CHAT, LONG | {"stream": stream}))
+        wait_for(lambda: steps.exists() and steps.stat().st_size >= 2)
+        begun = steps.stat().st_size
+        connection.close()
+        wait_for(lambda: users(server) == 0)
+        assert steps.stat().st_size <= begun + 1  # one that began while the connection was closed
+
+
 def test_many_disconnects_at_any_moment_leave_nothing(slow_serving):
     for delay in [i * 0.02 for i in range(20)]:
         connection = slow_serving.send(slow_serving.post_bytes(CHAT, LONG | {"stream": delay > 0.2}))
