@@ -15,9 +15,12 @@ from edgelm.chat_template import ChatTemplate
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
+from edgelm.quantization_recipe import read_recipe
 from edgelm.regular_file import read_regular, read_text
 from edgelm.sources import read_record
 from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_training.pretrain_config import PretrainConfig
+from edgelm_training.settings import read_settings
 
 LARGE = "[" + "[]," * 900_000 + "[]]"
 
@@ -36,6 +39,8 @@ def folder(tmp_path: Path) -> Path:
         ("chat_template.jinja", ChatTemplate.load),
         ("config.json", HuggingFaceCheckpoint),
         ("generation_config.json", lambda folder: HuggingFaceCheckpoint(folder).text_files),
+        ("recipe.toml", lambda folder: read_recipe(folder / "recipe.toml")),
+        ("settings.toml", lambda folder: read_settings(folder / "settings.toml", PretrainConfig)),
     ],
 )
 def test_a_large_file_is_refused_unread(folder: Path, name: str, load: Callable[[Path], object]) -> None:
