@@ -19,6 +19,7 @@ from edgelm.quantization_recipe import read_recipe
 from edgelm.regular_file import read_regular, read_text
 from edgelm.sources import read_record
 from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_training.checkpoint import load_checkpoint
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.settings import read_settings
 
@@ -55,8 +56,9 @@ def test_a_header_of_safetensors_that_the_library_would_follow_is_refused_unread
     header = b'{"__metadata__":{"a":"' + b"x" * (3 << 20) + b'"}}'
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
 
-    with pytest.raises(CheckpointError, match=rf"has a header of {len(header)} bytes; at most 3145728 are read"):
-        HuggingFaceCheckpoint(folder)
+    for load in (HuggingFaceCheckpoint, load_checkpoint):
+        with pytest.raises(CheckpointError, match=rf"has a header of {len(header)} bytes; at most 3145728 are read"):
+            load(folder)
 
 
 def test_reading_a_short_file_sets_no_more_memory_aside_than_it_has(tmp_path: Path) -> None:

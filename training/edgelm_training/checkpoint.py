@@ -21,6 +21,7 @@ from edgelm.hf_config import hf_config, token_ids
 from edgelm.manifest import FILE_NAME as PACKAGE_FILE
 from edgelm.manifest import sha256_of
 from edgelm.replaceable import why_not_a_checkpoint
+from edgelm.safetensors_header import check_header_length
 from edgelm_training.model import Transformer
 
 WEIGHTS_FILE = "model.safetensors"
@@ -134,6 +135,7 @@ def _stored_tensors(folder: Path) -> dict[str, _StoredTensor]:
     tensors: dict[str, _StoredTensor] = {}
     for path in _weight_files(folder):
         try:
+            check_header_length(path)
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118  (not a dict)
                     part = file.get_slice(name)
