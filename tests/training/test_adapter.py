@@ -205,6 +205,19 @@ def test_an_adapter_is_merged_into_its_own_base_alone(runs: Path, tiny_chat_mode
     assert (tmp_path / "mine/notes.txt").read_text() == "keep"
 
 
+def test_the_base_is_never_replaced_by_what_was_merged_into_it(
+    runs: Path, tiny_chat_model: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_chat_model, tmp_path / "base")
+    (tmp_path / "link").symlink_to(base, target_is_directory=True)
+    for output in (base, tmp_path / "link"):
+        with pytest.raises(
+            ConfigError, match=r"output is .*, the base, without which .* Choose another folder: -o FOLDER"
+        ):
+            merge_adapter(runs / "lora", output, base=base)
+    assert (base / "model.safetensors").read_bytes() == (tiny_chat_model / "model.safetensors").read_bytes()
+
+
 def test_where_there_is_no_adapter_it_is_said(tiny_chat_model: Path, tiny_chats: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is neither an adapter .* nor a run with checkpoints"):
         merge_adapter(tiny_chat_model, tmp_path / "merged")

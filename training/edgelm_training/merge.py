@@ -43,13 +43,17 @@ def merge_adapter(
     An adapter that learned on a base in 4 bits is merged into that base: its layers are put on their grid first.
 
     Raises:
-        ConfigError: dtype is unknown, or no base is known.
+        ConfigError: dtype is unknown, no base is known, or it is the output too.
         CheckpointError: there is no adapter, it belongs to another base, it does not fit, or the output is refused.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
     adapter = read_adapter(adapter_folder(folder))
     base = _base_folder(adapter, base)
+    if Path(output).resolve() == base.resolve():
+        raise ConfigError(
+            f"output is {output}, the base, without which its runs cannot go on. Choose another folder: -o FOLDER."
+        )
     checked = _check_base(adapter, base)
     config, weights = read_weights(base)
     check_layers(adapter, {name: tuple(tensor.shape) for name, tensor in weights.items()})
