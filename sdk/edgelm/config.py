@@ -160,7 +160,7 @@ class ModelConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{field} is {value!r}; it must be a whole number of 1 or more.")
             if value > _MOST:
-                raise ConfigError(f"{field} has {value.bit_length()} bits; no model has more than {_MOST}.")
+                raise ConfigError(f"{field} is a number of {value.bit_length()} bits; it must be {_MOST} or less.")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_attention_heads ({self.num_attention_heads}) is not a multiple of "

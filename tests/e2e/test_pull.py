@@ -154,7 +154,7 @@ def refused(environment: dict[str, str], *arguments: str) -> str:
 
 
 def test_a_wrong_checksum_is_refused(environment, server):
-    server.files[WEIGHTS_URL] = b"x" + WEIGHTS[1:]
+    server.files[WEIGHTS_URL] = bytes([WEIGHTS[0] ^ 1]) + WEIGHTS[1:]
     assert "model.safetensors is not the file that was asked for" in refused(environment, "hf:org/Small-Model")
 
 

@@ -31,7 +31,7 @@ def test_int8_is_within_a_percent_of_its_source_in_perplexity(model: LanguageMod
 
 
 def test_it_knows_where_it_comes_from(model: LanguageModel) -> None:
-    assert model.manifest.license == "apache-2.0"
+    assert model.manifest.license == "Apache-2.0"
     assert model.manifest.source["format"] == "gguf"
     assert len(model.tokenizer.control_token_ids) == 17
     assert model.config.eos_token_ids == (2,)

@@ -79,7 +79,7 @@ LARGE = {
         ({"num_hidden_layers": True}, "num_hidden_layers is True; it must be a whole number of 1 or more."),
         ({"num_attention_heads": "4"}, "num_attention_heads is '4'; it must be a whole number of 1 or more."),
         ({"num_key_value_heads": None}, "num_key_value_heads is None; it must be a whole number of 1 or more."),
-        ({"head_dim": 10**400}, "head_dim has 1329 bits; no model has more than 2147483647."),
+        ({"head_dim": 10**400}, "head_dim is a number of 1329 bits; it must be 2147483647 or less."),
         ({"head_dim": 0}, "head_dim is 0; it must be a whole number of 1 or more."),
         ({"max_position_embeddings": 0}, "max_position_embeddings is 0; it must be a whole number of 1 or more."),
         (

@@ -137,7 +137,7 @@ def test_torchrun_restarts_after_a_lost_worker_and_the_losses_are_the_same(
         [sys.executable, "-m", *launcher, str(program), str(toml), "--json"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 
