@@ -273,6 +273,19 @@ def test_a_checkpoint_of_another_tokenizer_is_no_beginning(tiny_shards: Path, wh
         pretrain(values)
 
 
+@pytest.mark.parametrize(
+    ("features", "warns"), [({}, True), ({"avx512_bf16": True}, False), ({"amx_bf16": True}, False)]
+)
+def test_muon_on_a_cpu_without_bfloat16_is_said_to_be_slow(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: dict[str, bool], warns: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    notes: list[str] = []
+    monkeypatch.setattr(SilentReporter, "note", lambda _, text: notes.append(text))
+    pretrain(settings(tiny_shards, tmp_path / "run", optimizer="muon", max_steps=1, warmup_steps=0))
+    assert any(note.startswith("muon computes in bfloat16") for note in notes) == warns
+
+
 def test_compiling_without_a_compiler_is_an_error(
     tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from edgelm.errors import ConfigError, TrainingError
 from edgelm_training.batches import Batch
-from edgelm_training.device import Device
+from edgelm_training.device import Device, emulates_bf16
 from edgelm_training.distributed import Workers, blocks, distribute, gradient_sync, whole
 from edgelm_training.interruption import Interruption
 from edgelm_training.loss import LossSums
@@ -83,6 +83,11 @@ class Trainer:
                 module.compile()
         self.model = distribute(recipe.model, config.parallel, workers, device.device)
         self.optimizers = build_optimizers(recipe.model, config)
+        if config.optimizer == "muon" and emulates_bf16(device.device):
+            reporter.note(
+                "muon computes in bfloat16, which this CPU has no instructions for: steps may take many times as long "
+                "as with --optimizer adamw."
+            )
         self.scaler = device.scaler()
         self.schedule = Schedule(
             shape=config.schedule,
