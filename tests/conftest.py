@@ -113,9 +113,12 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[sync_api.Browser]:
-    """A browser for all tests that look at a page; each opens a context of its own."""
+    """A browser for the tests of a file; each opens a context of its own.
+
+    Playwright keeps an event loop running in this thread, beside which no other can: it must end before other files.
+    """
     playwright_api = pytest.importorskip("playwright.sync_api")
     with playwright_api.sync_playwright() as playwright:
         # Chromium's own sandbox does not start for root.

@@ -228,10 +228,12 @@ def test_a_package_of_edgelm_without_its_manifest_is_none(tmp_path: Path) -> Non
 
 
 def test_a_foreign_package_is_refused_where_a_signature_is_required(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("model_signing")
-    monkeypatch.setenv("EDGELM_REQUIRE_SIGNATURE", str(folder / "key.pem"))
+    key = tmp_path / "key.pem"
+    key.write_text("a public key")
+    monkeypatch.setenv("EDGELM_REQUIRE_SIGNATURE", str(key))
     with pytest.raises(PackageError, match="is not signed"):
         edgelm.load(folder)
 
