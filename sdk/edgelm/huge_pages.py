@@ -1,7 +1,7 @@
 """Large memory on 2 MiB pages: each step reads all weights, and finds them with 512 times fewer page table entries.
 
-Decoding is 10 to 15 % faster for it (docs/results/graph-and-settings.md). Linux 6.1 and newer; elsewhere, and where the
-system forbids huge pages, nothing happens.
+Decoding is faster for it, by little or by up to 15 % (docs/results/graph-and-settings.md). Linux 6.1 and newer;
+elsewhere, and where the system forbids huge pages, nothing happens.
 """
 
 from __future__ import annotations
