@@ -157,6 +157,7 @@ CATALOGUE = {
         description="Gemma 3 270M by Google, 4-bit GGUF (Q4_K_M); continues texts, does not chat",
         sampling={"temperature": 1.0, "top_k": 64, "top_p": 0.95},
         terms="https://ai.google.dev/gemma/terms",
+        is_run=True,
     ),
     "llama-3.2-1b-instruct": KnownModel(
         origin="hf:meta-llama/Llama-3.2-1B-Instruct",
