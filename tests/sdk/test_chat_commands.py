@@ -4,80 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import signal
-from collections.abc import Iterator
 
 import pytest
-from click.testing import CliRunner
+from scripted_chat import FakeScreen, converse, load
 
-import edgelm
 from edgelm.chat_session import ChatSession
 from edgelm.cli.chat_commands import ALIASES, COMMANDS, SETTINGS, suggestions
 from edgelm.cli.conversation import Conversation, unquoted
 from edgelm.cli.kept_session import KeptSession
-from edgelm.cli.main import main
 from edgelm.generation_config import GenerationConfig
-from edgelm.language_model import LanguageModel
-from edgelm.saved_session import SavedSessions
-from edgelm.testing import scripted_model, tiny_model_path
-
-
-class FakeScreen:
-    """Say what the script says, then leave; remember what was shown."""
-
-    def __init__(self, *script: str | type[BaseException]) -> None:
-        self.script = list(script)
-        self.answers: list[str] = []
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-        self.statuses: list[str] = []
-        self.edited: list[str] = []
-        self.edit_to: str | None = None
-        self.when_shown = lambda: None
-
-    def ask(self, suggest, status: str) -> str:
-        self.statuses.append(status)
-        said = self.script.pop(0) if self.script else EOFError
-        if isinstance(said, str):
-            return said
-        raise said
-
-    def show(self, texts: Iterator[str], status) -> None:
-        self.answers.append("")
-        for text in texts:
-            self.answers[-1] += text
-            self.statuses.append(status())
-            self.when_shown()
-
-    def edit(self, text: str) -> str | None:
-        self.edited.append(text)
-        return self.edit_to
-
-    def note(self, text: str) -> None:
-        if not text.startswith("Kept as "):
-            self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-
-def converse(
-    *script: str | type[BaseException], answer: str = "The sea is blue.", edit_to: str | None = None, **settings
-) -> Conversation:
-    model = scripted_model(answer)
-    screen = FakeScreen(*script)
-    screen.edit_to = edit_to
-    chat = Conversation(ChatSession(model), settings, screen, load, KeptSession())
-    chat.run()
-    return chat
-
-
-def load(name: str) -> LanguageModel:
-    """Open another model, which says another thing."""
-    if name != "other":
-        raise edgelm.ModelNotFoundError(f"There is no model {name!r}.")
-    return scripted_model("I am another.")
+from edgelm.testing import scripted_model
 
 
 def test_a_turn_is_answered_and_its_speed_shown():
@@ -359,90 +296,6 @@ def test_another_model_goes_on_with_the_conversation_and_the_settings():
     assert chat.screen.notes[-1] == "model: tiny-random. In the library: none"
 
 
-def test_a_conversation_is_kept_after_each_answer():
-    kept = []
-    model = scripted_model("The sea is blue.")
-    screen = FakeScreen("Why is the sea blue?", "Really?")
-    ask = screen.ask
-
-    def ask_and_look(*arguments):
-        kept.append([(one.name, one.messages, one.cache_size) for one in SavedSessions().sessions()])
-        return ask(*arguments)
-
-    screen.ask = ask_and_look
-    Conversation(ChatSession(model), {}, screen, load, KeptSession()).run()
-    name = "why-is-the-sea-blue"
-    assert kept == [[], [(name, 2, 0)], [(name, 4, 0)]]
-
-
-def test_the_cache_is_kept_where_it_is_wanted():
-    model = scripted_model("The sea is blue.")
-    chat = Conversation(ChatSession(model), {}, FakeScreen("Hello"), load, KeptSession(with_cache=True))
-    chat.run()
-    assert SavedSessions().describe("hello").cache_size > 0
-    assert KeptSession().resume("hello", model).context_used == chat.session.context_used
-
-
-def test_sessions_are_listed_and_resumed():
-    converse("First question")
-    chat = converse("Second question", "/sessions", "/resume", "And now?", "/sessions", "/resume second-question")
-    before, after = (note for note in chat.screen.notes if "messages with" in note)
-    assert before.splitlines()[0].startswith("* second-question  ")
-    assert "  first-question   " in before
-    assert after.splitlines()[0].startswith("* first-question   ")
-    assert "4 messages with tiny-random" in after
-    assert chat.kept.name == "second-question"
-    assert [turn["content"] for turn in chat.session.messages] == ["Second question", "The sea is blue."]
-    assert any(note.endswith("the last of them:\nFirst question") for note in chat.screen.notes)
-    assert int(chat.screen.statuses[-1].split()[-3]) > 0  # counted, though the model has not read it yet
-
-
-def test_no_session_is_an_answer_too():
-    assert converse("/sessions").screen.notes[-1] == "No sessions are saved yet."
-
-
-def test_a_new_conversation_is_another_session():
-    converse("Hello", "/clear", "Hello", "/clear")
-    assert sorted(one.name for one in SavedSessions().sessions()) == ["hello", "hello-2"]
-
-
-def test_two_chats_that_resume_one_session_lose_nothing_of_each_other():
-    converse("Hello")
-    model = scripted_model("Yes.")
-    mine, theirs = KeptSession(), KeptSession()
-    here, there = mine.resume("hello", model), theirs.resume("hello", model)
-    list(there.send("They said this"))
-    assert theirs.keep(there) is None
-    list(here.send("I said that"))
-    assert mine.keep(here) == "hello was changed by another chat; this one is kept as hello-2."
-    assert theirs.resume("hello", model).messages[2]["content"] == "They said this"
-    assert theirs.resume("hello-2", model).messages[2]["content"] == "I said that"
-
-
-def test_a_session_that_was_deleted_meanwhile_is_written_again():
-    chat = converse("Hello")
-    SavedSessions().remove("hello")
-    chat.keep()
-    assert SavedSessions().describe("hello").messages == 2
-
-
-def test_a_disk_that_refuses_the_session_is_a_warning_once(own_library):
-    own_library.write_text("a file where the folder should be")
-    chat = converse("Hello", "Again")
-    assert [warning for warning in chat.screen.warnings if warning.startswith("This conversation is not kept: ")] == (
-        chat.screen.warnings
-    )
-    assert len(chat.screen.answers) == 2
-    assert len(chat.screen.warnings) == 1
-
-
-def test_the_cache_of_a_session_that_cannot_be_written_is_a_warning(own_library):
-    own_library.write_text("a file where the folder should be")
-    screen = FakeScreen("Hello")
-    Conversation(ChatSession(scripted_model("x")), {}, screen, load, KeptSession(with_cache=True)).run()
-    assert screen.warnings[-1].startswith("This conversation's keys and values are not kept: ")
-
-
 def test_the_status_shows_model_speed_and_context():
     chat = converse("Hello", "Again")
     assert chat.screen.statuses[0] == "tiny-random · context 0 of 1024"
@@ -492,45 +345,3 @@ def test_ctrl_c_between_two_steps_ends_nothing():
     Conversation(ChatSession(model), {}, screen, load, KeptSession()).run()
     assert screen.answers == ["The sea is blue."]
     assert screen.warnings == ["It was broken off."]  # /stats, where it was about to show them
-
-
-def chat_command(*arguments: str, stdin: str = ""):
-    return CliRunner().invoke(main, ["chat", *arguments], input=stdin)
-
-
-def kept_by_the_tiny_model() -> None:
-    session = ChatSession(edgelm.load(tiny_model_path()))
-    session.restore([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}])
-    SavedSessions().save("hello", session, with_cache=False)
-
-
-def test_a_pipe_goes_on_with_a_kept_conversation_and_keeps_it():
-    kept_by_the_tiny_model()
-    result = chat_command(str(tiny_model_path()), "--resume", "--max-new-tokens", "3", "--keep-cache", stdin="And?\n")
-    assert result.exit_code == 0, result.output
-    session = SavedSessions().describe("hello")
-    assert (session.messages, session.cache_size > 0) == (4, True)
-
-
-def test_a_pipe_keeps_nothing_by_itself():
-    assert chat_command(str(tiny_model_path()), "--max-new-tokens", "3", stdin="And?\n").exit_code == 0
-    assert SavedSessions().sessions() == []
-
-
-def test_a_kept_conversation_brings_its_model(own_library):
-    kept_by_the_tiny_model()
-    result = chat_command("--resume", "hello")
-    assert result.stderr == (
-        "error: The conversation 'hello' was held with 'tiny-random', which is not in the library. "
-        "Name a model: edgelm chat MODEL --resume hello\n"
-    )
-    shutil.copytree(tiny_model_path(), own_library / "models" / "tiny-random")
-    assert chat_command("--resume", "hello").exit_code == 0
-
-
-def test_a_conversation_that_is_not_there_or_broken_is_not_resumed():
-    assert chat_command("--resume").stderr == "error: No conversation is kept yet. Begin one: edgelm chat\n"
-    kept_by_the_tiny_model()
-    assert "There is no saved session 'other'. Saved: hello." in chat_command("--resume", "other").stderr
-    (SavedSessions().root / "hello" / "conversation.json").write_text("{}")
-    assert "error: Cannot read the saved session" in chat_command("--resume").stderr
