@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,3 +131,37 @@ def finetune_settings(model: Path, data: Path, output: Path, **changes: Any) -> 
         "tensorboard": False,
     }
     return values | changes
+
+
+def assert_a_signal_saves(number: signal.Signals, module: str, toml: Path, run: Path) -> int:
+    """Send a signal to a training program in its midst; check that it saves and leaves, and return the step."""
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            module,
+            str(toml),
+            "--max-steps",
+            "100000",
+            "--save-every",
+            "100000",
+            "--eval-every",
+            "0",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    log = run / "log.jsonl"
+    while not (log.exists() and log.stat().st_size > 300):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    stdout, _ = process.communicate(timeout=120)
+
+    assert process.returncode == 128 + number
+    step: int = loss_log(run)[-1]["step"]
+    assert stdout.startswith(f"Stopped by {number.name} after step {step}. Go on with --resume.")
+    assert (run / "latest").resolve().name == f"step-{step:08d}"
+    return step

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from tiny_training_runs import finetune_settings, loss_log
+from tiny_training_runs import assert_a_signal_saves, finetune_settings
 
 from edgelm.cli.main import main
 from edgelm_training.finetune_config import FinetuneConfig
@@ -54,23 +51,5 @@ def test_a_model_that_is_named_twice_is_wrong_usage(tiny_chat_model: Path) -> No
 @pytest.mark.skipif(os.name != "posix", reason="SIGTERM is POSIX's")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_leaves(number: signal.Signals, toml: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "edgelm_training.finetune", str(toml), "--max-steps", "100000"]
-    process = subprocess.Popen(
-        [*command, "--save-every", "100000", "--eval-every", "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    log = tmp_path / "run/log.jsonl"
-    while not (log.exists() and log.stat().st_size > 300):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(number)
-    stdout, _ = process.communicate(timeout=120)
-
-    assert process.returncode == 128 + number
-    step = loss_log(tmp_path / "run")[-1]["step"]
-    assert stdout.startswith(f"Stopped by {number.name} after step {step}. Go on with --resume.")
-    assert (tmp_path / "run/latest").resolve().name == f"step-{step:08d}"
+    assert_a_signal_saves(number, "edgelm_training.finetune", toml, tmp_path / "run")
     assert (tmp_path / "run/latest/adapter_model.safetensors").is_file()

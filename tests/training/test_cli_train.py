@@ -7,12 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from tiny_training_runs import loss_log, losses, settings
+from tiny_training_runs import assert_a_signal_saves, losses, settings
 
 from edgelm.cli.main import main
 from edgelm_training.cli_live_line import LiveLine, duration, step_line
@@ -113,33 +112,7 @@ def test_help_shows_every_setting_and_imports_no_torch() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="SIGTERM is POSIX's")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_leaves(number: signal.Signals, toml: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "edgelm_training.pretrain",
-            str(toml),
-            "--max-steps",
-            "100000",
-            "--save-every",
-            "100000",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    log = tmp_path / "run/log.jsonl"
-    while not (log.exists() and log.stat().st_size > 300):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(number)
-    stdout, _ = process.communicate(timeout=60)
-
-    assert process.returncode == 128 + number
-    step = loss_log(tmp_path / "run")[-1]["step"]
-    assert stdout.startswith(f"Stopped by {number.name} after step {step}. Go on with --resume.")
-    assert (tmp_path / "run/latest").resolve().name == f"step-{step:08d}"
+    step = assert_a_signal_saves(number, "edgelm_training.pretrain", toml, tmp_path / "run")
     assert len(losses(tmp_path / "run")) == step
 
 
