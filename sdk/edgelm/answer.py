@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.beam_search import BeamSearch
 from edgelm.completion import Chunk, Completion, FinishReason, Timings, TokenLogprob, ToolCall, ToolCallDelta, Usage
 from edgelm.config import ModelConfig
 from edgelm.generate import Decoder, decode, prefill
@@ -51,9 +52,7 @@ class Answer:
         self.prompt_ids, self.config, self.speculator = prompt_ids, config, speculator
         self.generated = 0
         self._tokenizer = tokenizer
-        self._decoder = StreamDecoder(
-            tokenizer,
-            visible=config.visible_control_tokens,
+        self._decoder = self._new_decoder(
             # A constraint says what the text is, to the first space.
             keep_leading_space=bool(begun) or (config.constraint is not None and not config.constraint.after),
             skip=len(begun),
@@ -116,9 +115,27 @@ class Answer:
             ),
         )
 
+    def _new_decoder(self, *, keep_leading_space: bool = False, skip: int = 0) -> StreamDecoder:
+        return StreamDecoder(
+            self._tokenizer,
+            visible=self.config.visible_control_tokens,
+            keep_leading_space=keep_leading_space,
+            skip=skip,
+        )
+
+    def _ends(self, token_ids: Sequence[int]) -> bool:
+        """Tell whether an answer is over with the last of these tokens, its limit aside."""
+        if token_ids[-1] in self._end_ids or not self.config.stop:
+            return token_ids[-1] in self._end_ids
+        text = "".join(map(self._new_decoder().push, token_ids))
+        return any(stop in text for stop in self.config.stop)
+
     def _decode(
         self, session: Decoder, logits_V: NDArray[np.float32], cache: KVCache, cancel: threading.Event | None
     ) -> Generator[tuple[int, NDArray[np.float32]], None, None]:
+        if self.config.num_beams > 1:
+            search = BeamSearch(session, self.config, self._ends, len(self._end_ids))
+            return search.run(logits_V, cache, self.sampler, cancel)
         if self.speculator is None:
             return decode(session, logits_V, cache, self.sampler, cancel)
         return speculate(session, logits_V, cache, self.sampler, self.speculator, cancel)

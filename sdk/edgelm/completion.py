@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict
 
+from edgelm.errors import ConfigError
+
 FinishReason = Literal["stop", "length", "cancelled", "tool_calls"]
 
 
@@ -120,6 +122,13 @@ class Completion:
     timings: Timings
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def mean_logprob(self) -> float:
+        """The mean log-probability of the tokens, by which answers to one prompt compare; it needs `logprobs`."""
+        if not self.logprobs:
+            raise ConfigError("The answer has no log-probabilities; ask for them with logprobs=0 in its config.")
+        return sum(token.logprob for token in self.logprobs) / len(self.logprobs)
 
     @property
     def message(self) -> Message:

@@ -124,6 +124,7 @@ class Engine:
             ContextLengthError: the prompt has no tokens, or does not fit the model's context or, with `max_new_tokens`,
                 the engine's memory.
             TokenizerError: a token id is none of the model's.
+            ConfigError: the config asks for a beam search.
             EdgeLMError: the engine is closed.
         """
         if os.getpid() != self._process:
@@ -132,6 +133,11 @@ class Engine:
                 "model and make the engine after the fork."
             )
         answer = self._model.answer(prompt, config)
+        if answer.config.num_beams > 1:
+            raise ConfigError(
+                f"num_beams is {answer.config.num_beams}; an engine computes one row for each request. Search with "
+                "LanguageModel.generate, or leave num_beams out."
+            )
         self._check_memory(len(answer.prompt_ids), answer.config)
         expires = float("inf") if deadline is None else time.monotonic() + deadline
         with self._changed:

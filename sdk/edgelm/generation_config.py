@@ -69,6 +69,8 @@ class GenerationConfig:
     # with a smaller model that has the same tokenizer.
     speculation: Literal["prompt_lookup"] | LanguageModel | None = None
     exact_speculation: bool = False  # give the very tokens that are given without speculation, for some of the speed
+    num_beams: int = 1  # 1: off; else search for the likeliest answer among so many, which then comes in one piece ...
+    length_penalty: float = 1.0  # ... by log-probability over length to this power: above 0 longer answers gain
 
     def __post_init__(self) -> None:
         for name in _TEXTS:
@@ -112,6 +114,11 @@ class GenerationConfig:
                     f"speculation is {self.speculation!r}; it must be {PROMPT_LOOKUP!r}, a LanguageModel that drafts, "
                     "or None."
                 )
+        if self.num_beams > 1 and (refused := [name for name in _NOT_WITH_BEAMS if getattr(self, name)]):
+            raise ConfigError(
+                f"num_beams is {self.num_beams}, and {refused[0]} is {getattr(self, refused[0])!r}; beam search "
+                f"chooses every token itself. Set {refused[0]} to {getattr(type(self), refused[0])!r}."
+            )
         if not isinstance(self.logit_bias, Mapping):
             raise ConfigError(f"logit_bias is {self.logit_bias!r}; it must map token ids to numbers.")
         for id_, bias in self.logit_bias.items():
@@ -161,11 +168,13 @@ def _is_token_id(value: object) -> bool:
 PROMPT_LOOKUP = "prompt_lookup"
 _NOT_IN_FILES = {
     "constraint", "visible_control_tokens", "processors", "sampler", "speculation", "exact_speculation",
+    "num_beams", "length_penalty",
 }  # fmt: skip
+_NOT_WITH_BEAMS = ("temperature", "sampler", "constraint", "token_healing", "speculation")
 _MAX_BIAS = 1e9  # far beyond every logit, and still exact enough in float32
 _TEXTS = {"stop": "stop", "visible_control_tokens": "token", "dry_breakers": "breaker"}  # the field, and one of them
 _OPTIONAL = ("max_new_tokens", "seed", "logprobs")
-_WHOLE = ("max_new_tokens", "top_k", "seed", "logprobs", "dry_allowed_length")
+_WHOLE = ("max_new_tokens", "top_k", "seed", "logprobs", "dry_allowed_length", "num_beams")
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_new_tokens", 1, 2**31),
     ("temperature", 0.0, 100.0),
@@ -186,4 +195,6 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("mirostat_eta", 0.0, 1.0),
     ("seed", 0, 2**63),
     ("logprobs", 0, 100),
+    ("num_beams", 1, 64),
+    ("length_penalty", -10.0, 10.0),
 )

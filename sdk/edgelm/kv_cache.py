@@ -137,11 +137,21 @@ class KVCache:
     def clone(self) -> KVCache:
         """Copy the cache: both copies go on independently."""
         copy = KVCache(self._config)
-        copy.reserve(self.length)
-        for target, source in zip(copy.buffers, self.buffers, strict=True):
-            target[:, :, : self.length] = source[:, :, : self.length]
-        copy.token_ids = list(self.token_ids)
+        copy.copy_from(self)
         return copy
+
+    def copy_from(self, source: KVCache) -> None:
+        """Hold what another cache of the model holds; what both begin with is not copied.
+
+        Raises:
+            ContextLengthError, MemoryError: as from `reserve`.
+        """
+        start, length = self.common_prefix(source.token_ids), source.length
+        self.truncate(start)
+        self.reserve(length)
+        for target, buffer in zip(self.buffers, source.buffers, strict=True):
+            target[:, :, start:length] = buffer[:, :, start:length]
+        self.token_ids = list(source.token_ids)
 
     def save(self, path: str | Path, fingerprint: str) -> None:
         """Write the cache to a file, atomically. `fingerprint` identifies the model; `load` compares it."""

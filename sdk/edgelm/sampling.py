@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import secrets
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -241,10 +242,7 @@ class Sampler:
             if forced := self._matcher.forced():
                 return self._remember(forced[0])
             self._matcher.mask(row_V)
-        for process in self._processors:
-            process(row_V, self._config, self._history)
-        for custom in self._config.processors:
-            _apply(custom, row_V, self._history.token_ids)
+        self._process(row_V, self._history)
         token_id = _best(row_V)
         if self._filters:
             for keep in self._filters:
@@ -256,6 +254,37 @@ class Sampler:
         elif self._filters:
             token_id = self._draw_surprise(row_V) if self._config.mirostat_tau > 0 else self._draw()
         return self._remember(token_id)
+
+    def log_probabilities(self, logits_V: Logits) -> Logits:
+        """Return the natural-log probabilities [V] of the next token, as the processors leave them, for a search.
+
+        Raises:
+            EdgeLMError: a logit is NaN or infinite.
+            ConfigError: as from `sample`.
+        """
+        _best(logits_V)
+        row_V: Logits = logits_V - np.float32(_log_sum_exp(logits_V))
+        if not self._is_plain:
+            if self._history is None:
+                self._history = _start_history(self._prompt_ids, logits_V.size, self._breakers)
+            self._process(row_V, self._history)
+        return row_V
+
+    def after(self, token_id: int) -> Sampler:
+        """Return a sampler that has chosen one token more; this one stays as it is."""
+        sampler, history = copy.copy(self), self._history
+        if history is not None:
+            sampler._history = replace(
+                history, seen=history.seen.copy(), counts=history.counts.copy(), token_ids=list(history.token_ids)
+            )
+        sampler._remember(token_id)
+        return sampler
+
+    def _process(self, row_V: Logits, history: History) -> None:
+        for process in self._processors:
+            process(row_V, self._config, history)
+        for custom in self._config.processors:
+            _apply(custom, row_V, history.token_ids)
 
     def forced_tokens(self, most: int) -> list[int]:
         """Choose at once up to `most` tokens that the constraint leaves no choice about: what `sample` would return.

@@ -38,6 +38,7 @@ def test_the_defaults_are_greedy_without_any_processor() -> None:
         ("frequency_penalty", -2.0, 2.0),
         ("seed", 0, 2**63),
         ("logprobs", 0, 100),
+        ("num_beams", 1, 64),
     ],
 )
 def test_a_number_outside_its_range_is_an_error(name: str, low: float, high: float) -> None:

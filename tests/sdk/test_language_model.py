@@ -6,6 +6,7 @@ import pytest
 
 import edgelm
 from edgelm import Chunk, GenerationConfig, LanguageModel
+from edgelm.errors import ConfigError
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 
 QUESTION = [edgelm.Message(role="user", content="Hello")]
@@ -144,6 +145,14 @@ def test_logprobs_come_with_their_alternatives(model: LanguageModel) -> None:
         assert item.alternatives[0].id == item.id  # greedy takes the best
         assert len(item.alternatives) == 3
         assert item.logprob == item.alternatives[0].logprob >= item.alternatives[1].logprob
+
+
+def test_answers_compare_by_the_mean_of_their_log_probabilities(model: LanguageModel) -> None:
+    config = GenerationConfig(max_new_tokens=3, logprobs=0)
+    answer = model.generate("The sea", config)
+    assert answer.mean_logprob == pytest.approx(sum(token.logprob for token in answer.logprobs) / 3)
+    with pytest.raises(ConfigError, match="The answer has no log-probabilities; ask for them with logprobs=0"):
+        _ = model.generate("The sea", config.replace(logprobs=None)).mean_logprob
 
 
 def test_score_gives_the_log_probability_of_each_next_token(model: LanguageModel) -> None:

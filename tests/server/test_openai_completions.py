@@ -47,6 +47,19 @@ def test_more_prompts_than_the_engine_takes_at_once_are_all_answered(serving):
     assert [choice["index"] for choice in choices] == list(range(100))
 
 
+def test_the_likeliest_of_several_answers_by_token_come_back(serving, tiny):
+    fields = {"temperature": 1, "seed": 5}
+    config = GenerationConfig(max_new_tokens=8, temperature=1.0, logprobs=0)
+    drawn = [tiny.generate(SEA, config.replace(seed=5 + i)) for i in range(6)]
+    by_likelihood = sorted(drawn, key=lambda answer: -sum(t.logprob for t in answer.logprobs) / len(answer.token_ids))
+    reply = complete(serving, best_of=6, n=2, prompt=[SEA, SEA], **fields)
+    assert [choice["text"] for choice in reply.json["choices"]] == [answer.text for answer in by_likelihood[:2]] * 2
+    assert [choice["index"] for choice in reply.json["choices"]] == [0, 1, 2, 3]
+    assert all(choice["logprobs"] is None for choice in reply.json["choices"])
+    assert reply.json["usage"]["completion_tokens"] == 2 * sum(len(answer.token_ids) for answer in drawn)
+    assert by_likelihood[0].text != drawn[0].text
+
+
 def test_echo_with_logprobs_scores_the_prompt_as_evaluation_asks(serving, tiny):
     ids = tiny.tokenizer.encode(SEA)
     reply = complete(serving, prompt=[ids], echo=True, logprobs=1, max_tokens=1, temperature=0)
@@ -103,7 +116,9 @@ def test_a_token_that_is_no_whole_character_has_its_bytes_spelled_out(serving, t
         ({"prompt": [-1]}, "prompt[0] is -1; it must be from 0"),
         ({"prompt": "x" * 3000}, "the model's context holds 1024"),
         ({"logprobs": 100}, "logprobs is 100; it must be from 0 to 20."),
-        ({"best_of": 3}, "best_of is 3; it must be from 1 to 1."),
+        ({"best_of": 9}, "best_of is 9; it must be from 1 to 8."),
+        ({"best_of": 2, "n": 3}, "best_of is 2, and n is 3: n of best_of answers come back."),
+        ({"best_of": 2, "stream": True}, "best_of is 2, and n is 1: what is chosen at the end is not streamed."),
         ({"suffix": "x"}, "suffix is not supported: these models write forwards alone."),
     ],
 )

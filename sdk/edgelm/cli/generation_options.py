@@ -32,6 +32,7 @@ _OPTIONS = (
     click.option("--top-p", type=float, metavar="F", help="Sample among the likeliest that make up this probability."),
     click.option("--min-p", type=float, metavar="F", help="Drop tokens below this share of the likeliest one's."),
     click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer."),
+    click.option("--num-beams", type=int, metavar="N", help="Search for the likeliest answer, N beginnings at a time."),
     click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given several times."),
     click.option(
         "--speculation",
@@ -39,7 +40,7 @@ _OPTIONS = (
         help=f"Guess tokens ahead where that is faster: {PROMPT_LOOKUP}, or a small model with the same tokenizer.",
     ),
 )
-_NAMES = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "speculation")
+_NAMES = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "num_beams", "stop", "speculation")
 
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="Threads of a step.  [default: the physical cores]"

@@ -42,7 +42,7 @@ BODY = record(
         **SAMPLING,
         "max_tokens": whole(0),
         "n": whole(1, MAX_CHOICES),
-        "best_of": whole(1, 1),
+        "best_of": whole(1, MAX_CHOICES),
         "echo": BOOLEAN,
         "logprobs": whole(0, MAX_LOGPROBS),
         "stream": BOOLEAN,
@@ -61,21 +61,29 @@ async def create_completion(call: Call) -> Response:
     """Continue one or several texts."""
     body = call.body
     streaming = bool(body.get("stream"))
+    kept = body.get("n", 1)
+    copies = body.get("best_of", kept)
+    if copies < kept:
+        raise ApiError(400, f"best_of is {copies}, and n is {kept}: n of best_of answers come back.", param="best_of")
+    if streaming and copies > kept:
+        raise ApiError(
+            400, f"best_of is {copies}, and n is {kept}: what is chosen at the end is not streamed.", param="stream"
+        )
 
     def prepare(served: LoadedModel) -> tuple[list[Job], CompletionWriter]:
         prompts = token_ids(served.model.tokenizer, body["prompt"], "prompt")
-        copies = body.get("n", 1)
         config = generation_config(
             served.model,
             body,
             max_tokens=max(1, body.get("max_tokens", _DEFAULT_MAX_TOKENS)),
-            logprobs=body.get("logprobs"),
+            logprobs=body.get("logprobs", 0 if copies > kept else None),
         )
         writer = CompletionWriter(
             frame=Frame(model=served.name, kind="text_completion", prefix="cmpl"),
             tokenizer=served.model.tokenizer,
             echoes=_echoes(served.model, prompts, body) if body.get("echo") else None,
             copies=copies,
+            kept=kept,
             logprobs=body.get("logprobs"),
             without_answer=body.get("max_tokens") == 0,
             with_usage=bool((body.get("stream_options") or {}).get("include_usage")),
@@ -125,14 +133,16 @@ def _echoes(model: LanguageModel, prompts: Sequence[Sequence[int]], body: Mappin
 class CompletionWriter:
     """Write completions, and their chunks.
 
-    echoes: what stands before the answers, by prompt, None for nothing. copies: answers to each prompt. without_answer:
-    only the echo is wanted; the one token that the engine makes at least is left out.
+    echoes: what stands before the answers, by prompt, None for nothing. copies: answers to each prompt, of which the
+    `kept` likeliest by token are written. without_answer: only the echo is wanted; the one token that the engine makes
+    at least is left out.
     """
 
     frame: Frame
     tokenizer: Tokenizer
     echoes: Sequence[Echo] | None
     copies: int
+    kept: int
     logprobs: int | None
     without_answer: bool
     with_usage: bool
@@ -140,11 +150,17 @@ class CompletionWriter:
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """Return a completion."""
-        choices = [self._choice(index, answer) for index, answer in enumerate(completions)]
+        kept: list[Completion] = []
+        for start in range(0, len(completions), self.copies):
+            answers = completions[start : start + self.copies]
+            if self.kept < self.copies:
+                answers = sorted(answers, key=lambda answer: answer.mean_logprob, reverse=True)[: self.kept]
+            kept += answers
+        choices = [self._choice(index, answer) for index, answer in enumerate(kept)]
         return self.frame.around(choices, usage=self._usage([answer.usage for answer in completions]))
 
     def _choice(self, index: int, answer: Completion) -> dict[str, Any]:
-        echo = None if self.echoes is None else self.echoes[index // self.copies]
+        echo = None if self.echoes is None else self.echoes[index // self.kept]
         tokens = () if self.without_answer else answer.logprobs
         text = "" if self.without_answer else answer.text
         return {

@@ -1,0 +1,137 @@
+"""Beam search, against transformers' of the same weights: the same answers, and the same scores."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from make_tiny_model import make_checkpoint
+
+import edgelm
+from edgelm import GenerationConfig, LanguageModel
+from edgelm.errors import ConfigError
+from edgelm.prefix_cache import PrefixCache
+from edgelm.testing import scripted_model, tiny_model_path
+
+PROMPT = np.random.default_rng(7).integers(3, 320, 150).tolist()
+# Enough of the vocabulary that answers end at different lengths.
+END_IDS = (2, *range(40, 70))
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return edgelm.load(tiny_model_path())
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The tiny model's weights in transformers."""
+    folder: Path = make_checkpoint(tmp_path_factory.mktemp("source") / "tiny")
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def theirs(llama: Any, prompt: list[int], **settings: Any) -> tuple[list[int], float]:
+    """Transformers' answer and its score."""
+    result = llama.generate(
+        torch.tensor([prompt]), do_sample=False, output_scores=True, return_dict_in_generate=True, pad_token_id=0,
+        **settings,
+    )  # fmt: skip
+    answer = result.sequences[0, len(prompt) :].tolist()
+    return answer, float(result.sequences_scores[0])
+
+
+@pytest.mark.parametrize("length", [5, 150])
+@pytest.mark.parametrize(
+    ("num_beams", "length_penalty", "end_ids"),
+    [(2, 1.0, (2,)), (3, 1.0, END_IDS), (4, 0.0, END_IDS), (5, 2.0, END_IDS), (4, -1.0, END_IDS), (8, 1.0, END_IDS)],
+)
+def test_the_answers_and_scores_are_those_of_transformers(
+    model: LanguageModel, llama: Any, length: int, num_beams: int, length_penalty: float, end_ids: tuple[int, ...]
+) -> None:
+    config = GenerationConfig(
+        num_beams=num_beams, length_penalty=length_penalty, max_new_tokens=20, stop_token_ids=end_ids, logprobs=0
+    )
+    completion = model.generate(PROMPT[:length], config)
+    expected, score = theirs(
+        llama, PROMPT[:length], num_beams=num_beams, length_penalty=length_penalty, max_new_tokens=20,
+        eos_token_id=list(end_ids),
+    )  # fmt: skip
+    assert list(completion.token_ids) == expected
+    total = sum(token.logprob for token in completion.logprobs)
+    # Log-probabilities of float32 logits that differ by 1e-5; 3e-6 measured.
+    assert total / len(expected) ** length_penalty == pytest.approx(score, abs=1e-4)
+    assert completion.finish_reason == ("stop" if expected[-1] in end_ids else "length")
+
+
+def test_processors_see_log_probabilities_as_in_transformers(model: LanguageModel, llama: Any) -> None:
+    config = GenerationConfig(num_beams=3, repetition_penalty=1.5, max_new_tokens=16, ignore_eos=True)
+    expected, _ = theirs(llama, PROMPT[:9], num_beams=3, repetition_penalty=1.5, max_new_tokens=16, eos_token_id=None)
+    assert list(model.generate(PROMPT[:9], config).token_ids) == expected
+    assert list(model.generate(PROMPT[:9], config.replace(repetition_penalty=1.0)).token_ids) != expected
+
+
+def test_a_search_finds_a_likelier_answer_than_the_greedy_one(model: LanguageModel) -> None:
+    config = GenerationConfig(max_new_tokens=12, ignore_eos=True, logprobs=0)
+    greedy, found = (
+        sum(token.logprob for token in model.generate(PROMPT[:20], config.replace(num_beams=n)).logprobs)
+        for n in (1, 8)
+    )
+    assert found > greedy
+
+
+def test_the_cache_holds_the_prompt_and_the_answer_afterwards(model: LanguageModel) -> None:
+    model.prefixes = PrefixCache(model.config, 0)
+    config = GenerationConfig(num_beams=4, max_new_tokens=20, stop_token_ids=END_IDS)
+    cache = model.session.new_cache()
+    (*_, last) = model.stream(PROMPT, config, cache=cache)
+    answer = model.generate(PROMPT, config).token_ids
+    assert last.usage is not None
+    assert cache.token_ids == [*PROMPT, *answer[:-1]]
+    fresh = model.session.new_cache()
+    expected_V = model.session.forward((*PROMPT, *answer), fresh)[0]
+    # Tokens that were computed one by one, beside the same ones computed together; 3e-6 measured.
+    np.testing.assert_allclose(model.session.forward(answer[-1:], cache)[0], expected_V, atol=1e-4)
+
+
+def test_a_stop_ends_beams_and_is_left_out_of_the_text() -> None:
+    said = scripted_model("One, two, three.").generate("x", GenerationConfig(num_beams=3, stop=(", th",)))
+    assert (said.text, said.finish_reason) == ("One, two", "stop")
+
+
+def test_a_search_fills_the_context_and_no_more(model: LanguageModel) -> None:
+    prompt = (PROMPT * 8)[: model.context_length - 4]
+    completion = model.generate(prompt, GenerationConfig(num_beams=2, ignore_eos=True))
+    assert (completion.usage.completion_tokens, completion.finish_reason) == (5, "length")
+
+
+def test_a_search_that_is_cancelled_has_no_answer(model: LanguageModel) -> None:
+    cancel = threading.Event()
+
+    def cancel_at_once(logits_V: Any, token_ids: Any) -> None:
+        cancel.set()
+
+    config = GenerationConfig(num_beams=2, ignore_eos=True, processors=(cancel_at_once,))
+    (last,) = model.stream(PROMPT[:5], config, cancel=cancel)
+    assert (last.text, last.token_ids, last.finish_reason) == ("", (), "cancelled")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"temperature": 0.7}, "temperature is 0.7; beam search chooses every token itself. Set temperature to 0.0."),
+        ({"speculation": "prompt_lookup"}, "num_beams is 2, and speculation is 'prompt_lookup'"),
+    ],
+)
+def test_what_chooses_tokens_otherwise_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        GenerationConfig(num_beams=2, **fields)
+
+
+def test_an_engine_leaves_searches_to_generate(model: LanguageModel) -> None:
+    with edgelm.Engine(model) as engine, pytest.raises(ConfigError, match="num_beams is 2; an engine computes one row"):
+        engine.submit("x", GenerationConfig(num_beams=2))
