@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 from edgelm.errors import CheckpointError
 from edgelm_export.gguf_types import TENSOR_TYPES, UNSUPPORTED_TYPE_NAMES
 
-# A header of the largest vocabularies (262k tokens with scores, types and merges) has under 20 MB and 1.5M array
-# elements; the most tensors and keys in use are 1,400 and 80. docs/results/trust.md has what the worst header costs.
+# A header of the largest vocabularies (262k tokens with scores and types, 515k merges) has under 20 MB and 1.3M array
+# elements; the most tensors and keys in use are 1,400 and 80, and no model has arrays of arrays. docs/results/trust.md
+# has what the worst header costs.
 _MAX_HEADER_BYTES = 32 << 20
-_MAX_ARRAY_ELEMENTS = 1 << 21
+_MAX_ARRAY_ELEMENTS = 3 << 19
 _MAX_TENSORS = _MAX_KEYS = 1 << 14
+_MAX_ARRAYS = 1 << 12
 _MAX_NESTING = 4
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 _MAX_KEY_BYTES = 65535  # both as docs/gguf.md says
@@ -147,7 +149,7 @@ class _Header:
         self._content = content
         self._end = min(len(content), _MAX_HEADER_BYTES)
         self._position = 0
-        self._elements_left = _MAX_ARRAY_ELEMENTS
+        self._elements_left, self._arrays_left = _MAX_ARRAY_ELEMENTS, _MAX_ARRAYS
 
     def start(self) -> tuple[int, int, int]:
         """Read magic, version and counts: (version, tensors, metadata keys)."""
@@ -242,6 +244,9 @@ class _Header:
     def _array(self, key: str, nesting: int) -> list[Any]:
         if not nesting:
             raise self._error(f"key {key!r}", f"nests arrays more than {_MAX_NESTING} deep")
+        self._arrays_left -= 1
+        if self._arrays_left < 0:
+            raise self._error(f"key {key!r}", f"has more arrays than {_MAX_ARRAYS}, which all keys may have together")
         type_id = self._unsigned(4, f"element type of {key!r}")
         if type_id in _NUMBERS:
             return self._numbers(type_id, self._length(key, _NUMBERS[type_id].itemsize), key)

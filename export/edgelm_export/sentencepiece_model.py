@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from edgelm import regular_file
 from edgelm.errors import CheckpointError, PackageError
 from edgelm.protobuf_wire import BYTES, FIXED32, VARINT, ProtobufWalk
 
-MAX_BYTES = 64 << 20
-_MAX_FIELDS = 8_000_000  # four for each piece; the largest in use have 262,000 pieces
+# The largest models in use have 262,000 pieces of four fields, in 5 MB.
+MAX_BYTES = 16 << 20
+_MAX_PIECES = 3 << 17
+_MAX_FIELDS = 4 * _MAX_PIECES
 Kind = Literal["unigram", "bpe"]
 _KINDS: Mapping[int, Kind] = {1: "unigram", 2: "bpe"}  # TrainerSpec.ModelType
 _ROLES = {"unk": (45, "<unk>"), "bos": (46, "<s>"), "eos": (47, "</s>"), "pad": (48, "<pad>")}  # of TrainerSpec
@@ -31,8 +33,7 @@ class PieceType(IntEnum):
     BYTE = 6
 
 
-@dataclass(frozen=True, kw_only=True)
-class Piece:
+class Piece(NamedTuple):
     """One piece of the vocabulary. Its place in the model is its token id."""
 
     text: str
@@ -113,6 +114,8 @@ class _Walk(ProtobufWalk):
         normalizer: dict[int, int | bytes] = {}
         for tag, start, end in self._fields(0, len(self._bytes)):
             if tag == 1 << 3 | BYTES:
+                if len(pieces) == _MAX_PIECES:
+                    raise self.error(f"has more than {_MAX_PIECES} pieces")
                 pieces.append(self._piece(start, end))
             elif tag == 2 << 3 | BYTES:
                 trainer |= self._values(start, end)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2.ext
+import jinja2.lexer
 import jinja2.nodes
 import jinja2.parser
 
@@ -24,8 +25,10 @@ from edgelm.tokenizer import Tokenizer
 # What a template may write beside the messages' own texts: four million characters are more than a context of a million
 # tokens; a template that writes more is broken or hostile.
 MAX_CHARACTERS = 4_000_000
-# Of the template itself: four times the longest that is in use. Compiling takes time that grows with it.
+# Of the template itself: four times the longest that is in use, in characters, and in words and marks, which are what
+# compiling takes time and memory for (docs/results/trust.md).
 MAX_SOURCE = 1 << 17
+MAX_TOKENS = 3 << 12
 _MAX_DATE_FORMAT = 200
 
 # The variables that a `generation` block writes at its beginning and its end; training gives them values.
@@ -51,6 +54,8 @@ class ChatTemplate:
         self._special_tokens = {"bos_token": "", "eos_token": "", **(special_tokens or {})}
         try:
             self._template = _environment().from_string(source)
+        except ChatTemplateError:
+            raise
         except jinja2.TemplateSyntaxError as error:
             raise ChatTemplateError(f"The chat template has a syntax error in line {error.lineno}: {error}") from error
         except Exception as error:  # constant expressions are computed while it is compiled
@@ -164,7 +169,7 @@ def encode_chat(
 
 def _environment() -> BudgetedEnvironment:
     environment = BudgetedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Bound, _GenerationBlock, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
@@ -183,6 +188,17 @@ class _GenerationBlock(jinja2.ext.Extension):
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         start, end = (jinja2.nodes.Output([jinja2.nodes.Name(mark, "load")]) for mark in GENERATION_MARKS)
         return [node.set_lineno(line) for node in (start, jinja2.nodes.Scope(body), end)]
+
+
+class _Bound(jinja2.ext.Extension):
+    """Refuses a template of too many words and marks, before more of them are compiled."""
+
+    def filter_stream(self, stream: Iterable[jinja2.lexer.Token]) -> Iterator[jinja2.lexer.Token]:
+        """Pass them on, and count them."""
+        for count, token in enumerate(stream):
+            if count == MAX_TOKENS:
+                raise ChatTemplateError(f"The chat template has more than {MAX_TOKENS} words and marks.")
+            yield token
 
 
 def _to_json(

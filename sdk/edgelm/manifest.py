@@ -22,7 +22,7 @@ SIGNATURE_NAME = "edgelm.sig"  # of all the files, by `edgelm sign`; the one fil
 SCHEMA_VERSION = 1
 
 # Far above what is written, and small enough that reading a hostile one costs neither time nor memory.
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 1 << 19
 _MAX_FILES = 1000
 # The manifest's hash of itself, with this value empty. It shows damage; against a forger there are signatures.
 _OWN_HASH = "manifest_sha256"

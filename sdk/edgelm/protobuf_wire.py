@@ -13,6 +13,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 class ProtobufWalk:
     """Walk the fields of nested messages in `data`, `max_fields` of them at most.
 
+    A number of several bytes counts as a field more.
     Source: https://protobuf.dev/programming-guides/encoding. Groups, which proto3 no longer has, are refused.
     """
 
@@ -27,6 +28,7 @@ class ProtobufWalk:
     def _varint(self, position: int) -> tuple[int, int]:
         """Read a number of 64 bits without a sign; return it and the place behind it. An IndexError is the end."""
         data, value = self._data, 0
+        self._fields_left -= 1  # it takes as long as a field
         for shift in range(0, 70, 7):
             byte = data[position]
             position += 1
@@ -40,7 +42,7 @@ class ProtobufWalk:
         data = self._data
         while position < end:
             self._fields_left -= 1
-            if not self._fields_left:
+            if self._fields_left < 0:
                 raise self.error(f"has more than {self._max_fields} fields")
             tag = data[position]
             position += 1

@@ -13,7 +13,7 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.quantization_scheme import KEEP, Scheme, parse_scheme
-from edgelm.regular_file import read_text
+from edgelm.regular_file import MAX_TOML_BYTES, read_text
 
 # What is folded into the weights before they are quantized, in this order; no cost at run time.
 TRANSFORMS = ("rotate", "smooth", "awq")
@@ -179,7 +179,7 @@ def read_recipe(path: Path) -> Precision:
         ExportError: it cannot be read, or does not hold a recipe.
     """
     try:
-        text = read_text(path)
+        text = read_text(path, MAX_TOML_BYTES)
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise ExportError(f"{path} cannot be read as a recipe: {error}.") from error

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from edgelm.errors import PackageError
 from edgelm.graph_file import read_graph_with_facts
+from edgelm.onnx_walk import MAX_FIELDS
 from edgelm.protobuf_wire import BYTES, VARINT, ProtobufWalk
 
-_MAX_FIELDS = 1_000_000
 _FLOATS = {1, 10, 16}  # TensorProto.DataType: float32, float16, bfloat16
 _ZERO_POINTS = 3  # the place of MatMulNBits' zero points among its inputs
 
@@ -45,7 +45,7 @@ class _Products(ProtobufWalk):
     """What the products by packed weights (MatMulNBits) of a graph are set to; it was walked before, and is whole."""
 
     def __init__(self, data: bytes, path: Path) -> None:
-        super().__init__(data, _MAX_FIELDS)
+        super().__init__(data, MAX_FIELDS)
         self._path = path
         self.inexact = 0
         self.zero_points: list[bytes] = []

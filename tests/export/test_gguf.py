@@ -172,8 +172,12 @@ HOSTILE = {
         "array length of 'a' is 9223372036854775808",
     ),
     "more elements than any model has": (
-        header([key("a", ARRAY, array(UINT8, 2**21 + 1, bytes(2**21 + 1)))]),
-        "array length of 'a' is 2097153; all arrays may have 2097152 elements together",
+        header([key("a", ARRAY, array(UINT8, 3 * 2**19 + 1, bytes(3 * 2**19 + 1)))]),
+        "array length of 'a' is 1572865; all arrays may have 1572864 elements together",
+    ),
+    "more arrays than any model has": (
+        header([key("a", ARRAY, array(ARRAY, 4096, array(UINT8, 0) * 4096))]),
+        "key 'a' has more arrays than 4096, which all keys may have together",
     ),
     "more tensors than any model has": (header(tensors=[bytes(32)] * 16385), "tensor count is 16385; at most 16384"),
     "more keys than any model has": (header(keys=[bytes(13)] * 16385), "metadata count is 16385; at most 16384"),

@@ -204,6 +204,7 @@ BROKEN = {
     "no UTF-8": (message(1, message(1, b"\xff")), "is cut off or damaged"),
     "a score that is none": (UNKNOWN + message(1, b"\x0a\x01a\x15\x00\x00\xc0\x7f"), "'a', has the score nan"),
     "cut off": (UNKNOWN[:-3], "tokenizer.model is cut off or damaged"),
+    "more pieces than any model has": (b"\x0a\x00" * 393_217, "has more than 393216 pieces"),
     "not protobuf": (b"\x0b" * 9, "is damaged .wire type 3."),
 }
 

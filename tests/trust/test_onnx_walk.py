@@ -224,7 +224,8 @@ def test_parts_of_onnx_that_could_hide_others_are_refused(make: Callable[[], onn
         (b"\x3a", "is cut off or damaged"),
         (b"\x08" + b"\xff" * 12, "a number of more than ten bytes"),
         (b"\x3b", "is damaged (wire type 3)"),
-        (b"\x08\x01" * 1_000_001, "has more than 1000000 fields"),
+        (b"\x08\x01" * 262_145, "has more than 262144 fields"),
+        (b"\x08\x81\x00" * 131_073, "has more than 262144 fields"),  # a long number counts as one more
         (b"\x3a\x04\x0a\x02\x22\xff", "is cut off or damaged"),
         (b"\x42\x02\x20\x01", "field 4 (wire type 0) in a opset"),
     ],
@@ -233,13 +234,7 @@ def test_bytes_that_are_no_model_are_refused(data: bytes, problem: str) -> None:
     assert problem in refusal(data)
 
 
-def test_counts_are_bounded() -> None:
-    model = a_model()
-    many = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])] * 100_001, "g", [], [])
-    assert "has more than 100000 nodes" in refusal(helper.make_model(many))
-    del model.graph.initializer[:]
-    model.graph.initializer.extend([TensorProto(dims=[0], data_type=1)] * 100_001)
-    assert "has more than 100000 tensors" in refusal(model)
+def test_a_long_name_is_refused() -> None:
     long_name = helper.make_node("A" * 257, [], ["y"])
     assert "has a name of 257 bytes" in refusal(a_model(node=long_name))
 

@@ -9,7 +9,7 @@ import sys
 import jinja2.sandbox
 import pytest
 
-from edgelm.chat_template import MAX_SOURCE, ChatTemplate
+from edgelm.chat_template import MAX_SOURCE, MAX_TOKENS, ChatTemplate
 from edgelm.errors import ChatTemplateError
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -158,6 +158,12 @@ def test_a_date_of_no_sensible_format_is_refused() -> None:
 def test_a_template_of_a_megabyte_is_not_compiled() -> None:
     with pytest.raises(ChatTemplateError, match=f"has 1000000 characters; at most {MAX_SOURCE} are read"):
         ChatTemplate("x" * 1_000_000)
+
+
+def test_a_template_of_many_words_is_not_compiled_to_its_end() -> None:
+    assert ChatTemplate("{{ x }}" * (MAX_TOKENS // 3)).render(MESSAGES) == ""
+    with pytest.raises(ChatTemplateError, match=f"The chat template has more than {MAX_TOKENS} words and marks"):
+        ChatTemplate("{{ x }}" * (MAX_TOKENS // 3 + 1))
 
 
 @pytest.mark.parametrize("name", ["encode", "to_bytes", "translate", "fromkeys", "append", "__class__"])

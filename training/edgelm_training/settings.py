@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from edgelm.errors import ConfigError
-from edgelm.regular_file import read_text
+from edgelm.regular_file import MAX_TOML_BYTES, read_text
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "a list of texts"}
 
@@ -40,7 +40,7 @@ def read_settings(path: str | Path, config_class: type[Any]) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        values = tomllib.loads(read_text(path))
+        values = tomllib.loads(read_text(path, MAX_TOML_BYTES))
     except (OSError, ValueError, RecursionError) as error:  # TOML and UTF-8 errors are ValueErrors
         raise ConfigError(f"Cannot read {path}: {error}.") from error
     try:

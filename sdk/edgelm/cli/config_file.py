@@ -13,11 +13,10 @@ import click
 
 from edgelm.errors import ConfigError
 from edgelm.folders import config_folder
-from edgelm.regular_file import read_text
+from edgelm.regular_file import MAX_TOML_BYTES, read_text
 
 FILE_NAME = "edgelm.toml"
 VARIABLE = "EDGELM_CONFIG"
-_MAX_BYTES = 1 << 16
 # What TOML has to hold for an option of a type; everything else is a text.
 _KINDS: tuple[tuple[type[click.ParamType[Any]], tuple[type, ...], str], ...] = (
     (click.types.BoolParamType, (bool,), "true or false"),
@@ -45,7 +44,7 @@ class ConfigFile:
         except ConfigError:  # no home: what needs none still runs
             return cls(path=Path(FILE_NAME))
         try:
-            text = read_text(path, _MAX_BYTES)
+            text = read_text(path, MAX_TOML_BYTES)
             import tomllib  # most have no such file
 
             return cls(path=path, sections=tomllib.loads(text))

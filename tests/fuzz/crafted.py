@@ -1,0 +1,213 @@
+"""What files cost that are written to cost the most, at their readers' bounds: python tests/fuzz/crafted.py [NAME ...]
+
+Each is read once, in a process of its own that has read a small file of its kind before, so that imports count for
+none. Prints the file's size, the processor time, the growth of the largest resident size, and how the reading ended.
+Nothing is asserted: docs/results/trust.md has the figures.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from fuzz.targets import TARGETS
+
+from edgelm import chat_template, manifest, onnx_walk, regular_file, safetensors_header
+from edgelm.errors import EdgeLMError
+from edgelm_export import gguf, sentencepiece_model
+from edgelm_export.checkpoint_folder import read_json_object
+from edgelm_export.huggingface import INDEX_FILE
+from edgelm_export.sentencepiece_model import read_sentencepiece
+
+_BYTES = 2  # the wire type of protobuf's messages and texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crafted:
+    """One file. `kind` is the row of TARGETS that prepares its folder and reads it, where no other reader is named."""
+
+    kind: str
+    make: Callable[[], bytes]
+    file: str | None = None
+    read: Callable[[Path], object] | None = None
+
+
+def manifest_of_files() -> bytes:
+    entry = b'{"path":"","size":0,"sha256":""}'
+    start, end = b'{"schema_version":1,"files":[', b"]}"
+    return start + b",".join([entry] * ((manifest._MAX_BYTES - len(start) - len(end)) // (len(entry) + 1))) + end
+
+
+def lists(size: int) -> bytes:
+    return b"[" + b"[]," * (size // 3 - 1) + b"0]"
+
+
+def texts(size: int) -> bytes:
+    """Return a JSON object of `size` bytes, all of whose keys differ."""
+    return b"{" + b",".join(b'"%x":{}' % i for i in range(size // 13)) + b"}"
+
+
+def toml() -> bytes:
+    return b"".join(b"[x.y%x.z.a.b.c]\n" % i for i in range(regular_file.MAX_TOML_BYTES // 20))
+
+
+def varint(number: int, length: int = 1) -> bytes:
+    """Write a number of protobuf's wire format in `length` bytes or more."""
+    digits = []
+    while number or len(digits) < length:
+        digits.append(number & 127)
+        number >>= 7
+    return bytes(digit | 128 for digit in digits[:-1]) + bytes(digits[-1:])
+
+
+def message(field: int, content: bytes) -> bytes:
+    return varint(field << 3 | _BYTES) + varint(len(content)) + content
+
+
+def graph(content: bytes) -> bytes:
+    return message(7, content)
+
+
+def attributes() -> bytes:
+    """Return a node whose attributes all differ, so that none is known from another."""
+    return message(1, b"".join(message(5, message(1, b"%x" % i)) for i in range(onnx_walk.MAX_FIELDS)))
+
+
+def safetensors() -> bytes:
+    count = safetensors_header.MAX_HEADER_BYTES // 57
+    header = b",".join(b'"%x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(count))
+    return struct.pack("<Q", len(header) + 2) + b"{" + header + b"}"
+
+
+def gguf_text(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text
+
+
+def gguf_file(*, keys: int = 0, tensors: int = 0, content: bytes) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, keys) + content
+
+
+def gguf_array(type_id: int, elements: bytes) -> bytes:
+    start = gguf_text(b"a") + struct.pack("<IIQ", 9, type_id, gguf._MAX_ARRAY_ELEMENTS)
+    return gguf_file(keys=1, content=start + elements)
+
+
+def gguf_strings() -> bytes:
+    return gguf_array(8, b"".join(gguf_text(b"%x" % i) for i in range(gguf._MAX_ARRAY_ELEMENTS)))
+
+
+def gguf_numbers() -> bytes:
+    return gguf_array(10, b"".join(struct.pack("<Q", 1 << 40 | i) for i in range(gguf._MAX_ARRAY_ELEMENTS)))
+
+
+def gguf_tensors() -> bytes:
+    rows = (gguf_text(b"%x" % i) + struct.pack("<IQIQ", 1, 8, 0, 32 * i) for i in range(gguf._MAX_TENSORS))
+    return gguf_file(tensors=gguf._MAX_TENSORS, content=b"".join(rows)) + bytes(32 * gguf._MAX_TENSORS + 32)
+
+
+def gguf_keys() -> bytes:
+    rows = (gguf_text(b"%x" % i) + struct.pack("<IB", 0, 1) for i in range(gguf._MAX_KEYS))
+    return gguf_file(keys=gguf._MAX_KEYS, content=b"".join(rows))
+
+
+def pieces() -> bytes:
+    return b"".join(message(1, message(1, b"%x" % i)) for i in range(sentencepiece_model._MAX_PIECES))
+
+
+CRAFTED = {
+    "manifest of files": Crafted(kind="manifest", make=manifest_of_files),
+    "config of lists": Crafted(kind="hf-config", make=lambda: lists(regular_file.MAX_JSON_BYTES)),
+    "config of objects": Crafted(kind="hf-config", make=lambda: texts(regular_file.MAX_JSON_BYTES)),
+    "index of objects": Crafted(
+        kind="safetensors",
+        make=lambda: texts(16 << 20),
+        file=INDEX_FILE,
+        read=lambda folder: read_json_object(folder, INDEX_FILE),
+    ),
+    "settings of tables": Crafted(kind="toml", make=toml),
+    "graph of names": Crafted(kind="onnx", make=lambda: graph(message(2, b"") * onnx_walk.MAX_FIELDS)),
+    "graph of nodes": Crafted(
+        kind="onnx", make=lambda: graph(message(1, message(4, b"Add")) * (onnx_walk.MAX_FIELDS // 2 - 1))
+    ),
+    "graph of attributes": Crafted(kind="onnx", make=lambda: graph(attributes())),
+    "graph of tensors": Crafted(
+        kind="onnx", make=lambda: graph(message(5, b"\x08\x00\x10\x01") * (onnx_walk.MAX_FIELDS // 3 - 1))
+    ),
+    "graph of long numbers": Crafted(
+        kind="onnx", make=lambda: (varint(5 << 3, 10) + varint(1 << 63, 10)) * onnx_walk.MAX_FIELDS
+    ),
+    "safetensors of tensors": Crafted(kind="safetensors", make=safetensors),
+    "GGUF of strings": Crafted(kind="gguf", make=gguf_strings),
+    "GGUF of numbers": Crafted(kind="gguf", make=gguf_numbers),
+    "GGUF of arrays": Crafted(
+        kind="gguf", make=lambda: gguf_array(9, struct.pack("<IQ", 0, 0) * gguf._MAX_ARRAY_ELEMENTS)
+    ),
+    "GGUF of tensors": Crafted(kind="gguf", make=gguf_tensors),
+    "GGUF of keys": Crafted(kind="gguf", make=gguf_keys),
+    "SentencePiece of pieces": Crafted(
+        kind="gguf",
+        make=pieces,
+        file="tokenizer.model",
+        read=lambda folder: read_sentencepiece(folder / "tokenizer.model"),
+    ),
+    "template of operators": Crafted(kind="template", make=lambda: b"{{x~x~x~x}}" * (chat_template.MAX_TOKENS // 9)),
+    "template of outputs": Crafted(kind="template", make=lambda: b"{{-x}}" * (chat_template.MAX_TOKENS // 3)),
+    "request of lists": Crafted(kind="http-body", make=lambda: b"/v1/completions\n" + lists(1 << 20)),
+}
+
+
+def main() -> None:
+    for name in sys.argv[1:] or CRAFTED:
+        with tempfile.TemporaryDirectory() as folder:
+            in_a_fork(lambda name=name, folder=Path(folder): measure(name, CRAFTED[name], folder))
+
+
+def measure(name: str, crafted: Crafted, folder: Path) -> None:
+    """Print what one file costs."""
+    os.environ["EDGELM_HOME"] = str(folder)
+    target = TARGETS[crafted.kind]
+    seed = target.prepare(folder)[0]
+    path, read = folder / (crafted.file or target.file), crafted.read or target.read
+    path.write_bytes(seed)
+    outcome(read, folder)
+    in_a_fork(lambda: path.write_bytes(crafted.make()))  # what making it takes is not to count
+    before, start = largest_kilobytes(), time.process_time()
+    ended = outcome(read, folder)
+    seconds, grown = time.process_time() - start, largest_kilobytes() - before
+    size = path.stat().st_size
+    print(f"{name}: {size / 1e6:.1f} MB, {seconds:.2f} s, {grown / 1024:.0f} MB more; {ended[:90]}", flush=True)
+
+
+def in_a_fork(work: Callable[[], object]) -> None:
+    child = os.fork()
+    if not child:
+        work()
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit("a reader failed")
+
+
+def largest_kilobytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def outcome(read: Callable[[Path], object], folder: Path) -> str:
+    try:
+        read(folder)
+    except EdgeLMError as error:
+        return str(error).replace(f"{folder}/", "")
+    return "read"
+
+
+if __name__ == "__main__":
+    main()
