@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from edgelm import ChatSession, GenerationConfig, load
+from edgelm.answer import join
 from edgelm.library import Library
 
 EDGELM = str(Path(sysconfig.get_path("scripts")) / "edgelm")
@@ -33,10 +35,14 @@ def test_a_pulled_model_answers_in_chat_and_run(smollm2_gguf):
     assert answer.stdout == "Hello! How can I assist you today?\n"  # as transformers says in fp32
     assert answer.stderr == ""
 
-    turns = "The capital of Italy is Rome.\nWhich city did I name?\n"
-    chat = edgelm("chat", "smollm2-135m-instruct", "--max-new-tokens", "30", stdin=turns)
+    turns = ["The capital of Italy is Rome.", "Which city did I name?"]
+    chat = edgelm("chat", "smollm2-135m-instruct", "--max-new-tokens", "30", stdin="\n".join(turns))
     assert chat.returncode == 0, chat.stderr
-    assert "Rom" in chat.stdout.partition("\n\n")[2]  # only the first turn has the city: it answers with "Roma"
+    session, fresh = (ChatSession(load("smollm2-135m-instruct")) for _ in range(2))
+    config = GenerationConfig(max_new_tokens=30)
+    first, second = (join(session.send(turn, config)).text for turn in turns)
+    assert chat.stdout.split() == f"{first} {second}".split()
+    assert second != join(fresh.send(turns[1], config)).text  # what the first turn said is known in the second
 
     assert "smollm2-135m-instruct  int8" in edgelm("list").stdout
     assert edgelm("rm", "smollm2-135m-instruct", "--yes").returncode == 0
