@@ -1,5 +1,7 @@
 """Does fine-tuning pay on a laptop? SmolLM2-135M-Instruct learns to define words as JSON, before and after compared.
 
+Then the fine-tuned model is trained for 4 bits with itself as teacher, and its int4 package is measured beside it.
+
     python benchmarks/finetune_proof.py
     python benchmarks/finetune_proof.py --work look --words 40 --steps 4 --rows 2 --test-words 2 --other-tokens 256
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -40,11 +43,13 @@ def run(*arguments: str | Path | float) -> None:
 @click.option("--rows", default=4, show_default=True, help="Of a step, of 256 tokens each.")
 @click.option("--learning-rate", default=5e-4, show_default=True)
 @click.option("--method", type=click.Choice(["lora", "qlora", "sft"]), default="lora", show_default=True)
+@click.option("--qat-steps", default=60, show_default=True, help="Of quantization-aware training.")
+@click.option("--qat-learning-rate", default=1e-4, show_default=True)
 @click.option("--threads", default=physical_cores(), show_default=True)
 @click.option("--other-tokens", default=4096, show_default=True, help="Of the other text.")
 def main(
     model: str, work: Path, wordnet: Path | None, words: int, test_words: int, steps: int, rows: int,
-    learning_rate: float, method: str, threads: int, other_tokens: int,
+    learning_rate: float, method: str, qat_steps: int, qat_learning_rate: float, threads: int, other_tokens: int,
 ) -> None:  # fmt: skip
     work.mkdir(parents=True, exist_ok=True)
     training, test = split_entries(wordnet or fetch_wordnet(work / "wordnet"), test=test_words)
@@ -53,9 +58,9 @@ def main(
     outcome = work / "figures.json"
     figures = json.loads(outcome.read_text(encoding="utf-8"))["figures"] if outcome.exists() else {}
 
-    def compare(stage: str, checkpoint: Path) -> None:
+    def compare(stage: str, checkpoint: Path, precisions: Sequence[str] = PRECISIONS) -> None:
         """Measure a checkpoint, and the packages that it becomes."""
-        for kind in ("PyTorch", *PRECISIONS):
+        for kind in ("PyTorch", *precisions):
             folder, label = (checkpoint if kind == "PyTorch" else work / f"{stage}-{kind}"), f"{stage}, {kind}"
             if label in figures:
                 continue
@@ -69,14 +74,22 @@ def main(
     if not base.exists():
         run("import", model, "-o", base)
     compare("before", base)
-    run(
-        "finetune", base, "--data", chats, "--method", method, "-o", tuned, "--max-steps", steps,
-        "--sequence-length", 256, "--global-batch-size", rows, "--learning-rate", learning_rate,
-        "--save-every", max(1, steps // 4), "--eval-rows", 8, "--threads", threads, "--resume",
-    )  # fmt: skip
+
+    def finetune(start: Path, output: Path, steps: int, *options: str | Path | float) -> None:
+        run(
+            "finetune", start, "--data", chats, "-o", output, "--max-steps", steps, "--sequence-length", 256,
+            "--global-batch-size", rows, "--save-every", max(1, steps // 4), "--eval-rows", 8, "--threads", threads,
+            "--resume", *options,
+        )  # fmt: skip
+
+    finetune(base, tuned, steps, "--method", method, "--learning-rate", learning_rate)
     if method != "sft" and not merged.exists():
         run("merge", tuned, "-o", merged)
-    compare("after", tuned / "best" if method == "sft" else merged)
+    twin = tuned / "best" if method == "sft" else merged
+    compare("after", twin)
+    quantized = ("--method", "sft", "--qat", "int4", "--teacher", twin, "--learning-rate", qat_learning_rate)
+    finetune(twin, work / "qat", qat_steps, *quantized)
+    compare("after, for 4 bits", work / "qat" / "best", ["int4"])
     click.echo(table(figures))
     for label, row in figures.items():
         click.echo(f"{label}: {row['answers'][0]}")
