@@ -7,11 +7,9 @@ file also says which base the adapter belongs to; PEFT does not look at it.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,30 +17,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgelm.errors import CheckpointError
+from edgelm.peft_format import (
+    BASE_GRID,
+    BASE_NAME,
+    BASE_SHA256,
+    CONFIG_FILE,
+    PREFIX,
+    WEIGHTS_FILE,
+    in_pairs,
+    read_peft_config,
+    scale_of,
+)
 from edgelm.safetensors_header import check_header_length
 from edgelm_training.lora import LoraConfig, LoraLinear, linear_names, quantize_linears
 from edgelm_training.model import Transformer
 from edgelm_training.quantized_linear import GRID_NAME
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-# What PEFT puts before the names of the model that it wraps.
-_PREFIX = "base_model.model."
-_A, _B = ".lora_A.weight", ".lora_B.weight"
-_SHA256, _NAME, _GRID = "edgelm.base_sha256", "edgelm.base_name", "edgelm.base_grid"
-
-# Kinds of LoRA that PEFT has besides, and the values with which they are off.
-_PLAIN: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none", None),
-    **dict.fromkeys(
-        (
-            "use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "alpha_pattern", "layer_replication",
-            "trainable_token_indices", "target_parameters", "megatron_config", "alora_invocation_tokens", "use_qalora",
-        ),
-        (None, False, {}, []),
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +79,9 @@ def write_adapter(weights: Mapping[str, Tensor], config: LoraConfig, base: Base,
         "modules_to_save": None,
     }
     (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    known = {"format": "pt", _NAME: base.name, _SHA256: base.sha256, _GRID: base.grid}
+    known = {"format": "pt", BASE_NAME: base.name, BASE_SHA256: base.sha256, BASE_GRID: base.grid}
     metadata = {key: value for key, value in known.items() if value is not None}
-    save_file({_PREFIX + name: tensor for name, tensor in weights.items()}, folder / WEIGHTS_FILE, metadata=metadata)
+    save_file({PREFIX + name: tensor for name, tensor in weights.items()}, folder / WEIGHTS_FILE, metadata=metadata)
     # safetensors makes files that their owner alone can read.
     (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)
 
@@ -105,12 +94,7 @@ def read_adapter(folder: str | Path) -> Adapter:
             message names what.
     """
     folder = Path(folder)
-    values = _read_config(folder)
-    for key, plain in _PLAIN.items():
-        if values.get(key, plain[0]) not in plain:
-            raise CheckpointError(
-                f"{folder / CONFIG_FILE} has {key} = {values[key]!r:.60}; only plain LoRA adapters can be read."
-            )
+    values = read_peft_config(folder)
     path = folder / WEIGHTS_FILE
     try:
         check_header_length(path)
@@ -119,13 +103,13 @@ def read_adapter(folder: str | Path) -> Adapter:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"Cannot read {path}: {error}. Copy it again.") from error
-    matrices = _in_pairs(tensors, path)
-    name = metadata.get(_NAME, values.get("base_model_name_or_path"))
+    matrices = in_pairs(tensors, path)
+    name = metadata.get(BASE_NAME, values.get("base_model_name_or_path"))
     return Adapter(
         folder=folder,
-        base=Base(name=name, sha256=metadata.get(_SHA256), grid=metadata.get(_GRID)),
+        base=Base(name=name, sha256=metadata.get(BASE_SHA256), grid=metadata.get(BASE_GRID)),
         matrices=matrices,
-        scales={layer: _scale(values, len(a), folder) for layer, (a, _) in matrices.items()},
+        scales={layer: scale_of(values, len(a), folder) for layer, (a, _) in matrices.items()},
     )
 
 
@@ -167,36 +151,3 @@ def check_layers(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> Non
         faults.append(f"its base is on the grid {adapter.base.grid!r}; this version knows {GRID_NAME}")
     if faults:
         raise CheckpointError(f"The adapter in {adapter.folder} does not fit the model:\n  " + "\n  ".join(faults))
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} holds no adapter: there is no {CONFIG_FILE}.") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"Cannot read {path}: {error}.") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no object with settings.")
-    return values
-
-
-def _in_pairs(tensors: Mapping[str, Tensor], path: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    layers = [name.removesuffix(_A) for name in tensors if name.endswith(_A)]
-    expected = {layer + end for layer in layers for end in (_A, _B)}
-    strange = sorted(tensors.keys() ^ expected)
-    if strange or not layers:
-        raise CheckpointError(
-            f"{path} is no plain LoRA adapter; unpaired or unknown: {', '.join(strange[:5]) or 'all of it'}"
-            + (f" and {len(strange) - 5} more." if len(strange) > 5 else ".")
-        )
-    return {layer.removeprefix(_PREFIX): (tensors[layer + _A], tensors[layer + _B]) for layer in layers}
-
-
-def _scale(values: Mapping[str, Any], rank: int, folder: Path) -> float:
-    alpha = values.get("lora_alpha")
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
-        raise CheckpointError(f"{folder / CONFIG_FILE} has lora_alpha = {alpha!r}; it must be a number.")
-    # Rank-stabilized LoRA (arXiv:2312.03732) divides by the root.
-    return alpha / (math.sqrt(rank) if values.get("use_rslora") else rank)
