@@ -79,6 +79,7 @@ class Answer:
         What `cache` or `prefixes` hold of the prompt is not computed again, and `prefixes` keep what was computed.
         """
         started = time.perf_counter()
+        cache.use_adapter(self.config.adapter)
         cached = prefixes.fill(cache, self.prompt_ids)
         waited = 0.0  # while the consumer had the last chunk
         text, reason = "", None

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.adapter_bank import AdapterBank
 from edgelm.config import ModelConfig
 from edgelm.decoder_graph import HIDDEN_STATE, DecoderGraph
 from edgelm.kv_cache import KVCache
@@ -24,10 +25,14 @@ _CPU = "cpu"
 
 
 class Graph:
-    """A graph in ONNX Runtime, and how to call it. device: where its keys and values lie, "cpu" or "cuda"."""
+    """A graph in ONNX Runtime, and how to call it. device: where its keys and values lie, "cpu" or "cuda".
+
+    adapters: those that a call can choose from; the session has places for them.
+    """
 
     def __init__(self, runtime: Any, session: Any, facts: DecoderGraph, config: ModelConfig, device: str) -> None:
         self.runtime, self.session, self.facts, self.config, self.device = runtime, session, facts, config, device
+        self.adapters = AdapterBank()
 
     def value(self, array: NDArray[Any]) -> Any:
         """Return an array as ONNX Runtime has it; both are the same memory."""
@@ -91,7 +96,7 @@ def works_in_place(graph: Graph) -> bool:
 def bind(graph: Graph, cache: KVCache) -> Binding:
     """Bind a graph to a cache."""
     if works_in_place(graph):
-        return InPlaceBinding(graph, cache.buffers)
+        return InPlaceBinding(graph, cache.buffers, (cache.adapter,))
     return DeviceBinding(graph, cache) if graph.facts.shares_cache else PassingBinding(graph)
 
 
@@ -100,11 +105,16 @@ class InPlaceBinding(Binding):
 
     The attention mask is bound once, as long as the buffers; ones mark the filled positions of each row.
     GroupQueryAttention only needs their sums, so nothing is bound again from step to step (rebinding a growing mask
-    costs 2-3 % of a step).
+    costs 2-3 % of a step). adapters: of each row; `choose` changes them, among those that lie between.
     """
 
-    def __init__(self, graph: Graph, buffers: Sequence[NDArray[Any]]) -> None:
+    def __init__(self, graph: Graph, buffers: Sequence[NDArray[Any]], adapters: Sequence[str | None]) -> None:
         super().__init__(graph)
+        bank = graph.adapters
+        self._adapters, self._ranks = list(adapters), bank.covering(adapters)
+        self._gates = bank.gates(adapters, self._ranks)
+        learned = bank.inputs(self._ranks) | self._gates
+        self._learned_values = {name: graph.value(array) for name, array in learned.items()}
         rows, _, capacity, _ = buffers[0].shape
         self._mask_BS = np.zeros((rows, capacity), graph.facts.inputs.get("attention_mask", np.int64))
         self._mask, self._marked = graph.value(self._mask_BS), [0] * rows
@@ -122,7 +132,7 @@ class InPlaceBinding(Binding):
         graph = self.graph
         binding = graph.session.io_binding()
         values = {name: graph.value(array) for name, array in inputs.items()}
-        for name, value in values.items():
+        for name, value in (values | self._learned_values).items():
             binding.bind_ortvalue_input(name, value)
         if "attention_mask" in graph.facts.inputs:
             binding.bind_ortvalue_input("attention_mask", self._mask)
@@ -140,6 +150,13 @@ class InPlaceBinding(Binding):
             else:  # the cache was truncated
                 self._mask_BS[row, length:marked] = 0
         self._marked = list(lengths)
+
+    def choose(self, adapters: Sequence[str | None]) -> None:
+        """Give each row its adapter, for the steps from now on."""
+        if list(adapters) != self._adapters:
+            self._adapters = list(adapters)
+            for name, gate in self.graph.adapters.gates(adapters, self._ranks).items():
+                self._gates[name][:] = gate
 
     def step(self, token_ids: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
         """Compute one token for each row; `lengths` counts the tokens in each row's cache after this step."""

@@ -50,7 +50,7 @@ def embed(
 
 
 def _mean_values(model: LanguageModel, token_ids: Sequence[int]) -> NDArray[np.float32]:
-    cache = model.session.new_cache()
+    cache = model.new_cache()
     prefill(model.session, token_ids, cache)
     values = cache.buffers[1::2][-_LAYERS:]
     return np.concatenate([value[0, :, : cache.length].mean(axis=1).ravel() for value in values])
@@ -68,7 +68,7 @@ def _last_hidden_state(model: LanguageModel, token_ids: Sequence[int]) -> NDArra
 
 
 def _hidden_states(model: LanguageModel, token_ids: Sequence[int]) -> list[NDArray[np.float32]]:
-    cache = model.session.new_cache()
+    cache = model.new_cache()
     return [
         model.session.forward_hidden(token_ids[start : start + PREFILL_CHUNK], cache)
         for start in range(0, len(token_ids), PREFILL_CHUNK)

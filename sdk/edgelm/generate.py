@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.adapter import Adapter
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError
 from edgelm.kv_batch import KVBatch
@@ -30,6 +31,12 @@ class Decoder(Protocol):
 
     def new_cache(self) -> KVCache:
         """Return an empty KV cache for this model."""
+
+    def load_adapter(self, name: str, adapter: Adapter) -> None:
+        """Load an adapter, which caches choose by its name, as DecoderSession.load_adapter does."""
+
+    def unload_adapter(self, name: str) -> None:
+        """Unload an adapter, as DecoderSession.unload_adapter does."""
 
     def forward(
         self,

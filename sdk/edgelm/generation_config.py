@@ -65,6 +65,7 @@ class GenerationConfig:
     constraint: Constraint | None = None  # the form that the answer must have
     token_healing: bool = False  # let the answer begin inside the prompt's last token
     visible_control_tokens: tuple[str, ...] = ()  # control tokens that are part of the text, such as "<think>"
+    adapter: str | None = None  # one that LanguageModel.load_adapter loaded, by name; None: the model alone
     # None: off; else guess tokens ahead and check several in one step, where that is faster: from the text itself, or
     # with a smaller model that has the same tokenizer.
     speculation: Literal["prompt_lookup"] | LanguageModel | None = None
@@ -119,6 +120,8 @@ class GenerationConfig:
                 f"num_beams is {self.num_beams}, and {refused[0]} is {getattr(self, refused[0])!r}; beam search "
                 f"chooses every token itself. Set {refused[0]} to {getattr(type(self), refused[0])!r}."
             )
+        if not isinstance(self.adapter, str | None):
+            raise ConfigError(f"adapter is {self.adapter!r}; it must be the name of a loaded adapter, or None.")
         if not isinstance(self.logit_bias, Mapping):
             raise ConfigError(f"logit_bias is {self.logit_bias!r}; it must map token ids to numbers.")
         for id_, bias in self.logit_bias.items():
@@ -167,6 +170,7 @@ def _is_token_id(value: object) -> bool:
 
 PROMPT_LOOKUP = "prompt_lookup"
 _NOT_IN_FILES = {
+    "adapter",
     "constraint", "visible_control_tokens", "processors", "sampler", "speculation", "exact_speculation",
     "num_beams", "length_penalty",
 }  # fmt: skip

@@ -48,7 +48,8 @@ class KVBatch:
         self.rows: list[KVRow] = []
         self.active = 0
         self.buffers = [self._zeros(0, 0) for _ in range(2 * config.num_hidden_layers)]
-        self.bindings: dict[int, object] = {}  # the session's, by how many rows a step has
+        # The session's, by how many rows a step has, and the ranks of their adapters.
+        self.bindings: dict[tuple[int, range], object] = {}
 
     @property
     def length(self) -> int:
@@ -59,6 +60,10 @@ class KVBatch:
     def capacity(self) -> int:
         """How many tokens each row has room for."""
         return int(self.buffers[0].shape[2])
+
+    def forget_bindings(self) -> None:
+        """Forget what is bound to this memory."""
+        self.bindings.clear()
 
     def add(self) -> KVRow:
         """Return a new row, empty and not yet active."""

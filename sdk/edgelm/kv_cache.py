@@ -42,6 +42,7 @@ class KVCache:
         self._fetch: _Fetch | None = None
         self._settled = self._until = 0  # with a fetch: how many tokens are in the buffers, and in its memory
         self.binding: object | None = None  # the session's: its graph, bound to the memory of these buffers
+        self.adapter: str | None = None  # what computes the tokens beside the model; `use_adapter` changes it
 
     @property
     def length(self) -> int:
@@ -62,6 +63,17 @@ class KVCache:
     def capacity(self) -> int:
         """How many tokens fit before the next growth."""
         return int(self._buffers[0].shape[2])
+
+    def use_adapter(self, name: str | None) -> None:
+        """Go on with an adapter, or with the model alone; what another one computed is forgotten."""
+        if name != self.adapter:
+            self.truncate(0)
+            self.adapter, self.binding = name, None
+
+    def forget_bindings(self) -> None:
+        """Forget what is bound to this memory, and keep what was computed."""
+        self.settle()
+        self.binding = None
 
     def leave_in(self, fetch: _Fetch, length: int) -> None:
         """Say that the newest of `length` tokens' keys and values are in another memory, from which `fetch` copies."""
@@ -146,6 +158,7 @@ class KVCache:
         Raises:
             ContextLengthError, MemoryError: as from `reserve`.
         """
+        self.use_adapter(source.adapter)
         start, length = self.common_prefix(source.token_ids), source.length
         self.truncate(start)
         self.reserve(length)

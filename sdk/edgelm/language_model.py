@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.adapter import AdapterManifest, read_adapter
 from edgelm.answer import Answer, describe_token, join
 from edgelm.chat_template import ChatTemplate, encode_chat
 from edgelm.completion import Chunk, Completion, Message, Scores, TokenLogprob
@@ -69,8 +71,7 @@ def load(
     package = open_package(path)
     folder = package.folder
     large = package.check_files(largest=_LARGE)
-    mappings = large_mappings()
-    with ThreadPoolExecutor(2) as workers:
+    with _in_large_pages(), ThreadPoolExecutor(2) as workers:
         # Three things of about the same length, of which two need no interpreter: hashing the weights (numbers that
         # nothing parses; their file's size is checked already), the tokenizer, and the session.
         hashes = [workers.submit(check_hash, folder, entry) for entry in large]
@@ -86,23 +87,30 @@ def load(
         finally:
             for checked in hashes:
                 checked.result()
-        model = LanguageModel(
+        return LanguageModel(
             session=session,
             tokenizer=tokenizer.result(),
             chat_template=ChatTemplate.load(folder),
             generation_config=package.generation_config(),
             manifest=package.manifest,
         )
+
+
+@contextmanager
+def _in_large_pages() -> Iterator[None]:
+    """Give back the memory that the block frees, and move what it loads to huge pages."""
+    mappings = large_mappings()
+    yield  # after a failure there is nothing to move
     return_freed_memory()
     move_new_mappings(mappings)
-    return model
 
 
 class LanguageModel:
     """A decoder session, a tokenizer and what belongs to them. Made by `load`.
 
     Safe to use from several threads: each generation has a KV cache of its own. `prefixes` keeps what was computed, for
-    prompts that begin the same way; put another PrefixCache in its place for another budget.
+    prompts that begin the same way; put another PrefixCache in its place for another budget. `adapters` are those that
+    are loaded, by name.
     """
 
     def __init__(
@@ -121,6 +129,7 @@ class LanguageModel:
         self.manifest = manifest
         self.prefixes = PrefixCache(session.config)
         self.step_costs, self.exact_step_costs = StepCosts(), StepCosts()
+        self.adapters: dict[str, AdapterManifest] = {}
 
     @property
     def config(self) -> ModelConfig:
@@ -135,13 +144,64 @@ class LanguageModel:
     @property
     def fingerprint(self) -> str:
         """Identify the package by what is in it: a SHA-256 of its files' names and hashes, in hexadecimal."""
-        listed = sorted(f"{entry.path} {entry.sha256}" for entry in self.manifest.files)
-        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+        return self.manifest.fingerprint
 
     @property
     def context_length(self) -> int:
         """How many tokens prompt and answer may have together."""
         return self.config.max_position_embeddings
+
+    def load_adapter(self, folder: str | Path, name: str | None = None) -> None:
+        """Load an adapter beside the model: answers take it where their GenerationConfig names it.
+
+        folder: what `edgelm export-adapter` wrote. name: None is the one that the adapter gives itself. Without any
+        adapter the model is the package alone, and with one, its weights are still there once
+        (docs/guides/adapters.md says what an adapter costs). What is being computed ends its step before.
+
+        Raises:
+            ConfigError: an adapter of that name is loaded, or the model takes none.
+            PackageError: the adapter belongs to another package, is broken or was changed.
+        """
+        adapter = read_adapter(Path(folder), self.manifest, self.config)
+        name = name or adapter.manifest.name
+        with _in_large_pages():
+            self.session.load_adapter(name, adapter)
+        self.adapters[name] = adapter.manifest
+
+    def unload_adapter(self, name: str) -> None:
+        """Unload an adapter, and forget what was computed with it.
+
+        Raises:
+            ConfigError: none of that name is loaded, or an answer or a conversation still uses it.
+        """
+        with _in_large_pages():
+            self.session.unload_adapter(name)
+        del self.adapters[name]
+        self.prefixes.forget_adapter(name)
+
+    def adapted(self, name: str) -> LanguageModel:
+        """Return this model with an adapter as its default: in `generation_config`, and for `score` and `embed`.
+
+        Both are one model in memory.
+
+        Raises:
+            ConfigError: none of that name is loaded.
+        """
+        self._check_adapter(name)
+        model = copy.copy(self)
+        model.generation_config = self.generation_config.replace(adapter=name)
+        return model
+
+    def _check_adapter(self, name: str | None) -> None:
+        if name is not None and name not in self.adapters:
+            loaded = ", ".join(self.adapters) or "none"
+            raise ConfigError(f"{self.name} has no adapter {name!r}; loaded: {loaded}. See LanguageModel.load_adapter.")
+
+    def new_cache(self) -> KVCache:
+        """Return an empty KV cache, for the default adapter if there is one."""
+        cache = self.session.new_cache()
+        cache.use_adapter(self.generation_config.adapter)
+        return cache
 
     def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[int]:
         """Render a conversation with the model's chat template, and encode it up to where the answer begins.
@@ -167,6 +227,7 @@ class LanguageModel:
             ConfigError: the model that should draft (`speculation`) has another tokenizer.
         """
         config = config or self.generation_config
+        self._check_adapter(config.adapter)
         return Answer(
             tokenizer=self.tokenizer,
             model_config=self.config,
@@ -304,7 +365,7 @@ class LanguageModel:
             ContextLengthError: the text has fewer than two tokens, or does not fit the model's context.
         """
         ids = self._checked_ids(text, fewest=2)
-        cache = self.session.new_cache()
+        cache = self.new_cache()
         tokens: list[TokenLogprob] = []
         for start in range(0, len(ids) - 1, PREFILL_CHUNK):
             logits_TV = self.session.forward(ids[start : start + PREFILL_CHUNK], cache, all_logits=True)

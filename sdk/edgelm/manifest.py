@@ -103,6 +103,12 @@ class Manifest:
         if self.license is not None:
             _require(self, str, "license")
 
+    @property
+    def fingerprint(self) -> str:
+        """Identify the package by what is in it: a SHA-256 of its files' names and hashes, in hexadecimal."""
+        listed = sorted(f"{entry.path} {entry.sha256}" for entry in self.files)
+        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+
     def save(self, folder: Path) -> None:
         """Write edgelm.json, atomically; it is the last file of a package."""
         values = dataclasses.asdict(self) | {_OWN_HASH: ""}

@@ -49,7 +49,7 @@ class PrefixCache:
         self._longest = longest_row(config)
         self._block_bytes = 4 * int(np.prod(self._shape))
         self._lock = threading.Lock()
-        self._root = _Block(None, (), None)
+        self._roots: dict[str | None, _Block] = {}  # by adapter: what one computed is of no use to another
         # The block used longest ago first. A block is always behind those that continue it, so the first has none.
         self._by_use: OrderedDict[_Block, None] = OrderedDict()
         self.reused_tokens = 0
@@ -67,8 +67,17 @@ class PrefixCache:
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
-            self._root.children.clear()
+            self._roots.clear()
             self._by_use.clear()
+
+    def forget_adapter(self, name: str) -> None:
+        """Forget what an adapter computed, before another one may get its name."""
+        with self._lock:
+            blocks = [self._roots.pop(name, _Block(None, (), None))]
+            while blocks:
+                block = blocks.pop()
+                self._by_use.pop(block, None)
+                blocks += block.children.values()
 
     def fill(self, cache: KVCache, token_ids: Sequence[int]) -> int:
         """Make `cache` hold a beginning of a prompt, from itself and from here; return its length.
@@ -86,7 +95,7 @@ class PrefixCache:
         if most * BLOCK <= cache.length:
             return 0
         with self._lock:
-            path = self._path(token_ids, most)
+            path = self._path(self._root(cache), token_ids, most)
             self._use(path)
         start, end = cache.length, len(path) * BLOCK
         if end <= start:
@@ -104,10 +113,11 @@ class PrefixCache:
         if self._block_bytes > self.max_bytes or cache.capacity > self._longest:
             return
         with self._lock:
-            path = self._path(cache.token_ids, length // BLOCK)
+            root = self._root(cache)
+            path = self._path(root, cache.token_ids, length // BLOCK)
             while len(path) < length // BLOCK:
                 start = len(path) * BLOCK
-                parent = path[-1] if path else self._root
+                parent = path[-1] if path else root
                 ids = tuple(cache.token_ids[start : start + BLOCK])
                 content = np.empty(self._shape, np.float32)
                 for part, buffer in zip(content, cache.buffers, strict=True):
@@ -120,10 +130,13 @@ class PrefixCache:
                 assert block.parent is not None
                 del block.parent.children[block.token_ids]
 
-    def _path(self, token_ids: Sequence[int], most: int) -> list[_Block]:
+    def _root(self, cache: KVCache) -> _Block:
+        return self._roots.setdefault(cache.adapter, _Block(None, (), None))
+
+    def _path(self, root: _Block, token_ids: Sequence[int], most: int) -> list[_Block]:
         """Return the blocks that hold the beginning of `token_ids`, `most` of them at the most."""
         path: list[_Block] = []
-        block = self._root
+        block = root
         for i in range(most):
             found = block.children.get(tuple(token_ids[i * BLOCK : (i + 1) * BLOCK]))
             if found is None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from edgelm.adapter import MANIFEST_FILE, WEIGHTS_FILE, AdapterManifest
 from edgelm.config import SECTION
 from edgelm.errors import PackageError
 from edgelm.manifest import FILE_NAME, Manifest
@@ -46,6 +47,17 @@ def why_not_a_package(folder: Path) -> str | None:
     except PackageError:
         return "it exists and is not a model package"
     return _foreign_entry(folder, [FILE_NAME, *listed], "this package")
+
+
+def why_not_an_adapter(folder: Path) -> str | None:
+    """Say why `folder` may not be replaced by an exported adapter; None: it is absent, empty, or one of ours."""
+    if _is_free(folder):
+        return None
+    try:
+        AdapterManifest.load(folder)
+    except PackageError:
+        return "it exists and is not an exported adapter"
+    return _foreign_entry(folder, [MANIFEST_FILE, WEIGHTS_FILE], "an adapter")
 
 
 def _is_free(folder: Path) -> bool:

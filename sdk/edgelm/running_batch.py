@@ -58,6 +58,7 @@ class RunningBatch:
         """Start a request, or start it again after it lost its row."""
         self._filling.append(request)  # first of all, so that a failure reaches its reader too
         request.row = self._batch.add()
+        request.row.use_adapter(request.answer.config.adapter)
         request.computed = 0
         if request.prefilled is None:
             request.cached_tokens = 0

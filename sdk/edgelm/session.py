@@ -8,8 +8,9 @@ import dataclasses
 import importlib.util
 import io
 import os
+import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.adapter import Adapter
+from edgelm.adapter_bank import AdapterBank
+from edgelm.adapter_graph import parts_of, products_of, with_adapters
 from edgelm.binding import Binding, Graph, InPlaceBinding, bind, works_in_place
 from edgelm.config import ModelConfig
 from edgelm.cpu import usable_cores
@@ -28,6 +32,7 @@ from edgelm.kv_batch import KVBatch
 from edgelm.kv_cache import KVCache
 from edgelm.manifest import FileEntry
 from edgelm.providers import CPU, HEAVY_OPERATORS, PROVIDERS, Provider, provider_named
+from edgelm.shared_use import SharedUse
 from edgelm.single_steps import SingleSteps
 from edgelm.stop_switch import StopSwitch
 
@@ -83,9 +88,10 @@ class DecoderSession:
         entry: FileEntry | None = None,
         foreign_graph: Path | None = None,
     ) -> None:
-        options = options or SessionOptions()
+        self._options = options = options or SessionOptions()
         provider = provider_named(options.provider)
         path = folder / (foreign_graph or GRAPH_FILE)
+        self._path, self._entry = path, entry
         self._runtime = _import_onnxruntime()
         self._process = os.getpid()
         graph, facts = read_graph_with_facts(path, entry)
@@ -111,10 +117,85 @@ class DecoderSession:
             self._single_steps = SingleSteps(
                 self.config, options.threads or usable_cores(), partial(InPlaceBinding, self._graph)
             )
+        self._takes_adapters = self._single_steps is not None
+        self._use = SharedUse()  # of the graph, which an adapter can be put into
+        self._bound_memory: weakref.WeakSet[KVCache | KVBatch] = weakref.WeakSet()
 
     def new_cache(self) -> KVCache:
         """Return an empty KV cache for this model."""
         return KVCache(self.config)
+
+    def load_adapter(self, name: str, adapter: Adapter) -> None:
+        """Load an adapter beside those that are; what is being computed ends its step before.
+
+        The first one puts another graph in the place of the package's, over the same weights: both together would hold
+        them twice. So does one that changes layers that none before it does.
+
+        Raises:
+            ConfigError: an adapter of that name is loaded, or this graph takes none.
+            PackageError: the graph has no product for one of its layers.
+        """
+        if not self._takes_adapters:
+            raise ConfigError(
+                f"{self._path} takes no adapters here: they run on the CPU, beside packages of edgelm's own. Merge the "
+                "adapter into its base instead: edgelm merge"
+            )
+        bank = self._graph.adapters
+        if name in bank.ranks:
+            raise ConfigError(f"An adapter {name!r} is loaded already. Unload it first, or give this one another name.")
+        shapes = self.config.tensor_shapes()
+        found = products_of(self._read_graph(), self._path)
+        products = {
+            product: [shapes[f"{part}.weight"] for part in parts_of(product)]
+            for product in found
+            if all(f"{part}.weight" in shapes for part in parts_of(product))
+        }
+        self._put_in(lambda: self._graph.adapters.with_adapter(name, adapter, products))
+
+    def unload_adapter(self, name: str) -> None:
+        """Unload an adapter; with the last one, the package's own graph is back.
+
+        Raises:
+            ConfigError: none of that name is loaded, or a KV cache that was computed with it is still in use.
+        """
+
+        def without() -> AdapterBank:
+            users = [memory for memory in self._bound_memory if isinstance(memory, KVCache) and memory.adapter == name]
+            if users:
+                raise ConfigError(
+                    f"The adapter {name!r} is in use by {len(users)} KV caches. First end those answers, and the "
+                    "conversations that are held with it."
+                )
+            return self._graph.adapters.without_adapter(name)
+
+        self._put_in(without)
+
+    def _put_in(self, change: Callable[[], AdapterBank]) -> None:
+        """Give the graph other adapters, when nothing is being computed."""
+        with self._use.alone():
+            old, new = self._graph.adapters, change()
+            for memory in list(self._bound_memory):
+                memory.forget_bindings()  # they hold the session, and its weights with it
+            self._bound_memory.clear()
+            if self._single_steps is not None:
+                self._single_steps.forget_bindings()
+            if new.matrices.keys() != old.matrices.keys():
+                self._graph.session = None
+                try:
+                    self._graph.session = self._started_with(new)
+                except BaseException:
+                    self._graph.session = self._started_with(old)
+                    raise
+            self._graph.adapters = new
+
+    def _started_with(self, bank: AdapterBank) -> Any:
+        graph = self._read_graph()
+        if bank.matrices:
+            graph = with_adapters(graph, self._path, bank.matrices.keys())
+        return _start(self._runtime, graph, self._path, self._options)
+
+    def _read_graph(self) -> bytes:
+        return read_graph_with_facts(self._path, self._entry)[0]
 
     def forward(
         self,
@@ -134,6 +215,12 @@ class DecoderSession:
             ProviderError: the process is a fork of the one that loaded the model.
             StoppedError: `stop` was pressed; the cache is as before.
         """
+        with self._use.shared():
+            return self._forward(token_ids, cache, all_logits, stop)
+
+    def _forward(
+        self, token_ids: Sequence[int], cache: KVCache, all_logits: bool = False, stop: StopSwitch | None = None
+    ) -> NDArray[np.float32]:
         facts, length = self._graph.facts, cache.length + len(token_ids)
         # The half of an old merged decoder that takes a cache takes one token with it.
         takes_one = "use_cache_branch" in facts.inputs and cache.length > 0
@@ -148,7 +235,7 @@ class DecoderSession:
     ) -> NDArray[np.float32]:
         before = cache.length
         try:
-            rows = [self.forward((id_,), cache, stop=stop).copy() for id_ in token_ids]
+            rows = [self._forward((id_,), cache, stop=stop).copy() for id_ in token_ids]
         except BaseException:
             cache.truncate(before)
             raise
@@ -168,7 +255,8 @@ class DecoderSession:
                 f"The graph of this package has no output {HIDDEN_STATE}, which these embeddings are made of. Export "
                 'the model again (edgelm export SOURCE -o FOLDER), or take the pooling "values".'
             )
-        hidden_TD = self._bound(cache, cache.length + len(token_ids)).run_hidden(cache, token_ids)
+        with self._use.shared():
+            hidden_TD = self._bound(cache, cache.length + len(token_ids)).run_hidden(cache, token_ids)
         cache.token_ids.extend(token_ids)
         return hidden_TD
 
@@ -181,6 +269,7 @@ class DecoderSession:
         binding = cache.binding
         if not isinstance(binding, Binding) or binding.graph is not self._graph:
             binding = cache.binding = bind(self._graph, cache)
+            self._bound_memory.add(cache)
         return binding
 
     def _recompute(self, cache: KVCache, length: int) -> None:
@@ -189,10 +278,14 @@ class DecoderSession:
         cache.truncate(0)
         cache.reserve(length)
         for start in range(0, len(token_ids), _RECOMPUTED_AT_ONCE):
-            self.forward(token_ids[start : start + _RECOMPUTED_AT_ONCE], cache)
+            self._forward(token_ids[start : start + _RECOMPUTED_AT_ONCE], cache)
 
     def most_single_steps(self, cache: KVCache) -> int:
         """Return how many tokens `forward_single_steps` computes in one call of the graph behind those in `cache`."""
+        with self._use.shared():
+            return self._most_single_steps(cache)
+
+    def _most_single_steps(self, cache: KVCache) -> int:
         return 1 if self._single_steps is None else self._single_steps.most(cache)
 
     def forward_single_steps(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
@@ -204,15 +297,17 @@ class DecoderSession:
             ContextLengthError, ProviderError: as from `forward`.
         """
         length = cache.length + len(token_ids)
-        if self._single_steps is not None and 1 < len(token_ids) <= self.most_single_steps(cache):
-            self._check_process()
-            if not cache.is_outgrown_by(length):
-                cache.reserve(length)
-                logits_TV = self._single_steps.step(token_ids, cache)
-                if logits_TV is not None:
-                    cache.token_ids.extend(token_ids)
-                    return logits_TV
-        return np.concatenate([self.forward((id_,), cache).copy() for id_ in token_ids])
+        with self._use.shared():
+            if self._single_steps is not None and 1 < len(token_ids) <= self._most_single_steps(cache):
+                self._check_process()
+                if not cache.is_outgrown_by(length):
+                    cache.reserve(length)
+                    logits_TV = self._single_steps.step(token_ids, cache)
+                    if logits_TV is not None:
+                        self._bound_memory.add(cache)
+                        cache.token_ids.extend(token_ids)
+                        return logits_TV
+            return np.concatenate([self._forward((id_,), cache).copy() for id_ in token_ids])
 
     def forward_rows(self, token_ids: Sequence[int], batch: KVBatch) -> NDArray[np.float32]:
         """Compute one more token for each of the first B rows of a batch, together, and add it to its row.
@@ -228,13 +323,17 @@ class DecoderSession:
         if not works_in_place(self._graph):
             return np.concatenate([self.forward((id_,), row) for id_, row in zip(token_ids, rows, strict=True)])
         self._check_process()
-        lengths = [len(row.token_ids) + 1 for row in rows]
-        batch.reserve(max(lengths))
-        binding = batch.bindings.get(len(rows))
-        if not isinstance(binding, InPlaceBinding):
-            buffers = [buffer[: len(rows)] for buffer in batch.buffers]
-            binding = batch.bindings[len(rows)] = InPlaceBinding(self._graph, buffers)
-        logits_BV = binding.step(token_ids, lengths)
+        with self._use.shared():
+            lengths, adapters = [len(row.token_ids) + 1 for row in rows], [row.adapter for row in rows]
+            batch.reserve(max(lengths))
+            key = len(rows), self._graph.adapters.covering(adapters)
+            binding = batch.bindings.get(key)
+            if not isinstance(binding, InPlaceBinding):
+                buffers = [buffer[: len(rows)] for buffer in batch.buffers]
+                binding = batch.bindings[key] = InPlaceBinding(self._graph, buffers, adapters)
+                self._bound_memory.add(batch)
+            binding.choose(adapters)
+            logits_BV = binding.step(token_ids, lengths)
         for row, id_ in zip(rows, token_ids, strict=True):
             row.token_ids.append(id_)
         return logits_BV

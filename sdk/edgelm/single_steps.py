@@ -34,6 +34,10 @@ class Step(Protocol):
         """Compute one token for each row; `lengths` counts the tokens in each row's cache after this step."""
 
 
+# Of the buffers of B rows, and the adapter of each.
+Bind = Callable[[list[NDArray[np.float32]], list[str | None]], Step]
+
+
 class _Mirror:
     """A cache whose buffers were moved into mirrored memory, and the graph bound to B of the rows."""
 
@@ -47,7 +51,7 @@ class _Mirror:
             buffers[i] = rows[:1]
             self.rows.append(rows)
         self._buffer = weakref.ref(cache.buffers[0])
-        self.steps: dict[int, Step] = {}
+        self.steps: dict[tuple[int, str | None], Step] = {}  # by the number of rows, and their adapter
 
     def is_of(self, cache: KVCache) -> bool:
         """Whether the cache's buffers are still these: it makes others when it grows."""
@@ -61,7 +65,9 @@ class SingleSteps:
     random tokens. Where there is no mirrored memory, or the attention takes another way, it is one.
     """
 
-    def __init__(self, config: ModelConfig, threads: int, bind: Callable[[list[NDArray[np.float32]]], Step]) -> None:
+    def __init__(
+        self, config: ModelConfig, threads: int, bind: Callable[[list[NDArray[np.float32]], list[str | None]], Step]
+    ) -> None:
         self._config, self._bind = config, bind
         self._mirrors: weakref.WeakKeyDictionary[KVCache, _Mirror] = weakref.WeakKeyDictionary()
         self._probing = threading.Lock()
@@ -97,9 +103,15 @@ class SingleSteps:
                 self._most = 1
                 return None
         count = len(token_ids)
-        if count not in mirror.steps:
-            mirror.steps[count] = self._bind([rows[:count] for rows in mirror.rows])
-        return mirror.steps[count].step(token_ids, range(cache.length + 1, cache.length + count + 1))
+        key = count, cache.adapter
+        if key not in mirror.steps:
+            mirror.steps[key] = self._bind([rows[:count] for rows in mirror.rows], [cache.adapter] * count)
+        return mirror.steps[key].step(token_ids, range(cache.length + 1, cache.length + count + 1))
+
+    def forget_bindings(self) -> None:
+        """Forget what was bound to the graph, which is about to change; the caches keep their memory."""
+        for mirror in self._mirrors.values():
+            mirror.steps.clear()
 
     def _probe(self) -> int:
         """Find how many rows have the bits of single steps, up to the first count that has not."""

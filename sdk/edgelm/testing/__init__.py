@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.adapter import Adapter
 from edgelm.chat_template import ChatTemplate
 from edgelm.config import ModelConfig
 from edgelm.generation_config import GenerationConfig
@@ -40,6 +41,12 @@ class ScriptedDecoder:
     def new_cache(self) -> KVCache:
         """Return an empty cache."""
         return KVCache(self.config)
+
+    def load_adapter(self, name: str, adapter: Adapter) -> None:
+        """Change nothing: the answer is the script."""
+
+    def unload_adapter(self, name: str) -> None:
+        """Change nothing."""
 
     def forward(
         self,
