@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-_STAGING, _OLD = ".edgelm-tmp-", ".edgelm-old-"
+_STAGING, _OLD, _REMOVED = ".edgelm-tmp-", ".edgelm-old-", ".edgelm-removed-"
 
 # What this process is writing now, in any thread. A process id alone does not say it: in a container, the next start of
 # a killed program often has the same one.
@@ -87,6 +87,22 @@ def replace_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder in one step; of a link, the link alone.
+
+    A kill while the files are deleted leaves a folder that the next `remove_leftovers` beside it deletes.
+
+    Raises:
+        OSError: it is not there, or its parent cannot be written.
+    """
+    if path.is_symlink():
+        path.unlink()
+        return
+    aside = path.with_name(f"{_REMOVED}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    os.replace(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def _staging_path(target: Path) -> Iterator[Path]:
     """Name a path beside `target`, so that the rename stays on one file system, and with its writer's process id."""
@@ -99,7 +115,11 @@ def _staging_path(target: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Delete what killed writers of `target` left behind; put an old folder back that lost its name."""
+    """Delete what killed writers of `target` left behind, and removals beside it; put an old folder back that lost its
+    name.
+    """
+    for removed in target.parent.glob(f"{_REMOVED}*"):
+        shutil.rmtree(removed, ignore_errors=True)
     for leftover in target.parent.glob(f".edgelm-*-{glob.escape(target.name)}"):
         match = re.fullmatch(rf"({_STAGING}|{_OLD})(\d+)-([0-9a-f]{{8}})-{re.escape(target.name)}", leftover.name)
         if match is None or match[3] in _tokens:

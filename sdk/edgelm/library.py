@@ -7,7 +7,6 @@ import difflib
 import functools
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from edgelm.foreign_graph import find_foreign_graph
 
 # Letters, digits and inner punctuation: no name reaches outside the library, hides itself, or is an option.
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,98}[A-Za-z0-9_+-])?")
-_REMOVED = ".removed-"
 # How alike two names must be for one to be suggested for the other: "smollm" still finds smollm2-135m-instruct.
 _CLOSE = 0.4
 
@@ -232,25 +230,29 @@ class Library:
             ModelNotFoundError: nothing of that name is in the library.
             ConfigError: the library cannot be written.
         """
-        kinds = ("sources", "downloads") if source_only else ("models", "sources", "downloads")
-        parts = [self.root / kind / check_name(name) for kind in kinds]
         with self.writing():
-            for path in parts:
+            for path in self._parts(name, source_only):
                 atomic.remove_leftovers(path)
-                for leftover in path.parent.glob(f"{_REMOVED}*"):  # of a removal that was killed
-                    shutil.rmtree(leftover, ignore_errors=True)
-        present = [path for path in parts if path.exists() or path.is_symlink()]
+        present = self.removable(name, source_only=source_only)
+        with self.writing(), self.lock(name):
+            for path in present:
+                atomic.remove_folder(path)
+
+    def removable(self, name: str, *, source_only: bool = False) -> list[Path]:
+        """Return the folders that `remove` would delete.
+
+        Raises:
+            ModelNotFoundError: nothing of that name is in the library.
+        """
+        present = [path for path in self._parts(name, source_only) if path.exists() or path.is_symlink()]
         if not present:
             what = "source of" if source_only else "model"
             raise ModelNotFoundError(f"There is no {what} {name!r} to remove. {self._what_is_here()}")
-        with self.writing(), self.lock(name):
-            for path in present:
-                if path.is_symlink():
-                    path.unlink()
-                    continue
-                aside = path.with_name(f"{_REMOVED}{os.getpid()}-{name}")
-                os.replace(path, aside)
-                shutil.rmtree(aside, ignore_errors=True)
+        return present
+
+    def _parts(self, name: str, source_only: bool) -> list[Path]:
+        kinds = ("sources", "downloads") if source_only else ("models", "sources", "downloads")
+        return [self.root / kind / check_name(name) for kind in kinds]
 
     @contextlib.contextmanager
     def lock(self, name: str, waiting: Callable[[str], None] | None = None) -> Iterator[None]:

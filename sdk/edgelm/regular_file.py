@@ -15,7 +15,8 @@ from edgelm.errors import PackageError
 _FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 # The largest file of settings in use has 1.2 MB. Of the worst JSON Python makes 24 times its size in memory.
 MAX_JSON_BYTES = 3 << 19
-MAX_TOML_BYTES = 1 << 16  # it takes ten times as long as JSON; settings have a few kilobytes, a rule of a recipe 60 bytes
+# TOML takes ten times as long. Settings have a few kilobytes, a rule of a recipe has 60 bytes.
+MAX_TOML_BYTES = 1 << 16
 
 _OWN_FOLDER = Path(__file__).resolve().parent
 

@@ -6,7 +6,6 @@ import datetime
 import itertools
 import json
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,14 +111,16 @@ class SavedSessions:
             (folder / CACHE_FILE).unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
-        """Delete a session.
+        """Delete a session, in one step.
 
         Raises:
             ConfigError: there is none of that name, or the disk cannot be written.
         """
+        with _writing(self.root):
+            atomic.remove_leftovers(self.root / _check_name(name))
         folder = self._find(name)
         with _writing(folder):
-            shutil.rmtree(folder)
+            atomic.remove_folder(folder)
 
     def _find(self, name: str) -> Path:
         folder = self.root / _check_name(name)

@@ -129,6 +129,14 @@ def test_rm_without_a_terminal_needs_yes(library):
     assert "tiny" in library.packages()
 
 
+def test_rm_of_a_missing_model_beside_others_asks_nobody_and_removes_nothing(library):
+    for flags in ([], ["--yes"]):
+        result = edgelm("rm", "tiny", "nothing", *flags)
+        assert result.exit_code == 1
+        assert "There is no model 'nothing' to remove. In the library: broken, tiny." in result.stderr
+        assert "tiny" in library.packages()
+
+
 def test_rm_removes_packages_sources_and_downloads(library):
     result = edgelm("rm", "tiny", "original", "half", "--yes")
     assert (result.exit_code, result.stdout) == (0, "")
@@ -143,12 +151,6 @@ def test_rm_can_leave_the_package(library):
     assert (library.packages(), library.sources()) == (["broken", "original", "tiny"], [])
     result = edgelm("rm", "original", "--source-only", "--yes")
     assert "error: There is no source of 'original' to remove." in result.stderr
-
-
-def test_rm_of_a_missing_model_is_an_error(library):
-    result = edgelm("rm", "nothing", "--yes")
-    assert result.exit_code == 1
-    assert "There is no model 'nothing' to remove. In the library: broken, tiny." in result.stderr
 
 
 @pytest.mark.parametrize(("answer", "code", "left"), [(b"n\n", 1, True), (b"y\n", 0, False)])

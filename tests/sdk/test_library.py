@@ -113,7 +113,7 @@ def test_remove_deletes_package_source_and_unfinished_download(library):
     add_package(library, "other")
     add_source(library, "tiny", "model.gguf")
     library.downloads_path("tiny").mkdir(parents=True)
-    leftover = library.root / "models" / ".removed-1-older"
+    leftover = library.root / "models" / ".edgelm-removed-1-01234567-older"
     leftover.mkdir()
     library.remove("tiny")
     assert library.packages() == ["other"]

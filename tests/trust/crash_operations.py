@@ -28,7 +28,7 @@ from edgelm import ChatSession, GenerationConfig, LanguageModel, atomic, load
 from edgelm.completion import Message
 from edgelm.config import ModelConfig
 from edgelm.download import download
-from edgelm.errors import EdgeLMError, ModelNotFoundError
+from edgelm.errors import ConfigError, EdgeLMError, ModelNotFoundError
 from edgelm.fetch_options import FetchOptions
 from edgelm.kv_cache import KVCache
 from edgelm.library import Library
@@ -245,6 +245,43 @@ def removed_state(folder: Path) -> str:
     return {("model", "other"): "old", ("other",): "new"}[tuple(library.packages())]
 
 
+def prepare_aliases(folder: Path) -> None:
+    prepare_remove(folder)
+    Library(folder).add_alias("small", "model")
+
+
+def run_alias(folder: Path) -> None:
+    Library(folder).add_alias("small", "other")
+
+
+def run_remove_alias(folder: Path) -> None:
+    with contextlib.suppress(ModelNotFoundError):
+        Library(folder).remove_alias("small")
+
+
+def alias_state(folder: Path) -> str:
+    return {"model": "old", "other": "new", None: "new"}[Library(folder).aliases().get("small")]
+
+
+def prepare_remove_chat(folder: Path) -> None:
+    keep_chat(folder, 2)
+    shutil.copytree(folder / "talk", folder / "another")
+
+
+def run_remove_chat(folder: Path) -> None:
+    try:
+        SavedSessions(folder).remove("talk")
+    except ConfigError:
+        if (folder / "talk").exists():  # after a kill it may be gone already
+            raise
+
+
+def removed_chat_state(folder: Path) -> str:
+    sessions = SavedSessions(folder).sessions()
+    assert all(session.problem is None and session.cache_size for session in sessions)
+    return {("another", "talk"): "old", ("another",): "new"}[tuple(sorted(session.name for session in sessions))]
+
+
 def run_text(folder: Path) -> None:
     atomic.write_text(folder / "settings.json", json.dumps({"state": "new"}))
 
@@ -258,6 +295,9 @@ OPERATIONS: dict[str, Operation] = {
     "session save": Operation(prepare=prepare_save, run=run_save, state=saved_state),
     "pull": Operation(prepare=prepare_pull, run=run_pull, state=pulled_state),
     "remove": Operation(prepare=prepare_remove, run=run_remove, state=removed_state),
+    "alias": Operation(prepare=prepare_aliases, run=run_alias, state=alias_state),
+    "remove alias": Operation(prepare=prepare_aliases, run=run_remove_alias, state=alias_state),
+    "remove chat": Operation(prepare=prepare_remove_chat, run=run_remove_chat, state=removed_chat_state),
     "text": Operation(
         prepare=lambda folder: atomic.write_text(folder / "settings.json", json.dumps({"state": "old"})),
         run=run_text,

@@ -97,11 +97,13 @@ def rm(names: tuple[str, ...], yes: bool) -> None:
       edgelm cache rm holidays
       edgelm cache rm old older --yes
     """
+    saved = SavedSessions()
+    for name in names:
+        saved.describe(name)  # a missing one is an error before anybody is asked, and any of them goes
     if not yes:
         if not is_terminal(sys.stdin):
             raise click.UsageError("Nobody is here to ask: add --yes to delete without asking.")
         click.confirm(f"Delete {', '.join(names)} for good?", abort=True, err=True)
-    saved = SavedSessions()
     for name in names:
         saved.remove(name)
         click.echo(f"Deleted {name}.", err=True)

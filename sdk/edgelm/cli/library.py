@@ -225,12 +225,15 @@ def rm(names: tuple[str, ...], source_only: bool, yes: bool) -> None:
       edgelm rm smollm2-135m-instruct --source-only
       edgelm rm old-model older-model --yes
     """
+    library = Library()
+    for name in names:
+        if library.resolve(name) == name:
+            library.removable(name, source_only=source_only)  # before anybody is asked, and any of them goes
     if not yes:
         if not is_terminal(sys.stdin):
             raise click.UsageError("Nobody is here to ask: add --yes to remove without asking.")
         what = "the sources of " if source_only else ""
         click.confirm(f"Remove {what}{', '.join(names)} from the library?", abort=True, err=True)
-    library = Library()
     for name in names:
         target = library.resolve(name)
         if target != name:
