@@ -9,6 +9,7 @@ from typing import Any
 from edgelm.library import Library
 from edgelm.manifest import Manifest, Quality
 from edgelm.package_check import Finding
+from edgelm_export.checked import Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.sources import open_checkpoint
 from edgelm_export.verify import measure_quality
@@ -20,11 +21,11 @@ _DIVERGENCE, _RELATIVE_DIVERGENCE = 1e-4, 0.1  # nats: the larger of the two cou
 _AGREEMENT = 0.01
 
 
-def check_certificate(folder: Path, source: str) -> list[Finding]:
+def check_certificate(folder: Path, source: str, progress: Progress | None = None) -> list[Finding]:
     """Compute the quality of a package again, and compare it with what its manifest claims.
 
     source: what it was exported from, as `edgelm export` takes it. One finding says whether it is that source, and one
-    for each figure whether it is as claimed.
+    for each figure whether it is as claimed. progress: as `measure_quality` calls it.
 
     Raises:
         CheckpointError, ModelNotFoundError: the source is not there, or broken.
@@ -37,7 +38,7 @@ def check_certificate(folder: Path, source: str) -> list[Finding]:
         origin = _check_origin(manifest, checkpoint)
         if origin.problem is not None:
             return [origin]
-        measured = measure_quality(folder, checkpoint)
+        measured = measure_quality(folder, checkpoint, progress)
     return [origin, *(_compare(name, manifest.quality, measured) for name in _ALIKE)]
 
 

@@ -16,11 +16,11 @@ Progress = Callable[[str, int, int], None]
 
 
 class CheckedCheckpoint(CheckpointView):
-    """Pass a checkpoint's tensors on; refuse those that are not finite, and report how many were read."""
+    """Pass a checkpoint's tensors on; refuse those that are not finite, and report how many were read, as `label`."""
 
-    def __init__(self, checkpoint: Checkpoint, progress: Progress | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, progress: Progress | None, label: str = "weights") -> None:
         super().__init__(checkpoint)
-        self._progress = progress
+        self._progress, self._label = progress, label
         self._total, self._read = len(checkpoint.config.tensor_shapes()), 0
 
     def tensor(self, name: str) -> NDArray[np.float32]:
@@ -46,4 +46,4 @@ class CheckedCheckpoint(CheckpointView):
             raise CheckpointError(f"The tensor {name} has NaN or infinite values: the checkpoint is damaged.")
         self._read += 1
         if self._progress is not None:
-            self._progress("weights", min(self._read, self._total), self._total)
+            self._progress(self._label, min(self._read, self._total), self._total)

@@ -121,9 +121,7 @@ def _write_checked_graph(
             if refusal is None:
                 raise
             continue  # this model has no place for that transform
-        progress("check", 0, 1)
-        quality = measure_quality(folder, checkpoint)
-        progress("check", 1, 1)
+        quality = measure_quality(folder, checkpoint, progress)
         try:
             check_quality(quality, precision)
         except VerificationError as error:

@@ -13,6 +13,7 @@ from edgelm.generate import PREFILL_CHUNK, prefill
 from edgelm.manifest import Quality
 from edgelm.session import DecoderSession
 from edgelm.tokenizer import Tokenizer
+from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.quantize import Precision
 from edgelm_export.reference import reference_logits
@@ -25,14 +26,16 @@ _ROWS_AT_ONCE = 32  # of logits in float64: temporaries of a whole window would 
 _GREEDY_PROMPT, _GREEDY_TOKENS = 64, 32
 
 
-def measure_quality(folder: Path, checkpoint: Checkpoint) -> Quality:
+def measure_quality(folder: Path, checkpoint: Checkpoint, progress: Progress | None = None) -> Quality:
     """Compute the package's logits and those of the source, and compare them.
 
+    progress: called with "check", how many of the source's tensors have been read, and how many there are.
     The source's come from the numpy forward pass (reference.py), which shares no code with the graph.
     """
     session = DecoderSession(folder, ModelConfig.load(folder))
+    checkpoint = CheckedCheckpoint(checkpoint, progress, "check")
     windows = _windows(Tokenizer.load(folder), checkpoint.config)
-    prompt = windows[0][:_GREEDY_PROMPT]
+    prompt = windows[0][: min(_GREEDY_PROMPT, checkpoint.config.max_position_embeddings // 2)]
     chosen = _greedy(session, prompt)
     source = reference_logits(checkpoint, [prompt + chosen, *windows])
     # The source's choice after the prompt and after each chosen token but the last.

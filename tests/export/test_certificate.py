@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from make_tiny_model import make_checkpoint
 
 from edgelm.cli.main import main
+from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm.manifest import Manifest
 from edgelm_export import certificate
@@ -53,6 +54,14 @@ def test_another_source_is_told_from_the_one_of_the_package(package: Path, tmp_p
     make_checkpoint(tmp_path / "other", seed=1)
     (finding,) = check_certificate(package, str(tmp_path / "other"))
     assert "This is not what the package was exported from" in str(finding.problem)
+
+
+def test_the_check_against_a_source_tells_how_far_it_is(package: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    check_certificate(package, str(package.parent / "checkpoint"), lambda *step: seen.append(step))
+    count = len(ModelConfig.load(package).tensor_shapes())
+    assert seen[0] == ("check", 1, count)
+    assert seen[-1] == ("check", count, count)
 
 
 def test_a_package_without_figures_has_no_certificate(package: Path) -> None:

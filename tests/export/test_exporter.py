@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from make_tiny_model import make_checkpoint
+from make_tiny_model import CONFIG, make_checkpoint
 from safetensors.numpy import load_file, save_file
 
 import edgelm
 from edgelm.cli.main import main
+from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError, VerificationError
 from edgelm.manifest import Manifest
 from edgelm.session import DecoderSession
@@ -54,6 +55,14 @@ def test_an_fp32_package_is_its_source(checkpoint: HuggingFaceCheckpoint, tmp_pa
     assert quality.max_logit_difference < 1e-4  # float32 sums in another order; 5e-6 seen
     assert quality.top1_agreement == 1.0
     assert quality.greedy_agreement == quality.greedy_tokens == 32
+
+
+def test_a_short_context_is_shared_between_the_prompt_and_the_greedy_tokens(tmp_path: Path) -> None:
+    config = ModelConfig.from_dict(CONFIG.to_dict() | {"max_position_embeddings": 32})
+    with HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config)) as checkpoint:
+        quality = export_package(checkpoint, tmp_path / "package", "fp32").quality
+    assert quality is not None
+    assert quality.greedy_agreement == quality.greedy_tokens == 16
 
 
 def test_every_file_of_the_package_is_in_the_manifest(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
@@ -187,7 +196,8 @@ def test_progress_counts_every_tensor(checkpoint: HuggingFaceCheckpoint, tmp_pat
     export_package(checkpoint, tmp_path / "package", progress=progress)
     total = len(checkpoint.config.tensor_shapes())
     assert [step for step in seen if step[0] == "weights"][-1] == ("weights", total, total)
-    assert seen[-1] == ("check", 1, 1)
+    count = len(checkpoint.config.tensor_shapes())
+    assert [done for label, done, total in seen if label == "check" and total == count][-1] == count
 
 
 def test_the_shipped_tiny_model_is_what_its_script_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import click
 
 from edgelm.cli.generation_options import complete_model
 from edgelm.cli.output import one_line
+from edgelm.cli.progress import progress_line
 from edgelm.errors import EdgeLMError, MissingExtraError
 from edgelm.library import Library
 
@@ -84,7 +85,8 @@ def _check_quality(folder: Path, source: str) -> list[Finding]:
             f"--source needs {error.name!r}, which is not installed: pip install 'edgelm[export]'"
         ) from error
     try:
-        findings: list[Finding] = check(folder, source)
+        with progress_line() as progress:
+            findings: list[Finding] = check(folder, source, progress)
     except EdgeLMError as error:
         return [Finding(step="quality", detail="", problem=str(error))]
     return findings
