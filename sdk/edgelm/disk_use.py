@@ -15,7 +15,7 @@ Kind = Literal["package", "source", "download", "session", "cache", "leftover", 
 
 # What the folders of the library hold; of each, every entry is counted by itself.
 _KINDS: dict[str, Kind] = {"models": "package", "sources": "source", "downloads": "download", "sessions": "session"}
-_CACHES = ("calibration",)  # made again when it is missing
+_CACHES = ("calibration", "known-tokenizers")  # made again when they are missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ def disk_use(library: Library) -> list[DiskUse]:
                 uses += _entries(path, kind)
             else:
                 uses.append(_use("cache" if path.name in _CACHES else "other", path))
-    return sorted((use for use in uses if use.size), key=lambda use: (-use.size, use.name))
+    listed = (use for use in uses if use.size or use.kind == "cache")  # known tokenizers are files without content
+    return sorted(listed, key=lambda use: (-use.size, use.name))
 
 
 def _entries(folder: Path, kind: Kind) -> Iterator[DiskUse]:

@@ -21,6 +21,7 @@ FILES = {
     "sessions/holidays/cache.npz": 2_000_000,
     "sessions/holidays/conversation.json": 100,
     "calibration/abc.npz": 400,
+    "known-tokenizers/0123abcd-0.23": 0,
     "locks/small.lock": 0,
     "chat_history": 9,
 }
@@ -45,6 +46,7 @@ def test_everything_is_counted_once_the_largest_first(library):
         ("download", "other", 70),
         ("leftover", ".edgelm-tmp-1-0123abcd-small", 50),
         ("other", "chat_history", 9),
+        ("cache", "known-tokenizers", 0),
     ]
     assert sum(size for *_, size in found) == sum(FILES.values())
 
