@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgelm.beam_search import BeamSearch
 from edgelm.completion import Chunk, Completion, FinishReason, Timings, TokenLogprob, ToolCall, ToolCallDelta, Usage
 from edgelm.config import ModelConfig
+from edgelm.context_shift import fitted
 from edgelm.generate import Decoder, decode, prefill
 from edgelm.generation_config import GenerationConfig
 from edgelm.kv_cache import KVCache
@@ -49,8 +50,14 @@ class Answer:
         begun = b""  # what the answer has to begin with, and the prompt says already
         if config.token_healing:
             prompt_ids, begun = back_up(tokenizer, prompt_ids)
+        # With a context shift, how many of the first tokens stay.
+        self.keep = None if config.context_shift is None else max(config.context_shift, len(tokenizer.leading_ids))
+        if self.keep is not None:
+            prompt_ids = fitted(prompt_ids, self.keep, model_config.max_position_embeddings)
         self.prompt_ids, self.config, self.speculator = prompt_ids, config, speculator
         self.generated = 0
+        self._most = config.max_new_tokens or model_config.max_position_embeddings
+        self._computed_together = len(prompt_ids)  # of the tokens in the cache
         self._tokenizer = tokenizer
         self._decoder = self._new_decoder(
             # A constraint says what the text is, to the first space.
@@ -98,7 +105,7 @@ class Answer:
                             waited += time.perf_counter() - yielded
                             text = ""
         finally:
-            prefixes.keep(cache, len(self.prompt_ids))
+            prefixes.keep(cache, self._computed_together)
         if reason is None:  # the loop ended by itself
             cancelled = cancel is not None and cancel.is_set()
             text, reason = self.rest(), "cancelled" if cancelled else "length"
@@ -137,9 +144,39 @@ class Answer:
         if self.config.num_beams > 1:
             search = BeamSearch(session, self.config, self._ends, len(self._end_ids))
             return search.run(logits_V, cache, self.sampler, cancel)
+        if self.keep is None:
+            return self._decode_in_context(session, logits_V, cache, cancel)
+        return self._decode_on(session, logits_V, cache, self.keep, cancel)
+
+    def _decode_in_context(
+        self, session: Decoder, logits_V: NDArray[np.float32], cache: KVCache, cancel: threading.Event | None
+    ) -> Generator[tuple[int, NDArray[np.float32]], None, None]:
         if self.speculator is None:
             return decode(session, logits_V, cache, self.sampler, cancel)
         return speculate(session, logits_V, cache, self.sampler, self.speculator, cancel)
+
+    def _decode_on(
+        self,
+        session: Decoder,
+        first_logits_V: NDArray[np.float32],
+        cache: KVCache,
+        keep: int,
+        cancel: threading.Event | None,
+    ) -> Generator[tuple[int, NDArray[np.float32]], None, None]:
+        """Decode, and whenever the context is full, shift it."""
+        logits_V: NDArray[np.float32] | None = first_logits_V
+        while logits_V is not None:
+            newest = 0
+            with closing(self._decode_in_context(session, logits_V, cache, cancel)) as tokens:
+                for newest, row_V in tokens:
+                    yield newest, row_V
+            if cancel is not None and cancel.is_set():
+                return
+            # The newest token is not in the cache yet.
+            text = fitted([*cache.token_ids, newest], keep, session.config.max_position_embeddings)
+            cache.truncate(0)
+            self._computed_together = len(text)
+            logits_V = prefill(session, text, cache, cancel)
 
     def take(self, id_: int, logits_V: NDArray[np.float32]) -> tuple[str, FinishReason | None]:
         """Add a token: return the text that it completes, and why the answer ends with it, if it does."""
@@ -156,7 +193,7 @@ class Answer:
             return text, "stop"
         if self.sampler.ends_with(self.generated):
             return text + self.rest(), "stop"
-        if self.generated == self.config.max_new_tokens:
+        if self.generated == self._most:
             return text + self.rest(), "length"
         return text, None
 

@@ -36,7 +36,10 @@ class GenerationConfig:
         ConfigError: a field is outside its range; the message names the field, the value and the range.
     """
 
-    max_new_tokens: int | None = None  # None: until an end token or the end of the context
+    # None: until an end token or the end of the context; with a context_shift, at most as many as the context has
+    max_new_tokens: int | None = None
+    # None: a text ends where the context is full; n: it goes on, and the model reads its first n tokens, and the newest
+    context_shift: int | None = None
     temperature: float = 0.0  # 0.0 is greedy
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1.0: off
@@ -172,15 +175,16 @@ PROMPT_LOOKUP = "prompt_lookup"
 _NOT_IN_FILES = {
     "adapter",
     "constraint", "visible_control_tokens", "processors", "sampler", "speculation", "exact_speculation",
-    "num_beams", "length_penalty",
+    "num_beams", "length_penalty", "context_shift",
 }  # fmt: skip
 _NOT_WITH_BEAMS = ("temperature", "sampler", "constraint", "token_healing", "speculation")
 _MAX_BIAS = 1e9  # far beyond every logit, and still exact enough in float32
 _TEXTS = {"stop": "stop", "visible_control_tokens": "token", "dry_breakers": "breaker"}  # the field, and one of them
-_OPTIONAL = ("max_new_tokens", "seed", "logprobs")
-_WHOLE = ("max_new_tokens", "top_k", "seed", "logprobs", "dry_allowed_length", "num_beams")
+_OPTIONAL = ("max_new_tokens", "context_shift", "seed", "logprobs")
+_WHOLE = ("max_new_tokens", "context_shift", "top_k", "seed", "logprobs", "dry_allowed_length", "num_beams")
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_new_tokens", 1, 2**31),
+    ("context_shift", 0, 2**31),
     ("temperature", 0.0, 100.0),
     ("top_k", 0, 2**31),
     ("top_p", 0.0, 1.0),

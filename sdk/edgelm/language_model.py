@@ -218,20 +218,36 @@ class LanguageModel:
         turns, variables = show_tools(messages, tools or (), tool_format(self))
         return encode_chat(self.chat_template, self.tokenizer, turns, variables=variables)
 
+    def keep_opening(
+        self, config: GenerationConfig, messages: Sequence[Message], tools: Sequence[Tool] | None = None
+    ) -> GenerationConfig:
+        """Return settings whose context shift, if they have one, keeps what stands before a conversation's first turn.
+
+        Raises:
+            ChatTemplateError, ConfigError: as from `encode_chat`.
+        """
+        if config.context_shift is None:
+            return config
+        system = [message for message in messages[:1] if message["role"] == "system"]
+        turns = [self.encode_chat([*system, Message(role="user", content=text)], tools) for text in ("a", "b")]
+        opening = next((i for i, (id_, other) in enumerate(zip(*turns, strict=False)) if id_ != other), 0)
+        return config.replace(context_shift=max(config.context_shift, opening))
+
     def answer(self, prompt: str | Sequence[int], config: GenerationConfig | None = None) -> Answer:
         """Check a prompt, and return the answer to it, not begun: what `stream` and the engine run.
 
         Raises:
             ContextLengthError: the prompt does not fit the model's context, or has no tokens.
             TokenizerError: a token id is none of the model's.
-            ConfigError: the model that should draft (`speculation`) has another tokenizer.
+            ConfigError: the model that should draft (`speculation`) has another tokenizer, or `context_shift` keeps
+                more than half of the context.
         """
         config = config or self.generation_config
         self._check_adapter(config.adapter)
         return Answer(
             tokenizer=self.tokenizer,
             model_config=self.config,
-            prompt_ids=self._checked_ids(prompt, fewest=1),
+            prompt_ids=self._checked_ids(prompt, fewest=1, must_fit=config.context_shift is None),
             config=config,
             speculator=self._speculator(config),
         )
@@ -286,10 +302,12 @@ class LanguageModel:
             ConfigError: a tool is not in OpenAI's form, or the config has a constraint beside the tools.
             ContextLengthError: the conversation does not fit the model's context.
         """
+        settings = config or self.generation_config
         if not tools or tool_choice == "none":
-            return self.stream(self.encode_chat(messages), config, cancel=cancel, cache=cache)
+            settings = self.keep_opening(settings, messages)
+            return self.stream(self.encode_chat(messages), settings, cancel=cancel, cache=cache)
         format_ = tool_format(self)
-        settings = tool_settings(config or self.generation_config, tools, tool_choice, format_)
+        settings = self.keep_opening(tool_settings(settings, tools, tool_choice, format_), messages, tools)
         chunks = self.stream(self.encode_chat(messages, tools), settings, cancel=cancel, cache=cache)
         return map(ToolCallParser(format_, tool_names(tools)).take, chunks)
 
@@ -377,11 +395,11 @@ class LanguageModel:
         perplexity = float(np.exp(-np.mean([token.logprob for token in tokens])))
         return Scores(tokens=tuple(tokens), perplexity=perplexity)
 
-    def _checked_ids(self, text: str | Sequence[int], *, fewest: int) -> list[int]:
+    def _checked_ids(self, text: str | Sequence[int], *, fewest: int, must_fit: bool = True) -> list[int]:
         ids = self.tokenizer.encode_prompt(text) if isinstance(text, str) else list(text)
         if len(ids) < fewest:
             raise ContextLengthError(f"The text has {len(ids)} tokens; it needs {fewest} or more.")
-        if len(ids) > self.context_length:
+        if must_fit and len(ids) > self.context_length:
             raise ContextLengthError(
                 f"The text has {len(ids)} tokens; the model's context holds {self.context_length}. Shorten it."
             )

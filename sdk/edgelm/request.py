@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edgelm.answer import Answer
@@ -29,6 +30,7 @@ class Request:
     calls: list[tuple[int, ...]] = field(default_factory=list)
     computed: int = 0  # how many of the calls are in the row
     taken: int = 0  # how many of them the answer has the forced tokens of
+    prompt_ids: Sequence[int] = field(init=False)  # the answer's; after a shift of the context, what is left
     length: int = field(init=False)  # of the row, when all that is known is computed
     cached_tokens: int = 0
     made_way: bool = False  # its piece was stopped for another request; the next one is not
@@ -37,7 +39,7 @@ class Request:
     prefilled: float | None = None
 
     def __post_init__(self) -> None:
-        self.length = len(self.answer.prompt_ids)
+        self.begin_with(self.answer.prompt_ids)
 
     @property
     def is_over(self) -> bool:
@@ -53,6 +55,11 @@ class Request:
     def next_call(self) -> tuple[int, ...]:
         """The tokens to compute next."""
         return self.calls[self.computed]
+
+    def begin_with(self, token_ids: Sequence[int]) -> None:
+        """Take these tokens for the prompt, and forget the calls after the one before."""
+        self.prompt_ids, self.length = token_ids, len(token_ids)
+        self.calls, self.computed, self.taken = [], 0, 0
 
     def append(self, call: tuple[int, ...]) -> None:
         """Add what to compute after all that is known."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.completion import FinishReason
+from edgelm.context_shift import fitted
 from edgelm.generate import PREFILL_CHUNK, Decoder, next_chunk
 from edgelm.kv_batch import KVBatch, longest_row
 from edgelm.prefix_cache import PrefixCache
@@ -110,7 +111,7 @@ class RunningBatch:
 
     def _fill(self) -> None:
         request = self._next_to_fill()
-        row, prompt_ids = request.row, request.answer.prompt_ids
+        row, prompt_ids = request.row, request.prompt_ids
         assert row is not None
         try:
             # Before each piece: another request with the same beginning may have computed it meanwhile.
@@ -152,7 +153,7 @@ class RunningBatch:
         first = self._filling[0]
         if not self._went_ahead:
             for request in self._filling:
-                if request.row is not None and len(request.answer.prompt_ids) - request.row.length <= SHARED_CHUNK:
+                if request.row is not None and len(request.prompt_ids) - request.row.length <= SHARED_CHUNK:
                     self._went_ahead = request is not first
                     return request
         self._went_ahead = False
@@ -188,7 +189,9 @@ class RunningBatch:
         for row_V, guessed in zip(rows_TV, (*guess, None), strict=True):
             request.computed += 1
             self._advance(request, row_V)
-            if request.row is None or request.next_call != (guessed,):
+            if request.number not in self._decoding:
+                return
+            if request.next_call != (guessed,):
                 break
             length += 1
         row.truncate(length)
@@ -203,12 +206,23 @@ class RunningBatch:
             id_ = request.answer.sampler.sample(logits_V)
             if self._take(request, id_, logits_V):
                 return
+            if room == 0 and request.answer.keep is not None:
+                self._shift(request, id_, request.answer.keep)
+                return
             if room == 0:
                 self._finish(request, request.answer.rest(), "length")
                 return
             request.append((id_, *request.answer.sampler.forced_tokens(room - 1)))
         except Exception as error:  # it belongs to whoever reads this answer; the others go on
             self._fail_one(request, error)
+
+    def _shift(self, request: Request, id_: int, keep: int) -> None:
+        """Let a request whose context is full fill its row anew, with what is left of its text."""
+        assert request.row is not None
+        text = [*request.row.token_ids[: request.length], id_]
+        self._remove(request)
+        request.begin_with(fitted(text, keep, longest_row(self._session.config)))
+        self.add(request)
 
     def _take(self, request: Request, id_: int, logits_V: NDArray[np.float32]) -> bool:
         """Give a token to its answer; return whether the answer ends with it."""
@@ -244,7 +258,7 @@ class RunningBatch:
         assert request.row is not None
         if request.number in self._decoding:
             del self._decoding[request.number]
-            self._prefixes.keep(request.row, len(request.answer.prompt_ids))
+            self._prefixes.keep(request.row, len(request.prompt_ids))
         else:
             self._filling.remove(request)
         self._batch.remove(request.row)

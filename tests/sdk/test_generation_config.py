@@ -28,6 +28,7 @@ def test_the_defaults_are_greedy_without_any_processor() -> None:
     ("name", "low", "high"),
     [
         ("max_new_tokens", 1, 2**31),
+        ("context_shift", 0, 2**31),
         ("temperature", 0.0, 100.0),
         ("top_k", 0, 2**31),
         ("top_p", 0.0, 1.0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from edgelm_server import TINY, EdgelmServer
 
 from edgelm import GenerationConfig
 
@@ -195,3 +196,18 @@ def test_a_model_that_is_not_there_is_named_with_those_that_are(serving):
     assert reply.status == 404
     assert reply.json["error"]["code"] == "model_not_found"
     assert reply.json["error"]["message"] == "There is no model '../../etc/passwd' here. Here are: tiny-random."
+
+
+def test_a_conversation_that_outgrows_the_context_goes_on_where_the_server_is_told_to(serving, tiny):
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "word " * 600}, *HELLO]
+    expected = tiny.chat(turns, GenerationConfig(max_new_tokens=12, context_shift=0))
+    assert "the model's context holds 1024" in chat(serving, messages=turns).json["error"]["message"]
+    with EdgelmServer((TINY, "--context-shift", "0")) as shifting:
+        answer = chat(shifting, messages=turns).json
+        options = {"model": "tiny-random", "stream": False, "options": {"num_predict": 12}}
+        ollama = shifting.post("/api/chat", {"messages": turns, **options}).json
+        generated = shifting.post("/api/generate", {"prompt": "word " * 600, "system": "Be brief.", **options}).json
+    assert answer["choices"][0]["message"]["content"] == ollama["message"]["content"] == expected.text
+    assert answer["usage"]["prompt_tokens"] == expected.usage.prompt_tokens <= 1024
+    expected = tiny.chat(turns[:2], GenerationConfig(max_new_tokens=12, context_shift=0))
+    assert generated["response"] == expected.text

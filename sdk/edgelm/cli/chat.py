@@ -52,7 +52,8 @@ def chat(
     MODEL is a name from the library or a folder; without one, the package that was written last. In the terminal,
     /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves, and the conversation is kept after each answer
     (`edgelm cache` lists and deletes them). Where input or output is not a terminal, each line of standard input is one
-    turn, each answer goes to standard output with an empty line between, and only a resumed conversation is kept.
+    turn, each answer goes to standard output with an empty line between, and only a resumed conversation is kept. Of a
+    conversation that outgrows the model's context, the model reads the system message and the newest part.
 
     \b
     Examples:
@@ -77,6 +78,7 @@ def chat(
             return load(name, SessionOptions(threads=threads, provider=provider))
 
     loaded = load_model(name)
+    settings.setdefault("context_shift", 0)  # somebody is talking: better to forget the beginning than to stop
     loaded.generation_config.replace(**settings)  # refuses a setting before the first question
     from edgelm.chat_session import ChatSession
     from edgelm.cli.kept_session import KeptSession

@@ -132,9 +132,13 @@ class Conversation:
             return
         self.screen.note(timing_line(last.usage, last.timings, last.finish_reason))
         used, limit = self.session.context_used, self.model.context_length
-        if used >= _NEARLY_FULL * limit:
+        if self.config().context_shift is not None:
+            if (tokens := self.conversation_tokens()) > limit:
+                self.screen.note(f"The model reads the newest part of this conversation's {tokens} tokens.")
+        elif used >= _NEARLY_FULL * limit:
             self.screen.warn(f"{used} of {limit} tokens of context are used: /clear starts a new conversation.")
-        elif last.finish_reason == "length":
+            return
+        if last.finish_reason == "length":
             self.screen.warn("The answer was cut off: /set max_new_tokens N allows longer ones.")
 
     def _texts(self, chunks: Iterator[Chunk]) -> Iterator[str]:
@@ -164,6 +168,10 @@ class Conversation:
         """Count the tokens of the conversation, also where the model has not read it yet."""
         if self.session.context_used or not self.session.messages:
             return self.session.context_used
+        return self.conversation_tokens()
+
+    def conversation_tokens(self) -> int:
+        """Count the tokens of the conversation, whatever part of it the model reads."""
         system = [Message(role="system", content=self.session.system)] if self.session.system else []
         try:
             return len(self.model.encode_chat([*system, *self.session.messages]))

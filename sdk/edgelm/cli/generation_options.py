@@ -18,6 +18,12 @@ from edgelm.providers import CPU, PROVIDERS
 # The library has no limit of its own; here nobody may be watching when a small model begins to repeat itself.
 MAX_NEW_TOKENS = 1024
 
+context_shift_option = click.option(
+    "--context-shift",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Where the context is full, go on with the first N tokens (or the system message) and the newest half.",
+)
 _OPTIONS = (
     click.option(
         "--max-new-tokens",
@@ -34,13 +40,17 @@ _OPTIONS = (
     click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer."),
     click.option("--num-beams", type=int, metavar="N", help="Search for the likeliest answer, N beginnings at a time."),
     click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given several times."),
+    context_shift_option,
     click.option(
         "--speculation",
         metavar="HOW",
         help=f"Guess tokens ahead where that is faster: {PROMPT_LOOKUP}, or a small model with the same tokenizer.",
     ),
 )
-_NAMES = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "num_beams", "stop", "speculation")
+_NAMES = (
+    "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "num_beams", "stop", "context_shift",
+    "speculation",
+)  # fmt: skip
 
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="Threads of a step.  [default: the physical cores]"

@@ -11,7 +11,7 @@ from typing import Literal
 
 import click
 
-from edgelm.cli.generation_options import complete_model, provider_option, threads_option
+from edgelm.cli.generation_options import complete_model, context_shift_option, provider_option, threads_option
 from edgelm.cli.main import EXIT_INTERRUPTED
 from edgelm.errors import ConfigError
 from edgelm.generation_config import PROMPT_LOOKUP
@@ -58,6 +58,7 @@ KEY_VARIABLE = "EDGELM_API_KEY"
     help="Requests that may wait besides.",
 )
 @click.option("--speculation", type=click.Choice((PROMPT_LOOKUP,)), help="Guess tokens ahead where that is faster.")
+@context_shift_option
 @threads_option
 @provider_option
 @click.option("--quiet", is_flag=True, help="Show errors only, not each request.")
@@ -73,6 +74,7 @@ def serve(
     batch: int,
     queue: int,
     speculation: Literal["prompt_lookup"] | None,
+    context_shift: int | None,
     threads: int | None,
     provider: str,
     quiet: bool,
@@ -100,6 +102,7 @@ def serve(
         max_batch=batch,
         max_queue=queue,
         speculation=speculation,
+        context_shift=context_shift,
         threads=threads,
         provider=provider,
     )

@@ -265,7 +265,9 @@ def _load(folder: Path, options: ServerOptions) -> tuple[LanguageModel, Engine]:
     from edgelm.language_model import load
 
     model = load(folder, SessionOptions(threads=options.threads, provider=options.provider))
-    model.generation_config = model.generation_config.replace(speculation=options.speculation)
+    model.generation_config = model.generation_config.replace(
+        speculation=options.speculation, context_shift=options.context_shift
+    )
     return model, Engine(model, EngineOptions(max_batch=options.max_batch, max_queue=options.max_queue))
 
 

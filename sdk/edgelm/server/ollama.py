@@ -107,8 +107,9 @@ async def chat(call: Call) -> Response:
         if tools is not None:
             config = tools.settings(config)
         messages = messages_of({"messages": [_message(message) for message in body["messages"]]})
-        prompt_ids = model.encode_chat(messages, tools=None if tools is None else tools.tools)
-        return [Job(prompt_ids=prompt_ids, config=config, tools=tools)]
+        offered = None if tools is None else tools.tools
+        prompt_ids = model.encode_chat(messages, tools=offered)
+        return [Job(prompt_ids=prompt_ids, config=model.keep_opening(config, messages, offered), tools=tools)]
 
     return await _deliver(call, jobs, is_chat=True, only_load=not call.body["messages"])
 
@@ -118,13 +119,14 @@ async def generate(call: Call) -> Response:
 
     def jobs(model: LanguageModel) -> list[Job]:
         body = call.body
-        prompt = body.get("prompt", "")
+        prompt, config = body.get("prompt", ""), _config(model, body)
         if body.get("raw") or model.chat_template is None:
             prompt_ids = model.tokenizer.encode_prompt(prompt)
         else:
             system = [{"role": "system", "content": body["system"]}] if body.get("system") else []
-            prompt_ids = model.encode_chat(messages_of({"messages": [*system, {"role": "user", "content": prompt}]}))
-        return [Job(prompt_ids=prompt_ids, config=_config(model, body))]
+            messages = messages_of({"messages": [*system, {"role": "user", "content": prompt}]})
+            prompt_ids, config = model.encode_chat(messages), model.keep_opening(config, messages)
+        return [Job(prompt_ids=prompt_ids, config=config)]
 
     return await _deliver(call, jobs, is_chat=False, only_load=not call.body.get("prompt"))
 

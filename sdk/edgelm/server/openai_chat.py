@@ -121,7 +121,9 @@ def chat_jobs(model: LanguageModel, body: Mapping[str, Any], config: GenerationC
     tools = chat_messages.ToolUse.of(model, body)
     if tools is not None:
         config = tools.settings(config)
-    prompt_ids = model.encode_chat(chat_messages.messages_of(body), tools=None if tools is None else tools.tools)
+    messages, offered = chat_messages.messages_of(body), None if tools is None else tools.tools
+    prompt_ids = model.encode_chat(messages, tools=offered)
+    config = model.keep_opening(config, messages, offered)
     copies = range(body.get("n", 1))
     return [Job(prompt_ids=prompt_ids, config=with_seed(config, index), tools=tools) for index in copies]
 

@@ -39,8 +39,8 @@ class ServerOptions:
     api_keys: whoever has one of them is answered; without any, whoever reaches the address is. allowed_hosts: values of
     the Host header, besides the address itself. cors_origins: web pages' origins that may call. keep_alive: seconds
     after which an unused model is unloaded, None for never. threads, provider: as in SessionOptions. max_batch: answers
-    computed at once, of one model. max_queue: requests that may wait besides. speculation: as in GenerationConfig; a
-    request that is alone gets it.
+    computed at once, of one model. max_queue: requests that may wait besides. speculation, context_shift: as in
+    GenerationConfig; a request that is alone gets the first, all get the second.
 
     Raises:
         ConfigError: a value is out of range, or an address that others reach has no key.
@@ -57,6 +57,7 @@ class ServerOptions:
     max_batch: int = 8
     max_queue: int = 64
     speculation: Literal["prompt_lookup"] | None = None
+    context_shift: int | None = None
     limits: RequestLimits = RequestLimits()
 
     def __post_init__(self) -> None:

@@ -1,0 +1,150 @@
+"""Texts that outgrow the context, against a fresh run on what is left of them at every token."""
+
+from __future__ import annotations
+
+import threading
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scripted_chat import converse
+
+import edgelm
+from edgelm import ChatSession, Engine, EngineOptions, GenerationConfig, LanguageModel
+from edgelm.answer import join
+from edgelm.config import ModelConfig
+from edgelm.context_shift import fitted
+from edgelm.draft_length import StepCosts
+from edgelm.errors import ConfigError, ContextLengthError
+from edgelm.kv_cache import bytes_per_token
+from edgelm.prefix_cache import PrefixCache
+from edgelm.session import DecoderSession
+from edgelm.testing import tiny_model_path
+
+CONTEXT = 96
+TEXT = np.random.default_rng(3).integers(5, 320, 1500).tolist()
+ANSWER = GenerationConfig(max_new_tokens=150, ignore_eos=True, context_shift=4)
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    """The tiny model, as one that was made for a shorter context."""
+    model = edgelm.load(tiny_model_path(), edgelm.SessionOptions(threads=1))
+    short = ModelConfig.from_dict(model.config.to_dict() | {"max_position_embeddings": CONTEXT})
+    assert isinstance(model.session, DecoderSession)
+    model.session.config = short
+    model.prefixes = PrefixCache(short, 0)
+    return model
+
+
+def greedy_on_what_is_left(model: LanguageModel, text: list[int], keep: int, count: int) -> list[int]:
+    """Compute every token on its own, from the text that is left before it."""
+    text = list(text)
+    for _ in range(count):
+        visible = text
+        while len(visible) > CONTEXT:
+            visible = [*visible[:keep], *visible[keep + (CONTEXT - keep) // 2 :]]
+        logits_V = model.session.forward(visible, model.session.new_cache())[0]
+        text.append(int(logits_V.argmax()))
+    return text[-count:]
+
+
+@pytest.mark.parametrize(("length", "keep"), [(3, 0), (90, 4), (96, 4), (97, 7), (400, 40)])
+def test_each_token_is_the_one_that_follows_what_is_left(model: LanguageModel, length: int, keep: int) -> None:
+    answer = model.generate(TEXT[:length], ANSWER.replace(context_shift=keep))
+    assert list(answer.token_ids) == greedy_on_what_is_left(model, TEXT[:length], keep, 150)
+    assert answer.finish_reason == "length"
+    assert answer.usage.prompt_tokens <= CONTEXT
+
+
+def test_what_is_left_depends_on_the_length_alone() -> None:
+    for keep in (0, 4, 48):
+        grown: list[int] = []
+        for i, id_ in enumerate(TEXT[:500]):
+            grown = list(fitted([*grown, id_], keep, CONTEXT))
+            assert grown == list(fitted(TEXT[: i + 1], keep, CONTEXT))
+            assert len(grown) <= CONTEXT
+            assert grown[:keep] == TEXT[: min(i + 1, keep)]
+
+
+def test_without_a_limit_an_answer_is_as_long_as_the_context(model: LanguageModel) -> None:
+    answer = model.generate(TEXT[:50], GenerationConfig(ignore_eos=True, context_shift=0))
+    assert (answer.usage.completion_tokens, answer.finish_reason) == (CONTEXT, "length")
+    ends = model.generate(TEXT[:50], GenerationConfig(ignore_eos=True))
+    assert ends.usage.completion_tokens == CONTEXT - 50 + 1
+
+
+@pytest.mark.parametrize("room", [10_000, 230])
+def test_an_engine_shifts_in_any_company_as_alone(model: LanguageModel, room: int) -> None:
+    prompts = [TEXT[:length] for length in (3, 60, 95, 96, 97, 300)]
+    settings = [ANSWER.replace(temperature=0.8 * (i % 2), seed=i, context_shift=i) for i in range(len(prompts))]
+    alone = [model.generate(prompt, own) for prompt, own in zip(prompts, settings, strict=True)]
+    options = EngineOptions(max_batch=4, max_kv_bytes=room * bytes_per_token(model.config))
+    with Engine(model, options) as engine:
+        answers = [engine.submit(prompt, own) for prompt, own in zip(prompts, settings, strict=True)]
+        together = [join(answer) for answer in answers]
+    assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
+    assert (engine.stats.preempted > 0) == (room == 230)
+
+
+class CheapGuesses(StepCosts):
+    """Let further tokens cost little, whatever the machine is doing."""
+
+    is_known = True
+
+    def seconds(self, tokens: int) -> float:
+        return 1.0 + 0.05 * tokens
+
+
+def test_guessed_tokens_shift_as_plain_ones(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "step_costs", CheapGuesses())
+    prompt, config = TEXT[:10] * 8, ANSWER.replace(speculation="prompt_lookup", repetition_penalty=0.7)
+    plain = model.generate(prompt, config.replace(speculation=None))
+    with Engine(model) as engine:
+        answers = [model.generate(prompt, config), join(engine.submit(prompt, config))]
+    for answer in answers:
+        assert answer.token_ids == plain.token_ids
+        assert answer.timings.accepted_tokens > 20
+
+
+def test_a_cancelled_answer_shifts_no_more(model: LanguageModel) -> None:
+    cancel, cache = threading.Event(), model.session.new_cache()
+    seen = 0
+    for chunk in model.stream(TEXT[:90], ANSWER, cancel=cancel, cache=cache):
+        seen += len(chunk.token_ids)
+        if seen >= 7:
+            cancel.set()
+    assert chunk.finish_reason == "cancelled"
+    assert cache.token_ids[:90] == TEXT[:90]
+
+
+def test_what_is_kept_leaves_half_of_the_context(model: LanguageModel) -> None:
+    with pytest.raises(ConfigError, match="context_shift keeps 49 tokens of a context of 96; it can keep 48"):
+        model.answer(TEXT[:3], ANSWER.replace(context_shift=49))
+
+
+def test_a_conversation_keeps_its_system_message_and_is_computed_anew_only_where_it_shifts(
+    model: LanguageModel,
+) -> None:
+    session, config = ChatSession(model, system="Be brief."), ANSWER.replace(max_new_tokens=4)
+    lengths = []
+    for i in range(30):
+        *_, last = session.send(f"Line {i}", config)
+        lengths.append(session.context_used)
+        assert last.usage is not None
+        begun = session._cache.token_ids
+        assert model.tokenizer.decode(begun[:25], skip_control_tokens=False).startswith("<|im_start|>system\nBe brief.")
+        assert len(begun) <= CONTEXT
+        if i and lengths[-1] > lengths[-2]:
+            assert last.usage.cached_tokens >= lengths[-2] - 8  # the answer's text may be other tokens
+    assert sum(now < before for before, now in pairwise(lengths)) >= 3
+    with pytest.raises(ContextLengthError, match="the model's context holds 96"):
+        list(session.send("more", config.replace(context_shift=None)))
+
+
+def test_a_chat_says_which_part_of_it_the_model_reads() -> None:
+    chat = converse("word " * 600, "Hello", context_shift=0)
+    assert len(chat.screen.answers) == 2
+    assert not chat.screen.warnings
+    assert chat.screen.notes[-1].startswith("The model reads the newest part of this conversation's ")
+    assert chat.session.context_used <= 1024 < chat.conversation_tokens()
