@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edgelm.adapter_graph import FUSED_PROJECTIONS
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm.graph_file import GRAPH_FILE, read_graph
@@ -22,8 +24,6 @@ from edgelm_export.folded import UnfoldedCheckpoint
 from edgelm_export.quantize.packed import PackedWeight, unpack, unpack_values
 
 PACKAGE_FORMAT = "package"  # of `source`
-# What the graph computes in one product, and of which projections it is made (decoder.py).
-_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 # Matrices that are looked up by rows, and so stand in the graph as they are.
 _GATHERED = ("model.embed_tokens.weight", "model.embed_positions.weight")
 _FLOAT_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -60,7 +60,7 @@ class _StoredTensors:
         self._folder = folder
         self._manifest = Manifest.load(folder)
         self._manifest.check_files(folder)
-        self.config = ModelConfig.load(folder)
+        self.config = dataclasses.replace(ModelConfig.load(folder), kv_cache="fp32")
         if self.config.num_experts:
             raise CheckpointError(
                 f"{folder} is a model with experts, whose weights are not read back from a package. Take its source."
@@ -157,7 +157,7 @@ class _StoredTensors:
             return name, slice(None)
         module, _, kind = name.rpartition(".")
         parent, _, part = module.rpartition(".")
-        for fused, parts in _FUSED.items():
+        for fused, parts in FUSED_PROJECTIONS.items():
             stored = f"{parent}.{fused}.{kind}"
             if part in parts and stored in self._initializers:
                 counts = [self._shapes[f"{parent}.{one}.{kind}"][0] for one in parts]

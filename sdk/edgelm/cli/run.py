@@ -6,10 +6,12 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgelm.cli.adapter_options import adapter_option, with_adapters
 from edgelm.cli.constraint_options import constraint_options
 from edgelm.cli.generation_options import complete_model, generation_options, provider_option, threads_option
 from edgelm.cli.output import clean_text, is_terminal, printable, timing_line
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--system", metavar="TEXT", help="Tell the model how to behave (needs a chat template).")
 @generation_options
 @constraint_options
+@adapter_option
 @threads_option
 @provider_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
@@ -36,6 +39,7 @@ def run(
     prompt: str | None,
     raw: bool,
     system: str | None,
+    adapter: Path | None,
     threads: int | None,
     provider: str,
     as_json: bool,
@@ -54,6 +58,7 @@ def run(
       edgelm run package/ --raw --temperature 0.8 --seed 1 "Once upon a time"
       edgelm run package/ --json --max-new-tokens 20 "Hello" | jq .text
       edgelm run package/ --json-schema person.json "Anna is 31." | jq .age
+      edgelm run package/ --adapter adapter/ "When do you open?"
       edgelm run package/ --choice yes --choice no "Is the sea blue?"
     """
     text = _whole_prompt(prompt)
@@ -64,6 +69,7 @@ def run(
         from edgelm.session import SessionOptions
 
         loaded = load(model, SessionOptions(threads=threads, provider=provider))
+        loaded = with_adapters(loaded, [] if adapter is None else [(None, adapter)])
     if system is not None and (raw or loaded.chat_template is None):
         why = "--raw leaves it out" if raw else f"{loaded.name} has none"
         raise click.UsageError(f"--system needs the chat template; {why}.")

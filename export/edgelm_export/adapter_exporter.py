@@ -1,0 +1,212 @@
+"""The export of an adapter: what training saved beside a checkpoint, written for the package of that checkpoint.
+
+Shapes: R rank, D and N what a projection takes and gives: A is [R, D], B is [N, R].
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (teaches numpy the name bfloat16, by which safetensors asks for it)
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+import edgelm
+from edgelm import atomic
+from edgelm.adapter import MAX_RANK, WEIGHTS_FILE, AdapterManifest
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError, ExportError
+from edgelm.manifest import Manifest, describe_file
+from edgelm.peft_format import (
+    BASE_GRID,
+    BASE_NAME,
+    BASE_SHA256,
+    CONFIG_FILE,
+    in_pairs,
+    read_peft_config,
+    scale_of,
+    tensor_names,
+)
+from edgelm.peft_format import WEIGHTS_FILE as PEFT_WEIGHTS_FILE
+from edgelm.quantization_recipe import Rule, scheme_for
+from edgelm.replaceable import why_not_an_adapter
+from edgelm.safetensors_header import check_header_length
+from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.checkpoint_view import CheckpointView
+from edgelm_export.folded import FoldedCheckpoint
+from edgelm_export.package_checkpoint import PACKAGE_FORMAT, PackageCheckpoint
+from edgelm_export.safetensors_writer import TensorSpec, write_safetensors
+
+_CHECKPOINTS_OF_A_RUN = ("best", "latest")  # links that `edgelm finetune` keeps, in the order of preference
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """An adapter as training saved it. metadata: of the weights file, where edgelm wrote it."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    metadata: Mapping[str, str]
+    matrices: Mapping[str, tuple[Array, Array]]
+
+
+def export_adapter(source: Path, base: Path, target: Path) -> AdapterManifest:
+    """Write an adapter for a package, whole or not at all. The package is only read.
+
+    source: an adapter of `edgelm finetune` or PEFT, or the folder of a run, whose best adapter is taken (the newest
+    where nothing was validated). The matrices keep the names that training saved; B has the scale inside, and what the
+    exporter folded into the rows of its projection.
+
+    Raises:
+        CheckpointError: there is no adapter, it is no plain LoRA, was trained on other weights, or does not fit.
+        ExportError: the package is of a kind that takes none, or `target` holds something else or cannot be written.
+        PackageError: the package is broken.
+    """
+    reason = why_not_an_adapter(target)
+    if reason is not None:
+        raise ExportError(f"{target} is not replaced: {reason}. Choose another folder, or remove it.")
+    package = _package_for_adapters(base)
+    trained = _read(_adapter_folder(source))
+    notes = _notes(trained, package)
+    with PackageCheckpoint(base) as checkpoint:
+        _check_layers(trained, checkpoint.config)
+        tensors = _folded(trained, checkpoint)
+    ranks = [len(a) for a, _ in trained.matrices.values()]
+    specs = {name: TensorSpec(dtype="F32", shape=tensor.shape) for name, tensor in tensors.items()}
+    try:
+        with atomic.replace_folder(target) as staging:
+            write_safetensors(staging / WEIGHTS_FILE, specs, tensors.__getitem__, {})
+            manifest = AdapterManifest(
+                name=target.resolve().name,
+                base=package.name,
+                base_fingerprint=package.fingerprint,
+                rank=max(ranks),
+                alpha=trained.config["lora_alpha"],
+                target_modules=tuple(sorted({layer.rpartition(".")[2] for layer in trained.matrices})),
+                file=describe_file(staging / WEIGHTS_FILE),
+                created_by={"edgelm": edgelm.__version__, "numpy": np.__version__},
+                notes=notes,
+            )
+            manifest.save(staging)
+    except OSError as error:
+        raise ExportError(f"{target} cannot be written: {error}. What was there before is as it was.") from error
+    return manifest
+
+
+def _package_for_adapters(base: Path) -> Manifest:
+    package = Manifest.load(base)
+    if ModelConfig.load(base).num_experts:
+        raise ExportError(
+            f"{base} is a model with experts, which takes no adapters beside it. Merge the adapter, and export the "
+            "result: edgelm merge"
+        )
+    transforms = [row["transform"] for row in package.recipe if "transform" in row]
+    if transforms:
+        raise ExportError(
+            f"{base} has {' and '.join(transforms)} folded into its weights, so what its layers read is not what the "
+            "adapter learned from. Export the base with a recipe without transforms, or merge the adapter: edgelm merge"
+        )
+    return package
+
+
+def _adapter_folder(folder: Path) -> Path:
+    """Return the adapter's own folder: of a run, that of its best checkpoint, else of its newest."""
+    candidates = [folder, *(folder / name for name in _CHECKPOINTS_OF_A_RUN)]
+    return next((path for path in candidates if (path / CONFIG_FILE).is_file()), folder)
+
+
+def _read(folder: Path) -> _Trained:
+    config = read_peft_config(folder)
+    path = folder / PEFT_WEIGHTS_FILE
+    try:
+        check_header_length(path)
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            names = list(file.keys())
+            tensors = {name: file.get_tensor(name).astype(np.float32) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Copy it again.") from error
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: {name} has NaN or infinite values; the adapter is damaged.")
+    return _Trained(folder=folder, config=config, metadata=metadata, matrices=in_pairs(tensors, path))
+
+
+def _notes(trained: _Trained, package: Manifest) -> tuple[str, ...]:
+    """Compare the weights that an adapter was trained on with those that the package was exported from."""
+    notes = []
+    wanted, found = trained.metadata.get(BASE_SHA256), _sha256_of_source(package.source)
+    if wanted is None or found is None:
+        notes.append("Nothing tells whether the package was exported from the weights that the adapter learned on.")
+    elif wanted != found:
+        raise CheckpointError(
+            f"The adapter in {trained.folder} was trained on {trained.metadata.get(BASE_NAME)} (weights "
+            f"{wanted[:12]}…); the package {package.name} was exported from others ({found[:12]}…). Export one from "
+            "that checkpoint."
+        )
+    grid = trained.metadata.get(BASE_GRID)
+    rules = tuple(Rule(pattern=row["pattern"], scheme=row["scheme"]) for row in package.recipe)
+    others = [layer for layer in trained.matrices if grid not in (None, scheme_for(rules, f"{layer}.weight"))]
+    if others:
+        notes.append(
+            f"The adapter learned on weights on the grid {grid}; {len(others)} of its {len(trained.matrices)} layers "
+            "are stored otherwise in this package."
+        )
+    return tuple(notes)
+
+
+def _sha256_of_source(source: Mapping[str, Any]) -> str | None:
+    """Return the hash of the checkpoint's weights that a package was made of, as training writes it into adapters."""
+    if source.get("format") == PACKAGE_FORMAT:
+        return _sha256_of_source(source["exported_from"])
+    if source.get("format") != "safetensors":
+        return None
+    hashes = [file["sha256"] for file in source["files"]]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _check_layers(trained: _Trained, config: ModelConfig) -> None:
+    shapes = config.tensor_shapes()
+    faults = []
+    for layer, (a, b) in trained.matrices.items():
+        shape = shapes.get(f"{layer}.weight", ()) if layer.endswith("_proj") else ()
+        if len(shape) != 2:
+            faults.append(f"{layer}: there is no such projection")
+        elif (b.shape[0], a.shape[1]) != shape or a.shape[0] != b.shape[1]:
+            faults.append(
+                f"{layer}: it is {list(shape)}, the adapter's A and B are {list(a.shape)} and {list(b.shape)}"
+            )
+        elif not 1 <= len(a) <= MAX_RANK:
+            faults.append(f"{layer}: rank {len(a)}, and ranks are 1 to {MAX_RANK}")
+    if faults:
+        raise CheckpointError(f"The adapter in {trained.folder} does not fit the package:\n  " + "\n  ".join(faults))
+
+
+def _folded(trained: _Trained, checkpoint: Checkpoint) -> dict[str, Array]:
+    """Return the tensors to write: A as it is, and B as its projection's rows are in the graph."""
+    rows = FoldedCheckpoint(_OutputSides(checkpoint, trained))
+    tensors = {}
+    for layer, (a, _) in trained.matrices.items():
+        name_a, name_b = tensor_names(layer)
+        tensors[name_a] = a
+        tensors[name_b] = rows.tensor(f"{layer}.weight") * np.float32(scale_of(trained.config, len(a), trained.folder))
+    return tensors
+
+
+class _OutputSides(CheckpointView):
+    """Show an adapter's B in the place of each weight: the exporter folds into rows, and both have the same."""
+
+    def __init__(self, checkpoint: Checkpoint, trained: _Trained) -> None:
+        super().__init__(checkpoint)
+        self._trained = trained
+
+    def tensor(self, name: str) -> Array:
+        """Return the matrix B [N, R] of a layer."""
+        return self._trained.matrices[name.removesuffix(".weight")][1]

@@ -1,0 +1,50 @@
+"""The command `edgelm export-adapter`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from edgelm.cli.output import is_terminal, megabytes
+from edgelm.library import Library
+from edgelm_export.adapter_exporter import export_adapter
+
+EXAMPLES = """
+\b
+Examples:
+  edgelm export-adapter ft/ --base pkg/ -o adapter/         the best adapter of a run, for the package of its base
+  edgelm export-adapter peft/ --base my-model -o adapter/   one that PEFT trained, for a package of the library
+  edgelm chat pkg/ --adapter adapter/
+"""
+
+
+@click.command("export-adapter", epilog=EXAMPLES)
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.option("--base", required=True, help="The package that it goes with: a folder, or a name from the library.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder of the adapter.")
+@click.option("--json", "as_json", is_flag=True, help="Print the adapter's manifest as JSON.")
+def export_adapter_(adapter: Path, base: str, output: Path, as_json: bool) -> None:
+    """Export an adapter to stand beside a package.
+
+    ADAPTER is the folder of a run of `edgelm finetune`, or of a LoRA adapter in PEFT's format. The package stays as it
+    is; `run`, `chat` and `serve` take the adapter beside it (--adapter).
+    """
+    folder = Library().find(base)
+    manifest = export_adapter(adapter, folder, output)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(manifest), indent=2))
+        return
+    rows = [
+        ("adapter", f"{output} ({megabytes(manifest.file.size)}, rank {manifest.rank})"),
+        ("beside", f"{folder} ({manifest.base})"),
+        ("changes", ", ".join(manifest.target_modules)),
+        *(("note", note) for note in manifest.notes),
+    ]
+    for label, value in rows:
+        click.echo(f"{label:>18}  {value}")
+    if is_terminal(sys.stderr):
+        click.echo(f"Chat with it: edgelm chat {folder} --adapter {output}", err=True)

@@ -1,0 +1,177 @@
+"""Adapter folders as a loader meets them: another package's, changed, broken; and the graph with places for them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_adapter import LAYER, PACKAGE, describe, write_tiny_adapter
+
+import edgelm
+from edgelm.adapter import read_adapter
+from edgelm.adapter_bank import AdapterBank
+from edgelm.adapter_graph import products_of, with_adapters
+from edgelm.config import ModelConfig
+from edgelm.errors import ConfigError, PackageError
+from edgelm.generation_config import GenerationConfig
+from edgelm.onnx_walk import walk_onnx
+from edgelm.shared_use import SharedUse
+from edgelm.testing import scripted_model, tiny_model_path
+
+CONFIG = ModelConfig.load(tiny_model_path())
+
+
+def edit_manifest(old: str, new: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "adapter.json"
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+    return change
+
+
+def edit_weights(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / "adapter_model.safetensors"
+        path.write_bytes(change(path.read_bytes()))
+        describe(folder)
+
+    return edit
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "not exported": (lambda folder: (folder / "adapter.json").unlink(), r"has no adapter\.json, so it is no exported"),
+    "no JSON": (lambda folder: (folder / "adapter.json").write_text("["), r"describes no adapter: .* Export or copy"),
+    "later version": (edit_manifest('"schema_version": 1', '"schema_version": 2'), "has schema_version 2, and this"),
+    "no name": (edit_manifest('"name": "mine"', '"name": 3'), "describes no adapter: name is 3"),
+    "no rank": (edit_manifest('"rank": 2', '"rank": 0'), "describes no adapter: rank is 0; it must be a number from 1"),
+    "other file": (
+        edit_manifest('"path": "adapter', '"path": "../adapter'),
+        r"no adapter: the file is '\.\./",
+    ),
+    "odd targets": (edit_manifest('"o_proj"', "7"), r"describes no adapter: target_modules are \(7,\)"),
+    "other package": (
+        edit_manifest(PACKAGE.fingerprint, "0" * 64),
+        r"belongs to the package tiny-random \(0{12}\), not to tiny-random \([0-9a-f]{12}\)\. Export it for this one",
+    ),
+    "changed": (lambda folder: flip_last_bit(folder / "adapter_model.safetensors"), "does not match the SHA-256"),
+    "huge": (edit_manifest('"size": ', '"size": 99999999'), r"has \d+ bytes; an adapter of this model has at most"),
+    "wrong shape": (
+        lambda folder: write_tiny_adapter(folder, ((2, 31), (32, 2))),
+        r"\[2, 31\] and \[32, 2\] for .*o_proj",
+    ),
+    "half": (
+        lambda folder: write_tiny_adapter(folder, dtype="f2"),
+        r"a tensor is 'F16' of shape \[2, 32\]; adapters",
+    ),
+    "cut": (edit_weights(lambda data: data[:-4]), r"a matrix of shape \[.*\] lies at \d+ to \d+ of \d+ bytes"),
+    "no header": (
+        edit_weights(lambda data: b"\xff" * 8 + data[8:]),
+        r"its header of 18446744073709551615 bytes is",
+    ),
+    "NaN": (edit_weights(lambda data: data[:-4] + b"\xff" * 4), r"lora_B\.weight has NaN or infinite values"),
+}
+
+
+def flip_last_bit(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_an_adapter_that_is_not_whole_or_not_this_packages_is_refused(name: str, tmp_path: Path) -> None:
+    folder = write_tiny_adapter(tmp_path / "adapter")
+    read_adapter(folder, PACKAGE, CONFIG)
+    change, message = BROKEN[name]
+    change(folder)
+    with pytest.raises(PackageError, match=message):
+        read_adapter(folder, PACKAGE, CONFIG)
+
+
+def test_the_graph_with_places_for_adapters_passes_the_walk() -> None:
+    path = tiny_model_path() / "model.onnx"
+    graph = path.read_bytes()
+    sizes = {"model.onnx.data": (tiny_model_path() / "model.onnx.data").stat().st_size}
+    products = products_of(graph, path)
+    assert "model.layers.1.self_attn.qkv_proj" in products
+    assert "model.layers.1.mlp.gate_up_proj" in products
+    plain, adapted = walk_onnx(graph, path, sizes), walk_onnx(with_adapters(graph, path, products), path, sizes)
+    assert adapted.operators == plain.operators | {("com.microsoft", "FusedMatMul"), ("", "Mul")}
+    assert with_adapters(graph, path, ()) == graph
+
+
+def test_a_layer_without_a_product_of_its_own_cannot_be_adapted(tmp_path: Path) -> None:
+    adapter = read_adapter(write_tiny_adapter(tmp_path / "adapter"), PACKAGE, CONFIG)
+    with pytest.raises(PackageError, match=rf"The graph has no product for {LAYER}, which the adapter mine changes"):
+        AdapterBank().with_adapter("mine", adapter, {})
+
+
+def test_a_graph_of_another_program_takes_no_adapters(tmp_path: Path) -> None:
+    from edgelm.session import DecoderSession
+
+    session = DecoderSession(tiny_model_path(), CONFIG, foreign_graph=Path("model.onnx"))
+    adapter = read_adapter(write_tiny_adapter(tmp_path / "adapter"), PACKAGE, CONFIG)
+    with pytest.raises(ConfigError, match=r"model\.onnx takes no adapters here: they run on the CPU, beside packages"):
+        session.load_adapter("mine", adapter)
+
+
+def test_when_the_adapted_graph_does_not_start_the_model_goes_on_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = edgelm.load(tiny_model_path())
+    config = GenerationConfig(max_new_tokens=4)
+    expected = model.generate("The sea", config).token_ids
+    monkeypatch.setattr("edgelm.session.with_adapters", lambda graph, path, products: b"broken")
+    with pytest.raises(edgelm.ProviderError, match="does not load"):
+        model.load_adapter(write_tiny_adapter(tmp_path / "adapter"))
+    assert not model.adapters
+    assert model.generate("The sea", config).token_ids == expected
+
+
+def test_the_scripted_model_takes_adapters_too(tmp_path: Path) -> None:
+    model = scripted_model("blue")
+    model.load_adapter(write_tiny_adapter(tmp_path / "adapter"))
+    assert model.adapted("mine").generate("The sea is").text == "blue"
+    model.unload_adapter("mine")
+    assert not model.adapters
+
+
+def test_an_adapter_is_named_by_a_text() -> None:
+    with pytest.raises(ConfigError, match="adapter is 3; it must be the name of a loaded adapter, or None"):
+        GenerationConfig(adapter=3)  # type: ignore[arg-type]
+
+
+def test_who_wants_it_alone_waits_for_those_inside_and_goes_before_those_who_come_later() -> None:
+    use, order = SharedUse(), []
+    inside, leave, alone = (threading.Event() for _ in range(3))
+
+    def stay() -> None:
+        with use.shared():
+            inside.set()
+            leave.wait()
+            order.append("inside")
+
+    def change() -> None:
+        with use.alone():
+            order.append("alone")
+            alone.set()
+
+    def come_later() -> None:
+        with use.shared():
+            order.append("later")
+
+    threads = [threading.Thread(target=target) for target in (stay, change, come_later)]
+    threads[0].start()
+    inside.wait()
+    threads[1].start()
+    while not use._closed:  # until it waits
+        threads[1].join(0.001)
+    threads[2].start()
+    assert not alone.is_set()
+    leave.set()
+    for thread in threads:
+        thread.join()
+    assert order == ["inside", "alone", "later"]
