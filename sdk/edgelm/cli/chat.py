@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgelm.cli.adapter_options import adapters_option, with_adapters
 from edgelm.cli.cache import complete_session
 from edgelm.cli.generation_options import complete_model, generation_options, provider_option, threads_option
 from edgelm.cli.output import clean_text, is_terminal, printable
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 )
 @click.option("--keep-cache", is_flag=True, help="Keep what was computed too: tens of megabytes a conversation.")
 @generation_options
+@adapters_option
 @threads_option
 @provider_option
 def chat(
@@ -43,6 +46,7 @@ def chat(
     system: str | None,
     resume: str | None,
     keep_cache: bool,
+    adapters: tuple[tuple[str | None, Path], ...],
     threads: int | None,
     provider: str,
     settings: dict[str, Any],
@@ -54,6 +58,8 @@ def chat(
     (`edgelm cache` lists and deletes them). Where input or output is not a terminal, each line of standard input is one
     turn, each answer goes to standard output with an empty line between, and only a resumed conversation is kept. Of a
     conversation that outgrows the model's context, the model reads the system message and the newest part.
+
+    The first adapter answers, until `/set adapter` names another, or null for the model alone.
 
     \b
     Examples:
@@ -77,7 +83,7 @@ def chat(
 
             return load(name, SessionOptions(threads=threads, provider=provider))
 
-    loaded = load_model(name)
+    loaded = with_adapters(load_model(name), adapters)
     settings.setdefault("context_shift", 0)  # somebody is talking: better to forget the beginning than to stop
     loaded.generation_config.replace(**settings)  # refuses a setting before the first question
     from edgelm.chat_session import ChatSession

@@ -32,6 +32,7 @@ SETTINGS = (
     "frequency_penalty",
     "seed",
     "stop",
+    "adapter",
     "context_shift",
 )
 _PREVIEW_LENGTH = 60

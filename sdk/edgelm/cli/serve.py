@@ -11,6 +11,7 @@ from typing import Literal
 
 import click
 
+from edgelm.cli.adapter_options import adapters_option
 from edgelm.cli.generation_options import complete_model, context_shift_option, provider_option, threads_option
 from edgelm.cli.main import EXIT_INTERRUPTED
 from edgelm.errors import ConfigError
@@ -59,6 +60,7 @@ KEY_VARIABLE = "EDGELM_API_KEY"
 )
 @click.option("--speculation", type=click.Choice((PROMPT_LOOKUP,)), help="Guess tokens ahead where that is faster.")
 @context_shift_option
+@adapters_option
 @threads_option
 @provider_option
 @click.option("--quiet", is_flag=True, help="Show errors only, not each request.")
@@ -75,6 +77,7 @@ def serve(
     queue: int,
     speculation: Literal["prompt_lookup"] | None,
     context_shift: int | None,
+    adapters: tuple[tuple[str | None, Path], ...],
     threads: int | None,
     provider: str,
     quiet: bool,
@@ -82,12 +85,14 @@ def serve(
     """Serve models to programs, in the protocols of OpenAI and Ollama.
 
     MODEL is a name from the library or a folder; without any, the whole library is served. A model is loaded when it is
-    first asked for. The first Ctrl-C lets running answers end, the second stops at once.
+    first asked for. An adapter is offered as a model of its own, by its name. The first Ctrl-C lets running answers
+    end, the second stops at once.
 
     \b
     Examples:
       edgelm serve
       edgelm serve smollm2-135m-instruct --port 9000
+      edgelm serve package/ --adapter shop=adapter/
       EDGELM_API_KEY=$(openssl rand -hex 16) edgelm serve --host 0.0.0.0
       curl localhost:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hello"}]}'
       OPENAI_BASE_URL=http://localhost:8080/v1 OPENAI_API_KEY=none python program.py
@@ -103,6 +108,7 @@ def serve(
         max_queue=queue,
         speculation=speculation,
         context_shift=context_shift,
+        adapters=adapters,
         threads=threads,
         provider=provider,
     )

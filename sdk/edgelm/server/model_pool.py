@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgelm.adapter import AdapterManifest
 from edgelm.engine import Engine, EngineOptions
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.library import Library, check_name
@@ -50,6 +51,46 @@ class LoadedModel:
         self.users -= 1
         self.last_used = time.monotonic()
 
+    def keep_for(self, seconds: float | None) -> None:
+        """Set how long the model stays without a request."""
+        self.keep_alive = seconds
+
+    def adapted(self, adapter: str) -> LoadedAdapter:
+        """Return the model as those have it who ask for one of its adapters."""
+        return LoadedAdapter(
+            name=adapter,
+            model=self.model.adapted(adapter),
+            engine=self.engine,
+            max_batch=self.max_batch,
+            size=self.size,
+            keep_alive=self.keep_alive,
+            scoring=self.scoring,
+            base=self,
+        )
+
+
+@dataclass(eq=False, kw_only=True)
+class LoadedAdapter(LoadedModel):
+    """A loaded model with an adapter as its default; who uses it uses the model."""
+
+    base: LoadedModel
+
+    def release(self) -> None:
+        """End one use of the model."""
+        self.base.release()
+
+    def keep_for(self, seconds: float | None) -> None:
+        """Set how long the model stays without a request."""
+        self.base.keep_for(seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Offer:
+    """An adapter that is offered, and the name of its model."""
+
+    folder: Path
+    base: str
+
 
 class ModelPool:
     """Hold the models by name. Not safe between threads: it belongs to the server's event loop.
@@ -59,7 +100,7 @@ class ModelPool:
 
     Raises:
         ModelNotFoundError: one of the models is not here.
-        ConfigError: two of them have one name.
+        ConfigError: two of them have one name, or an adapter's package is not among them.
         PackageError: a manifest cannot be read.
     """
 
@@ -70,13 +111,38 @@ class ModelPool:
         self._loaded: dict[str, LoadedModel] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._room = asyncio.Lock()  # of those who need memory, one at a time looks for it
+        self._adapters: dict[str, _Offer] = {}
+        for name, folder in options.adapters:
+            self._offer(name, folder)
 
     def folders(self) -> Mapping[str, Path]:
-        """Return the folder of each model that is offered.
+        """Return the folder of each model that is offered; of an adapter it is that of its package.
 
         Raises:
             ApiError: 503, the library cannot be read.
         """
+        packages = self._packages()
+        adapters = {name: packages[offer.base] for name, offer in self._adapters.items() if offer.base in packages}
+        return {**packages, **adapters}
+
+    def parent(self, name: str) -> str | None:
+        """Return the name of the model that an adapter belongs to; None for a model."""
+        return self._adapters[name].base if name in self._adapters else None
+
+    def _offer(self, name: str | None, folder: Path) -> None:
+        manifest = AdapterManifest.load(folder)
+        name = check_name(name or manifest.name)
+        names = {package.fingerprint: model for model, package in self.manifests().items() if not self.parent(model)}
+        if manifest.base_fingerprint not in names:
+            raise ConfigError(
+                f"The adapter in {folder} belongs to the package {manifest.base} ({manifest.base_fingerprint[:12]}), "
+                "which is not served. Serve that one: edgelm serve PACKAGE --adapter FOLDER"
+            )
+        if name in self.folders():
+            raise ConfigError(f"There is a model {name!r} already. Name the adapter: --adapter NAME={folder}")
+        self._adapters[name] = _Offer(folder=folder, base=names[manifest.base_fingerprint])
+
+    def _packages(self) -> Mapping[str, Path]:
         if self._folders:
             return self._folders
         try:
@@ -134,8 +200,8 @@ class ModelPool:
         """
         folders = self.folders()
         if name is None:
-            if len(folders) == 1:
-                return next(iter(folders))
+            if len(packages := self._packages()) == 1:
+                return next(iter(packages))
             raise ApiError(400, f"model is missing. {_what_is_here(folders)}", param="model")
         self._folder(name)
         return self._library.resolve(name) if name not in folders else name
@@ -146,15 +212,16 @@ class ModelPool:
         Raises:
             ApiError: 404, no model has that name; 503, there is no memory for it, or the package is broken.
         """
-        while (loaded := self._loaded.get(name)) is None:  # again, where it was unloaded before we were back
-            folder = self._folder(name)
-            task = self._loading.get(name)
+        base = self.parent(name) or name
+        while (loaded := self._loaded.get(base)) is None:  # again, where it was unloaded before we were back
+            folder = self._folder(base)
+            task = self._loading.get(base)
             if task is None:
-                task = self._loading[name] = asyncio.create_task(self._load(name, folder))
-                task.add_done_callback(lambda _: self._loading.pop(name, None))
+                task = self._loading[base] = asyncio.create_task(self._load(base, folder))
+                task.add_done_callback(lambda _: self._loading.pop(base, None))
             await asyncio.shield(task)  # who leaves must not take the model from those who wait too
         loaded.users += 1
-        return loaded
+        return loaded if base == name else loaded.adapted(name)
 
     async def _load(self, name: str, folder: Path) -> None:
         started = time.perf_counter()
@@ -162,7 +229,8 @@ class ModelPool:
             async with self._room:
                 size = sum(entry.size for entry in open_package(folder).manifest.files)
                 await self._make_room(size)
-                model, engine = await asyncio.to_thread(_load, folder, self._options)
+                adapters = {other: offer.folder for other, offer in self._adapters.items() if offer.base == name}
+                model, engine = await asyncio.to_thread(_load, folder, adapters, self._options)
         except ApiError:
             raise
         except (EdgeLMError, MemoryError) as error:
@@ -201,7 +269,7 @@ class ModelPool:
 
     async def unload(self, name: str) -> None:
         """Unload a model, at once or when its last user has left."""
-        loaded = self._loaded.get(name)
+        loaded = self._loaded.get(self.parent(name) or name)
         if loaded is not None:
             loaded.keep_alive = 0
             if not loaded.users:
@@ -260,11 +328,13 @@ def reading_package(name: str) -> Iterator[None]:
         raise _broken(name) from error
 
 
-def _load(folder: Path, options: ServerOptions) -> tuple[LanguageModel, Engine]:
+def _load(folder: Path, adapters: Mapping[str, Path], options: ServerOptions) -> tuple[LanguageModel, Engine]:
     # Imported here, in the thread that loads: it brings ONNX Runtime.
     from edgelm.language_model import load
 
     model = load(folder, SessionOptions(threads=options.threads, provider=options.provider))
+    for name, adapter in adapters.items():
+        model.load_adapter(adapter, name)
     model.generation_config = model.generation_config.replace(
         speculation=options.speculation, context_shift=options.context_shift
     )

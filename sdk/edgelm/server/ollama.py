@@ -196,7 +196,7 @@ async def _deliver(call: Call, jobs: Any, *, is_chat: bool, only_load: bool) -> 
 
     def keep(served: LoadedModel) -> None:
         if seconds is not None:
-            served.keep_alive = seconds if seconds >= 0 else None
+            served.keep_for(seconds if seconds >= 0 else None)
 
     if only_load:  # Ollama's clients load or unload a model with a request that asks nothing
         if seconds == 0:

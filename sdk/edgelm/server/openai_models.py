@@ -38,4 +38,5 @@ def _model(call: Call, name: str, manifest: Manifest) -> dict[str, Any]:
         "owned_by": "edgelm",
         "context_length": manifest.context_length,
         "precision": manifest.precision,
+        "parent": call.pool.parent(name),
     }

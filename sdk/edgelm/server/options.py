@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from edgelm.errors import ConfigError
@@ -42,6 +43,8 @@ class ServerOptions:
     computed at once, of one model. max_queue: requests that may wait besides. speculation, context_shift: as in
     GenerationConfig; a request that is alone gets the first, all get the second.
 
+    adapters: their names (None: as they call themselves) and folders, each offered beside its package.
+
     Raises:
         ConfigError: a value is out of range, or an address that others reach has no key.
     """
@@ -56,6 +59,7 @@ class ServerOptions:
     provider: str = CPU
     max_batch: int = 8
     max_queue: int = 64
+    adapters: tuple[tuple[str | None, Path], ...] = ()
     speculation: Literal["prompt_lookup"] | None = None
     context_shift: int | None = None
     limits: RequestLimits = RequestLimits()

@@ -1,0 +1,82 @@
+"""Adapters on the server: each is a model of its own to clients, and shares one with the others in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from edgelm_server import TINY, EdgelmServer
+from tiny_adapter import describe, write_tiny_adapter
+
+from edgelm.cli.main import main
+from edgelm.language_model import LanguageModel, load
+
+PROMPT = {"prompt": "The sea is blue", "max_tokens": 8, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_adapter(tmp_path_factory.mktemp("adapter") / "adapter")
+
+
+@pytest.fixture(scope="module")
+def serving_adapters(adapter: Path) -> Iterator[EdgelmServer]:
+    with EdgelmServer((TINY, "--adapter", str(adapter), "--adapter", f"shop={adapter}")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def adapted(adapter: Path) -> LanguageModel:
+    model = load(TINY)
+    model.load_adapter(adapter)
+    return model.adapted("mine")
+
+
+def test_adapters_are_listed_beside_their_model(serving_adapters):
+    listed = serving_adapters.get("/v1/models").json["data"]
+    parents = {"tiny-random": None, "mine": "tiny-random", "shop": "tiny-random"}
+    assert {model["id"]: model["parent"] for model in listed} == parents
+    assert serving_adapters.get("/v1/models/shop").json["parent"] == "tiny-random"
+    assert {model["name"] for model in serving_adapters.get("/api/tags").json["models"]} == set(parents)
+
+
+def test_a_request_names_the_adapter_as_its_model(serving_adapters, adapted):
+    texts = {}
+    for name in ("tiny-random", "mine", "shop", None):
+        reply = serving_adapters.post("/v1/completions", PROMPT | ({"model": name} if name else {})).json
+        assert reply["model"] == (name or "tiny-random")
+        texts[name] = reply["choices"][0]["text"]
+    config = adapted.generation_config.replace(max_new_tokens=8, ignore_eos=True)
+    assert texts["mine"] == texts["shop"] == adapted.generate("The sea is blue", config).text
+    assert texts["tiny-random"] == texts[None] == adapted.generate("The sea is blue", config.replace(adapter=None)).text
+    assert texts["mine"] != texts[None]
+
+
+def test_prompts_are_scored_and_embedded_with_the_adapter(serving_adapters, adapted):
+    body = PROMPT | {"model": "mine", "echo": True, "logprobs": 0, "max_tokens": 0}
+    scored = serving_adapters.post("/v1/completions", body).json["choices"][0]["logprobs"]["token_logprobs"]
+    assert scored[1:] == pytest.approx([token.logprob for token in adapted.score("The sea is blue").tokens], abs=1e-5)
+    (data,) = serving_adapters.post("/v1/embeddings", {"model": "mine", "input": "The sea"}).json["data"]
+    assert data["embedding"] == pytest.approx(adapted.embed(["The sea"])[0].tolist(), abs=1e-5)
+
+
+def test_an_adapter_is_unloaded_with_its_model_and_loaded_again(serving_adapters):
+    before = serving_adapters.post("/v1/completions", PROMPT | {"model": "mine"}).json["choices"]
+    unloaded = serving_adapters.post("/api/generate", {"model": "mine", "keep_alive": 0}).json
+    assert unloaded["done_reason"] == "unload"
+    assert serving_adapters.get("/api/ps").json["models"] == []
+    assert serving_adapters.post("/v1/completions", PROMPT | {"model": "mine"}).json["choices"] == before
+
+
+def test_an_adapter_without_its_model_or_with_a_models_name_is_refused(adapter: Path, tmp_path: Path) -> None:
+    stranger = write_tiny_adapter(tmp_path / "stranger")
+    describe(stranger, base="another", base_fingerprint="0" * 64)
+    for option, words in (
+        (str(stranger), "belongs to the package another (000000000000), which is not served. Serve that one"),
+        (f"tiny-random={adapter}", "There is a model 'tiny-random' already. Name the adapter: --adapter NAME="),
+    ):
+        result = CliRunner().invoke(main, ["serve", TINY, "--port", "0", "--adapter", option])
+        assert result.exit_code == 1
+        assert words in result.output
