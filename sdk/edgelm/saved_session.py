@@ -142,9 +142,11 @@ def write(
     """Write a session to a folder, as ChatSession.save does."""
     if folder.exists() and not (folder / CONVERSATION_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not a saved session; it is left alone. Choose another folder.")
+    adapter = None if cache.adapter is None else model.adapters[cache.adapter].file.sha256
     conversation = {
         "model": model.name,
         "fingerprint": model.fingerprint,
+        "adapter": adapter,  # what the cache was computed with
         "system": system,
         "messages": list(messages),
         "tokens": cache.length,
@@ -152,7 +154,7 @@ def write(
     with _writing(folder), atomic.replace_folder(folder) as staging:
         atomic.write_text(staging / CONVERSATION_FILE, json.dumps(conversation, indent=2, ensure_ascii=False) + "\n")
         if with_cache:
-            cache.save(staging / CACHE_FILE, model.fingerprint)
+            cache.save(staging / CACHE_FILE, _owner(model, adapter))
 
 
 def read(folder: Path, model: LanguageModel, *, any_model: bool) -> tuple[str | None, list[Message], KVCache | None]:
@@ -167,9 +169,18 @@ def read(folder: Path, model: LanguageModel, *, any_model: bool) -> tuple[str | 
             f"({conversation['fingerprint'][:12]}), not to {model.name} ({model.fingerprint[:12]}). Load that model, "
             "or begin a new session."
         )
-    path = folder / CACHE_FILE
-    cache = KVCache.load(path, model.config, model.fingerprint) if is_its_own and path.exists() else None
+    path, adapter = folder / CACHE_FILE, conversation.get("adapter")
+    cache = None
+    loaded = [name for name, manifest in model.adapters.items() if manifest.file.sha256 == adapter]
+    if is_its_own and path.exists() and (adapter is None or loaded):
+        cache = KVCache.load(path, model.config, _owner(model, adapter))
+        cache.adapter = next(iter(loaded), None)
     return conversation["system"], conversation["messages"], cache
+
+
+def _owner(model: LanguageModel, adapter: str | None) -> str:
+    """Identify what computes a cache: the package, and the adapter by the hash of its weights."""
+    return model.fingerprint if adapter is None else f"{model.fingerprint}+{adapter}"
 
 
 def _read_conversation(folder: Path) -> dict[str, Any]:

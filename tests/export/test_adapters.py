@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import edgelm
+from edgelm.answer import join
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ConfigError, ExportError
@@ -206,6 +208,50 @@ def test_keys_and_values_of_adapters_never_mix(exported: Exported, tmp_path: Pat
         assert tuple(cache.token_ids[-7:]) == fresh[name][:7]
         assert answer.usage is not None
     assert answer.usage.cached_tokens > 32  # the second time, from the blocks that the model alone had computed
+
+
+def test_a_saved_conversation_keeps_what_its_adapter_computed(exported: Exported, tmp_path: Path) -> None:
+    model = with_adapters(exported, "fp32", tmp_path, "all", "values")
+    config = GenerationConfig(max_new_tokens=8, ignore_eos=True, adapter="all")
+    session = edgelm.ChatSession(model)
+    for _ in session.send("What is the sea?", config):
+        pass
+    session.save(tmp_path / "kept")
+    again = edgelm.load(exported.packages["fp32"])  # has no adapters: the conversation goes on, its cache does not
+    assert edgelm.ChatSession.load(again, tmp_path / "kept").context_used == 0
+    again.load_adapter(tmp_path / "values")
+    again.load_adapter(tmp_path / "all", "another-name")
+    resumed = edgelm.ChatSession.load(again, tmp_path / "kept")
+    assert resumed.messages == session.messages
+    for current, name in ((session, "all"), (resumed, "another-name")):
+        (*_, last) = current.send("And the sky?", config.replace(adapter=name))
+        assert last.usage is not None
+        assert last.usage.cached_tokens >= 20
+    assert resumed.messages == session.messages
+
+
+def test_adapters_come_and_go_while_answers_are_made(exported: Exported, tmp_path: Path) -> None:
+    model = with_adapters(exported, "int8", tmp_path, "values")
+    export_adapter(exported.adapters["ranks"], exported.packages["int8"], tmp_path / "ranks")
+    configs = [GenerationConfig(max_new_tokens=16, ignore_eos=True, adapter=name) for name in (None, "values")]
+    alone = [model.generate("The sea is", config).token_ids for config in configs]
+    begun, changed = threading.Event(), threading.Event()
+
+    def pause(logits_V: NDArray[np.float32], ids: Sequence[int]) -> None:
+        if len(ids) == prompt_tokens + 4:
+            begun.set()
+            changed.wait()
+
+    prompt_tokens = len(model.tokenizer.encode_prompt("The sea is"))
+    with edgelm.Engine(model) as engine:
+        running = [engine.submit("The sea is", config.replace(processors=(pause,))) for config in configs]
+        begun.wait()
+        first = weakref.ref(model.session._graph.session)
+        model.load_adapter(tmp_path / "ranks")
+        assert first() is None  # it changes other layers, so there is another graph
+        changed.set()
+        answers = [join(generation).token_ids for generation in running]
+    assert answers == alone
 
 
 def test_an_unloaded_adapter_leaves_nothing_behind(exported: Exported, tmp_path: Path) -> None:
