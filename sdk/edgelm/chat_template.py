@@ -17,7 +17,7 @@ import jinja2.parser
 from edgelm.completion import Message
 from edgelm.control_guard import ControlGuard
 from edgelm.errors import ChatTemplateError
-from edgelm.regular_file import read_text
+from edgelm.regular_file import read_json_object, read_text
 from edgelm.template_budget import BudgetExceededError, budget_for
 from edgelm.template_sandbox import BudgetedEnvironment
 from edgelm.tokenizer import Tokenizer
@@ -229,12 +229,9 @@ def _tokenizer_config(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        values = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ChatTemplateError(f"Cannot read {path}: {type(error).__name__}: {error}.") from error
-    if not isinstance(values, dict):
-        raise ChatTemplateError(f"Cannot read {path}: it is no JSON object.")
-    return values
+        return read_json_object(path)
+    except (OSError, ValueError) as error:
+        raise ChatTemplateError(f"Cannot read {path}: {error}.") from error
 
 
 def _template_of(config: Mapping[str, Any]) -> str | None:

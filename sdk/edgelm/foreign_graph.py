@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from edgelm.config import SECTION
 from edgelm.errors import PackageError
 from edgelm.manifest import FILE_NAME
-from edgelm.regular_file import read_text
+from edgelm.regular_file import read_json_object
 
 GENAI_CONFIG, HF_CONFIG = "genai_config.json", "config.json"
 # Where Optimum and onnx-community put a graph, and its names there; the first that exists is taken.
@@ -74,12 +73,9 @@ def read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json_object(path)
+    except (OSError, ValueError) as error:
         raise PackageError(f"Cannot read {path}: {error}.") from error
-    if not isinstance(values, dict):
-        raise PackageError(f"{path} is no JSON object.")
-    return values
 
 
 def _beside(file: Path) -> ForeignGraph | None:

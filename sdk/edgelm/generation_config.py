@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from edgelm.constraint import Constraint
 from edgelm.errors import ConfigError
-from edgelm.regular_file import read_text
+from edgelm.regular_file import read_json_object
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,7 +143,7 @@ class GenerationConfig:
         if not path.exists():
             return cls()
         try:
-            values = json.loads(read_text(path))
+            values = read_json_object(path)
             names = {f.name for f in fields(cls)} - _NOT_IN_FILES
             known = {name: value for name, value in values.items() if name in names and value is not None}
             if not values.get("do_sample", "temperature" in known):
@@ -153,7 +152,7 @@ class GenerationConfig:
                 known["temperature"] = 1.0
             known.pop("max_new_tokens", None)  # a library's habit, not the author's advice
             return cls(**known)
-        except (OSError, ValueError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"Cannot read {path}: {error}.") from error
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from edgelm.errors import CheckpointError
-from edgelm.regular_file import read_text
+from edgelm.regular_file import read_json_object
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -44,13 +43,11 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_FILE
     try:
-        values = json.loads(read_text(path))
+        values = read_json_object(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} holds no adapter: there is no {CONFIG_FILE}.") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"Cannot read {path}: {error}.") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no object with settings.")
     for key, plain in _PLAIN.items():
         if values.get(key, plain[0]) not in plain:
             raise CheckpointError(f"{path} has {key} = {values[key]!r:.60}; only plain LoRA adapters can be read.")

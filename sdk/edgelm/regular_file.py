@@ -87,6 +87,21 @@ def read_text(path: Path, most: int = MAX_JSON_BYTES) -> str:
         return file.read(status.st_size + 1).decode("utf-8")
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a file of settings in JSON, as `read_text` reads a text.
+
+    Raises:
+        OSError, ValueError: as `read_text`, or it is no JSON object.
+    """
+    try:
+        values = json.loads(read_text(path))
+    except RecursionError as error:
+        raise ValueError(f"its nesting is too deep ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
+    return values
+
+
 def parse_json(data: bytes) -> Any:
     """Parse JSON as the standard has it: UTF-8, numbers that are finite.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from edgelm.adapter import MANIFEST_FILE, WEIGHTS_FILE, AdapterManifest
 from edgelm.config import SECTION
 from edgelm.errors import PackageError
 from edgelm.manifest import FILE_NAME, Manifest
-from edgelm.regular_file import read_text
+from edgelm.regular_file import read_json_object
 
 _CHECKPOINT_FILES = (
     "config.json",
@@ -30,10 +29,10 @@ def why_not_a_checkpoint(folder: Path) -> str | None:
     if _is_free(folder):
         return None
     try:
-        values = json.loads(read_text(folder / "config.json"))
-    except (OSError, ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict) or not isinstance(values.get(SECTION), dict):
+        section = read_json_object(folder / "config.json").get(SECTION)
+    except (OSError, ValueError):
+        section = None
+    if not isinstance(section, dict):
         return "it exists and is not a checkpoint folder of edgelm"
     return _foreign_entry(folder, _CHECKPOINT_FILES, "a checkpoint")
 

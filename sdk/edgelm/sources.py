@@ -19,7 +19,7 @@ from edgelm.hub_source import HUB_PREFIX, HubSource
 from edgelm.known_source import KnownSource
 from edgelm.library import Library, check_name
 from edgelm.manifest import FILE_NAME, Manifest, describe_file
-from edgelm.regular_file import read_text
+from edgelm.regular_file import read_json_object
 
 # Beside the files of a source: where they came from, and their hashes.
 RECORD_NAME = "source.json"
@@ -125,7 +125,6 @@ def _add_package(folder: Path, library: Library, name: str) -> Path:
 def read_record(folder: Path) -> dict[str, Any]:
     """Read what is known of a source's files; empty for a folder that `fetch` did not make."""
     try:
-        record = json.loads(read_text(folder / RECORD_NAME))
-    except (OSError, ValueError, RecursionError):
+        return read_json_object(folder / RECORD_NAME)
+    except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) else {}

@@ -305,7 +305,7 @@ def test_what_a_folder_lacks_is_named(folder: Path) -> None:
     ):
         edgelm.load(folder)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(PackageError, match=r"config\.json is no JSON object"):
+    with pytest.raises(PackageError, match=r"Cannot read .*config\.json: it is no JSON object"):
         edgelm.load(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(PackageError, match=r"Cannot read .*config\.json"):

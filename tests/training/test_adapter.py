@@ -163,7 +163,7 @@ def of_another_grid(adapter: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no adapter": (lambda adapter: (adapter / "adapter_config.json").write_text("{"), "Cannot read .*config.json"),
-    "no object": (lambda adapter: (adapter / "adapter_config.json").write_text("[]"), "holds no object with settings"),
+    "no object": (lambda adapter: (adapter / "adapter_config.json").write_text("[]"), "it is no JSON object"),
     "no weights": (lambda adapter: (adapter / "adapter_model.safetensors").unlink(), "Cannot read .* Copy it again"),
     "cut": (lambda adapter: (adapter / "adapter_model.safetensors").write_bytes(b"\x10"), "Cannot read .* Copy it"),
     "DoRA": (with_setting("use_dora", True), "has use_dora = True; only plain LoRA adapters can be read"),
