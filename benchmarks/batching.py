@@ -5,9 +5,7 @@ Every figure is a ratio within one run, its two sides taken in turn, on caches t
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -18,20 +16,14 @@ from edgelm import Engine, EngineOptions, GenerationConfig, LanguageModel, Prefi
 from edgelm.answer import join
 from edgelm.generate import prefill
 from edgelm.kv_batch import KVBatch
-from machine import describe_machine
 from prepare import prepare_models
+from ratio_report import print_heading, spread, timed
 from workload import FULL, THREADS, read_text
 
 ROWS = (1, 2, 4, 8)
 FILLED = 256
 LONG, SHORT = 2000, 24
 REUSED = (256, 2000)
-
-
-def timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return (time.perf_counter() - start) * 1000
 
 
 def measure_steps(model: LanguageModel, ids: list[int], rounds: int) -> dict[int, float]:
@@ -109,35 +101,23 @@ def main(package: Path | None, rounds: int) -> None:
     with Engine(model, EngineOptions(max_batch=8)) as engine:
         throughput = measure_throughput(engine, ids, max(3, rounds // 2))
         first_tokens = measure_first_tokens(engine, ids, rounds)
-    print_heading(model)
+    print_heading("Requests in company", model, f"batching.py --rounds {rounds}")
     print(f"| rows, {FILLED} tokens each | ms a step | tokens a second, of one row's |\n|---|---|---|")
     for rows, taken in steps.items():
         print(f"| {rows} | {taken:.1f} | {rows * steps[1] / taken:.2f} x |")
     print("\n| in company | of the request alone | alone | in company |\n|---|---|---|---|")
-    print(f"| eight requests of 32 + 64 tokens: tokens/s | {spread(throughput)} |")
-    print(f"| {SHORT} tokens that arrive in a prefill of {LONG}: ms to the first token | {spread(first_tokens)} |\n")
-    print("| beginning of | computed, ms | copied from the prefix cache, ms |\n|---|---|---|")
+    print(f"| eight requests of 32 + 64 tokens: tokens/s | {in_company(throughput)} |")
+    print(f"| {SHORT} tokens that arrive in a prefill of {LONG}: ms to the first token | {in_company(first_tokens)} |")
+    print("\n| beginning of | computed, ms | copied from the prefix cache, ms |\n|---|---|---|")
     for tokens in REUSED:
         computed, copied = measure_reuse(model, ids, tokens)
         print(f"| {tokens} tokens | {computed:.0f} | {copied:.1f} |")
 
 
-def print_heading(model: LanguageModel) -> None:
-    machine = describe_machine()
-    packages = machine["packages"]
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    print(f"# Requests in company: {model.name}, {model.manifest.precision}\n")
-    print(f"`python benchmarks/batching.py`, {machine['date']}, commit {machine['commit']}, {THREADS} threads on")
-    print(f"{machine['cores']} cores of {machine['cpu']} ({', '.join(machine['instruction_sets'])}),")
-    print(f"Python {machine['python']}, onnxruntime {packages['onnxruntime']}, numpy {packages['numpy']}.")
-    print(f"The machine's load at the end: {load}.\n")
-
-
-def spread(pairs: list[tuple[float, float]]) -> str:
+def in_company(pairs: list[tuple[float, float]]) -> str:
     """Write the ratios of pairs (alone, in company), and the medians of both sides."""
-    ratios = [beside / alone for alone, beside in pairs]
     alone, beside = (median(pair[side] for pair in pairs) for side in (0, 1))
-    return f"{median(ratios):.2f} x ({min(ratios):.2f} to {max(ratios):.2f}) | {alone:.0f} | {beside:.0f}"
+    return f"{spread([beside / alone for alone, beside in pairs])} | {alone:.0f} | {beside:.0f}"
 
 
 if __name__ == "__main__":

@@ -6,23 +6,19 @@ docs/results/speculation.md has what came out, and what was tried besides.
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 from statistics import median
 
 import click
-import numpy as np
 
 import edgelm
 from edgelm import GenerationConfig, LanguageModel, PrefixCache, SessionOptions
 from edgelm.generate import prefill
 from edgelm.single_steps import MOST_ROWS
-from machine import describe_machine
 from prepare import prepare_models
+from ratio_report import print_heading, spread, timed
 from workload import THREADS
 
 FILLED = 512
@@ -52,12 +48,6 @@ class Rate:
 
     token_ms: float
     right: float
-
-
-def timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return (time.perf_counter() - start) * 1000
 
 
 def measure_steps(model: LanguageModel, rounds: int) -> dict[str, dict[int, float]]:
@@ -115,11 +105,12 @@ def main(package: Path | None, rounds: int, new_tokens: int) -> None:
     probe_ms = timed(lambda: model.session.most_single_steps(model.session.new_cache()))
     steps = measure_steps(model, 4 * rounds)
     pairs = measure_tasks(model, rounds, new_tokens)
-    print_heading(model, rounds, new_tokens)
+    command = f"speculation.py --rounds {rounds} --new-tokens {new_tokens}"
+    print_heading("Guessed tokens", model, command)
     print("| task | prompt lookup, to the plain loop | in exact mode | tokens guessed right |\n|---|---|---|---|")
     for task in TASKS:
         lookup, exact = pairs[task, "lookup"], pairs[task, "exact"]
-        print(f"| {task} | {spread(lookup)} | {spread(exact)} | {right(lookup)} |")
+        print(f"| {task} | {speedup(lookup)} | {speedup(exact)} | {right(lookup)} |")
     print()
     print_row([f"tokens in a step, after {FILLED}", *map(str, LENGTHS)])
     print("|---" * (len(LENGTHS) + 1) + "|")
@@ -135,22 +126,8 @@ def print_row(cells: list[str]) -> None:
     print(f"| {' | '.join(cells)} |")
 
 
-def print_heading(model: LanguageModel, rounds: int, new_tokens: int) -> None:
-    machine = describe_machine()
-    packages = machine["packages"]
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    print(f"# Guessed tokens: {model.name}, {model.manifest.precision}\n")
-    print(f"`python benchmarks/speculation.py --rounds {rounds} --new-tokens {new_tokens}`, {machine['date']},")
-    print(f"commit {machine['commit']}, {THREADS} threads on {machine['cores']} cores of {machine['cpu']}")
-    print(f"({', '.join(machine['instruction_sets'])}), Python {machine['python']},")
-    print(f"onnxruntime {packages['onnxruntime']}, numpy {packages['numpy']}.")
-    print(f"The machine's load at the end: {load}.\n")
-
-
-def spread(pairs: list[tuple[Rate, Rate]]) -> str:
-    """Write the median of the ratios, and the least and greatest."""
-    ratios = [plain.token_ms / other.token_ms for plain, other in pairs]
-    return f"{np.median(ratios):.2f} x ({min(ratios):.2f} to {max(ratios):.2f})"
+def speedup(pairs: list[tuple[Rate, Rate]]) -> str:
+    return spread([plain.token_ms / other.token_ms for plain, other in pairs])
 
 
 def right(pairs: list[tuple[Rate, Rate]]) -> str:
