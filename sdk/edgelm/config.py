@@ -400,7 +400,7 @@ class ModelConfig:
                 group.update({name: tuple(group[name]) for name in names if name in group})
             fields["rope_scaling"] = RopeScaling(**scaling)
             return cls(**fields)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"The {SECTION!r} section of config.json does not fit this version: {error}.") from error
 
     @classmethod
