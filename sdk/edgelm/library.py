@@ -201,6 +201,12 @@ class Library:
                 return path
         path = self.source_path(self.resolve(name_or_path))
         if not path.exists():
+            package = self.package_path(self.resolve(name_or_path))
+            if package.is_dir():
+                raise ModelNotFoundError(
+                    f"Of {name_or_path!r} there is the package alone, without its source. To read the weights from the "
+                    f"package, as far as it holds them, name its folder: {package}"
+                )
             names = ", ".join(self.sources()) or "none"
             raise ModelNotFoundError(
                 f"There is no file or folder {name_or_path!r}, and no source of that name in the library "

@@ -301,6 +301,7 @@ def test_the_status_shows_model_speed_and_context():
     assert chat.screen.statuses[0] == "tiny-random · context 0 of 1024"
     assert "tokens/s" in chat.screen.statuses[-1]
     assert chat.screen.statuses[-1].endswith(f"· context {chat.session.context_used} of 1024")
+    assert "tokens/s" not in converse("Hello", "/model other").screen.statuses[-1]  # that was another model's
 
 
 def test_triple_quotes_hold_a_text_as_it_stands():

@@ -36,6 +36,7 @@ def test_the_table_has_a_row_for_each_package_in_the_order_asked_for(packages: l
     head, first, second = result.stdout.splitlines()
     assert head.split()[:2] == ["precision", "MB"]
     assert first.startswith("tiny-random")
+    assert "+0.0%" in first  # a ratio of 0.99999999 is no loss below zero
     assert second.split()[:2] == ["small", "int4"]
     assert "0.2500" in second
     assert " - " in second  # no speed was measured

@@ -237,6 +237,9 @@ def test_a_source_is_found_by_path_or_by_name(library, tmp_path, monkeypatch):
     assert library.find_source("~/nowhere/") == tmp_path / "nowhere"
     with pytest.raises(ModelNotFoundError, match=r"no source of that name in the library \(there: small\)"):
         library.find_source("large")
+    package = add_package(library, "large")
+    with pytest.raises(ModelNotFoundError, match=rf"Of 'large' there is the package alone.* its folder: {package}"):
+        library.find_source("large")
 
 
 def test_a_home_that_does_not_exist_is_an_error_that_names_the_variable(monkeypatch):

@@ -176,7 +176,7 @@ def _model(chat: Conversation, argument: str) -> None:
     model = chat.load(argument)
     session = ChatSession(model, chat.session.system)
     session.restore(chat.session.messages)
-    chat.session = session
+    chat.session, chat.speed = session, 0.0
     chat.screen.note(
         f"{model.name} · {model.manifest.precision} · {model.context_length} tokens of context"
         + (" · it reads the conversation with its next answer" if session.messages else "")

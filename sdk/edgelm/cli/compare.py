@@ -114,7 +114,7 @@ def _print_table(rows: Sequence[_Row]) -> None:
         )
         click.echo(
             f"{one_line(row.name):<{width}}  {one_line(row.precision):<10}{row.bytes / 1e6:>8.1f}{speeds}"
-            f"{row.perplexity:>12.3f}{row.perplexity_over_source - 1:>+13.1%}{row.mean_kl_divergence:>10.4f}"
+            f"{row.perplexity:>12.3f}{row.perplexity_over_source - 1:>+z13.1%}{row.mean_kl_divergence:>10.4f}"
             f"{row.top1_agreement:>8.1%}"
         )
 

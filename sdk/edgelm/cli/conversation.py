@@ -66,7 +66,7 @@ class Conversation:
         self.last: Chunk | None = None  # of the last answer: its usage, timings and reason
         self.is_over = False
         self._interrupts = Interrupts()
-        self._speed = 0.0  # tokens a second of the last answer
+        self.speed = 0.0  # tokens a second of this model's last answer; 0: there is none
         self._is_kept = True  # until the disk refuses it
 
     @property
@@ -147,18 +147,18 @@ class Conversation:
             if not tokens:  # the first comes with the prompt, whose time is not the answer's
                 began = time.monotonic()
             elif (seconds := time.monotonic() - began) > 0:
-                self._speed = tokens / seconds
+                self.speed = tokens / seconds
             tokens += len(chunk.token_ids)
             if chunk.timings is not None:
-                self._speed = chunk.timings.decode_tokens_per_second
+                self.speed = chunk.timings.decode_tokens_per_second
             self.last = chunk
             yield chunk.text
 
     def status(self) -> str:
         """Describe the model, its speed, and the context that is used."""
         parts = [self.model.name]
-        if self._speed:
-            parts.append(f"{self._speed:.1f} tokens/s")
+        if self.speed:
+            parts.append(f"{self.speed:.1f} tokens/s")
         parts.append(f"context {self.context_used()} of {self.model.context_length}")
         if self.attachments:
             parts.append(f"with {', '.join(attachment.name for attachment in self.attachments)}")

@@ -94,7 +94,8 @@ def serve(
       edgelm serve smollm2-135m-instruct --port 9000
       edgelm serve package/ --adapter shop=adapter/
       EDGELM_API_KEY=$(openssl rand -hex 16) edgelm serve --host 0.0.0.0
-      curl localhost:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hello"}]}'
+      curl localhost:8080/v1/models
+      curl localhost:8080/v1/completions -d '{"model": "smollm2-135m-instruct", "prompt": "The sea"}'
       OPENAI_BASE_URL=http://localhost:8080/v1 OPENAI_API_KEY=none python program.py
     """
     options = ServerOptions(
