@@ -82,6 +82,7 @@ def load(
                 package.config(),
                 options,
                 entry=package.graph_entry,
+                weights=package.weight_entries,
                 foreign_graph=package.foreign_graph,
             )
         finally:

@@ -48,6 +48,11 @@ class Package:
         return self.manifest.entry(GRAPH_FILE)
 
     @property
+    def weight_entries(self) -> list[FileEntry]:
+        """What the manifest says of the files with the weights."""
+        return [entry for entry in self.manifest.files if entry.path.startswith(f"{GRAPH_FILE}.")]
+
+    @property
     def weight_bytes(self) -> int:
         """How many bytes the graph and its weights have."""
         return sum(entry.size for entry in self.manifest.files if Path(entry.path).name.startswith(GRAPH_FILE))

@@ -30,7 +30,7 @@ from edgelm.errors import ConfigError, ProviderError
 from edgelm.graph_file import GRAPH_FILE, read_graph_with_facts
 from edgelm.kv_batch import KVBatch
 from edgelm.kv_cache import KVCache
-from edgelm.manifest import FileEntry
+from edgelm.manifest import FileEntry, check_hash
 from edgelm.providers import CPU, HEAVY_OPERATORS, PROVIDERS, Provider, provider_named
 from edgelm.shared_use import SharedUse
 from edgelm.single_steps import SingleSteps
@@ -69,8 +69,9 @@ class DecoderSession:
     """Run the graph of one package: token ids and a KV cache in, logits out.
 
     Many threads may call `forward` at once, each with a cache of its own. entry: what the manifest says of the graph's
-    file; None, and its hash is not checked (its content is, either way). foreign_graph: the path below `folder` of a
-    graph that another program wrote; None is edgelm's own.
+    file; None, and its hash is not checked (its content is, either way). weights: what it says of the weights' files;
+    the caller has checked them, and a change of the graph checks them again. foreign_graph: the path below `folder` of
+    a graph that another program wrote; None is edgelm's own.
 
     Raises:
         ProviderError: ONNX Runtime is not installed, has not the provider or refuses the graph; or the provider left
@@ -86,12 +87,13 @@ class DecoderSession:
         options: SessionOptions | None = None,
         *,
         entry: FileEntry | None = None,
+        weights: Sequence[FileEntry] = (),
         foreign_graph: Path | None = None,
     ) -> None:
         self._options = options = options or SessionOptions()
         provider = provider_named(options.provider)
         path = folder / (foreign_graph or GRAPH_FILE)
-        self._path, self._entry = path, entry
+        self._path, self._entry, self._weights = path, entry, weights
         self._runtime = _import_onnxruntime()
         self._process = os.getpid()
         graph, facts = read_graph_with_facts(path, entry)
@@ -133,7 +135,7 @@ class DecoderSession:
 
         Raises:
             ConfigError: an adapter of that name is loaded, or this graph takes none.
-            PackageError: the graph has no product for one of its layers.
+            PackageError: the graph has no product for one of its layers, or the package was changed.
         """
         if not self._takes_adapters:
             raise ConfigError(
@@ -180,19 +182,21 @@ class DecoderSession:
             if self._single_steps is not None:
                 self._single_steps.forget_bindings()
             if new.matrices.keys() != old.matrices.keys():
+                before, after = self._graph_for(old), self._graph_for(new)
                 self._graph.session = None
                 try:
-                    self._graph.session = self._started_with(new)
+                    self._graph.session = _start(self._runtime, after, self._path, self._options)
                 except BaseException:
-                    self._graph.session = self._started_with(old)
+                    self._graph.session = _start(self._runtime, before, self._path, self._options)
                     raise
             self._graph.adapters = new
 
-    def _started_with(self, bank: AdapterBank) -> Any:
+    def _graph_for(self, bank: AdapterBank) -> bytes:
+        """Return the graph for some adapters; the package is checked again, since its weights are read again."""
+        for entry in self._weights:
+            check_hash(self._path.parent, entry)
         graph = self._read_graph()
-        if bank.matrices:
-            graph = with_adapters(graph, self._path, bank.matrices.keys())
-        return _start(self._runtime, graph, self._path, self._options)
+        return with_adapters(graph, self._path, bank.matrices.keys()) if bank.matrices else graph
 
     def _read_graph(self) -> bytes:
         return read_graph_with_facts(self._path, self._entry)[0]
