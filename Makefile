@@ -59,6 +59,7 @@ wheel: $(VENV)/dev.stamp
 # The development tools in the versions and with the hashes of this platform's lock; torch in any version that fits.
 LOCK = .ci/lock-$$($(BIN)/python -c "import sys, platform as p; print(f'{sys.platform}-{p.machine()}-cp3{sys.version_info[1]}')").txt
 locked: $(VENV)/bin/pip
+	@test -f $(LOCK) || { echo "There is no $(LOCK). Without a lock: make test; then make lock writes one for this platform." >&2; exit 1; }
 	$(BIN)/pip install --quiet --no-deps --require-hashes -r $(LOCK)
 	$(BIN)/pip install --quiet -e ".[$(DEV_EXTRAS)]"
 	@touch $(VENV)/dev.stamp $(VENV)/chat.stamp
