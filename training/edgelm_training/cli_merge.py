@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from edgelm.cli.progress import status
+
 EXAMPLES = """
 \b
 Examples:
@@ -40,7 +42,8 @@ def merge(adapter: Path, output: Path, base: Path | None, dtype: str, as_json: b
     # Imported here, so that --help needs no torch.
     from edgelm_training.merge import merge_adapter
 
-    merged = merge_adapter(adapter, output, base=base, dtype=dtype)
+    with status("Merging"):
+        merged = merge_adapter(adapter, output, base=base, dtype=dtype)
     if as_json:
         facts = {
             "output": str(merged.output),

@@ -12,7 +12,7 @@ import click
 
 from edgelm.cli.generation_options import complete_model
 from edgelm.cli.output import one_line
-from edgelm.cli.progress import progress_line
+from edgelm.cli.progress import progress_line, status
 from edgelm.errors import EdgeLMError, MissingExtraError
 from edgelm.library import Library
 
@@ -51,7 +51,8 @@ def verify(model: str, public_key: Path | None, source: str | None, as_json: boo
     from edgelm.signature import check_signature, required_key
 
     folder = Library().find(model)
-    findings = list(check_package(folder))
+    with status("Checking the package"):
+        findings = list(check_package(folder))
     public_key = public_key or required_key()
     if public_key is not None:
         try:
