@@ -50,7 +50,7 @@ def _open_folder(folder: Path) -> HuggingFaceCheckpoint | GGUFCheckpoint | Packa
     if (folder / _ADAPTER).exists() and not has_weights:
         raise CheckpointError(
             f"{folder} holds an adapter, which is no model by itself. Merge it into its base first: "
-            f"edgelm merge {folder} -o merged/"
+            f"edgelm merge {folder} -o merged/ (or put it beside the base's package: edgelm export-adapter)."
         )
     if (folder / "checkpoints").is_dir() and (folder / "best").is_dir():
         raise CheckpointError(

@@ -32,6 +32,7 @@ from edgelm.kv_batch import KVBatch
 from edgelm.language_model import LanguageModel
 from edgelm.manifest import Manifest, sha256_of
 from edgelm.prefix_cache import PrefixCache
+from edgelm.quantization_recipe import Precision, Rule
 from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -354,6 +355,16 @@ def test_the_command_takes_the_best_adapter_of_a_run(exported: Exported, tmp_pat
     model.load_adapter(tmp_path / "mine")
     config = GenerationConfig(max_new_tokens=1024, adapter="mine")
     assert json.loads(answer.stdout)["token_ids"] == list(model.generate("The sea", config).token_ids)
+
+
+def test_a_package_on_the_grid_that_an_adapter_learned_on_is_its_base(exported: Exported, tmp_path: Path) -> None:
+    rules = Rule(pattern="layers", scheme="int4-block64"), Rule(pattern=".", scheme="int8-block64")
+    with HuggingFaceCheckpoint(exported.checkpoint) as source:
+        export_package(source, tmp_path / "pkg", Precision(rules=rules, perplexity_bound=100.0))
+    weights = sha256_of(exported.checkpoint / "model.safetensors")
+    metadata = {"edgelm.base_sha256": weights, "edgelm.base_grid": "int4-block64"}
+    trained = peft_folder(exported, tmp_path / "qlora", metadata)
+    assert export_adapter(trained, tmp_path / "pkg", tmp_path / "adapter").notes == ()
 
 
 def test_an_adapter_that_does_not_go_with_the_package_is_refused(exported: Exported, tmp_path: Path) -> None:

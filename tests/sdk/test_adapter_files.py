@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from tiny_adapter import LAYER, PACKAGE, describe, write_tiny_adapter
 
 import edgelm
 from edgelm.adapter import read_adapter
 from edgelm.adapter_bank import AdapterBank
 from edgelm.adapter_graph import products_of, with_adapters
+from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, PackageError
 from edgelm.generation_config import GenerationConfig
@@ -148,6 +150,19 @@ def test_the_scripted_model_takes_adapters_too(tmp_path: Path) -> None:
     assert model.adapted("mine").generate("The sea is").text == "blue"
     model.unload_adapter("mine")
     assert not model.adapters
+
+
+def test_the_chat_answers_with_the_first_adapter(tmp_path: Path) -> None:
+    folder = write_tiny_adapter(tmp_path / "adapter")
+    options = ["--adapter", f"other={folder}", "--adapter", str(folder), "--max-new-tokens", "8"]
+    result = CliRunner().invoke(main, ["chat", str(tiny_model_path()), *options], input="Hello\n")
+    assert result.exit_code == 0, result.output
+    model = edgelm.load(tiny_model_path())
+    model.load_adapter(folder)
+    config = GenerationConfig(max_new_tokens=8, adapter="mine")
+    said = [edgelm.Message(role="user", content="Hello")]
+    answers = [model.chat(said, config.replace(adapter=name)).text for name in ("mine", None)]
+    assert result.stdout.strip() == answers[0].strip() != answers[1].strip()
 
 
 def test_an_adapter_is_named_by_a_text() -> None:
