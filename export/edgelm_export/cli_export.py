@@ -13,6 +13,7 @@ import click
 from edgelm.cli.output import is_terminal
 from edgelm.cli.picture_file import PictureFile
 from edgelm.cli.progress import progress_line
+from edgelm.config import KV_CACHES
 from edgelm.library import Library
 from edgelm.manifest import Manifest
 from edgelm.quantization_recipe import read_recipe
@@ -21,7 +22,7 @@ from edgelm_export.byte_size import ByteSize
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import DEFAULT_PRECISION, export_package
 from edgelm_export.mixed import MIXED, Budget, export_mixed
-from edgelm_export.quantize import PRECISIONS, Precision
+from edgelm_export.quantize import PRECISIONS, Precision, precision_named
 from edgelm_export.quantize.frontier import Point
 from edgelm_export.sources import open_checkpoint
 
@@ -38,6 +39,7 @@ Examples:
   edgelm export ckpt/ -o pkg/ --precision int4 --calibration chats.jsonl      the same, on your own chats
   edgelm export ckpt/ -o pkg/ --precision mixed --target-size 90MB            the best mix of widths of that size
   edgelm export ckpt/ -o pkg/ --precision mixed --max-kl 0.02 --frontier f.svg
+  edgelm export ckpt/ -o pkg/ --kv-cache int8               long texts in a quarter of the memory
   edgelm export ckpt/ -o pkg/ --recipe mine.toml            your own rules (docs: guides/quantize)
 """
 
@@ -50,6 +52,10 @@ Examples:
     help="How the weights are stored; keep: on the grid that the source has; mixed: widths by sensitivity.",
 )  # fmt: skip
 @click.option("--recipe", type=click.Path(path_type=Path), help="A TOML or JSON file of rules, instead of --precision.")
+@click.option(
+    "--kv-cache", type=click.Choice(tuple(KV_CACHES)), default="fp32", show_default=True,
+    help="How keys and values are kept: int8 takes a quarter of the memory, and longer for prompts.",
+)  # fmt: skip
 @click.option("--calibrate", is_flag=True, help="Find the integers by gptq, on the bundled text: slower, better.")
 @click.option(
     "--calibration", metavar="FILE", type=click.Path(path_type=Path),
@@ -71,6 +77,7 @@ def export(
     output: Path | None,
     precision: str,
     recipe: Path | None,
+    kv_cache: str,
     calibrate: bool,
     calibration: Path | None,
     calibration_tokens: int,
@@ -85,14 +92,20 @@ def export(
     package appears when it is complete and checked; until then an older one of the same name stays.
     """
     _refuse_contradictions(precision, recipe, target_size, max_kl, frontier)
+    if kv_cache == "int8" and precision == MIXED and recipe is None:
+        raise click.UsageError("--kv-cache int8 is not for --precision mixed.")
     library = Library()
     points: list[Point] = []
     path = library.find_source(source)
     chosen: str | Precision = read_recipe(recipe) if recipe is not None else precision
     label = chosen.name if isinstance(chosen, Precision) else chosen
+    if kv_cache == "int8":
+        chosen = precision_named(chosen) if isinstance(chosen, str) else chosen
+        chosen = (chosen.calibrated() if calibrate or calibration is not None else chosen).with_int8_cache()
     if output is None:
         name = _package_name(path, library)
         name = name if label == DEFAULT_PRECISION else f"{name}-{label}"
+        name = name if kv_cache == "fp32" else f"{name}-kv-{kv_cache}"
         library.refuse_alias(name)
         output = library.package_path(name)
     options = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -21,13 +22,14 @@ from edgelm.manifest import Manifest, Quality, describe_file
 from edgelm.replaceable import why_not_a_package
 from edgelm.spdx import spdx_identifier
 from edgelm.tokenizer import Tokenizer
-from edgelm_export.calibration_text import CalibrationOptions
+from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.decoder import build_decoder
 from edgelm_export.external_data import ExternalData
 from edgelm_export.genai_config import genai_config
 from edgelm_export.graph import OPSETS
+from edgelm_export.kv_cache_scales import keep_in_int8, measure_scales
 from edgelm_export.package_checkpoint import PACKAGE_FORMAT
 from edgelm_export.preparation import prepared
 from edgelm_export.quantize import KEEP, Precision, precision_named
@@ -117,6 +119,8 @@ def _write_checked_graph(
             with prepared(checkpoint, attempt, calibration, folder, progress) as (stored, rules):
                 _write_text_files(stored, folder)
                 _write_graph(CheckedCheckpoint(stored, progress), rules, folder)
+                if attempt.kv_cache == "int8":
+                    _keep_cache_in_int8(stored, folder, calibration)
         except ExportError:
             if refusal is None:
                 raise
@@ -138,6 +142,16 @@ def _write_graph(checkpoint: Checkpoint, precision: Precision, folder: Path) -> 
     (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
 
 
+def _keep_cache_in_int8(checkpoint: Checkpoint, folder: Path, calibration: CalibrationOptions) -> None:
+    """Give the graph that is there the scales that a text has in it."""
+    sequences = calibration_sequences(calibration, *text_tools(checkpoint), checkpoint.config)
+    path = folder / GRAPH_FILE
+    model = onnx.load_model(path, load_external_data=False)
+    keep_in_int8(model, measure_scales(folder, sequences))
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    _write_text_files(checkpoint, folder, kv_cache="int8")
+
+
 def text_tools(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:
     """Return a checkpoint's tokenizer and chat template.
 
@@ -148,9 +162,10 @@ def text_tools(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:
         return _write_text_files(checkpoint, Path(folder)), ChatTemplate.load(folder)
 
 
-def _write_text_files(checkpoint: Checkpoint, folder: Path) -> Tokenizer:
+def _write_text_files(checkpoint: Checkpoint, folder: Path, kv_cache: str = "fp32") -> Tokenizer:
     """Write and open what a loader will open: a broken tokenizer or template shows before the work, not after it."""
-    config: dict[str, Any] = {**checkpoint.hf_config, SECTION: checkpoint.config.to_dict()}
+    section = dataclasses.replace(checkpoint.config, kv_cache=kv_cache).to_dict()
+    config: dict[str, Any] = {**checkpoint.hf_config, SECTION: section}
     files = {
         "tokenizer_config.json": _json({"tokenizer_class": "PreTrainedTokenizerFast"}),  # transformers.js wants one
         **checkpoint.text_files,
@@ -189,7 +204,9 @@ def _notes(
     if used.transforms != asked.transforms:
         added = " and ".join(name for name in used.transforms if name not in asked.transforms)
         notes.append(f"Activations too large for 8 bits failed the check, until the weights had {added} folded in.")
-    if used.needs_calibration:
+    if used.kv_cache == "int8":
+        notes.append("Keys and values are kept in int8, with a scale for each channel.")
+    if used.needs_calibration or used.kv_cache == "int8":
         notes.append(f"Calibrated on {calibration.describe()}.")
     if any(rule.scheme == KEEP for rule in asked.rules):
         moved = moved_types(checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -59,7 +60,7 @@ class _StoredTensors:
         self._folder = folder
         self._manifest = Manifest.load(folder)
         self._manifest.check_files(folder)
-        self.config = ModelConfig.load(folder)
+        self.config = dataclasses.replace(ModelConfig.load(folder), kv_cache="fp32")
         if self.config.num_experts:
             raise CheckpointError(
                 f"{folder} is a model with experts, whose weights are not read back from a package. Take its source."

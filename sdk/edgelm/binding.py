@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgelm.adapter_bank import AdapterBank
 from edgelm.config import ModelConfig
 from edgelm.decoder_graph import HIDDEN_STATE, DecoderGraph
-from edgelm.kv_cache import KVCache
+from edgelm.kv_cache import KeysOrValues, KVCache, cache_type
 from edgelm.stop_switch import StoppedError, StopSwitch
 
 _FATAL_ONLY = 4
@@ -90,7 +90,7 @@ class Binding(ABC):
 
 def works_in_place(graph: Graph) -> bool:
     """Tell whether the graph writes into the buffers of a cache itself."""
-    return graph.facts.shares_cache and graph.device == _CPU and graph.facts.cache_type == np.float32
+    return graph.facts.shares_cache and graph.device == _CPU and graph.facts.cache_type == cache_type(graph.config)
 
 
 def bind(graph: Graph, cache: KVCache) -> Binding:
@@ -216,7 +216,7 @@ class _HeldElsewhere(Binding):
         self._values: list[Any] = []
         self._inputs: dict[str, Any] = {}  # of the last call, which a binding uses without holding them
 
-    def fetch(self, buffers: Sequence[NDArray[np.float32]], start: int, stop: int) -> None:
+    def fetch(self, buffers: Sequence[KeysOrValues], start: int, stop: int) -> None:
         """Copy the keys and values of the tokens `start` to `stop` into a cache's buffers [1, K, C, H]."""
         for buffer, value in zip(buffers, self._values, strict=True):
             buffer[:, :, start:stop] = value.numpy()[:, :, start:stop]

@@ -19,6 +19,7 @@ ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2")
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 LAYER_TYPES = ("full_attention", "sliding_attention")
 QK_NORM_SCOPES = ("head", "projection")
+KV_CACHES = {"fp32": 4, "int8": 1}  # and how many bytes a number takes
 # The norms of a block, by the names that Hugging Face gives them in each case: before and after attention, before and
 # after the feed-forward. "shared" is one norm before both, which then run side by side.
 NORM_PLACEMENTS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
@@ -144,6 +145,7 @@ class ModelConfig:
     lm_head_bias: bool = False
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    kv_cache: str = "fp32"  # what a package's graph keeps keys and values in
 
     def __post_init__(self) -> None:
         for field in (
@@ -172,6 +174,7 @@ class ModelConfig:
             ("position", POSITIONS),
             ("hidden_act", ACTIVATIONS),
             ("qk_norm_scope", QK_NORM_SCOPES),
+            ("kv_cache", tuple(KV_CACHES)),
         ):
             if getattr(self, field) not in allowed:
                 raise ConfigError(f"{field} is {getattr(self, field)!r}; supported: {', '.join(allowed)}.")
@@ -263,6 +266,11 @@ class ModelConfig:
     def rotary_dim(self) -> int:
         """How many dimensions of a head, from the first, turn with its position."""
         return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """How many bytes the keys and values of one token take."""
+        return self.num_hidden_layers * 2 * self.num_key_value_heads * self.head_dim * KV_CACHES[self.kv_cache]
 
     @property
     def expert_size(self) -> int:

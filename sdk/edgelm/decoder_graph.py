@@ -32,6 +32,7 @@ _TYPES: Mapping[str, DTypeLike] = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
     "tensor(bool)": np.bool_,
+    "tensor(int8)": np.int8,
 }
 # What edgelm can give besides the cache. `use_cache_branch` chooses between the two halves of an old merged decoder;
 # `num_logits_to_keep` is how many of the last positions logits are wanted for, 0 for all.
@@ -142,6 +143,7 @@ class DecoderGraph:
             num_attention_heads=max(kv_heads, config.num_attention_heads // kv_heads * kv_heads),
             head_dim=self.head_dim or config.head_dim,
             vocab_size=self.vocab_size or config.vocab_size,
+            kv_cache="int8" if self.cache_type == np.int8 else "fp32",
         )
 
 

@@ -34,7 +34,7 @@ def embed(
     (E = 4 layers x K kv heads x H head dim), which tells texts apart better where a model was trained to write.
 
     Raises:
-        ConfigError: there is no such pooling, or the package's graph gives no hidden states.
+        ConfigError: there is no such pooling, or the package has not what it is made of.
         ContextLengthError: the text has no tokens, or does not fit the model's context.
     """
     if pooling not in _POOLINGS:
@@ -50,6 +50,11 @@ def embed(
 
 
 def _mean_values(model: LanguageModel, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    if model.config.kv_cache != "fp32":
+        raise ConfigError(
+            f"pooling is 'values', and this package keeps them in {model.config.kv_cache}. Take 'mean' or 'last', or a "
+            "package with --kv-cache fp32."
+        )
     cache = model.new_cache()
     prefill(model.session, token_ids, cache)
     values = cache.buffers[1::2][-_LAYERS:]

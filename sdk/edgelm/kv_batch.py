@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError
-from edgelm.kv_cache import GROWTH_STEP, KVCache
+from edgelm.kv_cache import GROWTH_STEP, KeysOrValues, KVCache, cache_type
 
 
 def longest_row(config: ModelConfig) -> int:
@@ -37,7 +36,7 @@ class KVRow(KVCache):
 class KVBatch:
     """Hold keys and values of L layers for several sequences.
 
-    `buffers` are 2L float32 arrays [R, K, C, H] as in KVCache, with R rows of which the first `len(rows)` are in use.
+    `buffers` are 2L arrays [R, K, C, H] as in KVCache, with R rows of which the first `len(rows)` are in use.
     The first `active` rows are the ones that a step computes together; rows behind them are still being filled. Rows
     never have gaps between them: what leaves is replaced by the last of its kind, which copies that row's tokens once
     and saves every later step the empty row.
@@ -138,6 +137,7 @@ class KVBatch:
         for row in self.rows:
             row.move_to(row.place)
 
-    def _zeros(self, places: int, capacity: int) -> NDArray[np.float32]:
+    def _zeros(self, places: int, capacity: int) -> KeysOrValues:
         # Zeros, not empty: pages that were never written cost no memory, and no stray NaN can reach the attention.
-        return np.zeros((places, self._config.num_key_value_heads, capacity, self._config.head_dim), np.float32)
+        shape = (places, self._config.num_key_value_heads, capacity, self._config.head_dim)
+        return np.zeros(shape, cache_type(self._config))

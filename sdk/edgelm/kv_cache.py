@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,28 @@ from edgelm.errors import ContextLengthError, PackageError
 # Growing copies the whole cache: a quarter more each time keeps the copies rare, and the unused rest small.
 GROWTH_STEP = 128
 
+KeysOrValues = NDArray[np.float32 | np.int8]
 # Copies the keys and values of the tokens from the first number to the second into buffers.
-_Fetch = Callable[[Sequence[NDArray[np.float32]], int, int], None]
+_Fetch = Callable[[Sequence[KeysOrValues], int, int], None]
+_TYPES: Mapping[str, type[np.float32 | np.int8]] = {"fp32": np.float32, "int8": np.int8}
+
+
+def cache_type(config: ModelConfig) -> type[np.float32 | np.int8]:
+    """Return the type that keys and values are kept in."""
+    return _TYPES[config.kv_cache]
 
 
 def bytes_per_token(config: ModelConfig) -> int:
     """Return how many bytes the keys and values of one token take."""
-    return config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * np.dtype(np.float32).itemsize
+    return config.kv_bytes_per_token
 
 
 class KVCache:
     """Hold keys and values of L layers for one sequence.
 
-    `buffers` are 2L float32 arrays [B=1, K, C, H]: the keys of layer i at 2i, its values at 2i + 1. C is the capacity,
-    of which the first `length` positions are filled. The runtime writes new positions in place, so that a step copies
-    nothing. The cache belongs to one generation at a time: it is not safe to share between threads.
+    `buffers` are 2L arrays [B=1, K, C, H] of `cache_type`: layer i's keys at 2i, its values at 2i + 1. C is the
+    capacity, of which the first `length` positions are filled. The runtime writes new positions in place, so that a
+    step copies nothing. The cache belongs to one generation at a time: it is not safe to share between threads.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -50,13 +57,13 @@ class KVCache:
         return len(self.token_ids)
 
     @property
-    def buffers(self) -> list[NDArray[np.float32]]:
+    def buffers(self) -> list[KeysOrValues]:
         """The keys and values, up to date."""
         self.settle()
         return self._buffers
 
     @buffers.setter
-    def buffers(self, buffers: list[NDArray[np.float32]]) -> None:
+    def buffers(self, buffers: list[KeysOrValues]) -> None:
         self._buffers, self._fetch = buffers, None
 
     @property
@@ -87,12 +94,13 @@ class KVCache:
         if fetch is not None:
             fetch(self._buffers, self._settled, self._until)
 
-    def _empty(self) -> list[NDArray[np.float32]]:
+    def _empty(self) -> list[KeysOrValues]:
         return [self._zeros(0) for _ in range(2 * self._config.num_hidden_layers)]
 
-    def _zeros(self, capacity: int) -> NDArray[np.float32]:
+    def _zeros(self, capacity: int) -> KeysOrValues:
         # Zeros, not empty: pages that were never written cost no memory, and no stray NaN can reach the attention.
-        return np.zeros((1, self._config.num_key_value_heads, capacity, self._config.head_dim), np.float32)
+        shape = (1, self._config.num_key_value_heads, capacity, self._config.head_dim)
+        return np.zeros(shape, cache_type(self._config))
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens in all; what is cached stays.
@@ -197,8 +205,11 @@ class KVCache:
             raise PackageError(f"The saved cache {path} belongs to another model ({owner}), not to {fingerprint}.")
         cache.reserve(len(token_ids))
         expected = (len(cache.buffers), *cache.buffers[0][:, :, : len(token_ids)].shape)
-        if filled.shape != expected or filled.dtype != np.float32:
-            raise PackageError(f"The saved cache {path} has shape {filled.shape}; expected {expected}.")
+        if filled.shape != expected or filled.dtype != cache_type(config):
+            raise PackageError(
+                f"The saved cache {path} has shape {filled.shape}, {filled.dtype}; expected {expected}, "
+                f"{np.dtype(cache_type(config))}."
+            )
         for buffer, part in zip(cache.buffers, filled, strict=True):
             buffer[:, :, : len(token_ids)] = part
         cache.token_ids = token_ids

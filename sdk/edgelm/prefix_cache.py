@@ -7,12 +7,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
 from edgelm.kv_batch import longest_row
-from edgelm.kv_cache import KVCache
+from edgelm.kv_cache import KeysOrValues, KVCache, cache_type
 
 # Attention computes the queries of one call in groups of 32 or more, counted from the call's first token, and the last
 # group by another path where it is one query alone. Calls that begin at multiples of 32 therefore give the bits of a
@@ -24,7 +23,7 @@ DEFAULT_BYTES = 256 << 20
 class _Block:
     """The keys and values [2L, K, BLOCK, H] of BLOCK tokens behind a certain beginning."""
 
-    def __init__(self, parent: _Block | None, token_ids: tuple[int, ...], content: NDArray[np.float32] | None) -> None:
+    def __init__(self, parent: _Block | None, token_ids: tuple[int, ...], content: KeysOrValues | None) -> None:
         self.parent, self.token_ids, self.content = parent, token_ids, content
         self.children: dict[tuple[int, ...], _Block] = {}
 
@@ -47,7 +46,8 @@ class PrefixCache:
         self.max_bytes, self.answers = max_bytes, answers
         self._shape = (2 * config.num_hidden_layers, config.num_key_value_heads, BLOCK, config.head_dim)
         self._longest = longest_row(config)
-        self._block_bytes = 4 * int(np.prod(self._shape))
+        self._type = np.dtype(cache_type(config))
+        self._block_bytes = self._type.itemsize * int(np.prod(self._shape))
         self._lock = threading.Lock()
         self._roots: dict[str | None, _Block] = {}  # by adapter: what one computed is of no use to another
         # The block used longest ago first. A block is always behind those that continue it, so the first has none.
@@ -119,7 +119,7 @@ class PrefixCache:
                 start = len(path) * BLOCK
                 parent = path[-1] if path else root
                 ids = tuple(cache.token_ids[start : start + BLOCK])
-                content = np.empty(self._shape, np.float32)
+                content = np.empty(self._shape, self._type)
                 for part, buffer in zip(content, cache.buffers, strict=True):
                     part[:] = buffer[0, :, start : start + BLOCK]
                 block = parent.children[ids] = _Block(parent, ids, content)

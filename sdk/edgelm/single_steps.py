@@ -75,6 +75,7 @@ class SingleSteps:
         # alone is split among them.
         self._is_possible = (
             config.attn_logit_softcapping is None
+            and config.kv_cache == "fp32"
             and threads <= config.num_attention_heads
             and os.environ.get("ORT_GQA_DISABLE_FLASH_ATTENTION", "0") == "0"
         )

@@ -132,6 +132,7 @@ LARGE = {
             {"rope_scaling": LONGROPE, "head_dim": 16},
             "short_factor has 4 numbers; a head turns in 8 pairs.",
         ),
+        ({"kv_cache": "fp8"}, "kv_cache is 'fp8'; supported: fp32, int8."),
         ({"position": "alibi"}, "position is 'alibi'; supported: rope, learned, sinusoidal, none."),
         ({"hidden_act": "mish"}, "hidden_act is 'mish'; supported: silu, gelu, gelu_pytorch_tanh, relu, relu2."),
         ({"norm_eps": 0.0}, "norm_eps is 0.0; it must be a number above 0."),

@@ -95,7 +95,9 @@ def test_a_saved_cache_of_another_model_is_refused_by_name(config: ModelConfig, 
 def test_a_saved_cache_of_another_shape_is_refused(config: ModelConfig, tmp_path: Path) -> None:
     filled(config, 3).save(tmp_path / "chat.npz", "model-a")
     other = ModelConfig.from_dict(config.to_dict() | {"num_hidden_layers": 1})
-    with pytest.raises(PackageError, match=r"has shape \(4, 1, 1, 3, 16\); expected \(2, 1, 1, 3, 16\)"):
+    with pytest.raises(
+        PackageError, match=r"has shape \(4, 1, 1, 3, 16\), float32; expected \(2, 1, 1, 3, 16\), float32"
+    ):
         KVCache.load(tmp_path / "chat.npz", other, "model-a")
 
 

@@ -21,8 +21,6 @@ from edgelm.library import Library
 from edgelm.manifest import Manifest
 from edgelm.package import open_package
 
-_FLOAT32_BYTES = 4
-
 
 @click.command("list")
 @click.option("--available", is_flag=True, help="List the models that `edgelm pull` knows by name.")
@@ -161,7 +159,7 @@ def show(model: str, as_json: bool, bom: bool) -> None:
         click.echo(json.dumps(bill_of_materials(manifest), indent=2, ensure_ascii=False))
         return
     config = package.config()
-    kv_bytes = config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * _FLOAT32_BYTES
+    kv_bytes = config.kv_bytes_per_token
     if as_json:
         facts = {
             "path": str(folder),
@@ -190,7 +188,11 @@ def _facts(folder: Path, manifest: Manifest, config: ModelConfig, kv_bytes: int)
         ("layers", f"{config.num_hidden_layers}, hidden size {config.hidden_size}"),
         ("attention heads", f"{config.num_attention_heads}, key-value heads {config.num_key_value_heads}"),
         ("vocabulary", f"{config.vocab_size} tokens"),
-        ("KV cache", f"{kv_bytes / 1024:.1f} KiB per token, {megabytes(kv_bytes * manifest.context_length)} when full"),
+        (
+            "KV cache",
+            f"{config.kv_cache}, {kv_bytes / 1024:.1f} KiB per token, "
+            f"{megabytes(kv_bytes * manifest.context_length)} when full",
+        ),
         ("license", manifest.license or "not stated"),
         ("source", ", ".join(f"{key} {value}" for key, value in manifest.source.items() if isinstance(value, str))),
         ("made by", ", ".join(f"{tool} {version}" for tool, version in manifest.created_by.items()) or "not stated"),

@@ -1,0 +1,60 @@
+"""Keys and values in 8 bits: a finished graph's attention given a scale for each of their channels.
+
+A channel is one dimension of one kv head of one layer, before a token's keys and values are written. One scale for all
+costs a third more perplexity (docs/results/quantization.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edgelm.config import ModelConfig
+from edgelm.generate import prefill
+from edgelm.session import DecoderSession
+
+_LARGEST = 127
+# What the calibration text does not reach: another text's sizes, which are clipped beyond it.
+_MARGIN = np.float32(1.05)
+_SMALLEST = np.float32(1e-8)  # of a channel that is always zero
+_PLACES = (12, 13)  # of the scales among GroupQueryAttention's inputs
+
+
+def measure_scales(folder: Path, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+    """Run a package that keeps float keys and values on a text: scales [K, 1, H], in the order of a cache's buffers.
+
+    What the graph itself keeps is measured, with its rotation, its order of dimensions and all that is folded into its
+    weights.
+    """
+    session = DecoderSession(folder, ModelConfig.load(folder))
+    largest: list[NDArray[np.float32]] = []
+    for ids in sequences:
+        cache = session.new_cache()
+        prefill(session, ids, cache)
+        sizes = [np.abs(buffer[0, :, : cache.length]).max(axis=1, keepdims=True) for buffer in cache.buffers]
+        largest = [np.maximum(*pair) for pair in zip(largest, sizes, strict=True)] if largest else sizes
+    return [np.maximum(size * _MARGIN / _LARGEST, _SMALLEST) for size in largest]
+
+
+def keep_in_int8(model: onnx.ModelProto, scales: Sequence[NDArray[np.float32]]) -> None:
+    """Let a graph of ours keep int8 keys and values, by the scales of `measure_scales`.
+
+    Source: GroupQueryAttention in onnxruntime's ContribOperators.md.
+    """
+    graph = model.graph
+    for value in (*graph.input, *graph.output):
+        if value.name.startswith(("past_key_values.", "present.")):
+            value.type.tensor_type.elem_type = onnx.TensorProto.INT8
+    attention = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
+    for i, node in enumerate(attention):
+        node.input.extend([""] * (_PLACES[0] - len(node.input)))
+        for part, scale in zip("kv", scales[2 * i : 2 * i + 2], strict=True):
+            name = f"model.layers.{i}.self_attn.{part}_scale"
+            graph.initializer.append(onnx.numpy_helper.from_array(scale, name))
+            node.input.append(name)
+            node.attribute.append(onnx.helper.make_attribute(f"{part}_quant_type", "PER_CHANNEL"))
+        node.attribute.append(onnx.helper.make_attribute("kv_cache_bit_width", 8))

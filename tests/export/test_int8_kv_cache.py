@@ -1,0 +1,173 @@
+"""Packages that keep their keys and values in int8, against a numpy forward pass that rounds them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from make_tiny_model import make_checkpoint
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+import edgelm
+from edgelm import ChatSession, GenerationConfig, LanguageModel
+from edgelm.cli.main import main
+from edgelm.errors import ConfigError
+from edgelm.kv_cache import KVCache, bytes_per_token
+from edgelm.prefix_cache import PrefixCache
+from edgelm.testing import tiny_model_path
+from edgelm_export import reference
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.package_checkpoint import PackageCheckpoint
+
+IDS = np.random.default_rng(0).integers(3, 320, 200).tolist()
+ANSWER = GenerationConfig(max_new_tokens=24, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("int8") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def package(checkpoint: Path) -> Path:
+    folder = checkpoint.parent / "package"
+    result = CliRunner().invoke(
+        main, ["export", str(checkpoint), "-o", str(folder), "--precision", "fp32", "--kv-cache", "int8"]
+    )
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(package: Path) -> LanguageModel:
+    return edgelm.load(package, edgelm.SessionOptions(threads=1))
+
+
+@pytest.fixture
+def rounding(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the numpy forward pass round keys and values as the package's scales say."""
+    graph = onnx.load_model(package / "model.onnx", load_external_data=False).graph
+    scales = {each.name: numpy_helper.to_array(each) for each in graph.initializer if each.name.endswith("_scale")}
+    attention, rotate, linear = reference._attention, reference._rotate, reference._linear
+    layers: list[int] = []
+
+    def rounded(x: NDArray[Any], part: str) -> NDArray[np.float32]:
+        scale = scales[f"model.layers.{layers[-1]}.self_attn.{part}_scale"]  # [K=1, 1, H]
+        return np.clip(np.rint(x / scale[0]), -128, 127).astype(np.float32) * scale[0]
+
+    def attention_of(config: Any, layer: int, *rest: Any) -> Any:
+        layers.append(layer)
+        return attention(config, layer, *rest)
+
+    def rotated(x_NTH: NDArray[Any], *tables: Any) -> Any:
+        turned = rotate(x_NTH, *tables)
+        return rounded(turned, "k") if len(x_NTH) == 1 else turned  # one key head, two of queries
+
+    def projected(weights: Any, name: str, x: NDArray[Any]) -> Any:
+        y = linear(weights, name, x)
+        return rounded(y, "v") if name == "self_attn.v_proj" else y
+
+    monkeypatch.setattr(reference, "_attention", attention_of)
+    monkeypatch.setattr(reference, "_rotate", rotated)
+    monkeypatch.setattr(reference, "_linear", projected)
+
+
+@pytest.mark.usefixtures("rounding")
+@pytest.mark.parametrize("size", [200, 64, 1])
+def test_the_logits_are_those_of_keys_and_values_on_their_grids(
+    model: LanguageModel, checkpoint: Path, size: int
+) -> None:
+    expected_TV = next(reference.reference_logits(HuggingFaceCheckpoint(checkpoint), [IDS]))
+    cache = model.session.new_cache()
+    chunks = [
+        model.session.forward(IDS[start : start + size], cache, all_logits=True).copy()
+        for start in range(0, len(IDS), size)
+    ]
+    # float32 sums in another order: 5e-6 measured. A number between two steps could fall either way, which is 5e-3;
+    # int8 itself moves these logits by up to 0.4.
+    np.testing.assert_allclose(np.concatenate(chunks), expected_TV, atol=0.02)
+
+
+def test_the_cache_takes_a_quarter_of_the_memory(model: LanguageModel) -> None:
+    other = edgelm.load(tiny_model_path())
+    sizes = []
+    for each in (model, other):
+        cache = each.session.new_cache()
+        each.session.forward(IDS, cache)
+        sizes.append(sum(buffer.nbytes for buffer in cache.buffers))
+        assert sizes[-1] == cache.capacity * bytes_per_token(each.config)
+    assert 4 * sizes[0] == sizes[1]
+    assert {buffer.dtype for buffer in model.session.new_cache().buffers} == {np.dtype(np.int8)}
+    assert 4 * PrefixCache(model.config)._block_bytes == PrefixCache(other.config)._block_bytes
+
+
+def test_the_manifest_and_show_say_how_keys_and_values_are_kept(package: Path, model: LanguageModel) -> None:
+    quality = model.manifest.quality
+    assert quality is not None
+    assert quality.mean_kl_divergence < 1e-3  # 7e-5 measured
+    assert quality.greedy_agreement == quality.greedy_tokens
+    assert model.manifest.recipe[0] == {"kv_cache": "int8"}
+    shown = CliRunner().invoke(main, ["show", str(package)]).stdout
+    assert "int8, 0.1 KiB per token" in shown
+    assert "Keys and values are kept in int8, with a scale for each channel." in shown
+
+
+def test_rows_of_a_batch_kept_beginnings_and_beams_are_as_alone(model: LanguageModel) -> None:
+    model.prefixes = PrefixCache(model.config, 0)
+    prompts = [IDS[:length] for length in (1, 5, 60, 130)]
+    alone = [model.generate(prompt, ANSWER).token_ids for prompt in prompts]
+    assert [answer.token_ids for answer in model.generate_batch(prompts, ANSWER)] == alone
+    model.prefixes = PrefixCache(model.config, answers=False)
+    again = [model.generate(prompts[3], ANSWER) for _ in range(2)]
+    assert [answer.token_ids for answer in again] == [alone[3]] * 2
+    assert again[1].usage.cached_tokens == 128
+    config = ANSWER.replace(num_beams=3, logprobs=0)
+    beams = [model.generate(prompts[2], config) for _ in range(2)]
+    assert beams[0].token_ids == beams[1].token_ids
+
+
+def test_a_saved_conversation_goes_on_with_its_int8_cache(model: LanguageModel, package: Path, tmp_path: Path) -> None:
+    session = ChatSession(model)
+    list(session.send("Hello", ANSWER))
+    session.save(tmp_path / "chat")
+    with np.load(tmp_path / "chat" / "cache.npz") as saved:
+        assert saved["filled"].dtype == np.int8
+    restored = KVCache.load(tmp_path / "chat" / "cache.npz", model.config, model.fingerprint)
+    assert restored.token_ids == session._cache.token_ids
+    for kept, was in zip(restored.buffers, session._cache.buffers, strict=True):
+        np.testing.assert_array_equal(kept[:, :, : restored.length], was[:, :, : restored.length])
+
+
+def test_exact_speculation_takes_single_steps(model: LanguageModel) -> None:
+    config = ANSWER.replace(speculation="prompt_lookup", exact_speculation=True)
+    prompt = IDS[:10] * 5
+    assert model.generate(prompt, config).token_ids == model.generate(prompt, ANSWER).token_ids
+
+
+def test_values_in_int8_make_no_embeddings(model: LanguageModel) -> None:
+    with pytest.raises(ConfigError, match=r"pooling is 'values', and this package keeps them in int8\. Take"):
+        model.embed(["The sea"])
+    assert np.isfinite(model.embed(["The sea"], pooling="mean")).all()
+
+
+def test_a_package_is_read_back_without_its_cache(package: Path, checkpoint: Path) -> None:
+    with PackageCheckpoint(package) as read:
+        assert read.config == HuggingFaceCheckpoint(checkpoint).config
+        assert read.config.kv_cache == "fp32"
+
+
+def test_what_cannot_be_kept_so_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.json"
+    rules = [{"pattern": ".", "scheme": "fp32"}]
+    recipe.write_text(json.dumps({"rules": rules, "kv_cache": "int3"}))
+    result = CliRunner().invoke(main, ["export", str(checkpoint), "-o", str(tmp_path / "p"), "--recipe", str(recipe)])
+    assert "kv_cache is 'int3'; it must be one of fp32, int8." in result.output
+    mixed = ["--precision", "mixed", "--max-kl", "0.1", "--kv-cache", "int8"]
+    result = CliRunner().invoke(main, ["export", str(checkpoint), *mixed])
+    assert "--kv-cache int8 is not for --precision mixed." in result.output
