@@ -41,6 +41,19 @@ def test_options_have_ollamas_names(serving, tiny):
     assert serving.post("/api/chat", body).json["message"]["content"] == tiny.chat(HELLO, config).text
 
 
+def test_mirostat_is_ollamas_mode_2(serving, tiny):
+    def answer(**options):
+        options |= {"num_predict": 24, "temperature": 1.5, "seed": 3, "top_k": 0, "top_p": 1.0}
+        body = {"model": "tiny-random", "messages": HELLO, "options": options, "stream": False}
+        return serving.post("/api/chat", body).json["message"]["content"]
+
+    plain = GenerationConfig(max_new_tokens=24, temperature=1.5, seed=3)
+    held = plain.replace(mirostat_tau=1.0, mirostat_eta=0.5)
+    assert answer(mirostat=2, mirostat_tau=1.0, mirostat_eta=0.5) == tiny.chat(HELLO, held).text
+    assert answer(mirostat=2) == tiny.chat(HELLO, plain.replace(mirostat_tau=5.0)).text
+    assert answer(mirostat=0, mirostat_tau=1.0) == tiny.chat(HELLO, plain).text != tiny.chat(HELLO, held).text
+
+
 def test_generate_answers_a_prompt_with_the_template_or_raw(serving, tiny):
     body = {"model": "tiny-random", "prompt": "The sea", "options": OPTIONS, "stream": False}
     config = GenerationConfig(max_new_tokens=12)
@@ -108,7 +121,12 @@ def test_models_are_listed_and_shown(serving):
             "messages[0].images is not supported: these models read text alone.",
         ),
         ("/api/generate", {"model": "tiny-random", "prompt": "x", "context": [1]}, 400, "send the conversation to"),
-        ("/api/generate", {"model": "tiny-random", "prompt": "x", "options": {"mirostat": 1}}, 400, "options.mirostat"),
+        (
+            "/api/generate",
+            {"model": "tiny-random", "prompt": "x", "options": {"mirostat": 1}},
+            400,
+            "options.mirostat is 1; it must be one of 0, 2",
+        ),
         ("/api/generate", {"model": "tiny-random", "keep_alive": "soon"}, 400, "keep_alive is 'soon'; write seconds"),
         ("/api/generate", {"model": "tiny-random", "keep_alive": "1" * 39 + "x"}, 400, "write seconds, or a time as"),
         ("/api/nothing", {}, 404, "There is nothing at '/api/nothing'."),

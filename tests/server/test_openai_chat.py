@@ -58,6 +58,22 @@ def test_settings_reach_the_sampler(serving, tiny):
     assert chat(serving, **fields).json["choices"][0]["message"]["content"] == expected.text
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"top_n_sigma": 0.5},
+        {"mirostat_tau": 1.0, "mirostat_eta": 0.5},
+        {"xtc_probability": 1.0, "xtc_threshold": 0.001},
+        {"dry_multiplier": 5.0, "dry_base": 2.0, "dry_allowed_length": 1, "temperature": 0.0},  # it repeats itself
+    ],
+)
+def test_the_runtimes_own_samplers_are_fields_too(serving, tiny, fields):
+    plain = {"temperature": fields.get("temperature", 1.5), "seed": 5, "top_k": 0, "top_p": 1.0}
+    expected = tiny.chat(HELLO, GenerationConfig(max_new_tokens=40, **plain | fields)).text
+    assert expected != tiny.chat(HELLO, GenerationConfig(max_new_tokens=40, **plain)).text
+    assert chat(serving, max_tokens=40, **plain | fields).json["choices"][0]["message"]["content"] == expected
+
+
 def test_the_same_seed_gives_the_same_n_answers_that_differ(serving):
     first, second = (
         [choice["message"]["content"] for choice in chat(serving, temperature=1, seed=-3, n=3).json["choices"]]

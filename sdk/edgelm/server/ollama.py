@@ -41,6 +41,13 @@ _OPTIONS: Mapping[str, tuple[str, Schema]] = {
     **{name: (name, SAMPLING[name]) for name in _SAME_NAMES},
     "repeat_penalty": ("repetition_penalty", number(0.01, 100)),
 }
+# 0 is off, 2 is Mirostat 2.0; the other two count with it alone, and have these values where they are not given.
+_MIROSTAT: Mapping[str, Schema] = {
+    "mirostat": {"type": "integer", "enum": [0, 2]},
+    "mirostat_tau": SAMPLING["mirostat_tau"],
+    "mirostat_eta": SAMPLING["mirostat_eta"],
+}
+_MIROSTAT_TAU = 5.0
 _RUNNER_OPTIONS = (
     "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "use_mmap", "use_mlock", "numa",
     "low_vram", "vocab_only", "f16_kv", "repeat_last_n",
@@ -74,9 +81,9 @@ _COMMON: dict[str, Schema] = {
     "stream": BOOLEAN,
     "format": {"anyOf": [choice("", "json"), ANY_OBJECT]},
     "options": record(
-        {name: schema for name, (_, schema) in _OPTIONS.items()} | {"num_predict": whole(-2)},
+        {name: schema for name, (_, schema) in _OPTIONS.items()} | {"num_predict": whole(-2), **_MIROSTAT},
         ignored=_RUNNER_OPTIONS,
-        refused=dict.fromkeys(("mirostat", "mirostat_tau", "mirostat_eta", "tfs_z"), "use top_p or min_p."),
+        refused={"tfs_z": "use top_p or min_p."},
     ),
     "keep_alive": {"anyOf": [{"type": "string", "maxLength": 40}, number(-_LONGEST, _LONGEST)]},
     "think": BOOLEAN,
@@ -232,6 +239,9 @@ def _seconds(keep_alive: str | float) -> float:
 def _config(model: LanguageModel, body: Mapping[str, Any]) -> Any:
     given = {name: value for name, value in body.get("options", {}).items() if value is not None}
     settings = {ours: given[theirs] for theirs, (ours, _) in _OPTIONS.items() if theirs in given}
+    if given.get("mirostat") == 2:
+        settings["mirostat_tau"] = given.get("mirostat_tau", _MIROSTAT_TAU)
+        settings |= {name: given[name] for name in ("mirostat_eta",) if name in given}
     limit = given.get("num_predict", -1)
     form = body.get("format")
     constraint = None

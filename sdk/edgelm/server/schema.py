@@ -88,7 +88,7 @@ def check(value: Any, schema: Schema, param: str = "") -> None:
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise _misfit(param, value, f"it must be {words}")
     if "enum" in schema and value not in schema["enum"]:
-        raise _misfit(param, value, f"it must be one of {', '.join(schema['enum'])}")
+        raise _misfit(param, value, f"it must be one of {', '.join(map(str, schema['enum']))}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
         if not low <= value <= high:
