@@ -4,9 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from make_tiny_model import make_checkpoint
 
 import edgelm
 from edgelm.testing import tiny_model_path
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.quantize import precision_named
 
 genai = pytest.importorskip("onnxruntime_genai")
 
@@ -26,6 +30,14 @@ def test_genai_generates_the_same_greedy_tokens_from_the_tiny_package() -> None:
     prompt = edgelm.load(tiny_model_path()).tokenizer.encode("Once upon a time")
     ours = edgelm.load(tiny_model_path()).generate(prompt, edgelm.GenerationConfig(max_new_tokens=24))
     assert greedy_tokens_of_genai(tiny_model_path(), prompt, 24) == list(ours.token_ids)
+
+
+def test_genai_keeps_int8_keys_and_values_as_we_do(tmp_path: Path) -> None:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
+    export_package(checkpoint, tmp_path / "package", precision_named("fp32").with_int8_cache())
+    prompt = np.random.default_rng(1).integers(3, 320, 40).tolist()
+    ours = edgelm.load(tmp_path / "package").generate(prompt, edgelm.GenerationConfig(max_new_tokens=24))
+    assert greedy_tokens_of_genai(tmp_path / "package", prompt, 24) == list(ours.token_ids)
 
 
 @pytest.mark.real_model

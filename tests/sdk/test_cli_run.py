@@ -171,3 +171,23 @@ def test_an_answer_commands_no_terminal_and_goes_through_a_pipe_as_it_is(monkeyp
     module = importlib.import_module(f"edgelm.cli.{command}")
     monkeypatch.setattr(module, "is_terminal", lambda stream: on_terminal and stream is sys.stdout)
     assert CliRunner().invoke(main, [command, TINY], input="Hello\n").stdout == shown
+
+
+def test_beam_search_and_context_shift_have_options():
+    model = edgelm.load(TINY)
+    config = edgelm.GenerationConfig(max_new_tokens=8, num_beams=3)
+    assert run(TINY, "x", "--raw", "--num-beams", "3", "--max-new-tokens", "8").stdout.startswith(
+        model.generate("x", config).text
+    )
+    long = "word " * 600
+    assert "the model's context holds 1024" in run(TINY, long, "--raw").stderr
+    shifted = run(TINY, long, "--raw", "--context-shift", "4", "--max-new-tokens", "8").stdout
+    expected = model.generate(long, edgelm.GenerationConfig(max_new_tokens=8, context_shift=4))
+    assert shifted.startswith(expected.text)
+
+
+def test_a_chat_through_a_pipe_goes_on_where_the_context_is_full():
+    lines = "word " * 300 + "\n"
+    result = CliRunner().invoke(main, ["chat", TINY, "--max-new-tokens", "2"], input=lines * 3)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert len(result.stdout.splitlines()) >= 5  # three answers, and what stands between them
