@@ -1,4 +1,4 @@
-"""The Transformer as an ONNX graph: the twin of training/edgelm_training/model.py, in the same order.
+"""The decoder as an ONNX graph: the twin of training/edgelm_training/model.py, in the same order.
 
 Shapes: B batch, T query tokens, C capacity of the cache, D hidden, N query heads, K kv heads, H head dim, R its part
 that turns, V vocabulary.
@@ -6,42 +6,32 @@ that turns, V vocabulary.
 The graph takes `input_ids` [B, T], `attention_mask` [B, M] with a one for each filled or new position (M is any length
 that holds them all), and the cache `past_key_values.{i}.key|value` [B, K, C, H]; it gives `logits` [B, T', V],
 `present.{i}.key|value`, and `last_hidden_state` [B, T, D], what the head reads, for who asks for it. Past and present
-may share memory. The optional scalar `num_logits_to_keep` says for how many of the last positions logits are wanted; 0,
-the default, is all of them, as other runtimes expect.
+may share memory. With an encoder it also takes `cross_key_values.{i}.key|value` [B, N, S, H], what the encoder's graph
+(encoder.py) gives of a source text. The optional scalar `num_logits_to_keep` says for how many of the last positions
+logits are wanted; 0, the default, is all of them, as other runtimes expect.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx
 
-from edgelm.config import NORM_PLACEMENTS, ModelConfig
+from edgelm.config import CROSS_NORMS
+from edgelm.decoder_graph import CROSS
 from edgelm.errors import ExportError
-from edgelm.rope import cos_sin_tables, has_long_table, sinusoidal_table
+from edgelm.relative_positions import relative_buckets
+from edgelm.rope import cos_sin_tables, has_long_table
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.experts import add_experts
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import ROTARY_MULTIPLE, FoldedCheckpoint, padded_rotary_dim
-from edgelm_export.graph import MICROSOFT, Graph
-from edgelm_export.projection import Projections
+from edgelm_export.graph import MICROSOFT
 from edgelm_export.quantize import Precision
-from edgelm_export.quantize.packed import PackedWeight
+from edgelm_export.stack import Stack
 
 FLOAT, INT64, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32
 _END = 2**63 - 1
-_HEAD_SINK = 11  # the place of that input in GroupQueryAttention
+_ATTENTION_BIAS, _HEAD_SINK = 10, 11  # the places of these inputs in GroupQueryAttention
 BATCH = "batch_size"  # the dimension's name that transformers.js looks for to make the first, empty cache
-
-_ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    # x * sigmoid(alpha * x): with alpha 1 this is SiLU, in one node.
-    "silu": ("QuickGelu", MICROSOFT, {"alpha": 1.0}),
-    "gelu": ("Gelu", "", {}),
-    "gelu_pytorch_tanh": ("Gelu", "", {"approximate": "tanh"}),
-    "relu": ("Relu", "", {}),
-    "relu2": ("Relu", "", {}),  # squared in a second node
-}
 
 
 def build_decoder(checkpoint: Checkpoint, precision: Precision, data: ExternalData) -> onnx.ModelProto:
@@ -59,18 +49,16 @@ def build_decoder(checkpoint: Checkpoint, precision: Precision, data: ExternalDa
     return _Decoder(FoldedCheckpoint(checkpoint), precision, data).build()
 
 
-class _Decoder:
+class _Decoder(Stack):
     def __init__(self, checkpoint: Checkpoint, precision: Precision, data: ExternalData) -> None:
-        self.config: ModelConfig = checkpoint.config
-        self.checkpoint = checkpoint
-        self.graph = Graph(data)
-        self.projections = Projections(self.graph, checkpoint, precision)
+        super().__init__(checkpoint, checkpoint.config, checkpoint.config.decoder_name, precision, data)
 
     def build(self) -> onnx.ModelProto:
         graph, config = self.graph, self.config
         self.inputs()
         hidden = self.embedding()
         self.rotations()
+        self.bias = self.distance_scores() if config.position == "relative" else ""
         for i in range(config.num_hidden_layers):
             hidden = self.block(hidden, i)
         self.head(self.last_positions(self.last_hidden_state(hidden)))
@@ -89,52 +77,6 @@ class _Decoder:
         self.mask_length = graph.node("Shape", [mask], "attention_mask.length", attributes={"start": 1, "end": 2})
         to_int32 = {"to": INT32}
         self.total_sequence_length = graph.node("Cast", [self.mask_length], "total_sequence_length", "", to_int32)
-
-    def embedding(self) -> str:
-        graph, config = self.graph, self.config
-        name = "model.embed_tokens"
-        weight = self.projections.read(f"{name}.weight")
-        if not isinstance(weight, PackedWeight):
-            self.tied_parts, self.tied_dtype = [graph.weight(f"{name}.weight", weight)], weight.dtype
-            rows = graph.node("Gather", [self.tied_parts[0], "input_ids"], f"{name}.output")
-            hidden = self.projections.widened(rows, weight.dtype)
-        else:
-            self.tied_parts, self.tied_weight = self.projections.add_packed(name, weight), weight
-            hidden = self.packed_rows(name, weight, self.tied_parts)
-        if config.embedding_multiplier != 1.0:
-            multiplier = graph.constant(config.embedding_multiplier, np.float32)
-            hidden = graph.node("Mul", [hidden, multiplier], f"{name}.multiplied")
-        if config.position in ("learned", "sinusoidal"):
-            hidden = graph.node("Add", [hidden, self.position_embedding()], "model.embed_positions.added")
-        return self.norm(hidden, "model.embed_norm") if config.embedding_norm else hidden
-
-    def packed_rows(self, name: str, weight: PackedWeight, parts: list[str]) -> str:
-        """Gather rows of a packed weight [V, blocks, bytes], and join their blocks.
-
-        Gathering block by block, the operator reads the tensor in the shape that MatMulNBits has it in: as a matrix it
-        would be a second copy in memory, a fifth of a small model.
-        """
-        graph = self.graph
-        V, blocks, _ = weight.packed.shape
-        scales = graph.node("Reshape", [parts[1], graph.constant([V, blocks, 1])], f"{name}.scales")
-        attributes = {"bits": weight.bits, "block_size": weight.block_size, "gather_axis": 0, "quantize_axis": 2}
-        inputs = [parts[0], "input_ids", scales]
-        rows = graph.node("GatherBlockQuantized", inputs, f"{name}.blocks", MICROSOFT, attributes)
-        joined = graph.node("Reshape", [rows, graph.constant([0, 0, blocks * weight.block_size])], f"{name}.output")
-        if weight.columns == blocks * weight.block_size:
-            return joined
-        bounds = [graph.constant([value]) for value in (0, weight.columns, -1)]
-        return graph.node("Slice", [joined, *bounds], f"{name}.unpadded")
-
-    def position_embedding(self) -> str:
-        """Gather the rows of positions `last - T + 1 .. last`."""
-        graph, name = self.graph, "model.embed_positions"
-        table = (
-            self.checkpoint.tensor(f"{name}.weight")
-            if self.config.position == "learned"
-            else sinusoidal_table(self.config, self.config.max_position_embeddings)
-        )
-        return graph.node("Gather", [graph.weight(f"{name}.weight", table), self.positions()], f"{name}.output")
 
     def positions(self) -> str:
         """Count the positions [B, T] of the new tokens: `last - T + 1 .. last`."""
@@ -169,40 +111,41 @@ class _Decoder:
                 first = graph.node("Where", [is_long, *bounds], "model.rope.first_row")
                 self.rope[kind].append(graph.node("Add", [self.positions(), first], "model.rope.rows"))
 
-    def block(self, hidden: str, i: int) -> str:
+    def distance_scores(self) -> str:
+        """Gather what each distance of a query and a key adds to the scores of each head [B, N, T, C].
+
+        Distances beyond the last bucket's first are one, so the table has no end; later keys are masked anyway.
+        """
+        graph, config, name = self.graph, self.config, f"{self.name}.relative_attention_bias"
+        largest = config.relative_attention_max_distance
+        buckets = relative_buckets(config, -np.arange(largest + 1), both_ways=False)
+        table = graph.weight(f"{name}.by_distance", self.checkpoint.tensor(f"{name}.weight")[buckets])
+        capacity = graph.node("Squeeze", [self.mask_length], f"{name}.capacity")
+        keys = graph.node("Range", [graph.constant(0), capacity, graph.constant(1)], f"{name}.keys")
+        queries = graph.node("Unsqueeze", [self.positions(), graph.constant([2])], f"{name}.queries")
+        distances = graph.node("Sub", [queries, keys], f"{name}.distances")
+        rows = graph.node("Clip", [distances, graph.constant(0), graph.constant(largest)], f"{name}.rows")
+        scores_BTCN = graph.node("Gather", [table, rows], f"{name}.scores")
+        return graph.node("Transpose", [scores_BTCN], f"{name}.output", attributes={"perm": [0, 3, 1, 2]})
+
+    def crossed(self, hidden: str, layer: str, i: int) -> str:
+        """Look at the source: at keys and values that the encoder's graph gives once for all steps."""
         graph, config = self.graph, self.config
-        layer = f"model.layers.{i}"
-        before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
-        attention_input = self.block_norm(hidden, layer, before_attention)
-        attention = self.block_norm(self.attention(attention_input, i), layer, after_attention)
-        attended = graph.node("Add", [hidden, attention], f"{layer}.attention_residual")
-        if config.norm_placement == "shared":
-            mlp_input = attention_input
-        else:
-            mlp_input = self.block_norm(hidden if config.parallel_residual else attended, layer, before_mlp)
-        feed_forward = self.block_norm(self.feed_forward(mlp_input, f"{layer}.mlp", i), layer, after_mlp)
-        return graph.node("Add", [attended, feed_forward], f"{layer}.residual")
-
-    def block_norm(self, hidden: str, layer: str, name: str | None) -> str:
-        return hidden if name is None else self.norm(hidden, f"{layer}.{name}")
-
-    def norm(self, hidden: str, name: str, size: int | None = None) -> str:
-        """Norm the last dimension, of `size`, or D."""
-        attributes = {"epsilon": self.config.norm_eps, "axis": -1}
-        if self.config.norm == "rms_plain":
-            size = size or self.config.hidden_size
-            ones = self.graph.weight(f"constant.ones.{size}", np.ones(size, np.float32))
-            return self.graph.node("SimplifiedLayerNormalization", [hidden, ones], f"{name}.output", "", attributes)
-        weight = self.graph.weight(f"{name}.weight", self.checkpoint.tensor(f"{name}.weight"))
-        if self.config.norm == "rms":
-            return self.graph.node("SimplifiedLayerNormalization", [hidden, weight], f"{name}.output", "", attributes)
-        bias = self.graph.weight(f"{name}.bias", self.checkpoint.tensor(f"{name}.bias"))
-        return self.graph.node("LayerNormalization", [hidden, weight, bias], f"{name}.output", "", attributes)
+        if config.encoder is None:
+            return hidden
+        before, after = CROSS_NORMS[config.norm_placement]
+        name = f"{layer}.encoder_attn"
+        query = self.projections.linear(self.block_norm(hidden, layer, before), f"{name}.q_proj")
+        shape: list[int | str] = [BATCH, config.num_attention_heads, "source_tokens", config.head_dim]
+        source = [graph.input(f"{CROSS}.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
+        attributes = {"num_heads": config.num_attention_heads, "scale": config.attention_scale}
+        output = graph.node("MultiHeadAttention", [query, *source], f"{name}.output", MICROSOFT, attributes)
+        return self.added(hidden, self.projections.linear(output, f"{name}.o_proj"), layer, after, "cross_residual")
 
     def attention(self, hidden: str, i: int) -> str:
         """Grouped-query attention; rotation, cache and causal mask are inside the operator."""
         graph, config = self.graph, self.config
-        name = f"model.layers.{i}.self_attn"
+        name = f"{self.name}.layers.{i}.self_attn"
         shape: list[int | str] = [BATCH, config.num_key_value_heads, "capacity", config.head_dim]
         past = [graph.input(f"past_key_values.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
         present = [graph.output(f"present.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
@@ -213,6 +156,8 @@ class _Decoder:
             qkv += ["", ""]  # the operator splits a packed query, key and value itself
         kind, window = config.rope_kind(i), config.window(i)
         inputs = [*qkv, *past, self.seqlens_k, self.total_sequence_length, *self.rope[kind]]
+        if self.bias:
+            inputs += [""] * (_ATTENTION_BIAS - len(inputs)) + [self.bias]
         if config.attention_sinks:
             inputs += [""] * (_HEAD_SINK - len(inputs))
             inputs.append(graph.weight(f"{name}.sinks", self.checkpoint.tensor(f"{name}.sinks")))
@@ -245,32 +190,10 @@ class _Decoder:
             normed.append(graph.node("Reshape", [self.norm(heads, module, H), shape], f"{module}.joined"))
         return [*normed, qkv[2]]
 
-    def feed_forward(self, hidden: str, name: str, i: int) -> str:
-        graph = self.graph
-        if self.config.has_experts(i):
-            return add_experts(graph, self.checkpoint, self.projections, hidden, name)
-        if not self.config.mlp_gated:
-            inner = self.activation(self.projections.linear(hidden, f"{name}.up_proj"), name)
-            return self.projections.linear(inner, f"{name}.down_proj")
-        outputs = self.projections.fused(hidden, [f"{name}.gate_proj", f"{name}.up_proj"], f"{name}.gate_up_proj")
-        if len(outputs) == 1:
-            parts = [f"{name}.gate", f"{name}.up"]
-            graph.node("Split", outputs, parts, attributes={"axis": -1, "num_outputs": 2})
-            outputs = parts
-        gated = graph.node("Mul", [self.activation(outputs[0], name), outputs[1]], f"{name}.gated")
-        return self.projections.linear(gated, f"{name}.down_proj")
-
-    def activation(self, hidden: str, name: str) -> str:
-        operator, domain, attributes = _ACTIVATIONS[self.config.hidden_act]
-        activated = self.graph.node(operator, [hidden], f"{name}.activation", domain, attributes)
-        if self.config.hidden_act == "relu2":
-            return self.graph.node("Mul", [activated, activated], f"{name}.activation_squared")
-        return activated
-
     def last_hidden_state(self, hidden: str) -> str:
         """Norm all positions, also those that no logits are wanted of: embeddings are made of them."""
         graph = self.graph
-        normed = self.norm(hidden, "model.norm")
+        normed = self.norm(hidden, f"{self.name}.norm") if self.config.final_norm else hidden
         graph.output("last_hidden_state", FLOAT, [BATCH, "tokens", self.config.hidden_size])
         return graph.node("Identity", [normed], "last_hidden_state")
 

@@ -17,7 +17,7 @@ from edgelm.chat_template import ChatTemplate
 from edgelm.config import SECTION
 from edgelm.errors import EdgeLMError, ExportError, VerificationError
 from edgelm.generation_config import GenerationConfig
-from edgelm.graph_file import GRAPH_FILE
+from edgelm.graph_file import DATA_FILE, DECODER_FILE, ENCODER_FILE, GRAPH_FILE
 from edgelm.manifest import Manifest, Quality, describe_file
 from edgelm.replaceable import why_not_a_package
 from edgelm.spdx import spdx_identifier
@@ -26,6 +26,7 @@ from edgelm_export.calibration_text import CalibrationOptions, calibration_seque
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.decoder import build_decoder
+from edgelm_export.encoder import build_encoder
 from edgelm_export.external_data import ExternalData
 from edgelm_export.genai_config import genai_config
 from edgelm_export.graph import OPSETS
@@ -137,9 +138,16 @@ def _write_checked_graph(
 
 
 def _write_graph(checkpoint: Checkpoint, precision: Precision, folder: Path) -> None:
-    with ExternalData(folder / f"{GRAPH_FILE}.data") as data:
-        model = build_decoder(checkpoint, precision, data)
-    (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
+    with ExternalData(folder / DATA_FILE) as data:
+        if checkpoint.config.encoder is None:
+            graphs = {GRAPH_FILE: build_decoder(checkpoint, precision, data)}
+        else:
+            graphs = {
+                ENCODER_FILE: build_encoder(checkpoint, precision, data),
+                DECODER_FILE: build_decoder(checkpoint, precision, data),
+            }
+    for name, model in graphs.items():
+        (folder / name).write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _keep_cache_in_int8(checkpoint: Checkpoint, folder: Path, calibration: CalibrationOptions) -> None:
@@ -170,8 +178,9 @@ def _write_text_files(checkpoint: Checkpoint, folder: Path, kv_cache: str = "fp3
         "tokenizer_config.json": _json({"tokenizer_class": "PreTrainedTokenizerFast"}),  # transformers.js wants one
         **checkpoint.text_files,
         "config.json": _json(config),
-        "genai_config.json": _json(genai_config(checkpoint.config)),
     }
+    if checkpoint.config.encoder is None:  # onnxruntime-genai has another form of those that have one
+        files["genai_config.json"] = _json(genai_config(checkpoint.config))
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8", newline="\n")
     try:

@@ -1,4 +1,4 @@
-"""ExternalData: the one file beside model.onnx that holds the weights, written tensor by tensor."""
+"""ExternalData: the one file beside the graph, or both graphs, that holds the weights, written tensor by tensor."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class ExternalData:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: IO[bytes] = path.open("wb")
+        self._tensors: dict[str, onnx.TensorProto] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -31,7 +32,9 @@ class ExternalData:
         self._file.close()
 
     def add(self, name: str, array: NDArray[Any]) -> onnx.TensorProto:
-        """Write one tensor; nothing of it stays in memory."""
+        """Write one tensor; nothing of it stays in memory. One of that name is there once, for all graphs."""
+        if name in self._tensors:
+            return self._tensors[name]
         array = np.ascontiguousarray(array)
         offset = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
         self._file.seek(offset)
@@ -44,4 +47,5 @@ class ExternalData:
         )
         for key, value in (("location", self._path.name), ("offset", offset), ("length", array.nbytes)):
             tensor.external_data.add(key=key, value=str(value))
+        self._tensors[name] = tensor
         return tensor

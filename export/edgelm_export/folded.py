@@ -41,6 +41,8 @@ class FoldedCheckpoint:
         self._offset = np.float32(config.norm == "rms_offset")
         self._multiplier = np.float32(config.residual_multiplier)
         _, after_attention, _, after_mlp = NORM_PLACEMENTS[config.norm_placement]
+        if config.norm_placement == "residual":  # whose norms see more than what a part adds
+            after_attention = after_mlp = None
         last = (after_attention or "self_attn.o_proj", after_mlp or r"mlp\.(?:experts\.\d+\.)?down_proj")
         self._last_of_residual = re.compile(rf"layers\.\d+\.({'|'.join(last)})\.(weight|bias)$")
         if config.norm == "rms_plain" and after_attention and self._multiplier != 1:
@@ -48,10 +50,13 @@ class FoldedCheckpoint:
                 f"residual_multiplier is {config.residual_multiplier} behind norms without weights; supported is 1."
             )
         self._order = (
-            None if config.rotary_dim == (padded := padded_rotary_dim(config)) else _head_order(config, padded)
+            None
+            if config.position != "rope" or config.rotary_dim == (padded := padded_rotary_dim(config))
+            else _head_order(config, padded)
         )
         norm = "rms" if config.norm == "rms_offset" else config.norm
-        self.config = dataclasses.replace(config, norm=norm, residual_multiplier=1.0)
+        encoder = config.encoder and dataclasses.replace(config.encoder, norm=norm)
+        self.config = dataclasses.replace(config, norm=norm, residual_multiplier=1.0, encoder=encoder)
 
     @property
     def hf_config(self) -> Mapping[str, Any]:

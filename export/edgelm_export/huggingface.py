@@ -34,6 +34,7 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 _DTYPES = ("F32", "F16", "BF16")
+_ANSWER_KEYS = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids")
 # Rows are widened in portions, so that beside the float32 tensor only one portion of the stored one is in memory.
 _PORTION_VALUES = 1 << 22
 
@@ -78,8 +79,8 @@ class HuggingFaceCheckpoint:
                 self.config = ModelConfig.from_dict(section)
             else:
                 architecture = architecture_of(values.get("model_type"), folder)
-                self.config = self._with_end_tokens(architecture.to_model_config(values))
-                layout = architecture.layout
+                self.config = self._with_end_tokens(architecture.to_model_config({**self._answer_values(), **values}))
+                layout = architecture.layout_for(self.config)
             self._parts = map_tensors(self.config, layout, shapes, folder)
         except ConfigError as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
@@ -197,6 +198,13 @@ class HuggingFaceCheckpoint:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}. Download it again.") from error
         return tensor
+
+    def _answer_values(self) -> dict[str, Any]:
+        """Return what newer folders say in generation_config.json alone of how an answer begins."""
+        if not (self._folder / "generation_config.json").exists():
+            return {}
+        values = read_json_object(self._folder, "generation_config.json")
+        return {key: values[key] for key in _ANSWER_KEYS if values.get(key) is not None}
 
     def _with_end_tokens(self, config: ModelConfig) -> ModelConfig:
         """Add the end tokens of generation_config.json: a chat model often has the end of a turn there alone."""

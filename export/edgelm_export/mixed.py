@@ -20,6 +20,7 @@ from edgelm_export.calibration_text import CalibrationOptions, calibration_seque
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.exporter import export_package, text_tools
+from edgelm_export.preparation import refuse_calibration
 from edgelm_export.quantize import Precision, Rule
 from edgelm_export.quantize.frontier import Choice, Point, walk_frontier
 from edgelm_export.quantize.grid import quantize_alone
@@ -77,6 +78,7 @@ def export_mixed(
     reason = why_not_a_package(target)
     if reason is not None:
         raise ExportError(f"{target} is not replaced: {reason}. Choose another folder, or remove it.")
+    refuse_calibration(checkpoint.config)
     report = progress or (lambda *_: None)
     points = _frontier(checkpoint, calibration or CalibrationOptions(), report)
     aim = float(budget.size or budget.divergence or 0)

@@ -65,6 +65,10 @@ class _StoredTensors:
             raise CheckpointError(
                 f"{folder} is a model with experts, whose weights are not read back from a package. Take its source."
             )
+        if self.config.encoder is not None:
+            raise CheckpointError(
+                f"{folder} is a model with an encoder, whose weights are not read back from a package. Take its source."
+            )
         self._shapes = self.config.tensor_shapes()
         graph = onnx.load_model_from_string(read_graph(folder, self._manifest.entry(GRAPH_FILE))).graph
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgelm.chat_template import ChatTemplate
+from edgelm.config import ModelConfig
+from edgelm.errors import ExportError
 from edgelm.tokenizer import Tokenizer
 from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
 from edgelm_export.checked import CheckedCheckpoint, Progress
@@ -16,6 +18,19 @@ from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.quantize import Precision
 from edgelm_export.quantize.calibration import calibrate
 from edgelm_export.quantize.rotation import RotatedCheckpoint
+
+
+def refuse_calibration(config: ModelConfig) -> None:
+    """Refuse what the calibration cannot run.
+
+    Raises:
+        ExportError: the model has an encoder, or relative positions.
+    """
+    if config.encoder is not None or config.position == "relative":
+        raise ExportError(
+            f"A {config.model_type} model with {'an encoder' if config.encoder else 'relative positions'} is quantized "
+            "without calibration: export with --precision fp32, fp16, bf16, int8 or int4, and an fp32 KV cache."
+        )
 
 
 @contextlib.contextmanager
@@ -32,6 +47,8 @@ def prepared(
     """
     if "rotate" in precision.transforms:
         checkpoint = RotatedCheckpoint(checkpoint)
+    if precision.needs_calibration or precision.kv_cache == "int8":
+        refuse_calibration(checkpoint.config)
     if not precision.needs_calibration:
         yield checkpoint, precision
         return

@@ -14,7 +14,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.config import NORM_PLACEMENTS, ModelConfig
+from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
+from edgelm.relative_positions import relative_buckets
 from edgelm.rope import cos_sin_tables, has_long_table, sinusoidal_table
 from edgelm_export.checkpoint import Checkpoint
 
@@ -25,20 +26,41 @@ Tables = Mapping[str, tuple[Array, Array]]
 
 # Queries meet the keys in blocks: 512 x 8192 scores of one head take 16 MB.
 _QUERY_BLOCK = 512
+_DISTANCES = "relative_attention_bias.weight"  # one of a stack, which each of its layers reads
 
 
-def reference_logits(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> Iterator[Array]:
+def reference_logits(
+    checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] = ()
+) -> Iterator[Array]:
     """Yield the logits [T, V] of each sequence of token ids, in float32.
 
-    Each layer is read once, for all sequences, and dropped: memory is one layer, the activations, and the logits of
-    one sequence.
+    sources: with an encoder, what it reads for each sequence. Each layer is read once, for all sequences, and dropped:
+    memory is one layer, the activations, and the logits of one sequence.
     """
-    tables = position_tables(checkpoint.config, sequences)
+    config = checkpoint.config
+    tables = position_tables(config, sequences)
+    read = [None] * len(sequences) if config.encoder is None else _read(checkpoint, config.encoder, sources)
     hidden = embed(checkpoint, sequences)
-    for layer in range(checkpoint.config.num_hidden_layers):
+    for layer in range(config.num_hidden_layers):
         weights = layer_weights(checkpoint, layer)
-        hidden = [run_layer(checkpoint.config, layer, weights, hidden_TD, tables) for hidden_TD in hidden]
+        hidden = [
+            run_layer(config, layer, weights, hidden_TD, tables, read_SD=read_SD)
+            for hidden_TD, read_SD in zip(hidden, read, strict=True)
+        ]
     yield from head_logits(checkpoint, hidden)
+
+
+def _read(checkpoint: Checkpoint, encoder: ModelConfig, sources: Sequence[Sequence[int]]) -> list[Array]:
+    """Return what the encoder makes of each source, [S, D]."""
+    hidden = embed(checkpoint, sources, encoder)
+    for layer in range(encoder.num_hidden_layers):
+        weights = layer_weights(checkpoint, layer, encoder)
+        hidden = [run_layer(encoder, layer, weights, hidden_SD, {}, both_ways=True) for hidden_SD in hidden]
+    return _last_normed(checkpoint, encoder, hidden)
+
+
+def _stack_name(checkpoint: Checkpoint, config: ModelConfig) -> str:
+    return "model.encoder" if config is checkpoint.config.encoder else checkpoint.config.decoder_name
 
 
 def position_tables(config: ModelConfig, sequences: Sequence[Sequence[int]]) -> Tables:
@@ -48,40 +70,57 @@ def position_tables(config: ModelConfig, sequences: Sequence[Sequence[int]]) -> 
     return {kind: cos_sin_tables(config, longest, kind) for kind in kinds if kind is not None}
 
 
-def embed(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> list[Array]:
-    """Return what enters the first layer, [T, D] for each sequence of token ids."""
-    config = checkpoint.config
+def embed(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], config: ModelConfig | None = None) -> list[Array]:
+    """Return what enters the first layer of the decoder, or of the encoder where `config` is its; [T, D] for each
+    sequence of token ids.
+    """
+    config = config or checkpoint.config
+    stack = _stack_name(checkpoint, config)
     longest = max((len(ids) for ids in sequences), default=0)
     embedding_VD = checkpoint.tensor("model.embed_tokens.weight")
     multiplier = np.float32(config.embedding_multiplier)
     hidden = [embedding_VD[np.asarray(ids, np.int64)] * multiplier for ids in sequences]
     del embedding_VD
-    if config.position in ("learned", "sinusoidal"):
+    if config.position in ("learned", *SINUSOIDS):
         if config.position == "learned":
-            positions_TD = checkpoint.tensor("model.embed_positions.weight")
+            positions_TD = checkpoint.tensor(f"{stack}.embed_positions.weight")
         else:
             positions_TD = sinusoidal_table(config, longest)
         hidden = [hidden_TD + positions_TD[: len(hidden_TD)] for hidden_TD in hidden]
     if config.embedding_norm:
-        weights = _weights(checkpoint, "model.embed_norm.")
+        weights = _weights(checkpoint, f"{stack}.embed_norm.")
         hidden = [_norm(config, weights, "", hidden_TD) for hidden_TD in hidden]
     return hidden
 
 
-def layer_weights(checkpoint: Checkpoint, layer: int) -> Weights:
-    """Read the tensors of one layer, named without their prefix, such as "self_attn.q_proj.weight"."""
-    return _weights(checkpoint, f"model.layers.{layer}.")
+def layer_weights(checkpoint: Checkpoint, layer: int, config: ModelConfig | None = None) -> Weights:
+    """Read the tensors of one layer of a stack, named without their prefix, such as "self_attn.q_proj.weight"."""
+    config = config or checkpoint.config
+    stack = _stack_name(checkpoint, config)
+    weights = dict(_weights(checkpoint, f"{stack}.layers.{layer}."))
+    if config.position == "relative":
+        weights[_DISTANCES] = checkpoint.tensor(f"{stack}.{_DISTANCES}")
+    return weights
 
 
 def head_logits(checkpoint: Checkpoint, hidden: Sequence[Array]) -> Iterator[Array]:
     """Yield the logits [T, V] of what left the last layer, one sequence after the other."""
     config = checkpoint.config
-    final = _weights(checkpoint, "model.norm.")
     head_VD = checkpoint.tensor("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
     bias_V = checkpoint.tensor("lm_head.bias") if config.lm_head_bias else np.float32(0)
-    for hidden_TD in hidden:
-        logits_TV = (_norm(config, final, "", hidden_TD) @ head_VD.T + bias_V) / np.float32(config.logits_scaling)
-        yield _soft_cap(logits_TV, config.final_logit_softcapping)
+    for hidden_TD in _last_normed(checkpoint, config, hidden):
+        logits_TV = (hidden_TD @ head_VD.T + bias_V) / np.float32(config.logits_scaling)
+        logits_TV = _soft_cap(logits_TV, config.final_logit_softcapping)
+        logits_TV[:, list(config.suppressed_token_ids)] = SUPPRESSED_LOGIT
+        yield logits_TV
+
+
+def _last_normed(checkpoint: Checkpoint, config: ModelConfig, hidden: Sequence[Array]) -> list[Array]:
+    """Norm what left the last layer of a stack, where it has a norm there."""
+    if not config.final_norm:
+        return list(hidden)
+    weights = _weights(checkpoint, f"{_stack_name(checkpoint, config)}.norm.")
+    return [_norm(config, weights, "", hidden_TD) for hidden_TD in hidden]
 
 
 class ObservedWeights(dict[str, Array]):
@@ -100,20 +139,41 @@ def _weights(checkpoint: Checkpoint, prefix: str) -> Weights:
     return {name.removeprefix(prefix): checkpoint.tensor(name) for name in names}
 
 
-def run_layer(config: ModelConfig, layer: int, weights: Weights, hidden_TD: Array, tables: Tables) -> Array:
-    """Return what leaves layer number `layer` for what enters it, both [T, D]."""
+def run_layer(
+    config: ModelConfig,
+    layer: int,
+    weights: Weights,
+    hidden_TD: Array,
+    tables: Tables,
+    *,
+    read_SD: Array | None = None,
+    both_ways: bool = False,
+) -> Array:
+    """Return what leaves layer number `layer` for what enters it, both [T, D].
+
+    read_SD: what the encoder made of a source. both_ways: the layer is an encoder's, and sees later tokens too.
+    """
 
     def normed(name: str | None, x_TD: Array) -> Array:
         return x_TD if name is None else _norm(config, weights, f"{name}.", x_TD)
 
+    def added(x_TD: Array, part_TD: Array, name: str | None) -> Array:
+        multiplier = np.float32(config.residual_multiplier)
+        if config.norm_placement == "residual":
+            return normed(name, x_TD + multiplier * part_TD)
+        return x_TD + multiplier * normed(name, part_TD)
+
     before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
-    multiplier = np.float32(config.residual_multiplier)
-    attended_TD = _attention(config, layer, weights, normed(before_attention, hidden_TD), tables)
-    attended_TD = hidden_TD + multiplier * normed(after_attention, attended_TD)
+    attended_TD = _attention(config, layer, weights, normed(before_attention, hidden_TD), tables, both_ways)
+    attended_TD = added(hidden_TD, attended_TD, after_attention)
+    if read_SD is not None:
+        before_cross, after_cross = CROSS_NORMS[config.norm_placement]
+        looked_TD = _cross_attention(config, weights, normed(before_cross, attended_TD), read_SD)
+        attended_TD = added(attended_TD, looked_TD, after_cross)
     mlp_input_TD = hidden_TD if config.parallel_residual else attended_TD
     feed_forward = _experts if config.has_experts(layer) else _mlp
     transformed_TD = feed_forward(config, weights, normed(before_mlp, mlp_input_TD), "mlp")
-    return attended_TD + multiplier * normed(after_mlp, transformed_TD)
+    return added(attended_TD, transformed_TD, after_mlp)
 
 
 def _norm(config: ModelConfig, weights: Weights, prefix: str, hidden_TD: Array) -> Array:
@@ -140,7 +200,20 @@ def _linear(weights: Weights, name: str, x: Array) -> Array:
     return y if bias is None else y + bias
 
 
-def _attention(config: ModelConfig, layer: int, weights: Weights, hidden_TD: Array, tables: Tables) -> Array:
+def _cross_attention(config: ModelConfig, weights: Weights, hidden_TD: Array, read_SD: Array) -> Array:
+    T, N, H = len(hidden_TD), config.num_attention_heads, config.head_dim
+    q_TD = _linear(weights, "encoder_attn.q_proj", hidden_TD)
+    k_SD, v_SD = (_linear(weights, f"encoder_attn.{part}_proj", read_SD) for part in "kv")
+    q_NTH, k_NSH, v_NSH = (x.reshape(len(x), N, H).swapaxes(0, 1) for x in (q_TD, k_SD, v_SD))
+    scores_NTS = q_NTH @ k_NSH.swapaxes(1, 2) * np.float32(config.attention_scale)
+    scores_NTS = np.exp(scores_NTS - scores_NTS.max(-1, keepdims=True))
+    out_NTH = scores_NTS @ v_NSH / scores_NTS.sum(-1, keepdims=True)
+    return _linear(weights, "encoder_attn.o_proj", out_NTH.swapaxes(0, 1).reshape(T, N * H))
+
+
+def _attention(
+    config: ModelConfig, layer: int, weights: Weights, hidden_TD: Array, tables: Tables, both_ways: bool
+) -> Array:
     T, N, K, H = len(hidden_TD), config.num_attention_heads, config.num_key_value_heads, config.head_dim
     q_TD, k_SD, v_SD = (_linear(weights, f"self_attn.{part}_proj", hidden_TD) for part in "qkv")
     if config.qk_norm and config.qk_norm_scope == "projection":
@@ -160,14 +233,18 @@ def _attention(config: ModelConfig, layer: int, weights: Weights, hidden_TD: Arr
         k_SH, v_SH = k_KSH[n * K // N], v_KSH[n * K // N]
         for start in range(0, T, _QUERY_BLOCK):
             end = min(start + _QUERY_BLOCK, T)
-            scores_TS = _soft_cap(q_NTH[n, start:end] @ k_SH[:end].T * scale, config.attn_logit_softcapping)
-            distances_TS = np.arange(start, end)[:, None] - np.arange(end)
-            scores_TS[(distances_TS < 0) | (distances_TS >= window)] = -np.inf
+            seen = T if both_ways else end
+            scores_TS = _soft_cap(q_NTH[n, start:end] @ k_SH[:seen].T * scale, config.attn_logit_softcapping)
+            distances_TS = np.arange(start, end)[:, None] - np.arange(seen)
+            if config.position == "relative":
+                scores_TS += weights[_DISTANCES][relative_buckets(config, -distances_TS, both_ways=both_ways), n]
+            if not both_ways:
+                scores_TS[(distances_TS < 0) | (distances_TS >= window)] = -np.inf
             sink = weights["self_attn.sinks"][n] if config.attention_sinks else np.float32(-np.inf)
             largest_T1 = np.maximum(scores_TS.max(-1, keepdims=True), sink)
             scores_TS = np.exp(scores_TS - largest_T1)
             sums_T1 = scores_TS.sum(-1, keepdims=True) + np.exp(sink - largest_T1)
-            out_TNH[start:end, n] = scores_TS @ v_SH[:end] / sums_T1
+            out_TNH[start:end, n] = scores_TS @ v_SH[:seen] / sums_T1
     return _linear(weights, "self_attn.o_proj", out_TNH.reshape(T, N * H))
 
 

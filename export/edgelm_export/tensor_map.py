@@ -48,7 +48,8 @@ class TensorLayout:
     what all names begin with, but not in folders of the family's bare model.
     ignored: names of a source that hold no weights. transposed: source stems, or names, whose weights are [in, out].
     by_head: source stems of fused tensors that hold each head's parts side by side. row_orders: canonical stems to
-    names in `ROW_ORDERS`. norms_plus_one: the source holds 1 + weight of each norm.
+    names in `ROW_ORDERS`. norms_plus_one: the source holds 1 + weight of each norm. rows_before: source stems of tables
+    to how many rows stand before the first. stacks_of_one: source names of tensors with one dimension of 1 in front.
     """
 
     names: Mapping[str, str] | None = None
@@ -59,6 +60,8 @@ class TensorLayout:
     interleaved: frozenset[str] = frozenset()
     row_orders: Mapping[str, str] = field(default_factory=dict)
     norms_plus_one: bool = False
+    rows_before: Mapping[str, int] = field(default_factory=dict)
+    stacks_of_one: frozenset[str] = frozenset()
 
     @property
     def is_canonical(self) -> bool:
@@ -130,10 +133,9 @@ def map_tensors(
     Raises:
         CheckpointError: lists every tensor that is missing, unknown, or of another shape.
     """
-    if config.num_hidden_layers > len(present):  # before any name is built: a hostile count must not fill the memory
-        raise CheckpointError(
-            f"{where}: the config has {config.num_hidden_layers} layers, but there are only {len(present)} tensors."
-        )
+    layers = sum(config.layer_counts)
+    if layers > len(present):  # before any name is built: a hostile count must not fill the memory
+        raise CheckpointError(f"{where}: the config has {layers} layers, but there are only {len(present)} tensors.")
     bare = bool(layout.prefix) and not any(name.startswith(layout.prefix) for name in present)
     prefixed = {layout.prefix + name if bare else name: shape for name, shape in present.items()}
     groups: dict[str, list[str]] = {}
@@ -174,19 +176,24 @@ def _check(
 def _source_shape(
     shapes: Mapping[str, tuple[int, ...]], layout: TensorLayout, source: str, names: list[str]
 ) -> tuple[int, ...]:
-    entries = _entries(source, names)
-    shape = (sum(shapes[name][0] for name in entries[0]), *shapes[names[0]][1:])
+    entries = _entries(layout, source, names)
+    rows = _rows_before(layout, source) + sum(shapes[name][0] for name in entries[0])
+    shape = (rows, *shapes[names[0]][1:])
     shape = shape[::-1] if _is_transposed(layout, source) else shape
-    return (len(entries), *shape) if _is_stack(source, names) else shape
+    return (len(entries), *shape) if _is_stack(layout, source, names) else shape
 
 
-def _is_stack(source: str, names: list[str]) -> bool:
-    return bool(pattern_of(names[0])[2]) and not pattern_of(source)[2]
+def _is_stack(layout: TensorLayout, source: str, names: list[str]) -> bool:
+    return source in layout.stacks_of_one or (bool(pattern_of(names[0])[2]) and not pattern_of(source)[2])
 
 
-def _entries(source: str, names: list[str]) -> list[list[str]]:
+def _rows_before(layout: TensorLayout, source: str) -> int:
+    return layout.rows_before.get(pattern_of(source)[0].rpartition(".")[0], 0)
+
+
+def _entries(layout: TensorLayout, source: str, names: list[str]) -> list[list[str]]:
     """Group the parts of a source by the expert that they are of; all together where it is no stack of experts."""
-    if not _is_stack(source, names):
+    if not _is_stack(layout, source, names):
         return [names]
     entries: dict[str, list[str]] = {}
     for name in names:
@@ -204,18 +211,20 @@ def _parts(config: ModelConfig, layout: TensorLayout, groups: Mapping[str, list[
     shapes = config.tensor_shapes()
     parts = {}
     for source, names in groups.items():
-        entries = _entries(source, names)
+        entries = _entries(layout, source, names)
         for index, entry in enumerate(entries):
-            start = 0
+            start = before = _rows_before(layout, source)
             for number, name in enumerate(entry):
                 count = shapes[name][0]
                 order = layout.row_orders.get(pattern_of(name)[0].rpartition(".")[0])
                 rows = _rows(config, layout, source, number, start, count, len(entry))
+                if before and rows is None:
+                    rows = slice(start, start + count)
                 if order is not None:
                     rows = np.arange(start + count)[start:][ROW_ORDERS[order](config, count)]
                 parts[name] = Part(
                     source=source,
-                    index=index if _is_stack(source, names) else None,
+                    index=index if _is_stack(layout, source, names) else None,
                     rows=rows,
                     transposed=_is_transposed(layout, source),
                     offset=-1.0 if layout.norms_plus_one and name.endswith("norm.weight") else 0.0,

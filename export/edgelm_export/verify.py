@@ -34,15 +34,14 @@ def measure_quality(folder: Path, checkpoint: Checkpoint, progress: Progress | N
     """
     session = DecoderSession(folder, ModelConfig.load(folder))
     checkpoint = CheckedCheckpoint(checkpoint, progress, "check")
-    windows = _windows(Tokenizer.load(folder), checkpoint.config)
-    prompt = windows[0][: min(_GREEDY_PROMPT, checkpoint.config.max_position_embeddings // 2)]
-    chosen = _greedy(session, prompt)
-    source = reference_logits(checkpoint, [prompt + chosen, *windows])
+    sources, windows, prompt = _texts(Tokenizer.load(folder), checkpoint.config)
+    chosen = _greedy(session, prompt, sources[0])
+    source = reference_logits(checkpoint, [prompt + chosen, *windows], [sources[0], *sources])
     # The source's choice after the prompt and after each chosen token but the last.
     agreed = next(source).argmax(-1)[len(prompt) - 1 : -1] == chosen
     columns = []
-    for ids, source_TV in zip(windows, source, strict=True):
-        package_TV, targets = _all_logits(session, ids), np.array(ids[1:])
+    for read, ids, source_TV in zip(sources, windows, source, strict=True):
+        package_TV, targets = _all_logits(session, ids, read), np.array(ids[1:])
         for start in range(0, len(targets), _ROWS_AT_ONCE):
             rows = slice(start, min(start + _ROWS_AT_ONCE, len(targets)))
             columns.append(_compare(package_TV[rows], source_TV[rows], targets[rows]))
@@ -91,21 +90,34 @@ def check_quality(quality: Quality, precision: Precision) -> None:
         )
 
 
-def _windows(tokenizer: Tokenizer, config: ModelConfig) -> list[list[int]]:
+def _texts(tokenizer: Tokenizer, config: ModelConfig) -> tuple[list[list[int]], list[list[int]], list[int]]:
+    """Return what an encoder reads for each window, the windows, and the prompt of the greedy tokens.
+
+    A model with an encoder is asked to repeat what it reads: whatever it was trained for, the same text has a bearing
+    on it. Without an encoder nothing is read.
+    """
     ids = [id_ for id_ in tokenizer.encode(verification_text()) if id_ < config.vocab_size]
-    leading = list(tokenizer.leading_ids)
-    length = min(_WINDOW_TOKENS, config.max_position_embeddings - len(leading), len(ids) // _WINDOWS)
-    return [leading + ids[i * length : (i + 1) * length] for i in range(_WINDOWS)]
+    begin = list(tokenizer.leading_ids if config.encoder is None else config.decoder_prompt_ids)
+    around = len(begin if config.encoder is None else max(begin, tokenizer.as_source(()), key=len))
+    context = min(stack.max_position_embeddings for stack in (config, config.encoder or config))
+    length = min(_WINDOW_TOKENS, context - around, len(ids) // _WINDOWS)
+    texts = [ids[i * length : (i + 1) * length] for i in range(_WINDOWS)]
+    windows = [begin + text for text in texts]
+    if config.encoder is None:
+        return [[] for _ in texts], windows, windows[0][: min(_GREEDY_PROMPT, context // 2)]
+    return [tokenizer.as_source(text) for text in texts], windows, begin
 
 
-def _all_logits(session: DecoderSession, ids: list[int]) -> NDArray[np.float32]:
+def _all_logits(session: DecoderSession, ids: list[int], source_ids: list[int]) -> NDArray[np.float32]:
     cache = session.new_cache()
+    cache.read_source(source_ids)
     chunks = [ids[start : start + PREFILL_CHUNK] for start in range(0, len(ids), PREFILL_CHUNK)]
     return np.concatenate([session.forward(chunk, cache, all_logits=True).copy() for chunk in chunks])
 
 
-def _greedy(session: DecoderSession, prompt: list[int]) -> list[int]:
+def _greedy(session: DecoderSession, prompt: list[int], source_ids: list[int]) -> list[int]:
     cache = session.new_cache()
+    cache.read_source(source_ids)
     logits_V = prefill(session, prompt, cache)
     assert logits_V is not None  # nothing cancels it
     ids: list[int] = []

@@ -35,7 +35,8 @@ class Answer:
     """Decode one answer: tokens to characters, characters to chunks, until an end token, a stop or a limit.
 
     `chunks` runs the loop for one sequence; the engine, which runs many answers in one loop, samples with `sampler` and
-    hands each token to `take`. speculator: what guesses tokens ahead; None runs the plain loop.
+    hands each token to `take`. speculator: what guesses tokens ahead; None runs the plain loop. source_ids: what an
+    encoder reads; the prompt is then what the decoder begins with.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Answer:
         prompt_ids: Sequence[int],
         config: GenerationConfig,
         speculator: Speculator | None = None,
+        source_ids: Sequence[int] = (),
     ) -> None:
         begun = b""  # what the answer has to begin with, and the prompt says already
         if config.token_healing:
@@ -55,6 +57,7 @@ class Answer:
         if self.keep is not None:
             prompt_ids = fitted(prompt_ids, self.keep, model_config.max_position_embeddings)
         self.prompt_ids, self.config, self.speculator = prompt_ids, config, speculator
+        self.source_ids = source_ids
         self.generated = 0
         self._most = config.max_new_tokens or model_config.max_position_embeddings
         self._computed_together = len(prompt_ids)  # of the tokens in the cache
@@ -87,7 +90,9 @@ class Answer:
         """
         started = time.perf_counter()
         cache.use_adapter(self.config.adapter)
+        cache.read_source(self.source_ids)
         cached = prefixes.fill(cache, self.prompt_ids)
+        prompt_tokens = len(self.source_ids) + len(self.prompt_ids)
         waited = 0.0  # while the consumer had the last chunk
         text, reason = "", None
         try:
@@ -112,11 +117,11 @@ class Answer:
         yield self.chunk(
             text,
             reason,
-            Usage(prompt_tokens=len(self.prompt_ids), completion_tokens=self.generated, cached_tokens=cached),
+            Usage(prompt_tokens=prompt_tokens, completion_tokens=self.generated, cached_tokens=cached),
             Timings(
                 prefill_seconds=prefilled - started,
                 decode_seconds=time.perf_counter() - prefilled - waited,
-                prefill_tokens=len(self.prompt_ids) - cached,
+                prefill_tokens=prompt_tokens - cached,
                 decode_tokens=max(0, self.generated - 1),  # the first token comes with the prefill
                 drafted_tokens=self.drafted,
                 accepted_tokens=self.accepted,

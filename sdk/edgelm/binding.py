@@ -96,7 +96,7 @@ def works_in_place(graph: Graph) -> bool:
 def bind(graph: Graph, cache: KVCache) -> Binding:
     """Bind a graph to a cache."""
     if works_in_place(graph):
-        return InPlaceBinding(graph, cache.buffers, (cache.adapter,))
+        return InPlaceBinding(graph, cache.buffers, (cache.adapter,), cache.source_values)
     return DeviceBinding(graph, cache) if graph.facts.shares_cache else PassingBinding(graph)
 
 
@@ -105,11 +105,19 @@ class InPlaceBinding(Binding):
 
     The attention mask is bound once, as long as the buffers; ones mark the filled positions of each row.
     GroupQueryAttention only needs their sums, so nothing is bound again from step to step (rebinding a growing mask
-    costs 2-3 % of a step). adapters: of each row; `choose` changes them, among those that lie between.
+    costs 2-3 % of a step). adapters: of each row; `choose` changes them, among those that lie between. source: keys and
+    values that an encoder made.
     """
 
-    def __init__(self, graph: Graph, buffers: Sequence[NDArray[Any]], adapters: Sequence[str | None]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        buffers: Sequence[NDArray[Any]],
+        adapters: Sequence[str | None],
+        source: Sequence[Any] = (),
+    ) -> None:
         super().__init__(graph)
+        self._source_values = dict(zip(graph.facts.cross, source, strict=True))
         bank = graph.adapters
         self._adapters, self._ranks = list(adapters), bank.covering(adapters)
         self._gates = bank.gates(adapters, self._ranks)
@@ -132,7 +140,7 @@ class InPlaceBinding(Binding):
         graph = self.graph
         binding = graph.session.io_binding()
         values = {name: graph.value(array) for name, array in inputs.items()}
-        for name, value in (values | self._learned_values).items():
+        for name, value in (values | self._learned_values | self._source_values).items():
             binding.bind_ortvalue_input(name, value)
         if "attention_mask" in graph.facts.inputs:
             binding.bind_ortvalue_input("attention_mask", self._mask)
@@ -253,7 +261,9 @@ class _HeldElsewhere(Binding):
     ) -> NDArray[Any]:
         """Compute T tokens, and return one of the graph's outputs: [1, T', V] or [1, T, D]."""
 
-    def _bound(self, token_ids: Sequence[int], length: int, mask_length: int, keep: int, output: str) -> Any:
+    def _bound(
+        self, cache: KVCache, token_ids: Sequence[int], length: int, mask_length: int, keep: int, output: str
+    ) -> Any:
         """Bind what changes from call to call."""
         graph = self.graph
         binding = graph.session.io_binding()
@@ -262,6 +272,7 @@ class _HeldElsewhere(Binding):
             mask = np.arange(mask_length) < length
             arrays["attention_mask"] = mask[None].astype(graph.facts.inputs["attention_mask"])
         self._inputs = {name: graph.value(array) for name, array in arrays.items()}
+        self._inputs |= dict(zip(graph.facts.cross, cache.source_values, strict=True))
         for name, value in self._inputs.items():
             binding.bind_ortvalue_input(name, value)
         binding.bind_output(output, _CPU)
@@ -286,7 +297,7 @@ class DeviceBinding(_HeldElsewhere):
             new = self.graph.runtime.OrtValue.ortvalue_from_numpy
             self._values = [new(array, self.graph.device, 0) for array in arrays]
         length = cache.length + len(token_ids)
-        binding = self._bound(token_ids, length, self._capacity, 0 if keep_all else 1, output)
+        binding = self._bound(cache, token_ids, length, self._capacity, 0 if keep_all else 1, output)
         facts = self.graph.facts
         for past, present, value in zip(facts.past, facts.present, self._values, strict=True):
             binding.bind_ortvalue_input(past, value)
@@ -310,7 +321,7 @@ class PassingBinding(_HeldElsewhere):
         past_length, length = cache.length, cache.length + len(token_ids)
         if not self._values or self._token_ids != cache.token_ids:
             self._values = [self.graph.value(array) for array in self._arrays(cache, past_length)]
-        binding = self._bound(token_ids, length, length, 0 if keep_all else 1, output)
+        binding = self._bound(cache, token_ids, length, length, 0 if keep_all else 1, output)
         facts = self.graph.facts
         for name, value in zip(facts.past, self._values, strict=True):
             binding.bind_ortvalue_input(name, value)

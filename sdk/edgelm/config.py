@@ -14,14 +14,17 @@ from edgelm.regular_file import read_text
 
 # rms_offset multiplies by 1 + weight, rms_plain by nothing.
 NORMS = ("rms", "rms_offset", "rms_plain", "layer")
-POSITIONS = ("rope", "learned", "sinusoidal", "none")
+# The fixed sinusoids have a sine and a cosine in turn, or all sines before all cosines ("halves").
+SINUSOIDS = ("sinusoidal", "sinusoidal_halves")
+POSITIONS = ("rope", "learned", *SINUSOIDS, "relative", "none")
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2")
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 LAYER_TYPES = ("full_attention", "sliding_attention")
 QK_NORM_SCOPES = ("head", "projection")
 KV_CACHES = {"fp32": 4, "int8": 1}  # and how many bytes a number takes
 # The norms of a block, by the names that Hugging Face gives them in each case: before and after attention, before and
-# after the feed-forward. "shared" is one norm before both, which then run side by side.
+# after the feed-forward. "shared" is one norm before both, which then run side by side; "residual" norms the sum of
+# what a part was given and what it adds (arXiv:1706.03762), where "post" norms only what it adds.
 NORM_PLACEMENTS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
     "pre": ("input_layernorm", None, "post_attention_layernorm", None),
     "post": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
@@ -29,12 +32,27 @@ NORM_PLACEMENTS: dict[str, tuple[str | None, str | None, str | None, str | None]
         "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
     ),
     "shared": ("input_layernorm", None, "input_layernorm", None),
+    "residual": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
 }  # fmt: skip
+# Of cross-attention, before and after it.
+CROSS_NORMS: dict[str, tuple[str | None, str | None]] = {
+    "pre": ("pre_cross_attention_layernorm", None),
+    "residual": (None, "post_cross_attention_layernorm"),
+}
 
 _MAX_EXPERTS = 4096  # in use are up to 512; each is a name or more, of every layer
+_MAX_DISTANCE = 1 << 16  # in use is 128; each is a row of a table
+# What no stack of an encoder-decoder model has.
+_DECODER_ONLY = (
+    "parallel_residual", "residual_multiplier", "sliding_window", "num_experts", "attention_sinks",
+    "attn_logit_softcapping", "qk_norm", "kv_cache",
+)  # fmt: skip
 
+SUPPRESSED_LOGIT = -1e9  # of suppressed_token_ids: below every other, and finite, as sampling wants it
 # The section of a config.json that holds our ModelConfig, beside the keys that transformers reads.
 SECTION = "edgelm"
+# The fields that are lists in JSON.
+_LISTS = ("eos_token_ids", "suppressed_token_ids", "layer_types", "layers_without_rope", "layers_without_experts")
 _MOST = 2**31 - 1  # of any size: products of a few still fit the numbers of every library
 
 
@@ -84,10 +102,14 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Describe a decoder-only Transformer by its features.
+    """Describe a Transformer by its features: a decoder, and where it has one, the encoder that it looks at.
 
     `training/edgelm_training/model.py` (PyTorch) and `export/edgelm_export/decoder.py` (ONNX) both read it. The
     names are those of Hugging Face's config.json where it has one.
+
+    encoder: the stack that reads the source text, each token of which sees all others; the decoder then begins with
+    `decoder_prompt_ids`, and looks at what the encoder made of the source by a cross-attention in each block. Both
+    have one embedding and one hidden size.
 
     sliding_window: how many tokens, itself the last, a query sees in the layers of `layer_types` that say
     "sliding_attention"; in every layer where `layer_types` is empty. rope_local_theta: the base of the layers with a
@@ -110,6 +132,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     norm_placement: str = "pre"
     parallel_residual: bool = False  # attention and feed-forward both read the block's input
+    final_norm: bool = True  # behind the last block
     embedding_norm: bool = False
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0  # of what each half of a block adds
@@ -121,6 +144,8 @@ class ModelConfig:
     rope_scaling: RopeScaling = RopeScaling()
     partial_rotary_factor: float = 1.0  # the first part of each head that turns
     layers_without_rope: tuple[int, ...] = ()
+    relative_attention_num_buckets: int = 32  # of distances, each with a score for each head (T5, arXiv:1910.10683)
+    relative_attention_max_distance: int = 128  # from here on all are in the last one
     layer_types: tuple[str, ...] = ()
     sliding_window: int | None = None
     hidden_act: str = "silu"
@@ -146,6 +171,10 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     kv_cache: str = "fp32"  # what a package's graph keeps keys and values in
+    encoder: ModelConfig | None = None
+    decoder_start_token_id: int | None = None
+    forced_bos_token_id: int | None = None  # the answer's first token, such as the language to write in
+    suppressed_token_ids: tuple[int, ...] = ()  # never generated
 
     def __post_init__(self) -> None:
         for field in (
@@ -186,6 +215,10 @@ class ModelConfig:
         self._check_experts()
         if self.position == "rope":
             self._check_rope()
+        if self.position == "relative":
+            self._check_distances()
+        if self.encoder is not None:
+            self._check_encoder(self.encoder)
 
     def _check_numbers(self) -> None:
         for field, low in (
@@ -262,6 +295,63 @@ class ModelConfig:
             if scaling.rope_type == "longrope" and count != self.rotary_dim // 2:
                 raise ConfigError(f"{name} has {count} numbers; a head turns in {self.rotary_dim // 2} pairs.")
 
+    def _check_distances(self) -> None:
+        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        whole = all(isinstance(value, int) and not isinstance(value, bool) for value in (buckets, distance))
+        if not whole or not 4 <= buckets < 2 * distance <= 2 * _MAX_DISTANCE:
+            raise ConfigError(
+                f"relative_attention_num_buckets is {buckets!r} and relative_attention_max_distance {distance!r}; both "
+                f"must be whole numbers, the first 4 or more, the second above its half and up to {_MAX_DISTANCE}."
+            )
+
+    def _check_encoder(self, encoder: ModelConfig) -> None:
+        if encoder.encoder is not None or encoder.position == "rope":
+            raise ConfigError(
+                f"The encoder has position {encoder.position!r} and {'an' if encoder.encoder else 'no'} encoder of its "
+                "own; it must have other positions than rope, and none."
+            )
+        for field in ("vocab_size", "hidden_size", "norm"):
+            if getattr(encoder, field) != getattr(self, field):
+                raise ConfigError(
+                    f"The encoder's {field} is {getattr(encoder, field)!r}, the decoder's {getattr(self, field)!r}; "
+                    "they must be the same."
+                )
+        if not isinstance(self.decoder_start_token_id, int):
+            raise ConfigError(
+                f"decoder_start_token_id is {self.decoder_start_token_id!r}; a decoder with an encoder needs a token "
+                "to begin with."
+            )
+        neutral = {field.name: field.default for field in dataclasses.fields(self)}
+        for stack in (self, encoder):
+            if stack.norm_placement not in CROSS_NORMS:
+                raise ConfigError(
+                    f"norm_placement is {stack.norm_placement!r}; with an encoder it must be "
+                    f"{' or '.join(CROSS_NORMS)}."
+                )
+            if stack.num_key_value_heads != stack.num_attention_heads:
+                raise ConfigError(
+                    f"num_key_value_heads is {stack.num_key_value_heads}; with an encoder it must be "
+                    f"num_attention_heads, {stack.num_attention_heads}."
+                )
+            for name in _DECODER_ONLY:
+                if getattr(stack, name) != neutral[name]:
+                    raise ConfigError(f"{name} is {getattr(stack, name)!r}, which no model with an encoder has.")
+
+    @property
+    def decoder_name(self) -> str:
+        """What the names of the decoder's tensors begin with."""
+        return "model" if self.encoder is None else "model.decoder"
+
+    @property
+    def layer_counts(self) -> tuple[int, ...]:
+        """How many layers each stack has."""
+        return (*(() if self.encoder is None else self.encoder.layer_counts), self.num_hidden_layers)
+
+    @property
+    def decoder_prompt_ids(self) -> tuple[int, ...]:
+        """The tokens that the decoder of an encoder-decoder model begins with; none without an encoder."""
+        return tuple(id_ for id_ in (self.decoder_start_token_id, self.forced_bos_token_id) if id_ is not None)
+
     @property
     def rotary_dim(self) -> int:
         """How many dimensions of a head, from the first, turn with its position."""
@@ -313,6 +403,7 @@ class ModelConfig:
             "attention_bias",
             "attention_output_bias",
             "parallel_residual",
+            "final_norm",
             "embedding_norm",
             "qk_norm",
             "norm_topk_prob",
@@ -323,72 +414,19 @@ class ModelConfig:
         ):
             if not isinstance(getattr(self, field), bool):
                 raise ConfigError(f"{field} is {getattr(self, field)!r}; it must be true or false.")
-        ids = self.eos_token_ids if self.bos_token_id is None else (self.bos_token_id, *self.eos_token_ids)
-        if not all(isinstance(id_, int) and not isinstance(id_, bool) and id_ >= 0 for id_ in ids):
-            raise ConfigError(
-                f"bos_token_id is {self.bos_token_id!r} and eos_token_ids are {self.eos_token_ids!r}; "
-                "token ids are whole numbers of 0 or more."
-            )
+        for field in (
+            "bos_token_id", "eos_token_ids", "decoder_start_token_id", "forced_bos_token_id", "suppressed_token_ids",
+        ):  # fmt: skip
+            value = getattr(self, field)
+            ids = value if isinstance(value, tuple) else () if value is None else (value,)
+            if not all(isinstance(id_, int) and not isinstance(id_, bool) and id_ >= 0 for id_ in ids):
+                raise ConfigError(f"{field} is {value!r}; token ids are whole numbers of 0 or more.")
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """List every tensor of a checkpoint by its canonical name (Hugging Face's Llama names), in file order."""
-        D, H = self.hidden_size, self.head_dim
-        NH, KH = self.num_attention_heads * H, self.num_key_value_heads * H
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, D)}
+        from edgelm.tensor_shapes import tensor_shapes  # which stands on this module
 
-        def norm(name: str | None, size: int) -> None:
-            if name is not None and self.norm != "rms_plain":
-                shapes[f"{name}.weight"] = (size,)
-            if name is not None and self.norm == "layer":
-                shapes[f"{name}.bias"] = (size,)
-
-        def linear(name: str, rows: int, columns: int, bias: bool) -> None:
-            shapes[f"{name}.weight"] = (rows, columns)
-            if bias:
-                shapes[f"{name}.bias"] = (rows,)
-
-        if self.position == "learned":
-            shapes["model.embed_positions.weight"] = (self.max_position_embeddings, D)
-        if self.embedding_norm:
-            norm("model.embed_norm", D)
-
-        def feed_forward(name: str, size: int) -> None:
-            if self.mlp_gated:
-                linear(f"{name}.gate_proj", size, D, self.mlp_bias)
-            linear(f"{name}.up_proj", size, D, self.mlp_bias)
-            linear(f"{name}.down_proj", D, size, self.mlp_bias)
-
-        over_projection = self.qk_norm_scope == "projection"
-        for i in range(self.num_hidden_layers):
-            layer = f"model.layers.{i}"
-            before_attention, after_attention, before_mlp, after_mlp = (
-                name and f"{layer}.{name}" for name in NORM_PLACEMENTS[self.norm_placement]
-            )
-            norm(before_attention, D)
-            if self.attention_sinks:
-                shapes[f"{layer}.self_attn.sinks"] = (self.num_attention_heads,)
-            linear(f"{layer}.self_attn.q_proj", NH, D, self.attention_bias)
-            linear(f"{layer}.self_attn.k_proj", KH, D, self.attention_bias)
-            linear(f"{layer}.self_attn.v_proj", KH, D, self.attention_bias)
-            linear(f"{layer}.self_attn.o_proj", D, NH, self.attention_output_bias)
-            if self.qk_norm:
-                norm(f"{layer}.self_attn.q_norm", NH if over_projection else H)
-                norm(f"{layer}.self_attn.k_norm", KH if over_projection else H)
-            norm(after_attention, D)
-            norm(before_mlp, D)
-            if self.has_experts(i):
-                linear(f"{layer}.mlp.gate", self.num_experts, D, self.router_bias)
-                for expert in range(self.num_experts):
-                    feed_forward(f"{layer}.mlp.experts.{expert}", self.expert_size)
-            else:
-                feed_forward(f"{layer}.mlp", self.intermediate_size)
-            norm(after_mlp, D)
-        norm("model.norm", D)
-        if not self.tie_word_embeddings:
-            shapes["lm_head.weight"] = (self.vocab_size, D)
-        if self.lm_head_bias:
-            shapes["lm_head.bias"] = (self.vocab_size,)
-        return shapes
+        return tensor_shapes(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values; `from_dict` reads them back."""
@@ -401,12 +439,13 @@ class ModelConfig:
         fields = dict(values)
         try:
             scaling = dict(fields.get("rope_scaling", {}))
-            for group, names in (
-                (scaling, ("short_factor", "long_factor")),
-                (fields, ("eos_token_ids", "layer_types", "layers_without_rope", "layers_without_experts")),
-            ):
+            for group, names in ((scaling, ("short_factor", "long_factor")), (fields, _LISTS)):
                 group.update({name: tuple(group[name]) for name in names if name in group})
             fields["rope_scaling"] = RopeScaling(**scaling)
+            encoder = fields.get("encoder")
+            if encoder is not None:
+                # An encoder has none of its own, however deep a hostile file nests them.
+                fields["encoder"] = cls.from_dict({**encoder, "encoder": None})
             return cls(**fields)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"The {SECTION!r} section of config.json does not fit this version: {error}.") from error

@@ -22,9 +22,10 @@ from edgelm.errors import PackageError
 _Value = TypeVar("_Value")
 
 HIDDEN_STATE = "last_hidden_state"
+CROSS = "cross_key_values"  # keys and values of a source text, which an encoder's graph gives by layer
 
 # past_key_values.3.key (Optimum, onnxruntime-genai), past.3.key, past_key_3; present likewise.
-_CACHE_NAME = re.compile(r"(past|present)(?:_key_values)?\.(?P<layer>\d{1,4})\.(?P<part>key|value)")
+_CACHE_NAME = re.compile(r"(past|present|cross)(?:_key_values)?\.(?P<layer>\d{1,4})\.(?P<part>key|value)")
 _OLD_CACHE_NAME = re.compile(r"(past|present)_(?P<part>key|value)_(?P<layer>\d{1,4})")
 _TYPES: Mapping[str, DTypeLike] = {
     "tensor(float)": np.float32,
@@ -62,7 +63,8 @@ class DecoderGraph:
     inputs: the numpy types of `input_ids`, `attention_mask`, `position_ids`, `use_cache_branch` and
     `num_logits_to_keep`, of those that it takes. past, present: the cache's names, keys and values of one layer after
     the other. shares_cache: whether past and present may be the same memory, longer than what is filled of it, as
-    GroupQueryAttention has it; otherwise the graph takes exactly P tokens' keys and values, and gives P + T.
+    GroupQueryAttention has it; otherwise the graph takes exactly P tokens' keys and values, and gives P + T. cross: the
+    names of the keys and values of a source text, layer after layer, where a decoder has an encoder.
     """
 
     inputs: Mapping[str, np.dtype[np.generic]]
@@ -76,6 +78,7 @@ class DecoderGraph:
     gives_last_logits: bool  # of the last position alone, always
     has_hidden_state: bool
     shares_cache: bool
+    cross: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -94,7 +97,8 @@ class DecoderGraph:
         """
         given, results = {value.name: value for value in inputs}, {value.name: value for value in outputs}
         past, present = _cache_names(given, "past"), _cache_names(results, "present")
-        for name in sorted(given.keys() - set(_KNOWN_INPUTS) - set(past.values())):
+        cross = _cache_names(given, "cross")
+        for name in sorted(given.keys() - set(_KNOWN_INPUTS) - {*past.values(), *cross.values()}):
             why = _OTHER_MODELS.get(name, f"edgelm gives {', '.join(_KNOWN_INPUTS)}, and keys and values by layer.")
             raise PackageError(f"{path} takes the input {name!r}. {why}")
         for name, found in (("input_ids", given), ("logits", results)):
@@ -123,18 +127,24 @@ class DecoderGraph:
             gives_last_logits=_dimension(path, results["logits"], 1) == 1,
             has_hidden_state=HIDDEN_STATE in results,
             shares_cache="GroupQueryAttention" in names and not names & _READERS_OF_LENGTHS,
+            cross=tuple(cross.values()),
         )
 
     def fitted(self, config: ModelConfig, path: Path) -> ModelConfig:
         """Return a config with the sizes that the graph has; what the graph leaves open is as the config says.
 
         Raises:
-            PackageError: the graph has another number of layers.
+            PackageError: the graph has another number of layers, or an encoder where the config has none.
         """
         if len(self.past) != 2 * config.num_hidden_layers:
             raise PackageError(
                 f"{path} has keys and values of {len(self.past) // 2} layers; the model's config says "
                 f"{config.num_hidden_layers}. The graph and the config are not of the same model."
+            )
+        if len(self.cross) != (0 if config.encoder is None else len(self.past)):
+            raise PackageError(
+                f"{path} takes {len(self.cross)} keys and values of a source text; the model's config has "
+                f"{'no' if config.encoder is None else 'an'} encoder. The graph and the config are not of one model."
             )
         kv_heads = self.kv_heads or config.num_key_value_heads
         return dataclasses.replace(

@@ -15,7 +15,7 @@ from typing import Literal
 from edgelm import session
 from edgelm.cpu import cpu_features, cpu_quota, physical_cores, usable_cores
 from edgelm.errors import EdgeLMError
-from edgelm.graph_file import GRAPH_FILE
+from edgelm.graph_file import graph_files
 from edgelm.library import Library
 from edgelm.manifest import Manifest
 from edgelm.memory import available_memory
@@ -162,8 +162,9 @@ def _check_packages() -> Iterator[_Row]:
     for name in names:
         folder = library.package_path(name)
         try:
-            Manifest.load(folder).check_files(folder, largest=0)
-            slow = slow_operators(folder / GRAPH_FILE)
+            manifest = Manifest.load(folder)
+            manifest.check_files(folder, largest=0)
+            slow = [found for graph in graph_files(manifest) for found in slow_operators(folder / graph)]
         except EdgeLMError as error:
             broken += 1
             yield "error", f"{name}: {error}", f"edgelm rm {name}  , and pull or export it again"
@@ -180,7 +181,8 @@ def _check_model(name_or_path: str) -> Iterator[_Row]:
     """Look for what makes a model slow on a CPU: also of one that another program exported."""
     try:
         package = open_package(Library().find(name_or_path))
-        slow = slow_operators(package.folder / (package.foreign_graph or GRAPH_FILE))
+        graphs = (package.foreign_graph,) if package.foreign_graph else graph_files(package.manifest)
+        slow = [found for graph in graphs for found in slow_operators(package.folder / graph)]
     except EdgeLMError as error:
         yield "error", f"{name_or_path}: {error}", None
         return

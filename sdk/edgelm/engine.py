@@ -74,6 +74,11 @@ class Engine:
     """
 
     def __init__(self, model: LanguageModel, options: EngineOptions | None = None) -> None:
+        if model.config.encoder is not None:
+            raise ConfigError(
+                f"{model.name} has an encoder, whose answers an engine does not compute together. Call "
+                "LanguageModel.generate or stream, one after the other."
+            )
         self._model = model
         self._options = options or EngineOptions()
         self._process = os.getpid()
@@ -249,6 +254,8 @@ def generate_batch(
         raise ConfigError(f"There are {len(configs)} configs for {len(prompts)} prompts; give one, or one for each.")
     for prompt, own in zip(prompts, configs, strict=True):
         model.answer(prompt, own)  # refuses a bad one before the others are begun
+    if model.config.encoder is not None:
+        return [model.generate(prompt, own) for prompt, own in zip(prompts, configs, strict=True)]
     with Engine(model, EngineOptions(max_batch=max_batch, max_queue=len(prompts))) as engine:
         generations = [engine.submit(prompt, own) for prompt, own in zip(prompts, configs, strict=True)]
         return [join(generation) for generation in generations]

@@ -1,26 +1,34 @@
-"""The graph of a model, model.onnx in a package: read once, checked, and only then given to ONNX Runtime."""
+"""The graph of a model, or both of one with an encoder: read once, checked, and only then given to ONNX Runtime."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from edgelm.manifest import FileEntry, read_checked
+from edgelm.manifest import FileEntry, Manifest, read_checked
 from edgelm.onnx_walk import MAX_BYTES, GraphFacts, walk_onnx
 from edgelm.regular_file import read_regular
 
 GRAPH_FILE = "model.onnx"
+ENCODER_FILE, DECODER_FILE = "encoder.onnx", "decoder.onnx"  # in its place, of a model with an encoder
+DATA_FILE = "model.onnx.data"  # the weights of either, each once
+
+
+def graph_files(manifest: Manifest) -> tuple[str, ...]:
+    """Name the graphs of a package; the decoder's is the last."""
+    has_encoder = any(entry.path == ENCODER_FILE for entry in manifest.files)
+    return (ENCODER_FILE, DECODER_FILE) if has_encoder else (GRAPH_FILE,)
 
 
 def read_graph(folder: Path, entry: FileEntry | None = None) -> bytes:
-    """Read model.onnx and walk it; its tensors may lie in the folder's own regular files alone.
+    """Read a graph and walk it; its tensors may lie in the folder's own regular files alone.
 
-    entry: what the manifest says of the file; None for a folder without a manifest.
+    entry: what the manifest says of the file; None for model.onnx in a folder without a manifest.
 
     Raises:
         PackageError: it differs from the manifest, or the walk refuses it.
     """
-    return read_graph_with_facts(folder / GRAPH_FILE, entry)[0]
+    return read_graph_with_facts(folder / (GRAPH_FILE if entry is None else entry.path), entry)[0]
 
 
 def read_graph_with_facts(path: Path, entry: FileEntry | None = None) -> tuple[bytes, GraphFacts]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgelm import atomic
 from edgelm.config import ModelConfig
-from edgelm.errors import ContextLengthError, PackageError
+from edgelm.errors import ConfigError, ContextLengthError, PackageError
 
 # Growing copies the whole cache: a quarter more each time keeps the copies rare, and the unused rest small.
 GROWTH_STEP = 128
@@ -50,6 +50,8 @@ class KVCache:
         self._settled = self._until = 0  # with a fetch: how many tokens are in the buffers, and in its memory
         self.binding: object | None = None  # the session's: its graph, bound to the memory of these buffers
         self.adapter: str | None = None  # what computes the tokens beside the model; `use_adapter` changes it
+        self.source_ids: tuple[int, ...] = ()  # what an encoder has read; `read_source` changes it
+        self.source_values: Sequence[Any] = ()  # the session's: the keys and values that the encoder made of it
 
     @property
     def length(self) -> int:
@@ -76,6 +78,12 @@ class KVCache:
         if name != self.adapter:
             self.truncate(0)
             self.adapter, self.binding = name, None
+
+    def read_source(self, token_ids: Sequence[int]) -> None:
+        """Go on with the answer to a source text; what was computed for another one is forgotten."""
+        if tuple(token_ids) != self.source_ids:
+            self.truncate(0)
+            self.source_ids, self.source_values, self.binding = tuple(token_ids), (), None
 
     def forget_bindings(self) -> None:
         """Forget what is bound to this memory, and keep what was computed."""
@@ -167,6 +175,8 @@ class KVCache:
             ContextLengthError, MemoryError: as from `reserve`.
         """
         self.use_adapter(source.adapter)
+        self.read_source(source.source_ids)
+        self.source_values = source.source_values
         start, length = self.common_prefix(source.token_ids), source.length
         self.truncate(start)
         self.reserve(length)
@@ -175,7 +185,16 @@ class KVCache:
         self.token_ids = list(source.token_ids)
 
     def save(self, path: str | Path, fingerprint: str) -> None:
-        """Write the cache to a file, atomically. `fingerprint` identifies the model; `load` compares it."""
+        """Write the cache to a file, atomically. `fingerprint` identifies the model; `load` compares it.
+
+        Raises:
+            ConfigError: it is the cache of an answer to a source text, which the file has no place for.
+        """
+        if self.source_ids:
+            raise ConfigError(
+                "The cache of a model with an encoder is not saved: give the source text again, which is read in one "
+                "step."
+            )
         path = Path(path)
         with atomic.replace_file(path) as file:
             np.savez(

@@ -31,7 +31,7 @@ from edgelm.library import Library
 from edgelm.malloc import return_freed_memory
 from edgelm.manifest import Manifest, check_hash
 from edgelm.package import open_package
-from edgelm.prefix_cache import PrefixCache
+from edgelm.prefix_cache import DEFAULT_BYTES, PrefixCache
 from edgelm.prompt_lookup import PromptLookup
 from edgelm.session import DecoderSession, SessionOptions
 from edgelm.signature import check_required_signature
@@ -40,6 +40,7 @@ from edgelm.tokenizer import Tokenizer
 from edgelm.tool_messages import show_tools
 from edgelm.tools import Tool, ToolCallParser, ToolChoice, tool_format, tool_names, tool_settings
 
+_NOT_WITH_AN_ENCODER = ("speculation", "token_healing", "context_shift")
 _LARGE = 1 << 24  # bytes: what takes more than about 10 ms to hash
 
 
@@ -83,6 +84,7 @@ def load(
                 options,
                 entry=package.graph_entry,
                 weights=package.weight_entries,
+                encoder_entry=package.encoder_entry,
                 foreign_graph=package.foreign_graph,
             )
         finally:
@@ -128,7 +130,8 @@ class LanguageModel:
         self.chat_template = chat_template
         self.generation_config = generation_config
         self.manifest = manifest
-        self.prefixes = PrefixCache(session.config)
+        # What a decoder computes hangs on the source text that its encoder has read.
+        self.prefixes = PrefixCache(session.config, DEFAULT_BYTES if session.config.encoder is None else 0)
         self.step_costs, self.exact_step_costs = StepCosts(), StepCosts()
         self.adapters: dict[str, AdapterManifest] = {}
 
@@ -149,7 +152,7 @@ class LanguageModel:
 
     @property
     def context_length(self) -> int:
-        """How many tokens prompt and answer may have together."""
+        """How many tokens prompt and answer may have together; with an encoder, the answer alone."""
         return self.config.max_position_embeddings
 
     def load_adapter(self, folder: str | Path, name: str | None = None) -> None:
@@ -245,6 +248,17 @@ class LanguageModel:
         """
         config = config or self.generation_config
         self._check_adapter(config.adapter)
+        if self.config.encoder is not None:
+            for name in _NOT_WITH_AN_ENCODER:
+                if getattr(config, name) != getattr(GenerationConfig, name):
+                    raise ConfigError(f"{name} is {getattr(config, name)!r}; {self.name} has an encoder. Leave it out.")
+            return Answer(
+                tokenizer=self.tokenizer,
+                model_config=self.config,
+                prompt_ids=self.config.decoder_prompt_ids,
+                config=config,
+                source_ids=self._checked_ids(prompt, fewest=1),
+            )
         return Answer(
             tokenizer=self.tokenizer,
             model_config=self.config,
@@ -269,6 +283,8 @@ class LanguageModel:
         cache: KVCache | None = None,
     ) -> Iterator[Chunk]:
         """Continue a text (or its token ids), and yield the answer in pieces of whole characters.
+
+        A model with an encoder reads the text, and answers it: with a translation, or a summary.
 
         config: None takes the defaults of the model's author. cancel: set from any thread, it ends the answer within
         one step, with finish_reason "cancelled". cache: one from `session.new_cache()`, used by one generation at a
@@ -325,6 +341,8 @@ class LanguageModel:
     ) -> list[Completion]:
         """Continue several texts together, and return the whole answers in the order of the prompts.
 
+        With an encoder they are computed one after the other.
+
         config: one for all, or one for each. max_batch: how many are computed at once. Each answer is the one that
         `generate` gives. Prompts that begin the same way, such as several samples of one, compute that once.
 
@@ -369,6 +387,7 @@ class LanguageModel:
             ConfigError: there is no such pooling, the package's graph gives no hidden states, or `texts` is one text.
             ContextLengthError: a text has no tokens, or does not fit the model's context.
         """
+        self._require_no_encoder("embed")
         if isinstance(texts, str):
             raise ConfigError("embed takes a list of texts; put the one text into a list.")
         id_lists = [self._checked_ids(text, fewest=1) for text in texts]  # refuses a bad one before the first is begun
@@ -383,6 +402,7 @@ class LanguageModel:
         Raises:
             ContextLengthError: the text has fewer than two tokens, or does not fit the model's context.
         """
+        self._require_no_encoder("score")
         ids = self._checked_ids(text, fewest=2)
         cache = self.new_cache()
         tokens: list[TokenLogprob] = []
@@ -396,14 +416,22 @@ class LanguageModel:
         perplexity = float(np.exp(-np.mean([token.logprob for token in tokens])))
         return Scores(tokens=tuple(tokens), perplexity=perplexity)
 
+    def _require_no_encoder(self, method: str) -> None:
+        if self.config.encoder is not None:
+            raise ConfigError(
+                f"{self.name} has an encoder, and {method} is for models without one: it takes one text, such a model "
+                "two."
+            )
+
     def _checked_ids(self, text: str | Sequence[int], *, fewest: int, must_fit: bool = True) -> list[int]:
-        ids = self.tokenizer.encode_prompt(text) if isinstance(text, str) else list(text)
+        encoder = self.config.encoder
+        encode = self.tokenizer.encode_prompt if encoder is None else self.tokenizer.encode_source
+        ids = encode(text) if isinstance(text, str) else list(text)
+        most = self.context_length if encoder is None else encoder.max_position_embeddings
         if len(ids) < fewest:
             raise ContextLengthError(f"The text has {len(ids)} tokens; it needs {fewest} or more.")
-        if must_fit and len(ids) > self.context_length:
-            raise ContextLengthError(
-                f"The text has {len(ids)} tokens; the model's context holds {self.context_length}. Shorten it."
-            )
+        if must_fit and len(ids) > most:
+            raise ContextLengthError(f"The text has {len(ids)} tokens; the model's context holds {most}. Shorten it.")
         for id_ in ids:
             if not 0 <= id_ < self.config.vocab_size:
                 raise TokenizerError(f"The text has token id {id_}; the model's are 0 to {self.config.vocab_size - 1}.")

@@ -12,7 +12,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import PackageError
 from edgelm.foreign_graph import GENAI_CONFIG, HF_CONFIG, ForeignGraph, find_foreign_graph, read_config
 from edgelm.generation_config import GenerationConfig
-from edgelm.graph_file import GRAPH_FILE, read_graph_with_facts
+from edgelm.graph_file import DATA_FILE, graph_files, read_graph_with_facts
 from edgelm.manifest import FILE_NAME, FileEntry, Manifest, sha256_of
 from edgelm.regular_file import open_regular
 
@@ -44,18 +44,24 @@ class Package:
 
     @property
     def graph_entry(self) -> FileEntry | None:
-        """What the manifest says of the graph's file; None: nothing, since there is no manifest on the disk."""
-        return self.manifest.entry(GRAPH_FILE)
+        """What the manifest says of the decoder's graph; None: nothing, since there is no manifest on the disk."""
+        return self.manifest.entry(graph_files(self.manifest)[-1])
+
+    @property
+    def encoder_entry(self) -> FileEntry | None:
+        """What the manifest says of the encoder's graph; None: there is none."""
+        graphs = graph_files(self.manifest)
+        return self.manifest.entry(graphs[0]) if len(graphs) > 1 else None
 
     @property
     def weight_entries(self) -> list[FileEntry]:
         """What the manifest says of the files with the weights."""
-        return [entry for entry in self.manifest.files if entry.path.startswith(f"{GRAPH_FILE}.")]
+        return [entry for entry in self.manifest.files if entry.path == DATA_FILE]
 
     @property
     def weight_bytes(self) -> int:
         """How many bytes the graph and its weights have."""
-        return sum(entry.size for entry in self.manifest.files if Path(entry.path).name.startswith(GRAPH_FILE))
+        return sum(entry.size for entry in self.manifest.files if ".onnx" in Path(entry.path).suffixes)
 
     @property
     def modified(self) -> float:

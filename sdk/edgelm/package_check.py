@@ -11,7 +11,7 @@ from edgelm.chat_template import ChatTemplate
 from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError, PackageError
 from edgelm.generation_config import GenerationConfig
-from edgelm.graph_file import GRAPH_FILE, read_graph
+from edgelm.graph_file import graph_files, read_graph
 from edgelm.manifest import Manifest
 from edgelm.onnx_walk import walk_onnx
 from edgelm.regular_file import read_text
@@ -61,14 +61,17 @@ def _files(folder: Path, manifest: Manifest) -> str:
 
 
 def _graph(folder: Path, manifest: Manifest) -> str:
-    graph = read_graph(folder, manifest.entry(GRAPH_FILE))
-    facts = walk_onnx(graph, folder / GRAPH_FILE, {entry.path: entry.size for entry in manifest.files})
-    if dict(facts.opsets) != dict(manifest.opsets):
-        raise PackageError(
-            f"{folder / GRAPH_FILE} uses the operator sets {dict(facts.opsets)}; the manifest says "
-            f"{dict(manifest.opsets)}. Export the package again."
-        )
-    return f"{len(facts.operators)} operators, all known"
+    operators: set[tuple[str, str]] = set()
+    for name in graph_files(manifest):
+        graph = read_graph(folder, manifest.entry(name))
+        facts = walk_onnx(graph, folder / name, {entry.path: entry.size for entry in manifest.files})
+        if dict(facts.opsets) != dict(manifest.opsets):
+            raise PackageError(
+                f"{folder / name} uses the operator sets {dict(facts.opsets)}; the manifest says "
+                f"{dict(manifest.opsets)}. Export the package again."
+            )
+        operators |= facts.operators
+    return f"{len(operators)} operators, all known"
 
 
 def _config(folder: Path, manifest: Manifest) -> str:

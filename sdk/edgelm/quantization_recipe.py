@@ -67,7 +67,8 @@ class Precision:
 
     def recipe(self, config: ModelConfig) -> tuple[Rule, ...]:
         """Return the rules for one model, with its layer numbers filled in."""
-        last = str(config.num_hidden_layers - 1)
+        numbers = sorted({str(count - 1) for count in config.layer_counts})
+        last = numbers[0] if len(numbers) == 1 else f"(?:{'|'.join(numbers)})"
         return tuple(Rule(pattern=rule.pattern.replace("{last}", last), scheme=rule.scheme) for rule in self.rules)
 
     def rows(self, config: ModelConfig) -> tuple[dict[str, str], ...]:

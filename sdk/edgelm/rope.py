@@ -125,7 +125,12 @@ def has_long_table(config: ModelConfig, kind: str) -> bool:
 
 
 def sinusoidal_table(config: ModelConfig, length: int) -> Float32Array:
-    """Return the fixed position embeddings [length, D]: even columns sin, odd ones cos (arXiv:1706.03762, 3.5)."""
+    """Return the fixed position embeddings [length, D]: even columns sin, odd ones cos (arXiv:1706.03762, 3.5).
+
+    The position "sinusoidal_halves" has the even columns before the odd ones (Marian).
+    """
     columns = np.arange(config.hidden_size)
+    if config.position == "sinusoidal_halves":
+        columns = np.concatenate((columns[::2], columns[1::2]))
     angles = np.arange(length)[:, None] / 10000.0 ** (2 * (columns // 2) / config.hidden_size)
     return np.where(columns % 2 == 0, np.sin(angles), np.cos(angles)).astype(np.float32)

@@ -23,17 +23,18 @@ from edgelm.adapter import Adapter
 from edgelm.adapter_bank import AdapterBank
 from edgelm.adapter_graph import parts_of, products_of, with_adapters
 from edgelm.binding import Binding, Graph, InPlaceBinding, bind, works_in_place
-from edgelm.config import ModelConfig
+from edgelm.config import SUPPRESSED_LOGIT, ModelConfig
 from edgelm.cpu import usable_cores
 from edgelm.decoder_graph import HIDDEN_STATE, DecoderGraph, GraphValue
 from edgelm.errors import ConfigError, ProviderError
-from edgelm.graph_file import GRAPH_FILE, read_graph_with_facts
+from edgelm.graph_file import DECODER_FILE, ENCODER_FILE, GRAPH_FILE, read_graph_with_facts
 from edgelm.kv_batch import KVBatch
 from edgelm.kv_cache import KVCache
 from edgelm.manifest import FileEntry, check_hash
 from edgelm.providers import CPU, HEAVY_OPERATORS, PROVIDERS, Provider, provider_named
 from edgelm.shared_use import SharedUse
 from edgelm.single_steps import SingleSteps
+from edgelm.source_encoder import SourceEncoder
 from edgelm.stop_switch import StopSwitch
 
 _WARNINGS, _LOG_ERRORS_ONLY, _FATAL_ONLY = 2, 3, 4
@@ -66,12 +67,12 @@ class SessionOptions:
 
 
 class DecoderSession:
-    """Run the graph of one package: token ids and a KV cache in, logits out.
+    """Run the graph of one package: token ids and a KV cache in, logits out; of one with an encoder, both graphs.
 
     Many threads may call `forward` at once, each with a cache of its own. entry: what the manifest says of the graph's
-    file; None, and its hash is not checked (its content is, either way). weights: what it says of the weights' files;
-    the caller has checked them, and a change of the graph checks them again. foreign_graph: the path below `folder` of
-    a graph that another program wrote; None is edgelm's own.
+    file, and encoder_entry of the encoder's; None, and its hash is not checked (its content is, either way). weights:
+    what it says of the weights' files; the caller has checked them, and a change of the graph checks them again.
+    foreign_graph: the path below `folder` of a graph that another program wrote; None is edgelm's own.
 
     Raises:
         ProviderError: ONNX Runtime is not installed, has not the provider or refuses the graph; or the provider left
@@ -88,11 +89,12 @@ class DecoderSession:
         *,
         entry: FileEntry | None = None,
         weights: Sequence[FileEntry] = (),
+        encoder_entry: FileEntry | None = None,
         foreign_graph: Path | None = None,
     ) -> None:
         self._options = options = options or SessionOptions()
         provider = provider_named(options.provider)
-        path = folder / (foreign_graph or GRAPH_FILE)
+        path = folder / (foreign_graph or (GRAPH_FILE if config.encoder is None else DECODER_FILE))
         self._path, self._entry, self._weights = path, entry, weights
         self._runtime = _import_onnxruntime()
         self._process = os.getpid()
@@ -114,8 +116,15 @@ class DecoderSession:
             )
         self.config = decoder.fitted(config, path)
         self._graph = Graph(self._runtime, session, decoder, self.config, provider.device)
+        self._encoder: SourceEncoder | None = None
+        if config.encoder is not None:
+            encoder_path = folder / ENCODER_FILE
+            encoder, _ = read_graph_with_facts(encoder_path, encoder_entry)
+            started = _start(self._runtime, encoder, encoder_path, options)
+            self._encoder = SourceEncoder(started, encoder_path, decoder.cross, provider.device)
         self._single_steps: SingleSteps | None = None
-        if works_in_place(self._graph) and options.provider == CPU and foreign_graph is None:
+        plain = self._encoder is None and foreign_graph is None
+        if works_in_place(self._graph) and options.provider == CPU and plain:
             self._single_steps = SingleSteps(
                 self.config, options.threads or usable_cores(), partial(InPlaceBinding, self._graph)
             )
@@ -231,6 +240,8 @@ class DecoderSession:
         if len(token_ids) > 1 and (takes_one or (all_logits and facts.gives_last_logits)):
             return self._forward_one_by_one(token_ids, cache, all_logits, stop)
         logits_TV = self._bound(cache, length).run(cache, token_ids, all_logits, stop)
+        if self.config.suppressed_token_ids:
+            logits_TV[:, list(self.config.suppressed_token_ids)] = SUPPRESSED_LOGIT
         cache.token_ids.extend(token_ids)
         return logits_TV
 
@@ -269,6 +280,8 @@ class DecoderSession:
         self._check_process()
         if cache.is_outgrown_by(length):
             self._recompute(cache, length)
+        if self._encoder is not None and not cache.source_values:
+            cache.source_values = self._encoder.encode(cache.source_ids)
         cache.reserve(length)  # forgets the binding where it grows: nothing may keep the memory that is outgrown
         binding = cache.binding
         if not isinstance(binding, Binding) or binding.graph is not self._graph:
@@ -324,7 +337,7 @@ class DecoderSession:
             ProviderError: the process is a fork of the one that loaded the model.
         """
         rows = batch.rows[: len(token_ids)]
-        if not works_in_place(self._graph):
+        if not works_in_place(self._graph) or self._encoder is not None:
             return np.concatenate([self.forward((id_,), row) for id_, row in zip(token_ids, rows, strict=True)])
         self._check_process()
         with self._use.shared():

@@ -17,7 +17,7 @@ from edgelm.engine import Engine, EngineOptions
 from edgelm.errors import ConfigError
 from edgelm.generate import decode, prefill
 from edgelm.generation_config import GenerationConfig
-from edgelm.graph_file import GRAPH_FILE
+from edgelm.graph_file import DATA_FILE
 from edgelm.kv_cache import bytes_per_token
 from edgelm.language_model import LanguageModel, load
 from edgelm.providers import CPU
@@ -162,7 +162,7 @@ def _step_bytes(model: LanguageModel, after: int) -> int | None:
 
     None for a foreign graph, of which nobody knows which weights a step reads.
     """
-    weights = next((entry.size for entry in model.manifest.files if entry.path == f"{GRAPH_FILE}.data"), None)
+    weights = next((entry.size for entry in model.manifest.files if entry.path == DATA_FILE), None)
     if weights is None or not model.manifest.recipe:
         return None
     config = model.config

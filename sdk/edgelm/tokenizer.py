@@ -113,16 +113,35 @@ class Tokenizer:
         """
         return [*self.leading_ids, *self.encode(text)]
 
-    @cached_property
+    def encode_source(self, text: str) -> list[int]:
+        """Encode a text as an encoder reads it: whole, between the tokens that the model's author puts around it.
+
+        Raises:
+            TokenizerError: the text has half of a surrogate pair, which is no character.
+        """
+        return self.as_source(self.encode(text))
+
+    def as_source(self, ids: Sequence[int]) -> list[int]:
+        """Put around a text's tokens what the model's author puts around what an encoder reads."""
+        before, behind = self._around
+        return [*before, *ids, *behind]
+
+    @property
     def leading_ids(self) -> tuple[int, ...]:
         """The tokens that the model's author puts before every text: `<bos>`, or none.
 
         They are what the tokenizer's post-processor adds. A chat template writes them itself.
         """
+        return self._around[0]
+
+    @cached_property
+    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What the post-processor puts before a text, and behind it."""
         plain: list[int] = self._rust.encode("a", add_special_tokens=False).ids
         whole: list[int] = self._rust.encode("a", add_special_tokens=True).ids
         starts = range(len(whole) - len(plain) + 1)
-        return tuple(whole[: next((start for start in starts if whole[start : start + len(plain)] == plain), 0)])
+        start = next((start for start in starts if whole[start : start + len(plain)] == plain), 0)
+        return tuple(whole[:start]), tuple(whole[start + len(plain) :])
 
     def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
         """Encode a text in which control tokens stand as ids and all else is ordinary text.

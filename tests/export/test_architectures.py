@@ -56,7 +56,7 @@ def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_both_for
     values = {"model_type": name, "num_key_value_heads": 2, "max_position_embeddings": 1024, "attention_bias": True}
     config = row.to_model_config(SIZES | GPT2_SIZES | values | {"mlp_bias": True, "qk_norm": True})
     assert config.model_type == name
-    for layout in [row.layout] + ([row.gguf.layout] if row.gguf else []):
+    for layout in [row.layout_for(config)] + ([row.gguf.layout] if row.gguf else []):
         present: dict[str, tuple[int, ...]] = {}
         for tensor, shape in config.tensor_shapes().items():
             rows, *columns = present.get(layout.source_name(tensor), (0, *shape[1:]))
@@ -70,10 +70,42 @@ def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_both_for
                 present[source] = present[source][::-1]
             if is_stack:
                 present[source] = (config.num_experts, *present[source])
+            rows, *columns = present[source]
+            present[source] = (rows + layout.rows_before.get(pattern.removesuffix(".weight"), 0), *columns)
+            if source in layout.stacks_of_one:
+                present[source] = (1, *present[source])
         assert map_tensors(config, layout, present, "here").keys() == config.tensor_shapes().keys()
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+PAIRS = ("t5", "bart", "marian")
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_absent_values_of_two_stacks_are_those_of_transformers(name: str) -> None:
+    ours, theirs = ARCHITECTURES[name].to_model_config({"model_type": name}), AutoConfig.for_model(name)
+    assert ours.encoder is not None
+    assert (ours.vocab_size, ours.hidden_size) == (theirs.vocab_size, theirs.hidden_size)
+    assert ours.decoder_start_token_id == getattr(theirs, "decoder_start_token_id", theirs.pad_token_id)
+    assert ours.bos_token_id == getattr(theirs, "bos_token_id", None)
+    assert ours.eos_token_ids == (theirs.eos_token_id,)
+    assert ours.tie_word_embeddings is theirs.tie_word_embeddings
+    for stack, kind in ((ours.encoder, "encoder"), (ours, "decoder")):
+        if name == "t5":
+            assert (stack.num_hidden_layers, stack.num_attention_heads) == (theirs.num_layers, theirs.num_heads)
+            assert (stack.intermediate_size, stack.head_dim) == (theirs.d_ff, theirs.d_kv)
+            assert stack.norm_eps == theirs.layer_norm_epsilon
+            assert stack.relative_attention_num_buckets == theirs.relative_attention_num_buckets
+            assert stack.relative_attention_max_distance == theirs.relative_attention_max_distance
+        else:
+            assert stack.num_hidden_layers == getattr(theirs, f"{kind}_layers")
+            assert stack.num_attention_heads == getattr(theirs, f"{kind}_attention_heads")
+            assert stack.intermediate_size == getattr(theirs, f"{kind}_ffn_dim")
+            assert stack.max_position_embeddings == theirs.max_position_embeddings
+            assert stack.hidden_act == theirs.activation_function
+            assert stack.embedding_multiplier == 1.0
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - PAIRS))
 def test_absent_values_are_those_of_transformers(name: str) -> None:
     sizes = {"num_attention_heads": 32, "hidden_size": 1024}
     ours = ARCHITECTURES[name].to_model_config(

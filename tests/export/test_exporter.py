@@ -233,7 +233,7 @@ def test_the_command_puts_a_package_into_the_library_by_default(tmp_path: Path, 
 def test_the_verification_text_fits_small_contexts(tmp_path: Path) -> None:
     model = edgelm.load(tiny_model_path())
     small = edgelm.ModelConfig.from_dict(model.config.to_dict() | {"max_position_embeddings": 40})
-    windows = verify._windows(model.tokenizer, small)
+    _, windows, _ = verify._texts(model.tokenizer, small)
     assert [len(window) for window in windows] == [40] * 4
 
 

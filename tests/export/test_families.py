@@ -229,7 +229,8 @@ def random_ids() -> list[int]:
 
 
 def test_every_family_is_compared() -> None:
-    assert {model_type for model_type, _ in MODELS.values()} == set(ARCHITECTURES)
+    pairs = {"t5", "bart", "marian"}  # test_encoder_decoder.py
+    assert {model_type for model_type, _ in MODELS.values()} == set(ARCHITECTURES) - pairs
 
 
 def check_chunks_and_steps(session: DecoderSession, ids: list[int], expected_TV: NDArray[np.float32]) -> None:

@@ -91,7 +91,7 @@ LARGE = {
         ({"partial_rotary_factor": 0.4}, "head_dim is 8, of which 3 turn; rope needs an even one."),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5; it must be above 0, up to 1."),
         ({"norm": "batch"}, "norm is 'batch'; supported: rms, rms_offset, rms_plain, layer."),
-        ({"norm_placement": "middle"}, "norm_placement is 'middle'; supported: pre, post, both, shared."),
+        ({"norm_placement": "middle"}, "norm_placement is 'middle'; supported: pre, post, both, shared, residual."),
         ({"norm_placement": "shared"}, "norm_placement is 'shared', which needs parallel_residual."),
         ({"qk_norm_scope": "layer"}, "qk_norm_scope is 'layer'; supported: head, projection."),
         ({"sliding_window": 0}, "sliding_window is 0; it must be a whole number of 1 or more."),
@@ -133,7 +133,10 @@ LARGE = {
             "short_factor has 4 numbers; a head turns in 8 pairs.",
         ),
         ({"kv_cache": "fp8"}, "kv_cache is 'fp8'; supported: fp32, int8."),
-        ({"position": "alibi"}, "position is 'alibi'; supported: rope, learned, sinusoidal, none."),
+        (
+            {"position": "alibi"},
+            "position is 'alibi'; supported: rope, learned, sinusoidal, sinusoidal_halves, relative, none.",
+        ),
         ({"hidden_act": "mish"}, "hidden_act is 'mish'; supported: silu, gelu, gelu_pytorch_tanh, relu, relu2."),
         ({"norm_eps": 0.0}, "norm_eps is 0.0; it must be a number above 0."),
         ({"norm_eps": math.nan}, "norm_eps is nan; it must be a number above 0."),
@@ -142,14 +145,8 @@ LARGE = {
         ({"mlp_gated": "false"}, "mlp_gated is 'false'; it must be true or false."),
         ({"qk_norm": 1}, "qk_norm is 1; it must be true or false."),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1; it must be true or false."),
-        (
-            {"eos_token_ids": (2, -1)},
-            "bos_token_id is None and eos_token_ids are (2, -1); token ids are whole numbers of 0 or more.",
-        ),
-        (
-            {"bos_token_id": "<s>"},
-            "bos_token_id is '<s>' and eos_token_ids are (); token ids are whole numbers of 0 or more.",
-        ),
+        ({"eos_token_ids": (2, -1)}, "eos_token_ids is (2, -1); token ids are whole numbers of 0 or more."),
+        ({"bos_token_id": "<s>"}, "bos_token_id is '<s>'; token ids are whole numbers of 0 or more."),
     ],
 )
 def test_a_field_outside_its_range_is_an_error_that_names_it(changes: dict[str, Any], message: str) -> None:
@@ -189,6 +186,68 @@ def test_a_rope_scaling_outside_its_range_is_an_error(fields: dict[str, Any], me
     with pytest.raises(ConfigError) as caught:
         RopeScaling(**fields)
     assert str(caught.value) == message
+
+
+ENCODER = replace(CONFIG, position="relative", num_key_value_heads=4)
+PAIR: dict[str, Any] = {
+    "position": "learned",
+    "num_key_value_heads": 4,
+    "encoder": ENCODER,
+    "decoder_start_token_id": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"encoder": replace(ENCODER, position="rope")},
+            "The encoder has position 'rope' and no encoder of its own; it must have other positions than rope, and "
+            "none.",
+        ),
+        (
+            {"encoder": replace(ENCODER, hidden_size=8)},
+            "The encoder's hidden_size is 8, the decoder's 16; they must be the same.",
+        ),
+        (
+            {"decoder_start_token_id": None},
+            "decoder_start_token_id is None; a decoder with an encoder needs a token to begin with.",
+        ),
+        ({"norm_placement": "both"}, "norm_placement is 'both'; with an encoder it must be pre or residual."),
+        (
+            {"encoder": replace(ENCODER, num_key_value_heads=2)},
+            "num_key_value_heads is 2; with an encoder it must be num_attention_heads, 4.",
+        ),
+        ({"sliding_window": 8}, "sliding_window is 8, which no model with an encoder has."),
+        (
+            {"position": "relative", "relative_attention_max_distance": 16},
+            "relative_attention_num_buckets is 32 and relative_attention_max_distance 16; both must be whole numbers, "
+            "the first 4 or more, the second above its half and up to 65536.",
+        ),
+    ],
+)
+def test_an_encoder_that_does_not_fit_its_decoder_is_an_error(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        replace(CONFIG, **PAIR | changes)
+    assert str(caught.value) == message
+
+
+def test_an_encoder_comes_back_from_json_and_has_none_of_its_own() -> None:
+    pair = replace(CONFIG, **PAIR, forced_bos_token_id=5, suppressed_token_ids=(7,))
+    values = json.loads(json.dumps(pair.to_dict()))
+    assert ModelConfig.from_dict(values) == pair
+    assert pair.decoder_prompt_ids == (0, 5)
+    values["encoder"]["encoder"] = values["encoder"]
+    assert ModelConfig.from_dict(values) == pair
+
+
+def test_tensors_of_a_pair_are_named_by_their_stack() -> None:
+    shapes = replace(CONFIG, **PAIR, num_hidden_layers=1).tensor_shapes()
+    assert shapes["model.encoder.relative_attention_bias.weight"] == (32, 4)
+    assert shapes["model.decoder.embed_positions.weight"] == (64, 16)
+    assert shapes["model.decoder.layers.0.encoder_attn.k_proj.weight"] == (32, 16)
+    assert "model.encoder.layers.1.mlp.up_proj.weight" in shapes
+    assert not [name for name in shapes if "encoder.layers" in name and "encoder_attn" in name]
 
 
 def test_an_odd_head_dim_is_fine_where_nothing_rotates() -> None:

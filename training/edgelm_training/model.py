@@ -7,8 +7,10 @@ no cache, fuses nothing, and computes the whole prefix for every new token.
     ids ─► embeddings ─► block ─► … ─► block ─► norm ─► head ─► logits
                          block: x + attention(norm(x)), then x + feed_forward(norm(x))
 
-Shapes are suffixes: B batch, T tokens (each is a query and a key), D hidden size, N query heads, K key-value heads,
-H head dimension, R the part of it that turns, F feed-forward size, E experts, V vocabulary.
+A model with an encoder (encoder_decoder.py) has two such stacks, and the decoder's blocks look at the encoder's result.
+
+Shapes are suffixes: B batch, T tokens (each is a query and a key), S tokens of a source, D hidden size, N query heads,
+K key-value heads, H head dimension, R the part of it that turns, F feed-forward size, E experts, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,28 +25,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from edgelm import rope
-from edgelm.config import NORM_PLACEMENTS, ModelConfig
-from edgelm.errors import ContextLengthError
-
-
-class OffsetRMSNorm(nn.RMSNorm):
-    """Multiply by 1 + weight, so that weight decay pulls the factor to one instead of zero."""
-
-    def reset_parameters(self) -> None:
-        """Begin at a factor of one."""
-        nn.init.zeros_(self.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x` with a root mean square of one over the last dimension, times the factor."""
-        return functional.rms_norm(x, self.normalized_shape, 1 + self.weight, self.eps)
-
-
-NORMS: dict[str, Callable[..., nn.Module]] = {
-    "rms": nn.RMSNorm,
-    "rms_offset": OffsetRMSNorm,
-    "rms_plain": partial(nn.RMSNorm, elementwise_affine=False),
-    "layer": nn.LayerNorm,
-}
+from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, ModelConfig
+from edgelm.errors import ConfigError, ContextLengthError
+from edgelm.relative_positions import relative_buckets
+from edgelm_training.attention import Attention, make_norm, scaled, soft_cap
+from edgelm_training.view import Rotary, Rotation, SourceView, View, check_length
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
@@ -54,8 +39,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": lambda x: functional.relu(x).square(),  # arXiv:2109.08668
 }
 
-# cos and sin of each position's angles.
-Rotation = tuple[Tensor, Tensor]
+# What the encoder made of a source [B, S, D], and which of it is no padding [B, 1, 1, S]; None: all.
+Memory = tuple[Tensor, Tensor | None]
 
 # Standard deviation of a fresh weight, as in GPT-2.
 INITIAL_STD = 0.02
@@ -76,23 +61,34 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
-        self.model = Decoder(config)
+        self.model = Decoder(config) if config.encoder is None else EncoderDecoder(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         elif config.lm_head_bias:
             self.lm_head = nn.ParameterDict({"bias": torch.zeros(config.vocab_size)})
         self._initialize()
 
-    def forward(self, ids_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+    def forward(self, ids_BT: Tensor, documents_BT: Tensor | None = None, sources_BS: Tensor | None = None) -> Tensor:
         """Return the logits [B, T, V] of the token after each of `ids_BT` (int64).
 
         documents_BT: int64 numbers, the same for neighbouring tokens of one document. A token then sees its own
         document alone and has its position there, so several documents in one row give what each gives by itself.
+        sources_BS: with an encoder, and only then: the ids (int64) of what each row answers, padded with numbers below
+        0 at the end.
 
         Raises:
-            ContextLengthError: T is more than the model's context.
+            ContextLengthError: T or S is more than the model's context.
+            ConfigError: there are sources without an encoder, or none with one.
         """
-        hidden_BTD = self.model(ids_BT, documents_BT, recompute=self.activation_checkpointing and self.training)
+        recompute = self.activation_checkpointing and self.training
+        if (sources_BS is None) != (self.config.encoder is None):
+            raise ConfigError(
+                "The model has an encoder, so it needs a source text: pairs of source and answer."
+                if sources_BS is None
+                else "The model has no encoder, so it takes no source text: one text with both."
+            )
+        given = (ids_BT, documents_BT) if sources_BS is None else (ids_BT, documents_BT, sources_BS)
+        hidden_BTD = self.model(*given, recompute=recompute)
         # A tied head asks: which token's embedding does the last hidden state point at?
         head = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
         logits_BTV = functional.linear(hidden_BTD, head.weight, self.lm_head.bias if self.config.lm_head_bias else None)
@@ -106,248 +102,169 @@ class Transformer(nn.Module):
                 nn.init.zeros_(module.bias)
         # Each block adds twice to the residual stream. Smaller weights there keep the sum's variance the same at any
         # depth (GPT-2 report, 2.3).
-        for name, module in self.model.layers.named_modules():
+        for name, module in self.model.named_modules():
             if name.endswith((".o_proj", ".down_proj")):
                 nn.init.normal_(module.weight, std=INITIAL_STD / math.sqrt(2 * self.config.num_hidden_layers))
 
 
-class Decoder(nn.Module):
-    """Turn token ids into hidden states: embeddings, positions, blocks, final norm."""
+class Stack(nn.Module):
+    """Turn embedded tokens into hidden states: positions, blocks, final norm.
 
-    def __init__(self, config: ModelConfig) -> None:
+    embedding: of the tokens, where the stack has one for itself. is_encoder: every token sees all others. crosses: each
+    block looks at the result of an encoder too.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        embedding: nn.Embedding | None = None,
+        is_encoder: bool = False,
+        crosses: bool = False,
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.is_encoder = config, is_encoder
         context = config.max_position_embeddings
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if embedding is not None:
+            self.embed_tokens = embedding
         if config.position == "learned":
             self.embed_positions = nn.Embedding(context, config.hidden_size)
+        if config.position == "relative":
+            self.relative_attention_bias = nn.Embedding(
+                config.relative_attention_num_buckets, config.num_attention_heads
+            )
         if config.embedding_norm:
-            self.embed_norm = _norm(config, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = _norm(config, config.hidden_size)
+            self.embed_norm = make_norm(config, config.hidden_size)
+        self.layers = nn.ModuleList(
+            Block(config, layer, is_encoder=is_encoder, crosses=crosses) for layer in range(config.num_hidden_layers)
+        )
+        if config.final_norm:
+            self.norm = make_norm(config, config.hidden_size)
         # Computed, not learned, so no part of a checkpoint.
-        if config.position == "sinusoidal":
+        if config.position in SINUSOIDS:
             self.register_buffer(
                 "sinusoids_TD", torch.from_numpy(rope.sinusoidal_table(config, context)), persistent=False
             )
         kinds = {config.rope_kind(layer) for layer in range(config.num_hidden_layers)} - {None}
         self.rotary = nn.ModuleDict({kind: Rotary(config, kind) for kind in sorted(kinds)})
 
-    def forward(self, ids_BT: Tensor, documents_BT: Tensor | None = None, *, recompute: bool = False) -> Tensor:
+    def forward(
+        self, embedded_BTD: Tensor, view: View, memory: Memory | None = None, *, recompute: bool = False
+    ) -> Tensor:
         """Return the hidden states [B, T, D] after the final norm; `recompute` keeps only the blocks' inputs."""
-        length = ids_BT.shape[1]
-        if length > self.config.max_position_embeddings:
-            raise ContextLengthError(
-                f"The input has {length} tokens; the model's context holds {self.config.max_position_embeddings}."
-            )
-        view = View(length, documents_BT, ids_BT.device)
-        hidden_BTD = scaled(self.embed_tokens(ids_BT), self.config.embedding_multiplier)
+        hidden_BTD = scaled(embedded_BTD, self.config.embedding_multiplier)
         if self.config.position == "learned":
             hidden_BTD = hidden_BTD + self.embed_positions(view.positions)
-        if self.config.position == "sinusoidal":
+        if self.config.position in SINUSOIDS:
             hidden_BTD = hidden_BTD + self.sinusoids_TD[view.positions]
         if self.config.embedding_norm:
             hidden_BTD = self.embed_norm(hidden_BTD)
         rotations = {kind: rotary(view) for kind, rotary in self.rotary.items()}
         windows = {self.config.window(layer) for layer in range(self.config.num_hidden_layers)}
-        masks = {window: view.mask(window) for window in windows}
+        masks = {window: self._mask(view, window) for window in windows}
         for layer, block in enumerate(self.layers):
             rotation, mask = rotations.get(self.config.rope_kind(layer)), masks[self.config.window(layer)]
             if recompute:
-                hidden_BTD = checkpoint(block, hidden_BTD, rotation, mask, use_reentrant=False)
+                hidden_BTD = checkpoint(block, hidden_BTD, rotation, mask, memory, use_reentrant=False)
             else:
-                hidden_BTD = block(hidden_BTD, rotation, mask)
-        return self.norm(hidden_BTD)
+                hidden_BTD = block(hidden_BTD, rotation, mask, memory)
+        return self.norm(hidden_BTD) if self.config.final_norm else hidden_BTD
+
+    def _mask(self, view: View, window: int | None) -> Tensor | None:
+        """Return the view's mask; with relative positions, what is added to the scores [N, T, T] or [B, N, T, T]."""
+        if self.config.position != "relative":
+            return view.mask(window)
+        buckets_TT = relative_buckets(self.config, view.distances.cpu().numpy(), both_ways=self.is_encoder)
+        bias_TTN = self.relative_attention_bias(torch.from_numpy(buckets_TT).to(view.distances.device))
+        sees = view.sees(window)
+        bias_NTT = bias_TTN.permute(2, 0, 1)
+        return bias_NTT if sees is None else bias_NTT.masked_fill(~sees, -torch.inf)
 
 
-class View:
-    """What each token of the rows sees, and where it stands: in its row, or in its document where a row has several.
+class Decoder(Stack):
+    """A stack that reads token ids: all of a model without an encoder but its head."""
 
-    positions: int64 [T], or [B, T] with documents. lengths: of the text that a token belongs to, a number or [B, T].
-    """
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, embedding=nn.Embedding(config.vocab_size, config.hidden_size))
 
-    def __init__(self, length: int, documents_BT: Tensor | None, device: torch.device) -> None:
-        self._places_T = torch.arange(length, device=device)
-        self.positions: Tensor = self._places_T
-        self.lengths: int | Tensor = length
-        self._same_document_BTT: Tensor | None = None
-        if documents_BT is not None:
-            starts_BT = document_starts(documents_BT)
-            self.positions = self._places_T - starts_BT
-            self._same_document_BTT = starts_BT[:, :, None] == starts_BT[:, None, :]
-            self.lengths = self._same_document_BTT.sum(-1)
-
-    def mask(self, window: int | None) -> Tensor | None:
-        """Return what a query (second to last dimension) sees of the keys, [T, T] or [B, 1, T, T].
-
-        None is every key that is not later, which attention computes without a mask, and faster.
-        """
-        window = None if window is None or window >= len(self._places_T) else window
-        if window is None and self._same_document_BTT is None:
-            return None
-        distances_TT = self._places_T[:, None] - self._places_T
-        sees_TT = distances_TT >= 0
-        if window is not None:
-            sees_TT = sees_TT & (distances_TT < window)
-        return sees_TT if self._same_document_BTT is None else (sees_TT & self._same_document_BTT)[:, None]
+    def forward(self, ids_BT: Tensor, documents_BT: Tensor | None = None, *, recompute: bool = False) -> Tensor:  # type: ignore[override]
+        """Return the hidden states [B, T, D] after the final norm; `recompute` keeps only the blocks' inputs."""
+        check_length("input", ids_BT, self.config)
+        view = View(ids_BT.shape[1], documents_BT, ids_BT.device)
+        return super().forward(self.embed_tokens(ids_BT), view, recompute=recompute)
 
 
-def document_starts(documents_BT: Tensor) -> Tensor:
-    """Return for each token the place [B, T] in its row where its document begins."""
-    places_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
-    begins_BT = functional.pad(documents_BT[:, 1:] != documents_BT[:, :-1], (1, 0), value=True)
-    return torch.where(begins_BT, places_T, 0).cummax(1).values
+class EncoderDecoder(nn.Module):
+    """The Transformer of arXiv:1706.03762: an encoder reads a source, and a decoder writes while it looks at it."""
 
-
-class Rotary(nn.Module):
-    """Give each position's rotation: cos and sin of its angles."""
-
-    def __init__(self, config: ModelConfig, kind: str) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.context = config.max_position_embeddings
-        self.short_context = config.short_context if rope.has_long_table(config, kind) else None
-        cos, sin = map(torch.from_numpy, rope.cos_sin_tables(config, config.max_position_embeddings, kind))
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        assert config.encoder is not None  # the caller has looked
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.encoder = Stack(config.encoder, is_encoder=True)
+        self.decoder = Stack(config, crosses=True)
 
-    def forward(self, view: View) -> Rotation:
-        """Return cos and sin, each [T, R/2] or [B, T, R/2]."""
-        rows = view.positions
-        if self.short_context is not None:
-            is_long = torch.as_tensor(view.lengths > self.short_context)
-            rows = rows + self.context * is_long.to(rows)
-        return self.cos[rows], self.sin[rows]
+    def forward(
+        self, ids_BT: Tensor, documents_BT: Tensor | None, sources_BS: Tensor, *, recompute: bool = False
+    ) -> Tensor:
+        """Return the decoder's hidden states [B, T, D]; the rest is as of `Transformer.forward`."""
+        check_length("source", sources_BS, self.encoder.config)
+        check_length("answer", ids_BT, self.decoder.config)
+        source = SourceView(sources_BS)
+        read_BSD = self.encoder(self.embed_tokens(sources_BS.clamp(min=0)), source, recompute=recompute)
+        view = View(ids_BT.shape[1], documents_BT, ids_BT.device)
+        memory = (read_BSD, source.mask(None))
+        return self.decoder(self.embed_tokens(ids_BT), view, memory, recompute=recompute)
 
 
 class Block(nn.Module):
     """Add to each position what attention brings from earlier ones, then what the feed-forward makes of it.
 
     Norms stand before each part and the residual stream itself is never normalized ("pre-norm", arXiv:2002.04745);
-    other placements norm what a part adds, or both. In parallel, both parts read the same input (GPT-J).
+    other placements norm what a part adds, or both, or the stream itself behind each part. In parallel, both parts read
+    the same input (GPT-J). With an encoder, cross-attention stands between the two.
     """
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, *, is_encoder: bool = False, crosses: bool = False) -> None:
         super().__init__()
         self.config = config
         names = before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
-        parts = {before_attention: None, "self_attn": Attention(config), after_attention: None}
+        parts = {before_attention: None, "self_attn": Attention(config, causal=not is_encoder), after_attention: None}
+        self.cross_norm_names = CROSS_NORMS[config.norm_placement] if crosses else None
+        if self.cross_norm_names is not None:
+            before_cross, after_cross = self.cross_norm_names
+            parts |= {before_cross: None, "encoder_attn": Attention(config, causal=False), after_cross: None}
         feed_forward = Experts(config) if config.has_experts(layer) else FeedForward(config, config.intermediate_size)
         parts |= {before_mlp: None, "mlp": feed_forward, after_mlp: None}
         for name, part in parts.items():
             if name is not None:
-                self.add_module(name, part or _norm(config, config.hidden_size))
+                self.add_module(name, part or make_norm(config, config.hidden_size))
         self.norm_names = names
 
-    def forward(self, hidden_BTD: Tensor, rotation: Rotation | None, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, hidden_BTD: Tensor, rotation: Rotation | None, mask: Tensor | None, memory: Memory | None = None
+    ) -> Tensor:
         """Return the residual stream [B, T, D] after this block."""
         before_attention, after_attention, before_mlp, after_mlp = self.norm_names
-        multiplier = self.config.residual_multiplier
         attended_BTD = self.self_attn(self._normed(before_attention, hidden_BTD), rotation, mask)
-        attended_BTD = hidden_BTD + scaled(self._normed(after_attention, attended_BTD), multiplier)
+        attended_BTD = self._added(hidden_BTD, attended_BTD, after_attention)
+        if memory is not None:
+            before_cross, after_cross = self.cross_norm_names
+            looked_BTD = self.encoder_attn(self._normed(before_cross, attended_BTD), None, memory[1], memory[0])
+            attended_BTD = self._added(attended_BTD, looked_BTD, after_cross)
         mlp_input_BTD = hidden_BTD if self.config.parallel_residual else attended_BTD
         transformed_BTD = self.mlp(self._normed(before_mlp, mlp_input_BTD))
-        return attended_BTD + scaled(self._normed(after_mlp, transformed_BTD), multiplier)
+        return self._added(attended_BTD, transformed_BTD, after_mlp)
+
+    def _added(self, hidden_BTD: Tensor, part_BTD: Tensor, norm: str | None) -> Tensor:
+        """Add what a part makes to the residual stream, behind the norm or before it."""
+        multiplier = self.config.residual_multiplier
+        if self.config.norm_placement == "residual":
+            return self._normed(norm, hidden_BTD + scaled(part_BTD, multiplier))
+        return hidden_BTD + scaled(self._normed(norm, part_BTD), multiplier)
 
     def _normed(self, name: str | None, hidden_BTD: Tensor) -> Tensor:
         return hidden_BTD if name is None else self.get_submodule(name)(hidden_BTD)
-
-
-class Attention(nn.Module):
-    """Let each position look at itself and at those before it, with N query heads over K key-value heads.
-
-    K = N is multi-head attention (arXiv:1706.03762), K = 1 multi-query, in between grouped-query attention
-    (arXiv:2305.13245): N/K neighbouring query heads share one key-value head, and the cache of a fast runtime shrinks
-    by as much.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        D, H = config.hidden_size, config.head_dim
-        N, K = config.num_attention_heads, config.num_key_value_heads
-        self.config = config
-        self.sinks = nn.Parameter(torch.zeros(N)) if config.attention_sinks else None
-        self.q_proj = nn.Linear(D, N * H, bias=config.attention_bias)
-        self.k_proj = nn.Linear(D, K * H, bias=config.attention_bias)
-        self.v_proj = nn.Linear(D, K * H, bias=config.attention_bias)
-        self.o_proj = nn.Linear(N * H, D, bias=config.attention_output_bias)
-        if config.qk_norm:
-            self.q_norm = _norm(config, H if config.qk_norm_scope == "head" else N * H)
-            self.k_norm = _norm(config, H if config.qk_norm_scope == "head" else K * H)
-
-    def forward(self, hidden_BTD: Tensor, rotation: Rotation | None, mask: Tensor | None) -> Tensor:
-        """Return what each position gathers [B, T, D].
-
-        rotation: cos and sin, each [T, R/2] or [B, T, R/2]. mask: [T, T] or [B, 1, T, T], true where a query sees a
-        key; without it, a query sees every key that is not later.
-        """
-        q_BTD, k_BTD, v_BTD = self.q_proj(hidden_BTD), self.k_proj(hidden_BTD), self.v_proj(hidden_BTD)
-        if self.config.qk_norm and self.config.qk_norm_scope == "projection":
-            q_BTD, k_BTD = self.q_norm(q_BTD), self.k_norm(k_BTD)
-        q_BNTH, k_BKTH, v_BKTH = map(self._split_heads, (q_BTD, k_BTD, v_BTD))
-        if self.config.qk_norm and self.config.qk_norm_scope == "head":
-            # Each head by itself, so that no score grows with the size of its vectors (arXiv:2302.05442).
-            q_BNTH, k_BKTH = self.q_norm(q_BNTH), self.k_norm(k_BKTH)
-        if rotation is not None:
-            q_BNTH, k_BKTH = rotate(q_BNTH, *rotation), rotate(k_BKTH, *rotation)
-        scale, cap = self.config.attention_scale, self.config.attn_logit_softcapping
-        mixed_BNTH = attend(q_BNTH, k_BKTH, v_BKTH, mask, scale, cap, self.sinks)
-        return self.o_proj(mixed_BNTH.transpose(1, 2).flatten(2))
-
-    def _split_heads(self, projected: Tensor) -> Tensor:
-        """Turn [B, T, heads * H] into [B, heads, T, H]."""
-        return projected.unflatten(2, (-1, self.config.head_dim)).transpose(1, 2)
-
-
-def attend(
-    q_BNTH: Tensor,
-    k_BKTH: Tensor,
-    v_BKTH: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    cap: float | None = None,
-    sinks_N: Tensor | None = None,
-) -> Tensor:
-    """Return softmax(q kᵀ · scale, over the keys that the mask lets through) v, [B, N, T, H].
-
-    sinks_N: scores of one more key without a value, so that a head may look at nothing (arXiv:2309.17453, learned).
-    """
-    if cap is None and sinks_N is None:
-        return functional.scaled_dot_product_attention(
-            q_BNTH, k_BKTH, v_BKTH, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
-        )
-    shared = q_BNTH.shape[1] // k_BKTH.shape[1]
-    scores_BNTT = soft_cap(q_BNTH @ k_BKTH.repeat_interleave(shared, 1).mT * scale, cap)
-    if mask is None:
-        mask = torch.ones_like(scores_BNTT[0, 0], dtype=torch.bool).tril()
-    scores_BNTT = scores_BNTT.masked_fill(~mask, -torch.inf)
-    if sinks_N is None:
-        weights_BNTT = scores_BNTT.softmax(-1)
-    else:
-        sinks_BNT1 = sinks_N[:, None, None].to(scores_BNTT).expand(*scores_BNTT.shape[:-1], 1)
-        weights_BNTT = torch.cat((scores_BNTT, sinks_BNT1), dim=-1).softmax(-1)[..., :-1]
-    return weights_BNTT @ v_BKTH.repeat_interleave(shared, 1)
-
-
-def scaled(x: Tensor, factor: float) -> Tensor:
-    """Multiply, where there is something to multiply: a pass over the logits is not free."""
-    return x if factor == 1.0 else x * factor
-
-
-def soft_cap(x: Tensor, cap: float | None) -> Tensor:
-    """Bend `x` so that it stays within -cap and cap (arXiv:2408.00118, 2)."""
-    return x if cap is None else cap * torch.tanh(x / cap)
-
-
-def rotate(x_BNTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + R/2) of a head by its position's angle; the tables are [T, R/2] or [B, T, R/2].
-
-    The dot product of a query and a key then depends on their distance only (arXiv:2104.09864). Dimensions from R on
-    stay as they are.
-    """
-    cos, sin = cos.unsqueeze(-3), sin.unsqueeze(-3)  # the same for every head
-    half = cos.shape[-1]
-    first, second, rest = x_BNTH.split([half, half, x_BNTH.shape[-1] - 2 * half], dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
 class FeedForward(nn.Module):
@@ -406,10 +323,6 @@ class Experts(nn.Module):
         return summed_PD.view_as(hidden_BTD)
 
 
-def _norm(config: ModelConfig, size: int) -> nn.Module:
-    return NORMS[config.norm](size, eps=config.norm_eps)
-
-
 @torch.no_grad()
 def generate(
     model: Transformer,
@@ -421,6 +334,8 @@ def generate(
 ) -> list[int]:
     """Continue `input_ids`, and return the new tokens; an end token of the config is the last of them.
 
+    With an encoder `input_ids` are its source, and the answer follows the config's `decoder_prompt_ids`.
+
     temperature 0.0 takes the most likely token; above, it draws from softmax(logits / temperature) with `generator`.
     It also stops where the context is full.
 
@@ -430,10 +345,12 @@ def generate(
     if not input_ids:
         raise ContextLengthError("The prompt has no tokens; there is nothing to continue.")
     device = next(model.parameters()).device
-    ids = list(input_ids)
+    sources_BS = None if model.config.encoder is None else torch.tensor([list(input_ids)], device=device)
+    ids = list(input_ids if sources_BS is None else model.config.decoder_prompt_ids)
     new_ids: list[int] = []
     while len(new_ids) < max_new_tokens:
-        logits_V = model(torch.tensor([ids], device=device))[0, -1].float()
+        logits_V = model(torch.tensor([ids], device=device), None, sources_BS)[0, -1].float()
+        logits_V[list(model.config.suppressed_token_ids)] = -torch.inf
         if temperature == 0.0:
             next_id = int(logits_V.argmax())
         else:

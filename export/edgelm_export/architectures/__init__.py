@@ -7,6 +7,7 @@ from typing import Any
 
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
+from edgelm_export.architectures.bart import BART
 from edgelm_export.architectures.gemma2 import GEMMA2
 from edgelm_export.architectures.gemma3 import GEMMA3
 from edgelm_export.architectures.gpt2 import GPT2
@@ -14,6 +15,7 @@ from edgelm_export.architectures.gpt_neox import GPT_NEOX
 from edgelm_export.architectures.gpt_oss import GPT_OSS
 from edgelm_export.architectures.granite import GRANITE
 from edgelm_export.architectures.llama import LLAMA
+from edgelm_export.architectures.marian import MARIAN
 from edgelm_export.architectures.mistral import MISTRAL
 from edgelm_export.architectures.mixtral import MIXTRAL
 from edgelm_export.architectures.nanochat import NANOCHAT
@@ -26,6 +28,7 @@ from edgelm_export.architectures.qwen3 import QWEN3
 from edgelm_export.architectures.qwen3_moe import QWEN3_MOE
 from edgelm_export.architectures.smollm3 import SMOLLM3
 from edgelm_export.architectures.stablelm import STABLELM
+from edgelm_export.architectures.t5 import T5
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": LLAMA,  # Llama 1 to 3, SmolLM2, TinyLlama
@@ -47,6 +50,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt_neox": GPT_NEOX,  # and Pythia
     "gpt_oss": GPT_OSS,
     "nanochat": NANOCHAT,
+    "t5": T5,  # v1.0 and v1.1, Flan-T5
+    "bart": BART,
+    "marian": MARIAN,  # OPUS-MT
 }
 
 

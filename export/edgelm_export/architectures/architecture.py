@@ -49,10 +49,16 @@ class Architecture:
     """One row of `ARCHITECTURES`.
 
     to_model_config: reads config.json's values; raises CheckpointError where a feature is not supported.
-    layout: of the tensors in safetensors. gguf: None where llama.cpp does not know the family.
+    layout: of the tensors in safetensors. layout_of: the same where it depends on the config. gguf: None where
+    llama.cpp does not know the family.
     """
 
     model_type: str
     to_model_config: Callable[[Mapping[str, Any]], ModelConfig]
     layout: TensorLayout = CANONICAL
+    layout_of: Callable[[ModelConfig], TensorLayout] | None = None
     gguf: GGUFFamily | None
+
+    def layout_for(self, config: ModelConfig) -> TensorLayout:
+        """Return the layout of the tensors of one model."""
+        return self.layout if self.layout_of is None else self.layout_of(config)

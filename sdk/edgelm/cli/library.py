@@ -177,6 +177,13 @@ def show(model: str, as_json: bool, bom: bool) -> None:
         click.echo(f"  {one_line(entry.path):<28}{megabytes(entry.size):>10}  sha256 {entry.sha256[:12]}…")
 
 
+def _encoder_facts(config: ModelConfig) -> list[tuple[str, str]]:
+    if config.encoder is None:
+        return []
+    encoder = config.encoder
+    return [("encoder layers", f"{encoder.num_hidden_layers}, context {encoder.max_position_embeddings} tokens")]
+
+
 def _facts(folder: Path, manifest: Manifest, config: ModelConfig, kv_bytes: int) -> list[tuple[str, str]]:
     facts = [
         ("name", manifest.name),
@@ -186,6 +193,7 @@ def _facts(folder: Path, manifest: Manifest, config: ModelConfig, kv_bytes: int)
         ("size", megabytes(size_of(folder))),
         ("context length", f"{manifest.context_length} tokens"),
         ("layers", f"{config.num_hidden_layers}, hidden size {config.hidden_size}"),
+        *_encoder_facts(config),
         ("attention heads", f"{config.num_attention_heads}, key-value heads {config.num_key_value_heads}"),
         ("vocabulary", f"{config.vocab_size} tokens"),
         (

@@ -1,0 +1,165 @@
+"""Stack: what the decoder's graph and the encoder's have in common, from the token ids to the last block.
+
+Shapes: B batch, T tokens, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+from edgelm.config import NORM_PLACEMENTS, SINUSOIDS, ModelConfig
+from edgelm.rope import sinusoidal_table
+from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.experts import add_experts
+from edgelm_export.external_data import ExternalData
+from edgelm_export.graph import MICROSOFT, Graph
+from edgelm_export.projection import Projections
+from edgelm_export.quantize import Precision
+from edgelm_export.quantize.packed import PackedWeight
+
+_ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    # x * sigmoid(alpha * x): with alpha 1 this is SiLU, in one node.
+    "silu": ("QuickGelu", MICROSOFT, {"alpha": 1.0}),
+    "gelu": ("Gelu", "", {}),
+    "gelu_pytorch_tanh": ("Gelu", "", {"approximate": "tanh"}),
+    "relu": ("Relu", "", {}),
+    "relu2": ("Relu", "", {}),  # squared in a second node
+}
+
+
+class Stack(ABC):
+    """Write one stack into a graph of its own.
+
+    config: the stack's. name: what the names of its tensors begin with.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: ModelConfig, name: str, precision: Precision, data: ExternalData
+    ) -> None:
+        self.checkpoint, self.config, self.name = checkpoint, config, name
+        self.graph = Graph(data)
+        self.projections = Projections(self.graph, checkpoint, precision)
+
+    @abstractmethod
+    def positions(self) -> str:
+        """Count the positions of the tokens, [B, T] or [T]."""
+
+    @abstractmethod
+    def attention(self, hidden: str, i: int) -> str:
+        """Add the self-attention of a block, up to its output projection."""
+
+    def embedding(self) -> str:
+        """Look up the token ids, and add what there is of positions and a norm."""
+        graph, config = self.graph, self.config
+        name = "model.embed_tokens"
+        weight = self.projections.read(f"{name}.weight")
+        if not isinstance(weight, PackedWeight):
+            self.tied_parts, self.tied_dtype = [graph.weight(f"{name}.weight", weight)], weight.dtype
+            rows = graph.node("Gather", [self.tied_parts[0], "input_ids"], f"{name}.output")
+            hidden = self.projections.widened(rows, weight.dtype)
+        else:
+            self.tied_parts, self.tied_weight = self.projections.add_packed(name, weight), weight
+            hidden = self.packed_rows(name, weight, self.tied_parts)
+        if config.embedding_multiplier != 1.0:
+            multiplier = graph.constant(config.embedding_multiplier, np.float32)
+            hidden = graph.node("Mul", [hidden, multiplier], f"{name}.multiplied")
+        if config.position in ("learned", *SINUSOIDS):
+            hidden = graph.node("Add", [hidden, self.position_embedding()], f"{self.name}.embed_positions.added")
+        return self.norm(hidden, f"{self.name}.embed_norm") if config.embedding_norm else hidden
+
+    def packed_rows(self, name: str, weight: PackedWeight, parts: list[str]) -> str:
+        """Gather rows of a packed weight [V, blocks, bytes], and join their blocks.
+
+        Gathering block by block, the operator reads the tensor in the shape that MatMulNBits has it in: as a matrix it
+        would be a second copy in memory, a fifth of a small model.
+        """
+        graph = self.graph
+        V, blocks, _ = weight.packed.shape
+        scales = graph.node("Reshape", [parts[1], graph.constant([V, blocks, 1])], f"{name}.scales")
+        attributes = {"bits": weight.bits, "block_size": weight.block_size, "gather_axis": 0, "quantize_axis": 2}
+        inputs = [parts[0], "input_ids", scales]
+        rows = graph.node("GatherBlockQuantized", inputs, f"{name}.blocks", MICROSOFT, attributes)
+        joined = graph.node("Reshape", [rows, graph.constant([0, 0, blocks * weight.block_size])], f"{name}.output")
+        if weight.columns == blocks * weight.block_size:
+            return joined
+        bounds = [graph.constant([value]) for value in (0, weight.columns, -1)]
+        return graph.node("Slice", [joined, *bounds], f"{name}.unpadded")
+
+    def position_embedding(self) -> str:
+        """Gather the rows of the tokens' positions."""
+        graph, name = self.graph, f"{self.name}.embed_positions"
+        table = (
+            self.checkpoint.tensor(f"{name}.weight")
+            if self.config.position == "learned"
+            else sinusoidal_table(self.config, self.config.max_position_embeddings)
+        )
+        return graph.node("Gather", [graph.weight(f"{name}.weight", table), self.positions()], f"{name}.output")
+
+    def block(self, hidden: str, i: int) -> str:
+        """Add block number `i`."""
+        config = self.config
+        layer = f"{self.name}.layers.{i}"
+        before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
+        attention_input = self.block_norm(hidden, layer, before_attention)
+        attention = self.attention(attention_input, i)
+        attended = self.added(hidden, attention, layer, after_attention, "attention_residual")
+        attended = self.crossed(attended, layer, i)
+        if config.norm_placement == "shared":
+            mlp_input = attention_input
+        else:
+            mlp_input = self.block_norm(hidden if config.parallel_residual else attended, layer, before_mlp)
+        return self.added(attended, self.feed_forward(mlp_input, f"{layer}.mlp", i), layer, after_mlp, "residual")
+
+    def crossed(self, hidden: str, layer: str, i: int) -> str:
+        """Add what cross-attention brings; nothing, in a stack that has none."""
+        return hidden
+
+    def added(self, hidden: str, part: str, layer: str, norm: str | None, name: str) -> str:
+        """Add what a part makes to the residual stream, behind the norm or before it."""
+        if self.config.norm_placement == "residual":
+            return self.block_norm(self.graph.node("Add", [hidden, part], f"{layer}.{name}"), layer, norm)
+        return self.graph.node("Add", [hidden, self.block_norm(part, layer, norm)], f"{layer}.{name}")
+
+    def block_norm(self, hidden: str, layer: str, name: str | None) -> str:
+        """Norm by one of a block's norms, where the block has it."""
+        return hidden if name is None else self.norm(hidden, f"{layer}.{name}")
+
+    def norm(self, hidden: str, name: str, size: int | None = None) -> str:
+        """Norm the last dimension, of `size`, or D."""
+        attributes = {"epsilon": self.config.norm_eps, "axis": -1}
+        if self.config.norm == "rms_plain":
+            size = size or self.config.hidden_size
+            ones = self.graph.weight(f"constant.ones.{size}", np.ones(size, np.float32))
+            return self.graph.node("SimplifiedLayerNormalization", [hidden, ones], f"{name}.output", "", attributes)
+        weight = self.graph.weight(f"{name}.weight", self.checkpoint.tensor(f"{name}.weight"))
+        if self.config.norm == "rms":
+            return self.graph.node("SimplifiedLayerNormalization", [hidden, weight], f"{name}.output", "", attributes)
+        bias = self.graph.weight(f"{name}.bias", self.checkpoint.tensor(f"{name}.bias"))
+        return self.graph.node("LayerNormalization", [hidden, weight, bias], f"{name}.output", "", attributes)
+
+    def feed_forward(self, hidden: str, name: str, i: int) -> str:
+        """Add the feed-forward of block number `i`, or its experts."""
+        graph = self.graph
+        if self.config.has_experts(i):
+            return add_experts(graph, self.checkpoint, self.projections, hidden, name)
+        if not self.config.mlp_gated:
+            inner = self.activation(self.projections.linear(hidden, f"{name}.up_proj"), name)
+            return self.projections.linear(inner, f"{name}.down_proj")
+        outputs = self.projections.fused(hidden, [f"{name}.gate_proj", f"{name}.up_proj"], f"{name}.gate_up_proj")
+        if len(outputs) == 1:
+            parts = [f"{name}.gate", f"{name}.up"]
+            graph.node("Split", outputs, parts, attributes={"axis": -1, "num_outputs": 2})
+            outputs = parts
+        gated = graph.node("Mul", [self.activation(outputs[0], name), outputs[1]], f"{name}.gated")
+        return self.projections.linear(gated, f"{name}.down_proj")
+
+    def activation(self, hidden: str, name: str) -> str:
+        """Add the config's activation."""
+        operator, domain, attributes = _ACTIVATIONS[self.config.hidden_act]
+        activated = self.graph.node(operator, [hidden], f"{name}.activation", domain, attributes)
+        if self.config.hidden_act == "relu2":
+            return self.graph.node("Mul", [activated, activated], f"{name}.activation_squared")
+        return activated

@@ -1,0 +1,33 @@
+"""Relative positions: the bucket of each distance between a query and a key (T5, arXiv:1910.10683, 2.1)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.config import ModelConfig
+
+Integers = NDArray[np.int64]
+
+
+def relative_buckets(config: ModelConfig, distances: Integers, *, both_ways: bool) -> Integers:
+    """Return the bucket of each distance (place of the key less that of the query), 0 to num_buckets - 1.
+
+    The first half of the buckets has one distance each, the rest more and more of them. both_ways: half of all buckets
+    are for later keys, as in an encoder; otherwise those count as the query's own place. Rounded to float32 as in
+    transformers: 8 · 2ⁿ lies on the edge of two buckets.
+    """
+    buckets, first = config.relative_attention_num_buckets, np.zeros_like(distances)
+    if both_ways:
+        buckets //= 2
+        first, distances = np.where(distances > 0, buckets, 0), np.abs(distances)
+    else:
+        distances = np.maximum(-distances, 0)
+    exact = buckets // 2
+    ratios = np.log(np.maximum(distances, 1).astype(np.float32) / np.float32(exact))
+    growth = ratios / np.float32(math.log(config.relative_attention_max_distance / exact))
+    large = exact + (growth * np.float32(buckets - exact)).astype(np.int64)
+    found: Integers = first + np.where(distances < exact, distances, np.minimum(large, buckets - 1))
+    return found

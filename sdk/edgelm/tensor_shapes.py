@@ -1,0 +1,95 @@
+"""The tensors of a checkpoint: which ones a ModelConfig has, by canonical name, and their shapes."""
+
+from __future__ import annotations
+
+from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, ModelConfig
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def tensor_shapes(config: ModelConfig) -> Shapes:
+    """List every tensor in file order: the embedding, the encoder's if there is one, the decoder's, the head."""
+    shapes: Shapes = {"model.embed_tokens.weight": (config.vocab_size, config.hidden_size)}
+    if config.encoder is not None:
+        _Stack(config.encoder, "model.encoder", shapes).add(crosses=False)
+    _Stack(config, config.decoder_name, shapes).add(crosses=config.encoder is not None)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
+    if config.lm_head_bias:
+        shapes["lm_head.bias"] = (config.vocab_size,)
+    return shapes
+
+
+class _Stack:
+    """The tensors between the embedding and the head; `name` is what theirs begin with."""
+
+    def __init__(self, config: ModelConfig, name: str, shapes: Shapes) -> None:
+        self._config, self._name, self._shapes = config, name, shapes
+
+    def add(self, *, crosses: bool) -> None:
+        config, D = self._config, self._config.hidden_size
+        if config.position == "learned":
+            self._shapes[f"{self._name}.embed_positions.weight"] = (config.max_position_embeddings, D)
+        if config.position == "relative":
+            rows = config.relative_attention_num_buckets
+            self._shapes[f"{self._name}.relative_attention_bias.weight"] = (rows, config.num_attention_heads)
+        if config.embedding_norm:
+            self._norm(f"{self._name}.embed_norm", D)
+        for i in range(config.num_hidden_layers):
+            self._layer(i, f"{self._name}.layers.{i}", crosses)
+        if config.final_norm:
+            self._norm(f"{self._name}.norm", D)
+
+    def _layer(self, i: int, layer: str, crosses: bool) -> None:
+        config, D, H = self._config, self._config.hidden_size, self._config.head_dim
+        before_attention, after_attention, before_mlp, after_mlp = (
+            name and f"{layer}.{name}" for name in NORM_PLACEMENTS[config.norm_placement]
+        )
+        self._norm(before_attention, D)
+        if config.attention_sinks:
+            self._shapes[f"{layer}.self_attn.sinks"] = (config.num_attention_heads,)
+        self._attention(f"{layer}.self_attn")
+        if config.qk_norm:
+            over_projection = config.qk_norm_scope == "projection"
+            self._norm(f"{layer}.self_attn.q_norm", config.num_attention_heads * H if over_projection else H)
+            self._norm(f"{layer}.self_attn.k_norm", config.num_key_value_heads * H if over_projection else H)
+        self._norm(after_attention, D)
+        if crosses:
+            before, after = (name and f"{layer}.{name}" for name in CROSS_NORMS[config.norm_placement])
+            self._norm(before, D)
+            self._attention(f"{layer}.encoder_attn")
+            self._norm(after, D)
+        self._norm(before_mlp, D)
+        if config.has_experts(i):
+            self._linear(f"{layer}.mlp.gate", config.num_experts, D, config.router_bias)
+            for expert in range(config.num_experts):
+                self._feed_forward(f"{layer}.mlp.experts.{expert}", config.expert_size)
+        else:
+            self._feed_forward(f"{layer}.mlp", config.intermediate_size)
+        self._norm(after_mlp, D)
+
+    def _attention(self, name: str) -> None:
+        config, D = self._config, self._config.hidden_size
+        NH, KH = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
+        self._linear(f"{name}.q_proj", NH, D, config.attention_bias)
+        self._linear(f"{name}.k_proj", KH, D, config.attention_bias)
+        self._linear(f"{name}.v_proj", KH, D, config.attention_bias)
+        self._linear(f"{name}.o_proj", D, NH, config.attention_output_bias)
+
+    def _feed_forward(self, name: str, size: int) -> None:
+        config, D = self._config, self._config.hidden_size
+        if config.mlp_gated:
+            self._linear(f"{name}.gate_proj", size, D, config.mlp_bias)
+        self._linear(f"{name}.up_proj", size, D, config.mlp_bias)
+        self._linear(f"{name}.down_proj", D, size, config.mlp_bias)
+
+    def _linear(self, name: str, rows: int, columns: int, bias: bool) -> None:
+        self._shapes[f"{name}.weight"] = (rows, columns)
+        if bias:
+            self._shapes[f"{name}.bias"] = (rows,)
+
+    def _norm(self, name: str | None, size: int) -> None:
+        if name is not None and self._config.norm != "rms_plain":
+            self._shapes[f"{name}.weight"] = (size,)
+        if name is not None and self._config.norm == "layer":
+            self._shapes[f"{name}.bias"] = (size,)

@@ -1,0 +1,392 @@
+"""T5, BART and Marian beside transformers: logits, gradients, greedy tokens, and packages that answer."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from make_tiny_model import CONFIG
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
+
+import edgelm
+from edgelm.cli.main import main
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError, ConfigError, ContextLengthError, ExportError, PackageError
+from edgelm.manifest import Manifest
+from edgelm.session import DecoderSession
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.importer import import_checkpoint
+from edgelm_export.mixed import Budget, export_mixed
+from edgelm_export.reference import reference_logits
+from edgelm_export.sources import open_checkpoint
+from edgelm_training.checkpoint import load_checkpoint, save_checkpoint
+from edgelm_training.model import Transformer, generate
+
+# Float32 sums in another order. Measured, with logits up to 22: numpy 2.3e-5, ONNX 2.1e-5, PyTorch 1.6e-5.
+TOLERANCE = 1e-4
+TEXT = "the sea is blue and the boats are white"
+STEPS = [(start, start + 1) for start in range(145, 150)]
+GREEDY = edgelm.GenerationConfig(max_new_tokens=12)
+
+T5 = {"d_kv": 16, "d_ff": 96, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4, "pad_token_id": 0}
+T5 |= {"decoder_start_token_id": 0}
+BART = {
+    "encoder_layers": 2, "decoder_layers": 3, "encoder_ffn_dim": 96, "decoder_ffn_dim": 80,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 2, "max_position_embeddings": 200, "pad_token_id": 0,
+    "bos_token_id": 1, "decoder_start_token_id": 2, "forced_eos_token_id": None,
+}  # fmt: skip
+MARIAN = BART | {"activation_function": "swish", "scale_embedding": True, "decoder_start_token_id": 0}
+# The source of 150 tokens is longer than the largest distance of T5's that has a bucket of its own.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5": ("t5", T5),
+    "t5 v1.1, untied": ("t5", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "t5, other buckets": (
+        "t5",
+        T5 | {"relative_attention_num_buckets": 12, "relative_attention_max_distance": 40},
+    ),
+    "bart": ("bart", BART),
+    "bart that begins with a language": ("bart", BART | {"forced_bos_token_id": 5, "scale_embedding": True}),
+    "marian": ("marian", MARIAN),
+    "marian without its padding": ("marian", MARIAN | {"bad_words_ids": [[0]]}),
+}
+
+
+SavePair = Callable[[str, Path], PreTrainedModel]
+
+
+@pytest.fixture(scope="session")
+def save_pair(bpe_tokenizer: PreTrainedTokenizerFast) -> SavePair:
+    """Save a random model with both stacks, and a tokenizer that ends a source: save_pair(name, folder)."""
+
+    def save(name: str, folder: Path) -> PreTrainedModel:
+        model_type, changes = MODELS[name]
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(model_type, vocab_size=320, d_model=64, eos_token_id=2, **changes)
+        model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager").eval()
+        if "untied" in name:
+            model.lm_head.weight = torch.nn.Parameter(torch.randn(320, 64) * 0.1)
+        for parameter_name, parameter in model.named_parameters():
+            if model_type != "marian" or "embed_positions" not in parameter_name:  # which nobody stores
+                parameter.data += torch.randn_like(parameter) * 0.1
+        if model_type != "t5":
+            model.final_logits_bias.normal_()
+        model.generation_config.forced_bos_token_id = changes.get("forced_bos_token_id")
+        model.generation_config.bad_words_ids = changes.get("bad_words_ids")
+        model.save_pretrained(folder)
+        tokenizer = copy.deepcopy(bpe_tokenizer)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="$A <|im_end|>", special_tokens=[("<|im_end|>", 2)]
+        )
+        tokenizer.chat_template = None
+        tokenizer.save_pretrained(folder)
+        return model
+
+    return save
+
+
+def random_ids(count: int, seed: int) -> list[int]:
+    """Without padding, to whose embedding transformers gives no gradient."""
+    return np.random.default_rng(seed).integers(3, 320, count).tolist()
+
+
+SOURCE, ANSWER = random_ids(150, 0), random_ids(150, 1)
+
+
+def theirs(model: PreTrainedModel, source: list[int], answer: list[int]) -> NDArray[np.float32]:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([answer])).logits[0].numpy()
+
+
+def their_tokens(model: PreTrainedModel, source: list[int], count: int) -> list[int]:
+    """Return transformers' answer without what it begins with."""
+    begun = 1 + (model.generation_config.forced_bos_token_id is not None)
+    with torch.no_grad():
+        # Without a cache: transformers' own fails where a T5's stacks have different numbers of layers.
+        answer = model.generate(
+            torch.tensor([source]), max_new_tokens=count + begun - 1, do_sample=False, num_beams=1, use_cache=False
+        )
+    return answer[0, begun:].tolist()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_numpy_onnx_and_pytorch_give_the_logits_of_transformers(name: str, tmp_path: Path, save_pair: SavePair) -> None:
+    expected_TV = theirs(save_pair(name, tmp_path / "hf"), SOURCE, ANSWER)
+    checkpoint = HuggingFaceCheckpoint(tmp_path / "hf")
+    suppressed = list(checkpoint.config.suppressed_token_ids)
+    expected_of_loop_TV = expected_TV.copy()
+    expected_of_loop_TV[:, suppressed] = -1e9
+    (logits_TV,) = reference_logits(checkpoint, [ANSWER], [SOURCE])
+    np.testing.assert_allclose(logits_TV, expected_of_loop_TV, rtol=0, atol=TOLERANCE)
+
+    import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+    with torch.no_grad():
+        logits_TV = load_checkpoint(tmp_path / "ours")(torch.tensor([ANSWER]), None, torch.tensor([SOURCE]))[0].numpy()
+    np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=TOLERANCE)
+
+    quality = export_package(checkpoint, tmp_path / "package", "fp32", name="tiny").quality
+    assert quality is not None
+    assert quality.max_logit_difference < TOLERANCE
+    session = DecoderSession(tmp_path / "package", ModelConfig.load(tmp_path / "package"))
+    cache = session.new_cache()
+    cache.read_source(SOURCE)
+    rows = [session.forward(ANSWER[:128], cache, all_logits=True).copy()]
+    # Chunks and single steps: the cached positions must count, also where the cache grows.
+    rows += [session.forward(ANSWER[start:end], cache, all_logits=True).copy() for start, end in ((128, 145), *STEPS)]
+    np.testing.assert_allclose(np.concatenate(rows), expected_of_loop_TV, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["t5", "t5 v1.1, untied", "bart", "marian"])
+def test_gradients_of_a_taught_answer_are_those_of_transformers(name: str, tmp_path: Path, save_pair: SavePair) -> None:
+    """A folder with the gradients in the place of the weights is read as any other: names, parts and all."""
+    model = save_pair(name, tmp_path / "hf")
+    import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+    ours = load_checkpoint(tmp_path / "ours")
+    # Two sources of different lengths: padding must neither be seen nor be taught anything.
+    lengths = (30, 21)
+    sources_BS = torch.full((2, 30), -1)
+    for row, length in enumerate(lengths):
+        sources_BS[row, :length] = torch.tensor(SOURCE[row : row + length])
+    begin = model.config.decoder_start_token_id
+    labels_BT = torch.tensor([ANSWER[:12], ANSWER[12:24]])
+    ids_BT = torch.cat((torch.full((2, 1), begin), labels_BT[:, :-1]), dim=1)
+    their_logits = model(
+        input_ids=sources_BS.clamp(min=3), attention_mask=(sources_BS >= 0).long(), decoder_input_ids=ids_BT
+    ).logits
+    losses = []
+    for logits_BTV in (their_logits, ours(ids_BT, None, sources_BS)):
+        losses.append(torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten()))
+        losses[-1].backward()
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-5)
+    for parameter in model.parameters():
+        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    if hasattr(model, "final_logits_bias"):  # a buffer there, which learns nothing
+        model.final_logits_bias.zero_()
+    model.save_pretrained(tmp_path / "gradients")
+    for path in (tmp_path / "hf").glob("tokenizer*"):
+        shutil.copy(path, tmp_path / "gradients")
+    gradients = HuggingFaceCheckpoint(tmp_path / "gradients")
+    expected = {name: torch.from_numpy(gradients.tensor(name).copy()) for name in ours.config.tensor_shapes()}
+    found = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    assert found.keys() == expected.keys()
+    largest = max(gradient.norm() for gradient in expected.values())
+    for tensor in expected.keys() - {"lm_head.bias"}:
+        gradient = expected[tensor]
+        if tensor == "model.embed_tokens.weight":  # transformers gives its padding, which the answer begins with, none
+            gradient, found[tensor] = gradient[3:], found[tensor][3:]
+        # Where softmax takes a key's bias away again, nothing but rounding is left of the gradient.
+        size = max(gradient.norm(), 1e-3 * largest)
+        # Float32 sums in another order. Measured: 1.1e-5.
+        assert (found[tensor] - gradient).norm() / size < 1e-4, tensor
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_loaded_package_answers_a_text_with_the_tokens_of_transformers(
+    name: str, tmp_path: Path, save_pair: SavePair
+) -> None:
+    model = save_pair(name, tmp_path / "hf")
+    export_package(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "fp32")
+    loaded = edgelm.load(tmp_path / "package")
+    source = loaded.tokenizer.encode_source(TEXT)
+    assert source == [*loaded.tokenizer.encode(TEXT), 2]
+    completion = loaded.generate(TEXT, GREEDY)
+    assert list(completion.token_ids) == their_tokens(model, source, 12)
+    assert completion.usage.prompt_tokens == len(source) + len(loaded.config.decoder_prompt_ids)
+    assert [chunk.text for chunk in loaded.stream(TEXT, GREEDY)][-1] is not None
+    # One after the other, each with its own source; and the plain loop in PyTorch.
+    other = random_ids(40, 2)
+    batch = loaded.generate_batch([TEXT, other], GREEDY)
+    assert [list(one.token_ids) for one in batch] == [list(completion.token_ids), their_tokens(model, other, 12)]
+    import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+    assert generate(load_checkpoint(tmp_path / "ours"), source, 12) == list(completion.token_ids)
+
+
+def test_a_cache_is_of_one_source(tmp_path: Path, save_pair: SavePair) -> None:
+    model = save_pair("bart", tmp_path / "hf")
+    export_package(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "fp32")
+    loaded = edgelm.load(tmp_path / "package")
+    cache = loaded.session.new_cache()
+    for source in (SOURCE[:40], SOURCE[40:60], SOURCE[:40]):
+        answer = edgelm.answer.join(loaded.stream(source, GREEDY, cache=cache))
+        assert list(answer.token_ids) == their_tokens(model, source, 12)
+    copied = cache.clone()
+    np.testing.assert_array_equal(loaded.session.forward([7], copied), loaded.session.forward([7], cache))
+    with pytest.raises(ConfigError, match="The cache of a model with an encoder is not saved"):
+        cache.save(tmp_path / "cache.npz", loaded.fingerprint)
+    with pytest.raises(ContextLengthError, match="The source has no tokens; write at least one character"):
+        loaded.session.forward([7], loaded.session.new_cache())
+
+
+def test_beams_are_those_of_transformers(tmp_path: Path, save_pair: SavePair) -> None:
+    model = save_pair("marian", tmp_path / "hf")
+    export_package(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "fp32")
+    found = edgelm.load(tmp_path / "package").generate(SOURCE[:20], GREEDY.replace(num_beams=3)).token_ids
+    with torch.no_grad():
+        expected = model.generate(torch.tensor([SOURCE[:20]]), max_new_tokens=12, do_sample=False, num_beams=3)
+    assert list(found) == expected[0, 1:].tolist()
+
+
+@pytest.mark.parametrize(("precision", "divergence"), [("int8", 0.01), ("int4", 0.5), ("fp16", 1e-4), ("bf16", 0.01)])
+def test_a_package_of_fewer_bits_is_checked_against_its_source_and_answers(
+    precision: str, divergence: float, tmp_path: Path, save_pair: SavePair
+) -> None:
+    save_pair("t5", tmp_path / "hf")
+    manifest = export_package(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", precision)
+    assert manifest.quality is not None
+    assert 0 < manifest.quality.mean_kl_divergence < divergence
+    assert edgelm.load(tmp_path / "package").generate(TEXT, GREEDY).usage.completion_tokens > 0
+
+
+def test_the_outer_layers_of_both_stacks_keep_eight_bits(tmp_path: Path, save_pair: SavePair) -> None:
+    save_pair("bart", tmp_path / "hf")
+    manifest = export_package(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "int4")
+    assert {"pattern": r"layers\.(0|(?:1|2))\.", "scheme": "int8-block64"} in manifest.recipe
+
+
+def test_both_graphs_share_one_embedding_on_disk_and_are_in_the_manifest(tmp_path: Path, save_pair: SavePair) -> None:
+    save_pair("bart", tmp_path / "hf")
+    checkpoint = HuggingFaceCheckpoint(tmp_path / "hf")
+    quality = export_package(checkpoint, tmp_path / "package", "fp32").quality
+    assert quality is not None
+    assert quality.max_logit_difference < TOLERANCE
+    assert quality.greedy_agreement == quality.greedy_tokens == 32
+    names = {path.name for path in (tmp_path / "package").iterdir()}
+    assert {"encoder.onnx", "decoder.onnx", "model.onnx.data"} <= names
+    assert not {"model.onnx", "genai_config.json"} & names
+    assert names - {"edgelm.json"} == {entry.path for entry in Manifest.load(tmp_path / "package").files}
+    weights = sum(4 * int(np.prod(shape)) for shape in checkpoint.config.tensor_shapes().values())
+    pages = 4096 * len(checkpoint.config.tensor_shapes())
+    assert (tmp_path / "package/model.onnx.data").stat().st_size < weights + pages
+
+
+def test_run_show_and_verify_take_a_package_with_both_graphs(tmp_path: Path, save_pair: SavePair) -> None:
+    save_pair("t5", tmp_path / "hf")
+    package, runner = str(tmp_path / "package"), CliRunner()
+    exported = runner.invoke(main, ["export", str(tmp_path / "hf"), "-o", package, "--precision", "fp32"])
+    assert exported.exit_code == 0, exported.output
+    answer = runner.invoke(main, ["run", package, TEXT, "--max-new-tokens", "12", "--json"])
+    assert tuple(json.loads(answer.stdout)["token_ids"]) == edgelm.load(package).generate(TEXT, GREEDY).token_ids
+    assert "encoder layers        2" in runner.invoke(main, ["show", package]).stdout
+    verified = runner.invoke(main, ["verify", package, "--source", str(tmp_path / "hf")])
+    assert verified.exit_code == 0, verified.output
+    assert "FAILED" not in verified.output
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
+def test_a_damaged_graph_is_refused_by_file(name: str, tmp_path: Path, save_pair: SavePair) -> None:
+    save_pair("t5", tmp_path / "hf")
+    export_package(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "int8")
+    content = bytearray((tmp_path / "package" / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "package" / name).write_bytes(content)
+    with pytest.raises(PackageError, match=name):
+        edgelm.load(tmp_path / "package")
+
+
+@pytest.fixture(scope="module")
+def answering(tmp_path_factory: pytest.TempPathFactory, save_pair: SavePair) -> edgelm.LanguageModel:
+    folder = tmp_path_factory.mktemp("answering")
+    save_pair("t5", folder / "hf")
+    export_package(HuggingFaceCheckpoint(folder / "hf"), folder / "package", "fp32")
+    return edgelm.load(folder / "package")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: model.generate(TEXT, GREEDY.replace(speculation="prompt_lookup")), "speculation is 'prompt_l"),
+        (
+            lambda model: model.generate(TEXT, GREEDY.replace(token_healing=True)),
+            "token_healing is True; package has",
+        ),
+        (lambda model: model.embed([TEXT]), "package has an encoder, and embed is for models without one"),
+        (lambda model: model.score(TEXT), "package has an encoder, and score is for models without one"),
+        (lambda model: edgelm.Engine(model), "package has an encoder, whose answers an engine does not compute"),
+        (lambda model: model.generate(TEXT, GREEDY.replace(context_shift=0)), "context_shift is 0; package has an"),
+        (lambda model: model.chat([edgelm.Message(role="user", content=TEXT)]), "package has no chat template"),
+        (lambda model: model.generate([5] * 513), "The text has 513 tokens; the model's context holds 512"),
+    ],
+)
+def test_what_needs_a_model_without_an_encoder_says_so(
+    answering: edgelm.LanguageModel, call: Callable[[edgelm.LanguageModel], object], message: str
+) -> None:
+    with pytest.raises(edgelm.EdgeLMError, match=message):
+        call(answering)
+
+
+def test_a_source_belongs_to_a_model_with_an_encoder(answering: edgelm.LanguageModel) -> None:
+    ids_BT = torch.tensor([[1, 2]])
+    with pytest.raises(ConfigError, match="The model has an encoder, so it needs a source text"):
+        Transformer(answering.config)(ids_BT)
+    with pytest.raises(ConfigError, match="The model has no encoder, so it takes no source text"):
+        Transformer(CONFIG)(ids_BT, None, ids_BT)
+    with pytest.raises(ContextLengthError, match="The source has 513 tokens; the model's context holds 512"):
+        Transformer(answering.config)(ids_BT, None, torch.full((1, 513), 5))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("t5", {"is_encoder_decoder": False}, "is_encoder_decoder is false; of t5 models"),
+        ("marian", {"share_encoder_decoder_embeddings": False}, "supported is one embedding of one vocabulary"),
+        ("marian", {"bad_words_ids": [[0, 5]]}, "bad_words_ids is .*; supported is a list of single tokens"),
+        ("t5", {"relative_attention_num_buckets": 2}, "relative_attention_num_buckets is 2 and .* 4 or more"),
+        ("bart", {"decoder_attention_heads": 3}, "tensors do not fit a bart model"),
+        ("bart", {"decoder_layers": 4}, r"missing: model\.decoder\.layers\.3\.self_attn\.q_proj\.weight"),
+    ],
+)
+def test_a_folder_with_another_feature_or_other_tensors_is_refused_by_name(
+    name: str, changes: dict[str, Any], message: str, tmp_path: Path, save_pair: SavePair
+) -> None:
+    save_pair(name, tmp_path / "hf")
+    path = tmp_path / "hf/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CheckpointError, match=message):
+        HuggingFaceCheckpoint(tmp_path / "hf")
+
+
+def test_copies_of_the_embedding_and_stored_sinusoids_are_passed_over(tmp_path: Path, save_pair: SavePair) -> None:
+    """As older versions of transformers wrote them."""
+    save_pair("marian", tmp_path / "hf")
+    path = tmp_path / "hf/model.safetensors"
+    tensors = load_file(path)
+    for stack in ("encoder", "decoder"):
+        tensors[f"model.{stack}.embed_tokens.weight"] = tensors["model.shared.weight"].clone()
+        tensors[f"model.{stack}.embed_positions.weight"] = torch.zeros(200, 64)
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert HuggingFaceCheckpoint(tmp_path / "hf").config.position == "sinusoidal_halves"
+
+
+def test_a_trained_model_with_an_encoder_goes_the_same_way(tmp_path: Path, save_pair: SavePair) -> None:
+    save_pair("bart", tmp_path / "hf")
+    import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+    model = load_checkpoint(tmp_path / "ours")
+    with torch.no_grad():
+        model.model.decoder.layers[0].encoder_attn.v_proj.weight.mul_(-2)
+    save_checkpoint(model, tmp_path / "trained", text_files_from=tmp_path / "ours")
+    with open_checkpoint(tmp_path / "trained") as checkpoint:
+        export_package(checkpoint, tmp_path / "package", "fp32")
+    loaded = edgelm.load(tmp_path / "package")
+    assert list(loaded.generate(SOURCE[:30], GREEDY).token_ids) == generate(model, SOURCE[:30], 12)
+    with pytest.raises(CheckpointError, match="is a model with an encoder, whose weights are not read back"):
+        open_checkpoint(tmp_path / "package")
+
+
+def test_what_needs_calibration_is_refused(tmp_path: Path, save_pair: SavePair) -> None:
+    save_pair("t5", tmp_path / "hf")
+    checkpoint = HuggingFaceCheckpoint(tmp_path / "hf")
+    with pytest.raises(ExportError, match="A t5 model with an encoder is quantized without calibration"):
+        export_package(checkpoint, tmp_path / "package", "int2")
+    with pytest.raises(ExportError, match="A t5 model with an encoder is quantized without calibration"):
+        export_mixed(checkpoint, tmp_path / "package", Budget(size=10**6, divergence=None))

@@ -1,0 +1,152 @@
+"""Attention: what each position of a text gathers from others, and the norms that stand around it.
+
+Shapes are suffixes, as in model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgelm.config import ModelConfig
+from edgelm_training.view import Rotation
+
+
+class OffsetRMSNorm(nn.RMSNorm):
+    """Multiply by 1 + weight, so that weight decay pulls the factor to one instead of zero."""
+
+    def reset_parameters(self) -> None:
+        """Begin at a factor of one."""
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` with a root mean square of one over the last dimension, times the factor."""
+        return functional.rms_norm(x, self.normalized_shape, 1 + self.weight, self.eps)
+
+
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "rms": nn.RMSNorm,
+    "rms_offset": OffsetRMSNorm,
+    "rms_plain": partial(nn.RMSNorm, elementwise_affine=False),
+    "layer": nn.LayerNorm,
+}
+
+
+def make_norm(config: ModelConfig, size: int) -> nn.Module:
+    """Return the config's norm of vectors of a size."""
+    return NORMS[config.norm](size, eps=config.norm_eps)
+
+
+class Attention(nn.Module):
+    """Let each position look at itself and at those before it, with N query heads over K key-value heads.
+
+    Without `causal`, it looks at those behind it too, or at the positions of another text.
+
+    K = N is multi-head attention (arXiv:1706.03762), K = 1 multi-query, in between grouped-query attention
+    (arXiv:2305.13245): N/K neighbouring query heads share one key-value head, and the cache of a fast runtime shrinks
+    by as much.
+    """
+
+    def __init__(self, config: ModelConfig, *, causal: bool = True) -> None:
+        super().__init__()
+        D, H = config.hidden_size, config.head_dim
+        N, K = config.num_attention_heads, config.num_key_value_heads
+        self.config, self.causal = config, causal
+        self.sinks = nn.Parameter(torch.zeros(N)) if config.attention_sinks else None
+        self.q_proj = nn.Linear(D, N * H, bias=config.attention_bias)
+        self.k_proj = nn.Linear(D, K * H, bias=config.attention_bias)
+        self.v_proj = nn.Linear(D, K * H, bias=config.attention_bias)
+        self.o_proj = nn.Linear(N * H, D, bias=config.attention_output_bias)
+        if config.qk_norm:
+            self.q_norm = make_norm(config, H if config.qk_norm_scope == "head" else N * H)
+            self.k_norm = make_norm(config, H if config.qk_norm_scope == "head" else K * H)
+
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        rotation: Rotation | None,
+        mask: Tensor | None,
+        memory_BSD: Tensor | None = None,
+    ) -> Tensor:
+        """Return what each position gathers [B, T, D].
+
+        rotation: cos and sin, each [T, R/2] or [B, T, R/2]. mask: [T, T] or [B, 1, T, T], true where a query sees a
+        key, or what is added to the scores; without it, a query sees every key, with `causal` every one that is not
+        later. memory_BSD: the text that is looked at, where it is another one.
+        """
+        seen_BSD = hidden_BTD if memory_BSD is None else memory_BSD
+        q_BTD, k_BTD, v_BTD = self.q_proj(hidden_BTD), self.k_proj(seen_BSD), self.v_proj(seen_BSD)
+        if self.config.qk_norm and self.config.qk_norm_scope == "projection":
+            q_BTD, k_BTD = self.q_norm(q_BTD), self.k_norm(k_BTD)
+        q_BNTH, k_BKTH, v_BKTH = map(self._split_heads, (q_BTD, k_BTD, v_BTD))
+        if self.config.qk_norm and self.config.qk_norm_scope == "head":
+            # Each head by itself, so that no score grows with the size of its vectors (arXiv:2302.05442).
+            q_BNTH, k_BKTH = self.q_norm(q_BNTH), self.k_norm(k_BKTH)
+        if rotation is not None:
+            q_BNTH, k_BKTH = rotate(q_BNTH, *rotation), rotate(k_BKTH, *rotation)
+        scale, cap = self.config.attention_scale, self.config.attn_logit_softcapping
+        mixed_BNTH = attend(q_BNTH, k_BKTH, v_BKTH, mask, scale, cap, self.sinks, causal=self.causal)
+        return self.o_proj(mixed_BNTH.transpose(1, 2).flatten(2))
+
+    def _split_heads(self, projected: Tensor) -> Tensor:
+        """Turn [B, T, heads * H] into [B, heads, T, H]."""
+        return projected.unflatten(2, (-1, self.config.head_dim)).transpose(1, 2)
+
+
+def attend(
+    q_BNTH: Tensor,
+    k_BKTH: Tensor,
+    v_BKTH: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    cap: float | None = None,
+    sinks_N: Tensor | None = None,
+    *,
+    causal: bool = True,
+) -> Tensor:
+    """Return softmax(q kᵀ · scale, over the keys that the mask lets through, or plus the mask) v, [B, N, T, H].
+
+    sinks_N: scores of one more key without a value, so that a head may look at nothing (arXiv:2309.17453, learned).
+    """
+    if cap is None and sinks_N is None:
+        return functional.scaled_dot_product_attention(
+            q_BNTH, k_BKTH, v_BKTH, attn_mask=mask, is_causal=causal and mask is None, scale=scale, enable_gqa=True
+        )
+    shared = q_BNTH.shape[1] // k_BKTH.shape[1]
+    scores_BNTT = soft_cap(q_BNTH @ k_BKTH.repeat_interleave(shared, 1).mT * scale, cap)
+    if mask is None:
+        mask = torch.ones_like(scores_BNTT[0, 0], dtype=torch.bool).tril()
+    is_bias = mask.is_floating_point()
+    scores_BNTT = scores_BNTT + mask if is_bias else scores_BNTT.masked_fill(~mask, -torch.inf)
+    if sinks_N is None:
+        weights_BNTT = scores_BNTT.softmax(-1)
+    else:
+        sinks_BNT1 = sinks_N[:, None, None].to(scores_BNTT).expand(*scores_BNTT.shape[:-1], 1)
+        weights_BNTT = torch.cat((scores_BNTT, sinks_BNT1), dim=-1).softmax(-1)[..., :-1]
+    return weights_BNTT @ v_BKTH.repeat_interleave(shared, 1)
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """Multiply, where there is something to multiply: a pass over the logits is not free."""
+    return x if factor == 1.0 else x * factor
+
+
+def soft_cap(x: Tensor, cap: float | None) -> Tensor:
+    """Bend `x` so that it stays within -cap and cap (arXiv:2408.00118, 2)."""
+    return x if cap is None else cap * torch.tanh(x / cap)
+
+
+def rotate(x_BNTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + R/2) of a head by its position's angle; the tables are [T, R/2] or [B, T, R/2].
+
+    The dot product of a query and a key then depends on their distance only (arXiv:2104.09864). Dimensions from R on
+    stay as they are.
+    """
+    cos, sin = cos.unsqueeze(-3), sin.unsqueeze(-3)  # the same for every head
+    half = cos.shape[-1]
+    first, second, rest = x_BNTH.split([half, half, x_BNTH.shape[-1] - 2 * half], dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
