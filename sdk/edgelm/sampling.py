@@ -268,6 +268,7 @@ class Sampler:
             if self._history is None:
                 self._history = _start_history(self._prompt_ids, logits_V.size, self._breakers)
             self._process(row_V, self._history)
+            _best(row_V)
         return row_V
 
     def after(self, token_id: int) -> Sampler:

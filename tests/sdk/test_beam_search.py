@@ -14,7 +14,7 @@ from make_tiny_model import make_checkpoint
 
 import edgelm
 from edgelm import GenerationConfig, LanguageModel
-from edgelm.errors import ConfigError
+from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.prefix_cache import PrefixCache
 from edgelm.testing import scripted_model, tiny_model_path
 
@@ -118,6 +118,12 @@ def test_a_search_that_is_cancelled_has_no_answer(model: LanguageModel) -> None:
     config = GenerationConfig(num_beams=2, ignore_eos=True, processors=(cancel_at_once,))
     (last,) = model.stream(PROMPT[:5], config, cancel=cancel)
     assert (last.text, last.token_ids, last.finish_reason) == ("", (), "cancelled")
+
+
+def test_a_processor_that_leaves_no_token_is_an_error(model: LanguageModel) -> None:
+    config = GenerationConfig(num_beams=2, processors=(lambda logits_V, _: np.full_like(logits_V, -np.inf),))
+    with pytest.raises(EdgeLMError, match="logits are not finite"):
+        model.generate(PROMPT[:5], config)
 
 
 @pytest.mark.parametrize(
