@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from edgelm_training.batches import NO_TARGET, Batch
+
+# Of logits, by whether they are on a CPU: 2 MB of float32 stay in its cache; elsewhere few launches count.
+_ELEMENTS_AT_ONCE = {True: 1 << 19, False: 1 << 27}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +42,50 @@ def next_token_loss(model: nn.Module, batch: Batch, z_loss: float = 0.0) -> Loss
 
 def next_token_sums(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float) -> LossSums:
     """Sum as `next_token_loss` does, from logits."""
-    # The log of a sum over the vocabulary needs float32, whatever the matrix products were in.
-    logits_RV = logits_BTV.flatten(0, 1).float()
-    targets_R = targets_BT.flatten()
-    loss = functional.cross_entropy(logits_RV, targets_R, ignore_index=NO_TARGET, reduction="sum")
-    reported = {"loss": loss.detach()}
-    if z_loss == 0.0:
-        return LossSums(objective=loss, reported=reported)
-    log_z_R = torch.logsumexp(logits_RV, dim=-1)
-    penalty = (log_z_R.square() * (targets_R != NO_TARGET)).sum()
-    return LossSums(objective=loss + z_loss * penalty, reported=reported | {"z_loss": z_loss * penalty.detach()})
+    sums: tuple[Tensor, Tensor, Tensor] = _CrossEntropy.apply(logits_BTV.flatten(0, 1), targets_BT.flatten(), z_loss)
+    objective, loss, penalty = sums
+    reported = {"loss": loss} if z_loss == 0.0 else {"loss": loss, "z_loss": penalty}
+    return LossSums(objective=objective, reported=reported)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy that makes its gradient beside the loss, a few rows at a time (arXiv:2410.10989, section 3.2).
+
+    What lies between the logits and their gradient is float32, since the log of a sum over the vocabulary needs it,
+    and stays in the processor's cache: no more than the logits and their gradient is ever held for all rows.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits_RV: Tensor, targets_R: Tensor, z_loss: float
+    ) -> tuple[Tensor, Tensor, Tensor]:  # objective, loss, penalty
+        loss, penalty = logits_RV.new_zeros(2, dtype=torch.float32)
+        gradient_RV = None
+        if ctx.needs_input_grad[0]:
+            # A scaler multiplies fp16's gradient later; most of it would be too small for fp16 until then.
+            dtype = torch.float32 if logits_RV.dtype == torch.float16 else logits_RV.dtype
+            gradient_RV = torch.empty_like(logits_RV, dtype=dtype)
+        rows = max(1, _ELEMENTS_AT_ONCE[logits_RV.is_cpu] // logits_RV.shape[1])
+        for first in range(0, len(targets_R), rows):
+            piece_RV, targets_R1 = logits_RV[first : first + rows], targets_R[first : first + rows, None]
+            is_counted_R1 = targets_R1 != NO_TARGET
+            targets_R1 = targets_R1.where(is_counted_R1, 0)
+            log_shares_RV = functional.log_softmax(piece_RV, dim=-1, dtype=torch.float32)
+            log_share_R1 = log_shares_RV.gather(1, targets_R1)
+            log_z_R1 = piece_RV.gather(1, targets_R1).float() - log_share_R1
+            loss -= log_share_R1.where(is_counted_R1, 0).sum()
+            penalty += z_loss * log_z_R1.where(is_counted_R1, 0).square().sum()
+            if gradient_RV is not None:
+                piece_gradient_RV = log_shares_RV.exp_().mul_(1 + 2 * z_loss * log_z_R1)
+                piece_gradient_RV.scatter_add_(1, targets_R1, torch.full_like(log_share_R1, -1))
+                gradient_RV[first : first + rows] = piece_gradient_RV.masked_fill_(~is_counted_R1, 0)
+        ctx.save_for_backward(gradient_RV)
+        ctx.dtype = logits_RV.dtype
+        ctx.mark_non_differentiable(loss, penalty)
+        return loss + penalty, loss, penalty
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
+        (gradient_RV,) = ctx.saved_tensors
+        return (gradient_RV * scale).to(ctx.dtype), None, None
