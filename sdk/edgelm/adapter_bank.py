@@ -14,9 +14,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgelm.adapter import Adapter, Matrix
-from edgelm.adapter_graph import FACTOR, gate_name, matrix_names, parts_of
+from edgelm.adapter_graph import (
+    FACTOR,
+    FUSED_PROJECTIONS,
+    SUM_BLOCK,
+    block_of,
+    gate_name,
+    matrix_names,
+    parts_of,
+)
 from edgelm.errors import ConfigError, PackageError
 
+_PARTS = sorted({1, *map(len, FUSED_PROJECTIONS.values())})
 GraphProducts = Mapping[str, Sequence[tuple[int, ...]]]
 
 
@@ -41,19 +50,21 @@ class AdapterBank:
             PackageError: the graph has no product for one of the adapter's layers.
         """
         rank = adapter.manifest.rank
-        own = _joined(adapter, rank, graph_products)
-        before = self._size
+        return self._with(name, rank, _joined(adapter, rank, graph_products))
+
+    def _with(self, name: str, rank: int, own: Mapping[str, tuple[Matrix, Matrix]]) -> AdapterBank:
+        before, start = self._size, _start_behind(self._size, rank)
         matrices = {}
         for product in sorted({*self.matrices, *own}):
             components = len(parts_of(product))
             (a, b), (own_a, own_b) = (found.get(product, (None, None)) for found in (self.matrices, own))
             matrices[product] = (
-                _stacked(a, before * components, own_a, rank * components),
-                _stacked(b, before * components, own_b, rank * components),
+                _stacked(a, before * components, start * components, own_a, rank * components),
+                _stacked(b, before * components, start * components, own_b, rank * components),
             )
         return AdapterBank(
             matrices=matrices,
-            ranks={**self.ranks, name: range(before, before + rank)},
+            ranks={**self.ranks, name: range(start, start + rank)},
             products={**self.products, name: frozenset(own)},
         )
 
@@ -63,19 +74,20 @@ class AdapterBank:
         Raises:
             ConfigError: none of that name is loaded.
         """
-        gone = self._place(name)
-        products = {other: names for other, names in self.products.items() if other != name}
-        matrices = {}
-        for product in sorted({product for names in products.values() for product in names}):
+        self._place(name)
+        left = AdapterBank()
+        for other, place in self.ranks.items():
+            if other != name:
+                left = left._with(other, len(place), self._matrices_of(other))
+        return left
+
+    def _matrices_of(self, name: str) -> dict[str, tuple[Matrix, Matrix]]:
+        matrices, place = {}, self.ranks[name]
+        for product in self.products[name]:
             P = len(parts_of(product))
-            a, b = (np.delete(matrix, slice(gone.start * P, gone.stop * P), 0) for matrix in self.matrices[product])
-            matrices[product] = a, b
-        ranks = {
-            other: place if place.stop <= gone.start else range(place.start - len(gone), place.stop - len(gone))
-            for other, place in self.ranks.items()
-            if other != name
-        }
-        return AdapterBank(matrices=matrices, ranks=ranks, products=products)
+            a, b = self.matrices[product]
+            matrices[product] = a[place.start * P : place.stop * P], b[place.start * P : place.stop * P]
+        return matrices
 
     @property
     def nbytes(self) -> int:
@@ -88,16 +100,25 @@ class AdapterBank:
         Raises:
             ConfigError: one of them is not loaded.
         """
-        places = [self._place(name) for name in names if name is not None]
-        return range(min((p.start for p in places), default=0), max((p.stop for p in places), default=0))
+        places = {self._place(name) for name in names if name is not None}
+        if len(places) < 2:
+            return next(iter(places), range(0))
+        first = min(place.start for place in places) // SUM_BLOCK * SUM_BLOCK
+        return range(first, max(place.stop for place in places))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The D of each product that an adapter changes."""
+        return {product: a.shape[1] for product, (a, _) in self.matrices.items()}
 
     def inputs(self, ranks: range) -> dict[str, Matrix]:
-        """Return the graph's inputs A and B for some of the ranks: views."""
+        """Return the graph's inputs A [C, G, K] and B [C, N] for some of the ranks: views."""
         inputs = {}
-        for product, matrices in self.matrices.items():
-            P = len(parts_of(product))
-            for name, matrix in zip(matrix_names(product), matrices, strict=True):
-                inputs[name] = matrix[ranks.start * P : ranks.stop * P]
+        for product, (a, b) in self.matrices.items():
+            P, K = len(parts_of(product)), block_of(a.shape[1])
+            name_a, name_b = matrix_names(product)
+            rows = slice(ranks.start * P, ranks.stop * P)
+            inputs[name_a], inputs[name_b] = a[rows].reshape(len(a[rows]), a.shape[1] // K, K), b[rows]
         return inputs
 
     def gates(self, names: Sequence[str | None], ranks: range) -> dict[str, Matrix]:
@@ -148,12 +169,26 @@ def _joined_product(
     return a_RPD.reshape(-1, a_RPD.shape[2]), b_RPN.reshape(-1, b_RPN.shape[2])
 
 
-def _stacked(first: Matrix | None, first_rows: int, second: Matrix | None, second_rows: int) -> Matrix:
-    """Put one adapter's rows behind the others'; zeros stand for those that leave the product as it is."""
+def _start_behind(size: int, rank: int) -> int:
+    """Return where an adapter may begin, behind what has `size` ranks.
+
+    No product's sum over its components goes past a multiple of SUM_BLOCK, unless it begins at one: it would be added
+    up in other pieces than alone.
+    """
+    whole_block = -(-size // SUM_BLOCK) * SUM_BLOCK
+    for start in range(size, whole_block):
+        if all(start * P // SUM_BLOCK == ((start + rank) * P - 1) // SUM_BLOCK for P in _PARTS):
+            return start
+    return whole_block
+
+
+def _stacked(first: Matrix | None, first_rows: int, start: int, second: Matrix | None, second_rows: int) -> Matrix:
+    """Put one adapter's rows behind the others', from row `start` on; zeros stand for those that change nothing."""
     there = first if first is not None else second
     assert there is not None
-    parts = [
-        np.zeros((rows, there.shape[1]), np.float32) if part is None else part
-        for part, rows in ((first, first_rows), (second, second_rows))
-    ]
-    return np.concatenate(parts)
+    stacked = np.zeros((start + second_rows, there.shape[1]), np.float32)
+    if first is not None:
+        stacked[:first_rows] = first
+    if second is not None:
+        stacked[start:] = second
+    return stacked

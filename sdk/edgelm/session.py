@@ -205,7 +205,7 @@ class DecoderSession:
         for entry in self._weights:
             check_hash(self._path.parent, entry)
         graph = self._read_graph()
-        return with_adapters(graph, self._path, bank.matrices.keys()) if bank.matrices else graph
+        return with_adapters(graph, self._path, bank.widths) if bank.matrices else graph
 
     def _read_graph(self) -> bytes:
         return read_graph_with_facts(self._path, self._entry)[0]

@@ -101,9 +101,11 @@ def test_the_graph_with_places_for_adapters_passes_the_walk() -> None:
     products = products_of(graph, path)
     assert "model.layers.1.self_attn.qkv_proj" in products
     assert "model.layers.1.mlp.gate_up_proj" in products
-    plain, adapted = walk_onnx(graph, path, sizes), walk_onnx(with_adapters(graph, path, products), path, sizes)
-    assert adapted.operators == plain.operators | {("com.microsoft", "FusedMatMul"), ("", "Mul")}
-    assert with_adapters(graph, path, ()) == graph
+    widths = dict.fromkeys(products, 32)
+    plain, adapted = walk_onnx(graph, path, sizes), walk_onnx(with_adapters(graph, path, widths), path, sizes)
+    used = {("com.microsoft", "FusedMatMul"), *(("", name) for name in ("Mul", "Reshape", "Concat"))}
+    assert adapted.operators == plain.operators | used
+    assert with_adapters(graph, path, {}) == graph
 
 
 def test_a_layer_without_a_product_of_its_own_cannot_be_adapted(tmp_path: Path) -> None:
