@@ -27,12 +27,20 @@ class Batch:
 
     ids_BT: what the model reads. targets_BT: the next token that each position is to predict, NO_TARGET for none.
     documents_BT: the document of each token; neighbours of one number may see each other, others never. PADDING has no
-    targets. None: each row is one document, which attention computes faster.
+    targets. None: each row is one document, which attention computes faster. sources_BS: what an encoder reads for each
+    row, with PADDING behind it; None: the model has no encoder.
     """
 
     ids_BT: Tensor
     targets_BT: Tensor
     documents_BT: Tensor | None
+    sources_BS: Tensor | None = None
+
+    @property
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        """What a model is called with."""
+        texts = (self.ids_BT, self.documents_BT)
+        return texts if self.sources_BS is None else (*texts, self.sources_BS)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on that device, without documents where each row is one, with or without padding behind it.
@@ -48,6 +56,7 @@ class Batch:
             ids_BT=self.ids_BT.to(device, non_blocking=True),
             targets_BT=self.targets_BT.to(device, non_blocking=True),
             documents_BT=None if documents_BT is None else documents_BT.to(device, non_blocking=True),
+            sources_BS=None if self.sources_BS is None else self.sources_BS.to(device, non_blocking=True),
         )
 
 

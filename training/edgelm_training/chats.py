@@ -95,11 +95,26 @@ def encode_chats(
             "docs/guides/finetune.md has one for models that know no control tokens."
         )
     tokenizer = Tokenizer.load(model)
-    tokenizer_hash = hashlib.sha256((Path(model) / "tokenizer.json").read_bytes()).hexdigest()
     encoded: list[list[EncodedConversation]] = []
     for number, group in enumerate(groups, start=1):
         progress("Encoding", number, len(groups))
         encoded.append([_encode(template, tokenizer, conversation) for conversation in group])
+    return split_chats(groups, encoded, tokenizer, model, validation_fraction)
+
+
+def split_chats(
+    groups: Sequence[tuple[Conversation, ...]],
+    encoded: Sequence[Sequence[EncodedConversation]],
+    tokenizer: Tokenizer,
+    model: str | Path,
+    validation_fraction: float,
+) -> tuple[Chats, Chats]:
+    """Split encoded conversations by what the first of each group says; groups stay whole.
+
+    Raises:
+        DataError: all of them went to the validation split.
+    """
+    tokenizer_hash = hashlib.sha256((Path(model) / "tokenizer.json").read_bytes()).hexdigest()
     hashes = [group[0].hash for group in groups]
     held_out = {number for number, hash_ in enumerate(hashes) if hash_ < validation_fraction * (1 << 64)}
     if validation_fraction and not held_out and len(hashes) > 1:

@@ -77,9 +77,9 @@ def distillation_loss(
     T² keeps the gradient's size where both are softened. `loss` is reported as without a teacher, so that curves
     compare; `divergence` is the KL divergence in nats.
     """
-    logits_BTV = model(batch.ids_BT, batch.documents_BT)
+    logits_BTV = model(*batch.inputs)
     with torch.no_grad():
-        wanted_BTV = teacher.to(batch.ids_BT.device)(batch.ids_BT, batch.documents_BT)
+        wanted_BTV = teacher.to(batch.ids_BT.device)(*batch.inputs)
     text = next_token_sums(logits_BTV, batch.targets_BT, z_loss)
     counted_BT = batch.targets_BT != NO_TARGET
     divergence = _divergence(wanted_BTV[counted_BT], logits_BTV[counted_BT], temperature)

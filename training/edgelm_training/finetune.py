@@ -50,6 +50,7 @@ from edgelm_training.run import execute_run
 from edgelm_training.samples import write_samples
 from edgelm_training.scaling import count_parameters
 from edgelm_training.schedule import warmup_or_usual
+from edgelm_training.source_rows import SourceRows, load_pairs
 from edgelm_training.throughput import flops_per_token
 from edgelm_training.train_log import Reporter, SilentReporter
 from edgelm_training.trainer import Outcome
@@ -60,7 +61,7 @@ _GLOBAL_BATCH_SIZE = 8
 # What the steps of a run were made with.
 _FIXED = ("method", "rank", "alpha", "dropout", "target_modules", "dpo_beta", "base_sha256")
 
-AnyRows = ChatRows | PreferenceRows
+AnyRows = ChatRows | PreferenceRows | SourceRows
 
 
 def finetune(settings: Mapping[str, Any], *, resume: bool = False, reporter: Reporter | None = None) -> Outcome:
@@ -106,7 +107,7 @@ def build_recipe(config: FinetuneConfig, reporter: Reporter) -> tuple[FinetuneCo
         write_weights=_writer(config, model.config, lora, for_export),
         count=count_pairs if method.preferences else count_targets,
         sample=_sampler(config, model) if config.sample_prompts else None,
-        flops_per_token=flops,
+        flops_per_token=flops if model.config.encoder is None else None,  # a token of a source takes other ones
     )
     return config, recipe
 
@@ -129,7 +130,7 @@ def _base_config(config: FinetuneConfig) -> tuple[ModelConfig, FinetuneConfig]:
 
 def _load_data(config: FinetuneConfig, model: ModelConfig) -> tuple[AnyRows, AnyRows | None, FinetuneConfig]:
     """Return the rows to train and to validate on, and the config with their length."""
-    load: Callable[..., tuple[Chats, Chats]] = load_preferences if METHODS[config.method].preferences else load_chats
+    load, rows = _reading(config, model)
     assert config.model is not None  # _base_config has looked
     fraction = 0.0 if config.validation_data else config.validation_fraction
     training, held_out = load(config.data, config.model, validation_fraction=fraction)
@@ -141,11 +142,9 @@ def _load_data(config: FinetuneConfig, model: ModelConfig) -> tuple[AnyRows, Any
             "not belong together. Import the model again."
         )
     length = config.sequence_length or _row_length(training, model)
-    if length > model.max_position_embeddings:
-        raise ConfigError(
-            f"sequence_length is {length}, longer than the model's context of {model.max_position_embeddings} tokens."
-        )
-    rows = PreferenceRows if METHODS[config.method].preferences else ChatRows
+    context = min(stack.max_position_embeddings for stack in (model, model.encoder or model))
+    if length > context:
+        raise ConfigError(f"sequence_length is {length}, longer than the model's context of {context} tokens.")
     held_out_rows = rows(held_out, sequence_length=length, seed=config.seed) if len(held_out) else None
     return (
         rows(training, sequence_length=length, seed=config.seed),
@@ -154,9 +153,25 @@ def _load_data(config: FinetuneConfig, model: ModelConfig) -> tuple[AnyRows, Any
     )
 
 
+def _reading(
+    config: FinetuneConfig, model: ModelConfig
+) -> tuple[Callable[..., tuple[Chats, Chats]], Callable[..., AnyRows]]:
+    """Return what reads the data for a method and a model, and what makes rows of it."""
+    preferences = METHODS[config.method].preferences
+    if model.encoder is None:
+        return (load_preferences, PreferenceRows) if preferences else (load_chats, ChatRows)
+    if preferences:
+        raise ConfigError(
+            f"method is {config.method!r}, and {config.model} has an encoder, which learns from pairs of source and "
+            "answer. Use --method sft or lora."
+        )
+    return partial(load_pairs, config=model), partial(SourceRows, begin=len(model.decoder_prompt_ids))
+
+
 def _row_length(chats: Chats, model: ModelConfig) -> int:
     longest = int(np.diff(chats.ends, prepend=0).max())
-    return min(math.ceil(longest / 64) * 64, _LONGEST_ROW, model.max_position_embeddings)
+    contexts = [stack.max_position_embeddings for stack in (model, model.encoder or model)]
+    return min(math.ceil(longest / 64) * 64, _LONGEST_ROW, *contexts)
 
 
 def _with_defaults(config: FinetuneConfig, training: AnyRows) -> FinetuneConfig:
@@ -243,6 +258,8 @@ def _writer(
 def _sampler(config: FinetuneConfig, model: Transformer) -> Callable[[nn.Module, int], list[Sample]]:
     assert config.model is not None  # _base_config has looked
     template, tokenizer = ChatTemplate.load(config.model), Tokenizer.load(config.model)
+    if model.config.encoder is not None:
+        return lambda _, step: write_samples(model, tokenizer, tokenizer.encode_source, config, step)
     assert template is not None  # the data was encoded with it
 
     def encode(prompt: str) -> list[int]:
@@ -252,7 +269,11 @@ def _sampler(config: FinetuneConfig, model: Transformer) -> Callable[[nn.Module,
 
 
 def _note_data(training: AnyRows, validation: AnyRows | None, config: FinetuneConfig, reporter: Reporter) -> None:
-    kind, group = ("pairs", 2) if METHODS[config.method].preferences else ("conversations", 1)
+    kind, group = "conversations", 1
+    if isinstance(training, PreferenceRows):
+        kind, group = "pairs", 2
+    elif isinstance(training, SourceRows):
+        kind = "pairs of source and answer"
     left_out = len(training.left_out)
     reporter.note(
         f"{len(training.chats) // group - left_out} {kind} to train on, "

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgelm.errors import ContextLengthError
+from edgelm.errors import ConfigError, ContextLengthError
 from edgelm.tokenizer import Tokenizer
 from edgelm_training.model import Transformer
 
@@ -67,6 +67,8 @@ def inspect_text(model: Transformer, tokenizer: Tokenizer, ids: Sequence[int], *
     Raises:
         ContextLengthError: there are no tokens, or more than the model's context holds.
     """
+    if model.config.encoder is not None:
+        raise ConfigError("The model has an encoder; models of one stack alone can be looked into.")
     if not ids:
         raise ContextLengthError("The text has no tokens; there is nothing to look at.")
     model.eval()

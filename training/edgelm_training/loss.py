@@ -37,7 +37,7 @@ def next_token_loss(model: nn.Module, batch: Batch, z_loss: float = 0.0) -> Loss
 
     The penalty keeps the softmax's normalizer near 1 and so the logits small (PaLM, arXiv:2204.02311, section 5).
     """
-    return next_token_sums(model(batch.ids_BT, batch.documents_BT), batch.targets_BT, z_loss)
+    return next_token_sums(model(*batch.inputs), batch.targets_BT, z_loss)
 
 
 def next_token_sums(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float) -> LossSums:

@@ -26,7 +26,8 @@ def write_samples(
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for prompt in config.sample_prompts:
             ids = list(encode(prompt)) or [0]
-            room = model.config.max_position_embeddings - len(ids)
+            begun = len(ids) if model.config.encoder is None else 0
+            room = model.config.max_position_embeddings - begun
             new_ids = generate(
                 model, ids, min(config.sample_tokens, room), temperature=config.sample_temperature, generator=generator
             )

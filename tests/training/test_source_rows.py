@@ -1,0 +1,162 @@
+"""Fine-tuning a model with an encoder: rows by hand, a run that learns and ends as a package, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from make_tiny_model import CONFIG, make_checkpoint
+from tiny_training_runs import assert_same_run_but_for_extra_saves, finetune_settings, losses, stop_at
+from torch.nn import functional
+
+import edgelm
+from edgelm.config import ModelConfig
+from edgelm.errors import ConfigError, DataError
+from edgelm.tokenizer import Tokenizer
+from edgelm_export.exporter import export_package
+from edgelm_export.sources import open_checkpoint
+from edgelm_training.batches import NO_TARGET, PADDING
+from edgelm_training.checkpoint import load_checkpoint
+from edgelm_training.finetune import finetune
+from edgelm_training.inspection import inspect_text
+from edgelm_training.merge import merge_adapter
+from edgelm_training.source_rows import SourceRows, load_pairs
+
+STACK = replace(CONFIG, position="relative", num_key_value_heads=2, max_position_embeddings=64)
+PAIR = replace(STACK, encoder=STACK, decoder_start_token_id=0)
+
+
+@pytest.fixture(scope="module")
+def pair_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_checkpoint(tmp_path_factory.mktemp("pair") / "ckpt", PAIR)
+    (folder / "chat_template.jinja").unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(pair_model: Path) -> Tokenizer:
+    return Tokenizer.load(pair_model)
+
+
+def write_pairs(path: Path, *pairs: tuple[str, str]) -> Path:
+    path.write_text("".join(json.dumps({"prompt": source, "completion": answer}) + "\n" for source, answer in pairs))
+    return path
+
+
+def rows_of(path: Path, model: Path, config: ModelConfig = PAIR, length: int = 64) -> SourceRows:
+    chats, _ = load_pairs([path], model, config)
+    return SourceRows(chats, sequence_length=length, seed=0, begin=len(config.decoder_prompt_ids))
+
+
+def test_a_row_has_the_source_what_the_decoder_begins_with_and_the_answer_to_its_end(
+    pair_model: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    path = write_pairs(tmp_path / "pairs.jsonl", ("the sea", "blue"), ("a", "grey and white"))
+    config = replace(PAIR, forced_bos_token_id=7)
+    rows = rows_of(path, pair_model, config)
+    batch = rows.batch(0, 2)
+    assert rows.rows_per_epoch == 2
+    for row in range(2):
+        place = int(rows.describe(row).rpartition(":")[2])
+        source, answer = (("the sea", "blue"), ("a", "grey and white"))[place - 1]
+        source_ids, answer_ids = tokenizer.encode(source), [*tokenizer.encode(answer), 2]
+        assert batch.sources_BS is not None
+        kept = batch.sources_BS[row][batch.sources_BS[row] != PADDING]
+        assert kept.tolist() == source_ids
+        length = len(answer_ids) + 1
+        assert batch.ids_BT[row, :length].tolist() == [0, 7, *answer_ids[:-1]]
+        assert batch.targets_BT[row].tolist() == [
+            NO_TARGET, *answer_ids, *[NO_TARGET] * (batch.targets_BT.shape[1] - length),
+        ]  # fmt: skip
+
+
+def test_the_first_loss_of_a_run_is_that_of_each_pair_alone(pair_model: Path, tmp_path: Path) -> None:
+    """So neither padding nor the company in a batch counts."""
+    path = write_pairs(tmp_path / "pairs.jsonl", ("the sea is", "blue"), ("a", "grey and white"), ("sand", "in"))
+    model, rows = load_checkpoint(pair_model), rows_of(path, pair_model)
+    total, count = 0.0, 0
+    for row in range(3):
+        batch = rows.batch(row, 1)
+        with torch.no_grad():
+            logits_TV = model(*batch.inputs)[0]
+        total += float(functional.cross_entropy(logits_TV, batch.targets_BT[0], reduction="sum"))
+        count += batch.targets_BT.shape[1]
+    settings = finetune_settings(pair_model, path, tmp_path / "run", validation_fraction=0.0)
+    finetune(settings | {"method": "sft", "global_batch_size": 3, "max_steps": 1})
+    assert losses(tmp_path / "run")[0] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_a_model_learns_pairs_goes_on_after_a_stop_and_answers_as_a_package(pair_model: Path, tmp_path: Path) -> None:
+    pairs = [("the sea", "blue"), ("the boats", "white"), ("the sky", "grey"), ("the wind", "sings")]
+    path = write_pairs(tmp_path / "pairs.jsonl", *pairs)
+    changes: dict[str, Any] = {"method": "sft", "max_steps": 60, "learning_rate": 1e-2, "validation_fraction": 0.0}
+    changes |= {"save_every": 50, "sample_prompts": ("the sea",), "sample_every": 60}
+    finetune(finetune_settings(pair_model, path, tmp_path / "run") | changes)
+    assert losses(tmp_path / "run")[-1] < 0.05  # from 6.2; seen: 0.006
+    finetune_again = finetune_settings(pair_model, path, tmp_path / "stopped") | changes
+    stop_at(20, lambda reporter: finetune(finetune_again, reporter=reporter))
+    finetune({"output": str(tmp_path / "stopped")}, resume=True)
+    assert_same_run_but_for_extra_saves(tmp_path / "run", tmp_path / "stopped", 20)
+
+    with open_checkpoint(tmp_path / "run/latest") as checkpoint:
+        export_package(checkpoint, tmp_path / "package", "int8")
+    model = edgelm.load(tmp_path / "package")
+    assert [one.text for one in model.generate_batch([source for source, _ in pairs])] == [
+        answer for _, answer in pairs
+    ]
+
+
+def test_an_adapter_on_both_stacks_learns_too_and_is_merged(pair_model: Path, tmp_path: Path) -> None:
+    path = write_pairs(tmp_path / "pairs.jsonl", ("the sea", "blue"), ("the boats", "white"), ("the sky", "grey"))
+    settings = finetune_settings(pair_model, path, tmp_path / "run", validation_fraction=0.0, max_steps=12)
+    finetune(settings)
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+    merge_adapter(tmp_path / "run/latest", tmp_path / "merged")
+    merged, base = load_checkpoint(tmp_path / "merged"), load_checkpoint(pair_model)
+    for module in ("encoder.layers.0.self_attn.q_proj", "decoder.layers.1.encoder_attn.v_proj"):
+        before, after = (model.model.get_submodule(module).weight for model in (base, merged))
+        assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("lines", "changes", "error", "message"),
+    [
+        (
+            [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2}],
+            {},
+            DataError,
+            r"pairs.jsonl:1: a model with an encoder learns from one text and its answer.*user, assistant, user, ass",
+        ),
+        ([{"prompt": "a", "completion": "\ud800"}], {}, DataError, "pairs.jsonl:1: .*half of a surrogate pair"),
+        ([], {}, DataError, "There is no pair of source and answer in"),
+        (
+            [{"prompt": "a " * 70, "completion": "b"}],
+            {"sequence_length": 8},
+            DataError,
+            "No pair of source and answer fits into sequence_length 8; the shortest needs",
+        ),
+        ([{"prompt": "a", "completion": "b"}], {"sequence_length": 65}, ConfigError, "longer than the model's context"),
+        ([{"prompt": "a", "completion": "b"}], {"method": "dpo"}, ConfigError, "method is 'dpo', and .* has an encode"),
+    ],
+)
+def test_what_teaches_no_encoder_is_refused(
+    lines: list[dict[str, Any]],
+    changes: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    pair_model: Path,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(error, match=message):
+        finetune(finetune_settings(pair_model, path, tmp_path / "run", validation_fraction=0.0) | changes)
+
+
+def test_a_model_with_an_encoder_is_not_looked_into(pair_model: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match="The model has an encoder; models of one stack alone can be looked into"):
+        inspect_text(load_checkpoint(pair_model), tokenizer, [5])
