@@ -14,6 +14,7 @@ import numpy as np
 from fuzz import http_bodies
 from fuzz.mutations import mutate_bytes, mutate_json, mutate_template
 
+from edgelm.adapter import AdapterManifest
 from edgelm.chat_template import ChatTemplate
 from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError
@@ -21,7 +22,9 @@ from edgelm.generation_config import GenerationConfig
 from edgelm.kv_cache import KVCache
 from edgelm.manifest import Manifest
 from edgelm.onnx_walk import walk_onnx
+from edgelm.peft_format import in_pairs
 from edgelm.quantization_recipe import read_recipe
+from edgelm.safetensors_reader import parse_matrices
 from edgelm.testing import tiny_model_path
 from edgelm.tokenizer import Tokenizer
 from edgelm_export.gguf import GGUFFile
@@ -160,6 +163,11 @@ def _mutate_safetensors(data: bytes, random: Random, others: Sequence[bytes]) ->
     return whole + rest[64:]
 
 
+def _read_adapter_weights(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    in_pairs(parse_matrices(path.read_bytes(), path), path)
+
+
 def _read_checkpoint(folder: Path) -> None:
     with HuggingFaceCheckpoint(folder) as checkpoint:
         assert checkpoint.text_files
@@ -294,7 +302,22 @@ def _read_cache(folder: Path) -> None:
     KVCache.load(folder / "cache", ModelConfig.load(folder), "tiny")
 
 
+def _adapter_seeds(folder: Path, name: str) -> list[bytes]:
+    from tiny_adapter import write_tiny_adapter
+
+    return [(write_tiny_adapter(folder) / name).read_bytes()]
+
+
 TARGETS: dict[str, Target] = {
+    "adapter": Target(
+        file="adapter.json", prepare=lambda folder: _adapter_seeds(folder, "adapter.json"), mutate=mutate_json,
+        read=lambda folder: AdapterManifest.load(folder) and None, count=500, long_count=100_000,
+    ),
+    "adapter-weights": Target(
+        file="adapter_model.safetensors",
+        prepare=lambda folder: _adapter_seeds(folder, "adapter_model.safetensors"), mutate=_mutate_safetensors,
+        read=_read_adapter_weights, count=1_000, long_count=1_000_000,
+    ),
     "gguf": Target(
         file="model.gguf", prepare=_short_gguf_seeds, mutate=mutate_bytes, read=_read_gguf, count=5_000,
         long_count=1_000_000,

@@ -19,6 +19,10 @@ from transformers import AutoModelForCausalLM
 
 from edgelm.cli.main import main
 from edgelm.errors import CheckpointError, ConfigError
+from edgelm.language_model import load
+from edgelm_export.adapter_exporter import export_adapter
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_training.adapter import load_adapter, read_adapter
 from edgelm_training.checkpoint import load_checkpoint, read_weights, save_weights
 from edgelm_training.finetune import finetune
@@ -66,6 +70,21 @@ def test_peft_reads_an_adapter_and_gives_the_same_logits(runs: Path, tiny_chat_m
     merged = merge_adapter(adapter, tmp_path / "merged")
     assert (merged.base, merged.layers, merged.checked) == (tiny_chat_model, 14, True)
     torch.testing.assert_close(merged_logits(tmp_path / "merged"), ours, **CLOSE)
+
+
+def test_beside_a_package_an_adapter_gives_the_logits_of_training(
+    runs: Path, tiny_chat_model: Path, tmp_path: Path
+) -> None:
+    with HuggingFaceCheckpoint(tiny_chat_model) as source:
+        export_package(source, tmp_path / "pkg", "fp32")
+    manifest = export_adapter(runs / "lora", tmp_path / "pkg", tmp_path / "exported")
+    assert manifest.notes == ()  # the package is of the weights that it was trained on
+    model = load(tmp_path / "pkg")
+    model.load_adapter(tmp_path / "exported")
+    cache = model.session.new_cache()
+    cache.use_adapter("exported")
+    found = torch.from_numpy(model.session.forward(IDS[0].tolist(), cache, all_logits=True))
+    torch.testing.assert_close(found, our_logits(tiny_chat_model, runs / "lora/best")[0], **CLOSE)
 
 
 def test_an_adapter_of_a_base_in_4_bits_belongs_to_that_base(runs: Path, tiny_chat_model: Path, tmp_path: Path) -> None:
