@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
-from edgelm import session
+from edgelm import onnx_runtime
 from edgelm.cpu import cpu_features, cpu_quota, physical_cores, usable_cores
 from edgelm.errors import EdgeLMError
 from edgelm.graph_file import graph_files
@@ -75,7 +75,7 @@ def _check_wheels() -> Iterator[_Row]:
         return
     version = metadata.version(wheels[0])
     try:
-        runtime = session.describe_runtime()
+        runtime = onnx_runtime.describe_runtime()
     except Exception as error:  # whatever its import raises is the finding
         fix = f"pip install --force-reinstall {wheels[0]}"
         yield "error", f"{wheels[0]} {version} does not import: {type(error).__name__}: {error}", fix

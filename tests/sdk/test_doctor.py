@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
-from edgelm import cpu, doctor, memory, session
-from edgelm.session import RuntimeDescription
+from edgelm import cpu, doctor, memory, onnx_runtime
+from edgelm.onnx_runtime import RuntimeDescription
 from edgelm.slow_operators import slow_operators
 from edgelm.testing import tiny_model_path
 
@@ -92,7 +92,7 @@ def test_old_builds_and_builds_without_their_device_are_told(
 ) -> None:
     install(tmp_path, wheel, version)
     (tmp_path / "onnxruntime.py").write_text(OLD.format(version=version))
-    session.describe_runtime()  # imports the real one, which the test's end puts back
+    onnx_runtime.describe_runtime()  # imports the real one, which the test's end puts back
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "onnxruntime")
     rows = list(doctor._check_wheels())
@@ -234,7 +234,7 @@ def test_a_missing_library_of_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     described = RuntimeDescription(
         version="1.31.0", providers=(), devices=("CPU (CPU)",), missing_library="libcuda.so.1: cannot open"
     )
-    monkeypatch.setattr(session, "describe_runtime", lambda: described)
+    monkeypatch.setattr(onnx_runtime, "describe_runtime", lambda: described)
     rows = list(doctor._check_wheels())
     assert rows[-1][:2] == ("warning", "CUDA cannot be used: libcuda.so.1: cannot open")
 

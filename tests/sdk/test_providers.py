@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import edgelm
-from edgelm import binding, session
+from edgelm import binding, onnx_runtime, session
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ProviderError
 from edgelm.kv_batch import KVBatch
@@ -26,7 +26,7 @@ class _Runtime:
     """ONNX Runtime as it is, but for what a test replaces."""
 
     def __init__(self, **replaced: Any) -> None:
-        self._real, self._replaced = session._import_onnxruntime(), replaced
+        self._real, self._replaced = onnx_runtime.import_onnxruntime(), replaced
 
     def __getattr__(self, name: str) -> Any:
         return self._replaced[name] if name in self._replaced else getattr(self._real, name)
@@ -51,7 +51,7 @@ class _FakeSession:
 
 def pretend(monkeypatch: pytest.MonkeyPatch, providers: list[str], left: tuple[str, ...] = ()) -> None:
     """Let ONNX Runtime say that it has all providers, and a session those given."""
-    real = session._import_onnxruntime()
+    real = onnx_runtime.import_onnxruntime()
 
     def start(graph: bytes, settings: Any, **_: Any) -> _FakeSession:
         return _FakeSession(real.InferenceSession(graph, settings, providers=["CPUExecutionProvider"]), providers, left)
@@ -60,7 +60,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, providers: list[str], left: tuple[s
     runtime = _Runtime(
         get_available_providers=lambda: everything, InferenceSession=start, preload_dlls=lambda: print("not found")
     )
-    monkeypatch.setattr(session, "_import_onnxruntime", lambda: runtime)
+    monkeypatch.setattr(onnx_runtime, "import_onnxruntime", lambda: runtime)
 
 
 @pytest.mark.parametrize("name", sorted(PROVIDERS))
@@ -76,7 +76,7 @@ def test_each_row_says_what_it_is_and_how_to_get_it(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(PROVIDERS.keys() - {"cpu"}))
 def test_a_provider_that_is_not_here_is_an_error_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     runtime = _Runtime(get_available_providers=lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(session, "_import_onnxruntime", lambda: runtime)
+    monkeypatch.setattr(onnx_runtime, "import_onnxruntime", lambda: runtime)
     with pytest.raises(ProviderError) as caught:
         edgelm.load(tiny_model_path(), provider=name)
     assert f"The ONNX Runtime here has no '{name}'; it has: cpu." in str(caught.value)
@@ -124,7 +124,7 @@ def test_a_provider_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPa
 
     everything = [provider.name for provider in PROVIDERS.values()]
     runtime = _Runtime(get_available_providers=lambda: everything, InferenceSession=refuse)
-    monkeypatch.setattr(session, "_import_onnxruntime", lambda: runtime)
+    monkeypatch.setattr(onnx_runtime, "import_onnxruntime", lambda: runtime)
     with pytest.raises(ProviderError, match=r"'directml' does not start with .*libnvinfer.*To set it up: pip uninst"):
         edgelm.load(tiny_model_path(), provider="directml")
 

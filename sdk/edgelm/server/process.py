@@ -12,11 +12,11 @@ from types import FrameType
 import uvicorn
 
 from edgelm.errors import ConfigError
+from edgelm.onnx_runtime import require_provider
 from edgelm.server.app import ServerApp
 from edgelm.server.connection import BoundedConnection
 from edgelm.server.model_pool import ModelPool
 from edgelm.server.options import ServerOptions
-from edgelm.session import require_provider
 
 logger = logging.getLogger("edgelm.server")
 
