@@ -9,12 +9,13 @@ from typing import Any
 from edgelm import regular_file
 from edgelm.errors import CheckpointError, TokenizerError
 from edgelm.tokenizer_trial import MAX_BYTES, try_tokenizer
+from edgelm_export.marian_tokenizer import MARIAN_FILES, marian_files
 from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES, sentencepiece_files
 
 TOKENIZER, TOKENIZER_CONFIG, ADDED_TOKENS = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 CHAT_TEMPLATE, GENERATION_CONFIG = "chat_template.jinja", "generation_config.json"
 # What may be larger than a file of settings, in bytes.
-_LARGER = {TOKENIZER: MAX_BYTES, "model.safetensors.index.json": 16 << 20}
+_LARGER = {TOKENIZER: MAX_BYTES, "model.safetensors.index.json": 16 << 20, "vocab.json": 4 << 20}
 
 
 def file_inside(folder: Path, name: str) -> Path:
@@ -102,6 +103,9 @@ def read_text_files(folder: Path) -> dict[str, str]:
 
 def _rebuilt_tokenizer(folder: Path) -> dict[str, str]:
     """Make tokenizer.json and its settings of the folder's SentencePiece model."""
+    if all((folder / name).exists() for name in MARIAN_FILES):
+        source, vocabulary = MARIAN_FILES
+        return marian_files(file_inside(folder, source), read_json_object(folder, vocabulary))
     name = next((name for name in SENTENCEPIECE_FILES if (folder / name).exists()), None)
     if name is None:
         raise CheckpointError(

@@ -1,0 +1,63 @@
+"""The tokenizer of a Marian folder: pieces of source.spm under the ids that vocab.json gives them.
+
+A Marian model has one vocabulary for both languages, and a SentencePiece model for each. A source text is split by the
+first alone. So the other language's pieces are in the rebuilt tokenizer, to be decoded, with scores so low that none is
+taken where the source's own suffice; where they do not, a character's own piece is, as transformers looks it up. Two
+such characters side by side are one unknown token there, and here two pieces. A language (`>>fra<<`) is one token
+wherever it stands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgelm.errors import CheckpointError
+from edgelm_export.sentencepiece_model import Piece, PieceType, read_sentencepiece
+from edgelm_export.sentencepiece_tokenizer import sentencepiece_json
+
+MARIAN_FILES = ("source.spm", "vocab.json")
+_ROLES = {"</s>": PieceType.CONTROL, "<pad>": PieceType.CONTROL, "<unk>": PieceType.UNKNOWN}
+_LANGUAGE = re.compile(r">>.+<<")  # what to translate to, at the beginning of a source
+_FOREIGN_PENALTY = 16.0  # times the lowest score, for each character: no piece of the source costs as much
+
+
+def marian_files(path: Path, vocabulary: Mapping[str, Any]) -> dict[str, str]:
+    """Build tokenizer.json and tokenizer_config.json: name -> content.
+
+    path: of source.spm. vocabulary: vocab.json's, piece -> id.
+
+    Raises:
+        CheckpointError: the model is broken or not a unigram, or the vocabulary does not count its pieces from 0 or has
+            no </s>, <pad> or <unk>.
+    """
+    model = read_sentencepiece(path)
+    if model.kind != "unigram":
+        raise CheckpointError(f"{path} is a SentencePiece model of the kind {model.kind!r}; Marian's are unigrams.")
+    texts = sorted(vocabulary, key=lambda text: (str(type(vocabulary[text])), vocabulary[text]))
+    if [vocabulary[text] for text in texts] != list(range(len(texts))) or not _ROLES.keys() <= vocabulary.keys():
+        raise CheckpointError(
+            f"{path.parent / 'vocab.json'} must count its {len(texts)} pieces from 0, and have {', '.join(_ROLES)}."
+        )
+    scores = {piece.text: piece.score for piece in model.pieces if piece.type is PieceType.NORMAL}
+    foreign = min(*scores.values(), -1.0) * _FOREIGN_PENALTY
+    pieces = tuple(Piece(text, scores.get(text, foreign * len(text)), _type_of(text)) for text in texts)
+    tokenizer = sentencepiece_json(dataclasses.replace(model, pieces=pieces, roles={}), after=["</s>"])
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    }
+    return {
+        "tokenizer.json": json.dumps(tokenizer, ensure_ascii=False) + "\n",
+        "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
+    }
+
+
+def _type_of(text: str) -> PieceType:
+    return PieceType.USER_DEFINED if _LANGUAGE.fullmatch(text) else _ROLES.get(text, PieceType.NORMAL)

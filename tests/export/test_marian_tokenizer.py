@@ -1,0 +1,119 @@
+"""Marian's tokenizer, of two SentencePiece models and one vocabulary, beside transformers' own."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from transformers import MarianTokenizer
+
+from edgelm.errors import CheckpointError
+from edgelm.tokenizer import Tokenizer
+from edgelm_export.checkpoint_folder import read_text_files
+
+ENGLISH = [
+    "The sea is blue and the sky is grey.", "The boats are white; the wind sings over the sand.",
+    "In the morning the light comes slowly, and nobody speaks of the night.", "How much is it? It is 25 pounds.",
+] * 4  # fmt: skip
+FRENCH = [
+    "La mer est bleue et le ciel est gris.", "Les bateaux sont blancs ; le vent chante sur le sable.",
+    "Le matin la lumière vient lentement, et personne ne parle de la nuit.", "Combien ça coûte ? C'est 25 livres.",
+] * 4  # fmt: skip
+TEXTS = [
+    *ENGLISH[:4], *FRENCH[:3], "  the   sea  ", "blue", "sand\nand sea", "the ﬁne sea", "", "the 海 sea", "é",
+    "</s> the sea",
+    ">>fra<< The sea is blue.",
+]  # fmt: skip
+
+
+def train(texts: list[str]) -> bytes:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        vocab_size=300,
+        model_type="unigram",
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("marian")
+    names: list[str] = ["</s>", "<unk>"]
+    for name, texts in (("source.spm", ENGLISH), ("target.spm", FRENCH)):
+        content = train(texts)
+        (folder / name).write_bytes(content)
+        model = sentencepiece.SentencePieceProcessor(model_proto=content)
+        names += [model.IdToPiece(i) for i in range(3, model.GetPieceSize())]
+    vocabulary = {name: index for index, name in enumerate(dict.fromkeys([*names, ">>fra<<", "<pad>"]))}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def original(folder: Path) -> MarianTokenizer:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without sacremoses it leaves punctuation as it is, as edgelm does
+        return MarianTokenizer(*(str(folder / name) for name in ("source.spm", "target.spm", "vocab.json")))
+
+
+@pytest.fixture(scope="module")
+def rebuilt(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    target = tmp_path_factory.mktemp("rebuilt")
+    for name, content in read_text_files(folder).items():
+        (target / name).write_text(content, encoding="utf-8")
+    return Tokenizer.load(target)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_source_has_the_ids_of_transformers(text: str, original: MarianTokenizer, rebuilt: Tokenizer) -> None:
+    if text == "</s> the sea":  # a control token there; here what a text says never becomes one
+        assert 0 not in rebuilt.encode(text)
+        return
+    assert rebuilt.encode_source(text) == original(text).input_ids
+
+
+def test_an_answer_in_the_other_language_is_decoded(original: MarianTokenizer, rebuilt: Tokenizer) -> None:
+    for text in FRENCH[:4]:
+        ids = original(text_target=text).input_ids
+        assert rebuilt.decode(ids) == original.decode(ids, skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [
+        ({"</s>": 0, "<unk>": 1, "<pad>": 3}, "must count its 3 pieces from 0, and have </s>, <pad>, <unk>"),
+        ({"</s>": 0, "<unk>": "1", "<pad>": 2}, "must count its 3 pieces from 0"),
+        ({"</s>": 0, "<unk>": 1}, "must count its 2 pieces from 0"),
+    ],
+)
+def test_a_vocabulary_with_gaps_or_without_control_tokens_is_refused(
+    vocabulary: dict[str, object], message: str, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "source.spm").write_bytes((folder / "source.spm").read_bytes())
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(CheckpointError, match=message):
+        read_text_files(tmp_path)
+
+
+def test_a_source_model_that_is_no_unigram_is_refused(tmp_path: Path) -> None:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(ENGLISH),
+        model_writer=model,
+        vocab_size=60,
+        model_type="bpe",
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (tmp_path / "source.spm").write_bytes(model.getvalue())
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="of the kind 'bpe'; Marian's are unigrams"):
+        read_text_files(tmp_path)
