@@ -40,7 +40,8 @@ _TYPES: Mapping[str, DTypeLike] = {
 _KNOWN_INPUTS = ("input_ids", "attention_mask", "position_ids", "use_cache_branch", "num_logits_to_keep")
 # Why a graph that takes these is no whole decoder.
 _OTHER_MODELS = {
-    "encoder_hidden_states": "It is the half of an encoder-decoder model; edgelm runs decoder-only models.",
+    "encoder_hidden_states": "It is the half of an encoder-decoder model of another program; edgelm runs "
+    "those that it exported itself.",
     "inputs_embeds": "It is a part of a model that also reads pictures or sound; edgelm runs models of text.",
 }
 # Where one of these reads the mask or the positions, its length counts, so it has to be that of the tokens.

@@ -86,11 +86,13 @@ def measure(
     What is not the load is measured `rounds` times, one thing after the other in each round, with filled caches.
 
     Raises:
-        ConfigError: the model's context is too short to measure in.
+        ConfigError: the model's context is too short to measure in, or it has an encoder.
     """
     report = progress or (lambda *_: None)
     report("Loading", 0, 1)
     model, seconds = _timed_load(folder, options)
+    if model.config.encoder is not None:
+        raise ConfigError(f"{model.name} has an encoder; what is measured is how models continue one text.")
     needed = PROMPT_TOKENS + NEW_TOKENS
     if model.context_length < needed:
         raise ConfigError(f"{model.name} has a context of {model.context_length} tokens; measuring needs {needed}.")

@@ -278,6 +278,9 @@ def test_run_show_and_verify_take_a_package_with_both_graphs(tmp_path: Path, sav
     answer = runner.invoke(main, ["run", package, TEXT, "--max-new-tokens", "12", "--json"])
     assert tuple(json.loads(answer.stdout)["token_ids"]) == edgelm.load(package).generate(TEXT, GREEDY).token_ids
     assert "encoder layers        2" in runner.invoke(main, ["show", package]).stdout
+    measured = runner.invoke(main, ["bench", package])
+    assert measured.exit_code == 1
+    assert "package has an encoder; what is measured is how models continue one text" in measured.output
     verified = runner.invoke(main, ["verify", package, "--source", str(tmp_path / "hf")])
     assert verified.exit_code == 0, verified.output
     assert "FAILED" not in verified.output
@@ -323,6 +326,12 @@ def test_what_needs_a_model_without_an_encoder_says_so(
 ) -> None:
     with pytest.raises(edgelm.EdgeLMError, match=message):
         call(answering)
+
+
+def test_an_answer_has_the_form_that_a_constraint_asks_for(answering: edgelm.LanguageModel) -> None:
+    pytest.importorskip("llguidance")
+    choice = GREEDY.replace(constraint=edgelm.Constraint.choices(["blue", "grey"]))
+    assert answering.generate(TEXT, choice).text in ("blue", "grey")
 
 
 def test_a_source_belongs_to_a_model_with_an_encoder(answering: edgelm.LanguageModel) -> None:
