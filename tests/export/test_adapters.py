@@ -406,6 +406,9 @@ def test_an_adapter_that_does_not_go_with_the_package_is_refused(exported: Expor
     (broken / "adapter_model.safetensors").write_bytes(b"\x10")
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors cannot be read: .* Copy it again\."):
         export_adapter(broken, package, tmp_path / "out")
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ExportError, match=r"file/out cannot be written: .* What was there before is as it was\."):
+        export_adapter(exported.adapters["values"], package, tmp_path / "file" / "out")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("keep")
     with pytest.raises(ExportError, match=r"out is not replaced: it exists and is not an exported adapter\. Choose"):
