@@ -91,6 +91,11 @@ class AdapterManifest:
             raise PackageError(f"{path} describes no adapter: {error}. Export or copy the adapter again.") from error
 
 
+def is_adapter(folder: Path) -> bool:
+    """Tell whether a folder is an exported adapter, by its manifest's being there."""
+    return (folder / MANIFEST_FILE).is_file()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Adapter:
     """An adapter, read: its matrices A [R, D] and B [N, R], float32, by the layer's canonical name."""

@@ -164,8 +164,10 @@ class LanguageModel:
 
         Raises:
             ConfigError: an adapter of that name is loaded, or the model takes none.
-            PackageError: the adapter belongs to another package, is broken or was changed.
+            PackageError: the adapter belongs to another package, is broken or was changed, or is not signed where
+                $EDGELM_REQUIRE_SIGNATURE requires it.
         """
+        check_required_signature(Path(folder))
         adapter = read_adapter(Path(folder), self.manifest, self.config)
         name = name or adapter.manifest.name
         with _in_large_pages():

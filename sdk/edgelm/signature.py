@@ -11,7 +11,7 @@ from typing import Any
 
 from edgelm import atomic
 from edgelm.errors import MissingExtraError, PackageError
-from edgelm.manifest import SIGNATURE_NAME, Manifest
+from edgelm.manifest import SIGNATURE_NAME, Manifest, check_hash
 
 # A public key (PEM) that every package must be signed with to be loaded.
 REQUIRE_VARIABLE = "EDGELM_REQUIRE_SIGNATURE"
@@ -31,7 +31,7 @@ def check_required_signature(folder: Path, public_key: Path | None = None) -> No
 
 
 def sign(folder: Path, private_key: Path, password: str | None = None) -> Path:
-    """Sign all files of a package, and return the signature's path (inside of it).
+    """Sign all files of a package, or of an exported adapter, and return the signature's path (inside of it).
 
     private_key: an elliptic-curve key in PEM; the signature is a Sigstore bundle in the OpenSSF model-signing format.
 
@@ -39,9 +39,14 @@ def sign(folder: Path, private_key: Path, password: str | None = None) -> Path:
         PackageError: the package is not whole, or the key cannot be used.
         MissingExtraError: model-signing is not installed.
     """
+    from edgelm.adapter import AdapterManifest, is_adapter  # brings numpy, which the command alone does not need
+
     model_signing = _import_model_signing()
     folder = folder.resolve()
-    Manifest.load(folder).check_files(folder)
+    if is_adapter(folder):
+        check_hash(folder, AdapterManifest.load(folder).file)
+    else:
+        Manifest.load(folder).check_files(folder)
     with tempfile.TemporaryDirectory() as staging, _errors(f"Cannot sign {folder} with {private_key}"):
         # Its annotation asks for a str, but what it calls takes bytes alone.
         secret = None if password is None else password.encode()

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from tiny_adapter import write_tiny_adapter
 
 from edgelm import load
 from edgelm.bom import bill_of_materials
@@ -174,6 +175,22 @@ def test_the_environment_can_require_a_signature(package: Path, keys: Path, monk
         load(package)
     sign(package, keys / "mine.key")
     assert load(package).name == "tiny-random"
+
+
+def test_where_a_signature_is_required_adapters_have_one_too(
+    package: Path, keys: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    adapter = write_tiny_adapter(tmp_path / "adapter")
+    sign(package, keys / "mine.key")
+    monkeypatch.setenv("EDGELM_REQUIRE_SIGNATURE", str(keys / "mine.pub"))
+    model = load(package)
+    with pytest.raises(PackageError, match=r"adapter is not signed \(it has no edgelm\.sig\), and a signature is"):
+        model.load_adapter(adapter)
+    assert edgelm("sign", adapter, "--key", keys / "mine.key").exit_code == 0
+    model.load_adapter(adapter)
+    (adapter / "adapter_model.safetensors").write_bytes(b"changed")
+    with pytest.raises(PackageError, match=r"adapter_model\.safetensors has 7 bytes; the manifest says"):
+        sign(adapter, keys / "mine.key")
 
 
 def test_where_a_signature_is_required_nothing_is_made_of_a_package_without_one(

@@ -25,8 +25,8 @@ _PASSWORD_VARIABLE = "EDGELM_KEY_PASSWORD"
 def sign(model: str, key: Path) -> None:
     """Sign a package, so that others can check who made it.
 
-    MODEL is a name from the library or a folder. The signature covers every file and lies in the package, as
-    edgelm.sig; no network is used. `model_signing verify key` checks it too.
+    MODEL is a name from the library or a folder, also that of an exported adapter. The signature covers every file and
+    lies beside them, as edgelm.sig; no network is used. `model_signing verify key` checks it too.
 
     \b
     Examples:
@@ -37,7 +37,9 @@ def sign(model: str, key: Path) -> None:
       edgelm --require-signature publisher.pub run package/ "Hello"
     """
     # Imported here, so that --help needs no model-signing.
+    from edgelm.adapter import is_adapter
     from edgelm.signature import sign as sign_package
 
-    path = sign_package(Library().find(model), key, os.environ.get(_PASSWORD_VARIABLE))
+    folder = Path(model) if is_adapter(Path(model)) else Library().find(model)
+    path = sign_package(folder, key, os.environ.get(_PASSWORD_VARIABLE))
     click.echo(f"Signed: {path}", err=True)
