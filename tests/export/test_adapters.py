@@ -314,6 +314,7 @@ def test_an_adapted_model_scores_and_embeds_with_its_adapter(exported: Exported,
     [
         ("granite", {"residual_multiplier": 0.5}),
         ("stablelm", {"partial_rotary_factor": 0.5, "hidden_size": 64, "num_attention_heads": 4}),
+        ("qwen2", {}),  # biases, which come behind
     ],
 )
 def test_what_the_exporter_folds_into_rows_is_folded_into_adapters(
@@ -371,6 +372,17 @@ def test_the_command_takes_the_best_adapter_of_a_run(exported: Exported, tmp_pat
     model.load_adapter(tmp_path / "mine")
     config = GenerationConfig(max_new_tokens=1024, adapter="mine")
     assert json.loads(answer.stdout)["token_ids"] == list(model.generate("The sea", config).token_ids)
+
+
+def test_projections_that_are_no_longer_one_product_are_adapted_one_by_one(exported: Exported, tmp_path: Path) -> None:
+    rules = Rule(pattern="q_proj|up_proj", scheme="fp16"), Rule(pattern=".", scheme="fp32")
+    with HuggingFaceCheckpoint(exported.checkpoint) as source:
+        export_package(source, tmp_path / "pkg", Precision(rules=rules))
+    export_adapter(exported.adapters["all"], tmp_path / "pkg", tmp_path / "adapter")
+    model = edgelm.load(tmp_path / "pkg")
+    model.load_adapter(tmp_path / "adapter")
+    # The rounding of some weights to 16 bits. Measured: 3.7e-3.
+    np.testing.assert_allclose(our_logits(model, "adapter"), merged_logits(exported, "all"), atol=1e-2, rtol=0)
 
 
 def test_a_package_on_the_grid_that_an_adapter_learned_on_is_its_base(exported: Exported, tmp_path: Path) -> None:
