@@ -222,7 +222,7 @@ class DecoderSession:
             ProviderError: the process is a fork of the one that loaded the model.
             StoppedError: `stop` was pressed; the cache is as before.
         """
-        with self._use.shared():
+        with self._use:
             return self._forward(token_ids, cache, all_logits, stop)
 
     def _forward(
@@ -264,7 +264,7 @@ class DecoderSession:
                 f"The graph of this package has no output {HIDDEN_STATE}, which these embeddings are made of. Export "
                 'the model again (edgelm export SOURCE -o FOLDER), or take the pooling "values".'
             )
-        with self._use.shared():
+        with self._use:
             hidden_TD = self._bound(cache, cache.length + len(token_ids)).run_hidden(cache, token_ids)
         cache.token_ids.extend(token_ids)
         return hidden_TD
@@ -293,7 +293,7 @@ class DecoderSession:
 
     def most_single_steps(self, cache: KVCache) -> int:
         """Return how many tokens `forward_single_steps` computes in one call of the graph behind those in `cache`."""
-        with self._use.shared():
+        with self._use:
             return self._most_single_steps(cache)
 
     def _most_single_steps(self, cache: KVCache) -> int:
@@ -308,7 +308,7 @@ class DecoderSession:
             ContextLengthError, ProviderError: as from `forward`.
         """
         length = cache.length + len(token_ids)
-        with self._use.shared():
+        with self._use:
             if self._single_steps is not None and 1 < len(token_ids) <= self._most_single_steps(cache):
                 self._check_process()
                 if not cache.is_outgrown_by(length):
@@ -334,7 +334,7 @@ class DecoderSession:
         if not works_in_place(self._graph) or self._encoder is not None:
             return np.concatenate([self.forward((id_,), row) for id_, row in zip(token_ids, rows, strict=True)])
         self._check_process()
-        with self._use.shared():
+        with self._use:
             lengths, adapters = [len(row.token_ids) + 1 for row in rows], [row.adapter for row in rows]
             batch.reserve(max(lengths))
             key = len(rows), self._graph.adapters.covering(adapters)

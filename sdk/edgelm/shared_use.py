@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class SharedUse:
-    """Let threads in together (`shared`), or one of them alone (`alone`), which waits for those inside.
+    """Let threads in together (`with use:`), or one of them alone (`with use.alone():`), which waits for those inside.
 
     Who waits to be alone goes before those who come later. A thread enters once: it does not nest.
     """
@@ -17,24 +17,25 @@ class SharedUse:
         self._changed = threading.Condition()
         self._inside, self._closed = 0, False
 
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Use it in the block, beside others."""
+    def __enter__(self) -> None:
+        # A step of a model passes here: no generator, and nobody is woken who does not wait.
         with self._changed:
-            self._changed.wait_for(lambda: not self._closed)
+            while self._closed:
+                self._changed.wait()
             self._inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._inside -= 1
+            if self._closed:
                 self._changed.notify_all()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Have it alone in the block."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._closed)
+            while self._closed:
+                self._changed.wait()
             self._closed = True
             self._changed.wait_for(lambda: not self._inside)
         try:

@@ -177,7 +177,7 @@ def test_who_wants_it_alone_waits_for_those_inside_and_goes_before_those_who_com
     inside, leave, alone = (threading.Event() for _ in range(3))
 
     def stay() -> None:
-        with use.shared():
+        with use:
             inside.set()
             leave.wait()
             order.append("inside")
@@ -188,7 +188,7 @@ def test_who_wants_it_alone_waits_for_those_inside_and_goes_before_those_who_com
             alone.set()
 
     def come_later() -> None:
-        with use.shared():
+        with use:
             order.append("later")
 
     threads = [threading.Thread(target=target) for target in (stay, change, come_later)]
