@@ -321,6 +321,9 @@ class ModelConfig:
                 f"decoder_start_token_id is {self.decoder_start_token_id!r}; a decoder with an encoder needs a token "
                 "to begin with."
             )
+        for field in ("decoder_prompt_ids", "suppressed_token_ids"):
+            if max(getattr(self, field), default=0) >= self.vocab_size:
+                raise ConfigError(f"{field} are {getattr(self, field)}; the vocabulary has {self.vocab_size} tokens.")
         neutral = {field.name: field.default for field in dataclasses.fields(self)}
         for stack in (self, encoder):
             if stack.norm_placement not in CROSS_NORMS:

@@ -54,6 +54,7 @@ def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_both_for
     row = ARCHITECTURES[name]
     assert row.model_type == name
     values = {"model_type": name, "num_key_value_heads": 2, "max_position_embeddings": 1024, "attention_bias": True}
+    values |= {"decoder_start_token_id": 0}
     config = row.to_model_config(SIZES | GPT2_SIZES | values | {"mlp_bias": True, "qk_norm": True})
     assert config.model_type == name
     for layout in [row.layout_for(config)] + ([row.gguf.layout] if row.gguf else []):

@@ -213,6 +213,7 @@ PAIR: dict[str, Any] = {
             {"decoder_start_token_id": None},
             "decoder_start_token_id is None; a decoder with an encoder needs a token to begin with.",
         ),
+        ({"forced_bos_token_id": 100}, "decoder_prompt_ids are (0, 100); the vocabulary has 100 tokens."),
         ({"norm_placement": "both"}, "norm_placement is 'both'; with an encoder it must be pre or residual."),
         (
             {"encoder": replace(ENCODER, num_key_value_heads=2)},

@@ -59,6 +59,7 @@ def to_model_config(values: Mapping[str, Any], **features: Any) -> ModelConfig:
     """Return the config of a BART, or of one with other `features` of its stacks, and the head's bias."""
     values = {**_DEFAULTS, **{key: value for key, value in values.items() if value is not None}}
     size = hf_values.whole_number(values, "d_model")
+    root = abs(hf_values.number(values, "d_model", 0.0)) ** 0.5  # of a number that a float holds
     stacks = []
     for name in ("encoder", "decoder"):
         heads = hf_values.whole_number(values, f"{name}_attention_heads", 16)
@@ -73,7 +74,7 @@ def to_model_config(values: Mapping[str, Any], **features: Any) -> ModelConfig:
             "norm_placement": "residual",
             "final_norm": False,
             "embedding_norm": True,
-            "embedding_multiplier": size**0.5 if hf_values.flag(values, "scale_embedding") else 1.0,
+            "embedding_multiplier": root if hf_values.flag(values, "scale_embedding") else 1.0,
             "position": "learned",
             "hidden_act": hf_values.activation(values, "gelu", "activation_function"),
             "mlp_gated": False,

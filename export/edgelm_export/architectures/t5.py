@@ -78,7 +78,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     named = {"feed_forward_proj": "gelu_new" if projection == "gated-gelu" else activation}
     heads = hf_values.whole_number(values, "num_heads")
     layers = hf_values.whole_number(values, "num_layers")
-    size = hf_values.whole_number(values, "d_model")
+    root = abs(hf_values.number(values, "d_model", 0.0)) ** 0.5
     stack = {
         "intermediate_size": hf_values.whole_number(values, "d_ff"),
         "num_attention_heads": heads,
@@ -100,7 +100,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     decoder = {
         "num_hidden_layers": hf_values.whole_number(values, "num_decoder_layers", layers),
         "tie_word_embeddings": tied and scaled,
-        "logits_scaling": size**0.5 if scaled else 1.0,
+        "logits_scaling": root if scaled else 1.0,
     }
     return pair(values, {**stack, "num_hidden_layers": layers}, {**stack, **decoder})
 
