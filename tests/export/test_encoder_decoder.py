@@ -7,6 +7,7 @@ import functools
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,19 @@ def test_a_damaged_graph_is_refused_by_file(name: str, tmp_path: Path, exported:
     (tmp_path / "package" / name).write_bytes(content)
     with pytest.raises(PackageError, match=name):
         edgelm.load(tmp_path / "package")
+
+
+def test_graphs_that_do_not_belong_together_are_refused(exported: Exported, tmp_path: Path) -> None:
+    package = exported("t5")[1] / "package"
+    config = ModelConfig.load(package)
+    for name in ("model.onnx.data", "decoder.onnx"):
+        shutil.copy(package / name, tmp_path / name)
+    shutil.copy(package / "decoder.onnx", tmp_path / "model.onnx")
+    with pytest.raises(PackageError, match="takes 6 keys and values of a source text; the model's config has no enco"):
+        DecoderSession(tmp_path, replace(config, encoder=None))
+    shutil.copy(package / "decoder.onnx", tmp_path / "encoder.onnx")
+    with pytest.raises(PackageError, match=r"encoder.onnx gives \d+ outputs, and not what the decoder beside it takes"):
+        DecoderSession(tmp_path, config)
 
 
 @pytest.fixture(scope="module")
