@@ -152,7 +152,7 @@ def _notes(trained: _Trained, package: Manifest) -> tuple[str, ...]:
             "that checkpoint."
         )
     grid = trained.metadata.get(BASE_GRID)
-    rules = tuple(Rule(pattern=row["pattern"], scheme=row["scheme"]) for row in package.recipe)
+    rules = tuple(Rule(pattern=row["pattern"], scheme=row["scheme"]) for row in package.recipe if "pattern" in row)
     others = [layer for layer in trained.matrices if grid not in (None, scheme_for(rules, f"{layer}.weight"))]
     if others:
         notes.append(

@@ -230,7 +230,8 @@ class _Decoder(Stack):
         if not config.tie_word_embeddings:
             self.projections.head(hidden, output)
         elif len(self.tied_parts) > 1:
-            self.projections.packed_product(hidden, self.tied_parts, self.tied_weight, output)
+            operators = self.projections.operators
+            operators.product(graph, hidden, operators.tied(graph, self.tied_parts), self.tied_weight, output)
         else:
             transposed_DV = graph.node("Transpose", self.tied_parts, "lm_head.weight", attributes={"perm": [1, 0]})
             graph.node("MatMul", [hidden, self.projections.widened(transposed_DV, self.tied_dtype)], output)

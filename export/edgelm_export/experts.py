@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
+from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
 from edgelm_export.graph import MICROSOFT, Graph
 from edgelm_export.projection import Projections
@@ -28,8 +29,17 @@ _SMALLEST_BLOCK = 16
 
 
 def add_experts(graph: Graph, checkpoint: Checkpoint, projections: Projections, hidden: str, name: str) -> str:
-    """Add the feed-forward of one layer with experts, such as "model.layers.0.mlp"."""
+    """Add the feed-forward of one layer with experts, such as "model.layers.0.mlp".
+
+    Raises:
+        ExportError: the form of the precision has no operator for it.
+    """
     config = checkpoint.config
+    if projections.form == "qdq":
+        raise ExportError(
+            f"A {config.model_type} model has experts, which no operator of ONNX's own computes: it has no qdq form. "
+            "Export with --precision int8."
+        )
     scores = _router(graph, checkpoint, hidden, name)
     shape = graph.constant([-1, config.num_experts])
     logits = graph.node("Reshape", [scores, shape], f"{name}.gate.rows")  # one row for each position of the batch

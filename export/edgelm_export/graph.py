@@ -45,6 +45,13 @@ class Graph:
         )
         return name
 
+    def second_name(self, name: str, of: str) -> str:
+        """Add an initializer again under another name; in the external data it stays one."""
+        self._initializers[name] = onnx.TensorProto()
+        self._initializers[name].CopyFrom(self._initializers[of])
+        self._initializers[name].name = name
+        return name
+
     def has_weight(self, name: str) -> bool:
         """Tell whether an initializer of that name is there already."""
         return name in self._initializers

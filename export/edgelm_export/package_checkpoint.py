@@ -17,11 +17,14 @@ from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm.graph_file import GRAPH_FILE, read_graph
 from edgelm.manifest import Manifest
+from edgelm.quantization_recipe import FORMS
 from edgelm.signature import check_required_signature
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import read_json_object, read_text_files
 from edgelm_export.folded import UnfoldedCheckpoint
+from edgelm_export.packed_operators import COLUMNS
 from edgelm_export.quantize.packed import PackedWeight, unpack, unpack_values
+from edgelm_export.quantize.qdq import BITS, from_qdq
 
 PACKAGE_FORMAT = "package"  # of `source`
 # Matrices that are looked up by rows, and so stand in the graph as they are.
@@ -72,6 +75,7 @@ class _StoredTensors:
         self._shapes = self.config.tensor_shapes()
         graph = onnx.load_model_from_string(read_graph(folder, self._manifest.entry(GRAPH_FILE))).graph
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self._form = next((row["form"] for row in self._manifest.recipe if "form" in row), FORMS[0])
         self._grids = dict(_grids(graph))
         self.fewest_bits = min((bits for bits, _ in self._grids.values()), default=None)
         for name in self._shapes:  # what is missing shows now, not after the work
@@ -146,6 +150,10 @@ class _StoredTensors:
         stored, rows = self._place(name)
         bits, block_size = self._grids[stored]
         has_zero_points = f"{stored}.zero_points" in self._initializers
+        if self._form == "qdq":  # rows of the weight are columns there
+            parts = (stored, f"{stored}.scales", *([f"{stored}.zero_points"] if has_zero_points else []))
+            values, scales, *zeros = (self._array(part)[:, rows] for part in parts)
+            return from_qdq(values, scales, zeros[0] if zeros else None, block_size)
         return PackedWeight(
             bits=bits,
             block_size=block_size,
@@ -190,10 +198,11 @@ class _StoredTensors:
 
 def _grids(graph: onnx.GraphProto) -> list[tuple[str, tuple[int, int]]]:
     """Return the initializers that are on a grid, each with its bits and block size, as the operators read them."""
-    weight_inputs = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
+    weight_inputs = {"MatMulNBits": 1, "GatherBlockQuantized": 0, "DequantizeLinear": 0}
     found = []
     for node in graph.node:
         if node.op_type in weight_inputs:
             numbers = {attribute.name: attribute.i for attribute in node.attribute}
-            found.append((node.input[weight_inputs[node.op_type]], (numbers["bits"], numbers["block_size"])))
+            grid = (numbers.get("bits", BITS), numbers["block_size"])
+            found.append((node.input[weight_inputs[node.op_type]].removesuffix(COLUMNS), grid))
     return found

@@ -1,4 +1,4 @@
-"""Projections: matrix products in the graph, in float32 or on MatMulNBits' grid, fused where their grids allow it."""
+"""Projections: matrix products in the graph, in floats or on a grid, fused where their grids allow it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import numpy as np
 import onnx
 
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.graph import MICROSOFT, Graph
+from edgelm_export.graph import Graph
+from edgelm_export.packed_operators import PACKED_OPERATORS
 from edgelm_export.quantize import Precision, Stored, quantize, scheme_for
 from edgelm_export.quantize.packed import PackedWeight, stack
-
-# The activations are quantized to 8 bits inside the operator; with any other level an 8-bit product is 19 times slower.
-_ACCURACY_LEVEL = 4
 
 
 class Projections:
@@ -19,6 +17,8 @@ class Projections:
 
     def __init__(self, graph: Graph, checkpoint: Checkpoint, precision: Precision) -> None:
         self._graph, self._checkpoint, self._recipe = graph, checkpoint, precision.recipe(checkpoint.config)
+        self.form = precision.form
+        self.operators = PACKED_OPERATORS[precision.form]
 
     def read(self, name: str) -> Stored:
         """Read one matrix as the precision stores it; the scheme goes by the canonical name."""
@@ -59,7 +59,8 @@ class Projections:
 
     def _product_without_bias(self, hidden: str, module: str, weight: Stored, output: str) -> str:
         if isinstance(weight, PackedWeight):
-            return self.packed_product(hidden, self.add_packed(module, weight), weight, output)
+            parts = self.operators.store(self._graph, module, weight)
+            return self.operators.product(self._graph, hidden, parts, weight, output)
         transposed_KN = self._graph.weight(f"{module}.weight", np.ascontiguousarray(weight.T))
         return self._graph.node("MatMul", [hidden, self.widened(transposed_KN, weight.dtype)], output)
 
@@ -72,24 +73,3 @@ class Projections:
         if dtype == np.float32:
             return name
         return self._graph.node("Cast", [name], f"{name}.float32", attributes={"to": onnx.TensorProto.FLOAT})
-
-    def add_packed(self, module: str, weight: PackedWeight) -> list[str]:
-        """Store a packed weight; return the names of its parts in MatMulNBits' order."""
-        parts = [
-            self._graph.weight(f"{module}.weight", weight.packed),
-            self._graph.weight(f"{module}.weight.scales", weight.scales),
-        ]
-        if weight.zero_points is not None:
-            parts.append(self._graph.weight(f"{module}.weight.zero_points", weight.zero_points))
-        return parts
-
-    def packed_product(self, hidden: str, parts: list[str], weight: PackedWeight, output: str) -> str:
-        """Add MatMulNBits over stored parts."""
-        attributes = {
-            "N": weight.packed.shape[0],
-            "K": weight.columns,
-            "bits": weight.bits,
-            "block_size": weight.block_size,
-            "accuracy_level": _ACCURACY_LEVEL,
-        }
-        return self._graph.node("MatMulNBits", [hidden, *parts], output, MICROSOFT, attributes)

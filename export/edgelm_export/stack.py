@@ -61,32 +61,15 @@ class Stack(ABC):
             rows = graph.node("Gather", [self.tied_parts[0], "input_ids"], f"{name}.output")
             hidden = self.projections.widened(rows, weight.dtype)
         else:
-            self.tied_parts, self.tied_weight = self.projections.add_packed(name, weight), weight
-            hidden = self.packed_rows(name, weight, self.tied_parts)
+            operators = self.projections.operators
+            self.tied_parts, self.tied_weight = operators.store(graph, name, weight), weight
+            hidden = operators.rows(graph, name, self.tied_parts, weight)
         if config.embedding_multiplier != 1.0:
             multiplier = graph.constant(config.embedding_multiplier, np.float32)
             hidden = graph.node("Mul", [hidden, multiplier], f"{name}.multiplied")
         if config.position in ("learned", *SINUSOIDS):
             hidden = graph.node("Add", [hidden, self.position_embedding()], f"{self.name}.embed_positions.added")
         return self.norm(hidden, f"{self.name}.embed_norm") if config.embedding_norm else hidden
-
-    def packed_rows(self, name: str, weight: PackedWeight, parts: list[str]) -> str:
-        """Gather rows of a packed weight [V, blocks, bytes], and join their blocks.
-
-        Gathering block by block, the operator reads the tensor in the shape that MatMulNBits has it in: as a matrix it
-        would be a second copy in memory, a fifth of a small model.
-        """
-        graph = self.graph
-        V, blocks, _ = weight.packed.shape
-        scales = graph.node("Reshape", [parts[1], graph.constant([V, blocks, 1])], f"{name}.scales")
-        attributes = {"bits": weight.bits, "block_size": weight.block_size, "gather_axis": 0, "quantize_axis": 2}
-        inputs = [parts[0], "input_ids", scales]
-        rows = graph.node("GatherBlockQuantized", inputs, f"{name}.blocks", MICROSOFT, attributes)
-        joined = graph.node("Reshape", [rows, graph.constant([0, 0, blocks * weight.block_size])], f"{name}.output")
-        if weight.columns == blocks * weight.block_size:
-            return joined
-        bounds = [graph.constant([value]) for value in (0, weight.columns, -1)]
-        return graph.node("Slice", [joined, *bounds], f"{name}.unpadded")
 
     def position_embedding(self) -> str:
         """Gather the rows of the tokens' positions."""

@@ -17,6 +17,8 @@ from edgelm.regular_file import MAX_TOML_BYTES, read_text
 
 # What is folded into the weights before they are quantized, in this order; no cost at run time.
 TRANSFORMS = ("rotate", "smooth", "awq")
+# The operators that compute with integers: ONNX Runtime's MatMulNBits, or ONNX's DequantizeLinear and MatMul.
+FORMS = ("nbits", "qdq")
 _DEFAULT_BOUND = 1.5
 _CACHE_BOUND = 1.03
 
@@ -47,13 +49,14 @@ class Precision:
     """An ordered list of rules (the first match wins), and how much perplexity it may cost before export refuses.
 
     Raises:
-        ExportError: a transform is unknown, or the bound is below 1.
+        ExportError: a transform or the form is unknown, the form does not have the schemes, or the bound is below 1.
     """
 
     rules: tuple[Rule, ...]
     perplexity_bound: float = _DEFAULT_BOUND  # package over source
     transforms: tuple[str, ...] = ()
     kv_cache: str = "fp32"  # what the graph keeps keys and values in
+    form: str = "nbits"  # one of FORMS
     name: str = "custom"
 
     def __post_init__(self) -> None:
@@ -62,6 +65,11 @@ class Precision:
             raise ExportError(f"No transform is called {unknown[0]!r}. There are: {', '.join(TRANSFORMS)}.")
         if self.kv_cache not in KV_CACHES:
             raise ExportError(f"kv_cache is {self.kv_cache!r}; it must be one of {', '.join(KV_CACHES)}.")
+        if self.form not in FORMS:
+            raise ExportError(f"form is {self.form!r}; it must be one of {', '.join(FORMS)}.")
+        fewer = [scheme.bits for scheme in self.schemes if scheme.bits < 8]
+        if self.form == "qdq" and fewer:
+            raise ExportError(f"The form qdq holds integers of 8 bits, and a scheme has {fewer[0]}: take int8 there.")
         if not self.perplexity_bound >= 1:
             raise ExportError(f"perplexity_bound is {self.perplexity_bound!r}; it must be 1 or more.")
 
@@ -72,8 +80,9 @@ class Precision:
         return tuple(Rule(pattern=rule.pattern.replace("{last}", last), scheme=rule.scheme) for rule in self.rules)
 
     def rows(self, config: ModelConfig) -> tuple[dict[str, str], ...]:
-        """Return what the manifest keeps: a KV cache that is not fp32, the transforms in order, the rules."""
-        others = [] if self.kv_cache == "fp32" else [{"kv_cache": self.kv_cache}]
+        """Return what the manifest keeps: form and KV cache that are not the usual ones, transforms in order, rules."""
+        others = [] if self.form == "nbits" else [{"form": self.form}]
+        others += [] if self.kv_cache == "fp32" else [{"kv_cache": self.kv_cache}]
         others += [{"transform": name} for name in TRANSFORMS if name in self.transforms]
         return (*others, *({"pattern": rule.pattern, "scheme": rule.scheme} for rule in self.recipe(config)))
 
@@ -167,6 +176,7 @@ _PRESETS = (
         perplexity_bound=4.0,
     ),
     Precision(name="keep", rules=(Rule(pattern=".", scheme=KEEP),), perplexity_bound=1.03),
+    Precision(name="qdq", rules=(Rule(pattern=".", scheme="int8-block64"),), perplexity_bound=1.03, form="qdq"),
 )
 PRECISIONS: dict[str, Precision] = {precision.name: precision for precision in _PRESETS}
 
@@ -200,13 +210,14 @@ def read_recipe(path: Path) -> Precision:
 
 
 def _recipe_of(values: Any, name: str) -> Precision:
-    fields = {"name": str, "rules": list, "transforms": list, "kv_cache": str, "perplexity_bound": (int, float)}
+    fields: dict[str, Any] = {"name": str, "rules": list, "transforms": list, "kv_cache": str, "form": str}
+    fields["perplexity_bound"] = (int, float)
     if not isinstance(values, dict) or not values.get("rules"):
         raise ExportError("A recipe has a list `rules`, each with a `pattern` and a `scheme`.")
     for key, value in values.items():
         if key not in fields:
             raise ExportError(f"A recipe has no {key!r}; it has {', '.join(fields)}.")
-        if not isinstance(value, fields[key]):  # type: ignore[arg-type]
+        if not isinstance(value, fields[key]):
             raise ExportError(f"{key} is {value!r}.")
     for row in values["rules"]:
         if not isinstance(row, dict) or row.keys() != {"pattern", "scheme"}:
@@ -218,5 +229,6 @@ def _recipe_of(values: Any, name: str) -> Precision:
         rules=tuple(Rule(**row) for row in values["rules"]),
         transforms=tuple(values.get("transforms", ())),
         kv_cache=values.get("kv_cache", "fp32"),
+        form=values.get("form", "nbits"),
         perplexity_bound=float(values.get("perplexity_bound", _DEFAULT_BOUND)),
     )

@@ -61,7 +61,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     folder = tmp_path_factory.mktemp("adapters")
     checkpoint = make_checkpoint(folder / "ckpt")
     packages = {}
-    for precision in ("fp32", "int8"):
+    for precision in ("fp32", "int8", "qdq"):
         packages[precision] = folder / precision
         with HuggingFaceCheckpoint(checkpoint) as source:
             export_package(source, packages[precision], precision)
@@ -155,7 +155,7 @@ def test_the_weights_are_there_once_and_the_package_stays_as_it_is(exported: Exp
     assert {path: sha256_of(path) for path in exported.packages["int8"].iterdir()} == files
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "qdq"])
 def test_in_one_batch_each_request_has_its_own_adapter(precision: str, exported: Exported, tmp_path: Path) -> None:
     model = with_adapters(exported, precision, tmp_path, *ADAPTERS)
     names = (None, "all", "values", None, "ranks", "all")

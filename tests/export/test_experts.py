@@ -16,9 +16,11 @@ from safetensors.numpy import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from edgelm.config import ModelConfig
+from edgelm.errors import ExportError
 from edgelm.session import DecoderSession
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.decoder import build_decoder
+from edgelm_export.exporter import export_package
 from edgelm_export.external_data import ExternalData
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
@@ -114,6 +116,11 @@ def test_experts_of_a_size_that_no_block_divides_stay_in_floats(tmp_path: Path) 
     (wanted_TV,) = reference_logits(checkpoint, [IDS])
     got_TV = session.forward(IDS, session.new_cache(), all_logits=True)
     assert np.linalg.norm(got_TV - wanted_TV) / np.linalg.norm(wanted_TV) < 0.1
+
+
+def test_experts_have_no_form_of_onnxs_own_operators(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"has experts, .*: it has no qdq form\. Export with --precision int8"):
+        export_package(checkpoint_with(tmp_path), tmp_path / "package", "qdq")
 
 
 def test_the_router_stays_in_float32(tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ def test_bf16_comes_back_within_its_rounding(tmp_path: Path) -> None:
     np.testing.assert_allclose(checkpoint.tensor(name), source.tensor(name), rtol=2**-8)
 
 
-@pytest.mark.parametrize(("precision", "config"), [(INT4, CONFIG), *(("int8", config) for config in CONFIGS.values())])
+@pytest.mark.parametrize(
+    ("precision", "config"), [(INT4, CONFIG), ("qdq", CONFIG), *(("int8", config) for config in CONFIGS.values())]
+)
 def test_a_package_of_its_own_grid_is_the_same_again(
     tmp_path: Path, precision: str | Precision, config: ModelConfig
 ) -> None:

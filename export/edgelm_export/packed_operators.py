@@ -1,0 +1,118 @@
+"""The operators that a packed weight is computed with: MatMulNBits, or QDQ, which any ONNX runtime knows.
+
+Each has four parts: `store` adds a weight's initializers, and returns their names; `product` multiplies by them, `rows`
+looks rows of them up, as an embedding does, and `tied` names them for the head that shares them with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from edgelm_export.graph import MICROSOFT, Graph
+from edgelm_export.quantize.packed import PackedWeight
+from edgelm_export.quantize.qdq import to_qdq
+
+# The activations are quantized to 8 bits inside the operator; with any other level an 8-bit product is 19 times slower.
+_ACCURACY_LEVEL = 4
+COLUMNS = ".columns"  # behind a weight's name: those that were gathered of it
+
+
+class PackedOperators(Protocol):
+    """One way to compute with packed weights."""
+
+    def store(self, graph: Graph, module: str, weight: PackedWeight) -> list[str]: ...  # noqa: D102
+
+    def product(self, graph: Graph, hidden: str, parts: list[str], weight: PackedWeight, output: str) -> str: ...  # noqa: D102
+
+    def rows(self, graph: Graph, name: str, parts: list[str], weight: PackedWeight) -> str: ...  # noqa: D102
+
+    def tied(self, graph: Graph, parts: list[str]) -> list[str]: ...  # noqa: D102
+
+
+class NBits:
+    """ONNX Runtime's own operators: the fastest on a CPU.
+
+    Source: the operator specifications of com.microsoft.MatMulNBits and com.microsoft.GatherBlockQuantized.
+    """
+
+    def store(self, graph: Graph, module: str, weight: PackedWeight) -> list[str]:
+        """Store a weight in MatMulNBits' layout and order."""
+        parts = [
+            graph.weight(f"{module}.weight", weight.packed),
+            graph.weight(f"{module}.weight.scales", weight.scales),
+        ]
+        if weight.zero_points is not None:
+            parts.append(graph.weight(f"{module}.weight.zero_points", weight.zero_points))
+        return parts
+
+    def product(self, graph: Graph, hidden: str, parts: list[str], weight: PackedWeight, output: str) -> str:
+        """Add MatMulNBits over stored parts."""
+        attributes = {
+            "N": weight.packed.shape[0],
+            "K": weight.columns,
+            "bits": weight.bits,
+            "block_size": weight.block_size,
+            "accuracy_level": _ACCURACY_LEVEL,
+        }
+        return graph.node("MatMulNBits", [hidden, *parts], output, MICROSOFT, attributes)
+
+    def rows(self, graph: Graph, name: str, parts: list[str], weight: PackedWeight) -> str:
+        """Gather rows of a packed weight [V, blocks, bytes], and join their blocks.
+
+        Gathering block by block, the operator reads the tensor in the shape that MatMulNBits has it in: as a matrix it
+        would be a second copy in memory, a fifth of a small model.
+        """
+        V, blocks, _ = weight.packed.shape
+        scales = graph.node("Reshape", [parts[1], graph.constant([V, blocks, 1])], f"{name}.scales")
+        attributes = {"bits": weight.bits, "block_size": weight.block_size, "gather_axis": 0, "quantize_axis": 2}
+        inputs = [parts[0], "input_ids", scales]
+        rows = graph.node("GatherBlockQuantized", inputs, f"{name}.blocks", MICROSOFT, attributes)
+        joined = graph.node("Reshape", [rows, graph.constant([0, 0, blocks * weight.block_size])], f"{name}.output")
+        if weight.columns == blocks * weight.block_size:
+            return joined
+        bounds = [graph.constant([value]) for value in (0, weight.columns, -1)]
+        return graph.node("Slice", [joined, *bounds], f"{name}.unpadded")
+
+    def tied(self, graph: Graph, parts: list[str]) -> list[str]:
+        """Return the same names: one copy in memory serves both."""
+        return parts
+
+
+class QDQ:
+    """ONNX's own operators: DequantizeLinear of int8 in blocks, and MatMul by what it gives.
+
+    ONNX Runtime makes MatMulNBits of the two when it loads the graph on a CPU, where nothing else reads the weight.
+    Source: the operator specification of DequantizeLinear, version 21.
+    """
+
+    def store(self, graph: Graph, module: str, weight: PackedWeight) -> list[str]:
+        """Store a weight as int8 [K, N] with scales [blocks, N], and zero points where it has them."""
+        kinds = ("weight", "weight.scales", "weight.zero_points")
+        parts = [part for part in to_qdq(weight) if part is not None]
+        return [graph.weight(f"{module}.{kind}", part) for kind, part in zip(kinds, parts, strict=False)]
+
+    def product(self, graph: Graph, hidden: str, parts: list[str], weight: PackedWeight, output: str) -> str:
+        """Add the product by a dequantized weight."""
+        name = f"{parts[0]}.dequantized"
+        dequantized_KN = graph.node("DequantizeLinear", parts, name, attributes=_in_blocks(weight))
+        return graph.node("MatMul", [hidden, dequantized_KN], output)
+
+    def rows(self, graph: Graph, name: str, parts: list[str], weight: PackedWeight) -> str:
+        """Gather columns of the stored weight [D, V], and dequantize those alone."""
+        gathered = {"axis": 1}
+        columns = [graph.node("Gather", [part, "input_ids"], f"{part}{COLUMNS}", attributes=gathered) for part in parts]
+        dequantized_DBT = graph.node("DequantizeLinear", columns, f"{name}.columns", attributes=_in_blocks(weight))
+        return graph.node("Transpose", [dequantized_DBT], f"{name}.output", attributes={"perm": [1, 2, 0]})
+
+    def tied(self, graph: Graph, parts: list[str]) -> list[str]:
+        """Return second names of the same bytes on disk: of what two nodes read, no MatMulNBits is made."""
+        return [graph.second_name(f"{part}.tied", part) for part in parts]
+
+
+def _in_blocks(weight: PackedWeight) -> dict[str, int]:
+    return {"axis": 0, "block_size": weight.block_size}
+
+
+# One row for each of edgelm.quantization_recipe.FORMS.
+PACKED_OPERATORS: Mapping[str, PackedOperators] = {"nbits": NBits(), "qdq": QDQ()}

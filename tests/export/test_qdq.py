@@ -1,0 +1,160 @@
+"""The form qdq: packages of ONNX's own operators, against weights that are rounded and dequantized by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from make_tiny_model import CONFIG, make_checkpoint
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+import edgelm
+from edgelm.config import ModelConfig
+from edgelm.errors import ExportError
+from edgelm.quantization_recipe import PRECISIONS, Precision, Rule
+from edgelm.quantization_scheme import Scheme, parse_scheme
+from edgelm_export.checkpoint_view import CheckpointView
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.quantize.grid import quantize_alone
+from edgelm_export.quantize.packed import unpack
+from edgelm_export.quantize.qdq import from_qdq, to_qdq
+from edgelm_export.reference import reference_logits
+
+IDS = np.random.default_rng(0).integers(3, 320, 40).tolist()
+# The width is no whole number of blocks, so that the last block of each column is a short one.
+CONFIGS = {
+    "tied": dataclasses.replace(CONFIG, hidden_size=80),
+    "untied, with biases": dataclasses.replace(CONFIG, hidden_size=80, tie_word_embeddings=False, attention_bias=True),
+}
+
+
+class RoundedByHand(CheckpointView):
+    """Show each matrix as whole steps of its blocks' scales: 64 weights, the largest of them 127 steps."""
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """Read one tensor, rounded where it is a matrix."""
+        tensor = self._checkpoint.tensor(name).copy()
+        if tensor.ndim == 2:
+            for start in range(0, tensor.shape[1], 64):
+                block = tensor[:, start : start + 64]
+                steps = np.abs(block).max(1, keepdims=True) / np.float32(127)
+                block[:] = np.rint(block / steps) * steps
+        return tensor
+
+
+def export(folder: Path, config: ModelConfig, *precisions: str) -> HuggingFaceCheckpoint:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(folder / "checkpoint", config))
+    for precision in precisions:
+        export_package(checkpoint, folder / precision, precision)
+    return checkpoint
+
+
+def graph_of(folder: Path) -> onnx.GraphProto:
+    return onnx.load(folder / "model.onnx", load_external_data=False).graph
+
+
+def as_written(folder: Path, config: ModelConfig, ids: list[int]) -> NDArray[np.float32]:
+    """Run the graph node by node, as a runtime does that fuses nothing."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+    empty = np.zeros((1, config.num_key_value_heads, len(ids), config.head_dim), np.float32)
+    feeds = {value.name: empty for value in session.get_inputs() if value.name.startswith("past")}
+    feeds |= {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+    (logits_BTV,) = session.run(["logits"], feeds)
+    return logits_BTV[0]
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_graph_as_written_computes_with_the_dequantized_weights(config: ModelConfig, tmp_path: Path) -> None:
+    checkpoint = export(tmp_path, config, "qdq")
+    (expected_TV,) = reference_logits(RoundedByHand(checkpoint), [IDS])
+    # float32 sums in another order. Measured: 6e-6; the rounding itself moves logits by 0.09.
+    np.testing.assert_allclose(as_written(tmp_path / "qdq", config, IDS), expected_TV, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_cpu_computes_it_as_the_same_grid_in_onnx_runtimes_own_operators(config: ModelConfig, tmp_path: Path) -> None:
+    export(tmp_path, config, "int8", "qdq")
+    logits = {}
+    for precision in ("int8", "qdq"):
+        session = edgelm.load(tmp_path / precision).session
+        logits[precision] = session.forward(IDS, session.new_cache(), all_logits=True)
+    np.testing.assert_array_equal(logits["qdq"], logits["int8"])
+    products = Counter(node.op_type for node in graph_of(tmp_path / "qdq").node)["MatMul"]
+    assert products == 4 * config.num_hidden_layers + 1
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(tmp_path / "qdq" / "model.onnx", options, providers=["CPUExecutionProvider"])
+    optimized = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph
+    settings = [{a.name: a.i for a in node.attribute} for node in optimized.node if node.op_type == "MatMulNBits"]
+    assert [(each["bits"], each["block_size"], each["accuracy_level"]) for each in settings] == [(8, 64, 4)] * products
+
+
+def test_no_product_and_no_embedding_needs_an_operator_beyond_onnxs_own(tmp_path: Path) -> None:
+    export(tmp_path, CONFIG, "qdq")
+    others = {node.op_type for node in graph_of(tmp_path / "qdq").node if node.domain}
+    assert others == {"GroupQueryAttention", "QuickGelu"}
+    assert edgelm.load(tmp_path / "qdq").manifest.recipe == (
+        {"form": "qdq"},
+        {"pattern": ".", "scheme": "int8-block64"},
+    )
+
+
+def test_a_tied_head_and_embedding_are_one_tensor_on_disk(tmp_path: Path) -> None:
+    export(tmp_path, dataclasses.replace(CONFIG, vocab_size=4096), "qdq")
+    places = {
+        tensor.name: {entry.key: entry.value for entry in tensor.external_data}
+        for tensor in graph_of(tmp_path / "qdq").initializer
+    }
+    for part in ("model.embed_tokens.weight", "model.embed_tokens.weight.scales"):
+        assert places[part] == places[f"{part}.tied"] != {}
+
+
+@pytest.mark.parametrize("name", ["int8-block32", "int8-block32-asymmetric", "int4-block32-asymmetric"])
+def test_values_are_those_that_the_operators_specification_dequantizes(name: str) -> None:
+    scheme = parse_scheme(name)
+    assert isinstance(scheme, Scheme)
+    weight_NK = np.random.default_rng(0).standard_normal((24, 96), np.float32)
+    packed = quantize_alone(weight_NK, scheme)
+    values, scales, zeros = to_qdq(packed)
+    assert values.dtype == np.int8
+    assert (values.shape, scales.shape) == ((96, 24), (3, 24))
+    inputs = {"values": values, "scales": scales} | ({} if zeros is None else {"zeros": zeros})
+    node = onnx.helper.make_node("DequantizeLinear", [*inputs], ["y"], axis=0, block_size=32)
+    (dequantized_KN,) = ReferenceEvaluator(node).run(None, inputs)
+    np.testing.assert_array_equal(dequantized_KN.T, unpack(packed))
+    np.testing.assert_array_equal(unpack(from_qdq(values, scales, zeros, 32)), unpack(packed))
+
+
+def test_a_source_of_fewer_bits_is_held_in_eight(tmp_path: Path) -> None:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
+    rules = (Rule(pattern="embed", scheme="int8-block64"), Rule(pattern=".", scheme="int4-block32-asymmetric"))
+    export_package(checkpoint, tmp_path / "int4", Precision(name="int4", rules=rules))
+    source = PackageCheckpoint(tmp_path / "int4")
+    keep = dataclasses.replace(PRECISIONS["keep"], name="keep-qdq", form="qdq")
+    export_package(source, tmp_path / "qdq", keep)
+    again = PackageCheckpoint(tmp_path / "qdq")
+    assert again.fewest_bits == 8
+    for name in CONFIG.tensor_shapes():
+        np.testing.assert_array_equal(again.tensor(name), source.tensor(name))
+
+
+def test_a_form_that_there_is_not_names_those_that_there_are() -> None:
+    with pytest.raises(ExportError, match=r"form is 'qlinear'; it must be one of nbits, qdq\."):
+        Precision(rules=PRECISIONS["int8"].rules, form="qlinear")
+
+
+def test_fewer_bits_than_the_form_has_are_refused() -> None:
+    with pytest.raises(ExportError, match=r"The form qdq holds integers of 8 bits, and a scheme has 4: take int8"):
+        Precision(rules=PRECISIONS["int4"].rules, form="qdq")
