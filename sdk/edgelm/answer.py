@@ -96,11 +96,12 @@ class Answer:
         waited = 0.0  # while the consumer had the last chunk
         text, reason = "", None
         try:
-            first_logits_V = prefill(session, self.prompt_ids, cache, cancel)
+            first_logits_V = prefill(session, self.prompt_ids, cache, cancel, prefixes)
             prefilled = time.perf_counter()
             if first_logits_V is not None:
-                with closing(self._decode(session, first_logits_V, cache, cancel)) as tokens:
+                with closing(self._decode(session, first_logits_V, cache, prefixes, cancel)) as tokens:
                     for id_, logits_V in tokens:
+                        prefixes.slide(cache, self._computed_together)
                         text, reason = self.take(id_, logits_V)
                         if reason is not None:
                             break
@@ -144,14 +145,19 @@ class Answer:
         return any(stop in text for stop in self.config.stop)
 
     def _decode(
-        self, session: Decoder, logits_V: NDArray[np.float32], cache: KVCache, cancel: threading.Event | None
+        self,
+        session: Decoder,
+        logits_V: NDArray[np.float32],
+        cache: KVCache,
+        prefixes: PrefixCache,
+        cancel: threading.Event | None,
     ) -> Generator[tuple[int, NDArray[np.float32]], None, None]:
         if self.config.num_beams > 1:
             search = BeamSearch(session, self.config, self._ends, len(self._end_ids))
             return search.run(logits_V, cache, self.sampler, cancel)
         if self.keep is None:
             return self._decode_in_context(session, logits_V, cache, cancel)
-        return self._decode_on(session, logits_V, cache, self.keep, cancel)
+        return self._decode_on(session, logits_V, cache, prefixes, self.keep, cancel)
 
     def _decode_in_context(
         self, session: Decoder, logits_V: NDArray[np.float32], cache: KVCache, cancel: threading.Event | None
@@ -165,6 +171,7 @@ class Answer:
         session: Decoder,
         first_logits_V: NDArray[np.float32],
         cache: KVCache,
+        prefixes: PrefixCache,
         keep: int,
         cancel: threading.Event | None,
     ) -> Generator[tuple[int, NDArray[np.float32]], None, None]:
@@ -181,7 +188,7 @@ class Answer:
             text = fitted([*cache.token_ids, newest], keep, session.config.max_position_embeddings)
             cache.truncate(0)
             self._computed_together = len(text)
-            logits_V = prefill(session, text, cache, cancel)
+            logits_V = prefill(session, text, cache, cancel, prefixes)
 
     def take(self, id_: int, logits_V: NDArray[np.float32]) -> tuple[str, FinishReason | None]:
         """Add a token: return the text that it completes, and why the answer ends with it, if it does."""

@@ -60,6 +60,7 @@ class DraftModel:
             self._prefixes.fill(cache, ids)
         while cache.length < len(ids):
             logits_V = self._session.forward(next_chunk(ids, cache.length), cache)[0]
+            self._prefixes.slide(cache, len(ids))
         if is_first:
             self._prefixes.keep(cache, len(ids))
         self._agreed = len(ids)

@@ -14,6 +14,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError
 from edgelm.kv_batch import KVBatch
 from edgelm.kv_cache import KVCache
+from edgelm.prefix_cache import PrefixCache
 from edgelm.sampling import Sampler
 from edgelm.stop_switch import StopSwitch
 
@@ -62,9 +63,15 @@ class Decoder(Protocol):
 
 
 def prefill(
-    session: Decoder, token_ids: Sequence[int], cache: KVCache, cancel: threading.Event | None = None
+    session: Decoder,
+    token_ids: Sequence[int],
+    cache: KVCache,
+    cancel: threading.Event | None = None,
+    prefixes: PrefixCache | None = None,
 ) -> NDArray[np.float32] | None:
     """Compute those of `token_ids` that `cache` does not hold yet, in chunks; what differs in it is dropped first.
+
+    prefixes: where what leaves the windows of a model is kept; None, and the cache holds all of it.
 
     Returns the logits [V] after the last token, or None where `cancel` was set between two chunks.
 
@@ -85,6 +92,8 @@ def prefill(
         if cancel is not None and cancel.is_set():
             return None
         logits_V = session.forward(next_chunk(token_ids, cache.length), cache)[0]
+        if prefixes is not None:
+            prefixes.slide(cache, len(token_ids))
     return logits_V
 
 

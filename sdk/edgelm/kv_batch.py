@@ -79,10 +79,11 @@ class KVBatch:
         if other is not row:
             row.settle()
             other.settle()
-            for buffer in self.buffers:
-                aside = buffer[row.place, :, : row.length].copy()
-                buffer[row.place, :, : other.length] = buffer[other.place, :, : other.length]
-                buffer[other.place, :, : row.length] = aside
+            for i, buffer in enumerate(self.buffers):
+                part, others = row.filled(i), other.filled(i)
+                aside = buffer[row.place, :, part].copy()
+                buffer[row.place, :, others] = buffer[other.place, :, others]
+                buffer[other.place, :, part] = aside
             self.rows[row.place], self.rows[other.place] = other, row
             place = row.place
             row.move_to(other.place)
@@ -120,8 +121,8 @@ class KVBatch:
             return
         row = self.rows[hole] = self.rows[place]
         row.settle()
-        for buffer in self.buffers:
-            buffer[hole, :, : row.length] = buffer[place, :, : row.length]
+        for i, buffer in enumerate(self.buffers):
+            buffer[hole, :, row.filled(i)] = buffer[place, :, row.filled(i)]
         row.move_to(hole)
 
     def _resize(self, places: int, capacity: int) -> None:
@@ -133,7 +134,7 @@ class KVBatch:
         for i, old in enumerate(self.buffers):
             self.buffers[i] = grown = self._zeros(places, capacity)
             for row in self.rows:
-                grown[row.place, :, : row.length] = old[row.place, :, : row.length]
+                grown[row.place, :, row.filled(i)] = old[row.place, :, row.filled(i)]
         for row in self.rows:
             row.move_to(row.place)
 

@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 from edgelm import atomic
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError, PackageError
+from edgelm.returned_memory import CAN_RETURN, give_back
 
 # Growing copies the whole cache: a quarter more each time keeps the copies rare, and the unused rest small.
 GROWTH_STEP = 128
+# Layers with a window keep so many tokens more: guesses that prove wrong, and the end of a turn that is written another
+# way, leave the cache again, and what is before them must be there.
+_BEHIND_WINDOW = 128
 
 KeysOrValues = NDArray[np.float32 | np.int8]
 # Copies the keys and values of the tokens from the first number to the second into buffers.
@@ -34,16 +38,30 @@ def bytes_per_token(config: ModelConfig) -> int:
     return config.kv_bytes_per_token
 
 
+def most_bytes(config: ModelConfig) -> int:
+    """Return how many bytes the keys and values of a whole context take, with those of windows given back."""
+    context, steps = config.max_position_embeddings, 2 * GROWTH_STEP  # that come before the next are given back
+    windows = [config.window(i) for i in range(config.num_hidden_layers)]
+    tokens = sum(min(context, context if window is None else window + _BEHIND_WINDOW + steps) for window in windows)
+    return bytes_per_token(config) * tokens // len(windows)
+
+
 class KVCache:
     """Hold keys and values of L layers for one sequence.
 
     `buffers` are 2L arrays [B=1, K, C, H] of `cache_type`: layer i's keys at 2i, its values at 2i + 1. C is the
     capacity, of which the first `length` positions are filled. The runtime writes new positions in place, so that a
     step copies nothing. The cache belongs to one generation at a time: it is not safe to share between threads.
+
+    Layers with a window read no more than that, so `slide` gives back the memory of the first `released` tokens there.
+    Their places stay, so that nothing is bound again, and read zeros: the attention multiplies them by zero.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
+        self._windows = [config.window(i // 2) for i in range(2 * config.num_hidden_layers)]  # of each buffer
+        self._window = next((window for window in self._windows if window is not None), None)
+        self.released = 0
         self.token_ids: list[int] = []
         self._buffers = self._empty()
         self._fetch: _Fetch | None = None
@@ -72,6 +90,30 @@ class KVCache:
     def capacity(self) -> int:
         """How many tokens fit before the next growth."""
         return int(self._buffers[0].shape[2])
+
+    def filled(self, i: int) -> slice:
+        """Return which places of buffer i hold tokens."""
+        return slice(0 if self._windows[i] is None else self.released, self.length)
+
+    @property
+    def is_to_slide(self) -> bool:
+        """Whether the layers with a window hold so much more than it that giving it back is worth the call."""
+        return CAN_RETURN and self._unseen >= self.released + GROWTH_STEP
+
+    @property
+    def _unseen(self) -> int:
+        """How many first tokens no query to come sees in layers with a window."""
+        return 0 if self._window is None else self.length - self._window - _BEHIND_WINDOW
+
+    def slide(self) -> None:
+        """Give back the memory of what has left the windows, where `is_to_slide`; on Linux, elsewhere it stays."""
+        if not self.is_to_slide:
+            return
+        self.released = self._unseen
+        for window, buffer in zip(self._windows, self._buffers, strict=True):
+            if window is not None:
+                for head_CH in buffer[0]:
+                    give_back(head_CH[: self.released])
 
     def use_adapter(self, name: str | None) -> None:
         """Go on with an adapter, or with the model alone; what another one computed is forgotten."""
@@ -128,23 +170,26 @@ class KVCache:
             capacity = min(capacity, self._config.short_context or 0)  # the graph turns by what there is room for
         # Layer by layer, so that never more than one is there twice.
         self.binding = None
-        old, grown = self.buffers, []
+        old = self.buffers
+        grown: list[KeysOrValues] = []
         try:
             while old:
-                buffer = self._zeros(capacity)
-                buffer[:, :, : self.length] = old.pop(0)[:, :, : self.length]
+                buffer, part = self._zeros(capacity), self.filled(len(grown))
+                buffer[:, :, part] = old.pop(0)[:, :, part]
                 grown.append(buffer)
         except MemoryError:
-            self.token_ids, self.buffers = [], self._empty()
+            self.token_ids, self.released, self.buffers = [], 0, self._empty()
             raise
         self.buffers = grown
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens after the first `length`."""
+        """Forget all tokens after the first `length`; or all, where windows that end there are no longer held."""
         if not 0 <= length <= self.length:
             raise ValueError(f"Cannot truncate a cache of {self.length} tokens to {length}.")
         if self.length > (self._config.short_context or self.length) >= length:
             length, self.binding, self.buffers = 0, None, self._empty()  # what is left turns as a short text again
+        if self._window is not None and self.released and length < self.released + self._window:
+            length = self.released = 0
         self._settled, self._until = min(self._settled, length), min(self._until, length)
         del self.token_ids[length:]
 
@@ -177,11 +222,13 @@ class KVCache:
         self.use_adapter(source.adapter)
         self.read_source(source.source_ids)
         self.source_values = source.source_values
-        start, length = self.common_prefix(source.token_ids), source.length
-        self.truncate(start)
-        self.reserve(length)
-        for target, buffer in zip(self.buffers, source.buffers, strict=True):
-            target[:, :, start:length] = buffer[:, :, start:length]
+        self.truncate(self.common_prefix(source.token_ids))
+        self.reserve(source.length)
+        for i, (target, buffer) in enumerate(zip(self.buffers, source.buffers, strict=True)):
+            part = slice(max(self.length, source.filled(i).start), source.length)
+            target[:, :, part] = buffer[:, :, part]
+        if source.released > self.length:
+            self.released = source.released
         self.token_ids = list(source.token_ids)
 
     def save(self, path: str | Path, fingerprint: str) -> None:
@@ -196,12 +243,16 @@ class KVCache:
                 "step."
             )
         path = Path(path)
+        filled = np.zeros((len(self.buffers), *self.buffers[0][:, :, : self.length].shape), cache_type(self._config))
+        for i, buffer in enumerate(self.buffers):
+            filled[i][:, :, self.filled(i)] = buffer[:, :, self.filled(i)]
         with atomic.replace_file(path) as file:
             np.savez(
                 file,
                 fingerprint=np.array(fingerprint),
                 token_ids=np.array(self.token_ids, np.int64),
-                filled=np.stack([buffer[:, :, : self.length] for buffer in self.buffers]),
+                released=np.array(self.released),
+                filled=filled,
             )
 
     @classmethod
@@ -215,6 +266,8 @@ class KVCache:
         try:
             with np.load(os.fspath(path), allow_pickle=False) as saved:
                 parts = [_read_part(saved, name) for name in ("fingerprint", "token_ids", "filled")]
+                # A file without it is of a cache that kept all.
+                released = _read_part(saved, "released").tolist() if "released" in saved else 0
         except Exception as error:  # numpy and zipfile raise a dozen classes on a broken file
             raise PackageError(f"Cannot read the saved cache {path}: {type(error).__name__}: {error}.") from error
         owner, token_ids, filled = str(parts[0]), parts[1].tolist(), parts[2]
@@ -229,9 +282,15 @@ class KVCache:
                 f"The saved cache {path} has shape {filled.shape}, {filled.dtype}; expected {expected}, "
                 f"{np.dtype(cache_type(config))}."
             )
-        for buffer, part in zip(cache.buffers, filled, strict=True):
-            buffer[:, :, : len(token_ids)] = part
-        cache.token_ids = token_ids
+        most = 0 if cache._window is None else max(0, len(token_ids) - cache._window)
+        if not isinstance(released, int) or not 0 <= released <= most:
+            raise PackageError(
+                f"The saved cache {path} leaves out {released} of {len(token_ids)} tokens; the windows of this model "
+                f"allow for {most}. Begin the conversation anew."
+            )
+        cache.token_ids, cache.released = token_ids, released
+        for i, (buffer, part) in enumerate(zip(cache.buffers, filled, strict=True)):
+            buffer[:, :, cache.filled(i)] = part[:, :, cache.filled(i)]
         return cache
 
 

@@ -103,7 +103,8 @@ class PrefixCache:
         cache.reserve(end)
         for i in range(start // BLOCK, len(path)):
             self._copy(path[i], cache, i * BLOCK)
-        cache.token_ids.extend(token_ids[start:end])
+            cache.token_ids.extend(token_ids[cache.length : (i + 1) * BLOCK])
+            cache.slide()
         self.reused_tokens += end - start
         return end - start
 
@@ -117,6 +118,8 @@ class PrefixCache:
             path = self._path(root, cache.token_ids, length // BLOCK)
             while len(path) < length // BLOCK:
                 start = len(path) * BLOCK
+                if start < cache.released:
+                    break  # it was kept once, and has gone since
                 parent = path[-1] if path else root
                 ids = tuple(cache.token_ids[start : start + BLOCK])
                 content = np.empty(self._shape, self._type)
@@ -129,6 +132,12 @@ class PrefixCache:
                 block, _ = self._by_use.popitem(last=False)
                 assert block.parent is not None
                 del block.parent.children[block.token_ids]
+
+    def slide(self, cache: KVCache, prompt_tokens: int) -> None:
+        """Let a cache give back what has left its windows, and keep it here before; what both are as in `keep`."""
+        if cache.is_to_slide:
+            self.keep(cache, prompt_tokens)
+            cache.slide()
 
     def _root(self, cache: KVCache) -> _Block:
         return self._roots.setdefault(cache.adapter, _Block(None, (), None))

@@ -108,6 +108,9 @@ class RunningBatch:
             for request, logits_V in zip(requests, logits_BV, strict=True):
                 request.computed += 1
                 self._advance(request, logits_V)
+        for request in self._decoding.values():
+            assert request.row is not None
+            self._prefixes.slide(request.row, len(request.prompt_ids))
 
     def _fill(self) -> None:
         request = self._next_to_fill()
@@ -128,6 +131,7 @@ class RunningBatch:
             request.made_way = False
             self.prompt_tokens += len(chunk)
             self._prefixes.keep(row, len(prompt_ids))
+            row.slide()
             self._filling.remove(request)
             self._filling.append(request)
             if row.length < len(prompt_ids):

@@ -47,7 +47,7 @@ class _Mirror:
         buffers = cache.buffers
         for i, buffer in enumerate(buffers):  # one layer after the other, so that never more than one is there twice
             rows = mirrored_zeros(buffer.shape[1:], MOST_ROWS)
-            rows[0, :, : cache.length] = buffer[0, :, : cache.length]
+            rows[0, :, cache.filled(i)] = buffer[0, :, cache.filled(i)]
             buffers[i] = rows[:1]
             self.rows.append(rows)
         self._buffer = weakref.ref(cache.buffers[0])

@@ -184,6 +184,15 @@ def _encoder_facts(config: ModelConfig) -> list[tuple[str, str]]:
     return [("encoder layers", f"{encoder.num_hidden_layers}, context {encoder.max_position_embeddings} tokens")]
 
 
+def _in_windows(config: ModelConfig) -> str:
+    from edgelm.kv_cache import most_bytes  # which brings numpy
+
+    windows = [window for i in range(config.num_hidden_layers) if (window := config.window(i)) is not None]
+    if not windows:
+        return ""
+    return f" ({megabytes(most_bytes(config))} on Linux: {len(windows)} layers keep a window of {windows[0]})"
+
+
 def _facts(folder: Path, manifest: Manifest, config: ModelConfig, kv_bytes: int) -> list[tuple[str, str]]:
     facts = [
         ("name", manifest.name),
@@ -199,7 +208,7 @@ def _facts(folder: Path, manifest: Manifest, config: ModelConfig, kv_bytes: int)
         (
             "KV cache",
             f"{config.kv_cache}, {kv_bytes / 1024:.1f} KiB per token, "
-            f"{megabytes(kv_bytes * manifest.context_length)} when full",
+            f"{megabytes(kv_bytes * manifest.context_length)} when full{_in_windows(config)}",
         ),
         ("license", manifest.license or "not stated"),
         ("source", ", ".join(f"{key} {value}" for key, value in manifest.source.items() if isinstance(value, str))),
