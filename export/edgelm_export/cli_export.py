@@ -44,6 +44,12 @@ Examples:
 """
 
 
+kv_cache_option = click.option(
+    "--kv-cache", type=click.Choice(tuple(KV_CACHES)), default="fp32", show_default=True,
+    help="How keys and values are kept: int8 takes a quarter of the memory, and longer for prompts.",
+)  # fmt: skip
+
+
 @click.command(epilog=EXAMPLES)
 @click.argument("source")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The package folder [default: in the library].")
@@ -52,10 +58,7 @@ Examples:
     help="How the weights are stored; keep: on the grid that the source has; mixed: widths by sensitivity.",
 )  # fmt: skip
 @click.option("--recipe", type=click.Path(path_type=Path), help="A TOML or JSON file of rules, instead of --precision.")
-@click.option(
-    "--kv-cache", type=click.Choice(tuple(KV_CACHES)), default="fp32", show_default=True,
-    help="How keys and values are kept: int8 takes a quarter of the memory, and longer for prompts.",
-)  # fmt: skip
+@kv_cache_option
 @click.option("--calibrate", is_flag=True, help="Find the integers by gptq, on the bundled text: slower, better.")
 @click.option(
     "--calibration", metavar="FILE", type=click.Path(path_type=Path),
@@ -100,8 +103,7 @@ def export(
     chosen: str | Precision = read_recipe(recipe) if recipe is not None else precision
     label = chosen.name if isinstance(chosen, Precision) else chosen
     if kv_cache == "int8":
-        chosen = precision_named(chosen) if isinstance(chosen, str) else chosen
-        chosen = (chosen.calibrated() if calibrate or calibration is not None else chosen).with_int8_cache()
+        chosen = with_int8_cache(chosen, calibrate=calibrate or calibration is not None)
     if output is None:
         name = _package_name(path, library)
         name = name if label == DEFAULT_PRECISION else f"{name}-{label}"
@@ -126,6 +128,12 @@ def export(
         _print_frontier(points)
     if frontier is not None:
         frontier.write_text(_draw_frontier(points, manifest), encoding="utf-8")
+
+
+def with_int8_cache(precision: str | Precision, *, calibrate: bool) -> Precision:
+    """Return a recipe that keeps keys and values in int8 too."""
+    recipe = precision_named(precision) if isinstance(precision, str) else precision
+    return (recipe.calibrated() if calibrate else recipe).with_int8_cache()
 
 
 def _refuse_contradictions(

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from make_tiny_model import make_checkpoint
 
 from edgelm.cli.main import main
+from edgelm.config import ModelConfig
 from edgelm.library import Library
 from edgelm.manifest import Manifest
 from edgelm_export.exporter import export_package
@@ -64,6 +65,17 @@ def test_the_source_in_the_library_comes_first_and_the_package_goes_there(checkp
     manifest = json.loads(result.stdout)
     assert manifest["source"]["format"] == "safetensors"
     assert Library().has_package("tiny-int8")
+
+
+def test_keys_and_values_are_kept_in_int8_where_that_is_asked_for(checkpoint: Path) -> None:
+    result = quantize(package(checkpoint, "fp32"), "--precision", "fp32", "--kv-cache", "int8")
+    assert result.exit_code == 0, result.output
+    folder = Library().package_path("tiny-fp32-kv-int8")
+    assert ModelConfig.load(folder).kv_cache == "int8"
+    assert Manifest.load(folder).recipe[0] == {"kv_cache": "int8"}
+    # Made anew without it, the package is called as if it had never been there.
+    assert quantize(folder, "--precision", "int8").exit_code == 0
+    assert ModelConfig.load(Library().package_path("tiny-int8")).kv_cache == "fp32"
 
 
 def test_an_int8_package_without_its_source_is_requantized_with_a_warning(checkpoint: Path, tmp_path: Path) -> None:
