@@ -22,7 +22,6 @@ from edgelm.signature import check_required_signature
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import read_json_object, read_text_files
 from edgelm_export.folded import UnfoldedCheckpoint
-from edgelm_export.packed_operators import COLUMNS
 from edgelm_export.quantize.packed import PackedWeight, unpack, unpack_values
 from edgelm_export.quantize.qdq import BITS, from_qdq
 
@@ -76,7 +75,7 @@ class _StoredTensors:
         graph = onnx.load_model_from_string(read_graph(folder, self._manifest.entry(GRAPH_FILE))).graph
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._form = next((row["form"] for row in self._manifest.recipe if "form" in row), FORMS[0])
-        self._grids = dict(_grids(graph))
+        self._grids = self._qdq_grids() if self._form == "qdq" else dict(_grids(graph))
         self.fewest_bits = min((bits for bits, _ in self._grids.values()), default=None)
         for name in self._shapes:  # what is missing shows now, not after the work
             self._place(name)
@@ -153,7 +152,7 @@ class _StoredTensors:
         if self._form == "qdq":  # rows of the weight are columns there
             parts = (stored, f"{stored}.scales", *([f"{stored}.zero_points"] if has_zero_points else []))
             values, scales, *zeros = (self._array(part)[:, rows] for part in parts)
-            return from_qdq(values, scales, zeros[0] if zeros else None, block_size)
+            return from_qdq(values, scales, zeros[0] if zeros else None)
         return PackedWeight(
             bits=bits,
             block_size=block_size,
@@ -162,6 +161,11 @@ class _StoredTensors:
             scales=self._array(f"{stored}.scales")[rows],
             zero_points=self._array(f"{stored}.zero_points")[rows] if has_zero_points else None,
         )
+
+    def _qdq_grids(self) -> dict[str, tuple[int, int]]:
+        """Return the bits and block sizes of the initializers that have scales beside them."""
+        scales = {name: self._initializers.get(f"{name}.scales") for name in self._initializers}
+        return {name: (BITS, self._initializers[name].dims[0] // each.dims[0]) for name, each in scales.items() if each}
 
     def _place(self, name: str) -> tuple[str, slice]:
         """Find a tensor in the graph: the initializer's name, and which of its rows."""
@@ -198,11 +202,10 @@ class _StoredTensors:
 
 def _grids(graph: onnx.GraphProto) -> list[tuple[str, tuple[int, int]]]:
     """Return the initializers that are on a grid, each with its bits and block size, as the operators read them."""
-    weight_inputs = {"MatMulNBits": 1, "GatherBlockQuantized": 0, "DequantizeLinear": 0}
+    weight_inputs = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
     found = []
     for node in graph.node:
         if node.op_type in weight_inputs:
             numbers = {attribute.name: attribute.i for attribute in node.attribute}
-            grid = (numbers.get("bits", BITS), numbers["block_size"])
-            found.append((node.input[weight_inputs[node.op_type]].removesuffix(COLUMNS), grid))
+            found.append((node.input[weight_inputs[node.op_type]], (numbers["bits"], numbers["block_size"])))
     return found

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import onnx
+
 from edgelm_export.graph import MICROSOFT, Graph
 from edgelm_export.quantize.packed import PackedWeight
-from edgelm_export.quantize.qdq import to_qdq
+from edgelm_export.quantize.qdq import to_qdq, whole_block_size
 
 # The activations are quantized to 8 bits inside the operator; with any other level an 8-bit product is 19 times slower.
 _ACCURACY_LEVEL = 4
-COLUMNS = ".columns"  # behind a weight's name: those that were gathered of it
 
 
 class PackedOperators(Protocol):
@@ -95,23 +96,33 @@ class QDQ:
     def product(self, graph: Graph, hidden: str, parts: list[str], weight: PackedWeight, output: str) -> str:
         """Add the product by a dequantized weight."""
         name = f"{parts[0]}.dequantized"
-        dequantized_KN = graph.node("DequantizeLinear", parts, name, attributes=_in_blocks(weight))
+        attributes = {"axis": 0, "block_size": whole_block_size(weight)}
+        dequantized_KN = graph.node("DequantizeLinear", parts, name, attributes=attributes)
         return graph.node("MatMul", [hidden, dequantized_KN], output)
 
     def rows(self, graph: Graph, name: str, parts: list[str], weight: PackedWeight) -> str:
-        """Gather columns of the stored weight [D, V], and dequantize those alone."""
-        gathered = {"axis": 1}
-        columns = [graph.node("Gather", [part, "input_ids"], f"{part}{COLUMNS}", attributes=gathered) for part in parts]
-        dequantized_DBT = graph.node("DequantizeLinear", columns, f"{name}.columns", attributes=_in_blocks(weight))
-        return graph.node("Transpose", [dequantized_DBT], f"{name}.output", attributes={"perm": [1, 2, 0]})
+        """Gather columns of the stored weight [D, V], and scale each block.
+
+        Not by DequantizeLinear, which OpenVINO has for weights of a fixed shape alone. An embedding is symmetric.
+        """
+        kinds = zip(parts, ("values", "scales"), strict=True)
+        values, scales = (self._columns(graph, part, f"{name}.{kind}") for part, kind in kinds)
+        size = whole_block_size(weight)
+        steps = graph.node("Cast", [values], f"{name}.steps", attributes={"to": onnx.TensorProto.FLOAT})
+        in_blocks = graph.constant([0, 0, weight.columns // size, size])
+        blocks = graph.node("Reshape", [steps, in_blocks], f"{name}.blocks")
+        scale_each = graph.node("Unsqueeze", [scales, graph.constant([-1])], f"{name}.block_scales")
+        scaled = graph.node("Mul", [blocks, scale_each], f"{name}.scaled")
+        return graph.node("Reshape", [scaled, graph.constant([0, 0, weight.columns])], f"{name}.output")
+
+    def _columns(self, graph: Graph, part: str, name: str) -> str:
+        """Gather the columns of the tokens as rows, [B, T, what a column holds]."""
+        columns = graph.node("Gather", [part, "input_ids"], f"{name}.columns", attributes={"axis": 1})
+        return graph.node("Transpose", [columns], name, attributes={"perm": [1, 2, 0]})
 
     def tied(self, graph: Graph, parts: list[str]) -> list[str]:
         """Return second names of the same bytes on disk: of what two nodes read, no MatMulNBits is made."""
         return [graph.second_name(f"{part}.tied", part) for part in parts]
-
-
-def _in_blocks(weight: PackedWeight) -> dict[str, int]:
-    return {"axis": 0, "block_size": weight.block_size}
 
 
 # One row for each of edgelm.quantization_recipe.FORMS.

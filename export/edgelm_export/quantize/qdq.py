@@ -6,6 +6,8 @@ Source: the operator specification of DequantizeLinear, version 21 (blocked quan
 
 from __future__ import annotations
 
+from math import gcd
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,25 +16,30 @@ from edgelm_export.quantize.packed import PackedWeight, pack, unpack_values
 BITS = 8  # of a stored value
 
 
-def to_qdq(weight: PackedWeight) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int8] | None]:
-    """Return values int8 [K, N], scales float32 [blocks, N] and zero points int8 [blocks, N].
+def whole_block_size(weight: PackedWeight) -> int:
+    """Return the size of the blocks that K is a whole number of: OpenVINO knows no shorter last block."""
+    return gcd(weight.columns, weight.block_size)
 
-    Values of fewer bits are held in 8, exactly. The blocks lie along K, and the last one may be shorter.
+
+def to_qdq(weight: PackedWeight) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int8] | None]:
+    """Return values int8 [K, N], and scales float32 and zero points int8 [blocks, N], in blocks along K.
+
+    Values of fewer bits are held in 8, and blocks are cut where K is no whole number of them: exactly.
     """
     values, zeros = unpack_values(weight)
     values_NK = values.reshape(len(values), -1)[:, : weight.columns]
-    transposed_zeros = None if zeros is None else np.ascontiguousarray(zeros.T)
-    return np.ascontiguousarray(values_NK.T), np.ascontiguousarray(weight.scales.T), transposed_zeros
+    size = whole_block_size(weight)
+    each, count = weight.block_size // size, weight.columns // size
+    scales = weight.scales.repeat(each, axis=1)[:, :count]
+    cut_zeros = None if zeros is None else np.ascontiguousarray(zeros.repeat(each, axis=1)[:, :count].T)
+    return np.ascontiguousarray(values_NK.T), np.ascontiguousarray(scales.T), cut_zeros
 
 
-def from_qdq(
-    values_KN: NDArray[np.int8], scales: NDArray[np.float32], zeros: NDArray[np.int8] | None, block_size: int
-) -> PackedWeight:
+def from_qdq(values_KN: NDArray[np.int8], scales: NDArray[np.float32], zeros: NDArray[np.int8] | None) -> PackedWeight:
     """Return the packed weight that `to_qdq` was given, in 8 bits."""
     K, N = values_KN.shape
-    padded_NK = np.pad(values_KN.T, ((0, 0), (0, -K % block_size)))
     return pack(
-        _from_middle(padded_NK.reshape(N, -1, block_size)),
+        _from_middle(np.ascontiguousarray(values_KN.T).reshape(N, len(scales), -1)),
         np.ascontiguousarray(scales.T),
         None if zeros is None else _from_middle(zeros.T),
         bits=BITS,
