@@ -83,14 +83,18 @@ def _export(checkpoint: Path, target: Path, precision: str) -> None:
         export_package(source, target, precision, name=f"{MODEL}-{precision}")
 
 
-def _build_genai(checkpoint: Path, target: Path, precision: str, last_logits_only: bool) -> None:
-    """Run the builder that onnxruntime-genai ships.
+def genai_command(checkpoint: Path, target: Path, precision: str, *, last_logits_only: bool = True) -> list[str]:
+    """Call the builder that onnxruntime-genai ships.
 
     Its default computes the head for every token of a prompt; timed is the faster graph, with the last one's alone.
     """
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(target)]
     command += ["-p", precision, "-e", "cpu", "-c", str(CACHE / "genai-builder")]
-    command += ["--extra_options", f"block_size={_GENAI_BLOCK_SIZE}", f"prune_lm_head={str(last_logits_only).lower()}"]
+    return [*command, "--extra_options", f"block_size={_GENAI_BLOCK_SIZE}", f"prune_lm_head={last_logits_only}".lower()]
+
+
+def _build_genai(checkpoint: Path, target: Path, precision: str, last_logits_only: bool) -> None:
+    command = genai_command(checkpoint, target, precision, last_logits_only=last_logits_only)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=False)
     if result.returncode:
