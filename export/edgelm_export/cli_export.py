@@ -55,7 +55,7 @@ kv_cache_option = click.option(
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The package folder [default: in the library].")
 @click.option(
     "--precision", type=click.Choice([*PRECISIONS, MIXED]), default=DEFAULT_PRECISION, show_default=True,
-    help="How the weights are stored; keep: on the source's grid; qdq: int8 in ONNX's operators; mixed: by sensitivity.",
+    help="How the weights are stored; keep: the source's grid; qdq: int8 in ONNX's operators; mixed: by sensitivity.",
 )  # fmt: skip
 @click.option("--recipe", type=click.Path(path_type=Path), help="A TOML or JSON file of rules, instead of --precision.")
 @kv_cache_option
