@@ -2,6 +2,7 @@
 
     python benchmarks/training.py                  a few minutes; prints a table, and writes what --output names
     python benchmarks/training.py --steps 6 --rounds 1
+    python benchmarks/training.py --compile        all three with torch.compile
 
 Each contestant trains the same weights on the same batches (bytes of Python's language reference) in the same
 precision with the same fused AdamW, in a process of its own; rounds are interleaved, and the first steps do not count.
@@ -85,7 +86,7 @@ def now() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def edgelm_trainer(checkpoint: Path, steps: int, precision: str, folder: Path) -> Measured:
+def edgelm_trainer(checkpoint: Path, steps: int, precision: str, compiled: bool, folder: Path) -> Measured:
     measured = Measured(ends=[], losses=[])
 
     class Stopwatch(SilentReporter):
@@ -96,7 +97,7 @@ def edgelm_trainer(checkpoint: Path, steps: int, precision: str, folder: Path) -
     config = TrainConfig(
         max_steps=steps, sequence_length=LENGTH, global_batch_size=ROWS, learning_rate=RATE, warmup_steps=0,
         schedule="constant", save_every=steps, precision=precision, tensorboard=False, device="cpu",
-        threads=torch.get_num_threads(),
+        threads=torch.get_num_threads(), compile=compiled,
     )  # fmt: skip
     recipe = Recipe(
         model=load_checkpoint(checkpoint),
@@ -114,7 +115,7 @@ def edgelm_trainer(checkpoint: Path, steps: int, precision: str, folder: Path) -
     return measured
 
 
-def plain_loop(checkpoint: Path, steps: int, precision: str, _folder: Path) -> Measured:
+def plain_loop(checkpoint: Path, steps: int, precision: str, compiled: bool, _folder: Path) -> Measured:
     """As in nanoGPT's train.py: autocast, backward, clip, fused AdamW."""
     model, rows = load_checkpoint(checkpoint), TextRows()
     measured = Measured(ends=[], losses=[])
@@ -124,6 +125,8 @@ def plain_loop(checkpoint: Path, steps: int, precision: str, _folder: Path) -> M
     ]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), fused=True)
     model.train()
+    if compiled:
+        model.compile()
     for step in range(steps):
         batch = rows.batch(step * ROWS, ROWS)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
@@ -138,7 +141,7 @@ def plain_loop(checkpoint: Path, steps: int, precision: str, _folder: Path) -> M
     return measured
 
 
-def transformers_trainer(checkpoint: Path, steps: int, precision: str, folder: Path) -> Measured:
+def transformers_trainer(checkpoint: Path, steps: int, precision: str, compiled: bool, folder: Path) -> Measured:
     import transformers
 
     measured = Measured(ends=[], losses=[])
@@ -164,14 +167,14 @@ def transformers_trainer(checkpoint: Path, steps: int, precision: str, folder: P
         output_dir=str(folder / "trainer"), per_device_train_batch_size=ROWS, max_steps=steps, learning_rate=RATE,
         lr_scheduler_type="constant", weight_decay=0.1, adam_beta2=0.95, optim="adamw_torch_fused", max_grad_norm=1.0,
         bf16=precision == "bf16", use_cpu=True, logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
-        remove_unused_columns=False,
+        remove_unused_columns=False, torch_compile=compiled,
     )  # fmt: skip
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
     transformers.Trainer(model, arguments, train_dataset=Data(), callbacks=[Stopwatch()]).train()
     return measured
 
 
-CONTESTANTS: dict[str, Callable[[Path, int, str, Path], Measured]] = {
+CONTESTANTS: dict[str, Callable[[Path, int, str, bool, Path], Measured]] = {
     "edgelm": edgelm_trainer,
     "plain loop": plain_loop,
     "transformers' Trainer": transformers_trainer,
@@ -183,22 +186,33 @@ CONTESTANTS: dict[str, Callable[[Path, int, str, Path], Measured]] = {
 @click.option("--steps", default=20, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
+@click.option("--compile", "compiled", is_flag=True, help="Compile each model with torch.compile.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw the losses of all over each other.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write all figures as JSON.")
 @click.option("--worker", type=click.Choice(list(CONTESTANTS)), hidden=True)
 @click.option("--checkpoint", type=click.Path(path_type=Path), hidden=True)
 def main(
-    rounds: int, steps: int, threads: int, precision: str, output: Path | None, worker: str | None, checkpoint: Path
-) -> None:
+    rounds: int, steps: int, threads: int, precision: str, compiled: bool, picture: Path | None, output: Path | None,
+    worker: str | None, checkpoint: Path,
+) -> None:  # fmt: skip
     """Measure training beside a plain loop and transformers' Trainer."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         if worker is not None:
-            measured = CONTESTANTS[worker](checkpoint, steps, precision, Path(folder))
+            measured = CONTESTANTS[worker](checkpoint, steps, precision, compiled, Path(folder))
             print(json.dumps(_figures(measured)))
             return
         torch.manual_seed(0)
         save_checkpoint(Transformer(MODEL), Path(folder) / "checkpoint")
-        options = ["--steps", steps, "--threads", threads, "--precision", precision]
+        options = [
+            "--steps",
+            steps,
+            "--threads",
+            threads,
+            "--precision",
+            precision,
+            *(["--compile"] if compiled else []),
+        ]
         results: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
         for _ in range(rounds):
             for name, runs in results.items():
@@ -206,6 +220,8 @@ def main(
                 done = subprocess.run([*map(str, [*command, *options])], stdout=subprocess.PIPE, text=True, check=True)
                 runs.append(json.loads(done.stdout.splitlines()[-1]))
     _report(results, output)
+    if picture is not None:
+        _draw_losses(results, picture)
 
 
 def _figures(measured: Measured) -> dict[str, Any]:
@@ -232,6 +248,21 @@ def _report(results: dict[str, list[dict[str, Any]]], output: Path | None) -> No
     if output is not None:
         facts = {"command": " ".join(["python benchmarks/training.py", *sys.argv[1:]]), "machine": describe_machine()}
         output.write_text(json.dumps(facts | {"results": results}, indent=1) + "\n")
+
+
+def _draw_losses(results: dict[str, list[dict[str, Any]]], picture: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for (name, runs), style in zip(results.items(), ("-", "--", ":"), strict=True):
+        losses = runs[0]["losses"]
+        axes.plot(range(1, len(losses) + 1), losses, style, label=name, linewidth=2)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats per byte")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(picture, dpi=110)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from edgelm.library import Library
 from edgelm.testing import tiny_model_path
 
 EDGELM = str(Path(sysconfig.get_path("scripts")) / "edgelm")
@@ -142,6 +143,9 @@ def test_colour_is_for_terminals_that_want_it(variables):
     ],
 )
 def test_a_stream_that_is_closed_or_full_is_no_crash(command, code, errors):
+    source = Library().root / "sources" / "foo"
+    source.mkdir(parents=True)
+    (source / "model.gguf").touch()
     result = subprocess.run(f"'{EDGELM}' {command}", shell=True, capture_output=True, text=True, check=False)
     assert result.returncode == code, result.stderr
     assert errors in result.stderr

@@ -36,7 +36,9 @@ def test_a_pulled_model_answers_in_chat_and_run(smollm2_gguf):
     assert answer.stderr == ""
 
     turns = ["The capital of Italy is Rome.", "Which city did I name?"]
-    chat = edgelm("chat", "smollm2-135m-instruct", "--max-new-tokens", "30", stdin="\n".join(turns))
+    chat = edgelm(
+        "chat", "smollm2-135m-instruct", "--temperature", "0", "--max-new-tokens", "30", stdin="\n".join(turns)
+    )
     assert chat.returncode == 0, chat.stderr
     session, fresh = (ChatSession(load("smollm2-135m-instruct")) for _ in range(2))
     config = GenerationConfig(max_new_tokens=30)

@@ -160,7 +160,11 @@ def test_many_disconnects_at_any_moment_leave_nothing(slow_serving):
 
 def test_a_full_queue_answers_429_at_once(slow_serving):
     request = slow_serving.post_bytes(CHAT, LONG | {"stream": True})
-    connections = [slow_serving.send(request) for _ in range(4)]  # 2 are computed at once, 2 may wait
+    connections = [slow_serving.send(request) for _ in range(2)]  # 2 are computed at once
+    for connection in connections:
+        while b"data: " not in connection.recv(65536):
+            pass
+    connections += [slow_serving.send(request) for _ in range(2)]  # 2 may wait
     wait_for(lambda: users(slow_serving) == 4)
     reply = slow_serving.post(CHAT, LONG)
     assert users(slow_serving) == 4  # nobody had to end for that answer

@@ -131,7 +131,7 @@ def test_torchrun_restarts_after_a_lost_worker_and_the_losses_are_the_same(
     toml.write_text(to_toml(PretrainConfig(**settings(tiny_shards, run))))
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "3")
 
     done = subprocess.run(
         [sys.executable, "-m", *launcher, str(program), str(toml), "--json"],
