@@ -30,7 +30,7 @@ def test_a_pulled_model_answers_in_chat_and_run(smollm2_gguf):
     assert pulled.returncode == 0, pulled.stderr
     assert pulled.stderr.endswith("Talk to it: edgelm chat smollm2-135m-instruct\n")
 
-    answer = edgelm("run", "smollm2-135m-instruct", "Hello", "--max-new-tokens", "20")
+    answer = edgelm("run", "smollm2-135m-instruct", "Hello", "--temperature", "0", "--max-new-tokens", "20")
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout == "Hello! How can I assist you today?\n"  # as transformers says in fp32
     assert answer.stderr == ""
