@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from held_engine import held
 from scripted_chat import converse
 
 import edgelm
@@ -81,7 +82,8 @@ def test_an_engine_shifts_in_any_company_as_alone(model: LanguageModel, room: in
     alone = [model.generate(prompt, own) for prompt, own in zip(prompts, settings, strict=True)]
     options = EngineOptions(max_batch=4, max_kv_bytes=room * bytes_per_token(model.config))
     with Engine(model, options) as engine:
-        answers = [engine.submit(prompt, own) for prompt, own in zip(prompts, settings, strict=True)]
+        with held(engine):
+            answers = [engine.submit(prompt, own) for prompt, own in zip(prompts, settings, strict=True)]
         together = [join(answer) for answer in answers]
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
     assert (engine.stats.preempted > 0) == (room == 230)

@@ -3,11 +3,13 @@
 import random
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from held_engine import held
 
 import edgelm
 from edgelm import Chunk, Completion, Constraint, Engine, EngineOptions, Generation, GenerationConfig, LanguageModel
@@ -81,15 +83,16 @@ def check_all(model: LanguageModel, chosen: list[Case], options: EngineOptions, 
     got: dict[int, list[Chunk]] = {}
     with Engine(model, options) as engine:
         readers = []
-        for i, case in enumerate(chosen):
-            generation = engine.submit(case.prompt, case.config, priority=i % 3)
+        with nullcontext() if pause else held(engine):
+            for i, case in enumerate(chosen):
+                generation = engine.submit(case.prompt, case.config, priority=i % 3)
 
-            def work(i: int = i, generation: Generation = generation) -> None:
-                got[i] = read(generation, chosen[i].cancel_after)
+                def work(i: int = i, generation: Generation = generation) -> None:
+                    got[i] = read(generation, chosen[i].cancel_after)
 
-            readers.append(threading.Thread(target=work))
-            readers[-1].start()
-            time.sleep(pause * random.Random(i).random())
+                readers.append(threading.Thread(target=work))
+                readers[-1].start()
+                time.sleep(pause * random.Random(i).random())
         for reader in readers:
             reader.join()
     for i, case in enumerate(chosen):
