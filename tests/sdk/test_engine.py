@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from held_engine import held
 
 import edgelm
 from edgelm import Engine, EngineOptions, GenerationConfig, LanguageModel
@@ -192,7 +193,8 @@ def test_an_event_loop_that_is_gone_does_not_stop_the_engine(model: LanguageMode
             await asyncio.wait_for(generation.__anext__(), 0.0001)
 
     with Engine(model) as engine:
-        asyncio.run(leave(engine))
+        with held(engine):
+            asyncio.run(leave(engine))
         assert join(engine.submit("y", GenerationConfig(max_new_tokens=2))).usage.completion_tokens > 0
 
 
