@@ -190,3 +190,23 @@ def test_an_interrupt_that_is_ignored_from_outside_stays_ignored():
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.stdout.startswith("edgelm, version"), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "extra"),
+    [
+        (["train", "--data", "shards/"], "torch", "train"),
+        (["finetune", "ckpt/", "--data", "chats.jsonl"], "torch", "train"),
+        (["inspect", TINY, "hi"], "torch", "train"),
+        (["merge", "run/", "-o", "merged/"], "torch", "train"),
+        (["serve", TINY], "uvicorn", "serve"),
+    ],
+)
+def test_a_command_without_its_extra_names_the_line_that_adds_it(command, module, extra):
+    program = f"import sys; sys.modules[{module!r}] = None; from edgelm.cli.start import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", program, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    needs = f"error: `edgelm {command[0]}` needs {module!r}, which is not installed: pip install 'edgelm[{extra}]'\n"
+    assert result.stderr == needs

@@ -127,6 +127,9 @@ class LazyGroup(click.Group):
             # An extension module that is being imported makes an ImportError of Ctrl-C.
             if _has_cause(error, KeyboardInterrupt):
                 raise SystemExit(EXIT_INTERRUPTED) from None
+            called = _entry_points().get(context.invoked_subcommand or "")
+            if isinstance(error, ModuleNotFoundError) and called is not None:  # commands import late what is slow
+                raise ReportedError(str(_missing_extra(called, error))) from error
             raise
 
 
@@ -154,17 +157,21 @@ def _owner(entry_point: metadata.EntryPoint) -> str:
 
 
 def _missing_extra(entry_point: metadata.EntryPoint, error: ModuleNotFoundError) -> Exception:
-    """Name the extra that brings a missing module; an error of any other kind passes through as it is."""
+    """Name the extra that brings a missing module; an error of any other kind passes through as it is.
+
+    Of several it is the one with the command's own name, or else the first.
+    """
     package = (error.name or "").partition(".")[0]
     requirements: Iterable[str] = (entry_point.dist.requires if entry_point.dist is not None else None) or ()
-    for requirement in requirements:
-        match = re.match(r"""([\w.-]+).*\bextra == ['"]([\w-]+)['"]""", requirement)
-        if match and re.sub(r"[-.]", "_", match[1]).lower() == package.lower():
-            return MissingExtraError(
-                f"`edgelm {entry_point.name}` needs {package!r}, which is not installed: "
-                f"pip install '{_owner(entry_point)}[{match[2]}]'"
-            )
-    raise error
+    found = [re.match(r"""([\w.-]+).*\bextra == ['"]([\w-]+)['"]""", requirement) for requirement in requirements]
+    extras = [match[2] for match in found if match and re.sub(r"[-.]", "_", match[1]).lower() == package.lower()]
+    if not extras:
+        raise error
+    extra = entry_point.name if entry_point.name in extras else extras[0]
+    return MissingExtraError(
+        f"`edgelm {entry_point.name}` needs {package!r}, which is not installed: "
+        f"pip install '{_owner(entry_point)}[{extra}]'"
+    )
 
 
 def _first_docstring_line(entry_point: metadata.EntryPoint) -> str:
