@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gradient_check import check_gradients, gradients_of
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -290,22 +290,7 @@ def test_gradients_are_those_of_transformers(name: str, tmp_path: Path, save_mod
     ids_BT = torch.tensor([[id_ for id_ in random_ids() if id_ != model.config.pad_token_id]])
     for logits_BTV in (model(ids_BT).logits, ours(ids_BT)):
         torch.nn.functional.cross_entropy(logits_BTV[0, :-1], ids_BT[0, 1:]).backward()
-    for parameter in model.parameters():
-        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    model.save_pretrained(tmp_path / "gradients")
-    for path in (tmp_path / "hf").glob("tokenizer*"):
-        shutil.copy(path, tmp_path / "gradients")
-
-    gradients = HuggingFaceCheckpoint(tmp_path / "gradients")
-    expected = {name: torch.from_numpy(gradients.tensor(name).copy()) for name in ours.config.tensor_shapes()}
-    found = {name: parameter.grad for name, parameter in ours.named_parameters()}
-    assert found.keys() == expected.keys()
-    largest = max(gradient.norm() for gradient in expected.values())
-    for tensor, gradient in expected.items():
-        # Where softmax takes a key's bias away again, nothing but rounding is left of the gradient.
-        size = max(gradient.norm(), 1e-3 * largest)
-        # float32 sums in another order. Measured: 1.4e-5.
-        assert (found[tensor] - gradient).norm() / size < 1e-4, tensor
+    check_gradients(*gradients_of(model, ours, tmp_path / "hf"))
 
 
 # Their tensors have other names or another form in transformers, and no family there has their features and our names.

@@ -30,13 +30,13 @@ TEXTS = [
 ]  # fmt: skip
 
 
-def train(texts: list[str]) -> bytes:
+def train(texts: list[str], model_type: str = "unigram", vocab_size: int = 300) -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_writer=model,
-        vocab_size=300,
-        model_type="unigram",
+        vocab_size=vocab_size,
+        model_type=model_type,
         hard_vocab_limit=False,
         minloglevel=2,
     )
@@ -104,16 +104,7 @@ def test_a_vocabulary_with_gaps_or_without_control_tokens_is_refused(
 
 
 def test_a_source_model_that_is_no_unigram_is_refused(tmp_path: Path) -> None:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(ENGLISH),
-        model_writer=model,
-        vocab_size=60,
-        model_type="bpe",
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    (tmp_path / "source.spm").write_bytes(model.getvalue())
+    (tmp_path / "source.spm").write_bytes(train(ENGLISH, "bpe", 60))
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(CheckpointError, match="of the kind 'bpe'; Marian's are unigrams"):
         read_text_files(tmp_path)
