@@ -19,7 +19,7 @@ class EdgeLM:
         self._model = edgelm.load(options.path, edgelm.SessionOptions(threads=options.threads))
         self._runs: list[tuple[float, float]] = []  # start and end of each run of the graph
         # Only from here can the time inside ONNX Runtime be told from the time around it.
-        session = self._model.session._session
+        session = self._model.session._graph.session
         run = session.run_with_iobinding
 
         def timed_run(binding: Any) -> None:

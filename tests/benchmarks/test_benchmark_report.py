@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,7 +12,11 @@ from xml.etree import ElementTree
 import click
 import pytest
 
+import edgelm
 from contestants import Contestant
+from edgelm.generate import decode, prefill
+from edgelm.sampling import Sampler
+from edgelm.testing import tiny_model_path
 from figures import Figures
 from goals import judge
 from report import write_report
@@ -80,3 +85,16 @@ def test_the_log_likelihood_is_the_sum_of_log_softmax() -> None:
     logits_TV = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], np.float32)) + 7  # log-softmax ignores the shift
     # float32 logits near 7 carry 5e-7 each; measured difference 2e-7
     assert sum_log_likelihood(logits_TV, [1, 2]) == pytest.approx(np.log(0.25) + np.log(0.8), abs=2e-6)
+
+
+def test_edgelm_is_timed_with_the_tokens_that_it_gives_untimed(tmp_path: Path) -> None:
+    row = Contestant(name="tiny", label="tiny", engine="edgelm_engine", model="tiny", baseline=None)
+    with Worker(row, tiny_model_path(), huge_pages=False, log=tmp_path / "log") as worker:
+        generation = worker.ask("generate", prompt_ids=[5, 6, 7, 8], new_tokens=6)
+    session = edgelm.load(tiny_model_path()).session
+    cache, sampler = session.new_cache(), Sampler(edgelm.GenerationConfig(temperature=0.0))
+    logits_V = prefill(session, [5, 6, 7, 8], cache)
+    assert logits_V is not None
+    assert generation["token_ids"] == [id_ for id_, _ in islice(decode(session, logits_V, cache, sampler), 6)]
+    assert [len(generation[part]) for part in ("steps", "python")] == [5, 5]
+    assert all(0 < python < step for python, step in zip(generation["python"], generation["steps"], strict=True))
