@@ -13,9 +13,9 @@ import click
 
 import edgelm
 from edgelm import Engine, EngineOptions, GenerationConfig, LanguageModel, PrefixCache, SessionOptions
-from edgelm.answer import join
-from edgelm.generate import prefill
-from edgelm.kv_batch import KVBatch
+from edgelm.decoding.answer import join
+from edgelm.decoding.generate import prefill
+from edgelm.memory.kv_batch import KVBatch
 from prepare import prepare_models
 from ratio_report import print_heading, spread, timed
 from workload import FULL, THREADS, read_text

@@ -27,10 +27,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import edgelm
-from edgelm.chat_template import ChatTemplate, encode_chat
-from edgelm.manifest import FILE_NAME
-from edgelm.session import SessionOptions
-from edgelm.tokenizer import Tokenizer
+from edgelm.package.manifest import FILE_NAME
+from edgelm.runtime.session import SessionOptions
+from edgelm.text.chat_template import ChatTemplate, encode_chat
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.checkpoint_scorer import CheckpointScorer
 from edgelm_training.held_out import HeldOut
 from edgelm_training.package_scorer import PackageScorer

@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 
 from definitions import fetch_wordnet, measure, split_entries, table, write_chats
-from edgelm.cpu import physical_cores
+from edgelm.runtime.cpu import physical_cores
 from machine import describe_machine
 
 PRECISIONS = ("int8", "int4")

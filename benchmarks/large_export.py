@@ -23,8 +23,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.architecture.hf_config import hf_config
 from edgelm.config import ModelConfig
-from edgelm.hf_config import hf_config
 from edgelm_export.safetensors_writer import TensorSpec, write_safetensors
 from machine import describe_machine
 from prepare import genai_command

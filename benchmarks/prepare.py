@@ -14,8 +14,8 @@ from pathlib import Path
 
 import click
 
-from edgelm import sources
-from edgelm.library import Library
+from edgelm.library import sources
+from edgelm.library.library import Library
 from edgelm_export.exporter import export_package
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.sources import open_checkpoint

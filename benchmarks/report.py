@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from contestants import CONTESTANTS
-from edgelm.bar_chart import Bar, Panel, draw
+from edgelm.pictures.bar_chart import Bar, Panel, draw
 from figures import ALL, NONE, Figures
 from goals import Verdict, judge
 

@@ -15,8 +15,8 @@ import click
 
 import edgelm
 from edgelm import GenerationConfig, LanguageModel, PrefixCache, SessionOptions
-from edgelm.generate import prefill
-from edgelm.single_steps import MOST_ROWS
+from edgelm.decoding.generate import prefill
+from edgelm.runtime.single_steps import MOST_ROWS
 from prepare import prepare_models
 from ratio_report import print_heading, spread, timed
 from workload import THREADS

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 
 THREADS = 2
 PERPLEXITY_TOKENS = 1024

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import llm
 
 import edgelm
-from edgelm.library import Library
+from edgelm.library.library import Library
 
 
 class LocalModel(llm.Model):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from edgelm import sources
-from edgelm.library import Library
+from edgelm.library import sources
+from edgelm.library.library import Library
 
 if TYPE_CHECKING:
     from loopback_server import LoopbackServer

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from edgelm.file_lock import file_lock
+from edgelm.files.file_lock import file_lock
 
 LOCK = Path(__file__).parents[1] / ".cache" / "apt-get.lock"
 

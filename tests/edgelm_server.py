@@ -23,7 +23,7 @@ TINY = str(tiny_model_path())
 PROGRAM = "{prelude}\nfrom edgelm.cli.main import main\nmain(prog_name='edgelm')"
 SLOW = """
 import time
-from edgelm.sampling import Sampler
+from edgelm.decoding.sampling import Sampler
 sample = Sampler.sample
 Sampler.sample = lambda *arguments: (time.sleep(0.02), sample(*arguments))[1]
 """

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm import Engine, GenerationConfig
-from edgelm.answer import join
+from edgelm.decoding.answer import join
 
 
 @contextmanager

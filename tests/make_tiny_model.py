@@ -12,8 +12,8 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from edgelm.architecture.hf_config import hf_config
 from edgelm.config import SECTION, ModelConfig
-from edgelm.hf_config import hf_config
 from edgelm.testing import tiny_model_path
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint

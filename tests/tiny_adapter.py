@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from edgelm.adapter import AdapterManifest
-from edgelm.manifest import Manifest, describe_file
+from edgelm.package.adapter import AdapterManifest
+from edgelm.package.manifest import Manifest, describe_file
 from edgelm.testing import tiny_model_path
 
 PACKAGE = Manifest.load(tiny_model_path())

@@ -7,8 +7,8 @@ from itertools import islice
 from typing import Any
 
 import edgelm
-from edgelm.generate import decode, prefill
-from edgelm.sampling import Sampler
+from edgelm.decoding.generate import decode, prefill
+from edgelm.decoding.sampling import Sampler
 from workers.engine import EngineOptions, Generation
 
 

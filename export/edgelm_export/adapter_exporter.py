@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 import edgelm
-from edgelm import atomic
-from edgelm.adapter import MAX_RANK, WEIGHTS_FILE, AdapterManifest
+from edgelm.architecture.quantization_recipe import Rule, scheme_for
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError
-from edgelm.manifest import Manifest, describe_file
-from edgelm.peft_format import (
+from edgelm.files import atomic
+from edgelm.files.safetensors_header import check_header_length
+from edgelm.package.adapter import MAX_RANK, WEIGHTS_FILE, AdapterManifest
+from edgelm.package.manifest import Manifest, describe_file
+from edgelm.package.peft_format import (
     BASE_GRID,
     BASE_NAME,
     BASE_SHA256,
@@ -32,10 +34,8 @@ from edgelm.peft_format import (
     scale_of,
     tensor_names,
 )
-from edgelm.peft_format import WEIGHTS_FILE as PEFT_WEIGHTS_FILE
-from edgelm.quantization_recipe import Rule, scheme_for
-from edgelm.replaceable import why_not_an_adapter
-from edgelm.safetensors_header import check_header_length
+from edgelm.package.peft_format import WEIGHTS_FILE as PEFT_WEIGHTS_FILE
+from edgelm.package.replaceable import why_not_an_adapter
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.folded import FoldedCheckpoint

@@ -8,10 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from edgelm.chat_template import ChatTemplate, encode_chat
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, EdgeLMError, ExportError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.chat_template import ChatTemplate, encode_chat
+from edgelm.text.tokenizer import Tokenizer
 
 _WINDOW_TOKENS = 512
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgelm.library import Library
-from edgelm.manifest import Manifest, Quality
-from edgelm.package_check import Finding
+from edgelm.library.library import Library
+from edgelm.package.manifest import Manifest, Quality
+from edgelm.package.package_check import Finding
 from edgelm_export.checked import Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.sources import open_checkpoint

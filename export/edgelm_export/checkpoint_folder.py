@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgelm import regular_file
 from edgelm.errors import CheckpointError, TokenizerError
-from edgelm.tokenizer_trial import MAX_BYTES, try_tokenizer
+from edgelm.files import regular_file
+from edgelm.text.tokenizer_trial import MAX_BYTES, try_tokenizer
 from edgelm_export.marian_tokenizer import MARIAN_FILES, marian_files
 from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES, sentencepiece_files
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import click
 
+from edgelm.architecture.quantization_recipe import read_recipe
 from edgelm.cli.output import is_terminal
 from edgelm.cli.picture_file import PictureFile
 from edgelm.cli.progress import progress_line
 from edgelm.config import KV_CACHES
-from edgelm.library import Library
-from edgelm.manifest import Manifest
-from edgelm.quantization_recipe import read_recipe
-from edgelm.scatter_picture import Dot, draw_scatter
+from edgelm.library.library import Library
+from edgelm.package.manifest import Manifest
+from edgelm.pictures.scatter_picture import Dot, draw_scatter
 from edgelm_export.byte_size import ByteSize
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import DEFAULT_PRECISION, export_package

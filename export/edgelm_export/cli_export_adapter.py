@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from edgelm.cli.output import is_terminal, megabytes
-from edgelm.library import Library
+from edgelm.library.library import Library
 from edgelm_export.adapter_exporter import export_adapter
 
 EXAMPLES = """

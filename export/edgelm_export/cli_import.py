@@ -12,7 +12,7 @@ import click
 
 from edgelm.cli.output import megabytes
 from edgelm.cli.progress import progress_line
-from edgelm.library import Library
+from edgelm.library.library import Library
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.importer import write_checkpoint
 from edgelm_export.sources import open_checkpoint

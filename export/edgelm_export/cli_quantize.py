@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 
+from edgelm.architecture.quantization_recipe import read_recipe
 from edgelm.cli.generation_options import complete_model
 from edgelm.cli.progress import progress_line
 from edgelm.errors import ExportError
-from edgelm.library import Library
-from edgelm.manifest import Manifest, sha256_of
-from edgelm.quantization_recipe import read_recipe
+from edgelm.library.library import Library
+from edgelm.package.manifest import Manifest, sha256_of
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.cli_export import kv_cache_option, print_figures, with_int8_cache
 from edgelm_export.exporter import export_package

@@ -16,11 +16,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from edgelm.architecture.relative_positions import relative_buckets
+from edgelm.architecture.rope import cos_sin_tables, has_long_table
 from edgelm.config import CROSS_NORMS
-from edgelm.decoder_graph import CROSS
 from edgelm.errors import ExportError
-from edgelm.relative_positions import relative_buckets
-from edgelm.rope import cos_sin_tables, has_long_table
+from edgelm.runtime.decoder_graph import CROSS
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import ROTARY_MULTIPLE, FoldedCheckpoint, padded_rotary_dim

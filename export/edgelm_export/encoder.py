@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from edgelm.architecture.relative_positions import relative_buckets
 from edgelm.config import ModelConfig
-from edgelm.decoder_graph import CROSS
-from edgelm.relative_positions import relative_buckets
+from edgelm.runtime.decoder_graph import CROSS
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.decoder import BATCH, FLOAT, INT64
 from edgelm_export.external_data import ExternalData

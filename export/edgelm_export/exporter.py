@@ -12,16 +12,16 @@ import numpy
 import onnx
 
 import edgelm
-from edgelm import atomic
-from edgelm.chat_template import ChatTemplate
 from edgelm.config import SECTION
 from edgelm.errors import EdgeLMError, ExportError, VerificationError
+from edgelm.files import atomic
 from edgelm.generation_config import GenerationConfig
-from edgelm.graph_file import DATA_FILE, DECODER_FILE, ENCODER_FILE, GRAPH_FILE
-from edgelm.manifest import Manifest, Quality, describe_file
-from edgelm.replaceable import why_not_a_package
-from edgelm.spdx import spdx_identifier
-from edgelm.tokenizer import Tokenizer
+from edgelm.package.graph_file import DATA_FILE, DECODER_FILE, ENCODER_FILE, GRAPH_FILE
+from edgelm.package.manifest import Manifest, Quality, describe_file
+from edgelm.package.replaceable import why_not_a_package
+from edgelm.package.spdx import spdx_identifier
+from edgelm.text.chat_template import ChatTemplate
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgelm.sources import read_record
+from edgelm.library.sources import read_record
 
 _PASSED_ON = ("repository", "revision", "package", "version", "license")
 

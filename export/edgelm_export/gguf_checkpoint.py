@@ -12,9 +12,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.architecture.hf_config import hf_config
 from edgelm.errors import CheckpointError, ConfigError
-from edgelm.hf_config import hf_config
-from edgelm.manifest import sha256_of
+from edgelm.package.manifest import sha256_of
 from edgelm_export.architectures import gguf_architecture_of
 from edgelm_export.architectures.architecture import ROPE_FACTORS, GGUFHeader
 from edgelm_export.checkpoint import QuantizedBlocks

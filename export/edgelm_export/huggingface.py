@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from edgelm.architecture.hf_config import hf_config
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
-from edgelm.hf_config import hf_config
-from edgelm.manifest import sha256_of
-from edgelm.safetensors_header import check_header_length
+from edgelm.files.safetensors_header import check_header_length
+from edgelm.package.manifest import sha256_of
 from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.hf_values import token_ids
 from edgelm_export.checkpoint import QuantizedBlocks

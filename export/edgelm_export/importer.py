@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from edgelm import atomic
 from edgelm.config import SECTION
 from edgelm.errors import CheckpointError
-from edgelm.replaceable import why_not_a_checkpoint
+from edgelm.files import atomic
+from edgelm.package.replaceable import why_not_a_checkpoint
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.huggingface import WEIGHTS_FILE

@@ -14,8 +14,8 @@ import onnx
 from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
-from edgelm.generate import prefill
-from edgelm.session import DecoderSession
+from edgelm.decoding.generate import prefill
+from edgelm.runtime.session import DecoderSession
 
 _LARGEST = 127
 # What the calibration text does not reach: another text's sizes, which are clipped beyond it.

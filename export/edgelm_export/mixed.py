@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from edgelm import atomic
+from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ExportError
-from edgelm.manifest import Manifest
-from edgelm.quantization_scheme import Scheme, parse_scheme
-from edgelm.replaceable import why_not_a_package
+from edgelm.files import atomic
+from edgelm.package.manifest import Manifest
+from edgelm.package.replaceable import why_not_a_package
 from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint

@@ -12,13 +12,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgelm.adapter_graph import FUSED_PROJECTIONS
+from edgelm.architecture.quantization_recipe import FORMS
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm.graph_file import GRAPH_FILE, read_graph
-from edgelm.manifest import Manifest
-from edgelm.quantization_recipe import FORMS
-from edgelm.signature import check_required_signature
+from edgelm.package.graph_file import GRAPH_FILE, read_graph
+from edgelm.package.manifest import Manifest
+from edgelm.package.signature import check_required_signature
+from edgelm.runtime.adapter_graph import FUSED_PROJECTIONS
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import read_json_object, read_text_files
 from edgelm_export.folded import UnfoldedCheckpoint

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.architecture.quantization_scheme import BLOCK_SIZES
 from edgelm.errors import CheckpointError
-from edgelm.quantization_scheme import BLOCK_SIZES
 from edgelm_export.checkpoint import QuantizedBlocks
 
 Read = Callable[[str], NDArray[Any]]

@@ -125,5 +125,5 @@ class QDQ:
         return [graph.second_name(f"{part}.tied", part) for part in parts]
 
 
-# One row for each of edgelm.quantization_recipe.FORMS.
+# One row for each of edgelm.architecture.quantization_recipe.FORMS.
 PACKED_OPERATORS: Mapping[str, PackedOperators] = {"nbits": NBits(), "qdq": QDQ()}

@@ -8,10 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgelm.chat_template import ChatTemplate
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.chat_template import ChatTemplate
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint

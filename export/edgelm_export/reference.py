@@ -14,9 +14,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.architecture.relative_positions import relative_buckets
+from edgelm.architecture.rope import cos_sin_tables, has_long_table, sinusoidal_table
 from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
-from edgelm.relative_positions import relative_buckets
-from edgelm.rope import cos_sin_tables, has_long_table, sinusoidal_table
 from edgelm_export.checkpoint import Checkpoint
 
 Array = NDArray[np.float32]

@@ -9,9 +9,9 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from edgelm import regular_file
 from edgelm.errors import CheckpointError, PackageError
-from edgelm.protobuf_wire import BYTES, FIXED32, VARINT, ProtobufWalk
+from edgelm.files import regular_file
+from edgelm.files.protobuf_wire import BYTES, FIXED32, VARINT, ProtobufWalk
 
 # The largest models in use have 262,000 pieces of four fields, in 5 MB.
 MAX_BYTES = 16 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgelm.errors import CheckpointError, ModelNotFoundError
-from edgelm.manifest import FILE_NAME
+from edgelm.package.manifest import FILE_NAME
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import INDEX_FILE, WEIGHTS_FILE, HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint

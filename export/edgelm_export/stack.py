@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from edgelm.architecture.rope import sinusoidal_table
 from edgelm.config import NORM_PLACEMENTS, SINUSOIDS, ModelConfig
-from edgelm.rope import sinusoidal_table
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.experts import add_experts
 from edgelm_export.external_data import ExternalData

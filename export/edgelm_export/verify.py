@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
+from edgelm.decoding.generate import PREFILL_CHUNK, prefill
 from edgelm.errors import VerificationError
-from edgelm.generate import PREFILL_CHUNK, prefill
-from edgelm.manifest import Quality
-from edgelm.session import DecoderSession
-from edgelm.tokenizer import Tokenizer
+from edgelm.package.manifest import Quality
+from edgelm.runtime.session import DecoderSession
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.quantize import Precision

@@ -16,6 +16,8 @@ TYPE_CHECKING = False  # as typing's, which takes as long to import as all the r
 if TYPE_CHECKING:
     from typing import Any
 
+    from edgelm.batching.engine import Engine, EngineOptions, EngineStats
+    from edgelm.batching.generation import Generation
     from edgelm.chat_session import ChatSession
     from edgelm.completion import (
         Chunk,
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
         Usage,
     )
     from edgelm.config import ModelConfig
-    from edgelm.constraint import Constraint
-    from edgelm.engine import Engine, EngineOptions, EngineStats
     from edgelm.errors import (
         ChatTemplateError,
         CheckpointError,
@@ -51,13 +51,13 @@ if TYPE_CHECKING:
         UploadError,
         VerificationError,
     )
-    from edgelm.generation import Generation
     from edgelm.generation_config import GenerationConfig
     from edgelm.language_model import LanguageModel, load
-    from edgelm.prefix_cache import PrefixCache
+    from edgelm.memory.prefix_cache import PrefixCache
+    from edgelm.runtime.session import SessionOptions
     from edgelm.saved_session import SavedSession, SavedSessions
-    from edgelm.session import SessionOptions
-    from edgelm.tokenizer import Tokenizer
+    from edgelm.structure.constraint import Constraint
+    from edgelm.text.tokenizer import Tokenizer
 
 # Imported at first use: some bring numpy, tokenizers and ONNX Runtime with them, and a command that Ctrl-C ends in its
 # first moments has to be past this file by then (edgelm/cli/start.py).
@@ -68,17 +68,17 @@ _LAZY = {
     "Chunk": "edgelm.completion",
     "Completion": "edgelm.completion",
     "ConfigError": "edgelm.errors",
-    "Constraint": "edgelm.constraint",
+    "Constraint": "edgelm.structure.constraint",
     "ContextLengthError": "edgelm.errors",
     "DataError": "edgelm.errors",
     "DownloadError": "edgelm.errors",
     "EdgeLMError": "edgelm.errors",
-    "Engine": "edgelm.engine",
-    "EngineOptions": "edgelm.engine",
-    "EngineStats": "edgelm.engine",
+    "Engine": "edgelm.batching.engine",
+    "EngineOptions": "edgelm.batching.engine",
+    "EngineStats": "edgelm.batching.engine",
     "ExportError": "edgelm.errors",
     "FinishReason": "edgelm.completion",
-    "Generation": "edgelm.generation",
+    "Generation": "edgelm.batching.generation",
     "GenerationConfig": "edgelm.generation_config",
     "LanguageModel": "edgelm.language_model",
     "Message": "edgelm.completion",
@@ -86,16 +86,16 @@ _LAZY = {
     "ModelConfig": "edgelm.config",
     "ModelNotFoundError": "edgelm.errors",
     "PackageError": "edgelm.errors",
-    "PrefixCache": "edgelm.prefix_cache",
+    "PrefixCache": "edgelm.memory.prefix_cache",
     "ProviderError": "edgelm.errors",
     "QueueFullError": "edgelm.errors",
     "SavedSession": "edgelm.saved_session",
     "SavedSessions": "edgelm.saved_session",
     "Scores": "edgelm.completion",
-    "SessionOptions": "edgelm.session",
+    "SessionOptions": "edgelm.runtime.session",
     "Timings": "edgelm.completion",
     "TokenLogprob": "edgelm.completion",
-    "Tokenizer": "edgelm.tokenizer",
+    "Tokenizer": "edgelm.text.tokenizer",
     "TokenizerError": "edgelm.errors",
     "ToolCall": "edgelm.completion",
     "ToolCallDelta": "edgelm.completion",

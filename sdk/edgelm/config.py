@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelm.errors import ConfigError
-from edgelm.regular_file import read_text
+from edgelm.files.regular_file import read_text
 
 # rms_offset multiplies by 1 + weight, rms_plain by nothing.
 NORMS = ("rms", "rms_offset", "rms_plain", "layer")
@@ -427,7 +427,7 @@ class ModelConfig:
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """List every tensor of a checkpoint by its canonical name (Hugging Face's Llama names), in file order."""
-        from edgelm.tensor_shapes import tensor_shapes  # which stands on this module
+        from edgelm.architecture.tensor_shapes import tensor_shapes  # which stands on this module
 
         return tensor_shapes(self)
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
-from edgelm import onnx_runtime
-from edgelm.cpu import cpu_features, cpu_quota, physical_cores, usable_cores
 from edgelm.errors import EdgeLMError
-from edgelm.graph_file import graph_files
-from edgelm.library import Library
-from edgelm.manifest import Manifest
-from edgelm.memory import available_memory
-from edgelm.package import open_package
-from edgelm.slow_operators import slow_operators
+from edgelm.library.library import Library
+from edgelm.memory.available_memory import available_memory
+from edgelm.package.graph_file import graph_files
+from edgelm.package.manifest import Manifest
+from edgelm.package.package import open_package
+from edgelm.package.slow_operators import slow_operators
+from edgelm.runtime import onnx_runtime
+from edgelm.runtime.cpu import cpu_features, cpu_quota, physical_cores, usable_cores
 
 # Wheels of other projects and of ONNX Runtime's own family that do not contain the module `onnxruntime`.
 _BESIDE_ONNXRUNTIME = ("onnxruntime-genai", "onnxruntime-extensions", "onnxruntime-training")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.decoding.generate import PREFILL_CHUNK, prefill
 from edgelm.errors import ConfigError, ContextLengthError
-from edgelm.generate import PREFILL_CHUNK, prefill
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel

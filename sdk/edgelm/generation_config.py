@@ -8,9 +8,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
-from edgelm.constraint import Constraint
 from edgelm.errors import ConfigError
-from edgelm.regular_file import read_json_object
+from edgelm.files.regular_file import read_json_object
+from edgelm.structure.constraint import Constraint
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,32 +13,32 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.adapter import AdapterManifest, read_adapter
-from edgelm.answer import Answer, describe_token, join
-from edgelm.chat_template import ChatTemplate, encode_chat
 from edgelm.completion import Chunk, Completion, Message, Scores, TokenLogprob
 from edgelm.config import ModelConfig
-from edgelm.draft_length import StepCosts
-from edgelm.draft_model import DraftModel
+from edgelm.decoding.answer import Answer, describe_token, join
+from edgelm.decoding.draft_length import StepCosts
+from edgelm.decoding.draft_model import DraftModel
+from edgelm.decoding.generate import PREFILL_CHUNK, Decoder
+from edgelm.decoding.prompt_lookup import PromptLookup
+from edgelm.decoding.speculation import Speculator
 from edgelm.embedding import DEFAULT_POOLING, Pooling, embed
 from edgelm.errors import ChatTemplateError, ConfigError, ContextLengthError, TokenizerError
-from edgelm.fill_in_middle import fill_in_ids
-from edgelm.generate import PREFILL_CHUNK, Decoder
 from edgelm.generation_config import GenerationConfig
-from edgelm.huge_pages import large_mappings, move_new_mappings
-from edgelm.kv_cache import KVCache
-from edgelm.library import Library
-from edgelm.malloc import return_freed_memory
-from edgelm.manifest import Manifest, check_hash
-from edgelm.package import open_package
-from edgelm.prefix_cache import DEFAULT_BYTES, PrefixCache
-from edgelm.prompt_lookup import PromptLookup
-from edgelm.session import DecoderSession, SessionOptions
-from edgelm.signature import check_required_signature
-from edgelm.speculation import Speculator
-from edgelm.tokenizer import Tokenizer
-from edgelm.tool_messages import show_tools
-from edgelm.tools import Tool, ToolCallParser, ToolChoice, tool_format, tool_names, tool_settings
+from edgelm.library.library import Library
+from edgelm.memory.huge_pages import large_mappings, move_new_mappings
+from edgelm.memory.kv_cache import KVCache
+from edgelm.memory.malloc import return_freed_memory
+from edgelm.memory.prefix_cache import DEFAULT_BYTES, PrefixCache
+from edgelm.package.adapter import AdapterManifest, read_adapter
+from edgelm.package.manifest import Manifest, check_hash
+from edgelm.package.package import open_package
+from edgelm.package.signature import check_required_signature
+from edgelm.runtime.session import DecoderSession, SessionOptions
+from edgelm.structure.tool_messages import show_tools
+from edgelm.structure.tools import Tool, ToolCallParser, ToolChoice, tool_format, tool_names, tool_settings
+from edgelm.text.chat_template import ChatTemplate, encode_chat
+from edgelm.text.fill_in_middle import fill_in_ids
+from edgelm.text.tokenizer import Tokenizer
 
 _NOT_WITH_AN_ENCODER = ("speculation", "token_healing", "context_shift")
 _LARGE = 1 << 24  # bytes: what takes more than about 10 ms to hash
@@ -352,7 +352,7 @@ class LanguageModel:
             ConfigError: there are not as many configs as prompts.
             ContextLengthError, TokenizerError: a prompt is not one that `generate` takes; nothing was computed then.
         """
-        from edgelm.engine import generate_batch  # the engine stands on this class
+        from edgelm.batching.engine import generate_batch  # the engine stands on this class
 
         return generate_batch(self, prompts, config, max_batch)
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgelm import atomic
 from edgelm.completion import Message
 from edgelm.errors import ConfigError, EdgeLMError, PackageError
-from edgelm.folders import HOME_VARIABLE, state_folder
+from edgelm.files import atomic
+from edgelm.files.folders import HOME_VARIABLE, state_folder
 
 if TYPE_CHECKING:
     from edgelm.chat_session import ChatSession
-    from edgelm.kv_cache import KVCache
     from edgelm.language_model import LanguageModel
+    from edgelm.memory.kv_cache import KVCache
 
 CONVERSATION_FILE, CACHE_FILE = "conversation.json", "cache.npz"
 _KINDS: dict[str, Any] = {
@@ -159,7 +159,7 @@ def write(
 
 def read(folder: Path, model: LanguageModel, *, any_model: bool) -> tuple[str | None, list[Message], KVCache | None]:
     """Read a session's system message, turns and KV cache (None: there is none any more), as ChatSession.load does."""
-    from edgelm.kv_cache import KVCache
+    from edgelm.memory.kv_cache import KVCache
 
     conversation = _read_conversation(folder)
     is_its_own = conversation["fingerprint"] == model.fingerprint

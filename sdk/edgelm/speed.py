@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from edgelm.cpu import usable_cores
-from edgelm.engine import Engine, EngineOptions
+from edgelm.batching.engine import Engine, EngineOptions
+from edgelm.decoding.generate import decode, prefill
+from edgelm.decoding.sampling import Sampler
 from edgelm.errors import ConfigError
-from edgelm.generate import decode, prefill
 from edgelm.generation_config import GenerationConfig
-from edgelm.graph_file import DATA_FILE
-from edgelm.kv_cache import bytes_per_token
 from edgelm.language_model import LanguageModel, load
-from edgelm.providers import CPU
-from edgelm.sampling import Sampler
-from edgelm.session import SessionOptions
+from edgelm.memory.kv_cache import bytes_per_token
+from edgelm.package.graph_file import DATA_FILE
+from edgelm.runtime.cpu import usable_cores
+from edgelm.runtime.providers import CPU
+from edgelm.runtime.session import SessionOptions
 
 PROMPT_TOKENS, SHORT_PROMPT_TOKENS, NEW_TOKENS, REQUESTS = 512, 32, 64, 8
 # More than any processor's caches hold.

@@ -14,8 +14,8 @@ import pytest
 
 import edgelm
 from contestants import Contestant
-from edgelm.generate import decode, prefill
-from edgelm.sampling import Sampler
+from edgelm.decoding.generate import decode, prefill
+from edgelm.decoding.sampling import Sampler
 from edgelm.testing import tiny_model_path
 from figures import Figures
 from goals import judge

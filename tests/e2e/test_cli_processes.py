@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edgelm.library import Library
+from edgelm.library.library import Library
 from edgelm.testing import tiny_model_path
 
 EDGELM = str(Path(sysconfig.get_path("scripts")) / "edgelm")
@@ -169,7 +169,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["signal", "click", "edgelm.library"])
+@pytest.mark.parametrize("module", ["signal", "click", "edgelm.library.library"])
 def test_an_interrupt_while_the_command_starts_says_nothing(module):
     code = INTERRUPTED.replace("MODULE", repr(module))
     result = subprocess.run([sys.executable, "-c", code, "list"], capture_output=True, text=True, check=False)

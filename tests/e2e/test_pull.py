@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from loopback_server import COMMIT
 
-from edgelm.library import Library
-from edgelm.sources import read_record
+from edgelm.library.library import Library
+from edgelm.library.sources import read_record
 from edgelm.testing import tiny_model_path
 
 WEIGHTS = os.urandom(1_500_000)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from edgelm import ChatSession, GenerationConfig, load
-from edgelm.answer import join
-from edgelm.library import Library
+from edgelm.decoding.answer import join
+from edgelm.library.library import Library
 
 EDGELM = str(Path(sysconfig.get_path("scripts")) / "edgelm")
 

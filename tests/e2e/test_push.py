@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from loopback_hub import LoopbackHub
 
-from edgelm.library import Library
-from edgelm.manifest import Manifest
+from edgelm.library.library import Library
+from edgelm.package.manifest import Manifest
 from edgelm.testing import tiny_model_path
 
 EDGELM = str(Path(sysconfig.get_path("scripts")) / "edgelm")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import edgelm
-from edgelm.library import Library
+from edgelm.library.library import Library
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

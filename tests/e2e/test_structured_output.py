@@ -9,13 +9,13 @@ from jsonschema import Draft202012Validator
 from varied_schemas import UNSUPPORTED, varied_schemas
 
 from edgelm.completion import Message
-from edgelm.constraint import Constraint
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel, load
-from edgelm.session import SessionOptions
+from edgelm.runtime.session import SessionOptions
+from edgelm.structure.constraint import Constraint
 from edgelm.testing import tiny_model_path
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 
 
 def answer(model: LanguageModel, schema: dict[str, Any], seed: int, max_new_tokens: int) -> str:

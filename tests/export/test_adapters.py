@@ -23,17 +23,17 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import edgelm
-from edgelm.answer import join
+from edgelm.architecture.quantization_recipe import Precision, Rule
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
+from edgelm.decoding.answer import join
 from edgelm.errors import CheckpointError, ConfigError, ExportError
 from edgelm.generation_config import GenerationConfig
-from edgelm.kv_batch import KVBatch
 from edgelm.language_model import LanguageModel
-from edgelm.manifest import Manifest, sha256_of
-from edgelm.prefix_cache import PrefixCache
-from edgelm.quantization_recipe import Precision, Rule
-from edgelm.session import SessionOptions
+from edgelm.memory.kv_batch import KVBatch
+from edgelm.memory.prefix_cache import PrefixCache
+from edgelm.package.manifest import Manifest, sha256_of
+from edgelm.runtime.session import SessionOptions
 from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint

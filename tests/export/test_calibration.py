@@ -13,9 +13,9 @@ from make_tiny_model import CONFIG, make_checkpoint
 from safetensors.numpy import load_file, save_file
 
 import edgelm
+from edgelm.architecture.quantization_recipe import Precision, Rule
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ExportError
-from edgelm.quantization_recipe import Precision, Rule
 from edgelm_export.calibration_text import CalibrationOptions, bundled_text, calibration_sequences
 from edgelm_export.exporter import export_package, text_tools
 from edgelm_export.huggingface import HuggingFaceCheckpoint

@@ -11,7 +11,7 @@ from make_tiny_model import make_checkpoint
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm.manifest import Manifest
+from edgelm.package.manifest import Manifest
 from edgelm_export import certificate
 from edgelm_export.certificate import check_certificate
 from edgelm_export.exporter import export_package

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from edgelm.cli.main import main
 from edgelm.errors import ExportError
-from edgelm.library import Library
+from edgelm.library.library import Library
 from edgelm_export import cli_export
 
 

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
-from edgelm.library import Library
+from edgelm.library.library import Library
 
 SaveLlama = Callable[..., LlamaForCausalLM]
 WriteGGUF = Callable[..., Path]

@@ -12,8 +12,8 @@ from make_tiny_model import make_checkpoint
 
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
-from edgelm.library import Library
-from edgelm.manifest import Manifest
+from edgelm.library.library import Library
+from edgelm.package.manifest import Manifest
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.quantize import Precision, Rule

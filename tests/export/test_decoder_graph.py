@@ -9,9 +9,9 @@ import torch
 from make_tiny_model import CONFIG, make_checkpoint
 
 from edgelm.config import ModelConfig
+from edgelm.decoding.generate import prefill
 from edgelm.errors import ExportError
-from edgelm.generate import prefill
-from edgelm.session import DecoderSession
+from edgelm.runtime.session import DecoderSession
 from edgelm_export.decoder import build_decoder
 from edgelm_export.external_data import ExternalData
 from edgelm_export.huggingface import HuggingFaceCheckpoint

@@ -26,8 +26,8 @@ import edgelm
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ConfigError, ContextLengthError, ExportError, PackageError
-from edgelm.manifest import Manifest
-from edgelm.session import DecoderSession
+from edgelm.package.manifest import Manifest
+from edgelm.runtime.session import DecoderSession
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
@@ -220,7 +220,7 @@ def test_a_cache_is_of_one_source(exported: Exported, tmp_path: Path) -> None:
     loaded = edgelm.load(folder / "package")
     cache = loaded.session.new_cache()
     for source in (SOURCE[:40], SOURCE[40:60], SOURCE[:40]):
-        answer = edgelm.answer.join(loaded.stream(source, GREEDY, cache=cache))
+        answer = edgelm.decoding.answer.join(loaded.stream(source, GREEDY, cache=cache))
         assert list(answer.token_ids) == their_tokens(model, source, 12)
     copied = cache.clone()
     np.testing.assert_array_equal(loaded.session.forward([7], copied), loaded.session.forward([7], cache))

@@ -17,7 +17,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
-from edgelm.session import DecoderSession
+from edgelm.runtime.session import DecoderSession
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.decoder import build_decoder
 from edgelm_export.exporter import export_package

@@ -17,8 +17,8 @@ import edgelm
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError, VerificationError
-from edgelm.manifest import Manifest
-from edgelm.session import DecoderSession
+from edgelm.package.manifest import Manifest
+from edgelm.runtime.session import DecoderSession
 from edgelm.testing import tiny_model_path
 from edgelm_export import exporter, verify
 from edgelm_export.exporter import export_package

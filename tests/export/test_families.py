@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm.kv_batch import KVBatch
-from edgelm.session import DecoderSession
+from edgelm.memory.kv_batch import KVBatch
+from edgelm.runtime.session import DecoderSession
 from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.exporter import export_package
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
@@ -335,7 +335,7 @@ def test_transformers_refuses_an_imported_folder_of_a_family_that_it_stores_othe
 def test_a_dynamic_scaling_gives_the_logits_of_transformers_in_each_decoded_step(
     tmp_path: Path, save_model: SaveModel
 ) -> None:
-    """A prompt beyond the original context is another thing there: all of it turns as its last token (edgelm.rope)."""
+    """A prompt beyond the original context is another thing there: all of it turns as its last token (rope.py)."""
     rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
     model = save_model("llama", tmp_path / "hf", rope_parameters=rope, max_position_embeddings=64)
     export_package(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "fp32", name="tiny")

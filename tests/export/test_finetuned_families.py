@@ -15,7 +15,7 @@ from tiny_training_runs import finetune_settings
 from transformers import PreTrainedModel
 
 import edgelm
-from edgelm.session import DecoderSession
+from edgelm.runtime.session import DecoderSession
 from edgelm_export.exporter import export_package
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.sources import open_checkpoint

@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from edgelm.block_grid import in_blocks, outermost_grid, searched_grid
-from edgelm.quantization_scheme import Scheme, parse_scheme
+from edgelm.architecture.block_grid import in_blocks, outermost_grid, searched_grid
+from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm_export.quantize.gptq import _damped, output_error, quantize_gptq
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack

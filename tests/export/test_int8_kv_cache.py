@@ -18,8 +18,8 @@ import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel
 from edgelm.cli.main import main
 from edgelm.errors import ConfigError
-from edgelm.kv_cache import KVCache, bytes_per_token
-from edgelm.prefix_cache import PrefixCache
+from edgelm.memory.kv_cache import KVCache, bytes_per_token
+from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.testing import tiny_model_path
 from edgelm_export import reference
 from edgelm_export.huggingface import HuggingFaceCheckpoint

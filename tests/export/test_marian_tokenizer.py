@@ -12,7 +12,7 @@ import sentencepiece
 from transformers import MarianTokenizer
 
 from edgelm.errors import CheckpointError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.checkpoint_folder import read_text_files
 
 ENGLISH = [

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from make_tiny_model import CONFIG, make_checkpoint
 
 import edgelm
+from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.cli.main import main
 from edgelm.errors import ConfigError, ExportError
-from edgelm.quantization_scheme import Scheme, parse_scheme
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.mixed import Budget, export_mixed
 from edgelm_export.quantize.frontier import Choice, walk_frontier

@@ -12,7 +12,7 @@ from make_tiny_model import CONFIG, make_checkpoint
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, PackageError
-from edgelm.manifest import Manifest, describe_file
+from edgelm.package.manifest import Manifest, describe_file
 from edgelm.testing import tiny_model_path
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 import edgelm
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
+from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
-from edgelm.quantization_recipe import PRECISIONS, Precision, Rule
-from edgelm.quantization_scheme import Scheme, parse_scheme
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint

@@ -3,9 +3,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from edgelm.block_grid import Grid, exact_grid, in_blocks, outermost_grid
+from edgelm.architecture.block_grid import Grid, exact_grid, in_blocks, outermost_grid
+from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.errors import ExportError
-from edgelm.quantization_scheme import Scheme, parse_scheme
 from edgelm_export.graph import MICROSOFT, OPSETS
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, pack, stack, unpack

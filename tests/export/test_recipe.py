@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from make_tiny_model import make_checkpoint
 
+from edgelm.architecture.quantization_recipe import Precision, Rule, read_recipe
+from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
-from edgelm.quantization_recipe import Precision, Rule, read_recipe
-from edgelm.quantization_scheme import parse_scheme
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.quantize import PRECISIONS, precision_named, quantize, scheme_for
 

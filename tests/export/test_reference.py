@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from edgelm.architecture.rope import sinusoidal_table
 from edgelm.config import ACTIVATIONS as ACTIVATION_NAMES
 from edgelm.config import ModelConfig
-from edgelm.rope import sinusoidal_table
 from edgelm_export import reference
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.reference import ACTIVATIONS, reference_logits

@@ -14,7 +14,7 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer
 
 from edgelm import CheckpointError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.checkpoint_folder import read_text_files
 from edgelm_export.gguf_tokenizer import tokenizer_files
 from edgelm_export.sentencepiece_model import Piece, PieceType, SentencePieceModel, read_sentencepiece

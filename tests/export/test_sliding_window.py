@@ -19,14 +19,15 @@ from make_tiny_model import CONFIG, make_checkpoint
 from transformers import AutoModelForCausalLM
 
 import edgelm
-from edgelm import ChatSession, GenerationConfig, LanguageModel, kv_cache
-from edgelm.answer import join
+from edgelm import ChatSession, GenerationConfig, LanguageModel
 from edgelm.cli.main import main
+from edgelm.decoding.answer import join
 from edgelm.errors import PackageError
-from edgelm.kv_batch import KVBatch
-from edgelm.kv_cache import KVCache
-from edgelm.prefix_cache import PrefixCache
-from edgelm.returned_memory import CAN_RETURN
+from edgelm.memory import kv_cache
+from edgelm.memory.kv_batch import KVBatch
+from edgelm.memory.kv_cache import KVCache
+from edgelm.memory.prefix_cache import PrefixCache
+from edgelm.memory.returned_memory import CAN_RETURN
 
 pytestmark = pytest.mark.skipif(not CAN_RETURN, reason="Memory is given back on Linux.")
 

@@ -22,8 +22,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from fuzz.targets import TARGETS
 
-from edgelm import chat_template, manifest, onnx_walk, regular_file, safetensors_header
 from edgelm.errors import EdgeLMError
+from edgelm.files import regular_file, safetensors_header
+from edgelm.package import manifest, onnx_walk
+from edgelm.text import chat_template
 from edgelm_export import gguf, sentencepiece_model
 from edgelm_export.checkpoint_folder import read_json_object
 from edgelm_export.huggingface import INDEX_FILE

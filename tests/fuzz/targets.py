@@ -14,19 +14,19 @@ import numpy as np
 from fuzz import http_bodies
 from fuzz.mutations import mutate_bytes, mutate_json, mutate_template
 
-from edgelm.adapter import AdapterManifest
-from edgelm.chat_template import ChatTemplate
+from edgelm.architecture.quantization_recipe import read_recipe
 from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError
+from edgelm.files.safetensors_reader import parse_matrices
 from edgelm.generation_config import GenerationConfig
-from edgelm.kv_cache import KVCache
-from edgelm.manifest import Manifest
-from edgelm.onnx_walk import walk_onnx
-from edgelm.peft_format import in_pairs
-from edgelm.quantization_recipe import read_recipe
-from edgelm.safetensors_reader import parse_matrices
+from edgelm.memory.kv_cache import KVCache
+from edgelm.package.adapter import AdapterManifest
+from edgelm.package.manifest import Manifest
+from edgelm.package.onnx_walk import walk_onnx
+from edgelm.package.peft_format import in_pairs
 from edgelm.testing import tiny_model_path
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.chat_template import ChatTemplate
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.gguf import GGUFFile
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint

@@ -10,9 +10,9 @@ import pytest
 from foreign_models import genai_package, greedy_tokens, save_llama
 
 import edgelm
-from edgelm.binding import DeviceBinding
 from edgelm.errors import ProviderError
-from edgelm.onnx_runtime import describe_runtime
+from edgelm.runtime.binding import DeviceBinding
+from edgelm.runtime.onnx_runtime import describe_runtime
 from edgelm.testing import tiny_model_path
 
 pytestmark = [

@@ -31,7 +31,7 @@ from edgelm_server import TINY, EdgelmServer
 
 import edgelm
 from edgelm import LanguageModel
-from edgelm.answer import join
+from edgelm.decoding.answer import join
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 WORDS = (

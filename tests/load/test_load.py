@@ -21,7 +21,7 @@ from soak import Ask, Sample, asks, growth, leaks, soak, stream
 
 import edgelm
 from edgelm import Engine, LanguageModel
-from edgelm.answer import join
+from edgelm.decoding.answer import join
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at a process as Linux shows it")
 CHAT = "/v1/chat/completions"

@@ -13,15 +13,15 @@ from click.testing import CliRunner
 from tiny_adapter import LAYER, PACKAGE, describe, write_tiny_adapter
 
 import edgelm
-from edgelm.adapter import read_adapter
-from edgelm.adapter_bank import AdapterBank
-from edgelm.adapter_graph import products_of, with_adapters
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, PackageError
 from edgelm.generation_config import GenerationConfig
-from edgelm.onnx_walk import walk_onnx
-from edgelm.shared_use import SharedUse
+from edgelm.package.adapter import read_adapter
+from edgelm.package.onnx_walk import walk_onnx
+from edgelm.runtime.adapter_bank import AdapterBank
+from edgelm.runtime.adapter_graph import products_of, with_adapters
+from edgelm.runtime.shared_use import SharedUse
 from edgelm.testing import scripted_model, tiny_model_path
 
 CONFIG = ModelConfig.load(tiny_model_path())
@@ -115,7 +115,7 @@ def test_a_layer_without_a_product_of_its_own_cannot_be_adapted(tmp_path: Path) 
 
 
 def test_a_graph_of_another_program_takes_no_adapters(tmp_path: Path) -> None:
-    from edgelm.session import DecoderSession
+    from edgelm.runtime.session import DecoderSession
 
     session = DecoderSession(tiny_model_path(), CONFIG, foreign_graph=Path("model.onnx"))
     adapter = read_adapter(write_tiny_adapter(tmp_path / "adapter"), PACKAGE, CONFIG)
@@ -129,7 +129,7 @@ def test_when_the_adapted_graph_does_not_start_the_model_goes_on_without(
     model = edgelm.load(tiny_model_path())
     config = GenerationConfig(max_new_tokens=4)
     expected = model.generate("The sea", config).token_ids
-    monkeypatch.setattr("edgelm.session.with_adapters", lambda graph, path, products: b"broken")
+    monkeypatch.setattr("edgelm.runtime.session.with_adapters", lambda graph, path, products: b"broken")
     with pytest.raises(edgelm.ProviderError, match="does not load"):
         model.load_adapter(write_tiny_adapter(tmp_path / "adapter"))
     assert not model.adapters

@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 import edgelm
-from edgelm import sources
 from edgelm.cli.main import main
 from edgelm.errors import ConfigError, ModelNotFoundError
-from edgelm.library import Library
+from edgelm.library import sources
+from edgelm.library.library import Library
 from edgelm.testing import tiny_model_path
 
 
@@ -179,7 +179,7 @@ def test_alias_is_told_what_to_do(library, arguments, message):
 _CHANGE = """
 import sys
 from pathlib import Path
-from edgelm.library import Library
+from edgelm.library.library import Library
 for _ in range(30):
     Library(Path(sys.argv[1])).add_alias("mine", sys.argv[2])
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edgelm import atomic
+from edgelm.files import atomic
 
 POSIX_ONLY = pytest.mark.skipif(os.name != "posix", reason="SIGKILL and limits on file sizes are POSIX's")
 
@@ -23,7 +23,7 @@ NEW = {"config.json": "new", "model.onnx": "new weights", "only-new.txt": "new"}
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from edgelm import atomic
+from edgelm.files import atomic
 
 target, left, exchange = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "exchange"
 if not exchange:
@@ -296,7 +296,7 @@ def test_a_full_disk_leaves_the_old_text(tmp_path: Path) -> None:
     program = """
 import resource, signal, sys
 from pathlib import Path
-from edgelm import atomic
+from edgelm.files import atomic
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:

@@ -15,7 +15,7 @@ from make_tiny_model import make_checkpoint
 import edgelm
 from edgelm import GenerationConfig, LanguageModel
 from edgelm.errors import ConfigError, EdgeLMError
-from edgelm.prefix_cache import PrefixCache
+from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.testing import scripted_model, tiny_model_path
 
 PROMPT = np.random.default_rng(7).integers(3, 320, 150).tolist()

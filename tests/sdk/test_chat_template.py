@@ -5,10 +5,10 @@ import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from edgelm.chat_template import ChatTemplate, encode_chat
 from edgelm.completion import Message
 from edgelm.errors import ChatTemplateError, TokenizerError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.chat_template import ChatTemplate, encode_chat
+from edgelm.text.tokenizer import Tokenizer
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

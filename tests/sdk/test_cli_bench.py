@@ -8,8 +8,8 @@ from click.testing import CliRunner
 from edgelm import speed
 from edgelm.cli.main import main
 from edgelm.errors import ConfigError
-from edgelm.kv_cache import bytes_per_token
 from edgelm.language_model import load
+from edgelm.memory.kv_cache import bytes_per_token
 from edgelm.testing import tiny_model_path
 
 

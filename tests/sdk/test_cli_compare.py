@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from edgelm.cli.main import main
-from edgelm.manifest import Manifest
-from edgelm.scatter_picture import Dot, draw_scatter
+from edgelm.package.manifest import Manifest
+from edgelm.pictures.scatter_picture import Dot, draw_scatter
 from edgelm.testing import tiny_model_path
 
 

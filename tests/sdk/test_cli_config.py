@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from edgelm.cli import main as main_module
 from edgelm.cli.config_file import config_path, settings
 from edgelm.cli.main import main
-from edgelm.folders import config_folder
+from edgelm.files.folders import config_folder
 
 
 @click.command("probe")

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from edgelm.catalogue import CATALOGUE
 from edgelm.cli.main import main
-from edgelm.library import Library
-from edgelm.manifest import Manifest
+from edgelm.library.catalogue import CATALOGUE
+from edgelm.library.library import Library
+from edgelm.package.manifest import Manifest
 from edgelm.testing import tiny_model_path
 
 

@@ -10,14 +10,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from edgelm import sources
 from edgelm.cli import main as main_module
 from edgelm.cli import pull as pull_module
 from edgelm.cli.main import main
 from edgelm.errors import DownloadError, MissingExtraError
-from edgelm.fetch_options import FetchOptions
-from edgelm.known_source import KnownSource
-from edgelm.library import Library
+from edgelm.library import sources
+from edgelm.library.fetch_options import FetchOptions
+from edgelm.library.known_source import KnownSource
+from edgelm.library.library import Library
 from edgelm.testing import tiny_model_path
 
 

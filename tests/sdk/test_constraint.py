@@ -9,14 +9,14 @@ import jsonschema
 import numpy as np
 import pytest
 
-from edgelm.constraint import Constraint
+from edgelm.decoding.sampling import Sampler
 from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel, load
-from edgelm.sampling import Sampler
-from edgelm.schema_gaps import close_gaps
+from edgelm.structure.constraint import Constraint
+from edgelm.structure.schema_gaps import close_gaps
 from edgelm.testing import scripted_model, tiny_model_path
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -300,7 +300,7 @@ def test_a_model_without_constraints_never_imports_llguidance() -> None:
 
 
 def test_the_engine_follows_constraints_too(tiny: LanguageModel) -> None:
-    from edgelm.engine import Engine
+    from edgelm.batching.engine import Engine
 
     config = constrained(Constraint.json_schema(PERSON), temperature=1.0, seed=5)
     with Engine(tiny) as engine:

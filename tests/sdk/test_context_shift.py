@@ -12,14 +12,14 @@ from scripted_chat import converse
 
 import edgelm
 from edgelm import ChatSession, Engine, EngineOptions, GenerationConfig, LanguageModel
-from edgelm.answer import join
 from edgelm.config import ModelConfig
-from edgelm.context_shift import fitted
-from edgelm.draft_length import StepCosts
+from edgelm.decoding.answer import join
+from edgelm.decoding.context_shift import fitted
+from edgelm.decoding.draft_length import StepCosts
 from edgelm.errors import ConfigError, ContextLengthError
-from edgelm.kv_cache import bytes_per_token
-from edgelm.prefix_cache import PrefixCache
-from edgelm.session import DecoderSession
+from edgelm.memory.kv_cache import bytes_per_token
+from edgelm.memory.prefix_cache import PrefixCache
+from edgelm.runtime.session import DecoderSession
 from edgelm.testing import tiny_model_path
 
 CONTEXT = 96

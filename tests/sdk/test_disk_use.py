@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from edgelm.cli.main import main
-from edgelm.disk_use import disk_use, size_of
-from edgelm.library import Library
+from edgelm.library.disk_use import disk_use, size_of
+from edgelm.library.library import Library
 
 FILES = {
     "models/small/model.onnx": 3_000_000,

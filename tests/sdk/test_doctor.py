@@ -11,9 +11,11 @@ import numpy as np
 import onnx
 import pytest
 
-from edgelm import cpu, doctor, memory, onnx_runtime
-from edgelm.onnx_runtime import RuntimeDescription
-from edgelm.slow_operators import slow_operators
+from edgelm import doctor
+from edgelm.memory import available_memory
+from edgelm.package.slow_operators import slow_operators
+from edgelm.runtime import cpu, onnx_runtime
+from edgelm.runtime.onnx_runtime import RuntimeDescription
 from edgelm.testing import tiny_model_path
 
 
@@ -172,7 +174,7 @@ def test_a_processor_without_fast_integer_products_is_told(
 
 def test_little_memory_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal:  1000 kB\nMemAvailable:     500000 kB\n")
-    monkeypatch.setattr(memory, "_MEMORY_INFO", tmp_path / "meminfo")
+    monkeypatch.setattr(available_memory, "_MEMORY_INFO", tmp_path / "meminfo")
     ((state, found, _),) = doctor._check_memory()
     assert (state, found) == ("warning", "0.5 GB are free.")
 

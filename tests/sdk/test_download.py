@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from edgelm import disk_space, piecewise
-from edgelm import download as download_module
-from edgelm.download import download
 from edgelm.errors import DownloadError
-from edgelm.remote_file import RemoteFile
+from edgelm.files import disk_space
+from edgelm.library import download as download_module
+from edgelm.library import piecewise
+from edgelm.library.download import download
+from edgelm.library.remote_file import RemoteFile
 
 CONTENT = random.Random(7).randbytes(1_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from edgelm.draft_length import DraftLength, StepCosts
-from edgelm.prompt_lookup import PromptLookup
+from edgelm.decoding.draft_length import DraftLength, StepCosts
+from edgelm.decoding.prompt_lookup import PromptLookup
 
 STEP_OF_ONE = 6.0
 

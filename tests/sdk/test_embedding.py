@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import edgelm
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError
-from edgelm.session import DecoderSession
+from edgelm.runtime.session import DecoderSession
 from edgelm.testing import scripted_model, tiny_model_path
 
 TEXTS = ["The sea", "The sea is blue. " * 40]  # the second one takes three chunks

@@ -10,9 +10,9 @@ from held_engine import held
 
 import edgelm
 from edgelm import Engine, EngineOptions, GenerationConfig, LanguageModel
-from edgelm.answer import join
-from edgelm.kv_batch import KVBatch
-from edgelm.stop_switch import StoppedError
+from edgelm.decoding.answer import join
+from edgelm.memory.kv_batch import KVBatch
+from edgelm.runtime.stop_switch import StoppedError
 from edgelm.testing import scripted_model, tiny_model_path
 
 ENDLESS = GenerationConfig(ignore_eos=True)
@@ -200,7 +200,7 @@ def test_an_event_loop_that_is_gone_does_not_stop_the_engine(model: LanguageMode
 
 FORKS = """
 import os, sys, edgelm, edgelm.testing
-from edgelm.answer import join
+from edgelm.decoding.answer import join
 model = edgelm.load(edgelm.testing.tiny_model_path())
 engine = edgelm.Engine(model)
 config = edgelm.GenerationConfig(max_new_tokens=3)

@@ -18,12 +18,12 @@ from foreign_models import genai_package, greedy_tokens, in_float16, merged, opt
 from onnx import helper
 
 import edgelm
-from edgelm.binding import DeviceBinding
 from edgelm.cli.main import main
 from edgelm.errors import ModelNotFoundError, PackageError
-from edgelm.foreign_graph import find_foreign_graph
-from edgelm.library import Library
-from edgelm.package import open_package
+from edgelm.library.library import Library
+from edgelm.package.foreign_graph import find_foreign_graph
+from edgelm.package.package import open_package
+from edgelm.runtime.binding import DeviceBinding
 from edgelm.testing import tiny_model_path
 
 COUNT = 24

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgelm import huge_pages
+from edgelm.memory import huge_pages
 
 SIZE = 32 << 20
 

@@ -3,8 +3,8 @@ import pytest
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError
-from edgelm.kv_batch import KVBatch, KVRow
-from edgelm.kv_cache import GROWTH_STEP, bytes_per_token
+from edgelm.memory.kv_batch import KVBatch, KVRow
+from edgelm.memory.kv_cache import GROWTH_STEP, bytes_per_token
 from edgelm.testing import tiny_model_path
 
 

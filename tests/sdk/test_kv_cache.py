@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig, RopeScaling
 from edgelm.errors import ContextLengthError, PackageError
-from edgelm.kv_cache import GROWTH_STEP, KVCache
+from edgelm.memory.kv_cache import GROWTH_STEP, KVCache
 from edgelm.testing import tiny_model_path
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from edgelm.errors import ConfigError, ModelNotFoundError
-from edgelm.file_lock import file_lock
-from edgelm.folders import data_folder, state_folder
-from edgelm.library import Library
+from edgelm.files.file_lock import file_lock
+from edgelm.files.folders import data_folder, state_folder
+from edgelm.library.library import Library
 from edgelm.testing import tiny_model_path
 
 
@@ -182,7 +182,7 @@ def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch):
 
 HOLD = """
 import time
-from edgelm.library import Library
+from edgelm.library.library import Library
 with Library().lock("tiny"):
     print("held", flush=True)
     time.sleep(60)

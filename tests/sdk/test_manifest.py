@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgelm.errors import PackageError
-from edgelm.manifest import FileEntry, Manifest, Quality, describe_file, sha256_of
+from edgelm.package.manifest import FileEntry, Manifest, Quality, describe_file, sha256_of
 
 QUALITY = Quality(
     tokens=512,

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from edgelm.manifest import Manifest
-from edgelm.model_card import base_model, model_card
+from edgelm.package.manifest import Manifest
+from edgelm.package.model_card import base_model, model_card
 from edgelm.testing import tiny_model_path
 
 

@@ -6,9 +6,9 @@ import pytest
 
 import edgelm
 from edgelm import ChatSession, Engine, EngineOptions, GenerationConfig, LanguageModel
-from edgelm.answer import join
-from edgelm.kv_cache import KVCache, bytes_per_token
-from edgelm.prefix_cache import BLOCK, PrefixCache
+from edgelm.decoding.answer import join
+from edgelm.memory.kv_cache import KVCache, bytes_per_token
+from edgelm.memory.prefix_cache import BLOCK, PrefixCache
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 
 SHORT = GenerationConfig(max_new_tokens=4, ignore_eos=True)
@@ -66,10 +66,10 @@ def test_a_reused_beginning_has_the_bits_of_a_fresh_one(model: LanguageModel) ->
         prefixes.keep(filled(model, ids[:shared] + random_ids(50, seed=shared)), 350)
         cache = model.session.new_cache()
         assert prefixes.fill(cache, ids) == min(shared, 298) // BLOCK * BLOCK
-        logits_V = edgelm.generate.prefill(model.session, ids, cache)
+        logits_V = edgelm.decoding.generate.prefill(model.session, ids, cache)
         np.testing.assert_array_equal(content(cache, 300), content(fresh, 300))
         again = model.session.new_cache()
-        np.testing.assert_array_equal(logits_V, edgelm.generate.prefill(model.session, ids, again))
+        np.testing.assert_array_equal(logits_V, edgelm.decoding.generate.prefill(model.session, ids, again))
 
 
 def test_usage_tells_how_much_was_reused(model: LanguageModel) -> None:
@@ -193,11 +193,11 @@ def test_the_real_model_goes_on_from_a_reused_beginning_to_the_bit(smollm2_packa
     model = edgelm.load(smollm2_package, edgelm.SessionOptions(threads=1))
     for length in (129, 150):
         ids = random_ids(length)
-        expected = edgelm.generate.prefill(model.session, ids, model.session.new_cache())
+        expected = edgelm.decoding.generate.prefill(model.session, ids, model.session.new_cache())
         prefixes = PrefixCache(model.config)
         prefixes.keep(filled(model, ids), length)
         for shared in (32, 64, 128):
             cache = model.session.new_cache()
             prefixes.fill(cache, ids)
             cache.truncate(min(shared, cache.length))
-            assert np.array_equal(edgelm.generate.prefill(model.session, ids, cache), expected)
+            assert np.array_equal(edgelm.decoding.generate.prefill(model.session, ids, cache), expected)

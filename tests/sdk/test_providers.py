@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import edgelm
-from edgelm import binding, onnx_runtime, session
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ProviderError
-from edgelm.kv_batch import KVBatch
-from edgelm.kv_cache import GROWTH_STEP
-from edgelm.providers import PROVIDERS, provider_named
-from edgelm.session import DecoderSession, SessionOptions
+from edgelm.memory.kv_batch import KVBatch
+from edgelm.memory.kv_cache import GROWTH_STEP
+from edgelm.runtime import binding, onnx_runtime, session
+from edgelm.runtime.providers import PROVIDERS, provider_named
+from edgelm.runtime.session import DecoderSession, SessionOptions
 from edgelm.testing import tiny_model_path
 
 CONFIG = ModelConfig.load(tiny_model_path())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgelm.replaceable import why_not_a_checkpoint, why_not_a_package
+from edgelm.package.replaceable import why_not_a_checkpoint, why_not_a_package
 from edgelm.testing import tiny_model_path
 
 

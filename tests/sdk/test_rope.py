@@ -12,8 +12,8 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from edgelm.architecture.rope import cos_sin_tables, inverse_frequencies, sinusoidal_table
 from edgelm.config import ModelConfig, RopeScaling
-from edgelm.rope import cos_sin_tables, inverse_frequencies, sinusoidal_table
 
 LENGTH = 2048
 SCALINGS = {

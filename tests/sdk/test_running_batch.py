@@ -13,10 +13,10 @@ from held_engine import held
 
 import edgelm
 from edgelm import Chunk, Completion, Constraint, Engine, EngineOptions, Generation, GenerationConfig, LanguageModel
-from edgelm.answer import join
-from edgelm.generate import PREFILL_CHUNK
-from edgelm.kv_cache import bytes_per_token
-from edgelm.prefix_cache import PrefixCache
+from edgelm.decoding.answer import join
+from edgelm.decoding.generate import PREFILL_CHUNK
+from edgelm.memory.kv_cache import bytes_per_token
+from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.testing import tiny_model_path
 
 
@@ -153,7 +153,7 @@ def test_kept_prompts_change_no_bit(answers: bool) -> None:
 
 
 def test_a_step_of_many_rows_has_the_bits_of_each_row_alone(model: LanguageModel) -> None:
-    from edgelm.kv_batch import KVBatch
+    from edgelm.memory.kv_batch import KVBatch
 
     session, draw = model.session, random.Random(2)
     batch = KVBatch(model.config)

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from transformers.generation import logits_process as oracle
 
-from edgelm import sampling
+from edgelm.decoding import sampling
+from edgelm.decoding.sampling import Sampler, token_logprobs
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
-from edgelm.sampling import Sampler, token_logprobs
 from edgelm.testing import scripted_model
 
 SIZES = (1, 2, 255, 256, 257, 5000)

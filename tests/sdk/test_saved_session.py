@@ -9,8 +9,8 @@ from click.testing import CliRunner
 import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel, SavedSessions
 from edgelm.cli.main import main
-from edgelm.manifest import Manifest, describe_file
-from edgelm.prefix_cache import PrefixCache
+from edgelm.memory.prefix_cache import PrefixCache
+from edgelm.package.manifest import Manifest, describe_file
 from edgelm.testing import scripted_model, tiny_model_path
 
 CONFIG = GenerationConfig(max_new_tokens=12, ignore_eos=True)

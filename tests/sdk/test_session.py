@@ -9,12 +9,12 @@ import onnx
 import pytest
 
 from edgelm.config import ModelConfig
-from edgelm.cpu import physical_cores
+from edgelm.decoding.generate import PREFILL_CHUNK, prefill
 from edgelm.errors import ConfigError, ContextLengthError, PackageError, ProviderError
-from edgelm.generate import PREFILL_CHUNK, prefill
-from edgelm.kv_cache import GROWTH_STEP
-from edgelm.session import DecoderSession, SessionOptions
-from edgelm.stop_switch import StoppedError, StopSwitch
+from edgelm.memory.kv_cache import GROWTH_STEP
+from edgelm.runtime.cpu import physical_cores
+from edgelm.runtime.session import DecoderSession, SessionOptions
+from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 from edgelm.testing import tiny_model_path
 
 # Float32 sums in another order; the largest difference seen is 7e-6.

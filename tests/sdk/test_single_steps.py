@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from make_tiny_model import CONFIG, make_checkpoint
 
-from edgelm import single_steps
 from edgelm.config import ModelConfig
-from edgelm.kv_batch import KVBatch
-from edgelm.kv_cache import GROWTH_STEP
-from edgelm.mirrored_memory import mirrored_zeros
-from edgelm.session import DecoderSession, SessionOptions
-from edgelm.single_steps import MOST_ROWS
+from edgelm.memory.kv_batch import KVBatch
+from edgelm.memory.kv_cache import GROWTH_STEP
+from edgelm.memory.mirrored_memory import mirrored_zeros
+from edgelm.runtime import single_steps
+from edgelm.runtime.session import DecoderSession, SessionOptions
+from edgelm.runtime.single_steps import MOST_ROWS
 from edgelm.testing import tiny_model_path
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint

@@ -13,18 +13,18 @@ from make_tiny_model import make_checkpoint
 
 import edgelm
 from edgelm import Constraint, Engine, GenerationConfig, LanguageModel
-from edgelm.draft_length import StepCosts
-from edgelm.draft_model import DraftModel
+from edgelm.decoding.draft_length import StepCosts
+from edgelm.decoding.draft_model import DraftModel
+from edgelm.decoding.generate import prefill
+from edgelm.decoding.sampling import Sampler
+from edgelm.decoding.speculation import Speculator, speculate
 from edgelm.errors import ConfigError
-from edgelm.generate import prefill
 from edgelm.generation_config import GenerationConfig as Config
-from edgelm.kv_cache import KVCache
-from edgelm.prefix_cache import PrefixCache
-from edgelm.sampling import Sampler
-from edgelm.session import SessionOptions
-from edgelm.speculation import Speculator, speculate
+from edgelm.memory.kv_cache import KVCache
+from edgelm.memory.prefix_cache import PrefixCache
+from edgelm.runtime.session import SessionOptions
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 
@@ -116,9 +116,9 @@ def configs(count: int, seed: int) -> list[tuple[list[int], GenerationConfig]]:
 def check_exact(model: LanguageModel, prompt: Sequence[int], config: GenerationConfig, speculation: object) -> int:
     """Compare an answer and the cache that it leaves with the plain loop's; return how many guesses were right."""
     plain_cache, cache = model.session.new_cache(), model.session.new_cache()
-    plain = edgelm.answer.join(model.stream(prompt, config, cache=plain_cache))
+    plain = edgelm.decoding.answer.join(model.stream(prompt, config, cache=plain_cache))
     exact = config.replace(speculation=speculation, exact_speculation=True)
-    got = edgelm.answer.join(model.stream(prompt, exact, cache=cache))
+    got = edgelm.decoding.answer.join(model.stream(prompt, exact, cache=cache))
     assert (got.token_ids, got.text, got.finish_reason) == (plain.token_ids, plain.text, plain.finish_reason)
     assert got.logprobs == plain.logprobs
     assert got.usage == plain.usage
@@ -310,10 +310,10 @@ def test_a_lone_request_of_an_engine_speculates_and_others_beside_it_do_not_chan
     guessing = config.replace(speculation="prompt_lookup")
     plain = model.generate(prompt, config)
     with Engine(model) as engine:
-        alone = edgelm.answer.join(engine.submit(prompt, guessing))
+        alone = edgelm.decoding.answer.join(engine.submit(prompt, guessing))
         together = [engine.submit(prompt, guessing) for _ in range(3)]
-        answers = [edgelm.answer.join(generation) for generation in together]
-        exact = edgelm.answer.join(engine.submit(prompt, guessing.replace(exact_speculation=True)))
+        answers = [edgelm.decoding.answer.join(generation) for generation in together]
+        exact = edgelm.decoding.answer.join(engine.submit(prompt, guessing.replace(exact_speculation=True)))
     assert alone.timings.accepted_tokens > 5
     # The tiny model is plain float32: no near tie turns on a difference of 1e-6.
     assert {answer.token_ids for answer in [alone, exact, *answers]} == {plain.token_ids}
@@ -334,7 +334,7 @@ def test_requests_of_an_engine_speculate_with_stops_constraints_and_the_end_of_t
     with Engine(model) as engine:
         for prompt, config in cases:
             plain = model.generate(prompt, config)
-            got = edgelm.answer.join(engine.submit(prompt, config.replace(speculation="prompt_lookup")))
+            got = edgelm.decoding.answer.join(engine.submit(prompt, config.replace(speculation="prompt_lookup")))
             assert (got.token_ids, got.text, got.finish_reason) == (plain.token_ids, plain.text, plain.finish_reason)
 
 

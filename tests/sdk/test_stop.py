@@ -1,6 +1,6 @@
 import random
 
-from edgelm.stop import StopMatcher
+from edgelm.text.stop import StopMatcher
 
 
 def run(stops: list[str], pieces: list[str]) -> tuple[list[str], bool]:

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from edgelm.stream_decoder import StreamDecoder
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.stream_decoder import StreamDecoder
+from edgelm.text.tokenizer import Tokenizer
 
 TEXTS = ("The sea", "漢字かな", "😀 👨‍👩‍👧 🏴󠁧󠁢󠁥󠁮󠁧󠁿 e\u0301", " leading", "  two", "a\ufffdb")
 

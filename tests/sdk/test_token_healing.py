@@ -3,14 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from edgelm.constraint import Constraint
 from edgelm.errors import ConfigError, TokenizerError
-from edgelm.fill_in_middle import FILL_IN_TOKENS, fill_in_ids
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import load
+from edgelm.structure.constraint import Constraint
 from edgelm.testing import scripted_model, tiny_model_path
-from edgelm.token_healing import back_up
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.fill_in_middle import FILL_IN_TOKENS, fill_in_ids
+from edgelm.text.token_healing import back_up
+from edgelm.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

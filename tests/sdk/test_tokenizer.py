@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from edgelm.errors import TokenizerError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 
 SAMPLES = (
     "The sea is blue.",

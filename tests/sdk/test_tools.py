@@ -6,18 +6,18 @@ from typing import Any
 import jsonschema
 import pytest
 
-from edgelm.answer import join
-from edgelm.chat_template import ChatTemplate
 from edgelm.completion import Message, ToolCall, ToolCallDelta
-from edgelm.constraint import Constraint
+from edgelm.decoding.answer import join
 from edgelm.errors import ChatTemplateError, ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel, load
+from edgelm.structure.constraint import Constraint
+from edgelm.structure.tool_call_parser import ToolCallParser
+from edgelm.structure.tool_formats import FORMATS, ToolFormat, tool_format
+from edgelm.structure.tools import tool_constraint, tool_settings
 from edgelm.testing import scripted_model, tiny_model_path
-from edgelm.tokenizer import Tokenizer
-from edgelm.tool_call_parser import ToolCallParser
-from edgelm.tool_formats import FORMATS, ToolFormat, tool_format
-from edgelm.tools import tool_constraint, tool_settings
+from edgelm.text.chat_template import ChatTemplate
+from edgelm.text.tokenizer import Tokenizer
 
 WEATHER: dict[str, Any] = {
     "type": "object",

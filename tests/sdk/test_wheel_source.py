@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from edgelm import disk_space, sources, wheel_source
-from edgelm.catalogue import CATALOGUE, KnownModel, WheelFile, WheelPart
 from edgelm.errors import ConfigError, DownloadError, ModelNotFoundError
-from edgelm.fetch_options import FetchOptions
+from edgelm.files import disk_space
 from edgelm.generation_config import GenerationConfig
-from edgelm.hub_source import HubSource
-from edgelm.known_source import KnownSource
-from edgelm.library import Library, check_name
-from edgelm.wheel_source import WheelSource
+from edgelm.library import sources, wheel_source
+from edgelm.library.catalogue import CATALOGUE, KnownModel, WheelFile, WheelPart
+from edgelm.library.fetch_options import FetchOptions
+from edgelm.library.hub_source import HubSource
+from edgelm.library.known_source import KnownSource
+from edgelm.library.library import Library, check_name
+from edgelm.library.wheel_source import WheelSource
 
 MODEL = b"GGUF" + b"weights " * 10_000
 

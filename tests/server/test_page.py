@@ -25,7 +25,7 @@ def scripted(answer: str, *, seconds_per_token: float = 0.0) -> str:
     """Return a prelude that makes the server's model answer everything with `answer`."""
     return f"""
 import time
-from edgelm.sampling import Sampler
+from edgelm.decoding.sampling import Sampler
 from edgelm import language_model
 from edgelm.testing import scripted_model
 sample = Sampler.sample

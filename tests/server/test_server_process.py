@@ -186,7 +186,7 @@ def test_silence_is_filled_with_comments():
 
 def test_an_error_inside_a_stream_is_an_event_and_tells_nothing_of_this_machine():
     broken = """
-from edgelm.sampling import Sampler
+from edgelm.decoding.sampling import Sampler
 sample, calls = Sampler.sample, []
 def failing(*arguments):
     calls.append(1)

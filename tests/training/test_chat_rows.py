@@ -14,7 +14,7 @@ import torch
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ChatTemplateError, ConfigError, DataError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.batches import NO_TARGET
 from edgelm_training.chat_rows import ChatRows
 from edgelm_training.chats import Chats, load_chats

@@ -155,7 +155,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
 
 
 def test_a_process_that_waits_for_another_says_so(tok: Path) -> None:
-    from edgelm.file_lock import file_lock
+    from edgelm.files.file_lock import file_lock
 
     Path(".shards.partial").mkdir()
     program = "import sys; from edgelm_training.cli_data import data; data(sys.argv[1:])"

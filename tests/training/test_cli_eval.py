@@ -20,7 +20,7 @@ from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, DataError, TokenizerError
 from edgelm.testing import tiny_model_path
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.verification_text import verification_text
 from edgelm_training.checkpoint_scorer import CheckpointScorer
 from edgelm_training.held_out import HeldOut, held_out_documents

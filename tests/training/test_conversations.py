@@ -15,9 +15,9 @@ import pytest
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, normalizers
 
-from edgelm.chat_template import ChatTemplate, encode_chat
 from edgelm.errors import ChatTemplateError, DataError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.chat_template import ChatTemplate, encode_chat
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.assistant_tokens import encode_conversation
 from edgelm_training.conversations import Conversation, read_conversations
 from edgelm_training.tokenizer_training import CHAT_TEMPLATE, TokenizerConfig, train_tokenizer

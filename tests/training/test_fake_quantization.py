@@ -13,11 +13,11 @@ from make_tiny_model import CONFIG, make_checkpoint
 from tiny_training_runs import MODEL, assert_same_run, finetune_settings, losses, settings
 from torch.nn import functional
 
-from edgelm.block_grid import in_blocks, searched_grid
+from edgelm.architecture.block_grid import in_blocks, searched_grid
+from edgelm.architecture.quantization_recipe import Precision, Rule, precision_named
+from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, TrainingError
-from edgelm.quantization_recipe import Precision, Rule, precision_named
-from edgelm.quantization_scheme import Scheme, parse_scheme
 from edgelm_export.exporter import export_package
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import pack, unpack

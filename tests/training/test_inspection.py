@@ -18,7 +18,7 @@ from make_tiny_model import CONFIG, make_checkpoint
 
 from edgelm.cli.main import main
 from edgelm.errors import ContextLengthError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.checkpoint import load_checkpoint
 from edgelm_training.inspection import Inspection, inspect_text
 from edgelm_training.inspection_page import inspection_page

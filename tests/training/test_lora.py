@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
-from edgelm.quantization_scheme import parse_scheme
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_training.lora import (

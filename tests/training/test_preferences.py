@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from edgelm.errors import DataError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.batches import NO_TARGET
 from edgelm_training.corpus import SourceFile
 from edgelm_training.preference_rows import PreferenceRows

@@ -23,9 +23,9 @@ import tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from edgelm.errors import ConfigError, DataError, TokenizerError
-from edgelm.file_lock import file_lock
+from edgelm.files.file_lock import file_lock
 from edgelm.testing import tiny_model_path
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training import process_pool, shard_writer
 from edgelm_training.documents import DocumentConfig
 from edgelm_training.process_pool import run_tasks

@@ -16,7 +16,7 @@ from torch.nn import functional
 import edgelm
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, DataError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.exporter import export_package
 from edgelm_export.sources import open_checkpoint
 from edgelm_training.batches import NO_TARGET, PADDING

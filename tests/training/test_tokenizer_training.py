@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 from transformers import AutoTokenizer
 
-from edgelm.chat_template import ChatTemplate, encode_chat
 from edgelm.errors import ConfigError, DataError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.chat_template import ChatTemplate, encode_chat
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.assistant_tokens import encode_conversation
 from edgelm_training.cli_tokenizer import tokenizer as command
 from edgelm_training.conversations import Conversation

@@ -24,18 +24,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
-from edgelm import ChatSession, GenerationConfig, LanguageModel, atomic, load
+from edgelm import ChatSession, GenerationConfig, LanguageModel, load
 from edgelm.completion import Message
 from edgelm.config import ModelConfig
-from edgelm.download import download
 from edgelm.errors import ConfigError, EdgeLMError, ModelNotFoundError
-from edgelm.fetch_options import FetchOptions
-from edgelm.kv_cache import KVCache
-from edgelm.library import Library
-from edgelm.manifest import Manifest
-from edgelm.remote_file import RemoteFile
+from edgelm.files import atomic
+from edgelm.library.download import download
+from edgelm.library.fetch_options import FetchOptions
+from edgelm.library.library import Library
+from edgelm.library.remote_file import RemoteFile
+from edgelm.library.sources import fetch, read_record
+from edgelm.memory.kv_cache import KVCache
+from edgelm.package.manifest import Manifest
 from edgelm.saved_session import SavedSessions
-from edgelm.sources import fetch, read_record
 from edgelm.testing import tiny_model_path
 
 # What goes through the file system; opening for reading is among it, which does no harm.

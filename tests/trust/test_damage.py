@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from edgelm.errors import PackageError
-from edgelm.manifest import FileEntry, Manifest
+from edgelm.package.manifest import FileEntry, Manifest
 from edgelm.testing import tiny_model_path
 
 # $EDGELM_BIT_FLIPS=10000 is what docs/results/trust.md reports.

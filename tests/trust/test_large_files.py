@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from make_tiny_model import make_checkpoint
 
-from edgelm.chat_template import ChatTemplate
+from edgelm.architecture.quantization_recipe import read_recipe
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, EdgeLMError
+from edgelm.files.regular_file import read_regular, read_text
 from edgelm.generation_config import GenerationConfig
-from edgelm.quantization_recipe import read_recipe
-from edgelm.regular_file import read_regular, read_text
-from edgelm.sources import read_record
+from edgelm.library.sources import read_record
+from edgelm.text.chat_template import ChatTemplate
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_training.checkpoint import load_checkpoint
 from edgelm_training.pretrain_config import PretrainConfig

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import edgelm
 from edgelm import Engine, EngineOptions, GenerationConfig, SessionOptions
-from edgelm.answer import join
+from edgelm.decoding.answer import join
 
 # Rows have several blocks of 64; int4 keeps the first and the last layers in int8, so there are others.
 SMALL = dataclasses.replace(

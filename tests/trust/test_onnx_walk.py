@@ -14,10 +14,10 @@ from onnx import TensorProto, helper
 
 from edgelm import load
 from edgelm.errors import PackageError
-from edgelm.graph_file import read_graph
-from edgelm.manifest import Manifest, describe_file
-from edgelm.onnx_operators import OPERATORS
-from edgelm.onnx_walk import walk_onnx
+from edgelm.package.graph_file import read_graph
+from edgelm.package.manifest import Manifest, describe_file
+from edgelm.package.onnx_operators import OPERATORS
+from edgelm.package.onnx_walk import walk_onnx
 from edgelm.testing import tiny_model_path
 
 PATH = Path("model.onnx")

@@ -12,9 +12,9 @@ import pytest
 
 from edgelm import load
 from edgelm.errors import PackageError
-from edgelm.manifest import Manifest, check_hash, read_checked
-from edgelm.package import open_package
-from edgelm.regular_file import open_regular, parse_json, read_regular
+from edgelm.files.regular_file import open_regular, parse_json, read_regular
+from edgelm.package.manifest import Manifest, check_hash, read_checked
+from edgelm.package.package import open_package
 from edgelm.testing import tiny_model_path
 
 POSIX_ONLY = pytest.mark.skipif(os.name == "nt", reason="pipes and devices are of POSIX")
@@ -96,7 +96,7 @@ def test_a_file_that_may_not_be_read_is_an_error_of_ours(tmp_path: Path, monkeyp
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reading one's own memory at 0 fails on Linux")
 def test_a_read_that_the_disk_refuses_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgelm.regular_file.open_regular", lambda _path: open("/proc/self/mem", "rb"))  # noqa: SIM115
+    monkeypatch.setattr("edgelm.files.regular_file.open_regular", lambda _path: open("/proc/self/mem", "rb"))  # noqa: SIM115
 
     with pytest.raises(PackageError, match=r"cannot be read: .*Input/output error"):
         read_regular(tmp_path / "a", 10)

@@ -9,8 +9,8 @@ import sys
 import jinja2.sandbox
 import pytest
 
-from edgelm.chat_template import MAX_SOURCE, MAX_TOKENS, ChatTemplate
 from edgelm.errors import ChatTemplateError
+from edgelm.text.chat_template import MAX_SOURCE, MAX_TOKENS, ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 NESTED = "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
@@ -114,7 +114,7 @@ def test_no_bomb_takes_64_megabytes() -> None:
     program = """
 import json, resource, sys
 from pathlib import Path
-from edgelm.chat_template import ChatTemplate
+from edgelm.text.chat_template import ChatTemplate
 from edgelm.errors import ChatTemplateError
 ChatTemplate("{{ messages[0] | tojson }}").render([{"role": "user", "content": ""}])
 pages = int(Path("/proc/self/statm").read_text().split()[0])

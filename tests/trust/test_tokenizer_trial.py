@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from edgelm import tokenizer_trial
 from edgelm.errors import TokenizerError
 from edgelm.testing import tiny_model_path
-from edgelm.token_bytes import TokenBytes
-from edgelm.tokenizer import Tokenizer
+from edgelm.text import tokenizer_trial
+from edgelm.text.token_bytes import TokenBytes
+from edgelm.text.tokenizer import Tokenizer
 
 REGRESSIONS = sorted((Path(__file__).parent / "regressions" / "tokenizer").glob("*.json"))
 

@@ -21,12 +21,12 @@ from cyclonedx.validation.json import JsonStrictValidator
 from tiny_adapter import write_tiny_adapter
 
 from edgelm import load
-from edgelm.bom import bill_of_materials
 from edgelm.cli.main import main
 from edgelm.errors import MissingExtraError, PackageError
-from edgelm.manifest import Manifest, describe_file
-from edgelm.signature import check_signature, sign
-from edgelm.spdx import spdx_identifier
+from edgelm.package.bom import bill_of_materials
+from edgelm.package.manifest import Manifest, describe_file
+from edgelm.package.signature import check_signature, sign
+from edgelm.package.spdx import spdx_identifier
 from edgelm.testing import tiny_model_path
 
 

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgelm.errors import CheckpointError
-from edgelm.peft_format import (
+from edgelm.files.safetensors_header import check_header_length
+from edgelm.package.peft_format import (
     BASE_GRID,
     BASE_NAME,
     BASE_SHA256,
@@ -28,7 +29,6 @@ from edgelm.peft_format import (
     read_peft_config,
     scale_of,
 )
-from edgelm.safetensors_header import check_header_length
 from edgelm_training.lora import LoraConfig, LoraLinear, linear_names, quantize_linears
 from edgelm_training.model import Transformer
 from edgelm_training.quantized_linear import GRID_NAME

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgelm.chat_template import GENERATION_MARKS, ChatTemplate
-from edgelm.control_guard import ControlGuard
 from edgelm.errors import ChatTemplateError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.chat_template import GENERATION_MARKS, ChatTemplate
+from edgelm.text.control_guard import ControlGuard
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.conversations import ASSISTANT, Conversation
 
 

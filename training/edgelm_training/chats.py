@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.chat_template import ChatTemplate
 from edgelm.errors import ChatTemplateError, DataError, TokenizerError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.chat_template import ChatTemplate
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.assistant_tokens import EncodedConversation, encode_conversation
 from edgelm_training.conversations import Conversation, read_conversations
 

@@ -14,14 +14,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from edgelm import atomic
+from edgelm.architecture.hf_config import hf_config, token_ids
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
-from edgelm.hf_config import hf_config, token_ids
-from edgelm.manifest import FILE_NAME as PACKAGE_FILE
-from edgelm.manifest import sha256_of
-from edgelm.replaceable import why_not_a_checkpoint
-from edgelm.safetensors_header import check_header_length
+from edgelm.files import atomic
+from edgelm.files.safetensors_header import check_header_length
+from edgelm.package.manifest import FILE_NAME as PACKAGE_FILE
+from edgelm.package.manifest import sha256_of
+from edgelm.package.replaceable import why_not_a_checkpoint
 from edgelm_training.model import Transformer
 
 WEIGHTS_FILE = "model.safetensors"

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.checkpoint import load_checkpoint
 from edgelm_training.device import choose_device
 from edgelm_training.train_config import TrainConfig

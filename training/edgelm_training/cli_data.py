@@ -15,7 +15,7 @@ import numpy as np
 from edgelm.cli.output import is_terminal, megabytes, printable
 from edgelm.cli.progress import progress_line
 from edgelm.errors import DataError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.chats import Chats, load_chats
 from edgelm_training.documents import DocumentConfig
 from edgelm_training.shard_writer import PrepareConfig, prepare_shards

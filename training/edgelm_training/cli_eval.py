@@ -12,8 +12,8 @@ import click
 from edgelm.cli.generation_options import complete_model, threads_option
 from edgelm.cli.progress import progress_line, status
 from edgelm.errors import MissingExtraError, ModelNotFoundError
-from edgelm.library import Library, is_path
-from edgelm.manifest import FILE_NAME
+from edgelm.library.library import Library, is_path
+from edgelm.package.manifest import FILE_NAME
 
 if TYPE_CHECKING:
     from edgelm_training.perplexity import Perplexity, Scorer
@@ -102,7 +102,7 @@ def _open(model: str, device: str, threads: int | None) -> Scorer:
         )
     if is_path(model) and not folder.exists():
         raise ModelNotFoundError(f"There is no checkpoint or package at {model}.")
-    from edgelm.session import SessionOptions
+    from edgelm.runtime.session import SessionOptions
     from edgelm_training.package_scorer import PackageScorer
 
     return PackageScorer(Library().find(model), SessionOptions(threads=threads))

@@ -40,8 +40,8 @@ def inspect(
     likelier, the attention of every head, and the length of the residual stream. It is one file that loads nothing.
     """
     # Imported here, so that --help needs no torch.
-    from edgelm import atomic
-    from edgelm.tokenizer import Tokenizer
+    from edgelm.files import atomic
+    from edgelm.text.tokenizer import Tokenizer
     from edgelm_training.checkpoint import check_is_checkpoint, load_checkpoint
     from edgelm_training.device import choose_device
     from edgelm_training.inspection import inspect_text

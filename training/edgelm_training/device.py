@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from edgelm.cpu import physical_cores
 from edgelm.errors import ConfigError
+from edgelm.runtime.cpu import physical_cores
 from edgelm_training.train_config import TrainConfig
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

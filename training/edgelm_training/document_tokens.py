@@ -10,7 +10,7 @@ from pathlib import Path
 import tokenizers
 
 from edgelm.errors import TokenizerError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.shards import TOKENIZER_FILES
 
 

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from edgelm.block_grid import Array, in_blocks, outermost_grid, searched_grid
+from edgelm.architecture.block_grid import Array, in_blocks, outermost_grid, searched_grid
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, read_recipe, scheme_for
+from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
-from edgelm.quantization_recipe import PRECISIONS, Precision, read_recipe, scheme_for
-from edgelm.quantization_scheme import Scheme, parse_scheme
 from edgelm_training.model import Transformer
 
 # Where torch's parametrizations keep what a module's weight is made of.
@@ -174,7 +174,7 @@ def steps_and_scales(weight: Tensor, shares: Tensor, scheme: Scheme) -> tuple[Te
     """Return integers (less their zero points) [N, blocks, block_size] and scales [N, blocks]: `on_grid` in its parts.
 
     Scales are rounded to 16 significant bits, which makes each product of a scale and an integer exact: the same on
-    every device, and recognized by `edgelm.block_grid.exact_grid`.
+    every device, and recognized by `edgelm.architecture.block_grid.exact_grid`.
     """
     K = weight.shape[1]
     blocks = functional.pad(weight, (0, -K % scheme.block_size)).reshape(len(weight), -1, scheme.block_size)

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgelm.chat_template import ChatTemplate, encode_chat
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, DataError, TrainingError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.chat_template import ChatTemplate, encode_chat
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.adapter import Base, write_adapter
 from edgelm_training.batches import Batch
 from edgelm_training.chat_rows import ChatRows

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgelm.errors import DataError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.corpus import find_files, whole_span
 from edgelm_training.documents import DocumentConfig, DocumentReader
 from edgelm_training.shards import INDEX_FILE, Shards

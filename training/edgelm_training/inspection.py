@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgelm.errors import ConfigError, ContextLengthError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.model import Transformer
 
 Array = NDArray[np.float32]

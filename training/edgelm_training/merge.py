@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from edgelm.errors import CheckpointError, ConfigError
-from edgelm.peft_format import CONFIG_FILE as ADAPTER_CONFIG_FILE
+from edgelm.package.peft_format import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from edgelm_training.adapter import Adapter, check_layers, read_adapter
 from edgelm_training.checkpoint import read_weights, save_weights, weights_sha256
 from edgelm_training.lora import linear_names

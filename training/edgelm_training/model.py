@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from edgelm import rope
+from edgelm.architecture import rope
+from edgelm.architecture.relative_positions import relative_buckets
 from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError
-from edgelm.relative_positions import relative_buckets
 from edgelm_training.attention import Attention, make_norm, scaled, soft_cap
 from edgelm_training.view import Rotary, Rotation, SourceView, View, check_length
 

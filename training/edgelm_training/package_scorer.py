@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.generate import PREFILL_CHUNK
+from edgelm.decoding.generate import PREFILL_CHUNK
 from edgelm.language_model import load
-from edgelm.session import SessionOptions
+from edgelm.runtime.session import SessionOptions
 
 
 class PackageScorer:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, DataError, TokenizerError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.held_out import HeldOut
 
 # Longer contexts predict a little better and cost more; 1024 is what most published perplexities have.

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm import atomic
-from edgelm.tokenizer import Tokenizer
+from edgelm.files import atomic
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.corpus import SourceFile, Span
 from edgelm_training.document_tokens import DocumentTokens
 from edgelm_training.documents import Document, DocumentConfig, DocumentReader

@@ -16,7 +16,7 @@ import torch
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, DataError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.batches import Batches
 from edgelm_training.checkpoint import check_is_checkpoint, load_checkpoint, write_checkpoint
 from edgelm_training.distillation import text_loss

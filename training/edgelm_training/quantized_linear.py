@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgelm.block_grid import Grid, in_blocks, searched_grid
-from edgelm.quantization_scheme import Scheme
+from edgelm.architecture.block_grid import Grid, in_blocks, searched_grid
+from edgelm.architecture.quantization_scheme import Scheme
 
 BLOCK_SIZE = 64
 # What an adapter says of the base that it was trained on; the exporter's name for the same grid.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from edgelm import atomic
 from edgelm.errors import ConfigError, TrainingError
+from edgelm.files import atomic
 from edgelm_training.device import choose_device
 from edgelm_training.distributed import Workers, is_restarted, launched_workers, process_group
 from edgelm_training.recipe import Recipe

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
-from edgelm import atomic
 from edgelm.errors import TrainingError
+from edgelm.files import atomic
 from edgelm_training import optimizer as optimizer_state
 from edgelm_training.distributed import Workers, whole
 from edgelm_training.recipe import Recipe

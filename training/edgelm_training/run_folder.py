@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelm.errors import TrainingError
-from edgelm.file_lock import file_lock
+from edgelm.files.file_lock import file_lock
 
 CONFIG_FILE = "config.toml"
 LOG_FILE = "log.jsonl"

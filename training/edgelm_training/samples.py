@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.model import Transformer, generate
 from edgelm_training.recipe import Sample
 from edgelm_training.train_config import TrainConfig

@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from edgelm.errors import ConfigError
-from edgelm.regular_file import MAX_TOML_BYTES, read_text
+from edgelm.files.regular_file import MAX_TOML_BYTES, read_text
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "a list of texts"}
 

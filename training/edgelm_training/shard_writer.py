@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgelm import atomic
 from edgelm.errors import ConfigError, DataError
-from edgelm.file_lock import file_lock
+from edgelm.files import atomic
+from edgelm.files.file_lock import file_lock
 from edgelm_training.corpus import ScannedFile, SourceFile, find_files, scan_file
 from edgelm_training.document_tokens import DocumentTokens
 from edgelm_training.documents import DocumentConfig

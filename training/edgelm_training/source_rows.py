@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 from edgelm.errors import DataError, TokenizerError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.assistant_tokens import EncodedConversation
 from edgelm_training.batches import NO_TARGET, PADDING, Batch, describe_places
 from edgelm_training.chats import Chats, split_chats

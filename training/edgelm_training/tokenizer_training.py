@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from edgelm import atomic
 from edgelm.errors import ConfigError, DataError
+from edgelm.files import atomic
 from edgelm_training.corpus import SourceFile, find_files, whole_span
 from edgelm_training.documents import DocumentConfig, DocumentReader
 from edgelm_training.shards import TOKENIZER_FILES

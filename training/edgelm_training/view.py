@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgelm import rope
+from edgelm.architecture import rope
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError
 

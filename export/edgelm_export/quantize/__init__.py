@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule, precision_named, scheme_for
+from edgelm.architecture.quantization_scheme import KEEP, Scheme, parse_scheme
 from edgelm.errors import ExportError
-from edgelm.quantization_recipe import PRECISIONS, Precision, Rule, precision_named, scheme_for
-from edgelm.quantization_scheme import KEEP, Scheme, parse_scheme
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.keep import keep_grid

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.architecture.quantization_recipe import TRANSFORMS, Precision, scheme_for
+from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.errors import ExportError
-from edgelm.quantization_recipe import TRANSFORMS, Precision, scheme_for
-from edgelm.quantization_scheme import Scheme, parse_scheme
 from edgelm_export import reference
 from edgelm_export.checked import Progress
 from edgelm_export.checkpoint import Checkpoint

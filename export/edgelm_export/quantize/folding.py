@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.architecture.quantization_scheme import Scheme
 from edgelm.config import NORM_PLACEMENTS, ModelConfig
-from edgelm.quantization_scheme import Scheme
 from edgelm_export.quantize.gptq import output_error
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack

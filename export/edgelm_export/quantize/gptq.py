@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.block_grid import Grid, exact_grid, in_blocks, outermost_grid, searched_grid
-from edgelm.quantization_scheme import Scheme
+from edgelm.architecture.block_grid import Grid, exact_grid, in_blocks, outermost_grid, searched_grid
+from edgelm.architecture.quantization_scheme import Scheme
 from edgelm_export.quantize.grid import pack_on
 from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.quantize.statistics import InputStatistics

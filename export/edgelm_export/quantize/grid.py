@@ -1,4 +1,4 @@
-"""The ways to put a matrix on MatMulNBits' grid (edgelm/block_grid.py) that need the matrix alone.
+"""The ways to put a matrix on MatMulNBits' grid (edgelm/architecture/block_grid.py) that need the matrix alone.
 
 Shapes: N rows, blocks along the columns, then the block's own weights: [N, blocks, block_size].
 """
@@ -9,8 +9,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgelm.block_grid import Array, Grid, exact_grid, in_blocks, nonzero_scales, outermost_grid, searched_grid
-from edgelm.quantization_scheme import Scheme
+from edgelm.architecture.block_grid import (
+    Array,
+    Grid,
+    exact_grid,
+    in_blocks,
+    nonzero_scales,
+    outermost_grid,
+    searched_grid,
+)
+from edgelm.architecture.quantization_scheme import Scheme
 from edgelm_export.quantize.packed import PackedWeight, pack
 
 # The norm of HQQ's error, and how its half-quadratic solver tightens, from the authors' description.

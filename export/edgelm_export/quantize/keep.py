@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.quantization_scheme import Scheme
+from edgelm.architecture.quantization_scheme import Scheme
 from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, pack

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.quantization_scheme import Scheme
+from edgelm.architecture.quantization_scheme import Scheme
 from edgelm_export import reference
 from edgelm_export.checked import Progress
 from edgelm_export.checkpoint import Checkpoint

@@ -8,7 +8,7 @@ import click
 
 from edgelm.cli.generation_options import complete_model
 from edgelm.cli.output import print_table
-from edgelm.library import Library
+from edgelm.library.library import Library
 
 
 @click.command()

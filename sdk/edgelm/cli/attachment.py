@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgelm.errors import ConfigError
-from edgelm.regular_file import read_text
+from edgelm.files.regular_file import read_text
 
 # More than the largest contexts in use hold, and still encoded within a second.
 MAX_BYTES = 1 << 20

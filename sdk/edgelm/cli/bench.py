@@ -40,7 +40,7 @@ def bench(model: str, threads: int | None, provider: str, rounds: int, as_json: 
       edgelm bench smollm2-135m-instruct --json | jq '.rates[] | {name, median}'
     """
     # Imported here, so that --help needs neither numpy nor ONNX Runtime.
-    from edgelm.session import SessionOptions
+    from edgelm.runtime.session import SessionOptions
     from edgelm.speed import measure
 
     with progress_line() as progress:
@@ -89,8 +89,8 @@ def _as_json(report: SpeedReport) -> dict[str, object]:
 
 
 def _draw(report: SpeedReport, output: Path) -> None:
-    from edgelm import atomic
-    from edgelm.bar_chart import Bar, Panel, draw
+    from edgelm.files import atomic
+    from edgelm.pictures.bar_chart import Bar, Panel, draw
 
     answers = [rate for rate in report.rates if rate.name.startswith("answer")]
     bars = [Bar(label=rate.name, value=rate.median, is_ours=True) for rate in answers]

@@ -16,7 +16,7 @@ from edgelm.cli.output import clean_text, is_terminal, printable
 from edgelm.cli.progress import status
 from edgelm.errors import ConfigError, ModelNotFoundError, PackageError
 from edgelm.extras import require
-from edgelm.library import Library
+from edgelm.library.library import Library
 from edgelm.saved_session import SavedSession, SavedSessions
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def chat(
         with status(f"Loading {name}"):
             # Imported here, so that --help needs neither numpy nor ONNX Runtime.
             from edgelm.language_model import load
-            from edgelm.session import SessionOptions
+            from edgelm.runtime.session import SessionOptions
 
             return load(name, SessionOptions(threads=threads, provider=provider))
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgelm import atomic
 from edgelm.chat_session import ChatSession
 from edgelm.cli.attachment import Attachment
 from edgelm.cli.output import printable, timing_line
 from edgelm.errors import ConfigError, EdgeLMError
-from edgelm.library import Library
+from edgelm.files import atomic
+from edgelm.library.library import Library
 from edgelm.saved_session import SavedSessions
 
 if TYPE_CHECKING:

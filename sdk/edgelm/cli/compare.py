@@ -15,8 +15,8 @@ from edgelm.cli.output import one_line
 from edgelm.cli.picture_file import picture_option
 from edgelm.cli.progress import progress_line
 from edgelm.errors import ConfigError
-from edgelm.library import Library
-from edgelm.manifest import Manifest, Quality
+from edgelm.library.library import Library
+from edgelm.package.manifest import Manifest, Quality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def _row(folder: Path) -> _Row:
 
 def _with_speeds(folders: Sequence[Path], rows: Sequence[_Row], threads: int | None, rounds: int) -> list[_Row]:
     # Imported here, so that comparing sizes and quality needs no ONNX Runtime.
-    from edgelm.session import SessionOptions
+    from edgelm.runtime.session import SessionOptions
     from edgelm.speed import measure
 
     prompts: list[list[float]] = [[] for _ in folders]
@@ -120,8 +120,8 @@ def _print_table(rows: Sequence[_Row]) -> None:
 
 
 def _draw(rows: Sequence[_Row], output: Path) -> None:
-    from edgelm import atomic
-    from edgelm.scatter_picture import Dot, draw_scatter
+    from edgelm.files import atomic
+    from edgelm.pictures.scatter_picture import Dot, draw_scatter
 
     dots = []
     for row in rows:

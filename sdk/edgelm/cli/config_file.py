@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from edgelm.errors import ConfigError
-from edgelm.folders import config_folder
-from edgelm.regular_file import MAX_TOML_BYTES, read_text
+from edgelm.files.folders import config_folder
+from edgelm.files.regular_file import MAX_TOML_BYTES, read_text
 
 FILE_NAME = "edgelm.toml"
 VARIABLE = "EDGELM_CONFIG"

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from edgelm.constraint import Constraint
 from edgelm.errors import ConfigError
+from edgelm.structure.constraint import Constraint
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _OPTIONS = (

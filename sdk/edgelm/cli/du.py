@@ -9,8 +9,8 @@ import shutil
 import click
 
 from edgelm.cli.output import megabytes, print_table
-from edgelm.disk_use import disk_use
-from edgelm.library import Library
+from edgelm.library.disk_use import disk_use
+from edgelm.library.library import Library
 
 
 @click.command()

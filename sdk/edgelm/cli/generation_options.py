@@ -12,8 +12,8 @@ from click.shell_completion import CompletionItem
 
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import PROMPT_LOOKUP, GenerationConfig
-from edgelm.library import Library
-from edgelm.providers import CPU, PROVIDERS
+from edgelm.library.library import Library
+from edgelm.runtime.providers import CPU, PROVIDERS
 
 # The library has no limit of its own; here nobody may be watching when a small model begins to repeat itself.
 MAX_NEW_TOKENS = 1024

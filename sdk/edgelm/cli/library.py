@@ -10,16 +10,16 @@ from typing import Any
 
 import click
 
-from edgelm.bom import bill_of_materials
-from edgelm.catalogue import CATALOGUE
 from edgelm.cli.generation_options import complete_model
 from edgelm.cli.output import is_terminal, megabytes, one_line, print_table
 from edgelm.config import ModelConfig
-from edgelm.disk_use import size_of
 from edgelm.errors import EdgeLMError
-from edgelm.library import Library
-from edgelm.manifest import Manifest
-from edgelm.package import open_package
+from edgelm.library.catalogue import CATALOGUE
+from edgelm.library.disk_use import size_of
+from edgelm.library.library import Library
+from edgelm.package.bom import bill_of_materials
+from edgelm.package.manifest import Manifest
+from edgelm.package.package import open_package
 
 
 @click.command("list")
@@ -185,7 +185,7 @@ def _encoder_facts(config: ModelConfig) -> list[tuple[str, str]]:
 
 
 def _in_windows(config: ModelConfig) -> str:
-    from edgelm.kv_cache import most_bytes  # which brings numpy
+    from edgelm.memory.kv_cache import most_bytes  # which brings numpy
 
     windows = [window for i in range(config.num_hidden_layers) if (window := config.window(i)) is not None]
     if not windows:

@@ -22,7 +22,7 @@ from edgelm._version import __version__
 from edgelm.cli.config_file import ConfigFile, name_variables
 from edgelm.cli.termination import unwinding
 from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError
-from edgelm.signature import REQUIRE_VARIABLE
+from edgelm.package.signature import REQUIRE_VARIABLE
 
 COMMAND_GROUP = "edgelm.commands"
 # As a program that the signal itself had ended (128 + its number).

@@ -9,15 +9,15 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from edgelm import sources
-from edgelm.catalogue import CATALOGUE
 from edgelm.cli.output import is_terminal
 from edgelm.cli.progress import progress_line
 from edgelm.errors import MissingExtraError
-from edgelm.fetch_options import FetchOptions
-from edgelm.known_source import KnownSource
-from edgelm.library import Library
-from edgelm.manifest import Manifest
+from edgelm.library import sources
+from edgelm.library.catalogue import CATALOGUE
+from edgelm.library.fetch_options import FetchOptions
+from edgelm.library.known_source import KnownSource
+from edgelm.library.library import Library
+from edgelm.package.manifest import Manifest
 
 # Bytes of a package for each byte of its original. int8 takes 1.46 of SmolLM2-135M's 4-bit GGUF file (143 of 98 MB),
 # and about 0.55 of weights in 16 bits; the disk is refused early for the first, and by the exporter beyond it.

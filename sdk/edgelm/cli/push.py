@@ -10,9 +10,9 @@ import click
 from edgelm.cli.generation_options import complete_model
 from edgelm.cli.output import is_terminal
 from edgelm.errors import ConfigError
-from edgelm.hub_source import HUB_PREFIX, HubSource
-from edgelm.hub_upload import UploadOptions, upload
-from edgelm.library import Library
+from edgelm.library.hub_source import HUB_PREFIX, HubSource
+from edgelm.library.hub_upload import UploadOptions, upload
+from edgelm.library.library import Library
 
 
 @click.command()

@@ -64,9 +64,9 @@ def run(
     text = _whole_prompt(prompt)
     with status(f"Loading {model}"):
         # Imported here, so that --help needs neither numpy nor ONNX Runtime.
-        from edgelm.answer import join
+        from edgelm.decoding.answer import join
         from edgelm.language_model import load
-        from edgelm.session import SessionOptions
+        from edgelm.runtime.session import SessionOptions
 
         loaded = load(model, SessionOptions(threads=threads, provider=provider))
         loaded = with_adapters(loaded, [] if adapter is None else [(None, adapter)])

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from edgelm.cli.generation_options import complete_model
-from edgelm.library import Library
+from edgelm.library.library import Library
 
 _PASSWORD_VARIABLE = "EDGELM_KEY_PASSWORD"
 
@@ -37,8 +37,8 @@ def sign(model: str, key: Path) -> None:
       edgelm --require-signature publisher.pub run package/ "Hello"
     """
     # Imported here, so that --help needs no model-signing.
-    from edgelm.adapter import is_adapter
-    from edgelm.signature import sign as sign_package
+    from edgelm.package.adapter import is_adapter
+    from edgelm.package.signature import sign as sign_package
 
     folder = Path(model) if is_adapter(Path(model)) else Library().find(model)
     path = sign_package(folder, key, os.environ.get(_PASSWORD_VARIABLE))

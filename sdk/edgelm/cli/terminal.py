@@ -29,7 +29,7 @@ from edgelm.cli.markdown_blocks import MarkdownBlocks
 from edgelm.cli.output import clean_text, printable
 from edgelm.cli.typed_history import TypedHistory
 from edgelm.errors import ConfigError
-from edgelm.folders import state_folder
+from edgelm.files.folders import state_folder
 
 _PROMPT = ">>> "
 _CONTINUED = " " * len(_PROMPT)

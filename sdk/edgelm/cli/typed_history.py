@@ -9,8 +9,8 @@ from pathlib import Path
 
 from prompt_toolkit.history import History
 
-from edgelm import atomic
-from edgelm.file_lock import file_lock
+from edgelm.files import atomic
+from edgelm.files.file_lock import file_lock
 
 # What is kept in all, and the longest entry: a pasted file would push out everything else.
 _MAX_BYTES, _MAX_ENTRY_BYTES = 1 << 20, 1 << 14

@@ -14,10 +14,10 @@ from edgelm.cli.generation_options import complete_model
 from edgelm.cli.output import one_line
 from edgelm.cli.progress import progress_line, status
 from edgelm.errors import EdgeLMError, MissingExtraError
-from edgelm.library import Library
+from edgelm.library.library import Library
 
 if TYPE_CHECKING:
-    from edgelm.package_check import Finding
+    from edgelm.package.package_check import Finding
 
 
 @click.command()
@@ -47,8 +47,8 @@ def verify(model: str, public_key: Path | None, source: str | None, as_json: boo
       edgelm verify package/ --json | jq -r '.findings[] | select(.problem)'
     """
     # Imported here, so that --help needs neither numpy nor tokenizers.
-    from edgelm.package_check import Finding, check_package
-    from edgelm.signature import check_signature, required_key
+    from edgelm.package.package_check import Finding, check_package
+    from edgelm.package.signature import check_signature, required_key
 
     folder = Library().find(model)
     with status("Checking the package"):
@@ -76,7 +76,7 @@ def verify(model: str, public_key: Path | None, source: str | None, as_json: boo
 
 def _check_quality(folder: Path, source: str) -> list[Finding]:
     """Let the exporter measure the package again: it alone reads checkpoints."""
-    from edgelm.package_check import Finding
+    from edgelm.package.package_check import Finding
 
     (verifier,) = metadata.entry_points(group="edgelm.verifiers", name="quality")
     try:

@@ -9,12 +9,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edgelm.answer import join
 from edgelm.completion import Chunk, Completion
+from edgelm.decoding.answer import join
 from edgelm.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
-    from edgelm.generation import Generation
+    from edgelm.batching.generation import Generation
     from edgelm.server.chat_messages import ToolUse
     from edgelm.server.metrics import Metrics
     from edgelm.server.model_pool import LoadedModel

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from edgelm.completion import Message
-from edgelm.constraint import Constraint
 from edgelm.generation_config import GenerationConfig
 from edgelm.server.api_error import ApiError
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
-from edgelm.tools import Tool, ToolCallParser, ToolChoice, ToolFormat, tool_format, tool_names, tool_settings
+from edgelm.structure.constraint import Constraint
+from edgelm.structure.tools import Tool, ToolCallParser, ToolChoice, ToolFormat, tool_format, tool_names, tool_settings
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel

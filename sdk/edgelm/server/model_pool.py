@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgelm.adapter import AdapterManifest
-from edgelm.engine import Engine, EngineOptions
+from edgelm.batching.engine import Engine, EngineOptions
 from edgelm.errors import ConfigError, EdgeLMError
-from edgelm.library import Library, check_name
-from edgelm.manifest import Manifest
-from edgelm.memory import available_memory
-from edgelm.package import Package, open_package
+from edgelm.library.library import Library, check_name
+from edgelm.memory.available_memory import available_memory
+from edgelm.package.adapter import AdapterManifest
+from edgelm.package.manifest import Manifest
+from edgelm.package.package import Package, open_package
+from edgelm.runtime.session import SessionOptions
 from edgelm.server.api_error import ApiError
-from edgelm.session import SessionOptions
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel

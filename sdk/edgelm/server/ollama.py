@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 from edgelm._version import __version__
-from edgelm.answer import join
-from edgelm.chat_template import ChatTemplate
 from edgelm.completion import Chunk, Completion, Timings, ToolCall, Usage
-from edgelm.constraint import Constraint
-from edgelm.manifest import Manifest
+from edgelm.decoding.answer import join
+from edgelm.package.manifest import Manifest
 from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.chat_messages import CHAT, ToolUse, messages_of
@@ -29,6 +27,8 @@ from edgelm.server.model_pool import LoadedModel, reading_package
 from edgelm.server.sampling_fields import SAMPLING, generation_config
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, number, record, whole
 from edgelm.server.sse import JsonAnswer, line
+from edgelm.structure.constraint import Constraint
+from edgelm.text.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel

@@ -28,7 +28,7 @@ from edgelm.server.sampling_fields import (
 )
 from edgelm.server.schema import BOOLEAN, TEXT, record, whole
 from edgelm.server.sse import DONE, KEEPALIVE, event
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from edgelm.generation_config import GenerationConfig

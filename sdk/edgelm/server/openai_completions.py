@@ -18,7 +18,7 @@ from edgelm.server.openai_chat import STREAM_OPTIONS, Frame, finite
 from edgelm.server.sampling_fields import HARMLESS, MAX_CHOICES, REFUSED, SAMPLING, generation_config, with_seed
 from edgelm.server.schema import BOOLEAN, TEXT, Schema, listing, record, whole
 from edgelm.server.sse import DONE, KEEPALIVE, event
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from edgelm.manifest import Manifest
+from edgelm.package.manifest import Manifest
 from edgelm.server.endpoint import Call
 from edgelm.server.schema import TEXT, record
 from edgelm.server.sse import JsonAnswer

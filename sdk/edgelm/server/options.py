@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgelm.errors import ConfigError
-from edgelm.providers import CPU
+from edgelm.runtime.providers import CPU
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s*]+")
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+(:[0-9]+)?|\[[0-9A-Fa-f:]+\](:[0-9]+)?")

@@ -12,7 +12,7 @@ from types import FrameType
 import uvicorn
 
 from edgelm.errors import ConfigError
-from edgelm.onnx_runtime import require_provider
+from edgelm.runtime.onnx_runtime import require_provider
 from edgelm.server.app import ServerApp
 from edgelm.server.connection import BoundedConnection
 from edgelm.server.model_pool import ModelPool

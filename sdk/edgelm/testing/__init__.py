@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.adapter import Adapter
-from edgelm.chat_template import ChatTemplate
 from edgelm.config import ModelConfig
 from edgelm.generation_config import GenerationConfig
-from edgelm.kv_batch import KVBatch
-from edgelm.kv_cache import KVCache
 from edgelm.language_model import LanguageModel
-from edgelm.manifest import Manifest
-from edgelm.stop_switch import StopSwitch
-from edgelm.tokenizer import Tokenizer
+from edgelm.memory.kv_batch import KVBatch
+from edgelm.memory.kv_cache import KVCache
+from edgelm.package.adapter import Adapter
+from edgelm.package.manifest import Manifest
+from edgelm.runtime.stop_switch import StopSwitch
+from edgelm.text.chat_template import ChatTemplate
+from edgelm.text.tokenizer import Tokenizer
 
 __all__ = ["ScriptedDecoder", "scripted_model", "tiny_model_path"]
 

@@ -9,7 +9,7 @@ import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from edgelm.file_lock import file_lock
+from edgelm.files.file_lock import file_lock
 
 ROOT = Path(__file__).parents[3] / ".cache" / "clients"
 

@@ -1,0 +1,234 @@
+"""Recipes: which scheme each tensor takes, from a preset or a file, as an ordered list of patterns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgelm.architecture.quantization_scheme import KEEP, Scheme, parse_scheme
+from edgelm.config import KV_CACHES, ModelConfig
+from edgelm.errors import ExportError
+from edgelm.files.regular_file import MAX_TOML_BYTES, read_text
+
+# What is folded into the weights before they are quantized, in this order; no cost at run time.
+TRANSFORMS = ("rotate", "smooth", "awq")
+# The operators that compute with integers: ONNX Runtime's MatMulNBits, or ONNX's DequantizeLinear and MatMul.
+FORMS = ("nbits", "qdq")
+_DEFAULT_BOUND = 1.5
+_CACHE_BOUND = 1.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Tensors whose canonical name matches `pattern` (a regular expression, searched) take `scheme`.
+
+    `{last}` in the pattern stands for the number of the model's last layer.
+
+    Raises:
+        ExportError: the pattern is no regular expression, or there is no such scheme.
+    """
+
+    pattern: str
+    scheme: str
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern.replace("{last}", "0"))
+        except re.error as error:
+            raise ExportError(f"The pattern {self.pattern!r} is no regular expression: {error}.") from error
+        parse_scheme(self.scheme)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """An ordered list of rules (the first match wins), and how much perplexity it may cost before export refuses.
+
+    Raises:
+        ExportError: a transform or the form is unknown, the form does not have the schemes, or the bound is below 1.
+    """
+
+    rules: tuple[Rule, ...]
+    perplexity_bound: float = _DEFAULT_BOUND  # package over source
+    transforms: tuple[str, ...] = ()
+    kv_cache: str = "fp32"  # what the graph keeps keys and values in
+    form: str = "nbits"  # one of FORMS
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        unknown = [transform for transform in self.transforms if transform not in TRANSFORMS]
+        if unknown:
+            raise ExportError(f"No transform is called {unknown[0]!r}. There are: {', '.join(TRANSFORMS)}.")
+        if self.kv_cache not in KV_CACHES:
+            raise ExportError(f"kv_cache is {self.kv_cache!r}; it must be one of {', '.join(KV_CACHES)}.")
+        if self.form not in FORMS:
+            raise ExportError(f"form is {self.form!r}; it must be one of {', '.join(FORMS)}.")
+        fewer = [scheme.bits for scheme in self.schemes if scheme.bits < 8]
+        if self.form == "qdq" and fewer:
+            raise ExportError(f"The form qdq holds integers of 8 bits, and a scheme has {fewer[0]}: take int8 there.")
+        if not self.perplexity_bound >= 1:
+            raise ExportError(f"perplexity_bound is {self.perplexity_bound!r}; it must be 1 or more.")
+
+    def recipe(self, config: ModelConfig) -> tuple[Rule, ...]:
+        """Return the rules for one model, with its layer numbers filled in."""
+        numbers = sorted({str(count - 1) for count in config.layer_counts})
+        last = numbers[0] if len(numbers) == 1 else f"(?:{'|'.join(numbers)})"
+        return tuple(Rule(pattern=rule.pattern.replace("{last}", last), scheme=rule.scheme) for rule in self.rules)
+
+    def rows(self, config: ModelConfig) -> tuple[dict[str, str], ...]:
+        """Return what the manifest keeps: form and KV cache that are not the usual ones, transforms in order, rules."""
+        others = [] if self.form == "nbits" else [{"form": self.form}]
+        others += [] if self.kv_cache == "fp32" else [{"kv_cache": self.kv_cache}]
+        others += [{"transform": name} for name in TRANSFORMS if name in self.transforms]
+        return (*others, *({"pattern": rule.pattern, "scheme": rule.scheme} for rule in self.recipe(config)))
+
+    @property
+    def schemes(self) -> list[Scheme]:
+        """The integer schemes among its rules."""
+        parsed = [parse_scheme(rule.scheme) for rule in self.rules]
+        return [scheme for scheme in parsed if isinstance(scheme, Scheme)]
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Tell whether the source has to be run on a text before its weights are quantized."""
+        return bool({"smooth", "awq"} & set(self.transforms)) or any(s.method == "gptq" for s in self.schemes)
+
+    def calibrated(self) -> Precision:
+        """Return the same with gptq for every integer scheme: what a calibration text is for."""
+        return dataclasses.replace(
+            self, rules=tuple(dataclasses.replace(rule, scheme=_with_gptq(rule.scheme)) for rule in self.rules)
+        )
+
+    def with_int8_cache(self) -> Precision:
+        """Return the same with keys and values in 8 bits, which may cost some perplexity besides (1.3 % measured)."""
+        return dataclasses.replace(self, kv_cache="int8", perplexity_bound=_CACHE_BOUND * self.perplexity_bound)
+
+    def tamed(self) -> list[Precision]:
+        """Return what to try where massive activations defeat it: smoothing, then turning them as well.
+
+        Nothing for floats, which have none of that weakness.
+        """
+        if not self.schemes:
+            return []
+        wanted = [{"smooth"}, {"rotate", "smooth"}]
+        return [
+            dataclasses.replace(
+                self, transforms=tuple(name for name in TRANSFORMS if name in {*self.transforms, *more})
+            )
+            for more in wanted
+            if not more <= set(self.transforms)
+        ]
+
+    def with_layers_kept(self) -> Precision:
+        """Return the rules for a checkpoint whose layers are on their grids already."""
+        return dataclasses.replace(self, rules=(Rule(pattern=r"\.layers\.\d+\.", scheme=KEEP), *self.rules))
+
+
+def scheme_for(recipe: tuple[Rule, ...], name: str) -> str:
+    """Return the scheme of a tensor.
+
+    Raises:
+        ExportError: no rule matches.
+    """
+    for rule in recipe:
+        if re.search(rule.pattern, name):
+            return rule.scheme
+    raise ExportError(f'No rule of the recipe matches {name}. End it with a rule for all the rest: pattern = ".".')
+
+
+def _with_gptq(name: str) -> str:
+    scheme = parse_scheme(name)
+    if not isinstance(scheme, Scheme):
+        return name
+    return f"int{scheme.bits}-block{scheme.block_size}{'' if scheme.symmetric else '-asymmetric'}-gptq"
+
+
+_EMBEDDING = r"embed_tokens|lm_head"
+_OUTER_LAYERS = r"layers\.(0|{last})\."
+
+# 8 bits where fewer cost most (docs/results/quantization.md): the head decides every token, and the first and last
+# layers' errors are not averaged out by others.
+_PRESETS = (
+    Precision(name="fp32", rules=(Rule(pattern=".", scheme="fp32"),), perplexity_bound=1.001),
+    Precision(name="fp16", rules=(Rule(pattern=".", scheme="fp16"),), perplexity_bound=1.005),
+    Precision(name="bf16", rules=(Rule(pattern=".", scheme="bf16"),), perplexity_bound=1.02),
+    Precision(name="int8", rules=(Rule(pattern=".", scheme="int8-block64"),), perplexity_bound=1.03),
+    Precision(
+        name="int4",
+        rules=(
+            Rule(pattern=_EMBEDDING, scheme="int8-block64"),
+            Rule(pattern=_OUTER_LAYERS, scheme="int8-block64"),
+            Rule(pattern=".", scheme="int4-block64"),
+        ),
+    ),
+    Precision(
+        name="int2",
+        rules=(
+            Rule(pattern=_EMBEDDING, scheme="int8-block64"),
+            Rule(pattern=_OUTER_LAYERS, scheme="int8-block64"),
+            Rule(pattern=r"[qkv]_proj|o_proj|down_proj", scheme="int4-block64-asymmetric-gptq"),
+            Rule(pattern=".", scheme="int2-block64-asymmetric-gptq"),
+        ),
+        perplexity_bound=4.0,
+    ),
+    Precision(name="keep", rules=(Rule(pattern=".", scheme=KEEP),), perplexity_bound=1.03),
+    Precision(name="qdq", rules=(Rule(pattern=".", scheme="int8-block64"),), perplexity_bound=1.03, form="qdq"),
+)
+PRECISIONS: dict[str, Precision] = {precision.name: precision for precision in _PRESETS}
+
+
+def precision_named(name: str) -> Precision:
+    """Look a preset up.
+
+    Raises:
+        ExportError: there is none of that name.
+    """
+    if name not in PRECISIONS:
+        raise ExportError(f"No precision {name!r}. There are: {', '.join(PRECISIONS)}.")
+    return PRECISIONS[name]
+
+
+def read_recipe(path: Path) -> Precision:
+    """Read a recipe from a TOML or JSON file: `rules`, and of Precision's other fields those that are wanted.
+
+    Raises:
+        ExportError: it cannot be read, or does not hold a recipe.
+    """
+    try:
+        text = read_text(path, MAX_TOML_BYTES)
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExportError(f"{path} cannot be read as a recipe: {error}.") from error
+    try:
+        return _recipe_of(values, path.stem)
+    except (ExportError, ValueError, OverflowError) as error:  # a number too long for a message, or for a float
+        raise ExportError(f"{path}: {error}") from error
+
+
+def _recipe_of(values: Any, name: str) -> Precision:
+    fields: dict[str, Any] = {"name": str, "rules": list, "transforms": list, "kv_cache": str, "form": str}
+    fields["perplexity_bound"] = (int, float)
+    if not isinstance(values, dict) or not values.get("rules"):
+        raise ExportError("A recipe has a list `rules`, each with a `pattern` and a `scheme`.")
+    for key, value in values.items():
+        if key not in fields:
+            raise ExportError(f"A recipe has no {key!r}; it has {', '.join(fields)}.")
+        if not isinstance(value, fields[key]):
+            raise ExportError(f"{key} is {value!r}.")
+    for row in values["rules"]:
+        if not isinstance(row, dict) or row.keys() != {"pattern", "scheme"}:
+            raise ExportError(f"A rule has a `pattern` and a `scheme`, nothing else: {row!r}.")
+        if not all(isinstance(value, str) for value in row.values()):
+            raise ExportError(f"A rule's `pattern` and `scheme` are texts: {row!r}.")
+    return Precision(
+        name=values.get("name", name),
+        rules=tuple(Rule(**row) for row in values["rules"]),
+        transforms=tuple(values.get("transforms", ())),
+        kv_cache=values.get("kv_cache", "fp32"),
+        form=values.get("form", "nbits"),
+        perplexity_bound=float(values.get("perplexity_bound", _DEFAULT_BOUND)),
+    )

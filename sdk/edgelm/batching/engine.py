@@ -1,0 +1,268 @@
+"""Engine: many requests on one model, computed together."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgelm.batching.generation import Generation
+from edgelm.batching.request import Request
+from edgelm.batching.running_batch import RunningBatch
+from edgelm.completion import Completion
+from edgelm.decoding.answer import join
+from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError, QueueFullError
+from edgelm.generation_config import GenerationConfig
+from edgelm.language_model import LanguageModel
+from edgelm.memory.kv_batch import longest_row
+from edgelm.memory.kv_cache import bytes_per_token
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How much an engine takes on.
+
+    max_batch: requests computed at once. max_queue: requests that may wait besides. max_kv_bytes: of the keys and
+    values of the requests at work; None takes a quarter of the machine's memory. Where they do not fit, the least and
+    youngest request waits and is computed again later. What `LanguageModel.prefixes` keeps has a budget of its own.
+
+    Raises:
+        ConfigError: a field is outside its range.
+    """
+
+    max_batch: int = 8
+    max_queue: int = 64
+    max_kv_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_batch", 1), ("max_queue", 0), ("max_kv_bytes", 1)):
+            value = getattr(self, name)
+            if value is None and name == "max_kv_bytes":
+                continue
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number of {least} or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStats:
+    """What an engine does now, and what it has done so far.
+
+    Tokens of prompts are those that were computed; `cached_tokens` were kept from before. `preempted` counts the times
+    that a request lost its memory to others.
+    """
+
+    active: int
+    queued: int
+    kv_bytes: int
+    prefix_bytes: int
+    finished: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    preempted: int
+
+
+class Engine:
+    """Answer many requests on one model, from any threads and event loops.
+
+    One worker thread computes: prompts a piece at a time, in turn, and between the pieces the next token of every
+    answer in one step. Requests of a higher priority start first; among equals, the first come. Each answer has the
+    tokens that it has alone (docs/guides/engine.md says where that ends).
+    """
+
+    def __init__(self, model: LanguageModel, options: EngineOptions | None = None) -> None:
+        if model.config.encoder is not None:
+            raise ConfigError(
+                f"{model.name} has an encoder, whose answers an engine does not compute together. Call "
+                "LanguageModel.generate or stream, one after the other."
+            )
+        self._model = model
+        self._options = options or EngineOptions()
+        self._process = os.getpid()
+        self._token_bytes = bytes_per_token(model.config)
+        self._max_tokens = (self._options.max_kv_bytes or _quarter_of_memory()) // self._token_bytes
+        self._prefixes = model.prefixes
+        self._batch = RunningBatch(model.session, self._prefixes, self._max_tokens)
+        self._waiting: list[Request] = []
+        self._unfinished = self._submitted = 0
+        self._changed = threading.Condition()
+        self._closed, self._draining = False, False
+        self._worker = threading.Thread(target=self._work, name=f"edgelm-engine-{model.name}", daemon=True)
+        self._worker.start()
+        atexit.register(self.close)  # the worker must not be inside ONNX Runtime when the interpreter ends
+
+    @property
+    def stats(self) -> EngineStats:
+        """What the engine does now, and what it has done so far."""
+        batch = self._batch
+        with self._changed:
+            active = len(batch.requests)
+            return EngineStats(
+                active=active,
+                queued=self._unfinished - active,
+                kv_bytes=batch.tokens * self._token_bytes,
+                prefix_bytes=self._prefixes.bytes,
+                finished=self._submitted - self._unfinished,
+                prompt_tokens=batch.prompt_tokens,
+                cached_tokens=batch.cached_tokens,
+                generated_tokens=batch.generated_tokens,
+                preempted=batch.preempted,
+            )
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        config: GenerationConfig | None = None,
+        *,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> Generation:
+        """Queue a prompt, and return its answer to come.
+
+        priority: higher goes first. deadline: seconds from now, after which the answer ends as if cancelled.
+
+        Raises:
+            QueueFullError: as many requests wait as the options allow.
+            ContextLengthError: the prompt has no tokens, or does not fit the model's context or, with `max_new_tokens`,
+                the engine's memory.
+            TokenizerError: a token id is none of the model's.
+            ConfigError: the config asks for a beam search.
+            EdgeLMError: the engine is closed.
+        """
+        if os.getpid() != self._process:
+            raise EdgeLMError(
+                f"This engine belongs to process {self._process}; its fork {os.getpid()} has no worker. Load the "
+                "model and make the engine after the fork."
+            )
+        answer = self._model.answer(prompt, config)
+        if answer.config.num_beams > 1:
+            raise ConfigError(
+                f"num_beams is {answer.config.num_beams}; an engine computes one row for each request. Search with "
+                "LanguageModel.generate, or leave num_beams out."
+            )
+        self._check_memory(len(answer.prompt_ids), answer.config)
+        expires = float("inf") if deadline is None else time.monotonic() + deadline
+        with self._changed:
+            if self._draining:
+                raise EdgeLMError("The engine is closed; make a new one.")
+            if self._unfinished >= self._options.max_batch + self._options.max_queue:
+                raise QueueFullError(
+                    f"{self._unfinished} requests are at work or wait: the engine answers {self._options.max_batch} at "
+                    f"once (max_batch) and lets {self._options.max_queue} wait (max_queue). Try again later."
+                )
+            self._unfinished += 1
+            self._submitted += 1
+            request = Request(
+                answer=answer,
+                generation=Generation(self._wake),
+                priority=priority,
+                number=self._submitted,
+                expires=expires,
+            )
+            self._waiting.append(request)
+            self._changed.notify()
+            if len(self._batch.requests) < self._options.max_batch:
+                self._batch.interrupt(len(answer.prompt_ids))
+        return request.generation
+
+    def close(self, *, drain: bool = False) -> None:
+        """Take no more requests, and wait until the worker has ended: after the last answer, or after this step.
+
+        drain: finish what was submitted; otherwise it ends with finish_reason "cancelled".
+        """
+        if os.getpid() != self._process:  # a fork's copy: the worker is the other process's
+            return
+        with self._changed:
+            self._draining = True
+            self._closed = self._closed or not drain
+            self._changed.notify()
+        self._worker.join()
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _check_memory(self, prompt_tokens: int, config: GenerationConfig) -> None:
+        longest = longest_row(self._model.config)
+        if prompt_tokens > longest:  # LongRoPE: a longer text turns otherwise from its first token on
+            raise ContextLengthError(
+                f"The prompt has {prompt_tokens} tokens; an engine computes up to {longest} of this model. "
+                "LanguageModel.stream takes longer ones."
+            )
+        wanted = min(prompt_tokens + (config.max_new_tokens or 1), longest)
+        if wanted > self._max_tokens:
+            raise ContextLengthError(
+                f"{wanted} tokens of prompt and answer take {wanted * self._token_bytes} bytes of keys and values; the "
+                f"engine has {self._max_tokens * self._token_bytes} (max_kv_bytes). Shorten the prompt, or lower "
+                "max_new_tokens."
+            )
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
+        self._batch.interrupt()
+
+    def _work(self) -> None:
+        while True:
+            try:
+                if not self._admit():
+                    return
+                self._batch.step()
+            except Exception as error:  # what fails for all of them, such as memory; the next requests may do better
+                self._batch.fail(error)
+
+    def _admit(self) -> bool:
+        """Drop what nobody waits for, and start what fits; return False where the worker has to end."""
+        with self._changed:
+            while True:
+                self._waiting += self._batch.put_back
+                self._batch.put_back.clear()
+                for request in self._batch.requests:
+                    if self._closed or request.is_over:
+                        self._batch.drop(request)
+                for request in [request for request in self._waiting if self._closed or request.is_over]:
+                    self._waiting.remove(request)
+                    request.finish(request.answer.rest(), "cancelled")
+                self._waiting.sort(key=lambda request: request.rank)
+                while self._waiting and len(self._batch.requests) < self._options.max_batch:
+                    if not self._batch.has_room_for(self._waiting[0]):
+                        break
+                    self._batch.add(self._waiting.pop(0))
+                self._unfinished = len(self._waiting) + len(self._batch.requests)
+                if self._batch.requests:
+                    return True
+                if self._draining:
+                    return False
+                self._changed.wait()
+
+
+def generate_batch(
+    model: LanguageModel,
+    prompts: Sequence[str | Sequence[int]],
+    config: GenerationConfig | Sequence[GenerationConfig] | None,
+    max_batch: int,
+) -> list[Completion]:
+    """Answer several prompts together, as LanguageModel.generate_batch does."""
+    configs = list(config) if isinstance(config, Sequence) else [config] * len(prompts)
+    if len(configs) != len(prompts):
+        raise ConfigError(f"There are {len(configs)} configs for {len(prompts)} prompts; give one, or one for each.")
+    for prompt, own in zip(prompts, configs, strict=True):
+        model.answer(prompt, own)  # refuses a bad one before the others are begun
+    if model.config.encoder is not None:
+        return [model.generate(prompt, own) for prompt, own in zip(prompts, configs, strict=True)]
+    with Engine(model, EngineOptions(max_batch=max_batch, max_queue=len(prompts))) as engine:
+        generations = [engine.submit(prompt, own) for prompt, own in zip(prompts, configs, strict=True)]
+        return [join(generation) for generation in generations]
+
+
+def _quarter_of_memory() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return 2 << 30

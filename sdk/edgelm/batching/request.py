@@ -1,0 +1,85 @@
+"""Request: one answer on its way through an engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from edgelm.batching.generation import Generation
+from edgelm.completion import FinishReason, Timings, Usage
+from edgelm.decoding.answer import Answer
+from edgelm.memory.kv_batch import KVRow
+
+
+@dataclass(eq=False, kw_only=True)
+class Request:
+    """What an engine knows of one request: the answer that is made, who reads it, and which row computes it.
+
+    `calls` are the calls of the graph after the prompt, in order: most have one token, those with tokens that a
+    constraint forced have more. They are kept because a request that lost its row computes them again, in the same
+    pieces, so that it goes on with the same bits.
+    """
+
+    answer: Answer
+    generation: Generation
+    priority: int
+    number: int  # in the order of arrival
+    expires: float  # time.monotonic(), or infinity
+    row: KVRow | None = None
+    calls: list[tuple[int, ...]] = field(default_factory=list)
+    computed: int = 0  # how many of the calls are in the row
+    taken: int = 0  # how many of them the answer has the forced tokens of
+    prompt_ids: Sequence[int] = field(init=False)  # the answer's; after a shift of the context, what is left
+    length: int = field(init=False)  # of the row, when all that is known is computed
+    cached_tokens: int = 0
+    made_way: bool = False  # its piece was stopped for another request; the next one is not
+    submitted: float = field(default_factory=time.perf_counter)
+    started: float | None = None
+    prefilled: float | None = None
+
+    def __post_init__(self) -> None:
+        self.begin_with(self.answer.prompt_ids)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody wants the rest."""
+        return self.generation.cancelled or time.monotonic() > self.expires
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """What goes first has the lowest: by priority, then by arrival."""
+        return -self.priority, self.number
+
+    @property
+    def next_call(self) -> tuple[int, ...]:
+        """The tokens to compute next."""
+        return self.calls[self.computed]
+
+    def begin_with(self, token_ids: Sequence[int]) -> None:
+        """Take these tokens for the prompt, and forget the calls after the one before."""
+        self.prompt_ids, self.length = token_ids, len(token_ids)
+        self.calls, self.computed, self.taken = [], 0, 0
+
+    def append(self, call: tuple[int, ...]) -> None:
+        """Add what to compute after all that is known."""
+        self.calls.append(call)
+        self.length += len(call)
+
+    def finish(self, text: str, reason: FinishReason) -> None:
+        """Give the reader the last chunk."""
+        now = time.perf_counter()
+        started = now if self.started is None else self.started
+        prefilled = now if self.prefilled is None else self.prefilled
+        prompt_tokens, generated = len(self.answer.prompt_ids), self.answer.generated
+        usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=generated, cached_tokens=self.cached_tokens)
+        timings = Timings(
+            queued_seconds=started - self.submitted,
+            prefill_seconds=prefilled - started,
+            decode_seconds=now - prefilled,
+            prefill_tokens=prompt_tokens - self.cached_tokens,
+            decode_tokens=max(0, generated - 1),  # the first token comes with the prefill
+            drafted_tokens=self.answer.drafted,
+            accepted_tokens=self.answer.accepted,
+        )
+        self.generation.put(self.answer.chunk(text, reason, usage, timings))

@@ -1,0 +1,269 @@
+"""RunningBatch: the requests that an engine computes now, some filling their prompt, the others a token at a time."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.batching.request import Request
+from edgelm.completion import FinishReason
+from edgelm.decoding.context_shift import fitted
+from edgelm.decoding.generate import PREFILL_CHUNK, Decoder, next_chunk
+from edgelm.memory.kv_batch import KVBatch, longest_row
+from edgelm.memory.prefix_cache import PrefixCache
+from edgelm.runtime.stop_switch import StoppedError, StopSwitch
+
+# Beside others, a prompt is computed in smaller pieces: they wait half as long, for 6 % of a short prompt's speed and a
+# quarter of a 2,000-token prompt's (docs/results/batching.md).
+SHARED_CHUNK = 64
+
+
+class RunningBatch:
+    """Compute requests together, each with the tokens that it would have alone.
+
+    For one thread. `put_back` are the requests that lost their rows because the memory was full, for the engine to
+    start again; `preempted` counts them, the other counts are of tokens.
+    """
+
+    def __init__(self, session: Decoder, prefixes: PrefixCache, max_tokens: int) -> None:
+        self._session, self._prefixes, self._max_tokens = session, prefixes, max_tokens
+        self._reset()
+        self.put_back: list[Request] = []
+        self.preempted = self.prompt_tokens = self.cached_tokens = self.generated_tokens = 0
+
+    def _reset(self) -> None:
+        self._batch = KVBatch(self._session.config)
+        self._filling: deque[Request] = deque()
+        self._decoding: dict[int, Request] = {}  # by number
+        self._piece: tuple[Request, StopSwitch] | None = None  # of a prompt, being computed
+        self._went_ahead = False
+
+    @property
+    def requests(self) -> list[Request]:
+        """All requests at work."""
+        return [*self._filling, *self._decoding.values()]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the rows have, or will have when all prompts are computed."""
+        return sum(request.length for request in self.requests)
+
+    def has_room_for(self, request: Request) -> bool:
+        """Tell whether a request fits the memory beside the others, with a new token for each."""
+        return not self._batch.rows or self.tokens + request.length + len(self._batch.rows) < self._max_tokens
+
+    def add(self, request: Request) -> None:
+        """Start a request, or start it again after it lost its row."""
+        self._filling.append(request)  # first of all, so that a failure reaches its reader too
+        request.row = self._batch.add()
+        request.row.use_adapter(request.answer.config.adapter)
+        request.computed = 0
+        if request.prefilled is None:
+            request.cached_tokens = 0
+        if request.started is None:
+            request.started = time.perf_counter()
+
+    def drop(self, request: Request) -> None:
+        """End a request that nobody waits for any more."""
+        self._finish(request, request.answer.rest(), "cancelled")
+
+    def fail(self, error: Exception) -> None:
+        """End all requests with an error, and give their memory back."""
+        for request in self.requests:
+            request.generation.put(error)
+            request.row = None
+        self._reset()
+
+    def interrupt(self, prompt_tokens: int | None = None) -> None:
+        """Stop the piece of a prompt that is being computed, from any thread, if it is nobody's any more, or for the
+        sake of a much shorter prompt, whose length is given; the piece is computed again later.
+        """
+        piece = self._piece
+        if piece is None:
+            return
+        request, switch = piece
+        is_short = prompt_tokens is not None and prompt_tokens <= SHARED_CHUNK and not request.made_way
+        if is_short or request.is_over:
+            request.made_way = True
+            switch.press()
+
+    def step(self) -> None:
+        """Compute the next piece of one prompt, and the next token of every answer."""
+        if self._filling:
+            self._fill()
+        self._make_room()
+        for request in list(self._decoding.values()):
+            while request.number in self._decoding and len(request.next_call) > 1:
+                self._compute_alone(request)
+        if len(self.requests) == 1 and self._decoding and self._may_guess(lone := self.requests[0]):
+            self._speculate(lone)
+        elif self._decoding:
+            by_row = {request.row: request for request in self._decoding.values()}
+            requests = [by_row[row] for row in self._batch.rows[: self._batch.active]]
+            ids = [request.next_call[0] for request in requests]
+            logits_BV = self._session.forward_rows(ids, self._batch)
+            for request, logits_V in zip(requests, logits_BV, strict=True):
+                request.computed += 1
+                self._advance(request, logits_V)
+        for request in self._decoding.values():
+            assert request.row is not None
+            self._prefixes.slide(request.row, len(request.prompt_ids))
+
+    def _fill(self) -> None:
+        request = self._next_to_fill()
+        row, prompt_ids = request.row, request.prompt_ids
+        assert row is not None
+        try:
+            # Before each piece: another request with the same beginning may have computed it meanwhile.
+            cached = self._prefixes.extend(row, prompt_ids)
+            self.cached_tokens += cached
+            if request.prefilled is None:
+                request.cached_tokens += cached
+            is_alone = len(self._batch.rows) == 1
+            chunk = next_chunk(prompt_ids, row.length, PREFILL_CHUNK if is_alone else SHARED_CHUNK)
+            switch = StopSwitch()
+            self._piece = request, switch
+            logits_V = self._session.forward(chunk, row, stop=switch)[0]
+            self._piece = None
+            request.made_way = False
+            self.prompt_tokens += len(chunk)
+            self._prefixes.keep(row, len(prompt_ids))
+            row.slide()
+            self._filling.remove(request)
+            self._filling.append(request)
+            if row.length < len(prompt_ids):
+                return
+        except StoppedError:
+            self._piece = None
+            return
+        except MemoryError:
+            raise
+        except Exception as error:
+            self._piece = None
+            self._fail_one(request, error)
+            return
+        self._batch.activate(row)
+        self._filling.remove(request)
+        self._decoding[request.number] = request
+        if request.prefilled is None:
+            request.prefilled = time.perf_counter()
+        self._advance(request, logits_V)
+
+    def _next_to_fill(self) -> Request:
+        """Choose whose prompt goes on: each in turn, but every other time one that a single piece completes."""
+        first = self._filling[0]
+        if not self._went_ahead:
+            for request in self._filling:
+                if request.row is not None and len(request.prompt_ids) - request.row.length <= SHARED_CHUNK:
+                    self._went_ahead = request is not first
+                    return request
+        self._went_ahead = False
+        return first
+
+    def _compute_alone(self, request: Request) -> None:
+        """Compute a token, and with it those that a constraint forced after it."""
+        assert request.row is not None
+        call = request.next_call
+        rows_TV = self._session.forward(call, request.row, all_logits=True)
+        request.computed += 1
+        if request.computed > request.taken:
+            request.taken = request.computed
+            for id_, logits_V in zip(call[1:], rows_TV, strict=False):
+                if self._take(request, id_, logits_V):
+                    return
+        self._advance(request, rows_TV[-1])
+
+    def _may_guess(self, request: Request) -> bool:
+        """Tell whether tokens may be guessed here: not those of a request that catches up with what it had before."""
+        speculator = request.answer.speculator
+        return speculator is not None and not speculator.exact and request.computed == len(request.calls) - 1
+
+    def _speculate(self, request: Request) -> None:
+        """Compute the next token of the only request, and tokens guessed after it."""
+        row, speculator = request.row, request.answer.speculator
+        assert row is not None
+        assert speculator is not None
+        length = row.length + 1  # with the tokens that are chosen for sure
+        room = min(longest_row(self._session.config), self._max_tokens) - request.length
+        guess = speculator.guess(room)
+        rows_TV = speculator.compute(self._session, (*request.next_call, *guess), row)
+        for row_V, guessed in zip(rows_TV, (*guess, None), strict=True):
+            request.computed += 1
+            self._advance(request, row_V)
+            if request.number not in self._decoding:
+                return
+            if request.next_call != (guessed,):
+                break
+            length += 1
+        row.truncate(length)
+
+    def _advance(self, request: Request, logits_V: NDArray[np.float32]) -> None:
+        """Choose the next token of an answer, unless it is catching up with what it had before it lost its row."""
+        assert request.row is not None
+        if request.computed < len(request.calls):
+            return
+        room = longest_row(self._session.config) - request.length
+        try:
+            id_ = request.answer.sampler.sample(logits_V)
+            if self._take(request, id_, logits_V):
+                return
+            if room == 0 and request.answer.keep is not None:
+                self._shift(request, id_, request.answer.keep)
+                return
+            if room == 0:
+                self._finish(request, request.answer.rest(), "length")
+                return
+            request.append((id_, *request.answer.sampler.forced_tokens(room - 1)))
+        except Exception as error:  # it belongs to whoever reads this answer; the others go on
+            self._fail_one(request, error)
+
+    def _shift(self, request: Request, id_: int, keep: int) -> None:
+        """Let a request whose context is full fill its row anew, with what is left of its text."""
+        assert request.row is not None
+        text = [*request.row.token_ids[: request.length], id_]
+        self._remove(request)
+        request.begin_with(fitted(text, keep, longest_row(self._session.config)))
+        self.add(request)
+
+    def _take(self, request: Request, id_: int, logits_V: NDArray[np.float32]) -> bool:
+        """Give a token to its answer; return whether the answer ends with it."""
+        text, reason = request.answer.take(id_, logits_V)
+        self.generated_tokens += 1
+        if reason is not None:
+            self._finish(request, text, reason)
+            return True
+        if text:
+            request.generation.put(request.answer.chunk(text))
+        return False
+
+    def _make_room(self) -> None:
+        """Take the rows of the least and youngest requests where the next tokens would not fit the memory."""
+        while self.tokens > self._max_tokens:
+            last = max(self.requests, key=lambda request: request.rank)
+            if len(self.requests) == 1:
+                self._finish(last, last.answer.rest(), "length")
+            else:
+                self._remove(last)
+                self.preempted += 1
+                self.put_back.append(last)
+
+    def _finish(self, request: Request, text: str, reason: FinishReason) -> None:
+        self._remove(request)
+        request.finish(text, reason)
+
+    def _fail_one(self, request: Request, error: Exception) -> None:
+        self._remove(request)
+        request.generation.put(error)
+
+    def _remove(self, request: Request) -> None:
+        assert request.row is not None
+        if request.number in self._decoding:
+            del self._decoding[request.number]
+            self._prefixes.keep(request.row, len(request.prompt_ids))
+        else:
+            self._filling.remove(request)
+        self._batch.remove(request.row)
+        request.row = None

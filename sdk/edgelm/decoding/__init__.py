@@ -1,0 +1,1 @@
+"""From logits to an answer: the loop over token ids, sampling, search, and tokens guessed ahead."""

@@ -1,0 +1,290 @@
+"""Answer: the way of one generation's tokens, from the loop to chunks of text."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.completion import Chunk, Completion, FinishReason, Timings, TokenLogprob, ToolCall, ToolCallDelta, Usage
+from edgelm.config import ModelConfig
+from edgelm.decoding.beam_search import BeamSearch
+from edgelm.decoding.context_shift import fitted
+from edgelm.decoding.generate import Decoder, decode, prefill
+from edgelm.decoding.sampling import Sampler, token_logprobs
+from edgelm.decoding.speculation import Speculator, speculate
+from edgelm.generation_config import GenerationConfig
+from edgelm.memory.kv_cache import KVCache
+from edgelm.memory.prefix_cache import PrefixCache
+from edgelm.text.stop import StopMatcher
+from edgelm.text.stream_decoder import StreamDecoder
+from edgelm.text.token_healing import PrefixMatcher, back_up
+from edgelm.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from edgelm.structure.constraint_matcher import ConstraintMatcher
+
+
+class Answer:
+    """Decode one answer: tokens to characters, characters to chunks, until an end token, a stop or a limit.
+
+    `chunks` runs the loop for one sequence; the engine, which runs many answers in one loop, samples with `sampler` and
+    hands each token to `take`. speculator: what guesses tokens ahead; None runs the plain loop. source_ids: what an
+    encoder reads; the prompt is then what the decoder begins with.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        model_config: ModelConfig,
+        prompt_ids: Sequence[int],
+        config: GenerationConfig,
+        speculator: Speculator | None = None,
+        source_ids: Sequence[int] = (),
+    ) -> None:
+        begun = b""  # what the answer has to begin with, and the prompt says already
+        if config.token_healing:
+            prompt_ids, begun = back_up(tokenizer, prompt_ids)
+        # With a context shift, how many of the first tokens stay.
+        self.keep = None if config.context_shift is None else max(config.context_shift, len(tokenizer.leading_ids))
+        if self.keep is not None:
+            prompt_ids = fitted(prompt_ids, self.keep, model_config.max_position_embeddings)
+        self.prompt_ids, self.config, self.speculator = prompt_ids, config, speculator
+        self.source_ids = source_ids
+        self.generated = 0
+        self._most = config.max_new_tokens or model_config.max_position_embeddings
+        self._computed_together = len(prompt_ids)  # of the tokens in the cache
+        self._tokenizer = tokenizer
+        self._decoder = self._new_decoder(
+            # A constraint says what the text is, to the first space.
+            keep_leading_space=bool(begun) or (config.constraint is not None and not config.constraint.after),
+            skip=len(begun),
+        )
+        self._stops = StopMatcher(config.stop)
+        end_ids = () if config.ignore_eos else model_config.eos_token_ids
+        self._end_ids = frozenset(end_ids) | frozenset(config.stop_token_ids)
+        matcher: ConstraintMatcher | PrefixMatcher | None = None
+        if config.constraint is not None:
+            matcher = config.constraint.compile(tokenizer, self._end_ids)
+        elif begun:
+            matcher = PrefixMatcher(tokenizer, begun)
+        self.sampler = Sampler(config, prompt_ids, matcher, _breakers(tokenizer, config))
+        if speculator is not None:
+            speculator.extend(prompt_ids)
+        self._ids: list[int] = []  # of the chunk that is being gathered
+        self._logprobs: list[TokenLogprob] = []
+
+    def chunks(
+        self, session: Decoder, cache: KVCache, prefixes: PrefixCache, cancel: threading.Event | None
+    ) -> Iterator[Chunk]:
+        """Yield the answer; the last chunk has the reason, the usage and the timings.
+
+        What `cache` or `prefixes` hold of the prompt is not computed again, and `prefixes` keep what was computed.
+        """
+        started = time.perf_counter()
+        cache.use_adapter(self.config.adapter)
+        cache.read_source(self.source_ids)
+        cached = prefixes.fill(cache, self.prompt_ids)
+        prompt_tokens = len(self.source_ids) + len(self.prompt_ids)
+        waited = 0.0  # while the consumer had the last chunk
+        text, reason = "", None
+        try:
+            first_logits_V = prefill(session, self.prompt_ids, cache, cancel, prefixes)
+            prefilled = time.perf_counter()
+            if first_logits_V is not None:
+                with closing(self._decode(session, first_logits_V, cache, prefixes, cancel)) as tokens:
+                    for id_, logits_V in tokens:
+                        prefixes.slide(cache, self._computed_together)
+                        text, reason = self.take(id_, logits_V)
+                        if reason is not None:
+                            break
+                        if text:
+                            yielded = time.perf_counter()
+                            yield self.chunk(text)
+                            waited += time.perf_counter() - yielded
+                            text = ""
+        finally:
+            prefixes.keep(cache, self._computed_together)
+        if reason is None:  # the loop ended by itself
+            cancelled = cancel is not None and cancel.is_set()
+            text, reason = self.rest(), "cancelled" if cancelled else "length"
+        yield self.chunk(
+            text,
+            reason,
+            Usage(prompt_tokens=prompt_tokens, completion_tokens=self.generated, cached_tokens=cached),
+            Timings(
+                prefill_seconds=prefilled - started,
+                decode_seconds=time.perf_counter() - prefilled - waited,
+                prefill_tokens=prompt_tokens - cached,
+                decode_tokens=max(0, self.generated - 1),  # the first token comes with the prefill
+                drafted_tokens=self.drafted,
+                accepted_tokens=self.accepted,
+            ),
+        )
+
+    def _new_decoder(self, *, keep_leading_space: bool = False, skip: int = 0) -> StreamDecoder:
+        return StreamDecoder(
+            self._tokenizer,
+            visible=self.config.visible_control_tokens,
+            keep_leading_space=keep_leading_space,
+            skip=skip,
+        )
+
+    def _ends(self, token_ids: Sequence[int]) -> bool:
+        """Tell whether an answer is over with the last of these tokens, its limit aside."""
+        if token_ids[-1] in self._end_ids or not self.config.stop:
+            return token_ids[-1] in self._end_ids
+        text = "".join(map(self._new_decoder().push, token_ids))
+        return any(stop in text for stop in self.config.stop)
+
+    def _decode(
+        self,
+        session: Decoder,
+        logits_V: NDArray[np.float32],
+        cache: KVCache,
+        prefixes: PrefixCache,
+        cancel: threading.Event | None,
+    ) -> Generator[tuple[int, NDArray[np.float32]], None, None]:
+        if self.config.num_beams > 1:
+            search = BeamSearch(session, self.config, self._ends, len(self._end_ids))
+            return search.run(logits_V, cache, self.sampler, cancel)
+        if self.keep is None:
+            return self._decode_in_context(session, logits_V, cache, cancel)
+        return self._decode_on(session, logits_V, cache, prefixes, self.keep, cancel)
+
+    def _decode_in_context(
+        self, session: Decoder, logits_V: NDArray[np.float32], cache: KVCache, cancel: threading.Event | None
+    ) -> Generator[tuple[int, NDArray[np.float32]], None, None]:
+        if self.speculator is None:
+            return decode(session, logits_V, cache, self.sampler, cancel)
+        return speculate(session, logits_V, cache, self.sampler, self.speculator, cancel)
+
+    def _decode_on(
+        self,
+        session: Decoder,
+        first_logits_V: NDArray[np.float32],
+        cache: KVCache,
+        prefixes: PrefixCache,
+        keep: int,
+        cancel: threading.Event | None,
+    ) -> Generator[tuple[int, NDArray[np.float32]], None, None]:
+        """Decode, and whenever the context is full, shift it."""
+        logits_V: NDArray[np.float32] | None = first_logits_V
+        while logits_V is not None:
+            newest = 0
+            with closing(self._decode_in_context(session, logits_V, cache, cancel)) as tokens:
+                for newest, row_V in tokens:
+                    yield newest, row_V
+            if cancel is not None and cancel.is_set():
+                return
+            # The newest token is not in the cache yet.
+            text = fitted([*cache.token_ids, newest], keep, session.config.max_position_embeddings)
+            cache.truncate(0)
+            self._computed_together = len(text)
+            logits_V = prefill(session, text, cache, cancel, prefixes)
+
+    def take(self, id_: int, logits_V: NDArray[np.float32]) -> tuple[str, FinishReason | None]:
+        """Add a token: return the text that it completes, and why the answer ends with it, if it does."""
+        self.generated += 1
+        self._ids.append(id_)
+        if self.speculator is not None:
+            self.speculator.extend((id_,))
+        if self.config.logprobs is not None:
+            self._logprobs.append(describe_token(self._tokenizer, logits_V, id_, self.config.logprobs))
+        if id_ in self._end_ids:
+            return self.rest(), "stop"
+        text, stopped = self._stops.push(self._decoder.push(id_))
+        if stopped:
+            return text, "stop"
+        if self.sampler.ends_with(self.generated):
+            return text + self.rest(), "stop"
+        if self.generated == self._most:
+            return text + self.rest(), "length"
+        return text, None
+
+    @property
+    def drafted(self) -> int:
+        """How many tokens were guessed ahead."""
+        return 0 if self.speculator is None else self.speculator.drafted
+
+    @property
+    def accepted(self) -> int:
+        """How many of them were right."""
+        return 0 if self.speculator is None else self.speculator.accepted
+
+    def rest(self) -> str:
+        """Return what was held back: half a character, or the beginning of a stop."""
+        text, stopped = self._stops.push(self._decoder.flush())
+        return text if stopped else text + self._stops.flush()
+
+    def chunk(
+        self,
+        text: str,
+        reason: FinishReason | None = None,
+        usage: Usage | None = None,
+        timings: Timings | None = None,
+    ) -> Chunk:
+        """Make a chunk of `text` and the tokens since the last chunk."""
+        ids, self._ids = tuple(self._ids), []
+        logprobs, self._logprobs = tuple(self._logprobs), []
+        return Chunk(text=text, token_ids=ids, logprobs=logprobs, finish_reason=reason, usage=usage, timings=timings)
+
+
+def _breakers(tokenizer: Tokenizer, config: GenerationConfig) -> frozenset[int]:
+    """Return the tokens at which repeated sequences end: control tokens, and those that have one of the texts."""
+    if config.dry_multiplier == 0.0:
+        return frozenset()
+    breaking = (
+        id_
+        for id_ in range(tokenizer.vocab_size)
+        if any(text in tokenizer.token_text(id_) for text in config.dry_breakers)
+    )
+    return tokenizer.control_token_ids.union(breaking)
+
+
+def describe_token(tokenizer: Tokenizer, logits_V: NDArray[np.float32], id_: int, alternatives: int) -> TokenLogprob:
+    """Return a token's log-probability under `logits_V`, with its most likely alternatives."""
+    logprob, best = token_logprobs(logits_V, id_, alternatives)
+    return TokenLogprob(
+        id=id_,
+        text=tokenizer.token_text(id_),
+        logprob=logprob,
+        alternatives=tuple(
+            TokenLogprob(id=other, text=tokenizer.token_text(other), logprob=value) for other, value in best
+        ),
+    )
+
+
+def join(chunks: Iterable[Chunk]) -> Completion:
+    """Join the chunks of one answer."""
+    parts = list(chunks)
+    last = parts[-1]
+    assert last.finish_reason is not None
+    assert last.usage is not None
+    assert last.timings is not None
+    return Completion(
+        text="".join(part.text for part in parts),
+        token_ids=tuple(id_ for part in parts for id_ in part.token_ids),
+        logprobs=tuple(item for part in parts for item in part.logprobs),
+        finish_reason=last.finish_reason,
+        usage=last.usage,
+        timings=last.timings,
+        tool_calls=_join_calls(part.tool_calls for part in parts),
+    )
+
+
+def _join_calls(deltas: Iterable[Sequence[ToolCallDelta]]) -> tuple[ToolCall, ...]:
+    pieces: dict[int, list[ToolCallDelta]] = {}
+    for delta in itertools.chain.from_iterable(deltas):
+        pieces.setdefault(delta.index, []).append(delta)
+    return tuple(
+        ToolCall(id=parts[0].id or "", name=parts[0].name or "", arguments="".join(part.arguments for part in parts))
+        for parts in pieces.values()
+    )

@@ -1,0 +1,150 @@
+"""Beam search: the likeliest whole answer that is found by going on with the best few beginnings at every step.
+
+The rules are those of transformers' `generate(num_beams=…)` with its default `early_stopping=False`, so the answers and
+scores are the same. The score of an answer is the sum of its tokens' log-probabilities over length ** length_penalty.
+Of a step's candidates, those that end count if they are among the best `num_beams`. The search is over when the best
+beginning, at its present length, is no better than the worst of `num_beams` answers. Shapes: B beams, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from itertools import repeat
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.decoding.generate import Decoder
+from edgelm.decoding.sampling import Sampler
+from edgelm.generation_config import GenerationConfig
+from edgelm.memory.kv_batch import KVBatch, KVRow, longest_row
+from edgelm.memory.kv_cache import KVCache
+
+_NO_LOGITS = np.empty(0, np.float32)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Beam:
+    """A beginning of an answer, or a whole one.
+
+    total: the sum of its tokens' log-probabilities. row: what holds the prompt and all of its tokens but the last.
+    sampler: what has chosen all but the last. logits: those that each token was chosen by, where they are wanted.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    total: float = 0.0
+    row: KVRow
+    sampler: Sampler
+    logits: tuple[NDArray[np.float32], ...] = ()
+
+    def score(self, length_penalty: float) -> float:
+        """Return what answers of different lengths are compared by."""
+        return float(self.total / len(self.token_ids) ** length_penalty)
+
+
+class BeamSearch:
+    """Search for one answer.
+
+    ends: whether an answer is over with the last of these tokens. end_tokens: how many tokens end one by themselves;
+    with so many more candidates, `num_beams` of them go on.
+    """
+
+    def __init__(
+        self, session: Decoder, config: GenerationConfig, ends: Callable[[Sequence[int]], bool], end_tokens: int
+    ) -> None:
+        self._session, self._config, self._ends = session, config, ends
+        self._candidates = max(2, 1 + end_tokens) * config.num_beams
+        self._batch = KVBatch(session.config)
+
+    def run(
+        self,
+        logits_V: NDArray[np.float32],
+        cache: KVCache,
+        sampler: Sampler,
+        cancel: threading.Event | None = None,
+    ) -> Generator[tuple[int, NDArray[np.float32]], None, None]:
+        """Yield the tokens of the best answer, as `generate.decode` does; none where `cancel` was set before its end.
+
+        cache: holds the prompt, and afterwards all of the answer but its last token. The logits are those of the search
+        where the config asks for logprobs, and empty otherwise.
+        """
+        config, limit = self._config, longest_row(self._session.config)
+        most = min(config.max_new_tokens or limit, limit - cache.length + 1)
+        row = self._new_row(cache)
+        beams, logits_BV = [Beam(row=row, sampler=sampler)], logits_V[None]
+        found: list[Beam] = []  # best first
+        while not (cancel is not None and cancel.is_set()):
+            best = found[:1]
+            going_on: list[Beam] = []
+            for place, beam in enumerate(self._continued(beams, logits_BV)):
+                if len(beam.token_ids) == most or self._ends(beam.token_ids):
+                    found += [beam] if place < config.num_beams else []
+                elif len(going_on) < config.num_beams:
+                    going_on.append(beam)
+            found = sorted(found, key=self._score, reverse=True)[: config.num_beams]
+            if found[:1] != best:  # now, since its row will hold another beam's tokens
+                cache.copy_from(found[0].row)
+            is_full = len(found) == config.num_beams
+            if not going_on or (is_full and self._score(going_on[0]) <= self._score(found[-1])):
+                yield from zip(found[0].token_ids, found[0].logits or repeat(_NO_LOGITS), strict=False)
+                return
+            beams = self._placed(going_on)
+            logits_BV = self._session.forward_rows([beam.token_ids[-1] for beam in beams], self._batch)
+
+    def _score(self, beam: Beam) -> float:
+        return beam.score(self._config.length_penalty)
+
+    def _continued(self, beams: Sequence[Beam], logits_BV: NDArray[np.float32]) -> list[Beam]:
+        """Return the best candidates of all that are one token longer, best first."""
+        samplers = [beam.sampler.after(beam.token_ids[-1]) if beam.token_ids else beam.sampler for beam in beams]
+        totals_BV = np.stack(
+            [
+                sampler.log_probabilities(row_V) + np.float64(beam.total)
+                for beam, sampler, row_V in zip(beams, samplers, logits_BV, strict=True)
+            ]
+        )
+        flat, V = totals_BV.ravel(), totals_BV.shape[1]
+        count = min(self._candidates, int((flat > -np.inf).sum()))
+        chosen = np.argpartition(-flat, count - 1)[:count]
+        with_logits = self._config.logprobs is not None
+        kept = [row_V.copy() for row_V in logits_BV] if with_logits else []
+        candidates = []
+        for place in chosen[np.lexsort((chosen, -flat[chosen]))].tolist():
+            b, token_id = divmod(place, V)
+            candidates.append(
+                Beam(
+                    token_ids=(*beams[b].token_ids, token_id),
+                    total=float(flat[place]),
+                    row=beams[b].row,
+                    sampler=samplers[b],
+                    logits=(*beams[b].logits, kept[b]) if with_logits else (),
+                )
+            )
+        return candidates
+
+    def _placed(self, beams: Sequence[Beam]) -> list[Beam]:
+        """Give each beam a row of its own, in the order of the rows; the first child of a row goes on in it."""
+        rows = {beam.row for beam in beams}
+        spare = [row for row in self._batch.rows if row not in rows]
+        placed = []
+        for beam in beams:
+            row = beam.row
+            if row in rows:
+                rows.remove(row)
+            elif spare:
+                row = spare.pop()
+                row.copy_from(beam.row)
+            else:
+                row = self._new_row(beam.row)
+            placed.append(replace(beam, row=row))
+        for row in spare:
+            self._batch.remove(row)
+        return sorted(placed, key=lambda beam: beam.row.place)
+
+    def _new_row(self, source: KVCache) -> KVRow:
+        row = self._batch.add()
+        self._batch.activate(row)
+        row.copy_from(source)
+        return row

@@ -1,0 +1,122 @@
+"""Regular files of a package: opened once, checked through what was opened, read within bounds."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from edgelm.errors import PackageError
+
+# Each system has its own of them; none that is missing is needed there.
+_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+# The largest file of settings in use has 1.2 MB. Of the worst JSON Python makes 24 times its size in memory.
+MAX_JSON_BYTES = 3 << 19
+# TOML takes ten times as long. Settings have a few kilobytes, a rule of a recipe has 60 bytes.
+MAX_TOML_BYTES = 1 << 16
+
+_OWN_FOLDER = Path(__file__).resolve().parents[1]
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file that is a regular one with this name alone, for reading.
+
+    The answer holds for what was opened: nobody can put a link in its place between the check and the use. A second
+    name (a hard link) is refused because whoever may write there changes the file here. Installers hard-link what they
+    install, so edgelm's own files are exempt: whoever can change those can change edgelm.
+
+    Raises:
+        PackageError: it is missing, a link, a folder, a device or a pipe, has a second name, or cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):  # opening a device or a pipe can have effects, or wait for ever
+            raise _not_regular(path)
+        file = os.fdopen(os.open(path, _FLAGS), "rb")
+    except (FileNotFoundError, ValueError) as error:  # ValueError: a NUL in the name
+        raise _not_regular(path) from error
+    except OSError as error:
+        raise PackageError(f"{path} cannot be read: {error}.") from error
+    try:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise _not_regular(path)
+        if status.st_nlink > 1 and _OWN_FOLDER not in path.resolve().parents:
+            raise PackageError(
+                f"{path} has a second name on this disk (a hard link), through which it can be changed. "
+                "Put a copy of the file in its place."
+            )
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Read a whole regular file of at most `most` bytes.
+
+    Raises:
+        PackageError: as `open_regular`, or it is larger.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise PackageError(f"{path} has {size} bytes; at most {most} are read.")
+        try:
+            return file.read(size + 1)
+        except OSError as error:
+            raise PackageError(f"{path} cannot be read: {error}.") from error
+
+
+def read_text(path: Path, most: int = MAX_JSON_BYTES) -> str:
+    """Read a text file of at most `most` bytes in UTF-8; links are followed.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger, is no file but a pipe or the like, or is not UTF-8.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe waits for ever
+        raise ValueError("it is not a regular file")
+    if status.st_size > most:
+        raise ValueError(f"it has {status.st_size} bytes, and at most {most} are read")
+    with path.open("rb") as file:
+        # Python sets aside as much memory as is asked for, however short the file is.
+        return file.read(status.st_size + 1).decode("utf-8")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a file of settings in JSON, as `read_text` reads a text.
+
+    Raises:
+        OSError, ValueError: as `read_text`, or it is no JSON object.
+    """
+    try:
+        values = json.loads(read_text(path))
+    except RecursionError as error:
+        raise ValueError(f"its nesting is too deep ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
+    return values
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse JSON as the standard has it: UTF-8, numbers that are finite.
+
+    Raises:
+        ValueError: it is not; nesting that Python cannot follow is reported so too.
+    """
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError(f"its nesting is too deep ({error})") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _not_regular(path: Path) -> PackageError:
+    return PackageError(f"{path} is missing or not a regular file. Export or download the package again.")

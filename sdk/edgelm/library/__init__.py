@@ -1,0 +1,1 @@
+"""The models of this user on this machine, and where they come from."""

@@ -1,0 +1,195 @@
+"""A model on the Hugging Face hub, or on a server of the user's that speaks its protocol (HF_ENDPOINT)."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from edgelm._version import __version__
+from edgelm.errors import ConfigError, DownloadError
+from edgelm.library.download import download
+from edgelm.library.fetch_options import FetchOptions
+from edgelm.library.hub_token import hub_token
+from edgelm.library.remote_file import RemoteFile
+from edgelm.package.manifest import FILE_NAME, SIGNATURE_NAME, Manifest
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+
+HUB_PREFIX = "hf:"
+
+_REFERENCE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+\.gguf))?(?:@(?P<revision>.+))?", re.ASCII)
+# Everything that the importer reads, and nothing else: no pickle ever comes onto the disk.
+_TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "*.safetensors.index.json",
+)
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubSource:
+    """A repository of the hub: its safetensors model, or one GGUF file of it."""
+
+    repo: str
+    file: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, reference: str) -> HubSource:
+        """Read hf:ORG/REPO or hf:ORG/REPO/FILE.gguf, each with @REVISION behind it or without.
+
+        Raises:
+            ConfigError: the reference has another form.
+        """
+        match = _REFERENCE.fullmatch(reference)
+        if match is None:
+            raise ConfigError(
+                f"{reference!r} is not a model of the hub: write hf:ORG/REPO or hf:ORG/REPO/FILE.gguf, "
+                "with @REVISION behind it for another branch, tag or commit than main."
+            )
+        return cls(repo=match["repo"], file=match["file"], revision=match["revision"])
+
+    @property
+    def reference(self) -> str:
+        """What a user types for it."""
+        file = f"/{self.file}" if self.file else ""
+        return f"{HUB_PREFIX}{self.repo}{file}" + (f"@{self.revision}" if self.revision else "")
+
+    @property
+    def name(self) -> str:
+        """The repository's name, or the GGUF file's, in lower case."""
+        return (PurePosixPath(self.file).stem if self.file else self.repo.partition("/")[2]).lower()
+
+    def fetch(self, staging: Path, options: FetchOptions) -> tuple[Path, dict[str, Any]]:
+        """Download what the importer needs, or all of a package of edgelm.
+
+        Raises:
+            DownloadError: the hub cannot be reached or refuses, the disk is too full, or the repository has no model
+                that can be imported.
+            ConfigError: the file with the token cannot be read.
+        """
+        token = hub_token(options.token_file)
+        info = self._info(token)
+        # Its import takes a quarter of a second, and most commands never need it.
+        from huggingface_hub import hf_hub_url
+
+        files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+        # A folder for each commit: files of two never mix, whatever happened to the repository between two attempts.
+        folder = staging / str(info.sha)
+        for other in staging.iterdir():
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+
+        def bring(paths: Sequence[str], package_of: int) -> None:
+            targets = {path: folder / PurePosixPath(path).name for path in paths}
+            missing = sum(files[path].size or 0 for path, target in targets.items() if not target.exists())
+            options.require_room(folder, missing, package_of, self.reference)
+            for path, target in targets.items():
+                if not target.exists():
+                    remote = _remote_file(
+                        url=hf_hub_url(self.repo, path, revision=info.sha),
+                        headers={"Authorization": f"Bearer {token}"} if token else {},
+                        sibling=files[path],
+                        advice=self._advice(),
+                    )
+                    download(remote, target, options.progress, connections=options.connections)
+
+        if self.file is None and FILE_NAME in files:  # it is a package already
+            bring([FILE_NAME], 0)
+            bring(self._listed(folder, files), 0)
+        else:
+            chosen = self._choose(sorted(files))
+            bring(chosen, sum(files[path].size or 0 for path in chosen))
+        license_ = info.card_data.get("license") if info.card_data else None
+        return folder, {"license": license_, "repository": self.repo, "revision": info.sha}
+
+    def _info(self, token: str | None) -> ModelInfo:
+        from huggingface_hub import HfApi, errors
+
+        api = HfApi(library_name="edgelm", library_version=__version__, token=token or False)
+        try:
+            info = api.model_info(self.repo, revision=self.revision, files_metadata=True, timeout=_TIMEOUT_SECONDS)
+        except errors.GatedRepoError as error:
+            raise DownloadError(f"Cannot read {self.reference}. {self._advice()[403]}") from error
+        except errors.RevisionNotFoundError as error:
+            raise DownloadError(f"{self.repo} has no revision {self.revision!r}; see its branches and tags.") from error
+        except errors.RepositoryNotFoundError as error:
+            raise DownloadError(
+                f"There is no model {self.repo!r} on the hub, or it is private. Check the spelling; "
+                "for a private one set HF_TOKEN."
+            ) from error
+        except errors.OfflineModeIsEnabled as error:
+            raise DownloadError(
+                f"{self.reference} is not in the library, and HF_HUB_OFFLINE forbids to fetch it. Unset HF_HUB_OFFLINE."
+            ) from error
+        except Exception as error:  # the hub's client has changed its HTTP library twice; its errors share no base
+            raise DownloadError(
+                f"Cannot ask the hub about {self.repo}: {error}. Check the network, and HF_ENDPOINT where it is set."
+            ) from error
+
+        if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):  # it becomes the name of a folder
+            raise DownloadError(f"The hub gives {self.repo} the revision {info.sha!r}, which is not a commit.")
+        return info
+
+    def _advice(self) -> Mapping[int, str]:
+        gated = (
+            f"{self.repo} is gated or private: accept its terms on its page, then set HF_TOKEN "
+            "to a token that may read it (or log in: hf auth login)."
+        )
+        return {401: gated, 403: gated, 404: "The repository changed meanwhile: run the same command again."}
+
+    def _listed(self, folder: Path, there: Collection[str]) -> list[str]:
+        """Name the files that the package's manifest lists; whatever else is there, such as its card, is no part."""
+        listed = [entry.path for entry in Manifest.load(folder).files]
+        missing = [path for path in listed if path not in there or PurePosixPath(path).name != path]
+        if missing:
+            raise DownloadError(f"{self.repo} is not a whole package: its {FILE_NAME} lists {', '.join(missing)}.")
+        return listed + [name for name in (SIGNATURE_NAME,) if name in there]
+
+    def _choose(self, paths: Sequence[str]) -> list[str]:
+        """Pick the files to download; those in folders of the repository belong to other programs."""
+        if self.file is not None:
+            if self.file not in paths:
+                raise DownloadError(f"{self.repo} has no file {self.file!r}. {_list_ggufs(self.repo, paths)}")
+            return [self.file]
+        top = [path for path in paths if "/" not in path and "\\" not in path]
+        weights = fnmatch.filter(top, "*.safetensors")
+        # Some repositories hold the same weights twice, the second time under their maker's own names.
+        weights = [path for path in weights if path.startswith("model")] or weights
+        if not weights:
+            pickles = [path for path in top if any(fnmatch.fnmatch(path, pattern) for pattern in _PICKLES)]
+            reason = f"only pickles ({', '.join(pickles)}), which can run any code when opened" if pickles else "none"
+            raise DownloadError(f"{self.repo} has no safetensors weights: {reason}. {_list_ggufs(self.repo, paths)}")
+        if "config.json" not in top:
+            raise DownloadError(f"{self.repo} has no config.json: it is not a whole model (an adapter, perhaps).")
+        return [path for path in top if any(fnmatch.fnmatch(path, pattern) for pattern in _TEXT_FILES)] + weights
+
+
+def _remote_file(url: str, headers: Mapping[str, str], sibling: RepoSibling, advice: Mapping[int, str]) -> RemoteFile:
+    return RemoteFile(
+        url=url,
+        size=sibling.size,
+        sha256=sibling.lfs.sha256 if sibling.lfs is not None else None,
+        headers=headers,
+        advice=advice,
+    )
+
+
+def _list_ggufs(repo: str, paths: Sequence[str]) -> str:
+    ggufs = fnmatch.filter(paths, "*.gguf")
+    if not ggufs:
+        return "Pick a repository with safetensors or GGUF files."
+    return f"Its GGUF files: {', '.join(f'{HUB_PREFIX}{repo}/{path}' for path in ggufs)}."

@@ -1,0 +1,359 @@
+"""Library: the models of this user on this machine, by name."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from edgelm.errors import ConfigError, ModelNotFoundError
+from edgelm.files import atomic
+from edgelm.files.file_lock import file_lock
+from edgelm.files.folders import HOME_VARIABLE, data_folder
+from edgelm.library.aliases import Aliases
+from edgelm.library.catalogue import CATALOGUE
+from edgelm.package import manifest
+from edgelm.package.foreign_graph import find_foreign_graph
+
+# Letters, digits and inner punctuation: no name reaches outside the library, hides itself, or is an option.
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,98}[A-Za-z0-9_+-])?")
+# How alike two names must be for one to be suggested for the other: "smollm" still finds smollm2-135m-instruct.
+_CLOSE = 0.4
+
+
+class Library:
+    """Hold model packages and the downloaded originals that they are made from.
+
+    `models/<name>/` is a package, `sources/<name>/` an original (one GGUF file, or a Hugging Face folder), and
+    `downloads/<name>/` what an interrupted download goes on from. What stands in the first two is complete.
+    `aliases/<name>` is a second name of a model.
+
+    root: the library's folder; None takes `folders.data_folder()` when it is first needed.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self._root = root
+
+    @functools.cached_property
+    def root(self) -> Path:
+        """The library's folder.
+
+        Raises:
+            ConfigError: it has no place: no variable names one, and the user has no home folder.
+        """
+        return self._root or data_folder()
+
+    def packages(self) -> list[str]:
+        """Name the model packages, in alphabetical order."""
+        return self._names("models")
+
+    def sources(self) -> list[str]:
+        """Name the downloaded originals, in alphabetical order."""
+        return self._names("sources")
+
+    @property
+    def _aliases(self) -> Aliases:
+        return Aliases(self.root / "aliases")
+
+    def aliases(self) -> dict[str, str]:
+        """Return what each alias means, in alphabetical order; that model may be gone by now."""
+        with self._reading():
+            found = {name: self.resolve(name) for name in self._aliases}
+        return {name: target for name, target in found.items() if target != name}
+
+    def resolve(self, name: str) -> str:
+        """Return the name of the model that an alias means; any other name comes back as it is."""
+        if not _NAME.fullmatch(name) or self._has(name):
+            return name
+        target = self._aliases.target(name)
+        return target if target is not None and _NAME.fullmatch(target) else name
+
+    def add_alias(self, name: str, target: str) -> str:
+        """Let `name` mean a model of the library, whatever it meant before, and return that model's name.
+
+        An alias of an alias means the model itself, so none ever leads in a circle.
+
+        Raises:
+            ModelNotFoundError: there is no model `target`.
+            ConfigError: `name` is not a valid name, is that of a model here or in the catalogue, or means itself; or
+                the library cannot be written.
+        """
+        model = self.resolve(target)
+        with self.lock(name):  # no pull brings a model of this name meanwhile
+            if name in (target, model):
+                raise ConfigError(f"The alias {name!r} would mean itself. Choose another name for it.")
+            if self._has(name) or name in CATALOGUE:
+                where = "the library" if self._has(name) else "the catalogue of `edgelm pull`"
+                raise ConfigError(f"{name!r} is a model of {where}, which an alias may not hide. Choose another name.")
+            if not self._has(model):
+                raise ModelNotFoundError(self._no_model(target))
+            with self.writing():
+                self._aliases.write(name, model)
+        return model
+
+    def remove_alias(self, name: str) -> None:
+        """Forget an alias; its model stays.
+
+        Raises:
+            ModelNotFoundError: there is no such alias.
+            ConfigError: `name` is not a valid name, or the library cannot be written.
+        """
+        with self.writing():
+            removed = self._aliases.remove(check_name(name))
+        if not removed:
+            there = ", ".join(self.aliases()) or "none"
+            raise ModelNotFoundError(f"There is no alias {name!r}. There: {there}.")
+
+    def refuse_alias(self, name: str) -> None:
+        """Check that a model that is to be made does not take the name of an alias.
+
+        Raises:
+            ConfigError: it does.
+        """
+        target = self.resolve(name)
+        if target != name:
+            raise ConfigError(
+                f"{name!r} is an alias of {target!r}. Choose another name for the new model, or forget the alias: "
+                f"edgelm alias --remove {name}"
+            )
+
+    def _has(self, name: str) -> bool:
+        return any((self.root / kind / name).is_dir() for kind in ("models", "sources"))
+
+    def has_package(self, name: str) -> bool:
+        """Tell whether the package `name` is here, with its manifest: a folder alone is none."""
+        return bool(_NAME.fullmatch(name)) and (self.root / "models" / name / manifest.FILE_NAME).is_file()
+
+    def package_path(self, name: str) -> Path:
+        """Return the folder that the package `name` has or would have.
+
+        Raises:
+            ConfigError: `name` is not a valid name of a model.
+        """
+        return self.root / "models" / check_name(name)
+
+    def source_path(self, name: str) -> Path:
+        """Return the original of `name`: its GGUF file where it is one, else the folder it has or would have.
+
+        Raises:
+            ConfigError: `name` is not a valid name of a model.
+        """
+        folder = self.root / "sources" / check_name(name)
+        files = sorted(folder.glob("*.gguf"))
+        return files[0] if files else folder
+
+    def downloads_path(self, name: str) -> Path:
+        """Return the folder for the unfinished download of `name`.
+
+        Raises:
+            ConfigError: `name` is not a valid name of a model.
+        """
+        return self.root / "downloads" / check_name(name)
+
+    def find(self, name_or_path: str | Path) -> Path:
+        """Return the folder of a package, given its name in the library or its path.
+
+        A path is what contains a separator, starts with a dot, or is a package in the working folder. It may also lead
+        to a graph that another program exported: its file, or its folder.
+
+        Raises:
+            ModelNotFoundError: nothing of that name or path is here; the message says what is, and how to get more.
+        """
+        text = os.fspath(name_or_path)
+        with reading_path(text):
+            path = Path(text).expanduser()
+            exists, is_package = path.exists(), (path / manifest.FILE_NAME).is_file()
+        if not is_path(name_or_path) and not (text and is_package):
+            name = self.resolve(text)
+            if name in self.packages():
+                return self.package_path(name)
+            if name in self.sources():
+                raise ModelNotFoundError(
+                    f"Only the source of {name!r} is in the library. Make a package of it: edgelm export {name}"
+                )
+            if not text or not exists:
+                raise ModelNotFoundError(self._no_model(text))
+        if not exists:
+            raise ModelNotFoundError(f"There is no model package at {path}. {self._what_is_here()}")
+        if not is_package and find_foreign_graph(path) is None:
+            raise ModelNotFoundError(
+                f"{path} is not a model package: it has no {manifest.FILE_NAME}. "
+                f"If it is a checkpoint or a GGUF file, make a package of it: edgelm export {path} -o package/"
+            )
+        return path
+
+    def find_source(self, name_or_path: str) -> Path:
+        """Return the file or folder to make a package or a checkpoint of, given its path or its name in the library.
+
+        What exists at that path comes first. A path, which contains a separator or starts with a dot, is returned also
+        where nothing is there.
+
+        Raises:
+            ModelNotFoundError: nothing of that name is here, or the system refuses to look at the path.
+            ConfigError: it is neither a path nor a valid name of a model.
+        """
+        with reading_path(name_or_path):
+            path = Path(name_or_path).expanduser()
+            if path.exists() or is_path(name_or_path):
+                return path
+        path = self.source_path(self.resolve(name_or_path))
+        if not path.exists():
+            package = self.package_path(self.resolve(name_or_path))
+            if package.is_dir():
+                raise ModelNotFoundError(
+                    f"Of {name_or_path!r} there is the package alone, without its source. To read the weights from the "
+                    f"package, as far as it holds them, name its folder: {package}"
+                )
+            names = ", ".join(self.sources()) or "none"
+            raise ModelNotFoundError(
+                f"There is no file or folder {name_or_path!r}, and no source of that name in the library "
+                f"(there: {names}). Fetch a model: edgelm pull NAME --source-only"
+            )
+        return path
+
+    def latest(self) -> str:
+        """Return the package that was written last.
+
+        Raises:
+            ModelNotFoundError: there is none.
+        """
+        folders = self.packages()
+        names = [name for name in folders if self.has_package(name)]
+        if not names:
+            broken = f"No package in the library has its {manifest.FILE_NAME}. " if folders else ""
+            raise ModelNotFoundError(f"{broken}{self._what_is_here()}")
+        return max(names, key=lambda name: (self.package_path(name) / manifest.FILE_NAME).stat().st_mtime)
+
+    def remove(self, name: str, *, source_only: bool = False) -> None:
+        """Delete a model: its package, its source and its unfinished download; or all but its package.
+
+        Each leaves the library in one step; a kill while the files are deleted leaves none that looks whole.
+
+        Raises:
+            ModelNotFoundError: nothing of that name is in the library.
+            ConfigError: the library cannot be written.
+        """
+        with self.writing():
+            for path in self._parts(name, source_only):
+                atomic.remove_leftovers(path)
+        present = self.removable(name, source_only=source_only)
+        with self.writing(), self.lock(name):
+            for path in present:
+                atomic.remove_folder(path)
+
+    def removable(self, name: str, *, source_only: bool = False) -> list[Path]:
+        """Return the folders that `remove` would delete.
+
+        Raises:
+            ModelNotFoundError: nothing of that name is in the library.
+        """
+        present = [path for path in self._parts(name, source_only) if path.exists() or path.is_symlink()]
+        if not present:
+            what = "source of" if source_only else "model"
+            raise ModelNotFoundError(f"There is no {what} {name!r} to remove. {self._what_is_here()}")
+        return present
+
+    def _parts(self, name: str, source_only: bool) -> list[Path]:
+        kinds = ("sources", "downloads") if source_only else ("models", "sources", "downloads")
+        return [self.root / kind / check_name(name) for kind in kinds]
+
+    @contextlib.contextmanager
+    def lock(self, name: str, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Keep other processes from pulling or removing `name`; wait for one that does.
+
+        waiting: called once before a wait, with the process id of the one waited for.
+
+        Raises:
+            ConfigError: the library cannot be written.
+        """
+        path = self.root / "locks" / f"{check_name(name)}.lock"
+        with contextlib.ExitStack() as stack:
+            with self.writing():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(file_lock(path, waiting))
+            yield
+
+    def _names(self, kind: str) -> list[str]:
+        folder = self.root / kind
+        with self._reading():
+            entries = sorted(folder.iterdir()) if folder.exists() else []
+        return [path.name for path in entries if _NAME.fullmatch(path.name) and path.is_dir()]
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(
+                f"The model library {self.root} cannot be read: {error}. Set {HOME_VARIABLE} to a folder of yours."
+            ) from error
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn the failure to write into the library into an error that says what to do.
+
+        Raises:
+            ConfigError: the block raised an OSError.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(
+                f"The model library {self.root} cannot be written: {error}. Set {HOME_VARIABLE} to a folder of yours."
+            ) from error
+
+    def _no_model(self, wanted: str) -> str:
+        name = self.resolve(wanted)
+        message = f"There is no model {name!r}" + (f", which {wanted!r} is an alias of." if name != wanted else ".")
+        known = {*self.packages(), *self.sources(), *self.aliases(), *CATALOGUE} - {wanted}
+        close = difflib.get_close_matches(name, sorted(known), n=2, cutoff=_CLOSE)
+        if name in CATALOGUE:
+            message += f" Fetch it: edgelm pull {name}"
+        elif close:
+            message += f" Did you mean {' or '.join(close)}?"
+        return f"{message} {self._what_is_here()}"
+
+    def _what_is_here(self) -> str:
+        names = self.packages()
+        if names:
+            return f"In the library: {', '.join(names)}."
+        if self.sources():
+            return f"Only sources are in the library. Make a package of one: edgelm export {self.sources()[0]}"
+        return f"The library is empty. Fetch a small model: edgelm pull {next(iter(CATALOGUE))}"
+
+
+def is_path(name_or_path: str | Path) -> bool:
+    """Tell whether a model is meant by its path, not by its name in the library."""
+    text = os.fspath(name_or_path)
+    return isinstance(name_or_path, Path) or text.startswith((".", "~")) or "/" in text or os.sep in text
+
+
+@contextlib.contextmanager
+def reading_path(text: str) -> Iterator[None]:
+    """Turn the failure to look at the path `text` into an error that names both.
+
+    Raises:
+        ModelNotFoundError: the path is too long, it may not be read, or it begins with `~` and there is no such home.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise ModelNotFoundError(f"There is no model at {text!r}: {reason}. Check the path.") from error
+
+
+def check_name(name: str) -> str:
+    """Return `name` as it is, if it is a valid name of a model.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} is not a name for a model: use up to 100 letters, digits, and . _ + - between them."
+        )
+    return name

@@ -1,0 +1,130 @@
+"""Fetch the original of a model into the library, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgelm.errors import ConfigError, ModelNotFoundError, PackageError
+from edgelm.files import atomic
+from edgelm.files.regular_file import read_json_object
+from edgelm.library.catalogue import CATALOGUE
+from edgelm.library.fetch_options import FetchOptions
+from edgelm.library.hub_source import HUB_PREFIX, HubSource
+from edgelm.library.known_source import KnownSource
+from edgelm.library.library import Library, check_name
+from edgelm.package.manifest import FILE_NAME, Manifest, describe_file
+
+# Beside the files of a source: where they came from, and their hashes.
+RECORD_NAME = "source.json"
+_CLOSE = 0.4  # as in the library
+
+
+class Source(Protocol):
+    """A place that a model's original comes from."""
+
+    @property
+    def reference(self) -> str:
+        """What a user types for it."""
+
+    @property
+    def name(self) -> str:
+        """The name that the library gives it, unless the user chooses another."""
+
+    def fetch(self, staging: Path, options: FetchOptions) -> tuple[Path, dict[str, Any]]:
+        """Bring the files into one folder inside `staging`, going on from what an earlier call left there.
+
+        Returns that folder, and what is known of the files: their licence, revision and the like.
+        """
+
+
+def resolve(reference: str) -> Source:
+    """Find the source that `reference` names: a name of the catalogue, or hf:ORG/REPO.
+
+    Raises:
+        ModelNotFoundError: it names none.
+        ConfigError: it starts with hf: and goes on wrongly.
+    """
+    if reference.startswith(HUB_PREFIX):
+        return HubSource.parse(reference)
+    if reference in CATALOGUE:
+        return KnownSource(name=reference, model=CATALOGUE[reference])
+    close = difflib.get_close_matches(reference, CATALOGUE, n=2, cutoff=_CLOSE)
+    meant = f"Did you mean {' or '.join(close)}? " if close else ""
+    raise ModelNotFoundError(
+        f"No model {reference!r} is known. {meant}Known by name: {', '.join(CATALOGUE)}. "
+        f"Any other comes from the hub: edgelm pull {HUB_PREFIX}ORG/REPO"
+    )
+
+
+def fetch(source: Source, library: Library, name: str, options: FetchOptions | None = None) -> Path:
+    """Bring a source into the library under `name`, and return its path; one that is there already needs no network.
+
+    What arrives as a package of edgelm, whose manifest it must match, becomes one of the library. The caller holds
+    `library.lock(name)`. Killed at any point, the next call goes on where this one stopped.
+
+    Raises:
+        DownloadError: it does not arrive, or not whole.
+        PackageError: it is a package, and does not match its manifest.
+        ConfigError: another model or an alias has that name, or the library cannot be written.
+    """
+    target = library.root / "sources" / check_name(name)
+    if target.is_dir():
+        owner = read_record(target).get("reference", source.reference)
+        if owner != source.reference:
+            raise ConfigError(
+                f"The name {name!r} belongs to {owner} in the library. Choose another for "
+                f"{source.reference}: edgelm pull {source.reference} --name NAME"
+            )
+        return library.source_path(name)
+    library.refuse_alias(name)
+    staging = library.downloads_path(name)
+    with library.writing():
+        staging.mkdir(parents=True, exist_ok=True)
+        try:
+            folder, known = source.fetch(staging, options or FetchOptions())
+        except BaseException:
+            with contextlib.suppress(OSError):  # not empty: the next call goes on from there
+                staging.rmdir()
+            raise
+        if (folder / FILE_NAME).exists():
+            return _add_package(folder, library, name)
+        files = [dataclasses.asdict(describe_file(path)) for path in sorted(folder.iterdir())]
+        record = {"reference": source.reference, **known, "files": files}
+        atomic.write_text(folder / RECORD_NAME, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        target.parent.mkdir(exist_ok=True)
+        os.replace(folder, target)
+        atomic.fsync_path(target.parent)
+        shutil.rmtree(staging, ignore_errors=True)
+    return library.source_path(name)
+
+
+def _add_package(folder: Path, library: Library, name: str) -> Path:
+    """Check a package that came whole, and give it its place; a broken one is deleted."""
+    target = library.package_path(name)
+    if target.exists():
+        raise ConfigError(f"The library has a package {name!r}. Choose another name for this one: --name NAME")
+    try:
+        Manifest.load(folder).check_files(folder)
+    except PackageError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(folder, target)
+    atomic.fsync_path(target.parent)
+    shutil.rmtree(library.downloads_path(name), ignore_errors=True)
+    return target
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read what is known of a source's files; empty for a folder that `fetch` did not make."""
+    try:
+        return read_json_object(folder / RECORD_NAME)
+    except (OSError, ValueError):
+        return {}

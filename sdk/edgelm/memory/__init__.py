@@ -1,0 +1,1 @@
+"""Keys and values computed so far, and the memory that they and the weights lie in."""

@@ -1,0 +1,144 @@
+"""KVBatch: the keys and values of several sequences in one buffer, so that one step computes them together."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgelm.config import ModelConfig
+from edgelm.errors import ContextLengthError
+from edgelm.memory.kv_cache import GROWTH_STEP, KeysOrValues, KVCache, cache_type
+
+
+def longest_row(config: ModelConfig) -> int:
+    """Return how many tokens a row may have: the model's context, or what all rows turn alike in (LongRoPE)."""
+    return config.short_context or config.max_position_embeddings
+
+
+class KVRow(KVCache):
+    """A KV cache that lives in one row of a batch: its buffers [1, K, C, H] are views on the batch's memory."""
+
+    def __init__(self, config: ModelConfig, batch: KVBatch, place: int) -> None:
+        super().__init__(config)
+        self._batch = batch
+        self.move_to(place)
+
+    def move_to(self, place: int) -> None:
+        """Stand for another row of the batch; what is in it is not moved."""
+        self.place = place
+        self.buffers = [buffer[place : place + 1] for buffer in self._batch.buffers]
+        self.binding = None
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` tokens in every row of the batch; what is cached stays."""
+        self._batch.reserve(length)
+
+
+class KVBatch:
+    """Hold keys and values of L layers for several sequences.
+
+    `buffers` are 2L arrays [R, K, C, H] as in KVCache, with R rows of which the first `len(rows)` are in use.
+    The first `active` rows are the ones that a step computes together; rows behind them are still being filled. Rows
+    never have gaps between them: what leaves is replaced by the last of its kind, which copies that row's tokens once
+    and saves every later step the empty row.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        self.rows: list[KVRow] = []
+        self.active = 0
+        self.buffers = [self._zeros(0, 0) for _ in range(2 * config.num_hidden_layers)]
+        # The session's, by how many rows a step has, and the ranks of their adapters.
+        self.bindings: dict[tuple[int, range], object] = {}
+
+    @property
+    def length(self) -> int:
+        """How many tokens are in all rows together."""
+        return sum(row.length for row in self.rows)
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens each row has room for."""
+        return int(self.buffers[0].shape[2])
+
+    def forget_bindings(self) -> None:
+        """Forget what is bound to this memory."""
+        self.bindings.clear()
+
+    def add(self) -> KVRow:
+        """Return a new row, empty and not yet active."""
+        places = int(self.buffers[0].shape[0])
+        if len(self.rows) == places:
+            self._resize(max(1, 2 * places), self.capacity)
+        row = KVRow(self._config, self, len(self.rows))
+        self.rows.append(row)
+        return row
+
+    def activate(self, row: KVRow) -> None:
+        """Let a row that is filled take part in the steps."""
+        other = self.rows[self.active]
+        if other is not row:
+            row.settle()
+            other.settle()
+            for i, buffer in enumerate(self.buffers):
+                part, others = row.filled(i), other.filled(i)
+                aside = buffer[row.place, :, part].copy()
+                buffer[row.place, :, others] = buffer[other.place, :, others]
+                buffer[other.place, :, part] = aside
+            self.rows[row.place], self.rows[other.place] = other, row
+            place = row.place
+            row.move_to(other.place)
+            other.move_to(place)
+        self.active += 1
+
+    def remove(self, row: KVRow) -> None:
+        """Forget a row. Its memory is another row's from now on, or given back with the last one."""
+        hole = row.place
+        if hole < self.active:
+            self.active -= 1
+            self._fill(hole, self.active)
+            hole = self.active
+        self._fill(hole, len(self.rows) - 1)
+        self.rows.pop()
+        if not self.rows:
+            self.buffers = [self._zeros(0, 0) for _ in self.buffers]
+            self.bindings.clear()
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` tokens in every row; what is cached stays.
+
+        Raises:
+            ContextLengthError: `length` is more than a row may have.
+        """
+        limit = longest_row(self._config)
+        if length > limit:
+            raise ContextLengthError(f"{length} tokens do not fit the {limit} of a batch's row. Shorten the prompt.")
+        if length > self.capacity:
+            wanted = max(length, self.capacity + self.capacity // 4)
+            self._resize(int(self.buffers[0].shape[0]), min(-(-wanted // GROWTH_STEP) * GROWTH_STEP, limit))
+
+    def _fill(self, hole: int, place: int) -> None:
+        if hole == place:
+            return
+        row = self.rows[hole] = self.rows[place]
+        row.settle()
+        for i, buffer in enumerate(self.buffers):
+            buffer[hole, :, row.filled(i)] = buffer[place, :, row.filled(i)]
+        row.move_to(hole)
+
+    def _resize(self, places: int, capacity: int) -> None:
+        # Nothing may keep the old memory, and only one layer is there twice.
+        self.bindings.clear()
+        for row in self.rows:
+            row.settle()
+            row.buffers, row.binding = [], None
+        for i, old in enumerate(self.buffers):
+            self.buffers[i] = grown = self._zeros(places, capacity)
+            for row in self.rows:
+                grown[row.place, :, row.filled(i)] = old[row.place, :, row.filled(i)]
+        for row in self.rows:
+            row.move_to(row.place)
+
+    def _zeros(self, places: int, capacity: int) -> KeysOrValues:
+        # Zeros, not empty: pages that were never written cost no memory, and no stray NaN can reach the attention.
+        shape = (places, self._config.num_key_value_heads, capacity, self._config.head_dim)
+        return np.zeros(shape, cache_type(self._config))

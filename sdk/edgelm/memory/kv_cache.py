@@ -1,0 +1,307 @@
+"""KVCache: the keys and values of the tokens computed so far, in buffers that grow in steps."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.config import ModelConfig
+from edgelm.errors import ConfigError, ContextLengthError, PackageError
+from edgelm.files import atomic
+from edgelm.memory.returned_memory import CAN_RETURN, give_back
+
+# Growing copies the whole cache: a quarter more each time keeps the copies rare, and the unused rest small.
+GROWTH_STEP = 128
+# Layers with a window keep so many tokens more: guesses that prove wrong, and the end of a turn that is written another
+# way, leave the cache again, and what is before them must be there.
+_BEHIND_WINDOW = 128
+
+KeysOrValues = NDArray[np.float32 | np.int8]
+# Copies the keys and values of the tokens from the first number to the second into buffers.
+_Fetch = Callable[[Sequence[KeysOrValues], int, int], None]
+_TYPES: Mapping[str, type[np.float32 | np.int8]] = {"fp32": np.float32, "int8": np.int8}
+
+
+def cache_type(config: ModelConfig) -> type[np.float32 | np.int8]:
+    """Return the type that keys and values are kept in."""
+    return _TYPES[config.kv_cache]
+
+
+def bytes_per_token(config: ModelConfig) -> int:
+    """Return how many bytes the keys and values of one token take."""
+    return config.kv_bytes_per_token
+
+
+def most_bytes(config: ModelConfig) -> int:
+    """Return how many bytes the keys and values of a whole context take, with those of windows given back."""
+    context, steps = config.max_position_embeddings, 2 * GROWTH_STEP  # that come before the next are given back
+    windows = [config.window(i) for i in range(config.num_hidden_layers)]
+    tokens = sum(min(context, context if window is None else window + _BEHIND_WINDOW + steps) for window in windows)
+    return bytes_per_token(config) * tokens // len(windows)
+
+
+class KVCache:
+    """Hold keys and values of L layers for one sequence.
+
+    `buffers` are 2L arrays [B=1, K, C, H] of `cache_type`: layer i's keys at 2i, its values at 2i + 1. C is the
+    capacity, of which the first `length` positions are filled. The runtime writes new positions in place, so that a
+    step copies nothing. The cache belongs to one generation at a time: it is not safe to share between threads.
+
+    Layers with a window read no more than that, so `slide` gives back the memory of the first `released` tokens there.
+    Their places stay, so that nothing is bound again, and read zeros: the attention multiplies them by zero.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        self._windows = [config.window(i // 2) for i in range(2 * config.num_hidden_layers)]  # of each buffer
+        self._window = next((window for window in self._windows if window is not None), None)
+        self.released = 0
+        self.token_ids: list[int] = []
+        self._buffers = self._empty()
+        self._fetch: _Fetch | None = None
+        self._settled = self._until = 0  # with a fetch: how many tokens are in the buffers, and in its memory
+        self.binding: object | None = None  # the session's: its graph, bound to the memory of these buffers
+        self.adapter: str | None = None  # what computes the tokens beside the model; `use_adapter` changes it
+        self.source_ids: tuple[int, ...] = ()  # what an encoder has read; `read_source` changes it
+        self.source_values: Sequence[Any] = ()  # the session's: the keys and values that the encoder made of it
+
+    @property
+    def length(self) -> int:
+        """How many tokens are in the cache."""
+        return len(self.token_ids)
+
+    @property
+    def buffers(self) -> list[KeysOrValues]:
+        """The keys and values, up to date."""
+        self.settle()
+        return self._buffers
+
+    @buffers.setter
+    def buffers(self, buffers: list[KeysOrValues]) -> None:
+        self._buffers, self._fetch = buffers, None
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens fit before the next growth."""
+        return int(self._buffers[0].shape[2])
+
+    def filled(self, i: int) -> slice:
+        """Return which places of buffer i hold tokens."""
+        return slice(0 if self._windows[i] is None else self.released, self.length)
+
+    @property
+    def is_to_slide(self) -> bool:
+        """Whether the layers with a window hold so much more than it that giving it back is worth the call."""
+        return CAN_RETURN and self._unseen >= self.released + GROWTH_STEP
+
+    @property
+    def _unseen(self) -> int:
+        """How many first tokens no query to come sees in layers with a window."""
+        return 0 if self._window is None else self.length - self._window - _BEHIND_WINDOW
+
+    def slide(self) -> None:
+        """Give back the memory of what has left the windows, where `is_to_slide`; on Linux, elsewhere it stays."""
+        if not self.is_to_slide:
+            return
+        self.released = self._unseen
+        for window, buffer in zip(self._windows, self._buffers, strict=True):
+            if window is not None:
+                for head_CH in buffer[0]:
+                    give_back(head_CH[: self.released])
+
+    def use_adapter(self, name: str | None) -> None:
+        """Go on with an adapter, or with the model alone; what another one computed is forgotten."""
+        if name != self.adapter:
+            self.truncate(0)
+            self.adapter, self.binding = name, None
+
+    def read_source(self, token_ids: Sequence[int]) -> None:
+        """Go on with the answer to a source text; what was computed for another one is forgotten."""
+        if tuple(token_ids) != self.source_ids:
+            self.truncate(0)
+            self.source_ids, self.source_values, self.binding = tuple(token_ids), (), None
+
+    def forget_bindings(self) -> None:
+        """Forget what is bound to this memory, and keep what was computed."""
+        self.settle()
+        self.binding = None
+
+    def leave_in(self, fetch: _Fetch, length: int) -> None:
+        """Say that the newest of `length` tokens' keys and values are in another memory, from which `fetch` copies."""
+        if self._fetch is None:
+            self._settled = self.length
+        self._fetch, self._until = fetch, length
+
+    def settle(self) -> None:
+        """Copy what is in another memory into the buffers."""
+        fetch, self._fetch = self._fetch, None
+        if fetch is not None:
+            fetch(self._buffers, self._settled, self._until)
+
+    def _empty(self) -> list[KeysOrValues]:
+        return [self._zeros(0) for _ in range(2 * self._config.num_hidden_layers)]
+
+    def _zeros(self, capacity: int) -> KeysOrValues:
+        # Zeros, not empty: pages that were never written cost no memory, and no stray NaN can reach the attention.
+        shape = (1, self._config.num_key_value_heads, capacity, self._config.head_dim)
+        return np.zeros(shape, cache_type(self._config))
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` tokens in all; what is cached stays.
+
+        Raises:
+            ContextLengthError: `length` is more than the model's context.
+            MemoryError: there is no memory for it; the cache is empty then.
+        """
+        limit = self._config.max_position_embeddings
+        if length > limit:
+            raise ContextLengthError(f"{length} tokens do not fit the model's context of {limit}. Shorten the prompt.")
+        if length <= self.capacity:
+            return
+        wanted = max(length, self.capacity + self.capacity // 4)
+        capacity = min(-(-wanted // GROWTH_STEP) * GROWTH_STEP, limit)
+        if length <= (self._config.short_context or 0):
+            capacity = min(capacity, self._config.short_context or 0)  # the graph turns by what there is room for
+        # Layer by layer, so that never more than one is there twice.
+        self.binding = None
+        old = self.buffers
+        grown: list[KeysOrValues] = []
+        try:
+            while old:
+                buffer, part = self._zeros(capacity), self.filled(len(grown))
+                buffer[:, :, part] = old.pop(0)[:, :, part]
+                grown.append(buffer)
+        except MemoryError:
+            self.token_ids, self.released, self.buffers = [], 0, self._empty()
+            raise
+        self.buffers = grown
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens after the first `length`; or all, where windows that end there are no longer held."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"Cannot truncate a cache of {self.length} tokens to {length}.")
+        if self.length > (self._config.short_context or self.length) >= length:
+            length, self.binding, self.buffers = 0, None, self._empty()  # what is left turns as a short text again
+        if self._window is not None and self.released and length < self.released + self._window:
+            length = self.released = 0
+        self._settled, self._until = min(self._settled, length), min(self._until, length)
+        del self.token_ids[length:]
+
+    def is_outgrown_by(self, length: int) -> bool:
+        """Tell whether what is cached must be computed again for a text of `length` tokens: with LongRoPE, every
+        position of a text that is longer than the original context turns otherwise.
+        """
+        short_context = self._config.short_context
+        return short_context is not None and 0 < self.length <= self.capacity <= short_context < length
+
+    def common_prefix(self, token_ids: Sequence[int]) -> int:
+        """Count how many of `token_ids`, from the first, the cache holds already."""
+        for position, (cached, wanted) in enumerate(zip(self.token_ids, token_ids, strict=False)):
+            if cached != wanted:
+                return position
+        return min(self.length, len(token_ids))
+
+    def clone(self) -> KVCache:
+        """Copy the cache: both copies go on independently."""
+        copy = KVCache(self._config)
+        copy.copy_from(self)
+        return copy
+
+    def copy_from(self, source: KVCache) -> None:
+        """Hold what another cache of the model holds; what both begin with is not copied.
+
+        Raises:
+            ContextLengthError, MemoryError: as from `reserve`.
+        """
+        self.use_adapter(source.adapter)
+        self.read_source(source.source_ids)
+        self.source_values = source.source_values
+        self.truncate(self.common_prefix(source.token_ids))
+        self.reserve(source.length)
+        for i, (target, buffer) in enumerate(zip(self.buffers, source.buffers, strict=True)):
+            part = slice(max(self.length, source.filled(i).start), source.length)
+            target[:, :, part] = buffer[:, :, part]
+        if source.released > self.length:
+            self.released = source.released
+        self.token_ids = list(source.token_ids)
+
+    def save(self, path: str | Path, fingerprint: str) -> None:
+        """Write the cache to a file, atomically. `fingerprint` identifies the model; `load` compares it.
+
+        Raises:
+            ConfigError: it is the cache of an answer to a source text, which the file has no place for.
+        """
+        if self.source_ids:
+            raise ConfigError(
+                "The cache of a model with an encoder is not saved: give the source text again, which is read in one "
+                "step."
+            )
+        path = Path(path)
+        filled = np.zeros((len(self.buffers), *self.buffers[0][:, :, : self.length].shape), cache_type(self._config))
+        for i, buffer in enumerate(self.buffers):
+            filled[i][:, :, self.filled(i)] = buffer[:, :, self.filled(i)]
+        with atomic.replace_file(path) as file:
+            np.savez(
+                file,
+                fingerprint=np.array(fingerprint),
+                token_ids=np.array(self.token_ids, np.int64),
+                released=np.array(self.released),
+                filled=filled,
+            )
+
+    @classmethod
+    def load(cls, path: str | Path, config: ModelConfig, fingerprint: str) -> KVCache:
+        """Read a saved cache.
+
+        Raises:
+            PackageError: the file is broken, or belongs to another model.
+        """
+        cache = cls(config)
+        try:
+            with np.load(os.fspath(path), allow_pickle=False) as saved:
+                parts = [_read_part(saved, name) for name in ("fingerprint", "token_ids", "filled")]
+                # A file without it is of a cache that kept all.
+                released = _read_part(saved, "released").tolist() if "released" in saved else 0
+        except Exception as error:  # numpy and zipfile raise a dozen classes on a broken file
+            raise PackageError(f"Cannot read the saved cache {path}: {type(error).__name__}: {error}.") from error
+        owner, token_ids, filled = str(parts[0]), parts[1].tolist(), parts[2]
+        if parts[1].ndim != 1 or parts[1].dtype != np.int64:
+            raise PackageError(f"The saved cache {path} has token ids of shape {parts[1].shape}, {parts[1].dtype}.")
+        if owner != fingerprint:
+            raise PackageError(f"The saved cache {path} belongs to another model ({owner}), not to {fingerprint}.")
+        cache.reserve(len(token_ids))
+        expected = (len(cache.buffers), *cache.buffers[0][:, :, : len(token_ids)].shape)
+        if filled.shape != expected or filled.dtype != cache_type(config):
+            raise PackageError(
+                f"The saved cache {path} has shape {filled.shape}, {filled.dtype}; expected {expected}, "
+                f"{np.dtype(cache_type(config))}."
+            )
+        most = 0 if cache._window is None else max(0, len(token_ids) - cache._window)
+        if not isinstance(released, int) or not 0 <= released <= most:
+            raise PackageError(
+                f"The saved cache {path} leaves out {released} of {len(token_ids)} tokens; the windows of this model "
+                f"allow for {most}. Begin the conversation anew."
+            )
+        cache.token_ids, cache.released = token_ids, released
+        for i, (buffer, part) in enumerate(zip(cache.buffers, filled, strict=True)):
+            buffer[:, :, cache.filled(i)] = part[:, :, cache.filled(i)]
+        return cache
+
+
+def _read_part(saved: Any, name: str) -> NDArray[Any]:
+    """Read one array; none is as large as it says before the file is found to hold so much."""
+    with saved.zip.open(f"{name}.npy") as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"{name} is stored in another way than edgelm does")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        here = saved.zip.getinfo(f"{name}.npy").compress_size
+        if math.prod(shape) * dtype.itemsize > here:
+            raise ValueError(f"{name} has the shape {shape}, and {here} bytes are there")
+    part: NDArray[Any] = saved[name]
+    return part

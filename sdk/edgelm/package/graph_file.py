@@ -1,0 +1,41 @@
+"""The graph of a model, or both of one with an encoder: read once, checked, and only then given to ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from edgelm.files.regular_file import read_regular
+from edgelm.package.manifest import FileEntry, Manifest, read_checked
+from edgelm.package.onnx_walk import MAX_BYTES, GraphFacts, walk_onnx
+
+GRAPH_FILE = "model.onnx"
+ENCODER_FILE, DECODER_FILE = "encoder.onnx", "decoder.onnx"  # in its place, of a model with an encoder
+DATA_FILE = "model.onnx.data"  # the weights of either, each once
+
+
+def graph_files(manifest: Manifest) -> tuple[str, ...]:
+    """Name the graphs of a package; the decoder's is the last."""
+    has_encoder = any(entry.path == ENCODER_FILE for entry in manifest.files)
+    return (ENCODER_FILE, DECODER_FILE) if has_encoder else (GRAPH_FILE,)
+
+
+def read_graph(folder: Path, entry: FileEntry | None = None) -> bytes:
+    """Read a graph and walk it; its tensors may lie in the folder's own regular files alone.
+
+    entry: what the manifest says of the file; None for model.onnx in a folder without a manifest.
+
+    Raises:
+        PackageError: it differs from the manifest, or the walk refuses it.
+    """
+    return read_graph_with_facts(folder / (GRAPH_FILE if entry is None else entry.path), entry)[0]
+
+
+def read_graph_with_facts(path: Path, entry: FileEntry | None = None) -> tuple[bytes, GraphFacts]:
+    """Read a graph as `read_graph` does, and return also what the walk found in it."""
+    graph = read_regular(path, MAX_BYTES) if entry is None else read_checked(path.parent, entry)
+    with os.scandir(path.parent) as files:
+        sizes = {
+            file.name: file.stat(follow_symlinks=False).st_size for file in files if file.is_file(follow_symlinks=False)
+        }
+    return graph, walk_onnx(graph, path, sizes)

@@ -1,0 +1,269 @@
+"""The manifest of a model package, edgelm.json: what is in it, where it came from, and how good it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from edgelm.errors import PackageError
+from edgelm.files import atomic
+from edgelm.files.regular_file import open_regular, parse_json, read_regular
+
+FILE_NAME = "edgelm.json"
+SIGNATURE_NAME = "edgelm.sig"  # of all the files, by `edgelm sign`; the one file that the manifest cannot list
+SCHEMA_VERSION = 1
+
+# Far above what is written, and small enough that reading a hostile one costs neither time nor memory.
+_MAX_BYTES = 1 << 19
+_MAX_FILES = 1000
+# The manifest's hash of itself, with this value empty. It shows damage; against a forger there are signatures.
+_OWN_HASH = "manifest_sha256"
+_PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[^/\\:]{1,255}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of the package: POSIX path relative to the folder, size in bytes, SHA-256 in hexadecimal."""
+
+    path: str
+    size: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        is_size = isinstance(self.size, int) and not isinstance(self.size, bool) and 0 <= self.size < 1 << 63
+        if not (isinstance(self.path, str) and is_size and isinstance(self.sha256, str)):
+            raise TypeError(f"a file has path {self.path!r}, size {self.size!r} and sha256 {self.sha256!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """The package's logits beside its fp32 source's, on the bundled text; measured after writing."""
+
+    tokens: int
+    perplexity: float
+    source_perplexity: float
+    max_logit_difference: float
+    mean_kl_divergence: float  # nats per token, KL(source || package)
+    top1_agreement: float  # share of positions at which both find the same token most likely
+    greedy_tokens: int
+    greedy_agreement: int  # how many of the package's greedy tokens the source would have chosen too, from the first
+
+    def __post_init__(self) -> None:
+        _require(self, (int, float), *(field_.name for field_ in dataclasses.fields(self)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything about a package that a loader checks and a person wants to know."""
+
+    name: str
+    architecture: str
+    context_length: int
+    precision: str
+    recipe: tuple[Mapping[str, str], ...]  # ordered rows of {"pattern", "scheme"}: the first match quantizes a tensor
+    opsets: Mapping[str, int]
+    files: tuple[FileEntry, ...]
+    source: Mapping[str, Any]  # format, file names, hashes, revision
+    created_by: Mapping[str, str]  # tool -> version
+    control_token_ids: tuple[int, ...] = ()
+    license: str | None = None  # SPDX identifier
+    quality: Quality | None = None
+    notes: tuple[str, ...] = field(default=())
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(id_, int) for id_ in self.control_token_ids):
+            raise TypeError(f"control_token_ids are {self.control_token_ids!r}")
+        _require(self, str, "name", "architecture", "precision")
+        _require(self, int, "context_length")
+        if isinstance(self.context_length, bool) or self.context_length < 1:
+            raise TypeError(f"context_length is {self.context_length!r}")
+        _require(self, Mapping, "opsets", "source", "created_by")
+        if not all(isinstance(version, int) for version in self.opsets.values()):
+            raise TypeError(f"opsets are {self.opsets!r}")
+        if not all(isinstance(version, str) for version in self.created_by.values()):
+            raise TypeError(f"created_by is {self.created_by!r}")
+        sources = self.source.get("files", [])
+        if not (isinstance(sources, (list, tuple)) and all(isinstance(file, Mapping) for file in sources)):
+            raise TypeError(f"the files of source are {sources!r}")
+        if not all(isinstance(row, Mapping) for row in self.recipe):
+            raise TypeError(f"recipe is {self.recipe!r}")
+        if not all(isinstance(note, str) for note in self.notes):
+            raise TypeError(f"notes are {self.notes!r}")
+        if len(self.files) > _MAX_FILES:
+            raise TypeError(f"{len(self.files)} files are listed; a package has at most {_MAX_FILES}")
+        if self.license is not None:
+            _require(self, str, "license")
+
+    @property
+    def fingerprint(self) -> str:
+        """Identify the package by what is in it: a SHA-256 of its files' names and hashes, in hexadecimal."""
+        listed = sorted(f"{entry.path} {entry.sha256}" for entry in self.files)
+        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write edgelm.json, atomically; it is the last file of a package."""
+        values = dataclasses.asdict(self) | {_OWN_HASH: ""}
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        own_hash = hashlib.sha256(text.encode("utf-8")).hexdigest()
+        atomic.write_text(folder / FILE_NAME, text.replace(f'"{_OWN_HASH}": ""', f'"{_OWN_HASH}": "{own_hash}"'))
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read edgelm.json.
+
+        Raises:
+            PackageError: it is missing, is not JSON, has another schema version, or a field does not fit.
+        """
+        path = folder / FILE_NAME
+        try:
+            if not os.path.lexists(path):
+                raise PackageError(f"{folder} is not a model package: it has no {FILE_NAME}.")
+            content = read_regular(path, _MAX_BYTES)
+            values = parse_json(content)
+        except ValueError as error:
+            raise PackageError(f"Cannot read {path}: {error}.") from error
+        found = values.get("schema_version") if isinstance(values, dict) else None
+        if type(found) is not int or found != SCHEMA_VERSION:
+            raise PackageError(f"{path} has schema_version {found!r}; this edgelm reads {SCHEMA_VERSION}.")
+        own_hash = values.pop(_OWN_HASH, None)
+        try:
+            values["files"] = tuple(FileEntry(**entry) for entry in values["files"])
+            for name in ("recipe", "control_token_ids", "notes"):
+                values[name] = tuple(values.get(name, ()))
+            if values.get("quality") is not None:
+                values["quality"] = Quality(**values["quality"])
+            manifest = cls(**values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise PackageError(f"{path} does not fit schema version {SCHEMA_VERSION}: {error}.") from error
+        _check_own_hash(path, content, own_hash)
+        return manifest
+
+    def entry(self, name: str) -> FileEntry:
+        """Return what the manifest says of one file.
+
+        Raises:
+            PackageError: it does not list it.
+        """
+        for entry in self.files:
+            if entry.path == name:
+                return entry
+        raise PackageError(f"The manifest of {self.name} lists no {name}. Export or download the package again.")
+
+    def check_files(self, folder: Path, *, largest: int = 2**63) -> list[FileEntry]:
+        """Check that every listed file is a regular file of the listed size, and has the listed hash.
+
+        Files of more than `largest` bytes are not hashed, and returned: `check_hash` can do that beside other work.
+
+        Raises:
+            PackageError: names the first file that differs, and how.
+        """
+        self._check_names(folder)
+        left: list[FileEntry] = []
+        for entry in self.files:
+            if entry.size > largest:
+                _check_size(folder / entry.path, entry).close()
+                left.append(entry)
+            else:
+                check_hash(folder, entry)
+        return left
+
+    def _check_names(self, folder: Path) -> None:
+        """Check that the manifest lists plain file names, each once, and that the folder holds no others."""
+        listed: set[str] = set()
+        for entry in self.files:
+            name = entry.path
+            if not name.isprintable() or not _PLAIN_NAME.fullmatch(name) or name in (FILE_NAME, SIGNATURE_NAME):
+                raise PackageError(f"{folder / FILE_NAME} lists {name!r}, which is not a plain file name.")
+            if name.casefold() in listed:  # one file where the disk does not tell case apart
+                raise PackageError(f"{folder / FILE_NAME} lists {name!r} twice.")
+            listed.add(name.casefold())
+        if not listed:
+            raise PackageError(f"{folder / FILE_NAME} lists no files.")
+        own = {entry.path for entry in self.files} | {FILE_NAME, SIGNATURE_NAME}
+        for name in sorted(os.listdir(folder)):
+            if name not in own:
+                raise PackageError(
+                    f"{folder / name} is not in the manifest. Remove it, or export or download the package again."
+                )
+
+
+def _check_own_hash(path: Path, content: bytes, own_hash: object) -> None:
+    """Compare a manifest with the hash that it has of itself; packages of the first version have none."""
+    if own_hash is None:
+        return
+    written = f'"{_OWN_HASH}": "{own_hash}"'.encode("utf-8", "replace")
+    blank = content.replace(written, f'"{_OWN_HASH}": ""'.encode(), 1)
+    if hashlib.sha256(blank).hexdigest() != own_hash:
+        raise PackageError(
+            f"{path} does not match its own SHA-256. It was changed or damaged: export or download the package again."
+        )
+
+
+def _require(values: object, kind: type | tuple[type, ...], *names: str) -> None:
+    for name in names:
+        if not isinstance(getattr(values, name), kind):
+            raise TypeError(f"{name} is {getattr(values, name)!r}")
+
+
+def check_hash(folder: Path, entry: FileEntry) -> None:
+    """Check a file's size and SHA-256 against the manifest.
+
+    Raises:
+        PackageError: it differs, or is no regular file.
+    """
+    path = folder / entry.path
+    with _check_size(path, entry) as file:
+        _compare_hash(path, hashlib.file_digest(file, "sha256").hexdigest(), entry)
+
+
+def read_checked(folder: Path, entry: FileEntry) -> bytes:
+    """Read a file whole, and return what was checked against the manifest: nobody can change it in between.
+
+    Raises:
+        PackageError: it differs, or is no regular file.
+    """
+    path = folder / entry.path
+    with _check_size(path, entry) as file:
+        content = file.read(entry.size + 1)
+    _compare_hash(path, hashlib.sha256(content).hexdigest(), entry)
+    return content
+
+
+def _check_size(path: Path, entry: FileEntry) -> BufferedReader:
+    file = open_regular(path)
+    size = os.fstat(file.fileno()).st_size
+    if size != entry.size:
+        file.close()
+        raise PackageError(
+            f"{path} has {size} bytes; the manifest says {entry.size}. "
+            "It was changed or cut off: export or download the package again."
+        )
+    return file
+
+
+def _compare_hash(path: Path, found: str, entry: FileEntry) -> None:
+    if found != entry.sha256:
+        raise PackageError(
+            f"{path} does not match the SHA-256 in the manifest. "
+            "It was changed or damaged: export or download the package again."
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_file(path: Path) -> FileEntry:
+    """Measure and hash one file of a package."""
+    return FileEntry(path=path.name, size=path.stat().st_size, sha256=sha256_of(path))

@@ -1,0 +1,89 @@
+"""PEFT's format of adapters, as far as settings and names go: adapter_config.json and the tensors' names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgelm.errors import CheckpointError
+from edgelm.files.regular_file import read_json_object
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+# What PEFT puts before the names of the model that it wraps.
+PREFIX = "base_model.model."
+# Of the weights file's metadata, where edgelm wrote it: which base the adapter belongs to.
+BASE_SHA256, BASE_NAME, BASE_GRID = "edgelm.base_sha256", "edgelm.base_name", "edgelm.base_grid"
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+
+# Kinds of LoRA that PEFT has besides, and the values with which they are off.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none", None),
+    **dict.fromkeys(
+        (
+            "use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "alpha_pattern", "layer_replication",
+            "trainable_token_indices", "target_parameters", "megatron_config", "alora_invocation_tokens", "use_qalora",
+        ),
+        (None, False, {}, []),
+    ),
+}  # fmt: skip
+
+_Tensor = TypeVar("_Tensor")
+MatrixPairs = Mapping[str, tuple[_Tensor, _Tensor]]
+
+
+def read_peft_config(folder: Path) -> dict[str, Any]:
+    """Read the settings of an adapter.
+
+    Raises:
+        CheckpointError: they are missing or broken, or the adapter is no plain LoRA.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        values = read_json_object(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} holds no adapter: there is no {CONFIG_FILE}.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Cannot read {path}: {error}.") from error
+    for key, plain in _PLAIN.items():
+        if values.get(key, plain[0]) not in plain:
+            raise CheckpointError(f"{path} has {key} = {values[key]!r:.60}; only plain LoRA adapters can be read.")
+    return values
+
+
+def in_pairs(tensors: Mapping[str, _Tensor], path: Path) -> dict[str, tuple[_Tensor, _Tensor]]:
+    """Return the matrices A and B of each layer, by the layer's name; `path` is what errors name.
+
+    Raises:
+        CheckpointError: a matrix lacks its partner, or a tensor is neither.
+    """
+    layers = [name.removesuffix(_A) for name in tensors if name.endswith(_A)]
+    expected = {layer + end for layer in layers for end in (_A, _B)}
+    strange = sorted(tensors.keys() ^ expected)
+    if strange or not layers:
+        raise CheckpointError(
+            f"{path} is no plain LoRA adapter; unpaired or unknown: {', '.join(strange[:5]) or 'all of it'}"
+            + (f" and {len(strange) - 5} more." if len(strange) > 5 else ".")
+        )
+    return {layer.removeprefix(PREFIX): (tensors[layer + _A], tensors[layer + _B]) for layer in layers}
+
+
+def tensor_names(layer: str) -> tuple[str, str]:
+    """Return the names that PEFT gives to the matrices A and B of a layer."""
+    return PREFIX + layer + _A, PREFIX + layer + _B
+
+
+def scale_of(values: Mapping[str, Any], rank: int, folder: Path) -> float:
+    """Return what the product of a layer's matrices is multiplied by.
+
+    Raises:
+        CheckpointError: lora_alpha is no number.
+    """
+    alpha = values.get("lora_alpha")
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
+        raise CheckpointError(f"{folder / CONFIG_FILE} has lora_alpha = {alpha!r}; it must be a number.")
+    # Rank-stabilized LoRA (arXiv:2312.03732) divides by the root.
+    return alpha / (math.sqrt(rank) if values.get("use_rslora") else rank)

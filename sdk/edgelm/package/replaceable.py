@@ -1,0 +1,71 @@
+"""Whether a folder may be replaced, that is deleted: only if all that is in it is edgelm's own."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgelm.config import SECTION
+from edgelm.errors import PackageError
+from edgelm.files.regular_file import read_json_object
+from edgelm.package.adapter import MANIFEST_FILE, WEIGHTS_FILE, AdapterManifest
+from edgelm.package.manifest import FILE_NAME, Manifest
+
+_CHECKPOINT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+def why_not_a_checkpoint(folder: Path) -> str | None:
+    """Say why `folder` may not be replaced by a checkpoint folder; None: it is absent, empty, or one of ours."""
+    if _is_free(folder):
+        return None
+    try:
+        section = read_json_object(folder / "config.json").get(SECTION)
+    except (OSError, ValueError):
+        section = None
+    if not isinstance(section, dict):
+        return "it exists and is not a checkpoint folder of edgelm"
+    return _foreign_entry(folder, _CHECKPOINT_FILES, "a checkpoint")
+
+
+def why_not_a_package(folder: Path) -> str | None:
+    """Say why `folder` may not be replaced by a model package; None: it is absent, empty, or one of ours."""
+    if _is_free(folder):
+        return None
+    try:
+        listed = [entry.path for entry in Manifest.load(folder).files]
+    except PackageError:
+        return "it exists and is not a model package"
+    return _foreign_entry(folder, [FILE_NAME, *listed], "this package")
+
+
+def why_not_an_adapter(folder: Path) -> str | None:
+    """Say why `folder` may not be replaced by an exported adapter; None: it is absent, empty, or one of ours."""
+    if _is_free(folder):
+        return None
+    try:
+        AdapterManifest.load(folder)
+    except PackageError:
+        return "it exists and is not an exported adapter"
+    return _foreign_entry(folder, [MANIFEST_FILE, WEIGHTS_FILE], "an adapter")
+
+
+def _is_free(folder: Path) -> bool:
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def _foreign_entry(folder: Path, own: Iterable[str], kind: str) -> str | None:
+    patterns = tuple(own)
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() or not any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns):
+            return f"it holds {path.name}, which is no part of {kind}"
+    return None

@@ -1,0 +1,216 @@
+"""The graph of a package with places for adapters: derived from the package's own, on the wire level.
+
+Beside a product y = W x, y + ((x Aᵀ) · gate) B is computed. A, B and the gate are inputs, so that a call chooses its
+adapters, and loading another one changes no graph. Shapes: B batch, T tokens, D and N what the product takes and gives,
+D in G blocks of K; C components: pairs of a row of A and a row of B, rank times as many as the projections that the
+product fuses.
+
+A row's sums have the same bits in any company, as those of the package's own products. ONNX Runtime's product of two
+inputs adds up blocks of 128 or more, as many as suit the number of rows, of columns and of threads, and one row takes a
+path of its own; so x Aᵀ is given to it in blocks of at most 128, and no product has the factor one.
+Source: the messages of onnx/onnx.proto3; com.microsoft.FusedMatMul; onnxruntime/core/mlas/lib/sgemm.cpp.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from edgelm.errors import PackageError
+from edgelm.files.protobuf_wire import BYTES, FIXED32, VARINT, ProtobufWalk
+
+# What the exporter makes one product of (export/edgelm_export/decoder.py), by the product's name.
+FUSED_PROJECTIONS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+# Of each of the two thin products: any but one, and a power of two, which is exact.
+FACTOR = 0.5
+# As many values are always added up in one go, one after the other.
+SUM_BLOCK = 128
+
+_PRODUCTS = ("MatMul", "MatMulNBits")
+_MAX_FIELDS = 1_000_000
+_GRAPH, _NODE, _INITIALIZER, _INPUT = 7, 1, 5, 11  # fields: of the model, and of the graph
+_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
+_INT64 = 7  # of TensorProto.DataType
+_SHAPE, _FIRST_AXIS = "adapters.shape", "adapters.first_axis"
+_FLOAT, _INT = 1, 2  # of AttributeProto.type; FLOAT is the same in TensorProto.DataType
+
+
+def parts_of(product: str) -> tuple[str, ...]:
+    """Return the projections that a product computes, by their canonical names."""
+    parent, _, last = product.rpartition(".")
+    return tuple(f"{parent}.{part}" for part in FUSED_PROJECTIONS.get(last, (last,)))
+
+
+def block_of(width: int) -> int:
+    """Return the K in which a product's D is summed up: the largest that divides it, up to SUM_BLOCK."""
+    return next(size for size in range(min(width, SUM_BLOCK), 0, -1) if width % size == 0)
+
+
+def gate_name(parts: int) -> str:
+    """Name the gate [B, 1, C] of products of so many projections."""
+    return f"adapters.gate.{parts}"
+
+
+def matrix_names(product: str) -> tuple[str, str]:
+    """Name the inputs A [C, G, K] and B [C, N] of a product."""
+    return f"{product}.lora_A", f"{product}.lora_B"
+
+
+def products_of(graph: bytes, path: Path) -> frozenset[str]:
+    """Return the names of the products with a weight in a graph that was walked; `path` is what errors name."""
+    found = _Rewriting(graph, path)
+    found.rewrite({})
+    return frozenset(found.products)
+
+
+def with_adapters(graph: bytes, path: Path, products: Mapping[str, int]) -> bytes:
+    """Return the graph with places for adapters beside some of its products, by name, with the D of each."""
+    return _Rewriting(graph, path).rewrite(products)
+
+
+class _Rewriting(ProtobufWalk):
+    def __init__(self, graph: bytes, path: Path) -> None:
+        super().__init__(graph, _MAX_FIELDS)
+        self._graph_bytes, self._path = graph, path
+        self.products: dict[str, str] = {}  # the input of each
+
+    def error(self, problem: str) -> PackageError:
+        return PackageError(f"{self._path} {problem}. Export or download the package again.")
+
+    def rewrite(self, products: Mapping[str, int]) -> bytes:
+        model: list[bytes] = []
+        for number, whole, start, end in self._parts(0, len(self._graph_bytes)):
+            model.append(_message(_GRAPH, self._graph(start, end, products)) if number == _GRAPH else whole)
+        return b"".join(model)
+
+    def _graph(self, start: int, end: int, products: Mapping[str, int]) -> bytes:
+        fields = [
+            self._node(whole, first, last, products) if number == _NODE else whole
+            for number, whole, first, last in self._parts(start, end)
+        ]
+        for product in sorted(products):
+            fields += _adapted(product, self.products[product], products[product])
+        if products:
+            fields += _shared(products)
+        return b"".join(fields)
+
+    def _node(self, whole: bytes, start: int, end: int, products: Mapping[str, int]) -> bytes:
+        operator, inputs, outputs = "", [], []
+        fields = list(self._parts(start, end))
+        for number, _, first, last in fields:
+            if number == _NODE_OPERATOR:
+                operator = self._graph_bytes[first:last].decode()
+            elif number == _NODE_INPUT:
+                inputs.append(self._graph_bytes[first:last].decode())
+            elif number == _NODE_OUTPUT:
+                outputs.append(self._graph_bytes[first:last].decode())
+        product = outputs[0].removesuffix(".output")
+        if operator not in _PRODUCTS or product == outputs[0]:
+            return whole
+        self.products[product] = inputs[0]
+        if product not in products:
+            return whole
+        renamed = (_NODE_OUTPUT, _NODE_NAME)
+        return _message(
+            _NODE,
+            b"".join(_text(number, _base_of(product)) if number in renamed else part for number, part, _, _ in fields),
+        )
+
+    def _parts(self, position: int, end: int) -> Iterator[tuple[int, bytes, int, int]]:
+        """Yield each field of a message: its number, its bytes with the tag, and where its content begins and ends."""
+        for tag, first, last in self._fields(position, end):
+            yield tag >> 3, self._graph_bytes[position:last], first, last
+            position = last
+
+
+def _base_of(product: str) -> str:
+    return f"{product}.base_output"
+
+
+def _gate_of(product: str) -> str:
+    return gate_name(len(parts_of(product)))
+
+
+def _shared(products: Mapping[str, int]) -> list[bytes]:
+    """Return what the products have in common, as fields of the graph: gates, the shape [B, T, -1] of rows, numbers."""
+    gates = [_message(_INPUT, _value_info(name, 3)) for name in sorted({_gate_of(name) for name in products})]
+    return [
+        *gates,
+        _node("Shape", ["input_ids"], "adapters.rows"),
+        _node("Concat", ["adapters.rows", "adapters.rest"], _SHAPE, attributes=_attribute("axis", _number(3, 0), _INT)),
+        _constant("adapters.rest", [-1]),
+        _constant(_FIRST_AXIS, [0]),
+        *(
+            _constant(_blocks_of(width), [-1, width // block_of(width), block_of(width)])
+            for width in sorted({*products.values()})
+        ),
+    ]
+
+
+def _adapted(product: str, hidden: str, width: int) -> list[bytes]:
+    """Return the nodes and inputs beside one product, as fields of the graph."""
+    a, b = matrix_names(product)
+    names = ("lora_blocks", "lora_sums", "lora_sum", "lora_thin", "lora_gated", "lora_output")
+    blocks, sums, total, thin, gated, learned = (f"{product}.{name}" for name in names)
+    on_blocks = b"".join(_attribute(name, _number(3, 1), _INT) for name in ("transB", "transBatchA", "transBatchB"))
+    factor = _attribute("alpha", bytes([2 << 3 | FIXED32]) + struct.pack("<f", FACTOR), _FLOAT)
+    dropped = _attribute("keepdims", _number(3, 0), _INT)
+    return [
+        _node("Reshape", [hidden, _blocks_of(width)], blocks),
+        _node("FusedMatMul", [blocks, a], sums, "com.microsoft", factor + on_blocks),  # [G, B T, C]
+        _node("ReduceSum", [sums, _FIRST_AXIS], total, attributes=dropped),
+        _node("Reshape", [total, _SHAPE], thin),
+        _node("Mul", [thin, _gate_of(product)], gated),
+        _node("FusedMatMul", [gated, b], learned, "com.microsoft", factor),
+        _node("Add", [_base_of(product), learned], f"{product}.output"),
+        _message(_INPUT, _value_info(a, 3)),
+        _message(_INPUT, _value_info(b, 2)),
+    ]
+
+
+def _blocks_of(width: int) -> str:
+    return f"adapters.blocks.{width}"
+
+
+def _node(operator: str, inputs: list[str], output: str, domain: str = "", attributes: bytes = b"") -> bytes:
+    content = b"".join(_text(_NODE_INPUT, name) for name in inputs) + _text(_NODE_OUTPUT, output)
+    content += _text(_NODE_NAME, output) + _text(_NODE_OPERATOR, operator) + attributes
+    return _message(_NODE, content + (_text(_NODE_DOMAIN, domain) if domain else b""))
+
+
+def _attribute(name: str, value: bytes, type_: int) -> bytes:
+    """Write an AttributeProto: name 1, its value, type 20."""
+    return _message(_NODE_ATTRIBUTE, _text(1, name) + value + _number(20, type_))
+
+
+def _constant(name: str, values: list[int]) -> bytes:
+    """Write an initializer, a TensorProto: dims 1, data_type 2, int64_data 7 (packed), name 8."""
+    data = b"".join(_varint(value & (1 << 64) - 1) for value in values)
+    return _message(_INITIALIZER, _number(1, len(values)) + _number(2, _INT64) + _message(7, data) + _text(8, name))
+
+
+def _value_info(name: str, dimensions: int) -> bytes:
+    """Write a ValueInfoProto (name 1, type 2) of a float tensor (tensor_type 1) with dimensions of any size."""
+    shape = _message(2, _message(1, b"") * dimensions)
+    return _text(1, name) + _message(2, _message(1, _number(1, _FLOAT) + shape))
+
+
+def _text(number: int, text: str) -> bytes:
+    return _message(number, text.encode())
+
+
+def _message(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | BYTES) + _varint(len(content)) + content
+
+
+def _number(number: int, value: int) -> bytes:
+    return _varint(number << 3 | VARINT) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    written = bytearray()
+    while value > 127:
+        written.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*written, value])

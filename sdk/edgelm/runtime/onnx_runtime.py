@@ -1,0 +1,179 @@
+"""ONNX Runtime: how a graph is given to it, and what it has here. Only this module imports it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgelm.errors import ProviderError
+from edgelm.runtime.cpu import usable_cores
+from edgelm.runtime.providers import CPU, HEAVY_OPERATORS, PROVIDERS, Provider, provider_named
+
+if TYPE_CHECKING:
+    from edgelm.runtime.session import SessionOptions
+
+_WARNINGS, _LOG_ERRORS_ONLY, _FATAL_ONLY = 2, 3, 4
+
+
+def require_provider(name: str) -> None:
+    """Check that ONNX Runtime is here and was built with a provider; its device is looked for with the first model.
+
+    Raises:
+        ProviderError: one of them is not here.
+    """
+    _provider_of(import_onnxruntime(), name)
+
+
+def _provider_of(runtime: Any, name: str) -> Provider:
+    provider, available = provider_named(name), runtime.get_available_providers()
+    if provider.name not in available:
+        has = ", ".join(ours for ours, row in PROVIDERS.items() if row.name in available)
+        raise ProviderError(f"The ONNX Runtime here has no {name!r}; it has: {has}. To get it: {provider.install}.")
+    return provider
+
+
+def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions) -> Any:
+    """Give a graph to ONNX Runtime, and check that what was asked for computes it.
+
+    path: where the graph was read; its weights lie beside it. Returns an `onnxruntime.InferenceSession`.
+
+    Raises:
+        ProviderError: the provider is not here, does not start, or leaves work to the CPU; or the graph is refused.
+    """
+    provider = _provider_of(runtime, options.provider)
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = options.threads or usable_cores()
+    settings.log_severity_level = _LOG_ERRORS_ONLY if options.provider == CPU else _FATAL_ONLY
+    # Work in smaller pieces than one a thread: decodes 1.02-1.03 x as fast (docs/results/graph-and-settings.md).
+    settings.add_session_config_entry("session.dynamic_block_base", "4")
+    # From the bytes that were walked, not from the path: what runs is what was checked.
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", str(int(options.provider != CPU)))
+    if options.provider == "directml":  # its documentation asks for both
+        settings.enable_mem_pattern, settings.execution_mode = False, runtime.ExecutionMode.ORT_SEQUENTIAL
+    available = runtime.get_available_providers()
+    rest = [name for name in provider.execution_providers[1:] if name in available]
+    if provider.device == "cuda":
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            runtime.preload_dlls()
+    wanted = [(provider.name, {**provider.options, **options.provider_options}), *rest]
+    try:
+        with _quiet(runtime) if options.provider != CPU else contextlib.nullcontext():
+            session = runtime.InferenceSession(graph, settings, providers=wanted, enable_fallback=0)
+    except Exception as error:  # ONNX Runtime's own classes have no common base but this one
+        if options.provider == CPU:
+            raise ProviderError(f"ONNX Runtime does not load {path}: {error}") from error
+        raise ProviderError(
+            f"{options.provider!r} does not start with {path}: {error}. To set it up: {provider.install}. To compute "
+            "on the CPU: provider='cpu'."
+        ) from error
+    if options.provider != CPU:
+        _check_assignment(session, path, options.provider)
+    return session
+
+
+@contextlib.contextmanager
+def _quiet(runtime: Any) -> Iterator[None]:
+    """Keep ONNX Runtime from writing what it misses to standard error: the error that follows says it."""
+    runtime.set_default_logger_severity(_FATAL_ONLY)
+    try:
+        yield
+    finally:
+        runtime.set_default_logger_severity(_WARNINGS)
+
+
+def _check_assignment(session: Any, path: Path, name: str) -> None:
+    """Check that the provider computes what takes the time: ONNX Runtime leaves the rest to the CPU in silence."""
+    provider = provider_named(name)
+    if provider.name not in session.get_providers():
+        raise ProviderError(
+            f"{name!r} was asked for, and ONNX Runtime fell back to the CPU: it finds no such device, or not the "
+            f"libraries for it (edgelm doctor says which). To set it up: {provider.install}. To compute on the CPU: "
+            "provider='cpu'."
+        )
+    left = Counter(
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == "CPUExecutionProvider"
+        for node in part.get_nodes()
+        if node.op_type in HEAVY_OPERATORS
+    )
+    if left:
+        counts = ", ".join(f"{count} x {operator}" for operator, count in sorted(left.items()))
+        raise ProviderError(
+            f"{name!r} leaves {counts} of {path} to the CPU, which is slower than the CPU alone. It takes a graph of "
+            f"{provider.precision} (docs/guides/devices.md); this one runs with provider='cpu'."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeDescription:
+    """The installed ONNX Runtime: its version, its execution providers, and the devices that it really finds.
+
+    missing_library: what keeps a build with CUDA from using it, in the system's words; None where nothing does.
+    """
+
+    version: str
+    providers: tuple[str, ...]
+    devices: tuple[str, ...]
+    missing_library: str | None = None
+
+
+def describe_runtime() -> RuntimeDescription:
+    """Ask ONNX Runtime what it has here. It lists providers that it was built with, whether or not a device is there.
+
+    Raises:
+        ProviderError: ONNX Runtime is not installed.
+    """
+    runtime = import_onnxruntime()
+    devices = {f"{device.ep_name.removesuffix('ExecutionProvider')} ({device.device.type.name})"
+               for device in runtime.get_ep_devices()}  # fmt: skip
+    return RuntimeDescription(
+        version=runtime.__version__,
+        providers=tuple(runtime.get_available_providers()),
+        devices=tuple(sorted(devices)),
+        missing_library=_missing_library(runtime),
+    )
+
+
+def _missing_library(runtime: Any) -> str | None:
+    """Try to load what CUDA's provider needs: NVIDIA's driver, then the provider with all that it is linked to."""
+    libraries = sorted((Path(runtime.__file__).parent / "capi").glob("*onnxruntime_providers_cuda.*"))
+    if not libraries:
+        return None
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        runtime.preload_dlls()
+    driver = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+    for name in (driver, *map(str, libraries)):
+        try:
+            ctypes.CDLL(name)
+        except OSError as error:
+            if "undefined symbol" not in str(error):  # of ONNX Runtime itself, which has them when it loads this
+                return str(error)
+    return None
+
+
+def import_onnxruntime() -> Any:
+    """Import ONNX Runtime, without its telemetry.
+
+    Raises:
+        ProviderError: it is not installed.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ProviderError(
+            "ONNX Runtime is not installed. On any machine: pip install 'edgelm[cpu]' "
+            "On one with an NVIDIA GPU: pip install 'edgelm[gpu]' (one of the two, never both)."
+        )
+    # Since 1.29 ONNX Runtime reports usage unless this is set before its import.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime
+
+    return onnxruntime

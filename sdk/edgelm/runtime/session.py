@@ -1,0 +1,358 @@
+"""DecoderSession: the decoder graph in ONNX Runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.config import SUPPRESSED_LOGIT, ModelConfig
+from edgelm.errors import ConfigError, ProviderError
+from edgelm.memory.kv_batch import KVBatch
+from edgelm.memory.kv_cache import KVCache
+from edgelm.package.adapter import Adapter
+from edgelm.package.graph_file import DECODER_FILE, ENCODER_FILE, GRAPH_FILE, read_graph_with_facts
+from edgelm.package.manifest import FileEntry, check_hash
+from edgelm.runtime import onnx_runtime
+from edgelm.runtime.adapter_bank import AdapterBank
+from edgelm.runtime.adapter_graph import parts_of, products_of, with_adapters
+from edgelm.runtime.binding import Binding, Graph, InPlaceBinding, bind, works_in_place
+from edgelm.runtime.cpu import usable_cores
+from edgelm.runtime.decoder_graph import HIDDEN_STATE, DecoderGraph, GraphValue
+from edgelm.runtime.providers import CPU, provider_named
+from edgelm.runtime.shared_use import SharedUse
+from edgelm.runtime.single_steps import SingleSteps
+from edgelm.runtime.source_encoder import SourceEncoder
+from edgelm.runtime.stop_switch import StopSwitch
+
+_RECOMPUTED_AT_ONCE = 128  # as prompts are (generate.PREFILL_CHUNK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """How ONNX Runtime runs the graph.
+
+    threads: of one step; None takes the physical cores. More threads than cores halve the speed
+    (docs/results/graph-and-settings.md). provider: a name of `providers.PROVIDERS`, what computes. provider_options: in
+    ONNX Runtime's words, besides those that edgelm sets and before them.
+
+    Raises:
+        ConfigError: threads is out of range, or provider_options are not texts.
+        ProviderError: there is no such provider.
+    """
+
+    threads: int | None = None
+    provider: str = CPU
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and not (isinstance(self.threads, int) and 1 <= self.threads <= 1024):
+            raise ConfigError(f"threads is {self.threads!r}; it must be a whole number from 1 to 1024.")
+        provider_named(self.provider)
+        if not all(isinstance(text, str) for pair in self.provider_options.items() for text in pair):
+            raise ConfigError(f"provider_options is {self.provider_options!r}; it must map texts to texts.")
+
+
+class DecoderSession:
+    """Run the graph of one package: token ids and a KV cache in, logits out; of one with an encoder, both graphs.
+
+    Many threads may call `forward` at once, each with a cache of its own. entry: what the manifest says of the graph's
+    file, and encoder_entry of the encoder's; None, and its hash is not checked (its content is, either way). weights:
+    what it says of the weights' files; the caller has checked them, and a change of the graph checks them again.
+    foreign_graph: the path below `folder` of a graph that another program wrote; None is edgelm's own.
+
+    Raises:
+        ProviderError: ONNX Runtime is not installed, has not the provider or refuses the graph; or the provider left
+            work to the CPU.
+        PackageError: the graph is not what the manifest says, has something that no decoder needs, or takes what
+            edgelm does not give.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        options: SessionOptions | None = None,
+        *,
+        entry: FileEntry | None = None,
+        weights: Sequence[FileEntry] = (),
+        encoder_entry: FileEntry | None = None,
+        foreign_graph: Path | None = None,
+    ) -> None:
+        self._options = options = options or SessionOptions()
+        provider = provider_named(options.provider)
+        path = folder / (foreign_graph or (GRAPH_FILE if config.encoder is None else DECODER_FILE))
+        self._path, self._entry, self._weights = path, entry, weights
+        self._runtime = onnx_runtime.import_onnxruntime()
+        self._process = os.getpid()
+        graph, facts = read_graph_with_facts(path, entry)
+        session = onnx_runtime.start(self._runtime, graph, path, options)
+        inputs, outputs = (
+            [GraphValue(name=value.name, type=value.type, shape=value.shape) for value in found]
+            for found in ([*session.get_inputs(), *session.get_overridable_initializers()], session.get_outputs())
+        )
+        decoder = DecoderGraph.of(path, inputs, outputs, facts.operators)
+        shares_cache = provider.shares_cache and (foreign_graph is None or decoder.shares_cache)
+        decoder = dataclasses.replace(decoder, shares_cache=shares_cache)
+        if provider.cache_types and decoder.cache_type.name not in provider.cache_types:
+            raise ProviderError(
+                f"{path} has keys and values of {decoder.cache_type}; the attention of {options.provider!r} computes "
+                f"with {' or '.join(provider.cache_types)}, and would be left to the CPU. It takes a graph of "
+                f"{provider.precision} (docs/guides/devices.md says how to make one); this one runs with "
+                "provider='cpu'."
+            )
+        self.config = decoder.fitted(config, path)
+        self._graph = Graph(self._runtime, session, decoder, self.config, provider.device)
+        self._encoder: SourceEncoder | None = None
+        if config.encoder is not None:
+            encoder_path = folder / ENCODER_FILE
+            encoder, _ = read_graph_with_facts(encoder_path, encoder_entry)
+            started = onnx_runtime.start(self._runtime, encoder, encoder_path, options)
+            self._encoder = SourceEncoder(started, encoder_path, decoder.cross, provider.device)
+        self._single_steps: SingleSteps | None = None
+        plain = self._encoder is None and foreign_graph is None
+        if works_in_place(self._graph) and options.provider == CPU and plain:
+            self._single_steps = SingleSteps(
+                self.config, options.threads or usable_cores(), partial(InPlaceBinding, self._graph)
+            )
+        self._takes_adapters = self._single_steps is not None
+        self._use = SharedUse()  # of the graph, which an adapter can be put into
+        self._bound_memory: weakref.WeakSet[KVCache | KVBatch] = weakref.WeakSet()
+
+    def new_cache(self) -> KVCache:
+        """Return an empty KV cache for this model."""
+        return KVCache(self.config)
+
+    def load_adapter(self, name: str, adapter: Adapter) -> None:
+        """Load an adapter beside those that are; what is being computed ends its step before.
+
+        The first one puts another graph in the place of the package's, over the same weights: both together would hold
+        them twice. So does one that changes layers that none before it does.
+
+        Raises:
+            ConfigError: an adapter of that name is loaded, or this graph takes none.
+            PackageError: the graph has no product for one of its layers, or the package was changed.
+        """
+        if not self._takes_adapters:
+            raise ConfigError(
+                f"{self._path} takes no adapters here: they run on the CPU, beside packages of edgelm's own. Merge the "
+                "adapter into its base instead: edgelm merge"
+            )
+        bank = self._graph.adapters
+        if name in bank.ranks:
+            raise ConfigError(f"An adapter {name!r} is loaded already. Unload it first, or give this one another name.")
+        shapes = self.config.tensor_shapes()
+        found = products_of(self._read_graph(), self._path)
+        products = {
+            product: [shapes[f"{part}.weight"] for part in parts_of(product)]
+            for product in found
+            if all(f"{part}.weight" in shapes for part in parts_of(product))
+        }
+        self._put_in(lambda: self._graph.adapters.with_adapter(name, adapter, products))
+
+    def unload_adapter(self, name: str) -> None:
+        """Unload an adapter; with the last one, the package's own graph is back.
+
+        Raises:
+            ConfigError: none of that name is loaded, or a KV cache that was computed with it is still in use.
+        """
+
+        def without() -> AdapterBank:
+            users = [memory for memory in self._bound_memory if isinstance(memory, KVCache) and memory.adapter == name]
+            if users:
+                raise ConfigError(
+                    f"The adapter {name!r} is in use by {len(users)} KV caches. First end those answers, and the "
+                    "conversations that are held with it."
+                )
+            return self._graph.adapters.without_adapter(name)
+
+        self._put_in(without)
+
+    def _put_in(self, change: Callable[[], AdapterBank]) -> None:
+        """Give the graph other adapters, when nothing is being computed."""
+        with self._use.alone():
+            old, new = self._graph.adapters, change()
+            for memory in list(self._bound_memory):
+                memory.forget_bindings()  # they hold the session, and its weights with it
+            self._bound_memory.clear()
+            if self._single_steps is not None:
+                self._single_steps.forget_bindings()
+            if new.matrices.keys() != old.matrices.keys():
+                before, after = self._graph_for(old), self._graph_for(new)
+                self._graph.session = None
+                try:
+                    self._graph.session = onnx_runtime.start(self._runtime, after, self._path, self._options)
+                except BaseException:
+                    self._graph.session = onnx_runtime.start(self._runtime, before, self._path, self._options)
+                    raise
+            self._graph.adapters = new
+
+    def _graph_for(self, bank: AdapterBank) -> bytes:
+        """Return the graph for some adapters; the package is checked again, since its weights are read again."""
+        for entry in self._weights:
+            check_hash(self._path.parent, entry)
+        graph = self._read_graph()
+        return with_adapters(graph, self._path, bank.widths) if bank.matrices else graph
+
+    def _read_graph(self) -> bytes:
+        return read_graph_with_facts(self._path, self._entry)[0]
+
+    def forward(
+        self,
+        token_ids: Sequence[int],
+        cache: KVCache,
+        *,
+        all_logits: bool = False,
+        stop: StopSwitch | None = None,
+    ) -> NDArray[np.float32]:
+        """Compute T tokens after those in `cache`, and add them to it.
+
+        Returns float32 logits [1, V] of the last position, or [T, V] of all. They are a view on a buffer of the cache's
+        binding: the next `forward` with the same cache overwrites them.
+
+        Raises:
+            ContextLengthError: the tokens do not fit the model's context.
+            ProviderError: the process is a fork of the one that loaded the model.
+            StoppedError: `stop` was pressed; the cache is as before.
+        """
+        with self._use:
+            return self._forward(token_ids, cache, all_logits, stop)
+
+    def _forward(
+        self, token_ids: Sequence[int], cache: KVCache, all_logits: bool = False, stop: StopSwitch | None = None
+    ) -> NDArray[np.float32]:
+        facts, length = self._graph.facts, cache.length + len(token_ids)
+        # The half of an old merged decoder that takes a cache takes one token with it.
+        takes_one = "use_cache_branch" in facts.inputs and cache.length > 0
+        if len(token_ids) > 1 and (takes_one or (all_logits and facts.gives_last_logits)):
+            return self._forward_one_by_one(token_ids, cache, all_logits, stop)
+        logits_TV = self._bound(cache, length).run(cache, token_ids, all_logits, stop)
+        if self.config.suppressed_token_ids:
+            logits_TV[:, list(self.config.suppressed_token_ids)] = SUPPRESSED_LOGIT
+        cache.token_ids.extend(token_ids)
+        return logits_TV
+
+    def _forward_one_by_one(
+        self, token_ids: Sequence[int], cache: KVCache, all_logits: bool, stop: StopSwitch | None
+    ) -> NDArray[np.float32]:
+        before = cache.length
+        try:
+            rows = [self._forward((id_,), cache, stop=stop).copy() for id_ in token_ids]
+        except BaseException:
+            cache.truncate(before)
+            raise
+        return np.concatenate(rows if all_logits else rows[-1:])
+
+    def forward_hidden(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
+        """Compute T tokens after those in `cache`, and add them to it, as `forward` does.
+
+        Returns what the head reads of them: the hidden states float32 [T, D] behind the last norm.
+
+        Raises:
+            ConfigError: the graph does not give them.
+            ContextLengthError, ProviderError: as from `forward`.
+        """
+        if not self._graph.facts.has_hidden_state:
+            raise ConfigError(
+                f"The graph of this package has no output {HIDDEN_STATE}, which these embeddings are made of. Export "
+                'the model again (edgelm export SOURCE -o FOLDER), or take the pooling "values".'
+            )
+        with self._use:
+            hidden_TD = self._bound(cache, cache.length + len(token_ids)).run_hidden(cache, token_ids)
+        cache.token_ids.extend(token_ids)
+        return hidden_TD
+
+    def _bound(self, cache: KVCache, length: int) -> Binding:
+        """Return the graph bound to a cache that has room for `length` tokens."""
+        self._check_process()
+        if cache.is_outgrown_by(length):
+            self._recompute(cache, length)
+        if self._encoder is not None and not cache.source_values:
+            cache.source_values = self._encoder.encode(cache.source_ids)
+        cache.reserve(length)  # forgets the binding where it grows: nothing may keep the memory that is outgrown
+        binding = cache.binding
+        if not isinstance(binding, Binding) or binding.graph is not self._graph:
+            binding = cache.binding = bind(self._graph, cache)
+            self._bound_memory.add(cache)
+        return binding
+
+    def _recompute(self, cache: KVCache, length: int) -> None:
+        """Compute the cached tokens again, as those of a text of `length` tokens (LongRoPE)."""
+        token_ids = list(cache.token_ids)
+        cache.truncate(0)
+        cache.reserve(length)
+        for start in range(0, len(token_ids), _RECOMPUTED_AT_ONCE):
+            self._forward(token_ids[start : start + _RECOMPUTED_AT_ONCE], cache)
+
+    def most_single_steps(self, cache: KVCache) -> int:
+        """Return how many tokens `forward_single_steps` computes in one call of the graph behind those in `cache`."""
+        with self._use:
+            return self._most_single_steps(cache)
+
+    def _most_single_steps(self, cache: KVCache) -> int:
+        return 1 if self._single_steps is None else self._single_steps.most(cache)
+
+    def forward_single_steps(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
+        """Compute T tokens after those in `cache`, and add them to it, with the bits of T calls of `forward`.
+
+        Returns float32 logits [T, V], which the next call with the same cache overwrites.
+
+        Raises:
+            ContextLengthError, ProviderError: as from `forward`.
+        """
+        length = cache.length + len(token_ids)
+        with self._use:
+            if self._single_steps is not None and 1 < len(token_ids) <= self._most_single_steps(cache):
+                self._check_process()
+                if not cache.is_outgrown_by(length):
+                    cache.reserve(length)
+                    logits_TV = self._single_steps.step(token_ids, cache)
+                    if logits_TV is not None:
+                        self._bound_memory.add(cache)
+                        cache.token_ids.extend(token_ids)
+                        return logits_TV
+            return np.concatenate([self._forward((id_,), cache).copy() for id_ in token_ids])
+
+    def forward_rows(self, token_ids: Sequence[int], batch: KVBatch) -> NDArray[np.float32]:
+        """Compute one more token for each of the first B rows of a batch, together, and add it to its row.
+
+        Returns float32 logits [B, V], which the next `forward_rows` for as many rows overwrites. A row's logits have
+        the bits that `forward` gives for it alone.
+
+        Raises:
+            ContextLengthError: a token does not fit the model's context.
+            ProviderError: the process is a fork of the one that loaded the model.
+        """
+        rows = batch.rows[: len(token_ids)]
+        if not works_in_place(self._graph) or self._encoder is not None:
+            return np.concatenate([self.forward((id_,), row) for id_, row in zip(token_ids, rows, strict=True)])
+        self._check_process()
+        with self._use:
+            lengths, adapters = [len(row.token_ids) + 1 for row in rows], [row.adapter for row in rows]
+            batch.reserve(max(lengths))
+            key = len(rows), self._graph.adapters.covering(adapters)
+            binding = batch.bindings.get(key)
+            if not isinstance(binding, InPlaceBinding):
+                buffers = [buffer[: len(rows)] for buffer in batch.buffers]
+                binding = batch.bindings[key] = InPlaceBinding(self._graph, buffers, adapters)
+                self._bound_memory.add(batch)
+            binding.choose(adapters)
+            logits_BV = binding.step(token_ids, lengths)
+        for row, id_ in zip(rows, token_ids, strict=True):
+            row.token_ids.append(id_)
+        return logits_BV
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            # A fork has none of ONNX Runtime's threads: the step would wait for them for ever.
+            raise ProviderError(
+                f"This model was loaded by process {self._process}; its fork {os.getpid()} cannot run it. Load the "
+                'model after the fork, or start processes with multiprocessing.get_context("spawn").'
+            )

@@ -1,0 +1,1 @@
+"""Answers of a given form: constraints, and calls of tools."""

@@ -1,0 +1,113 @@
+"""Constraint: the form that an answer must have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgelm.errors import ConfigError
+from edgelm.structure.schema_gaps import close_gaps
+
+if TYPE_CHECKING:
+    from edgelm.structure.constraint_matcher import ConstraintMatcher
+    from edgelm.text.tokenizer import Tokenizer
+
+# JSON is written in one line, as in most of what models have read. With free white space, small models get lost in it,
+# and less is forced. A schema can choose otherwise: "x-guidance": {"whitespace_flexible": true, "item_separator": ",",
+# "key_separator": ":"}. Without escapes by number, a name is written in one way alone, so that no object has it twice.
+JSON_STYLE = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "json_allowed_escapes": 'nrbtf\\"',
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraint:
+    """Constrain an answer to a JSON schema, a regular expression, a grammar, or one of some texts.
+
+    Made by its class methods, without a model. `after` are texts that turn the constraint on: until the answer has said
+    one of them, the model writes what it likes; what follows it has the form. With `at_start` the answer has to begin
+    with it, white space aside; one that begins otherwise stays free. The form is enforced token by token, so an
+    answer that is complete has it; one cut off by `max_new_tokens`, by the context or by a stop string is a beginning
+    of it.
+    """
+
+    kind: Literal["json_schema", "regex", "lark"]
+    source: str
+    after: tuple[str, ...] = ()
+    at_start: bool = False
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any]) -> Constraint:
+        """Constrain to JSON that a schema (draft 2020-12) describes.
+
+        Raises:
+            ConfigError: the schema is no mapping, has a value that is not JSON, or a minProperties that cannot be
+                enforced. Other keywords that cannot be are named when it is compiled for an answer.
+        """
+        if not isinstance(schema, Mapping):
+            raise ConfigError(f"The JSON schema is {schema!r}; it must be a mapping, such as {{'type': 'object'}}.")
+        try:
+            source = json.dumps(close_gaps(schema), ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"The JSON schema is not JSON: {error}.") from error
+        return cls(kind="json_schema", source=source)
+
+    @classmethod
+    def json_object(cls) -> Constraint:
+        """Constrain to a JSON object, whatever it holds."""
+        return cls.json_schema({"type": "object"})
+
+    @classmethod
+    def regex(cls, pattern: str) -> Constraint:
+        """Constrain to texts that a regular expression (the syntax of Rust's crate regex) matches as a whole."""
+        return cls(kind="regex", source=_text(pattern, "regular expression"))
+
+    @classmethod
+    def lark(cls, grammar: str) -> Constraint:
+        """Constrain to a context-free grammar in llguidance's dialect of Lark; its first rule is `start`."""
+        return cls(kind="lark", source=_text(grammar, "grammar"))
+
+    @classmethod
+    def choices(cls, texts: Sequence[str]) -> Constraint:
+        """Constrain to exactly one of some texts.
+
+        Raises:
+            ConfigError: there are none, or one of them is no text of at least one character.
+        """
+        if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text for text in texts):
+            raise ConfigError(f"choices is {texts!r}; it must be a list of texts, none of them empty.")
+        return cls(kind="lark", source="start: " + " | ".join(map(lark_string, texts)))
+
+    def starting_after(self, *texts: str, at_start: bool = False) -> Constraint:
+        """Return the constraint that begins only once the answer has said one of `texts` (`at_start`: at its start)."""
+        return replace(self, after=texts, at_start=at_start)
+
+    def compile(self, tokenizer: Tokenizer, end_ids: Collection[int] = ()) -> ConstraintMatcher:
+        """Make what checks one answer against the constraint.
+
+        end_ids: the tokens that may follow a complete text, and that never stand before that.
+
+        Raises:
+            ConfigError: the schema has a keyword that cannot be enforced, or the pattern or grammar is broken; the
+                message names it.
+            MissingExtraError: llguidance is not installed.
+        """
+        from edgelm.structure.constraint_matcher import ConstraintMatcher
+
+        return ConstraintMatcher(self, tokenizer, end_ids)
+
+
+def lark_string(text: str) -> str:
+    """Write a text as a literal of a Lark grammar."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _text(value: str, what: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"The {what} is {value!r}; it must be a text of at least one character.")
+    return value

@@ -1,0 +1,167 @@
+"""ToolCallParser: the tool calls in a growing answer, apart from what it says besides."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import string
+from collections.abc import Collection
+
+from edgelm.completion import Chunk, ToolCallDelta
+from edgelm.structure.tool_call_reader import ToolCallReader
+from edgelm.structure.tool_formats import ToolFormat
+
+_LONGEST_NAME = 256
+
+
+class ToolCallParser:
+    """Take the text of one answer in pieces; separate what it says from the tools that it calls.
+
+    Half of a marker is never shown. What has markers but is no call is text, markers and all.
+
+    names: the tools that there are; an answer that is a JSON object without markers is a call only of one of them.
+    """
+
+    def __init__(self, format: ToolFormat, names: Collection[str] = ()) -> None:  # noqa: A002 (the API's word)
+        self.count = 0  # of the calls so far
+        self._format = format
+        self._names = frozenset(names)
+        self._held = ""
+        self._has_said = False  # anything but white space
+        self._in_calls = False
+        self._is_bare = False  # in calls without a start marker
+        self._region: str | None = None  # what was read since the start marker; None: a call of it is known
+        self._reader: ToolCallReader | None = None
+        self._handed_on: int | None = None  # characters of the reader's arguments; None: its call is not known
+
+    def push(self, text: str) -> tuple[str, tuple[ToolCallDelta, ...]]:
+        """Take a piece; return what can be shown now, and the pieces of calls."""
+        self._held += text
+        content = ""
+        deltas: list[ToolCallDelta] = []
+        state = None
+        while state != (state := (len(self._held), self._in_calls, self._reader)):
+            if self._reader is not None:
+                content += self._read_call(self._reader, deltas)
+            elif self._in_calls:
+                content += self._read_between_calls()
+            else:
+                content += self._read_text()
+        return content, tuple(deltas)
+
+    def flush(self) -> tuple[str, tuple[ToolCallDelta, ...]]:
+        """Return what was held back, as the answer ended."""
+        unfinished = self._reader.text if self._reader is not None else ""
+        # After a call, the beginning of another that was cut off is nothing to show.
+        rest = "" if self._in_calls and self.count else (self._region or "") + unfinished + self._held
+        self._held, self._region = "", None
+        return rest, ()
+
+    def take(self, chunk: Chunk) -> Chunk:
+        """Return the chunk with its text taken apart; in the last one, "stop" becomes "tool_calls" if there are any."""
+        content, deltas = self.push(chunk.text)
+        if chunk.finish_reason is None:
+            return dataclasses.replace(chunk, text=content, tool_calls=deltas)
+        rest, more = self.flush()
+        reason = "tool_calls" if self.count and chunk.finish_reason == "stop" else chunk.finish_reason
+        return dataclasses.replace(chunk, text=content + rest, tool_calls=deltas + more, finish_reason=reason)
+
+    def _read_text(self) -> str:
+        """Return the text up to a marker, or up to what may become one."""
+        if not self._has_said and (bare_start := self._format.bare_start):
+            core = self._held.lstrip()
+            if core.startswith(bare_start):
+                self._held, self._in_calls, self._is_bare, self._region = core, True, True, ""
+                return ""
+            if bare_start.startswith(core):
+                return ""
+        start = self._format.start
+        text, marker, rest = self._held.partition(start)
+        if marker:
+            shown = text.rstrip()
+            self._in_calls, self._is_bare, self._region = True, False, text[len(shown) :] + marker
+        else:
+            marked = next(n for n in range(len(start) - 1, -1, -1) if text.endswith(start[:n]))
+            shown = text[: len(text) - marked].rstrip()
+            rest = text[len(shown) :]
+        self._held = rest
+        self._has_said = self._has_said or bool(shown)
+        return shown
+
+    def _read_between_calls(self) -> str:
+        """Move on to the next call, or out of the calls."""
+        markers = [marker for marker in (self._format.end, self._format.start) if marker]
+        self._pass_over(len(self._held) - len(self._held.lstrip()))
+        if any(marker.startswith(self._held) for marker in markers if marker != self._held):
+            return ""  # also where nothing is there yet
+        if self._format.end and self._held.startswith(self._format.end):
+            self._pass_over(len(self._format.end))
+            return self._leave_calls()
+        if self._held.startswith(self._format.start):
+            self._pass_over(len(self._format.start))
+            return ""
+        if self._format.name_end:
+            return self._read_name()
+        if self._held[0] == "{":
+            self._reader = ToolCallReader()
+        elif self._held[0] in "[],;":
+            self._pass_over(1)
+        else:
+            return self._leave_calls()
+        return ""
+
+    def _read_name(self) -> str:
+        name, marker, rest = self._held.partition(self._format.name_end)
+        if marker and not rest.strip():
+            return ""
+        if marker and rest.lstrip()[0] == "{":
+            self._pass_over(len(self._held) - len(rest.lstrip()))
+            self._reader = ToolCallReader(name.partition("[CALL_ID]")[0].strip())
+            return ""
+        is_over = marker or len(name) > _LONGEST_NAME or "\n" in name
+        return self._leave_calls() if is_over else ""
+
+    def _read_call(self, reader: ToolCallReader, deltas: list[ToolCallDelta]) -> str:
+        taken = 0
+        while taken < len(self._held) and not reader.is_closed and reader.push(self._held[taken]):
+            taken += 1
+        is_over = reader.is_closed or taken < len(self._held)
+        self._held = self._held[taken:]
+        self._hand_on(reader, deltas)
+        if not is_over:
+            return ""
+        is_call = self._handed_on is not None
+        self._reader = self._handed_on = None
+        if is_call and not self._format.name_end:
+            return ""
+        return self._leave_calls("" if is_call else reader.text)
+
+    def _hand_on(self, reader: ToolCallReader, deltas: list[ToolCallDelta]) -> None:
+        if reader.name is None or not reader.arguments:
+            return
+        if self._is_bare and self._names and reader.name not in self._names:
+            return
+        if self._handed_on is None:
+            id_ = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(9))
+            deltas.append(ToolCallDelta(index=self.count, id=id_, name=reader.name, arguments=reader.arguments))
+            self.count += 1
+            self._region, self._has_said = None, True
+        elif len(reader.arguments) > self._handed_on:
+            deltas.append(ToolCallDelta(index=self.count - 1, arguments=reader.arguments[self._handed_on :]))
+        self._handed_on = len(reader.arguments)
+
+    def _pass_over(self, count: int) -> None:
+        if self._region is not None:
+            self._region += self._held[:count]
+        self._held = self._held[count:]
+
+    def _leave_calls(self, text: str = "") -> str:
+        """Return to the text; what was no call is shown."""
+        shown = (self._region or "") + text
+        self._in_calls, self._region = False, None
+        self._has_said = self._has_said or bool(shown)
+        return shown
+
+
+# Mistral's chat templates take ids of nine letters and digits alone, and the others take any.
+_ID_CHARACTERS = string.ascii_letters + string.digits

@@ -1,0 +1,140 @@
+"""Tools in a conversation: definitions, calls and results as a chat template takes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgelm.completion import Message, ToolCall
+from edgelm.errors import ChatTemplateError
+from edgelm.structure.tool_formats import ToolFormat
+
+_ID = re.compile(r"[0-9A-Za-z]{9}")
+_DEFINITIONS = """\
+You can call functions to answer. Between <tools> and </tools> is one function a line, as JSON:
+<tools>
+{definitions}
+</tools>
+
+To call a function, write its name and its arguments as one JSON object between these marks, and nothing after it:
+<tool_call>
+{{"name": "the function", "arguments": {{"parameter": "value"}}}}
+</tool_call>
+The result of each call will stand between <tool_response> and </tool_response>."""
+
+
+def show_tools(
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    format: ToolFormat,  # noqa: A002
+) -> tuple[list[Message], dict[str, Any]]:
+    """Return a conversation's messages, and the template's variables beside them, so that the template shows the tools.
+
+    Arguments become objects, and ids such as every template takes. For a template that knows no tools, definitions,
+    calls and results become text: of the system message, of the answers, and of the user's turns.
+
+    Raises:
+        ChatTemplateError: a message's tool_calls are not in OpenAI's form.
+    """
+    turns = [_turn(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    _name_results(turns)
+    if format.takes_tools:
+        return turns, {"tools": list(tools)} if tools else {}  # type: ignore[return-value]
+    return _as_text(turns, tools, format), {}  # type: ignore[return-value]
+
+
+def _turn(message: Message, place: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise ChatTemplateError(f"{place} is {message!r}; a message is a mapping with role and content.")
+    turn: dict[str, Any] = {"content": "", **message}
+    if turn["content"] is None:
+        turn["content"] = ""
+    if turn.get("tool_call_id") is not None:
+        turn["tool_call_id"] = _short_id(turn["tool_call_id"])
+    calls = turn.pop("tool_calls", None) or ()
+    if not isinstance(calls, Sequence) or isinstance(calls, str):
+        raise ChatTemplateError(f"{place}['tool_calls'] is {calls!r}; it must be a list of calls.")
+    if calls:
+        turn["tool_calls"] = [_call(call, f"{place}['tool_calls'][{i}]") for i, call in enumerate(calls)]
+    return turn
+
+
+def _call(call: object, place: str) -> dict[str, Any]:
+    value: Any = {"id": call.id, "function": dataclasses.asdict(call)} if isinstance(call, ToolCall) else call
+    function = value.get("function") if isinstance(value, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise ChatTemplateError(
+            f"{place} is {call!r}; a call is {{'id': ..., 'function': {{'name': ..., 'arguments': ...}}}}."
+        )
+    arguments = function.get("arguments") or "{}"
+    if isinstance(arguments, str):
+        # Templates write an object as JSON; one that a model left unfinished stays the text that it is.
+        try:
+            parsed = json.loads(arguments)
+        except (ValueError, RecursionError):
+            parsed = None
+        arguments = parsed if isinstance(parsed, dict) else arguments
+    return {
+        "id": _short_id(value.get("id", "")),
+        "type": "function",
+        "function": {"name": function["name"], "arguments": arguments},
+    }
+
+
+def _short_id(id_: object) -> str:
+    """Return an id of nine letters and digits, as Mistral's templates demand; equal ids stay equal."""
+    text = str(id_)
+    return text if _ID.fullmatch(text) else hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:9]
+
+
+def _name_results(turns: Sequence[dict[str, Any]]) -> None:
+    """Give each result the name of the tool that was called, which some templates write."""
+    names = {call["id"]: call["function"]["name"] for turn in turns for call in turn.get("tool_calls", ())}
+    for turn in turns:
+        if turn.get("role") == "tool" and "name" not in turn and turn.get("tool_call_id") in names:
+            turn["name"] = names[turn["tool_call_id"]]
+
+
+def _as_text(
+    turns: Sequence[dict[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
+    format: ToolFormat,  # noqa: A002
+) -> list[dict[str, Any]]:
+    written: list[dict[str, Any]] = []
+    for turn in turns:
+        if turn.get("role") == "tool":
+            result = f"<tool_response>\n{_plain(turn['content'])}\n</tool_response>"
+            # One turn for the results of one answer: many templates want the roles to alternate.
+            if written and written[-1].get("role") == "user" and written[-1]["content"].endswith("</tool_response>"):
+                written[-1]["content"] += "\n" + result
+            else:
+                written.append({"role": "user", "content": result})
+        elif "tool_calls" in turn:
+            calls = [
+                f"{format.start}{format.before}{json.dumps(call['function'], ensure_ascii=False)}"
+                f"{format.behind}{format.end}"
+                for call in turn["tool_calls"]
+            ]
+            content = [turn["content"]] if turn["content"] else []
+            written.append({"role": turn["role"], "content": format.separator.join([*content, *calls])})
+        else:
+            written.append(dict(turn))
+    if tools:
+        definitions = "\n".join(json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools)
+        text = _DEFINITIONS.format(definitions=definitions)
+        if written and written[0].get("role") == "system":
+            written[0]["content"] = f"{written[0]['content']}\n\n{text}"
+        else:
+            written.insert(0, {"role": "system", "content": text})
+    return written
+
+
+def _plain(content: object) -> str:
+    """Return a message's content as text; a list of parts has the text of each."""
+    if isinstance(content, (list, tuple)):
+        return "".join(str(part.get("text", "")) if isinstance(part, Mapping) else str(part) for part in content)
+    return str(content)

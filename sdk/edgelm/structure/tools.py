@@ -1,0 +1,174 @@
+"""Tools: what a model may call, and what its calls must be."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from edgelm.errors import ConfigError
+from edgelm.generation_config import GenerationConfig
+from edgelm.structure.constraint import JSON_STYLE, Constraint, lark_string
+from edgelm.structure.schema_gaps import close_gaps
+from edgelm.structure.tool_call_parser import ToolCallParser
+from edgelm.structure.tool_formats import ToolFormat, tool_format
+
+__all__ = [
+    "Tool",
+    "ToolCallParser",
+    "ToolChoice",
+    "ToolFormat",
+    "tool_constraint",
+    "tool_format",
+    "tool_names",
+    "tool_settings",
+]
+
+Tool = Mapping[str, Any]  # in OpenAI's form: {"type": "function", "function": {"name", "description", "parameters"}}
+ToolChoice = Literal["auto", "none", "required"] | Mapping[str, Any]  # {"name": ...}: that tool
+
+_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+def tool_names(tools: Sequence[Tool]) -> list[str]:
+    """Return the names of some tools.
+
+    Raises:
+        ConfigError: one of them is not in OpenAI's form.
+    """
+    return [function["name"] for function in _functions(tools)]
+
+
+def tool_constraint(
+    tools: Sequence[Tool],
+    tool_choice: ToolChoice,
+    format: ToolFormat,  # noqa: A002 (the API's word)
+    *,
+    parallel: bool = True,
+) -> Constraint | None:
+    """Return what an answer must be, so that its calls are well formed and fit the tools' parameters.
+
+    "auto" lets the model say what it likes until it begins a call; without llguidance it has no constraint at all.
+    "required" and a named tool begin with the call. parallel: whether one answer may have several calls; where a tool
+    is named, it has one. Keywords of a schema that cannot be enforced are left to the model, unless the function says
+    `"strict": true`.
+
+    Raises:
+        ConfigError: a tool is not in OpenAI's form, or the choice is none of those, or names no tool.
+    """
+    functions = _functions(tools)
+    if tool_choice == "none" or not functions:
+        if tool_choice in ("none", "auto"):
+            return None
+        raise ConfigError(f"tool_choice is {tool_choice!r}, but there are no tools.")
+    if isinstance(tool_choice, Mapping):
+        functions, parallel = [_named(functions, tool_choice)], False
+    elif tool_choice not in ("auto", "required"):
+        raise ConfigError(f"tool_choice is {tool_choice!r}; it is auto, none, required, or {{'name': ...}}.")
+    parallel = parallel and format.is_parallel
+    if tool_choice != "auto":
+        opening = "" if format.bare_start else format.lark(format.start)
+        return Constraint.lark(_grammar(functions, format, opening, parallel))
+    if importlib.util.find_spec("llguidance") is None:
+        return None
+    if format.bare_start:
+        grammar = _grammar(functions, format, "", parallel, said=format.bare_start)
+        return Constraint.lark(grammar).starting_after(
+            format.bare_start, format.start + format.bare_start, at_start=True
+        )
+    return Constraint.lark(_grammar(functions, format, "", parallel)).starting_after(format.start)
+
+
+def tool_settings(
+    config: GenerationConfig,
+    tools: Sequence[Tool],
+    tool_choice: ToolChoice,
+    format: ToolFormat,  # noqa: A002
+    *,
+    parallel: bool = True,
+) -> GenerationConfig:
+    """Return the configuration of an answer that may call tools: its constraint, and its markers as text.
+
+    Raises:
+        ConfigError: as `tool_constraint`; or the answer has another constraint already.
+    """
+    constraint = tool_constraint(tools, tool_choice, format, parallel=parallel)
+    if not tools or tool_choice == "none":
+        return config
+    if config.constraint is not None:
+        raise ConfigError(
+            "An answer cannot have a constraint and call tools; leave one out, or set tool_choice 'none'."
+        )
+    visible = (*config.visible_control_tokens, *format.control_ids)
+    return config.replace(constraint=constraint, visible_control_tokens=visible)
+
+
+def _functions(tools: Sequence[Tool]) -> list[Mapping[str, Any]]:
+    functions = []
+    for i, tool in enumerate(tools):
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        if (
+            not isinstance(function, Mapping)
+            or not isinstance(function.get("name"), str)
+            or not function["name"]
+            or not isinstance(function.get("parameters") or {}, Mapping)
+        ):
+            raise ConfigError(
+                f"tools[{i}] is {tool!r}; a tool is {{'type': 'function', 'function': {{'name': ..., "
+                "'description': ..., 'parameters': a JSON schema}}."
+            )
+        functions.append(function)
+    names = [function["name"] for function in functions]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"Two tools have the same name: {', '.join(sorted(names))}.")
+    return functions
+
+
+def _named(functions: Sequence[Mapping[str, Any]], choice: Mapping[str, Any]) -> Mapping[str, Any]:
+    wanted = choice.get("function", choice)
+    name = wanted.get("name") if isinstance(wanted, Mapping) else None
+    for function in functions:
+        if function["name"] == name:
+            return function
+    known = ", ".join(function["name"] for function in functions)
+    raise ConfigError(f"tool_choice names the tool {name!r}; there are: {known}.")
+
+
+def _grammar(
+    functions: Sequence[Mapping[str, Any]],
+    format: ToolFormat,  # noqa: A002
+    opening: str,
+    parallel: bool,
+    *,
+    said: str = "",
+) -> str:
+    """Write the grammar of one call or several, after `opening`; `said` of the first call's object stands already."""
+    rules = []
+    for i, function in enumerate(functions):
+        arguments = "%json " + json.dumps(_parameters(function), ensure_ascii=False)
+        if format.name_end:
+            rules.append(f"tool_{i}: {lark_string(function['name'])} {format.lark(format.name_end)} {arguments}")
+            continue
+        head = f'{{"name": {json.dumps(function["name"])}, "{format.argument_key}": '
+        rules.append(f'tool_{i}: {lark_string(head.removeprefix(said))} {arguments} "}}"')
+    tool = "tool: " + " | ".join(f"tool_{i}" for i in range(len(functions)))
+    end = format.lark(format.end) if format.end else ""
+    before, behind, separator = (
+        lark_string(text) if text else "" for text in (format.before, format.behind, format.separator)
+    )
+    if format.is_list:
+        more = f"({separator} tool)*" if parallel else ""
+        start = f'start: {opening} {before} "[" tool {more} "]" {behind} {end}'
+    else:
+        more = f"({separator} {format.lark(format.start)} call)*" if parallel else ""
+        start = f"start: {opening} call {more}\ncall: {before} tool {behind} {end}"
+    return "\n".join((start, tool, *rules))
+
+
+def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
+    schema = close_gaps(function.get("parameters") or _NO_PARAMETERS)
+    if "properties" in schema:
+        schema.setdefault("additionalProperties", False)  # a small model makes up parameters where it may
+    schema.setdefault("x-guidance", JSON_STYLE | {"lenient": not function.get("strict")})
+    return schema

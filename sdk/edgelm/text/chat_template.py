@@ -1,0 +1,250 @@
+"""ChatTemplate: a model's own way to write a conversation as one text, in jinja2."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2.ext
+import jinja2.lexer
+import jinja2.nodes
+import jinja2.parser
+
+from edgelm.completion import Message
+from edgelm.errors import ChatTemplateError
+from edgelm.files.regular_file import read_json_object, read_text
+from edgelm.text.control_guard import ControlGuard
+from edgelm.text.template_budget import BudgetExceededError, budget_for
+from edgelm.text.template_sandbox import BudgetedEnvironment
+from edgelm.text.tokenizer import Tokenizer
+
+# What a template may write beside the messages' own texts: four million characters are more than a context of a million
+# tokens; a template that writes more is broken or hostile.
+MAX_CHARACTERS = 4_000_000
+# Of the template itself: four times the longest that is in use, in characters, and in words and marks, which are what
+# compiling takes time and memory for (docs/results/trust.md).
+MAX_SOURCE = 1 << 17
+MAX_TOKENS = 3 << 12
+_MAX_DATE_FORMAT = 200
+
+# The variables that a `generation` block writes at its beginning and its end; training gives them values.
+GENERATION_MARKS = ("edgelm_generation_start", "edgelm_generation_end")
+
+
+class ChatTemplate:
+    """A chat template, compiled. It is a program from outside, so it runs in jinja2's immutable sandbox.
+
+    It has what transformers gives to templates: `raise_exception`, `strftime_now`, a `tojson` that leaves HTML as it
+    is, loop controls, and `generation` blocks.
+
+    special_tokens: `bos_token`, `eos_token` and the like, which templates write by name.
+
+    Raises:
+        ChatTemplateError: the template has a syntax error.
+    """
+
+    def __init__(self, source: str, *, special_tokens: Mapping[str, str] | None = None) -> None:
+        if len(source) > MAX_SOURCE:
+            raise ChatTemplateError(f"The chat template has {len(source)} characters; at most {MAX_SOURCE} are read.")
+        self.source = source
+        self._special_tokens = {"bos_token": "", "eos_token": "", **(special_tokens or {})}
+        try:
+            self._template = _environment().from_string(source)
+        except ChatTemplateError:
+            raise
+        except jinja2.TemplateSyntaxError as error:
+            raise ChatTemplateError(f"The chat template has a syntax error in line {error.lineno}: {error}") from error
+        except Exception as error:  # constant expressions are computed while it is compiled
+            raise ChatTemplateError(f"The chat template does not compile: {type(error).__name__}: {error}") from error
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ChatTemplate | None:
+        """Read chat_template.jinja of a checkpoint folder or model package (none: None).
+
+        The special tokens come from tokenizer_config.json beside it; so does the template where it has no file.
+
+        Raises:
+            ChatTemplateError: a file cannot be read, or the template has a syntax error.
+        """
+        path, config_path = Path(folder) / "chat_template.jinja", Path(folder) / "tokenizer_config.json"
+        config = _tokenizer_config(config_path)
+        if path.exists():
+            try:
+                source = read_text(path)
+            except (OSError, ValueError) as error:
+                raise ChatTemplateError(f"Cannot read {path}: {error}.") from error
+        elif (inside := _template_of(config)) is not None:
+            source = inside
+        else:
+            return None
+        return cls(source, special_tokens=_special_tokens(config))
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, object] | None = None,
+    ) -> str:
+        """Write a conversation as one text.
+
+        add_generation_prompt: whether the text ends where the answer begins. variables: what else the template reads
+        by name (`tools`, `enable_thinking`).
+
+        Raises:
+            ChatTemplateError: there are no messages, one of them is no mapping with a role, the template refuses the
+                conversation or fails, or it writes more than MAX_CHARACTERS and the messages' texts.
+        """
+        if not messages:
+            raise ChatTemplateError("The conversation is empty; give at least one message.")
+        for i, message in enumerate(messages):
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                raise ChatTemplateError(f"messages[{i}] is {message!r}; a message is a mapping with role and content.")
+        values = self._special_tokens | {
+            **(variables or {}),
+            "messages": messages,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        pieces: list[str] = []
+        room = MAX_CHARACTERS + _characters(messages)
+        try:
+            with budget_for(values):
+                for piece in self._template.generate(values):
+                    pieces.append(piece)
+                    room -= len(piece)
+                    if room < 0:
+                        raise ChatTemplateError(
+                            f"The chat template writes more than {MAX_CHARACTERS} characters beside the messages' own."
+                        )
+        except ChatTemplateError:
+            raise
+        except BudgetExceededError as error:
+            raise ChatTemplateError(f"The chat template is broken or hostile: {error}.") from error
+        except _RefusedError as error:
+            raise ChatTemplateError(f"The chat template refuses this conversation: {error}") from error
+        except Exception as error:  # a template can raise whatever an expression can
+            raise ChatTemplateError(
+                f"The chat template fails on this conversation: {type(error).__name__}: {error}"
+            ) from error
+        return "".join(pieces)
+
+
+def _characters(value: object) -> int:
+    """Count the characters of all texts in a value of plain data."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, (list, tuple)) else 0
+
+
+def encode_chat(
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = True,
+    variables: Mapping[str, object] | None = None,
+) -> list[int]:
+    """Render a conversation and encode it; only the template's own control tokens become control tokens.
+
+    A conversation whose texts spell none gets the ids of transformers' `apply_chat_template`.
+
+    Raises:
+        ChatTemplateError: as `ChatTemplate.render`, or a value is not plain data.
+        TokenizerError: a text has half of a surrogate pair, which is no character.
+    """
+    guard = ControlGuard(tokenizer)
+    rendered = template.render(
+        [guard.hide(message, f"messages[{i}]") for i, message in enumerate(messages)],  # type: ignore[misc]
+        add_generation_prompt=add_generation_prompt,
+        variables={name: guard.hide(value, name) for name, value in (variables or {}).items()},
+    )
+    return tokenizer.encode_parts(guard.reveal(rendered))
+
+
+def _environment() -> BudgetedEnvironment:
+    environment = BudgetedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Bound, _GenerationBlock, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    environment.meter()
+    return environment
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """`{% generation %}...{% endgeneration %}` marks the assistant's text for training; else it is its body."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        start, end = (jinja2.nodes.Output([jinja2.nodes.Name(mark, "load")]) for mark in GENERATION_MARKS)
+        return [node.set_lineno(line) for node in (start, jinja2.nodes.Scope(body), end)]
+
+
+class _Bound(jinja2.ext.Extension):
+    """Refuses a template of too many words and marks, before more of them are compiled."""
+
+    def filter_stream(self, stream: Iterable[jinja2.lexer.Token]) -> Iterator[jinja2.lexer.Token]:
+        """Pass them on, and count them."""
+        for count, token in enumerate(stream):
+            if count == MAX_TOKENS:
+                raise ChatTemplateError(f"The chat template has more than {MAX_TOKENS} words and marks.")
+            yield token
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+class _RefusedError(Exception):
+    """What `raise_exception` of a template says."""
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise _RefusedError(message)
+
+
+def _strftime_now(format: str) -> str:  # noqa: A002 (templates may pass it by this name)
+    if len(format) > _MAX_DATE_FORMAT or re.search("[0-9]{4}", format):
+        raise _RefusedError(f"{format[:40]!r} is no format of a date")  # the system would pad to any width
+    return datetime.datetime.now().strftime(format)
+
+
+def _tokenizer_config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return read_json_object(path)
+    except (OSError, ValueError) as error:
+        raise ChatTemplateError(f"Cannot read {path}: {error}.") from error
+
+
+def _template_of(config: Mapping[str, Any]) -> str | None:
+    """Return the template in a tokenizer_config.json; of several by name, the one called "default"."""
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tokens that a tokenizer_config.json names; each is a text, or an object with one as its content."""
+    tokens = {name: value for name, value in config.items() if name.endswith("_token")}
+    contents = {name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()}
+    return {name: content for name, content in contents.items() if isinstance(content, str)}

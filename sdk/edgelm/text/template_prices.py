@@ -1,0 +1,133 @@
+"""What it costs a chat template to make texts, lists and numbers that are far larger than what they are made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from edgelm.text.template_budget import BudgetExceededError, pay, remaining, spend, weigh
+
+_MOST_BITS = 4096  # of a whole number that is computed
+_WIDE = re.compile(r"%[^a-zA-Z%]*(?:\*|\d{4,})|\{[^{}]*:[^{}]*(?:\d{4,}|\{)")
+
+
+def _pay_replacing(text: object, old: object, new: object) -> None:
+    if isinstance(text, str) and isinstance(old, str) and isinstance(new, str):
+        spend((text.count(old) * len(new)) >> 6)
+
+
+def _pay_joining(items: Any, separator: object) -> None:
+    if isinstance(separator, str) and hasattr(items, "__len__"):
+        spend((len(items) * len(separator)) >> 6)
+    pay(items)
+
+
+def _pay_formatting(format_: object, sign: str, values: object) -> None:
+    """Pay as if each sign in the format wrote all of the values, at up to 999 characters of width."""
+    if not isinstance(format_, str):
+        return
+    if _WIDE.search(format_):
+        raise BudgetExceededError(f"it formats with a width of four digits or more: {format_[:40]!r}")
+    spend((len(format_) >> 6) + format_.count(sign) * (16 + weigh(values, remaining())))
+
+
+def _pay_join(value: Any, d: object = "", attribute: object = None) -> None:
+    _pay_joining(value, d)
+
+
+def _pay_replace(s: Any, old: str, new: str, count: int | None = None) -> None:
+    _pay_replacing(pay(s), old, new)
+
+
+def _pay_indent(s: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> None:
+    size = len(width) if isinstance(width, str) else int(width)
+    spend(((str(pay(s)).count("\n") + 2) * max(size, 0)) >> 6)
+
+
+def _pay_format(value: Any, *args: Any, **kwargs: Any) -> None:
+    _pay_formatting(value, "%", [*args, kwargs])
+
+
+def _pay_sum(iterable: Any, attribute: object = None, start: Any = 0) -> None:
+    if not isinstance(start, (int, float)):
+        raise BudgetExceededError("it adds up other things than numbers")
+    pay(iterable)
+
+
+def _pay_striptags(value: Any) -> None:
+    text = str(pay(value))
+    spend((text.count("<") * len(text)) >> 13)  # each tag copies the rest
+
+
+def _pay_tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> None:
+    if not (indent is None or (isinstance(indent, int) and 0 <= indent <= 16)):
+        raise BudgetExceededError(f"it indents JSON by {indent!r}; 0 to 16 are allowed")
+    if separators is not None and not all(isinstance(part, str) and len(part) <= 16 for part in separators):
+        raise BudgetExceededError("its JSON has separators of more than 16 characters")
+    pay(value)
+    if indent:
+        spend(_indentation(value, indent) >> 6)
+
+
+def _indentation(value: object, indent: int) -> int:
+    """Count the spaces of indented JSON. The value's weight was paid, so it is no larger than the budget."""
+    spaces, stack = 0, [(value, 1)]
+    while stack:
+        item, depth = stack.pop()
+        spaces += depth * indent
+        inner = item.values() if isinstance(item, Mapping) else item if isinstance(item, (list, tuple)) else ()
+        stack += [(part, depth + 1) for part in inner]
+    return spaces
+
+
+# One row each for the filters that can leap: what is paid, or refused, before they run.
+FILTER_PRICES: Mapping[str, Callable[..., None]] = {
+    "join": _pay_join,
+    "replace": _pay_replace,
+    "indent": _pay_indent,
+    "format": _pay_format,
+    "sum": _pay_sum,
+    "striptags": _pay_striptags,
+    "tojson": _pay_tojson,
+}
+
+
+def pay_method(text: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Pay for a call of a text's method, before it runs."""
+    spend(len(text) >> 6)
+    if name in ("center", "ljust", "rjust", "zfill") and args and isinstance(args[0], int):
+        spend(max(args[0], 0))
+    elif name == "replace" and len(args) >= 2:
+        _pay_replacing(text, args[0], args[1])
+    elif name == "join" and args:
+        _pay_joining(args[0], text)
+    elif name in ("format", "format_map"):
+        _pay_formatting(text, "{", [*args, kwargs])
+
+
+def pay_operator(operator: str, left: Any, right: Any) -> None:
+    """Pay for what an operator makes, before it is computed.
+
+    Raises:
+        BudgetExceededError: it would be a number of too many digits, or takes more than is left.
+    """
+    spend(1)
+    if isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length() + right.bit_length()
+        if (operator == "*" and bits > _MOST_BITS) or (operator == "**" and left.bit_length() * right > _MOST_BITS):
+            raise BudgetExceededError(f"it computes a number of more than {_MOST_BITS} bits")
+    elif operator == "*":
+        for part, times in ((left, right), (right, left)):
+            if isinstance(times, int) and isinstance(part, (str, list, tuple)):
+                spend((len(part) * max(times, 0)) >> (6 if isinstance(part, str) else 0))
+    elif operator == "+" and isinstance(left, (str, list, tuple)) and isinstance(right, (str, list, tuple)):
+        spend((len(left) + len(right)) >> (6 if isinstance(left, str) else 0))
+    elif operator == "%" and isinstance(left, str):
+        _pay_formatting(left, "%", right)

@@ -1,0 +1,189 @@
+"""The sandbox of chat templates: jinja2's immutable one, in which every step has a price."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import jinja2
+import jinja2.nodes as nodes
+import jinja2.sandbox
+from jinja2.runtime import Context, LoopContext, Macro
+from jinja2.visitor import NodeTransformer
+
+from edgelm.text.template_budget import pay, pay_result, spend
+from edgelm.text.template_prices import FILTER_PRICES, pay_method, pay_operator
+
+# The names of these filters are no words of the language: only the compiler can write them.
+_STEP, _PAY, _PASS, _SLICE = "edgelm step", "edgelm pay", "edgelm pass", "edgelm slice"
+
+_TEXT_METHODS = """
+capitalize casefold center count endswith find format index isalnum isalpha isascii isdecimal isdigit islower isnumeric
+isspace istitle isupper join ljust lower lstrip partition removeprefix removesuffix replace rfind rindex rjust
+rpartition rsplit rstrip split splitlines startswith strip swapcase title upper zfill
+"""
+# What a template may call on plain values; jinja2's own objects (loop, namespace, macros) are the sandbox's business.
+_METHODS: Mapping[type, frozenset[str]] = {
+    str: frozenset(_TEXT_METHODS.split()),
+    dict: frozenset(("copy", "get", "items", "keys", "values")),
+    list: frozenset(("copy", "count", "index")),
+    tuple: frozenset(("count", "index")),
+}
+# Filters that are left out: they guess at random, or format text in ways that no conversation needs and that leap.
+_LEFT_OUT = ("batch", "pprint", "random", "slice", "urlize", "wordwrap", "xmlattr")
+# Filters whose cost does not depend on what is inside of their value.
+_SHALLOW = ("attr", "count", "d", "default", "first", "items", "last", "length", "safe")
+_DEEP_TESTS = "in eq equalto == ne != lt lessthan < le <= gt greaterthan > ge >= lower upper".split()  # noqa: SIM905
+
+
+class BudgetedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """jinja2's immutable sandbox, in which everything that a template does is paid for.
+
+    Templates run inside of `budget_for`. `meter` finishes an environment after filters were added to it.
+    """
+
+    intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
+
+    def __init__(self, **options: Any) -> None:
+        # The optimizer would compute constant expressions while it compiles, unpaid.
+        super().__init__(optimized=False, finalize=_finalize, **options)
+
+    def meter(self) -> None:
+        """Take away what leaps without need, and put a price on the rest."""
+        for name in _LEFT_OUT:
+            del self.filters[name]
+        del self.globals["lipsum"]
+        for name, filter_ in self.filters.items():
+            self.filters[name] = _metered_filter(name, filter_)
+        for name in _DEEP_TESTS:
+            self.tests[name] = _metered_test(cast("Callable[..., Any]", self.tests[name]))
+        self.filters |= {_STEP: spend, _PAY: pay, _PASS: _pass, _SLICE: pay_result}
+
+    def _generate(self, source: nodes.Template, *args: Any, **options: Any) -> str:
+        return super()._generate(_Meter().visit(source), *args, **options)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Allow the methods of plain values that conversations need."""
+        for kind, names in _METHODS.items():
+            if isinstance(obj, kind):
+                return attr in names
+        return type(obj).__module__ != "builtins" and super().is_safe_attribute(obj, attr, value)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Look up an element; hashing a tuple reads it to its depths."""
+        return super().getitem(obj, pay(argument) if isinstance(argument, tuple) else argument)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Pay for the result before it is computed."""
+        pay_operator(operator, left, right)
+        return super().call_binop(context, operator, left, right)
+
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Pay for the call, what it reads, and what it makes."""
+        spend(1)
+        if not isinstance(obj, (Macro, LoopContext, type)):
+            args = tuple(list(arg) if isinstance(arg, Iterator) else arg for arg in args)
+            pay([*args, *kwargs.values()])
+            method = getattr(obj, "__wrapped__", obj)  # the sandbox wraps str.format
+            if isinstance(getattr(method, "__self__", None), str):
+                pay_method(method.__self__, method.__name__, args, kwargs)
+        return pay_result(super().call(context, obj, *args, **kwargs))
+
+
+@jinja2.pass_context  # so that the compiler cannot compute it
+def _finalize(_context: Context, value: Any) -> Any:
+    return pay(value)
+
+
+def _pass(value: Any) -> Any:
+    """Pay for one step of a loop's condition."""
+    spend(1)
+    return value
+
+
+def _metered_filter(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
+    shift = 1 if getattr(filter_, "jinja_pass_arg", None) is not None else 0  # jinja2 passes its own object first
+    before = FILTER_PRICES.get(name)
+
+    @functools.wraps(filter_)
+    def metered(*args: Any, **kwargs: Any) -> Any:
+        spend(1)
+        own, given = args[:shift], args[shift:]
+        if before is not None:
+            given = tuple(list(value) if isinstance(value, Iterator) else value for value in given)
+            before(*given, **kwargs)
+        elif name not in _SHALLOW:
+            for value in (*given, *kwargs.values()):
+                spend(abs(value)) if isinstance(value, int) else pay(value)  # a width, a number of places
+        result = filter_(*own, *given, **kwargs)
+        return result if name in _SHALLOW else pay_result(result)
+
+    return metered
+
+
+def _metered_test(test: Callable[..., Any]) -> Callable[..., Any]:
+    def metered(*args: Any) -> Any:
+        return test(*(pay(arg) for arg in args))
+
+    return metered
+
+
+class _Meter(NodeTransformer):
+    """Put the price of each step into a parsed template."""
+
+    def _body(self, node: Any) -> Any:
+        self.generic_visit(node)
+        node.body.insert(0, _step(1, node.lineno))
+        return node
+
+    visit_Macro = visit_CallBlock = _body  # jinja2 finds them by these names
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
+        if node.test is not None:
+            node.test = _through(_PASS, node.test)
+        result: nodes.Node = self._body(node)
+        return result
+
+    def visit_Output(self, node: nodes.Output) -> list[nodes.Node]:  # noqa: N802
+        self.generic_visit(node)
+        characters = sum(len(part.data) for part in node.nodes if isinstance(part, nodes.TemplateData))
+        return [_step(characters >> 6, node.lineno), node] if characters >> 6 else [node]
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _through(_SLICE, node) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        node.nodes = [_through(_PAY, part) for part in node.nodes]
+        return node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        operands = [node.expr, *(operand.expr for operand in node.ops)]
+        searches = any(operand.op in ("in", "notin") for operand in node.ops)
+        # Beside a constant, a comparison ends within its length.
+        if searches or not any(_is_small(operand) for operand in operands):
+            node.expr = _through(_PAY, node.expr)
+            for operand in node.ops:
+                operand.expr = _through(_PAY, operand.expr)
+        return node
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        for item in node.items:
+            item.key = item.key if isinstance(item.key, nodes.Const) else _through(_PAY, item.key)
+        return node
+
+
+def _step(units: int, line: int) -> nodes.Node:
+    return nodes.ExprStmt(_through(_STEP, nodes.Const(units, lineno=line)), lineno=line)
+
+
+def _through(filter_: str, node: Any) -> nodes.Filter:
+    return nodes.Filter(node, filter_, [], [], None, None, lineno=node.lineno)
+
+
+def _is_small(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.Const) or (isinstance(node, (nodes.List, nodes.Tuple)) and not node.items)
