@@ -1,11 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from edgelm_server import SHORT_LIMITS, SLOW, TINY, EdgelmServer
 
 from edgelm.language_model import LanguageModel, load
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +36,41 @@ def hasty_serving() -> Iterator[EdgelmServer]:
     """A server that waits one second where another waits 10 or 30."""
     with EdgelmServer((TINY, "--quiet"), prelude=SHORT_LIMITS + SLOW) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def scripted_server() -> Iterator[EdgelmServer]:
+    """A server whose model says one sentence, 20 ms a token."""
+    from chat_page import scripted
+
+    with EdgelmServer((TINY,), prelude=scripted("The sea is **deep** and blue.", seconds_per_token=0.02)) as server:
+        yield server
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Open the page of a server in a browser that knows nothing yet; nothing may go wrong in it unseen."""
+    contexts, errors = [], []
+
+    def open_(server: EdgelmServer, **options: object) -> Page:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(server.url)
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+@pytest.fixture
+def page(open_page: Callable[..., Page], scripted_server: EdgelmServer) -> Page:
+    from chat_page import expect
+
+    page = open_page(scripted_server)
+    expect(page.locator("#model option")).to_have_count(1)
+    return page

@@ -3,77 +3,19 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from chat_page import Page, ask, done, expect, scripted
 from edgelm_server import TINY, EdgelmServer
 
-sync_api = pytest.importorskip("playwright.sync_api")
-Page, expect = sync_api.Page, sync_api.expect
-
-CONTRAST = 4.5  # WCAG 2.2, 1.4.3, for text
 HOSTILE = (
     "<img src=x onerror=\"document.title='hacked'\"> <script>document.title='hacked'</script> "
     "[click](javascript:document.title='hacked') ![p](http://127.0.0.1:1/x.png) <b>bold</b>\n\n"
     "```html\n<script>document.title='hacked'</script>\n```\n\n- **one**\n- `two`\n\n"
     "| a | b |\n|---|---|\n| 1 | <i>2</i> |\n"
 )
-
-
-def scripted(answer: str, *, seconds_per_token: float = 0.0) -> str:
-    """Return a prelude that makes the server's model answer everything with `answer`."""
-    return f"""
-import time
-from edgelm.decoding.sampling import Sampler
-from edgelm import language_model
-from edgelm.testing import scripted_model
-sample = Sampler.sample
-Sampler.sample = lambda *arguments: (time.sleep({seconds_per_token}), sample(*arguments))[1]
-language_model.load = lambda *_: scripted_model({answer!r})
-"""
-
-
-@pytest.fixture(scope="session")
-def scripted_server() -> Iterator[EdgelmServer]:
-    with EdgelmServer((TINY,), prelude=scripted("The sea is **deep** and blue.", seconds_per_token=0.02)) as server:
-        yield server
-
-
-@pytest.fixture
-def open_page(browser: sync_api.Browser) -> Iterator[Callable[..., Page]]:
-    """Open the page of a server in a browser that knows nothing yet; nothing may go wrong in it unseen."""
-    contexts, errors = [], []
-
-    def open_(server: EdgelmServer, **options: object) -> Page:
-        context = browser.new_context(**options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(15_000)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(server.url)
-        return page
-
-    yield open_
-    for context in contexts:
-        context.close()
-    assert errors == []
-
-
-@pytest.fixture
-def page(open_page: Callable[..., Page], scripted_server: EdgelmServer) -> Page:
-    page = open_page(scripted_server)
-    expect(page.locator("#model option")).to_have_count(1)
-    return page
-
-
-def ask(page: Page, text: str = "What is the sea?") -> None:
-    page.fill("#question", text)
-    page.press("#question", "Enter")
-
-
-def done(page: Page) -> None:
-    expect(page.locator("#send")).to_be_visible()
 
 
 def test_an_answer_streams_and_its_markdown_is_rendered(page: Page) -> None:
@@ -195,6 +137,10 @@ def test_one_of_several_models_is_chosen_and_stays_chosen(open_page: Callable[..
         done(page)
         page.reload()
         expect(page.locator("#model")).to_have_value("second")
+        shutil.copytree(TINY, own_library / "models" / "third")  # pulled meanwhile, in a terminal
+        page.evaluate("dispatchEvent(new Event('focus'))")
+        expect(page.locator("#model option")).to_have_text(["first", "second", "third"])
+        expect(page.locator("#model")).to_have_value("second")
 
 
 def test_no_other_script_may_run_on_the_page(page: Page) -> None:
@@ -284,7 +230,13 @@ def test_conversations_move_to_another_browser_as_a_file(
         page.get_by_role("button", name="Export").click()
     download.value.save_as(tmp_path / "conversations.json")
     other = open_page(scripted_server)
-    expect(other.locator("#conversations li")).to_have_text("No conversations yet.")
+    other.on("dialog", lambda dialog: dialog.accept())
+    for _ in range(2):  # also the same file again
+        expect(other.locator("#conversations")).to_have_text("No conversations yet.")
+        other.set_input_files("#import-file", tmp_path / "conversations.json")
+        expect(other.locator("#conversations .open")).to_have_count(1)
+        other.locator("#conversations li").hover()
+        other.get_by_role("button", name="Delete Take me along").click()
     other.set_input_files("#import-file", tmp_path / "conversations.json")
     other.locator("#conversations .open").click()
     expect(other.locator(".message.user .text")).to_have_text("Take me along")
@@ -292,9 +244,54 @@ def test_conversations_move_to_another_browser_as_a_file(
     broken["conversations"][0]["leaf"] = "nowhere"
     (tmp_path / "broken.json").write_text(json.dumps(broken))
     with other.expect_event("dialog") as dialog:
-        other.on("dialog", lambda dialog: dialog.dismiss())
         other.set_input_files("#import-file", tmp_path / "broken.json")
     assert dialog.value.message == 'The conversation "Take me along" in this file is broken.'
+
+
+def test_two_tabs_of_one_conversation_lose_nothing_of_each_other(page: Page) -> None:
+    ask(page, "First question")
+    done(page)
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.locator("#conversations .open").click()
+    ask(other, "Asked in the other tab")
+    done(other)
+    ask(page, "Asked here")
+    done(page)
+    other.reload()
+    expect(other.locator(".message.user .text >> nth=1")).to_have_text("Asked here")
+    other.locator(".message.user").get_by_role("button", name="The version before").click()
+    expect(other.locator(".message.user .text >> nth=1")).to_have_text("Asked in the other tab")
+
+
+def test_it_says_on_which_machine_the_model_runs(
+    open_page: Callable[..., Page], scripted_server: EdgelmServer, page: Page
+) -> None:
+    expect(page.locator("#note")).to_have_text("Runs on this machine. Answers can be wrong.")
+    expect(page.locator(".welcome")).to_contain_text("What you write stays on this machine.")
+    page.route(
+        "http://desk.example/**",  # as the page of another machine looks, without one
+        lambda route: route.fulfill(
+            response=page.request.get(route.request.url.replace("http://desk.example", scripted_server.url))
+        ),
+    )
+    page.goto("http://desk.example/")
+    expect(page.locator("#note")).to_have_text("Runs on desk.example. Answers can be wrong.")
+    expect(page.locator(".welcome")).to_contain_text("What you write goes to desk.example")
+
+
+def test_who_reads_an_earlier_place_stays_there_when_the_answer_ends(open_page: Callable[..., Page]) -> None:
+    with EdgelmServer((TINY,), prelude=scripted("A line.\n\n" * 60, seconds_per_token=0.005)) as server:
+        page = open_page(server)
+        expect(page.locator("#model option")).to_have_count(1)
+        ask(page)
+        expect(page.locator(".answer p >> nth=40")).to_be_attached()
+        page.evaluate("document.getElementById('scroll').scrollTop = 7")
+        done(page)
+        assert page.evaluate("document.getElementById('scroll').scrollTop") == 7
+        page.locator("#to-end").click()
+        expect(page.locator(".answer p").last).to_be_in_viewport()
+        expect(page.locator("#to-end")).to_be_hidden()
 
 
 def test_settings_and_the_system_prompt_are_sent(page: Page) -> None:
@@ -326,88 +323,3 @@ def test_a_message_that_was_not_sent_is_kept(page: Page) -> None:
     page.press("#question", "Shift+Enter")
     page.type("#question", "ght")
     expect(page.locator("#question")).to_have_value("Half a thou\nght")
-
-
-def test_everything_can_be_done_with_the_keyboard(page: Page) -> None:
-    expect(page.locator("#question")).to_be_focused()
-    page.keyboard.type("What is the sea?")
-    page.keyboard.press("Enter")
-    done(page)
-    page.keyboard.press("Alt+t")
-    expect(page.locator(".token").first).to_be_visible()
-    page.keyboard.press("Alt+r")
-    done(page)
-    expect(page.locator(".message.assistant .branch")).to_have_text("2/2")
-    page.keyboard.press("Alt+e")
-    expect(page.locator(".edit textarea")).to_be_focused()
-    page.keyboard.press("Escape")
-    page.keyboard.press("Alt+n")
-    expect(page.locator(".welcome")).to_be_visible()
-    expect(page.locator("#question")).to_be_focused()
-    page.keyboard.press("Alt+s")
-    expect(page.locator("#settings")).to_be_visible()
-    page.keyboard.press("Escape")
-    expect(page.locator("#settings")).to_be_hidden()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_in_both_themes(
-    open_page: Callable[..., Page], scripted_server: EdgelmServer, scheme: str
-) -> None:
-    page = open_page(scripted_server, color_scheme=scheme)
-    ask(page)
-    done(page)
-    assert page.evaluate("document.documentElement.dataset.theme") == scheme
-    pairs = [("--ink", "--ground"), ("--dim", "--ground"), ("--dim", "--sunken"), ("--accent-ink", "--accent")]
-    pairs += [("--accent", "--ground"), ("--danger", "--danger-soft"), ("--ink", "--sure"), ("--ink", "--unsure")]
-    ratios = {pair: contrast(*(colour(page, name) for name in pair)) for pair in pairs}
-    assert {pair: ratio for pair, ratio in ratios.items() if ratio < CONTRAST} == {}
-    page.get_by_role("button", name="Switch between light and dark").click()
-    assert page.evaluate("document.documentElement.dataset.theme") != scheme
-    page.reload()
-    assert page.evaluate("document.documentElement.dataset.theme") != scheme
-
-
-def colour(page: Page, name: str) -> tuple[float, float, float]:
-    text = page.evaluate(f"getComputedStyle(document.documentElement).getPropertyValue('{name}').trim()")
-    return tuple(int(text[i : i + 2], 16) / 255 for i in (1, 3, 5))
-
-
-def contrast(first: tuple[float, ...], second: tuple[float, ...]) -> float:
-    """Return the contrast ratio of WCAG 2.2."""
-
-    def luminance(rgb: tuple[float, ...]) -> float:
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    low, high = sorted((luminance(first), luminance(second)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def test_it_fits_a_phone(open_page: Callable[..., Page], scripted_server: EdgelmServer) -> None:
-    page = open_page(scripted_server, viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
-    ask(page, "A question with averyveryveryveryveryveryveryveryveryverylongword in it")
-    done(page)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    for name in ("#send", "#model", "#open-settings", "#open-sidebar"):
-        box = page.locator(name).bounding_box()
-        assert 0 <= box["x"] <= box["x"] + box["width"] <= 360, name
-        assert box["height"] >= 24, name  # WCAG 2.2, 2.5.8
-    expect(page.locator("#sidebar")).not_to_be_in_viewport()
-    page.locator("#open-sidebar").click()
-    page.locator("#conversations .open").click()
-    expect(page.locator("#sidebar")).not_to_be_in_viewport()
-
-
-def test_every_control_has_a_name_for_a_screen_reader(page: Page) -> None:
-    ask(page)
-    done(page)
-    page.get_by_role("button", name="Tokens", exact=True).click()
-    nameless = page.evaluate(
-        """() => [...document.querySelectorAll("button, input, select, textarea, [tabindex='0']")]
-            .filter(node => node.type !== "file" && !(node.getAttribute("aria-label") || node.textContent.trim() ||
-                (node.labels && [...node.labels].some(label => label.textContent.trim()))))
-            .map(node => node.outerHTML)"""
-    )
-    assert nameless == []
-    expect(page.locator("#status")).to_have_attribute("role", "status")

@@ -2,6 +2,9 @@
 
 const KEY = "edgelm.key";
 
+/** Whether the server is on the machine that shows this page. */
+export const isHere = /^(localhost|127\.[0-9.]+|\[::1\])$/.test(location.hostname);
+
 /** What went wrong, in words for the person at the page. `status` is 0 where no answer came. */
 export class Problem extends Error {
   constructor(message, status = 0) {

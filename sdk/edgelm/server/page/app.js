@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import * as kept from "./conversations.js";
 import { fill } from "./answering.js";
-import { announce, byId, element } from "./dom.js";
+import { announce, byId, byTouch, element } from "./dom.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { listenForShortcuts } from "./shortcuts.js";
@@ -11,12 +11,14 @@ import { followTheme } from "./theme.js";
 import { Thread } from "./thread.js";
 
 const SAVE_EVERY = 1000; // milliseconds, while an answer arrives
+const NOTE = `Runs on ${api.isHere ? "this machine" : location.hostname}. Answers can be wrong.`;
 
 const settings = new Settings();
 const running = new Map(); // conversation's id -> AbortController
 let conversations = [];
 let current = kept.create();
 let models = [];
+let unkept = null; // why this browser does not keep conversations
 
 const thread = new Thread({
   edit: (node, text) => {
@@ -28,23 +30,20 @@ const thread = new Thread({
   choose: (node) => {
     kept.choose(current, node);
     kept.save(current);
-    show();
+    show({ staying: true });
   },
 });
 const sidebar = new Sidebar({ open, rename, remove });
 
 // Answering
 
-/** Answer the message `parent`; `replaced` is an answer that failed and makes room. */
-async function respond(parent, replaced = null) {
+/** Answer the message `parent`; `failed` is an answer that is made again. */
+async function respond(parent, failed = null) {
   const conversation = current;
   if (running.has(conversation.id)) return;
-  if (replaced) {
-    delete conversation.nodes[replaced.id];
-    conversation.leaf = parent;
-  }
   const controller = new AbortController();
-  const node = kept.add(conversation, parent, { role: "assistant", text: "", tokens: [], model: settings.model, state: "running" });
+  const empty = { role: "assistant", text: "", tokens: [], stats: null, status: 0, model: settings.model, state: "running" };
+  const node = failed ? Object.assign(failed, empty) : kept.add(conversation, parent, empty);
   running.set(conversation.id, controller);
   if (!conversations.includes(conversation)) conversations.push(conversation);
   show();
@@ -67,7 +66,7 @@ async function respond(parent, replaced = null) {
   await fill(conversation, node, { model: settings.model, settings, signal: controller.signal, changed });
   running.delete(conversation.id);
   await keep(conversation);
-  if (conversation === current) show();
+  if (conversation === current) show({ staying: true });
   else sidebar.show(conversations, current);
   announce(node.state === "broken" ? node.problem : node.state === "stopped" ? "Stopped" : `Answer complete: ${node.text}`);
   if (node.status === 401) askForKey();
@@ -78,7 +77,8 @@ async function keep(conversation) {
     await kept.save(conversation);
   } catch (error) {
     announce("This browser does not keep the conversation.");
-    byId("note").textContent = `This browser does not keep the conversation (${error.message}).`;
+    unkept = `This browser does not keep the conversation (${error.message}).`;
+    byId("note").textContent = unkept;
   }
 }
 
@@ -91,15 +91,16 @@ function send() {
 
 // Showing
 
-function show() {
+function show(how) {
   const busy = running.has(current.id);
-  thread.show(current, busy);
+  thread.show(current, busy, how);
   sidebar.show(conversations, current);
   byId("send").hidden = busy;
   byId("stop").hidden = !busy;
   byId("system").value = current.system;
   byId("context").textContent = contextText();
   document.title = current.title ? `${current.title} · edgelm` : "edgelm";
+  byId("title").textContent = current.title || "New conversation";
 }
 
 function contextText() {
@@ -114,7 +115,7 @@ function open(conversation) {
   sidebar.toggle(false);
   setDraft(localStorage.getItem(draftKey()) ?? "");
   show();
-  byId("question").focus();
+  if (!byTouch.matches) byId("question").focus(); // a phone's keyboard would cover what was opened
 }
 
 function rename(conversation) {
@@ -161,7 +162,7 @@ async function loadModels() {
     if (error.status === 401) askForKey();
     return;
   }
-  byId("note").textContent = "Runs on this machine. Answers can be wrong.";
+  byId("note").textContent = unkept ?? NOTE;
   byId("model").replaceChildren(...models.map(({ id }) => element("option", { value: id }, id)));
   if (!models.some(({ id }) => id === settings.model)) settings.choose(models[0]?.id ?? null);
   byId("model").value = settings.model ?? "";
@@ -201,7 +202,7 @@ function listen() {
   });
   byId("question").addEventListener("input", drafted);
   byId("question").addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || byTouch.matches) return;
     event.preventDefault();
     send();
   });
@@ -220,8 +221,11 @@ function listen() {
   });
   byId("export").addEventListener("click", exportAll);
   byId("import").addEventListener("click", () => byId("import-file").click());
-  byId("import-file").addEventListener("change", (event) => event.target.files[0] && importFile(event.target.files[0]));
-  window.addEventListener("online", loadModels);
+  byId("import-file").addEventListener("change", async ({ target }) => {
+    if (target.files[0]) await importFile(target.files[0]);
+    target.value = ""; // so that the same file can be chosen again
+  });
+  for (const event of ["online", "focus"]) window.addEventListener(event, loadModels); // a model may have come meanwhile
 }
 
 const last = (role) => kept.path(current).findLast((node) => node.role === role);
@@ -242,7 +246,7 @@ async function start() {
   try {
     conversations = await kept.all();
   } catch (error) {
-    byId("note").textContent = `This browser does not keep conversations (${error.message}).`;
+    unkept = `This browser does not keep conversations (${error.message}).`;
   }
   for (const conversation of conversations) {
     for (const node of Object.values(conversation.nodes)) if (node.state === "running") node.state = "interrupted";

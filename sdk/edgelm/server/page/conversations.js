@@ -30,8 +30,13 @@ export async function all() {
   return found.sort((a, b) => b.updated - a.updated);
 }
 
+/** Messages that another tab has added since stay: none is ever taken out of a conversation. */
 export async function save(conversation) {
-  await inStore("readwrite", (store) => store.put(conversation));
+  await inStore("readwrite", (store) => {
+    const kept = store.get(conversation.id);
+    kept.onsuccess = () => store.put({ ...conversation, nodes: { ...kept.result?.nodes, ...conversation.nodes } });
+    return kept;
+  });
 }
 
 export async function remove(conversation) {

@@ -23,6 +23,9 @@ export function byId(id) {
   return document.getElementById(id);
 }
 
+/** Whether fingers point here: a focused field brings up a keyboard then, and its Enter is the only way to a new line. */
+export const byTouch = matchMedia("(hover: none) and (pointer: coarse)");
+
 /** A button with a text, or with a sign and a name that is read aloud. */
 export function button(text, listener, { label, ...properties } = {}) {
   const named = label ? { "aria-label": label, title: label } : {};

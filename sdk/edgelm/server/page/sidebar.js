@@ -3,6 +3,7 @@
 import { button, byId, element } from "./dom.js";
 import { matches } from "./conversations.js";
 
+const NARROW = matchMedia("(max-width: 48rem)"); // as in style.css
 const DAY = 24 * 3600 * 1000;
 
 export class Sidebar {
@@ -13,13 +14,33 @@ export class Sidebar {
     this.current = null;
     byId("search").addEventListener("input", () => this.render());
     byId("open-sidebar").addEventListener("click", () => this.toggle(true));
-    byId("close-sidebar").addEventListener("click", () => this.toggle(false));
+    byId("close-sidebar").addEventListener("click", () => this.close());
+    byId("sidebar").addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || !this.covers()) return;
+      event.stopPropagation(); // else it would stop an answer
+      this.close();
+    });
+    document.addEventListener("click", ({ target }) => {
+      if (this.covers() && !target.closest("#sidebar, #open-sidebar")) this.close();
+    });
+    NARROW.addEventListener("change", () => this.toggle(false));
   }
 
-  /** On a narrow page the list lies over the conversation. */
+  /** On a narrow page the list lies over the conversation, which cannot be reached then. */
   toggle(shown) {
     byId("sidebar").classList.toggle("open", shown);
+    byId("open-sidebar").setAttribute("aria-expanded", String(shown));
+    byId("main").inert = this.covers();
     if (shown) byId("search").focus();
+  }
+
+  covers() {
+    return NARROW.matches && byId("sidebar").classList.contains("open");
+  }
+
+  close() {
+    this.toggle(false);
+    byId("open-sidebar").focus();
   }
 
   show(conversations, current) {
@@ -31,22 +52,23 @@ export class Sidebar {
   render() {
     const words = byId("search").value.trim();
     const found = words ? this.conversations.filter((conversation) => matches(conversation, words)) : this.conversations;
-    const rows = [];
-    let heading = null;
+    const lists = new Map(); // age -> list
     for (const conversation of found) {
       const age = ageOf(conversation.updated);
-      if (age !== heading) rows.push(element("h2", {}, (heading = age)));
-      rows.push(this.row(conversation));
+      if (!lists.has(age)) lists.set(age, element("ul"));
+      lists.get(age).append(this.row(conversation));
     }
-    if (!rows.length) rows.push(element("li", { class: "dim" }, words ? "Nothing found." : "No conversations yet."));
-    byId("conversations").replaceChildren(...rows);
+    const shown = [...lists].flatMap(([age, list]) => [element("h2", {}, age), list]);
+    const none = element("p", { class: "dim" }, words ? "Nothing found." : "No conversations yet.");
+    byId("conversations").replaceChildren(...(shown.length ? shown : [none]));
   }
 
   row(conversation) {
     const title = conversation.title || "New conversation";
-    const current = conversation.id === this.current?.id ? { "aria-current": "true" } : {};
-    return element("li", current,
-      button(title, () => this.actions.open(conversation), { class: "open", title }),
+    const isCurrent = conversation.id === this.current?.id;
+    const current = isCurrent ? { "aria-current": "true" } : {};
+    return element("li", { class: isCurrent ? "current" : "" },
+      button(title, () => this.actions.open(conversation), { class: "open", title, ...current }),
       button("✎", () => this.actions.rename(conversation), { class: "act", label: `Rename ${title}` }),
       button("✕", () => this.actions.remove(conversation), { class: "act", label: `Delete ${title}` }));
   }

@@ -1,6 +1,7 @@
 // The conversation on the page: one article a message.
 
-import { button, byId, copy, element } from "./dom.js";
+import { button, byId, byTouch, copy, element } from "./dom.js";
+import { isHere } from "./api.js";
 import { MarkdownView } from "./markdown.js";
 import { path, siblings } from "./conversations.js";
 import { hideAlternatives, tokenView } from "./tokens.js";
@@ -17,13 +18,17 @@ export class Thread {
     byId("to-end").addEventListener("click", () => this.scrollToEnd());
   }
 
-  /** Show a conversation as it is. */
-  show(conversation, busy) {
+  /** Show a conversation as it is: its end, or with `staying` what is seen of it already. */
+  show(conversation, busy, { staying = false } = {}) {
     hideAlternatives();
     this.views.clear();
+    const place = staying && !this.isAtEnd() ? byId("scroll").scrollTop : null;
+    const focused = focusedControl();
     const nodes = path(conversation);
     byId("thread").replaceChildren(...(nodes.length ? nodes.map((node) => this.message(conversation, node, busy)) : [welcome()]));
-    this.scrollToEnd();
+    if (focused) focusAgain(focused);
+    if (place === null) this.scrollToEnd();
+    else byId("scroll").scrollTop = place;
   }
 
   /** Show what a running answer has by now. */
@@ -101,11 +106,15 @@ export class Thread {
     const article = document.getElementById(`message-${node.id}`);
     const field = element("textarea", { value: node.text, "aria-label": "Your message" });
     const before = [...article.childNodes];
-    const cancel = () => article.replaceChildren(...before);
+    const focused = document.activeElement;
+    const cancel = () => {
+      article.replaceChildren(...before);
+      focused.focus();
+    };
     const send = () => (field.value.trim() ? this.actions.edit(node, field.value) : cancel());
     field.addEventListener("keydown", (event) => {
       if (event.key === "Escape") cancel();
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !byTouch.matches) {
         event.preventDefault();
         send();
       }
@@ -145,6 +154,22 @@ function stats(node) {
 }
 
 function welcome() {
-  return element("div", { class: "welcome" }, element("h1", {}, "What would you like to know?"),
-    element("p", {}, "What you write stays on this machine."));
+  const where = isHere ? "What you write stays on this machine."
+    : `What you write goes to ${location.hostname}, and is kept in this browser.`;
+  return element("div", { class: "welcome" }, element("h2", {}, "What would you like to know?"), element("p", {}, where));
+}
+
+const nameOf = (control) => control.getAttribute("aria-label") ?? control.textContent;
+
+/** The control of a message that has the focus, by what finds it again when the message is drawn anew. */
+function focusedControl() {
+  const article = document.activeElement?.closest("#thread article");
+  return article && { article: article.id, name: nameOf(document.activeElement) };
+}
+
+function focusAgain({ article, name }) {
+  const controls = document.getElementById(article)?.querySelectorAll("button:enabled, [tabindex]") ?? [];
+  const same = [...controls].find((control) => nameOf(control) === name);
+  if (same) same.focus({ preventScroll: true });
+  else if (!byTouch.matches) byId("question").focus();
 }

@@ -58,8 +58,9 @@ function showAlternatives(node, text, logprob, alternatives) {
         element("td", {}, other.replace(/\n/g, "↵").replace(/ /g, "␣") || "·"), element("td", { class: "meter" }, bar),
         element("td", {}, percent(value)));
     }))));
-  document.body.append(box);
+  document.querySelector("main").append(box);
   node.classList.add("shown");
+  node.setAttribute("aria-describedby", box.id);
   const { left, top, bottom } = node.getClientRects()[0];
   box.style.left = `${Math.max(8, Math.min(left, innerWidth - box.offsetWidth - 8))}px`;
   box.style.top = `${bottom + 6 + box.offsetHeight < innerHeight ? bottom + 6 : top - box.offsetHeight - 6}px`;
@@ -67,5 +68,8 @@ function showAlternatives(node, text, logprob, alternatives) {
 
 export function hideAlternatives() {
   document.getElementById("alternatives")?.remove();
-  for (const node of document.querySelectorAll(".token.shown")) node.classList.remove("shown");
+  for (const node of document.querySelectorAll(".token.shown")) {
+    node.classList.remove("shown");
+    node.removeAttribute("aria-describedby");
+  }
 }

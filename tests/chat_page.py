@@ -1,0 +1,32 @@
+"""The page of `edgelm serve` in a real browser: a model that says what a test wants, and a person who asks."""
+
+from __future__ import annotations
+
+import pytest
+
+sync_api = pytest.importorskip("playwright.sync_api")
+Page, expect = sync_api.Page, sync_api.expect
+
+
+def scripted(answer: str, *, seconds_per_token: float = 0.0) -> str:
+    """Return a prelude that makes the server's model answer everything with `answer`."""
+    return f"""
+import time
+from edgelm.decoding.sampling import Sampler
+from edgelm import language_model
+from edgelm.testing import scripted_model
+sample = Sampler.sample
+Sampler.sample = lambda *arguments: (time.sleep({seconds_per_token}), sample(*arguments))[1]
+language_model.load = lambda *_: scripted_model({answer!r})
+"""
+
+
+def ask(page: Page, text: str = "What is the sea?") -> None:
+    """Send a message."""
+    page.fill("#question", text)
+    page.press("#question", "Enter")
+
+
+def done(page: Page) -> None:
+    """Wait until the answer is over."""
+    expect(page.locator("#send")).to_be_visible()

@@ -1,0 +1,187 @@
+"""The page without a mouse, for a screen reader, in the dark, enlarged, and on a phone."""
+
+from collections.abc import Callable
+
+import pytest
+from chat_page import Page, ask, done, expect
+from edgelm_server import EdgelmServer
+
+CONTRAST = 4.5  # WCAG 2.2, 1.4.3, for text
+
+
+def test_everything_can_be_done_with_the_keyboard(page: Page) -> None:
+    expect(page.locator("#question")).to_be_focused()
+    page.keyboard.type("What is the sea?")
+    page.keyboard.press("Enter")
+    done(page)
+    page.keyboard.press("Alt+t")
+    expect(page.locator(".token").first).to_be_visible()
+    page.keyboard.press("Alt+r")
+    done(page)
+    expect(page.locator(".message.assistant .branch")).to_have_text("2/2")
+    page.keyboard.press("Alt+e")
+    expect(page.locator(".edit textarea")).to_be_focused()
+    page.keyboard.press("Escape")
+    page.keyboard.press("Alt+n")
+    expect(page.locator(".welcome")).to_be_visible()
+    expect(page.locator("#question")).to_be_focused()
+    page.keyboard.press("Alt+s")
+    expect(page.locator("#settings")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#settings")).to_be_hidden()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_both_themes(
+    open_page: Callable[..., Page], scripted_server: EdgelmServer, scheme: str
+) -> None:
+    page = open_page(scripted_server, color_scheme=scheme)
+    ask(page)
+    done(page)
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    pairs = [("--ink", "--ground"), ("--dim", "--ground"), ("--dim", "--sunken"), ("--accent-ink", "--accent")]
+    pairs += [
+        ("--dim", "--raised"),
+        ("--accent", "--ground"),
+        ("--danger", "--danger-soft"),
+        ("--ink", "--sure"),
+        ("--ink", "--unsure"),
+    ]
+    ratios = {pair: contrast(*(colour(page, name) for name in pair)) for pair in pairs}
+    assert {pair: ratio for pair, ratio in ratios.items() if ratio < CONTRAST} == {}
+    placeholder = page.evaluate("getComputedStyle(document.getElementById('search'), '::placeholder').color")
+    assert placeholder == "rgb({}, {}, {})".format(*(round(255 * part) for part in colour(page, "--dim")))
+    page.get_by_role("button", name="Switch between light and dark").click()
+    assert page.evaluate("document.documentElement.dataset.theme") != scheme
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") != scheme
+
+
+def colour(page: Page, name: str) -> tuple[float, float, float]:
+    text = page.evaluate(f"getComputedStyle(document.documentElement).getPropertyValue('{name}').trim()")
+    return tuple(int(text[i : i + 2], 16) / 255 for i in (1, 3, 5))
+
+
+def contrast(first: tuple[float, ...], second: tuple[float, ...]) -> float:
+    """Return the contrast ratio of WCAG 2.2."""
+
+    def luminance(rgb: tuple[float, ...]) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_it_fits_a_phone(open_page: Callable[..., Page], scripted_server: EdgelmServer) -> None:
+    page = open_page(scripted_server, viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
+    page.fill("#question", "A question with averyveryveryveryveryveryveryveryveryverylongword in it")
+    page.locator("#send").tap()
+    done(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    for name in ("#send", "#model", "#open-settings", "#open-sidebar"):
+        box = page.locator(name).bounding_box()
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= 360, name
+        assert box["height"] >= 24, name  # WCAG 2.2, 2.5.8
+    assert page.locator("#model").bounding_box()["width"] > 140  # enough of a model's name to tell it from others
+    expect(page.locator("#sidebar")).not_to_be_in_viewport()
+    page.locator("#open-sidebar").tap()
+    page.locator("#conversations .open").tap()
+    expect(page.locator("#sidebar")).not_to_be_in_viewport()
+    page.locator("#question").tap()
+    page.keyboard.type("one")
+    page.keyboard.press("Enter")  # a touch keyboard has no Shift Enter
+    page.keyboard.type("two")
+    expect(page.locator("#question")).to_have_value("one\ntwo")
+
+
+def test_the_list_over_a_narrow_page_is_closed_with_escape_and_by_a_tap_beside_it(
+    open_page: Callable[..., Page], scripted_server: EdgelmServer
+) -> None:
+    page = open_page(scripted_server, viewport={"width": 360, "height": 640})
+    opener = page.locator("#open-sidebar")
+    expect(opener).to_have_attribute("aria-expanded", "false")
+    for close in (lambda: page.keyboard.press("Escape"), lambda: page.mouse.click(350, 300)):
+        opener.click()
+        expect(opener).to_have_attribute("aria-expanded", "true")
+        expect(page.locator("#search")).to_be_focused()
+        assert page.evaluate("document.getElementById('main').inert")  # Tab stays in the list
+        close()
+        expect(page.locator("#sidebar")).not_to_be_in_viewport()
+        expect(opener).to_be_focused()
+    opener.click()
+    page.set_viewport_size({"width": 1000, "height": 640})
+    expect(opener).to_have_attribute("aria-expanded", "false")
+    page.locator("#question").click()
+
+
+def test_it_can_be_used_enlarged_to_200_percent(open_page: Callable[..., Page], scripted_server: EdgelmServer) -> None:
+    page = open_page(scripted_server, viewport={"width": 640, "height": 400}, device_scale_factor=2)
+    ask(page)
+    done(page)
+    page.fill("#question", "\n".join(f"line {number}" for number in range(30)))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 640  # WCAG 2.2, 1.4.10
+    for name in ("#send", "#open-settings"):
+        expect(page.locator(name)).to_be_in_viewport(ratio=1)
+    page.locator("#open-settings").click()
+    page.get_by_role("button", name="Done").click()
+
+
+def test_the_focus_is_kept_where_messages_are_drawn_anew(page: Page) -> None:
+    ask(page)
+    done(page)
+    page.get_by_role("button", name="Regenerate").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#question")).to_be_focused()  # the answer that had the button is gone
+    page.locator(".message.user").get_by_role("button", name="Copy").focus()
+    done(page)
+    expect(page.locator(".message.user").get_by_role("button", name="Copy")).to_be_focused()
+    page.get_by_role("button", name="The version before").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".message.assistant .branch")).to_have_text("1/2")
+    expect(page.locator("#question")).to_be_focused()  # there is no version before the first
+    edit = page.get_by_role("button", name="Edit")
+    edit.focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    expect(edit).to_be_focused()
+
+
+def test_every_control_has_a_name_for_a_screen_reader(page: Page) -> None:
+    ask(page)
+    done(page)
+    page.get_by_role("button", name="Tokens", exact=True).click()
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll("button, input, select, textarea, [tabindex='0']")]
+            .filter(node => node.type !== "file" && !(node.getAttribute("aria-label") || node.textContent.trim() ||
+                (node.labels && [...node.labels].some(label => label.textContent.trim()))))
+            .map(node => node.outerHTML)"""
+    )
+    assert nameless == []
+    expect(page.locator("#status")).to_have_attribute("role", "status")
+
+
+def test_its_parts_are_landmarks_headings_and_lists(page: Page) -> None:
+    expect(page.get_by_role("main").get_by_role("textbox")).to_be_visible()
+    ask(page)
+    done(page)
+    expect(page.get_by_role("heading", level=1)).to_have_text("What is the sea?")
+    expect(page.get_by_role("main").get_by_role("article")).to_have_count(2)
+    strangers = page.evaluate("[...document.querySelectorAll('ul > :not(li), ol > :not(li)')].map(n => n.outerHTML)")
+    assert strangers == []
+    in_list = page.get_by_role("navigation").get_by_role("button", name="What is the sea?", exact=True)
+    expect(in_list).to_have_attribute("aria-current", "true")
+
+
+def test_a_screen_reader_is_told_what_else_a_token_could_have_been(page: Page) -> None:
+    ask(page)
+    done(page)
+    page.get_by_role("button", name="Tokens", exact=True).click()
+    page.mouse.move(0, 0)
+    token = page.locator(".token").first
+    token.focus()
+    described_by = token.get_attribute("aria-describedby")
+    expect(page.locator(f"#{described_by}")).to_have_role("tooltip")
+    expect(page.locator(f"#{described_by}")).to_contain_text("100.0 %")
+    page.keyboard.press("ArrowRight")
+    assert token.get_attribute("aria-describedby") is None
