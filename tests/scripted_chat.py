@@ -34,6 +34,7 @@ class FakeScreen:
 
     def show(self, texts: Iterator[str], status) -> None:
         self.answers.append("")
+        self.statuses.append(status())
         for text in texts:
             self.answers[-1] += text
             self.statuses.append(status())

@@ -104,7 +104,7 @@ class ChatProcess:
 
 def scripted_chat(answer: str, *options: str) -> ChatProcess:
     chat = ChatProcess(sys.executable, "-c", SCRIPTED.replace("ANSWER", repr(answer)), "chat", TINY, *options)
-    chat.wait_for("/help shows what you can type")
+    chat.wait_for("/help lists commands")
     chat.wait_for_prompt()
     return chat
 

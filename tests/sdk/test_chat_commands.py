@@ -25,7 +25,9 @@ def test_a_turn_is_answered_and_its_speed_shown():
         {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": "The sea is blue."},
     ]
-    assert "/help shows what you can type" in chat.screen.notes[0]
+    first = chat.screen.notes[0]
+    assert first.endswith(" tokens of context · /help lists commands")
+    assert len(first.replace("tiny-random · fp32 · 1024", "smollm2-135m-instruct · int8 · 8192")) <= 80
 
 
 def test_an_interrupt_at_the_prompt_asks_again_and_an_end_leaves():
@@ -287,6 +289,15 @@ def test_tokens_are_counted_for_each_message():
     assert context[:4] == ["context", str(chat.session.context_used), "of", "1024,"]
 
 
+@pytest.mark.parametrize("width", [30, 80])
+def test_the_lines_of_tokens_fit_the_terminal(monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    chat = converse("a long question " * 10, "/tokens")
+    lines = chat.screen.notes[-1].splitlines()
+    assert len(lines[0]) == width
+    assert lines[0].endswith("…")
+
+
 def test_another_model_goes_on_with_the_conversation_and_the_settings():
     chat = converse("/system Be kind.", "Hello", "/set temperature 0.5", "/model other", "And you?", "/model")
     assert chat.screen.answers == ["The sea is blue.", "I am another."]
@@ -298,7 +309,10 @@ def test_another_model_goes_on_with_the_conversation_and_the_settings():
 
 def test_the_status_shows_model_speed_and_context():
     chat = converse("Hello", "Again")
-    assert chat.screen.statuses[0] == "tiny-random · context 0 of 1024"
+    assert chat.screen.statuses[:2] == [
+        "tiny-random · context 0 of 1024",
+        "tiny-random · reading … · context 0 of 1024",
+    ]
     assert "tokens/s" in chat.screen.statuses[-1]
     assert chat.screen.statuses[-1].endswith(f"· context {chat.session.context_used} of 1024")
     assert "tokens/s" not in converse("Hello", "/model other").screen.statuses[-1]  # that was another model's

@@ -158,6 +158,26 @@ def test_the_status_stands_below_the_answer_while_it_is_written(screen):
     assert screen.emulator.text.split() == [f"word{i}" for i in range(5)]
 
 
+def test_the_status_stands_there_before_the_first_word(screen):
+    def texts():
+        assert screen.emulator.text.split("\n") == [STATUS]
+        yield "word"
+
+    screen.show(texts(), lambda: STATUS)
+    assert screen.emulator.text.split() == ["word"]
+
+
+@pytest.mark.parametrize("head", ["| Fruit | Price |\n|:--|--:|\n", "Fruit | Price\n--- | ---\n"])
+def test_a_table_taller_than_the_screen_is_a_table_while_it_is_written(screen, head):
+    drawn = []
+    texts = [head, *(f"| fruit{i} | ${i} |\n" for i in range(3 * HEIGHT))]
+    screen.show((drawn.append(screen.emulator.text) or text for text in texts), lambda: STATUS)
+    last = drawn[-1].splitlines()
+    assert "|" not in drawn[-1]
+    assert last[-1] == STATUS
+    assert [f"fruit{3 * HEIGHT - 2}", f"${3 * HEIGHT - 2}"] in [line.split() for line in last]
+
+
 def test_triple_quotes_keep_a_text_open():
     assert is_open('"""')
     assert is_open('  """one\ntwo')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ SETTINGS = (
     "context_shift",
 )
 _PREVIEW_LENGTH = 60
+_BEFORE_PREVIEW = 24  # characters of a line of /tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,13 +285,14 @@ def _tokens(chat: Conversation, _argument: str) -> None:
         rows.append(("", "file", len(encode(file.text)), f"{file.name}, goes with your next message"))
     lines = [f"{number:>3}  {role:<9}  {tokens:>6}  {_preview(text)}" for number, role, tokens, text in rows]
     used, limit = chat.context_used(), chat.model.context_length
-    lines.append(f"{'':>3}  {'context':<9}  {used:>6}  of {limit}, with the marks that the chat template puts between")
+    lines.append(f"{'':>3}  {'context':<9}  {used:>6}  of {limit}, with the chat template's marks")
     chat.screen.note("\n".join(lines))
 
 
 def _preview(text: str) -> str:
-    line = " ".join(printable(text[: 2 * _PREVIEW_LENGTH]).split())
-    return line if len(line) <= _PREVIEW_LENGTH else f"{line[: _PREVIEW_LENGTH - 1]}…"
+    length = max(1, min(_PREVIEW_LENGTH, shutil.get_terminal_size().columns - _BEFORE_PREVIEW))
+    line = " ".join(printable(text[: 2 * length]).split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
 def _stats(chat: Conversation, _argument: str) -> None:

@@ -68,6 +68,7 @@ class Conversation:
         self._interrupts = Interrupts()
         self.speed = 0.0  # tokens a second of this model's last answer; 0: there is none
         self._is_kept = True  # until the disk refuses it
+        self._is_reading = False  # what was said, before the first token of the answer
 
     @property
     def model(self) -> LanguageModel:
@@ -79,7 +80,7 @@ class Conversation:
         with self._interrupts:
             self.screen.note(
                 f"{self.model.name} · {self.model.manifest.precision} · {self.model.context_length} tokens of context "
-                "· /help shows what you can type"
+                "· /help lists commands"
             )
             if self.session.messages:
                 self.show_last_turn()
@@ -121,11 +122,12 @@ class Conversation:
 
     def answer(self, ask: Callable[[threading.Event], Generator[Chunk, None, None]]) -> None:
         """Show an answer as it comes; Ctrl-C stops it, and what was said stays in the conversation."""
-        self.last = None
+        self.last, self._is_reading = None, True
         try:
             with self._interrupts.stopping() as cancel, contextlib.closing(ask(cancel)) as chunks:
                 self.screen.show(self._texts(chunks), self.status)
         finally:
+            self._is_reading = False
             self.keep()
         last = self.last
         if last is None or last.usage is None or last.timings is None or last.finish_reason is None:
@@ -144,6 +146,7 @@ class Conversation:
     def _texts(self, chunks: Iterator[Chunk]) -> Iterator[str]:
         tokens, began = 0, time.monotonic()
         for chunk in chunks:
+            self._is_reading = False
             if not tokens:  # the first comes with the prompt, whose time is not the answer's
                 began = time.monotonic()
             elif (seconds := time.monotonic() - began) > 0:
@@ -157,7 +160,9 @@ class Conversation:
     def status(self) -> str:
         """Describe the model, its speed, and the context that is used."""
         parts = [self.model.name]
-        if self.speed:
+        if self._is_reading:
+            parts.append("reading …")
+        elif self.speed:
             parts.append(f"{self.speed:.1f} tokens/s")
         parts.append(f"context {self.context_used()} of {self.model.context_length}")
         if self.attachments:

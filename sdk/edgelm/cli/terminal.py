@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import sys
 import time
@@ -38,6 +39,8 @@ _STYLE = Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack"})
 _BRACKETED_PASTE = "\x1b[?2004h"
 # Ten pictures a second look smooth; more would take the processor from the model.
 _REDRAW_SECONDS = 0.1
+# The line between a table's head and its rows.
+_BELOW_HEAD = re.compile(r"\s*\|?(\s*:?-+:?\s*\|)+\s*(:?-+:?\s*)?")
 # Without HTML and link definitions nothing of an answer is invisible: rich draws neither.
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).disable("reference")
 
@@ -115,6 +118,7 @@ class Terminal:
         printed = False
         drawn = 0.0
         with _unseen_typing(), Live(console=self._console, auto_refresh=False, transient=True) as live:
+            live.update(_Tail("", printed, status()), refresh=True)  # a long prompt is read before the first text
             for text in texts:
                 complete = blocks.push(printable(text))
                 for block in complete:
@@ -148,17 +152,21 @@ class _Tail:
             if number:
                 yield Segment.line()
             yield from line
-        yield Segment.line()
+        if lines:
+            yield Segment.line()
         yield Text(printable(self._status), style="dim", no_wrap=True, overflow="ellipsis")
 
 
 def _last_lines(text: str, count: int) -> str:
-    """Leave out what the screen has no room for, before it is parsed again and again; a code fence stays open."""
+    """Leave out what the screen has no room for, before it is parsed again and again.
+
+    What says how the rest is to be drawn stays: the opening of a block of code, the head of a table.
+    """
     lines = text.split("\n")
     if len(lines) <= count:
         return text
-    opening = [lines[0]] if lines[0].lstrip().startswith(("```", "~~~")) else []
-    return "\n".join(opening + lines[-count:])
+    opening = 1 if lines[0].lstrip().startswith(("```", "~~~")) else 2 if _BELOW_HEAD.fullmatch(lines[1]) else 0
+    return "\n".join(lines[:opening] + lines[max(opening, len(lines) - count) :])
 
 
 def _markdown(text: str) -> Markdown:
