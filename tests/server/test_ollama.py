@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from datetime import UTC, datetime
 
 import pytest
+from edgelm_server import TINY, EdgelmServer
 
-from edgelm import GenerationConfig
+from edgelm import GenerationConfig, __version__
 
 HELLO = [{"role": "user", "content": "Hello there"}]
 OPTIONS = {"num_predict": 12, "num_ctx": 4096}
@@ -100,11 +102,29 @@ def test_models_are_listed_and_shown(serving):
     (model,) = serving.get("/api/tags").json["models"]
     assert (model["name"], model["details"]["format"]) == ("tiny-random", "onnx")
     assert len(model["digest"]) == 64
+    assert model["details"]["parameter_size"] == "0.03M"
     shown = serving.post("/api/show", {"model": "tiny-random"}).json
     assert shown["capabilities"] == ["completion", "tools"]
     assert shown["model_info"]["llama.context_length"] == 1024
+    attention = 32 * 32 + 32 * 16 + 32 * 16 + 32 * 32
+    assert shown["model_info"]["general.parameter_count"] == 320 * 32 + 2 * (attention + 3 * 32 * 64 + 2 * 32) + 32
     assert "<|im_start|>" in shown["template"]
-    assert serving.get("/api/version").json["version"]
+
+
+def test_a_broken_config_leaves_the_models_size_out_and_the_list_whole(own_library):
+    folder = own_library / "models" / "broken"
+    shutil.copytree(TINY, folder)
+    (folder / "config.json").write_text("{}")
+    with EdgelmServer(()) as server:
+        (model,) = server.get("/api/tags").json["models"]
+    assert (model["name"], model["details"]["parameter_size"]) == ("broken", "")
+    assert any("config.json" in line for line in server.log)
+
+
+def test_the_version_is_that_of_the_protocol(serving):
+    told = serving.get("/api/version").json
+    assert tuple(map(int, told["version"].split("."))) >= (0, 6, 4)  # VS Code's client refuses an older one
+    assert told["edgelm"] == __version__
 
 
 @pytest.mark.parametrize(

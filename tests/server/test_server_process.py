@@ -284,11 +284,19 @@ def test_it_says_where_it_listens_and_each_request_on_standard_error():
         server.get("/health?key=secret")
         server.stop()
         log = "".join(server.log)
-        assert f"Listening at {server.url} for everybody on this machine. OpenAI's base URL: {server.url}/v1" in log
+        assert f"Listening at {server.url} for everybody on this machine.\n" in log
+        assert f"A page to chat: {server.url} · OpenAI's base URL: {server.url}/v1 · Ollama's: {server.url}\n" in log
         assert re.search(r"GET /health 200 0\.\d{3} s", log)
         assert "secret" not in log
         assert server.process.stdout is not None
         assert server.process.stdout.read() == ""
+
+
+def test_a_wrong_method_is_told_the_right_one():
+    with EdgelmServer() as server:
+        reply = server.get("/v1/completions")
+    assert (reply.status, reply.headers["allow"]) == (405, "POST")
+    assert reply.json["error"]["message"] == "GET is not for this path, which takes POST."
 
 
 def test_a_path_writes_neither_lines_nor_orders_into_the_log():

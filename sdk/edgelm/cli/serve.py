@@ -82,7 +82,7 @@ def serve(
     provider: str,
     quiet: bool,
 ) -> None:
-    """Serve models to programs, in the protocols of OpenAI and Ollama.
+    """Serve models to programs and browsers: OpenAI's and Ollama's protocols, and a page to chat.
 
     MODEL is a name from the library or a folder; without any, the whole library is served. A model is loaded when it is
     first asked for. An adapter is offered as a model of its own, by its name. The first Ctrl-C lets running answers
@@ -124,7 +124,8 @@ def serve(
 
     def listening(url: str) -> None:
         who = "whoever has its key" if options.api_keys else "everybody on this machine"
-        click.echo(f"Listening at {url} for {who}. OpenAI's base URL: {url}/v1 · Ollama's: {url}", err=True)
+        click.echo(f"Listening at {url} for {who}.", err=True)
+        click.echo(f"A page to chat: {url} · OpenAI's base URL: {url}/v1 · Ollama's: {url}", err=True)
         if options.api_keys and not is_loopback(host):
             click.echo("The key and the answers travel unencrypted; put a proxy with TLS before strangers.", err=True)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
+import math
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,9 @@ from starlette.responses import Response
 from edgelm._version import __version__
 from edgelm.completion import Chunk, Completion, Timings, ToolCall, Usage
 from edgelm.decoding.answer import join
+from edgelm.errors import EdgeLMError
 from edgelm.package.manifest import Manifest
+from edgelm.package.package import Package
 from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.chat_messages import CHAT, ToolUse, messages_of
@@ -32,6 +36,8 @@ from edgelm.text.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel
+
+logger = logging.getLogger("edgelm.server")
 
 _SAME_NAMES = (
     "temperature", "top_p", "top_k", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "seed", "stop",
@@ -48,6 +54,8 @@ _MIROSTAT: Mapping[str, Schema] = {
     "mirostat_eta": SAMPLING["mirostat_eta"],
 }
 _MIROSTAT_TAU = 5.0
+# The version of Ollama whose protocol this is: its clients ask for it, and some refuse an older one than they need.
+_PROTOCOL_VERSION = "0.8.0"
 _RUNNER_OPTIONS = (
     "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "use_mmap", "use_mlock", "numa",
     "low_vram", "vocab_only", "f16_kv", "repeat_last_n",
@@ -176,6 +184,7 @@ async def show(call: Call) -> Response:
             "model_info": {
                 "general.architecture": family,
                 "general.basename": manifest.name,
+                "general.parameter_count": _parameters(package),
                 f"{family}.context_length": manifest.context_length,
                 f"{family}.embedding_length": config.hidden_size,
                 f"{family}.block_count": config.num_hidden_layers,
@@ -187,8 +196,8 @@ async def show(call: Call) -> Response:
 
 
 async def version(_call: Call) -> Response:
-    """Say which version this is."""
-    return JsonAnswer({"version": __version__})
+    """Say which version of Ollama's protocol this is, and which of edgelm."""
+    return JsonAnswer({"version": _PROTOCOL_VERSION, "edgelm": __version__})
 
 
 def without_tag(name: str) -> str:
@@ -285,10 +294,28 @@ def _description(call: Call, name: str, manifest: Manifest) -> dict[str, Any]:
             "format": "onnx",
             "family": manifest.architecture,
             "families": [manifest.architecture],
-            "parameter_size": "",
+            "parameter_size": _in_millions(_parameters(call.pool.package(name))),
             "quantization_level": manifest.precision,
         },
     }
+
+
+def _parameters(package: Package) -> int | None:
+    """Count the numbers that a model has learned; None where its files do not tell all of its features."""
+    if package.foreign_graph is not None:
+        return None
+    try:
+        return sum(math.prod(shape) for shape in package.config().tensor_shapes().values())
+    except EdgeLMError as error:  # a broken package must not hide the others
+        logger.error("%s", error)
+        return None
+
+
+def _in_millions(count: int | None) -> str:
+    """Write a number of parameters as Ollama does: 134.52M, 1.71B."""
+    if count is None:
+        return ""
+    return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"
 
 
 def _frame(model: str, is_chat: bool, text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
