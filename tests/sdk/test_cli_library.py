@@ -51,7 +51,7 @@ def test_list_shows_packages_with_their_figures_and_marks_the_rest(library):
     quality = Manifest.load(tiny_model_path()).quality
     assert quality is not None
     assert rows[0] == ["NAME", "PRECISION", "SIZE", "CONTEXT", "QUALITY"]
-    assert rows[1] == ["broken", "(broken)", "0.0", "MB"]
+    assert rows[1] == ["broken", "(broken)", "0.0", "kB"]
     assert rows[2] == ["mine", "(alias)", "tiny"]
     assert rows[3] == ["original", "(source)", "2.0", "MB"]
     ratio = quality.perplexity / quality.source_perplexity

@@ -126,6 +126,13 @@ def test_an_unknown_model_is_an_error(own_library):
     assert result.stderr.startswith("error: No model 'smollm' is known. Did you mean smollm2-")
 
 
+@pytest.mark.parametrize("written", ["ORG/a-model.1", "https://huggingface.co/ORG/a-model.1/", "hf.co/ORG/a-model.1"])
+def test_a_repository_of_the_hub_in_other_words_is_told_how_it_is_written(own_library, written):
+    result = pull(written)
+    assert result.exit_code == 1
+    assert f"No model {written!r} is known. Did you mean hf:ORG/a-model.1? Known by name: " in result.stderr
+
+
 @pytest.fixture
 def under_terms(monkeypatch: pytest.MonkeyPatch) -> list[FetchOptions]:
     """Let gemma-3-270m, whose terms must be agreed to, arrive without a network; return how it was fetched."""

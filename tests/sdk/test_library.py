@@ -75,7 +75,10 @@ def test_a_source_is_its_gguf_file_or_its_folder(library):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ("smollm2-135m-instruct", "There is no model 'smollm2-135m-instruct'. Fetch it: edgelm pull smollm2-135m-inst"),
+        (
+            "smollm2-135m-instruct",
+            "There is no model 'smollm2-135m-instruct'. In the library: tiny. To fetch it: edgelm pull smollm2-135m-",
+        ),
         ("smollm2", "Did you mean smollm2-360m-instruct or smollm2-135m-instruct?"),
         ("tinny", "There is no model 'tinny'. Did you mean tiny"),
         ("", "There is no model ''. In the library: tiny."),

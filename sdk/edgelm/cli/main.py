@@ -208,9 +208,9 @@ def main(require_signature: str | None) -> None:
       cat notes.txt | edgelm run smollm2-135m-instruct "Summarize:"
 
     \b
-    Exit codes: 0 done, 1 an error, 2 wrong usage, 130 stopped by Ctrl-C, 143 by SIGTERM.
-    Models are kept in $EDGELM_HOME, or where the system keeps a user's data. `edgelm config` shows what sets options
-    beside flags.
+    Exit codes: 0 done, 1 an error, 2 wrong usage, 130 stopped by Ctrl-C, 143 by
+    SIGTERM. Models are kept in $EDGELM_HOME, or where the system keeps a user's
+    data. `edgelm config` shows what sets options beside flags.
 
     \b
     Completion of commands, options and model names; for zsh and fish alike:

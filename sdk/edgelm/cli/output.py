@@ -48,6 +48,8 @@ def timing_line(usage: Usage, timings: Timings, finish_reason: str) -> str:
 
 def megabytes(size: int) -> str:
     """Write a size in bytes for people."""
+    if size < 1e5:
+        return f"{size / 1e3:.1f} kB"
     return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
 
 

@@ -61,7 +61,7 @@ def run(
       edgelm run package/ --adapter adapter/ "When do you open?"
       edgelm run package/ --choice yes --choice no "Is the sea blue?"
     """
-    text = _whole_prompt(prompt)
+    text = _whole_prompt(model, prompt)
     with status(f"Loading {model}"):
         # Imported here, so that --help needs neither numpy nor ONNX Runtime.
         from edgelm.decoding.answer import join
@@ -93,13 +93,15 @@ def run(
         click.echo(timing_line(completion.usage, completion.timings, completion.finish_reason), err=True)
 
 
-def _whole_prompt(prompt: str | None) -> str:
+def _whole_prompt(model: str, prompt: str | None) -> str:
     piped = ""
     if sys.stdin is not None and not sys.stdin.isatty():
         piped = sys.stdin.read().strip("\n")
     parts = [part for part in (clean_text(prompt or ""), piped) if part.strip()]
     if not parts:
-        raise click.UsageError("There is no prompt: give one as an argument, or pipe one in.")
+        raise click.UsageError(
+            f"There is no prompt: give one as an argument, or pipe one in. To talk with it: edgelm chat {model}"
+        )
     return "\n\n".join(parts)
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,8 @@ from edgelm.package.manifest import FILE_NAME, Manifest, describe_file
 # Beside the files of a source: where they came from, and their hashes.
 RECORD_NAME = "source.json"
 _CLOSE = 0.4  # as in the library
+# How other programs, and people who come from the hub's page, write hf:ORG/REPO.
+_ON_HUB = re.compile(r"(?:https?://(?:huggingface\.co|hf\.co)/|hf\.co/)?([\w.-]+/[\w.-]+)/?", re.ASCII)
 
 
 class Source(Protocol):
@@ -55,7 +58,8 @@ def resolve(reference: str) -> Source:
         return HubSource.parse(reference)
     if reference in CATALOGUE:
         return KnownSource(name=reference, model=CATALOGUE[reference])
-    close = difflib.get_close_matches(reference, CATALOGUE, n=2, cutoff=_CLOSE)
+    on_hub = _ON_HUB.fullmatch(reference)
+    close = [HUB_PREFIX + on_hub[1]] if on_hub else difflib.get_close_matches(reference, CATALOGUE, n=2, cutoff=_CLOSE)
     meant = f"Did you mean {' or '.join(close)}? " if close else ""
     raise ModelNotFoundError(
         f"No model {reference!r} is known. {meant}Known by name: {', '.join(CATALOGUE)}. "
