@@ -1,9 +1,10 @@
 """Run a GPT-style Transformer with ONNX Runtime: in an app, in a terminal, without PyTorch.
 
->>> import edgelm
->>> model = edgelm.load("smollm2-135m-instruct")
->>> for chunk in model.stream("The sea", edgelm.GenerationConfig(max_new_tokens=64)):
-...     print(chunk.text, end="")
+Examples:
+    >>> import edgelm
+    >>> model = edgelm.load("smollm2-135m-instruct")
+    >>> for chunk in model.stream("The sea", edgelm.GenerationConfig(max_new_tokens=64)):
+    ...     print(chunk.text, end="")
 """
 
 from __future__ import annotations

@@ -38,6 +38,12 @@ def test_every_public_class_and_function_is_in_the_reference(site: Path) -> None
     assert [name for name in names if f'id="edgelm.{name}"' not in page] == []
 
 
+def test_an_example_in_a_docstring_is_shown_as_code(site: Path) -> None:
+    page = (site / "api" / "runtime.html").read_text()
+    assert "<blockquote>" not in page
+    assert '<span class="kn">import</span>' in page
+
+
 def test_every_page_of_the_folder_is_in_the_navigation(site: Path) -> None:
     start = (site / "index.html").read_text()
     pages = [path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")]
