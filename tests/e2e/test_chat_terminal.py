@@ -309,7 +309,7 @@ def test_a_terminal_may_change_its_size_at_any_moment():
     chat.wait_for("word39 ")
     chat.resize(3, 20)
     chat.wait_for("word119")
-    chat.wait_for("· stop")
+    chat.wait_for("stop")  # at this width the line with it breaks here or there, as its numbers are long
     chat.resize(24, 80)
     chat.wait_for(">>>")
     chat.type("/tokens\r")
