@@ -38,7 +38,8 @@ test-gpu:
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/run.py
 
-# The documentation, as a folder of pages that needs no server: site/index.html.
+# The documentation, as a folder of pages that needs no server: site/index.html. The search alone does, as browsers let
+# no page on the disk read its index: .venv/bin/python -m http.server -d site
 docs: $(VENV)/dev.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 

@@ -219,6 +219,8 @@ def test_sigterm_lets_an_answer_end_and_refuses_new_ones():
         assert "retry-after" in reply.headers
         assert b"data: [DONE]" in read_all(connection)
         assert server.stop() == 0
+        told = "Stopping when the running requests have ended (1). Ctrl-C again stops at once."
+        assert "".join(server.log).count(told) == 1
 
 
 def test_a_second_signal_stops_at_once():

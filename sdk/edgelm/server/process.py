@@ -71,6 +71,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._app, self._listening = app, listening
         self.signal: int | None = None
+        self._is_drain_told = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -84,7 +85,11 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         done = await super().on_tick(counter)
-        return done or self.force_exit or (self._app.draining and not self._app.metrics.running)
+        running = self._app.metrics.running
+        if self._app.draining and running and not self._is_drain_told:
+            self._is_drain_told = True  # else the command would seem to hang
+            logger.info("Stopping when the running requests have ended (%d). Ctrl-C again stops at once.", running)
+        return done or self.force_exit or (self._app.draining and not running)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self.force_exit:
