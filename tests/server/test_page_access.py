@@ -86,6 +86,7 @@ def test_it_fits_a_phone(open_page: Callable[..., Page], scripted_server: Edgelm
     assert page.locator("#model").bounding_box()["width"] > 140  # enough of a model's name to tell it from others
     expect(page.locator("#sidebar")).not_to_be_in_viewport()
     page.locator("#open-sidebar").tap()
+    expect(page.locator("#close-sidebar")).to_be_focused()  # the search field would bring up the keyboard
     page.locator("#conversations .open").tap()
     expect(page.locator("#sidebar")).not_to_be_in_viewport()
     page.locator("#question").tap()

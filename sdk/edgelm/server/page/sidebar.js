@@ -1,6 +1,6 @@
 // The list of conversations.
 
-import { button, byId, element } from "./dom.js";
+import { button, byId, byTouch, element } from "./dom.js";
 import { matches } from "./conversations.js";
 
 const NARROW = matchMedia("(max-width: 48rem)"); // as in style.css
@@ -31,7 +31,7 @@ export class Sidebar {
     byId("sidebar").classList.toggle("open", shown);
     byId("open-sidebar").setAttribute("aria-expanded", String(shown));
     byId("main").inert = this.covers();
-    if (shown) byId("search").focus();
+    if (shown) byId(byTouch.matches ? "close-sidebar" : "search").focus(); // no keyboard over the list
   }
 
   covers() {
