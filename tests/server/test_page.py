@@ -125,10 +125,14 @@ def test_a_block_of_code_is_copied_as_it_stands(open_page: Callable[..., Page]) 
 
 
 def test_one_of_several_models_is_chosen_and_stays_chosen(open_page: Callable[..., Page], own_library: Path) -> None:
-    for name in ("first", "second"):
-        shutil.copytree(TINY, own_library / "models" / name)
     with EdgelmServer((), prelude=scripted("Yes.")) as server:
         page = open_page(server)
+        expect(page.locator("#note")).to_have_text(
+            "No model is here yet. In a terminal: edgelm pull smollm2-135m-instruct"
+        )
+        for name in ("first", "second"):
+            shutil.copytree(TINY, own_library / "models" / name)
+        page.reload()
         expect(page.locator("#model option")).to_have_text(["first", "second"])
         page.select_option("#model", "second")
         with page.expect_request("**/v1/chat/completions") as sent:

@@ -284,14 +284,25 @@ def test_keys_come_from_a_file(tmp_path):
 def test_it_says_where_it_listens_and_each_request_on_standard_error():
     with EdgelmServer() as server:
         server.get("/health?key=secret")
+        server.get("/page/app.js")
+        server.get("/page/nothing.js")
         server.stop()
         log = "".join(server.log)
         assert f"Listening at {server.url} for everybody on this machine.\n" in log
+        assert f"Models: {TINY}\n" in log
+        assert "/page/app.js" not in log
+        assert "GET /page/nothing.js 404" in log
         assert f"A page to chat: {server.url} · OpenAI's base URL: {server.url}/v1 · Ollama's: {server.url}\n" in log
         assert re.search(r"GET /health 200 0\.\d{3} s", log)
         assert "secret" not in log
         assert server.process.stdout is not None
         assert server.process.stdout.read() == ""
+
+
+def test_an_empty_library_is_said_with_what_fills_it():
+    with EdgelmServer(()) as server:
+        server.stop()
+    assert "No model is here yet. Fetch one, and it is offered at once: edgelm pull " in "".join(server.log)
 
 
 def test_a_wrong_method_is_told_the_right_one():

@@ -16,6 +16,8 @@ from edgelm.cli.generation_options import complete_model, context_shift_option, 
 from edgelm.cli.main import EXIT_INTERRUPTED
 from edgelm.errors import ConfigError
 from edgelm.generation_config import PROMPT_LOOKUP
+from edgelm.library.catalogue import CATALOGUE
+from edgelm.library.library import Library
 from edgelm.server.options import ServerOptions, is_loopback
 
 _DEFAULTS = ServerOptions()
@@ -125,6 +127,10 @@ def serve(
     def listening(url: str) -> None:
         who = "whoever has its key" if options.api_keys else "everybody on this machine"
         click.echo(f"Listening at {url} for {who}.", err=True)
+        names = ", ".join(models or Library().packages())
+        first = next(iter(CATALOGUE))
+        none = f"No model is here yet. Fetch one, and it is offered at once: edgelm pull {first}"
+        click.echo(f"Models: {names}" if names else none, err=True)
         click.echo(f"A page to chat: {url} · OpenAI's base URL: {url}/v1 · Ollama's: {url}", err=True)
         if options.api_keys and not is_loopback(host):
             click.echo("The key and the answers travel unencrypted; put a proxy with TLS before strangers.", err=True)

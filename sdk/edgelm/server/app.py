@@ -28,6 +28,7 @@ from edgelm.server.sse import JsonAnswer
 logger = logging.getLogger("edgelm.server")
 
 _OLLAMA_PATHS = "/api/"
+_PAGE_FILES = "/page/"
 _SAFETY_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 
@@ -79,7 +80,9 @@ class ServerApp:
             self.metrics.count_request(route.path if isinstance(route, Route) else "other", status, seconds)
             # Escaped: whoever sends a path must not write lines of the log, or orders to the terminal that shows it.
             path = repr(scope["path"][:100])[1:-1]
-            logger.info("%s %s %d %.3f s", scope["method"], path, status, seconds)
+            # A page asks for its files each time that it is opened: nobody reads so many lines.
+            level = logging.DEBUG if path.startswith(_PAGE_FILES) and status < 400 else logging.INFO
+            logger.log(level, "%s %s %d %.3f s", scope["method"], path, status, seconds)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)

@@ -12,6 +12,7 @@ import { Thread } from "./thread.js";
 
 const SAVE_EVERY = 1000; // milliseconds, while an answer arrives
 const NOTE = `Runs on ${api.isHere ? "this machine" : location.hostname}. Answers can be wrong.`;
+const NO_MODEL = "No model is here yet. In a terminal: edgelm pull smollm2-135m-instruct";
 
 const settings = new Settings();
 const running = new Map(); // conversation's id -> AbortController
@@ -162,7 +163,7 @@ async function loadModels() {
     if (error.status === 401) askForKey();
     return;
   }
-  byId("note").textContent = unkept ?? NOTE;
+  byId("note").textContent = models.length ? (unkept ?? NOTE) : NO_MODEL;
   byId("model").replaceChildren(...models.map(({ id }) => element("option", { value: id }, id)));
   if (!models.some(({ id }) => id === settings.model)) settings.choose(models[0]?.id ?? null);
   byId("model").value = settings.model ?? "";
