@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from edgelm_server import EdgelmServer
 
 from edgelm import GenerationConfig
 
@@ -23,6 +24,28 @@ def test_a_text_is_continued_as_the_library_does(serving, tiny):
     assert done == "[DONE]"
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == expected.text
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-1] == "length"
+
+
+def test_what_stands_between_two_texts_is_written_by_a_model_that_learned_it(tiny):
+    names = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    prelude = f"from edgelm.text import fill_in_middle\nfill_in_middle.FILL_IN_TOKENS = ({names!r},)"
+    before, behind, middle = (tiny.tokenizer.control_tokens[name] for name in names)
+    encode = tiny.tokenizer.encode
+    prompt = [before, *encode(SEA), behind, *encode(" today."), middle]
+    expected = tiny.generate(prompt, GenerationConfig(max_new_tokens=8)).text
+    with EdgelmServer(prelude=prelude) as server:
+        for texts in (SEA, [SEA]):
+            assert complete(server, prompt=texts, suffix=" today.").json["choices"][0]["text"] == expected
+        body = {
+            "model": "tiny-random",
+            "prompt": SEA,
+            "suffix": " today.",
+            "stream": False,
+            "options": {"num_predict": 8},
+        }
+        assert server.post("/api/generate", body).json["response"] == expected
+        refused = server.post("/api/generate", body | {"system": "Be kind."})
+    assert (refused.status, "system does not go with suffix" in refused.json["error"]) == (400, True)
 
 
 def test_without_a_limit_there_are_sixteen_tokens(serving):
@@ -119,7 +142,9 @@ def test_a_token_that_is_no_whole_character_has_its_bytes_spelled_out(serving, t
         ({"best_of": 9}, "best_of is 9; it must be from 1 to 8."),
         ({"best_of": 2, "n": 3}, "best_of is 2, and n is 3: n of best_of answers come back."),
         ({"best_of": 2, "stream": True}, "best_of is 2, and n is 1: what is chosen at the end is not streamed."),
-        ({"suffix": "x"}, "suffix is not supported: these models write forwards alone."),
+        ({"suffix": "x"}, "The model has no tokens to fill in the middle; edgelm knows "),
+        ({"suffix": "x", "echo": True}, "suffix goes with prompts that are texts, and without echo."),
+        ({"suffix": "x", "prompt": [1, 2]}, "suffix goes with prompts that are texts, and without echo."),
     ],
 )
 def test_what_cannot_be_done_is_refused(serving, fields, words):

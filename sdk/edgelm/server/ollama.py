@@ -33,6 +33,7 @@ from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, list
 from edgelm.server.sse import JsonAnswer, line
 from edgelm.structure.constraint import Constraint
 from edgelm.text.chat_template import ChatTemplate
+from edgelm.text.fill_in_middle import fill_in_ids
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel
@@ -100,11 +101,10 @@ CHAT_BODY = record(
     {**_COMMON, "messages": listing(_MESSAGE, most=2048), "tools": CHAT["tools"]}, required=("model", "messages")
 )
 GENERATE_BODY = record(
-    {**_COMMON, "prompt": TEXT, "system": TEXT, "raw": BOOLEAN},
+    {**_COMMON, "prompt": TEXT, "suffix": TEXT, "system": TEXT, "raw": BOOLEAN},
     required=("model",),
     refused={
         "images": "these models read text alone.",
-        "suffix": "these models write forwards alone.",
         "template": "the model has its own; send raw: true for a prompt of your own.",
         "context": "send the conversation to /api/chat.",
     },
@@ -135,7 +135,11 @@ async def generate(call: Call) -> Response:
     def jobs(model: LanguageModel) -> list[Job]:
         body = call.body
         prompt, config = body.get("prompt", ""), _config(model, body)
-        if body.get("raw") or model.chat_template is None:
+        if body.get("suffix"):
+            if body.get("system"):
+                raise ApiError(400, "system does not go with suffix: code is completed without it.", param="system")
+            prompt_ids = fill_in_ids(model.tokenizer, prompt, body["suffix"])
+        elif body.get("raw") or model.chat_template is None:
             prompt_ids = model.tokenizer.encode_prompt(prompt)
         else:
             system = [{"role": "system", "content": body["system"]}] if body.get("system") else []
@@ -143,7 +147,7 @@ async def generate(call: Call) -> Response:
             prompt_ids, config = model.encode_chat(messages), model.keep_opening(config, messages)
         return [Job(prompt_ids=prompt_ids, config=config)]
 
-    return await _deliver(call, jobs, is_chat=False, only_load=not call.body.get("prompt"))
+    return await _deliver(call, jobs, is_chat=False, only_load=not (call.body.get("prompt") or call.body.get("suffix")))
 
 
 async def list_tags(call: Call) -> Response:

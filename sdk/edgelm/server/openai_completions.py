@@ -18,6 +18,7 @@ from edgelm.server.openai_chat import STREAM_OPTIONS, Frame, finite
 from edgelm.server.sampling_fields import HARMLESS, MAX_CHOICES, REFUSED, SAMPLING, generation_config, with_seed
 from edgelm.server.schema import BOOLEAN, TEXT, Schema, listing, record, whole
 from edgelm.server.sse import DONE, KEEPALIVE, event
+from edgelm.text.fill_in_middle import fill_in_ids
 from edgelm.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ BODY = record(
                 listing(_IDS, fewest=1, most=MAX_PROMPTS),
             ]
         },
+        "suffix": TEXT,
         **SAMPLING,
         "max_tokens": whole(0),
         "n": whole(1, MAX_CHOICES),
@@ -50,10 +52,7 @@ BODY = record(
     },
     required=("prompt",),
     ignored=HARMLESS,
-    refused={
-        **{name: why for name, why in REFUSED.items() if name != "best_of"},
-        "suffix": "these models write forwards alone.",
-    },
+    refused={name: why for name, why in REFUSED.items() if name != "best_of"},
 )
 
 
@@ -71,7 +70,7 @@ async def create_completion(call: Call) -> Response:
         )
 
     def prepare(served: LoadedModel) -> tuple[list[Job], CompletionWriter]:
-        prompts = token_ids(served.model.tokenizer, body["prompt"], "prompt")
+        prompts = _prompts(served.model.tokenizer, body)
         config = generation_config(
             served.model,
             body,
@@ -93,6 +92,17 @@ async def create_completion(call: Call) -> Response:
 
     scores = bool(body.get("echo")) and body.get("logprobs") is not None
     return await deliver(call, prepare, model=body.get("model"), streaming=streaming, computing=scores)
+
+
+def _prompts(tokenizer: Tokenizer, body: Mapping[str, Any]) -> list[list[int]]:
+    """Return the token ids of each prompt; with a suffix, those that ask for what stands between the two."""
+    given, suffix = body["prompt"], body.get("suffix")
+    if not suffix:
+        return token_ids(tokenizer, given, "prompt")
+    texts = given if isinstance(given, list) else [given]
+    if body.get("echo") or not all(isinstance(text, str) for text in texts):
+        raise ApiError(400, "suffix goes with prompts that are texts, and without echo.", param="suffix")
+    return [fill_in_ids(tokenizer, text, suffix) for text in texts]
 
 
 def token_ids(tokenizer: Tokenizer, given: Any, param: str) -> list[list[int]]:
