@@ -48,6 +48,7 @@ def test_the_table_names_what_was_measured() -> None:
     assert done.exit_code == 0
     assert "prompt of 512 tokens" in done.stdout
     assert "the memory allows" in done.stdout
+    assert not any(line.endswith(" ") for line in done.stdout.splitlines())
 
 
 @pytest.mark.parametrize("command", ["bench", "compare"])

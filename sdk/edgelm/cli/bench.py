@@ -53,7 +53,7 @@ def bench(model: str, threads: int | None, provider: str, rounds: int, as_json: 
         return
     click.echo(f"{printable(report.name)} · {report.precision} · {_threads(report)}")
     for rate in report.rates:
-        click.echo(f"  {rate.name:<26}{_number(rate.median, rate.unit):>18}   {_range(rate)}")
+        click.echo(f"  {rate.name:<26}{_number(rate.median, rate.unit):>18}   {_range(rate)}".rstrip())
     if report.peak_memory is not None:
         click.echo(f"  {'memory, at most':<26}{megabytes(report.peak_memory):>18}")
     bound = report.bound
