@@ -6,8 +6,11 @@ import time
 from itertools import islice
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import edgelm
-from edgelm.decoding.generate import decode, prefill
+from edgelm.decoding.generate import PREFILL_CHUNK, decode, prefill
 from edgelm.decoding.sampling import Sampler
 from workers.engine import EngineOptions, Generation
 
@@ -46,6 +49,12 @@ class EdgeLM:
 
     def log_likelihood(self, ids: list[int]) -> float:
         return sum(token.logprob for token in self._model.score(ids).tokens)
+
+    def logits(self, ids: list[int]) -> NDArray[np.float32]:
+        session = self._model.session
+        cache = session.new_cache()
+        chunks = (ids[start : start + PREFILL_CHUNK] for start in range(0, len(ids), PREFILL_CHUNK))
+        return np.concatenate([session.forward(chunk, cache, all_logits=True).copy() for chunk in chunks])
 
 
 def load(options: EngineOptions) -> EdgeLM:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
@@ -37,3 +40,6 @@ class Engine(Protocol):
 
     def log_likelihood(self, ids: list[int]) -> float:
         """Sum the natural log-probabilities of all tokens but the first."""
+
+    def logits(self, ids: list[int]) -> NDArray[np.float32]:
+        """Return the logits [T, V] of all positions."""

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import onnxruntime_genai
+from numpy.typing import NDArray
 
 from workers.engine import EngineOptions, Generation
 from workers.log_likelihood import sum_log_likelihood
@@ -43,10 +44,13 @@ class GenAI:
         return int(generator.get_next_tokens()[0])
 
     def log_likelihood(self, ids: list[int]) -> float:
+        return sum_log_likelihood(self.logits(ids)[:-1], ids[1:])
+
+    def logits(self, ids: list[int]) -> NDArray[np.float32]:
         generator = self._generator(len(ids) + 1)
         generator.append_tokens(np.array(ids, np.int32))
-        logits_TV = generator.get_output("logits")[0]
-        return sum_log_likelihood(logits_TV[:-1], ids[1:])
+        logits_TV: NDArray[np.float32] = generator.get_output("logits")[0]
+        return logits_TV
 
     def _generator(self, max_length: int) -> onnxruntime_genai.Generator:
         parameters = onnxruntime_genai.GeneratorParams(self._model)

@@ -61,6 +61,11 @@ class LlamaCpp:
             total += sum_log_likelihood(self._all_logits(chunk, start)[: len(targets)], targets)
         return total
 
+    def logits(self, ids: list[int]) -> NDArray[np.float32]:
+        self._clear()
+        starts = range(0, len(ids), _BATCH)
+        return np.concatenate([self._all_logits(ids[start : start + _BATCH], start).copy() for start in starts])
+
     def _all_logits(self, ids: Sequence[int], position: int) -> NDArray[np.float32]:
         batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
         batch.n_tokens = len(ids)

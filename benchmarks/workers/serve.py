@@ -1,6 +1,7 @@
 """The main program of a worker: load one runtime, then answer commands, one JSON line each.
 
 Commands: {"do": "generate", "prompt_ids": [...], "new_tokens": n} | {"do": "log_likelihood", "ids": [...]}
+| {"do": "keep_logits", "ids": [...], "path": ".npy"} | {"do": "compare", "ids": [...], "source": ".npy"}
 | {"do": "collapse"} | {"do": "memory"}; the end of the input ends the worker.
 """
 
@@ -44,6 +45,15 @@ def _answer(engine: Engine, command: dict[str, Any]) -> dict[str, Any]:
             return dataclasses.asdict(engine.generate(**command))
         case "log_likelihood":
             return {"log_likelihood": engine.log_likelihood(**command)}
+        case "keep_logits":
+            from workers import comparison  # not before an engine's own imports and memory are measured
+
+            comparison.keep(engine.logits(command["ids"]), command["path"])
+            return {}
+        case "compare":
+            from workers import comparison
+
+            return comparison.compare(engine.logits(command["ids"]), command["ids"], command["source"])
         case "collapse":
             huge_pages.collapse()
             return {}

@@ -153,20 +153,17 @@ def _choices(checkpoint: Checkpoint, group: list[str], ladder: list[Scheme], mea
 
     The divergence is a second-order effect of the error, so that it goes with its square.
     """
-    errors = np.zeros(len(ladder))
+    errors, sizes = np.zeros(len(ladder)), np.zeros(len(ladder))
     for name in group:
         weight = checkpoint.tensor(name)
         rows = weight[:: -(-len(weight) // _SAMPLED_ROWS)]
-        errors += [float(np.square(unpack(quantize_alone(rows, scheme)) - rows).sum()) for scheme in ladder]
-    shapes = checkpoint.config.tensor_shapes()
-    weights = sum(int(np.prod(shapes[name])) for name in group)
+        for i, scheme in enumerate(ladder):
+            packed = quantize_alone(rows, scheme)
+            errors[i] += np.square(unpack(packed) - rows).sum()
+            sizes[i] += packed.nbytes * len(weight) / len(rows)
     return [
-        Choice(
-            scheme=name,
-            size=int(weights * scheme.bits_per_weight / 8),
-            divergence=max(measured, 0.0) * float(error / (errors[0] or 1.0)),
-        )
-        for name, scheme, error in zip(_names(group), ladder, errors, strict=True)
+        Choice(scheme=name, size=int(size), divergence=max(measured, 0.0) * float(error / (errors[0] or 1.0)))
+        for name, size, error in zip(_names(group), sizes, errors, strict=True)
     ]
 
 

@@ -158,7 +158,7 @@ class _StoredTensors:
             block_size=block_size,
             columns=self._shapes[name][1],
             packed=self._array(stored)[rows],
-            scales=self._array(f"{stored}.scales")[rows],
+            scales=self._array(f"{stored}.scales")[rows].astype(np.float32),
             zero_points=self._array(f"{stored}.zero_points")[rows] if has_zero_points else None,
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import numpy as np
 import onnx
 
 from edgelm_export.graph import MICROSOFT, Graph
@@ -41,11 +42,19 @@ class NBits:
         """Store a weight in MatMulNBits' layout and order."""
         parts = [
             graph.weight(f"{module}.weight", weight.packed),
-            graph.weight(f"{module}.weight.scales", weight.scales),
+            self._scales(graph, f"{module}.weight.scales", weight),
         ]
         if weight.zero_points is not None:
             parts.append(graph.weight(f"{module}.weight.zero_points", weight.zero_points))
         return parts
+
+    def _scales(self, graph: Graph, name: str, weight: PackedWeight) -> str:
+        """Store scales; the operator wants them in its input's type, to which ONNX Runtime widens them at load."""
+        stored = weight.stored_scales
+        graph.weight(name, stored)
+        if stored.dtype == np.float32:
+            return name
+        return graph.node("Cast", [name], f"{name}.float", attributes={"to": onnx.TensorProto.FLOAT})
 
     def product(self, graph: Graph, hidden: str, parts: list[str], weight: PackedWeight, output: str) -> str:
         """Add MatMulNBits over stored parts."""

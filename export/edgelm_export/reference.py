@@ -148,10 +148,12 @@ def run_layer(
     *,
     read_SD: Array | None = None,
     both_ways: bool = False,
+    lengths: Sequence[int] = (),
 ) -> Array:
     """Return what leaves layer number `layer` for what enters it, both [T, D].
 
     read_SD: what the encoder made of a source. both_ways: the layer is an encoder's, and sees later tokens too.
+    lengths: of the sequences that stand behind each other in T; nothing is one sequence.
     """
 
     def normed(name: str | None, x_TD: Array) -> Array:
@@ -164,7 +166,7 @@ def run_layer(
         return x_TD + multiplier * normed(name, part_TD)
 
     before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
-    attended_TD = _attention(config, layer, weights, normed(before_attention, hidden_TD), tables, both_ways)
+    attended_TD = _attention(config, layer, weights, normed(before_attention, hidden_TD), tables, both_ways, lengths)
     attended_TD = added(hidden_TD, attended_TD, after_attention)
     if read_SD is not None:
         before_cross, after_cross = CROSS_NORMS[config.norm_placement]
@@ -212,9 +214,15 @@ def _cross_attention(config: ModelConfig, weights: Weights, hidden_TD: Array, re
 
 
 def _attention(
-    config: ModelConfig, layer: int, weights: Weights, hidden_TD: Array, tables: Tables, both_ways: bool
+    config: ModelConfig,
+    layer: int,
+    weights: Weights,
+    hidden_TD: Array,
+    tables: Tables,
+    both_ways: bool,
+    lengths: Sequence[int],
 ) -> Array:
-    T, N, K, H = len(hidden_TD), config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    T, H = len(hidden_TD), config.head_dim
     q_TD, k_SD, v_SD = (_linear(weights, f"self_attn.{part}_proj", hidden_TD) for part in "qkv")
     if config.qk_norm and config.qk_norm_scope == "projection":
         q_TD = _norm(config, weights, "self_attn.q_norm.", q_TD)
@@ -223,6 +231,27 @@ def _attention(
     if config.qk_norm and config.qk_norm_scope == "head":
         q_NTH = _norm(config, weights, "self_attn.q_norm.", q_NTH)
         k_KSH = _norm(config, weights, "self_attn.k_norm.", k_KSH)
+    out_TD, start = np.empty_like(q_TD), 0
+    for length in lengths or (T,):
+        own = slice(start, start + length)
+        out_TD[own] = _attended(config, layer, weights, q_NTH[:, own], k_KSH[:, own], v_KSH[:, own], tables, both_ways)
+        start += length
+    return _linear(weights, "self_attn.o_proj", out_TD)
+
+
+def _attended(
+    config: ModelConfig,
+    layer: int,
+    weights: Weights,
+    q_NTH: Array,
+    k_KSH: Array,
+    v_KSH: Array,
+    tables: Tables,
+    both_ways: bool,
+) -> Array:
+    """Return what the queries of one sequence gather, [T, N * H]."""
+    N, T, H = q_NTH.shape
+    K = len(k_KSH)
     kind = config.rope_kind(layer)
     if kind is not None:
         cos_TR, sin_TR = (_rows(config, kind, table, T) for table in tables[kind])
@@ -245,7 +274,7 @@ def _attention(
             scores_TS = np.exp(scores_TS - largest_T1)
             sums_T1 = scores_TS.sum(-1, keepdims=True) + np.exp(sink - largest_T1)
             out_TNH[start:end, n] = scores_TS @ v_SH[:seen] / sums_T1
-    return _linear(weights, "self_attn.o_proj", out_TNH.reshape(T, N * H))
+    return out_TNH.reshape(T, N * H)
 
 
 def _rows(config: ModelConfig, kind: str, table: Array, T: int) -> Array:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from make_tiny_model import CONFIG, make_checkpoint
@@ -47,6 +48,19 @@ def test_a_package_of_every_precision_loads_and_its_figures_are_within_bounds(
     model = edgelm.load(tmp_path / "package")
     assert model.generate("The", edgelm.GenerationConfig(max_new_tokens=3)).usage.completion_tokens == 3
     assert Manifest.load(tmp_path / "package") == manifest
+
+
+def test_scales_are_in_float16_on_the_disk_and_widened_in_the_graph(
+    checkpoint: HuggingFaceCheckpoint, tmp_path: Path
+) -> None:
+    export_package(checkpoint, tmp_path / "package", "int8")
+    graph = onnx.load_model(tmp_path / "package" / "model.onnx", load_external_data=False).graph
+    scales = {tensor.name: tensor.data_type for tensor in graph.initializer if tensor.name.endswith(".scales")}
+    assert scales
+    assert set(scales.values()) == {onnx.TensorProto.FLOAT16}
+    widened = {node.output[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in scales}
+    products = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    assert {node.input[2] for node in products} == widened
 
 
 def test_an_fp32_package_is_its_source(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:

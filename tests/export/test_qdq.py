@@ -37,7 +37,10 @@ CONFIGS = {
 
 
 class RoundedByHand(CheckpointView):
-    """Show each matrix as whole steps of its blocks' scales: 64 weights, the largest of them 127 steps."""
+    """Show each matrix as whole steps of its blocks' scales: 64 weights, the largest of them 127 steps.
+
+    The scales are such as float16 holds.
+    """
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, rounded where it is a matrix."""
@@ -46,6 +49,7 @@ class RoundedByHand(CheckpointView):
             for start in range(0, tensor.shape[1], 64):
                 block = tensor[:, start : start + 64]
                 steps = np.abs(block).max(1, keepdims=True) / np.float32(127)
+                steps = steps.astype(np.float16).astype(np.float32)
                 block[:] = np.rint(block / steps) * steps
         return tensor
 

@@ -80,9 +80,24 @@ def test_a_scheme_keeps_the_weight_to_its_bits(scheme: str, bound: float) -> Non
 
 
 def test_int8_of_a_hand_computed_block() -> None:
-    packed = quantized(np.array([[1.27, -0.635, 0.0, 0.01] + [0.0] * 12], np.float32), "int8-block16")
+    steps = np.array([[127, -63.5, 0.0, 1] + [0.0] * 12], np.float32)
+    packed = quantized(steps * np.float32(2**-7), "int8-block16")
     assert packed.packed[0, 0, :5].tolist() == [255, 64, 128, 129, 128]  # -63.5 rounds to even
-    np.testing.assert_allclose(packed.scales, [[0.01]], rtol=1e-6)
+    assert packed.scales.tolist() == [[2**-7]]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_scales_are_such_as_float16_holds(scheme: str) -> None:
+    scales = quantized(random_weight(16, 256), scheme).scales
+    assert np.array_equal(scales.astype(np.float16), scales)
+
+
+def test_scales_beyond_what_float16_holds_stay_in_float32() -> None:
+    for size in (1e-6, 1e8):
+        weight = random_weight(16, 256) * np.float32(size)
+        packed = quantized(weight, "int8-block64")
+        assert packed.scales.dtype == np.float32
+        assert relative_error(unpack(packed), weight) < 0.007
 
 
 def test_the_search_finds_a_grid_that_the_weights_are_on() -> None:
@@ -205,10 +220,14 @@ def test_a_scheme_that_there_is_not_is_refused_with_those_that_there_are(name: s
         parse_scheme(name)
 
 
-def test_a_scheme_counts_the_bits_of_its_scales_and_zero_points() -> None:
+def test_a_weight_counts_its_bytes_on_the_disk() -> None:
     weight = random_weight(16, 256)
-    for name in ("int8-block64", "int4-block32-asymmetric", "int2-block64-asymmetric"):
-        packed, scheme = quantized(weight, name), parse_scheme(name)
-        assert isinstance(scheme, Scheme)
-        parts = [packed.packed, packed.scales] + ([] if packed.zero_points is None else [packed.zero_points])
-        assert sum(part.nbytes for part in parts) * 8 == scheme.bits_per_weight * weight.size
+    # Bits a weight: of its integers, and its share of a scale of 16 bits and of a zero point.
+    for name, bits in (
+        ("int8-block64", 8 + 16 / 64),
+        ("int4-block32-asymmetric", 4 + 20 / 32),
+        ("int2-block64-asymmetric", 2 + 18 / 64),
+    ):
+        assert quantized(weight, name).nbytes * 8 == bits * weight.size
+    wide = quantized(weight * np.float32(1e-6), "int8-block64")  # with scales below those of float16
+    assert wide.nbytes * 8 == (8 + 32 / 64) * weight.size

@@ -1,21 +1,19 @@
 """Calibration: run the source on a text layer by layer, and quantize each layer for the inputs that it meets there.
 
-The source runs beside the layers as they are after quantization: each layer is quantized for the inputs that it will
-really meet, and its weights lean towards what makes up for the error in those (as GPTAQ does, arXiv:2504.02692). One
-layer of the source, and the activations of the text, are in memory at a time; each layer's results go to disk, and a
-calibration that was stopped goes on behind the last whole layer.
+The source runs beside the layers as they are after quantization: each projection is quantized for the inputs that it
+will really meet, at the moment when they come to it, and its weights lean towards what makes up for the error in those
+(as GPTAQ does, arXiv:2504.02692) and in the residual stream that it writes to. One layer of the source, and the
+activations of the text, are in memory at a time; each layer's results go to disk, and a calibration that was stopped
+goes on behind the last whole layer.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,21 +24,21 @@ from edgelm.errors import ExportError
 from edgelm_export import reference
 from edgelm_export.checked import Progress
 from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.checkpoint_view import CheckpointView
+from edgelm_export.quantize import Stored, quantize
 from edgelm_export.quantize.folding import fold
-from edgelm_export.quantize.gptq import quantize_gptq
-from edgelm_export.quantize.grid import quantize_alone
-from edgelm_export.quantize.packed import unpack
+from edgelm_export.quantize.in_passing import LayerInPassing
+from edgelm_export.quantize.packed import PackedWeight, unpack
 from edgelm_export.quantize.prepared import Prepared, PreparedCheckpoint, layer_path, save_layer
 from edgelm_export.quantize.statistics import LayerStatistics
+from edgelm_export.tensor_map import EMBEDDING
 
 Array = NDArray[np.float32]
 Weights = dict[str, Array]
-Tables = Mapping[str, tuple[Array, Array]]  # what reference.position_tables returns
 
 # Folding changes nothing but the order of float32's sums; the largest seen is 3e-6 of the largest activation.
 _FOLDING_TOLERANCE = 1e-3
-_STATE = "hidden.npz"
-_EXPERT = re.compile(r"\.experts\.\d+\.\w+\.weight$")
+_STATE = "entering.npz"
 
 
 def calibrate(
@@ -65,8 +63,8 @@ def calibrate(
         done += 1
     if done < layers:
         resumed = _resumed(folder, done)
-        hidden, done = resumed or (_Hidden.start(reference.embed(checkpoint, sequences)), 0)
-        run = _Calibration(checkpoint, precision, reference.position_tables(config, sequences))
+        hidden, done = resumed or (_entering(checkpoint, precision, sequences), 0)
+        run = _Calibration(checkpoint, precision, sequences)
         for layer in range(done, layers):
             progress("calibrate", layer, layers)
             tensors, hidden = run.layer(layer, hidden)
@@ -78,19 +76,39 @@ def calibrate(
 
 @dataclass(frozen=True, kw_only=True)
 class _Hidden:
-    """What enters a layer, [T, D] for each sequence: in the source, and behind quantized layers."""
+    """What enters a layer, [T, D] of all sequences: in the source, and behind what is quantized."""
 
-    source: list[Array]
-    package: list[Array]
+    source_TD: Array
+    package_TD: Array
 
-    @classmethod
-    def start(cls, embedded: list[Array]) -> _Hidden:
-        return cls(source=embedded, package=[hidden_TD.copy() for hidden_TD in embedded])
+
+def _entering(checkpoint: Checkpoint, precision: Precision, sequences: Sequence[Sequence[int]]) -> _Hidden:
+    """Return what enters the first layer, in the package by the embedding as it is stored there."""
+    scheme = scheme_for(precision.recipe(checkpoint.config), EMBEDDING)
+    stored = _WithEmbedding(checkpoint, quantize(checkpoint, EMBEDDING, scheme))
+    source, package = (np.concatenate(reference.embed(each, sequences)) for each in (checkpoint, stored))
+    return _Hidden(source_TD=source, package_TD=package)
+
+
+class _WithEmbedding(CheckpointView):
+    def __init__(self, checkpoint: Checkpoint, embedding: Stored) -> None:
+        super().__init__(checkpoint)
+        self._embedding = embedding
+
+    def tensor(self, name: str) -> Array:
+        """Read one tensor, the embedding as the package has it."""
+        if name != EMBEDDING:
+            return self._checkpoint.tensor(name)
+        if isinstance(self._embedding, PackedWeight):
+            return unpack(self._embedding)
+        return self._embedding.astype(np.float32)
 
 
 class _Calibration:
-    def __init__(self, checkpoint: Checkpoint, precision: Precision, tables: Tables) -> None:
-        self._checkpoint, self._config, self._tables = checkpoint, checkpoint.config, tables
+    def __init__(self, checkpoint: Checkpoint, precision: Precision, sequences: Sequence[Sequence[int]]) -> None:
+        self._checkpoint, self._config = checkpoint, checkpoint.config
+        self._tables = reference.position_tables(checkpoint.config, sequences)
+        self._lengths = [len(ids) for ids in sequences]
         self._recipe = precision.recipe(checkpoint.config)
         self._transforms = [name for name in TRANSFORMS if name in precision.transforms and name != "rotate"]
 
@@ -103,53 +121,39 @@ class _Calibration:
             return scheme if isinstance(scheme, Scheme) else None
 
         source = dict(reference.layer_weights(self._checkpoint, layer))
-        weights = dict(source)
-        statistics, following = self._observed(layer, source, hidden)
-        for transform in self._transforms:
-            weights, statistics = fold(transform, self._config, weights, statistics, scheme_of)
+        following_TD, met = self._observed(layer, source, hidden.source_TD)
+        folded = dict(source)
         if self._transforms:
-            self._refuse_other_outputs(layer, source, weights, hidden.source[0])
-        changed = {name: weights[name] for name in weights if weights[name] is not source[name]}
-        tensors: dict[str, Prepared] = {f"{prefix}{name}": tensor for name, tensor in changed.items()}
-        for module, inputs in statistics.of_module.items():
-            name, scheme = f"{module}.weight", scheme_of(module)
-            if scheme is None or weights[name].ndim != 2:
-                continue
-            packed = (
-                quantize_gptq(weights[name], inputs, scheme)
-                if scheme.method == "gptq"
-                else quantize_alone(weights[name], scheme)
-            )
-            tensors[f"{prefix}{name}"], weights[name] = packed, unpack(packed)
-        for name in [name for name in weights if _EXPERT.search(name) and f"{prefix}{name}" not in tensors]:
-            # Too few tokens of the text came to this expert, or others did behind quantized layers.
-            scheme = scheme_of(name.removesuffix(".weight"))
-            if scheme is not None:
-                method = "rounded" if scheme.bits == 8 else "searched"
-                alone = dataclasses.replace(scheme, method=method if scheme.method == "gptq" else scheme.method)
-                packed = quantize_alone(weights[name], alone)
-                tensors[f"{prefix}{name}"], weights[name] = packed, unpack(packed)
-        return tensors, _Hidden(source=following, package=self._outputs(layer, weights, hidden.package))
+            _, inputs = self._observed(layer, source, hidden.package_TD)
+            statistics = LayerStatistics.of(met, inputs)
+            for transform in self._transforms:
+                folded, statistics = fold(transform, self._config, folded, statistics, scheme_of)
+            folded_TD, met = self._observed(layer, folded, hidden.source_TD)
+            self._refuse_other_outputs(layer, following_TD, folded_TD)
+        entering_TD = hidden.source_TD - hidden.package_TD
+        passing = LayerInPassing(folded, met, scheme_of, entering_TD if self._writes_plainly else None)
+        package_TD = self._output(layer, passing.weights, hidden.package_TD)
+        changed = {name: folded[name] for name in folded if folded[name] is not source[name]}
+        tensors: dict[str, Prepared] = {**changed, **passing.packed}
+        following = _Hidden(source_TD=following_TD, package_TD=package_TD)
+        return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}, following
 
-    def _observed(self, layer: int, weights: Weights, hidden: _Hidden) -> tuple[LayerStatistics, list[Array]]:
-        """Return what the projections meet, and what leaves the layer in the source."""
-        statistics, following = LayerStatistics(), []
-        for source_TD, package_TD in zip(hidden.source, hidden.package, strict=True):
-            met: tuple[dict[str, Array], dict[str, Array]] = ({}, {})
-            for inputs, hidden_TD in zip(met, (source_TD, package_TD), strict=True):
-                observed = reference.ObservedWeights(weights, inputs.__setitem__)
-                (output_TD,) = self._outputs(layer, observed, [hidden_TD])
-                if hidden_TD is source_TD:
-                    following.append(output_TD)
-            statistics.add(*met)
-        return statistics, following
+    @property
+    def _writes_plainly(self) -> bool:
+        """Whether attention and feed-forward are added to the residual stream one after the other, as they are."""
+        config = self._config
+        return config.norm_placement == "pre" and not config.parallel_residual and config.residual_multiplier == 1
 
-    def _outputs(self, layer: int, weights: Mapping[str, Array], hidden: list[Array]) -> list[Array]:
-        return [reference.run_layer(self._config, layer, weights, hidden_TD, self._tables) for hidden_TD in hidden]
+    def _observed(self, layer: int, weights: Weights, hidden_TD: Array) -> tuple[Array, dict[str, Array]]:
+        """Return what leaves the layer, and what each projection meets."""
+        met: dict[str, Array] = {}
+        return self._output(layer, reference.ObservedWeights(weights, met.__setitem__), hidden_TD), met
 
-    def _refuse_other_outputs(self, layer: int, source: Weights, folded: Weights, hidden_TD: Array) -> None:
-        (wanted,), (got,) = self._outputs(layer, source, [hidden_TD]), self._outputs(layer, folded, [hidden_TD])
-        difference = float(np.abs(got - wanted).max() / np.abs(wanted).max())
+    def _output(self, layer: int, weights: Mapping[str, Array], hidden_TD: Array) -> Array:
+        return reference.run_layer(self._config, layer, weights, hidden_TD, self._tables, lengths=self._lengths)
+
+    def _refuse_other_outputs(self, layer: int, wanted_TD: Array, got_TD: Array) -> None:
+        difference = float(np.abs(got_TD - wanted_TD).max() / np.abs(wanted_TD).max())
         if not difference < _FOLDING_TOLERANCE:
             raise ExportError(
                 f"{' and '.join(self._transforms)} would change what layer {layer} computes, by {difference:.2g} of "
@@ -169,9 +173,7 @@ def _save_state(folder: Path, layer: int, hidden: _Hidden) -> None:
     """Write what enters `layer`, after the results of the one before it: killed in between, that is done again."""
     unfinished = folder / f"{_STATE}.unfinished"
     with unfinished.open("wb") as file:
-        arrays: dict[str, Any] = {f"source{i}": hidden_TD for i, hidden_TD in enumerate(hidden.source)}
-        arrays |= {f"package{i}": hidden_TD for i, hidden_TD in enumerate(hidden.package)}
-        np.savez(file, layer=np.array(layer), **arrays)
+        np.savez(file, layer=np.array(layer), source_TD=hidden.source_TD, package_TD=hidden.package_TD)
     unfinished.replace(folder / _STATE)
 
 
@@ -184,6 +186,4 @@ def _resumed(folder: Path, done: int) -> tuple[_Hidden, int] | None:
         layer = int(stored["layer"])
         if layer > done:
             return None
-        count = len(stored.files) // 2
-        source, package = ([stored[f"{kind}{i}"] for i in range(count)] for kind in ("source", "package"))
-    return _Hidden(source=source, package=package), layer
+        return _Hidden(source_TD=stored["source_TD"], package_TD=stored["package_TD"]), layer

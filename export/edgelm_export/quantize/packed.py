@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,22 @@ class PackedWeight:
     def layout(self) -> tuple[int, int, bool]:
         """What must be equal for two weights to be stacked into one."""
         return self.bits, self.block_size, self.zero_points is None
+
+    @property
+    def stored_scales(self) -> NDArray[np.float16 | np.float32]:
+        """The scales as they are on the disk: in float16 where that holds them all."""
+        with np.errstate(over="ignore"):
+            halves = self.scales.astype(np.float16)
+        return halves if np.array_equal(halves, self.scales) else self.scales
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes on the disk."""
+        return (
+            self.packed.nbytes
+            + self.stored_scales.nbytes
+            + (0 if self.zero_points is None else self.zero_points.nbytes)
+        )
 
 
 def pack(
@@ -89,6 +106,12 @@ def _from_bytes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
         return packed
     parts = [(packed >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
     return np.stack(parts, axis=-1).reshape(*packed.shape[:-1], -1)
+
+
+def rows_of(weight: PackedWeight, rows: slice) -> PackedWeight:
+    """Take some rows of a weight."""
+    zero_points = None if weight.zero_points is None else weight.zero_points[rows]
+    return dataclasses.replace(weight, packed=weight.packed[rows], scales=weight.scales[rows], zero_points=zero_points)
 
 
 def stack(weights: list[PackedWeight]) -> PackedWeight:

@@ -16,7 +16,8 @@ class InputStatistics:
     """The inputs [tokens, K] of one projection: their products, and each channel's mean and largest size.
 
     hessian_KK: X^T X of the inputs X as they come from quantized layers. cross_KK: S^T X with the inputs S of the
-    source at the same places.
+    source at the same places. lacking_NK: (R - Q)^T X, where the outputs are added to what is R in the source and Q
+    behind quantized layers; None where that is not looked at.
     """
 
     tokens: int
@@ -24,10 +25,11 @@ class InputStatistics:
     cross_KK: Array
     mean_K: Array
     largest_K: Array
+    lacking_NK: Array | None = None
 
     @classmethod
-    def of(cls, source_TK: Array, inputs_TK: Array) -> InputStatistics:
-        """Measure one sequence."""
+    def of(cls, source_TK: Array, inputs_TK: Array, lacking_TN: Array | None = None) -> InputStatistics:
+        """Measure a text."""
         sizes = np.abs(inputs_TK)
         return cls(
             tokens=len(inputs_TK),
@@ -35,16 +37,8 @@ class InputStatistics:
             cross_KK=source_TK.T @ inputs_TK,
             mean_K=sizes.mean(0),
             largest_K=sizes.max(0),
+            lacking_NK=None if lacking_TN is None else lacking_TN.T @ inputs_TK,
         )
-
-    def add(self, other: InputStatistics) -> None:
-        """Take in another sequence."""
-        tokens = self.tokens + other.tokens
-        self.mean_K = (self.mean_K * self.tokens + other.mean_K * other.tokens) / np.float32(tokens)
-        self.largest_K = np.maximum(self.largest_K, other.largest_K)
-        self.hessian_KK += other.hessian_KK
-        self.cross_KK += other.cross_KK
-        self.tokens = tokens
 
     def divided(self, scales_K: Array) -> InputStatistics:
         """Return the statistics of the same inputs, each channel divided by its scale."""
@@ -64,22 +58,20 @@ class LayerStatistics:
 
     of_module: dict[str, InputStatistics] = field(default_factory=dict)
 
-    def add(self, source: Mapping[str, Array], inputs: Mapping[str, Array]) -> None:
-        """Take in one sequence: what each projection met in the source, and behind quantized layers.
+    @classmethod
+    def of(cls, source: Mapping[str, Array], inputs: Mapping[str, Array]) -> LayerStatistics:
+        """Measure what each projection met in the source, and behind quantized layers.
 
         Inputs of different lengths are passed over: tokens went to other experts.
         """
         measured: dict[int, InputStatistics] = {}
+        of_module = {}
         for module, inputs_TK in inputs.items():
-            if module not in source or len(source[module]) != len(inputs_TK) or not len(inputs_TK):
-                continue
-            first = id(inputs_TK) not in measured
-            if first:
-                measured[id(inputs_TK)] = InputStatistics.of(source[module], inputs_TK)
-            if module not in self.of_module:
-                self.of_module[module] = measured[id(inputs_TK)]
-            elif first:
-                self.of_module[module].add(measured[id(inputs_TK)])
+            if module in source and len(source[module]) == len(inputs_TK) and len(inputs_TK):
+                if id(inputs_TK) not in measured:
+                    measured[id(inputs_TK)] = InputStatistics.of(source[module], inputs_TK)
+                of_module[module] = measured[id(inputs_TK)]
+        return cls(of_module=of_module)
 
     def sharing(self, module: str) -> list[str]:
         """Name the projections that have their input in common with `module`, itself among them."""

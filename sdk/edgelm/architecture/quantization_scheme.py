@@ -48,11 +48,6 @@ class Scheme:
         if self.method not in METHODS:
             raise ExportError(f"A scheme has the method {self.method!r}; there are {', '.join(METHODS)}.")
 
-    @property
-    def bits_per_weight(self) -> float:
-        """Count the bits that a weight takes with its share of the scale and zero point."""
-        return self.bits + (32 + (0 if self.symmetric else self.bits)) / self.block_size
-
 
 def parse_scheme(name: str) -> Scheme | str:
     """Read a scheme's name: one of FLOATS, KEEP, or integers as a Scheme.

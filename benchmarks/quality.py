@@ -1,0 +1,207 @@
+"""The most quality per byte: edgelm's recipes beside llama.cpp's k-quants and onnxruntime-genai's k_quant mixes.
+
+    python benchmarks/quality.py ckpt/ model.gguf docs/results/quality-smollm2 --title SmolLM2-135M-Instruct
+
+CKPT is a checkpoint folder, GGUF the file that it came from, or one with its weights (gguf_twin.py). Every contestant
+reads the same token ids, and its logits are compared with those of the checkpoint in fp32. What is done is not done
+again: a second call with the same --work goes on where the first was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+
+from contestants import Contestant
+from edgelm.text.tokenizer import Tokenizer
+from edgelm_export.calibration_text import CalibrationOptions
+from edgelm_export.exporter import export_package
+from edgelm_export.quantize import Precision, precision_named
+from edgelm_export.sources import open_checkpoint
+from edgelm_export.verification_text import verification_text
+from k_quants import Importance, importance_matrix, quantize_gguf
+from machine import describe_machine
+from prepare import CACHE, genai_command, size_on_disk
+from quality_recipes import RECIPES
+from quality_report import write_report
+from worker import Worker
+from workload import FULL, read_text
+
+KINDS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "IQ4_XS", "IQ4_NL", "Q4_0", "Q3_K_M")
+# onnxruntime-genai's builder: precision, and its algo_config.
+BUILDS = {
+    "int8": ("int8", "default"),
+    "int8 k_quant": ("int8", "k_quant"),
+    "int4": ("int4", "default"),
+    "int4 k_quant": ("int4", "k_quant"),
+    "int4 k_quant_last": ("int4", "k_quant_last"),
+    "int4 k_quant_mixed": ("int4", "k_quant_mixed"),
+}
+SOURCE = "edgelm-fp32"
+# What text is scored, and in windows of how many tokens; neither is in the text that quantizers are calibrated on.
+REFERENCE, PROSE = "Python's language reference", "the export's verification text"
+_PROSE_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """Where everything is made, each once, in a folder of its own."""
+
+    checkpoint: Path
+    gguf: Path
+    work: Path
+
+    def contestants(self) -> list[tuple[Contestant, Callable[[Path], None]]]:
+        """List who is compared, and how each one's model is made; the source comes first."""
+        ours = [
+            (_row("edgelm", label, "edgelm_engine"), lambda target, recipe=recipe: self._export(target, recipe))
+            for label, recipe in {"fp32": precision_named("fp32"), **RECIPES}.items()
+        ]
+        theirs = [
+            (_row("llama", kind, "llama_cpp_engine"), lambda target, kind=kind: self._quantize_gguf(target, kind))
+            for kind in KINDS
+        ]
+        built = [
+            (_row("genai", label, "genai_engine"), lambda target, build=build: self._build_genai(target, *build))
+            for label, build in BUILDS.items()
+        ]
+        return [*ours, *theirs, *built]
+
+    @cached_property
+    def importance(self) -> Importance:
+        """llama.cpp's importance matrix, which takes a minute."""
+        click.echo("Reading the calibration text for the importance matrix ...", err=True)
+        with open_checkpoint(self.checkpoint) as source:
+            return importance_matrix(source)
+
+    def _export(self, target: Path, recipe: Precision) -> None:
+        with open_checkpoint(self.checkpoint) as source:
+            export_package(source, target, recipe, calibration=CalibrationOptions())
+
+    def _quantize_gguf(self, target: Path, kind: str) -> None:
+        quantize_gguf(self.gguf, target, kind, self.importance)
+
+    def _build_genai(self, target: Path, precision: str, algorithm: str) -> None:
+        command = [*genai_command(self.checkpoint, target, precision, last_logits_only=False)]
+        command.append(f"algo_config={algorithm}")
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        result = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=False)
+        if result.returncode:
+            raise click.ClickException(f"The builder of onnxruntime-genai failed:\n{result.stderr[-2000:]}")
+
+
+def _row(runtime: str, label: str, engine: str) -> Contestant:
+    name = f"{runtime}-{label.lower().translate(str.maketrans(' ,;', '---'))}"
+    title = {"edgelm": "edgelm", "llama": "llama.cpp", "genai": "onnxruntime-genai"}[runtime]
+    return Contestant(name=name, label=f"{title} {label}", engine=engine, model=name, baseline=None)
+
+
+class Comparison:
+    """Score contestants on the same windows of token ids."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        prose = Tokenizer.load(models.checkpoint).encode(verification_text())
+        self._windows = {
+            REFERENCE: read_text(models.checkpoint, FULL).windows,
+            PROSE: [prose[start : start + _PROSE_TOKENS] for start in range(0, 2 * _PROSE_TOKENS, _PROSE_TOKENS)],
+        }
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Count the tokens of each text that have a probability."""
+        return {text: sum(len(ids) - 1 for ids in windows) for text, windows in self._windows.items()}
+
+    def score(self, contestant: Contestant, make: Callable[[Path], None]) -> dict[str, Any]:
+        """Make a contestant's model, if it is not there, and return its size and its figures by text."""
+        model = self._models.work / contestant.model
+        if not model.exists():
+            click.echo(f"Making {contestant.label} ...", err=True)
+            unfinished = model.with_name(f"unfinished-{model.name}")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make(unfinished)
+            unfinished.rename(model)
+        click.echo(f"Scoring {contestant.label} ...", err=True)
+        with Worker(contestant, model, huge_pages=False, log=CACHE / "logs" / f"{contestant.name}.log") as worker:
+            if contestant.name == SOURCE:
+                for text, number, ids in self._numbered():
+                    worker.ask("keep_logits", ids=ids, path=str(self._logits(text, number)))
+            answers: dict[str, list[dict[str, float]]] = {}
+            for text, number, ids in self._numbered():
+                answer = worker.ask("compare", ids=ids, source=str(self._logits(text, number)))
+                answers.setdefault(text, []).append({**answer, "tokens": len(ids)})
+        return {
+            "label": contestant.label,
+            "bytes": size_on_disk(model),
+            "texts": {text: _figures(rows) for text, rows in answers.items()},
+        }
+
+    def _numbered(self) -> list[tuple[str, int, list[int]]]:
+        return [(text, number, ids) for text, windows in self._windows.items() for number, ids in enumerate(windows)]
+
+    def _logits(self, text: str, number: int) -> Path:
+        return self._models.work / f"logits-{list(self._windows).index(text)}-{number}.npy"
+
+
+def _figures(windows: list[dict[str, float]]) -> dict[str, float]:
+    tokens = sum(row["tokens"] for row in windows)
+    scored = tokens - len(windows)
+
+    def mean(key: str) -> float:
+        return sum(row[key] * row["tokens"] for row in windows) / tokens
+
+    return {
+        "perplexity": math.exp(-sum(row["log_likelihood"] for row in windows) / scored),
+        "divergence": mean("divergence"),
+        "top1_agreement": mean("top1_agreement"),
+    }
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
+@click.argument("gguf", type=click.Path(exists=True, path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--title", required=True, help="The model, in the report's words.")
+@click.option("--work", type=click.Path(path_type=Path), default=CACHE / "quality", show_default=True)
+@click.option("--only", help="Only contestants whose name has this regular expression, and the source.")
+def main(checkpoint: Path, gguf: Path, target: Path, title: str, work: Path, only: str | None) -> None:
+    """Compare what becomes of CHECKPOINT, and write TARGET.json, .md and .svg."""
+    work.mkdir(parents=True, exist_ok=True)
+    models = Models(checkpoint=checkpoint, gguf=gguf, work=work)
+    comparison = Comparison(models)
+    kept = work / "scores.json"
+    scores: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    for contestant, make in models.contestants():
+        wanted = only is None or contestant.name == SOURCE or re.search(only, contestant.name)
+        if contestant.name in scores or not wanted:
+            continue
+        scores[contestant.name] = comparison.score(contestant, make)
+        kept.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+        click.echo(json.dumps(scores[contestant.name]), err=True)
+    names = [contestant.name for contestant, _ in models.contestants() if contestant.name in scores]
+    result = {
+        "title": title,
+        "command": " ".join(["python benchmarks/quality.py", *sys.argv[1:]]),
+        "machine": describe_machine(),
+        "tokens": comparison.tokens,
+        "source": SOURCE,
+        "contestants": {name: scores[name] for name in names},
+    }
+    write_report(result, target)
+    click.echo(f"Written: {target}.md, .json and .svg", err=True)
+
+
+if __name__ == "__main__":
+    main()
