@@ -34,6 +34,7 @@ from edgelm.package.manifest import Manifest, check_hash
 from edgelm.package.package import open_package
 from edgelm.package.signature import check_required_signature
 from edgelm.runtime.session import DecoderSession, SessionOptions
+from edgelm.runtime.switch_interval import SHORT_SWITCH_INTERVAL
 from edgelm.structure.tool_messages import show_tools
 from edgelm.structure.tools import Tool, ToolCallParser, ToolChoice, tool_format, tool_names, tool_settings
 from edgelm.text.chat_template import ChatTemplate, encode_chat
@@ -298,7 +299,8 @@ class LanguageModel:
         """
         # Checked with the call, not with the first chunk.
         answer = self.answer(prompt, config)
-        return answer.chunks(self.session, cache or self.session.new_cache(), self.prefixes, cancel)
+        chunks = answer.chunks(self.session, cache or self.session.new_cache(), self.prefixes, cancel)
+        return SHORT_SWITCH_INTERVAL.during(chunks)
 
     def stream_chat(
         self,

@@ -19,6 +19,7 @@ from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
 from edgelm.memory.kv_batch import longest_row
 from edgelm.memory.kv_cache import bytes_per_token
+from edgelm.runtime.switch_interval import SHORT_SWITCH_INTERVAL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +214,8 @@ class Engine:
             try:
                 if not self._admit():
                     return
-                self._batch.step()
+                with SHORT_SWITCH_INTERVAL:
+                    self._batch.step()
             except Exception as error:  # what fails for all of them, such as memory; the next requests may do better
                 self._batch.fail(error)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -83,7 +83,7 @@ class Answer:
 
     def chunks(
         self, session: Decoder, cache: KVCache, prefixes: PrefixCache, cancel: threading.Event | None
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Yield the answer; the last chunk has the reason, the usage and the timings.
 
         What `cache` or `prefixes` hold of the prompt is not computed again, and `prefixes` keep what was computed.
