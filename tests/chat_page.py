@@ -6,6 +6,7 @@ import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api")
 Page, expect = sync_api.Page, sync_api.expect
+expect.set_options(timeout=20_000)  # milliseconds: other tests compute at the same time
 
 
 def scripted(answer: str, *, seconds_per_token: float = 0.0) -> str:

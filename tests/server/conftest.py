@@ -40,10 +40,10 @@ def hasty_serving() -> Iterator[EdgelmServer]:
 
 @pytest.fixture(scope="session")
 def scripted_server() -> Iterator[EdgelmServer]:
-    """A server whose model says one sentence, 20 ms a token."""
+    """A server whose model says one sentence, 50 ms a token: slowly enough to be seen on its way."""
     from chat_page import scripted
 
-    with EdgelmServer((TINY,), prelude=scripted("The sea is **deep** and blue.", seconds_per_token=0.02)) as server:
+    with EdgelmServer((TINY,), prelude=scripted("The sea is **deep** and blue.", seconds_per_token=0.05)) as server:
         yield server
 
 

@@ -285,11 +285,11 @@ def test_it_says_on_which_machine_the_model_runs(
 
 
 def test_who_reads_an_earlier_place_stays_there_when_the_answer_ends(open_page: Callable[..., Page]) -> None:
-    with EdgelmServer((TINY,), prelude=scripted("A line.\n\n" * 60, seconds_per_token=0.005)) as server:
-        page = open_page(server)
+    with EdgelmServer((TINY,), prelude=scripted("A line.\n\n" * 24, seconds_per_token=0.02)) as server:
+        page = open_page(server, viewport={"width": 800, "height": 360})
         expect(page.locator("#model option")).to_have_count(1)
         ask(page)
-        expect(page.locator(".answer p >> nth=40")).to_be_attached()
+        expect(page.locator(".answer p >> nth=12")).to_be_attached()
         page.evaluate("document.getElementById('scroll').scrollTop = 7")
         done(page)
         assert page.evaluate("document.getElementById('scroll').scrollTop") == 7
