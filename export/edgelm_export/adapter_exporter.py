@@ -21,7 +21,7 @@ from edgelm.architecture.quantization_recipe import Rule, scheme_for
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError
 from edgelm.files import atomic
-from edgelm.files.safetensors_header import check_header_length
+from edgelm.files.safetensors_header import check_header
 from edgelm.package.adapter import MAX_RANK, WEIGHTS_FILE, AdapterManifest
 from edgelm.package.manifest import Manifest, describe_file
 from edgelm.package.peft_format import (
@@ -126,7 +126,7 @@ def _read(folder: Path) -> _Trained:
     config = read_peft_config(folder)
     path = folder / PEFT_WEIGHTS_FILE
     try:
-        check_header_length(path)
+        check_header(path)
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             names = list(file.keys())

@@ -15,7 +15,7 @@ from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES, sentencepiec
 TOKENIZER, TOKENIZER_CONFIG, ADDED_TOKENS = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 CHAT_TEMPLATE, GENERATION_CONFIG = "chat_template.jinja", "generation_config.json"
 # What may be larger than a file of settings, in bytes.
-_LARGER = {TOKENIZER: MAX_BYTES, "model.safetensors.index.json": 16 << 20, "vocab.json": 4 << 20}
+_LARGER = {TOKENIZER: MAX_BYTES, "vocab.json": 4 << 20}
 
 
 def file_inside(folder: Path, name: str) -> Path:
@@ -66,8 +66,12 @@ def parse_json_object(text: str, path: Path) -> dict[str, Any]:
     """Parse the JSON object that `path` holds.
 
     Raises:
-        CheckpointError: it is not JSON, or something else than an object.
+        CheckpointError: it is not JSON, something else than an object, or has more values than are read.
     """
+    try:
+        regular_file.check_json_values(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -89,11 +93,12 @@ def read_text_files(folder: Path) -> dict[str, str]:
             files[name] = read_text(folder, name)
     if GENERATION_CONFIG in files:
         parse_json_object(files[GENERATION_CONFIG], folder / GENERATION_CONFIG)
-    if len(files[TOKENIZER]) <= regular_file.MAX_JSON_BYTES:
-        parse_json_object(files[TOKENIZER], folder / TOKENIZER)
+    text = files[TOKENIZER]
+    if len(text) <= regular_file.MAX_JSON_BYTES and regular_file.json_values(text) <= regular_file.MAX_JSON_VALUES:
+        parse_json_object(text, folder / TOKENIZER)
     else:  # parsing it here could take gigabytes
         try:
-            try_tokenizer(files[TOKENIZER].encode("utf-8"), folder / TOKENIZER)
+            try_tokenizer(text.encode("utf-8"), folder / TOKENIZER)
         except TokenizerError as error:
             raise CheckpointError(str(error)) from error
     if TOKENIZER_CONFIG in files:

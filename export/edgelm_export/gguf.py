@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 from edgelm.errors import CheckpointError
 from edgelm_export.gguf_types import TENSOR_TYPES, UNSUPPORTED_TYPE_NAMES
 
-# A header of the largest vocabularies (262k tokens with scores and types, 515k merges) has under 20 MB and 1.3M array
-# elements; the most tensors and keys in use are 1,400 and 80, and no model has arrays of arrays. docs/results/trust.md
-# has what the worst header costs.
+# A header of the largest vocabularies (262k tokens with scores and types, 515k merges) has under 20 MB, of which 10 MB
+# are the strings' own; the most tensors and keys in use are 1,400 and 80, and no model has arrays of arrays.
+# docs/results/trust.md has what the worst header costs.
 _MAX_HEADER_BYTES = 32 << 20
-_MAX_ARRAY_ELEMENTS = 3 << 19
+_MAX_ELEMENTS = {"numbers": 600_000, "strings": 800_000}  # of all arrays together
+_MAX_STRINGS_BYTES = 12 << 20
+_MAX_TEXT_BYTES = 1 << 20  # of one string by itself; the longest in use is a chat template
 _MAX_TENSORS = _MAX_KEYS = 1 << 14
 _MAX_ARRAYS = 1 << 12
 _MAX_NESTING = 4
@@ -149,7 +151,8 @@ class _Header:
         self._content = content
         self._end = min(len(content), _MAX_HEADER_BYTES)
         self._position = 0
-        self._elements_left, self._arrays_left = _MAX_ARRAY_ELEMENTS, _MAX_ARRAYS
+        self._elements_left, self._arrays_left = dict(_MAX_ELEMENTS), _MAX_ARRAYS
+        self._strings_bytes_left = _MAX_STRINGS_BYTES
 
     def start(self) -> tuple[int, int, int]:
         """Read magic, version and counts: (version, tensors, metadata keys)."""
@@ -236,7 +239,7 @@ class _Header:
         if type_id in _NUMBERS:
             return self._numbers(type_id, 1, key)[0]
         if type_id == _STRING:
-            return self._string(f"value of {key!r}", _MAX_HEADER_BYTES)
+            return self._string(f"value of {key!r}", _MAX_TEXT_BYTES)
         if type_id == _ARRAY:
             return self._array(key, nesting)
         raise self._error(f"key {key!r}", f"has the unknown value type {type_id}")
@@ -249,19 +252,21 @@ class _Header:
             raise self._error(f"key {key!r}", f"has more arrays than {_MAX_ARRAYS}, which all keys may have together")
         type_id = self._unsigned(4, f"element type of {key!r}")
         if type_id in _NUMBERS:
-            return self._numbers(type_id, self._length(key, _NUMBERS[type_id].itemsize), key)
+            return self._numbers(type_id, self._length(key, _NUMBERS[type_id].itemsize, "numbers"), key)
         if type_id == _STRING:
-            return self._strings(self._length(key, _STRING_MINIMUM), key)
+            return self._strings(self._length(key, _STRING_MINIMUM, "strings"), key)
         if type_id == _ARRAY:
-            return [self._array(key, nesting - 1) for _ in range(self._length(key, _ARRAY_MINIMUM))]
+            return [
+                self._array(key, nesting - 1) for _ in range(self._count(f"array length of {key!r}", _ARRAY_MINIMUM))
+            ]
         raise self._error(f"key {key!r}", f"has elements of the unknown value type {type_id}")
 
-    def _length(self, key: str, minimum: int) -> int:
+    def _length(self, key: str, minimum: int, kind: str) -> int:
         length = self._count(f"array length of {key!r}", minimum)
-        self._elements_left -= length
-        if self._elements_left < 0:
+        self._elements_left[kind] -= length
+        if self._elements_left[kind] < 0:
             raise self._error(
-                f"array length of {key!r}", f"is {length}; all arrays may have {_MAX_ARRAY_ELEMENTS} elements together"
+                f"array length of {key!r}", f"is {length}; all arrays may have {_MAX_ELEMENTS[kind]} {kind} together"
             )
         return length
 
@@ -279,18 +284,26 @@ class _Header:
     def _strings(self, count: int, key: str) -> list[str]:
         # The vocabulary's loop (100,000 strings in the smallest models): local names, no call for each length.
         unpack = struct.Struct("<Q").unpack_from
-        content, position, end = self._content, self._position, self._end
+        content, position = self._content, self._position
+        room = position + 8 * count + self._strings_bytes_left
+        end = min(self._end, room)
         strings = []
         for index in range(count):
             start = position + 8
             position = start + unpack(content, position)[0] if start <= end else end + 1
             if position > end:
-                raise self._error(f"element {index} of {key!r}", "goes past the end of the header")
+                past = (
+                    "the end of the header"
+                    if end < room
+                    else f"the {_MAX_STRINGS_BYTES} bytes that all strings may have"
+                )
+                raise self._error(f"element {index} of {key!r}", f"goes past {past}")
             try:
                 strings.append(str(content[start:position], "utf-8"))
             except UnicodeDecodeError as error:
                 raise self._error(f"element {index} of {key!r}", f"is not UTF-8: {error.reason}") from error
         self._position = position
+        self._strings_bytes_left = room - position
         return strings
 
     def _string(self, field: str, limit: int) -> str:

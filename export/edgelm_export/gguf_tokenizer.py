@@ -232,8 +232,8 @@ def _merges(metadata: Mapping[str, Any], vocabulary: Mapping[str, int]) -> list[
     # tokenizers ends the process, or panics, on a merge of tokens that are not there.
     merges: list[str] = _list(metadata, "tokenizer.ggml.merges", str)
     for index, merge in enumerate(merges):
-        parts = merge.split(" ")
-        if len(parts) != 2 or not all(part in vocabulary for part in (*parts, "".join(parts))):
+        left, space, right = merge.partition(" ")
+        if not space or " " in right or not all(part in vocabulary for part in (left, right, left + right)):
             raise CheckpointError(
                 f"Merge {index} of tokenizer.ggml.merges, {merge!r}, does not join two tokens to one."
             )

@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from edgelm.architecture.hf_config import hf_config
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
-from edgelm.files.safetensors_header import check_header_length
+from edgelm.files.safetensors_header import check_header
+from edgelm.files.safetensors_index import read_weight_map
 from edgelm.package.manifest import sha256_of
 from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.hf_values import token_ids
@@ -241,13 +242,16 @@ def _stored_tensors(folder: Path) -> tuple[dict[str, _StoredTensor], dict[str, s
     """List the tensors of all weight files, and the first file's metadata."""
     if (folder / WEIGHTS_FILE).exists():
         return _tensors_of_file(file_inside(folder, WEIGHTS_FILE))
-    weight_map = read_json_object(folder, INDEX_FILE).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{folder / INDEX_FILE} has no weight_map of tensor names to file names.")
+    try:
+        weight_map = read_weight_map(file_inside(folder, INDEX_FILE))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / INDEX_FILE} cannot be read: {error}. Download it again.") from error
+    names: dict[str, set[str]] = {}
+    for name, file_name in weight_map.items():
+        names.setdefault(file_name, set()).add(name)
     stored: dict[str, _StoredTensor] = {}
-    for file_name in sorted(set(weight_map.values())):
+    for file_name, listed in sorted(names.items()):
         tensors, _ = _tensors_of_file(file_inside(folder, file_name))
-        listed = {name for name, file in weight_map.items() if file == file_name}
         if listed != tensors.keys():
             differing = ", ".join(sorted(listed ^ tensors.keys()))
             raise CheckpointError(f"{folder / file_name} and {INDEX_FILE} disagree about the tensors {differing}.")
@@ -258,7 +262,7 @@ def _stored_tensors(folder: Path) -> tuple[dict[str, _StoredTensor], dict[str, s
 def _tensors_of_file(path: Path) -> tuple[dict[str, _StoredTensor], dict[str, str]]:
     tensors = {}
     try:
-        check_header_length(path)
+        check_header(path)
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118  (not a mapping)
                 portions = file.get_slice(name)

@@ -13,9 +13,11 @@ from edgelm.errors import CheckpointError, PackageError
 from edgelm.files import regular_file
 from edgelm.files.protobuf_wire import BYTES, FIXED32, VARINT, ProtobufWalk
 
-# The largest models in use have 262,000 pieces of four fields, in 5 MB.
-MAX_BYTES = 16 << 20
-_MAX_PIECES = 3 << 17
+# The largest models in use have 262,144 pieces of up to three fields, in 5 MB, and none a normal piece of more than 64
+# characters. docs/results/trust.md has what the worst file costs.
+MAX_BYTES = 8 << 20
+_MAX_PIECES = (1 << 18) + (1 << 13)
+_MAX_CHARACTERS = 256  # all places at which a normal piece can be cut in two are looked at
 _MAX_FIELDS = 4 * _MAX_PIECES
 Kind = Literal["unigram", "bpe"]
 _KINDS: Mapping[int, Kind] = {1: "unigram", 2: "bpe"}  # TrainerSpec.ModelType
@@ -31,6 +33,9 @@ class PieceType(IntEnum):
     USER_DEFINED = 4
     UNUSED = 5
     BYTE = 6
+
+
+_TYPES = {int(type_): type_ for type_ in PieceType}  # looking one up here takes a fifth of the time
 
 
 class Piece(NamedTuple):
@@ -49,7 +54,8 @@ class SentencePieceModel:
     roles: "bos", "eos", "unk" and "pad" to the pieces that have the role, those that there are.
 
     Raises:
-        CheckpointError: two pieces are alike, none or several stand for the unknown, or scores are no numbers.
+        CheckpointError: two pieces are alike, a normal one has more than 256 characters, none or several stand for the
+            unknown, or scores are no numbers.
     """
 
     kind: Kind
@@ -61,11 +67,16 @@ class SentencePieceModel:
 
     def __post_init__(self) -> None:
         ids: dict[str, int] = {}
-        for index, piece in enumerate(self.pieces):
-            if not abs(piece.score) < 1e30:
-                raise CheckpointError(f"Piece {index}, {piece.text!r}, has the score {piece.score}.")
-            if piece.type is not PieceType.UNUSED and ids.setdefault(piece.text, index) != index:
-                raise CheckpointError(f"Pieces {ids[piece.text]} and {index} are both {piece.text!r}.")
+        unused, normal = PieceType.UNUSED, PieceType.NORMAL
+        for index, (text, score, type_) in enumerate(self.pieces):
+            if not -1e30 < score < 1e30:
+                raise CheckpointError(f"Piece {index}, {text!r:.80}, has the score {score}.")
+            if type_ is not unused and ids.setdefault(text, index) != index:
+                raise CheckpointError(f"Pieces {ids[text]} and {index} are both {text!r:.80}.")
+            if len(text) > _MAX_CHARACTERS and type_ is normal:
+                raise CheckpointError(
+                    f"Piece {index}, {text[:40]!r}..., has {len(text)} characters; at most {_MAX_CHARACTERS} are read."
+                )
         unknown = [index for index, piece in enumerate(self.pieces) if piece.type is PieceType.UNKNOWN]
         if len(unknown) > 1:
             raise CheckpointError(f"Pieces {unknown[:8]} all stand for the unknown; there must be one.")
@@ -128,8 +139,9 @@ class _Walk(ProtobufWalk):
             raise self.error("puts spaces behind words (treat_whitespace_as_suffix), which tokenizer.json cannot say")
         if not _number(normalizer, 5, 1):
             raise self.error("keeps spaces as they are (escape_whitespaces is off), which is not supported")
-        texts = {piece.text for piece in pieces}
-        names = {role: _bytes(trainer, number, default) for role, (number, default) in _ROLES.items()}
+        names = {role: _bytes(trainer, number, default).decode("utf-8") for role, (number, default) in _ROLES.items()}
+        wanted = frozenset(names.values())
+        there = {piece.text for piece in pieces if piece.text in wanted}
         try:
             return SentencePieceModel(
                 kind=kind,
@@ -137,7 +149,7 @@ class _Walk(ProtobufWalk):
                 charsmap=_bytes(normalizer, 2),
                 add_dummy_prefix=bool(_number(normalizer, 3, 1)),
                 remove_extra_whitespaces=bool(_number(normalizer, 4, 1)),
-                roles={role: text for role, name in names.items() if (text := name.decode("utf-8")) in texts},
+                roles={role: text for role, text in names.items() if text in there},
             )
         except CheckpointError as error:
             raise CheckpointError(f"{self._path}: {error}") from error
@@ -151,10 +163,9 @@ class _Walk(ProtobufWalk):
                 (score,) = struct.unpack("<f", self._bytes[first:last])
             elif tag == 3 << 3 | VARINT:
                 type_ = first
-        try:
-            return Piece(text=text, score=score, type=PieceType(type_))
-        except ValueError as error:
-            raise self.error(f"has the piece {text!r} of type {type_}") from error
+        if type_ not in _TYPES:
+            raise self.error(f"has the piece {text!r:.80} of type {type_}")
+        return Piece(text, score, _TYPES[type_])
 
     def _values(self, start: int, end: int) -> dict[int, int | bytes]:
         """Read the settings of a message by their numbers: whole numbers and bytes."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelm.errors import ConfigError
-from edgelm.files.regular_file import read_text
+from edgelm.files.regular_file import check_json_values, read_text
 
 # rms_offset multiplies by 1 + weight, rms_plain by nothing.
 NORMS = ("rms", "rms_offset", "rms_plain", "layer")
@@ -463,7 +463,8 @@ class ModelConfig:
         """
         path = Path(folder) / "config.json"
         try:
-            values = json.loads(read_text(path))
+            check_json_values(text := read_text(path))
+            values = json.loads(text)
         except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"Cannot read {path}: {error}.") from error
         if not isinstance(values, dict) or not isinstance(values.get(SECTION), dict):

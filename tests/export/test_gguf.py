@@ -171,9 +171,17 @@ HOSTILE = {
         whole([key("a", ARRAY, array(ARRAY, 2**63))]),
         "array length of 'a' is 9223372036854775808",
     ),
-    "more elements than any model has": (
-        header([key("a", ARRAY, array(UINT8, 3 * 2**19 + 1, bytes(3 * 2**19 + 1)))]),
-        "array length of 'a' is 1572865; all arrays may have 1572864 elements together",
+    "more numbers than any model has": (
+        header([key("a", ARRAY, array(UINT8, 600_001, bytes(600_001)))]),
+        "array length of 'a' is 600001; all arrays may have 600000 numbers together",
+    ),
+    "more strings than any model has": (
+        header([key("a", ARRAY, array(STRING, 800_001, bytes(8 * 800_001)))]),
+        "array length of 'a' is 800001; all arrays may have 800000 strings together",
+    ),
+    "a text that is longer than any model's": (
+        header([key("a", STRING, string("a" * ((1 << 20) + 1)))]),
+        "value of 'a' has 1048577 bytes; at most 1048576 are allowed",
     ),
     "more arrays than any model has": (
         header([key("a", ARRAY, array(ARRAY, 4096, array(UINT8, 0) * 4096))]),
@@ -261,12 +269,27 @@ def test_a_broken_header_is_an_error_that_names_file_field_and_value(tmp_path: P
     assert peak < 1 << 20, "a refused file must not have cost memory first"
 
 
+def test_what_all_arrays_have_together_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    numbers = [key(name, ARRAY, array(UINT8, 300_001, bytes(300_001))) for name in "ab"]
+    path.write_bytes(header(numbers))
+    with pytest.raises(CheckpointError, match="length of 'b' is 300001; all arrays may have 600000 numbers together"):
+        GGUFFile.open(path)
+
+    texts = [key(name, ARRAY, array(STRING, 2, string("a" * (3 << 20)) * 2)) for name in "ab"]
+    path.write_bytes(header([*texts, key("c", ARRAY, array(STRING, 2, string("") + string("a")))]))
+    with pytest.raises(
+        CheckpointError, match="element 1 of 'c' goes past the 12582912 bytes that all strings may have"
+    ):
+        GGUFFile.open(path)
+
+
 def test_a_header_larger_than_any_model_has_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     with path.open("wb") as file:
         file.write(header([key("a", STRING, struct.pack("<Q", 65 << 20))]))
         file.truncate(80 << 20)
-    with pytest.raises(CheckpointError, match="value of 'a' has 68157440 bytes; at most 33554432 are allowed"):
+    with pytest.raises(CheckpointError, match="value of 'a' has 68157440 bytes; at most 1048576 are allowed"):
         GGUFFile.open(path)
 
 

@@ -143,6 +143,7 @@ BROKEN = {
     "a byte token": ({"ggml__token_type": [6, *TYPES[1:]]}, "Token '!' has type 6, which byte-level BPE does not have"),
     "a token twice": ({"ggml__tokens": ["he", *TOKENS[1:]]}, "Tokens 0 and 256 of tokenizer.ggml.tokens are both 'he'"),
     "a merge of three": ({"ggml__merges": ["h e l"]}, "Merge 0 of tokenizer.ggml.merges, 'h e l', does not join two"),
+    "a merge of one": ({"ggml__merges": ["he"]}, "Merge 0 of tokenizer.ggml.merges, 'he', does not join two"),
     "a merge into nothing": ({"ggml__merges": ["h e", "e h"]}, "Merge 1 of tokenizer.ggml.merges, 'e h', does not"),
     "a merge of nothing": ({"ggml__merges": ["he x y"]}, "Merge 0 of tokenizer.ggml.merges"),
     "an id past the end": ({"ggml__eos_token_id": 267}, "tokenizer.ggml.eos_token_id is 267, which is no token"),

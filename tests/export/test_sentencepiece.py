@@ -204,7 +204,7 @@ BROKEN = {
     "no UTF-8": (message(1, message(1, b"\xff")), "is cut off or damaged"),
     "a score that is none": (UNKNOWN + message(1, b"\x0a\x01a\x15\x00\x00\xc0\x7f"), "'a', has the score nan"),
     "cut off": (UNKNOWN[:-3], "tokenizer.model is cut off or damaged"),
-    "more pieces than any model has": (b"\x0a\x00" * 393_217, "has more than 393216 pieces"),
+    "more pieces than any model has": (b"\x0a\x00" * 270_337, "has more than 270336 pieces"),
     "not protobuf": (b"\x0b" * 9, "is damaged .wire type 3."),
 }
 
@@ -215,6 +215,15 @@ def test_a_model_that_is_broken_or_not_supported_is_refused(case: str, tmp_path:
     (tmp_path / "tokenizer.model").write_bytes(data)
     with pytest.raises(CheckpointError, match=message):
         read_sentencepiece(tmp_path / "tokenizer.model")
+
+
+def test_a_normal_piece_that_would_be_cut_at_too_many_places_is_refused() -> None:
+    unknown, text = Piece("<unk>", 0.0, PieceType.UNKNOWN), "▁" * 257
+    SentencePieceModel(kind="bpe", pieces=(unknown, Piece(text, 0.0, PieceType.USER_DEFINED)))
+    SentencePieceModel(kind="bpe", pieces=(unknown, Piece(text[1:], 0.0, PieceType.NORMAL)))
+
+    with pytest.raises(CheckpointError, match=r"Piece 1, '▁{40}'\.\.\., has 257 characters; at most 256 are read"):
+        SentencePieceModel(kind="bpe", pieces=(unknown, Piece(text, 0.0, PieceType.NORMAL)))
 
 
 def test_a_missing_model_is_an_error(tmp_path: Path) -> None:

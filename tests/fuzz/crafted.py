@@ -23,11 +23,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from fuzz.targets import TARGETS
 
 from edgelm.errors import EdgeLMError
-from edgelm.files import regular_file, safetensors_header
+from edgelm.files import regular_file, safetensors_header, safetensors_index
+from edgelm.files.safetensors_index import read_weight_map
 from edgelm.package import manifest, onnx_walk
+from edgelm.server import request_body
 from edgelm.text import chat_template
 from edgelm_export import gguf, sentencepiece_model
-from edgelm_export.checkpoint_folder import read_json_object
 from edgelm_export.huggingface import INDEX_FILE
 from edgelm_export.sentencepiece_model import read_sentencepiece
 
@@ -50,13 +51,30 @@ def manifest_of_files() -> bytes:
     return start + b",".join([entry] * ((manifest._MAX_BYTES - len(start) - len(end)) // (len(entry) + 1))) + end
 
 
-def lists(size: int) -> bytes:
-    return b"[" + b"[]," * (size // 3 - 1) + b"0]"
+def lists(size: int, values: int) -> bytes:
+    """Return a JSON list of lists, of at most `size` bytes and `values` commas and brackets."""
+    return b"[" + b"[]," * min(size // 3 - 1, values // 2 - 1) + b"0]"
 
 
-def texts(size: int) -> bytes:
-    """Return a JSON object of `size` bytes, all of whose keys differ."""
-    return b"{" + b",".join(b'"%x":{}' % i for i in range(size // 13)) + b"}"
+def objects(values: int) -> bytes:
+    """Return a JSON object of objects, of at most `values` commas and brackets, all of whose keys differ."""
+    return b"{" + b",".join(b'"%x":{}' % i for i in range(values // 2)) + b"}"
+
+
+def numbers(values: int) -> bytes:
+    return b'{"a":[' + b",".join(b"%d.5" % i for i in range(values - 2)) + b"]}"
+
+
+def request(prompt: bytes) -> bytes:
+    return b'/v1/completions\n{"prompt":' + prompt + b"}"
+
+
+def index() -> bytes:
+    """Return an index with as many tensors as are read, and names as long as they can be."""
+    count = safetensors_index.MAX_INDEX_VALUES - 2
+    room = (safetensors_index.MAX_INDEX_BYTES - 40) // count - 19
+    names = (b"%06x" % i + b"x" * (room - 6) for i in range(count))
+    return b'{"weight_map":{' + b",".join(b'"%s":"a.safetensors"' % name for name in names) + b"}}"
 
 
 def toml() -> bytes:
@@ -86,7 +104,7 @@ def attributes() -> bytes:
 
 
 def safetensors() -> bytes:
-    count = safetensors_header.MAX_HEADER_BYTES // 57
+    count = safetensors_header.MAX_TENSORS - 1
     header = b",".join(b'"%x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(count))
     return struct.pack("<Q", len(header) + 2) + b"{" + header + b"}"
 
@@ -99,17 +117,19 @@ def gguf_file(*, keys: int = 0, tensors: int = 0, content: bytes) -> bytes:
     return b"GGUF" + struct.pack("<IQQ", 3, tensors, keys) + content
 
 
-def gguf_array(type_id: int, elements: bytes) -> bytes:
-    start = gguf_text(b"a") + struct.pack("<IIQ", 9, type_id, gguf._MAX_ARRAY_ELEMENTS)
-    return gguf_file(keys=1, content=start + elements)
+def gguf_array(key: bytes, type_id: int, count: int, elements: bytes) -> bytes:
+    return gguf_text(key) + struct.pack("<IIQ", 9, type_id, count) + elements
 
 
-def gguf_strings() -> bytes:
-    return gguf_array(8, b"".join(gguf_text(b"%x" % i) for i in range(gguf._MAX_ARRAY_ELEMENTS)))
+def gguf_numbers(count: int) -> bytes:
+    return gguf_array(b"n", 10, count, b"".join(struct.pack("<Q", 1 << 40 | i) for i in range(count)))
 
 
-def gguf_numbers() -> bytes:
-    return gguf_array(10, b"".join(struct.pack("<Q", 1 << 40 | i) for i in range(gguf._MAX_ARRAY_ELEMENTS)))
+def gguf_texts(text: str) -> bytes:
+    """Return as many strings as are read, each a number and `text`, and as many numbers."""
+    count = gguf._MAX_ELEMENTS["strings"]
+    strings = b"".join(gguf_text(f"{i:06x}{text}".encode()) for i in range(count))
+    return gguf_file(keys=2, content=gguf_array(b"s", 8, count, strings) + gguf_numbers(gguf._MAX_ELEMENTS["numbers"]))
 
 
 def gguf_tensors() -> bytes:
@@ -128,13 +148,16 @@ def pieces() -> bytes:
 
 CRAFTED = {
     "manifest of files": Crafted(kind="manifest", make=manifest_of_files),
-    "config of lists": Crafted(kind="hf-config", make=lambda: lists(regular_file.MAX_JSON_BYTES)),
-    "config of objects": Crafted(kind="hf-config", make=lambda: texts(regular_file.MAX_JSON_BYTES)),
-    "index of objects": Crafted(
+    "config of lists": Crafted(
+        kind="hf-config", make=lambda: lists(regular_file.MAX_JSON_BYTES, regular_file.MAX_JSON_VALUES)
+    ),
+    "config of objects": Crafted(kind="hf-config", make=lambda: objects(regular_file.MAX_JSON_VALUES)),
+    "config of numbers": Crafted(kind="hf-config", make=lambda: numbers(regular_file.MAX_JSON_VALUES)),
+    "index of tensors": Crafted(
         kind="safetensors",
-        make=lambda: texts(16 << 20),
+        make=index,
         file=INDEX_FILE,
-        read=lambda folder: read_json_object(folder, INDEX_FILE),
+        read=lambda folder: read_weight_map(folder / INDEX_FILE),
     ),
     "settings of tables": Crafted(kind="toml", make=toml),
     "graph of names": Crafted(kind="onnx", make=lambda: graph(message(2, b"") * onnx_walk.MAX_FIELDS)),
@@ -149,10 +172,13 @@ CRAFTED = {
         kind="onnx", make=lambda: (varint(5 << 3, 10) + varint(1 << 63, 10)) * onnx_walk.MAX_FIELDS
     ),
     "safetensors of tensors": Crafted(kind="safetensors", make=safetensors),
-    "GGUF of strings": Crafted(kind="gguf", make=gguf_strings),
-    "GGUF of numbers": Crafted(kind="gguf", make=gguf_numbers),
+    "GGUF of strings": Crafted(kind="gguf", make=lambda: gguf_texts("")),
+    "GGUF of wide strings": Crafted(kind="gguf", make=lambda: gguf_texts("\U0001f600xxxx")),
     "GGUF of arrays": Crafted(
-        kind="gguf", make=lambda: gguf_array(9, struct.pack("<IQ", 0, 0) * gguf._MAX_ARRAY_ELEMENTS)
+        kind="gguf",
+        make=lambda: gguf_file(
+            keys=1, content=gguf_array(b"a", 9, 2 * gguf._MAX_ARRAYS, struct.pack("<IQ", 0, 0) * 2 * gguf._MAX_ARRAYS)
+        ),
     ),
     "GGUF of tensors": Crafted(kind="gguf", make=gguf_tensors),
     "GGUF of keys": Crafted(kind="gguf", make=gguf_keys),
@@ -164,7 +190,12 @@ CRAFTED = {
     ),
     "template of operators": Crafted(kind="template", make=lambda: b"{{x~x~x~x}}" * (chat_template.MAX_TOKENS // 9)),
     "template of outputs": Crafted(kind="template", make=lambda: b"{{-x}}" * (chat_template.MAX_TOKENS // 3)),
-    "request of lists": Crafted(kind="http-body", make=lambda: b"/v1/completions\n" + lists(1 << 20)),
+    "request of lists": Crafted(kind="http-body", make=lambda: request(lists(1 << 20, request_body._MAX_VALUES - 4))),
+    "request of objects": Crafted(kind="http-body", make=lambda: request(objects((1 << 20) // 7))),
+    "request of numbers": Crafted(
+        kind="http-body", make=lambda: request(b"[" + b"1," * (request_body._MAX_VALUES - 8) + b"1]")
+    ),
+    "request of texts": Crafted(kind="http-body", make=lambda: request(b"[" + b'"",' * (333 * 1024) + b"1]")),
 }
 
 
@@ -206,7 +237,7 @@ def largest_kilobytes() -> int:
 def outcome(read: Callable[[Path], object], folder: Path) -> str:
     try:
         read(folder)
-    except EdgeLMError as error:
+    except (EdgeLMError, ValueError) as error:  # ValueError: of an index, whose reader's callers name the file
         return str(error).replace(f"{folder}/", "")
     return "read"
 

@@ -161,6 +161,9 @@ def test_json_as_deep_as_allowed_is_taken(serving):
         (b'{"messages": [{"role":"user","content":"x"}], "logprobs": true, "top_logprobs": 1000}', "from 0 to 20"),
         (b'{"messages": [{"role":"user","content":"x"}], "' + b"a" * 5000 + b'": 1}', "There is no field 'aaa"),
         (b'{"n": 1}', "messages is missing."),
+        (b'{"messages": [' + b"[]," * 131_100 + b"1]}", "The body has more than 262144 values."),
+        (b'{"messages": [' + b"1," * 262_200 + b"1]}", "The body has more than 262144 values."),
+        (b'{"a": "' + b"[" * 300_000, "The body is not JSON: Unterminated string"),
         (b'{"messages": {"a": 1}}', "messages is {'a': 1}; it must be a list."),
     ],
 )
@@ -168,6 +171,12 @@ def test_what_is_no_request_is_refused(serving, body, words):
     reply = serving.post(CHAT, body)
     refused(reply, 400, words)
     assert len(reply.data) < 500
+
+
+def test_a_text_full_of_commas_and_quotes_counts_as_one_value(serving):
+    text = r"[1,2],{\"a\":3}\\" * 20_000  # in JSON: its quotes and its last backslash are escaped
+    body = b'{"messages":[{"role":"user","content":"x"}],"max_tokens":1,"metadata":{"a":"%s"}}' % text.encode()
+    assert serving.post(CHAT, body).status == 200
 
 
 def test_max_tokens_of_a_billion_is_the_context(serving):

@@ -17,6 +17,7 @@ from edgelm.errors import CheckpointError, EdgeLMError
 from edgelm.files.regular_file import read_regular, read_text
 from edgelm.generation_config import GenerationConfig
 from edgelm.library.sources import read_record
+from edgelm.package.manifest import Manifest
 from edgelm.text.chat_template import ChatTemplate
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_training.checkpoint import load_checkpoint
@@ -49,8 +50,67 @@ def test_a_large_file_is_refused_unread(folder: Path, name: str, load: Callable[
 
     with pytest.raises(EdgeLMError, match=rf"{name} cannot be read|Cannot read .*{name}") as caught:
         load(folder)
-    most = 65536 if name.endswith(".toml") else 1572864
+    most = 32768 if name.endswith(".toml") else 1572864
     assert f"it has {len(LARGE)} bytes, and at most {most} are read" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [
+        ("config.json", ModelConfig.load),
+        ("generation_config.json", GenerationConfig.load),
+        ("tokenizer_config.json", ChatTemplate.load),
+        ("config.json", HuggingFaceCheckpoint),
+        ("generation_config.json", lambda folder: HuggingFaceCheckpoint(folder).text_files),
+        ("edgelm.json", Manifest.load),
+    ],
+)
+@pytest.mark.parametrize("text", ["[" + "[]," * 65_536 + "[]]", '{"a": [' + "1," * 131_071 + "1]}"])
+def test_json_of_more_values_than_any_settings_have_is_refused_unparsed(
+    folder: Path, name: str, load: Callable[[Path], object], text: str
+) -> None:
+    assert len(text) < 400_000
+    (folder / name).write_text(text)
+
+    with pytest.raises(
+        EdgeLMError, match=f"it has {sum(map(text.count, ',[{'))} commas and opening brackets"
+    ) as caught:
+        load(folder)
+    assert name in str(caught.value)
+    assert "at most 131072 are read" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"weight_map": {' + ",".join(f'"{i}": {{}}' for i in range(80_000)) + "}}", "commas and opening brackets"),
+        ('{"weight_map": {"é": "a"}}', "'ascii' codec can't decode"),
+        ("[" * 100_000, "its nesting is too deep"),
+        (" " * ((16 << 20) + 1), "it has 16777217 bytes, and at most 16777216 are read"),
+    ],
+)
+def test_an_index_that_no_checkpoint_has_is_refused(folder: Path, text: str, problem: str) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+    for load in (HuggingFaceCheckpoint, load_checkpoint):
+        with pytest.raises(CheckpointError, match=rf"index\.json .*{problem}"):
+            load(folder)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{" + b",".join(b'"%x":{}' % i for i in range(26_214)) + b"}",
+        b'{"a":{"dtype":"F32","shape":[' + b",".join([b"0"] * 209_720) + b'],"data_offsets":[0,0]}}',
+    ],
+)
+def test_a_header_of_more_tensors_than_belong_into_a_file_is_refused_unparsed(folder: Path, header: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+    for load in (HuggingFaceCheckpoint, load_checkpoint):
+        with pytest.raises(CheckpointError, match=r"objects and \d+ commas; at most 26214 and 209712 are read"):
+            load(folder)
 
 
 def test_a_header_of_safetensors_that_the_library_would_follow_is_refused_unread(folder: Path) -> None:
@@ -89,6 +149,10 @@ def test_a_large_record_of_a_source_counts_as_none(tmp_path: Path) -> None:
 
 def test_a_large_tokenizer_is_tried_in_a_child_before_it_is_parsed(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(LARGE)
+    with pytest.raises(CheckpointError, match=r"Cannot read .*tokenizer\.json"):
+        _ = HuggingFaceCheckpoint(folder).text_files
+
+    (folder / "tokenizer.json").write_text("[" + "[]," * 100_000 + "[]]")  # short, and of many values
     with pytest.raises(CheckpointError, match=r"Cannot read .*tokenizer\.json"):
         _ = HuggingFaceCheckpoint(folder).text_files
 

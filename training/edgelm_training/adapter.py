@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgelm.errors import CheckpointError
-from edgelm.files.safetensors_header import check_header_length
+from edgelm.files.safetensors_header import check_header
 from edgelm.package.peft_format import (
     BASE_GRID,
     BASE_NAME,
@@ -97,7 +97,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     values = read_peft_config(folder)
     path = folder / WEIGHTS_FILE
     try:
-        check_header_length(path)
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)

@@ -18,7 +18,8 @@ from edgelm.architecture.hf_config import hf_config, token_ids
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.files import atomic
-from edgelm.files.safetensors_header import check_header_length
+from edgelm.files.safetensors_header import check_header
+from edgelm.files.safetensors_index import read_weight_map
 from edgelm.package.manifest import FILE_NAME as PACKAGE_FILE
 from edgelm.package.manifest import sha256_of
 from edgelm.package.replaceable import why_not_a_checkpoint
@@ -135,7 +136,7 @@ def _stored_tensors(folder: Path) -> dict[str, _StoredTensor]:
     tensors: dict[str, _StoredTensor] = {}
     for path in _weight_files(folder):
         try:
-            check_header_length(path)
+            check_header(path)
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118  (not a dict)
                     part = file.get_slice(name)
@@ -150,11 +151,11 @@ def _weight_files(folder: Path) -> list[Path]:
     if not index.exists():
         return [folder / WEIGHTS_FILE]
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} does not list the weight files ({error!r}). Download it again.") from error
+        names = set(read_weight_map(index).values())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{index} does not list the weight files: {error}. Download it again.") from error
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
+        if Path(name).name != name or name in ("", ".."):
             raise CheckpointError(f"{index} lists {name!r}, which is not a plain file name.")
     return [folder / name for name in sorted(names)]
 

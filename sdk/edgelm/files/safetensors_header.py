@@ -1,4 +1,4 @@
-"""The length of a safetensors file's header, checked before the library parses it."""
+"""The header of a safetensors file, checked before the library parses it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,28 @@ from edgelm.errors import CheckpointError
 # The library takes 100 MB, and up to 15 times that of memory (docs/results/trust.md). A tensor of a model takes about
 # 120 bytes, and the 37,000 tensors of the largest models lie in dozens of files.
 MAX_HEADER_BYTES = 3 << 20
+MAX_TENSORS = MAX_HEADER_BYTES // 120
+MAX_COMMAS = 8 * MAX_TENSORS  # a tensor of two dimensions has six
 
 
-def check_header_length(path: Path) -> None:
-    """Check that a safetensors file's header has no more than `MAX_HEADER_BYTES`; what it says is not looked at.
+def check_header(path: Path) -> None:
+    """Check that a safetensors file's header has no more bytes, tensors and numbers than are read.
 
     Raises:
         OSError: the file cannot be read.
-        CheckpointError: the header is longer.
+        CheckpointError: it has more.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= MAX_HEADER_BYTES else b""
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(
             f"{path} has a header of {length} bytes; at most {MAX_HEADER_BYTES} are read. It is damaged, or has more "
             "tensors than belong into one file."
+        )
+    tensors, commas = header.count(b"{"), header.count(b",")
+    if tensors > MAX_TENSORS or commas > MAX_COMMAS:
+        raise CheckpointError(
+            f"{path} has a header with {tensors} objects and {commas} commas; at most {MAX_TENSORS} and {MAX_COMMAS} "
+            "are read. It is damaged, or has more tensors than belong into one file."
         )

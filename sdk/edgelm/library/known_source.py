@@ -9,7 +9,7 @@ from typing import Any
 
 from edgelm.errors import DownloadError
 from edgelm.files import atomic
-from edgelm.files.regular_file import read_text
+from edgelm.files.regular_file import read_json_object
 from edgelm.library.catalogue import KnownModel, WheelFile
 from edgelm.library.fetch_options import FetchOptions
 from edgelm.library.hub_source import HubSource
@@ -47,9 +47,9 @@ class KnownSource:
         if self.model.sampling:
             path = folder / _SAMPLING_FILE
             try:
-                values = json.loads(read_text(path)) if path.exists() else {}
+                values = read_json_object(path) if path.exists() else {}
                 values = {**self.model.sampling, "do_sample": True, **values}
-            except (ValueError, TypeError, RecursionError) as error:
+            except ValueError as error:
                 raise DownloadError(f"The hub's {_SAMPLING_FILE} of {self.name} is broken: {error}.") from error
             atomic.write_text(path, json.dumps(values, indent=2) + "\n")
         return folder, {"license": self.model.license} | {key: value for key, value in known.items() if value}

@@ -18,8 +18,9 @@ from edgelm.errors import PackageError
 from edgelm.files.protobuf_wire import BYTES, FIXED32, FIXED64, VARINT, ProtobufWalk
 from edgelm.package.onnx_operators import OPERATORS
 
-# A decoder of 30 layers has 13,000 fields. docs/results/trust.md has what the worst graph costs.
-MAX_FIELDS = 1 << 18
+# A decoder of 30 layers has 13,000 fields, one of 126 under 60,000; experts are one operator a layer.
+# docs/results/trust.md has what the worst graph costs.
+MAX_FIELDS = 5 << 15
 _MAX_REMEMBERED = 256  # bytes of an attribute
 _MAX_DEPTH = 8  # of graphs in If, Loop and Scan
 _MAX_DIMENSIONS = 8

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError, PackageError
-from edgelm.files.regular_file import read_text
+from edgelm.files.regular_file import read_json_object
 from edgelm.generation_config import GenerationConfig
 from edgelm.package.graph_file import graph_files, read_graph
 from edgelm.package.manifest import Manifest
@@ -105,8 +105,8 @@ def _genai_config(folder: Path, _manifest: Manifest) -> str:
     if not path.exists():
         return "none"
     try:
-        stack = [json.loads(read_text(path))]
-    except (OSError, ValueError, RecursionError) as error:
+        stack: list[Any] = [read_json_object(path)]
+    except (OSError, ValueError) as error:
         raise PackageError(f"Cannot read {path}: {error}.") from error
     while stack:
         value = stack.pop()

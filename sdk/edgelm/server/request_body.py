@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
 
+from edgelm.files.regular_file import json_values
 from edgelm.server.api_error import ApiError
 from edgelm.server.options import RequestLimits
 from edgelm.server.schema import Schema, check
@@ -17,6 +19,9 @@ from edgelm.server.schema import Schema, check
 _DRAINED_BYTES = 16 << 20
 # Checking a megabyte takes 0.2 s: too long for the event loop.
 _LARGE_BYTES = 1 << 15
+# A prompt of token ids is as long as a context. Each value is an object of Python's, lists the dearest of them.
+_MAX_VALUES = 1 << 18
+_TEXT = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _CLOSE = {"Connection": "close"}
 
 
@@ -68,7 +73,11 @@ async def _read(request: Request, most: int) -> bytes:
 
 def _parse(body: bytes, nesting: int) -> dict[str, Any]:
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+        text = body.decode("utf-8")
+        # Texts may be full of commas; only where there are very many is it worth to look past them.
+        if json_values(text) > _MAX_VALUES and json_values(_TEXT.sub("", text)) > _MAX_VALUES:
+            raise ApiError(400, f"The body has more than {_MAX_VALUES} values.")
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except UnicodeDecodeError:
         raise ApiError(400, "The body is not UTF-8.") from None
     except RecursionError:
