@@ -77,7 +77,7 @@ def load(
         # Three things of about the same length, of which two need no interpreter: hashing the weights (numbers that
         # nothing parses; their file's size is checked already), the tokenizer, and the session.
         hashes = [workers.submit(check_hash, folder, entry) for entry in large]
-        tokenizer = workers.submit(Tokenizer.load, folder)
+        tokenizer = workers.submit(_load_tokenizer, folder)
         try:
             session = DecoderSession(
                 folder,
@@ -98,6 +98,12 @@ def load(
             generation_config=package.generation_config(),
             manifest=package.manifest,
         )
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    tokenizer = Tokenizer.load(folder)
+    return_freed_memory()  # before the session is whole: what reading it took is not on top of the peak
+    return tokenizer
 
 
 @contextmanager
