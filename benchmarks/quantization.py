@@ -6,6 +6,7 @@ reference. Rows with gptq run the source on the bundled calibration text. About 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import tempfile
@@ -36,9 +37,10 @@ RECIPES = {
     "fp32": PRECISIONS["fp32"],
     "fp16": PRECISIONS["fp16"],
     "bf16": PRECISIONS["bf16"],
-    "8 bits, block 64 (`int8`)": PRECISIONS["int8"],
+    "8 bits, block 64": _recipe("int8-block64"),
     "8 bits, block 32": _recipe("int8-block32"),
-    "8 bits, block 64, smoothed": _recipe("int8-block64", transforms=("smooth",)),
+    "8 bits, block 64, smoothed (`int8`)": PRECISIONS["int8"],
+    "8 bits, block 128, smoothed (`int8-wide`)": dataclasses.replace(PRECISIONS["int8-wide"], fallback=None),
     "4 bits, block 64, rounded; head in 8": _recipe("int4-block64-rounded", _HEAD),
     "4 bits, block 64, searched; head in 8": _recipe("int4-block64", _HEAD),
     "4 bits, block 64, hqq; head in 8": _recipe("int4-block64-hqq", _HEAD),

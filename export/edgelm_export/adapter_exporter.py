@@ -40,6 +40,7 @@ from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.folded import FoldedCheckpoint
 from edgelm_export.package_checkpoint import PACKAGE_FORMAT, PackageCheckpoint
+from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales
 from edgelm_export.safetensors_writer import TensorSpec, write_safetensors
 
 _CHECKPOINTS_OF_A_RUN = ("best", "latest")  # links that `edgelm finetune` keeps, in the order of preference
@@ -61,8 +62,8 @@ def export_adapter(source: Path, base: Path, target: Path) -> AdapterManifest:
     """Write an adapter for a package, whole or not at all. The package is only read.
 
     source: an adapter of `edgelm finetune` or PEFT, or the folder of a run, whose best adapter is taken (the newest
-    where nothing was validated). The matrices keep the names that training saved; B has the scale inside, and what the
-    exporter folded into the rows of its projection.
+    where nothing was validated). The matrices keep the names that training saved; B has the scale inside, and both have
+    what the exporter folded into the rows and columns of their projection.
 
     Raises:
         CheckpointError: there is no adapter, it is no plain LoRA, was trained on other weights, or does not fit.
@@ -77,7 +78,7 @@ def export_adapter(source: Path, base: Path, target: Path) -> AdapterManifest:
     notes = _notes(trained, package)
     with PackageCheckpoint(base) as checkpoint:
         _check_layers(trained, checkpoint.config)
-        tensors = _folded(trained, checkpoint)
+        tensors = _folded(trained, checkpoint, _channel_scales(base, package, checkpoint.config))
     ranks = [len(a) for a, _ in trained.matrices.values()]
     specs = {name: TensorSpec(dtype="F32", shape=tensor.shape) for name, tensor in tensors.items()}
     try:
@@ -107,13 +108,42 @@ def _package_for_adapters(base: Path) -> Manifest:
             f"{base} is a model with experts, which takes no adapters beside it. Merge the adapter, and export the "
             "result: edgelm merge"
         )
-    transforms = [row["transform"] for row in package.recipe if "transform" in row]
-    if transforms:
+    if "rotate" in _transforms(package):
         raise ExportError(
-            f"{base} has {' and '.join(transforms)} folded into its weights, so what its layers read is not what the "
-            "adapter learned from. Export the base with a recipe without transforms, or merge the adapter: edgelm merge"
+            f"{base} has rotated weights, so what its layers read is not what the adapter learned from. Export the "
+            "base with a recipe without rotate, or merge the adapter: edgelm merge"
+        )
+    inherited = _inherited_transforms(package.source)
+    if inherited:
+        raise ExportError(
+            f"{base} was made of a package that has {' and '.join(inherited)} folded into its weights, and not of the "
+            "weights that the adapter learned on. Export it from its source, or merge the adapter: edgelm merge"
         )
     return package
+
+
+def _inherited_transforms(source: Mapping[str, Any]) -> list[str]:
+    """Return what was folded into the package that a package was made of, or into that one's own."""
+    if source.get("format") != PACKAGE_FORMAT:
+        return []
+    return [*source.get("transforms", ()), *_inherited_transforms(source["exported_from"])]
+
+
+def _transforms(package: Manifest) -> list[str]:
+    return [row["transform"] for row in package.recipe if "transform" in row]
+
+
+def _channel_scales(base: Path, package: Manifest, config: ModelConfig) -> ChannelScales:
+    """Return the scales that were folded into a package; none at all where nothing was."""
+    transforms = _transforms(package)
+    if not transforms:
+        return ChannelScales(config, {})
+    if CHANNEL_SCALES_FILE not in {entry.path for entry in package.files}:
+        raise ExportError(
+            f"{base} has {' and '.join(transforms)} folded into its weights, and no {CHANNEL_SCALES_FILE} that says "
+            "by which scales: an older edgelm wrote it. Export it again, or merge the adapter: edgelm merge"
+        )
+    return ChannelScales.load(base, package, config)
 
 
 def _adapter_folder(folder: Path) -> Path:
@@ -189,14 +219,15 @@ def _check_layers(trained: _Trained, config: ModelConfig) -> None:
         raise CheckpointError(f"The adapter in {trained.folder} does not fit the package:\n  " + "\n  ".join(faults))
 
 
-def _folded(trained: _Trained, checkpoint: Checkpoint) -> dict[str, Array]:
-    """Return the tensors to write: A as it is, and B as its projection's rows are in the graph."""
+def _folded(trained: _Trained, checkpoint: Checkpoint, scales: ChannelScales) -> dict[str, Array]:
+    """Return the tensors to write: A as its projection's columns are in the graph, and B as the rows are."""
     rows = FoldedCheckpoint(_OutputSides(checkpoint, trained))
     tensors = {}
     for layer, (a, _) in trained.matrices.items():
         name_a, name_b = tensor_names(layer)
-        tensors[name_a] = a
-        tensors[name_b] = rows.tensor(f"{layer}.weight") * np.float32(scale_of(trained.config, len(a), trained.folder))
+        b = rows.tensor(f"{layer}.weight") * np.float32(scale_of(trained.config, len(a), trained.folder))
+        tensors[name_a] = a * scales.multipliers.get(layer, np.float32(1))
+        tensors[name_b] = b / scales.divisors[layer][:, None] if layer in scales.divisors else b
     return tensors
 
 

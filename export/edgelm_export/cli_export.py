@@ -55,7 +55,8 @@ kv_cache_option = click.option(
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The package folder [default: in the library].")
 @click.option(
     "--precision", type=click.Choice([*PRECISIONS, MIXED]), default=DEFAULT_PRECISION, show_default=True,
-    help="How the weights are stored; keep: the source's grid; qdq: int8 in ONNX's operators; mixed: by sensitivity.",
+    help="How the weights are stored; int8-wide: faster alone, not in company; keep: the source's grid; "
+    "qdq: int8 in ONNX's operators; mixed: by sensitivity.",
 )  # fmt: skip
 @click.option("--recipe", type=click.Path(path_type=Path), help="A TOML or JSON file of rules, instead of --precision.")
 @kv_cache_option
@@ -65,8 +66,8 @@ kv_cache_option = click.option(
     help="The same on your own text (.txt), or texts and chats (.jsonl).",
 )  # fmt: skip
 @click.option(
-    "--calibration-tokens", type=click.IntRange(min=1), default=CalibrationOptions.max_tokens, show_default=True,
-    help="How much of the text is taken.",
+    "--calibration-tokens", type=click.IntRange(min=1),
+    help="How much of the text is taken  [default: 8192; 512 where weights are only smoothed].",
 )  # fmt: skip
 @click.option("--target-size", metavar="SIZE", type=ByteSize(), help="For mixed: the weights' size, such as 90MB.")
 @click.option(
@@ -83,7 +84,7 @@ def export(
     kv_cache: str,
     calibrate: bool,
     calibration: Path | None,
-    calibration_tokens: int,
+    calibration_tokens: int | None,
     target_size: int | None,
     max_kl: float | None,
     frontier: Path | None,

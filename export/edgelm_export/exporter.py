@@ -32,7 +32,7 @@ from edgelm_export.genai_config import genai_config
 from edgelm_export.graph import OPSETS
 from edgelm_export.kv_cache_scales import keep_in_int8, measure_scales
 from edgelm_export.package_checkpoint import PACKAGE_FORMAT
-from edgelm_export.preparation import prepared
+from edgelm_export.preparation import fitted, prepared
 from edgelm_export.quantize import KEEP, Precision, precision_named
 from edgelm_export.quantize.keep import moved_types
 from edgelm_export.verify import check_quality, measure_quality
@@ -86,6 +86,7 @@ def _write_package(
     progress: Progress | None,
 ) -> Manifest:
     tokenizer = _write_text_files(checkpoint, folder)
+    precision = fitted(precision, checkpoint)
     used, quality = _write_checked_graph(checkpoint, folder, precision, calibration, progress or (lambda *_: None))
     package = Manifest(
         name=name,
@@ -114,7 +115,7 @@ def _write_checked_graph(
     Weights on MatMulNBits' grid meet activations in 8 bits, block by block. A model with massive ones fails the check
     until they are evened out (docs/results/quantization.md).
     """
-    refusal: VerificationError | None = None
+    refusal: EdgeLMError | None = None
     for attempt in (precision, *precision.tamed()):
         try:
             with prepared(checkpoint, attempt, calibration, folder, progress) as (stored, rules):
@@ -122,15 +123,16 @@ def _write_checked_graph(
                 _write_graph(CheckedCheckpoint(stored, progress), rules, folder)
                 if attempt.kv_cache == "int8":
                     _keep_cache_in_int8(stored, folder, calibration)
-        except ExportError:
-            if refusal is None:
+        except ExportError as error:
+            if refusal is None and precision.fallback is None:
                 raise
+            refusal = refusal or error
             continue  # this model has no place for that transform
         quality = measure_quality(folder, checkpoint, progress)
         try:
-            check_quality(quality, precision)
+            check_quality(quality, dataclasses.replace(attempt, name=precision.name))
         except VerificationError as error:
-            refusal = refusal or error
+            refusal = error
             continue
         return attempt, quality
     assert refusal is not None  # the loop has run at least once
@@ -210,12 +212,18 @@ def _notes(
             f"Made of the {precision} package {package}, not of its source: the figures compare it with that package, "
             "and what that one has lost comes on top."
         )
-    if used.transforms != asked.transforms:
-        added = " and ".join(name for name in used.transforms if name not in asked.transforms)
+    added = " and ".join(name for name in used.transforms if name not in asked.transforms)
+    if added:
         notes.append(f"Activations too large for 8 bits failed the check, until the weights had {added} folded in.")
+    elif used.rules != asked.rules:
+        notes.append(f"In other blocks than {asked.name} has, which lost more than {asked.perplexity_bound - 1:.0%}.")
+    if asked.transforms and not used.transforms:
+        notes.append("Not smoothed: the model has a part that scales cannot be folded into, or failed the check so.")
     if used.kv_cache == "int8":
         notes.append("Keys and values are kept in int8, with a scale for each channel.")
-    if used.needs_calibration or used.kv_cache == "int8":
+    if used.only_smooths:
+        notes.append(f"Smoothed on {calibration.for_smoothing().describe()}.")
+    if (used.needs_calibration and not used.only_smooths) or used.kv_cache == "int8":
         notes.append(f"Calibrated on {calibration.describe()}.")
     if any(rule.scheme == KEEP for rule in asked.rules):
         moved = moved_types(checkpoint)

@@ -104,6 +104,9 @@ class _StoredTensors:
             "precision": package.precision,
             "exported_from": dict(package.source),
         }
+        transforms = [row["transform"] for row in package.recipe if "transform" in row]
+        if transforms:  # the weights that are read have them inside
+            described["transforms"] = transforms
         if package.license is not None:
             described["license"] = package.license
         return described

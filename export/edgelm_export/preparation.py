@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgelm.architecture.block_grid import exact_grid, in_blocks
+from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.text.chat_template import ChatTemplate
@@ -15,8 +18,10 @@ from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.quantize import Precision
+from edgelm_export.quantize import Precision, scheme_for
 from edgelm_export.quantize.calibration import calibrate
+from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales, ScaledCheckpoint
+from edgelm_export.quantize.folding import CHOOSERS, choose_scales
 from edgelm_export.quantize.rotation import RotatedCheckpoint
 
 
@@ -33,14 +38,42 @@ def refuse_calibration(config: ModelConfig) -> None:
         )
 
 
+def fitted(precision: Precision, checkpoint: Checkpoint) -> Precision:
+    """Return a precision as it suits one checkpoint.
+
+    A preset's fallback stands in where its transforms have no place in the model. Weights that lie on the grid of one
+    of the two already, as quantization-aware training and other packages leave them, stay there without transforms.
+    """
+    precision = dataclasses.replace(precision.for_model(checkpoint.config), name=precision.name)
+    each: Precision | None = precision
+    while each is not None and each.fallback is not None:
+        if _lies_on_grid(checkpoint, each):
+            return dataclasses.replace(each, name=precision.name, transforms=())
+        each = each.fallback
+    return precision
+
+
+def _lies_on_grid(checkpoint: Checkpoint, precision: Precision) -> bool:
+    """Tell whether the first matrix that a precision stores as integers lies on its grid already.
+
+    Most of its blocks are enough: where a package has been read back, float32's rounding hides the grid of a few.
+    """
+    recipe = precision.recipe(checkpoint.config)
+    for name, shape in checkpoint.config.tensor_shapes().items():
+        scheme = parse_scheme(scheme_for(recipe, name)) if len(shape) == 2 and ".layers." in name else None
+        if isinstance(scheme, Scheme):
+            return bool(exact_grid(in_blocks(checkpoint.tensor(name), scheme.block_size), scheme)[1].mean() > 0.5)
+    return False
+
+
 @contextlib.contextmanager
 def prepared(
     checkpoint: Checkpoint, precision: Precision, calibration: CalibrationOptions, package: Path, progress: Progress
 ) -> Iterator[tuple[Checkpoint, Precision]]:
     """Yield the checkpoint that the graph is to be made of, and the rules that are left for it.
 
-    package: a folder with the tokenizer and chat template. What a calibration keeps on disk goes when the block is
-    done, and stays for the next run where it is stopped.
+    package: a folder with the tokenizer and chat template; it gets the scales that are folded into the weights. What a
+    calibration keeps on disk goes when the block is done, and stays for the next run where it is stopped.
 
     Raises:
         ExportError: the model cannot be transformed so, or the calibration text cannot be read.
@@ -49,13 +82,33 @@ def prepared(
         checkpoint = RotatedCheckpoint(checkpoint)
     if precision.needs_calibration or precision.kv_cache == "int8":
         refuse_calibration(checkpoint.config)
+    (package / CHANNEL_SCALES_FILE).unlink(missing_ok=True)  # of another attempt
     if not precision.needs_calibration:
         yield checkpoint, precision
         return
-    config, tokenizer = checkpoint.config, Tokenizer.load(package)
-    sequences = calibration_sequences(calibration, tokenizer, ChatTemplate.load(package), config)
+    options = calibration.for_smoothing() if precision.only_smooths else calibration
+    sequences = calibration_sequences(options, Tokenizer.load(package), ChatTemplate.load(package), checkpoint.config)
+    checkpoint = _scaled(checkpoint, precision, sequences, package, progress)
+    if not precision.calibrates:
+        yield checkpoint, precision
+        return
     with contextlib.ExitStack() as stack:
         folder = calibration.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgelm-")))
         result = calibrate(CheckedCheckpoint(checkpoint, None), precision, sequences, folder, progress)
         yield result, precision.with_layers_kept()
         shutil.rmtree(result.folder)
+
+
+def _scaled(
+    checkpoint: Checkpoint, precision: Precision, sequences: list[list[int]], package: Path, progress: Progress
+) -> Checkpoint:
+    """Fold in the scales that the precision's transforms choose, one after the other, and keep them in the package."""
+    every: ChannelScales | None = None
+    for transform in (name for name in CHOOSERS if name in precision.transforms):
+        checked = CheckedCheckpoint(checkpoint, None)
+        scales = choose_scales(checked, transform, precision.recipe(checkpoint.config), sequences, progress)
+        checkpoint = ScaledCheckpoint(checkpoint, scales)
+        every = scales if every is None else every.times(scales)
+    if every is not None:
+        every.save(package)
+    return checkpoint

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import edgelm
-from edgelm.architecture.quantization_recipe import Precision, Rule
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.decoding.answer import join
@@ -32,11 +32,14 @@ from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.prefix_cache import PrefixCache
-from edgelm.package.manifest import Manifest, sha256_of
+from edgelm.package.manifest import Manifest, describe_file, sha256_of
 from edgelm.runtime.session import SessionOptions
 from edgelm_export.adapter_exporter import export_adapter
+from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales
 
 IDS = [5, 17, 3, 44, 8, 60, 200, 7, 9, 41]
 # The names of the adapters, with what they change: all, one part of a fused product, another rank in one layer.
@@ -309,6 +312,7 @@ def test_an_adapted_model_scores_and_embeds_with_its_adapter(exported: Exported,
     assert np.abs(model.embed(["The sea"]) - plain.embed(["The sea"])).max() > 0.01
 
 
+@pytest.mark.parametrize("transforms", [(), ("smooth",)])
 @pytest.mark.parametrize(
     ("family", "fields"),
     [
@@ -317,12 +321,17 @@ def test_an_adapted_model_scores_and_embeds_with_its_adapter(exported: Exported,
         ("qwen2", {}),  # biases, which come behind
     ],
 )
-def test_what_the_exporter_folds_into_rows_is_folded_into_adapters(
-    family: str, fields: dict[str, object], save_model: Callable[..., PreTrainedModel], tmp_path: Path
+def test_what_the_exporter_folds_into_weights_is_folded_into_adapters(
+    family: str,
+    fields: dict[str, object],
+    transforms: tuple[str, ...],
+    save_model: Callable[..., PreTrainedModel],
+    tmp_path: Path,
 ) -> None:
     base = save_model(family, tmp_path / "ckpt", **fields)
+    floats = replace(PRECISIONS["fp32"], transforms=transforms)
     with HuggingFaceCheckpoint(tmp_path / "ckpt") as source:
-        export_package(source, tmp_path / "pkg", "fp32")
+        export_package(source, tmp_path / "pkg", floats, calibration=CalibrationOptions(max_tokens=256))
     config = LoraConfig(r=3, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     adapted = get_peft_model(base, config).eval()
     adapted.save_pretrained(tmp_path / "peft")
@@ -430,10 +439,48 @@ def test_an_adapter_that_does_not_go_with_the_package_is_refused(exported: Expor
 def test_a_package_that_takes_no_adapters_says_so(exported: Exported, tmp_path: Path) -> None:
     package = shutil.copytree(exported.packages["fp32"], tmp_path / "pkg")
     manifest = Manifest.load(package)
-    replace(manifest, recipe=({"transform": "smooth"}, *manifest.recipe)).save(package)
-    with pytest.raises(ExportError, match=r"pkg has smooth folded into its weights, so what its layers read is"):
+    replace(manifest, recipe=({"transform": "rotate"}, *manifest.recipe)).save(package)
+    with pytest.raises(ExportError, match=r"pkg has rotated weights, so what its layers read is not what"):
         export_adapter(exported.adapters["values"], package, tmp_path / "out")
+    replace(manifest, recipe=({"transform": "smooth"}, *manifest.recipe)).save(package)
+    with pytest.raises(ExportError, match=r"pkg has smooth folded into its weights, and no channel_scales"):
+        export_adapter(exported.adapters["values"], package, tmp_path / "out")
+    for number, precision in enumerate(("int8", "int8-wide")):
+        with PackageCheckpoint(package if number else exported.packages["int8"]) as source:
+            package = tmp_path / precision
+            export_package(source, package, precision)
+        with pytest.raises(ExportError, match=rf"{precision} was made of a package that has smooth folded into its"):
+            export_adapter(exported.adapters["values"], package, tmp_path / "out")
     config = replace(ModelConfig.load(package), num_experts=2, num_experts_per_tok=1)
     (package / "config.json").write_text(json.dumps({"edgelm": config.to_dict()}))
-    with pytest.raises(ExportError, match=r"pkg is a model with experts, which takes no adapters beside it\. Merge"):
+    with pytest.raises(ExportError, match=r"is a model with experts, which takes no adapters beside it\. Merge"):
         export_adapter(exported.adapters["values"], package, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "scales", "message"),
+    [
+        (
+            "model.layers.0.input_layernorm",
+            np.ones((1, 31), np.float32),
+            r"shape \[1, 31\], from 1 up; by config",
+        ),
+        (
+            "model.layers.0.input_layernorm",
+            np.zeros((1, 32), np.float32),
+            r"shape \[1, 32\], from 0 up; by config",
+        ),
+        ("model.layers.9.input_layernorm", np.ones((1, 32), np.float32), r"layers\.9\.input_layernorm of the shape"),
+    ],
+)
+def test_scales_that_do_not_fit_the_package_are_refused(
+    name: str, scales: NDArray[np.float32], message: str, exported: Exported, tmp_path: Path
+) -> None:
+    package = shutil.copytree(exported.packages["int8"], tmp_path / "pkg")
+    save_file({name: scales}, package / CHANNEL_SCALES_FILE)
+    manifest = Manifest.load(package)
+    files = tuple(describe_file(package / entry.path) for entry in manifest.files)
+    manifest = replace(manifest, files=files)
+    manifest.save(package)
+    with pytest.raises(ExportError, match=message):
+        ChannelScales.load(package, manifest, ModelConfig.load(package))

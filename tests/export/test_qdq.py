@@ -19,10 +19,12 @@ from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
+from edgelm.package.manifest import Manifest
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.quantize.channel_scales import ChannelScales, ScaledCheckpoint
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.qdq import from_qdq, to_qdq
@@ -81,7 +83,8 @@ def as_written(folder: Path, config: ModelConfig, ids: list[int]) -> NDArray[np.
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_the_graph_as_written_computes_with_the_dequantized_weights(config: ModelConfig, tmp_path: Path) -> None:
     checkpoint = export(tmp_path, config, "qdq")
-    (expected_TV,) = reference_logits(RoundedByHand(checkpoint), [IDS])
+    scales = ChannelScales.load(tmp_path / "qdq", Manifest.load(tmp_path / "qdq"), config)
+    (expected_TV,) = reference_logits(RoundedByHand(ScaledCheckpoint(checkpoint, scales)), [IDS])
     # float32 sums in another order. Measured: 6e-6; the rounding itself moves logits by 0.09.
     np.testing.assert_allclose(as_written(tmp_path / "qdq", config, IDS), expected_TV, atol=1e-4)
 
@@ -111,6 +114,7 @@ def test_no_product_and_no_embedding_needs_an_operator_beyond_onnxs_own(tmp_path
     assert others == {"GroupQueryAttention", "QuickGelu"}
     assert edgelm.load(tmp_path / "qdq").manifest.recipe == (
         {"form": "qdq"},
+        {"transform": "smooth"},
         {"pattern": ".", "scheme": "int8-block64"},
     )
 

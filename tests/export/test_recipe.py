@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +48,9 @@ def test_every_precision_has_a_scheme_for_every_tensor(name: str) -> None:
 
 
 def test_an_unknown_precision_names_those_that_there_are() -> None:
-    with pytest.raises(ExportError, match=r"No precision 'int3'\. There are: fp32, fp16, bf16, int8, int4, int2, keep"):
+    with pytest.raises(
+        ExportError, match=r"No precision 'int3'\. There are: fp32, fp16, bf16, int8, int8-wide, int4, int2"
+    ):
         precision_named("int3")
 
 
@@ -103,9 +107,38 @@ def test_calibration_turns_integers_into_gptq_and_leaves_floats() -> None:
 
 
 def test_what_tames_activations_is_tried_in_order_and_never_on_floats() -> None:
-    int8 = PRECISIONS["int8"]
-    assert [precision.transforms for precision in int8.tamed()] == [("smooth",), ("rotate", "smooth")]
+    plain = Precision(rules=(Rule(pattern=".", scheme="int8-block64"),))
+    assert [precision.transforms for precision in plain.tamed()] == [("smooth",), ("rotate", "smooth")]
+    assert [precision.transforms for precision in PRECISIONS["int8"].tamed()] == [("rotate", "smooth"), ()]
+    wide = PRECISIONS["int8-wide"]
+    assert wide.tamed() == [PRECISIONS["int8"], *PRECISIONS["int8"].tamed()]
     assert PRECISIONS["fp16"].tamed() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "smoothed"),
+    [
+        ({}, True),
+        ({"norm": "rms_offset", "norm_placement": "both"}, True),
+        ({"norm": "layer"}, True),
+        ({"norm_placement": "post"}, False),
+        ({"norm": "rms_plain"}, False),
+        ({"mlp_gated": False}, False),
+        ({"num_experts": 2, "num_experts_per_tok": 1}, False),
+        ({"position": "relative"}, False),
+    ],
+)
+def test_a_preset_smooths_where_every_projection_has_a_place_for_it(changes: dict[str, Any], smoothed: bool) -> None:
+    config = dataclasses.replace(CONFIG, **changes)
+    for name in ("int8", "int8-wide", "qdq"):
+        fitting = PRECISIONS[name].for_model(config)
+        assert fitting.needs_calibration == smoothed
+        assert fitting.rules == (PRECISIONS[name].rules if smoothed else PRECISIONS["int8"].rules)
+        cached, gptq = (
+            each.for_model(config) for each in (PRECISIONS[name].with_int8_cache(), PRECISIONS[name].calibrated())
+        )
+        assert (cached.kv_cache, cached.form) == ("int8", PRECISIONS[name].form)
+        assert gptq.calibrates
 
 
 @pytest.mark.parametrize("scheme", ["int4-block32-asymmetric", "int2-block64"])

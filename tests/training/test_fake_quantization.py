@@ -19,6 +19,7 @@ from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, TrainingError
 from edgelm_export.exporter import export_package
+from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import pack, unpack
 from edgelm_export.sources import open_checkpoint
@@ -200,13 +201,21 @@ def test_the_whole_model_is_fine_tuned_with_it(tiny_chat_model: Path, tiny_chats
 
     assert losses(run)[-1] < losses(run)[0]
     scheme = scheme_named("int8-block64")
-    weight = load_checkpoint(run / "latest").model.layers[0].mlp.up_proj.weight.detach().numpy()
+    weights = load_checkpoint(run / "latest").state_dict()
+    weight = weights["model.layers.0.mlp.up_proj.weight"].numpy()
     assert np.array_equal(unpack(quantize_alone(weight, scheme)), weight)
+
+    # What the preset folds into other weights would move these off their grid.
+    with open_checkpoint(run / "latest") as checkpoint:
+        manifest = export_package(checkpoint, tmp_path / "pkg", "int8")
+    assert manifest.recipe == ({"pattern": ".", "scheme": "int8-block64"},)
+    with PackageCheckpoint(tmp_path / "pkg") as package:
+        np.testing.assert_array_equal(package.tensor("model.layers.0.mlp.up_proj.weight"), weight)
 
 
 @pytest.mark.parametrize("name", ["int5", "fp16", "keep", "missing.txt"])
 def test_a_precision_without_integers_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"qat is '{name}'; it must be one of int8, int4, int2, qdq, or a recipe"):
+    with pytest.raises(ConfigError, match=f"qat is '{name}'; it must be one of int8, int8-wide, int4, int2, qdq, or"):
         quantized_precision(name)
 
 

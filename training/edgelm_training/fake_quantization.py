@@ -10,6 +10,7 @@ Shapes: N rows, K columns; blocks along the columns, then the block's own weight
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -37,11 +38,14 @@ _WEIGHTS_AT_ONCE = 1 << 16
 def quantized_precision(name: str) -> Precision:
     """Return what `--qat` names: a preset of the exporter with integers, or a recipe file.
 
+    Of a preset without its transforms: the exporter leaves weights that lie on its grid already where they are.
+
     Raises:
         ConfigError: it is neither, or has no integers.
         ExportError: the file is no recipe.
     """
-    precision = PRECISIONS.get(name)
+    preset = PRECISIONS.get(name)
+    precision = preset and dataclasses.replace(preset, transforms=())
     if precision is None and Path(name).suffix in (".toml", ".json"):
         precision = read_recipe(Path(name))
     if precision is None or not precision.schemes or precision.transforms:

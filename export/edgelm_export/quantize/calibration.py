@@ -18,26 +18,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.architecture.quantization_recipe import TRANSFORMS, Precision, scheme_for
+from edgelm.architecture.quantization_recipe import Precision, scheme_for
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
-from edgelm.errors import ExportError
 from edgelm_export import reference
 from edgelm_export.checked import Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.quantize import Stored, quantize
-from edgelm_export.quantize.folding import fold
 from edgelm_export.quantize.in_passing import LayerInPassing
 from edgelm_export.quantize.packed import PackedWeight, unpack
 from edgelm_export.quantize.prepared import Prepared, PreparedCheckpoint, layer_path, save_layer
-from edgelm_export.quantize.statistics import LayerStatistics
 from edgelm_export.tensor_map import EMBEDDING
 
 Array = NDArray[np.float32]
 Weights = dict[str, Array]
 
-# Folding changes nothing but the order of float32's sums; the largest seen is 3e-6 of the largest activation.
-_FOLDING_TOLERANCE = 1e-3
 _STATE = "entering.npz"
 
 
@@ -50,10 +45,8 @@ def calibrate(
 ) -> PreparedCheckpoint:
     """Quantize the layers of a checkpoint for the inputs that `sequences` of token ids give them.
 
-    folder: where each layer's results are kept; what another run has left there is taken where it fits.
-
-    Raises:
-        ExportError: the model has a part that the precision's transforms cannot be folded into.
+    folder: where each layer's results are kept; what another run has left there is taken where it fits. What the
+    precision folds into the weights is in those of `checkpoint` already.
     """
     folder = folder / _digest(checkpoint, precision, sequences)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +103,6 @@ class _Calibration:
         self._tables = reference.position_tables(checkpoint.config, sequences)
         self._lengths = [len(ids) for ids in sequences]
         self._recipe = precision.recipe(checkpoint.config)
-        self._transforms = [name for name in TRANSFORMS if name in precision.transforms and name != "rotate"]
 
     def layer(self, layer: int, hidden: _Hidden) -> tuple[dict[str, Prepared], _Hidden]:
         """Return a layer's tensors as the package will have them, and what leaves it then."""
@@ -122,21 +114,11 @@ class _Calibration:
 
         source = dict(reference.layer_weights(self._checkpoint, layer))
         following_TD, met = self._observed(layer, source, hidden.source_TD)
-        folded = dict(source)
-        if self._transforms:
-            _, inputs = self._observed(layer, source, hidden.package_TD)
-            statistics = LayerStatistics.of(met, inputs)
-            for transform in self._transforms:
-                folded, statistics = fold(transform, self._config, folded, statistics, scheme_of)
-            folded_TD, met = self._observed(layer, folded, hidden.source_TD)
-            self._refuse_other_outputs(layer, following_TD, folded_TD)
         entering_TD = hidden.source_TD - hidden.package_TD
-        passing = LayerInPassing(folded, met, scheme_of, entering_TD if self._writes_plainly else None)
+        passing = LayerInPassing(source, met, scheme_of, entering_TD if self._writes_plainly else None)
         package_TD = self._output(layer, passing.weights, hidden.package_TD)
-        changed = {name: folded[name] for name in folded if folded[name] is not source[name]}
-        tensors: dict[str, Prepared] = {**changed, **passing.packed}
         following = _Hidden(source_TD=following_TD, package_TD=package_TD)
-        return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}, following
+        return {f"{prefix}{name}": packed for name, packed in passing.packed.items()}, following
 
     @property
     def _writes_plainly(self) -> bool:
@@ -151,15 +133,6 @@ class _Calibration:
 
     def _output(self, layer: int, weights: Mapping[str, Array], hidden_TD: Array) -> Array:
         return reference.run_layer(self._config, layer, weights, hidden_TD, self._tables, lengths=self._lengths)
-
-    def _refuse_other_outputs(self, layer: int, wanted_TD: Array, got_TD: Array) -> None:
-        difference = float(np.abs(got_TD - wanted_TD).max() / np.abs(wanted_TD).max())
-        if not difference < _FOLDING_TOLERANCE:
-            raise ExportError(
-                f"{' and '.join(self._transforms)} would change what layer {layer} computes, by {difference:.2g} of "
-                f"its largest output: a {self._config.model_type} model has a part that scales cannot be folded into. "
-                "Take a recipe without transforms."
-            )
 
 
 def _digest(checkpoint: Checkpoint, precision: Precision, sequences: Sequence[Sequence[int]]) -> str:

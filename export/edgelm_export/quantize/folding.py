@@ -1,114 +1,181 @@
-"""Folding: scales of channels moved from a projection's inputs into its weight, so that both are easier to quantize.
+"""Folding: the scales of channels by which both what a projection reads and its weights are easier to quantize.
 
-What makes the inputs (a norm, or another projection) is divided by the scales, and the projections that read them are
-multiplied by the same: the model stays what it was, and nothing is added at run time. SmoothQuant (arXiv:2211.10438)
-chooses scales that even out activations and weights; AWQ (arXiv:2306.00978) those that leave the smallest error.
-Shapes: K input channels, N rows.
+The source runs once on a text, layer by layer, with one layer and the text's activations in memory. SmoothQuant
+(arXiv:2211.10438) chooses scales that even out activations and weights; AWQ (arXiv:2306.00978) those that leave the
+smallest error. What becomes of the scales: channel_scales.py.
+Shapes: T tokens, D hidden, K input channels, N rows.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.architecture.quantization_scheme import Scheme
-from edgelm.config import NORM_PLACEMENTS, ModelConfig
+from edgelm.architecture.quantization_recipe import Rule, scheme_for
+from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
+from edgelm.config import ModelConfig
+from edgelm.errors import ExportError
+from edgelm_export import reference
+from edgelm_export.checked import Progress
+from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.quantize.channel_scales import ChannelScales, scaled_channels
 from edgelm_export.quantize.gptq import output_error
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
-from edgelm_export.quantize.statistics import InputStatistics, LayerStatistics
 
 Array = NDArray[np.float32]
-Weights = dict[str, Array]
+Tables = Mapping[str, tuple[Array, Array]]  # what reference.position_tables returns
 # The scheme of a projection, such as "mlp.up_proj"; None for one that stays in floats.
 SchemeOf = Callable[[str], Scheme | None]
 
 _SMOOTH_SHARE = np.float32(0.5)  # SmoothQuant's alpha, the authors' default
 _AWQ_SHARES = tuple(np.float32(share) for share in np.arange(0.1, 1.0, 0.1))
 _FLOOR = np.float32(1e-5)
+# Folding changes nothing but the order of float32's sums; the largest seen is 3e-6 of the largest activation.
+_FOLDING_TOLERANCE = 1e-3
+_COMPARED_TOKENS = 64
 
 
-def fold(
-    transform: str, config: ModelConfig, weights: Mapping[str, Array], statistics: LayerStatistics, scheme_of: SchemeOf
-) -> tuple[Weights, LayerStatistics]:
-    """Fold scales into one layer's tensors; return them, and the statistics of the inputs as they are then.
+class Chooser(Protocol):
+    """Look at what some projections read, then choose the scales of its channels."""
 
-    transform: "smooth" or "awq". Groups whose maker is not linear in its output are left as they are.
+    def add(self, inputs_TK: Array) -> None: ...  # noqa: D102
+
+    def scales(self, readers: Mapping[str, Array], scheme_of: SchemeOf) -> Array: ...  # noqa: D102
+
+
+class SmoothQuant:
+    """Even out the largest size of each channel and that of the weights that it meets."""
+
+    def __init__(self) -> None:
+        self._largest_K: Array | np.float32 = np.float32(0)
+
+    def add(self, inputs_TK: Array) -> None:
+        """Take in the inputs of one sequence."""
+        self._largest_K = np.maximum(self._largest_K, np.abs(inputs_TK).max(0))
+
+    def scales(self, readers: Mapping[str, Array], scheme_of: SchemeOf) -> Array:
+        """Return the scales [K] of the channels that `readers`, weights [N, K], read."""
+        weight_K = np.max([np.abs(weight).max(0) for weight in readers.values()], axis=0)
+        return _evened(np.asarray(self._largest_K), weight_K, _SMOOTH_SHARE)
+
+
+class AWQ:
+    """Try powers of each channel's mean size, and take the one that leaves the smallest error in the outputs."""
+
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._sum_K: Array | np.float32 = np.float32(0)
+        self._hessian_KK: Array | np.float32 = np.float32(0)
+
+    def add(self, inputs_TK: Array) -> None:
+        """Take in the inputs of one sequence."""
+        self._tokens += len(inputs_TK)
+        self._sum_K += np.abs(inputs_TK).sum(0)
+        self._hessian_KK += inputs_TK.T @ inputs_TK
+
+    def scales(self, readers: Mapping[str, Array], scheme_of: SchemeOf) -> Array:
+        """Return the scales [K] of the channels that `readers`, weights [N, K], read."""
+        mean_K = np.asarray(self._sum_K / np.float32(self._tokens))
+        best, least = np.ones_like(mean_K), np.inf
+        ones = np.ones_like(mean_K)
+        for scales in (ones, *(_evened(mean_K, ones, share) for share in _AWQ_SHARES)):
+            error = 0.0
+            for reader, weight in readers.items():
+                scheme = scheme_of(reader)
+                if scheme is not None:
+                    rounded = unpack(quantize_alone(weight * scales, dataclasses.replace(scheme, method="rounded")))
+                    error += output_error(rounded / scales - weight, np.asarray(self._hessian_KK))
+            if error < least:
+                best, least = scales, error
+        return best
+
+
+CHOOSERS: dict[str, Callable[[], Chooser]] = {"smooth": SmoothQuant, "awq": AWQ}
+
+
+def choose_scales(
+    checkpoint: Checkpoint,
+    transform: str,
+    recipe: tuple[Rule, ...],
+    sequences: Sequence[Sequence[int]],
+    progress: Progress,
+) -> ChannelScales:
+    """Run a checkpoint on `sequences` of token ids, and choose the scales of its channels.
+
+    transform: a row of CHOOSERS. progress: called with its name, and layers done and in all.
+
+    Raises:
+        ExportError: the model has a part that scales cannot be folded into.
     """
-    folded = dict(weights)
-    changed = LayerStatistics(of_module=dict(statistics.of_module))
-    choose = CHOICES[transform]
-    for maker, readers, of_heads in _groups(config, weights, statistics):
-        read = changed.of_module[readers[0]]
-        scales = choose({reader: folded[f"{reader}.weight"] for reader in readers}, read, scheme_of)
-        if of_heads:
-            # The query heads that share a value head read the same rows of it.
-            grouped_KGH = scales.reshape(config.num_key_value_heads, -1, config.head_dim)
-            per_head_KH = np.exp(np.log(grouped_KGH).mean(1))
-            scales = np.broadcast_to(per_head_KH[:, None], grouped_KGH.shape).reshape(-1)
-            _divide_rows(config, folded, maker, per_head_KH.reshape(-1))
-        else:
-            _divide_rows(config, folded, maker, scales)
-        divided = read.divided(scales)
-        for reader in readers:
-            folded[f"{reader}.weight"] = folded[f"{reader}.weight"] * scales
-            changed.of_module[reader] = divided
-    return folded, changed
+    config = checkpoint.config
+    run = _Run(config, transform, recipe, reference.position_tables(config, sequences))
+    hidden = reference.embed(checkpoint, sequences)
+    divisors: dict[str, Array] = {}
+    for layer in range(config.num_hidden_layers):
+        progress(transform, layer, config.num_hidden_layers)
+        chosen, hidden = run.layer(layer, dict(reference.layer_weights(checkpoint, layer)), hidden)
+        divisors |= chosen
+    progress(transform, config.num_hidden_layers, config.num_hidden_layers)
+    return ChannelScales(config, divisors)
 
 
-def _groups(
-    config: ModelConfig, weights: Mapping[str, Array], statistics: LayerStatistics
-) -> list[tuple[str, list[str], bool]]:
-    """List what can be folded: the maker of an input, the projections that read it, and whether it is value heads."""
-    groups: list[tuple[str, list[str], bool]] = []
-    before_attention, _, before_feed_forward, _ = NORM_PLACEMENTS[config.norm_placement]
-    for reader, norm in (("self_attn.q_proj", before_attention), ("mlp.up_proj", before_feed_forward)):
-        taken = [reader for _, readers, _ in groups for reader in readers]
-        if norm is not None and f"{norm}.weight" in weights and reader in statistics.of_module and reader not in taken:
-            groups.append((norm, statistics.sharing(reader), False))
-    if "self_attn.o_proj" in statistics.of_module and "self_attn.v_proj.weight" in weights:
-        groups.append(("self_attn.v_proj", ["self_attn.o_proj"], True))
-    if config.mlp_gated and "mlp.down_proj" in statistics.of_module:
-        groups.append(("mlp.up_proj", ["mlp.down_proj"], False))
-    return groups
+class _Run:
+    def __init__(self, config: ModelConfig, transform: str, recipe: tuple[Rule, ...], tables: Tables) -> None:
+        self._config, self._transform, self._recipe, self._tables = config, transform, recipe, tables
+
+    def layer(self, layer: int, weights: dict[str, Array], hidden: list[Array]) -> tuple[dict[str, Array], list[Array]]:
+        """Return the scales of a layer by what they divide, and what leaves the layer, [T, D] for each sequence."""
+        prefix = f"model.layers.{layer}."
+
+        def scheme_of(module: str) -> Scheme | None:
+            scheme = parse_scheme(scheme_for(self._recipe, f"{prefix}{module}.weight"))
+            return scheme if isinstance(scheme, Scheme) else None
+
+        every = scaled_channels(self._config, layer)
+        choosers = {channels.readers[0]: CHOOSERS[self._transform]() for channels in every}
+
+        def observe(module: str, inputs_TK: Array) -> None:
+            if module in choosers:
+                choosers[module].add(inputs_TK)
+
+        following = self._outputs(layer, reference.ObservedWeights(weights, observe), hidden)
+        divisors = {}
+        for channels in every:
+            readers = {reader: weights[f"{reader}.weight"] for reader in channels.readers}
+            scales = choosers[channels.readers[0]].scales(readers, scheme_of)
+            if channels.of_heads:
+                scales = _of_value_heads(self._config, scales)
+            divisors[f"{prefix}{channels.maker}"] = scales
+        self._refuse_other_outputs(layer, weights, divisors, hidden[0][:_COMPARED_TOKENS])
+        return divisors, following
+
+    def _outputs(self, layer: int, weights: Mapping[str, Array], hidden: list[Array]) -> list[Array]:
+        return [reference.run_layer(self._config, layer, weights, hidden_TD, self._tables) for hidden_TD in hidden]
+
+    def _refuse_other_outputs(
+        self, layer: int, weights: Mapping[str, Array], divisors: Mapping[str, Array], hidden_TD: Array
+    ) -> None:
+        scales, prefix = ChannelScales(self._config, divisors), f"model.layers.{layer}."
+        folded = {name: scales.applied(f"{prefix}{name}", tensor) for name, tensor in weights.items()}
+        (wanted,), (got,) = (self._outputs(layer, each, [hidden_TD]) for each in (weights, folded))
+        difference = float(np.abs(got - wanted).max() / np.abs(wanted).max())
+        if not difference < _FOLDING_TOLERANCE:
+            raise ExportError(
+                f"{self._transform} would change what layer {layer} computes, by {difference:.2g} of its largest "
+                f"output: a {self._config.model_type} model has a part that scales cannot be folded into. Take a "
+                "recipe without transforms."
+            )
 
 
-def _divide_rows(config: ModelConfig, weights: Weights, maker: str, scales: Array) -> None:
-    weight = weights[f"{maker}.weight"]
-    if weight.ndim == 2:
-        weights[f"{maker}.weight"] = weight / scales[:, None]
-    else:
-        # A norm of kind rms_offset multiplies by 1 + weight.
-        offset = np.float32(config.norm == "rms_offset")
-        weights[f"{maker}.weight"] = (weight + offset) / scales - offset
-    if f"{maker}.bias" in weights:
-        weights[f"{maker}.bias"] = weights[f"{maker}.bias"] / scales
-
-
-def _smooth(readers: Mapping[str, Array], read: InputStatistics, scheme_of: SchemeOf) -> Array:
-    weight_K = np.max([np.abs(weight).max(0) for weight in readers.values()], axis=0)
-    return _evened(read.largest_K, weight_K, _SMOOTH_SHARE)
-
-
-def _awq(readers: Mapping[str, Array], read: InputStatistics, scheme_of: SchemeOf) -> Array:
-    best, least = np.ones_like(read.mean_K), np.inf
-    ones = np.ones_like(read.mean_K)
-    for scales in (ones, *(_evened(read.mean_K, ones, share) for share in _AWQ_SHARES)):
-        error = 0.0
-        for reader, weight in readers.items():
-            scheme = scheme_of(reader)
-            if scheme is not None:
-                rounded = unpack(quantize_alone(weight * scales, dataclasses.replace(scheme, method="rounded")))
-                error += output_error(rounded / scales - weight, read.hessian_KK)
-        if error < least:
-            best, least = scales, error
-    return best
-
-
-CHOICES: dict[str, Callable[[Mapping[str, Array], InputStatistics, SchemeOf], Array]] = {"smooth": _smooth, "awq": _awq}
+def _of_value_heads(config: ModelConfig, scales: Array) -> Array:
+    """Return one row of scales for each value head: the geometric mean over the query heads that share it."""
+    grouped_KGH = scales.reshape(config.num_key_value_heads, -1, config.head_dim)
+    return np.asarray(np.exp(np.log(grouped_KGH).mean(1)).reshape(-1), np.float32)
 
 
 def _evened(input_K: Array, weight_K: Array, share: np.float32) -> Array:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelm.architecture.quantization_scheme import KEEP, Scheme, parse_scheme
-from edgelm.config import KV_CACHES, ModelConfig
+from edgelm.config import KV_CACHES, NORM_PLACEMENTS, ModelConfig
 from edgelm.errors import ExportError
 from edgelm.files.regular_file import MAX_TOML_BYTES, read_text
 
@@ -58,6 +58,7 @@ class Precision:
     kv_cache: str = "fp32"  # what the graph keeps keys and values in
     form: str = "nbits"  # one of FORMS
     name: str = "custom"
+    fallback: Precision | None = None  # for models that the transforms do not fit, and that miss the bound
 
     def __post_init__(self) -> None:
         unknown = [transform for transform in self.transforms if transform not in TRANSFORMS]
@@ -93,35 +94,59 @@ class Precision:
         return [scheme for scheme in parsed if isinstance(scheme, Scheme)]
 
     @property
+    def calibrates(self) -> bool:
+        """Tell whether the source has to be run on a text to find the integers of its layers."""
+        return any(scheme.method == "gptq" for scheme in self.schemes)
+
+    @property
+    def only_smooths(self) -> bool:
+        """Tell whether a text is needed for nothing but the largest size of each channel: a short one will do."""
+        return "smooth" in self.transforms and "awq" not in self.transforms and not self.calibrates
+
+    @property
     def needs_calibration(self) -> bool:
         """Tell whether the source has to be run on a text before its weights are quantized."""
-        return bool({"smooth", "awq"} & set(self.transforms)) or any(s.method == "gptq" for s in self.schemes)
+        return bool({"smooth", "awq"} & set(self.transforms)) or self.calibrates
 
     def calibrated(self) -> Precision:
         """Return the same with gptq for every integer scheme: what a calibration text is for."""
-        return dataclasses.replace(
-            self, rules=tuple(dataclasses.replace(rule, scheme=_with_gptq(rule.scheme)) for rule in self.rules)
-        )
+        rules = tuple(dataclasses.replace(rule, scheme=_with_gptq(rule.scheme)) for rule in self.rules)
+        return dataclasses.replace(self, rules=rules, fallback=self.fallback and self.fallback.calibrated())
 
     def with_int8_cache(self) -> Precision:
         """Return the same with keys and values in 8 bits, which may cost some perplexity besides (1.3 % measured)."""
-        return dataclasses.replace(self, kv_cache="int8", perplexity_bound=_CACHE_BOUND * self.perplexity_bound)
+        return dataclasses.replace(
+            self,
+            kv_cache="int8",
+            perplexity_bound=_CACHE_BOUND * self.perplexity_bound,
+            fallback=self.fallback and self.fallback.with_int8_cache(),
+        )
+
+    def for_model(self, config: ModelConfig) -> Precision:
+        """Return it, or the fallback whose transforms fit a model."""
+        if self.fallback is None or "smooth" not in self.transforms or _smooths_well(config):
+            return self
+        return self.fallback.for_model(config)
 
     def tamed(self) -> list[Precision]:
-        """Return what to try where massive activations defeat it: smoothing, then turning them as well.
+        """Return what to try where it misses its bound, as where massive activations defeat it.
 
-        Nothing for floats, which have none of that weakness.
+        First a fallback that has transforms too; then smoothing, and turning the activations as well; then a fallback
+        without transforms, which fits any model. Nothing for floats, which have none of that weakness.
         """
         if not self.schemes:
             return []
+        if self.fallback is not None and self.fallback.transforms:
+            return [self.fallback, *self.fallback.tamed()]
         wanted = [{"smooth"}, {"rotate", "smooth"}]
-        return [
+        tried = [
             dataclasses.replace(
                 self, transforms=tuple(name for name in TRANSFORMS if name in {*self.transforms, *more})
             )
             for more in wanted
             if not more <= set(self.transforms)
         ]
+        return tried if self.fallback is None else [*tried, self.fallback]
 
     def with_layers_kept(self) -> Precision:
         """Return the rules for a checkpoint whose layers are on their grids already."""
@@ -140,6 +165,17 @@ def scheme_for(recipe: tuple[Rule, ...], name: str) -> str:
     raise ExportError(f'No rule of the recipe matches {name}. End it with a rule for all the rest: pattern = ".".')
 
 
+def _smooths_well(config: ModelConfig) -> bool:
+    """Tell whether smoothing has a place at every projection of a model, and the calibration can run it.
+
+    Before attention and feed-forward stand norms that can be divided, and a gated feed-forward whose first product can.
+    """
+    before_attention, _, before_feed_forward, _ = NORM_PLACEMENTS[config.norm_placement]
+    divisible = before_attention is not None and before_feed_forward is not None and config.norm != "rms_plain"
+    runs = config.encoder is None and config.position != "relative"
+    return runs and divisible and config.mlp_gated and config.num_experts == 0
+
+
 def _with_gptq(name: str) -> str:
     scheme = parse_scheme(name)
     if not isinstance(scheme, Scheme):
@@ -150,18 +186,34 @@ def _with_gptq(name: str) -> str:
 _EMBEDDING = r"embed_tokens|lm_head"
 _OUTER_LAYERS = r"layers\.(0|{last})\."
 
+# In blocks of 64 the kernels of 8 bits give a row the same bits in any company; in wider ones they are faster, and on
+# some processors do not (docs/results/graph-and-settings.md).
+_INT8 = Precision(
+    name="int8",
+    rules=(Rule(pattern=".", scheme="int8-block64"),),
+    transforms=("smooth",),
+    perplexity_bound=1.03,
+    fallback=Precision(name="int8", rules=(Rule(pattern=".", scheme="int8-block64"),), perplexity_bound=1.03),
+)
 # 8 bits where fewer cost most (docs/results/quantization.md): the head decides every token, and the first and last
 # layers' errors are not averaged out by others.
 _PRESETS = (
     Precision(name="fp32", rules=(Rule(pattern=".", scheme="fp32"),), perplexity_bound=1.001),
     Precision(name="fp16", rules=(Rule(pattern=".", scheme="fp16"),), perplexity_bound=1.005),
     Precision(name="bf16", rules=(Rule(pattern=".", scheme="bf16"),), perplexity_bound=1.02),
-    Precision(name="int8", rules=(Rule(pattern=".", scheme="int8-block64"),), perplexity_bound=1.03),
+    _INT8,
+    Precision(
+        name="int8-wide",
+        rules=(Rule(pattern=".", scheme="int8-block128"),),
+        transforms=("smooth",),
+        perplexity_bound=1.02,  # on the check's 1,000 tokens a percent is chance
+        fallback=_INT8,
+    ),
     Precision(
         name="int4",
         rules=(
-            Rule(pattern=_EMBEDDING, scheme="int8-block64"),
-            Rule(pattern=_OUTER_LAYERS, scheme="int8-block64"),
+            Rule(pattern=_EMBEDDING, scheme="int8-block128"),
+            Rule(pattern=_OUTER_LAYERS, scheme="int8-block128"),
             Rule(pattern=".", scheme="int4-block64"),
         ),
     ),
@@ -176,7 +228,9 @@ _PRESETS = (
         perplexity_bound=4.0,
     ),
     Precision(name="keep", rules=(Rule(pattern=".", scheme=KEEP),), perplexity_bound=1.03),
-    Precision(name="qdq", rules=(Rule(pattern=".", scheme="int8-block64"),), perplexity_bound=1.03, form="qdq"),
+    dataclasses.replace(
+        _INT8, name="qdq", form="qdq", fallback=_INT8.fallback and dataclasses.replace(_INT8.fallback, form="qdq")
+    ),
 )
 PRECISIONS: dict[str, Precision] = {precision.name: precision for precision in _PRESETS}
 

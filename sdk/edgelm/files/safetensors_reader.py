@@ -42,7 +42,7 @@ def parse_matrices(content: bytes, path: Path) -> dict[str, NDArray[np.float32]]
 def _matrix(data: memoryview, *, dtype: Any, shape: Any, data_offsets: Any) -> NDArray[np.float32]:
     numbers = [*shape, *data_offsets]
     if dtype != "F32" or len(shape) != 2 or not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError(f"a tensor is {dtype!r:.40} of shape {shape!r:.80}; adapters are F32 matrices")
+        raise ValueError(f"a tensor is {dtype!r:.40} of shape {shape!r:.80}; only F32 matrices are read")
     start, end = data_offsets
     if end > len(data) or end - start != 4 * math.prod(shape):
         raise ValueError(f"a matrix of shape {shape} lies at {start} to {end} of {len(data)} bytes")
@@ -50,4 +50,4 @@ def _matrix(data: memoryview, *, dtype: Any, shape: Any, data_offsets: Any) -> N
 
 
 def _broken(path: Path, problem: str) -> PackageError:
-    return PackageError(f"{path} is no file of matrices: {problem}. Export or copy the adapter again.")
+    return PackageError(f"{path} is no file of matrices: {problem}. Export or copy it again.")

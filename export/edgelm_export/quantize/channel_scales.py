@@ -1,0 +1,156 @@
+"""ChannelScales: by what the channels between two parts of a layer are divided, and the weights behind multiplied.
+
+What makes the inputs of a projection (a norm, or another projection) is divided by the scales, and the projections that
+read them are multiplied by the same: the model stays what it was, and nothing is added at run time. Their file stays in
+the package, because an adapter beside it reads the same divided inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.config import NORM_PLACEMENTS, ModelConfig
+from edgelm.errors import ExportError
+from edgelm.files.safetensors_reader import parse_matrices
+from edgelm.package.manifest import Manifest, read_checked
+from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
+from edgelm_export.checkpoint_view import CheckpointView
+from edgelm_export.safetensors_writer import TensorSpec, write_safetensors
+
+CHANNEL_SCALES_FILE = "channel_scales.safetensors"
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledChannels:
+    """What can be divided and multiplied in one layer: the maker of an input, and the projections that read it.
+
+    of_heads: they are the channels of value heads, each read by the query heads that share it.
+    """
+
+    maker: str
+    readers: tuple[str, ...]
+    of_heads: bool = False
+
+
+def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
+    """List what can be scaled in a layer, such as "input_layernorm" for "self_attn.q_proj", k and v.
+
+    A norm without weights makes nothing that could be divided, one that experts read is left alone, and a feed-forward
+    without a gate is not linear in what its first projection makes.
+    """
+    before_attention, _, before_feed_forward, _ = NORM_PLACEMENTS[config.norm_placement]
+    readers: dict[str | None, list[str]] = {before_attention: [f"self_attn.{part}_proj" for part in "qkv"]}
+    if config.has_experts(layer):
+        readers.pop(before_feed_forward, None)
+    else:
+        feed_forward = [f"mlp.{part}_proj" for part in (("gate", "up") if config.mlp_gated else ("up",))]
+        readers.setdefault(before_feed_forward, []).extend(feed_forward)
+    found = [
+        ScaledChannels(maker=norm, readers=tuple(names))
+        for norm, names in readers.items()
+        if norm is not None and config.norm != "rms_plain"
+    ]
+    found.append(ScaledChannels(maker="self_attn.v_proj", readers=("self_attn.o_proj",), of_heads=True))
+    if config.mlp_gated and not config.has_experts(layer):
+        found.append(ScaledChannels(maker="mlp.up_proj", readers=("mlp.down_proj",)))
+    return found
+
+
+class ChannelScales:
+    """The scales of a model, by what they divide, such as "model.layers.0.input_layernorm": float32 [channels]."""
+
+    def __init__(self, config: ModelConfig, divisors: Mapping[str, Array]) -> None:
+        self._config = config
+        self.divisors = dict(divisors)  # of the rows of projections, and of norms
+        self.multipliers: dict[str, Array] = {}  # of the columns of projections
+        for layer in range(config.num_hidden_layers):
+            for channels in scaled_channels(config, layer):
+                scales = self.divisors.get(f"model.layers.{layer}.{channels.maker}")
+                if scales is None:
+                    continue
+                if channels.of_heads:
+                    scales = _for_query_heads(config, scales)
+                self.multipliers |= {f"model.layers.{layer}.{reader}": scales for reader in channels.readers}
+
+    def times(self, other: ChannelScales) -> ChannelScales:
+        """Return both, one after the other."""
+        products = {name: scales * other.divisors.get(name, np.float32(1)) for name, scales in self.divisors.items()}
+        return ChannelScales(self._config, other.divisors | products)
+
+    def changes(self, name: str) -> bool:
+        """Tell whether a tensor is scaled."""
+        module, _, kind = name.rpartition(".")
+        return module in self.divisors or (kind == "weight" and module in self.multipliers)
+
+    def applied(self, name: str, tensor: Array) -> Array:
+        """Return a tensor of the checkpoint with its scales inside."""
+        module, _, kind = name.rpartition(".")
+        if kind == "weight" and module in self.multipliers:
+            tensor = tensor * self.multipliers[module]
+        if module not in self.divisors:
+            return tensor
+        divisors = self.divisors[module]
+        if tensor.ndim == 2:
+            return np.asarray(tensor / divisors[:, None])
+        # A norm of kind rms_offset multiplies by 1 + weight.
+        offset = np.float32(kind == "weight" and self._config.norm == "rms_offset")
+        return np.asarray((tensor + offset) / divisors - offset)
+
+    def save(self, folder: Path) -> None:
+        """Write the file, each row of scales as a matrix [1, channels]."""
+        specs = {name: TensorSpec(dtype="F32", shape=(1, len(scales))) for name, scales in self.divisors.items()}
+        write_safetensors(folder / CHANNEL_SCALES_FILE, specs, self.divisors.__getitem__, {})
+
+    @classmethod
+    def load(cls, folder: Path, manifest: Manifest, config: ModelConfig) -> ChannelScales:
+        """Read the file of a package.
+
+        Raises:
+            PackageError: the package has none, or it is damaged.
+            ExportError: it does not fit the model.
+        """
+        path = folder / CHANNEL_SCALES_FILE
+        matrices = parse_matrices(read_checked(folder, manifest.entry(CHANNEL_SCALES_FILE)), path)
+        shapes = config.tensor_shapes()
+        for name, scales in matrices.items():
+            shape = shapes.get(f"{name}.weight", ())[:1]
+            if scales.shape != (1, *shape) or not (scales > 0).all():
+                raise ExportError(
+                    f"{path} has {name[:200]} of the shape {list(scales.shape)}, from {scales.min(initial=1):.3g} up; "
+                    f"by config.json it is {[1, *shape]}, and scales are above zero. Export or copy the package again."
+                )
+        return cls(config, {name: scales[0] for name, scales in matrices.items()})
+
+
+class ScaledCheckpoint(CheckpointView):
+    """Show a checkpoint with channel scales inside its tensors."""
+
+    def __init__(self, checkpoint: Checkpoint, scales: ChannelScales) -> None:
+        super().__init__(checkpoint)
+        self._scales = scales
+
+    def stored_type(self, name: str) -> str:
+        """Name the type of a tensor; what is scaled counts as F32."""
+        return "F32" if self._scales.changes(name) else self._checkpoint.stored_type(name)
+
+    def tensor(self, name: str) -> Array:
+        """Read one tensor, with its scales inside."""
+        return self._scales.applied(name, self._checkpoint.tensor(name))
+
+    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
+        """Return a matrix on its own grid; scaled columns have left it."""
+        return None if self._scales.changes(name) else self._checkpoint.quantized_blocks(name)
+
+
+def _for_query_heads(config: ModelConfig, scales: Array) -> Array:
+    """Repeat the scales of each value head for the query heads that share it."""
+    per_head_KH = scales.reshape(config.num_key_value_heads, config.head_dim)
+    sharing = config.num_attention_heads // config.num_key_value_heads
+    return per_head_KH.repeat(sharing, axis=0).reshape(-1)
