@@ -31,6 +31,13 @@ CONTESTANTS = (
         name="edgelm-int8", label="edgelm int8", engine="edgelm_engine", model="edgelm-int8", baseline="llama-q8_0"
     ),
     Contestant(
+        name="edgelm-int8-wide",
+        label="edgelm int8-wide",
+        engine="edgelm_engine",
+        model="edgelm-int8-wide",
+        baseline="llama-q8_0",
+    ),
+    Contestant(
         name="llama-q8_0",
         label="llama.cpp Q8_0",
         engine="llama_cpp_engine",

@@ -68,18 +68,27 @@ def _at_most(
     return Goal(text=text, needs=needs, limit=threshold, measure=measure, at_least=False, unit=unit)
 
 
-_INT8, _INT4, _FP32 = "edgelm-int8", "edgelm-int4", "edgelm-fp32"
+_INT8, _WIDE, _INT4, _FP32 = "edgelm-int8", "edgelm-int8-wide", "edgelm-int4", "edgelm-fp32"
 _Q8, _Q4, _GENAI8, _GENAI4 = "llama-q8_0", "llama-q4_0", "genai-int8", "genai-int4"
 
+
+def _in_8_bits(name: str) -> tuple[Goal, ...]:
+    label = name.removeprefix("edgelm-")
+    return (
+        _decode(f"{label}: decode at least 1.25 x llama.cpp Q8_0", name, _Q8, 1.25),
+        _decode(f"{label}: decode at least 1.15 x onnxruntime-genai int8", name, _GENAI8, 1.15),
+        _at_most(
+            f"{label}: perplexity within 1 % of fp32",
+            (name, _FP32),
+            lambda figures: 1.01 * figures.perplexity(_FP32),
+            lambda figures: {"": figures.perplexity(name)},
+        ),
+    )
+
+
 GOALS = (
-    _decode("int8: decode at least 1.25 x llama.cpp Q8_0", _INT8, _Q8, 1.25),
-    _decode("int8: decode at least 1.15 x onnxruntime-genai int8", _INT8, _GENAI8, 1.15),
-    _at_most(
-        "int8: perplexity within 1 % of fp32",
-        (_INT8, _FP32),
-        lambda figures: 1.01 * figures.perplexity(_FP32),
-        lambda figures: {"": figures.perplexity(_INT8)},
-    ),
+    *_in_8_bits(_INT8),
+    *_in_8_bits(_WIDE),
     _decode("int4: decode at least 1.1 x llama.cpp Q4_0", _INT4, _Q4, 1.1),
     _decode("int4: decode at least 1.1 x onnxruntime-genai int4", _INT4, _GENAI4, 1.1),
     _at_most(

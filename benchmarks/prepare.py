@@ -39,7 +39,7 @@ def prepare_models() -> Path:
         gguf = sources.fetch(sources.resolve(MODEL), library, MODEL)
     checkpoint = folder / "checkpoint"
     _once(checkpoint, lambda target: import_checkpoint(gguf, target))
-    for precision in ("fp32", "int8", "int4"):
+    for precision in ("fp32", "int8", "int8-wide", "int4"):
         _once(folder / f"edgelm-{precision}", lambda target, p=precision: _export(checkpoint, target, p))
     for precision in ("int8", "int4"):
         _once(folder / f"genai-{precision}", lambda target, p=precision: _build_genai(checkpoint, target, p, True))
