@@ -22,6 +22,7 @@ from edgelm.library.remote_file import (
     read_block,
     starts_at,
     wait_after,
+    whole_number,
 )
 from edgelm.package.manifest import sha256_of
 
@@ -86,8 +87,11 @@ class _Transfer:
             if not starts_at(response, start):  # this server does not resume, or has another version of the file by now
                 self.part.unlink(missing_ok=True)
                 start = 0
-            length = response.headers.get("Content-Length")
-            announced = None if length is None else start + int(length)
+            header = response.headers.get("Content-Length")
+            length = whole_number(header)
+            if length is None and header is not None:
+                raise http.client.HTTPException(f"the server's Content-Length is {header!r:.40}")
+            announced = None if length is None else start + length
             self._check_size(announced)
             self._remember_version(response.headers.get("ETag"))
             require_space(self._target.parent, (self._total or start) - start, self._target.name)

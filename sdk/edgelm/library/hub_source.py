@@ -36,6 +36,7 @@ _TEXT_FILES = (
 )
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TIMEOUT_SECONDS = 30.0
+_MOST_BYTES = 1 << 50  # of one file: a petabyte
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ class HubSource:
         token = hub_token(options.token_file)
         info = self._info(token)
         # Its import takes a quarter of a second, and most commands never need it.
-        from huggingface_hub import hf_hub_url
+        from huggingface_hub import ModelCardData, hf_hub_url
 
         files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
         # A folder for each commit: files of two never mix, whatever happened to the repository between two attempts.
@@ -113,8 +114,12 @@ class HubSource:
         else:
             chosen = self._choose(sorted(files))
             bring(chosen, sum(files[path].size or 0 for path in chosen))
-        license_ = info.card_data.get("license") if info.card_data else None
-        return folder, {"license": license_, "repository": self.repo, "revision": info.sha}
+        license_ = info.card_data.get("license") if isinstance(info.card_data, ModelCardData) else None
+        return folder, {
+            "license": license_ if isinstance(license_, str) else None,
+            "repository": self.repo,
+            "revision": info.sha,
+        }
 
     def _info(self, token: str | None) -> ModelInfo:
         from huggingface_hub import HfApi, errors
@@ -140,8 +145,19 @@ class HubSource:
                 f"Cannot ask the hub about {self.repo}: {error}. Check the network, and HF_ENDPOINT where it is set."
             ) from error
 
-        if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):  # it becomes the name of a folder
-            raise DownloadError(f"The hub gives {self.repo} the revision {info.sha!r}, which is not a commit.")
+        if not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)):  # it becomes the name of a folder
+            raise DownloadError(f"The hub gives {self.repo} the revision {info.sha!r:.80}, which is not a commit.")
+        for sibling in info.siblings or ():  # the hub's client passes on whatever came
+            size, sha256 = sibling.size, sibling.lfs.sha256 if sibling.lfs is not None else None
+            if (
+                not isinstance(sibling.rfilename, str)
+                or not (size is None or (type(size) is int and 0 <= size <= _MOST_BYTES))
+                or not (sha256 is None or re.fullmatch("[0-9a-f]{64}", str(sha256)))
+            ):
+                raise DownloadError(
+                    f"The hub lists {sibling.rfilename!r:.80} of {self.repo} with the size {size!r:.40} and the "
+                    f"SHA-256 {sha256!r:.80}, which is no file. Try again later; if it stays so, do not trust this hub."
+                )
         return info
 
     def _advice(self) -> Mapping[int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -42,6 +43,9 @@ def open_range(remote: RemoteFile, first: int = 0, last: int | None = None, *, v
     """Ask for the bytes from `first` to `last` (None: the end), or for the whole file where those are all of it.
 
     version: the strong ETag that the file must still have; a server that has another sends the whole file.
+
+    Raises:
+        OSError, http.client.HTTPException: the server cannot be reached, refuses, or answers what is no HTTP.
     """
     request = urllib.request.Request(remote.url, headers={"User-Agent": f"edgelm/{__version__}"})
     # Without content encoding the bytes on the wire are those of the file, and ranges mean the same to both sides.
@@ -52,7 +56,15 @@ def open_range(remote: RemoteFile, first: int = 0, last: int | None = None, *, v
         request.add_header("Range", f"bytes={first}-{'' if last is None else last}")
         if version:
             request.add_header("If-Range", version)
-    return urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+    try:
+        return urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+    except ValueError as error:  # of an address that it redirects to
+        raise urllib.error.URLError(f"the server's answer cannot be followed: {error}") from error
+
+
+def whole_number(text: str | None) -> int | None:
+    """Read a number of a header; None where it is missing, or no number of bytes or seconds."""
+    return int(text) if text is not None and re.fullmatch("[0-9]{1,20}", text) else None
 
 
 def read_block(response: Any) -> bytes:
@@ -70,7 +82,7 @@ def read_block(response: Any) -> bytes:
 def starts_at(response: Any, first: int) -> bool:
     """Tell whether a response is the part of the file from byte `first` on: `Content-Range: bytes 100-199/200`."""
     start = str(response.headers.get("Content-Range", "")).removeprefix("bytes ").partition("-")[0]
-    return response.status == http.client.PARTIAL_CONTENT and start.isdigit() and int(start) == first
+    return response.status == http.client.PARTIAL_CONTENT and whole_number(start) == first
 
 
 def is_passing(error: Exception) -> bool:
@@ -84,8 +96,8 @@ def is_passing(error: Exception) -> bool:
 
 def wait_after(error: Exception, planned: float) -> float:
     """Return the seconds until the next attempt: what the server asks for (Retry-After), else what was planned."""
-    asked = error.headers.get("Retry-After", "") if isinstance(error, urllib.error.HTTPError) else ""
-    return min(max(planned, float(asked)), _LONGEST_WAIT) if asked.isdigit() else planned
+    asked = whole_number(error.headers.get("Retry-After")) if isinstance(error, urllib.error.HTTPError) else None
+    return planned if asked is None else min(max(planned, asked), _LONGEST_WAIT)
 
 
 def explain(error: Exception, remote: RemoteFile, target: Path) -> DownloadError:

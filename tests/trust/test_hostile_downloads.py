@@ -1,0 +1,116 @@
+"""What a download server answers is data from a stranger: no answer of it ends in another error than ours."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loopback_server import LoopbackServer
+
+from edgelm.errors import DownloadError
+from edgelm.library import download as download_module
+from edgelm.library.download import download
+from edgelm.library.fetch_options import FetchOptions
+from edgelm.library.hub_source import HubSource
+from edgelm.library.remote_file import RemoteFile
+
+OK, BODY = b"HTTP/1.1 200 OK\r\n", b"\r\nhello"
+REDIRECT = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: "
+ANSWERS = {
+    "a length that is no number": (OK + b"Content-Length: abc\r\n" + BODY, "Content-Length is 'abc'"),
+    "a length below nothing": (OK + b"Content-Length: -5\r\n" + BODY, "Content-Length is '-5'"),
+    "a length of 5,000 digits": (OK + b"Content-Length: " + b"9" * 5000 + b"\r\n" + BODY, "Content-Length is '999"),
+    "a length in other digits": (OK + "Content-Length: ²\r\n".encode("latin-1") + BODY, "Content-Length is '²'"),
+    "a range in other digits": (
+        b"HTTP/1.1 206 Partial Content\r\nContent-Length: 5\r\n" + "Content-Range: bytes ²-3/4\r\n".encode("latin-1")
+        + BODY, "its SHA-256 is 2cf24",
+    ),
+    "a wait in other digits": (
+        b"HTTP/1.1 429 Too Many\r\nContent-Length: 0\r\n" + "Retry-After: ²\r\n\r\n".encode("latin-1"), "answers 429",
+    ),
+    "an address that is none": (REDIRECT + b"http://[::1\r\n\r\n", "cannot be followed: Invalid IPv6 URL"),
+    "a file of this machine": (REDIRECT + b"file:///etc/passwd\r\n\r\n", "answers 302"),
+    "another protocol": (b"SSH-2.0-server\r\n", "SSH-2.0-server"),
+    "too many headers": (OK + b"a: b\r\n" * 300 + b"\r\n", "got more than 100 headers"),
+    "broken chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nhello", "IncompleteRead"),
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def answering(answer: bytes) -> Iterator[str]:
+    """Give every connection the same bytes; yield the address."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def run() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    with connection, contextlib.suppress(OSError):
+                        connection.recv(65536)
+                        connection.sendall(answer)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/model.bin"
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.fixture
+def hub(server: LoopbackServer, monkeypatch: pytest.MonkeyPatch) -> LoopbackServer:
+    """Stand in for the hub; its client reads HF_ENDPOINT when it is imported, and never again."""
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    return server
+
+
+@pytest.mark.parametrize("connections", [1, 2])
+@pytest.mark.parametrize("case", ANSWERS)
+def test_an_answer_that_is_none_is_a_download_error(
+    case: str, connections: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, message = ANSWERS[case]
+    monkeypatch.setattr(download_module, "_RETRY_WAITS", (0.01,))
+    size = 5 if connections == 1 else 64 << 20  # a large file comes in pieces
+    with answering(answer) as url, pytest.raises(DownloadError) as caught:
+        download(RemoteFile(url=url, size=size, sha256="0" * 64), tmp_path / "model.bin", connections=connections)
+    assert "model.bin" in str(caught.value)
+    if connections == 1:
+        assert message in str(caught.value)
+    assert not (tmp_path / "model.bin").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sha", 5), ("sha", "../../outside"), ("sha", None),
+        ("rfilename", None), ("rfilename", 5),
+        ("size", "x"), ("size", -1), ("size", True), ("size", 10**400), ("size", [1]),
+        ("lfs", {"sha256": 5, "size": 1, "pointerSize": 1}), ("lfs", {"sha256": "../a", "size": 1, "pointerSize": 1}),
+    ],
+)  # fmt: skip
+def test_a_hub_that_lists_what_is_no_file_is_refused(
+    field: str, value: object, hub: LoopbackServer, tmp_path: Path
+) -> None:
+    hub.add_repository("a/b", {"config.json": b"{}", "model.safetensors": b"x"})
+    info = json.loads(hub.files["/api/models/a/b"])
+    (info if field in info else info["siblings"][1])[field] = value
+    hub.files["/api/models/a/b"] = json.dumps(info).encode()
+    (tmp_path / "staging").mkdir()
+
+    with pytest.raises(DownloadError, match=r"which is not a commit|which is no file"):
+        HubSource.parse("hf:a/b").fetch(tmp_path / "staging", FetchOptions())
+    assert [path.name for path in tmp_path.rglob("*")] == ["staging"]
+
+
+@pytest.mark.parametrize("card", [5, "mit", ["mit"], {"license": ["mit"]}, {"license": {"a": 1}}])
+def test_a_card_that_is_none_gives_no_licence(card: object, hub: LoopbackServer, tmp_path: Path) -> None:
+    hub.add_repository("a/b", {"config.json": b"{}", "model.safetensors": b"x"}, cardData=card)
+
+    assert HubSource.parse("hf:a/b").fetch(tmp_path, FetchOptions())[1]["license"] is None
