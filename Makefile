@@ -57,17 +57,21 @@ soak: $(VENV)/dev.stamp
 wheel: $(VENV)/dev.stamp
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
-# The development tools in the versions and with the hashes of this platform's lock; torch in any version that fits.
-LOCK = .ci/lock-$$($(BIN)/python -c "import sys, platform as p; print(f'{sys.platform}-{p.machine()}-cp3{sys.version_info[1]}')").txt
+# The development tools in the versions and with the hashes of the lock; torch in any version that fits.
 locked: $(VENV)/bin/pip
-	@test -f $(LOCK) || { echo "There is no $(LOCK). Without a lock: make test; then make lock writes one for this platform." >&2; exit 1; }
-	$(BIN)/pip install --quiet --no-deps --require-hashes -r $(LOCK)
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r .ci/lock.txt
 	$(BIN)/pip install --quiet -e ".[$(DEV_EXTRAS)]"
 	@touch $(VENV)/dev.stamp $(VENV)/chat.stamp
 
-# Writes that lock anew, from what `make test` has installed.
-lock: $(VENV)/dev.stamp
-	$(BIN)/python .ci/lock.py $(DEV_EXTRAS)
+# Writes that lock anew: the newest versions that pyproject.toml allows, for every system and Python. torch is left out,
+# with what it alone needs: its wheel differs between builds for a processor and for each graphics card.
+comma := ,
+lock: $(VENV)/bin/pip
+	$(BIN)/pip install --quiet uv
+	@mkdir -p .cache && echo torch > .cache/left-out.txt
+	$(BIN)/uv pip compile pyproject.toml $(foreach extra,$(subst $(comma), ,$(DEV_EXTRAS)),--extra $(extra)) \
+	  --universal --python-version 3.11 --excludes .cache/left-out.txt --generate-hashes --upgrade \
+	  --no-annotate --no-header --quiet --output-file .ci/lock.txt
 
 clean:
 	rm -rf $(VENV) .cache site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
