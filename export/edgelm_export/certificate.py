@@ -39,7 +39,8 @@ def check_certificate(folder: Path, source: str, progress: Progress | None = Non
         if origin.problem is not None:
             return [origin]
         measured = measure_quality(folder, checkpoint, progress)
-    return [origin, *(_compare(name, manifest.quality, measured) for name in _ALIKE)]
+    claimed = [name for name in _ALIKE if getattr(manifest.quality, name) is not None]
+    return [origin, *(_compare(name, manifest.quality, measured) for name in claimed)]
 
 
 def _check_origin(manifest: Manifest, checkpoint: Checkpoint) -> Finding:
@@ -74,6 +75,7 @@ def _alike(before: float, now: float) -> bool:
 _ALIKE: dict[str, Callable[[float, float], bool]] = {
     "source_perplexity": _alike,
     "perplexity": _alike,
+    "perplexity_after_prefill": _alike,  # of a package with a prefill graph
     "mean_kl_divergence": lambda before, now: abs(now - before) <= max(_DIVERGENCE, _RELATIVE_DIVERGENCE * before),
     "top1_agreement": lambda before, now: abs(now - before) <= _AGREEMENT,
 }

@@ -17,7 +17,13 @@ from edgelm.errors import ExportError
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest, sha256_of
 from edgelm_export.calibration_text import CalibrationOptions
-from edgelm_export.cli_export import kv_cache_option, print_figures, with_int8_cache
+from edgelm_export.cli_export import (
+    kv_cache_option,
+    prefill_graph_option,
+    print_figures,
+    with_int8_cache,
+    with_prefill_graph,
+)
 from edgelm_export.exporter import export_package
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize import PRECISIONS, Precision
@@ -25,7 +31,8 @@ from edgelm_export.sources import open_checkpoint
 
 # What fewer bits have lost of a model cannot be told from the model any more.
 _FEWEST_BITS = 8
-_IN_INT8 = "-kv-int8"  # at the end of a name in the library: how keys and values are kept
+# At the end of a name in the library: how keys and values are kept, and what reads prompts.
+_IN_INT8, _WITH_PREFILL = "-kv-int8", "-prefill"
 
 EXAMPLES = """
 \b
@@ -44,6 +51,7 @@ Examples:
 @click.option("--precision", type=click.Choice([*PRECISIONS]), help="How the weights are to be stored.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="A TOML or JSON file of rules, instead of --precision.")
 @kv_cache_option
+@prefill_graph_option
 @click.option("--source", metavar="CHECKPOINT", help="What the package was exported from, where it is not found.")
 @click.option("--calibrate", is_flag=True, help="Find the integers by gptq, on the bundled text: slower, better.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
@@ -53,6 +61,7 @@ def quantize(
     precision: str | None,
     recipe: Path | None,
     kv_cache: str,
+    prefill_graph: bool,
     source: str | None,
     calibrate: bool,
     as_json: bool,
@@ -71,6 +80,8 @@ def quantize(
     label = chosen.name if isinstance(chosen, Precision) else chosen
     if kv_cache == "int8":
         chosen, label = with_int8_cache(chosen, calibrate=calibrate), f"{label}{_IN_INT8}"
+    if prefill_graph:
+        chosen, label = with_prefill_graph(chosen, calibrate=calibrate), f"{label}{_WITH_PREFILL}"
     target = output or library.package_path(f"{_base_name(manifest)}-{label}")
     if target.resolve() == folder.resolve():
         raise ExportError(f"{target} is the package that is read. Choose another folder with -o.")
@@ -85,7 +96,7 @@ def quantize(
 
 
 def _base_name(manifest: Manifest) -> str:
-    return manifest.name.removesuffix(_IN_INT8).removesuffix(f"-{manifest.precision}")
+    return manifest.name.removesuffix(_WITH_PREFILL).removesuffix(_IN_INT8).removesuffix(f"-{manifest.precision}")
 
 
 def _weights(folder: Path, manifest: Manifest, source: str | None, library: Library) -> Path:

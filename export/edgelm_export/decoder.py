@@ -46,23 +46,30 @@ def build_decoder(checkpoint: Checkpoint, precision: Precision, data: ExternalDa
             f"head_dim is {config.head_dim}; ONNX Runtime's GroupQueryAttention rotates heads of a multiple of "
             f"{ROTARY_MULTIPLE}. Train with such a head_dim, or without rope."
         )
-    return _Decoder(FoldedCheckpoint(checkpoint), precision, data).build()
+    return DecoderStack(FoldedCheckpoint(checkpoint), precision, data).build()
 
 
-class _Decoder(Stack):
+class DecoderStack(Stack):
+    """Write the decoder into a graph of its own."""
+
     def __init__(self, checkpoint: Checkpoint, precision: Precision, data: ExternalData) -> None:
         super().__init__(checkpoint, checkpoint.config, checkpoint.config.decoder_name, precision, data)
 
     def build(self) -> onnx.ModelProto:
-        graph, config = self.graph, self.config
+        """Return the graph."""
+        hidden = self.begin()
+        for i in range(self.config.num_hidden_layers):
+            hidden = self.block(hidden, i)
+        self.head(self.last_positions(self.last_hidden_state(hidden)))
+        return self.graph.model(self.config.model_type)
+
+    def begin(self) -> str:
+        """Add what stands before the first block."""
         self.inputs()
         hidden = self.embedding()
         self.rotations()
-        self.bias = self.distance_scores() if config.position == "relative" else ""
-        for i in range(config.num_hidden_layers):
-            hidden = self.block(hidden, i)
-        self.head(self.last_positions(self.last_hidden_state(hidden)))
-        return graph.model(config.model_type)
+        self.bias = self.distance_scores() if self.config.position == "relative" else ""
+        return hidden
 
     def inputs(self) -> None:
         """Declare inputs; derive what GroupQueryAttention wants from the mask: each row's last position, and C."""
@@ -143,6 +150,10 @@ class _Decoder(Stack):
         return self.added(hidden, self.projections.linear(output, f"{name}.o_proj"), layer, after, "cross_residual")
 
     def attention(self, hidden: str, i: int) -> str:
+        """Add the attention of a block, and the projection of what it gives."""
+        return self.projections.linear(self.attended(hidden, i), f"{self.name}.layers.{i}.self_attn.o_proj")
+
+    def attended(self, hidden: str, i: int) -> str:
         """Grouped-query attention; rotation, cache and causal mask are inside the operator."""
         graph, config = self.graph, self.config
         name = f"{self.name}.layers.{i}.self_attn"
@@ -169,8 +180,7 @@ class _Decoder(Stack):
             "local_window_size": window,
             "softcap": config.attn_logit_softcapping,
         }
-        output = graph.node("GroupQueryAttention", inputs, [f"{name}.output", *present], MICROSOFT, attributes)
-        return self.projections.linear(output, f"{name}.o_proj")
+        return graph.node("GroupQueryAttention", inputs, [f"{name}.output", *present], MICROSOFT, attributes)
 
     def normed_queries_and_keys(self, qkv: list[str], name: str) -> list[str]:
         """Norm queries and keys, by head or all heads together; packed or not before, the three are apart after."""
@@ -209,6 +219,7 @@ class _Decoder(Stack):
         return graph.node("Slice", inputs, "model.last_positions")
 
     def head(self, hidden: str) -> None:
+        """Add the product by the head, and what follows it."""
         graph, config = self.graph, self.config
         cap = config.final_logit_softcapping
         steps: list[tuple[str, list[str]]] = []  # what the product goes through to become the logits
@@ -226,6 +237,7 @@ class _Decoder(Stack):
         graph.output("logits", FLOAT, [BATCH, "kept", config.vocab_size])
 
     def head_product(self, hidden: str, output: str) -> None:
+        """Add the product by the head, or by the embedding where they are one."""
         graph, config = self.graph, self.config
         if not config.tie_word_embeddings:
             self.projections.head(hidden, output)

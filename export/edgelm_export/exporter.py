@@ -16,7 +16,14 @@ from edgelm.config import SECTION
 from edgelm.errors import EdgeLMError, ExportError, VerificationError
 from edgelm.files import atomic
 from edgelm.generation_config import GenerationConfig
-from edgelm.package.graph_file import DATA_FILE, DECODER_FILE, ENCODER_FILE, GRAPH_FILE
+from edgelm.package.graph_file import (
+    DATA_FILE,
+    DECODER_FILE,
+    ENCODER_FILE,
+    GRAPH_FILE,
+    PREFILL_DATA_FILE,
+    PREFILL_FILE,
+)
 from edgelm.package.manifest import Manifest, Quality, describe_file
 from edgelm.package.replaceable import why_not_a_package
 from edgelm.package.spdx import spdx_identifier
@@ -32,6 +39,7 @@ from edgelm_export.genai_config import genai_config
 from edgelm_export.graph import OPSETS
 from edgelm_export.kv_cache_scales import keep_in_int8, measure_scales
 from edgelm_export.package_checkpoint import PACKAGE_FORMAT
+from edgelm_export.prefill import build_prefill, refuse_prefill_graph
 from edgelm_export.preparation import fitted, prepared
 from edgelm_export.quantize import KEEP, Precision, precision_named
 from edgelm_export.quantize.keep import moved_types
@@ -85,6 +93,8 @@ def _write_package(
     calibration: CalibrationOptions,
     progress: Progress | None,
 ) -> Manifest:
+    if precision.prefill_graph:
+        refuse_prefill_graph(checkpoint.config)
     tokenizer = _write_text_files(checkpoint, folder)
     precision = fitted(precision, checkpoint)
     used, quality = _write_checked_graph(checkpoint, folder, precision, calibration, progress or (lambda *_: None))
@@ -148,17 +158,22 @@ def _write_graph(checkpoint: Checkpoint, precision: Precision, folder: Path) -> 
                 ENCODER_FILE: build_encoder(checkpoint, precision, data),
                 DECODER_FILE: build_decoder(checkpoint, precision, data),
             }
+        if precision.prefill_graph:
+            with ExternalData(folder / PREFILL_DATA_FILE, beside=data) as own_data:
+                graphs[PREFILL_FILE] = build_prefill(checkpoint, precision, own_data)
     for name, model in graphs.items():
         (folder / name).write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _keep_cache_in_int8(checkpoint: Checkpoint, folder: Path, calibration: CalibrationOptions) -> None:
-    """Give the graph that is there the scales that a text has in it."""
+    """Give the graphs that are there the scales that a text has in them."""
     sequences = calibration_sequences(calibration, *text_tools(checkpoint), checkpoint.config)
-    path = folder / GRAPH_FILE
-    model = onnx.load_model(path, load_external_data=False)
-    keep_in_int8(model, measure_scales(folder, sequences))
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    scales = measure_scales(folder, sequences)
+    for path in (folder / name for name in (GRAPH_FILE, PREFILL_FILE)):
+        if path.exists():
+            model = onnx.load_model(path, load_external_data=False)
+            keep_in_int8(model, scales)
+            path.write_bytes(model.SerializeToString(deterministic=True))
     _write_text_files(checkpoint, folder, kv_cache="int8")
 
 
@@ -221,6 +236,8 @@ def _notes(
         notes.append("Not smoothed: the model has a part that scales cannot be folded into, or failed the check so.")
     if used.kv_cache == "int8":
         notes.append("Keys and values are kept in int8, with a scale for each channel.")
+    if used.prefill_graph:
+        notes.append("Prompts are read by a graph of their own, with integers of 8 bits by the row and the token.")
     if used.only_smooths:
         notes.append(f"Smoothed on {calibration.for_smoothing().describe()}.")
     if (used.needs_calibration and not used.only_smooths) or used.kv_cache == "int8":

@@ -1,4 +1,4 @@
-"""ExternalData: the one file beside the graph, or both graphs, that holds the weights, written tensor by tensor."""
+"""ExternalData: the file beside one graph or two that holds the weights, written tensor by tensor."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ _ALIGNMENT = 4096
 class ExternalData:
     """Append tensors to a file, and return the initializers that point to them.
 
+    beside: another file of the folder; a tensor that is in it under the same name is pointed to there.
     Source: the ONNX specification of external data (onnx/docs/ExternalData.md). Use as a context manager; a write that
     the disk refuses raises OSError, at the latest when the file is closed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, beside: ExternalData | None = None) -> None:
         self._path = path
         self._file: IO[bytes] = path.open("wb")
         self._tensors: dict[str, onnx.TensorProto] = {}
+        self._beside = beside
 
     def __enter__(self) -> Self:
         return self
@@ -33,8 +35,9 @@ class ExternalData:
 
     def add(self, name: str, array: NDArray[Any]) -> onnx.TensorProto:
         """Write one tensor; nothing of it stays in memory. One of that name is there once, for all graphs."""
-        if name in self._tensors:
-            return self._tensors[name]
+        for written in (self, self._beside):
+            if written is not None and name in written._tensors:
+                return written._tensors[name]
         array = np.ascontiguousarray(array)
         offset = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
         self._file.seek(offset)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from edgelm.config import ModelConfig
 from edgelm.decoding.generate import PREFILL_CHUNK, prefill
 from edgelm.errors import VerificationError
+from edgelm.memory.kv_cache import KVCache
 from edgelm.package.manifest import Quality
 from edgelm.runtime.session import DecoderSession
 from edgelm.text.tokenizer import Tokenizer
@@ -24,6 +25,7 @@ from edgelm_export.verification_text import verification_text
 _WINDOWS, _WINDOW_TOKENS = 4, 256
 _ROWS_AT_ONCE = 32  # of logits in float64: temporaries of a whole window would each be new memory
 _GREEDY_PROMPT, _GREEDY_TOKENS = 64, 32
+_Columns = tuple[NDArray[np.float64], ...]  # what `_compare` returns
 
 
 def measure_quality(folder: Path, checkpoint: Checkpoint, progress: Progress | None = None) -> Quality:
@@ -39,12 +41,12 @@ def measure_quality(folder: Path, checkpoint: Checkpoint, progress: Progress | N
     source = reference_logits(checkpoint, [prompt + chosen, *windows], [sources[0], *sources])
     # The source's choice after the prompt and after each chosen token but the last.
     agreed = next(source).argmax(-1)[len(prompt) - 1 : -1] == chosen
-    columns = []
+    columns, after_prefill = [], []
     for read, ids, source_TV in zip(sources, windows, source, strict=True):
-        package_TV, targets = _all_logits(session, ids, read), np.array(ids[1:])
-        for start in range(0, len(targets), _ROWS_AT_ONCE):
-            rows = slice(start, min(start + _ROWS_AT_ONCE, len(targets)))
-            columns.append(_compare(package_TV[rows], source_TV[rows], targets[rows]))
+        columns += _compared(_all_logits(session, ids, read), source_TV, ids)
+        if session.has_prefill_graph:
+            half = len(ids) // 2
+            after_prefill += _compared(_logits_after_prefill(session, ids, half), source_TV[half:], ids[half:])
     surprise, source_surprise, divergence, difference, same = (
         np.concatenate(parts) for parts in zip(*columns, strict=True)
     )
@@ -57,12 +59,28 @@ def measure_quality(folder: Path, checkpoint: Checkpoint, progress: Progress | N
         top1_agreement=float(same.mean()),
         greedy_tokens=len(agreed),
         greedy_agreement=len(agreed) if agreed.all() else int(agreed.argmin()),
+        **_perplexities_after_prefill(after_prefill),
     )
 
 
-def _compare(
-    package_TV: NDArray[np.float32], source_TV: NDArray[np.float32], targets: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], ...]:
+def _perplexities_after_prefill(columns: list[_Columns]) -> dict[str, float]:
+    if not columns:
+        return {}
+    surprise, source_surprise, *_ = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    return {
+        "perplexity_after_prefill": float(np.exp(surprise.mean())),
+        "source_perplexity_after_prefill": float(np.exp(source_surprise.mean())),
+    }
+
+
+def _compared(package_TV: NDArray[np.float32], source_TV: NDArray[np.float32], ids: list[int]) -> list[_Columns]:
+    """Compare the logits at all of `ids` but the last, some rows at a time."""
+    targets = np.array(ids[1:])
+    parts = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(targets), _ROWS_AT_ONCE)]
+    return [_compare(package_TV[:-1][part], source_TV[:-1][part], targets[part]) for part in parts]
+
+
+def _compare(package_TV: NDArray[np.float32], source_TV: NDArray[np.float32], targets: NDArray[np.int64]) -> _Columns:
     """Return per position: the target's surprise in both (nats), KL(source || package), largest difference, same."""
     package_log, source_log = _log_softmax(package_TV), _log_softmax(source_TV)
     rows = np.arange(len(targets))
@@ -88,6 +106,13 @@ def check_quality(quality: Quality, precision: Precision) -> None:
             f"{quality.source_perplexity:.2f}: {ratio:.3f} times, and {precision.perplexity_bound} is the bound. "
             "Nothing was written. Export with more bits (--precision int8 or fp32), or check the source."
         )
+    after, source_after = quality.after_prefill or (1.0, 1.0)
+    if not after / source_after <= precision.perplexity_bound:
+        raise VerificationError(
+            f"Behind a prompt that its prefill graph has read, the {precision.name} package has a perplexity of "
+            f"{after:.2f} where its source has {source_after:.2f}: {after / source_after:.3f} times, and "
+            f"{precision.perplexity_bound} is the bound. Nothing was written. Export it without --prefill-graph."
+        )
 
 
 def _texts(tokenizer: Tokenizer, config: ModelConfig) -> tuple[list[list[int]], list[list[int]], list[int]]:
@@ -111,6 +136,17 @@ def _texts(tokenizer: Tokenizer, config: ModelConfig) -> tuple[list[list[int]], 
 def _all_logits(session: DecoderSession, ids: list[int], source_ids: list[int]) -> NDArray[np.float32]:
     cache = session.new_cache()
     cache.read_source(source_ids)
+    return _logits_behind(session, ids, cache)
+
+
+def _logits_after_prefill(session: DecoderSession, ids: list[int], half: int) -> NDArray[np.float32]:
+    """Let the prefill graph read the first tokens, and return the decoder's logits at those behind them."""
+    cache = session.new_cache()
+    session.read_prompt(ids[:half], cache)
+    return _logits_behind(session, ids[half:], cache)
+
+
+def _logits_behind(session: DecoderSession, ids: list[int], cache: KVCache) -> NDArray[np.float32]:
     chunks = [ids[start : start + PREFILL_CHUNK] for start in range(0, len(ids), PREFILL_CHUNK)]
     return np.concatenate([session.forward(chunk, cache, all_logits=True).copy() for chunk in chunks])
 

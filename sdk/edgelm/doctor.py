@@ -20,7 +20,7 @@ from edgelm.package.manifest import Manifest
 from edgelm.package.package import open_package
 from edgelm.package.slow_operators import slow_operators
 from edgelm.runtime import onnx_runtime
-from edgelm.runtime.cpu import cpu_features, cpu_quota, physical_cores, usable_cores
+from edgelm.runtime.cpu import INTEGER_DOT_PRODUCTS, cpu_features, cpu_quota, physical_cores, usable_cores
 
 # Wheels of other projects and of ONNX Runtime's own family that do not contain the module `onnxruntime`.
 _BESIDE_ONNXRUNTIME = ("onnxruntime-genai", "onnxruntime-extensions", "onnxruntime-training")
@@ -30,8 +30,6 @@ _THREADS_VARIABLE = re.compile("EDGELM_[A-Z]+_THREADS")  # what stands for a com
 _LITTLE_MEMORY = 1 << 30
 _LITTLE_DISK = 1 << 30
 _EXPORT_AGAIN = "edgelm export SOURCE --precision int8  , from what the model was made of"
-# Which instruction sets the 8-bit products need to run at speed, and what it costs without them.
-_INTEGER_DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "asimddp", "i8mm"}
 _WIDE_VECTORS = {"avx2", "asimd"}
 
 
@@ -101,14 +99,14 @@ def _check_processor() -> Iterator[_Row]:
         return
     if not features & _WIDE_VECTORS:
         yield "warning", "No AVX2: every step is several times slower than on processors since 2013.", None
-    elif not features & _INTEGER_DOT_PRODUCTS:
+    elif not features & INTEGER_DOT_PRODUCTS:
         yield (
             "warning",
             "No VNNI or dot products: 8-bit models run, and their prompts are read about half as fast.",
             None,
         )
     else:
-        yield "ok", f"Has {', '.join(sorted(features & (_INTEGER_DOT_PRODUCTS | _WIDE_VECTORS)))}.", None
+        yield "ok", f"Has {', '.join(sorted(features & (INTEGER_DOT_PRODUCTS | _WIDE_VECTORS)))}.", None
 
 
 def _check_threads() -> Iterator[_Row]:

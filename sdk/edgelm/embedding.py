@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.decoding.generate import PREFILL_CHUNK, prefill
+from edgelm.decoding.generate import PREFILL_CHUNK, next_chunk
 from edgelm.errors import ConfigError, ContextLengthError
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def _mean_values(model: LanguageModel, token_ids: Sequence[int]) -> NDArray[np.f
             "package with --kv-cache fp32."
         )
     cache = model.new_cache()
-    prefill(model.session, token_ids, cache)
+    while cache.length < len(token_ids):  # by the decoder's graph: a prefill graph's values are less precise
+        model.session.forward(next_chunk(token_ids, cache.length), cache)
     values = cache.buffers[1::2][-_LAYERS:]
     return np.concatenate([value[0, :, : cache.length].mean(axis=1).ravel() for value in values])
 

@@ -86,6 +86,7 @@ def load(
                 entry=package.graph_entry,
                 weights=package.weight_entries,
                 encoder_entry=package.encoder_entry,
+                prefill_entry=package.prefill_entry,
                 foreign_graph=package.foreign_graph,
             )
         finally:

@@ -80,7 +80,7 @@ def test_a_json_recipe_is_named_for_its_file_and_has_a_bound(tmp_path: Path) -> 
         ("rules = 3", r"mine\.toml: rules is 3\."),
         ("= nonsense", r"mine\.toml cannot be read as a recipe"),
         ("name = \"x\"", r"A recipe has a list `rules`, each with a `pattern` and a `scheme`\."),
-        ("bits = 4\n" + TOML, r"no 'bits'; it has name, rules, transforms, kv_cache, form, perplexity_bound\."),
+        ("bits = 4\n" + TOML, r"no 'bits'; it has name, rules, transforms, kv_cache, form, prefill_graph, perplexity"),
         ("[[rules]]\npattern = \".\"", r"A rule has a `pattern` and a `scheme`, nothing else: {'pattern': '.'}"),
         ("[[rules]]\npattern = 1\nscheme = \"fp32\"", r"A rule's `pattern` and `scheme` are texts"),
         ("[[rules]]\npattern = \"(\"\nscheme = \"fp32\"", r"The pattern '\(' is no regular expression"),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgelm.batching.request import Request
 from edgelm.completion import FinishReason
 from edgelm.decoding.context_shift import fitted
-from edgelm.decoding.generate import PREFILL_CHUNK, Decoder, next_chunk
+from edgelm.decoding.generate import Decoder, compute_piece, computed_together
 from edgelm.memory.kv_batch import KVBatch, longest_row
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
@@ -110,31 +110,31 @@ class RunningBatch:
                 self._advance(request, logits_V)
         for request in self._decoding.values():
             assert request.row is not None
-            self._prefixes.slide(request.row, len(request.prompt_ids))
+            self._prefixes.slide(request.row, self._computed_together(request))
 
     def _fill(self) -> None:
         request = self._next_to_fill()
         row, prompt_ids = request.row, request.prompt_ids
         assert row is not None
         try:
+            together = computed_together(self._session, row, prompt_ids)
             # Before each piece: another request with the same beginning may have computed it meanwhile.
-            cached = self._prefixes.extend(row, prompt_ids)
+            cached = self._prefixes.extend(row, together)
             self.cached_tokens += cached
             if request.prefilled is None:
                 request.cached_tokens += cached
-            is_alone = len(self._batch.rows) == 1
-            chunk = next_chunk(prompt_ids, row.length, PREFILL_CHUNK if is_alone else SHARED_CHUNK)
-            switch = StopSwitch()
+            shared_chunk = None if len(self._batch.rows) == 1 else SHARED_CHUNK
+            switch, before = StopSwitch(), row.length
             self._piece = request, switch
-            logits_V = self._session.forward(chunk, row, stop=switch)[0]
+            logits_V = compute_piece(self._session, prompt_ids, row, shared_chunk=shared_chunk, stop=switch)
             self._piece = None
             request.made_way = False
-            self.prompt_tokens += len(chunk)
-            self._prefixes.keep(row, len(prompt_ids))
+            self.prompt_tokens += row.length - before
+            self._prefixes.keep(row, len(together))
             row.slide()
             self._filling.remove(request)
             self._filling.append(request)
-            if row.length < len(prompt_ids):
+            if logits_V is None:
                 return
         except StoppedError:
             self._piece = None
@@ -151,6 +151,11 @@ class RunningBatch:
         if request.prefilled is None:
             request.prefilled = time.perf_counter()
         self._advance(request, logits_V)
+
+    def _computed_together(self, request: Request) -> int:
+        """Count the tokens of a request's prompt that the prefix cache may take for a prompt's."""
+        assert request.row is not None
+        return len(computed_together(self._session, request.row, request.prompt_ids))
 
     def _next_to_fill(self) -> Request:
         """Choose whose prompt goes on: each in turn, but every other time one that a single piece completes."""
@@ -262,7 +267,7 @@ class RunningBatch:
         assert request.row is not None
         if request.number in self._decoding:
             del self._decoding[request.number]
-            self._prefixes.keep(request.row, len(request.prompt_ids))
+            self._prefixes.keep(request.row, self._computed_together(request))
         else:
             self._filling.remove(request)
         self._batch.remove(request.row)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgelm.cli.generation_options import complete_model, provider_option, threads_option
+from edgelm.cli.generation_options import complete_model, prefill_graph_option, provider_option, threads_option
 from edgelm.cli.output import megabytes, printable
 from edgelm.cli.picture_file import picture_option
 from edgelm.cli.progress import progress_line
@@ -23,10 +23,19 @@ if TYPE_CHECKING:
 @click.argument("model", shell_complete=complete_model)
 @threads_option
 @provider_option
+@prefill_graph_option
 @click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Measure so many times.")
 @click.option("--json", "as_json", is_flag=True, help="Print every measured value as JSON.")
 @picture_option
-def bench(model: str, threads: int | None, provider: str, rounds: int, as_json: bool, output: Path | None) -> None:
+def bench(
+    model: str,
+    threads: int | None,
+    provider: str,
+    prefill_graph: bool,
+    rounds: int,
+    as_json: bool,
+    output: Path | None,
+) -> None:
     """Measure how fast a model is on this machine.
 
     Reads a prompt of 512 tokens, answers after 512 and after 32, and answers eight requests at once; shows the median
@@ -44,7 +53,7 @@ def bench(model: str, threads: int | None, provider: str, rounds: int, as_json: 
     from edgelm.speed import measure
 
     with progress_line() as progress:
-        options = SessionOptions(threads=threads, provider=provider)
+        options = SessionOptions(threads=threads, provider=provider, prefill_graph=prefill_graph)
         report = measure(model, options, rounds=rounds, progress=progress)
     if output is not None:
         _draw(report, output)

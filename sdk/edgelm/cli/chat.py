@@ -11,7 +11,13 @@ import click
 
 from edgelm.cli.adapter_options import adapters_option, with_adapters
 from edgelm.cli.cache import complete_session
-from edgelm.cli.generation_options import complete_model, generation_options, provider_option, threads_option
+from edgelm.cli.generation_options import (
+    complete_model,
+    generation_options,
+    prefill_graph_option,
+    provider_option,
+    threads_option,
+)
 from edgelm.cli.output import clean_text, is_terminal, printable
 from edgelm.cli.progress import status
 from edgelm.errors import ConfigError, ModelNotFoundError, PackageError
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
 @adapters_option
 @threads_option
 @provider_option
+@prefill_graph_option
 def chat(
     model: str | None,
     system: str | None,
@@ -49,6 +56,7 @@ def chat(
     adapters: tuple[tuple[str | None, Path], ...],
     threads: int | None,
     provider: str,
+    prefill_graph: bool,
     settings: dict[str, Any],
 ) -> None:
     """Talk with a model.
@@ -81,7 +89,7 @@ def chat(
             from edgelm.language_model import load
             from edgelm.runtime.session import SessionOptions
 
-            return load(name, SessionOptions(threads=threads, provider=provider))
+            return load(name, SessionOptions(threads=threads, provider=provider, prefill_graph=prefill_graph))
 
     loaded = with_adapters(load_model(name), adapters)
     settings.setdefault("context_shift", 0)  # somebody is talking: better to forget the beginning than to stop

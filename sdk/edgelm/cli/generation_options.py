@@ -58,6 +58,12 @@ threads_option = click.option(
 provider_option = click.option(
     "--provider", type=click.Choice(tuple(PROVIDERS)), default=CPU, show_default=True, help="What computes."
 )
+prefill_graph_option = click.option(
+    "--prefill-graph/--no-prefill-graph",
+    default=True,
+    show_default=True,
+    help="Read prompts by the graph that a package may have for them; without it, in less memory.",
+)
 
 
 def generation_options(command: Callable[..., None]) -> Callable[..., None]:

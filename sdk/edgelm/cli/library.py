@@ -18,6 +18,7 @@ from edgelm.library.catalogue import CATALOGUE
 from edgelm.library.disk_use import size_of
 from edgelm.library.library import Library
 from edgelm.package.bom import bill_of_materials
+from edgelm.package.graph_file import PREFILL_DATA_FILE, PREFILL_FILE
 from edgelm.package.manifest import Manifest
 from edgelm.package.package import open_package
 
@@ -184,6 +185,14 @@ def _encoder_facts(config: ModelConfig) -> list[tuple[str, str]]:
     return [("encoder layers", f"{encoder.num_hidden_layers}, context {encoder.max_position_embeddings} tokens")]
 
 
+def _prefill_facts(manifest: Manifest) -> list[tuple[str, str]]:
+    scheme = next((row["prefill_graph"] for row in manifest.recipe if "prefill_graph" in row), None)
+    if scheme is None:
+        return []
+    size = sum(entry.size for entry in manifest.files if entry.path in (PREFILL_FILE, PREFILL_DATA_FILE))
+    return [("prefill graph", f"{scheme}, {megabytes(size)}, also in memory (--no-prefill-graph leaves it out)")]
+
+
 def _in_windows(config: ModelConfig) -> str:
     from edgelm.memory.kv_cache import most_bytes  # which brings numpy
 
@@ -210,6 +219,7 @@ def _facts(folder: Path, manifest: Manifest, config: ModelConfig, kv_bytes: int)
             f"{config.kv_cache}, {kv_bytes / 1024:.1f} KiB per token, "
             f"{megabytes(kv_bytes * manifest.context_length)} when full{_in_windows(config)}",
         ),
+        *_prefill_facts(manifest),
         ("license", manifest.license or "not stated"),
         ("source", ", ".join(f"{key} {value}" for key, value in manifest.source.items() if isinstance(value, str))),
         ("made by", ", ".join(f"{tool} {version}" for tool, version in manifest.created_by.items()) or "not stated"),
@@ -221,8 +231,10 @@ def _quality(manifest: Manifest) -> list[tuple[str, str]]:
     quality = manifest.quality
     if quality is None:
         return [("quality", "not measured")]
+    after = quality.after_prefill
     return [
         ("perplexity", f"{quality.perplexity:.3f} (source {quality.source_perplexity:.3f}; {quality.tokens} tokens)"),
+        *([] if after is None else [("behind a prompt", f"{after[0]:.3f} (source {after[1]:.3f})")]),
         ("same likeliest token", f"{quality.top1_agreement:.1%} of positions"),
         ("KL divergence", f"{quality.mean_kl_divergence:.5f} nats per token"),
         ("greedy tokens", f"{quality.greedy_agreement} of {quality.greedy_tokens} as the source's"),

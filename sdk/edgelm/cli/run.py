@@ -13,7 +13,13 @@ import click
 
 from edgelm.cli.adapter_options import adapter_option, with_adapters
 from edgelm.cli.constraint_options import constraint_options
-from edgelm.cli.generation_options import complete_model, generation_options, provider_option, threads_option
+from edgelm.cli.generation_options import (
+    complete_model,
+    generation_options,
+    prefill_graph_option,
+    provider_option,
+    threads_option,
+)
 from edgelm.cli.output import clean_text, is_terminal, printable, timing_line
 from edgelm.cli.progress import status
 
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
 @adapter_option
 @threads_option
 @provider_option
+@prefill_graph_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @click.option("--stats", is_flag=True, help="Print speed and token counts on standard error.")
 def run(
@@ -42,6 +49,7 @@ def run(
     adapter: Path | None,
     threads: int | None,
     provider: str,
+    prefill_graph: bool,
     as_json: bool,
     stats: bool,
     settings: dict[str, Any],
@@ -68,7 +76,7 @@ def run(
         from edgelm.language_model import load
         from edgelm.runtime.session import SessionOptions
 
-        loaded = load(model, SessionOptions(threads=threads, provider=provider))
+        loaded = load(model, SessionOptions(threads=threads, provider=provider, prefill_graph=prefill_graph))
         loaded = with_adapters(loaded, [] if adapter is None else [(None, adapter)])
     if system is not None and (raw or loaded.chat_template is None):
         why = "--raw leaves it out" if raw else f"{loaded.name} has none"

@@ -12,7 +12,13 @@ from typing import Literal
 import click
 
 from edgelm.cli.adapter_options import adapters_option
-from edgelm.cli.generation_options import complete_model, context_shift_option, provider_option, threads_option
+from edgelm.cli.generation_options import (
+    complete_model,
+    context_shift_option,
+    prefill_graph_option,
+    provider_option,
+    threads_option,
+)
 from edgelm.cli.main import EXIT_INTERRUPTED
 from edgelm.errors import ConfigError
 from edgelm.generation_config import PROMPT_LOOKUP
@@ -65,6 +71,7 @@ KEY_VARIABLE = "EDGELM_API_KEY"
 @adapters_option
 @threads_option
 @provider_option
+@prefill_graph_option
 @click.option("--quiet", is_flag=True, help="Show errors only, not each request.")
 def serve(
     models: tuple[str, ...],
@@ -82,6 +89,7 @@ def serve(
     adapters: tuple[tuple[str | None, Path], ...],
     threads: int | None,
     provider: str,
+    prefill_graph: bool,
     quiet: bool,
 ) -> None:
     """Serve models to programs and browsers: OpenAI's and Ollama's protocols, and a page to chat.
@@ -114,6 +122,7 @@ def serve(
         adapters=adapters,
         threads=threads,
         provider=provider,
+        prefill_graph=prefill_graph,
     )
     logging.basicConfig(
         stream=sys.stderr,

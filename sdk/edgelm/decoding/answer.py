@@ -16,7 +16,7 @@ from edgelm.completion import Chunk, Completion, FinishReason, Timings, TokenLog
 from edgelm.config import ModelConfig
 from edgelm.decoding.beam_search import BeamSearch
 from edgelm.decoding.context_shift import fitted
-from edgelm.decoding.generate import Decoder, decode, prefill
+from edgelm.decoding.generate import Decoder, computed_together, decode, prefill
 from edgelm.decoding.sampling import Sampler, token_logprobs
 from edgelm.decoding.speculation import Speculator, speculate
 from edgelm.generation_config import GenerationConfig
@@ -91,7 +91,9 @@ class Answer:
         started = time.perf_counter()
         cache.use_adapter(self.config.adapter)
         cache.read_source(self.source_ids)
-        cached = prefixes.fill(cache, self.prompt_ids)
+        together = computed_together(session, cache, self.prompt_ids)
+        self._computed_together = len(together)
+        cached = prefixes.fill(cache, together)
         prompt_tokens = len(self.source_ids) + len(self.prompt_ids)
         waited = 0.0  # while the consumer had the last chunk
         text, reason = "", None
@@ -187,7 +189,7 @@ class Answer:
             # The newest token is not in the cache yet.
             text = fitted([*cache.token_ids, newest], keep, session.config.max_position_embeddings)
             cache.truncate(0)
-            self._computed_together = len(text)
+            self._computed_together = len(computed_together(session, cache, text))
             logits_V = prefill(session, text, cache, cancel, prefixes)
 
     def take(self, id_: int, logits_V: NDArray[np.float32]) -> tuple[str, FinishReason | None]:

@@ -21,6 +21,7 @@ from edgelm.runtime.stop_switch import StopSwitch
 # One matrix product over 128 tokens beats 128 products over one; larger chunks lose that to attention, which computes
 # the masked positions of a chunk too (docs/results/graph-and-settings.md).
 PREFILL_CHUNK = 128
+PREFILL_GRAPH_CHUNK = 256  # of a package's prefill graph, whose products gain more by more rows
 
 
 class Decoder(Protocol):
@@ -48,6 +49,12 @@ class Decoder(Protocol):
         stop: StopSwitch | None = None,
     ) -> NDArray[np.float32]:
         """Compute tokens after those in `cache`, as DecoderSession.forward does."""
+
+    def reads_prompts(self, cache: KVCache) -> bool:
+        """Tell whether a graph of its own reads prompts into a cache, as DecoderSession.reads_prompts does."""
+
+    def read_prompt(self, token_ids: Sequence[int], cache: KVCache, *, stop: StopSwitch | None = None) -> None:
+        """Compute tokens of a prompt, as DecoderSession.read_prompt does."""
 
     def forward_hidden(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
         """Compute tokens' hidden states, as DecoderSession.forward_hidden does."""
@@ -85,27 +92,65 @@ def prefill(
         raise ContextLengthError(
             f"The prompt has {len(token_ids)} tokens; the model's context holds {limit}. Shorten the prompt."
         )
-    # The last token is always computed, for its logits, and never alone, which gives other bits than the whole prompt.
-    cache.truncate(min(cache.common_prefix(token_ids), max(0, len(token_ids) - 2)))
+    # Two tokens at least are computed together: one alone gets other bits than in the whole prompt.
+    together = computed_together(session, cache, token_ids)
+    cache.truncate(min(cache.common_prefix(token_ids), max(0, len(together) - 2)))
     logits_V: NDArray[np.float32] | None = None
-    while cache.length < len(token_ids):
+    while logits_V is None:
         if cancel is not None and cancel.is_set():
             return None
-        logits_V = session.forward(next_chunk(token_ids, cache.length), cache)[0]
+        logits_V = compute_piece(session, token_ids, cache)
         if prefixes is not None:
-            prefixes.slide(cache, len(token_ids))
+            prefixes.slide(cache, len(together))
     return logits_V
 
 
-def next_chunk(token_ids: Sequence[int], start: int, size: int = PREFILL_CHUNK) -> Sequence[int]:
+def computed_together(session: Decoder, cache: KVCache, token_ids: Sequence[int]) -> Sequence[int]:
+    """Return the tokens of a prompt that are computed in chunks: all, or all but the last, where a graph of its own
+    reads prompts into `cache`: that one gives no logits, so that the decoder's graph computes the last token as a step.
+    """
+    return token_ids[:-1] if session.reads_prompts(cache) else token_ids
+
+
+def compute_piece(
+    session: Decoder,
+    token_ids: Sequence[int],
+    cache: KVCache,
+    *,
+    shared_chunk: int | None = None,
+    stop: StopSwitch | None = None,
+) -> NDArray[np.float32] | None:
+    """Compute the next piece of a prompt, behind what `cache` holds of it.
+
+    shared_chunk: how many tokens at once, beside other work; None is what is fastest alone. The bits are the same.
+
+    Returns the logits [V] after the prompt's last token, or None while there is more to compute.
+
+    Raises:
+        ContextLengthError, ProviderError, StoppedError: as from DecoderSession.forward.
+    """
+    together = computed_together(session, cache, token_ids)
+    if together is token_ids:
+        chunk = next_chunk(together, cache.length, shared_chunk or PREFILL_CHUNK, PREFILL_CHUNK)
+        logits_V = session.forward(chunk, cache, stop=stop)[0]
+        return logits_V if cache.length == len(token_ids) else None
+    if cache.length < len(together):
+        chunk = next_chunk(together, cache.length, shared_chunk or PREFILL_GRAPH_CHUNK, PREFILL_GRAPH_CHUNK)
+        session.read_prompt(chunk, cache, stop=stop)
+    return session.forward(token_ids[-1:], cache)[0] if cache.length == len(together) else None
+
+
+def next_chunk(
+    token_ids: Sequence[int], start: int, size: int = PREFILL_CHUNK, largest: int = PREFILL_CHUNK
+) -> Sequence[int]:
     """Return the tokens of a prompt to compute at once after the first `start`.
 
     Chunks end at multiples of `size`, so that a prompt whose beginning was kept is computed in the calls, and to the
-    bits, of one that was not. No size leaves a last token alone that PREFILL_CHUNK does not: a call of one token takes
+    bits, of one that was not. No size leaves a last token alone that `largest` does not: a call of one token takes
     another path through the attention.
     """
     end = min((start // size + 1) * size, len(token_ids))
-    if len(token_ids) - end == 1 and end % PREFILL_CHUNK:
+    if len(token_ids) - end == 1 and end % largest:
         end += 1
     return token_ids[start:end]
 

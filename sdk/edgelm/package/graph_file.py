@@ -1,4 +1,4 @@
-"""The graph of a model, or both of one with an encoder: read once, checked, and only then given to ONNX Runtime."""
+"""The graphs of a model: each read once, checked, and only then given to ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from edgelm.package.onnx_walk import MAX_BYTES, GraphFacts, walk_onnx
 GRAPH_FILE = "model.onnx"
 ENCODER_FILE, DECODER_FILE = "encoder.onnx", "decoder.onnx"  # in its place, of a model with an encoder
 DATA_FILE = "model.onnx.data"  # the weights of either, each once
+PREFILL_FILE = "prefill.onnx"  # beside model.onnx, where prompts are read by a graph of their own
+PREFILL_DATA_FILE = "prefill.onnx.data"  # its weights but those that it has in common with model.onnx
 
 
 def graph_files(manifest: Manifest) -> tuple[str, ...]:
     """Name the graphs of a package; the decoder's is the last."""
-    has_encoder = any(entry.path == ENCODER_FILE for entry in manifest.files)
-    return (ENCODER_FILE, DECODER_FILE) if has_encoder else (GRAPH_FILE,)
+    listed = {entry.path for entry in manifest.files}
+    if ENCODER_FILE in listed:
+        return ENCODER_FILE, DECODER_FILE
+    return (PREFILL_FILE, GRAPH_FILE) if PREFILL_FILE in listed else (GRAPH_FILE,)
 
 
 def read_graph(folder: Path, entry: FileEntry | None = None) -> bytes:

@@ -55,9 +55,20 @@ class Quality:
     top1_agreement: float  # share of positions at which both find the same token most likely
     greedy_tokens: int
     greedy_agreement: int  # how many of the package's greedy tokens the source would have chosen too, from the first
+    # Of what follows a prompt that the prefill graph has read; None where the package has none.
+    perplexity_after_prefill: float | None = None
+    source_perplexity_after_prefill: float | None = None
 
     def __post_init__(self) -> None:
-        _require(self, (int, float), *(field_.name for field_ in dataclasses.fields(self)))
+        measured = [name for name, value in dataclasses.asdict(self).items() if value is not None]
+        always = [field_.name for field_ in dataclasses.fields(self) if field_.default is dataclasses.MISSING]
+        _require(self, (int, float), *always, *measured)
+
+    @property
+    def after_prefill(self) -> tuple[float, float] | None:
+        """The perplexity behind what the prefill graph has read, and the source's there; None without such a graph."""
+        pair = self.perplexity_after_prefill, self.source_perplexity_after_prefill
+        return None if pair[0] is None or pair[1] is None else (pair[0], pair[1])
 
 
 @dataclass(frozen=True, kw_only=True)

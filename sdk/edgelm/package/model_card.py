@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from edgelm.package.manifest import Manifest
+from edgelm.package.manifest import Manifest, Quality
 from edgelm.package.spdx import spdx_identifier
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -111,10 +111,16 @@ def _quality(manifest: Manifest) -> list[str]:
         "| | package | source |",
         "|---|---|---|",
         f"| perplexity | {quality.perplexity:.3f} | {quality.source_perplexity:.3f} |",
+        *_after_prefill(quality),
         f"| likeliest token as the source's | {quality.top1_agreement:.1%} of positions | |",
         f"| KL divergence | {quality.mean_kl_divergence:.5f} nats per token | |",
         f"| greedy tokens as the source's | {quality.greedy_agreement} of {quality.greedy_tokens} | |",
     ]
+
+
+def _after_prefill(quality: Quality) -> list[str]:
+    after = quality.after_prefill
+    return [] if after is None else [f"| perplexity behind a prompt | {after[0]:.3f} | {after[1]:.3f} |"]
 
 
 def _cell(text: str) -> str:

@@ -13,7 +13,7 @@ from edgelm.errors import PackageError
 from edgelm.files.regular_file import open_regular
 from edgelm.generation_config import GenerationConfig
 from edgelm.package.foreign_graph import GENAI_CONFIG, HF_CONFIG, ForeignGraph, find_foreign_graph, read_config
-from edgelm.package.graph_file import DATA_FILE, graph_files, read_graph_with_facts
+from edgelm.package.graph_file import DATA_FILE, ENCODER_FILE, PREFILL_FILE, graph_files, read_graph_with_facts
 from edgelm.package.manifest import FILE_NAME, FileEntry, Manifest, sha256_of
 
 _TEXT_FILES = (
@@ -50,8 +50,15 @@ class Package:
     @property
     def encoder_entry(self) -> FileEntry | None:
         """What the manifest says of the encoder's graph; None: there is none."""
-        graphs = graph_files(self.manifest)
-        return self.manifest.entry(graphs[0]) if len(graphs) > 1 else None
+        return self._entry_of(ENCODER_FILE)
+
+    @property
+    def prefill_entry(self) -> FileEntry | None:
+        """What the manifest says of the graph that reads prompts; None: there is none."""
+        return self._entry_of(PREFILL_FILE)
+
+    def _entry_of(self, graph: str) -> FileEntry | None:
+        return self.manifest.entry(graph) if graph in graph_files(self.manifest) else None
 
     @property
     def weight_entries(self) -> list[FileEntry]:

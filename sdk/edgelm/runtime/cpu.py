@@ -9,6 +9,8 @@ from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _CPU_INFO = Path("/proc/cpuinfo")
+# Instruction sets that sum products of 8 bits up in 32 bits: VNNI, and Arm's dot products.
+INTEGER_DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "asimddp", "i8mm"})
 
 
 def usable_cores() -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from edgelm.errors import ConfigError, ProviderError
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import KVCache
 from edgelm.package.adapter import Adapter
-from edgelm.package.graph_file import DECODER_FILE, ENCODER_FILE, GRAPH_FILE, read_graph_with_facts
+from edgelm.package.graph_file import DECODER_FILE, ENCODER_FILE, GRAPH_FILE, PREFILL_FILE, read_graph_with_facts
 from edgelm.package.manifest import FileEntry, check_hash
 from edgelm.runtime import onnx_runtime
 from edgelm.runtime.adapter_bank import AdapterBank
@@ -26,13 +27,15 @@ from edgelm.runtime.adapter_graph import parts_of, products_of, with_adapters
 from edgelm.runtime.binding import Binding, Graph, InPlaceBinding, bind, works_in_place
 from edgelm.runtime.cpu import usable_cores
 from edgelm.runtime.decoder_graph import HIDDEN_STATE, DecoderGraph, GraphValue
+from edgelm.runtime.prefill_graph import PrefillGraph, check_prefill_graph
 from edgelm.runtime.providers import CPU, provider_named
 from edgelm.runtime.shared_use import SharedUse
 from edgelm.runtime.single_steps import SingleSteps
 from edgelm.runtime.source_encoder import SourceEncoder
 from edgelm.runtime.stop_switch import StopSwitch
 
-_RECOMPUTED_AT_ONCE = 128  # as prompts are (generate.PREFILL_CHUNK)
+# As prompts are: generate.PREFILL_CHUNK, and with a prefill graph PREFILL_GRAPH_CHUNK.
+_RECOMPUTED_AT_ONCE, _READ_AT_ONCE = 128, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,8 @@ class SessionOptions:
 
     threads: of one step; None takes the physical cores. More threads than cores halve the speed
     (docs/results/graph-and-settings.md). provider: a name of `providers.PROVIDERS`, what computes. provider_options: in
-    ONNX Runtime's words, besides those that edgelm sets and before them.
+    ONNX Runtime's words, besides those that edgelm sets and before them. prefill_graph: whether prompts are read by the
+    graph that a package may have for them, on the CPU; False saves the memory of its weights, and prompts take longer.
 
     Raises:
         ConfigError: threads is out of range, or provider_options are not texts.
@@ -51,6 +55,7 @@ class SessionOptions:
     threads: int | None = None
     provider: str = CPU
     provider_options: Mapping[str, str] = field(default_factory=dict)
+    prefill_graph: bool = True
 
     def __post_init__(self) -> None:
         if self.threads is not None and not (isinstance(self.threads, int) and 1 <= self.threads <= 1024):
@@ -64,9 +69,9 @@ class DecoderSession:
     """Run the graph of one package: token ids and a KV cache in, logits out; of one with an encoder, both graphs.
 
     Many threads may call `forward` at once, each with a cache of its own. entry: what the manifest says of the graph's
-    file, and encoder_entry of the encoder's; None, and its hash is not checked (its content is, either way). weights:
-    what it says of the weights' files; the caller has checked them, and a change of the graph checks them again.
-    foreign_graph: the path below `folder` of a graph that another program wrote; None is edgelm's own.
+    file, and encoder_entry and prefill_entry of the others'; None, and a graph's hash is not checked (its content is,
+    either way). weights: what it says of the decoder's; the caller has checked them, and a change of the graph checks
+    them again. foreign_graph: the path below `folder` of a graph that another program wrote; None is edgelm's own.
 
     Raises:
         ProviderError: ONNX Runtime is not installed, has not the provider or refuses the graph; or the provider left
@@ -84,6 +89,7 @@ class DecoderSession:
         entry: FileEntry | None = None,
         weights: Sequence[FileEntry] = (),
         encoder_entry: FileEntry | None = None,
+        prefill_entry: FileEntry | None = None,
         foreign_graph: Path | None = None,
     ) -> None:
         self._options = options = options or SessionOptions()
@@ -94,10 +100,7 @@ class DecoderSession:
         self._process = os.getpid()
         graph, facts = read_graph_with_facts(path, entry)
         session = onnx_runtime.start(self._runtime, graph, path, options)
-        inputs, outputs = (
-            [GraphValue(name=value.name, type=value.type, shape=value.shape) for value in found]
-            for found in ([*session.get_inputs(), *session.get_overridable_initializers()], session.get_outputs())
-        )
+        inputs, outputs = _values_of(session)
         decoder = DecoderGraph.of(path, inputs, outputs, facts.operators)
         shares_cache = provider.shares_cache and (foreign_graph is None or decoder.shares_cache)
         decoder = dataclasses.replace(decoder, shares_cache=shares_cache)
@@ -122,6 +125,13 @@ class DecoderSession:
             self._single_steps = SingleSteps(
                 self.config, options.threads or usable_cores(), partial(InPlaceBinding, self._graph)
             )
+        self._prefill: PrefillGraph | None = None
+        prefill_path = folder / PREFILL_FILE
+        if options.prefill_graph and self._single_steps is not None and prefill_path.exists():
+            prefill, _ = read_graph_with_facts(prefill_path, prefill_entry)
+            started = onnx_runtime.start(self._runtime, prefill, prefill_path, options, multiplies_integers=True)
+            check_prefill_graph(prefill_path, *_values_of(started), inputs, outputs)
+            self._prefill = PrefillGraph(Graph(self._runtime, started, decoder, self.config, provider.device))
         self._takes_adapters = self._single_steps is not None
         self._use = SharedUse()  # of the graph, which an adapter can be put into
         self._bound_memory: weakref.WeakSet[KVCache | KVBatch] = weakref.WeakSet()
@@ -129,6 +139,11 @@ class DecoderSession:
     def new_cache(self) -> KVCache:
         """Return an empty KV cache for this model."""
         return KVCache(self.config)
+
+    @property
+    def has_prefill_graph(self) -> bool:
+        """Whether prompts are read by a graph of their own."""
+        return self._prefill is not None
 
     def load_adapter(self, name: str, adapter: Adapter) -> None:
         """Load an adapter beside those that are; what is being computed ends its step before.
@@ -269,14 +284,41 @@ class DecoderSession:
         cache.token_ids.extend(token_ids)
         return hidden_TD
 
-    def _bound(self, cache: KVCache, length: int) -> Binding:
-        """Return the graph bound to a cache that has room for `length` tokens."""
+    def reads_prompts(self, cache: KVCache) -> bool:
+        """Tell whether a graph of its own reads prompts into a cache: the decoder's alone has places for adapters."""
+        return self._prefill is not None and cache.adapter is None
+
+    def read_prompt(self, token_ids: Sequence[int], cache: KVCache, *, stop: StopSwitch | None = None) -> None:
+        """Compute T tokens after those in `cache` by the prefill graph, where `reads_prompts`, and add them to it.
+
+        Their logits are not computed: the decoder's graph computes a prompt's last token.
+
+        Raises:
+            ContextLengthError, ProviderError, StoppedError: as from `forward`.
+        """
+        assert self._prefill is not None
+        with self._use:
+            self._read_prompt(token_ids, cache, stop)
+
+    def _read_prompt(self, token_ids: Sequence[int], cache: KVCache, stop: StopSwitch | None = None) -> None:
+        assert self._prefill is not None
+        length = cache.length + len(token_ids)
+        self._make_room(cache, length)
+        self._prefill.read(token_ids, cache, stop)
+        cache.token_ids.extend(token_ids)
+
+    def _make_room(self, cache: KVCache, length: int) -> None:
+        """Let a cache have room for `length` tokens, and what it holds be theirs."""
         self._check_process()
         if cache.is_outgrown_by(length):
             self._recompute(cache, length)
+        cache.reserve(length)  # forgets the binding where it grows: nothing may keep the memory that is outgrown
+
+    def _bound(self, cache: KVCache, length: int) -> Binding:
+        """Return the graph bound to a cache that has room for `length` tokens."""
+        self._make_room(cache, length)
         if self._encoder is not None and not cache.source_values:
             cache.source_values = self._encoder.encode(cache.source_ids)
-        cache.reserve(length)  # forgets the binding where it grows: nothing may keep the memory that is outgrown
         binding = cache.binding
         if not isinstance(binding, Binding) or binding.graph is not self._graph:
             binding = cache.binding = bind(self._graph, cache)
@@ -288,8 +330,10 @@ class DecoderSession:
         token_ids = list(cache.token_ids)
         cache.truncate(0)
         cache.reserve(length)
-        for start in range(0, len(token_ids), _RECOMPUTED_AT_ONCE):
-            self._forward(token_ids[start : start + _RECOMPUTED_AT_ONCE], cache)
+        reads = self.reads_prompts(cache)
+        size = _READ_AT_ONCE if reads else _RECOMPUTED_AT_ONCE
+        for start in range(0, len(token_ids), size):
+            (self._read_prompt if reads else self._forward)(token_ids[start : start + size], cache)
 
     def most_single_steps(self, cache: KVCache) -> int:
         """Return how many tokens `forward_single_steps` computes in one call of the graph behind those in `cache`."""
@@ -356,3 +400,12 @@ class DecoderSession:
                 f"This model was loaded by process {self._process}; its fork {os.getpid()} cannot run it. Load the "
                 'model after the fork, or start processes with multiprocessing.get_context("spawn").'
             )
+
+
+def _values_of(session: Any) -> tuple[list[GraphValue], list[GraphValue]]:
+    """Describe what a session takes, also what has a default, and what it gives."""
+    inputs, outputs = (
+        [GraphValue(name=value.name, type=value.type, shape=value.shape) for value in found]
+        for found in ([*session.get_inputs(), *session.get_overridable_initializers()], session.get_outputs())
+    )
+    return inputs, outputs

@@ -332,7 +332,9 @@ def _load(folder: Path, adapters: Mapping[str, Path], options: ServerOptions) ->
     # Imported here, in the thread that loads: it brings ONNX Runtime.
     from edgelm.language_model import load
 
-    model = load(folder, SessionOptions(threads=options.threads, provider=options.provider))
+    model = load(
+        folder, SessionOptions(threads=options.threads, provider=options.provider, prefill_graph=options.prefill_graph)
+    )
     for name, adapter in adapters.items():
         model.load_adapter(adapter, name)
     model.generation_config = model.generation_config.replace(

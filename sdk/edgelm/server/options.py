@@ -39,9 +39,9 @@ class ServerOptions:
 
     api_keys: whoever has one of them is answered; without any, whoever reaches the address is. allowed_hosts: values of
     the Host header, besides the address itself. cors_origins: web pages' origins that may call. keep_alive: seconds
-    after which an unused model is unloaded, None for never. threads, provider: as in SessionOptions. max_batch: answers
-    computed at once, of one model. max_queue: requests that may wait besides. speculation, context_shift: as in
-    GenerationConfig; a request that is alone gets the first, all get the second.
+    after which an unused model is unloaded, None for never. threads, provider, prefill_graph: as in SessionOptions.
+    max_batch: answers computed at once, of one model. max_queue: requests that may wait besides. speculation,
+    context_shift: as in GenerationConfig; a request that is alone gets the first, all get the second.
 
     adapters: their names (None: as they call themselves) and folders, each offered beside its package.
 
@@ -57,6 +57,7 @@ class ServerOptions:
     keep_alive: float | None = 300.0
     threads: int | None = None
     provider: str = CPU
+    prefill_graph: bool = True
     max_batch: int = 8
     max_queue: int = 64
     adapters: tuple[tuple[str | None, Path], ...] = ()

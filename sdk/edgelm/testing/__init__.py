@@ -66,6 +66,14 @@ class ScriptedDecoder:
             row_V[self._answer[said]] = 20.0
         return logits_TV
 
+    def reads_prompts(self, cache: KVCache) -> bool:
+        """Return False: `forward` computes prompts."""
+        return False
+
+    def read_prompt(self, token_ids: Sequence[int], cache: KVCache, *, stop: StopSwitch | None = None) -> None:
+        """Compute tokens of a prompt as `forward` does."""
+        self.forward(token_ids, cache, stop=stop)
+
     def forward_hidden(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
         """Return for each token a row [D] with a one at a place that depends on its id."""
         self.forward(token_ids, cache)

@@ -1,0 +1,79 @@
+"""PrefillGraph: the graph of a package that reads prompts into a cache, in ONNX Runtime.
+
+It writes the keys and values that the decoder's graph goes on from, faster and a little less precisely, and gives no
+logits. Shapes: B batch, T query tokens, C capacity of the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgelm.errors import PackageError
+from edgelm.memory.kv_cache import KVCache
+from edgelm.runtime.binding import Graph
+from edgelm.runtime.decoder_graph import GraphValue
+from edgelm.runtime.stop_switch import StopSwitch
+
+_OF_THE_HEAD = {"num_logits_to_keep"}  # of a decoder's inputs, what is there for its logits
+
+
+class PrefillGraph:
+    """Read tokens into caches that the decoder's graph works on in place.
+
+    graph: in ONNX Runtime, with the decoder's facts: both have the same names for the cache.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    def read(self, token_ids: Sequence[int], cache: KVCache, stop: StopSwitch | None) -> None:
+        """Write the keys and values of T tokens behind those in `cache`, which has room for them.
+
+        Raises:
+            StoppedError: `stop` was pressed.
+        """
+        graph, facts = self._graph, self._graph.facts
+        mask_BC = (np.arange(cache.capacity) < cache.length + len(token_ids))[None].astype(np.int64)
+        inputs = {"input_ids": np.array([token_ids], np.int64), "attention_mask": mask_BC}
+        # A chunk takes long enough for all of it to be bound anew; a binding does not hold what it uses.
+        values = {name: graph.value(array) for name, array in inputs.items()}
+        buffers = [graph.value(buffer) for buffer in cache.buffers]
+        binding = graph.session.io_binding()
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        for past, present, value in zip(facts.past, facts.present, buffers, strict=True):
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_ortvalue_output(present, value)
+        graph.run(binding, stop)
+
+
+def check_prefill_graph(
+    path: Path,
+    inputs: Iterable[GraphValue],
+    outputs: Iterable[GraphValue],
+    decoder_inputs: Iterable[GraphValue],
+    decoder_outputs: Iterable[GraphValue],
+) -> None:
+    """Check that a graph takes and gives what the decoder's does, but for logits and hidden states.
+
+    Raises:
+        PackageError: names what differs.
+    """
+    decoders = _described(decoder_inputs, "takes"), _described(decoder_outputs, "gives")
+    wanted = {key: value for key, value in decoders[0].items() if key[1] not in _OF_THE_HEAD}
+    wanted |= {key: value for key, value in decoders[1].items() if key[1].startswith("present")}
+    found = _described(inputs, "takes") | _described(outputs, "gives")
+    differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    if differing:
+        verb, name = differing[0]
+        raise PackageError(
+            f"{path} {verb} {name!r} as {found.get(differing[0], 'nothing')}; beside this decoder it must be "
+            f"{wanted.get(differing[0], 'nothing')}. Export or download the package again."
+        )
+
+
+def _described(values: Iterable[GraphValue], verb: str) -> dict[tuple[str, str], str]:
+    return {(verb, value.name): f"{value.type} {list(value.shape)}" for value in values}

@@ -1,0 +1,232 @@
+"""The prefill graph beside the decoder's: against a numpy forward pass that multiplies the same integers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from make_tiny_model import CONFIG, make_checkpoint
+from model_features import EXPERTS, FEATURES, config_with
+from numpy.typing import NDArray
+
+import edgelm
+from edgelm.cli.main import main
+from edgelm.config import ModelConfig
+from edgelm.decoding.generate import prefill
+from edgelm.errors import ExportError, VerificationError
+from edgelm.library.library import Library
+from edgelm.package.manifest import Manifest, Quality
+from edgelm.package.model_card import model_card
+from edgelm.runtime.session import DecoderSession, SessionOptions
+from edgelm_export import reference
+from edgelm_export.decoder import build_decoder
+from edgelm_export.exporter import export_package
+from edgelm_export.external_data import ExternalData
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.prefill import build_prefill, refuse_prefill_graph
+from edgelm_export.quantize import PRECISIONS, Precision, precision_named
+from edgelm_export.verify import check_quality
+
+IDS = np.random.default_rng(0).integers(3, 320, 150).tolist()
+WITH_PREFILL = dataclasses.replace(PRECISIONS["fp32"], prefill_graph=True, perplexity_bound=1.5)
+DENSE = {name: features for name, features in FEATURES.items() if "num_experts" not in features}
+
+
+def export_graphs(folder: Path, config: ModelConfig, precision: Precision = WITH_PREFILL) -> HuggingFaceCheckpoint:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(folder / "checkpoint", config, seed=1))
+    with (
+        ExternalData(folder / "model.onnx.data") as data,
+        ExternalData(folder / "prefill.onnx.data", beside=data) as own,
+    ):
+        graphs = {"model.onnx": build_decoder(checkpoint, precision, data)}
+        graphs["prefill.onnx"] = build_prefill(checkpoint, precision, own)
+    for name, graph in graphs.items():
+        (folder / name).write_bytes(graph.SerializeToString())
+    return checkpoint
+
+
+@pytest.fixture
+def integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the numpy forward pass round weights by the row, and the inputs of all tokens but the last by the token."""
+
+    def product(weights: Any, name: str, x_TK: NDArray[np.float32]) -> NDArray[np.float32]:
+        weight_NK, rest = weights[f"{name}.weight"], x_TK[:-1]
+        row_scales = np.abs(weight_NK).max(1, keepdims=True) / np.float32(127)
+        token_scales = np.abs(rest).max(1, keepdims=True) / np.float32(127)
+        rows = np.rint(weight_NK / row_scales).astype(np.int32)
+        tokens = np.rint(rest / token_scales).astype(np.int32)
+        exact = (tokens @ rows.T).astype(np.float32) * token_scales * row_scales.T
+        y_TN = np.concatenate([exact, x_TK[-1:] @ weight_NK.T])
+        bias = weights.get(f"{name}.bias")
+        return y_TN if bias is None else y_TN + bias
+
+    monkeypatch.setattr(reference, "_linear", product)
+
+
+@pytest.mark.usefixtures("integers")
+@pytest.mark.parametrize("features", DENSE.values(), ids=DENSE)
+def test_a_last_token_meets_keys_and_values_of_integers(features: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = export_graphs(tmp_path, config_with(features))
+    session = DecoderSession(tmp_path, checkpoint.config)
+    (expected_TV,) = reference.reference_logits(checkpoint, [IDS])
+    cache = session.new_cache()
+    logits_V = prefill(session, IDS, cache)
+    # A number between two steps can fall either way, since float32 sums come in another order: 1.7e-4 of the largest
+    # logit was seen. The rounding itself moves logits by 1.2e-3 and more.
+    np.testing.assert_allclose(logits_V, expected_TV[-1], atol=1e-3 * np.abs(expected_TV[-1]).max())
+    assert cache.token_ids == IDS
+
+
+def test_what_both_graphs_read_is_on_disk_once(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, vocab_size=4096)
+    export_graphs(tmp_path, config, dataclasses.replace(PRECISIONS["int8"], prefill_graph=True))
+    places = [
+        {tensor.name: [(entry.key, entry.value) for entry in tensor.external_data] for tensor in graph.initializer}
+        for graph in (
+            onnx.load(tmp_path / name, load_external_data=False).graph for name in ("model.onnx", "prefill.onnx")
+        )
+    ]
+    shared = places[0].keys() & places[1].keys()
+    rotations = {name for name in places[0] if name.startswith("model.rope.")}
+    assert {"model.embed_tokens.weight", "model.embed_tokens.weight.scales", *rotations} <= shared
+    assert all(places[0][name] == places[1][name] for name in shared)
+    layers = sum(int(np.prod(shape)) for name, shape in config.tensor_shapes().items() if ".layers." in name)
+    assert (tmp_path / "prefill.onnx.data").stat().st_size < layers + 8 * 4096  # less than a byte a weight, and pages
+
+
+def test_of_the_last_layer_there_are_keys_and_values_alone(tmp_path: Path) -> None:
+    export_graphs(tmp_path, CONFIG)
+    graph = onnx.load(tmp_path / "prefill.onnx", load_external_data=False).graph
+    names = [f"present.{i}.{part}" for i in range(CONFIG.num_hidden_layers) for part in ("key", "value")]
+    assert [output.name for output in graph.output] == names
+    stored = {tensor.name for tensor in graph.initializer}
+    assert "model.layers.0.mlp.down_proj.weight.rows" in stored
+    assert not [name for name in stored if name.startswith(("model.layers.1.mlp", "model.layers.1.self_attn.o_proj"))]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prefill")
+    make_checkpoint(folder / "tiny")
+    options = ["--prefill-graph"]
+    result = CliRunner().invoke(main, ["export", str(folder / "tiny"), "-o", str(folder / "package"), *options])
+    assert result.exit_code == 0, result.output
+    return folder / "package"
+
+
+def test_the_package_says_how_its_prompts_are_read(package: Path) -> None:
+    manifest = edgelm.load(package).manifest
+    assert manifest.recipe[:2] == ({"prefill_graph": "int8-rows"}, {"transform": "smooth"})
+    assert manifest.quality is not None
+    after, source_after = manifest.quality.after_prefill or (0.0, 1.0)
+    assert after == pytest.approx(source_after, rel=0.01)  # 0.001 measured
+    shown = CliRunner().invoke(main, ["show", str(package)]).stdout
+    row = r"prefill graph +int8-rows, \d+\.\d kB, also in memory \(--no-prefill-graph leaves it out\)"
+    assert re.search(row, shown)
+    assert f"behind a prompt       {after:.3f} (source {source_after:.3f})" in shown
+    assert "Prompts are read by a graph of their own" in shown
+
+
+def test_a_package_with_both_graphs_is_a_checkpoint_too(package: Path, tmp_path: Path) -> None:
+    made = ["quantize", str(package), "-o", str(tmp_path / "plain"), "--precision", "int8"]
+    result = CliRunner().invoke(main, made)
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "plain" / "prefill.onnx").exists()
+    with PackageCheckpoint(package) as read, PackageCheckpoint(tmp_path / "plain") as again:
+        for name in CONFIG.tensor_shapes():
+            np.testing.assert_array_equal(again.tensor(name), read.tensor(name))
+
+
+def test_the_pairs_quality_can_be_computed_again(package: Path) -> None:
+    result = CliRunner().invoke(main, ["verify", str(package), "--source", str(package.parent / "tiny")])
+    assert result.exit_code == 0, result.output
+    assert "perplexity_after_prefill" in result.output
+    assert "| perplexity behind a prompt | " in model_card(Manifest.load(package), "org/repo")
+
+
+def test_quantize_adds_the_graph_and_its_name(package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGELM_HOME", str(tmp_path))
+    result = CliRunner().invoke(main, ["quantize", str(package), "--precision", "int8", "--prefill-graph"])
+    assert result.exit_code == 0, result.output
+    assert (Library().package_path("package-int8-prefill") / "prefill.onnx").exists()
+
+
+def test_a_recipe_file_asks_for_it_too(tmp_path: Path) -> None:
+    recipe = {"rules": [{"pattern": ".", "scheme": "int8-block64"}], "prefill_graph": True}
+    (tmp_path / "mine.json").write_text(json.dumps(recipe))
+    make_checkpoint(tmp_path / "tiny")
+    options = ["-o", str(tmp_path / "package"), "--recipe", str(tmp_path / "mine.json")]
+    result = CliRunner().invoke(main, ["export", str(tmp_path / "tiny"), *options])
+    assert result.exit_code == 0, result.output
+    assert edgelm.load(tmp_path / "package").manifest.recipe[0] == {"prefill_graph": "int8-rows"}
+
+
+def test_keys_and_values_in_int8_have_one_scale_in_both_graphs(tmp_path: Path) -> None:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "tiny"))
+    precision = dataclasses.replace(WITH_PREFILL, kv_cache="int8")
+    export_package(checkpoint, tmp_path / "package", precision)
+    scales = [
+        {tensor.name: tensor.raw_data for tensor in graph.initializer if tensor.name.endswith(("k_scale", "v_scale"))}
+        for graph in (
+            onnx.load(tmp_path / "package" / name, load_external_data=False).graph
+            for name in ("model.onnx", "prefill.onnx")
+        )
+    ]
+    assert scales[0] == scales[1] != {}
+    folder = tmp_path / "package"
+    logits = []
+    for uses_both in (True, False):
+        session = DecoderSession(folder, ModelConfig.load(folder), SessionOptions(prefill_graph=uses_both))
+        assert session.has_prefill_graph == uses_both
+        logits.append(prefill(session, IDS, session.new_cache()))
+    # What 8 bits move them by; 0.03 measured.
+    np.testing.assert_allclose(logits[0], logits[1], atol=0.15)
+
+
+def test_models_that_it_is_not_written_for_are_refused(tmp_path: Path) -> None:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "tiny", config_with(EXPERTS)))
+    with pytest.raises(ExportError, match=r"has experts, and no prefill graph is written for it\. Export without one"):
+        export_package(checkpoint, tmp_path / "package", WITH_PREFILL)
+    assert not (tmp_path / "package").exists()
+    stack = dataclasses.replace(CONFIG, position="learned", num_key_value_heads=2)
+    config = dataclasses.replace(stack, encoder=stack, decoder_start_token_id=0)
+    with pytest.raises(ExportError, match="A llama model has an encoder, and no prefill graph is written for it"):
+        refuse_prefill_graph(config)
+
+
+def test_mixed_precision_has_no_prefill_graph(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "tiny")
+    options = ["--precision", "mixed", "--max-kl", "0.1", "--prefill-graph"]
+    result = CliRunner().invoke(main, ["export", str(tmp_path / "tiny"), *options])
+    assert "--prefill-graph is not for --precision mixed." in result.output
+
+
+def test_a_pair_that_loses_too_much_is_refused() -> None:
+    quality = Quality(
+        tokens=1000,
+        perplexity=10.1,
+        source_perplexity=10.0,
+        max_logit_difference=1.0,
+        mean_kl_divergence=0.01,
+        top1_agreement=0.9,
+        greedy_tokens=32,
+        greedy_agreement=32,
+        perplexity_after_prefill=10.4,
+        source_perplexity_after_prefill=10.0,
+    )
+    message = (
+        r"Behind a prompt that its prefill graph has read, the int8 package has a perplexity of 10\.40 where its "
+        r"source has 10\.00: 1\.040 times, and 1\.03 is the bound\. Nothing was written\. Export it without "
+        "--prefill-graph"
+    )
+    with pytest.raises(VerificationError, match=message):
+        check_quality(quality, precision_named("int8"))
+    check_quality(dataclasses.replace(quality, perplexity_after_prefill=10.2), precision_named("int8"))

@@ -1,0 +1,122 @@
+"""One row for each feature of ModelConfig: what the tiny model has in its place."""
+
+from __future__ import annotations
+
+from make_tiny_model import CONFIG
+
+from edgelm.config import ModelConfig
+
+LONGROPE = {
+    "rope_type": "longrope", "factor": 8.0, "original_max_position_embeddings": 128,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7], "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
+}  # fmt: skip
+
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2}
+
+FEATURES = {
+    "tiny": {},
+    "untied head": {"tie_word_embeddings": False},
+    "multi-head": {"num_key_value_heads": 2},
+    "grouped": {"num_attention_heads": 6, "num_key_value_heads": 2},
+    "head_dim not hidden/heads": {"head_dim": 32},
+    "biases": {"attention_bias": True, "attention_output_bias": True, "mlp_bias": True},
+    "query, key and value biases alone": {"attention_bias": True},
+    "query and key norms": {"qk_norm": True},
+    "query and key norms and biases, head_dim not hidden/heads": {
+        "qk_norm": True, "attention_bias": True, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+    },
+    "query and key layer norms": {"qk_norm": True, "norm": "layer"},
+    "rope theta": {"rope_theta": 500000.0},
+    "rope linear": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "rope llama3": {
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 128}
+    },
+    "rope yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}},
+    "rope yarn, ramp not truncated": {
+        "rope_scaling": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "truncate": False,
+        },
+    },
+    "rope dynamic, beyond the original context": {
+        "rope_scaling": {"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 64}
+    },
+    "rope longrope, beyond the original context": {"rope_scaling": LONGROPE},
+    "rope longrope, within the original context": {
+        "rope_scaling": LONGROPE | {"original_max_position_embeddings": 512}
+    },
+    "rope of a part of each head": {"partial_rotary_factor": 0.25},
+    "rope of a part of each head, longrope": {
+        "head_dim": 32, "partial_rotary_factor": 0.5, "rope_scaling": LONGROPE,
+    },
+    "layers without rope": {"num_hidden_layers": 3, "layers_without_rope": [0, 2]},
+    "a window in every layer": {"sliding_window": 7},
+    "a window in one layer": {
+        "sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "a window in one layer, with a rope of its own": {
+        "sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"], "rope_local_theta": 500.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
+    "a window as long as the context": {"sliding_window": 1024},
+    "soft-cap of attention": {"attn_logit_softcapping": 0.5},
+    "soft-cap of attention, in a window": {"attn_logit_softcapping": 0.5, "sliding_window": 7},
+    "soft-cap of logits": {"final_logit_softcapping": 0.5},
+    "attention multiplier": {"attention_multiplier": 0.5},
+    "embedding multiplier": {"embedding_multiplier": 6.0},
+    "residual multiplier": {"residual_multiplier": 0.3, "attention_output_bias": True, "mlp_bias": True},
+    "residual multiplier of what norms make": {"residual_multiplier": 0.3, "norm_placement": "both", "norm": "layer"},
+    "logits scaling": {"logits_scaling": 8.0},
+    "norms behind": {"norm_placement": "post"},
+    "norms on both sides": {"norm_placement": "both"},
+    "norms of the residual stream": {"norm_placement": "residual", "norm": "layer", "residual_multiplier": 0.5},
+    "no norm behind the last block": {"norm_placement": "residual", "final_norm": False},
+    "in parallel": {"parallel_residual": True},
+    "in parallel behind one norm": {"parallel_residual": True, "norm_placement": "shared"},
+    "norms of 1 + weight": {"norm": "rms_offset", "qk_norm": True, "embedding_norm": True},
+    "norms without weights": {"norm": "rms_plain", "qk_norm": True, "embedding_norm": True},
+    "query and key norms over all heads": {
+        "qk_norm": True, "qk_norm_scope": "projection", "num_attention_heads": 4, "num_key_value_heads": 2,
+    },
+    "a norm of the embeddings": {"embedding_norm": True, "norm": "layer"},
+    "a bias of the head": {"lm_head_bias": True, "tie_word_embeddings": False},
+    "a bias of the tied head, scaled and capped": {
+        "lm_head_bias": True, "logits_scaling": 2.0, "final_logit_softcapping": 3.0,
+    },
+    "relu squared": {"hidden_act": "relu2", "mlp_gated": False},
+    "experts": EXPERTS,
+    "experts, weights that do not sum to one": EXPERTS | {"norm_topk_prob": False, "moe_intermediate_size": 24},
+    "experts in one layer, with biases": EXPERTS | {
+        "layers_without_experts": [0], "mlp_bias": True, "router_bias": True,
+    },
+    "experts with a clamped gate": EXPERTS | {
+        "mlp_bias": True, "router_bias": True, "swiglu_limit": 0.4, "swiglu_alpha": 1.7,
+    },
+    "experts behind a residual multiplier": EXPERTS | {"residual_multiplier": 0.3},
+    "attention sinks": {"attention_sinks": True, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "attention sinks, in a window, without rope": {
+        "attention_sinks": True, "sliding_window": 7, "layers_without_rope": [1],
+    },
+    "attention sinks, longrope": {"attention_sinks": True, "rope_scaling": LONGROPE},
+    "learned positions": {"position": "learned"},
+    "sinusoidal positions": {"position": "sinusoidal"},
+    "sinusoidal positions, all sines first": {"position": "sinusoidal_halves"},
+    "relative positions": {"position": "relative"},
+    "relative positions of few buckets, beyond the largest distance, in a window": {
+        "position": "relative", "relative_attention_num_buckets": 6, "relative_attention_max_distance": 20,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 30,
+    },
+    "no positions": {"position": "none"},
+    "layer norm": {"norm": "layer", "norm_eps": 1e-3},
+    "plain feed-forward": {"mlp_gated": False},
+    "gelu": {"hidden_act": "gelu"},
+    "tanh gelu": {"hidden_act": "gelu_pytorch_tanh"},
+    "relu": {"hidden_act": "relu"},
+    "as GPT-2": {
+        "norm": "layer", "position": "learned", "mlp_gated": False, "hidden_act": "gelu_pytorch_tanh",
+        "attention_bias": True, "attention_output_bias": True, "mlp_bias": True, "num_key_value_heads": 2,
+    },
+}  # fmt: skip
+
+
+def config_with(features: dict) -> ModelConfig:
+    return ModelConfig.from_dict(CONFIG.to_dict() | features)
