@@ -260,7 +260,7 @@ def test_a_package_of_fewer_bits_is_checked_against_its_source_and_answers(
 
 def test_the_outer_layers_of_both_stacks_keep_eight_bits(tmp_path: Path, exported: Exported) -> None:
     manifest = export_package(HuggingFaceCheckpoint(exported("bart")[1] / "hf"), tmp_path / "package", "int4")
-    assert {"pattern": r"layers\.(0|(?:1|2))\.", "scheme": "int8-block64"} in manifest.recipe
+    assert {"pattern": r"layers\.(0|(?:1|2))\.", "scheme": "int8-block128"} in manifest.recipe
 
 
 def test_both_graphs_share_one_embedding_on_disk_and_are_in_the_manifest(exported: Exported) -> None:
