@@ -23,10 +23,13 @@ def model(smollm2_package: Path) -> LanguageModel:
     return edgelm.load(smollm2_package)
 
 
-def test_int8_is_within_a_percent_of_its_source_in_perplexity(model: LanguageModel) -> None:
+def test_int8_is_near_its_source(model: LanguageModel) -> None:
     quality = model.manifest.quality
     assert quality is not None
-    assert quality.perplexity < 1.01 * quality.source_perplexity  # 1.006 measured
+    # 0.0038 and 0.0040 measured, with scales in 16 and 32 bits; 0.0064 without smoothing.
+    assert quality.mean_kl_divergence < 0.0055
+    # 1.009 and 1.004 of the same two: 1,000 tokens tell no less apart. On longer texts it is within a percent.
+    assert quality.perplexity < 1.015 * quality.source_perplexity
     assert quality.top1_agreement > 0.93  # 0.95 measured
 
 
