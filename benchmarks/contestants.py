@@ -38,6 +38,13 @@ CONTESTANTS = (
         baseline="llama-q8_0",
     ),
     Contestant(
+        name="edgelm-int8-prefill",
+        label="edgelm int8 + prefill graph",
+        engine="edgelm_engine",
+        model="edgelm-int8-prefill",
+        baseline="llama-q8_0",
+    ),
+    Contestant(
         name="llama-q8_0",
         label="llama.cpp Q8_0",
         engine="llama_cpp_engine",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision
 from edgelm.library import sources
 from edgelm.library.library import Library
 from edgelm_export.exporter import export_package
@@ -23,6 +24,7 @@ from edgelm_export.sources import open_checkpoint
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache" / "bench"
 MODEL = "smollm2-135m-instruct"
+PREFILL_MODEL = "edgelm-int8-prefill"
 PEERS = ("llama-cpp-python", "onnxruntime-genai")
 _GENAI_BLOCK_SIZE = 32
 
@@ -34,13 +36,12 @@ def prepare_models() -> Path:
         for outdated in CACHE.glob("models-*"):
             shutil.rmtree(outdated)
         folder.mkdir(parents=True)
-    library = Library(ROOT / ".cache" / "edgelm")  # the tests keep the model there too
-    with library.lock(MODEL):
-        gguf = sources.fetch(sources.resolve(MODEL), library, MODEL)
+    gguf = gguf_file()
     checkpoint = folder / "checkpoint"
     _once(checkpoint, lambda target: import_checkpoint(gguf, target))
     for precision in ("fp32", "int8", "int8-wide", "int4"):
         _once(folder / f"edgelm-{precision}", lambda target, p=precision: _export(checkpoint, target, p))
+    _once(folder / PREFILL_MODEL, lambda target: _export(checkpoint, target, PRECISIONS["int8"].with_prefill_graph()))
     for precision in ("int8", "int4"):
         _once(folder / f"genai-{precision}", lambda target, p=precision: _build_genai(checkpoint, target, p, True))
         _once(
@@ -52,11 +53,18 @@ def prepare_models() -> Path:
     return folder
 
 
+def gguf_file() -> Path:
+    """Fetch the file that all are made of, once."""
+    library = Library(ROOT / ".cache" / "edgelm")  # the tests keep the model there too
+    with library.lock(MODEL):
+        return sources.fetch(sources.resolve(MODEL), library, MODEL)
+
+
 def size_on_disk(model: Path) -> int:
     """Count the bytes that the weights and the graph take, without the tokenizer."""
     if model.is_file():
         return model.stat().st_size
-    return sum(path.stat().st_size for path in model.glob("model.onnx*"))
+    return sum(path.stat().st_size for path in model.glob("*.onnx*"))
 
 
 def _digest() -> str:
@@ -78,9 +86,10 @@ def _once(target: Path, make: Callable[[Path], None]) -> None:
     os.replace(unfinished, target)
 
 
-def _export(checkpoint: Path, target: Path, precision: str) -> None:
+def _export(checkpoint: Path, target: Path, precision: str | Precision) -> None:
+    label = precision if isinstance(precision, str) else f"{precision.name}-prefill"
     with open_checkpoint(checkpoint) as source:
-        export_package(source, target, precision, name=f"{MODEL}-{precision}")
+        export_package(source, target, precision, name=f"{MODEL}-{label}")
 
 
 def genai_command(checkpoint: Path, target: Path, precision: str, *, last_logits_only: bool = True) -> list[str]:

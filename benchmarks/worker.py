@@ -22,14 +22,18 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 class Worker:
     """Start a runtime, wait until its model is loaded, ask it for one thing at a time, and end it on leaving.
 
+    python: of the environment that has the runtime; None is this one.
+
     Raises:
         ClickException: the process died; the message has its last words.
     """
 
-    def __init__(self, contestant: Contestant, model: Path, *, huge_pages: bool, log: Path) -> None:
+    def __init__(
+        self, contestant: Contestant, model: Path, *, huge_pages: bool, log: Path, python: str | None = None
+    ) -> None:
         self.name, self._log = contestant.name, log
         options = {"path": str(model), "threads": THREADS, "huge_pages": huge_pages}
-        command = [sys.executable, "-m", "workers.serve", contestant.engine, json.dumps(options)]
+        command = [python or sys.executable, "-m", "workers.serve", contestant.engine, json.dumps(options)]
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w", encoding="utf-8") as errors:
             self._process = subprocess.Popen(

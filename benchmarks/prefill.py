@@ -1,0 +1,84 @@
+"""How fast prompts are read: edgelm without and with the prefill graph, and OpenVINO GenAI where it is installed.
+
+OpenVINO GenAI needs an environment of its own: python -m venv VENV && VENV/bin/pip install openvino-genai
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from statistics import median
+
+import click
+
+import edgelm
+from contestants import CONTESTANTS, Contestant
+from edgelm import SessionOptions
+from prepare import CACHE, PREFILL_MODEL, gguf_file, prepare_models
+from ratio_report import print_heading, spread
+from worker import Worker
+from workload import FULL, THREADS, read_text
+
+PROMPTS = (512, 2048)
+NEW_TOKENS = 32
+_PAUSE_SECONDS = 0.2
+_NAMES = ("edgelm-int8", PREFILL_MODEL)
+_OPENVINO = Contestant(
+    name="openvino", label="OpenVINO GenAI, Q4_1", engine="openvino_engine", model="", baseline="llama-q8_0"
+)
+
+
+@click.command()
+@click.option("--rounds", default=5, show_default=True, help="Interleaved, of each prompt.")
+@click.option("--openvino", metavar="PYTHON", help="The Python of an environment with openvino-genai.")
+def main(rounds: int, openvino: str | None) -> None:
+    """Print the results as Markdown."""
+    models = prepare_models()
+    ids = [id_ for window in read_text(models / "checkpoint", FULL).windows for id_ in window]
+    chosen = [contestant for contestant in CONTESTANTS if contestant.name in _NAMES]
+    places = {contestant: models / contestant.model for contestant in chosen}
+    pythons: dict[Contestant, str] = {}
+    if openvino is not None:
+        places[_OPENVINO], pythons[_OPENVINO] = gguf_file(), openvino
+    rates: dict[tuple[Contestant, int], list[float]] = {}
+    steps: dict[tuple[Contestant, int], list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        workers = {
+            contestant: stack.enter_context(
+                Worker(
+                    contestant,
+                    place,
+                    huge_pages=False,
+                    log=CACHE / "logs" / f"{contestant.name}.log",
+                    python=pythons.get(contestant),
+                )
+            )
+            for contestant, place in places.items()
+        }
+        for round_ in range(rounds + 1):  # the first fills every buffer, and does not count
+            for tokens in PROMPTS:
+                for contestant, worker in workers.items():
+                    time.sleep(_PAUSE_SECONDS)
+                    answer = worker.ask("generate", prompt_ids=ids[:tokens], new_tokens=NEW_TOKENS)
+                    if round_:
+                        rates.setdefault((contestant, tokens), []).append(tokens / answer["first_token"])
+                        steps.setdefault((contestant, tokens), []).append(1 / median(answer["steps"]))
+        memory = {contestant: worker.ask("memory")["peak_bytes"] for contestant, worker in workers.items()}
+    model = edgelm.load(models / PREFILL_MODEL, SessionOptions(threads=THREADS))
+    print_heading(
+        "Reading prompts", model, f"prefill.py --rounds {rounds}" + (" --openvino PYTHON" if openvino else "")
+    )
+    plain = chosen[0]
+    print("| runtime | tokens | prompt, tokens/s | of edgelm int8's | answer, tokens/s | of edgelm int8's | peak, MB |")
+    print("|---|---|---|---|---|---|---|")
+    for contestant in workers:
+        for tokens in PROMPTS:
+            cells = [contestant.label, str(tokens)]
+            for figures in (rates, steps):
+                mine, base = figures[contestant, tokens], figures[plain, tokens]
+                cells += [f"{median(mine):.0f}", spread([one / other for one, other in zip(mine, base, strict=True)])]
+            print(f"| {' | '.join(cells)} | {memory[contestant] / 1e6:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
