@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from contestants import Contestant
 from edgelm.text.tokenizer import Tokenizer
@@ -82,9 +83,13 @@ class Models:
     @cached_property
     def importance(self) -> Importance:
         """llama.cpp's importance matrix, which takes a minute."""
-        click.echo("Reading the calibration text for the importance matrix ...", err=True)
-        with open_checkpoint(self.checkpoint) as source:
-            return importance_matrix(source)
+        kept = self.work / "importance.npz"
+        if not kept.exists():
+            click.echo("Reading the calibration text for the importance matrix ...", err=True)
+            with open_checkpoint(self.checkpoint) as source:
+                np.savez(kept, **importance_matrix(source))  # type: ignore[arg-type]
+        with np.load(kept) as stored:
+            return {name: stored[name] for name in stored.files}
 
     def _export(self, target: Path, recipe: Precision) -> None:
         with open_checkpoint(self.checkpoint) as source:
@@ -178,6 +183,7 @@ def _figures(windows: list[dict[str, float]]) -> dict[str, float]:
 @click.option("--only", help="Only contestants whose name has this regular expression, and the source.")
 def main(checkpoint: Path, gguf: Path, target: Path, title: str, work: Path, only: str | None) -> None:
     """Compare what becomes of CHECKPOINT, and write TARGET.json, .md and .svg."""
+    work = work.resolve()  # the workers run elsewhere
     work.mkdir(parents=True, exist_ok=True)
     models = Models(checkpoint=checkpoint, gguf=gguf, work=work)
     comparison = Comparison(models)

@@ -172,7 +172,8 @@ def _common_grid(config: ModelConfig, weights: Sequence[Stored]) -> tuple[int, i
         block_size //= 2
     if block_size < _SMALLEST_BLOCK:
         return None
-    bits = max(_BITS[0], *(weight.bits for weight in packed))
+    most = max(weight.bits for weight in packed)
+    bits = next(bits for bits in _BITS if most <= bits)
     return bits, block_size, any(weight.zero_points is not None for weight in packed)
 
 

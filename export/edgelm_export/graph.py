@@ -56,7 +56,7 @@ class Graph:
         """Tell whether an initializer of that name is there already."""
         return name in self._initializers
 
-    def constant(self, value: int | float | list[int], dtype: type[np.generic] = np.int64) -> str:
+    def constant(self, value: int | float | list[int] | list[list[int]], dtype: type[np.generic] = np.int64) -> str:
         """Return the name of a small constant; equal ones are shared."""
         array = np.array(value, dtype)
         name = f"constant.{array.dtype}.{array.tolist()}".replace(" ", "")

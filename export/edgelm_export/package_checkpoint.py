@@ -23,11 +23,13 @@ from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import read_json_object, read_text_files
 from edgelm_export.folded import UnfoldedCheckpoint
 from edgelm_export.quantize.packed import PackedWeight, unpack, unpack_values
+from edgelm_export.quantize.planes import LOWER_BITS, UPPER_BITS, from_planes
 from edgelm_export.quantize.qdq import BITS, from_qdq
 
 PACKAGE_FORMAT = "package"  # of `source`
 # Matrices that are looked up by rows, and so stand in the graph as they are.
 _GATHERED = ("model.embed_tokens.weight", "model.embed_positions.weight")
+_PLANES = ("high", "low")
 _FLOAT_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -75,7 +77,7 @@ class _StoredTensors:
         graph = onnx.load_model_from_string(read_graph(folder, self._manifest.entry(GRAPH_FILE))).graph
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._form = next((row["form"] for row in self._manifest.recipe if "form" in row), FORMS[0])
-        self._grids = self._qdq_grids() if self._form == "qdq" else dict(_grids(graph))
+        self._grids = self._qdq_grids() if self._form == "qdq" else self._nbits_grids(graph)
         self.fewest_bits = min((bits for bits, _ in self._grids.values()), default=None)
         for name in self._shapes:  # what is missing shows now, not after the work
             self._place(name)
@@ -156,14 +158,31 @@ class _StoredTensors:
             parts = (stored, f"{stored}.scales", *([f"{stored}.zero_points"] if has_zero_points else []))
             values, scales, *zeros = (self._array(part)[:, rows] for part in parts)
             return from_qdq(values, scales, zeros[0] if zeros else None)
+        if bits in LOWER_BITS:
+            high, low = (self._array(f"{stored}.{plane}")[rows] for plane in _PLANES)
+            packed = from_planes(high, low, bits)
+        else:
+            packed = self._array(stored)[rows]
         return PackedWeight(
             bits=bits,
             block_size=block_size,
             columns=self._shapes[name][1],
-            packed=self._array(stored)[rows],
+            packed=packed,
             scales=self._array(f"{stored}.scales")[rows].astype(np.float32),
             zero_points=self._array(f"{stored}.zero_points")[rows] if has_zero_points else None,
         )
+
+    def _nbits_grids(self, graph: onnx.GraphProto) -> dict[str, tuple[int, int]]:
+        """Return the weights that are on a grid, each with its bits and block size, as the operators read them.
+
+        Those of 5 and 6 bits are made of planes when the graph is loaded.
+        """
+        found = dict(_grids(graph))
+        for stored, (_, block_size) in found.items():
+            low = self._initializers.get(f"{stored}.{_PLANES[1]}")
+            if low is not None:
+                found[stored] = (UPPER_BITS + 8 * low.dims[-1] // block_size, block_size)
+        return found
 
     def _qdq_grids(self) -> dict[str, tuple[int, int]]:
         """Return the bits and block sizes of the initializers that have scales beside them."""
@@ -172,13 +191,13 @@ class _StoredTensors:
 
     def _place(self, name: str) -> tuple[str, slice]:
         """Find a tensor in the graph: the initializer's name, and which of its rows."""
-        if name in self._initializers:
+        if name in self._initializers or name in self._grids:
             return name, slice(None)
         module, _, kind = name.rpartition(".")
         parent, _, part = module.rpartition(".")
         for fused, parts in FUSED_PROJECTIONS.items():
             stored = f"{parent}.{fused}.{kind}"
-            if part in parts and stored in self._initializers:
+            if part in parts and (stored in self._initializers or stored in self._grids):
                 counts = [self._shapes[f"{parent}.{one}.{kind}"][0] for one in parts]
                 first = sum(counts[: parts.index(part)])
                 return stored, slice(first, first + counts[parts.index(part)])

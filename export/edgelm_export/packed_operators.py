@@ -11,9 +11,11 @@ from typing import Protocol
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from edgelm_export.graph import MICROSOFT, Graph
 from edgelm_export.quantize.packed import PackedWeight
+from edgelm_export.quantize.planes import LOWER_BITS, UPPER_BITS, shifts, to_planes
 from edgelm_export.quantize.qdq import to_qdq, whole_block_size
 
 # The activations are quantized to 8 bits inside the operator; with any other level an 8-bit product is 19 times slower.
@@ -41,12 +43,38 @@ class NBits:
     def store(self, graph: Graph, module: str, weight: PackedWeight) -> list[str]:
         """Store a weight in MatMulNBits' layout and order."""
         parts = [
-            graph.weight(f"{module}.weight", weight.packed),
+            self._integers(graph, f"{module}.weight", weight),
             self._scales(graph, f"{module}.weight.scales", weight),
         ]
         if weight.zero_points is not None:
             parts.append(graph.weight(f"{module}.weight.zero_points", weight.zero_points))
         return parts
+
+    def _integers(self, graph: Graph, name: str, weight: PackedWeight) -> str:
+        """Store the integers; those of 5 and 6 bits in planes, and nodes that join them to 8 bits at load."""
+        if weight.bits not in LOWER_BITS:
+            return graph.weight(name, weight.packed)
+        lower = LOWER_BITS[weight.bits]
+        high, low = to_planes(weight.packed, weight.bits)
+        upper = self._spread(graph, f"{name}.high", high, UPPER_BITS)
+        shift, left = graph.constant(lower, np.uint8), {"direction": "LEFT"}
+        upper = graph.node("BitShift", [upper, shift], f"{name}.upper", attributes=left)
+        parts = [upper, self._spread(graph, f"{name}.low", low, lower)]
+        if weight.zero_points is not None:
+            return graph.node("BitwiseOr", parts, name)
+        joined = graph.node("BitwiseOr", parts, f"{name}.joined")
+        # Without zero points the middle of 8 bits stands for zero.
+        to_middle = graph.constant(128 - (1 << (weight.bits - 1)), np.uint8)
+        return graph.node("Add", [joined, to_middle], name)
+
+    def _spread(self, graph: Graph, name: str, plane: NDArray[np.uint8], bits: int) -> str:
+        """Store a plane, and return its values one a byte."""
+        graph.weight(name, plane)
+        by_shift = graph.constant([[shift] for shift in shifts(bits)], np.uint8)
+        shifted = graph.node("BitShift", [name, by_shift], f"{name}.shifted", attributes={"direction": "RIGHT"})
+        mask = graph.constant((1 << bits) - 1, np.uint8)
+        masked = graph.node("BitwiseAnd", [shifted, mask], f"{name}.masked")
+        return graph.node("Reshape", [masked, graph.constant([0, 0, -1])], f"{name}.values")
 
     def _scales(self, graph: Graph, name: str, weight: PackedWeight) -> str:
         """Store scales; the operator wants them in its input's type, to which ONNX Runtime widens them at load."""
@@ -61,7 +89,7 @@ class NBits:
         attributes = {
             "N": weight.packed.shape[0],
             "K": weight.columns,
-            "bits": weight.bits,
+            "bits": _computed_bits(weight),
             "block_size": weight.block_size,
             "accuracy_level": _ACCURACY_LEVEL,
         }
@@ -73,9 +101,14 @@ class NBits:
         Gathering block by block, the operator reads the tensor in the shape that MatMulNBits has it in: as a matrix it
         would be a second copy in memory, a fifth of a small model.
         """
-        V, blocks, _ = weight.packed.shape
+        V, blocks = weight.scales.shape
         scales = graph.node("Reshape", [parts[1], graph.constant([V, blocks, 1])], f"{name}.scales")
-        attributes = {"bits": weight.bits, "block_size": weight.block_size, "gather_axis": 0, "quantize_axis": 2}
+        attributes = {
+            "bits": _computed_bits(weight),
+            "block_size": weight.block_size,
+            "gather_axis": 0,
+            "quantize_axis": 2,
+        }
         inputs = [parts[0], "input_ids", scales]
         rows = graph.node("GatherBlockQuantized", inputs, f"{name}.blocks", MICROSOFT, attributes)
         joined = graph.node("Reshape", [rows, graph.constant([0, 0, blocks * weight.block_size])], f"{name}.output")
@@ -87,6 +120,10 @@ class NBits:
     def tied(self, graph: Graph, parts: list[str]) -> list[str]:
         """Return the same names: one copy in memory serves both."""
         return parts
+
+
+def _computed_bits(weight: PackedWeight) -> int:
+    return 8 if weight.bits in LOWER_BITS else weight.bits
 
 
 class QDQ:

@@ -48,8 +48,8 @@ def quantize(checkpoint: Checkpoint, name: str, scheme_name: str) -> Stored:
         return _narrowed(checkpoint.tensor(name), name, scheme)
     if name == EMBEDDING and (scheme.bits == 2 or not scheme.symmetric):
         raise ExportError(
-            f"The embedding cannot be {scheme_name}: its rows are gathered from a symmetric grid of 4 or 8 bits. Give "
-            "embed_tokens a rule of its own, before the others, such as int8-block64."
+            f"The embedding cannot be {scheme_name}: its rows are gathered from a symmetric grid of 4 bits or more. "
+            "Give embed_tokens a rule of its own, before the others, such as int8-block64."
         )
     if scheme.method == "gptq":
         scheme = dataclasses.replace(scheme, method="rounded" if scheme.bits == 8 else "searched")

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 class PackedWeight:
     """A weight [N, K] in blocks along K: weight = scales * (value - zero point).
 
-    packed: uint8 [N, blocks, block_size * bits / 8], below 8 bits several values a byte, the first in the lowest bits.
+    packed: uint8 [N, blocks, block_size * bits / 8], of 4 and 2 bits several values a byte, the first in the lowest
+    bits; of 5 and 6 one (planes.py).
     scales: float32 [N, blocks]. zero_points: uint8 [N, blocks], packed along the blocks in the same way; None is the
-    middle of the range (2, 8 or 128). K is padded with zeros to whole blocks.
+    middle of the range (2, 8, 16, 32 or 128). K is padded with zeros to whole blocks.
     Source: the operator specification of com.microsoft.MatMulNBits.
     """
 
@@ -41,11 +42,8 @@ class PackedWeight:
     @property
     def nbytes(self) -> int:
         """Its bytes on the disk."""
-        return (
-            self.packed.nbytes
-            + self.stored_scales.nbytes
-            + (0 if self.zero_points is None else self.zero_points.nbytes)
-        )
+        integers = self.scales.size * self.block_size * self.bits // 8
+        return integers + self.stored_scales.nbytes + (0 if self.zero_points is None else self.zero_points.nbytes)
 
 
 def pack(
@@ -102,7 +100,7 @@ def unpack(weight: PackedWeight) -> NDArray[np.float32]:
 
 
 def _from_bytes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    if bits == 8:
+    if bits > 4:
         return packed
     parts = [(packed >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
     return np.stack(parts, axis=-1).reshape(*packed.shape[:-1], -1)

@@ -13,10 +13,11 @@ FLOATS = ("fp32", "fp16", "bf16")
 METHODS = ("rounded", "searched", "hqq", "gptq")
 
 # What MatMulNBits of onnxruntime 1.32 has a kernel for on CPU; 2 bits in blocks of 16 or 256 are 100 times slower
-# (docs/results/quantization.md).
-BLOCK_SIZES = {8: (16, 32, 64, 128, 256), 4: (16, 32, 64, 128, 256), 2: (32, 64, 128)}
+# (docs/results/quantization.md). 6 and 5 bits are computed with as 8.
+_ALL_SIZES = (16, 32, 64, 128, 256)
+BLOCK_SIZES = {8: _ALL_SIZES, 6: _ALL_SIZES, 5: _ALL_SIZES, 4: _ALL_SIZES, 2: (32, 64, 128)}
 # Nearly lossless at 8 bits, where a search gains nothing; below, each block's grid is worth a search.
-_DEFAULT_METHODS = {8: "rounded", 4: "searched", 2: "searched"}
+_DEFAULT_METHODS = {8: "rounded", 6: "searched", 5: "searched", 4: "searched", 2: "searched"}
 _NAME = re.compile(r"int(\d+)-block(\d+)(-asymmetric)?(?:-([a-z]+))?")
 
 
@@ -61,8 +62,8 @@ def parse_scheme(name: str) -> Scheme | str:
     if match is None:
         raise ExportError(
             f"No scheme is called {name!r}. There are {', '.join(FLOATS)}, {KEEP} and "
-            "int8|int4|int2-block16|32|64|128[-asymmetric][-METHOD], such as int4-block32-asymmetric-gptq; methods: "
-            f"{', '.join(METHODS)}."
+            "int8|int6|int5|int4|int2-block16|32|64|128[-asymmetric][-METHOD], such as int4-block32-asymmetric-gptq; "
+            f"methods: {', '.join(METHODS)}."
         )
     bits = int(match[1])
     return Scheme(
