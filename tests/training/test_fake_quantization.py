@@ -77,12 +77,12 @@ def test_the_exporter_packs_the_integers_that_were_trained(name: str) -> None:
 def test_it_begins_on_the_grid_that_the_exporter_would_search() -> None:
     scheme, weight = scheme_named("int4-block64"), random_weight()
     blocks = in_blocks(weight.numpy(), 64)
-    searched = searched_grid(blocks, scheme)
+    searched = searched_grid(blocks, scheme).with_half_scales()
 
     rounded = FakeQuantization(weight, scheme)(weight).numpy()
 
     wanted = searched.weights(searched.nearest(blocks)).reshape(len(blocks), -1)[:, :144]
-    # Scales have 16 of 24 bits: up to 2^-16 of a weight. A weight between two steps may go to the other one.
+    # Shares in float32: a scale between two of float16 may go to the other one, as a weight between two steps may.
     assert (np.abs(rounded - wanted) > 2**-16 * np.abs(wanted)).mean() < 0.005
 
 

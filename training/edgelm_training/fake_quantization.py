@@ -86,8 +86,8 @@ def schemes_of(config: ModelConfig, precision: Precision) -> dict[str, Scheme]:
         if module == "model.embed_tokens" and (scheme.bits == 2 or not scheme.symmetric):
             raise ConfigError(
                 f"qat gives the embedding {scheme.bits} bits{'' if scheme.symmetric else ' with zero points'}; the "
-                "exporter gathers its rows from a symmetric grid of 4 or 8 bits. Give embed_tokens a rule of its own, "
-                "before the others, such as int8-block64."
+                "exporter gathers its rows from a symmetric grid of 4 bits or more. Give embed_tokens a rule of its "
+                "own, before the others, such as int8-block64."
             )
         found[module] = scheme
     return found
@@ -177,8 +177,8 @@ def on_grid(weight: Tensor, shares: Tensor, scheme: Scheme) -> Tensor:
 def steps_and_scales(weight: Tensor, shares: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Return integers (less their zero points) [N, blocks, block_size] and scales [N, blocks]: `on_grid` in its parts.
 
-    Scales are rounded to 16 significant bits, which makes each product of a scale and an integer exact: the same on
-    every device, and recognized by `edgelm.architecture.block_grid.exact_grid`.
+    Scales are rounded as the exporter stores them, to float16 where it holds them, which makes each product of a scale
+    and an integer exact: the same on every device, and recognized by `edgelm.architecture.block_grid.exact_grid`.
     """
     K = weight.shape[1]
     blocks = functional.pad(weight, (0, -K % scheme.block_size)).reshape(len(weight), -1, scheme.block_size)
@@ -203,8 +203,11 @@ def _nonzero(scales: Tensor) -> Tensor:
 
 
 def _short(scales: Tensor) -> Tensor:
-    """Round to 16 significant bits: times an integer of 8 bits, that is exact in float32."""
-    return ((scales.float().view(torch.int32) + 0x80) & ~0xFF).view(torch.float32)
+    """Round to float16, beyond its normal range to 16 significant bits: times an integer of 8 bits, both are exact."""
+    scales = scales.float()
+    halves = scales.half().float()
+    normal = (halves.abs() >= torch.finfo(torch.float16).smallest_normal) & halves.isfinite()
+    return torch.where(normal, halves, ((scales.view(torch.int32) + 0x80) & ~0xFF).view(torch.float32))
 
 
 def _searched_shares(weight_NK: Array, scheme: Scheme) -> Array:

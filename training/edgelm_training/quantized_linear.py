@@ -84,7 +84,7 @@ def _values_and_scales(weight_NK: NDArray[np.float32]) -> tuple[NDArray[np.uint8
     values, scales = [], []
     for start in range(0, len(weight_NK), rows):
         blocks = in_blocks(weight_NK[start : start + rows], BLOCK_SIZE)
-        grid = searched_grid(blocks, _SCHEME)
+        grid = searched_grid(blocks, _SCHEME).with_half_scales()
         values.append(grid.nearest(blocks).astype(np.uint8))
         scales.append(grid.scales)
     return np.concatenate(values), np.concatenate(scales)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgelm.architecture.block_grid import Grid, exact_grid, in_blocks, outermost_grid, searched_grid
 from edgelm.architecture.quantization_scheme import Scheme
-from edgelm_export.quantize.grid import pack_on, with_halves
+from edgelm_export.quantize.grid import pack_on
 from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.quantize.statistics import InputStatistics
 
@@ -46,10 +46,10 @@ def quantize_gptq(weight_NK: Array, inputs: InputStatistics, scheme: Scheme) -> 
         # Large weights and those that meet large inputs matter most.
         sizes = np.sqrt(np.diag(hessian)).reshape(1, -1, scheme.block_size)
         grid = searched_grid(blocks, scheme, np.abs(blocks) * sizes)
-    grid = with_halves(grid)
+    grid = grid.with_half_scales()
     values = _compensated(weight, hessian, grid, scheme.block_size)
     for _ in range(_DESCENTS):
-        grid = with_halves(_fitted(weight, hessian, values, grid, scheme.block_size))
+        grid = _fitted(weight, hessian, values, grid, scheme.block_size).with_half_scales()
         values = _descended(weight, hessian, values, grid, scheme.block_size)
     return pack_on(grid, values.reshape(blocks.shape), scheme, K)
 

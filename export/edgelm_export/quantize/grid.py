@@ -77,24 +77,12 @@ def grid_for(blocks: Array, scheme: Scheme) -> Grid:
     exact, found = exact_grid(blocks, scheme)
     if found.all():
         return exact
-    grid = with_halves(GRIDS[scheme.method](blocks, scheme))
+    grid = GRIDS[scheme.method](blocks, scheme).with_half_scales()
     return Grid(
         top=grid.top,
         scales=np.where(found, exact.scales, grid.scales),
         zeros=np.where(found, exact.zeros, grid.zeros),
     )
-
-
-def with_halves(grid: Grid) -> Grid:
-    """Round the scales to float16, in which a graph stores them where it holds them all (packed_operators.py).
-
-    That moves a weight by at most 2^-11 of it, an eighth of a step of 8 bits. Scales beyond float16's normal range stay
-    as they are.
-    """
-    with np.errstate(over="ignore"):
-        halves = grid.scales.astype(np.float16).astype(np.float32)
-    normal = (np.abs(halves) >= np.finfo(np.float16).smallest_normal) & np.isfinite(halves)
-    return Grid(top=grid.top, scales=np.where(normal, halves, grid.scales), zeros=grid.zeros)
 
 
 def pack_on(grid: Grid, values: Array, scheme: Scheme, columns: int) -> PackedWeight:

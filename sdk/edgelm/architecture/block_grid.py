@@ -7,7 +7,7 @@ Shapes: N rows, K columns; blocks along the columns, then the block's own weight
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -47,6 +47,17 @@ class Grid:
     def weights(self, values: Array) -> Array:
         """Return the weights that values stand for."""
         return (values - self.zeros[..., None]) * self.scales[..., None]
+
+    def with_half_scales(self) -> Grid:
+        """Round the scales to float16, in which a package stores them where it holds them all.
+
+        That moves a weight by at most 2^-11 of it, an eighth of a step of 8 bits. Scales beyond float16's normal range
+        stay as they are.
+        """
+        with np.errstate(over="ignore"):
+            halves = self.scales.astype(np.float16).astype(np.float32)
+        normal = (np.abs(halves) >= np.finfo(np.float16).smallest_normal) & np.isfinite(halves)
+        return replace(self, scales=np.where(normal, halves, self.scales))
 
 
 def in_blocks(weight_NK: Array, block_size: int) -> Array:
