@@ -367,3 +367,20 @@ def test_answers_of_the_real_model_are_as_likely_as_those_of_the_plain_loop(smol
             scores += [token.logprob for token in scored]
         means[speculation] = float(np.mean(scores))
     assert abs(means["prompt_lookup"] - means[None]) < 0.1
+
+
+def test_the_first_exact_step_of_a_length_sets_up_and_teaches_no_cost(model: LanguageModel) -> None:
+    taught: list[int] = []
+
+    class Learning(FixedCosts):
+        def add(self, tokens: int, seconds: float) -> None:
+            taught.append(tokens)
+
+    session = model.session
+    for exact, wanted in ((True, [1, 3, 1]), (False, [3, 1, 3, 1, 2])):
+        speculator, cache = Speculator(Guesses([7]), Learning(), exact=exact), session.new_cache()
+        prefill(session, [5, 6, 7], cache)
+        for count in (3, 1, 3, 1, 2):
+            speculator.compute(session, [7] * count, cache)
+        assert taught == wanted
+        taught.clear()

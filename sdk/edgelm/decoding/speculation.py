@@ -63,6 +63,7 @@ class Speculator:
         self._is_computed = False  # or made only to see whether it comes true
         self._right, self._has_failed = 0, False
         self._pause, self._paused = _FIRST_PAUSE, 0
+        self._is_set_up: set[int] = set()  # exact steps of so many tokens, in this answer's cache
 
     def extend(self, token_ids: Sequence[int]) -> None:
         """Take the tokens that the text goes on with: the prompt, then each token as it is chosen."""
@@ -110,7 +111,11 @@ class Speculator:
             rows_TV = session.forward_single_steps(token_ids, cache)
         else:
             rows_TV = session.forward(token_ids, cache, all_logits=True)
-        self._costs.add(len(token_ids), time.perf_counter() - started)
+        count = len(token_ids)
+        # The first exact step of a length makes memory and a binding for it, and says nothing of the next one's time.
+        if not self.exact or count == 1 or count in self._is_set_up:
+            self._costs.add(count, time.perf_counter() - started)
+        self._is_set_up.add(count)
         return rows_TV
 
 
