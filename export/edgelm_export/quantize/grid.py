@@ -6,8 +6,10 @@ Shapes: N rows, blocks along the columns, then the block's own weights: [N, bloc
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgelm.architecture.block_grid import (
     Array,
@@ -19,6 +21,7 @@ from edgelm.architecture.block_grid import (
     searched_grid,
 )
 from edgelm.architecture.quantization_scheme import Scheme
+from edgelm.runtime.cpu import usable_cores
 from edgelm_export.quantize.packed import PackedWeight, pack
 
 # The norm of HQQ's error, and how its half-quadratic solver tightens, from the authors' description.
@@ -91,20 +94,21 @@ def pack_on(grid: Grid, values: Array, scheme: Scheme, columns: int) -> PackedWe
     return pack(values.astype(np.uint8), grid.scales, zeros, bits=scheme.bits, columns=columns)
 
 
-# Small enough for a search's temporaries to stay in the cache: with large ones, most of the time goes into new pages.
-_WEIGHTS_AT_ONCE = 1 << 16
+# Small enough for a search's temporaries to stay in the cache, large enough for threads to compute side by side.
+_WEIGHTS_AT_ONCE = 1 << 18
 
 
 def quantize_alone(weight_NK: Array, scheme: Scheme) -> PackedWeight:
-    """Quantize a matrix by a method that needs nothing else."""
+    """Quantize a matrix by a method that needs nothing else, some rows in each thread."""
     rows = max(1, _WEIGHTS_AT_ONCE // weight_NK.shape[1])
-    values, scales, zeros = [], [], []
-    for start in range(0, len(weight_NK), rows):
+
+    def quantized(start: int) -> tuple[NDArray[np.uint8], Array, Array]:
         blocks = in_blocks(weight_NK[start : start + rows], scheme.block_size)
         grid = grid_for(blocks, scheme)
-        values.append(grid.nearest(blocks).astype(np.uint8))
-        scales.append(grid.scales)
-        zeros.append(grid.zeros)
+        return grid.nearest(blocks).astype(np.uint8), grid.scales, grid.zeros
+
+    with ThreadPoolExecutor(usable_cores()) as threads:  # numpy computes without the interpreter
+        values, scales, zeros = zip(*threads.map(quantized, range(0, len(weight_NK), rows)), strict=True)
     return pack(
         np.concatenate(values),
         np.concatenate(scales),

@@ -94,18 +94,19 @@ def searched_grid(blocks: Array, kind: GridKind, importance: Array | None = None
     falls and the perplexity rises (docs/results/quantization.md). It costs seconds at export, nothing at run time.
     """
     importance = np.abs(blocks) if importance is None else importance
-    start = outermost_grid(blocks, kind)
-    best_error = np.full(start.scales.shape, np.inf, np.float32)
+    start, important = outermost_grid(blocks, kind), importance * blocks
+    most = np.full(start.scales.shape, -1, np.float32)
     scales, zeros = start.scales.copy(), start.zeros.copy()
     for share in _SYMMETRIC_SHARES if kind.symmetric else _ASYMMETRIC_SHARES:
         trial = Grid(top=start.top, scales=start.scales * np.float32(share), zeros=start.zeros)
         steps = trial.nearest(blocks) - trial.zeros[..., None]
-        # For these integers, the scale of least weighted error.
-        norm = (importance * steps * steps).sum(-1)
-        fitted = np.divide((importance * steps * blocks).sum(-1), norm, out=start.scales.copy(), where=norm > 0)
-        error = (importance * np.square(steps * fitted[..., None] - blocks)).sum(-1)
-        better = error < best_error
-        best_error[better], scales[better], zeros[better] = error[better], fitted[better], trial.zeros[better]
+        norm = np.einsum("nbk,nbk->nb", importance * steps, steps)
+        along = np.einsum("nbk,nbk->nb", important, steps)
+        # For these integers, the scale of least weighted error; it takes along**2 / norm away from that of all zeros.
+        fitted = np.divide(along, norm, out=start.scales.copy(), where=norm > 0)
+        explained = np.where(norm > 0, along * fitted, 0)
+        better = explained > most
+        most[better], scales[better], zeros[better] = explained[better], fitted[better], trial.zeros[better]
     return Grid(top=start.top, scales=nonzero_scales(scales), zeros=zeros)
 
 
