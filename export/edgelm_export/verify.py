@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,19 +36,21 @@ def measure_quality(folder: Path, checkpoint: Checkpoint, progress: Progress | N
     progress: called with "check", how many of the source's tensors have been read, and how many there are.
     The source's come from the numpy forward pass (reference.py), which shares no code with the graph.
     """
-    session = DecoderSession(folder, ModelConfig.load(folder))
     checkpoint = CheckedCheckpoint(checkpoint, progress, "check")
     sources, windows, prompt = _texts(Tokenizer.load(folder), checkpoint.config)
-    chosen = _greedy(session, prompt, sources[0])
-    source = reference_logits(checkpoint, [prompt + chosen, *windows], [sources[0], *sources])
-    # The source's choice after the prompt and after each chosen token but the last.
-    agreed = next(source).argmax(-1)[len(prompt) - 1 : -1] == chosen
     columns, after_prefill = [], []
-    for read, ids, source_TV in zip(sources, windows, source, strict=True):
-        columns += _compared(_all_logits(session, ids, read), source_TV, ids)
-        if session.has_prefill_graph:
-            half = len(ids) // 2
-            after_prefill += _compared(_logits_after_prefill(session, ids, half), source_TV[half:], ids[half:])
+    with tempfile.TemporaryFile(prefix="edgelm-") as kept:
+        # The package is gone from memory when its source comes.
+        chosen = _keep_logits(DecoderSession(folder, ModelConfig.load(folder)), sources, windows, prompt, kept)
+        kept.seek(0)
+        source = reference_logits(checkpoint, [prompt + chosen, *windows], [sources[0], *sources])
+        # The source's choice after the prompt and after each chosen token but the last.
+        agreed = next(source).argmax(-1)[len(prompt) - 1 : -1] == chosen
+        for ids, source_TV in zip(windows, source, strict=True):
+            columns += _compared(np.load(kept), source_TV, ids)
+            half, after_TV = len(ids) // 2, np.load(kept)
+            if len(after_TV):
+                after_prefill += _compared(after_TV, source_TV[half:], ids[half:])
     surprise, source_surprise, divergence, difference, same = (
         np.concatenate(parts) for parts in zip(*columns, strict=True)
     )
@@ -61,6 +65,25 @@ def measure_quality(folder: Path, checkpoint: Checkpoint, progress: Progress | N
         greedy_agreement=len(agreed) if agreed.all() else int(agreed.argmin()),
         **_perplexities_after_prefill(after_prefill),
     )
+
+
+def _keep_logits(
+    session: DecoderSession,
+    sources: list[list[int]],
+    windows: list[list[int]],
+    prompt: list[int],
+    kept: IO[bytes],
+) -> list[int]:
+    """Write the package's logits of each window to a file, and behind them those after a prefill graph, or none.
+
+    Returns what it chooses after the prompt.
+    """
+    for read, ids in zip(sources, windows, strict=True):
+        logits_TV = _all_logits(session, ids, read)
+        np.save(kept, logits_TV)
+        after_prefill = session.has_prefill_graph
+        np.save(kept, _logits_after_prefill(session, ids, len(ids) // 2) if after_prefill else logits_TV[:0])
+    return _greedy(session, prompt, sources[0])
 
 
 def _perplexities_after_prefill(columns: list[_Columns]) -> dict[str, float]:
