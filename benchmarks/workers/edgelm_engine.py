@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgelm
-from edgelm.decoding.generate import PREFILL_CHUNK, decode, prefill
+from edgelm.decoding.generate import decode, prefill
 from edgelm.decoding.sampling import Sampler
+from edgelm.runtime.session import PREFILL_CHUNK
 from workers.engine import EngineOptions, Generation
 
 

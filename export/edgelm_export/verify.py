@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
-from edgelm.decoding.generate import PREFILL_CHUNK, prefill
+from edgelm.decoding.generate import prefill
 from edgelm.errors import VerificationError
 from edgelm.memory.kv_cache import KVCache
 from edgelm.package.manifest import Quality
-from edgelm.runtime.session import DecoderSession
+from edgelm.runtime.session import PREFILL_CHUNK, DecoderSession
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint

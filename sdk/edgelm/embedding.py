@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.decoding.generate import PREFILL_CHUNK, next_chunk
+from edgelm.decoding.generate import next_chunk
 from edgelm.errors import ConfigError, ContextLengthError
+from edgelm.runtime.session import PREFILL_CHUNK
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel

@@ -18,7 +18,7 @@ from edgelm.config import ModelConfig
 from edgelm.decoding.answer import Answer, describe_token, join
 from edgelm.decoding.draft_length import StepCosts
 from edgelm.decoding.draft_model import DraftModel
-from edgelm.decoding.generate import PREFILL_CHUNK, Decoder
+from edgelm.decoding.generate import Decoder
 from edgelm.decoding.prompt_lookup import PromptLookup
 from edgelm.decoding.speculation import Speculator
 from edgelm.embedding import DEFAULT_POOLING, Pooling, embed
@@ -33,7 +33,7 @@ from edgelm.package.adapter import AdapterManifest, read_adapter
 from edgelm.package.manifest import Manifest, check_hash
 from edgelm.package.package import open_package
 from edgelm.package.signature import check_required_signature
-from edgelm.runtime.session import DecoderSession, SessionOptions
+from edgelm.runtime.session import PREFILL_CHUNK, DecoderSession, SessionOptions
 from edgelm.runtime.switch_interval import SHORT_SWITCH_INTERVAL
 from edgelm.structure.tool_messages import show_tools
 from edgelm.structure.tools import Tool, ToolCallParser, ToolChoice, tool_format, tool_names, tool_settings

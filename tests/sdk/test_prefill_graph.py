@@ -19,12 +19,12 @@ from edgelm import ChatSession, EngineOptions, GenerationConfig, LanguageModel
 from edgelm.batching.engine import Engine
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
-from edgelm.decoding.generate import PREFILL_GRAPH_CHUNK, compute_piece, prefill
+from edgelm.decoding.generate import compute_piece, prefill
 from edgelm.errors import PackageError
 from edgelm.memory.kv_cache import KVCache, bytes_per_token
 from edgelm.memory.prefix_cache import BLOCK, PrefixCache
 from edgelm.package.manifest import Manifest, describe_file
-from edgelm.runtime.session import DecoderSession, SessionOptions
+from edgelm.runtime.session import PREFILL_GRAPH_CHUNK, DecoderSession, SessionOptions
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint

@@ -14,9 +14,9 @@ from held_engine import held
 import edgelm
 from edgelm import Chunk, Completion, Constraint, Engine, EngineOptions, Generation, GenerationConfig, LanguageModel
 from edgelm.decoding.answer import join
-from edgelm.decoding.generate import PREFILL_CHUNK
 from edgelm.memory.kv_cache import bytes_per_token
 from edgelm.memory.prefix_cache import PrefixCache
+from edgelm.runtime.session import PREFILL_CHUNK
 from edgelm.testing import tiny_model_path
 
 

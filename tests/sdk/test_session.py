@@ -9,11 +9,11 @@ import onnx
 import pytest
 
 from edgelm.config import ModelConfig
-from edgelm.decoding.generate import PREFILL_CHUNK, prefill
+from edgelm.decoding.generate import prefill
 from edgelm.errors import ConfigError, ContextLengthError, PackageError, ProviderError
 from edgelm.memory.kv_cache import GROWTH_STEP
 from edgelm.runtime.cpu import physical_cores
-from edgelm.runtime.session import DecoderSession, SessionOptions
+from edgelm.runtime.session import PREFILL_CHUNK, DecoderSession, SessionOptions
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 from edgelm.testing import tiny_model_path
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.decoding.generate import PREFILL_CHUNK
 from edgelm.language_model import load
-from edgelm.runtime.session import SessionOptions
+from edgelm.runtime.session import PREFILL_CHUNK, SessionOptions
 
 
 class PackageScorer:

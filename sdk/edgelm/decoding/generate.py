@@ -16,12 +16,8 @@ from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.package.adapter import Adapter
+from edgelm.runtime.session import PREFILL_CHUNK, PREFILL_GRAPH_CHUNK
 from edgelm.runtime.stop_switch import StopSwitch
-
-# One matrix product over 128 tokens beats 128 products over one; larger chunks lose that to attention, which computes
-# the masked positions of a chunk too (docs/results/graph-and-settings.md).
-PREFILL_CHUNK = 128
-PREFILL_GRAPH_CHUNK = 256  # of a package's prefill graph, whose products gain more by more rows
 
 
 class Decoder(Protocol):

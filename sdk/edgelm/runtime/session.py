@@ -34,8 +34,10 @@ from edgelm.runtime.single_steps import SingleSteps
 from edgelm.runtime.source_encoder import SourceEncoder
 from edgelm.runtime.stop_switch import StopSwitch
 
-# As prompts are: generate.PREFILL_CHUNK, and with a prefill graph PREFILL_GRAPH_CHUNK.
-_RECOMPUTED_AT_ONCE, _READ_AT_ONCE = 128, 256
+# One matrix product over 128 tokens beats 128 products over one; larger chunks lose that to attention, which computes
+# the masked positions of a chunk too (docs/results/graph-and-settings.md).
+PREFILL_CHUNK = 128
+PREFILL_GRAPH_CHUNK = 256  # of a package's prefill graph, whose products gain more by more rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,7 +333,7 @@ class DecoderSession:
         cache.truncate(0)
         cache.reserve(length)
         reads = self.reads_prompts(cache)
-        size = _READ_AT_ONCE if reads else _RECOMPUTED_AT_ONCE
+        size = PREFILL_GRAPH_CHUNK if reads else PREFILL_CHUNK
         for start in range(0, len(token_ids), size):
             (self._read_prompt if reads else self._forward)(token_ids[start : start + size], cache)
 
