@@ -12,7 +12,7 @@ import pytest
 
 from edgelm import load
 from edgelm.errors import PackageError
-from edgelm.files.regular_file import open_regular, parse_json, read_regular
+from edgelm.files.regular_file import open_regular, parse_json, read_regular, read_text
 from edgelm.package.manifest import Manifest, check_hash, read_checked
 from edgelm.package.package import open_package
 from edgelm.testing import tiny_model_path
@@ -83,6 +83,29 @@ def test_a_pipe_that_takes_the_place_of_a_checked_file_is_seen(tmp_path: Path, m
 
 
 @POSIX_ONLY
+@pytest.mark.parametrize("before", ["", "tiny\n"])
+def test_a_text_that_takes_the_place_of_a_shorter_one_is_read_whole(
+    before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, newer = tmp_path / "alias", tmp_path / "newer"
+    plain_open = Path.open
+
+    def replace_first(self: Path, mode: str) -> object:
+        os.replace(newer, path)
+        return plain_open(self, mode)
+
+    for most in (9, 8):
+        path.write_text(before, encoding="utf-8")
+        newer.write_text("original\n", encoding="utf-8")
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "open", replace_first)
+            if most == 9:
+                assert read_text(path, most) == "original\n"
+            else:
+                with pytest.raises(ValueError, match="it has 9 bytes, and at most 8 are read"):
+                    read_text(path, most)
+
+
 def test_a_file_that_may_not_be_read_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_bytes(b"abc")
 

@@ -79,14 +79,14 @@ def read_text(path: Path, most: int = MAX_JSON_BYTES, encoding: str = "utf-8") -
         OSError: it cannot be read.
         ValueError: it is larger, is no file but a pipe or the like, or is not of that encoding.
     """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe waits for ever
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe waits for ever
         raise ValueError("it is not a regular file")
-    if status.st_size > most:
-        raise ValueError(f"it has {status.st_size} bytes, and at most {most} are read")
     with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size  # of what was opened: another file may have taken its place since
+        if size > most:
+            raise ValueError(f"it has {size} bytes, and at most {most} are read")
         # Python sets aside as much memory as is asked for, however short the file is.
-        return file.read(status.st_size + 1).decode(encoding)
+        return file.read(size + 1).decode(encoding)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
