@@ -165,7 +165,9 @@ def test_a_full_queue_answers_429_at_once(slow_serving):
         while b"data: " not in connection.recv(65536):
             pass
     connections += [slow_serving.send(request) for _ in range(2)]  # 2 may wait
-    wait_for(lambda: users(slow_serving) == 4)
+    # One that is counted as a user may not be in the queue yet.
+    wait_for(lambda: slow_serving.metric('edgelm_model_queued{model="tiny-random"}') == 2)
+    assert users(slow_serving) == 4
     reply = slow_serving.post(CHAT, LONG)
     assert users(slow_serving) == 4  # nobody had to end for that answer
     assert reply.status == 429

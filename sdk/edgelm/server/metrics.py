@@ -88,6 +88,8 @@ class Metrics:
         rows += [f'edgelm_model_loaded{{model="{model.name}"}} 1' for model in loaded]
         _family(rows, "edgelm_model_users", "gauge", "Requests that use a model.")
         rows += [f'edgelm_model_users{{model="{model.name}"}} {model.users}' for model in loaded]
+        _family(rows, "edgelm_model_queued", "gauge", "Requests that wait for others to end.")
+        rows += [f'edgelm_model_queued{{model="{model.name}"}} {model.engine.stats.queued}' for model in loaded]
         _process(rows, self._started)
         return "\n".join(rows) + "\n"
 
