@@ -144,12 +144,6 @@ def test_a_saved_conversation_goes_on_with_its_int8_cache(model: LanguageModel, 
         np.testing.assert_array_equal(kept[:, :, : restored.length], was[:, :, : restored.length])
 
 
-def test_exact_speculation_takes_single_steps(model: LanguageModel) -> None:
-    config = ANSWER.replace(speculation="prompt_lookup", exact_speculation=True)
-    prompt = IDS[:10] * 5
-    assert model.generate(prompt, config).token_ids == model.generate(prompt, ANSWER).token_ids
-
-
 def test_values_in_int8_make_no_embeddings(model: LanguageModel) -> None:
     with pytest.raises(ConfigError, match=r"pooling is 'values', and this package keeps them in int8\. Take"):
         model.embed(["The sea"])

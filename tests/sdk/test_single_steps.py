@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from make_tiny_model import CONFIG, make_checkpoint
 
+from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.config import ModelConfig
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import GROWTH_STEP
@@ -73,6 +74,13 @@ def test_mirrored_memory_is_given_back_with_the_last_array_that_looks_at_it() ->
 
 
 @needs_mirrors
+def test_mirrored_memory_holds_what_a_cache_does() -> None:
+    rows = mirrored_zeros((1, 128, 32), 2, np.int8)
+    rows[0] = np.arange(32)
+    np.testing.assert_array_equal(rows[1], np.broadcast_to(np.arange(32, dtype=np.int8), (1, 128, 32)))
+
+
+@needs_mirrors
 def test_rows_that_are_not_whole_pages_are_refused() -> None:
     with pytest.raises(OSError, match=r"12 bytes are not whole pages of \d+\."):
         mirrored_zeros((3,), 2)
@@ -95,11 +103,11 @@ def test_memory_that_is_refused_half_way_leaves_the_cache_as_it_was(monkeypatch:
     session.forward(random_ids(20), cache)
     layers = iter([mirrored_zeros, mirrored_zeros])
 
-    def refuse(shape: tuple[int, ...], times: int) -> np.ndarray:
+    def refuse(shape: tuple[int, ...], times: int, dtype: np.dtype) -> np.ndarray:
         make = next(layers, None)
         if make is None:
             raise OSError("no memory")
-        return make(shape, times)
+        return make(shape, times, dtype)
 
     monkeypatch.setattr(single_steps, "mirrored_zeros", refuse)
     rows_TV = session.forward_single_steps(random_ids(4, seed=1), cache)
@@ -145,6 +153,16 @@ def test_tokens_stepped_together_have_those_bits_in_every_precision(
     session_of_precision: DecoderSession, seed: int
 ) -> None:
     check_bits(session_of_precision, seed)
+
+
+@needs_mirrors
+def test_keys_and_values_in_int8_are_stepped_together_too(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, num_key_value_heads=2)  # so that a row is whole pages
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config))
+    export_package(checkpoint, tmp_path / "package", PRECISIONS["fp32"].with_int8_cache())
+    session = load(tmp_path / "package")
+    assert session.most_single_steps(session.new_cache()) == MOST_ROWS
+    check_bits(session, 0)
 
 
 def test_one_thread_gives_the_same_bits() -> None:

@@ -9,29 +9,29 @@ import weakref
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 _MAP_FIXED = 0x10  # Linux, on every processor that onnxruntime has a wheel for
 
 
-def mirrored_zeros(shape: tuple[int, ...], times: int) -> NDArray[np.float32]:
-    """Return float32 zeros [times, *shape], every row of which is the same memory.
+def mirrored_zeros(shape: tuple[int, ...], times: int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    """Return zeros [times, *shape], every row of which is the same memory.
 
     Raises:
         OSError: the system has no such memory (only Linux has it here), or a row is not whole pages.
     """
-    row_bytes = 4 * int(np.prod(shape))
+    row_bytes = np.dtype(dtype).itemsize * int(np.prod(shape))
     if not hasattr(os, "memfd_create"):
         raise OSError("Mirrored memory needs memfd_create, which Linux has.")
     if row_bytes == 0 or row_bytes % mmap.PAGESIZE:
         raise OSError(f"{row_bytes} bytes are not whole pages of {mmap.PAGESIZE}.")
-    return np.asarray(_Mirrors(shape, row_bytes, times))
+    return np.asarray(_Mirrors(shape, row_bytes, times, np.dtype(dtype).str))
 
 
 class _Mirrors:
     """The mappings; numpy reads where they are, and keeps this object for as long as an array looks at them."""
 
-    def __init__(self, shape: tuple[int, ...], row_bytes: int, times: int) -> None:
+    def __init__(self, shape: tuple[int, ...], row_bytes: int, times: int, typestr: str) -> None:
         library = ctypes.CDLL(None, use_errno=True)
         library.mmap.restype = ctypes.c_void_p
         library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -49,7 +49,7 @@ class _Mirrors:
             os.close(memory)
         self.__array_interface__: dict[str, Any] = {
             "shape": (times, *shape),
-            "typestr": "<f4",
+            "typestr": typestr,
             "data": (start, False),
             "version": 3,
         }

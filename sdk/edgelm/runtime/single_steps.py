@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 from edgelm.memory.kv_batch import KVRow
-from edgelm.memory.kv_cache import KVCache
+from edgelm.memory.kv_cache import KeysOrValues, KVCache
 from edgelm.memory.mirrored_memory import mirrored_zeros
 
 # Eight rows give eight tokens for the time of three; more gain little (docs/results/speculation.md).
@@ -35,18 +35,18 @@ class Step(Protocol):
 
 
 # Of the buffers of B rows, and the adapter of each.
-Bind = Callable[[list[NDArray[np.float32]], list[str | None]], Step]
+Bind = Callable[[list[KeysOrValues], list[str | None]], Step]
 
 
 class _Mirror:
     """A cache whose buffers were moved into mirrored memory, and the graph bound to B of the rows."""
 
     def __init__(self, cache: KVCache) -> None:
-        self.rows: list[NDArray[np.float32]] = []
+        self.rows: list[KeysOrValues] = []
         cache.binding = None
         buffers = cache.buffers
         for i, buffer in enumerate(buffers):  # one layer after the other, so that never more than one is there twice
-            rows = mirrored_zeros(buffer.shape[1:], MOST_ROWS)
+            rows = mirrored_zeros(buffer.shape[1:], MOST_ROWS, buffer.dtype)
             rows[0, :, cache.filled(i)] = buffer[0, :, cache.filled(i)]
             buffers[i] = rows[:1]
             self.rows.append(rows)
@@ -65,9 +65,7 @@ class SingleSteps:
     random tokens. Where there is no mirrored memory, or the attention takes another way, it is one.
     """
 
-    def __init__(
-        self, config: ModelConfig, threads: int, bind: Callable[[list[NDArray[np.float32]], list[str | None]], Step]
-    ) -> None:
+    def __init__(self, config: ModelConfig, threads: int, bind: Bind) -> None:
         self._config, self._bind = config, bind
         self._mirrors: weakref.WeakKeyDictionary[KVCache, _Mirror] = weakref.WeakKeyDictionary()
         self._probing = threading.Lock()
@@ -75,7 +73,6 @@ class SingleSteps:
         # alone is split among them.
         self._is_possible = (
             config.attn_logit_softcapping is None
-            and config.kv_cache == "fp32"
             and threads <= config.num_attention_heads
             and os.environ.get("ORT_GQA_DISABLE_FLASH_ATTENTION", "0") == "0"
         )
@@ -130,9 +127,10 @@ class SingleSteps:
             cache.token_ids.append(id_)
             single_TV.append(logits_TV[0].copy())
         cache.truncate(_PROBE_START)
+        loud = np.nan if self._config.kv_cache == "fp32" else np.iinfo(np.int8).max
         for count in range(2, MOST_ROWS + 1):
             for buffer in cache.buffers:
-                buffer[:, :, _PROBE_START:] = np.nan  # a row that is read before it is written shows
+                buffer[:, :, _PROBE_START:] = loud  # a row that is read before it is written shows
             rows_TV = self.step(ids[_PROBE_START : _PROBE_START + count], cache)
             if rows_TV is None or not np.array_equal(rows_TV, single_TV[_PROBE_START : _PROBE_START + count]):
                 return count - 1
