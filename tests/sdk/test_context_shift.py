@@ -109,6 +109,15 @@ def test_guessed_tokens_shift_as_plain_ones(model: LanguageModel, monkeypatch: p
         assert answer.timings.accepted_tokens > 20
 
 
+def test_a_beginning_is_kept_also_where_its_answer_shifts(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "prefixes", PrefixCache(model.config, answers=False))
+    answers = [model.generate(TEXT[:90], ANSWER) for _ in range(2)]
+    assert answers[0].token_ids == answers[1].token_ids
+    assert [answer.usage.cached_tokens for answer in answers] == [0, 64]
+
+
 def test_a_cancelled_answer_shifts_no_more(model: LanguageModel) -> None:
     cancel, cache = threading.Event(), model.session.new_cache()
     seen = 0

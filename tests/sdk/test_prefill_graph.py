@@ -164,6 +164,19 @@ def test_speculation_and_forced_tokens_are_the_decoders(plain: LanguageModel) ->
     assert plain.generate(prompt, config).token_ids == plain.generate(prompt, ANSWER).token_ids
 
 
+def test_what_a_draft_has_read_serves_its_own_answers(plain: LanguageModel, packages: Packages) -> None:
+    """A draft reads a prompt by the graph that it has for prompts, as anybody does who asks it directly."""
+    draft, prompt = edgelm.load(packages("plain"), SessionOptions(threads=1)), random_ids(150)
+    config = ANSWER.replace(logprobs=3)
+    draft.prefixes = PrefixCache(draft.config, 0)
+    fresh = draft.generate(prompt, config)
+    draft.prefixes = PrefixCache(draft.config, answers=False)
+    plain.generate(prompt, ANSWER.replace(speculation=draft))
+    reused = draft.generate(prompt, config)
+    assert reused.usage.cached_tokens == 128
+    assert reused.logprobs == fresh.logprobs
+
+
 def test_without_the_graph_prompts_are_read_by_the_decoders(packages: Packages) -> None:
     folder = packages("plain")
     model = edgelm.load(folder, SessionOptions(threads=1, prefill_graph=False))

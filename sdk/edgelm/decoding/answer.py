@@ -188,6 +188,7 @@ class Answer:
                 return
             # The newest token is not in the cache yet.
             text = fitted([*cache.token_ids, newest], keep, session.config.max_position_embeddings)
+            prefixes.keep(cache, self._computed_together)
             cache.truncate(0)
             self._computed_together = len(computed_together(session, cache, text))
             logits_V = prefill(session, text, cache, cancel, prefixes)

@@ -6,7 +6,10 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from edgelm.decoding.generate import next_chunk
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.decoding.generate import computed_together, next_chunk, prefill
 from edgelm.errors import ConfigError
 from edgelm.text.tokenizer import Tokenizer
 
@@ -37,6 +40,7 @@ class DraftModel:
         self._cache = draft.session.new_cache()
         self._ids: list[int] = []
         self._agreed = 0  # how many tokens of the cache are known to be the text's
+        self._together = 0  # how many tokens were computed as a prompt's
 
     def extend(self, token_ids: Sequence[int]) -> None:
         """Take the tokens that the text goes on with."""
@@ -55,20 +59,27 @@ class DraftModel:
         while self._agreed < min(cache.length, len(ids)) and cache.token_ids[self._agreed] == ids[self._agreed]:
             self._agreed += 1
         cache.truncate(min(self._agreed, len(ids) - 1))
-        is_first = cache.length == 0
-        if is_first:
-            self._prefixes.fill(cache, ids)
+        if cache.length == 0:
+            logits_V = self._begin()
         while cache.length < len(ids):
             logits_V = self._session.forward(next_chunk(ids, cache.length), cache)[0]
-            self._prefixes.slide(cache, len(ids))
-        if is_first:
-            self._prefixes.keep(cache, len(ids))
+            self._prefixes.slide(cache, self._together)
         self._agreed = len(ids)
         guessed = [int(logits_V[: self._tokens].argmax())]
         while len(guessed) < count:
             logits_V = self._session.forward(guessed[-1:], cache)[0]
             guessed.append(int(logits_V[: self._tokens].argmax()))
         return guessed
+
+    def _begin(self) -> NDArray[np.float32]:
+        """Read the text so far as a prompt, but for what the draft has kept of it: logits [V]."""
+        together = computed_together(self._session, self._cache, self._ids)
+        self._together = len(together)
+        self._prefixes.fill(self._cache, together)
+        logits_V = prefill(self._session, self._ids, self._cache, prefixes=self._prefixes)
+        assert logits_V is not None  # nobody cancels it
+        self._prefixes.keep(self._cache, self._together)
+        return logits_V
 
 
 def check_tokenizers(draft: LanguageModel, model: LanguageModel) -> None:
