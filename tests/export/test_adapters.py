@@ -27,6 +27,7 @@ from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.decoding.answer import join
+from edgelm.decoding.generate import prefill
 from edgelm.errors import CheckpointError, ConfigError, ExportError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
@@ -64,10 +65,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     folder = tmp_path_factory.mktemp("adapters")
     checkpoint = make_checkpoint(folder / "ckpt")
     packages = {}
-    for precision in ("fp32", "int8", "qdq"):
-        packages[precision] = folder / precision
+    recipes: dict[str, str | Precision] = {precision: precision for precision in ("fp32", "int8", "qdq")}
+    recipes |= {
+        f"{name} with a prefill graph": replace(PRECISIONS[name].with_prefill_graph(), perplexity_bound=1.5)
+        for name in ("fp32", "int8")
+    }
+    for name, recipe in recipes.items():
+        packages[name] = folder / name
         with HuggingFaceCheckpoint(checkpoint) as source:
-            export_package(source, packages[precision], precision)
+            export_package(source, packages[name], recipe)
     for seed, (name, fields) in enumerate(ADAPTERS.items()):
         torch.manual_seed(seed)
         config = LoraConfig(lora_alpha=6, init_lora_weights=False, task_type="CAUSAL_LM", **fields)
@@ -76,11 +82,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 
 @torch.no_grad()
-def merged_logits(exported: Exported, name: str | None) -> NDArray[np.float32]:
+def merged_logits(exported: Exported, name: str | None, ids: Sequence[int] = IDS) -> NDArray[np.float32]:
     model = AutoModelForCausalLM.from_pretrained(exported.checkpoint)
     if name is not None:
         model = PeftModel.from_pretrained(model, exported.adapters[name]).merge_and_unload()
-    return model.eval()(torch.tensor([IDS])).logits[0].numpy()
+    return model.eval()(torch.tensor([ids])).logits[0].numpy()
 
 
 def our_logits(model: LanguageModel, name: str | None) -> NDArray[np.float32]:
@@ -110,6 +116,20 @@ def test_an_adapter_gives_the_logits_of_the_merged_model(exported: Exported, tmp
         expected = merged_logits(exported, name)
         assert np.abs(expected - plain).max() > 1
         np.testing.assert_allclose(our_logits(model, name), expected, **CLOSE)
+
+
+def test_beside_a_prefill_graph_an_adapters_prompt_is_read_by_the_graph_that_applies_it(
+    exported: Exported, tmp_path: Path
+) -> None:
+    model, prompt = with_adapters(exported, "fp32 with a prefill graph", tmp_path, *ADAPTERS), IDS * 30
+    for name in (None, *ADAPTERS):
+        cache = model.session.new_cache()
+        cache.use_adapter(name)
+        logits_V = prefill(model.session, prompt, cache)
+        assert logits_V is not None
+        # Sums in another order, of more tokens than above; measured: 1.8e-6. The prefill graph rounds to 8 bits.
+        difference = np.abs(logits_V - merged_logits(exported, name, prompt)[-1]).max()
+        assert difference < 5e-5 if name else difference > 1e-3
 
 
 def test_beside_8_bits_an_adapter_loses_what_the_merged_model_loses_in_8_bits(
@@ -158,12 +178,12 @@ def test_the_weights_are_there_once_and_the_package_stays_as_it_is(exported: Exp
     assert {path: sha256_of(path) for path in exported.packages["int8"].iterdir()} == files
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "qdq"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "qdq", "int8 with a prefill graph"])
 def test_in_one_batch_each_request_has_its_own_adapter(precision: str, exported: Exported, tmp_path: Path) -> None:
     model = with_adapters(exported, precision, tmp_path, *ADAPTERS)
     names = (None, "all", "values", None, "ranks", "all")
     configs = [GenerationConfig(max_new_tokens=12, ignore_eos=True, adapter=name) for name in names]
-    prompts = [f"The sea is {i} blue" for i in range(len(names))]
+    prompts = ["The sea is blue. " * 8 + f"The sea is {i} blue" for i in range(len(names))]
     alone = []
     for prompt, config in zip(prompts, configs, strict=True):
         model.prefixes.clear()
