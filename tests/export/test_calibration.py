@@ -152,7 +152,7 @@ def test_what_writes_to_the_residual_stream_makes_up_for_what_that_lacks() -> No
 
 def test_a_preset_is_calibrated_where_a_calibration_is_given(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
     manifest = export_package(checkpoint, tmp_path / "package", "int4", calibration=CalibrationOptions(max_tokens=512))
-    assert {row["scheme"] for row in manifest.recipe} == {"int8-block128-gptq", "int4-block64-gptq"}
+    assert {row["scheme"] for row in manifest.recipe} == {"int8-block128-gptq", "int4-block64-asymmetric-gptq"}
 
 
 @pytest.mark.parametrize("transform", ["smooth", "awq"])

@@ -99,11 +99,23 @@ def test_a_tensor_without_a_rule_is_an_error_that_says_how_to_end_a_recipe() -> 
         scheme_for((Rule(pattern="mlp", scheme="fp32"),), "lm_head.weight")
 
 
-def test_calibration_turns_integers_into_gptq_and_leaves_floats() -> None:
-    rules = tuple(Rule(pattern=".", scheme=name) for name in ("int8-block64", "int4-block32-asymmetric", "fp16"))
-    calibrated = Precision(rules=rules).calibrated()
-    assert [rule.scheme for rule in calibrated.rules] == ["int8-block64-gptq", "int4-block32-asymmetric-gptq", "fp16"]
-    assert calibrated.needs_calibration
+@pytest.mark.parametrize(
+    ("pattern", "scheme", "calibrated"),
+    [
+        (".", "int8-block64", "int8-block64-gptq"),
+        (".", "int4-block32-asymmetric", "int4-block32-asymmetric-gptq"),
+        (".", "int4-block64", "int4-block64-asymmetric-gptq"),
+        ("embed_tokens|lm_head", "int4-block64", "int4-block64-gptq"),  # its rows are gathered from a symmetric grid
+        (r"^model\.embed_tokens\.weight$", "int6-block32-rounded", "int6-block32-gptq"),
+        (".", "fp16", "fp16"),
+    ],
+)
+def test_calibration_means_gptq_for_integers_and_zero_points_where_they_are_few(
+    pattern: str, scheme: str, calibrated: str
+) -> None:
+    precision = Precision(rules=(Rule(pattern=pattern, scheme=scheme),)).calibrated()
+    assert [rule.scheme for rule in precision.rules] == [calibrated]
+    assert precision.needs_calibration == (scheme != "fp16")
 
 
 def test_what_tames_activations_is_tried_in_order_and_never_on_floats() -> None:

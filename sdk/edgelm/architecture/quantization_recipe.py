@@ -114,8 +114,12 @@ class Precision:
         return bool({"smooth", "awq"} & set(self.transforms)) or self.calibrates
 
     def calibrated(self) -> Precision:
-        """Return the same with gptq for every integer scheme: what a calibration text is for."""
-        rules = tuple(dataclasses.replace(rule, scheme=_with_gptq(rule.scheme)) for rule in self.rules)
+        """Return the same with gptq for every integer scheme: what a calibration text is for.
+
+        Fewer than 8 bits get zero points too, which gptq makes use of and which cost no time
+        (docs/results/quantization.md); but for the embedding, whose grid has none.
+        """
+        rules = tuple(dataclasses.replace(rule, scheme=_with_gptq(rule)) for rule in self.rules)
         return dataclasses.replace(self, rules=rules, fallback=self.fallback and self.fallback.calibrated())
 
     def with_int8_cache(self) -> Precision:
@@ -190,11 +194,12 @@ def _smooths_well(config: ModelConfig) -> bool:
     return runs and divisible and config.mlp_gated and config.num_experts == 0
 
 
-def _with_gptq(name: str) -> str:
-    scheme = parse_scheme(name)
+def _with_gptq(rule: Rule) -> str:
+    scheme = parse_scheme(rule.scheme)
     if not isinstance(scheme, Scheme):
-        return name
-    return f"int{scheme.bits}-block{scheme.block_size}{'' if scheme.symmetric else '-asymmetric'}-gptq"
+        return rule.scheme
+    symmetric = scheme.symmetric and (scheme.bits == 8 or "embed_tokens" in rule.pattern)
+    return f"int{scheme.bits}-block{scheme.block_size}{'' if symmetric else '-asymmetric'}-gptq"
 
 
 _EMBEDDING = r"embed_tokens|lm_head"
