@@ -152,6 +152,7 @@ def test_offline_and_unreachable_are_told_apart(environment, package):
     assert "Check the network, and HF_ENDPOINT" in message
 
 
-@pytest.mark.parametrize("target", ["org/Tiny", "hf:org/Tiny/model.gguf", "hf:org/Tiny@main"])
+@pytest.mark.parametrize("target", ["foo", "org/Tiny", "hf:org/Tiny/model.gguf", "hf:org/Tiny@main"])
 def test_a_target_is_a_repository(environment, package, target):
-    assert "hf:ORG/REPO" in refused(environment, "tiny", target)
+    message = f"error: '{target}' is not a repository to upload to: write hf:ORG/REPO.\n"
+    assert refused(environment, "tiny", target) == message

@@ -9,8 +9,7 @@ import click
 
 from edgelm.cli.generation_options import complete_model
 from edgelm.cli.output import is_terminal
-from edgelm.errors import ConfigError
-from edgelm.library.hub_source import HUB_PREFIX, HubSource
+from edgelm.library.hub_source import HubSource
 from edgelm.library.hub_upload import UploadOptions, upload
 from edgelm.library.library import Library
 
@@ -39,9 +38,7 @@ def push(package: str, repository: str, private: bool, replace_card: bool, token
       edgelm push package/ hf:org/my-model-int4 --token-file token
       HF_ENDPOINT=https://hub.example edgelm push my-model hf:me/my-model
     """
-    target = HubSource.parse(repository)
-    if target.file is not None or target.revision is not None:
-        raise ConfigError(f"{repository!r} is not a repository to upload to: write {HUB_PREFIX}ORG/REPO.")
+    target = HubSource.parse_repository(repository)
     folder = Library().find(package)
     options = UploadOptions(
         private=private, replace_card=replace_card, token_file=token_file, show_progress=is_terminal(sys.stderr)

@@ -62,6 +62,18 @@ class HubSource:
             )
         return cls(repo=match["repo"], file=match["file"], revision=match["revision"])
 
+    @classmethod
+    def parse_repository(cls, reference: str) -> HubSource:
+        """Read hf:ORG/REPO alone: what a package is uploaded to.
+
+        Raises:
+            ConfigError: the reference has another form.
+        """
+        match = _REFERENCE.fullmatch(reference)
+        if match is None or match["file"] or match["revision"]:
+            raise ConfigError(f"{reference!r} is not a repository to upload to: write {HUB_PREFIX}ORG/REPO.")
+        return cls(repo=match["repo"])
+
     @property
     def reference(self) -> str:
         """What a user types for it."""
