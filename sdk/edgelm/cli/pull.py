@@ -63,13 +63,15 @@ def pull(
 
     MODEL is a known name (see `edgelm list --available`), hf:ORG/REPO (safetensors, or a package that `edgelm push`
     wrote) or hf:ORG/REPO/FILE.gguf, the last two with @REVISION behind them or without. An interrupted download goes on
-    where it stopped: run the same command again.
+    where it stopped: run the same command again. The source stays in the library: `edgelm export` makes packages with
+    other settings of it.
 
     \b
     Examples:
       edgelm pull smollm2-135m-instruct
       edgelm pull hf:HuggingFaceTB/SmolLM2-360M-Instruct --precision int4
       edgelm pull hf:ORG/REPO/model-q8_0.gguf --source-only
+      edgelm export smollm2-135m-instruct --prefill-graph     once it is pulled
       HF_ENDPOINT=https://mirror.example edgelm pull qwen3-0.6b
     """
     library = Library()
