@@ -1,7 +1,7 @@
 """Measure decoding beside a busy Python thread: python benchmarks/busy_thread.py [PACKAGE] > busy-thread.md
 
 Every ratio is within one round, in which each case takes its turn. What the cores allow is the pace beside a busy
-process, which has an interpreter of its own. About two minutes.
+process, which has an interpreter of its own. One answer, and several at once in an engine. About two minutes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import click
 import numpy as np
 
 import edgelm
-from edgelm import Engine, GenerationConfig, LanguageModel, PrefixCache, SessionOptions
+from edgelm import Engine, EngineOptions, GenerationConfig, LanguageModel, PrefixCache, SessionOptions
 from edgelm.decoding.answer import join
 from edgelm.runtime.switch_interval import SHORT_SWITCH_INTERVAL
 from prepare import prepare_models
@@ -83,54 +83,54 @@ def usual_interval() -> Iterator[None]:
         yield
 
 
-def pace(model: LanguageModel, engine: Engine | None) -> float:
-    """Tokens a second of one answer: alone, or of each of four in an engine."""
+def pace(model: LanguageModel, engine: Engine | None, requests: int) -> float:
+    """Tokens a second of each answer: of one alone, or of `requests` in an engine."""
     if engine is None:
         answers = [model.generate(PROMPT, CONFIG)]
     else:
-        generations = [engine.submit([id_ + i for id_ in PROMPT], CONFIG) for i in range(4)]
+        generations = [engine.submit([id_ + i for id_ in PROMPT], CONFIG) for i in range(requests)]
         answers = [join(generation) for generation in generations]
     return median(answer.timings.decode_tokens / answer.timings.decode_seconds for answer in answers)
 
 
-def load(folder: Path, threads: int, rows: int) -> tuple[LanguageModel, Engine | None]:
+def load(folder: Path, threads: int, requests: int) -> tuple[LanguageModel, Engine | None]:
     """Load the model, with an engine where several requests are to be answered."""
     model = edgelm.load(folder, SessionOptions(threads=threads))
     model.prefixes = PrefixCache(model.config, 0)
-    engine = Engine(model) if rows > 1 else None
-    pace(model, engine)
+    engine = Engine(model, EngineOptions(max_batch=requests)) if requests > 1 else None
+    pace(model, engine, requests)
     return model, engine
 
 
-def serve(connection: Connection, folder: Path, threads: int, rows: int) -> None:
+def serve(connection: Connection, folder: Path, threads: int, requests: int) -> None:
     """Be the process that has the model to itself: answer each message with a pace, until one is None."""
-    model, engine = load(folder, threads, rows)
+    model, engine = load(folder, threads, requests)
     connection.send(0.0)
     while connection.recv():
-        connection.send(pace(model, engine))
+        connection.send(pace(model, engine, requests))
     if engine is not None:
         engine.close()
 
 
-def measure(folder: Path, threads: int, rows: int, rounds: int) -> dict[str, list[float]]:
+def measure(folder: Path, threads: int, requests: int, rounds: int) -> dict[str, list[float]]:
     """The pace of each case, round by round."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
-    process = spawn.Process(target=serve, args=(there, folder, threads, rows))
+    process = spawn.Process(target=serve, args=(there, folder, threads, requests))
     process.start()
     here.recv()
-    model, engine = load(folder, threads, rows)
+    model, engine = load(folder, threads, requests)
 
     def in_process() -> float:
         here.send(True)
         return float(here.recv())
 
     def own() -> float:
-        return pace(model, engine)
+        return pace(model, engine, requests)
 
     def before() -> float:
         with usual_interval():
-            return pace(model, engine)
+            return pace(model, engine, requests)
 
     cases: dict[str, _Case] = {"nothing": (own, nullcontext), "a busy process": (own, busy_process)}
     for name, busy in {
@@ -156,15 +156,18 @@ def measure(folder: Path, threads: int, rows: int, rounds: int) -> dict[str, lis
 @click.command()
 @click.argument("package", required=False, type=click.Path(path_type=Path, exists=True))
 @click.option("--rounds", default=7, show_default=True, help="Of each measurement.")
-def main(package: Path | None, rounds: int) -> None:
+@click.option("--requests", default=4, show_default=True, help="Answered at once by the engine.")
+def main(package: Path | None, rounds: int, requests: int) -> None:
     """Print the results as Markdown; PACKAGE is an int8 package [default: SmolLM2-135M-Instruct]."""
     folder = package or prepare_models() / "edgelm-int8"
-    print_heading("Beside a busy thread", edgelm.load(folder), f"busy_thread.py --rounds {rounds}")
+    print_heading(
+        "Beside a busy thread", edgelm.load(folder), f"busy_thread.py --rounds {rounds} --requests {requests}"
+    )
     for threads in (1, 2):
-        for rows in (1, 4):
-            paces = measure(folder, threads, rows, rounds)
+        for at_once in sorted({1, requests}):
+            paces = measure(folder, threads, at_once, rounds)
             alone, allowed = paces["nothing"], paces["a busy process"]
-            print(f"\n## {threads} threads, {rows} at once\n")
+            print(f"\n## {threads} threads, {at_once} at once\n")
             print("| beside it | tokens/s of each | of its pace alone | of what the cores allow |\n|---|---|---|---|")
             for name, own in paces.items():
                 of_alone = spread([pace / other for pace, other in zip(own, alone, strict=True)])
