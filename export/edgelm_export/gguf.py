@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -52,6 +53,7 @@ _NUMBERS: Mapping[int, np.dtype[Any]] = {
 }
 # The fewest bytes that one array element can take, for the types of varying size.
 _STRING_MINIMUM, _ARRAY_MINIMUM = 8, 12
+_LENGTH = struct.Struct("<Q")  # of a string, before it
 _KEY_VALUE_MINIMUM = 8 + 4 + 1
 _TENSOR_MINIMUM = 8 + 4 + 8 + 4 + 8
 
@@ -67,10 +69,40 @@ class GGUFTensor:
     nbytes: int
 
 
-class GGUFFile:
-    """A GGUF file: metadata as plain Python values, tensors as views on the mapped file.
+class GGUFStrings:
+    """The strings of an array, in the mapped file. Each is decoded when it is its turn: most are never asked for.
 
-    A context manager. Closing it drops the map; views that were handed out stay valid and keep it alive.
+    places: where the length of each begins, and behind them the end of the last.
+
+    Raises:
+        CheckpointError: one that is read is not UTF-8.
+    """
+
+    def __init__(self, name: str, content: memoryview, places: array[int]) -> None:
+        self._name = name
+        self._content = content
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        content = self._content
+        for index, (start, end) in enumerate(pairwise(self._places)):
+            try:
+                text = str(content[start + _LENGTH.size : end], "utf-8")
+            except UnicodeDecodeError as error:
+                raise CheckpointError(f"{self._name}: element {index} is not UTF-8: {error.reason}.") from error
+            yield text
+
+    def __repr__(self) -> str:
+        return f"{len(self)} strings"
+
+
+class GGUFFile:
+    """A GGUF file: metadata as plain Python values and GGUFStrings, tensors as views on the mapped file.
+
+    A context manager. Closing it drops the map; views and strings that were handed out stay valid and keep it alive.
     """
 
     def __init__(
@@ -244,7 +276,7 @@ class _Header:
             return self._array(key, nesting)
         raise self._error(f"key {key!r}", f"has the unknown value type {type_id}")
 
-    def _array(self, key: str, nesting: int) -> list[Any]:
+    def _array(self, key: str, nesting: int) -> list[Any] | GGUFStrings:
         if not nesting:
             raise self._error(f"key {key!r}", f"nests arrays more than {_MAX_NESTING} deep")
         self._arrays_left -= 1
@@ -281,30 +313,26 @@ class _Header:
         values: list[Any] = numbers.tolist()
         return values
 
-    def _strings(self, count: int, key: str) -> list[str]:
-        # The vocabulary's loop (100,000 strings in the smallest models): local names, no call for each length.
-        unpack = struct.Struct("<Q").unpack_from
-        content, position = self._content, self._position
-        room = position + 8 * count + self._strings_bytes_left
+    def _strings(self, count: int, key: str) -> GGUFStrings:
+        # The vocabulary's loop (100,000 strings in the smallest models): local names, no call for each length, and what
+        # goes past the end is seen behind it.
+        position, room = self._position, self._position + _LENGTH.size * count + self._strings_bytes_left
         end = min(self._end, room)
-        strings = []
-        for index in range(count):
-            start = position + 8
-            position = start + unpack(content, position)[0] if start <= end else end + 1
-            if position > end:
-                past = (
-                    "the end of the header"
-                    if end < room
-                    else f"the {_MAX_STRINGS_BYTES} bytes that all strings may have"
-                )
-                raise self._error(f"element {index} of {key!r}", f"goes past {past}")
-            try:
-                strings.append(str(content[start:position], "utf-8"))
-            except UnicodeDecodeError as error:
-                raise self._error(f"element {index} of {key!r}", f"is not UTF-8: {error.reason}") from error
-        self._position = position
-        self._strings_bytes_left = room - position
-        return strings
+        content, length_at = self._content[:end], _LENGTH.unpack_from
+        places = array("I", [position])
+        try:
+            for _ in range(count):
+                position += 8 + length_at(content, position)[0]
+                places.append(position)
+        except (struct.error, OverflowError):
+            position = end + 1
+        if position > end:
+            past = (
+                "the end of the header" if end < room else f"the {_MAX_STRINGS_BYTES} bytes that all strings may have"
+            )
+            raise self._error(f"value of {key!r}", f"goes past {past}")
+        self._position, self._strings_bytes_left = position, room - position
+        return GGUFStrings(f"{self._path}: {key}", content, places)
 
     def _string(self, field: str, limit: int) -> str:
         length = self._unsigned(8, f"length of {field}")

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from edgelm.errors import CheckpointError
-from edgelm_export.sentencepiece_model import Kind, Piece, PieceType, SentencePieceModel
+from edgelm_export.gguf import GGUFStrings
+from edgelm_export.sentencepiece_model import Kind, PieceType, SentencePieceModel
 from edgelm_export.sentencepiece_tokenizer import sentencepiece_json, token_names
 from edgelm_export.tokenizer_json import added_token, post_processor
 
@@ -139,13 +142,11 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], kind: Kind) -
     scores = _list(metadata, "tokenizer.ggml.scores", float)
     if len(scores) != len(tokens):
         raise CheckpointError(f"tokenizer.ggml.scores has {len(scores)} entries for {len(tokens)} tokens.")
-    pieces = (
-        Piece(text=token, score=score, type=PieceType(type_))
-        for token, score, type_ in zip(tokens, scores, types, strict=True)
-    )
     model = SentencePieceModel(
         kind=kind,
-        pieces=tuple(pieces),
+        texts=tokens,
+        scores=np.array(scores),
+        types=bytes(types),
         charsmap=_charsmap(metadata),
         add_dummy_prefix=_flag(metadata, "tokenizer.ggml.add_space_prefix", default=True),
         remove_extra_whitespaces=_flag(metadata, "tokenizer.ggml.remove_extra_whitespaces", default=False),
@@ -184,6 +185,7 @@ def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
 
 def _list(metadata: Mapping[str, Any], key: str, element: type) -> list[Any]:
     values = metadata.get(key)
+    values = list(values) if isinstance(values, GGUFStrings) else values
     if not isinstance(values, list) or not all(type(value) is element for value in values):
         raise CheckpointError(f"{key} is missing or no array of {element.__name__}: the tokenizer cannot be rebuilt.")
     return values

@@ -16,8 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgelm.errors import CheckpointError
-from edgelm_export.sentencepiece_model import Piece, PieceType, read_sentencepiece
+from edgelm_export.sentencepiece_model import PieceType, read_sentencepiece
 from edgelm_export.sentencepiece_tokenizer import sentencepiece_json
 
 MARIAN_FILES = ("source.spm", "vocab.json")
@@ -43,10 +45,20 @@ def marian_files(path: Path, vocabulary: Mapping[str, Any]) -> dict[str, str]:
         raise CheckpointError(
             f"{path.parent / 'vocab.json'} must count its {len(texts)} pieces from 0, and have {', '.join(_ROLES)}."
         )
-    scores = {piece.text: piece.score for piece in model.pieces if piece.type is PieceType.NORMAL}
+    scores = {
+        text: score
+        for text, score, type_ in zip(model.texts, model.scores.tolist(), model.types, strict=True)
+        if type_ == PieceType.NORMAL
+    }
     foreign = min(*scores.values(), -1.0) * _FOREIGN_PENALTY
-    pieces = tuple(Piece(text, scores.get(text, foreign * len(text)), _type_of(text)) for text in texts)
-    tokenizer = sentencepiece_json(dataclasses.replace(model, pieces=pieces, roles={}), after=["</s>"])
+    both = dataclasses.replace(
+        model,
+        texts=texts,
+        scores=np.array([scores.get(text, foreign * len(text)) for text in texts]),
+        types=bytes(map(_type_of, texts)),
+        roles={},
+    )
+    tokenizer = sentencepiece_json(both, after=["</s>"])
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "</s>",

@@ -69,13 +69,13 @@ def _added_tokens(
         if index < 0 or not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
             raise CheckpointError(f"{path.parent}: the added token {key!r} is {value!r}; it has an id and a content.")
         content, special = value["content"], value.get("special") is True
-        of_model = index < len(model.pieces) and names.get(index) == content
-        if of_model and not special and model.pieces[index].type is not PieceType.NORMAL:
+        of_model = index < len(model.texts) and names.get(index) == content
+        if of_model and not special and model.types[index] != PieceType.NORMAL:
             continue
         token = added_token(index, content, special=special)
         tokens.append(token | {side: value.get(side) is True for side in ("lstrip", "rstrip", "single_word")})
     highest = max((token["id"] for token in tokens), default=0)
-    if highest > len(model.pieces) + len(tokens):
+    if highest > len(model.texts) + len(tokens):
         raise CheckpointError(f"{path.parent}: the id {highest} of an added token leaves a gap behind the vocabulary.")
     return tokens
 

@@ -16,15 +16,19 @@ What tokenizers cannot say, and how near it comes:
 from __future__ import annotations
 
 import base64
+import itertools
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from edgelm.errors import CheckpointError
 from edgelm_export.sentencepiece_model import PieceType, SentencePieceModel
 from edgelm_export.tokenizer_json import added_token, post_processor
 
 _SPACE = "▁"
+_MAX_MERGES = 1 << 20  # twice those of the largest models; pieces that are all made of two letters have millions
 # Longer than any piece: a byte's literal of six characters costs more than six pieces of the lowest score.
 _BYTE_PENALTY = 8.0
 
@@ -42,8 +46,8 @@ def sentencepiece_json(
     them; one with a piece's id takes its place.
 
     Raises:
-        CheckpointError: a token that stands around texts is not there, or a user-defined piece changes when the text
-            is normalized.
+        CheckpointError: a token that stands around texts is not there, a user-defined piece changes when the text is
+            normalized, or more pairs make a piece than in any model.
     """
     names = token_names(model) | {token["id"]: token["content"] for token in more}
     vocabulary = {name: index for index, name in names.items()}
@@ -72,9 +76,9 @@ def token_names(model: SentencePieceModel) -> dict[int, str]:
     """Return the text of each token by its id, without those that are unused."""
     return {
         # A user-defined piece is found in the text as it was before spaces became another character.
-        index: piece.text.replace(_SPACE, " ") if piece.type is PieceType.USER_DEFINED else piece.text
-        for index, piece in enumerate(model.pieces)
-        if piece.type is not PieceType.UNUSED
+        index: text.replace(_SPACE, " ") if type_ == PieceType.USER_DEFINED else text
+        for index, (text, type_) in enumerate(zip(model.texts, model.types, strict=True))
+        if type_ != PieceType.UNUSED
     }
 
 
@@ -91,11 +95,11 @@ def _added_tokens(model: SentencePieceModel, more: Sequence[Mapping[str, Any]]) 
     normalized = not model.add_dummy_prefix or _prefixes_later(model)
     tokens = {
         index: added_token(index, names[index], special=True)
-        for index, piece in enumerate(model.pieces)
-        if piece.type in (PieceType.CONTROL, PieceType.UNKNOWN)
+        for index, type_ in enumerate(model.types)
+        if type_ in (PieceType.CONTROL, PieceType.UNKNOWN)
     }
-    for index, piece in enumerate(model.pieces):
-        if piece.type is not PieceType.USER_DEFINED:
+    for index, type_ in enumerate(model.types):
+        if type_ != PieceType.USER_DEFINED:
             continue
         name = names[index]
         if normalized and model.charsmap and unicodedata.normalize("NFKC", name).strip() != name:
@@ -151,24 +155,29 @@ def _bpe(model: SentencePieceModel, vocabulary: Mapping[str, int]) -> dict[str, 
 def _merges(model: SentencePieceModel, vocabulary: Mapping[str, int]) -> list[list[str]]:
     """List every pair of pieces that makes a piece, by that one's score."""
     ids = {
-        piece.text: index
-        for index, piece in enumerate(model.pieces)
-        if piece.type is PieceType.NORMAL and vocabulary.get(piece.text) == index
+        text: index
+        for index, (text, type_) in enumerate(zip(model.texts, model.types, strict=True))
+        if type_ == PieceType.NORMAL and vocabulary.get(text) == index
     }
-    pairs = [
-        (-model.pieces[joined].score, ids[text[:place]], ids[text[place:]])
+    ranks = (-model.scores).tolist()
+    every = (
+        (ranks[joined], ids[text[:place]], ids[text[place:]])
         for text, joined in ids.items()
         for place in range(1, len(text))
         if text[:place] in ids and text[place:] in ids
-    ]
-    return [[model.pieces[left].text, model.pieces[right].text] for _, left, right in sorted(pairs)]
+    )
+    pairs = list(itertools.islice(every, _MAX_MERGES + 1))
+    if len(pairs) > _MAX_MERGES:
+        raise CheckpointError(
+            f"The SentencePiece tokenizer cannot be rebuilt: more than {_MAX_MERGES} pairs of its pieces make a piece."
+        )
+    return [[model.texts[left], model.texts[right]] for _, left, right in sorted(pairs)]
 
 
 def _unigram(model: SentencePieceModel, names: Mapping[int, str]) -> dict[str, Any]:
-    lowest = min((piece.score for piece in model.pieces if piece.type is PieceType.NORMAL), default=0.0)
-    scores = [
-        min(lowest, -1.0) * _BYTE_PENALTY if piece.type is PieceType.BYTE else piece.score for piece in model.pieces
-    ]
+    types = np.frombuffer(model.types, np.uint8)
+    byte_score = model.scores[types == PieceType.NORMAL].min(initial=-1.0) * _BYTE_PENALTY
+    scores = np.where(types == PieceType.BYTE, byte_score, model.scores).tolist()
     scores += [0.0] * (max(names) + 1 - len(scores))
     # Ids are places in this list. A text has no space any more when it comes here, so these are never found.
     return {

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sentencepiece
 from sentencepiece import SentencePieceProcessor
@@ -15,9 +17,10 @@ from transformers import AutoTokenizer
 
 from edgelm import CheckpointError
 from edgelm.text.tokenizer import Tokenizer
+from edgelm_export import sentencepiece_tokenizer
 from edgelm_export.checkpoint_folder import read_text_files
 from edgelm_export.gguf_tokenizer import tokenizer_files
-from edgelm_export.sentencepiece_model import Piece, PieceType, SentencePieceModel, read_sentencepiece
+from edgelm_export.sentencepiece_model import PieceType, SentencePieceModel, read_sentencepiece
 from edgelm_export.sentencepiece_tokenizer import sentencepiece_json
 
 CORPUS = json.loads((Path(__file__).parent / "tokenizer_corpus.json").read_text(encoding="utf-8"))["rows"]
@@ -80,9 +83,9 @@ def gguf_metadata(model: SentencePieceModel) -> dict[str, Any]:
     """What llama.cpp's converter writes of a SentencePiece model."""
     return {
         "tokenizer.ggml.model": {"bpe": "llama", "unigram": "t5"}[model.kind],
-        "tokenizer.ggml.tokens": [piece.text for piece in model.pieces],
-        "tokenizer.ggml.scores": [piece.score for piece in model.pieces],
-        "tokenizer.ggml.token_type": [int(piece.type) for piece in model.pieces],
+        "tokenizer.ggml.tokens": list(model.texts),
+        "tokenizer.ggml.scores": model.scores.tolist(),
+        "tokenizer.ggml.token_type": list(model.types),
         "tokenizer.ggml.add_space_prefix": model.add_dummy_prefix,
         "tokenizer.ggml.remove_extra_whitespaces": model.remove_extra_whitespaces,
         "tokenizer.ggml.unknown_token_id": 0,
@@ -90,6 +93,11 @@ def gguf_metadata(model: SentencePieceModel) -> dict[str, Any]:
         "tokenizer.ggml.eos_token_id": 2,
         **({"tokenizer.ggml.precompiled_charsmap": list(model.charsmap)} if model.charsmap else {}),
     }
+
+
+def model_of(pieces: dict[str, PieceType], **changes: Any) -> SentencePieceModel:
+    scores = np.zeros(len(pieces))
+    return SentencePieceModel(kind="bpe", texts=list(pieces), scores=scores, types=bytes(pieces.values()), **changes)
 
 
 def write(folder: Path, files: dict[str, str]) -> Path:
@@ -193,6 +201,7 @@ def piece(text: str, type_: int) -> bytes:
 
 
 UNKNOWN = piece("<unk>", 2)
+SCORE = b"\x15" + bytes(4)
 BROKEN = {
     "a word model": (UNKNOWN + message(2, varint(3, 3)), "has model type 3; supported are 1 .unigram. and 2 .bpe."),
     "spaces behind": (UNKNOWN + message(2, bytes([24 << 3 & 127 | 128, 1, 1])), "treat_whitespace_as_suffix"),
@@ -203,8 +212,10 @@ BROKEN = {
     "none unknown": (piece("a", 1), "No piece stands for the unknown, which a unigram tokenizer needs"),
     "no UTF-8": (message(1, message(1, b"\xff")), "is cut off or damaged"),
     "a score that is none": (UNKNOWN + message(1, b"\x0a\x01a\x15\x00\x00\xc0\x7f"), "'a', has the score nan"),
+    "a NUL": (UNKNOWN + message(1, message(1, b"a\0b") + SCORE), "a piece holds a NUL"),
     "cut off": (UNKNOWN[:-3], "tokenizer.model is cut off or damaged"),
     "more pieces than any model has": (b"\x0a\x00" * 270_337, "has more than 270336 pieces"),
+    "more fields than any model has": (UNKNOWN + varint(4, 1) * 32_769, "has more than 32768 fields"),
     "not protobuf": (b"\x0b" * 9, "is damaged .wire type 3."),
 }
 
@@ -217,13 +228,38 @@ def test_a_model_that_is_broken_or_not_supported_is_refused(case: str, tmp_path:
         read_sentencepiece(tmp_path / "tokenizer.model")
 
 
+def test_pieces_are_read_in_whatever_way_they_are_written(tmp_path: Path) -> None:
+    """Protocol buffers has fields in any order, and numbers of more bytes than they need."""
+    score, long = b"\x15" + struct.pack("<f", -2.5), "▁" * 60
+    pieces = [
+        message(1, message(1, b"plain") + score),
+        message(1, message(1, b"typed") + score + varint(3, 4)),
+        message(1, varint(3, 4) + score + message(1, "zurück".encode())),
+        message(1, message(1, b"again") + score + score),
+        message(1, message(1, b"wide") + score + b"\x18\x84\x00"),
+        b"\x0a\xbc\x01\x0a\xb4\x01" + long.encode() + score,
+        message(1, message(1, b"no score")),
+        message(1, score),
+    ]
+    (tmp_path / "tokenizer.model").write_bytes(UNKNOWN + b"".join(pieces))
+
+    model = read_sentencepiece(tmp_path / "tokenizer.model")
+
+    assert model.texts == ["<unk>", "plain", "typed", "zurück", "again", "wide", long, "no score", ""]
+    assert model.scores.tolist() == [0, -2.5, -2.5, -2.5, -2.5, -2.5, -2.5, 0, -2.5]
+    assert model.types == bytes([2, 1, 4, 4, 1, 4, 1, 1, 1])
+    theirs = SentencePieceProcessor(model_proto=UNKNOWN + b"".join(pieces[:-1]))
+    assert [theirs.id_to_piece(i) for i in range(8)] == model.texts[:-1]
+    assert [theirs.get_score(i) for i in range(8)] == model.scores.tolist()[:-1]
+
+
 def test_a_normal_piece_that_would_be_cut_at_too_many_places_is_refused() -> None:
-    unknown, text = Piece("<unk>", 0.0, PieceType.UNKNOWN), "▁" * 257
-    SentencePieceModel(kind="bpe", pieces=(unknown, Piece(text, 0.0, PieceType.USER_DEFINED)))
-    SentencePieceModel(kind="bpe", pieces=(unknown, Piece(text[1:], 0.0, PieceType.NORMAL)))
+    text = "▁" * 257
+    model_of({"<unk>": PieceType.UNKNOWN, text: PieceType.USER_DEFINED})
+    model_of({"<unk>": PieceType.UNKNOWN, text[1:]: PieceType.NORMAL})
 
     with pytest.raises(CheckpointError, match=r"Piece 1, '▁{40}'\.\.\., has 257 characters; at most 256 are read"):
-        SentencePieceModel(kind="bpe", pieces=(unknown, Piece(text, 0.0, PieceType.NORMAL)))
+        model_of({"<unk>": PieceType.UNKNOWN, text: PieceType.NORMAL})
 
 
 def test_a_missing_model_is_an_error(tmp_path: Path) -> None:
@@ -241,15 +277,19 @@ def test_a_damaged_model_is_read_or_refused_and_nothing_else(tmp_path: Path, tra
 
 
 def test_a_symbol_that_the_normalization_changes_is_refused() -> None:
-    pieces = [("<unk>", PieceType.UNKNOWN), ("①", PieceType.USER_DEFINED)]
-    model = SentencePieceModel(
-        kind="bpe",
-        pieces=tuple(Piece(text=text, score=0.0, type=type_) for text, type_ in pieces),
-        charsmap=b"x",
-        remove_extra_whitespaces=True,
-    )
+    pieces = {"<unk>": PieceType.UNKNOWN, "①": PieceType.USER_DEFINED}
+    model = model_of(pieces, charsmap=b"x", remove_extra_whitespaces=True)
     with pytest.raises(CheckpointError, match="its user-defined piece '①' would be normalized"):
         sentencepiece_json(model)
+
+
+def test_more_pairs_than_any_model_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = {"<unk>": PieceType.UNKNOWN} | dict.fromkeys(["a", "aa", "aaa", "aaaa"], PieceType.NORMAL)
+    monkeypatch.setattr(sentencepiece_tokenizer, "_MAX_MERGES", 6)  # one of "aa", two of "aaa", three of "aaaa"
+    assert len(sentencepiece_json(model_of(pieces))["model"]["merges"]) == 6
+    monkeypatch.setattr(sentencepiece_tokenizer, "_MAX_MERGES", 5)
+    with pytest.raises(CheckpointError, match="cannot be rebuilt: more than 5 pairs of its pieces make a piece"):
+        sentencepiece_json(model_of(pieces))
 
 
 def test_unused_pieces_have_no_token(tmp_path: Path) -> None:

@@ -142,8 +142,21 @@ def gguf_keys() -> bytes:
     return gguf_file(keys=gguf._MAX_KEYS, content=b"".join(rows))
 
 
-def pieces() -> bytes:
-    return b"".join(message(1, message(1, b"%x" % i)) for i in range(sentencepiece_model._MAX_PIECES))
+def pieces(text: str = "", score: bytes = b"\x15\0\0\0\0", odd: int = 0) -> bytes:
+    """Return as many pieces as are read, each a number and `text`; the first `odd` ones are without a score."""
+    numbers = range(sentencepiece_model._MAX_PIECES)
+    return b"".join(message(1, message(1, f"{i:05x}{text}".encode()) + score * (i >= odd)) for i in numbers)
+
+
+def wide_pieces() -> bytes:
+    """Return as many pieces as are read, in as many bytes: each of characters that all take four in memory."""
+    room = sentencepiece_model.MAX_BYTES // sentencepiece_model._MAX_PIECES - 20
+    return pieces("\U0001f600" + "x" * room)
+
+
+def sentencepiece(make: Callable[[], bytes]) -> Crafted:
+    file = "tokenizer.model"
+    return Crafted(kind="gguf", make=make, file=file, read=lambda folder: read_sentencepiece(folder / file))
 
 
 CRAFTED = {
@@ -182,12 +195,9 @@ CRAFTED = {
     ),
     "GGUF of tensors": Crafted(kind="gguf", make=gguf_tensors),
     "GGUF of keys": Crafted(kind="gguf", make=gguf_keys),
-    "SentencePiece of pieces": Crafted(
-        kind="gguf",
-        make=pieces,
-        file="tokenizer.model",
-        read=lambda folder: read_sentencepiece(folder / "tokenizer.model"),
-    ),
+    "SentencePiece of pieces": sentencepiece(pieces),
+    "SentencePiece of wide pieces": sentencepiece(wide_pieces),
+    "SentencePiece of odd pieces": sentencepiece(lambda: pieces(odd=sentencepiece_model._MAX_OTHER_FIELDS - 1)),
     "template of operators": Crafted(kind="template", make=lambda: b"{{x~x~x~x}}" * (chat_template.MAX_TOKENS // 9)),
     "template of outputs": Crafted(kind="template", make=lambda: b"{{-x}}" * (chat_template.MAX_TOKENS // 3)),
     "request of lists": Crafted(kind="http-body", make=lambda: request(lists(1 << 20, request_body._MAX_VALUES - 4))),
