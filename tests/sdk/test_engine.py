@@ -10,6 +10,9 @@ from held_engine import held
 
 import edgelm
 from edgelm import Engine, EngineOptions, GenerationConfig, LanguageModel
+from edgelm.batching.request import Request
+from edgelm.batching.running_batch import RunningBatch
+from edgelm.completion import FinishReason
 from edgelm.decoding.answer import join
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.runtime.stop_switch import StoppedError
@@ -78,6 +81,24 @@ def test_a_full_queue_refuses_at_once(model: LanguageModel) -> None:
             edgelm.QueueFullError, match=r"1 requests are at work or wait: .* lets 0 wait \(max_queue\)"
         ):
             engine.submit("y")
+
+
+def test_the_place_of_an_answer_is_free_when_its_reader_has_the_last_chunk(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, goes_on = RunningBatch._finish, threading.Event()
+
+    def slow_finish(batch: RunningBatch, request: Request, text: str, reason: FinishReason) -> None:
+        finish(batch, request, text, reason)
+        goes_on.wait()  # the engine has not come to look at what is done
+
+    monkeypatch.setattr(RunningBatch, "_finish", slow_finish)
+    with Engine(model, EngineOptions(max_batch=1, max_queue=0)) as engine:
+        join(engine.submit("The sea", GenerationConfig(max_new_tokens=2)))
+        assert (engine.stats.active, engine.stats.queued, engine.stats.finished) == (0, 0, 1)
+        second = engine.submit("The sea", GenerationConfig(max_new_tokens=2))
+        goes_on.set()
+        assert join(second).usage.completion_tokens == 2
 
 
 def test_a_bad_prompt_is_refused_at_once(model: LanguageModel) -> None:

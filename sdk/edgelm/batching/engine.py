@@ -158,7 +158,7 @@ class Engine:
             self._submitted += 1
             request = Request(
                 answer=answer,
-                generation=Generation(self._wake),
+                generation=Generation(self._wake, self._count_end),
                 priority=priority,
                 number=self._submitted,
                 expires=expires,
@@ -209,6 +209,10 @@ class Engine:
             self._changed.notify()
         self._batch.interrupt()
 
+    def _count_end(self) -> None:
+        with self._changed:
+            self._unfinished -= 1
+
     def _work(self) -> None:
         while True:
             try:
@@ -236,7 +240,6 @@ class Engine:
                     if not self._batch.has_room_for(self._waiting[0]):
                         break
                     self._batch.add(self._waiting.pop(0))
-                self._unfinished = len(self._waiting) + len(self._batch.requests)
                 if self._batch.requests:
                     return True
                 if self._draining:

@@ -18,8 +18,8 @@ class Generation:
     not read yet is kept, and no answer is longer than the model's context.
     """
 
-    def __init__(self, wake_engine: Callable[[], None]) -> None:
-        self._wake_engine = wake_engine
+    def __init__(self, wake_engine: Callable[[], None], on_end: Callable[[], None]) -> None:
+        self._wake_engine, self._on_end = wake_engine, on_end
         self._cancelled = threading.Event()
         self._arrived = threading.Condition()
         self._unread: deque[Chunk | BaseException] = deque()
@@ -38,9 +38,12 @@ class Generation:
 
     def put(self, item: Chunk | BaseException) -> None:
         """Take the next chunk from the engine; the last chunk, or an error, ends the answer."""
+        is_last = isinstance(item, BaseException) or item.finish_reason is not None
+        if is_last:
+            self._on_end()  # first: whoever has read it finds the request's place free
         with self._arrived:
             self._unread.append(item)
-            self._ended = isinstance(item, BaseException) or item.finish_reason is not None
+            self._ended = is_last
             waiting, self._waiting = self._waiting, None
             self._arrived.notify()
         if waiting is not None:

@@ -72,10 +72,11 @@ class RunningBatch:
 
     def fail(self, error: Exception) -> None:
         """End all requests with an error, and give their memory back."""
-        for request in self.requests:
-            request.generation.put(error)
-            request.row = None
+        requests = self.requests
         self._reset()
+        for request in requests:
+            request.row = None
+            request.generation.put(error)
 
     def interrupt(self, prompt_tokens: int | None = None) -> None:
         """Stop the piece of a prompt that is being computed, from any thread, if it is nobody's any more, or for the
