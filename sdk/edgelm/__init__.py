@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Usage,
     )
     from edgelm.config import ModelConfig
+    from edgelm.decoding.answer import join
     from edgelm.errors import (
         ChatTemplateError,
         CheckpointError,
@@ -104,6 +105,7 @@ _LAZY = {
     "UploadError": "edgelm.errors",
     "Usage": "edgelm.completion",
     "VerificationError": "edgelm.errors",
+    "join": "edgelm.decoding.answer",
     "load": "edgelm.language_model",
 }
 
@@ -150,6 +152,7 @@ __all__ = [
     "Usage",
     "VerificationError",
     "__version__",
+    "join",
     "load",
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -330,14 +330,29 @@ class LanguageModel:
             ConfigError: a tool is not in OpenAI's form, or the config has a constraint beside the tools.
             ContextLengthError: the conversation does not fit the model's context.
         """
+        prompt_ids, settings, take = self.chat_request(messages, config, tools, tool_choice)
+        chunks = self.stream(prompt_ids, settings, cancel=cancel, cache=cache)
+        return chunks if take is None else map(take, chunks)
+
+    def chat_request(
+        self,
+        messages: Sequence[Message],
+        config: GenerationConfig | None,
+        tools: Sequence[Tool] | None,
+        tool_choice: ToolChoice,
+    ) -> tuple[list[int], GenerationConfig, Callable[[Chunk], Chunk] | None]:
+        """Return the prompt and the settings of an answer to a conversation, and what takes calls out of its chunks;
+        None where it has no tools.
+
+        Raises:
+            ChatTemplateError, ConfigError: as from `stream_chat`.
+        """
         settings = config or self.generation_config
         if not tools or tool_choice == "none":
-            settings = self.keep_opening(settings, messages)
-            return self.stream(self.encode_chat(messages), settings, cancel=cancel, cache=cache)
+            return self.encode_chat(messages), self.keep_opening(settings, messages), None
         format_ = tool_format(self)
         settings = self.keep_opening(tool_settings(settings, tools, tool_choice, format_), messages, tools)
-        chunks = self.stream(self.encode_chat(messages, tools), settings, cancel=cancel, cache=cache)
-        return map(ToolCallParser(format_, tool_names(tools)).take, chunks)
+        return self.encode_chat(messages, tools), settings, ToolCallParser(format_, tool_names(tools)).take
 
     def generate(self, prompt: str | Sequence[int], config: GenerationConfig | None = None) -> Completion:
         """Continue a text, and return the whole answer."""

@@ -6,6 +6,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+import edgelm
 from edgelm.completion import Message, ToolCall, ToolCallDelta
 from edgelm.decoding.answer import join
 from edgelm.errors import ChatTemplateError, ConfigError
@@ -221,6 +222,29 @@ def test_pieces_of_a_call_are_handed_on_while_it_is_written() -> None:
             for call in completion.tool_calls
         ],
     }
+
+
+def test_an_engine_answers_conversations_each_with_its_own_tools() -> None:
+    model = with_template(load(tiny_model_path()), "hermes")
+    config = GenerationConfig(max_new_tokens=300, temperature=1.0, seed=1)
+    named: list[dict[str, Any]] = [
+        {"tools": TOOLS, "tool_choice": {"name": "get_weather"}},
+        {"tools": TOOLS[1:], "tool_choice": "required"},
+        {"tools": TOOLS, "tool_choice": "none"},
+        {},
+    ]
+    with edgelm.Engine(model) as engine:
+        answers = [edgelm.join(each) for each in [engine.submit_chat(QUESTION, config, **own) for own in named]]
+        with pytest.raises(ConfigError, match=r"tool_choice is 'any'; it is auto, none, required, or"):
+            engine.submit_chat(QUESTION, config, tools=TOOLS, tool_choice="any")  # type: ignore[arg-type]
+    for answer, own in zip(answers, named, strict=True):
+        alone = model.chat(QUESTION, config, **own)
+        assert (answer.text, answer.token_ids, answer.finish_reason) == (
+            alone.text, alone.token_ids, alone.finish_reason
+        )  # fmt: skip
+        calls, expected = ([(call.name, call.arguments) for call in one.tool_calls] for one in (answer, alone))
+        assert calls == expected
+    assert [bool(answer.tool_calls) for answer in answers] == [True, True, False, False]
 
 
 def test_markers_that_are_control_tokens_are_seen(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ import atexit
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgelm.batching.generation import Generation
 from edgelm.batching.request import Request
 from edgelm.batching.running_batch import RunningBatch
-from edgelm.completion import Completion
+from edgelm.completion import Chunk, Completion, Message
 from edgelm.decoding.answer import join
 from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError, QueueFullError
 from edgelm.generation_config import GenerationConfig
@@ -20,6 +20,7 @@ from edgelm.language_model import LanguageModel
 from edgelm.memory.kv_batch import longest_row
 from edgelm.memory.kv_cache import bytes_per_token
 from edgelm.runtime.switch_interval import SHORT_SWITCH_INTERVAL
+from edgelm.structure.tools import Tool, ToolChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +134,36 @@ class Engine:
             ConfigError: the config asks for a beam search.
             EdgeLMError: the engine is closed.
         """
+        return self._submit(prompt, config, priority, deadline)
+
+    def submit_chat(
+        self,
+        messages: Sequence[Message],
+        config: GenerationConfig | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice = "auto",
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> Generation:
+        """Queue a conversation, and return its answer to come; tools are as in LanguageModel.stream_chat.
+
+        Raises:
+            ChatTemplateError: the model has no chat template, or it refuses the conversation.
+            ConfigError: as from `submit` and `stream_chat`.
+            QueueFullError, ContextLengthError, EdgeLMError: as from `submit`.
+        """
+        prompt_ids, settings, take = self._model.chat_request(messages, config, tools, tool_choice)
+        return self._submit(prompt_ids, settings, priority, deadline, take)
+
+    def _submit(
+        self,
+        prompt: str | Sequence[int],
+        config: GenerationConfig | None,
+        priority: int,
+        deadline: float | None,
+        take: Callable[[Chunk], Chunk] | None = None,
+    ) -> Generation:
         if os.getpid() != self._process:
             raise EdgeLMError(
                 f"This engine belongs to process {self._process}; its fork {os.getpid()} has no worker. Load the "
@@ -158,7 +189,7 @@ class Engine:
             self._submitted += 1
             request = Request(
                 answer=answer,
-                generation=Generation(self._wake, self._count_end),
+                generation=Generation(self._wake, self._count_end, take),
                 priority=priority,
                 number=self._submitted,
                 expires=expires,

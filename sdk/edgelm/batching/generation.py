@@ -14,12 +14,15 @@ from edgelm.completion import Chunk
 class Generation:
     """Yield the chunks of one answer: `for chunk in generation`, or `async for chunk in generation`.
 
-    Made by `Engine.submit`. One consumer reads it, in any thread or event loop. A slow one delays nobody: what it has
-    not read yet is kept, and no answer is longer than the model's context.
+    Made by `Engine.submit` and `submit_chat`. One consumer reads it, in any thread or event loop. A slow one delays
+    nobody: what it has not read yet is kept, and no answer is longer than the model's context. take: what makes of a
+    chunk the one that is read; None leaves it as it is.
     """
 
-    def __init__(self, wake_engine: Callable[[], None], on_end: Callable[[], None]) -> None:
-        self._wake_engine, self._on_end = wake_engine, on_end
+    def __init__(
+        self, wake_engine: Callable[[], None], on_end: Callable[[], None], take: Callable[[Chunk], Chunk] | None = None
+    ) -> None:
+        self._wake_engine, self._on_end, self._take = wake_engine, on_end, take
         self._cancelled = threading.Event()
         self._arrived = threading.Condition()
         self._unread: deque[Chunk | BaseException] = deque()
@@ -60,7 +63,7 @@ class Generation:
                 if self._ended:
                     raise StopIteration
                 self._arrived.wait()
-            return _chunk(self._unread.popleft())
+            return self._next()
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         return self
@@ -69,7 +72,7 @@ class Generation:
         while True:
             with self._arrived:
                 if self._unread:
-                    return _chunk(self._unread.popleft())
+                    return self._next()
                 if self._ended:
                     raise StopAsyncIteration
                 loop = asyncio.get_running_loop()
@@ -77,13 +80,13 @@ class Generation:
                 self._waiting = loop, future
             await future
 
+    def _next(self) -> Chunk:
+        item = self._unread.popleft()
+        if isinstance(item, BaseException):
+            raise item
+        return item if self._take is None else self._take(item)
+
 
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _chunk(item: Chunk | BaseException) -> Chunk:
-    if isinstance(item, BaseException):
-        raise item
-    return item

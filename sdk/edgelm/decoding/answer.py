@@ -266,7 +266,7 @@ def describe_token(tokenizer: Tokenizer, logits_V: NDArray[np.float32], id_: int
 
 
 def join(chunks: Iterable[Chunk]) -> Completion:
-    """Join the chunks of one answer."""
+    """Join the chunks of one answer, all of them: what was streamed becomes the Completion that `generate` returns."""
     parts = list(chunks)
     last = parts[-1]
     assert last.finish_reason is not None
