@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import operator
+import reprlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -73,11 +75,12 @@ def load(
     package = open_package(path)
     folder = package.folder
     large = package.check_files(largest=_LARGE)
-    with _in_large_pages(), ThreadPoolExecutor(2) as workers:
-        # Three things of about the same length, of which two need no interpreter: hashing the weights (numbers that
-        # nothing parses; their file's size is checked already), the tokenizer, and the session.
-        hashes = [workers.submit(check_hash, folder, entry) for entry in large]
-        tokenizer = workers.submit(_load_tokenizer, folder)
+    with _in_large_pages(), ThreadPoolExecutor(1) as worker:
+        # Beside the session, which takes about as long as both: first the tokenizer, so that what reading it takes is
+        # given back before the session is whole (it would be on top of the peak); then hashing the weights (numbers
+        # that nothing parses; their file's size is checked already).
+        tokenizer = worker.submit(_load_tokenizer, folder)
+        hashes = {worker.submit(check_hash, folder, entry): entry for entry in large}
         try:
             session = DecoderSession(
                 folder,
@@ -90,8 +93,11 @@ def load(
                 foreign_graph=package.foreign_graph,
             )
         finally:
-            for checked in hashes:
-                checked.result()
+            for checked, entry in hashes.items():
+                if checked.cancel():  # not begun: the tokenizer is a large one
+                    check_hash(folder, entry)
+                else:
+                    checked.result()
         return LanguageModel(
             session=session,
             tokenizer=tokenizer.result(),
@@ -103,7 +109,7 @@ def load(
 
 def _load_tokenizer(folder: Path) -> Tokenizer:
     tokenizer = Tokenizer.load(folder)
-    return_freed_memory()  # before the session is whole: what reading it took is not on top of the peak
+    return_freed_memory()
     return tokenizer
 
 
@@ -452,7 +458,7 @@ class LanguageModel:
     def _checked_ids(self, text: str | Sequence[int], *, fewest: int, must_fit: bool = True) -> list[int]:
         encoder = self.config.encoder
         encode = self.tokenizer.encode_prompt if encoder is None else self.tokenizer.encode_source
-        ids = encode(text) if isinstance(text, str) else list(text)
+        ids = encode(text) if isinstance(text, str) else _whole_numbers(text)
         most = self.context_length if encoder is None else encoder.max_position_embeddings
         if len(ids) < fewest:
             raise ContextLengthError(f"The text has {len(ids)} tokens; it needs {fewest} or more.")
@@ -462,3 +468,13 @@ class LanguageModel:
             if not 0 <= id_ < self.config.vocab_size:
                 raise TokenizerError(f"The text has token id {id_}; the model's are 0 to {self.config.vocab_size - 1}.")
         return ids
+
+
+def _whole_numbers(token_ids: Sequence[int]) -> list[int]:
+    try:
+        return [operator.index(id_) for id_ in token_ids]
+    except TypeError as error:
+        raise TokenizerError(
+            f"{reprlib.repr(token_ids)} is neither a text nor a list of token ids. A conversation is answered by chat, "
+            "stream_chat and Engine.submit_chat."
+        ) from error

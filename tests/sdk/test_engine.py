@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 from held_engine import held
@@ -172,6 +173,16 @@ def test_a_batch_needs_a_config_for_each_prompt_and_good_prompts(model: Language
         model.generate_batch(["a", "b"], [GenerationConfig()])
     with pytest.raises(edgelm.ContextLengthError):
         model.generate_batch(["a", ""])
+    with pytest.raises(edgelm.ConfigError, match="generate_batch takes a list of prompts; put the one text into a"):
+        model.generate_batch("abc")
+
+
+@pytest.mark.parametrize(("name", "value"), [("priority", "high"), ("deadline", "5")])
+def test_what_would_stop_the_worker_is_refused(model: LanguageModel, name: str, value: Any) -> None:
+    with Engine(model) as engine:
+        with pytest.raises(edgelm.ConfigError, match=f"{name} is '{value}'; it must be a number"):
+            engine.submit("x", **{name: value})
+        assert join(engine.submit("x", GenerationConfig(max_new_tokens=1))).usage.completion_tokens == 1
 
 
 def test_higher_priorities_start_first(model: LanguageModel) -> None:

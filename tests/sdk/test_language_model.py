@@ -1,12 +1,13 @@
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 import edgelm
 from edgelm import Chunk, GenerationConfig, LanguageModel
-from edgelm.errors import ConfigError
+from edgelm.errors import ChatTemplateError, ConfigError
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 
 QUESTION = [edgelm.Message(role="user", content="Hello")]
@@ -31,6 +32,29 @@ def test_the_chunks_of_a_stream_join_to_the_completion(model: LanguageModel) -> 
     assert chunks[-1].finish_reason == completion.finish_reason == "length"
     assert completion.usage.prompt_tokens == len(model.tokenizer.encode("The sea"))
     assert completion.usage.completion_tokens == 20
+
+
+def test_chunks_without_the_last_one_are_no_answer(model: LanguageModel) -> None:
+    chunks = list(model.stream("The sea", GenerationConfig(max_new_tokens=9)))
+    for part in ([], chunks[:-1]):
+        with pytest.raises(ConfigError, match=rf"The {len(part)} chunks do not end with the last one of an answer"):
+            edgelm.join(part)
+
+
+@pytest.mark.parametrize("prompt", [QUESTION, [1.5], None, 7])
+def test_what_is_neither_a_text_nor_tokens_is_refused_with_the_way_out(model: LanguageModel, prompt: Any) -> None:
+    with pytest.raises(edgelm.TokenizerError, match=r"is neither a text nor a list of token ids\. A conversation is"):
+        model.generate(prompt)
+
+
+def test_a_message_is_named_as_it_was_given(model: LanguageModel) -> None:
+    with pytest.raises(ChatTemplateError, match=r"messages\[0\] is \{'content': 'Hello'\}; a message is a mapping"):
+        model.chat([{"content": "Hello"}])  # type: ignore[typeddict-item]
+    parts: Any = [{"role": "user", "content": "Hello"}, {"role": "user", "content": [{"type": "text", "text": "x"}]}]
+    with pytest.raises(
+        ChatTemplateError, match=r"this conversation \(messages\[1\]\['content'\] is no text\): TypeError"
+    ):
+        model.chat(parts)
 
 
 def test_the_text_is_the_decoded_tokens(model: LanguageModel) -> None:

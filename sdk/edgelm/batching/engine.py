@@ -131,7 +131,7 @@ class Engine:
             ContextLengthError: the prompt has no tokens, or does not fit the model's context or, with `max_new_tokens`,
                 the engine's memory.
             TokenizerError: a token id is none of the model's.
-            ConfigError: the config asks for a beam search.
+            ConfigError: the config asks for a beam search, or `priority` or `deadline` is no number.
             EdgeLMError: the engine is closed.
         """
         return self._submit(prompt, config, priority, deadline)
@@ -169,6 +169,9 @@ class Engine:
                 f"This engine belongs to process {self._process}; its fork {os.getpid()} has no worker. Load the "
                 "model and make the engine after the fork."
             )
+        for name, value, kind in (("priority", priority, int), ("deadline", deadline, (int, float, type(None)))):
+            if not isinstance(value, kind):
+                raise ConfigError(f"{name} is {value!r}; it must be a number.")
         answer = self._model.answer(prompt, config)
         if answer.config.num_beams > 1:
             raise ConfigError(
@@ -285,6 +288,8 @@ def generate_batch(
     max_batch: int,
 ) -> list[Completion]:
     """Answer several prompts together, as LanguageModel.generate_batch does."""
+    if isinstance(prompts, str):
+        raise ConfigError("generate_batch takes a list of prompts; put the one text into a list.")
     configs = list(config) if isinstance(config, Sequence) else [config] * len(prompts)
     if len(configs) != len(prompts):
         raise ConfigError(f"There are {len(configs)} configs for {len(prompts)} prompts; give one, or one for each.")

@@ -19,6 +19,7 @@ from edgelm.decoding.context_shift import fitted
 from edgelm.decoding.generate import Decoder, computed_together, decode, prefill
 from edgelm.decoding.sampling import Sampler, token_logprobs
 from edgelm.decoding.speculation import Speculator, speculate
+from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
@@ -266,12 +267,18 @@ def describe_token(tokenizer: Tokenizer, logits_V: NDArray[np.float32], id_: int
 
 
 def join(chunks: Iterable[Chunk]) -> Completion:
-    """Join the chunks of one answer, all of them: what was streamed becomes the Completion that `generate` returns."""
+    """Join the chunks of one answer, all of them: what was streamed becomes the Completion that `generate` returns.
+
+    Raises:
+        ConfigError: the last chunk is missing.
+    """
     parts = list(chunks)
-    last = parts[-1]
-    assert last.finish_reason is not None
-    assert last.usage is not None
-    assert last.timings is not None
+    last = parts[-1] if parts else None
+    if last is None or last.finish_reason is None or last.usage is None or last.timings is None:
+        raise ConfigError(
+            f"The {len(parts)} chunks do not end with the last one of an answer, which has its finish_reason. Read the "
+            "answer to its end, and join all of its chunks."
+        )
     return Completion(
         text="".join(part.text for part in parts),
         token_ids=tuple(id_ for part in parts for id_ in part.token_ids),

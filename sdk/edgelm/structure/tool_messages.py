@@ -12,6 +12,7 @@ from typing import Any
 from edgelm.completion import Message, ToolCall
 from edgelm.errors import ChatTemplateError
 from edgelm.structure.tool_formats import ToolFormat
+from edgelm.text.chat_template import check_message
 
 _ID = re.compile(r"[0-9A-Za-z]{9}")
 _DEFINITIONS = """\
@@ -48,8 +49,7 @@ def show_tools(
 
 
 def _turn(message: Message, place: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise ChatTemplateError(f"{place} is {message!r}; a message is a mapping with role and content.")
+    check_message(message, place)
     turn: dict[str, Any] = {"content": "", **message}
     if turn["content"] is None:
         turn["content"] = ""

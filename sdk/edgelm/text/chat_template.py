@@ -102,8 +102,7 @@ class ChatTemplate:
         if not messages:
             raise ChatTemplateError("The conversation is empty; give at least one message.")
         for i, message in enumerate(messages):
-            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-                raise ChatTemplateError(f"messages[{i}] is {message!r}; a message is a mapping with role and content.")
+            check_message(message, f"messages[{i}]")
         values = self._special_tokens | {
             **(variables or {}),
             "messages": messages,
@@ -127,10 +126,22 @@ class ChatTemplate:
         except _RefusedError as error:
             raise ChatTemplateError(f"The chat template refuses this conversation: {error}") from error
         except Exception as error:  # a template can raise whatever an expression can
+            other = next((i for i, turn in enumerate(messages) if not isinstance(turn.get("content", ""), str)), None)
+            hint = "" if other is None else f" (messages[{other}]['content'] is no text)"
             raise ChatTemplateError(
-                f"The chat template fails on this conversation: {type(error).__name__}: {error}"
+                f"The chat template fails on this conversation{hint}: {type(error).__name__}: {error}"
             ) from error
         return "".join(pieces)
+
+
+def check_message(message: object, place: str) -> None:
+    """Check that a message is one; `place` is what the error names.
+
+    Raises:
+        ChatTemplateError: it is no mapping with a role.
+    """
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise ChatTemplateError(f"{place} is {message!r}; a message is a mapping with role and content.")
 
 
 def _characters(value: object) -> int:
