@@ -1,10 +1,11 @@
 """The most quality per byte: edgelm's recipes beside llama.cpp's k-quants and onnxruntime-genai's k_quant mixes.
 
-    python benchmarks/quality.py ckpt/ model.gguf docs/results/quality-smollm2 --title SmolLM2-135M-Instruct
+    python benchmarks/quality.py ckpt/ model.gguf docs/results/quality --title SmolLM2-135M-Instruct
 
 CKPT is a checkpoint folder, GGUF the file that it came from, or one with its weights (gguf_twin.py). Every contestant
 reads the same token ids, and its logits are compared with those of the checkpoint in fp32. What is done is not done
-again: a second call with the same --work goes on where the first was stopped.
+again: a second call with the same --work goes on where the first was stopped. The page keeps the other models that
+were written to it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,12 +40,10 @@ from quality_report import write_report
 from worker import Worker
 from workload import FULL, read_text
 
-KINDS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "IQ4_XS", "IQ4_NL", "Q4_0", "Q3_K_M")
+KINDS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "IQ4_XS", "Q4_0", "Q3_K_M")
 # onnxruntime-genai's builder: precision, and its algo_config.
 BUILDS = {
-    "int8": ("int8", "default"),
     "int8 k_quant": ("int8", "k_quant"),
-    "int4": ("int4", "default"),
     "int4 k_quant": ("int4", "k_quant"),
     "int4 k_quant_last": ("int4", "k_quant_last"),
     "int4 k_quant_mixed": ("int4", "k_quant_mixed"),
@@ -53,7 +51,7 @@ BUILDS = {
 SOURCE = "edgelm-fp32"
 # What text is scored, and in windows of how many tokens; neither is in the text that quantizers are calibrated on.
 REFERENCE, PROSE = "Python's language reference", "the export's verification text"
-_PROSE_TOKENS = 512
+_REFERENCE_WINDOWS, _PROSE_WINDOWS, _PROSE_TOKENS = 2, 2, 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +68,7 @@ class Models:
             (_row("edgelm", label, "edgelm_engine"), lambda target, recipe=recipe: self._export(target, recipe))
             for label, recipe in {"fp32": precision_named("fp32"), **RECIPES}.items()
         ]
+        itself = (_row("llama", "the file itself", "llama_cpp_engine"), self._link_gguf)
         theirs = [
             (_row("llama", kind, "llama_cpp_engine"), lambda target, kind=kind: self._quantize_gguf(target, kind))
             for kind in KINDS
@@ -78,7 +77,7 @@ class Models:
             (_row("genai", label, "genai_engine"), lambda target, build=build: self._build_genai(target, *build))
             for label, build in BUILDS.items()
         ]
-        return [*ours, *theirs, *built]
+        return [*ours, itself, *theirs, *built]
 
     @cached_property
     def importance(self) -> Importance:
@@ -94,6 +93,10 @@ class Models:
     def _export(self, target: Path, recipe: Precision) -> None:
         with open_checkpoint(self.checkpoint) as source:
             export_package(source, target, recipe, calibration=CalibrationOptions())
+
+    def _link_gguf(self, target: Path) -> None:
+        target.unlink(missing_ok=True)
+        target.symlink_to(self.gguf.resolve())
 
     def _quantize_gguf(self, target: Path, kind: str) -> None:
         quantize_gguf(self.gguf, target, kind, self.importance)
@@ -118,10 +121,15 @@ class Comparison:
 
     def __init__(self, models: Models) -> None:
         self._models = models
-        prose = Tokenizer.load(models.checkpoint).encode(verification_text())
+        tokenizer = Tokenizer.load(models.checkpoint)
+        prose = tokenizer.encode(verification_text())[: _PROSE_WINDOWS * _PROSE_TOKENS]
+        windows = {
+            REFERENCE: read_text(models.checkpoint, FULL).windows[:_REFERENCE_WINDOWS],
+            PROSE: [prose[start : start + _PROSE_TOKENS] for start in range(0, len(prose), _PROSE_TOKENS)],
+        }
+        # A window is no longer for the tokens that some authors put before every text.
         self._windows = {
-            REFERENCE: read_text(models.checkpoint, FULL).windows,
-            PROSE: [prose[start : start + _PROSE_TOKENS] for start in range(0, 2 * _PROSE_TOKENS, _PROSE_TOKENS)],
+            text: [[*tokenizer.leading_ids, *ids][: len(ids)] for ids in rows] for text, rows in windows.items()
         }
 
     @property
@@ -179,16 +187,18 @@ def _figures(windows: list[dict[str, float]]) -> dict[str, float]:
 @click.argument("gguf", type=click.Path(exists=True, path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--title", required=True, help="The model, in the report's words.")
-@click.option("--work", type=click.Path(path_type=Path), default=CACHE / "quality", show_default=True)
+@click.option(
+    "--work", type=click.Path(path_type=Path), help="A folder for what is made of this model [default: in .cache/]."
+)
 @click.option("--only", help="Only contestants whose name has this regular expression, and the source.")
-def main(checkpoint: Path, gguf: Path, target: Path, title: str, work: Path, only: str | None) -> None:
-    """Compare what becomes of CHECKPOINT, and write TARGET.json, .md and .svg."""
-    work = work.resolve()  # the workers run elsewhere
+def main(checkpoint: Path, gguf: Path, target: Path, title: str, work: Path | None, only: str | None) -> None:
+    """Compare what becomes of CHECKPOINT, and write it to TARGET.json, TARGET.md and a picture."""
+    work = (work or CACHE / "quality" / checkpoint.name).resolve()  # the workers run elsewhere
     work.mkdir(parents=True, exist_ok=True)
     models = Models(checkpoint=checkpoint, gguf=gguf, work=work)
     comparison = Comparison(models)
     kept = work / "scores.json"
-    scores: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    scores = _read(kept)
     for contestant, make in models.contestants():
         wanted = only is None or contestant.name == SOURCE or re.search(only, contestant.name)
         if contestant.name in scores or not wanted:
@@ -197,16 +207,23 @@ def main(checkpoint: Path, gguf: Path, target: Path, title: str, work: Path, onl
         kept.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
         click.echo(json.dumps(scores[contestant.name]), err=True)
     names = [contestant.name for contestant, _ in models.contestants() if contestant.name in scores]
+    options = f'--title "{title}"' + ("" if only is None else f" --only '{only}'")
     result = {
-        "title": title,
-        "command": " ".join(["python benchmarks/quality.py", *sys.argv[1:]]),
+        "command": f"python benchmarks/quality.py {checkpoint.name}/ {gguf.name} {target.name} {options}",
         "machine": describe_machine(),
         "tokens": comparison.tokens,
         "source": SOURCE,
         "contestants": {name: scores[name] for name in names},
     }
-    write_report(result, target)
-    click.echo(f"Written: {target}.md, .json and .svg", err=True)
+    write_report({**_read(target.with_name(f"{target.name}.json")), title: result}, target)
+    click.echo(f"Written: {target}.md, .json and pictures", err=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
+from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm_export.quantize import PRECISIONS, Precision, Rule
 
 _HEAD = r"embed_tokens|lm_head"
@@ -16,26 +18,44 @@ def recipe(rest: str, *rules: tuple[str, str], transforms: tuple[str, ...] = ())
     return Precision(rules=tuple(written), perplexity_bound=math.inf, transforms=transforms)
 
 
-_OUTER = ((_HEAD, "int8-block64"), (_ENDS, "int8-block64-gptq"))
+def rounded(precision: Precision) -> Precision:
+    """Return the same grids, with every weight rounded to the nearest place."""
+    return dataclasses.replace(
+        precision, rules=tuple(dataclasses.replace(rule, scheme=_rounded(rule.scheme)) for rule in precision.rules)
+    )
 
+
+def _rounded(scheme: str) -> str:
+    method = getattr(parse_scheme(scheme), "method", None)
+    return f"{scheme.removesuffix(f'-{method}')}-rounded"
+
+
+_SMOOTHED = ("smooth",)
+_HEAD_IN_6 = (_HEAD, "int6-block32")
+_HEAD_IN_8 = (_HEAD, "int8-block64")
+_ENDS_IN_8 = (_ENDS, "int8-block64-gptq")
+_IN_64, _IN_32 = "int4-block64-asymmetric-gptq", "int4-block32-asymmetric-gptq"
+
+# With twins whose weights are rounded to nearest.
+_CALIBRATED = {
+    "int4 in gate and up, 6 elsewhere": recipe("int6-block64-asymmetric-gptq", _HEAD_IN_6, (r"(gate|up)_proj", _IN_32)),
+    "int4 in blocks of 32 with zero points": recipe(_IN_32, _HEAD_IN_8, _ENDS_IN_8),
+}
+
+# From the most bytes to the fewest.
 RECIPES = {
+    "int8 in blocks of 32, smoothed": recipe("int8-block32", (_HEAD, "int8-block64"), transforms=_SMOOTHED),
     "int8": PRECISIONS["int8"],
-    "int8 in blocks of 32": recipe("int8-block32"),
-    "int5, head in 6, calibrated": recipe("int5-block64-asymmetric-gptq", (_HEAD, "int6-block32")),
-    "int5, head in 6, rounded": recipe("int5-block64-asymmetric-rounded", (_HEAD, "int6-block32-rounded")),
+    "int8, down in 6, calibrated": recipe(
+        "int8-block64", (r"down_proj", "int6-block64-asymmetric-gptq"), transforms=_SMOOTHED
+    ),
+    "int8, head in 6, smoothed": recipe("int8-block64", _HEAD_IN_6, transforms=_SMOOTHED),
+    "int6, calibrated": recipe("int6-block64-asymmetric-gptq", _HEAD_IN_6),
+    "int5, head in 6, calibrated": recipe("int5-block64-asymmetric-gptq", _HEAD_IN_6),
+    **{f"{label}, calibrated": precision for label, precision in _CALIBRATED.items()},
+    **{f"{label}, rounded": rounded(precision) for label, precision in _CALIBRATED.items()},
+    "int4, calibrated": PRECISIONS["int4"].calibrated(),
     "int4": PRECISIONS["int4"],
-    "int4 calibrated": PRECISIONS["int4"].calibrated(),
-    "int4 with zero points, calibrated": recipe("int4-block64-asymmetric-gptq", *_OUTER),
-    "int4 with zero points, qkv in 8, calibrated": recipe(
-        "int4-block64-asymmetric-gptq", *_OUTER, (r"[qkv]_proj", "int8-block64-gptq")
-    ),
-    "int4 with zero points, qkv in 8, rounded": recipe(
-        "int4-block64-asymmetric-rounded", (rf"{_HEAD}|{_ENDS}|[qkv]_proj", "int8-block64")
-    ),
-    "int4 with zero points, attention in 8, calibrated": recipe(
-        "int4-block64-asymmetric-gptq",
-        (_HEAD, "int8-block128"),
-        (_ENDS, "int8-block128-gptq"),
-        (r"[qkvo]_proj", "int8-block128-gptq"),
-    ),
+    "int4 with zero points, head in 6, ends in 8, calibrated": recipe(_IN_64, _HEAD_IN_6, _ENDS_IN_8),
+    "int4 with zero points, head in 6, calibrated": recipe(_IN_64, _HEAD_IN_6),
 }

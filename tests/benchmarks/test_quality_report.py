@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from quality_report import duels, write_report
+from quality_goals import duels, judge
+from quality_report import write_report
 from workers.comparison import compare, keep
 
 _TEXT = "a text"
@@ -26,7 +27,7 @@ def row(label: str, megabytes: float, perplexity: float, divergence: float) -> d
 def comparison(result: dict[str, Any]) -> dict[str, Any]:
     rows = {
         "edgelm-fp32": row("edgelm fp32", 500, 10.0, 0.0),
-        "edgelm-int8": row("edgelm int8", 140, 10.1, 0.01),
+        "edgelm-int8": row("edgelm int8", 140, 10.05, 0.01),
         "edgelm-int4": row("edgelm int4", 90, 11.0, 0.1),
         "edgelm-worse": row("edgelm worse", 95, 12.0, 0.3),
         "llama-q8_0": row("llama.cpp Q8_0", 139, 10.2, 0.02),
@@ -34,13 +35,13 @@ def comparison(result: dict[str, Any]) -> dict[str, Any]:
         "llama-q3_k_m": row("llama.cpp Q3_K_M", 80, 15.0, 0.5),
     }
     return {
-        "title": "Tiny", "command": "python benchmarks/quality.py", "machine": result["machine"],
+        "command": "python benchmarks/quality.py", "machine": result["machine"],
         "tokens": {_TEXT: 4092}, "source": "edgelm-fp32", "contestants": rows,
     }  # fmt: skip
 
 
 def test_each_peer_meets_the_best_of_ours_that_is_no_larger(comparison: dict[str, Any]) -> None:
-    found = [(peer["label"], ours and ours["label"]) for peer, ours in duels(comparison)]
+    found = [(peer["label"], ours and ours["label"]) for peer, ours in duels(comparison).values()]
     assert found == [
         ("llama.cpp Q8_0", "edgelm int4"),  # int8 is one megabyte larger
         ("llama.cpp Q4_0", "edgelm int4"),
@@ -48,16 +49,37 @@ def test_each_peer_meets_the_best_of_ours_that_is_no_larger(comparison: dict[str
     ]
 
 
-def test_the_report_of_quality_is_json_markdown_and_a_picture(comparison: dict[str, Any], tmp_path: Path) -> None:
-    write_report(comparison, tmp_path / "results" / "tiny")
+def test_a_goal_is_reached_where_it_is_on_every_text_and_beside_every_peer(comparison: dict[str, Any]) -> None:
+    rows = comparison["contestants"]
+    rows["edgelm-int4--calibrated"] = row("edgelm int4, calibrated", 92, 10.3, 0.04)
+    rows["edgelm-int4--rounded"] = row("edgelm int4, rounded", 92, 11.5, 0.1)
+    rows["genai-int4-k_quant"] = row("onnxruntime-genai int4 k_quant", 93, 10.3, 0.05)
+    verdicts = {verdict.goal: (verdict.measured, verdict.met) for verdict in judge(comparison)}
+    assert verdicts == {
+        "int8 within 1% of fp32 in perplexity": ("+0.5%", True),
+        "no more perplexity than llama.cpp's k-quants at equal bytes": ("0 of 1; behind llama.cpp Q3_K_M", False),
+        "no more divergence than llama.cpp's k-quants at equal bytes": ("0 of 1; behind llama.cpp Q3_K_M", False),
+        "no more perplexity than onnxruntime-genai's k_quant mixes at equal bytes": ("1 of 1", True),
+        "no more divergence than onnxruntime-genai's k_quant mixes at equal bytes": ("1 of 1", True),
+        "int4 in 100 MB within 4% of fp32 in perplexity": ("+3.0%", True),
+        "int4 in 100 MB: at most half the divergence of rounding to nearest": ("0.40", True),
+    }
+
+
+def test_the_report_of_quality_is_json_markdown_and_pictures(comparison: dict[str, Any], tmp_path: Path) -> None:
+    results = {"Tiny 0.1": comparison, "Tiny, tuned": comparison}
+    write_report(results, tmp_path / "results" / "quality")
     folder = tmp_path / "results"
-    assert json.loads((folder / "tiny.json").read_text(encoding="utf-8")) == comparison
-    text = (folder / "tiny.md").read_text(encoding="utf-8")
-    assert "| edgelm int4 | 90.0 | 11.00 | +10.0% | 0.1000 | 90.0% |" in text
-    assert "| llama.cpp Q4_0 | 95.0 | edgelm int4 | 90.0 | 11.00 : 10.90 | **0.1000 : 0.2000** |" in text
-    assert "| llama.cpp Q3_K_M | 80.0 | none as small |" in text
-    root = ElementTree.fromstring((folder / "tiny.svg").read_text(encoding="utf-8"))
-    assert len(root.findall(".//{http://www.w3.org/2000/svg}circle")) == 6
+    assert json.loads((folder / "quality.json").read_text(encoding="utf-8")) == results
+    text = (folder / "quality.md").read_text(encoding="utf-8")
+    assert text.count("| edgelm int4 | 90.0 | 11.00 | +10.0% | 0.1000 | 90.0% |") == 2
+    assert text.count("| llama.cpp Q4_0 | 95.0 | edgelm int4 | 90.0 | 11.00 : 10.90 | **0.1000 : 0.2000** |") == 2
+    assert text.count("| llama.cpp Q3_K_M | 80.0 | none as small |") == 2
+    assert "| int8 within 1% of fp32 in perplexity | Tiny, tuned | +0.5% | reached |" in text
+    for name in ("quality-tiny-0.1.svg", "quality-tiny-tuned.svg"):
+        assert f"({name})" in text
+        root = ElementTree.fromstring((folder / name).read_text(encoding="utf-8"))
+        assert len(root.findall(".//{http://www.w3.org/2000/svg}circle")) == 6
 
 
 def test_logits_are_compared_with_those_that_were_kept(tmp_path: Path) -> None:
