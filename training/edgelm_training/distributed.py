@@ -19,13 +19,15 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from edgelm.errors import ConfigError, EdgeLMError
+from edgelm.errors import ConfigError, EdgeLMError, TrainingError
 from edgelm_training.model import Block
 
 T = TypeVar("T")
 
+# A launcher starts all processes at once, and what a machine needs to import torch is all that keeps one back.
+_CONNECT_TIMEOUT = timedelta(minutes=2)
 # The others wait while one process writes a checkpoint's weights.
-_TIMEOUT = timedelta(hours=1)
+_COMPUTE_TIMEOUT = timedelta(hours=1)
 _LET_GO_SECONDS = 0.1
 
 
@@ -94,20 +96,24 @@ def launched_workers() -> Workers:
 
 def is_restarted() -> bool:
     """Whether torchrun started this process again after a worker was lost."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextlib.contextmanager
 def process_group(workers: Workers, device: torch.device) -> Iterator[None]:
-    """Connect the processes for the block: NCCL between GPUs, gloo between CPUs."""
+    """Connect the processes for the block: NCCL between GPUs, gloo between CPUs.
+
+    Raises:
+        TrainingError: the processes do not meet.
+    """
     if workers.world_size == 1:
         yield
         return
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        timeout=_TIMEOUT,
-        device_id=device if device.type == "cuda" else None,
-    )
+    _connect(device)
     try:
         yield
     finally:
@@ -115,6 +121,32 @@ def process_group(workers: Workers, device: torch.device) -> Iterator[None]:
         # waits for the thread (seen with torch 2.13): let it finish first.
         time.sleep(_LET_GO_SECONDS)
         dist.destroy_process_group()
+
+
+def _connect(device: torch.device) -> None:
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=_CONNECT_TIMEOUT))
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            # torchrun has one store for all its restarts (torch 2.13): without a prefix, a process could read there at
+            # which address another one listened before, and wait for it.
+            store=dist.PrefixStore(f"start {_restarts()}", store),
+            rank=rank,
+            world_size=world_size,
+            timeout=_CONNECT_TIMEOUT,
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (RuntimeError, ValueError) as error:  # torch.distributed's own, gloo's and NCCL's; a variable is missing
+        rank, world_size, host, port = (
+            os.environ.get(name, "?") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        )
+        reason = str(error).partition("\n")[0]
+        raise TrainingError(
+            f"Process {rank} of {world_size} did not meet the others at {host}:{port}: {reason} Are all of them "
+            "started, with the same address, and does it answer from this machine?"
+        ) from error
+    store.set_timeout(_COMPUTE_TIMEOUT)
+    dist.group.WORLD.set_timeout(_COMPUTE_TIMEOUT)
 
 
 def distribute(model: nn.Module, parallel: str, workers: Workers, device: torch.device) -> nn.Module:
