@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from held_engine import held
 from make_tiny_model import make_checkpoint
 
 import edgelm
-from edgelm import GenerationConfig, LanguageModel
-from edgelm.errors import ConfigError, EdgeLMError
+from edgelm import Engine, EngineOptions, GenerationConfig, LanguageModel
+from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError
+from edgelm.memory.kv_cache import bytes_per_token
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.testing import scripted_model, tiny_model_path
 
@@ -138,6 +140,67 @@ def test_what_chooses_tokens_otherwise_is_refused(fields: dict[str, Any], words:
         GenerationConfig(num_beams=2, **fields)
 
 
-def test_an_engine_leaves_searches_to_generate(model: LanguageModel) -> None:
-    with edgelm.Engine(model) as engine, pytest.raises(ConfigError, match="num_beams is 2; an engine computes one row"):
-        engine.submit("x", GenerationConfig(num_beams=2))
+@pytest.mark.parametrize(("room", "end_ids"), [(20_000, END_IDS), (850, ())])
+def test_searches_in_an_engine_are_those_of_each_alone(
+    model: LanguageModel, room: int, end_ids: tuple[int, ...]
+) -> None:
+    plain = GenerationConfig(max_new_tokens=30, stop_token_ids=end_ids, logprobs=1)
+    prompts = [PROMPT[:length] for length in (5, 150, 40, 64, 90, 1, 33, 120)]
+    configs = [
+        plain.replace(num_beams=beams, length_penalty=0.5 * i, repetition_penalty=1.0 + 0.1 * i)
+        for i, beams in enumerate((4, 3, 1, 2, 1, 5, 2, 1))
+    ]
+    model.prefixes = PrefixCache(model.config, 0)
+    alone = [model.generate(prompt, config) for prompt, config in zip(prompts, configs, strict=True)]
+    options = EngineOptions(max_batch=5, max_kv_bytes=room * bytes_per_token(model.config))
+    with Engine(model, options) as engine:
+        with held(engine):
+            answers = [engine.submit(prompt, config) for prompt, config in zip(prompts, configs, strict=True)]
+        together = [edgelm.join(answer) for answer in answers]
+        assert engine.stats.kv_bytes == 0
+    for answer, expected in zip(together, alone, strict=True):
+        assert (answer.token_ids, answer.logprobs) == (expected.token_ids, expected.logprobs)
+        assert (answer.text, answer.finish_reason) == (expected.text, expected.finish_reason)
+    assert (engine.stats.preempted > 0) == (room == 850)
+
+
+def test_a_batch_of_prompts_is_searched_together(model: LanguageModel) -> None:
+    config = GenerationConfig(num_beams=3, max_new_tokens=12, ignore_eos=True)
+    found = model.generate_batch([PROMPT[:20], PROMPT[20:50]], config)
+    assert [answer.token_ids for answer in found] == [
+        model.generate(prompt, config).token_ids for prompt in (PROMPT[:20], PROMPT[20:50])
+    ]
+
+
+def test_a_search_that_fails_or_is_cancelled_leaves_the_others(model: LanguageModel) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def wait(logits_V: Any, token_ids: Any) -> None:
+        if len(token_ids) == 8:
+            begun.set()
+            goes_on.wait()
+
+    def fail(logits_V: Any, token_ids: Any) -> Any:
+        return np.full_like(logits_V, -np.inf) if len(token_ids) > 7 else logits_V
+
+    config = GenerationConfig(num_beams=3, max_new_tokens=12, ignore_eos=True)
+    with Engine(model) as engine:
+        searches = [
+            engine.submit(PROMPT[:5], config.replace(processors=processors)) for processors in ((wait,), (fail,), ())
+        ]
+        begun.wait()
+        searches[0].cancel()
+        goes_on.set()
+        (last,) = searches[0]
+        assert (last.text, last.token_ids, last.finish_reason) == ("", (), "cancelled")
+        with pytest.raises(EdgeLMError, match="logits are not finite"):
+            list(searches[1])
+        assert edgelm.join(searches[2]).token_ids == model.generate(PROMPT[:5], config).token_ids
+
+
+def test_beams_that_cannot_fit_the_memory_are_refused(model: LanguageModel) -> None:
+    with Engine(model, EngineOptions(max_kv_bytes=100 * bytes_per_token(model.config))) as engine:
+        with pytest.raises(ContextLengthError, match=r"120 tokens of prompt and answer in the 4 rows of 3 beams take"):
+            engine.submit(PROMPT[:10], GenerationConfig(num_beams=3, max_new_tokens=20))
+        found = engine.submit(PROMPT[:10], GenerationConfig(num_beams=3, max_new_tokens=15))
+        assert edgelm.join(found).usage.completion_tokens <= 15

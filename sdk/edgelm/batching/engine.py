@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgelm.batching.generation import Generation
-from edgelm.batching.request import Request
+from edgelm.batching.request import Request, most_rows
 from edgelm.batching.running_batch import RunningBatch
 from edgelm.completion import Chunk, Completion, Message
 from edgelm.decoding.answer import join
@@ -131,7 +131,7 @@ class Engine:
             ContextLengthError: the prompt has no tokens, or does not fit the model's context or, with `max_new_tokens`,
                 the engine's memory.
             TokenizerError: a token id is none of the model's.
-            ConfigError: the config asks for a beam search, or `priority` or `deadline` is no number.
+            ConfigError: `priority` or `deadline` is no number.
             EdgeLMError: the engine is closed.
         """
         return self._submit(prompt, config, priority, deadline)
@@ -173,11 +173,6 @@ class Engine:
             if not isinstance(value, kind):
                 raise ConfigError(f"{name} is {value!r}; it must be a number.")
         answer = self._model.answer(prompt, config)
-        if answer.config.num_beams > 1:
-            raise ConfigError(
-                f"num_beams is {answer.config.num_beams}; an engine computes one row for each request. Search with "
-                "LanguageModel.generate, or leave num_beams out."
-            )
         self._check_memory(len(answer.prompt_ids), answer.config)
         expires = float("inf") if deadline is None else time.monotonic() + deadline
         with self._changed:
@@ -230,12 +225,14 @@ class Engine:
                 f"The prompt has {prompt_tokens} tokens; an engine computes up to {longest} of this model. "
                 "LanguageModel.stream takes longer ones."
             )
-        wanted = min(prompt_tokens + (config.max_new_tokens or 1), longest)
+        rows = most_rows(config)
+        wanted = min(prompt_tokens + (config.max_new_tokens or (1 if rows == 1 else longest)), longest) * rows
         if wanted > self._max_tokens:
+            beams = "" if rows == 1 else f" in the {rows} rows of {config.num_beams} beams"
             raise ContextLengthError(
-                f"{wanted} tokens of prompt and answer take {wanted * self._token_bytes} bytes of keys and values; the "
-                f"engine has {self._max_tokens * self._token_bytes} (max_kv_bytes). Shorten the prompt, or lower "
-                "max_new_tokens."
+                f"{wanted} tokens of prompt and answer{beams} take {wanted * self._token_bytes} bytes of keys and "
+                f"values; the engine has {self._max_tokens * self._token_bytes} (max_kv_bytes). Shorten the prompt, or "
+                "lower max_new_tokens."
             )
 
     def _wake(self) -> None:

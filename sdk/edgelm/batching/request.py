@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from edgelm.batching.generation import Generation
 from edgelm.completion import FinishReason, Timings, Usage
 from edgelm.decoding.answer import Answer
+from edgelm.generation_config import GenerationConfig
 from edgelm.memory.kv_batch import KVRow
 
 
@@ -40,6 +41,11 @@ class Request:
 
     def __post_init__(self) -> None:
         self.begin_with(self.answer.prompt_ids)
+
+    @property
+    def rows(self) -> int:
+        """How many rows it may take at once."""
+        return most_rows(self.answer.config)
 
     @property
     def is_over(self) -> bool:
@@ -83,3 +89,8 @@ class Request:
             accepted_tokens=self.answer.accepted,
         )
         self.generation.put(self.answer.chunk(text, reason, usage, timings))
+
+
+def most_rows(config: GenerationConfig) -> int:
+    """Return how many rows a request takes at once: one, or those of its beams and of the best answer so far."""
+    return 1 if config.num_beams == 1 else config.num_beams + 1

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from edgelm.batching.request import Request
 from edgelm.completion import FinishReason
+from edgelm.decoding.beam_search import BeamSearch
 from edgelm.decoding.context_shift import fitted
 from edgelm.decoding.generate import Decoder, compute_piece, computed_together
-from edgelm.memory.kv_batch import KVBatch, longest_row
+from edgelm.memory.kv_batch import KVBatch, KVRow, longest_row
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 
@@ -38,22 +39,24 @@ class RunningBatch:
         self._batch = KVBatch(self._session.config)
         self._filling: deque[Request] = deque()
         self._decoding: dict[int, Request] = {}  # by number
+        self._searching: dict[int, tuple[Request, BeamSearch]] = {}  # by number too
         self._piece: tuple[Request, StopSwitch] | None = None  # of a prompt, being computed
         self._went_ahead = False
 
     @property
     def requests(self) -> list[Request]:
         """All requests at work."""
-        return [*self._filling, *self._decoding.values()]
+        return [*self._filling, *self._decoding.values(), *(request for request, _ in self._searching.values())]
 
     @property
     def tokens(self) -> int:
         """How many tokens the rows have, or will have when all prompts are computed."""
-        return sum(request.length for request in self.requests)
+        return sum(request.length * request.rows for request in self.requests)
 
     def has_room_for(self, request: Request) -> bool:
         """Tell whether a request fits the memory beside the others, with a new token for each."""
-        return not self._batch.rows or self.tokens + request.length + len(self._batch.rows) < self._max_tokens
+        room = self._max_tokens - self.tokens - len(self._batch.rows)
+        return not self._batch.rows or (request.length + 1) * request.rows <= room
 
     def add(self, request: Request) -> None:
         """Start a request, or start it again after it lost its row."""
@@ -101,17 +104,44 @@ class RunningBatch:
                 self._compute_alone(request)
         if len(self.requests) == 1 and self._decoding and self._may_guess(lone := self.requests[0]):
             self._speculate(lone)
-        elif self._decoding:
-            by_row = {request.row: request for request in self._decoding.values()}
-            requests = [by_row[row] for row in self._batch.rows[: self._batch.active]]
-            ids = [request.next_call[0] for request in requests]
-            logits_BV = self._session.forward_rows(ids, self._batch)
-            for request, logits_V in zip(requests, logits_BV, strict=True):
-                request.computed += 1
-                self._advance(request, logits_V)
+        elif self._batch.active:
+            self._step_rows()
         for request in self._decoding.values():
             assert request.row is not None
             self._prefixes.slide(request.row, self._computed_together(request))
+
+    def _step_rows(self) -> None:
+        """Compute the next token of every answer, and of every beam of a search."""
+        searches = [search for _, search in self._searching.values()]
+        next_ids: dict[KVRow, int] = {beam.row: beam.token_ids[-1] for search in searches for beam in search.beams}
+        for request in self._decoding.values():
+            assert request.row is not None
+            next_ids[request.row] = request.next_call[0]
+        rows = self._batch.rows[: self._batch.active]
+        logits_BV = self._session.forward_rows([next_ids[row] for row in rows], self._batch)
+        logits_of = dict(zip(rows, logits_BV, strict=True))
+        for request in list(self._decoding.values()):
+            assert request.row is not None
+            request.computed += 1
+            self._advance(request, logits_of[request.row])
+        for request, search in list(self._searching.values()):
+            self._search(request, search, np.stack([logits_of[beam.row] for beam in search.beams]))
+
+    def _search(self, request: Request, search: BeamSearch, logits_BV: NDArray[np.float32]) -> None:
+        """Go on with a search, or begin it behind its prompt; its answer comes as a whole."""
+        assert request.row is not None
+        try:
+            if search.beams:
+                is_over = search.advance(logits_BV)
+            else:
+                is_over = search.begin(logits_BV[0], request.row, request.answer.sampler)
+            request.length += 1
+            if is_over and not any(self._take(request, *token) for token in search.answer):
+                self._finish(request, request.answer.rest(), "length")
+        except MemoryError:
+            raise
+        except Exception as error:
+            self._fail_one(request, error)
 
     def _fill(self) -> None:
         request = self._next_to_fill()
@@ -146,11 +176,17 @@ class RunningBatch:
             self._piece = None
             self._fail_one(request, error)
             return
+        if request.prefilled is None:
+            request.prefilled = time.perf_counter()
+        if request.answer.config.num_beams > 1:
+            self._filling.remove(request)
+            search = request.answer.beam_search(self._batch)
+            self._searching[request.number] = request, search
+            self._search(request, search, logits_V[None])
+            return
         self._batch.activate(row)
         self._filling.remove(request)
         self._decoding[request.number] = request
-        if request.prefilled is None:
-            request.prefilled = time.perf_counter()
         self._advance(request, logits_V)
 
     def _computed_together(self, request: Request) -> int:
@@ -266,10 +302,14 @@ class RunningBatch:
 
     def _remove(self, request: Request) -> None:
         assert request.row is not None
-        if request.number in self._decoding:
-            del self._decoding[request.number]
-            self._prefixes.keep(request.row, self._computed_together(request))
-        else:
+        if request in self._filling:
             self._filling.remove(request)
+        else:
+            self._decoding.pop(request.number, None)
+            self._prefixes.keep(request.row, self._computed_together(request))
+        if request.number in self._searching:
+            _, search = self._searching.pop(request.number)
+            search.leave()
+            request.begin_with(request.prompt_ids)  # nothing of it was given out: it can begin again
         self._batch.remove(request.row)
         request.row = None

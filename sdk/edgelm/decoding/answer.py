@@ -21,6 +21,7 @@ from edgelm.decoding.sampling import Sampler, token_logprobs
 from edgelm.decoding.speculation import Speculator, speculate
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
+from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.text.stop import StopMatcher
@@ -156,11 +157,15 @@ class Answer:
         cancel: threading.Event | None,
     ) -> Generator[tuple[int, NDArray[np.float32]], None, None]:
         if self.config.num_beams > 1:
-            search = BeamSearch(session, self.config, self._ends, len(self._end_ids))
-            return search.run(logits_V, cache, self.sampler, cancel)
+            search = self.beam_search(KVBatch(session.config))
+            return search.run(session, logits_V, cache, self.sampler, cancel)
         if self.keep is None:
             return self._decode_in_context(session, logits_V, cache, cancel)
         return self._decode_on(session, logits_V, cache, prefixes, self.keep, cancel)
+
+    def beam_search(self, batch: KVBatch) -> BeamSearch:
+        """Return the search for this answer, whose config asks for one, not begun; its beams are rows of `batch`."""
+        return BeamSearch(self.config, self._ends, len(self._end_ids), batch)
 
     def _decode_in_context(
         self, session: Decoder, logits_V: NDArray[np.float32], cache: KVCache, cancel: threading.Event | None

@@ -9,7 +9,7 @@ beginning, at its present length, is no better than the worst of `num_beams` ans
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 
@@ -45,21 +45,24 @@ class Beam:
 
 
 class BeamSearch:
-    """Search for one answer.
+    """Search for one answer, a step at a time: `begin`, then `advance` with the logits of `beams`, until it is over.
 
-    ends: whether an answer is over with the last of these tokens. end_tokens: how many tokens end one by themselves;
-    with so many more candidates, `num_beams` of them go on.
+    batch: where the beams have their rows, beside those of others. ends: whether an answer is over with the last of
+    these tokens. end_tokens: how many tokens end one by themselves; with so many more candidates, `num_beams` of them
+    go on.
     """
 
     def __init__(
-        self, session: Decoder, config: GenerationConfig, ends: Callable[[Sequence[int]], bool], end_tokens: int
+        self, config: GenerationConfig, ends: Callable[[Sequence[int]], bool], end_tokens: int, batch: KVBatch
     ) -> None:
-        self._session, self._config, self._ends = session, config, ends
+        self._config, self._ends, self._batch = config, ends, batch
         self._candidates = max(2, 1 + end_tokens) * config.num_beams
-        self._batch = KVBatch(session.config)
+        self._found: list[Beam] = []  # best first
+        self.beams: list[Beam] = []  # in the order of their rows, each with one of its own
 
     def run(
         self,
+        session: Decoder,
         logits_V: NDArray[np.float32],
         cache: KVCache,
         sampler: Sampler,
@@ -67,31 +70,58 @@ class BeamSearch:
     ) -> Generator[tuple[int, NDArray[np.float32]], None, None]:
         """Yield the tokens of the best answer, as `generate.decode` does; none where `cancel` was set before its end.
 
-        cache: holds the prompt, and afterwards all of the answer but its last token. The logits are those of the search
-        where the config asks for logprobs, and empty otherwise.
+        The rows of the batch are this search's alone.
         """
-        config, limit = self._config, longest_row(self._session.config)
-        most = min(config.max_new_tokens or limit, limit - cache.length + 1)
-        row = self._new_row(cache)
-        beams, logits_BV = [Beam(row=row, sampler=sampler)], logits_V[None]
-        found: list[Beam] = []  # best first
-        while not (cancel is not None and cancel.is_set()):
-            best = found[:1]
-            going_on: list[Beam] = []
-            for place, beam in enumerate(self._continued(beams, logits_BV)):
-                if len(beam.token_ids) == most or self._ends(beam.token_ids):
-                    found += [beam] if place < config.num_beams else []
-                elif len(going_on) < config.num_beams:
-                    going_on.append(beam)
-            found = sorted(found, key=self._score, reverse=True)[: config.num_beams]
-            if found[:1] != best:  # now, since its row will hold another beam's tokens
-                cache.copy_from(found[0].row)
-            is_full = len(found) == config.num_beams
-            if not going_on or (is_full and self._score(going_on[0]) <= self._score(found[-1])):
-                yield from zip(found[0].token_ids, found[0].logits or repeat(_NO_LOGITS), strict=False)
+        is_over = self.begin(logits_V, cache, sampler)
+        while not is_over:
+            if cancel is not None and cancel.is_set():
                 return
-            beams = self._placed(going_on)
-            logits_BV = self._session.forward_rows([beam.token_ids[-1] for beam in beams], self._batch)
+            is_over = self.advance(session.forward_rows([beam.token_ids[-1] for beam in self.beams], self._batch))
+        yield from self.answer
+
+    def begin(self, logits_V: NDArray[np.float32], cache: KVCache, sampler: Sampler) -> bool:
+        """Take the logits behind the prompt, which `cache` holds; tell whether the search is over.
+
+        The cache holds the best answer so far, but for its last token, whenever there is one.
+        """
+        limit = longest_row(self._batch.config)
+        self._cache = cache
+        self._most = min(self._config.max_new_tokens or limit, limit - cache.length + 1)
+        self.beams = [Beam(row=self._new_row(cache), sampler=sampler)]
+        return self.advance(logits_V[None])
+
+    def advance(self, logits_BV: NDArray[np.float32]) -> bool:
+        """Take the logits of the beams, in their order, and choose the next ones; tell whether the search is over."""
+        best = self._found[:1]
+        going_on: list[Beam] = []
+        for place, beam in enumerate(self._continued(self.beams, logits_BV)):
+            if len(beam.token_ids) == self._most or self._ends(beam.token_ids):
+                self._found += [beam] if place < self._config.num_beams else []
+            elif len(going_on) < self._config.num_beams:
+                going_on.append(beam)
+        self._found = sorted(self._found, key=self._score, reverse=True)[: self._config.num_beams]
+        if self._found[:1] != best:  # now, since its row will hold another beam's tokens
+            self._cache.copy_from(self._found[0].row)
+        is_full = len(self._found) == self._config.num_beams
+        if not going_on or (is_full and self._score(going_on[0]) <= self._score(self._found[-1])):
+            return True
+        self.beams = self._placed(going_on)
+        return False
+
+    @property
+    def answer(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """The tokens of the best answer, when the search is over.
+
+        Their logits are those of the search where the config asks for logprobs, and empty otherwise.
+        """
+        best = self._found[0]
+        return zip(best.token_ids, best.logits or repeat(_NO_LOGITS), strict=False)
+
+    def leave(self) -> None:
+        """Give the rows of the beams back to the batch."""
+        for beam in self.beams:
+            self._batch.remove(beam.row)
+        self.beams = []
 
     def _score(self, beam: Beam) -> float:
         return beam.score(self._config.length_penalty)
@@ -127,7 +157,7 @@ class BeamSearch:
     def _placed(self, beams: Sequence[Beam]) -> list[Beam]:
         """Give each beam a row of its own, in the order of the rows; the first child of a row goes on in it."""
         rows = {beam.row for beam in beams}
-        spare = [row for row in self._batch.rows if row not in rows]
+        spare = [beam.row for beam in self.beams if beam.row not in rows]
         placed = []
         for beam in beams:
             row = beam.row

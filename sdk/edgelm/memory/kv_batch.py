@@ -43,7 +43,7 @@ class KVBatch:
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        self._config = config
+        self.config = config
         self.rows: list[KVRow] = []
         self.active = 0
         self.buffers = [self._zeros(0, 0) for _ in range(2 * config.num_hidden_layers)]
@@ -69,7 +69,7 @@ class KVBatch:
         places = int(self.buffers[0].shape[0])
         if len(self.rows) == places:
             self._resize(max(1, 2 * places), self.capacity)
-        row = KVRow(self._config, self, len(self.rows))
+        row = KVRow(self.config, self, len(self.rows))
         self.rows.append(row)
         return row
 
@@ -109,7 +109,7 @@ class KVBatch:
         Raises:
             ContextLengthError: `length` is more than a row may have.
         """
-        limit = longest_row(self._config)
+        limit = longest_row(self.config)
         if length > limit:
             raise ContextLengthError(f"{length} tokens do not fit the {limit} of a batch's row. Shorten the prompt.")
         if length > self.capacity:
@@ -140,5 +140,5 @@ class KVBatch:
 
     def _zeros(self, places: int, capacity: int) -> KeysOrValues:
         # Zeros, not empty: pages that were never written cost no memory, and no stray NaN can reach the attention.
-        shape = (places, self._config.num_key_value_heads, capacity, self._config.head_dim)
-        return np.zeros(shape, cache_type(self._config))
+        shape = (places, self.config.num_key_value_heads, capacity, self.config.head_dim)
+        return np.zeros(shape, cache_type(self.config))
