@@ -18,11 +18,21 @@ class Figures:
         self._result = result
 
     @property
+    def model(self) -> str:
+        """The model's name among `models.MODELS`."""
+        return str(self._result["model"])
+
+    @property
     def workloads(self) -> list[str]:
         return [workload["name"] for workload in self._result["workloads"]]
 
     def has(self, *names: str) -> bool:
-        return all(name in self._result["perplexity"] for name in names)
+        """Whether these were measured."""
+        return all(name in self._result["bytes_on_disk"] for name in names)
+
+    @property
+    def has_perplexity(self) -> bool:
+        return bool(self._result["perplexity"])
 
     def timed(self) -> list[str]:
         return list(self._result["rounds"][NONE])
@@ -59,6 +69,20 @@ class Figures:
     def _ratio(self, name: str, peer: str, pages: str, workload: str, key: str) -> float:
         pairs = zip(self._rounds(peer, pages, workload, key), self._rounds(name, pages, workload, key), strict=True)
         return statistics.median(slow / fast for slow, fast in pairs)
+
+    def bandwidth(self, pages: str) -> float:
+        """Bytes a second that are read from memory."""
+        return statistics.median(self._result["read_bandwidth"][pages])
+
+    def weight_bytes(self, name: str) -> int:
+        """Bytes of weights that a step reads."""
+        return int(self._result["weight_bytes"][name])
+
+    def bandwidth_share(self, name: str, pages: str, workload: str) -> float:
+        """A step's weights over its time, of what is read from memory; above 1 where they lie in the caches."""
+        steps, bandwidths = self._rounds(name, pages, workload, "step_median"), self._result["read_bandwidth"][pages]
+        shares = (self.weight_bytes(name) / step / read for step, read in zip(steps, bandwidths, strict=True))
+        return statistics.median(shares)
 
     def peak_bytes(self, name: str, pages: str) -> int:
         return int(self._result["rounds"][pages][name]["peak_bytes"])

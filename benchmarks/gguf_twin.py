@@ -1,4 +1,4 @@
-"""A GGUF file of a checkpoint: the metadata of the file that it came from, and its own weights in float32.
+"""A GGUF file of a checkpoint: the metadata of the file that it came from, and its own shape, and weights in float32.
 
     python benchmarks/gguf_twin.py SmolLM2-135M-Instruct.Q4_1.gguf tuned/best tuned.gguf
 
@@ -7,12 +7,14 @@ For models that are a Llama to llama.cpp, as SmolLM2 is.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
 import gguf
 import numpy as np
 
+from edgelm.config import ModelConfig
 from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.sources import open_checkpoint
 from edgelm_export.tensor_map import ROW_ORDERS, pattern_of
@@ -24,30 +26,54 @@ _OWN = (
 )  # fmt: skip
 
 
+def write_twin(original: Path, checkpoint: Path, target: Path) -> None:
+    """Write `target`: the metadata of the file `original`, with the shape and the weights of a checkpoint folder."""
+    layout = ARCHITECTURES["llama"].gguf.layout
+    reader, writer = gguf.GGUFReader(original), gguf.GGUFWriter(target, "llama")
+    with open_checkpoint(checkpoint) as source:
+        config, shapes = source.config, source.config.tensor_shapes()
+        own = _shape(config)
+        for field in reader.fields.values():
+            if field.name not in _OWN:
+                inner = field.types[1] if len(field.types) > 1 else None
+                writer.add_key_value(field.name, own.get(field.name, field.contents()), field.types[0], inner)
+        for name, shape in shapes.items():
+            writer.add_tensor_info(layout.source_name(name), shape, np.dtype(np.float32), 4 * math.prod(shape))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name in shapes:
+            tensor = source.tensor(name)
+            order = layout.row_orders.get(pattern_of(name)[0].rpartition(".")[0])
+            if order is not None:
+                # That order takes their rows to ours: its inverse takes ours to theirs.
+                tensor = tensor[np.argsort(ROW_ORDERS[order](config, len(tensor)))]
+            writer.write_tensor_data(np.ascontiguousarray(tensor, np.float32))
+        writer.close()
+
+
+def _shape(config: ModelConfig) -> dict[str, int | float]:
+    """Return what llama.cpp must know of the shape; what else it reads is the same in both."""
+    return {
+        "llama.block_count": config.num_hidden_layers,
+        "llama.context_length": config.max_position_embeddings,
+        "llama.embedding_length": config.hidden_size,
+        "llama.feed_forward_length": config.intermediate_size,
+        "llama.attention.layer_norm_rms_epsilon": config.norm_eps,
+        "llama.attention.head_count": config.num_attention_heads,
+        "llama.attention.head_count_kv": config.num_key_value_heads,
+        "llama.rope.dimension_count": config.head_dim,
+        "llama.rope.freq_base": config.rope_theta,
+    }
+
+
 @click.command()
 @click.argument("original", type=click.Path(exists=True, path_type=Path))
 @click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
 def main(original: Path, checkpoint: Path, target: Path) -> None:
-    """Write TARGET: ORIGINAL with the weights of CHECKPOINT."""
-    layout = ARCHITECTURES["llama"].gguf.layout
-    reader, writer = gguf.GGUFReader(original), gguf.GGUFWriter(target, "llama")
-    for field in reader.fields.values():
-        if field.name not in _OWN:
-            inner = field.types[1] if len(field.types) > 1 else None
-            writer.add_key_value(field.name, field.contents(), field.types[0], inner)
-    with open_checkpoint(checkpoint) as source:
-        for name in source.config.tensor_shapes():
-            tensor = source.tensor(name)
-            order = layout.row_orders.get(pattern_of(name)[0].rpartition(".")[0])
-            if order is not None:
-                # That order takes their rows to ours: its inverse takes ours to theirs.
-                tensor = tensor[np.argsort(ROW_ORDERS[order](source.config, len(tensor)))]
-            writer.add_tensor(layout.source_name(name), np.ascontiguousarray(tensor, np.float32))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+    """Write TARGET: ORIGINAL with the shape and the weights of CHECKPOINT."""
+    write_twin(original, checkpoint, target)
 
 
 if __name__ == "__main__":

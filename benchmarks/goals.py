@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from figures import ALL, NONE, Figures
+from models import GEMMA3, LLAMA, SMOLLM2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +35,10 @@ class Verdict:
 
 
 def judge(figures: Figures) -> list[Verdict]:
-    """Judge every goal whose contestants were measured."""
+    """Judge the goals of the model whose contestants were measured."""
     return [
         Verdict(goal=goal, limit=goal.limit(figures), values=goal.measure(figures))
-        for goal in GOALS
+        for goal in GOALS[figures.model]
         if figures.has(*goal.needs)
     ]
 
@@ -86,11 +87,14 @@ def _in_8_bits(name: str) -> tuple[Goal, ...]:
     )
 
 
-GOALS = (
-    *_in_8_bits(_INT8),
-    *_in_8_bits(_WIDE),
+_DECODE_IN_4_BITS = (
     _decode("int4: decode at least 1.1 x llama.cpp Q4_0", _INT4, _Q4, 1.1),
     _decode("int4: decode at least 1.1 x onnxruntime-genai int4", _INT4, _GENAI4, 1.1),
+)
+_BESIDE_PEERS = (
+    *_in_8_bits(_INT8),
+    *_in_8_bits(_WIDE),
+    *_DECODE_IN_4_BITS,
     _at_most(
         "int4: perplexity no worse than either peer's",
         (_INT4, _Q4, _GENAI4),
@@ -105,6 +109,8 @@ GOALS = (
         at_least=True,
         unit="x",
     ),
+)
+_SMOLLM2_ALONE = (
     _at_most(
         "Python's share of a decode step at most 60 µs",
         (_INT8,),
@@ -128,3 +134,23 @@ GOALS = (
         "x",
     ),
 )
+
+GOALS = {
+    SMOLLM2: (*_BESIDE_PEERS, *_SMOLLM2_ALONE),
+    GEMMA3: _BESIDE_PEERS,
+    LLAMA: (
+        _decode("int8: decode at least 1.25 x llama.cpp Q8_0", _INT8, _Q8, 1.25),
+        *_DECODE_IN_4_BITS,
+        Goal(
+            text="int4: decode reads its weights at least at 80 % of the memory's bandwidth, after the short prompt",
+            needs=(_INT4,),
+            limit=lambda figures: 80.0,
+            measure=lambda figures: {
+                f"{figures.workloads[-1]}, {p}": 100 * figures.bandwidth_share(_INT4, p, figures.workloads[-1])
+                for p in (NONE, ALL)
+            },
+            at_least=True,
+            unit="%",
+        ),
+    ),
+}

@@ -9,7 +9,6 @@ Each exporter is a process of its own, called as a user calls it; edgelm's check
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -19,49 +18,12 @@ import time
 from pathlib import Path
 
 import click
-import ml_dtypes
-import numpy as np
-from numpy.typing import NDArray
 
-from edgelm.architecture.hf_config import hf_config
-from edgelm.config import ModelConfig
-from edgelm_export.safetensors_writer import TensorSpec, write_safetensors
 from machine import describe_machine
 from prepare import genai_command
+from random_llama import SHAPE, write_checkpoint
 
-SHAPE = ModelConfig(
-    model_type="llama",
-    vocab_size=49152,
-    hidden_size=2048,
-    intermediate_size=8192,
-    num_hidden_layers=24,
-    num_attention_heads=32,
-    num_key_value_heads=32,
-    head_dim=64,
-    max_position_embeddings=8192,
-    rope_theta=130000.0,
-    tie_word_embeddings=True,
-    bos_token_id=1,
-    eos_token_ids=(2,),
-)
 PRECISION = "int4"
-
-
-def write_checkpoint(folder: Path, tokenizer: Path, layers: int) -> None:
-    """Write random weights as the hub has them: no section of ours in config.json."""
-    shutil.copytree(tokenizer, folder, ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
-    config = dataclasses.replace(SHAPE, num_hidden_layers=layers)
-    (folder / "config.json").write_text(json.dumps(hf_config(config), indent=2) + "\n", encoding="utf-8")
-    shapes, random = config.tensor_shapes(), np.random.default_rng(0)
-
-    def weights(name: str) -> NDArray[np.float32]:
-        if name.endswith("norm.weight"):
-            return np.ones(shapes[name], np.float32)
-        values = random.standard_normal(shapes[name], np.float32) * np.float32(0.02)
-        return values.astype(ml_dtypes.bfloat16).astype(np.float32)
-
-    specs = {name: TensorSpec(dtype="BF16", shape=shape) for name, shape in shapes.items()}
-    write_safetensors(folder / "model.safetensors", specs, weights, {})
 
 
 def measure(command: list[str], package: Path) -> dict[str, float]:

@@ -16,8 +16,9 @@ import click
 
 from contestants import Contestant
 from prepare import CACHE, size_on_disk
+from weights import weight_bytes
 from worker import Worker
-from workload import Effort, Text, Workload
+from workload import THREADS, Effort, Text, Workload
 
 # ONNX Runtime's and OpenMP's threads spin for some milliseconds after their last work.
 _PAUSE_SECONDS = 0.2
@@ -34,11 +35,15 @@ class Benchmark:
         self._contestants, self._models, self._text, self._effort = contestants, models, text, effort
         self._timed = [contestant for contestant in contestants if contestant.timed]
 
-    def rounds(self, *, huge_pages: bool) -> dict[str, dict[str, Any]]:
-        """Load all runtimes, then let each generate in turn, round after round: only one computes at a time."""
+    def rounds(self, *, huge_pages: bool) -> tuple[dict[str, dict[str, Any]], list[float]]:
+        """Load all runtimes, then let each generate in turn, round after round: only one computes at a time.
+
+        Returns what was measured of each, and the bytes a second that were read from memory in each round.
+        """
         label = "all on huge pages" if huge_pages else "none on huge pages"
         first, *_ = self._effort.workloads
         results: dict[str, dict[str, Any]] = {}
+        bandwidths = []
         with contextlib.ExitStack() as stack:
             workers = []
             for contestant in self._timed:
@@ -52,12 +57,14 @@ class Benchmark:
                 workers.append(worker)
             for number in range(self._effort.rounds):
                 click.echo(f"Round {number + 1} of {self._effort.rounds}, {label} ...", err=True)
+                time.sleep(_PAUSE_SECONDS)
+                bandwidths.append(workers[0].ask("read_bandwidth", threads=THREADS)["bytes_per_second"])
                 for workload in self._effort.workloads:
                     for worker in workers:
                         time.sleep(_PAUSE_SECONDS)
                         by_workload = results[worker.name]["workloads"]
                         by_workload.setdefault(workload.name, []).append(self._generate(worker, workload))
-        return results
+        return results, bandwidths
 
     def _generate(self, worker: Worker, workload: Workload) -> dict[str, Any]:
         prompt_ids = self._text.prompts[workload.name]
@@ -87,8 +94,10 @@ class Benchmark:
         return results
 
     def perplexities(self) -> dict[str, float]:
-        """Score the same tokens with every runtime, in a process of its own."""
-        results = {}
+        """Score the same tokens with every runtime, in a process of its own; nothing where no text is scored."""
+        results: dict[str, float] = {}
+        if not self._text.windows:
+            return results
         for contestant in self._contestants:
             click.echo(f"Perplexity of {contestant.label} ...", err=True)
             with self._worker(contestant, huge_pages=False, scored=True) as worker:
@@ -103,6 +112,10 @@ class Benchmark:
 
     def sizes(self) -> dict[str, int]:
         return {contestant.name: size_on_disk(self._models / contestant.model) for contestant in self._contestants}
+
+    def weights(self) -> dict[str, int]:
+        """Count the bytes of weights that a step of each runtime reads."""
+        return {contestant.name: weight_bytes(self._models / contestant.model) for contestant in self._timed}
 
     def _worker(self, contestant: Contestant, *, huge_pages: bool, scored: bool = False) -> Worker:
         model = contestant.scored_model if scored and contestant.scored_model else contestant.model

@@ -1,4 +1,4 @@
-"""The models of the benchmark, all made of the same weights, once for each state of the exporter and of the peers."""
+"""The files of a model of the benchmark, all made of the same weights, once for each state of exporter and peers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,44 +21,52 @@ from edgelm.library.library import Library
 from edgelm_export.exporter import export_package
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.sources import open_checkpoint
+from gguf_twin import write_twin
+from models import MODELS, SMOLLM2, Model
+from random_llama import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache" / "bench"
-MODEL = "smollm2-135m-instruct"
 PREFILL_MODEL = "edgelm-int8-prefill"
 PEERS = ("llama-cpp-python", "onnxruntime-genai")
 _GENAI_BLOCK_SIZE = 32
 
 
-def prepare_models() -> Path:
-    """Make what is missing, and return the folder of all models."""
-    folder = CACHE / f"models-{_digest()}"
-    if not folder.exists():
-        for outdated in CACHE.glob("models-*"):
-            shutil.rmtree(outdated)
-        folder.mkdir(parents=True)
-    gguf = gguf_file()
-    checkpoint = folder / "checkpoint"
-    _once(checkpoint, lambda target: import_checkpoint(gguf, target))
-    for precision in ("fp32", "int8", "int8-wide", "int4"):
-        _once(folder / f"edgelm-{precision}", lambda target, p=precision: _export(checkpoint, target, p))
-    _once(folder / PREFILL_MODEL, lambda target: _export(checkpoint, target, PRECISIONS["int8"].with_prefill_graph()))
-    for precision in ("int8", "int4"):
-        _once(folder / f"genai-{precision}", lambda target, p=precision: _build_genai(checkpoint, target, p, True))
-        _once(
-            folder / f"genai-{precision}-all-logits",
-            lambda target, p=precision: _build_genai(checkpoint, target, p, False),
-        )
-    for kind in ("Q8_0", "Q4_0"):
-        _once(folder / f"llama-{kind.lower()}.gguf", lambda target, k=kind: _quantize_gguf(gguf, target, k))
+def prepare_models(model: Model = MODELS[SMOLLM2]) -> Path:
+    """Make what is missing of a model's checkpoint and of what its contestants load, and return the folder of all."""
+    folder = _checkpoint(model).parent
+    contestants = model.contestants
+    wanted = {contestant.model for contestant in contestants} | {contestant.scored_model for contestant in contestants}
+    for name, make in _MAKERS.items():
+        if name in wanted:
+            _once(folder / name, partial(make, model))
     return folder
 
 
-def gguf_file() -> Path:
-    """Fetch the file that all are made of, once."""
-    library = Library(ROOT / ".cache" / "edgelm")  # the tests keep the model there too
-    with library.lock(MODEL):
-        return sources.fetch(sources.resolve(MODEL), library, MODEL)
+def _checkpoint(model: Model) -> Path:
+    state = CACHE / f"models-{_digest()}"
+    if not state.exists():
+        for outdated in CACHE.glob("models-*"):
+            shutil.rmtree(outdated)
+    (state / model.name).mkdir(parents=True, exist_ok=True)
+    return _once(state / model.name / "checkpoint", partial(_make_checkpoint, model))
+
+
+def _make_checkpoint(model: Model, target: Path) -> None:
+    if model.source is None:
+        write_checkpoint(target, _checkpoint(MODELS[SMOLLM2]))
+    else:
+        import_checkpoint(gguf_file(model), target)
+
+
+def gguf_file(model: Model = MODELS[SMOLLM2]) -> Path:
+    """Return the file that llama.cpp's are made of: fetched once or, of random weights, written once."""
+    if model.source is None:
+        checkpoint = _checkpoint(model)
+        return _once(checkpoint.with_name("float32.gguf"), partial(write_twin, gguf_file(), checkpoint))
+    library = Library(ROOT / ".cache" / "edgelm")  # the tests keep models there too
+    with library.lock(model.source):
+        return sources.fetch(sources.resolve(model.source), library, model.source)
 
 
 def size_on_disk(model: Path) -> int:
@@ -67,6 +76,7 @@ def size_on_disk(model: Path) -> int:
     return sum(path.stat().st_size for path in model.glob("*.onnx*"))
 
 
+@cache
 def _digest() -> str:
     digest = hashlib.sha256()
     for path in sorted((ROOT / "export").rglob("*.py")):
@@ -76,20 +86,20 @@ def _digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def _once(target: Path, make: Callable[[Path], None]) -> None:
+def _once(target: Path, make: Callable[[Path], None]) -> Path:
     if target.exists():
-        return
+        return target
     click.echo(f"Making {target.name} ...", err=True)
     unfinished = target.with_name(f"unfinished-{target.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     make(unfinished)
     os.replace(unfinished, target)
+    return target
 
 
-def _export(checkpoint: Path, target: Path, precision: str | Precision) -> None:
-    label = precision if isinstance(precision, str) else f"{precision.name}-prefill"
-    with open_checkpoint(checkpoint) as source:
-        export_package(source, target, precision, name=f"{MODEL}-{label}")
+def _export(precision: Precision, label: str, model: Model, target: Path) -> None:
+    with open_checkpoint(_checkpoint(model)) as source:
+        export_package(source, target, precision, name=f"{model.source or model.name}-{label}")
 
 
 def genai_command(checkpoint: Path, target: Path, precision: str, *, last_logits_only: bool = True) -> list[str]:
@@ -102,17 +112,19 @@ def genai_command(checkpoint: Path, target: Path, precision: str, *, last_logits
     return [*command, "--extra_options", f"block_size={_GENAI_BLOCK_SIZE}", f"prune_lm_head={last_logits_only}".lower()]
 
 
-def _build_genai(checkpoint: Path, target: Path, precision: str, last_logits_only: bool) -> None:
-    command = genai_command(checkpoint, target, precision, last_logits_only=last_logits_only)
+def _build_genai(precision: str, last_logits_only: bool, model: Model, target: Path) -> None:
+    command = genai_command(_checkpoint(model), target, precision, last_logits_only=last_logits_only)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=False)
+    place = target.parent  # not here, where our modules would hide its own
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, cwd=place, check=False)
     if result.returncode:
         raise click.ClickException(f"The builder of onnxruntime-genai failed:\n{result.stderr[-2000:]}")
 
 
-def _quantize_gguf(source: Path, target: Path, kind: str) -> None:
+def _quantize_gguf(kind: str, model: Model, target: Path) -> None:
     import llama_cpp
 
+    source = gguf_file(model)
     silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
@@ -121,3 +133,13 @@ def _quantize_gguf(source: Path, target: Path, kind: str) -> None:
     parameters.allow_requantize = True
     if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters)):
         raise click.ClickException(f"llama.cpp cannot quantize {source.name} to {kind}.")
+
+
+# What makes the file or folder of that name, beside the model's checkpoint.
+_MAKERS: dict[str, Callable[[Model, Path], None]] = {
+    **{f"edgelm-{name}": partial(_export, PRECISIONS[name], name) for name in ("fp32", "int8", "int8-wide", "int4")},
+    PREFILL_MODEL: partial(_export, PRECISIONS["int8"].with_prefill_graph(), "int8-prefill"),
+    **{f"genai-{precision}": partial(_build_genai, precision, True) for precision in ("int8", "int4")},
+    **{f"genai-{precision}-all-logits": partial(_build_genai, precision, False) for precision in ("int8", "int4")},
+    **{f"llama-{kind.lower()}.gguf": partial(_quantize_gguf, kind) for kind in ("Q8_0", "Q4_0")},
+}

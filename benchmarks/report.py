@@ -11,6 +11,7 @@ from contestants import CONTESTANTS
 from edgelm.pictures.bar_chart import Bar, Panel, draw
 from figures import ALL, NONE, Figures
 from goals import Verdict, judge
+from models import MODELS
 
 _BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}
 _PAGES = {
@@ -36,13 +37,15 @@ def write_report(result: dict[str, Any], target: Path) -> None:
 
 def markdown(result: dict[str, Any], figures: Figures, name: str) -> str:
     parts = [
-        "# SmolLM2-135M-Instruct beside llama.cpp and onnxruntime-genai",
+        f"# {MODELS[figures.model].title} beside llama.cpp and onnxruntime-genai",
         f"`{result['command']}`, {result['machine']['date']}. Written by that command; the rounds are in "
         f"[{name}.json]({name}.json).",
         f"![Prefill and decode rates of each runtime]({name}.svg)",
         "## Goals",
         _goals(judge(figures)),
         *[f"## {title}\n\n{_table(figures, pages)}" for pages, title in _PAGES.items()],
+        "## What the memory allows",
+        _memory(figures),
         "## Start and size",
         _sizes(figures),
         "## How it was measured",
@@ -102,6 +105,27 @@ def _rate(
     return f"{text} ({ratio(name, baseline, pages, workload):.2f})"
 
 
+def _memory(figures: Figures) -> str:
+    conditions = [(workload, pages) for pages in _PAGES for workload in figures.workloads]
+    rows = [
+        [
+            _BY_NAME[name].label,
+            _megabytes(figures.weight_bytes(name)),
+            *[f"{figures.bandwidth_share(name, pages, workload):.0%}" for workload, pages in conditions],
+        ]
+        for name in figures.timed()
+    ]
+    header = ["runtime", "weights of a step", *[f"{workload}, {pages}" for workload, pages in conditions]]
+    bandwidths = " and ".join(f"{figures.bandwidth(pages) / 1e9:.1f} GB/s ({pages})" for pages in _PAGES)
+    note = (
+        f"Memory is read at {bandwidths}: by as many threads, each of which reads its part of 0.5 GB, the best of five "
+        "tries in each round. The shares are of that: the weights that a step reads, as they are stored, over the "
+        "step's time. Keys and values, which it reads too, are not in it, nor what a runtime adds to the weights when "
+        "it packs them; weights that the processor's caches hold are read faster than memory."
+    )
+    return _rows(header, rows) + "\n\n" + note
+
+
 def _sizes(figures: Figures) -> str:
     rows = []
     for name, contestant in _BY_NAME.items():
@@ -111,7 +135,7 @@ def _sizes(figures: Figures) -> str:
         rows.append(
             [
                 contestant.label,
-                f"{figures.perplexity(name):.3f}",
+                f"{figures.perplexity(name):.3f}" if figures.has_perplexity else "",
                 _megabytes(figures.bytes_on_disk(name)),
                 f"{figures.load(name):.2f} s" if timed else "",
                 f"{figures.start(name):.2f} s" if timed else "",
@@ -125,7 +149,7 @@ def _method(result: dict[str, Any], figures: Figures) -> str:
     rounds, scored = result["effort"]["rounds"], result["effort"]["scored_tokens"]
     others = figures.others_cpus()
     lines = [
-        f"All models are made of the same weights (the Q4_1 GGUF, dequantized). Every runtime has {result['threads']} "
+        f"All models are made of {MODELS[figures.model].weights}. Every runtime has {result['threads']} "
         "threads, a process of its own with its model loaded once, and its own defaults otherwise; "
         "onnxruntime-genai's graphs compute the head for the last position only, which is faster than its default.",
         f"{rounds} rounds, in each of which every runtime generates in turn, one at a time, greedily, on a KV cache "
@@ -138,7 +162,9 @@ def _method(result: dict[str, Any], figures: Figures) -> str:
         f"Peak memory is the process's highest resident memory after load and a first run of {figures.workloads[0]} "
         "tokens. Load and import: medians of fresh processes, files in the system's cache; edgelm's load hashes every "
         "file and imports ONNX Runtime.",
-        f"Perplexity: {scored} tokens of Python's language reference (pydoc_data.topics), the same ids for all.",
+        f"Perplexity: {scored} tokens of Python's language reference (pydoc_data.topics), the same ids for all."
+        if figures.has_perplexity
+        else "Perplexity: not measured, since to random weights all texts are alike.",
         f"Other processes took {others:.2f} CPUs at the median"
         + ("." if others <= _QUIET_CPUS else ": **the machine was not quiet, so do not trust these figures.**"),
     ]
@@ -164,7 +190,7 @@ def _picture(figures: Figures) -> str:
     for title, rate in ((f"prefill, {workload}", figures.prefill), (f"decode, {workload}", figures.decode)):
         bars = [
             Bar(
-                label=f"{_BY_NAME[name].label}, perplexity {figures.perplexity(name):.2f}",
+                label=_bar_label(figures, name),
                 value=rate(name, NONE, workload),
                 is_ours=_BY_NAME[name].engine == "edgelm_engine",
             )
@@ -172,6 +198,11 @@ def _picture(figures: Figures) -> str:
         ]
         panels.append(Panel(title=f"{title} (tokens per second)", bars=bars))
     return draw(panels)
+
+
+def _bar_label(figures: Figures, name: str) -> str:
+    label = _BY_NAME[name].label
+    return f"{label}, perplexity {figures.perplexity(name):.2f}" if figures.has_perplexity else label
 
 
 def _rows(header: list[str], rows: list[list[str]]) -> str:

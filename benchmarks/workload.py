@@ -57,8 +57,16 @@ class Text:
 
 
 def read_text(checkpoint: Path, effort: Effort) -> Text:
-    ids = Tokenizer.load(checkpoint).encode("\n\n".join(topics[name] for name in sorted(topics)))
-    windows = [ids[i * PERPLEXITY_TOKENS : (i + 1) * PERPLEXITY_TOKENS] for i in range(effort.perplexity_windows)]
-    start = FULL.perplexity_windows * PERPLEXITY_TOKENS
-    prompts = {workload.name: ids[start : start + workload.prompt_tokens] for workload in effort.workloads}
-    return Text(windows=windows, prompts=prompts)
+    """Read windows of PERPLEXITY_TOKENS, and the prompts; each begins as the model's author lets a text begin."""
+    tokenizer = Tokenizer.load(checkpoint)
+    ids = tokenizer.encode("\n\n".join(topics[name] for name in sorted(topics)))
+    leading = list(tokenizer.leading_ids)
+
+    def part(start: int, tokens: int) -> list[int]:
+        return [*leading, *ids[start : start + tokens - len(leading)]]
+
+    starts = [i * PERPLEXITY_TOKENS for i in range(FULL.perplexity_windows + 1)]
+    return Text(
+        windows=[part(start, PERPLEXITY_TOKENS) for start in starts[: effort.perplexity_windows]],
+        prompts={workload.name: part(starts[-1], workload.prompt_tokens) for workload in effort.workloads},
+    )

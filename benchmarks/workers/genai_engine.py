@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import onnxruntime_genai
@@ -12,8 +13,6 @@ from numpy.typing import NDArray
 from workers.engine import EngineOptions, Generation
 from workers.log_likelihood import sum_log_likelihood
 
-_NEVER_DRAWN = 49151  # the last of SmolLM2's reserved tokens, so that no generation ends early
-
 
 class GenAI:
     """A model of onnxruntime-genai; all but the threads is as its builder wrote it."""
@@ -21,7 +20,9 @@ class GenAI:
     def __init__(self, options: EngineOptions) -> None:
         config = onnxruntime_genai.Config(options.path)
         session_options = {"intra_op_num_threads": options.threads}
-        overlay = {"model": {"eos_token_id": _NEVER_DRAWN, "decoder": {"session_options": session_options}}}
+        values = json.loads(Path(options.path, "genai_config.json").read_text(encoding="utf-8"))
+        never_drawn = values["model"]["vocab_size"] - 1  # a reserved token, so that no generation ends early
+        overlay = {"model": {"eos_token_id": never_drawn, "decoder": {"session_options": session_options}}}
         config.overlay(json.dumps(overlay))
         self._model = onnxruntime_genai.Model(config)
 

@@ -46,12 +46,15 @@ def result() -> dict[str, Any]:
     machine = {"cpu": "Test", "cores": 2, "instruction_sets": ["avx2"], "memory_gib": 8.0, "kernel": "6.1"}
     machine |= {"huge_pages": "madvise", "python": "3.11", "packages": {"numpy": "2.0"}, "commit": None}
     return {
+        "model": "smollm2-135m",
         "command": "python benchmarks/run.py",
         "machine": {**machine, "date": "2026-01-01"},
         "threads": 2,
         "workloads": [{"name": "512+128", "prompt_tokens": 512, "new_tokens": 128}],
         "effort": {"rounds": 2, "starts": 1, "scored_tokens": 4092},
         "rounds": {"none": rounds, "all": rounds},
+        "read_bandwidth": {"none": [30e9, 15e9], "all": [30e9, 15e9]},
+        "weight_bytes": dict.fromkeys(_MEASURED, 120_000_000),
         "starts": {name: {"import_seconds": [0.1], "load_seconds": [0.4]} for name in _MEASURED},
         "import_edgelm_seconds": [0.03],
         "perplexity": {"edgelm-fp32": 15.0, **{name: row[3] for name, row in _MEASURED.items()}},

@@ -49,8 +49,18 @@ def test_a_goal_is_missed_where_one_of_its_conditions_misses_it(result: dict[str
     assert not _verdicts(result)["Python's share of a decode step at most 60 µs"]
 
 
+def test_what_a_step_reads_is_set_beside_what_the_memory_gave_in_the_same_round(result: dict[str, Any]) -> None:
+    result["model"] = "llama-1.7b"
+    # 120 MB in 6 ms are 20 GB/s of 30; in the second round both are half as fast
+    assert Figures(result).bandwidth_share("edgelm-int4", "none", "512+128") == pytest.approx(2 / 3)
+    goal = "int4: decode reads its weights at least at 80 % of the memory's bandwidth, after the short prompt"
+    assert not _verdicts(result)[goal]
+    result["weight_bytes"]["edgelm-int4"] = 145_000_000
+    assert _verdicts(result)[goal]
+
+
 def test_goals_of_runtimes_that_were_not_measured_are_left_out(result: dict[str, Any]) -> None:
-    del result["perplexity"]["genai-int4"]
+    del result["bytes_on_disk"]["genai-int4"]
     assert "int4: decode at least 1.1 x onnxruntime-genai int4" not in _verdicts(result)
 
 
@@ -63,6 +73,15 @@ def test_the_report_is_json_markdown_and_a_picture(result: dict[str, Any], tmp_p
     assert "| llama.cpp Q8_0 | 341 (1.00) | 56 (1.00) | 1500 ms | 250 MB | 0 MB |" in text
     root = ElementTree.fromstring((folder / "model.svg").read_text(encoding="utf-8"))
     assert len(root.findall(".//{http://www.w3.org/2000/svg}rect")) == 2 * 6
+
+
+def test_a_report_without_perplexities_says_why(result: dict[str, Any], tmp_path: Path) -> None:
+    result["model"], result["perplexity"], result["effort"]["scored_tokens"] = "llama-1.7b", {}, 0
+    write_report(result, tmp_path / "model")
+    text = (tmp_path / "model.md").read_text(encoding="utf-8")
+    assert text.startswith("# A Llama of 1.7B random weights beside llama.cpp and onnxruntime-genai\n")
+    assert "Perplexity: not measured" in text
+    assert "| llama.cpp Q8_0 | 120 MB | 33% | 33% |" in text
 
 
 def test_the_report_says_when_the_machine_was_not_quiet(result: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""What is measured: the weights that a step reads, a GGUF file of a checkpoint's weights, and where texts begin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgelm.testing import tiny_model_path
+from edgelm.text.tokenizer import Tokenizer
+from edgelm_export.sources import open_checkpoint
+from gguf_twin import write_twin
+from weights import weight_bytes
+from workload import PERPLEXITY_TOKENS, QUICK, read_text
+
+
+def test_a_step_reads_what_is_multiplied_and_not_what_is_looked_up(tmp_path: Path) -> None:
+    weights = {
+        "table": np.zeros((100, 8), np.float16),
+        "packed": np.zeros((4, 8), np.uint8),
+        "scales": np.zeros(4, np.float32),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "ids"], ["rows"]),
+            helper.make_node("MatMulNBits", ["rows", "packed", "scales"], ["logits"], domain="com.microsoft"),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["T"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["T", 4])],
+        [numpy_helper.from_array(values, name) for name, values in weights.items()],
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
+    assert weight_bytes(tmp_path) == 4 * 8 + 4 * 4
+
+
+def test_a_gguf_file_with_a_head_of_its_own_has_an_embedding_that_is_looked_up(tmp_path: Path) -> None:
+    for name, names in {"tied": ["token_embd"], "untied": ["token_embd", "output"]}.items():
+        writer = gguf.GGUFWriter(tmp_path / name, "llama")
+        for tensor in (*names, "blk.0.attn_q"):
+            writer.add_tensor(f"{tensor}.weight", np.zeros((4, 32), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        assert weight_bytes(tmp_path / name) == 2 * 4 * 32 * 4
+
+
+def test_a_twin_has_the_shape_and_the_weights_of_the_checkpoint(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "original", "llama")
+    writer.add_block_count(30)
+    for add in (writer.add_embedding_length, writer.add_feed_forward_length, writer.add_context_length):
+        add(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(500.0)
+    writer.add_vocab_size(320)
+    writer.add_token_list([f"token {i}" for i in range(320)])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    write_twin(tmp_path / "original", tiny_model_path(), tmp_path / "twin.gguf")
+    with open_checkpoint(tiny_model_path()) as source, open_checkpoint(tmp_path / "twin.gguf") as twin:
+        for field in ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "rope_theta"):
+            assert getattr(twin.config, field) == getattr(source.config, field)
+        for name in source.config.tensor_shapes():
+            np.testing.assert_array_equal(twin.tensor(name), source.tensor(name))
+
+
+def test_prompts_and_windows_begin_with_what_the_author_puts_before_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = read_text(tiny_model_path(), QUICK)
+    monkeypatch.setattr(Tokenizer, "leading_ids", (1,))
+    text = read_text(tiny_model_path(), QUICK)
+    for name, ids in text.prompts.items():
+        assert ids == [1, *plain.prompts[name][:-1]]
+    assert [ids[0] for ids in text.windows] == [1] * QUICK.perplexity_windows
+    assert [len(ids) for ids in text.windows] == [PERPLEXITY_TOKENS] * QUICK.perplexity_windows
