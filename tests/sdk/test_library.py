@@ -104,6 +104,8 @@ def test_the_latest_package_is_the_one_written_last(library):
 
 
 def test_without_a_package_the_way_to_one_is_named(library):
+    with pytest.raises(ModelNotFoundError, match=f"No package is in the library {library.root}. To fetch it: edgelm"):
+        library.find("smollm2-135m-instruct")
     with pytest.raises(ModelNotFoundError, match=r"The library is empty.*edgelm pull smollm2-135m-instruct"):
         library.latest()
     add_source(library, "original")

@@ -312,8 +312,8 @@ class Library:
         known = {*self.packages(), *self.sources(), *self.aliases(), *CATALOGUE} - {wanted}
         close = difflib.get_close_matches(name, sorted(known), n=2, cutoff=_CLOSE)
         if name in CATALOGUE:
-            here = f" {self._what_is_here()}" if self.packages() else ""
-            return f"{message}{here} To fetch it: edgelm pull {name}"
+            here = self._what_is_here() if self.packages() else f"No package is in the library {self.root}."
+            return f"{message} {here} To fetch it: edgelm pull {name}"
         if close:
             message += f" Did you mean {' or '.join(close)}?"
         return f"{message} {self._what_is_here()}"
