@@ -164,6 +164,32 @@ def test_speculation_and_forced_tokens_are_the_decoders(plain: LanguageModel) ->
     assert plain.generate(prompt, config).token_ids == plain.generate(prompt, ANSWER).token_ids
 
 
+@pytest.mark.parametrize("name", ["plain", "in a window", "int8"])
+def test_exact_guesses_beams_and_shifts_are_as_alone_in_an_engine_and_from_the_disk(
+    packages: Packages, name: str, tmp_path: Path
+) -> None:
+    model = edgelm.load(packages(name), SessionOptions(threads=1))
+    model.session.config = dataclasses.replace(model.config, max_position_embeddings=300)
+    model.prefixes = PrefixCache(model.config, answers=False)
+    prompt, plain = random_ids(30) * 9, ANSWER.replace(max_new_tokens=60, context_shift=4)
+    exact = plain.replace(speculation="prompt_lookup", exact_speculation=True)
+    beams = ANSWER.replace(num_beams=3)
+    alone = [model.generate(prompt, config).token_ids for config in (plain, exact, beams)]
+    assert alone[0] == alone[1]
+    with Engine(model) as engine:
+        generations = [engine.submit(prompt, config) for config in (plain, exact, beams)]
+        assert [edgelm.join(generation).token_ids for generation in generations] == alone
+    model.prefixes = PrefixCache(model.config, 0)
+    session = ChatSession(model)
+    plain, exact = (config.replace(max_new_tokens=20) for config in (plain, exact))
+    list(session.send("Hello " * 8, plain))
+    session.save(tmp_path / "chat")
+    restored = ChatSession.load(model, tmp_path / "chat")
+    answers = [edgelm.join(chat.send("And then?", config)) for chat, config in ((session, plain), (restored, exact))]
+    assert answers[0].token_ids == answers[1].token_ids
+    assert answers[1].usage.cached_tokens > 50
+
+
 def test_what_a_draft_has_read_serves_its_own_answers(plain: LanguageModel, packages: Packages) -> None:
     """A draft reads a prompt by the graph that it has for prompts, as anybody does who asks it directly."""
     draft, prompt = edgelm.load(packages("plain"), SessionOptions(threads=1)), random_ids(150)
