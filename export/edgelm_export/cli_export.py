@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from edgelm.architecture.quantization_recipe import read_recipe
+from edgelm.architecture.quantization_recipe import OPERATOR_SETS, STANDARD, read_recipe
 from edgelm.cli.output import is_terminal
 from edgelm.cli.picture_file import PictureFile
 from edgelm.cli.progress import progress_line
@@ -41,6 +41,7 @@ Examples:
   edgelm export ckpt/ -o pkg/ --precision mixed --max-kl 0.02 --frontier f.svg
   edgelm export ckpt/ -o pkg/ --kv-cache int8               long texts in a quarter of the memory
   edgelm export ckpt/ -o pkg/ --prefill-graph               prompts read faster, for disk space and memory
+  edgelm export ckpt/ -o pkg/ --operators standard          for OpenVINO, CoreML and other runtimes of ONNX
   edgelm export ckpt/ -o pkg/ --recipe mine.toml            your own rules (docs: guides/quantize)
 """
 
@@ -54,6 +55,11 @@ prefill_graph_option = click.option(
     help="Add a graph that reads prompts faster on a CPU; it takes a byte a weight, on disk and in memory.",
 )  # fmt: skip
 
+operators_option = click.option(
+    "--operators", type=click.Choice(OPERATOR_SETS), default=OPERATOR_SETS[0], show_default=True,
+    help="standard: those of the ONNX standard alone, for providers and runtimes that know no others; slower on a CPU.",
+)  # fmt: skip
+
 
 @click.command(epilog=EXAMPLES)
 @click.argument("source")
@@ -61,11 +67,12 @@ prefill_graph_option = click.option(
 @click.option(
     "--precision", type=click.Choice([*PRECISIONS, MIXED]), default=DEFAULT_PRECISION, show_default=True,
     help="How the weights are stored; int8-wide: faster alone, not in company; keep: the source's grid; "
-    "qdq: int8 in ONNX's operators; mixed: by sensitivity.",
+    "mixed: by sensitivity.",
 )  # fmt: skip
 @click.option("--recipe", type=click.Path(path_type=Path), help="A TOML or JSON file of rules, instead of --precision.")
 @kv_cache_option
 @prefill_graph_option
+@operators_option
 @click.option("--calibrate", is_flag=True, help="Find the integers by gptq, on the bundled text: slower, better.")
 @click.option(
     "--calibration", metavar="FILE", type=click.Path(path_type=Path),
@@ -89,6 +96,7 @@ def export(
     recipe: Path | None,
     kv_cache: str,
     prefill_graph: bool,
+    operators: str,
     calibrate: bool,
     calibration: Path | None,
     calibration_tokens: int | None,
@@ -104,7 +112,12 @@ def export(
     """
     _refuse_contradictions(precision, recipe, target_size, max_kl, frontier)
     if precision == MIXED and recipe is None:
-        for option, is_given in (("--kv-cache int8", kv_cache == "int8"), ("--prefill-graph", prefill_graph)):
+        not_for_mixed = {
+            "--kv-cache int8": kv_cache == "int8",
+            "--prefill-graph": prefill_graph,
+            "--operators standard": operators == STANDARD,
+        }
+        for option, is_given in not_for_mixed.items():
             if is_given:
                 raise click.UsageError(f"{option} is not for --precision mixed.")
     library = Library()
@@ -112,15 +125,17 @@ def export(
     path = library.find_source(source)
     chosen: str | Precision = read_recipe(recipe) if recipe is not None else precision
     label = chosen.name if isinstance(chosen, Precision) else chosen
-    if kv_cache == "int8":
-        chosen = with_int8_cache(chosen, calibrate=calibrate or calibration is not None)
-    if prefill_graph:
-        chosen = with_prefill_graph(chosen, calibrate=calibrate or calibration is not None)
+    if chosen != MIXED:
+        calibrates = calibrate or calibration is not None
+        chosen = recipe_of(
+            chosen, kv_cache=kv_cache, prefill_graph=prefill_graph, operators=operators, calibrate=calibrates
+        )
     if output is None:
         name = _package_name(path, library)
         name = name if label == DEFAULT_PRECISION else f"{name}-{label}"
         name = name if kv_cache == "fp32" else f"{name}-kv-{kv_cache}"
         name = f"{name}-prefill" if prefill_graph else name
+        name = f"{name}-{operators}" if operators == STANDARD else name
         library.refuse_alias(name)
         output = library.package_path(name)
     options = None
@@ -143,16 +158,18 @@ def export(
         frontier.write_text(_draw_frontier(points, manifest), encoding="utf-8")
 
 
-def with_int8_cache(precision: str | Precision, *, calibrate: bool) -> Precision:
-    """Return a recipe that keeps keys and values in int8 too."""
-    recipe = precision_named(precision) if isinstance(precision, str) else precision
-    return (recipe.calibrated() if calibrate else recipe).with_int8_cache()
+def recipe_of(
+    precision: str | Precision, *, kv_cache: str, prefill_graph: bool, operators: str, calibrate: bool
+) -> Precision:
+    """Return the recipe that a preset's name or a recipe means with the options beside it.
 
-
-def with_prefill_graph(precision: str | Precision, *, calibrate: bool) -> Precision:
-    """Return a recipe that reads prompts by a graph of their own too."""
+    calibrate: to find a preset's integers by gptq; a recipe says itself how its are found.
+    """
     recipe = precision_named(precision) if isinstance(precision, str) else precision
-    return (recipe.calibrated() if calibrate else recipe).with_prefill_graph()
+    recipe = recipe.calibrated() if calibrate and recipe is not precision else recipe
+    recipe = recipe.with_int8_cache() if kv_cache == "int8" else recipe
+    recipe = recipe.with_prefill_graph() if prefill_graph else recipe
+    return recipe.with_standard_operators() if operators == STANDARD else recipe
 
 
 def _refuse_contradictions(

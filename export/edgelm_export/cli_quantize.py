@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from edgelm.architecture.quantization_recipe import read_recipe
+from edgelm.architecture.quantization_recipe import STANDARD, read_recipe
 from edgelm.cli.generation_options import complete_model
 from edgelm.cli.progress import progress_line
 from edgelm.errors import ExportError
@@ -19,20 +19,20 @@ from edgelm.package.manifest import Manifest, sha256_of
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.cli_export import (
     kv_cache_option,
+    operators_option,
     prefill_graph_option,
     print_figures,
-    with_int8_cache,
-    with_prefill_graph,
+    recipe_of,
 )
 from edgelm_export.exporter import export_package
 from edgelm_export.package_checkpoint import PackageCheckpoint
-from edgelm_export.quantize import PRECISIONS, Precision
+from edgelm_export.quantize import PRECISIONS
 from edgelm_export.sources import open_checkpoint
 
 # What fewer bits have lost of a model cannot be told from the model any more.
 _FEWEST_BITS = 8
-# At the end of a name in the library: how keys and values are kept, and what reads prompts.
-_IN_INT8, _WITH_PREFILL = "-kv-int8", "-prefill"
+# At the end of a name in the library: how keys and values are kept, what reads prompts, and whose operators compute.
+_IN_INT8, _WITH_PREFILL, _IN_STANDARD = "-kv-int8", "-prefill", f"-{STANDARD}"
 
 EXAMPLES = """
 \b
@@ -52,6 +52,7 @@ Examples:
 @click.option("--recipe", type=click.Path(path_type=Path), help="A TOML or JSON file of rules, instead of --precision.")
 @kv_cache_option
 @prefill_graph_option
+@operators_option
 @click.option("--source", metavar="CHECKPOINT", help="What the package was exported from, where it is not found.")
 @click.option("--calibrate", is_flag=True, help="Find the integers by gptq, on the bundled text: slower, better.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
@@ -62,6 +63,7 @@ def quantize(
     recipe: Path | None,
     kv_cache: str,
     prefill_graph: bool,
+    operators: str,
     source: str | None,
     calibrate: bool,
     as_json: bool,
@@ -76,12 +78,15 @@ def quantize(
     library = Library()
     folder = library.find(package)
     manifest = Manifest.load(folder)
-    chosen: str | Precision = read_recipe(recipe) if recipe is not None else str(precision)
-    label = chosen.name if isinstance(chosen, Precision) else chosen
-    if kv_cache == "int8":
-        chosen, label = with_int8_cache(chosen, calibrate=calibrate), f"{label}{_IN_INT8}"
-    if prefill_graph:
-        chosen, label = with_prefill_graph(chosen, calibrate=calibrate), f"{label}{_WITH_PREFILL}"
+    chosen = recipe_of(
+        read_recipe(recipe) if recipe is not None else str(precision),
+        kv_cache=kv_cache,
+        prefill_graph=prefill_graph,
+        operators=operators,
+        calibrate=calibrate,
+    )
+    endings = {_IN_INT8: kv_cache == "int8", _WITH_PREFILL: prefill_graph, _IN_STANDARD: operators == STANDARD}
+    label = "".join([chosen.name, *(ending for ending, is_asked in endings.items() if is_asked)])
     target = output or library.package_path(f"{_base_name(manifest)}-{label}")
     if target.resolve() == folder.resolve():
         raise ExportError(f"{target} is the package that is read. Choose another folder with -o.")
@@ -96,7 +101,8 @@ def quantize(
 
 
 def _base_name(manifest: Manifest) -> str:
-    return manifest.name.removesuffix(_WITH_PREFILL).removesuffix(_IN_INT8).removesuffix(f"-{manifest.precision}")
+    name = manifest.name.removesuffix(_IN_STANDARD)
+    return name.removesuffix(_WITH_PREFILL).removesuffix(_IN_INT8).removesuffix(f"-{manifest.precision}")
 
 
 def _weights(folder: Path, manifest: Manifest, source: str | None, library: Library) -> Path:

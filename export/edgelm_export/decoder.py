@@ -40,13 +40,22 @@ def build_decoder(checkpoint: Checkpoint, precision: Precision, data: ExternalDa
     Raises:
         ExportError: ONNX Runtime's operators cannot compute this config.
     """
+    return DecoderStack(folded(checkpoint), precision, data).build()
+
+
+def folded(checkpoint: Checkpoint) -> FoldedCheckpoint:
+    """Fold what never changes at run time into the weights of a checkpoint.
+
+    Raises:
+        ExportError: its heads cannot be rotated, or there is no weight that could take a factor.
+    """
     config = checkpoint.config
     if config.position == "rope" and config.head_dim % ROTARY_MULTIPLE:
         raise ExportError(
             f"head_dim is {config.head_dim}; ONNX Runtime's GroupQueryAttention rotates heads of a multiple of "
             f"{ROTARY_MULTIPLE}. Train with such a head_dim, or without rope."
         )
-    return DecoderStack(FoldedCheckpoint(checkpoint), precision, data).build()
+    return FoldedCheckpoint(checkpoint)
 
 
 class DecoderStack(Stack):
@@ -72,7 +81,7 @@ class DecoderStack(Stack):
         return hidden
 
     def inputs(self) -> None:
-        """Declare inputs; derive what GroupQueryAttention wants from the mask: each row's last position, and C."""
+        """Declare inputs; derive from the mask what attention and positions want of it: each row's last position."""
         graph = self.graph
         graph.input("input_ids", INT64, [BATCH, "tokens"])
         mask = graph.input("attention_mask", INT64, [BATCH, "mask_length"])
@@ -80,10 +89,21 @@ class DecoderStack(Stack):
             "ReduceSum", [mask, graph.constant([1])], "attention_mask.counts", attributes={"keepdims": 0}
         )
         self.last = graph.node("Sub", [counts, graph.constant(1)], "attention_mask.last")
+        self.attention_inputs()
+
+    def attention_inputs(self) -> None:
+        """Derive from the mask what GroupQueryAttention wants: each row's last position, and C."""
+        graph = self.graph
         self.seqlens_k = graph.node("Cast", [self.last], "seqlens_k", attributes={"to": INT32})
-        self.mask_length = graph.node("Shape", [mask], "attention_mask.length", attributes={"start": 1, "end": 2})
+        self.mask_length = self.length_of_mask()
+        self.key_count = self.mask_length
         to_int32 = {"to": INT32}
         self.total_sequence_length = graph.node("Cast", [self.mask_length], "total_sequence_length", "", to_int32)
+
+    def length_of_mask(self) -> str:
+        """Measure the mask, [1]."""
+        bounds = {"start": 1, "end": 2}
+        return self.graph.node("Shape", ["attention_mask"], "attention_mask.length", attributes=bounds)
 
     def positions(self) -> str:
         """Count the positions [B, T] of the new tokens: `last - T + 1 .. last`."""
@@ -96,6 +116,10 @@ class DecoderStack(Stack):
         )  # 1 - T .. 0
         last_B1 = graph.node("Unsqueeze", [self.last, graph.constant([1])], "positions.last")
         return graph.node("Add", [last_B1, backwards], "positions")
+
+    def query_places(self) -> str:
+        """Return the places [B, T] of the new tokens among the keys: their positions."""
+        return self.positions()
 
     def rotations(self) -> None:
         """Add the tables of each kind of layer, and for LongRoPE the rows to take.
@@ -127,9 +151,9 @@ class DecoderStack(Stack):
         largest = config.relative_attention_max_distance
         buckets = relative_buckets(config, -np.arange(largest + 1), both_ways=False)
         table = graph.weight(f"{name}.by_distance", self.checkpoint.tensor(f"{name}.weight")[buckets])
-        capacity = graph.node("Squeeze", [self.mask_length], f"{name}.capacity")
+        capacity = graph.node("Squeeze", [self.key_count], f"{name}.capacity")
         keys = graph.node("Range", [graph.constant(0), capacity, graph.constant(1)], f"{name}.keys")
-        queries = graph.node("Unsqueeze", [self.positions(), graph.constant([2])], f"{name}.queries")
+        queries = graph.node("Unsqueeze", [self.query_places(), graph.constant([2])], f"{name}.queries")
         distances = graph.node("Sub", [queries, keys], f"{name}.distances")
         rows = graph.node("Clip", [distances, graph.constant(0), graph.constant(largest)], f"{name}.rows")
         scores_BTCN = graph.node("Gather", [table, rows], f"{name}.scores")
@@ -145,8 +169,7 @@ class DecoderStack(Stack):
         query = self.projections.linear(self.block_norm(hidden, layer, before), f"{name}.q_proj")
         shape: list[int | str] = [BATCH, config.num_attention_heads, "source_tokens", config.head_dim]
         source = [graph.input(f"{CROSS}.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
-        attributes = {"num_heads": config.num_attention_heads, "scale": config.attention_scale}
-        output = graph.node("MultiHeadAttention", [query, *source], f"{name}.output", MICROSOFT, attributes)
+        output = self.operators.attention(graph, config, [query, *source], name, by_head=True)
         return self.added(hidden, self.projections.linear(output, f"{name}.o_proj"), layer, after, "cross_residual")
 
     def attention(self, hidden: str, i: int) -> str:
@@ -154,17 +177,21 @@ class DecoderStack(Stack):
         return self.projections.linear(self.attended(hidden, i), f"{self.name}.layers.{i}.self_attn.o_proj")
 
     def attended(self, hidden: str, i: int) -> str:
+        """Project queries, keys and values, norm them, and let the queries look at the keys."""
+        name = f"{self.name}.layers.{i}.self_attn"
+        qkv = self.projections.fused(hidden, [f"{name}.{part}_proj" for part in "qkv"], f"{name}.qkv_proj")
+        if self.config.qk_norm:
+            qkv = self.normed_queries_and_keys(qkv, name)
+        return self.grouped_query_attention(qkv, i, name)
+
+    def grouped_query_attention(self, qkv: list[str], i: int, name: str) -> str:
         """Grouped-query attention; rotation, cache and causal mask are inside the operator."""
         graph, config = self.graph, self.config
-        name = f"{self.name}.layers.{i}.self_attn"
         shape: list[int | str] = [BATCH, config.num_key_value_heads, "capacity", config.head_dim]
         past = [graph.input(f"past_key_values.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
         present = [graph.output(f"present.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
-        qkv = self.projections.fused(hidden, [f"{name}.{part}_proj" for part in "qkv"], f"{name}.qkv_proj")
-        if config.qk_norm:
-            qkv = self.normed_queries_and_keys(qkv, name)
-        elif len(qkv) == 1:
-            qkv += ["", ""]  # the operator splits a packed query, key and value itself
+        if len(qkv) == 1:
+            qkv = [*qkv, "", ""]  # the operator splits a packed query, key and value itself
         kind, window = config.rope_kind(i), config.window(i)
         inputs = [*qkv, *past, self.seqlens_k, self.total_sequence_length, *self.rope[kind]]
         if self.bias:

@@ -18,7 +18,6 @@ from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.decoder import BATCH, FLOAT, INT64
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import FoldedCheckpoint
-from edgelm_export.graph import MICROSOFT
 from edgelm_export.quantize import Precision
 from edgelm_export.stack import Stack
 
@@ -65,12 +64,9 @@ class _Encoder(Stack):
         return graph.node("Gather", [table, rows], f"{name}.output", attributes={"axis": 2})
 
     def attention(self, hidden: str, i: int) -> str:
-        graph, config = self.graph, self.config
         name = f"{self.name}.layers.{i}.self_attn"
         qkv = self.apart(self.projections.fused(hidden, [f"{name}.{part}_proj" for part in "qkv"], f"{name}.qkv_proj"))
-        attributes = {"num_heads": config.num_attention_heads, "scale": config.attention_scale}
-        inputs = [*qkv, "", "", self.bias] if self.bias else qkv
-        output = graph.node("MultiHeadAttention", inputs, f"{name}.output", MICROSOFT, attributes)
+        output = self.operators.attention(self.graph, self.config, qkv, name, self.bias)
         return self.projections.linear(output, f"{name}.o_proj")
 
     def apart(self, outputs: list[str], parts: int = 3) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.architecture.quantization_recipe import STANDARD
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
@@ -32,13 +33,13 @@ def add_experts(graph: Graph, checkpoint: Checkpoint, projections: Projections, 
     """Add the feed-forward of one layer with experts, such as "model.layers.0.mlp".
 
     Raises:
-        ExportError: the form of the precision has no operator for it.
+        ExportError: the ONNX standard has no operator for it.
     """
     config = checkpoint.config
-    if projections.form == "qdq":
+    if projections.operator_set == STANDARD:
         raise ExportError(
-            f"A {config.model_type} model has experts, which no operator of ONNX's own computes: it has no qdq form. "
-            "Export with --precision int8."
+            f"A {config.model_type} model has experts, which no operator of the ONNX standard computes. Export it with "
+            "--operators onnxruntime."
         )
     scores = _router(graph, checkpoint, hidden, name)
     shape = graph.constant([-1, config.num_experts])

@@ -12,6 +12,7 @@ import numpy
 import onnx
 
 import edgelm
+from edgelm.architecture.quantization_recipe import OPERATOR_SETS, STANDARD
 from edgelm.config import SECTION
 from edgelm.errors import EdgeLMError, ExportError, VerificationError
 from edgelm.files import atomic
@@ -36,13 +37,14 @@ from edgelm_export.decoder import build_decoder
 from edgelm_export.encoder import build_encoder
 from edgelm_export.external_data import ExternalData
 from edgelm_export.genai_config import genai_config
-from edgelm_export.graph import OPSETS
+from edgelm_export.graph import opsets_of
 from edgelm_export.kv_cache_scales import keep_in_int8, measure_scales
 from edgelm_export.package_checkpoint import PACKAGE_FORMAT
 from edgelm_export.prefill import build_prefill, refuse_prefill_graph
 from edgelm_export.preparation import fitted, prepared
 from edgelm_export.quantize import KEEP, Precision, precision_named
 from edgelm_export.quantize.keep import moved_types
+from edgelm_export.standard_decoder import build_standard_decoder
 from edgelm_export.verify import check_quality, measure_quality
 
 DEFAULT_PRECISION = "int8"  # nearly lossless, and the fastest at that quality (docs/results/smollm2-135m.md)
@@ -104,7 +106,7 @@ def _write_package(
         context_length=checkpoint.config.max_position_embeddings,
         precision=precision.name,
         recipe=used.rows(checkpoint.config),
-        opsets=OPSETS,
+        opsets=opsets_of(used.operators),
         files=tuple(describe_file(path) for path in sorted(folder.iterdir())),
         source=checkpoint.source,
         created_by={"edgelm": edgelm.__version__, "onnx": onnx.__version__, "numpy": numpy.__version__},
@@ -129,7 +131,7 @@ def _write_checked_graph(
     for attempt in (precision, *precision.tamed()):
         try:
             with prepared(checkpoint, attempt, calibration, folder, progress) as (stored, rules):
-                _write_text_files(stored, folder)
+                _write_text_files(stored, folder, operators=attempt.operators)
                 _write_graph(CheckedCheckpoint(stored, progress), rules, folder)
                 if attempt.kv_cache == "int8":
                     _keep_cache_in_int8(stored, folder, calibration)
@@ -150,13 +152,15 @@ def _write_checked_graph(
 
 
 def _write_graph(checkpoint: Checkpoint, precision: Precision, folder: Path) -> None:
+    decoders = {"onnxruntime": build_decoder, "standard": build_standard_decoder}  # a row for each of OPERATOR_SETS
+    build = decoders[precision.operators]
     with ExternalData(folder / DATA_FILE) as data:
         if checkpoint.config.encoder is None:
-            graphs = {GRAPH_FILE: build_decoder(checkpoint, precision, data)}
+            graphs = {GRAPH_FILE: build(checkpoint, precision, data)}
         else:
             graphs = {
                 ENCODER_FILE: build_encoder(checkpoint, precision, data),
-                DECODER_FILE: build_decoder(checkpoint, precision, data),
+                DECODER_FILE: build(checkpoint, precision, data),
             }
         if precision.prefill_graph:
             with ExternalData(folder / PREFILL_DATA_FILE, beside=data) as own_data:
@@ -187,7 +191,9 @@ def text_tools(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:
         return _write_text_files(checkpoint, Path(folder)), ChatTemplate.load(folder)
 
 
-def _write_text_files(checkpoint: Checkpoint, folder: Path, kv_cache: str = "fp32") -> Tokenizer:
+def _write_text_files(
+    checkpoint: Checkpoint, folder: Path, *, kv_cache: str = "fp32", operators: str = OPERATOR_SETS[0]
+) -> Tokenizer:
     """Write and open what a loader will open: a broken tokenizer or template shows before the work, not after it."""
     section = dataclasses.replace(checkpoint.config, kv_cache=kv_cache).to_dict()
     config: dict[str, Any] = {**checkpoint.hf_config, SECTION: section}
@@ -197,7 +203,7 @@ def _write_text_files(checkpoint: Checkpoint, folder: Path, kv_cache: str = "fp3
         "config.json": _json(config),
     }
     if checkpoint.config.encoder is None:  # onnxruntime-genai has another form of those that have one
-        files["genai_config.json"] = _json(genai_config(checkpoint.config))
+        files["genai_config.json"] = _json(genai_config(checkpoint.config, shares_cache=operators != STANDARD))
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8", newline="\n")
     try:
@@ -236,6 +242,8 @@ def _notes(
         notes.append("Not smoothed: the model has a part that scales cannot be folded into, or failed the check so.")
     if used.kv_cache == "int8":
         notes.append("Keys and values are kept in int8, with a scale for each channel.")
+    if used.operators == STANDARD:
+        notes.append("In operators of the ONNX standard alone.")
     if used.prefill_graph:
         notes.append("Prompts are read by a graph of their own, with integers of 8 bits by the row and the token.")
     if used.only_smooths:

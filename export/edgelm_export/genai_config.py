@@ -7,8 +7,11 @@ from typing import Any
 from edgelm.config import ModelConfig
 
 
-def genai_config(config: ModelConfig) -> dict[str, Any]:
-    """Describe the package in onnxruntime-genai's terms; generation is greedy unless its user says otherwise."""
+def genai_config(config: ModelConfig, *, shares_cache: bool) -> dict[str, Any]:
+    """Describe the package in onnxruntime-genai's terms; generation is greedy unless its user says otherwise.
+
+    shares_cache: whether past and present are the same memory.
+    """
     eos = list(config.eos_token_ids)
     return {
         "model": {
@@ -42,6 +45,6 @@ def genai_config(config: ModelConfig) -> dict[str, Any]:
         "search": {
             "do_sample": False,
             "max_length": config.max_position_embeddings,
-            "past_present_share_buffer": True,
+            "past_present_share_buffer": shares_cache,
         },
     }

@@ -10,12 +10,18 @@ import onnx
 from numpy.typing import NDArray
 
 from edgelm._version import __version__
+from edgelm.architecture.quantization_recipe import STANDARD
 from edgelm_export.external_data import ExternalData
 
 MICROSOFT = "com.microsoft"
 OPSETS = {"": 21, MICROSOFT: 1}
 _IR_VERSION = 10  # of onnx 1.16: what ONNX Runtime 1.28 and every later one reads
 _INLINE_BYTES = 1024
+
+
+def opsets_of(operators: str) -> dict[str, int]:
+    """Return the operator sets, with their versions, that a graph of one of OPERATOR_SETS is written in."""
+    return {domain: version for domain, version in OPSETS.items() if operators != STANDARD or not domain}
 
 
 class Graph:
@@ -79,13 +85,16 @@ class Graph:
         return names[0]
 
     def model(self, name: str) -> onnx.ModelProto:
-        """Return the finished model."""
+        """Return the finished model, with the operator sets that its nodes are of."""
+        domains = {node.domain for node in self._nodes}
         graph = onnx.helper.make_graph(
             self._nodes, name, self._inputs, self._outputs, list(self._initializers.values())
         )
         return onnx.helper.make_model(
             graph,
-            opset_imports=[onnx.helper.make_opsetid(domain, version) for domain, version in OPSETS.items()],
+            opset_imports=[
+                onnx.helper.make_opsetid(domain, version) for domain, version in OPSETS.items() if domain in domains
+            ],
             ir_version=_IR_VERSION,
             producer_name="edgelm",
             producer_version=__version__,

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgelm.architecture.quantization_recipe import FORMS
+from edgelm.architecture.quantization_recipe import STANDARD
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm.package.graph_file import GRAPH_FILE, read_graph
@@ -76,8 +76,8 @@ class _StoredTensors:
         self._shapes = self.config.tensor_shapes()
         graph = onnx.load_model_from_string(read_graph(folder, self._manifest.entry(GRAPH_FILE))).graph
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
-        self._form = next((row["form"] for row in self._manifest.recipe if "form" in row), FORMS[0])
-        self._grids = self._qdq_grids() if self._form == "qdq" else self._nbits_grids(graph)
+        self._is_qdq = {"operators": STANDARD} in self._manifest.recipe
+        self._grids = self._qdq_grids() if self._is_qdq else self._nbits_grids(graph)
         self.fewest_bits = min((bits for bits, _ in self._grids.values()), default=None)
         for name in self._shapes:  # what is missing shows now, not after the work
             self._place(name)
@@ -154,7 +154,7 @@ class _StoredTensors:
         stored, rows = self._place(name)
         bits, block_size = self._grids[stored]
         has_zero_points = f"{stored}.zero_points" in self._initializers
-        if self._form == "qdq":  # rows of the weight are columns there
+        if self._is_qdq:  # rows of the weight are columns there
             parts = (stored, f"{stored}.scales", *([f"{stored}.zero_points"] if has_zero_points else []))
             values, scales, *zeros = (self._array(part)[:, rows] for part in parts)
             return from_qdq(values, scales, zeros[0] if zeros else None)

@@ -171,5 +171,5 @@ class QDQ:
         return [graph.second_name(f"{part}.tied", part) for part in parts]
 
 
-# One row for each of edgelm.architecture.quantization_recipe.FORMS.
-PACKED_OPERATORS: Mapping[str, PackedOperators] = {"nbits": NBits(), "qdq": QDQ()}
+# One row for each of edgelm.architecture.quantization_recipe.OPERATOR_SETS.
+PACKED_OPERATORS: Mapping[str, PackedOperators] = {"onnxruntime": NBits(), "standard": QDQ()}

@@ -17,8 +17,7 @@ class Projections:
 
     def __init__(self, graph: Graph, checkpoint: Checkpoint, precision: Precision) -> None:
         self._graph, self._checkpoint, self._recipe = graph, checkpoint, precision.recipe(checkpoint.config)
-        self.form = precision.form
-        self.operators = PACKED_OPERATORS[precision.form]
+        self.operator_set, self.operators = precision.operators, PACKED_OPERATORS[precision.operators]
 
     def read(self, name: str) -> Stored:
         """Read one matrix as the precision stores it; the scheme goes by the canonical name."""

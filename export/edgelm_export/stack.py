@@ -15,18 +15,18 @@ from edgelm.config import NORM_PLACEMENTS, SINUSOIDS, ModelConfig
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.experts import add_experts
 from edgelm_export.external_data import ExternalData
-from edgelm_export.graph import MICROSOFT, Graph
+from edgelm_export.graph import Graph
+from edgelm_export.layer_operators import LAYER_OPERATORS
 from edgelm_export.projection import Projections
 from edgelm_export.quantize import Precision
 from edgelm_export.quantize.packed import PackedWeight
 
-_ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    # x * sigmoid(alpha * x): with alpha 1 this is SiLU, in one node.
-    "silu": ("QuickGelu", MICROSOFT, {"alpha": 1.0}),
-    "gelu": ("Gelu", "", {}),
-    "gelu_pytorch_tanh": ("Gelu", "", {"approximate": "tanh"}),
-    "relu": ("Relu", "", {}),
-    "relu2": ("Relu", "", {}),  # squared in a second node
+# Besides SiLU, which is one of the operators of a layer.
+_ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gelu": ("Gelu", {}),
+    "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),
+    "relu": ("Relu", {}),
+    "relu2": ("Relu", {}),  # squared in a second node
 }
 
 
@@ -41,6 +41,7 @@ class Stack(ABC):
     ) -> None:
         self.checkpoint, self.config, self.name = checkpoint, config, name
         self.graph = Graph(data)
+        self.operators = LAYER_OPERATORS[precision.operators]
         self.projections = Projections(self.graph, checkpoint, precision)
 
     @abstractmethod
@@ -112,15 +113,16 @@ class Stack(ABC):
 
     def norm(self, hidden: str, name: str, size: int | None = None) -> str:
         """Norm the last dimension, of `size`, or D."""
-        attributes = {"epsilon": self.config.norm_eps, "axis": -1}
+        epsilon = self.config.norm_eps
         if self.config.norm == "rms_plain":
             size = size or self.config.hidden_size
             ones = self.graph.weight(f"constant.ones.{size}", np.ones(size, np.float32))
-            return self.graph.node("SimplifiedLayerNormalization", [hidden, ones], f"{name}.output", "", attributes)
+            return self.operators.rms_norm(self.graph, hidden, ones, epsilon, name)
         weight = self.graph.weight(f"{name}.weight", self.checkpoint.tensor(f"{name}.weight"))
         if self.config.norm == "rms":
-            return self.graph.node("SimplifiedLayerNormalization", [hidden, weight], f"{name}.output", "", attributes)
+            return self.operators.rms_norm(self.graph, hidden, weight, epsilon, name)
         bias = self.graph.weight(f"{name}.bias", self.checkpoint.tensor(f"{name}.bias"))
+        attributes = {"epsilon": epsilon, "axis": -1}
         return self.graph.node("LayerNormalization", [hidden, weight, bias], f"{name}.output", "", attributes)
 
     def feed_forward(self, hidden: str, name: str, i: int) -> str:
@@ -141,8 +143,10 @@ class Stack(ABC):
 
     def activation(self, hidden: str, name: str) -> str:
         """Add the config's activation."""
-        operator, domain, attributes = _ACTIVATIONS[self.config.hidden_act]
-        activated = self.graph.node(operator, [hidden], f"{name}.activation", domain, attributes)
+        if self.config.hidden_act == "silu":
+            return self.operators.silu(self.graph, hidden, name)
+        operator, attributes = _ACTIVATIONS[self.config.hidden_act]
+        activated = self.graph.node(operator, [hidden], f"{name}.activation", attributes=attributes)
         if self.config.hidden_act == "relu2":
             return self.graph.node("Mul", [activated, activated], f"{name}.activation_squared")
         return activated

@@ -65,7 +65,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     folder = tmp_path_factory.mktemp("adapters")
     checkpoint = make_checkpoint(folder / "ckpt")
     packages = {}
-    recipes: dict[str, str | Precision] = {precision: precision for precision in ("fp32", "int8", "qdq")}
+    recipes: dict[str, str | Precision] = {precision: precision for precision in ("fp32", "int8")}
     recipes |= {
         f"{name} with a prefill graph": replace(PRECISIONS[name].with_prefill_graph(), perplexity_bound=1.5)
         for name in ("fp32", "int8")
@@ -178,7 +178,7 @@ def test_the_weights_are_there_once_and_the_package_stays_as_it_is(exported: Exp
     assert {path: sha256_of(path) for path in exported.packages["int8"].iterdir()} == files
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "qdq", "int8 with a prefill graph"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int8 with a prefill graph"])
 def test_in_one_batch_each_request_has_its_own_adapter(precision: str, exported: Exported, tmp_path: Path) -> None:
     model = with_adapters(exported, precision, tmp_path, *ADAPTERS)
     names = (None, "all", "values", None, "ranks", "all")

@@ -200,7 +200,7 @@ def test_smoothing_alone_takes_512_tokens_and_anything_else_more(checkpoint: Hug
     assert (CalibrationOptions().tokens, CalibrationOptions().for_smoothing().tokens) == (8192, 512)
     assert CalibrationOptions(max_tokens=9).for_smoothing().tokens == 9
     presets = {name for name, precision in PRECISIONS.items() if precision.only_smooths}
-    assert presets == {"int8", "int8-wide", "qdq"}
+    assert presets == {"int8", "int8-wide"}
     assert not PRECISIONS["int8"].calibrated().only_smooths
 
 

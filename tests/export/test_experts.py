@@ -118,9 +118,10 @@ def test_experts_of_a_size_that_no_block_divides_stay_in_floats(tmp_path: Path) 
     assert np.linalg.norm(got_TV - wanted_TV) / np.linalg.norm(wanted_TV) < 0.1
 
 
-def test_experts_have_no_form_of_onnxs_own_operators(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"has experts, .*: it has no qdq form\. Export with --precision int8"):
-        export_package(checkpoint_with(tmp_path), tmp_path / "package", "qdq")
+@pytest.mark.parametrize("name", ["fp32", "int8"])
+def test_experts_are_not_computed_by_operators_of_the_onnx_standard(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"has experts, which .* Export it with --operators onnxruntime\."):
+        export_package(checkpoint_with(tmp_path), tmp_path / "package", PRECISIONS[name].with_standard_operators())
 
 
 def test_the_router_stays_in_float32(tmp_path: Path) -> None:

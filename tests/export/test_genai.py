@@ -40,6 +40,14 @@ def test_genai_keeps_int8_keys_and_values_as_we_do(tmp_path: Path) -> None:
     assert greedy_tokens_of_genai(tmp_path / "package", prompt, 24) == list(ours.token_ids)
 
 
+def test_genai_passes_the_cache_of_a_package_in_standard_operators_along_as_we_do(tmp_path: Path) -> None:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
+    export_package(checkpoint, tmp_path / "package", precision_named("fp32").with_standard_operators())
+    prompt = np.random.default_rng(1).integers(3, 320, 40).tolist()
+    ours = edgelm.load(tmp_path / "package").generate(prompt, edgelm.GenerationConfig(max_new_tokens=24))
+    assert greedy_tokens_of_genai(tmp_path / "package", prompt, 24) == list(ours.token_ids)
+
+
 @pytest.mark.real_model
 def test_genai_generates_the_same_greedy_tokens_from_the_real_package(smollm2_package: Path) -> None:
     model = edgelm.load(smollm2_package)

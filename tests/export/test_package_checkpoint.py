@@ -18,7 +18,7 @@ from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
-from edgelm_export.quantize import Precision, Rule
+from edgelm_export.quantize import PRECISIONS, Precision, Rule
 from edgelm_export.quantize.channel_scales import ChannelScales, ScaledCheckpoint
 from edgelm_export.sources import open_checkpoint
 
@@ -86,7 +86,12 @@ def test_bf16_comes_back_within_its_rounding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "config"), [(INT4, CONFIG), ("qdq", CONFIG), *(("int8", config) for config in CONFIGS.values())]
+    ("precision", "config"),
+    [
+        (INT4, CONFIG),
+        (PRECISIONS["int8"].with_standard_operators(), CONFIG),
+        *(("int8", config) for config in CONFIGS.values()),
+    ],
 )
 def test_a_package_of_its_own_grid_is_the_same_again(
     tmp_path: Path, precision: str | Precision, config: ModelConfig

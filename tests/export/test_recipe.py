@@ -80,7 +80,7 @@ def test_a_json_recipe_is_named_for_its_file_and_has_a_bound(tmp_path: Path) -> 
         ("rules = 3", r"mine\.toml: rules is 3\."),
         ("= nonsense", r"mine\.toml cannot be read as a recipe"),
         ("name = \"x\"", r"A recipe has a list `rules`, each with a `pattern` and a `scheme`\."),
-        ("bits = 4\n" + TOML, r"no 'bits'; it has name, rules, transforms, kv_cache, form, prefill_graph, perplexity"),
+        ("bits = 4\n" + TOML, r"no 'bits'; it has name, rules, transforms, kv_cache, operators, prefill_graph, "),
         ("[[rules]]\npattern = \".\"", r"A rule has a `pattern` and a `scheme`, nothing else: {'pattern': '.'}"),
         ("[[rules]]\npattern = 1\nscheme = \"fp32\"", r"A rule's `pattern` and `scheme` are texts"),
         ("[[rules]]\npattern = \"(\"\nscheme = \"fp32\"", r"The pattern '\(' is no regular expression"),
@@ -142,14 +142,16 @@ def test_what_tames_activations_is_tried_in_order_and_never_on_floats() -> None:
 )
 def test_a_preset_smooths_where_every_projection_has_a_place_for_it(changes: dict[str, Any], smoothed: bool) -> None:
     config = dataclasses.replace(CONFIG, **changes)
-    for name in ("int8", "int8-wide", "qdq"):
+    for name in ("int8", "int8-wide"):
         fitting = PRECISIONS[name].for_model(config)
         assert fitting.needs_calibration == smoothed
         assert fitting.rules == (PRECISIONS[name].rules if smoothed else PRECISIONS["int8"].rules)
-        cached, gptq = (
-            each.for_model(config) for each in (PRECISIONS[name].with_int8_cache(), PRECISIONS[name].calibrated())
+        preset = PRECISIONS[name]
+        cached, gptq, standard = (
+            each.for_model(config)
+            for each in (preset.with_int8_cache(), preset.calibrated(), preset.with_standard_operators())
         )
-        assert (cached.kv_cache, cached.form) == ("int8", PRECISIONS[name].form)
+        assert (cached.kv_cache, standard.operators) == ("int8", "standard")
         assert gptq.calibrates
 
 

@@ -62,6 +62,22 @@ def test_openvino_generates_the_same_tokens_on_a_cpu(run_in: Any, tmp_path: Path
     assert "onnxruntime-openvino 1.24.1" in told["wheels"][0][1]
 
 
+@pytest.mark.parametrize("name", ["fp32", "int8"])
+def test_openvino_computes_all_of_a_package_in_standard_operators(name: str, run_in: Any, tmp_path: Path) -> None:
+    from make_tiny_model import make_checkpoint
+
+    from edgelm_export.exporter import export_package
+    from edgelm_export.huggingface import HuggingFaceCheckpoint
+    from edgelm_export.quantize import PRECISIONS
+
+    folder = tmp_path / "package"
+    with HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint")) as checkpoint:
+        export_package(checkpoint, folder, PRECISIONS[name].with_standard_operators())
+    told = run_in("onnxruntime-openvino", "use_provider.py", str(folder), PROMPT, COUNT, ["cpu", "openvino"])
+    answer = edgelm.load(folder).generate(PROMPT, edgelm.GenerationConfig(max_new_tokens=COUNT, ignore_eos=True))
+    assert told["answers"] == {provider: list(answer.token_ids) for provider in ("cpu", "openvino")}
+
+
 def test_openvino_refuses_a_graph_whose_attention_it_would_leave_to_the_cpu(run_in: Any) -> None:
     told = run_in("onnxruntime-openvino", "use_provider.py", str(tiny_model_path()), PROMPT, COUNT, ["openvino"])
     assert "'openvino' leaves 2 x GroupQueryAttention" in told["answers"]["openvino"]

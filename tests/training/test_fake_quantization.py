@@ -215,7 +215,7 @@ def test_the_whole_model_is_fine_tuned_with_it(tiny_chat_model: Path, tiny_chats
 
 @pytest.mark.parametrize("name", ["int5", "fp16", "keep", "missing.txt"])
 def test_a_precision_without_integers_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"qat is '{name}'; it must be one of int8, int8-wide, int4, int2, qdq, or"):
+    with pytest.raises(ConfigError, match=f"qat is '{name}'; it must be one of int8, int8-wide, int4, int2, or"):
         quantized_precision(name)
 
 

@@ -17,8 +17,10 @@ from edgelm.files.regular_file import MAX_TOML_BYTES, read_text
 
 # What is folded into the weights before they are quantized, in this order; no cost at run time.
 TRANSFORMS = ("rotate", "smooth", "awq")
-# The operators that compute with integers: ONNX Runtime's MatMulNBits, or ONNX's DequantizeLinear and MatMul.
-FORMS = ("nbits", "qdq")
+# The operators of the graph: ONNX Runtime's own where it has them (MatMulNBits, GroupQueryAttention), or the ONNX
+# standard's alone (DequantizeLinear, MatMul, Softmax), which other providers and runtimes know too.
+OPERATOR_SETS = ("onnxruntime", "standard")
+STANDARD = OPERATOR_SETS[1]
 PREFILL_SCHEME = "int8-rows"  # of a prefill graph: a scale for each row of a weight, and for each token
 _DEFAULT_BOUND = 1.5
 _CACHE_BOUND = 1.03
@@ -50,14 +52,15 @@ class Precision:
     """An ordered list of rules (the first match wins), and how much perplexity it may cost before export refuses.
 
     Raises:
-        ExportError: a transform or the form is unknown, the form does not have the schemes, or the bound is below 1.
+        ExportError: a transform or the operators are unknown, the operators do not have what is asked for, or the bound
+            is below 1.
     """
 
     rules: tuple[Rule, ...]
     perplexity_bound: float = _DEFAULT_BOUND  # package over source
     transforms: tuple[str, ...] = ()
     kv_cache: str = "fp32"  # what the graph keeps keys and values in
-    form: str = "nbits"  # one of FORMS
+    operators: str = OPERATOR_SETS[0]
     prefill_graph: bool = False  # whether prompts are read by a graph of their own
     name: str = "custom"
     fallback: Precision | None = None  # for models that the transforms do not fit, and that miss the bound
@@ -68,13 +71,23 @@ class Precision:
             raise ExportError(f"No transform is called {unknown[0]!r}. There are: {', '.join(TRANSFORMS)}.")
         if self.kv_cache not in KV_CACHES:
             raise ExportError(f"kv_cache is {self.kv_cache!r}; it must be one of {', '.join(KV_CACHES)}.")
-        if self.form not in FORMS:
-            raise ExportError(f"form is {self.form!r}; it must be one of {', '.join(FORMS)}.")
-        fewer = [scheme.bits for scheme in self.schemes if scheme.bits < 8]
-        if self.form == "qdq" and fewer:
-            raise ExportError(f"The form qdq holds integers of 8 bits, and a scheme has {fewer[0]}: take int8 there.")
+        if self.operators not in OPERATOR_SETS:
+            raise ExportError(f"operators is {self.operators!r}; it must be one of {', '.join(OPERATOR_SETS)}.")
+        if self.operators == STANDARD:
+            self._refuse_what_standard_operators_lack()
         if not self.perplexity_bound >= 1:
             raise ExportError(f"perplexity_bound is {self.perplexity_bound!r}; it must be 1 or more.")
+
+    def _refuse_what_standard_operators_lack(self) -> None:
+        fewer = [f"integers of {scheme.bits} bits" for scheme in self.schemes if scheme.bits < 8]
+        lacking = fewer[:1]
+        lacking += ["keys and values in int8"] if self.kv_cache == "int8" else []
+        lacking += ["a prefill graph"] if self.prefill_graph else []
+        if lacking:
+            raise ExportError(
+                f"Operators of the ONNX standard are not written for {lacking[0]}: take int8, fp32, fp16 or bf16 for "
+                "the weights, fp32 for keys and values, and no prefill graph; or ONNX Runtime's own operators."
+            )
 
     def recipe(self, config: ModelConfig) -> tuple[Rule, ...]:
         """Return the rules for one model, with its layer numbers filled in."""
@@ -83,10 +96,10 @@ class Precision:
         return tuple(Rule(pattern=rule.pattern.replace("{last}", last), scheme=rule.scheme) for rule in self.rules)
 
     def rows(self, config: ModelConfig) -> tuple[dict[str, str], ...]:
-        """Return what the manifest keeps: form, KV cache and prefill graph where they are not the usual ones,
+        """Return what the manifest keeps: operators, KV cache and prefill graph where they are not the usual ones,
         transforms in order, rules.
         """
-        others = [] if self.form == "nbits" else [{"form": self.form}]
+        others = [] if self.operators == OPERATOR_SETS[0] else [{"operators": self.operators}]
         others += [] if self.kv_cache == "fp32" else [{"kv_cache": self.kv_cache}]
         others += [{"prefill_graph": PREFILL_SCHEME}] if self.prefill_graph else []
         others += [{"transform": name} for name in TRANSFORMS if name in self.transforms]
@@ -129,6 +142,12 @@ class Precision:
             kv_cache="int8",
             perplexity_bound=_CACHE_BOUND * self.perplexity_bound,
             fallback=self.fallback and self.fallback.with_int8_cache(),
+        )
+
+    def with_standard_operators(self) -> Precision:
+        """Return the same in operators of the ONNX standard alone."""
+        return dataclasses.replace(
+            self, operators=STANDARD, fallback=self.fallback and self.fallback.with_standard_operators()
         )
 
     def for_model(self, config: ModelConfig) -> Precision:
@@ -247,9 +266,6 @@ _PRESETS = (
         perplexity_bound=4.0,
     ),
     Precision(name="keep", rules=(Rule(pattern=".", scheme=KEEP),), perplexity_bound=1.03),
-    dataclasses.replace(
-        _INT8, name="qdq", form="qdq", fallback=_INT8.fallback and dataclasses.replace(_INT8.fallback, form="qdq")
-    ),
 )
 PRECISIONS: dict[str, Precision] = {precision.name: precision for precision in _PRESETS}
 
@@ -283,7 +299,7 @@ def read_recipe(path: Path) -> Precision:
 
 
 def _recipe_of(values: Any, name: str) -> Precision:
-    fields: dict[str, Any] = {"name": str, "rules": list, "transforms": list, "kv_cache": str, "form": str}
+    fields: dict[str, Any] = {"name": str, "rules": list, "transforms": list, "kv_cache": str, "operators": str}
     fields |= {"prefill_graph": bool, "perplexity_bound": (int, float)}
     if not isinstance(values, dict) or not values.get("rules"):
         raise ExportError("A recipe has a list `rules`, each with a `pattern` and a `scheme`.")
@@ -302,7 +318,7 @@ def _recipe_of(values: Any, name: str) -> Precision:
         rules=tuple(Rule(**row) for row in values["rules"]),
         transforms=tuple(values.get("transforms", ())),
         kv_cache=values.get("kv_cache", "fp32"),
-        form=values.get("form", "nbits"),
+        operators=values.get("operators", OPERATOR_SETS[0]),
         prefill_graph=values.get("prefill_graph", False),
         perplexity_bound=float(values.get("perplexity_bound", _DEFAULT_BOUND)),
     )

@@ -321,8 +321,10 @@ class PassingBinding(_HeldElsewhere):
         past_length, length = cache.length, cache.length + len(token_ids)
         if not self._values or self._token_ids != cache.token_ids:
             self._values = [self.graph.value(array) for array in self._arrays(cache, past_length)]
-        binding = self._bound(cache, token_ids, length, length, 0 if keep_all else 1, output)
         facts = self.graph.facts
+        # With LongRoPE a graph of ours turns by what there is room for.
+        mask_length = cache.capacity if facts.takes_longer_mask else length
+        binding = self._bound(cache, token_ids, length, mask_length, 0 if keep_all else 1, output)
         for name, value in zip(facts.past, self._values, strict=True):
             binding.bind_ortvalue_input(name, value)
         for name in facts.present:

@@ -64,8 +64,9 @@ class DecoderGraph:
     inputs: the numpy types of `input_ids`, `attention_mask`, `position_ids`, `use_cache_branch` and
     `num_logits_to_keep`, of those that it takes. past, present: the cache's names, keys and values of one layer after
     the other. shares_cache: whether past and present may be the same memory, longer than what is filled of it, as
-    GroupQueryAttention has it; otherwise the graph takes exactly P tokens' keys and values, and gives P + T. cross: the
-    names of the keys and values of a source text, layer after layer, where a decoder has an encoder.
+    GroupQueryAttention has it; otherwise the graph takes exactly P tokens' keys and values, and gives P + T.
+    takes_longer_mask: whether the mask may go on behind the tokens with zeros then, as edgelm's own graphs have it.
+    cross: the names of the keys and values of a source text, layer after layer, where a decoder has an encoder.
     """
 
     inputs: Mapping[str, np.dtype[np.generic]]
@@ -79,6 +80,7 @@ class DecoderGraph:
     gives_last_logits: bool  # of the last position alone, always
     has_hidden_state: bool
     shares_cache: bool
+    takes_longer_mask: bool = False
     cross: tuple[str, ...] = ()
 
     @classmethod
@@ -88,10 +90,13 @@ class DecoderGraph:
         inputs: Iterable[GraphValue],
         outputs: Iterable[GraphValue],
         operators: Iterable[tuple[str, str]],
+        *,
+        is_foreign: bool,
     ) -> DecoderGraph:
         """Read a graph's description; `path` is what errors name.
 
-        inputs: also those that have a default. operators: those in use, as (domain, name).
+        inputs: also those that have a default. operators: those in use, as (domain, name). is_foreign: whether another
+        program wrote it.
 
         Raises:
             PackageError: it is no decoder with a cache of keys and values, or takes what edgelm does not give.
@@ -115,6 +120,7 @@ class DecoderGraph:
                 "optimum-cli export onnx --task text-generation-with-past …"
             )
         names = {name for domain, name in operators}
+        writes_in_place = "GroupQueryAttention" in names
         cache = [given[name] for name in past.values()]
         return cls(
             inputs={name: _type_of(path, given[name]) for name in _KNOWN_INPUTS if name in given},
@@ -127,7 +133,8 @@ class DecoderGraph:
             logits_type=_type_of(path, results["logits"]),
             gives_last_logits=_dimension(path, results["logits"], 1) == 1,
             has_hidden_state=HIDDEN_STATE in results,
-            shares_cache="GroupQueryAttention" in names and not names & _READERS_OF_LENGTHS,
+            shares_cache=writes_in_place and not (is_foreign and names & _READERS_OF_LENGTHS),
+            takes_longer_mask=not (writes_in_place or is_foreign),
             cross=tuple(cross.values()),
         )
 

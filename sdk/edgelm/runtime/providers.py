@@ -87,7 +87,7 @@ PROVIDERS: Mapping[str, Provider] = {
         options={"ModelFormat": "MLProgram"},
         shares_cache=False,
         install="pip install 'edgelm[cpu]'  on macOS, whose wheel has it",
-        precision="fp16 or fp32 with attention of plain operators, as Optimum exports it",
+        precision="fp16 or fp32 in operators of the ONNX standard (edgelm export --operators standard)",
         tested=_NOT_RUN,
     ),
     "openvino": Provider(
@@ -95,7 +95,7 @@ PROVIDERS: Mapping[str, Provider] = {
         options={"device_type": "CPU"},
         shares_cache=False,
         install="pip uninstall -y onnxruntime  and  pip install onnxruntime-openvino",
-        precision="fp32 or int8",
+        precision="fp32 or int8 in operators of the ONNX standard (edgelm export --operators standard)",
         tested="on a CPU",
     ),
     "qnn": Provider(

@@ -103,9 +103,8 @@ class DecoderSession:
         graph, facts = read_graph_with_facts(path, entry)
         session = onnx_runtime.start(self._runtime, graph, path, options)
         inputs, outputs = _values_of(session)
-        decoder = DecoderGraph.of(path, inputs, outputs, facts.operators)
-        shares_cache = provider.shares_cache and (foreign_graph is None or decoder.shares_cache)
-        decoder = dataclasses.replace(decoder, shares_cache=shares_cache)
+        decoder = DecoderGraph.of(path, inputs, outputs, facts.operators, is_foreign=foreign_graph is not None)
+        decoder = dataclasses.replace(decoder, shares_cache=provider.shares_cache and decoder.shares_cache)
         if provider.cache_types and decoder.cache_type.name not in provider.cache_types:
             raise ProviderError(
                 f"{path} has keys and values of {decoder.cache_type}; the attention of {options.provider!r} computes "
@@ -159,8 +158,8 @@ class DecoderSession:
         """
         if not self._takes_adapters:
             raise ConfigError(
-                f"{self._path} takes no adapters here: they run on the CPU, beside packages of edgelm's own. Merge the "
-                "adapter into its base instead: edgelm merge"
+                f"{self._path} takes no adapters here: they run on the CPU, beside packages of edgelm's own whose "
+                "attention is ONNX Runtime's. Merge the adapter into its base instead: edgelm merge"
             )
         bank = self._graph.adapters
         if name in bank.ranks:

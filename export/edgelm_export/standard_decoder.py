@@ -1,0 +1,135 @@
+"""The decoder as a graph of the ONNX standard's own operators: for providers and runtimes that know no others.
+
+It takes and gives what decoder.py's does, but that its cache is passed along: `past_key_values.{i}.key|value`
+[B, K, P, H] are those of exactly P tokens, and `present.{i}.key|value` [B, K, P + T, H] are new. Rows of different
+lengths stand in a batch with zeros in the mask where their padding is, on the left.
+
+Shapes: B batch, T query tokens, P past tokens, S = P + T key tokens, N query heads, K kv heads, H head dim, R its part
+that turns.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import onnx
+
+from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.decoder import BATCH, FLOAT, DecoderStack, folded
+from edgelm_export.external_data import ExternalData
+from edgelm_export.folded import padded_rotary_dim
+from edgelm_export.quantize import Precision
+from edgelm_export.standard_attention import Attention, heads_first, rotate, split_heads
+
+# Added to the score of a key that is not to be seen: the lowest number of float16, which some providers compute in.
+_UNSEEN = -65504.0
+
+
+def build_standard_decoder(checkpoint: Checkpoint, precision: Precision, data: ExternalData) -> onnx.ModelProto:
+    """Build the graph of a checkpoint, as `build_decoder` does."""
+    return _StandardDecoderStack(folded(checkpoint), precision, data).build()
+
+
+class _StandardDecoderStack(DecoderStack):
+    """Write the decoder into a graph of its own, in operators of the ONNX standard."""
+
+    def attention_inputs(self) -> None:
+        """Derive from the mask which keys each query may see, for each window that a layer has."""
+        graph = self.graph
+        tokens = graph.node("Shape", ["input_ids"], "new_tokens", attributes={"start": 1, "end": 2})
+        past = graph.node("Shape", ["past_key_values.0.key"], "past_tokens", attributes={"start": 2, "end": 3})
+        self.key_count, self.mask_length = graph.node("Add", [past, tokens], "key_tokens"), self.length_of_mask()
+        first, end = (graph.node("Squeeze", [value], f"{value}.scalar") for value in (past, self.key_count))
+        places = graph.node("Range", [graph.constant(0), end, graph.constant(1)], "keys.places")
+        new_places = graph.node("Range", [first, end, graph.constant(1)], "queries.places")
+        queries_T1 = graph.node("Unsqueeze", [new_places, graph.constant([1])], "queries.rows")
+        self._query_places = graph.node("Unsqueeze", [new_places, graph.constant([0])], "queries.places_of_rows")
+        distances_TS = graph.node("Sub", [queries_T1, places], "distances")
+        bounds = [graph.constant([0]), self.key_count, graph.constant([1])]
+        mask_BS = graph.node("Slice", ["attention_mask", *bounds], "attention_mask.of_keys")
+        filled = graph.node("Cast", [mask_BS], "keys.filled", attributes={"to": onnx.TensorProto.BOOL})
+        filled_B11S = graph.node("Unsqueeze", [filled, graph.constant([1, 2])], "keys.filled_of_rows")
+        earlier_TS = graph.node("GreaterOrEqual", [distances_TS, graph.constant(0)], "keys.earlier")
+        self.masks: dict[int | None, str] = {}
+        for window in dict.fromkeys(self.config.window(i) for i in range(self.config.num_hidden_layers)):
+            name, seen = f"scores.mask.{window}", earlier_TS
+            if window is not None:
+                near = graph.node("Less", [distances_TS, graph.constant(window)], f"{name}.near")
+                seen = graph.node("And", [earlier_TS, near], f"{name}.near_and_earlier")
+            seen = graph.node("And", [filled_B11S, seen], f"{name}.seen")
+            added = [graph.constant(value, np.float32) for value in (0.0, _UNSEEN)]
+            self.masks[window] = graph.node("Where", [seen, *added], name)
+
+    @cached_property
+    def _positions(self) -> str:
+        # Padding on the left has no position: any will do.
+        return self.graph.node("Max", [super().positions(), self.graph.constant(0)], "positions.of_tokens")
+
+    def positions(self) -> str:
+        """Count the positions [B, T] of the new tokens, without those of padding."""
+        return self._positions
+
+    def query_places(self) -> str:
+        """Return the places of the queries among the keys, [1, T]: those of the cache, padding included."""
+        return self._query_places
+
+    def rotations(self) -> None:
+        """Gather cosines and sines of the new tokens [B, T, 1, R / 2], once for all layers of a kind."""
+        super().rotations()
+        graph = self.graph
+        for kind, tables in self.rope.items():
+            rows = tables[2] if len(tables) > 2 else self.positions() if tables else ""
+            gathered = [graph.node("Gather", [table, rows], f"{table}.of_tokens") for table in tables[:2]]
+            self.rope[kind] = [
+                graph.node("Unsqueeze", [values, graph.constant([2])], f"{values}.of_heads") for values in gathered
+            ]
+
+    def grouped_query_attention(self, qkv: list[str], i: int, name: str) -> str:
+        """Grouped-query attention: queries and keys turned together, keys and values put behind those of the past."""
+        graph, config = self.graph, self.config
+        K, H = config.num_key_value_heads, config.head_dim
+        queries, keys, values = self.turned(qkv, i, name)
+        present = []
+        for part, heads_BTKH in (("key", keys), ("value", values)):
+            past = graph.input(f"past_key_values.{i}.{part}", FLOAT, [BATCH, K, "past_tokens", H])
+            given = graph.output(f"present.{i}.{part}", FLOAT, [BATCH, K, "all_tokens", H])
+            new = heads_first(graph, heads_BTKH, f"{name}.{part}")
+            present.append(graph.node("Concat", [past, new], given, attributes={"axis": 2}))
+        attention = Attention(
+            name=f"{name}.attention",
+            heads=config.num_attention_heads,
+            kv_heads=K,
+            head_dim=H,
+            scale=config.attention_scale,
+            soft_cap=config.attn_logit_softcapping,
+            addends=[*([self.bias] if self.bias else []), self.masks[config.window(i)]],
+            sinks=self.sinks(name) if config.attention_sinks else "",
+        )
+        return attention.add(graph, heads_first(graph, queries, f"{name}.query"), *present)
+
+    def turned(self, qkv: list[str], i: int, name: str) -> tuple[str, str, str]:
+        """Return queries, keys and values by head, [B, T, N or K, H]; the first two turned where there is rope."""
+        graph, config = self.graph, self.config
+        N, K, H = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        along_heads = {"axis": 2}
+        parts = [f"{name}.{part}.by_head" for part in ("query_and_key", "value")]
+        if len(qkv) == 1:
+            packed = split_heads(graph, qkv[0], N + 2 * K, H, f"{name}.qkv")
+            graph.node("Split", [packed, graph.constant([N + K, K])], parts, attributes=along_heads)
+        else:
+            counts = zip(qkv, (N, K, K), "qkv", strict=True)
+            q, k, parts[1] = (split_heads(graph, x, heads, H, f"{name}.{part}") for x, heads, part in counts)
+            graph.node("Concat", [q, k], parts[0], attributes=along_heads)
+        if self.rope[config.rope_kind(i)]:
+            cos_BT1R, sin_BT1R = self.rope[config.rope_kind(i)]
+            half = padded_rotary_dim(config) // 2
+            cut = [half, half, H - 2 * half] if 2 * half < H else [half, half]
+            parts[0] = rotate(graph, parts[0], cos_BT1R, sin_BT1R, cut, f"{name}.query_and_key")
+        both = [f"{name}.{part}.turned" for part in ("query", "key")]
+        graph.node("Split", [parts[0], graph.constant([N, K])], both, attributes=along_heads)
+        return both[0], both[1], parts[1]
+
+    def sinks(self, name: str) -> str:
+        """Add the sinks of a layer, [1, N, 1, 1]."""
+        return self.graph.weight(f"{name}.sinks", self.checkpoint.tensor(f"{name}.sinks").reshape(1, -1, 1, 1))
