@@ -175,6 +175,7 @@ def read(folder: Path, model: LanguageModel, *, any_model: bool) -> tuple[str | 
     if is_its_own and path.exists() and (adapter is None or loaded):
         cache = KVCache.load(path, model.config, _owner(model, adapter))
         cache.adapter = next(iter(loaded), None)
+        model.session.adopt(cache)
     return conversation["system"], conversation["messages"], cache
 
 

@@ -270,6 +270,33 @@ def test_a_saved_conversation_keeps_what_its_adapter_computed(exported: Exported
     assert resumed.messages == session.messages
 
 
+def test_an_adapter_in_use_stays_also_when_another_has_come(exported: Exported, tmp_path: Path) -> None:
+    model = with_adapters(exported, "int8", tmp_path, "all", "values")
+    config = GenerationConfig(max_new_tokens=8, ignore_eos=True, adapter="values")
+    held = edgelm.ChatSession(model)
+    for _ in held.send("What is the sea?", config):
+        pass
+    held.save(tmp_path / "kept")
+    model.unload_adapter("all")
+    in_use = r"The adapter 'values' is in use by 1 KV caches"
+    with pytest.raises(ConfigError, match=in_use):
+        model.unload_adapter("values")
+    held.clear()
+    resumed = edgelm.ChatSession.load(model, tmp_path / "kept")  # has computed nothing here yet
+    with pytest.raises(ConfigError, match=in_use):
+        model.unload_adapter("values")
+    resumed.clear()
+    with edgelm.Engine(model) as engine:
+        generation = engine.submit("The sea is", config.replace(max_new_tokens=900))
+        next(generation)  # its row only takes part in the batch's steps from now on
+        model.load_adapter(tmp_path / "all")
+        with pytest.raises(ConfigError, match=in_use):
+            model.unload_adapter("values")
+        generation.cancel()
+        assert edgelm.join([*generation]).finish_reason == "cancelled"
+    model.unload_adapter("values")
+
+
 def test_adapters_come_and_go_while_answers_are_made(exported: Exported, tmp_path: Path) -> None:
     model = with_adapters(exported, "int8", tmp_path, "values")
     export_adapter(exported.adapters["ranks"], exported.packages["int8"], tmp_path / "ranks")

@@ -30,6 +30,9 @@ class Decoder(Protocol):
     def new_cache(self) -> KVCache:
         """Return an empty KV cache for this model."""
 
+    def adopt(self, cache: KVCache) -> None:
+        """Take a cache that was read from a file, as DecoderSession.adopt does."""
+
     def load_adapter(self, name: str, adapter: Adapter) -> None:
         """Load an adapter, which caches choose by its name, as DecoderSession.load_adapter does."""
 

@@ -135,11 +135,17 @@ class DecoderSession:
             self._prefill = PrefillGraph(Graph(self._runtime, started, decoder, self.config, provider.device))
         self._takes_adapters = self._single_steps is not None
         self._use = SharedUse()  # of the graph, which an adapter can be put into
-        self._bound_memory: weakref.WeakSet[KVCache | KVBatch] = weakref.WeakSet()
+        # What was ever bound to the graph, or adopted: another graph may bind it anew, and a cache uses its adapter.
+        self._memory: weakref.WeakSet[KVCache | KVBatch] = weakref.WeakSet()
 
     def new_cache(self) -> KVCache:
         """Return an empty KV cache for this model."""
         return KVCache(self.config)
+
+    def adopt(self, cache: KVCache) -> None:
+        """Take a cache that was read from a file for one of this model: while it lives, its adapter is not unloaded."""
+        with self._use:
+            self._memory.add(cache)
 
     @property
     def has_prefill_graph(self) -> bool:
@@ -181,7 +187,7 @@ class DecoderSession:
         """
 
         def without() -> AdapterBank:
-            users = [memory for memory in self._bound_memory if isinstance(memory, KVCache) and memory.adapter == name]
+            users = [memory for memory in self._memory if isinstance(memory, KVCache) and memory.adapter == name]
             if users:
                 raise ConfigError(
                     f"The adapter {name!r} is in use by {len(users)} KV caches. First end those answers, and the "
@@ -195,9 +201,8 @@ class DecoderSession:
         """Give the graph other adapters, when nothing is being computed."""
         with self._use.alone():
             old, new = self._graph.adapters, change()
-            for memory in list(self._bound_memory):
+            for memory in list(self._memory):
                 memory.forget_bindings()  # they hold the session, and its weights with it
-            self._bound_memory.clear()
             if self._single_steps is not None:
                 self._single_steps.forget_bindings()
             if new.matrices.keys() != old.matrices.keys():
@@ -323,7 +328,7 @@ class DecoderSession:
         binding = cache.binding
         if not isinstance(binding, Binding) or binding.graph is not self._graph:
             binding = cache.binding = bind(self._graph, cache)
-            self._bound_memory.add(cache)
+            self._memory.add(cache)
         return binding
 
     def _recompute(self, cache: KVCache, length: int) -> None:
@@ -360,7 +365,7 @@ class DecoderSession:
                     cache.reserve(length)
                     logits_TV = self._single_steps.step(token_ids, cache)
                     if logits_TV is not None:
-                        self._bound_memory.add(cache)
+                        self._memory.add(cache)
                         cache.token_ids.extend(token_ids)
                         return logits_TV
             return np.concatenate([self._forward((id_,), cache).copy() for id_ in token_ids])
@@ -387,7 +392,7 @@ class DecoderSession:
             if not isinstance(binding, InPlaceBinding):
                 buffers = [buffer[: len(rows)] for buffer in batch.buffers]
                 binding = batch.bindings[key] = InPlaceBinding(self._graph, buffers, adapters)
-                self._bound_memory.add(batch)
+                self._memory.add(batch)
             binding.choose(adapters)
             logits_BV = binding.step(token_ids, lengths)
         for row, id_ in zip(rows, token_ids, strict=True):

@@ -42,6 +42,9 @@ class ScriptedDecoder:
         """Return an empty cache."""
         return KVCache(self.config)
 
+    def adopt(self, cache: KVCache) -> None:
+        """Take any cache: there are no adapters that it could use."""
+
     def load_adapter(self, name: str, adapter: Adapter) -> None:
         """Change nothing: the answer is the script."""
 
