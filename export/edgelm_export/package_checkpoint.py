@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -77,10 +78,22 @@ class _StoredTensors:
         graph = onnx.load_model_from_string(read_graph(folder, self._manifest.entry(GRAPH_FILE))).graph
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._is_qdq = {"operators": STANDARD} in self._manifest.recipe
-        self._grids = self._qdq_grids() if self._is_qdq else self._nbits_grids(graph)
+        with self._laid_out("matrices"):
+            self._grids = self._qdq_grids() if self._is_qdq else self._nbits_grids(graph)
         self.fewest_bits = min((bits for bits, _ in self._grids.values()), default=None)
         for name in self._shapes:  # what is missing shows now, not after the work
             self._place(name)
+
+    @contextlib.contextmanager
+    def _laid_out(self, what: str) -> Iterator[None]:
+        """Name what lies otherwise than the exporter writes it, whatever numpy says of that."""
+        try:
+            yield
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self._folder} has {what} laid out as this edgelm does not write it ({error}). Export its "
+                "source instead."
+            ) from error
 
     @cached_property
     def hf_config(self) -> Mapping[str, Any]:
@@ -118,7 +131,8 @@ class _StoredTensors:
         stored, _ = self._place(name)
         if stored in self._grids:
             return f"INT{self._grids[stored][0]}"
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(self._initializers[stored].data_type)
+        with self._laid_out(name):
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(self._initializers[stored].data_type)
         return _FLOAT_TYPES.get(str(dtype), str(dtype))
 
     def tensor(self, name: str) -> NDArray[np.float32]:
@@ -126,10 +140,11 @@ class _StoredTensors:
         stored, rows = self._place(name)
         if stored in self._grids:
             return unpack(self._packed(name))
-        array = self._array(stored)
-        if array.ndim == 2 and name not in _GATHERED:
-            array = array.T
-        found = np.ascontiguousarray(array[rows], np.float32)
+        with self._laid_out(name):
+            array = self._array(stored)
+            if array.ndim == 2 and name not in _GATHERED:
+                array = array.T
+            found = np.ascontiguousarray(array[rows], np.float32)
         if found.shape != self._shapes[name]:
             raise CheckpointError(
                 f"{self._folder} has {name} in the shape {found.shape}; by its config.json it is {self._shapes[name]}."
@@ -151,6 +166,12 @@ class _StoredTensors:
         )
 
     def _packed(self, name: str) -> PackedWeight:
+        with self._laid_out(name):
+            weight = self._stored_weight(name)
+            weight.check(self._shapes[name])
+        return weight
+
+    def _stored_weight(self, name: str) -> PackedWeight:
         stored, rows = self._place(name)
         bits, block_size = self._grids[stored]
         has_zero_points = f"{stored}.zero_points" in self._initializers

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +185,71 @@ def test_a_graph_with_other_shapes_is_refused(tmp_path: Path) -> None:
     change_graph(tmp_path / "package", reshape)
     with pytest.raises(CheckpointError, match=r"has model\.layers\.0\.mlp\.down_proj\.weight in the shape"):
         PackageCheckpoint(tmp_path / "package").tensor("model.layers.0.mlp.down_proj.weight")
+
+
+def initializer(graph: onnx.GraphProto, ending: str) -> onnx.TensorProto:
+    (tensor,) = (one for one in graph.initializer if one.name == f"model.layers.0.mlp.down_proj.{ending}")
+    return tensor
+
+
+def set_attribute(graph: onnx.GraphProto, name: str, value: int) -> None:
+    node = next(node for node in graph.node if initializer(graph, "weight").name in node.input)
+    next(attribute for attribute in node.attribute if attribute.name == name).i = value
+
+
+def turned(tensor: onnx.TensorProto) -> None:
+    sizes = list(tensor.dims)[::-1]
+    del tensor.dims[:]
+    tensor.dims.extend(sizes)
+
+
+def put_zeros(graph: onnx.GraphProto, ending: str, *sizes: int) -> None:
+    tensor = initializer(graph, ending)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros(sizes, np.uint8), tensor.name))
+
+
+PLANES = Precision(
+    rules=(Rule(pattern="embed", scheme="int6-block32"), Rule(pattern=".", scheme="int5-block32-asymmetric"))
+)
+CHANGES: dict[str, tuple[str | Precision, Callable[[onnx.GraphProto], object], str]] = {
+    "no scales": (PLANES, lambda graph: graph.initializer.remove(initializer(graph, "weight.scales")), "scales"),
+    "a plane turned": (PLANES, lambda graph: turned(initializer(graph, "weight.low")), ""),
+    "a shorter plane": (PLANES, lambda graph: put_zeros(graph, "weight.high", 32, 2, 1, 8), ""),
+    "a plane that is a number": (PLANES, lambda graph: put_zeros(graph, "weight.low"), ""),
+    "scales turned": ("int8", lambda graph: turned(initializer(graph, "weight.scales")), r"float32 \[1, 32\], not"),
+    "signed integers": (
+        "int8",
+        lambda graph: setattr(initializer(graph, "weight"), "data_type", onnx.TensorProto.INT8),
+        "packed are int8",
+    ),
+    "bits that are no width": ("int8", lambda graph: set_attribute(graph, "bits", 2**31), "2147483648 bits"),
+    "blocks of nothing": ("int8", lambda graph: set_attribute(graph, "block_size", 0), "zero"),
+    "blocks of another size": ("int8", lambda graph: set_attribute(graph, "block_size", 2**40), "packed are uint8"),
+}
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | Precision], Path]:
+    @functools.cache
+    def package(precision: str | Precision) -> Path:
+        folder = tmp_path_factory.mktemp("laid_out")
+        exported(folder, CONFIG, precision)
+        return folder / "package"
+
+    return package
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_weight_that_lies_otherwise_is_refused_by_its_name(
+    case: str, packages: Callable[[str | Precision], Path], tmp_path: Path
+) -> None:
+    precision, change, problem = CHANGES[case]
+    folder = shutil.copytree(packages(precision), tmp_path / "package")
+    change_graph(folder, change)
+
+    message = rf"package has (matrices|model\.layers\.0\.mlp\.down_proj\.weight) laid out as this edgelm .*{problem}"
+    with pytest.raises(CheckpointError, match=message):
+        PackageCheckpoint(folder).tensor("model.layers.0.mlp.down_proj.weight")
 
 
 def test_a_package_with_experts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+_VALUES_IN_A_BYTE = {2: 4, 4: 2, 5: 1, 6: 1, 8: 1}  # by their bits
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackedWeight:
@@ -26,6 +28,30 @@ class PackedWeight:
     packed: NDArray[np.uint8]
     scales: NDArray[np.float32]
     zero_points: NDArray[np.uint8] | None
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Compare what is there with a weight of `shape` [N, K].
+
+        Raises:
+            ValueError: it does not fit, or its integers are no bytes; the message names what was found.
+        """
+        if self.bits not in _VALUES_IN_A_BYTE:
+            raise ValueError(f"{self.bits} bits; there are grids of {', '.join(map(str, _VALUES_IN_A_BYTE))}")
+        if self.columns != shape[1]:
+            raise ValueError(f"{self.columns} columns, not {shape[1]}")
+        (N, K), in_a_byte = shape, _VALUES_IN_A_BYTE[self.bits]
+        blocks = -(-K // self.block_size)
+        wanted = {
+            "packed": ((N, blocks, self.block_size // in_a_byte), np.uint8),
+            "scales": ((N, blocks), np.float32),
+            "zero_points": ((N, -(-blocks // in_a_byte)), np.uint8),
+        }
+        for name, (one_shape, dtype) in wanted.items():
+            array = getattr(self, name)
+            if array is not None and (array.shape != one_shape or array.dtype != dtype):
+                raise ValueError(
+                    f"{name} are {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} {list(one_shape)}"
+                )
 
     @property
     def layout(self) -> tuple[int, int, bool]:
