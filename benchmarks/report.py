@@ -155,6 +155,7 @@ def _method(result: dict[str, Any], figures: Figures) -> str:
         f"{rounds} rounds, in each of which every runtime generates in turn, one at a time, greedily, on a KV cache "
         "filled by a real prompt. A rate is the median over the rounds (decode: of each round's median step); a ratio "
         "is the median of the ratios within a round.",
+        *filter(None, [MODELS[figures.model].why]),
         "All are timed over token ids, without making text of them.",
         "Huge pages: without, the process is kept off them (PR_SET_THP_DISABLE); with, its large anonymous memory is "
         "moved to them after the load and after a first run (MADV_COLLAPSE), and llama.cpp reads its file into memory "
