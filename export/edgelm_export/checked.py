@@ -41,8 +41,8 @@ class CheckedCheckpoint(CheckpointView):
         return blocks
 
     def _check(self, name: str, values: NDArray[np.float32]) -> None:
-        # The sum of finite float32 weights stays finite in float64, and is one pass without a temporary.
-        if not np.isfinite(np.sum(values, dtype=np.float64)):
+        # One pass without a temporary. The sum of finite weights may overflow in float32, and does not in float64.
+        if not (np.isfinite(np.sum(values)) or np.isfinite(np.sum(values, dtype=np.float64))):
             raise CheckpointError(f"The tensor {name} has NaN or infinite values: the checkpoint is damaged.")
         self._read += 1
         if self._progress is not None:

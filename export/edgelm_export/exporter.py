@@ -97,7 +97,8 @@ def _write_package(
 ) -> Manifest:
     if precision.prefill_graph:
         refuse_prefill_graph(checkpoint.config)
-    tokenizer = _write_text_files(checkpoint, folder)
+    # No more is kept of the tokenizer, which would stand in memory beside the package.
+    control_token_ids = tuple(sorted(_write_text_files(checkpoint, folder).control_token_ids))
     precision = fitted(precision, checkpoint)
     used, quality = _write_checked_graph(checkpoint, folder, precision, calibration, progress or (lambda *_: None))
     package = Manifest(
@@ -110,7 +111,7 @@ def _write_package(
         files=tuple(describe_file(path) for path in sorted(folder.iterdir())),
         source=checkpoint.source,
         created_by={"edgelm": edgelm.__version__, "onnx": onnx.__version__, "numpy": numpy.__version__},
-        control_token_ids=tuple(sorted(tokenizer.control_token_ids)),
+        control_token_ids=control_token_ids,
         license=_license(checkpoint.source.get("license")),
         quality=quality,
         notes=_notes(checkpoint, precision, used, calibration),

@@ -39,7 +39,24 @@ def reference_logits(
     """
     config = checkpoint.config
     tables = position_tables(config, sequences)
-    read = [None] * len(sequences) if config.encoder is None else _read(checkpoint, config.encoder, sources)
+    if config.encoder is not None:
+        hidden = _read_and_answered(checkpoint, sequences, sources, tables)
+    else:
+        lengths = [len(ids) for ids in sequences]
+        hidden_TD = np.concatenate(embed(checkpoint, sequences))  # one product of all rows is quicker than one of each
+        for layer in range(config.num_hidden_layers):
+            hidden_TD = run_layer(config, layer, layer_weights(checkpoint, layer), hidden_TD, tables, lengths=lengths)
+        hidden = np.split(hidden_TD, np.cumsum(lengths)[:-1])
+    yield from head_logits(checkpoint, hidden)
+
+
+def _read_and_answered(
+    checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], sources: Sequence[Sequence[int]], tables: Tables
+) -> list[Array]:
+    """Return what leaves the decoder's last layer for each sequence, behind what the encoder makes of its source."""
+    config = checkpoint.config
+    assert config.encoder is not None  # the caller has looked
+    read = _read(checkpoint, config.encoder, sources)
     hidden = embed(checkpoint, sequences)
     for layer in range(config.num_hidden_layers):
         weights = layer_weights(checkpoint, layer)
@@ -47,7 +64,7 @@ def reference_logits(
             run_layer(config, layer, weights, hidden_TD, tables, read_SD=read_SD)
             for hidden_TD, read_SD in zip(hidden, read, strict=True)
         ]
-    yield from head_logits(checkpoint, hidden)
+    return hidden
 
 
 def _read(checkpoint: Checkpoint, encoder: ModelConfig, sources: Sequence[Sequence[int]]) -> list[Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import IO
@@ -13,8 +14,10 @@ from edgelm.config import ModelConfig
 from edgelm.decoding.generate import prefill
 from edgelm.errors import VerificationError
 from edgelm.memory.kv_cache import KVCache
+from edgelm.memory.malloc import return_freed_memory
+from edgelm.memory.mapped_files import give_back_mapped_files
 from edgelm.package.manifest import Quality
-from edgelm.runtime.session import PREFILL_CHUNK, DecoderSession
+from edgelm.runtime.session import DecoderSession
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
@@ -23,9 +26,11 @@ from edgelm_export.reference import reference_logits
 from edgelm_export.verification_text import verification_text
 
 # Enough text for a perplexity that is stable to a percent, at a second or two per 100M parameters, in windows whose
-# logits stay small beside a model.
+# keys and values stay small beside a model. A large model loses less, and takes half of it.
 _WINDOWS, _WINDOW_TOKENS = 4, 256
-_ROWS_AT_ONCE = 32  # of logits in float64: temporaries of a whole window would each be new memory
+_LARGE, _WINDOW_TOKENS_OF_LARGE = 10**9, 128
+# Logits of so many tokens are computed and compared at once: of a whole window, each array of them would be new memory.
+_ROWS_AT_ONCE = 32
 _GREEDY_PROMPT, _GREEDY_TOKENS = 64, 32
 _Columns = tuple[NDArray[np.float64], ...]  # what `_compare` returns
 
@@ -38,19 +43,26 @@ def measure_quality(folder: Path, checkpoint: Checkpoint, progress: Progress | N
     """
     checkpoint = CheckedCheckpoint(checkpoint, progress, "check")
     sources, windows, prompt = _texts(Tokenizer.load(folder), checkpoint.config)
+    return_freed_memory()  # the package takes the most of all
     columns, after_prefill = [], []
     with tempfile.TemporaryFile(prefix="edgelm-") as kept:
         # The package is gone from memory when its source comes.
-        chosen = _keep_logits(DecoderSession(folder, ModelConfig.load(folder)), sources, windows, prompt, kept)
+        session = DecoderSession(folder, ModelConfig.load(folder))
+        has_prefill_graph = session.has_prefill_graph
+        for read, ids in zip(sources, windows, strict=True):
+            _keep_logits(session, ids, read, kept)
+            give_back_mapped_files(folder)  # rows of the embedding, and the pages around them
+        chosen = _greedy(session, prompt, sources[0])
+        del session
         kept.seek(0)
         source = reference_logits(checkpoint, [prompt + chosen, *windows], [sources[0], *sources])
         # The source's choice after the prompt and after each chosen token but the last.
         agreed = next(source).argmax(-1)[len(prompt) - 1 : -1] == chosen
         for ids, source_TV in zip(windows, source, strict=True):
-            columns += _compared(np.load(kept), source_TV, ids)
-            half, after_TV = len(ids) // 2, np.load(kept)
-            if len(after_TV):
-                after_prefill += _compared(after_TV, source_TV[half:], ids[half:])
+            columns += _compared(kept, source_TV, ids)
+            if has_prefill_graph:
+                half = len(ids) // 2
+                after_prefill += _compared(kept, source_TV[half:], ids[half:])
     surprise, source_surprise, divergence, difference, same = (
         np.concatenate(parts) for parts in zip(*columns, strict=True)
     )
@@ -67,23 +79,13 @@ def measure_quality(folder: Path, checkpoint: Checkpoint, progress: Progress | N
     )
 
 
-def _keep_logits(
-    session: DecoderSession,
-    sources: list[list[int]],
-    windows: list[list[int]],
-    prompt: list[int],
-    kept: IO[bytes],
-) -> list[int]:
-    """Write the package's logits of each window to a file, and behind them those after a prefill graph, or none.
-
-    Returns what it chooses after the prompt.
-    """
-    for read, ids in zip(sources, windows, strict=True):
-        logits_TV = _all_logits(session, ids, read)
-        np.save(kept, logits_TV)
-        after_prefill = session.has_prefill_graph
-        np.save(kept, _logits_after_prefill(session, ids, len(ids) // 2) if after_prefill else logits_TV[:0])
-    return _greedy(session, prompt, sources[0])
+def _keep_logits(session: DecoderSession, ids: list[int], source_ids: list[int], kept: IO[bytes]) -> None:
+    """Write the package's logits of a window to a file, and behind them those after its prefill graph, if any."""
+    _keep_logits_behind(session, ids, _cache_for(session, source_ids, len(ids)), kept)
+    if session.has_prefill_graph:
+        half, cache = len(ids) // 2, _cache_for(session, source_ids, len(ids))
+        session.read_prompt(ids[:half], cache)
+        _keep_logits_behind(session, ids[half:], cache, kept)
 
 
 def _perplexities_after_prefill(columns: list[_Columns]) -> dict[str, float]:
@@ -96,11 +98,15 @@ def _perplexities_after_prefill(columns: list[_Columns]) -> dict[str, float]:
     }
 
 
-def _compared(package_TV: NDArray[np.float32], source_TV: NDArray[np.float32], ids: list[int]) -> list[_Columns]:
-    """Compare the logits at all of `ids` but the last, some rows at a time."""
-    targets = np.array(ids[1:])
-    parts = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(targets), _ROWS_AT_ONCE)]
-    return [_compare(package_TV[:-1][part], source_TV[:-1][part], targets[part]) for part in parts]
+def _compared(kept: IO[bytes], source_TV: NDArray[np.float32], ids: list[int]) -> list[_Columns]:
+    """Compare the logits at all of `ids` but the last with those that `_keep_logits_behind` kept."""
+    columns = []
+    for start in range(0, len(ids), _ROWS_AT_ONCE):
+        package_TV, targets = np.load(kept), np.array(ids[start + 1 : start + 1 + _ROWS_AT_ONCE])
+        if len(targets):
+            rows = slice(start, start + len(targets))
+            columns.append(_compare(package_TV[: len(targets)], source_TV[rows], targets))
+    return columns
 
 
 def _compare(package_TV: NDArray[np.float32], source_TV: NDArray[np.float32], targets: NDArray[np.int64]) -> _Columns:
@@ -148,7 +154,9 @@ def _texts(tokenizer: Tokenizer, config: ModelConfig) -> tuple[list[list[int]], 
     begin = list(tokenizer.leading_ids if config.encoder is None else config.decoder_prompt_ids)
     around = len(begin if config.encoder is None else max(begin, tokenizer.as_source(()), key=len))
     context = min(stack.max_position_embeddings for stack in (config, config.encoder or config))
-    length = min(_WINDOW_TOKENS, context - around, len(ids) // _WINDOWS)
+    is_large = sum(math.prod(shape) for shape in config.tensor_shapes().values()) > _LARGE
+    length = _WINDOW_TOKENS_OF_LARGE if is_large else _WINDOW_TOKENS
+    length = min(length, context - around, len(ids) // _WINDOWS)
     texts = [ids[i * length : (i + 1) * length] for i in range(_WINDOWS)]
     windows = [begin + text for text in texts]
     if config.encoder is None:
@@ -156,32 +164,27 @@ def _texts(tokenizer: Tokenizer, config: ModelConfig) -> tuple[list[list[int]], 
     return [tokenizer.as_source(text) for text in texts], windows, begin
 
 
-def _all_logits(session: DecoderSession, ids: list[int], source_ids: list[int]) -> NDArray[np.float32]:
+def _cache_for(session: DecoderSession, source_ids: list[int], tokens: int) -> KVCache:
+    """Return a cache with room for so many tokens: to grow, it would be there twice."""
     cache = session.new_cache()
     cache.read_source(source_ids)
-    return _logits_behind(session, ids, cache)
+    cache.reserve(tokens)
+    return cache
 
 
-def _logits_after_prefill(session: DecoderSession, ids: list[int], half: int) -> NDArray[np.float32]:
-    """Let the prefill graph read the first tokens, and return the decoder's logits at those behind them."""
-    cache = session.new_cache()
-    session.read_prompt(ids[:half], cache)
-    return _logits_behind(session, ids[half:], cache)
-
-
-def _logits_behind(session: DecoderSession, ids: list[int], cache: KVCache) -> NDArray[np.float32]:
-    chunks = [ids[start : start + PREFILL_CHUNK] for start in range(0, len(ids), PREFILL_CHUNK)]
-    return np.concatenate([session.forward(chunk, cache, all_logits=True).copy() for chunk in chunks])
+def _keep_logits_behind(session: DecoderSession, ids: list[int], cache: KVCache, kept: IO[bytes]) -> None:
+    """Write the logits at `ids` behind what a cache holds, `_ROWS_AT_ONCE` rows an array."""
+    for start in range(0, len(ids), _ROWS_AT_ONCE):
+        np.save(kept, session.forward(ids[start : start + _ROWS_AT_ONCE], cache, all_logits=True))
 
 
 def _greedy(session: DecoderSession, prompt: list[int], source_ids: list[int]) -> list[int]:
-    cache = session.new_cache()
-    cache.read_source(source_ids)
+    count = min(_GREEDY_TOKENS, session.config.max_position_embeddings - len(prompt))
+    cache = _cache_for(session, source_ids, len(prompt) + count)
     logits_V = prefill(session, prompt, cache)
     assert logits_V is not None  # nothing cancels it
     ids: list[int] = []
-    room = session.config.max_position_embeddings - len(prompt)
-    for _ in range(min(_GREEDY_TOKENS, room)):
+    for _ in range(count):
         ids.append(int(logits_V.argmax()))
         logits_V = session.forward(ids[-1:], cache)[0]
     return ids

@@ -251,6 +251,15 @@ def test_the_verification_text_fits_small_contexts(tmp_path: Path) -> None:
     assert [len(window) for window in windows] == [40] * 4
 
 
+def test_a_large_model_is_checked_on_shorter_windows(tmp_path: Path) -> None:
+    model = edgelm.load(tiny_model_path())
+    sizes = {"intermediate_size": 2**16, "hidden_size": 2**10, "num_hidden_layers": 6}
+    large = edgelm.ModelConfig.from_dict(model.config.to_dict() | sizes)
+    for config, length in ((model.config, 256), (large, 128)):
+        _, windows, _ = verify._texts(model.tokenizer, config)
+        assert [len(window) for window in windows] == [length] * 4
+
+
 def test_a_folder_that_cannot_be_written_is_an_error_of_ours(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match=r"file/package cannot be written"):

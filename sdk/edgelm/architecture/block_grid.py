@@ -96,18 +96,25 @@ def searched_grid(blocks: Array, kind: GridKind, importance: Array | None = None
     importance = np.abs(blocks) if importance is None else importance
     start, important = outermost_grid(blocks, kind), importance * blocks
     most = np.full(start.scales.shape, -1, np.float32)
-    scales, zeros = start.scales.copy(), start.zeros.copy()
+    scales = start.scales.copy()
+    middle, low, high = 1 << (kind.bits - 1), -start.zeros[..., None], start.top - start.zeros[..., None]
+    steps, weighted = np.empty_like(important), np.empty_like(important)
     for share in _SYMMETRIC_SHARES if kind.symmetric else _ASYMMETRIC_SHARES:
-        trial = Grid(top=start.top, scales=start.scales * np.float32(share), zeros=start.zeros)
-        steps = trial.nearest(blocks) - trial.zeros[..., None]
-        norm = np.einsum("nbk,nbk->nb", importance * steps, steps)
+        np.divide(blocks, (start.scales * np.float32(share))[..., None], out=steps)
+        np.rint(steps, out=steps)
+        if kind.symmetric:  # between two numbers numpy clips faster than between two arrays
+            np.clip(steps, -middle, start.top - middle, out=steps)
+        else:
+            np.minimum(np.maximum(steps, low, out=steps), high, out=steps)
+        np.multiply(importance, steps, out=weighted)
+        norm = np.einsum("nbk,nbk->nb", weighted, steps)
         along = np.einsum("nbk,nbk->nb", important, steps)
         # For these integers, the scale of least weighted error; it takes along**2 / norm away from that of all zeros.
         fitted = np.divide(along, norm, out=start.scales.copy(), where=norm > 0)
         explained = np.where(norm > 0, along * fitted, 0)
         better = explained > most
-        most[better], scales[better], zeros[better] = explained[better], fitted[better], trial.zeros[better]
-    return Grid(top=start.top, scales=nonzero_scales(scales), zeros=zeros)
+        most[better], scales[better] = explained[better], fitted[better]
+    return Grid(top=start.top, scales=nonzero_scales(scales), zeros=start.zeros)
 
 
 def exact_grid(blocks: Array, kind: GridKind) -> tuple[Grid, NDArray[np.bool_]]:
