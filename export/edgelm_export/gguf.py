@@ -136,8 +136,8 @@ class GGUFFile:
         metadata = header.metadata(key_count)
         if metadata.get("split.count", 0) not in (0, 1):
             raise CheckpointError(
-                f"{path}: split.count is {metadata['split.count']!r}: the model is split over several files, which is "
-                "not supported. Merge them first, for example with llama-gguf-split --merge."
+                f"{path}: split.count is {metadata['split.count']!r:.80}: the model is split over several files, which "
+                "is not supported. Merge them first, for example with llama-gguf-split --merge."
             )
         tensors = header.tensors(tensor_count, _alignment(path, metadata))
         return cls(path, version, MappingProxyType(metadata), MappingProxyType(tensors), content)
@@ -171,7 +171,7 @@ class GGUFFile:
 def _alignment(path: Path, metadata: Mapping[str, Any]) -> int:
     value = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1 or value & (value - 1):
-        raise CheckpointError(f"{path}: general.alignment is {value!r}; it must be a power of two.")
+        raise CheckpointError(f"{path}: general.alignment is {value!r:.80}; it must be a power of two.")
     return value
 
 

@@ -88,7 +88,7 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, str]:
     model = metadata.get("tokenizer.ggml.model")
     if not isinstance(model, str) or model not in _MODELS:
         listed = ", ".join(repr(name) for name in _MODELS)
-        raise CheckpointError(f"tokenizer.ggml.model is {model!r}; only {listed} can be rebuilt. {_WAY_OUT}")
+        raise CheckpointError(f"tokenizer.ggml.model is {model!r:.80}; only {listed} can be rebuilt. {_WAY_OUT}")
     tokens: list[str] = _list(metadata, "tokenizer.ggml.tokens", str)
     rebuilt = _MODELS[model](metadata, tokens)
     special = _special_tokens(metadata, rebuilt.names)
@@ -110,7 +110,7 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, str]:
     template = metadata.get("tokenizer.chat_template")
     if template is not None:
         if not isinstance(template, str):
-            raise CheckpointError(f"tokenizer.chat_template is {template!r}; it must be a string.")
+            raise CheckpointError(f"tokenizer.chat_template is {template!r:.80}; it must be a string.")
         files["chat_template.jinja"] = template
     return files
 
@@ -179,7 +179,7 @@ _WAY_OUT = "Import the model's Hugging Face folder instead."
 def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
     pre = metadata.get("tokenizer.ggml.pre")
     if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
-        raise CheckpointError(f"tokenizer.ggml.pre is {pre!r}; supported: {', '.join(PRE_TOKENIZERS)}. {_WAY_OUT}")
+        raise CheckpointError(f"tokenizer.ggml.pre is {pre!r:.80}; supported: {', '.join(PRE_TOKENIZERS)}. {_WAY_OUT}")
     return PRE_TOKENIZERS[pre]
 
 
@@ -194,7 +194,7 @@ def _list(metadata: Mapping[str, Any], key: str, element: type) -> list[Any]:
 def _flag(metadata: Mapping[str, Any], key: str, *, default: bool) -> bool:
     value = metadata.get(key, default)
     if not isinstance(value, bool):
-        raise CheckpointError(f"{key} is {value!r}; it must be a boolean.")
+        raise CheckpointError(f"{key} is {value!r:.80}; it must be a boolean.")
     return value
 
 
@@ -204,7 +204,7 @@ def _token_types(metadata: Mapping[str, Any], tokens: list[str], allowed: Collec
         raise CheckpointError(f"tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens.")
     for token, type_ in zip(tokens, types, strict=True):
         if type_ not in allowed:
-            raise CheckpointError(f"Token {token!r} has type {type_}, which {kind} does not have.")
+            raise CheckpointError(f"Token {token!r:.80} has type {type_}, which {kind} does not have.")
     return types
 
 
@@ -215,7 +215,7 @@ def _vocabulary(tokens: list[str], types: list[int]) -> dict[str, int]:
             continue
         if token in vocabulary:
             raise CheckpointError(
-                f"Tokens {vocabulary[token]} and {index} of tokenizer.ggml.tokens are both {token!r}."
+                f"Tokens {vocabulary[token]} and {index} of tokenizer.ggml.tokens are both {token!r:.80}."
             )
         vocabulary[token] = index
     return vocabulary
@@ -237,7 +237,7 @@ def _merges(metadata: Mapping[str, Any], vocabulary: Mapping[str, int]) -> list[
         left, space, right = merge.partition(" ")
         if not space or " " in right or not all(part in vocabulary for part in (left, right, left + right)):
             raise CheckpointError(
-                f"Merge {index} of tokenizer.ggml.merges, {merge!r}, does not join two tokens to one."
+                f"Merge {index} of tokenizer.ggml.merges, {merge!r:.80}, does not join two tokens to one."
             )
     return merges
 
@@ -251,7 +251,7 @@ def _special_tokens(metadata: Mapping[str, Any], names: Mapping[int, str]) -> di
         if index is None:
             continue
         if type(index) is not int or index not in names:
-            raise CheckpointError(f"{key} is {index!r}, which is no token of this vocabulary.")
+            raise CheckpointError(f"{key} is {index!r:.80}, which is no token of this vocabulary.")
         special[role] = names[index]
     return special
 

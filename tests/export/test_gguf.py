@@ -229,6 +229,10 @@ HOSTILE = {
         whole([key("general.alignment", STRING, string("32"))]),
         "general.alignment is '32'; it must be a power of two",
     ),
+    "an alignment of many words": (
+        whole([key("general.alignment", STRING, string("32" * 1000))]),
+        f"general.alignment is '{'32' * 39}3; it must be a power of two",
+    ),
     "one part of several": (
         whole([key("split.count", 2, struct.pack("<H", 3))]),
         "split.count is 3: the model is split over several files",
