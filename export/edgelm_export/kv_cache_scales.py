@@ -35,9 +35,22 @@ def measure_scales(folder: Path, sequences: Sequence[Sequence[int]]) -> list[NDA
     for ids in sequences:
         cache = session.new_cache()
         prefill(session, ids, cache)
-        sizes = [np.abs(buffer[0, :, : cache.length]).max(axis=1, keepdims=True) for buffer in cache.buffers]
+        sizes = [_sizes(session.config, i, buffer[0, :, : cache.length]) for i, buffer in enumerate(cache.buffers)]
         largest = [np.maximum(*pair) for pair in zip(largest, sizes, strict=True)] if largest else sizes
     return [np.maximum(size * _MARGIN / _LARGEST, _SMALLEST) for size in largest]
+
+
+def _sizes(config: ModelConfig, i: int, filled_KTH: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return how large each channel [K, 1, H] of a cache's buffer i can become with the keys or values of a text.
+
+    A key turns with its position, in pairs of dimensions: somewhere in the context, each of the two is as large as the
+    pair is long, however far the text itself reaches.
+    """
+    sizes_KTH = np.abs(filled_KTH)
+    if i % 2 == 0 and config.rope_kind(i // 2) is not None:
+        first, second = np.split(filled_KTH[..., : config.rotary_dim], 2, axis=-1)
+        sizes_KTH[..., : config.rotary_dim] = np.tile(np.hypot(first, second), 2)
+    return sizes_KTH.max(axis=1, keepdims=True)
 
 
 def keep_in_int8(model: onnx.ModelProto, scales: Sequence[NDArray[np.float32]]) -> None:

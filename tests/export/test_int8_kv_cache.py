@@ -17,12 +17,15 @@ from onnx import numpy_helper
 import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel
 from edgelm.cli.main import main
+from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
 from edgelm.memory.kv_cache import KVCache, bytes_per_token
 from edgelm.memory.prefix_cache import PrefixCache
+from edgelm.runtime.session import DecoderSession
 from edgelm.testing import tiny_model_path
 from edgelm_export import reference
 from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.kv_cache_scales import measure_scales
 from edgelm_export.package_checkpoint import PackageCheckpoint
 
 IDS = np.random.default_rng(0).integers(3, 320, 200).tolist()
@@ -92,6 +95,16 @@ def test_the_logits_are_those_of_keys_and_values_on_their_grids(
     # float32 sums in another order: 5e-6 measured. A number between two steps could fall either way, which is 5e-3;
     # int8 itself moves these logits by up to 0.4.
     np.testing.assert_allclose(np.concatenate(chunks), expected_TV, atol=0.02)
+
+
+def test_keys_fit_their_scales_at_places_that_the_calibration_did_not_reach() -> None:
+    # One token again and again: the states of all places are equal, and their keys but for how far they are turned.
+    scales = measure_scales(tiny_model_path(), [[65] * 8])
+    session = DecoderSession(tiny_model_path(), ModelConfig.load(tiny_model_path()))
+    cache = session.new_cache()
+    session.forward([65] * 400, cache)
+    for buffer, scale in zip(cache.buffers, scales, strict=True):
+        assert (np.abs(buffer[0, :, :400]) <= 127 * scale).all()
 
 
 def test_the_cache_takes_a_quarter_of_the_memory(model: LanguageModel) -> None:
