@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -40,17 +41,18 @@ def measure_scales(folder: Path, sequences: Sequence[Sequence[int]]) -> list[NDA
     return [np.maximum(size * _MARGIN / _LARGEST, _SMALLEST) for size in largest]
 
 
-def _sizes(config: ModelConfig, i: int, filled_KTH: NDArray[np.float32]) -> NDArray[np.float32]:
+def _sizes(config: ModelConfig, i: int, filled_KTH: NDArray[Any]) -> NDArray[np.float32]:
     """Return how large each channel [K, 1, H] of a cache's buffer i can become with the keys or values of a text.
 
     A key turns with its position, in pairs of dimensions: somewhere in the context, each of the two is as large as the
     pair is long, however far the text itself reaches.
     """
-    sizes_KTH = np.abs(filled_KTH)
+    sizes_KTH: NDArray[np.float32] = np.abs(filled_KTH)
     if i % 2 == 0 and config.rope_kind(i // 2) is not None:
         first, second = np.split(filled_KTH[..., : config.rotary_dim], 2, axis=-1)
         sizes_KTH[..., : config.rotary_dim] = np.tile(np.hypot(first, second), 2)
-    return sizes_KTH.max(axis=1, keepdims=True)
+    sizes_K1H: NDArray[np.float32] = sizes_KTH.max(axis=1, keepdims=True)
+    return sizes_K1H
 
 
 def keep_in_int8(model: onnx.ModelProto, scales: Sequence[NDArray[np.float32]]) -> None:
