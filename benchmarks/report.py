@@ -37,7 +37,7 @@ def write_report(result: dict[str, Any], target: Path) -> None:
 
 def markdown(result: dict[str, Any], figures: Figures, name: str) -> str:
     parts = [
-        f"# {MODELS[figures.model].title} beside llama.cpp and onnxruntime-genai",
+        f"# {MODELS[figures.model].title} beside its peers",
         f"`{result['command']}`, {result['machine']['date']}. Written by that command; the rounds are in "
         f"[{name}.json]({name}.json).",
         f"![Prefill and decode rates of each runtime]({name}.svg)",
