@@ -9,7 +9,7 @@ DEV_EXTRAS := cpu,chat,serve,export,train,docs,examples,dev
 .PHONY: chat test test-offline test-gpu lint bench docs fuzz soak wheel lock locked clean
 
 chat: $(VENV)/chat.stamp
-	@$(BIN)/edgelm pull $(MODEL)
+	@$(BIN)/edgelm pull $(MODEL) >&2
 	@$(BIN)/edgelm chat $(MODEL)
 
 # Files of tests go to as many processes as there are cores: a file's tests share what they set up.
@@ -77,8 +77,8 @@ clean:
 	rm -rf $(VENV) .cache site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 $(VENV)/bin/pip:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
+	@$(PYTHON) -m venv $(VENV) >&2
+	@$(BIN)/pip install --quiet --upgrade pip >&2
 
 # The development set holds all that the chat needs, so either stamp serves the other's purpose once dev is there.
 $(VENV)/chat.stamp: $(VENV)/bin/pip $(SOURCES)
