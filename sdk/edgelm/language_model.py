@@ -75,12 +75,11 @@ def load(
     package = open_package(path)
     folder = package.folder
     large = package.check_files(largest=_LARGE)
-    with _in_large_pages(), ThreadPoolExecutor(1) as worker:
-        # Beside the session, which takes about as long as both: first the tokenizer, so that what reading it takes is
-        # given back before the session is whole (it would be on top of the peak); then hashing the weights (numbers
-        # that nothing parses; their file's size is checked already).
-        tokenizer = worker.submit(_load_tokenizer, folder)
-        hashes = {worker.submit(check_hash, folder, entry): entry for entry in large}
+    with _in_large_pages(), ThreadPoolExecutor(2) as workers:
+        # Three things of about the same length, of which two need no interpreter: hashing the weights (numbers that
+        # nothing parses; their file's size is checked already), the tokenizer, and the session.
+        hashes = [workers.submit(check_hash, folder, entry) for entry in large]
+        tokenizer = workers.submit(_load_tokenizer, folder)
         try:
             session = DecoderSession(
                 folder,
@@ -93,11 +92,8 @@ def load(
                 foreign_graph=package.foreign_graph,
             )
         finally:
-            for checked, entry in hashes.items():
-                if checked.cancel():  # not begun: the tokenizer is a large one
-                    check_hash(folder, entry)
-                else:
-                    checked.result()
+            for checked in hashes:
+                checked.result()
         return LanguageModel(
             session=session,
             tokenizer=tokenizer.result(),
@@ -109,7 +105,7 @@ def load(
 
 def _load_tokenizer(folder: Path) -> Tokenizer:
     tokenizer = Tokenizer.load(folder)
-    return_freed_memory()
+    return_freed_memory()  # before the session is whole: what reading it took is not on top of the peak
     return tokenizer
 
 
