@@ -186,14 +186,24 @@ class DecoderStack(Stack):
 
     def grouped_query_attention(self, qkv: list[str], i: int, name: str) -> str:
         """Grouped-query attention; rotation, cache and causal mask are inside the operator."""
-        graph, config = self.graph, self.config
-        shape: list[int | str] = [BATCH, config.num_key_value_heads, "capacity", config.head_dim]
+        graph, shape = self.graph, self.cache_shape("capacity")
         past = [graph.input(f"past_key_values.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
         present = [graph.output(f"present.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
         if len(qkv) == 1:
             qkv = [*qkv, "", ""]  # the operator splits a packed query, key and value itself
-        kind, window = config.rope_kind(i), config.window(i)
-        inputs = [*qkv, *past, self.seqlens_k, self.total_sequence_length, *self.rope[kind]]
+        return self.look(qkv, past, present, self.rope[self.config.rope_kind(i)], i, name)
+
+    def cache_shape(self, tokens: str) -> list[int | str]:
+        """Return the shape of the keys or values of so many tokens of a layer."""
+        return [BATCH, self.config.num_key_value_heads, tokens, self.config.head_dim]
+
+    def look(self, qkv: list[str], past: list[str], present: list[str], rotation: list[str], i: int, name: str) -> str:
+        """Let the queries of layer i look at the keys; they and the new keys are turned first by what `rotation` names.
+
+        Source: GroupQueryAttention in onnxruntime's ContribOperators.md.
+        """
+        graph, config = self.graph, self.config
+        inputs = [*qkv, *past, self.seqlens_k, self.total_sequence_length, *rotation]
         if self.bias:
             inputs += [""] * (_ATTENTION_BIAS - len(inputs)) + [self.bias]
         if config.attention_sinks:
@@ -203,8 +213,8 @@ class DecoderStack(Stack):
             "num_heads": config.num_attention_heads,
             "kv_num_heads": config.num_key_value_heads,
             "scale": config.attention_scale,
-            "do_rotary": int(kind is not None),
-            "local_window_size": window,
+            "do_rotary": int(bool(rotation)),
+            "local_window_size": config.window(i),
             "softcap": config.attn_logit_softcapping,
         }
         return graph.node("GroupQueryAttention", inputs, [f"{name}.output", *present], MICROSOFT, attributes)
@@ -213,10 +223,7 @@ class DecoderStack(Stack):
         """Norm queries and keys, by head or all heads together; packed or not before, the three are apart after."""
         graph, H = self.graph, self.config.head_dim
         NH, KH = self.config.num_attention_heads * H, self.config.num_key_value_heads * H
-        if len(qkv) == 1:
-            parts = [f"{name}.{part}" for part in "qkv"]
-            graph.node("Split", [qkv[0], graph.constant([NH, KH, KH])], parts, attributes={"axis": -1})
-            qkv = parts
+        qkv = self.apart(qkv, name)
         normed = []
         for projected, module, width in ((qkv[0], f"{name}.q_norm", NH), (qkv[1], f"{name}.k_norm", KH)):
             if self.config.qk_norm_scope == "projection":
@@ -226,6 +233,15 @@ class DecoderStack(Stack):
             shape = graph.constant([0, 0, width])
             normed.append(graph.node("Reshape", [self.norm(heads, module, H), shape], f"{module}.joined"))
         return [*normed, qkv[2]]
+
+    def apart(self, qkv: list[str], name: str) -> list[str]:
+        """Split a packed query, key and value; what is not packed stays."""
+        if len(qkv) > 1:
+            return qkv
+        H, parts = self.config.head_dim, [f"{name}.{part}" for part in "qkv"]
+        NH, KH = self.config.num_attention_heads * H, self.config.num_key_value_heads * H
+        self.graph.node("Split", [qkv[0], self.graph.constant([NH, KH, KH])], parts, attributes={"axis": -1})
+        return parts
 
     def last_hidden_state(self, hidden: str) -> str:
         """Norm all positions, also those that no logits are wanted of: embeddings are made of them."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy
 import onnx
+from numpy.typing import NDArray
 
 import edgelm
 from edgelm.architecture.quantization_recipe import OPERATOR_SETS, STANDARD
@@ -133,9 +134,7 @@ def _write_checked_graph(
         try:
             with prepared(checkpoint, attempt, calibration, folder, progress) as (stored, rules):
                 _write_text_files(stored, folder, operators=attempt.operators)
-                _write_graph(CheckedCheckpoint(stored, progress), rules, folder)
-                if attempt.kv_cache == "int8":
-                    _keep_cache_in_int8(stored, folder, calibration)
+                _write_graphs(CheckedCheckpoint(stored, progress), rules, folder, calibration)
         except ExportError as error:
             if refusal is None and precision.fallback is None:
                 raise
@@ -152,34 +151,36 @@ def _write_checked_graph(
     raise refusal
 
 
-def _write_graph(checkpoint: Checkpoint, precision: Precision, folder: Path) -> None:
+def _write_graphs(checkpoint: Checkpoint, precision: Precision, folder: Path, calibration: CalibrationOptions) -> None:
     decoders = {"onnxruntime": build_decoder, "standard": build_standard_decoder}  # a row for each of OPERATOR_SETS
     build = decoders[precision.operators]
     with ExternalData(folder / DATA_FILE) as data:
-        if checkpoint.config.encoder is None:
-            graphs = {GRAPH_FILE: build(checkpoint, precision, data)}
+        if checkpoint.config.encoder is not None:
+            _save(folder / ENCODER_FILE, build_encoder(checkpoint, precision, data))
+            _save(folder / DECODER_FILE, build(checkpoint, precision, data))
         else:
-            graphs = {
-                ENCODER_FILE: build_encoder(checkpoint, precision, data),
-                DECODER_FILE: build(checkpoint, precision, data),
-            }
-        if precision.prefill_graph:
-            with ExternalData(folder / PREFILL_DATA_FILE, beside=data) as own_data:
-                graphs[PREFILL_FILE] = build_prefill(checkpoint, precision, own_data)
-    for name, model in graphs.items():
-        (folder / name).write_bytes(model.SerializeToString(deterministic=True))
+            _save(folder / GRAPH_FILE, build(checkpoint, precision, data))
+    scales = _keep_cache_in_int8(checkpoint, folder, calibration) if precision.kv_cache == "int8" else []
+    if precision.prefill_graph:
+        with ExternalData(folder / PREFILL_DATA_FILE, beside=data) as own_data:
+            _save(folder / PREFILL_FILE, build_prefill(checkpoint, precision, own_data, scales))
 
 
-def _keep_cache_in_int8(checkpoint: Checkpoint, folder: Path, calibration: CalibrationOptions) -> None:
-    """Give the graphs that are there the scales that a text has in them."""
+def _keep_cache_in_int8(
+    checkpoint: Checkpoint, folder: Path, calibration: CalibrationOptions
+) -> list[NDArray[numpy.float32]]:
+    """Give the decoder's graph the scales that a text has in it, and return them."""
     sequences = calibration_sequences(calibration, *text_tools(checkpoint), checkpoint.config)
     scales = measure_scales(folder, sequences)
-    for path in (folder / name for name in (GRAPH_FILE, PREFILL_FILE)):
-        if path.exists():
-            model = onnx.load_model(path, load_external_data=False)
-            keep_in_int8(model, scales)
-            path.write_bytes(model.SerializeToString(deterministic=True))
+    model = onnx.load_model(folder / GRAPH_FILE, load_external_data=False)
+    keep_in_int8(model, scales)
+    _save(folder / GRAPH_FILE, model)
     _write_text_files(checkpoint, folder, kv_cache="int8")
+    return scales
+
+
+def _save(path: Path, model: onnx.ModelProto) -> None:
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def text_tools(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:

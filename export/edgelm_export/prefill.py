@@ -6,10 +6,16 @@ decoder's graph, in its file of weights. The projections are products of integer
 weight and one for each token of the activations: faster than MatMulNBits for many tokens, and slower for one
 (docs/results/graph-and-settings.md).
 
-Shapes: B batch, T query tokens, K columns and N rows of a weight.
+Beside a decoder that keeps keys and values in int8, it makes floats of the past, rounds the new ones to the same grids,
+and lets the queries look at both in floats: for many tokens that is faster than attention over int8. It then gives the
+new keys and values alone, `present.{i}.key|value` int8 [B, K, T, H].
+
+Shapes: B batch, T query tokens, P past tokens, K kv heads, H head dim; K columns and N rows of a weight.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -18,23 +24,31 @@ from numpy.typing import NDArray
 from edgelm.config import NORM_PLACEMENTS, ModelConfig
 from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.decoder import DecoderStack
+from edgelm_export.decoder import FLOAT, INT32, DecoderStack
 from edgelm_export.external_data import ExternalData
-from edgelm_export.folded import FoldedCheckpoint
+from edgelm_export.folded import FoldedCheckpoint, padded_rotary_dim
 from edgelm_export.graph import MICROSOFT
 from edgelm_export.projection import Projections
 from edgelm_export.quantize import Precision, Stored
 from edgelm_export.quantize.packed import PackedWeight, unpack
 from edgelm_export.tensor_map import EMBEDDING
 
+INT8 = onnx.TensorProto.INT8
 _LARGEST, _ZERO = 127, 128  # of int8; uint8's place of zero
 _STEP = 1 / _LARGEST
 _SMALLEST = 1e-30  # a token whose activations are all zero
 
 
-def build_prefill(checkpoint: Checkpoint, precision: Precision, data: ExternalData) -> onnx.ModelProto:
-    """Build the prefill graph of a checkpoint, after `build_decoder`, whose external data are beside `data`."""
-    return _PrefillStack(FoldedCheckpoint(checkpoint), precision, data).build()
+def build_prefill(
+    checkpoint: Checkpoint, precision: Precision, data: ExternalData, scales: Sequence[NDArray[np.float32]] = ()
+) -> onnx.ModelProto:
+    """Build the prefill graph of a checkpoint, after `build_decoder`, whose external data are beside `data`.
+
+    scales: float32 [K, 1, H] of each layer's keys and values, where the decoder keeps them in int8.
+    """
+    folded = FoldedCheckpoint(checkpoint)
+    stack = _RoundingStack(folded, precision, data, scales) if scales else _PrefillStack(folded, precision, data)
+    return stack.build()
 
 
 def refuse_prefill_graph(config: ModelConfig) -> None:
@@ -63,6 +77,81 @@ class _PrefillStack(DecoderStack):
         before_attention, *_ = NORM_PLACEMENTS[config.norm_placement]
         self.attended(self.block_norm(hidden, f"{self.name}.layers.{last}", before_attention), last)
         return self.graph.model(f"{config.model_type}-prefill")
+
+
+class _RoundingStack(_PrefillStack):
+    """Look at keys and values on the grids that a decoder keeps them on, whatever piece of a prompt they come with."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, precision: Precision, data: ExternalData, scales: Sequence[NDArray[np.float32]]
+    ) -> None:
+        super().__init__(checkpoint, precision, data)
+        self._scales = scales
+
+    def attention_inputs(self) -> None:
+        """Derive from the mask how many tokens there are behind the new ones, P, and with them."""
+        super().attention_inputs()
+        graph = self.graph
+        tokens = graph.node("Shape", ["input_ids"], "cache.tokens", attributes={"start": 1, "end": 2})
+        self.key_count = graph.node("Add", [self.last, graph.constant(1)], "cache.length")
+        self._past_length = graph.node("Sub", [self.key_count, tokens], "cache.past_length")
+        to_int32 = {"to": INT32}
+        self.total_sequence_length = graph.node("Cast", [self.key_count], "cache.total_sequence_length", "", to_int32)
+
+    def grouped_query_attention(self, qkv: list[str], i: int, name: str) -> str:
+        """Turn queries and keys, round keys and values, and let the queries look at them and at the past."""
+        config = self.config
+        query, *new = self.apart(qkv, name)
+        rotation = self.rope[config.rope_kind(i)]
+        if rotation:
+            query = self._turned(query, config.num_attention_heads, rotation, f"{name}.turned_query")
+            new[0] = self._turned(new[0], config.num_key_value_heads, rotation, f"{name}.turned_key")
+        past = []
+        for number, part in enumerate(("key", "value")):
+            scale_K1H = self.graph.weight(f"{name}.{part[0]}_scale", self._scales[2 * i + number])
+            past.append(self._past(f"past_key_values.{i}.{part}", scale_K1H, f"{name}.past_{part}"))
+            new[number] = self._kept(new[number], f"present.{i}.{part}", scale_K1H, f"{name}.new_{part}")
+        return self.look([query, *new], past, [f"{name}.all_keys", f"{name}.all_values"], [], i, name)
+
+    def _turned(self, projected: str, heads: int, rotation: list[str], name: str) -> str:
+        """Turn heads [B, T, heads * H] by their places.
+
+        Source: RotaryEmbedding in onnxruntime's ContribOperators.md.
+        """
+        cos, sin, *rows = rotation
+        rotary_dim = padded_rotary_dim(self.config)
+        attributes = {"num_heads": heads}
+        if rotary_dim < self.config.head_dim:
+            attributes["rotary_embedding_dim"] = rotary_dim
+        inputs = [projected, rows[0] if rows else self._past_length, cos, sin]
+        return self.graph.node("RotaryEmbedding", inputs, name, MICROSOFT, attributes)
+
+    def _past(self, cache: str, scale_K1H: str, name: str) -> str:
+        """Make floats [B, K, P, H] of the filled part of a cache."""
+        graph = self.graph
+        graph.input(cache, INT8, self.cache_shape("capacity"))
+        filled = [cache, graph.constant([0]), self._past_length, graph.constant([2])]
+        integers = graph.node("Slice", filled, f"{name}.integers")
+        floats = graph.node("Cast", [integers], f"{name}.floats", attributes={"to": FLOAT})
+        return graph.node("Mul", [floats, scale_K1H], name)
+
+    def _kept(self, projected: str, cache: str, scale_K1H: str, name: str) -> str:
+        """Round keys or values [B, T, K * H] to their grids: give the integers, and return them as floats again."""
+        graph, config = self.graph, self.config
+        split = graph.constant([0, 0, config.num_key_value_heads, config.head_dim])
+        heads_BTKH = graph.node("Reshape", [projected, split], f"{name}.heads")
+        swap = {"perm": [0, 2, 1, 3]}
+        heads_BKTH = graph.node("Transpose", [heads_BTKH], f"{name}.by_head", attributes=swap)
+        steps = graph.node("Div", [heads_BKTH, scale_K1H], f"{name}.steps")
+        whole = graph.node("Round", [steps], f"{name}.whole")
+        bounds = [graph.constant(bound, np.float32) for bound in (-_ZERO, _LARGEST)]
+        integers = graph.node("Clip", [whole, *bounds], f"{name}.integers")
+        graph.node("Cast", [integers], cache, attributes={"to": INT8})
+        graph.output(cache, INT8, self.cache_shape("tokens"))
+        rounded_BKTH = graph.node("Mul", [integers, scale_K1H], f"{name}.rounded")
+        rounded_BTKH = graph.node("Transpose", [rounded_BKTH], f"{name}.by_token", attributes=swap)
+        joined = graph.constant([0, 0, config.num_key_value_heads * config.head_dim])
+        return graph.node("Reshape", [rounded_BTKH, joined], name)
 
 
 class _IntegerProjections(Projections):

@@ -1,11 +1,13 @@
 """PrefillGraph: the graph of a package that reads prompts into a cache, in ONNX Runtime.
 
-It writes the keys and values that the decoder's graph goes on from, faster and a little less precisely, and gives no
-logits. Shapes: B batch, T query tokens, C capacity of the cache.
+It gives the keys and values that the decoder's graph goes on from, faster and a little less precisely, and no logits.
+Floats are written in place; beside int8, it gives those of the new tokens. Shapes: B batch, T query tokens, C capacity
+of the cache.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,9 +16,10 @@ import numpy as np
 from edgelm.errors import PackageError
 from edgelm.memory.kv_cache import KVCache
 from edgelm.runtime.binding import Graph
-from edgelm.runtime.decoder_graph import GraphValue
+from edgelm.runtime.decoder_graph import DecoderGraph, GraphValue
 from edgelm.runtime.stop_switch import StopSwitch
 
+_INT8 = "tensor(int8)"
 _OF_THE_HEAD = {"num_logits_to_keep"}  # of a decoder's inputs, what is there for its logits
 
 
@@ -36,18 +39,29 @@ class PrefillGraph:
             StoppedError: `stop` was pressed.
         """
         graph, facts = self._graph, self._graph.facts
-        mask_BC = (np.arange(cache.capacity) < cache.length + len(token_ids))[None].astype(np.int64)
+        first, length = cache.length, cache.length + len(token_ids)
+        mask_BC = (np.arange(cache.capacity) < length)[None].astype(np.int64)
         inputs = {"input_ids": np.array([token_ids], np.int64), "attention_mask": mask_BC}
+        past = cache.buffers
+        present = [np.empty_like(buffer[:, :, first:length]) for buffer in past] if _gives_new_alone(facts) else past
         # A chunk takes long enough for all of it to be bound anew; a binding does not hold what it uses.
         values = {name: graph.value(array) for name, array in inputs.items()}
-        buffers = [graph.value(buffer) for buffer in cache.buffers]
+        values |= {name: graph.value(buffer) for name, buffer in zip(facts.past, past, strict=True)}
+        outputs = {name: graph.value(buffer) for name, buffer in zip(facts.present, present, strict=True)}
         binding = graph.session.io_binding()
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
-        for past, present, value in zip(facts.past, facts.present, buffers, strict=True):
-            binding.bind_ortvalue_input(past, value)
-            binding.bind_ortvalue_output(present, value)
+        for name, value in outputs.items():
+            binding.bind_ortvalue_output(name, value)
         graph.run(binding, stop)
+        if present is not past:
+            for buffer, new in zip(past, present, strict=True):
+                buffer[:, :, first:length] = new
+
+
+def _gives_new_alone(facts: DecoderGraph) -> bool:
+    """Tell whether a prefill graph leaves it to its caller to put new keys and values behind the others."""
+    return facts.cache_type == np.int8
 
 
 def check_prefill_graph(
@@ -57,12 +71,12 @@ def check_prefill_graph(
     decoder_inputs: Iterable[GraphValue],
     decoder_outputs: Iterable[GraphValue],
 ) -> None:
-    """Check that a graph takes and gives what the decoder's does, but for logits and hidden states.
+    """Check that a graph takes and gives what the decoder's does, but for logits and hidden states; of int8, new ones.
 
     Raises:
         PackageError: names what differs.
     """
-    decoders = _described(decoder_inputs, "takes"), _described(decoder_outputs, "gives")
+    decoders = _described(decoder_inputs, "takes"), _described(map(_new_alone, decoder_outputs), "gives")
     wanted = {key: value for key, value in decoders[0].items() if key[1] not in _OF_THE_HEAD}
     wanted |= {key: value for key, value in decoders[1].items() if key[1].startswith("present")}
     found = _described(inputs, "takes") | _described(outputs, "gives")
@@ -73,6 +87,13 @@ def check_prefill_graph(
             f"{path} {verb} {name!r} as {found.get(differing[0], 'nothing')}; beside this decoder it must be "
             f"{wanted.get(differing[0], 'nothing')}. Export or download the package again."
         )
+
+
+def _new_alone(value: GraphValue) -> GraphValue:
+    """Describe what a prefill graph gives in the place of a decoder's output."""
+    if value.type != _INT8:
+        return value
+    return dataclasses.replace(value, shape=[*value.shape[:2], "tokens", *value.shape[3:]])
 
 
 def _described(values: Iterable[GraphValue], verb: str) -> dict[tuple[str, str], str]:
