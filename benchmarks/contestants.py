@@ -45,6 +45,13 @@ CONTESTANTS = (
         baseline="llama-q8_0",
     ),
     Contestant(
+        name="edgelm-int8-wide-long",
+        label="edgelm int8-wide + prefill graph, int8 keys",
+        engine="edgelm_engine",
+        model="edgelm-int8-wide-long",
+        baseline="llama-q8_0",
+    ),
+    Contestant(
         name="llama-q8_0",
         label="llama.cpp Q8_0",
         engine="llama_cpp_engine",
@@ -61,6 +68,13 @@ CONTESTANTS = (
     ),
     Contestant(
         name="edgelm-int4", label="edgelm int4", engine="edgelm_engine", model="edgelm-int4", baseline="llama-q4_0"
+    ),
+    Contestant(
+        name="edgelm-int4-long",
+        label="edgelm int4 + prefill graph, int8 keys",
+        engine="edgelm_engine",
+        model="edgelm-int4-long",
+        baseline="llama-q4_0",
     ),
     Contestant(
         name="llama-q4_0",

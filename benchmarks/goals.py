@@ -70,6 +70,7 @@ def _at_most(
 
 
 _INT8, _WIDE, _INT4, _FP32 = "edgelm-int8", "edgelm-int8-wide", "edgelm-int4", "edgelm-fp32"
+_WIDE_LONG, _INT4_LONG = "edgelm-int8-wide-long", "edgelm-int4-long"
 _Q8, _Q4, _GENAI8, _GENAI4 = "llama-q8_0", "llama-q4_0", "genai-int8", "genai-int4"
 
 
@@ -91,6 +92,31 @@ _DECODE_IN_4_BITS = (
     _decode("int4: decode at least 1.1 x llama.cpp Q4_0", _INT4, _Q4, 1.1),
     _decode("int4: decode at least 1.1 x onnxruntime-genai int4", _INT4, _GENAI4, 1.1),
 )
+
+
+def _for_long_texts(name: str, peer: str, limit: float) -> tuple[Goal, ...]:
+    label, peers = name.removeprefix("edgelm-"), {_Q8: "llama.cpp Q8_0", _Q4: "llama.cpp Q4_0"}
+    return (
+        Goal(
+            text=f"{label}: decode at least {limit} x {peers[peer]}, after the long prompt",
+            needs=(name, peer),
+            limit=lambda figures: limit,
+            measure=lambda figures: {
+                f"{figures.workloads[0]}, {p}": figures.decode_ratio(name, peer, p, figures.workloads[0])
+                for p in (NONE, ALL)
+            },
+            at_least=True,
+            unit="x",
+        ),
+        _at_most(
+            f"{label}: perplexity no worse than {peers[peer]}'s",
+            (name, peer),
+            lambda figures: figures.perplexity(peer),
+            lambda figures: {"": figures.perplexity(name)},
+        ),
+    )
+
+
 _BESIDE_PEERS = (
     *_in_8_bits(_INT8),
     *_in_8_bits(_WIDE),
@@ -109,6 +135,8 @@ _BESIDE_PEERS = (
         at_least=True,
         unit="x",
     ),
+    *_for_long_texts(_WIDE_LONG, _Q8, 1.4),
+    *_for_long_texts(_INT4_LONG, _Q4, 1.25),
 )
 _SMOLLM2_ALONE = (
     _at_most(

@@ -64,8 +64,16 @@ MODELS = {
             title="A Llama of 1.7B random weights",
             weights="the same random weights, in SmolLM2-1.7B's shape",
             source=None,
-            left_out=("edgelm-int8-wide", "edgelm-int8-prefill", "genai-int8", "edgelm-fp32"),
-            why="What has less to say here is not measured: other kinds of int8, and onnxruntime-genai's.",
+            left_out=(
+                "edgelm-int8-wide",
+                "edgelm-int8-prefill",
+                "edgelm-int8-wide-long",
+                "edgelm-int4-long",
+                "genai-int8",
+                "edgelm-fp32",
+            ),
+            why="What has less to say here is not measured: other kinds of int8, int8 keys, and onnxruntime-genai's "
+            "int8.",
             full=_FEW,
             quick=_FEWER,
         ),

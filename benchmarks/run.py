@@ -30,7 +30,8 @@ from workload import THREADS, Effort, read_text
     "--only", multiple=True, type=click.Choice([contestant.name for contestant in CONTESTANTS]),
     help="Measure these only (repeatable), written to .cache/bench/ alone.",
 )  # fmt: skip
-def main(name: str, rounds: int | None, quick: bool, only: tuple[str, ...]) -> None:
+@click.option("--page", help="The name of what is written, for a second machine's page.  [default: the model's]")
+def main(name: str, rounds: int | None, quick: bool, only: tuple[str, ...], page: str | None) -> None:
     """Measure a model: edgelm beside llama.cpp and onnxruntime-genai, from the same weights."""
     if not sys.platform.startswith("linux"):
         raise click.ClickException("The benchmark reads memory and pages from /proc: it needs Linux.")
@@ -40,8 +41,9 @@ def main(name: str, rounds: int | None, quick: bool, only: tuple[str, ...]) -> N
     contestants = [contestant for contestant in model.contestants if not only or contestant.name in only]
     result = _measure(model, contestants, effort)
     folder = CACHE / "results" if quick or only else ROOT / "docs" / "results"
-    write_report(result, folder / name)
-    click.echo(f"Written: {folder / name}.md, .json and .svg", err=True)
+    target = folder / (page or name)
+    write_report(result, target)
+    click.echo(f"Written: {target}.md, .json and .svg", err=True)
 
 
 def _measure(model: Model, contestants: list[Contestant], effort: Effort) -> dict[str, Any]:
