@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from edgelm.architecture.relative_positions import relative_buckets
-from edgelm.architecture.rope import cos_sin_tables, has_long_table
+from edgelm.architecture.rope import LARGEST_TABLE, has_long_table, table_frequencies
 from edgelm.config import CROSS_NORMS
 from edgelm.errors import ExportError
 from edgelm.runtime.decoder_graph import CROSS
@@ -47,13 +47,19 @@ def folded(checkpoint: Checkpoint) -> FoldedCheckpoint:
     """Fold what never changes at run time into the weights of a checkpoint.
 
     Raises:
-        ExportError: its heads cannot be rotated, or there is no weight that could take a factor.
+        ExportError: its heads or positions cannot be rotated, or there is no weight that could take a factor.
     """
     config = checkpoint.config
     if config.position == "rope" and config.head_dim % ROTARY_MULTIPLE:
         raise ExportError(
             f"head_dim is {config.head_dim}; ONNX Runtime's GroupQueryAttention rotates heads of a multiple of "
             f"{ROTARY_MULTIPLE}. Train with such a head_dim, or without rope."
+        )
+    row = 4 * (padded_rotary_dim(config) // 2) * (2 if config.short_context is not None else 1)
+    if config.position == "rope" and config.max_position_embeddings * row > LARGEST_TABLE:
+        raise ExportError(
+            f"max_position_embeddings is {config.max_position_embeddings}; the rotations of at most "
+            f"{LARGEST_TABLE // row} positions are made when a graph of such heads is loaded. Set it to that or less."
         )
     return FoldedCheckpoint(checkpoint)
 
@@ -130,17 +136,37 @@ class DecoderStack(Stack):
         graph, config = self.graph, self.config
         self.rope: dict[str | None, list[str]] = {None: []}
         for kind in sorted({kind for i in range(config.num_hidden_layers) if (kind := config.rope_kind(i))}):
-            cos, sin = cos_sin_tables(config, config.max_position_embeddings, kind)
-            # Pairs that turn by no angle.
-            filling = ((0, 0), (0, (padded_rotary_dim(config) - config.rotary_dim) // 2))
-            cos, sin = np.pad(cos, filling, constant_values=1), np.pad(sin, filling)
-            self.rope[kind] = [graph.weight(f"model.rope.{kind}.cos", cos), graph.weight(f"model.rope.{kind}.sin", sin)]
+            self.rope[kind] = self.cos_and_sin(kind)
             if has_long_table(config, kind):
                 short_context = graph.constant([config.short_context or 0])
                 is_long = graph.node("Greater", [self.mask_length, short_context], "model.rope.is_long")
                 bounds = [graph.constant([config.max_position_embeddings]), graph.constant([0])]
                 first = graph.node("Where", [is_long, *bounds], "model.rope.first_row")
                 self.rope[kind].append(graph.node("Add", [self.positions(), first], "model.rope.rows"))
+
+    def cos_and_sin(self, kind: str) -> list[str]:
+        """Make the tables [C, R/2] of the positions and their frequencies, all of them constants.
+
+        So ONNX Runtime makes them once, when it loads the graph, and no file holds them: for a context of 32,768 and
+        heads of 256 they are 34 MB (docs/results/graph-and-settings.md).
+        """
+        graph, config, name = self.graph, self.config, f"model.rope.{kind}"
+        length = config.max_position_embeddings
+        frequencies, attention_factor = table_frequencies(config, length, kind)
+        bounds = [graph.constant(bound, np.float32) for bound in (0.0, float(length), 1.0)]
+        positions_C = graph.node("Range", bounds, f"{name}.positions")
+        positions_C1 = graph.node("Unsqueeze", [positions_C, graph.constant([1])], f"{name}.column")
+        turning, padded = config.rotary_dim // 2, padded_rotary_dim(config) // 2
+        filling = (0, padded - turning)  # pairs that turn by no angle
+        stored = graph.weight(f"{name}.frequencies", np.pad(frequencies, ((0, 0), (0, 0), filling)))
+        products = graph.node("Mul", [positions_C1, stored], f"{name}.products")
+        angles = graph.node("Reshape", [products, graph.constant([-1, padded])], f"{name}.angles")
+        tables = [graph.node(function, [angles], f"{angles}.{function.lower()}") for function in ("Cos", "Sin")]
+        if attention_factor == 1:
+            return tables
+        factors = np.pad(np.full(turning, attention_factor, np.float32), filling, constant_values=1)
+        factor = graph.weight(f"{name}.attention_factors", factors)
+        return [graph.node("Mul", [table, factor], f"{table}.scaled") for table in tables]
 
     def distance_scores(self) -> str:
         """Gather what each distance of a query and a key adds to the scores of each head [B, N, T, C].

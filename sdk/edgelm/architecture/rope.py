@@ -1,8 +1,8 @@
 """Position tables: rotary frequencies with their scalings, and the fixed sinusoids of the first Transformer.
 
-Both implementations of the model read them: PyTorch in training, and the ONNX exporter, which bakes them into the
-graph. Frequencies and angles are rounded to float32 where transformers rounds them: an angle at position 8,000 is off
-by up to 2**-12, so exact ones would give other logits than the weights were trained with.
+Both implementations of the model read them: PyTorch in training, and the ONNX exporter, whose graph makes the tables of
+the frequencies when it is loaded. Frequencies and angles are rounded to float32 where transformers rounds them: an
+angle at position 8,000 is off by up to 2**-12, so exact ones would give other logits than the weights were trained for.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from edgelm.config import ModelConfig, RopeScaling
 
 Float32Array = NDArray[np.float32]
+
+# Bytes of one table of a graph: a million positions of heads of 128. ONNX Runtime is let make constants of this size.
+LARGEST_TABLE = 1 << 28
 
 
 def inverse_frequencies(config: ModelConfig, kind: str = "global", *, long: bool = False) -> tuple[Float32Array, float]:
@@ -104,18 +107,29 @@ def _longrope_attention_factor(scaling: RopeScaling) -> float:
     return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_max_position_embeddings))
 
 
-def cos_sin_tables(config: ModelConfig, length: int, kind: str = "global") -> tuple[Float32Array, Float32Array]:
-    """Return cos and sin, each [length, R/2], of every position's rotation, with the attention factor in them.
+def table_frequencies(config: ModelConfig, length: int, kind: str = "global") -> tuple[Float32Array, float]:
+    """Return the frequencies [G, 1 or length, R/2] of G tables, and the factor that multiplies cos and sin.
 
-    With LongRoPE they are [2 * length, R/2]: as a text within the original context turns, then as a longer one.
+    G is 2 with LongRoPE: as a text within the original context turns, then as a longer one. `dynamic` has frequencies
+    for each position.
     """
     frequencies, attention_factor = inverse_frequencies(config, kind)
-    positions_T1 = np.arange(length, dtype=np.float32)[:, None]
-    angles = positions_T1 * frequencies
     if kind == "global" and config.rope_scaling.rope_type == "dynamic":
-        angles = positions_T1 * _dynamic(config, length)
+        return _dynamic(config, length)[None], attention_factor
+    tables = [frequencies]
     if has_long_table(config, kind):
-        angles = np.concatenate([angles, positions_T1 * inverse_frequencies(config, kind, long=True)[0]])
+        tables.append(inverse_frequencies(config, kind, long=True)[0])
+    return np.stack(tables)[:, None], attention_factor
+
+
+def cos_sin_tables(config: ModelConfig, length: int, kind: str = "global") -> tuple[Float32Array, Float32Array]:
+    """Return cos and sin, each [G * length, R/2], of every position's rotation, with the attention factor in them.
+
+    With LongRoPE there are two tables, one behind the other (`table_frequencies`).
+    """
+    frequencies, attention_factor = table_frequencies(config, length, kind)
+    positions_T1 = np.arange(length, dtype=np.float32)[:, None]
+    angles = (positions_T1 * frequencies).reshape(-1, frequencies.shape[-1])
     return np.cos(angles) * np.float32(attention_factor), np.sin(angles) * np.float32(attention_factor)
 
 

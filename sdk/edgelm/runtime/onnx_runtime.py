@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgelm.architecture.rope import LARGEST_TABLE
 from edgelm.errors import ProviderError
 from edgelm.memory.mapped_files import give_back_mapped_files
 from edgelm.runtime.cpu import INTEGER_DOT_PRODUCTS, cpu_features, usable_cores
@@ -21,6 +22,7 @@ from edgelm.runtime.providers import CPU, HEAVY_OPERATORS, PROVIDERS, Provider, 
 if TYPE_CHECKING:
     from edgelm.runtime.session import SessionOptions
 
+_WIDENING = 8  # from 4 bits to a float
 _WARNINGS, _LOG_ERRORS_ONLY, _FATAL_ONLY = 2, 3, 4
 
 
@@ -58,6 +60,8 @@ def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions, *, mu
     settings.add_session_config_entry("session.dynamic_block_base", "4")
     # From the bytes that were walked, not from the path: what runs is what was checked.
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    most = str(_largest_constant(path.parent))
+    settings.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", most)
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", str(int(options.provider != CPU)))
     if multiplies_integers and not INTEGER_DOT_PRODUCTS & (cpu_features() or frozenset()):
         # AVX2 adds two products of u8 x s8 in 16 bits, and what is larger is cut off in silence. So the weights become
@@ -85,6 +89,15 @@ def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions, *, mu
         _check_assignment(session, path, options.provider)
     give_back_mapped_files(path.parent)  # SmolLM2-135M in int8: 36 MB (docs/results/graph-and-settings.md)
     return session
+
+
+def _largest_constant(folder: Path) -> int:
+    """Bound what a graph may have computed of constants while it is loaded, in bytes for each.
+
+    What needs it are tables of positions, and weights that are stored in fewer bits than they are computed with.
+    """
+    with os.scandir(folder) as files:
+        return max(LARGEST_TABLE, _WIDENING * sum(file.stat(follow_symlinks=False).st_size for file in files))
 
 
 @contextlib.contextmanager

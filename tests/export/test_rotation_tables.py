@@ -1,0 +1,103 @@
+"""The tables of rotations that ONNX Runtime makes of a graph's frequencies when it loads the graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from make_tiny_model import make_checkpoint
+from model_features import FEATURES, config_with
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from edgelm.architecture.rope import cos_sin_tables
+from edgelm.config import ModelConfig
+from edgelm.errors import ExportError
+from edgelm.runtime.session import DecoderSession
+from edgelm_export.decoder import build_decoder
+from edgelm_export.external_data import ExternalData
+from edgelm_export.folded import padded_rotary_dim
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.quantize import PRECISIONS
+from edgelm_export.standard_decoder import build_standard_decoder
+
+ROTATIONS = {name: features for name, features in FEATURES.items() if name == "tiny" or "rope " in name}
+LENGTH = 131072  # float32 angles of 131,071 are 0.008 apart; they are to be those of transformers all the same
+
+
+def write_graph(folder: Path, config: ModelConfig, *, standard: bool = False) -> onnx.ModelProto:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(folder / "checkpoint", config, seed=1))
+    precision = PRECISIONS["fp32"].with_standard_operators() if standard else PRECISIONS["fp32"]
+    with ExternalData(folder / "model.onnx.data") as data:
+        model = (build_standard_decoder if standard else build_decoder)(checkpoint, precision, data)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return model
+
+
+def loaded_graph(folder: Path) -> onnx.GraphProto:
+    """Return the graph as ONNX Runtime computes it."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "loaded.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+    return onnx.load(folder / "loaded.onnx").graph
+
+
+def padded_tables(config: ModelConfig, kind: str) -> list[NDArray[np.float32]]:
+    """Return the tables that numpy makes, with the pairs that turn by no angle."""
+    filling = ((0, 0), (0, (padded_rotary_dim(config) - config.rotary_dim) // 2))
+    cos, sin = cos_sin_tables(config, config.max_position_embeddings, kind)
+    return [np.pad(cos, filling, constant_values=1), np.pad(sin, filling)]
+
+
+@pytest.mark.parametrize("standard", [False, True], ids=["onnxruntime", "standard"])
+@pytest.mark.parametrize("features", ROTATIONS.values(), ids=ROTATIONS)
+def test_a_loaded_graph_has_the_tables_as_constants(features: dict[str, Any], standard: bool, tmp_path: Path) -> None:
+    config = config_with(features | {"max_position_embeddings": LENGTH})
+    stored = write_graph(tmp_path, config, standard=standard)
+    of_rotations = [tensor for tensor in stored.graph.initializer if tensor.name.startswith("model.rope.")]
+    # Not by position, but where each has frequencies of its own.
+    by_position = config.rope_scaling.rope_type == "dynamic"
+    assert [LENGTH in tensor.dims for tensor in of_rotations] == [by_position] * len(of_rotations)
+    graph = loaded_graph(tmp_path)
+    assert not {"Cos", "Sin"} & {node.op_type for node in graph.node}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if len(tensor.dims) == 2}
+    for i in range(config.num_hidden_layers):
+        kind = config.rope_kind(i)
+        assert kind is not None
+        for function, expected in zip(("cos", "sin"), padded_tables(config, kind), strict=True):
+            (table,) = (
+                array for name, array in constants.items() if name.startswith(f"model.rope.{kind}.angles.{function}")
+            )
+            # Another cosine of the same float32 angle: 1.2e-7 seen. Angles that differ in the last bit give 0.008.
+            np.testing.assert_allclose(table, expected, rtol=0, atol=3e-7)
+    assert {"Cos", "Sin"} <= {node.op_type for node in stored.graph.node}
+
+
+@pytest.mark.parametrize("name", ["tiny", "rope yarn", "rope longrope, beyond the original context"])
+def test_a_graph_that_stores_its_tables_gives_the_same_logits(name: str, tmp_path: Path) -> None:
+    """What earlier packages have."""
+    config = config_with(FEATURES[name])
+    model = write_graph(tmp_path, config)
+    ids = np.random.default_rng(0).integers(3, config.vocab_size, 150).tolist()
+    expected_TV = DecoderSession(tmp_path, config).forward(ids, DecoderSession(tmp_path, config).new_cache())
+    made = {name: node for node in model.graph.node for name in node.output if name.startswith("model.rope.global.")}
+    attention = next(node for node in model.graph.node if node.op_type == "GroupQueryAttention")
+    for node in made.values():
+        model.graph.node.remove(node)
+    for table, array in zip(attention.input[7:9], padded_tables(config, "global"), strict=True):
+        model.graph.initializer.append(numpy_helper.from_array(array, table))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    session = DecoderSession(tmp_path, config)
+    # Seen: see the tables above.
+    np.testing.assert_allclose(session.forward(ids, session.new_cache()), expected_TV, atol=1e-5)
+
+
+def test_more_positions_than_a_table_holds_are_refused(tmp_path: Path) -> None:
+    config = config_with({"max_position_embeddings": (1 << 23) + 1})
+    with pytest.raises(ExportError, match=r"max_position_embeddings is 8388609; the rotations of at most 8388608 "):
+        write_graph(tmp_path, config)
