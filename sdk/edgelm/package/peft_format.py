@@ -17,6 +17,7 @@ PREFIX = "base_model.model."
 # Of the weights file's metadata, where edgelm wrote it: which base the adapter belongs to.
 BASE_SHA256, BASE_NAME, BASE_GRID = "edgelm.base_sha256", "edgelm.base_name", "edgelm.base_grid"
 _A, _B = ".lora_A.weight", ".lora_B.weight"
+_FLOAT32_END = 2.0**128
 
 # Kinds of LoRA that PEFT has besides, and the values with which they are off.
 _PLAIN: dict[str, tuple[Any, ...]] = {
@@ -80,10 +81,12 @@ def scale_of(values: Mapping[str, Any], rank: int, folder: Path) -> float:
     """Return what the product of a layer's matrices is multiplied by.
 
     Raises:
-        CheckpointError: lora_alpha is no number.
+        CheckpointError: lora_alpha is no number, or none that float32 holds.
     """
     alpha = values.get("lora_alpha")
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
-        raise CheckpointError(f"{folder / CONFIG_FILE} has lora_alpha = {alpha!r}; it must be a number.")
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not abs(alpha) < _FLOAT32_END:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} has lora_alpha = {alpha!r:.60}; it must be a number that float32 holds."
+        )
     # Rank-stabilized LoRA (arXiv:2312.03732) divides by the root.
     return alpha / (math.sqrt(rank) if values.get("use_rslora") else rank)
