@@ -76,8 +76,7 @@ class SentencePieceModel:
             raise self._alike()
         if max(map(len, self.texts), default=0) > _MAX_CHARACTERS:
             self._refuse_long_ones()
-        if self.types.count(PieceType.UNKNOWN) > 1:
-            unknown = [index for index, type_ in enumerate(self.types) if type_ == PieceType.UNKNOWN]
+        if len(unknown := self.places_of(PieceType.UNKNOWN)) > 1:
             raise CheckpointError(f"Pieces {unknown[:8]} all stand for the unknown; there must be one.")
         if self.kind == "unigram" and self.unknown_id is None:
             raise CheckpointError("No piece stands for the unknown, which a unigram tokenizer needs.")
@@ -101,6 +100,11 @@ class SentencePieceModel:
     def byte_fallback(self) -> bool:
         """Whether a character without a piece becomes the pieces of its bytes."""
         return PieceType.BYTE in self.types
+
+    def places_of(self, *types: PieceType) -> list[int]:
+        """Return the ids of the pieces of some types, in order."""
+        places: list[int] = np.flatnonzero(np.isin(np.frombuffer(self.types, np.uint8), types)).tolist()
+        return places
 
     @property
     def unknown_id(self) -> int | None:
@@ -192,7 +196,8 @@ class _Walk(ProtobufWalk):
         scores, types = np.zeros(len(starts)), bytearray()
         for first in range(0, len(starts), _AT_ONCE):
             some = slice(first, first + _AT_ONCE)
-            some_texts, scores[some], some_types = self._some_pieces(starts[some], ends[some])
+            with np.errstate(invalid="ignore"):  # of a signaling NaN, which SentencePieceModel refuses
+                some_texts, scores[some], some_types = self._some_pieces(starts[some], ends[some])
             for type_ in set(some_types) - set(PieceType):
                 raise self.error(f"has the piece {some_texts[some_types.index(type_)]!r:.80} of type {type_}")
             texts += some_texts

@@ -16,8 +16,8 @@ What tokenizers cannot say, and how near it comes:
 from __future__ import annotations
 
 import base64
-import itertools
 import unicodedata
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,12 +74,13 @@ def sentencepiece_json(
 
 def token_names(model: SentencePieceModel) -> dict[int, str]:
     """Return the text of each token by its id, without those that are unused."""
-    return {
-        # A user-defined piece is found in the text as it was before spaces became another character.
-        index: text.replace(_SPACE, " ") if type_ == PieceType.USER_DEFINED else text
-        for index, (text, type_) in enumerate(zip(model.texts, model.types, strict=True))
-        if type_ != PieceType.UNUSED
-    }
+    names = dict(enumerate(model.texts))
+    for index in model.places_of(PieceType.UNUSED):
+        del names[index]
+    for index in model.places_of(PieceType.USER_DEFINED):
+        # It is found in the text as it was before spaces became another character.
+        names[index] = names[index].replace(_SPACE, " ")
+    return names
 
 
 def _prefixes_later(model: SentencePieceModel) -> bool:
@@ -93,14 +94,10 @@ def _prefixes_later(model: SentencePieceModel) -> bool:
 def _added_tokens(model: SentencePieceModel, more: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     names = token_names(model)
     normalized = not model.add_dummy_prefix or _prefixes_later(model)
-    tokens = {
-        index: added_token(index, names[index], special=True)
-        for index, type_ in enumerate(model.types)
-        if type_ in (PieceType.CONTROL, PieceType.UNKNOWN)
-    }
-    for index, type_ in enumerate(model.types):
-        if type_ != PieceType.USER_DEFINED:
-            continue
+    tokens = {}
+    for index in model.places_of(PieceType.CONTROL, PieceType.UNKNOWN):
+        tokens[index] = added_token(index, names[index], special=True)
+    for index in model.places_of(PieceType.USER_DEFINED):
         name = names[index]
         if normalized and model.charsmap and unicodedata.normalize("NFKC", name).strip() != name:
             raise CheckpointError(
@@ -152,26 +149,29 @@ def _bpe(model: SentencePieceModel, vocabulary: Mapping[str, int]) -> dict[str, 
     }
 
 
-def _merges(model: SentencePieceModel, vocabulary: Mapping[str, int]) -> list[list[str]]:
+def _merges(model: SentencePieceModel, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
     """List every pair of pieces that makes a piece, by that one's score."""
-    ids = {
-        text: index
-        for index, (text, type_) in enumerate(zip(model.texts, model.types, strict=True))
-        if type_ == PieceType.NORMAL and vocabulary.get(text) == index
-    }
-    ranks = (-model.scores).tolist()
-    every = (
-        (ranks[joined], ids[text[:place]], ids[text[place:]])
-        for text, joined in ids.items()
-        for place in range(1, len(text))
-        if text[:place] in ids and text[place:] in ids
-    )
-    pairs = list(itertools.islice(every, _MAX_MERGES + 1))
-    if len(pairs) > _MAX_MERGES:
-        raise CheckpointError(
-            f"The SentencePiece tokenizer cannot be rebuilt: more than {_MAX_MERGES} pairs of its pieces make a piece."
-        )
-    return [[model.texts[left], model.texts[right]] for _, left, right in sorted(pairs)]
+    texts = model.texts
+    ids = {texts[id_]: id_ for id_ in model.places_of(PieceType.NORMAL) if vocabulary.get(texts[id_]) == id_}
+    ids.pop("", None)  # which is a part of nothing
+    pairs = array("i")  # ids of a piece, of its left and of its right part
+    # The pieces that the next one begins with, the shortest first: sorted, all of them come before it.
+    lefts: list[tuple[str, int]] = []
+    for text in sorted(ids):
+        joined = ids[text]
+        while lefts and not text.startswith(lefts[-1][0]):
+            lefts.pop()
+        for left, left_id in lefts:
+            right_id = ids.get(text[len(left) :])
+            if right_id is not None:
+                pairs.extend((joined, left_id, right_id))
+        lefts.append((text, joined))
+        if len(pairs) > 3 * _MAX_MERGES:
+            problem = f"more than {_MAX_MERGES} pairs of its pieces make a piece"
+            raise CheckpointError(f"The SentencePiece tokenizer cannot be rebuilt: {problem}.")
+    joined_P, left_P, right_P = np.frombuffer(pairs, np.int32).reshape(-1, 3).T
+    order = np.lexsort((right_P, left_P, -model.scores[joined_P]))
+    return [(texts[left], texts[right]) for left, right in zip(left_P[order], right_P[order], strict=True)]
 
 
 def _unigram(model: SentencePieceModel, names: Mapping[int, str]) -> dict[str, Any]:

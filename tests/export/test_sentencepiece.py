@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import struct
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -290,6 +292,26 @@ def test_more_pairs_than_any_model_has_are_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sentencepiece_tokenizer, "_MAX_MERGES", 5)
     with pytest.raises(CheckpointError, match="cannot be rebuilt: more than 5 pairs of its pieces make a piece"):
         sentencepiece_json(model_of(pieces))
+
+
+def test_the_pairs_are_all_ways_to_cut_a_piece_in_two_pieces() -> None:
+    random = Random(0)
+    texts = sorted({"".join(random.choices("ab▁", k=random.randrange(7))) for _ in range(600)})  # "" is one of them
+    random.shuffle(texts)
+    scores = np.array([random.randrange(4) for _ in texts], float)
+    model = dataclasses.replace(model_of(dict.fromkeys(texts, PieceType.NORMAL)), scores=scores)
+
+    merges = sentencepiece_json(model)["model"]["merges"]
+
+    ids = {text: index for index, text in enumerate(texts)}
+    every = [
+        (-scores[ids[text]], ids[text[:place]], ids[text[place:]])
+        for text in texts
+        for place in range(1, len(text))
+        if {text[:place], text[place:]} <= ids.keys()
+    ]
+    assert len(every) > 500
+    assert merges == [(texts[left], texts[right]) for _, left, right in sorted(every)]
 
 
 def test_unused_pieces_have_no_token(tmp_path: Path) -> None:
