@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 import edgelm
-from edgelm.architecture.quantization_recipe import Rule, scheme_for
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError
 from edgelm.files import atomic
@@ -58,6 +57,18 @@ class _Trained:
     matrices: Mapping[str, tuple[Array, Array]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Origin:
+    """What a package was made of, as its manifest says.
+
+    inherited: what was folded into the packages before it. sha256: of the checkpoint's weights, as training writes it
+    into adapters; None where nothing tells.
+    """
+
+    inherited: tuple[str, ...]
+    sha256: str | None
+
+
 def export_adapter(source: Path, base: Path, target: Path) -> AdapterManifest:
     """Write an adapter for a package, whole or not at all. The package is only read.
 
@@ -67,18 +78,27 @@ def export_adapter(source: Path, base: Path, target: Path) -> AdapterManifest:
 
     Raises:
         CheckpointError: there is no adapter, it is no plain LoRA, was trained on other weights, or does not fit.
-        ExportError: the package is of a kind that takes none, or `target` holds something else or cannot be written.
+        ExportError: the package is of a kind that takes none, what is folded in makes values that float32 does not
+            hold, or `target` holds something else or cannot be written.
         PackageError: the package is broken.
     """
     reason = why_not_an_adapter(target)
     if reason is not None:
         raise ExportError(f"{target} is not replaced: {reason}. Choose another folder, or remove it.")
-    package = _package_for_adapters(base)
+    package, origin = _package_for_adapters(base)
     trained = _read(_adapter_folder(source))
-    notes = _notes(trained, package)
+    notes = _notes_on_source(trained, package, origin)
     with PackageCheckpoint(base) as checkpoint:
         _check_layers(trained, checkpoint.config)
+        notes += _notes_on_grid(trained, checkpoint)
         tensors = _folded(trained, checkpoint, _channel_scales(base, package, checkpoint.config))
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise ExportError(
+                f"{name} of {trained.folder}, with lora_alpha {trained.config['lora_alpha']:g} and what {base} has "
+                "folded into its weights inside, has values that float32 does not hold. Merge the adapter, and export "
+                "the result: edgelm merge"
+            )
     ranks = [len(a) for a, _ in trained.matrices.values()]
     specs = {name: TensorSpec(dtype="F32", shape=tensor.shape) for name, tensor in tensors.items()}
     try:
@@ -101,7 +121,7 @@ def export_adapter(source: Path, base: Path, target: Path) -> AdapterManifest:
     return manifest
 
 
-def _package_for_adapters(base: Path) -> Manifest:
+def _package_for_adapters(base: Path) -> tuple[Manifest, _Origin]:
     package = Manifest.load(base)
     if ModelConfig.load(base).num_experts:
         raise ExportError(
@@ -113,20 +133,31 @@ def _package_for_adapters(base: Path) -> Manifest:
             f"{base} has rotated weights, so what its layers read is not what the adapter learned from. Export the "
             "base with a recipe without rotate, or merge the adapter: edgelm merge"
         )
-    inherited = _inherited_transforms(package.source)
-    if inherited:
+    origin = _origin(package, base)
+    if origin.inherited:
         raise ExportError(
-            f"{base} was made of a package that has {' and '.join(inherited)} folded into its weights, and not of the "
-            "weights that the adapter learned on. Export it from its source, or merge the adapter: edgelm merge"
+            f"{base} was made of a package that has {' and '.join(origin.inherited)} folded into its weights, and not "
+            "of the weights that the adapter learned on. Export it from its source, or merge the adapter: edgelm merge"
         )
-    return package
+    return package, origin
 
 
-def _inherited_transforms(source: Mapping[str, Any]) -> list[str]:
-    """Return what was folded into the package that a package was made of, or into that one's own."""
-    if source.get("format") != PACKAGE_FORMAT:
-        return []
-    return [*source.get("transforms", ()), *_inherited_transforms(source["exported_from"])]
+def _origin(package: Manifest, base: Path) -> _Origin:
+    inherited: list[str] = []
+    source: Mapping[str, Any] = package.source
+    try:
+        while source.get("format") == PACKAGE_FORMAT:
+            inherited += map(str, source.get("transforms", ()))
+            source = source["exported_from"]
+        files = source["files"] if source.get("format") == "safetensors" else []
+        hashes = [file["sha256"] for file in files]
+        joined = "".join(hashes).encode()
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{base} says of its source what no edgelm writes ({error!r}). Export or copy the package again."
+        ) from error
+    sha256 = hashlib.sha256(joined).hexdigest() if len(hashes) > 1 else next(iter(hashes), None)
+    return _Origin(inherited=tuple(inherited), sha256=sha256)
 
 
 def _transforms(package: Manifest) -> list[str]:
@@ -169,37 +200,30 @@ def _read(folder: Path) -> _Trained:
     return _Trained(folder=folder, config=config, metadata=metadata, matrices=in_pairs(tensors, path))
 
 
-def _notes(trained: _Trained, package: Manifest) -> tuple[str, ...]:
+def _notes_on_source(trained: _Trained, package: Manifest, origin: _Origin) -> tuple[str, ...]:
     """Compare the weights that an adapter was trained on with those that the package was exported from."""
-    notes = []
-    wanted, found = trained.metadata.get(BASE_SHA256), _sha256_of_source(package.source)
+    wanted, found = trained.metadata.get(BASE_SHA256), origin.sha256
     if wanted is None or found is None:
-        notes.append("Nothing tells whether the package was exported from the weights that the adapter learned on.")
-    elif wanted != found:
+        return ("Nothing tells whether the package was exported from the weights that the adapter learned on.",)
+    if wanted != found:
         raise CheckpointError(
             f"The adapter in {trained.folder} was trained on {trained.metadata.get(BASE_NAME)} (weights "
             f"{wanted[:12]}…); the package {package.name} was exported from others ({found[:12]}…). Export one from "
             "that checkpoint."
         )
+    return ()
+
+
+def _notes_on_grid(trained: _Trained, checkpoint: PackageCheckpoint) -> tuple[str, ...]:
+    """Compare the grid that an adapter's base lay on with those that the package's weights lie on."""
     grid = trained.metadata.get(BASE_GRID)
-    rules = tuple(Rule(pattern=row["pattern"], scheme=row["scheme"]) for row in package.recipe if "pattern" in row)
-    others = [layer for layer in trained.matrices if grid not in (None, scheme_for(rules, f"{layer}.weight"))]
-    if others:
-        notes.append(
-            f"The adapter learned on weights on the grid {grid}; {len(others)} of its {len(trained.matrices)} layers "
-            "are stored otherwise in this package."
-        )
-    return tuple(notes)
-
-
-def _sha256_of_source(source: Mapping[str, Any]) -> str | None:
-    """Return the hash of the checkpoint's weights that a package was made of, as training writes it into adapters."""
-    if source.get("format") == PACKAGE_FORMAT:
-        return _sha256_of_source(source["exported_from"])
-    if source.get("format") != "safetensors":
-        return None
-    hashes = [file["sha256"] for file in source["files"]]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    others = [layer for layer in trained.matrices if grid not in (None, checkpoint.grid(f"{layer}.weight"))]
+    if not others:
+        return ()
+    return (
+        f"The adapter learned on weights on the grid {grid}; {len(others)} of its {len(trained.matrices)} layers are "
+        "stored otherwise in this package.",
+    )
 
 
 def _check_layers(trained: _Trained, config: ModelConfig) -> None:
@@ -225,9 +249,11 @@ def _folded(trained: _Trained, checkpoint: Checkpoint, scales: ChannelScales) ->
     tensors = {}
     for layer, (a, _) in trained.matrices.items():
         name_a, name_b = tensor_names(layer)
-        b = rows.tensor(f"{layer}.weight") * np.float32(scale_of(trained.config, len(a), trained.folder))
-        tensors[name_a] = a * scales.multipliers.get(layer, np.float32(1))
-        tensors[name_b] = b / scales.divisors[layer][:, None] if layer in scales.divisors else b
+        scale = np.float32(scale_of(trained.config, len(a), trained.folder))
+        with np.errstate(over="ignore", invalid="ignore"):  # export_adapter looks for what is not finite
+            b = rows.tensor(f"{layer}.weight") * scale
+            tensors[name_a] = a * scales.multipliers.get(layer, np.float32(1))
+            tensors[name_b] = b / scales.divisors[layer][:, None] if layer in scales.divisors else b
     return tensors
 
 

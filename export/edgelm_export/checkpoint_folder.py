@@ -93,6 +93,13 @@ def read_text_files(folder: Path) -> dict[str, str]:
             files[name] = read_text(folder, name)
     if GENERATION_CONFIG in files:
         parse_json_object(files[GENERATION_CONFIG], folder / GENERATION_CONFIG)
+    if TOKENIZER_CONFIG in files:
+        files |= _with_template_apart(parse_json_object(files[TOKENIZER_CONFIG], folder / TOKENIZER_CONFIG), files)
+    for name, content in files.items():
+        try:
+            content.encode("utf-8")
+        except UnicodeEncodeError as error:  # JSON can spell what no file can hold
+            raise CheckpointError(f"{folder}: {name} would hold half of a surrogate pair ({error}).") from error
     text = files[TOKENIZER]
     if len(text) <= regular_file.MAX_JSON_BYTES and regular_file.json_values(text) <= regular_file.MAX_JSON_VALUES:
         parse_json_object(text, folder / TOKENIZER)
@@ -101,8 +108,6 @@ def read_text_files(folder: Path) -> dict[str, str]:
             try_tokenizer(text.encode("utf-8"), folder / TOKENIZER)
         except TokenizerError as error:
             raise CheckpointError(str(error)) from error
-    if TOKENIZER_CONFIG in files:
-        files |= _with_template_apart(parse_json_object(files[TOKENIZER_CONFIG], folder / TOKENIZER_CONFIG), files)
     return files
 
 

@@ -40,25 +40,28 @@ def marian_files(path: Path, vocabulary: Mapping[str, Any]) -> dict[str, str]:
     model = read_sentencepiece(path)
     if model.kind != "unigram":
         raise CheckpointError(f"{path} is a SentencePiece model of the kind {model.kind!r}; Marian's are unigrams.")
-    texts = sorted(vocabulary, key=lambda text: (str(type(vocabulary[text])), vocabulary[text]))
-    if [vocabulary[text] for text in texts] != list(range(len(texts))) or not _ROLES.keys() <= vocabulary.keys():
-        raise CheckpointError(
-            f"{path.parent / 'vocab.json'} must count its {len(texts)} pieces from 0, and have {', '.join(_ROLES)}."
-        )
+    numbers = [index for index in vocabulary.values() if type(index) is int]
+    if sorted(numbers) != list(range(len(vocabulary))) or not _ROLES.keys() <= vocabulary.keys():
+        count, roles = len(vocabulary), ", ".join(_ROLES)
+        raise CheckpointError(f"{path.parent / 'vocab.json'} must count its {count} pieces from 0, and have {roles}.")
+    texts = sorted(vocabulary, key=vocabulary.__getitem__)
     scores = {
         text: score
         for text, score, type_ in zip(model.texts, model.scores.tolist(), model.types, strict=True)
         if type_ == PieceType.NORMAL
     }
-    foreign = min(*scores.values(), -1.0) * _FOREIGN_PENALTY
-    both = dataclasses.replace(
-        model,
-        texts=texts,
-        scores=np.array([scores.get(text, foreign * len(text)) for text in texts]),
-        types=bytes(map(_type_of, texts)),
-        roles={},
-    )
-    tokenizer = sentencepiece_json(both, after=["</s>"])
+    foreign = min((*scores.values(), -1.0)) * _FOREIGN_PENALTY
+    try:
+        both = dataclasses.replace(
+            model,
+            texts=texts,
+            scores=np.array([scores.get(text, foreign * len(text)) for text in texts]),
+            types=bytes(map(_type_of, texts)),
+            roles={},
+        )
+        tokenizer = sentencepiece_json(both, after=["</s>"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{path.parent / 'vocab.json'}: {error}") from error
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "</s>",

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from edgelm.architecture.quantization_recipe import STANDARD
@@ -49,6 +50,7 @@ class PackageCheckpoint(UnfoldedCheckpoint):
         stored = _StoredTensors(folder)
         super().__init__(stored)
         self.fewest_bits = stored.fewest_bits  # of the matrices on a grid; None: all are floats
+        self.grid = stored.grid
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +77,9 @@ class _StoredTensors:
                 f"{folder} is a model with an encoder, whose weights are not read back from a package. Take its source."
             )
         self._shapes = self.config.tensor_shapes()
-        graph = onnx.load_model_from_string(read_graph(folder, self._manifest.entry(GRAPH_FILE))).graph
+        content = read_graph(folder, self._manifest.entry(GRAPH_FILE))
+        with self._laid_out("a graph"):  # whose parts that the walk passes over may be no protobuf
+            graph = onnx.load_model_from_string(content).graph
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._is_qdq = {"operators": STANDARD} in self._manifest.recipe
         with self._laid_out("matrices"):
@@ -89,7 +93,7 @@ class _StoredTensors:
         """Name what lies otherwise than the exporter writes it, whatever numpy says of that."""
         try:
             yield
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except (ArithmeticError, DecodeError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{self._folder} has {what} laid out as this edgelm does not write it ({error}). Export its "
                 "source instead."
@@ -134,6 +138,15 @@ class _StoredTensors:
         with self._laid_out(name):
             dtype = onnx.helper.tensor_dtype_to_np_dtype(self._initializers[stored].data_type)
         return _FLOAT_TYPES.get(str(dtype), str(dtype))
+
+    def grid(self, name: str) -> str | None:
+        """Name the grid that a matrix is on, as recipes name it; None: it is of floats."""
+        stored, _ = self._place(name)
+        if stored not in self._grids:
+            return None
+        bits, block_size = self._grids[stored]
+        asymmetric = "-asymmetric" if f"{stored}.zero_points" in self._initializers else ""
+        return f"int{bits}-block{block_size}{asymmetric}"
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, widened or dequantized to float32."""

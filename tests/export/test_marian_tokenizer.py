@@ -92,9 +92,15 @@ def test_an_answer_in_the_other_language_is_decoded(original: MarianTokenizer, r
         ({"</s>": 0, "<unk>": 1, "<pad>": 3}, "must count its 3 pieces from 0, and have </s>, <pad>, <unk>"),
         ({"</s>": 0, "<unk>": "1", "<pad>": 2}, "must count its 3 pieces from 0"),
         ({"</s>": 0, "<unk>": 1}, "must count its 2 pieces from 0"),
+        ({"</s>": {}, "<unk>": {}, "<pad>": True}, "must count its 3 pieces from 0"),
+        (
+            {"</s>": 0, "<unk>": 1, "<pad>": 2, "x" * 257: 3},
+            r"vocab\.json: Piece 3, 'x{40}'\.\.\., has 257 characters",
+        ),
+        ({"</s>": 0, "<unk>": 1, "<pad>": 2, "\ud800": 3}, "tokenizer.json would hold half of a surrogate pair"),
     ],
 )
-def test_a_vocabulary_with_gaps_or_without_control_tokens_is_refused(
+def test_a_vocabulary_that_is_none_is_refused(
     vocabulary: dict[str, object], message: str, folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "source.spm").write_bytes((folder / "source.spm").read_bytes())
@@ -108,3 +114,10 @@ def test_a_source_model_that_is_no_unigram_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(CheckpointError, match="of the kind 'bpe'; Marian's are unigrams"):
         read_text_files(tmp_path)
+
+
+def test_a_source_model_without_pieces_of_its_own_makes_a_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "source.spm").write_bytes(b"\x0a\x09\x0a\x05<unk>\x18\x02")
+    (tmp_path / "vocab.json").write_text(json.dumps({"</s>": 0, "<unk>": 1, "<pad>": 2, "a": 3}))
+    tokenizer = json.loads(read_text_files(tmp_path)["tokenizer.json"])
+    assert tokenizer["model"]["vocab"][3] == ["a", -16.0]

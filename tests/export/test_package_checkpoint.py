@@ -223,6 +223,7 @@ CHANGES: dict[str, tuple[str | Precision, Callable[[onnx.GraphProto], object], s
         "packed are int8",
     ),
     "bits that are no width": ("int8", lambda graph: set_attribute(graph, "bits", 2**31), "2147483648 bits"),
+    "blocks of half a byte": (INT4, lambda graph: set_attribute(graph, "block_size", 33), "no whole bytes of 2 values"),
     "blocks of nothing": ("int8", lambda graph: set_attribute(graph, "block_size", 0), "zero"),
     "blocks of another size": ("int8", lambda graph: set_attribute(graph, "block_size", 2**40), "packed are uint8"),
 }

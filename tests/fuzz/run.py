@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -40,6 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    warnings.simplefilter("error", RuntimeWarning)  # numpy's: a number became none, and nobody looked
     for kind in arguments.kinds or TARGETS:
         target = TARGETS[kind]
         count = arguments.count or (target.count if arguments.short else target.long_count)

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from fuzz import http_bodies
+from fuzz import http_bodies, packages, sentencepiece_models
 from fuzz.mutations import mutate_bytes, mutate_json, mutate_template
 
 from edgelm.architecture.quantization_recipe import read_recipe
@@ -27,6 +27,7 @@ from edgelm.package.peft_format import in_pairs
 from edgelm.testing import tiny_model_path
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
+from edgelm_export.checkpoint_folder import read_text_files
 from edgelm_export.gguf import GGUFFile
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -170,7 +171,7 @@ def _read_adapter_weights(folder: Path) -> None:
 
 def _read_checkpoint(folder: Path) -> None:
     with HuggingFaceCheckpoint(folder) as checkpoint:
-        assert checkpoint.text_files
+        assert all(text.encode() for text in checkpoint.text_files.values())
         for name in list(checkpoint.config.tensor_shapes())[:3]:
             checkpoint.tensor(name)
 
@@ -187,6 +188,17 @@ def _config_seeds(folder: Path) -> list[bytes]:
     foreign |= {name: section[name] for name in names}
     foreign["rope_scaling"] = {"rope_type": "linear", "factor": 2.0}
     return [json.dumps(values).encode() for values in (own, foreign)]
+
+
+def _read_text_files(folder: Path) -> None:
+    for text in read_text_files(folder).values():
+        text.encode()
+
+
+def _read_sentencepiece(folder: Path) -> None:
+    """Read a tokenizer.model as it is, and as the source.spm of a Marian folder."""
+    shutil.copy(folder / "tokenizer.model", folder / "marian" / "source.spm")
+    _all_of(*(functools.partial(_read_text_files, path) for path in (folder, folder / "marian")))
 
 
 def _read_manifest(folder: Path) -> None:
@@ -352,6 +364,22 @@ TARGETS: dict[str, Target] = {
     "tokenizer": Target(
         file="tokenizer.json", prepare=lambda folder: _tiny_package(folder, "tokenizer.json"), mutate=mutate_json,
         read=lambda folder: Tokenizer.load(folder) and None, count=8, long_count=10_000,
+    ),
+    "sentencepiece": Target(
+        file="tokenizer.model", prepare=sentencepiece_models.prepare_models, mutate=sentencepiece_models.mutate,
+        read=_read_sentencepiece, count=1_000, long_count=1_000_000,
+    ),
+    "sentencepiece-settings": Target(
+        file="tokenizer_config.json", prepare=sentencepiece_models.prepare_settings, mutate=mutate_json,
+        read=_read_text_files, count=300, long_count=100_000,
+    ),
+    "marian-vocabulary": Target(
+        file="vocab.json", prepare=sentencepiece_models.prepare_vocabularies,
+        mutate=sentencepiece_models.mutate_vocabulary, read=_read_text_files, count=300, long_count=100_000,
+    ),
+    "package": Target(
+        file="package", prepare=packages.prepare, mutate=packages.mutate, read=packages.read, count=200,
+        long_count=50_000,
     ),
     "template": Target(
         file="chat_template.jinja", prepare=lambda _: [text.encode() for text in TEMPLATES], mutate=mutate_template,

@@ -40,6 +40,8 @@ class PackedWeight:
         if self.columns != shape[1]:
             raise ValueError(f"{self.columns} columns, not {shape[1]}")
         (N, K), in_a_byte = shape, _VALUES_IN_A_BYTE[self.bits]
+        if self.block_size % in_a_byte:
+            raise ValueError(f"blocks of {self.block_size}, which are no whole bytes of {in_a_byte} values")
         blocks = -(-K // self.block_size)
         wanted = {
             "packed": ((N, blocks, self.block_size // in_a_byte), np.uint8),

@@ -36,8 +36,15 @@ def to_qdq(weight: PackedWeight) -> tuple[NDArray[np.int8], NDArray[np.float32],
 
 
 def from_qdq(values_KN: NDArray[np.int8], scales: NDArray[np.float32], zeros: NDArray[np.int8] | None) -> PackedWeight:
-    """Return the packed weight that `to_qdq` was given, in 8 bits."""
+    """Return the packed weight that `to_qdq` was given, in 8 bits.
+
+    Raises:
+        ValueError: the integers are of another type, or do not fit each other.
+    """
     K, N = values_KN.shape
+    for integers in (values_KN, values_KN if zeros is None else zeros):
+        if integers.dtype != np.int8:
+            raise ValueError(f"values or zero points are {integers.dtype}, not int8")
     return pack(
         _from_middle(np.ascontiguousarray(values_KN.T).reshape(N, len(scales), -1)),
         np.ascontiguousarray(scales.T),

@@ -105,7 +105,9 @@ class Manifest:
         sources = self.source.get("files", [])
         if not (isinstance(sources, (list, tuple)) and all(isinstance(file, Mapping) for file in sources)):
             raise TypeError(f"the files of source are {sources!r}")
-        if not all(isinstance(row, Mapping) for row in self.recipe):
+        if not all(
+            isinstance(row, Mapping) and all(isinstance(text, str) for text in row.values()) for row in self.recipe
+        ):
             raise TypeError(f"recipe is {self.recipe!r}")
         if not all(isinstance(note, str) for note in self.notes):
             raise TypeError(f"notes are {self.notes!r}")
