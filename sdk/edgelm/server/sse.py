@@ -63,6 +63,9 @@ class StreamAnswer(Response):
         try:
             async for piece in self._pieces:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
+                # To a client that has left nothing waits any more, and all pieces that are there already would be
+                # written before anybody hears of it: 10 s of a stalled reader's, in which no other request is read.
+                await asyncio.sleep(0)
         finally:
             await self._pieces.aclose()
         await send({"type": "http.response.body", "body": b""})
