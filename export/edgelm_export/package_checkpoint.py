@@ -27,6 +27,7 @@ from edgelm_export.folded import UnfoldedCheckpoint
 from edgelm_export.quantize.packed import PackedWeight, unpack, unpack_values
 from edgelm_export.quantize.planes import LOWER_BITS, UPPER_BITS, from_planes
 from edgelm_export.quantize.qdq import BITS, from_qdq
+from edgelm_export.tensor_map import check_layers
 
 PACKAGE_FORMAT = "package"  # of `source`
 # Matrices that are looked up by rows, and so stand in the graph as they are.
@@ -76,11 +77,12 @@ class _StoredTensors:
             raise CheckpointError(
                 f"{folder} is a model with an encoder, whose weights are not read back from a package. Take its source."
             )
-        self._shapes = self.config.tensor_shapes()
         content = read_graph(folder, self._manifest.entry(GRAPH_FILE))
         with self._laid_out("a graph"):  # whose parts that the walk passes over may be no protobuf
             graph = onnx.load_model_from_string(content).graph
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
+        check_layers(self.config, len(self._initializers), folder)
+        self._shapes = self.config.tensor_shapes()
         self._is_qdq = {"operators": STANDARD} in self._manifest.recipe
         with self._laid_out("matrices"):
             self._grids = self._qdq_grids() if self._is_qdq else self._nbits_grids(graph)

@@ -122,6 +122,17 @@ def pattern_of(name: str) -> tuple[str, str, str]:
     return _EXPERT.sub(".experts.{e}.", pattern), match[1], expert[1] if expert else ""
 
 
+def check_layers(config: ModelConfig, tensors: int, where: object) -> None:
+    """Check a config against the number of tensors before any name is built: a hostile count must not fill the memory.
+
+    Raises:
+        CheckpointError: the config has more layers than there are tensors.
+    """
+    layers = sum(config.layer_counts)
+    if layers > tensors:
+        raise CheckpointError(f"{where}: the config has {layers} layers, but there are only {tensors} tensors.")
+
+
 def map_tensors(
     config: ModelConfig, layout: TensorLayout, present: Mapping[str, tuple[int, ...]], where: object
 ) -> dict[str, Part]:
@@ -133,9 +144,7 @@ def map_tensors(
     Raises:
         CheckpointError: lists every tensor that is missing, unknown, or of another shape.
     """
-    layers = sum(config.layer_counts)
-    if layers > len(present):  # before any name is built: a hostile count must not fill the memory
-        raise CheckpointError(f"{where}: the config has {layers} layers, but there are only {len(present)} tensors.")
+    check_layers(config, len(present), where)
     bare = bool(layout.prefix) and not any(name.startswith(layout.prefix) for name in present)
     prefixed = {layout.prefix + name if bare else name: shape for name, shape in present.items()}
     groups: dict[str, list[str]] = {}

@@ -40,7 +40,8 @@ CROSS_NORMS: dict[str, tuple[str | None, str | None]] = {
     "residual": (None, "post_cross_attention_layernorm"),
 }
 
-_MAX_EXPERTS = 4096  # in use are up to 512; each is a name or more, of every layer
+# What makes names of tensors: in use are up to 126 layers and 512 experts, and 48,000 experts in all layers.
+MAX_LAYERS, _MAX_EXPERTS, _MAX_EXPERTS_IN_ALL = 4096, 4096, 1 << 16
 _MAX_DISTANCE = 1 << 16  # in use is 128; each is a row of a table
 # What no stack of an encoder-decoder model has.
 _DECODER_ONLY = (
@@ -192,6 +193,8 @@ class ModelConfig:
                 raise ConfigError(f"{field} is {value!r}; it must be a whole number of 1 or more.")
             if value > _MOST:
                 raise ConfigError(f"{field} is a number of {value.bit_length()} bits; it must be {_MOST} or less.")
+        if self.num_hidden_layers > MAX_LAYERS:
+            raise ConfigError(f"num_hidden_layers is {self.num_hidden_layers}; at most {MAX_LAYERS} are supported.")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_attention_heads ({self.num_attention_heads}) is not a multiple of "
@@ -269,6 +272,11 @@ class ModelConfig:
                 raise ConfigError(f"{field} is {value!r}; it must be a whole number of {least} or more.")
         if self.num_experts > _MAX_EXPERTS:
             raise ConfigError(f"num_experts is {self.num_experts}; at most {_MAX_EXPERTS} are supported.")
+        if self.num_experts * self.num_hidden_layers > _MAX_EXPERTS_IN_ALL:
+            raise ConfigError(
+                f"num_experts is {self.num_experts} and num_hidden_layers {self.num_hidden_layers}; at most "
+                f"{_MAX_EXPERTS_IN_ALL} experts in all layers are supported."
+            )
         if self.num_experts_per_tok > self.num_experts:
             raise ConfigError(
                 f"num_experts_per_tok is {self.num_experts_per_tok}; the model has {self.num_experts} experts."

@@ -484,8 +484,29 @@ def test_a_tensor_that_the_rows_table_does_not_know_is_an_error() -> None:
 
 def test_more_layers_than_tensors_are_refused_before_any_name_is_built() -> None:
     config = ModelConfig(
-        model_type="llama", vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=2_000_000_000,
+        model_type="llama", vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=4_096,
         num_attention_heads=1, num_key_value_heads=1, head_dim=8, max_position_embeddings=8,
     )  # fmt: skip
-    with pytest.raises(CheckpointError, match=r"the config has 2000000000 layers, but there are only 1 tensors"):
+    with pytest.raises(CheckpointError, match=r"the config has 4096 layers, but there are only 1 tensors"):
         map_tensors(config, CANONICAL, {"model.norm.weight": (8,)}, "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "message"),
+    [
+        ("gemma3_text", {"num_hidden_layers": 2**31}, "num_hidden_layers is 2147483648; it must be from 1 to 4096"),
+        ("gemma3_text", {"sliding_window_pattern": 0}, "sliding_window_pattern is 0; it must be from 1 to 2147483647"),
+        ("gemma2", {"query_pre_attn_scalar": -1}, "query_pre_attn_scalar is -1; it must be from 1 to"),
+        ("gemma2", {"query_pre_attn_scalar": 10**400}, "query_pre_attn_scalar is 1000"),
+        ("gemma3_text", {"rope_parameters": {"full_attention": 1}}, "rope_parameters is .*; it must hold objects"),
+    ],
+)
+def test_what_is_computed_with_before_a_config_checks_it_is_checked(
+    family: str, values: dict[str, Any], message: str
+) -> None:
+    sizes = {
+        "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1,
+        "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 8, "layer_types": None,
+    }  # fmt: skip
+    with pytest.raises(CheckpointError, match=message):
+        ARCHITECTURES[family].to_model_config(sizes | values)

@@ -132,6 +132,15 @@ def test_a_graph_that_protobuf_does_not_parse_is_refused(package: Path) -> None:
         edgelm.load(package)
 
 
+def test_more_layers_than_the_graph_has_tensors_are_refused_before_they_are_named(package: Path) -> None:
+    values = json.loads((package / "config.json").read_bytes())
+    values["edgelm"]["num_hidden_layers"] = 4096
+    (package / "config.json").write_text(json.dumps(values))
+    describe_again(package)
+    with pytest.raises(CheckpointError, match=r"package: the config has 4096 layers, but there are only \d\d tensors"):
+        PackageCheckpoint(package)
+
+
 def test_values_of_another_type_than_their_grids_are_refused(tmp_path: Path) -> None:
     package = tmp_path / "package"
     with HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint")) as source:

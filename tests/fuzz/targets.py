@@ -27,7 +27,8 @@ from edgelm.package.peft_format import in_pairs
 from edgelm.testing import tiny_model_path
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.checkpoint_folder import read_text_files
+from edgelm_export.architectures import ARCHITECTURES, architecture_of
+from edgelm_export.checkpoint_folder import read_json_object, read_text_files
 from edgelm_export.gguf import GGUFFile
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -201,6 +202,25 @@ def _read_sentencepiece(folder: Path) -> None:
     _all_of(*(functools.partial(_read_text_files, path) for path in (folder, folder / "marian")))
 
 
+def _family_seeds(_folder: Path) -> list[bytes]:
+    """A config.json of each family, as transformers has it by default, and with keys of its older versions."""
+    from transformers import AutoConfig
+
+    older = {
+        "layer_types": None, "sliding_window_pattern": 6, "sliding_window": 64, "use_sliding_window": True,
+        "max_window_layers": 2, "rope_parameters": None, "rope_theta": 1e4,
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    }  # fmt: skip
+    defaults = [AutoConfig.for_model(family).to_dict() for family in ARCHITECTURES]
+    return [json.dumps(values | more).encode() for values in defaults for more in ({}, older)]
+
+
+def _read_family(folder: Path) -> None:
+    values = read_json_object(folder, "config.json")
+    architecture = architecture_of(values.get("model_type"), folder)
+    architecture.layout_for(architecture.to_model_config(values))
+
+
 def _read_manifest(folder: Path) -> None:
     Manifest.load(folder).check_files(folder)
 
@@ -344,6 +364,10 @@ TARGETS: dict[str, Target] = {
     ),
     "hf-config": Target(
         file="config.json", prepare=_config_seeds, mutate=mutate_json, read=_read_checkpoint, count=500,
+        long_count=100_000,
+    ),
+    "families": Target(
+        file="config.json", prepare=_family_seeds, mutate=mutate_json, read=_read_family, count=1_000,
         long_count=100_000,
     ),
     "manifest": Target(

@@ -58,7 +58,7 @@ def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
         hidden_act=hf_values.activation(values, "gelu_pytorch_tanh", "hidden_activation"),
         mlp_bias=False,
         embedding_multiplier=config.hidden_size**0.5,
-        attention_multiplier=hf_values.whole_number(values, "query_pre_attn_scalar") ** -0.5,
+        attention_multiplier=hf_values.bounded(values, "query_pre_attn_scalar") ** -0.5,
         attn_logit_softcapping=hf_values.optional_number(values, "attn_logit_softcapping"),
         final_logit_softcapping=hf_values.optional_number(values, "final_logit_softcapping"),
         **hf_values.windows(values, window, alternating),

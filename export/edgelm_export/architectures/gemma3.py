@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from edgelm.config import ModelConfig
+from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gemma2, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
@@ -35,7 +35,8 @@ _LAYERS_OF_27B = 62
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **values}
     values |= _rotations(values)
-    layers, pattern = (hf_values.whole_number(values, key) for key in ("num_hidden_layers", "sliding_window_pattern"))
+    layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
+    pattern = hf_values.bounded(values, "sliding_window_pattern")
     if values.get("layer_types") is None:
         values["layer_types"] = [
             "sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(layers)
@@ -54,12 +55,14 @@ def _rotations(values: Mapping[str, Any]) -> dict[str, Any]:
     """Read transformers 5's rope_parameters by kind of layer as the older keys for the two.
 
     Raises:
-        CheckpointError: the layers with a window have a scaling.
+        CheckpointError: the layers with a window have a scaling, or a kind of layer has no object of settings.
     """
     settings = values.get("rope_parameters") or {}
     if not isinstance(settings, Mapping) or not settings.keys() & {"full_attention", "sliding_attention"}:
         return {}
     local, every = (settings.get(kind) or {} for kind in ("sliding_attention", "full_attention"))
+    if not isinstance(local, Mapping) or not isinstance(every, Mapping):
+        raise CheckpointError(f"config.json: rope_parameters is {settings!r:.80}; it must hold objects.")
     if local.get("rope_type", "default") != "default":
         raise CheckpointError(
             f"config.json: the layers with a window have rope type {local['rope_type']!r}; supported is default alone."

@@ -39,6 +39,14 @@ def whole_number(values: Mapping[str, Any], key: str, default: int | None = None
     return value
 
 
+def bounded(values: Mapping[str, Any], key: str, most: int = 2**31 - 1) -> int:
+    """Read a whole number from 1 to `most`, which is computed with before a ModelConfig bounds anything."""
+    value = whole_number(values, key)
+    if not 1 <= value <= most:
+        raise CheckpointError(f"config.json: {key} is {value!r:.60}; it must be from 1 to {most}.")
+    return value
+
+
 def number(values: Mapping[str, Any], key: str, default: float) -> float:
     """Read a finite number; None and absence mean the default."""
     value = values.get(key)

@@ -85,11 +85,11 @@ def _llama3_scaling(factors: NDArray[np.float32], theta: float, head_dim: int) -
     Llama 3.1 to 3.3 differ in `factor` alone (8 or 32), so the other settings are taken to be theirs, and checked.
     """
     factor, low, high, original = float(factors.max()), 1.0, 4.0, 8192
-    wavelengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    wavelengths = 2 * np.pi * theta ** (np.arange(0, 2 * len(factors), 2) / head_dim)
     kept = np.clip((original / wavelengths - low) / (high - low), 0, 1)
     expected = 1 / ((1 - kept) / factor + kept)
     # The converter computes in float32, where the steepest factors are good to about 1e-5.
-    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4, atol=0):
+    if factors.shape != (head_dim // 2,) or not np.allclose(factors, expected, rtol=1e-4, atol=0):
         raise CheckpointError(
             "rope_freqs.weight does not hold the frequency factors of Llama 3.1 to 3.3, and others are not supported."
         )
