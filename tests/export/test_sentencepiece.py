@@ -292,6 +292,9 @@ def test_more_pairs_than_any_model_has_are_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sentencepiece_tokenizer, "_MAX_MERGES", 5)
     with pytest.raises(CheckpointError, match="cannot be rebuilt: more than 5 pairs of its pieces make a piece"):
         sentencepiece_json(model_of(pieces))
+    monkeypatch.setattr(sentencepiece_tokenizer, "_MAX_LOOKED_UP", 5)
+    with pytest.raises(CheckpointError, match="cannot be rebuilt: its pieces begin more than 5 times with another"):
+        sentencepiece_json(model_of(pieces))
 
 
 def test_the_pairs_are_all_ways_to_cut_a_piece_in_two_pieces() -> None:

@@ -7,13 +7,15 @@ Nothing is asserted: docs/results/trust.md has the figures.
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import resource
 import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,6 +156,37 @@ def wide_pieces() -> bytes:
     return pieces("\U0001f600" + "x" * room)
 
 
+def merging_pieces(texts: Iterable[str]) -> bytes:
+    """Return a BPE of as many of these pieces as are read."""
+    control = ((b"<unk>", b"\x18\x02"), (b"<s>", b"\x18\x03"), (b"</s>", b"\x18\x03"))
+    scored = (message(1, text.encode()) + b"\x15\0\0\0\0" for text in texts)
+    every = itertools.chain((message(1, text) + type_ for text, type_ in control), scored)
+    some = itertools.islice(every, sentencepiece_model._MAX_PIECES)
+    return b"".join(message(1, piece) for piece in some) + message(2, b"\x18\x02")
+
+
+def of_two_letters() -> bytes:
+    """Return the pieces with the most pairs that make one."""
+    return merging_pieces("".join(letters) for size in range(1, 19) for letters in itertools.product("ab", repeat=size))
+
+
+def of_one_beginning() -> bytes:
+    """Return pieces that begin with many others, each as long as what is read at once."""
+    most = 113
+    count = (sentencepiece_model.MAX_BYTES - 20_000) // (most + 14)
+    return merging_pieces(["x" * size for size in range(1, most)] + [f"{'x' * most}{i:05x}" for i in range(count)])
+
+
+def vocabulary() -> bytes:
+    """Return a Marian vocabulary of as many pieces as a file of JSON may have values."""
+    names = ["</s>", "<unk>", "<pad>", *(f"{i:x}" for i in range(regular_file.MAX_JSON_VALUES - 4))]
+    return json.dumps({name: index for index, name in enumerate(names)}).encode()
+
+
+def tokenizer_of(make: Callable[[], bytes]) -> Crafted:
+    return Crafted(kind="sentencepiece-settings", file="tokenizer.model", make=make)
+
+
 def sentencepiece(make: Callable[[], bytes]) -> Crafted:
     file = "tokenizer.model"
     return Crafted(kind="gguf", make=make, file=file, read=lambda folder: read_sentencepiece(folder / file))
@@ -198,6 +231,9 @@ CRAFTED = {
     "SentencePiece of pieces": sentencepiece(pieces),
     "SentencePiece of wide pieces": sentencepiece(wide_pieces),
     "SentencePiece of odd pieces": sentencepiece(lambda: pieces(odd=sentencepiece_model._MAX_OTHER_FIELDS - 1)),
+    "tokenizer of two letters": tokenizer_of(of_two_letters),
+    "tokenizer of one beginning": tokenizer_of(of_one_beginning),
+    "Marian vocabulary": Crafted(kind="marian-vocabulary", make=vocabulary),
     "template of operators": Crafted(kind="template", make=lambda: b"{{x~x~x~x}}" * (chat_template.MAX_TOKENS // 9)),
     "template of outputs": Crafted(kind="template", make=lambda: b"{{-x}}" * (chat_template.MAX_TOKENS // 3)),
     "request of lists": Crafted(kind="http-body", make=lambda: request(lists(1 << 20, request_body._MAX_VALUES - 4))),
@@ -221,7 +257,9 @@ def measure(name: str, crafted: Crafted, folder: Path) -> None:
     target = TARGETS[crafted.kind]
     seed = target.prepare(folder)[0]
     path, read = folder / (crafted.file or target.file), crafted.read or target.read
-    path.write_bytes(seed)
+    (folder / target.file).write_bytes(seed)
+    if not path.exists():
+        path.write_bytes(seed)
     outcome(read, folder)
     in_a_fork(lambda: path.write_bytes(crafted.make()))  # what making it takes is not to count
     before, start = largest_kilobytes(), time.process_time()
