@@ -50,6 +50,10 @@ RECIPES = {
         "int8-block64", (r"down_proj", "int6-block64-asymmetric-gptq"), transforms=_SMOOTHED
     ),
     "int8, head in 6, smoothed": recipe("int8-block64", _HEAD_IN_6, transforms=_SMOOTHED),
+    # What lies on these grids stays: in Gemma 3's Q4_K_M all but some values, o and down (Q5_0, and Q8_0 the head).
+    "int5 in blocks of 32, head and values in 8, o and down in 6, calibrated": recipe(
+        "int5-block32-gptq", (_HEAD + "|v_proj", "int8-block32"), (r"(o|down)_proj", "int6-block64-gptq")
+    ),
     "int6, calibrated": recipe("int6-block64-asymmetric-gptq", _HEAD_IN_6),
     "int5, head in 6, calibrated": recipe("int5-block64-asymmetric-gptq", _HEAD_IN_6),
     **{f"{label}, calibrated": precision for label, precision in _CALIBRATED.items()},
