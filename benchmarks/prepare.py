@@ -102,12 +102,14 @@ def _export(precision: Precision, label: str, model: Model, target: Path) -> Non
         export_package(source, target, precision, name=f"{model.source or model.name}-{label}")
 
 
-def genai_command(checkpoint: Path, target: Path, precision: str, *, last_logits_only: bool = True) -> list[str]:
-    """Call the builder that onnxruntime-genai ships.
+def genai_command(
+    checkpoint: Path, target: Path, precision: str, *, last_logits_only: bool = True, python: str = sys.executable
+) -> list[str]:
+    """Call the builder that onnxruntime-genai ships; `python` is the one that it is installed in.
 
     Its default computes the head for every token of a prompt; timed is the faster graph, with the last one's alone.
     """
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(target)]
+    command = [python, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(target)]
     command += ["-p", precision, "-e", "cpu", "-c", str(CACHE / "genai-builder")]
     return [*command, "--extra_options", f"block_size={_GENAI_BLOCK_SIZE}", f"prune_lm_head={last_logits_only}".lower()]
 

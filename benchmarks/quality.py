@@ -6,6 +6,12 @@ CKPT is a checkpoint folder, GGUF the file that it came from, or one with its we
 reads the same token ids, and its logits are compared with those of the checkpoint in fp32. What is done is not done
 again: a second call with the same --work goes on where the first was stopped. The page keeps the other models that
 were written to it.
+
+onnxruntime-genai's builder takes Gemma 3 beside transformers 4 alone, which its releases after 0.15 do not run with:
+
+    python -m venv builder
+    builder/bin/pip install onnxruntime-genai==0.15.2 "transformers<5" torch onnx onnx-ir
+    python benchmarks/quality.py gemma3/ model.gguf docs/results/quality --title "Gemma 3" --builder builder/bin/python
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,6 +56,7 @@ BUILDS = {
     "int4 k_quant_mixed": ("int4", "k_quant_mixed"),
 }
 SOURCE = "edgelm-fp32"
+_BUILDER = ("onnxruntime-genai", "onnxruntime", "transformers", "torch")
 # What text is scored, and in windows of how many tokens; neither is in the text that quantizers are calibrated on.
 REFERENCE, PROSE = "Python's language reference", "the export's verification text"
 _REFERENCE_WINDOWS, _PROSE_WINDOWS, _PROSE_TOKENS = 2, 2, 512
@@ -61,6 +69,7 @@ class Models:
     checkpoint: Path
     gguf: Path
     work: Path
+    builder: str = sys.executable  # the Python that onnxruntime-genai's builder is installed in
 
     def contestants(self) -> list[tuple[Contestant, Callable[[Path], None]]]:
         """List who is compared, and how each one's model is made; the source comes first."""
@@ -102,7 +111,7 @@ class Models:
         quantize_gguf(self.gguf, target, kind, self.importance)
 
     def _build_genai(self, target: Path, precision: str, algorithm: str) -> None:
-        command = [*genai_command(self.checkpoint, target, precision, last_logits_only=False)]
+        command = [*genai_command(self.checkpoint, target, precision, last_logits_only=False, python=self.builder)]
         command.append(f"algo_config={algorithm}")
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         result = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=False)
@@ -191,11 +200,15 @@ def _figures(windows: list[dict[str, float]]) -> dict[str, float]:
     "--work", type=click.Path(path_type=Path), help="A folder for what is made of this model [default: in .cache/]."
 )
 @click.option("--only", help="Only contestants whose name has this regular expression, and the source.")
-def main(checkpoint: Path, gguf: Path, target: Path, title: str, work: Path | None, only: str | None) -> None:
+@click.option("--builder", help="The Python that has onnxruntime-genai's builder [default: this one].")
+def main(
+    checkpoint: Path, gguf: Path, target: Path, title: str, work: Path | None, only: str | None, builder: str | None
+) -> None:
     """Compare what becomes of CHECKPOINT, and write it to TARGET.json, TARGET.md and a picture."""
     work = (work or CACHE / "quality" / checkpoint.name).resolve()  # the workers run elsewhere
     work.mkdir(parents=True, exist_ok=True)
-    models = Models(checkpoint=checkpoint, gguf=gguf, work=work)
+    models = Models(checkpoint=checkpoint, gguf=gguf, work=work, builder=builder or sys.executable)
+    built_by = {} if builder is None else {"builder": _versions(builder)}
     comparison = Comparison(models)
     kept = work / "scores.json"
     scores = _read(kept)
@@ -208,15 +221,26 @@ def main(checkpoint: Path, gguf: Path, target: Path, title: str, work: Path | No
         click.echo(json.dumps(scores[contestant.name]), err=True)
     names = [contestant.name for contestant, _ in models.contestants() if contestant.name in scores]
     options = f'--title "{title}"' + ("" if only is None else f" --only '{only}'")
+    options += "" if builder is None else f" --builder {Path(*Path(builder).parts[-3:])}"
     result = {
         "command": f"python benchmarks/quality.py {checkpoint.name}/ {gguf.name} {target.name} {options}",
         "machine": describe_machine(),
+        **built_by,
         "tokens": comparison.tokens,
         "source": SOURCE,
         "contestants": {name: scores[name] for name in names},
     }
     write_report({**_read(target.with_name(f"{target.name}.json")), title: result}, target)
     click.echo(f"Written: {target}.md, .json and pictures", err=True)
+
+
+def _versions(python: str) -> str:
+    """Name what builds onnxruntime-genai's packages there."""
+    program = f"from importlib.metadata import version; print(', '.join(f'{{n}} {{version(n)}}' for n in {_BUILDER}))"
+    result = subprocess.run([python, "-c", program], capture_output=True, encoding="utf-8", check=False)
+    if result.returncode:
+        raise click.ClickException(f"--builder is {python}, which lacks one of {', '.join(_BUILDER)}:\n{result.stderr}")
+    return result.stdout.strip()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def _goals(results: dict[str, dict[str, Any]]) -> str:
 def _section(title: str, result: dict[str, Any], name: str) -> str:
     machine, packages = result["machine"], result["machine"]["packages"]
     versions = ", ".join(f"{package} {version}" for package, version in packages.items())
+    built = f" onnxruntime-genai's packages were built by {result['builder']}." if "builder" in result else ""
     tokens = " and ".join(f"{count:,} tokens of {text}" for text, count in result["tokens"].items())
     parts = [
         f"## {title}",
@@ -62,7 +63,7 @@ def _section(title: str, result: dict[str, Any], name: str) -> str:
         "first; bold where ours is the better one.",
         _duels(result),
         f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['instruction_sets'])}), Linux "
-        f"{machine['kernel']}, Python {machine['python']}, {versions}.",
+        f"{machine['kernel']}, Python {machine['python']}, {versions}.{built}",
     ]
     return "\n\n".join(parts)
 

@@ -67,7 +67,7 @@ def test_a_goal_is_reached_where_it_is_on_every_text_and_beside_every_peer(compa
 
 
 def test_the_report_of_quality_is_json_markdown_and_pictures(comparison: dict[str, Any], tmp_path: Path) -> None:
-    results = {"Tiny 0.1": comparison, "Tiny, tuned": comparison}
+    results = {"Tiny 0.1": comparison, "Tiny, tuned": {**comparison, "builder": "onnxruntime-genai 0.15.2"}}
     write_report(results, tmp_path / "results" / "quality")
     folder = tmp_path / "results"
     assert json.loads((folder / "quality.json").read_text(encoding="utf-8")) == results
@@ -75,6 +75,7 @@ def test_the_report_of_quality_is_json_markdown_and_pictures(comparison: dict[st
     assert text.count("| edgelm int4 | 90.0 | 11.00 | +10.0% | 0.1000 | 90.0% |") == 2
     assert text.count("| llama.cpp Q4_0 | 95.0 | edgelm int4 | 90.0 | 11.00 : 10.90 | **0.1000 : 0.2000** |") == 2
     assert text.count("| llama.cpp Q3_K_M | 80.0 | none as small |") == 2
+    assert text.count("onnxruntime-genai's packages were built by onnxruntime-genai 0.15.2.") == 1
     assert "| int8 within 1% of fp32 in perplexity | Tiny, tuned | +0.5% | reached |" in text
     for name in ("quality-tiny-0.1.svg", "quality-tiny-tuned.svg"):
         assert f"({name})" in text
