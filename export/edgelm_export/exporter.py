@@ -18,6 +18,7 @@ from edgelm.config import SECTION
 from edgelm.errors import EdgeLMError, ExportError, VerificationError
 from edgelm.files import atomic
 from edgelm.generation_config import GenerationConfig
+from edgelm.memory.malloc import map_arrays_from
 from edgelm.package.graph_file import (
     DATA_FILE,
     DECODER_FILE,
@@ -46,7 +47,7 @@ from edgelm_export.preparation import fitted, prepared
 from edgelm_export.quantize import KEEP, Precision, precision_named
 from edgelm_export.quantize.keep import moved_types
 from edgelm_export.standard_decoder import build_standard_decoder
-from edgelm_export.verify import check_quality, measure_quality
+from edgelm_export.verify import MATRIX_BYTES, check_quality, measure_quality
 
 DEFAULT_PRECISION = "int8"  # nearly lossless, and the fastest at that quality (docs/results/smollm2-135m.md)
 
@@ -98,6 +99,7 @@ def _write_package(
 ) -> Manifest:
     if precision.prefill_graph:
         refuse_prefill_graph(checkpoint.config)
+    map_arrays_from(MATRIX_BYTES)
     # No more is kept of the tokenizer, which would stand in memory beside the package.
     control_token_ids = tuple(sorted(_write_text_files(checkpoint, folder).control_token_ids))
     precision = fitted(precision, checkpoint)

@@ -14,7 +14,7 @@ from edgelm.config import ModelConfig
 from edgelm.decoding.generate import prefill
 from edgelm.errors import VerificationError
 from edgelm.memory.kv_cache import KVCache
-from edgelm.memory.malloc import return_freed_memory
+from edgelm.memory.malloc import map_arrays_from, return_freed_memory
 from edgelm.memory.mapped_files import give_back_mapped_files
 from edgelm.package.manifest import Quality
 from edgelm.runtime.session import DecoderSession
@@ -26,12 +26,15 @@ from edgelm_export.reference import reference_logits
 from edgelm_export.verification_text import verification_text
 
 # Enough text for a perplexity that is stable to a percent, at a second or two per 100M parameters, in windows whose
-# keys and values stay small beside a model. A large model loses less, and takes half of it.
+# keys and values stay small beside a model. A large model loses less, and takes a quarter of it.
 _WINDOWS, _WINDOW_TOKENS = 4, 256
-_LARGE, _WINDOW_TOKENS_OF_LARGE = 10**9, 128
+_LARGE, _WINDOW_TOKENS_OF_LARGE = 10**9, 64
 # Logits of so many tokens are computed and compared at once: of a whole window, each array of them would be new memory.
 _ROWS_AT_ONCE = 32
 _GREEDY_PROMPT, _GREEDY_TOKENS = 64, 32
+# From what size an array's memory is given back as soon as it is freed: here, that of matrices, and not of temporaries
+# that are made thousands of times; beside the package, all that numpy makes.
+MATRIX_BYTES, _BESIDE_PACKAGE = 4 << 20, 1 << 17
 _Columns = tuple[NDArray[np.float64], ...]  # what `_compare` returns
 
 
@@ -44,6 +47,7 @@ def measure_quality(folder: Path, checkpoint: Checkpoint, progress: Progress | N
     checkpoint = CheckedCheckpoint(checkpoint, progress, "check")
     sources, windows, prompt = _texts(Tokenizer.load(folder), checkpoint.config)
     return_freed_memory()  # the package takes the most of all
+    map_arrays_from(_BESIDE_PACKAGE)
     columns, after_prefill = [], []
     with tempfile.TemporaryFile(prefix="edgelm-") as kept:
         # The package is gone from memory when its source comes.
@@ -54,6 +58,7 @@ def measure_quality(folder: Path, checkpoint: Checkpoint, progress: Progress | N
             give_back_mapped_files(folder)  # rows of the embedding, and the pages around them
         chosen = _greedy(session, prompt, sources[0])
         del session
+        map_arrays_from(MATRIX_BYTES)
         kept.seek(0)
         source = reference_logits(checkpoint, [prompt + chosen, *windows], [sources[0], *sources])
         # The source's choice after the prompt and after each chosen token but the last.
@@ -160,7 +165,7 @@ def _texts(tokenizer: Tokenizer, config: ModelConfig) -> tuple[list[list[int]], 
     texts = [ids[i * length : (i + 1) * length] for i in range(_WINDOWS)]
     windows = [begin + text for text in texts]
     if config.encoder is None:
-        return [[] for _ in texts], windows, windows[0][: min(_GREEDY_PROMPT, context // 2)]
+        return [[] for _ in texts], windows, windows[0][: min(_GREEDY_PROMPT, len(windows[0]) // 2)]
     return [tokenizer.as_source(text) for text in texts], windows, begin
 
 
