@@ -12,6 +12,8 @@ onnxruntime-genai's builder takes Gemma 3 beside transformers 4 alone, which its
     python -m venv builder
     builder/bin/pip install onnxruntime-genai==0.15.2 "transformers<5" torch onnx onnx-ir
     python benchmarks/quality.py gemma3/ model.gguf docs/results/quality --title "Gemma 3" --builder builder/bin/python
+
+That release makes 4 bits of int8 with k_quant, byte for byte its int4: leave it out of --only.
 """
 
 from __future__ import annotations
