@@ -110,6 +110,10 @@ LARGE = {
         ({"num_experts": 4}, "num_experts_per_tok is 0; it must be a whole number of 1 or more."),
         ({"num_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok is 3; the model has 2 experts."),
         ({"num_experts": 5000, "num_experts_per_tok": 1}, "num_experts is 5000; at most 4096 are supported."),
+        (
+            {"residual_multiplier": 10**400},
+            f"residual_multiplier is 1{'0' * 59}; it must be a number above 0.",
+        ),
         ({"num_hidden_layers": 4097}, "num_hidden_layers is 4097; at most 4096 are supported."),
         (
             {"num_experts": 4096, "num_experts_per_tok": 1, "num_hidden_layers": 17},
