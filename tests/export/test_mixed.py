@@ -100,7 +100,7 @@ def test_divergences_of_groups_add_up_to_that_of_all(folder: Path) -> None:
 
 def test_a_mixed_package_keeps_to_its_size_and_beats_one_width_of_that_size(folder: Path, tmp_path: Path) -> None:
     checkpoint = HuggingFaceCheckpoint(folder)
-    wanted = 170_000  # 4 bits everywhere are 144,000 with the rope tables, 8 bits 196,000
+    wanted = 100_000  # 8 bits everywhere are 111,139
     manifest, points = export_mixed(checkpoint, tmp_path / "package", Budget(size=wanted))
     size = sum(entry.size for entry in manifest.files if entry.path.startswith("model.onnx"))
     assert 0.7 * wanted < size <= wanted
