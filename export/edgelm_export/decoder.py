@@ -28,7 +28,8 @@ from edgelm_export.graph import MICROSOFT
 from edgelm_export.quantize import Precision
 from edgelm_export.stack import Stack
 
-FLOAT, INT64, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32
+FLOAT, INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT8
+INT64, INT32 = onnx.TensorProto.INT64, onnx.TensorProto.INT32
 _END = 2**63 - 1
 _ATTENTION_BIAS, _HEAD_SINK = 10, 11  # the places of these inputs in GroupQueryAttention
 BATCH = "batch_size"  # the dimension's name that transformers.js looks for to make the first, empty cache

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from edgelm.config import NORM_PLACEMENTS, ModelConfig
 from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.decoder import FLOAT, INT32, DecoderStack
+from edgelm_export.decoder import FLOAT, INT8, INT32, DecoderStack
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import FoldedCheckpoint, padded_rotary_dim
 from edgelm_export.graph import MICROSOFT
@@ -33,7 +33,6 @@ from edgelm_export.quantize import Precision, Stored
 from edgelm_export.quantize.packed import PackedWeight, unpack
 from edgelm_export.tensor_map import EMBEDDING
 
-INT8 = onnx.TensorProto.INT8
 _LARGEST, _ZERO = 127, 128  # of int8; uint8's place of zero
 _STEP = 1 / _LARGEST
 _SMALLEST = 1e-30  # a token whose activations are all zero

@@ -53,7 +53,7 @@ SUPPRESSED_LOGIT = -1e9  # of suppressed_token_ids: below every other, and finit
 SECTION = "edgelm"
 # The fields that are lists in JSON.
 _LISTS = ("eos_token_ids", "suppressed_token_ids", "layer_types", "layers_without_rope", "layers_without_experts")
-_FLOAT32_END = 2.0**128
+FLOAT32_END = 2.0**128
 _MOST = 2**31 - 1  # of any size: products of a few still fit the numbers of every library
 
 
@@ -238,7 +238,7 @@ class ModelConfig:
             ("swiglu_alpha", 0),
         ):
             value = getattr(self, field)
-            if value is not None and not low < value < _FLOAT32_END:
+            if value is not None and not low < value < FLOAT32_END:
                 raise ConfigError(f"{field} is {value!r:.60}; it must be a number above {low}.")
 
     def _check_layers(self) -> None:

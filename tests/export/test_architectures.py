@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,6 @@ from transformers import AutoConfig
 from edgelm.config import ModelConfig, RopeScaling
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm_export.architectures import ARCHITECTURES, architecture_of, gguf_architecture_of
-from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.tensor_map import CANONICAL, map_tensors, pattern_of
 
@@ -24,29 +22,10 @@ SIZES = {
 }
 # GPT-2's names for the same numbers.
 GPT2_SIZES = {"n_embd": 64, "n_layer": 2, "n_head": 4}
-METADATA = {
-    "general.architecture": "llama",
-    "llama.block_count": 2,
-    "llama.context_length": 131072,
-    "llama.embedding_length": 64,
-    "llama.feed_forward_length": 96,
-    "llama.attention.head_count": 4,
-    "llama.attention.head_count_kv": 2,
-    "llama.attention.layer_norm_rms_epsilon": 9.999999747378752e-06,
-    "llama.rope.freq_base": 500000.0,
-    "llama.rope.dimension_count": 16,
-    "tokenizer.ggml.bos_token_id": 1,
-    "tokenizer.ggml.eos_token_id": 2,
-}
 
 
 def model_config(**changes: Any) -> ModelConfig:
     return LLAMA.to_model_config(SIZES | changes)
-
-
-def hf_config(changes: dict[str, Any] | None = None, **header: Any) -> dict[str, Any]:
-    fields = {"shapes": {"token_embd.weight": (320, 64)}, "rope_factors": {}} | header
-    return LLAMA.gguf.to_hf_config(GGUFHeader(metadata=METADATA | (changes or {}), **fields))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -294,15 +273,6 @@ def test_two_scales_of_yarn_stand_for_the_ratio_of_their_factors() -> None:
     assert not scaling.truncate
 
 
-def test_a_mistral_is_a_llama_in_gguf() -> None:
-    assert gguf_architecture_of({"general.architecture": "llama"}, "here") == (LLAMA, LLAMA.gguf)
-
-
-def test_a_llama_with_experts_is_a_mixtral_in_gguf() -> None:
-    row, _ = gguf_architecture_of({"general.architecture": "llama", "llama.expert_count": 8}, "here")
-    assert row.model_type == "mixtral"
-
-
 def expert_values(**changes: Any) -> dict[str, Any]:
     """A config.json that all families with experts read."""
     return {
@@ -356,105 +326,6 @@ def test_unknown_architectures_are_refused_with_the_supported_ones() -> None:
         CheckpointError, match=r"here: the GGUF architecture 'rwkv7' is not supported; supported: .*llama"
     ):
         gguf_architecture_of({"general.architecture": "rwkv7"}, "here")
-
-
-def test_a_gguf_header_becomes_a_config_with_the_decimals_it_was_written_from() -> None:
-    values = hf_config()
-    json.dumps(values)
-    config = LLAMA.to_model_config(values)
-    assert config == model_config(
-        num_key_value_heads=2,
-        max_position_embeddings=131072,
-        rms_norm_eps=1e-5,
-        rope_theta=500000.0,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-
-
-def test_the_ends_of_turns_and_messages_are_end_tokens() -> None:
-    assert hf_config({"tokenizer.ggml.eot_token_id": 7, "tokenizer.ggml.eom_token_id": 2})["eos_token_id"] == [2, 7]
-    without = {key: value for key, value in METADATA.items() if not key.startswith("tokenizer")}
-    header = GGUFHeader(metadata=without, shapes={"token_embd.weight": (320, 64)}, rope_factors={})
-    assert LLAMA.gguf.to_hf_config(header)["eos_token_id"] is None
-
-
-def test_gguf_rope_scalings_become_ours() -> None:
-    linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
-    assert LLAMA.to_model_config(hf_config(linear)).rope_scaling == RopeScaling(rope_type="linear", factor=4.0)
-    yarn = {
-        "llama.rope.scaling.type": "yarn",
-        "llama.rope.scaling.factor": 4.0,
-        "llama.rope.scaling.original_context_length": 4096,
-    }
-    expected = RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=4096)
-    assert LLAMA.to_model_config(hf_config(yarn)).rope_scaling == expected
-
-
-def llama3_factors(factor: float, *, theta: float = 500000.0, head_dim: int = 16) -> np.ndarray:
-    """What llama.cpp's converter writes, frequency by frequency."""
-    factors = []
-    for frequency in (1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)).tolist():
-        wavelength = 2 * np.pi / frequency
-        if wavelength < 8192 / 4:
-            factors.append(1.0)
-        elif wavelength > 8192:
-            factors.append(factor)
-        else:
-            smooth = (8192 / wavelength - 1) / 3
-            factors.append(1 / ((1 - smooth) / factor + smooth))
-    return np.array(factors, np.float32)
-
-
-def test_the_frequency_factors_of_llama_3_become_its_scaling() -> None:
-    config = LLAMA.to_model_config(hf_config(rope_factors={"rope_freqs.weight": llama3_factors(32.0)}))
-    assert config.rope_scaling == RopeScaling(
-        rope_type="llama3",
-        factor=32.0,
-        low_freq_factor=1.0,
-        high_freq_factor=4.0,
-        original_max_position_embeddings=8192,
-    )
-    assert hf_config(rope_factors={"rope_freqs.weight": np.ones(8, np.float32)})["rope_scaling"] is None
-
-
-@pytest.mark.parametrize("factors", [llama3_factors(32.0)[:4], np.linspace(1, 4, 8, dtype=np.float32)])
-def test_other_frequency_factors_are_refused(factors: np.ndarray) -> None:
-    with pytest.raises(CheckpointError, match=r"rope_freqs.weight does not hold the frequency factors of Llama 3.1"):
-        hf_config(rope_factors={"rope_freqs.weight": factors})
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"llama.expert_count": 8}, "features that are not supported: llama.expert_count = 8"),
-        ({"llama.attention.sliding_window": 4096}, "llama.attention.sliding_window = 4096"),
-        ({"llama.attention.head_count_kv": [2, 1]}, r"head_count_kv is \[2, 1\]; supported is one whole number"),
-        ({"llama.block_count": None}, "llama.block_count is missing"),
-        ({"llama.attention.layer_norm_rms_epsilon": None}, "epsilon is missing; it must be a number"),
-        ({"llama.rope.dimension_count": 8}, "rope.dimension_count is 8; supported is the head's own size, 16"),
-        ({"llama.attention.value_length": 8}, "value_length is 8; supported"),
-        (
-            {"llama.rope.scaling.type": "longrope"},
-            "scaling.type 'longrope' is not supported; supported: none, linear, yarn",
-        ),
-    ],
-)
-def test_a_gguf_header_with_a_value_or_feature_that_is_not_supported_is_refused(
-    changes: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(CheckpointError, match=message):
-        hf_config(changes)
-
-
-def test_features_that_a_gguf_header_turns_off_are_passed_over() -> None:
-    assert hf_config({"llama.expert_count": 0, "llama.attention.head_count_kv": [2, 2]})["num_key_value_heads"] == 2
-
-
-def test_a_gguf_file_without_an_embedding_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"has no tensor token_embd.weight"):
-        hf_config(shapes={})
 
 
 def test_tensors_that_are_missing_unknown_or_misshapen_are_all_listed() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgelm.config import FLOAT32_END
 from edgelm.errors import CheckpointError
 from edgelm.files.regular_file import read_json_object
 
@@ -17,7 +18,6 @@ PREFIX = "base_model.model."
 # Of the weights file's metadata, where edgelm wrote it: which base the adapter belongs to.
 BASE_SHA256, BASE_NAME, BASE_GRID = "edgelm.base_sha256", "edgelm.base_name", "edgelm.base_grid"
 _A, _B = ".lora_A.weight", ".lora_B.weight"
-_FLOAT32_END = 2.0**128
 
 # Kinds of LoRA that PEFT has besides, and the values with which they are off.
 _PLAIN: dict[str, tuple[Any, ...]] = {
@@ -84,7 +84,7 @@ def scale_of(values: Mapping[str, Any], rank: int, folder: Path) -> float:
         CheckpointError: lora_alpha is no number, or none that float32 holds.
     """
     alpha = values.get("lora_alpha")
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not abs(alpha) < _FLOAT32_END:
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not abs(alpha) < FLOAT32_END:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} has lora_alpha = {alpha!r:.60}; it must be a number that float32 holds."
         )
