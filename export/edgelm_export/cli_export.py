@@ -48,7 +48,8 @@ Examples:
 
 kv_cache_option = click.option(
     "--kv-cache", type=click.Choice(tuple(KV_CACHES)), default="fp32", show_default=True,
-    help="How keys and values are kept: int8 takes a quarter of the memory, and longer for prompts.",
+    help="How keys and values are kept: int8 takes a quarter of the memory, and longer for prompts that no "
+    "--prefill-graph reads.",
 )  # fmt: skip
 prefill_graph_option = click.option(
     "--prefill-graph", is_flag=True,
