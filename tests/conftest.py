@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import shutil
@@ -38,6 +39,15 @@ def own_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in ("EDGELM_CONFIG", "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     return home
+
+
+@pytest.fixture
+def no_garbage() -> Iterator[None]:
+    """Keep what earlier tests left from being finalized at the end of Python's stack, where no finalizer has room."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture
