@@ -128,10 +128,12 @@ class InPlaceBinding(Binding):
         self._mask, self._marked = graph.value(self._mask_BS), [0] * rows
         self._cache_values = [graph.value(buffer) for buffer in buffers]
         # Decode steps all have the same shape; each prefill chunk has its own binding, made when it comes.
-        self._step_inputs = graph.inputs(np.zeros((rows, 1), np.int64), 1, 1)
+        step_inputs = graph.inputs(np.zeros((rows, 1), np.int64), 1, 1)
+        self._step_ids_BT, self._step_positions_BT = step_inputs["input_ids"], step_inputs.get("position_ids")
         step_logits_BTV = np.zeros((rows, 1, graph.config.vocab_size), graph.facts.logits_type)
         self._step_logits_BV: NDArray[Any] = step_logits_BTV[:, 0]
-        self._step, self._step_values = self._bind(self._step_inputs, "logits", step_logits_BTV)
+        self._gives_float32 = step_logits_BTV.dtype == np.float32
+        self._step, self._step_values = self._bind(step_inputs, "logits", step_logits_BTV)
 
     def _bind(
         self, inputs: dict[str, NDArray[Any]], output_name: str, output: NDArray[Any]
@@ -169,11 +171,14 @@ class InPlaceBinding(Binding):
     def step(self, token_ids: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
         """Compute one token for each row; `lengths` counts the tokens in each row's cache after this step."""
         self._mark(lengths)
-        self._step_inputs["input_ids"][:, 0] = token_ids
-        if "position_ids" in self._step_inputs:
-            self._step_inputs["position_ids"][:, 0] = np.subtract(lengths, 1)
+        # One by one is little code: all of it was driven from the caches of the processor by the step before.
+        for row, id_ in enumerate(token_ids):
+            self._step_ids_BT[row, 0] = id_
+        if self._step_positions_BT is not None:
+            for row, length in enumerate(lengths):
+                self._step_positions_BT[row, 0] = length - 1
         self.graph.session.run_with_iobinding(self._step)
-        return self._step_logits_BV.astype(np.float32, copy=False)
+        return self._step_logits_BV if self._gives_float32 else self._step_logits_BV.astype(np.float32)
 
     def run(
         self, cache: KVCache, token_ids: Sequence[int], all_logits: bool, stop: StopSwitch | None

@@ -249,11 +249,13 @@ class DecoderSession:
     def _forward(
         self, token_ids: Sequence[int], cache: KVCache, all_logits: bool = False, stop: StopSwitch | None = None
     ) -> NDArray[np.float32]:
-        facts, length = self._graph.facts, cache.length + len(token_ids)
-        # The half of an old merged decoder that takes a cache takes one token with it.
-        takes_one = "use_cache_branch" in facts.inputs and cache.length > 0
-        if len(token_ids) > 1 and (takes_one or (all_logits and facts.gives_last_logits)):
-            return self._forward_one_by_one(token_ids, cache, all_logits, stop)
+        length = cache.length + len(token_ids)
+        if len(token_ids) > 1:
+            facts = self._graph.facts
+            # The half of an old merged decoder that takes a cache takes one token with it.
+            takes_one = "use_cache_branch" in facts.inputs and cache.length > 0
+            if takes_one or (all_logits and facts.gives_last_logits):
+                return self._forward_one_by_one(token_ids, cache, all_logits, stop)
         logits_TV = self._bound(cache, length).run(cache, token_ids, all_logits, stop)
         if self.config.suppressed_token_ids:
             logits_TV[:, list(self.config.suppressed_token_ids)] = SUPPRESSED_LOGIT

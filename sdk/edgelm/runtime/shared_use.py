@@ -14,18 +14,19 @@ class SharedUse:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._inside, self._closed = 0, False
 
     def __enter__(self) -> None:
-        # A step of a model passes here: no generator, and nobody is woken who does not wait.
-        with self._changed:
+        # A step of a model passes here: no generator, no call in Python, and nobody is woken who does not wait.
+        with self._lock:
             while self._closed:
                 self._changed.wait()
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
-        with self._changed:
+        with self._lock:
             self._inside -= 1
             if self._closed:
                 self._changed.notify_all()
