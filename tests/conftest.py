@@ -42,9 +42,8 @@ def own_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def no_garbage() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Keep what earlier tests left from being finalized at the end of Python's stack, where no finalizer has room."""
-    gc.collect()
     gc.disable()
     yield
     gc.enable()

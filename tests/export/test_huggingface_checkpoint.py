@@ -163,7 +163,7 @@ def test_a_weight_file_that_breaks_after_it_was_opened_is_refused_by_name(
         checkpoint.tensor("model.norm.weight")
 
 
-@pytest.mark.usefixtures("no_garbage")
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize(
     ("content", "message"),
     [

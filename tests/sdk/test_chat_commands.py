@@ -97,7 +97,7 @@ def test_set_reaches_the_answer():
     assert chat.screen.warnings == ["The answer was cut off: /set max_new_tokens N allows longer ones."]
 
 
-@pytest.mark.usefixtures("no_garbage")
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
@@ -157,7 +157,7 @@ def test_a_saved_chat_is_loaded_whole(tmp_path):
     ]
 
 
-@pytest.mark.usefixtures("no_garbage")
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -117,7 +117,7 @@ def test_the_help_shows_the_default_that_is_in_force():
 
 
 @with_these_commands
-@pytest.mark.usefixtures("no_garbage")
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -313,7 +313,7 @@ def test_a_config_loads_from_its_section_beside_other_keys(tmp_path: Path) -> No
     assert ModelConfig.load(str(tmp_path)) == CONFIG
 
 
-@pytest.mark.usefixtures("no_garbage")
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000], ids=["cut off", "not UTF-8", "too deep"])
 def test_a_config_file_that_is_not_json_is_an_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(content)

@@ -153,7 +153,7 @@ def test_a_folder_without_the_file_has_the_neutral_defaults(tmp_path: Path) -> N
     assert GenerationConfig.load(tmp_path) == GenerationConfig()
 
 
-@pytest.mark.usefixtures("no_garbage")
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000], ids=["cut off", "a list", "too deep"])
 def test_a_file_that_is_not_a_json_object_is_an_error(content: str, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(content)

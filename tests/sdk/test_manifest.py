@@ -87,7 +87,7 @@ def test_a_folder_without_a_manifest_is_no_package(tmp_path: Path) -> None:
         Manifest.load(tmp_path)
 
 
-@pytest.mark.usefixtures("no_garbage")
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000], ids=["cut off", "not UTF-8", "too deep"])
 def test_a_manifest_that_is_not_json_is_an_error(content: bytes, package: Path) -> None:
     (package / "edgelm.json").write_bytes(content)

@@ -170,7 +170,7 @@ def test_a_padding_or_truncation_in_the_file_is_not_applied(tmp_path: Path) -> N
     assert Tokenizer.load(save(tmp_path, rust)).encode("abababab") == [0, 1] * 4
 
 
-@pytest.mark.usefixtures("no_garbage")
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize(
     "content",
     ["", "{", "[]", "{}", "[" * 100_000, '{"added_tokens": [], "model": {"type": "BPE"}}', "\xff"],

@@ -197,7 +197,7 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
 }
 
 
-@pytest.mark.usefixtures("no_garbage")
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("kind", BROKEN)
 def test_what_is_broken_is_named_with_file_and_line(write: Write, kind: str) -> None:
     name, content, words = BROKEN[kind]

@@ -315,7 +315,7 @@ def test_a_missing_or_broken_weights_file_is_an_error(saved: Path) -> None:
         load_checkpoint(saved)
 
 
-@pytest.mark.usefixtures("no_garbage")
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize(
     "text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": []}}', "[" * 100_000, "[" + "1," * 150_000]
 )

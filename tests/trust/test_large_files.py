@@ -80,7 +80,7 @@ def test_json_of_more_values_than_any_settings_have_is_refused_unparsed(
     assert "at most 131072 are read" in str(caught.value)
 
 
-@pytest.mark.usefixtures("no_garbage")
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
