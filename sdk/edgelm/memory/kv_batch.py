@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edgelm.config import ModelConfig
@@ -48,7 +50,7 @@ class KVBatch:
         self.active = 0
         self.buffers = [self._zeros(0, 0) for _ in range(2 * config.num_hidden_layers)]
         # The session's, by how many rows a step has, and the ranks of their adapters.
-        self.bindings: dict[tuple[int, range], object] = {}
+        self.bindings: dict[tuple[int, range], Any] = {}
 
     @property
     def length(self) -> int:

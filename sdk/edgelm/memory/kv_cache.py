@@ -63,10 +63,9 @@ class KVCache:
         self._window = next((window for window in self._windows if window is not None), None)
         self.released = 0
         self.token_ids: list[int] = []
-        self._buffers = self._empty()
-        self._fetch: _Fetch | None = None
+        self.buffers = self._empty()
         self._settled = self._until = 0  # with a fetch: how many tokens are in the buffers, and in its memory
-        self.binding: object | None = None  # the session's: its graph, bound to the memory of these buffers
+        self.binding: Any = None  # the session's: its graph, bound to the memory of these buffers
         self.adapter: str | None = None  # what computes the tokens beside the model; `use_adapter` changes it
         self.source_ids: tuple[int, ...] = ()  # what an encoder has read; `read_source` changes it
         self.source_values: Sequence[Any] = ()  # the session's: the keys and values that the encoder made of it
@@ -84,12 +83,9 @@ class KVCache:
 
     @buffers.setter
     def buffers(self, buffers: list[KeysOrValues]) -> None:
-        self._buffers, self._fetch = buffers, None
-
-    @property
-    def capacity(self) -> int:
-        """How many tokens fit before the next growth."""
-        return int(self._buffers[0].shape[2])
+        self._buffers = buffers
+        self._fetch: _Fetch | None = None
+        self.capacity = buffers[0].shape[2] if buffers else 0  # how many tokens fit before the next growth
 
     def filled(self, i: int) -> slice:
         """Return which places of buffer i hold tokens."""
@@ -159,11 +155,11 @@ class KVCache:
             ContextLengthError: `length` is more than the model's context.
             MemoryError: there is no memory for it; the cache is empty then.
         """
+        if length <= self.capacity:
+            return
         limit = self._config.max_position_embeddings
         if length > limit:
             raise ContextLengthError(f"{length} tokens do not fit the model's context of {limit}. Shorten the prompt.")
-        if length <= self.capacity:
-            return
         wanted = max(length, self.capacity + self.capacity // 4)
         capacity = min(-(-wanted // GROWTH_STEP) * GROWTH_STEP, limit)
         if length <= (self._config.short_context or 0):

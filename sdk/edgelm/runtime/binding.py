@@ -154,12 +154,15 @@ class InPlaceBinding(Binding):
         return binding, (*values.values(), result)
 
     def _mark(self, lengths: Sequence[int]) -> None:
-        for row, (marked, length) in enumerate(zip(self._marked, lengths, strict=True)):
-            if length >= marked:
+        for row, length in enumerate(lengths):
+            marked = self._marked[row]
+            if length == marked + 1:
+                self._mask_BS[row, marked] = 1
+            elif length > marked:
                 self._mask_BS[row, marked:length] = 1
             else:  # the cache was truncated
                 self._mask_BS[row, length:marked] = 0
-        self._marked = list(lengths)
+            self._marked[row] = length
 
     def choose(self, adapters: Sequence[str | None]) -> None:
         """Give each row its adapter, for the steps from now on."""
@@ -184,7 +187,7 @@ class InPlaceBinding(Binding):
         self, cache: KVCache, token_ids: Sequence[int], all_logits: bool, stop: StopSwitch | None
     ) -> NDArray[np.float32]:
         """Compute T tokens behind those in `cache`: logits [1, V] of the last, or [T, V] of all."""
-        length = cache.length + len(token_ids)
+        length = len(cache.token_ids) + len(token_ids)
         if len(token_ids) == 1:
             return self.step(token_ids, (length,))
         every = all_logits or "num_logits_to_keep" not in self.graph.facts.inputs

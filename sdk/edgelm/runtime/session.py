@@ -249,7 +249,8 @@ class DecoderSession:
     def _forward(
         self, token_ids: Sequence[int], cache: KVCache, all_logits: bool = False, stop: StopSwitch | None = None
     ) -> NDArray[np.float32]:
-        length = cache.length + len(token_ids)
+        # A step passes here with cold caches, where each call of a function costs as much as its work: so it makes few.
+        length = len(cache.token_ids) + len(token_ids)
         if len(token_ids) > 1:
             facts = self._graph.facts
             # The half of an old merged decoder that takes a cache takes one token with it.
@@ -318,17 +319,18 @@ class DecoderSession:
     def _make_room(self, cache: KVCache, length: int) -> None:
         """Let a cache have room for `length` tokens, and what it holds be theirs."""
         self._check_process()
-        if cache.is_outgrown_by(length):
-            self._recompute(cache, length)
-        cache.reserve(length)  # forgets the binding where it grows: nothing may keep the memory that is outgrown
+        if length > cache.capacity:
+            if cache.is_outgrown_by(length):
+                self._recompute(cache, length)
+            cache.reserve(length)  # forgets the binding where it grows: nothing may keep the memory that is outgrown
 
     def _bound(self, cache: KVCache, length: int) -> Binding:
         """Return the graph bound to a cache that has room for `length` tokens."""
         self._make_room(cache, length)
-        if self._encoder is not None and not cache.source_values:
-            cache.source_values = self._encoder.encode(cache.source_ids)
-        binding = cache.binding
-        if not isinstance(binding, Binding) or binding.graph is not self._graph:
+        binding: Binding | None = cache.binding
+        if binding is None or binding.graph is not self._graph:
+            if self._encoder is not None and not cache.source_values:
+                cache.source_values = self._encoder.encode(cache.source_ids)
             binding = cache.binding = bind(self._graph, cache)
             self._memory.add(cache)
         return binding
@@ -390,8 +392,8 @@ class DecoderSession:
             lengths, adapters = [len(row.token_ids) + 1 for row in rows], [row.adapter for row in rows]
             batch.reserve(max(lengths))
             key = len(rows), self._graph.adapters.covering(adapters)
-            binding = batch.bindings.get(key)
-            if not isinstance(binding, InPlaceBinding):
+            binding: InPlaceBinding | None = batch.bindings.get(key)
+            if binding is None:
                 buffers = [buffer[: len(rows)] for buffer in batch.buffers]
                 binding = batch.bindings[key] = InPlaceBinding(self._graph, buffers, adapters)
                 self._memory.add(batch)
