@@ -275,22 +275,28 @@ def _attended(
         q_NTH, k_KSH = _rotate(q_NTH, cos_TR, sin_TR), _rotate(k_KSH, cos_TR, sin_TR)
     window, scale = config.window(layer) or T, np.float32(config.attention_scale)
     out_TNH = np.empty((T, N, H), np.float32)
-    for n in range(N):
-        k_SH, v_SH = k_KSH[n * K // N], v_KSH[n * K // N]
-        for start in range(0, T, _QUERY_BLOCK):
-            end = min(start + _QUERY_BLOCK, T)
-            seen = T if both_ways else end
-            scores_TS = _soft_cap(q_NTH[n, start:end] @ k_SH[:seen].T * scale, config.attn_logit_softcapping)
-            distances_TS = np.arange(start, end)[:, None] - np.arange(seen)
-            if config.position == "relative":
-                scores_TS += weights[_DISTANCES][relative_buckets(config, -distances_TS, both_ways=both_ways), n]
-            if not both_ways:
-                scores_TS[(distances_TS < 0) | (distances_TS >= window)] = -np.inf
+    for start in range(0, T, _QUERY_BLOCK):
+        end = min(start + _QUERY_BLOCK, T)
+        seen = T if both_ways else end
+        distances_TS = np.arange(start, end)[:, None] - np.arange(seen)
+        unseen_TS = None if both_ways else (distances_TS < 0) | (distances_TS >= window)
+        buckets_TS = None
+        if config.position == "relative":
+            buckets_TS = relative_buckets(config, -distances_TS, both_ways=both_ways)
+        for n in range(N):
+            scores_TS = q_NTH[n, start:end] @ k_KSH[n * K // N, :seen].T
+            scores_TS *= scale
+            scores_TS = _soft_cap(scores_TS, config.attn_logit_softcapping)
+            if buckets_TS is not None:
+                scores_TS += weights[_DISTANCES][buckets_TS, n]
+            if unseen_TS is not None:
+                np.copyto(scores_TS, -np.inf, where=unseen_TS)
             sink = weights["self_attn.sinks"][n] if config.attention_sinks else np.float32(-np.inf)
             largest_T1 = np.maximum(scores_TS.max(-1, keepdims=True), sink)
-            scores_TS = np.exp(scores_TS - largest_T1)
+            scores_TS -= largest_T1
+            np.exp(scores_TS, out=scores_TS)
             sums_T1 = scores_TS.sum(-1, keepdims=True) + np.exp(sink - largest_T1)
-            out_TNH[start:end, n] = scores_TS @ v_SH[:seen] / sums_T1
+            out_TNH[start:end, n] = scores_TS @ v_KSH[n * K // N, :seen] / sums_T1
     return out_TNH.reshape(T, N * H)
 
 
