@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from edgelm.architecture.quantization_recipe import STANDARD
+from edgelm.architecture.quantization_scheme import grid_name
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm.package.graph_file import GRAPH_FILE, read_graph
@@ -147,8 +148,7 @@ class _StoredTensors:
         if stored not in self._grids:
             return None
         bits, block_size = self._grids[stored]
-        asymmetric = "-asymmetric" if f"{stored}.zero_points" in self._initializers else ""
-        return f"int{bits}-block{block_size}{asymmetric}"
+        return grid_name(bits, block_size, symmetric=f"{stored}.zero_points" not in self._initializers)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, widened or dequantized to float32."""

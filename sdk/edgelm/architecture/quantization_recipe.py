@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgelm.architecture.quantization_scheme import KEEP, Scheme, parse_scheme
+from edgelm.architecture.quantization_scheme import KEEP, Scheme, grid_name, parse_scheme
 from edgelm.config import KV_CACHES, NORM_PLACEMENTS, ModelConfig
 from edgelm.errors import ExportError
 from edgelm.files.regular_file import MAX_TOML_BYTES, read_text
@@ -218,7 +218,7 @@ def _with_gptq(rule: Rule) -> str:
     if not isinstance(scheme, Scheme):
         return rule.scheme
     symmetric = scheme.symmetric and (scheme.bits == 8 or "embed_tokens" in rule.pattern)
-    return f"int{scheme.bits}-block{scheme.block_size}{'' if symmetric else '-asymmetric'}-gptq"
+    return f"{grid_name(scheme.bits, scheme.block_size, symmetric)}-gptq"
 
 
 _EMBEDDING = r"embed_tokens|lm_head"

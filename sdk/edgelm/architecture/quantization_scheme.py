@@ -50,6 +50,11 @@ class Scheme:
             raise ExportError(f"A scheme has the method {self.method!r}; there are {', '.join(METHODS)}.")
 
 
+def grid_name(bits: int, block_size: int, symmetric: bool) -> str:
+    """Name a grid as recipes do: a scheme's name without its method."""
+    return f"int{bits}-block{block_size}{'' if symmetric else '-asymmetric'}"
+
+
 def parse_scheme(name: str) -> Scheme | str:
     """Read a scheme's name: one of FLOATS, KEEP, or integers as a Scheme.
 
