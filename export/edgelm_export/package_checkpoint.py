@@ -154,7 +154,10 @@ class _StoredTensors:
         """Read one tensor, widened or dequantized to float32."""
         stored, rows = self._place(name)
         if stored in self._grids:
-            return unpack(self._packed(name))
+            packed = self._packed(name)
+            # Scales that float32 just holds make weights that it does not.
+            with self._laid_out(name), np.errstate(over="raise", invalid="raise"):
+                return unpack(packed)
         with self._laid_out(name):
             array = self._array(stored)
             if array.ndim == 2 and name not in _GATHERED:

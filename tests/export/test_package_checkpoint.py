@@ -208,6 +208,11 @@ def put_zeros(graph: onnx.GraphProto, ending: str, *sizes: int) -> None:
     tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros(sizes, np.uint8), tensor.name))
 
 
+def put_scales(graph: onnx.GraphProto, scale: float) -> None:
+    tensor = initializer(graph, "weight.scales")
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(tuple(tensor.dims), scale, np.float32), tensor.name))
+
+
 PLANES = Precision(
     rules=(Rule(pattern="embed", scheme="int6-block32"), Rule(pattern=".", scheme="int5-block32-asymmetric"))
 )
@@ -217,6 +222,7 @@ CHANGES: dict[str, tuple[str | Precision, Callable[[onnx.GraphProto], object], s
     "a shorter plane": (PLANES, lambda graph: put_zeros(graph, "weight.high", 32, 2, 1, 8), ""),
     "a plane that is a number": (PLANES, lambda graph: put_zeros(graph, "weight.low"), ""),
     "scales turned": ("int8", lambda graph: turned(initializer(graph, "weight.scales")), r"float32 \[1, 32\], not"),
+    "scales whose weights float32 does not hold": ("int8", lambda graph: put_scales(graph, 3e38), "overflow"),
     "signed integers": (
         "int8",
         lambda graph: setattr(initializer(graph, "weight"), "data_type", onnx.TensorProto.INT8),

@@ -26,6 +26,7 @@ def test_mutants_end_in_no_other_error_than_ours() -> None:
 
 
 @pytest.mark.usefixtures("no_collection")
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # as the long runs have it
 @pytest.mark.parametrize(("kind", "path"), KEPT, ids=lambda value: value.stem if isinstance(value, Path) else value)
 def test_what_once_failed_fails_no_more(kind: str, path: Path, tmp_path: Path) -> None:
     target = TARGETS[kind]
