@@ -233,13 +233,16 @@ class _StoredTensors:
         if name in self._initializers or name in self._grids:
             return name, slice(None)
         module, _, kind = name.rpartition(".")
-        parent, _, part = module.rpartition(".")
+        parent = module.rpartition(".")[0]
         for fused, parts in FUSED_PROJECTIONS.items():
             stored = f"{parent}.{fused}.{kind}"
-            if part in parts and (stored in self._initializers or stored in self._grids):
-                counts = [self._shapes[f"{parent}.{one}.{kind}"][0] for one in parts]
-                first = sum(counts[: parts.index(part)])
-                return stored, slice(first, first + counts[parts.index(part)])
+            names = [f"{parent}.{part}.{kind}" for part in parts]
+            # By its config a package may have but one of the parts.
+            is_whole = all(one in self._shapes for one in names)
+            if name in names and is_whole and (stored in self._initializers or stored in self._grids):
+                counts = [self._shapes[one][0] for one in names]
+                first = sum(counts[: names.index(name)])
+                return stored, slice(first, first + counts[names.index(name)])
         raise CheckpointError(
             f"The graph of {self._folder} has no weight {name}: it was not written by this edgelm's exporter. Export "
             "its source instead."
