@@ -150,7 +150,9 @@ def test_many_threads_submit_to_one_engine(model: LanguageModel) -> None:
     assert [got[i] for i in range(12)] == [model.generate(f"Prompt number {i}", config).token_ids for i in range(12)]
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_batch", 0), ("max_batch", 1.5), ("max_queue", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_batch", 0), ("max_batch", 1.5), ("max_queue", -1), ("max_unread", 0)]
+)
 def test_options_are_checked(name: str, value: object) -> None:
     with pytest.raises(edgelm.ConfigError, match=f"{name} is {value!r}; it must be a whole number of"):
         EngineOptions(**{name: value})  # type: ignore[arg-type]
@@ -216,6 +218,41 @@ def test_a_slow_reader_delays_nobody_and_loses_nothing(model: LanguageModel) -> 
         slow = engine.submit("x", config)
         assert join(engine.submit("y", config)).usage.completion_tokens == 50
         assert join(slow).token_ids == model.generate("x", config).token_ids
+
+
+LOGPROBS = GenerationConfig(max_new_tokens=50, ignore_eos=True, logprobs=4)  # five texts a token, and one a chunk
+
+
+def test_an_answer_that_nobody_reads_gives_its_place_to_others_and_goes_on_when_it_is_read(
+    model: LanguageModel,
+) -> None:
+    with Engine(model, EngineOptions(max_batch=1, max_unread=30)) as engine:
+        unread = engine.submit("x", LOGPROBS)
+        assert join(engine.submit("y", LOGPROBS)).usage.completion_tokens == 50
+        assert engine.stats.generated_tokens < 50 + 15
+        assert (engine.stats.active, engine.stats.queued, engine.stats.kv_bytes) == (0, 1, 0)
+        read, alone = join(unread), model.generate("x", LOGPROBS)
+        assert (read.token_ids, read.logprobs) == (alone.token_ids, alone.logprobs)
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_an_engine_that_is_closed_waits_for_no_reader(model: LanguageModel, drain: bool) -> None:
+    engine = Engine(model, EngineOptions(max_batch=1, max_unread=30))
+    unread = engine.submit("x", LOGPROBS)
+    join(engine.submit("y", LOGPROBS))
+    engine.close(drain=drain)
+    answer = join(unread)
+    assert (answer.finish_reason, answer.usage.completion_tokens == 50) == (
+        ("length", True) if drain else ("cancelled", False)
+    )
+
+
+def test_an_answer_that_waits_for_its_reader_can_be_cancelled(model: LanguageModel) -> None:
+    with Engine(model, EngineOptions(max_batch=1, max_unread=1)) as engine:
+        unread = engine.submit("x", ENDLESS)
+        join(engine.submit("y", GenerationConfig(max_new_tokens=2)))
+        unread.cancel()
+        assert join(unread).finish_reason == "cancelled"
 
 
 def test_an_event_loop_that_is_gone_does_not_stop_the_engine(model: LanguageModel) -> None:

@@ -114,6 +114,11 @@ def test_answers_are_the_same_when_memory_runs_out_and_requests_are_computed_aga
     assert check_all(model, chosen, options).stats.preempted > 3
 
 
+def test_answers_are_the_same_when_they_wait_for_their_readers_and_are_computed_again(model: LanguageModel) -> None:
+    chosen = cases(20, seed=10, vocab_size=320, longest=200, answer=40)
+    check_all(model, chosen, EngineOptions(max_batch=3, max_unread=1))
+
+
 @pytest.mark.parametrize("room", [10_000, 210])
 def test_constrained_answers_and_what_is_forced_in_them_are_those_of_each_alone(
     model: LanguageModel, room: int

@@ -30,6 +30,8 @@ class EngineOptions:
     max_batch: requests computed at once. max_queue: requests that may wait besides. max_kv_bytes: of the keys and
     values of the requests at work; None takes a quarter of the machine's memory. Where they do not fit, the least and
     youngest request waits and is computed again later. What `LanguageModel.prefixes` keeps has a budget of its own.
+    max_unread: texts of an answer (its chunks, log-probabilities and their alternatives) that its reader may leave
+    unread. Beyond, it gives its place to others, and goes on when all is read; None lets it go on to its end.
 
     Raises:
         ConfigError: a field is outside its range.
@@ -38,11 +40,12 @@ class EngineOptions:
     max_batch: int = 8
     max_queue: int = 64
     max_kv_bytes: int | None = None
+    max_unread: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("max_batch", 1), ("max_queue", 0), ("max_kv_bytes", 1)):
+        for name, least in (("max_batch", 1), ("max_queue", 0), ("max_kv_bytes", 1), ("max_unread", 1)):
             value = getattr(self, name)
-            if value is None and name == "max_kv_bytes":
+            if value is None and name in ("max_kv_bytes", "max_unread"):
                 continue
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number of {least} or more.")
@@ -187,7 +190,7 @@ class Engine:
             self._submitted += 1
             request = Request(
                 answer=answer,
-                generation=Generation(self._wake, self._count_end, take),
+                generation=Generation(self._wake, self._count_end, take, self._options.max_unread),
                 priority=priority,
                 number=self._submitted,
                 expires=expires,
@@ -258,24 +261,31 @@ class Engine:
         """Drop what nobody waits for, and start what fits; return False where the worker has to end."""
         with self._changed:
             while True:
-                self._waiting += self._batch.put_back
-                self._batch.put_back.clear()
                 for request in self._batch.requests:
                     if self._closed or request.is_over:
                         self._batch.drop(request)
+                    elif self._rests(request):
+                        self._batch.put_aside(request)
+                self._waiting += self._batch.put_back
+                self._batch.put_back.clear()
                 for request in [request for request in self._waiting if self._closed or request.is_over]:
                     self._waiting.remove(request)
                     request.finish(request.answer.rest(), "cancelled")
                 self._waiting.sort(key=lambda request: request.rank)
-                while self._waiting and len(self._batch.requests) < self._options.max_batch:
-                    if not self._batch.has_room_for(self._waiting[0]):
+                for request in [request for request in self._waiting if not self._rests(request)]:
+                    if len(self._batch.requests) >= self._options.max_batch or not self._batch.has_room_for(request):
                         break
-                    self._batch.add(self._waiting.pop(0))
+                    self._waiting.remove(request)
+                    self._batch.add(request)
                 if self._batch.requests:
                     return True
                 if self._draining:
                     return False
                 self._changed.wait()
+
+    def _rests(self, request: Request) -> bool:
+        """Tell whether an answer waits for its reader; an engine that is being closed waits for none."""
+        return request.generation.is_full and not self._draining
 
 
 def generate_batch(

@@ -16,16 +16,22 @@ class Generation:
 
     Made by `Engine.submit` and `submit_chat`. One consumer reads it, in any thread or event loop. A slow one delays
     nobody: what it has not read yet is kept, and no answer is longer than the model's context. take: what makes of a
-    chunk the one that is read; None leaves it as it is.
+    chunk the one that is read; None leaves it as it is. max_unread: texts that may be kept (EngineOptions).
     """
 
     def __init__(
-        self, wake_engine: Callable[[], None], on_end: Callable[[], None], take: Callable[[Chunk], Chunk] | None = None
+        self,
+        wake_engine: Callable[[], None],
+        on_end: Callable[[], None],
+        take: Callable[[Chunk], Chunk] | None = None,
+        max_unread: int | None = None,
     ) -> None:
-        self._wake_engine, self._on_end, self._take = wake_engine, on_end, take
+        self._wake_engine, self._on_end, self._take, self._max_unread = wake_engine, on_end, take, max_unread
         self._cancelled = threading.Event()
         self._arrived = threading.Condition()
         self._unread: deque[Chunk | BaseException] = deque()
+        self._unread_texts = 0
+        self._is_full = False
         self._ended = False
         self._waiting: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
 
@@ -39,6 +45,11 @@ class Generation:
         """Whether `cancel` was called."""
         return self._cancelled.is_set()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether so much is unread that the answer is not to go on before its reader has read it all."""
+        return self._is_full
+
     def put(self, item: Chunk | BaseException) -> None:
         """Take the next chunk from the engine; the last chunk, or an error, ends the answer."""
         is_last = isinstance(item, BaseException) or item.finish_reason is not None
@@ -46,6 +57,9 @@ class Generation:
             self._on_end()  # first: whoever has read it finds the request's place free
         with self._arrived:
             self._unread.append(item)
+            self._unread_texts += _count_texts(item)
+            if self._max_unread is not None and self._unread_texts > self._max_unread:
+                self._is_full = True
             self._ended = is_last
             waiting, self._waiting = self._waiting, None
             self._arrived.notify()
@@ -63,7 +77,8 @@ class Generation:
                 if self._ended:
                     raise StopIteration
                 self._arrived.wait()
-            return self._next()
+            item = self._unread.popleft()
+        return self._read(item)
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         return self
@@ -72,16 +87,25 @@ class Generation:
         while True:
             with self._arrived:
                 if self._unread:
-                    return self._next()
+                    item = self._unread.popleft()
+                    break
                 if self._ended:
                     raise StopAsyncIteration
                 loop = asyncio.get_running_loop()
                 future = loop.create_future()
                 self._waiting = loop, future
             await future
+        return self._read(item)
 
-    def _next(self) -> Chunk:
-        item = self._unread.popleft()
+    def _read(self, item: Chunk | BaseException) -> Chunk:
+        """Return what the reader gets; not under the lock, as the engine puts chunks while it holds its own."""
+        with self._arrived:
+            self._unread_texts -= _count_texts(item)
+            goes_on = self._is_full and not self._unread
+            if goes_on:
+                self._is_full = False
+        if goes_on:
+            self._wake_engine()
         if isinstance(item, BaseException):
             raise item
         return item if self._take is None else self._take(item)
@@ -90,3 +114,10 @@ class Generation:
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _count_texts(item: Chunk | BaseException) -> int:
+    """Count what takes memory in an item: a chunk, its tokens' log-probabilities, and their alternatives."""
+    if isinstance(item, BaseException):
+        return 0
+    return 1 + sum(1 + len(token.alternatives) for token in item.logprobs)

@@ -25,8 +25,8 @@ SHARED_CHUNK = 64
 class RunningBatch:
     """Compute requests together, each with the tokens that it would have alone.
 
-    For one thread. `put_back` are the requests that lost their rows because the memory was full, for the engine to
-    start again; `preempted` counts them, the other counts are of tokens.
+    For one thread. `put_back` are the requests that lost their rows, for the engine to start again. `preempted` counts
+    those that lost them because the memory was full, the other counts are of tokens.
     """
 
     def __init__(self, session: Decoder, prefixes: PrefixCache, max_tokens: int) -> None:
@@ -72,6 +72,11 @@ class RunningBatch:
     def drop(self, request: Request) -> None:
         """End a request that nobody waits for any more."""
         self._finish(request, request.answer.rest(), "cancelled")
+
+    def put_aside(self, request: Request) -> None:
+        """Take a request's rows, and put it back."""
+        self._remove(request)
+        self.put_back.append(request)
 
     def fail(self, error: Exception) -> None:
         """End all requests with an error, and give their memory back."""
@@ -288,9 +293,8 @@ class RunningBatch:
             if len(self.requests) == 1:
                 self._finish(last, last.answer.rest(), "length")
             else:
-                self._remove(last)
+                self.put_aside(last)
                 self.preempted += 1
-                self.put_back.append(last)
 
     def _finish(self, request: Request, text: str, reason: FinishReason) -> None:
         self._remove(request)

@@ -62,7 +62,8 @@ class Answers:
 
     async def chunks(self) -> AsyncGenerator[tuple[int, Chunk] | None, None]:
         """Yield the chunks of all answers as they come, with their job's index; None after some seconds of silence."""
-        arrived: asyncio.Queue[tuple[int, Chunk | Exception | None]] = asyncio.Queue()
+        # Short: what a client does not read waits in the engine, which knows when to wait.
+        arrived: asyncio.Queue[tuple[int, Chunk | Exception | None]] = asyncio.Queue(self.served.max_batch)
         turns = asyncio.Semaphore(self.served.max_batch)
         readers = [asyncio.create_task(self._read(index, turns, arrived)) for index in range(len(self.jobs))]
         left = len(readers)
@@ -115,11 +116,11 @@ class Answers:
                     generation = await asyncio.to_thread(self._submit, index)
                 async for chunk in _parsed(generation, self.jobs[index].tools):
                     self.metrics.count_chunk(self.served.name, chunk)
-                    arrived.put_nowait((index, chunk))
+                    await arrived.put((index, chunk))
                 self._running.pop(index, None)
-                arrived.put_nowait((index, None))
+                await arrived.put((index, None))
             except Exception as error:  # the request fails with it, and so do its other answers
-                arrived.put_nowait((index, error))
+                await arrived.put((index, error))
 
 
 async def _parsed(generation: Generation, tools: ToolUse | None) -> AsyncIterator[Chunk]:

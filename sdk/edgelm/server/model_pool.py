@@ -30,6 +30,8 @@ logger = logging.getLogger("edgelm.server")
 # A loaded model takes about the size of its files, as much again while it loads, and its answers' caches.
 _MEMORY_FACTOR = 2.0
 _SWEEP_SECONDS = 1.0
+# Of an answer: 2 MB of log-probabilities, or 5 MB of chunks without (0.2 and 0.6 kB each).
+_MAX_UNREAD = 1 << 13
 
 
 @dataclass(eq=False, kw_only=True)
@@ -340,7 +342,8 @@ def _load(folder: Path, adapters: Mapping[str, Path], options: ServerOptions) ->
     model.generation_config = model.generation_config.replace(
         speculation=options.speculation, context_shift=options.context_shift
     )
-    return model, Engine(model, EngineOptions(max_batch=options.max_batch, max_queue=options.max_queue))
+    limits = EngineOptions(max_batch=options.max_batch, max_queue=options.max_queue, max_unread=_MAX_UNREAD)
+    return model, Engine(model, limits)
 
 
 def _named_folders(library: Library, models: tuple[str, ...]) -> dict[str, Path]:
