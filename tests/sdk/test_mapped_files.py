@@ -59,3 +59,12 @@ def test_files_of_other_folders_stay(tmp_path: Path) -> None:
     give_back_mapped_files(tmp_path)
     assert resident(other / "model.onnx.data") == 1024
     assert array is not None
+
+
+def test_little_is_not_worth_the_look(tmp_path: Path) -> None:
+    numbers = NUMBERS[: 1 << 16]
+    numbers.tofile(tmp_path / "model.onnx.data")
+    array = np.memmap(tmp_path / "model.onnx.data", np.uint8, mode="c")
+    assert array.sum() == numbers.sum()
+    give_back_mapped_files(tmp_path)
+    assert resident(tmp_path / "model.onnx.data") == 64

@@ -12,10 +12,12 @@ import re
 import sys
 from pathlib import Path
 
-_MAPPINGS = Path("/proc/self/smaps")
-_MAPPING = re.compile(
+_MAPPINGS, _MAPPINGS_IN_DETAIL = Path("/proc/self/maps"), Path("/proc/self/smaps")
+_FILE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ +(/.*)$", re.MULTILINE)
+_FILE_IN_DETAIL = re.compile(
     r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ +(/.*)\n(?:[A-Z].*\n)*?Anonymous: +(\d+) kB", re.MULTILINE
 )
+_SMALLEST = 1 << 20  # bytes in all: the details take up to 60 ms in a process with many libraries
 _MADV_DONTNEED = 4  # madvise(2)
 
 
@@ -26,14 +28,18 @@ def give_back_mapped_files(folder: Path) -> None:
     """
     if not sys.platform.startswith("linux"):
         return
+    wanted = os.path.realpath(folder)
     try:
-        mappings = _MAPPINGS.read_text(encoding="utf-8", errors="replace")
+        found = _FILE.finditer(_MAPPINGS.read_text(encoding="utf-8", errors="replace"))
+        sizes = [int(match[2], 16) - int(match[1], 16) for match in found if os.path.dirname(match[3]) == wanted]
+        if sum(sizes) < _SMALLEST:
+            return
+        details = _MAPPINGS_IN_DETAIL.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    wanted = os.path.realpath(folder)
-    for match in _MAPPING.finditer(mappings):
+    for match in _FILE_IN_DETAIL.finditer(details):
         start, end, written = int(match[1], 16), int(match[2], 16), int(match[4])
         if not written and os.path.dirname(match[3]) == wanted:
             madvise(start, end - start, _MADV_DONTNEED)
