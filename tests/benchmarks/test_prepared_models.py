@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import gguf
@@ -9,11 +10,17 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer as TokenizerOfFile
 
+from edgelm.config import ModelConfig
 from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
+from edgelm_export.calibration_text import bundled_text
 from edgelm_export.sources import open_checkpoint
-from gguf_twin import write_twin
+from edgelm_training.checkpoint import save_checkpoint
+from edgelm_training.model import Transformer
+from edgelm_training.tokenizer_training import TokenizerConfig, train_tokenizer
+from gguf_twin import write_first, write_twin
 from weights import weight_bytes
 from workload import PERPLEXITY_TOKENS, QUICK, read_text
 
@@ -71,6 +78,29 @@ def test_a_twin_has_the_shape_and_the_weights_of_the_checkpoint(tmp_path: Path) 
             assert getattr(twin.config, field) == getattr(source.config, field)
         for name in source.config.tensor_shapes():
             np.testing.assert_array_equal(twin.tensor(name), source.tensor(name))
+
+
+def test_a_checkpoint_that_was_trained_from_its_first_weight_on_has_a_gguf_file(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(bundled_text(), encoding="utf-8")
+    train_tokenizer([tmp_path / "text.txt"], tmp_path / "tokenizer", TokenizerConfig(vocab_size=512))
+    config = ModelConfig(
+        model_type="llama", vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=64, norm_eps=1e-6,
+        rope_theta=500.0, tie_word_embeddings=True, bos_token_id=0, eos_token_ids=(0,),
+    )  # fmt: skip
+    save_checkpoint(Transformer(config), tmp_path / "trained", text_files_from=tmp_path / "tokenizer")
+    write_first(tmp_path / "trained", tmp_path / "trained.gguf")
+    with open_checkpoint(tmp_path / "trained") as source, open_checkpoint(tmp_path / "trained.gguf") as written:
+        read = written.config
+        # A GGUF file has float32, so its epsilon is a neighbour of ours.
+        assert dataclasses.replace(read, norm_eps=config.norm_eps) == config
+        assert read.norm_eps == pytest.approx(config.norm_eps)
+        for name in source.config.tensor_shapes():
+            np.testing.assert_array_equal(written.tensor(name), source.tensor(name))
+        rebuilt = TokenizerOfFile.from_str(written.text_files["tokenizer.json"])
+    original = TokenizerOfFile.from_file(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    for text in (bundled_text(), "In 2026: 1,024 + 7\t= x; <|im_end|>"):
+        assert rebuilt.encode(text).ids == original.encode(text).ids
 
 
 def test_prompts_and_windows_begin_with_what_the_author_puts_before_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
