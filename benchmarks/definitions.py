@@ -62,12 +62,17 @@ class Entry:
 
 
 def fetch_wordnet(folder: Path) -> Path:
-    """Fetch Debian's package with apt-get into a folder, once, and return where its data files are."""
+    """Fetch WordNet, once, and return where its data files are."""
+    return fetch_package("wordnet-base", folder) / "usr/share/wordnet"
+
+
+def fetch_package(name: str, folder: Path) -> Path:
+    """Fetch a package of Debian's with apt-get into a folder that it makes, once, and return where its files are."""
     if not folder.exists():
         folder.mkdir(parents=True)
-        subprocess.run(["apt-get", "download", "-q", "wordnet-base"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        subprocess.run(["dpkg-deb", "-x", next(folder.glob("wordnet-base*.deb")), folder], check=True)
-    return folder / "usr/share/wordnet"
+        subprocess.run(["apt-get", "download", "-q", name], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["dpkg-deb", "-x", next(folder.glob(f"{name}*.deb")), folder], check=True)
+    return folder
 
 
 def split_entries(folder: Path, *, test: int) -> tuple[list[Entry], list[Entry]]:

@@ -58,6 +58,8 @@ RECIPES = {
     "int5, head in 6, calibrated": recipe("int5-block64-asymmetric-gptq", _HEAD_IN_6),
     **{f"{label}, calibrated": precision for label, precision in _CALIBRATED.items()},
     **{f"{label}, rounded": rounded(precision) for label, precision in _CALIBRATED.items()},
+    # Where a model has few layers, the outer ones are too much of it for 8 bits.
+    "int4 in blocks of 32 with zero points, head in 6, calibrated": recipe(_IN_32, _HEAD_IN_6),
     "int4, calibrated": PRECISIONS["int4"].calibrated(),
     "int4": PRECISIONS["int4"],
     "int4 with zero points, head in 6, ends in 8, calibrated": recipe(_IN_64, _HEAD_IN_6, _ENDS_IN_8),
