@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import click
+import gguf
 
 from edgelm.architecture.quantization_recipe import PRECISIONS, Precision
 from edgelm.library import sources
@@ -70,9 +71,9 @@ def gguf_file(model: Model = MODELS[SMOLLM2]) -> Path:
 
 
 def size_on_disk(model: Path) -> int:
-    """Count the bytes that the weights and the graph take, without the tokenizer."""
+    """Count the bytes that the weights and the graph take, without the tokenizer, which a GGUF file has in its head."""
     if model.is_file():
-        return model.stat().st_size
+        return int(model.stat().st_size - gguf.GGUFReader(model).data_offset)
     return sum(path.stat().st_size for path in model.glob("*.onnx*"))
 
 

@@ -11,9 +11,10 @@ from edgelm.pictures.scatter_picture import Dot, draw_scatter
 from quality_goals import OURS, Row, duels, judge, over_source
 
 _INTRODUCTION = """\
-Bytes are those of weights and graph on the disk. KL is the mean divergence of the next token's distribution from that
-of the source in float32, in nats. Both are of the same tokens for all, which no quantizer was calibrated on. "The file
-itself" is the GGUF file that the checkpoint was made of, or has been written to."""
+Bytes are those of weights and graph on the disk, without the tokenizer that a GGUF file has in its head. KL is the mean
+divergence of the next token's distribution from that of the source in float32, in nats. Both are of the same tokens for
+all, which no quantizer was calibrated on. "The file itself" is the GGUF file that the checkpoint was made of, or has
+been written to."""
 
 
 def write_report(results: dict[str, dict[str, Any]], target: Path) -> None:

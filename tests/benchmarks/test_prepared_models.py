@@ -21,6 +21,7 @@ from edgelm_training.checkpoint import save_checkpoint
 from edgelm_training.model import Transformer
 from edgelm_training.tokenizer_training import TokenizerConfig, train_tokenizer
 from gguf_twin import write_first, write_twin
+from prepare import size_on_disk
 from weights import weight_bytes
 from workload import PERPLEXITY_TOKENS, QUICK, read_text
 
@@ -55,6 +56,20 @@ def test_a_gguf_file_with_a_head_of_its_own_has_an_embedding_that_is_looked_up(t
         writer.write_tensors_to_file()
         writer.close()
         assert weight_bytes(tmp_path / name) == 2 * 4 * 32 * 4
+
+
+def test_the_size_of_a_model_is_that_of_weights_and_graph_without_the_tokenizer(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_token_list([f"token {i}" for i in range(1000)])
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for name, size in {"model.onnx": 10, "model.onnx.data": 500, "tokenizer.json": 1000}.items():
+        (tmp_path / name).write_bytes(bytes(size))
+    assert size_on_disk(tmp_path / "model.gguf") == 4 * 32 * 4
+    assert size_on_disk(tmp_path) == 510
 
 
 def test_a_twin_has_the_shape_and_the_weights_of_the_checkpoint(tmp_path: Path) -> None:
