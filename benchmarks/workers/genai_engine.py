@@ -48,7 +48,7 @@ class GenAI:
         return sum_log_likelihood(self.logits(ids)[:-1], ids[1:])
 
     def logits(self, ids: list[int]) -> NDArray[np.float32]:
-        generator = self._generator(len(ids) + 1)
+        generator = self._generator(len(ids))
         generator.append_tokens(np.array(ids, np.int32))
         logits_TV: NDArray[np.float32] = generator.get_output("logits")[0]
         return logits_TV
