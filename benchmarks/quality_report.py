@@ -78,7 +78,7 @@ def _table(result: dict[str, Any]) -> str:
         for text, over in zip(texts, over_source(result, row), strict=True):
             figures = row["texts"][text]
             cells.append(
-                f" {figures['perplexity']:.2f} | {over:+.1%} | {figures['divergence']:.4f} | "
+                f" {figures['perplexity']:.2f} | {over:+.1%} | {_nats(figures['divergence'])} | "
                 f"{figures['top1_agreement']:.1%} |"
             )
         rows.append(f"| {_named(row)} |" + "".join(cells))
@@ -87,6 +87,10 @@ def _table(result: dict[str, Any]) -> str:
 
 def _named(row: Row) -> str:
     return f"{row['label']} | {row['bytes'] / 1e6:.1f}"
+
+
+def _nats(divergence: float) -> str:
+    return f"{divergence:.6f}" if 0 < divergence < 0.001 else f"{divergence:.4f}"
 
 
 def _duels(result: dict[str, Any]) -> str:
@@ -99,9 +103,9 @@ def _duels(result: dict[str, Any]) -> str:
             continue
         cells = ""
         for text in texts:
-            for key, form in (("perplexity", ".2f"), ("divergence", ".4f")):
+            for key, form in (("perplexity", "{:.2f}".format), ("divergence", _nats)):
                 mine, theirs = ours["texts"][text][key], peer["texts"][text][key]
-                shown = f"{mine:{form}} : {theirs:{form}}"
+                shown = f"{form(mine)} : {form(theirs)}"
                 cells += f" {f'**{shown}**' if mine <= theirs else shown} |"
         rows.append(f"| {_named(peer)} | {_named(ours)} |{cells}")
     return "\n".join(rows)

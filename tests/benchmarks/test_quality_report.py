@@ -66,6 +66,14 @@ def test_a_goal_is_reached_where_it_is_on_every_text_and_beside_every_peer(compa
     }
 
 
+def test_divergences_too_small_for_four_places_have_six(comparison: dict[str, Any], tmp_path: Path) -> None:
+    comparison["contestants"]["edgelm-int8"] = row("edgelm int8", 140, 10.0, 0.00004)
+    write_report({"Tiny": comparison}, tmp_path / "quality")
+    text = (tmp_path / "quality.md").read_text(encoding="utf-8")
+    assert "| edgelm fp32 | 500.0 | 10.00 | +0.0% | 0.0000 | 90.0% |" in text
+    assert "| edgelm int8 | 140.0 | 10.00 | +0.0% | 0.000040 | 90.0% |" in text
+
+
 def test_the_report_of_quality_is_json_markdown_and_pictures(comparison: dict[str, Any], tmp_path: Path) -> None:
     results = {"Tiny 0.1": comparison, "Tiny, tuned": {**comparison, "builder": "onnxruntime-genai 0.15.2"}}
     write_report(results, tmp_path / "results" / "quality")
