@@ -55,6 +55,7 @@ RECIPES = {
         "int5-block32-gptq", (_HEAD + "|v_proj", "int8-block32"), (r"(o|down)_proj", "int6-block64-gptq")
     ),
     "int6, calibrated": recipe("int6-block64-asymmetric-gptq", _HEAD_IN_6),
+    "int5, calibrated": recipe("int5-block64-asymmetric-gptq", _HEAD_IN_8),
     "int5, head in 6, calibrated": recipe("int5-block64-asymmetric-gptq", _HEAD_IN_6),
     **{f"{label}, calibrated": precision for label, precision in _CALIBRATED.items()},
     **{f"{label}, rounded": rounded(precision) for label, precision in _CALIBRATED.items()},
