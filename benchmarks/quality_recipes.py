@@ -32,7 +32,7 @@ def _rounded(scheme: str) -> str:
 
 _SMOOTHED = ("smooth",)
 _HEAD_IN_6 = (_HEAD, "int6-block32")
-_HEAD_IN_8 = (_HEAD, "int8-block64")
+_HEAD_IN_8, _HEAD_IN_WIDE_8 = (_HEAD, "int8-block64"), (_HEAD, "int8-block128")
 _ENDS_IN_8 = (_ENDS, "int8-block64-gptq")
 _IN_64, _IN_32 = "int4-block64-asymmetric-gptq", "int4-block32-asymmetric-gptq"
 
@@ -54,8 +54,15 @@ RECIPES = {
     "int5 in blocks of 32, head and values in 8, o and down in 6, calibrated": recipe(
         "int5-block32-gptq", (_HEAD + "|v_proj", "int8-block32"), (r"(o|down)_proj", "int6-block64-gptq")
     ),
+    "int5 in blocks of 32, head in 8 of 128, values in 8, o and down in 6, calibrated": recipe(
+        "int5-block32-gptq",
+        _HEAD_IN_WIDE_8,
+        (r"v_proj", "int8-block32"),
+        (r"(o|down)_proj", "int6-block64-gptq"),
+    ),
     "int6, calibrated": recipe("int6-block64-asymmetric-gptq", _HEAD_IN_6),
     "int5, calibrated": recipe("int5-block64-asymmetric-gptq", _HEAD_IN_8),
+    "int5, head in 8 of 128, calibrated": recipe("int5-block64-asymmetric-gptq", _HEAD_IN_WIDE_8),
     "int5, head in 6, calibrated": recipe("int5-block64-asymmetric-gptq", _HEAD_IN_6),
     **{f"{label}, calibrated": precision for label, precision in _CALIBRATED.items()},
     **{f"{label}, rounded": rounded(precision) for label, precision in _CALIBRATED.items()},
