@@ -9,7 +9,7 @@ import socket
 import time
 
 import pytest
-from edgelm_server import read_all
+from edgelm_server import TINY, EdgelmServer, read_all
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -110,6 +110,17 @@ def test_what_is_made_for_a_reader_that_reads_nothing_is_bounded(serving):
     connection.close()
     while serving.metric('edgelm_model_users{model="tiny-random"}'):
         time.sleep(0.1)
+
+
+def test_answers_that_are_kept_until_they_are_whole_are_bounded_and_streamed_ones_are_not():
+    body = {"prompt": ["a", "b"], "n": 2, "max_tokens": 50, "logprobs": 4, "logit_bias": {"65": 100}}
+    few = "from edgelm.server import answers\nanswers.MAX_TEXTS = 1000"
+    with EdgelmServer((TINY, "--quiet"), prelude=few) as server:
+        words = "The answers have more than 1000 pieces and log-probabilities"
+        refused(server.post("/v1/completions", body), 400, words)  # 4 answers of 50 tokens with 6 of them each
+        assert server.post("/v1/completions", body | {"n": 1}).status == 200
+        assert server.post("/v1/completions", body | {"stream": True}).events[-1] == "[DONE]"
+        assert server.metric('edgelm_model_users{model="tiny-random"}') == 0
 
 
 def test_an_answer_ends_when_the_time_of_a_request_is_over(hasty_serving):

@@ -57,7 +57,7 @@ class Generation:
             self._on_end()  # first: whoever has read it finds the request's place free
         with self._arrived:
             self._unread.append(item)
-            self._unread_texts += _count_texts(item)
+            self._unread_texts += count_texts(item)
             if self._max_unread is not None and self._unread_texts > self._max_unread:
                 self._is_full = True
             self._ended = is_last
@@ -100,7 +100,7 @@ class Generation:
     def _read(self, item: Chunk | BaseException) -> Chunk:
         """Return what the reader gets; not under the lock, as the engine puts chunks while it holds its own."""
         with self._arrived:
-            self._unread_texts -= _count_texts(item)
+            self._unread_texts -= count_texts(item)
             goes_on = self._is_full and not self._unread
             if goes_on:
                 self._is_full = False
@@ -116,7 +116,7 @@ def _resolve(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _count_texts(item: Chunk | BaseException) -> int:
+def count_texts(item: Chunk | BaseException) -> int:
     """Count what takes memory in an item: a chunk, its tokens' log-probabilities, and their alternatives."""
     if isinstance(item, BaseException):
         return 0

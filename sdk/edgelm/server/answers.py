@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from edgelm.batching.generation import count_texts
 from edgelm.completion import Chunk, Completion
 from edgelm.decoding.answer import join
 from edgelm.generation_config import GenerationConfig
+from edgelm.server.api_error import ApiError
 
 if TYPE_CHECKING:
     from edgelm.batching.generation import Generation
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from edgelm.server.model_pool import LoadedModel
 
 QUIET_SECONDS = 5.0  # proxies and clients take a connection for dead after some tens of seconds of silence
+# Of answers that are not streamed, which are kept until all are whole: chunks and log-probabilities, of 0.2 to 0.6 kB.
+MAX_TEXTS = 1 << 19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +94,26 @@ class Answers:
             await asyncio.gather(*readers, return_exceptions=True)
 
     async def completions(self) -> list[Completion]:
-        """Return all answers, whole, in the order of the jobs."""
+        """Return all answers, whole, in the order of the jobs.
+
+        Raises:
+            ApiError: 400, they have more than MAX_TEXTS chunks and log-probabilities.
+        """
         parts: list[list[Chunk]] = [[] for _ in self.jobs]
-        async for item in self.chunks():
-            if item is not None:
+        texts = 0
+        async with contextlib.aclosing(self.chunks()) as chunks:
+            async for item in chunks:
+                if item is None:
+                    continue
                 index, chunk = item
                 parts[index].append(chunk)
+                texts += count_texts(chunk)
+                if texts > MAX_TEXTS:
+                    raise ApiError(
+                        400,
+                        f"The answers have more than {MAX_TEXTS} pieces and log-probabilities, which are kept until "
+                        "all are made. Stream them, or ask for fewer.",
+                    )
         return [join(chunks) for chunks in parts]
 
     def _submit(self, index: int) -> Generation:
