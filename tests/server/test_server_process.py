@@ -39,6 +39,10 @@ def users(server) -> float:
     return server.metric('edgelm_model_users{model="tiny-random"}')
 
 
+def queued(server) -> float:
+    return server.metric('edgelm_model_queued{model="tiny-random"}')
+
+
 @pytest.fixture
 def library(own_library: Path) -> Path:
     """A library with two packages."""
@@ -159,16 +163,16 @@ def test_many_disconnects_at_any_moment_leave_nothing(slow_serving):
 
 
 def test_a_full_queue_answers_429_at_once(slow_serving):
-    # What earlier clients left is dropped before the next step, and counts for the queue till then.
-    wait_for(lambda: slow_serving.post(CHAT, {"messages": HELLO, "max_tokens": 1}).status == 200)
     request = slow_serving.post_bytes(CHAT, LONG | {"stream": True})
     connections = [slow_serving.send(request) for _ in range(2)]  # 2 are computed at once
     for connection in connections:
         while b"data: " not in connection.recv(65536):
             pass
+    # They are in the queue when a stream begins, and so may be what earlier clients left, until the next step.
+    wait_for(lambda: queued(slow_serving) == 0)
     connections += [slow_serving.send(request) for _ in range(2)]  # 2 may wait
     # One that is counted as a user may not be in the queue yet.
-    wait_for(lambda: slow_serving.metric('edgelm_model_queued{model="tiny-random"}') == 2)
+    wait_for(lambda: queued(slow_serving) == 2)
     assert users(slow_serving) == 4
     reply = slow_serving.post(CHAT, LONG)
     assert users(slow_serving) == 4  # nobody had to end for that answer
