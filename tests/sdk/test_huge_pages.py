@@ -3,9 +3,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 import re
-import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgelm.memory import huge_pages
@@ -13,8 +13,8 @@ from edgelm.memory import huge_pages
 SIZE = 32 << 20
 
 
-def _bytes_on_huge_pages(memory: mmap.mmap) -> int:
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+def _bytes_on_huge_pages(start: int) -> int:
+    """Count those of the mapping that an address is in."""
     inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
@@ -24,11 +24,15 @@ def _bytes_on_huge_pages(memory: mmap.mmap) -> int:
     return 0
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="huge pages are moved on Linux alone")
-def test_new_memory_moves_and_keeps_its_content():
+@pytest.fixture
+def _huge_pages_on_demand():
     enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not enabled.exists() or "[madvise]" not in enabled.read_text():
         pytest.skip("this kernel has no huge pages, or uses them without being asked")
+
+
+@pytest.mark.usefixtures("_huge_pages_on_demand")
+def test_new_memory_moves_and_keeps_its_content():
     content = bytes(range(256)) * (SIZE // 256)
     before = huge_pages.large_mappings()
     new = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -36,7 +40,7 @@ def test_new_memory_moves_and_keeps_its_content():
     thread = huge_pages.move_new_mappings(before)
     assert thread is not None
     thread.join()
-    if (moved := _bytes_on_huge_pages(new)) == 0:
+    if (moved := _bytes_on_huge_pages(ctypes.addressof(ctypes.c_char.from_buffer(new)))) == 0:
         pytest.skip("the kernel refuses (older than Linux 6.1, or forbidden for this process)")
     assert moved >= SIZE - (4 << 20)
     assert new[:] == content
@@ -44,3 +48,31 @@ def test_new_memory_moves_and_keeps_its_content():
 
 def test_nothing_new_needs_no_thread():
     assert huge_pages.move_new_mappings(huge_pages.large_mappings()) is None
+
+
+@pytest.mark.parametrize("capacity", [3, 100_000])
+def test_zeros_are_arrays_of_their_own(capacity):
+    arrays = huge_pages.zeros(6, (1, 3, capacity, 8), np.float32)
+    assert [(array.shape, array.dtype, array.any()) for array in arrays] == [
+        ((1, 3, capacity, 8), np.float32, False)
+    ] * 6
+    for i, array in enumerate(arrays):
+        array[:] = i
+    assert [(array.min(), array.max()) for array in arrays] == [(i, i) for i in range(6)]
+
+
+@pytest.mark.usefixtures("_huge_pages_on_demand")
+def test_large_zeros_are_on_huge_pages_as_soon_as_they_are_written():
+    arrays = huge_pages.zeros(8, (SIZE // 8,), np.int8)
+    assert _bytes_on_huge_pages(arrays[0].ctypes.data) == 0
+    for array in arrays:
+        array[0] = 1
+    if (there := _bytes_on_huge_pages(arrays[0].ctypes.data)) == 0:
+        pytest.skip("the kernel refuses (forbidden for this process, or it has none left)")
+    assert there == 8 * (2 << 20)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="elsewhere the arrays are numpy's own")
+def test_more_zeros_than_addresses_are_no_memory():
+    with pytest.raises(MemoryError, match=r"Cannot map \d+ bytes: .*Cannot allocate memory"):
+        huge_pages.zeros(2, (1 << 60,), np.int8)

@@ -1,3 +1,4 @@
+import re
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,9 @@ from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig, RopeScaling
 from edgelm.errors import ContextLengthError, PackageError
-from edgelm.memory.kv_cache import GROWTH_STEP, KVCache
+from edgelm.memory import huge_pages
+from edgelm.memory.kv_cache import GROWTH_STEP, KVCache, bytes_per_token
+from edgelm.memory.returned_memory import CAN_RETURN
 from edgelm.testing import tiny_model_path
 
 
@@ -110,24 +113,38 @@ def test_a_broken_saved_cache_is_refused(config: ModelConfig, tmp_path: Path) ->
             KVCache.load(tmp_path / "chat.npz", config, "model-a")
 
 
-def test_a_cache_that_cannot_grow_for_lack_of_memory_is_empty_and_usable(
+def test_a_cache_that_cannot_grow_for_lack_of_memory_keeps_what_it_holds(
     config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = filled(config, GROWTH_STEP)
-    zeros, calls = cache._zeros, []
+    before = content(cache)
 
-    def fail_at_the_third(capacity: int) -> np.ndarray:
-        calls.append(capacity)
-        if len(calls) == 3:
-            raise MemoryError
-        return zeros(capacity)
+    def no_memory(count: int, shape: tuple[int, ...], dtype: object) -> list[np.ndarray]:
+        raise MemoryError
 
-    monkeypatch.setattr(cache, "_zeros", fail_at_the_third)
-    with pytest.raises(MemoryError):
-        cache.reserve(GROWTH_STEP + 1)
-    assert (cache.length, cache.capacity) == (0, 0)
-    cache.reserve(5)
-    assert cache.capacity == GROWTH_STEP
+    with monkeypatch.context() as patch:
+        patch.setattr(huge_pages, "zeros", no_memory)
+        with pytest.raises(MemoryError):
+            cache.reserve(GROWTH_STEP + 1)
+    np.testing.assert_array_equal(content(cache), before)
+    cache.reserve(GROWTH_STEP + 1)
+    assert cache.capacity == 2 * GROWTH_STEP
+
+
+@pytest.mark.skipif(not CAN_RETURN, reason="elsewhere a cache is there twice while it grows")
+def test_a_large_cache_is_never_there_twice(config: ModelConfig) -> None:
+    def kilobytes(name: str) -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)[1])
+
+    large = replace(config, num_hidden_layers=64, max_position_embeddings=1 << 16)
+    size = 64 << 20
+    cache = filled(large, size // bytes_per_token(large))
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    before, sums = kilobytes("VmRSS"), [buffer[:, :, : cache.length].sum() for buffer in cache.buffers]
+    cache.reserve(cache.capacity + 1)
+    assert kilobytes("VmHWM") - before < size / 2 / 1024
+    assert [buffer[:, :, : cache.length].sum() for buffer in cache.buffers] == sums
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Large memory on 2 MiB pages: each step reads all weights, and finds them with 512 times fewer page table entries.
+"""Large memory on 2 MiB pages: each step reads all weights, keys and values, and finds them with 512 times fewer page
+table entries.
 
 Decoding is faster for it, by little or by up to 15 % (docs/results/graph-and-settings.md). Linux 6.1 and newer;
 elsewhere, and where the system forbids huge pages, nothing happens.
@@ -6,18 +7,49 @@ elsewhere, and where the system forbids huge pages, nothing happens.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import math
+import mmap
 import re
 import sys
 import threading
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 _HUGE_PAGE = 2 << 20
-# A mapping below this holds no weights.
+# A mapping below this holds no weights, and no long text's keys and values.
 _SMALLEST_MAPPING = 4 << 20
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # madvise(2)
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw-p \S+ \S+ 0 *(\[heap\])?$", re.MULTILINE)
+
+
+def zeros(count: int, shape: tuple[int, ...], dtype: DTypeLike) -> list[NDArray[Any]]:
+    """Return `count` arrays of zeros: in one mapping that asks for huge pages, where they are large and Linux has them.
+
+    There, a page that was never written takes no memory either, but is 2 MiB. The memory goes when all arrays are gone;
+    `give_back` empties one of them before.
+
+    Raises:
+        MemoryError: there is no room for them.
+    """
+    array_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    if count * array_bytes < _SMALLEST_MAPPING or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return [np.zeros(shape, dtype) for _ in range(count)]
+    try:
+        memory = mmap.mmap(-1, count * array_bytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"Cannot map {count * array_bytes} bytes: {error}.") from error
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    bytes_N = np.frombuffer(memory, np.uint8)
+    first = -bytes_N.ctypes.data % _HUGE_PAGE
+    arrays = bytes_N[first : first + count * array_bytes].view(dtype).reshape(count, *shape)
+    return list(arrays)
 
 
 def large_mappings() -> set[tuple[int, int]]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError
-from edgelm.memory.kv_cache import GROWTH_STEP, KeysOrValues, KVCache, cache_type
+from edgelm.memory.kv_cache import GROWTH_STEP, KVCache, zeros
+from edgelm.memory.returned_memory import give_back
 
 
 def longest_row(config: ModelConfig) -> int:
@@ -48,7 +47,7 @@ class KVBatch:
         self.config = config
         self.rows: list[KVRow] = []
         self.active = 0
-        self.buffers = [self._zeros(0, 0) for _ in range(2 * config.num_hidden_layers)]
+        self.buffers = zeros(config, 0, 0)
         # The session's, by how many rows a step has, and the ranks of their adapters.
         self.bindings: dict[tuple[int, range], Any] = {}
 
@@ -102,7 +101,7 @@ class KVBatch:
         self._fill(hole, len(self.rows) - 1)
         self.rows.pop()
         if not self.rows:
-            self.buffers = [self._zeros(0, 0) for _ in self.buffers]
+            self.buffers = zeros(self.config, 0, 0)
             self.bindings.clear()
 
     def reserve(self, length: int) -> None:
@@ -129,18 +128,15 @@ class KVBatch:
 
     def _resize(self, places: int, capacity: int) -> None:
         # Nothing may keep the old memory, and only one layer is there twice.
+        new, old = zeros(self.config, places, capacity), self.buffers
         self.bindings.clear()
         for row in self.rows:
             row.settle()
             row.buffers, row.binding = [], None
-        for i, old in enumerate(self.buffers):
-            self.buffers[i] = grown = self._zeros(places, capacity)
+        for i, grown in enumerate(new):
             for row in self.rows:
-                grown[row.place, :, row.filled(i)] = old[row.place, :, row.filled(i)]
+                grown[row.place, :, row.filled(i)] = old[i][row.place, :, row.filled(i)]
+            give_back(old[i])
+        self.buffers = new
         for row in self.rows:
             row.move_to(row.place)
-
-    def _zeros(self, places: int, capacity: int) -> KeysOrValues:
-        # Zeros, not empty: pages that were never written cost no memory, and no stray NaN can reach the attention.
-        shape = (places, self.config.num_key_value_heads, capacity, self.config.head_dim)
-        return np.zeros(shape, cache_type(self.config))

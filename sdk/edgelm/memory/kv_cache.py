@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError, PackageError
 from edgelm.files import atomic
+from edgelm.memory import huge_pages
 from edgelm.memory.returned_memory import CAN_RETURN, give_back
 
 # Growing copies the whole cache: a quarter more each time keeps the copies rare, and the unused rest small.
@@ -31,6 +32,18 @@ _TYPES: Mapping[str, type[np.float32 | np.int8]] = {"fp32": np.float32, "int8": 
 def cache_type(config: ModelConfig) -> type[np.float32 | np.int8]:
     """Return the type that keys and values are kept in."""
     return _TYPES[config.kv_cache]
+
+
+def zeros(config: ModelConfig, rows: int, capacity: int) -> list[KeysOrValues]:
+    """Return 2L arrays [rows, K, capacity, H] of the model's `cache_type`.
+
+    Zeros, not empty: memory that was never written costs none, and no stray NaN can reach the attention. A window gives
+    back parts of pages, which huge ones would take again.
+    """
+    count, shape = 2 * config.num_hidden_layers, (rows, config.num_key_value_heads, capacity, config.head_dim)
+    if any(config.window(i) is not None for i in range(config.num_hidden_layers)):
+        return [np.zeros(shape, cache_type(config)) for _ in range(count)]
+    return huge_pages.zeros(count, shape, cache_type(config))
 
 
 def bytes_per_token(config: ModelConfig) -> int:
@@ -63,7 +76,7 @@ class KVCache:
         self._window = next((window for window in self._windows if window is not None), None)
         self.released = 0
         self.token_ids: list[int] = []
-        self.buffers = self._empty()
+        self.buffers = zeros(self._config, 1, 0)
         self._settled = self._until = 0  # with a fetch: how many tokens are in the buffers, and in its memory
         self.binding: Any = None  # the session's: its graph, bound to the memory of these buffers
         self.adapter: str | None = None  # what computes the tokens beside the model; `use_adapter` changes it
@@ -140,20 +153,12 @@ class KVCache:
         if fetch is not None:
             fetch(self._buffers, self._settled, self._until)
 
-    def _empty(self) -> list[KeysOrValues]:
-        return [self._zeros(0) for _ in range(2 * self._config.num_hidden_layers)]
-
-    def _zeros(self, capacity: int) -> KeysOrValues:
-        # Zeros, not empty: pages that were never written cost no memory, and no stray NaN can reach the attention.
-        shape = (1, self._config.num_key_value_heads, capacity, self._config.head_dim)
-        return np.zeros(shape, cache_type(self._config))
-
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens in all; what is cached stays.
 
         Raises:
             ContextLengthError: `length` is more than the model's context.
-            MemoryError: there is no memory for it; the cache is empty then.
+            MemoryError: there is no memory for it.
         """
         if length <= self.capacity:
             return
@@ -164,18 +169,11 @@ class KVCache:
         capacity = min(-(-wanted // GROWTH_STEP) * GROWTH_STEP, limit)
         if length <= (self._config.short_context or 0):
             capacity = min(capacity, self._config.short_context or 0)  # the graph turns by what there is room for
-        # Layer by layer, so that never more than one is there twice.
+        grown, old = zeros(self._config, 1, capacity), self.buffers
         self.binding = None
-        old = self.buffers
-        grown: list[KeysOrValues] = []
-        try:
-            while old:
-                buffer, part = self._zeros(capacity), self.filled(len(grown))
-                buffer[:, :, part] = old.pop(0)[:, :, part]
-                grown.append(buffer)
-        except MemoryError:
-            self.token_ids, self.released, self.buffers = [], 0, self._empty()
-            raise
+        for i, buffer in enumerate(grown):
+            buffer[:, :, self.filled(i)] = old[i][:, :, self.filled(i)]
+            give_back(old[i])  # so that never more than one array is there twice
         self.buffers = grown
 
     def truncate(self, length: int) -> None:
@@ -183,7 +181,8 @@ class KVCache:
         if not 0 <= length <= self.length:
             raise ValueError(f"Cannot truncate a cache of {self.length} tokens to {length}.")
         if self.length > (self._config.short_context or self.length) >= length:
-            length, self.binding, self.buffers = 0, None, self._empty()  # what is left turns as a short text again
+            # What is left turns as a short text again.
+            length, self.binding, self.buffers = 0, None, zeros(self._config, 1, 0)
         if self._window is not None and self.released and length < self.released + self._window:
             length = self.released = 0
         self._settled, self._until = min(self._settled, length), min(self._until, length)

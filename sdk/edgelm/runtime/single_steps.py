@@ -21,6 +21,7 @@ from edgelm.config import ModelConfig
 from edgelm.memory.kv_batch import KVRow
 from edgelm.memory.kv_cache import KeysOrValues, KVCache
 from edgelm.memory.mirrored_memory import mirrored_zeros
+from edgelm.memory.returned_memory import give_back
 
 # Eight rows give eight tokens for the time of three; more gain little (docs/results/speculation.md).
 MOST_ROWS = 8
@@ -48,6 +49,7 @@ class _Mirror:
         for i, buffer in enumerate(buffers):  # one layer after the other, so that never more than one is there twice
             rows = mirrored_zeros(buffer.shape[1:], MOST_ROWS, buffer.dtype)
             rows[0, :, cache.filled(i)] = buffer[0, :, cache.filled(i)]
+            give_back(buffer)
             buffers[i] = rows[:1]
             self.rows.append(rows)
         self._buffer = weakref.ref(cache.buffers[0])
