@@ -84,6 +84,13 @@ class Graph:
         )
         return names[0]
 
+    def take_back(self, output: str) -> bool:
+        """Remove the last node, if `output` is the name of its output, and tell whether it was."""
+        is_last = bool(self._nodes) and list(self._nodes[-1].output) == [output]
+        if is_last:
+            self._nodes.pop()
+        return is_last
+
     def model(self, name: str) -> onnx.ModelProto:
         """Return the finished model, with the operator sets that its nodes are of."""
         domains = {node.domain for node in self._nodes}

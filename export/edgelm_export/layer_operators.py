@@ -5,7 +5,7 @@ Shapes: B batch, T query tokens, S key tokens, N heads, H head dim.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +18,9 @@ from edgelm_export.standard_attention import Attention, heads_first, split_heads
 class LayerOperators(Protocol):
     """One way to compute them. `name` is what the names of the added nodes begin with."""
 
-    def rms_norm(self, graph: Graph, hidden: str, weight: str, epsilon: float, name: str) -> str: ...  # noqa: D102
+    def rms_norm(  # noqa: D102
+        self, graph: Graph, hidden: str, weight: str, epsilon: float, name: str, addends: Sequence[str] = ()
+    ) -> str: ...
 
     def silu(self, graph: Graph, hidden: str, name: str) -> str: ...  # noqa: D102
 
@@ -30,11 +32,21 @@ class LayerOperators(Protocol):
 class OnnxRuntimeOperators:
     """One operator for each: the fastest on a CPU.
 
-    Source: the operator specifications of com.microsoft.QuickGelu and com.microsoft.MultiHeadAttention.
+    Source: the operator specifications of com.microsoft.QuickGelu, SkipSimplifiedLayerNormalization and
+    MultiHeadAttention.
     """
 
-    def rms_norm(self, graph: Graph, hidden: str, weight: str, epsilon: float, name: str) -> str:
-        """Add `hidden / sqrt(mean(hidden ** 2) + epsilon) * weight` over the last dimension."""
+    def rms_norm(
+        self, graph: Graph, hidden: str, weight: str, epsilon: float, name: str, addends: Sequence[str] = ()
+    ) -> str:
+        """Add `hidden / sqrt(mean(hidden ** 2) + epsilon) * weight` over the last dimension.
+
+        addends: two of hidden's shape that it is the sum of; where that was the last node, one operator does both.
+        """
+        if addends and graph.take_back(hidden):
+            outputs = [f"{name}.output", "", "", hidden]
+            inputs = [*addends, weight]
+            return graph.node("SkipSimplifiedLayerNormalization", inputs, outputs, MICROSOFT, {"epsilon": epsilon})
         attributes = {"epsilon": epsilon, "axis": -1}
         return graph.node("SimplifiedLayerNormalization", [hidden, weight], f"{name}.output", "", attributes)
 
@@ -60,7 +72,9 @@ class StandardOperators:
     On a CPU, ONNX Runtime joins the nodes of a norm, and those of SiLU, to its own operator when it loads the graph.
     """
 
-    def rms_norm(self, graph: Graph, hidden: str, weight: str, epsilon: float, name: str) -> str:
+    def rms_norm(
+        self, graph: Graph, hidden: str, weight: str, epsilon: float, name: str, addends: Sequence[str] = ()
+    ) -> str:
         """Add `hidden / sqrt(mean(hidden ** 2) + epsilon) * weight` over the last dimension."""
         squares = graph.node("Pow", [hidden, graph.constant(2.0, np.float32)], f"{name}.squares")
         mean = graph.node("ReduceMean", [squares, graph.constant([-1])], f"{name}.mean", attributes={"keepdims": 1})

@@ -43,6 +43,7 @@ class Stack(ABC):
         self.graph = Graph(data)
         self.operators = LAYER_OPERATORS[precision.operators]
         self.projections = Projections(self.graph, checkpoint, precision)
+        self.addends: dict[str, tuple[str, str]] = {}  # of each sum on the residual stream
 
     @abstractmethod
     def positions(self) -> str:
@@ -104,8 +105,13 @@ class Stack(ABC):
     def added(self, hidden: str, part: str, layer: str, norm: str | None, name: str) -> str:
         """Add what a part makes to the residual stream, behind the norm or before it."""
         if self.config.norm_placement == "residual":
-            return self.block_norm(self.graph.node("Add", [hidden, part], f"{layer}.{name}"), layer, norm)
-        return self.graph.node("Add", [hidden, self.block_norm(part, layer, norm)], f"{layer}.{name}")
+            return self.block_norm(self.sum(hidden, part, f"{layer}.{name}"), layer, norm)
+        return self.sum(hidden, self.block_norm(part, layer, norm), f"{layer}.{name}")
+
+    def sum(self, hidden: str, part: str, name: str) -> str:
+        """Add two of the same shape, and note what they are for a norm that reads their sum."""
+        self.addends[name] = (hidden, part)
+        return self.graph.node("Add", [hidden, part], name)
 
     def block_norm(self, hidden: str, layer: str, name: str | None) -> str:
         """Norm by one of a block's norms, where the block has it."""
@@ -117,10 +123,10 @@ class Stack(ABC):
         if self.config.norm == "rms_plain":
             size = size or self.config.hidden_size
             ones = self.graph.weight(f"constant.ones.{size}", np.ones(size, np.float32))
-            return self.operators.rms_norm(self.graph, hidden, ones, epsilon, name)
+            return self.operators.rms_norm(self.graph, hidden, ones, epsilon, name, self.addends.get(hidden, ()))
         weight = self.graph.weight(f"{name}.weight", self.checkpoint.tensor(f"{name}.weight"))
         if self.config.norm == "rms":
-            return self.operators.rms_norm(self.graph, hidden, weight, epsilon, name)
+            return self.operators.rms_norm(self.graph, hidden, weight, epsilon, name, self.addends.get(hidden, ()))
         bias = self.graph.weight(f"{name}.bias", self.checkpoint.tensor(f"{name}.bias"))
         attributes = {"epsilon": epsilon, "axis": -1}
         return self.graph.node("LayerNormalization", [hidden, weight, bias], f"{name}.output", "", attributes)

@@ -99,9 +99,11 @@ def test_a_cpu_computes_its_products_norms_and_activations_by_its_own_operators(
     for precision in ("int8", "qdq"):
         session = edgelm.load(tmp_path / precision).session
         logits[precision] = session.forward(IDS, session.new_cache(), all_logits=True)
-    # The same products; attention sums in another order (measured: 2.3e-6), and MatMulNBits rounds what comes of it
-    # to 8 bits, where a value between two steps may fall to either side.
-    np.testing.assert_allclose(logits["qdq"], logits["int8"], atol=0.02)
+    # The same products; attention sums in another order (measured: 2.2e-6), and MatMulNBits rounds what comes of it
+    # to 8 bits, where a value between two steps may fall to either side (measured: one token in 40, by 0.03).
+    largest_T = np.abs(logits["qdq"] - logits["int8"]).max(axis=1)
+    assert np.quantile(largest_T, 0.9) < 1e-5
+    assert largest_T.max() < 0.09  # what rounding itself moves
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3
