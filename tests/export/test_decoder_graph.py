@@ -1,5 +1,9 @@
 """The contract between model.py (PyTorch) and decoder.py (ONNX): one row for each feature of ModelConfig."""
 
+import dataclasses
+import re
+import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +116,20 @@ def test_initializers_have_the_names_of_the_checkpoint(tmp_path: Path) -> None:
     } <= names
 
 
+@pytest.mark.parametrize(
+    ("placement", "norms_alone"),
+    [("pre", 1), ("both", 1 + 2 * CONFIG.num_hidden_layers), ("shared", 1), ("post", 2 * CONFIG.num_hidden_layers)],
+)
+def test_a_sum_and_the_norm_that_reads_it_are_one_operator(placement: str, norms_alone: int, tmp_path: Path) -> None:
+    features = {"norm_placement": placement, "parallel_residual": placement == "shared"}
+    export(tmp_path, config_with(features), "fp32")
+    nodes = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.node
+    counts = Counter(node.op_type for node in nodes)
+    sums = 2 * CONFIG.num_hidden_layers
+    assert counts["SkipSimplifiedLayerNormalization"] + counts["Add"] == sums
+    assert counts["SimplifiedLayerNormalization"] == norms_alone
+
+
 def test_a_tied_head_and_embedding_are_one_tensor_on_disk(tmp_path: Path) -> None:
     for name, tied in (("tied", True), ("untied", False)):
         (tmp_path / name).mkdir()
@@ -123,3 +141,20 @@ def test_a_tied_head_and_embedding_are_one_tensor_on_disk(tmp_path: Path) -> Non
 def test_a_head_that_the_operator_cannot_rotate_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"head_dim is 24; .* a multiple of 16"):
         export(tmp_path, config_with({"head_dim": 24}), "fp32")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_what_was_read_of_the_embedding_leaves_memory_when_the_cache_grows(tmp_path: Path) -> None:
+    def resident() -> int:
+        path = re.escape(str(tmp_path / "model.onnx.data"))
+        mappings = Path("/proc/self/smaps").read_text()
+        return sum(map(int, re.findall(rf" {path}\n(?:[A-Z].*\n)*?Rss: +(\d+) kB", mappings)))
+
+    config = dataclasses.replace(CONFIG, vocab_size=1 << 18)
+    _, session = export(tmp_path, config, "int8")
+    cache, ids = session.new_cache(), np.random.default_rng(2).integers(3, config.vocab_size, 129).tolist()
+    session.forward(ids[:-1], cache)
+    before = resident()
+    assert before > 1000  # of 8 MB, what is around the rows of 128 tokens
+    session.forward(ids[-1:], cache)
+    assert resident() < before / 2

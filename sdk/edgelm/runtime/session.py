@@ -18,6 +18,7 @@ from edgelm.config import SUPPRESSED_LOGIT, ModelConfig
 from edgelm.errors import ConfigError, ProviderError
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import KVCache
+from edgelm.memory.mapped_files import give_back_mapped_files
 from edgelm.package.adapter import Adapter
 from edgelm.package.graph_file import DECODER_FILE, ENCODER_FILE, GRAPH_FILE, PREFILL_FILE, read_graph_with_facts
 from edgelm.package.manifest import FileEntry, check_hash
@@ -322,6 +323,7 @@ class DecoderSession:
         if length > cache.capacity:
             if cache.is_outgrown_by(length):
                 self._recompute(cache, length)
+            give_back_mapped_files(self._path.parent)  # of the embedding, what the tokens until now have read
             cache.reserve(length)  # forgets the binding where it grows: nothing may keep the memory that is outgrown
 
     def _bound(self, cache: KVCache, length: int) -> Binding:
