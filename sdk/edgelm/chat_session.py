@@ -107,7 +107,7 @@ class ChatSession:
         """Say something, and yield the answer in pieces.
 
         What was yielded becomes part of the conversation, also when the answer is cancelled or not read to its end. A
-        turn that fails before its first chunk leaves the conversation as it was.
+        turn that fails, or is broken off before its answer has any text, leaves the conversation as it was.
 
         Raises:
             ContextLengthError: the conversation does not fit the model's context any more.
@@ -136,7 +136,7 @@ class ChatSession:
     ) -> Generator[Chunk, None, None]:
         """Say something else in place of the message at `index`, and yield the answer; what came after it goes.
 
-        As with `send`, a turn that fails before its first chunk leaves the conversation as it was.
+        As with `send`, a turn without any answer leaves the conversation as it was.
 
         Raises:
             ConfigError: at `index` the user has said nothing.
@@ -162,11 +162,13 @@ class ChatSession:
             self._running = None
 
     def _record(self, turns: list[Message], chunks: Iterator[Chunk]) -> Generator[Chunk, None, None]:
-        said: list[str] = []
+        said, has_answered = "", False
         try:
             for chunk in chunks:
-                said.append(chunk.text)
+                said += chunk.text
+                has_answered = chunk.finish_reason not in (None, "cancelled")
                 yield chunk
         finally:
-            if said:
-                self._messages = [*turns, Message(role="assistant", content="".join(said))]
+            # A question that was taken back while it was read would be read again with every turn to come.
+            if said or has_answered:
+                self._messages = [*turns, Message(role="assistant", content=said)]

@@ -79,6 +79,22 @@ def test_an_answer_that_is_not_read_to_its_end_stays_as_far_as_it_was_read() -> 
     assert session.messages[-1] == {"role": "assistant", "content": read}
 
 
+def test_a_turn_that_is_broken_off_before_its_answer_leaves_the_conversation_as_it_was() -> None:
+    session = ChatSession(scripted_model("Fine."))
+    say(session, "How are you?")
+    before, cancel = session.messages, threading.Event()
+    cancel.set()
+    for ask in (lambda: session.send("A long text", cancel=cancel), lambda: session.regenerate(cancel=cancel)):
+        assert [chunk.finish_reason for chunk in ask()] == ["cancelled"]
+        assert session.messages == before
+
+
+def test_an_empty_answer_is_part_of_the_conversation() -> None:
+    session = ChatSession(scripted_model(""))
+    say(session, "How are you?")
+    assert session.messages[-1] == {"role": "assistant", "content": ""}
+
+
 def test_the_next_turn_ends_and_keeps_an_answer_that_is_still_held() -> None:
     session = ChatSession(scripted_model("I am well."))
     first = session.send("one")
