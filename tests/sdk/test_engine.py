@@ -200,6 +200,24 @@ def test_higher_priorities_start_first(model: LanguageModel) -> None:
             waiting[number].cancel()
 
 
+def test_the_stats_know_a_request_at_work_until_its_reader_has_the_end(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int, int]] = []
+    finish = Request.finish
+
+    def watched(request: Request, text: str, reason: FinishReason) -> None:
+        stats = engine.stats
+        seen.append((stats.active, stats.queued, stats.finished))
+        finish(request, text, reason)
+
+    monkeypatch.setattr(Request, "finish", watched)
+    with Engine(model) as engine:
+        join(engine.submit("The sea", GenerationConfig(max_new_tokens=3)))
+        assert (engine.stats.active, engine.stats.queued, engine.stats.finished) == (0, 0, 1)
+    assert seen == [(1, 0, 0)]
+
+
 def test_the_stats_count_what_was_done(model: LanguageModel) -> None:
     with Engine(model) as engine:
         for _ in range(2):

@@ -104,10 +104,10 @@ class Engine:
         """What the engine does now, and what it has done so far."""
         batch = self._batch
         with self._changed:
-            active = len(batch.requests)
+            queued = len(self._waiting) + len(batch.put_back)
             return EngineStats(
-                active=active,
-                queued=self._unfinished - active,
+                active=self._unfinished - queued,  # the batch takes a request out before its reader has the end
+                queued=queued,
                 kv_bytes=batch.tokens * self._token_bytes,
                 prefix_bytes=self._prefixes.bytes,
                 finished=self._submitted - self._unfinished,

@@ -45,8 +45,9 @@ class RunningBatch:
 
     @property
     def requests(self) -> list[Request]:
-        """All requests at work."""
-        return [*self._filling, *self._decoding.values(), *(request for request, _ in self._searching.values())]
+        """All requests at work; other threads may ask too."""
+        searching = [*self._searching.values()]  # in one go: a comprehension lets the worker change it meanwhile
+        return [*self._filling, *self._decoding.values(), *(request for request, _ in searching)]
 
     @property
     def tokens(self) -> int:
