@@ -31,7 +31,7 @@ SHORT_LIMITS = """
 from edgelm.server import options
 limits = options.RequestLimits(header_seconds=1, body_seconds=1, write_stall_seconds=1, request_seconds=1.5)
 create = options.ServerOptions.__init__
-options.ServerOptions.__init__ = lambda self, **values: create(self, **{"limits": limits, **values})
+options.ServerOptions.__init__ = lambda self, **values: create(self, **{**values, "limits": limits})
 """
 
 

@@ -6,7 +6,7 @@ import base64
 
 import numpy as np
 import pytest
-from edgelm_server import EdgelmServer
+from edgelm_server import TINY, EdgelmServer
 
 from edgelm.embedding import embed
 from edgelm.errors import ContextLengthError
@@ -96,13 +96,11 @@ def test_related_sentences_find_each_other(smollm2_package):
 
 
 def test_texts_that_take_longer_than_a_request_may_are_refused():
-    brief = """
-from edgelm.server import options
-limits = options.RequestLimits(request_seconds=1e-6)
-create = options.ServerOptions.__init__
-options.ServerOptions.__init__ = lambda self, **values: create(self, **{"limits": limits, **values})
-"""
-    with EdgelmServer(prelude=brief) as server:
-        reply = server.post("/v1/embeddings", {"input": ["a", "b"]})
-    assert reply.status == 400
-    assert "These texts take more than the 1e-06 s of a request; send fewer." in reply.json["error"]["message"]
+    with EdgelmServer((TINY, "--timeout", "1e-6")) as server:
+        for path, body in (
+            ("/v1/embeddings", {"input": ["a", "b"]}),
+            ("/v1/completions", {"prompt": ["one two", "three"], "echo": True, "logprobs": 1}),
+        ):
+            reply = server.post(path, body)
+            assert reply.status == 400
+            assert "These texts take more than the 1e-06 s of a request; send fewer." in reply.json["error"]["message"]

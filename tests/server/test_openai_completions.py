@@ -138,6 +138,10 @@ def test_a_token_that_is_no_whole_character_has_its_bytes_spelled_out(serving, t
         ({"prompt": [[99999, 1]], "echo": True, "logprobs": 1}, "The text has token id 99999"),
         ({"prompt": [-1]}, "prompt[0] is -1; it must be from 0"),
         ({"prompt": "x" * 3000}, "the model's context holds 1024"),
+        (
+            {"prompt": [[1] * 1000] * 25, "echo": True, "logprobs": 20},
+            "The prompts have 525000 log-probabilities; at most 524288 are kept. Send fewer prompts at once.",
+        ),
         ({"logprobs": 100}, "logprobs is 100; it must be from 0 to 20."),
         ({"best_of": 9}, "best_of is 9; it must be from 1 to 8."),
         ({"best_of": 2, "n": 3}, "best_of is 2, and n is 3: n of best_of answers come back."),

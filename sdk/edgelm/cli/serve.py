@@ -24,7 +24,7 @@ from edgelm.errors import ConfigError
 from edgelm.generation_config import PROMPT_LOOKUP
 from edgelm.library.catalogue import CATALOGUE
 from edgelm.library.library import Library
-from edgelm.server.options import ServerOptions, is_loopback
+from edgelm.server.options import RequestLimits, ServerOptions, is_loopback
 
 _DEFAULTS = ServerOptions()
 KEY_VARIABLE = "EDGELM_API_KEY"
@@ -66,6 +66,14 @@ KEY_VARIABLE = "EDGELM_API_KEY"
     show_default=True,
     help="Requests that may wait besides.",
 )
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    default=_DEFAULTS.limits.request_seconds,
+    show_default=True,
+    help="End an answer that takes longer.",
+)
 @click.option("--speculation", type=click.Choice((PROMPT_LOOKUP,)), help="Guess tokens ahead where that is faster.")
 @context_shift_option
 @adapters_option
@@ -84,6 +92,7 @@ def serve(
     keep_alive: float,
     batch: int,
     queue: int,
+    timeout: float,
     speculation: Literal["prompt_lookup"] | None,
     context_shift: int | None,
     adapters: tuple[tuple[str | None, Path], ...],
@@ -117,6 +126,7 @@ def serve(
         keep_alive=keep_alive,
         max_batch=batch,
         max_queue=queue,
+        limits=RequestLimits(request_seconds=timeout),
         speculation=speculation,
         context_shift=context_shift,
         adapters=adapters,

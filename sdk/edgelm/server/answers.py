@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from edgelm.server.model_pool import LoadedModel
 
 QUIET_SECONDS = 5.0  # proxies and clients take a connection for dead after some tens of seconds of silence
-# Of answers that are not streamed, which are kept until all are whole: chunks and log-probabilities, of 0.2 to 0.6 kB.
+# Of what is kept until it is whole, answers that are not streamed and echoes: chunks and log-probabilities, of 0.2 to
+# 0.6 kB.
 MAX_TEXTS = 1 << 19
 
 

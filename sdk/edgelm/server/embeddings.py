@@ -80,9 +80,7 @@ async def ollama_embed(call: Call) -> Response:
 
 
 async def _vector(call: Call, model: LanguageModel, ids: Sequence[int], pooling: Pooling) -> NDArray[np.float32]:
-    if time.monotonic() > call.deadline:
-        seconds = call.options.limits.request_seconds
-        raise ApiError(400, f"These texts take more than the {seconds:g} s of a request; send fewer.", param="input")
+    call.check_time("input")
     return await asyncio.to_thread(embed, model, ids, pooling)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from edgelm.server.api_error import ApiError
 from edgelm.server.metrics import Metrics
 from edgelm.server.model_pool import LoadedModel, ModelPool
 from edgelm.server.options import ServerOptions
@@ -31,6 +32,16 @@ class Call:
     def deadline(self) -> float:
         """When the time that a request may take is over, as time.monotonic() counts."""
         return self.started + self.options.limits.request_seconds
+
+    def check_time(self, param: str) -> None:
+        """Refuse to go on with texts that are read beside the engine, which knows no deadline.
+
+        Raises:
+            ApiError: the time that a request may take is over.
+        """
+        if time.monotonic() > self.deadline:
+            seconds = self.options.limits.request_seconds
+            raise ApiError(400, f"These texts take more than the {seconds:g} s of a request; send fewer.", param=param)
 
     async def model(self, name: str | None) -> LoadedModel:
         """Return the model that the request names, loaded; its `release` is the caller's to call.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 from edgelm.completion import Completion, TokenLogprob, Usage
-from edgelm.server.answers import Answers, Job
+from edgelm.server.answers import MAX_TEXTS, Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
@@ -80,7 +80,7 @@ async def create_completion(call: Call) -> Response:
         writer = CompletionWriter(
             frame=Frame(model=served.name, kind="text_completion", prefix="cmpl"),
             tokenizer=served.model.tokenizer,
-            echoes=_echoes(served.model, prompts, body) if body.get("echo") else None,
+            echoes=_echoes(call, served.model, prompts) if body.get("echo") else None,
             copies=copies,
             kept=kept,
             logprobs=body.get("logprobs"),
@@ -127,16 +127,23 @@ class Echo:
     logprobs: Sequence[TokenLogprob]
 
 
-def _echoes(model: LanguageModel, prompts: Sequence[Sequence[int]], body: Mapping[str, Any]) -> list[Echo]:
-    wanted = body.get("logprobs")
-    return [
-        Echo(
-            text=model.tokenizer.decode(ids, skip_control_tokens=False),
-            ids=ids,
-            logprobs=model.score(ids, alternatives=wanted).tokens if wanted is not None and len(ids) > 1 else (),
+def _echoes(call: Call, model: LanguageModel, prompts: Sequence[Sequence[int]]) -> list[Echo]:
+    wanted = call.body.get("logprobs")
+    if wanted is not None and (texts := sum(map(len, prompts)) * (1 + wanted)) > MAX_TEXTS:
+        raise ApiError(
+            400,
+            f"The prompts have {texts} log-probabilities; at most {MAX_TEXTS} are kept. Send fewer prompts at once.",
+            param="prompt",
         )
-        for ids in prompts
-    ]
+
+    def logprobs(ids: Sequence[int]) -> Sequence[TokenLogprob]:
+        if wanted is None or len(ids) < 2:
+            return ()
+        call.check_time("prompt")
+        return model.score(ids, alternatives=wanted).tokens
+
+    decode = model.tokenizer.decode
+    return [Echo(text=decode(ids, skip_control_tokens=False), ids=ids, logprobs=logprobs(ids)) for ids in prompts]
 
 
 @dataclass(frozen=True, kw_only=True)
