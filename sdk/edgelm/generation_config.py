@@ -51,22 +51,22 @@ class GenerationConfig:
     dry_multiplier: float = 0.0  # 0.0: off; else the penalty of a repeated sequence (DRY), which grows ...
     dry_base: float = 1.75  # ... by this factor with each token ...
     dry_allowed_length: int = 2  # ... beyond this length
-    dry_breakers: tuple[str, ...] = ("\n", ":", '"', "*")  # tokens with these begin sequences anew
+    dry_breakers: Sequence[str] = ("\n", ":", '"', "*")  # tokens with these begin sequences anew
     xtc_probability: float = 0.0  # 0.0: off; else how often the top choices are excluded (XTC) ...
     xtc_threshold: float = 0.1  # ... which are those of this probability and more
     top_n_sigma: float = 0.0  # 0.0: off (arXiv:2411.07641)
     mirostat_tau: float = 0.0  # 0.0: off; else the surprise in bits that the answer aims at (arXiv:2007.14966) ...
     mirostat_eta: float = 0.1  # ... and how fast it corrects itself
-    processors: tuple[LogitsProcessor, ...] = ()  # called with the logits [V] to change and the tokens before
+    processors: Sequence[LogitsProcessor] = ()  # called with the logits [V] to change and the tokens before
     sampler: TokenSampler | None = None  # called with the logits [V] and a Generator, in place of the draw
     seed: int | None = None  # None: a fresh one
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()  # besides the model's own end tokens
+    stop: Sequence[str] = ()  # one text, or a list of them; kept as a tuple, as all lists here
+    stop_token_ids: Sequence[int] = ()  # besides the model's own end tokens
     ignore_eos: bool = False
     logprobs: int | None = None  # None: off; n: the chosen token's log-probability and the n best alternatives
     constraint: Constraint | None = None  # the form that the answer must have
     token_healing: bool = False  # let the answer begin inside the prompt's last token
-    visible_control_tokens: tuple[str, ...] = ()  # control tokens that are part of the text, such as "<think>"
+    visible_control_tokens: Sequence[str] = ()  # control tokens that are part of the text, such as "<think>"
     adapter: str | None = None  # one that LanguageModel.load_adapter loaded, by name; None: the model alone
     # None: off; else guess tokens ahead and check several in one step, where that is faster: from the text itself, or
     # with a smaller model that has the same tokenizer.

@@ -1,0 +1,45 @@
+"""A program of somebody else's, with the calls as most people would write them, under mypy --strict."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+from collections.abc import Iterator
+
+import edgelm
+
+
+def words(model: edgelm.LanguageModel) -> Iterator[str]:
+    config = edgelm.GenerationConfig(stop="END", logit_bias={1: -2.0}, seed=1)
+    for chunk in model.stream("The sea", config):
+        yield chunk.text
+
+
+def ask(question: str) -> str:
+    model = edgelm.load("name", edgelm.SessionOptions(threads=2))
+    messages: list[edgelm.Message] = [{"role": "user", "content": question}]
+    config = edgelm.GenerationConfig(stop=["END", "STOP"], stop_token_ids=[1, 2], processors=[])
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    reply = model.chat(messages, config, tools=tools)
+    messages.append(reply.message)
+    return model.chat([*messages, {"role": "user", "content": "And now?"}]).text
+
+
+async def read(engine: edgelm.Engine) -> str:
+    return "".join([chunk.text async for chunk in engine.submit("The sea")])
+"""
+
+
+def test_a_program_of_a_user_passes_mypy_strict(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "program.py"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout
