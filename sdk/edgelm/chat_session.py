@@ -30,6 +30,9 @@ class ChatSession:
         self._running: Generator[Chunk, None, None] | None = None
         self.system = system
 
+    def __repr__(self) -> str:
+        return f"<ChatSession with {self._model.name!r}: {len(self._messages)} messages>"
+
     @property
     def model(self) -> LanguageModel:
         """The model that answers."""
@@ -110,6 +113,7 @@ class ChatSession:
         turn that fails, or is broken off before its answer has any text, leaves the conversation as it was.
 
         Raises:
+            ConfigError: what is said is no text.
             ContextLengthError: the conversation does not fit the model's context any more.
         """
         self._end_running()
@@ -139,7 +143,7 @@ class ChatSession:
         As with `send`, a turn without any answer leaves the conversation as it was.
 
         Raises:
-            ConfigError: at `index` the user has said nothing.
+            ConfigError: at `index` the user has said nothing, or what is said now is no text.
             ContextLengthError: the conversation does not fit the model's context.
         """
         self._end_running()
@@ -151,6 +155,8 @@ class ChatSession:
     def _answer(
         self, turns: list[Message], config: GenerationConfig | None, cancel: threading.Event | None
     ) -> Generator[Chunk, None, None]:
+        if not isinstance(turns[-1]["content"], str):
+            raise ConfigError(f"The message is {turns[-1]['content']!r}; it must be a text.")
         system = [Message(role="system", content=self.system)] if self.system else []
         chunks = self._model.stream_chat([*system, *turns], config, cancel=cancel, cache=self._cache)
         self._running = self._record(turns, chunks)

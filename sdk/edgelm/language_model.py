@@ -23,6 +23,7 @@ from edgelm.decoding.draft_model import DraftModel
 from edgelm.decoding.generate import Decoder
 from edgelm.decoding.prompt_lookup import PromptLookup
 from edgelm.decoding.speculation import Speculator
+from edgelm.defaults import as_list, or_default
 from edgelm.embedding import DEFAULT_POOLING, Pooling, embed
 from edgelm.errors import ChatTemplateError, ConfigError, ContextLengthError, TokenizerError
 from edgelm.generation_config import GenerationConfig
@@ -68,8 +69,9 @@ def load(
         ProviderError: ONNX Runtime is not installed or refuses the graph, or the provider is not here.
         MissingExtraError: a signature is required, and model-signing is not installed.
     """
+    options = or_default("options", options, SessionOptions())
     if provider is not None:
-        options = replace(options or SessionOptions(), provider=provider)
+        options = replace(options, provider=provider)
     path = Library().find(name_or_path)
     check_required_signature(path, None if public_key is None else Path(public_key))
     package = open_package(path)
@@ -144,6 +146,10 @@ class LanguageModel:
         self.prefixes = PrefixCache(session.config, DEFAULT_BYTES if session.config.encoder is None else 0)
         self.step_costs, self.exact_step_costs = StepCosts(), StepCosts()
         self.adapters: dict[str, AdapterManifest] = {}
+
+    def __repr__(self) -> str:
+        kind = f"{self.manifest.architecture}, {self.manifest.precision}"
+        return f"<LanguageModel {self.name!r}: {kind}, context of {self.context_length} tokens>"
 
     @property
     def config(self) -> ModelConfig:
@@ -258,7 +264,7 @@ class LanguageModel:
             ConfigError: the model that should draft (`speculation`) has another tokenizer, or `context_shift` keeps
                 more than half of the context.
         """
-        config = config or self.generation_config
+        config = or_default("config", config, self.generation_config)
         self._check_adapter(config.adapter)
         if self.config.encoder is not None:
             for name in _NOT_WITH_AN_ENCODER:
@@ -349,12 +355,14 @@ class LanguageModel:
         Raises:
             ChatTemplateError, ConfigError: as from `stream_chat`.
         """
-        settings = config or self.generation_config
+        settings = or_default("config", config, self.generation_config)
         if not tools or tool_choice == "none":
             return self.encode_chat(messages), self.keep_opening(settings, messages), None
         format_ = tool_format(self)
-        settings = self.keep_opening(tool_settings(settings, tools, tool_choice, format_), messages, tools)
-        return self.encode_chat(messages, tools), settings, ToolCallParser(format_, tool_names(tools)).take
+        settings = tool_settings(settings, tools, tool_choice, format_)
+        prompt_ids = self.encode_chat(messages, tools)  # which refuses what is no conversation
+        take = ToolCallParser(format_, tool_names(tools)).take
+        return prompt_ids, self.keep_opening(settings, messages, tools), take
 
     def generate(self, prompt: str | Sequence[int], config: GenerationConfig | None = None) -> Completion:
         """Continue a text, and return the whole answer."""
@@ -416,8 +424,7 @@ class LanguageModel:
             ContextLengthError: a text has no tokens, or does not fit the model's context.
         """
         self._require_no_encoder("embed")
-        if isinstance(texts, str):
-            raise ConfigError("embed takes a list of texts; put the one text into a list.")
+        texts = as_list(texts, "embed takes a list of texts")
         id_lists = [self._checked_ids(text, fewest=1) for text in texts]  # refuses a bad one before the first is begun
         vectors = [embed(self, ids, pooling, normalize=normalize) for ids in id_lists]
         return np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
@@ -429,8 +436,11 @@ class LanguageModel:
 
         Raises:
             ContextLengthError: the text has fewer than two tokens, or does not fit the model's context.
+            ConfigError: `alternatives` is no whole number of 0 or more.
         """
         self._require_no_encoder("score")
+        if not isinstance(alternatives, int) or alternatives < 0:
+            raise ConfigError(f"alternatives is {alternatives!r}; it must be a whole number of 0 or more.")
         ids = self._checked_ids(text, fewest=2)
         cache = self.new_cache()
         tokens: list[TokenLogprob] = []
@@ -468,9 +478,11 @@ class LanguageModel:
 
 def _whole_numbers(token_ids: Sequence[int]) -> list[int]:
     try:
+        if isinstance(token_ids, (bytes, bytearray)):  # a list of numbers to Python, and a text to who wrote it
+            raise TypeError("bytes")
         return [operator.index(id_) for id_ in token_ids]
     except TypeError as error:
         raise TokenizerError(
             f"{reprlib.repr(token_ids)} is neither a text nor a list of token ids. A conversation is answered by chat, "
-            "stream_chat and Engine.submit_chat."
+            "stream_chat and Engine.submit_chat, a list of texts by generate_batch."
         ) from error

@@ -54,6 +54,12 @@ def test_regenerate_answers_the_last_question_again() -> None:
     assert len(session.messages) == 2
 
 
+def test_what_is_said_has_to_be_a_text() -> None:
+    session = ChatSession(scripted_model("x"))
+    with pytest.raises(edgelm.ConfigError, match=r"The message is None; it must be a text\."):
+        session.send(None)  # type: ignore[arg-type]
+
+
 def test_regenerate_needs_a_question() -> None:
     with pytest.raises(edgelm.ConfigError, match="no question to answer again"):
         ChatSession(scripted_model("x")).regenerate()

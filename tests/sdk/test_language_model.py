@@ -41,13 +41,55 @@ def test_chunks_without_the_last_one_are_no_answer(model: LanguageModel) -> None
             edgelm.join(part)
 
 
-@pytest.mark.parametrize("prompt", [QUESTION, [1.5], None, 7])
+@pytest.mark.parametrize("prompt", [QUESTION, [1.5], None, 7, b"The sea", ["The sea", "The sky"]])
 def test_what_is_neither_a_text_nor_tokens_is_refused_with_the_way_out(model: LanguageModel, prompt: Any) -> None:
     with pytest.raises(edgelm.TokenizerError, match=r"is neither a text nor a list of token ids\. A conversation is"):
         model.generate(prompt)
 
 
+@pytest.mark.parametrize("config", [{"max_new_tokens": 3}, {}, 5, "greedy"])
+def test_settings_of_another_class_are_refused_wherever_they_are_given(model: LanguageModel, config: Any) -> None:
+    for ask in (
+        lambda: model.stream("x", config),
+        lambda: model.chat(QUESTION, config),
+        lambda: model.stream_chat(QUESTION, config),
+        lambda: edgelm.ChatSession(model).send("x", config),
+    ):
+        with pytest.raises(ConfigError, match=r"config is .*; it must be an edgelm\.GenerationConfig, made as edgelm"):
+            ask()
+    with pytest.raises(ConfigError, match=r"options is .*; it must be an edgelm\.SessionOptions, made as"):
+        edgelm.load(tiny_model_path(), config)
+    with pytest.raises(ConfigError, match=r"options is .*; it must be an edgelm\.EngineOptions, made as"):
+        edgelm.Engine(model, config)
+
+
+@pytest.mark.parametrize("messages", ["Hello", b"Hello", {"role": "user", "content": "Hello"}, None, 5])
+def test_a_conversation_that_is_no_list_is_refused(model: LanguageModel, messages: Any) -> None:
+    with pytest.raises(ChatTemplateError, match=r"messages is .*; a conversation is a list of messages"):
+        model.chat(messages)
+
+
+@pytest.mark.parametrize("texts", ["The sea", b"The sea", {"text": "The sea"}, None, 5])
+def test_one_text_or_no_list_is_no_list_of_texts(model: LanguageModel, texts: Any) -> None:
+    for ask, words in (
+        (model.embed, "embed takes a list of texts"),
+        (model.generate_batch, "generate_batch takes a list of prompts"),
+    ):
+        with pytest.raises(ConfigError, match=f"{words}; (put the one text into a list|this is .*)\\."):
+            ask(texts)
+
+
+def test_the_public_objects_say_what_they_are(model: LanguageModel) -> None:
+    assert repr(model) == "<LanguageModel 'tiny-random': llama, fp32, context of 1024 tokens>"
+    assert repr(model.tokenizer) == "<Tokenizer: 320 tokens, 3 of them control tokens>"
+    assert repr(edgelm.ChatSession(model)) == "<ChatSession with 'tiny-random': 0 messages>"
+    with edgelm.Engine(model) as engine:
+        assert repr(engine) == "<Engine of 'tiny-random': 0 requests at work, 0 waiting>"
+
+
 def test_a_message_is_named_as_it_was_given(model: LanguageModel) -> None:
+    with pytest.raises(ChatTemplateError, match=r"messages\[0\] is \{'role': 'user', 'text': 'Hello'\}; a message is"):
+        model.chat([{"role": "user", "text": "Hello"}])  # type: ignore[list-item]
     with pytest.raises(ChatTemplateError, match=r"messages\[0\] is \{'content': 'Hello'\}; a message is a mapping"):
         model.chat([{"content": "Hello"}])  # type: ignore[typeddict-item]
     parts: Any = [{"role": "user", "content": "Hello"}, {"role": "user", "content": [{"type": "text", "text": "x"}]}]
@@ -195,6 +237,12 @@ def test_score_gives_the_log_probability_of_each_next_token(model: LanguageModel
 def test_score_needs_two_tokens(model: LanguageModel) -> None:
     with pytest.raises(edgelm.ContextLengthError, match=r"The text has 1 tokens; it needs 2 or more"):
         model.score("a")
+
+
+@pytest.mark.parametrize("alternatives", [-1, "x", 1.5, None])
+def test_score_takes_a_number_of_alternatives(model: LanguageModel, alternatives: Any) -> None:
+    with pytest.raises(ConfigError, match=r"alternatives is .*; it must be a whole number of 0 or more\."):
+        model.score("The sea", alternatives=alternatives)
 
 
 def test_a_cache_that_is_passed_on_saves_the_common_prefix(model: LanguageModel) -> None:

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -218,6 +219,17 @@ def test_an_unknown_step_of_a_decoder_is_an_error_that_shows_it(metaspace_folder
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     with pytest.raises(TokenizerError, match=r"has the step .*'Regex': 'x\+'"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", [None, 5, b"sea", ["sea"]])
+def test_what_is_no_text_is_not_encoded(tokenizer: Tokenizer, text: Any) -> None:
+    with pytest.raises(TokenizerError, match=r"encode takes one text; this is .*\. encode_batch takes several\."):
+        tokenizer.encode(text)
+
+
+def test_a_text_is_not_decoded(tokenizer: Tokenizer) -> None:
+    with pytest.raises(TokenizerError, match="decode takes token ids; this is the text 'sea'"):
+        tokenizer.decode("sea")  # type: ignore[arg-type]
 
 
 def test_half_of_a_surrogate_pair_is_a_tokenizer_error(tokenizer: Tokenizer) -> None:

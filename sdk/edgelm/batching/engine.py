@@ -14,6 +14,7 @@ from edgelm.batching.request import Request, most_rows
 from edgelm.batching.running_batch import RunningBatch
 from edgelm.completion import Chunk, Completion, Message
 from edgelm.decoding.answer import join
+from edgelm.defaults import as_list, or_default
 from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError, QueueFullError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
@@ -85,7 +86,7 @@ class Engine:
                 "LanguageModel.generate or stream, one after the other."
             )
         self._model = model
-        self._options = options or EngineOptions()
+        self._options = or_default("options", options, EngineOptions())
         self._process = os.getpid()
         self._token_bytes = bytes_per_token(model.config)
         self._max_tokens = (self._options.max_kv_bytes or _quarter_of_memory()) // self._token_bytes
@@ -98,6 +99,10 @@ class Engine:
         self._worker = threading.Thread(target=self._work, name=f"edgelm-engine-{model.name}", daemon=True)
         self._worker.start()
         atexit.register(self.close)  # the worker must not be inside ONNX Runtime when the interpreter ends
+
+    def __repr__(self) -> str:
+        stats = self.stats
+        return f"<Engine of {self._model.name!r}: {stats.active} requests at work, {stats.queued} waiting>"
 
     @property
     def stats(self) -> EngineStats:
@@ -295,8 +300,7 @@ def generate_batch(
     max_batch: int,
 ) -> list[Completion]:
     """Answer several prompts together, as LanguageModel.generate_batch does."""
-    if isinstance(prompts, str):
-        raise ConfigError("generate_batch takes a list of prompts; put the one text into a list.")
+    prompts = as_list(prompts, "generate_batch takes a list of prompts")
     configs = list(config) if isinstance(config, Sequence) else [config] * len(prompts)
     if len(configs) != len(prompts):
         raise ConfigError(f"There are {len(configs)} configs for {len(prompts)} prompts; give one, or one for each.")

@@ -12,7 +12,7 @@ from typing import Any
 from edgelm.completion import Message, ToolCall
 from edgelm.errors import ChatTemplateError
 from edgelm.structure.tool_formats import ToolFormat
-from edgelm.text.chat_template import check_message
+from edgelm.text.chat_template import check_conversation
 
 _ID = re.compile(r"[0-9A-Za-z]{9}")
 _DEFINITIONS = """\
@@ -39,8 +39,9 @@ def show_tools(
     calls and results become text: of the system message, of the answers, and of the user's turns.
 
     Raises:
-        ChatTemplateError: a message's tool_calls are not in OpenAI's form.
+        ChatTemplateError: a message is none, or its tool_calls are not in OpenAI's form.
     """
+    check_conversation(messages)
     turns = [_turn(message, f"messages[{i}]") for i, message in enumerate(messages)]
     _name_results(turns)
     if format.takes_tools:
@@ -49,7 +50,8 @@ def show_tools(
 
 
 def _turn(message: Message, place: str) -> dict[str, Any]:
-    check_message(message, place)
+    if "content" not in message and not message.get("tool_calls"):  # misspelt, it would be an empty message
+        raise ChatTemplateError(f"{place} is {message!r}; a message is a mapping with role and content.")
     turn: dict[str, Any] = {"content": "", **message}
     if turn["content"] is None:
         turn["content"] = ""

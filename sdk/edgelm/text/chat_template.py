@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -99,10 +100,7 @@ class ChatTemplate:
             ChatTemplateError: there are no messages, one of them is no mapping with a role, the template refuses the
                 conversation or fails, or it writes more than MAX_CHARACTERS and the messages' texts.
         """
-        if not messages:
-            raise ChatTemplateError("The conversation is empty; give at least one message.")
-        for i, message in enumerate(messages):
-            check_message(message, f"messages[{i}]")
+        check_conversation(messages)
         values = self._special_tokens | {
             **(variables or {}),
             "messages": messages,
@@ -132,6 +130,22 @@ class ChatTemplate:
                 f"The chat template fails on this conversation{hint}: {type(error).__name__}: {error}"
             ) from error
         return "".join(pieces)
+
+
+def check_conversation(messages: object) -> None:
+    """Check that a conversation is a list of messages.
+
+    Raises:
+        ChatTemplateError: it is no list, has no messages, or one of them is none.
+    """
+    if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
+        raise ChatTemplateError(
+            f"messages is {reprlib.repr(messages)}; a conversation is a list of messages, each with role and content."
+        )
+    if not messages:
+        raise ChatTemplateError("The conversation is empty; give at least one message.")
+    for i, message in enumerate(messages):
+        check_message(message, f"messages[{i}]")
 
 
 def check_message(message: object, place: str) -> None:

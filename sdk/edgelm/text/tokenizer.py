@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,6 +85,9 @@ class Tokenizer:
             rust.no_padding()
             return cls(rust, secret_names, token_bytes)
 
+    def __repr__(self) -> str:
+        return f"<Tokenizer: {self.vocab_size} tokens, {len(self.control_tokens)} of them control tokens>"
+
     def encode(self, text: str, *, control_tokens: bool = False) -> list[int]:
         """Encode a text; no token is put before or after it.
 
@@ -91,8 +95,10 @@ class Tokenizer:
         it is encoded as the characters that it is, as every text from outside should be.
 
         Raises:
-            TokenizerError: the text has half of a surrogate pair, which is no character.
+            TokenizerError: the text has half of a surrogate pair, which is no character, or is no text at all.
         """
+        if not isinstance(text, str):
+            raise TokenizerError(f"encode takes one text; this is {reprlib.repr(text)}. encode_batch takes several.")
         return self.encode_parts(self.split(text) if control_tokens else (text,))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -187,7 +193,13 @@ class Tokenizer:
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def decode(self, ids: Iterable[int], *, skip_control_tokens: bool = True) -> str:
-        """Decode token ids; bytes that are no UTF-8 become U+FFFD."""
+        """Decode token ids; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            TokenizerError: an id is negative, or the ids are a text.
+        """
+        if isinstance(ids, str):
+            raise TokenizerError(f"decode takes token ids; this is the text {reprlib.repr(ids)}.")
         skipped = self.control_token_ids if skip_control_tokens else frozenset()
         data = b"".join(self.token_bytes(id_) for id_ in ids if id_ not in skipped)
         if self.strips_leading_space:
