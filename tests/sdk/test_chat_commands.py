@@ -82,6 +82,12 @@ def test_system_is_set_and_shown():
     assert chat.session.system == "Be brief."
 
 
+def test_null_takes_the_system_message_back():
+    chat = converse("/system Be brief.", "/system null")
+    assert chat.screen.notes[1:] == ["system: Be brief.", "system: (none)"]
+    assert chat.session.system is None
+
+
 def test_set_changes_and_shows_settings():
     chat = converse(
         "/set temperature 0.7", "/set stop END", '/set stop ["a", "\\n"]', "/set max_new_tokens null", "/set"
@@ -198,8 +204,10 @@ def test_a_context_that_is_nearly_full_is_a_warning():
 
 
 def test_retry_and_the_other_names_do_the_same():
-    chat = converse("Hello", "/retry", "/exit", "never said")
-    assert chat.screen.answers == ["The sea is blue."] * 2
+    for leave in ("/exit", "/quit"):
+        chat = converse("Hello", "/retry", leave, "never said")
+        assert chat.screen.answers == ["The sea is blue."] * 2
+    assert "leave; also /exit; also /quit" in converse("/?").screen.notes[-1]
     assert set(ALIASES.values()) <= set(COMMANDS)
     assert not set(ALIASES) & set(COMMANDS)
 

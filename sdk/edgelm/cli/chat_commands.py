@@ -116,9 +116,9 @@ def _paths_typed(argument: str) -> Iterable[str]:
 
 
 def _help(chat: Conversation, _argument: str) -> None:
-    also = {name: alias for alias, name in ALIASES.items()}
+    also = {name: [alias for alias, meant in ALIASES.items() if meant == name] for name in COMMANDS}
     rows = [
-        (f"{name} {command.argument}".rstrip(), command.help + (f"; also {also[name]}" if name in also else ""))
+        (f"{name} {command.argument}".rstrip(), "; also ".join((command.help, *also[name])))
         for name, command in COMMANDS.items()
     ]
     rows += [
@@ -141,7 +141,7 @@ def _clear(chat: Conversation, _argument: str) -> None:
 
 def _system(chat: Conversation, argument: str) -> None:
     if argument:
-        chat.session.system = argument
+        chat.session.system = None if argument == "null" else argument
     chat.screen.note(f"system: {chat.session.system or '(none)'}")
 
 
@@ -326,7 +326,9 @@ COMMANDS = {
         help="go on with another model, or list them",
         arguments=_packages_typed,
     ),
-    "/system": SlashCommand(run=_system, argument="[TEXT]", help="set or show how the model is to behave"),
+    "/system": SlashCommand(
+        run=_system, argument="[TEXT]", help="set or show how the model is to behave; null: nothing"
+    ),
     "/set": SlashCommand(
         run=_set, argument="[NAME VALUE]", help="change a setting, or show all of them", arguments=lambda _: SETTINGS
     ),
@@ -345,4 +347,4 @@ COMMANDS = {
     "/stats": SlashCommand(run=_stats, help="show the context used and the speed"),
     "/bye": SlashCommand(run=_bye, help="leave"),
 }
-ALIASES = {"/regenerate": "/retry", "/exit": "/bye"}
+ALIASES = {"/regenerate": "/retry", "/exit": "/bye", "/quit": "/bye", "/?": "/help"}
