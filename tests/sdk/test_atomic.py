@@ -184,6 +184,13 @@ def test_a_failed_rename_brings_the_old_folder_back(tmp_path: Path, monkeypatch:
     assert names(tmp_path) == ["package"]
 
 
+def test_an_error_names_what_was_to_be_written(tmp_path: Path) -> None:
+    missing = tmp_path / "missing" / "file.txt"
+    with pytest.raises(FileNotFoundError) as caught:
+        atomic.write_text(missing, "x")
+    assert caught.value.filename == str(missing)
+
+
 def test_a_relative_target_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 

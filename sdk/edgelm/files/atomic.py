@@ -107,9 +107,14 @@ def remove_folder(path: Path) -> None:
 def _staging_path(target: Path) -> Iterator[Path]:
     """Name a path beside `target`, so that the rename stays on one file system, and with its writer's process id."""
     token = secrets.token_hex(4)
+    staged = target.with_name(f"{_STAGING}{os.getpid()}-{token}-{target.name}")
     _tokens.add(token)
     try:
-        yield target.with_name(f"{_STAGING}{os.getpid()}-{token}-{target.name}")
+        yield staged
+    except OSError as error:
+        if error.filename == str(staged):
+            error.filename = str(target)  # the name that whoever reads the message has given
+        raise
     finally:
         _tokens.discard(token)
 
