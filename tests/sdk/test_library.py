@@ -84,6 +84,8 @@ def test_a_source_is_its_gguf_file_or_its_folder(library):
         ("", "There is no model ''. In the library: tiny."),
         ("original", "Only the source of 'original' is in the library. Make a package of it: edgelm export original"),
         ("./nothing", "There is no model package at nothing. In the library: tiny."),
+        ("Org/Model-1B", "In the library: tiny. From the Hugging Face hub: edgelm pull hf:Org/Model-1B"),
+        ("hf:Org/Model-1B", "In the library: tiny. From the Hugging Face hub: edgelm pull hf:Org/Model-1B"),
         ("./model.gguf", "model.gguf is not a model package: .* edgelm export model.gguf -o package/"),
         ("model.gguf", "model.gguf is not a model package: .* edgelm export model.gguf -o package/"),
     ],

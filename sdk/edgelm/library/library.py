@@ -21,6 +21,7 @@ from edgelm.package.foreign_graph import find_foreign_graph
 
 # Letters, digits and inner punctuation: no name reaches outside the library, hides itself, or is an option.
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,98}[A-Za-z0-9_+-])?")
+_ON_HUB = re.compile(r"(?:hf:)?([A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)")
 # How alike two names must be for one to be suggested for the other: "smollm" still finds smollm2-135m-instruct.
 _CLOSE = 0.4
 
@@ -178,7 +179,9 @@ class Library:
             if not text or not exists:
                 raise ModelNotFoundError(self._no_model(text))
         if not exists:
-            raise ModelNotFoundError(f"There is no model package at {path}. {self._what_is_here()}")
+            on_hub = _ON_HUB.fullmatch(text)
+            hub = f" From the Hugging Face hub: edgelm pull hf:{on_hub[1]}" if on_hub else ""
+            raise ModelNotFoundError(f"There is no model package at {path}. {self._what_is_here()}{hub}")
         if not is_package and find_foreign_graph(path) is None:
             raise ModelNotFoundError(
                 f"{path} is not a model package: it has no {manifest.FILE_NAME}. "
