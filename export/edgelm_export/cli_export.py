@@ -223,7 +223,7 @@ def print_figures(manifest: Manifest, output: Path) -> None:
         ("KL divergence", f"{quality.mean_kl_divergence:.5f} nats per token"),
         ("logits", f"largest difference {quality.max_logit_difference:.2g}"),
         ("most likely token", f"the same at {quality.top1_agreement:.1%} of the positions"),
-        ("greedy tokens", f"the source's own for {quality.greedy_agreement} of {quality.greedy_tokens}"),
+        ("greedy tokens", f"the first {quality.greedy_agreement} of {quality.greedy_tokens} are the source's own"),
     ]
     for label, value in rows:
         click.echo(f"{label:>18}  {value}")

@@ -237,7 +237,7 @@ def _quality(manifest: Manifest) -> list[tuple[str, str]]:
         *([] if after is None else [("behind a prompt", f"{after[0]:.3f} (source {after[1]:.3f})")]),
         ("same likeliest token", f"{quality.top1_agreement:.1%} of positions"),
         ("KL divergence", f"{quality.mean_kl_divergence:.5f} nats per token"),
-        ("greedy tokens", f"{quality.greedy_agreement} of {quality.greedy_tokens} as the source's"),
+        ("greedy tokens", f"the first {quality.greedy_agreement} of {quality.greedy_tokens} are the source's"),
     ]
 
 

@@ -114,7 +114,7 @@ def _quality(manifest: Manifest) -> list[str]:
         *_after_prefill(quality),
         f"| likeliest token as the source's | {quality.top1_agreement:.1%} of positions | |",
         f"| KL divergence | {quality.mean_kl_divergence:.5f} nats per token | |",
-        f"| greedy tokens as the source's | {quality.greedy_agreement} of {quality.greedy_tokens} | |",
+        f"| greedy tokens as the source's | the first {quality.greedy_agreement} of {quality.greedy_tokens} | |",
     ]
 
 
