@@ -177,6 +177,12 @@ def test_an_interrupt_while_the_command_starts_says_nothing(module):
     assert result.returncode in (-signal.SIGINT, 130)
 
 
+def test_the_command_is_a_module_too():
+    result = subprocess.run([sys.executable, "-m", "edgelm", "run"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("Usage: python -m edgelm run [OPTIONS] MODEL [PROMPT]\n")
+
+
 def test_an_error_that_is_no_interrupt_keeps_its_traceback():
     code = INTERRUPTED.replace("MODULE", "'click'").replace("_signal.raise_signal(_signal.SIGINT)", "1 / 0")
     result = subprocess.run([sys.executable, "-c", code, "list"], capture_output=True, text=True, check=False)
