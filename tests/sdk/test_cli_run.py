@@ -186,6 +186,15 @@ def test_beam_search_and_context_shift_have_options():
     assert shifted.startswith(expected.text)
 
 
+def test_beam_search_needs_no_temperature_where_the_author_has_one_for_sampling(monkeypatch):
+    model = edgelm.load(TINY)
+    model.generation_config = edgelm.GenerationConfig(temperature=0.7)
+    expected = model.generate("x", edgelm.GenerationConfig(max_new_tokens=8, num_beams=3)).text
+    monkeypatch.setattr(language_model, "load", lambda *_: model)
+    result = CliRunner().invoke(main, ["run", TINY, "x", "--raw", "--num-beams", "3", "--max-new-tokens", "8"])
+    assert result.stdout.startswith(expected), result.stderr
+
+
 def test_a_chat_through_a_pipe_goes_on_where_the_context_is_full():
     lines = "word " * 300 + "\n"
     result = CliRunner().invoke(main, ["chat", TINY, "--max-new-tokens", "2"], input=lines * 3)

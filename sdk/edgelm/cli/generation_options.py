@@ -76,6 +76,8 @@ def generation_options(command: Callable[..., None]) -> Callable[..., None]:
     def with_settings(*positional: Any, **named: Any) -> None:
         given = {name: named.pop(name) for name in _NAMES}
         settings = {name: value for name, value in given.items() if value not in (None, ())}
+        if settings.get("num_beams", 1) > 1:
+            settings.setdefault("temperature", 0.0)  # the model's author gave theirs for sampling
         if settings.get("speculation", PROMPT_LOOKUP) != PROMPT_LOOKUP:
             from edgelm.language_model import load  # brings numpy and ONNX Runtime with it
 
