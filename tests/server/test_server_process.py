@@ -152,6 +152,26 @@ def test_no_more_than_the_step_that_runs_follows_a_disconnect(tmp_path, stream):
         assert steps.stat().st_size <= begun + 1  # one that began while the connection was closed
 
 
+def test_no_prompt_is_scored_for_a_client_that_has_left(tmp_path):
+    scored = tmp_path / "scored"
+    counting = f"""
+import time
+from edgelm.language_model import LanguageModel
+score = LanguageModel.score
+LanguageModel.score = lambda *a, **k: (open({str(scored)!r}, 'a').write('.'), time.sleep(0.5), score(*a, **k))[-1]
+"""
+    with EdgelmServer(prelude=counting) as server:
+        echo = {"prompt": ["The sea"] * 100, "max_tokens": 0, "echo": True, "logprobs": 0}
+        connection = server.send(server.post_bytes("/v1/completions", echo))
+        wait_for(lambda: scored.exists())
+        connection.close()
+        wait_for(lambda: users(server) == 0)
+        begun = scored.stat().st_size
+        assert begun < 100
+        assert server.post("/v1/completions", echo | {"prompt": "The sky"}).status == 200
+        assert scored.stat().st_size == begun + 1
+
+
 def test_many_disconnects_at_any_moment_leave_nothing(slow_serving):
     for delay in [i * 0.02 for i in range(20)]:
         connection = slow_serving.send(slow_serving.post_bytes(CHAT, LONG | {"stream": delay > 0.2}))

@@ -55,7 +55,10 @@ async def deliver(
     served = await call.model(model)
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(served.release)
-        async with served.scoring if computing else contextlib.nullcontext():
+        if computing:
+            async with served.scoring:
+                jobs, writer = await _prepared(call, prepare, served)
+        else:
             jobs, writer = await asyncio.to_thread(prepare, served)
         answers = Answers(served, jobs, call.deadline, call.metrics)
         cleanup.callback(answers.cancel)
@@ -67,6 +70,18 @@ async def deliver(
         if completions is None:
             raise ApiError(499, "The client has left.")
         return JsonAnswer(writer.whole(completions))
+
+
+async def _prepared(call: Call, prepare: Prepare, served: LoadedModel) -> tuple[Sequence[Job], Writer]:
+    """Prepare in a thread, which nobody can cancel: it is told when the client leaves, and waited for."""
+    preparing = asyncio.ensure_future(asyncio.to_thread(prepare, served))
+    try:
+        if await unless_disconnected(call.request.receive, asyncio.shield(preparing)) is None:
+            call.left.set()
+        return await preparing
+    except asyncio.CancelledError:
+        call.left.set()
+        raise
 
 
 async def _until_error(writer: Writer, answers: Answers) -> AsyncGenerator[bytes, None]:

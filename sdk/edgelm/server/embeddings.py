@@ -80,7 +80,7 @@ async def ollama_embed(call: Call) -> Response:
 
 
 async def _vector(call: Call, model: LanguageModel, ids: Sequence[int], pooling: Pooling) -> NDArray[np.float32]:
-    call.check_time("input")
+    call.check_reading("input")
     return await asyncio.to_thread(embed, model, ids, pooling)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,10 @@ from edgelm.server.schema import ANY_OBJECT, Schema
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One request: its body, checked and without nulls, and what the server answers it with."""
+    """One request: its body, checked and without nulls, and what the server answers it with.
+
+    left: set when the client has left while a thread reads its texts.
+    """
 
     request: Request
     body: dict[str, Any]
@@ -27,18 +31,21 @@ class Call:
     pool: ModelPool
     metrics: Metrics
     started: float = field(default_factory=time.monotonic)
+    left: threading.Event = field(default_factory=threading.Event)
 
     @property
     def deadline(self) -> float:
         """When the time that a request may take is over, as time.monotonic() counts."""
         return self.started + self.options.limits.request_seconds
 
-    def check_time(self, param: str) -> None:
-        """Refuse to go on with texts that are read beside the engine, which knows no deadline.
+    def check_reading(self, param: str) -> None:
+        """Refuse to go on with texts that are read beside the engine, which would end it by itself.
 
         Raises:
-            ApiError: the time that a request may take is over.
+            ApiError: the time that a request may take is over, or the client has left.
         """
+        if self.left.is_set():
+            raise ApiError(499, "The client has left.")
         if time.monotonic() > self.deadline:
             seconds = self.options.limits.request_seconds
             raise ApiError(400, f"These texts take more than the {seconds:g} s of a request; send fewer.", param=param)

@@ -139,7 +139,7 @@ def _echoes(call: Call, model: LanguageModel, prompts: Sequence[Sequence[int]]) 
     def logprobs(ids: Sequence[int]) -> Sequence[TokenLogprob]:
         if wanted is None or len(ids) < 2:
             return ()
-        call.check_time("prompt")
+        call.check_reading("prompt")
         return model.score(ids, alternatives=wanted).tokens
 
     decode = model.tokenizer.decode
