@@ -244,6 +244,15 @@ def test_a_value_that_no_generation_takes_says_where_to_look():
     assert "`edgelm config run` shows where it is set." in result.stderr
 
 
+def test_a_value_of_the_environment_that_an_option_refuses_says_where_to_look(monkeypatch):
+    where = "`edgelm config run` shows where it is set."
+    assert where not in edgelm("run", "x", "hi", "--temperature", "hot").stderr
+    monkeypatch.setenv("EDGELM_RUN_TEMPERATURE", "hot")
+    result = edgelm("run", "x", "hi")
+    assert result.exit_code == 2
+    assert f"Invalid value for '--temperature': 'hot' is not a valid float. {where}" in result.stderr
+
+
 @pytest.mark.parametrize("name", ["chat", "run", "serve", "cache", "export", "pull"])
 def test_each_option_of_a_command_can_be_set(name):
     command = main.get_command(click.Context(main), name)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from edgelm._version import __version__
@@ -111,6 +112,8 @@ class LazyGroup(click.Group):
                 return super().invoke(context)
         except EdgeLMError as error:
             raise ReportedError(str(error)) from error
+        except click.BadParameter as error:
+            raise _naming_the_environment(error) from None
         except KeyboardInterrupt:
             raise SystemExit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
@@ -154,6 +157,20 @@ def _entry_points() -> dict[str, metadata.EntryPoint]:
 
 def _owner(entry_point: metadata.EntryPoint) -> str:
     return entry_point.dist.name if entry_point.dist is not None else "an unknown package"
+
+
+def _naming_the_environment(error: click.BadParameter) -> click.BadParameter:
+    """Say where a bad value comes from that nobody has typed; the config file's are named by their own errors."""
+    context, param = error.ctx, error.param
+    if context is None or param is None or param.name is None:
+        return error
+    if context.get_parameter_source(param.name) is not ParameterSource.ENVIRONMENT:
+        return error
+    called = context  # of `edgelm cache clear`, whose settings are shown with those of `cache`
+    while called.parent is not None and called.parent.parent is not None:
+        called = called.parent
+    where = f"`edgelm config {called.info_name}` shows where it is set."
+    return click.BadParameter(f"{error.message} {where}", context, param, error.param_hint)
 
 
 def _missing_extra(entry_point: metadata.EntryPoint, error: ModuleNotFoundError) -> Exception:
