@@ -168,7 +168,7 @@ class ChatSession:
             self._running = None
 
     def _record(self, turns: list[Message], chunks: Iterator[Chunk]) -> Generator[Chunk, None, None]:
-        said, has_answered = "", False
+        said, has_answered, before = "", False, self._cache.length
         try:
             for chunk in chunks:
                 said += chunk.text
@@ -178,3 +178,5 @@ class ChatSession:
             # A question that was taken back while it was read would be read again with every turn to come.
             if said or has_answered:
                 self._messages = [*turns, Message(role="assistant", content=said)]
+            else:
+                self._cache.truncate(min(before, self._cache.length))

@@ -1,4 +1,5 @@
 import threading
+from typing import Any
 
 import pytest
 
@@ -93,6 +94,22 @@ def test_a_turn_that_is_broken_off_before_its_answer_leaves_the_conversation_as_
     for ask in (lambda: session.send("A long text", cancel=cancel), lambda: session.regenerate(cancel=cancel)):
         assert [chunk.finish_reason for chunk in ask()] == ["cancelled"]
         assert session.messages == before
+
+
+def test_what_was_read_of_a_question_that_is_broken_off_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, cancel = ChatSession(scripted_model("Fine.")), threading.Event()
+    say(session, "How are you?")
+    before = session.context_used
+    forward = ScriptedDecoder.forward
+
+    def cancelled_meanwhile(*arguments: Any, **named: Any) -> Any:
+        cancel.set()
+        return forward(*arguments, **named)
+
+    monkeypatch.setattr(ScriptedDecoder, "forward", cancelled_meanwhile)
+    (chunk,) = session.send("A long text " * 60, cancel=cancel)  # of more than one piece
+    assert chunk.finish_reason == "cancelled"
+    assert 0 < session.context_used <= before
 
 
 def test_an_empty_answer_is_part_of_the_conversation() -> None:
