@@ -204,6 +204,25 @@ def test_cancelling_before_the_start_computes_nothing() -> None:
     assert model.session.forwarded == []
 
 
+def test_a_prompt_that_is_cancelled_counts_what_was_read_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, cancel = scripted_model("abc"), threading.Event()
+    forward = ScriptedDecoder.forward
+
+    def cancelled_meanwhile(self: ScriptedDecoder, token_ids: Any, *arguments: Any, **named: Any) -> Any:
+        cancel.set()
+        read.append(len(token_ids))
+        return forward(self, token_ids, *arguments, **named)
+
+    monkeypatch.setattr(ScriptedDecoder, "forward", cancelled_meanwhile)
+    read: list[int] = []
+    (chunk,) = model.stream([65] * 500, cancel=cancel)
+    assert chunk.timings is not None
+    assert [chunk.timings.prefill_tokens] == read == [128]
+    (chunk,) = model.stream([66] * 500, cancel=cancel)  # before it begins
+    assert chunk.timings is not None
+    assert chunk.timings.prefill_tokens == 0
+
+
 def test_logprobs_come_with_their_alternatives(model: LanguageModel) -> None:
     completion = model.generate("The", GenerationConfig(max_new_tokens=5, logprobs=3))
     assert [item.id for item in completion.logprobs] == list(completion.token_ids)

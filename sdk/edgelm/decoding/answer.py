@@ -102,6 +102,7 @@ class Answer:
         try:
             first_logits_V = prefill(session, self.prompt_ids, cache, cancel, prefixes)
             prefilled = time.perf_counter()
+            unread = len(self.prompt_ids) - cache.length  # where it was cancelled before the end of the prompt
             if first_logits_V is not None:
                 with closing(self._decode(session, first_logits_V, cache, prefixes, cancel)) as tokens:
                     for id_, logits_V in tokens:
@@ -126,7 +127,7 @@ class Answer:
             Timings(
                 prefill_seconds=prefilled - started,
                 decode_seconds=time.perf_counter() - prefilled - waited,
-                prefill_tokens=prompt_tokens - cached,
+                prefill_tokens=max(0, prompt_tokens - cached - unread),
                 decode_tokens=max(0, self.generated - 1),  # the first token comes with the prefill
                 drafted_tokens=self.drafted,
                 accepted_tokens=self.accepted,
