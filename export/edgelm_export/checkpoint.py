@@ -18,7 +18,8 @@ class QuantizedBlocks:
     """A tensor on an integer grid: weight[r, b, j] = scales[r, b] * (values[r, b, j] - zero_points[r, b]).
 
     values: int8 [rows, blocks, block_size], in -2..1 for 2 bits, -8..7 for 4 and -128..127 for 8. scales: float32
-    [rows, blocks]. zero_points: int8 [rows, blocks], of the values' range; None is zero, a symmetric grid.
+    [rows, blocks]. zero_points: int8 [rows, blocks], of the values' range, but for 5 and 6 bits in eighths and quarters
+    of a step; None is zero, a symmetric grid.
     """
 
     bits: int

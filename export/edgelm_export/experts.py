@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.architecture.block_grid import zero_places
 from edgelm.architecture.quantization_recipe import STANDARD
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
@@ -184,11 +185,16 @@ def _moved(weight: PackedWeight, bits: int, block_size: int, has_zeros: bool) ->
     rows, each, count = len(values), weight.block_size // block_size, -(-weight.columns // block_size)
     if zeros is None and has_zeros:
         zeros = np.zeros(weight.scales.shape, np.int8)
+    # Zero points between the steps of 5 and 6 bits need the smaller steps of more.
+    places, finer = zero_places(weight.bits), 0
+    if zeros is not None:
+        finer = bits - weight.bits if places > 1 else 0
+        zeros = (zeros.astype(np.int32) * (zero_places(bits) << finer) // places).astype(np.int8)
     blocks = QuantizedBlocks(
         bits=bits,
         block_size=block_size,
-        values=values.reshape(rows, -1, block_size)[:, :count],
-        scales=np.repeat(weight.scales, each, axis=1)[:, :count],
+        values=values.reshape(rows, -1, block_size)[:, :count] << np.int8(finer),
+        scales=np.repeat(weight.scales / np.float32(1 << finer), each, axis=1)[:, :count],
         zero_points=None if zeros is None else np.repeat(zeros, each, axis=1)[:, :count],
     )
     return on_its_grid(blocks, weight.columns)

@@ -33,7 +33,7 @@ from edgelm_export.tensor_map import check_layers
 PACKAGE_FORMAT = "package"  # of `source`
 # Matrices that are looked up by rows, and so stand in the graph as they are.
 _GATHERED = ("model.embed_tokens.weight", "model.embed_positions.weight")
-_PLANES = ("high", "low")
+_PLANES = ("upper", "lower")
 _FLOAT_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 

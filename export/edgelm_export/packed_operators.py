@@ -51,38 +51,48 @@ class NBits:
         return parts
 
     def _integers(self, graph: Graph, name: str, weight: PackedWeight) -> str:
-        """Store the integers; those of 5 and 6 bits in planes, and nodes that join them to 8 bits at load."""
+        """Store the integers; those of 5 and 6 bits in planes, and nodes that make them the upper bits of 8 at load.
+
+        So zero points of 8 bits lie between their steps, too, where a block's least weight wants them.
+        """
         if weight.bits not in LOWER_BITS:
             return graph.weight(name, weight.packed)
         lower = LOWER_BITS[weight.bits]
         high, low = to_planes(weight.packed, weight.bits)
-        upper = self._spread(graph, f"{name}.high", high, UPPER_BITS)
-        shift, left = graph.constant(lower, np.uint8), {"direction": "LEFT"}
-        upper = graph.node("BitShift", [upper, shift], f"{name}.upper", attributes=left)
-        parts = [upper, self._spread(graph, f"{name}.low", low, lower)]
-        if weight.zero_points is not None:
-            return graph.node("BitwiseOr", parts, name)
-        joined = graph.node("BitwiseOr", parts, f"{name}.joined")
-        # Without zero points the middle of 8 bits stands for zero.
-        to_middle = graph.constant(128 - (1 << (weight.bits - 1)), np.uint8)
-        return graph.node("Add", [joined, to_middle], name)
+        parts = [
+            self._spread(graph, f"{name}.upper", high, UPPER_BITS, 8 - UPPER_BITS),
+            self._spread(graph, f"{name}.lower", low, lower, 8 - weight.bits),
+        ]
+        return graph.node("BitwiseOr", parts, name)
 
-    def _spread(self, graph: Graph, name: str, plane: NDArray[np.uint8], bits: int) -> str:
-        """Store a plane, and return its values one a byte."""
+    def _spread(self, graph: Graph, name: str, plane: NDArray[np.uint8], bits: int, place: int) -> str:
+        """Store a plane, and return its values one a byte, each in the bits from `place` on."""
         graph.weight(name, plane)
-        by_shift = graph.constant([[shift] for shift in shifts(bits)], np.uint8)
-        shifted = graph.node("BitShift", [name, by_shift], f"{name}.shifted", attributes={"direction": "RIGHT"})
-        mask = graph.constant((1 << bits) - 1, np.uint8)
+        # ONNX Runtime keeps what each node gives until all are computed. The upper plane needs but one shift.
+        at_once = place if place >= max(shifts(bits)) else 0
+        by_shift = graph.constant([[abs(shift - at_once)] for shift in shifts(bits)], np.uint8)
+        left, right = {"direction": "LEFT"}, {"direction": "RIGHT"}
+        shifted = graph.node("BitShift", [name, by_shift], f"{name}.shifted", attributes=left if at_once else right)
+        mask = graph.constant((1 << bits) - 1 << at_once, np.uint8)
         masked = graph.node("BitwiseAnd", [shifted, mask], f"{name}.masked")
-        return graph.node("Reshape", [masked, graph.constant([0, 0, -1])], f"{name}.values")
+        values = graph.node("Reshape", [masked, graph.constant([0, 0, -1])], f"{name}.values")
+        if at_once:
+            return values
+        return graph.node("BitShift", [values, graph.constant(place, np.uint8)], f"{name}.placed", attributes=left)
 
     def _scales(self, graph: Graph, name: str, weight: PackedWeight) -> str:
-        """Store scales; the operator wants them in its input's type, to which ONNX Runtime widens them at load."""
+        """Store scales; the operator wants them in its input's type, to which ONNX Runtime widens them at load.
+
+        Those of 5 and 6 bits are of their own steps on the disk, since float16 may not hold those of 8.
+        """
         stored = weight.stored_scales
-        graph.weight(name, stored)
-        if stored.dtype == np.float32:
-            return name
-        return graph.node("Cast", [name], f"{name}.float", attributes={"to": onnx.TensorProto.FLOAT})
+        scales = graph.weight(name, stored)
+        if stored.dtype != np.float32:
+            scales = graph.node("Cast", [scales], f"{name}.float", attributes={"to": onnx.TensorProto.FLOAT})
+        if weight.bits not in LOWER_BITS:
+            return scales
+        step = graph.constant(2.0 ** (weight.bits - 8), np.float32)
+        return graph.node("Mul", [scales, step], f"{name}.of_8_bits")
 
     def product(self, graph: Graph, hidden: str, parts: list[str], weight: PackedWeight, output: str) -> str:
         """Add MatMulNBits over stored parts."""

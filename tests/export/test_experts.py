@@ -69,6 +69,16 @@ GRIDS: dict[str, tuple[Precision, tuple[str, int, int], float]] = {
     "int4": (recipe(("experts", "int4-block16")), ("QMoE", 4, 16), 1e-5),
     "int4 asymmetric": (recipe(("experts", "int4-block32-asymmetric")), ("QMoE", 4, 32), 1e-5),
     "two bits, in four": (recipe(("experts", "int2-block32-asymmetric")), ("QMoE", 4, 32), 1e-5),
+    "five and six bits, in eight": (
+        recipe(("gate_proj", "int6-block32-asymmetric"), ("experts", "int5-block32-asymmetric")),
+        ("QMoE", 8, 32),
+        0.05,
+    ),
+    "four and five bits, in eight": (
+        recipe(("up_proj", "int4-block32-asymmetric"), ("experts", "int5-block32-asymmetric")),
+        ("QMoE", 8, 32),
+        0.05,
+    ),
     "several grids": (
         recipe(
             (r"experts\.0\.", "int8-block16"), ("down_proj", "int4-block32-asymmetric"), ("experts", "int4-block64")

@@ -218,9 +218,9 @@ PLANES = Precision(
 )
 CHANGES: dict[str, tuple[str | Precision, Callable[[onnx.GraphProto], object], str]] = {
     "no scales": (PLANES, lambda graph: graph.initializer.remove(initializer(graph, "weight.scales")), "scales"),
-    "a plane turned": (PLANES, lambda graph: turned(initializer(graph, "weight.low")), ""),
-    "a shorter plane": (PLANES, lambda graph: put_zeros(graph, "weight.high", 32, 2, 1, 8), ""),
-    "a plane that is a number": (PLANES, lambda graph: put_zeros(graph, "weight.low"), ""),
+    "a plane turned": (PLANES, lambda graph: turned(initializer(graph, "weight.lower")), ""),
+    "a shorter plane": (PLANES, lambda graph: put_zeros(graph, "weight.upper", 32, 2, 1, 8), ""),
+    "a plane that is a number": (PLANES, lambda graph: put_zeros(graph, "weight.lower"), ""),
     "scales turned": ("int8", lambda graph: turned(initializer(graph, "weight.scales")), r"float32 \[1, 32\], not"),
     "scales whose weights float32 does not hold": ("int8", lambda graph: put_scales(graph, 3e38), "overflow"),
     "signed integers": (

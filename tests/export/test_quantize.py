@@ -7,8 +7,10 @@ from edgelm.architecture.block_grid import Grid, exact_grid, in_blocks, outermos
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.errors import ExportError
 from edgelm_export.graph import MICROSOFT, OPSETS
+from edgelm_export.quantize.gptq import quantize_gptq
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, pack, stack, unpack
+from edgelm_export.quantize.statistics import InputStatistics
 
 # Every method, width and kind of grid, and the smallest and largest blocks.
 SCHEMES = [
@@ -148,6 +150,36 @@ def test_a_block_beside_its_grid_is_searched_and_the_others_are_kept() -> None:
     assert np.array_equal(np.delete(kept, 1, 0), np.delete(weight, 1, 0))
 
 
+def test_a_zero_point_of_5_bits_lies_between_two_steps_in_a_hand_computed_block() -> None:
+    weight = np.arange(16, dtype=np.float32)[None] - np.float32(7.3)  # 16 levels that no multiple of their step begins
+    packed = quantized(weight, "int5-block16-asymmetric")
+    # A level is two steps of 0.5; the least is 14.6 of them below zero: 117 eighths, 14.625.
+    assert packed.scales.tolist() == [[0.5]]
+    assert packed.zero_points is not None
+    assert packed.zero_points.tolist() == [[117]]
+    assert packed.packed.ravel().tolist() == list(range(0, 32, 2))
+    np.testing.assert_allclose(unpack(packed), weight - 0.0125, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["searched", "gptq"])
+@pytest.mark.parametrize("bits", [5, 6])
+def test_even_levels_that_begin_anywhere_are_held_to_a_thirty_second(bits: int, method: str) -> None:
+    random = np.random.default_rng(bits)
+    levels = random.integers(0, 16, (48, 4, 32)).astype(np.float32)
+    levels[..., :2] = 0, 15
+    level = random.uniform(0.01, 0.1, (48, 4, 1)).astype(np.float16).astype(np.float32)
+    weight = (level * (levels - random.uniform(0.5, 14.5, level.shape))).astype(np.float32).reshape(48, 128)
+    scheme = parse_scheme(f"int{bits}-block32-asymmetric-{method}")
+    assert isinstance(scheme, Scheme)
+    if method == "gptq":
+        x = random.standard_normal((256, 128)).astype(np.float32)
+        packed = quantize_gptq(weight, InputStatistics.of(x, x), scheme)
+    else:
+        packed = quantize_alone(weight, scheme)
+    missed = np.abs(unpack(packed) - weight).reshape(levels.shape) / level
+    assert missed.max() < 1 / 32 + 1e-4  # half of an eighth of half a level, or of a quarter of a quarter
+
+
 @pytest.mark.parametrize("asymmetric", ["", "-asymmetric"])
 @pytest.mark.parametrize("bits", [2, 4])
 def test_the_search_beats_plain_rounding_in_weighted_error(bits: int, asymmetric: str) -> None:
@@ -182,7 +214,7 @@ def test_an_asymmetric_grid_of_a_hand_computed_block() -> None:
     grid = outermost_grid(blocks, Scheme(bits=4, block_size=16, symmetric=False, method="rounded"))
     np.testing.assert_allclose(grid.scales, [[0.1]], rtol=1e-6)  # 1.5 over 15 steps
     assert grid.zeros.tolist() == [[5]]
-    assert grid.nearest(blocks)[0, 0, :4].tolist() == [0, 15, 7, 5]  # 2.5 steps round to even
+    assert grid.nearest(blocks)[0, 0, :4].tolist() == [0, 15, 8, 5]  # 7.5 rounds to even
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -225,7 +225,7 @@ _TYPES = (
     (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT16, TensorProto.UINT16),
     (TensorProto.INT64, TensorProto.UINT64, TensorProto.DOUBLE, TensorProto.COMPLEX64),
 )
-_ENDINGS = (".scales", ".zero_points", ".low", ".high")
+_ENDINGS = (".scales", ".zero_points", ".lower", ".upper")
 _PACKED = ("MatMulNBits", "GatherBlockQuantized")
 _CHANGES: Sequence[Callable[[GraphProto, Random], None]] = (
     _set_size, _set_shape, _set_type, _set_data, _rename, _remove, _add, _set_attribute, _set_node,

@@ -34,6 +34,7 @@ Array = NDArray[np.float32]
 Weights = dict[str, Array]
 
 _STATE = "entering.npz"
+_FORMAT = 2  # of the results on the disk; those of another are not taken
 
 
 def calibrate(
@@ -138,7 +139,9 @@ class _Calibration:
 def _digest(checkpoint: Checkpoint, precision: Precision, sequences: Sequence[Sequence[int]]) -> str:
     """Name a calibration for all that decides its result."""
     rows = precision.rows(checkpoint.config)
-    described = json.dumps([checkpoint.source.get("files"), rows, [list(ids) for ids in sequences]], sort_keys=True)
+    described = json.dumps(
+        [_FORMAT, checkpoint.source.get("files"), rows, [list(ids) for ids in sequences]], sort_keys=True
+    )
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.architecture.block_grid import Grid, exact_grid, in_blocks, outermost_grid, searched_grid
+from edgelm.architecture.block_grid import Grid, in_blocks, outermost_grid, searched_grid
 from edgelm.architecture.quantization_scheme import Scheme
-from edgelm_export.quantize.grid import pack_on
+from edgelm_export.quantize.grid import own_grid, pack_on
 from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.quantize.statistics import InputStatistics
 
@@ -33,9 +33,9 @@ _RIDGE = 0.1
 def quantize_gptq(weight_NK: Array, inputs: InputStatistics, scheme: Scheme) -> PackedWeight:
     """Quantize a matrix for its inputs; one that lies on the scheme's grid already is left there."""
     K = weight_NK.shape[1]
-    exact, found = exact_grid(in_blocks(weight_NK, scheme.block_size), scheme)
+    own, found = own_grid(in_blocks(weight_NK, scheme.block_size), scheme)
     if found.all():
-        return pack_on(exact, exact.nearest(in_blocks(weight_NK, scheme.block_size)), scheme, K)
+        return pack_on(own, own.nearest(in_blocks(weight_NK, scheme.block_size)), scheme, K)
     padding = -K % scheme.block_size
     hessian = _damped(np.pad(inputs.hessian_KK, (0, padding)))
     blocks = in_blocks(_leaning(weight_NK, inputs), scheme.block_size)
@@ -99,7 +99,7 @@ def _compensated(weight_NK: Array, hessian_KK: Array, grid: Grid, block_size: in
         end = min(start + _COLUMNS_AT_ONCE, K)
         errors = np.empty((end - start, remaining.shape[1]), np.float32)
         for k in range(start, end):
-            values[k] = np.clip(np.rint(remaining[k] / scales[k]) + zeros[k], 0, grid.top)
+            values[k] = np.clip(np.rint(remaining[k] / scales[k] + zeros[k]), 0, grid.top)
             errors[k - start] = (remaining[k] - (values[k] - zeros[k]) * scales[k]) / upper[k, k]
             remaining[k + 1 : end] -= np.outer(upper[k, k + 1 : end], errors[k - start])
         remaining[end:] -= upper[start:end, end:].T @ errors
@@ -141,7 +141,7 @@ def _descended(weight_NK: Array, hessian_KK: Array, values_NK: Array, grid: Grid
         moved = np.empty((end - start, values.shape[1]), np.float32)
         for k in range(start, end):
             wanted = (values[k] - zeros[k]) + pull[k] / (hessian_KK[k, k] * scales[k])
-            chosen = np.clip(np.rint(wanted) + zeros[k], 0, grid.top)
+            chosen = np.clip(np.rint(wanted + zeros[k]), 0, grid.top)
             moved[k - start] = (values[k] - chosen) * scales[k]
             values[k] = chosen
             pull[k + 1 : end] += np.outer(hessian_KK[k, k + 1 : end], moved[k - start])

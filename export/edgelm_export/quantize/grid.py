@@ -16,9 +16,11 @@ from edgelm.architecture.block_grid import (
     Grid,
     exact_grid,
     in_blocks,
+    levels_grid,
     nonzero_scales,
     outermost_grid,
     searched_grid,
+    zero_places,
 )
 from edgelm.architecture.quantization_scheme import Scheme
 from edgelm.runtime.cpu import usable_cores
@@ -36,6 +38,7 @@ def hqq_grid(blocks: Array, scheme: Scheme) -> Grid:
     that the scale is fitted, and the zero point moves by whole steps.
     """
     grid = best = outermost_grid(blocks, scheme)
+    places = np.float32(zero_places(scheme.bits))
     best_error, beta = _robust_error(blocks, grid), _HQQ_BETA
     for _ in range(_HQQ_ROUNDS):
         values = grid.nearest(blocks)
@@ -46,7 +49,8 @@ def hqq_grid(blocks: Array, scheme: Scheme) -> Grid:
         wanted = blocks - missed * kept
         zeros = grid.zeros
         if not scheme.symmetric:
-            zeros = np.clip(np.rint((values - wanted / grid.scales[..., None]).mean(-1)), 0, grid.top)
+            fitted = (values - wanted / grid.scales[..., None]).mean(-1)
+            zeros = np.clip(np.rint(fitted * places) / places, 0, grid.top)
         steps = values - zeros[..., None]
         norm = np.square(steps).sum(-1)
         scales = np.divide((steps * wanted).sum(-1), norm, out=grid.scales.copy(), where=norm > 0)
@@ -77,21 +81,39 @@ GRIDS: dict[str, Callable[[Array, Scheme], Grid]] = {
 
 def grid_for(blocks: Array, scheme: Scheme) -> Grid:
     """Return the grid that a block lies on already, else the one that the scheme's method finds."""
-    exact, found = exact_grid(blocks, scheme)
+    own, found = own_grid(blocks, scheme)
     if found.all():
-        return exact
+        return own
     grid = GRIDS[scheme.method](blocks, scheme).with_half_scales()
     return Grid(
         top=grid.top,
-        scales=np.where(found, exact.scales, grid.scales),
-        zeros=np.where(found, exact.zeros, grid.zeros),
+        scales=np.where(found, own.scales, grid.scales),
+        zeros=np.where(found, own.zeros, grid.zeros),
     )
+
+
+def own_grid(blocks: Array, scheme: Scheme) -> tuple[Grid, NDArray[np.bool_]]:
+    """Find the grid that a block's weights lie on already, exactly or nearly; return the grids, and who has one."""
+    exact, found = exact_grid(blocks, scheme)
+    if found.all():
+        return exact, found
+    levels, on_levels = levels_grid(blocks, scheme)
+    grid = Grid(
+        top=exact.top,
+        scales=np.where(found, exact.scales, levels.scales),
+        zeros=np.where(found, exact.zeros, levels.zeros),
+    )
+    return grid, found | on_levels
 
 
 def pack_on(grid: Grid, values: Array, scheme: Scheme, columns: int) -> PackedWeight:
     """Return values on a grid in the operator's layout."""
-    zeros = None if scheme.symmetric else grid.zeros.astype(np.uint8)
+    zeros = None if scheme.symmetric else _stored_zeros(grid.zeros, scheme)
     return pack(values.astype(np.uint8), grid.scales, zeros, bits=scheme.bits, columns=columns)
+
+
+def _stored_zeros(zeros: Array, scheme: Scheme) -> NDArray[np.uint8]:
+    return (zeros * np.float32(zero_places(scheme.bits))).astype(np.uint8)
 
 
 # Small enough for a search's temporaries to stay in the cache, large enough for threads to compute side by side.
@@ -112,7 +134,7 @@ def quantize_alone(weight_NK: Array, scheme: Scheme) -> PackedWeight:
     return pack(
         np.concatenate(values),
         np.concatenate(scales),
-        None if scheme.symmetric else np.concatenate(zeros).astype(np.uint8),
+        None if scheme.symmetric else _stored_zeros(np.concatenate(zeros), scheme),
         bits=scheme.bits,
         columns=weight_NK.shape[1],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.architecture.block_grid import zero_places
 from edgelm.architecture.quantization_scheme import Scheme
 from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
 from edgelm_export.quantize.grid import quantize_alone
@@ -33,7 +34,7 @@ def keep_grid(checkpoint: Checkpoint, name: str) -> PackedWeight | NDArray[np.fl
 def on_its_grid(blocks: QuantizedBlocks, columns: int) -> PackedWeight:
     """Put signed values and zero points into the operator's layout, without rounding."""
     middle = 1 << (blocks.bits - 1)
-    zeros = None if blocks.zero_points is None else _from_zero(blocks.zero_points, middle)
+    zeros = None if blocks.zero_points is None else _from_zero(blocks.zero_points, middle * zero_places(blocks.bits))
     return pack(_from_zero(blocks.values, middle), blocks.scales, zeros, bits=blocks.bits, columns=columns)
 
 

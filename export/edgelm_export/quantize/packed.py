@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.architecture.block_grid import zero_places
+
 _VALUES_IN_A_BYTE = {2: 4, 4: 2, 5: 1, 6: 1, 8: 1}  # by their bits
 
 
@@ -17,8 +19,9 @@ class PackedWeight:
 
     packed: uint8 [N, blocks, block_size * bits / 8], of 4 and 2 bits several values a byte, the first in the lowest
     bits; of 5 and 6 one (planes.py).
-    scales: float32 [N, blocks]. zero_points: uint8 [N, blocks], packed along the blocks in the same way; None is the
-    middle of the range (2, 8, 16, 32 or 128). K is padded with zeros to whole blocks.
+    scales: float32 [N, blocks]. zero_points: uint8 [N, blocks], packed along the blocks in the same way; of 5 and 6
+    bits in eighths and quarters of a step; None is the middle of the range (2, 8, 16, 32 or 128). K is padded with
+    zeros to whole blocks.
     Source: the operator specification of com.microsoft.MatMulNBits.
     """
 
@@ -82,7 +85,10 @@ def pack(
     bits: int,
     columns: int,
 ) -> PackedWeight:
-    """Pack integers [N, blocks, block_size] in 0..2**bits - 1 with their scales and zero points [N, blocks]."""
+    """Pack integers [N, blocks, block_size] in 0..2**bits - 1 with their scales and zero points [N, blocks].
+
+    zero_points: of 5 and 6 bits in eighths and quarters of a step.
+    """
     return PackedWeight(
         bits=bits,
         block_size=values.shape[2],
@@ -108,13 +114,16 @@ def _into_bytes(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def unpack_values(weight: PackedWeight) -> tuple[NDArray[np.int8], NDArray[np.int8] | None]:
-    """Return the values [N, blocks, block_size] and zero points [N, blocks], less the middle of their range."""
+    """Return the values [N, blocks, block_size] and zero points [N, blocks], less the middle of their range.
+
+    Zero points of 5 and 6 bits are in eighths and quarters of a step, in the range of 8 bits.
+    """
     middle, blocks = 1 << (weight.bits - 1), weight.packed.shape[1]
     values = (_from_bytes(weight.packed, weight.bits).astype(np.int16) - middle).astype(np.int8)
     if weight.zero_points is None:
         return values, None
     zeros = _from_bytes(weight.zero_points, weight.bits)[:, :blocks]
-    return values, (zeros.astype(np.int16) - middle).astype(np.int8)
+    return values, (zeros.astype(np.int16) - middle * zero_places(weight.bits)).astype(np.int8)
 
 
 def unpack(weight: PackedWeight) -> NDArray[np.float32]:
@@ -122,7 +131,7 @@ def unpack(weight: PackedWeight) -> NDArray[np.float32]:
     values, zeros = unpack_values(weight)
     steps = values.astype(np.float32)
     if zeros is not None:
-        steps -= zeros[..., None]
+        steps -= (zeros / np.float32(zero_places(weight.bits)))[..., None]
     steps *= weight.scales[..., None]
     return steps.reshape(len(steps), -1)[:, : weight.columns]
 

@@ -18,6 +18,11 @@ Array = NDArray[np.float32]
 # Trial sizes of a block's grid, as shares of the one that just holds its outermost weights.
 _SYMMETRIC_SHARES = (0.80, 0.84, 0.88, 0.92, 0.96, 1.0, 1.04, 1.08)
 _ASYMMETRIC_SHARES = (0.70, 0.76, 0.82, 0.88, 0.92, 0.96, 1.0)
+# 5 and 6 bits are computed with as 8: between two of their integers a zero point has these places.
+_ZERO_PLACES = {5: 8, 6: 4}
+# How far from a level a weight lies that was written as one, in float32 or rounded to float16 once more.
+_OF_A_LEVEL = np.float32(0.02)
+_FEW = 4
 
 
 class GridKind(Protocol):
@@ -32,7 +37,10 @@ class GridKind(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """weight = scale * (value - zero) for each block; values and zeros are integers from 0 to `top`, held as floats."""
+    """weight = scale * (value - zero) for each block.
+
+    values are integers from 0 to `top`, held as floats; zeros are, too, or lie between two at one of `zero_places`.
+    """
 
     top: int
     scales: Array  # [N, blocks]
@@ -41,7 +49,7 @@ class Grid:
     def nearest(self, blocks: Array) -> Array:
         """Return the values [N, blocks, block_size] that are nearest to the weights."""
         return np.asarray(
-            np.clip(np.rint(blocks / self.scales[..., None]) + self.zeros[..., None], 0, self.top), np.float32
+            np.clip(np.rint(blocks / self.scales[..., None] + self.zeros[..., None]), 0, self.top), np.float32
         )
 
     def weights(self, values: Array) -> Array:
@@ -58,6 +66,11 @@ class Grid:
             halves = self.scales.astype(np.float16).astype(np.float32)
         normal = (np.abs(halves) >= np.finfo(np.float16).smallest_normal) & np.isfinite(halves)
         return replace(self, scales=np.where(normal, halves, self.scales))
+
+
+def zero_places(bits: int) -> int:
+    """Return how many places a zero point has for each step of a grid of so many bits."""
+    return _ZERO_PLACES.get(bits, 1)
 
 
 def in_blocks(weight_NK: Array, block_size: int) -> Array:
@@ -78,7 +91,8 @@ def outermost_grid(blocks: Array, kind: GridKind) -> Grid:
     if not kind.symmetric:
         low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
         scales = nonzero_scales((high - low) / np.float32(top))
-        return Grid(top=top, scales=scales, zeros=np.clip(np.rint(-low / scales), 0, top))
+        places = np.float32(zero_places(kind.bits))
+        return Grid(top=top, scales=scales, zeros=np.clip(np.rint(-low / scales * places) / places, 0, top))
     if kind.bits == 8:
         scales = nonzero_scales(np.abs(blocks).max(-1) / np.float32(middle - 1))
     else:
@@ -97,15 +111,16 @@ def searched_grid(blocks: Array, kind: GridKind, importance: Array | None = None
     start, important = outermost_grid(blocks, kind), importance * blocks
     most = np.full(start.scales.shape, -1, np.float32)
     scales = start.scales.copy()
-    middle, low, high = 1 << (kind.bits - 1), -start.zeros[..., None], start.top - start.zeros[..., None]
+    middle, zeros = 1 << (kind.bits - 1), start.zeros[..., None]
     steps, weighted = np.empty_like(important), np.empty_like(important)
     for share in _SYMMETRIC_SHARES if kind.symmetric else _ASYMMETRIC_SHARES:
         np.divide(blocks, (start.scales * np.float32(share))[..., None], out=steps)
-        np.rint(steps, out=steps)
-        if kind.symmetric:  # between two numbers numpy clips faster than between two arrays
-            np.clip(steps, -middle, start.top - middle, out=steps)
+        if kind.symmetric:
+            np.clip(np.rint(steps, out=steps), -middle, start.top - middle, out=steps)
         else:
-            np.minimum(np.maximum(steps, low, out=steps), high, out=steps)
+            steps += zeros
+            np.clip(np.rint(steps, out=steps), 0, start.top, out=steps)
+            steps -= zeros
         np.multiply(importance, steps, out=weighted)
         norm = np.einsum("nbk,nbk->nb", weighted, steps)
         along = np.einsum("nbk,nbk->nb", important, steps)
@@ -153,6 +168,37 @@ def exact_grid(blocks: Array, kind: GridKind) -> tuple[Grid, NDArray[np.bool_]]:
         found[left[fits]] = True
     shape = blocks.shape[:-1]
     return Grid(top=top, scales=scales.reshape(shape), zeros=zeros.reshape(shape)), found.reshape(shape)
+
+
+def levels_grid(blocks: Array, kind: GridKind) -> tuple[Grid, NDArray[np.bool_]]:
+    """Find the even levels that a block's weights lie on, wherever they begin; return as `exact_grid` does.
+
+    So files of 4 bits leave weights that store a float for each block's least (Q4_1, Q4_K). Zero points with places
+    between the steps hold them to a thirty-second of a level, where the nearest of 32 other levels would be an eighth
+    away on average. The grid's step is the level's, halved as often as the integers have room for.
+    """
+    top, places = (1 << kind.bits) - 1, np.float32(zero_places(kind.bits))
+    flat = blocks.reshape(-1, blocks.shape[-1])
+    lowest, highest = flat.min(-1), flat.max(-1)
+    scales, zeros = np.ones(len(flat), np.float32), np.zeros(len(flat), np.float32)
+    found = np.zeros(len(flat), bool)
+    between = (lowest <= 0) & (highest > 0) & (not kind.symmetric and places > 1)
+    for levels in range(1, top + 1):
+        left = np.flatnonzero(between & ~found)
+        if not left.size:
+            break
+        level = (highest - lowest) / np.float32(levels)
+        # A few weights tell of nearly all blocks that they do not fit.
+        fitting = left
+        for columns in (slice(_FEW), slice(None)):
+            values = (flat[fitting, columns] - lowest[fitting, None]) / level[fitting, None]
+            fitting = fitting[(np.abs(values - np.rint(values)) < _OF_A_LEVEL).all(-1)]
+        scales[fitting] = level[fitting] / np.float32(1 << (top // levels).bit_length() - 1)
+        zeros[fitting] = np.rint(-lowest[fitting] / scales[fitting] * places) / places
+        found[fitting] = True
+    shape = blocks.shape[:-1]
+    grid = Grid(top=top, scales=scales.reshape(shape), zeros=zeros.reshape(shape))
+    return grid.with_half_scales(), found.reshape(shape)
 
 
 def nonzero_scales(scales: Array) -> Array:
