@@ -7,6 +7,9 @@ reads the same token ids, and its logits are compared with those of the checkpoi
 again: a second call with the same --work goes on where the first was stopped. The page keeps the other models that
 were written to it.
 
+Training makes a model worse on what it was not trained for, and a quantizer that takes the training back looks better
+there than fp32. --held-out adds a text of the training's own kind.
+
 onnxruntime-genai's builder takes Gemma 3 beside transformers 4 alone, which its releases after 0.15 do not run with:
 
     python -m venv builder
@@ -41,13 +44,15 @@ from edgelm_export.exporter import export_package
 from edgelm_export.quantize import Precision, precision_named
 from edgelm_export.sources import open_checkpoint
 from edgelm_export.verification_text import verification_text
+from edgelm_training.held_out import held_out_documents
 from k_quants import Importance, importance_matrix, quantize_gguf
 from machine import describe_machine
 from prepare import CACHE, genai_command, size_on_disk
+from quality_goals import HELD_OUT
 from quality_recipes import RECIPES
 from quality_report import write_report
 from worker import Worker
-from workload import FULL, read_text
+from workload import FULL, PERPLEXITY_TOKENS, read_text
 
 KINDS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "IQ4_XS", "Q4_0", "Q3_K_M")
 # onnxruntime-genai's builder: precision, and its algo_config.
@@ -62,6 +67,7 @@ _BUILDER = ("onnxruntime-genai", "onnxruntime", "transformers", "torch")
 # What text is scored, and in windows of how many tokens; neither is in the text that quantizers are calibrated on.
 REFERENCE, PROSE = "Python's language reference", "the export's verification text"
 _REFERENCE_WINDOWS, _PROSE_WINDOWS, _PROSE_TOKENS = 2, 2, 512
+_HELD_OUT_WINDOWS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +136,12 @@ def _row(runtime: str, label: str, engine: str) -> Contestant:
 class Comparison:
     """Score contestants on the same windows of token ids."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, held_out: Path | None) -> None:
         self._models = models
         tokenizer = Tokenizer.load(models.checkpoint)
         prose = tokenizer.encode(verification_text())[: _PROSE_WINDOWS * _PROSE_TOKENS]
-        windows = {
+        windows = {} if held_out is None else {HELD_OUT: _held_out_windows(held_out, tokenizer, models.checkpoint)}
+        windows |= {
             REFERENCE: read_text(models.checkpoint, FULL).windows[:_REFERENCE_WINDOWS],
             PROSE: [prose[start : start + _PROSE_TOKENS] for start in range(0, len(prose), _PROSE_TOKENS)],
         }
@@ -179,6 +186,13 @@ class Comparison:
         return self._models.work / f"logits-{list(self._windows).index(text)}-{number}.npy"
 
 
+def _held_out_windows(held_out: Path, tokenizer: Tokenizer, model: Path) -> list[list[int]]:
+    """Cut windows out of the documents, as far from each other as their tokens allow."""
+    ids = [id_ for document in held_out_documents((str(held_out),), tokenizer, model) for id_ in document.ids]
+    apart = len(ids) // _HELD_OUT_WINDOWS
+    return [ids[start : start + PERPLEXITY_TOKENS] for start in range(0, apart * _HELD_OUT_WINDOWS, apart)]
+
+
 def _figures(windows: list[dict[str, float]]) -> dict[str, float]:
     tokens = sum(row["tokens"] for row in windows)
     scored = tokens - len(windows)
@@ -202,18 +216,30 @@ def _figures(windows: list[dict[str, float]]) -> dict[str, float]:
     "--work", type=click.Path(path_type=Path), help="A folder for what is made of this model [default: in .cache/]."
 )
 @click.option("--only", help="Only contestants whose name has this regular expression, and the source.")
+@click.option(
+    "--held-out",
+    type=click.Path(exists=True, path_type=Path),
+    help="Text of the kind that the model was trained on: a file, or shards, of which the validation split is taken.",
+)
 @click.option("--builder", help="The Python that has onnxruntime-genai's builder [default: this one].")
 def main(
-    checkpoint: Path, gguf: Path, target: Path, title: str, work: Path | None, only: str | None, builder: str | None
+    checkpoint: Path,
+    gguf: Path,
+    target: Path,
+    title: str,
+    work: Path | None,
+    only: str | None,
+    held_out: Path | None,
+    builder: str | None,
 ) -> None:
     """Compare what becomes of CHECKPOINT, and write it to TARGET.json, TARGET.md and a picture."""
     work = (work or CACHE / "quality" / checkpoint.name).resolve()  # the workers run elsewhere
     work.mkdir(parents=True, exist_ok=True)
     models = Models(checkpoint=checkpoint, gguf=gguf, work=work, builder=builder or sys.executable)
     built_by = {} if builder is None else {"builder": _versions(builder)}
-    comparison = Comparison(models)
+    comparison = Comparison(models, held_out)
     kept = work / "scores.json"
-    scores = _read(kept)
+    scores = {name: row for name, row in _read(kept).items() if row["texts"].keys() == comparison.tokens.keys()}
     for contestant, make in models.contestants():
         wanted = only is None or contestant.name == SOURCE or re.search(only, contestant.name)
         if contestant.name in scores or not wanted:
@@ -223,6 +249,7 @@ def main(
         click.echo(json.dumps(scores[contestant.name]), err=True)
     names = [contestant.name for contestant, _ in models.contestants() if contestant.name in scores]
     options = f'--title "{title}"' + ("" if only is None else f" --only '{only}'")
+    options += "" if held_out is None else f" --held-out {held_out.name}"
     options += "" if builder is None else f" --builder {Path(*Path(builder).parts[-3:])}"
     result = {
         "command": f"python benchmarks/quality.py {checkpoint.name}/ {gguf.name} {target.name} {options}",

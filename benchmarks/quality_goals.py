@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]  # label, bytes, and by text: perplexity, divergence, top1_agreement
 
 OURS = "edgelm-"
+HELD_OUT = "held-out text of its own kind"
 _PEERS = {"llama.cpp's k-quants": ("llama-q", "_k"), "onnxruntime-genai's k_quant mixes": ("genai-", "k_quant")}
 _INT8 = "edgelm-int8"
 _INT8_LIMIT, _INT4_LIMIT = 0.01, 0.04  # perplexity over fp32
@@ -32,9 +33,11 @@ def judge(result: dict[str, Any]) -> Iterator[Verdict]:
         yield _within(f"int8 within {_INT8_LIMIT:.0%} of fp32 in perplexity", result, rows[_INT8], _INT8_LIMIT)
     for peers, (beginning, part) in _PEERS.items():
         pairs = [pair for name, pair in duels(result).items() if name.startswith(beginning) and part in name]
-        for key in ("perplexity", "divergence"):
-            if pairs:
-                yield _ahead(f"no more {key} than {peers} at equal bytes", pairs, key)
+        for key in ("perplexity", "divergence") if pairs else ():
+            goal = f"no more {key} than {peers} at equal bytes"
+            yield _ahead(goal, pairs, key, result["tokens"])
+            if HELD_OUT in result["tokens"]:
+                yield _ahead(f"{goal}, on {HELD_OUT} alone", pairs, key, [HELD_OUT])
     yield from _judge_int4(result)
 
 
@@ -66,14 +69,14 @@ def _within(goal: str, result: dict[str, Any], row: Row, limit: float) -> Verdic
     return Verdict(goal=goal, measured=" and ".join(f"{share:+.1%}" for share in over), met=max(over) <= limit)
 
 
-def _ahead(goal: str, pairs: list[tuple[Row, Row | None]], key: str) -> Verdict:
-    behind = [peer["label"] for peer, mine in pairs if mine is None or not _no_more(mine, peer, key)]
+def _ahead(goal: str, pairs: list[tuple[Row, Row | None]], key: str, texts: Iterable[str]) -> Verdict:
+    behind = [peer["label"] for peer, mine in pairs if mine is None or not _no_more(mine, peer, key, texts)]
     measured = f"{len(pairs) - len(behind)} of {len(pairs)}" + (f"; behind {', '.join(behind)}" if behind else "")
     return Verdict(goal=goal, measured=measured, met=not behind)
 
 
-def _no_more(mine: Row, theirs: Row, key: str) -> bool:
-    return all(figures[key] <= theirs["texts"][text][key] for text, figures in mine["texts"].items())
+def _no_more(mine: Row, theirs: Row, key: str, texts: Iterable[str]) -> bool:
+    return all(mine["texts"][text][key] <= theirs["texts"][text][key] for text in texts)
 
 
 def _judge_int4(result: dict[str, Any]) -> Iterator[Verdict]:

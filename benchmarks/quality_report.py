@@ -60,7 +60,7 @@ def _section(title: str, result: dict[str, Any], name: str) -> str:
         f"`{result['command']}`, {machine['date']}, commit {machine['commit']}; {tokens}.",
         f"![Bytes and KL divergence of each]({_picture_file(name, title)})",
         _table(result),
-        "Each of the others beside the best of edgelm's, by KL divergence on both texts, that is no larger. Ours "
+        "Each of the others beside the best of edgelm's, by KL divergence on all texts, that is no larger. Ours "
         "first; bold where ours is the better one.",
         _duels(result),
         f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['instruction_sets'])}), Linux "

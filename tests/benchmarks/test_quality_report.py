@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from quality_goals import duels, judge
+from quality_goals import HELD_OUT, duels, judge
 from quality_report import write_report
 from workers.comparison import compare, keep
 
@@ -64,6 +64,23 @@ def test_a_goal_is_reached_where_it_is_on_every_text_and_beside_every_peer(compa
         "int4 in 100 MB within 4% of fp32 in perplexity": ("+3.0%", True),
         "int4 in 100 MB: at most half the divergence of rounding to nearest": ("0.40", True),
     }
+
+
+def test_text_of_the_models_own_kind_is_judged_apart_as_well(comparison: dict[str, Any]) -> None:
+    comparison["contestants"] = {
+        "edgelm-fp32": row("edgelm fp32", 500, 10.0, 0.0),
+        "edgelm-int6": row("edgelm int6", 110, 10.2, 0.01),
+        "llama-q5_k_m": row("llama.cpp Q5_K_M", 111, 9.8, 0.1),
+    }
+    comparison["tokens"][HELD_OUT] = 8184
+    for found, perplexity in zip(comparison["contestants"].values(), (5.0, 5.1, 6.0), strict=True):
+        found["texts"][HELD_OUT] = {**found["texts"][_TEXT], "perplexity": perplexity}
+    assert [(verdict.goal, verdict.met) for verdict in judge(comparison)] == [
+        ("no more perplexity than llama.cpp's k-quants at equal bytes", False),
+        (f"no more perplexity than llama.cpp's k-quants at equal bytes, on {HELD_OUT} alone", True),
+        ("no more divergence than llama.cpp's k-quants at equal bytes", True),
+        (f"no more divergence than llama.cpp's k-quants at equal bytes, on {HELD_OUT} alone", True),
+    ]
 
 
 def test_divergences_too_small_for_four_places_have_six(comparison: dict[str, Any], tmp_path: Path) -> None:
