@@ -31,10 +31,16 @@ def _rounded(scheme: str) -> str:
 
 
 _SMOOTHED = ("smooth",)
-_HEAD_IN_6 = (_HEAD, "int6-block32")
+_HEAD_IN_5, _HEAD_IN_6 = (_HEAD, "int5-block32"), (_HEAD, "int6-block32")
 _HEAD_IN_8, _HEAD_IN_WIDE_8 = (_HEAD, "int8-block64"), (_HEAD, "int8-block128")
 _ENDS_IN_8 = (_ENDS, "int8-block64-gptq")
+_FIVE_IN_32 = "int5-block32-asymmetric"  # 16 levels that begin anywhere, as in Q4_1, stay in it
 _IN_64, _IN_32 = "int4-block64-asymmetric-gptq", "int4-block32-asymmetric-gptq"
+
+_FIVES = {
+    f"int5 in blocks of 32 with zero points, head in {bits}": head
+    for bits, head in ((8, _HEAD_IN_8), (6, _HEAD_IN_6), (5, _HEAD_IN_5))
+}
 
 # With twins whose weights are rounded to nearest.
 _CALIBRATED = {
@@ -61,6 +67,9 @@ RECIPES = {
         (r"(o|down)_proj", "int6-block64-gptq"),
     ),
     "int6, calibrated": recipe("int6-block64-asymmetric-gptq", _HEAD_IN_6),
+    **{f"{label}, calibrated": recipe(f"{_FIVE_IN_32}-gptq", head) for label, head in _FIVES.items()},
+    # Where the source lies on such levels, calibrating changes nothing.
+    **{label: recipe(_FIVE_IN_32, head) for label, head in _FIVES.items()},
     "int5, calibrated": recipe("int5-block64-asymmetric-gptq", _HEAD_IN_8),
     "int5, head in 8 of 128, calibrated": recipe("int5-block64-asymmetric-gptq", _HEAD_IN_WIDE_8),
     "int5, head in 6, calibrated": recipe("int5-block64-asymmetric-gptq", _HEAD_IN_6),
