@@ -8,7 +8,7 @@ tokenizer.json. Of a SentencePiece tokenizer it has all.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -69,8 +69,8 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
 class _Rebuilt:
     """A tokenizer before the tokens around its texts are known: which of them hold where the metadata is silent."""
 
-    build: Callable[[list[str], list[str]], dict[str, Any]]  # of the tokens before and behind each text
-    names: Mapping[int, str]  # of the tokens by their ids
+    build: Callable[[list[str], list[str]], str]  # tokenizer.json, of the tokens before and behind each text
+    names: Sequence[str | None]  # of the tokens; None for those that are unused
     add_bos: bool
     add_eos: bool = False
 
@@ -104,7 +104,7 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, str]:
         **{f"{role}_token": token for role, token in special.items()},
     }
     files = {
-        "tokenizer.json": json.dumps(rebuilt.build(before, after), ensure_ascii=False) + "\n",
+        "tokenizer.json": rebuilt.build(before, after),
         "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2) + "\n",
     }
     template = metadata.get("tokenizer.chat_template")
@@ -120,8 +120,8 @@ def _byte_level_bpe(metadata: Mapping[str, Any], tokens: list[str]) -> _Rebuilt:
     types = _token_types(metadata, tokens, (_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED), "byte-level BPE")
     vocabulary = _vocabulary(tokens, types)
 
-    def build(before: list[str], after: list[str]) -> dict[str, Any]:
-        return {
+    def build(before: list[str], after: list[str]) -> str:
+        parts = {
             "version": "1.0",
             "truncation": None,
             "padding": None,
@@ -132,8 +132,9 @@ def _byte_level_bpe(metadata: Mapping[str, Any], tokens: list[str]) -> _Rebuilt:
             "decoder": _byte_level(use_regex=True),
             "model": _bpe(vocabulary, _merges(metadata, vocabulary), ignore_merges=pre_tokenizer.ignore_merges),
         }
+        return json.dumps(parts, ensure_ascii=False) + "\n"
 
-    names = {index: token for token, index in vocabulary.items()}
+    names = [None if type_ == _UNUSED else token for token, type_ in zip(tokens, types, strict=True)]
     return _Rebuilt(build=build, names=names, add_bos=pre_tokenizer.add_bos)
 
 
@@ -242,17 +243,18 @@ def _merges(metadata: Mapping[str, Any], vocabulary: Mapping[str, int]) -> list[
     return merges
 
 
-def _special_tokens(metadata: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, str]:
+def _special_tokens(metadata: Mapping[str, Any], names: Sequence[str | None]) -> dict[str, str]:
     """Look up the tokens that have a role: role -> token."""
     special = {}
-    for role, name in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        key = f"tokenizer.ggml.{name}_token_id"
+    for role, word in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        key = f"tokenizer.ggml.{word}_token_id"
         index = metadata.get(key)
         if index is None:
             continue
-        if type(index) is not int or index not in names:
+        name = names[index] if type(index) is int and 0 <= index < len(names) else None
+        if name is None:
             raise CheckpointError(f"{key} is {index!r:.80}, which is no token of this vocabulary.")
-        special[role] = names[index]
+        special[role] = name
     return special
 
 

@@ -24,6 +24,7 @@ from edgelm_export.sentencepiece_tokenizer import sentencepiece_json
 
 MARIAN_FILES = ("source.spm", "vocab.json")
 _ROLES = {"</s>": PieceType.CONTROL, "<pad>": PieceType.CONTROL, "<unk>": PieceType.UNKNOWN}
+_MAX_PIECES = 5 << 14  # the largest vocabularies in use have 65,001
 _LANGUAGE = re.compile(r">>.+<<")  # what to translate to, at the beginning of a source
 _FOREIGN_PENALTY = 16.0  # times the lowest score, for each character: no piece of the source costs as much
 
@@ -41,27 +42,33 @@ def marian_files(path: Path, vocabulary: Mapping[str, Any]) -> dict[str, str]:
     if model.kind != "unigram":
         raise CheckpointError(f"{path} is a SentencePiece model of the kind {model.kind!r}; Marian's are unigrams.")
     numbers = [index for index in vocabulary.values() if type(index) is int]
-    if sorted(numbers) != list(range(len(vocabulary))) or not _ROLES.keys() <= vocabulary.keys():
-        count, roles = len(vocabulary), ", ".join(_ROLES)
-        raise CheckpointError(f"{path.parent / 'vocab.json'} must count its {count} pieces from 0, and have {roles}.")
+    count, file = len(vocabulary), path.parent / "vocab.json"
+    if count > _MAX_PIECES:
+        raise CheckpointError(f"{file} has {count} pieces; at most {_MAX_PIECES} are read.")
+    if sorted(numbers) != list(range(count)) or not _ROLES.keys() <= vocabulary.keys():
+        raise CheckpointError(f"{file} must count its {count} pieces from 0, and have {', '.join(_ROLES)}.")
     texts = sorted(vocabulary, key=vocabulary.__getitem__)
     scores = {
         text: score
         for text, score, type_ in zip(model.texts, model.scores.tolist(), model.types, strict=True)
         if type_ == PieceType.NORMAL
     }
+    types = np.full(count, PieceType.NORMAL, np.uint8)
+    types[[text.startswith(">>") and _LANGUAGE.fullmatch(text) is not None for text in texts]] = PieceType.USER_DEFINED
+    for text, type_ in _ROLES.items():
+        types[vocabulary[text]] = type_
     foreign = min((*scores.values(), -1.0)) * _FOREIGN_PENALTY
     try:
         both = dataclasses.replace(
             model,
             texts=texts,
             scores=np.array([scores.get(text, foreign * len(text)) for text in texts]),
-            types=bytes(map(_type_of, texts)),
+            types=types.tobytes(),
             roles={},
         )
         tokenizer = sentencepiece_json(both, after=["</s>"])
     except CheckpointError as error:
-        raise CheckpointError(f"{path.parent / 'vocab.json'}: {error}") from error
+        raise CheckpointError(f"{file}: {error}") from error
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "</s>",
@@ -69,10 +76,6 @@ def marian_files(path: Path, vocabulary: Mapping[str, Any]) -> dict[str, str]:
         "unk_token": "<unk>",
     }
     return {
-        "tokenizer.json": json.dumps(tokenizer, ensure_ascii=False) + "\n",
+        "tokenizer.json": tokenizer,
         "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
     }
-
-
-def _type_of(text: str) -> PieceType:
-    return PieceType.USER_DEFINED if _LANGUAGE.fullmatch(text) else _ROLES.get(text, PieceType.NORMAL)

@@ -51,7 +51,7 @@ def sentencepiece_files(path: Path, config: Mapping[str, Any], added: Mapping[st
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return {
-        "tokenizer.json": json.dumps(tokenizer, ensure_ascii=False) + "\n",
+        "tokenizer.json": tokenizer,
         "tokenizer_config.json": json.dumps(settings, indent=2, ensure_ascii=False) + "\n",
     }
 
@@ -69,7 +69,7 @@ def _added_tokens(
         if index < 0 or not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
             raise CheckpointError(f"{path.parent}: the added token {key!r} is {value!r}; it has an id and a content.")
         content, special = value["content"], value.get("special") is True
-        of_model = index < len(model.texts) and names.get(index) == content
+        of_model = index < len(names) and names[index] == content
         if of_model and not special and model.types[index] != PieceType.NORMAL:
             continue
         token = added_token(index, content, special=special)

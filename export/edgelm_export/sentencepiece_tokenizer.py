@@ -16,20 +16,23 @@ What tokenizers cannot say, and how near it comes:
 from __future__ import annotations
 
 import base64
+import json
 import unicodedata
-from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from json.encoder import encode_basestring
 from typing import Any
 
 import numpy as np
 
 from edgelm.errors import CheckpointError
+from edgelm_export.piece_pairs import pairs_of_pieces
 from edgelm_export.sentencepiece_model import PieceType, SentencePieceModel
 from edgelm_export.tokenizer_json import added_token, post_processor
 
 _SPACE = "▁"
-_MAX_MERGES = 1 << 20  # twice those of the largest models; pieces that are all made of two letters have millions
-_MAX_LOOKED_UP = 1 << 21  # 1.2 million are those of 262,143 pieces of 11 characters in the mean
+# Of the pieces of a BPE, each counted as often as it can be cut in two: 1.5 times those of the largest model in use.
+_MAX_CHARACTERS = 12 << 20
+_AT_ONCE = 1 << 14  # pairs
 # Longer than any piece: a byte's literal of six characters costs more than six pieces of the lowest score.
 _BYTE_PENALTY = 8.0
 
@@ -40,23 +43,27 @@ def sentencepiece_json(
     before: Sequence[str] = (),
     after: Sequence[str] = (),
     more: Sequence[Mapping[str, Any]] = (),
-) -> dict[str, Any]:
-    """Build the tokenizer.json.
+) -> str:
+    """Build the tokenizer.json. Its largest parts are written here: json.dumps takes three times as long and as much.
 
     before, after: control tokens around every text. more: added tokens beside the model's own, as `added_token` makes
     them; one with a piece's id takes its place.
 
     Raises:
         CheckpointError: a token that stands around texts is not there, a user-defined piece changes when the text is
-            normalized, or more pairs make a piece than in any model.
+            normalized, or the pieces are longer than in any model.
     """
-    names = token_names(model) | {token["id"]: token["content"] for token in more}
-    vocabulary = {name: index for index, name in names.items()}
+    _check_cuts(model)
+    names = token_names(model)
+    names += [None] * (max((token["id"] + 1 for token in more), default=0) - len(names))
+    for token in more:
+        names[token["id"]] = token["content"]
+    vocabulary = {name: index for index, name in enumerate(names) if name is not None}
     missing = [token for token in (*before, *after) if token not in vocabulary]
-    if missing or len(vocabulary) != len(names):
+    if missing or len(vocabulary) != len(names) - names.count(None):
         problem = f"there is no token {missing[0]!r}" if missing else "two tokens have the same text"
-        raise CheckpointError(f"The SentencePiece tokenizer cannot be rebuilt: {problem}.")
-    return {
+        raise _not_rebuilt(problem)
+    parts = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -69,19 +76,39 @@ def sentencepiece_json(
         ),
         "post_processor": post_processor(before, after, vocabulary),
         "decoder": {"type": "Sequence", "decoders": _decoders(model)},
-        "model": _bpe(model, vocabulary) if model.kind == "bpe" else _unigram(model, names),
     }
+    texts = _bpe(model, names) if model.kind == "bpe" else _unigram(model, names)
+    # Joined as bytes: as a str, a part with one character beyond 16 bits takes four bytes for each.
+    whole = bytearray(f'{_json(parts)[:-1]}, "model": ', "utf-8", "surrogatepass")
+    for text in texts:
+        whole += text.encode("utf-8", "surrogatepass")
+    whole += b"}\n"
+    return whole.decode("utf-8", "surrogatepass")
 
 
-def token_names(model: SentencePieceModel) -> dict[int, str]:
-    """Return the text of each token by its id, without those that are unused."""
-    names = dict(enumerate(model.texts))
+def token_names(model: SentencePieceModel) -> list[str | None]:
+    """Return the text of each token; None for those that are unused."""
+    names: list[str | None] = list(model.texts)
     for index in model.places_of(PieceType.UNUSED):
-        del names[index]
+        names[index] = None
     for index in model.places_of(PieceType.USER_DEFINED):
-        # It is found in the text as it was before spaces became another character.
-        names[index] = names[index].replace(_SPACE, " ")
+        names[index] = _name(model, index)
     return names
+
+
+def _name(model: SentencePieceModel, index: int) -> str:
+    """Return the text of a token that is found before spaces become another character."""
+    return model.texts[index].replace(_SPACE, " ")
+
+
+def _check_cuts(model: SentencePieceModel) -> None:
+    if model.kind != "bpe":
+        return
+    lengths = np.fromiter(map(len, model.texts), np.int64, len(model.texts))
+    lengths = lengths[np.frombuffer(model.types, np.uint8) == PieceType.NORMAL]
+    if (characters := int(np.sum(lengths * (lengths - 1)))) > _MAX_CHARACTERS:
+        problem = f"its pieces have {characters} characters at all the places where they can be cut in two"
+        raise _not_rebuilt(f"{problem}; at most {_MAX_CHARACTERS} are read")
 
 
 def _prefixes_later(model: SentencePieceModel) -> bool:
@@ -93,17 +120,14 @@ def _prefixes_later(model: SentencePieceModel) -> bool:
 
 
 def _added_tokens(model: SentencePieceModel, more: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    names = token_names(model)
     normalized = not model.add_dummy_prefix or _prefixes_later(model)
     tokens = {}
     for index in model.places_of(PieceType.CONTROL, PieceType.UNKNOWN):
-        tokens[index] = added_token(index, names[index], special=True)
+        tokens[index] = added_token(index, model.texts[index], special=True)
     for index in model.places_of(PieceType.USER_DEFINED):
-        name = names[index]
+        name = _name(model, index)
         if normalized and model.charsmap and unicodedata.normalize("NFKC", name).strip() != name:
-            raise CheckpointError(
-                f"The SentencePiece tokenizer cannot be rebuilt: its user-defined piece {name!r} would be normalized."
-            )
+            raise _not_rebuilt(f"its user-defined piece {name!r} would be normalized")
         tokens[index] = added_token(index, name, special=False, normalized=normalized)
     tokens |= {token["id"]: dict(token) for token in more}
     return [tokens[index] for index in sorted(tokens)]
@@ -134,60 +158,61 @@ def _decoders(model: SentencePieceModel) -> list[dict[str, Any]]:
     return steps
 
 
-def _bpe(model: SentencePieceModel, vocabulary: Mapping[str, int]) -> dict[str, Any]:
-    unknown_id = model.unknown_id
-    return {
+def _bpe(model: SentencePieceModel, names: Sequence[str | None]) -> Iterator[str]:
+    settings = {
         "type": "BPE",
         "dropout": None,
-        "unk_token": next((name for name, index in vocabulary.items() if index == unknown_id), None),
+        "unk_token": None if model.unknown_id is None else names[model.unknown_id],
         "continuing_subword_prefix": None,
         "end_of_word_suffix": None,
         "fuse_unk": True,  # as SentencePiece joins unknown characters to one piece
         "byte_fallback": model.byte_fallback,
         "ignore_merges": False,
-        "vocab": vocabulary,
-        "merges": _merges(model, vocabulary),
     }
+    entries = [f"{encode_basestring(name)}: {index}" for index, name in enumerate(names) if name is not None]
+    yield f'{_json(settings)[:-1]}, "vocab": {{'
+    yield ", ".join(entries)
+    yield '}, "merges": ['
+    yield from _merges(model, names)
+    yield "]}"
 
 
-def _merges(model: SentencePieceModel, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
-    """List every pair of pieces that makes a piece, by that one's score."""
+def _merges(model: SentencePieceModel, names: Sequence[str | None]) -> Iterator[str]:
+    """List every pair of pieces that makes a piece, by that one's score, then by the ids of its parts."""
     texts = model.texts
-    ids = {texts[id_]: id_ for id_ in model.places_of(PieceType.NORMAL) if vocabulary.get(texts[id_]) == id_}
-    ids.pop("", None)  # which is a part of nothing
-    pairs = array("i")  # ids of a piece, of its left and of its right part
-    # The pieces that the next one begins with, the shortest first: sorted, all of them come before it.
-    lefts: list[tuple[str, int]] = []
-    looked_up = 0
-    for text in sorted(ids):
-        joined = ids[text]
-        while lefts and not text.startswith(lefts[-1][0]):
-            lefts.pop()
-        looked_up += len(lefts)
-        for left, left_id in lefts:
-            right_id = ids.get(text[len(left) :])
-            if right_id is not None:
-                pairs.extend((joined, left_id, right_id))
-        lefts.append((text, joined))
-        if len(pairs) > 3 * _MAX_MERGES or looked_up > _MAX_LOOKED_UP:
-            problem = f"more than {_MAX_MERGES} pairs of its pieces make a piece"
-            if looked_up > _MAX_LOOKED_UP:
-                problem = f"its pieces begin more than {_MAX_LOOKED_UP} times with another"
-            raise CheckpointError(f"The SentencePiece tokenizer cannot be rebuilt: {problem}.")
-    joined_P, left_P, right_P = np.frombuffer(pairs, np.int32).reshape(-1, 3).T
-    order = np.lexsort((right_P, left_P, -model.scores[joined_P]))
-    return [(texts[left], texts[right]) for left, right in zip(left_P[order], right_P[order], strict=True)]
+    normal = [id_ for id_ in model.places_of(PieceType.NORMAL) if texts[id_] and names[id_] == texts[id_]]
+    some = [texts[id_] for id_ in normal]
+    try:
+        whole_P, left_P, right_P = pairs_of_pieces(some)
+    except ValueError as error:
+        raise _not_rebuilt(str(error)) from error
+    rank = np.unique(-model.scores[normal], return_inverse=True)[1]
+    # One number has the place of a pair in the list, and its parts: there are far fewer than 2**20 pieces.
+    order_P = np.sort(rank[whole_P] << 40 | left_P.astype(np.int64) << 20 | right_P)
+    quoted = list(map(encode_basestring, some))
+    for first in range(0, len(order_P), _AT_ONCE):
+        parts = order_P[first : first + _AT_ONCE]
+        lefts, rights = (parts >> 20 & 0xFFFFF).tolist(), (parts & 0xFFFFF).tolist()
+        yield ", " if first else ""
+        yield ", ".join([f"[{quoted[left]}, {quoted[right]}]" for left, right in zip(lefts, rights, strict=True)])
 
 
-def _unigram(model: SentencePieceModel, names: Mapping[int, str]) -> dict[str, Any]:
+def _unigram(model: SentencePieceModel, names: Sequence[str | None]) -> Iterator[str]:
     types = np.frombuffer(model.types, np.uint8)
     byte_score = model.scores[types == PieceType.NORMAL].min(initial=-1.0) * _BYTE_PENALTY
     scores = np.where(types == PieceType.BYTE, byte_score, model.scores).tolist()
-    scores += [0.0] * (max(names) + 1 - len(scores))
+    scores += [0.0] * (len(names) - len(scores))
     # Ids are places in this list. A text has no space any more when it comes here, so these are never found.
-    return {
-        "type": "Unigram",
-        "unk_id": model.unknown_id,
-        "vocab": [[names.get(index, f"unused {index}"), score] for index, score in enumerate(scores)],
-        "byte_fallback": model.byte_fallback,
-    }
+    texts = [f"unused {index}" if name is None else name for index, name in enumerate(names)]
+    entries = [f"[{encode_basestring(text)}, {score!r}]" for text, score in zip(texts, scores, strict=True)]
+    yield f'{{"type": "Unigram", "unk_id": {_json(model.unknown_id)}, "vocab": ['
+    yield ", ".join(entries)
+    yield f'], "byte_fallback": {_json(model.byte_fallback)}}}'
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _not_rebuilt(problem: str) -> CheckpointError:
+    return CheckpointError(f"The SentencePiece tokenizer cannot be rebuilt: {problem}.")

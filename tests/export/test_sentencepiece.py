@@ -19,10 +19,10 @@ from transformers import AutoTokenizer
 
 from edgelm import CheckpointError
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export import sentencepiece_tokenizer
+from edgelm_export import piece_pairs, sentencepiece_tokenizer
 from edgelm_export.checkpoint_folder import read_text_files
 from edgelm_export.gguf_tokenizer import tokenizer_files
-from edgelm_export.sentencepiece_model import PieceType, SentencePieceModel, read_sentencepiece
+from edgelm_export.sentencepiece_model import Kind, PieceType, SentencePieceModel, read_sentencepiece
 from edgelm_export.sentencepiece_tokenizer import sentencepiece_json
 
 CORPUS = json.loads((Path(__file__).parent / "tokenizer_corpus.json").read_text(encoding="utf-8"))["rows"]
@@ -255,15 +255,6 @@ def test_pieces_are_read_in_whatever_way_they_are_written(tmp_path: Path) -> Non
     assert [theirs.get_score(i) for i in range(8)] == model.scores.tolist()[:-1]
 
 
-def test_a_normal_piece_that_would_be_cut_at_too_many_places_is_refused() -> None:
-    text = "▁" * 257
-    model_of({"<unk>": PieceType.UNKNOWN, text: PieceType.USER_DEFINED})
-    model_of({"<unk>": PieceType.UNKNOWN, text[1:]: PieceType.NORMAL})
-
-    with pytest.raises(CheckpointError, match=r"Piece 1, '▁{40}'\.\.\., has 257 characters; at most 256 are read"):
-        model_of({"<unk>": PieceType.UNKNOWN, text: PieceType.NORMAL})
-
-
 def test_a_missing_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is missing or not a regular file"):
         read_sentencepiece(tmp_path / "tokenizer.model")
@@ -285,16 +276,42 @@ def test_a_symbol_that_the_normalization_changes_is_refused() -> None:
         sentencepiece_json(model)
 
 
-def test_more_pairs_than_any_model_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def merges_of(model: SentencePieceModel) -> list[list[str]]:
+    merges: list[list[str]] = json.loads(sentencepiece_json(model))["model"]["merges"]
+    return merges
+
+
+def test_longer_pieces_than_any_model_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = {"<unk>": PieceType.UNKNOWN} | dict.fromkeys(["a", "aa", "aaa", "aaaa"], PieceType.NORMAL)
-    monkeypatch.setattr(sentencepiece_tokenizer, "_MAX_MERGES", 6)  # one of "aa", two of "aaa", three of "aaaa"
-    assert len(sentencepiece_json(model_of(pieces))["model"]["merges"]) == 6
-    monkeypatch.setattr(sentencepiece_tokenizer, "_MAX_MERGES", 5)
-    with pytest.raises(CheckpointError, match="cannot be rebuilt: more than 5 pairs of its pieces make a piece"):
+    monkeypatch.setattr(sentencepiece_tokenizer, "_MAX_CHARACTERS", 20)  # 2 of "aa", 6 of "aaa", 12 of "aaaa"
+    assert len(merges_of(model_of(pieces))) == 6
+    monkeypatch.setattr(sentencepiece_tokenizer, "_MAX_CHARACTERS", 19)
+    with pytest.raises(CheckpointError, match=r"cannot be rebuilt: its pieces have 20 characters .*; at most 19 are"):
         sentencepiece_json(model_of(pieces))
-    monkeypatch.setattr(sentencepiece_tokenizer, "_MAX_LOOKED_UP", 5)
-    with pytest.raises(CheckpointError, match="cannot be rebuilt: its pieces begin more than 5 times with another"):
-        sentencepiece_json(model_of(pieces))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [(["ab", "ba"], "two pieces have the same number"), (["abx", "ba", "x"], "a part has the number of another piece")],
+)
+def test_pieces_that_are_told_apart_by_no_number_are_refused(
+    texts: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(piece_pairs, "_multiplier", lambda: 1)  # a number is the sum of the characters
+    with pytest.raises(CheckpointError, match=f"cannot be rebuilt: {message}"):
+        sentencepiece_json(model_of(dict.fromkeys(texts, PieceType.NORMAL)))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_the_text_is_the_one_that_json_would_write(kind: Kind) -> None:
+    texts = ["<unk>", '"', "\\", '\\"', "\n", "é", "😀", "😀é", "", "a", "unused"]
+    types = [PieceType.UNKNOWN, *[PieceType.NORMAL] * 9, PieceType.UNUSED]
+    scores = np.array([0.0, -1.5, 1e-7, *[-0.1] * 8])
+    model = SentencePieceModel(kind=kind, texts=texts, scores=scores, types=bytes(types))
+
+    text = sentencepiece_json(model)
+
+    assert text == json.dumps(json.loads(text), ensure_ascii=False) + "\n"
 
 
 def test_the_pairs_are_all_ways_to_cut_a_piece_in_two_pieces() -> None:
@@ -304,7 +321,7 @@ def test_the_pairs_are_all_ways_to_cut_a_piece_in_two_pieces() -> None:
     scores = np.array([random.randrange(4) for _ in texts], float)
     model = dataclasses.replace(model_of(dict.fromkeys(texts, PieceType.NORMAL)), scores=scores)
 
-    merges = sentencepiece_json(model)["model"]["merges"]
+    merges = merges_of(model)
 
     ids = {text: index for index, text in enumerate(texts)}
     every = [
@@ -314,7 +331,7 @@ def test_the_pairs_are_all_ways_to_cut_a_piece_in_two_pieces() -> None:
         if {text[:place], text[place:]} <= ids.keys()
     ]
     assert len(every) > 500
-    assert merges == [(texts[left], texts[right]) for _, left, right in sorted(every)]
+    assert merges == [[texts[left], texts[right]] for _, left, right in sorted(every)]
 
 
 def test_unused_pieces_have_no_token(tmp_path: Path) -> None:

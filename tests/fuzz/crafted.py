@@ -30,7 +30,7 @@ from edgelm.files.safetensors_index import read_weight_map
 from edgelm.package import manifest, onnx_walk
 from edgelm.server import request_body
 from edgelm.text import chat_template
-from edgelm_export import gguf, sentencepiece_model
+from edgelm_export import gguf, marian_tokenizer, sentencepiece_model, sentencepiece_tokenizer
 from edgelm_export.huggingface import INDEX_FILE
 from edgelm_export.sentencepiece_model import read_sentencepiece
 
@@ -161,8 +161,12 @@ def merging_pieces(texts: Iterable[str]) -> bytes:
     control = ((b"<unk>", b"\x18\x02"), (b"<s>", b"\x18\x03"), (b"</s>", b"\x18\x03"))
     scored = (message(1, text.encode()) + b"\x15\0\0\0\0" for text in texts)
     every = itertools.chain((message(1, text) + type_ for text, type_ in control), scored)
-    some = itertools.islice(every, sentencepiece_model._MAX_PIECES)
-    return b"".join(message(1, piece) for piece in some) + message(2, b"\x18\x02")
+    content = bytearray(message(2, b"\x18\x02"))
+    for piece in itertools.islice(every, sentencepiece_model._MAX_PIECES):
+        if len(content) + 3 + len(piece) > sentencepiece_model.MAX_BYTES:
+            break
+        content += message(1, piece)
+    return bytes(content)
 
 
 def of_two_letters() -> bytes:
@@ -177,9 +181,20 @@ def of_one_beginning() -> bytes:
     return merging_pieces(["x" * size for size in range(1, most)] + [f"{'x' * most}{i:05x}" for i in range(count)])
 
 
+def of_five_letters() -> bytes:
+    """Return as many pieces as are read, of as many letters as there may be, all of whose parts are pieces."""
+    count, characters, texts = sentencepiece_model._MAX_PIECES - 3, sentencepiece_tokenizer._MAX_CHARACTERS, []
+    for size in range(1, 9):
+        for letters in itertools.islice(itertools.product("abcde", repeat=size), count - len(texts)):
+            if (characters := characters - size * (size - 1)) < 0:
+                break
+            texts.append("".join(letters))
+    return merging_pieces(texts)
+
+
 def vocabulary() -> bytes:
-    """Return a Marian vocabulary of as many pieces as a file of JSON may have values."""
-    names = ["</s>", "<unk>", "<pad>", *(f"{i:x}" for i in range(regular_file.MAX_JSON_VALUES - 4))]
+    """Return a Marian vocabulary of as many pieces as are read."""
+    names = ["</s>", "<unk>", "<pad>", *(f"{i:x}" for i in range(marian_tokenizer._MAX_PIECES - 3))]
     return json.dumps({name: index for index, name in enumerate(names)}).encode()
 
 
@@ -233,6 +248,7 @@ CRAFTED = {
     "SentencePiece of odd pieces": sentencepiece(lambda: pieces(odd=sentencepiece_model._MAX_OTHER_FIELDS - 1)),
     "tokenizer of two letters": tokenizer_of(of_two_letters),
     "tokenizer of one beginning": tokenizer_of(of_one_beginning),
+    "tokenizer of five letters": tokenizer_of(of_five_letters),
     "Marian vocabulary": Crafted(kind="marian-vocabulary", make=vocabulary),
     "template of operators": Crafted(kind="template", make=lambda: b"{{x~x~x~x}}" * (chat_template.MAX_TOKENS // 9)),
     "template of outputs": Crafted(kind="template", make=lambda: b"{{-x}}" * (chat_template.MAX_TOKENS // 3)),
