@@ -216,8 +216,9 @@ BROKEN = {
     "a score that is none": (UNKNOWN + message(1, b"\x0a\x01a\x15\x00\x00\xc0\x7f"), "'a', has the score nan"),
     "a NUL": (UNKNOWN + message(1, message(1, b"a\0b") + SCORE), "a piece holds a NUL"),
     "cut off": (UNKNOWN[:-3], "tokenizer.model is cut off or damaged"),
-    "more pieces than any model has": (b"\x0a\x00" * 270_337, "has more than 270336 pieces"),
-    "more fields than any model has": (UNKNOWN + varint(4, 1) * 32_769, "has more than 32768 fields"),
+    "cut off in a score": (UNKNOWN + message(1, b"\x0a\x01a" + SCORE)[:-1], "a piece goes past the end"),
+    "more pieces than any model has": (message(1, b"\x0a\x00" + SCORE) * 270_337, "has more than 270336 pieces"),
+    "more fields than any model has": (UNKNOWN + varint(4, 1) * 12_289, "has more than 12288 fields"),
     "not protobuf": (b"\x0b" * 9, "is damaged .wire type 3."),
 }
 

@@ -245,7 +245,7 @@ CRAFTED = {
     "GGUF of keys": Crafted(kind="gguf", make=gguf_keys),
     "SentencePiece of pieces": sentencepiece(pieces),
     "SentencePiece of wide pieces": sentencepiece(wide_pieces),
-    "SentencePiece of odd pieces": sentencepiece(lambda: pieces(odd=sentencepiece_model._MAX_OTHER_FIELDS - 1)),
+    "SentencePiece of odd pieces": sentencepiece(lambda: pieces(odd=sentencepiece_model._MAX_OTHER_FIELDS // 2)),
     "tokenizer of two letters": tokenizer_of(of_two_letters),
     "tokenizer of one beginning": tokenizer_of(of_one_beginning),
     "tokenizer of five letters": tokenizer_of(of_five_letters),
