@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -105,8 +106,12 @@ def _check_length(value: str | list[Any], schema: Schema, param: str) -> None:
     if not low <= len(value) <= high:
         raise ApiError(400, f"{param} has {len(value)} {unit}; it must have {low} to {high}.", param=param)
     if isinstance(value, list):
+        items = schema["items"]
+        # A prompt can be 262,000 token ids: one that fits is not worth a call.
+        whole_numbers = range(items["minimum"], items["maximum"] + 1) if items.get("type") == "integer" else ()
         for i, item in enumerate(value):
-            check(item, schema["items"], f"{param}[{i}]")
+            if type(item) is not int or item not in whole_numbers:
+                check(item, items, f"{param}[{i}]")
 
 
 def _check_object(value: dict[str, Any], schema: Schema, param: str) -> None:
@@ -149,6 +154,8 @@ def _likeness(value: Any, schema: Schema) -> int:
 
 
 def _misfit(param: str, value: Any, rule: str) -> ApiError:
-    shown = repr(value)
+    # The beginning of it is enough, and the rest may be a megabyte.
+    start = dict(itertools.islice(value.items(), 40)) if isinstance(value, dict) else value
+    shown = repr(start[:41] if isinstance(start, (str, list)) else start)
     shown = shown if len(shown) <= 40 else f"{shown[:40]}…"
     return ApiError(400, f"{param or 'The request'} is {shown}; {rule}.", param=param or None)
