@@ -29,7 +29,7 @@ from edgelm.files import regular_file, safetensors_header, safetensors_index
 from edgelm.files.safetensors_index import read_weight_map
 from edgelm.package import manifest, onnx_walk
 from edgelm.server import request_body
-from edgelm.text import chat_template
+from edgelm.text import chat_template, template_sandbox
 from edgelm_export import gguf, marian_tokenizer, sentencepiece_model, sentencepiece_tokenizer
 from edgelm_export.huggingface import INDEX_FILE
 from edgelm_export.sentencepiece_model import read_sentencepiece
@@ -250,7 +250,9 @@ CRAFTED = {
     "tokenizer of one beginning": tokenizer_of(of_one_beginning),
     "tokenizer of five letters": tokenizer_of(of_five_letters),
     "Marian vocabulary": Crafted(kind="marian-vocabulary", make=vocabulary),
-    "template of operators": Crafted(kind="template", make=lambda: b"{{x~x~x~x}}" * (chat_template.MAX_TOKENS // 9)),
+    "template of operators": Crafted(kind="template", make=lambda: b"{{x~x~x~x}}" * (template_sandbox.MAX_NODES // 6)),
+    "template of conditions": Crafted(kind="template", make=lambda: b"{{x if x}}" * (template_sandbox.MAX_NODES // 4)),
+    "template of comparisons": Crafted(kind="template", make=lambda: b"{{x in x}}" * (template_sandbox.MAX_NODES // 6)),
     "template of outputs": Crafted(kind="template", make=lambda: b"{{-x}}" * (chat_template.MAX_TOKENS // 3)),
     "request of lists": Crafted(kind="http-body", make=lambda: request(lists(1 << 20, request_body._MAX_VALUES - 4))),
     "request of objects": Crafted(kind="http-body", make=lambda: request(objects((1 << 20) // 7))),

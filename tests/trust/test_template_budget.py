@@ -11,6 +11,7 @@ import pytest
 
 from edgelm.errors import ChatTemplateError
 from edgelm.text.chat_template import MAX_SOURCE, MAX_TOKENS, ChatTemplate
+from edgelm.text.template_sandbox import MAX_NODES
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 NESTED = "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
@@ -164,6 +165,18 @@ def test_a_template_of_many_words_is_not_compiled_to_its_end() -> None:
     assert ChatTemplate("{{ x }}" * (MAX_TOKENS // 3)).render(MESSAGES) == ""
     with pytest.raises(ChatTemplateError, match=f"The chat template has more than {MAX_TOKENS} words and marks"):
         ChatTemplate("{{ x }}" * (MAX_TOKENS // 3 + 1))
+
+
+@pytest.mark.parametrize(("source", "nodes"), [("{{ x in x }}", 6), ("{% for x in x %}{% endfor %}", 12)])
+def test_a_template_of_many_expressions_is_not_compiled_to_its_end(source: str, nodes: int) -> None:
+    ChatTemplate(source * (MAX_NODES // nodes))
+    with pytest.raises(ChatTemplateError, match=f"has more than {MAX_NODES} expressions and statements"):
+        ChatTemplate(source * (MAX_NODES // nodes + 1))
+
+
+def test_what_is_joined_is_escaped_where_that_is_asked_for() -> None:
+    source = "{% autoescape true %}{{ '<' ~ x ~ ('>' | safe) }}{% endautoescape %}{{ '<' ~ x }}"
+    assert ChatTemplate(source).render(MESSAGES, variables={"x": "&"}) == "&lt;&amp;><&"
 
 
 @pytest.mark.parametrize("name", ["encode", "to_bytes", "translate", "fromkeys", "append", "__class__"])

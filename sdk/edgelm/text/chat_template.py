@@ -26,8 +26,8 @@ from edgelm.text.tokenizer import Tokenizer
 # What a template may write beside the messages' own texts: four million characters are more than a context of a million
 # tokens; a template that writes more is broken or hostile.
 MAX_CHARACTERS = 4_000_000
-# Of the template itself: four times the longest that is in use in characters, and 1.6 times in words and marks, which
-# are what compiling takes time and memory for (docs/results/trust.md).
+# Of the template itself: three times the longest that is in use in characters. Compiling takes time and memory for its
+# words and marks, and for the expressions that they make (template_sandbox has their bound).
 MAX_SOURCE = 1 << 17
 MAX_TOKENS = 5 << 10
 _MAX_DATE_FORMAT = 200
