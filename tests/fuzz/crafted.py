@@ -227,7 +227,7 @@ CRAFTED = {
     ),
     "graph of attributes": Crafted(kind="onnx", make=lambda: graph(attributes())),
     "graph of tensors": Crafted(
-        kind="onnx", make=lambda: graph(message(5, b"\x08\x00\x10\x01") * (onnx_walk.MAX_FIELDS // 3 - 1))
+        kind="onnx", make=lambda: graph(message(5, b"\x08\x00\x10\x01") * (onnx_walk.MAX_FIELDS // 4 - 1))
     ),
     "graph of long numbers": Crafted(
         kind="onnx", make=lambda: (varint(5 << 3, 10) + varint(1 << 63, 10)) * onnx_walk.MAX_FIELDS

@@ -13,7 +13,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 class ProtobufWalk:
     """Walk the fields of nested messages in `data`, `max_fields` of them at most.
 
-    A number of several bytes counts as a field more.
+    A number of several bytes counts as a field more, one of more than five as two.
     Source: https://protobuf.dev/programming-guides/encoding. Groups, which proto3 no longer has, are refused.
     """
 
@@ -28,12 +28,12 @@ class ProtobufWalk:
     def _varint(self, position: int) -> tuple[int, int]:
         """Read a number of 64 bits without a sign; return it and the place behind it. An IndexError is the end."""
         data, value = self._data, 0
-        self._fields_left -= 1  # it takes as long as a field
         for shift in range(0, 70, 7):
             byte = data[position]
             position += 1
             value |= (byte & 127) << shift
             if byte < 128:
+                self._fields_left -= 1 + shift // 35  # it takes as long as a field, or two
                 return value & (1 << 64) - 1, position
         raise self.error("is damaged (a number of more than ten bytes)")
 
