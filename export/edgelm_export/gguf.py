@@ -29,7 +29,7 @@ _MAX_HEADER_BYTES = 32 << 20
 _MAX_ELEMENTS = {"numbers": 600_000, "strings": 800_000}  # of all arrays together
 _MAX_STRINGS_BYTES = 12 << 20
 _MAX_TEXT_BYTES = 1 << 20  # of one string by itself; the longest in use is a chat template
-_MAX_TENSORS = _MAX_KEYS = 1 << 14
+_MAX_TENSORS = _MAX_KEYS = 3 << 12
 _MAX_ARRAYS = 1 << 12
 _MAX_NESTING = 4
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS

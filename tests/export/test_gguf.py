@@ -205,8 +205,8 @@ HOSTILE = {
         header([key("a", ARRAY, array(ARRAY, 4096, array(UINT8, 0) * 4096))]),
         "key 'a' has more arrays than 4096, which all keys may have together",
     ),
-    "more tensors than any model has": (header(tensors=[bytes(32)] * 16385), "tensor count is 16385; at most 16384"),
-    "more keys than any model has": (header(keys=[bytes(13)] * 16385), "metadata count is 16385; at most 16384"),
+    "more tensors than any model has": (header(tensors=[bytes(32)] * 12289), "tensor count is 12289; at most 12288"),
+    "more keys than any model has": (header(keys=[bytes(13)] * 12289), "metadata count is 12289; at most 12288"),
     "a long string in an array": (
         header([key("a", ARRAY, array(STRING, 2, string("ok") + struct.pack("<Q", 2**63)))]),
         "value of 'a' goes past the end of the header",
