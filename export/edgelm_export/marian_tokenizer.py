@@ -24,7 +24,7 @@ from edgelm_export.sentencepiece_tokenizer import sentencepiece_json
 
 MARIAN_FILES = ("source.spm", "vocab.json")
 _ROLES = {"</s>": PieceType.CONTROL, "<pad>": PieceType.CONTROL, "<unk>": PieceType.UNKNOWN}
-_MAX_PIECES = 5 << 14  # the largest vocabularies in use have 65,001
+_MAX_PIECES = 9 << 13  # the largest vocabularies in use have 65,001
 _LANGUAGE = re.compile(r">>.+<<")  # what to translate to, at the beginning of a source
 _FOREIGN_PENALTY = 16.0  # times the lowest score, for each character: no piece of the source costs as much
 
@@ -38,25 +38,27 @@ def marian_files(path: Path, vocabulary: Mapping[str, Any]) -> dict[str, str]:
         CheckpointError: the model is broken or not a unigram, or the vocabulary does not count its pieces from 0 or has
             no </s>, <pad> or <unk>.
     """
+    count, file = len(vocabulary), path.parent / "vocab.json"
+    _check_count(file, count)
+    by_id = {index: text for text, index in vocabulary.items() if type(index) is int}
+    texts = [by_id[index] for index in range(count) if index in by_id]
+    if len(texts) < count or not _ROLES.keys() <= vocabulary.keys():
+        raise CheckpointError(f"{file} must count its {count} pieces from 0, and have {', '.join(_ROLES)}.")
     model = read_sentencepiece(path)
+    _check_count(path, len(model.texts))
     if model.kind != "unigram":
         raise CheckpointError(f"{path} is a SentencePiece model of the kind {model.kind!r}; Marian's are unigrams.")
-    numbers = [index for index in vocabulary.values() if type(index) is int]
-    count, file = len(vocabulary), path.parent / "vocab.json"
-    if count > _MAX_PIECES:
-        raise CheckpointError(f"{file} has {count} pieces; at most {_MAX_PIECES} are read.")
-    if sorted(numbers) != list(range(count)) or not _ROLES.keys() <= vocabulary.keys():
-        raise CheckpointError(f"{file} must count its {count} pieces from 0, and have {', '.join(_ROLES)}.")
-    texts = sorted(vocabulary, key=vocabulary.__getitem__)
     scores = {
         text: score
         for text, score, type_ in zip(model.texts, model.scores.tolist(), model.types, strict=True)
         if type_ == PieceType.NORMAL
     }
     types = np.full(count, PieceType.NORMAL, np.uint8)
-    types[[text.startswith(">>") and _LANGUAGE.fullmatch(text) is not None for text in texts]] = PieceType.USER_DEFINED
+    types[[vocabulary[text] for text in filter(_LANGUAGE.fullmatch, texts)]] = PieceType.USER_DEFINED
     for text, type_ in _ROLES.items():
         types[vocabulary[text]] = type_
+    if len(scores) < model.types.count(PieceType.NORMAL):
+        raise CheckpointError(f"{path} has pieces that are alike.")
     foreign = min((*scores.values(), -1.0)) * _FOREIGN_PENALTY
     try:
         both = dataclasses.replace(
@@ -79,3 +81,8 @@ def marian_files(path: Path, vocabulary: Mapping[str, Any]) -> dict[str, str]:
         "tokenizer.json": tokenizer,
         "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
     }
+
+
+def _check_count(file: Path, count: int) -> None:
+    if count > _MAX_PIECES:
+        raise CheckpointError(f"{file} has {count} pieces; at most {_MAX_PIECES} are read.")

@@ -50,8 +50,8 @@ def sentencepiece_json(
     them; one with a piece's id takes its place.
 
     Raises:
-        CheckpointError: a token that stands around texts is not there, a user-defined piece changes when the text is
-            normalized, or the pieces are longer than in any model.
+        CheckpointError: two tokens are alike, one that stands around texts is not there, a user-defined piece changes
+            when the text is normalized, or the pieces are longer than in any model.
     """
     _check_cuts(model)
     names = token_names(model)
@@ -59,10 +59,11 @@ def sentencepiece_json(
     for token in more:
         names[token["id"]] = token["content"]
     vocabulary = {name: index for index, name in enumerate(names) if name is not None}
-    missing = [token for token in (*before, *after) if token not in vocabulary]
-    if missing or len(vocabulary) != len(names) - names.count(None):
-        problem = f"there is no token {missing[0]!r}" if missing else "two tokens have the same text"
-        raise _not_rebuilt(problem)
+    if len(vocabulary) != len(names) - names.count(None):
+        raise _not_rebuilt(_alike(names))
+    for name in (*before, *after):
+        if name not in vocabulary:
+            raise _not_rebuilt(f"there is no token {name!r}")
     parts = {
         "version": "1.0",
         "truncation": None,
@@ -99,6 +100,15 @@ def token_names(model: SentencePieceModel) -> list[str | None]:
 def _name(model: SentencePieceModel, index: int) -> str:
     """Return the text of a token that is found before spaces become another character."""
     return model.texts[index].replace(_SPACE, " ")
+
+
+def _alike(names: Sequence[str | None]) -> str:
+    """Name the first two tokens that are alike."""
+    first: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if name is not None and first.setdefault(name, index) != index:
+            break
+    return f"tokens {first[name or '']} and {index} are both {name!r:.80}"
 
 
 def _check_cuts(model: SentencePieceModel) -> None:

@@ -93,7 +93,7 @@ def test_an_answer_in_the_other_language_is_decoded(original: MarianTokenizer, r
         ({"</s>": 0, "<unk>": "1", "<pad>": 2}, "must count its 3 pieces from 0"),
         ({"</s>": 0, "<unk>": 1}, "must count its 2 pieces from 0"),
         ({"</s>": {}, "<unk>": {}, "<pad>": True}, "must count its 3 pieces from 0"),
-        ({str(index): index for index in range(81_921)}, r"vocab\.json has 81921 pieces; at most 81920 are read"),
+        ({str(index): index for index in range(73_729)}, r"vocab\.json has 73729 pieces; at most 73728 are read"),
         (
             {"</s>": 0, "<unk>": 1, "<pad>": 2, ">>①<<": 3},
             r"vocab\.json: .* its user-defined piece '>>①<<' would be normalized",
@@ -112,8 +112,15 @@ def test_a_vocabulary_that_is_none_is_refused(
 
 def test_a_source_model_that_is_no_unigram_is_refused(tmp_path: Path) -> None:
     (tmp_path / "source.spm").write_bytes(train(ENGLISH, "bpe", 60))
-    (tmp_path / "vocab.json").write_text("{}")
+    (tmp_path / "vocab.json").write_text(json.dumps({"</s>": 0, "<unk>": 1, "<pad>": 2}))
     with pytest.raises(CheckpointError, match="of the kind 'bpe'; Marian's are unigrams"):
+        read_text_files(tmp_path)
+
+
+def test_a_source_model_with_a_piece_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "source.spm").write_bytes(b"\x0a\x09\x0a\x05<unk>\x18\x02" + b"\x0a\x03\x0a\x01a" * 2)
+    (tmp_path / "vocab.json").write_text(json.dumps({"</s>": 0, "<unk>": 1, "<pad>": 2}))
+    with pytest.raises(CheckpointError, match=r"source\.spm has pieces that are alike"):
         read_text_files(tmp_path)
 
 
