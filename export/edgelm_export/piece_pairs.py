@@ -14,20 +14,26 @@ from numpy.typing import NDArray
 
 Numbers = NDArray[np.uint64]
 Places = NDArray[np.int64]
-_AT_ONCE = 1 << 14  # pieces, whose numbers stay in the processor's cache
+_AT_ONCE = 1 << 12  # pieces, whose numbers stay in the processor's cache
 
 
-def pairs_of_pieces(texts: Sequence[str]) -> NDArray[np.int32]:
+def pairs_of_pieces(texts: Sequence[str], most: int) -> NDArray[np.int32]:
     """Return the pairs [3, P]: rows of the places of the whole, its left and its right part.
 
     All texts differ, and none is empty.
 
     Raises:
-        ValueError: two parts have the same number. No honest vocabulary has such in 10**8 trials.
+        ValueError: there are more than `most`, or two parts have the same number, as honest ones have once in 10**8
+            trials.
     """
     pieces = _Pieces(texts)
-    some = [pieces.pairs(first, min(first + _AT_ONCE, len(texts))) for first in range(0, len(texts), _AT_ONCE)]
-    return np.concatenate(some, axis=1) if some else np.zeros((3, 0), np.int32)
+    some, count = [np.zeros((3, 0), np.int32)], 0
+    for first in range(0, len(texts), _AT_ONCE):
+        some.append(pieces.pairs(first, min(first + _AT_ONCE, len(texts))))
+        count += some[-1].shape[1]
+        if count > most:
+            raise ValueError(f"more than {most} pairs of its pieces make a piece")
+    return np.concatenate(some, axis=1)
 
 
 class _Pieces:

@@ -23,6 +23,7 @@ from json.encoder import encode_basestring
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
 from edgelm_export.piece_pairs import pairs_of_pieces
@@ -30,8 +31,9 @@ from edgelm_export.sentencepiece_model import PieceType, SentencePieceModel
 from edgelm_export.tokenizer_json import added_token, post_processor
 
 _SPACE = "▁"
-# Of the pieces of a BPE, each counted as often as it can be cut in two: 1.5 times those of the largest model in use.
-_MAX_CHARACTERS = 12 << 20
+# Of the pieces of a BPE, each counted as often as it can be cut in two: 262,144 of nine or ten characters.
+_MAX_CHARACTERS = 20 << 20
+_MAX_MERGES = 1 << 20  # twice those of the largest model in use
 _AT_ONCE = 1 << 14  # pairs
 # Longer than any piece: a byte's literal of six characters costs more than six pieces of the lowest score.
 _BYTE_PENALTY = 8.0
@@ -169,6 +171,7 @@ def _decoders(model: SentencePieceModel) -> list[dict[str, Any]]:
 
 
 def _bpe(model: SentencePieceModel, names: Sequence[str | None]) -> Iterator[str]:
+    pieces, pairs_P = _merges(model, names)
     settings = {
         "type": "BPE",
         "dropout": None,
@@ -183,28 +186,31 @@ def _bpe(model: SentencePieceModel, names: Sequence[str | None]) -> Iterator[str
     yield f'{_json(settings)[:-1]}, "vocab": {{'
     yield ", ".join(entries)
     yield '}, "merges": ['
-    yield from _merges(model, names)
-    yield "]}"
-
-
-def _merges(model: SentencePieceModel, names: Sequence[str | None]) -> Iterator[str]:
-    """List every pair of pieces that makes a piece, by that one's score, then by the ids of its parts."""
-    texts = model.texts
-    normal = [id_ for id_ in model.places_of(PieceType.NORMAL) if texts[id_] and names[id_] == texts[id_]]
-    some = [texts[id_] for id_ in normal]
-    try:
-        whole_P, left_P, right_P = pairs_of_pieces(some)
-    except ValueError as error:
-        raise _not_rebuilt(str(error)) from error
-    rank = np.unique(-model.scores[normal], return_inverse=True)[1]
-    # One number has the place of a pair in the list, and its parts: there are far fewer than 2**20 pieces.
-    order_P = np.sort(rank[whole_P] << 40 | left_P.astype(np.int64) << 20 | right_P)
-    quoted = list(map(encode_basestring, some))
-    for first in range(0, len(order_P), _AT_ONCE):
-        parts = order_P[first : first + _AT_ONCE]
+    quoted = list(map(encode_basestring, pieces))
+    for first in range(0, len(pairs_P), _AT_ONCE):
+        parts = pairs_P[first : first + _AT_ONCE]
         lefts, rights = (parts >> 20 & 0xFFFFF).tolist(), (parts & 0xFFFFF).tolist()
         yield ", " if first else ""
         yield ", ".join([f"[{quoted[left]}, {quoted[right]}]" for left, right in zip(lefts, rights, strict=True)])
+    yield "]}"
+
+
+def _merges(model: SentencePieceModel, names: Sequence[str | None]) -> tuple[list[str], NDArray[np.int64]]:
+    """Find every pair of pieces that makes a piece, in the order of that one's score, then of the ids of its parts.
+
+    Returns the pieces, and for each pair a number whose bits from 20 to 39 are the place of its left part among them,
+    and those below of its right part.
+    """
+    texts = model.texts
+    normal = [id_ for id_ in model.places_of(PieceType.NORMAL) if texts[id_] and names[id_] == texts[id_]]
+    pieces = [texts[id_] for id_ in normal]
+    try:
+        whole_P, left_P, right_P = pairs_of_pieces(pieces, _MAX_MERGES)
+    except ValueError as error:
+        raise _not_rebuilt(str(error)) from error
+    rank = np.unique(-model.scores[normal], return_inverse=True)[1]
+    # There are far fewer than 2**20 pieces.
+    return pieces, np.sort(rank[whole_P] << 40 | left_P.astype(np.int64) << 20 | right_P)
 
 
 def _unigram(model: SentencePieceModel, names: Sequence[str | None]) -> Iterator[str]:

@@ -288,10 +288,13 @@ def merges_of(model: SentencePieceModel) -> list[list[str]]:
     return merges
 
 
-def test_longer_pieces_than_any_model_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_longer_pieces_and_more_pairs_than_any_model_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = {"<unk>": PieceType.UNKNOWN} | dict.fromkeys(["a", "aa", "aaa", "aaaa"], PieceType.NORMAL)
     monkeypatch.setattr(sentencepiece_tokenizer, "_MAX_CHARACTERS", 20)  # 2 of "aa", 6 of "aaa", 12 of "aaaa"
     assert len(merges_of(model_of(pieces))) == 6
+    monkeypatch.setattr(sentencepiece_tokenizer, "_MAX_MERGES", 5)
+    with pytest.raises(CheckpointError, match="cannot be rebuilt: more than 5 pairs of its pieces make a piece"):
+        sentencepiece_json(model_of(pieces))
     monkeypatch.setattr(sentencepiece_tokenizer, "_MAX_CHARACTERS", 19)
     with pytest.raises(CheckpointError, match=r"cannot be rebuilt: its pieces have 20 characters .*; at most 19 are"):
         sentencepiece_json(model_of(pieces))

@@ -181,14 +181,15 @@ def of_one_beginning() -> bytes:
     return merging_pieces(["x" * size for size in range(1, most)] + [f"{'x' * most}{i:05x}" for i in range(count)])
 
 
-def of_five_letters() -> bytes:
-    """Return as many pieces as are read, of as many letters as there may be, all of whose parts are pieces."""
-    count, characters, texts = sentencepiece_model._MAX_PIECES - 3, sentencepiece_tokenizer._MAX_CHARACTERS, []
-    for size in range(1, 9):
-        for letters in itertools.islice(itertools.product("abcde", repeat=size), count - len(texts)):
-            if (characters := characters - size * (size - 1)) < 0:
-                break
-            texts.append("".join(letters))
+def of_many_pairs(most: int) -> bytes:
+    """Return pieces of five letters, all of whose parts are pieces: as many as make `most` pairs, or as are read."""
+    count = most
+    texts: list[str] = []
+    for letters in itertools.chain.from_iterable(itertools.product("abcde", repeat=size) for size in range(1, 9)):
+        count -= len(letters) - 1
+        if count < 0 or len(texts) == sentencepiece_model._MAX_PIECES - 3:
+            break
+        texts.append("".join(letters))
     return merging_pieces(texts)
 
 
@@ -248,7 +249,8 @@ CRAFTED = {
     "SentencePiece of odd pieces": sentencepiece(lambda: pieces(odd=sentencepiece_model._MAX_OTHER_FIELDS // 2)),
     "tokenizer of two letters": tokenizer_of(of_two_letters),
     "tokenizer of one beginning": tokenizer_of(of_one_beginning),
-    "tokenizer of five letters": tokenizer_of(of_five_letters),
+    "tokenizer of too many pairs": tokenizer_of(lambda: of_many_pairs(2 * sentencepiece_tokenizer._MAX_MERGES)),
+    "tokenizer of many pairs": tokenizer_of(lambda: of_many_pairs(sentencepiece_tokenizer._MAX_MERGES)),
     "Marian vocabulary": Crafted(kind="marian-vocabulary", make=vocabulary),
     "template of operators": Crafted(kind="template", make=lambda: b"{{x~x~x~x}}" * (template_sandbox.MAX_NODES // 6)),
     "template of conditions": Crafted(kind="template", make=lambda: b"{{x if x}}" * (template_sandbox.MAX_NODES // 4)),
