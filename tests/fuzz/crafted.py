@@ -252,9 +252,15 @@ CRAFTED = {
     "tokenizer of too many pairs": tokenizer_of(lambda: of_many_pairs(2 * sentencepiece_tokenizer._MAX_MERGES)),
     "tokenizer of many pairs": tokenizer_of(lambda: of_many_pairs(sentencepiece_tokenizer._MAX_MERGES)),
     "Marian vocabulary": Crafted(kind="marian-vocabulary", make=vocabulary),
-    "template of operators": Crafted(kind="template", make=lambda: b"{{x~x~x~x}}" * (template_sandbox.MAX_NODES // 6)),
-    "template of conditions": Crafted(kind="template", make=lambda: b"{{x if x}}" * (template_sandbox.MAX_NODES // 4)),
-    "template of comparisons": Crafted(kind="template", make=lambda: b"{{x in x}}" * (template_sandbox.MAX_NODES // 6)),
+    "template of operators": Crafted(
+        kind="template", make=lambda: b"{{x~x~x~x}}" * (template_sandbox.MAX_NODES // 6 - 1)
+    ),
+    "template of conditions": Crafted(
+        kind="template", make=lambda: b"{{x if x}}" * (template_sandbox.MAX_NODES // 4 - 1)
+    ),
+    "template of comparisons": Crafted(
+        kind="template", make=lambda: b"{{x in x}}" * (template_sandbox.MAX_NODES // 6 - 1)
+    ),
     "template of outputs": Crafted(kind="template", make=lambda: b"{{-x}}" * (chat_template.MAX_TOKENS // 3)),
     "request of lists": Crafted(kind="http-body", make=lambda: request(lists(1 << 20, request_body._MAX_VALUES - 4))),
     "request of objects": Crafted(kind="http-body", make=lambda: request(objects((1 << 20) // 7))),

@@ -34,7 +34,7 @@ _METHODS: Mapping[type, frozenset[str]] = {
 # Filters that are left out: they guess at random, or format text in ways that no conversation needs and that leap.
 _LEFT_OUT = ("batch", "pprint", "random", "slice", "urlize", "wordwrap", "xmlattr")
 # Nodes of a template's tree, which are what compiling it takes time for: in templates in use, 0.6 for a word or mark.
-MAX_NODES = 3400
+MAX_NODES = 3 << 10
 _BODIES, _BODY = (nodes.For, nodes.Macro, nodes.CallBlock), 7  # each of these takes as much time as seven others
 # Filters whose cost does not depend on what is inside of their value.
 _SHALLOW = ("attr", "count", "d", "default", "first", "items", "last", "length", "safe")
