@@ -214,7 +214,7 @@ def test_an_asymmetric_grid_of_a_hand_computed_block() -> None:
     grid = outermost_grid(blocks, Scheme(bits=4, block_size=16, symmetric=False, method="rounded"))
     np.testing.assert_allclose(grid.scales, [[0.1]], rtol=1e-6)  # 1.5 over 15 steps
     assert grid.zeros.tolist() == [[5]]
-    assert grid.nearest(blocks)[0, 0, :4].tolist() == [0, 15, 8, 5]  # 7.5 rounds to even
+    assert grid.nearest(blocks)[0, 0, :4].tolist() == [0, 15, 7, 5]  # 2.5 rounds to even
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -48,9 +48,10 @@ class Grid:
 
     def nearest(self, blocks: Array) -> Array:
         """Return the values [N, blocks, block_size] that are nearest to the weights."""
-        return np.asarray(
-            np.clip(np.rint(blocks / self.scales[..., None] + self.zeros[..., None]), 0, self.top), np.float32
-        )
+        # Apart, since float32 holds a small step more closely than the same step above a zero point of 128.
+        whole = np.floor(self.zeros)
+        steps = np.rint(blocks / self.scales[..., None] + (self.zeros - whole)[..., None])
+        return np.asarray(np.clip(steps + whole[..., None], 0, self.top), np.float32)
 
     def weights(self, values: Array) -> Array:
         """Return the weights that values stand for."""
