@@ -10,16 +10,20 @@ pytestmark = [pytest.mark.real_model, pytest.mark.timeout(900)]
 PERSON = ["age", "name"]
 
 
-def paris(*answers: str) -> bool:
-    """Tell whether all answers are the same one, and it is the right one."""
-    return len({answer.strip() for answer in answers}) == 1 and "Paris" in answers[0]
+def tokyo(*answers: str) -> bool:
+    """Tell whether all answers are the same one, and it is the right one.
+
+    Of each of its tokens the model is so sure that no rounding makes it another one: the least distance to the next
+    likely one is 0.8 nats. France's capital is nearer to other words, 0.08 nats.
+    """
+    return len({answer.strip() for answer in answers}) == 1 and "Tokyo" in answers[0]
 
 
 @pytest.mark.clients("openai")
 def test_openai_for_python(run):
     told = run("use_openai.py")
     assert told["models"] == [told["model"]] == ["smollm2-135m-instruct"]
-    assert paris(told["whole"], told["streamed"], told["events"], told["response"], told["response_events"])
+    assert tokyo(told["whole"], told["streamed"], told["events"], told["response"], told["response_events"])
     assert told["usage"]
     assert told["stream_usage"]
     assert told["tool"] == ["tool_calls", "person"]
@@ -38,7 +42,7 @@ def test_openai_for_python(run):
 def test_openai_for_node(run):
     told = run("use_openai.mjs")
     assert told["models"] == ["smollm2-135m-instruct"]
-    assert paris(told["whole"], told["streamed"], told["final"], told["response"])
+    assert tokyo(told["whole"], told["streamed"], told["final"], told["response"])
     assert (told["tool"], told["arguments"]) == ("person", PERSON)
     assert told["not_found"] == [404, "model_not_found"]
 
@@ -46,7 +50,7 @@ def test_openai_for_node(run):
 @pytest.mark.clients("node")
 def test_ai_sdk(run):
     told = run("use_ai_sdk.mjs")
-    assert paris(told["whole"], told["streamed"])
+    assert tokyo(told["whole"], told["streamed"])
     assert told["usage"]
     assert told["reason"] in ("stop", "length")
     assert (told["tool"], told["arguments"], told["structured"]) == ("person", PERSON, PERSON)
@@ -57,7 +61,7 @@ def test_ollama(run):
     told = run("use_ollama.py")
     assert told["models"] == ["smollm2-135m-instruct"]
     assert told["context"] > 1000
-    assert paris(told["whole"], told["streamed"], told["generated"])
+    assert tokyo(told["whole"], told["streamed"], told["generated"])
     assert told["structured"] == PERSON
     assert told["tools"] in ("stop", "length")
     assert told["embeddings"] == 2
@@ -67,7 +71,7 @@ def test_ollama(run):
 @pytest.mark.clients("python")
 def test_llm(run):
     told = run("use_llm.py")
-    assert paris(told["streamed"], told["whole"])
+    assert tokyo(told["streamed"], told["whole"])
     assert told["structured"] == PERSON
     assert told["continued"]
 
@@ -80,14 +84,14 @@ def test_instructor(run):
 @pytest.mark.clients("python")
 def test_pydantic_ai(run):
     told = run("use_pydantic_ai.py")
-    assert paris(told["whole"], told["streamed"], told["responses"])
+    assert tokyo(told["whole"], told["streamed"], told["responses"])
     assert told["tool"] == told["native"] == "Person"
 
 
 @pytest.mark.clients("python")
 def test_langchain_openai(run):
     told = run("use_langchain.py")
-    assert paris(told["whole"], told["streamed"])
+    assert tokyo(told["whole"], told["streamed"])
     assert (told["tool"], told["json_schema"], told["function_calling"]) == ("note", "int", "int")
 
 

@@ -11,7 +11,7 @@ const provider = createOpenAICompatible({
   supportsStructuredOutputs: true,
 });
 const model = provider(process.env.MODEL);
-const prompt = "What is the capital of France?";
+const prompt = "What is the capital of Japan?";
 const person = z.object({ name: z.string(), age: z.number().int() });
 const told = {};
 

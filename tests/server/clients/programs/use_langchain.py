@@ -22,7 +22,7 @@ def note(name: str, age: int) -> str:
 
 
 model = ChatOpenAI(model=os.environ["MODEL"], temperature=0, max_completion_tokens=80, stream_usage=True)
-question = "What is the capital of France?"
+question = "What is the capital of Japan?"
 told = {
     "whole": model.invoke(question).content,
     "streamed": "".join(chunk.text for chunk in model.stream(question)),

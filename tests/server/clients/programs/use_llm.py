@@ -29,7 +29,7 @@ def llm(*arguments):
     return result.stdout.strip()
 
 
-question = "What is the capital of France?"
+question = "What is the capital of Japan?"
 settings = ("-m", model, "-o", "temperature", "0", "-o", "max_tokens", "24")
 told = {
     "streamed": llm(*settings, question),

@@ -7,7 +7,7 @@ import ollama
 
 client = ollama.Client(host=os.environ["BASE_URL"], headers={"Authorization": f"Bearer {os.environ['OPENAI_API_KEY']}"})
 model = os.environ["MODEL"]
-messages = [{"role": "user", "content": "What is the capital of France?"}]
+messages = [{"role": "user", "content": "What is the capital of Japan?"}]
 options = {"temperature": 0, "num_predict": 24}
 person = {
     "type": "object",

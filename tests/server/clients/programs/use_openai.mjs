@@ -3,7 +3,7 @@ import OpenAI from "openai";
 
 const client = new OpenAI();
 const model = process.env.MODEL;
-const messages = [{ role: "user", content: "What is the capital of France?" }];
+const messages = [{ role: "user", content: "What is the capital of Japan?" }];
 const parameters = {
   type: "object",
   properties: { name: { type: "string" }, age: { type: "integer" } },

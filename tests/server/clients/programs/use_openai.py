@@ -7,7 +7,7 @@ import openai
 
 client = openai.OpenAI()
 model = os.environ["MODEL"]
-messages = [{"role": "user", "content": "What is the capital of France?"}]
+messages = [{"role": "user", "content": "What is the capital of Japan?"}]
 person = {
     "type": "object",
     "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},

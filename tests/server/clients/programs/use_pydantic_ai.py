@@ -17,7 +17,7 @@ class Person(BaseModel):
 
 provider = OpenAIProvider(base_url=os.environ["OPENAI_BASE_URL"], api_key=os.environ["OPENAI_API_KEY"])
 settings = {"temperature": 0, "max_tokens": 80}
-question = "What is the capital of France?"
+question = "What is the capital of Japan?"
 
 
 async def main():
