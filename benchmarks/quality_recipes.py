@@ -48,9 +48,6 @@ _CALIBRATED = {
     "int4 in blocks of 32 with zero points": recipe(_IN_32, _HEAD_IN_8, _ENDS_IN_8),
 }
 
-# The layers of 18 in which Q4_K_M has more bits: the first and last eighth, and every third between.
-_MORE = r"layers\.(0|1|4|7|10|13|15|16|17)\."
-
 # From the most bytes to the fewest.
 RECIPES = {
     "fp16": PRECISIONS["fp16"],
@@ -69,13 +66,6 @@ RECIPES = {
         _HEAD_IN_WIDE_8,
         (r"v_proj", "int8-block32"),
         (r"(o|down)_proj", "int6-block64-gptq"),
-    ),
-    "int5 in blocks of 32, and more where Q4_K_M of 18 layers has it": recipe(
-        "int5-block32",
-        _HEAD_IN_8,
-        (rf"{_MORE}.*v_proj", "int8-block32"),
-        (rf"{_MORE}.*down_proj", "int6-block32-asymmetric"),
-        (r"(o|down)_proj", _FIVE_IN_32),
     ),
     "int6, calibrated": recipe("int6-block64-asymmetric-gptq", _HEAD_IN_6),
     **{f"{label}, calibrated": recipe(f"{_FIVE_IN_32}-gptq", head) for label, head in _FIVES.items()},
