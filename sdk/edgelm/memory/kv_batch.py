@@ -134,9 +134,10 @@ class KVBatch:
             row.settle()
             row.buffers, row.binding = [], None
         for i, grown in enumerate(new):
+            outgrown = old.pop(0)
             for row in self.rows:
-                grown[row.place, :, row.filled(i)] = old[i][row.place, :, row.filled(i)]
-            give_back(old[i])
+                grown[row.place, :, row.filled(i)] = outgrown[row.place, :, row.filled(i)]
+            give_back(outgrown)
         self.buffers = new
         for row in self.rows:
             row.move_to(row.place)

@@ -172,8 +172,9 @@ class KVCache:
         grown, old = zeros(self._config, 1, capacity), self.buffers
         self.binding = None
         for i, buffer in enumerate(grown):
-            buffer[:, :, self.filled(i)] = old[i][:, :, self.filled(i)]
-            give_back(old[i])  # so that never more than one array is there twice
+            outgrown = old.pop(0)  # so that never more than one array is there twice
+            buffer[:, :, self.filled(i)] = outgrown[:, :, self.filled(i)]
+            give_back(outgrown)
         self.buffers = grown
 
     def truncate(self, length: int) -> None:
