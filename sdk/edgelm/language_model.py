@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.arguments import as_list, or_default
 from edgelm.completion import Chunk, Completion, Message, Scores, TokenLogprob
 from edgelm.config import ModelConfig
 from edgelm.decoding.answer import Answer, describe_token, join
@@ -23,7 +24,6 @@ from edgelm.decoding.draft_model import DraftModel
 from edgelm.decoding.generate import Decoder
 from edgelm.decoding.prompt_lookup import PromptLookup
 from edgelm.decoding.speculation import Speculator
-from edgelm.defaults import as_list, or_default
 from edgelm.embedding import DEFAULT_POOLING, Pooling, embed
 from edgelm.errors import ChatTemplateError, ConfigError, ContextLengthError, TokenizerError
 from edgelm.generation_config import GenerationConfig

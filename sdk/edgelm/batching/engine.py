@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from edgelm.arguments import as_list, or_default
 from edgelm.batching.generation import Generation
 from edgelm.batching.request import Request, most_rows
 from edgelm.batching.running_batch import RunningBatch
 from edgelm.completion import Chunk, Completion, Message
 from edgelm.decoding.answer import join
-from edgelm.defaults import as_list, or_default
 from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError, QueueFullError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel

@@ -127,7 +127,7 @@ class KVBatch:
         row.move_to(hole)
 
     def _resize(self, places: int, capacity: int) -> None:
-        # Nothing may keep the old memory, and only one layer is there twice.
+        # Nothing may keep the old memory, and only one array is there twice.
         new, old = zeros(self.config, places, capacity), self.buffers
         self.bindings.clear()
         for row in self.rows:
