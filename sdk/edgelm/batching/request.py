@@ -34,6 +34,7 @@ class Request:
     prompt_ids: Sequence[int] = field(init=False)  # the answer's; after a shift of the context, what is left
     length: int = field(init=False)  # of the row, when all that is known is computed
     cached_tokens: int = 0
+    prefill_tokens: int = 0  # of the prompt, computed until the first token or the end
     made_way: bool = False  # its piece was stopped for another request; the next one is not
     submitted: float = field(default_factory=time.perf_counter)
     started: float | None = None
@@ -83,7 +84,7 @@ class Request:
             queued_seconds=started - self.submitted,
             prefill_seconds=prefilled - started,
             decode_seconds=now - prefilled,
-            prefill_tokens=prompt_tokens - self.cached_tokens,
+            prefill_tokens=self.prefill_tokens,
             decode_tokens=max(0, generated - 1),  # the first token comes with the prefill
             drafted_tokens=self.answer.drafted,
             accepted_tokens=self.answer.accepted,

@@ -66,7 +66,7 @@ class RunningBatch:
         request.row.use_adapter(request.answer.config.adapter)
         request.computed = 0
         if request.prefilled is None:
-            request.cached_tokens = 0
+            request.cached_tokens = request.prefill_tokens = 0
         if request.started is None:
             request.started = time.perf_counter()
 
@@ -167,6 +167,8 @@ class RunningBatch:
             self._piece = None
             request.made_way = False
             self.prompt_tokens += row.length - before
+            if request.prefilled is None:
+                request.prefill_tokens += row.length - before
             self._prefixes.keep(row, len(together))
             row.slide()
             self._filling.remove(request)
