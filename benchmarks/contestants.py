@@ -59,6 +59,13 @@ CONTESTANTS = (
         baseline="llama-q8_0",
     ),
     Contestant(
+        name="llama-q8_0-plain",
+        label="llama.cpp Q8_0, no flash attention",
+        engine="llama_cpp_plain_engine",
+        model="llama-q8_0.gguf",
+        baseline="llama-q8_0",
+    ),
+    Contestant(
         name="genai-int8",
         label="onnxruntime-genai int8",
         engine="genai_engine",
@@ -80,6 +87,13 @@ CONTESTANTS = (
         name="llama-q4_0",
         label="llama.cpp Q4_0",
         engine="llama_cpp_engine",
+        model="llama-q4_0.gguf",
+        baseline="llama-q4_0",
+    ),
+    Contestant(
+        name="llama-q4_0-plain",
+        label="llama.cpp Q4_0, no flash attention",
+        engine="llama_cpp_plain_engine",
         model="llama-q4_0.gguf",
         baseline="llama-q4_0",
     ),

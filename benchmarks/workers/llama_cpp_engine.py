@@ -18,9 +18,9 @@ _BATCH = 512  # llama.cpp's own default for one computation
 
 
 class LlamaCpp:
-    """A model and one context of llama.cpp; all but sizes and threads is its default."""
+    """A model and one context of llama.cpp; all but sizes, threads and what is switched off here is its default."""
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, options: EngineOptions, *, flash_attention: bool = True) -> None:
         self._silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._silent, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
@@ -31,6 +31,8 @@ class LlamaCpp:
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = _CONTEXT, _BATCH, _BATCH
         parameters.n_threads = parameters.n_threads_batch = options.threads
+        if not flash_attention:
+            parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = llama_cpp.llama_init_from_model(model, parameters)
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
 
