@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -230,4 +231,5 @@ def print_figures(manifest: Manifest, output: Path) -> None:
     for note in manifest.notes:
         click.echo(f"{'note':>18}  {note}")
     if is_terminal(sys.stderr):
-        click.echo(f"Chat with it: edgelm chat {output}", err=True)
+        in_library = output.parent == Library().root / "models"
+        click.echo(f"Chat with it: edgelm chat {shlex.quote(output.name if in_library else str(output))}", err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -47,4 +48,5 @@ def export_adapter_(adapter: Path, base: str, output: Path, as_json: bool) -> No
     for label, value in rows:
         click.echo(f"{label:>18}  {value}")
     if is_terminal(sys.stderr):
-        click.echo(f"Chat with it: edgelm chat {folder} --adapter {output}", err=True)
+        command = shlex.join(["edgelm", "chat", str(folder), "--adapter", str(output)])
+        click.echo(f"Chat with it: {command}", err=True)

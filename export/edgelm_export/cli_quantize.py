@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def _weights(folder: Path, manifest: Manifest, source: str | None, library: Libr
         if not _is_source(path, manifest.source):
             raise ExportError(
                 f"{path} is not what {manifest.name} was exported from: the hashes of its files differ. To make a "
-                f"package of it all the same: edgelm export {path}"
+                f"package of it all the same: edgelm export {shlex.quote(str(path))}"
             )
         click.echo(f"The weights are read from the package's source, {path}.", err=True)
         return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -478,6 +479,6 @@ class ModelConfig:
         if not isinstance(values, dict) or not isinstance(values.get(SECTION), dict):
             raise ConfigError(
                 f"{path} has no {SECTION!r} section, so edgelm did not write it. "
-                f"Make a checkpoint folder of it first: edgelm import {folder} -o checkpoint/"
+                f"Make a checkpoint folder of it first: edgelm import {shlex.quote(str(folder))} -o checkpoint/"
             )
         return cls.from_dict(values[SECTION])

@@ -88,6 +88,7 @@ def test_a_source_is_its_gguf_file_or_its_folder(library):
         ("hf:Org/Model-1B", "In the library: tiny. From the Hugging Face hub: edgelm pull hf:Org/Model-1B"),
         ("./model.gguf", "model.gguf is not a model package: .* edgelm export model.gguf -o package/"),
         ("model.gguf", "model.gguf is not a model package: .* edgelm export model.gguf -o package/"),
+        ("my model.gguf", "my model.gguf is not a model package: .* edgelm export 'my model.gguf' -o package/"),
     ],
 )
 def test_what_is_not_here_is_explained(library, wanted, message, tmp_path, monkeypatch):
@@ -95,6 +96,7 @@ def test_what_is_not_here_is_explained(library, wanted, message, tmp_path, monke
     add_source(library, "original")
     monkeypatch.chdir(tmp_path)
     Path("model.gguf").touch()
+    Path("my model.gguf").touch()
     with pytest.raises(ModelNotFoundError, match=message):
         library.find(wanted)
 
@@ -110,7 +112,12 @@ def test_without_a_package_the_way_to_one_is_named(library):
         library.find("smollm2-135m-instruct")
     with pytest.raises(ModelNotFoundError, match=r"The library is empty.*edgelm pull smollm2-135m-instruct"):
         library.latest()
+    hub = r"^There is no model package at Org/Model\. From the Hugging Face hub: edgelm pull hf:Org/Model$"
+    with pytest.raises(ModelNotFoundError, match=hub):  # one way out, not the empty library's before it
+        library.find("Org/Model")
     add_source(library, "original")
+    with pytest.raises(ModelNotFoundError, match=hub):
+        library.find("Org/Model")
     with pytest.raises(ModelNotFoundError, match=r"Only sources are in the library.*edgelm export original"):
         library.latest()
 

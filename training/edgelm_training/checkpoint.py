@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,15 +45,16 @@ def check_is_checkpoint(folder: str | Path) -> None:
     """
     folder = Path(folder)
     has_weights = any((folder / name).exists() for name in (WEIGHTS_FILE, INDEX_FILE))
+    quoted = shlex.quote(str(folder))
     if (folder / PACKAGE_FILE).is_file() and not has_weights:
         raise CheckpointError(
-            f"{folder} is a package, which is run, not trained. Make a checkpoint folder of it: edgelm import {folder} "
+            f"{folder} is a package, which is run, not trained. Make a checkpoint folder of it: edgelm import {quoted} "
             "-o checkpoint/"
         )
     if (folder / "adapter_config.json").is_file() and not has_weights:
         raise CheckpointError(
             f"{folder} holds an adapter, which is no model by itself. Merge it into its base first: edgelm merge "
-            f"{folder} -o merged/"
+            f"{quoted} -o merged/"
         )
     if (folder / "checkpoints").is_dir() and not has_weights:
         raise CheckpointError(
@@ -62,7 +64,7 @@ def check_is_checkpoint(folder: str | Path) -> None:
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{folder} is no checkpoint folder. From a GGUF file, a Hugging Face folder or a model of the library, "
-            f"make one first: edgelm import {folder} -o checkpoint/"
+            f"make one first: edgelm import {quoted} -o checkpoint/"
         )
 
 

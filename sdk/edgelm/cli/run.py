@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,7 +109,8 @@ def _whole_prompt(model: str, prompt: str | None) -> str:
     parts = [part for part in (clean_text(prompt or ""), piped) if part.strip()]
     if not parts:
         raise click.UsageError(
-            f"There is no prompt: give one as an argument, or pipe one in. To talk with it: edgelm chat {model}"
+            f"There is no prompt: give one as an argument, or pipe one in. To talk with it: "
+            f"edgelm chat {shlex.quote(model)}"
         )
     return "\n\n".join(parts)
 

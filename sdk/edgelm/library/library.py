@@ -7,6 +7,7 @@ import difflib
 import functools
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -179,13 +180,12 @@ class Library:
             if not text or not exists:
                 raise ModelNotFoundError(self._no_model(text))
         if not exists:
-            on_hub = _ON_HUB.fullmatch(text)
-            hub = f" From the Hugging Face hub: edgelm pull hf:{on_hub[1]}" if on_hub else ""
-            raise ModelNotFoundError(f"There is no model package at {path}. {self._what_is_here()}{hub}")
+            raise ModelNotFoundError(f"There is no model package at {path}. {self._instead_of(text)}")
         if not is_package and find_foreign_graph(path) is None:
             raise ModelNotFoundError(
                 f"{path} is not a model package: it has no {manifest.FILE_NAME}. "
-                f"If it is a checkpoint or a GGUF file, make a package of it: edgelm export {path} -o package/"
+                f"If it is a checkpoint or a GGUF file, make a package of it: "
+                f"edgelm export {shlex.quote(str(path))} -o package/"
             )
         return path
 
@@ -320,6 +320,14 @@ class Library:
         if close:
             message += f" Did you mean {' or '.join(close)}?"
         return f"{message} {self._what_is_here()}"
+
+    def _instead_of(self, path: str) -> str:
+        """Say what is here, or how to fetch what has the form of a repository's name: one command, not two."""
+        on_hub = _ON_HUB.fullmatch(path)
+        if on_hub is None:
+            return self._what_is_here()
+        here = f"{self._what_is_here()} " if self.packages() else ""
+        return f"{here}From the Hugging Face hub: edgelm pull hf:{on_hub[1]}"
 
     def _what_is_here(self) -> str:
         names = self.packages()

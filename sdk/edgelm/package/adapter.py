@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ class AdapterManifest:
         if not path.exists():
             raise PackageError(
                 f"{folder} has no {MANIFEST_FILE}, so it is no exported adapter. Make one of what training wrote: "
-                f"edgelm export-adapter {folder} --base PACKAGE -o adapter/"
+                f"edgelm export-adapter {shlex.quote(str(folder))} --base PACKAGE -o adapter/"
             )
         try:
             values = parse_json(read_regular(path, _MAX_MANIFEST_BYTES))
