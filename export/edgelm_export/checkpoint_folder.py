@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelm.errors import CheckpointError, TokenizerError
-from edgelm.files import regular_file
+from edgelm.files import lfs_pointer, regular_file
 from edgelm.text.tokenizer_trial import MAX_BYTES, try_tokenizer
 from edgelm_export.marian_tokenizer import MARIAN_FILES, marian_files
 from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES, sentencepiece_files
@@ -24,7 +24,8 @@ def file_inside(folder: Path, name: str) -> Path:
     A link out of the folder is followed only in Hugging Face's cache, from `snapshots/<revision>/` to `blobs/`.
 
     Raises:
-        CheckpointError: `name` is not a plain file name, the file is missing, or it is a link to elsewhere.
+        CheckpointError: `name` is not a plain file name, the file is missing or cannot be read, or it is a link to
+            elsewhere or a pointer of git-lfs.
     """
     if Path(name).name != name or "\\" in name or "\0" in name or name in ("", ".", ".."):
         raise CheckpointError(f"{folder} lists the file {name!r}; only plain file names inside the folder are allowed.")
@@ -37,6 +38,13 @@ def file_inside(folder: Path, name: str) -> Path:
         allowed.append(home.parent.parent / "blobs")
     if real.parent not in allowed:
         raise CheckpointError(f"{path} is a link to {real}, outside the folder. Replace it by the file itself.")
+    try:
+        with path.open("rb") as file:
+            is_pointer = lfs_pointer.is_pointer(file)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+    if is_pointer:
+        raise CheckpointError(f"{path} {lfs_pointer.EXPLANATION}")
     return path
 
 

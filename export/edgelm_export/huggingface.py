@@ -67,7 +67,7 @@ class HuggingFaceCheckpoint:
         shapes = {name: tensor.shape for name, tensor in self._stored.items()}
         self._packed: dict[str, PackedMatrix] = {}
         self._stacks: dict[str, MXFP4Stack] = {}
-        quantization = values.pop("quantization_config", None)
+        quantization = values.pop("quantization_config", None) or values.get("quantization")  # as mlx-lm has it
         if isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4":
             self._stacks = mxfp4_stacks(shapes)
             shapes = without_mxfp4_parts(shapes, self._stacks)
@@ -79,7 +79,7 @@ class HuggingFaceCheckpoint:
             if section is not None:
                 self.config = ModelConfig.from_dict(section)
             else:
-                architecture = architecture_of(values.get("model_type"), folder)
+                architecture = architecture_of(values, folder)
                 self.config = self._with_end_tokens(architecture.to_model_config({**self._answer_values(), **values}))
                 layout = architecture.layout_for(self.config)
             self._parts = map_tensors(self.config, layout, shapes, folder)

@@ -104,11 +104,14 @@ def packed_matrices(
     method = config.get("quant_method")
     bits = _bits(config) if method in FORMATS else None
     if method not in FORMATS or bits not in FORMATS[method].bits or config.get("format", _PACKED) != _PACKED:
+        if method is None and {"bits", "group_size"} <= config.keys():
+            method = "mlx"  # which names itself in the weights' metadata alone
+        found = {"quant_method": method, "bits": config.get("bits", bits), "format": config.get("format")}
+        told = ", ".join(f"{key} {value!r}" for key, value in found.items() if value is not None)
         raise CheckpointError(
-            f"{where}: the weights are quantized (quantization_config, quant_method {method!r}), in a way "
-            f"(bits {bits!r}, format {config.get('format')!r}) which is not supported. Supported: gptq in 2, 4 and 8 "
-            "bits, awq in 4, compressed-tensors pack-quantized in 4 and 8. Take the model's unquantized folder, or a "
-            "GGUF file."
+            f"{where}: the weights are quantized ({told or 'quantization_config'}), in a way that is not supported. "
+            "Supported: gptq in 2, 4 and 8 bits, awq in 4, compressed-tensors pack-quantized in 4 and 8, mxfp4. Take "
+            "the model's unquantized folder, or a GGUF file."
         )
     row = FORMATS[method]
     return {

@@ -158,19 +158,27 @@ def test_groups_in_the_order_of_activations_are_read_and_moved_to_eight_bits(sav
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("values", "told"),
     [
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "quant_method 'bitsandbytes'"),
-        ({"quant_method": "gptq", "bits": 3}, r"quant_method 'gptq'\), in a way \(bits 3"),
-        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "format 'float-quantized'"),
-        (["nonsense"], "quant_method None"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, "quant_method 'gptq', bits 3"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            "quant_method 'bitsandbytes'",
+        ),
+        (
+            {"quantization_config": {"quant_method": "compressed-tensors", "format": "float-quantized"}},
+            "quant_method 'compressed-tensors', format 'float-quantized'",
+        ),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "quant_method 'mlx', bits 4"),  # as mlx-lm has it
+        ({"quantization_config": ["nonsense"]}, "quantization_config"),
     ],
 )
 def test_other_kinds_are_refused_with_those_that_are_read(
-    save_llama: Any, tmp_path: Path, config: object, message: str
+    save_llama: Any, tmp_path: Path, values: dict[str, object], told: str
 ) -> None:
     save_llama(tmp_path)
-    values = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(values | {"quantization_config": config}))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | values))
+    message = rf"the weights are quantized \({told}\), in a way that is not supported\. Supported: gptq in 2, 4 and 8"
     with pytest.raises(CheckpointError, match=message):
         HuggingFaceCheckpoint(tmp_path)

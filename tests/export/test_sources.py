@@ -16,6 +16,8 @@ from edgelm_export.verification_text import verification_text
 SaveLlama = Callable[..., LlamaForCausalLM]
 WriteGGUF = Callable[..., Path]
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69\nsize 269060552\n"
+
 
 def test_a_checkpoint_is_opened_by_what_is_on_disk_whatever_its_name(
     tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
@@ -39,9 +41,64 @@ def test_nothing_at_the_path_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 
 def test_another_file_is_refused_with_what_it_begins_with(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
-    with pytest.raises(CheckpointError, match=r"is not a GGUF file \(it begins with b'\\x08.*name the folder"):
-        open_checkpoint(tmp_path / "model.safetensors")
+    (tmp_path / "model.dat").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    with pytest.raises(CheckpointError, match=r"is not a GGUF file \(it begins with b'\\x08.*Name one, or a folder"):
+        open_checkpoint(tmp_path / "model.dat")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.gguf", b"", "model.gguf is empty. Download it again"),
+        ("model.gguf", LFS_POINTER, "model.gguf is not the file itself but a pointer of git-lfs .* git lfs pull"),
+        ("model.gguf", b"<!DOCTYPE html>", "model.gguf is a web page: the server sent an error"),
+        ("model.zip", b"PK\3\4....", "model.zip is a zip archive. Unpack it"),
+        ("model.tar.gz", b"\x1f\x8b\x08", "model.tar.gz is a compressed archive. Unpack it"),
+        ("pytorch_model.bin", b"PK\3\4....", "pytorch_model.bin is a pickle file. Such pickle files can run code"),
+        ("model.safetensors", b"\x08\0\0\0\0\0\0\0{}", "model.safetensors holds tensors alone. Name the folder"),
+        ("model.onnx", b"\x08\x08", "is a graph of ONNX, which is run as it is: edgelm run .*model.onnx. To quantize"),
+    ],
+)
+def test_a_file_is_told_what_it_is_and_the_way_on(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["model_index.json", "unet/config.json"], "is a model for diffusers, which makes pictures or sound"),
+        (["config.json", "onnx/model.onnx"], "holds a graph of ONNX, which is run as it is: edgelm run "),
+        (["config.json", "genai_config.json"], "holds a graph of ONNX, which is run as it is: edgelm run "),
+        (
+            ["params.json", "consolidated.safetensors"],
+            "its weights in consolidated.safetensors alone, in the",
+        ),
+        (["config.json", "model.fp16.safetensors"], "has its tensors in model.fp16.safetensors. If that is the whole"),
+        (["model.safetensors"], "has model.safetensors, and no config.json. Download the model's other files too"),
+        (["config.json", "tf_model.h5"], "has weights for TensorFlow or JAX alone. Take the model's safetensors"),
+        (["config.json", "tokenizer.json"], "has config.json, and no weights. Download the model's safetensors too"),
+        (["checkpoint-500/config.json"], "is not a checkpoint, and holds some. Name one: .*checkpoint-500."),
+        (["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"], "has one model in 2 files.*--merge m-00001-of-00002.gguf"),
+        (["refs/main", "snapshots/abc/config.json"], "is not a checkpoint, and holds some. Name one: .*snapshots.abc."),
+    ],
+)
+def test_a_folder_is_told_what_it_is_and_the_way_on(tmp_path: Path, names: list[str], message: str) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_clone_without_git_lfs_is_told_so(tmp_path: Path, save_llama: SaveLlama, name: str) -> None:
+    save_llama(tmp_path)
+    (tmp_path / name).write_bytes(LFS_POINTER)
+    message = f"{name} is not the file itself but a pointer of git-lfs to it: .* git lfs install, then git lfs pull"
+    with pytest.raises(CheckpointError, match=message), open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.text_files
 
 
 def test_pickled_weights_are_refused_because_they_run_code(tmp_path: Path) -> None:
@@ -59,6 +116,13 @@ def test_an_adapter_and_the_folder_of_a_run_are_refused_with_the_way_on(tmp_path
     (tmp_path / "best/adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"holds an adapter, .* first: edgelm merge .*best -o merged/"):
         open_checkpoint(tmp_path / "best")
+
+
+def test_a_command_that_is_named_can_be_typed_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "my adapter").mkdir()
+    (tmp_path / "my adapter/adapter_config.json").touch()
+    with pytest.raises(CheckpointError, match=r"edgelm merge '[^']*my adapter' -o merged/"):
+        open_checkpoint(tmp_path / "my adapter")
 
 
 def test_several_gguf_files_and_none_are_refused(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def _family_seeds(_folder: Path) -> list[bytes]:
 
 def _read_family(folder: Path) -> None:
     values = read_json_object(folder, "config.json")
-    architecture = architecture_of(values.get("model_type"), folder)
+    architecture = architecture_of(values, folder)
     architecture.layout_for(architecture.to_model_config(values))
 
 

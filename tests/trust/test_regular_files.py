@@ -33,6 +33,14 @@ def test_a_regular_file_is_read(tmp_path: Path) -> None:
         read_regular(tmp_path / "a", 2)
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_told_so(package: Path, name: str) -> None:
+    (package / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab\nsize 269060552\n")
+    message = f"{name} is not the file itself but a pointer of git-lfs to it: .* git lfs install, then git lfs pull"
+    with pytest.raises(PackageError, match=message):
+        load(package)
+
+
 @POSIX_ONLY
 @pytest.mark.parametrize("kind", ["link", "dangling link", "folder", "pipe", "device", "missing", "NUL"])
 def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path, kind: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,17 +56,40 @@ ARCHITECTURES: dict[str, Architecture] = {
     "marian": MARIAN,  # OPUS-MT
 }
 
+# What transformers' classes are called that write no text: those with another head, and those with none.
+_OTHER_HEAD = re.compile(r"For(Sequence|Token)Classification$|ForQuestionAnswering$|ForMaskedLM$|ForRewardModeling$")
+_NO_HEAD = re.compile(r"(?<!LMHead)(?<!MT)Model$")
+# What a config has of a model that reads more than text.
+_SENSES = {"vision_config", "audio_config"}
+# What a GGUF file of that general.type is.
+_GGUF_PARTS = {
+    "adapter": "an adapter (LoRA), which is no model by itself. Merge it into its base first, with llama-export-lora",
+    "mmproj": "the part of a model that reads images or sound; the model itself is another file",
+    "imatrix": "statistics for quantizing a model; the model itself is another file",
+}
 
-def architecture_of(model_type: object, where: object) -> Architecture:
-    """Find the row of a Hugging Face model_type.
+
+def architecture_of(values: Mapping[str, Any], where: object) -> Architecture:
+    """Find the row of a Hugging Face config.json, by its model_type.
 
     Raises:
-        CheckpointError: there is none; the message lists those that there are.
+        CheckpointError: there is none, and the message lists those that there are; or it is a model of such a family
+            that writes no text.
     """
-    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+    names, model_type = values.get("architectures"), values.get("model_type")
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    is_supported = isinstance(model_type, str) and model_type in ARCHITECTURES
+    kind = ""
+    if _OTHER_HEAD.search(name) or (not is_supported and _NO_HEAD.search(name)):
+        kind = f" ({name} labels, ranks or embeds texts; edgelm runs models that write them)"
+    elif _SENSES & values.keys():
+        kind = f" ({name or 'it'} reads images or sound too; edgelm runs models of text alone)"
+    if not is_supported:
         listed = ", ".join(sorted(ARCHITECTURES))
-        raise CheckpointError(f"{where}: model_type {model_type!r} is not supported; supported: {listed}.")
-    return ARCHITECTURES[model_type]
+        raise CheckpointError(f"{where}: model_type {model_type!r} is not supported{kind}; supported: {listed}.")
+    if kind:
+        raise CheckpointError(f"{where}: this {model_type!r} is not supported{kind}. Take another model of its family.")
+    return ARCHITECTURES[str(model_type)]
 
 
 def gguf_architecture_of(metadata: Mapping[str, Any], where: object) -> tuple[Architecture, GGUFFamily]:
@@ -74,13 +98,19 @@ def gguf_architecture_of(metadata: Mapping[str, Any], where: object) -> tuple[Ar
     Where one name stands for models with experts and without (a Mixtral is a Llama there), `expert_count` decides.
 
     Raises:
-        CheckpointError: there is none; the message lists those that there are.
+        CheckpointError: there is none, and the message lists those that there are; or the file holds no whole model.
     """
+    part = "mmproj" if metadata.get("general.architecture") == "clip" else metadata.get("general.type", "model")
+    if str(part) in _GGUF_PARTS:
+        raise CheckpointError(f"{where} is {_GGUF_PARTS[str(part)]}.")
     name = metadata.get("general.architecture")
     rows = [(row, row.gguf) for row in ARCHITECTURES.values() if row.gguf is not None]
     families = [(row, gguf) for row, gguf in rows if gguf.architecture == name]
     if not families:
         listed = ", ".join(sorted({gguf.architecture for _, gguf in rows}))
-        raise CheckpointError(f"{where}: the GGUF architecture {name!r} is not supported; supported: {listed}.")
+        kind = ""
+        if metadata.get(f"{name}.attention.causal") is False:
+            kind = " (it embeds or ranks texts; edgelm runs models that write them)"
+        raise CheckpointError(f"{where}: the GGUF architecture {name!r} is not supported{kind}; supported: {listed}.")
     has_experts = bool(metadata.get(f"{name}.expert_count"))
     return next((family for family in families if family[1].has_experts == has_experts), families[0])

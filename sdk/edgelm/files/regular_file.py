@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelm.errors import PackageError
+from edgelm.files import lfs_pointer
 
 # Each system has its own of them; none that is missing is needed there.
 _FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
@@ -31,7 +32,8 @@ def open_regular(path: Path) -> BufferedReader:
     install, so edgelm's own files are exempt: whoever can change those can change edgelm.
 
     Raises:
-        PackageError: it is missing, a link, a folder, a device or a pipe, has a second name, or cannot be read.
+        PackageError: it is missing, a link, a folder, a device, a pipe or a pointer of git-lfs, has a second name, or
+            cannot be read.
     """
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):  # opening a device or a pipe can have effects, or wait for ever
@@ -50,6 +52,8 @@ def open_regular(path: Path) -> BufferedReader:
                 f"{path} has a second name on this disk (a hard link), through which it can be changed. "
                 "Put a copy of the file in its place."
             )
+        if lfs_pointer.is_pointer(file):
+            raise PackageError(f"{path} {lfs_pointer.EXPLANATION}")
     except BaseException:
         file.close()
         raise

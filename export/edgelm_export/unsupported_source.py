@@ -1,0 +1,126 @@
+"""What a path holds that is no checkpoint: other programs' formats, downloads that went wrong, half of a model."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgelm.files import lfs_pointer
+from edgelm.package.foreign_graph import GENAI_CONFIG
+from edgelm.package.manifest import FILE_NAME
+
+CONFIG = "config.json"
+FIRST_BYTES = 64  # of a file are enough to tell it by
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_WEIGHTS = (".safetensors", *_PICKLES)
+_NO_PICKLES = (
+    "Such pickle files can run code when they are read, so edgelm does not. Take the model's safetensors, or convert "
+    "them where you trust them: save_pretrained of transformers writes safetensors."
+)
+_RUN_IT = "which is run as it is: edgelm run {path}. To quantize or train the model, take its safetensors."
+# The name of a file of several, as llama.cpp has it.
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+# How files begin that people have under the name of a model.
+_BEGINNINGS = (
+    (b"PK\3\4", "is a zip archive. Unpack it, and name the folder in it that has config.json."),
+    (b"\x1f\x8b", "is a compressed archive. Unpack it, and name the folder in it that has config.json."),
+    (b"<", "is a web page: the server sent an error instead of the model. Download it again."),
+)
+
+
+def why_no_checkpoint_file(path: Path, content: bytes) -> str:
+    """Say what a file is that is not a GGUF file, and the way on; `content` is how it begins."""
+    if content.startswith(lfs_pointer.BEGINNING):
+        return f"{path} {lfs_pointer.EXPLANATION}"
+    if not content:
+        return f"{path} is empty. Download it again."
+    if path.suffix in _PICKLES:
+        return f"{path} is a pickle file. {_NO_PICKLES}"
+    if path.suffix == ".safetensors":
+        return f"{path} holds tensors alone. Name the folder that also has {CONFIG} and tokenizer.json."
+    if path.suffix == ".onnx":
+        return f"{path} is a graph of ONNX, {_RUN_IT.format(path=shlex.quote(str(path)))}"
+    for beginning, explanation in _BEGINNINGS:
+        if content.startswith(beginning):
+            return f"{path} {explanation}"
+    return (
+        f"{path} is not a GGUF file (it begins with {content[:4]!r}). Name one, or a folder with {CONFIG}, safetensors "
+        "and tokenizer.json."
+    )
+
+
+def why_no_checkpoint_folder(folder: Path) -> str:
+    """Say what a folder is that lacks config.json, or safetensors, or both; and the way on."""
+    names = sorted(path.name for path in folder.iterdir())
+    return (
+        _of_another_kind(folder, names)
+        or _without_its_weights(folder, names)
+        or _with_folders(folder)
+        or f"{folder} is not a checkpoint: looked for {CONFIG} with model.safetensors or model.safetensors.index.json, "
+        f"{FILE_NAME}, or one .gguf file."
+    )
+
+
+def _of_another_kind(folder: Path, names: Sequence[str]) -> str | None:
+    if "adapter_config.json" in names:
+        return (
+            f"{folder} holds an adapter, which is no model by itself. Merge it into its base first: edgelm merge "
+            f"{shlex.quote(str(folder))} -o merged/ (or put it beside the base's package: edgelm export-adapter)."
+        )
+    if {"checkpoints", "best"} <= set(names):
+        return (
+            f"{folder} is the folder of a run. Name one of its checkpoints, such as {folder / 'best'}; adapters are "
+            "merged first (edgelm merge)."
+        )
+    if "model_index.json" in names:
+        return f"{folder} is a model for diffusers, which makes pictures or sound. edgelm runs models that write text."
+    gguf_files = [name for name in names if name.endswith(".gguf")]
+    if gguf_files and all(_PART.search(name) for name in gguf_files):
+        return (
+            f"{folder} has one model in {len(gguf_files)} files, which are not read so. Merge them first: "
+            f"llama-gguf-split --merge {gguf_files[0]} model.gguf."
+        )
+    if gguf_files:
+        return f"{folder} has several GGUF files: {', '.join(gguf_files)}. Name one of them."
+    if GENAI_CONFIG in names or any(folder.glob("*.onnx")) or any(folder.glob("onnx/*.onnx")):
+        return f"{folder} holds a graph of ONNX, {_RUN_IT.format(path=shlex.quote(str(folder)))}"
+    return None
+
+
+def _without_its_weights(folder: Path, names: Sequence[str]) -> str | None:
+    weights = [name for name in names if name.endswith(_WEIGHTS)]
+    tensors = [name for name in weights if name.endswith(".safetensors")]
+    listed = ", ".join((tensors or weights)[:4])
+    if any(name.startswith("consolidated") for name in tensors):
+        return (
+            f"{folder} has its weights in {listed} alone, in the format of their author's own program. Take the same "
+            f"model in Hugging Face's: {CONFIG}, model.safetensors (or its shards) and tokenizer.json."
+        )
+    if tensors and CONFIG in names:
+        return (
+            f"{folder} has its tensors in {listed}. If that is the whole model, rename it to model.safetensors; of a "
+            "model in several files, download model.safetensors.index.json too."
+        )
+    if tensors:
+        return f"{folder} has {listed}, and no {CONFIG}. Download the model's other files too."
+    if weights:
+        return f"{folder} has its weights in {listed} alone. {_NO_PICKLES}"
+    if any(name.endswith((".h5", ".msgpack")) for name in names):
+        return f"{folder} has weights for TensorFlow or JAX alone. Take the model's safetensors."
+    if CONFIG in names:
+        return (
+            f"{folder} has {CONFIG}, and no weights. Download the model's safetensors too; the command that began a "
+            "download goes on with it."
+        )
+    return None
+
+
+def _with_folders(folder: Path) -> str | None:
+    """Name the checkpoints below: people name a trainer's folder, or that of a model in the hub's cache."""
+    inner = sorted(path.parent for pattern in ("*", "snapshots/*") for path in folder.glob(f"{pattern}/{CONFIG}"))
+    if not inner:
+        return None
+    return f"{folder} is not a checkpoint, and holds some. Name one: {', '.join(map(str, inner[-4:]))}."
