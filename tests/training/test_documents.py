@@ -175,7 +175,11 @@ def test_paths_without_a_corpus_are_named(write: Write, path: str, words: str) -
 
 
 BROKEN: dict[str, tuple[str, str | bytes, str]] = {
-    "JSON": ("a.jsonl", '{"text": "One"}\n{"text": "Two"\n', "a.jsonl:2: broken JSON: Expecting ',' delimiter at"),
+    "JSON": (
+        "a.jsonl",
+        '{"text": "One"}\n{"text": "Two"\n',
+        "a.jsonl:2: broken JSON: Expecting ',' delimiter at character 15.",
+    ),
     "deep JSON": ("a.jsonl", "[" * 100_000 + "\n", "a.jsonl:1: broken JSON: nested too deep."),
     "no object": ("a.jsonl", '{"text": "One"}\n["Two"]\n', "a.jsonl:2: a line must be an object with fields; this is"),
     "no object in an array": ("a.json", '[{"text": "One"}, 2]', "a.json:2: a line must be an object"),

@@ -195,7 +195,8 @@ def _json_lines(
         if not line.strip():
             continue
         try:
-            yield number, json.loads(_decode(line, f"{source.name}:{number}"))
+            # Without its end, behind which an error would be at the first character of another line.
+            yield number, json.loads(_decode(line, f"{source.name}:{number}").rstrip("\n"))
         except DataError as error:
             on_error(error)
         except json.JSONDecodeError as error:
