@@ -150,8 +150,22 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "no text": ({"instruction": "Hi", "output": 5}, "the field 'output' is 5; it must be a text."),
     "no completion": ({"prompt": "Hi"}, "the field 'completion' is missing."),
     "no completion messages": ({"prompt": list(HI)}, "completion is None; it must be a list of messages."),
-    "no assistant": ({"messages": [HI[0]]}, "there is no message of the assistant to learn."),
-    "no weight": ({"messages": [HI[0], {**HI[1], "weight": 0}]}, "there is no message of the assistant to learn."),
+    "a preference": (
+        {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"},
+        "this is a preference, with an answer that is chosen; edgelm finetune --method dpo learns from those.",
+    ),
+    "a typing error": (
+        {"messages": [*HI, {**HI[0], "role": "User"}]},
+        "the role of messages[2] is 'User'. Did you mean 'user'?",
+    ),
+    "no assistant": (
+        {"messages": [HI[0], {**HI[0], "role": "ai"}]},
+        "there is no message of the assistant to learn; the roles here are 'user', 'ai'.",
+    ),
+    "no weight": (
+        {"messages": [HI[0], {**HI[1], "weight": 0}]},
+        "there is no message of the assistant to learn; the roles here are 'user', 'assistant'.",
+    ),
     "tools": ({"messages": HI, "tools": "add"}, "tools is a text that is no JSON: "),
     "tools of one": ({"messages": HI, "tools": {}}, "tools is {}; it must be a list."),
 }

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,9 @@ _ROLES = {
     "function_response": "tool",
     "developer": "system",
 }
+# Templates know roles of their own besides ("ipython", "document"), so that another one is wrong only if it looks like
+# one of these.
+_KNOWN_ROLES = ("system", "user", ASSISTANT, "tool", *_ROLES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,10 @@ def parse_conversation(values: Mapping[str, Any], file: SourceFile, line: int) -
     values = {key: value for key, value in values.items() if value is not None}  # Parquet writes out what is missing
     parse = next((parse for field, parse in _FORMS.items() if field in values), None)
     try:
+        if "chosen" in values and not {"messages", "conversations", "completion", "output"} & values.keys():
+            raise DataError(
+                "this is a preference, with an answer that is chosen; edgelm finetune --method dpo learns from those."
+            )
         if parse is None:
             raise DataError(
                 f"this is no conversation: its fields are {', '.join(map(repr, values)) or 'none'}; expected are "
@@ -98,7 +106,8 @@ def parse_conversation(values: Mapping[str, Any], file: SourceFile, line: int) -
             )
         messages, learned = parse(values)
         if not learned:
-            raise DataError("there is no message of the assistant to learn.")
+            roles = ", ".join(repr(role) for role in dict.fromkeys(message["role"] for message in messages))
+            raise DataError(f"there is no message of the assistant to learn; the roles here are {roles:.60}.")
     except DataError as error:
         raise DataError(f"{file.name}:{line}: {error}") from error
     return Conversation(
@@ -187,6 +196,9 @@ def _message(value: Any, place: str) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str):
         raise DataError(f"the role of {place} is {role!r:.60}; it must be a text, such as 'user' or 'assistant'.")
+    near = difflib.get_close_matches(role.lower(), _KNOWN_ROLES, n=1, cutoff=0.8)
+    if near and role not in _KNOWN_ROLES:
+        raise DataError(f"the role of {place} is {role!r:.60}. Did you mean {near[0]!r}?")
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(_part(part, f"{place}.content[{i}]") for i, part in enumerate(content))
