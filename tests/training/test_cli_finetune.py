@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 from tiny_training_runs import assert_a_signal_saves, finetune_settings
 
 from edgelm.cli.main import main
-from edgelm_training.finetune_config import FinetuneConfig
+from edgelm_training.finetune import _GLOBAL_BATCH_SIZE, _LONGEST_ROW
+from edgelm_training.finetune_config import METHODS, FinetuneConfig
 from edgelm_training.settings import read_settings, to_toml
 
 
@@ -40,6 +41,17 @@ def test_a_model_and_its_data_make_a_run(tiny_chat_model: Path, tiny_chats: Path
     again = edgelm(tiny_chat_model, "--data", tiny_chats, "-o", run)
     assert again.stderr.startswith(f"error: {run} already holds a run, saved at step 2.")
     assert edgelm("-o", run, "--resume", "--max-steps", "3").exit_code == 0
+
+
+def test_help_says_what_is_chosen_where_nothing_is_set() -> None:
+    shown = " ".join(edgelm("--help").stdout.split())
+
+    assert "[default: ()]" not in shown
+    rates = {name: method.learning_rate for name, method in METHODS.items()}
+    assert rates == {"lora": 2e-4, "qlora": 2e-4, "sft": 2e-5, "dpo": 1e-5}
+    assert "after the warm-up. [default: 2e-4; sft: 2e-5; dpo: 1e-5]" in shown
+    assert f"over all processes. [default: {_GLOBAL_BATCH_SIZE}]" in shown
+    assert f"[default: the longest one's, at most {_LONGEST_ROW}]" in shown
 
 
 def test_a_model_that_is_named_twice_is_wrong_usage(tiny_chat_model: Path) -> None:

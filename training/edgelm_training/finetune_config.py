@@ -55,7 +55,15 @@ class FinetuneConfig(TrainConfig):
     dpo_beta: float = setting(0.1, "Of dpo: how strongly the model is held to the one it began as.")
     base_sha256: str | None = setting(None, "Refuse another model than this; a run writes down its own.")
 
-    # Where fine-tuning is used to other values than pretraining.
+    # Where fine-tuning chooses, or is used to, other values than pretraining.
+    max_steps: int | None = setting(None, "Train for this many steps.  [default: as many as `epochs` are]")
+    sequence_length: int | None = setting(
+        None, "Tokens in a row; longer conversations are left out.  [default: the longest one's, at most 2048]"
+    )
+    global_batch_size: int | None = setting(None, "Rows in a step, over all processes.  [default: 8]")
+    learning_rate: float | None = setting(
+        None, "Of the peak, after the warm-up.  [default: 2e-4; sft: 2e-5; dpo: 1e-5]"
+    )
     weight_decay: float = setting(0.0, "Of matrices; norms, biases and embeddings have none.")
     beta2: float = setting(0.999, "AdamW's decay of the gradient's square.")
     save_every: int = setting(50, "Save a checkpoint each N steps (and at the end).")

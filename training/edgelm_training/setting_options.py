@@ -45,7 +45,7 @@ def _option(field: dataclasses.Field[Any], kind: type) -> Callable[[Callable[...
     flag = f"--{field.name.replace('_', '-')}"
     names = [flag, field.name] if field.name not in _SHORT else [_SHORT[field.name], flag, field.name]
     help_text, choices = field.metadata["help"], field.metadata["choices"]
-    if field.default not in (None, ("",)) and "[" not in help_text:
+    if field.default not in (None, (), ("",)) and "[" not in help_text:
         shown = str(field.default).lower() if isinstance(field.default, bool) else field.default
         help_text += f"  [default: {shown}]"
     if kind is bool:
