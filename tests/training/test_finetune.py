@@ -138,9 +138,31 @@ def test_long_conversations_are_left_out_and_said(settings: Any, tiny_chats: Pat
     notes = Notes()
     finetune(settings("lora", data=(str(data),), max_steps=1, validation_fraction=0.0), reporter=notes)
     assert notes.texts[0] == "40 conversations to train on, 0 to validate; rows of 128 tokens."
-    assert notes.texts[1] == (
-        f"1 conversations are longer and left out: {data}:41. To take them in: --sequence-length."
-    )
+    assert notes.texts[1] == (f"Too long and left out: 1 conversations: {data}:41. The model's context holds no more.")
+
+
+def test_what_is_validated_on_fits_the_rows_or_is_said_to_be_left_out(
+    settings: Any, tiny_chats: Path, tmp_path: Path
+) -> None:
+    longer = tmp_path / "longer.jsonl"
+    answers = ("The sea is blue.", "The sea is blue. " * 5)
+    longer.write_text("".join(json.dumps({"prompt": "What?", "completion": answer}) + "\n" for answer in answers))
+    notes = Notes()
+    own = {"validation_data": (str(longer),), "max_steps": 1}
+
+    finetune(settings("lora", "grown", sequence_length=None, **own), reporter=notes)
+    finetune(settings("lora", "given", sequence_length=64, **own), reporter=notes)
+
+    counted = [text for text in notes.texts if "to validate" in text]
+    assert counted == [
+        f"40 conversations to train on, {count} to validate; rows of {length} tokens."
+        for count, length in ((2, 128), (1, 64))
+    ]
+    left_out = f"Too long and left out: 1 conversations: {longer}:2. To take them in: --sequence-length."
+    assert [text for text in notes.texts if "left out" in text] == [left_out]
+    longer.write_text(longer.read_text().splitlines()[1])
+    with pytest.raises(DataError, match="Of what is kept to validate on: No conversation fits into sequence_length 64"):
+        finetune(settings("lora", "none", sequence_length=64, **own))
 
 
 def test_another_file_can_be_validated_on(settings: Any, tiny_chats: Path) -> None:

@@ -90,7 +90,7 @@ def build_recipe(config: FinetuneConfig, reporter: Reporter) -> tuple[FinetuneCo
     model_config, config = _base_config(config)
     training, validation, config = _load_data(config, model_config)
     config = _with_defaults(config, training)
-    _note_data(training, validation, config, reporter)
+    _note_data(training, validation, config.known("sequence_length") < _context(model_config), reporter)
     model, lora = _make_model(config)
     model.activation_checkpointing = config.activation_checkpointing
     if lora is not None:
@@ -141,16 +141,17 @@ def _load_data(config: FinetuneConfig, model: ModelConfig) -> tuple[AnyRows, Any
             f"The tokenizer in {config.model} has {training.vocab_size} tokens, the model {model.vocab_size}: they do "
             "not belong together. Import the model again."
         )
-    length = config.sequence_length or _row_length(training, model)
-    context = min(stack.max_position_embeddings for stack in (model, model.encoder or model))
-    if length > context:
-        raise ConfigError(f"sequence_length is {length}, longer than the model's context of {context} tokens.")
-    held_out_rows = rows(held_out, sequence_length=length, seed=config.seed) if len(held_out) else None
-    return (
-        rows(training, sequence_length=length, seed=config.seed),
-        held_out_rows,
-        replace(config, sequence_length=length),
-    )
+    length = config.sequence_length or _row_length(model, training, held_out)
+    if length > _context(model):
+        raise ConfigError(f"sequence_length is {length}, longer than the model's context of {_context(model)} tokens.")
+    training_rows = rows(training, sequence_length=length, seed=config.seed)
+    held_out_rows = None
+    if len(held_out):
+        try:
+            held_out_rows = rows(held_out, sequence_length=length, seed=config.seed)
+        except DataError as error:
+            raise DataError(f"Of what is kept to validate on: {error}") from error
+    return training_rows, held_out_rows, replace(config, sequence_length=length)
 
 
 def _reading(
@@ -168,10 +169,13 @@ def _reading(
     return partial(load_pairs, config=model), partial(SourceRows, begin=len(model.decoder_prompt_ids))
 
 
-def _row_length(chats: Chats, model: ModelConfig) -> int:
-    longest = int(np.diff(chats.ends, prepend=0).max())
-    contexts = [stack.max_position_embeddings for stack in (model, model.encoder or model)]
-    return min(math.ceil(longest / 64) * 64, _LONGEST_ROW, *contexts)
+def _row_length(model: ModelConfig, *splits: Chats) -> int:
+    longest = max(int(np.diff(chats.ends, prepend=0).max()) for chats in splits if len(chats))
+    return min(math.ceil(longest / 64) * 64, _LONGEST_ROW, _context(model))
+
+
+def _context(model: ModelConfig) -> int:
+    return min(stack.max_position_embeddings for stack in (model, model.encoder or model))
 
 
 def _with_defaults(config: FinetuneConfig, training: AnyRows) -> FinetuneConfig:
@@ -268,27 +272,28 @@ def _sampler(config: FinetuneConfig, model: Transformer) -> Callable[[nn.Module,
     return lambda _, step: write_samples(model, tokenizer, encode, config, step)
 
 
-def _note_data(training: AnyRows, validation: AnyRows | None, config: FinetuneConfig, reporter: Reporter) -> None:
+def _note_data(training: AnyRows, validation: AnyRows | None, can_grow: bool, reporter: Reporter) -> None:
     kind, group = "conversations", 1
     if isinstance(training, PreferenceRows):
         kind, group = "pairs", 2
     elif isinstance(training, SourceRows):
         kind = "pairs of source and answer"
-    left_out = len(training.left_out)
+    splits = [rows for rows in (training, validation) if rows is not None]
+    taken = [len(rows.chats) // group - len(rows.left_out) for rows in splits]
     reporter.note(
-        f"{len(training.chats) // group - left_out} {kind} to train on, "
-        f"{len(validation.chats) // group if validation else 0} to validate; rows of {config.sequence_length} tokens."
+        f"{taken[0]} {kind} to train on, {sum(taken[1:])} to validate; rows of {training.sequence_length} tokens."
     )
+    left_out = [place for rows in splits for place in _places_left_out(rows, group)]
     if left_out:
         reporter.note(
-            f"{left_out} {kind} are longer and left out: {_first_places(training, group)}. "
-            "To take them in: --sequence-length."
+            f"Too long and left out: {len(left_out)} {kind}: {', '.join(left_out[:3])}"
+            f"{', …' if len(left_out) > 3 else ''}. "
+            + ("To take them in: --sequence-length." if can_grow else "The model's context holds no more.")
         )
 
 
-def _first_places(rows: AnyRows, group: int) -> str:
-    shown = [":".join(map(str, rows.chats.places[group * number])) for number in rows.left_out[:3]]
-    return ", ".join(shown) + (", …" if len(rows.left_out) > 3 else "")
+def _places_left_out(rows: AnyRows, group: int) -> list[str]:
+    return [":".join(map(str, rows.chats.places[group * number])) for number in rows.left_out]
 
 
 def _note_parameters(model: Transformer, reporter: Reporter) -> None:
