@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
+from edgelm_training.checkpoint import load_checkpoint
 from edgelm_training.lora import (
     LoraConfig,
     LoraLinear,
@@ -21,7 +24,7 @@ from edgelm_training.lora import (
     adapters_off,
     add_adapters,
     linear_names,
-    quantize_linears,
+    quantize_linear,
     target_names,
 )
 from edgelm_training.model import Transformer
@@ -133,11 +136,33 @@ def test_a_layer_in_4_bits_computes_in_the_precision_around_it() -> None:
 
 
 def test_a_model_in_4_bits_holds_no_other_weights_of_its_blocks(model: Transformer) -> None:
-    quantize_linears(model)
-    assert linear_names(model) == []
+    for name in linear_names(model):
+        quantize_linear(model, name)
     held = [parameter for name, parameter in model.named_parameters() if "_proj" in name and "bias" not in name]
     assert {parameter.dtype for parameter in held} == {torch.uint8, torch.float32}
     assert max(parameter.numel() for parameter in held) == 40 * 64 // 2  # a matrix of 40 rows, in one block of 64
+
+
+def test_a_checkpoint_is_read_into_4_bits_one_layer_at_a_time(
+    tiny_chat_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load_checkpoint(tiny_chat_model)
+    alive: list[weakref.ref[nn.Module]] = []
+
+    def quantize(model: Transformer, name: str) -> None:
+        assert [layer() for layer in alive if layer() is not None] == []
+        alive.append(weakref.ref(model.get_submodule(name)))
+        quantize_linear(model, name)
+
+    monkeypatch.setattr("edgelm_training.checkpoint.quantize_linear", quantize)
+    read = load_checkpoint(tiny_chat_model, quantized=True)
+
+    assert len(alive) == len(linear_names(read)) == len(linear_names(whole))
+    for name in linear_names(whole):
+        quantize_linear(whole, name)
+    states = read.state_dict(), whole.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_a_router_gets_no_adapter(tiny_config: ModelConfig) -> None:

@@ -29,7 +29,7 @@ from edgelm.package.peft_format import (
     read_peft_config,
     scale_of,
 )
-from edgelm_training.lora import LoraConfig, LoraLinear, linear_names, quantize_linears
+from edgelm_training.lora import LoraConfig, LoraLinear, linear_names, quantize_linear
 from edgelm_training.model import Transformer
 from edgelm_training.quantized_linear import GRID_NAME
 
@@ -124,8 +124,8 @@ def load_adapter(model: Transformer, adapter: Adapter) -> None:
     shapes = {f"{name}.weight": tuple(model.get_submodule(name).weight.shape) for name in linear_names(model)}
     check_layers(adapter, shapes)
     model.requires_grad_(False)
-    if adapter.base.grid is not None:
-        quantize_linears(model)
+    for name in linear_names(model) if adapter.base.grid is not None else ():
+        quantize_linear(model, name)
     for name, (a, b) in adapter.matrices.items():
         layer = LoraLinear(model.get_submodule(name), len(a), adapter.scales[name])  # type: ignore[arg-type]
         with torch.no_grad():

@@ -24,6 +24,7 @@ from edgelm.files.safetensors_index import read_weight_map
 from edgelm.package.manifest import FILE_NAME as PACKAGE_FILE
 from edgelm.package.manifest import sha256_of
 from edgelm.package.replaceable import why_not_a_checkpoint
+from edgelm_training.lora import linear_names, quantize_linear
 from edgelm_training.model import Transformer
 
 WEIGHTS_FILE = "model.safetensors"
@@ -68,11 +69,12 @@ def check_is_checkpoint(folder: str | Path) -> None:
         )
 
 
-def load_checkpoint(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Transformer:
+def load_checkpoint(folder: str | Path, *, dtype: torch.dtype = torch.float32, quantized: bool = False) -> Transformer:
     """Read a checkpoint folder, in one weights file or in shards; `model.config` is its config.
 
     dtype: of the loaded weights, float32 or bfloat16, whatever is stored (F32, F16 or BF16). The weights are copies:
-    the folder may be replaced while the model lives.
+    the folder may be replaced while the model lives. quantized: the blocks' linear layers are put into 4 bits
+    (`lora.quantize_linear`) as they are read, so that one of them at a time is in memory as it was.
 
     Raises:
         ConfigError: config.json is missing, broken, or not edgelm's; or dtype is another.
@@ -85,11 +87,18 @@ def load_checkpoint(folder: str | Path, *, dtype: torch.dtype = torch.float32) -
     config = ModelConfig.load(folder)
     stored = _stored_tensors(folder)
     _check_tensors(config, stored, folder)
-    state = {name: tensor.read(name).to(dtype, copy=True) for name, tensor in stored.items()}
     # On the meta device parameters have no memory, and no time goes into random numbers that nobody sees.
     with torch.device("meta"):
         model = Transformer(config)
-    model.load_state_dict(state, assign=True)
+
+    def read(name: str) -> torch.Tensor:
+        return stored.pop(name).read(name).to(dtype, copy=True)
+
+    for layer in linear_names(model) if quantized else ():
+        linear = model.get_submodule(layer)
+        linear.load_state_dict({name: read(f"{layer}.{name}") for name in linear.state_dict()}, assign=True)
+        quantize_linear(model, layer)
+    model.load_state_dict({name: read(name) for name in list(stored)}, assign=True, strict=not quantized)
     return model.to(dtype)  # the position tables too
 
 

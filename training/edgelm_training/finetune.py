@@ -37,7 +37,6 @@ from edgelm_training.lora import (
     adapters_off,
     add_adapters,
     linear_names,
-    quantize_linears,
     target_names,
 )
 from edgelm_training.loss import count_targets
@@ -197,18 +196,17 @@ def _with_defaults(config: FinetuneConfig, training: AnyRows) -> FinetuneConfig:
 
 def _make_model(config: FinetuneConfig) -> tuple[Transformer, LoraConfig | None]:
     assert config.model is not None  # _base_config has looked
-    model = load_checkpoint(config.model)
+    quantized = METHODS[config.method].quantized
+    if quantized and config.parallel == "fsdp":
+        raise ConfigError("parallel is 'fsdp', which cannot shard a base in 4 bits. Use 'ddp', or --method lora.")
+    model = load_checkpoint(config.model, quantized=quantized)
     if not config.has_adapter:
         return model, None
-    if METHODS[config.method].quantized and config.parallel == "fsdp":
-        raise ConfigError("parallel is 'fsdp', which cannot shard a base in 4 bits. Use 'ddp', or --method lora.")
     kinds = config.target_modules or tuple(dict.fromkeys(name.rpartition(".")[2] for name in linear_names(model)))
     names = target_names(model, kinds)
     lora = LoraConfig(
         rank=config.rank, alpha=config.known("alpha"), dropout=config.dropout, target_modules=tuple(kinds)
     )
-    if METHODS[config.method].quantized:
-        quantize_linears(model)
     torch.manual_seed(config.seed)
     add_adapters(model, names, lora)
     return model, lora

@@ -59,19 +59,22 @@ class LoraLinear(nn.Module):
 
 
 def linear_names(model: Transformer) -> list[str]:
-    """Return the names of the linear layers in the blocks: what an adapter can be put on.
+    """Return the names of the linear layers in the blocks, in 4 bits or not: what an adapter can be put on.
 
     A router is none: the exporter never quantizes it, and a small change of it sends tokens to other experts.
     """
     inside = {id(module) for block in blocks(model) for module in block.modules()}
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in inside]
+    linears = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, QuantizedLinear)) and id(module) in inside
+    ]
     return [name for name in linears if not name.endswith(".mlp.gate")]
 
 
-def quantize_linears(model: Transformer) -> None:
-    """Put the weights of the blocks' linear layers into 4 bits, one after another."""
-    for name in linear_names(model):
-        model.set_submodule(name, QuantizedLinear(model.get_submodule(name)))  # type: ignore[arg-type]
+def quantize_linear(model: Transformer, name: str) -> None:
+    """Put the weight of one of the blocks' linear layers into 4 bits."""
+    model.set_submodule(name, QuantizedLinear(model.get_submodule(name)))  # type: ignore[arg-type]
 
 
 def target_names(model: Transformer, target_modules: Sequence[str]) -> list[str]:
