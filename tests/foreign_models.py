@@ -79,8 +79,8 @@ class _Step(torch.nn.Module):
         places = torch.arange(attention_mask.shape[1])
         seen = (places[None, None] <= position_ids[:, :, None]) & (attention_mask[:, None] > 0)
         mask = torch.where(seen, 0.0, -3.4e38)[:, None]
-        result = self.model(input_ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache)
-        layers = result.past_key_values.layers
+        result = self.model(input_ids, attention_mask=mask, position_ids=position_ids, cache=cache)
+        layers = result.cache.layers
         return (result.logits, *(part for layer in layers for part in (layer.keys, layer.values)))
 
 

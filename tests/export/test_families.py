@@ -345,8 +345,8 @@ def test_a_dynamic_scaling_gives_the_logits_of_transformers_in_each_decoded_step
     their_cache = None
     with torch.no_grad():
         for start, end in [(0, 60), *((i, i + 1) for i in range(60, 90))]:
-            output = model(torch.tensor([ids[start:end]]), past_key_values=their_cache, use_cache=True)
-            their_cache = output.past_key_values
+            output = model(torch.tensor([ids[start:end]]), cache=their_cache, use_cache=True)
+            their_cache = output.cache
             if start >= 60:
                 logits_V = session.forward(ids[start:end], cache)[0]
                 np.testing.assert_allclose(logits_V, output.logits[0, -1].numpy(), rtol=0, atol=TOLERANCE)
