@@ -50,8 +50,9 @@ def test_a_file_and_flags_make_a_run(toml: Path, tmp_path: Path) -> None:
     result = edgelm(str(toml), "--max-steps", "4", "--log-every", "2", "--model", "num_hidden_layers=1")
 
     assert result.exit_code == 0, result.output
-    shown = [line.partition(" · ")[0] for line in result.stderr.splitlines() if "loss" in line]
+    shown = [line.partition(" · ")[0] for line in result.stderr.splitlines() if " · loss " in line]
     assert shown[:2] == ["step 1/4", "step 2/4"]
+    assert "step 0: validation loss " in result.stderr
     assert "step 4: validation loss " in result.stderr
     assert "step 3: ▸" in result.stderr
     checkpoint = tmp_path / "run/checkpoints/step-00000004"

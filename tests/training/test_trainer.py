@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from forked_processes import exit_status, fork
-from tiny_training_runs import MODEL, assert_same_run_but_for_extra_saves, loss_log, losses, settings, stop_at
+from tiny_training_runs import (
+    MODEL,
+    assert_same_run,
+    assert_same_run_but_for_extra_saves,
+    loss_log,
+    losses,
+    settings,
+    stop_at,
+)
 from torch.nn import functional
 
 from edgelm.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -126,18 +134,32 @@ def test_the_validation_loss_is_the_mean_over_the_held_out_tokens(whole_run: Pat
         logits = model(batch.ids_BT, batch.documents_BT)
     expected = functional.cross_entropy(logits.flatten(0, 1), batch.targets_BT.flatten()).item()
 
-    measured = [entry["validation_loss"] for entry in loss_log(whole_run) if "validation_loss" in entry]
+    measured = {entry["step"]: entry["validation_loss"] for entry in loss_log(whole_run) if "validation_loss" in entry}
 
-    assert len(measured) == 4
-    assert measured[-1] == pytest.approx(expected, abs=1e-6)  # the same sum in float32; measured: 0
+    assert list(measured) == [0, 2, 4, 6, 8]
+    assert measured[8] == pytest.approx(expected, abs=1e-6)  # the same sum in float32; measured: 0
+    assert measured[0] == pytest.approx(math.log(320), abs=0.1)  # a fresh model knows nothing of its 320 tokens
+
+
+def test_a_run_that_was_killed_before_it_saved_begins_its_log_anew(
+    whole_run: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    killed = tmp_path / "run"
+    killed.mkdir()
+    for name in ("config.toml", "log.jsonl"):
+        (killed / name).write_bytes((whole_run / name).read_bytes())
+
+    pretrain(settings(tiny_shards, killed), resume=True)
+
+    assert_same_run(killed, whole_run)
 
 
 def test_the_log_has_each_step_and_the_samples(whole_run: Path) -> None:
     log = loss_log(whole_run)
     assert [entry["step"] for entry in log if "loss" in entry] == list(range(1, 9))
-    assert log[0].keys() == {"step", "loss", "learning_rate", "grad_norm", "tokens"}
+    assert log[1].keys() == {"step", "loss", "learning_rate", "grad_norm", "tokens"}
     assert [entry["tokens"] for entry in log if "loss" in entry] == [128 * step for step in range(1, 9)]
-    assert [(entry["step"], entry["prompt"]) for entry in log if "sample" in entry] == [(3, ""), (6, "")]
+    assert [(entry["step"], entry["prompt"]) for entry in log if "sample" in entry] == [(3, ""), (6, ""), (8, "")]
 
 
 def test_training_goes_on_from_a_checkpoint(tiny_shards: Path, whole_run: Path, tmp_path: Path) -> None:

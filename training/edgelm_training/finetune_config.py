@@ -67,8 +67,8 @@ class FinetuneConfig(TrainConfig):
     weight_decay: float = setting(0.0, "Of matrices; norms, biases and embeddings have none.")
     beta2: float = setting(0.999, "AdamW's decay of the gradient's square.")
     save_every: int = setting(50, "Save a checkpoint each N steps (and at the end).")
-    eval_every: int = setting(50, "Measure the validation loss each N steps (and before each save); 0: never.")
-    sample_every: int = setting(50, "Let the model answer the sample prompts each N steps; 0: never.")
+    eval_every: int = setting(50, "Measure the validation loss at first, each N steps and before each save; 0: never.")
+    sample_every: int = setting(50, "Let the model answer the sample prompts each N steps and at the end; 0: never.")
     sample_prompts: tuple[str, ...] = setting((), "A user's message that it answers; may be given several times.")
 
     def __post_init__(self) -> None:

@@ -69,9 +69,9 @@ class TrainConfig:
 
     save_every: int = setting(250, "Save a checkpoint each N steps (and at the end).")
     keep_last: int = setting(3, "Keep this many checkpoints, and the best by validation loss.")
-    eval_every: int = setting(250, "Measure the validation loss each N steps (and before each save); 0: never.")
+    eval_every: int = setting(250, "Measure the validation loss at first, each N steps and before each save; 0: never.")
     eval_rows: int = setting(64, "Rows of validation data to measure on.")
-    sample_every: int = setting(500, "Let the model write each N steps; 0: never.")
+    sample_every: int = setting(500, "Let the model write each N steps and at the end; 0: never.")
     sample_prompts: tuple[str, ...] = setting(("",), "What it continues; may be given several times.")
     sample_tokens: int = setting(48, "Tokens of a sample.")
     sample_temperature: float = setting(0.8, "0 takes the likeliest token.")

@@ -133,8 +133,10 @@ class Trainer:
         saved = self._saved
         step = saved.step if saved is not None else 0
         loss = None
-        with self._open_log(step) as log, Interruption() as interruption:
+        with self._open_log(saved) as log, Interruption() as interruption:
             stop = None
+            if saved is None and self.config.eval_every:
+                self._validate(log, step)  # without it a short run could not tell what it has brought
             while step < self.schedule.max_steps and stop is None:
                 step += 1
                 record = self._step(step)
@@ -150,11 +152,12 @@ class Trainer:
         return Outcome(step=step, loss=loss, checkpoint=saved, best=self.workers.on_main(self.run.best), signal=stop)
 
     @contextlib.contextmanager
-    def _open_log(self, step: int) -> Iterator[TrainLog | None]:
+    def _open_log(self, saved: SavedStep | None) -> Iterator[TrainLog | None]:
         if not self.workers.is_main:
             yield None
             return
-        with open_log(self.run.log_file, after_step=step, tensorboard=self.config.tensorboard) as log:
+        after = saved.step if saved is not None else -1  # a run that saved nothing measures step 0 anew too
+        with open_log(self.run.log_file, after_step=after, tensorboard=self.config.tensorboard) as log:
             yield log
 
     def _step(self, step: int) -> StepRecord:
@@ -273,19 +276,24 @@ class Trainer:
     def _look(self, log: TrainLog | None, step: int, *, validate: bool) -> None:
         """Measure the validation loss and write samples, where the step has them."""
         config = self.config
-        due = validate or step % config.eval_every == 0 if config.eval_every else False
-        if due and self.recipe.validation_rows is not None:
-            loss = self.validation_loss()
-            self._validation = step, loss
-            if log is not None:
-                log.write({"step": step, "validation_loss": loss})
-                self.reporter.note(f"step {step}: validation loss {loss:.4f}")
-        if self.recipe.sample is not None and config.sample_every and step % config.sample_every == 0:
+        if config.eval_every and (validate or step % config.eval_every == 0):
+            self._validate(log, step)
+        ends = step == self.schedule.max_steps
+        if self.recipe.sample is not None and config.sample_every and (ends or step % config.sample_every == 0):
             self.recipe.model.eval()
             samples = self.recipe.sample(self.recipe.model, step)
             for sample in samples if log is not None else ():
                 log.write({"step": step, "prompt": sample.prompt, "sample": sample.text})  # type: ignore[union-attr]
                 self.reporter.note(f"step {step}: {sample.prompt}▸{sample.text}")
+
+    def _validate(self, log: TrainLog | None, step: int) -> None:
+        if self.recipe.validation_rows is None:
+            return
+        loss = self.validation_loss()
+        self._validation = step, loss
+        if log is not None:
+            log.write({"step": step, "validation_loss": loss})
+            self.reporter.note(f"step {step}: validation loss {loss:.4f}")
 
     @torch.no_grad()
     def validation_loss(self) -> float:
