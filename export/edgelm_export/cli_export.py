@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
 import shlex
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from edgelm.architecture.quantization_recipe import OPERATOR_SETS, STANDARD, read_recipe
+from edgelm.cli.generation_options import complete_source
 from edgelm.cli.output import is_terminal
 from edgelm.cli.picture_file import PictureFile
 from edgelm.cli.progress import progress_line
@@ -28,6 +32,7 @@ from edgelm_export.quantize.frontier import Point
 from edgelm_export.sources import open_checkpoint
 
 _FRONTIER_ROWS = 8
+_NAME_LENGTH = 80  # of the 100 that a name may have: what tells packages of one source apart comes behind
 
 EXAMPLES = """
 \b
@@ -64,7 +69,7 @@ operators_option = click.option(
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("source")
+@click.argument("source", shell_complete=complete_source)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The package folder [default: in the library].")
 @click.option(
     "--precision", type=click.Choice([*PRECISIONS, MIXED]), default=DEFAULT_PRECISION, show_default=True,
@@ -205,11 +210,23 @@ def _draw_frontier(points: Sequence[Point], manifest: Manifest) -> str:
 
 
 def _package_name(source: Path, library: Library) -> str:
-    """Return a source's name in the library, or that of any other file or folder: `.2-1B` of a name is no suffix."""
+    """Return a source's name in the library, or make one of any other file's or folder's: `.2-1B` of it is no suffix.
+
+    Raises:
+        click.UsageError: it has no letter or digit that such a name may have.
+    """
     sources = library.root / "sources"
     if sources in source.parents:
         return source.relative_to(sources).parts[0]
-    return source.resolve().name.lower().removesuffix(".gguf")
+    path = Path(os.path.abspath(source))  # a file of the hub's cache is a link to a hash
+    title = path.name
+    if path.parent.name == "snapshots":  # models--ORG--NAME/snapshots/REVISION
+        title = path.parents[1].name.rpartition("--")[2]
+    plain = unicodedata.normalize("NFKD", title.lower().removesuffix(".gguf")).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^a-z0-9._+-]+", "-", plain)[:_NAME_LENGTH].strip("-._+")
+    if not name:
+        raise click.UsageError(f"{title!r} gives no name for the package. Choose its folder with -o.")
+    return name
 
 
 def print_figures(manifest: Manifest, output: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from edgelm.cli.generation_options import complete_model
 from edgelm.cli.output import is_terminal, megabytes
 from edgelm.library.library import Library
 from edgelm_export.adapter_exporter import export_adapter
@@ -25,7 +26,10 @@ Examples:
 
 @click.command("export-adapter", epilog=EXAMPLES)
 @click.argument("adapter", type=click.Path(path_type=Path))
-@click.option("--base", required=True, help="The package that it goes with: a folder, or a name from the library.")
+@click.option(
+    "--base", required=True, shell_complete=complete_model,
+    help="The package that it goes with: a folder, or a name from the library.",
+)  # fmt: skip
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder of the adapter.")
 @click.option("--json", "as_json", is_flag=True, help="Print the adapter's manifest as JSON.")
 def export_adapter_(adapter: Path, base: str, output: Path, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from edgelm.cli.generation_options import complete_source
 from edgelm.cli.output import megabytes
 from edgelm.cli.progress import progress_line
 from edgelm.library.library import Library
@@ -19,7 +20,7 @@ from edgelm_export.sources import open_checkpoint
 
 
 @click.command("import")
-@click.argument("source")
+@click.argument("source", shell_complete=complete_source)
 @click.option(
     "-o", "--output", metavar="FOLDER", type=click.Path(path_type=Path), required=True,
     help="The checkpoint folder; an older one there is replaced.",

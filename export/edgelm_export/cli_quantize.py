@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from edgelm.architecture.quantization_recipe import STANDARD, read_recipe
-from edgelm.cli.generation_options import complete_model
+from edgelm.cli.generation_options import complete_model, complete_source
 from edgelm.cli.progress import progress_line
 from edgelm.errors import ExportError
 from edgelm.library.library import Library
@@ -54,7 +54,10 @@ Examples:
 @kv_cache_option
 @prefill_graph_option
 @operators_option
-@click.option("--source", metavar="CHECKPOINT", help="What the package was exported from, where it is not found.")
+@click.option(
+    "--source", metavar="CHECKPOINT", shell_complete=complete_source,
+    help="What the package was exported from, where it is not found.",
+)  # fmt: skip
 @click.option("--calibrate", is_flag=True, help="Find the integers by gptq, on the bundled text: slower, better.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def quantize(

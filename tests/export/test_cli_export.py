@@ -39,17 +39,27 @@ def export(*arguments: str):
         ("Llama-3.1-8B/", "llama-3.1-8b"),
         ("SmolLM2.Q4_1.GGUF", "smollm2.q4_1"),
         ("~/Llama-3.2-1B", "llama-3.2-1b"),
+        ("My Übermodel (final).gguf", "my-ubermodel-final"),
+        ("hub/models--Org--Tiny-1B/snapshots/0a1b2c", "tiny-1b"),
+        ("long" * 40, "long" * 20),
     ],
 )
 def test_a_package_is_named_like_its_source_dots_and_all(tmp_path, monkeypatch, exported, source, name):
-    for folder in ("Llama-3.2-1B", "Llama-3.1-8B", "SmolLM2.Q4_1.GGUF"):
-        (tmp_path / folder).mkdir()
+    (tmp_path / source.removeprefix("~/")).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     export(source)
     export(source, "--precision", "int4")
     assert [target.name for _, target in exported] == [name, f"{name}-int4"]
-    assert exported[0][0].resolve().parent == tmp_path
+    assert tmp_path in exported[0][0].resolve().parents
+
+
+def test_a_source_whose_name_has_no_letter_for_a_package_needs_one(tmp_path, exported):
+    (tmp_path / "模型").mkdir()
+    result = export(str(tmp_path / "模型"))
+    assert result.exit_code == 2
+    assert "'模型' gives no name for the package. Choose its folder with -o." in result.stderr
+    assert exported == []
 
 
 def test_a_source_of_the_library_keeps_its_name(exported):

@@ -166,7 +166,7 @@ def test_alias_is_removed_by_name_and_its_model_stays(library):
     ("arguments", "message"),
     [
         (["small"], "Say which model 'small' is to mean: edgelm alias small TARGET"),
-        (["small", "tiny", "--json"], "Say which model"),
+        (["small", "tiny", "--json"], "--json is for the list, without NAME."),
         (["small", "--remove", "small"], "--remove NAME stands alone."),
     ],
 )

@@ -233,7 +233,9 @@ def test_config_shows_every_option_of_one_command():
     assert ["probe.temperature", "1.0", "default", "($EDGELM_PROBE_TEMPERATURE)"] in lines
     assert ["probe.model", "default"] in lines
     assert len(lines) == len(settings(probe))
-    assert "There is no command 'nothing'. There are config, group, probe." in edgelm("config", "nothing").stderr
+    result = edgelm("config", "nothing")
+    assert result.exit_code == 2
+    assert "There is no command 'nothing'. There are config, group, probe." in result.stderr
 
 
 def test_a_value_that_no_generation_takes_says_where_to_look():

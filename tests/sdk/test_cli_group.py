@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 from importlib import metadata
 from pathlib import Path
 
@@ -155,6 +157,23 @@ def test_an_unknown_command_or_option_is_wrong_usage():
     assert CliRunner().invoke(main, ["list", "--nope"]).exit_code == 2
 
 
+def complete_in_bash(*words: str) -> list[str]:
+    """Let click's script for bash say what it offers for the last word."""
+    script = """
+compopt() { :; }  # which bash has where somebody types alone
+eval "$(_EDGELM_COMPLETE=bash_source edgelm)"
+COMP_WORDS=(edgelm "$@") COMP_CWORD=$#
+_edgelm_completion edgelm
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+    environment = os.environ | {"PATH": f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"}
+    result = subprocess.run(
+        ["bash", "-c", script, "bash", *words], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stderr == ""
+    return result.stdout.split()
+
+
 def complete(words: str, cursor: int) -> list[str]:
     """Ask for completions as bash does."""
     environment = os.environ | {"_EDGELM_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(cursor)}
@@ -170,6 +189,17 @@ def test_shells_complete_commands_options_and_models(own_library):
     assert "plain,--temperature" in complete("edgelm run x --te", 3)
     assert "plain,tiny" in complete("edgelm chat t", 2)
     assert complete("edgelm pull smollm2-13", 2) == ["plain,smollm2-135m-instruct"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_offers_names_where_one_fits_and_paths_elsewhere(own_library):
+    for name in ("models/tiny", "sources/tiny-source"):
+        (own_library / name).mkdir(parents=True)
+    assert complete_in_bash("chat", "t") == ["tiny"]
+    assert complete_in_bash("export", "t") == complete_in_bash("verify", "x", "--source", "t") == ["tiny-source"]
+    assert complete_in_bash("rm", "t") == ["tiny", "tiny-source"]
+    assert complete_in_bash("chat", "./t") == []  # bash goes on with folders
+    assert complete("edgelm import ./t", 2) == ["file,./t"]
 
 
 def test_a_shell_that_completes_sees_no_errors(own_library, monkeypatch, tmp_path):

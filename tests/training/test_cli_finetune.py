@@ -27,6 +27,12 @@ def toml(tiny_chat_model: Path, tiny_chats: Path, tmp_path: Path) -> Path:
     return path
 
 
+def test_the_help_shows_no_default_of_a_list_that_is_empty() -> None:
+    text = edgelm("--help").output
+    assert "[default: 50]" in text
+    assert "()" not in text
+
+
 def test_a_model_and_its_data_make_a_run(tiny_chat_model: Path, tiny_chats: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     common = ("--threads", "1", "--no-tensorboard", "--max-steps", "2", "--rank", "4")

@@ -37,7 +37,9 @@ def alias(name: str | None, target: str | None, removed: str | None, as_json: bo
         click.echo(f"Removed the alias {removed}.", err=True)
     elif name is None:
         _list(library, as_json)
-    elif target is None or as_json:
+    elif as_json:
+        raise click.UsageError("--json is for the list, without NAME.")
+    elif target is None:
         raise click.UsageError(f"Say which model {name!r} is to mean: edgelm alias {name} TARGET")
     else:
         before = library.aliases().get(name)

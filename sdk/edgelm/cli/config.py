@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 
 from edgelm.cli.config_file import ConfigFile, config_path, name_variables, settings
 from edgelm.cli.output import printable
-from edgelm.errors import ConfigError, MissingExtraError
+from edgelm.errors import MissingExtraError
 
 # Others can see a terminal, and a report is passed on.
 _SECRET = {"api_key"}
@@ -86,7 +86,7 @@ def _settings(root: click.Context, file: ConfigFile, only: str | None) -> Iterat
     names = group.list_commands(root)
     file.check_sections(names)
     if only is not None and only not in names:
-        raise ConfigError(f"There is no command {only!r}. There are {', '.join(names)}.")
+        raise click.UsageError(f"There is no command {only!r}. There are {', '.join(names)}.")
     for name in names if only is None else [only]:
         try:
             command = group.get_command(root, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
@@ -98,10 +98,27 @@ def generation_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def complete_model(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Offer the names in the library, and folders, to a shell that completes."""
+    """Offer the models in the library, and folders, to a shell that completes."""
+    return _names_or_paths("dir", incomplete, lambda library: [*library.packages(), *library.aliases()])
+
+
+def complete_source(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Offer the sources in the library, and files, to a shell that completes."""
+    return _names_or_paths("file", incomplete, Library.sources)
+
+
+def complete_kept(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Offer what `edgelm rm` removes to a shell that completes."""
+    return _names(incomplete, lambda library: {*library.packages(), *library.sources(), *library.aliases()})
+
+
+def _names_or_paths(kind: str, incomplete: str, names: Callable[[Library], Iterable[str]]) -> list[CompletionItem]:
+    # The paths come first: click's script for bash forgets what was before them. It offers them where no name fits.
+    return [CompletionItem(incomplete, type=kind), *_names(incomplete, names)]
+
+
+def _names(incomplete: str, names: Callable[[Library], Iterable[str]]) -> list[CompletionItem]:
     try:
-        library = Library()
-        names = [name for name in (*library.packages(), *library.aliases()) if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in sorted(names(Library())) if name.startswith(incomplete)]
     except EdgeLMError:
-        names = []
-    return [CompletionItem(name) for name in names] + [CompletionItem(incomplete, type="dir")]
+        return []

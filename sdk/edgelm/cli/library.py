@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from edgelm.cli.generation_options import complete_model
+from edgelm.cli.generation_options import complete_kept, complete_model
 from edgelm.cli.output import is_terminal, megabytes, one_line, print_table
 from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError
@@ -242,7 +242,7 @@ def _quality(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_model)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_kept)
 @click.option("--source-only", is_flag=True, help="Remove what a package was made from; the package stays.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def rm(names: tuple[str, ...], source_only: bool, yes: bool) -> None:

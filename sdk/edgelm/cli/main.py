@@ -230,7 +230,7 @@ def main(require_signature: str | None) -> None:
     data. `edgelm config` shows what sets options beside flags.
 
     \b
-    Completion of commands, options and model names; for zsh and fish alike:
+    Completion of commands, options and model names (or zsh_source, fish_source):
       eval "$(_EDGELM_COMPLETE=bash_source edgelm)"
     """
     if require_signature is not None:  # for every load in this process, and in those that it starts

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgelm.cli.generation_options import complete_model
+from edgelm.cli.generation_options import complete_model, complete_source
 from edgelm.cli.output import one_line
 from edgelm.cli.progress import progress_line, status
 from edgelm.errors import EdgeLMError, MissingExtraError
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     help="Check the signature too, with this key (PEM). Default: the one of --require-signature, if there is one.",
 )
 @click.option(
-    "--source", metavar="CHECKPOINT", help="Compute the quality again too, from what the package was exported from."
+    "--source",
+    metavar="CHECKPOINT",
+    shell_complete=complete_source,
+    help="Compute the quality again too, from what the package was exported from.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def verify(model: str, public_key: Path | None, source: str | None, as_json: bool) -> None:
