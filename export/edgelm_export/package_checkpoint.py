@@ -34,6 +34,7 @@ PACKAGE_FORMAT = "package"  # of `source`
 # Matrices that are looked up by rows, and so stand in the graph as they are.
 _GATHERED = ("model.embed_tokens.weight", "model.embed_positions.weight")
 _PLANES = ("upper", "lower")
+_OLDER_PLANES = ("high", "low")
 _FLOAT_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -218,6 +219,11 @@ class _StoredTensors:
         """
         found = dict(_grids(graph))
         for stored, (_, block_size) in found.items():
+            if any(f"{stored}.{plane}" in self._initializers for plane in _OLDER_PLANES):
+                raise CheckpointError(
+                    f"{self._folder} has {stored} in the planes of an older edgelm, whose zero points count otherwise. "
+                    "The package runs as it did; to read its weights, export its source once more with this edgelm."
+                )
             low = self._initializers.get(f"{stored}.{_PLANES[1]}")
             if low is not None:
                 found[stored] = (UPPER_BITS + 8 * low.dims[-1] // block_size, block_size)

@@ -14,6 +14,8 @@ from make_tiny_model import CONFIG, make_checkpoint
 import edgelm
 from edgelm.architecture.quantization_recipe import Precision, Rule
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
+from edgelm.errors import CheckpointError
+from edgelm.package.manifest import Manifest, describe_file
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
 from edgelm_export.external_data import ExternalData
@@ -111,3 +113,24 @@ def test_a_package_of_5_and_6_bits_is_smaller_calibrated_and_read_back(tmp_path:
             wanted, got = checkpoint.tensor(name), package.tensor(name)
             # Half a step of 5 bits, and what gptq adds to it for the sake of others. Measured: 0.06.
             assert np.linalg.norm(got - wanted) < 0.12 * np.linalg.norm(wanted)
+
+
+def test_planes_of_an_older_edgelm_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    """They had other names, since their zero points counted in whole steps."""
+    package = tmp_path / "package"
+    with HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", WIDE)) as checkpoint:
+        export_package(checkpoint, package, Precision(rules=(Rule(pattern=".", scheme="int5-block32"),)))
+    model, older = onnx.load(package / "model.onnx", load_external_data=False), {"upper": "high", "lower": "low"}
+    for tensor in model.graph.initializer:
+        name, _, plane = tensor.name.rpartition(".")
+        for node in model.graph.node:
+            node.input[:] = [f"{name}.{older.get(plane, plane)}" if one == tensor.name else one for one in node.input]
+        tensor.name = f"{name}.{older.get(plane, plane)}"
+    (package / "model.onnx").write_bytes(model.SerializeToString())
+    manifest = Manifest.load(package)
+    dataclasses.replace(manifest, files=tuple(describe_file(package / one.path) for one in manifest.files)).save(
+        package
+    )
+    assert edgelm.load(package).generate("The", edgelm.GenerationConfig(max_new_tokens=3)).usage.completion_tokens == 3
+    with pytest.raises(CheckpointError, match=r"weight in the planes of an older edgelm.* export its source once more"):
+        PackageCheckpoint(package)
