@@ -1,5 +1,8 @@
+import copy
+import dataclasses
+import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -317,3 +320,21 @@ def test_many_threads_on_one_model_get_their_solo_answers(model: LanguageModel) 
     for thread in threads:
         thread.join()
     assert [got[i] for i in range(len(prompts))] == solo
+
+
+HOLDERS: dict[str, Callable[[LanguageModel], object]] = {
+    "a model": lambda model: model,
+    "a method of it": lambda model: model.generate,
+    "an engine": edgelm.Engine,
+    "a conversation": edgelm.ChatSession,
+    "settings with a model that drafts": lambda model: GenerationConfig(speculation=model),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("copy_of", [pickle.dumps, copy.deepcopy])
+def test_what_holds_a_model_is_neither_pickled_nor_copied(
+    holder: str, copy_of: Callable[[object], object], model: LanguageModel
+) -> None:
+    with pytest.raises(edgelm.EdgeLMError, match=r"neither pickled nor copied: .* to load it there \(edgelm\.load\)"):
+        copy_of(HOLDERS[holder](model))

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.config import SUPPRESSED_LOGIT, ModelConfig
-from edgelm.errors import ConfigError, ProviderError
+from edgelm.errors import ConfigError, EdgeLMError, ProviderError
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.mapped_files import give_back_mapped_files
@@ -138,6 +138,13 @@ class DecoderSession:
         self._use = SharedUse()  # of the graph, which an adapter can be put into
         # What was ever bound to the graph, or adopted: another graph may bind it anew, and a cache uses its adapter.
         self._memory: weakref.WeakSet[KVCache | KVBatch] = weakref.WeakSet()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied, and with it the model, the engine or the conversation that holds it."""
+        raise EdgeLMError(
+            "A loaded model can be neither pickled nor copied: it lives in this process, and threads share it. "
+            "Give another process its name or path, to load it there (edgelm.load), or let it ask `edgelm serve`."
+        )
 
     def new_cache(self) -> KVCache:
         """Return an empty KV cache for this model."""
