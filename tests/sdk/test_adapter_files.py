@@ -203,3 +203,40 @@ def test_who_wants_it_alone_waits_for_those_inside_and_goes_before_those_who_com
     for thread in threads:
         thread.join()
     assert order == ["inside", "alone", "later"]
+
+
+def test_at_the_programs_end_a_daemon_thread_stays_out_and_others_do_not() -> None:
+    use, done = SharedUse(), []
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with use:
+            inside.set()
+            assert leave.wait(60)
+            done.append("inside")
+
+    def end() -> None:
+        use.end()
+        done.append("ended")
+
+    def enter() -> None:
+        with use:
+            done.append("daemon")
+
+    threads = [threading.Thread(target=target) for target in (stay, end)]
+    threads[0].start()
+    assert inside.wait(60)
+    threads[1].start()
+    while not use._ended:
+        threads[1].join(0.001)
+    late = threading.Thread(target=enter, daemon=True)
+    late.start()
+    leave.set()
+    for thread in threads:
+        thread.join()
+    late.join(0.1)
+    assert done == ["inside", "ended"]
+    for way_in in (use, use.alone()):  # of a function that runs at exit
+        with way_in:
+            done.append("main")
+    assert done == ["inside", "ended", "main", "main"]

@@ -398,3 +398,24 @@ def test_texts_that_turn_otherwise_as_a_whole_are_left_to_stream() -> None:
         assert join(engine.submit("x")).text == "Fine."
         with pytest.raises(edgelm.ContextLengthError, match=r"has 65 tokens; an engine computes up to 64 of"):
             engine.submit([5] * 65)
+
+
+DAEMON = """
+import threading
+import edgelm, edgelm.testing
+model = edgelm.load(edgelm.testing.tiny_model_path(), edgelm.SessionOptions(threads=2))
+config = edgelm.GenerationConfig(ignore_eos=True)
+begun = threading.Event()
+def stream():
+    while True:
+        for chunk in model.stream("The sea " * 100, config):
+            begun.set()
+threading.Thread(target=stream, daemon=True).start()
+begun.wait()
+"""
+
+
+def test_a_daemon_thread_that_streams_does_not_abort_a_program_that_ends() -> None:
+    for _ in range(5):
+        ended = subprocess.run([sys.executable, "-c", DAEMON], capture_output=True, text=True, timeout=60)
+        assert (ended.returncode, ended.stderr) == (0, "")

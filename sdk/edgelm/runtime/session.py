@@ -136,6 +136,7 @@ class DecoderSession:
             self._prefill = PrefillGraph(Graph(self._runtime, started, decoder, self.config, provider.device))
         self._takes_adapters = self._single_steps is not None
         self._use = SharedUse()  # of the graph, which an adapter can be put into
+        weakref.finalize(self, self._use.end)  # at exit: a daemon thread inside ONNX Runtime then aborts the process
         # What was ever bound to the graph, or adopted: another graph may bind it anew, and a cache uses its adapter.
         self._memory: weakref.WeakSet[KVCache | KVBatch] = weakref.WeakSet()
 

@@ -16,12 +16,12 @@ class SharedUse:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._inside, self._closed = 0, False
+        self._inside, self._closed, self._ended = 0, False, False
 
     def __enter__(self) -> None:
         # A step of a model passes here: no generator, no call in Python, and nobody is woken who does not wait.
         with self._lock:
-            while self._closed:
+            while self._closed and self._is_kept_out():
                 self._changed.wait()
             self._inside += 1
 
@@ -35,7 +35,7 @@ class SharedUse:
     def alone(self) -> Iterator[None]:
         """Have it alone in the block."""
         with self._changed:
-            while self._closed:
+            while self._closed and self._is_kept_out():
                 self._changed.wait()
             self._closed = True
             self._changed.wait_for(lambda: not self._inside)
@@ -43,5 +43,16 @@ class SharedUse:
             yield
         finally:
             with self._changed:
-                self._closed = False
+                self._closed = self._ended
                 self._changed.notify_all()
+
+    def end(self) -> None:
+        """Let no daemon thread in any more, and wait for those inside: the interpreter is about to end under them."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._closed)
+            self._closed = self._ended = True
+            self._changed.wait_for(lambda: not self._inside)
+
+    def _is_kept_out(self) -> bool:
+        """Tell whether this thread waits where it is closed; at the interpreter's end, the other threads go on."""
+        return not self._ended or threading.current_thread().daemon
