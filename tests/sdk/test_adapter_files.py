@@ -146,6 +146,16 @@ def test_weights_that_were_changed_meanwhile_are_not_read_again(tmp_path: Path) 
     assert model.generate("The sea").token_ids == expected  # it goes on with what it has
 
 
+def test_a_model_of_a_relative_path_takes_adapters_when_the_program_works_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_model_path(), tmp_path / "package")
+    monkeypatch.chdir(tmp_path)
+    model = edgelm.load("./package")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    model.load_adapter(write_tiny_adapter(tmp_path / "adapter"))
+    assert list(model.adapters) == ["mine"]
 def test_the_scripted_model_takes_adapters_too(tmp_path: Path) -> None:
     model = scripted_model("blue")
     model.load_adapter(write_tiny_adapter(tmp_path / "adapter"))

@@ -98,7 +98,8 @@ class DecoderSession:
         self._options = options = options or SessionOptions()
         provider = provider_named(options.provider)
         path = folder / (foreign_graph or (GRAPH_FILE if config.encoder is None else DECODER_FILE))
-        self._path, self._entry, self._weights = path, entry, weights
+        # Read again where an adapter comes or goes: the program may have another working folder then.
+        self._path, self._entry, self._weights = path.absolute(), entry, weights
         self._runtime = onnx_runtime.import_onnxruntime()
         self._process = os.getpid()
         graph, facts = read_graph_with_facts(path, entry)
