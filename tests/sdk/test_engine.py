@@ -11,9 +11,10 @@ from held_engine import held
 
 import edgelm
 from edgelm import Engine, EngineOptions, GenerationConfig, LanguageModel
+from edgelm.batching.generation import Generation
 from edgelm.batching.request import Request
 from edgelm.batching.running_batch import RunningBatch
-from edgelm.completion import FinishReason
+from edgelm.completion import Chunk, FinishReason
 from edgelm.decoding.answer import join
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.runtime.stop_switch import StoppedError
@@ -400,6 +401,52 @@ def test_texts_that_turn_otherwise_as_a_whole_are_left_to_stream() -> None:
             engine.submit([5] * 65)
 
 
+@pytest.mark.parametrize("error", [StopIteration(), StopAsyncIteration(), SystemExit(3), asyncio.CancelledError()])
+@pytest.mark.parametrize("config", [{}, {"num_beams": 2}])
+def test_whatever_a_function_of_the_user_raises_reaches_its_reader_and_the_engine_goes_on(
+    model: LanguageModel, error: BaseException, config: dict[str, Any]
+) -> None:
+    def fail(logits_V: object, token_ids: object) -> None:
+        raise error
+
+    ends = isinstance(error, (StopIteration, StopAsyncIteration))  # an iterator that raised it would just be over
+    with Engine(model) as engine:
+        answer = engine.submit("x", GenerationConfig(processors=[fail], max_new_tokens=2, **config))
+        with pytest.raises(RuntimeError if ends else type(error)) as raised:
+            list(answer)
+        if ends:
+            assert str(raised.value) == f"What chooses the tokens raised {type(error).__name__}."
+            assert raised.value.__cause__ is error
+        assert join(engine.submit("x", GenerationConfig(max_new_tokens=2))).usage.completion_tokens == 2
+
+
+def test_a_second_reader_of_an_answer_does_not_wait_for_ever(model: LanguageModel) -> None:
+    async def both(answer: Generation) -> Chunk:
+        readers = [asyncio.ensure_future(anext(answer)) for _ in range(2)]
+        done, _ = await asyncio.wait(readers, timeout=60, return_when=asyncio.FIRST_EXCEPTION)
+        with pytest.raises(edgelm.EdgeLMError, match=r"Another task waits for the next chunk .* let one task read it"):
+            [reader.result() for reader in done]
+        leave.set()
+        return await readers[0]
+
+    leave = threading.Event()
+
+    def wait(logits_V: object, token_ids: object) -> None:
+        assert leave.wait(60)
+
+    with Engine(model) as engine:
+        answer = engine.submit("x", GenerationConfig(processors=[wait], max_new_tokens=5))
+        assert asyncio.run(both(answer)).token_ids
+        list(answer)
+        leave.clear()
+        answer = engine.submit("x", GenerationConfig(processors=[wait], max_new_tokens=1))
+        threads = [threading.Thread(target=list, args=(answer,), daemon=True) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        leave.set()
+        for thread in threads:
+            thread.join(60)
+        assert [thread.is_alive() for thread in threads] == [False, False]
 DAEMON = """
 import threading
 import edgelm, edgelm.testing

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from edgelm.completion import Chunk
+from edgelm.errors import EdgeLMError
 
 
 class Generation:
@@ -62,7 +63,7 @@ class Generation:
                 self._is_full = True
             self._ended = is_last
             waiting, self._waiting = self._waiting, None
-            self._arrived.notify()
+            self._arrived.notify_all()  # a second reader, which there should not be, must not wait for ever
         if waiting is not None:
             loop, future = waiting
             with contextlib.suppress(RuntimeError):  # the event loop was closed: nobody waits any more
@@ -91,6 +92,8 @@ class Generation:
                     break
                 if self._ended:
                     raise StopAsyncIteration
+                if self._waiting is not None and not self._waiting[1].done():
+                    raise EdgeLMError("Another task waits for the next chunk of this answer; let one task read it.")
                 loop = asyncio.get_running_loop()
                 future = loop.create_future()
                 self._waiting = loop, future
@@ -106,6 +109,8 @@ class Generation:
                 self._is_full = False
         if goes_on:
             self._wake_engine()
+        if isinstance(item, (StopIteration, StopAsyncIteration)):  # of a sampler: to the reader it would be the end
+            raise RuntimeError(f"What chooses the tokens raised {type(item).__name__}.") from item
         if isinstance(item, BaseException):
             raise item
         return item if self._take is None else self._take(item)

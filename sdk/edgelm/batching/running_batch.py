@@ -146,7 +146,7 @@ class RunningBatch:
                 self._finish(request, request.answer.rest(), "length")
         except MemoryError:
             raise
-        except Exception as error:
+        except BaseException as error:
             self._fail_one(request, error)
 
     def _fill(self) -> None:
@@ -267,7 +267,7 @@ class RunningBatch:
                 self._finish(request, request.answer.rest(), "length")
                 return
             request.append((id_, *request.answer.sampler.forced_tokens(room - 1)))
-        except Exception as error:  # it belongs to whoever reads this answer; the others go on
+        except BaseException as error:  # it belongs to whoever reads this answer, sys.exit() too; the others go on
             self._fail_one(request, error)
 
     def _shift(self, request: Request, id_: int, keep: int) -> None:
@@ -303,7 +303,7 @@ class RunningBatch:
         self._remove(request)
         request.finish(text, reason)
 
-    def _fail_one(self, request: Request, error: Exception) -> None:
+    def _fail_one(self, request: Request, error: BaseException) -> None:
         self._remove(request)
         request.generation.put(error)
 
