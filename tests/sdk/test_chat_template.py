@@ -277,6 +277,13 @@ def test_a_template_that_fails_is_an_error_that_says_why(source: str, reason: st
         ChatTemplate(source).render([{"role": "user", "content": "x"}])
 
 
+def test_where_a_template_fails_a_content_that_is_no_text_is_named() -> None:
+    parts = [{"type": "text", "text": "x"}]
+    messages = [{"role": "user", "content": "x"}, {"role": "user", "content": parts}]
+    with pytest.raises(ChatTemplateError, match=r"\(messages\[1\]\['content'\] is no text\): TypeError"):
+        ChatTemplate(CHATML).render(messages)  # type: ignore[arg-type]
+
+
 def test_a_syntax_error_is_an_error_that_names_the_line() -> None:
     with pytest.raises(ChatTemplateError, match="syntax error in line 2"):
         ChatTemplate("ok\n{% for %}")

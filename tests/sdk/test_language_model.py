@@ -95,9 +95,26 @@ def test_a_message_is_named_as_it_was_given(model: LanguageModel) -> None:
         model.chat([{"role": "user", "text": "Hello"}])  # type: ignore[list-item]
     with pytest.raises(ChatTemplateError, match=r"messages\[0\] is \{'content': 'Hello'\}; a message is a mapping"):
         model.chat([{"content": "Hello"}])  # type: ignore[typeddict-item]
-    parts: Any = [{"role": "user", "content": "Hello"}, {"role": "user", "content": [{"type": "text", "text": "x"}]}]
+
+
+def test_an_answer_in_a_messages_place_is_shown_the_way(model: LanguageModel) -> None:
+    answer: Any = model.generate("x", GenerationConfig(max_new_tokens=1))
+    with pytest.raises(ChatTemplateError, match=r"messages\[1\] is .* Of an answer, that is its `message`"):
+        model.chat([*QUESTION, answer])
+
+
+def test_a_content_may_be_a_list_of_texts(model: LanguageModel) -> None:
+    parts: Any = [{"type": "text", "text": "He"}, {"type": "input_text", "text": "llo"}]
+    assert model.encode_chat([{"role": "user", "content": parts}]) == model.encode_chat(QUESTION)
+
+
+@pytest.mark.parametrize(
+    "content", [5, b"Hello", {"city": "Oslo"}, ["Hello"], [{"type": "image_url", "image_url": {}}]]
+)
+@pytest.mark.parametrize("role", ["user", "tool"])
+def test_a_content_that_is_no_text_is_refused_with_the_way_out(model: LanguageModel, content: Any, role: str) -> None:
     with pytest.raises(
-        ChatTemplateError, match=r"this conversation \(messages\[1\]\['content'\] is no text\): TypeError"
+        ChatTemplateError, match=r"messages\[0\]\['content'\] has .*; a content is a text, .*json\.dumps"
     ):
         model.chat(parts)
 

@@ -6,14 +6,16 @@ import dataclasses
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgelm.completion import Message, ToolCall
 from edgelm.errors import ChatTemplateError
 from edgelm.structure.tool_formats import ToolFormat
-from edgelm.text.chat_template import check_conversation
+from edgelm.text.chat_template import check_conversation, no_message
 
+_TEXT_PARTS = ("text", "input_text", "output_text")  # as OpenAI's two protocols name them
 _ID = re.compile(r"[0-9A-Za-z]{9}")
 _DEFINITIONS = """\
 You can call functions to answer. Between <tools> and </tools> is one function a line, as JSON:
@@ -51,10 +53,8 @@ def show_tools(
 
 def _turn(message: Message, place: str) -> dict[str, Any]:
     if "content" not in message and not message.get("tool_calls"):  # misspelt, it would be an empty message
-        raise ChatTemplateError(f"{place} is {message!r}; a message is a mapping with role and content.")
-    turn: dict[str, Any] = {"content": "", **message}
-    if turn["content"] is None:
-        turn["content"] = ""
+        raise no_message(message, place)
+    turn: dict[str, Any] = {**message, "content": _text_of(message.get("content"), f"{place}['content']")}
     if turn.get("tool_call_id") is not None:
         turn["tool_call_id"] = _short_id(turn["tool_call_id"])
     calls = turn.pop("tool_calls", None) or ()
@@ -63,6 +63,26 @@ def _turn(message: Message, place: str) -> dict[str, Any]:
     if calls:
         turn["tool_calls"] = [_call(call, f"{place}['tool_calls'][{i}]") for i, call in enumerate(calls)]
     return turn
+
+
+def _text_of(content: object, place: str) -> str:
+    """Return a content as the text that it is; templates would write a list of parts as Python does, or fail on it."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    texts = []
+    for part in content if isinstance(content, (list, tuple)) else (None,):
+        if (
+            not isinstance(part, Mapping)
+            or part.get("type") not in _TEXT_PARTS
+            or not isinstance(part.get("text"), str)
+        ):
+            raise ChatTemplateError(
+                f"{place} has {reprlib.repr(content if part is None else part)}; a content is a text, or a list of "
+                "parts such as {'type': 'text', 'text': ...}, and these models read nothing else. json.dumps makes a "
+                "text of other values."
+            )
+        texts.append(part["text"])
+    return "".join(texts)
 
 
 def _call(call: object, place: str) -> dict[str, Any]:
@@ -109,7 +129,7 @@ def _as_text(
     written: list[dict[str, Any]] = []
     for turn in turns:
         if turn.get("role") == "tool":
-            result = f"<tool_response>\n{_plain(turn['content'])}\n</tool_response>"
+            result = f"<tool_response>\n{turn['content']}\n</tool_response>"
             # One turn for the results of one answer: many templates want the roles to alternate.
             if written and written[-1].get("role") == "user" and written[-1]["content"].endswith("</tool_response>"):
                 written[-1]["content"] += "\n" + result
@@ -133,10 +153,3 @@ def _as_text(
         else:
             written.insert(0, {"role": "system", "content": text})
     return written
-
-
-def _plain(content: object) -> str:
-    """Return a message's content as text; a list of parts has the text of each."""
-    if isinstance(content, (list, tuple)):
-        return "".join(str(part.get("text", "")) if isinstance(part, Mapping) else str(part) for part in content)
-    return str(content)

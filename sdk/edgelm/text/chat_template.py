@@ -15,7 +15,7 @@ import jinja2.lexer
 import jinja2.nodes
 import jinja2.parser
 
-from edgelm.completion import Message
+from edgelm.completion import Completion, Message
 from edgelm.errors import ChatTemplateError
 from edgelm.files.regular_file import read_json_object, read_text
 from edgelm.text.control_guard import ControlGuard
@@ -155,7 +155,13 @@ def check_message(message: object, place: str) -> None:
         ChatTemplateError: it is no mapping with a role.
     """
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise ChatTemplateError(f"{place} is {message!r}; a message is a mapping with role and content.")
+        raise no_message(message, place)
+
+
+def no_message(value: object, place: str) -> ChatTemplateError:
+    """Return the error about what stands in a message's place."""
+    way = " Of an answer, that is its `message`." if isinstance(value, Completion) else ""
+    return ChatTemplateError(f"{place} is {reprlib.repr(value)}; a message is a mapping with role and content.{way}")
 
 
 def _characters(value: object) -> int:
