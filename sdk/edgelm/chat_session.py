@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgelm import saved_session
 from edgelm.completion import Chunk, Message
-from edgelm.errors import ConfigError
+from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
@@ -163,9 +164,15 @@ class ChatSession:
         return self._running
 
     def _end_running(self) -> None:
-        if self._running is not None:
-            self._running.close()
-            self._running = None
+        if self._running is None:
+            return
+        if inspect.getgeneratorstate(self._running) == inspect.GEN_RUNNING:
+            raise EdgeLMError(
+                "Another thread is reading an answer of this conversation. Cancel that one first (the `cancel` that it "
+                "was given) and wait for its last chunk, or hold each conversation in a ChatSession of its own."
+            )
+        self._running.close()
+        self._running = None
 
     def _record(self, turns: list[Message], chunks: Iterator[Chunk]) -> Generator[Chunk, None, None]:
         said, has_answered, before = "", False, self._cache.length

@@ -188,3 +188,23 @@ def test_edit_refuses_what_is_no_message_of_the_user(index: int) -> None:
     session.restore(TURNS)
     with pytest.raises(edgelm.ConfigError, match=rf"The message at {index} is none of the user's; those are at \[0\]"):
         session.edit(index, "x")
+
+
+def test_an_answer_that_another_thread_reads_is_not_ended_under_it() -> None:
+    session, reading, go_on = ChatSession(scripted_model("I am well.")), threading.Event(), threading.Event()
+
+    def hold(logits_V: object, token_ids: object) -> None:
+        reading.set()
+        assert go_on.wait(60)
+
+    answer = session.send("one", GenerationConfig(processors=[hold]))
+    reader = threading.Thread(target=list, args=(answer,))
+    reader.start()
+    assert reading.wait(60)
+    for end in (lambda: session.send("two"), session.regenerate, session.clear):
+        with pytest.raises(edgelm.EdgeLMError, match=r"Another thread is reading an answer .* Cancel that one first"):
+            end()
+    go_on.set()
+    reader.join()
+    assert [turn["content"] for turn in session.messages] == ["one", "I am well."]
+    say(session, "two")
