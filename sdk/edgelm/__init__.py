@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     )
     from edgelm.generation_config import GenerationConfig
     from edgelm.language_model import LanguageModel, load
+    from edgelm.memory.kv_cache import KVCache
     from edgelm.memory.prefix_cache import PrefixCache
     from edgelm.runtime.session import SessionOptions
     from edgelm.saved_session import SavedSession, SavedSessions
@@ -82,6 +83,7 @@ _LAZY = {
     "FinishReason": "edgelm.completion",
     "Generation": "edgelm.batching.generation",
     "GenerationConfig": "edgelm.generation_config",
+    "KVCache": "edgelm.memory.kv_cache",
     "LanguageModel": "edgelm.language_model",
     "Message": "edgelm.completion",
     "MissingExtraError": "edgelm.errors",
@@ -128,6 +130,7 @@ __all__ = [
     "FinishReason",
     "Generation",
     "GenerationConfig",
+    "KVCache",
     "LanguageModel",
     "Message",
     "MissingExtraError",

@@ -1,12 +1,15 @@
-"""Arguments as people guess them: settings that may be left out, and lists that are none."""
+"""Arguments as people guess them: settings that may be left out, lists that are none, numbers of numpy's, paths."""
 
 from __future__ import annotations
 
+import operator
 import reprlib
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from numbers import Integral, Real
+from pathlib import Path
+from typing import TypeGuard, TypeVar
 
-from edgelm.errors import ConfigError
+from edgelm.errors import ConfigError, TokenizerError
 
 Settings = TypeVar("Settings")
 Item = TypeVar("Item")
@@ -18,11 +21,18 @@ def or_default(name: str, value: Settings | None, default: Settings) -> Settings
     Raises:
         ConfigError: `value` is of another class than `default`, such as a dict.
     """
-    if value is None:
-        return default
-    if not isinstance(value, type(default)):
-        kind = type(default).__name__
-        raise ConfigError(f"{name} is {value!r}; it must be an edgelm.{kind}, made as edgelm.{kind}(...), or None.")
+    kind = type(default).__name__
+    return default if value is None else of_class(name, value, type(default), f"made as edgelm.{kind}(...), or None")
+
+
+def of_class(name: str, value: object, kind: type[Item], how: str) -> Item:
+    """Return a value that is of a class of edgelm's; `how` says where to get one.
+
+    Raises:
+        ConfigError: it is of another class, such as the name of a model in the model's place.
+    """
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name} is {value!r}; it must be an edgelm.{kind.__name__}, {how}.")
     return value
 
 
@@ -37,3 +47,42 @@ def as_list(value: Iterable[Item], what: str) -> list[Item]:
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
         raise ConfigError(f"{what}; this is {reprlib.repr(value)}.")
     return list(value)
+
+
+def as_token_ids(values: Iterable[int]) -> list[int]:
+    """Return token ids as a list of Python's numbers; numpy's and torch's will do.
+
+    Raises:
+        TokenizerError: they are none.
+    """
+    try:
+        if isinstance(values, (bytes, bytearray)):  # a list of numbers to Python, and a text to who wrote it
+            raise TypeError("bytes")
+        return [operator.index(id_) for id_ in values]
+    except TypeError as error:
+        raise TokenizerError(
+            f"{reprlib.repr(values)} is neither a text nor a list of token ids. A conversation is answered by chat, "
+            "stream_chat and Engine.submit_chat, a list of texts by generate_batch."
+        ) from error
+
+
+def as_path(path: str | Path) -> Path:
+    """Return a path as a shell reads it: `~` is the user's home.
+
+    Raises:
+        ConfigError: it is no path, or there is no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except (TypeError, RuntimeError) as error:
+        raise ConfigError(f"{reprlib.repr(path)} is no path: {error}.") from error
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Tell whether a value is a number, also one of numpy's; to Python a bool is one."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Tell whether a value is a whole number, as `is_number` does."""
+    return isinstance(value, Integral) and is_number(value)

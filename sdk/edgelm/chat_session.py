@@ -6,15 +6,13 @@ import inspect
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgelm import saved_session
+from edgelm.arguments import as_list, as_path, is_whole, of_class
 from edgelm.completion import Chunk, Message
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
-
-if TYPE_CHECKING:
-    from edgelm.language_model import LanguageModel
+from edgelm.language_model import LanguageModel
 
 
 class ChatSession:
@@ -25,7 +23,7 @@ class ChatSession:
     """
 
     def __init__(self, model: LanguageModel, system: str | None = None) -> None:
-        self._model = model
+        self._model = of_class("model", model, LanguageModel, "which edgelm.load returns")
         self._cache = model.session.new_cache()
         self._messages: list[Message] = []
         self._running: Generator[Chunk, None, None] | None = None
@@ -53,9 +51,10 @@ class ChatSession:
         """Replace the turns by others, such as those of a saved conversation.
 
         Raises:
-            ConfigError: a turn is no mapping with a role (user or assistant) and a text as content.
+            ConfigError: there is no list, or a turn is no mapping with a role (user or assistant) and a text.
         """
         self._end_running()
+        messages = as_list(messages, "restore takes a list of turns")
         for turn in messages:
             if (
                 not isinstance(turn, Mapping)
@@ -76,7 +75,7 @@ class ChatSession:
         """
         self._end_running()
         saved_session.write(
-            Path(folder),
+            as_path(folder),
             model=self._model,
             system=self.system,
             messages=self._messages,
@@ -94,7 +93,7 @@ class ChatSession:
             PackageError: the session belongs to another model, or is broken.
         """
         session = cls(model)
-        session.system, messages, cache = saved_session.read(Path(folder), model, any_model=any_model)
+        session.system, messages, cache = saved_session.read(as_path(folder), model, any_model=any_model)
         session.restore(messages)
         session._cache = cache or session._cache
         return session
@@ -148,9 +147,9 @@ class ChatSession:
             ContextLengthError: the conversation does not fit the model's context.
         """
         self._end_running()
-        if not 0 <= index < len(self._messages) or self._messages[index]["role"] != "user":
+        if not is_whole(index) or not 0 <= index < len(self._messages) or self._messages[index]["role"] != "user":
             asked = [i for i, turn in enumerate(self._messages) if turn["role"] == "user"]
-            raise ConfigError(f"The message at {index} is none of the user's; those are at {asked}.")
+            raise ConfigError(f"The message at {index!r} is none of the user's; those are at {asked}.")
         return self._answer([*self._messages[:index], Message(role="user", content=text)], config, cancel)
 
     def _answer(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal
 
+from edgelm.arguments import is_number, is_whole
 from edgelm.errors import ConfigError
 from edgelm.files.regular_file import read_json_object
 from edgelm.structure.constraint import Constraint
@@ -87,16 +87,19 @@ class GenerationConfig:
             texts = getattr(self, name)
             if any(not isinstance(text, str) or not text for text in texts):
                 raise ConfigError(f"{name} is {texts!r}; each {one} must be a text of at least one character.")
-        if not all(_is_token_id(id_) for id_ in self.stop_token_ids):
+        if not all(is_whole(id_) and id_ >= 0 for id_ in self.stop_token_ids):
             raise ConfigError(f"stop_token_ids is {self.stop_token_ids!r}; token ids are whole numbers of 0 or more.")
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
-            if not _is_number(value) or not low <= value <= high:
+            if not is_number(value) or not low <= value <= high:
                 raise ConfigError(f"{name} is {value!r}; it must be a number from {low} to {high}.")
-            if name in _WHOLE and not isinstance(value, Integral):
+            if name in _WHOLE and not is_whole(value):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
+        for name in _BOOLEANS:
+            if getattr(self, name) not in (True, False):  # "no" would be true
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
         for name in ("top_p", "typical_p"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
@@ -127,7 +130,7 @@ class GenerationConfig:
         if not isinstance(self.logit_bias, Mapping):
             raise ConfigError(f"logit_bias is {self.logit_bias!r}; it must map token ids to numbers.")
         for id_, bias in self.logit_bias.items():
-            if not isinstance(id_, Integral) or not _is_number(bias) or not abs(bias) <= _MAX_BIAS:
+            if not is_whole(id_) or not is_number(bias) or not abs(bias) <= _MAX_BIAS:
                 raise ConfigError(
                     f"logit_bias has {id_!r}: {bias!r}; it must map token ids to numbers "
                     f"from {-_MAX_BIAS:g} to {_MAX_BIAS:g}."
@@ -162,14 +165,6 @@ class GenerationConfig:
         return replace(self, **changes)
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, Real) and not isinstance(value, bool)  # numpy's numbers too
-
-
-def _is_token_id(value: object) -> bool:
-    return _is_number(value) and isinstance(value, Integral) and value >= 0
-
-
 PROMPT_LOOKUP = "prompt_lookup"
 _NOT_IN_FILES = {
     "adapter",
@@ -179,6 +174,7 @@ _NOT_IN_FILES = {
 _NOT_WITH_BEAMS = ("temperature", "sampler", "constraint", "token_healing", "speculation")
 _MAX_BIAS = 1e9  # far beyond every logit, and still exact enough in float32
 _TEXTS = {"stop": "stop", "visible_control_tokens": "token", "dry_breakers": "breaker"}  # the field, and one of them
+_BOOLEANS = ("ignore_eos", "token_healing", "exact_speculation")
 _OPTIONAL = ("max_new_tokens", "context_shift", "seed", "logprobs")
 _WHOLE = ("max_new_tokens", "context_shift", "top_k", "seed", "logprobs", "dry_allowed_length", "num_beams")
 _RANGES: tuple[tuple[str, float, float], ...] = (

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
-import reprlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.arguments import as_list, or_default
+from edgelm.arguments import as_list, as_path, as_token_ids, is_whole, of_class, or_default
 from edgelm.completion import Chunk, Completion, Message, Scores, TokenLogprob
 from edgelm.config import ModelConfig
 from edgelm.decoding.answer import Answer, describe_token, join
@@ -73,7 +71,7 @@ def load(
     if provider is not None:
         options = replace(options, provider=provider)
     path = Library().find(name_or_path)
-    check_required_signature(path, None if public_key is None else Path(public_key))
+    check_required_signature(path, None if public_key is None else as_path(public_key))
     package = open_package(path)
     folder = package.folder
     large = package.check_files(largest=_LARGE)
@@ -183,8 +181,9 @@ class LanguageModel:
             PackageError: the adapter belongs to another package, is broken or was changed, or is not signed where
                 $EDGELM_REQUIRE_SIGNATURE requires it.
         """
-        check_required_signature(Path(folder))
-        adapter = read_adapter(Path(folder), self.manifest, self.config)
+        path = as_path(folder)
+        check_required_signature(path)
+        adapter = read_adapter(path, self.manifest, self.config)
         name = name or adapter.manifest.name
         with _in_large_pages():
             self.session.load_adapter(name, adapter)
@@ -305,16 +304,23 @@ class LanguageModel:
         A model with an encoder reads the text, and answers it: with a translation, or a summary.
 
         config: None takes the defaults of the model's author. cancel: set from any thread, it ends the answer within
-        one step, with finish_reason "cancelled". cache: one from `session.new_cache()`, used by one generation at a
+        one step, with finish_reason "cancelled". cache: one from `new_cache`, used by one generation at a
         time; what it holds of the prompt is not computed again, and it holds prompt and answer afterwards.
 
         Raises:
             ContextLengthError: the prompt does not fit the model's context, or has no tokens.
             TokenizerError: a token id is none of the model's.
+            ConfigError: as from `answer`; or the cache is none, or one of another model, or `cancel` is no event.
         """
         # Checked with the call, not with the first chunk.
         answer = self.answer(prompt, config)
-        chunks = answer.chunks(self.session, cache or self.session.new_cache(), self.prefixes, cancel)
+        if cache is None:
+            cache = self.session.new_cache()
+        elif of_class("cache", cache, KVCache, "which new_cache() returns").config != self.config:
+            raise ConfigError(f"cache is one of another model. Take what new_cache() of {self.name} returns.")
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise ConfigError(f"cancel is {cancel!r}; it must be a threading.Event.")
+        chunks = answer.chunks(self.session, cache, self.prefixes, cancel)
         return SHORT_SWITCH_INTERVAL.during(chunks)
 
     def stream_chat(
@@ -439,7 +445,7 @@ class LanguageModel:
             ConfigError: `alternatives` is no whole number of 0 or more.
         """
         self._require_no_encoder("score")
-        if not isinstance(alternatives, int) or alternatives < 0:
+        if not is_whole(alternatives) or alternatives < 0:
             raise ConfigError(f"alternatives is {alternatives!r}; it must be a whole number of 0 or more.")
         ids = self._checked_ids(text, fewest=2)
         cache = self.new_cache()
@@ -464,7 +470,7 @@ class LanguageModel:
     def _checked_ids(self, text: str | Sequence[int], *, fewest: int, must_fit: bool = True) -> list[int]:
         encoder = self.config.encoder
         encode = self.tokenizer.encode_prompt if encoder is None else self.tokenizer.encode_source
-        ids = encode(text) if isinstance(text, str) else _whole_numbers(text)
+        ids = encode(text) if isinstance(text, str) else as_token_ids(text)
         most = self.context_length if encoder is None else encoder.max_position_embeddings
         if len(ids) < fewest:
             raise ContextLengthError(f"The text has {len(ids)} tokens; it needs {fewest} or more.")
@@ -476,13 +482,7 @@ class LanguageModel:
         return ids
 
 
-def _whole_numbers(token_ids: Sequence[int]) -> list[int]:
-    try:
-        if isinstance(token_ids, (bytes, bytearray)):  # a list of numbers to Python, and a text to who wrote it
-            raise TypeError("bytes")
-        return [operator.index(id_) for id_ in token_ids]
-    except TypeError as error:
-        raise TokenizerError(
-            f"{reprlib.repr(token_ids)} is neither a text nor a list of token ids. A conversation is answered by chat, "
-            "stream_chat and Engine.submit_chat, a list of texts by generate_batch."
-        ) from error
+def _taken(chunks: Generator[Chunk, None, None], take: Callable[[Chunk], Chunk]) -> Generator[Chunk, None, None]:
+    with closing(chunks):
+        for chunk in chunks:
+            yield take(chunk)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgelm.arguments import as_path
 from edgelm.completion import Message
 from edgelm.errors import ConfigError, EdgeLMError, PackageError
 from edgelm.files import atomic
@@ -52,8 +53,8 @@ class SavedSessions:
     turn computes the conversation once more.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
-        self.root = root or state_folder() / "sessions"
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = state_folder() / "sessions" if root is None else as_path(root)
 
     def new_name(self, text: str) -> str:
         """Make a name that no session has of the first words of a text, such as `why-is-the-sea-blue-2`."""
@@ -218,7 +219,7 @@ def _describe(folder: Path) -> SavedSession:
 
 
 def _check_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(
             f"{name!r} is not a name for a session: use up to 100 letters, digits, and . _ - between them."
         )

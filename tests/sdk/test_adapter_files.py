@@ -156,6 +156,8 @@ def test_a_model_of_a_relative_path_takes_adapters_when_the_program_works_elsewh
     monkeypatch.chdir(tmp_path / "elsewhere")
     model.load_adapter(write_tiny_adapter(tmp_path / "adapter"))
     assert list(model.adapters) == ["mine"]
+
+
 def test_the_scripted_model_takes_adapters_too(tmp_path: Path) -> None:
     model = scripted_model("blue")
     model.load_adapter(write_tiny_adapter(tmp_path / "adapter"))

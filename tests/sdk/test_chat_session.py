@@ -174,6 +174,12 @@ def test_restore_refuses_what_is_no_turn(turn: object) -> None:
         ChatSession(scripted_model("c")).restore([turn])  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize("turns", [None, TURNS[0], "x"])
+def test_restore_refuses_what_is_no_list(turns: Any) -> None:
+    with pytest.raises(edgelm.ConfigError, match="restore takes a list of turns"):
+        ChatSession(scripted_model("c")).restore(turns)
+
+
 def test_edit_says_something_else_in_place_of_a_message() -> None:
     session = ChatSession(scripted_model("c"))
     session.restore([*TURNS, *TURNS])
@@ -182,11 +188,13 @@ def test_edit_says_something_else_in_place_of_a_message() -> None:
     assert session.model.name == "tiny-random"
 
 
-@pytest.mark.parametrize("index", [-1, 1, 2])
-def test_edit_refuses_what_is_no_message_of_the_user(index: int) -> None:
+@pytest.mark.parametrize("index", [-1, 1, 2, "0"])
+def test_edit_refuses_what_is_no_message_of_the_user(index: Any) -> None:
     session = ChatSession(scripted_model("c"))
     session.restore(TURNS)
-    with pytest.raises(edgelm.ConfigError, match=rf"The message at {index} is none of the user's; those are at \[0\]"):
+    with pytest.raises(
+        edgelm.ConfigError, match=rf"The message at {index!r} is none of the user's; those are at \[0\]"
+    ):
         session.edit(index, "x")
 
 

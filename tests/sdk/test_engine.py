@@ -180,10 +180,14 @@ def test_a_batch_needs_a_config_for_each_prompt_and_good_prompts(model: Language
         model.generate_batch("abc")
 
 
-@pytest.mark.parametrize(("name", "value"), [("priority", "high"), ("deadline", "5")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("priority", "high"), ("priority", 0.5), ("deadline", "5"), ("deadline", float("nan"))]
+)
 def test_what_would_stop_the_worker_is_refused(model: LanguageModel, name: str, value: Any) -> None:
     with Engine(model) as engine:
-        with pytest.raises(edgelm.ConfigError, match=f"{name} is '{value}'; it must be a number"):
+        with pytest.raises(
+            edgelm.ConfigError, match=rf"{name} is {value!r}; it must be a (whole number\.|number of seconds)"
+        ):
             engine.submit("x", **{name: value})
         assert join(engine.submit("x", GenerationConfig(max_new_tokens=1))).usage.completion_tokens == 1
 
@@ -447,6 +451,8 @@ def test_a_second_reader_of_an_answer_does_not_wait_for_ever(model: LanguageMode
         for thread in threads:
             thread.join(60)
         assert [thread.is_alive() for thread in threads] == [False, False]
+
+
 DAEMON = """
 import threading
 import edgelm, edgelm.testing

@@ -50,6 +50,15 @@ def test_a_number_outside_its_range_is_an_error(name: str, low: float, high: flo
     assert getattr(GenerationConfig(**{name: high}), name) == high
 
 
+@pytest.mark.parametrize("name", ["ignore_eos", "token_healing", "exact_speculation"])
+def test_what_is_neither_true_nor_false_is_an_error(name: str) -> None:
+    for value in ("no", "", None, 2, []):
+        with pytest.raises(ConfigError) as caught:
+            GenerationConfig(**{name: value})
+        assert str(caught.value) == f"{name} is {value!r}; it must be True or False."
+    assert getattr(GenerationConfig(**{name: np.True_}), name)
+
+
 def test_a_repetition_penalty_that_makes_logits_infinite_is_an_error() -> None:
     assert GenerationConfig(repetition_penalty=0.01).repetition_penalty == 0.01
     for value in (0.0, 1e-40, 0.009):

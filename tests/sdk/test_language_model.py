@@ -116,7 +116,7 @@ def test_a_content_that_is_no_text_is_refused_with_the_way_out(model: LanguageMo
     with pytest.raises(
         ChatTemplateError, match=r"messages\[0\]\['content'\] has .*; a content is a text, .*json\.dumps"
     ):
-        model.chat(parts)
+        model.chat([{"role": role, "content": content}])
 
 
 def test_the_text_is_the_decoded_tokens(model: LanguageModel) -> None:
@@ -355,3 +355,51 @@ def test_what_holds_a_model_is_neither_pickled_nor_copied(
 ) -> None:
     with pytest.raises(edgelm.EdgeLMError, match=r"neither pickled nor copied: .* to load it there \(edgelm\.load\)"):
         copy_of(HOLDERS[holder](model))
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    options = edgelm.SessionOptions(threads=np.int64(1))  # type: ignore[arg-type]
+    model = edgelm.load(tiny_model_path(), options)
+    model.prefixes = edgelm.PrefixCache(model.config, np.int64(1 << 20))  # type: ignore[arg-type]
+    assert len(model.score("The sea", alternatives=np.int64(2)).tokens[0].alternatives) == 2  # type: ignore[arg-type]
+    with edgelm.Engine(model, edgelm.EngineOptions(max_batch=np.int64(2))) as engine:  # type: ignore[arg-type]
+        config = GenerationConfig(max_new_tokens=np.int64(3))  # type: ignore[arg-type]
+        request = engine.submit("x", config, priority=np.int64(1), deadline=np.float32(60))  # type: ignore[arg-type]
+        assert edgelm.join(request).usage.completion_tokens == 3
+
+
+def test_a_bool_is_no_number(model: LanguageModel) -> None:
+    for name, make in (
+        ("threads", lambda: edgelm.SessionOptions(threads=True)),
+        ("max_batch", lambda: edgelm.EngineOptions(max_batch=True)),
+        ("max_bytes", lambda: edgelm.PrefixCache(model.config, True)),
+        ("alternatives", lambda: model.score("The sea", alternatives=True)),
+    ):
+        with pytest.raises(ConfigError, match=f"{name} is True; it must be a whole number"):
+            make()
+
+
+@pytest.mark.parametrize("name", [None, 5, b"tiny", ["tiny"]])
+def test_what_is_neither_a_name_nor_a_path_is_no_model(name: Any) -> None:
+    with pytest.raises(edgelm.ModelNotFoundError, match=r"is neither the name of a model nor a path\. The library is"):
+        edgelm.load(name)
+
+
+def test_the_name_of_a_model_is_no_model() -> None:
+    for hold in (edgelm.Engine, edgelm.ChatSession):
+        with pytest.raises(ConfigError, match=r"model is 'tiny'; it must be an edgelm\.LanguageModel, which"):
+            hold("tiny")  # type: ignore[operator]
+
+
+def test_a_cache_of_another_model_is_refused(model: LanguageModel) -> None:
+    other = edgelm.KVCache(dataclasses.replace(model.config, max_position_embeddings=512))
+    with pytest.raises(ConfigError, match=r"cache is one of another model\. Take what new_cache\(\) of tiny-random"):
+        model.stream("x", cache=other)
+    with pytest.raises(ConfigError, match=r"cache is 'chat\.npz'; it must be an edgelm\.KVCache, which new_cache\(\)"):
+        model.stream("x", cache="chat.npz")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cancel", [True, lambda: False, "stop"])
+def test_what_is_no_event_cancels_nothing(model: LanguageModel, cancel: Any) -> None:
+    with pytest.raises(ConfigError, match=r"cancel is .*; it must be a threading\.Event"):
+        model.stream("x", cancel=cancel)

@@ -93,6 +93,8 @@ def test_an_unknown_provider_is_an_error(name: str, meant: str) -> None:
 def test_options_of_a_provider_are_texts() -> None:
     with pytest.raises(ConfigError, match=r"provider_options is \{'device_id': 0\}; it must map texts to texts"):
         SessionOptions(provider_options={"device_id": 0})  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match=r"provider_options is None; it must map texts to texts"):
+        SessionOptions(provider_options=None)  # type: ignore[arg-type]
 
 
 def test_a_provider_that_fell_back_is_an_error(

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel, SavedSessions
 from edgelm.cli.main import main
+from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.package.manifest import Manifest, describe_file
 from edgelm.testing import scripted_model, tiny_model_path
@@ -53,6 +55,35 @@ def test_without_its_cache_a_session_computes_the_conversation_once_more(session
     usage = list(restored.send("And then?", CONFIG))[-1].usage
     assert usage is not None
     assert usage.cached_tokens == 0
+
+
+def test_a_path_may_begin_in_the_users_home(
+    session: ChatSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.chdir(here)
+    session.save("~/chat")
+    assert ChatSession.load(session.model, "~/chat").messages == session.messages
+    SavedSessions("~/chats").save("one", session)
+    assert [saved.folder for saved in SavedSessions(Path("~/chats")).sessions()] == [home / "chats" / "one"]
+    cache = session.model.new_cache()
+    list(session.model.stream("The sea", CONFIG, cache=cache))
+    cache.save("~/cache.npz", "x")
+    assert KVCache.load("~/cache.npz", session.model.config, "x").token_ids == cache.token_ids
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", [None, 5, "~nobody-of-that-name/chat"])
+def test_what_is_no_path_is_refused(
+    session: ChatSession, path: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(edgelm.ConfigError, match=f"{path!r} is no path: "):
+        session.save(path)
 
 
 def test_a_session_of_another_model_is_refused_by_name(session: ChatSession, tmp_path: Path) -> None:
@@ -112,8 +143,8 @@ def test_sessions_are_kept_by_name(session: ChatSession, own_library: Path) -> N
         saved.load("second", fresh_model())
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "x" * 101, "a b"])
-def test_a_name_that_could_leave_the_folder_is_refused(session: ChatSession, name: str) -> None:
+@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "x" * 101, "a b", 5])
+def test_a_name_that_could_leave_the_folder_is_refused(session: ChatSession, name: Any) -> None:
     with pytest.raises(edgelm.ConfigError, match="is not a name for a session: use up to 100 letters"):
         SavedSessions().save(name, session)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edgelm.arguments import as_list, or_default
+from edgelm.arguments import as_list, is_number, is_whole, of_class, or_default
 from edgelm.batching.generation import Generation
 from edgelm.batching.request import Request, most_rows
 from edgelm.batching.running_batch import RunningBatch
@@ -48,7 +49,7 @@ class EngineOptions:
             value = getattr(self, name)
             if value is None and name in ("max_kv_bytes", "max_unread"):
                 continue
-            if not isinstance(value, int) or value < least:
+            if not is_whole(value) or value < least:
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number of {least} or more.")
 
 
@@ -80,6 +81,7 @@ class Engine:
     """
 
     def __init__(self, model: LanguageModel, options: EngineOptions | None = None) -> None:
+        of_class("model", model, LanguageModel, "which edgelm.load returns")
         if model.config.encoder is not None:
             raise ConfigError(
                 f"{model.name} has an encoder, whose answers an engine does not compute together. Call "
@@ -139,7 +141,7 @@ class Engine:
             ContextLengthError: the prompt has no tokens, or does not fit the model's context or, with `max_new_tokens`,
                 the engine's memory.
             TokenizerError: a token id is none of the model's.
-            ConfigError: `priority` or `deadline` is no number.
+            ConfigError: `priority` is no whole number, or `deadline` none of seconds.
             EdgeLMError: the engine is closed.
         """
         return self._submit(prompt, config, priority, deadline)
@@ -177,9 +179,10 @@ class Engine:
                 f"This engine belongs to process {self._process}; its fork {os.getpid()} has no worker. Load the "
                 "model and make the engine after the fork."
             )
-        for name, value, kind in (("priority", priority, int), ("deadline", deadline, (int, float, type(None)))):
-            if not isinstance(value, kind):
-                raise ConfigError(f"{name} is {value!r}; it must be a number.")
+        if not is_whole(priority):
+            raise ConfigError(f"priority is {priority!r}; it must be a whole number.")
+        if deadline is not None and (not is_number(deadline) or math.isnan(deadline)):
+            raise ConfigError(f"deadline is {deadline!r}; it must be a number of seconds.")
         answer = self._model.answer(prompt, config)
         self._check_memory(len(answer.prompt_ids), answer.config)
         expires = float("inf") if deadline is None else time.monotonic() + deadline

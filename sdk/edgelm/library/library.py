@@ -7,6 +7,7 @@ import difflib
 import functools
 import os
 import re
+import reprlib
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -165,6 +166,10 @@ class Library:
         Raises:
             ModelNotFoundError: nothing of that name or path is here; the message says what is, and how to get more.
         """
+        if not isinstance(name_or_path, (str, os.PathLike)):
+            raise ModelNotFoundError(
+                f"{reprlib.repr(name_or_path)} is neither the name of a model nor a path. {self._what_is_here()}"
+            )
         text = os.fspath(name_or_path)
         with reading_path(text):
             path = Path(text).expanduser()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.arguments import as_path
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError, PackageError
 from edgelm.files import atomic
@@ -71,12 +71,12 @@ class KVCache:
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        self._config = config
+        self.config = config
         self._windows = [config.window(i // 2) for i in range(2 * config.num_hidden_layers)]  # of each buffer
         self._window = next((window for window in self._windows if window is not None), None)
         self.released = 0
         self.token_ids: list[int] = []
-        self.buffers = zeros(self._config, 1, 0)
+        self.buffers = zeros(self.config, 1, 0)
         self._settled = self._until = 0  # with a fetch: how many tokens are in the buffers, and in its memory
         self.binding: Any = None  # the session's: its graph, bound to the memory of these buffers
         self.adapter: str | None = None  # what computes the tokens beside the model; `use_adapter` changes it
@@ -162,14 +162,14 @@ class KVCache:
         """
         if length <= self.capacity:
             return
-        limit = self._config.max_position_embeddings
+        limit = self.config.max_position_embeddings
         if length > limit:
             raise ContextLengthError(f"{length} tokens do not fit the model's context of {limit}. Shorten the prompt.")
         wanted = max(length, self.capacity + self.capacity // 4)
         capacity = min(-(-wanted // GROWTH_STEP) * GROWTH_STEP, limit)
-        if length <= (self._config.short_context or 0):
-            capacity = min(capacity, self._config.short_context or 0)  # the graph turns by what there is room for
-        grown, old = zeros(self._config, 1, capacity), self.buffers
+        if length <= (self.config.short_context or 0):
+            capacity = min(capacity, self.config.short_context or 0)  # the graph turns by what there is room for
+        grown, old = zeros(self.config, 1, capacity), self.buffers
         self.binding = None
         for i, buffer in enumerate(grown):
             outgrown = old.pop(0)  # so that never more than one array is there twice
@@ -181,9 +181,9 @@ class KVCache:
         """Forget all tokens after the first `length`; or all, where windows that end there are no longer held."""
         if not 0 <= length <= self.length:
             raise ValueError(f"Cannot truncate a cache of {self.length} tokens to {length}.")
-        if self.length > (self._config.short_context or self.length) >= length:
+        if self.length > (self.config.short_context or self.length) >= length:
             # What is left turns as a short text again.
-            length, self.binding, self.buffers = 0, None, zeros(self._config, 1, 0)
+            length, self.binding, self.buffers = 0, None, zeros(self.config, 1, 0)
         if self._window is not None and self.released and length < self.released + self._window:
             length = self.released = 0
         self._settled, self._until = min(self._settled, length), min(self._until, length)
@@ -193,7 +193,7 @@ class KVCache:
         """Tell whether what is cached must be computed again for a text of `length` tokens: with LongRoPE, every
         position of a text that is longer than the original context turns otherwise.
         """
-        short_context = self._config.short_context
+        short_context = self.config.short_context
         return short_context is not None and 0 < self.length <= self.capacity <= short_context < length
 
     def common_prefix(self, token_ids: Sequence[int]) -> int:
@@ -205,7 +205,7 @@ class KVCache:
 
     def clone(self) -> KVCache:
         """Copy the cache: both copies go on independently."""
-        copy = KVCache(self._config)
+        copy = KVCache(self.config)
         copy.copy_from(self)
         return copy
 
@@ -238,8 +238,8 @@ class KVCache:
                 "The cache of a model with an encoder is not saved: give the source text again, which is read in one "
                 "step."
             )
-        path = Path(path)
-        filled = np.zeros((len(self.buffers), *self.buffers[0][:, :, : self.length].shape), cache_type(self._config))
+        path = as_path(path)
+        filled = np.zeros((len(self.buffers), *self.buffers[0][:, :, : self.length].shape), cache_type(self.config))
         for i, buffer in enumerate(self.buffers):
             filled[i][:, :, self.filled(i)] = buffer[:, :, self.filled(i)]
         with atomic.replace_file(path) as file:
@@ -258,9 +258,9 @@ class KVCache:
         Raises:
             PackageError: the file is broken, or belongs to another model.
         """
-        cache = cls(config)
+        cache, path = cls(config), as_path(path)
         try:
-            with np.load(os.fspath(path), allow_pickle=False) as saved:
+            with np.load(path, allow_pickle=False) as saved:
                 parts = [_read_part(saved, name) for name in ("fingerprint", "token_ids", "filled")]
                 # A file without it is of a cache that kept all.
                 released = _read_part(saved, "released").tolist() if "released" in saved else 0

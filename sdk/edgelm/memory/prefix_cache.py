@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgelm.arguments import is_whole
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
 from edgelm.memory.kv_batch import longest_row
@@ -41,7 +42,7 @@ class PrefixCache:
     """
 
     def __init__(self, config: ModelConfig, max_bytes: int = DEFAULT_BYTES, *, answers: bool = True) -> None:
-        if not isinstance(max_bytes, int) or max_bytes < 0:
+        if not is_whole(max_bytes) or max_bytes < 0:
             raise ConfigError(f"max_bytes is {max_bytes!r}; it must be a whole number of bytes, 0 for no cache.")
         self.max_bytes, self.answers = max_bytes, answers
         self._shape = (2 * config.num_hidden_layers, config.num_key_value_heads, BLOCK, config.head_dim)

@@ -73,8 +73,8 @@ def check_signature(folder: Path, public_key: Path) -> None:
     path = folder / SIGNATURE_NAME
     if not public_key.is_file():
         raise PackageError(
-            f"The public key {public_key}, with which packages must be signed, is not a file. Correct its path in "
-            f"--require-signature or ${REQUIRE_VARIABLE}."
+            f"The public key {public_key}, with which packages must be signed, is not a file. Correct its path "
+            f"(public_key, --require-signature or ${REQUIRE_VARIABLE})."
         )
     if not path.is_file():
         raise PackageError(

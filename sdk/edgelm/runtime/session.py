@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.arguments import is_whole
 from edgelm.config import SUPPRESSED_LOGIT, ModelConfig
 from edgelm.errors import ConfigError, EdgeLMError, ProviderError
 from edgelm.memory.kv_batch import KVBatch
@@ -61,11 +62,12 @@ class SessionOptions:
     prefill_graph: bool = True
 
     def __post_init__(self) -> None:
-        if self.threads is not None and not (isinstance(self.threads, int) and 1 <= self.threads <= 1024):
+        if self.threads is not None and not (is_whole(self.threads) and 1 <= self.threads <= 1024):
             raise ConfigError(f"threads is {self.threads!r}; it must be a whole number from 1 to 1024.")
         provider_named(self.provider)
-        if not all(isinstance(text, str) for pair in self.provider_options.items() for text in pair):
-            raise ConfigError(f"provider_options is {self.provider_options!r}; it must map texts to texts.")
+        given = self.provider_options
+        if not isinstance(given, Mapping) or not all(isinstance(text, str) for pair in given.items() for text in pair):
+            raise ConfigError(f"provider_options is {given!r}; it must map texts to texts.")
 
 
 class DecoderSession:
