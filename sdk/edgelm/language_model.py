@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -298,7 +298,7 @@ class LanguageModel:
         *,
         cancel: threading.Event | None = None,
         cache: KVCache | None = None,
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Continue a text (or its token ids), and yield the answer in pieces of whole characters.
 
         A model with an encoder reads the text, and answers it: with a translation, or a summary.
@@ -332,7 +332,7 @@ class LanguageModel:
         cache: KVCache | None = None,
         tools: Sequence[Tool] | None = None,
         tool_choice: ToolChoice = "auto",
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Answer a conversation, as `stream` does.
 
         tools: what the answer may call, in OpenAI's form; calls come as `tool_calls` of the chunks, apart from the
@@ -346,7 +346,7 @@ class LanguageModel:
         """
         prompt_ids, settings, take = self.chat_request(messages, config, tools, tool_choice)
         chunks = self.stream(prompt_ids, settings, cancel=cancel, cache=cache)
-        return chunks if take is None else map(take, chunks)
+        return chunks if take is None else _taken(chunks, take)
 
     def chat_request(
         self,
@@ -362,10 +362,11 @@ class LanguageModel:
             ChatTemplateError, ConfigError: as from `stream_chat`.
         """
         settings = or_default("config", config, self.generation_config)
-        if not tools or tool_choice == "none":
-            return self.encode_chat(messages), self.keep_opening(settings, messages), None
+        tools = [] if tools is None else as_list(tools, "tools takes a list of definitions in OpenAI's form")
         format_ = tool_format(self)
         settings = tool_settings(settings, tools, tool_choice, format_)
+        if not tools or tool_choice == "none":
+            return self.encode_chat(messages), self.keep_opening(settings, messages), None
         prompt_ids = self.encode_chat(messages, tools)  # which refuses what is no conversation
         take = ToolCallParser(format_, tool_names(tools)).take
         return prompt_ids, self.keep_opening(settings, messages, tools), take

@@ -198,6 +198,10 @@ def test_a_constraint_that_no_token_continues_is_an_error(tokenizer: Tokenizer) 
         Constraint.choices(["a"]).compile(tokenizer).advance(tokenizer.encode("b")[0])
 
 
+def test_choices_may_come_one_by_one() -> None:
+    assert Constraint.choices(text for text in ("yes", "no")) == Constraint.choices(["yes", "no"])
+
+
 def _branching(depth: int) -> dict[str, Any]:
     """Return a schema of objects in objects, two in each."""
     inner = _branching(depth - 1) if depth else {"type": "string"}
@@ -208,11 +212,15 @@ def _branching(depth: int) -> dict[str, Any]:
     ("make", "message"),
     [
         (lambda: Constraint.json_schema([]), r"JSON schema is \[\]; it must be a mapping"),  # type: ignore[arg-type]
+        (lambda: Constraint.json_schema("{}"), "pydantic class gives .* json.loads makes one of"),  # type: ignore[arg-type]
         (lambda: Constraint.json_schema({"const": {1}}), "The JSON schema is not JSON"),
         (lambda: Constraint.json_schema({"minProperties": 3}), "minProperties is 3, with 0 properties required"),
         (lambda: Constraint.regex(""), "The regular expression is ''"),
         (lambda: Constraint.choices([]), r"choices is \[\]"),
         (lambda: Constraint.choices(["a", ""]), "none of them empty"),
+        (lambda: Constraint.choices("yes"), "choices takes a list of texts; put the one text into a list"),
+        (lambda: Constraint.choices(["a"]).starting_after(), r"starting_after is \(\); it takes texts"),
+        (lambda: Constraint.choices(["a"]).starting_after(["x"]), r"starting_after is \(\['x'\],\); it takes"),  # type: ignore[arg-type]
         (lambda: GenerationConfig(constraint="x"), "constraint is 'x'; make one with"),  # type: ignore[arg-type]
     ],
 )

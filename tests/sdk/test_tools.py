@@ -1,5 +1,6 @@
 import json
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -411,3 +412,33 @@ def test_calls_that_are_none_are_refused(calls: Any, message: str) -> None:
         scripted_model("x").encode_chat([Message(role="assistant", content=None, tool_calls=calls)])
     with pytest.raises(ChatTemplateError, match=r"messages\[0\] is 'x'; a message is a mapping"):
         scripted_model("x").encode_chat(["x"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("tools", [None, TOOLS])
+def test_an_answer_can_be_closed_before_its_end(tools: Any) -> None:
+    with closing(scripted_model("I am well.").stream_chat([Message(role="user", content="x")], tools=tools)) as chunks:
+        assert next(chunks).text
+    assert list(chunks) == []
+
+
+def test_tools_may_come_one_by_one() -> None:
+    model = scripted_model("Fine.")
+    listed, _, _ = model.chat_request([Message(role="user", content="x")], None, TOOLS, "auto")
+    given, settings, _ = model.chat_request([Message(role="user", content="x")], None, iter(TOOLS), "required")  # type: ignore[arg-type]
+    assert given == listed
+    assert settings.constraint is not None
+
+
+@pytest.mark.parametrize(
+    ("tools", "choice", "message"),
+    [
+        (TOOLS[0], "auto", r"tools takes a list of definitions in OpenAI's form; this is \{"),
+        ("get_weather", "auto", r"tools takes a list .*; put the one text into a list"),
+        (print, "auto", "tools takes a list .*; this is <built-in function print>"),
+        (None, "required", "tool_choice is 'required', but there are no tools"),
+        ([], {"name": "get_weather"}, "but there are no tools"),
+    ],
+)
+def test_what_is_no_list_of_tools_is_refused_with_the_conversation(tools: Any, choice: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        scripted_model("x").stream_chat([Message(role="user", content="x")], tools=tools, tool_choice=choice)

@@ -10,6 +10,7 @@ import pytest
 
 PROGRAM = """
 from collections.abc import Iterator
+from contextlib import closing
 
 import edgelm
 
@@ -28,6 +29,11 @@ def ask(question: str) -> str:
     reply = model.chat(messages, config, tools=tools)
     messages.append(reply.message)
     return model.chat([*messages, {"role": "user", "content": "And now?"}]).text
+
+
+def begin(model: edgelm.LanguageModel, cache: edgelm.KVCache) -> str:
+    with closing(model.stream("The sea", cache=cache)) as chunks:
+        return next(chunks).text
 
 
 async def read(engine: edgelm.Engine) -> str:

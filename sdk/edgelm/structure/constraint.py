@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+import reprlib
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgelm.arguments import as_list
 from edgelm.errors import ConfigError
 from edgelm.structure.schema_gaps import close_gaps
 
@@ -50,7 +52,10 @@ class Constraint:
                 enforced. Other keywords that cannot be are named when it is compiled for an answer.
         """
         if not isinstance(schema, Mapping):
-            raise ConfigError(f"The JSON schema is {schema!r}; it must be a mapping, such as {{'type': 'object'}}.")
+            raise ConfigError(
+                f"The JSON schema is {reprlib.repr(schema)}; it must be a mapping, such as {{'type': 'object'}}. A "
+                "pydantic class gives one by its model_json_schema(), and json.loads makes one of a text."
+            )
         try:
             source = json.dumps(close_gaps(schema), ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
@@ -73,18 +78,25 @@ class Constraint:
         return cls(kind="lark", source=_text(grammar, "grammar"))
 
     @classmethod
-    def choices(cls, texts: Sequence[str]) -> Constraint:
+    def choices(cls, texts: Iterable[str]) -> Constraint:
         """Constrain to exactly one of some texts.
 
         Raises:
             ConfigError: there are none, or one of them is no text of at least one character.
         """
-        if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text for text in texts):
+        texts = as_list(texts, "choices takes a list of texts")
+        if not texts or not all(isinstance(text, str) and text for text in texts):
             raise ConfigError(f"choices is {texts!r}; it must be a list of texts, none of them empty.")
         return cls(kind="lark", source="start: " + " | ".join(map(lark_string, texts)))
 
     def starting_after(self, *texts: str, at_start: bool = False) -> Constraint:
-        """Return the constraint that begins only once the answer has said one of `texts` (`at_start`: at its start)."""
+        """Return the constraint that begins only once the answer has said one of `texts` (`at_start`: at its start).
+
+        Raises:
+            ConfigError: there are none, or one of them is no text of at least one character.
+        """
+        if not texts or not all(isinstance(text, str) and text for text in texts):
+            raise ConfigError(f"starting_after is {texts!r}; it takes texts, one after the other, none of them empty.")
         return replace(self, after=texts, at_start=at_start)
 
     def compile(self, tokenizer: Tokenizer, end_ids: Collection[int] = ()) -> ConstraintMatcher:
