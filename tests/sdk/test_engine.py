@@ -318,6 +318,24 @@ def test_a_fork_says_at_once_that_it_cannot_use_the_model() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], check=True, timeout=60)
 
 
+FORKS_IN_A_STEP = """
+import os, sys
+import edgelm, edgelm.testing
+model = edgelm.load(edgelm.testing.tiny_model_path())
+with model.session._use:  # as a thread that is computing
+    child = os.fork()
+if not child:
+    model.session._use._inside = 1  # the thread is not there, and so never leaves
+    sys.exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_a_fork_ends_though_a_thread_was_computing_when_it_began() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS_IN_A_STEP], check=True, timeout=30)
+
+
 def test_an_engine_that_was_not_closed_does_not_keep_the_program_from_ending() -> None:
     program = (
         "import edgelm, edgelm.testing; engine = edgelm.Engine(edgelm.load(edgelm.testing.tiny_model_path())); "

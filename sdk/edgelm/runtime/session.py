@@ -139,7 +139,8 @@ class DecoderSession:
             self._prefill = PrefillGraph(Graph(self._runtime, started, decoder, self.config, provider.device))
         self._takes_adapters = self._single_steps is not None
         self._use = SharedUse()  # of the graph, which an adapter can be put into
-        weakref.finalize(self, self._use.end)  # at exit: a daemon thread inside ONNX Runtime then aborts the process
+        # At exit: a daemon thread inside ONNX Runtime then aborts the process.
+        weakref.finalize(self, _end_use, self._use, self._process)
         # What was ever bound to the graph, or adopted: another graph may bind it anew, and a cache uses its adapter.
         self._memory: weakref.WeakSet[KVCache | KVBatch] = weakref.WeakSet()
 
@@ -423,6 +424,11 @@ class DecoderSession:
                 f"This model was loaded by process {self._process}; its fork {os.getpid()} cannot run it. Load the "
                 'model after the fork, or start processes with multiprocessing.get_context("spawn").'
             )
+
+
+def _end_use(use: SharedUse, process: int) -> None:
+    if os.getpid() == process:  # a fork has none of the threads that it would wait for
+        use.end()
 
 
 def _values_of(session: Any) -> tuple[list[GraphValue], list[GraphValue]]:
