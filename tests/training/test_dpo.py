@@ -86,3 +86,16 @@ def test_a_model_that_is_its_reference_has_the_loss_of_a_coin() -> None:
     sums = dpo_loss(model, PAIR, answer_log_probabilities, beta=0.1)
     assert float(sums.objective.detach()) == pytest.approx(math.log(2))
     assert float(sums.reported["margin"]) == 0.0
+
+
+def test_the_backward_pass_keeps_float32_of_the_answers_alone() -> None:
+    model, kept = Table(torch.randn(3, 3)), []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        answer_log_probabilities(model, PAIR)
+
+    assert max(tensor.numel() for tensor in kept if tensor.dtype == torch.float32) == 3 * 3  # three targets of eight

@@ -21,10 +21,11 @@ def answer_log_probabilities(model: nn.Module, batch: Batch) -> Tensor:
     """Return the log-probability [B] of all tokens of each row that have a target."""
     # Rows are padded at their ends, which no earlier token sees: attention needs no mask.
     logits_BTV = model(batch.ids_BT)
-    losses = functional.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), batch.targets_BT.flatten(), ignore_index=NO_TARGET, reduction="none"
-    )
-    return -losses.view_as(batch.targets_BT).sum(1)
+    # Of the answers alone: float32 logits of the prompts, and their gradient, would be most of what a step holds.
+    counted_BT = batch.targets_BT != NO_TARGET
+    losses_R = functional.cross_entropy(logits_BTV[counted_BT].float(), batch.targets_BT[counted_BT], reduction="none")
+    losses_BT = losses_R.new_zeros(counted_BT.shape).masked_scatter(counted_BT, losses_R)
+    return -losses_BT.sum(1)
 
 
 def dpo_loss(model: nn.Module, batch: Batch, reference: Callable[[nn.Module, Batch], Tensor], beta: float) -> LossSums:
