@@ -89,6 +89,7 @@ def test_a_source_is_its_gguf_file_or_its_folder(library):
         ("./model.gguf", "model.gguf is not a model package: .* edgelm export model.gguf -o package/"),
         ("model.gguf", "model.gguf is not a model package: .* edgelm export model.gguf -o package/"),
         ("my model.gguf", "my model.gguf is not a model package: .* edgelm export 'my model.gguf' -o package/"),
+        ("./shop", "shop is an adapter, which is no model by itself. .* beside: --adapter shop"),
     ],
 )
 def test_what_is_not_here_is_explained(library, wanted, message, tmp_path, monkeypatch):
@@ -97,6 +98,8 @@ def test_what_is_not_here_is_explained(library, wanted, message, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     Path("model.gguf").touch()
     Path("my model.gguf").touch()
+    Path("shop").mkdir()
+    Path("shop/adapter.json").write_text("{}")
     with pytest.raises(ModelNotFoundError, match=message):
         library.find(wanted)
 

@@ -187,6 +187,13 @@ class Library:
         if not exists:
             raise ModelNotFoundError(f"There is no model package at {path}. {self._instead_of(text)}")
         if not is_package and find_foreign_graph(path) is None:
+            from edgelm.package.adapter import is_adapter  # brings numpy with it
+
+            if is_adapter(path):
+                raise ModelNotFoundError(
+                    f"{path} is an adapter, which is no model by itself. Name the package that it was exported for, "
+                    f"and it beside: --adapter {shlex.quote(str(path))}"
+                )
             raise ModelNotFoundError(
                 f"{path} is not a model package: it has no {manifest.FILE_NAME}. "
                 f"If it is a checkpoint or a GGUF file, make a package of it: "
