@@ -360,9 +360,15 @@ def test_callables_that_do_not_fit_are_named() -> None:
     row = np.array([1.0, 3.0, 2.0], np.float32)
     with pytest.raises(ConfigError, match=r"A processor returned the shape \(2,\); it must be \(3,\), or None"):
         Sampler(GenerationConfig(processors=(lambda logits_V, token_ids: logits_V[:2],))).sample(row)
-    for choice in (3, -1, 0.5):
+    for choice in (3, -1, 0.5, True):
         with pytest.raises(ConfigError, match=f"sampler returned {choice}; it must be a token"):
             Sampler(GenerationConfig(sampler=lambda logits_V, random, choice=choice: choice)).sample(row)
+    for left in (-np.inf, np.nan, np.inf):
+        process = GenerationConfig(processors=(lambda logits_V, _, left=left: logits_V.fill(left),))
+        with pytest.raises(ConfigError, match=f"A processor of the config left {left} as the best logit; it"):
+            Sampler(process).sample(row)
+        with pytest.raises(EdgeLMError, match="logits are not finite"):  # they were so before
+            Sampler(process).sample(np.full(3, left, np.float32))
     with pytest.raises(ConfigError, match="must be callables; 3 is none"):
         GenerationConfig(processors=(3,))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="must be callables; 'x' is none"):

@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from edgelm.errors import TokenizerError
+from edgelm.errors import ConfigError, TokenizerError
 from edgelm.text.tokenizer import Tokenizer
 
 SAMPLES = (
@@ -225,6 +225,15 @@ def test_an_unknown_step_of_a_decoder_is_an_error_that_shows_it(metaspace_folder
 def test_what_is_no_text_is_not_encoded(tokenizer: Tokenizer, text: Any) -> None:
     with pytest.raises(TokenizerError, match=r"encode takes one text; this is .*\. encode_batch takes several\."):
         tokenizer.encode(text)
+
+
+def test_what_is_no_list_of_texts_is_not_encoded(tokenizer: Tokenizer) -> None:
+    for texts in ("The sea", b"The sea", None):
+        with pytest.raises(ConfigError, match="encode_batch takes a list of texts"):
+            tokenizer.encode_batch(texts)  # type: ignore[arg-type]
+    with pytest.raises(TokenizerError, match=r"encode_batch takes texts; the one at 1 is b'b'\."):
+        tokenizer.encode_batch(["a", b"b"])  # type: ignore[list-item]
+    assert tokenizer.encode_batch(text for text in ("a", "b")) == [tokenizer.encode("a"), tokenizer.encode("b")]  # type: ignore[arg-type]
 
 
 def test_a_text_is_not_decoded(tokenizer: Tokenizer) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.arguments import is_whole
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
 
@@ -284,6 +285,8 @@ class Sampler:
     def _process(self, row_V: Logits, history: History) -> None:
         for process in self._processors:
             process(row_V, self._config, history)
+        if self._config.processors:
+            _best(row_V)  # what is wrong after this is theirs
         for custom in self._config.processors:
             _apply(custom, row_V, history.token_ids)
 
@@ -363,15 +366,20 @@ def _active(table: dict[str, Any], config: GenerationConfig) -> list[Any]:
 
 def _apply(process: LogitsProcessor, row_V: Logits, token_ids: Sequence[int]) -> None:
     changed = process(row_V, token_ids)
-    if changed is None or changed is row_V:
-        return
-    if np.shape(changed) != row_V.shape:
-        raise ConfigError(f"A processor returned the shape {np.shape(changed)}; it must be {row_V.shape}, or None.")
-    row_V[:] = changed
+    if changed is not None and changed is not row_V:
+        if np.shape(changed) != row_V.shape:
+            raise ConfigError(f"A processor returned the shape {np.shape(changed)}; it must be {row_V.shape}, or None.")
+        row_V[:] = changed
+    best = float(row_V.max())  # NaN where one is
+    if not math.isfinite(best):
+        raise ConfigError(
+            f"A processor of the config left {best} as the best logit; it must leave one token a finite one (with a "
+            "constraint, one that it allows), and none NaN."
+        )
 
 
 def _checked_choice(token_id: int, row_V: Logits) -> int:
-    if not isinstance(token_id, (int, np.integer)) or not 0 <= token_id < row_V.size or row_V[token_id] == -np.inf:
+    if not is_whole(token_id) or not 0 <= token_id < row_V.size or row_V[token_id] == -np.inf:
         raise ConfigError(f"The config's sampler returned {token_id!r}; it must be a token whose logit is not -inf.")
     return int(token_id)
 

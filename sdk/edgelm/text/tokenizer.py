@@ -14,6 +14,7 @@ from typing import Any
 
 import tokenizers
 
+from edgelm.arguments import as_list
 from edgelm.errors import TokenizerError
 from edgelm.text.token_bytes import TokenBytes
 from edgelm.text.tokenizer_trial import MAX_BYTES, try_tokenizer
@@ -105,11 +106,16 @@ class Tokenizer:
         """Encode texts, each as `encode` does; in 0.7 of its time, because the library keeps no places of tokens.
 
         Raises:
-            TokenizerError: a text has half of a surrogate pair, which is no character.
+            ConfigError: it is one text, or no list.
+            TokenizerError: a text has half of a surrogate pair, which is no character, or is no text at all.
         """
+        texts = as_list(texts, "encode_batch takes a list of texts")
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TokenizerError(f"encode_batch takes texts; the one at {i} is {reprlib.repr(text)}.")
         _check_characters(texts)
         with _errors(f"Cannot encode {len(texts)} texts", quoting=False):
-            return [encoded.ids for encoded in self._rust.encode_batch_fast(list(texts), add_special_tokens=False)]
+            return [encoded.ids for encoded in self._rust.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_prompt(self, text: str) -> list[int]:
         """Encode a text as the first thing that the model reads: after `leading_ids`.
