@@ -46,7 +46,8 @@ def check_certificate(folder: Path, source: str, progress: Progress | None = Non
 def _check_origin(manifest: Manifest, checkpoint: Checkpoint) -> Finding:
     claimed, found = (_hashes(source) for source in (manifest.source, checkpoint.source))
     if claimed == found:
-        return Finding(step="source", detail=f"{len(found)} files with the hashes that the manifest names")
+        files = "1 file" if len(found) == 1 else f"{len(found)} files"
+        return Finding(step="source", detail=f"{files} with the hashes that the manifest names")
     return Finding(
         step="source",
         detail="",

@@ -34,7 +34,8 @@ def test_an_honest_package_is_found_to_be_as_claimed(package: Path) -> None:
     result = CliRunner().invoke(main, ["verify", str(package), "--source", str(package.parent / "checkpoint")])
     assert result.exit_code == 0, result.output
     for step in ("source", "perplexity", "mean_kl_divergence", "top1_agreement"):
-        assert f"ok      {step}" in result.stdout
+        assert f"ok      {step} " in result.stdout
+    assert " 1 file with the hashes that the manifest names\n" in result.stdout
 
 
 @pytest.mark.parametrize(

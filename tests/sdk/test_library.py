@@ -86,10 +86,10 @@ def test_a_source_is_its_gguf_file_or_its_folder(library):
         ("./nothing", "There is no model package at nothing. In the library: tiny."),
         ("Org/Model-1B", "In the library: tiny. From the Hugging Face hub: edgelm pull hf:Org/Model-1B"),
         ("hf:Org/Model-1B", "In the library: tiny. From the Hugging Face hub: edgelm pull hf:Org/Model-1B"),
-        ("./model.gguf", "model.gguf is not a model package: .* edgelm export model.gguf -o package/"),
-        ("model.gguf", "model.gguf is not a model package: .* edgelm export model.gguf -o package/"),
-        ("my model.gguf", "my model.gguf is not a model package: .* edgelm export 'my model.gguf' -o package/"),
         ("./shop", "shop is an adapter, which is no model by itself. .* beside: --adapter shop"),
+        ("./model.gguf", "model.gguf is a GGUF file, not a model package. .*: edgelm export model.gguf -o package/"),
+        ("model.gguf", "model.gguf is a GGUF file, not a model package. .*: edgelm export model.gguf -o package/"),
+        ("my model", "my model is not a model package: .* make a package of it: edgelm export 'my model' -o package/"),
     ],
 )
 def test_what_is_not_here_is_explained(library, wanted, message, tmp_path, monkeypatch):
@@ -97,9 +97,9 @@ def test_what_is_not_here_is_explained(library, wanted, message, tmp_path, monke
     add_source(library, "original")
     monkeypatch.chdir(tmp_path)
     Path("model.gguf").touch()
-    Path("my model.gguf").touch()
     Path("shop").mkdir()
     Path("shop/adapter.json").write_text("{}")
+    Path("my model").mkdir()
     with pytest.raises(ModelNotFoundError, match=message):
         library.find(wanted)
 

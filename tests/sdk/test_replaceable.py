@@ -37,6 +37,11 @@ def test_each_kind_may_be_replaced_by_its_own_only(package: Path, checkpoint: Pa
     assert why_not_a_checkpoint(package) == "it holds edgelm.json, which is no part of a checkpoint"
 
 
+def test_a_signed_package_may_be_replaced_by_a_new_one(package: Path) -> None:
+    (package / "edgelm.sig").write_text("{}")
+    assert why_not_a_package(package) is None
+
+
 def test_a_folder_with_something_of_the_users_is_not_replaced(package: Path, checkpoint: Path) -> None:
     (package / "thesis.txt").write_text("years of work")
     assert why_not_a_package(package) == "it holds thesis.txt, which is no part of this package"

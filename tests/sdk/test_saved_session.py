@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,7 @@ def test_the_command_lists_sessions(session: ChatSession) -> None:
     assert rows["broken"][1] == "(broken)"
     assert "warning: broken: Cannot read the saved session" in result.stderr
     listed = {row["name"]: row for row in json.loads(command("--json").stdout)}
+    assert all(re.fullmatch(r"[\d-]{10}T[\d:.]+[+-]\d\d:\d\d", row["saved"]) for row in listed.values())
     assert listed["holidays"]["messages"] == 2
 
 

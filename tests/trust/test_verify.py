@@ -142,7 +142,7 @@ def test_a_package_writes_no_lines_of_the_report(package: Path) -> None:
 
     lines = edgelm("verify", package).stdout.splitlines()
     assert not any(line.startswith("ok      signature") for line in lines)
-    assert "ok      manifest          tiny⏎ok      signature" in lines[0]
+    assert "ok      manifest                  tiny⏎ok      signature" in lines[0]
     shown = edgelm("show", package).stdout
     assert "license               MIT[2J⏎name  x\n" in shown
 

@@ -81,7 +81,7 @@ def architecture_of(values: Mapping[str, Any], where: object) -> Architecture:
     is_supported = isinstance(model_type, str) and model_type in ARCHITECTURES
     kind = ""
     if _OTHER_HEAD.search(name) or (not is_supported and _NO_HEAD.search(name)):
-        kind = f" ({name} labels, ranks or embeds texts; edgelm runs models that write them)"
+        kind = f" ({name} has no head that writes text: it embeds, labels or ranks)"
     elif _SENSES & values.keys():
         kind = f" ({name or 'it'} reads images or sound too; edgelm runs models of text alone)"
     if not is_supported:

@@ -41,7 +41,7 @@ def cache(context: click.Context, as_json: bool) -> None:
         return
     sessions = SavedSessions().sessions()
     if as_json:
-        rows = [dataclasses.asdict(session) for session in sessions]
+        rows = [dataclasses.asdict(session) | {"saved": session.saved.isoformat()} for session in sessions]
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
     elif sessions:
         _print_table(sessions)

@@ -72,7 +72,7 @@ def verify(model: str, public_key: Path | None, source: str | None, as_json: boo
     else:
         for finding in findings:
             mark = "ok    " if finding.problem is None else "FAILED"
-            click.echo(f"{mark}  {finding.step:<18}{one_line(finding.problem or finding.detail)}")
+            click.echo(f"{mark}  {finding.step:<26}{one_line(finding.problem or finding.detail)}")
     if not good:
         raise SystemExit(1)
 

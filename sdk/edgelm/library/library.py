@@ -187,18 +187,7 @@ class Library:
         if not exists:
             raise ModelNotFoundError(f"There is no model package at {path}. {self._instead_of(text)}")
         if not is_package and find_foreign_graph(path) is None:
-            from edgelm.package.adapter import is_adapter  # brings numpy with it
-
-            if is_adapter(path):
-                raise ModelNotFoundError(
-                    f"{path} is an adapter, which is no model by itself. Name the package that it was exported for, "
-                    f"and it beside: --adapter {shlex.quote(str(path))}"
-                )
-            raise ModelNotFoundError(
-                f"{path} is not a model package: it has no {manifest.FILE_NAME}. "
-                f"If it is a checkpoint or a GGUF file, make a package of it: "
-                f"edgelm export {shlex.quote(str(path))} -o package/"
-            )
+            raise ModelNotFoundError(_why_no_package(path))
         return path
 
     def find_source(self, name_or_path: str) -> Path:
@@ -381,3 +370,20 @@ def check_name(name: str) -> str:
             f"{name!r} is not a name for a model: use up to 100 letters, digits, and . _ + - between them."
         )
     return name
+
+
+def _why_no_package(path: Path) -> str:
+    from edgelm.package.adapter import is_adapter  # brings numpy with it
+
+    if is_adapter(path):
+        return (
+            f"{path} is an adapter, which is no model by itself. Name the package that it was exported for, and it "
+            f"beside: --adapter {shlex.quote(str(path))}"
+        )
+    export = f"edgelm export {shlex.quote(str(path))} -o package/"
+    if path.suffix.lower() == ".gguf":
+        return f"{path} is a GGUF file, not a model package. Make one of it: {export}"
+    return (
+        f"{path} is not a model package: it has no {manifest.FILE_NAME}. If it is a checkpoint, make a package of it: "
+        f"{export}"
+    )

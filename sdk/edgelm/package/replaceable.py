@@ -10,7 +10,7 @@ from edgelm.config import SECTION
 from edgelm.errors import PackageError
 from edgelm.files.regular_file import read_json_object
 from edgelm.package.adapter import MANIFEST_FILE, WEIGHTS_FILE, AdapterManifest
-from edgelm.package.manifest import FILE_NAME, Manifest
+from edgelm.package.manifest import FILE_NAME, SIGNATURE_NAME, Manifest
 
 _CHECKPOINT_FILES = (
     "config.json",
@@ -45,7 +45,7 @@ def why_not_a_package(folder: Path) -> str | None:
         listed = [entry.path for entry in Manifest.load(folder).files]
     except PackageError:
         return "it exists and is not a model package"
-    return _foreign_entry(folder, [FILE_NAME, *listed], "this package")
+    return _foreign_entry(folder, [FILE_NAME, SIGNATURE_NAME, *listed], "this package")
 
 
 def why_not_an_adapter(folder: Path) -> str | None:
@@ -56,7 +56,7 @@ def why_not_an_adapter(folder: Path) -> str | None:
         AdapterManifest.load(folder)
     except PackageError:
         return "it exists and is not an exported adapter"
-    return _foreign_entry(folder, [MANIFEST_FILE, WEIGHTS_FILE], "an adapter")
+    return _foreign_entry(folder, [MANIFEST_FILE, WEIGHTS_FILE, SIGNATURE_NAME], "an adapter")
 
 
 def _is_free(folder: Path) -> bool:
