@@ -196,8 +196,7 @@ def _message(value: Any, place: str) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str):
         raise DataError(f"the role of {place} is {role!r:.60}; it must be a text, such as 'user' or 'assistant'.")
-    near = difflib.get_close_matches(role.lower(), _KNOWN_ROLES, n=1, cutoff=0.8)
-    if near and role not in _KNOWN_ROLES:
+    if role not in _KNOWN_ROLES and (near := difflib.get_close_matches(role.lower(), _KNOWN_ROLES, n=1, cutoff=0.8)):
         raise DataError(f"the role of {place} is {role!r:.60}. Did you mean {near[0]!r}?")
     content = message.get("content")
     if isinstance(content, list):

@@ -60,7 +60,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 _OTHER_HEAD = re.compile(r"For(Sequence|Token)Classification$|ForQuestionAnswering$|ForMaskedLM$|ForRewardModeling$")
 _NO_HEAD = re.compile(r"(?<!LMHead)(?<!MT)Model$")
 # What a config has of a model that reads more than text.
-_SENSES = {"vision_config", "audio_config"}
+_SENSES = ("vision_config", "audio_config")
 # What a GGUF file of that general.type is.
 _GGUF_PARTS = {
     "adapter": "an adapter (LoRA), which is no model by itself. Merge it into its base first, with llama-export-lora",
@@ -82,7 +82,7 @@ def architecture_of(values: Mapping[str, Any], where: object) -> Architecture:
     kind = ""
     if _OTHER_HEAD.search(name) or (not is_supported and _NO_HEAD.search(name)):
         kind = f" ({name} has no head that writes text: it embeds, labels or ranks)"
-    elif _SENSES & values.keys():
+    elif any(values.get(sense) is not None for sense in _SENSES):
         kind = f" ({name or 'it'} reads images or sound too; edgelm runs models of text alone)"
     if not is_supported:
         listed = ", ".join(sorted(ARCHITECTURES))
