@@ -171,6 +171,9 @@ def test_training_goes_on_from_a_checkpoint(tiny_shards: Path, whole_run: Path, 
     # The first batch again, after eight steps of training.
     assert losses(tmp_path / "run")[0] < losses(whole_run)[0] - 0.3
 
+    # Its settings hold the shape that it got from the checkpoint.
+    assert pretrain({"output": str(tmp_path / "run"), "max_steps": 3}, resume=True).step == 3
+
 
 def test_the_z_loss_is_the_square_of_the_log_of_the_normalizer(tiny_shards: Path, whole_run: Path) -> None:
     model = load_checkpoint(whole_run / "latest")

@@ -93,7 +93,12 @@ def _make_model(config: PretrainConfig, shards: Shards) -> Transformer:
         shards.check_tokenizer(config.init)
         model = load_checkpoint(config.init)
         stored = model.config.to_dict()
-        changed = [name for name, value in (config.model or {}).items() if stored.get(name) != value]
+        # Compared as configs: a file of settings has no place for a None inside of a table.
+        changed = [
+            name
+            for name, value in (config.model or {}).items()
+            if ModelConfig.from_dict(stored | {name: value}) != model.config
+        ]
         if changed or config.params is not None:
             raise ConfigError(
                 f"init is {config.init!r}, whose shape is settled; leave out {', '.join(changed) or 'params'}."
