@@ -77,6 +77,9 @@ CONTESTANTS = (
         name="edgelm-int4", label="edgelm int4", engine="edgelm_engine", model="edgelm-int4", baseline="llama-q4_0"
     ),
     Contestant(
+        name="edgelm-keep", label="edgelm keep", engine="edgelm_engine", model="edgelm-keep", baseline="llama-q4_0"
+    ),
+    Contestant(
         name="edgelm-int4-long",
         label="edgelm int4 + prefill graph, int8 keys",
         engine="edgelm_engine",
@@ -95,6 +98,13 @@ CONTESTANTS = (
         label="llama.cpp Q4_0, no flash attention",
         engine="llama_cpp_plain_engine",
         model="llama-q4_0.gguf",
+        baseline="llama-q4_0",
+    ),
+    Contestant(
+        name="llama-source",
+        label="llama.cpp, the file itself",
+        engine="llama_cpp_engine",
+        model="source.gguf",
         baseline="llama-q4_0",
     ),
     Contestant(

@@ -103,6 +103,15 @@ def _export(precision: Precision, label: str, model: Model, target: Path) -> Non
         export_package(source, target, precision, name=f"{model.source or model.name}-{label}")
 
 
+def _keep(model: Model, target: Path) -> None:
+    with open_checkpoint(gguf_file(model)) as source:
+        export_package(source, target, "keep", name=f"{model.source}-keep")
+
+
+def _link_source(model: Model, target: Path) -> None:
+    target.symlink_to(gguf_file(model).resolve())
+
+
 def genai_command(
     checkpoint: Path, target: Path, precision: str, *, last_logits_only: bool = True, python: str = sys.executable
 ) -> list[str]:
@@ -141,6 +150,8 @@ def _quantize_gguf(kind: str, model: Model, target: Path) -> None:
 # What makes the file or folder of that name, beside the model's checkpoint.
 _MAKERS: dict[str, Callable[[Model, Path], None]] = {
     **{f"edgelm-{name}": partial(_export, PRECISIONS[name], name) for name in ("fp32", "int8", "int8-wide", "int4")},
+    "edgelm-keep": _keep,
+    "source.gguf": _link_source,
     PREFILL_MODEL: partial(_export, PRECISIONS["int8"].with_prefill_graph(), "int8-prefill"),
     **{
         f"edgelm-{name}-long": partial(_export, PRECISIONS[name].with_prefill_graph().with_int8_cache(), f"{name}-long")

@@ -85,6 +85,7 @@ class Models:
             (_row("edgelm", label, "edgelm_engine"), lambda target, recipe=recipe: self._export(target, recipe))
             for label, recipe in {"fp32": precision_named("fp32"), **RECIPES}.items()
         ]
+        kept = (_row("edgelm", "keep, of the file itself", "edgelm_engine"), self._keep)
         itself = (_row("llama", "the file itself", "llama_cpp_engine"), self._link_gguf)
         theirs = [
             (_row("llama", kind, "llama_cpp_engine"), lambda target, kind=kind: self._quantize_gguf(target, kind))
@@ -94,7 +95,7 @@ class Models:
             (_row("genai", label, "genai_engine"), lambda target, build=build: self._build_genai(target, *build))
             for label, build in BUILDS.items()
         ]
-        return [*ours, itself, *theirs, *built]
+        return [*ours, kept, itself, *theirs, *built]
 
     @cached_property
     def importance(self) -> Importance:
@@ -110,6 +111,10 @@ class Models:
     def _export(self, target: Path, recipe: Precision) -> None:
         with open_checkpoint(self.checkpoint) as source:
             export_package(source, target, recipe, calibration=CalibrationOptions())
+
+    def _keep(self, target: Path) -> None:
+        with open_checkpoint(self.gguf) as source:
+            export_package(source, target, "keep")
 
     def _link_gguf(self, target: Path) -> None:
         target.unlink(missing_ok=True)

@@ -37,7 +37,7 @@ class CheckedCheckpoint(CheckpointView):
         """Return the tensor on its own grid, where it has one."""
         blocks = self._checkpoint.quantized_blocks(name)
         if blocks is not None:
-            self._check(name, blocks.scales)
+            self._check(name, blocks.scales if blocks.offsets is None else blocks.scales + blocks.offsets)
         return blocks
 
     def _check(self, name: str, values: NDArray[np.float32]) -> None:

@@ -15,11 +15,14 @@ from edgelm.config import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedBlocks:
-    """A tensor on an integer grid: weight[r, b, j] = scales[r, b] * (values[r, b, j] - zero_points[r, b]).
+    """A tensor on an integer grid.
+
+    weight[r, b, j] = scales[r, b] * (values[r, b, j] - zero_points[r, b]) + offsets[r, b]
 
     values: int8 [rows, blocks, block_size], in -2..1 for 2 bits, -8..7 for 4 and -128..127 for 8. scales: float32
     [rows, blocks]. zero_points: int8 [rows, blocks], of the values' range, but for 5 and 6 bits in eighths and quarters
-    of a step; None is zero, a symmetric grid.
+    of a step; None is zero, a symmetric grid. offsets: float32 [rows, blocks], what of a block's least weight no whole
+    zero point stands for; None is zero.
     """
 
     bits: int
@@ -27,6 +30,7 @@ class QuantizedBlocks:
     values: NDArray[np.int8]
     scales: NDArray[np.float32]
     zero_points: NDArray[np.int8] | None = None
+    offsets: NDArray[np.float32] | None = None
 
     def rows(self, which: slice | NDArray[np.int64]) -> QuantizedBlocks:
         """Return some rows, or all in another order: a row's blocks go with it, so every weight stays on its grid."""
@@ -35,7 +39,13 @@ class QuantizedBlocks:
             values=self.values[which],
             scales=self.scales[which],
             zero_points=None if self.zero_points is None else self.zero_points[which],
+            offsets=None if self.offsets is None else self.offsets[which],
         )
+
+    def times(self, factor: np.float32) -> QuantizedBlocks:
+        """Return the tensor times a factor, which goes into the scales."""
+        offsets = None if self.offsets is None else self.offsets * factor
+        return dataclasses.replace(self, scales=self.scales * factor, offsets=offsets)
 
 
 class Checkpoint(Protocol):
@@ -68,4 +78,4 @@ class Checkpoint(Protocol):
         """Read one tensor, widened or dequantized exactly to float32."""
 
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
-        """Return the tensor on its own grid where that is one that MatMulNBits holds at speed, else None."""
+        """Return the tensor on its own grid where that is one that a package holds at speed, else None."""

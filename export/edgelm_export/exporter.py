@@ -44,8 +44,8 @@ from edgelm_export.kv_cache_scales import keep_in_int8, measure_scales
 from edgelm_export.package_checkpoint import PACKAGE_FORMAT
 from edgelm_export.prefill import build_prefill, refuse_prefill_graph
 from edgelm_export.preparation import fitted, prepared
-from edgelm_export.quantize import KEEP, Precision, precision_named
-from edgelm_export.quantize.keep import moved_types
+from edgelm_export.quantize import KEEP, Precision, Scheme, parse_scheme, precision_named
+from edgelm_export.quantize.keep import moved_types, types_of_4_bits
 from edgelm_export.standard_decoder import build_standard_decoder
 from edgelm_export.verify import MATRIX_BYTES, check_quality, measure_quality
 
@@ -254,12 +254,18 @@ def _notes(
         notes.append(f"Smoothed on {calibration.for_smoothing().describe()}.")
     if (used.needs_calibration and not used.only_smooths) or used.kv_cache == "int8":
         notes.append(f"Calibrated on {calibration.describe()}.")
+    if of_4_bits := types_of_4_bits(checkpoint) if _has_4_bits(asked) else ():
+        notes.append(f"The source has 4 bits of its own ({', '.join(of_4_bits)}): --precision keep loses less.")
     if any(rule.scheme == KEEP for rule in asked.rules):
         moved = moved_types(checkpoint)
         notes.append(
-            "Stored in 8 bits, since MatMulNBits is slow on their grids (a float offset per block): "
-            f"{', '.join(moved)}."
+            f"Stored in 8 bits, since MatMulNBits is slow on their grids: {', '.join(moved)}."
             if moved
             else "Every matrix keeps the grid of its source."
         )
     return tuple(notes)
+
+
+def _has_4_bits(precision: Precision) -> bool:
+    schemes = (parse_scheme(rule.scheme) for rule in precision.rules)
+    return any(isinstance(scheme, Scheme) and scheme.bits == 4 for scheme in schemes)

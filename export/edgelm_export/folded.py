@@ -39,7 +39,7 @@ class FoldedCheckpoint:
         config = checkpoint.config
         self._source = checkpoint
         self._offset = np.float32(config.norm == "rms_offset")
-        self._multiplier = np.float32(config.residual_multiplier)
+        self._multiplier: np.float32 = np.float32(config.residual_multiplier)
         _, after_attention, _, after_mlp = NORM_PLACEMENTS[config.norm_placement]
         if config.norm_placement == "residual":  # whose norms see more than what a part adds
             after_attention = after_mlp = None
@@ -90,7 +90,7 @@ class FoldedCheckpoint:
         """Return a matrix on its own grid, whose scales take the factor."""
         blocks = self._source.quantized_blocks(name)
         if blocks is not None and self._is_multiplied(name):
-            blocks = dataclasses.replace(blocks, scales=blocks.scales * self._multiplier)
+            blocks = blocks.times(self._multiplier)
         if blocks is not None and self._is_reordered(name):
             blocks = blocks.rows(self._row_order(len(blocks.values)))
         return blocks
@@ -132,7 +132,7 @@ class UnfoldedCheckpoint(FoldedCheckpoint):
         """Return a matrix on its own grid, whose scales lose the factor."""
         blocks = self._source.quantized_blocks(name)
         if blocks is not None and self._is_multiplied(name):
-            blocks = dataclasses.replace(blocks, scales=blocks.scales / self._multiplier)
+            blocks = blocks.times(np.float32(1) / self._multiplier)
         if blocks is not None and self._is_reordered(name):
             blocks = blocks.rows(np.argsort(self._row_order(len(blocks.values))))
         return blocks

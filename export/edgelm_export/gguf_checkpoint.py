@@ -22,7 +22,7 @@ from edgelm_export.checkpoint_folder import GENERATION_CONFIG, read_json_object
 from edgelm_export.fetched import fetched_facts
 from edgelm_export.gguf import GGUFFile
 from edgelm_export.gguf_tokenizer import tokenizer_files
-from edgelm_export.gguf_types import dequantize, symmetric_blocks
+from edgelm_export.gguf_types import dequantize, integer_blocks
 from edgelm_export.tensor_map import Part, map_tensors
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id")
@@ -98,9 +98,9 @@ class GGUFCheckpoint:
         return part.taken_from(dequantize(data, type_, shape))
 
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
-        """Return a matrix on its own grid where that is symmetric (Q4_0, Q8_0, MXFP4), else None."""
+        """Return a matrix on its own grid where that is one of 4 or 8 bits in blocks of 32, else None."""
         part = self._parts[name]
-        blocks = symmetric_blocks(*self._stored(part))
+        blocks = integer_blocks(*self._stored(part))
         return blocks if blocks is None or part.rows is None else blocks.rows(part.rows)
 
     def close(self) -> None:

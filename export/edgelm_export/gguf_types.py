@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.architecture.block_grid import half_scales
 from edgelm.errors import CheckpointError
 from edgelm_export.checkpoint import QuantizedBlocks
 
@@ -56,35 +57,51 @@ def dequantize(data: NDArray[np.uint8], type: str, shape: tuple[int, ...]) -> We
     return weights.reshape(shape)
 
 
-def symmetric_blocks(
+def integer_blocks(
     data: NDArray[np.uint8],
     type: str,  # noqa: A002
     shape: tuple[int, ...],
 ) -> QuantizedBlocks | None:
-    """Return a Q4_0, Q8_0 or MXFP4 tensor on its own grid, or None for a type that has no symmetric integer grid.
+    """Return a tensor on its own grid of 4 or 8 bits in blocks of 32, or None for a type that has another.
 
-    MXFP4's sixteen values, doubled, are whole numbers up to 12: they take 8 bits.
+    MXFP4's sixteen values, doubled, are whole numbers up to 12: they take 8 bits. The scales of Q4_K, products of two
+    numbers, are rounded to float16, as all scales of a package.
 
     Raises:
         CheckpointError: the type is unsupported, or `data` has not the size that type and shape ask for.
     """
     tensor_type = _checked_type(data, type, shape)
-    if type not in ("Q4_0", "Q8_0", "MXFP4"):
+    if type not in _GRIDS:
         return None
-    blocks = data.reshape(-1, tensor_type.block_bytes)
-    if type == "Q4_0":
-        values = _fields(blocks[:, None, 2:], 4).view(np.int8)
-        values -= 8
-    elif type == "MXFP4":
-        values = E2M1_DOUBLED[_fields(blocks[:, None, 1:], 4)]
-    else:
-        values = blocks[:, 2:].view(np.int8)
-    rows = math.prod(shape[:-1])
+    rows, blocks = math.prod(shape[:-1]), data.reshape(-1, tensor_type.block_bytes)
+    if type in _LEVELS:
+        values, scales, lowest = _LEVELS[type](blocks)
+        return _on_levels(values.reshape(rows, -1, _GRID_BLOCK), scales.reshape(rows, -1), lowest.reshape(rows, -1))
+    bits, values_of, scales_of = _SYMMETRIC[type]
     return QuantizedBlocks(
-        bits=4 if type == "Q4_0" else 8,
-        block_size=tensor_type.block_size,
-        values=values.reshape(rows, -1, tensor_type.block_size),
-        scales=(half_of_power(blocks[:, :1]) if type == "MXFP4" else _half(blocks, 0)).reshape(rows, -1),
+        bits=bits,
+        block_size=_GRID_BLOCK,
+        values=values_of(blocks).reshape(rows, -1, _GRID_BLOCK),
+        scales=scales_of(blocks).reshape(rows, -1),
+    )
+
+
+def _on_levels(values: Blocks, scales: Weights, lowest: Weights) -> QuantizedBlocks:
+    """Return weights `scales * values + lowest`: the nearest whole zero point, and the offset that it leaves.
+
+    values: uint8 [rows, blocks, block_size] of 4 bits. scales, lowest: [rows, blocks].
+    """
+    halves = half_scales(scales)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        zeros = np.clip(np.rint(-lowest / halves), 0, 15)
+    zeros = np.where(halves == 0, 0, zeros).astype(np.float32)
+    return QuantizedBlocks(
+        bits=4,
+        block_size=values.shape[2],
+        values=values.view(np.int8) - np.int8(8),
+        scales=halves,
+        zero_points=zeros.astype(np.int8) - np.int8(8),
+        offsets=(lowest + zeros * halves).astype(np.float32),
     )
 
 
@@ -230,6 +247,22 @@ def _q6_k(blocks: Blocks) -> Weights:
     return (scale[:, :, None] * q).reshape(-1, 256)
 
 
+_GRID_BLOCK = 32
+
+
+def _q4_0_values(blocks: Blocks) -> NDArray[np.int8]:
+    return _fields(blocks[:, None, 2:], 4).view(np.int8) - np.int8(8)
+
+
+def _q4_1_levels(blocks: Blocks) -> tuple[Blocks, Weights, Weights]:
+    return _fields(blocks[:, None, 4:], 4), _half(blocks, 0), _half(blocks, 2)
+
+
+def _q4_k_levels(blocks: Blocks) -> tuple[Blocks, Weights, Weights]:
+    scale, minimum = _six_bit_scales(blocks)
+    return _fields(blocks[:, 16:].reshape(-1, 4, 32), 4), scale, -minimum
+
+
 # The values of E2M1, four bits of the OCP Microscaling Formats (MX) 1.0, each twice as large.
 E2M1_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
 
@@ -244,6 +277,23 @@ def _mxfp4(blocks: Blocks) -> Weights:
     doubled = E2M1_DOUBLED[_fields(blocks[:, None, 1:], 4)].reshape(-1, 32)
     return half_of_power(blocks[:, :1]) * doubled
 
+
+# Types whose weights are scale * value: the bits of a value, values, and scales.
+_SYMMETRIC: Mapping[str, tuple[int, Callable[[Blocks], NDArray[np.int8]], Callable[[Blocks], Weights]]] = {
+    "Q4_0": (4, _q4_0_values, lambda blocks: _half(blocks, 0)),
+    "Q8_0": (8, lambda blocks: blocks[:, 2:].view(np.int8), lambda blocks: _half(blocks, 0)),
+    "MXFP4": (
+        8,
+        lambda blocks: E2M1_DOUBLED[_fields(blocks[:, None, 1:], 4)],
+        lambda blocks: half_of_power(blocks[:, :1]),
+    ),
+}
+# Types whose weights are scale * value + lowest: values of 4 bits, scales, and the lowest.
+_LEVELS: Mapping[str, Callable[[Blocks], tuple[Blocks, Weights, Weights]]] = {
+    "Q4_1": _q4_1_levels,
+    "Q4_K": _q4_k_levels,
+}
+_GRIDS = frozenset({*_SYMMETRIC, *_LEVELS})
 
 # ggml's type ids (enum ggml_type in ggml.h).
 TENSOR_TYPES: Mapping[int, TensorType] = {

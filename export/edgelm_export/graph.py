@@ -84,6 +84,10 @@ class Graph:
         )
         return names[0]
 
+    def has_node(self, output: str) -> bool:
+        """Tell whether there is a node of that name, which is that of its first output."""
+        return any(node.name == output for node in self._nodes)
+
     def take_back(self, output: str) -> bool:
         """Remove the last node, if `output` is the name of its output, and tell whether it was."""
         is_last = bool(self._nodes) and list(self._nodes[-1].output) == [output]

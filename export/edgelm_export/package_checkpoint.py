@@ -25,7 +25,7 @@ from edgelm.runtime.adapter_graph import FUSED_PROJECTIONS
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import read_json_object, read_text_files
 from edgelm_export.folded import UnfoldedCheckpoint
-from edgelm_export.quantize.packed import PackedWeight, unpack, unpack_values
+from edgelm_export.quantize.packed import PackedWeight, taken_apart, unpack, unpack_values
 from edgelm_export.quantize.planes import LOWER_BITS, UPPER_BITS, from_planes
 from edgelm_export.quantize.qdq import BITS, from_qdq
 from edgelm_export.tensor_map import check_layers
@@ -149,7 +149,8 @@ class _StoredTensors:
         if stored not in self._grids:
             return None
         bits, block_size = self._grids[stored]
-        return grid_name(bits, block_size, symmetric=f"{stored}.zero_points" not in self._initializers)
+        named = grid_name(bits, block_size, symmetric=f"{stored}.zero_points" not in self._initializers)
+        return named if self._packed(name).offsets is None else f"{named} with offsets"
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, widened or dequantized to float32."""
@@ -182,6 +183,7 @@ class _StoredTensors:
             values=values,
             scales=packed.scales,
             zero_points=zero_points,
+            offsets=None if packed.offsets is None else unpack(packed.offsets),
         )
 
     def _packed(self, name: str) -> PackedWeight:
@@ -203,14 +205,17 @@ class _StoredTensors:
             packed = from_planes(high, low, bits)
         else:
             packed = self._array(stored)[rows]
-        return PackedWeight(
+        columns = self._shapes[name][1]
+        blocks = -(-columns // block_size)
+        weight = PackedWeight(
             bits=bits,
             block_size=block_size,
-            columns=self._shapes[name][1],
+            columns=columns if packed.shape[1] == blocks else columns + blocks,
             packed=packed,
             scales=self._array(f"{stored}.scales")[rows].astype(np.float32),
             zero_points=self._array(f"{stored}.zero_points")[rows] if has_zero_points else None,
         )
+        return taken_apart(weight, columns)
 
     def _nbits_grids(self, graph: onnx.GraphProto) -> dict[str, tuple[int, int]]:
         """Return the weights that are on a grid, each with its bits and block size, as the operators read them.

@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edgelm.runtime.adapter_graph import WITH_SUMS
 from edgelm_export.graph import MICROSOFT, Graph
-from edgelm_export.quantize.packed import PackedWeight
+from edgelm_export.quantize.packed import PackedWeight, in_8_bits, joined
 from edgelm_export.quantize.planes import LOWER_BITS, UPPER_BITS, shifts, to_planes
 from edgelm_export.quantize.qdq import to_qdq, whole_block_size
 
@@ -42,6 +43,7 @@ class NBits:
 
     def store(self, graph: Graph, module: str, weight: PackedWeight) -> list[str]:
         """Store a weight in MatMulNBits' layout and order."""
+        weight = joined(weight)
         parts = [
             self._integers(graph, f"{module}.weight", weight),
             self._scales(graph, f"{module}.weight.scales", weight),
@@ -96,14 +98,26 @@ class NBits:
 
     def product(self, graph: Graph, hidden: str, parts: list[str], weight: PackedWeight, output: str) -> str:
         """Add MatMulNBits over stored parts."""
+        if weight.offsets is not None:
+            hidden = self._with_sums(graph, hidden, weight.block_size)
         attributes = {
             "N": weight.packed.shape[0],
-            "K": weight.columns,
+            "K": weight.columns + (0 if weight.offsets is None else weight.offsets.columns),
             "bits": _computed_bits(weight),
             "block_size": weight.block_size,
             "accuracy_level": _ACCURACY_LEVEL,
         }
         return graph.node("MatMulNBits", [hidden, *parts], output, MICROSOFT, attributes)
+
+    def _with_sums(self, graph: Graph, hidden: str, block_size: int) -> str:
+        """Put the sums of an input's blocks behind it, [B, T, K + blocks], once for all products of the input."""
+        name = f"{hidden}{WITH_SUMS}"
+        if graph.has_node(name):
+            return name
+        blocks = graph.node("Reshape", [hidden, graph.constant([0, 0, -1, block_size])], f"{hidden}.blocks")
+        attributes = {"keepdims": 0}
+        sums = graph.node("ReduceSum", [blocks, graph.constant([-1])], f"{hidden}.sums", attributes=attributes)
+        return graph.node("Concat", [hidden, sums], name, attributes={"axis": -1})
 
     def rows(self, graph: Graph, name: str, parts: list[str], weight: PackedWeight) -> str:
         """Gather rows of a packed weight [V, blocks, bytes], and join their blocks.
@@ -146,7 +160,7 @@ class QDQ:
     def store(self, graph: Graph, module: str, weight: PackedWeight) -> list[str]:
         """Store a weight as int8 [K, N] with scales [blocks, N], and zero points where it has them."""
         kinds = ("weight", "weight.scales", "weight.zero_points")
-        parts = [part for part in to_qdq(weight) if part is not None]
+        parts = [part for part in to_qdq(in_8_bits(weight)) if part is not None]
         return [graph.weight(f"{module}.{kind}", part) for kind, part in zip(kinds, parts, strict=False)]
 
     def product(self, graph: Graph, hidden: str, parts: list[str], weight: PackedWeight, output: str) -> str:

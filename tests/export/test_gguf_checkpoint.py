@@ -72,11 +72,9 @@ def test_symmetric_blocks_are_the_tensor_on_its_grid_with_the_rows_in_our_order(
             np.testing.assert_array_equal(weights, checkpoint.tensor(name), err_msg=name)
 
 
-def test_types_without_a_symmetric_grid_have_no_blocks(
-    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
-) -> None:
+def test_types_of_5_bits_have_no_blocks(tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF) -> None:
     model = save_llama(tmp_path / "hf")
-    with GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", model, "Q4_1")) as checkpoint:
+    with GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", model, "Q5_1")) as checkpoint:
         assert checkpoint.quantized_blocks("model.layers.0.self_attn.q_proj.weight") is None
 
 

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgelm import CheckpointError
-from edgelm_export.gguf_types import TENSOR_TYPES, UNSUPPORTED_TYPE_NAMES, TensorType, dequantize, symmetric_blocks
+from edgelm_export.gguf_types import TENSOR_TYPES, UNSUPPORTED_TYPE_NAMES, TensorType, dequantize, integer_blocks
 
 # Where the float16 scales of a block are.
 SCALES_AT = {
@@ -93,7 +93,7 @@ def test_memory_beyond_the_result_does_not_grow_with_the_tensor(tensor_type: Ten
 def test_symmetric_types_give_their_exact_grid(name: str, width: int, low: int, high: int) -> None:
     data = random_blocks(next(row for row in TENSOR_TYPES.values() if row.name == name)).ravel()
     shape = (31, 64, 1024)
-    grid = symmetric_blocks(data, name, shape)
+    grid = integer_blocks(data, name, shape)
     assert grid is not None
     assert (grid.bits, grid.block_size) == (width, 32)
     assert grid.values.shape == (31 * 64, 32, 32)
@@ -105,14 +105,14 @@ def test_symmetric_types_give_their_exact_grid(name: str, width: int, low: int, 
 
 
 @types
-def test_other_types_have_no_symmetric_grid(tensor_type: TensorType) -> None:
+def test_other_types_have_no_grid_of_4_or_8_bits(tensor_type: TensorType) -> None:
     data = np.zeros(tensor_type.block_bytes, np.uint8)
-    grid = symmetric_blocks(data, tensor_type.name, (1, tensor_type.block_size))
-    assert (grid is not None) == (tensor_type.name in ("Q4_0", "Q8_0", "MXFP4"))
+    grid = integer_blocks(data, tensor_type.name, (1, tensor_type.block_size))
+    assert (grid is not None) == (tensor_type.name in ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "MXFP4"))
 
 
 def test_an_unsupported_type_is_an_error_that_lists_the_supported_ones() -> None:
-    for unpack in (dequantize, symmetric_blocks):
+    for unpack in (dequantize, integer_blocks):
         with pytest.raises(CheckpointError, match=r"Tensor type 'IQ4_XS' is not supported; supported: F32, .*Q6_K"):
             unpack(np.zeros(136, np.uint8), "IQ4_XS", (256,))
 

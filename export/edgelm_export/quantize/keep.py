@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,22 +11,25 @@ from edgelm.architecture.block_grid import zero_places
 from edgelm.architecture.quantization_scheme import Scheme
 from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
 from edgelm_export.quantize.grid import quantize_alone
-from edgelm_export.quantize.packed import PackedWeight, pack
+from edgelm_export.quantize.packed import PackedWeight, in_8_bits, pack
+from edgelm_export.tensor_map import EMBEDDING
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
 # The block size is that of the source's blocks, so that no scale spans two of them.
 _FALLBACK = Scheme(bits=8, block_size=32, symmetric=True, method="rounded")
+_EXPERTS = ".experts."
 
 
 def keep_grid(checkpoint: Checkpoint, name: str) -> PackedWeight | NDArray[np.float32]:
-    """Repack a tensor on its own grid where that has integer zero points or none; float types stay float32.
+    """Repack a tensor on its own grid where MatMulNBits holds it at speed; float types stay float32.
 
-    Other types have a float offset a block, with which MatMulNBits is 31 times slower
-    (docs/results/graph-and-settings.md): they go to 8 bits, and the package says so.
+    Other types go to 8 bits, and the package says so. An embedding, whose rows are gathered from a symmetric grid, does
+    so too where its grid is another. Experts have no place for offsets: theirs lie at sixteenths of a step, in 8 bits.
     """
     blocks = checkpoint.quantized_blocks(name)
-    if blocks is not None:
-        return on_its_grid(blocks, checkpoint.config.tensor_shapes()[name][1])
+    if blocks is not None and _has_place(blocks, name):
+        packed = on_its_grid(blocks, checkpoint.config.tensor_shapes()[name][1])
+        return in_8_bits(packed) if _EXPERTS in name else packed
     weight = checkpoint.tensor(name)
     if checkpoint.stored_type(name) in FLOAT_TYPES:
         return weight
@@ -32,24 +37,47 @@ def keep_grid(checkpoint: Checkpoint, name: str) -> PackedWeight | NDArray[np.fl
 
 
 def on_its_grid(blocks: QuantizedBlocks, columns: int) -> PackedWeight:
-    """Put signed values and zero points into the operator's layout, without rounding."""
+    """Put signed values and zero points into the operator's layout, without rounding.
+
+    MatMulNBits takes 31 times as long with zero points between whole ones (docs/results/graph-and-settings.md). So what
+    is left of a block's least weight beside a whole one, half a step or less, is rounded to a fifteenth of the largest
+    of 32 blocks, and computed with as a weight of the block's sum.
+    """
     middle = 1 << (blocks.bits - 1)
     zeros = None if blocks.zero_points is None else _from_zero(blocks.zero_points, middle * zero_places(blocks.bits))
-    return pack(_from_zero(blocks.values, middle), blocks.scales, zeros, bits=blocks.bits, columns=columns)
+    weight = pack(_from_zero(blocks.values, middle), blocks.scales, zeros, bits=blocks.bits, columns=columns)
+    if blocks.offsets is None:
+        return weight
+    scheme = Scheme(bits=blocks.bits, block_size=blocks.block_size, symmetric=zeros is None, method="rounded")
+    return dataclasses.replace(weight, offsets=quantize_alone(blocks.offsets, scheme))
+
+
+def _has_place(blocks: QuantizedBlocks, name: str) -> bool:
+    return name != EMBEDDING or (blocks.zero_points is None and blocks.offsets is None)
 
 
 def _from_zero(values: NDArray[np.int8], middle: int) -> NDArray[np.uint8]:
     return (values.astype(np.int16) + middle).astype(np.uint8)
 
 
-def moved_types(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Name the stored types that `keep_grid` moves to 8 bits."""
-    smallest: dict[str, str] = {}  # stored type -> one small tensor of it
+def types_of_4_bits(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Name the stored types that `keep_grid` holds in 4 bits."""
+    return tuple(kind for kind, blocks in _kinds(checkpoint) if blocks is not None and blocks.bits == 4)
+
+
+def _kinds(checkpoint: Checkpoint) -> list[tuple[str, QuantizedBlocks | None]]:
+    """List the stored types, each with the grid of one small tensor of it."""
+    smallest: dict[str, str] = {}
     shapes = checkpoint.config.tensor_shapes()
     for name in sorted((name for name in shapes if len(shapes[name]) == 2), key=lambda name: np.prod(shapes[name])):
         smallest.setdefault(checkpoint.stored_type(name), name)
-    return tuple(
-        kind
-        for kind, name in sorted(smallest.items())
-        if kind not in FLOAT_TYPES and checkpoint.quantized_blocks(name) is None
-    )
+    return [(kind, checkpoint.quantized_blocks(name)) for kind, name in sorted(smallest.items())]
+
+
+def moved_types(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Name the stored types that `keep_grid` moves to 8 bits."""
+    moved = [kind for kind, blocks in _kinds(checkpoint) if kind not in FLOAT_TYPES and blocks is None]
+    kind, blocks = checkpoint.stored_type(EMBEDDING), checkpoint.quantized_blocks(EMBEDDING)
+    if blocks is not None and not _has_place(blocks, EMBEDDING):
+        moved.append(f"{kind} of the embedding")
+    return tuple(moved)

@@ -15,13 +15,15 @@ _VALUES_IN_A_BYTE = {2: 4, 4: 2, 5: 1, 6: 1, 8: 1}  # by their bits
 
 @dataclass(frozen=True, kw_only=True)
 class PackedWeight:
-    """A weight [N, K] in blocks along K: weight = scales * (value - zero point).
+    """A weight [N, K] in blocks along K: weight = scales * (value - zero point) + offset.
 
     packed: uint8 [N, blocks, block_size * bits / 8], of 4 and 2 bits several values a byte, the first in the lowest
     bits; of 5 and 6 one (planes.py).
     scales: float32 [N, blocks]. zero_points: uint8 [N, blocks], packed along the blocks in the same way; of 5 and 6
     bits in eighths and quarters of a step; None is the middle of the range (2, 8, 16, 32 or 128). K is padded with
     zeros to whole blocks.
+    offsets: a weight [N, blocks] with blocks of the same layout: what is added to all weights of each block; None is
+    nothing. It multiplies the sums of the input's blocks, so that both are one product: `joined`.
     Source: the operator specification of com.microsoft.MatMulNBits.
     """
 
@@ -31,6 +33,7 @@ class PackedWeight:
     packed: NDArray[np.uint8]
     scales: NDArray[np.float32]
     zero_points: NDArray[np.uint8] | None
+    offsets: PackedWeight | None = None
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Compare what is there with a weight of `shape` [N, K].
@@ -42,6 +45,8 @@ class PackedWeight:
             raise ValueError(f"{self.bits} bits; there are grids of {', '.join(map(str, _VALUES_IN_A_BYTE))}")
         if self.columns != shape[1]:
             raise ValueError(f"{self.columns} columns, not {shape[1]}")
+        if self.offsets is not None:
+            self.offsets.check(self.scales.shape)
         (N, K), in_a_byte = shape, _VALUES_IN_A_BYTE[self.bits]
         if self.block_size % in_a_byte:
             raise ValueError(f"blocks of {self.block_size}, which are no whole bytes of {in_a_byte} values")
@@ -59,9 +64,9 @@ class PackedWeight:
                 )
 
     @property
-    def layout(self) -> tuple[int, int, bool]:
+    def layout(self) -> tuple[int, int, bool, bool]:
         """What must be equal for two weights to be stacked into one."""
-        return self.bits, self.block_size, self.zero_points is None
+        return self.bits, self.block_size, self.zero_points is None, self.offsets is None
 
     @property
     def stored_scales(self) -> NDArray[np.float16 | np.float32]:
@@ -74,7 +79,8 @@ class PackedWeight:
     def nbytes(self) -> int:
         """Its bytes on the disk."""
         integers = self.scales.size * self.block_size * self.bits // 8
-        return integers + self.stored_scales.nbytes + (0 if self.zero_points is None else self.zero_points.nbytes)
+        beside = sum(part.nbytes for part in (self.zero_points, self.offsets) if part is not None)
+        return integers + self.stored_scales.nbytes + beside
 
 
 def pack(
@@ -118,11 +124,11 @@ def unpack_values(weight: PackedWeight) -> tuple[NDArray[np.int8], NDArray[np.in
 
     Zero points of 5 and 6 bits are in eighths and quarters of a step, in the range of 8 bits.
     """
-    middle, blocks = 1 << (weight.bits - 1), weight.packed.shape[1]
+    middle = 1 << (weight.bits - 1)
     values = (_from_bytes(weight.packed, weight.bits).astype(np.int16) - middle).astype(np.int8)
     if weight.zero_points is None:
         return values, None
-    zeros = _from_bytes(weight.zero_points, weight.bits)[:, :blocks]
+    zeros = _zeros_of(weight)
     return values, (zeros.astype(np.int16) - middle * zero_places(weight.bits)).astype(np.int8)
 
 
@@ -133,6 +139,8 @@ def unpack(weight: PackedWeight) -> NDArray[np.float32]:
     if zeros is not None:
         steps -= (zeros / np.float32(zero_places(weight.bits)))[..., None]
     steps *= weight.scales[..., None]
+    if weight.offsets is not None:
+        steps += unpack(weight.offsets)[..., None]
     return steps.reshape(len(steps), -1)[:, : weight.columns]
 
 
@@ -146,12 +154,19 @@ def _from_bytes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 def rows_of(weight: PackedWeight, rows: slice) -> PackedWeight:
     """Take some rows of a weight."""
     zero_points = None if weight.zero_points is None else weight.zero_points[rows]
-    return dataclasses.replace(weight, packed=weight.packed[rows], scales=weight.scales[rows], zero_points=zero_points)
+    return dataclasses.replace(
+        weight,
+        packed=weight.packed[rows],
+        scales=weight.scales[rows],
+        zero_points=zero_points,
+        offsets=None if weight.offsets is None else rows_of(weight.offsets, rows),
+    )
 
 
 def stack(weights: list[PackedWeight]) -> PackedWeight:
     """Stack weights of one layout along the rows: one matrix product computes them all."""
     first = weights[0]
+    offsets = [weight.offsets for weight in weights if weight.offsets is not None]
     zero_points = None
     if first.zero_points is not None:
         zero_points = np.concatenate([weight.zero_points for weight in weights if weight.zero_points is not None])
@@ -162,4 +177,66 @@ def stack(weights: list[PackedWeight]) -> PackedWeight:
         packed=np.concatenate([weight.packed for weight in weights]),
         scales=np.concatenate([weight.scales for weight in weights]),
         zero_points=zero_points,
+        offsets=stack(offsets) if offsets else None,
+    )
+
+
+def joined(weight: PackedWeight) -> PackedWeight:
+    """Return a weight with its offsets as further columns: what multiplies an input with the sums of its blocks behind.
+
+    So K is a whole number of blocks, behind which the sums begin.
+    """
+    if weight.offsets is None:
+        return weight
+    zeros = None
+    if weight.zero_points is not None and weight.offsets.zero_points is not None:
+        zeros = np.concatenate([_zeros_of(weight), _zeros_of(weight.offsets)], axis=1)
+        zeros = _into_bytes(zeros, weight.bits)
+    return PackedWeight(
+        bits=weight.bits,
+        block_size=weight.block_size,
+        columns=weight.columns + weight.offsets.columns,
+        packed=np.concatenate([weight.packed, weight.offsets.packed], axis=1),
+        scales=np.concatenate([weight.scales, weight.offsets.scales], axis=1),
+        zero_points=zeros,
+    )
+
+
+def taken_apart(weight: PackedWeight, columns: int) -> PackedWeight:
+    """Return a weight of so many columns with its offsets, of what `joined` made of it."""
+    blocks = columns // weight.block_size
+    if weight.columns == columns:
+        return weight
+    first, second = (_blocks_of(weight, which) for which in (slice(blocks), slice(blocks, None)))
+    return dataclasses.replace(first, columns=columns, offsets=dataclasses.replace(second, columns=blocks))
+
+
+def _blocks_of(weight: PackedWeight, which: slice) -> PackedWeight:
+    zeros = None if weight.zero_points is None else _into_bytes(_zeros_of(weight)[:, which], weight.bits)
+    return dataclasses.replace(
+        weight, packed=weight.packed[:, which], scales=weight.scales[:, which], zero_points=zeros
+    )
+
+
+def _zeros_of(weight: PackedWeight) -> NDArray[np.uint8]:
+    """Return the stored zero points [N, blocks], one a byte."""
+    assert weight.zero_points is not None
+    return _from_bytes(weight.zero_points, weight.bits)[:, : weight.scales.shape[1]]
+
+
+def in_8_bits(weight: PackedWeight) -> PackedWeight:
+    """Return a weight of 4 bits with offsets in 8 bits without: zero points lie at sixteenths of a step there."""
+    if weight.offsets is None:
+        return weight
+    values, zeros = unpack_values(weight)
+    finer = np.float32(16)
+    middle = np.zeros_like(weight.scales) if zeros is None else zeros.astype(np.float32)
+    offsets = np.divide(unpack(weight.offsets), weight.scales, out=np.zeros_like(middle), where=weight.scales != 0)
+    places = np.clip(np.rint((middle - offsets) * finer), -128, 127).astype(np.int16)
+    return pack(
+        (values.astype(np.int16) * 16 + 128).astype(np.uint8),
+        weight.scales / finer,
+        (places + 128).astype(np.uint8),
+        bits=8,
+        columns=weight.columns,
     )

@@ -58,15 +58,20 @@ class Grid:
         return (values - self.zeros[..., None]) * self.scales[..., None]
 
     def with_half_scales(self) -> Grid:
-        """Round the scales to float16, in which a package stores them where it holds them all.
+        """Return the grid with the scales that a package stores."""
+        return replace(self, scales=half_scales(self.scales))
 
-        That moves a weight by at most 2^-11 of it, an eighth of a step of 8 bits. Scales beyond float16's normal range
-        stay as they are.
-        """
-        with np.errstate(over="ignore"):
-            halves = self.scales.astype(np.float16).astype(np.float32)
-        normal = (np.abs(halves) >= np.finfo(np.float16).smallest_normal) & np.isfinite(halves)
-        return replace(self, scales=np.where(normal, halves, self.scales))
+
+def half_scales(scales: Array) -> Array:
+    """Round scales to float16, in which a package stores them where it holds them all.
+
+    That moves a weight by at most 2^-11 of it, an eighth of a step of 8 bits. Scales beyond float16's normal range stay
+    as they are.
+    """
+    with np.errstate(over="ignore"):
+        halves = scales.astype(np.float16).astype(np.float32)
+    normal = (np.abs(halves) >= np.finfo(np.float16).smallest_normal) & np.isfinite(halves)
+    return np.where(normal, halves, scales)
 
 
 def zero_places(bits: int) -> int:

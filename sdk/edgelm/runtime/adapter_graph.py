@@ -22,6 +22,9 @@ from edgelm.files.protobuf_wire import BYTES, FIXED32, VARINT, ProtobufWalk
 
 # What the exporter makes one product of (export/edgelm_export/decoder.py), by the product's name.
 FUSED_PROJECTIONS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+# Behind the name of a product's input: the same with the sums of its blocks, which are multiplied where a weight has
+# offsets (export/edgelm_export/packed_operators.py).
+WITH_SUMS = ".with_sums"
 # Of each of the two thin products: any but one, and a power of two, which is exact.
 FACTOR = 0.5
 # As many values are always added up in one go, one after the other.
@@ -108,7 +111,7 @@ class _Rewriting(ProtobufWalk):
         product = outputs[0].removesuffix(".output")
         if operator not in _PRODUCTS or product == outputs[0]:
             return whole
-        self.products[product] = inputs[0]
+        self.products[product] = inputs[0].removesuffix(WITH_SUMS)
         if product not in products:
             return whole
         renamed = (_NODE_OUTPUT, _NODE_NAME)
