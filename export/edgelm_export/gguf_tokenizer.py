@@ -1,8 +1,7 @@
 """The tokenizer of a GGUF file: tokenizer.json and its companions, rebuilt from the metadata.
 
 Of a byte-level BPE a GGUF file has the vocabulary, the merges and the token types, and only the name of the rest: how
-text is split before the merges apply. The rows of PRE_TOKENIZERS are what the models of that name have in their
-tokenizer.json. Of a SentencePiece tokenizer it has all.
+text is split before the merges apply. Of a SentencePiece tokenizer it has all.
 """
 
 from __future__ import annotations
@@ -16,53 +15,13 @@ from typing import Any
 import numpy as np
 
 from edgelm.errors import CheckpointError
+from edgelm_export.byte_level_tokenizer import PRE_TOKENIZERS, PreTokenizer, byte_level_json, joins_two_tokens
 from edgelm_export.gguf import GGUFStrings
 from edgelm_export.sentencepiece_model import Kind, PieceType, SentencePieceModel
 from edgelm_export.sentencepiece_tokenizer import sentencepiece_json, token_names
 from edgelm_export.tokenizer_json import added_token, post_processor
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # enum llama_token_type in llama.h
-
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreTokenizer:
-    """What a byte-level tokenizer does before its merges: the parts of tokenizer.json that a GGUF file only names.
-
-    `add_bos` holds where the metadata has no `tokenizer.ggml.add_bos_token`.
-    """
-
-    steps: tuple[Mapping[str, Any], ...]
-    normalizer: str | None = None
-    ignore_merges: bool = False
-    add_bos: bool = False
-
-
-def _byte_level(*, use_regex: bool) -> Mapping[str, Any]:
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
-
-
-def _split(regex: str) -> Mapping[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-
-
-_DIGITS = {"type": "Digits", "individual_digits": True}
-_LLAMA3 = PreTokenizer(steps=(_split(_LLAMA3_SPLIT), _byte_level(use_regex=False)), ignore_merges=True, add_bos=True)
-
-# tokenizer.ggml.pre -> what it stands for.
-PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
-    "gpt-2": PreTokenizer(steps=(_byte_level(use_regex=True),)),
-    "llama-bpe": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "llama3": _LLAMA3,
-    "qwen2": PreTokenizer(steps=(_split(_QWEN2_SPLIT), _byte_level(use_regex=False)), normalizer="NFC"),
-    "smollm": PreTokenizer(steps=(_DIGITS, _byte_level(use_regex=True))),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,18 +80,13 @@ def _byte_level_bpe(metadata: Mapping[str, Any], tokens: list[str]) -> _Rebuilt:
     vocabulary = _vocabulary(tokens, types)
 
     def build(before: list[str], after: list[str]) -> str:
-        parts = {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": _added_tokens(tokens, types),
-            "normalizer": {"type": pre_tokenizer.normalizer} if pre_tokenizer.normalizer else None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizer.steps},
-            "post_processor": post_processor(before, after, vocabulary),
-            "decoder": _byte_level(use_regex=True),
-            "model": _bpe(vocabulary, _merges(metadata, vocabulary), ignore_merges=pre_tokenizer.ignore_merges),
-        }
-        return json.dumps(parts, ensure_ascii=False) + "\n"
+        return byte_level_json(
+            pre_tokenizer,
+            vocabulary,
+            _merges(metadata, vocabulary),
+            added=_added_tokens(tokens, types),
+            around=post_processor(before, after, vocabulary),
+        )
 
     names = [None if type_ == _UNUSED else token for token, type_ in zip(tokens, types, strict=True)]
     return _Rebuilt(build=build, names=names, add_bos=pre_tokenizer.add_bos)
@@ -232,11 +186,9 @@ def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
 
 
 def _merges(metadata: Mapping[str, Any], vocabulary: Mapping[str, int]) -> list[str]:
-    # tokenizers ends the process, or panics, on a merge of tokens that are not there.
     merges: list[str] = _list(metadata, "tokenizer.ggml.merges", str)
     for index, merge in enumerate(merges):
-        left, space, right = merge.partition(" ")
-        if not space or " " in right or not all(part in vocabulary for part in (left, right, left + right)):
+        if not joins_two_tokens(merge, vocabulary):
             raise CheckpointError(
                 f"Merge {index} of tokenizer.ggml.merges, {merge!r:.80}, does not join two tokens to one."
             )
@@ -264,18 +216,3 @@ def _required(special: Mapping[str, str], role: str) -> str:
             f"tokenizer.ggml.add_{role}_token is set, but there is no tokenizer.ggml.{role}_token_id."
         )
     return special[role]
-
-
-def _bpe(vocabulary: Mapping[str, int], merges: list[str], *, ignore_merges: bool) -> dict[str, Any]:
-    return {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": "",
-        "end_of_word_suffix": "",
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": ignore_merges,
-        "vocab": vocabulary,
-        "merges": merges,
-    }

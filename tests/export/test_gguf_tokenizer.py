@@ -9,8 +9,9 @@ from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from edgelm import CheckpointError
+from edgelm_export.byte_level_tokenizer import PRE_TOKENIZERS
 from edgelm_export.gguf import GGUFFile
-from edgelm_export.gguf_tokenizer import PRE_TOKENIZERS, tokenizer_files
+from edgelm_export.gguf_tokenizer import tokenizer_files
 
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ hello", "1 2"]
 CORPUS = json.loads((Path(__file__).parent / "tokenizer_corpus.json").read_text(encoding="utf-8"))["rows"]

@@ -1,0 +1,97 @@
+"""Byte-level BPE as tokenizer.json, of a vocabulary, its merges, and the way that text is split before they apply."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreTokenizer:
+    """What a byte-level tokenizer does before its merges: what vocabularies and merges do not say.
+
+    `add_bos` holds where the metadata has no `tokenizer.ggml.add_bos_token`.
+    """
+
+    steps: tuple[Mapping[str, Any], ...]
+    normalizer: str | None = None
+    ignore_merges: bool = False
+    add_bos: bool = False
+
+
+def _byte_level(*, use_regex: bool) -> Mapping[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def _split(regex: str) -> Mapping[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+
+
+_DIGITS = {"type": "Digits", "individual_digits": True}
+_LLAMA3 = PreTokenizer(steps=(_split(_LLAMA3_SPLIT), _byte_level(use_regex=False)), ignore_merges=True, add_bos=True)
+
+# tokenizer.ggml.pre -> what the models of that name have in their tokenizer.json.
+PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
+    "gpt-2": PreTokenizer(steps=(_byte_level(use_regex=True),)),
+    "llama-bpe": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "llama3": _LLAMA3,
+    "qwen2": PreTokenizer(steps=(_split(_QWEN2_SPLIT), _byte_level(use_regex=False)), normalizer="NFC"),
+    "smollm": PreTokenizer(steps=(_DIGITS, _byte_level(use_regex=True))),
+}
+
+
+def byte_level_json(
+    pre_tokenizer: PreTokenizer,
+    vocabulary: Mapping[str, int],
+    merges: Sequence[str],
+    *,
+    added: Sequence[Mapping[str, Any]],
+    around: Mapping[str, Any] | None,
+) -> str:
+    """Return the content of tokenizer.json.
+
+    added: the tokens that are found in the text as they are, before it is split; the vocabulary has them too. around:
+    the post-processor.
+    """
+    parts = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": {"type": pre_tokenizer.normalizer} if pre_tokenizer.normalizer else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizer.steps},
+        "post_processor": around,
+        "decoder": _byte_level(use_regex=True),
+        "model": _bpe(vocabulary, merges, ignore_merges=pre_tokenizer.ignore_merges),
+    }
+    return json.dumps(parts, ensure_ascii=False) + "\n"
+
+
+def joins_two_tokens(merge: str, vocabulary: Mapping[str, int]) -> bool:
+    """Tell whether a merge joins two tokens to one; tokenizers ends the process, or panics, where it does not."""
+    left, space, right = merge.partition(" ")
+    return bool(space) and " " not in right and all(part in vocabulary for part in (left, right, left + right))
+
+
+def _bpe(vocabulary: Mapping[str, int], merges: Sequence[str], *, ignore_merges: bool) -> dict[str, Any]:
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": "",
+        "end_of_word_suffix": "",
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": ignore_merges,
+        "vocab": vocabulary,
+        "merges": merges,
+    }
