@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 _LLAMA3_SPLIT = (
@@ -25,6 +25,11 @@ class PreTokenizer:
     normalizer: str | None = None
     ignore_merges: bool = False
     add_bos: bool = False
+
+    def with_prefix_space(self) -> PreTokenizer:
+        """Return this one with a space before each text that has none there."""
+        steps = ({**step, "add_prefix_space": True} if step["type"] == "ByteLevel" else step for step in self.steps)
+        return replace(self, steps=tuple(steps))
 
 
 def _byte_level(*, use_regex: bool) -> Mapping[str, Any]:
@@ -79,7 +84,8 @@ def byte_level_json(
 def joins_two_tokens(merge: str, vocabulary: Mapping[str, int]) -> bool:
     """Tell whether a merge joins two tokens to one; tokenizers ends the process, or panics, where it does not."""
     left, space, right = merge.partition(" ")
-    return bool(space) and " " not in right and all(part in vocabulary for part in (left, right, left + right))
+    parts = (left, right, left + right)
+    return bool(left and space and right) and " " not in right and all(part in vocabulary for part in parts)
 
 
 def _bpe(vocabulary: Mapping[str, int], merges: Sequence[str], *, ignore_merges: bool) -> dict[str, Any]:

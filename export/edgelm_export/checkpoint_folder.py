@@ -9,13 +9,24 @@ from typing import Any
 from edgelm.errors import CheckpointError, TokenizerError
 from edgelm.files import lfs_pointer, regular_file
 from edgelm.text.tokenizer_trial import MAX_BYTES, try_tokenizer
+from edgelm_export.byte_level_folder import (
+    BYTE_LEVEL_FILES,
+    MERGES,
+    SETTINGS_FILES,
+    VOCABULARY,
+    byte_level_files,
+    tokenizer_class,
+)
 from edgelm_export.marian_tokenizer import MARIAN_FILES, marian_files
 from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES, sentencepiece_files
+from edgelm_export.tokenizer_json import ADDED_TOKENS, TOKENIZER_CONFIG
 
-TOKENIZER, TOKENIZER_CONFIG, ADDED_TOKENS = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
+TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE, GENERATION_CONFIG = "chat_template.jinja", "generation_config.json"
-# What may be larger than a file of settings, in bytes.
-_LARGER = {TOKENIZER: MAX_BYTES, "vocab.json": 4 << 20}
+# What may be larger than a file of settings: in bytes, and in values. The largest vocabulary of both files in use has
+# 151,643 tokens in 2.8 MB.
+_LARGER = {TOKENIZER: MAX_BYTES, **dict.fromkeys(BYTE_LEVEL_FILES, 4 << 20)}
+_MORE_VALUES = {VOCABULARY: 1 << 18}
 
 
 def file_inside(folder: Path, name: str) -> Path:
@@ -77,7 +88,7 @@ def parse_json_object(text: str, path: Path) -> dict[str, Any]:
         CheckpointError: it is not JSON, something else than an object, or has more values than are read.
     """
     try:
-        regular_file.check_json_values(text)
+        regular_file.check_json_values(text, _MORE_VALUES.get(path.name, regular_file.MAX_JSON_VALUES))
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
     try:
@@ -93,7 +104,7 @@ def read_text_files(folder: Path) -> dict[str, str]:
     """Read the tokenizer and its companions, the chat template as a file of its own.
 
     Raises:
-        CheckpointError: there is neither tokenizer.json nor a SentencePiece model, or one of them cannot be read.
+        CheckpointError: there is neither tokenizer.json nor what it is built of, or one of them cannot be read.
     """
     files = {} if (folder / TOKENIZER).exists() else _rebuilt_tokenizer(folder)
     for name in (TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG):
@@ -120,20 +131,23 @@ def read_text_files(folder: Path) -> dict[str, str]:
 
 
 def _rebuilt_tokenizer(folder: Path) -> dict[str, str]:
-    """Make tokenizer.json and its settings of the folder's SentencePiece model."""
+    """Make tokenizer.json and its settings of what the folder has in its place."""
     if all((folder / name).exists() for name in MARIAN_FILES):
         source, vocabulary = MARIAN_FILES
         return marian_files(file_inside(folder, source), read_json_object(folder, vocabulary))
-    name = next((name for name in SENTENCEPIECE_FILES if (folder / name).exists()), None)
-    if name is None:
+    settings = {name: read_json_object(folder, name) for name in SETTINGS_FILES if (folder / name).exists()}
+    model = next((name for name in SENTENCEPIECE_FILES if (folder / name).exists()), None)
+    if model is not None:
+        config, added = (settings.get(name, {}) for name in (TOKENIZER_CONFIG, ADDED_TOKENS))
+        return sentencepiece_files(file_inside(folder, model), config, added)
+    if not any((folder / name).exists() for name in BYTE_LEVEL_FILES):
         raise CheckpointError(
-            f"{folder} has no {TOKENIZER} and no {SENTENCEPIECE_FILES[0]}; edgelm needs one of them. Save the "
-            'tokenizer there with transformers: AutoTokenizer.from_pretrained(...).save_pretrained("folder")'
+            f"{folder} has no {TOKENIZER}, no {SENTENCEPIECE_FILES[0]}, and no {VOCABULARY} with {MERGES}; edgelm "
+            "needs one of them. Save the tokenizer there with transformers: "
+            'AutoTokenizer.from_pretrained(...).save_pretrained("folder")'
         )
-    config, added = (
-        read_json_object(folder, file) if (folder / file).exists() else {} for file in (TOKENIZER_CONFIG, ADDED_TOKENS)
-    )
-    return sentencepiece_files(file_inside(folder, name), config, added)
+    class_ = tokenizer_class(folder, settings)
+    return byte_level_files(class_, folder, read_json_object(folder, VOCABULARY), read_text(folder, MERGES), settings)
 
 
 def _with_template_apart(config: dict[str, Any], files: dict[str, str]) -> dict[str, str]:

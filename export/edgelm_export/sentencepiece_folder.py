@@ -10,7 +10,7 @@ from typing import Any
 from edgelm.errors import CheckpointError
 from edgelm_export.sentencepiece_model import PieceType, SentencePieceModel, read_sentencepiece
 from edgelm_export.sentencepiece_tokenizer import sentencepiece_json, token_names
-from edgelm_export.tokenizer_json import added_token
+from edgelm_export.tokenizer_json import added_token, listed_tokens
 
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
 # Settings of the class that read the SentencePiece model, or code of the author's.
@@ -60,20 +60,13 @@ def _added_tokens(
     model: SentencePieceModel, config: Mapping[str, Any], added: Mapping[str, Any], path: Path
 ) -> list[dict[str, Any]]:
     """List the tokens that the folder adds to the model's, or treats otherwise."""
-    listed = config.get("added_tokens_decoder")
-    if not isinstance(listed, Mapping):
-        listed = {str(index): {"content": content} for content, index in added.items()}
     names, tokens = token_names(model), []
-    for key, value in listed.items():
-        index = int(key) if key.isdecimal() and len(key) < 9 else -1
-        if index < 0 or not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
-            raise CheckpointError(f"{path.parent}: the added token {key!r} is {value!r}; it has an id and a content.")
+    for index, value in listed_tokens(config, added, path.parent):
         content, special = value["content"], value.get("special") is True
         of_model = index < len(names) and names[index] == content
         if of_model and not special and model.types[index] != PieceType.NORMAL:
             continue
-        token = added_token(index, content, special=special)
-        tokens.append(token | {side: value.get(side) is True for side in ("lstrip", "rstrip", "single_word")})
+        tokens.append(added_token(index, content, special=special, like=value))
     highest = max((token["id"] for token in tokens), default=0)
     if highest > len(model.texts) + len(tokens):
         raise CheckpointError(f"{path.parent}: the id {highest} of an added token leaves a gap behind the vocabulary.")

@@ -1,25 +1,64 @@
-"""Parts of a tokenizer.json that every rebuilt tokenizer has."""
+"""Parts of a tokenizer.json that every rebuilt tokenizer has, and what stands beside a tokenizer in a folder."""
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from edgelm.errors import CheckpointError
 
-def added_token(id_: int, content: str, *, special: bool, normalized: bool = False) -> dict[str, Any]:
+TOKENIZER_CONFIG, ADDED_TOKENS = "tokenizer_config.json", "added_tokens.json"
+_PLAIN: Mapping[str, Any] = MappingProxyType({})
+
+
+def added_token(
+    id_: int, content: str, *, special: bool, normalized: bool = False, like: Mapping[str, Any] = _PLAIN
+) -> dict[str, Any]:
     """Describe a token that is found in the text as it is, before the model splits it.
 
-    normalized: whether it is looked for behind the normalizer, in a text that still is one piece.
+    normalized: whether it is looked for behind the normalizer, in a text that still is one piece. like: transformers'
+    settings of a token, of which those of its neighbours are taken: whether it takes the spaces before or behind it,
+    and whether it has to stand alone.
     """
     return {
         "id": id_,
         "content": content,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
+        "single_word": like.get("single_word") is True,
+        "lstrip": like.get("lstrip") is True,
+        "rstrip": like.get("rstrip") is True,
         "normalized": normalized,
         "special": special,
     }
+
+
+def listed_tokens(
+    config: Mapping[str, Any], added: Mapping[str, Any], folder: Path
+) -> list[tuple[int, Mapping[str, Any]]]:
+    """List the tokens that a folder adds to its model's: the id, and transformers' settings with the `content`.
+
+    config: its tokenizer_config.json. added: its added_tokens.json, which older versions of transformers wrote.
+
+    Raises:
+        CheckpointError: one has no id, or no content.
+    """
+    file, listed = TOKENIZER_CONFIG, config.get("added_tokens_decoder")
+    pairs = list(listed.items()) if isinstance(listed, Mapping) else []
+    if not isinstance(listed, Mapping):
+        file, pairs = ADDED_TOKENS, [(str(index), {"content": content}) for content, index in added.items()]
+    tokens = []
+    for key, value in pairs:
+        index = int(key) if key.isdecimal() and len(key) < 9 else -1
+        content = value.get("content") if isinstance(value, Mapping) else None
+        if index < 0 or not isinstance(content, str):
+            raise CheckpointError(
+                f"{folder / file}: the added token {reprlib.repr(key)} is {reprlib.repr(value)}; it has an id and a "
+                "content."
+            )
+        tokens.append((index, value))
+    return tokens
 
 
 def post_processor(before: Sequence[str], after: Sequence[str], vocabulary: Mapping[str, int]) -> dict[str, Any] | None:

@@ -248,5 +248,7 @@ def test_a_folder_without_a_tokenizer_says_how_to_make_one(tmp_path: Path, save_
     with pytest.raises(CheckpointError, match=r"tokenizer.json is not JSON"):
         _ = HuggingFaceCheckpoint(tmp_path).text_files
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match=r"has no tokenizer.json and no tokenizer.model; .*save_pretrained"):
+    with pytest.raises(
+        CheckpointError, match=r"no tokenizer.json, no tokenizer.model, and no vocab.json with merges.txt; .*save_pre"
+    ):
         _ = HuggingFaceCheckpoint(tmp_path).text_files
