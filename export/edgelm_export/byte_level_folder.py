@@ -23,6 +23,7 @@ BYTE_LEVEL_FILES = VOCABULARY, MERGES = "vocab.json", "merges.txt"
 _SPECIAL_TOKENS, _MODEL_CONFIG = "special_tokens_map.json", "config.json"
 SETTINGS_FILES = (TOKENIZER_CONFIG, ADDED_TOKENS, _SPECIAL_TOKENS, _MODEL_CONFIG)  # what may stand beside them
 _IDS = 10**8
+_MAX_MERGES = 1 << 18  # Qwen2's has 151,387
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MORE = ("extra_special_tokens", "additional_special_tokens")
@@ -255,6 +256,8 @@ def _added_tokens(
 
 def _merges(text: str, vocabulary: Mapping[str, int], path: Path) -> list[str]:
     """Read the lines of merges.txt; the first may be its version."""
+    if text.count("\n") > _MAX_MERGES:
+        raise CheckpointError(f"{path} has {text.count(chr(10))} lines; at most {_MAX_MERGES} are read.")
     merges: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), 1):
         merge = line.removesuffix("\r")

@@ -83,9 +83,9 @@ def byte_level_json(
 
 def joins_two_tokens(merge: str, vocabulary: Mapping[str, int]) -> bool:
     """Tell whether a merge joins two tokens to one; tokenizers ends the process, or panics, where it does not."""
-    left, space, right = merge.partition(" ")
-    parts = (left, right, left + right)
-    return bool(left and space and right) and " " not in right and all(part in vocabulary for part in parts)
+    left, _, right = merge.partition(" ")
+    joined = left in vocabulary and right in vocabulary and left + right in vocabulary
+    return joined and bool(left and right) and " " not in right
 
 
 def _bpe(vocabulary: Mapping[str, int], merges: Sequence[str], *, ignore_merges: bool) -> dict[str, Any]:

@@ -283,6 +283,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "more of no tokens": (settings(additional_special_tokens=[7]), "additional_special_tokens is 7; it must be a"),
     "a flag in words": (settings(add_bos_token="yes"), r"_config\.json: add_bos_token is 'yes'; it must be true"),
     "a space in words": (settings(add_prefix_space=1), "add_prefix_space is 1; it must be true or false"),
+    "more merges than any model has": ({"merges.txt": "\n" * 262_145}, r"merges\.txt has 262145 lines; at most 262144"),
     "a long merges.txt": ({"merges.txt": "a b\n" * (1 << 20) + "\n"}, r"merges\.txt cannot .*: it has 4194305 bytes"),
     "a long vocabulary": ({"vocab.json": "{" + " " * (4 << 20) + "}"}, r"vocab\.json cannot .*: it has 4194306 bytes"),
     "a vocabulary of lists": ({"vocab.json": '{"a":[' + "," * (1 << 18) + "]}"}, "brackets, and at most 262144 are"),

@@ -11,12 +11,13 @@ import itertools
 import json
 import os
 import resource
+import string
 import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -30,7 +31,15 @@ from edgelm.files.safetensors_index import read_weight_map
 from edgelm.package import manifest, onnx_walk
 from edgelm.server import request_body
 from edgelm.text import chat_template, template_sandbox
-from edgelm_export import gguf, marian_tokenizer, sentencepiece_model, sentencepiece_tokenizer
+from edgelm_export import (
+    byte_level_folder,
+    checkpoint_folder,
+    gguf,
+    marian_tokenizer,
+    sentencepiece_model,
+    sentencepiece_tokenizer,
+)
+from edgelm_export.checkpoint_folder import read_text_files
 from edgelm_export.huggingface import INDEX_FILE
 from edgelm_export.sentencepiece_model import read_sentencepiece
 
@@ -45,6 +54,7 @@ class Crafted:
     make: Callable[[], bytes]
     file: str | None = None
     read: Callable[[Path], object] | None = None
+    beside: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
 
 
 def manifest_of_files() -> bytes:
@@ -199,6 +209,22 @@ def vocabulary() -> bytes:
     return json.dumps({name: index for index, name in enumerate(names)}).encode()
 
 
+def short_tokens() -> Iterable[str]:
+    """Count up as many tokens as are read, of up to three letters."""
+    letters = string.ascii_letters + string.digits + "!$"
+    tokens = ("".join(chosen) for size in (1, 2, 3) for chosen in itertools.product(letters, repeat=size))
+    return itertools.islice(tokens, checkpoint_folder._MORE_VALUES["vocab.json"])
+
+
+def byte_level_vocabulary() -> bytes:
+    return json.dumps({token: index for index, token in enumerate(short_tokens())}).encode()
+
+
+def byte_level_merges() -> bytes:
+    merges = (f"{token[:place]} {token[place:]}\n" for token in short_tokens() for place in range(1, len(token)))
+    return "".join(itertools.islice(merges, byte_level_folder._MAX_MERGES)).encode()
+
+
 def tokenizer_of(make: Callable[[], bytes]) -> Crafted:
     return Crafted(kind="sentencepiece-settings", file="tokenizer.model", make=make)
 
@@ -252,6 +278,13 @@ CRAFTED = {
     "tokenizer of too many pairs": tokenizer_of(lambda: of_many_pairs(2 * sentencepiece_tokenizer._MAX_MERGES)),
     "tokenizer of many pairs": tokenizer_of(lambda: of_many_pairs(sentencepiece_tokenizer._MAX_MERGES)),
     "Marian vocabulary": Crafted(kind="marian-vocabulary", make=vocabulary),
+    "vocabulary and merges": Crafted(
+        kind="byte-level",
+        make=byte_level_merges,
+        file="merges.txt",
+        read=read_text_files,
+        beside={"vocab.json": byte_level_vocabulary, "config.json": lambda: b'{"model_type":"qwen2"}'},
+    ),
     "template of operators": Crafted(
         kind="template", make=lambda: b"{{x~x~x~x}}" * (template_sandbox.MAX_NODES // 6 - 1)
     ),
@@ -287,12 +320,19 @@ def measure(name: str, crafted: Crafted, folder: Path) -> None:
     if not path.exists():
         path.write_bytes(seed)
     outcome(read, folder)
-    in_a_fork(lambda: path.write_bytes(crafted.make()))  # what making it takes is not to count
+    in_a_fork(
+        lambda: write(folder, {path.name: crafted.make, **crafted.beside})
+    )  # what making it takes is not to count
     before, start = largest_kilobytes(), time.process_time()
     ended = outcome(read, folder)
     seconds, grown = time.process_time() - start, largest_kilobytes() - before
     size = path.stat().st_size
     print(f"{name}: {size / 1e6:.1f} MB, {seconds:.2f} s, {grown / 1024:.0f} MB more; {ended[:90]}", flush=True)
+
+
+def write(folder: Path, files: Mapping[str, Callable[[], bytes]]) -> None:
+    for name, make in files.items():
+        (folder / name).write_bytes(make())
 
 
 def in_a_fork(work: Callable[[], object]) -> None:

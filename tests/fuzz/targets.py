@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from fuzz import http_bodies, packages, sentencepiece_models
+from fuzz import byte_level_folders, http_bodies, packages, sentencepiece_models
 from fuzz.mutations import mutate_bytes, mutate_json, mutate_template
 
 from edgelm.architecture.quantization_recipe import read_recipe
@@ -400,6 +400,10 @@ TARGETS: dict[str, Target] = {
     "marian-vocabulary": Target(
         file="vocab.json", prepare=sentencepiece_models.prepare_vocabularies,
         mutate=sentencepiece_models.mutate_vocabulary, read=_read_text_files, count=300, long_count=100_000,
+    ),
+    "byte-level": Target(
+        file=byte_level_folders.FOLDER, prepare=byte_level_folders.prepare, mutate=byte_level_folders.mutate,
+        read=byte_level_folders.read, count=500, long_count=100_000,
     ),
     "package": Target(
         file="package", prepare=packages.prepare, mutate=packages.mutate, read=packages.read, count=200,
