@@ -18,6 +18,9 @@ from loopback_server import COMMIT
 from edgelm.library.library import Library
 from edgelm.library.sources import read_record
 from edgelm.testing import tiny_model_path
+from edgelm_export.byte_level_folder import BYTE_LEVEL_FILES, SETTINGS_FILES
+from edgelm_export.marian_tokenizer import MARIAN_FILES
+from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES
 
 WEIGHTS = os.urandom(1_500_000)
 FILES = {
@@ -27,6 +30,7 @@ FILES = {
     "consolidated.safetensors": b"the same weights again",
     "pytorch_model.bin": b"a pickle",
     "README.md": b"# A model",
+    "vocab.json": b"the tokenizer again",
     "onnx/model.safetensors": b"another program's",
 }
 WEIGHTS_URL = f"/org/Small-Model/resolve/{COMMIT}/model.safetensors"
@@ -67,6 +71,15 @@ def test_a_repository_comes_with_what_the_importer_reads_and_nothing_else(enviro
     assert len(asked) == 4
     assert {headers["authorization"] for headers in asked.values()} == {"Bearer secret"}
     assert not any("torch" in headers["user-agent"] for headers in asked.values())
+
+
+def test_what_a_tokenizer_is_rebuilt_from_comes_where_there_is_no_tokenizer_json(environment, server):
+    files = {*SENTENCEPIECE_FILES, *MARIAN_FILES, *BYTE_LEVEL_FILES, *SETTINGS_FILES}
+    contents = dict.fromkeys((*files, "tokenizer.py"), b"{}") | {"model.safetensors": WEIGHTS}
+    server.add_repository("org/Older", contents)
+    result = pull(environment, "hf:org/Older")
+    assert result.returncode == 0, result.stderr
+    assert {*os.listdir(Library().source_path("older"))} == files | {"model.safetensors", "source.json"}
 
 
 def test_a_model_that_is_here_needs_no_network(environment, server):

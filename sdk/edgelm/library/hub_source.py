@@ -34,6 +34,15 @@ _TEXT_FILES = (
     "chat_template.jinja",
     "*.safetensors.index.json",
 )
+# What a tokenizer is rebuilt from, where there is no tokenizer.json.
+_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "spiece.model",
+    "source.spm",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TIMEOUT_SECONDS = 30.0
 _MOST_BYTES = 1 << 50  # of one file: a petabyte
@@ -203,7 +212,8 @@ class HubSource:
             raise DownloadError(f"{self.repo} has no safetensors weights: {reason}. {_list_ggufs(self.repo, paths)}")
         if "config.json" not in top:
             raise DownloadError(f"{self.repo} has no config.json: it is not a whole model (an adapter, perhaps).")
-        return [path for path in top if any(fnmatch.fnmatch(path, pattern) for pattern in _TEXT_FILES)] + weights
+        texts = _TEXT_FILES if "tokenizer.json" in top else _TEXT_FILES + _TOKENIZER_FILES
+        return [path for path in top if any(fnmatch.fnmatch(path, pattern) for pattern in texts)] + weights
 
 
 def _remote_file(url: str, headers: Mapping[str, str], sibling: RepoSibling, advice: Mapping[int, str]) -> RemoteFile:
