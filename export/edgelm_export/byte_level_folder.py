@@ -256,8 +256,9 @@ def _added_tokens(
 
 def _merges(text: str, vocabulary: Mapping[str, int], path: Path) -> list[str]:
     """Read the lines of merges.txt; the first may be its version."""
-    if text.count("\n") > _MAX_MERGES:
-        raise CheckpointError(f"{path} has {text.count(chr(10))} lines; at most {_MAX_MERGES} are read.")
+    count = text.count("\n")
+    if count > _MAX_MERGES:
+        raise CheckpointError(f"{path} has {count} lines; at most {_MAX_MERGES} are read.")
     merges: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), 1):
         merge = line.removesuffix("\r")

@@ -74,6 +74,11 @@ ADDED = {
     "904": described("@tool", special=False, rstrip=True, single_word=True),
     "905": described("[\u00c5]", special=False, normalized=True),
 }
+# Phi-2 has such, of up to 31 spaces.
+BLANKS = {
+    str(906 + place): described(blank, special=False, normalized=True)
+    for place, blank in enumerate(["  ", "   ", "    ", "\t\t", "\t\t\t"])
+}
 CHAT = {
     "added_tokens_decoder": ADDED,
     "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
@@ -112,7 +117,7 @@ FOLDERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"added_tokens.json": OLDER["added_tokens.json"], "special_tokens_map.json": {"eos_token": "<|im_end|>"}},
     ),
     "Qwen2 with a space": ("Qwen2Tokenizer", {"add_prefix_space": True}, {}),
-    "CodeGen": ("CodeGenTokenizer", CHAT, {}),
+    "CodeGen": ("CodeGenTokenizer", CHAT | {"added_tokens_decoder": ADDED | BLANKS}, {}),
     "CodeGen, as Phi-2's": ("CodeGenTokenizer", {"add_prefix_space": True}, OLDER),
     "GPT-NeoX": ("GPTNeoXTokenizer", CHAT, {}),
     "GPT-NeoX, with a begin token": ("GPTNeoXTokenizer", {"add_bos_token": True}, OLDER),
