@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from edgelm_server import SLOW, TINY, EdgelmServer, read_all
+from tiny_adapter import write_tiny_adapter
 
 from edgelm.cli.main import main
+from edgelm.library.library import Library
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -317,7 +319,7 @@ def test_it_says_where_it_listens_and_each_request_on_standard_error():
         server.stop()
         log = "".join(server.log)
         assert f"Listening at {server.url} for everybody on this machine.\n" in log
-        assert f"Models: {TINY}\n" in log
+        assert "Models: tiny-random\n" in log
         assert "/page/app.js" not in log
         assert "GET /page/nothing.js 404" in log
         assert f"A page to chat: {server.url} · OpenAI's base URL: {server.url}/v1 · Ollama's: {server.url}\n" in log
@@ -325,6 +327,30 @@ def test_it_says_where_it_listens_and_each_request_on_standard_error():
         assert "secret" not in log
         assert server.process.stdout is not None
         assert server.process.stdout.read() == ""
+
+
+def test_models_are_said_by_the_names_that_requests_may_have(library, tmp_path):
+    adapter = str(write_tiny_adapter(tmp_path / "adapter"))
+    shutil.rmtree(library / "models" / "second")
+    Library().add_alias("small", "first")
+    for models, names in (
+        ((TINY, TINY, "--adapter", adapter, "--adapter", f"shop={adapter}"), "tiny-random, mine, shop"),
+        (("small", "first"), "first"),
+        (("--adapter", f"shop={adapter}"), "first, shop"),
+    ):
+        with EdgelmServer(models) as server:
+            listed = [model["id"] for model in server.get("/v1/models").json["data"]]
+            server.stop()
+        assert f"Models: {names}\n" in server.log
+        assert listed == names.split(", ")
+
+
+def test_a_library_that_cannot_be_read_is_said_before_anything_listens(own_library):
+    own_library.mkdir()
+    (own_library / "models").touch()
+    result = CliRunner().invoke(main, ["serve", "--port", "0"])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"error: The model library {own_library} cannot be read")
 
 
 def test_an_empty_library_is_said_with_what_fills_it():

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,6 @@ from edgelm.cli.main import EXIT_INTERRUPTED
 from edgelm.errors import ConfigError
 from edgelm.generation_config import PROMPT_LOOKUP
 from edgelm.library.catalogue import CATALOGUE
-from edgelm.library.library import Library
 from edgelm.server.options import RequestLimits, ServerOptions, is_loopback
 
 _DEFAULTS = ServerOptions()
@@ -143,13 +143,12 @@ def serve(
     # Imported here, so that --help needs neither starlette nor numpy.
     from edgelm.server.process import serve as serve_until_signal
 
-    def listening(url: str) -> None:
+    def listening(url: str, names: Sequence[str]) -> None:
         who = "whoever has its key" if options.api_keys else "everybody on this machine"
         click.echo(f"Listening at {url} for {who}.", err=True)
-        names = ", ".join(models or Library().packages())
         first = next(iter(CATALOGUE))
         none = f"No model is here yet. Fetch one, and it is offered at once: edgelm pull {first}"
-        click.echo(f"Models: {names}" if names else none, err=True)
+        click.echo(f"Models: {', '.join(names)}" if names else none, err=True)
         click.echo(f"A page to chat: {url} · OpenAI's base URL: {url}/v1 · Ollama's: {url}", err=True)
         if options.api_keys and not is_loopback(host):
             click.echo("The key and the answers travel unencrypted; put a proxy with TLS before strangers.", err=True)

@@ -102,14 +102,15 @@ class ModelPool:
 
     Raises:
         ModelNotFoundError: one of the models is not here.
-        ConfigError: two of them have one name, or an adapter's package is not among them.
+        ConfigError: two of them have one name, an adapter's package is not among them, or the library cannot be read.
         PackageError: a manifest cannot be read.
     """
 
     def __init__(self, models: tuple[str, ...], options: ServerOptions) -> None:
         self._options = options
         self._library = Library()
-        self._folders = {} if not models else _named_folders(self._library, models)
+        self._library.packages()  # one that cannot be read is said now, and not to the first client
+        self._folders = _named_folders(self._library, models)
         self._loaded: dict[str, LoadedModel] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._room = asyncio.Lock()  # of those who need memory, one at a time looks for it

@@ -6,7 +6,7 @@ import errno
 import functools
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import uvicorn
@@ -24,13 +24,13 @@ _KEEP_ALIVE_SECONDS = 30
 
 
 def serve(
-    models: tuple[str, ...], options: ServerOptions, listening: Callable[[str], None] | None = None
+    models: tuple[str, ...], options: ServerOptions, listening: Callable[[str, Sequence[str]], None] | None = None
 ) -> int | None:
     """Serve until a signal comes; return its number.
 
     The first SIGTERM or SIGINT lets running requests end and refuses new ones with 503; the second stops at once.
 
-    listening: called with the server's URL once it takes requests.
+    listening: called once it takes requests, with the server's URL and the names that they may have for a model.
 
     Raises:
         ConfigError: the address or port cannot be had.
@@ -55,12 +55,12 @@ def serve(
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         )
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # it says in several lines what we say in one
-        server = _Server(config, app, functools.partial(listening or _say_nothing, _url(listener)))
+        server = _Server(config, app, lambda: (listening or _say_nothing)(_url(listener), tuple(pool.folders())))
         server.run(sockets=[listener])
     return server.signal
 
 
-def _say_nothing(_url: str) -> None:
+def _say_nothing(_url: str, _models: Sequence[str]) -> None:
     pass
 
 
