@@ -116,6 +116,13 @@ def test_show_says_where_quality_was_not_measured_and_shows_notes(library):
     assert "Q4_1 went to 8 bits." in shown
 
 
+@pytest.mark.parametrize("command", [("show", "tiny", "--json", "--bom"), ("config", "--path", "--json")])
+def test_two_outputs_at_once_are_wrong_usage(library, command):
+    result = edgelm(*command)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{command[-2]} and {command[-1]} exclude each other; give one." in result.stderr
+
+
 def test_show_of_a_missing_model_is_an_error(library):
     result = edgelm("show", "original")
     assert result.exit_code == 1

@@ -60,6 +60,8 @@ def config(context: click.Context, /, command: str | None, path_only: bool, as_j
       $EDITOR "$(edgelm config --path)"
       edgelm config --json | jq '.settings[] | select(.command == "serve")'
     """
+    if path_only and as_json:
+        raise click.UsageError("--path and --json exclude each other; give one.")
     if path_only:
         click.echo(config_path())
         return

@@ -153,6 +153,8 @@ def show(model: str, as_json: bool, bom: bool) -> None:
       edgelm show package/ --json | jq .manifest.quality
       edgelm show package/ --bom > bom.cdx.json
     """
+    if as_json and bom:
+        raise click.UsageError("--json and --bom exclude each other; give one.")
     folder = Library().find(model)
     package = open_package(folder)
     folder, manifest = package.folder, package.manifest
