@@ -71,6 +71,10 @@ class Checkpoint(Protocol):
     def source(self) -> Mapping[str, Any]:
         """Provenance for the manifest: format, files with their hashes, and what else the source says of itself."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the text files, for the manifest."""
+
     def stored_type(self, name: str) -> str:
         """Name the type a tensor has on disk, such as "F32", "BF16" or "Q4_1"."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgelm.errors import CheckpointError, TokenizerError
 from edgelm.files import lfs_pointer, regular_file
+from edgelm.text.chat_template import named_templates
 from edgelm.text.tokenizer_trial import MAX_BYTES, try_tokenizer
 from edgelm_export.byte_level_folder import (
     BYTE_LEVEL_FILES,
@@ -23,6 +25,9 @@ from edgelm_export.tokenizer_json import ADDED_TOKENS, TOKENIZER_CONFIG
 
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE, GENERATION_CONFIG = "chat_template.jinja", "generation_config.json"
+# Where transformers keeps a processor's template, and those that have names.
+PROCESSOR_TEMPLATE, NAMED_TEMPLATES = "chat_template.json", "additional_chat_templates"
+_MOST_NAMES = 5
 # What may be larger than a file of settings: in bytes, and in values. The largest vocabulary of both files in use has
 # 151,643 tokens in 2.8 MB.
 _LARGER = {TOKENIZER: MAX_BYTES, **dict.fromkeys(BYTE_LEVEL_FILES, 4 << 20)}
@@ -152,13 +157,34 @@ def _rebuilt_tokenizer(folder: Path) -> dict[str, str]:
 
 def _with_template_apart(config: dict[str, Any], files: dict[str, str]) -> dict[str, str]:
     """Move the chat template from tokenizer_config.json to its own file; where both are, the file counts."""
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name: they stay listed, and "default" is the chat's
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    else:
+    template = named_templates(config).get("default")
+    if not isinstance(config.get("chat_template"), (list, dict)):  # several, by name, stay listed
         config.pop("chat_template", None)
     apart = {TOKENIZER_CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
-    if isinstance(template, str) and CHAT_TEMPLATE not in files:
+    if template is not None and CHAT_TEMPLATE not in files:
         apart[CHAT_TEMPLATE] = template
     return apart
+
+
+def notes_on_template(folder: Path, files: Mapping[str, str]) -> tuple[str, ...]:
+    """Say which chat templates of the folder are not used where none is: transformers' AutoTokenizer uses none either.
+
+    files: what `read_text_files` gave for the folder.
+    """
+    if CHAT_TEMPLATE in files:
+        return ()
+    names = sorted(
+        {
+            *named_templates(json.loads(files.get(TOKENIZER_CONFIG, "{}"))),
+            *(path.stem for path in (folder / NAMED_TEMPLATES).glob("*.jinja")),
+        }
+    )
+    if names:
+        listed = ", ".join(f"{name!r:.40}" for name in names[:_MOST_NAMES])
+        rest = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        what = f"of {listed}{rest} none is called 'default'"
+    elif (folder / PROCESSOR_TEMPLATE).exists():
+        what = f"{PROCESSOR_TEMPLATE} is a processor's, which the tokenizer does not read"
+    else:
+        return ()
+    return (f"It has no chat template: {what}. Put the one you mean into {CHAT_TEMPLATE} of the source's folder.",)

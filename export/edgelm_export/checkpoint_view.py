@@ -38,6 +38,11 @@ class CheckpointView:
         """Where the checkpoint comes from."""
         return self._checkpoint.source
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know."""
+        return self._checkpoint.notes
+
     def stored_type(self, name: str) -> str:
         """Name the type that a tensor has on disk."""
         return self._checkpoint.stored_type(name)

@@ -51,6 +51,7 @@ def import_(source: str, output: Path, as_json: bool) -> None:
         ("model", f"{figures['model_type']}, {figures['parameters'] / 1e6:.1f}M parameters"),
         ("context", f"{figures['context_length']} tokens"),
         ("source tensors", types),
+        *(("note", note) for note in checkpoint.notes),
     ]
     for label, value in rows:
         click.echo(f"{label:>18}  {value}")
@@ -67,4 +68,5 @@ def _figures(checkpoint: Checkpoint, output: Path) -> dict[str, Any]:
         "context_length": config.max_position_embeddings,
         "tensor_types": dict(Counter(checkpoint.stored_type(name) for name in shapes).most_common()),
         "source": dict(checkpoint.source),
+        "notes": list(checkpoint.notes),
     }

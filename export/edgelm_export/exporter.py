@@ -230,7 +230,7 @@ def _json(values: dict[str, Any]) -> str:
 def _notes(
     checkpoint: Checkpoint, asked: Precision, used: Precision, calibration: CalibrationOptions
 ) -> tuple[str, ...]:
-    notes = []
+    notes = list(checkpoint.notes)
     if checkpoint.source.get("format") == PACKAGE_FORMAT:
         package, precision = checkpoint.source["package"], checkpoint.source["precision"]
         notes.append(

@@ -73,6 +73,11 @@ class FoldedCheckpoint:
         """The source's."""
         return self._source.source
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The source's."""
+        return self._source.notes
+
     def stored_type(self, name: str) -> str:
         """Name the type of the source's tensor."""
         return self._source.stored_type(name)

@@ -67,6 +67,11 @@ class GGUFCheckpoint:
         generation_config = json.dumps({**self._sampling_beside(), **self._token_ids}, indent=2) + "\n"
         return {**tokenizer_files(self._file.metadata), GENERATION_CONFIG: generation_config}
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """None: a file's templates that have names stand beside the one that is used."""
+        return ()
+
     def _sampling_beside(self) -> dict[str, Any]:
         """Read how the author samples, which a GGUF file does not hold: from the file of that name beside it."""
         folder = self._path.parent

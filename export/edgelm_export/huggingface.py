@@ -24,7 +24,7 @@ from edgelm.package.manifest import sha256_of
 from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.hf_values import token_ids
 from edgelm_export.checkpoint import QuantizedBlocks
-from edgelm_export.checkpoint_folder import file_inside, read_json_object, read_text_files
+from edgelm_export.checkpoint_folder import file_inside, notes_on_template, read_json_object, read_text_files
 from edgelm_export.fetched import fetched_facts
 from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks, without_mxfp4_parts
 from edgelm_export.packed_formats import PackedMatrix, packed_matrices, without_parts
@@ -98,6 +98,11 @@ class HuggingFaceCheckpoint:
             CheckpointError: tokenizer.json is missing, or one of them cannot be read.
         """
         return read_text_files(self._folder)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which chat templates are not used, where none is."""
+        return notes_on_template(self._folder, self.text_files)
 
     @cached_property
     def source(self) -> Mapping[str, Any]:

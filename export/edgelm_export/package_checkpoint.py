@@ -23,7 +23,7 @@ from edgelm.package.manifest import Manifest
 from edgelm.package.signature import check_required_signature
 from edgelm.runtime.adapter_graph import FUSED_PROJECTIONS
 from edgelm_export.checkpoint import QuantizedBlocks
-from edgelm_export.checkpoint_folder import read_json_object, read_text_files
+from edgelm_export.checkpoint_folder import notes_on_template, read_json_object, read_text_files
 from edgelm_export.folded import UnfoldedCheckpoint
 from edgelm_export.quantize.packed import PackedWeight, taken_apart, unpack, unpack_values
 from edgelm_export.quantize.planes import LOWER_BITS, UPPER_BITS, from_planes
@@ -114,6 +114,11 @@ class _StoredTensors:
     def text_files(self) -> Mapping[str, str]:
         """The tokenizer and its companions."""
         return read_text_files(self._folder)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which chat templates are not used, where none is."""
+        return notes_on_template(self._folder, self.text_files)
 
     @cached_property
     def source(self) -> Mapping[str, Any]:

@@ -14,6 +14,8 @@ from transformers import LlamaForCausalLM
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.library.library import Library
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
 
 SaveLlama = Callable[..., LlamaForCausalLM]
 WriteGGUF = Callable[..., Path]
@@ -44,6 +46,19 @@ def test_json_has_the_figures_and_the_source(tmp_path: Path, save_llama: SaveLla
     assert (figures["model_type"], figures["context_length"]) == ("llama", 1024)
     assert figures["tensor_types"] == {"F32": 20}
     assert figures["source"]["files"][0]["path"] == "model.safetensors"
+
+
+def test_a_template_that_is_not_chosen_is_a_note_of_the_import_and_of_the_package(
+    tmp_path: Path, save_llama: SaveLlama
+) -> None:
+    save_llama(tmp_path / "hf")
+    (tmp_path / "hf" / "chat_template.jinja").rename(tmp_path / "hf" / "chat_template.json")
+    imported = [str(tmp_path / "hf"), "-o", str(tmp_path / "ckpt")]
+    shown = CliRunner().invoke(main, ["import", *imported], catch_exceptions=False).stdout
+    assert "              note  It has no chat template: chat_template.json is a processor's" in shown
+    (note,) = json.loads(CliRunner().invoke(main, ["import", *imported, "--json"]).stdout)["notes"]
+    with HuggingFaceCheckpoint(tmp_path / "hf") as checkpoint:
+        assert export_package(checkpoint, tmp_path / "pkg", "fp32").notes == (note,)
 
 
 def test_a_source_of_the_library_is_found_by_name_and_a_path_that_exists_wins(

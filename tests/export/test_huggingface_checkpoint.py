@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from edgelm.config import SECTION
 from edgelm.errors import CheckpointError
@@ -240,6 +240,50 @@ def test_text_files_are_passed_on_with_the_chat_template_in_a_file_of_its_own(
     several = HuggingFaceCheckpoint(tmp_path).text_files
     assert several["chat_template.jinja"] == template
     assert json.loads(several["tokenizer_config.json"])["chat_template"] == named
+
+
+NAMED = [{"name": name, "template": name} for name in ("rag", "chat", "tool_use", "c", "d", "e", "f")]
+
+
+@pytest.mark.parametrize(
+    ("listed", "processor", "chosen", "words"),
+    [
+        (NAMED[:2], False, None, "of 'chat', 'rag' none is called 'default'"),
+        (NAMED, True, None, "of 'c', 'chat', 'd', 'e', 'f' and 2 more none is called 'default'"),
+        ({"chat": "A"}, False, None, "of 'chat' none is called 'default'"),
+        ({"chat": "A", "default": "B"}, False, "B", None),
+        ("C", True, "C", None),
+        (None, True, None, "chat_template.json is a processor's, which the tokenizer does not read"),
+        (None, False, None, None),
+    ],
+)
+def test_the_chat_template_is_the_one_that_transformers_chooses_and_where_it_chooses_none_a_note_says_so(
+    tmp_path: Path, save_llama: SaveLlama, listed: object, processor: bool, chosen: str | None, words: str | None
+) -> None:
+    save_llama(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    change_json(tmp_path / "tokenizer_config.json", chat_template=listed)
+    if processor:
+        (tmp_path / "chat_template.json").write_text('{"chat_template": "P"}')
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert checkpoint.text_files.get("chat_template.jinja") == chosen
+    try:
+        assert tokenizer.get_chat_template() == chosen
+    except ValueError:
+        assert chosen is None
+    note = f"It has no chat template: {words}. Put the one you mean into chat_template.jinja of the source's folder."
+    assert checkpoint.notes == (() if words is None else (note,))
+
+
+def test_templates_with_names_in_files_are_named_too(tmp_path: Path, save_llama: SaveLlama) -> None:
+    save_llama(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.chat_template = {"rag": "A", "chat": "B"}
+    (tmp_path / "chat_template.jinja").unlink()
+    tokenizer.save_pretrained(tmp_path)
+    (note,) = HuggingFaceCheckpoint(tmp_path).notes
+    assert "of 'chat', 'rag' none is called 'default'" in note
 
 
 def test_a_folder_without_a_tokenizer_says_how_to_make_one(tmp_path: Path, save_llama: SaveLlama) -> None:

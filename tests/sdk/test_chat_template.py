@@ -331,3 +331,21 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path, na
     (tmp_path / name).write_bytes(b"\xff")
     with pytest.raises(ChatTemplateError, match=f"Cannot read .*{name}"):
         ChatTemplate.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("listed", "chosen"),
+    [
+        ("a", "a"),
+        ([{"name": "rag", "template": "b"}, {"name": "default", "template": "a"}], "a"),
+        ({"rag": "b", "default": "a"}, "a"),
+        ({"rag": "b"}, None),
+        ([{"name": [], "template": "b"}, {"name": "default", "template": 1}, "c"], None),
+    ],
+)
+def test_of_templates_in_the_tokenizers_settings_the_default_counts(
+    tmp_path: Path, listed: object, chosen: str | None
+) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": listed}), encoding="utf-8")
+    template = ChatTemplate.load(tmp_path)
+    assert (template and template.source) == chosen

@@ -78,7 +78,7 @@ class ChatTemplate:
                 source = read_text(path)
             except (OSError, ValueError) as error:
                 raise ChatTemplateError(f"Cannot read {path}: {error}.") from error
-        elif (inside := _template_of(config)) is not None:
+        elif (inside := named_templates(config).get("default")) is not None:
             source = inside
         else:
             return None
@@ -265,13 +265,16 @@ def _tokenizer_config(path: Path) -> dict[str, Any]:
         raise ChatTemplateError(f"Cannot read {path}: {error}.") from error
 
 
-def _template_of(config: Mapping[str, Any]) -> str | None:
-    """Return the template in a tokenizer_config.json; of several by name, the one called "default"."""
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+def named_templates(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the templates in a tokenizer_config.json by their names; one without a name is the "default"."""
+    found = config.get("chat_template")
+    if isinstance(found, str):
+        return {"default": found}
+    if isinstance(found, list):
+        pairs = [(entry.get("name"), entry.get("template")) for entry in found if isinstance(entry, dict)]
+    else:
+        pairs = list(found.items()) if isinstance(found, dict) else []
+    return {name: template for name, template in pairs if isinstance(name, str) and isinstance(template, str)}
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
