@@ -43,8 +43,7 @@ def file_inside(folder: Path, name: str) -> Path:
         CheckpointError: `name` is not a plain file name, the file is missing or cannot be read, or it is a link to
             elsewhere or a pointer of git-lfs.
     """
-    if Path(name).name != name or "\\" in name or "\0" in name or name in ("", ".", ".."):
-        raise CheckpointError(f"{folder} lists the file {name!r}; only plain file names inside the folder are allowed.")
+    check_file_name(folder, name)
     path = folder / name
     if not path.is_file():
         raise CheckpointError(f"{path} is missing. Download the model again.")
@@ -62,6 +61,16 @@ def file_inside(folder: Path, name: str) -> Path:
     if is_pointer:
         raise CheckpointError(f"{path} {lfs_pointer.EXPLANATION}")
     return path
+
+
+def check_file_name(folder: Path, name: str) -> None:
+    """Check that a file that the folder speaks of can only lie in it.
+
+    Raises:
+        CheckpointError: `name` is not a plain file name.
+    """
+    if Path(name).name != name or "\\" in name or "\0" in name or name in ("", ".", ".."):
+        raise CheckpointError(f"{folder} lists the file {name!r}; only plain file names inside the folder are allowed.")
 
 
 def read_text(folder: Path, name: str) -> str:

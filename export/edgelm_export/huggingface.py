@@ -19,12 +19,18 @@ from edgelm.architecture.hf_config import hf_config
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.files.safetensors_header import check_header
-from edgelm.files.safetensors_index import read_weight_map
+from edgelm.files.safetensors_index import missing_files, read_weight_map
 from edgelm.package.manifest import sha256_of
 from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.hf_values import token_ids
 from edgelm_export.checkpoint import QuantizedBlocks
-from edgelm_export.checkpoint_folder import file_inside, notes_on_template, read_json_object, read_text_files
+from edgelm_export.checkpoint_folder import (
+    check_file_name,
+    file_inside,
+    notes_on_template,
+    read_json_object,
+    read_text_files,
+)
 from edgelm_export.fetched import fetched_facts
 from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks, without_mxfp4_parts
 from edgelm_export.packed_formats import PackedMatrix, packed_matrices, without_parts
@@ -254,6 +260,10 @@ def _stored_tensors(folder: Path) -> tuple[dict[str, _StoredTensor], dict[str, s
     names: dict[str, set[str]] = {}
     for name, file_name in weight_map.items():
         names.setdefault(file_name, set()).add(name)
+    for file_name in names:
+        check_file_name(folder, file_name)
+    if (missing := missing_files(folder / INDEX_FILE, names)) is not None:
+        raise CheckpointError(f"{missing}. Download them again.")
     stored: dict[str, _StoredTensor] = {}
     for file_name, listed in sorted(names.items()):
         tensors, _ = _tensors_of_file(file_inside(folder, file_name))

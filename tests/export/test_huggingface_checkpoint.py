@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,12 +197,20 @@ def test_an_index_without_its_map_or_at_odds_with_its_files_is_refused(tmp_path:
     index.write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=f"{shard} and .*index.json disagree about the tensors model.norm.weight"):
         HuggingFaceCheckpoint(tmp_path)
-    (tmp_path / shard).unlink()
-    with pytest.raises(CheckpointError, match=f"{shard} is missing. Download the model again"):
-        HuggingFaceCheckpoint(tmp_path)
     index.write_text('{"weight_map": {"a": 1}}')
     with pytest.raises(CheckpointError, match="has no weight_map of tensor names to file names"):
         HuggingFaceCheckpoint(tmp_path)
+
+
+def test_all_missing_parts_of_a_sharded_folder_are_named_at_once(tmp_path: Path, save_llama: SaveLlama) -> None:
+    save_llama(tmp_path, max_shard_size="20KB")
+    shards = sorted(path.name for path in tmp_path.glob("model-*.safetensors"))
+    for number, name in enumerate(shards[1:8], 1):
+        (tmp_path / name).unlink()
+        listed = ", ".join(shards[1 : min(number, 5) + 1]) + (f" and {number - 5} more" if number > 5 else "")
+        words = f"lacks {number} of the {len(shards)} files that model.safetensors.index.json lists: {listed}."
+        with pytest.raises(CheckpointError, match=re.escape(f"{words} Download them again.")):
+            HuggingFaceCheckpoint(tmp_path)
 
 
 def test_a_link_out_of_the_folder_is_refused_except_in_the_hubs_cache(tmp_path: Path, save_llama: SaveLlama) -> None:

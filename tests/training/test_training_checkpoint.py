@@ -315,6 +315,20 @@ def test_a_missing_or_broken_weights_file_is_an_error(saved: Path) -> None:
         load_checkpoint(saved)
 
 
+def test_all_missing_parts_of_a_sharded_checkpoint_are_named_at_once(saved: Path) -> None:
+    shard(saved)
+    names = sorted(path.name for path in saved.glob("model-*.safetensors"))
+    for name in names:
+        (saved / name).unlink()
+
+    with pytest.raises(CheckpointError, match=rf"lacks 2 of the 2 files .* {names[0]}, {names[1]}\. Copy or download"):
+        load_checkpoint(saved)
+
+    (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": "x" * 999}}))
+    with pytest.raises(CheckpointError, match=r"lacks 1 of the 1 files .*: x{100}\. Copy or download them again\."):
+        load_checkpoint(saved)
+
+
 @pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize(
     "text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": []}}', "[" * 100_000, "[" + "1," * 150_000]

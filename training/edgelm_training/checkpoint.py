@@ -20,7 +20,7 @@ from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.files import atomic
 from edgelm.files.safetensors_header import check_header
-from edgelm.files.safetensors_index import read_weight_map
+from edgelm.files.safetensors_index import missing_files, read_weight_map
 from edgelm.package.manifest import FILE_NAME as PACKAGE_FILE
 from edgelm.package.manifest import sha256_of
 from edgelm.package.replaceable import why_not_a_checkpoint
@@ -168,6 +168,8 @@ def _weight_files(folder: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name or name in ("", ".."):
             raise CheckpointError(f"{index} lists {name!r}, which is not a plain file name.")
+    if (missing := missing_files(index, names)) is not None:
+        raise CheckpointError(f"{missing}. Copy or download them again.")
     return [folder / name for name in sorted(names)]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from edgelm.files.regular_file import check_json_values, read_text
@@ -10,6 +12,8 @@ from edgelm.files.regular_file import check_json_values, read_text
 # The packed experts of the largest models are 144,384 tensors, four for each matrix; the line of one has 95 bytes.
 MAX_INDEX_BYTES = 14 << 20
 MAX_INDEX_VALUES = 150_000
+
+_MOST_NAMES = 5
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
@@ -29,3 +33,16 @@ def read_weight_map(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not set(map(type, weight_map.values())) <= {str}:
         raise ValueError("it has no weight_map of tensor names to file names")
     return weight_map
+
+
+def missing_files(path: Path, names: Iterable[str]) -> str | None:
+    """Say which of the files that an index at `path` lists are not beside it; None: all are there."""
+    listed = sorted(names)
+    missing = [f"{name:.100}" for name in listed if not os.path.isfile(path.parent / name)]  # Path's own may raise
+    if not missing:
+        return None
+    rest = f" and {len(missing) - _MOST_NAMES} more" if len(missing) > _MOST_NAMES else ""
+    return (
+        f"{path.parent} lacks {len(missing)} of the {len(listed)} files that {path.name} lists: "
+        f"{', '.join(missing[:_MOST_NAMES])}{rest}"
+    )
