@@ -22,6 +22,7 @@ from edgelm_training.train_log import StepRecord
 RECORD = StepRecord(
     step=10,
     max_steps=2000,
+    log_every=1000,
     loss=3.21987,
     reported={"z_loss": 0.0123456},
     learning_rate=3e-4,
@@ -60,6 +61,18 @@ def test_a_file_and_flags_make_a_run(toml: Path, tmp_path: Path) -> None:
     assert result.stdout.splitlines()[1].lstrip().startswith("best  ")
     saved = read_settings(tmp_path / "run/config.toml", PretrainConfig)
     assert (saved["max_steps"], saved["model"]["num_hidden_layers"], saved["model"]["vocab_size"]) == (4, 1, 320)
+
+
+def test_a_run_that_goes_on_shows_as_many_steps_as_before(toml: Path, tmp_path: Path) -> None:
+    begun = edgelm(str(toml), "--max-steps", "2", "--log-every", "3")
+    resumed = edgelm("-o", str(tmp_path / "run"), "--resume", "--max-steps", "8")
+    changed = edgelm("-o", str(tmp_path / "run"), "--resume", "--max-steps", "11", "--log-every", "1")
+
+    shown = [
+        [int(line.partition("/")[0].removeprefix("step ")) for line in run.stderr.splitlines() if " · loss " in line]
+        for run in (begun, resumed, changed)
+    ]
+    assert shown == [[1, 2], [3, 6, 8], [9, 10, 11]]
 
 
 def test_one_number_makes_a_model_and_the_run_goes_on_without_saying_it_again(
@@ -135,7 +148,7 @@ def test_a_terminal_gets_one_line_that_changes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("edgelm_training.cli_live_line.is_terminal", lambda _: True)
-    line = LiveLine(log_every=1000)
+    line = LiveLine()
 
     line.step(RECORD)
     line.note("step 10: a\x1b[31m\nb")

@@ -48,5 +48,4 @@ def distill(source: Path | None, resume: bool, as_json: bool, **flags: Any) -> N
             raise click.UsageError(f"The student is named twice: {source} and --init {flags['init']}.")
         flags["init"] = str(source)
     settings = given_settings(DistillConfig, flags, toml)
-    log_every = settings.get("log_every", DistillConfig().log_every)
-    report_run(lambda reporter: run_distill(settings, resume=resume, reporter=reporter), log_every, as_json)
+    report_run(lambda reporter: run_distill(settings, resume=resume, reporter=reporter), as_json)

@@ -64,5 +64,4 @@ def finetune(source: Path | None, resume: bool, as_json: bool, **flags: Any) -> 
             raise click.UsageError(f"The model is named twice: {source} and --model {flags['model']}.")
         flags["model"] = str(source)
     settings = given_settings(FinetuneConfig, flags, toml)
-    log_every = settings.get("log_every", FinetuneConfig().log_every)
-    report_run(lambda reporter: run_finetune(settings, resume=resume, reporter=reporter), log_every, as_json)
+    report_run(lambda reporter: run_finetune(settings, resume=resume, reporter=reporter), as_json)

@@ -18,8 +18,7 @@ _SECONDS_BETWEEN = 0.1
 class LiveLine:
     """Show each step on a terminal, and each N-th elsewhere (`log_every`); notes stay."""
 
-    def __init__(self, log_every: int) -> None:
-        self._log_every = log_every
+    def __init__(self) -> None:
         self._on_terminal = is_terminal(sys.stderr)
         self._shown_at = 0.0
 
@@ -32,7 +31,7 @@ class LiveLine:
                 self._shown_at = now
                 width = shutil.get_terminal_size().columns - 1
                 click.echo(_CLEAR_LINE + step_line(record)[:width] + ("\n" if last else ""), err=True, nl=False)
-        elif last or record.step == 1 or record.step % self._log_every == 0:
+        elif last or record.step == 1 or record.step % record.log_every == 0:
             click.echo(step_line(record), err=True)
 
     def note(self, text: str) -> None:

@@ -59,11 +59,10 @@ def train(toml: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
     from edgelm_training.pretrain import pretrain
 
     settings = given_settings(PretrainConfig, flags, toml)
-    log_every = settings.get("log_every", PretrainConfig().log_every)
-    report_run(lambda reporter: pretrain(settings, resume=resume, reporter=reporter), log_every, as_json)
+    report_run(lambda reporter: pretrain(settings, resume=resume, reporter=reporter), as_json)
 
 
-def report_run(run: Callable[[Reporter], Outcome], log_every: int, as_json: bool) -> None:
+def report_run(run: Callable[[Reporter], Outcome], as_json: bool) -> None:
     """Train with a recipe, show how it goes on, and print how it ended.
 
     Raises:
@@ -73,7 +72,7 @@ def report_run(run: Callable[[Reporter], Outcome], log_every: int, as_json: bool
     from edgelm_training.distributed import launched_workers
 
     is_main = launched_workers().is_main
-    live_line = LiveLine(log_every) if is_main else None
+    live_line = LiveLine() if is_main else None
     try:
         outcome = run(live_line or SilentReporter())
     except EdgeLMError:

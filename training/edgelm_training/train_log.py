@@ -47,6 +47,7 @@ class StepRecord:
 
     step: int
     max_steps: int
+    log_every: int  # the run's setting, which one that goes on has from its folder
     loss: float
     reported: Mapping[str, float]
     learning_rate: float

@@ -183,6 +183,7 @@ class Trainer:
         return StepRecord(
             step=step,
             max_steps=self.schedule.max_steps,
+            log_every=self.config.log_every,
             loss=reported.pop("loss"),
             reported=reported,
             learning_rate=learning_rate,
