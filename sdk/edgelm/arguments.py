@@ -73,8 +73,10 @@ def as_path(path: str | Path) -> Path:
         ConfigError: it is no path, or there is no such home.
     """
     try:
+        if "\0" in str(path):
+            raise ValueError("it holds a null byte")
         return Path(path).expanduser()
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{reprlib.repr(path)} is no path: {error}.") from error
 
 

@@ -57,11 +57,16 @@ class SavedSessions:
         self.root = state_folder() / "sessions" if root is None else as_path(root)
 
     def new_name(self, text: str) -> str:
-        """Make a name that no session has of the first words of a text, such as `why-is-the-sea-blue-2`."""
+        """Make a name that no session has of the first words of a text, such as `why-is-the-sea-blue-2`.
+
+        Raises:
+            ConfigError: the disk cannot be read.
+        """
         words = "-".join(re.findall(r"[A-Za-z0-9]+", text[:_NAMING_LENGTH].lower())[:_NAMING_WORDS])
         base = words[:_NAMING_LENGTH].rstrip("-") or "chat"
         names = (base if number == 1 else f"{base}-{number}" for number in itertools.count(1))
-        return next(name for name in names if not (self.root / name).exists())
+        with _reaching(self.root, "read"):
+            return next(name for name in names if not (self.root / name).exists())
 
     def save(self, name: str, session: ChatSession, *, with_cache: bool = True) -> None:
         """Write a session under a name; what the name stood for is replaced. `with_cache` is as in ChatSession.save.
@@ -70,7 +75,7 @@ class SavedSessions:
             ConfigError: `name` is no name for a session, or the disk cannot be written.
         """
         folder = self.root / _check_name(name)
-        with _writing(self.root):
+        with _reaching(self.root, "written"):
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)  # conversations are nobody else's business
         session.save(folder, with_cache=with_cache)
 
@@ -94,11 +99,14 @@ class SavedSessions:
         return _describe(self._find(name))
 
     def sessions(self) -> list[SavedSession]:
-        """Describe all sessions, the one saved last first."""
-        try:
-            folders = [path for path in self.root.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
-        except FileNotFoundError:
-            return []
+        """Describe all sessions, the one saved last first.
+
+        Raises:
+            ConfigError: the disk cannot be read.
+        """
+        with _reaching(self.root, "read"):
+            entries = list(self.root.iterdir()) if self.root.exists() else []
+            folders = [path for path in entries if path.is_dir() and _NAME.fullmatch(path.name)]
         return sorted(map(_describe, folders), key=lambda session: session.saved, reverse=True)
 
     def forget_cache(self, name: str) -> None:
@@ -108,7 +116,7 @@ class SavedSessions:
             ConfigError: there is none of that name, or the disk cannot be written.
         """
         folder = self._find(name)
-        with _writing(folder):
+        with _reaching(folder, "written"):
             (folder / CACHE_FILE).unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
@@ -117,15 +125,17 @@ class SavedSessions:
         Raises:
             ConfigError: there is none of that name, or the disk cannot be written.
         """
-        with _writing(self.root):
+        with _reaching(self.root, "written"):
             atomic.remove_leftovers(self.root / _check_name(name))
         folder = self._find(name)
-        with _writing(folder):
+        with _reaching(folder, "written"):
             atomic.remove_folder(folder)
 
     def _find(self, name: str) -> Path:
         folder = self.root / _check_name(name)
-        if not folder.is_dir():
+        with _reaching(self.root, "read"):
+            is_there = folder.is_dir()
+        if not is_there:
             names = ", ".join(session.name for session in self.sessions()) or "none"
             raise ConfigError(f"There is no saved session {name!r}. Saved: {names}.")
         return folder
@@ -141,7 +151,10 @@ def write(
     with_cache: bool,
 ) -> None:
     """Write a session to a folder, as ChatSession.save does."""
-    if folder.exists() and not (folder / CONVERSATION_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+    with _reaching(folder, "read"):
+        is_session = (folder / CONVERSATION_FILE).is_file()
+        is_foreign = folder.exists() and not is_session and (folder.is_file() or any(folder.iterdir()))
+    if is_foreign:
         raise ConfigError(f"{folder} exists and is not a saved session; it is left alone. Choose another folder.")
     adapter = None if cache.adapter is None else model.adapters[cache.adapter].file.sha256
     conversation = {
@@ -152,10 +165,11 @@ def write(
         "messages": list(messages),
         "tokens": cache.length,
     }
-    with _writing(folder), atomic.replace_folder(folder) as staging:
+    with _reaching(folder, "written"), atomic.replace_folder(folder) as staging:
         atomic.write_text(staging / CONVERSATION_FILE, json.dumps(conversation, indent=2, ensure_ascii=False) + "\n")
         if with_cache:
-            cache.save(staging / CACHE_FILE, _owner(model, adapter))
+            with (staging / CACHE_FILE).open("xb") as file:
+                cache.write(file, _owner(model, adapter))
 
 
 def read(folder: Path, model: LanguageModel, *, any_model: bool) -> tuple[str | None, list[Message], KVCache | None]:
@@ -227,11 +241,11 @@ def _check_name(name: str) -> str:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _reaching(folder: Path, verb: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise ConfigError(
-            f"{folder} cannot be written: {error}. Sessions are kept in {HOME_VARIABLE}, or where it is not set, where "
+            f"{folder} cannot be {verb}: {error}. Sessions are kept in {HOME_VARIABLE}, or where it is not set, where "
             "the system keeps a program's state."
         ) from error

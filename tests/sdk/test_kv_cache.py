@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig, RopeScaling
-from edgelm.errors import ContextLengthError, PackageError
+from edgelm.errors import ConfigError, ContextLengthError, PackageError
 from edgelm.memory import huge_pages
 from edgelm.memory.kv_cache import GROWTH_STEP, KVCache, bytes_per_token
 from edgelm.memory.returned_memory import CAN_RETURN
@@ -102,6 +102,14 @@ def test_a_saved_cache_of_another_shape_is_refused(config: ModelConfig, tmp_path
         PackageError, match=r"has shape \(4, 1, 1, 3, 16\), float32; expected \(2, 1, 1, 3, 16\), float32"
     ):
         KVCache.load(tmp_path / "chat.npz", other, "model-a")
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_that_names_the_file(config: ModelConfig, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "missing" / "chat.npz", tmp_path / "folder", tmp_path / ("x" * 300)):
+        with pytest.raises(ConfigError, match=f"{path} cannot be written: .* Name a file in a folder that is there"):
+            filled(config, 3).save(path, "model-a")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
 
 
 def test_a_broken_saved_cache_is_refused(config: ModelConfig, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,12 @@ def test_a_path_may_begin_in_the_users_home(
     assert list(here.iterdir()) == []
 
 
-@pytest.mark.parametrize("path", [None, 5, "~nobody-of-that-name/chat"])
+@pytest.mark.parametrize("path", [None, 5, "~nobody-of-that-name/chat", "a\0b"])
 def test_what_is_no_path_is_refused(
     session: ChatSession, path: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(edgelm.ConfigError, match=f"{path!r} is no path: "):
+    with pytest.raises(edgelm.ConfigError, match=re.escape(f"{path!r} is no path: ")):
         session.save(path)
 
 
@@ -154,6 +155,30 @@ def test_a_folder_that_cannot_be_written_says_so(session: ChatSession, tmp_path:
     (tmp_path / "file").write_text("")
     with pytest.raises(edgelm.ConfigError, match=r"cannot be written: .* Sessions are kept in EDGELM_HOME"):
         SavedSessions(tmp_path / "file").save("chat", session)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda saved, _: saved.sessions(),
+        lambda saved, session: saved.load("chat", session.model),
+        lambda saved, _: saved.new_name("Why?"),
+        lambda saved, session: session.save(saved.root),
+    ],
+)
+def test_a_folder_that_cannot_be_read_says_so(
+    session: ChatSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[..., object]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(edgelm.ConfigError, match=r"cannot be read: .* Sessions are kept in EDGELM_HOME"):
+        use(SavedSessions("x" * 300), session)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_says_that_the_sessions_cannot_be_read(own_library: Path) -> None:
+    own_library.mkdir()
+    (own_library / "sessions").touch()
+    assert command().stderr.startswith(f"error: {own_library / 'sessions'} cannot be read: ")
 
 
 def test_the_command_lists_sessions(session: ChatSession) -> None:

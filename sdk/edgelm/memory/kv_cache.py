@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -231,25 +231,33 @@ class KVCache:
         """Write the cache to a file, atomically. `fingerprint` identifies the model; `load` compares it.
 
         Raises:
-            ConfigError: it is the cache of an answer to a source text, which the file has no place for.
+            ConfigError: it is the cache of an answer to a source text, which the file has no place for, or the file
+                cannot be written.
         """
+        path = as_path(path)
+        try:
+            with atomic.replace_file(path) as file:
+                self.write(file, fingerprint)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error}. Name a file in a folder that is there.") from error
+
+    def write(self, file: IO[bytes], fingerprint: str) -> None:
+        """Write what `save` does to an open file; an OSError of it passes through."""
         if self.source_ids:
             raise ConfigError(
                 "The cache of a model with an encoder is not saved: give the source text again, which is read in one "
                 "step."
             )
-        path = as_path(path)
         filled = np.zeros((len(self.buffers), *self.buffers[0][:, :, : self.length].shape), cache_type(self.config))
         for i, buffer in enumerate(self.buffers):
             filled[i][:, :, self.filled(i)] = buffer[:, :, self.filled(i)]
-        with atomic.replace_file(path) as file:
-            np.savez(
-                file,
-                fingerprint=np.array(fingerprint),
-                token_ids=np.array(self.token_ids, np.int64),
-                released=np.array(self.released),
-                filled=filled,
-            )
+        np.savez(
+            file,
+            fingerprint=np.array(fingerprint),
+            token_ids=np.array(self.token_ids, np.int64),
+            released=np.array(self.released),
+            filled=filled,
+        )
 
     @classmethod
     def load(cls, path: str | Path, config: ModelConfig, fingerprint: str) -> KVCache:
