@@ -118,6 +118,15 @@ def test_a_pipe_goes_on_with_a_kept_conversation_and_keeps_it():
     assert (session.messages, session.cache_size > 0) == (4, True)
 
 
+def test_in_a_pipe_a_command_is_said_as_it_stands():
+    kept_by_the_tiny_model()
+    lines = "/help\n/set temperature 5\n"
+    result = chat_command(str(tiny_model_path()), "--resume", "--max-new-tokens", "3", stdin=lines)
+    assert (result.exit_code, result.stderr) == (0, "")
+    messages = SavedSessions().load("hello", edgelm.load(tiny_model_path())).messages
+    assert [message["content"] for message in messages[2::2]] == lines.split("\n")[:2]
+
+
 def test_a_pipe_keeps_nothing_by_itself():
     assert chat_command(str(tiny_model_path()), "--max-new-tokens", "3", stdin="And?\n").exit_code == 0
     assert SavedSessions().sessions() == []

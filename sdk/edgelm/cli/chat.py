@@ -64,8 +64,9 @@ def chat(
     MODEL is a name from the library or a folder; without one, the package that was written last. In the terminal,
     /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves, and the conversation is kept after each answer
     (`edgelm cache` lists and deletes them). Where input or output is not a terminal, each line of standard input is one
-    turn, each answer goes to standard output with an empty line between, and only a resumed conversation is kept. Of a
-    conversation that outgrows the model's context, the model reads the system message and the newest part.
+    turn, also one that begins with /, each answer goes to standard output with an empty line between, and only a
+    resumed conversation is kept. Of a conversation that outgrows the model's context, the model reads the system
+    message and the newest part.
 
     The first adapter answers, until `/set adapter` names another, or null for the model alone.
 
