@@ -125,6 +125,21 @@ def test_close_cancels_what_runs_and_waits_and_drain_finishes_it(model: Language
     assert [list(generation)[-1].finish_reason for generation in generations] == ["length"] * 3
 
 
+@pytest.mark.parametrize(("drain", "reason"), [(False, "cancelled"), (True, "length")])
+def test_an_engine_is_closed_from_within_its_own_step(model: LanguageModel, drain: bool, reason: str) -> None:
+    engine, submitted = Engine(model, EngineOptions(max_batch=1)), threading.Event()
+
+    def close(logits_V: object, token_ids: object) -> None:
+        submitted.wait()
+        engine.close(drain=drain)
+
+    settings = GenerationConfig(max_new_tokens=5, ignore_eos=True)
+    generations = [engine.submit("x", settings.replace(processors=(close,))), engine.submit("y", settings)]
+    submitted.set()
+    assert [list(generation)[-1].finish_reason for generation in generations] == [reason] * 2
+    engine.close()
+
+
 def test_an_error_reaches_the_reader_of_its_answer_alone() -> None:
     model = scripted_model("Fine.")
     with Engine(model) as engine:

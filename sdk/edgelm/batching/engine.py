@@ -212,7 +212,8 @@ class Engine:
     def close(self, *, drain: bool = False) -> None:
         """Take no more requests, and wait until the worker has ended: after the last answer, or after this step.
 
-        drain: finish what was submitted; otherwise it ends with finish_reason "cancelled".
+        drain: finish what was submitted; otherwise it ends with finish_reason "cancelled". A request's own processor or
+        sampler may call this too; it does not wait for the step that it is part of.
         """
         if os.getpid() != self._process:  # a fork's copy: the worker is the other process's
             return
@@ -220,6 +221,8 @@ class Engine:
             self._draining = True
             self._closed = self._closed or not drain
             self._changed.notify()
+        if threading.current_thread() is self._worker:  # which goes on to its end when the step is over
+            return
         self._worker.join()
         atexit.unregister(self.close)
 
