@@ -26,6 +26,7 @@ WEIGHTS = os.urandom(1_500_000)
 FILES = {
     "config.json": b'{"model_type": "llama"}',
     "tokenizer.json": b"{}",
+    "chat_template.json": b"{}",
     "model.safetensors": WEIGHTS,
     "consolidated.safetensors": b"the same weights again",
     "pytorch_model.bin": b"a pickle",
@@ -62,13 +63,14 @@ def test_a_repository_comes_with_what_the_importer_reads_and_nothing_else(enviro
     assert result.stdout == ""
     assert "The source of small-model is here:" in result.stderr
     folder = Library().source_path("small-model")
-    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors", "source.json", "tokenizer.json"]
+    texts = ["chat_template.json", "config.json", "tokenizer.json"]
+    assert sorted(os.listdir(folder)) == sorted([*texts, "model.safetensors", "source.json"])
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     record = read_record(folder)
     assert (record["reference"], record["license"]) == ("hf:org/Small-Model", "apache-2.0")
     assert record["revision"] == COMMIT
     asked = {path: headers for path, headers in server.headers_seen if "Small-Model" in path}
-    assert len(asked) == 4
+    assert len(asked) == 5
     assert {headers["authorization"] for headers in asked.values()} == {"Bearer secret"}
     assert not any("torch" in headers["user-agent"] for headers in asked.values())
 

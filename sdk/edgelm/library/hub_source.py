@@ -32,6 +32,7 @@ _TEXT_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",
     "*.safetensors.index.json",
 )
 # What a tokenizer is rebuilt from, where there is no tokenizer.json.
