@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from edgelm import speed
 from edgelm.cli.main import main
 from edgelm.package.manifest import Manifest
 from edgelm.pictures.scatter_picture import Dot, draw_scatter
@@ -57,6 +58,16 @@ def test_speeds_are_measured_where_rounds_are_asked_for(packages: list[str]) -> 
     rows = json.loads(compare(packages[0], "--rounds", "1", "--threads", "1", "--json").stdout)
     assert rows[0]["answer_speed"] > 0
     assert rows[0]["prompt_speed"] > 0
+
+
+def test_without_room_to_measure_speed_the_rest_is_compared(
+    packages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "PROMPT_TOKENS", 1024)
+    result = compare(*packages, "--json")
+    assert result.exit_code == 0, result.output
+    assert [row["answer_speed"] for row in json.loads(result.stdout)] == [None, None]
+    assert "has a context of 1024 tokens; measuring needs 1088. Speeds are left out." in result.stderr
 
 
 def test_a_package_without_figures_is_refused(packages: list[str]) -> None:

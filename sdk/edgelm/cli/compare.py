@@ -94,7 +94,11 @@ def _with_speeds(folders: Sequence[Path], rows: Sequence[_Row], threads: int | N
         for round_ in range(rounds):
             for i, folder in enumerate(folders):
                 progress("Measuring", round_ * len(folders) + i, rounds * len(folders))
-                report = measure(folder, SessionOptions(threads=threads), rounds=1)
+                try:
+                    report = measure(folder, SessionOptions(threads=threads), rounds=1)
+                except ConfigError as error:  # a short context, or an encoder: size and quality can still be compared
+                    click.echo(f"{error} Speeds are left out.", err=True)
+                    return list(rows)
                 speeds = [rate for rate in report.rates if rate.unit == "tokens/s"]
                 prompts[i].append(next(rate.median for rate in speeds if rate.name.startswith("prompt")))
                 answers[i].append(next(rate.median for rate in speeds if rate.name.startswith("answer")))
