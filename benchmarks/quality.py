@@ -127,7 +127,8 @@ class Models:
         command = [*genai_command(self.checkpoint, target, precision, last_logits_only=False, python=self.builder)]
         command.append(f"algo_config={algorithm}")
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        result = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=False)
+        place = target.parent  # not here, where our modules would hide its own
+        result = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, cwd=place, check=False)
         if result.returncode:
             raise click.ClickException(f"The builder of onnxruntime-genai failed:\n{result.stderr[-2000:]}")
 

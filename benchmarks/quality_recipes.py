@@ -51,6 +51,7 @@ _CALIBRATED = {
 # From the most bytes to the fewest.
 RECIPES = {
     "fp16": PRECISIONS["fp16"],
+    "int8 in blocks of 32, head in fp16, smoothed": recipe("int8-block32", (_HEAD, "fp16"), transforms=_SMOOTHED),
     "int8 in blocks of 32, smoothed": recipe("int8-block32", (_HEAD, "int8-block64"), transforms=_SMOOTHED),
     "int8": PRECISIONS["int8"],
     "int8, down in 6, calibrated": recipe(
