@@ -25,7 +25,8 @@ from edgelm.runtime.adapter_graph import FUSED_PROJECTIONS
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import notes_on_template, read_json_object, read_text_files
 from edgelm_export.folded import UnfoldedCheckpoint
-from edgelm_export.quantize.packed import PackedWeight, taken_apart, unpack, unpack_values
+from edgelm_export.quantize.offsets import taken_apart
+from edgelm_export.quantize.packed import PackedWeight, unpack, unpack_values
 from edgelm_export.quantize.planes import LOWER_BITS, UPPER_BITS, from_planes
 from edgelm_export.quantize.qdq import BITS, from_qdq
 from edgelm_export.tensor_map import check_layers

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from edgelm.runtime.adapter_graph import WITH_SUMS
 from edgelm_export.graph import MICROSOFT, Graph
-from edgelm_export.quantize.packed import PackedWeight, in_8_bits, joined
+from edgelm_export.quantize.offsets import in_8_bits, joined
+from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.quantize.planes import LOWER_BITS, UPPER_BITS, shifts, to_planes
 from edgelm_export.quantize.qdq import to_qdq, whole_block_size
 

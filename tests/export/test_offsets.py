@@ -25,7 +25,8 @@ from edgelm_export.gguf_types import dequantize, integer_blocks
 from edgelm_export.importer import write_checkpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize.keep import keep_grid, on_its_grid
-from edgelm_export.quantize.packed import PackedWeight, in_8_bits, joined, rows_of, stack, taken_apart, unpack
+from edgelm_export.quantize.offsets import in_8_bits, joined, taken_apart
+from edgelm_export.quantize.packed import PackedWeight, rows_of, stack, unpack
 
 Save = Callable[..., Any]
 MATRIX = "model.layers.0.mlp.down_proj.weight"
@@ -125,6 +126,15 @@ def test_in_8_bits_offsets_become_zero_points_at_sixteenths() -> None:
     missed = np.abs(unpack(wide) - unpack(packed)).reshape(*packed.scales.shape, 32).max(-1)
     assert (missed <= packed.scales / 30).all()
     assert np.abs(unpack(wide) - weights).max() < 0.07 * packed.scales.max()
+
+
+def test_blocks_beyond_the_reach_of_zero_points_are_rounded_to_8_bits() -> None:
+    weights = 5 + np.random.default_rng(3).uniform(0, 0.1, (8, 64)).astype(np.float32)
+    blocks = integer_blocks(gguf.quantize(weights, gguf.GGMLQuantizationType.Q4_1).ravel(), "Q4_1", weights.shape)
+    assert blocks is not None
+    packed = on_its_grid(blocks, 64)
+    np.testing.assert_allclose(unpack(packed), weights, atol=0.02)
+    np.testing.assert_allclose(unpack(in_8_bits(packed)), unpack(packed), atol=0.51 * 5.12 / 127)
 
 
 @pytest.fixture

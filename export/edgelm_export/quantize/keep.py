@@ -11,12 +11,11 @@ from edgelm.architecture.block_grid import zero_places
 from edgelm.architecture.quantization_scheme import Scheme
 from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
 from edgelm_export.quantize.grid import quantize_alone
-from edgelm_export.quantize.packed import PackedWeight, in_8_bits, pack
+from edgelm_export.quantize.offsets import FALLBACK, in_8_bits
+from edgelm_export.quantize.packed import PackedWeight, pack
 from edgelm_export.tensor_map import EMBEDDING
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
-# The block size is that of the source's blocks, so that no scale spans two of them.
-_FALLBACK = Scheme(bits=8, block_size=32, symmetric=True, method="rounded")
 _EXPERTS = ".experts."
 
 
@@ -33,7 +32,7 @@ def keep_grid(checkpoint: Checkpoint, name: str) -> PackedWeight | NDArray[np.fl
     weight = checkpoint.tensor(name)
     if checkpoint.stored_type(name) in FLOAT_TYPES:
         return weight
-    return quantize_alone(weight, _FALLBACK)
+    return quantize_alone(weight, FALLBACK)
 
 
 def on_its_grid(blocks: QuantizedBlocks, columns: int) -> PackedWeight:

@@ -23,7 +23,7 @@ class PackedWeight:
     bits in eighths and quarters of a step; None is the middle of the range (2, 8, 16, 32 or 128). K is padded with
     zeros to whole blocks.
     offsets: a weight [N, blocks] with blocks of the same layout: what is added to all weights of each block; None is
-    nothing. It multiplies the sums of the input's blocks, so that both are one product: `joined`.
+    nothing (offsets.py).
     Source: the operator specification of com.microsoft.MatMulNBits.
     """
 
@@ -99,13 +99,13 @@ def pack(
         bits=bits,
         block_size=values.shape[2],
         columns=columns,
-        packed=_into_bytes(values, bits),
+        packed=into_bytes(values, bits),
         scales=scales.astype(np.float32),
-        zero_points=None if zero_points is None else _into_bytes(zero_points, bits),
+        zero_points=None if zero_points is None else into_bytes(zero_points, bits),
     )
 
 
-def _into_bytes(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+def into_bytes(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Put as many values into each byte along the last axis as it holds, the first into the lowest bits."""
     per_byte = 8 // bits
     if per_byte == 1:
@@ -128,7 +128,7 @@ def unpack_values(weight: PackedWeight) -> tuple[NDArray[np.int8], NDArray[np.in
     values = (_from_bytes(weight.packed, weight.bits).astype(np.int16) - middle).astype(np.int8)
     if weight.zero_points is None:
         return values, None
-    zeros = _zeros_of(weight)
+    zeros = zero_points_of(weight)
     return values, (zeros.astype(np.int16) - middle * zero_places(weight.bits)).astype(np.int8)
 
 
@@ -181,62 +181,7 @@ def stack(weights: list[PackedWeight]) -> PackedWeight:
     )
 
 
-def joined(weight: PackedWeight) -> PackedWeight:
-    """Return a weight with its offsets as further columns: what multiplies an input with the sums of its blocks behind.
-
-    So K is a whole number of blocks, behind which the sums begin.
-    """
-    if weight.offsets is None:
-        return weight
-    zeros = None
-    if weight.zero_points is not None and weight.offsets.zero_points is not None:
-        zeros = np.concatenate([_zeros_of(weight), _zeros_of(weight.offsets)], axis=1)
-        zeros = _into_bytes(zeros, weight.bits)
-    return PackedWeight(
-        bits=weight.bits,
-        block_size=weight.block_size,
-        columns=weight.columns + weight.offsets.columns,
-        packed=np.concatenate([weight.packed, weight.offsets.packed], axis=1),
-        scales=np.concatenate([weight.scales, weight.offsets.scales], axis=1),
-        zero_points=zeros,
-    )
-
-
-def taken_apart(weight: PackedWeight, columns: int) -> PackedWeight:
-    """Return a weight of so many columns with its offsets, of what `joined` made of it."""
-    blocks = columns // weight.block_size
-    if weight.columns == columns:
-        return weight
-    first, second = (_blocks_of(weight, which) for which in (slice(blocks), slice(blocks, None)))
-    return dataclasses.replace(first, columns=columns, offsets=dataclasses.replace(second, columns=blocks))
-
-
-def _blocks_of(weight: PackedWeight, which: slice) -> PackedWeight:
-    zeros = None if weight.zero_points is None else _into_bytes(_zeros_of(weight)[:, which], weight.bits)
-    return dataclasses.replace(
-        weight, packed=weight.packed[:, which], scales=weight.scales[:, which], zero_points=zeros
-    )
-
-
-def _zeros_of(weight: PackedWeight) -> NDArray[np.uint8]:
+def zero_points_of(weight: PackedWeight) -> NDArray[np.uint8]:
     """Return the stored zero points [N, blocks], one a byte."""
     assert weight.zero_points is not None
     return _from_bytes(weight.zero_points, weight.bits)[:, : weight.scales.shape[1]]
-
-
-def in_8_bits(weight: PackedWeight) -> PackedWeight:
-    """Return a weight of 4 bits with offsets in 8 bits without: zero points lie at sixteenths of a step there."""
-    if weight.offsets is None:
-        return weight
-    values, zeros = unpack_values(weight)
-    finer = np.float32(16)
-    middle = np.zeros_like(weight.scales) if zeros is None else zeros.astype(np.float32)
-    offsets = np.divide(unpack(weight.offsets), weight.scales, out=np.zeros_like(middle), where=weight.scales != 0)
-    places = np.clip(np.rint((middle - offsets) * finer), -128, 127).astype(np.int16)
-    return pack(
-        (values.astype(np.int16) * 16 + 128).astype(np.uint8),
-        weight.scales / finer,
-        (places + 128).astype(np.uint8),
-        bits=8,
-        columns=weight.columns,
-    )

@@ -1,0 +1,78 @@
+"""Offsets: what is added to all weights of a block, beside the grid that MatMulNBits computes with.
+
+Files of 4 bits (Q4_1, Q4_K) have blocks that begin anywhere, and zero points between whole ones take 31 times as long
+(docs/results/graph-and-settings.md). An offset multiplies the sum of the inputs of its block instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from edgelm.architecture.quantization_scheme import Scheme
+from edgelm_export.quantize.grid import quantize_alone
+from edgelm_export.quantize.packed import PackedWeight, into_bytes, pack, unpack, unpack_values, zero_points_of
+
+# What holds any weight nearly; the block size is that of the files' blocks, so that no scale spans two of them.
+FALLBACK = Scheme(bits=8, block_size=32, symmetric=True, method="rounded")
+
+
+def joined(weight: PackedWeight) -> PackedWeight:
+    """Return a weight with its offsets as further columns: what multiplies an input with the sums of its blocks behind.
+
+    So K is a whole number of blocks, behind which the sums begin.
+    """
+    if weight.offsets is None:
+        return weight
+    zeros = None
+    if weight.zero_points is not None and weight.offsets.zero_points is not None:
+        zeros = np.concatenate([zero_points_of(weight), zero_points_of(weight.offsets)], axis=1)
+        zeros = into_bytes(zeros, weight.bits)
+    return PackedWeight(
+        bits=weight.bits,
+        block_size=weight.block_size,
+        columns=weight.columns + weight.offsets.columns,
+        packed=np.concatenate([weight.packed, weight.offsets.packed], axis=1),
+        scales=np.concatenate([weight.scales, weight.offsets.scales], axis=1),
+        zero_points=zeros,
+    )
+
+
+def taken_apart(weight: PackedWeight, columns: int) -> PackedWeight:
+    """Return a weight of so many columns with its offsets, of what `joined` made of it."""
+    blocks = columns // weight.block_size
+    if weight.columns == columns:
+        return weight
+    first, second = (_blocks_of(weight, which) for which in (slice(blocks), slice(blocks, None)))
+    return dataclasses.replace(first, columns=columns, offsets=dataclasses.replace(second, columns=blocks))
+
+
+def _blocks_of(weight: PackedWeight, which: slice) -> PackedWeight:
+    zeros = None if weight.zero_points is None else into_bytes(zero_points_of(weight)[:, which], weight.bits)
+    return dataclasses.replace(
+        weight, packed=weight.packed[:, which], scales=weight.scales[:, which], zero_points=zeros
+    )
+
+
+def in_8_bits(weight: PackedWeight) -> PackedWeight:
+    """Return a weight of 4 bits with offsets in 8 bits without: zero points lie at sixteenths of a step there.
+
+    Where a block begins beyond what zero points reach, all are rounded again.
+    """
+    if weight.offsets is None:
+        return weight
+    values, zeros = unpack_values(weight)
+    finer = np.float32(16)
+    middle = np.zeros_like(weight.scales) if zeros is None else zeros.astype(np.float32)
+    offsets = np.divide(unpack(weight.offsets), weight.scales, out=np.zeros_like(middle), where=weight.scales != 0)
+    places = np.rint((middle - offsets) * finer)
+    if places.min() < -128 or places.max() > 127:
+        return quantize_alone(unpack(weight), FALLBACK)
+    return pack(
+        (values.astype(np.int16) * 16 + 128).astype(np.uint8),
+        weight.scales / finer,
+        (places.astype(np.int16) + 128).astype(np.uint8),
+        bits=8,
+        columns=weight.columns,
+    )
