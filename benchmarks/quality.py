@@ -124,7 +124,8 @@ class Models:
         quantize_gguf(self.gguf, target, kind, self.importance)
 
     def _build_genai(self, target: Path, precision: str, algorithm: str) -> None:
-        command = [*genai_command(self.checkpoint, target, precision, last_logits_only=False, python=self.builder)]
+        source = self.checkpoint.resolve()  # the builder works elsewhere
+        command = [*genai_command(source, target, precision, last_logits_only=False, python=self.builder)]
         command.append(f"algo_config={algorithm}")
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         place = target.parent  # not here, where our modules would hide its own
