@@ -259,7 +259,7 @@ def _notes(
     if any(rule.scheme == KEEP for rule in asked.rules):
         moved = moved_types(checkpoint)
         notes.append(
-            f"Stored in 8 bits, since MatMulNBits is slow on their grids: {', '.join(moved)}."
+            f"Stored in 8 bits, since no fast operator has their grids: {', '.join(moved)}."
             if moved
             else "Every matrix keeps the grid of its source."
         )

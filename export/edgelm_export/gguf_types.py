@@ -71,12 +71,12 @@ def integer_blocks(
         CheckpointError: the type is unsupported, or `data` has not the size that type and shape ask for.
     """
     tensor_type = _checked_type(data, type, shape)
-    if type not in _GRIDS:
-        return None
     rows, blocks = math.prod(shape[:-1]), data.reshape(-1, tensor_type.block_bytes)
     if type in _LEVELS:
         values, scales, lowest = _LEVELS[type](blocks)
         return _on_levels(values.reshape(rows, -1, _GRID_BLOCK), scales.reshape(rows, -1), lowest.reshape(rows, -1))
+    if type not in _SYMMETRIC:
+        return None
     bits, values_of, scales_of = _SYMMETRIC[type]
     return QuantizedBlocks(
         bits=bits,
@@ -92,16 +92,18 @@ def _on_levels(values: Blocks, scales: Weights, lowest: Weights) -> QuantizedBlo
     values: uint8 [rows, blocks, block_size] of 4 bits. scales, lowest: [rows, blocks].
     """
     halves = half_scales(scales)
+    # A damaged file has numbers that are none; whoever reads the scales and offsets refuses them.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         zeros = np.clip(np.rint(-lowest / halves), 0, 15)
-    zeros = np.where(halves == 0, 0, zeros).astype(np.float32)
+        zeros = np.where(np.isfinite(zeros), zeros, 0).astype(np.float32)
+        offsets = (lowest + zeros * halves).astype(np.float32)
     return QuantizedBlocks(
         bits=4,
         block_size=values.shape[2],
         values=values.view(np.int8) - np.int8(8),
         scales=halves,
         zero_points=zeros.astype(np.int8) - np.int8(8),
-        offsets=(lowest + zeros * halves).astype(np.float32),
+        offsets=offsets,
     )
 
 
@@ -293,7 +295,6 @@ _LEVELS: Mapping[str, Callable[[Blocks], tuple[Blocks, Weights, Weights]]] = {
     "Q4_1": _q4_1_levels,
     "Q4_K": _q4_k_levels,
 }
-_GRIDS = frozenset({*_SYMMETRIC, *_LEVELS})
 
 # ggml's type ids (enum ggml_type in ggml.h).
 TENSOR_TYPES: Mapping[int, TensorType] = {

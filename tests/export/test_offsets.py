@@ -89,6 +89,19 @@ def test_blocks_of_odd_levels_are_held(scale: float, lowest: float) -> None:
     np.testing.assert_allclose(weights_of(blocks), dequantize(block, "Q4_1", (1, 32)), rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_number_that_is_none_is_refused_and_no_warning(number: float, at: int) -> None:
+    block = np.zeros(20, np.uint8)
+    block[:4] = np.array([0.01, -0.1], "<f2").view(np.uint8)
+    block[at : at + 2] = np.array([number], "<f2").view(np.uint8)
+    blocks = integer_blocks(block, "Q4_1", (1, 32))
+    assert blocks is not None
+    assert blocks.offsets is not None
+    assert not np.isfinite(blocks.scales).all() or not np.isfinite(blocks.offsets).all()
+
+
 @pytest.mark.parametrize("columns", [32, 96, 2048])
 def test_a_packed_weight_is_its_source_to_a_thirtieth_of_a_step(columns: int) -> None:
     packed, weights = packed_and_weights(columns=columns)
@@ -144,7 +157,7 @@ def q4_1(tmp_path: Path, save_llama: Save, write_gguf: Save) -> GGUFCheckpoint:
 
 def test_a_package_of_q4_1_keeps_its_grid_in_4_bits(q4_1: GGUFCheckpoint, tmp_path: Path) -> None:
     manifest = export_package(q4_1, tmp_path / "package", "keep")
-    assert manifest.notes == ("Stored in 8 bits, since MatMulNBits is slow on their grids: Q4_1 of the embedding.",)
+    assert manifest.notes == ("Stored in 8 bits, since no fast operator has their grids: Q4_1 of the embedding.",)
     assert manifest.quality is not None
     # What is left is the activations' 8 bits and a thirtieth of a step. Measured: 0.0008.
     assert manifest.quality.mean_kl_divergence < 0.005

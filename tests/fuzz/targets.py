@@ -142,6 +142,7 @@ def _read_gguf_checkpoint(folder: Path) -> None:
         assert checkpoint.source
         for name in checkpoint.config.tensor_shapes():
             checkpoint.tensor(name)
+            checkpoint.quantized_blocks(name)
 
 
 def _checkpoint_folder(folder: Path) -> Path:

@@ -1,7 +1,4 @@
 import asyncio
-import os
-import subprocess
-import sys
 import threading
 import time
 from typing import Any
@@ -305,60 +302,6 @@ def test_an_event_loop_that_is_gone_does_not_stop_the_engine(model: LanguageMode
         assert join(engine.submit("y", GenerationConfig(max_new_tokens=2))).usage.completion_tokens > 0
 
 
-FORKS = """
-import os, sys, edgelm, edgelm.testing
-from edgelm.decoding.answer import join
-model = edgelm.load(edgelm.testing.tiny_model_path())
-engine = edgelm.Engine(model)
-config = edgelm.GenerationConfig(max_new_tokens=3)
-join(engine.submit("x", config))
-child = os.fork()
-if child:
-    _, status = os.waitpid(child, 0)
-    join(engine.submit("x", config))
-    sys.exit(os.waitstatus_to_exitcode(status))
-attempts = (lambda: model.generate("x", config), "cannot run it"), (lambda: engine.submit("x"), "has no worker")
-for attempt, word in attempts:
-    try:
-        attempt()
-    except edgelm.EdgeLMError as error:
-        assert word in str(error), error
-    else:
-        sys.exit("no error")
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
-def test_a_fork_says_at_once_that_it_cannot_use_the_model() -> None:
-    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], check=True, timeout=60)
-
-
-FORKS_IN_A_STEP = """
-import os, sys
-import edgelm, edgelm.testing
-model = edgelm.load(edgelm.testing.tiny_model_path())
-with model.session._use:  # as a thread that is computing
-    child = os.fork()
-if not child:
-    model.session._use._inside = 1  # the thread is not there, and so never leaves
-    sys.exit(0)
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
-def test_a_fork_ends_though_a_thread_was_computing_when_it_began() -> None:
-    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS_IN_A_STEP], check=True, timeout=30)
-
-
-def test_an_engine_that_was_not_closed_does_not_keep_the_program_from_ending() -> None:
-    program = (
-        "import edgelm, edgelm.testing; engine = edgelm.Engine(edgelm.load(edgelm.testing.tiny_model_path())); "
-        "next(engine.submit('x', edgelm.GenerationConfig(ignore_eos=True)))"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
-
-
 @pytest.mark.parametrize("place", ["forward", "forward_rows", "add", "activate"])
 def test_what_fails_for_all_ends_them_and_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     model = scripted_model("Fine.")
@@ -484,24 +427,3 @@ def test_a_second_reader_of_an_answer_does_not_wait_for_ever(model: LanguageMode
         for thread in threads:
             thread.join(60)
         assert [thread.is_alive() for thread in threads] == [False, False]
-
-
-DAEMON = """
-import threading
-import edgelm, edgelm.testing
-model = edgelm.load(edgelm.testing.tiny_model_path(), edgelm.SessionOptions(threads=2))
-config = edgelm.GenerationConfig(ignore_eos=True)
-begun = threading.Event()
-def stream():
-    while True:
-        for chunk in model.stream("The sea " * 100, config):
-            begun.set()
-threading.Thread(target=stream, daemon=True).start()
-begun.wait()
-"""
-
-
-def test_a_daemon_thread_that_streams_does_not_abort_a_program_that_ends() -> None:
-    for _ in range(5):
-        ended = subprocess.run([sys.executable, "-c", DAEMON], capture_output=True, text=True, timeout=60)
-        assert (ended.returncode, ended.stderr) == (0, "")

@@ -41,9 +41,9 @@ def joined(weight: PackedWeight) -> PackedWeight:
 
 def taken_apart(weight: PackedWeight, columns: int) -> PackedWeight:
     """Return a weight of so many columns with its offsets, of what `joined` made of it."""
-    blocks = columns // weight.block_size
     if weight.columns == columns:
         return weight
+    blocks = columns // weight.block_size
     first, second = (_blocks_of(weight, which) for which in (slice(blocks), slice(blocks, None)))
     return dataclasses.replace(first, columns=columns, offsets=dataclasses.replace(second, columns=blocks))
 

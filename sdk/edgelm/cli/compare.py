@@ -90,12 +90,13 @@ def _with_speeds(folders: Sequence[Path], rows: Sequence[_Row], threads: int | N
 
     prompts: list[list[float]] = [[] for _ in folders]
     answers: list[list[float]] = [[] for _ in folders]
+    options = SessionOptions(threads=threads)
     with progress_line() as progress:
         for round_ in range(rounds):
             for i, folder in enumerate(folders):
                 progress("Measuring", round_ * len(folders) + i, rounds * len(folders))
                 try:
-                    report = measure(folder, SessionOptions(threads=threads), rounds=1)
+                    report = measure(folder, options, rounds=1)
                 except ConfigError as error:  # a short context, or an encoder: size and quality can still be compared
                     click.echo(f"{error} Speeds are left out.", err=True)
                     return list(rows)
