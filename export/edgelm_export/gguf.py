@@ -30,7 +30,7 @@ _MAX_ELEMENTS = {"numbers": 600_000, "strings": 655_360}  # of all arrays togeth
 _MAX_STRINGS_BYTES = 10 << 20
 _STRINGS_AT_ONCE = 1 << 14  # a list of them is made before it is stored in four bytes each
 _MAX_TEXT_BYTES = 1 << 20  # of one string by itself; the longest in use is a chat template
-_MAX_TENSORS = _MAX_KEYS = 1 << 12
+MAX_TENSORS = _MAX_KEYS = 1 << 12
 _MAX_ARRAYS = 1 << 12
 _MAX_NESTING = 4
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
@@ -125,8 +125,8 @@ class GGUFFile:
         """Map a GGUF file and read its header.
 
         Raises:
-            CheckpointError: the file cannot be read, is no GGUF file of version 2 or 3, is one part of a split model,
-                or its header is broken; the message names the file, the field and the value.
+            CheckpointError: the file cannot be read, is no GGUF file of version 2 or 3, or its header is broken; the
+                message names the file, the field and the value.
         """
         try:
             content = np.memmap(path, np.uint8, "r").view(np.ndarray) if path.stat().st_size else np.empty(0, np.uint8)
@@ -135,11 +135,6 @@ class GGUFFile:
         header = _Header(path, content.data)
         version, tensor_count, key_count = header.start()
         metadata = header.metadata(key_count)
-        if metadata.get("split.count", 0) not in (0, 1):
-            raise CheckpointError(
-                f"{path}: split.count is {metadata['split.count']!r:.80}: the model is split over several files, which "
-                "is not supported. Merge them first, for example with llama-gguf-split --merge."
-            )
         tensors = header.tensors(tensor_count, _alignment(path, metadata))
         return cls(path, version, MappingProxyType(metadata), MappingProxyType(tensors), content)
 
@@ -200,7 +195,7 @@ class _Header:
             raise self._error("version", f"is {version}; versions 2 and 3 are supported. Convert the model again")
         tensors = self._count("tensor count", _TENSOR_MINIMUM)
         keys = self._count("metadata count", _KEY_VALUE_MINIMUM)
-        for field, count, most in (("tensor count", tensors, _MAX_TENSORS), ("metadata count", keys, _MAX_KEYS)):
+        for field, count, most in (("tensor count", tensors, MAX_TENSORS), ("metadata count", keys, _MAX_KEYS)):
             if count > most:
                 raise self._error(field, f"is {count}; at most {most} are read")
         return version, tensors, keys

@@ -117,7 +117,8 @@ def write_gguf(bpe_tokenizer: PreTrainedTokenizerFast) -> WriteGGUF:
     """Write a model as llama.cpp's converter does, with the gguf package: write_gguf(path, model, quantization, extra).
 
     quantization: the gguf package's name of the type that matrices get. extra: tensors beyond the model's.
-    architecture: llama.cpp's name of the model's family; its model_type, if None.
+    architecture: llama.cpp's name of the model's family; its model_type, if None. split: how the gguf package's writer
+    makes several files of it, the first of which is returned.
     """
 
     def write(
@@ -128,9 +129,10 @@ def write_gguf(bpe_tokenizer: PreTrainedTokenizerFast) -> WriteGGUF:
         metadata: Mapping[str, Any] | None = None,
         extra: Mapping[str, NDArray[np.float32]] | None = None,
         architecture: str | None = None,
+        split: Mapping[str, int] | None = None,
     ) -> Path:
         architecture = architecture or model.config.model_type
-        writer = gguf.GGUFWriter(path, architecture)
+        writer = gguf.GGUFWriter(path, architecture, **(split or {}))
         add_config(writer, model, architecture)
         _add_tokenizer(writer, bpe_tokenizer)
         for key, value in (metadata or {}).items():
@@ -147,7 +149,7 @@ def write_gguf(bpe_tokenizer: PreTrainedTokenizerFast) -> WriteGGUF:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        return path
+        return writer.format_shard_names(path)[0]
 
     return write
 

@@ -233,10 +233,6 @@ HOSTILE = {
         whole([key("general.alignment", STRING, string("32" * 1000))]),
         f"general.alignment is '{'32' * 39}3; it must be a power of two",
     ),
-    "one part of several": (
-        whole([key("split.count", 2, struct.pack("<H", 3))]),
-        "split.count is 3: the model is split over several files",
-    ),
     "a tensor twice": (whole(tensors=[tensor("t", [8])] * 2), "tensor 't' appears twice"),
     "a long tensor name": (whole(tensors=[tensor("t" * 65, [8])]), "name of tensor 0 has 65 bytes; at most 64"),
     "no dimensions": (whole(tensors=[tensor("t", [])]), "tensor 't' has 0 dimensions; 1 to 4 are supported"),
