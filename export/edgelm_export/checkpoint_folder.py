@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,20 +180,20 @@ def notes_on_template(folder: Path, files: Mapping[str, str]) -> tuple[str, ...]
 
     files: what `read_text_files` gave for the folder.
     """
-    if CHAT_TEMPLATE in files:
-        return ()
-    names = sorted(
-        {
-            *named_templates(json.loads(files.get(TOKENIZER_CONFIG, "{}"))),
-            *(path.stem for path in (folder / NAMED_TEMPLATES).glob("*.jinja")),
-        }
-    )
-    if names:
-        listed = ", ".join(f"{name!r:.40}" for name in names[:_MOST_NAMES])
-        rest = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-        what = f"of {listed}{rest} none is called 'default'"
-    elif (folder / PROCESSOR_TEMPLATE).exists():
+    way_out = f"Put the one you mean into {CHAT_TEMPLATE} of the source's folder."
+    in_files = [path.stem for path in (folder / NAMED_TEMPLATES).glob("*.jinja")]
+    notes = notes_on_names(files, way_out, in_files)
+    if not notes and CHAT_TEMPLATE not in files and (folder / PROCESSOR_TEMPLATE).exists():
         what = f"{PROCESSOR_TEMPLATE} is a processor's, which the tokenizer does not read"
-    else:
+        return (f"It has no chat template: {what}. {way_out}",)
+    return notes
+
+
+def notes_on_names(files: Mapping[str, str], way_out: str, more: Sequence[str] = ()) -> tuple[str, ...]:
+    """Say which chat templates of these files, and more, are not used where none is: each has a name of its own."""
+    names = sorted({*named_templates(json.loads(files.get(TOKENIZER_CONFIG, "{}"))), *more})
+    if CHAT_TEMPLATE in files or not names:
         return ()
-    return (f"It has no chat template: {what}. Put the one you mean into {CHAT_TEMPLATE} of the source's folder.",)
+    listed = ", ".join(f"{name!r:.40}" for name in names[:_MOST_NAMES])
+    rest = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return (f"It has no chat template: of {listed}{rest} none is called 'default'. {way_out}",)

@@ -18,7 +18,7 @@ from edgelm.package.manifest import sha256_of
 from edgelm_export.architectures import gguf_architecture_of
 from edgelm_export.architectures.architecture import ROPE_FACTORS, GGUFHeader
 from edgelm_export.checkpoint import QuantizedBlocks
-from edgelm_export.checkpoint_folder import GENERATION_CONFIG, read_json_object
+from edgelm_export.checkpoint_folder import CHAT_TEMPLATE, GENERATION_CONFIG, notes_on_names, read_json_object
 from edgelm_export.fetched import fetched_facts
 from edgelm_export.gguf_model import GGUFModel
 from edgelm_export.gguf_tokenizer import tokenizer_files
@@ -69,8 +69,9 @@ class GGUFCheckpoint:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """None: a file's templates that have names stand beside the one that is used."""
-        return ()
+        """Which chat templates are not used, where none is."""
+        way_out = f"Import it (edgelm import), and put the one you mean into {CHAT_TEMPLATE} of that folder."
+        return notes_on_names(self.text_files, way_out)
 
     def _sampling_beside(self) -> dict[str, Any]:
         """Read how the author samples, which a GGUF file does not hold: from the file of that name beside it."""
@@ -79,7 +80,7 @@ class GGUFCheckpoint:
 
     @cached_property
     def source(self) -> Mapping[str, Any]:
-        """The files with their hashes, where it was fetched from, and what they say of the model's name and licence."""
+        """The files with their hashes, where they came from, and what they say of the model's name and licence."""
         metadata, paths = self._model.metadata, self._model.paths
         described: dict[str, Any] = {
             "format": "gguf",

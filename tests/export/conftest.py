@@ -129,12 +129,15 @@ def write_gguf(bpe_tokenizer: PreTrainedTokenizerFast) -> WriteGGUF:
         metadata: Mapping[str, Any] | None = None,
         extra: Mapping[str, NDArray[np.float32]] | None = None,
         architecture: str | None = None,
+        chat_template: str | None = TEMPLATE,
         split: Mapping[str, int] | None = None,
     ) -> Path:
         architecture = architecture or model.config.model_type
         writer = gguf.GGUFWriter(path, architecture, **(split or {}))
         add_config(writer, model, architecture)
         _add_tokenizer(writer, bpe_tokenizer)
+        if chat_template is not None:
+            writer.add_chat_template(chat_template)
         for key, value in (metadata or {}).items():
             {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}[
                 type(value)
@@ -164,7 +167,6 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast) 
     writer.add_token_merges([" ".join(pair) for pair in _merges(merges)])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    writer.add_chat_template(TEMPLATE)
 
 
 def _merges(model: models.BPE) -> list[tuple[str, str]]:
