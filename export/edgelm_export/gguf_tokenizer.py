@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgelm.errors import CheckpointError
+from edgelm.text.chat_template import template_of
 from edgelm_export.byte_level_tokenizer import PRE_TOKENIZERS, PreTokenizer, byte_level_json, joins_two_tokens
 from edgelm_export.gguf import GGUFStrings
 from edgelm_export.sentencepiece_model import Kind, PieceType, SentencePieceModel
@@ -70,8 +71,9 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, str]:
         "tokenizer.json": rebuilt.build(before, after),
         "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2) + "\n",
     }
-    if "default" in templates:
-        files["chat_template.jinja"] = templates["default"]
+    template = template_of(templates)
+    if template is not None:
+        files["chat_template.jinja"] = template
     return files
 
 

@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 
 from edgelm.config import RopeScaling
 from edgelm.errors import CheckpointError
+from edgelm.text.chat_template import template_of
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
@@ -112,9 +113,10 @@ def test_templates_with_names_stay_listed_and_where_none_is_the_default_a_note_s
     model = save_llama(tmp_path / "hf")
     named = {"tokenizer.chat_template.rag": "A", "tokenizer.chat_template.tool_use": "B"}
     with GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", model, metadata=named)) as checkpoint:
-        chosen = checkpoint.text_files["chat_template.jinja"]
         listed = json.loads(checkpoint.text_files["tokenizer_config.json"])["chat_template"]
-        assert {row["name"]: row["template"] for row in listed} == {"default": chosen, "rag": "A", "tool_use": "B"}
+        templates = {row["name"]: row["template"] for row in listed}
+        assert templates == {"default": templates["default"], "rag": "A", "tool_use": "B"}
+        assert checkpoint.text_files["chat_template.jinja"] == template_of(templates)
         assert checkpoint.notes == ()
     with GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", model, metadata=named, chat_template=None)) as checkpoint:
         assert "chat_template.jinja" not in checkpoint.text_files
