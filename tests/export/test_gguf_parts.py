@@ -193,7 +193,7 @@ BROKEN: dict[str, tuple[str, dict[str, object], str]] = {
     "a tensor in two parts": (THIRD, {"number": 2, "tensors": ["b"]}, f"tensor 'b' is in {SECOND} too"),
     "too few tensors": (THIRD, {"number": 2}, "with it the model has 3 tensors, and split.tensors.count is 4"),
     "too many tensors": (THIRD, {"number": 2, "tensors": ["d", "e"]}, "with it the model has 5 tensors, and"),
-    "no total": (FIRST, {"number": 0, "total": None}, "split.tensors.count is None; it must be from 1 to 12288"),
+    "no total": (FIRST, {"number": 0, "total": None}, "split.tensors.count is None; it must be from 1 to 4096"),
     "a total in words": (FIRST, {"number": 0, "total": "4"}, "split.tensors.count is '4'; it must be from 1 to"),
     "a huge total": (FIRST, {"number": 0, "total": MAX_TENSORS + 1}, f"split.tensors.count is {MAX_TENSORS + 1}; it"),
     "a negative count": (FIRST, {"number": 0, "count": -3}, "split.count is -3; at most 512 files are read as one"),
