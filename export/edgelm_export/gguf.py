@@ -25,7 +25,7 @@ from edgelm_export.gguf_types import TENSOR_TYPES, UNSUPPORTED_TYPE_NAMES
 # The largest vocabularies have 262,144 tokens with scores and types, or 201,088 and 446,189 merges: under 20 MB in all,
 # of which 9 MB are the strings' own. The most tensors and keys in use are 1,400 and 80; no model has arrays of arrays.
 # docs/results/trust.md has what the worst header costs.
-_MAX_HEADER_BYTES = 32 << 20
+MAX_HEADER_BYTES = 32 << 20
 _MAX_ELEMENTS = {"numbers": 600_000, "strings": 655_360}  # of all arrays together
 _MAX_STRINGS_BYTES = 10 << 20
 _STRINGS_AT_ONCE = 1 << 14  # a list of them is made before it is stored in four bytes each
@@ -121,18 +121,18 @@ class GGUFFile:
         self._content: NDArray[np.uint8] | None = content
 
     @classmethod
-    def open(cls, path: Path) -> GGUFFile:
+    def open(cls, path: Path, header_bytes: int = MAX_HEADER_BYTES) -> GGUFFile:
         """Map a GGUF file and read its header.
 
         Raises:
-            CheckpointError: the file cannot be read, is no GGUF file of version 2 or 3, or its header is broken; the
-                message names the file, the field and the value.
+            CheckpointError: the file cannot be read, is no GGUF file of version 2 or 3, or its header is broken or
+                larger than `header_bytes`; the message names the file, the field and the value.
         """
         try:
             content = np.memmap(path, np.uint8, "r").view(np.ndarray) if path.stat().st_size else np.empty(0, np.uint8)
         except OSError as error:
             raise CheckpointError(f"Cannot read {path}: {error}.") from error
-        header = _Header(path, content.data)
+        header = _Header(path, content.data[:header_bytes], len(content))
         version, tensor_count, key_count = header.start()
         metadata = header.metadata(key_count)
         tensors = header.tensors(tensor_count, _alignment(path, metadata))
@@ -174,10 +174,11 @@ def _alignment(path: Path, metadata: Mapping[str, Any]) -> int:
 class _Header:
     """A read position in the header of a GGUF file; no read goes past the end."""
 
-    def __init__(self, path: Path, content: memoryview) -> None:
+    def __init__(self, path: Path, content: memoryview, file_bytes: int) -> None:
         self._path = path
         self._content = content
-        self._end = min(len(content), _MAX_HEADER_BYTES)
+        self._end = len(content)
+        self._file_bytes = file_bytes
         self._position = 0
         self._elements_left, self._arrays_left = dict(_MAX_ELEMENTS), _MAX_ARRAYS
         self._strings_bytes_left = _MAX_STRINGS_BYTES
@@ -243,11 +244,11 @@ class _Header:
                 f"has rows of {shape[-1]} weights, not a multiple of {tensor_type.name}'s {tensor_type.block_size}",
             )
         nbytes = tensor_type.nbytes(shape)
-        if offset + nbytes > len(self._content):
+        if offset + nbytes > self._file_bytes:
             raise self._error(
                 f"tensor {name!r}",
                 f"of shape {shape} at offset {offset} needs {nbytes} bytes, and the file ends at "
-                f"{len(self._content)}. It was cut off or damaged: download it again",
+                f"{self._file_bytes}. It was cut off or damaged: download it again",
             )
         return GGUFTensor(name=name, shape=shape, type=tensor_type.name, offset=offset, nbytes=nbytes)
 

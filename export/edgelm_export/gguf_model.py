@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
 from edgelm.files.gguf_part_names import MOST_PARTS, names_of_parts
-from edgelm_export.gguf import MAX_TENSORS, GGUFFile
+from edgelm_export.gguf import MAX_HEADER_BYTES, MAX_TENSORS, GGUFFile
 
 _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
+# Of a part behind the first, which has no metadata but these three: the tensors that a model may have take 0.49 MB.
+_LATER_HEADER_BYTES = 1 << 19
 _DOWNLOAD_AGAIN = "It is another part than its name says, or one of another model: download the model again."
 
 
@@ -41,7 +43,7 @@ class GGUFModel:
             CheckpointError: a file cannot be read, is no GGUF file of version 2 or 3, or its header is broken; or a
                 part is missing or does not belong to the others.
         """
-        named = GGUFFile.open(path)
+        named = _part(path)
         count = named.metadata.get(_COUNT, 0)
         return cls([named] if count in (0, 1) else _parts(named, count))
 
@@ -59,6 +61,11 @@ class GGUFModel:
             file.close()
 
 
+def _part(path: Path) -> GGUFFile:
+    names = names_of_parts(path.name)
+    return GGUFFile.open(path, _LATER_HEADER_BYTES if path.name in names[1:] else MAX_HEADER_BYTES)
+
+
 def _parts(named: GGUFFile, count: object) -> list[GGUFFile]:
     """Open all parts of the model that a file is one of, in their order."""
     paths = _paths(named.path, count)
@@ -66,7 +73,7 @@ def _parts(named: GGUFFile, count: object) -> list[GGUFFile]:
     file_of: dict[str, str] = {}
     total = 0
     for number, path in enumerate(paths):
-        part = named if path == named.path else GGUFFile.open(path)
+        part = named if path == named.path else _part(path)
         total = total if parts else _total(part)
         _check_place(part, {_NUMBER: number, _COUNT: len(paths), _TENSORS: total})
         for tensor in part.tensors:

@@ -44,10 +44,12 @@ def model(tmp_path: Path, save_llama: SaveLlama) -> LlamaForCausalLM:
     return save_llama(tmp_path / "hf")
 
 
-def write_part(path: Path, number: object, count: object = 3, total: object = 4, tensors: Sequence[str] = ()) -> None:
+def write_part(
+    path: Path, number: object, count: object = 3, total: object = 4, tensors: Sequence[str] = (), name: str = ""
+) -> None:
     """Write a part with these tensors; a number of None has no key in the file."""
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name(f"of {path.name}")
+    writer.add_name(name or f"of {path.name}")
     for key, value in (("split.no", number), ("split.count", count), ("split.tensors.count", total)):
         if isinstance(value, str):
             writer.add_string(key, value)
@@ -191,6 +193,7 @@ BROKEN: dict[str, tuple[str, dict[str, object], str]] = {
     "a part of another count": (THIRD, {"number": 2, "count": 4}, "split.count is 4, where 3 belongs"),
     "a part of another model": (THIRD, {"number": 2, "total": 9}, "split.tensors.count is 9, where 4 belongs"),
     "a tensor in two parts": (THIRD, {"number": 2, "tensors": ["b"]}, f"tensor 'b' is in {SECOND} too"),
+    "the metadata of a whole model": (SECOND, {"number": 1, "name": "a" * (1 << 19)}, ".* remain for the header"),
     "too few tensors": (THIRD, {"number": 2}, "with it the model has 3 tensors, and split.tensors.count is 4"),
     "too many tensors": (THIRD, {"number": 2, "tensors": ["d", "e"]}, "with it the model has 5 tensors, and"),
     "no total": (FIRST, {"number": 0, "total": None}, "split.tensors.count is None; it must be from 1 to 4096"),
