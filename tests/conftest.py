@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# Several processes test at once, as many as there are cores; threads of numpy and torch would wait for each other.
-# Before their imports, and for the processes that tests start.
+# Several processes test at once, on all cores; threads of numpy and torch would wait for each other. Before their
+# imports, and for the processes that tests start.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
