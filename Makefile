@@ -14,7 +14,7 @@ chat: $(VENV)/chat.stamp
 
 # Files of tests go to as many processes as there are cores: a file's tests share what they set up.
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -24,7 +24,7 @@ lint: $(VENV)/dev.stamp
 
 # The same with no network but the loopback interface, on Linux; without the tests that fetch whole environments.
 test-offline: $(VENV)/dev.stamp
-	unshare -rn sh -c 'ip link set lo up && exec $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
+	unshare -rn sh -c 'ip link set lo up && exec $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
 	  -m "not clients and not runtimes"'
 
 # What needs an NVIDIA GPU, in an environment with the other build of ONNX Runtime. Without one everything is skipped.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgelm.errors import CheckpointError, TokenizerError
 from edgelm.files import lfs_pointer, regular_file
-from edgelm.text.chat_template import named_templates
+from edgelm.text.chat_template import named_templates, template_of
 from edgelm.text.tokenizer_trial import MAX_BYTES, try_tokenizer
 from edgelm_export.byte_level_folder import (
     BYTE_LEVEL_FILES,
@@ -27,6 +27,7 @@ TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE, GENERATION_CONFIG = "chat_template.jinja", "generation_config.json"
 # Where transformers keeps a processor's template, and those that have names.
 PROCESSOR_TEMPLATE, NAMED_TEMPLATES = "chat_template.json", "additional_chat_templates"
+_FOR_TOOLS = "tool_use.jinja"
 _MOST_NAMES = 5
 # What may be larger than a file of settings: in bytes, and in values. The largest vocabulary of both files in use has
 # 151,643 tokens in 2.8 MB.
@@ -49,8 +50,9 @@ def file_inside(folder: Path, name: str) -> Path:
         raise CheckpointError(f"{path} is missing. Download the model again.")
     home, real = folder.resolve(), path.resolve()
     allowed = [home]
-    if home.parent.name == "snapshots":
-        allowed.append(home.parent.parent / "blobs")
+    snapshot = home.parent if home.name == NAMED_TEMPLATES else home
+    if snapshot.parent.name == "snapshots":
+        allowed.append(snapshot.parent.parent / "blobs")
     if real.parent not in allowed:
         raise CheckpointError(f"{path} is a link to {real}, outside the folder. Replace it by the file itself.")
     try:
@@ -126,8 +128,14 @@ def read_text_files(folder: Path) -> dict[str, str]:
             files[name] = read_text(folder, name)
     if GENERATION_CONFIG in files:
         parse_json_object(files[GENERATION_CONFIG], folder / GENERATION_CONFIG)
+    config = parse_json_object(files.get(TOKENIZER_CONFIG, "{}"), folder / TOKENIZER_CONFIG)
+    template = template_of(_chat_templates(folder, config, files))
+    if template is not None:
+        files[CHAT_TEMPLATE] = template
     if TOKENIZER_CONFIG in files:
-        files |= _with_template_apart(parse_json_object(files[TOKENIZER_CONFIG], folder / TOKENIZER_CONFIG), files)
+        if not isinstance(config.get("chat_template"), (list, dict)):  # several, by name, stay listed
+            config.pop("chat_template", None)
+        files[TOKENIZER_CONFIG] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     for name, content in files.items():
         try:
             content.encode("utf-8")
@@ -164,15 +172,12 @@ def _rebuilt_tokenizer(folder: Path) -> dict[str, str]:
     return byte_level_files(class_, folder, read_json_object(folder, VOCABULARY), read_text(folder, MERGES), settings)
 
 
-def _with_template_apart(config: dict[str, Any], files: dict[str, str]) -> dict[str, str]:
-    """Move the chat template from tokenizer_config.json to its own file; where both are, the file counts."""
-    template = named_templates(config).get("default")
-    if not isinstance(config.get("chat_template"), (list, dict)):  # several, by name, stay listed
-        config.pop("chat_template", None)
-    apart = {TOKENIZER_CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
-    if template is not None and CHAT_TEMPLATE not in files:
-        apart[CHAT_TEMPLATE] = template
-    return apart
+def _chat_templates(folder: Path, config: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, str]:
+    """Return the chat templates of a folder by name: one that is a file counts, and not those in its settings."""
+    templates = {"default": files[CHAT_TEMPLATE]} if CHAT_TEMPLATE in files else named_templates(config)
+    if (folder / NAMED_TEMPLATES / _FOR_TOOLS).exists():
+        templates["tool_use"] = read_text(folder / NAMED_TEMPLATES, _FOR_TOOLS)
+    return templates
 
 
 def notes_on_template(folder: Path, files: Mapping[str, str]) -> tuple[str, ...]:
@@ -180,20 +185,20 @@ def notes_on_template(folder: Path, files: Mapping[str, str]) -> tuple[str, ...]
 
     files: what `read_text_files` gave for the folder.
     """
-    if CHAT_TEMPLATE in files:
-        return ()
-    names = sorted(
-        {
-            *named_templates(json.loads(files.get(TOKENIZER_CONFIG, "{}"))),
-            *(path.stem for path in (folder / NAMED_TEMPLATES).glob("*.jinja")),
-        }
-    )
-    if names:
-        listed = ", ".join(f"{name!r:.40}" for name in names[:_MOST_NAMES])
-        rest = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-        what = f"of {listed}{rest} none is called 'default'"
-    elif (folder / PROCESSOR_TEMPLATE).exists():
+    way_out = f"Put the one you mean into {CHAT_TEMPLATE} of the source's folder."
+    in_files = [path.stem for path in (folder / NAMED_TEMPLATES).glob("*.jinja")]
+    notes = notes_on_names(files, way_out, in_files)
+    if not notes and CHAT_TEMPLATE not in files and (folder / PROCESSOR_TEMPLATE).exists():
         what = f"{PROCESSOR_TEMPLATE} is a processor's, which the tokenizer does not read"
-    else:
+        return (f"It has no chat template: {what}. {way_out}",)
+    return notes
+
+
+def notes_on_names(files: Mapping[str, str], way_out: str, more: Sequence[str] = ()) -> tuple[str, ...]:
+    """Say which chat templates of these files, and more, are not used where none is: each has a name of its own."""
+    names = sorted({*named_templates(json.loads(files.get(TOKENIZER_CONFIG, "{}"))), *more})
+    if CHAT_TEMPLATE in files or not names:
         return ()
-    return (f"It has no chat template: {what}. Put the one you mean into {CHAT_TEMPLATE} of the source's folder.",)
+    listed = ", ".join(f"{name!r:.40}" for name in names[:_MOST_NAMES])
+    rest = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return (f"It has no chat template: of {listed}{rest} none is called 'default'. {way_out}",)

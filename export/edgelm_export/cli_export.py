@@ -20,6 +20,7 @@ from edgelm.cli.output import is_terminal
 from edgelm.cli.picture_file import PictureFile
 from edgelm.cli.progress import progress_line
 from edgelm.config import KV_CACHES
+from edgelm.files.gguf_part_names import name_of_whole
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest
 from edgelm.pictures.scatter_picture import Dot, draw_scatter
@@ -219,7 +220,7 @@ def _package_name(source: Path, library: Library) -> str:
     if sources in source.parents:
         return source.relative_to(sources).parts[0]
     path = Path(os.path.abspath(source))  # a file of the hub's cache is a link to a hash
-    title = path.name
+    title = name_of_whole(path.name)
     if path.parent.name == "snapshots":  # models--ORG--NAME/snapshots/REVISION
         title = path.parents[1].name.rpartition("--")[2]
     plain = unicodedata.normalize("NFKD", title.lower().removesuffix(".gguf")).encode("ascii", "ignore").decode()

@@ -15,6 +15,7 @@ from edgelm.architecture.quantization_recipe import STANDARD, read_recipe
 from edgelm.cli.generation_options import complete_model, complete_source
 from edgelm.cli.progress import progress_line
 from edgelm.errors import ExportError
+from edgelm.files.gguf_part_names import names_of_parts
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest, sha256_of
 from edgelm_export.calibration_text import CalibrationOptions
@@ -152,8 +153,11 @@ def _source_in(library: Library, manifest: Manifest) -> Path | None:
 def _is_source(path: Path, source: Mapping[str, Any]) -> bool:
     """Tell whether a file or folder has the weight files that a manifest names, by their hashes."""
     files = source.get("files", ())
-    found = [path if path.is_file() else path / Path(str(file.get("path"))).name for file in files]
-    return bool(files) and all(
+    if path.is_file():
+        found = [path.with_name(name) for name in names_of_parts(path.name)]
+    else:
+        found = [path / Path(str(file.get("path"))).name for file in files]
+    return 0 < len(files) == len(found) and all(
         one.is_file() and one.stat().st_size == file.get("size") and sha256_of(one) == file.get("sha256")
         for one, file in zip(found, files, strict=True)
     )

@@ -22,14 +22,15 @@ from numpy.typing import NDArray
 from edgelm.errors import CheckpointError
 from edgelm_export.gguf_types import TENSOR_TYPES, UNSUPPORTED_TYPE_NAMES
 
-# A header of the largest vocabularies (262k tokens with scores and types, 515k merges) has under 20 MB, of which 10 MB
-# are the strings' own; the most tensors and keys in use are 1,400 and 80, and no model has arrays of arrays.
+# The largest vocabularies have 262,144 tokens with scores and types, or 201,088 and 446,189 merges: under 20 MB in all,
+# of which 9 MB are the strings' own. The most tensors and keys in use are 1,400 and 80; no model has arrays of arrays.
 # docs/results/trust.md has what the worst header costs.
-_MAX_HEADER_BYTES = 32 << 20
-_MAX_ELEMENTS = {"numbers": 600_000, "strings": 800_000}  # of all arrays together
-_MAX_STRINGS_BYTES = 12 << 20
+MAX_HEADER_BYTES = 32 << 20
+_MAX_ELEMENTS = {"numbers": 600_000, "strings": 655_360}  # of all arrays together
+_MAX_STRINGS_BYTES = 10 << 20
+_STRINGS_AT_ONCE = 1 << 14  # a list of them is made before it is stored in four bytes each
 _MAX_TEXT_BYTES = 1 << 20  # of one string by itself; the longest in use is a chat template
-_MAX_TENSORS = _MAX_KEYS = 3 << 12
+MAX_TENSORS = _MAX_KEYS = 1 << 12
 _MAX_ARRAYS = 1 << 12
 _MAX_NESTING = 4
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
@@ -120,25 +121,20 @@ class GGUFFile:
         self._content: NDArray[np.uint8] | None = content
 
     @classmethod
-    def open(cls, path: Path) -> GGUFFile:
+    def open(cls, path: Path, header_bytes: int = MAX_HEADER_BYTES) -> GGUFFile:
         """Map a GGUF file and read its header.
 
         Raises:
-            CheckpointError: the file cannot be read, is no GGUF file of version 2 or 3, is one part of a split model,
-                or its header is broken; the message names the file, the field and the value.
+            CheckpointError: the file cannot be read, is no GGUF file of version 2 or 3, or its header is broken or
+                larger than `header_bytes`; the message names the file, the field and the value.
         """
         try:
             content = np.memmap(path, np.uint8, "r").view(np.ndarray) if path.stat().st_size else np.empty(0, np.uint8)
         except OSError as error:
             raise CheckpointError(f"Cannot read {path}: {error}.") from error
-        header = _Header(path, content.data)
+        header = _Header(path, content.data[:header_bytes], len(content))
         version, tensor_count, key_count = header.start()
         metadata = header.metadata(key_count)
-        if metadata.get("split.count", 0) not in (0, 1):
-            raise CheckpointError(
-                f"{path}: split.count is {metadata['split.count']!r:.80}: the model is split over several files, which "
-                "is not supported. Merge them first, for example with llama-gguf-split --merge."
-            )
         tensors = header.tensors(tensor_count, _alignment(path, metadata))
         return cls(path, version, MappingProxyType(metadata), MappingProxyType(tensors), content)
 
@@ -178,10 +174,11 @@ def _alignment(path: Path, metadata: Mapping[str, Any]) -> int:
 class _Header:
     """A read position in the header of a GGUF file; no read goes past the end."""
 
-    def __init__(self, path: Path, content: memoryview) -> None:
+    def __init__(self, path: Path, content: memoryview, file_bytes: int) -> None:
         self._path = path
         self._content = content
-        self._end = min(len(content), _MAX_HEADER_BYTES)
+        self._end = len(content)
+        self._file_bytes = file_bytes
         self._position = 0
         self._elements_left, self._arrays_left = dict(_MAX_ELEMENTS), _MAX_ARRAYS
         self._strings_bytes_left = _MAX_STRINGS_BYTES
@@ -199,7 +196,7 @@ class _Header:
             raise self._error("version", f"is {version}; versions 2 and 3 are supported. Convert the model again")
         tensors = self._count("tensor count", _TENSOR_MINIMUM)
         keys = self._count("metadata count", _KEY_VALUE_MINIMUM)
-        for field, count, most in (("tensor count", tensors, _MAX_TENSORS), ("metadata count", keys, _MAX_KEYS)):
+        for field, count, most in (("tensor count", tensors, MAX_TENSORS), ("metadata count", keys, _MAX_KEYS)):
             if count > most:
                 raise self._error(field, f"is {count}; at most {most} are read")
         return version, tensors, keys
@@ -247,11 +244,11 @@ class _Header:
                 f"has rows of {shape[-1]} weights, not a multiple of {tensor_type.name}'s {tensor_type.block_size}",
             )
         nbytes = tensor_type.nbytes(shape)
-        if offset + nbytes > len(self._content):
+        if offset + nbytes > self._file_bytes:
             raise self._error(
                 f"tensor {name!r}",
                 f"of shape {shape} at offset {offset} needs {nbytes} bytes, and the file ends at "
-                f"{len(self._content)}. It was cut off or damaged: download it again",
+                f"{self._file_bytes}. It was cut off or damaged: download it again",
             )
         return GGUFTensor(name=name, shape=shape, type=tensor_type.name, offset=offset, nbytes=nbytes)
 
@@ -321,9 +318,9 @@ class _Header:
         content, length_at = self._content[:end], _LENGTH.unpack_from
         places = array("I", [position])
         try:
-            for _ in range(count):
-                position += 8 + length_at(content, position)[0]
-                places.append(position)
+            for left in range(count, 0, -_STRINGS_AT_ONCE):
+                some = range(min(left, _STRINGS_AT_ONCE))
+                places.fromlist([position := position + 8 + length_at(content, position)[0] for _ in some])
         except (struct.error, OverflowError):
             position = end + 1
         if position > end:

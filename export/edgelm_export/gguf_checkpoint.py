@@ -1,4 +1,4 @@
-"""GGUFCheckpoint: a GGUF file as a checkpoint, with the names, layout and config of the model in transformers."""
+"""GGUFCheckpoint: a GGUF model as a checkpoint, with the names, layout and config of the model in transformers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from edgelm.package.manifest import sha256_of
 from edgelm_export.architectures import gguf_architecture_of
 from edgelm_export.architectures.architecture import ROPE_FACTORS, GGUFHeader
 from edgelm_export.checkpoint import QuantizedBlocks
-from edgelm_export.checkpoint_folder import GENERATION_CONFIG, read_json_object
+from edgelm_export.checkpoint_folder import CHAT_TEMPLATE, GENERATION_CONFIG, notes_on_names, read_json_object
 from edgelm_export.fetched import fetched_facts
-from edgelm_export.gguf import GGUFFile
+from edgelm_export.gguf_model import GGUFModel
 from edgelm_export.gguf_tokenizer import tokenizer_files
 from edgelm_export.gguf_types import dequantize, integer_blocks
 from edgelm_export.tensor_map import Part, map_tensors
@@ -29,21 +29,21 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id")
 
 
 class GGUFCheckpoint:
-    """Read a GGUF file, mapped into memory.
+    """Read a GGUF file, mapped into memory, with the other parts of its model where it is one of several.
 
-    Use as a context manager, or `close` it; either drops the map.
+    Use as a context manager, or `close` it; either drops the maps.
 
     Raises:
-        CheckpointError: the file is broken, the model has a feature that is not supported, or its tensors do not fit
+        CheckpointError: a file is broken, the model has a feature that is not supported, or its tensors do not fit
             its metadata.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = GGUFFile.open(path)
-        metadata = self._file.metadata
+        self._model = GGUFModel.open(path)
+        metadata = self._model.metadata
         architecture, family = gguf_architecture_of(metadata, path)
-        shapes = {name: tensor.shape for name, tensor in self._file.tensors.items()}
+        shapes = {name: tensor.shape for name, tensor in self._model.tensors.items()}
         factors = {name: self._dequantized(name) for name in ROPE_FACTORS if name in shapes}
         header = GGUFHeader(metadata=metadata, shapes=shapes, rope_factors=factors)
         try:
@@ -65,12 +65,13 @@ class GGUFCheckpoint:
             CheckpointError: the tokenizer cannot be rebuilt.
         """
         generation_config = json.dumps({**self._sampling_beside(), **self._token_ids}, indent=2) + "\n"
-        return {**tokenizer_files(self._file.metadata), GENERATION_CONFIG: generation_config}
+        return {**tokenizer_files(self._model.metadata), GENERATION_CONFIG: generation_config}
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """None: a file's templates that have names stand beside the one that is used."""
-        return ()
+        """Which chat templates are not used, where none is."""
+        way_out = f"Import it (edgelm import), and put the one you mean into {CHAT_TEMPLATE} of that folder."
+        return notes_on_names(self.text_files, way_out)
 
     def _sampling_beside(self) -> dict[str, Any]:
         """Read how the author samples, which a GGUF file does not hold: from the file of that name beside it."""
@@ -79,13 +80,13 @@ class GGUFCheckpoint:
 
     @cached_property
     def source(self) -> Mapping[str, Any]:
-        """The file with its hash, where it was fetched from, and what it says of the model's name and licence."""
-        path, metadata = self._path, self._file.metadata
+        """The files with their hashes, where they came from, and what they say of the model's name and licence."""
+        metadata, paths = self._model.metadata, self._model.paths
         described: dict[str, Any] = {
             "format": "gguf",
-            "files": [{"path": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)}],
+            "files": [{"path": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)} for path in paths],
             "tensor_types": sorted({self.stored_type(name) for name in self._parts}),
-            **fetched_facts(path.parent),
+            **fetched_facts(self._path.parent),
         }
         for key in ("name", "license"):
             if isinstance(metadata.get(f"general.{key}"), str):
@@ -94,7 +95,7 @@ class GGUFCheckpoint:
 
     def stored_type(self, name: str) -> str:
         """Name the type a tensor has in the file, such as "F32" or "Q4_1"."""
-        return self._file.tensors[self._parts[name].source].type
+        return self._model.tensors[self._parts[name].source].type
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, dequantized exactly to float32."""
@@ -109,8 +110,8 @@ class GGUFCheckpoint:
         return blocks if blocks is None or part.rows is None else blocks.rows(part.rows)
 
     def close(self) -> None:
-        """Drop the map; tensors that were read stay valid."""
-        self._file.close()
+        """Drop the maps; tensors that were read stay valid."""
+        self._model.close()
 
     def __enter__(self) -> Self:
         return self
@@ -122,12 +123,12 @@ class GGUFCheckpoint:
 
     def _stored(self, part: Part) -> tuple[NDArray[np.uint8], str, tuple[int, ...]]:
         """Return the bytes, the type and the shape of what a part is in: a tensor, or one entry of a stack."""
-        stored = self._file.tensors[part.source]
-        data = self._file.data(stored.name)
+        stored = self._model.tensors[part.source]
+        data = self._model.data(stored.name)
         if part.index is None:
             return data, stored.type, stored.shape
         return data.reshape(stored.shape[0], -1)[part.index], stored.type, stored.shape[1:]
 
     def _dequantized(self, gguf_name: str) -> NDArray[np.float32]:
-        stored = self._file.tensors[gguf_name]
-        return dequantize(self._file.data(gguf_name), stored.type, stored.shape)
+        stored = self._model.tensors[gguf_name]
+        return dequantize(self._model.data(gguf_name), stored.type, stored.shape)

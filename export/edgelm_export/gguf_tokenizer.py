@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from edgelm.errors import CheckpointError
+from edgelm.text.chat_template import template_of
 from edgelm_export.byte_level_tokenizer import PRE_TOKENIZERS, PreTokenizer, byte_level_json, joins_two_tokens
 from edgelm_export.gguf import GGUFStrings
 from edgelm_export.sentencepiece_model import Kind, PieceType, SentencePieceModel
 from edgelm_export.sentencepiece_tokenizer import sentencepiece_json, token_names
 from edgelm_export.tokenizer_json import added_token, post_processor
 
+_CHAT_TEMPLATE = "tokenizer.chat_template"
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # enum llama_token_type in llama.h
 
 
@@ -55,23 +57,36 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, str]:
     add_eos = _flag(metadata, "tokenizer.ggml.add_eos_token", default=rebuilt.add_eos)
     before = [_required(special, "bos")] if add_bos else []
     after = [_required(special, "eos")] if add_eos else []
-    config = {
+    templates = _chat_templates(metadata)
+    config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": add_bos,
         "add_eos_token": add_eos,
         "clean_up_tokenization_spaces": False,
         **{f"{role}_token": token for role, token in special.items()},
     }
+    if templates.keys() - {"default"}:  # several, by name, stay listed as in a folder
+        config["chat_template"] = [{"name": name, "template": template} for name, template in templates.items()]
     files = {
         "tokenizer.json": rebuilt.build(before, after),
         "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2) + "\n",
     }
-    template = metadata.get("tokenizer.chat_template")
+    template = template_of(templates)
     if template is not None:
-        if not isinstance(template, str):
-            raise CheckpointError(f"tokenizer.chat_template is {template!r:.80}; it must be a string.")
         files["chat_template.jinja"] = template
     return files
+
+
+def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Return the chat templates by their names; the one that has none is the "default"."""
+    templates = {}
+    for key, template in metadata.items():
+        if key != _CHAT_TEMPLATE and not key.startswith(f"{_CHAT_TEMPLATE}."):
+            continue
+        if not isinstance(template, str):
+            raise CheckpointError(f"{key} is {template!r:.80}; it must be a string.")
+        templates["default" if key == _CHAT_TEMPLATE else key.removeprefix(f"{_CHAT_TEMPLATE}.")] = template
+    return templates
 
 
 def _byte_level_bpe(metadata: Mapping[str, Any], tokens: list[str]) -> _Rebuilt:

@@ -24,7 +24,7 @@ from edgelm_export.sentencepiece_tokenizer import sentencepiece_json
 
 MARIAN_FILES = ("source.spm", "vocab.json")
 _ROLES = {"</s>": PieceType.CONTROL, "<pad>": PieceType.CONTROL, "<unk>": PieceType.UNKNOWN}
-_MAX_PIECES = 9 << 13  # the largest vocabularies in use have 65,001
+_MAX_PIECES = 65 << 10  # the largest vocabularies in use have 65,001
 _LANGUAGE = re.compile(r">>.+<<")  # what to translate to, at the beginning of a source
 _FOREIGN_PENALTY = 16.0  # times the lowest score, for each character: no piece of the source costs as much
 

@@ -151,6 +151,7 @@ class _Walk(ProtobufWalk):
         if not _number(normalizer, 5, 1):
             raise self.error("keeps spaces as they are (escape_whitespaces is off), which is not supported")
         names = {role: _bytes(trainer, number, default).decode("utf-8") for role, (number, default) in _ROLES.items()}
+        given = frozenset(names.values()).intersection(texts)
         try:
             return SentencePieceModel(
                 kind=kind,
@@ -160,7 +161,7 @@ class _Walk(ProtobufWalk):
                 charsmap=_bytes(normalizer, 2),
                 add_dummy_prefix=bool(_number(normalizer, 3, 1)),
                 remove_extra_whitespaces=bool(_number(normalizer, 4, 1)),
-                roles={role: text for role, text in names.items() if text in texts},
+                roles={role: text for role, text in names.items() if text in given},
             )
         except CheckpointError as error:
             raise CheckpointError(f"{self._path}: {error}") from error

@@ -33,7 +33,7 @@ from edgelm_export.tokenizer_json import added_token, post_processor
 _SPACE = "▁"
 # Of the pieces of a BPE, each counted as often as it can be cut in two: 262,144 of nine or ten characters.
 _MAX_CHARACTERS = 20 << 20
-_MAX_MERGES = 1 << 20  # twice those of the largest model in use
+_MAX_MERGES = 1 << 19  # the largest model in use has 514,906
 _AT_ONCE = 1 << 14  # pairs
 # Longer than any piece: a byte's literal of six characters costs more than six pieces of the lowest score.
 _BYTE_PENALTY = 8.0

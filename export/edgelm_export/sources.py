@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgelm.errors import CheckpointError, ModelNotFoundError
+from edgelm.files.gguf_part_names import one_of_each_model
 from edgelm.package.manifest import FILE_NAME
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import INDEX_FILE, WEIGHTS_FILE, HuggingFaceCheckpoint
@@ -16,7 +17,7 @@ _ADAPTER = "adapter_config.json"
 
 
 def open_checkpoint(path: Path) -> HuggingFaceCheckpoint | GGUFCheckpoint | PackageCheckpoint:
-    """Open a GGUF file, a Hugging Face folder, a checkpoint folder of ours, a package, or a folder with one GGUF file.
+    """Open a GGUF file, a Hugging Face folder, a checkpoint folder of ours, a package, or a folder with one GGUF model.
 
     The checkpoint is a context manager that closes its files.
 
@@ -44,7 +45,7 @@ def _open_folder(folder: Path) -> HuggingFaceCheckpoint | GGUFCheckpoint | Packa
         return HuggingFaceCheckpoint(folder)
     if not has_weights and (folder / FILE_NAME).exists():
         return PackageCheckpoint(folder)
-    gguf_files = [] if has_weights else sorted(folder.glob("*.gguf"))
+    gguf_files = [] if has_weights else one_of_each_model(path.name for path in folder.glob("*.gguf"))
     if len(gguf_files) == 1 and not (folder / _ADAPTER).exists():
-        return open_checkpoint(gguf_files[0])
+        return open_checkpoint(folder / gguf_files[0])
     raise CheckpointError(why_no_checkpoint_folder(folder))

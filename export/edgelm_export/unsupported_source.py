@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from edgelm.files import lfs_pointer
+from edgelm.files.gguf_part_names import one_of_each_model
 from edgelm.package.foreign_graph import GENAI_CONFIG
 from edgelm.package.manifest import FILE_NAME
 
@@ -21,8 +21,6 @@ _NO_PICKLES = (
     "them where you trust them: save_pretrained of transformers writes safetensors."
 )
 _RUN_IT = "which is run as it is: edgelm run {path}. To quantize or train the model, take its safetensors."
-# The name of a file of several, as llama.cpp has it.
-_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 # How files begin that people have under the name of a model.
 _BEGINNINGS = (
     (b"PK\3\4", "is a zip archive. Unpack it, and name the folder in it that has config.json."),
@@ -77,12 +75,7 @@ def _of_another_kind(folder: Path, names: Sequence[str]) -> str | None:
         )
     if "model_index.json" in names:
         return f"{folder} is a model for diffusers, which makes pictures or sound. edgelm runs models that write text."
-    gguf_files = [name for name in names if name.endswith(".gguf")]
-    if gguf_files and all(_PART.search(name) for name in gguf_files):
-        return (
-            f"{folder} has one model in {len(gguf_files)} files, which are not read so. Merge them first: "
-            f"llama-gguf-split --merge {gguf_files[0]} model.gguf."
-        )
+    gguf_files = one_of_each_model(name for name in names if name.endswith(".gguf"))
     if gguf_files:
         return f"{folder} has several GGUF files: {', '.join(gguf_files)}. Name one of them."
     if GENAI_CONFIG in names or any(folder.glob("*.onnx")) or any(folder.glob("onnx/*.onnx")):

@@ -212,20 +212,22 @@ def _read_conversation(folder: Path) -> dict[str, Any]:
 
 
 def _describe(folder: Path) -> SavedSession:
-    cache = folder / CACHE_FILE
-    facts = {
-        "name": folder.name,
-        "folder": folder,
-        "size": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
-        "cache_size": cache.stat().st_size if cache.is_file() else 0,
-        "saved": datetime.datetime.fromtimestamp(folder.stat().st_mtime).astimezone(),
-    }
+    with _reaching(folder, "read"):
+        saved = datetime.datetime.fromtimestamp(folder.stat().st_mtime).astimezone()
+    sizes: dict[str, int] = {}
     try:
-        conversation = _read_conversation(folder)
+        with _reaching(folder, "read"):
+            sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+        conversation, problem = _read_conversation(folder), None
     except EdgeLMError as error:  # one broken session must not hide the others
-        return SavedSession(**facts, problem=str(error))  # type: ignore[arg-type]
+        conversation, problem = {"model": "", "messages": (), "tokens": 0}, str(error)
     return SavedSession(
-        **facts,  # type: ignore[arg-type]
+        name=folder.name,
+        folder=folder,
+        size=sum(sizes.values()),
+        cache_size=sizes.get(CACHE_FILE, 0),
+        saved=saved,
+        problem=problem,
         model=conversation["model"],
         messages=len(conversation["messages"]),
         tokens=conversation["tokens"],

@@ -104,6 +104,26 @@ def test_one_gguf_file_comes_alone_under_its_own_name(environment, server):
     assert Library().source_path("other").read_bytes() == b"GGUF two"
 
 
+def test_a_gguf_model_in_parts_comes_whole_whichever_part_is_named(environment, server):
+    parts = {f"q/Big-Q8_0-0000{number}-of-00003.gguf": b"GGUF %d" % number for number in (1, 2, 3)}
+    server.add_repository("org/Big-GGUF", {**parts, "q/Big-Q4_0-00001-of-00002.gguf": b"GGUF", "small.gguf": b"GGUF"})
+    message = refused(environment, "hf:org/Big-GGUF/q/Big-Q4_0-00001-of-00002.gguf")
+    assert "org/Big-GGUF has no file 'q/Big-Q4_0-00002-of-00002.gguf'. Its GGUF files: " in message
+    shown = ("q/Big-Q4_0-00001-of-00002.gguf", "q/Big-Q8_0-00001-of-00003.gguf", "small.gguf")
+    assert ", ".join(f"hf:org/Big-GGUF/{path}" for path in shown) in message
+
+    result = pull(environment, "hf:org/Big-GGUF/q/Big-Q8_0-00002-of-00003.gguf")
+    assert result.returncode == 0, result.stderr
+    first = Library().source_path("big-q8_0")
+    assert first.name == "Big-Q8_0-00001-of-00003.gguf"
+    assert {f"q/{path.name}": path.read_bytes() for path in first.parent.glob("*.gguf")} == parts
+    assert read_record(first.parent)["reference"] == "hf:org/Big-GGUF/q/Big-Q8_0-00001-of-00003.gguf"
+    server.headers_seen.clear()
+    result = pull(environment, "hf:org/Big-GGUF/q/Big-Q8_0-00001-of-00003.gguf")
+    assert "in the library already" in result.stderr
+    assert server.headers_seen == []
+
+
 def test_a_dropped_connection_resumes(environment, server):
     server.drops[WEIGHTS_URL] = [700_000]
     result = pull(environment, "hf:org/Small-Model")

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import edgelm
-from edgelm.library.library import Library
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,16 +23,15 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture
-def library(shared_library: Library, smollm2_gguf: Path, smollm2_package: Path, own_library: Path) -> Path:
-    """Return a library that holds the real source and its package already, so that only the first pull downloads."""
+def downloaded(smollm2_gguf: Path, own_library: Path) -> None:
+    """Put the real model's source into the library, so that it is not downloaded again."""
     shutil.copytree(smollm2_gguf.parent, own_library / "sources" / smollm2_gguf.parent.name)
-    shutil.copytree(smollm2_package, own_library / "models" / "smollm2-135m-instruct")
-    return own_library
 
 
 @pytest.mark.real_model
 @pytest.mark.timeout(900)
-def test_the_commands_run_in_the_order_in_which_they_stand(library: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("downloaded")
+def test_the_commands_run_in_the_order_in_which_they_stand(tmp_path: Path) -> None:
     lines = [line.partition("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
     commands = [line for line in lines if line and not line.startswith(SETUP)]
     assert len(commands) >= 10
@@ -49,12 +47,15 @@ def test_the_commands_run_in_the_order_in_which_they_stand(library: Path, tmp_pa
             command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        if command.startswith("edgelm pull"):
+            assert done.stderr.endswith("Talk to it: edgelm chat smollm2-135m-instruct\n")
         if command.startswith("edgelm run"):
             assert done.stdout, command  # a model of twenty steps may say nothing but line ends
 
 
 @pytest.mark.real_model
-def test_the_program_runs(library: Path, tmp_path: Path) -> None:
+def test_the_program_runs(smollm2_package: Path, own_library: Path, tmp_path: Path) -> None:
+    shutil.copytree(smollm2_package, own_library / "models" / "smollm2-135m-instruct")
     (program,) = blocks("python")
     (tmp_path / "program.py").write_text(program, encoding="utf-8")
     done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True)

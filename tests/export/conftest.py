@@ -117,7 +117,8 @@ def write_gguf(bpe_tokenizer: PreTrainedTokenizerFast) -> WriteGGUF:
     """Write a model as llama.cpp's converter does, with the gguf package: write_gguf(path, model, quantization, extra).
 
     quantization: the gguf package's name of the type that matrices get. extra: tensors beyond the model's.
-    architecture: llama.cpp's name of the model's family; its model_type, if None.
+    architecture: llama.cpp's name of the model's family; its model_type, if None. split: how the gguf package's writer
+    makes several files of it, the first of which is returned.
     """
 
     def write(
@@ -128,11 +129,15 @@ def write_gguf(bpe_tokenizer: PreTrainedTokenizerFast) -> WriteGGUF:
         metadata: Mapping[str, Any] | None = None,
         extra: Mapping[str, NDArray[np.float32]] | None = None,
         architecture: str | None = None,
+        chat_template: str | None = TEMPLATE,
+        split: Mapping[str, int] | None = None,
     ) -> Path:
         architecture = architecture or model.config.model_type
-        writer = gguf.GGUFWriter(path, architecture)
+        writer = gguf.GGUFWriter(path, architecture, **(split or {}))
         add_config(writer, model, architecture)
         _add_tokenizer(writer, bpe_tokenizer)
+        if chat_template is not None:
+            writer.add_chat_template(chat_template)
         for key, value in (metadata or {}).items():
             {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}[
                 type(value)
@@ -147,7 +152,7 @@ def write_gguf(bpe_tokenizer: PreTrainedTokenizerFast) -> WriteGGUF:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        return path
+        return writer.format_shard_names(path)[0]
 
     return write
 
@@ -162,7 +167,6 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast) 
     writer.add_token_merges([" ".join(pair) for pair in _merges(merges)])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    writer.add_chat_template(TEMPLATE)
 
 
 def _merges(model: models.BPE) -> list[tuple[str, str]]:

@@ -38,6 +38,7 @@ def export(*arguments: str):
         ("Llama-3.2-1B", "llama-3.2-1b"),
         ("Llama-3.1-8B/", "llama-3.1-8b"),
         ("SmolLM2.Q4_1.GGUF", "smollm2.q4_1"),
+        ("Qwen2.5-7B.q8_0-00001-of-00003.gguf", "qwen2.5-7b.q8_0"),
         ("~/Llama-3.2-1B", "llama-3.2-1b"),
         ("My Übermodel (final).gguf", "my-ubermodel-final"),
         ("hub/models--Org--Tiny-1B/snapshots/0a1b2c", "tiny-1b"),

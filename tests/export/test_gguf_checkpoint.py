@@ -12,8 +12,10 @@ from transformers import LlamaForCausalLM
 
 from edgelm.config import RopeScaling
 from edgelm.errors import CheckpointError
+from edgelm.text.chat_template import template_of
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.importer import import_checkpoint
 
 SaveLlama = Callable[..., LlamaForCausalLM]
 WriteGGUF = Callable[..., Path]
@@ -103,6 +105,30 @@ def test_text_files_are_the_tokenizer_the_template_and_the_end_tokens(
         assert files.keys() >= {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
         assert json.loads(files["generation_config.json"]) == {"bos_token_id": 1, "eos_token_id": [2, 0]}
         assert checkpoint.config.eos_token_ids == (2, 0)
+
+
+def test_templates_with_names_stay_listed_and_where_none_is_the_default_a_note_says_so(
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
+) -> None:
+    model = save_llama(tmp_path / "hf")
+    named = {"tokenizer.chat_template.rag": "A", "tokenizer.chat_template.tool_use": "B"}
+    with GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", model, metadata=named)) as checkpoint:
+        listed = json.loads(checkpoint.text_files["tokenizer_config.json"])["chat_template"]
+        templates = {row["name"]: row["template"] for row in listed}
+        assert templates == {"default": templates["default"], "rag": "A", "tool_use": "B"}
+        assert checkpoint.text_files["chat_template.jinja"] == template_of(templates)
+        assert checkpoint.notes == ()
+    with GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", model, metadata=named, chat_template=None)) as checkpoint:
+        assert "chat_template.jinja" not in checkpoint.text_files
+        (note,) = checkpoint.notes
+    assert note == (
+        "It has no chat template: of 'rag', 'tool_use' none is called 'default'. Import it (edgelm import), and put "
+        "the one you mean into chat_template.jinja of that folder."
+    )
+    import_checkpoint(tmp_path / "tiny.gguf", tmp_path / "ckpt")
+    with HuggingFaceCheckpoint(tmp_path / "ckpt") as checkpoint:
+        (note,) = checkpoint.notes  # as of any folder
+    assert note.startswith("It has no chat template: of 'rag', 'tool_use' none is called 'default'. Put the one")
 
 
 def test_how_the_author_samples_may_stand_beside_the_file(

@@ -156,6 +156,7 @@ BROKEN = {
         "tokenizer.ggml.add_bos_token is set, but there is no tokenizer.ggml.bos_token_id",
     ),
     "a template that is no text": ({"chat_template": 7}, "tokenizer.chat_template is 7; it must be a string"),
+    "one with a name that is none": ({"chat_template__a": 7}, "tokenizer.chat_template.a is 7; it must be a string"),
 }
 
 

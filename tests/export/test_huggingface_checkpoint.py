@@ -14,7 +14,9 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from edgelm.config import SECTION
 from edgelm.errors import CheckpointError
+from edgelm.text.chat_template import ChatTemplate, template_of
 from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.importer import import_checkpoint
 
 SaveLlama = Callable[..., LlamaForCausalLM]
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -247,7 +249,7 @@ def test_text_files_are_passed_on_with_the_chat_template_in_a_file_of_its_own(
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": template}]
     change_json(tmp_path / "tokenizer_config.json", chat_template=named)
     several = HuggingFaceCheckpoint(tmp_path).text_files
-    assert several["chat_template.jinja"] == template
+    assert several["chat_template.jinja"] == template_of({"default": template, "tool_use": "T"})
     assert json.loads(several["tokenizer_config.json"])["chat_template"] == named
 
 
@@ -293,6 +295,73 @@ def test_templates_with_names_in_files_are_named_too(tmp_path: Path, save_llama:
     tokenizer.save_pretrained(tmp_path)
     (note,) = HuggingFaceCheckpoint(tmp_path).notes
     assert "of 'chat', 'rag' none is called 'default'" in note
+
+
+# As Hermes has them: with macros, variables and line breaks at both ends.
+FOR_TOOLS = """
+{%- macro shown(tool) -%}{{ prefix ~ (tool | tojson) }}{%- endmacro %}
+{% set prefix = "- " %}
+{{ bos_token }}
+{% for tool in tools %}
+{{ shown(tool) }}
+{% endfor %}
+{% for message in messages %}
+<tool_call>{{ message.role }}: {{ message.content }}
+{% endfor %}
+
+"""
+PLAIN = """{% set prefix = "* " %}
+{% for message in messages %}
+  {% if true %}
+{{ prefix }}{{ message.content }}{% endif %}
+
+{% endfor %}
+"""
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+
+
+@pytest.mark.parametrize("where", ["settings", "files", "settings beside a file", "file alone"])
+def test_a_request_with_tools_has_the_template_that_transformers_takes_for_it(
+    tmp_path: Path, save_llama: SaveLlama, where: str
+) -> None:
+    save_llama(tmp_path / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    tokenizer.chat_template = {"default": PLAIN, "tool_use": FOR_TOOLS, "rag": "R"}
+    (tmp_path / "hf" / "chat_template.jinja").unlink()
+    tokenizer.save_pretrained(tmp_path / "hf", save_jinja_files=where == "files")
+    if where == "settings beside a file":
+        (tmp_path / "hf" / "chat_template.jinja").write_text("F", encoding="utf-8")
+    if where == "file alone":
+        tokenizer.chat_template = PLAIN
+        tokenizer.save_pretrained(tmp_path / "hf")
+    import_checkpoint(tmp_path / "hf", tmp_path / "ckpt")
+    import_checkpoint(tmp_path / "ckpt", tmp_path / "again")
+    messages = [{"role": "user", "content": "Hi"}]
+    original = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    for folder in ("ckpt", "again"):
+        template, read_there = ChatTemplate.load(tmp_path / folder), AutoTokenizer.from_pretrained(tmp_path / folder)
+        assert template is not None
+        for tools in (None, TOOLS):
+            expected = original.apply_chat_template(messages, tools=tools, tokenize=False)
+            assert template.render(messages, variables={"tools": tools} if tools else {}) == expected
+            assert read_there.apply_chat_template(messages, tools=tools, tokenize=False) == expected
+
+
+def test_a_template_for_tools_in_the_hubs_cache_may_be_a_link(tmp_path: Path, save_llama: SaveLlama) -> None:
+    snapshot = tmp_path / "models--org--tiny" / "snapshots" / "abc"
+    save_llama(snapshot)
+    blob = tmp_path / "models--org--tiny" / "blobs" / "123"
+    blob.parent.mkdir()
+    blob.write_text(FOR_TOOLS, encoding="utf-8")
+    link = snapshot / "additional_chat_templates" / "tool_use.jinja"
+    link.parent.mkdir()
+    link.symlink_to("../../../blobs/123")
+    assert "<tool_call>" in HuggingFaceCheckpoint(snapshot).text_files["chat_template.jinja"]
+    blob.rename(tmp_path / "elsewhere")
+    link.unlink()
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"is a link to .*elsewhere, outside the folder"):
+        assert HuggingFaceCheckpoint(snapshot).text_files
 
 
 def test_a_folder_without_a_tokenizer_says_how_to_make_one(tmp_path: Path, save_llama: SaveLlama) -> None:

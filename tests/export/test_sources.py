@@ -80,7 +80,10 @@ def test_a_file_is_told_what_it_is_and_the_way_on(tmp_path: Path, name: str, con
         (["config.json", "tf_model.h5"], "has weights for TensorFlow or JAX alone. Take the model's safetensors"),
         (["config.json", "tokenizer.json"], "has config.json, and no weights. Download the model's safetensors too"),
         (["checkpoint-500/config.json"], "is not a checkpoint, and holds some. Name one: .*checkpoint-500."),
-        (["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"], "has one model in 2 files.*--merge m-00001-of-00002.gguf"),
+        (
+            ["a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "b-00002-of-00002.gguf"],
+            "has several GGUF files: a-00001-of-00002.gguf, b-00002-of-00002.gguf. Name one of them",
+        ),
         (["refs/main", "snapshots/abc/config.json"], "is not a checkpoint, and holds some. Name one: .*snapshots.abc."),
     ],
 )

@@ -145,8 +145,8 @@ def gguf_texts(text: str) -> bytes:
 
 
 def gguf_tensors() -> bytes:
-    rows = (gguf_text(b"%x" % i) + struct.pack("<IQIQ", 1, 8, 0, 32 * i) for i in range(gguf._MAX_TENSORS))
-    return gguf_file(tensors=gguf._MAX_TENSORS, content=b"".join(rows)) + bytes(32 * gguf._MAX_TENSORS + 32)
+    rows = (gguf_text(b"%x" % i) + struct.pack("<IQIQ", 1, 8, 0, 32 * i) for i in range(gguf.MAX_TENSORS))
+    return gguf_file(tensors=gguf.MAX_TENSORS, content=b"".join(rows)) + bytes(32 * gguf.MAX_TENSORS + 32)
 
 
 def gguf_keys() -> bytes:

@@ -72,13 +72,21 @@ def _gguf_seeds(folder: Path) -> list[bytes]:
     return [(write_gguf(folder / f"seed-{kind}.gguf", kind)).read_bytes() for kind in ("F32", "Q8_0")]
 
 
-def write_gguf(path: Path, kind: str) -> Path:
-    """Write a whole model of one layer, with a byte-level tokenizer of 300 tokens."""
+_SECOND_PART = "model-00002-of-00002.gguf"
+
+
+def _second_part_seeds(folder: Path) -> list[bytes]:
+    """Leave the first of two parts in the folder, and return second ones."""
+    return [write_gguf(folder / "model.gguf", kind, split_max_tensors=6).read_bytes() for kind in ("Q8_0", "F32")]
+
+
+def write_gguf(path: Path, kind: str, split_max_tensors: int = 0) -> Path:
+    """Write a whole model of one layer, with a byte-level tokenizer of 300 tokens; return the last file of it."""
     import gguf
 
     spec = json.loads((tiny_model_path() / "tokenizer.json").read_text())
     vocabulary = sorted(spec["model"]["vocab"], key=spec["model"]["vocab"].__getitem__)
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=split_max_tensors)
     writer.add_name("tiny")
     for field, value in (("context_length", 64), ("embedding_length", 32), ("block_count", 1), ("head_count", 2)):
         getattr(writer, f"add_{field}")(value)
@@ -106,7 +114,7 @@ def write_gguf(path: Path, kind: str) -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return writer.format_shard_names(path)[-1]
 
 
 def _short_gguf_seeds(folder: Path) -> list[bytes]:
@@ -137,8 +145,8 @@ def _read_gguf(folder: Path) -> None:
             file.data(name)
 
 
-def _read_gguf_checkpoint(folder: Path) -> None:
-    with GGUFCheckpoint(folder / "model.gguf") as checkpoint:
+def _read_gguf_checkpoint(folder: Path, file: str = "model.gguf") -> None:
+    with GGUFCheckpoint(folder / file) as checkpoint:
         assert checkpoint.text_files
         assert checkpoint.source
         for name in checkpoint.config.tensor_shapes():
@@ -395,6 +403,10 @@ TARGETS: dict[str, Target] = {
     "gguf-checkpoint": Target(
         file="model.gguf", prepare=_gguf_seeds, mutate=mutate_bytes, read=_read_gguf_checkpoint, count=100,
         long_count=20_000,
+    ),
+    "gguf-part": Target(
+        file=_SECOND_PART, prepare=_second_part_seeds, mutate=mutate_bytes,
+        read=lambda folder: _read_gguf_checkpoint(folder, _SECOND_PART), count=100, long_count=20_000,
     ),
     "safetensors": Target(
         file="model.safetensors", prepare=_safetensors_seeds, mutate=_mutate_safetensors, read=_read_checkpoint,

@@ -340,6 +340,8 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path, na
         ([{"name": "rag", "template": "b"}, {"name": "default", "template": "a"}], "a"),
         ({"rag": "b", "default": "a"}, "a"),
         ({"rag": "b"}, None),
+        ({"tool_use": "b"}, None),
+        ({"tool_use": "a", "default": "a"}, "a"),
         ([{"name": [], "template": "b"}, {"name": "default", "template": 1}, "c"], None),
     ],
 )
@@ -349,3 +351,13 @@ def test_of_templates_in_the_tokenizers_settings_the_default_counts(
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": listed}), encoding="utf-8")
     template = ChatTemplate.load(tmp_path)
     assert (template and template.source) == chosen
+
+
+def test_a_request_with_tools_has_the_template_for_them(tmp_path: Path) -> None:
+    listed = {"default": "no tools", "tool_use": "{{ tools }}"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": listed}), encoding="utf-8")
+    template = ChatTemplate.load(tmp_path)
+    assert template is not None
+    hello: list[Message] = [{"role": "user", "content": "Hi"}]
+    assert template.render(hello) == template.render(hello, variables={"tools": None}) == "no tools"
+    assert template.render(hello, variables={"tools": [1]}) == "[1]"

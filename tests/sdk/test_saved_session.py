@@ -1,5 +1,7 @@
 import dataclasses
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -173,6 +175,30 @@ def test_a_folder_that_cannot_be_read_says_so(
     with pytest.raises(edgelm.ConfigError, match=r"cannot be read: .* Sessions are kept in EDGELM_HOME"):
         use(SavedSessions("x" * 300), session)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_session_that_cannot_be_read_says_so_and_hides_no_other(
+    session: ChatSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = SavedSessions()
+    for name in ("mine", "locked"):
+        saved.save(name, session)
+    folder, listed, read = saved.root / "locked", Path.iterdir, Path.read_text
+
+    def refuse(path: Path) -> None:
+        if folder in (path, path.parent):  # what the system does to other users, and not to root
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "iterdir", lambda path: refuse(path) or listed(path))
+    monkeypatch.setattr(Path, "read_text", lambda path, **options: refuse(path) or read(path, **options))
+    problem = {one.name: one.problem for one in saved.sessions()}
+    assert problem["mine"] is None
+    assert str(problem["locked"]).startswith(f"{folder} cannot be read: ")
+    assert saved.describe("locked").problem == problem["locked"]
+    result = command()
+    assert (result.exit_code, result.stderr) == (0, f"warning: locked: {problem['locked']}\n")
+    with pytest.raises(edgelm.PackageError, match=f"Cannot read the saved session {folder}.*Permission denied"):
+        saved.load("locked", fresh_model())
 
 
 def test_the_command_says_that_the_sessions_cannot_be_read(own_library: Path) -> None:

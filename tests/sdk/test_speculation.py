@@ -342,15 +342,15 @@ def test_requests_of_an_engine_speculate_with_stops_constraints_and_the_end_of_t
 def test_exact_answers_of_the_real_model_are_those_of_the_plain_loop(smollm2_package: Path) -> None:
     model = load(smollm2_package, threads=2)
     lengths = []
-    for i in range(20):
-        topic = ["the sea", "a dog", "an old house", "bread", "the moon"][i % 5]
-        asked = ["Repeat this sentence", "Write a sentence about", "List words about", "Explain"][i // 5]
+    for i in range(8):
+        topic = ["the sea", "a dog"][i % 2]
+        asked = ["Repeat this sentence", "Write a sentence about", "List words about", "Explain"][i // 2]
         prompt = model.encode_chat(
             [{"role": "user", "content": f"{asked}: {topic}, {topic} and {topic} in {1990 + i}"}]
         )
         config = GenerationConfig(max_new_tokens=24, temperature=0.7 if i % 4 == 3 else 0.0, seed=i)
         lengths.append(check_exact(model, prompt, config, "prompt_lookup"))
-    assert sum(lengths) > 20
+    assert sum(lengths) > 8
 
 
 @pytest.mark.real_model

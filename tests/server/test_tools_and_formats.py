@@ -98,7 +98,6 @@ def test_ollama_streams_a_call_whole(serving):
         ({"tools": [TOOLS[0], TOOLS[0]]}, "Two tools have the same name"),
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name has 0 characters"),
         ({"tools": [{"type": "retrieval"}]}, "tools[0].type is 'retrieval'; it must be one of function."),
-        ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "cannot have a constraint and call tools"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema is missing."),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}},
@@ -110,3 +109,19 @@ def test_what_cannot_be_done_is_refused_before_an_answer_begins(serving, fields,
     reply = chat(serving, **fields, stream=True)
     assert reply.status == 400, reply.data
     assert words in reply.json["error"]["message"]
+
+
+def test_tools_beside_a_form_are_refused_by_the_names_of_both_fields(serving):
+    form = {"type": "json_object"}
+    error = chat(serving, tools=TOOLS, response_format=form).json["error"]
+    assert error["message"] == "tools and response_format exclude each other; leave one out."
+    assert error["param"] == "response_format"
+    assert chat(serving, tools=TOOLS, response_format=form, tool_choice="none", max_tokens=2).status == 200
+
+    tools = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    body = {"model": "tiny-random", "input": "x", "tools": tools, "text": {"format": form}}
+    message = "tools and text.format exclude each other; leave one out."
+    assert serving.post("/v1/responses", body).json["error"]["message"] == message
+
+    body = {"model": "tiny-random", "messages": HELLO, "tools": TOOLS, "format": "json"}
+    assert serving.post("/api/chat", body).json == {"error": "tools and format exclude each other; leave one out."}

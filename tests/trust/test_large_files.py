@@ -86,8 +86,8 @@ def test_json_of_more_values_than_any_settings_have_is_refused_unparsed(
     [
         ('{"weight_map": {' + ",".join(f'"{i}": {{}}' for i in range(80_000)) + "}}", "commas and opening brackets"),
         ('{"weight_map": {"é": "a"}}', "'ascii' codec can't decode"),
-        ("[" * 100_000, "its nesting is too deep"),
-        (" " * ((14 << 20) + 1), "it has 14680065 bytes, and at most 14680064 are read"),
+        ("[" * 90_000, "its nesting is too deep"),
+        (" " * ((9 << 20) + 1), "it has 9437185 bytes, and at most 9437184 are read"),
     ],
 )
 def test_an_index_that_no_checkpoint_has_is_refused(folder: Path, text: str, problem: str) -> None:

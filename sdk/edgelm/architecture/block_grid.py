@@ -160,6 +160,10 @@ def exact_grid(blocks: Array, kind: GridKind) -> tuple[Grid, NDArray[np.bool_]]:
         if not left.size:
             break
         trial = (smallest[left] / np.float32(steps)).astype(np.float32)
+        # A few weights tell of nearly all blocks that they do not fit.
+        few = flat[left, :_FEW]
+        near = (np.rint(few / trial[:, None]) * trial[:, None] == few).all(-1)
+        left, trial = left[near], trial[near]
         values = np.rint(flat[left] / trial[:, None])
         low, high = np.minimum(values.min(-1), 0), np.maximum(values.max(-1), 0)
         signs = np.ones(len(left), np.float32)

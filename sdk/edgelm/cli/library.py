@@ -14,6 +14,7 @@ from edgelm.cli.generation_options import complete_kept, complete_model
 from edgelm.cli.output import is_terminal, megabytes, one_line, print_table
 from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError
+from edgelm.files.gguf_part_names import names_of_parts
 from edgelm.library.catalogue import CATALOGUE
 from edgelm.library.disk_use import size_of
 from edgelm.library.library import Library
@@ -93,7 +94,8 @@ def _package_row(library: Library, name: str) -> dict[str, Any]:
 
 def _source_row(library: Library, name: str) -> dict[str, Any]:
     path = library.source_path(name)
-    return {"name": name, "kind": "source", "size": size_of(path), "path": str(path)}
+    parts = [path.with_name(part) for part in names_of_parts(path.name)]
+    return {"name": name, "kind": "source", "size": sum(map(size_of, parts)), "path": str(path)}
 
 
 def _print_here(rows: list[dict[str, Any]]) -> None:

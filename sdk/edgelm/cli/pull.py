@@ -71,6 +71,7 @@ def pull(
       edgelm pull smollm2-135m-instruct
       edgelm pull hf:HuggingFaceTB/SmolLM2-360M-Instruct --precision int4
       edgelm pull hf:ORG/REPO/model-q8_0.gguf --source-only
+      edgelm pull hf:ORG/REPO/model-00001-of-00003.gguf       and the other parts of the model
       edgelm export smollm2-135m-instruct --prefill-graph     once it is pulled
       HF_ENDPOINT=https://mirror.example edgelm pull qwen3-0.6b
     """

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from edgelm.files.regular_file import check_json_values, read_text
 
-# The packed experts of the largest models are 144,384 tensors, four for each matrix; the line of one has 95 bytes.
-MAX_INDEX_BYTES = 14 << 20
-MAX_INDEX_VALUES = 150_000
+# The packed experts of a model of 30 billion weights are 73,728 tensors, four for each matrix; the line of one has 95
+# bytes.
+MAX_INDEX_BYTES = 9 << 20
+MAX_INDEX_VALUES = 96_000
 
 _MOST_NAMES = 5
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgelm._version import __version__
 from edgelm.errors import ConfigError, DownloadError
+from edgelm.files.gguf_part_names import name_of_whole, names_of_parts, one_of_each_model
 from edgelm.library.download import download
 from edgelm.library.fetch_options import FetchOptions
 from edgelm.library.hub_token import hub_token
@@ -51,7 +52,7 @@ _MOST_BYTES = 1 << 50  # of one file: a petabyte
 
 @dataclass(frozen=True, kw_only=True)
 class HubSource:
-    """A repository of the hub: its safetensors model, or one GGUF file of it."""
+    """A repository of the hub: its safetensors model, or one GGUF model of it (`file`: its first part)."""
 
     repo: str
     file: str | None = None
@@ -60,6 +61,8 @@ class HubSource:
     @classmethod
     def parse(cls, reference: str) -> HubSource:
         """Read hf:ORG/REPO or hf:ORG/REPO/FILE.gguf, each with @REVISION behind it or without.
+
+        Where the file is a part of a model, any of them stands for all.
 
         Raises:
             ConfigError: the reference has another form.
@@ -70,7 +73,8 @@ class HubSource:
                 f"{reference!r} is not a model of the hub: write hf:ORG/REPO or hf:ORG/REPO/FILE.gguf, "
                 "with @REVISION behind it for another branch, tag or commit than main."
             )
-        return cls(repo=match["repo"], file=match["file"], revision=match["revision"])
+        file = match["file"] and names_of_parts(match["file"])[0]
+        return cls(repo=match["repo"], file=file, revision=match["revision"])
 
     @classmethod
     def parse_repository(cls, reference: str) -> HubSource:
@@ -93,7 +97,7 @@ class HubSource:
     @property
     def name(self) -> str:
         """The repository's name, or the GGUF file's, in lower case."""
-        return (PurePosixPath(self.file).stem if self.file else self.repo.partition("/")[2]).lower()
+        return (PurePosixPath(name_of_whole(self.file)).stem if self.file else self.repo.partition("/")[2]).lower()
 
     def fetch(self, staging: Path, options: FetchOptions) -> tuple[Path, dict[str, Any]]:
         """Download what the importer needs, or all of a package of edgelm.
@@ -200,9 +204,11 @@ class HubSource:
     def _choose(self, paths: Sequence[str]) -> list[str]:
         """Pick the files to download; those in folders of the repository belong to other programs."""
         if self.file is not None:
-            if self.file not in paths:
-                raise DownloadError(f"{self.repo} has no file {self.file!r}. {_list_ggufs(self.repo, paths)}")
-            return [self.file]
+            parts = names_of_parts(self.file)
+            if missing := [part for part in parts if part not in paths]:
+                listed = ", ".join(map(repr, missing))
+                raise DownloadError(f"{self.repo} has no file {listed}. {_list_ggufs(self.repo, paths)}")
+            return parts
         top = [path for path in paths if "/" not in path and "\\" not in path]
         weights = fnmatch.filter(top, "*.safetensors")
         # Some repositories hold the same weights twice, the second time under their maker's own names.
@@ -228,7 +234,7 @@ def _remote_file(url: str, headers: Mapping[str, str], sibling: RepoSibling, adv
 
 
 def _list_ggufs(repo: str, paths: Sequence[str]) -> str:
-    ggufs = fnmatch.filter(paths, "*.gguf")
+    ggufs = one_of_each_model(fnmatch.filter(paths, "*.gguf"))
     if not ggufs:
         return "Pick a repository with safetensors or GGUF files."
     return f"Its GGUF files: {', '.join(f'{HUB_PREFIX}{repo}/{path}' for path in ggufs)}."

@@ -31,7 +31,7 @@ _CLOSE = 0.4
 class Library:
     """Hold model packages and the downloaded originals that they are made from.
 
-    `models/<name>/` is a package, `sources/<name>/` an original (one GGUF file, or a Hugging Face folder), and
+    `models/<name>/` is a package, `sources/<name>/` an original (one GGUF model, or a Hugging Face folder), and
     `downloads/<name>/` what an interrupted download goes on from. What stands in the first two is complete.
     `aliases/<name>` is a second name of a model.
 
@@ -140,7 +140,7 @@ class Library:
         return self.root / "models" / check_name(name)
 
     def source_path(self, name: str) -> Path:
-        """Return the original of `name`: its GGUF file where it is one, else the folder it has or would have.
+        """Return the original of `name`: its GGUF file (the first of several), else the folder it has or would have.
 
         Raises:
             ConfigError: `name` is not a valid name of a model.

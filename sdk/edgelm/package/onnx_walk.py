@@ -19,9 +19,9 @@ from edgelm.files.protobuf_wire import BYTES, FIXED32, FIXED64, VARINT, Protobuf
 from edgelm.package.onnx_operators import OPERATORS
 
 # A layer has 360 to 740 fields in most packages, and 1,090 where 5-bit weights are put together of planes: a decoder of
-# 126 layers has up to 137,000.
+# 100 layers has up to 109,000.
 # docs/results/trust.md has what the worst graph costs.
-MAX_FIELDS = 5 << 15
+MAX_FIELDS = 7 << 14
 _MAX_REMEMBERED = 256  # bytes of an attribute
 _MAX_DEPTH = 8  # of graphs in If, Loop and Scan
 _MAX_DIMENSIONS = 8

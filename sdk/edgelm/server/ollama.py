@@ -120,7 +120,7 @@ async def chat(call: Call) -> Response:
         tools = ToolUse.of(model, body)
         config = _config(model, body)
         if tools is not None:
-            config = tools.settings(config)
+            config = tools.settings(config, "format")
         messages = messages_of({"messages": [_message(message) for message in body["messages"]]})
         offered = None if tools is None else tools.tools
         prompt_ids = model.encode_chat(messages, tools=offered)

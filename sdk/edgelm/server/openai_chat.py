@@ -109,18 +109,20 @@ def _jobs(model: LanguageModel, body: Mapping[str, Any]) -> list[Job]:
         logprobs=top_logprobs if body.get("logprobs") else None,
         constraint=chat_messages.constraint_of(body.get("response_format")),
     )
-    return chat_jobs(model, body, config)
+    return chat_jobs(model, body, config, form="response_format")
 
 
-def chat_jobs(model: LanguageModel, body: Mapping[str, Any], config: GenerationConfig) -> list[Job]:
+def chat_jobs(model: LanguageModel, body: Mapping[str, Any], config: GenerationConfig, *, form: str) -> list[Job]:
     """Return the answers that a request in OpenAI's form asks for: its messages, tools and n.
+
+    form: the field that says which form the answer has, as the client writes it.
 
     Raises:
         ApiError, EdgeLMError: what the model or its template has against them.
     """
     tools = chat_messages.ToolUse.of(model, body)
     if tools is not None:
-        config = tools.settings(config)
+        config = tools.settings(config, form)
     messages, offered = chat_messages.messages_of(body), None if tools is None else tools.tools
     prompt_ids = model.encode_chat(messages, tools=offered)
     config = model.keep_opening(config, messages, offered)

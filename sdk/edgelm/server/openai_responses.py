@@ -40,7 +40,8 @@ async def create_response(call: Call) -> Response:
             max_tokens=chat.get("max_tokens"),
             constraint=constraint_of(chat["response_format"]),
         )
-        return chat_jobs(served.model, chat, config), ResponseWriter(model=served.name, body=body)
+        jobs = chat_jobs(served.model, chat, config, form="text.format")
+        return jobs, ResponseWriter(model=served.name, body=body)
 
     return await deliver(call, prepare, model=body.get("model"), streaming=bool(body.get("stream")))
 

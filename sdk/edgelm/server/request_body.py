@@ -20,7 +20,7 @@ _DRAINED_BYTES = 16 << 20
 # Checking a megabyte takes 0.2 s: too long for the event loop.
 _LARGE_BYTES = 1 << 15
 # A prompt of token ids is as long as a context. Each value is an object of Python's, lists the dearest of them.
-_MAX_VALUES = 1 << 18
+_MAX_VALUES = 5 << 15
 _TEXT = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _CLOSE = {"Connection": "close"}
 

@@ -78,7 +78,7 @@ class ChatTemplate:
                 source = read_text(path)
             except (OSError, ValueError) as error:
                 raise ChatTemplateError(f"Cannot read {path}: {error}.") from error
-        elif (inside := named_templates(config).get("default")) is not None:
+        elif (inside := template_of(named_templates(config))) is not None:
             source = inside
         else:
             return None
@@ -275,6 +275,19 @@ def named_templates(config: Mapping[str, Any]) -> dict[str, str]:
     else:
         pairs = list(found.items()) if isinstance(found, dict) else []
     return {name: template for name, template in pairs if isinstance(name, str) and isinstance(template, str)}
+
+
+def template_of(templates: Mapping[str, str]) -> str | None:
+    """Return the template that transformers takes of several: "default", and "tool_use" in a request with tools.
+
+    Where both are there, they become one that chooses between them, so that every other program chooses as well.
+    """
+    default, for_tools = templates.get("default"), templates.get("tool_use")
+    if default is None or for_tools in (None, default):
+        return default
+    # jinja2 drops the newline behind a block's tag, and at a template's end.
+    for_tools, default = for_tools.removesuffix("\n"), default.removesuffix("\n")
+    return f"{{% if tools is defined and tools is not none %}}\n{for_tools}{{% else %}}\n{default}{{% endif %}}"
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""From `edgelm pull smollm2-135m-instruct` to an answer, with the commands that a user types."""
+"""The real model in the library: run, chat, list and remove it, with the commands that a user types."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 
 from edgelm import ChatSession, GenerationConfig, load
 from edgelm.decoding.answer import join
-from edgelm.library.library import Library
 
 EDGELM = str(Path(sysconfig.get_path("scripts")) / "edgelm")
 
@@ -23,12 +22,8 @@ def edgelm(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.real_model
-def test_a_pulled_model_answers_in_chat_and_run(smollm2_gguf):
-    source = Library().root / "sources" / "smollm2-135m-instruct"
-    shutil.copytree(smollm2_gguf.parent, source)
-    pulled = edgelm("pull", "smollm2-135m-instruct")
-    assert pulled.returncode == 0, pulled.stderr
-    assert pulled.stderr.endswith("Talk to it: edgelm chat smollm2-135m-instruct\n")
+def test_a_model_answers_in_chat_and_run(smollm2_package: Path, own_library: Path) -> None:
+    shutil.copytree(smollm2_package, own_library / "models" / "smollm2-135m-instruct")
 
     answer = edgelm("run", "smollm2-135m-instruct", "Hello", "--temperature", "0", "--max-new-tokens", "20")
     assert answer.returncode == 0, answer.stderr
@@ -48,4 +43,4 @@ def test_a_pulled_model_answers_in_chat_and_run(smollm2_gguf):
 
     assert "smollm2-135m-instruct  int8" in edgelm("list").stdout
     assert edgelm("rm", "smollm2-135m-instruct", "--yes").returncode == 0
-    assert smollm2_gguf.exists()
+    assert "smollm2" not in edgelm("list").stdout
