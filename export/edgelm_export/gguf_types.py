@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.architecture.block_grid import half_scales
 from edgelm.errors import CheckpointError
 from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.levels import on_levels
 
 # Weights unpacked at once. Temporary arrays take up to about 12 bytes a weight.
 _CHUNK = 1 << 20
@@ -74,7 +74,8 @@ def integer_blocks(
     rows, blocks = math.prod(shape[:-1]), data.reshape(-1, tensor_type.block_bytes)
     if type in _LEVELS:
         values, scales, lowest = _LEVELS[type](blocks)
-        return _on_levels(values.reshape(rows, -1, _GRID_BLOCK), scales.reshape(rows, -1), lowest.reshape(rows, -1))
+        in_rows = (part.reshape(rows, -1) for part in (scales, lowest))
+        return on_levels(values.reshape(rows, -1, _GRID_BLOCK), *in_rows, bits=4)
     if type not in _SYMMETRIC:
         return None
     bits, values_of, scales_of = _SYMMETRIC[type]
@@ -83,27 +84,6 @@ def integer_blocks(
         block_size=_GRID_BLOCK,
         values=values_of(blocks).reshape(rows, -1, _GRID_BLOCK),
         scales=scales_of(blocks).reshape(rows, -1),
-    )
-
-
-def _on_levels(values: Blocks, scales: Weights, lowest: Weights) -> QuantizedBlocks:
-    """Return weights `scales * values + lowest`: the nearest whole zero point, and the offset that it leaves.
-
-    values: uint8 [rows, blocks, block_size] of 4 bits. scales, lowest: [rows, blocks].
-    """
-    halves = half_scales(scales)
-    # A damaged file has numbers that are none; whoever reads the scales and offsets refuses them.
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        zeros = np.clip(np.rint(-lowest / halves), 0, 15)
-        zeros = np.where(np.isfinite(zeros), zeros, 0).astype(np.float32)
-        offsets = (lowest + zeros * halves).astype(np.float32)
-    return QuantizedBlocks(
-        bits=4,
-        block_size=values.shape[2],
-        values=values.view(np.int8) - np.int8(8),
-        scales=halves,
-        zero_points=zeros.astype(np.int8) - np.int8(8),
-        offsets=offsets,
     )
 
 

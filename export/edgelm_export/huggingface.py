@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from functools import cached_property
@@ -32,10 +33,11 @@ from edgelm_export.checkpoint_folder import (
     read_text_files,
 )
 from edgelm_export.fetched import fetched_facts
+from edgelm_export.mlx_format import Read
 from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks, without_mxfp4_parts
-from edgelm_export.packed_formats import PackedMatrix, packed_matrices, without_parts
+from edgelm_export.packed_formats import Packed, packed_matrices, without_parts
 from edgelm_export.safetensors_writer import SOURCE_KEY
-from edgelm_export.tensor_map import CANONICAL, EMBEDDING, HEAD, map_tensors
+from edgelm_export.tensor_map import CANONICAL, EMBEDDING, HEAD, Part, map_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -71,9 +73,11 @@ class HuggingFaceCheckpoint:
             raise CheckpointError(f"{folder / 'config.json'}: {SECTION!r} is {section!r}; it must be an object.")
         self._stored, self._metadata = _stored_tensors(folder)
         shapes = {name: tensor.shape for name, tensor in self._stored.items()}
-        self._packed: dict[str, PackedMatrix] = {}
+        self._packed: Mapping[str, Packed] = {}
         self._stacks: dict[str, MXFP4Stack] = {}
-        quantization = values.pop("quantization_config", None) or values.get("quantization")  # as mlx-lm has it
+        # mlx-lm writes its settings under both names, and reads the second.
+        settings, mlx_settings = values.pop("quantization_config", None), values.pop("quantization", None)
+        quantization = mlx_settings or settings
         if isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4":
             self._stacks = mxfp4_stacks(shapes)
             shapes = without_mxfp4_parts(shapes, self._stacks)
@@ -87,7 +91,7 @@ class HuggingFaceCheckpoint:
             else:
                 architecture = architecture_of(values, folder)
                 self.config = self._with_end_tokens(architecture.to_model_config({**self._answer_values(), **values}))
-                layout = architecture.layout_for(self.config)
+                layout = architecture.layout_for(self.config, shapes)
             self._parts = map_tensors(self.config, layout, shapes, folder)
         except ConfigError as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
@@ -112,13 +116,15 @@ class HuggingFaceCheckpoint:
 
     @cached_property
     def source(self) -> Mapping[str, Any]:
-        """The folder's weight files with their hashes, and where they were fetched or imported from."""
+        """The weight files with their hashes, where they were fetched or imported from, and how they are quantized."""
         files = sorted({tensor.file for tensor in self._stored.values()})
         described: dict[str, Any] = {
             "format": "safetensors",
             "files": [{"path": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)} for path in files],
             **fetched_facts(self._folder),
         }
+        if self._packed or self._stacks:
+            described["tensor_types"] = sorted({self.stored_type(name) for name in self._parts})
         try:
             imported_from = json.loads(self._metadata.get(SOURCE_KEY, "null"))
         except ValueError:
@@ -139,6 +145,8 @@ class HuggingFaceCheckpoint:
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, widened exactly to float32."""
         part = self._parts[name]
+        if part.source in self._packed:
+            return part.taken_from(self._packed[part.source].weight(self._reader(part)))
         if part.index is not None:
             stack = self._stacks.get(part.source)
             return part.taken_from(
@@ -158,7 +166,7 @@ class HuggingFaceCheckpoint:
             return blocks if part.rows is None else blocks.rows(part.rows)
         if part.source not in self._packed or part.transposed:
             return None
-        packed = self._packed[part.source].grid(self._read_whole).blocks()
+        packed = self._packed[part.source].blocks(self._reader(part))
         return packed if packed is None or part.rows is None else packed.rows(part.rows)
 
     def close(self) -> None:
@@ -175,8 +183,7 @@ class HuggingFaceCheckpoint:
     def _read(self, source: str, which: slice | None = None) -> NDArray[np.float32]:
         """Read a tensor of the folder, or a range of its rows."""
         if source in self._packed:
-            weight = self._packed[source].grid(self._read_whole).weight()
-            return weight if which is None else weight[which]
+            return self._packed[source].weight(self._read_whole)
         stored = self._stored[source]
         first, end = (which.start, which.stop) if which is not None else (0, stored.shape[0])
         tensor = np.empty((end - first, *stored.shape[1:]), np.float32)
@@ -190,6 +197,10 @@ class HuggingFaceCheckpoint:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{stored.file} cannot be read: {error}. Download it again.") from error
         return tensor
+
+    def _reader(self, part: Part) -> Read:
+        """Return what reads the tensors of a packed matrix, or of a stack those of one expert."""
+        return self._read_whole if part.index is None else functools.partial(self._read_entry, index=part.index)
 
     def _read_entry(self, source: str, index: int) -> NDArray[Any]:
         """Read one entry of a stack of experts, as it is stored."""

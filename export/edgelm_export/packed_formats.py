@@ -1,7 +1,7 @@
-"""Packed formats: matrices that a Hugging Face folder stores quantized, by GPTQ, AWQ or compressed-tensors.
+"""Packed formats: matrices that a folder stores quantized, by GPTQ, AWQ or compressed-tensors here, by mlx beside it.
 
-All three are integers with a scale, and perhaps a zero point, for each group of inputs: MatMulNBits' own grid, so that
-`--precision keep` repacks them without rounding. Each packs its integers into int32 in another order.
+These three are integers with a scale, and perhaps a zero point, for each group of inputs: MatMulNBits' own grid, so
+that `--precision keep` repacks them without rounding. Each packs its integers into int32 in another order.
 Sources: AutoGPTQ's and AutoAWQ's checkpoints (qweight, qzeros, scales, g_idx), compressed-tensors' pack-quantized.
 Shapes: N outputs, K inputs, G groups of inputs.
 """
@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from edgelm.architecture.quantization_scheme import BLOCK_SIZES
 from edgelm.errors import CheckpointError
 from edgelm_export.checkpoint import QuantizedBlocks
-
-Read = Callable[[str], NDArray[Any]]
+from edgelm_export.mlx_format import MLXMatrix, Read, mlx_matrices
 
 # AutoAWQ puts these outputs of each eight into the nibbles of an int32, the first into the lowest.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -79,9 +78,18 @@ class PackedMatrix:
         """What the matrix is stored as, such as "GPTQ-4bit"."""
         return f"{self.format.upper()}-{self.bits}bit"
 
-    def grid(self, read: Read) -> Grid:
-        """Read the parts, and return the integers."""
-        return FORMATS[self.format].unpack(self, read)
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names that its tensors may have."""
+        return tuple(f"{self.stem}.{part}" for part in FORMATS[self.format].parts)
+
+    def weight(self, read: Read) -> NDArray[np.float32]:
+        """Return the matrix in float32; `read` gives its tensors."""
+        return FORMATS[self.format].unpack(self, read).weight()
+
+    def blocks(self, read: Read) -> QuantizedBlocks | None:
+        """Return the matrix in MatMulNBits' blocks; None where its groups are not blocks of a size that is fast."""
+        return FORMATS[self.format].unpack(self, read).blocks()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,41 +101,44 @@ class _Format:
     unpack: Callable[[PackedMatrix, Read], Grid]
 
 
+# A matrix of any format.
+Packed = PackedMatrix | MLXMatrix
+
+
 def packed_matrices(
     config: Mapping[str, Any], present: Mapping[str, tuple[int, ...]], where: object
-) -> dict[str, PackedMatrix]:
+) -> Mapping[str, Packed]:
     """Find the packed matrices of a folder by its config.json's quantization_config, under the names of plain ones.
 
     Raises:
-        CheckpointError: it is quantized in another way.
+        CheckpointError: it is quantized in another way, or its settings are broken.
     """
     method = config.get("quant_method")
-    bits = _bits(config) if method in FORMATS else None
-    if method not in FORMATS or bits not in FORMATS[method].bits or config.get("format", _PACKED) != _PACKED:
-        if method is None and {"bits", "group_size"} <= config.keys():
-            method = "mlx"  # which names itself in the weights' metadata alone
+    if method is None and {"bits", "group_size"} <= config.keys():  # mlx-lm names no method
+        return mlx_matrices(config, present, where)
+    format_name = method if isinstance(method, str) else ""
+    row = FORMATS.get(format_name)
+    bits = None if row is None else _bits(config)
+    if row is None or bits not in row.bits or config.get("format", _PACKED) != _PACKED:
         found = {"quant_method": method, "bits": config.get("bits", bits), "format": config.get("format")}
         told = ", ".join(f"{key} {value!r}" for key, value in found.items() if value is not None)
         raise CheckpointError(
             f"{where}: the weights are quantized ({told or 'quantization_config'}), in a way that is not supported. "
-            "Supported: gptq in 2, 4 and 8 bits, awq in 4, compressed-tensors pack-quantized in 4 and 8, mxfp4. Take "
-            "the model's unquantized folder, or a GGUF file."
+            "Supported: gptq in 2, 4 and 8 bits, awq in 4, compressed-tensors pack-quantized in 4 and 8, mxfp4, and "
+            "mlx-lm's affine and mxfp4. Take the model's unquantized folder, or a GGUF file."
         )
-    row = FORMATS[method]
     return {
         f"{stem}.weight": PackedMatrix(
-            format=method, stem=stem, bits=bits, shape=row.shape(shape, 32 // bits), settings=config
+            format=format_name, stem=stem, bits=bits, shape=row.shape(shape, 32 // bits), settings=config
         )
         for name, shape in present.items()
         if (stem := name.removesuffix(f".{row.main}")) != name and len(shape) == 2
     }
 
 
-def without_parts(
-    present: Mapping[str, tuple[int, ...]], matrices: Mapping[str, PackedMatrix]
-) -> dict[str, tuple[int, ...]]:
+def without_parts(present: Mapping[str, tuple[int, ...]], matrices: Mapping[str, Packed]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a folder's tensors with each packed matrix in place of its parts."""
-    parts = {f"{matrix.stem}.{part}" for matrix in matrices.values() for part in FORMATS[matrix.format].parts}
+    parts = {part for matrix in matrices.values() for part in matrix.parts}
     plain = {name: shape for name, shape in present.items() if name not in parts}
     return plain | {name: matrix.shape for name, matrix in matrices.items()}
 
@@ -138,9 +149,13 @@ _PACKED = "pack-quantized"
 def _bits(config: Mapping[str, Any]) -> int | None:
     groups = config.get("config_groups")
     if isinstance(groups, dict) and groups:  # compressed-tensors
-        weights = next(iter(groups.values())).get("weights") or {}
-        return weights.get("num_bits") if weights.get("type", "int") == "int" else None
-    bits = config.get("bits", config.get("w_bit"))
+        group = next(iter(groups.values()))
+        weights = group.get("weights") if isinstance(group, dict) else None
+        if not isinstance(weights, dict) or weights.get("type", "int") != "int":
+            return None
+        bits = weights.get("num_bits")
+    else:
+        bits = config.get("bits", config.get("w_bit"))
     return bits if isinstance(bits, int) else None
 
 

@@ -29,21 +29,25 @@ def model_config(**changes: Any) -> ModelConfig:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_both_formats(name: str) -> None:
+def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_each_format(name: str) -> None:
     row = ARCHITECTURES[name]
     assert row.model_type == name
     values = {"model_type": name, "num_key_value_heads": 2, "max_position_embeddings": 1024, "attention_bias": True}
     values |= {"decoder_start_token_id": 0}
     config = row.to_model_config(SIZES | GPT2_SIZES | values | {"mlp_bias": True, "qk_norm": True})
     assert config.model_type == name
-    for layout in [row.layout_for(config)] + ([row.gguf.layout] if row.gguf else []):
+    for layout in (row.layout_for(config), row.mlx, row.gguf and row.gguf.layout):
+        if layout is None:
+            continue
         present: dict[str, tuple[int, ...]] = {}
         for tensor, shape in config.tensor_shapes().items():
             rows, *columns = present.get(layout.source_name(tensor), (0, *shape[1:]))
             present[layout.source_name(tensor)] = (rows + shape[0], *columns)
         for source in present:
             pattern = pattern_of(source)[0]
-            is_stack = "_exps." in source or (".mlp.experts." in source and "{e}" not in pattern)
+            is_stack = (
+                "_exps." in source or "switch_mlp." in source or (".mlp.experts." in source and "{e}" not in pattern)
+            )
             if is_stack:
                 present[source] = (present[source][0] // config.num_experts, *present[source][1:])
             if not source.endswith("bias") and pattern.removesuffix(".weight") in layout.transposed:

@@ -169,7 +169,21 @@ def test_groups_in_the_order_of_activations_are_read_and_moved_to_eight_bits(sav
             {"quantization_config": {"quant_method": "compressed-tensors", "format": "float-quantized"}},
             "quant_method 'compressed-tensors', format 'float-quantized'",
         ),
-        ({"quantization": {"group_size": 64, "bits": 4}}, "quant_method 'mlx', bits 4"),  # as mlx-lm has it
+        ({"quantization": "nonsense"}, "quantization_config"),
+        ({"quantization_config": {"quant_method": ["gptq"], "bits": 4}}, r"quant_method \['gptq'\], bits 4"),
+        (
+            {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"a": 4}}},
+            "quant_method 'compressed-tensors'",
+        ),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "compressed-tensors",
+                    "config_groups": {"group_0": {"weights": 4}},
+                }
+            },
+            "quant_method 'compressed-tensors'",
+        ),
         ({"quantization_config": ["nonsense"]}, "quantization_config"),
     ],
 )

@@ -13,6 +13,7 @@ from random import Random
 import numpy as np
 from fuzz import byte_level_folders, http_bodies, packages, sentencepiece_models
 from fuzz.mutations import mutate_bytes, mutate_json, mutate_template
+from mlx_folder import pack_folder
 
 from edgelm.architecture.quantization_recipe import read_recipe
 from edgelm.config import ModelConfig
@@ -184,6 +185,42 @@ def _read_checkpoint(folder: Path) -> None:
         assert all(text.encode() for text in checkpoint.text_files.values())
         for name in list(checkpoint.config.tensor_shapes())[:3]:
             checkpoint.tensor(name)
+
+
+def _mlx_folder(folder: Path) -> dict[str, object]:
+    """Pack a checkpoint folder as mlx-lm does, one module in other bits; return the values of its config.json."""
+    own = {"model.layers.0.mlp.down_proj": {"bits": 8, "group_size": 32}}
+    settings = {"bits": 4, "group_size": 32, "mode": "affine", **own}
+    pack_folder(_checkpoint_folder(folder), settings, lambda name: 8 if "down_proj" in name else 4)
+    values: dict[str, object] = json.loads((folder / "config.json").read_bytes())
+    return values
+
+
+def _mlx_config_seeds(folder: Path) -> list[bytes]:
+    """Few settings beside those of the quantization, so that most mutations change that."""
+    values = _mlx_folder(folder)
+    return [json.dumps({key: values[key] for key in ("edgelm", "quantization")}).encode()]
+
+
+def _mlx_weight_seeds(folder: Path) -> list[bytes]:
+    _mlx_folder(folder)
+    return [(folder / "model.safetensors").read_bytes()]
+
+
+def _mutate_mlx_config(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
+    values = json.loads(data)
+    try:
+        values["quantization"] = json.loads(mutate_json(json.dumps(values["quantization"]).encode(), random, others))
+    except (ValueError, RecursionError):  # its bytes were changed
+        values["quantization_config"] = values.pop("quantization")
+    return json.dumps(values).encode("utf-8", "surrogatepass")
+
+
+def _read_mlx(folder: Path) -> None:
+    with HuggingFaceCheckpoint(folder) as checkpoint:
+        for name in checkpoint.config.tensor_shapes():
+            checkpoint.tensor(name)
+            checkpoint.quantized_blocks(name)
 
 
 def _config_seeds(folder: Path) -> list[bytes]:
@@ -377,6 +414,14 @@ TARGETS: dict[str, Target] = {
     ),
     "hf-config": Target(
         file="config.json", prepare=_config_seeds, mutate=mutate_json, read=_read_checkpoint, count=500,
+        long_count=100_000,
+    ),
+    "mlx-settings": Target(
+        file="config.json", prepare=_mlx_config_seeds, mutate=_mutate_mlx_config, read=_read_mlx, count=300,
+        long_count=100_000,
+    ),
+    "mlx-weights": Target(
+        file="model.safetensors", prepare=_mlx_weight_seeds, mutate=_mutate_safetensors, read=_read_mlx, count=300,
         long_count=100_000,
     ),
     "families": Target(

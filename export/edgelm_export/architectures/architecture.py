@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
-from edgelm_export.tensor_map import CANONICAL, TensorLayout
+from edgelm_export.tensor_map import CANONICAL, TensorLayout, pattern_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +49,24 @@ class Architecture:
     """One row of `ARCHITECTURES`.
 
     to_model_config: reads config.json's values; raises CheckpointError where a feature is not supported.
-    layout: of the tensors in safetensors. layout_of: the same where it depends on the config. gguf: None where
-    llama.cpp does not know the family.
+    layout: of the tensors in safetensors. layout_of: the same where it depends on the config. mlx: the same in folders
+    that mlx-lm wrote, where it has other names. gguf: None where llama.cpp does not know the family.
     """
 
     model_type: str
     to_model_config: Callable[[Mapping[str, Any]], ModelConfig]
     layout: TensorLayout = CANONICAL
     layout_of: Callable[[ModelConfig], TensorLayout] | None = None
+    mlx: TensorLayout | None = None
     gguf: GGUFFamily | None
 
-    def layout_for(self, config: ModelConfig) -> TensorLayout:
-        """Return the layout of the tensors of one model."""
+    def layout_for(self, config: ModelConfig, present: Collection[str] = ()) -> TensorLayout:
+        """Return the layout of the tensors of one model, whose names in safetensors are `present`."""
+        if self.mlx is not None and self._is_mlx(self.mlx, present):
+            return self.mlx
         return self.layout if self.layout_of is None else self.layout_of(config)
+
+    def _is_mlx(self, mlx: TensorLayout, present: Collection[str]) -> bool:
+        names = mlx.names or {}
+        own = set(names.values()) - set((self.layout.names or {name: name for name in names}).values())
+        return any(pattern_of(name)[0].rpartition(".")[0] in own for name in present)

@@ -10,6 +10,7 @@ from edgelm_export.architectures import hf_values
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.architectures.llama import GGUF_NAMES as _DENSE_NAMES
+from edgelm_export.architectures.llama import GGUF_QK_NORMS as _GGUF_QK_NORMS
 
 # In llama.cpp the experts of a layer are one tensor a projection, [E, ...].
 GGUF_NAMES = _DENSE_NAMES | {
@@ -19,6 +20,17 @@ GGUF_NAMES = _DENSE_NAMES | {
     "model.layers.{i}.mlp.experts.{e}.down_proj": "blk.{i}.ffn_down_exps",
 }
 GGUF_KEYS = frozenset({"expert_count", "expert_used_count", "expert_feed_forward_length"})
+
+
+def mlx_names(stack: str) -> dict[str, str]:
+    """Return how mlx-lm names the experts of a layer, which are one tensor a projection, [E, ...], in `stack`."""
+    return {
+        f"model.layers.{{i}}.mlp.experts.{{e}}.{part}_proj": f"{stack}.{part}_proj" for part in ("gate", "up", "down")
+    }
+
+
+# As Qwen3-MoE and OLMoE have them; the other names are ours.
+MLX_NAMES = {name: name for name in GGUF_NAMES | _GGUF_QK_NORMS} | mlx_names("model.layers.{i}.mlp.switch_mlp")
 
 
 def expert_fields(values: Mapping[str, Any], count_key: str) -> dict[str, Any]:

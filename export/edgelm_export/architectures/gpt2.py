@@ -90,6 +90,7 @@ GPT2 = Architecture(
         ignored=frozenset({f"{_BLOCK}.attn.bias", f"{_BLOCK}.attn.masked_bias"}),
         transposed=frozenset(f"{_BLOCK}.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")),
     ),
+    mlx=TensorLayout(names={name: source.replace("transformer.", "model.") for name, source in _NAMES.items()}),
     gguf=GGUFFamily(
         architecture="gpt2",
         to_hf_config=_gguf_to_hf_config,

@@ -39,6 +39,11 @@ _NAMES = {
     "model.norm": "gpt_neox.final_layer_norm",
     "lm_head": "embed_out",
 }
+_MLX_BLOCK = "model.h.{i}"
+_MLX_NAMES = {
+    name: source.replace(_BLOCK, _MLX_BLOCK).replace("gpt_neox.", "model.") for name, source in _NAMES.items()
+}
+_MLX_NAMES["lm_head"] = "model.embed_out"
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -84,6 +89,7 @@ GPT_NEOX = Architecture(
         ignored=frozenset(f"{_BLOCK}.attention.{name}" for name in ("bias", "masked_bias", "rotary_emb.inv_freq")),
         by_head=frozenset({f"{_BLOCK}.attention.query_key_value"}),
     ),
+    mlx=TensorLayout(names=_MLX_NAMES, by_head=frozenset({f"{_MLX_BLOCK}.attention.query_key_value"})),
     gguf=GGUFFamily(
         architecture="gptneox",
         to_hf_config=_gguf_to_hf_config,

@@ -89,6 +89,9 @@ GPT_OSS = Architecture(
         transposed=frozenset({f"{_EXPERT}.gate_up_proj", f"{_EXPERT}.down_proj"}),
         interleaved=frozenset({f"{_EXPERT}.gate_up_proj", f"{_EXPERT}.gate_up_proj_bias"}),
     ),
+    mlx=TensorLayout(
+        names={name: source for name, source in _NAMES.items() if ".experts." not in name} | experts.mlx_names(_EXPERT)
+    ),
     gguf=GGUFFamily(
         architecture="gpt-oss",
         to_hf_config=_gguf_to_hf_config,

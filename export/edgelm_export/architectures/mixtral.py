@@ -52,6 +52,7 @@ MIXTRAL = Architecture(
     model_type="mixtral",
     to_model_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
+    mlx=TensorLayout(names=_NAMES | experts.mlx_names("model.layers.{i}.block_sparse_moe.switch_mlp")),
     gguf=GGUFFamily(
         architecture="llama",
         to_hf_config=_gguf_to_hf_config,

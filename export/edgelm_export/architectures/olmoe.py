@@ -48,6 +48,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 OLMOE = Architecture(
     model_type="olmoe",
     to_model_config=_to_model_config,
+    mlx=TensorLayout(names=experts.MLX_NAMES),
     gguf=GGUFFamily(
         architecture="olmoe",
         to_hf_config=_gguf_to_hf_config,

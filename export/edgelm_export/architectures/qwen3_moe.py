@@ -64,6 +64,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 QWEN3_MOE = Architecture(
     model_type="qwen3_moe",
     to_model_config=_to_model_config,
+    mlx=TensorLayout(names=experts.MLX_NAMES),
     gguf=GGUFFamily(
         architecture="qwen3moe",
         to_hf_config=_gguf_to_hf_config,

@@ -39,8 +39,8 @@ def on_its_grid(blocks: QuantizedBlocks, columns: int) -> PackedWeight:
     """Put signed values and zero points into the operator's layout, without rounding.
 
     MatMulNBits takes 31 times as long with zero points between whole ones (docs/results/graph-and-settings.md). So what
-    is left of a block's least weight beside a whole one, half a step or less, is rounded to a fifteenth of the largest
-    of 32 blocks, and computed with as a weight of the block's sum.
+    is left of a block's least weight beside a whole one, half a step or less, is rounded (in 4 bits to a fifteenth of
+    the largest of as many blocks as a block has weights), and computed with as a weight of the block's sum.
     """
     middle = 1 << (blocks.bits - 1)
     zeros = None if blocks.zero_points is None else _from_zero(blocks.zero_points, middle * zero_places(blocks.bits))

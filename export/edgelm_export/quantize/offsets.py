@@ -1,7 +1,7 @@
 """Offsets: what is added to all weights of a block, beside the grid that MatMulNBits computes with.
 
-Files of 4 bits (Q4_1, Q4_K) have blocks that begin anywhere, and zero points between whole ones take 31 times as long
-(docs/results/graph-and-settings.md). An offset multiplies the sum of the inputs of its block instead.
+Files of 4 bits (Q4_1, Q4_K) have blocks that begin anywhere, and those of mlx may; zero points between whole ones take
+31 times as long (docs/results/graph-and-settings.md). An offset multiplies the sum of the inputs of its block instead.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 
 import numpy as np
 
+from edgelm.architecture.block_grid import zero_places
 from edgelm.architecture.quantization_scheme import Scheme
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, into_bytes, pack, unpack, unpack_values, zero_points_of
@@ -56,22 +57,24 @@ def _blocks_of(weight: PackedWeight, which: slice) -> PackedWeight:
 
 
 def in_8_bits(weight: PackedWeight) -> PackedWeight:
-    """Return a weight of 4 bits with offsets in 8 bits without: zero points lie at sixteenths of a step there.
+    """Return a weight with offsets in 8 bits without: of 4 bits, zero points lie at sixteenths of a step there.
 
-    Where a block begins beyond what zero points reach, all are rounded again.
+    Where a block begins beyond what zero points reach, and where there are 8 bits already, all are rounded again.
     """
     if weight.offsets is None:
         return weight
+    if weight.bits == 8:
+        return quantize_alone(unpack(weight), FALLBACK)
     values, zeros = unpack_values(weight)
-    finer = np.float32(16)
-    middle = np.zeros_like(weight.scales) if zeros is None else zeros.astype(np.float32)
+    finer = 1 << (8 - weight.bits)
+    middle = np.zeros_like(weight.scales) if zeros is None else zeros / np.float32(zero_places(weight.bits))
     offsets = np.divide(unpack(weight.offsets), weight.scales, out=np.zeros_like(middle), where=weight.scales != 0)
-    places = np.rint((middle - offsets) * finer)
+    places = np.rint((middle - offsets) * np.float32(finer))
     if places.min() < -128 or places.max() > 127:
         return quantize_alone(unpack(weight), FALLBACK)
     return pack(
-        (values.astype(np.int16) * 16 + 128).astype(np.uint8),
-        weight.scales / finer,
+        (values.astype(np.int16) * finer + 128).astype(np.uint8),
+        weight.scales / np.float32(finer),
         (places.astype(np.int16) + 128).astype(np.uint8),
         bits=8,
         columns=weight.columns,

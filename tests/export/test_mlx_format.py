@@ -1,0 +1,419 @@
+"""Folders that mlx-lm quantized: read as what they stand for, kept on their grid, and refused where they are broken."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from mlx_folder import Tensors, change_config, pack_folder, words
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from edgelm.errors import CheckpointError
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.importer import import_checkpoint
+from edgelm_export.levels import on_levels
+from edgelm_export.mlx_format import MLXMatrix
+from edgelm_export.quantize.keep import keep_grid, on_its_grid
+from edgelm_export.quantize.offsets import in_8_bits
+from edgelm_export.quantize.packed import PackedWeight, unpack
+
+SaveModel = Callable[..., Any]
+MATRIX = "model.layers.0.mlp.down_proj.weight"
+SETTINGS = {"bits": 4, "group_size": 32, "mode": "affine"}
+
+
+def matrix(bits: int, group_size: int, shape: tuple[int, int], mode: str = "affine") -> MLXMatrix:
+    return MLXMatrix(stem="m", mode=mode, bits=bits, group_size=group_size, shape=shape)
+
+
+# 32 normal numbers in bfloat16, by mx.quantize of mlx 0.32.4 on Linux: bits, words, scale, bias (bfloat16), and what
+# mx.dequantize makes of them in float32, rounded here to millionths.
+BY_MLX = [
+    (
+        3, [0xA4F5C735, 0x9462D5DD, 0x8AD82DCA], 0.50390625, -2.515625,
+        [0.003906, 0.507812, -0.5, -1.003906, -0.5, -1.003906, 0.003906, 1.011719, -0.5, -0.5, 0.507812, 0.507812,
+         0.003906, -1.003906, 0.003906, 0.507812, -1.507812, -0.5, -2.011719, -1.507812, -2.011719, 0.003906, -1.507812,
+         0.507812, 0.003906, 0.003906, -2.515625, -0.5, 0.003906, 0.003906, -1.507812, -0.5],
+    ),
+    (
+        4, [0xFA6869BA, 0xDA6ABC88, 0xB5935285, 0x84AA809B], 0.251953125, -2.515625,
+        [0.003906, 0.255859, -0.248047, -1.003906, -0.5, -1.003906, 0.003906, 1.263672, -0.5, -0.5, 0.507812, 0.255859,
+         0.003906, -1.003906, 0.003906, 0.759766, -1.255859, -0.5, -2.011719, -1.255859, -1.759766, -0.248047,
+         -1.255859, 0.255859, 0.255859, -0.248047, -2.515625, -0.5, 0.003906, 0.003906, -1.507812, -0.5],
+    ),
+    (
+        5, [0x1906CAD4, 0x5BE1F0FD, 0x1609D51B, 0x75B2A455, 0x822B4802], 0.1259765625, -2.515625,
+        [0.003906, 0.255859, -0.248047, -0.87793, -0.5, -1.003906, 0.003906, 1.389648, -0.5, -0.625977, 0.507812,
+         0.381836, 0.129883, -0.87793, 0.003906, 0.759766, -1.381836, -0.5, -1.885742, -1.255859, -1.885742, -0.248047,
+         -1.255859, 0.255859, 0.129883, -0.12207, -2.515625, -0.5, 0.003906, 0.129883, -1.507812, -0.5],
+    ),
+    (
+        6, [0x626A5BA9, 0x17E1FEA6, 0xD296ABBF, 0x4B50A893, 0x09ACB549, 0x850AE880], 0.061279296875, -2.515625,
+        [-0.003174, 0.303223, -0.248291, -0.922363, -0.432129, -0.983643, 0.058105, 1.344971, -0.493408, -0.615967,
+         0.487061, 0.364502, 0.119385, -0.922363, -0.003174, 0.670898, -1.351318, -0.432129, -1.902832, -1.290039,
+         -1.841553, -0.248291, -1.290039, 0.241943, 0.180664, -0.187012, -2.515625, -0.554688, -0.064453, 0.119385,
+         -1.535156, -0.493408],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("bits", "stored", "scale", "bias", "wanted"), BY_MLX)
+def test_what_mlx_packed_is_what_mlx_reads(
+    bits: int, stored: list[int], scale: float, bias: float, wanted: list[float]
+) -> None:
+    tensors = {
+        "m.weight": np.array([stored], np.uint32),
+        "m.scales": np.array([[scale]], ml_dtypes.bfloat16),
+        "m.biases": np.array([[bias]], ml_dtypes.bfloat16),
+    }
+    weight = matrix(bits, 32, (1, 32)).weight(tensors.__getitem__)
+    np.testing.assert_allclose(weight[0], wanted, rtol=0, atol=6e-7)
+
+
+def test_what_mlx_packed_as_mxfp4_is_what_mlx_reads() -> None:
+    """The same numbers, by mx.quantize with mode="mxfp4"."""
+    stored = np.array([[0x50CAC910, 0x30C012AA, 0x1D9EDEAD, 0xAD00AF91]], np.uint32)
+    tensors = {"m.weight": stored, "m.scales": np.array([[126]], np.uint8)}
+    wanted = [
+        0, 0.25, -0.25, -1, -0.5, -1, 0, 1.5, -0.5, -0.5, 0.5, 0.25, 0, -1, 0, 0.75, -1.5, -0.5, -2, -1.5, -2, -0.25,
+        -1.5, 0.25, 0.25, -0.25, -3, -0.5, 0, 0, -1.5, -0.5,
+    ]  # fmt: skip
+    np.testing.assert_array_equal(matrix(4, 32, (1, 32), "mxfp4").weight(tensors.__getitem__)[0], wanted)
+
+
+def weights_of(checkpoint: HuggingFaceCheckpoint, name: str) -> NDArray[np.float32]:
+    blocks = checkpoint.quantized_blocks(name)
+    assert blocks is not None
+    places = {5: 8, 6: 4}.get(blocks.bits, 1)
+    zeros = 0 if blocks.zero_points is None else blocks.zero_points[..., None].astype(np.float32) / places
+    weights = (blocks.values - zeros) * blocks.scales[..., None]
+    if blocks.offsets is not None:
+        weights += blocks.offsets[..., None]
+    return weights.reshape(len(weights), -1)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_a_folder_is_read_as_what_it_stands_for(
+    save_llama: SaveModel, tmp_path: Path, bits: int, group_size: int
+) -> None:
+    save_llama(tmp_path, hidden_size=128, intermediate_size=128)
+    settings = {"bits": bits, "group_size": group_size}  # as older versions of mlx-lm write it, without a mode
+    wanted = pack_folder(tmp_path, settings, group_size=group_size)
+    assert "model.embed_tokens.weight" in wanted
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    assert not checkpoint.hf_config.keys() & {"quantization", "quantization_config"}
+    assert checkpoint.source["tensor_types"] == ["F32", f"MLX-{bits}bit"]
+    for name, weight in wanted.items():
+        np.testing.assert_allclose(checkpoint.tensor(name), weight, rtol=1e-6, atol=1e-7, err_msg=name)
+        blocks = checkpoint.quantized_blocks(name)
+        assert blocks is not None
+        # Where a group begins is any float16 here, which two bits have no fine enough offsets for.
+        assert (blocks.bits, blocks.block_size) == ({2: 4, 3: 4}.get(bits, bits), group_size)
+        reach = np.abs(weight).max() * 2**-7
+        np.testing.assert_allclose(weights_of(checkpoint, name), weight, rtol=0, atol=reach, err_msg=name)
+
+
+def test_modules_have_settings_of_their_own_or_are_left_out(save_llama: SaveModel, tmp_path: Path) -> None:
+    save_llama(tmp_path, intermediate_size=128)
+    bits = {"down_proj": 8, "v_proj": 6, "o_proj": 0}
+    own = {
+        f"model.layers.{layer}.{block}.{name}": {"bits": bits[name], "group_size": 32} if bits[name] else False
+        for layer in (0, 1)
+        for block, name in (("mlp", "down_proj"), ("self_attn", "v_proj"), ("self_attn", "o_proj"))
+    }
+    wanted = pack_folder(
+        tmp_path,
+        SETTINGS | own | {"model.layers.0.mlp.up_proj": True},
+        lambda name: next((count for part, count in bits.items() if part in name), 4),
+    )
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    assert checkpoint.source["tensor_types"] == ["F32", "MLX-4bit", "MLX-6bit", "MLX-8bit"]
+    assert checkpoint.stored_type("model.layers.1.self_attn.o_proj.weight") == "F32"
+    for name, weight in wanted.items():
+        np.testing.assert_allclose(checkpoint.tensor(name), weight, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+def test_keep_holds_its_grid_and_other_precisions_read_it(save_llama: SaveModel, tmp_path: Path) -> None:
+    save_llama(tmp_path / "source", intermediate_size=128)
+    pack_folder(tmp_path / "source", SETTINGS)
+    checkpoint = HuggingFaceCheckpoint(tmp_path / "source")
+    manifest = export_package(checkpoint, tmp_path / "package", "keep")
+    assert manifest.notes == ("Stored in 8 bits, since no fast operator has their grids: MLX-4bit of the embedding.",)
+    assert manifest.source["tensor_types"] == ["F32", "MLX-4bit"]
+    assert manifest.quality is not None
+    assert manifest.quality.mean_kl_divergence < 0.005
+    kept = keep_grid(checkpoint, MATRIX)
+    assert isinstance(kept, PackedWeight)
+    assert (kept.bits, kept.block_size) == (4, 32)
+    assert np.abs(unpack(kept) - checkpoint.tensor(MATRIX)).max() < kept.scales.max() / 25
+    note = "The source has 4 bits of its own (MLX-4bit): --precision keep loses less."
+    assert note in export_package(checkpoint, tmp_path / "int4", "int4").notes
+    import_checkpoint(tmp_path / "source", tmp_path / "ours")
+    np.testing.assert_array_equal(HuggingFaceCheckpoint(tmp_path / "ours").tensor(MATRIX), checkpoint.tensor(MATRIX))
+
+
+@pytest.mark.parametrize("bits", [3, 5, 6, 8])
+def test_a_package_of_any_bits_computes_with_them(save_llama: SaveModel, tmp_path: Path, bits: int) -> None:
+    save_llama(tmp_path / "source", intermediate_size=128)
+    pack_folder(tmp_path / "source", SETTINGS | {"bits": bits, "group_size": 64}, group_size=64)
+    manifest = export_package(HuggingFaceCheckpoint(tmp_path / "source"), tmp_path / "package", "keep")
+    assert manifest.quality is not None
+    assert manifest.quality.mean_kl_divergence < 0.005
+    assert manifest.notes[0].endswith(f": MLX-{bits}bit of the embedding.")
+
+
+def whole(bits: int, moved: float = 0.0) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+    """Return blocks that begin at a whole number of steps, moved by a part of one."""
+    random = np.random.default_rng(0)
+    values = random.integers(0, 1 << bits, (16, 4, 32)).astype(np.uint8)
+    scales = random.choice([-1, 1], (16, 4)) * random.uniform(0.01, 0.02, (16, 4)).astype(np.float16)
+    zeros = random.integers(1, 1 << bits, (16, 4))
+    return values, scales.astype(np.float32), (-(zeros + moved) * scales).astype(np.float32)
+
+
+def bfloat16(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+    return numbers.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_what_bfloat16_moves_a_lowest_weight_by_is_no_offset(bits: int) -> None:
+    """mlx puts zero on a step. A lowest weight is one of its source's, and the scale between the two is rounded."""
+    values, scales, lowest = whole(bits)
+    zeros, lowest = np.rint(-lowest / scales), bfloat16(lowest)
+    blocks = on_levels(values, bfloat16(-lowest / zeros), lowest, bits=bits)
+    assert blocks.offsets is None
+    assert blocks.bits == (4 if bits == 3 else bits)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_what_lies_further_off_is_one(bits: int) -> None:
+    values, scales, lowest = whole(bits, 0.25)
+    blocks = on_levels(values, scales, lowest, bits=bits)
+    assert blocks.bits == 4
+    assert blocks.offsets is not None
+    np.testing.assert_allclose(np.abs(blocks.offsets), 0.25 * np.abs(scales), rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 5, 6, 8])
+def test_blocks_beyond_the_reach_of_zero_points_have_offsets_too(bits: int) -> None:
+    values, scales, _ = whole(bits)
+    scales, lowest = np.abs(scales), np.full_like(scales, 3.0)
+    wanted = (values * scales[..., None] + lowest[..., None]).reshape(16, -1)
+    weight = on_its_grid(on_levels(values, scales, lowest, bits=bits), 128)
+    weight.check((16, 128))
+    assert (weight.bits, weight.offsets is None) == (bits, False)
+    np.testing.assert_allclose(unpack(weight), wanted, rtol=0, atol=0.1)
+    wide = in_8_bits(weight)
+    assert (wide.bits, wide.offsets) == (8, None)
+    np.testing.assert_allclose(unpack(wide), unpack(weight), rtol=0, atol=wanted.max() / 250)
+
+
+FAMILIES: dict[str, tuple[dict[str, Any], Callable[[Tensors], Tensors]]] = {
+    "mixtral": (
+        {"num_local_experts": 3, "tie_word_embeddings": False},
+        lambda tensors: stacked(tensors, "block_sparse_moe", {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}),
+    ),
+    "qwen3_moe": (
+        {
+            "head_dim": 16, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+            "mlp_only_layers": [1],
+        },
+        lambda tensors: stacked(tensors, "mlp", {part: part for part in ("gate_proj", "up_proj", "down_proj")}),
+    ),
+    "olmoe": (
+        {"num_experts": 3, "num_experts_per_tok": 2, "pad_token_id": 0},
+        lambda tensors: stacked(tensors, "mlp", {part: part for part in ("gate_proj", "up_proj", "down_proj")}),
+    ),
+    "gpt_oss": (
+        {"head_dim": 32, "num_local_experts": 3, "num_experts_per_tok": 2, "tie_word_embeddings": False},
+        lambda tensors: taken_apart(tensors),
+    ),
+    "gpt2": (
+        {"n_inner": 96},
+        lambda tensors: {
+            name.replace("transformer.", "model."): tensor.T if ".h." in name and tensor.ndim == 2 else tensor
+            for name, tensor in tensors.items()
+        },
+    ),
+    "gpt_neox": (
+        {"tie_word_embeddings": False},
+        lambda tensors: {
+            name.replace("gpt_neox.layers", "model.h")
+            .replace("gpt_neox.", "model.")
+            .replace("embed_out", "model.embed_out"): tensor
+            for name, tensor in tensors.items()
+        },
+    ),
+}  # fmt: skip
+
+
+def stacked(tensors: Tensors, block: str, names: dict[str, str]) -> Tensors:
+    """Put the experts of each layer into one tensor, as mlx-lm does."""
+    experts: dict[str, list[NDArray[Any]]] = {}
+    others = {}
+    for name in sorted(tensors):
+        match = re.fullmatch(rf"(model\.layers\.\d+\.{block})\.experts\.\d+\.(\w+)\.weight", name)
+        if match:
+            experts.setdefault(f"{match[1]}.switch_mlp.{match[2]}.weight", []).append(tensors[name])
+        else:
+            others[name] = tensors[name]
+    for ours, theirs in names.items():
+        for name in [name for name in experts if name.endswith(f".{theirs}.weight")]:
+            others[name.replace(f".{theirs}.", f".{ours}.")] = np.stack(experts[name])
+    return others
+
+
+def taken_apart(tensors: Tensors) -> Tensors:
+    """Give GPT-OSS's gates and ups tensors of their own, [E, out, in]."""
+    result = {}
+    for name, tensor in tensors.items():
+        stem = name.removesuffix("_bias")
+        kind = "bias" if stem != name else "weight"
+        if ".experts." not in name:
+            result[name] = tensor
+            continue
+        turned = tensor if kind == "bias" else tensor.swapaxes(1, 2)
+        if stem.endswith("gate_up_proj"):
+            result[f"{stem.replace('gate_up_proj', 'gate_proj')}.{kind}"] = turned[:, 0::2]
+            result[f"{stem.replace('gate_up_proj', 'up_proj')}.{kind}"] = turned[:, 1::2]
+        else:
+            result[f"{stem}.{kind}"] = turned
+    return {name: np.ascontiguousarray(tensor) for name, tensor in result.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_that_mlx_lm_names_otherwise_are_read(save_model: SaveModel, tmp_path: Path, family: str) -> None:
+    changes, as_mlx = FAMILIES[family]
+    save_model(family, tmp_path / "hf", **changes)
+    plain = HuggingFaceCheckpoint(tmp_path / "hf")
+    shutil.copytree(tmp_path / "hf", tmp_path / "mlx")
+    path = tmp_path / "mlx" / "model.safetensors"
+    save_file({name: np.ascontiguousarray(t) for name, t in as_mlx(load_file(path)).items()}, path)
+    checkpoint = HuggingFaceCheckpoint(tmp_path / "mlx")
+    for name in plain.config.tensor_shapes():
+        np.testing.assert_array_equal(checkpoint.tensor(name), plain.tensor(name), err_msg=name)
+    pack_folder(tmp_path / "mlx", SETTINGS | {"bits": 8})
+    checkpoint = HuggingFaceCheckpoint(tmp_path / "mlx")
+    for name, shape in plain.config.tensor_shapes().items():
+        reach = np.abs(plain.tensor(name)).max() / 100 if len(shape) == 2 else 0
+        np.testing.assert_allclose(checkpoint.tensor(name), plain.tensor(name), rtol=0, atol=reach, err_msg=name)
+    assert checkpoint.source["tensor_types"] == ["F32", "MLX-8bit"]
+    export_package(checkpoint, tmp_path / "package", "keep")
+
+
+def test_fused_projections_are_taken_apart_on_their_grid(save_model: SaveModel, tmp_path: Path) -> None:
+    save_model("phi3", tmp_path, pad_token_id=0, intermediate_size=128)
+    wanted = pack_folder(tmp_path, SETTINGS)["model.layers.1.self_attn.qkv_proj.weight"]
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    name = "model.layers.1.self_attn.k_proj.weight"
+    np.testing.assert_allclose(checkpoint.tensor(name), wanted[64:96], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(weights_of(checkpoint, name), wanted[64:96], rtol=0, atol=1e-3)
+
+
+def test_a_head_that_repeats_the_embedding_is_passed_over(save_llama: SaveModel, tmp_path: Path) -> None:
+    """Older versions of mlx-lm wrote a Gemma 3 so."""
+    save_llama(tmp_path, intermediate_size=128)
+    pack_folder(tmp_path, SETTINGS)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors |= {f"lm_head.{part}": tensors[f"model.embed_tokens.{part}"] for part in ("weight", "scales", "biases")}
+    save_file(tensors, path)
+    assert HuggingFaceCheckpoint(tmp_path).config.tie_word_embeddings
+    tensors["lm_head.biases"] = tensors["lm_head.biases"] * 2
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match="ties the head to the embedding"):
+        HuggingFaceCheckpoint(tmp_path)
+
+
+def test_mxfp4_is_kept_exactly_in_8_bits() -> None:
+    random = np.random.default_rng(0)
+    integers = random.integers(0, 16, (3, 64))
+    exponents = random.integers(120, 130, (3, 2)).astype(np.uint8)
+    values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])[integers & 7] * np.where(integers & 8, -1, 1)
+    wanted = values * np.exp2(exponents.astype(float) - 127).repeat(32, axis=1)
+    tensors = {"m.weight": words(integers, 4), "m.scales": exponents}
+    stored = matrix(4, 32, (3, 64), "mxfp4")
+    np.testing.assert_array_equal(stored.weight(tensors.__getitem__), wanted)
+    blocks = stored.blocks(tensors.__getitem__)
+    assert (blocks.bits, blocks.zero_points, stored.type) == (8, None, "MXFP4")
+    np.testing.assert_array_equal((blocks.values * blocks.scales[..., None]).reshape(3, 64), wanted)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "bits in words": ({"bits": "four"}, "quantization.bits is 'four'; supported in mode affine: 2, 3, 4, 5, 6, 8"),
+    "7 bits": ({"bits": 7}, "quantization.bits is 7"),
+    "true for bits": ({"bits": True}, "quantization.bits is True"),
+    "a list of bits": ({"bits": [4]}, r"quantization.bits is \[4\]"),
+    "groups of none": ({"group_size": 0}, "quantization.group_size is 0; supported in mode affine: 32, 64, 128"),
+    "groups below none": ({"group_size": -32}, "quantization.group_size is -32"),
+    "huge groups": ({"group_size": 2**70}, f"quantization.group_size is {2**70}"),
+    "groups of a float": ({"group_size": 32.0}, "quantization.group_size is 32.0"),
+    "a mode that is not read": ({"mode": "nvfp4"}, "quantization.mode is 'nvfp4'; supported: affine, mxfp4"),
+    "a mode that is none": ({"mode": ["affine"]}, r"quantization.mode is \['affine'\]"),
+    "mxfp4 in 8 bits": ({"mode": "mxfp4", "bits": 8}, "quantization.bits is 8; supported in mode mxfp4: 4"),
+    "another mode": ({"mode": "mxfp4"}, r"tensors do not fit a llama model of this config. unknown: .*q_proj.biases"),
+    "other groups": ({"group_size": 64}, r"tokens.weight is \[320, 8\], not \[320, 16\], as .*tokens.scales"),
+    "other bits": ({"bits": 8}, r"tokens.weight is \[320, 8\], not \[320, 16\], .* 8 bits in groups of 32"),
+    "a module's settings a number": ({"Q": 4}, r"quantization\['Q'\] is 4, and Q has scales; it must be an object"),
+    "a module's settings false": ({"Q": False}, r"quantization\['Q'\] is False, and Q has scales"),
+    "a module's bits": ({"Q": {"bits": None}}, r"quantization\['Q'\].bits is None"),
+    "a module's groups": ({"Q": {"group_size": "32"}}, r"quantization\['Q'\].group_size is '32'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_settings_that_are_none_are_refused_by_name(save_llama: SaveModel, tmp_path: Path, name: str) -> None:
+    save_llama(tmp_path, intermediate_size=128)
+    pack_folder(tmp_path, SETTINGS)
+    changes, told = REFUSED[name]
+    module = "model.layers.0.self_attn.q_proj"
+    changes = {module if key == "Q" else key: value for key, value in changes.items()}
+    change_config(tmp_path, quantization=SETTINGS | changes)
+    with pytest.raises(CheckpointError, match=re.sub(r"\bQ\b", module, told)):
+        HuggingFaceCheckpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "tensor", "told"),
+    [
+        ("biases", None, r"biases is missing, not \[64, 2\]"),
+        ("biases", np.zeros((64, 3), np.float16), r"biases is \[64, 3\], not \[64, 2\]"),
+        ("weight", np.zeros((64, 9), np.uint32), r"weight is \[64, 9\], not \[64, 8\]"),
+        ("scales", np.zeros((64, 4), np.float16), r"weight is \[64, 8\], not \[64, 16\]"),
+        ("scales", np.zeros(64, np.float16), r"unknown: .*q_proj.biases, .*q_proj.scales"),
+        ("scales", np.zeros((64, 0), np.float16), r"weight is \[64, 8\], not \[64, 0\]"),
+        ("weight", np.zeros((64, 8), np.float32), r"weight is of type float32; mlx has uint32 there"),
+        ("scales", np.zeros((64, 2), np.int32), r"scales is of type int32; mlx has float16 or bfloat16 or float32"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(
+    save_llama: SaveModel, tmp_path: Path, part: str, tensor: NDArray[Any] | None, told: str
+) -> None:
+    save_llama(tmp_path, intermediate_size=128)
+    pack_folder(tmp_path, SETTINGS)
+    path, name = tmp_path / "model.safetensors", "model.layers.0.self_attn.q_proj"
+    tensors = load_file(path)
+    del tensors[f"{name}.{part}"]
+    save_file(tensors | ({} if tensor is None else {f"{name}.{part}": tensor}), path)
+    with pytest.raises(CheckpointError, match=told):
+        HuggingFaceCheckpoint(tmp_path).tensor(f"{name}.weight")
+
+
+def test_numbers_that_are_none_are_refused(save_llama: SaveModel, tmp_path: Path) -> None:
+    save_llama(tmp_path / "source", intermediate_size=128)
+    pack_folder(tmp_path / "source", SETTINGS)
+    path = tmp_path / "source" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.self_attn.q_proj.biases"][0, 0] = np.nan
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"q_proj\.weight has NaN or infinite values"):
+        export_package(HuggingFaceCheckpoint(tmp_path / "source"), tmp_path / "package", "keep")
