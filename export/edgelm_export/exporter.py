@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,13 @@ from edgelm_export.kv_cache_scales import keep_in_int8, measure_scales
 from edgelm_export.package_checkpoint import PACKAGE_FORMAT
 from edgelm_export.prefill import build_prefill, refuse_prefill_graph
 from edgelm_export.preparation import fitted, prepared
-from edgelm_export.quantize import KEEP, Precision, Scheme, parse_scheme, precision_named
-from edgelm_export.quantize.keep import moved_types, types_of_4_bits
+from edgelm_export.quantize import KEEP, Precision, precision_named
+from edgelm_export.quantize.keep import moved_types, types_of_4_bits, weights_of_4_bits
 from edgelm_export.standard_decoder import build_standard_decoder
 from edgelm_export.verify import MATRIX_BYTES, check_quality, measure_quality
 
 DEFAULT_PRECISION = "int8"  # nearly lossless, and the fastest at that quality (docs/results/smollm2-135m.md)
+_LARGE = 1_000_000_000  # weights from which on 4 bits save hundreds of megabytes; on a smaller model the note is noise
 
 
 def export_package(
@@ -254,8 +256,7 @@ def _notes(
         notes.append(f"Smoothed on {calibration.for_smoothing().describe()}.")
     if (used.needs_calibration and not used.only_smooths) or used.kv_cache == "int8":
         notes.append(f"Calibrated on {calibration.describe()}.")
-    if of_4_bits := types_of_4_bits(checkpoint) if _has_4_bits(asked) else ():
-        notes.append(f"The source has 4 bits of its own ({', '.join(of_4_bits)}): --precision keep loses less.")
+    notes += _notes_on_4_bits(checkpoint, asked)
     if any(rule.scheme == KEEP for rule in asked.rules):
         moved = moved_types(checkpoint)
         notes.append(
@@ -266,6 +267,19 @@ def _notes(
     return tuple(notes)
 
 
-def _has_4_bits(precision: Precision) -> bool:
-    schemes = (parse_scheme(rule.scheme) for rule in precision.rules)
-    return any(isinstance(scheme, Scheme) and scheme.bits == 4 for scheme in schemes)
+def _notes_on_4_bits(checkpoint: Checkpoint, asked: Precision) -> list[str]:
+    """Say what `keep` does better, where the source has 4 bits of its own."""
+    bits = {scheme.bits for scheme in asked.schemes}
+    if 4 in bits:
+        gain = "loses less"
+    elif bits == {8} and asked.operators != STANDARD and _is_large_in_4_bits(checkpoint):
+        gain = "takes about two thirds of the bytes, and longer to read prompts"
+    else:
+        return []
+    types = types_of_4_bits(checkpoint)
+    return [f"The source has 4 bits of its own ({', '.join(types)}): --precision keep {gain}."] if types else []
+
+
+def _is_large_in_4_bits(checkpoint: Checkpoint) -> bool:
+    weights = sum(math.prod(shape) for shape in checkpoint.config.tensor_shapes().values())
+    return weights >= _LARGE and weights_of_4_bits(checkpoint) > weights / 2

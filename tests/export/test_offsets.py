@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,22 @@ def test_a_package_of_q4_1_keeps_its_grid_in_4_bits(q4_1: GGUFCheckpoint, tmp_pa
 def test_who_rounds_a_source_of_4_bits_to_4_others_is_told_of_keep(q4_1: GGUFCheckpoint, tmp_path: Path) -> None:
     manifest = export_package(q4_1, tmp_path / "package", "int4")
     assert "The source has 4 bits of its own (Q4_1): --precision keep loses less." in manifest.notes
+    assert not any("keep" in note for note in export_package(q4_1, tmp_path / "int8", "int8").notes)
+
+
+def test_who_puts_a_large_source_of_4_bits_into_8_is_told_what_keep_saves(
+    q4_1: GGUFCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgelm_export.exporter._LARGE", 1000)
+    saves = (
+        "The source has 4 bits of its own (Q4_1): --precision keep takes about two thirds of the bytes, and longer to "
+        "read prompts."
+    )
+    assert saves in export_package(q4_1, tmp_path / "int8", "int8").notes
+    standard = dataclasses.replace(PRECISIONS["int8"], operators="standard")
+    for precision in (standard, "fp32"):  # operators that have no 4 bits, and who wants no integers
+        assert not any("keep" in note for note in export_package(q4_1, tmp_path / "other", precision).notes)
+    monkeypatch.setattr("edgelm_export.exporter.weights_of_4_bits", lambda _: 400)
     assert not any("keep" in note for note in export_package(q4_1, tmp_path / "int8", "int8").notes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,17 @@ def _from_zero(values: NDArray[np.int8], middle: int) -> NDArray[np.uint8]:
 def types_of_4_bits(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Name the stored types that `keep_grid` holds in 4 bits."""
     return tuple(kind for kind, blocks in _kinds(checkpoint) if blocks is not None and blocks.bits == 4)
+
+
+def weights_of_4_bits(checkpoint: Checkpoint) -> int:
+    """Count the weights that `keep_grid` holds in 4 bits."""
+    grids = {kind: blocks for kind, blocks in _kinds(checkpoint) if blocks is not None and blocks.bits == 4}
+    count = 0
+    for name, shape in checkpoint.config.tensor_shapes().items():
+        blocks = grids.get(checkpoint.stored_type(name)) if len(shape) == 2 else None
+        if blocks is not None and _has_place(blocks, name) and (_EXPERTS not in name or blocks.offsets is None):
+            count += math.prod(shape)
+    return count
 
 
 def _kinds(checkpoint: Checkpoint) -> list[tuple[str, QuantizedBlocks | None]]:
