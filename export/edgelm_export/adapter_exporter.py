@@ -21,7 +21,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError
 from edgelm.files import atomic
 from edgelm.files.safetensors_header import check_header
-from edgelm.package.adapter import MAX_RANK, WEIGHTS_FILE, AdapterManifest
+from edgelm.package.adapter import MAX_RANK, WEIGHTS_FILE, AdapterManifest, why_not_trained
 from edgelm.package.manifest import Manifest, describe_file
 from edgelm.package.peft_format import (
     BASE_GRID,
@@ -179,8 +179,10 @@ def _channel_scales(base: Path, package: Manifest, config: ModelConfig) -> Chann
 
 def _adapter_folder(folder: Path) -> Path:
     """Return the adapter's own folder: of a run, that of its best checkpoint, else of its newest."""
-    candidates = [folder, *(folder / name for name in _CHECKPOINTS_OF_A_RUN)]
-    return next((path for path in candidates if (path / CONFIG_FILE).is_file()), folder)
+    for path in (folder, *(folder / name for name in _CHECKPOINTS_OF_A_RUN)):
+        if (path / CONFIG_FILE).is_file():
+            return path
+    raise CheckpointError(why_not_trained(folder))
 
 
 def _read(folder: Path) -> _Trained:

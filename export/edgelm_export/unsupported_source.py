@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgelm.files import lfs_pointer
 from edgelm.files.gguf_part_names import one_of_each_model
+from edgelm.package.adapter import is_adapter, why_not_trained
 from edgelm.package.foreign_graph import GENAI_CONFIG
 from edgelm.package.manifest import FILE_NAME
 
@@ -68,6 +69,8 @@ def _of_another_kind(folder: Path, names: Sequence[str]) -> str | None:
             f"{folder} holds an adapter, which is no model by itself. Merge it into its base first: edgelm merge "
             f"{shlex.quote(str(folder))} -o merged/ (or put it beside the base's package: edgelm export-adapter)."
         )
+    if is_adapter(folder):
+        return why_not_trained(folder)
     if {"checkpoints", "best"} <= set(names):
         return (
             f"{folder} is the folder of a run. Name one of its checkpoints, such as {folder / 'best'}; adapters are "

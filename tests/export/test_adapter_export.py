@@ -150,6 +150,9 @@ def test_an_adapter_that_does_not_go_with_the_package_is_refused(exported: Expor
     (broken / "adapter_model.safetensors").write_bytes(b"\x10")
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors cannot be read: .* Copy it again\."):
         export_adapter(broken, package, tmp_path / "out")
+    export_adapter(exported.adapters["values"], package, tmp_path / "exported")
+    with pytest.raises(CheckpointError, match=r"exported is an adapter that was exported, for one package\. Name what"):
+        export_adapter(tmp_path / "exported", package, tmp_path / "out")
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ExportError, match=r"file/out cannot be written: .* What was there before is as it was\."):
         export_adapter(exported.adapters["values"], package, tmp_path / "file" / "out")

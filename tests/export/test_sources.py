@@ -116,6 +116,10 @@ def test_an_adapter_and_the_folder_of_a_run_are_refused_with_the_way_on(tmp_path
         (tmp_path / name).mkdir()
     with pytest.raises(CheckpointError, match=r"is the folder of a run\. Name one of its checkpoints, such as .*best;"):
         open_checkpoint(tmp_path)
+    (tmp_path / "best/adapter.json").write_text("{}")
+    (tmp_path / "best/adapter_model.safetensors").write_text("")
+    with pytest.raises(CheckpointError, match=r"best is an adapter that was exported, for one package\. Name what it"):
+        open_checkpoint(tmp_path / "best")
     (tmp_path / "best/adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"holds an adapter, .* first: edgelm merge .*best -o merged/"):
         open_checkpoint(tmp_path / "best")

@@ -46,6 +46,7 @@ def edit_weights(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "mistyped": (shutil.rmtree, r"There is no adapter at .*\. Check the path\."),
     "not exported": (lambda folder: (folder / "adapter.json").unlink(), r"has no adapter\.json, so it is no exported"),
     "no JSON": (lambda folder: (folder / "adapter.json").write_text("["), r"describes no adapter: .* Export or copy"),
     "later version": (edit_manifest('"schema_version": 1', '"schema_version": 2'), "has schema_version 2, and this"),

@@ -241,6 +241,8 @@ def test_the_base_is_never_replaced_by_what_was_merged_into_it(
 def test_where_there_is_no_adapter_it_is_said(tiny_chat_model: Path, tiny_chats: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is neither an adapter .* nor a run with checkpoints"):
         merge_adapter(tiny_chat_model, tmp_path / "merged")
+    with pytest.raises(CheckpointError, match=r"There is no adapter at .*nowhere\. Check the path\."):
+        merge_adapter(tmp_path / "nowhere", tmp_path / "merged")
     with pytest.raises(CheckpointError, match=r"holds no adapter: there is no adapter_config\.json"):
         read_adapter(tiny_chat_model)
     whole = finetune_settings(tiny_chat_model, tiny_chats, tmp_path / "run", method="sft", max_steps=1)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from edgelm.errors import CheckpointError, ConfigError
+from edgelm.package.adapter import why_not_trained
 from edgelm.package.peft_format import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from edgelm_training.adapter import Adapter, check_layers, read_adapter
 from edgelm_training.checkpoint import read_weights, save_weights, weights_sha256
@@ -82,7 +83,7 @@ def adapter_folder(folder: str | Path) -> Path:
     run = RunFolder(folder)
     saved = run.best() or run.newest()
     if saved is None:
-        raise CheckpointError(f"{folder} is neither an adapter ({ADAPTER_CONFIG_FILE}) nor a run with checkpoints.")
+        raise CheckpointError(why_not_trained(folder))
     if not (saved.path / ADAPTER_CONFIG_FILE).is_file():
         raise CheckpointError(
             f"The checkpoints of the run {folder} are whole models; there is nothing to merge. Export {saved.path} as "

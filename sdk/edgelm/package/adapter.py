@@ -24,7 +24,7 @@ from edgelm.files.regular_file import parse_json, read_regular
 from edgelm.files.safetensors_header import MAX_HEADER_BYTES
 from edgelm.files.safetensors_reader import parse_matrices
 from edgelm.package.manifest import FileEntry, Manifest, read_checked
-from edgelm.package.peft_format import MatrixPairs, in_pairs
+from edgelm.package.peft_format import CONFIG_FILE, MatrixPairs, in_pairs
 
 MANIFEST_FILE, WEIGHTS_FILE = "adapter.json", "adapter_model.safetensors"
 SCHEMA_VERSION = 1
@@ -77,6 +77,8 @@ class AdapterManifest:
             PackageError: it is missing or broken, or has another schema version.
         """
         path = folder / MANIFEST_FILE
+        if not folder.exists():
+            raise PackageError(f"There is no adapter at {folder}. Check the path.")
         if not path.exists():
             raise PackageError(
                 f"{folder} has no {MANIFEST_FILE}, so it is no exported adapter. Make one of what training wrote: "
@@ -95,6 +97,18 @@ class AdapterManifest:
 def is_adapter(folder: Path) -> bool:
     """Tell whether a folder is an exported adapter, by its manifest's being there."""
     return (folder / MANIFEST_FILE).is_file()
+
+
+def why_not_trained(folder: Path) -> str:
+    """Say why a folder is neither an adapter in PEFT's format nor a run that has some, and the way on."""
+    if not folder.exists():
+        return f"There is no adapter at {folder}. Check the path."
+    if is_adapter(folder):
+        return (
+            f"{folder} is an adapter that was exported, for one package. Name what it was made of: the run of `edgelm "
+            f"finetune`, or the folder with {CONFIG_FILE}."
+        )
+    return f"{folder} is neither an adapter ({CONFIG_FILE}) nor a run with checkpoints."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
