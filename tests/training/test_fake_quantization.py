@@ -256,6 +256,18 @@ def test_a_run_keeps_its_precision(tiny_shards: Path, trained: Path) -> None:
         pretrain({"output": str(trained), "qat": "int8"}, resume=True)
 
 
+def test_a_fine_tuning_goes_on_where_its_precision_is_named_again(
+    tiny_chat_model: Path, tiny_chats: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    finetune(finetune_settings(tiny_chat_model, tiny_chats, run, method="sft", qat="int4", max_steps=1))
+    # Without the run's own settings, --qat int4 would be one for the default method, an adapter.
+    finetune({"output": str(run), "qat": "int4", "max_steps": 2}, resume=True)
+    assert len(losses(run)) == 2
+    with pytest.raises(TrainingError, match=r"qat is 'int8'; the run in .* began with 'int4'"):
+        finetune({"output": str(run), "qat": "int8"}, resume=True)
+
+
 def test_int2_is_exported_as_it_was_trained_although_its_recipe_calibrates(tiny_shards: Path, tmp_path: Path) -> None:
     pretrain(settings(tiny_shards, tmp_path / "run", model=DEEP, qat="int2", max_steps=2))
 

@@ -48,8 +48,9 @@ def execute_run(
     """
     workers = launched_workers()
     resume = resume or is_restarted()
-    config = config_class(**settings)
-    run = RunFolder(config.output)
+    run = RunFolder(settings.get("output", config_class.output))
+    goes_on = resume and run.config_file.exists()  # then what was given is no whole config: the run has the rest
+    config = _merged(run, config_class, settings, (*FIXED, *fixed)) if goes_on else config_class(**settings)
     with process_group(workers, choose_device(config, workers.local_rank).device), _locked(run, workers):
         # What the run has become by now is read by all processes, so none may write before.
         resuming = workers.on_main(lambda: _opened(run, resume))
