@@ -268,6 +268,8 @@ WRONG = {
     "fp16 in shards": ({"parallel": "fsdp", "precision": "fp16"}, ConfigError, r"which do not go together: use 'bf16'"),
     "no such device": ({"device": "cuda:7"}, ConfigError, r"device is 'cuda:7', which is not here"),
     "a strange device": ({"device": "gpu"}, ConfigError, r"device is 'gpu', which is not here"),
+    "a device of a long story": ({"device": "xla"}, ConfigError, r"is 'xla', which is not here: .{1,99}\. Use 'auto'"),
+    "a device of a missing module": ({"device": "hpu"}, ConfigError, r"device is 'hpu', which is not here: No module"),
     "no shards": ({"data": "/nowhere"}, DataError, r"/nowhere is no folder of shards"),
     "a run as a beginning": ({"init": "RUN"}, CheckpointError, r"the folder of a run.*latest"),
     "a shape and a checkpoint": ({"init": "RUN/latest"}, ConfigError, r"whose shape is settled; leave out hidden_size"),

@@ -66,8 +66,8 @@ def _device(name: str, local_rank: int) -> torch.device:
         torch.empty(0, device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError) as error:  # torch says it either way
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch says it in any of these ways
+        reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")  # of Apple's it lists 40 backends behind it
         raise ConfigError(f"device is {name!r}, which is not here: {reason}. Use 'auto' or 'cpu'.") from error
     return device
 
