@@ -197,6 +197,16 @@ WRONG: dict[str, tuple[dict[str, Any], type[EdgeLMError], str]] = {
     "rows too long": ({"sequence_length": 129}, ConfigError, "sequence_length is 129, longer than .* context of 128"),
     "rows too short": ({"sequence_length": 4}, DataError, "sequence_length 4"),
     "no such file": ({"data": ("nowhere.jsonl",)}, DataError, r"nowhere\.jsonl"),
+    "a precision, before the data is read": (
+        {"method": "sft", "qat": "int5", "data": ("nowhere.jsonl",)},
+        ConfigError,
+        "qat is 'int5'; it must be one of int8",
+    ),
+    "a teacher, before the data is read": (
+        {"method": "sft", "teacher": "taecher", "data": ("nowhere.jsonl",)},
+        CheckpointError,
+        "taecher is no checkpoint folder",
+    ),
     "preferences for chats": ({"method": "dpo"}, DataError, r"chats\.jsonl:1: this is no preference"),
     "another model": ({"base_sha256": "0" * 64}, TrainingError, r"are not those of the run: .* base_sha256 is 0000"),
     "shards of a base in 4 bits": (
@@ -214,6 +224,13 @@ def test_what_cannot_be_learned_is_refused_and_leaves_nothing(name: str, setting
     with pytest.raises(error, match=message):
         finetune(values)
     assert not (tmp_path / "run").exists()
+
+
+def test_that_a_run_begins_where_one_was_to_go_on_is_said(tmp_path: Path) -> None:
+    notes = Notes()
+    with pytest.raises(ConfigError, match="model is not set"):
+        finetune({"output": str(tmp_path / "rnu")}, resume=True, reporter=notes)
+    assert notes.texts == [f"There is no run in {tmp_path / 'rnu'} to go on with: one begins."]
 
 
 def test_a_broken_line_is_named(settings: Any, tiny_chats: Path, tmp_path: Path) -> None:

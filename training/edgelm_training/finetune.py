@@ -29,7 +29,7 @@ from edgelm_training.chats import Chats, load_chats
 from edgelm_training.checkpoint import check_is_checkpoint, load_checkpoint, weights_sha256, write_checkpoint
 from edgelm_training.distillation import Loss, text_loss
 from edgelm_training.dpo import answer_log_probabilities, count_pairs, dpo_loss
-from edgelm_training.fake_quantization import train_for
+from edgelm_training.fake_quantization import quantized_precision, train_for
 from edgelm_training.finetune_config import METHODS, FinetuneConfig
 from edgelm_training.lora import (
     LoraConfig,
@@ -116,7 +116,11 @@ def _base_config(config: FinetuneConfig) -> tuple[ModelConfig, FinetuneConfig]:
         raise ConfigError("model is not set: name the checkpoint folder to fine-tune.")
     if not config.data:
         raise ConfigError("data is not set: name a file of conversations (--data), of dpo one of preferences.")
-    check_is_checkpoint(config.model)
+    for folder in (config.model, config.teacher):
+        if folder is not None:
+            check_is_checkpoint(folder)
+    if config.qat is not None:
+        quantized_precision(config.qat)  # a typo shows before the data is read, not after it
     model_config = ModelConfig.load(config.model)
     sha256 = weights_sha256(config.model)
     if config.base_sha256 not in (None, sha256):

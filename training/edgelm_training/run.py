@@ -56,6 +56,8 @@ def execute_run(
         resuming = workers.on_main(lambda: _opened(run, resume))
         if resuming:
             config = _merged(run, config_class, settings, (*FIXED, *fixed))
+        elif resume and reporter is not None:
+            reporter.note(f"There is no run in {run.path} to go on with: one begins.")
         workers.barrier()
         device = choose_device(config, workers.local_rank)
         config, recipe = build(config)
