@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml sdk/edgelm/_version.py
 DEV_EXTRAS := cpu,chat,serve,export,train,docs,examples,dev
+# The tests start hundreds of processes, each of which would compile edgelm anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: chat test test-offline test-gpu lint bench docs fuzz soak wheel lock locked clean
 
@@ -12,7 +14,7 @@ chat: $(VENV)/chat.stamp
 	@$(BIN)/edgelm pull $(MODEL) >&2
 	@$(BIN)/edgelm chat $(MODEL)
 
-# Files of tests go to as many processes as there are cores: a file's tests share what they set up.
+# Files of tests go to some processes (tests/conftest.py says how many): a file's tests share what they set up.
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
