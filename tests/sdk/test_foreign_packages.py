@@ -182,7 +182,10 @@ def test_the_commands_show_run_chat_and_measure_a_foreign_package(optimum: Path)
     assert "tiny-llama" in shown
     assert "onnx/model.onnx" in shown
     assert "without a manifest" in shown
-    assert json.loads(run("show", str(optimum), "--json"))["config"]["num_key_value_heads"] == 2
+    assert "KV cache              not stated" in shown  # of which type it is stands in the graph alone
+    facts = json.loads(run("show", str(optimum), "--json"))
+    assert facts["config"]["num_key_value_heads"] == 2
+    assert facts["kv_cache_bytes_per_token"] is None
     assert json.loads(run("run", str(optimum), "--json", "--max-new-tokens", "3", "Hi"))["usage"]["prompt_tokens"] > 10
     assert run("chat", str(optimum), "--max-new-tokens", "3", typed="Hello\n")
     measured = json.loads(run("bench", str(optimum), "--rounds", "1", "--json"))

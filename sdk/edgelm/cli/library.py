@@ -164,7 +164,8 @@ def show(model: str, as_json: bool, bom: bool) -> None:
         click.echo(json.dumps(bill_of_materials(manifest), indent=2, ensure_ascii=False))
         return
     config = package.config()
-    kv_bytes = config.kv_bytes_per_token
+    # Of which type another program's graph has its cache is in the graph alone.
+    kv_bytes = config.kv_bytes_per_token if package.foreign_graph is None else None
     if as_json:
         facts = {
             "path": str(folder),
@@ -206,7 +207,14 @@ def _in_windows(config: ModelConfig) -> str:
     return f" ({megabytes(most_bytes(config))} on Linux: {len(windows)} layers keep a window of {windows[0]})"
 
 
-def _facts(folder: Path, manifest: Manifest, config: ModelConfig, kv_bytes: int) -> list[tuple[str, str]]:
+def _cache_facts(manifest: Manifest, config: ModelConfig, kv_bytes: int | None) -> tuple[str, str]:
+    if kv_bytes is None:
+        return "KV cache", "not stated"
+    full = f"{megabytes(kv_bytes * manifest.context_length)} when full{_in_windows(config)}"
+    return "KV cache", f"{config.kv_cache}, {kv_bytes / 1024:.1f} KiB per token, {full}"
+
+
+def _facts(folder: Path, manifest: Manifest, config: ModelConfig, kv_bytes: int | None) -> list[tuple[str, str]]:
     facts = [
         ("name", manifest.name),
         ("path", str(folder)),
@@ -218,11 +226,7 @@ def _facts(folder: Path, manifest: Manifest, config: ModelConfig, kv_bytes: int)
         *_encoder_facts(config),
         ("attention heads", f"{config.num_attention_heads}, key-value heads {config.num_key_value_heads}"),
         ("vocabulary", f"{config.vocab_size} tokens"),
-        (
-            "KV cache",
-            f"{config.kv_cache}, {kv_bytes / 1024:.1f} KiB per token, "
-            f"{megabytes(kv_bytes * manifest.context_length)} when full{_in_windows(config)}",
-        ),
+        _cache_facts(manifest, config, kv_bytes),
         *_prefill_facts(manifest),
         ("license", manifest.license or "not stated"),
         ("source", ", ".join(f"{key} {value}" for key, value in manifest.source.items() if isinstance(value, str))),
