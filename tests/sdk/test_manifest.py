@@ -83,7 +83,7 @@ def test_a_whole_package_passes(package: Path) -> None:
 
 
 def test_a_folder_without_a_manifest_is_no_package(tmp_path: Path) -> None:
-    with pytest.raises(PackageError, match=r"is not a model package: it has no edgelm\.json\."):
+    with pytest.raises(PackageError, match=r"is not a model package: it has no edgelm\.json\. `edgelm export` makes"):
         Manifest.load(tmp_path)
 
 

@@ -139,7 +139,10 @@ class Manifest:
         path = folder / FILE_NAME
         try:
             if not os.path.lexists(path):
-                raise PackageError(f"{folder} is not a model package: it has no {FILE_NAME}.")
+                raise PackageError(
+                    f"{folder} is not a model package: it has no {FILE_NAME}. `edgelm export` makes one of a "
+                    "checkpoint; a graph that another program wrote can be run, and no more."
+                )
             content = read_regular(path, _MAX_BYTES)
             values = parse_json(content)
         except ValueError as error:
