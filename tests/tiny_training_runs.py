@@ -149,7 +149,7 @@ def assert_a_signal_saves(number: signal.Signals, module: str, toml: Path, run: 
             "0",
         ],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
@@ -158,9 +158,10 @@ def assert_a_signal_saves(number: signal.Signals, module: str, toml: Path, run: 
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
-    stdout, _ = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=120)
 
     assert process.returncode == 128 + number
+    assert stderr.count("Ending after this step, with a checkpoint. Ctrl-C again ends at once") == 1
     step: int = loss_log(run)[-1]["step"]
     assert stdout.startswith(f"Stopped by {number.name} after step {step}. Go on with --resume.")
     assert (run / "latest").resolve().name == f"step-{step:08d}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -11,10 +13,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """Remember the first signal that came in the block; a second Ctrl-C interrupts at once, as without it."""
+    """Remember the first signal that came in the block; a second Ctrl-C interrupts at once, as without it.
 
-    def __init__(self) -> None:
+    note: says to the user that the first one came, since a step can take minutes.
+    """
+
+    def __init__(self, note: Callable[[str], None]) -> None:
         self.signal: int | None = None
+        self._note = note
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -33,3 +39,5 @@ class Interruption:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
+        with contextlib.suppress(RuntimeError):  # where it comes in the middle of other output
+            self._note("Ending after this step, with a checkpoint. Ctrl-C again ends at once, without one.")

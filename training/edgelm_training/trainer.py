@@ -133,7 +133,7 @@ class Trainer:
         saved = self._saved
         step = saved.step if saved is not None else 0
         loss = None
-        with self._open_log(saved) as log, Interruption() as interruption:
+        with self._open_log(saved) as log, Interruption(self.reporter.note) as interruption:
             stop = None
             if saved is None and self.config.eval_every:
                 self._validate(log, step)  # without it a short run could not tell what it has brought
