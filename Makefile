@@ -14,9 +14,9 @@ chat: $(VENV)/chat.stamp
 	@$(BIN)/edgelm pull $(MODEL) >&2
 	@$(BIN)/edgelm chat $(MODEL)
 
-# Files of tests go to some processes (tests/conftest.py says how many): a file's tests share what they set up.
+# Files of tests go to as many processes as there are cores, long ones first: a file's tests share what they set up.
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -26,7 +26,7 @@ lint: $(VENV)/dev.stamp
 
 # The same with no network but the loopback interface, on Linux; without the tests that fetch whole environments.
 test-offline: $(VENV)/dev.stamp
-	unshare -rn sh -c 'ip link set lo up && exec $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+	unshare -rn sh -c 'ip link set lo up && exec $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
 	  -m "not clients and not runtimes"'
 
 # What needs an NVIDIA GPU, in an environment with the other build of ONNX Runtime. Without one everything is skipped.

@@ -36,11 +36,6 @@ REAL_MODEL = "smollm2-135m-instruct"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Test in one process more than there are cores: tests wait for servers, browsers and each other's exports."""
-    return min(4, (os.cpu_count() or 1) + 1)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take minutes, so that no process is left with one when the others have ended."""
     long = {item.path for item in items if any(item.iter_markers(name) for name in ("real_model", "clients"))}

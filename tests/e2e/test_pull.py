@@ -136,7 +136,7 @@ def test_a_killed_pull_goes_on_where_it_stopped(environment, server):
     server.holds[WEIGHTS_URL] = 1_000_000
     process = subprocess.Popen([*COMMAND, "pull", "hf:org/Small-Model", "--source-only"], env=environment)
     downloads = Library().downloads_path("small-model")
-    wait_until(lambda: any(part.stat().st_size > 500_000 for part in downloads.rglob("*.part")))
+    wait_until(lambda: any(part.stat().st_size > 500_000 for part in downloads.rglob("model.safetensors*.part")))
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert Library().sources() == []
@@ -155,7 +155,7 @@ def test_an_interrupted_pull_ends_with_130_and_can_go_on(environment, server):
         [*COMMAND, "pull", "hf:org/Small-Model", "--source-only"], env=environment, stderr=subprocess.PIPE, text=True
     )
     downloads = Library().downloads_path("small-model")
-    wait_until(lambda: any(part.stat().st_size > 500_000 for part in downloads.rglob("*.part")))
+    wait_until(lambda: any(part.stat().st_size > 500_000 for part in downloads.rglob("model.safetensors*.part")))
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
