@@ -19,7 +19,8 @@ from edgelm.server.schema import Schema, check
 _DRAINED_BYTES = 16 << 20
 # Checking a megabyte takes 0.2 s: too long for the event loop.
 _LARGE_BYTES = 1 << 15
-# A prompt of token ids is as long as a context. Each value is an object of Python's, lists the dearest of them.
+# A prompt of token ids may be as long as a context; a body of a megabyte holds some 160,000. Each value is an object of
+# Python's, lists the dearest of them.
 _MAX_VALUES = 5 << 15
 _TEXT = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _CLOSE = {"Connection": "close"}
