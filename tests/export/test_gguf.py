@@ -209,6 +209,10 @@ HOSTILE = {
     "more keys than any model has": (header(keys=[bytes(13)] * 4097), "metadata count is 4097; at most 4096"),
     "a long string in an array": (
         header([key("a", ARRAY, array(STRING, 2, string("ok") + struct.pack("<Q", 2**63)))]),
+        r"value of 'a' has a string of 9223372036854775808 bytes \(element 1\); in an array each may have 65535",
+    ),
+    "a string in an array past the end": (
+        header([key("a", ARRAY, array(STRING, 2, string("ok") + struct.pack("<Q", 65535)))]),
         "value of 'a' goes past the end of the header",
     ),
     "an array cut in a length": (
@@ -290,7 +294,7 @@ def test_what_all_arrays_have_together_is_bounded(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="length of 'b' is 300001; all arrays may have 600000 numbers together"):
         GGUFFile.open(path)
 
-    texts = [key(name, ARRAY, array(STRING, 2, string("a" * (5 << 19)) * 2)) for name in "ab"]
+    texts = [key(name, ARRAY, array(STRING, 81, string("a" * 65535) * 80 + string("a" * 80))) for name in "ab"]
     path.write_bytes(header([*texts, key("c", ARRAY, array(STRING, 2, string("") + string("a")))]))
     with pytest.raises(CheckpointError, match="value of 'c' goes past the 10485760 bytes that all strings may have"):
         GGUFFile.open(path)
