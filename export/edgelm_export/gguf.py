@@ -28,7 +28,7 @@ from edgelm_export.gguf_types import TENSOR_TYPES, UNSUPPORTED_TYPE_NAMES
 MAX_HEADER_BYTES = 32 << 20
 _MAX_ELEMENTS = {"numbers": 600_000, "strings": 655_360}  # of all arrays together
 _MAX_STRINGS_BYTES = 10 << 20
-_STRINGS_AT_ONCE, _PART_BYTES = 1 << 14, 1 << 19  # so many are looked for in a part of the header
+_STRINGS_AT_ONCE, _PART_BYTES = 1 << 12, 1 << 17  # so many are looked for in a part of the header
 _MAX_TEXT_BYTES = 1 << 20  # of one string by itself; the longest in use is a chat template
 MAX_TENSORS = _MAX_KEYS = 1 << 12
 _MAX_ARRAYS = 1 << 12

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import ml_dtypes  # noqa: F401  (teaches numpy the name bfloat16, by which safetensors asks for it)
 import numpy as np
@@ -48,8 +48,7 @@ _ANSWER_KEYS = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids"
 _PORTION_VALUES = 1 << 22
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _StoredTensor:
+class _StoredTensor(NamedTuple):  # a dataclass takes three times as long to make, and a folder may have 78,000
     file: Path
     dtype: str
     shape: tuple[int, ...]

@@ -20,7 +20,7 @@ from edgelm.files.protobuf_wire import BYTES, FIXED32, VARINT, ProtobufWalk
 
 # The largest models in use have 262,144 pieces of up to three fields, in 5 MB, and 6,500 other fields.
 # docs/results/trust.md has what the worst file costs.
-MAX_BYTES = 6 << 20
+MAX_BYTES = 21 << 18
 _MAX_PIECES = (1 << 18) + (1 << 13)
 _MAX_OTHER_FIELDS = 5 << 11  # settings, and what is in pieces that are read one by one
 _AT_ONCE = 1 << 14  # pieces
@@ -45,6 +45,9 @@ class PieceType(IntEnum):
     USER_DEFINED = 4
     UNUSED = 5
     BYTE = 6
+
+
+_TYPES = frozenset(PieceType)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +183,7 @@ class _Walk(ProtobufWalk):
             scores = content[behind[:, None] + np.arange(1, 5, dtype=np.int32)].view("<f4")[:, 0].astype(np.float64)
             for index, start, end in others:
                 texts[index], scores[index], types[index] = self._piece(start, end)
-        for index in np.flatnonzero(~np.isin(types, tuple(PieceType))).tolist():
+        for index in np.flatnonzero(~np.isin(types, tuple(_TYPES))).tolist():
             raise self._unknown_type(texts[index], int(types[index]))
         return texts, scores, types.tobytes()
 
@@ -193,7 +196,7 @@ class _Walk(ProtobufWalk):
                 (score,) = struct.unpack("<f", self._bytes[first:last])
             elif tag == 3 << 3 | VARINT:
                 type_ = first
-        if type_ not in frozenset(PieceType):
+        if type_ not in _TYPES:
             raise self._unknown_type(text, type_)
         return text, score, type_
 

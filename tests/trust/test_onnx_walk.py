@@ -224,9 +224,9 @@ def test_parts_of_onnx_that_could_hide_others_are_refused(make: Callable[[], onn
         (b"\x3a", "is cut off or damaged"),
         (b"\x08" + b"\xff" * 12, "a number of more than ten bytes"),
         (b"\x3b", "is damaged (wire type 3)"),
-        (b"\x08\x01" * 114_689, "has more than 114688 fields"),
-        (b"\x08\x81\x00" * 57_345, "has more than 114688 fields"),  # a long number counts as one more
-        ((b"\x08" + b"\xff" * 9 + b"\x01") * 38_231, "has more than 114688 fields"),  # a longer one as two
+        (b"\x08\x01" * 98_305, "has more than 98304 fields"),
+        (b"\x08\x81\x00" * 49_153, "has more than 98304 fields"),  # a long number counts as one more
+        ((b"\x08" + b"\xff" * 9 + b"\x01") * 32_769, "has more than 98304 fields"),  # a longer one as two
         (b"\x3a\x04\x0a\x02\x22\xff", "is cut off or damaged"),
         (b"\x42\x02\x20\x01", "field 4 (wire type 0) in a opset"),
     ],

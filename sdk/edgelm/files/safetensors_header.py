@@ -9,7 +9,7 @@ from edgelm.errors import CheckpointError
 # The library takes 100 MB, and up to 15 times that of memory (docs/results/trust.md). A tensor of a model takes about
 # 120 bytes, the 18,867 of Qwen3-30B-A3B can lie in one file, and the 37,000 of larger models lie in dozens.
 MAX_HEADER_BYTES = 3 << 20
-MAX_TENSORS = MAX_HEADER_BYTES // 144
+MAX_TENSORS = 20_000
 MAX_COMMAS = 8 * MAX_TENSORS  # a tensor of two dimensions has six
 
 

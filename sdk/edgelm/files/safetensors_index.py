@@ -11,8 +11,8 @@ from edgelm.files.regular_file import check_json_values, read_text
 
 # The packed experts of a model of 30 billion weights are 73,728 tensors, four for each matrix; the line of one has 95
 # bytes.
-MAX_INDEX_BYTES = 9 << 20
-MAX_INDEX_VALUES = 96_000
+MAX_INDEX_BYTES = 15 << 19
+MAX_INDEX_VALUES = 78_000
 
 _MOST_NAMES = 5
 
