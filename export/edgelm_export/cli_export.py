@@ -26,9 +26,9 @@ from edgelm.package.manifest import Manifest
 from edgelm.pictures.scatter_picture import Dot, draw_scatter
 from edgelm_export.byte_size import ByteSize
 from edgelm_export.calibration_text import CalibrationOptions
-from edgelm_export.exporter import DEFAULT_PRECISION, export_package
+from edgelm_export.exporter import export_package, usual_precision
 from edgelm_export.mixed import MIXED, Budget, export_mixed
-from edgelm_export.quantize import PRECISIONS, Precision, precision_named
+from edgelm_export.quantize import DEFAULT_PRECISION, PRECISIONS, Precision, precision_named
 from edgelm_export.quantize.frontier import Point
 from edgelm_export.sources import open_checkpoint
 
@@ -73,9 +73,9 @@ operators_option = click.option(
 @click.argument("source", shell_complete=complete_source)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The package folder [default: in the library].")
 @click.option(
-    "--precision", type=click.Choice([*PRECISIONS, MIXED]), default=DEFAULT_PRECISION, show_default=True,
+    "--precision", type=click.Choice([*PRECISIONS, MIXED]),
     help="How the weights are stored; int8-wide: faster alone, not in company; keep: the source's grid; "
-    "mixed: by sensitivity.",
+    "mixed: by sensitivity.  [default: int8; of a source in 4 bits with a billion weights or more, keep]",
 )  # fmt: skip
 @click.option("--recipe", type=click.Path(path_type=Path), help="A TOML or JSON file of rules, instead of --precision.")
 @kv_cache_option
@@ -100,7 +100,7 @@ operators_option = click.option(
 def export(
     source: str,
     output: Path | None,
-    precision: str,
+    precision: str | None,
     recipe: Path | None,
     kv_cache: str,
     prefill_graph: bool,
@@ -131,13 +131,11 @@ def export(
     library = Library()
     points: list[Point] = []
     path = library.find_source(source)
-    chosen: str | Precision = read_recipe(recipe) if recipe is not None else precision
-    label = chosen.name if isinstance(chosen, Precision) else chosen
-    if chosen != MIXED:
-        calibrates = calibrate or calibration is not None
-        chosen = recipe_of(
-            chosen, kv_cache=kv_cache, prefill_graph=prefill_graph, operators=operators, calibrate=calibrates
-        )
+    calibrates = calibrate or calibration is not None
+    # Four bits of a source's own are neither looked for nor written in the standard's operators.
+    in_8_bits = DEFAULT_PRECISION if calibrates or operators == STANDARD else None
+    asked: str | Precision | None = read_recipe(recipe) if recipe is not None else precision or in_8_bits
+    label = asked.name if isinstance(asked, Precision) else asked or DEFAULT_PRECISION
     if output is None:
         name = _package_name(path, library)
         name = name if label == DEFAULT_PRECISION else f"{name}-{label}"
@@ -147,15 +145,22 @@ def export(
         library.refuse_alias(name)
         output = library.package_path(name)
     options = None
-    if calibrate or calibration is not None or recipe is not None:
+    if calibrates or recipe is not None:
         options = CalibrationOptions(
             text=calibration, max_tokens=calibration_tokens, cache=library.root / "calibration"
         )
     with open_checkpoint(path) as checkpoint, progress_line() as progress:
-        if chosen == MIXED:
+        if asked == MIXED:
             budget = Budget(size=target_size, divergence=max_kl)
             manifest, points = export_mixed(checkpoint, output, budget, calibration=options, progress=progress)
         else:
+            chosen = recipe_of(
+                usual_precision(checkpoint) if asked is None else asked,
+                kv_cache=kv_cache,
+                prefill_graph=prefill_graph,
+                operators=operators,
+                calibrate=calibrates,
+            )
             manifest = export_package(checkpoint, output, chosen, calibration=options, progress=progress)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(manifest), indent=2))
@@ -181,7 +186,7 @@ def recipe_of(
 
 
 def _refuse_contradictions(
-    precision: str, recipe: Path | None, target_size: int | None, max_kl: float | None, frontier: Path | None
+    precision: str | None, recipe: Path | None, target_size: int | None, max_kl: float | None, frontier: Path | None
 ) -> None:
     mixed = precision == MIXED and recipe is None
     if mixed and (target_size is None) == (max_kl is None):

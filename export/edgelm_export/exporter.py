@@ -45,19 +45,18 @@ from edgelm_export.kv_cache_scales import keep_in_int8, measure_scales
 from edgelm_export.package_checkpoint import PACKAGE_FORMAT
 from edgelm_export.prefill import build_prefill, refuse_prefill_graph
 from edgelm_export.preparation import fitted, prepared
-from edgelm_export.quantize import KEEP, Precision, precision_named
+from edgelm_export.quantize import DEFAULT_PRECISION, KEEP, Precision, precision_named
 from edgelm_export.quantize.keep import moved_types, types_of_4_bits, weights_of_4_bits
 from edgelm_export.standard_decoder import build_standard_decoder
 from edgelm_export.verify import MATRIX_BYTES, check_quality, measure_quality
 
-DEFAULT_PRECISION = "int8"  # nearly lossless, and the fastest at that quality (docs/results/smollm2-135m.md)
-_LARGE = 1_000_000_000  # weights from which on 4 bits save hundreds of megabytes; on a smaller model the note is noise
+_LARGE = 1_000_000_000  # weights from which on 4 bits save hundreds of megabytes, and steps wait for memory
 
 
 def export_package(
     checkpoint: Checkpoint,
     target: Path,
-    precision: str | Precision = DEFAULT_PRECISION,
+    precision: str | Precision | None = None,
     *,
     name: str | None = None,
     calibration: CalibrationOptions | None = None,
@@ -65,9 +64,10 @@ def export_package(
 ) -> Manifest:
     """Export a checkpoint to a model package, check it against its source, and only then give it its name.
 
-    precision: a preset's name, or a recipe. calibration: for recipes that take one; with it, a preset finds its
-    integers by gptq. Peak memory is that of the largest tensor and of the check (the package loaded once, one layer
-    of the source); with calibration also of a layer's statistics and the text's activations.
+    precision: a preset's name, or a recipe; None leaves it to `usual_precision`. calibration: for recipes that take
+    one; with it, a preset finds its integers by gptq. Peak memory is that of the largest tensor and of the check (the
+    package loaded once, one layer of the source); with calibration also of a layer's statistics and the text's
+    activations.
 
     Raises:
         ExportError: `target` holds something else than a model package or cannot be written, the precision is unknown,
@@ -75,8 +75,10 @@ def export_package(
         VerificationError: the package does not reproduce its source within the precision's bound.
         CheckpointError: a tensor is broken.
     """
-    if isinstance(precision, str):
-        preset = precision_named(precision)
+    if precision is None and calibration is None:
+        precision = usual_precision(checkpoint)
+    if not isinstance(precision, Precision):
+        preset = precision_named(precision or DEFAULT_PRECISION)
         precision = preset if calibration is None else preset.calibrated()
     target = target.resolve()
     reason = why_not_a_package(target)
@@ -89,6 +91,14 @@ def export_package(
             )
     except OSError as error:
         raise ExportError(f"{target} cannot be written: {error}. What was there before is as it was.") from error
+
+
+def usual_precision(checkpoint: Checkpoint) -> Precision:
+    """Return what a checkpoint is exported in where nobody says: int8; of a large source in 4 bits, those 4 bits."""
+    usual = precision_named(DEFAULT_PRECISION)
+    if not _is_large_in_4_bits(checkpoint):
+        return usual
+    return dataclasses.replace(precision_named(KEEP), fallback=usual)
 
 
 def _write_package(
@@ -242,7 +252,7 @@ def _notes(
     added = " and ".join(name for name in used.transforms if name not in asked.transforms)
     if added:
         notes.append(f"Activations too large for 8 bits failed the check, until the weights had {added} folded in.")
-    elif used.rules != asked.rules:
+    if used.rules != asked.rules:
         notes.append(f"In other blocks than {asked.name} has, which lost more than {asked.perplexity_bound - 1:.0%}.")
     if asked.transforms and not used.transforms:
         notes.append("Not smoothed: the model has a part that scales cannot be folded into, or failed the check so.")
@@ -256,8 +266,8 @@ def _notes(
         notes.append(f"Smoothed on {calibration.for_smoothing().describe()}.")
     if (used.needs_calibration and not used.only_smooths) or used.kv_cache == "int8":
         notes.append(f"Calibrated on {calibration.describe()}.")
-    notes += _notes_on_4_bits(checkpoint, asked)
-    if any(rule.scheme == KEEP for rule in asked.rules):
+    notes += _notes_on_4_bits(checkpoint, used)
+    if _keeps(used):
         moved = moved_types(checkpoint)
         notes.append(
             f"Stored in 8 bits, since no fast operator has their grids: {', '.join(moved)}."
@@ -267,12 +277,22 @@ def _notes(
     return tuple(notes)
 
 
-def _notes_on_4_bits(checkpoint: Checkpoint, asked: Precision) -> list[str]:
-    """Say what `keep` does better, where the source has 4 bits of its own."""
-    bits = {scheme.bits for scheme in asked.schemes}
+def _keeps(precision: Precision) -> bool:
+    return any(rule.scheme == KEEP for rule in precision.rules)
+
+
+def _notes_on_4_bits(checkpoint: Checkpoint, used: Precision) -> list[str]:
+    """Say what `keep` does better, where the source has 4 bits of its own, or what int8 does, where they are kept."""
+    bits = {scheme.bits for scheme in used.schemes}
+    if _keeps(used) and _is_large_in_4_bits(checkpoint):
+        kept = ", ".join(types_of_4_bits(checkpoint))
+        return [
+            f"In the source's own 4 bits ({kept}): --precision int8 takes half as many bytes again or more, and reads "
+            "prompts faster."
+        ]
     if 4 in bits:
         gain = "loses less"
-    elif bits == {8} and asked.operators != STANDARD and _is_large_in_4_bits(checkpoint):
+    elif bits == {8} and used.operators != STANDARD and _is_large_in_4_bits(checkpoint):
         gain = "takes about two thirds of the bytes, and longer to read prompts"
     else:
         return []

@@ -12,6 +12,7 @@ from edgelm.cli.main import main
 from edgelm.errors import ExportError
 from edgelm.library.library import Library
 from edgelm_export import cli_export
+from edgelm_export.quantize import PRECISIONS
 
 
 @pytest.fixture
@@ -24,6 +25,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path]]:
         raise ExportError("Not today.")
 
     monkeypatch.setattr(cli_export, "open_checkpoint", contextlib.nullcontext)
+    monkeypatch.setattr(cli_export, "usual_precision", lambda _: PRECISIONS["int8"])
     monkeypatch.setattr(cli_export, "export_package", export_package)
     return calls
 

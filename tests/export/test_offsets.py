@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from exported_adapters import ADAPTERS, Exported, merged_logits, our_logits, with_adapters
 from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model
@@ -18,7 +19,11 @@ from transformers import AutoModelForCausalLM
 
 import edgelm
 from edgelm.architecture.quantization_recipe import PRECISIONS
+from edgelm.cli.main import main
 from edgelm.errors import CheckpointError
+from edgelm.package.manifest import Manifest, Quality
+from edgelm_export import exporter
+from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.exporter import export_package
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
@@ -191,6 +196,51 @@ def test_who_puts_a_large_source_of_4_bits_into_8_is_told_what_keep_saves(
         assert not any("keep" in note for note in export_package(q4_1, tmp_path / "other", precision).notes)
     monkeypatch.setattr("edgelm_export.exporter.weights_of_4_bits", lambda _: 400)
     assert not any("keep" in note for note in export_package(q4_1, tmp_path / "int8", "int8").notes)
+
+
+def test_a_large_source_in_4_bits_keeps_them_where_nobody_says(
+    q4_1: GGUFCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert export_package(q4_1, tmp_path / "small").precision == "int8"
+    monkeypatch.setattr("edgelm_export.exporter._LARGE", 1000)
+    kept = export_package(q4_1, tmp_path / "large")
+    assert (kept.precision, kept.recipe) == ("keep", export_package(q4_1, tmp_path / "asked", "keep").recipe)
+    assert (
+        "In the source's own 4 bits (Q4_1): --precision int8 takes half as many bytes again or more, and reads prompts "
+        "faster." in kept.notes
+    )
+    # What finds integers by a calibration has none to find there.
+    assert (
+        export_package(q4_1, tmp_path / "calibrated", calibration=CalibrationOptions(max_tokens=64)).precision == "int8"
+    )
+
+
+def test_the_command_keeps_them_too_but_not_in_standard_operators(
+    q4_1: GGUFCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgelm_export.exporter._LARGE", 1000)
+    for options, precision in (([], "keep"), (["--operators", "standard"], "int8"), (["--precision", "int8"], "int8")):
+        command = ["export", str(tmp_path / "tiny.gguf"), "-o", str(tmp_path / "package"), *options]
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 0, result.output
+        assert Manifest.load(tmp_path / "package").precision == precision
+
+
+def test_where_its_own_4_bits_fail_the_check_a_large_source_goes_to_8(
+    q4_1: GGUFCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgelm_export.exporter._LARGE", 1000)
+    measure, first = exporter.measure_quality, [2.0]
+
+    def worse(*args: Any) -> Quality:
+        quality = measure(*args)
+        return dataclasses.replace(quality, perplexity=quality.perplexity * (first.pop() if first else 1))
+
+    monkeypatch.setattr("edgelm_export.exporter.measure_quality", worse)
+    manifest = export_package(q4_1, tmp_path / "package")
+    assert {row["scheme"] for row in manifest.recipe if "scheme" in row} == {"int8-block64"}
+    assert "In other blocks than keep has, which lost more than 3%." in manifest.notes
+    assert not any("the source's own 4 bits" in note for note in manifest.notes)
 
 
 def test_such_a_package_is_read_back_and_kept_again(q4_1: GGUFCheckpoint, tmp_path: Path) -> None:

@@ -8,7 +8,14 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule, precision_named, scheme_for
+from edgelm.architecture.quantization_recipe import (
+    DEFAULT_PRECISION,
+    PRECISIONS,
+    Precision,
+    Rule,
+    precision_named,
+    scheme_for,
+)
 from edgelm.architecture.quantization_scheme import KEEP, Scheme, parse_scheme
 from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint
@@ -18,6 +25,7 @@ from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.tensor_map import EMBEDDING
 
 __all__ = [
+    "DEFAULT_PRECISION",
     "KEEP",
     "PRECISIONS",
     "PackedWeight",

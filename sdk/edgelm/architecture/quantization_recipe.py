@@ -171,10 +171,10 @@ class Precision:
         First a fallback that has transforms too; then smoothing, and turning the activations as well; then a fallback
         without transforms, which fits any model. Nothing for floats, which have none of that weakness.
         """
-        if not self.schemes:
-            return []
         if self.fallback is not None and self.fallback.transforms:
             return [self.fallback, *self.fallback.tamed()]
+        if not self.schemes:
+            return []
         wanted = [{"smooth"}, {"rotate", "smooth"}]
         tried = [
             dataclasses.replace(
@@ -268,6 +268,7 @@ _PRESETS = (
     Precision(name="keep", rules=(Rule(pattern=".", scheme=KEEP),), perplexity_bound=1.03),
 )
 PRECISIONS: dict[str, Precision] = {precision.name: precision for precision in _PRESETS}
+DEFAULT_PRECISION = "int8"  # nearly lossless, and the fastest at that quality (docs/results/smollm2-135m.md)
 
 
 def precision_named(name: str) -> Precision:

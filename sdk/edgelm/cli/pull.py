@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
+from edgelm.architecture.quantization_recipe import DEFAULT_PRECISION
 from edgelm.cli.output import is_terminal
 from edgelm.cli.progress import progress_line
 from edgelm.errors import MissingExtraError
@@ -165,7 +166,7 @@ class _Exporter:
     def package_name(self, name: str, precision: str | None) -> str:
         """Return the name that `edgelm export` would choose; a wrong precision ends here, before any download."""
         option = next(option for option in self._command.params if option.name == "precision")
-        if precision is None or option.type.convert(precision, option, self._context) == option.default:
+        if precision is None or option.type.convert(precision, option, self._context) == DEFAULT_PRECISION:
             return name
         return f"{name}-{precision}"
 
