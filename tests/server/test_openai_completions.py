@@ -122,6 +122,18 @@ def test_an_echo_streams_before_the_answer(serving, tiny):
     assert usage["usage"]["completion_tokens"] == 8
 
 
+@pytest.mark.parametrize("echo", [True, False])
+def test_offsets_go_on_from_chunk_to_chunk(serving, echo):
+    fields = {"prompt": [SEA, "The sky"], "echo": echo, "logprobs": 0}
+    whole = complete(serving, **fields).json["choices"]
+    offsets: list[list[int]] = [[], []]
+    for chunk in complete(serving, stream=True, **fields).events[:-1]:
+        (choice,) = chunk["choices"]
+        offsets[choice["index"]] += (choice["logprobs"] or {"text_offset": []})["text_offset"]
+    assert offsets == [choice["logprobs"]["text_offset"] for choice in whole]
+    assert all(of_one == sorted(of_one) and of_one[-1] > 0 for of_one in offsets)
+
+
 def test_a_token_that_is_no_whole_character_has_its_bytes_spelled_out(serving, tiny):
     (id_,) = tiny.tokenizer.encode("\u00e9")[:1]
     reply = complete(serving, prompt=[[65, id_]], echo=True, logprobs=1, max_tokens=1)

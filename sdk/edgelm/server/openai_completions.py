@@ -146,6 +146,11 @@ def _echoes(call: Call, model: LanguageModel, prompts: Sequence[Sequence[int]]) 
     return [Echo(text=decode(ids, skip_control_tokens=False), ids=ids, logprobs=logprobs(ids)) for ids in prompts]
 
 
+def _end(logprobs: Mapping[str, Any] | None) -> int:
+    """Return where the token begins that follows those of a chunk."""
+    return 0 if logprobs is None else logprobs["text_offset"][-1] + len(logprobs["tokens"][-1])
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompletionWriter:
     """Write completions, and their chunks.
@@ -189,10 +194,12 @@ class CompletionWriter:
 
     async def stream(self, answers: Answers) -> AsyncGenerator[bytes, None]:
         """Yield the chunks, the usage where it was asked for."""
+        written = [0] * len(answers.jobs)  # where the next token of each answer begins, echo included
         for index in range(len(answers.jobs)):
             if self.echoes is not None:
                 echo = self.echoes[index // self.copies]
                 logprobs = None if self.logprobs is None else self._logprobs(echo, ())
+                written[index] = _end(logprobs)
                 yield self._chunk(index, echo.text, logprobs, None)
         usages: list[Usage] = []
         async for item in answers.chunks():
@@ -204,7 +211,10 @@ class CompletionWriter:
             reason = "length" if self.without_answer and chunk.finish_reason else chunk.finish_reason
             tokens = () if self.without_answer else chunk.logprobs
             if text or tokens or reason:
-                logprobs = None if self.logprobs is None or not tokens else self._logprobs(None, tokens)
+                logprobs = None
+                if self.logprobs is not None and tokens:
+                    logprobs = self._logprobs(None, tokens, start=written[index])
+                    written[index] = _end(logprobs)
                 yield self._chunk(index, text, logprobs, reason)
             if chunk.usage is not None:
                 usages.append(chunk.usage)
@@ -220,7 +230,7 @@ class CompletionWriter:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
         return event(self.frame.around([choice], **({"usage": None} if self.with_usage else {})))
 
-    def _logprobs(self, echo: Echo | None, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    def _logprobs(self, echo: Echo | None, tokens: Sequence[TokenLogprob], start: int = 0) -> dict[str, Any]:
         names: list[str] = []
         values: list[float | None] = []
         tops: list[dict[str, float] | None] = []
@@ -237,7 +247,7 @@ class CompletionWriter:
             for other in (*token.alternatives, token):
                 top.setdefault(self._name(other.id), finite(other.logprob))
             tops.append(top)
-        offsets = [0]
+        offsets = [start]
         for name in names[:-1]:
             offsets.append(offsets[-1] + len(name))
         return {
