@@ -73,6 +73,15 @@ def test_a_request_that_asks_nothing_loads_the_model(serving):
     assert serving.get("/api/ps").json["models"][0]["name"] == "tiny-random"
 
 
+def test_an_empty_list_of_images_is_none(serving):
+    body = {"model": "tiny-random", "options": OPTIONS, "stream": False}
+    turn = {"role": "user", "content": "The sea"}
+    expected = serving.post("/api/chat", body | {"messages": [turn]}).json["message"]
+    assert serving.post("/api/chat", body | {"messages": [turn | {"images": []}]}).json["message"] == expected
+    reply = serving.post("/api/generate", body | {"prompt": "The sea", "images": [], "context": []})
+    assert reply.json["response"] == expected["content"]
+
+
 def test_keep_alive_says_how_long_a_model_stays(serving):
     def left() -> float:
         (model,) = serving.get("/api/ps").json["models"]

@@ -171,7 +171,7 @@ REFUSED = {
     "logit_bias.65": ({"logit_bias": {"65": 101}}, "logit_bias.65 is 101; it must be from -100 to 100."),
     "seed": ({"seed": 1.5}, "seed is 1.5; it must be a whole number."),
     "stream": ({"stream": "yes"}, "stream is 'yes'; it must be true or false."),
-    "functions": ({"functions": []}, "functions is not supported: use tools."),
+    "functions": ({"functions": [{"name": "f"}]}, "functions is not supported: use tools."),
     "max_tokenz": ({"max_tokenz": 1}, "There is no field 'max_tokenz'; check its spelling."),
     "response_format.type": ({"response_format": {"type": "xml"}}, "it must be one of"),
     "tool_choice": ({"tool_choice": "required"}, "tool_choice asks for a call, but there are no tools."),
