@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +80,7 @@ def export_mixed(
         raise ExportError(f"{target} is not replaced: {reason}. Choose another folder, or remove it.")
     refuse_calibration(checkpoint.config)
     report = progress or (lambda *_: None)
-    points = _frontier(checkpoint, calibration or CalibrationOptions(), report)
+    points = _frontier(checkpoint, calibration or CalibrationOptions(), budget, report)
     aim = float(budget.size or budget.divergence or 0)
     with tempfile.TemporaryDirectory(prefix=".mixed-", dir=_existing_parent(target)) as temporary:
         for _ in range(_EXPORTS):
@@ -122,8 +122,13 @@ def _size(manifest: Manifest) -> int:
     return sum(entry.size for entry in manifest.files if entry.path.startswith("model.onnx"))
 
 
-def _frontier(checkpoint: Checkpoint, calibration: CalibrationOptions, report: Progress) -> list[Point]:
+def _frontier(checkpoint: Checkpoint, calibration: CalibrationOptions, budget: Budget, report: Progress) -> list[Point]:
     checked = CheckedCheckpoint(checkpoint, None)
+    groups = tensor_groups(checkpoint)
+    ladders = {name: _ladder(names) for name, names in groups.items()}
+    shares = {name: _choices(checked, names, ladders[name]) for name, names in groups.items()}
+    if budget.size is not None:  # sizes are known in seconds, and to measure sensitivity takes minutes
+        _chosen(walk_frontier(shares), budget, budget.size)
     tokenizer, template = text_tools(checkpoint)
     sequences = calibration_sequences(calibration, tokenizer, template, checkpoint.config)
     sample, left = [], _MEASURED_TOKENS
@@ -131,13 +136,15 @@ def _frontier(checkpoint: Checkpoint, calibration: CalibrationOptions, report: P
         if left > 1:
             sample.append(ids[:left])
             left -= len(ids)
-    groups = tensor_groups(checkpoint)
-    ladders = {name: _ladder(names) for name, names in groups.items()}
     measured = measure_sensitivity(
         checked, groups, {name: ladder[0] for name, ladder in ladders.items()}, sample, report
     )
-    choices = {name: _choices(checked, names, ladders[name], measured[name]) for name, names in groups.items()}
-    return walk_frontier(choices)
+    return walk_frontier(
+        {
+            name: [replace(choice, divergence=choice.divergence * max(measured[name], 0.0)) for choice in choices]
+            for name, choices in shares.items()
+        }
+    )
 
 
 def _names(group: list[str]) -> tuple[str, ...]:
@@ -148,8 +155,8 @@ def _ladder(group: list[str]) -> list[Scheme]:
     return [scheme for name in _names(group) if isinstance(scheme := parse_scheme(name), Scheme)]
 
 
-def _choices(checkpoint: Checkpoint, group: list[str], ladder: list[Scheme], measured: float) -> list[Choice]:
-    """Return each scheme's size, and its divergence: that of the first, by the ratio of their squared errors.
+def _choices(checkpoint: Checkpoint, group: list[str], ladder: list[Scheme]) -> list[Choice]:
+    """Return each scheme's size, and its divergence as a share of the first's: the ratio of their squared errors.
 
     The divergence is a second-order effect of the error, so that it goes with its square.
     """
@@ -162,7 +169,7 @@ def _choices(checkpoint: Checkpoint, group: list[str], ladder: list[Scheme], mea
             errors[i] += np.square(unpack(packed) - rows).sum()
             sizes[i] += packed.nbytes * len(weight) / len(rows)
     return [
-        Choice(scheme=name, size=int(size), divergence=max(measured, 0.0) * float(error / (errors[0] or 1.0)))
+        Choice(scheme=name, size=int(size), divergence=float(error / (errors[0] or 1.0)))
         for name, size, error in zip(_names(group), sizes, errors, strict=True)
     ]
 
@@ -171,9 +178,10 @@ def _chosen(points: Sequence[Point], budget: Budget, aim: float) -> Point:
     if budget.size is not None:
         fitting = [point for point in points if point.size <= aim]
         if not fitting:
+            others = f", and what else there is has {(budget.size - aim) / 1e6:.2f} MB" if aim != budget.size else ""
             raise ExportError(
-                f"No mix fits {budget.size / 1e6:.2f} MB: the smallest has {points[0].size / 1e6:.2f} MB of matrices, "
-                f"and what else there is has {(budget.size - aim) / 1e6:.2f} MB. Give it more, or take int2."
+                f"No mix fits {budget.size / 1e6:.2f} MB: the smallest has {points[0].size / 1e6:.2f} MB of matrices"
+                f"{others}. Give it more, or take int2."
             )
         return fitting[-1]
     for point in points:

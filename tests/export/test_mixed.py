@@ -14,6 +14,7 @@ import edgelm
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.cli.main import main
 from edgelm.errors import ConfigError, ExportError
+from edgelm_export import mixed
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.mixed import Budget, export_mixed
 from edgelm_export.quantize.frontier import Choice, walk_frontier
@@ -120,7 +121,7 @@ def test_a_mixed_package_keeps_to_its_divergence(folder: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        (Budget(size=10_000), r"No mix fits 0\.01 MB: the smallest has 0\.05 MB of matrices, and what else there is"),
+        (Budget(size=60_000), r"No mix fits 0\.06 MB: the smallest has 0\.05 MB of matrices, and what else there is"),
         (Budget(divergence=1e-9), r"No mix keeps the divergence at 1e-09: 8 bits everywhere are predicted at"),
     ],
 )
@@ -130,6 +131,16 @@ def test_a_budget_that_nothing_meets_is_refused_with_the_nearest(
     with pytest.raises(ExportError, match=message):
         export_mixed(HuggingFaceCheckpoint(folder), tmp_path / "package", budget)
     assert not (tmp_path / "package").exists()
+
+
+def test_a_size_below_the_smallest_is_refused_before_anything_is_measured(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixed, "measure_sensitivity", lambda *_: pytest.fail("measured"))
+    with pytest.raises(
+        ExportError, match=r"No mix fits 0\.01 MB: the smallest has 0\.05 MB of matrices\. Give it more"
+    ):
+        export_mixed(HuggingFaceCheckpoint(folder), tmp_path / "package", Budget(size=10_000))
 
 
 def test_a_budget_is_one_number_above_zero() -> None:
