@@ -63,6 +63,11 @@ class Tokenizer:
             TokenizerError: the file is missing, is broken, or decodes in a way that edgelm does not know.
         """
         path = Path(folder) / "tokenizer.json"
+        if not path.exists():
+            raise TokenizerError(
+                f"There is no tokenizer.json in {folder}. Name a folder that has one: a checkpoint, a package, or what "
+                "`edgelm tokenizer train` wrote."
+            )
         with _errors(f"Cannot read {path}"):
             if path.stat().st_size > MAX_BYTES:
                 raise TokenizerError(f"{path} has {path.stat().st_size} bytes; at most {MAX_BYTES} are read.")
