@@ -92,7 +92,8 @@ def _documents(path: Path, tokenizer: Tokenizer, template: ChatTemplate | None) 
     if path.suffix != ".jsonl":
         return [tokenizer.encode(text)]
     documents = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines: JSON may have the other line separators of Unicode inside a text as they are.
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 documents.append(_encode(json.loads(line), tokenizer, template))

@@ -337,7 +337,8 @@ def test_users_texts_and_chats_are_read(checkpoint: HuggingFaceCheckpoint, tmp_p
     tokenizer, template = text_tools(checkpoint)
     (tmp_path / "mine.txt").write_text("The sea. " * 50)
     chat = {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}]}
-    (tmp_path / "mine.jsonl").write_text(json.dumps({"text": "The sea."}) + "\n\n" + json.dumps(chat) + "\n")
+    separated = json.dumps({"text": "The\u2028sea\x85."}, ensure_ascii=False)  # line separators, but not of JSON lines
+    (tmp_path / "mine.jsonl").write_text(separated + "\n\n" + json.dumps(chat) + "\n", encoding="utf-8")
 
     def read(name: str, tokens: int = 100) -> list[list[int]]:
         options = CalibrationOptions(text=tmp_path / name, max_tokens=tokens)
@@ -345,7 +346,7 @@ def test_users_texts_and_chats_are_read(checkpoint: HuggingFaceCheckpoint, tmp_p
 
     assert read("mine.txt") == [tokenizer.encode("The sea. " * 50)[:100]]
     text, conversation = read("mine.jsonl")
-    assert text == tokenizer.encode("The sea.")
+    assert text == tokenizer.encode("The\u2028sea\x85.")
     assert conversation[0] == 1  # the template's own control token
     assert "user\nHello" in tokenizer.decode(conversation)
     assert CalibrationOptions(text=tmp_path / "mine.txt", max_tokens=9).describe() == "9 tokens of mine.txt"
