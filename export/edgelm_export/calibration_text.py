@@ -46,9 +46,10 @@ class CalibrationOptions:
         """Return what is taken where the weights are only smoothed."""
         return dataclasses.replace(self, max_tokens=_SMOOTHING_TOKENS) if self.max_tokens is None else self
 
-    def describe(self) -> str:
-        """Say in a few words what it is."""
-        return f"{self.tokens} tokens of {'the bundled text' if self.text is None else self.text.name}"
+    def describe(self, sequences: list[list[int]]) -> str:
+        """Say in a few words what `sequences` are, which `calibration_sequences` made of it."""
+        count = min(self.tokens, sum(map(len, sequences)))  # leading tokens of a sequence are not of the text
+        return f"{count} tokens of {'the bundled text' if self.text is None else self.text.name}"
 
 
 def bundled_text() -> str:

@@ -239,6 +239,10 @@ def _json(values: dict[str, Any]) -> str:
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
+def _text_read(checkpoint: Checkpoint, calibration: CalibrationOptions) -> str:
+    return calibration.describe(calibration_sequences(calibration, *text_tools(checkpoint), checkpoint.config))
+
+
 def _notes(
     checkpoint: Checkpoint, asked: Precision, used: Precision, calibration: CalibrationOptions
 ) -> tuple[str, ...]:
@@ -263,9 +267,9 @@ def _notes(
     if used.prefill_graph:
         notes.append("Prompts are read by a graph of their own, with integers of 8 bits by the row and the token.")
     if used.only_smooths:
-        notes.append(f"Smoothed on {calibration.for_smoothing().describe()}.")
+        notes.append(f"Smoothed on {_text_read(checkpoint, calibration.for_smoothing())}.")
     if (used.needs_calibration and not used.only_smooths) or used.kv_cache == "int8":
-        notes.append(f"Calibrated on {calibration.describe()}.")
+        notes.append(f"Calibrated on {_text_read(checkpoint, calibration)}.")
     notes += _notes_on_4_bits(checkpoint, used)
     if _keeps(used):
         moved = moved_types(checkpoint)

@@ -349,7 +349,11 @@ def test_users_texts_and_chats_are_read(checkpoint: HuggingFaceCheckpoint, tmp_p
     assert text == tokenizer.encode("The\u2028sea\x85.")
     assert conversation[0] == 1  # the template's own control token
     assert "user\nHello" in tokenizer.decode(conversation)
-    assert CalibrationOptions(text=tmp_path / "mine.txt", max_tokens=9).describe() == "9 tokens of mine.txt"
+    options = CalibrationOptions(text=tmp_path / "mine.txt", max_tokens=9)
+    assert options.describe(read("mine.txt", 9)) == "9 tokens of mine.txt"
+    (tmp_path / "short.txt").write_text("The sea.")
+    count = len(tokenizer.encode("The sea."))
+    assert CalibrationOptions(text=tmp_path / "short.txt").describe(read("short.txt")) == f"{count} tokens of short.txt"
 
 
 @pytest.mark.parametrize(
