@@ -348,13 +348,34 @@ def test_a_template_that_builds_markup_from_names_completes_no_control_token() -
     assert model.tokenizer.decode(ids) == "[TOOL_CALLS]<|im_end|><|im_start|>string<|im_end|><|im_start|>"
 
 
-def test_keywords_that_cannot_be_enforced_are_left_to_the_model_unless_the_tool_is_strict() -> None:
-    tool = {"name": "f", "parameters": {"properties": {"a": {"type": "array", "uniqueItems": True}}, "required": ["a"]}}
+@pytest.mark.parametrize(
+    ("part", "word"),
+    [
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"type": "string", "pattern": "(?=.*[0-9])[a-z0-9]+"}, "look-around"),
+        ({"anyOf": [{"type": "string", "pattern": r"(.)\1"}, {"type": "null"}]}, "backreferences"),
+        ({"type": "object", "patternProperties": {"(?!x)": {"type": "string"}}}, "look-around"),
+        ({"type": "object", "minProperties": 3}, "minProperties is 3"),
+    ],
+)
+def test_keywords_that_cannot_be_enforced_are_left_to_the_model_unless_the_tool_is_strict(
+    part: dict[str, Any], word: str
+) -> None:
+    tool = {"name": "f", "parameters": {"properties": {"a": part}, "required": ["a"]}}
     model = load(tiny_model_path())
     config = GenerationConfig(max_new_tokens=60, temperature=1.0, seed=1)
     assert model.stream_chat(QUESTION, config, tools=[tool], tool_choice="required")
-    with pytest.raises(ConfigError, match="uniqueItems"):
+    with pytest.raises(ConfigError, match=word):
         model.stream_chat(QUESTION, config, tools=[tool | {"strict": True}], tool_choice="required")
+
+
+def test_a_pattern_that_can_be_enforced_holds_in_a_tool_that_is_not_strict() -> None:
+    part = {"type": "string", "pattern": "^[0-9]{3}$"}
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"a": part}, "required": ["a"]}}
+    config = GenerationConfig(max_new_tokens=60, temperature=1.0, seed=1)
+    answer = load(tiny_model_path()).chat(QUESTION, config, tools=[tool], tool_choice="required")
+    (call,) = answer.tool_calls
+    assert re.fullmatch("[0-9]{3}", json.loads(call.arguments)["a"])
 
 
 def test_one_call_where_several_are_not_wanted() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any, TypeGuard
 
@@ -34,21 +36,51 @@ def close_gaps(schema: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: `minProperties` needs more than that.
     """
-    closed: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key in _NAMED_SCHEMAS and isinstance(value, Mapping):
-            closed[key] = {name: _close(part) for name, part in value.items()}
-        elif key in _LISTED_SCHEMAS and isinstance(value, (list, tuple)):
-            closed[key] = [_close(part) for part in value]
-        else:
-            closed[key] = _close(value) if key in _SCHEMAS else value
+    closed = _with_parts(schema, close_gaps)
     for close in (_close_bounds, _close_format, _refuse_count):
         close(closed)
     return closed
 
 
-def _close(value: Any) -> Any:
-    return close_gaps(value) if isinstance(value, Mapping) else value
+def loosen(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema without what llguidance's option `lenient` does not pass over: patterns that it cannot read, and
+    counts of properties that `close_gaps` refuses.
+    """
+    loose = _with_parts(schema, loosen)
+    if "pattern" in loose and not _reads(loose["pattern"]):
+        del loose["pattern"]
+    if isinstance(named := loose.get("patternProperties"), dict):
+        loose["patternProperties"] = {pattern: part for pattern, part in named.items() if _reads(pattern)}
+    if _counts_too_far(loose):
+        del loose["minProperties"]
+    return loose
+
+
+def _reads(pattern: Any) -> bool:
+    """Say whether llguidance can read a pattern: of JavaScript's it has no look-around and no backreferences."""
+    if not isinstance(pattern, str) or importlib.util.find_spec("llguidance") is None:
+        return True  # which the matcher says
+    from llguidance import LLMatcher
+
+    grammar = LLMatcher.grammar_from_json_schema(json.dumps({"type": "string", "pattern": pattern}))
+    return not LLMatcher.validate_grammar(grammar)
+
+
+def _with_parts(schema: Mapping[str, Any], change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """Return a schema with each schema inside it changed."""
+
+    def changed(value: Any) -> Any:
+        return change(value) if isinstance(value, Mapping) else value
+
+    result: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _NAMED_SCHEMAS and isinstance(value, Mapping):
+            result[key] = {name: changed(part) for name, part in value.items()}
+        elif key in _LISTED_SCHEMAS and isinstance(value, (list, tuple)):
+            result[key] = [changed(part) for part in value]
+        else:
+            result[key] = changed(value) if key in _SCHEMAS else value
+    return result
 
 
 def _close_bounds(schema: dict[str, Any]) -> None:
@@ -81,9 +113,14 @@ def _close_format(schema: dict[str, Any]) -> None:
 
 def _refuse_count(schema: dict[str, Any]) -> None:
     """Refuse a count of properties that could be reached by writing one of them twice."""
-    least, required = schema.get("minProperties", 0), schema.get("required", ())
-    if isinstance(least, int) and isinstance(required, (list, tuple)) and least > len(required) + 1:
+    if _counts_too_far(schema):
+        least, required = schema["minProperties"], schema.get("required", ())
         raise ConfigError(
             f"The JSON schema cannot be enforced: minProperties is {least}, with {len(required)} properties required; "
             f"at most one more than those can be counted. Name the properties under 'required'."
         )
+
+
+def _counts_too_far(schema: Mapping[str, Any]) -> bool:
+    least, required = schema.get("minProperties", 0), schema.get("required", ())
+    return isinstance(least, int) and isinstance(required, (list, tuple)) and least > len(required) + 1

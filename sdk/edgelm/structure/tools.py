@@ -10,7 +10,7 @@ from typing import Any, Literal
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.structure.constraint import JSON_STYLE, Constraint, lark_string
-from edgelm.structure.schema_gaps import close_gaps
+from edgelm.structure.schema_gaps import close_gaps, loosen
 from edgelm.structure.tool_call_parser import ToolCallParser
 from edgelm.structure.tool_formats import ToolFormat, tool_format
 
@@ -167,7 +167,8 @@ def _grammar(
 
 
 def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
-    schema = close_gaps(function.get("parameters") or _NO_PARAMETERS)
+    given = function.get("parameters") or _NO_PARAMETERS
+    schema = close_gaps(given if function.get("strict") else loosen(given))
     if "properties" in schema:
         schema.setdefault("additionalProperties", False)  # a small model makes up parameters where it may
     schema.setdefault("x-guidance", JSON_STYLE | {"lenient": not function.get("strict")})
