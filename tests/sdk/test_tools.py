@@ -378,6 +378,12 @@ def test_a_pattern_that_can_be_enforced_holds_in_a_tool_that_is_not_strict() -> 
     assert re.fullmatch("[0-9]{3}", json.loads(call.arguments)["a"])
 
 
+def test_a_tools_broken_schema_is_refused_without_the_grammar_around_it() -> None:
+    tool = {"name": "f", "parameters": {"type": "objekt"}}
+    with pytest.raises(ConfigError, match=r"^The JSON schema of a tool, .*cannot be enforced: Invalid type: objekt$"):
+        load(tiny_model_path()).stream_chat(QUESTION, tools=[tool], tool_choice="required")
+
+
 def test_one_call_where_several_are_not_wanted() -> None:
     several, one = (tool_constraint(TOOLS, "required", row("hermes"), parallel=parallel) for parallel in (True, False))
     assert several is not None

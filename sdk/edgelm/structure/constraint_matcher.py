@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import weakref
 from collections.abc import Callable, Collection
@@ -17,6 +18,7 @@ from edgelm.structure.constraint import JSON_STYLE, Constraint
 if TYPE_CHECKING:
     from edgelm.text.tokenizer import Tokenizer
 
+_GRAMMAR_LINE = re.compile(r"\n +[0-9]+ \| ")
 # llguidance's words, and the option that makes it pass over what they are about.
 _WAYS_OUT = {"Unimplemented keys": "lenient", "Unknown format": "lenient", "oneOf": "coerce_one_of"}
 _KINDS = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar"}
@@ -195,6 +197,11 @@ def _vocabulary_of(tokenizer: Tokenizer, llguidance: Any) -> Any:
 def _explain(constraint: Constraint, error: str) -> str:
     """Name what cannot be enforced, and the way out."""
     error = error.partition("<backtrace>")[0]  # of llguidance's own code
+    _, is_schema, inside = error.partition("failed to compile JSON schema: ")
+    if constraint.kind == "lark" and is_schema:  # the grammar's lines follow, and around a tool's schema they are ours
+        return (
+            f"The JSON schema of a tool, or in a grammar, cannot be enforced: {_GRAMMAR_LINE.split(inside)[0].strip()}"
+        )
     if constraint.kind == "json_schema":
         if "regex" in error or "lookaround" in error:
             error = f"pattern: {error}"
