@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,22 @@ def test_a_projection_is_quantized_for_what_those_before_it_in_its_layer_make_of
     statistics = InputStatistics.of(inputs["self_attn.k_proj"], inputs["self_attn.k_proj"])
     alone = unpack(quantize_gptq(source["self_attn.k_proj.weight"], statistics, scheme))
     np.testing.assert_array_equal(finished["self_attn.k_proj.weight"], alone)
+
+
+def test_what_a_layer_met_is_given_back_at_once(checkpoint: HuggingFaceCheckpoint) -> None:
+    config, ids = checkpoint.config, list(range(3, 90))
+    source = dict(layer_weights(checkpoint, 0))
+    inputs = observed(config, source, ids)
+    hidden = np.zeros((len(ids), config.hidden_size), np.float32)
+    gc.disable()  # which would find it later, when hundreds of megabytes have piled up
+    try:
+        passing = LayerInPassing(source, inputs, lambda _: parse_scheme("int4-block32-gptq"), None)
+        run_layer(config, 0, passing.weights, hidden, position_tables(config, [ids]))
+        layer = weakref.ref(passing)
+        del passing
+        assert layer() is None
+    finally:
+        gc.enable()
 
 
 def test_sequences_behind_each_other_do_not_see_each_other(checkpoint: HuggingFaceCheckpoint) -> None:

@@ -7,6 +7,7 @@ all of them.
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -40,7 +41,15 @@ class LayerInPassing:
         scheme_of: Callable[[str], Scheme | None],
         lacking_TD: Array | None,
     ) -> None:
-        self.weights = ObservedWeights(weights, self._quantize)
+        quantize = weakref.WeakMethod(self._quantize)
+
+        def observe(module: str, inputs_TK: Array) -> None:
+            method = quantize()
+            assert method is not None  # whoever runs the layer has it
+            method(module, inputs_TK)
+
+        # Weak: in a cycle, what the layer meets, some hundred megabytes, would stay until Python looks for cycles.
+        self.weights = ObservedWeights(weights, observe)
         self.packed: dict[str, PackedWeight] = {}
         self._source, self._scheme_of, self._lacking_TD = source, scheme_of, lacking_TD
         self._seen: set[str] = set()
