@@ -51,6 +51,21 @@ def test_the_budget_is_that_of_the_rules() -> None:
     assert budget.learning_rate == pytest.approx(0.00171, rel=0.01)  # rounded to three digits
 
 
+def test_a_trained_model_goes_once_through_the_data_at_a_tenth_of_the_rate() -> None:
+    budget = training_budget(100_000_000, 1024, goes_on_with=1_000_000)
+
+    # By hand: C = 6e14: 0.2920 C^0.3271 = 20,000 tokens, and 0.3118 (1.2e18)^-0.125 / 10 = 0.000171.
+    assert budget.global_batch_size == 16
+    assert budget.max_steps == round(1e6 / (16 * 1024))
+    assert budget.learning_rate == pytest.approx(0.000171, rel=0.01)  # rounded to three digits
+
+    longer = training_budget(100_000_000, 1024, max_steps=5000, global_batch_size=2, goes_on_with=1_000_000)
+    assert (longer.max_steps, longer.global_batch_size) == (5000, 2)
+    assert longer.learning_rate == budget.learning_rate
+    assert training_budget(100_000_000, 1024, max_steps=5000, goes_on_with=1_000_000).global_batch_size == 16
+    assert training_budget(100_000_000, 1024, max_steps=5, goes_on_with=1_000_000).global_batch_size == 8
+
+
 def test_what_is_given_is_kept() -> None:
     budget = training_budget(15_000_000, 512, max_steps=2000, global_batch_size=24)
     assert (budget.max_steps, budget.global_batch_size) == (2000, 24)

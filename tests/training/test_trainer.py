@@ -20,6 +20,7 @@ from tiny_training_runs import (
 )
 from torch.nn import functional
 
+from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ConfigError, DataError, TrainingError
 from edgelm.testing import tiny_model_path
 from edgelm_training.batches import NO_TARGET, Batches
@@ -27,6 +28,8 @@ from edgelm_training.checkpoint import load_checkpoint, save_checkpoint
 from edgelm_training.loss import count_targets, next_token_loss
 from edgelm_training.model import Transformer
 from edgelm_training.pretrain import pretrain
+from edgelm_training.pretrain_config import PretrainConfig
+from edgelm_training.settings import read_settings
 from edgelm_training.shards import Shards
 from edgelm_training.train_log import SilentReporter
 
@@ -173,6 +176,29 @@ def test_training_goes_on_from_a_checkpoint(tiny_shards: Path, whole_run: Path, 
 
     # Its settings hold the shape that it got from the checkpoint.
     assert pretrain({"output": str(tmp_path / "run"), "max_steps": 3}, resume=True).step == 3
+
+
+def test_a_checkpoint_alone_is_trained_once_through_the_data_at_a_low_rate(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = ModelConfig.from_dict(MODEL | {"model_type": "llama", "vocab_size": 320, "max_position_embeddings": 4096})
+    save_checkpoint(Transformer(wide), tmp_path / "ckpt", text_files_from=tiny_shards)
+    begun = settings(tiny_shards, tmp_path / "run", init=str(tmp_path / "ckpt"))
+    for chosen in ("model", "max_steps", "global_batch_size", "learning_rate", "warmup_steps"):
+        del begun[chosen]
+    notes: list[str] = []
+    monkeypatch.setattr(SilentReporter, "note", lambda _, text: notes.append(text))
+
+    pretrain(begun)
+
+    run = read_settings(tmp_path / "run/config.toml", PretrainConfig)
+    # 6,905 tokens are less than two steps; the rate is a tenth of what a small model begins with.
+    chosen = [run[name] for name in ("sequence_length", "global_batch_size", "max_steps", "warmup_steps")]
+    assert chosen == [512, 8, 2, 1]
+    assert run["learning_rate"] == pytest.approx(4e-4)
+    assert notes[0] == (
+        "28,832 parameters; 2 steps of 8 rows of 512 tokens: 8,192, of data that has 6,905; learning rate up to 0.0004."
+    )
 
 
 def test_the_z_loss_is_the_square_of_the_log_of_the_normalizer(tiny_shards: Path, whole_run: Path) -> None:

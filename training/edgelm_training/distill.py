@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from edgelm.errors import ConfigError
 from edgelm_training.distill_config import DistillConfig
-from edgelm_training.pretrain import build_recipe
+from edgelm_training.pretrain import FIXED, build_recipe
 from edgelm_training.recipe import Recipe
 from edgelm_training.run import execute_run
-from edgelm_training.train_log import Reporter
+from edgelm_training.train_log import Reporter, SilentReporter
 from edgelm_training.trainer import Outcome
 
 
@@ -24,15 +25,14 @@ def distill(settings: Mapping[str, Any], *, resume: bool = False, reporter: Repo
     Raises:
         EdgeLMError: there is no teacher or it does not fit, and as `pretrain`.
     """
-    return execute_run(
-        DistillConfig, settings, _build_recipe, resume=resume, fixed=("params", "model", "init"), reporter=reporter
-    )
+    build = partial(_build_recipe, reporter=reporter or SilentReporter())
+    return execute_run(DistillConfig, settings, build, resume=resume, fixed=FIXED, reporter=reporter)
 
 
-def _build_recipe(config: DistillConfig) -> tuple[DistillConfig, Recipe]:
+def _build_recipe(config: DistillConfig, reporter: Reporter) -> tuple[DistillConfig, Recipe]:
     if config.teacher is None:
         raise ConfigError("teacher is not set: name the checkpoint folder to learn from (--teacher).")
-    return build_recipe(config)
+    return build_recipe(config, reporter)
 
 
 if __name__ == "__main__":

@@ -27,14 +27,17 @@ from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.recipe import Recipe
 from edgelm_training.run import execute_run
 from edgelm_training.samples import write_samples
-from edgelm_training.scaling import count_parameters, model_shape, parse_params, training_budget
+from edgelm_training.scaling import count_parameters, model_shape, parse_params, training_budget, usual_context
 from edgelm_training.schedule import warmup_or_usual
 from edgelm_training.settings import unknown_key
 from edgelm_training.shards import Shards
-from edgelm_training.train_log import Reporter
+from edgelm_training.train_log import Reporter, SilentReporter
 from edgelm_training.trainer import Outcome
 
 Config = TypeVar("Config", bound=PretrainConfig)
+
+# What the steps of a run were made with.
+FIXED = ("params", "model", "init")
 
 
 def pretrain(settings: Mapping[str, Any], *, resume: bool = False, reporter: Reporter | None = None) -> Outcome:
@@ -43,12 +46,11 @@ def pretrain(settings: Mapping[str, Any], *, resume: bool = False, reporter: Rep
     Raises:
         EdgeLMError: settings, data or run folder do not allow it, or the run failed; see `execute_run`.
     """
-    return execute_run(
-        PretrainConfig, settings, build_recipe, resume=resume, fixed=("params", "model", "init"), reporter=reporter
-    )
+    build = partial(build_recipe, reporter=reporter or SilentReporter())
+    return execute_run(PretrainConfig, settings, build, resume=resume, fixed=FIXED, reporter=reporter)
 
 
-def build_recipe(config: Config) -> tuple[Config, Recipe]:
+def build_recipe(config: Config, reporter: Reporter) -> tuple[Config, Recipe]:
     """Choose every setting that has no value, and make the model and its data.
 
     Raises:
@@ -64,7 +66,8 @@ def build_recipe(config: Config) -> tuple[Config, Recipe]:
     torch.manual_seed(config.seed)
     model = _make_model(config, shards)
     model.activation_checkpointing = config.activation_checkpointing
-    config = _with_budget(config, model.config)
+    config = _with_budget(config, model.config, shards)
+    _note_budget(config, model.config, shards, reporter)
     for_export = train_for(model, config.qat)
     loss, flops = text_loss(config, model, shards.folder)
     rows = partial(Batches, sequence_length=config.known("sequence_length"), seed=config.seed)
@@ -149,11 +152,18 @@ def _check_fit(model: ModelConfig, config: PretrainConfig, shards: Shards) -> No
         )
 
 
-def _with_budget(config: Config, model: ModelConfig) -> Config:
+def _with_budget(config: Config, model: ModelConfig, shards: Shards) -> Config:
     """Return the config with the model it has, and with the numbers that the scaling rules choose."""
-    length = config.sequence_length or model.max_position_embeddings
+    params, length, goes_on = count_parameters(model), model.max_position_embeddings, config.init is not None
+    if goes_on:
+        length = min(length, usual_context(params))
+    length = config.sequence_length or length
     budget = training_budget(
-        count_parameters(model), length, max_steps=config.max_steps, global_batch_size=_batch_rows(config)
+        params,
+        length,
+        max_steps=config.max_steps,
+        global_batch_size=_batch_rows(config),
+        goes_on_with=shards.num_tokens if goes_on else None,
     )
     return replace(
         config,
@@ -163,6 +173,15 @@ def _with_budget(config: Config, model: ModelConfig) -> Config:
         max_steps=budget.max_steps,
         learning_rate=config.learning_rate or budget.learning_rate,
         warmup_steps=warmup_or_usual(config.warmup_steps, budget.max_steps),
+    )
+
+
+def _note_budget(config: PretrainConfig, model: ModelConfig, shards: Shards, reporter: Reporter) -> None:
+    steps, rows, length = (config.known(name) for name in ("max_steps", "global_batch_size", "sequence_length"))
+    reporter.note(
+        f"{count_parameters(model):,} parameters; {steps:,} steps of {rows:,} rows of {length:,} tokens: "
+        f"{steps * rows * length:,}, of data that has {shards.num_tokens:,}; learning rate up to "
+        f"{config.learning_rate:.3g}."
     )
 
 

@@ -21,4 +21,4 @@ class PretrainConfig(TrainConfig):
     data: str | None = setting(None, "The folder of shards, made by `edgelm data prepare`.")
     params: str | None = setting(None, "Size of a new model, such as 15M: chooses shape, batch, learning rate, steps.")
     model: Mapping[str, Any] | None = setting(None, "A field of ModelConfig, such as num_hidden_layers=8.")
-    init: str | None = setting(None, "Begin with the weights of this checkpoint folder.")
+    init: str | None = setting(None, "Go on with this checkpoint folder: once through the data, at a low rate.")

@@ -21,6 +21,8 @@ _DEEP_ASPECT, _USUAL_ASPECT, _MIN_ASPECT, _MAX_ASPECT = 32, 100, 16, 160
 _SMALL_BELOW = 1_000_000_000
 # Parameters -> tokens of context.
 _CONTEXTS = ((20_000_000, 512), (1_000_000_000, 1024), (_MAX_PARAMS, 2048))
+# What pretraining leaves of its rate at its end (Chinchilla), where a trained model goes on (arXiv:2407.07263).
+_RATE_LEFT = 0.1
 
 
 def parse_params(text: str) -> int:
@@ -46,7 +48,7 @@ def model_shape(params: int, vocab_size: int) -> dict[str, Any]:
     Raises:
         ConfigError: the embeddings of the vocabulary alone are more than that.
     """
-    context = next(context for most, context in _CONTEXTS if params <= most)
+    context = usual_context(params)
     small = params < _SMALL_BELOW
     best_aspect = _DEEP_ASPECT if small else _USUAL_ASPECT
     best: tuple[float, dict[str, Any]] | None = None
@@ -68,6 +70,11 @@ def model_shape(params: int, vocab_size: int) -> dict[str, Any]:
             "Ask for more parameters, or train a smaller tokenizer."
         )
     return best[1]
+
+
+def usual_context(params: int) -> int:
+    """Return the tokens of context that a model of that size is trained on."""
+    return next((context for most, context in _CONTEXTS if params <= most), _CONTEXTS[-1][1])
 
 
 def _widths() -> list[int]:
@@ -114,27 +121,35 @@ class Budget:
 
 
 def training_budget(
-    params: int, sequence_length: int, *, max_steps: int | None = None, global_batch_size: int | None = None
+    params: int,
+    sequence_length: int,
+    *,
+    max_steps: int | None = None,
+    global_batch_size: int | None = None,
+    goes_on_with: int | None = None,
 ) -> Budget:
     """Choose batch, learning rate and steps for a model of `params` parameters; what is given is kept.
 
     Tokens: 20 a parameter (Chinchilla, arXiv:2203.15556), unless the steps are given. Batch and learning rate follow
     the compute C = 6 · parameters · tokens (arXiv:2001.08361): 0.2920 · C^0.3271 tokens and 0.3118 · C^-0.1250
     (DeepSeek LLM, arXiv:2401.02954, section 3.1; fitted from 1e17 FLOPs up, extrapolated below).
+
+    goes_on_with: tokens of the data that a trained model goes on with: once through them, unless the steps are given,
+        with the rate at which its pretraining, as above, would have ended: a tenth of its peak (arXiv:2407.07263).
     """
-    tokens = TOKENS_PER_PARAMETER * params
-    if global_batch_size is not None:
-        batch_tokens = float(global_batch_size * sequence_length)
-    elif max_steps is None:
-        batch_tokens = 0.2920 * (6.0 * params * tokens) ** 0.3271
-    else:
+    pretraining_tokens = TOKENS_PER_PARAMETER * params
+    tokens = pretraining_tokens if goes_on_with is None else goes_on_with
+    batch_tokens = 0.2920 * (6.0 * params * tokens) ** 0.3271
+    if max_steps is not None:
         # The tokens depend on the batch and the batch on the tokens: solved for the batch.
-        batch_tokens = (0.2920 * (6.0 * params * max_steps) ** 0.3271) ** (1 / (1 - 0.3271))
+        of_steps = (0.2920 * (6.0 * params * max_steps) ** 0.3271) ** (1 / (1 - 0.3271))
+        # More steps than one pass of data has are more passes over it, not larger batches.
+        batch_tokens = of_steps if goes_on_with is None else min(of_steps, batch_tokens)
     rows = global_batch_size or _rounded_rows(batch_tokens / sequence_length)
     steps = max_steps or max(1, round(tokens / (rows * sequence_length)))
-    compute = 6.0 * params * steps * rows * sequence_length
+    compute = 6.0 * params * (steps * rows * sequence_length if goes_on_with is None else pretraining_tokens)
     # Below 1e15 FLOPs the rule asks for more than small models bear.
-    rate = min(0.3118 * compute**-0.1250, 4e-3)
+    rate = min(0.3118 * compute**-0.1250, 4e-3) * (1.0 if goes_on_with is None else _RATE_LEFT)
     return Budget(global_batch_size=rows, learning_rate=float(f"{rate:.3g}"), max_steps=steps)
 
 
