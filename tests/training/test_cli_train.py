@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -142,6 +143,19 @@ def test_the_line_of_a_step_says_where_how_well_and_how_fast() -> None:
 )
 def test_times_are_written_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_a_terminal_alone_gets_what_is_computed_before_the_first_step_ends(
+    on_terminal: bool, toml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgelm_training.cli_live_line.is_terminal", lambda _: on_terminal)
+
+    result = edgelm(str(toml), "--max-steps", "2", "--warmup-steps", "0", "--grad-accum-steps", "2")
+
+    working = ["step 0: validating", "step 1/2, piece 1 of 2", "step 1/2, piece 2 of 2"]
+    shown = [text for text in re.split(r"[\r\n]+", result.stderr) if text.endswith(" …")]
+    assert shown == ([f"{text} …" for text in working] if on_terminal else [])
 
 
 def test_a_terminal_gets_one_line_that_changes(

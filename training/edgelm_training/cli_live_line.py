@@ -34,6 +34,11 @@ class LiveLine:
         elif last or record.step == 1 or record.step % record.log_every == 0:
             click.echo(step_line(record), err=True)
 
+    def working(self, text: str) -> None:
+        """Say on a terminal what is being computed, until there is the line of a step: one may take minutes."""
+        if self._on_terminal and not self._shown_at:
+            click.echo(f"{_CLEAR_LINE}{text} …", err=True, nl=False)
+
     def note(self, text: str) -> None:
         """Show a line that stays above the changing one."""
         click.echo((_CLEAR_LINE if self._on_terminal else "") + printable(text).replace("\n", "⏎"), err=True)

@@ -26,6 +26,10 @@ class Reporter(Protocol):
         """Show a step."""
         ...
 
+    def working(self, text: str) -> None:
+        """Say what is being computed, until there is more to show."""
+        ...
+
     def note(self, text: str) -> None:
         """Show a line that stays."""
         ...
@@ -35,6 +39,9 @@ class SilentReporter:
     """Show nothing."""
 
     def step(self, record: StepRecord) -> None:
+        """Show nothing."""
+
+    def working(self, text: str) -> None:
         """Show nothing."""
 
     def note(self, text: str) -> None:

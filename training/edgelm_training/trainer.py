@@ -169,7 +169,7 @@ class Trainer:
         batches = [self.recipe.training_rows.batch(first, count) for first, count in self._rows(step)]
         counts = torch.tensor([sum(map(self.recipe.count, batches)), sum(batch.ids_BT.numel() for batch in batches)])
         count, tokens = self.workers.sum(counts.to(self.device.device)).tolist()
-        sums, bad_pieces = self._gradients(batches, max(count, 1))
+        sums, bad_pieces = self._gradients(step, batches, max(count, 1))
         values = self.workers.sum(torch.stack([*sums.values()]))
         reported = dict(zip(sums, (values / max(count, 1)).tolist(), strict=True))
         if not all(map(math.isfinite, reported.values())):
@@ -205,12 +205,13 @@ class Trainer:
         size = share // self.pieces
         return [(first + piece * size, size) for piece in range(self.pieces)]
 
-    def _gradients(self, batches: list[Batch], count: int) -> tuple[dict[str, Tensor], list[int]]:
+    def _gradients(self, step: int, batches: list[Batch], count: int) -> tuple[dict[str, Tensor], list[int]]:
         """Add up the gradients of the mean loss over all processes; return sums, and the pieces whose loss is bad."""
         self.model.train()
         sums: dict[str, Tensor] = {}
         objectives = []
         for number, batch in enumerate(batches):
+            self.reporter.working(f"step {step}/{self.schedule.max_steps}, piece {number + 1} of {len(batches)}")
             with gradient_sync(self.model, enabled=number == len(batches) - 1):
                 loss = self._loss(batch)
                 # The processes' gradients are averaged, so each counts world_size times.
@@ -290,6 +291,7 @@ class Trainer:
     def _validate(self, log: TrainLog | None, step: int) -> None:
         if self.recipe.validation_rows is None:
             return
+        self.reporter.working(f"step {step}: validating")
         loss = self.validation_loss()
         self._validation = step, loss
         if log is not None:
