@@ -14,11 +14,15 @@ from pathlib import Path
 
 import pytest
 from loopback_server import COMMIT
+from make_tiny_model import CONFIG, make_checkpoint
 
 from edgelm.library.library import Library
 from edgelm.library.sources import read_record
 from edgelm.testing import tiny_model_path
+from edgelm.text.chat_template import ChatTemplate
 from edgelm_export.byte_level_folder import BYTE_LEVEL_FILES, SETTINGS_FILES
+from edgelm_export.checkpoint_folder import NAMED_TEMPLATES
+from edgelm_export.importer import import_checkpoint
 from edgelm_export.marian_tokenizer import MARIAN_FILES
 from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES
 
@@ -82,6 +86,28 @@ def test_what_a_tokenizer_is_rebuilt_from_comes_where_there_is_no_tokenizer_json
     result = pull(environment, "hf:org/Older")
     assert result.returncode == 0, result.stderr
     assert {*os.listdir(Library().source_path("older"))} == files | {"model.safetensors", "source.json"}
+
+
+def test_templates_with_names_come_and_the_one_for_tools_is_imported(environment, server, tmp_path):
+    made = tmp_path / "hf"
+    make_checkpoint(made, CONFIG)
+    files = {path.name: path.read_bytes() for path in made.iterdir()}
+    for_tools = b"{{ 'with tools' if tools }}"
+    named = {f"{NAMED_TEMPLATES}/{name}.jinja": content for name, content in (("tool_use", for_tools), ("rag", b"R"))}
+    others = dict.fromkeys((f"{NAMED_TEMPLATES}/{name}" for name in ("README.md", "deep/x.jinja", "a\\b.jinja")), b"")
+    others["other/tool_use.jinja"] = b""
+    server.add_repository("org/Toolish", files | named | others)
+    result = pull(environment, "hf:org/Toolish")
+    assert result.returncode == 0, result.stderr
+    folder = Library().source_path("toolish")
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
+        *files, *named, "source.json"
+    }  # fmt: skip
+    assert [file["path"] for file in read_record(folder)["files"]] == sorted([*files, *named])
+    import_checkpoint(folder, tmp_path / "ckpt")
+    template = ChatTemplate.load(tmp_path / "ckpt")
+    assert template is not None
+    assert template.render([{"role": "user", "content": "Hi"}], variables={"tools": [{}]}) == "with tools"
 
 
 def test_a_model_that_is_here_needs_no_network(environment, server):

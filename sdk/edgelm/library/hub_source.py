@@ -36,6 +36,8 @@ _TEXT_FILES = (
     "chat_template.json",
     "*.safetensors.index.json",
 )
+# The one folder whose files are the importer's too: templates with names, such as tool_use.jinja.
+_NAMED_TEMPLATES = "additional_chat_templates"
 # What a tokenizer is rebuilt from, where there is no tokenizer.json.
 _TOKENIZER_FILES = (
     "tokenizer.model",
@@ -121,7 +123,7 @@ class HubSource:
         folder.mkdir(exist_ok=True)
 
         def bring(paths: Sequence[str], package_of: int) -> None:
-            targets = {path: folder / PurePosixPath(path).name for path in paths}
+            targets = {path: folder / _place(path) for path in paths}
             missing = sum(files[path].size or 0 for path, target in targets.items() if not target.exists())
             options.require_room(folder, missing, package_of, self.reference)
             for path, target in targets.items():
@@ -202,7 +204,7 @@ class HubSource:
         return listed + [name for name in (SIGNATURE_NAME,) if name in there]
 
     def _choose(self, paths: Sequence[str]) -> list[str]:
-        """Pick the files to download; those in folders of the repository belong to other programs."""
+        """Pick the files to download; those in other folders of the repository belong to other programs."""
         if self.file is not None:
             parts = names_of_parts(self.file)
             if missing := [part for part in parts if part not in paths]:
@@ -220,7 +222,14 @@ class HubSource:
         if "config.json" not in top:
             raise DownloadError(f"{self.repo} has no config.json: it is not a whole model (an adapter, perhaps).")
         texts = _TEXT_FILES if "tokenizer.json" in top else _TEXT_FILES + _TOKENIZER_FILES
-        return [path for path in top if any(fnmatch.fnmatch(path, pattern) for pattern in texts)] + weights
+        named = [path for path in paths if "/" in path and _place(path) == path]
+        return [path for path in top if any(fnmatch.fnmatch(path, pattern) for pattern in texts)] + named + weights
+
+
+def _place(path: str) -> str:
+    """Return where a file of the repository lies in the folder of its source: in it, but for templates with names."""
+    folder, _, name = path.rpartition("/")
+    return path if folder == _NAMED_TEMPLATES and name.endswith(".jinja") and "\\" not in name else name
 
 
 def _remote_file(url: str, headers: Mapping[str, str], sibling: RepoSibling, advice: Mapping[int, str]) -> RemoteFile:

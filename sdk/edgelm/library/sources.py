@@ -99,7 +99,11 @@ def fetch(source: Source, library: Library, name: str, options: FetchOptions | N
             raise
         if (folder / FILE_NAME).exists():
             return _add_package(folder, library, name)
-        files = [dataclasses.asdict(describe_file(path)) for path in sorted(folder.iterdir())]
+        files = [
+            dataclasses.asdict(describe_file(path)) | {"path": path.relative_to(folder).as_posix()}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        ]
         record = {"reference": source.reference, **known, "files": files}
         atomic.write_text(folder / RECORD_NAME, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         target.parent.mkdir(exist_ok=True)
