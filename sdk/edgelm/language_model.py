@@ -181,6 +181,7 @@ class LanguageModel:
             PackageError: the adapter belongs to another package, is broken or was changed, or is not signed where
                 $EDGELM_REQUIRE_SIGNATURE requires it.
         """
+        self.session.check_takes_adapters()  # first: what reading one advises, to export it, does not help others
         path = as_path(folder)
         check_required_signature(path)
         adapter = read_adapter(path, self.manifest, self.config)

@@ -16,6 +16,7 @@ import torch
 from click.testing import CliRunner
 from foreign_models import genai_package, greedy_tokens, in_float16, merged, optimum_package, renamed, save_llama
 from onnx import helper
+from tiny_adapter import write_tiny_adapter
 
 import edgelm
 from edgelm.cli.main import main
@@ -89,6 +90,18 @@ def test_the_engine_gives_each_request_of_a_foreign_package_its_solo_tokens(
     assert [list(answer.token_ids) for answer in together[:2]] == expected
     alone = [edgelm.load(optimum).generate(prompt, PLAIN).token_ids for prompt in prompts[2:]]
     assert [answer.token_ids for answer in together[2:]] == alone
+
+
+def test_an_adapter_beside_a_foreign_package_is_refused_with_what_can_be_done(optimum: Path, tmp_path: Path) -> None:
+    trained = tmp_path / "peft"
+    trained.mkdir()
+    (trained / "adapter_config.json").write_text("{}")
+    for adapter in (trained, write_tiny_adapter(tmp_path / "exported")):
+        result = CliRunner().invoke(main, ["run", str(optimum), "Hi", "--adapter", str(adapter)])
+        assert result.exit_code == 1
+        assert "model.onnx takes no adapters here" in result.stderr
+        assert "edgelm merge ADAPTER --base CHECKPOINT -o merged/, then edgelm export merged/" in result.stderr
+        assert "export-adapter" not in result.stderr
 
 
 def test_what_a_foreign_package_computed_is_used_again(optimum: Path, expected: list[list[int]]) -> None:

@@ -33,6 +33,9 @@ class Decoder(Protocol):
     def adopt(self, cache: KVCache) -> None:
         """Take a cache that was read from a file, as DecoderSession.adopt does."""
 
+    def check_takes_adapters(self) -> None:
+        """Check that adapters can be loaded, as DecoderSession.check_takes_adapters does."""
+
     def load_adapter(self, name: str, adapter: Adapter) -> None:
         """Load an adapter, which caches choose by its name, as DecoderSession.load_adapter does."""
 

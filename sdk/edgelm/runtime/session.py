@@ -165,6 +165,19 @@ class DecoderSession:
         """Whether prompts are read by a graph of their own."""
         return self._prefill is not None
 
+    def check_takes_adapters(self) -> None:
+        """Check that this graph can have adapters.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        if not self._takes_adapters:
+            raise ConfigError(
+                f"{self._path} takes no adapters here: they run on the CPU, beside packages of edgelm's own whose "
+                "attention is ONNX Runtime's. Merge the adapter into the checkpoint that this was made of, and export "
+                "that: edgelm merge ADAPTER --base CHECKPOINT -o merged/, then edgelm export merged/ -o PACKAGE"
+            )
+
     def load_adapter(self, name: str, adapter: Adapter) -> None:
         """Load an adapter beside those that are; what is being computed ends its step before.
 
@@ -175,11 +188,7 @@ class DecoderSession:
             ConfigError: an adapter of that name is loaded, or this graph takes none.
             PackageError: the graph has no product for one of its layers, or the package was changed.
         """
-        if not self._takes_adapters:
-            raise ConfigError(
-                f"{self._path} takes no adapters here: they run on the CPU, beside packages of edgelm's own whose "
-                "attention is ONNX Runtime's. Merge the adapter into its base instead: edgelm merge"
-            )
+        self.check_takes_adapters()
         bank = self._graph.adapters
         if name in bank.ranks:
             raise ConfigError(f"An adapter {name!r} is loaded already. Unload it first, or give this one another name.")
