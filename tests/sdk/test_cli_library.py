@@ -138,10 +138,25 @@ def test_rm_without_a_terminal_needs_yes(library):
 
 def test_rm_of_a_missing_model_beside_others_asks_nobody_and_removes_nothing(library):
     for flags in ([], ["--yes"]):
-        result = edgelm("rm", "tiny", "nothing", *flags)
+        result = edgelm("rm", "tiny", "zzz", *flags)
         assert result.exit_code == 1
-        assert "There is no model 'nothing' to remove. In the library: broken, tiny." in result.stderr
+        assert "There is no model 'zzz' to remove. In the library: broken, half, original, tiny." in result.stderr
         assert "tiny" in library.packages()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["tinx"], "model 'tinx' to remove. Did you mean tiny? In the library: broken, half, original, other, tiny."),
+        (["othr"], "model 'othr' to remove. Did you mean other? In the library: broken, half, original, other, tiny."),
+        (["halb"], "model 'halb' to remove. Did you mean half? In the library: broken, half, original, other, tiny."),
+        (["tiny", "--source-only"], "source of 'tiny' to remove. With a source: half, original."),
+    ],
+)
+def test_rm_of_a_missing_model_names_what_it_could_remove(library, arguments, advice):
+    library.add_alias("other", "tiny")
+    result = edgelm("rm", *arguments, "--yes")
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"error: There is no {advice}\n")
 
 
 def test_rm_removes_packages_sources_and_downloads(library):

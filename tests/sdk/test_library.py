@@ -149,7 +149,7 @@ def test_removing_a_linked_package_leaves_what_it_links_to(library, tmp_path):
 
 
 def test_removing_what_is_not_there_is_an_error(library):
-    with pytest.raises(ModelNotFoundError, match=r"There is no model 'tiny' to remove. The library is empty"):
+    with pytest.raises(ModelNotFoundError, match=r"There is no model 'tiny' to remove. In the library: none\."):
         library.remove("tiny")
 
 

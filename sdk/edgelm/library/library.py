@@ -257,13 +257,18 @@ class Library:
         """
         present = [path for path in self._parts(name, source_only) if path.exists() or path.is_symlink()]
         if not present:
-            what = "source of" if source_only else "model"
-            raise ModelNotFoundError(f"There is no {what} {name!r} to remove. {self._what_is_here()}")
+            there = {other for kind in _removed_kinds(source_only) for other in self._names(kind)}
+            names = sorted(there if source_only else {*there, *self.aliases()})
+            close = difflib.get_close_matches(name, names, n=2, cutoff=_CLOSE)
+            raise ModelNotFoundError(
+                f"There is no {'source of' if source_only else 'model'} {name!r} to remove. "
+                + (f"Did you mean {' or '.join(close)}? " if close else "")
+                + f"{'With a source' if source_only else 'In the library'}: {', '.join(names) or 'none'}."
+            )
         return present
 
     def _parts(self, name: str, source_only: bool) -> list[Path]:
-        kinds = ("sources", "downloads") if source_only else ("models", "sources", "downloads")
-        return [self.root / kind / check_name(name) for kind in kinds]
+        return [self.root / kind / check_name(name) for kind in _removed_kinds(source_only)]
 
     @contextlib.contextmanager
     def lock(self, name: str, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
@@ -337,6 +342,10 @@ class Library:
         if self.sources():
             return f"Only sources are in the library. Make a package of one: edgelm export {self.sources()[0]}"
         return f"The library is empty. Fetch a small model: edgelm pull {next(iter(CATALOGUE))}"
+
+
+def _removed_kinds(source_only: bool) -> tuple[str, ...]:
+    return ("sources", "downloads") if source_only else ("models", "sources", "downloads")
 
 
 def is_path(name_or_path: str | Path) -> bool:
