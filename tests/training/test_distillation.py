@@ -15,7 +15,7 @@ from torch import nn
 
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
-from edgelm.errors import ConfigError
+from edgelm.errors import ConfigError, EdgeLMError
 from edgelm_training.batches import NO_TARGET, Batch
 from edgelm_training.checkpoint import save_checkpoint
 from edgelm_training.distill import distill
@@ -153,6 +153,23 @@ def saved_teacher(folder: Path, tiny_shards: Path, **changes: Any) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("typo", "message"),
+    [({"teacher": "techer"}, "techer is no checkpoint folder"), ({"qat": "int5"}, "qat is 'int5'")],
+)
+def test_a_typo_is_said_before_the_student_is_made(
+    tiny_shards: Path,
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    typo: dict[str, str],
+    message: str,
+) -> None:
+    monkeypatch.setattr("edgelm_training.pretrain.Transformer", None)
+    with pytest.raises(EdgeLMError, match=message):
+        distill(student_settings(tiny_shards, teacher, tmp_path / "run") | typo)
+
+
 def test_a_teacher_of_other_tokens_is_refused(tiny_shards: Path, tmp_path: Path) -> None:
     other = saved_teacher(tmp_path / "teacher", tiny_shards)
     (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + "\n")
@@ -162,13 +179,13 @@ def test_a_teacher_of_other_tokens_is_refused(tiny_shards: Path, tmp_path: Path)
 
 def test_a_teacher_with_another_vocabulary_is_refused(tiny_shards: Path, tmp_path: Path) -> None:
     other = saved_teacher(tmp_path / "teacher", tiny_shards, vocab_size=328)
-    with pytest.raises(ConfigError, match="with a vocabulary of 328; the model's has 320"):
+    with pytest.raises(ConfigError, match=r"with a vocabulary of 328; the model's has 320\. Take a teacher with as"):
         distill(student_settings(tiny_shards, other, tmp_path / "run"))
 
 
 def test_a_teacher_that_cannot_read_the_rows_is_refused(tiny_shards: Path, tmp_path: Path) -> None:
     other = saved_teacher(tmp_path / "teacher", tiny_shards, max_position_embeddings=16)
-    with pytest.raises(ConfigError, match="whose context holds 16 tokens; sequence_length is 32"):
+    with pytest.raises(ConfigError, match=r"16 tokens; sequence_length is 32\. Shorten the rows: --sequence-length 16"):
         distill(student_settings(tiny_shards, other, tmp_path / "run"))
 
 

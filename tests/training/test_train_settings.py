@@ -107,7 +107,7 @@ def test_a_value_out_of_range_is_an_error(name: str) -> None:
 
 
 def test_a_warm_up_longer_than_the_run_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"warmup_steps is 11, more than max_steps \(10\)\."):
+    with pytest.raises(ConfigError, match=r"warmup_steps is 11; it must be at most max_steps \(10\)\."):
         TrainConfig(max_steps=10, warmup_steps=11)
 
 

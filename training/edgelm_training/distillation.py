@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from edgelm.errors import ConfigError
 from edgelm_training.batches import NO_TARGET, Batch
-from edgelm_training.checkpoint import TOKENIZER_FILE, check_is_checkpoint, load_checkpoint
+from edgelm_training.checkpoint import TOKENIZER_FILE, load_checkpoint
 from edgelm_training.loss import LossSums, next_token_loss, next_token_sums
 from edgelm_training.model import Transformer
 from edgelm_training.throughput import flops_per_token
@@ -28,7 +28,7 @@ def text_loss(config: TrainConfig, model: Transformer, tokenizer_folder: Path) -
 
     Raises:
         ConfigError: the teacher has another tokenizer or vocabulary, or a context that is shorter than the rows.
-        CheckpointError: the teacher is no checkpoint folder, or it is broken.
+        CheckpointError: the teacher's checkpoint folder is broken.
     """
     length = config.known("sequence_length")
     flops = flops_per_token(model.config, length)
@@ -48,7 +48,6 @@ def text_loss(config: TrainConfig, model: Transformer, tokenizer_folder: Path) -
 
 def _load_teacher(config: TrainConfig, model: Transformer, tokenizer_folder: Path) -> Transformer:
     assert config.teacher is not None  # the caller has looked
-    check_is_checkpoint(config.teacher)
     teacher = load_checkpoint(config.teacher).requires_grad_(False).eval()
     ours, theirs = tokenizer_folder / TOKENIZER_FILE, Path(config.teacher) / TOKENIZER_FILE
     if not theirs.is_file() or ours.read_bytes() != theirs.read_bytes():
@@ -59,12 +58,13 @@ def _load_teacher(config: TrainConfig, model: Transformer, tokenizer_folder: Pat
     if teacher.config.vocab_size != model.config.vocab_size:
         raise ConfigError(
             f"teacher is {config.teacher}, with a vocabulary of {teacher.config.vocab_size}; the model's has "
-            f"{model.config.vocab_size}. Give the model the same vocab_size."
+            f"{model.config.vocab_size}. Take a teacher with as many, or give a new model the same vocab_size."
         )
     length, context = config.known("sequence_length"), teacher.config.max_position_embeddings
     if length > context:
         raise ConfigError(
-            f"teacher is {config.teacher}, whose context holds {context} tokens; sequence_length is {length}."
+            f"teacher is {config.teacher}, whose context holds {context} tokens; sequence_length is {length}. Shorten "
+            f"the rows: --sequence-length {context}."
         )
     return teacher
 

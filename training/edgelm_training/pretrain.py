@@ -21,7 +21,7 @@ from edgelm_training.batches import Batches
 from edgelm_training.checkpoint import check_is_checkpoint, load_checkpoint, write_checkpoint
 from edgelm_training.distillation import text_loss
 from edgelm_training.distributed import launched_workers
-from edgelm_training.fake_quantization import train_for
+from edgelm_training.fake_quantization import quantized_precision, train_for
 from edgelm_training.model import Transformer
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.recipe import Recipe
@@ -60,6 +60,11 @@ def build_recipe(config: Config, reporter: Reporter) -> tuple[Config, Recipe]:
     """
     if config.data is None:
         raise ConfigError("data is not set: name a folder of shards (--data); `edgelm data prepare` makes one.")
+    for folder in (config.init, config.teacher):
+        if folder is not None:
+            check_is_checkpoint(folder)
+    if config.qat is not None:
+        quantized_precision(config.qat)  # a typo shows before a model is read or made, not after it
     shards = Shards.open(config.data)
     if not shards.num_tokens:
         raise DataError(f"{config.data} has no tokens to train on. Prepare it from a text with more in it.")
@@ -92,7 +97,6 @@ def build_recipe(config: Config, reporter: Reporter) -> tuple[Config, Recipe]:
 
 def _make_model(config: PretrainConfig, shards: Shards) -> Transformer:
     if config.init is not None:
-        check_is_checkpoint(config.init)
         shards.check_tokenizer(config.init)
         model = load_checkpoint(config.init)
         stored = model.config.to_dict()

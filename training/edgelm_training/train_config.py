@@ -91,7 +91,7 @@ class TrainConfig:
         if not self.output:
             raise ConfigError("output is empty; name the folder of the run.")
         if self.warmup_steps is not None and self.max_steps is not None and self.warmup_steps > self.max_steps:
-            raise ConfigError(f"warmup_steps is {self.warmup_steps}, more than max_steps ({self.max_steps}).")
+            raise ConfigError(f"warmup_steps is {self.warmup_steps}; it must be at most max_steps ({self.max_steps}).")
 
     def known(self, name: str) -> Any:
         """Return a setting that the recipe must have chosen by now.
