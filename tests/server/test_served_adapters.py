@@ -11,7 +11,10 @@ from edgelm_server import TINY, EdgelmServer
 from tiny_adapter import describe, write_tiny_adapter
 
 from edgelm.cli.main import main
+from edgelm.errors import PackageError
 from edgelm.language_model import LanguageModel, load
+from edgelm.server.model_pool import ModelPool
+from edgelm.server.options import ServerOptions
 
 PROMPT = {"prompt": "The sea is blue", "max_tokens": 8, "ignore_eos": True}
 
@@ -68,6 +71,19 @@ def test_an_adapter_is_unloaded_with_its_model_and_loaded_again(serving_adapters
     assert unloaded["done_reason"] == "unload"
     assert serving_adapters.get("/api/ps").json["models"] == []
     assert serving_adapters.post("/v1/completions", PROMPT | {"model": "mine"}).json["choices"] == before
+
+
+def test_an_adapter_that_would_keep_its_model_from_loading_is_not_offered(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = write_tiny_adapter(tmp_path / "broken")
+    (broken / "adapter_model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(PackageError, match=r"adapter_model\.safetensors has 7 bytes; the manifest says"):
+        ModelPool((TINY,), ServerOptions(adapters=((None, broken),)))
+    (tmp_path / "publisher.pub").touch()
+    monkeypatch.setenv("EDGELM_REQUIRE_SIGNATURE", str(tmp_path / "publisher.pub"))
+    with pytest.raises(PackageError, match=r"is not signed \(it has no edgelm\.sig\), and a signature is required"):
+        ModelPool((TINY,), ServerOptions(adapters=((None, adapter),)))
 
 
 def test_an_adapter_without_its_model_or_with_a_models_name_is_refused(adapter: Path, tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from edgelm.batching.engine import Engine, EngineOptions
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.library.library import Library, check_name
 from edgelm.memory.available_memory import available_memory
-from edgelm.package.adapter import AdapterManifest
+from edgelm.package.adapter import AdapterManifest, read_adapter
 from edgelm.package.manifest import Manifest
 from edgelm.package.package import Package, open_package
+from edgelm.package.signature import check_required_signature
 from edgelm.runtime.session import SessionOptions
 from edgelm.server.api_error import ApiError
 
@@ -103,7 +104,7 @@ class ModelPool:
     Raises:
         ModelNotFoundError: one of the models is not here.
         ConfigError: two of them have one name, an adapter's package is not among them, or the library cannot be read.
-        PackageError: a manifest cannot be read.
+        PackageError: a manifest or an adapter is broken, or an adapter is not signed where that is required.
     """
 
     def __init__(self, models: tuple[str, ...], options: ServerOptions) -> None:
@@ -143,7 +144,11 @@ class ModelPool:
             )
         if name in self.folders():
             raise ConfigError(f"There is a model {name!r} already. Name the adapter: --adapter NAME={folder}")
-        self._adapters[name] = _Offer(folder=folder, base=names[manifest.base_fingerprint])
+        base = names[manifest.base_fingerprint]
+        check_required_signature(folder)
+        package = self.package(base)
+        read_adapter(folder, package.manifest, package.config())  # one that is broken would keep its model from loading
+        self._adapters[name] = _Offer(folder=folder, base=base)
 
     def _packages(self) -> Mapping[str, Path]:
         if self._folders:
