@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 import edgelm
+from edgelm.architecture.quantization_recipe import STANDARD
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError
 from edgelm.files import atomic
@@ -123,11 +124,18 @@ def export_adapter(source: Path, base: Path, target: Path) -> AdapterManifest:
 
 def _package_for_adapters(base: Path) -> tuple[Manifest, _Origin]:
     package = Manifest.load(base)
-    if ModelConfig.load(base).num_experts:
-        raise ExportError(
-            f"{base} is a model with experts, which takes no adapters beside it. Merge the adapter, and export the "
-            "result: edgelm merge"
-        )
+    config = ModelConfig.load(base)
+    kinds = {
+        "a model with experts": bool(config.num_experts),
+        "a model with an encoder": config.encoder is not None,
+        "in operators of the ONNX standard": {"operators": STANDARD} in package.recipe,
+    }
+    for kind, is_it in kinds.items():
+        if is_it:
+            raise ExportError(
+                f"{base} is {kind}, which takes no adapters beside it. Merge the adapter, and export the result: "
+                "edgelm merge"
+            )
     if "rotate" in _transforms(package):
         raise ExportError(
             f"{base} has rotated weights, so what its layers read is not what the adapter learned from. Export the "
