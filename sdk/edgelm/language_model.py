@@ -38,7 +38,7 @@ from edgelm.runtime.session import PREFILL_CHUNK, DecoderSession, SessionOptions
 from edgelm.runtime.switch_interval import SHORT_SWITCH_INTERVAL
 from edgelm.structure.tool_messages import show_tools
 from edgelm.structure.tools import Tool, ToolCallParser, ToolChoice, tool_format, tool_names, tool_settings
-from edgelm.text.chat_template import ChatTemplate, encode_chat
+from edgelm.text.chat_template import ChatTemplate, encode_chat, ends_with_answer
 from edgelm.text.fill_in_middle import fill_in_ids
 from edgelm.text.tokenizer import Tokenizer
 
@@ -228,8 +228,9 @@ class LanguageModel:
     def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[int]:
         """Render a conversation with the model's chat template, and encode it up to where the answer begins.
 
-        What a message or a tool says never becomes a control token. tools: definitions that the model sees, in OpenAI's
-        form; a template that knows none gets them as a text of the system message.
+        Where the conversation ends with words of the assistant's, the answer continues them. What a message or a tool
+        says never becomes a control token. tools: definitions that the model sees, in OpenAI's form; a template that
+        knows none gets them as a text of the system message.
 
         Raises:
             ChatTemplateError: the model has no template, or it refuses the conversation.
@@ -238,7 +239,13 @@ class LanguageModel:
         if self.chat_template is None:
             raise ChatTemplateError(f"{self.name} has no chat template; give it a plain prompt (stream, generate).")
         turns, variables = show_tools(messages, tools or (), tool_format(self))
-        return encode_chat(self.chat_template, self.tokenizer, turns, variables=variables)
+        return encode_chat(
+            self.chat_template,
+            self.tokenizer,
+            turns,
+            continue_final_message=ends_with_answer(turns),
+            variables=variables,
+        )
 
     def keep_opening(
         self, config: GenerationConfig, messages: Sequence[Message], tools: Sequence[Tool] | None = None

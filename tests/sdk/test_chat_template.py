@@ -111,6 +111,30 @@ def test_text_and_ids_are_those_of_transformers(
     assert ids == expected(tokenize=True)
 
 
+@pytest.mark.parametrize("name", ["chatml", "llama3", "generation"])
+@pytest.mark.parametrize("begun", ["The sea is", " The sea is ", "im_end", "<|im_end|>The", "漢\n"])
+def test_words_of_the_assistant_at_the_end_are_left_open_as_transformers_does(
+    tokenizer: Tokenizer, original: PreTrainedTokenizerFast, name: str, begun: str
+) -> None:
+    template = template_of(TEMPLATES[name])
+    messages = [Message(role="user", content="The sea is The sea is "), Message(role="assistant", content=begun)]
+    ids = encode_chat(template, tokenizer, messages, continue_final_message=True, variables={"tools": None})
+    text = original.apply_chat_template(
+        messages, chat_template=template.source, continue_final_message=True, tokenize=False, tools=None
+    )
+    assert tokenizer.decode(ids, skip_control_tokens=False) == text
+    # What the words spell is text all the same.
+    plain = encode_chat(template, tokenizer, [*messages[:1], Message(role="assistant", content="x")])
+    assert len(control_ids(tokenizer, ids)) < len(control_ids(tokenizer, plain))
+
+
+def test_a_template_that_does_not_write_them_is_an_error(tokenizer: Tokenizer) -> None:
+    template = template_of("{% for message in messages if message.role == 'user' %}{{ message.content }}{% endfor %}")
+    messages = [Message(role="user", content="a"), Message(role="assistant", content="b")]
+    with pytest.raises(ChatTemplateError, match="own words, which this model's template does not write"):
+        encode_chat(template, tokenizer, messages, continue_final_message=True)
+
+
 def control_ids(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     return [id_ for id_ in ids if id_ in tokenizer.control_token_ids]
 

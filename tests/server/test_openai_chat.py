@@ -30,6 +30,17 @@ def test_an_answer_is_the_librarys(serving, tiny):
     assert reply.json["usage"]["total_tokens"] == expected.usage.total_tokens
 
 
+def test_words_that_the_answer_begins_with_are_gone_on_with(serving, tiny):
+    begun = [*HELLO, {"role": "assistant", "content": "The sea"}]
+    expected = tiny.generate(tiny.encode_chat(begun), GenerationConfig(max_new_tokens=12))
+    assert tiny.tokenizer.decode(tiny.encode_chat(begun), skip_control_tokens=False).endswith("assistant\nThe sea")
+    reply = chat(serving, messages=begun).json["choices"][0]["message"]["content"]
+    options = {"num_predict": 12}
+    ollama = serving.post("/api/chat", {"messages": begun, "stream": False, "options": options, "model": "tiny-random"})
+    assert reply == ollama.json["message"]["content"] == tiny.chat(begun, GenerationConfig(max_new_tokens=12)).text
+    assert reply == expected.text
+
+
 def test_a_stream_has_the_role_first_the_reason_last_and_one_identity(serving):
     whole = chat(serving).json["choices"][0]["message"]["content"]
     reply = chat(serving, stream=True)

@@ -6,6 +6,7 @@ import datetime
 import json
 import re
 import reprlib
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -179,23 +180,53 @@ def encode_chat(
     messages: Sequence[Message],
     *,
     add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
     variables: Mapping[str, object] | None = None,
 ) -> list[int]:
     """Render a conversation and encode it; only the template's own control tokens become control tokens.
 
-    A conversation whose texts spell none gets the ids of transformers' `apply_chat_template`.
+    A conversation whose texts spell none gets the ids of transformers' `apply_chat_template`, whose options these are.
 
     Raises:
-        ChatTemplateError: as `ChatTemplate.render`, or a value is not plain data.
+        ChatTemplateError: as `ChatTemplate.render`, a value is not plain data, or the template does not write the last
+            message, which is to be continued.
         TokenizerError: a text has half of a surrogate pair, which is no character.
     """
     guard = ControlGuard(tokenizer)
+    hidden: list[Any] = [guard.hide(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    end = secrets.token_hex(16)
+    if continue_final_message:  # a template that takes spaces off the content leaves those before this mark
+        hidden[-1] = {**hidden[-1], "content": f"{hidden[-1]['content']}{end} "}
     rendered = template.render(
-        [guard.hide(message, f"messages[{i}]") for i, message in enumerate(messages)],  # type: ignore[misc]
-        add_generation_prompt=add_generation_prompt,
+        hidden,
+        add_generation_prompt=add_generation_prompt and not continue_final_message,
         variables={name: guard.hide(value, name) for name, value in (variables or {}).items()},
     )
+    if continue_final_message:
+        rendered = _before(end, rendered)
     return tokenizer.encode_parts(guard.reveal(rendered))
+
+
+def ends_with_answer(messages: Sequence[Message]) -> bool:
+    """Tell whether a conversation ends with words of the assistant's, which the answer continues."""
+    last = messages[-1]
+    content = last.get("content")
+    return (
+        last["role"] == "assistant"
+        and isinstance(content, str)
+        and bool(content.strip())
+        and not last.get("tool_calls")
+    )
+
+
+def _before(end: str, rendered: str) -> str:
+    text, found, rest = rendered.rpartition(end)
+    if not found:
+        raise ChatTemplateError(
+            "The conversation ends with the assistant's own words, which this model's template does not write, so that "
+            "they cannot be continued. End it with a message of another role."
+        )
+    return text if rest.startswith(" ") else text.rstrip()
 
 
 def _environment() -> BudgetedEnvironment:
