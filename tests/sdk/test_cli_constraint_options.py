@@ -28,6 +28,15 @@ def test_the_answer_is_what_the_option_says(tmp_path: Path) -> None:
     assert run("--grammar", str(grammar)).stdout in ("ab\n", "ac\n")
 
 
+def test_an_answer_that_is_cut_off_and_so_is_not_what_was_asked_for_is_told() -> None:
+    result = run("--regex", "[0-9]{30}", "--max-new-tokens", "2")
+    assert result.stderr == "The answer was cut off after 2 tokens: --max-new-tokens N allows more.\n"
+    assert (
+        "cut off" not in run("--regex", "[0-9]{30}", "--max-new-tokens", "2", "--json").stderr
+    )  # which says it itself
+    assert "cut off" not in run("--max-new-tokens", "2").stderr  # piped, and what was asked for
+
+
 def test_what_cannot_be_is_wrong_usage_or_named(tmp_path: Path) -> None:
     file = tmp_path / "schema.json"
     for content, exit_code, message in (

@@ -107,6 +107,16 @@ def test_options_reach_the_sampler_and_others_keep_the_models_defaults(says_sea)
     assert json.loads(run(TINY, "Hello", "--json", "--max-new-tokens", "3").stdout)["finish_reason"] == "length"
 
 
+def test_penalties_are_the_librarys():
+    tiny = edgelm.load(TINY)
+    penalties = {"repetition_penalty": 1.5, "presence_penalty": 0.5, "frequency_penalty": 0.25}
+    options = [part for name, value in penalties.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    answer = json.loads(run(TINY, "Hi hi", "--raw", "--json", "--max-new-tokens", "12", *options).stdout)
+    expected = tiny.generate("Hi hi", edgelm.GenerationConfig(max_new_tokens=12, **penalties))
+    assert answer["token_ids"] == list(expected.token_ids)
+    assert answer["token_ids"] != list(tiny.generate("Hi hi", edgelm.GenerationConfig(max_new_tokens=12)).token_ids)
+
+
 def test_the_same_seed_gives_the_same_answer():
     sampled = ["--temperature", "1", "--max-new-tokens", "20", "--json"]
     texts = [json.loads(run(TINY, "Hi", *sampled, "--seed", seed).stdout)["text"] for seed in ("1", "1", "2")]

@@ -37,6 +37,14 @@ _OPTIONS = (
     click.option("--top-k", type=int, metavar="N", help="Sample among the N likeliest tokens; 0: all."),
     click.option("--top-p", type=float, metavar="F", help="Sample among the likeliest that make up this probability."),
     click.option("--min-p", type=float, metavar="F", help="Drop tokens below this share of the likeliest one's."),
+    click.option(
+        "--repetition-penalty",
+        type=float,
+        metavar="F",
+        help="Above 1: fewer of the tokens that were there already.",
+    ),
+    click.option("--presence-penalty", type=float, metavar="F", help="The same by subtraction, once for each token."),
+    click.option("--frequency-penalty", type=float, metavar="F", help="The same for each time that it was there."),
     click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer."),
     click.option("--num-beams", type=int, metavar="N", help="Search for the likeliest answer, N beginnings at a time."),
     click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given several times."),
@@ -48,8 +56,8 @@ _OPTIONS = (
     ),
 )
 _NAMES = (
-    "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "num_beams", "stop", "context_shift",
-    "speculation",
+    "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "seed", "num_beams", "stop", "context_shift", "speculation",
 )  # fmt: skip
 
 threads_option = click.option(

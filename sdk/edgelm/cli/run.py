@@ -98,6 +98,9 @@ def run(
             "timings": timings,
         }
         click.echo(json.dumps(answer, ensure_ascii=False))
+    elif completion.finish_reason == "length" and ("constraint" in settings or is_terminal(sys.stderr)):
+        tokens = completion.usage.completion_tokens
+        click.echo(f"The answer was cut off after {tokens} tokens: --max-new-tokens N allows more.", err=True)
     if stats:
         click.echo(timing_line(completion.usage, completion.timings, completion.finish_reason), err=True)
 
