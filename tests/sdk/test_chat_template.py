@@ -331,7 +331,8 @@ def test_a_long_text_of_a_message_does_not_count_as_written_by_the_template() ->
 def test_an_empty_conversation_and_a_message_without_role_are_errors() -> None:
     with pytest.raises(ChatTemplateError, match="conversation is empty"):
         ChatTemplate(CHATML).render([])
-    for message in ("Hello", {"content": "x"}, {"role": None, "content": "x"}):
+    nothing_said = {"role": "user", "content": None}, {"role": "system"}
+    for message in ("Hello", {"content": "x"}, {"role": None, "content": "x"}, *nothing_said):
         with pytest.raises(ChatTemplateError, match=r"messages\[0\] is"):
             ChatTemplate(CHATML).render([message])  # type: ignore[list-item]
 

@@ -153,9 +153,11 @@ def check_message(message: object, place: str) -> None:
     """Check that a message is one; `place` is what the error names.
 
     Raises:
-        ChatTemplateError: it is no mapping with a role.
+        ChatTemplateError: it is no mapping with a role, or is the user's or the system's and has no content.
     """
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise no_message(message, place)
+    if message["role"] in ("system", "user") and message.get("content") is None:
         raise no_message(message, place)
 
 
