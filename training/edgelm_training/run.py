@@ -89,7 +89,9 @@ def _merged(run: RunFolder, config_class: type[Config], settings: Mapping[str, A
     try:
         own = config_class(**read_settings(run.config_file, config_class))
     except ConfigError as error:
-        raise TrainingError(f"{error} The run cannot go on without its settings.") from error
+        raise TrainingError(
+            f"{error} The run cannot go on without its settings, nor by another command than the one that began it."
+        ) from error
     for name in fixed:
         if name in settings and not _agrees(settings[name], getattr(own, name)):
             raise TrainingError(
