@@ -99,11 +99,13 @@ class Timings:
 class Chunk:
     """A piece of the answer: whole characters, and the tokens that are new in it.
 
-    The last chunk, and it alone, has `finish_reason`, `usage` and `timings`; its text may be empty.
+    `reasoning` is what the model thinks before it answers a conversation; it is no part of the text. The last chunk,
+    and it alone, has `finish_reason`, `usage` and `timings`; its text may be empty.
     """
 
     text: str
     token_ids: tuple[int, ...]
+    reasoning: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls: tuple[ToolCallDelta, ...] = ()
     finish_reason: FinishReason | None = None
@@ -113,13 +115,14 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A whole answer."""
+    """A whole answer; `reasoning` is what the model thought before it, empty where it did not."""
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
+    reasoning: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
 
@@ -132,7 +135,7 @@ class Completion:
 
     @property
     def message(self) -> Message:
-        """The answer as a turn of the conversation, tool calls included."""
+        """The answer as a turn of the conversation, tool calls included, and without what was thought before it."""
         if not self.tool_calls:
             return Message(role="assistant", content=self.text)
         calls = [

@@ -36,6 +36,7 @@ from edgelm.package.package import open_package
 from edgelm.package.signature import check_required_signature
 from edgelm.runtime.session import PREFILL_CHUNK, DecoderSession, SessionOptions
 from edgelm.runtime.switch_interval import SHORT_SWITCH_INTERVAL
+from edgelm.structure.reasoning import reasoning_settings, take_in_turn
 from edgelm.structure.tool_messages import show_tools
 from edgelm.structure.tools import Tool, ToolCallParser, ToolChoice, tool_format, tool_names, tool_settings
 from edgelm.text.chat_template import ChatTemplate, encode_chat, ends_with_answer
@@ -341,7 +342,7 @@ class LanguageModel:
         tools: Sequence[Tool] | None = None,
         tool_choice: ToolChoice = "auto",
     ) -> Generator[Chunk, None, None]:
-        """Answer a conversation, as `stream` does.
+        """Answer a conversation, as `stream` does; what the model thinks before it answers is a chunk's `reasoning`.
 
         tools: what the answer may call, in OpenAI's form; calls come as `tool_calls` of the chunks, apart from the
         text, and an answer that calls ends with finish_reason "tool_calls". tool_choice: whether it calls is left to
@@ -363,8 +364,8 @@ class LanguageModel:
         tools: Sequence[Tool] | None,
         tool_choice: ToolChoice,
     ) -> tuple[list[int], GenerationConfig, Callable[[Chunk], Chunk] | None]:
-        """Return the prompt and the settings of an answer to a conversation, and what takes calls out of its chunks;
-        None where it has no tools.
+        """Return the prompt and the settings of an answer to a conversation, and what takes thinking and calls out of
+        its chunks; None where there are neither.
 
         Raises:
             ChatTemplateError, ConfigError: as from `stream_chat`.
@@ -373,11 +374,13 @@ class LanguageModel:
         tools = [] if tools is None else as_list(tools, "tools takes a list of definitions in OpenAI's form")
         format_ = tool_format(self)
         settings = tool_settings(settings, tools, tool_choice, format_)
-        if not tools or tool_choice == "none":
-            return self.encode_chat(messages), self.keep_opening(settings, messages), None
-        prompt_ids = self.encode_chat(messages, tools)  # which refuses what is no conversation
-        take = ToolCallParser(format_, tool_names(tools)).take
-        return prompt_ids, self.keep_opening(settings, messages, tools), take
+        shown = tools if tool_choice != "none" else []
+        prompt_ids = self.encode_chat(messages, shown)  # which refuses what is no conversation
+        settings = self.keep_opening(settings, messages, shown)
+        settings, reasoning = reasoning_settings(settings, self.chat_template, self.tokenizer, prompt_ids)
+        thoughts = reasoning.splitter() if reasoning else None
+        calls = ToolCallParser(format_, tool_names(shown)) if shown else None
+        return prompt_ids, settings, take_in_turn(thoughts, calls)
 
     def generate(self, prompt: str | Sequence[int], config: GenerationConfig | None = None) -> Completion:
         """Continue a text, and return the whole answer."""

@@ -31,9 +31,9 @@ def says_sea(monkeypatch):
     asked: list[object] = []
     encode = model.encode_chat
 
-    def encode_chat(messages):
+    def encode_chat(messages, *others):
         asked.append(messages)
-        return encode(messages)
+        return encode(messages, *others)
 
     monkeypatch.setattr(model, "encode_chat", encode_chat)
     monkeypatch.setattr(language_model, "load", lambda *_: model)

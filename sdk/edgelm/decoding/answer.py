@@ -292,6 +292,7 @@ def join(chunks: Iterable[Chunk]) -> Completion:
         finish_reason=last.finish_reason,
         usage=last.usage,
         timings=last.timings,
+        reasoning="".join(part.reasoning for part in parts),
         tool_calls=_join_calls(part.tool_calls for part in parts),
     )
 

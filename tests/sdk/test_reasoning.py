@@ -1,0 +1,177 @@
+"""What a model thinks before it answers, apart from the answer, however the text is cut."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from thinking_model import ANSWER, OPENING_TEMPLATE, SAID, TEMPLATE, THOUGHT, model_with_marks, thinking_model
+
+from edgelm.batching.engine import Engine
+from edgelm.chat_session import ChatSession
+from edgelm.completion import Message
+from edgelm.decoding.answer import join
+from edgelm.generation_config import GenerationConfig
+from edgelm.structure.constraint import Constraint
+from edgelm.structure.reasoning import FORMATS, Reasoning
+from edgelm.testing import scripted_model
+
+QUESTION = [Message(role="user", content="What is the sea?")]
+OPENED_ANSWER = ANSWER.removeprefix("<think>\n")
+CALL = '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>'
+TOOLS = [{"type": "function", "function": {"name": "look"}}]
+
+
+def split(pieces: list[str] | str, *, is_open: bool = False, ends: tuple[str, ...] = ()) -> tuple[str, str]:
+    splitter = Reasoning(format=FORMATS[0], is_open=is_open, ends=ends).splitter()
+    parts = [*map(splitter.push, pieces), splitter.flush()]
+    return "".join(thought for thought, _ in parts), "".join(said for _, said in parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_open", "expected"),
+    [
+        ("<think>\nHm, 2 < 3.\n\n</think>\n\nYes. </think>", False, ("Hm, 2 < 3.", "Yes. </think>")),
+        ("\n<think>Hm.</think> Yes.\n", False, ("Hm.", "Yes.\n")),
+        ("<think>\n\n</think>\n\n Yes.", False, ("", "Yes.")),
+        ("Hm.\n</think>\nYes.", True, ("Hm.", "Yes.")),
+        ("<think>Hm.</think>Yes.", True, ("Hm.", "Yes.")),  # the model writes the mark again
+        ("Hm </thin </thinner> \n</thi", True, ("Hm </thin </thinner> \n</thi", "")),
+        ("<think>\nHm ", False, ("Hm", "")),
+        ("<think>\nHm.\n</think>\n\n", False, ("Hm.", "")),
+        ("  {}\n", False, ("", "  {}\n")),
+        (" Hm.</think> <think>Yes.", False, ("", " Hm.</think> <think>Yes.")),
+        ("\n<thin", False, ("", "\n<thin")),
+        ("\n<thin", True, ("<thin", "")),
+        ("", False, ("", "")),
+        (" \n", True, ("", "")),
+        (" \n", False, ("", " \n")),
+    ],
+)
+def test_where_a_text_is_cut_changes_nothing(text: str, is_open: bool, expected: tuple[str, str]) -> None:
+    cuts = range(len(text) + 1)
+    for first, second in itertools.combinations_with_replacement(cuts, 2):
+        assert split([text[:first], text[first:second], text[second:]], is_open=is_open) == expected
+    assert split(text, is_open=is_open) == expected  # character by character
+
+
+def test_no_half_of_a_mark_is_ever_shown() -> None:
+    splitter = Reasoning(format=FORMATS[0], is_open=False).splitter()
+    parts = [splitter.push(char) for char in "<think>\nA </b>\n</think>\n\nB"]
+    assert [part for part in parts if part != ("", "")] == [("A", ""), (" </b", ""), (">", ""), ("", "B")]
+
+
+def test_a_text_that_begins_a_constraint_ends_the_thinking_and_is_answer() -> None:
+    text = "Hm. Answer: yes</think>"
+    for cut in range(len(text) + 1):
+        pieces = [text[:cut], text[cut:]]
+        assert split(pieces, is_open=True, ends=("Answer: ", "wer")) == ("Hm. Ans", "wer: yes</think>")
+        assert split(pieces, is_open=True, ends=("Answer: ", "</think>")) == ("Hm.", "Answer: yes</think>")
+        assert split(["Hm.</think>", *pieces], is_open=True, ends=("Answer: ",)) == ("Hm.", text)
+
+
+@pytest.mark.parametrize("make", [thinking_model, model_with_marks])
+@pytest.mark.parametrize(("answer", "template"), [(ANSWER, TEMPLATE), (OPENED_ANSWER, OPENING_TEMPLATE)])
+def test_an_answer_to_a_conversation_comes_without_what_was_thought(make, answer: str, template: str) -> None:
+    model = make(answer, template)
+    completion = model.chat(QUESTION)
+    assert (completion.reasoning, completion.text) == (THOUGHT, SAID)
+    assert completion.message == {"role": "assistant", "content": SAID}
+    assert completion.usage.completion_tokens == len(completion.token_ids)
+    chunks = list(model.stream_chat(QUESTION))
+    assert sum(bool(chunk.reasoning) for chunk in chunks) > 5
+    assert sum(bool(chunk.text) for chunk in chunks) > 5
+    assert not any(chunk.reasoning and chunk.text for chunk in chunks)
+    with Engine(model) as engine:
+        assert join(engine.submit_chat(QUESTION)).reasoning == THOUGHT
+        assert not join(engine.submit("What is the sea?")).reasoning
+
+
+def test_a_prompt_that_is_no_conversation_is_continued_as_it_was() -> None:
+    assert thinking_model().generate("The sea").text == ANSWER
+    completion = model_with_marks().generate("The sea")
+    assert completion.text == ANSWER.replace("<think>", "").replace("</think>", "")
+    assert not completion.reasoning
+
+
+def test_a_template_without_thinking_changes_nothing() -> None:
+    model = scripted_model(ANSWER)
+    completion = model.chat(QUESTION)
+    assert (completion.text, completion.reasoning) == (ANSWER, "")
+    assert model.chat_request(QUESTION, None, None, "auto")[1:] == (model.generation_config, None)
+
+
+def test_marks_that_are_to_be_visible_stay_in_the_text() -> None:
+    config = GenerationConfig(visible_control_tokens=["<think>", "</think>"])
+    completion = model_with_marks().chat(QUESTION, config)
+    assert (completion.text, completion.reasoning) == (ANSWER, "")
+
+
+def test_an_answer_that_was_cut_off_while_it_thought_is_thinking() -> None:
+    completion = model_with_marks().chat(QUESTION, GenerationConfig(max_new_tokens=12))
+    assert completion.finish_reason == "length"
+    assert completion.text == ""
+    assert completion.reasoning
+    assert THOUGHT.startswith(completion.reasoning)
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, OPENING_TEMPLATE])
+def test_an_answer_of_a_given_form_is_no_thinking(template: str) -> None:
+    pytest.importorskip("llguidance")
+    config = GenerationConfig(constraint=Constraint.json_object(), max_new_tokens=100)
+    completion = thinking_model('{"sea": "blue"}', template).chat(QUESTION, config)
+    assert completion.reasoning == ""
+    assert json.loads(completion.text) == {"sea": "blue"}
+
+
+def test_a_form_may_begin_after_the_thinking() -> None:
+    pytest.importorskip("llguidance")
+    constraint = Constraint.choices(["red", "green"]).starting_after("</think>")
+    completion = model_with_marks("<think>Which?</think>blue").chat(QUESTION, GenerationConfig(constraint=constraint))
+    assert completion.reasoning == "Which?"
+    assert completion.text in ("red", "green")
+
+
+@pytest.mark.parametrize("make", [thinking_model, model_with_marks])
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (f"<think>\nI look.\n</think>\n\n{CALL}", ""),
+        (f"<think>\nI look.\n</think>\n\nLook:\n{CALL}", "Look:"),
+        (f"<think>\nI look.\n{CALL}", ""),  # it forgets to end its thinking
+    ],
+)
+def test_a_model_that_thinks_calls_tools(make, answer: str, text: str) -> None:
+    pytest.importorskip("llguidance")
+    completion = make(answer, TEMPLATE + "{#<tool_call>#}").chat(QUESTION, tools=TOOLS)
+    assert (completion.reasoning, completion.text) == ("I look.", text)
+    assert [(call.name, call.arguments) for call in completion.tool_calls] == [("look", "{}")]
+    assert completion.finish_reason == "tool_calls"
+
+
+def test_a_call_that_must_come_comes_though_the_prompt_begins_the_thinking() -> None:
+    pytest.importorskip("llguidance")
+    model = thinking_model(CALL, OPENING_TEMPLATE + "{#<tool_call>#}")
+    completion = model.chat(QUESTION, tools=TOOLS, tool_choice="required")
+    assert (completion.reasoning, completion.text) == ("", "")
+    assert [call.name for call in completion.tool_calls] == ["look"]
+
+
+def test_a_conversation_keeps_the_answer_alone_and_computes_again_what_the_template_changes() -> None:
+    model = model_with_marks()
+    session = ChatSession(model)
+    assert join(session.send("What is the sea?")).reasoning == THOUGHT
+    assert session.messages[-1] == {"role": "assistant", "content": SAID}
+    first = model.encode_chat(session.messages[:1])
+    second = join(session.send("And the sky?"))
+    assert second.usage.cached_tokens >= len(first)
+
+
+def test_a_turn_that_ends_while_it_thinks_has_no_answer_to_keep() -> None:
+    session = ChatSession(model_with_marks())
+    chunks = session.send("What is the sea?")
+    while not next(chunks).reasoning:
+        pass
+    chunks.close()
+    assert session.messages == []
