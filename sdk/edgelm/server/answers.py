@@ -15,6 +15,7 @@ from edgelm.completion import Chunk, Completion
 from edgelm.decoding.answer import join
 from edgelm.generation_config import GenerationConfig
 from edgelm.server.api_error import ApiError
+from edgelm.structure.reasoning import Reasoning, take_in_turn
 
 if TYPE_CHECKING:
     from edgelm.batching.generation import Generation
@@ -30,11 +31,12 @@ MAX_TEXTS = 1 << 19
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One answer to make: token ids in, settings, and the tools that it may call."""
+    """One answer to make: token ids in, settings, the tools that it may call, and how it thinks."""
 
     prompt_ids: Sequence[int]
     config: GenerationConfig
     tools: ToolUse | None = None
+    reasoning: Reasoning | None = None
 
 
 @dataclass(eq=False)
@@ -134,7 +136,7 @@ class Answers:
                 generation = self._running.get(index)
                 if generation is None:
                     generation = await asyncio.to_thread(self._submit, index)
-                async for chunk in _parsed(generation, self.jobs[index].tools):
+                async for chunk in _parsed(generation, self.jobs[index]):
                     self.metrics.count_chunk(self.served.name, chunk)
                     await arrived.put((index, chunk))
                 self._running.pop(index, None)
@@ -143,10 +145,11 @@ class Answers:
                 await arrived.put((index, error))
 
 
-async def _parsed(generation: Generation, tools: ToolUse | None) -> AsyncIterator[Chunk]:
-    """Yield the chunks with their tool calls apart from the text, and with a reason that the protocols have."""
-    parser = None if tools is None else tools.parser()
+async def _parsed(generation: Generation, job: Job) -> AsyncIterator[Chunk]:
+    """Yield the chunks with thinking and tool calls apart from the text, and with a reason that the protocols have."""
+    thoughts = None if job.reasoning is None else job.reasoning.splitter()
+    take = take_in_turn(thoughts, None if job.tools is None else job.tools.parser())
     async for chunk in generation:
         if chunk.finish_reason == "cancelled":  # the time that a request may take is over
             chunk = dataclasses.replace(chunk, finish_reason="length")
-        yield chunk if parser is None else parser.take(chunk)
+        yield chunk if take is None else take(chunk)

@@ -32,6 +32,7 @@ from edgelm.server.sampling_fields import SAMPLING, generation_config
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, number, record, whole
 from edgelm.server.sse import JsonAnswer, line
 from edgelm.structure.constraint import Constraint
+from edgelm.structure.reasoning import reasoning_settings
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.fill_in_middle import fill_in_ids
 
@@ -124,7 +125,9 @@ async def chat(call: Call) -> Response:
         messages = messages_of({"messages": [_message(message) for message in body["messages"]]})
         offered = None if tools is None else tools.tools
         prompt_ids = model.encode_chat(messages, tools=offered)
-        return [Job(prompt_ids=prompt_ids, config=model.keep_opening(config, messages, offered), tools=tools)]
+        config = model.keep_opening(config, messages, offered)
+        config, reasoning = reasoning_settings(config, model.chat_template, model.tokenizer, prompt_ids)
+        return [Job(prompt_ids=prompt_ids, config=config, tools=tools, reasoning=reasoning)]
 
     return await _deliver(call, jobs, is_chat=True, only_load=not call.body["messages"])
 
@@ -134,7 +137,7 @@ async def generate(call: Call) -> Response:
 
     def jobs(model: LanguageModel) -> list[Job]:
         body = call.body
-        prompt, config = body.get("prompt", ""), _config(model, body)
+        prompt, config, reasoning = body.get("prompt", ""), _config(model, body), None
         if body.get("suffix"):
             if body.get("system"):
                 raise ApiError(400, "system does not go with suffix: code is completed without it.", param="system")
@@ -145,7 +148,8 @@ async def generate(call: Call) -> Response:
             system = [{"role": "system", "content": body["system"]}] if body.get("system") else []
             messages = messages_of({"messages": [*system, {"role": "user", "content": prompt}]})
             prompt_ids, config = model.encode_chat(messages), model.keep_opening(config, messages)
-        return [Job(prompt_ids=prompt_ids, config=config)]
+            config, reasoning = reasoning_settings(config, model.chat_template, model.tokenizer, prompt_ids)
+        return [Job(prompt_ids=prompt_ids, config=config, reasoning=reasoning)]
 
     return await _deliver(call, jobs, is_chat=False, only_load=not (call.body.get("prompt") or call.body.get("suffix")))
 
@@ -226,7 +230,7 @@ async def _deliver(call: Call, jobs: Any, *, is_chat: bool, only_load: bool) -> 
             keep(served)
             served.release()
         reason = "unload" if seconds == 0 else "load"
-        return JsonAnswer(_frame(name, is_chat, "", ()) | {"done": True, "done_reason": reason})
+        return JsonAnswer(_frame(name, is_chat) | {"done": True, "done_reason": reason})
     if call.body.get("think"):
         raise ApiError(400, "think is not supported: these models have no such mode.", param="think")
 
@@ -322,12 +326,15 @@ def _in_millions(count: int | None) -> str:
     return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"
 
 
-def _frame(model: str, is_chat: bool, text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
+def _frame(
+    model: str, is_chat: bool, text: str = "", calls: Sequence[ToolCall] = (), thinking: str = ""
+) -> dict[str, Any]:
     created = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
     frame: dict[str, Any] = {"model": model, "created_at": created}
+    thought = {"thinking": thinking} if thinking else {}
     if not is_chat:
-        return frame | {"response": text}
-    message: dict[str, Any] = {"role": "assistant", "content": text}
+        return frame | {"response": text} | thought
+    message: dict[str, Any] = {"role": "assistant", "content": text} | thought
     if calls:
         message["tool_calls"] = [
             {"function": {"name": call.name, "arguments": json.loads(call.arguments or "{}")}} for call in calls
@@ -347,9 +354,8 @@ class OllamaWriter:
         """Return the one answer."""
         (answer,) = completions
         calls = _readable(answer.tool_calls)
-        return _frame(self.model, self.is_chat, answer.text, calls) | _end(
-            answer.finish_reason, answer.usage, answer.timings
-        )
+        frame = _frame(self.model, self.is_chat, answer.text, calls, answer.reasoning)
+        return frame | _end(answer.finish_reason, answer.usage, answer.timings)
 
     async def stream(self, answers: Answers) -> AsyncGenerator[bytes, None]:
         """Yield the lines."""
@@ -359,14 +365,15 @@ class OllamaWriter:
                 continue
             _, chunk = item
             chunks.append(chunk)
-            if chunk.text:
-                yield line(_frame(self.model, self.is_chat, chunk.text, ()) | {"done": False})
+            if chunk.text or chunk.reasoning:
+                frame = _frame(self.model, self.is_chat, chunk.text, thinking=chunk.reasoning)
+                yield line(frame | {"done": False})
             if chunk.finish_reason is not None and chunk.usage is not None and chunk.timings is not None:
                 calls = _readable(join(chunks).tool_calls)
                 if calls:
-                    yield line(_frame(self.model, self.is_chat, "", calls) | {"done": False})
+                    yield line(_frame(self.model, self.is_chat, calls=calls) | {"done": False})
                 end = _end(chunk.finish_reason, chunk.usage, chunk.timings)
-                yield line(_frame(self.model, self.is_chat, "", ()) | end)
+                yield line(_frame(self.model, self.is_chat) | end)
 
     def error(self, error: ApiError) -> bytes:
         """Write an error as the last line."""

@@ -28,6 +28,7 @@ from edgelm.server.sampling_fields import (
 )
 from edgelm.server.schema import BOOLEAN, TEXT, record, whole
 from edgelm.server.sse import DONE, KEEPALIVE, event
+from edgelm.structure.reasoning import reasoning_settings
 from edgelm.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -126,8 +127,11 @@ def chat_jobs(model: LanguageModel, body: Mapping[str, Any], config: GenerationC
     messages, offered = chat_messages.messages_of(body), None if tools is None else tools.tools
     prompt_ids = model.encode_chat(messages, tools=offered)
     config = model.keep_opening(config, messages, offered)
-    copies = range(body.get("n", 1))
-    return [Job(prompt_ids=prompt_ids, config=with_seed(config, index), tools=tools) for index in copies]
+    config, reasoning = reasoning_settings(config, model.chat_template, model.tokenizer, prompt_ids)
+    return [
+        Job(prompt_ids=prompt_ids, config=with_seed(config, index), tools=tools, reasoning=reasoning)
+        for index in range(body.get("n", 1))
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +150,8 @@ class ChatWriter:
         choices = []
         for index, completion in enumerate(completions):
             message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
+            if completion.reasoning:
+                message["reasoning_content"] = completion.reasoning
             if completion.tool_calls:
                 message["content"] = completion.text or None
                 message["tool_calls"] = [
@@ -214,6 +220,8 @@ class ChatWriter:
 
 def _delta(chunk: Chunk) -> dict[str, Any]:
     delta: dict[str, Any] = {"content": chunk.text} if chunk.text else {}
+    if chunk.reasoning:
+        delta["reasoning_content"] = chunk.reasoning
     if chunk.tool_calls:
         delta["tool_calls"] = [tool_call_delta(call) for call in chunk.tool_calls]
     return delta

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,8 @@ class ResponseWriter:
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """Return the finished response."""
         (answer,) = completions
+        if answer.reasoning:
+            self._output.append(_reasoning(answer.reasoning))
         if answer.text or not answer.tool_calls:
             self._output.append(_message(answer.text))
         self._output += [_function_call(call.id, call.name, call.arguments) for call in answer.tool_calls]
@@ -82,25 +84,30 @@ class ResponseWriter:
         return self._event("error", code=error.code or error.kind, message=str(error), param=error.param)
 
     def _take(self, chunk: Chunk) -> Iterator[bytes]:
+        if chunk.reasoning:
+            yield from self._add_text(chunk.reasoning, _reasoning)
         if chunk.text:
-            yield from self._add_text(chunk.text)
+            yield from self._add_text(chunk.text, _message)
         for delta in chunk.tool_calls:
             yield from self._add_call(delta)
         if chunk.finish_reason is None:
             return
-        if not self._output:
-            yield from self._open(_message(""))
         yield from self._close()
+        if not self._output or self._is_open("reasoning"):
+            yield from self._open(_message(""))
+            yield from self._close()
         response = self._response(chunk.finish_reason, chunk.usage)
         yield self._event(f"response.{response['status']}", response=response)
 
-    def _add_text(self, text: str) -> Iterator[bytes]:
-        if not self._is_open("message"):
+    def _add_text(self, text: str, make: Callable[[str], dict[str, Any]]) -> Iterator[bytes]:
+        empty = make("")
+        if not self._is_open(empty["type"]):
             yield from self._close()
-            yield from self._open(_message(""))
-        item = self._output[-1]
-        item["content"][0]["text"] += text
-        yield self._event("response.output_text.delta", **self._place(content_index=0), delta=text, logprobs=[])
+            yield from self._open(empty)
+        part = self._output[-1]["content"][0]
+        part["text"] += text
+        kind, logprobs = f"response.{part['type']}.delta", _logprobs_of(part)
+        yield self._event(kind, **self._place(content_index=0), delta=text, **logprobs)
 
     def _add_call(self, delta: ToolCallDelta) -> Iterator[bytes]:
         if delta.name is not None:
@@ -116,9 +123,9 @@ class ResponseWriter:
     def _open(self, item: dict[str, Any]) -> Iterator[bytes]:
         item["status"] = "in_progress"
         self._output.append(item)
-        shown = item | {"content": []} if item["type"] == "message" else item
+        shown = item | {"content": []} if "content" in item else item
         yield self._event("response.output_item.added", output_index=len(self._output) - 1, item=shown)
-        if item["type"] == "message":
+        if "content" in item:
             yield self._event("response.content_part.added", **self._place(content_index=0), part=item["content"][0])
 
     def _close(self) -> Iterator[bytes]:
@@ -126,9 +133,9 @@ class ResponseWriter:
             return
         item = self._output[-1]
         item["status"] = "completed"
-        if item["type"] == "message":
+        if "content" in item:
             part, place = item["content"][0], self._place(content_index=0)
-            yield self._event("response.output_text.done", **place, text=part["text"], logprobs=[])
+            yield self._event(f"response.{part['type']}.done", **place, text=part["text"], **_logprobs_of(part))
             yield self._event("response.content_part.done", **place, part=part)
         else:
             yield self._event(
@@ -181,6 +188,21 @@ def _message(text: str) -> dict[str, Any]:
         "role": "assistant",
         "content": [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}],
     }
+
+
+def _reasoning(text: str) -> dict[str, Any]:
+    return {
+        "id": f"rs_{secrets.token_hex(16)}",
+        "type": "reasoning",
+        "status": "completed",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": text}],
+    }
+
+
+def _logprobs_of(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the field that events about this part of a text have, if they have it; there is nothing in it here."""
+    return {"logprobs": []} if "logprobs" in part else {}
 
 
 def _function_call(call_id: str, name: str, arguments: str) -> dict[str, Any]:

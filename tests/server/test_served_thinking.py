@@ -1,0 +1,138 @@
+"""What a model thinks before it answers, in each protocol, whole and streamed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from edgelm_server import TINY, EdgelmServer
+from thinking_model import ANSWER, OPENING_TEMPLATE, SAID, THOUGHT, thinking_server
+
+HELLO = [{"role": "user", "content": "What is the sea?"}]
+
+
+@pytest.fixture(scope="module")
+def thinking():
+    prelude = thinking_server(ANSWER.removeprefix("<think>\n"), OPENING_TEMPLATE)
+    with EdgelmServer((TINY,), prelude=prelude) as server:
+        yield server
+
+
+def joined(parts, name):
+    return "".join(part.get(name) or "" for part in parts)
+
+
+def test_chat_completions_have_reasoning_content(thinking):
+    reply = thinking.post("/v1/chat/completions", {"messages": HELLO, "n": 2}).json
+    for choice in reply["choices"]:
+        assert choice["message"]["reasoning_content"] == THOUGHT
+        assert choice["message"]["content"] == SAID
+    chunks = thinking.post("/v1/chat/completions", {"messages": HELLO, "stream": True, "n": 2}).events[:-1]
+    for index in (0, 1):
+        deltas = [c["choices"][0]["delta"] for c in chunks if c["choices"][0]["index"] == index]
+        assert joined(deltas, "reasoning_content") == THOUGHT
+        assert joined(deltas, "content") == SAID
+        assert sum("reasoning_content" in delta for delta in deltas) > 5
+
+
+def test_an_answer_that_was_cut_off_while_it_thought_has_no_content(thinking):
+    reply = thinking.post("/v1/chat/completions", {"messages": HELLO, "max_tokens": 8}).json
+    (choice,) = reply["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("", "length")
+    assert THOUGHT.startswith(choice["message"]["reasoning_content"])
+    assert reply["usage"]["completion_tokens"] == 8
+
+
+def test_what_was_thought_earlier_is_taken_and_passed_over(thinking):
+    turn = {"role": "assistant", "content": SAID}
+    usage = [
+        thinking.post("/v1/chat/completions", {"messages": [*HELLO, {**turn, **more}, *HELLO]}).json["usage"]
+        for more in ({}, {"reasoning_content": THOUGHT})
+    ]
+    assert usage[0]["prompt_tokens"] == usage[1]["prompt_tokens"]
+    body = {"model": "tiny-random", "messages": [*HELLO, {**turn, "thinking": THOUGHT}, *HELLO], "stream": False}
+    assert thinking.post("/api/chat", body).json["prompt_eval_count"] == usage[0]["prompt_tokens"]
+
+
+def test_ollama_s_messages_have_thinking(thinking):
+    body = {"model": "tiny-random", "messages": HELLO}
+    message = thinking.post("/api/chat", {**body, "stream": False}).json["message"]
+    assert message == {"role": "assistant", "content": SAID, "thinking": THOUGHT}
+    messages = [line["message"] for line in thinking.post("/api/chat", body).lines]
+    assert (joined(messages, "thinking"), joined(messages, "content")) == (THOUGHT, SAID)
+
+
+def test_ollama_s_generate_has_thinking_where_it_asks_the_chat_template(thinking):
+    body = {"model": "tiny-random", "prompt": "Tell me."}
+    answer = thinking.post("/api/generate", {**body, "stream": False}).json
+    assert (answer["thinking"], answer["response"]) == (THOUGHT, SAID)
+    lines = thinking.post("/api/generate", body).lines
+    assert (joined(lines, "thinking"), joined(lines, "response")) == (THOUGHT, SAID)
+    answer = thinking.post("/api/generate", {**body, "raw": True, "stream": False}).json
+    assert answer["response"] == ANSWER.removeprefix("<think>\n")
+    assert "thinking" not in answer
+
+
+def test_completions_take_nothing_apart(thinking):
+    reply = thinking.post("/v1/completions", {"prompt": "x", "max_tokens": 200}).json
+    assert reply["choices"][0]["text"] == ANSWER.removeprefix("<think>\n")
+
+
+def test_responses_have_an_item_of_reasoning(thinking):
+    response = thinking.post("/v1/responses", {"input": "What is the sea?"}).json
+    thought, message = response["output"]
+    assert (thought["type"], thought["content"]) == ("reasoning", [{"type": "reasoning_text", "text": THOUGHT}])
+    assert message["content"][0]["text"] == SAID
+    again = [{"role": "user", "content": "What is the sea?"}, *response["output"], {"role": "user", "content": "Why?"}]
+    assert thinking.post("/v1/responses", {"input": again}).status == 200
+    events = thinking.post("/v1/responses", {"input": "What is the sea?", "stream": True}).events
+    for kind, text, place in (("reasoning_text", THOUGHT, 0), ("output_text", SAID, 1)):
+        deltas = [event for event in events if event["type"] == f"response.{kind}.delta"]
+        assert joined(deltas, "delta") == text
+        assert {delta["output_index"] for delta in deltas} == {place}
+        (done,) = (event for event in events if event["type"] == f"response.{kind}.done")
+        assert done["text"] == text
+    assert [event["item"]["type"] for event in events if event["type"] == "response.output_item.done"] == [
+        "reasoning",
+        "message",
+    ]
+    without_ids = [
+        [{**item, "id": ""} for item in output] for output in (response["output"], events[-1]["response"]["output"])
+    ]
+    assert without_ids[0] == without_ids[1]
+
+
+def test_a_response_that_was_cut_off_while_it_thought_has_an_empty_message(thinking):
+    body = {"input": "What is the sea?", "max_output_tokens": 8}
+    whole = thinking.post("/v1/responses", body).json
+    streamed = thinking.post("/v1/responses", {**body, "stream": True}).events[-1]["response"]
+    for response in (whole, streamed):
+        assert response["status"] == "incomplete"
+        assert [item["type"] for item in response["output"]] == ["reasoning", "message"]
+        assert response["output"][1]["content"][0]["text"] == ""
+
+
+def test_a_model_that_does_not_think_has_no_such_fields(serving):
+    body = {"messages": HELLO, "max_tokens": 8}
+    assert "reasoning_content" not in serving.post("/v1/chat/completions", body).json["choices"][0]["message"]
+    assert b"reasoning_content" not in serving.post("/v1/chat/completions", {**body, "stream": True}).data
+    body = {"model": "tiny-random", "messages": HELLO, "options": {"num_predict": 8}}
+    assert b"thinking" not in serving.post("/api/chat", body).data
+
+
+def test_a_model_that_thinks_calls_a_tool():
+    call = '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>'
+    prelude = thinking_server(f"I look.\n</think>\n\n{call}", OPENING_TEMPLATE + "{#<tool_call>#}")
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    with EdgelmServer((TINY,), prelude=prelude) as server:
+        body = {"messages": HELLO, "tools": tools, "model": "tiny-random"}
+        (choice,) = server.post("/v1/chat/completions", body).json["choices"]
+        message = server.post("/api/chat", {**body, "stream": False}).json["message"]
+        lines = [line["message"] for line in server.post("/api/chat", body).lines]
+    assert choice["finish_reason"] == "tool_calls"
+    assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("I look.", None)
+    (called,) = choice["message"]["tool_calls"]
+    assert (called["function"]["name"], json.loads(called["function"]["arguments"])) == ("look", {})
+    assert (message["thinking"], message["tool_calls"][0]["function"]["name"]) == ("I look.", "look")
+    assert joined(lines, "thinking") == "I look."
+    assert sum(len(line.get("tool_calls", ())) for line in lines) == 1
