@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from edgelm.embedding import DEFAULT_POOLING, Pooling, embed
 from edgelm.errors import ChatTemplateError, ConfigError, ContextLengthError, TokenizerError
 from edgelm.generation_config import GenerationConfig
 from edgelm.library.library import Library
-from edgelm.memory.huge_pages import large_mappings, move_new_mappings
+from edgelm.memory.huge_pages import in_huge_pages
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.malloc import return_freed_memory
 from edgelm.memory.prefix_cache import DEFAULT_BYTES, PrefixCache
@@ -76,7 +76,7 @@ def load(
     package = open_package(path)
     folder = package.folder
     large = package.check_files(largest=_LARGE)
-    with _in_large_pages(), ThreadPoolExecutor(2) as workers:
+    with in_huge_pages(), ThreadPoolExecutor(2) as workers:
         # Three things of about the same length, of which two need no interpreter: hashing the weights (numbers that
         # nothing parses; their file's size is checked already), the tokenizer, and the session.
         hashes = [workers.submit(check_hash, folder, entry) for entry in large]
@@ -108,15 +108,6 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
     tokenizer = Tokenizer.load(folder)
     return_freed_memory()  # before the session is whole: what reading it took is not on top of the peak
     return tokenizer
-
-
-@contextmanager
-def _in_large_pages() -> Iterator[None]:
-    """Give back the memory that the block frees, and move what it loads to huge pages."""
-    mappings = large_mappings()
-    yield  # after a failure there is nothing to move
-    return_freed_memory()
-    move_new_mappings(mappings)
 
 
 class LanguageModel:
@@ -187,7 +178,7 @@ class LanguageModel:
         check_required_signature(path)
         adapter = read_adapter(path, self.manifest, self.config)
         name = name or adapter.manifest.name
-        with _in_large_pages():
+        with in_huge_pages():
             self.session.load_adapter(name, adapter)
         self.adapters[name] = adapter.manifest
 
@@ -197,7 +188,7 @@ class LanguageModel:
         Raises:
             ConfigError: none of that name is loaded, or an answer or a conversation still uses it.
         """
-        with _in_large_pages():
+        with in_huge_pages():
             self.session.unload_adapter(name)
         del self.adapters[name]
         self.prefixes.forget_adapter(name)

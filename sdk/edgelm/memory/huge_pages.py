@@ -14,12 +14,14 @@ import mmap
 import re
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from edgelm.memory.malloc import return_freed_memory
 
 _HUGE_PAGE = 2 << 20
 # A mapping below this holds no weights, and no long text's keys and values.
@@ -50,6 +52,15 @@ def zeros(count: int, shape: tuple[int, ...], dtype: DTypeLike) -> list[NDArray[
     first = -bytes_N.ctypes.data % _HUGE_PAGE
     arrays = bytes_N[first : first + count * array_bytes].view(dtype).reshape(count, *shape)
     return list(arrays)
+
+
+@contextlib.contextmanager
+def in_huge_pages() -> Iterator[None]:
+    """Give back the memory that the block frees, and move what it loads to huge pages."""
+    mappings = large_mappings()
+    yield  # after a failure there is nothing to move
+    return_freed_memory()
+    move_new_mappings(mappings)
 
 
 def large_mappings() -> set[tuple[int, int]]:
