@@ -105,22 +105,34 @@ class ChatSession:
         self._cache = self._model.session.new_cache()
 
     def send(
-        self, text: str, config: GenerationConfig | None = None, *, cancel: threading.Event | None = None
+        self,
+        text: str,
+        config: GenerationConfig | None = None,
+        *,
+        cancel: threading.Event | None = None,
+        template_variables: Mapping[str, object] | None = None,
     ) -> Generator[Chunk, None, None]:
         """Say something, and yield the answer in pieces.
 
         What was yielded becomes part of the conversation, also when the answer is cancelled or not read to its end. A
         turn that fails, or is broken off before its answer has any text, leaves the conversation as it was.
 
+        config, cancel, template_variables: of this turn, as in LanguageModel.stream_chat.
+
         Raises:
-            ConfigError: what is said is no text.
+            ConfigError: what is said is no text, or a variable is one that edgelm sets.
             ContextLengthError: the conversation does not fit the model's context any more.
         """
         self._end_running()
-        return self._answer([*self._messages, Message(role="user", content=text)], config, cancel)
+        turns = [*self._messages, Message(role="user", content=text)]
+        return self._answer(turns, config, cancel, template_variables)
 
     def regenerate(
-        self, config: GenerationConfig | None = None, *, cancel: threading.Event | None = None
+        self,
+        config: GenerationConfig | None = None,
+        *,
+        cancel: threading.Event | None = None,
+        template_variables: Mapping[str, object] | None = None,
     ) -> Generator[Chunk, None, None]:
         """Answer the last question once more, in place of the last answer.
 
@@ -133,10 +145,16 @@ class ChatSession:
             turns.pop()
         if not turns:
             raise ConfigError("There is no question to answer again yet.")
-        return self._answer(turns, config, cancel)
+        return self._answer(turns, config, cancel, template_variables)
 
     def edit(
-        self, index: int, text: str, config: GenerationConfig | None = None, *, cancel: threading.Event | None = None
+        self,
+        index: int,
+        text: str,
+        config: GenerationConfig | None = None,
+        *,
+        cancel: threading.Event | None = None,
+        template_variables: Mapping[str, object] | None = None,
     ) -> Generator[Chunk, None, None]:
         """Say something else in place of the message at `index`, and yield the answer; what came after it goes.
 
@@ -150,15 +168,22 @@ class ChatSession:
         if not is_whole(index) or not 0 <= index < len(self._messages) or self._messages[index]["role"] != "user":
             asked = [i for i, turn in enumerate(self._messages) if turn["role"] == "user"]
             raise ConfigError(f"The message at {index!r} is none of the user's; those are at {asked}.")
-        return self._answer([*self._messages[:index], Message(role="user", content=text)], config, cancel)
+        turns = [*self._messages[:index], Message(role="user", content=text)]
+        return self._answer(turns, config, cancel, template_variables)
 
     def _answer(
-        self, turns: list[Message], config: GenerationConfig | None, cancel: threading.Event | None
+        self,
+        turns: list[Message],
+        config: GenerationConfig | None,
+        cancel: threading.Event | None,
+        template_variables: Mapping[str, object] | None,
     ) -> Generator[Chunk, None, None]:
         if not isinstance(turns[-1]["content"], str):
             raise ConfigError(f"The message is {turns[-1]['content']!r}; it must be a text.")
         system = [Message(role="system", content=self.system)] if self.system else []
-        chunks = self._model.stream_chat([*system, *turns], config, cancel=cancel, cache=self._cache)
+        chunks = self._model.stream_chat(
+            [*system, *turns], config, cancel=cancel, cache=self._cache, template_variables=template_variables
+        )
         self._running = self._record(turns, chunks)
         return self._running
 

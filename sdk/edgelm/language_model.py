@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -217,30 +217,41 @@ class LanguageModel:
         cache.use_adapter(self.generation_config.adapter)
         return cache
 
-    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] | None = None,
+        template_variables: Mapping[str, object] | None = None,
+    ) -> list[int]:
         """Render a conversation with the model's chat template, and encode it up to where the answer begins.
 
         Where the conversation ends with words of the assistant's, the answer continues them. What a message or a tool
         says never becomes a control token. tools: definitions that the model sees, in OpenAI's form; a template that
-        knows none gets them as a text of the system message.
+        knows none gets them as a text of the system message. template_variables: what else the template reads by name
+        (`{"enable_thinking": False}`); `chat_template.variables` lists the names.
 
         Raises:
             ChatTemplateError: the model has no template, or it refuses the conversation.
-            ConfigError: a tool is not in OpenAI's form.
+            ConfigError: a tool is not in OpenAI's form, or a variable is one that edgelm sets.
         """
         if self.chat_template is None:
             raise ChatTemplateError(f"{self.name} has no chat template; give it a plain prompt (stream, generate).")
-        turns, variables = show_tools(messages, tools or (), tool_format(self))
+        variables = self.chat_template.check_variables(template_variables)
+        turns, of_tools = show_tools(messages, tools or (), tool_format(self))
         return encode_chat(
             self.chat_template,
             self.tokenizer,
             turns,
             continue_final_message=ends_with_answer(turns),
-            variables=variables,
+            variables={**variables, **of_tools},
         )
 
     def keep_opening(
-        self, config: GenerationConfig, messages: Sequence[Message], tools: Sequence[Tool] | None = None
+        self,
+        config: GenerationConfig,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] | None = None,
+        template_variables: Mapping[str, object] | None = None,
     ) -> GenerationConfig:
         """Return settings whose context shift, if they have one, keeps what stands before a conversation's first turn.
 
@@ -250,7 +261,8 @@ class LanguageModel:
         if config.context_shift is None:
             return config
         system = [message for message in messages[:1] if message["role"] == "system"]
-        turns = [self.encode_chat([*system, Message(role="user", content=text)], tools) for text in ("a", "b")]
+        ends = ([*system, Message(role="user", content=text)] for text in ("a", "b"))
+        turns = [self.encode_chat(end, tools, template_variables) for end in ends]
         opening = next((i for i, (id_, other) in enumerate(zip(*turns, strict=False)) if id_ != other), 0)
         return config.replace(context_shift=max(config.context_shift, opening))
 
@@ -332,19 +344,20 @@ class LanguageModel:
         cache: KVCache | None = None,
         tools: Sequence[Tool] | None = None,
         tool_choice: ToolChoice = "auto",
+        template_variables: Mapping[str, object] | None = None,
     ) -> Generator[Chunk, None, None]:
         """Answer a conversation, as `stream` does; what the model thinks before it answers is a chunk's `reasoning`.
 
         tools: what the answer may call, in OpenAI's form; calls come as `tool_calls` of the chunks, apart from the
         text, and an answer that calls ends with finish_reason "tool_calls". tool_choice: whether it calls is left to
         the model ("auto"), forbidden ("none"), demanded ("required"), or demanded of one tool ({"name": ...}).
+        template_variables: as in `encode_chat`.
 
         Raises:
-            ChatTemplateError: the model has no chat template, or it refuses the conversation.
-            ConfigError: a tool is not in OpenAI's form, or the config has a constraint beside the tools.
+            ChatTemplateError, ConfigError: as from `encode_chat`; or the config has a constraint beside the tools.
             ContextLengthError: the conversation does not fit the model's context.
         """
-        prompt_ids, settings, take = self.chat_request(messages, config, tools, tool_choice)
+        prompt_ids, settings, take = self.chat_request(messages, config, tools, tool_choice, template_variables)
         chunks = self.stream(prompt_ids, settings, cancel=cancel, cache=cache)
         return chunks if take is None else _taken(chunks, take)
 
@@ -354,6 +367,7 @@ class LanguageModel:
         config: GenerationConfig | None,
         tools: Sequence[Tool] | None,
         tool_choice: ToolChoice,
+        template_variables: Mapping[str, object] | None = None,
     ) -> tuple[list[int], GenerationConfig, Callable[[Chunk], Chunk] | None]:
         """Return the prompt and the settings of an answer to a conversation, and what takes thinking and calls out of
         its chunks; None where there are neither.
@@ -366,8 +380,8 @@ class LanguageModel:
         format_ = tool_format(self)
         settings = tool_settings(settings, tools, tool_choice, format_)
         shown = tools if tool_choice != "none" else []
-        prompt_ids = self.encode_chat(messages, shown)  # which refuses what is no conversation
-        settings = self.keep_opening(settings, messages, shown)
+        prompt_ids = self.encode_chat(messages, shown, template_variables)  # which refuses what is no conversation
+        settings = self.keep_opening(settings, messages, shown, template_variables)
         settings, reasoning = reasoning_settings(settings, self.chat_template, self.tokenizer, prompt_ids)
         thoughts = reasoning.splitter() if reasoning else None
         calls = ToolCallParser(format_, tool_names(shown)) if shown else None
@@ -406,9 +420,13 @@ class LanguageModel:
         *,
         tools: Sequence[Tool] | None = None,
         tool_choice: ToolChoice = "auto",
+        template_variables: Mapping[str, object] | None = None,
     ) -> Completion:
-        """Answer a conversation, and return the whole answer."""
-        return join(self.stream_chat(messages, config, tools=tools, tool_choice=tool_choice))
+        """Answer a conversation, as `stream_chat` does, and return the whole answer."""
+        chunks = self.stream_chat(
+            messages, config, tools=tools, tool_choice=tool_choice, template_variables=template_variables
+        )
+        return join(chunks)
 
     def infill(self, prefix: str, suffix: str, config: GenerationConfig | None = None) -> Completion:
         """Write what stands between two texts, with a model that was trained to (`fill_in_middle.FILL_IN_TOKENS`).

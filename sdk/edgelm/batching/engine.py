@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgelm.arguments import as_list, is_number, is_whole, of_class, or_default
@@ -153,17 +153,18 @@ class Engine:
         *,
         tools: Sequence[Tool] | None = None,
         tool_choice: ToolChoice = "auto",
+        template_variables: Mapping[str, object] | None = None,
         priority: int = 0,
         deadline: float | None = None,
     ) -> Generation:
-        """Queue a conversation, and return its answer to come; tools are as in LanguageModel.stream_chat.
+        """Queue a conversation, and return its answer to come; the rest is as in LanguageModel.stream_chat.
 
         Raises:
             ChatTemplateError: the model has no chat template, or it refuses the conversation.
             ConfigError: as from `submit` and `stream_chat`.
             QueueFullError, ContextLengthError, EdgeLMError: as from `submit`.
         """
-        prompt_ids, settings, take = self._model.chat_request(messages, config, tools, tool_choice)
+        prompt_ids, settings, take = self._model.chat_request(messages, config, tools, tool_choice, template_variables)
         return self._submit(prompt_ids, settings, priority, deadline, take)
 
     def _submit(

@@ -17,7 +17,7 @@ import jinja2.nodes
 import jinja2.parser
 
 from edgelm.completion import Completion, Message
-from edgelm.errors import ChatTemplateError
+from edgelm.errors import ChatTemplateError, ConfigError
 from edgelm.files.regular_file import read_json_object, read_text
 from edgelm.text.control_guard import ControlGuard
 from edgelm.text.template_budget import BudgetExceededError, budget_for
@@ -33,6 +33,7 @@ MAX_SOURCE = 1 << 17
 MAX_TOKENS = 5 << 10
 _MAX_DATE_FORMAT = 200
 
+_OWN_VARIABLES = ("messages", "tools", "add_generation_prompt")
 # The variables that a `generation` block writes at its beginning and its end; training gives them values.
 GENERATION_MARKS = ("edgelm_generation_start", "edgelm_generation_end")
 
@@ -43,7 +44,8 @@ class ChatTemplate:
     It has what transformers gives to templates: `raise_exception`, `strftime_now`, a `tojson` that leaves HTML as it
     is, loop controls, and `generation` blocks.
 
-    special_tokens: `bos_token`, `eos_token` and the like, which templates write by name.
+    special_tokens: `bos_token`, `eos_token` and the like, which templates write by name. `variables` are the names of
+    what the template reads from outside, such as `messages`, `tools` and `enable_thinking`.
 
     Raises:
         ChatTemplateError: the template has a syntax error.
@@ -55,7 +57,9 @@ class ChatTemplate:
         self.source = source
         self._special_tokens = {"bos_token": "", "eos_token": "", **(special_tokens or {})}
         try:
-            self._template = _environment().from_string(source)
+            environment = _environment()
+            self._template = environment.from_string(source)
+            self.variables = frozenset(environment.names_read)
         except ChatTemplateError:
             raise
         except jinja2.TemplateSyntaxError as error:
@@ -84,6 +88,24 @@ class ChatTemplate:
         else:
             return None
         return cls(source, special_tokens=_special_tokens(config))
+
+    def check_variables(self, variables: Mapping[str, object] | None) -> Mapping[str, object]:
+        """Return the variables that somebody gives to a rendering, once they are known to be that; None: none.
+
+        Raises:
+            ConfigError: they are no mapping of names, or have a name that edgelm gives a value.
+        """
+        if variables is None:
+            return {}
+        if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
+            raise ConfigError(
+                f"template_variables is {reprlib.repr(variables)}; it must be a mapping of names to values, such as "
+                "{'enable_thinking': False}."
+            )
+        own = sorted(variables.keys() & {*_OWN_VARIABLES, *self._special_tokens})
+        if own:
+            raise ConfigError(f"The chat template's variable {own[0]!r} is set by edgelm itself; leave it out.")
+        return variables
 
     def render(
         self,

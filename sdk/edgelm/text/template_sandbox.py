@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import jinja2
+import jinja2.idtracking
 import jinja2.nodes as nodes
 import jinja2.sandbox
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.runtime import Context, LoopContext, Macro, markup_join, str_join
 from jinja2.visitor import NodeTransformer
 
@@ -41,17 +43,30 @@ _SHALLOW = ("attr", "count", "d", "default", "first", "items", "last", "length",
 _DEEP_TESTS = "in eq equalto == ne != lt lessthan < le <= gt greaterthan > ge >= lower upper".split()  # noqa: SIM905
 
 
+class _CodeGenerator(CodeGenerator):
+    """The compiler, which keeps the names that a template reads and gives no value, as `jinja2.meta` finds them."""
+
+    def enter_frame(self, frame: Frame) -> None:
+        super().enter_frame(frame)
+        for action, name in frame.symbols.loads.values():
+            if action == jinja2.idtracking.VAR_LOAD_RESOLVE and name not in self.environment.globals:
+                cast("BudgetedEnvironment", self.environment).names_read.add(cast("str", name))
+
+
 class BudgetedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """jinja2's immutable sandbox, in which everything that a template does is paid for.
 
-    Templates run inside of `budget_for`. `meter` finishes an environment after filters were added to it.
+    Templates run inside of `budget_for`. `meter` finishes an environment after filters were added to it. `names_read`
+    are those of the variables that its templates read from outside.
     """
 
+    code_generator_class = _CodeGenerator
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
     def __init__(self, **options: Any) -> None:
         # The optimizer would compute constant expressions while it compiles, unpaid.
         super().__init__(optimized=False, finalize=_finalize, **options)
+        self.names_read: set[str] = set()
 
     def meter(self) -> None:
         """Take away what leaps without need, and put a price on the rest."""
