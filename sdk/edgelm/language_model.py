@@ -6,7 +6,6 @@ import copy
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from edgelm.arguments import as_list, as_path, as_token_ids, is_whole, of_class, or_default
 from edgelm.completion import Chunk, Completion, Message, Scores, TokenLogprob
 from edgelm.config import ModelConfig
-from edgelm.decoding.answer import Answer, describe_token, join
+from edgelm.decoding.answer import Answer, describe_token, join, taken
 from edgelm.decoding.draft_length import StepCosts
 from edgelm.decoding.draft_model import DraftModel
 from edgelm.decoding.generate import Decoder
@@ -39,7 +38,7 @@ from edgelm.runtime.switch_interval import SHORT_SWITCH_INTERVAL
 from edgelm.structure.reasoning import reasoning_settings, take_in_turn
 from edgelm.structure.tool_messages import show_tools
 from edgelm.structure.tools import Tool, ToolCallParser, ToolChoice, tool_format, tool_names, tool_settings
-from edgelm.text.chat_template import ChatTemplate, encode_chat, ends_with_answer
+from edgelm.text.chat_template import ChatTemplate, encode_chat
 from edgelm.text.fill_in_middle import fill_in_ids
 from edgelm.text.tokenizer import Tokenizer
 
@@ -238,13 +237,7 @@ class LanguageModel:
             raise ChatTemplateError(f"{self.name} has no chat template; give it a plain prompt (stream, generate).")
         variables = self.chat_template.check_variables(template_variables)
         turns, of_tools = show_tools(messages, tools or (), tool_format(self))
-        return encode_chat(
-            self.chat_template,
-            self.tokenizer,
-            turns,
-            continue_final_message=ends_with_answer(turns),
-            variables={**variables, **of_tools},
-        )
+        return encode_chat(self.chat_template, self.tokenizer, turns, variables={**variables, **of_tools})
 
     def keep_opening(
         self,
@@ -359,7 +352,7 @@ class LanguageModel:
         """
         prompt_ids, settings, take = self.chat_request(messages, config, tools, tool_choice, template_variables)
         chunks = self.stream(prompt_ids, settings, cancel=cancel, cache=cache)
-        return chunks if take is None else _taken(chunks, take)
+        return chunks if take is None else taken(chunks, take)
 
     def chat_request(
         self,
@@ -501,9 +494,3 @@ class LanguageModel:
             if not 0 <= id_ < self.config.vocab_size:
                 raise TokenizerError(f"The text has token id {id_}; the model's are 0 to {self.config.vocab_size - 1}.")
         return ids
-
-
-def _taken(chunks: Generator[Chunk, None, None], take: Callable[[Chunk], Chunk]) -> Generator[Chunk, None, None]:
-    with closing(chunks):
-        for chunk in chunks:
-            yield take(chunk)

@@ -118,13 +118,14 @@ def test_words_of_the_assistant_at_the_end_are_left_open_as_transformers_does(
 ) -> None:
     template = template_of(TEMPLATES[name])
     messages = [Message(role="user", content="The sea is The sea is "), Message(role="assistant", content=begun)]
-    ids = encode_chat(template, tokenizer, messages, continue_final_message=True, variables={"tools": None})
+    ids = encode_chat(template, tokenizer, messages, variables={"tools": None})
     text = original.apply_chat_template(
         messages, chat_template=template.source, continue_final_message=True, tokenize=False, tools=None
     )
     assert tokenizer.decode(ids, skip_control_tokens=False) == text
     # What the words spell is text all the same.
-    plain = encode_chat(template, tokenizer, [*messages[:1], Message(role="assistant", content="x")])
+    closed = [*messages[:1], Message(role="assistant", content="x")]
+    plain = encode_chat(template, tokenizer, closed, add_generation_prompt=False)
     assert len(control_ids(tokenizer, ids)) < len(control_ids(tokenizer, plain))
 
 
@@ -132,7 +133,7 @@ def test_a_template_that_does_not_write_them_is_an_error(tokenizer: Tokenizer) -
     template = template_of("{% for message in messages if message.role == 'user' %}{{ message.content }}{% endfor %}")
     messages = [Message(role="user", content="a"), Message(role="assistant", content="b")]
     with pytest.raises(ChatTemplateError, match="own words, which this model's template does not write"):
-        encode_chat(template, tokenizer, messages, continue_final_message=True)
+        encode_chat(template, tokenizer, messages)
 
 
 def control_ids(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
@@ -247,7 +248,7 @@ def test_a_template_can_test_split_and_compare_texts(tokenizer: Tokenizer, origi
         {"role": "assistant", "content": "  grey|blue "},
     ]
     expected = original.apply_chat_template(ordinary, chat_template=template.source, return_dict=False)
-    assert encode_chat(template, tokenizer, ordinary) == expected
+    assert encode_chat(template, tokenizer, ordinary, add_generation_prompt=False) == expected
     equal = template_of("{{ 'C' if messages[0].content == messages[1].content }}")
     twice: list[Message] = [{"role": "user", "content": "a < b <think> & c"}] * 2
     assert tokenizer.decode(encode_chat(equal, tokenizer, twice)) == "C"

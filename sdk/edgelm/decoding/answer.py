@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -270,6 +270,13 @@ def describe_token(tokenizer: Tokenizer, logits_V: NDArray[np.float32], id_: int
             TokenLogprob(id=other, text=tokenizer.token_text(other), logprob=value) for other, value in best
         ),
     )
+
+
+def taken(chunks: Generator[Chunk, None, None], take: Callable[[Chunk], Chunk]) -> Generator[Chunk, None, None]:
+    """Yield what `take` makes of each chunk; closing this closes the chunks."""
+    with closing(chunks):
+        for chunk in chunks:
+            yield take(chunk)
 
 
 def join(chunks: Iterable[Chunk]) -> Completion:

@@ -204,35 +204,36 @@ def encode_chat(
     messages: Sequence[Message],
     *,
     add_generation_prompt: bool = True,
-    continue_final_message: bool = False,
     variables: Mapping[str, object] | None = None,
 ) -> list[int]:
     """Render a conversation and encode it; only the template's own control tokens become control tokens.
 
-    A conversation whose texts spell none gets the ids of transformers' `apply_chat_template`, whose options these are.
+    A conversation whose texts spell none gets the ids of transformers' `apply_chat_template`; one that ends with words
+    of the assistant's, which an answer is to go on with, those with its `continue_final_message`.
 
     Raises:
         ChatTemplateError: as `ChatTemplate.render`, a value is not plain data, or the template does not write the last
             message, which is to be continued.
         TokenizerError: a text has half of a surrogate pair, which is no character.
     """
+    continues = add_generation_prompt and _ends_with_answer(messages)
     guard = ControlGuard(tokenizer)
     hidden: list[Any] = [guard.hide(message, f"messages[{i}]") for i, message in enumerate(messages)]
     end = secrets.token_hex(16)
-    if continue_final_message:  # a template that takes spaces off the content leaves those before this mark
+    if continues:  # a template that takes spaces off the content leaves those before this mark
         hidden[-1] = {**hidden[-1], "content": f"{hidden[-1]['content']}{end} "}
     rendered = template.render(
         hidden,
-        add_generation_prompt=add_generation_prompt and not continue_final_message,
+        add_generation_prompt=add_generation_prompt and not continues,
         variables={name: guard.hide(value, name) for name, value in (variables or {}).items()},
     )
-    if continue_final_message:
+    if continues:
         rendered = _before(end, rendered)
     return tokenizer.encode_parts(guard.reveal(rendered))
 
 
-def ends_with_answer(messages: Sequence[Message]) -> bool:
-    """Tell whether a conversation ends with words of the assistant's, which the answer continues."""
+def _ends_with_answer(messages: Sequence[Message]) -> bool:
+    check_conversation(messages)
     last = messages[-1]
     content = last.get("content")
     return (
