@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgelm.chat_session import ChatSession
-from edgelm.cli.conversation import Conversation
+from edgelm.cli.conversation import Conversation, Thought
 from edgelm.cli.kept_session import KeptSession
 from edgelm.errors import ModelNotFoundError
 from edgelm.language_model import LanguageModel
@@ -18,6 +18,7 @@ class FakeScreen:
     def __init__(self, *script: str | type[BaseException]) -> None:
         self.script = list(script)
         self.answers: list[str] = []
+        self.thoughts = ""
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self.statuses: list[str] = []
@@ -32,11 +33,14 @@ class FakeScreen:
             return said
         raise said
 
-    def show(self, texts: Iterator[str], status) -> None:
+    def show(self, texts: Iterator[str | Thought], status) -> None:
         self.answers.append("")
         self.statuses.append(status())
         for text in texts:
-            self.answers[-1] += text
+            if isinstance(text, Thought):
+                self.thoughts += text.text
+            else:
+                self.answers[-1] += text
             self.statuses.append(status())
             self.when_shown()
 

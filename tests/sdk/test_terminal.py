@@ -17,6 +17,7 @@ from rich.console import Console
 
 from edgelm.cli import terminal as terminal_module
 from edgelm.cli.chat_commands import Suggestion
+from edgelm.cli.conversation import Thought
 from edgelm.cli.terminal import Terminal, _Completer, is_open
 from edgelm.cli.typed_history import TypedHistory
 from edgelm.errors import ConfigError
@@ -165,6 +166,30 @@ def test_the_status_stands_there_before_the_first_word(screen):
 
     screen.show(texts(), lambda: STATUS)
     assert screen.emulator.text.split() == ["word"]
+
+
+def test_what_is_thought_stands_dim_before_the_answer_and_is_no_markdown(screen):
+    screen._console = Console(file=(plain := io.StringIO()), force_terminal=True, width=WIDTH, _environ={})
+    pieces = [Thought("What is **it**?\n\nWa"), Thought("ter\n"), "The sea", "", " is **blue**."]
+    screen.show(pieces, lambda: STATUS)
+    assert "\x1b[2mWhat is **it**?\x1b[0m" in plain.getvalue()
+    assert "\x1b[2mWater\x1b[0m" in plain.getvalue()
+    screen._console = Console(file=screen.emulator, force_terminal=True, width=WIDTH, height=HEIGHT)
+    screen.show(pieces, lambda: STATUS)
+    assert screen.emulator.text.strip().split("\n\n") == ["What is **it**?", "Water", "The sea is blue."]
+
+
+def test_what_is_thought_is_whole_and_each_line_stands_once(screen):
+    thoughts = [f"Thought number {i} is here." for i in range(40)]
+    screen.show([*(Thought(f"{text}\n\n") for text in thoughts), "Answer."], lambda: STATUS)
+    assert re.findall(r"Thought number \d+ is here\.", screen.emulator.text) == thoughts
+    assert screen.emulator.text.rstrip().endswith("\n\nAnswer.")
+
+
+def test_what_is_thought_has_a_label_where_nothing_is_drawn(screen):
+    screen._console = Console(file=screen.emulator, force_terminal=True, width=WIDTH, _environ={"TERM": "dumb"})
+    screen.show([Thought("Wa"), "", Thought("ter."), "", "The sea", " is blue."], lambda: STATUS)
+    assert screen.emulator.text == "Thinking: Water.\n\nAnswer: The sea is blue.\n"
 
 
 @pytest.mark.parametrize("head", ["| Fruit | Price |\n|:--|--:|\n", "Fruit | Price\n--- | ---\n"])

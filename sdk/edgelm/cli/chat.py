@@ -20,6 +20,7 @@ from edgelm.cli.generation_options import (
 )
 from edgelm.cli.output import clean_text, is_terminal, printable
 from edgelm.cli.progress import status
+from edgelm.cli.thinking import show_thinking
 from edgelm.errors import ConfigError, ModelNotFoundError, PackageError
 from edgelm.extras import require
 from edgelm.library.library import Library
@@ -145,7 +146,7 @@ def _answer_lines(session: ChatSession, config: GenerationConfig) -> Iterator[No
     for number, turn in enumerate(turns):
         if number:
             click.echo()
-        for chunk in session.send(turn, config):
+        for chunk in show_thinking(session.send(turn, config)):
             click.echo(printable(chunk.text) if on_terminal else chunk.text, nl=False)
         click.echo()
         yield

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edgelm.chat_session import ChatSession
@@ -24,14 +25,21 @@ _NEARLY_FULL = 0.9
 QUOTES = '"""'
 
 
+@dataclass(frozen=True)
+class Thought:
+    """A piece of what the model thinks before it answers."""
+
+    text: str
+
+
 class Screen(Protocol):
     """What a conversation is held on."""
 
     def ask(self, suggest: Callable[[str], Iterable[Suggestion]], status: str) -> str:
         """Read what the user says; `suggest` completes it. EOFError leaves, KeyboardInterrupt asks again."""
 
-    def show(self, texts: Iterator[str], status: Callable[[], str]) -> None:
-        """Show an answer as it comes, and how it goes."""
+    def show(self, texts: Iterator[str | Thought], status: Callable[[], str]) -> None:
+        """Show an answer as it comes, what is thought before it, and how it goes."""
 
     def edit(self, text: str) -> str | None:
         """Let the user change a text; None: it was left as it is. EdgeLMError: there is no editor."""
@@ -143,7 +151,7 @@ class Conversation:
         if last.finish_reason == "length":
             self.screen.warn("The answer was cut off: /set max_new_tokens N allows longer ones.")
 
-    def _texts(self, chunks: Iterator[Chunk]) -> Iterator[str]:
+    def _texts(self, chunks: Iterator[Chunk]) -> Iterator[str | Thought]:
         tokens, began = 0, time.monotonic()
         for chunk in chunks:
             self._is_reading = False
@@ -155,6 +163,8 @@ class Conversation:
             if chunk.timings is not None:
                 self.speed = chunk.timings.decode_tokens_per_second
             self.last = chunk
+            if chunk.reasoning:
+                yield Thought(chunk.reasoning)
             yield chunk.text
 
     def status(self) -> str:

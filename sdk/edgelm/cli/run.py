@@ -23,6 +23,7 @@ from edgelm.cli.generation_options import (
 )
 from edgelm.cli.output import clean_text, is_terminal, printable, timing_line
 from edgelm.cli.progress import status
+from edgelm.cli.thinking import show_thinking
 
 if TYPE_CHECKING:
     from edgelm.completion import Chunk
@@ -58,7 +59,7 @@ def run(
     """Answer one prompt on standard output.
 
     MODEL is a name from the library or a folder. What is piped in follows PROMPT, or is the prompt. Only the answer
-    goes to standard output.
+    goes to standard output; what a model thinks before it, to standard error where that is a terminal.
 
     \b
     Examples:
@@ -83,7 +84,7 @@ def run(
         why = "--raw leaves it out" if raw else f"{loaded.name} has none"
         raise click.UsageError(f"--system needs the chat template; {why}.")
     chunks = _answer(loaded, text, raw, system, settings)
-    completion = join(chunks if as_json else _echo(chunks))
+    completion = join(chunks if as_json else _echo(show_thinking(chunks)))
     if as_json:
         timings = dataclasses.asdict(completion.timings) | {
             "prefill_tokens_per_second": completion.timings.prefill_tokens_per_second,
@@ -92,15 +93,18 @@ def run(
         answer = {
             "model": loaded.name,
             "text": completion.text,
+            "reasoning": completion.reasoning,
             "token_ids": completion.token_ids,
             "finish_reason": completion.finish_reason,
             "usage": dataclasses.asdict(completion.usage) | {"total_tokens": completion.usage.total_tokens},
             "timings": timings,
         }
         click.echo(json.dumps(answer, ensure_ascii=False))
-    elif completion.finish_reason == "length" and ("constraint" in settings or is_terminal(sys.stderr)):
-        tokens = completion.usage.completion_tokens
-        click.echo(f"The answer was cut off after {tokens} tokens: --max-new-tokens N allows more.", err=True)
+    elif completion.finish_reason == "length":
+        nothing_said = bool(completion.reasoning) and not completion.text
+        if nothing_said or "constraint" in settings or is_terminal(sys.stderr):
+            place = "while the model thought" if nothing_said else f"after {completion.usage.completion_tokens} tokens"
+            click.echo(f"The answer was cut off {place}: --max-new-tokens N allows more.", err=True)
     if stats:
         click.echo(timing_line(completion.usage, completion.timings, completion.finish_reason), err=True)
 

@@ -25,9 +25,10 @@ from rich.segment import Segment
 from rich.text import Text
 
 from edgelm.cli.chat_commands import Suggestion
-from edgelm.cli.conversation import QUOTES
+from edgelm.cli.conversation import QUOTES, Thought
 from edgelm.cli.markdown_blocks import MarkdownBlocks
 from edgelm.cli.output import clean_text, printable
+from edgelm.cli.thinking import LABEL
 from edgelm.cli.typed_history import TypedHistory
 from edgelm.errors import ConfigError
 from edgelm.files.folders import state_folder
@@ -43,6 +44,8 @@ _REDRAW_SECONDS = 0.1
 _BELOW_HEAD = re.compile(r"\s*\|?(\s*:?-+:?\s*\|)+\s*(:?-+:?\s*)?")
 # Without HTML and link definitions nothing of an answer is invisible: rich draws neither.
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).disable("reference")
+
+_Draw = Callable[[str], Markdown | Text]  # how a block is shown
 
 
 class Terminal:
@@ -102,50 +105,67 @@ class Terminal:
         """Show what went wrong."""
         self._remarks.print(Text(printable(text), style="yellow"))
 
-    def show(self, texts: Iterable[str], status: Callable[[], str]) -> None:
-        """Show an answer as it comes.
+    def show(self, texts: Iterable[str | Thought], status: Callable[[], str]) -> None:
+        """Show an answer as it comes, and before it dim what the model thinks.
 
         A complete block is printed once and for all, so it scrolls up like any output; only the block that is being
         written is drawn again and again, with the status below, and never taller than the screen. So nothing flickers
         and nothing is lost.
         """
         if not self._console.is_terminal or self._console.is_dumb_terminal:
-            for text in texts:
-                self._console.out(printable(text), end="")
-            self._console.out()
+            self._write(texts)
             return
         blocks = MarkdownBlocks()
+        draw: _Draw = _markdown
         printed = False
         drawn = 0.0
         with _unseen_typing(), Live(console=self._console, auto_refresh=False, transient=True) as live:
-            live.update(_Tail("", printed, status()), refresh=True)  # a long prompt is read before the first text
-            for text in texts:
-                complete = blocks.push(printable(text))
-                for block in complete:
-                    self._print_block(block, printed)
-                    printed = True
-                if complete or time.monotonic() - drawn >= _REDRAW_SECONDS:
-                    live.update(_Tail(blocks.pending, printed, status()), refresh=True)
+            live.update(_Tail("", draw, printed, status()), refresh=True)  # a long prompt is read before the first text
+            for piece in texts:
+                text, draw_piece = (piece.text, _thought) if isinstance(piece, Thought) else (piece, _markdown)
+                complete = [blocks.pending] if text and draw_piece != draw else []
+                if complete:
+                    printed = self._print_blocks(complete, draw, printed)
+                    blocks, draw = MarkdownBlocks(), draw_piece
+                more = blocks.push(printable(text))
+                printed = self._print_blocks(more, draw, printed)
+                if complete or more or time.monotonic() - drawn >= _REDRAW_SECONDS:
+                    live.update(_Tail(blocks.pending, draw, printed, status()), refresh=True)
                     drawn = time.monotonic()
             live.update("", refresh=True)
-        self._print_block(blocks.pending, printed)
+        self._print_blocks([blocks.pending], draw, printed)
 
-    def _print_block(self, block: str, follows_another: bool) -> None:
-        if block.strip():
-            if follows_another:
-                self._console.print()
-            self._console.print(_markdown(block))
+    def _write(self, texts: Iterable[str | Thought]) -> None:
+        """Write an answer where nothing can be drawn; a label says what is thought, and what answered."""
+        is_thinking = False
+        for piece in texts:
+            text = piece.text if isinstance(piece, Thought) else piece
+            if text and isinstance(piece, Thought) != is_thinking:
+                is_thinking = not is_thinking
+                self._console.out(LABEL if is_thinking else "\n\nAnswer: ", end="")
+            self._console.out(printable(text), end="")
+        self._console.out()
+
+    def _print_blocks(self, blocks: Iterable[str], draw: _Draw, follows_another: bool) -> bool:
+        """Print blocks, an empty line between two; return whether another would follow one."""
+        for block in blocks:
+            if block.strip():
+                if follows_another:
+                    self._console.print()
+                self._console.print(draw(block))
+                follows_another = True
+        return follows_another
 
 
 class _Tail:
     """The last lines of a block that is being written, as many as the screen has, and the status below."""
 
-    def __init__(self, text: str, follows_another: bool, status: str) -> None:
-        self._text, self._follows_another, self._status = text, follows_another, status
+    def __init__(self, text: str, draw: _Draw, follows_another: bool, status: str) -> None:
+        self._text, self._draw, self._follows_another, self._status = text, draw, follows_another, status
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         height = max(1, console.size.height - 3)
-        lines = console.render_lines(_markdown(_last_lines(self._text, height)), options, pad=False)
+        lines = console.render_lines(self._draw(_last_lines(self._text, height)), options, pad=False)
         if self._follows_another and self._text.strip():
             lines.insert(0, [])
         for number, line in enumerate(lines[-height:]):
@@ -173,6 +193,10 @@ def _markdown(text: str) -> Markdown:
     markdown = Markdown("", hyperlinks=False)
     markdown.parsed = _PARSER.parse(text)
     return markdown
+
+
+def _thought(text: str) -> Text:
+    return Text(text.strip("\n"), style="dim")
 
 
 class _Completer(Completer):
