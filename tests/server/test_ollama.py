@@ -142,7 +142,17 @@ def test_the_version_is_that_of_the_protocol(serving):
         ("/api/chat", {"model": "nothing", "messages": HELLO}, 404, "There is no model 'nothing' here."),
         ("/api/chat", {"messages": HELLO}, 400, "model is missing."),
         ("/api/show", {}, 400, "model is missing."),
-        ("/api/chat", {"model": "tiny-random", "messages": HELLO, "think": True}, 400, "think is not supported"),
+        *(
+            (
+                "/api/chat",
+                {"model": "tiny-random", "messages": HELLO, "think": think},
+                400,
+                "think is not supported: the",
+            )
+            for think in (True, "low")
+        ),
+        ("/api/generate", {"model": "tiny-random", "prompt": "x", "think": True}, 400, "think is not supported: the"),
+        ("/api/chat", {"model": "tiny-random", "messages": HELLO, "think": "max"}, 400, "one of low, medium, high"),
         (
             "/api/chat",
             {"model": "tiny-random", "messages": [{"role": "user", "content": "x", "images": ["aGk="]}]},

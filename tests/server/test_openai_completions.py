@@ -158,6 +158,7 @@ def test_a_token_that_is_no_whole_character_has_its_bytes_spelled_out(serving, t
             "The prompts have 525000 log-probabilities; at most 524288 are kept. Send fewer prompts at once.",
         ),
         ({"logprobs": 100}, "logprobs is 100; it must be from 0 to 20."),
+        ({"reasoning_effort": "low"}, "reasoning_effort is not supported: /v1/chat/completions has it."),
         ({"best_of": 9}, "best_of is 9; it must be from 1 to 8."),
         ({"best_of": 2, "n": 3}, "best_of is 2, and n is 3: n of best_of answers come back."),
         ({"best_of": 2, "stream": True}, "best_of is 2, and n is 1: what is chosen at the end is not streamed."),

@@ -101,6 +101,7 @@ def test_an_answer_keeps_to_a_schema(serving):
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type is 'item_reference'"),
         ({"previous_response_id": "resp_1"}, "nothing is kept here; send the whole conversation as input."),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema is missing."),
+        ({"reasoning": {"effort": "low"}}, "reasoning is not supported: /v1/chat/completions has reasoning_effort."),
         ({"truncation": "auto"}, "truncation is 'auto'"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type is 'web_search'"),
     ],

@@ -12,6 +12,7 @@ from edgelm.server.api_error import ApiError
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
 from edgelm.structure.constraint import Constraint
 from edgelm.structure.tools import Tool, ToolCallParser, ToolChoice, ToolFormat, tool_format, tool_names, tool_settings
+from edgelm.text.thinking import EFFORT, SWITCHES, knows_thinking, thinking_variables
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel
@@ -48,6 +49,10 @@ _FUNCTION = record(
 _JSON_SCHEMA = record(
     {"name": TEXT, "description": TEXT, "schema": ANY_OBJECT, "strict": BOOLEAN}, required=("schema",)
 )
+TEMPLATE_VARIABLES: dict[str, Schema] = {
+    "chat_template_kwargs": ANY_OBJECT,
+    "reasoning_effort": choice("none", "minimal", "low", "medium", "high"),
+}
 
 CHAT: dict[str, Schema] = {
     "messages": listing(_MESSAGE, fewest=1, most=MAX_MESSAGES),
@@ -69,6 +74,7 @@ CHAT: dict[str, Schema] = {
     ),
     "max_tokens": whole(1),
     "max_completion_tokens": whole(1),
+    **TEMPLATE_VARIABLES,
 }
 
 
@@ -101,6 +107,29 @@ def _text_of(content: str | list[dict[str, Any]] | None, place: str) -> str | No
                 param=f"{place}[{i}]",
             )
     return "".join(part["text"] for part in content)
+
+
+def template_variables(model: LanguageModel, body: Mapping[str, Any]) -> dict[str, object]:
+    """Return what a request says to the chat template: what it gives by name stands above what an effort means.
+
+    Raises:
+        ApiError: 400, it asks for an effort, and the template knows none.
+    """
+    effort, given = body.get("reasoning_effort"), body.get("chat_template_kwargs") or {}
+    return (thinking(model, "reasoning_effort", effort != "none", effort) if effort else {}) | given
+
+
+def thinking(model: LanguageModel, field: str, think: bool, effort: str | None) -> dict[str, object]:
+    """Return the variables for what the request's `field` says of thinking.
+
+    Raises:
+        ApiError: 400, it asks for thinking, and the template reads nothing of it.
+    """
+    if think and not knows_thinking(model.chat_template):
+        names = ", ".join((*SWITCHES, EFFORT))
+        why = f"the chat template of {model.name} reads none of {names}."
+        raise ApiError(400, f"{field} is not supported: {why}", param=field)
+    return thinking_variables(think, effort)
 
 
 def constraint_of(response_format: Mapping[str, Any] | None) -> Constraint | None:

@@ -24,7 +24,7 @@ from edgelm.package.manifest import Manifest
 from edgelm.package.package import Package
 from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError
-from edgelm.server.chat_messages import CHAT, ToolUse, messages_of
+from edgelm.server.chat_messages import CHAT, ToolUse, messages_of, thinking
 from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
 from edgelm.server.model_pool import LoadedModel, reading_package
@@ -35,6 +35,7 @@ from edgelm.structure.constraint import Constraint
 from edgelm.structure.reasoning import reasoning_settings
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.fill_in_middle import fill_in_ids
+from edgelm.text.thinking import knows_thinking
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel
@@ -96,7 +97,7 @@ _COMMON: dict[str, Schema] = {
         refused={"tfs_z": "use top_p or min_p."},
     ),
     "keep_alive": {"anyOf": [{"type": "string", "maxLength": 40}, number(-_LONGEST, _LONGEST)]},
-    "think": BOOLEAN,
+    "think": {"anyOf": [BOOLEAN, choice("low", "medium", "high")]},
 }
 CHAT_BODY = record(
     {**_COMMON, "messages": listing(_MESSAGE, most=2048), "tools": CHAT["tools"]}, required=("model", "messages")
@@ -124,8 +125,9 @@ async def chat(call: Call) -> Response:
             config = tools.settings(config, "format")
         messages = messages_of({"messages": [_message(message) for message in body["messages"]]})
         offered = None if tools is None else tools.tools
-        prompt_ids = model.encode_chat(messages, tools=offered)
-        config = model.keep_opening(config, messages, offered)
+        variables = _template_variables(model, body)
+        prompt_ids = model.encode_chat(messages, offered, variables)
+        config = model.keep_opening(config, messages, offered, variables)
         config, reasoning = reasoning_settings(config, model.chat_template, model.tokenizer, prompt_ids)
         return [Job(prompt_ids=prompt_ids, config=config, tools=tools, reasoning=reasoning)]
 
@@ -138,6 +140,9 @@ async def generate(call: Call) -> Response:
     def jobs(model: LanguageModel) -> list[Job]:
         body = call.body
         prompt, config, reasoning = body.get("prompt", ""), _config(model, body), None
+        variables = _template_variables(model, body)
+        if body.get("think") and (body.get("raw") or body.get("suffix")):
+            raise ApiError(400, "think does not go with raw or suffix: the chat template is left out.", param="think")
         if body.get("suffix"):
             if body.get("system"):
                 raise ApiError(400, "system does not go with suffix: code is completed without it.", param="system")
@@ -147,7 +152,8 @@ async def generate(call: Call) -> Response:
         else:
             system = [{"role": "system", "content": body["system"]}] if body.get("system") else []
             messages = messages_of({"messages": [*system, {"role": "user", "content": prompt}]})
-            prompt_ids, config = model.encode_chat(messages), model.keep_opening(config, messages)
+            prompt_ids = model.encode_chat(messages, None, variables)
+            config = model.keep_opening(config, messages, None, variables)
             config, reasoning = reasoning_settings(config, model.chat_template, model.tokenizer, prompt_ids)
         return [Job(prompt_ids=prompt_ids, config=config, reasoning=reasoning)]
 
@@ -181,6 +187,7 @@ async def show(call: Call) -> Response:
     with reading_package(name):
         config, template = package.config(), ChatTemplate.load(package.folder)
     family = manifest.architecture
+    capabilities = ["completion", *(["tools"] if template is not None else [])]
     return JsonAnswer(
         {
             "modelfile": "",
@@ -198,7 +205,7 @@ async def show(call: Call) -> Response:
                 f"{family}.block_count": config.num_hidden_layers,
                 f"{family}.vocab_size": config.vocab_size,
             },
-            "capabilities": ["completion", "tools"] if template is not None else ["completion"],
+            "capabilities": [*capabilities, "thinking"] if knows_thinking(template) else capabilities,
         }
     )
 
@@ -231,8 +238,6 @@ async def _deliver(call: Call, jobs: Any, *, is_chat: bool, only_load: bool) -> 
             served.release()
         reason = "unload" if seconds == 0 else "load"
         return JsonAnswer(_frame(name, is_chat) | {"done": True, "done_reason": reason})
-    if call.body.get("think"):
-        raise ApiError(400, "think is not supported: these models have no such mode.", param="think")
 
     def prepare(served: LoadedModel) -> tuple[list[Job], OllamaWriter]:
         keep(served)
@@ -267,6 +272,13 @@ def _config(model: LanguageModel, body: Mapping[str, Any]) -> Any:
     elif form:
         constraint = Constraint.json_schema(form)
     return generation_config(model, settings, max_tokens=limit if limit > 0 else None, constraint=constraint)
+
+
+def _template_variables(model: LanguageModel, body: Mapping[str, Any]) -> dict[str, object]:
+    think = body.get("think")
+    if think is None:
+        return {}
+    return thinking(model, "think", bool(think), think if isinstance(think, str) else None)
 
 
 def _message(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,8 +125,9 @@ def chat_jobs(model: LanguageModel, body: Mapping[str, Any], config: GenerationC
     if tools is not None:
         config = tools.settings(config, form)
     messages, offered = chat_messages.messages_of(body), None if tools is None else tools.tools
-    prompt_ids = model.encode_chat(messages, tools=offered)
-    config = model.keep_opening(config, messages, offered)
+    variables = chat_messages.template_variables(model, body)
+    prompt_ids = model.encode_chat(messages, offered, variables)
+    config = model.keep_opening(config, messages, offered, variables)
     config, reasoning = reasoning_settings(config, model.chat_template, model.tokenizer, prompt_ids)
     return [
         Job(prompt_ids=prompt_ids, config=with_seed(config, index), tools=tools, reasoning=reasoning)

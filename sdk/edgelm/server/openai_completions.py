@@ -52,7 +52,8 @@ BODY = record(
     },
     required=("prompt",),
     ignored=HARMLESS,
-    refused={name: why for name, why in REFUSED.items() if name != "best_of"},
+    refused={name: why for name, why in REFUSED.items() if name != "best_of"}
+    | {"reasoning_effort": "/v1/chat/completions has it."},
 )
 
 

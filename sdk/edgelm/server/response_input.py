@@ -68,7 +68,7 @@ BODY = record(
         "conversation": "nothing is kept here; send the whole conversation as input.",
         "background": "an answer ends with its request.",
         "prompt": "nothing is kept here; send the text.",
-        "reasoning": "these models have no such setting.",
+        "reasoning": "/v1/chat/completions has reasoning_effort.",
     },
 )
 

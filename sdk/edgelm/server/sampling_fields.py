@@ -66,7 +66,6 @@ REFUSED: Mapping[str, str] = {
     "guided_json": "use response_format.",
     "guided_regex": "use response_format.",
     "min_tokens": "use ignore_eos with a limit.",
-    "reasoning_effort": "these models have no such setting.",
 }
 
 

@@ -20,6 +20,7 @@ TOKENIZE = record(
         "model": TEXT,
         "prompt": TEXT,
         "messages": chat_messages.CHAT["messages"],
+        **chat_messages.TEMPLATE_VARIABLES,
         "add_special_tokens": BOOLEAN,
         "return_token_strs": BOOLEAN,
     },
@@ -37,7 +38,8 @@ async def tokenize(call: Call) -> Response:
 
         def encode() -> list[int]:
             if "messages" in body:
-                return model.encode_chat(chat_messages.messages_of(body))
+                variables = chat_messages.template_variables(model, body)
+                return model.encode_chat(chat_messages.messages_of(body), template_variables=variables)
             return model.tokenizer.encode(body.get("prompt", ""))
 
         ids = await asyncio.to_thread(encode)
