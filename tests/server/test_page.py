@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from chat_page import Page, ask, done, expect, scripted
 from edgelm_server import TINY, EdgelmServer
+from thinking_model import SAID, THOUGHT, thinking_server
 
 HOSTILE = (
     "<img src=x onerror=\"document.title='hacked'\"> <script>document.title='hacked'</script> "
@@ -87,6 +88,26 @@ def test_the_token_view_colours_tokens_and_shows_the_alternatives(page: Page) ->
     expect(page.locator("#alternatives")).to_be_visible()
     page.get_by_role("button", name="Tokens", exact=True).click()
     expect(page.locator(".answer strong")).to_have_text("deep")
+
+
+def test_what_is_thought_is_folded_above_the_answer(open_page: Callable[..., Page]) -> None:
+    with EdgelmServer((TINY,), prelude=thinking_server(seconds_per_token=0.02)) as server:
+        page = open_page(server)
+        ask(page)
+        thinking = page.locator(".thinking div")
+        expect(thinking).to_have_text(re.compile("^What"), use_inner_text=False)
+        expect(thinking).to_be_hidden()
+        page.get_by_text("Thinking", exact=True).click()
+        expect(thinking).to_be_visible()
+        done(page)
+        expect(page.locator(".answer")).to_have_text(SAID)
+        assert thinking.inner_text() == THOUGHT  # as open as it was while the answer came
+        ask(page, "And the sky?")
+        done(page)
+        page.reload()
+        expect(thinking).to_have_count(2)
+        expect(thinking.first).to_be_hidden()
+        expect(page.locator(".answer")).to_have_text([SAID, SAID])
 
 
 def test_hostile_markdown_runs_nothing_and_loads_nothing(open_page: Callable[..., Page]) -> None:

@@ -14,8 +14,9 @@ export async function fill(conversation, node, { model, settings, signal, change
   let first = 0;
   try {
     for await (const piece of answer({ model, messages, ...settings.request() }, signal)) {
-      if (piece.text && !first) first = performance.now();
+      if ((piece.text || piece.thinking) && !first) first = performance.now();
       node.text += piece.text;
+      if (piece.thinking) node.thinking = (node.thinking ?? "") + piece.thinking;
       node.tokens.push(...piece.tokens);
       if (piece.finish === "length") node.ended = "length";
       if (piece.usage) note(conversation, node, piece.usage, first);

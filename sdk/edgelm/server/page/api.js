@@ -44,7 +44,7 @@ export async function models() {
 }
 
 /**
- * Ask for an answer, and yield it in pieces: {text, tokens, finish, usage}. A token is [text, logprob, alternatives],
+ * Ask for an answer, and yield it in pieces: {text, thinking, tokens, finish, usage}. A token is [text, logprob, alternatives],
  * an alternative [text, logprob].
  */
 export async function* answer(body, signal) {
@@ -63,6 +63,7 @@ export async function* answer(body, signal) {
     finished ||= Boolean(choice?.finish_reason);
     yield {
       text: choice?.delta?.content ?? "",
+      thinking: choice?.delta?.reasoning_content ?? "",
       tokens: (choice?.logprobs?.content ?? []).map((token) => [
         token.token, token.logprob, token.top_logprobs.map((other) => [other.token, other.logprob]),
       ]),

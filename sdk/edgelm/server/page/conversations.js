@@ -1,7 +1,8 @@
 // Conversations: trees of messages, kept in this browser. An edited message or a second answer is a sibling of the first.
 //
 // conversation: {id, title, created, updated, system, leaf, nodes}; node: {id, parent, role, text, and for an answer
-// tokens, stats, model, state}, where state is "running", "stopped", "length", "broken" or absent, and `problem` says why.
+// thinking (what was thought before it), tokens, stats, model, state}, where state is "running", "stopped", "length",
+// "broken" or absent, and `problem` says why.
 
 const STORE = "conversations";
 const opened = open();
@@ -118,6 +119,7 @@ function check(conversation) {
   const sound = typeof id === "string" && typeof title === "string" && typeof system === "string" && nodes &&
     Number.isFinite(created) && Number.isFinite(updated) && (leaf === null || leaf in nodes) &&
     Object.entries(nodes).every(([key, node]) => node.id === key && typeof node.text === "string" &&
+      typeof (node.thinking ?? "") === "string" &&
       ["user", "assistant"].includes(node.role) && (node.parent === null || nodes[node.parent]?.created <= node.created));
   if (!sound) throw new Error(`The conversation ${JSON.stringify(title ?? id ?? null)} in this file is broken.`);
 }

@@ -13,6 +13,7 @@ export class Thread {
   constructor(actions) {
     this.actions = actions;
     this.tokensShown = new Set(); // ids of the answers that show their tokens
+    this.thinkingShown = new Set(); // and of those that show what was thought before them
     this.views = new Map(); // answer's id -> what updates it while it runs
     byId("scroll").addEventListener("scroll", () => this.follow());
     byId("to-end").addEventListener("click", () => this.scrollToEnd());
@@ -64,7 +65,14 @@ export class Thread {
       text.append(tokenView(node.tokens));
     } else {
       const view = new MarkdownView(text);
+      const thinking = element("div");
+      const folded = element("details", {
+        class: "thinking", open: this.thinkingShown.has(node.id),
+        on: { toggle: () => this.thinkingShown[folded.open ? "add" : "delete"](node.id) },
+      }, element("summary", {}, "Thinking"), thinking);
       const show = () => {
+        if (node.thinking && !folded.parentNode) text.before(folded);
+        thinking.textContent = node.thinking ?? "";
         view.show(node.text);
         text.classList.toggle("waiting", node.state === "running");
         text.setAttribute("aria-busy", String(node.state === "running"));
