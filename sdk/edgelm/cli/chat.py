@@ -20,6 +20,7 @@ from edgelm.cli.generation_options import (
 )
 from edgelm.cli.output import clean_text, is_terminal, printable
 from edgelm.cli.progress import status
+from edgelm.cli.think_option import think_option, think_variables
 from edgelm.cli.thinking import show_thinking
 from edgelm.errors import ConfigError, ModelNotFoundError, PackageError
 from edgelm.extras import require
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     help="Go on with the conversation that was kept last, or one by its name.",
 )
 @click.option("--keep-cache", is_flag=True, help="Keep what was computed too: tens of megabytes a conversation.")
+@think_option
 @generation_options
 @adapters_option
 @threads_option
@@ -54,6 +56,7 @@ def chat(
     system: str | None,
     resume: str | None,
     keep_cache: bool,
+    think: bool | None,
     adapters: tuple[tuple[str | None, Path], ...],
     threads: int | None,
     provider: str,
@@ -95,7 +98,8 @@ def chat(
 
     loaded = with_adapters(load_model(name), adapters)
     settings.setdefault("context_shift", 0)  # somebody is talking: better to forget the beginning than to stop
-    loaded.generation_config.replace(**settings)  # refuses a setting before the first question
+    config = loaded.generation_config.replace(**settings)  # refuses a setting before the first question
+    variables = think_variables(loaded, think)
     from edgelm.chat_session import ChatSession
     from edgelm.cli.kept_session import KeptSession
 
@@ -107,9 +111,9 @@ def chat(
         from edgelm.cli.conversation import Conversation
         from edgelm.cli.terminal import Terminal
 
-        Conversation(session, settings, Terminal(), load_model, kept).run()
+        Conversation(session, settings, Terminal(), load_model, kept, think).run()
         return
-    for _ in _answer_lines(session, loaded.generation_config.replace(**settings)):
+    for _ in _answer_lines(session, config, variables):
         if resumed is not None:
             kept.keep(session)
     if resumed is not None:
@@ -139,14 +143,17 @@ def _model_of(session: SavedSession) -> str:
     return session.model
 
 
-def _answer_lines(session: ChatSession, config: GenerationConfig) -> Iterator[None]:
+def _answer_lines(
+    session: ChatSession, config: GenerationConfig, template_variables: dict[str, object]
+) -> Iterator[None]:
     """Answer each line of standard input, and yield after each."""
     on_terminal = is_terminal(sys.stdout)
     turns = (line.strip() for line in sys.stdin or () if line.strip())
     for number, turn in enumerate(turns):
         if number:
             click.echo()
-        for chunk in show_thinking(session.send(turn, config)):
+        answer = session.send(turn, config, template_variables=template_variables)
+        for chunk in show_thinking(answer):
             click.echo(printable(chunk.text) if on_terminal else chunk.text, nl=False)
         click.echo()
         yield

@@ -7,20 +7,22 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgelm.chat_session import ChatSession
 from edgelm.cli.attachment import Attachment
 from edgelm.cli.output import printable, timing_line
+from edgelm.cli.think_option import think_variables
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.files import atomic
 from edgelm.library.library import Library
 from edgelm.saved_session import SavedSessions
+from edgelm.text.thinking import switches_thinking
 
 if TYPE_CHECKING:
     from edgelm.cli.conversation import Conversation
 
-# Of GenerationConfig, what can be typed as one number or one text.
+# Of GenerationConfig, what can be typed as one number or one text; and `think`.
 SETTINGS = (
     "max_new_tokens",
     "temperature",
@@ -35,6 +37,7 @@ SETTINGS = (
     "stop",
     "adapter",
     "context_shift",
+    "think",
 )
 _PREVIEW_LENGTH = 60
 _BEFORE_PREVIEW = 24  # characters of a line of /tokens
@@ -150,16 +153,30 @@ def _set(chat: Conversation, argument: str) -> None:
     if name and name not in SETTINGS:
         raise ConfigError(f"There is no setting {name!r}; there are {', '.join(SETTINGS)}.")
     if name and not text.strip():
-        raise ConfigError(f"/set {name} needs a value; it is {getattr(chat.config(), name)!r} now.")
+        raise ConfigError(f"/set {name} needs a value; it is {_setting(chat, name)!r} now.")
     if name:
         try:
-            changed = {name: _parse_value(text.strip())}
-            chat.config().replace(**changed)  # refuses a wrong one before it is kept
+            _change(chat, name, _parse_value(text.strip()))
         except RecursionError as error:
             raise ConfigError(f"/set {name} takes no value that is nested so deeply.") from error
-        chat.settings |= changed
-    shown, config = (name,) if name else SETTINGS, chat.config()
-    chat.screen.note("\n".join(f"{setting} = {json.dumps(getattr(config, setting))}" for setting in shown))
+    shown = (name,) if name else SETTINGS
+    chat.screen.note("\n".join(f"{setting} = {json.dumps(_setting(chat, setting))}" for setting in shown))
+
+
+def _setting(chat: Conversation, name: str) -> object:
+    return chat.think if name == "think" else getattr(chat.config(), name)
+
+
+def _change(chat: Conversation, name: str, value: Any) -> None:
+    """Keep a setting, once nothing speaks against it."""
+    if name != "think":
+        chat.config().replace(**{name: value})
+        chat.settings[name] = value
+        return
+    if value is not None and not isinstance(value, bool):
+        raise ConfigError(f"think is {value!r}; it must be true, false or null.")
+    think_variables(chat.model, value)
+    chat.think = value
 
 
 def _parse_value(text: str) -> object:
@@ -179,6 +196,9 @@ def _model(chat: Conversation, argument: str) -> None:
     session = ChatSession(model, chat.session.system)
     session.restore(chat.session.messages)
     chat.session, chat.speed = session, 0.0
+    if chat.think is not None and not switches_thinking(model.chat_template):
+        chat.think = None
+        chat.screen.note("think = null: this model cannot be told.")
     chat.screen.note(
         f"{model.name} · {model.manifest.precision} · {model.context_length} tokens of context"
         + (" · it reads the conversation with its next answer" if session.messages else "")
@@ -243,7 +263,11 @@ def _load(chat: Conversation, argument: str) -> None:
 
 
 def _retry(chat: Conversation, _argument: str) -> None:
-    chat.answer(lambda cancel: chat.session.regenerate(chat.config(), cancel=cancel))
+    chat.answer(
+        lambda cancel: chat.session.regenerate(
+            chat.config(), cancel=cancel, template_variables=chat.template_variables()
+        )
+    )
 
 
 def _edit(chat: Conversation, argument: str) -> None:
@@ -258,7 +282,11 @@ def _edit(chat: Conversation, argument: str) -> None:
     if text is None or not text.strip():
         chat.screen.note("Nothing was changed.")
         return
-    chat.answer(lambda cancel: chat.session.edit(number - 1, text.strip(), chat.config(), cancel=cancel))
+    chat.answer(
+        lambda cancel: chat.session.edit(
+            number - 1, text.strip(), chat.config(), cancel=cancel, template_variables=chat.template_variables()
+        )
+    )
 
 
 def _file(chat: Conversation, argument: str) -> None:

@@ -15,6 +15,7 @@ from edgelm.cli.chat_commands import Suggestion, run_command, suggestions
 from edgelm.cli.interrupts import Interrupts
 from edgelm.cli.kept_session import KeptSession
 from edgelm.cli.output import timing_line
+from edgelm.cli.think_option import think_variables
 from edgelm.completion import Chunk, Message
 from edgelm.errors import ChatTemplateError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
@@ -54,7 +55,7 @@ class Screen(Protocol):
 class Conversation:
     """One chat: the model, the session, the settings that differ from the model's own, and the screen it is held on.
 
-    load: opens another model by its name.
+    load: opens another model by its name. think: what the model is told of thinking; None: nothing.
     """
 
     def __init__(
@@ -64,12 +65,14 @@ class Conversation:
         screen: Screen,
         load: Callable[[str], LanguageModel],
         kept: KeptSession,
+        think: bool | None = None,
     ) -> None:
         self.session = session
         self.settings = settings
         self.screen = screen
         self.load = load
         self.kept = kept
+        self.think = think
         self.attachments: list[Attachment] = []  # files that go with the next message
         self.last: Chunk | None = None  # of the last answer: its usage, timings and reason
         self.is_over = False
@@ -119,7 +122,11 @@ class Conversation:
     def _say(self, text: str) -> None:
         message, before = message_with(self.attachments, text), len(self.session.messages)
         try:
-            self.answer(lambda cancel: self.session.send(message, self.config(), cancel=cancel))
+            self.answer(
+                lambda cancel: self.session.send(
+                    message, self.config(), cancel=cancel, template_variables=self.template_variables()
+                )
+            )
         finally:
             if len(self.session.messages) > before:
                 self.attachments.clear()
@@ -127,6 +134,10 @@ class Conversation:
     def config(self) -> GenerationConfig:
         """Return the model's own settings, with what the user has changed."""
         return self.model.generation_config.replace(**self.settings)
+
+    def template_variables(self) -> dict[str, object]:
+        """Return what the model's chat template is told."""
+        return think_variables(self.model, self.think)
 
     def answer(self, ask: Callable[[threading.Event], Generator[Chunk, None, None]]) -> None:
         """Show an answer as it comes; Ctrl-C stops it, and what was said stays in the conversation."""
@@ -189,7 +200,7 @@ class Conversation:
         """Count the tokens of the conversation, whatever part of it the model reads."""
         system = [Message(role="system", content=self.session.system)] if self.session.system else []
         try:
-            return len(self.model.encode_chat([*system, *self.session.messages]))
+            return len(self.model.encode_chat([*system, *self.session.messages], None, self.template_variables()))
         except ChatTemplateError:  # it will be said with the next answer
             return 0
 

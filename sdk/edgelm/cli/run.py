@@ -23,6 +23,7 @@ from edgelm.cli.generation_options import (
 )
 from edgelm.cli.output import clean_text, is_terminal, printable, timing_line
 from edgelm.cli.progress import status
+from edgelm.cli.think_option import think_option, think_variables
 from edgelm.cli.thinking import show_thinking
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 @click.argument("prompt", required=False)
 @click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template.")
 @click.option("--system", metavar="TEXT", help="Tell the model how to behave (needs a chat template).")
+@think_option
 @generation_options
 @constraint_options
 @adapter_option
@@ -48,6 +50,7 @@ def run(
     prompt: str | None,
     raw: bool,
     system: str | None,
+    think: bool | None,
     adapter: Path | None,
     threads: int | None,
     provider: str,
@@ -83,7 +86,9 @@ def run(
     if system is not None and (raw or loaded.chat_template is None):
         why = "--raw leaves it out" if raw else f"{loaded.name} has none"
         raise click.UsageError(f"--system needs the chat template; {why}.")
-    chunks = _answer(loaded, text, raw, system, settings)
+    if think is not None and raw:
+        raise click.UsageError("--think and --no-think need the chat template; --raw leaves it out.")
+    chunks = _answer(loaded, text, raw, system, think_variables(loaded, think), settings)
     completion = join(chunks if as_json else _echo(show_thinking(chunks)))
     if as_json:
         timings = dataclasses.asdict(completion.timings) | {
@@ -123,7 +128,12 @@ def _whole_prompt(model: str, prompt: str | None) -> str:
 
 
 def _answer(
-    model: LanguageModel, text: str, raw: bool, system: str | None, settings: dict[str, Any]
+    model: LanguageModel,
+    text: str,
+    raw: bool,
+    system: str | None,
+    variables: dict[str, object],
+    settings: dict[str, Any],
 ) -> Iterator[Chunk]:
     from edgelm.completion import Message
 
@@ -131,7 +141,8 @@ def _answer(
     if raw or model.chat_template is None:
         return model.stream(text, config)
     messages = [Message(role="system", content=clean_text(system))] if system is not None else []
-    return model.stream_chat([*messages, Message(role="user", content=text)], config)
+    turns = [*messages, Message(role="user", content=text)]
+    return model.stream_chat(turns, config, template_variables=variables)
 
 
 def _echo(chunks: Iterator[Chunk]) -> Iterator[Chunk]:

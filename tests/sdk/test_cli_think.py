@@ -1,0 +1,110 @@
+"""--think, --no-think and /set think: what the chat template is told, and which models cannot be told."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+from scripted_chat import FakeScreen
+from thinking_template import system_message, thinking_model
+
+from edgelm import language_model
+from edgelm.chat_session import ChatSession
+from edgelm.cli.conversation import Conversation
+from edgelm.cli.kept_session import KeptSession
+from edgelm.cli.main import main
+from edgelm.language_model import LanguageModel
+from edgelm.testing import scripted_model, tiny_model_path
+
+TINY = str(tiny_model_path())
+CANNOT = "tiny-random cannot be told whether to think: its chat template does not read enable_thinking or thinking."
+ON, OFF = "Thinking: on, effort: medium", "Thinking: off, effort: medium"
+
+
+def listened(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the list of what the template says first, in the prompts that the model gets from now on."""
+    said: list[str] = []
+    answer = model.answer
+
+    def listen(prompt, *others):
+        said.append(system_message(model, prompt))
+        return answer(prompt, *others)
+
+    monkeypatch.setattr(model, "answer", listen)
+    return said
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+    model = thinking_model()
+    monkeypatch.setattr(language_model, "load", lambda *_: model)
+    return listened(model, monkeypatch)
+
+
+@pytest.mark.parametrize(("options", "told"), [([], ON), (["--think"], ON), (["--no-think"], OFF)])
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_the_option_reaches_the_template(said, command, options, told):
+    result = CliRunner().invoke(main, [command, TINY, *options], input="Hello")
+    assert (result.exit_code, result.stdout) == (0, "The sea is blue.\n"), result.output
+    assert said == [told]
+
+
+@pytest.mark.parametrize("option", ["--think", "--no-think"])
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_a_model_that_cannot_be_told_is_an_error(command, option):
+    result = CliRunner().invoke(main, [command, TINY, option], input="Hello")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"error: {CANNOT} Leave --think and --no-think out, or /set think null." in result.stderr
+
+
+def test_a_raw_prompt_is_told_nothing(said):
+    result = CliRunner().invoke(main, ["run", TINY, "--raw", "--no-think", "Hello"])
+    assert (result.exit_code, said) == (2, [])
+    assert "--think and --no-think need the chat template; --raw leaves it out." in result.stderr
+
+
+def converse(*script: str, model: LanguageModel, think: bool | None = None) -> FakeScreen:
+    screen = FakeScreen(*script)
+    screen.edit_to = "Why?"
+    Conversation(ChatSession(model), {}, screen, lambda _: scripted_model("Yes."), KeptSession(), think).run()
+    return screen
+
+
+def test_a_chat_switches_from_turn_to_turn(monkeypatch):
+    model = thinking_model()
+    said = listened(model, monkeypatch)
+    script = ["Hello", "/set think true", "/retry", "/edit", "/set think null", "And now?"]
+    screen = converse(*script, model=model, think=False)
+    assert said == [OFF, ON, ON, ON]
+    assert [note for note in screen.notes if note.startswith("think")] == ["think = true", "think = null"]
+    assert not screen.warnings
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_the_count_of_a_conversation_is_that_of_its_prompt(think):
+    model = thinking_model()
+    chat = Conversation(ChatSession(model), {}, FakeScreen(), lambda _: model, KeptSession(), think)
+    chat.session.restore([{"role": "user", "content": "Hello"}])
+    variables = {"enable_thinking": think}
+    assert chat.conversation_tokens() == len(model.encode_chat(chat.session.messages, None, variables))
+    assert chat.template_variables()["enable_thinking"] is think
+
+
+def test_a_word_is_no_way_to_switch():
+    screen = converse("/set think high", "/set think", "/set think 1", model=thinking_model(), think=True)
+    assert [warning.removeprefix("error: ") for warning in screen.warnings] == [
+        "think is 'high'; it must be true, false or null.",
+        "/set think needs a value; it is True now.",
+        "think is 1; it must be true, false or null.",
+    ]
+
+
+def test_a_chat_with_a_model_that_cannot_be_told_says_so_and_goes_on():
+    screen = converse("/set think true", "/set think null", "Hello", model=scripted_model("Yes."))
+    assert [CANNOT in warning for warning in screen.warnings] == [True]
+    assert screen.answers == ["Yes."]
+
+
+def test_another_model_that_cannot_be_told_is_told_nothing():
+    screen = converse("/model other", "Hello", model=thinking_model(), think=False)
+    assert "think = null: this model cannot be told." in screen.notes
+    assert (screen.answers, screen.warnings) == (["Yes."], [])
