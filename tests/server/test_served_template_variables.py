@@ -65,6 +65,23 @@ def test_openais_fields_reach_the_template(thinking_server, thinker, fields, var
     assert reply["usage"]["prompt_tokens"] == len(tokens)
 
 
+@pytest.mark.parametrize(
+    ("reasoning", "variables"),
+    [
+        (None, {}),
+        ({"effort": None, "summary": None}, {}),
+        ({"effort": "none"}, {"enable_thinking": False, "reasoning_effort": "none"}),
+        ({"effort": "high"}, {"reasoning_effort": "high"}),
+    ],
+)
+def test_the_effort_of_a_response_reaches_the_template(thinking_server, thinker, reasoning, variables):
+    body = {"input": "Hello", "max_output_tokens": LIMIT, "reasoning": reasoning}
+    reply = thinking_server.post("/v1/responses", body).json
+    answer = (reply["output"][0]["content"][0]["text"], reply["usage"]["input_tokens"])
+    assert answer == expected(thinker, variables)
+    assert reply["reasoning"] == {"effort": (reasoning or {}).get("effort"), "summary": None}
+
+
 OLLAMA: list[tuple[dict[str, Any], dict[str, object]]] = [
     ({}, {}),
     ({"think": None}, {}),

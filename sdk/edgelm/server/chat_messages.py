@@ -109,14 +109,18 @@ def _text_of(content: str | list[dict[str, Any]] | None, place: str) -> str | No
     return "".join(part["text"] for part in content)
 
 
-def template_variables(model: LanguageModel, body: Mapping[str, Any]) -> dict[str, object]:
+def template_variables(
+    model: LanguageModel, body: Mapping[str, Any], *, effort_field: str = "reasoning_effort"
+) -> dict[str, object]:
     """Return what a request says to the chat template: what it gives by name stands above what an effort means.
+
+    effort_field: the field that says the effort, as the client writes it.
 
     Raises:
         ApiError: 400, it asks for an effort, and the template knows none.
     """
     effort, given = body.get("reasoning_effort"), body.get("chat_template_kwargs") or {}
-    return (thinking(model, "reasoning_effort", effort != "none", effort) if effort else {}) | given
+    return (thinking(model, effort_field, effort != "none", effort) if effort else {}) | given
 
 
 def thinking(model: LanguageModel, field: str, think: bool, effort: str | None) -> dict[str, object]:

@@ -110,13 +110,16 @@ def _jobs(model: LanguageModel, body: Mapping[str, Any]) -> list[Job]:
         logprobs=top_logprobs if body.get("logprobs") else None,
         constraint=chat_messages.constraint_of(body.get("response_format")),
     )
-    return chat_jobs(model, body, config, form="response_format")
+    return chat_jobs(model, body, config, form="response_format", effort="reasoning_effort")
 
 
-def chat_jobs(model: LanguageModel, body: Mapping[str, Any], config: GenerationConfig, *, form: str) -> list[Job]:
+def chat_jobs(
+    model: LanguageModel, body: Mapping[str, Any], config: GenerationConfig, *, form: str, effort: str
+) -> list[Job]:
     """Return the answers that a request in OpenAI's form asks for: its messages, tools and n.
 
-    form: the field that says which form the answer has, as the client writes it.
+    form, effort: the fields that say which form the answer has, and how much is thought before it, as the client writes
+    them.
 
     Raises:
         ApiError, EdgeLMError: what the model or its template has against them.
@@ -125,7 +128,7 @@ def chat_jobs(model: LanguageModel, body: Mapping[str, Any], config: GenerationC
     if tools is not None:
         config = tools.settings(config, form)
     messages, offered = chat_messages.messages_of(body), None if tools is None else tools.tools
-    variables = chat_messages.template_variables(model, body)
+    variables = chat_messages.template_variables(model, body, effort_field=effort)
     prompt_ids = model.encode_chat(messages, offered, variables)
     config = model.keep_opening(config, messages, offered, variables)
     config, reasoning = reasoning_settings(config, model.chat_template, model.tokenizer, prompt_ids)

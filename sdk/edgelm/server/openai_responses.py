@@ -40,7 +40,7 @@ async def create_response(call: Call) -> Response:
             max_tokens=chat.get("max_tokens"),
             constraint=constraint_of(chat["response_format"]),
         )
-        jobs = chat_jobs(served.model, chat, config, form="text.format")
+        jobs = chat_jobs(served.model, chat, config, form="text.format", effort="reasoning.effort")
         return jobs, ResponseWriter(model=served.name, body=body)
 
     return await deliver(call, prepare, model=body.get("model"), streaming=bool(body.get("stream")))
@@ -169,7 +169,7 @@ class ResponseWriter:
             "output": self._output,
             "parallel_tool_calls": body.get("parallel_tool_calls", True),
             "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": (body.get("reasoning") or {}).get("effort"), "summary": None},
             "store": False,
             "text": body.get("text") or {"format": {"type": "text"}},
             "tool_choice": body.get("tool_choice", "auto"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.server.api_error import ApiError
-from edgelm.server.chat_messages import PART
+from edgelm.server.chat_messages import PART, TEMPLATE_VARIABLES
 from edgelm.server.sampling_fields import HARMLESS, REFUSED, SAMPLING
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
 
@@ -37,6 +37,10 @@ BODY = record(
         **{name: schema for name, schema in SAMPLING.items() if name != "stop"},
         "max_output_tokens": whole(1),
         "stream": BOOLEAN,
+        "reasoning": record(
+            {"effort": TEMPLATE_VARIABLES["reasoning_effort"]},
+            refused=dict.fromkeys(("summary", "generate_summary"), "what is thought comes as it is."),
+        ),
         "text": record({"format": _FORMAT}, refused={"verbosity": "these models have no such setting."}),
         "tools": listing(
             record(
@@ -68,7 +72,7 @@ BODY = record(
         "conversation": "nothing is kept here; send the whole conversation as input.",
         "background": "an answer ends with its request.",
         "prompt": "nothing is kept here; send the text.",
-        "reasoning": "/v1/chat/completions has reasoning_effort.",
+        "reasoning_effort": "use reasoning.effort.",
     },
 )
 
@@ -83,6 +87,8 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     chat["messages"] = _messages(body)
     if "max_output_tokens" in body:
         chat["max_tokens"] = body["max_output_tokens"]
+    if (effort := (body.get("reasoning") or {}).get("effort")) is not None:
+        chat["reasoning_effort"] = effort
     chat["tools"] = [
         {"type": "function", "function": {name: tool[name] for name in _FUNCTION if tool.get(name) is not None}}
         for tool in body.get("tools", ())
