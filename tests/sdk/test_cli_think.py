@@ -14,6 +14,7 @@ from edgelm.cli.kept_session import KeptSession
 from edgelm.cli.main import main
 from edgelm.language_model import LanguageModel
 from edgelm.testing import scripted_model, tiny_model_path
+from edgelm.text.chat_template import ChatTemplate
 
 TINY = str(tiny_model_path())
 CANNOT = "tiny-random cannot be told whether to think: its chat template does not read enable_thinking or thinking."
@@ -72,21 +73,33 @@ def converse(*script: str, model: LanguageModel, think: bool | None = None) -> F
 def test_a_chat_switches_from_turn_to_turn(monkeypatch):
     model = thinking_model()
     said = listened(model, monkeypatch)
-    script = ["Hello", "/set think true", "/retry", "/edit", "/set think null", "And now?"]
+    script = [
+        "Hello",
+        "/retry",
+        "/edit",
+        "/set think true",
+        "Now?",
+        "/set think false",
+        "Now?",
+        "/set think null",
+        "Now?",
+    ]
     screen = converse(*script, model=model, think=False)
-    assert said == [OFF, ON, ON, ON]
-    assert [note for note in screen.notes if note.startswith("think")] == ["think = true", "think = null"]
+    assert said == [OFF, OFF, OFF, ON, OFF, ON]
+    switched = [note.removeprefix("think = ") for note in screen.notes if note.startswith("think = ")]
+    assert switched == ["true", "false", "null"]
     assert not screen.warnings
 
 
-@pytest.mark.parametrize("think", [True, False])
-def test_the_count_of_a_conversation_is_that_of_its_prompt(think):
-    model = thinking_model()
-    chat = Conversation(ChatSession(model), {}, FakeScreen(), lambda _: model, KeptSession(), think)
-    chat.session.restore([{"role": "user", "content": "Hello"}])
-    variables = {"enable_thinking": think}
-    assert chat.conversation_tokens() == len(model.encode_chat(chat.session.messages, None, variables))
-    assert chat.template_variables()["enable_thinking"] is think
+def test_the_count_of_a_conversation_is_that_of_its_prompt():
+    model = scripted_model("Yes.")
+    model.chat_template = ChatTemplate("{{ 'deep ' * 9 if enable_thinking }}{{ messages[-1].content }}")
+    counts = []
+    for think in (True, False, None):
+        chat = Conversation(ChatSession(model), {}, FakeScreen(), lambda _: model, KeptSession(), think)
+        chat.session.restore([{"role": "user", "content": "Hello"}])
+        counts.append(chat.conversation_tokens())
+    assert counts[0] > counts[1] == counts[2] == len(model.tokenizer.encode("Hello"))
 
 
 def test_a_word_is_no_way_to_switch():
