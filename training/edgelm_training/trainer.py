@@ -27,6 +27,7 @@ from edgelm_training.distributed import Workers, blocks, distribute, gradient_sy
 from edgelm_training.interruption import Interruption
 from edgelm_training.loss import LossSums
 from edgelm_training.optimizer import build_optimizers, set_learning_rate
+from edgelm_training.pieces import piece_tokens, split_share
 from edgelm_training.recipe import Recipe
 from edgelm_training.run_checkpoint import RunState, restore_run, save_run
 from edgelm_training.run_folder import RunFolder, SavedStep
@@ -34,9 +35,6 @@ from edgelm_training.schedule import Schedule
 from edgelm_training.throughput import peak_flops, peak_memory_bytes
 from edgelm_training.train_config import TrainConfig
 from edgelm_training.train_log import Reporter, StepRecord, TrainLog, open_log
-
-# Tokens at once on a device, where the config does not say: beyond that, larger pieces are no faster.
-_PIECE_TOKENS = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +72,7 @@ class Trainer:
             raise ConfigError("precision is 'fp16' and parallel 'fsdp', which do not go together: use 'bf16'.")
         self.recipe, self.config = recipe, config
         self.run, self.workers, self.device, self.reporter = run, workers, device, reporter
-        self.pieces = split_share(config, workers.world_size)
+        self.pieces = split_share(config, workers.world_size, piece_tokens(recipe.model, config, device.device))
         recipe.model.to(device.device)
         if config.compile:
             # FSDP gathers and frees a block's weights around it, which a graph of the whole model could not contain.
@@ -350,23 +348,3 @@ def random_seed(seed: int, step: int, rank: int) -> int:
     """Return the seed of all that a process draws in a step."""
     digest = hashlib.sha256(f"edgelm step {seed} {step} {rank}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
-
-
-def split_share(config: TrainConfig, world_size: int) -> int:
-    """Return the number of equal pieces that each process's share of a step is split into.
-
-    Raises:
-        ConfigError: the rows do not split evenly.
-    """
-    rows = config.known("global_batch_size")
-    if rows % world_size:
-        raise ConfigError(f"global_batch_size is {rows}; it must be a multiple of the {world_size} processes.")
-    share = rows // world_size
-    if config.grad_accum_steps is not None:
-        if share % config.grad_accum_steps:
-            raise ConfigError(
-                f"grad_accum_steps is {config.grad_accum_steps}; it must divide the {share} rows of a process's step."
-            )
-        return config.grad_accum_steps
-    most = config.micro_batch_size or max(1, _PIECE_TOKENS // config.known("sequence_length"))
-    return next(pieces for pieces in range(1, share + 1) if share % pieces == 0 and share // pieces <= most)

@@ -1,0 +1,45 @@
+"""How a process's share of a step is split, so that it fits memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from edgelm.config import ModelConfig
+from edgelm_training.pieces import piece_tokens, split_share
+from edgelm_training.pretrain_config import PretrainConfig
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def model(layers: int, hidden_size: int) -> nn.Module:
+    shaped = nn.Module()
+    shaped.config = ModelConfig(  # type: ignore[assignment]
+        model_type="llama", vocab_size=320, hidden_size=hidden_size, intermediate_size=64, num_hidden_layers=layers,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=64,
+    )  # fmt: skip
+    return shaped
+
+
+def config(**settings: object) -> PretrainConfig:
+    return PretrainConfig(data="shards", sequence_length=512, global_batch_size=16, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("layers", "hidden_size", "tokens"),
+    [(2, 32, 8192), (30, 576, 828), (24, 2048, 291)],  # 2 GiB / 150 / 30 / 576 = 828.5
+)
+def test_on_a_cpu_a_piece_has_the_tokens_whose_activations_fit(layers: int, hidden_size: int, tokens: int) -> None:
+    assert piece_tokens(model(layers, hidden_size), config(), CPU) == tokens
+    assert piece_tokens(model(layers, hidden_size), config(), CUDA) == 8192
+    assert piece_tokens(model(layers, hidden_size), config(activation_checkpointing=True), CPU) == 8192
+    assert piece_tokens(nn.Linear(1, 1), config(), CPU) == 8192  # of which nothing is known
+
+
+def test_a_row_is_whole_and_who_says_how_many_gets_them() -> None:
+    assert split_share(config(), 1, tokens=8192) == 1
+    assert split_share(config(), 2, tokens=1024) == 4
+    assert split_share(config(), 1, tokens=291) == 16
+    assert split_share(config(micro_batch_size=8), 1, tokens=291) == 2
+    assert split_share(config(grad_accum_steps=4), 1, tokens=291) == 4

@@ -1,0 +1,47 @@
+"""Pieces: how a process goes through its share of a step, so that what is computed at once fits its memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from edgelm.config import ModelConfig
+from edgelm.errors import ConfigError
+from edgelm_training.train_config import TrainConfig
+
+# Tokens at once on a device, where the config does not say: beyond that, larger pieces are no faster.
+_MOST_TOKENS = 8192
+# A CPU shares its memory with all else that runs. In float32 a token keeps about so many bytes for each channel of each
+# layer until the backward pass (SmolLM2-135M: 2.5 MB), in bfloat16 half of them.
+_ACTIVATION_BYTES, _BYTES_OF_CHANNEL = 2 << 30, 150
+
+
+def piece_tokens(model: nn.Module, config: TrainConfig, device: torch.device) -> int:
+    """Return how many tokens are computed at once where the config does not say."""
+    shape = getattr(model, "config", None)
+    if device.type == "cuda" or config.activation_checkpointing or not isinstance(shape, ModelConfig):
+        return _MOST_TOKENS
+    channels = shape.num_hidden_layers * shape.hidden_size
+    return min(_MOST_TOKENS, _ACTIVATION_BYTES // (_BYTES_OF_CHANNEL * channels))
+
+
+def split_share(config: TrainConfig, world_size: int, tokens: int) -> int:
+    """Return the number of equal pieces that each process's share of a step is split into.
+
+    tokens: how many a piece may have where the config does not say; a row is never split.
+
+    Raises:
+        ConfigError: the rows do not split evenly.
+    """
+    rows = config.known("global_batch_size")
+    if rows % world_size:
+        raise ConfigError(f"global_batch_size is {rows}; it must be a multiple of the {world_size} processes.")
+    share = rows // world_size
+    if config.grad_accum_steps is not None:
+        if share % config.grad_accum_steps:
+            raise ConfigError(
+                f"grad_accum_steps is {config.grad_accum_steps}; it must divide the {share} rows of a process's step."
+            )
+        return config.grad_accum_steps
+    most = config.micro_batch_size or max(1, tokens // config.known("sequence_length"))
+    return next(pieces for pieces in range(1, share + 1) if share % pieces == 0 and share // pieces <= most)
