@@ -32,12 +32,14 @@ def thinking_model(answer: str = ANSWER, template: str = TEMPLATE) -> LanguageMo
     return model
 
 
-def model_with_marks(answer: str = ANSWER, template: str = TEMPLATE) -> LanguageModel:
+MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+
+
+def model_with_marks(answer: str = ANSWER, template: str = TEMPLATE, marks: tuple[str, ...] = MARKS) -> LanguageModel:
     """Return such a model in whose vocabulary each mark is one control token."""
     folder = tiny_model_path()
     spec = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     config = ModelConfig.load(folder)
-    marks = ("<think>", "</think>", "<tool_call>", "</tool_call>")
     for id_, mark in enumerate(marks, config.vocab_size):
         spec["added_tokens"].append({**spec["added_tokens"][0], "id": id_, "content": mark, "special": False})
     tokenizer = Tokenizer.parse(json.dumps(spec).encode(), folder / "tokenizer.json")

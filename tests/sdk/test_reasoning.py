@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import partial
 
 import pytest
 from thinking_model import ANSWER, OPENING_TEMPLATE, SAID, TEMPLATE, THOUGHT, model_with_marks, thinking_model
@@ -19,12 +20,15 @@ from edgelm.testing import scripted_model
 
 QUESTION = [Message(role="user", content="What is the sea?")]
 OPENED_ANSWER = ANSWER.removeprefix("<think>\n")
+CHANNEL, FINAL = "<|channel|>", "<|end|><|start|>assistant<|channel|>final<|message|>"  # gpt-oss
 CALL = '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>'
 TOOLS = [{"type": "function", "function": {"name": "look"}}]
 
 
-def split(pieces: list[str] | str, *, is_open: bool = False, ends: tuple[str, ...] = ()) -> tuple[str, str]:
-    splitter = Reasoning(format=FORMATS[0], is_open=is_open, ends=ends).splitter()
+def split(
+    pieces: list[str] | str, *, is_open: bool = False, ends: tuple[str, ...] = (), row: int = 0
+) -> tuple[str, str]:
+    splitter = Reasoning(format=FORMATS[row], is_open=is_open, ends=ends).splitter()
     parts = [*map(splitter.push, pieces), splitter.flush()]
     return "".join(thought for thought, _ in parts), "".join(said for _, said in parts)
 
@@ -54,6 +58,32 @@ def test_where_a_text_is_cut_changes_nothing(text: str, is_open: bool, expected:
     for first, second in itertools.combinations_with_replacement(cuts, 2):
         assert split([text[:first], text[first:second], text[second:]], is_open=is_open) == expected
     assert split(text, is_open=is_open) == expected  # character by character
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"{CHANNEL}analysis<|message|>Hm, <| 2 < 3.{FINAL}Yes. <|end", ("Hm, <| 2 < 3.", "Yes. <|end")),
+        ("<|channel|>final<|message|>Yes.", ("", "Yes.")),
+        (f"{CHANNEL}analysis<|message|>Hm.{FINAL}", ("Hm.", "")),
+        (f"{CHANNEL}analysis<|message|>Hm.{FINAL[:-9]}", ("Hm.", "")),
+        (f"{CHANNEL}analysis<|message|>Hm.<|end|>Yes.", ("Hm.", "Yes.")),
+        (f"{CHANNEL}analysis<|message|>Hm <|en", ("Hm <|en", "")),
+        ("Yes.", ("", "Yes.")),
+    ],
+)
+def test_channels_come_apart_too_wherever_they_are_cut(text: str, expected: tuple[str, str]) -> None:
+    for first, second in itertools.combinations_with_replacement(range(len(text) + 1), 2):
+        assert split([text[:first], text[first:second], text[second:]], row=1) == expected
+    assert split(text, row=1) == expected
+
+
+@pytest.mark.parametrize("make", [thinking_model, partial(model_with_marks, marks=FORMATS[1].control_tokens)])
+def test_the_channels_of_gpt_oss_are_known_by_its_template(make) -> None:
+    template = TEMPLATE.replace("</think>", f"{CHANNEL}analysis<|message|>")
+    completion = make(f"{CHANNEL}analysis<|message|>{THOUGHT}{FINAL}{SAID}", template).chat(QUESTION)
+    assert (completion.reasoning, completion.text) == (THOUGHT, SAID)
+    assert make(f"{CHANNEL}final<|message|>{SAID}", template).chat(QUESTION).text == SAID
 
 
 def test_no_half_of_a_mark_is_ever_shown() -> None:

@@ -12,21 +12,36 @@ from edgelm.generation_config import GenerationConfig
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
 
-# A mark has 8 characters, so no more tokens than that; line breaks of the template may stand behind it.
-_TAIL = 16
+# The longest mark that a prompt ends with has 34 characters in no more tokens; line breaks may stand behind it.
+_TAIL = 48
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReasoningFormat:
-    """Describe how a family of models marks what it thinks; its chat template has `end` somewhere."""
+    """Describe how a family of models marks what it thinks.
+
+    sign: what its chat templates have. control_tokens: those that the marks are made of. openings: marks that may stand
+    before the answer, whether it was thought about or not.
+    """
 
     start: str
     end: str
+    sign: str
+    control_tokens: tuple[str, ...]
+    openings: tuple[str, ...] = ()
 
 
 FORMATS = (
     # Qwen3, QwQ, DeepSeek-R1 and what was distilled from it, SmolLM3, Phi-4-reasoning.
-    ReasoningFormat(start="<think>", end="</think>"),
+    ReasoningFormat(start="<think>", end="</think>", sign="</think>", control_tokens=("<think>", "</think>")),
+    # GPT-OSS (https://github.com/openai/harmony); a prompt ends with <|start|>assistant.
+    ReasoningFormat(
+        start="<|channel|>analysis<|message|>",
+        end="<|end|>",
+        sign="<|channel|>analysis<|message|>",
+        control_tokens=("<|start|>", "<|channel|>", "<|message|>", "<|end|>"),
+        openings=("<|start|>assistant<|channel|>final<|message|>", "<|channel|>final<|message|>"),
+    ),
 )
 
 
@@ -54,8 +69,8 @@ def reasoning_settings(
     A config that names the marks as visible wants them in the text: nothing is taken out of that.
     """
     source = template.source if template is not None else ""
-    format_ = next((row for row in FORMATS if row.end in source), None)
-    if format_ is None or not {format_.start, format_.end}.isdisjoint(config.visible_control_tokens):
+    format_ = next((row for row in FORMATS if row.sign in source), None)
+    if format_ is None or not set(format_.control_tokens).isdisjoint(config.visible_control_tokens):
         return config, None
     constraint = config.constraint
     # What has a form from its first token on is an answer, whatever the prompt ends with. What begins with one of the
@@ -64,7 +79,7 @@ def reasoning_settings(
     ends = () if constraint is None or constraint.at_start else constraint.after
     tail = tokenizer.decode(prompt_ids[-_TAIL:], skip_control_tokens=False)
     is_open = not is_formed and tail.rstrip().endswith(format_.start)
-    visible = (*config.visible_control_tokens, format_.start, format_.end)
+    visible = (*config.visible_control_tokens, *format_.control_tokens)
     return config.replace(visible_control_tokens=visible), Reasoning(format=format_, is_open=is_open, ends=ends)
 
 
@@ -110,10 +125,12 @@ class ReasoningSplitter:
     # Each step takes what it can of the text that is held, and may hand the rest to another one.
 
     def _begin(self) -> tuple[str, str]:
-        start, core = self._reasoning.format.start, self._held.lstrip()
-        if core.startswith(start):
-            self._held, self._step = core.removeprefix(start), self._think
-        elif not start.startswith(core):
+        format_, core = self._reasoning.format, self._held.lstrip()
+        if core.startswith(format_.start):
+            self._held, self._step = core.removeprefix(format_.start), self._think
+        elif opening := next(filter(core.startswith, format_.openings), None):
+            self._held, self._step = core.removeprefix(opening), self._say
+        elif not any(mark.startswith(core) for mark in (format_.start, *format_.openings)):
             self._step = self._think if self._reasoning.is_open else self._say
         return "", ""
 
@@ -133,9 +150,10 @@ class ReasoningSplitter:
         return thought, ""
 
     def _turn(self) -> tuple[str, str]:
-        self._held = self._held.lstrip()
-        if self._held:
-            self._step = self._say
+        openings, core = self._reasoning.format.openings, self._held.lstrip()
+        opening = next(filter(core.startswith, openings), None)
+        if opening is not None or not any(mark.startswith(core) for mark in ("", *openings)):
+            self._held, self._step = core.removeprefix(opening or ""), self._say
         return "", ""
 
     def _say(self) -> tuple[str, str]:
