@@ -62,6 +62,12 @@ def test_ollama_s_messages_have_thinking(thinking):
     assert (joined(messages, "thinking"), joined(messages, "content")) == (THOUGHT, SAID)
 
 
+def test_a_model_that_thinks_unasked_may_be_asked_to(thinking):
+    body = {"model": "tiny-random", "messages": HELLO, "stream": False}
+    assert thinking.post("/api/chat", {**body, "think": True}).json["message"]["thinking"] == THOUGHT
+    assert thinking.post("/v1/chat/completions", {"messages": HELLO, "reasoning_effort": "low"}).status == 200
+
+
 def test_ollama_s_generate_has_thinking_where_it_asks_the_chat_template(thinking):
     body = {"model": "tiny-random", "prompt": "Tell me."}
     answer = thinking.post("/api/generate", {**body, "stream": False}).json

@@ -11,6 +11,7 @@ from edgelm.generation_config import GenerationConfig
 from edgelm.server.api_error import ApiError
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
 from edgelm.structure.constraint import Constraint
+from edgelm.structure.reasoning import reasoning_format
 from edgelm.structure.tools import Tool, ToolCallParser, ToolChoice, ToolFormat, tool_format, tool_names, tool_settings
 from edgelm.text.thinking import EFFORT, SWITCHES, knows_thinking, thinking_variables
 
@@ -127,9 +128,10 @@ def thinking(model: LanguageModel, field: str, think: bool, effort: str | None) 
     """Return the variables for what the request's `field` says of thinking.
 
     Raises:
-        ApiError: 400, it asks for thinking, and the template reads nothing of it.
+        ApiError: 400, it asks for thinking; the template reads nothing of it, and is of no model that thinks unasked.
     """
-    if think and not knows_thinking(model.chat_template):
+    template = model.chat_template
+    if think and not knows_thinking(template) and reasoning_format(template) is None:
         names = ", ".join((*SWITCHES, EFFORT))
         why = f"the chat template of {model.name} reads none of {names}."
         raise ApiError(400, f"{field} is not supported: {why}", param=field)

@@ -61,6 +61,11 @@ class Reasoning:
         return ReasoningSplitter(self)
 
 
+def reasoning_format(template: ChatTemplate | None) -> ReasoningFormat | None:
+    """Return how the models of a chat template mark what they think; None where they do not think."""
+    return None if template is None else next((row for row in FORMATS if row.sign in template.source), None)
+
+
 def reasoning_settings(
     config: GenerationConfig, template: ChatTemplate | None, tokenizer: Tokenizer, prompt_ids: Sequence[int]
 ) -> tuple[GenerationConfig, Reasoning | None]:
@@ -68,8 +73,7 @@ def reasoning_settings(
 
     A config that names the marks as visible wants them in the text: nothing is taken out of that.
     """
-    source = template.source if template is not None else ""
-    format_ = next((row for row in FORMATS if row.sign in source), None)
+    format_ = reasoning_format(template)
     if format_ is None or not set(format_.control_tokens).isdisjoint(config.visible_control_tokens):
         return config, None
     constraint = config.constraint
