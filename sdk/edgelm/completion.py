@@ -15,7 +15,8 @@ class Message(TypedDict):
     """One turn of a conversation, in OpenAI's form.
 
     An answer that calls tools has `tool_calls` (`Completion.message` writes them); what a tool returned is a message of
-    the role "tool", with the call's id as `tool_call_id` and the tool's name as `name`.
+    the role "tool", with the call's id as `tool_call_id` and the tool's name as `name`. `reasoning_content` is what was
+    thought before a call; whether the model reads it again, its template says.
     """
 
     role: str
@@ -23,6 +24,7 @@ class Message(TypedDict):
     tool_calls: NotRequired[Sequence[Any]]
     tool_call_id: NotRequired[str]
     name: NotRequired[str]
+    reasoning_content: NotRequired[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,14 +137,15 @@ class Completion:
 
     @property
     def message(self) -> Message:
-        """The answer as a turn of the conversation, tool calls included, and without what was thought before it."""
+        """The answer as a turn of the conversation, tool calls included; what was thought stays before a call alone."""
         if not self.tool_calls:
             return Message(role="assistant", content=self.text)
         calls = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in self.tool_calls
         ]
-        return Message(role="assistant", content=self.text or None, tool_calls=calls)
+        turn = Message(role="assistant", content=self.text or None, tool_calls=calls)
+        return Message(**turn, reasoning_content=self.reasoning) if self.reasoning else turn
 
 
 @dataclass(frozen=True, kw_only=True)

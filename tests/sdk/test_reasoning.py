@@ -178,6 +178,7 @@ def test_a_model_that_thinks_calls_tools(make, answer: str, text: str) -> None:
     assert (completion.reasoning, completion.text) == ("I look.", text)
     assert [(call.name, call.arguments) for call in completion.tool_calls] == [("look", "{}")]
     assert completion.finish_reason == "tool_calls"
+    assert completion.message["reasoning_content"] == "I look."  # templates keep it until the answer that follows
 
 
 def test_a_call_that_must_come_comes_though_the_prompt_begins_the_thinking() -> None:

@@ -54,6 +54,23 @@ def test_what_was_thought_earlier_is_taken_and_passed_over(thinking):
     assert thinking.post("/api/chat", body).json["prompt_eval_count"] == usage[0]["prompt_tokens"]
 
 
+def test_a_template_that_reads_what_was_thought_earlier_gets_it():
+    template = OPENING_TEMPLATE.replace("+ m.content", "+ (m.reasoning_content or '') + m.content")
+    turn = {"role": "assistant", "content": SAID}
+    with EdgelmServer((TINY,), prelude=thinking_server(template=template)) as server:
+
+        def prompt_tokens(**more):
+            messages = [*HELLO, {**turn, **more}, *HELLO]
+            body = {"model": "tiny-random", "messages": messages, "stream": False}
+            ollama = {name.replace("reasoning_content", "thinking"): text for name, text in more.items()}
+            own = server.post("/v1/chat/completions", {"messages": messages}).json["usage"]["prompt_tokens"]
+            body["messages"] = [*HELLO, {**turn, **ollama}, *HELLO]
+            assert server.post("/api/chat", body).json["prompt_eval_count"] == own
+            return own
+
+        assert prompt_tokens(reasoning_content=THOUGHT) > prompt_tokens(reasoning_content="") == prompt_tokens()
+
+
 def test_ollama_s_messages_have_thinking(thinking):
     body = {"model": "tiny-random", "messages": HELLO}
     message = thinking.post("/api/chat", {**body, "stream": False}).json["message"]

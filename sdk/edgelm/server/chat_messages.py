@@ -18,6 +18,7 @@ from edgelm.text.thinking import EFFORT, SWITCHES, knows_thinking, thinking_vari
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel
 
+_PASSED_ON = ("role", "tool_calls", "tool_call_id", "name", "reasoning_content")
 MAX_MESSAGES = 2048
 MAX_TOOLS = 128
 _NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 64}
@@ -39,9 +40,10 @@ _MESSAGE = record(
         "tool_calls": listing(_TOOL_CALL, most=MAX_TOOLS),
         "tool_call_id": TEXT,
         "name": TEXT,
+        "reasoning_content": TEXT,
     },
     required=("role",),
-    ignored=("refusal", "annotations", "reasoning_content", "audio"),
+    ignored=("refusal", "annotations", "audio"),
     refused={"function_call": "use tool_calls."},
 )
 _FUNCTION = record(
@@ -87,7 +89,7 @@ def messages_of(body: Mapping[str, Any]) -> list[Message]:
     """
     messages: list[dict[str, Any]] = []
     for i, given in enumerate(body["messages"]):
-        message = {name: given[name] for name in ("role", "tool_calls", "tool_call_id", "name") if given.get(name)}
+        message = {name: given[name] for name in _PASSED_ON if given.get(name)}
         message["content"] = _text_of(given.get("content"), f"messages[{i}].content")
         if message["content"] is None and not message.get("tool_calls"):
             raise ApiError(400, f"messages[{i}].content is missing.", param=f"messages[{i}].content")

@@ -82,9 +82,10 @@ _MESSAGE = record(
             most=128,
         ),
         "tool_name": TEXT,
+        "thinking": TEXT,
     },
     required=("role",),
-    ignored=("thinking", "tool_call_id"),
+    ignored=("tool_call_id",),
     refused={"images": "these models read text alone."},
 )
 _COMMON: dict[str, Schema] = {
@@ -284,8 +285,9 @@ def _template_variables(model: LanguageModel, body: Mapping[str, Any]) -> dict[s
 def _message(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return a message in OpenAI's form, in which a call's arguments are text."""
     message = {name: given[name] for name in ("role", "content") if given.get(name) is not None}
-    if given.get("tool_name"):
-        message["name"] = given["tool_name"]
+    for name, ours in (("tool_name", "name"), ("thinking", "reasoning_content")):
+        if given.get(name):
+            message[ours] = given[name]
     if given.get("tool_calls"):
         message["tool_calls"] = [
             {
