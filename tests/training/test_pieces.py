@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from edgelm.config import ModelConfig
+from edgelm_training.device import Device
 from edgelm_training.pieces import piece_tokens, split_share
 from edgelm_training.pretrain_config import PretrainConfig
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU, CUDA = (Device(device=torch.device(kind), precision="fp32") for kind in ("cpu", "cuda"))
+HALF = Device(device=torch.device("cpu"), precision="bf16")
 
 
 def model(layers: int, hidden_size: int) -> nn.Module:
@@ -28,10 +30,11 @@ def config(**settings: object) -> PretrainConfig:
 
 @pytest.mark.parametrize(
     ("layers", "hidden_size", "tokens"),
-    [(2, 32, 8192), (30, 576, 828), (24, 2048, 291)],  # 2 GiB / 150 / 30 / 576 = 828.5
+    [(2, 32, 8192), (30, 576, 1657), (24, 2048, 582)],  # 4 GiB / 150 / 30 / 576 = 1657.01
 )
 def test_on_a_cpu_a_piece_has_the_tokens_whose_activations_fit(layers: int, hidden_size: int, tokens: int) -> None:
     assert piece_tokens(model(layers, hidden_size), config(), CPU) == tokens
+    assert piece_tokens(model(layers, hidden_size), config(), HALF) // 2 == min(tokens, 4096)
     assert piece_tokens(model(layers, hidden_size), config(), CUDA) == 8192
     assert piece_tokens(model(layers, hidden_size), config(activation_checkpointing=True), CPU) == 8192
     assert piece_tokens(nn.Linear(1, 1), config(), CPU) == 8192  # of which nothing is known

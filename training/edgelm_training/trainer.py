@@ -72,7 +72,7 @@ class Trainer:
             raise ConfigError("precision is 'fp16' and parallel 'fsdp', which do not go together: use 'bf16'.")
         self.recipe, self.config = recipe, config
         self.run, self.workers, self.device, self.reporter = run, workers, device, reporter
-        self.pieces = split_share(config, workers.world_size, piece_tokens(recipe.model, config, device.device))
+        self.pieces = split_share(config, workers.world_size, piece_tokens(recipe.model, config, device))
         recipe.model.to(device.device)
         if config.compile:
             # FSDP gathers and frees a block's weights around it, which a graph of the whole model could not contain.
