@@ -52,6 +52,29 @@ def test_a_fork_ends_though_a_thread_was_computing_when_it_began() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS_IN_A_STEP], check=True, timeout=30)
 
 
+FORKS_BESIDE_SLEEPING_THREADS = """
+import os, sys, time
+import edgelm, edgelm.testing
+load = lambda: edgelm.load(edgelm.testing.tiny_model_path(), edgelm.SessionOptions(threads=2))
+model = load()
+time.sleep(0.5)  # ONNX Runtime's thread no longer looks for work
+child = os.fork()
+if not child:
+    if sys.argv[1] == "drops it":
+        del model
+        load().generate("x", edgelm.GenerationConfig(max_new_tokens=3))
+    sys.exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+@pytest.mark.parametrize("what", ["keeps it", "drops it"])
+def test_a_fork_ends_though_it_has_none_of_the_threads_of_its_model(what: str) -> None:
+    program = [sys.executable, "-W", "ignore", "-c", FORKS_BESIDE_SLEEPING_THREADS, what]
+    subprocess.run(program, check=True, timeout=30)
+
+
 def test_an_engine_that_was_not_closed_does_not_keep_the_program_from_ending() -> None:
     program = (
         "import edgelm, edgelm.testing; engine = edgelm.Engine(edgelm.load(edgelm.testing.tiny_model_path())); "

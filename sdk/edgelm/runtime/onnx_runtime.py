@@ -7,6 +7,7 @@ import ctypes
 import importlib.util
 import io
 import os
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
 
 _WIDENING = 8  # from 4 bits to a float
 _WARNINGS, _LOG_ERRORS_ONLY, _FATAL_ONLY = 2, 3, 4
+_sessions: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _keep_for_ever() -> None:
+    """Let a fork end: the destructor of a session waits there for threads that only the first process has."""
+    for session in _sessions:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_keep_for_ever)
 
 
 def require_provider(name: str) -> None:
@@ -85,6 +97,7 @@ def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions, *, mu
             f"{options.provider!r} does not start with {path}: {error}. To set it up: {provider.install}. To compute "
             "on the CPU: provider='cpu'."
         ) from error
+    _sessions.add(session)
     if options.provider != CPU:
         _check_assignment(session, path, options.provider)
     give_back_mapped_files(path.parent)  # SmolLM2-135M in int8: 36 MB (docs/results/graph-and-settings.md)
