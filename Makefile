@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml sdk/edgelm/_version.py
 DEV_EXTRAS := cpu,chat,serve,export,train,docs,examples,dev
+# Python compiles what is imported and keeps that: a third of what pip would compile.
+PIP := pip install --quiet --no-compile
 # The tests start hundreds of processes, each of which would compile edgelm anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -32,8 +34,8 @@ test-offline: $(VENV)/dev.stamp
 # What needs an NVIDIA GPU, in an environment with the other build of ONNX Runtime. Without one everything is skipped.
 test-gpu:
 	$(PYTHON) -m venv .venv-gpu
-	.venv-gpu/bin/pip install --quiet -e ".[gpu,export,train]" pytest pytest-timeout transformers onnx-ir click
-	.venv-gpu/bin/pip install --quiet --no-deps onnxruntime-genai  # its builder alone: it would bring the build for CPUs
+	.venv-gpu/bin/$(PIP) -e ".[gpu,export,train]" pytest pytest-timeout transformers onnx-ir click
+	.venv-gpu/bin/$(PIP) --no-deps onnxruntime-genai  # its builder alone: it would bring the build for CPUs
 	.venv-gpu/bin/python -m pytest -m gpu tests/gpu
 
 # Compiles llama.cpp once, which takes a C++ compiler and about three minutes.
@@ -61,15 +63,15 @@ wheel: $(VENV)/dev.stamp
 
 # The development tools in the versions and with the hashes of the lock; torch in any version that fits.
 locked: $(VENV)/bin/pip
-	$(BIN)/pip install --quiet --no-deps --require-hashes -r .ci/lock.txt
-	$(BIN)/pip install --quiet -e ".[$(DEV_EXTRAS)]"
+	$(BIN)/$(PIP) --no-deps --require-hashes -r .ci/lock.txt
+	$(BIN)/$(PIP) -e ".[$(DEV_EXTRAS)]"
 	@touch $(VENV)/dev.stamp $(VENV)/chat.stamp
 
 # Writes that lock anew: the newest versions that pyproject.toml allows, for every system and Python. torch is left out,
 # with what it alone needs: its wheel differs between builds for a processor and for each graphics card.
 comma := ,
 lock: $(VENV)/bin/pip
-	$(BIN)/pip install --quiet uv
+	$(BIN)/$(PIP) uv
 	@mkdir -p .cache && echo torch > .cache/left-out.txt
 	$(BIN)/uv pip compile pyproject.toml $(foreach extra,$(subst $(comma), ,$(DEV_EXTRAS)),--extra $(extra)) \
 	  --universal --python-version 3.11 --excludes .cache/left-out.txt --generate-hashes --upgrade \
@@ -80,18 +82,18 @@ clean:
 
 $(VENV)/bin/pip:
 	@$(PYTHON) -m venv $(VENV) >&2
-	@$(BIN)/pip install --quiet --upgrade pip >&2
+	@$(BIN)/$(PIP) --upgrade pip >&2
 
 # The development set holds all that the chat needs, so either stamp serves the other's purpose once dev is there.
 $(VENV)/chat.stamp: $(VENV)/bin/pip $(SOURCES)
 	@echo "Setting up edgelm in $(VENV) (once) ..." >&2
-	@$(BIN)/pip install --quiet -e ".[cpu,chat,export]" >&2
+	@$(BIN)/$(PIP) -e ".[cpu,chat,export]" >&2
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/bin/pip $(SOURCES)
-	$(BIN)/pip install --quiet -e ".[$(DEV_EXTRAS)]"
+	$(BIN)/$(PIP) -e ".[$(DEV_EXTRAS)]"
 	@touch $@ $(VENV)/chat.stamp
 
 $(VENV)/bench.stamp: $(VENV)/bin/pip $(SOURCES)
-	$(BIN)/pip install --quiet -e ".[$(DEV_EXTRAS),bench]"
+	$(BIN)/$(PIP) -e ".[$(DEV_EXTRAS),bench]"
 	@touch $@ $(VENV)/dev.stamp $(VENV)/chat.stamp
