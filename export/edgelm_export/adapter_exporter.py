@@ -35,7 +35,7 @@ from edgelm.package.peft_format import (
     tensor_names,
 )
 from edgelm.package.peft_format import WEIGHTS_FILE as PEFT_WEIGHTS_FILE
-from edgelm.package.replaceable import why_not_an_adapter
+from edgelm.package.replaceable import refuse_to_replace, why_not_an_adapter
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.folded import FoldedCheckpoint
@@ -83,9 +83,7 @@ def export_adapter(source: Path, base: Path, target: Path) -> AdapterManifest:
             hold, or `target` holds something else or cannot be written.
         PackageError: the package is broken.
     """
-    reason = why_not_an_adapter(target)
-    if reason is not None:
-        raise ExportError(f"{target} is not replaced: {reason}. Choose another folder, or remove it.")
+    refuse_to_replace(target, why_not_an_adapter, ExportError)
     package, origin = _package_for_adapters(base)
     trained = _read(_adapter_folder(source))
     notes = _notes_on_source(trained, package, origin)

@@ -29,7 +29,7 @@ from edgelm.package.graph_file import (
     PREFILL_FILE,
 )
 from edgelm.package.manifest import Manifest, Quality, describe_file
-from edgelm.package.replaceable import why_not_a_package
+from edgelm.package.replaceable import refuse_to_replace, why_not_a_package
 from edgelm.package.spdx import spdx_identifier
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
@@ -81,9 +81,7 @@ def export_package(
         preset = precision_named(precision or DEFAULT_PRECISION)
         precision = preset if calibration is None else preset.calibrated()
     target = target.resolve()
-    reason = why_not_a_package(target)
-    if reason is not None:
-        raise ExportError(f"{target} is not replaced: {reason}. Choose another folder, or remove it.")
+    refuse_to_replace(target, why_not_a_package, ExportError)
     try:
         with atomic.replace_folder(target) as staging:
             return _write_package(

@@ -8,7 +8,7 @@ from pathlib import Path
 from edgelm.config import SECTION
 from edgelm.errors import CheckpointError
 from edgelm.files import atomic
-from edgelm.package.replaceable import why_not_a_checkpoint
+from edgelm.package.replaceable import refuse_to_replace, why_not_a_checkpoint
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.huggingface import WEIGHTS_FILE
@@ -34,7 +34,7 @@ def import_checkpoint(source: Path, target: Path, *, progress: Progress | None =
 
 def write_checkpoint(checkpoint: Checkpoint, target: Path, *, progress: Progress | None = None) -> None:
     """Write an open checkpoint as a checkpoint folder; `import_checkpoint` says the rest."""
-    _refuse_to_replace_foreign(target)
+    refuse_to_replace(target, why_not_a_checkpoint, CheckpointError)
     texts = dict(checkpoint.text_files)
     texts["config.json"] = _json({**checkpoint.hf_config, SECTION: checkpoint.config.to_dict()})
     checked = CheckedCheckpoint(checkpoint, progress)
@@ -55,12 +55,6 @@ def write_checkpoint(checkpoint: Checkpoint, target: Path, *, progress: Progress
 def _written_type(stored: str) -> str:
     """Choose the narrowest type that holds every value: bfloat16 has the exponents of MXFP4, and more digits."""
     return stored if stored in _KEPT_TYPES else "BF16" if stored == "MXFP4" else "F32"
-
-
-def _refuse_to_replace_foreign(target: Path) -> None:
-    reason = why_not_a_checkpoint(target)
-    if reason is not None:
-        raise CheckpointError(f"{target} is not replaced: {reason}. Choose another folder, or remove it.")
 
 
 def _json(values: dict[str, object]) -> str:

@@ -15,7 +15,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ExportError
 from edgelm.files import atomic
 from edgelm.package.manifest import Manifest
-from edgelm.package.replaceable import why_not_a_package
+from edgelm.package.replaceable import refuse_to_replace, why_not_a_package
 from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
@@ -75,9 +75,7 @@ def export_mixed(
         VerificationError, CheckpointError: as `export_package`.
     """
     target = target.resolve()
-    reason = why_not_a_package(target)
-    if reason is not None:
-        raise ExportError(f"{target} is not replaced: {reason}. Choose another folder, or remove it.")
+    refuse_to_replace(target, why_not_a_package, ExportError)
     refuse_calibration(checkpoint.config)
     report = progress or (lambda *_: None)
     points = _frontier(checkpoint, calibration or CalibrationOptions(), budget, report)

@@ -23,7 +23,7 @@ from edgelm.files.safetensors_header import check_header
 from edgelm.files.safetensors_index import missing_files, read_weight_map
 from edgelm.package.manifest import FILE_NAME as PACKAGE_FILE
 from edgelm.package.manifest import sha256_of
-from edgelm.package.replaceable import why_not_a_checkpoint
+from edgelm.package.replaceable import refuse_to_replace, why_not_a_checkpoint
 from edgelm_training.lora import linear_names, quantize_linear
 from edgelm_training.model import Transformer
 
@@ -217,7 +217,7 @@ def save_weights(
         CheckpointError: as `save_checkpoint`.
     """
     folder = Path(folder)
-    _refuse_foreign_folder(folder)
+    refuse_to_replace(folder, why_not_a_checkpoint, CheckpointError)
     try:
         with atomic.replace_folder(folder) as staging:
             write_checkpoint(weights, config, staging, text_files_from=text_files_from)
@@ -245,13 +245,6 @@ def write_checkpoint(
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     # safetensors makes files that their owner alone can read.
     (folder / WEIGHTS_FILE).chmod((folder / "config.json").stat().st_mode)
-
-
-def _refuse_foreign_folder(folder: Path) -> None:
-    """Refuse to replace, that is to delete, what is not a checkpoint of ours."""
-    reason = why_not_a_checkpoint(folder)
-    if reason is not None:
-        raise CheckpointError(f"{folder} is not replaced: {reason}. Choose another folder, or remove it.")
 
 
 def _text_files(folder: Path) -> dict[str, Path]:

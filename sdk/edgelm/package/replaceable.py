@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from edgelm.config import SECTION
-from edgelm.errors import PackageError
+from edgelm.errors import EdgeLMError, PackageError
 from edgelm.files.regular_file import read_json_object
 from edgelm.package.adapter import MANIFEST_FILE, WEIGHTS_FILE, AdapterManifest
 from edgelm.package.manifest import FILE_NAME, SIGNATURE_NAME, Manifest
@@ -22,6 +22,13 @@ _CHECKPOINT_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+
+
+def refuse_to_replace(folder: Path, why_not: Callable[[Path], str | None], error_class: type[EdgeLMError]) -> None:
+    """Raise `error_class` where `why_not`, one of the functions below, has something against replacing `folder`."""
+    reason = why_not(folder)
+    if reason is not None:
+        raise error_class(f"{folder} is not replaced: {reason}. Choose another folder, or remove it.")
 
 
 def why_not_a_checkpoint(folder: Path) -> str | None:
