@@ -112,7 +112,7 @@ def test_a_row_depends_on_nothing_but_the_chats_the_seed_and_its_number(chats: C
     again = load_chats([folder / "chats.jsonl"], folder / "tok")[0]
     for fresh in (ChatRows(again, sequence_length=128, seed=1), pickle.loads(pickle.dumps(rows))):
         assert torch.equal(fresh.batch(100, 2).targets_BT, rows.batch(100, 2).targets_BT)
-        assert fresh.fingerprint == rows.fingerprint
+        assert fresh.chats.fingerprint == chats.fingerprint
     everything = range(2 * rows.rows_per_epoch)
     assert rows.describe(0) != ChatRows(chats, sequence_length=128, seed=2).describe(0)
     order = [rows.describe(row) for row in everything]

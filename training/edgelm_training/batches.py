@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -60,23 +59,6 @@ class Batch:
         )
 
 
-class Rows(Protocol):
-    """An endless sequence of rows that training reads by their numbers; epochs follow each other in it.
-
-    fingerprint: a hash of the data; a run can be resumed only where it is the same.
-    """
-
-    sequence_length: int
-    rows_per_epoch: int
-
-    @property
-    def fingerprint(self) -> str: ...  # noqa: D102
-
-    def batch(self, first: int, count: int) -> Batch: ...  # noqa: D102
-
-    def describe(self, row: int) -> str: ...  # noqa: D102
-
-
 class Batches:
     """Cut the documents of a split into rows of `sequence_length` tokens, and shuffle the rows anew in each epoch.
 
@@ -106,11 +88,6 @@ class Batches:
         self.sequence_length = sequence_length
         self.seed = seed
         self.rows_per_epoch = max(1, shards.num_tokens // sequence_length)
-
-    @property
-    def fingerprint(self) -> str:
-        """The shards' fingerprint."""
-        return self.shards.fingerprint
 
     def batch(self, first: int, count: int) -> Batch:
         """Return rows first to first + count - 1 of the endless sequence; row `rows_per_epoch` begins epoch 1.

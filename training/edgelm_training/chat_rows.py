@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ import torch
 from edgelm.errors import ConfigError, DataError
 from edgelm_training.batches import NO_TARGET, PADDING, Batch, describe_places
 from edgelm_training.chats import Chats
-from edgelm_training.row_order import row_order
+from edgelm_training.row_order import row_at
 
 
 class ChatRows:
@@ -46,11 +45,6 @@ class ChatRows:
         self._rows = _pack(lengths.tolist(), sequence_length)
         self.rows_per_epoch = len(self._rows)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """The chats' fingerprint."""
-        return self.chats.fingerprint
-
     def batch(self, first: int, count: int) -> Batch:
         """Return rows first to first + count - 1 of the endless sequence; row `rows_per_epoch` begins epoch 1."""
         shape = (count, self.sequence_length)
@@ -77,8 +71,7 @@ class ChatRows:
         return ", ".join(describe_places(self.chats.places[number] for number in self._conversations(row)))
 
     def _conversations(self, row: int) -> Sequence[int]:
-        epoch, place = divmod(row, self.rows_per_epoch)
-        return self._rows[row_order(self.rows_per_epoch, seed=self.seed, epoch=epoch)[place]]
+        return self._rows[row_at(row, self.rows_per_epoch, seed=self.seed)]
 
 
 def _pack(lengths: Sequence[int], size: int) -> list[list[int]]:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from edgelm.architecture.hf_config import hf_config, token_ids
 from edgelm.config import SECTION, ModelConfig
-from edgelm.errors import CheckpointError, ConfigError
+from edgelm.errors import CheckpointError
 from edgelm.files import atomic
 from edgelm.files.safetensors_header import check_header
 from edgelm.files.safetensors_index import missing_files, read_weight_map
@@ -35,7 +35,6 @@ GENERATION_FILE = "generation_config.json"
 TEXT_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja", GENERATION_FILE)
 
 _STORED_TYPES = ("F32", "F16", "BF16")
-_LOADED_TYPES = (torch.float32, torch.bfloat16)
 
 
 def check_is_checkpoint(folder: str | Path) -> None:
@@ -69,21 +68,19 @@ def check_is_checkpoint(folder: str | Path) -> None:
         )
 
 
-def load_checkpoint(folder: str | Path, *, dtype: torch.dtype = torch.float32, quantized: bool = False) -> Transformer:
+def load_checkpoint(folder: str | Path, *, quantized: bool = False) -> Transformer:
     """Read a checkpoint folder, in one weights file or in shards; `model.config` is its config.
 
-    dtype: of the loaded weights, float32 or bfloat16, whatever is stored (F32, F16 or BF16). The weights are copies:
-    the folder may be replaced while the model lives. quantized: the blocks' linear layers are put into 4 bits
-    (`lora.quantize_linear`) as they are read, so that one of them at a time is in memory as it was.
+    The weights are float32, whatever is stored (F32, F16 or BF16), and copies: the folder may be replaced while the
+    model lives. quantized: the blocks' linear layers are put into 4 bits (`lora.quantize_linear`) as they are read, so
+    that one of them at a time is in memory as it was.
 
     Raises:
-        ConfigError: config.json is missing, broken, or not edgelm's; or dtype is another.
+        ConfigError: config.json is missing, broken, or not edgelm's.
         CheckpointError: a file is missing or broken, or the names and shapes are not those of the config (the message
             lists every one that differs).
     """
     folder = Path(folder)
-    if dtype not in _LOADED_TYPES:
-        raise ConfigError(f"dtype is {dtype}; supported: {', '.join(map(str, _LOADED_TYPES))}.")
     config = ModelConfig.load(folder)
     stored = _stored_tensors(folder)
     _check_tensors(config, stored, folder)
@@ -92,14 +89,14 @@ def load_checkpoint(folder: str | Path, *, dtype: torch.dtype = torch.float32, q
         model = Transformer(config)
 
     def read(name: str) -> torch.Tensor:
-        return stored.pop(name).read(name).to(dtype, copy=True)
+        return stored.pop(name).read(name).to(torch.float32, copy=True)
 
     for layer in linear_names(model) if quantized else ():
         linear = model.get_submodule(layer)
         linear.load_state_dict({name: read(f"{layer}.{name}") for name in linear.state_dict()}, assign=True)
         quantize_linear(model, layer)
     model.load_state_dict({name: read(name) for name in list(stored)}, assign=True, strict=not quantized)
-    return model.to(dtype)  # the position tables too
+    return model
 
 
 def read_weights(folder: str | Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:

@@ -102,7 +102,7 @@ def build_recipe(config: FinetuneConfig, reporter: Reporter) -> tuple[FinetuneCo
         loss=loss,
         training_rows=training,
         validation_rows=validation,
-        data_fingerprint=training.fingerprint,
+        data_fingerprint=training.chats.fingerprint,
         write_weights=_writer(config, model.config, lora, for_export),
         count=count_pairs if method.preferences else count_targets,
         sample=_sampler(config, model) if config.sample_prompts else None,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import numpy as np
 import torch
 
 from edgelm.errors import DataError
 from edgelm_training.batches import NO_TARGET, PADDING, Batch, describe_places
 from edgelm_training.chats import Chats
-from edgelm_training.row_order import row_order
+from edgelm_training.row_order import row_at
 
 
 class PreferenceRows:
@@ -39,11 +37,6 @@ class PreferenceRows:
             )
         self.rows_per_epoch = len(self._pairs)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """The chats' fingerprint."""
-        return self.chats.fingerprint
-
     def batch(self, first: int, count: int) -> Batch:
         """Return pairs first to first + count - 1 of the endless sequence, two rows each."""
         chats = [self.chats[2 * self._pair(first + i) + side] for i in range(count) for side in (0, 1)]
@@ -66,6 +59,5 @@ class PreferenceRows:
         return ", ".join(describe_places([self.chats.places[2 * self._pair(row)]]))
 
     def _pair(self, row: int) -> int:
-        epoch, place = divmod(row, self.rows_per_epoch)
-        pair: int = self._pairs[row_order(self.rows_per_epoch, seed=self.seed, epoch=epoch)[place]]
+        pair: int = self._pairs[row_at(row, self.rows_per_epoch, seed=self.seed)]
         return pair

@@ -48,6 +48,12 @@ def row_order(size: int, *, seed: int, epoch: int) -> RowOrder:
     return RowOrder(size, seed=seed, epoch=epoch)
 
 
+def row_at(place: int, rows_per_epoch: int, *, seed: int) -> int:
+    """Return which of an epoch's rows stands at a place of the endless sequence, in which epochs follow each other."""
+    epoch, place = divmod(place, rows_per_epoch)
+    return row_order(rows_per_epoch, seed=seed, epoch=epoch)[place]
+
+
 def _mix(value: int) -> int:
     """Scramble 64 bits: the finalizer of SplitMix64 (Steele, Lea, Flood, 2014)."""
     value &= _WORD

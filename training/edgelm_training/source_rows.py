@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from edgelm_training.assistant_tokens import EncodedConversation
 from edgelm_training.batches import NO_TARGET, PADDING, Batch, describe_places
 from edgelm_training.chats import Chats, split_chats
 from edgelm_training.conversations import ASSISTANT, Conversation, read_conversations
-from edgelm_training.row_order import row_order
+from edgelm_training.row_order import row_at
 
 
 def load_pairs(
@@ -89,11 +88,6 @@ class SourceRows:
             )
         self.rows_per_epoch = len(self._pairs)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """The chats' fingerprint."""
-        return self.chats.fingerprint
-
     def batch(self, first: int, count: int) -> Batch:
         """Return pairs first to first + count - 1 of the endless sequence."""
         pairs = [self._texts(self._pair(first + place)) for place in range(count)]
@@ -118,8 +112,7 @@ class SourceRows:
         return ids[:start], ids[start:]
 
     def _pair(self, row: int) -> int:
-        epoch, place = divmod(row, self.rows_per_epoch)
-        pair: int = self._pairs[row_order(self.rows_per_epoch, seed=self.seed, epoch=epoch)[place]]
+        pair: int = self._pairs[row_at(row, self.rows_per_epoch, seed=self.seed)]
         return pair
 
 
