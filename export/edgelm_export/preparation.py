@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgelm.architecture.block_grid import exact_grid, in_blocks
-from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
+from edgelm.architecture.quantization_recipe import integer_scheme_for
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.text.chat_template import ChatTemplate
@@ -18,7 +18,7 @@ from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.quantize import Precision, scheme_for
+from edgelm_export.quantize import Precision
 from edgelm_export.quantize.calibration import calibrate
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales, ScaledCheckpoint
 from edgelm_export.quantize.folding import CHOOSERS, choose_scales
@@ -60,8 +60,8 @@ def _lies_on_grid(checkpoint: Checkpoint, precision: Precision) -> bool:
     """
     recipe = precision.recipe(checkpoint.config)
     for name, shape in checkpoint.config.tensor_shapes().items():
-        scheme = parse_scheme(scheme_for(recipe, name)) if len(shape) == 2 and ".layers." in name else None
-        if isinstance(scheme, Scheme):
+        scheme = integer_scheme_for(recipe, name) if len(shape) == 2 and ".layers." in name else None
+        if scheme is not None:
             return bool(exact_grid(in_blocks(checkpoint.tensor(name), scheme.block_size), scheme)[1].mean() > 0.5)
     return False
 

@@ -132,6 +132,12 @@ def head_logits(checkpoint: Checkpoint, hidden: Sequence[Array]) -> Iterator[Arr
         yield logits_TV
 
 
+def log_softmax(logits_TV: Array) -> NDArray[np.float64]:
+    """Return log-probabilities, in float64: divergences are smaller than float32's rounding of one."""
+    shifted = logits_TV.astype(np.float64) - logits_TV.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
 def _last_normed(checkpoint: Checkpoint, config: ModelConfig, hidden: Sequence[Array]) -> list[Array]:
     """Norm what left the last layer of a stack, where it has a norm there."""
     if not config.final_norm:

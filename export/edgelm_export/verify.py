@@ -22,7 +22,7 @@ from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.quantize import Precision
-from edgelm_export.reference import reference_logits
+from edgelm_export.reference import log_softmax, reference_logits
 from edgelm_export.verification_text import verification_text
 
 # Enough text for a perplexity that is stable to a percent, at a second or two per 100M parameters, in windows whose
@@ -116,7 +116,7 @@ def _compared(kept: IO[bytes], source_TV: NDArray[np.float32], ids: list[int]) -
 
 def _compare(package_TV: NDArray[np.float32], source_TV: NDArray[np.float32], targets: NDArray[np.int64]) -> _Columns:
     """Return per position: the target's surprise in both (nats), KL(source || package), largest difference, same."""
-    package_log, source_log = _log_softmax(package_TV), _log_softmax(source_TV)
+    package_log, source_log = log_softmax(package_TV), log_softmax(source_TV)
     rows = np.arange(len(targets))
     return (
         -package_log[rows, targets],
@@ -193,9 +193,3 @@ def _greedy(session: DecoderSession, prompt: list[int], source_ids: list[int]) -
         ids.append(int(logits_V.argmax()))
         logits_V = session.forward(ids[-1:], cache)[0]
     return ids
-
-
-def _log_softmax(logits_TV: NDArray[np.float32]) -> NDArray[np.float64]:
-    # In float64: the divergences of interest are smaller than float32's rounding of a log-probability.
-    shifted = logits_TV.astype(np.float64) - logits_TV.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))

@@ -23,8 +23,8 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from edgelm.architecture.block_grid import Array, in_blocks, outermost_grid, searched_grid
-from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, read_recipe, scheme_for
-from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, integer_scheme_for, read_recipe
+from edgelm.architecture.quantization_scheme import Scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
 from edgelm_training.model import Transformer
@@ -80,8 +80,8 @@ def schemes_of(config: ModelConfig, precision: Precision) -> dict[str, Scheme]:
         module, _, kind = name.rpartition(".")
         if kind != "weight" or len(shape) != 2 or module == "model.embed_positions":
             continue
-        scheme = parse_scheme(scheme_for(recipe, name))
-        if not isinstance(scheme, Scheme):
+        scheme = integer_scheme_for(recipe, name)
+        if scheme is None:
             continue
         if module == "model.embed_tokens" and (scheme.bits == 2 or not scheme.symmetric):
             raise ConfigError(

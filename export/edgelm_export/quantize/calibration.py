@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.architecture.quantization_recipe import Precision, scheme_for
-from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
+from edgelm.architecture.quantization_recipe import Precision, integer_scheme_for, scheme_for
+from edgelm.architecture.quantization_scheme import Scheme
 from edgelm_export import reference
 from edgelm_export.checked import Progress
 from edgelm_export.checkpoint import Checkpoint
@@ -110,8 +110,7 @@ class _Calibration:
         prefix = f"model.layers.{layer}."
 
         def scheme_of(module: str) -> Scheme | None:
-            scheme = parse_scheme(scheme_for(self._recipe, f"{prefix}{module}.weight"))
-            return scheme if isinstance(scheme, Scheme) else None
+            return integer_scheme_for(self._recipe, f"{prefix}{module}.weight")
 
         source = dict(reference.layer_weights(self._checkpoint, layer))
         following_TD, met = self._observed(layer, source, hidden.source_TD)

@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.architecture.quantization_recipe import Rule, scheme_for
-from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
+from edgelm.architecture.quantization_recipe import Rule, integer_scheme_for
+from edgelm.architecture.quantization_scheme import Scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm_export import reference
@@ -133,8 +133,7 @@ class _Run:
         prefix = f"model.layers.{layer}."
 
         def scheme_of(module: str) -> Scheme | None:
-            scheme = parse_scheme(scheme_for(self._recipe, f"{prefix}{module}.weight"))
-            return scheme if isinstance(scheme, Scheme) else None
+            return integer_scheme_for(self._recipe, f"{prefix}{module}.weight")
 
         every = scaled_channels(self._config, layer)
         choosers = {channels.readers[0]: CHOOSERS[self._transform]() for channels in every}

@@ -109,11 +109,8 @@ def mean_divergence(source_TV: Array, other_TV: Array) -> float:
     """Return the mean KL(source || other) of rows of logits, in nats."""
     total = 0.0
     for start in range(0, len(source_TV), _ROWS_AT_ONCE):
-        source, other = (_log_softmax(logits[start : start + _ROWS_AT_ONCE]) for logits in (source_TV, other_TV))
+        source, other = (
+            reference.log_softmax(logits[start : start + _ROWS_AT_ONCE]) for logits in (source_TV, other_TV)
+        )
         total += float((np.exp(source) * (source - other)).sum())
     return total / len(source_TV)
-
-
-def _log_softmax(logits_TV: Array) -> NDArray[np.float64]:
-    shifted = logits_TV.astype(np.float64) - logits_TV.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))

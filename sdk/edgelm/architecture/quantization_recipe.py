@@ -202,6 +202,16 @@ def scheme_for(recipe: tuple[Rule, ...], name: str) -> str:
     raise ExportError(f'No rule of the recipe matches {name}. End it with a rule for all the rest: pattern = ".".')
 
 
+def integer_scheme_for(recipe: tuple[Rule, ...], name: str) -> Scheme | None:
+    """Return the scheme by which a tensor becomes integers; None: it stays in floats, or on its source's grid.
+
+    Raises:
+        ExportError: no rule matches.
+    """
+    scheme = parse_scheme(scheme_for(recipe, name))
+    return scheme if isinstance(scheme, Scheme) else None
+
+
 def _smooths_well(config: ModelConfig) -> bool:
     """Tell whether smoothing has a place at every projection of a model, and the calibration can run it.
 
