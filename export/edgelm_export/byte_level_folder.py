@@ -7,7 +7,6 @@ silent: transformers has that in the class that reads them. The rows of CLASSES 
 from __future__ import annotations
 
 import itertools
-import json
 import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,14 @@ from typing import Any
 
 from edgelm.errors import CheckpointError
 from edgelm_export.byte_level_tokenizer import PRE_TOKENIZERS, PreTokenizer, byte_level_json, joins_two_tokens
-from edgelm_export.tokenizer_json import ADDED_TOKENS, TOKENIZER_CONFIG, added_token, listed_tokens, post_processor
+from edgelm_export.tokenizer_json import (
+    ADDED_TOKENS,
+    TOKENIZER_CONFIG,
+    added_token,
+    files_of,
+    listed_tokens,
+    post_processor,
+)
 
 BYTE_LEVEL_FILES = VOCABULARY, MERGES = "vocab.json", "merges.txt"
 _SPECIAL_TOKENS, _MODEL_CONFIG = "special_tokens_map.json", "config.json"
@@ -176,10 +182,7 @@ def byte_level_files(
         "add_bos_token": bool(before),
         "add_eos_token": bool(after),
     }
-    return {
-        "tokenizer.json": tokenizer,
-        TOKENIZER_CONFIG: json.dumps(written, indent=2, ensure_ascii=False) + "\n",
-    }
+    return files_of(tokenizer, written)
 
 
 def _named_tokens(class_: TokenizerClass, settings: _Settings) -> dict[str, Mapping[str, Any]]:

@@ -21,9 +21,8 @@ from edgelm_export.byte_level_folder import (
 )
 from edgelm_export.marian_tokenizer import MARIAN_FILES, marian_files
 from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES, sentencepiece_files
-from edgelm_export.tokenizer_json import ADDED_TOKENS, TOKENIZER_CONFIG
+from edgelm_export.tokenizer_json import ADDED_TOKENS, TOKENIZER, TOKENIZER_CONFIG, json_text
 
-TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE, GENERATION_CONFIG = "chat_template.jinja", "generation_config.json"
 # Where transformers keeps a processor's template, and those that have names.
 PROCESSOR_TEMPLATE, NAMED_TEMPLATES = "chat_template.json", "additional_chat_templates"
@@ -135,7 +134,7 @@ def read_text_files(folder: Path) -> dict[str, str]:
     if TOKENIZER_CONFIG in files:
         if not isinstance(config.get("chat_template"), (list, dict)):  # several, by name, stay listed
             config.pop("chat_template", None)
-        files[TOKENIZER_CONFIG] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        files[TOKENIZER_CONFIG] = json_text(config)
     for name, content in files.items():
         try:
             content.encode("utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import tempfile
 from pathlib import Path
@@ -48,6 +47,7 @@ from edgelm_export.preparation import fitted, prepared
 from edgelm_export.quantize import DEFAULT_PRECISION, KEEP, Precision, precision_named
 from edgelm_export.quantize.keep import moved_types, types_of_4_bits, weights_of_4_bits
 from edgelm_export.standard_decoder import build_standard_decoder
+from edgelm_export.tokenizer_json import json_text
 from edgelm_export.verify import MATRIX_BYTES, check_quality, measure_quality
 
 _LARGE = 1_000_000_000  # weights from which on 4 bits save hundreds of megabytes, and steps wait for memory
@@ -212,12 +212,12 @@ def _write_text_files(
     section = dataclasses.replace(checkpoint.config, kv_cache=kv_cache).to_dict()
     config: dict[str, Any] = {**checkpoint.hf_config, SECTION: section}
     files = {
-        "tokenizer_config.json": _json({"tokenizer_class": "PreTrainedTokenizerFast"}),  # transformers.js wants one
+        "tokenizer_config.json": json_text({"tokenizer_class": "PreTrainedTokenizerFast"}),  # transformers.js wants one
         **checkpoint.text_files,
-        "config.json": _json(config),
+        "config.json": json_text(config),
     }
     if checkpoint.config.encoder is None:  # onnxruntime-genai has another form of those that have one
-        files["genai_config.json"] = _json(genai_config(checkpoint.config, shares_cache=operators != STANDARD))
+        files["genai_config.json"] = json_text(genai_config(checkpoint.config, shares_cache=operators != STANDARD))
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8", newline="\n")
     try:
@@ -231,10 +231,6 @@ def _write_text_files(
 
 def _license(named: str | None) -> str | None:
     return None if named is None else spdx_identifier(named) or named
-
-
-def _json(values: dict[str, Any]) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def _text_read(checkpoint: Checkpoint, calibration: CalibrationOptions) -> str:

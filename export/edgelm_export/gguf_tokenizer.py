@@ -6,7 +6,6 @@ text is split before the merges apply. Of a SentencePiece tokenizer it has all.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from edgelm_export.byte_level_tokenizer import PRE_TOKENIZERS, PreTokenizer, byt
 from edgelm_export.gguf import GGUFStrings
 from edgelm_export.sentencepiece_model import Kind, PieceType, SentencePieceModel
 from edgelm_export.sentencepiece_tokenizer import sentencepiece_json, token_names
-from edgelm_export.tokenizer_json import added_token, post_processor
+from edgelm_export.tokenizer_json import added_token, files_of, post_processor
 
 _CHAT_TEMPLATE = "tokenizer.chat_template"
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # enum llama_token_type in llama.h
@@ -67,10 +66,7 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, str]:
     }
     if templates.keys() - {"default"}:  # several, by name, stay listed as in a folder
         config["chat_template"] = [{"name": name, "template": template} for name, template in templates.items()]
-    files = {
-        "tokenizer.json": rebuilt.build(before, after),
-        "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2) + "\n",
-    }
+    files = files_of(rebuilt.build(before, after), config)
     template = template_of(templates)
     if template is not None:
         files["chat_template.jinja"] = template

@@ -14,6 +14,7 @@ from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.huggingface import WEIGHTS_FILE
 from edgelm_export.safetensors_writer import SOURCE_KEY, TensorSpec, write_safetensors
 from edgelm_export.sources import open_checkpoint
+from edgelm_export.tokenizer_json import json_text
 
 _KEPT_TYPES = ("F16", "BF16")
 
@@ -36,7 +37,7 @@ def write_checkpoint(checkpoint: Checkpoint, target: Path, *, progress: Progress
     """Write an open checkpoint as a checkpoint folder; `import_checkpoint` says the rest."""
     refuse_to_replace(target, why_not_a_checkpoint, CheckpointError)
     texts = dict(checkpoint.text_files)
-    texts["config.json"] = _json({**checkpoint.hf_config, SECTION: checkpoint.config.to_dict()})
+    texts["config.json"] = json_text({**checkpoint.hf_config, SECTION: checkpoint.config.to_dict()})
     checked = CheckedCheckpoint(checkpoint, progress)
     tensors = {
         name: TensorSpec(dtype=_written_type(checkpoint.stored_type(name)), shape=shape)
@@ -55,7 +56,3 @@ def write_checkpoint(checkpoint: Checkpoint, target: Path, *, progress: Progress
 def _written_type(stored: str) -> str:
     """Choose the narrowest type that holds every value: bfloat16 has the exponents of MXFP4, and more digits."""
     return stored if stored in _KEPT_TYPES else "BF16" if stored == "MXFP4" else "F32"
-
-
-def _json(values: dict[str, object]) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

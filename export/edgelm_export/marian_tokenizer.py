@@ -10,7 +10,6 @@ wherever it stands.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from edgelm.errors import CheckpointError
 from edgelm_export.sentencepiece_model import PieceType, read_sentencepiece
 from edgelm_export.sentencepiece_tokenizer import sentencepiece_json
+from edgelm_export.tokenizer_json import files_of
 
 MARIAN_FILES = ("source.spm", "vocab.json")
 _ROLES = {"</s>": PieceType.CONTROL, "<pad>": PieceType.CONTROL, "<unk>": PieceType.UNKNOWN}
@@ -77,10 +77,7 @@ def marian_files(path: Path, vocabulary: Mapping[str, Any]) -> dict[str, str]:
         "pad_token": "<pad>",
         "unk_token": "<unk>",
     }
-    return {
-        "tokenizer.json": tokenizer,
-        "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
-    }
+    return files_of(tokenizer, settings)
 
 
 def _check_count(file: Path, count: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from edgelm.errors import CheckpointError
 from edgelm_export.sentencepiece_model import PieceType, SentencePieceModel, read_sentencepiece
 from edgelm_export.sentencepiece_tokenizer import sentencepiece_json, token_names
-from edgelm_export.tokenizer_json import added_token, listed_tokens
+from edgelm_export.tokenizer_json import added_token, files_of, listed_tokens
 
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
 # Settings of the class that read the SentencePiece model, or code of the author's.
@@ -50,10 +49,7 @@ def sentencepiece_files(path: Path, config: Mapping[str, Any], added: Mapping[st
         tokenizer = sentencepiece_json(model, before=around[0], after=around[1], more=more)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return {
-        "tokenizer.json": tokenizer,
-        "tokenizer_config.json": json.dumps(settings, indent=2, ensure_ascii=False) + "\n",
-    }
+    return files_of(tokenizer, settings)
 
 
 def _added_tokens(

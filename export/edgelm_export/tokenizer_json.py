@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,18 @@ from typing import Any
 
 from edgelm.errors import CheckpointError
 
-TOKENIZER_CONFIG, ADDED_TOKENS = "tokenizer_config.json", "added_tokens.json"
+TOKENIZER, TOKENIZER_CONFIG, ADDED_TOKENS = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 _PLAIN: Mapping[str, Any] = MappingProxyType({})
+
+
+def json_text(values: Mapping[str, Any]) -> str:
+    """Write settings as the files of a folder have them."""
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def files_of(tokenizer: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return a rebuilt tokenizer and its settings: name -> content."""
+    return {TOKENIZER: tokenizer, TOKENIZER_CONFIG: json_text(settings)}
 
 
 def added_token(
