@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import ml_dtypes  # noqa: F401  (teaches numpy the name bfloat16, by which safetensors asks for it)
@@ -168,16 +168,11 @@ class HuggingFaceCheckpoint:
         packed = self._packed[part.source].blocks(self._reader(part))
         return packed if packed is None or part.rows is None else packed.rows(part.rows)
 
-    def close(self) -> None:
-        """Do nothing: no file stays open. It is here so that every checkpoint closes alike."""
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, *_: object) -> None:
+        """Do nothing: no file stays open. It is here so that every checkpoint closes alike."""
 
     def _read(self, source: str, which: slice | None = None) -> NDArray[np.float32]:
         """Read a tensor of the folder, or a range of its rows."""
@@ -187,14 +182,11 @@ class HuggingFaceCheckpoint:
         first, end = (which.start, which.stop) if which is not None else (0, stored.shape[0])
         tensor = np.empty((end - first, *stored.shape[1:]), np.float32)
         rows = max(1, _PORTION_VALUES // max(1, int(np.prod(stored.shape[1:]))))
-        try:
-            with safe_open(stored.file, framework="numpy") as file:
-                portions = file.get_slice(source)
-                for start in range(first, end, rows):
-                    stop = min(start + rows, end)
-                    tensor[start - first : stop - first] = portions[start:stop]
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{stored.file} cannot be read: {error}. Download it again.") from error
+        with _opened(stored.file) as file:
+            portions = file.get_slice(source)
+            for start in range(first, end, rows):
+                stop = min(start + rows, end)
+                tensor[start - first : stop - first] = portions[start:stop]
         return tensor
 
     def _reader(self, part: Part) -> Read:
@@ -203,22 +195,14 @@ class HuggingFaceCheckpoint:
 
     def _read_entry(self, source: str, index: int) -> NDArray[Any]:
         """Read one entry of a stack of experts, as it is stored."""
-        path = self._stored[source].file
-        try:
-            with safe_open(path, framework="numpy") as file:
-                entry: NDArray[Any] = file.get_slice(source)[index : index + 1][0]
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}. Download it again.") from error
+        with _opened(self._stored[source].file) as file:
+            entry: NDArray[Any] = file.get_slice(source)[index : index + 1][0]
         return entry
 
     def _read_whole(self, source: str) -> NDArray[Any]:
         """Read a tensor as it is stored; a KeyError says that there is none."""
-        path = self._stored[source].file
-        try:
-            with safe_open(path, framework="numpy") as file:
-                tensor: NDArray[Any] = file.get_tensor(source)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}. Download it again.") from error
+        with _opened(self._stored[source].file) as file:
+            tensor: NDArray[Any] = file.get_tensor(source)
         return tensor
 
     def _answer_values(self) -> dict[str, Any]:
@@ -257,6 +241,16 @@ class HuggingFaceCheckpoint:
                 f"{self._folder}: config.json ties the head to the embedding (tie_word_embeddings), but {head} is "
                 f"another tensor than {embedding}. Set tie_word_embeddings to false, or remove {head}."
             )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a weights file, and name it where it cannot be read."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Download it again.") from error
 
 
 def _stored_tensors(folder: Path) -> tuple[dict[str, _StoredTensor], dict[str, str]]:
