@@ -46,6 +46,11 @@ class ApiError(EdgeLMError):
         return {"error": str(self)}
 
 
+def client_left() -> ApiError:
+    """Return what ends the work for a client that has left, and that nobody reads."""
+    return ApiError(499, "The client has left.")
+
+
 # Errors whose messages are about the request; those of any other class may name paths of this machine.
 _REQUEST_ERRORS: dict[type[EdgeLMError], tuple[str | None, str | None]] = {
     ChatTemplateError: ("messages", None),

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 _PASSED_ON = ("role", "tool_calls", "tool_call_id", "name", "reasoning_content")
 MAX_MESSAGES = 2048
 MAX_TOOLS = 128
-_NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 64}
+TOOL_NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 64}
 
 PART = record({"type": TEXT, "text": TEXT}, required=("type",), open_ended=True)
 _TOOL_CALL = record(
     {
         "id": TEXT,
         "type": choice("function"),
-        "function": record({"name": _NAME, "arguments": TEXT}, required=("name",)),
+        "function": record({"name": TOOL_NAME, "arguments": TEXT}, required=("name",)),
     },
     required=("function",),
     ignored=("index",),
@@ -47,7 +47,7 @@ _MESSAGE = record(
     refused={"function_call": "use tool_calls."},
 )
 _FUNCTION = record(
-    {"name": _NAME, "description": TEXT, "parameters": ANY_OBJECT, "strict": BOOLEAN}, required=("name",)
+    {"name": TOOL_NAME, "description": TEXT, "parameters": ANY_OBJECT, "strict": BOOLEAN}, required=("name",)
 )
 _JSON_SCHEMA = record(
     {"name": TEXT, "description": TEXT, "schema": ANY_OBJECT, "strict": BOOLEAN}, required=("schema",)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from edgelm.completion import Completion
 from edgelm.server.answers import Answers, Job
-from edgelm.server.api_error import ApiError, as_api_error
+from edgelm.server.api_error import ApiError, as_api_error, client_left
 from edgelm.server.endpoint import Call
 from edgelm.server.model_pool import LoadedModel
 from edgelm.server.sse import JsonAnswer, StreamAnswer, unless_disconnected
@@ -68,7 +68,7 @@ async def deliver(
             return StreamAnswer(_until_error(writer, answers), later.close, writer.media_type)
         completions = await unless_disconnected(call.request.receive, answers.completions())
         if completions is None:
-            raise ApiError(499, "The client has left.")
+            raise client_left()
         return JsonAnswer(writer.whole(completions))
 
 

@@ -14,25 +14,24 @@ from starlette.responses import Response
 
 from edgelm.embedding import DEFAULT_POOLING, Pooling, embed
 from edgelm.errors import TokenizerError
-from edgelm.server.api_error import ApiError
+from edgelm.server.api_error import client_left
 from edgelm.server.endpoint import Call
 from edgelm.server.ollama import without_tag
-from edgelm.server.openai_completions import token_ids
-from edgelm.server.schema import ANY, ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
+from edgelm.server.openai_completions import IDS, token_ids
+from edgelm.server.schema import ANY, ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record
 from edgelm.server.sse import JsonAnswer, unless_disconnected
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel
 
 MAX_INPUTS = 256
-_IDS: Schema = listing(whole(0), fewest=1, most=1 << 20)
 _TEXTS: Schema = {"anyOf": [TEXT, listing(TEXT, fewest=1, most=MAX_INPUTS)]}
 _REFUSED = {"dimensions": "an embedding has as many as the model gives it."}
 
 BODY = record(
     {
         "model": TEXT,
-        "input": {"anyOf": [*_TEXTS["anyOf"], _IDS, listing(_IDS, fewest=1, most=MAX_INPUTS)]},
+        "input": {"anyOf": [*_TEXTS["anyOf"], IDS, listing(IDS, fewest=1, most=MAX_INPUTS)]},
         "encoding_format": choice("float", "base64"),
         "pooling": choice(*get_args(Pooling)),
     },
@@ -105,7 +104,7 @@ async def _embed(call: Call, model: str | None, *, truncating: bool) -> tuple[st
 
         result = await unless_disconnected(call.request.receive, vectors())
         if result is None:
-            raise ApiError(499, "The client has left.")
+            raise client_left()
         return served.name, result, sum(map(len, inputs))
     finally:
         served.release()

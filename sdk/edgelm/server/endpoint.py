@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgelm.server.api_error import ApiError
+from edgelm.server.api_error import ApiError, client_left
 from edgelm.server.metrics import Metrics
 from edgelm.server.model_pool import LoadedModel, ModelPool
 from edgelm.server.options import ServerOptions
@@ -45,7 +45,7 @@ class Call:
             ApiError: the time that a request may take is over, or the client has left.
         """
         if self.left.is_set():
-            raise ApiError(499, "The client has left.")
+            raise client_left()
         if time.monotonic() > self.deadline:
             seconds = self.options.limits.request_seconds
             raise ApiError(400, f"These texts take more than the {seconds:g} s of a request; send fewer.", param=param)

@@ -268,11 +268,11 @@ class ModelPool:
                 )
             await self._unload(min(idle, key=lambda model: model.last_used))
 
-    async def _unload(self, loaded: LoadedModel, *, drain: bool = False) -> None:
+    async def _unload(self, loaded: LoadedModel) -> None:
         if self._loaded.get(loaded.name) is not loaded:  # somebody else has unloaded it meanwhile
             return
         del self._loaded[loaded.name]
-        await asyncio.to_thread(loaded.engine.close, drain=drain)
+        await asyncio.to_thread(loaded.engine.close)
         logger.info("Unloaded %s", loaded.name)
 
     async def unload(self, name: str) -> None:

@@ -24,7 +24,7 @@ from edgelm.package.manifest import Manifest
 from edgelm.package.package import Package
 from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError
-from edgelm.server.chat_messages import CHAT, ToolUse, messages_of, thinking
+from edgelm.server.chat_messages import CHAT, MAX_MESSAGES, MAX_TOOLS, ToolUse, messages_of, thinking
 from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
 from edgelm.server.model_pool import LoadedModel, reading_package
@@ -79,7 +79,7 @@ _MESSAGE = record(
                 required=("function",),
                 ignored=("id", "type"),
             ),
-            most=128,
+            most=MAX_TOOLS,
         ),
         "tool_name": TEXT,
         "thinking": TEXT,
@@ -101,7 +101,8 @@ _COMMON: dict[str, Schema] = {
     "think": {"anyOf": [BOOLEAN, choice("low", "medium", "high")]},
 }
 CHAT_BODY = record(
-    {**_COMMON, "messages": listing(_MESSAGE, most=2048), "tools": CHAT["tools"]}, required=("model", "messages")
+    {**_COMMON, "messages": listing(_MESSAGE, most=MAX_MESSAGES), "tools": CHAT["tools"]},
+    required=("model", "messages"),
 )
 GENERATE_BODY = record(
     {**_COMMON, "prompt": TEXT, "suffix": TEXT, "system": TEXT, "raw": BOOLEAN},

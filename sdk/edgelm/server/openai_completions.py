@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MAX_PROMPTS = 128
 MAX_LOGPROBS = 20
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
-_IDS: Schema = listing(whole(0), fewest=1, most=1 << 20)
+IDS: Schema = listing(whole(0), fewest=1, most=1 << 20)
 
 BODY = record(
     {
@@ -36,8 +36,8 @@ BODY = record(
             "anyOf": [
                 TEXT,
                 listing(TEXT, fewest=1, most=MAX_PROMPTS),
-                _IDS,
-                listing(_IDS, fewest=1, most=MAX_PROMPTS),
+                IDS,
+                listing(IDS, fewest=1, most=MAX_PROMPTS),
             ]
         },
         "suffix": TEXT,

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from starlette.requests import ClientDisconnect, Request
 
 from edgelm.files.regular_file import json_values
-from edgelm.server.api_error import ApiError
+from edgelm.server.api_error import ApiError, client_left
 from edgelm.server.options import RequestLimits
 from edgelm.server.schema import Schema, check
 
@@ -41,7 +41,7 @@ async def read_json(request: Request, limits: RequestLimits, schema: Schema) -> 
     except TimeoutError:
         raise ApiError(408, f"The body took more than {limits.body_seconds:g} s.", headers=_CLOSE) from None
     except ClientDisconnect:
-        raise ApiError(499, "The client has left.") from None
+        raise client_left() from None
     if len(body) > _LARGE_BYTES:
         return await asyncio.to_thread(_checked, body, limits.json_nesting, schema)
     return _checked(body, limits.json_nesting, schema)

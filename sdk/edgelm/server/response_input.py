@@ -6,19 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.server.api_error import ApiError
-from edgelm.server.chat_messages import PART, TEMPLATE_VARIABLES
+from edgelm.server.chat_messages import MAX_MESSAGES, MAX_TOOLS, PART, TEMPLATE_VARIABLES, TOOL_NAME
 from edgelm.server.sampling_fields import HARMLESS, REFUSED, SAMPLING
-from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
+from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, choice, listing, record, whole
 
 _FUNCTION = ("name", "description", "parameters", "strict")
-_NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 64}
 _ITEM = record(
     {
         "type": choice("message", "function_call", "function_call_output", "reasoning"),
         "role": choice("system", "developer", "user", "assistant"),
-        "content": {"anyOf": [TEXT, listing(PART, most=2048)]},
+        "content": {"anyOf": [TEXT, listing(PART, most=MAX_MESSAGES)]},
         "call_id": TEXT,
-        "name": _NAME,
+        "name": TOOL_NAME,
         "arguments": TEXT,
         "output": TEXT,
     },
@@ -32,7 +31,7 @@ _FORMAT = record(
 BODY = record(
     {
         "model": TEXT,
-        "input": {"anyOf": [TEXT, listing(_ITEM, fewest=1, most=2048)]},
+        "input": {"anyOf": [TEXT, listing(_ITEM, fewest=1, most=MAX_MESSAGES)]},
         "instructions": TEXT,
         **{name: schema for name, schema in SAMPLING.items() if name != "stop"},
         "max_output_tokens": whole(1),
@@ -46,14 +45,14 @@ BODY = record(
             record(
                 {
                     "type": choice("function"),
-                    "name": _NAME,
+                    "name": TOOL_NAME,
                     "description": TEXT,
                     "parameters": ANY_OBJECT,
                     "strict": BOOLEAN,
                 },
                 required=("type", "name"),
             ),
-            most=128,
+            most=MAX_TOOLS,
         ),
         "tool_choice": {
             "anyOf": [

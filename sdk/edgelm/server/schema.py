@@ -15,7 +15,6 @@ Schema = Mapping[str, Any]
 
 TEXT: Schema = {"type": "string"}
 BOOLEAN: Schema = {"type": "boolean"}
-NUMBER: Schema = {"type": "number"}
 ANY: Schema = {}
 ANY_OBJECT: Schema = {"type": "object", "additionalProperties": True}
 
