@@ -93,17 +93,26 @@ def walk_onnx(data: bytes | mmap.mmap, path: Path, external_sizes: Mapping[str, 
     )
 
 
-class _Walk(ProtobufWalk):
-    def __init__(self, data: bytes | mmap.mmap, path: Path, external_sizes: Mapping[str, int]) -> None:
+class GraphWalk(ProtobufWalk):
+    """Walk the fields of an ONNX model, `path`'s content, which errors name."""
+
+    def __init__(self, data: bytes | mmap.mmap, path: Path) -> None:
         super().__init__(data, MAX_FIELDS)
-        self._path, self._external_sizes = path, external_sizes
+        self._path = path
+
+    def error(self, problem: str) -> PackageError:
+        """Make the error of a broken model."""
+        return PackageError(f"{self._path} {problem}. Export or download the package again.")
+
+
+class _Walk(GraphWalk):
+    def __init__(self, data: bytes | mmap.mmap, path: Path, external_sizes: Mapping[str, int]) -> None:
+        super().__init__(data, path)
+        self._external_sizes = external_sizes
         self.opsets: dict[str, int] = {}
         self.operators: set[tuple[str, str]] = set()
         self.external_files: set[str] = set()
         self._plain_attributes: set[bytes] = set()  # a graph repeats few of them a thousand times
-
-    def error(self, problem: str) -> PackageError:
-        return PackageError(f"{self._path} {problem}. Export or download the package again.")
 
     def model(self) -> None:
         if len(self._data) > MAX_BYTES:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgelm.errors import PackageError
-from edgelm.files.protobuf_wire import BYTES, VARINT, ProtobufWalk
+from edgelm.files.protobuf_wire import BYTES, VARINT
 from edgelm.package.graph_file import read_graph_with_facts
-from edgelm.package.onnx_walk import MAX_FIELDS
+from edgelm.package.onnx_walk import GraphWalk
 
 _FLOATS = {1, 10, 16}  # TensorProto.DataType: float32, float16, bfloat16
 _ZERO_POINTS = 3  # the place of MatMulNBits' zero points among its inputs
@@ -41,18 +40,14 @@ def slow_operators(path: Path) -> list[str]:
     return found
 
 
-class _Products(ProtobufWalk):
+class _Products(GraphWalk):
     """What the products by packed weights (MatMulNBits) of a graph are set to; it was walked before, and is whole."""
 
     def __init__(self, data: bytes, path: Path) -> None:
-        super().__init__(data, MAX_FIELDS)
-        self._path = path
+        super().__init__(data, path)
         self.inexact = 0
         self.zero_points: list[bytes] = []
         self.float_tensors: set[bytes] = set()
-
-    def error(self, problem: str) -> PackageError:
-        return PackageError(f"{self._path} {problem}. Export or download the package again.")
 
     def model(self) -> None:
         for tag, start, end in self._fields(0, len(self._data)):

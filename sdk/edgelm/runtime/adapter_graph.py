@@ -17,8 +17,8 @@ import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from edgelm.errors import PackageError
-from edgelm.files.protobuf_wire import BYTES, FIXED32, VARINT, ProtobufWalk
+from edgelm.files.protobuf_wire import BYTES, FIXED32, VARINT
+from edgelm.package.onnx_walk import GraphWalk
 
 # What the exporter makes one product of (export/edgelm_export/decoder.py), by the product's name.
 FUSED_PROJECTIONS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -31,7 +31,6 @@ FACTOR = 0.5
 SUM_BLOCK = 128
 
 _PRODUCTS = ("MatMul", "MatMulNBits")
-_MAX_FIELDS = 1_000_000
 _GRAPH, _NODE, _INITIALIZER, _INPUT = 7, 1, 5, 11  # fields: of the model, and of the graph
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
 _INT64 = 7  # of TensorProto.DataType
@@ -72,14 +71,11 @@ def with_adapters(graph: bytes, path: Path, products: Mapping[str, int]) -> byte
     return _Rewriting(graph, path).rewrite(products)
 
 
-class _Rewriting(ProtobufWalk):
+class _Rewriting(GraphWalk):
     def __init__(self, graph: bytes, path: Path) -> None:
-        super().__init__(graph, _MAX_FIELDS)
-        self._graph_bytes, self._path = graph, path
+        super().__init__(graph, path)
+        self._graph_bytes = graph
         self.products: dict[str, str] = {}  # the input of each
-
-    def error(self, problem: str) -> PackageError:
-        return PackageError(f"{self._path} {problem}. Export or download the package again.")
 
     def rewrite(self, products: Mapping[str, int]) -> bytes:
         model: list[bytes] = []
