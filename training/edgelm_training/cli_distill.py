@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from edgelm_training.cli_train import report_run
+from edgelm_training.cli_train import EXIT_CODES, report_run, run_options
 from edgelm_training.distill_config import DistillConfig
-from edgelm_training.setting_options import given_settings, setting_options
+from edgelm_training.setting_options import given_settings, setting_options, toml_or_folder
 
 EXAMPLES = """
 \b
@@ -21,17 +21,13 @@ Examples:
   edgelm distill -o out/ --resume                                       go on with a run that was stopped
   edgelm eval out/best --data held-out.txt                              what came of it
   torchrun --nproc-per-node 8 -m edgelm_training.distill distill.toml
-
-\b
-Exit codes: 0 done, 1 an error, 2 wrong usage; 130 (Ctrl-C) and 143 (SIGTERM): stopped after saving a checkpoint.
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(epilog=EXAMPLES + EXIT_CODES)
 @click.argument("source", required=False, metavar="[STUDENT|TOML]", type=click.Path(path_type=Path))
 @setting_options(DistillConfig)
-@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint; begin where there is none.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@run_options
 def distill(source: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
     """Let a student learn what a teacher predicts on the texts of a corpus.
 
@@ -42,10 +38,6 @@ def distill(source: Path | None, resume: bool, as_json: bool, **flags: Any) -> N
     # Imported here, so that --help needs no torch.
     from edgelm_training.distill import distill as run_distill
 
-    toml = source if source is not None and source.suffix == ".toml" else None
-    if source is not None and toml is None:
-        if flags["init"] is not None:
-            raise click.UsageError(f"The student is named twice: {source} and --init {flags['init']}.")
-        flags["init"] = str(source)
+    toml = toml_or_folder(source, flags, "init", "student")
     settings = given_settings(DistillConfig, flags, toml)
     report_run(lambda reporter: run_distill(settings, resume=resume, reporter=reporter), as_json)

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from edgelm_training.cli_train import report_run
+from edgelm_training.cli_train import EXIT_CODES, report_run, run_options
 from edgelm_training.finetune_config import FinetuneConfig
-from edgelm_training.setting_options import given_settings, setting_options
+from edgelm_training.setting_options import given_settings, setting_options, toml_or_folder
 
 EXAMPLES = """
 \b
@@ -37,17 +37,13 @@ Conversations are lines such as
   {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
 in OpenAI's, ShareGPT's or Alpaca's form, or {"prompt": …, "completion": …}; preferences
   {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}
-
-\b
-Exit codes: 0 done, 1 an error, 2 wrong usage; 130 (Ctrl-C) and 143 (SIGTERM): stopped after saving a checkpoint.
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(epilog=EXAMPLES + EXIT_CODES)
 @click.argument("source", required=False, metavar="[MODEL|TOML]", type=click.Path(path_type=Path))
 @setting_options(FinetuneConfig)
-@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint; begin where there is none.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@run_options
 def finetune(source: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
     """Fine-tune a model on conversations or preferences.
 
@@ -58,10 +54,6 @@ def finetune(source: Path | None, resume: bool, as_json: bool, **flags: Any) -> 
     # Imported here, so that --help needs no torch.
     from edgelm_training.finetune import finetune as run_finetune
 
-    toml = source if source is not None and source.suffix == ".toml" else None
-    if source is not None and toml is None:
-        if flags["model"] is not None:
-            raise click.UsageError(f"The model is named twice: {source} and --model {flags['model']}.")
-        flags["model"] = str(source)
+    toml = toml_or_folder(source, flags, "model", "model")
     settings = given_settings(FinetuneConfig, flags, toml)
     report_run(lambda reporter: run_finetune(settings, resume=resume, reporter=reporter), as_json)

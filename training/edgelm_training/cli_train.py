@@ -38,17 +38,27 @@ A settings file has the flags' names with _ for -, and a table for the model:
   max_steps = 2000
   [model]
   hidden_size = 256
+"""
 
+EXIT_CODES = """
 \b
 Exit codes: 0 done, 1 an error, 2 wrong usage; 130 (Ctrl-C) and 143 (SIGTERM): stopped after saving a checkpoint.
 """
 
 
-@click.command(epilog=EXAMPLES)
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what every command that trains can be told of its run."""
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+    resume = click.option(
+        "--resume", is_flag=True, help="Go on from the newest whole checkpoint; begin where there is none."
+    )
+    return resume(as_json(command))
+
+
+@click.command(epilog=EXAMPLES + EXIT_CODES)
 @click.argument("toml", required=False, type=click.Path(path_type=Path))
 @setting_options(PretrainConfig)
-@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint; begin where there is none.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@run_options
 def train(toml: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
     """Train a Transformer on token shards, from the beginning.
 

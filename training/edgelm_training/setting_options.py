@@ -41,6 +41,20 @@ def given_settings(config_class: type[Any], flags: dict[str, Any], toml: Path | 
     return settings | checked_settings(given, config_class)
 
 
+def toml_or_folder(source: Path | None, flags: dict[str, Any], name: str, what: str) -> Path | None:
+    """Return the TOML file that a command's argument is; else put the folder that it is among the flags, as `name`.
+
+    Raises:
+        click.UsageError: the flag names another folder.
+    """
+    if source is None or source.suffix == ".toml":
+        return source
+    if flags[name] is not None:
+        raise click.UsageError(f"The {what} is named twice: {source} and --{name} {flags[name]}.")
+    flags[name] = str(source)
+    return None
+
+
 def _option(field: dataclasses.Field[Any], kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     flag = f"--{field.name.replace('_', '-')}"
     names = [flag, field.name] if field.name not in _SHORT else [_SHORT[field.name], flag, field.name]
