@@ -16,7 +16,7 @@ import click
 
 from edgelm.architecture.quantization_recipe import OPERATOR_SETS, STANDARD, read_recipe
 from edgelm.cli.generation_options import complete_source
-from edgelm.cli.output import is_terminal
+from edgelm.cli.output import is_terminal, print_rows
 from edgelm.cli.picture_file import PictureFile
 from edgelm.cli.progress import progress_line
 from edgelm.config import KV_CACHES
@@ -166,7 +166,8 @@ def export(
         click.echo(json.dumps(dataclasses.asdict(manifest), indent=2))
     else:
         print_figures(manifest, output)
-        _print_frontier(points)
+        if points:
+            _print_frontier(points)
     if frontier is not None:
         frontier.write_text(_draw_frontier(points, manifest), encoding="utf-8")
 
@@ -197,11 +198,9 @@ def _refuse_contradictions(
 
 def _print_frontier(points: Sequence[Point]) -> None:
     """Print a few places of the frontier, evenly apart."""
-    if points:
-        click.echo(f"{'frontier':>18}  size of the weights, KL divergence as predicted")
-    for i in sorted({round(i * (len(points) - 1) / (_FRONTIER_ROWS - 1)) for i in range(_FRONTIER_ROWS)}):
-        if points:
-            click.echo(f"{'':>18}  {points[i].size / 1e6:8.1f} MB  {points[i].divergence:.4f}")
+    shown = sorted({round(i * (len(points) - 1) / (_FRONTIER_ROWS - 1)) for i in range(_FRONTIER_ROWS)})
+    rows = [("", f"{points[i].size / 1e6:8.1f} MB  {points[i].divergence:.4f}") for i in shown]
+    print_rows([("frontier", "size of the weights, KL divergence as predicted"), *rows])
 
 
 def _draw_frontier(points: Sequence[Point], manifest: Manifest) -> str:
@@ -248,11 +247,9 @@ def print_figures(manifest: Manifest, output: Path) -> None:
         ("logits", f"largest difference {quality.max_logit_difference:.2g}"),
         ("most likely token", f"the same at {quality.top1_agreement:.1%} of the positions"),
         ("greedy tokens", f"the first {quality.greedy_agreement} of {quality.greedy_tokens} are the source's own"),
+        *(("note", note) for note in manifest.notes),
     ]
-    for label, value in rows:
-        click.echo(f"{label:>18}  {value}")
-    for note in manifest.notes:
-        click.echo(f"{'note':>18}  {note}")
+    print_rows(rows)
     if is_terminal(sys.stderr):
         in_library = output.parent == Library().root / "models"
         click.echo(f"Chat with it: edgelm chat {shlex.quote(output.name if in_library else str(output))}", err=True)

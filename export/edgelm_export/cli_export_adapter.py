@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from edgelm.cli.generation_options import complete_model
-from edgelm.cli.output import is_terminal, megabytes
+from edgelm.cli.output import is_terminal, megabytes, print_rows
 from edgelm.library.library import Library
 from edgelm_export.adapter_exporter import export_adapter
 
@@ -49,8 +49,7 @@ def export_adapter_(adapter: Path, base: str, output: Path, as_json: bool) -> No
         ("changes", ", ".join(manifest.target_modules)),
         *(("note", note) for note in manifest.notes),
     ]
-    for label, value in rows:
-        click.echo(f"{label:>18}  {value}")
+    print_rows(rows)
     if is_terminal(sys.stderr):
         command = shlex.join(["edgelm", "chat", str(folder), "--adapter", str(output)])
         click.echo(f"Chat with it: {command}", err=True)

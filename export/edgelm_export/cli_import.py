@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from edgelm.cli.generation_options import complete_source
-from edgelm.cli.output import megabytes
+from edgelm.cli.output import megabytes, print_rows
 from edgelm.cli.progress import progress_line
 from edgelm.library.library import Library
 from edgelm_export.checkpoint import Checkpoint
@@ -54,8 +54,7 @@ def import_(source: str, output: Path, as_json: bool) -> None:
         ("source tensors", types),
         *(("note", note) for note in checkpoint.notes),
     ]
-    for label, value in rows:
-        click.echo(f"{label:>18}  {value}")
+    print_rows(rows)
 
 
 def _figures(checkpoint: Checkpoint, output: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import numpy as np
 
-from edgelm.cli.output import is_terminal, megabytes, printable
+from edgelm.cli.output import is_terminal, megabytes, print_rows, printable
 from edgelm.cli.progress import progress_line
 from edgelm.errors import DataError
 from edgelm.text.tokenizer import Tokenizer
@@ -186,8 +186,7 @@ def _print_shards(figures: dict[str, Any]) -> None:
     rows.append(("made of", f"{figures['source_files']:,} files ({megabytes(figures['source_bytes'])})"))
     if figures["broken"]:
         rows.append(("left out", f"{figures['broken']:,} broken lines or documents"))
-    for label, value in rows:
-        click.echo(f"{label:>18}  {value}")
+    print_rows(rows)
 
 
 def _document_figures(shards: Shards, tokenizer: Tokenizer, number: int) -> dict[str, Any]:
@@ -221,8 +220,7 @@ def _show_chats(chats: Chats, tokenizer: Tokenizer, numbers: range, as_json: boo
         ("tokens", f"{figures['tokens']:,}, of them learned {figures['learned_tokens']:,} ({share:.0%})"),
         ("longest", f"{figures['longest']:,} tokens"),
     ]
-    for label, value in rows:
-        click.echo(f"{label:>18}  {value}")
+    print_rows(rows)
     coloured = is_terminal(sys.stdout) and click.get_current_context().color is not False
     for chat in shown:
         click.echo()

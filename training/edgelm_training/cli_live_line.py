@@ -8,10 +8,9 @@ import time
 
 import click
 
-from edgelm.cli.output import is_terminal, printable
+from edgelm.cli.output import CLEAR_LINE, is_terminal, one_line
 from edgelm_training.train_log import StepRecord
 
-_CLEAR_LINE = "\r\x1b[K"
 _SECONDS_BETWEEN = 0.1
 
 
@@ -30,23 +29,23 @@ class LiveLine:
             if last or now - self._shown_at >= _SECONDS_BETWEEN:
                 self._shown_at = now
                 width = shutil.get_terminal_size().columns - 1
-                click.echo(_CLEAR_LINE + step_line(record)[:width] + ("\n" if last else ""), err=True, nl=False)
+                click.echo(CLEAR_LINE + step_line(record)[:width] + ("\n" if last else ""), err=True, nl=False)
         elif last or record.step == 1 or record.step % record.log_every == 0:
             click.echo(step_line(record), err=True)
 
     def working(self, text: str) -> None:
         """Say on a terminal what is being computed, until there is the line of a step: one may take minutes."""
         if self._on_terminal and not self._shown_at:
-            click.echo(f"{_CLEAR_LINE}{text} …", err=True, nl=False)
+            click.echo(f"{CLEAR_LINE}{text} …", err=True, nl=False)
 
     def note(self, text: str) -> None:
         """Show a line that stays above the changing one."""
-        click.echo((_CLEAR_LINE if self._on_terminal else "") + printable(text).replace("\n", "⏎"), err=True)
+        click.echo((CLEAR_LINE if self._on_terminal else "") + one_line(text), err=True)
 
     def close(self) -> None:
         """Leave the cursor below what was shown."""
         if self._on_terminal:
-            click.echo(_CLEAR_LINE, err=True, nl=False)
+            click.echo(CLEAR_LINE, err=True, nl=False)
 
 
 def step_line(record: StepRecord) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from edgelm.cli.output import print_rows
 from edgelm.cli.progress import progress_line, status
 from edgelm_training.documents import DocumentConfig
 from edgelm_training.tokenizer_training import CONTROL_TOKENS, TokenizerConfig, train_tokenizer
@@ -84,5 +85,4 @@ def train(
     ]
     if trained.broken:
         rows.append(("left out", f"{trained.broken:,} broken lines or documents"))
-    for label, value in rows:
-        click.echo(f"{label:>18}  {value}")
+    print_rows(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 import click
@@ -12,6 +12,10 @@ from edgelm.completion import Timings, Usage
 
 # Control characters but newline and tab: an answer must not move the cursor, change the title or the clipboard.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+# Takes away what stands in the terminal's line.
+CLEAR_LINE = "\r\x1b[K"
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -51,6 +55,12 @@ def megabytes(size: int) -> str:
     if size < 1e5:
         return f"{size / 1e3:.1f} kB"
     return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
+
+
+def print_rows(rows: Iterable[tuple[str, str]]) -> None:
+    """Print labels, and what each of them is."""
+    for label, value in rows:
+        click.echo(f"{label:>18}  {value}")
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgelm.cli.output import is_terminal
+from edgelm.cli.output import CLEAR_LINE, is_terminal
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
-
-_CLEAR_LINE = "\r\x1b[K"
 
 
 @contextlib.contextmanager
@@ -27,7 +25,7 @@ def status(text: str) -> Iterator[None]:
         yield
     finally:
         if shown:
-            click.echo(_CLEAR_LINE, err=True, nl=False)
+            click.echo(CLEAR_LINE, err=True, nl=False)
 
 
 class ProgressLine:
