@@ -33,6 +33,8 @@ from edgelm_export.quantize.frontier import Point
 from edgelm_export.sources import open_checkpoint
 
 _FRONTIER_ROWS = 8
+# At the end of a name in the library: how keys and values are kept, what reads prompts, and whose operators compute.
+IN_INT8, WITH_PREFILL, IN_STANDARD = "-kv-int8", "-prefill", f"-{STANDARD}"
 _NAME_LENGTH = 80  # of the 100 that a name may have: what tells packages of one source apart comes behind
 
 EXAMPLES = """
@@ -139,9 +141,7 @@ def export(
     if output is None:
         name = _package_name(path, library)
         name = name if label == DEFAULT_PRECISION else f"{name}-{label}"
-        name = name if kv_cache == "fp32" else f"{name}-kv-{kv_cache}"
-        name = f"{name}-prefill" if prefill_graph else name
-        name = f"{name}-{operators}" if operators == STANDARD else name
+        name += name_ending(kv_cache, prefill_graph, operators)
         library.refuse_alias(name)
         output = library.package_path(name)
     options = None
@@ -170,6 +170,12 @@ def export(
             _print_frontier(points)
     if frontier is not None:
         frontier.write_text(_draw_frontier(points, manifest), encoding="utf-8")
+
+
+def name_ending(kv_cache: str, prefill_graph: bool, operators: str) -> str:
+    """Return what stands behind the precision in the name of a package."""
+    endings = {IN_INT8: kv_cache == "int8", WITH_PREFILL: prefill_graph, IN_STANDARD: operators == STANDARD}
+    return "".join(ending for ending, is_asked in endings.items() if is_asked)
 
 
 def recipe_of(

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from edgelm.architecture.quantization_recipe import STANDARD, read_recipe
+from edgelm.architecture.quantization_recipe import read_recipe
 from edgelm.cli.generation_options import complete_model, complete_source
 from edgelm.cli.progress import progress_line
 from edgelm.errors import ExportError
@@ -20,7 +20,11 @@ from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest, sha256_of
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.cli_export import (
+    IN_INT8,
+    IN_STANDARD,
+    WITH_PREFILL,
     kv_cache_option,
+    name_ending,
     operators_option,
     prefill_graph_option,
     print_figures,
@@ -33,8 +37,6 @@ from edgelm_export.sources import open_checkpoint
 
 # What fewer bits have lost of a model cannot be told from the model any more.
 _FEWEST_BITS = 8
-# At the end of a name in the library: how keys and values are kept, what reads prompts, and whose operators compute.
-_IN_INT8, _WITH_PREFILL, _IN_STANDARD = "-kv-int8", "-prefill", f"-{STANDARD}"
 
 EXAMPLES = """
 \b
@@ -90,8 +92,7 @@ def quantize(
         operators=operators,
         calibrate=calibrate,
     )
-    endings = {_IN_INT8: kv_cache == "int8", _WITH_PREFILL: prefill_graph, _IN_STANDARD: operators == STANDARD}
-    label = "".join([chosen.name, *(ending for ending, is_asked in endings.items() if is_asked)])
+    label = chosen.name + name_ending(kv_cache, prefill_graph, operators)
     target = output or library.package_path(f"{_base_name(manifest)}-{label}")
     if target.resolve() == folder.resolve():
         raise ExportError(f"{target} is the package that is read. Choose another folder with -o.")
@@ -106,8 +107,8 @@ def quantize(
 
 
 def _base_name(manifest: Manifest) -> str:
-    name = manifest.name.removesuffix(_IN_STANDARD)
-    return name.removesuffix(_WITH_PREFILL).removesuffix(_IN_INT8).removesuffix(f"-{manifest.precision}")
+    name = manifest.name.removesuffix(IN_STANDARD)
+    return name.removesuffix(WITH_PREFILL).removesuffix(IN_INT8).removesuffix(f"-{manifest.precision}")
 
 
 def _weights(folder: Path, manifest: Manifest, source: str | None, library: Library) -> Path:

@@ -62,7 +62,6 @@ def export_mixed(
     target: Path,
     budget: Budget,
     *,
-    name: str | None = None,
     calibration: CalibrationOptions | None = None,
     progress: Progress | None = None,
 ) -> tuple[Manifest, list[Point]]:
@@ -86,7 +85,7 @@ def export_mixed(
             precision = _precision(point, checkpoint.config, calibration is not None)
             folder = Path(temporary) / "package"
             manifest = export_package(
-                checkpoint, folder, precision, name=name or target.name, calibration=calibration, progress=progress
+                checkpoint, folder, precision, name=target.name, calibration=calibration, progress=progress
             )
             over = _share_of_budget(manifest, budget)
             if over <= 1:
