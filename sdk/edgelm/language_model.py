@@ -36,8 +36,10 @@ from edgelm.package.signature import check_required_signature
 from edgelm.runtime.session import PREFILL_CHUNK, DecoderSession, SessionOptions
 from edgelm.runtime.switch_interval import SHORT_SWITCH_INTERVAL
 from edgelm.structure.reasoning import reasoning_settings, take_in_turn
+from edgelm.structure.tool_call_parser import ToolCallParser
+from edgelm.structure.tool_formats import tool_format
 from edgelm.structure.tool_messages import show_tools
-from edgelm.structure.tools import Tool, ToolCallParser, ToolChoice, tool_format, tool_names, tool_settings
+from edgelm.structure.tools import Tool, ToolChoice, tool_names, tool_settings
 from edgelm.text.chat_template import ChatTemplate, encode_chat
 from edgelm.text.fill_in_middle import fill_in_ids
 from edgelm.text.tokenizer import Tokenizer

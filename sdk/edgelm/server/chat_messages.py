@@ -12,7 +12,9 @@ from edgelm.server.api_error import ApiError
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
 from edgelm.structure.constraint import Constraint
 from edgelm.structure.reasoning import reasoning_format
-from edgelm.structure.tools import Tool, ToolCallParser, ToolChoice, ToolFormat, tool_format, tool_names, tool_settings
+from edgelm.structure.tool_call_parser import ToolCallParser
+from edgelm.structure.tool_formats import ToolFormat, tool_format
+from edgelm.structure.tools import Tool, ToolChoice, tool_names, tool_settings
 from edgelm.text.thinking import EFFORT, SWITCHES, knows_thinking, thinking_variables
 
 if TYPE_CHECKING:

@@ -11,19 +11,7 @@ from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.structure.constraint import JSON_STYLE, Constraint, lark_string
 from edgelm.structure.schema_gaps import close_gaps, loosen
-from edgelm.structure.tool_call_parser import ToolCallParser
-from edgelm.structure.tool_formats import ToolFormat, tool_format
-
-__all__ = [
-    "Tool",
-    "ToolCallParser",
-    "ToolChoice",
-    "ToolFormat",
-    "tool_constraint",
-    "tool_format",
-    "tool_names",
-    "tool_settings",
-]
+from edgelm.structure.tool_formats import ToolFormat
 
 Tool = Mapping[str, Any]  # in OpenAI's form: {"type": "function", "function": {"name", "description", "parameters"}}
 ToolChoice = Literal["auto", "none", "required"] | Mapping[str, Any]  # {"name": ...}: that tool
