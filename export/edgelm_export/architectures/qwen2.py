@@ -23,7 +23,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
         attention_bias=True,
         attention_output_bias=False,
         mlp_bias=False,
-        **hf_values.switched_windows(values, window=4096, layers=config.num_hidden_layers),
+        **hf_values.switched_windows(values, layers=config.num_hidden_layers),
     )
 
 

@@ -22,7 +22,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
         model_type="qwen3",
         mlp_bias=False,
         qk_norm=True,
-        **hf_values.switched_windows(values, window=4096, layers=config.num_hidden_layers),
+        **hf_values.switched_windows(values, layers=config.num_hidden_layers),
     )
 
 
