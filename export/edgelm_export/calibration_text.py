@@ -87,7 +87,7 @@ def calibration_sequences(
 
 def _documents(path: Path, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[list[int]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise ExportError(f"{path} cannot be read as a text to calibrate on: {error}.") from error
     if path.suffix != ".jsonl":

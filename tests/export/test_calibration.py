@@ -363,6 +363,9 @@ def test_users_texts_and_chats_are_read(checkpoint: HuggingFaceCheckpoint, tmp_p
         return calibration_sequences(options, tokenizer, template, checkpoint.config)
 
     assert read("mine.txt") == [tokenizer.encode("The sea. " * 50)[:100]]
+    for name in ("mine.txt", "mine.jsonl"):  # as some editors begin a file
+        (tmp_path / f"marked-{name}").write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
+        assert read(f"marked-{name}") == read(name)
     text, conversation = read("mine.jsonl")
     assert text == tokenizer.encode("The\u2028sea\x85.")
     assert conversation[0] == 1  # the template's own control token

@@ -19,7 +19,7 @@ def run(*arguments: str) -> Result:
 def test_the_answer_is_what_the_option_says(tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text(json.dumps({"type": "object", "properties": {"a": {"enum": [1, 22]}}, "required": ["a"],
-                                  "additionalProperties": False}), encoding="utf-8")  # fmt: skip
+                                  "additionalProperties": False}), encoding="utf-8-sig")  # fmt: skip
     assert json.loads(run("--json-schema", str(schema)).stdout)["a"] in (1, 22)
     assert run("--regex", "[0-9]{3}").stdout.strip().isdigit()
     assert run("--choice", "yes", "--choice", "no, never").stdout in ("yes\n", "no, never\n")

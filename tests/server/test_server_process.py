@@ -298,7 +298,7 @@ def test_what_cannot_be_served_is_said_at_once(arguments, words):
 
 
 def test_keys_come_from_a_file(tmp_path):
-    (tmp_path / "keys").write_text("first-key-of-two\n\nsecond-key-of-two\n")
+    (tmp_path / "keys").write_text("first-key-of-two\n\nsecond-key-of-two\n", encoding="utf-8-sig")
     with EdgelmServer((TINY, "--api-key-file", str(tmp_path / "keys"))) as server:
         for key in ("first-key-of-two", "second-key-of-two"):
             assert server.get("/v1/models", Authorization=f"Bearer {key}").status == 200

@@ -90,6 +90,11 @@ def test_a_pipe_that_takes_the_place_of_a_checked_file_is_seen(tmp_path: Path, m
             open_regular(tmp_path / "a")
 
 
+def test_a_byte_order_mark_before_a_text_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_bytes(b"\xef\xbb\xbfname = 'mine'\r\n")
+    assert read_text(tmp_path / "recipe.toml") == "name = 'mine'\r\n"
+
+
 @POSIX_ONLY
 @pytest.mark.parametrize("before", ["", "tiny\n"])
 def test_a_text_that_takes_the_place_of_a_shorter_one_is_read_whole(

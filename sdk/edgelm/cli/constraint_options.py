@@ -51,7 +51,7 @@ def constraint_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise click.UsageError(f"Cannot read {path}: {error}.") from error
 

@@ -167,7 +167,7 @@ def _keys_of_file(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        keys = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        keys = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, ValueError) as error:
         raise ConfigError(f"Cannot read the keys in {path}: {error}.") from error
     if not keys:

@@ -76,8 +76,8 @@ def read_regular(path: Path, most: int) -> bytes:
             raise PackageError(f"{path} cannot be read: {error}.") from error
 
 
-def read_text(path: Path, most: int = MAX_JSON_BYTES, encoding: str = "utf-8") -> str:
-    """Read a text file of at most `most` bytes; links are followed.
+def read_text(path: Path, most: int = MAX_JSON_BYTES, encoding: str = "utf-8-sig") -> str:
+    """Read a text file of at most `most` bytes; links are followed, and a byte order mark is taken off.
 
     Raises:
         OSError: it cannot be read.
