@@ -121,11 +121,13 @@ def export(
     package appears when it is complete and checked; until then an older one of the same name stays.
     """
     _refuse_contradictions(precision, recipe, target_size, max_kl, frontier)
-    if precision == MIXED and recipe is None:
+    calibrates = calibrate or calibration is not None
+    if precision == MIXED:
         not_for_mixed = {
             "--kv-cache int8": kv_cache == "int8",
             "--prefill-graph": prefill_graph,
             "--operators standard": operators == STANDARD,
+            "--calibration-tokens without --calibrate": calibration_tokens is not None and not calibrates,
         }
         for option, is_given in not_for_mixed.items():
             if is_given:
@@ -133,7 +135,6 @@ def export(
     library = Library()
     points: list[Point] = []
     path = library.find_source(source)
-    calibrates = calibrate or calibration is not None
     # Four bits of a source's own are neither looked for nor written in the standard's operators.
     in_8_bits = DEFAULT_PRECISION if calibrates or operators == STANDARD else None
     asked: str | Precision | None = read_recipe(recipe) if recipe is not None else precision or in_8_bits
@@ -144,23 +145,26 @@ def export(
         name += name_ending(kv_cache, prefill_graph, operators)
         library.refuse_alias(name)
         output = library.package_path(name)
-    options = None
-    if calibrates or recipe is not None:
-        options = CalibrationOptions(
-            text=calibration, max_tokens=calibration_tokens, cache=library.root / "calibration"
-        )
+    options = CalibrationOptions(text=calibration, max_tokens=calibration_tokens, cache=library.root / "calibration")
     with open_checkpoint(path) as checkpoint, progress_line() as progress:
         if asked == MIXED:
             budget = Budget(size=target_size, divergence=max_kl)
-            manifest, points = export_mixed(checkpoint, output, budget, calibration=options, progress=progress)
+            manifest, points = export_mixed(
+                checkpoint, output, budget, calibration=options if calibrates else None, progress=progress
+            )
         else:
             chosen = recipe_of(
                 usual_precision(checkpoint) if asked is None else asked,
                 kv_cache=kv_cache,
                 prefill_graph=prefill_graph,
                 operators=operators,
-                calibrate=calibrates,
+                calibrate=calibrates if recipe is None else calibrate,
             )
+            if (calibration is not None or calibration_tokens is not None) and not chosen.reads_a_text:
+                raise click.UsageError(
+                    f"--calibration and --calibration-tokens are of no use here: {chosen.name} is made without running "
+                    "the model on a text. Leave them out, or add --calibrate."
+                )
             manifest = export_package(checkpoint, output, chosen, calibration=options, progress=progress)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(manifest), indent=2))
@@ -184,9 +188,17 @@ def recipe_of(
     """Return the recipe that a preset's name or a recipe means with the options beside it.
 
     calibrate: to find a preset's integers by gptq; a recipe says itself how its are found.
+
+    Raises:
+        click.UsageError: there is nothing to calibrate.
     """
     recipe = precision_named(precision) if isinstance(precision, str) else precision
     recipe = recipe.calibrated() if calibrate and recipe is not precision else recipe
+    if calibrate and not recipe.calibrates:
+        raise click.UsageError(
+            f"There is nothing in {recipe.name} to calibrate: --calibrate is for int8, int8-wide, int4, int2 and "
+            "mixed, and for recipes with schemes that end in -gptq."
+        )
     recipe = recipe.with_int8_cache() if kv_cache == "int8" else recipe
     recipe = recipe.with_prefill_graph() if prefill_graph else recipe
     return recipe.with_standard_operators() if operators == STANDARD else recipe
@@ -195,7 +207,9 @@ def recipe_of(
 def _refuse_contradictions(
     precision: str | None, recipe: Path | None, target_size: int | None, max_kl: float | None, frontier: Path | None
 ) -> None:
-    mixed = precision == MIXED and recipe is None
+    if precision is not None and recipe is not None:
+        raise click.UsageError("Say how the weights are to be stored by one of them: either --precision or --recipe.")
+    mixed = precision == MIXED
     if mixed and (target_size is None) == (max_kl is None):
         raise click.UsageError("--precision mixed takes either --target-size or --max-kl.")
     if not mixed and not (target_size is None and max_kl is None and frontier is None):

@@ -93,6 +93,8 @@ def quantize(
         calibrate=calibrate,
     )
     label = chosen.name + name_ending(kv_cache, prefill_graph, operators)
+    if output is None:
+        library.refuse_alias(f"{_base_name(manifest)}-{label}")
     target = output or library.package_path(f"{_base_name(manifest)}-{label}")
     if target.resolve() == folder.resolve():
         raise ExportError(f"{target} is the package that is read. Choose another folder with -o.")

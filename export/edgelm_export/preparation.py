@@ -80,7 +80,7 @@ def prepared(
     """
     if "rotate" in precision.transforms:
         checkpoint = RotatedCheckpoint(checkpoint)
-    if precision.needs_calibration or precision.kv_cache == "int8":
+    if precision.reads_a_text:
         refuse_calibration(checkpoint.config)
     (package / CHANNEL_SCALES_FILE).unlink(missing_ok=True)  # of another attempt
     if not precision.needs_calibration:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from make_tiny_model import make_checkpoint
 
 from edgelm.cli.main import main
 from edgelm.errors import ExportError
 from edgelm.library.library import Library
+from edgelm.package.manifest import Manifest
 from edgelm_export import cli_export
 from edgelm_export.quantize import PRECISIONS
 
@@ -85,3 +87,33 @@ def test_a_source_that_is_nowhere_is_an_error_that_names_it(source, message):
     result = export(source, "-o", "package")
     assert result.exit_code == 1
     assert result.stderr.startswith(f"error: {message}")
+
+
+def test_calibration_tokens_hold_for_smoothing_too(tmp_path):
+    result = export(str(make_checkpoint(tmp_path / "ckpt")), "-o", str(tmp_path / "pkg"), "--calibration-tokens", "64")
+    assert result.exit_code == 0, result.output
+    assert "Smoothed on 64 tokens of the bundled text." in Manifest.load(tmp_path / "pkg").notes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--precision", "fp32", "--calibrate"], "There is nothing in fp32 to calibrate: --calibrate is for int8,"),
+        (["--recipe", "plain.toml", "--calibrate"], "There is nothing in plain to calibrate:"),
+        (["--precision", "int4", "--calibration-tokens", "9"], "are of no use here: int4 is made without running"),
+        (["--recipe", "plain.toml", "--calibration", "own.txt"], "are of no use here: plain is made without running"),
+        (["--precision", "int4", "--recipe", "plain.toml"], "either --precision or --recipe."),
+        (
+            ["--precision", "mixed", "--max-kl", "1", "--calibration-tokens", "9"],
+            "--calibration-tokens without --calibrate is not for --precision mixed.",
+        ),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(tmp_path, monkeypatch, exported, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ckpt").mkdir()
+    (tmp_path / "plain.toml").write_text('rules = [{pattern = ".", scheme = "int4-block64"}]\n')
+    result = export("ckpt", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert exported == []

@@ -112,6 +112,15 @@ def test_what_is_read_is_not_written_over(checkpoint: Path) -> None:
     assert f"error: {folder} is the package that is read. Choose another folder with -o." in result.stderr
 
 
+def test_an_alias_is_not_hidden_by_a_new_package(checkpoint: Path) -> None:
+    export_package(HuggingFaceCheckpoint(checkpoint), Library().package_path("other"), "fp32")
+    Library().add_alias("tiny-int8", "other")
+    result = quantize(package(checkpoint, "fp32"), "--precision", "int8")
+    assert result.exit_code == 1
+    assert "error: 'tiny-int8' is an alias of 'other'." in result.stderr
+    assert Library().packages() == ["other"]
+
+
 def test_a_recipe_or_a_precision_is_needed(checkpoint: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text('rules = [{pattern = ".", scheme = "int8-block32"}]\n')

@@ -126,6 +126,11 @@ class Precision:
         """Tell whether the source has to be run on a text before its weights are quantized."""
         return bool({"smooth", "awq"} & set(self.transforms)) or self.calibrates
 
+    @property
+    def reads_a_text(self) -> bool:
+        """Tell whether the export runs the source or the package on a text, beside the one that it is checked on."""
+        return self.needs_calibration or self.kv_cache == "int8"
+
     def calibrated(self) -> Precision:
         """Return the same with gptq for every integer scheme: what a calibration text is for.
 
