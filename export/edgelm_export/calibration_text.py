@@ -90,7 +90,7 @@ def _documents(path: Path, tokenizer: Tokenizer, template: ChatTemplate | None) 
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise ExportError(f"{path} cannot be read as a text to calibrate on: {error}.") from error
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() not in (".jsonl", ".json"):
         return [tokenizer.encode(text)]
     documents = []
     # Not splitlines: JSON may have the other line separators of Unicode inside a text as they are.
@@ -98,6 +98,9 @@ def _documents(path: Path, tokenizer: Tokenizer, template: ChatTemplate | None) 
         if line.strip():
             try:
                 documents.append(_encode(json.loads(line), tokenizer, template))
+            except json.JSONDecodeError as error:
+                broken = f"no JSON ({error.msg} at character {error.colno})"
+                raise ExportError(f"{path}, line {number}: {broken}; each line is one object.") from error
             except (ValueError, EdgeLMError) as error:
                 raise ExportError(f"{path}, line {number}: {error}") from error
     return documents

@@ -53,8 +53,9 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.size is None) == (self.divergence is None):
             raise ConfigError("A budget is either a size or a divergence.")
-        if not (self.size or self.divergence or 0) > 0:
-            raise ConfigError(f"A budget is above zero: {self}.")
+        given = self.divergence if self.size is None else self.size
+        if given is None or not given > 0:  # a NaN neither
+            raise ConfigError(f"A budget is above zero, not {given}.")
 
 
 def export_mixed(

@@ -381,7 +381,8 @@ def test_users_texts_and_chats_are_read(checkpoint: HuggingFaceCheckpoint, tmp_p
     ("name", "content", "message"),
     [
         ("a.txt", "", r"a\.txt holds no text to calibrate on\."),
-        ("a.jsonl", "{", r"a\.jsonl, line 1: "),
+        ("a.jsonl", '{"text": "x"}\r\n{\r\n', r"a\.jsonl, line 2: no JSON \(.* at character 2\); each line is"),
+        ("A.JSON", '[\n{"text": "x"}\n]', r"A\.JSON, line 1: no JSON"),
         ("a.jsonl", '{"x": 1}', r"line 1: a line is an object with a `text`, or with `messages`\."),
         ("a.jsonl", '{"messages": []}', r"line 1: The conversation is empty"),
         ("missing/a.txt", None, r"a\.txt cannot be read as a text to calibrate on"),

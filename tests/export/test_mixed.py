@@ -146,8 +146,10 @@ def test_a_size_below_the_smallest_is_refused_before_anything_is_measured(
 def test_a_budget_is_one_number_above_zero() -> None:
     with pytest.raises(ConfigError, match="A budget is either a size or a divergence"):
         Budget()
-    with pytest.raises(ConfigError, match="A budget is above zero"):
+    with pytest.raises(ConfigError, match=r"A budget is above zero, not 0\."):
         Budget(size=0)
+    with pytest.raises(ConfigError, match=r"A budget is above zero, not nan\."):
+        Budget(divergence=float("nan"))
 
 
 def test_a_folder_that_is_no_package_is_not_replaced_by_a_mixed_one(folder: Path, tmp_path: Path) -> None:

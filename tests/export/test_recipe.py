@@ -77,7 +77,8 @@ def test_a_json_recipe_is_named_for_its_file_and_has_a_bound(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("rules = 3", r"mine\.toml: rules is 3\."),
+        ("rules = 3", r"mine\.toml: rules is 3; it must be a list\."),
+        ('transforms = "awq"\nrules = [0]', r"transforms is 'awq'; it must be a list\."),
         ("= nonsense", r"mine\.toml cannot be read as a recipe"),
         ("name = \"x\"", r"A recipe has a list `rules`, each with a `pattern` and a `scheme`\."),
         ("bits = 4\n" + TOML, r"no 'bits'; it has name, rules, transforms, kv_cache, operators, prefill_graph, "),

@@ -43,6 +43,13 @@ def test_the_table_has_a_row_for_each_package_in_the_order_asked_for(packages: l
     assert " - " in second  # no speed was measured
 
 
+def test_the_columns_stand_below_each_other_whatever_a_recipe_is_called(packages: list[str]) -> None:
+    manifest = Manifest.load(Path(packages[1]))
+    dataclasses.replace(manifest, precision="most-in-100-mb").save(Path(packages[1]))
+    lines = compare(*packages, "--rounds", "0").stdout.splitlines()
+    assert len(set(map(len, lines))) == 1
+
+
 def test_json_and_the_picture_hold_the_same_figures(packages: list[str], tmp_path: Path) -> None:
     result = compare(*packages, "--rounds", "0", "--json", "-o", str(tmp_path / "p.svg"))
     rows = json.loads(result.stdout)

@@ -317,13 +317,14 @@ def read_recipe(path: Path) -> Precision:
 def _recipe_of(values: Any, name: str) -> Precision:
     fields: dict[str, Any] = {"name": str, "rules": list, "transforms": list, "kv_cache": str, "operators": str}
     fields |= {"prefill_graph": bool, "perplexity_bound": (int, float)}
+    kinds = {str: "a text", list: "a list", bool: "true or false", (int, float): "a number"}
     if not isinstance(values, dict) or not values.get("rules"):
         raise ExportError("A recipe has a list `rules`, each with a `pattern` and a `scheme`.")
     for key, value in values.items():
         if key not in fields:
             raise ExportError(f"A recipe has no {key!r}; it has {', '.join(fields)}.")
         if not isinstance(value, fields[key]):
-            raise ExportError(f"{key} is {value!r}.")
+            raise ExportError(f"{key} is {value!r}; it must be {kinds[fields[key]]}.")
     for row in values["rules"]:
         if not isinstance(row, dict) or row.keys() != {"pattern", "scheme"}:
             raise ExportError(f"A rule has a `pattern` and a `scheme`, nothing else: {row!r}.")
