@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,11 +78,11 @@ def export_mixed(
     refuse_to_replace(target, why_not_a_package, ExportError)
     refuse_calibration(checkpoint.config)
     report = progress or (lambda *_: None)
-    points = _frontier(checkpoint, calibration or CalibrationOptions(), budget, report)
+    choices = _measured_choices(checkpoint, calibration or CalibrationOptions(), budget, report)
     aim = float(budget.size or budget.divergence or 0)
     with tempfile.TemporaryDirectory(prefix=".mixed-", dir=_existing_parent(target)) as temporary:
         for _ in range(_EXPORTS):
-            point = _chosen(points, budget, aim)
+            point = _chosen(choices, budget, aim)
             precision = _precision(point, checkpoint.config, calibration is not None)
             folder = Path(temporary) / "package"
             manifest = export_package(
@@ -93,7 +93,7 @@ def export_mixed(
                 with atomic.replace_folder(target) as staging:
                     for path in folder.iterdir():
                         path.replace(staging / path.name)
-                return manifest, points
+                return manifest, walk_frontier(choices)
             if budget.size is not None:
                 aim = budget.size - (_size(manifest) - point.size)  # what is no matrix stays as it is
             else:
@@ -120,13 +120,24 @@ def _size(manifest: Manifest) -> int:
     return sum(entry.size for entry in manifest.files if entry.path.startswith("model.onnx"))
 
 
-def _frontier(checkpoint: Checkpoint, calibration: CalibrationOptions, budget: Budget, report: Progress) -> list[Point]:
+def _measured_choices(
+    checkpoint: Checkpoint, calibration: CalibrationOptions, budget: Budget, report: Progress
+) -> dict[str, list[Choice]]:
+    """Return what each group of tensors may take, with the divergence that it costs.
+
+    Raises:
+        ExportError: not even the smallest of each fit the budget's size.
+    """
     checked = CheckedCheckpoint(checkpoint, None)
     groups = tensor_groups(checkpoint)
     ladders = {name: _ladder(names) for name, names in groups.items()}
-    shares = {name: _choices(checked, names, ladders[name]) for name, names in groups.items()}
-    if budget.size is not None:  # sizes are known in seconds, and to measure sensitivity takes minutes
-        _chosen(walk_frontier(shares), budget, budget.size)
+    shares: dict[str, list[Choice]] = {}
+    for name, names in groups.items():
+        report("sizes", len(shares), len(groups))
+        shares[name] = _choices(checked, names, ladders[name])
+    report("sizes", len(groups), len(groups))
+    if budget.size is not None:  # sizes are known soon, and to measure sensitivity takes minutes
+        _chosen(shares, budget, budget.size)
     tokenizer, template = text_tools(checkpoint)
     sequences = calibration_sequences(calibration, tokenizer, template, checkpoint.config)
     sample, left = [], _MEASURED_TOKENS
@@ -137,12 +148,10 @@ def _frontier(checkpoint: Checkpoint, calibration: CalibrationOptions, budget: B
     measured = measure_sensitivity(
         checked, groups, {name: ladder[0] for name, ladder in ladders.items()}, sample, report
     )
-    return walk_frontier(
-        {
-            name: [replace(choice, divergence=choice.divergence * max(measured[name], 0.0)) for choice in choices]
-            for name, choices in shares.items()
-        }
-    )
+    return {
+        name: [replace(choice, divergence=choice.divergence * max(measured[name], 0.0)) for choice in choices]
+        for name, choices in shares.items()
+    }
 
 
 def _names(group: list[str]) -> tuple[str, ...]:
@@ -172,16 +181,17 @@ def _choices(checkpoint: Checkpoint, group: list[str], ladder: list[Scheme]) -> 
     ]
 
 
-def _chosen(points: Sequence[Point], budget: Budget, aim: float) -> Point:
+def _chosen(choices: Mapping[str, Sequence[Choice]], budget: Budget, aim: float) -> Point:
     if budget.size is not None:
-        fitting = [point for point in points if point.size <= aim]
-        if not fitting:
+        point = walk_frontier(choices, within=aim)[-1]
+        if point.size > aim:
             others = f", and what else there is has {(budget.size - aim) / 1e6:.2f} MB" if aim != budget.size else ""
             raise ExportError(
-                f"No mix fits {budget.size / 1e6:.2f} MB: the smallest has {points[0].size / 1e6:.2f} MB of matrices"
+                f"No mix fits {budget.size / 1e6:.2f} MB: the smallest has {point.size / 1e6:.2f} MB of matrices"
                 f"{others}. Give it more, or take int2."
             )
-        return fitting[-1]
+        return point
+    points = walk_frontier(choices)
     for point in points:
         if point.divergence <= aim:
             return point

@@ -51,6 +51,16 @@ def test_the_frontier_is_that_of_all_assignments_where_it_has_a_point() -> None:
     assert [point.size for point in points] == sorted(point.size for point in points)
 
 
+def test_a_size_that_lies_below_a_large_step_is_filled_with_smaller_ones() -> None:
+    choices = {
+        "embedding": [Choice(scheme="4", size=50, divergence=9.0), Choice(scheme="8", size=100, divergence=1.0)],
+        "layer": [Choice(scheme="4", size=10, divergence=1.0), Choice(scheme="8", size=20, divergence=0.5)],
+    }
+    assert [point.size for point in walk_frontier(choices)] == [60, 110, 120]
+    assert [point.schemes for point in walk_frontier(choices, within=109)][1:] == [{"embedding": "4", "layer": "8"}]
+    assert [point.size for point in walk_frontier(choices, within=59)] == [60]
+
+
 def test_sensitivity_is_what_quantizing_each_group_alone_costs(folder: Path) -> None:
     checkpoint = HuggingFaceCheckpoint(folder)
     groups = tensor_groups(checkpoint)

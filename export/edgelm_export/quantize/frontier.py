@@ -7,6 +7,7 @@ divergence a byte, with each group's choices on their lower convex hull.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,8 +31,12 @@ class Point:
     schemes: Mapping[str, str]
 
 
-def walk_frontier(choices: Mapping[str, Sequence[Choice]]) -> list[Point]:
-    """Return the frontier from the smallest size to the largest."""
+def walk_frontier(choices: Mapping[str, Sequence[Choice]], within: float = math.inf) -> list[Point]:
+    """Return the frontier from the smallest size to the largest.
+
+    within: of steps that would lead beyond this size none is taken, and smaller ones behind them are: the last point is
+    what that size is best filled with. The first is there in any case.
+    """
     hulls = {group: _hull(options) for group, options in choices.items()}
     at = {group: hull[0] for group, hull in hulls.items()}
     steps = [
@@ -42,8 +47,10 @@ def walk_frontier(choices: Mapping[str, Sequence[Choice]]) -> list[Point]:
     points = [_point(at)]
     # On a hull each step saves less a byte than the one before it, so that a group's steps come in their order.
     for _, group, after in sorted(steps, key=lambda step: -step[0]):
-        at[group] = after
-        points.append(_point(at))
+        # A group's later steps lead further still, so that none of them is taken without the one before it.
+        if points[-1].size - at[group].size + after.size <= within:
+            at[group] = after
+            points.append(_point(at))
     return points
 
 
