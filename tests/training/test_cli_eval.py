@@ -269,6 +269,12 @@ def test_a_device_that_is_not_here_is_refused(checkpoint: Path) -> None:
         CheckpointScorer(checkpoint, device="nowhere")
 
 
+def test_a_device_for_a_package_is_refused_and_not_passed_over(text: Path) -> None:
+    result = run(tiny_model_path(), "--data", text, "--device", "cuda")
+    assert result.exit_code == 2
+    assert "--device cuda is for checkpoints; a package is scored on the CPU." in result.stderr
+
+
 def test_a_split_without_documents_is_refused(
     tiny_shards: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,8 @@ def _open(model: str, device: str, threads: int | None) -> Scorer:
     from edgelm.runtime.session import SessionOptions
     from edgelm_training.package_scorer import PackageScorer
 
+    if device not in ("auto", "cpu"):
+        raise click.UsageError(f"--device {device} is for checkpoints; a package is scored on the CPU.")
     return PackageScorer(Library().find(model), SessionOptions(threads=threads))
 
 
