@@ -50,6 +50,14 @@ def test_the_columns_stand_below_each_other_whatever_a_recipe_is_called(packages
     assert len(set(map(len, lines))) == 1
 
 
+def test_packages_of_one_name_are_told_apart_by_their_folders(packages: list[str], tmp_path: Path) -> None:
+    manifest = Manifest.load(Path(packages[1]))
+    dataclasses.replace(manifest, name="tiny-random").save(Path(packages[1]))
+    result = compare(*packages, "--rounds", "0", "-o", str(tmp_path / "p.svg"))
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == packages
+    assert all(name in (tmp_path / "p.svg").read_text() for name in packages)
+
+
 def test_json_and_the_picture_hold_the_same_figures(packages: list[str], tmp_path: Path) -> None:
     result = compare(*packages, "--rounds", "0", "--json", "-o", str(tmp_path / "p.svg"))
     rows = json.loads(result.stdout)

@@ -92,7 +92,7 @@ def test_a_folder_without_a_manifest_is_no_package(tmp_path: Path) -> None:
 def test_a_manifest_that_is_not_json_is_an_error(content: bytes, package: Path) -> None:
     (package / "edgelm.json").write_bytes(content)
 
-    with pytest.raises(PackageError, match=r"Cannot read .*edgelm\.json: "):
+    with pytest.raises(PackageError, match=r"Cannot read .*edgelm\.json: .*\. Export or download the"):
         Manifest.load(package)
 
 

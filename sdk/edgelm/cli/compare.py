@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
@@ -59,11 +59,17 @@ def compare(models: tuple[str, ...], threads: int | None, rounds: int, as_json: 
     if rounds:
         rows = _with_speeds(folders, rows, threads, rounds)
     if output is not None:
-        _draw(rows, output)
+        _draw(_told_apart(rows), output)
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
         return
-    _print_table(rows)
+    _print_table(_told_apart(rows))
+
+
+def _told_apart(rows: Sequence[_Row]) -> list[_Row]:
+    """Name packages by their folders where two have one name."""
+    names = [row.name for row in rows]
+    return [replace(row, name=row.path) if names.count(row.name) > 1 else row for row in rows]
 
 
 def _row(folder: Path) -> _Row:

@@ -146,7 +146,7 @@ class Manifest:
             content = read_regular(path, _MAX_BYTES)
             values = parse_json(content)
         except ValueError as error:
-            raise PackageError(f"Cannot read {path}: {error}.") from error
+            raise PackageError(f"Cannot read {path}: {error}. Export or download the package again.") from error
         found = values.get("schema_version") if isinstance(values, dict) else None
         if type(found) is not int or found != SCHEMA_VERSION:
             raise PackageError(f"{path} has schema_version {found!r}; this edgelm reads {SCHEMA_VERSION}.")
