@@ -146,7 +146,7 @@ def _write_checked_graph(
         try:
             with prepared(checkpoint, attempt, calibration, folder, progress) as (stored, rules):
                 _write_text_files(stored, folder, operators=attempt.operators)
-                _write_graphs(CheckedCheckpoint(stored, progress), rules, folder, calibration)
+                _write_graphs(CheckedCheckpoint(stored, progress), rules, folder, calibration, progress)
         except ExportError as error:
             if refusal is None and precision.fallback is None:
                 raise
@@ -163,7 +163,9 @@ def _write_checked_graph(
     raise refusal
 
 
-def _write_graphs(checkpoint: Checkpoint, precision: Precision, folder: Path, calibration: CalibrationOptions) -> None:
+def _write_graphs(
+    checkpoint: Checkpoint, precision: Precision, folder: Path, calibration: CalibrationOptions, progress: Progress
+) -> None:
     decoders = {"onnxruntime": build_decoder, "standard": build_standard_decoder}  # a row for each of OPERATOR_SETS
     build = decoders[precision.operators]
     with ExternalData(folder / DATA_FILE) as data:
@@ -172,18 +174,18 @@ def _write_graphs(checkpoint: Checkpoint, precision: Precision, folder: Path, ca
             _save(folder / DECODER_FILE, build(checkpoint, precision, data))
         else:
             _save(folder / GRAPH_FILE, build(checkpoint, precision, data))
-    scales = _keep_cache_in_int8(checkpoint, folder, calibration) if precision.kv_cache == "int8" else []
+    scales = _keep_cache_in_int8(checkpoint, folder, calibration, progress) if precision.kv_cache == "int8" else []
     if precision.prefill_graph:
         with ExternalData(folder / PREFILL_DATA_FILE, beside=data) as own_data:
             _save(folder / PREFILL_FILE, build_prefill(checkpoint, precision, own_data, scales))
 
 
 def _keep_cache_in_int8(
-    checkpoint: Checkpoint, folder: Path, calibration: CalibrationOptions
+    checkpoint: Checkpoint, folder: Path, calibration: CalibrationOptions, progress: Progress
 ) -> list[NDArray[numpy.float32]]:
     """Give the decoder's graph the scales that a text has in it, and return them."""
     sequences = calibration_sequences(calibration, *text_tools(checkpoint), checkpoint.config)
-    scales = measure_scales(folder, sequences)
+    scales = measure_scales(folder, sequences, progress)
     model = onnx.load_model(folder / GRAPH_FILE, load_external_data=False)
     keep_in_int8(model, scales)
     _save(folder / GRAPH_FILE, model)

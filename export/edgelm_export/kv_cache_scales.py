@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgelm.config import ModelConfig
 from edgelm.decoding.generate import prefill
 from edgelm.runtime.session import DecoderSession
+from edgelm_export.checked import Progress
 
 _LARGEST = 127
 # What the calibration text does not reach: another text's sizes, which are clipped beyond it.
@@ -25,19 +26,24 @@ _SMALLEST = np.float32(1e-8)  # of a channel that is always zero
 _PLACES = (12, 13)  # of the scales among GroupQueryAttention's inputs
 
 
-def measure_scales(folder: Path, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+def measure_scales(
+    folder: Path, sequences: Sequence[Sequence[int]], progress: Progress | None = None
+) -> list[NDArray[np.float32]]:
     """Run a package that keeps float keys and values on a text: scales [K, 1, H], in the order of a cache's buffers.
 
     What the graph itself keeps is measured, with its rotation, its order of dimensions and all that is folded into its
-    weights.
+    weights. progress: called with "cache scales", how many sequences have been run, and how many there are.
     """
+    report = progress or (lambda *_: None)
     session = DecoderSession(folder, ModelConfig.load(folder))
     largest: list[NDArray[np.float32]] = []
-    for ids in sequences:
+    for number, ids in enumerate(sequences):
+        report("cache scales", number, len(sequences))
         cache = session.new_cache()
         prefill(session, ids, cache)
         sizes = [_sizes(session.config, i, buffer[0, :, : cache.length]) for i, buffer in enumerate(cache.buffers)]
         largest = [np.maximum(*pair) for pair in zip(largest, sizes, strict=True)] if largest else sizes
+    report("cache scales", len(sequences), len(sequences))
     return [np.maximum(size * _MARGIN / _LARGEST, _SMALLEST) for size in largest]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,32 +79,27 @@ def export_mixed(
     report = progress or (lambda *_: None)
     choices = _measured_choices(checkpoint, calibration or CalibrationOptions(), budget, report)
     aim = float(budget.size or budget.divergence or 0)
-    with tempfile.TemporaryDirectory(prefix=".mixed-", dir=_existing_parent(target)) as temporary:
+    with atomic.replace_folder(target) as staging:
         for _ in range(_EXPORTS):
             point = _chosen(choices, budget, aim)
             precision = _precision(point, checkpoint.config, calibration is not None)
-            folder = Path(temporary) / "package"
+            folder = staging / "package"
             manifest = export_package(
                 checkpoint, folder, precision, name=target.name, calibration=calibration, progress=progress
             )
             over = _share_of_budget(manifest, budget)
             if over <= 1:
-                with atomic.replace_folder(target) as staging:
-                    for path in folder.iterdir():
-                        path.replace(staging / path.name)
+                for path in folder.iterdir():
+                    path.replace(staging / path.name)
+                folder.rmdir()
                 return manifest, walk_frontier(choices)
             if budget.size is not None:
                 aim = budget.size - (_size(manifest) - point.size)  # what is no matrix stays as it is
             else:
                 aim *= _MARGIN / over
-    raise ExportError(
-        f"The package is still at {over:.2f} times its budget after {_EXPORTS} tries. Give it more, or --calibrate."
-    )
-
-
-def _existing_parent(target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target.parent
+        raise ExportError(
+            f"The package is still at {over:.2f} times its budget after {_EXPORTS} tries. Give it more, or --calibrate."
+        )
 
 
 def _share_of_budget(manifest: Manifest, budget: Budget) -> float:

@@ -24,9 +24,12 @@ from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.session import DecoderSession
 from edgelm.testing import tiny_model_path
 from edgelm_export import reference
+from edgelm_export.calibration_text import CalibrationOptions
+from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.kv_cache_scales import measure_scales
 from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.quantize import PRECISIONS
 
 IDS = np.random.default_rng(0).integers(3, 320, 200).tolist()
 ANSWER = GenerationConfig(max_new_tokens=24, ignore_eos=True)
@@ -105,6 +108,18 @@ def test_keys_fit_their_scales_at_places_that_the_calibration_did_not_reach() ->
     session.forward([65] * 400, cache)
     for buffer, scale in zip(cache.buffers, scales, strict=True):
         assert (np.abs(buffer[0, :, :400]) <= 127 * scale).all()
+
+
+def test_the_run_that_measures_the_scales_shows_how_far_it_is(checkpoint: Path, tmp_path: Path) -> None:
+    steps: list[tuple[str, int, int]] = []
+    export_package(
+        HuggingFaceCheckpoint(checkpoint),
+        tmp_path / "package",
+        PRECISIONS["fp32"].with_int8_cache(),
+        calibration=CalibrationOptions(max_tokens=1100),
+        progress=lambda *step: steps.append(step),
+    )
+    assert [step[1:] for step in steps if step[0] == "cache scales"] == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 def test_the_cache_takes_a_quarter_of_the_memory(model: LanguageModel) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -112,14 +113,35 @@ def test_divergences_of_groups_add_up_to_that_of_all(folder: Path) -> None:
 def test_a_mixed_package_keeps_to_its_size_and_beats_one_width_of_that_size(folder: Path, tmp_path: Path) -> None:
     checkpoint = HuggingFaceCheckpoint(folder)
     wanted = 100_000  # 8 bits everywhere are 111,139
-    manifest, points = export_mixed(checkpoint, tmp_path / "package", Budget(size=wanted))
+    steps: list[tuple[str, int, int]] = []
+    manifest, points = export_mixed(
+        checkpoint, tmp_path / "package", Budget(size=wanted), progress=lambda *step: steps.append(step)
+    )
+    groups = len(tensor_groups(checkpoint))
+    assert [step for step in steps if step[0] == "sizes"] == [("sizes", i, groups) for i in range(groups + 1)]
     size = sum(entry.size for entry in manifest.files if entry.path.startswith("model.onnx"))
     assert 0.7 * wanted < size <= wanted
     assert manifest.precision == "mixed"
     assert len({row["scheme"] for row in manifest.recipe}) > 1
     assert len(points) > 5
     assert edgelm.load(tmp_path / "package").manifest.name == "package"
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".mixed")) == []
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_a_killed_export_leaves_has_a_name_by_which_the_next_one_removes_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def killed(_: object, target: Path, *__: object, **___: object) -> None:
+        seen.extend(path.name for path in tmp_path.iterdir() if path in target.parents)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mixed, "export_package", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export_mixed(HuggingFaceCheckpoint(folder), tmp_path / "package", Budget(size=100_000))
+    assert re.fullmatch(r"\.edgelm-tmp-\d+-[0-9a-f]{8}-package", *seen)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_a_mixed_package_keeps_to_its_divergence(folder: Path, tmp_path: Path) -> None:
