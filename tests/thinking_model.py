@@ -21,6 +21,16 @@ TEMPLATE = (
 )
 # As those of DeepSeek-R1: the prompt ends inside of the thinking.
 OPENING_TEMPLATE = TEMPLATE.replace("assistant\n' }}", "assistant\n<think>\n' }}")
+# As that of GPT-OSS: one text, what was thought, before a call.
+CHANNELS_TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ '<|start|>' + m.role }}"
+    "{% if m.tool_calls %}{% set c = m.tool_calls[0].function %}"
+    "{% if m.thinking and m.content %}{{ raise_exception('one text, please') }}{% endif %}"
+    "{{ '<|channel|>analysis<|message|>' + m.thinking + '<|end|><|start|>assistant to=functions.' + c.name }}"
+    "{{ '<|channel|>commentary json<|message|>' }}{{ c.arguments | tojson }}{{ '<|call|>' }}"
+    "{% else %}{{ '<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
 ANSWER = "<think>\nWhat is the sea?\n\nWater.\n</think>\n\nThe sea is blue."
 THOUGHT, SAID = "What is the sea?\n\nWater.", "The sea is blue."
 

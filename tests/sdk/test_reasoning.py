@@ -7,7 +7,16 @@ import json
 from functools import partial
 
 import pytest
-from thinking_model import ANSWER, OPENING_TEMPLATE, SAID, TEMPLATE, THOUGHT, model_with_marks, thinking_model
+from thinking_model import (
+    ANSWER,
+    CHANNELS_TEMPLATE,
+    OPENING_TEMPLATE,
+    SAID,
+    TEMPLATE,
+    THOUGHT,
+    model_with_marks,
+    thinking_model,
+)
 
 from edgelm.batching.engine import Engine
 from edgelm.chat_session import ChatSession
@@ -21,8 +30,12 @@ from edgelm.testing import scripted_model
 QUESTION = [Message(role="user", content="What is the sea?")]
 OPENED_ANSWER = ANSWER.removeprefix("<think>\n")
 CHANNEL, FINAL = "<|channel|>", "<|end|><|start|>assistant<|channel|>final<|message|>"  # gpt-oss
+HARMONY = "<|start|>assistant<|channel|>"
 CALL = '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>'
 TOOLS = [{"type": "function", "function": {"name": "look"}}]
+AT = {"type": "object", "properties": {"at": {"enum": ["sea", "sky"]}}, "required": ["at"]}
+LOOK_AT = [{"type": "function", "function": {"name": "look", "parameters": AT}}]
+LOOK_CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "sea"}'}}
 
 
 def split(
@@ -69,11 +82,20 @@ def test_where_a_text_is_cut_changes_nothing(text: str, is_open: bool, expected:
         (f"{CHANNEL}analysis<|message|>Hm.{FINAL[:-9]}", ("Hm.", "")),
         (f"{CHANNEL}analysis<|message|>Hm.<|end|>Yes.", ("Hm.", "Yes.")),
         (f"{CHANNEL}analysis<|message|>Hm <|en", ("Hm <|en", "")),
+        (f"{CHANNEL}analysis<|message|>A.<|end|>{HARMONY}analysis<|message|>B.{FINAL}C.", ("A.\n\nB.", "C.")),
+        (f"{CHANNEL}commentary<|message|>I look.{FINAL}Yes.", ("", "I look.\n\nYes.")),
+        (f"{CHANNEL}commentary<|message|>I look. <|en", ("", "I look. <|en")),
+        (f"{CHANNEL}analysis to=python code<|message|>1 + 1", ("1 + 1", "")),
+        (f"{CHANNEL}commentary to=functions.f<|message|>{{}}", ("", " to=functions.f<|message|>{}")),
+        (f"{CHANNEL}final", ("", "")),
+        (f"{CHANNEL}final{'s' * 400}", ("", f"{CHANNEL}final{'s' * 400}")),
+        ("<|cha", ("", "<|cha")),
+        ("to be", ("", "to be")),
         ("Yes.", ("", "Yes.")),
     ],
 )
 def test_channels_come_apart_too_wherever_they_are_cut(text: str, expected: tuple[str, str]) -> None:
-    for first, second in itertools.combinations_with_replacement(range(len(text) + 1), 2):
+    for first, second in itertools.combinations_with_replacement(range(min(len(text), 150) + 1), 2):
         assert split([text[:first], text[first:second], text[second:]], row=1) == expected
     assert split(text, row=1) == expected
 
@@ -179,6 +201,62 @@ def test_a_model_that_thinks_calls_tools(make, answer: str, text: str) -> None:
     assert [(call.name, call.arguments) for call in completion.tool_calls] == [("look", "{}")]
     assert completion.finish_reason == "tool_calls"
     assert completion.message["reasoning_content"] == "I look."  # templates keep it until the answer that follows
+
+
+with_channels = partial(model_with_marks, marks=(*FORMATS[1].control_tokens, "<|call|>"))
+
+
+@pytest.mark.parametrize("make", [thinking_model, with_channels])
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        ("", ("", "")),
+        (f"{CHANNEL}analysis<|message|>I look.<|end|><|start|>assistant", ("I look.", "")),
+        (f"{CHANNEL}commentary<|message|>Looking.<|end|><|start|>assistant", ("", "Looking.")),
+        (
+            f"{CHANNEL}analysis<|message|>I look.<|end|>"
+            f"{HARMONY}commentary<|message|>Looking.<|end|><|start|>assistant",
+            ("I look.", "Looking."),
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "header",
+    [
+        f"{CHANNEL}commentary to=functions.look <|constrain|>json<|message|>",
+        f"{CHANNEL}commentary to=functions.look<|constrain|>json<|message|>",
+        f"{CHANNEL}commentary to=functions.look json<|message|>",
+        f"{CHANNEL}analysis to=functions.look<|message|>",
+        " to=functions.look<|channel|>commentary json<|message|>",
+    ],
+)
+def test_gpt_oss_calls_tools_after_what_it_thinks_and_says(make, before: str, expected, header: str) -> None:
+    pytest.importorskip("llguidance")
+    model = make(f'{before}{header}{{"at": "sea"}}', CHANNELS_TEMPLATE)
+    chunks = list(model.stream_chat(QUESTION, tools=LOOK_AT))
+    completion = join(chunks)
+    assert (completion.reasoning, completion.text) == expected
+    assert [(call.name, call.arguments) for call in completion.tool_calls] == [("look", '{"at": "sea"}')]
+    assert completion.finish_reason == "tool_calls"
+    assert sum(bool(chunk.tool_calls) for chunk in chunks) > 1
+
+
+@pytest.mark.parametrize("make", [thinking_model, with_channels])
+@pytest.mark.parametrize(("choice", "begun"), [("auto", f"{CHANNEL}commentary to=functions."), ("required", "")])
+def test_the_arguments_that_gpt_oss_writes_fit_the_tool(make, choice: str, begun: str) -> None:
+    pytest.importorskip("llguidance")
+    model = make(f"{begun}xx", CHANNELS_TEMPLATE)
+    config = GenerationConfig(max_new_tokens=300, temperature=1.0, seed=0)
+    (call,) = model.chat(QUESTION, config, tools=LOOK_AT, tool_choice=choice).tool_calls
+    assert call.name == "look"
+    assert json.loads(call.arguments)["at"] in ("sea", "sky")
+
+
+def test_gpt_oss_reads_again_what_it_thought_and_said_before_a_call() -> None:
+    model = thinking_model("x", CHANNELS_TEMPLATE)
+    turn = {"role": "assistant", "content": "Looking.", "reasoning_content": "I look.", "tool_calls": [LOOK_CALL]}
+    text = model.tokenizer.decode(model.encode_chat([*QUESTION, turn], LOOK_AT), skip_control_tokens=False)
+    assert f"{HARMONY}analysis<|message|>I look.\n\nLooking.<|end|><|start|>assistant to=functions.look" in text
 
 
 def test_a_call_that_must_come_comes_though_the_prompt_begins_the_thinking() -> None:

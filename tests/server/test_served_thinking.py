@@ -6,7 +6,7 @@ import json
 
 import pytest
 from edgelm_server import TINY, EdgelmServer
-from thinking_model import ANSWER, OPENING_TEMPLATE, SAID, THOUGHT, thinking_server
+from thinking_model import ANSWER, CHANNELS_TEMPLATE, OPENING_TEMPLATE, SAID, THOUGHT, thinking_server
 
 HELLO = [{"role": "user", "content": "What is the sea?"}]
 
@@ -159,3 +159,39 @@ def test_a_model_that_thinks_calls_a_tool():
     assert (message["thinking"], message["tool_calls"][0]["function"]["name"]) == ("I look.", "look")
     assert joined(lines, "thinking") == "I look."
     assert sum(len(line.get("tool_calls", ())) for line in lines) == 1
+
+
+def test_gpt_oss_calls_a_tool_in_each_protocol():
+    message = "<|channel|>{}<|message|>{}<|end|><|start|>assistant"
+    call = '<|channel|>commentary to=functions.look <|constrain|>json<|message|>{"at": "sea"}'
+    answer = message.format("analysis", "I look.") + message.format("commentary", "Looking.") + call
+    parameters = {"type": "object", "properties": {"at": {"enum": ["sea", "sky"]}}, "required": ["at"]}
+    tool = {"name": "look", "parameters": parameters}
+    with EdgelmServer((TINY,), prelude=thinking_server(answer, CHANNELS_TEMPLATE)) as server:
+        body = {"messages": HELLO, "tools": [{"type": "function", "function": tool}], "model": "tiny-random"}
+        (choice,) = server.post("/v1/chat/completions", body).json["choices"]
+        chunks = server.post("/v1/chat/completions", {**body, "stream": True}).events[:-1]
+        message = server.post("/api/chat", {**body, "stream": False}).json["message"]
+        lines = [line["message"] for line in server.post("/api/chat", body).lines]
+        request = {"input": "What is the sea?", "tools": [{"type": "function", **tool}]}
+        response = server.post("/v1/responses", request).json
+        events = server.post("/v1/responses", {**request, "stream": True}).events
+
+    assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("I look.", "Looking.")
+    assert choice["finish_reason"] == "tool_calls"
+    (called,) = choice["message"]["tool_calls"]
+    assert called["function"] == {"name": "look", "arguments": '{"at": "sea"}'}
+
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert (joined(deltas, "reasoning_content"), joined(deltas, "content")) == ("I look.", "Looking.")
+    pieces = [call["function"] for delta in deltas for call in delta.get("tool_calls", ())]
+    assert (joined(pieces, "name"), joined(pieces, "arguments")) == ("look", '{"at": "sea"}')
+
+    for part in (message, {"tool_calls": [c for line in lines for c in line.get("tool_calls", ())]}):
+        assert part["tool_calls"] == [{"function": {"name": "look", "arguments": {"at": "sea"}}}]
+    assert (message["thinking"], message["content"]) == ("I look.", "Looking.")
+    assert (joined(lines, "thinking"), joined(lines, "content")) == ("I look.", "Looking.")
+
+    for output in (response["output"], events[-1]["response"]["output"]):
+        assert [item["type"] for item in output] == ["reasoning", "message", "function_call"]
+        assert (output[2]["name"], output[2]["arguments"]) == ("look", '{"at": "sea"}')

@@ -116,7 +116,8 @@ class ToolCallParser:
             return ""
         if marker and rest.lstrip()[0] == "{":
             self._pass_over(len(self._held) - len(rest.lstrip()))
-            self._reader = ToolCallReader(name.partition("[CALL_ID]")[0].strip())
+            name = min((name.partition(stop)[0] for stop in self._format.name_stops), key=len, default=name)
+            self._reader = ToolCallReader(name.strip())
             return ""
         is_over = marker or len(name) > _LONGEST_NAME or "\n" in name
         return self._leave_calls() if is_over else ""

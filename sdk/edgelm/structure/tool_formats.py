@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -22,7 +23,11 @@ class ToolFormat:
     separator: stands between two calls, each with markers of its own, or inside one pair of them where `is_list`.
     argument_key: the name of the arguments in a call's object.
     name_end: the name stands before the object, up to this marker, and the object is the arguments alone.
+    name_stops: what begins anything else before `name_end`. asides: what of that a model may write, in this order.
+    lead: stands before the start marker, and is taken off, with all that makes tokens of the markers visible, by what
+    takes the thinking apart.
     takes_tools: whether the chat template writes the definitions, calls and results itself.
+    takes_thinking: whether it reads what was thought before a call as `thinking`, and nothing that was said besides.
     """
 
     name: str
@@ -37,24 +42,31 @@ class ToolFormat:
     bare_start: str = ""
     argument_key: str = "arguments"
     name_end: str = ""
+    name_stops: tuple[str, ...] = ()
+    asides: tuple[str, ...] = ()
+    lead: str = ""
     takes_tools: bool = True
-    control_ids: Mapping[str, int] = field(default_factory=dict)  # of the markers that are control tokens of the model
+    takes_thinking: bool = False
+    control_ids: Mapping[str, int] = field(default_factory=dict)  # of the control tokens of the model in the markers
 
     @property
-    def markers(self) -> tuple[str, ...]:
-        """All markers that the format has."""
-        return tuple(marker for marker in (self.start, self.end, self.name_end) if marker)
+    def markers(self) -> str:
+        """All that the format writes beside names and objects."""
+        return "\n".join((self.lead, self.start, *self.asides, self.name_end, self.end))
 
     def lark(self, marker: str) -> str:
-        """Write a marker for a grammar: its token where it is one."""
-        return f"<[{self.control_ids[marker]}]>" if marker in self.control_ids else lark_string(marker)
+        """Write a marker for a grammar: a token where there is one in it."""
+        ids = self.control_ids
+        parts = re.split(f"({'|'.join(map(re.escape, ids))})", marker) if ids else [marker]
+        return " ".join(f"<[{ids[part]}]>" if part in ids else lark_string(part) for part in parts if part)
 
 
 # The first row whose signs all stand in the chat template counts; the last one has none, and serves every other model.
 FORMATS = (
     # Mistral's tokenizers from version 11 on (Mistral Small 3.2, Devstral, Ministral 3).
     ToolFormat(
-        name="mistral-args", signs=("[TOOL_CALLS]", "[ARGS]"), start="[TOOL_CALLS]", name_end="[ARGS]", separator=""
+        name="mistral-args", signs=("[TOOL_CALLS]", "[ARGS]"), start="[TOOL_CALLS]", name_end="[ARGS]", separator="",
+        name_stops=("[CALL_ID]",),
     ),
     ToolFormat(
         name="mistral", signs=("[TOOL_CALLS]",), start="[TOOL_CALLS]", before=" ", is_list=True, separator=", "
@@ -73,6 +85,13 @@ FORMATS = (
         separator="",
     ),
     ToolFormat(name="granite", signs=("<|tool_call|>",), start="<|tool_call|>", is_list=True, separator=", "),
+    # GPT-OSS (https://github.com/openai/harmony): a message to the function, who may stand before the channel too.
+    ToolFormat(
+        name="harmony", signs=("<|channel|>commentary", "<|call|>"), lead="<|channel|>commentary",
+        start=" to=functions.", name_end="<|message|>", name_stops=("<|", " "),
+        asides=("<|channel|>commentary", " json", " <|constrain|>json", "<|constrain|>json"), is_parallel=False,
+        takes_thinking=True,
+    ),
     # The chat template knows no tools: the definitions stand in the system message, and the text is that of Hermes.
     ToolFormat(
         name="generic", signs=(), start="<tool_call>", end="</tool_call>", before="\n", behind="\n", takes_tools=False,
@@ -86,4 +105,4 @@ def tool_format(model: LanguageModel) -> ToolFormat:
     source = model.chat_template.source if model.chat_template is not None else ""
     row = next(row for row in FORMATS if all(sign in source for sign in row.signs))
     control_tokens = model.tokenizer.control_tokens
-    return replace(row, control_ids={text: control_tokens[text] for text in row.markers if text in control_tokens})
+    return replace(row, control_ids={text: control_tokens[text] for text in control_tokens if text in row.markers})

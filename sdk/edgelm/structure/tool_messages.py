@@ -38,7 +38,8 @@ def show_tools(
     """Return a conversation's messages, and the template's variables beside them, so that the template shows the tools.
 
     Arguments become objects, and ids such as every template takes. For a template that knows no tools, definitions,
-    calls and results become text: of the system message, of the answers, and of the user's turns.
+    calls and results become text: of the system message, of the answers, and of the user's turns. For one that reads
+    one text before a call, what was thought and what was said become that.
 
     Raises:
         ChatTemplateError: a message is none, or its tool_calls are not in OpenAI's form.
@@ -46,6 +47,8 @@ def show_tools(
     check_conversation(messages)
     turns = [_turn(message, f"messages[{i}]") for i, message in enumerate(messages)]
     _name_results(turns)
+    if format.takes_thinking:
+        _join_thinking(turns)
     if format.takes_tools:
         return turns, {"tools": list(tools)} if tools else {}  # type: ignore[return-value]
     return _as_text(turns, tools, format), {}  # type: ignore[return-value]
@@ -119,6 +122,14 @@ def _name_results(turns: Sequence[dict[str, Any]]) -> None:
     for turn in turns:
         if turn.get("role") == "tool" and "name" not in turn and turn.get("tool_call_id") in names:
             turn["name"] = names[turn["tool_call_id"]]
+
+
+def _join_thinking(turns: Sequence[dict[str, Any]]) -> None:
+    for turn in turns:
+        if "tool_calls" in turn:
+            thought = turn.pop("reasoning_content", None) or turn.get("thinking")
+            turn["thinking"] = "\n\n".join(filter(None, (thought, turn["content"])))
+            turn["content"] = ""
 
 
 def _as_text(

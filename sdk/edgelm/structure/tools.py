@@ -56,7 +56,7 @@ def tool_constraint(
         raise ConfigError(f"tool_choice is {tool_choice!r}; it is auto, none, required, or {{'name': ...}}.")
     parallel = parallel and format.is_parallel
     if tool_choice != "auto":
-        opening = "" if format.bare_start else format.lark(format.start)
+        opening = "" if format.bare_start else format.lark(format.lead + format.start)
         return Constraint.lark(_grammar(functions, format, opening, parallel))
     if importlib.util.find_spec("llguidance") is None:
         return None
@@ -88,8 +88,8 @@ def tool_settings(
         raise ConfigError(
             "An answer cannot have a constraint and call tools; leave one out, or set tool_choice 'none'."
         )
-    visible = (*config.visible_control_tokens, *format.control_ids)
-    return config.replace(constraint=constraint, visible_control_tokens=visible)
+    visible = () if format.lead else format.control_ids
+    return config.replace(constraint=constraint, visible_control_tokens=(*config.visible_control_tokens, *visible))
 
 
 def _functions(tools: Sequence[Tool]) -> list[Mapping[str, Any]]:
@@ -136,7 +136,9 @@ def _grammar(
     for i, function in enumerate(functions):
         arguments = "%json " + json.dumps(_parameters(function), ensure_ascii=False)
         if format.name_end:
-            rules.append(f"tool_{i}: {lark_string(function['name'])} {format.lark(format.name_end)} {arguments}")
+            asides = " ".join(f"({format.lark(aside)})?" for aside in format.asides)
+            name_end = f"{asides} {format.lark(format.name_end)}"
+            rules.append(f"tool_{i}: {lark_string(function['name'])} {name_end} {arguments}")
             continue
         head = f'{{"name": {json.dumps(function["name"])}, "{format.argument_key}": '
         rules.append(f'tool_{i}: {lark_string(head.removeprefix(said))} {arguments} "}}"')
