@@ -60,7 +60,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
 @setting_options(PretrainConfig)
 @run_options
 def train(toml: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
-    """Train a Transformer on token shards, from the beginning.
+    """Train a Transformer on token shards, a new one or on from a checkpoint (--init).
 
     TOML is a file of settings; each of them is also a flag. Progress goes to standard error and to log.jsonl in the
     run's folder, beside the checkpoints. Ctrl-C and SIGTERM save a checkpoint and leave.
