@@ -58,11 +58,15 @@ class TokenLogprob:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """How many tokens went in and came out; `cached_tokens` of the prompt were not computed again."""
+    """How many tokens went in and came out.
+
+    `cached_tokens` of the prompt were not computed again; `reasoning_tokens` of the answer were thought before it.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -38,6 +38,9 @@ LOOK_AT = [{"type": "function", "function": {"name": "look", "parameters": AT}}]
 LOOK_CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "sea"}'}}
 
 
+with_channels = partial(model_with_marks, marks=(*FORMATS[1].control_tokens, "<|call|>"))
+
+
 def split(
     pieces: list[str] | str, *, is_open: bool = False, ends: tuple[str, ...] = (), row: int = 0
 ) -> tuple[str, str]:
@@ -123,6 +126,33 @@ def test_a_text_that_begins_a_constraint_ends_the_thinking_and_is_answer() -> No
         assert split(["Hm.</think>", *pieces], is_open=True, ends=("Answer: ",)) == ("Hm.", text)
 
 
+@pytest.mark.parametrize("make", [thinking_model, model_with_marks, with_channels])
+@pytest.mark.parametrize(
+    ("answer", "template", "last"),
+    [
+        (ANSWER, TEMPLATE, "</think>"),
+        (OPENED_ANSWER, OPENING_TEMPLATE, "</think>"),
+        (f"{CHANNEL}analysis<|message|>{THOUGHT}{FINAL}{SAID}", CHANNELS_TEMPLATE, "<|end|>"),
+        (SAID, TEMPLATE, None),
+        (SAID, CHANNELS_TEMPLATE, None),
+    ],
+)
+def test_the_usage_says_how_many_tokens_were_thought(make, answer: str, template: str, last: str | None) -> None:
+    model = make(answer, template)
+    completion = model.chat(QUESTION)
+
+    def has_ended(count: int) -> bool:
+        return last in model.tokenizer.decode(completion.token_ids[:count], skip_control_tokens=False)
+
+    expected = next(filter(has_ended, itertools.count())) if last else 0
+    assert completion.usage.reasoning_tokens == expected
+    with Engine(model) as engine:
+        assert join(engine.submit_chat(QUESTION)).usage.reasoning_tokens == expected
+    cut_off = model.chat(QUESTION, GenerationConfig(max_new_tokens=max(expected - 1, 1)))
+    assert cut_off.usage.reasoning_tokens == max(expected - 1, 0)
+    assert model.generate("The sea").usage.reasoning_tokens == 0
+
+
 @pytest.mark.parametrize("make", [thinking_model, model_with_marks])
 @pytest.mark.parametrize(("answer", "template"), [(ANSWER, TEMPLATE), (OPENED_ANSWER, OPENING_TEMPLATE)])
 def test_an_answer_to_a_conversation_comes_without_what_was_thought(make, answer: str, template: str) -> None:
@@ -201,9 +231,6 @@ def test_a_model_that_thinks_calls_tools(make, answer: str, text: str) -> None:
     assert [(call.name, call.arguments) for call in completion.tool_calls] == [("look", "{}")]
     assert completion.finish_reason == "tool_calls"
     assert completion.message["reasoning_content"] == "I look."  # templates keep it until the answer that follows
-
-
-with_channels = partial(model_with_marks, marks=(*FORMATS[1].control_tokens, "<|call|>"))
 
 
 @pytest.mark.parametrize("make", [thinking_model, with_channels])

@@ -35,6 +35,20 @@ def test_chat_completions_have_reasoning_content(thinking):
         assert sum("reasoning_content" in delta for delta in deltas) > 5
 
 
+def test_usage_says_how_many_tokens_were_thought(thinking):
+    reply = thinking.post("/v1/chat/completions", {"messages": HELLO}).json
+    thought = reply["usage"]["completion_tokens_details"]["reasoning_tokens"]
+    assert 5 < thought < reply["usage"]["completion_tokens"] - 5
+    body = {"messages": HELLO, "n": 2, "stream": True, "stream_options": {"include_usage": True}}
+    usage = thinking.post("/v1/chat/completions", body).events[-2]["usage"]
+    assert usage["completion_tokens_details"] == {"reasoning_tokens": 2 * thought}
+    body = {"input": "What is the sea?"}
+    response = thinking.post("/v1/responses", body).json
+    events = thinking.post("/v1/responses", {**body, "stream": True}).events
+    for usage in (response["usage"], events[-1]["response"]["usage"]):
+        assert usage["output_tokens_details"] == {"reasoning_tokens": thought}
+
+
 def test_an_answer_that_was_cut_off_while_it_thought_has_no_content(thinking):
     reply = thinking.post("/v1/chat/completions", {"messages": HELLO, "max_tokens": 8}).json
     (choice,) = reply["choices"]

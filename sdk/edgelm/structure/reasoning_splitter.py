@@ -24,6 +24,8 @@ class ReasoningSplitter:
         self._held = ""
         self._step = self._begin
         self._has_thought = False  # anything but white space
+        self._thought_tokens = 0
+        self._undecided_tokens = 0  # of what may become a mark
 
     def push(self, text: str) -> tuple[str, str]:
         """Take a piece; return what is thought in it, and what is answered, as far as both can be shown now."""
@@ -43,12 +45,26 @@ class ReasoningSplitter:
         return "", held if self._step == self._begin else ""
 
     def take(self, chunk: Chunk) -> Chunk:
-        """Return the chunk with its text taken apart."""
+        """Return the chunk with its text taken apart; the last one's usage says how many tokens the thinking has.
+
+        The marks around it count to it.
+        """
+        was_thinking = self._step == self._think
         thought, said = self.push(chunk.text)
         if chunk.finish_reason is not None:
             more_thought, more_said = self.flush()
             thought, said = thought + more_thought, said + more_said
-        return dataclasses.replace(chunk, reasoning=thought, text=said)
+        self._count(len(chunk.token_ids), was_thinking or bool(thought))
+        usage = chunk.usage and dataclasses.replace(chunk.usage, reasoning_tokens=self._thought_tokens)
+        return dataclasses.replace(chunk, reasoning=thought, text=said, usage=usage)
+
+    def _count(self, tokens: int, has_thought: bool) -> None:
+        self._undecided_tokens += tokens
+        if has_thought or self._step == self._think:
+            self._thought_tokens += self._undecided_tokens
+        elif self._step in (self._begin, self._turn):
+            return
+        self._undecided_tokens = 0
 
     # Each step takes what it can of the text that is held, and may hand the rest to another one.
 
