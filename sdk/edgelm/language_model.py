@@ -35,12 +35,12 @@ from edgelm.package.package import open_package
 from edgelm.package.signature import check_required_signature
 from edgelm.runtime.session import PREFILL_CHUNK, DecoderSession, SessionOptions
 from edgelm.runtime.switch_interval import SHORT_SWITCH_INTERVAL
-from edgelm.structure.reasoning import reasoning_settings, take_in_turn
+from edgelm.structure.reasoning import Reasoning, reasoning_settings, take_in_turn
 from edgelm.structure.tool_call_parser import ToolCallParser
 from edgelm.structure.tool_formats import tool_format
 from edgelm.structure.tool_messages import show_tools
 from edgelm.structure.tools import Tool, ToolChoice, tool_names, tool_settings
-from edgelm.text.chat_template import ChatTemplate, encode_chat
+from edgelm.text.chat_template import ChatTemplate, encode_chat, words_to_continue
 from edgelm.text.fill_in_middle import fill_in_ids
 from edgelm.text.tokenizer import Tokenizer
 
@@ -241,25 +241,29 @@ class LanguageModel:
         turns, of_tools = show_tools(messages, tools or (), tool_format(self))
         return encode_chat(self.chat_template, self.tokenizer, turns, variables={**variables, **of_tools})
 
-    def keep_opening(
+    def chat_prompt(
         self,
-        config: GenerationConfig,
         messages: Sequence[Message],
+        config: GenerationConfig,
         tools: Sequence[Tool] | None = None,
         template_variables: Mapping[str, object] | None = None,
-    ) -> GenerationConfig:
-        """Return settings whose context shift, if they have one, keeps what stands before a conversation's first turn.
+    ) -> tuple[list[int], GenerationConfig, Reasoning | None]:
+        """Return the prompt of an answer to a conversation, its settings, and how it tells what it thinks.
+
+        A context shift, if there is one, keeps what stands before the conversation's first turn.
 
         Raises:
             ChatTemplateError, ConfigError: as from `encode_chat`.
         """
-        if config.context_shift is None:
-            return config
-        system = [message for message in messages[:1] if message["role"] == "system"]
-        ends = ([*system, Message(role="user", content=text)] for text in ("a", "b"))
-        turns = [self.encode_chat(end, tools, template_variables) for end in ends]
-        opening = next((i for i, (id_, other) in enumerate(zip(*turns, strict=False)) if id_ != other), 0)
-        return config.replace(context_shift=max(config.context_shift, opening))
+        prompt_ids = self.encode_chat(messages, tools, template_variables)  # which refuses what is no conversation
+        if config.context_shift is not None:
+            system = [message for message in messages[:1] if message["role"] == "system"]
+            ends = ([*system, Message(role="user", content=text)] for text in ("a", "b"))
+            turns = [self.encode_chat(end, tools, template_variables) for end in ends]
+            opening = next((i for i, (id_, other) in enumerate(zip(*turns, strict=False)) if id_ != other), 0)
+            config = config.replace(context_shift=max(config.context_shift, opening))
+        begun = words_to_continue(show_tools(messages[-1:], (), tool_format(self))[0])
+        return prompt_ids, *reasoning_settings(config, self.chat_template, self.tokenizer, prompt_ids, begun)
 
     def answer(self, prompt: str | Sequence[int], config: GenerationConfig | None = None) -> Answer:
         """Check a prompt, and return the answer to it, not begun: what `stream` and the engine run.
@@ -375,9 +379,7 @@ class LanguageModel:
         format_ = tool_format(self)
         settings = tool_settings(settings, tools, tool_choice, format_)
         shown = tools if tool_choice != "none" else []
-        prompt_ids = self.encode_chat(messages, shown, template_variables)  # which refuses what is no conversation
-        settings = self.keep_opening(settings, messages, shown, template_variables)
-        settings, reasoning = reasoning_settings(settings, self.chat_template, self.tokenizer, prompt_ids)
+        prompt_ids, settings, reasoning = self.chat_prompt(messages, settings, shown, template_variables)
         thoughts = reasoning.splitter() if reasoning else None
         calls = ToolCallParser(format_, tool_names(shown)) if shown else None
         return prompt_ids, settings, take_in_turn(thoughts, calls)

@@ -170,6 +170,29 @@ def test_an_answer_to_a_conversation_comes_without_what_was_thought(make, answer
         assert not join(engine.submit("What is the sea?")).reasoning
 
 
+@pytest.mark.parametrize("make", [thinking_model, model_with_marks])
+@pytest.mark.parametrize("template", [TEMPLATE, OPENING_TEMPLATE])
+@pytest.mark.parametrize(
+    ("begun", "answer", "expected"),
+    [
+        ("<think>\nWhat is", " the sea?\n</think>\n\nWater.", (" the sea?", "Water.")),
+        ("<think>\n", " Hm.\n</think>\n\nWater.", ("Hm.", "Water.")),
+        ("<think>One.</think>\n<think>Two", " three.</think>Water.", (" three.", "Water.")),
+        ("<think>\nWhat is", " the sea", (" the sea", "")),
+        ("<think>\nHm.\n</think>\n\nThe sea", " is </think> blue.", ("", " is </think> blue.")),
+        ("The sea", " is </think> blue.", ("", " is </think> blue.")),
+    ],
+)
+def test_an_answer_goes_on_with_the_thinking_that_the_conversation_ends_in(
+    make, template: str, begun: str, answer: str, expected: tuple[str, str]
+) -> None:
+    turns = [*QUESTION, Message(role="assistant", content=begun)]
+    completion = make(answer, template).chat(turns)
+    assert (completion.reasoning, completion.text) == expected
+    parts = [{"type": "text", "text": begun[:3]}, {"type": "text", "text": begun[3:]}]
+    assert make(answer, template).chat([*QUESTION, {"role": "assistant", "content": parts}]).text == expected[1]
+
+
 def test_a_prompt_that_is_no_conversation_is_continued_as_it_was() -> None:
     assert thinking_model().generate("The sea").text == ANSWER
     completion = model_with_marks().generate("The sea")

@@ -35,6 +35,18 @@ def test_chat_completions_have_reasoning_content(thinking):
         assert sum("reasoning_content" in delta for delta in deltas) > 5
 
 
+def test_thinking_that_the_request_begins_goes_on_as_thinking():
+    turns = [*HELLO, {"role": "assistant", "content": "<think>\nWhat is"}]
+    body = {"model": "tiny-random", "messages": turns}
+    with EdgelmServer((TINY,), prelude=thinking_server(" the sea?\n</think>\n\nWater.")) as server:
+        message = server.post("/v1/chat/completions", body).json["choices"][0]["message"]
+        assert (message["reasoning_content"], message["content"]) == (" the sea?", "Water.")
+        message = server.post("/api/chat", {**body, "stream": False}).json["message"]
+        assert (message["thinking"], message["content"]) == (" the sea?", "Water.")
+        output = server.post("/v1/responses", {"input": turns}).json["output"]
+        assert [item["content"][0]["text"] for item in output] == [" the sea?", "Water."]
+
+
 def test_usage_says_how_many_tokens_were_thought(thinking):
     reply = thinking.post("/v1/chat/completions", {"messages": HELLO}).json
     thought = reply["usage"]["completion_tokens_details"]["reasoning_tokens"]

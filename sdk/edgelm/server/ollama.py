@@ -32,7 +32,6 @@ from edgelm.server.sampling_fields import SAMPLING, generation_config
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, number, record, whole
 from edgelm.server.sse import JsonAnswer, line
 from edgelm.structure.constraint import Constraint
-from edgelm.structure.reasoning import reasoning_settings
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.fill_in_middle import fill_in_ids
 from edgelm.text.thinking import knows_thinking
@@ -128,9 +127,7 @@ async def chat(call: Call) -> Response:
         messages = messages_of({"messages": [_message(message) for message in body["messages"]]})
         offered = None if tools is None else tools.tools
         variables = _template_variables(model, body)
-        prompt_ids = model.encode_chat(messages, offered, variables)
-        config = model.keep_opening(config, messages, offered, variables)
-        config, reasoning = reasoning_settings(config, model.chat_template, model.tokenizer, prompt_ids)
+        prompt_ids, config, reasoning = model.chat_prompt(messages, config, offered, variables)
         return [Job(prompt_ids=prompt_ids, config=config, tools=tools, reasoning=reasoning)]
 
     return await _deliver(call, jobs, is_chat=True, only_load=not call.body["messages"])
@@ -154,9 +151,7 @@ async def generate(call: Call) -> Response:
         else:
             system = [{"role": "system", "content": body["system"]}] if body.get("system") else []
             messages = messages_of({"messages": [*system, {"role": "user", "content": prompt}]})
-            prompt_ids = model.encode_chat(messages, None, variables)
-            config = model.keep_opening(config, messages, None, variables)
-            config, reasoning = reasoning_settings(config, model.chat_template, model.tokenizer, prompt_ids)
+            prompt_ids, config, reasoning = model.chat_prompt(messages, config, None, variables)
         return [Job(prompt_ids=prompt_ids, config=config, reasoning=reasoning)]
 
     return await _deliver(call, jobs, is_chat=False, only_load=not (call.body.get("prompt") or call.body.get("suffix")))

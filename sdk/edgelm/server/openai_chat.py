@@ -28,7 +28,6 @@ from edgelm.server.sampling_fields import (
 )
 from edgelm.server.schema import BOOLEAN, TEXT, record, whole
 from edgelm.server.sse import DONE, KEEPALIVE, event
-from edgelm.structure.reasoning import reasoning_settings
 from edgelm.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -129,9 +128,7 @@ def chat_jobs(
         config = tools.settings(config, form)
     messages, offered = chat_messages.messages_of(body), None if tools is None else tools.tools
     variables = chat_messages.template_variables(model, body, effort_field=effort)
-    prompt_ids = model.encode_chat(messages, offered, variables)
-    config = model.keep_opening(config, messages, offered, variables)
-    config, reasoning = reasoning_settings(config, model.chat_template, model.tokenizer, prompt_ids)
+    prompt_ids, config, reasoning = model.chat_prompt(messages, config, offered, variables)
     return [
         Job(prompt_ids=prompt_ids, config=with_seed(config, index), tools=tools, reasoning=reasoning)
         for index in range(body.get("n", 1))

@@ -50,17 +50,24 @@ FORMATS = (
 class Reasoning:
     """Say how the answer to one prompt tells what it thinks.
 
-    is_open: the prompt ends inside of it. ends: texts that end it though they belong to the answer.
+    is_open: the prompt ends inside of it; has_begun: and says some of it. ends: texts that end it though they belong
+    to the answer.
     """
 
     format: ReasoningFormat
     is_open: bool
+    has_begun: bool = False
     ends: Sequence[str] = ()
 
     def splitter(self) -> ReasoningSplitter:
         """Return what takes one answer apart."""
-        format_ = self.format
-        return format_.splitter(start=format_.start, end=format_.end, is_open=self.is_open, ends=self.ends)
+        return self.format.splitter(
+            start=self.format.start,
+            end=self.format.end,
+            is_open=self.is_open,
+            has_begun=self.has_begun,
+            ends=self.ends,
+        )
 
 
 def reasoning_format(template: ChatTemplate | None) -> ReasoningFormat | None:
@@ -69,11 +76,16 @@ def reasoning_format(template: ChatTemplate | None) -> ReasoningFormat | None:
 
 
 def reasoning_settings(
-    config: GenerationConfig, template: ChatTemplate | None, tokenizer: Tokenizer, prompt_ids: Sequence[int]
+    config: GenerationConfig,
+    template: ChatTemplate | None,
+    tokenizer: Tokenizer,
+    prompt_ids: Sequence[int],
+    begun: str,
 ) -> tuple[GenerationConfig, Reasoning | None]:
     """Return the settings of an answer to a conversation, its marks as text, and how it thinks; None where it does not.
 
-    A config that names the marks as visible wants them in the text: nothing is taken out of that.
+    A config that names the marks as visible wants them in the text: nothing is taken out of that. begun: the words of
+    the assistant's, at the prompt's end, that the answer continues.
     """
     format_ = reasoning_format(template)
     if format_ is None or not set(format_.control_tokens).isdisjoint(config.visible_control_tokens):
@@ -83,10 +95,13 @@ def reasoning_settings(
     # constraint's texts has it too, though the model may think that it still thinks.
     is_formed = constraint is not None and not constraint.after
     ends = () if constraint is None or constraint.at_start else constraint.after
-    tail = tokenizer.decode(prompt_ids[-_TAIL:], skip_control_tokens=False)
-    is_open = not is_formed and tail.rstrip().endswith(format_.start)
+    tail = begun or tokenizer.decode(prompt_ids[-_TAIL:], skip_control_tokens=False)
+    _, start, thought = tail.rpartition(format_.start)
+    is_open = bool(start) and not is_formed and (format_.end not in thought if begun else not thought.strip())
     visible = (*config.visible_control_tokens, *format_.control_tokens)
-    return config.replace(visible_control_tokens=visible), Reasoning(format=format_, is_open=is_open, ends=ends)
+    return config.replace(visible_control_tokens=visible), Reasoning(
+        format=format_, is_open=is_open, has_begun=is_open and bool(thought.strip()), ends=ends
+    )
 
 
 class Parser(Protocol):

@@ -14,16 +14,16 @@ class ReasoningSplitter:
     Where the pieces were cut changes nothing. Half of a mark is never shown, and white space around the marks is left
     out. An answer that begins with no mark, to a prompt that does not end with one, is answer alone, as it stands.
 
-    start, end: the marks around the thinking. is_open: the prompt ends inside of it. ends: texts that end it though
-    they belong to the answer.
+    start, end: the marks around the thinking. is_open: the prompt ends inside of it; has_begun: and says some of it.
+    ends: texts that end it though they belong to the answer.
     """
 
-    def __init__(self, *, start: str, end: str, is_open: bool, ends: Sequence[str]) -> None:
+    def __init__(self, *, start: str, end: str, is_open: bool, has_begun: bool, ends: Sequence[str]) -> None:
         self._start, self._end, self._is_open = start, end, is_open
         self._ends = (end, *ends)
         self._held = ""
         self._step = self._begin
-        self._has_thought = False  # anything but white space
+        self._has_thought = has_begun  # anything but white space
         self._thought_tokens = 0
         self._undecided_tokens = 0  # of what may become a mark
 

@@ -216,7 +216,7 @@ def encode_chat(
             message, which is to be continued.
         TokenizerError: a text has half of a surrogate pair, which is no character.
     """
-    continues = add_generation_prompt and _ends_with_answer(messages)
+    continues = add_generation_prompt and bool(words_to_continue(messages))
     guard = ControlGuard(tokenizer)
     hidden: list[Any] = [guard.hide(message, f"messages[{i}]") for i, message in enumerate(messages)]
     end = secrets.token_hex(16)
@@ -232,16 +232,18 @@ def encode_chat(
     return tokenizer.encode_parts(guard.reveal(rendered))
 
 
-def _ends_with_answer(messages: Sequence[Message]) -> bool:
+def words_to_continue(messages: Sequence[Message]) -> str:
+    """Return the words of the assistant's that a conversation ends with, which an answer goes on with; "": none.
+
+    Raises:
+        ChatTemplateError: as `check_conversation`.
+    """
     check_conversation(messages)
     last = messages[-1]
     content = last.get("content")
-    return (
-        last["role"] == "assistant"
-        and isinstance(content, str)
-        and bool(content.strip())
-        and not last.get("tool_calls")
-    )
+    if last["role"] != "assistant" or not isinstance(content, str) or not content.strip() or last.get("tool_calls"):
+        return ""
+    return content
 
 
 def _before(end: str, rendered: str) -> str:
