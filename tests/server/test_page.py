@@ -10,6 +10,7 @@ import pytest
 from chat_page import Page, ask, done, expect, scripted
 from edgelm_server import TINY, EdgelmServer
 from thinking_model import SAID, THOUGHT, thinking_server
+from thinking_template import THINKING
 
 HOSTILE = (
     "<img src=x onerror=\"document.title='hacked'\"> <script>document.title='hacked'</script> "
@@ -108,6 +109,37 @@ def test_what_is_thought_is_folded_above_the_answer(open_page: Callable[..., Pag
         expect(thinking).to_have_count(2)
         expect(thinking.first).to_be_hidden()
         expect(page.locator(".answer")).to_have_text([SAID, SAID])
+
+
+def test_a_model_that_can_be_told_whether_to_think_has_a_switch(
+    open_page: Callable[..., Page], own_library: Path
+) -> None:
+    for name in ("plain", "told"):
+        shutil.copytree(TINY, own_library / "models" / name)
+    (own_library / "models" / "told" / "chat_template.jinja").write_text(THINKING)
+    with EdgelmServer((), prelude=thinking_server(SAID, THINKING)) as server:
+        page = open_page(server)
+        switch = page.get_by_role("checkbox", name="Think")
+
+        def sent_variables() -> object:
+            with page.expect_request("**/v1/chat/completions") as sent:
+                ask(page)
+            done(page)
+            return sent.value.post_data_json.get("chat_template_kwargs")
+
+        expect(page.locator("#model")).to_have_value("plain")
+        assert sent_variables() is None
+        expect(switch).to_be_hidden()
+        page.select_option("#model", "told")
+        assert sent_variables() == {"enable_thinking": True}
+        switch.uncheck()
+        assert sent_variables() == {"enable_thinking": False}
+        page.reload()
+        expect(switch).not_to_be_checked()
+        assert sent_variables() == {"enable_thinking": False}
+        page.select_option("#model", "plain")
+        assert sent_variables() is None
+        expect(switch).to_be_hidden()
 
 
 def test_hostile_markdown_runs_nothing_and_loads_nothing(open_page: Callable[..., Page]) -> None:
@@ -300,7 +332,7 @@ def test_it_says_on_which_machine_the_model_runs(
             response=page.request.get(route.request.url.replace("http://desk.example", scripted_server.url))
         ),
     )
-    page.goto("http://desk.example/")
+    page.goto("http://desk.example/", wait_until="networkidle")  # a request left over would fail in the next test
     expect(page.locator("#note")).to_have_text("Runs on desk.example. Answers can be wrong.")
     expect(page.locator(".welcome")).to_contain_text("What you write goes to desk.example")
 

@@ -65,6 +65,12 @@ def test_openais_fields_reach_the_template(thinking_server, thinker, fields, var
     assert reply["usage"]["prompt_tokens"] == len(tokens)
 
 
+def test_a_models_description_names_what_its_template_reads(thinking_server, serving):
+    named = {"add_generation_prompt", "enable_thinking", "messages", "reasoning_effort"}
+    assert thinking_server.get("/v1/models/tiny-random").json["template_variables"] == sorted(named)
+    assert "enable_thinking" not in serving.get("/v1/models/tiny-random").json["template_variables"]
+
+
 @pytest.mark.parametrize(
     ("reasoning", "variables"),
     [

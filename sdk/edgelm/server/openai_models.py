@@ -8,8 +8,10 @@ from starlette.responses import Response
 
 from edgelm.package.manifest import Manifest
 from edgelm.server.endpoint import Call
+from edgelm.server.model_pool import reading_package
 from edgelm.server.schema import TEXT, record
 from edgelm.server.sse import JsonAnswer
+from edgelm.text.chat_template import ChatTemplate
 
 MODEL = record(
     {"id": TEXT, "object": TEXT, "created": {"type": "integer"}, "owned_by": TEXT},
@@ -27,7 +29,10 @@ async def list_models(call: Call) -> Response:
 async def retrieve_model(call: Call) -> Response:
     """Describe one model."""
     name = call.pool.resolve(call.request.path_params["model"])
-    return JsonAnswer(_model(call, name, call.pool.manifest(name)))
+    model = _model(call, name, call.pool.manifest(name))
+    with reading_package(name):
+        template = ChatTemplate.load(call.pool.package(name).folder)
+    return JsonAnswer(model | {"template_variables": sorted(template.variables) if template is not None else []})
 
 
 def _model(call: Call, name: str, manifest: Manifest) -> dict[str, Any]:

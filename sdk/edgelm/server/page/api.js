@@ -43,6 +43,11 @@ export async function models() {
   return (await (await request("v1/models")).json()).data;
 }
 
+/** @returns {Promise<string[]>} the names of what a model's chat template reads besides the conversation */
+export async function templateVariables(model) {
+  return (await (await request(`v1/models/${encodeURIComponent(model)}`)).json()).template_variables;
+}
+
 /**
  * Ask for an answer, and yield it in pieces: {text, thinking, tokens, finish, usage}. A token is [text, logprob, alternatives],
  * an alternative [text, logprob].

@@ -19,6 +19,7 @@ const running = new Map(); // conversation's id -> AbortController
 let conversations = [];
 let current = kept.create();
 let models = [];
+let described = Promise.resolve(); // once it is known what the chosen model can be told
 let unkept = null; // why this browser does not keep conversations
 
 const thread = new Thread({
@@ -50,6 +51,7 @@ async function respond(parent, failed = null) {
   show();
   announce("Answering");
   await keep(conversation);
+  await described;
   let saved = Date.now();
   let drawn = true;
   const changed = () => {
@@ -167,7 +169,17 @@ async function loadModels() {
   byId("model").replaceChildren(...models.map(({ id }) => element("option", { value: id }, id)));
   if (!models.some(({ id }) => id === settings.model)) settings.choose(models[0]?.id ?? null);
   byId("model").value = settings.model ?? "";
+  chosen();
+}
+
+function chosen() {
   byId("context").textContent = contextText();
+  described = describe(settings.model);
+}
+
+async function describe(model) {
+  const variables = model ? await api.templateVariables(model).catch(() => []) : [];
+  if (model === settings.model) settings.offerThinking(variables);
 }
 
 function askForKey() {
@@ -211,7 +223,7 @@ function listen() {
   byId("new-conversation").addEventListener("click", () => open(kept.create()));
   byId("model").addEventListener("change", (event) => {
     settings.choose(event.target.value);
-    byId("context").textContent = contextText();
+    chosen();
   });
   byId("open-settings").addEventListener("click", () => byId("settings").showModal());
   byId("system").addEventListener("input", (event) => (current.system = event.target.value));

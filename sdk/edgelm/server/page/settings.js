@@ -3,6 +3,7 @@
 import { byId, element } from "./dom.js";
 
 const STORED = "edgelm.settings";
+const THINKING = "enable_thinking"; // the variable of chat templates
 
 // name in the API, label, attributes of the field
 const FIELDS = [
@@ -22,11 +23,18 @@ export class Settings {
     const stored = JSON.parse(localStorage.getItem(STORED) ?? "{}");
     this.values = stored.values ?? {};
     this.probabilities = stored.probabilities ?? true;
+    this.thinking = stored.thinking ?? true;
+    this.switchesThinking = false; // whether the model can be told
     this.model = stored.model ?? null;
     this.fields = new Map(FIELDS.map(([name, label, attributes]) => [name, this.field(name, label, attributes)]));
     byId("with-probabilities").checked = this.probabilities;
     byId("with-probabilities").addEventListener("change", (event) => {
       this.probabilities = event.target.checked;
+      this.store();
+    });
+    byId("with-thinking").checked = this.thinking;
+    byId("with-thinking").addEventListener("change", (event) => {
+      this.thinking = event.target.checked;
       this.store();
     });
     byId("reset-settings").addEventListener("click", () => this.reset());
@@ -58,8 +66,15 @@ export class Settings {
     this.store();
   }
 
+  /** Show the switch for thinking where the template of the chosen model reads it. */
+  offerThinking(variables) {
+    this.switchesThinking = variables.includes(THINKING);
+    byId("thinking-switch").hidden = !this.switchesThinking;
+  }
+
   store() {
-    localStorage.setItem(STORED, JSON.stringify({ values: this.values, probabilities: this.probabilities, model: this.model }));
+    const { values, probabilities, thinking, model } = this;
+    localStorage.setItem(STORED, JSON.stringify({ values, probabilities, thinking, model }));
   }
 
   /** The fields of a request. */
@@ -67,6 +82,7 @@ export class Settings {
     const fields = Object.entries(this.values).map(([name, text]) =>
       [name, name === "stop" ? text.split("\n").filter(Boolean) : Number(text)]);
     const asked = this.probabilities ? { logprobs: true, top_logprobs: 5 } : {};
-    return { ...Object.fromEntries(fields), ...asked };
+    const told = this.switchesThinking ? { chat_template_kwargs: { [THINKING]: this.thinking } } : {};
+    return { ...Object.fromEntries(fields), ...asked, ...told };
   }
 }
