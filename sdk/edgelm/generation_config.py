@@ -81,7 +81,8 @@ class GenerationConfig:
                 object.__setattr__(self, name, (getattr(self, name),))
         for name in (*_TEXTS, "stop_token_ids", "processors"):
             if not isinstance(getattr(self, name), Iterable):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be a list.")
+                kind = "a text or a list of texts" if name in _TEXTS else "a list"
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be {kind}, [] for none.")
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, one in _TEXTS.items():
             texts = getattr(self, name)

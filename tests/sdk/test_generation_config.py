@@ -89,8 +89,8 @@ def test_zero_is_an_error_where_nothing_would_be_left(name: str) -> None:
     [
         ({"stop": ("",)}, "stop is ('',); each stop must be a text of at least one character."),
         ({"stop": (3,)}, "stop is (3,); each stop must be a text of at least one character."),
-        ({"stop": None}, "stop is None; it must be a list."),
-        ({"stop_token_ids": 5}, "stop_token_ids is 5; it must be a list."),
+        ({"stop": None}, "stop is None; it must be a text or a list of texts, [] for none."),
+        ({"stop_token_ids": 5}, "stop_token_ids is 5; it must be a list, [] for none."),
         ({"stop_token_ids": (-1,)}, "stop_token_ids is (-1,); token ids are whole numbers of 0 or more."),
         ({"stop_token_ids": ("a",)}, "stop_token_ids is ('a',); token ids are whole numbers of 0 or more."),
         ({"logit_bias": [1]}, "logit_bias is [1]; it must map token ids to numbers."),
