@@ -73,6 +73,23 @@ def test_an_adapter_is_unloaded_with_its_model_and_loaded_again(serving_adapters
     assert serving_adapters.post("/v1/completions", PROMPT | {"model": "mine"}).json["choices"] == before
 
 
+def test_an_adapter_that_is_gone_takes_neither_its_model_nor_the_others_with_it(adapter: Path, tmp_path: Path) -> None:
+    gone = write_tiny_adapter(tmp_path / "gone")
+    with EdgelmServer((TINY, "--adapter", f"gone={gone}", "--adapter", str(adapter))) as server:
+        gone.rename(tmp_path / "elsewhere")
+        for _ in range(2):
+            reply = server.post("/v1/completions", PROMPT | {"model": "gone"})
+            assert reply.status == 503
+            assert reply.json["error"]["message"] == "The model 'gone' cannot be loaded; the server's log says why."
+            assert server.post("/v1/completions", PROMPT | {"model": "tiny-random"}).status == 200
+            assert server.post("/v1/completions", PROMPT | {"model": "mine"}).status == 200
+        (tmp_path / "elsewhere").rename(gone)
+        assert server.post("/api/generate", {"model": "mine", "keep_alive": 0}).status == 200
+        assert server.post("/v1/completions", PROMPT | {"model": "gone"}).status == 200
+        server.stop()
+        assert sum(f"Cannot load gone: There is no adapter at {gone}" in line for line in server.log) == 1
+
+
 def test_an_adapter_that_would_keep_its_model_from_loading_is_not_offered(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

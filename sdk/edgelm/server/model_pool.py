@@ -218,7 +218,7 @@ class ModelPool:
         """Return a model, loaded; whoever gets it calls its `release`. Requests that come together load it once.
 
         Raises:
-            ApiError: 404, no model has that name; 503, there is no memory for it, or the package is broken.
+            ApiError: 404, no model has that name; 503, there is no memory for it, or a file of it is broken.
         """
         base = self.parent(name) or name
         while (loaded := self._loaded.get(base)) is None:  # again, where it was unloaded before we were back
@@ -228,6 +228,8 @@ class ModelPool:
                 task = self._loading[base] = asyncio.create_task(self._load(base, folder))
                 task.add_done_callback(lambda _: self._loading.pop(base, None))
             await asyncio.shield(task)  # who leaves must not take the model from those who wait too
+        if base != name and name not in loaded.model.adapters:
+            raise _broken(name)
         loaded.users += 1
         return loaded if base == name else loaded.adapted(name)
 
@@ -344,7 +346,10 @@ def _load(folder: Path, adapters: Mapping[str, Path], options: ServerOptions) ->
         folder, SessionOptions(threads=options.threads, provider=options.provider, prefill_graph=options.prefill_graph)
     )
     for name, adapter in adapters.items():
-        model.load_adapter(adapter, name)
+        try:
+            model.load_adapter(adapter, name)
+        except EdgeLMError as error:  # it must not take its model, and the other adapters, with it
+            logger.error("Cannot load %s: %s", name, error)
     model.generation_config = model.generation_config.replace(
         speculation=options.speculation, context_shift=options.context_shift
     )
