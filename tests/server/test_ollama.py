@@ -12,6 +12,12 @@ from edgelm_server import TINY, EdgelmServer
 from edgelm import GenerationConfig, __version__
 
 HELLO = [{"role": "user", "content": "Hello there"}]
+SLOW_LOAD = """
+import time
+from edgelm import language_model
+load = language_model.load
+language_model.load = lambda *given: (time.sleep(0.3), load(*given))[1]
+"""
 OPTIONS = {"num_predict": 12, "num_ctx": 4096}
 
 
@@ -34,6 +40,23 @@ def test_a_chat_is_whole_where_that_is_asked_for(serving, tiny):
     assert answer["message"] == {"role": "assistant", "content": expected.text}
     assert answer["done"]
     assert answer["total_duration"] > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/chat", {"messages": HELLO, "options": OPTIONS, "stream": False}),
+        ("/api/chat", {"messages": HELLO, "options": OPTIONS}),
+        ("/api/generate", {"prompt": "Hello", "options": OPTIONS, "stream": False}),
+        ("/api/embed", {"input": "Hello"}),
+    ],
+)
+def test_the_time_that_a_model_takes_to_load_is_told_apart(path, body):
+    with EdgelmServer(prelude=SLOW_LOAD) as server:
+        answer = server.post(path, {"model": "tiny-random", **body}).lines[-1]
+    parts = [answer.get(f"{part}_duration", 0) for part in ("load", "prompt_eval", "eval")]
+    assert parts[0] >= 3e8
+    assert answer["total_duration"] >= sum(parts)
 
 
 def test_options_have_ollamas_names(serving, tiny):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
@@ -23,6 +22,7 @@ from edgelm.server.sse import JsonAnswer, unless_disconnected
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel
+    from edgelm.server.model_pool import LoadedModel
 
 MAX_INPUTS = 256
 _TEXTS: Schema = {"anyOf": [TEXT, listing(TEXT, fewest=1, most=MAX_INPUTS)]}
@@ -48,7 +48,8 @@ OLLAMA_BODY = record(
 
 async def create_embeddings(call: Call) -> Response:
     """Turn texts into vectors."""
-    name, vectors, tokens = await _embed(call, call.body.get("model"), truncating=False)
+    served = await call.model(call.body.get("model"))
+    vectors, tokens = await _embed(call, served, truncating=False)
     as_text = call.body.get("encoding_format") == "base64"
     data = [
         {
@@ -59,20 +60,20 @@ async def create_embeddings(call: Call) -> Response:
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return JsonAnswer({"object": "list", "data": data, "model": name, "usage": usage})
+    return JsonAnswer({"object": "list", "data": data, "model": served.name, "usage": usage})
 
 
 async def ollama_embed(call: Call) -> Response:
     """Turn texts into vectors; what does not fit the context is cut off, unless the request says otherwise."""
-    started = time.perf_counter()
-    truncating = call.body.get("truncate", True)
-    name, vectors, tokens = await _embed(call, without_tag(call.body["model"]), truncating=truncating)
+    served = await call.model(without_tag(call.body["model"]))
+    load_seconds = call.seconds
+    vectors, tokens = await _embed(call, served, truncating=call.body.get("truncate", True))
     return JsonAnswer(
         {
-            "model": name,
+            "model": served.name,
             "embeddings": [vector.tolist() for vector in vectors],
-            "total_duration": int((time.perf_counter() - started) * 1e9),
-            "load_duration": 0,
+            "total_duration": int(call.seconds * 1e9),
+            "load_duration": int(load_seconds * 1e9),
             "prompt_eval_count": tokens,
         }
     )
@@ -83,9 +84,8 @@ async def _vector(call: Call, model: LanguageModel, ids: Sequence[int], pooling:
     return await asyncio.to_thread(embed, model, ids, pooling)
 
 
-async def _embed(call: Call, model: str | None, *, truncating: bool) -> tuple[str, Sequence[NDArray[np.float32]], int]:
-    """Return the model's name, the vectors, and how many tokens were read."""
-    served = await call.model(model)
+async def _embed(call: Call, served: LoadedModel, *, truncating: bool) -> tuple[Sequence[NDArray[np.float32]], int]:
+    """Return the vectors, and how many tokens were read; the model is released."""
     try:
         language_model = served.model
         inputs = await asyncio.to_thread(token_ids, language_model.tokenizer, call.body["input"], "input")
@@ -105,6 +105,6 @@ async def _embed(call: Call, model: str | None, *, truncating: bool) -> tuple[st
         result = await unless_disconnected(call.request.receive, vectors())
         if result is None:
             raise client_left()
-        return served.name, result, sum(map(len, inputs))
+        return result, sum(map(len, inputs))
     finally:
         served.release()

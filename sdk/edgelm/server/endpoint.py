@@ -34,6 +34,11 @@ class Call:
     left: threading.Event = field(default_factory=threading.Event)
 
     @property
+    def seconds(self) -> float:
+        """How long ago the request came."""
+        return time.monotonic() - self.started
+
+    @property
     def deadline(self) -> float:
         """When the time that a request may take is over, as time.monotonic() counts."""
         return self.started + self.options.limits.request_seconds

@@ -237,8 +237,9 @@ async def _deliver(call: Call, jobs: Any, *, is_chat: bool, only_load: bool) -> 
         return JsonAnswer(_frame(name, is_chat) | {"done": True, "done_reason": reason})
 
     def prepare(served: LoadedModel) -> tuple[list[Job], OllamaWriter]:
+        load_seconds = call.seconds
         keep(served)
-        return jobs(served.model), OllamaWriter(model=served.name, is_chat=is_chat)
+        return jobs(served.model), OllamaWriter(model=served.name, is_chat=is_chat, load_seconds=load_seconds)
 
     return await deliver(call, prepare, model=name, streaming=call.body.get("stream", True))
 
@@ -354,10 +355,14 @@ def _frame(
 
 @dataclass(frozen=True, kw_only=True)
 class OllamaWriter:
-    """Write answers as Ollama does: one line of JSON for each piece, a tool's call only when it is whole."""
+    """Write answers as Ollama does: one line of JSON for each piece, a tool's call only when it is whole.
+
+    load_seconds: how long the request waited for its model.
+    """
 
     model: str
     is_chat: bool
+    load_seconds: float
     media_type: str = "application/x-ndjson"
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
@@ -365,7 +370,7 @@ class OllamaWriter:
         (answer,) = completions
         calls = _readable(answer.tool_calls)
         frame = _frame(self.model, self.is_chat, answer.text, calls, answer.reasoning)
-        return frame | _end(answer.finish_reason, answer.usage, answer.timings)
+        return frame | self._end(answer.finish_reason, answer.usage, answer.timings)
 
     async def stream(self, answers: Answers) -> AsyncGenerator[bytes, None]:
         """Yield the lines."""
@@ -382,12 +387,24 @@ class OllamaWriter:
                 calls = _readable(join(chunks).tool_calls)
                 if calls:
                     yield line(_frame(self.model, self.is_chat, calls=calls) | {"done": False})
-                end = _end(chunk.finish_reason, chunk.usage, chunk.timings)
+                end = self._end(chunk.finish_reason, chunk.usage, chunk.timings)
                 yield line(_frame(self.model, self.is_chat) | end)
 
     def error(self, error: ApiError) -> bytes:
         """Write an error as the last line."""
         return line(error.ollama)
+
+    def _end(self, reason: str, usage: Usage, timings: Timings) -> dict[str, Any]:
+        seconds = {"load": self.load_seconds, "prompt_eval": timings.prefill_seconds, "eval": timings.decode_seconds}
+        total = sum(seconds.values()) + timings.queued_seconds
+        return {
+            "done": True,
+            "done_reason": "stop" if reason == "tool_calls" else reason,
+            "total_duration": math.ceil(total * 1e9),
+            "prompt_eval_count": usage.prompt_tokens,
+            "eval_count": usage.completion_tokens,
+            **{f"{name}_duration": int(value * 1e9) for name, value in seconds.items()},
+        }
 
 
 def _readable(calls: Sequence[ToolCall]) -> list[ToolCall]:
@@ -400,17 +417,3 @@ def _readable(calls: Sequence[ToolCall]) -> list[ToolCall]:
             continue
         whole_calls.append(call)
     return whole_calls
-
-
-def _end(reason: str, usage: Usage, timings: Timings) -> dict[str, Any]:
-    prefill, decode = int(timings.prefill_seconds * 1e9), int(timings.decode_seconds * 1e9)
-    return {
-        "done": True,
-        "done_reason": "stop" if reason == "tool_calls" else reason,
-        "total_duration": prefill + decode,
-        "load_duration": 0,
-        "prompt_eval_count": usage.prompt_tokens,
-        "prompt_eval_duration": prefill,
-        "eval_count": usage.completion_tokens,
-        "eval_duration": decode,
-    }
