@@ -323,7 +323,7 @@ def test_a_reference_of_another_form_is_refused(environment, reference):
 
 def test_a_name_that_leaves_the_library_is_refused(environment):
     result = pull(environment, "hf:org/Small-Model", "--name", "../../x")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "'../../x' is not a name for a model" in result.stderr
 
 

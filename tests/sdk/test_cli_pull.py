@@ -179,7 +179,8 @@ def test_the_options_of_the_download_reach_it(own_library, exports, under_terms,
     Library().remove("gemma-3-270m")
     assert pull(*arguments, "--source-only").exit_code == 0
     assert under_terms[1].package_share == 0
-    assert "connections is 0; it must be from 1 to 16." in pull("gemma-3-270m", "--connections", "0").stderr
+    refused = pull("gemma-3-270m", "--connections", "0")
+    assert (refused.exit_code, "connections is 0; it must be from 1 to 16." in refused.stderr) == (2, True)
 
 
 def test_a_folder_without_a_manifest_is_no_package(library, exports):

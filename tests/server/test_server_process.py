@@ -279,21 +279,22 @@ def test_a_port_that_is_taken_is_said_in_one_line():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "words", "code"),
     [
-        (["--host", "0.0.0.0"], "0.0.0.0 is reached from other machines, so it needs a key"),
-        (["--host", "no.such.host.invalid", "--api-key", "12345678"], "There is no address 'no.such.host.invalid'"),
-        (["--host", "192.0.2.1", "--api-key", "12345678"], "Cannot listen at 192.0.2.1, port 8080"),
-        (["--api-key", "short"], "An API key must have 8 or more printable ASCII characters and no space."),
-        (["--cors-origin", "*"], "The origin '*' is none; write one as http://localhost:3000, without a path."),
-        (["--allowed-host", "http://x"], "The host 'http://x' is none; write one as chat.example.org"),
-        (["--provider", "qnn"], "The ONNX Runtime here has no 'qnn'; it has: cpu"),
-        (["no-such-model"], "There is no model 'no-such-model'."),
+        (["--host", "0.0.0.0"], "0.0.0.0 is reached from other machines, so it needs a key", 2),
+        (["--api-key", "short"], "An API key must have 8 or more printable ASCII characters and no space.", 2),
+        (["--cors-origin", "*"], "The origin '*' is none; write one as http://localhost:3000, without a path.", 2),
+        (["--allowed-host", "http://x"], "The host 'http://x' is none; write one as chat.example.org", 2),
+        (["--api-key-file", "no-such-file"], "Cannot read the keys in no-such-file: ", 2),
+        (["--host", "no.such.host.invalid", "--api-key", "12345678"], "There is no address 'no.such.host.invalid'", 1),
+        (["--host", "192.0.2.1", "--api-key", "12345678"], "Cannot listen at 192.0.2.1, port 8080", 1),
+        (["--provider", "qnn"], "The ONNX Runtime here has no 'qnn'; it has: cpu", 1),
+        (["no-such-model"], "There is no model 'no-such-model'.", 1),
     ],
 )
-def test_what_cannot_be_served_is_said_at_once(arguments, words):
+def test_what_cannot_be_served_is_said_at_once(arguments, words, code):
     result = CliRunner().invoke(main, ["serve", *arguments])
-    assert result.exit_code == 1
+    assert result.exit_code == code
     assert words in result.output
 
 

@@ -18,6 +18,7 @@ from edgelm_training.cli_data import data
 from edgelm_training.tokenizer_training import TokenizerConfig, train_tokenizer
 
 TEXTS = [f"Text {i} of the sea.\n" for i in range(20)]
+PREPARE = ["prepare", "corpus.txt", "--tokenizer", "tok", "-o", "shards"]
 CHAT = {"messages": [{"role": "user", "content": "Hi <|im_end|>"}, {"role": "assistant", "content": "Hello!"}]}
 
 
@@ -149,9 +150,20 @@ def test_show_of_something_else_says_what_it_takes(paths: list[str]) -> None:
         run("show", *paths)
 
 
-@pytest.mark.parametrize("arguments", [["prepare"], ["prepare", "corpus.txt", "-o", "shards"], ["show"]])
-def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
-    assert CliRunner().invoke(data, arguments).exit_code == 2
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare"], "Missing argument"),
+        (["prepare", "corpus.txt", "-o", "shards"], "Missing option '--tokenizer'"),
+        (["show"], "Missing argument"),
+        ([*PREPARE, "--workers", "0"], "workers is 0; it must be 1 or more."),
+        ([*PREPARE, "--validation-fraction", "1"], "validation_fraction is 1.0; it must be from 0 to below 1."),
+        ([*PREPARE, "--max-characters", "-1"], "max_characters is -1; it must be 256 or more."),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(data, arguments)
+    assert (result.exit_code, message in result.stderr) == (2, True)
 
 
 def test_a_process_that_waits_for_another_says_so(tok: Path) -> None:

@@ -228,7 +228,7 @@ def test_a_checkpoint_without_torch_says_what_to_install(checkpoint: Path, text:
 def test_windows_that_do_not_fit_are_refused(options: list[str], message: str, text: Path) -> None:
     result = run(tiny_model_path(), "--data", text, *options)
 
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert message in result.stderr
 
 

@@ -66,6 +66,26 @@ def test_a_model_that_is_named_twice_is_wrong_usage(tiny_chat_model: Path) -> No
     assert "The model is named twice" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "model is not set: name the checkpoint folder to fine-tune."),
+        (["MODEL"], "data is not set: name a file of conversations (--data)"),
+        (["MODEL", "--rank", "0"], "rank is 0; it must be 1 or more."),
+        (["MODEL", "--epochs", "1", "--max-steps", "2"], "epochs and max_steps both say how long to train"),
+        (["MODEL", "--data", "DATA", "--sequence-length", "9999"], "sequence_length is 9999, longer than the model's"),
+        (["MODEL", "--data", "DATA", "--target-modules", "q"], "target_modules has 'q'; the layers of this model have"),
+    ],
+)
+def test_a_setting_that_is_missing_or_wrong_is_wrong_usage(
+    arguments: list[str], message: str, tiny_chat_model: Path, tiny_chats: Path, tmp_path: Path
+) -> None:
+    given = {"MODEL": str(tiny_chat_model), "DATA": str(tiny_chats)}
+    result = edgelm(*(given.get(argument, argument) for argument in arguments), "-o", tmp_path / "run")
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
 @pytest.mark.skipif(os.name != "posix", reason="SIGTERM is POSIX's")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_leaves(number: signal.Signals, toml: Path, tmp_path: Path) -> None:

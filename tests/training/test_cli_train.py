@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,13 +103,48 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one(toml: Path) -> N
 
     result = edgelm(str(toml))
 
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "There is no setting 'grad_clipp'. Did you mean 'grad_clip'?" in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--max-steps", "x"], ["--schedule", "cos"], ["--nonsense"]])
-def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
-    assert edgelm(*arguments).exit_code == 2
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-steps", "x"], "'x' is not a valid integer"),
+        (["--schedule", "cos"], "'cos' is not one of"),
+        (["--nonsense"], "No such option"),
+        (["--max-steps", "-1"], "max_steps is -1; it must be 1 or more."),
+        (["--model", "hidden_size"], "--model is 'hidden_size'; write it as KEY=VALUE, such as num_hidden_layers=8."),
+        (["none.toml"], "Cannot read none.toml: "),
+        ([], "data is not set: name a folder of shards (--data)"),
+        (["--data", "SHARDS", "--params", "15X"], "params is '15X'; it must be a number such as 15M"),
+        (["--data", "SHARDS"], "The size of the model is not set: --params 15M"),
+        (["--data", "SHARDS", "--params", "60K", "--model", "rope_theta=-1"], "rope_theta is -1; it must be"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(
+    arguments: list[str], message: str, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = edgelm(*(str(tiny_shards) if argument == "SHARDS" else argument for argument in arguments))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.startswith("Usage: ")
+
+
+def test_a_run_that_goes_on_with_a_wrong_setting_is_wrong_usage(toml: Path) -> None:
+    assert edgelm(str(toml)).exit_code == 0
+    result = edgelm(str(toml), "--resume", "--learning-rate", "-1")
+    assert (result.exit_code, "learning_rate is -1.0; it must be" in result.stderr) == (2, True)
+
+
+def test_a_broken_checkpoint_to_go_on_with_is_an_error(toml: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny_shards / "tokenizer.json", tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "model.safetensors").touch()
+    result = edgelm(str(toml), "--init", str(tmp_path))
+    assert result.exit_code == 1
+    assert f"error: Cannot read {tmp_path / 'config.json'}" in result.stderr
 
 
 def test_help_shows_every_setting_and_imports_no_torch() -> None:

@@ -72,9 +72,9 @@ def test_a_picture_is_drawn(name: str, begins: bytes, run: Path, tmp_path: Path)
     assert (tmp_path / name).read_bytes().startswith(begins)
 
 
-def test_a_suffix_that_is_no_picture_is_an_error(run: Path, tmp_path: Path) -> None:
+def test_a_suffix_that_is_no_picture_is_wrong_usage(run: Path, tmp_path: Path) -> None:
     result = plot(run, "-o", tmp_path / "loss.doc")
-    assert (result.exit_code, "has no suffix of a picture: use .png, .svg or .pdf." in result.stderr) == (1, True)
+    assert (result.exit_code, "has no suffix of a picture: use .png, .svg or .pdf." in result.stderr) == (2, True)
 
 
 def test_a_folder_without_a_log_is_an_error(tmp_path: Path) -> None:

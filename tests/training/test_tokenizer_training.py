@@ -180,6 +180,11 @@ def test_the_command_says_what_it_made(corpus: Path) -> None:
     assert result.stderr == ""  # no progress bar where standard error is no terminal
 
 
+def test_a_setting_out_of_range_is_wrong_usage(corpus: Path) -> None:
+    result = run("corpus", "--vocab-size", "3", "-o", "tok")
+    assert (result.exit_code, "vocab_size is 3; it must be 260 or more" in result.stderr) == (2, True)
+
+
 def test_the_command_says_if_the_text_has_fewer_tokens_than_asked_for(corpus: Path) -> None:
     result = run("corpus", "-o", "tok")
     size = Tokenizer.load("tok").vocab_size

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgelm.cli.output import is_terminal, megabytes, print_rows, printable
 from edgelm.cli.progress import progress_line
+from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import DataError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.chats import Chats, load_chats
@@ -85,14 +86,15 @@ def prepare(
       edgelm data prepare 'web/**/*.jsonl.gz' --field content --skip-broken --tokenizer tok/ -o shards/
       edgelm data prepare books.parquet --tokenizer ckpt/ --workers 8 -o shards/
     """
-    config = PrepareConfig(
-        documents=DocumentConfig(
-            field=field, split_on=split_on, max_characters=max_characters, skip_broken=skip_broken
-        ),
-        validation_fraction=validation_fraction,
-        end_token=end_token,
-        workers=workers,
-    )
+    with wrong_usage():
+        config = PrepareConfig(
+            documents=DocumentConfig(
+                field=field, split_on=split_on, max_characters=max_characters, skip_broken=skip_broken
+            ),
+            validation_fraction=validation_fraction,
+            end_token=end_token,
+            workers=workers,
+        )
     with progress_line() as progress:
         prepared = prepare_shards(paths, output, tokenizer, config, progress=progress, waiting=_announce_wait)
     figures = {**_shard_figures(output), "unchanged": prepared.unchanged}

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from edgelm.cli.wrong_usage import wrong_usage
 from edgelm_training.cli_train import EXIT_CODES, report_run, run_options
 from edgelm_training.distill_config import DistillConfig
 from edgelm_training.setting_options import given_settings, setting_options, toml_or_folder
@@ -39,5 +40,6 @@ def distill(source: Path | None, resume: bool, as_json: bool, **flags: Any) -> N
     from edgelm_training.distill import distill as run_distill
 
     toml = toml_or_folder(source, flags, "init", "student")
-    settings = given_settings(DistillConfig, flags, toml)
+    with wrong_usage():
+        settings = given_settings(DistillConfig, flags, toml)
     report_run(lambda reporter: run_distill(settings, resume=resume, reporter=reporter), as_json)

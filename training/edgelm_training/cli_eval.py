@@ -11,6 +11,7 @@ import click
 
 from edgelm.cli.generation_options import complete_model, threads_option
 from edgelm.cli.progress import progress_line, status
+from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import MissingExtraError, ModelNotFoundError
 from edgelm.library.library import Library, is_path
 from edgelm.package.manifest import FILE_NAME
@@ -70,11 +71,12 @@ def eval_(
     from edgelm_training.held_out import held_out_documents
     from edgelm_training.perplexity import WindowConfig, measure_perplexity
 
-    config = WindowConfig(window=window, stride=stride, max_tokens=max_tokens)
+    with wrong_usage():
+        config = WindowConfig(window=window, stride=stride, max_tokens=max_tokens)
     with status("Loading"):
         scorer = _open(model, device, threads)
     documents = held_out_documents(paths, scorer.tokenizer, scorer.folder, field=field, split_on=split_on, split=split)
-    with progress_line() as progress:
+    with wrong_usage(), progress_line() as progress:  # whether a window fits the model's context
         measured = measure_perplexity(scorer, documents, config, progress=progress)
     _print(scorer, measured, as_json)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from edgelm.cli.wrong_usage import wrong_usage
 from edgelm_training.cli_train import EXIT_CODES, report_run, run_options
 from edgelm_training.finetune_config import FinetuneConfig
 from edgelm_training.setting_options import given_settings, setting_options, toml_or_folder
@@ -55,5 +56,6 @@ def finetune(source: Path | None, resume: bool, as_json: bool, **flags: Any) -> 
     from edgelm_training.finetune import finetune as run_finetune
 
     toml = toml_or_folder(source, flags, "model", "model")
-    settings = given_settings(FinetuneConfig, flags, toml)
+    with wrong_usage():
+        settings = given_settings(FinetuneConfig, flags, toml)
     report_run(lambda reporter: run_finetune(settings, resume=resume, reporter=reporter), as_json)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from edgelm.cli.wrong_usage import wrong_usage
 from edgelm_training.plot import draw_picture, draw_text
 
 EXAMPLES = """
@@ -29,5 +30,6 @@ def plot(runs: tuple[Path, ...], output: Path | None) -> None:
     if output is None:
         click.echo(draw_text(runs, width=min(100, shutil.get_terminal_size().columns)))
     else:
-        draw_picture(runs, output)
+        with wrong_usage():  # the file's suffix
+            draw_picture(runs, output)
         click.echo(str(output))

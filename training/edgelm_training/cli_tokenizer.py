@@ -11,6 +11,7 @@ import click
 
 from edgelm.cli.output import print_rows
 from edgelm.cli.progress import progress_line, status
+from edgelm.cli.wrong_usage import wrong_usage
 from edgelm_training.documents import DocumentConfig
 from edgelm_training.tokenizer_training import CONTROL_TOKENS, TokenizerConfig, train_tokenizer
 
@@ -61,11 +62,12 @@ def train(
       edgelm tokenizer train corpus/ more.jsonl --field content -o tok/
       edgelm tokenizer train books.parquet --control-token '<|fim|>' -o tok/
     """
-    config = TokenizerConfig(
-        vocab_size=vocab_size,
-        control_tokens=control_tokens,
-        documents=DocumentConfig(field=field, skip_broken=skip_broken),
-    )
+    with wrong_usage():
+        config = TokenizerConfig(
+            vocab_size=vocab_size,
+            control_tokens=control_tokens,
+            documents=DocumentConfig(field=field, skip_broken=skip_broken),
+        )
     with contextlib.ExitStack() as shown:
         progress = shown.enter_context(progress_line())
 

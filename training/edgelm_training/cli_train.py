@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import EdgeLMError
 from edgelm_training.cli_live_line import LiveLine
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.setting_options import given_settings, setting_options
+from edgelm_training.settings import SettingError
 from edgelm_training.train_log import Reporter, SilentReporter
 
 if TYPE_CHECKING:
@@ -68,7 +70,8 @@ def train(toml: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
     # Imported here, so that --help needs no torch.
     from edgelm_training.pretrain import pretrain
 
-    settings = given_settings(PretrainConfig, flags, toml)
+    with wrong_usage():
+        settings = given_settings(PretrainConfig, flags, toml)
     report_run(lambda reporter: pretrain(settings, resume=resume, reporter=reporter), as_json)
 
 
@@ -77,6 +80,7 @@ def report_run(run: Callable[[Reporter], Outcome], as_json: bool) -> None:
 
     Raises:
         SystemExit: a signal stopped it, after a checkpoint was saved; 128 and its number.
+        click.UsageError: a setting is missing, or refused.
         EdgeLMError: as `run`; of several processes the main one alone says it.
     """
     from edgelm_training.distributed import launched_workers
@@ -85,10 +89,13 @@ def report_run(run: Callable[[Reporter], Outcome], as_json: bool) -> None:
     live_line = LiveLine() if is_main else None
     try:
         outcome = run(live_line or SilentReporter())
-    except EdgeLMError:
-        if is_main:
-            raise
-        raise SystemExit(1) from None  # all processes have the same error
+    except EdgeLMError as error:
+        is_usage = isinstance(error, SettingError)
+        if not is_main:  # all processes have the same error
+            raise SystemExit(2 if is_usage else 1) from None
+        if is_usage:
+            raise click.UsageError(str(error)) from error
+        raise
     finally:
         if live_line is not None:
             live_line.close()

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from edgelm.errors import ConfigError
 from edgelm_training.distill_config import DistillConfig
 from edgelm_training.pretrain import FIXED, build_recipe
 from edgelm_training.recipe import Recipe
 from edgelm_training.run import execute_run
+from edgelm_training.settings import SettingError
 from edgelm_training.train_log import Reporter, SilentReporter
 from edgelm_training.trainer import Outcome
 
@@ -31,7 +31,7 @@ def distill(settings: Mapping[str, Any], *, resume: bool = False, reporter: Repo
 
 def _build_recipe(config: DistillConfig, reporter: Reporter) -> tuple[DistillConfig, Recipe]:
     if config.teacher is None:
-        raise ConfigError("teacher is not set: name the checkpoint folder to learn from (--teacher).")
+        raise SettingError("teacher is not set: name the checkpoint folder to learn from (--teacher).")
     return build_recipe(config, reporter)
 
 

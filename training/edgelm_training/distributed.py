@@ -19,8 +19,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from edgelm.errors import ConfigError, EdgeLMError, TrainingError
+from edgelm.errors import EdgeLMError, TrainingError
 from edgelm_training.model import Block
+from edgelm_training.settings import SettingError
 
 T = TypeVar("T")
 
@@ -158,7 +159,7 @@ def distribute(model: nn.Module, parallel: str, workers: Workers, device: torch.
         ConfigError: FSDP is asked for, but there is one process.
     """
     if parallel == "fsdp" and workers.world_size == 1:
-        raise ConfigError("parallel is 'fsdp', but there is one process. Start several: torchrun --nproc-per-node N …")
+        raise SettingError("parallel is 'fsdp', but there is one process. Start several: torchrun --nproc-per-node N …")
     if workers.world_size == 1:
         return model
     if parallel == "fsdp":

@@ -26,8 +26,8 @@ from edgelm.architecture.block_grid import Array, in_blocks, outermost_grid, sea
 from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, integer_scheme_for, read_recipe
 from edgelm.architecture.quantization_scheme import Scheme
 from edgelm.config import ModelConfig
-from edgelm.errors import ConfigError
 from edgelm_training.model import Transformer
+from edgelm_training.settings import SettingError
 
 # Where torch's parametrizations keep what a module's weight is made of.
 _WEIGHT, _SHARES = ".parametrizations.weight.original", ".parametrizations.weight.0.shares"
@@ -50,7 +50,7 @@ def quantized_precision(name: str) -> Precision:
         precision = read_recipe(Path(name))
     if precision is None or not precision.schemes or precision.transforms:
         known = ", ".join(known for known, preset in PRECISIONS.items() if preset.schemes)
-        raise ConfigError(
+        raise SettingError(
             f"qat is {name!r}; it must be one of {known}, or a recipe file (.toml, .json) with integers and without "
             "transforms, which would move the weights off their grid."
         )
@@ -65,12 +65,12 @@ def schemes_of(config: ModelConfig, precision: Precision) -> dict[str, Scheme]:
             such grid for the embedding; or the model has experts.
     """
     if config.residual_multiplier != 1:
-        raise ConfigError(
+        raise SettingError(
             f"qat is set, and the model's residual_multiplier is {config.residual_multiplier}: the exporter folds it "
             "into the weights, which leaves them beside the grid that they were trained on. Train without qat."
         )
     if config.num_experts:
-        raise ConfigError(
+        raise SettingError(
             f"qat is set, and the model has {config.num_experts} experts, whose matrices cannot be trained on a grid "
             "yet. Train without qat."
         )
@@ -84,7 +84,7 @@ def schemes_of(config: ModelConfig, precision: Precision) -> dict[str, Scheme]:
         if scheme is None:
             continue
         if module == "model.embed_tokens" and (scheme.bits == 2 or not scheme.symmetric):
-            raise ConfigError(
+            raise SettingError(
                 f"qat gives the embedding {scheme.bits} bits{'' if scheme.symmetric else ' with zero points'}; the "
                 "exporter gathers its rows from a symmetric grid of 4 bits or more. Give embed_tokens a rule of its "
                 "own, before the others, such as int8-block64."

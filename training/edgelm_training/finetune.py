@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from edgelm.config import ModelConfig
-from edgelm.errors import ConfigError, DataError, TrainingError
+from edgelm.errors import DataError, TrainingError
 from edgelm.text.chat_template import ChatTemplate, encode_chat
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.adapter import Base, write_adapter
@@ -49,6 +49,7 @@ from edgelm_training.run import execute_run
 from edgelm_training.samples import write_samples
 from edgelm_training.scaling import count_parameters
 from edgelm_training.schedule import warmup_or_usual
+from edgelm_training.settings import SettingError
 from edgelm_training.source_rows import SourceRows, load_pairs
 from edgelm_training.throughput import flops_per_token
 from edgelm_training.train_log import Reporter, SilentReporter
@@ -72,7 +73,7 @@ def finetune(settings: Mapping[str, Any], *, resume: bool = False, reporter: Rep
         EdgeLMError: settings, model, data or run folder do not allow it, or the run failed; see `execute_run`.
     """
     if "epochs" in settings and "max_steps" in settings:
-        raise ConfigError("epochs and max_steps both say how long to train; leave one of them out.")
+        raise SettingError("epochs and max_steps both say how long to train; leave one of them out.")
     build = partial(build_recipe, reporter=reporter or SilentReporter())
     return execute_run(FinetuneConfig, settings, build, resume=resume, fixed=_FIXED, reporter=reporter)
 
@@ -113,9 +114,9 @@ def build_recipe(config: FinetuneConfig, reporter: Reporter) -> tuple[FinetuneCo
 
 def _base_config(config: FinetuneConfig) -> tuple[ModelConfig, FinetuneConfig]:
     if config.model is None:
-        raise ConfigError("model is not set: name the checkpoint folder to fine-tune.")
+        raise SettingError("model is not set: name the checkpoint folder to fine-tune.")
     if not config.data:
-        raise ConfigError("data is not set: name a file of conversations (--data), of dpo one of preferences.")
+        raise SettingError("data is not set: name a file of conversations (--data), of dpo one of preferences.")
     for folder in (config.model, config.teacher):
         if folder is not None:
             check_is_checkpoint(folder)
@@ -146,7 +147,7 @@ def _load_data(config: FinetuneConfig, model: ModelConfig) -> tuple[AnyRows, Any
         )
     length = config.sequence_length or _row_length(model, training, held_out)
     if length > _context(model):
-        raise ConfigError(f"sequence_length is {length}, longer than the model's context of {_context(model)} tokens.")
+        raise SettingError(f"sequence_length is {length}, longer than the model's context of {_context(model)} tokens.")
     training_rows = rows(training, sequence_length=length, seed=config.seed)
     held_out_rows = None
     if len(held_out):
@@ -165,7 +166,7 @@ def _reading(
     if model.encoder is None:
         return (load_preferences, PreferenceRows) if preferences else (load_chats, ChatRows)
     if preferences:
-        raise ConfigError(
+        raise SettingError(
             f"method is {config.method!r}, and {config.model} has an encoder, which learns from pairs of source and "
             "answer. Use --method sft or lora."
         )
@@ -202,7 +203,7 @@ def _make_model(config: FinetuneConfig) -> tuple[Transformer, LoraConfig | None]
     assert config.model is not None  # _base_config has looked
     quantized = METHODS[config.method].quantized
     if quantized and config.parallel == "fsdp":
-        raise ConfigError("parallel is 'fsdp', which cannot shard a base in 4 bits. Use 'ddp', or --method lora.")
+        raise SettingError("parallel is 'fsdp', which cannot shard a base in 4 bits. Use 'ddp', or --method lora.")
     model = load_checkpoint(config.model, quantized=quantized)
     if not config.has_adapter:
         return model, None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgelm.errors import ConfigError
-from edgelm_training.settings import setting
+from edgelm_training.settings import SettingError, setting
 from edgelm_training.train_config import TrainConfig
 
 
@@ -39,7 +38,7 @@ class FinetuneConfig(TrainConfig):
     """Settings of fine-tuning.
 
     Raises:
-        ConfigError: a value is outside its range; the message names the setting, the value and the range.
+        SettingError: a value is outside its range; the message names the setting, the value and the range.
     """
 
     model: str | None = setting(None, "The checkpoint folder to start from; `edgelm import` makes one.")
@@ -74,23 +73,25 @@ class FinetuneConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.method not in METHODS:
-            raise ConfigError(f"method is {self.method!r}; it must be one of {', '.join(METHODS)}.")
+            raise SettingError(f"method is {self.method!r}; it must be one of {', '.join(METHODS)}.")
         if self.epochs is not None and not self.epochs > 0:
-            raise ConfigError(f"epochs is {self.epochs}; it must be more than 0.")
+            raise SettingError(f"epochs is {self.epochs}; it must be more than 0.")
         if not 0 <= self.validation_fraction < 1:
-            raise ConfigError(f"validation_fraction is {self.validation_fraction}; it must be from 0 to below 1.")
+            raise SettingError(f"validation_fraction is {self.validation_fraction}; it must be from 0 to below 1.")
         if self.rank < (0 if self.method == "dpo" else 1):
-            raise ConfigError(f"rank is {self.rank}; it must be 1 or more. The whole model learns with --method sft.")
+            raise SettingError(f"rank is {self.rank}; it must be 1 or more. The whole model learns with --method sft.")
         if self.alpha is not None and not self.alpha > 0:
-            raise ConfigError(f"alpha is {self.alpha}; it must be more than 0.")
+            raise SettingError(f"alpha is {self.alpha}; it must be more than 0.")
         if self.qat is not None and self.has_adapter:
-            raise ConfigError(f"qat is {self.qat!r}, for which the whole model must learn: use --method sft.")
+            raise SettingError(f"qat is {self.qat!r}, for which the whole model must learn: use --method sft.")
         if self.teacher is not None and METHODS[self.method].preferences:
-            raise ConfigError("teacher is set, and method is 'dpo', which learns from preferences alone. Leave it out.")
+            raise SettingError(
+                "teacher is set, and method is 'dpo', which learns from preferences alone. Leave it out."
+            )
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}; it must be from 0 to below 1.")
+            raise SettingError(f"dropout is {self.dropout}; it must be from 0 to below 1.")
         if not self.dpo_beta > 0:
-            raise ConfigError(f"dpo_beta is {self.dpo_beta}; it must be more than 0.")
+            raise SettingError(f"dpo_beta is {self.dpo_beta}; it must be more than 0.")
 
     @property
     def has_adapter(self) -> bool:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from edgelm.errors import ConfigError
 from edgelm_training.distributed import blocks
 from edgelm_training.model import Transformer
 from edgelm_training.quantized_linear import QuantizedLinear
+from edgelm_training.settings import SettingError
 
 _A, _B = "lora_A", "lora_B"
 
@@ -87,7 +87,7 @@ def target_names(model: Transformer, target_modules: Sequence[str]) -> list[str]
     kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
     for kind in target_modules:
         if kind not in kinds:
-            raise ConfigError(f"target_modules has {kind!r}; the layers of this model have {', '.join(kinds)}.")
+            raise SettingError(f"target_modules has {kind!r}; the layers of this model have {', '.join(kinds)}.")
     return [name for name in names if name.rpartition(".")[2] in target_modules]
 
 

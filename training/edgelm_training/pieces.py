@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from edgelm.config import ModelConfig
-from edgelm.errors import ConfigError
 from edgelm_training.device import Device
+from edgelm_training.settings import SettingError
 from edgelm_training.train_config import TrainConfig
 
 # Tokens at once on a device, where the config does not say: beyond that, larger pieces are no faster.
@@ -35,11 +35,11 @@ def split_share(config: TrainConfig, world_size: int, tokens: int) -> int:
     """
     rows = config.known("global_batch_size")
     if rows % world_size:
-        raise ConfigError(f"global_batch_size is {rows}; it must be a multiple of the {world_size} processes.")
+        raise SettingError(f"global_batch_size is {rows}; it must be a multiple of the {world_size} processes.")
     share = rows // world_size
     if config.grad_accum_steps is not None:
         if share % config.grad_accum_steps:
-            raise ConfigError(
+            raise SettingError(
                 f"grad_accum_steps is {config.grad_accum_steps}; it must divide the {share} rows of a process's step."
             )
         return config.grad_accum_steps

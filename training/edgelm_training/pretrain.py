@@ -29,7 +29,7 @@ from edgelm_training.run import execute_run
 from edgelm_training.samples import write_samples
 from edgelm_training.scaling import count_parameters, model_shape, parse_params, training_budget, usual_context
 from edgelm_training.schedule import warmup_or_usual
-from edgelm_training.settings import unknown_key
+from edgelm_training.settings import SettingError, unknown_key
 from edgelm_training.shards import Shards
 from edgelm_training.train_log import Reporter, SilentReporter
 from edgelm_training.trainer import Outcome
@@ -59,7 +59,7 @@ def build_recipe(config: Config, reporter: Reporter) -> tuple[Config, Recipe]:
         CheckpointError: `init` or the teacher is no checkpoint folder, or it is broken.
     """
     if config.data is None:
-        raise ConfigError("data is not set: name a folder of shards (--data); `edgelm data prepare` makes one.")
+        raise SettingError("data is not set: name a folder of shards (--data); `edgelm data prepare` makes one.")
     for folder in (config.init, config.teacher):
         if folder is not None:
             check_is_checkpoint(folder)
@@ -107,7 +107,7 @@ def _make_model(config: PretrainConfig, shards: Shards) -> Transformer:
             if ModelConfig.from_dict(stored | {name: value}) != model.config
         ]
         if changed or config.params is not None:
-            raise ConfigError(
+            raise SettingError(
                 f"init is {config.init!r}, whose shape is settled; leave out {', '.join(changed) or 'params'}."
             )
         _check_fit(model.config, config, shards)
@@ -119,11 +119,11 @@ def _make_model(config: PretrainConfig, shards: Shards) -> Transformer:
 
 def _model_config(config: PretrainConfig, shards: Shards) -> ModelConfig:
     if config.params is None and not config.model:
-        raise ConfigError("The size of the model is not set: --params 15M, or a table [model] in the TOML file.")
+        raise SettingError("The size of the model is not set: --params 15M, or a table [model] in the TOML file.")
     fields = [field.name for field in dataclasses.fields(ModelConfig)]
     for name in config.model or {}:
         if name not in fields:
-            raise ConfigError(f"[model] {unknown_key(name, fields)}")
+            raise SettingError(f"[model] {unknown_key(name, fields)}")
     shape: dict[str, Any] = {"model_type": "llama", "vocab_size": shards.vocab_size}
     if config.params is not None:
         shape = model_shape(parse_params(config.params), shards.vocab_size)
@@ -138,19 +138,22 @@ def _model_config(config: PretrainConfig, shards: Shards) -> ModelConfig:
         if field.default is dataclasses.MISSING and field.name not in shape
     ]
     if missing:
-        raise ConfigError(f"[model] lacks {', '.join(missing)}. Set them, or let --params choose what you do not set.")
-    return ModelConfig.from_dict(shape)
+        raise SettingError(f"[model] lacks {', '.join(missing)}. Set them, or let --params choose what you do not set.")
+    try:
+        return ModelConfig.from_dict(shape)
+    except ConfigError as error:
+        raise SettingError(str(error)) from error
 
 
 def _check_fit(model: ModelConfig, config: PretrainConfig, shards: Shards) -> None:
     if model.vocab_size < shards.vocab_size:
-        raise ConfigError(
+        raise SettingError(
             f"The model's vocab_size is {model.vocab_size}; the shards in {shards.folder} have {shards.vocab_size} "
             "different tokens. Leave vocab_size out, or prepare the shards with the model's tokenizer."
         )
     length = config.sequence_length
     if length is not None and length > model.max_position_embeddings:
-        raise ConfigError(
+        raise SettingError(
             f"sequence_length is {length}, longer than the model's context (max_position_embeddings is "
             f"{model.max_position_embeddings}). Shorten the rows, or give the model a longer context."
         )

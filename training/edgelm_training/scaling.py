@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm.errors import ConfigError
+from edgelm_training.settings import SettingError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 _MIN_PARAMS, _MAX_PARAMS = 10_000, 10**12
@@ -34,7 +34,7 @@ def parse_params(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMB]?)", text.strip().upper())
     count = round(float(match[1]) * _UNITS[match[2]]) if match else 0
     if not _MIN_PARAMS <= count <= _MAX_PARAMS:
-        raise ConfigError(f"params is {text!r}; it must be a number such as 15M, 1.5B or 800K, from 10K to 1000B.")
+        raise SettingError(f"params is {text!r}; it must be a number such as 15M, 1.5B or 800K, from 10K to 1000B.")
     return count
 
 
@@ -65,7 +65,7 @@ def model_shape(params: int, vocab_size: int) -> dict[str, Any]:
         if best is None or cost < best[0]:
             best = cost, shape | {"num_hidden_layers": depth}
     if best is None or best[0] > 1:
-        raise ConfigError(
+        raise SettingError(
             f"params is {params:,}, too few for a vocabulary of {vocab_size:,} tokens: the embeddings alone are more. "
             "Ask for more parameters, or train a smaller tokenizer."
         )

@@ -17,6 +17,10 @@ from edgelm.files.regular_file import MAX_TOML_BYTES, read_text
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "a list of texts"}
 
 
+class SettingError(ConfigError):
+    """A setting is missing or has a value that it cannot have; of a command, that is wrong usage."""
+
+
 def setting(default: Any, help_text: str, *, choices: tuple[str, ...] = ()) -> Any:
     """Declare a dataclass field with the help text, and the allowed words, of its flag."""
     return dataclasses.field(default=default, metadata={"help": help_text, "choices": choices})

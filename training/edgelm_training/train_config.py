@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from edgelm.errors import ConfigError
 from edgelm_training.schedule import SCHEDULES
-from edgelm_training.settings import setting
+from edgelm_training.settings import SettingError, setting
 
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -23,7 +22,7 @@ class TrainConfig:
     goes through its share in pieces of at most micro_batch_size rows and adds up their gradients.
 
     Raises:
-        ConfigError: a value is outside its range; the message names the setting, the value and the range.
+        SettingError: a value is outside its range; the message names the setting, the value and the range.
     """
 
     output: str = setting("run", "The run's folder: settings, log and checkpoints.")
@@ -82,26 +81,26 @@ class TrainConfig:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise ConfigError(f"{name} is {value}; it must be {_range(low, high)}.")
+                raise SettingError(f"{name} is {value}; it must be {_range(low, high)}.")
         for name, allowed in (
             ("schedule", tuple(SCHEDULES)), ("optimizer", OPTIMIZERS), ("precision", PRECISIONS), ("parallel", PARALLEL)
         ):  # fmt: skip
             if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
+                raise SettingError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
         if not self.output:
-            raise ConfigError("output is empty; name the folder of the run.")
+            raise SettingError("output is empty; name the folder of the run.")
         if self.warmup_steps is not None and self.max_steps is not None and self.warmup_steps > self.max_steps:
-            raise ConfigError(f"warmup_steps is {self.warmup_steps}; it must be at most max_steps ({self.max_steps}).")
+            raise SettingError(f"warmup_steps is {self.warmup_steps}; it must be at most max_steps ({self.max_steps}).")
 
     def known(self, name: str) -> Any:
         """Return a setting that the recipe must have chosen by now.
 
         Raises:
-            ConfigError: it has no value.
+            SettingError: it has no value.
         """
         value = getattr(self, name)
         if value is None:
-            raise ConfigError(f"{name} is not set.")
+            raise SettingError(f"{name} is not set.")
         return value
 
 

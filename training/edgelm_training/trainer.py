@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgelm.errors import ConfigError, TrainingError
+from edgelm.errors import TrainingError
 from edgelm_training.batches import Batch
 from edgelm_training.device import Device, emulates_bf16
 from edgelm_training.distributed import Workers, blocks, distribute, gradient_sync, whole
@@ -32,6 +32,7 @@ from edgelm_training.recipe import Recipe
 from edgelm_training.run_checkpoint import RunState, restore_run, save_run
 from edgelm_training.run_folder import RunFolder, SavedStep
 from edgelm_training.schedule import Schedule
+from edgelm_training.settings import SettingError
 from edgelm_training.throughput import peak_flops, peak_memory_bytes
 from edgelm_training.train_config import TrainConfig
 from edgelm_training.train_log import Reporter, StepRecord, TrainLog, open_log
@@ -69,7 +70,7 @@ class Trainer:
         reporter: Reporter,
     ) -> None:
         if device.precision == "fp16" and config.parallel == "fsdp":
-            raise ConfigError("precision is 'fp16' and parallel 'fsdp', which do not go together: use 'bf16'.")
+            raise SettingError("precision is 'fp16' and parallel 'fsdp', which do not go together: use 'bf16'.")
         self.recipe, self.config = recipe, config
         self.run, self.workers, self.device, self.reporter = run, workers, device, reporter
         self.pieces = split_share(config, workers.world_size, piece_tokens(recipe.model, config, device))

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
-from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from edgelm.errors import ConfigError, EdgeLMError
+from edgelm.cli.wrong_usage import wrong_usage
+from edgelm.errors import EdgeLMError
 from edgelm.generation_config import PROMPT_LOOKUP, GenerationConfig
 from edgelm.library.library import Library
 from edgelm.runtime.providers import CPU, PROVIDERS
@@ -90,14 +90,8 @@ def generation_options(command: Callable[..., None]) -> Callable[..., None]:
             from edgelm.language_model import load  # brings numpy and ONNX Runtime with it
 
             settings["speculation"] = load(settings["speculation"])
-        try:
+        with wrong_usage(settings):
             GenerationConfig(**settings)
-        except ConfigError as error:
-            context = click.get_current_context()
-            sources = {context.get_parameter_source(name) for name in settings}
-            is_elsewhere = bool(sources & {ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT})
-            hint = f" `edgelm config {context.info_name}` shows where it is set." if is_elsewhere else ""
-            raise click.UsageError(f"{error}{hint}") from error
         command(*positional, **named, settings=settings)
 
     for option in reversed(_OPTIONS):

@@ -22,6 +22,7 @@ from click.shell_completion import CompletionItem
 from edgelm._version import __version__
 from edgelm.cli.config_file import ConfigFile, name_variables
 from edgelm.cli.termination import unwinding
+from edgelm.cli.wrong_usage import where_set
 from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError
 from edgelm.package.signature import REQUIRE_VARIABLE
 
@@ -166,11 +167,7 @@ def _naming_the_environment(error: click.BadParameter) -> click.BadParameter:
         return error
     if context.get_parameter_source(param.name) is not ParameterSource.ENVIRONMENT:
         return error
-    called = context  # of `edgelm cache clear`, whose settings are shown with those of `cache`
-    while called.parent is not None and called.parent.parent is not None:
-        called = called.parent
-    where = f"`edgelm config {called.info_name}` shows where it is set."
-    return click.BadParameter(f"{error.message} {where}", context, param, error.param_hint)
+    return click.BadParameter(f"{error.message} {where_set(context)}", context, param, error.param_hint)
 
 
 def _missing_extra(entry_point: metadata.EntryPoint, error: ModuleNotFoundError) -> Exception:

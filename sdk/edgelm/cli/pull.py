@@ -12,12 +12,13 @@ from click.shell_completion import CompletionItem
 from edgelm.architecture.quantization_recipe import DEFAULT_PRECISION
 from edgelm.cli.output import is_terminal
 from edgelm.cli.progress import progress_line
+from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import MissingExtraError
 from edgelm.library import sources
 from edgelm.library.catalogue import CATALOGUE
 from edgelm.library.fetch_options import FetchOptions
 from edgelm.library.known_source import KnownSource
-from edgelm.library.library import Library
+from edgelm.library.library import Library, check_name
 from edgelm.package.manifest import Manifest
 
 # Bytes of a package for each byte of its original. int8 takes 1.46 of SmolLM2-135M's 4-bit GGUF file (143 of 98 MB),
@@ -84,7 +85,9 @@ def pull(
     source = sources.resolve(_reference(model, library))
     name = name or (model if model in library.sources() else source.name)
     share = 0.0 if source_only else _PACKAGE_SHARE
-    options = FetchOptions(connections=connections, token_file=token_file, package_share=share)
+    with wrong_usage():
+        check_name(name)
+        options = FetchOptions(connections=connections, token_file=token_file, package_share=share)
     with library.lock(name, lambda owner: _say(f"Waiting for process {owner or '?'}, which works on {name} …")):
         here = None if source_only else _package_of(library, name, precision)
         if here is not None:

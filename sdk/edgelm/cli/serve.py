@@ -21,6 +21,7 @@ from edgelm.cli.generation_options import (
     threads_option,
 )
 from edgelm.cli.main import EXIT_INTERRUPTED
+from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import ConfigError
 from edgelm.generation_config import PROMPT_LOOKUP
 from edgelm.library.catalogue import CATALOGUE
@@ -117,23 +118,24 @@ def serve(
       curl localhost:8080/v1/completions -d '{"model": "smollm2-135m-instruct", "prompt": "The sea"}'
       OPENAI_BASE_URL=http://localhost:8080/v1 OPENAI_API_KEY=none python program.py
     """
-    options = ServerOptions(
-        host=host,
-        port=port,
-        api_keys=(*api_key, *_keys_of_environment(), *_keys_of_file(api_key_file)),
-        allowed_hosts=allowed_host,
-        cors_origins=cors_origin,
-        keep_alive=keep_alive,
-        max_batch=batch,
-        max_queue=queue,
-        limits=RequestLimits(request_seconds=timeout),
-        speculation=speculation,
-        context_shift=context_shift,
-        adapters=adapters,
-        threads=threads,
-        provider=provider,
-        prefill_graph=prefill_graph,
-    )
+    with wrong_usage():
+        options = ServerOptions(
+            host=host,
+            port=port,
+            api_keys=(*api_key, *_keys_of_environment(), *_keys_of_file(api_key_file)),
+            allowed_hosts=allowed_host,
+            cors_origins=cors_origin,
+            keep_alive=keep_alive,
+            max_batch=batch,
+            max_queue=queue,
+            limits=RequestLimits(request_seconds=timeout),
+            speculation=speculation,
+            context_shift=context_shift,
+            adapters=adapters,
+            threads=threads,
+            provider=provider,
+            prefill_graph=prefill_graph,
+        )
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.ERROR if quiet else logging.INFO,

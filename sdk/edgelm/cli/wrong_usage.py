@@ -1,0 +1,38 @@
+"""What a command says where an option's value is refused: that its usage is wrong, exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import click
+from click.core import ParameterSource
+
+from edgelm.errors import ConfigError
+
+
+@contextlib.contextmanager
+def wrong_usage(names: Iterable[str] | None = None) -> Iterator[None]:
+    """Turn what a block refuses of the options that were given into wrong usage.
+
+    names: the options' parameters; None: all that the command has. Where one of them was set elsewhere than on the
+    command line, the error says how to see where.
+
+    Raises:
+        click.UsageError: the block raised a ConfigError.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        context = click.get_current_context()
+        sources = {context.get_parameter_source(name) for name in (context.params if names is None else names)}
+        is_elsewhere = bool(sources & {ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT})
+        raise click.UsageError(f"{error} {where_set(context)}" if is_elsewhere else str(error)) from error
+
+
+def where_set(context: click.Context) -> str:
+    """Say how to see what sets a command's options."""
+    called = context  # of `edgelm cache clear`, whose settings are shown with those of `cache`
+    while called.parent is not None and called.parent.parent is not None:
+        called = called.parent
+    return f"`edgelm config {called.info_name}` shows where it is set."
