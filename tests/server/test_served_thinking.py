@@ -97,6 +97,33 @@ def test_a_template_that_reads_what_was_thought_earlier_gets_it():
         assert prompt_tokens(reasoning_content=THOUGHT) > prompt_tokens(reasoning_content="") == prompt_tokens()
 
 
+def test_a_response_goes_back_to_the_template_as_one_turn():
+    tool = {"name": "look"}
+    function = {"name": "look", "arguments": "{}"}
+    with EdgelmServer((TINY,), prelude=thinking_server("Blue.", CHANNELS_TEMPLATE)) as server:
+
+        def input_tokens(*items):
+            given = [*HELLO, *items, {"type": "function_call_output", "call_id": "1", "output": "blue"}]
+            body = {"input": given, "tools": [{"type": "function", **tool}]}
+            return server.post("/v1/responses", body).json["usage"]["input_tokens"]
+
+        def prompt_tokens(**turn):
+            calls = [{"id": "1", "type": "function", "function": function}]
+            result = {"role": "tool", "tool_call_id": "1", "content": "blue"}
+            messages = [*HELLO, {"role": "assistant", "tool_calls": calls, **turn}, result]
+            body = {"messages": messages, "tools": [{"type": "function", "function": tool}]}
+            return server.post("/v1/chat/completions", body).json["usage"]["prompt_tokens"]
+
+        thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": THOUGHT}], "summary": []}
+        said = {"role": "assistant", "content": [{"type": "output_text", "text": SAID}]}
+        call = {"type": "function_call", "call_id": "1", **function}
+        assert input_tokens(call) == prompt_tokens()
+        assert input_tokens(thought, call) == prompt_tokens(reasoning_content=THOUGHT) > prompt_tokens()
+        assert input_tokens(thought, said, call) == prompt_tokens(content=SAID, reasoning_content=THOUGHT)
+        assert input_tokens({"type": "reasoning"}, said, call) == prompt_tokens(content=SAID)
+        assert input_tokens(said, thought, call) > input_tokens(said, call)
+
+
 def test_ollama_s_messages_have_thinking(thinking):
     body = {"model": "tiny-random", "messages": HELLO}
     message = thinking.post("/api/chat", {**body, "stream": False}).json["message"]

@@ -113,11 +113,17 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     if isinstance(given, str):
         return [*messages, {"role": "user", "content": given}]
     names: dict[str, str] = {}  # of the tools called, by the call's id
+    thought: dict[str, str] = {}  # before the item that comes
     for i, item in enumerate(given):
         kind = item.get("type") or "message"
         _need(item, f"input[{i}]", *_NEEDS[kind])
-        if kind == "message":
-            messages.append({"role": item["role"], "content": item["content"]})
+        if kind == "reasoning":
+            text = _text_of(item.get("content"))
+            thought = {"reasoning_content": text} if text else {}
+        elif kind == "message":
+            of_answer = thought if item["role"] == "assistant" else {}
+            messages.append({"role": item["role"], "content": item["content"], **of_answer})
+            thought = {}
         elif kind == "function_call":
             names[item["call_id"]] = item["name"]
             call = {
@@ -125,10 +131,10 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "type": "function",
                 "function": {"name": item["name"], "arguments": item["arguments"]},
             }
-            if messages and messages[-1].get("tool_calls"):
-                messages[-1]["tool_calls"].append(call)
-            else:
-                messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+            if thought or not messages or messages[-1]["role"] != "assistant":  # else an answer said something first
+                messages.append({"role": "assistant", "content": None, **thought})
+            messages[-1].setdefault("tool_calls", []).append(call)
+            thought = {}
         elif kind == "function_call_output":
             messages.append(
                 {
@@ -139,6 +145,10 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
                 }
             )
     return messages
+
+
+def _text_of(content: str | list[dict[str, Any]] | None) -> str:
+    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content or ())
 
 
 _NEEDS: Mapping[str, tuple[str, ...]] = {
