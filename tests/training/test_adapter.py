@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from edgelm.cli.main import main
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.language_model import load
+from edgelm.testing import tiny_model_path
 from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -218,6 +219,8 @@ def test_an_adapter_is_merged_into_its_own_base_alone(runs: Path, tiny_chat_mode
         merge_adapter(runs / "lora", tmp_path / "merged", base=other)
     with pytest.raises(ConfigError, match=r"is .*nowhere, which is no checkpoint folder here\. Name it: --base"):
         merge_adapter(runs / "lora", tmp_path / "merged", base=tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"is a package, which is run, not trained\. Make a checkpoint folder of"):
+        merge_adapter(runs / "lora", tmp_path / "merged", base=tiny_model_path())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep")
     with pytest.raises(CheckpointError, match="mine is not replaced"):

@@ -162,6 +162,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
         {"messages": [HI[0], {**HI[0], "role": "ai"}]},
         "there is no message of the assistant to learn; the roles here are 'user', 'ai'.",
     ),
+    "a weight that is a text": (
+        {"messages": [HI[0], {**HI[1], "weight": "0"}]},
+        "the weight of messages[1] is '0'; it must be 0 or 1.",
+    ),
     "no weight": (
         {"messages": [HI[0], {**HI[1], "weight": 0}]},
         "there is no message of the assistant to learn; the roles here are 'user', 'assistant'.",

@@ -125,6 +125,9 @@ _Parsed = tuple[list[dict[str, Any]], set[int]]
 def _parse_messages(values: Mapping[str, Any]) -> _Parsed:
     messages = parse_messages(values["messages"], "messages")
     weights = [message.pop("weight", 1) for message in messages]
+    for i, weight in enumerate(weights):
+        if weight not in (0, 1):
+            raise DataError(f"the weight of messages[{i}] is {weight!r:.60}; it must be 0 or 1.")
     return messages, {i for i in _assistants(messages) if weights[i]}
 
 

@@ -165,7 +165,8 @@ def read_records(
         return
     if source.kind == "text":
         raise DataError(
-            f"{source.name} is read as text by its suffix; objects come in .jsonl, .json or .parquet files."
+            f"{source.name} is read as text by its suffix; objects come in .jsonl, .json or .parquet files. Write each "
+            'row as a line of JSON, such as {"prompt": "Hi", "completion": "Hello!"}, to a .jsonl file.'
         )
     lines = read_lines(source, span)
     if source.kind == "json":

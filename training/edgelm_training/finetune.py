@@ -154,7 +154,9 @@ def _load_data(config: FinetuneConfig, model: ModelConfig) -> tuple[AnyRows, Any
         try:
             held_out_rows = rows(held_out, sequence_length=length, seed=config.seed)
         except DataError as error:
-            raise DataError(f"Of what is kept to validate on: {error}") from error
+            raise DataError(
+                f"Of what is kept to validate on: {error} Shorten it, or validate on another file (--validation-data)."
+            ) from error
     return training_rows, held_out_rows, replace(config, sequence_length=length)
 
 

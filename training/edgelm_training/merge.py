@@ -11,7 +11,7 @@ from edgelm.errors import CheckpointError, ConfigError
 from edgelm.package.adapter import why_not_trained
 from edgelm.package.peft_format import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from edgelm_training.adapter import Adapter, check_layers, read_adapter
-from edgelm_training.checkpoint import read_weights, save_weights, weights_sha256
+from edgelm_training.checkpoint import check_is_checkpoint, read_weights, save_weights, weights_sha256
 from edgelm_training.lora import linear_names
 from edgelm_training.model import Transformer
 from edgelm_training.quantized_linear import on_grid
@@ -99,6 +99,7 @@ def _base_folder(adapter: Adapter, base: str | Path | None) -> Path:
             f"The base of the adapter in {adapter.folder} is {named or 'not known'}, which is no checkpoint folder "
             "here. Name it: --base. `edgelm import` makes one of a downloaded model."
         )
+    check_is_checkpoint(named)
     return Path(named)
 
 
