@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 
 import click
 
-from edgelm.cli.output import CLEAR_LINE, is_terminal, one_line
+from edgelm.cli.output import CLEAR_LINE, columns_of_stderr, is_terminal, one_line
 from edgelm_training.train_log import StepRecord
 
 _SECONDS_BETWEEN = 0.1
@@ -28,7 +27,7 @@ class LiveLine:
             now = time.monotonic()
             if last or now - self._shown_at >= _SECONDS_BETWEEN:
                 self._shown_at = now
-                width = shutil.get_terminal_size().columns - 1
+                width = columns_of_stderr() - 1
                 click.echo(CLEAR_LINE + step_line(record)[:width] + ("\n" if last else ""), err=True, nl=False)
         elif last or record.step == 1 or record.step % record.log_every == 0:
             click.echo(step_line(record), err=True)

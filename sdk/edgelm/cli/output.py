@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
@@ -21,6 +24,15 @@ CLEAR_LINE = "\r\x1b[K"
 def is_terminal(stream: TextIO | None) -> bool:
     """Tell whether somebody looks at a standard stream; Python has None for one that is closed."""
     return stream is not None and stream.isatty()
+
+
+def columns_of_stderr() -> int:
+    """Return how wide the terminal behind standard error is, wherever standard output goes."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (AttributeError, OSError, ValueError):  # none at all, none that is a terminal, none with a descriptor
+        columns = 0
+    return columns or shutil.get_terminal_size().columns
 
 
 def printable(text: str) -> str:

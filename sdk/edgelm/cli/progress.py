@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgelm.cli.output import CLEAR_LINE, is_terminal
+from edgelm.cli.output import CLEAR_LINE, columns_of_stderr, is_terminal
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
+
+_BAR = 36
+# What click puts around label and bar: brackets, percent, the time that is left ("1d 02:03:04"). A line that is wrapped
+# would not be drawn over the one before it, but below it.
+_AROUND = 25
 
 
 @contextlib.contextmanager
@@ -42,7 +47,10 @@ class ProgressLine:
         if self._bar is None or label != self._label:
             self.close()
             self._label = label
-            self._bar = click.progressbar(length=total, label=label, file=sys.stderr)
+            columns = columns_of_stderr()
+            shown = label[: max(columns - _AROUND - 1, 1)]
+            width = max(min(_BAR, columns - _AROUND - len(shown)), 1)
+            self._bar = click.progressbar(length=total, label=shown, width=width, file=sys.stderr)
             self._bar.render_progress()
         self._bar.update(done - self._bar.pos)
 

@@ -1,0 +1,34 @@
+"""Progress bars in a pseudo-terminal: one line, however narrow it is."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import termios
+
+import pyte
+import pytest
+
+DRAWN = """
+from edgelm.cli.progress import progress_line
+
+with progress_line() as progress:
+    for label in ("weights", "Downloading smollm2-135m-instruct"):
+        for done in range(4):
+            progress(label, done, 3)
+"""
+
+
+@pytest.mark.parametrize("columns", [30, 45, 60, 100])
+def test_a_bar_stays_on_one_line_where_standard_output_is_a_pipe(columns: int) -> None:
+    screen, (ours, theirs) = pyte.Screen(columns, 12), pty.openpty()
+    termios.tcsetwinsize(theirs, (12, columns))
+    subprocess.run([sys.executable, "-c", DRAWN], stdout=subprocess.PIPE, stderr=theirs, check=True)
+    pyte.ByteStream(screen).feed(os.read(ours, 1 << 16))
+    os.close(ours)
+    os.close(theirs)
+    lines = [line.rstrip() for line in screen.display if line.strip()]
+    assert [line[:4] for line in lines] == ["weig", "Down"]
+    assert all("100%" in line for line in lines)
