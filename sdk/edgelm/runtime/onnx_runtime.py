@@ -70,6 +70,9 @@ def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions, *, mu
     settings.log_severity_level = _LOG_ERRORS_ONLY if options.provider == CPU else _FATAL_ONLY
     # Work in smaller pieces than one a thread: decodes 1.02-1.03 x as fast (docs/results/graph-and-settings.md).
     settings.add_session_config_entry("session.dynamic_block_base", "4")
+    # Longer than what lies between two steps, and no longer: a thread that looks for work keeps a core from the next
+    # session, such as the one that goes on behind a prompt, or a draft's (docs/results/graph-and-settings.md).
+    settings.add_session_config_entry("session.intra_op.spin_duration_us", "200")
     # From the bytes that were walked, not from the path: what runs is what was checked.
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     most = str(_largest_constant(path.parent))
