@@ -89,6 +89,7 @@ def test_a_source_is_its_gguf_file_or_its_folder(library):
         ("./shop", "shop is an adapter, which is no model by itself. .* beside: --adapter shop"),
         ("./model.gguf", "model.gguf is a GGUF file, not a model package. .*: edgelm export model.gguf -o package/"),
         ("model.gguf", "model.gguf is a GGUF file, not a model package. .*: edgelm export model.gguf -o package/"),
+        ("./run", "run is the folder of a run. .* its best checkpoint: edgelm export run/best -o package/"),
         ("my model", "my model is not a model package: .* make a package of it: edgelm export 'my model' -o package/"),
     ],
 )
@@ -100,6 +101,8 @@ def test_what_is_not_here_is_explained(library, wanted, message, tmp_path, monke
     Path("shop").mkdir()
     Path("shop/adapter.json").write_text("{}")
     Path("my model").mkdir()
+    for part in ("best", "checkpoints"):
+        Path("run", part).mkdir(parents=True)
     with pytest.raises(ModelNotFoundError, match=message):
         library.find(wanted)
 

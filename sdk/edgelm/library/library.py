@@ -392,6 +392,11 @@ def _why_no_package(path: Path) -> str:
     export = f"edgelm export {shlex.quote(str(path))} -o package/"
     if path.suffix.lower() == ".gguf":
         return f"{path} is a GGUF file, not a model package. Make one of it: {export}"
+    if (path / "checkpoints").is_dir() and (best := path / "best").is_dir():
+        return (
+            f"{path} is the folder of a run. Make a package of its best checkpoint: edgelm export "
+            f"{shlex.quote(str(best))} -o package/"
+        )
     return (
         f"{path} is not a model package: it has no {manifest.FILE_NAME}. If it is a checkpoint, make a package of it: "
         f"{export}"
