@@ -101,7 +101,7 @@ class GGUFStrings:
 
 
 class GGUFFile:
-    """A GGUF file: metadata as plain Python values and GGUFStrings, tensors as views on the mapped file.
+    """A GGUF file: metadata as plain Python values, arrays and GGUFStrings, tensors as views on the mapped file.
 
     A context manager. Closing it drops the map; views and strings that were handed out stay valid and keep it alive.
     """
@@ -271,7 +271,7 @@ class _Header:
             return self._array(key, nesting)
         raise self._error(f"key {key!r}", f"has the unknown value type {type_id}")
 
-    def _array(self, key: str, nesting: int) -> list[Any] | GGUFStrings:
+    def _array(self, key: str, nesting: int) -> list[Any] | array[Any] | GGUFStrings:
         if not nesting:
             raise self._error(f"key {key!r}", f"nests arrays more than {_MAX_NESTING} deep")
         self._arrays_left -= 1
@@ -297,16 +297,16 @@ class _Header:
             )
         return length
 
-    def _numbers(self, type_id: int, count: int, key: str) -> list[Any]:
+    def _numbers(self, type_id: int, count: int, key: str) -> list[bool] | array[Any]:
         dtype = _NUMBERS[type_id]
         start = self._advance(count * dtype.itemsize, f"value of {key!r}")
         numbers = np.frombuffer(self._content, dtype, count, start)
         if type_id == _BOOL:
             if numbers.size and numbers.max() > 1:
                 raise self._error(f"value of {key!r}", f"is {numbers.max()}, which is no boolean")
-            numbers = numbers.astype(bool)
-        values: list[Any] = numbers.tolist()
-        return values
+            flags: list[bool] = numbers.astype(bool).tolist()
+            return flags
+        return array(dtype.char, numbers.tobytes())
 
     def _strings(self, count: int, key: str) -> GGUFStrings:
         # Where a string ends says where the next begins: a loop in Python, over 100,000 strings in the smallest models.

@@ -6,6 +6,7 @@ text is split before the merges apply. Of a SentencePiece tokenizer it has all.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -128,7 +129,7 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], kind: Kind) -
 def _charsmap(metadata: Mapping[str, Any]) -> bytes:
     key = "tokenizer.ggml.precompiled_charsmap"
     try:
-        return bytes(metadata.get(key, b""))
+        return bytes(iter(metadata.get(key, b"")))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{key} is no array of bytes: the tokenizer cannot be rebuilt.") from error
 
@@ -151,7 +152,7 @@ def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
 
 def _list(metadata: Mapping[str, Any], key: str, element: type) -> list[Any]:
     values = metadata.get(key)
-    values = list(values) if isinstance(values, GGUFStrings) else values
+    values = list(values) if isinstance(values, (GGUFStrings, array)) else values
     if not isinstance(values, list) or not all(type(value) is element for value in values):
         raise CheckpointError(f"{key} is missing or no array of {element.__name__}: the tokenizer cannot be rebuilt.")
     return values

@@ -23,7 +23,7 @@ from edgelm.files.protobuf_wire import BYTES, FIXED32, VARINT, ProtobufWalk
 MAX_BYTES = 21 << 18
 _MAX_PIECES = (1 << 18) + (1 << 13)
 _MAX_OTHER_FIELDS = 5 << 11  # settings, and what is in pieces that are read one by one
-_AT_ONCE = 1 << 14  # pieces
+_AT_ONCE = 1 << 13  # pieces
 _WINDOW = 1 << 18  # bytes
 _SHORT = 128  # lengths and types below it take one byte
 _MARGIN = 272  # zeros behind the file, where the end of a piece at its end is looked for
@@ -174,13 +174,18 @@ class _Walk(ProtobufWalk):
     ) -> tuple[list[str], NDArray[np.float64], bytes]:
         """Read the texts, scores and types of the pieces at `starts`, and those of `others`: index, start, end."""
         content, texts = self._content, list[str]()
-        for first in range(0, len(starts), _AT_ONCE):
-            texts += _texts(content, starts[first : first + _AT_ONCE])
-        sizes, lengths = content[starts + 1], content[starts + 3]
-        behind = starts + 4 + lengths
-        types = np.where(sizes - lengths == _TYPED, content[behind + 6], np.uint8(PieceType.NORMAL))
+        numbers = np.ndarray((len(content) - 3,), "<f4", self._bytes, strides=(1,))  # those that begin at each byte
+        scores, types = np.empty(len(starts)), np.empty(len(starts), np.uint8)
         with np.errstate(invalid="ignore"):  # of a signaling NaN, which SentencePieceModel refuses
-            scores = content[behind[:, None] + np.arange(1, 5, dtype=np.int32)].view("<f4")[:, 0].astype(np.float64)
+            for first in range(0, len(starts), _AT_ONCE):
+                part = slice(first, first + _AT_ONCE)
+                pieces = starts[part]
+                lengths = content[pieces + 3]
+                behind = pieces + 4 + lengths
+                texts += _texts(content, pieces)
+                scores[part] = numbers[behind + 1]
+                typed = content[pieces + 1] - lengths == _TYPED
+                types[part] = np.where(typed, content[behind + 6], np.uint8(PieceType.NORMAL))
             for index, start, end in others:
                 texts[index], scores[index], types[index] = self._piece(start, end)
         for index in np.flatnonzero(~np.isin(types, tuple(_TYPES))).tolist():

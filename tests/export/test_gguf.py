@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -27,7 +28,7 @@ def key(name: str | bytes, type_id: int, value: bytes) -> bytes:
     return string(name) + struct.pack("<I", type_id) + value
 
 
-def array(element_type: int, length: int, content: bytes = b"") -> bytes:
+def array_of(element_type: int, length: int, content: bytes = b"") -> bytes:
     return struct.pack("<IQ", element_type, length) + content
 
 
@@ -80,10 +81,10 @@ def write_valid(path: Path, alignment: int | None = None) -> Path:
 
 
 def plain(value: Any) -> Any:
-    """Return a metadata value with its strings read."""
+    """Return a metadata value with its arrays and strings as lists."""
     if isinstance(value, list):
         return [plain(element) for element in value]
-    return list(value) if isinstance(value, GGUFStrings) else value
+    return list(value) if isinstance(value, (GGUFStrings, array)) else value
 
 
 def assert_same_as_the_gguf_package(file: GGUFFile) -> None:
@@ -120,14 +121,14 @@ def test_version_2_reads_as_version_3(tmp_path: Path) -> None:
 
 def test_arrays_of_arrays_become_lists_of_lists(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    rows = array(UINT8, 2, b"\1\2") + array(STRING, 1, string("x"))
-    path.write_bytes(header([key("nested", ARRAY, array(ARRAY, 2, rows))]))
+    rows = array_of(UINT8, 2, b"\1\2") + array_of(STRING, 1, string("x"))
+    path.write_bytes(header([key("nested", ARRAY, array_of(ARRAY, 2, rows))]))
     assert plain(GGUFFile.open(path).metadata["nested"]) == [[1, 2], ["x"]]
 
 
 def test_a_string_of_an_array_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    path.write_bytes(whole([key("a", ARRAY, array(STRING, 2, string("ok") + string(b"\xc3(")))]))
+    path.write_bytes(whole([key("a", ARRAY, array_of(STRING, 2, string("ok") + string(b"\xc3(")))]))
     strings = GGUFFile.open(path).metadata["a"]
     assert (len(strings), repr(strings), next(iter(strings))) == (2, "2 strings", "ok")
 
@@ -164,7 +165,7 @@ def test_a_missing_file_a_folder_and_an_empty_file_are_errors(tmp_path: Path) ->
             GGUFFile.open(path)
 
 
-NESTED = b"".join(array(ARRAY, 1) for _ in range(4)) + array(UINT8, 1, b"\0")
+NESTED = b"".join(array_of(ARRAY, 1) for _ in range(4)) + array_of(UINT8, 1, b"\0")
 HOSTILE = {
     "another magic": (b"GGML" + whole()[4:], "magic is b'GGML', not b'GGUF'"),
     "version 1": (whole(version=1), "version is 1; versions 2 and 3 are supported"),
@@ -180,21 +181,21 @@ HOSTILE = {
     "a string past the end": (header([key("a", STRING, struct.pack("<Q", 9))]), "value of 'a' needs 9 bytes; 0 remain"),
     "an unknown value type": (whole([key("a", 13, bytes(8))]), "key 'a' has the unknown value type 13"),
     "an unknown element type": (
-        whole([key("a", ARRAY, array(13, 1, bytes(8)))]),
+        whole([key("a", ARRAY, array_of(13, 1, bytes(8)))]),
         "key 'a' has elements of the unknown value type 13",
     ),
-    "a long array": (header([key("a", ARRAY, array(UINT32, 2, bytes(7)))]), "array length of 'a' is 2, but 7 bytes"),
-    "a huge array": (header([key("a", ARRAY, array(UINT8, 2**40))]), "array length of 'a' is 1099511627776"),
+    "a long array": (header([key("a", ARRAY, array_of(UINT32, 2, bytes(7)))]), "array length of 'a' is 2, but 7 bytes"),
+    "a huge array": (header([key("a", ARRAY, array_of(UINT8, 2**40))]), "array length of 'a' is 1099511627776"),
     "a huge array of arrays": (
-        whole([key("a", ARRAY, array(ARRAY, 2**63))]),
+        whole([key("a", ARRAY, array_of(ARRAY, 2**63))]),
         "array length of 'a' is 9223372036854775808",
     ),
     "more numbers than any model has": (
-        header([key("a", ARRAY, array(UINT8, 600_001, bytes(600_001)))]),
+        header([key("a", ARRAY, array_of(UINT8, 600_001, bytes(600_001)))]),
         "array length of 'a' is 600001; all arrays may have 600000 numbers together",
     ),
     "more strings than any model has": (
-        header([key("a", ARRAY, array(STRING, 655_361, bytes(8 * 655_361)))]),
+        header([key("a", ARRAY, array_of(STRING, 655_361, bytes(8 * 655_361)))]),
         "array length of 'a' is 655361; all arrays may have 655360 strings together",
     ),
     "a text that is longer than any model's": (
@@ -202,21 +203,21 @@ HOSTILE = {
         "value of 'a' has 1048577 bytes; at most 1048576 are allowed",
     ),
     "more arrays than any model has": (
-        header([key("a", ARRAY, array(ARRAY, 4096, array(UINT8, 0) * 4096))]),
+        header([key("a", ARRAY, array_of(ARRAY, 4096, array_of(UINT8, 0) * 4096))]),
         "key 'a' has more arrays than 4096, which all keys may have together",
     ),
     "more tensors than any model has": (header(tensors=[bytes(32)] * 4097), "tensor count is 4097; at most 4096"),
     "more keys than any model has": (header(keys=[bytes(13)] * 4097), "metadata count is 4097; at most 4096"),
     "a long string in an array": (
-        header([key("a", ARRAY, array(STRING, 2, string("ok") + struct.pack("<Q", 2**63)))]),
+        header([key("a", ARRAY, array_of(STRING, 2, string("ok") + struct.pack("<Q", 2**63)))]),
         r"value of 'a' has a string of 9223372036854775808 bytes \(element 1\); in an array each may have 65535",
     ),
     "a string in an array past the end": (
-        header([key("a", ARRAY, array(STRING, 2, string("ok") + struct.pack("<Q", 65535)))]),
+        header([key("a", ARRAY, array_of(STRING, 2, string("ok") + struct.pack("<Q", 65535)))]),
         "value of 'a' goes past the end of the header",
     ),
     "an array cut in a length": (
-        header([key("a", ARRAY, array(STRING, 2, string("long enough") + bytes(3)))]),
+        header([key("a", ARRAY, array_of(STRING, 2, string("long enough") + bytes(3)))]),
         "value of 'a' goes past the end of the header",
     ),
     "arrays nested too deep": (whole([key("a", ARRAY, NESTED)]), "key 'a' nests arrays more than 4 deep"),
@@ -289,13 +290,13 @@ def test_a_broken_header_is_an_error_that_names_file_field_and_value(tmp_path: P
 
 def test_what_all_arrays_have_together_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    numbers = [key(name, ARRAY, array(UINT8, 300_001, bytes(300_001))) for name in "ab"]
+    numbers = [key(name, ARRAY, array_of(UINT8, 300_001, bytes(300_001))) for name in "ab"]
     path.write_bytes(header(numbers))
     with pytest.raises(CheckpointError, match="length of 'b' is 300001; all arrays may have 600000 numbers together"):
         GGUFFile.open(path)
 
-    texts = [key(name, ARRAY, array(STRING, 81, string("a" * 65535) * 80 + string("a" * 80))) for name in "ab"]
-    path.write_bytes(header([*texts, key("c", ARRAY, array(STRING, 2, string("") + string("a")))]))
+    texts = [key(name, ARRAY, array_of(STRING, 81, string("a" * 65535) * 80 + string("a" * 80))) for name in "ab"]
+    path.write_bytes(header([*texts, key("c", ARRAY, array_of(STRING, 2, string("") + string("a")))]))
     with pytest.raises(CheckpointError, match="value of 'c' goes past the 10485760 bytes that all strings may have"):
         GGUFFile.open(path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,10 @@ def test_other_frequency_factors_are_refused(factors: np.ndarray) -> None:
     [
         ({"llama.expert_count": 8}, "features that are not supported: llama.expert_count = 8"),
         ({"llama.attention.sliding_window": 4096}, "llama.attention.sliding_window = 4096"),
-        ({"llama.attention.head_count_kv": [2, 1]}, r"head_count_kv is \[2, 1\]; supported is one whole number"),
+        (
+            {"llama.attention.head_count_kv": array("i", [2, 1])},
+            r"head_count_kv is \[2, 1\]; supported is one whole number",
+        ),
         ({"llama.block_count": None}, "llama.block_count is missing"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, "epsilon is missing; it must be a number"),
         ({"llama.rope.dimension_count": 8}, "rope.dimension_count is 8; supported is the head's own size, 16"),
@@ -143,7 +147,10 @@ def test_a_gguf_header_with_a_value_or_feature_that_is_not_supported_is_refused(
 
 
 def test_features_that_a_gguf_header_turns_off_are_passed_over() -> None:
-    assert hf_config({"llama.expert_count": 0, "llama.attention.head_count_kv": [2, 2]})["num_key_value_heads"] == 2
+    assert (
+        hf_config({"llama.expert_count": 0, "llama.attention.head_count_kv": array("i", [2, 2])})["num_key_value_heads"]
+        == 2
+    )
 
 
 def test_a_gguf_file_without_an_embedding_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,11 +19,11 @@ _END_TOKENS = ("eos", "eot", "eom")
 def whole_number(metadata: Mapping[str, Any], key: str, default: int | None = None) -> int:
     """Read a whole number; absence means the default, which None makes an error.
 
-    llama.cpp writes some of them per layer; a list of equal numbers is that number.
+    llama.cpp writes some of them per layer; an array of equal numbers is that number.
     """
     value = metadata.get(key, default)
-    if isinstance(value, (list, tuple)) and value and all(part == value[0] for part in value):
-        value = value[0]
+    if isinstance(value, array):
+        value = value[0] if len(set(value)) == 1 else value.tolist()
     if not isinstance(value, int) or isinstance(value, bool):
         shown = "missing" if value is None else f"{str(value)[:100]}"
         raise CheckpointError(f"GGUF metadata: {key} is {shown}; supported is one whole number for all layers.")
@@ -47,7 +48,7 @@ def refuse_unknown_keys(metadata: Mapping[str, Any], prefix: str, known: frozens
     unknown = [
         f"{key} = {str(value)[:100]}"
         for key, value in metadata.items()
-        if key.startswith(prefix) and key not in known and (isinstance(value, (list, tuple)) or value)
+        if key.startswith(prefix) and key not in known and (isinstance(value, (list, array)) or value)
     ]
     if unknown:
         raise CheckpointError(f"GGUF metadata asks for features that are not supported: {', '.join(unknown)}.")
