@@ -73,6 +73,12 @@ def test_a_model_that_is_named_twice_is_wrong_usage(tiny_chat_model: Path) -> No
         (["MODEL"], "data is not set: name a file of conversations (--data)"),
         (["MODEL", "--rank", "0"], "rank is 0; it must be 1 or more."),
         (["MODEL", "--epochs", "1", "--max-steps", "2"], "epochs and max_steps both say how long to train"),
+        (["MODEL", "--dpo-beta", "0.2"], "--dpo-beta changes nothing here: it is for --method dpo. Leave it out."),
+        (["MODEL", "--method", "sft", "--rank", "8"], "--rank changes nothing here: it is for --method lora, qlora or"),
+        (
+            ["MODEL", "--method", "dpo", "--rank", "0", "--target-modules", "q_proj"],
+            "--target-modules changes nothing here: it is for an adapter, which --rank 0 has not. Leave it out.",
+        ),
         (["MODEL", "--data", "DATA", "--sequence-length", "9999"], "sequence_length is 9999, longer than the model's"),
         (["MODEL", "--data", "DATA", "--target-modules", "q"], "target_modules has 'q'; the layers of this model have"),
     ],
@@ -84,6 +90,13 @@ def test_a_setting_that_is_missing_or_wrong_is_wrong_usage(
     result = edgelm(*(given.get(argument, argument) for argument in arguments), "-o", tmp_path / "run")
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_a_file_may_hold_settings_of_other_methods(toml: Path, tmp_path: Path) -> None:
+    toml.write_text(toml.read_text().replace("dpo_beta = 0.1", "dpo_beta = 0.2"))
+    assert edgelm(toml, "--method", "sft", "--max-steps", "1").exit_code == 0
+    resumed = edgelm("-o", tmp_path / "run", "--resume", "--max-steps", "2", "--dpo-beta", "0.2")
+    assert resumed.exit_code == 0, resumed.output  # what the run has already
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGTERM is POSIX's")

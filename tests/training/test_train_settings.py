@@ -73,7 +73,7 @@ def test_flags_win_over_the_file_key_by_key(tmp_path: Path) -> None:
         "model": ("hidden_size=64", "qk_norm=true", "hidden_act=gelu"),
     }
 
-    settings = given_settings(PretrainConfig, flags, path)
+    settings = given_settings(PretrainConfig, flags, path, resume=True)
 
     assert settings == {
         "max_steps": 9,
@@ -84,7 +84,7 @@ def test_flags_win_over_the_file_key_by_key(tmp_path: Path) -> None:
 
 def test_a_model_flag_without_a_value_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"--model is 'hidden_size'; write it as KEY=VALUE"):
-        given_settings(PretrainConfig, {"model": ("hidden_size",)}, None)
+        given_settings(PretrainConfig, {"model": ("hidden_size",)}, None, resume=True)
 
 
 WRONG: dict[str, Any] = {

@@ -41,5 +41,5 @@ def distill(source: Path | None, resume: bool, as_json: bool, **flags: Any) -> N
 
     toml = toml_or_folder(source, flags, "init", "student")
     with wrong_usage():
-        settings = given_settings(DistillConfig, flags, toml)
+        settings = given_settings(DistillConfig, flags, toml, resume=resume)
     report_run(lambda reporter: run_distill(settings, resume=resume, reporter=reporter), as_json)

@@ -71,7 +71,7 @@ def train(toml: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
     from edgelm_training.pretrain import pretrain
 
     with wrong_usage():
-        settings = given_settings(PretrainConfig, flags, toml)
+        settings = given_settings(PretrainConfig, flags, toml, resume=resume)
     report_run(lambda reporter: pretrain(settings, resume=resume, reporter=reporter), as_json)
 
 

@@ -93,6 +93,17 @@ class FinetuneConfig(TrainConfig):
         if not self.dpo_beta > 0:
             raise SettingError(f"dpo_beta is {self.dpo_beta}; it must be more than 0.")
 
+    def idle(self) -> dict[str, str]:
+        """Name the settings that change nothing beside these others, each with what it is for."""
+        found = super().idle()
+        if not METHODS[self.method].adapter:
+            found |= dict.fromkeys(("rank", "alpha", "dropout", "target_modules"), "--method lora, qlora or dpo")
+        elif self.rank == 0:
+            found |= dict.fromkeys(("alpha", "dropout", "target_modules"), "an adapter, which --rank 0 has not")
+        if not METHODS[self.method].preferences:
+            found["dpo_beta"] = "--method dpo"
+        return found
+
     @property
     def has_adapter(self) -> bool:
         """Whether an adapter learns, not the model itself."""

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from edgelm.errors import ConfigError
 from edgelm_training.settings import checked_settings, read_settings, value_type
+from edgelm_training.train_config import TrainConfig
 
 _SHORT = {"output": "-o"}
 _METAVARS = {int: "N", float: "F", str: "TEXT", tuple: "TEXT", dict: "KEY=VALUE"}
@@ -28,17 +30,33 @@ def setting_options(config_class: type[Any]) -> Callable[[Callable[..., None]], 
     return add
 
 
-def given_settings(config_class: type[Any], flags: dict[str, Any], toml: Path | None) -> dict[str, Any]:
+def given_settings(
+    config_class: type[TrainConfig], flags: dict[str, Any], toml: Path | None, *, resume: bool
+) -> dict[str, Any]:
     """Return the settings that stand in the TOML file or were given as flags, which win.
 
+    resume: they are a part of the settings, and the run has the rest.
+
     Raises:
-        ConfigError: a key is unknown, or a value has another type than its setting.
+        ConfigError: a key is unknown, or a value has another type than its setting; or a flag was typed that changes
+            nothing beside the others. (A file may hold settings for several methods.)
     """
     settings = read_settings(toml, config_class) if toml is not None else {}
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
     for name in [name for name in given if value_type(config_class, name) is dict]:
         given[name] = {**settings.get(name, {}), **_table(name, given[name])}
-    return settings | checked_settings(given, config_class)
+    settings |= checked_settings(given, config_class)
+    if not resume:
+        _refuse_idle(config_class(**settings))
+    return settings
+
+
+def _refuse_idle(config: TrainConfig) -> None:
+    context = click.get_current_context()
+    for name, purpose in config.idle().items():
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} changes nothing here: it is for {purpose}. Leave it out.")
 
 
 def toml_or_folder(source: Path | None, flags: dict[str, Any], name: str, what: str) -> Path | None:

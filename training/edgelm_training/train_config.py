@@ -92,6 +92,17 @@ class TrainConfig:
         if self.warmup_steps is not None and self.max_steps is not None and self.warmup_steps > self.max_steps:
             raise SettingError(f"warmup_steps is {self.warmup_steps}; it must be at most max_steps ({self.max_steps}).")
 
+    def idle(self) -> dict[str, str]:
+        """Name the settings that change nothing beside these others, each with what it is for."""
+        found = {}
+        if self.schedule != "wsd":
+            found["decay_fraction"] = "--schedule wsd"
+        if self.optimizer != "muon":
+            found["momentum"] = "--optimizer muon"
+        if self.teacher is None:
+            found |= dict.fromkeys(("teacher_weight", "teacher_temperature"), "--teacher FOLDER")
+        return found
+
     def known(self, name: str) -> Any:
         """Return a setting that the recipe must have chosen by now.
 
