@@ -145,7 +145,7 @@ def export(
         name += name_ending(kv_cache, prefill_graph, operators)
         library.refuse_alias(name)
         output = library.package_path(name)
-    options = CalibrationOptions(text=calibration, max_tokens=calibration_tokens, cache=library.root / "calibration")
+    options = CalibrationOptions(text=calibration, max_tokens=calibration_tokens, cache=library.calibration_path)
     with open_checkpoint(path) as checkpoint, progress_line() as progress:
         if asked == MIXED:
             budget = Budget(size=target_size, divergence=max_kl)

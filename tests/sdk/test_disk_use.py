@@ -20,7 +20,7 @@ FILES = {
     "downloads/other/model.gguf.part": 70,
     "sessions/holidays/cache.npz": 2_000_000,
     "sessions/holidays/conversation.json": 100,
-    "calibration/abc.npz": 400,
+    "calibration/0123abcd/layer-00000.npz": 400,
     "known-tokenizers/0123abcd-0.23": 0,
     "locks/small.lock": 0,
     "chat_history": 9,
@@ -59,6 +59,17 @@ def test_sessions_in_a_folder_of_their_own_are_counted_too(tmp_path, monkeypatch
         path.parent.mkdir(parents=True)
         path.write_bytes(b"xy")
     assert [(use.kind, use.name, use.size) for use in disk_use(Library())] == [("package", "a", 2), ("session", "b", 2)]
+
+
+def test_what_stopped_calibrations_have_left_can_be_removed(library):
+    clear = ["cache", "clear", "--calibration"]
+    refused = CliRunner().invoke(main, [*clear, "holidays"])
+    assert (refused.exit_code, "--calibration is not of a session; leave the names out." in refused.stderr) == (2, True)
+
+    assert CliRunner().invoke(main, clear).stderr == "Freed 0.4 kB.\n"
+    assert [use.name for use in disk_use(library) if use.kind == "cache"] == ["known-tokenizers"]
+    assert (library.root / "sessions/holidays/cache.npz").is_file()
+    assert CliRunner().invoke(main, clear).exit_code == 0  # again, of nothing
 
 
 def test_links_take_no_room(tmp_path):

@@ -11,6 +11,8 @@ from click.shell_completion import CompletionItem
 
 from edgelm.cli.output import is_terminal, megabytes, print_table, printable
 from edgelm.errors import ConfigError
+from edgelm.library.disk_use import size_of
+from edgelm.library.library import Library
 from edgelm.saved_session import SavedSession, SavedSessions
 
 
@@ -69,21 +71,38 @@ def _print_table(sessions: list[SavedSession]) -> None:
 
 @cache.command()
 @click.argument("names", nargs=-1, metavar="[NAME...]", shell_complete=complete_session)
-def clear(names: tuple[str, ...]) -> None:
+@click.option(
+    "--calibration", is_flag=True, help="Delete what calibrations that were stopped have left. Not while one runs."
+)
+def clear(names: tuple[str, ...], calibration: bool) -> None:
     """Delete the keys and values of sessions; without names, of all.
 
-    The conversations stay. The next turn of such a session computes it once more.
+    The conversations stay. The next turn of such a session computes it once more. With --calibration the sessions stay
+    as they are; an export whose calibration was stopped begins anew then.
 
     \b
     Examples:
       edgelm cache clear
       edgelm cache clear holidays
+      edgelm cache clear --calibration
     """
+    if calibration:
+        if names:
+            raise click.UsageError("--calibration is not of a session; leave the names out.")
+        _clear_calibrations(Library())
+        return
     saved = SavedSessions()
     sizes = {session.name: session.cache_size for session in saved.sessions()}
     for name in names or tuple(sizes):
         saved.forget_cache(name)
     click.echo(f"Freed {megabytes(sum(sizes[name] for name in names or sizes))}.", err=True)
+
+
+def _clear_calibrations(library: Library) -> None:
+    folder = library.calibration_path
+    size = size_of(folder) if folder.exists() else 0
+    library.remove_calibrations()
+    click.echo(f"Freed {megabytes(size)}.", err=True)
 
 
 @cache.command()

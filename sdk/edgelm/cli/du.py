@@ -26,6 +26,7 @@ def du(as_json: bool) -> None:
       edgelm rm NAME                    a model, its source, its download
       edgelm rm NAME --source-only      the source alone; the package stays
       edgelm cache clear                what was computed for sessions
+      edgelm cache clear --calibration  what calibrations that were stopped have left
     """
     library = Library()
     uses = disk_use(library)

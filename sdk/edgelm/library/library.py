@@ -157,6 +157,11 @@ class Library:
         """
         return self.root / "downloads" / check_name(name)
 
+    @property
+    def calibration_path(self) -> Path:
+        """The folder in which a calibration that was stopped goes on."""
+        return self.root / "calibration"
+
     def find(self, name_or_path: str | Path) -> Path:
         """Return the folder of a package, given its name in the library or its path.
 
@@ -248,6 +253,18 @@ class Library:
         with self.writing(), self.lock(name):
             for path in present:
                 atomic.remove_folder(path)
+
+    def remove_calibrations(self) -> None:
+        """Delete what calibrations that were stopped have left.
+
+        Raises:
+            ConfigError: the library cannot be written.
+        """
+        folder = self.calibration_path
+        with self.writing():
+            atomic.remove_leftovers(folder)
+            if folder.exists():
+                atomic.remove_folder(folder)
 
     def removable(self, name: str, *, source_only: bool = False) -> list[Path]:
         """Return the folders that `remove` would delete.
