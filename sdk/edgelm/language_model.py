@@ -290,7 +290,7 @@ class LanguageModel:
         return Answer(
             tokenizer=self.tokenizer,
             model_config=self.config,
-            prompt_ids=self._checked_ids(prompt, fewest=1, must_fit=config.context_shift is None),
+            prompt_ids=self._checked_ids(prompt, fewest=1, config=config),
             config=config,
             speculator=self._speculator(config),
         )
@@ -480,20 +480,19 @@ class LanguageModel:
 
     def _require_no_encoder(self, method: str) -> None:
         if self.config.encoder is not None:
-            raise ConfigError(
-                f"{self.name} has an encoder, and {method} is for models without one: it takes one text, such a model "
-                "two."
-            )
+            raise ConfigError(f"{self.name} has an encoder, and reads two texts; {method} is for models that read one.")
 
-    def _checked_ids(self, text: str | Sequence[int], *, fewest: int, must_fit: bool = True) -> list[int]:
+    def _checked_ids(self, text: str | Sequence[int], fewest: int, config: GenerationConfig | None = None) -> list[int]:
         encoder = self.config.encoder
         encode = self.tokenizer.encode_prompt if encoder is None else self.tokenizer.encode_source
         ids = encode(text) if isinstance(text, str) else as_token_ids(text)
         most = self.context_length if encoder is None else encoder.max_position_embeddings
         if len(ids) < fewest:
             raise ContextLengthError(f"The text has {len(ids)} tokens; it needs {fewest} or more.")
-        if must_fit and len(ids) > most:
-            raise ContextLengthError(f"The text has {len(ids)} tokens; the model's context holds {most}. Shorten it.")
+        if len(ids) > most and (config is None or config.context_shift is None):
+            way = "" if config is None else ", or drop its oldest part: context_shift=0 (--context-shift 0)"
+            counts = f"The text has {len(ids)} tokens; the model's context holds {most}"
+            raise ContextLengthError(f"{counts}. Shorten it{way}.")
         for id_ in ids:
             if not 0 <= id_ < self.config.vocab_size:
                 raise TokenizerError(f"The text has token id {id_}; the model's are 0 to {self.config.vocab_size - 1}.")

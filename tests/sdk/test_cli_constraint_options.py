@@ -31,6 +31,8 @@ def test_the_answer_is_what_the_option_says(tmp_path: Path) -> None:
 def test_an_answer_that_is_cut_off_and_so_is_not_what_was_asked_for_is_told() -> None:
     result = run("--regex", "[0-9]{30}", "--max-new-tokens", "2")
     assert result.stderr == "The answer was cut off after 2 tokens: --max-new-tokens N allows more.\n"
+    endless = run("--regex", "[0-9]+", "--max-new-tokens", "2000")
+    assert endless.stderr.endswith(" tokens: the context is full; --context-shift 0 goes on.\n")
     assert (
         "cut off" not in run("--regex", "[0-9]{30}", "--max-new-tokens", "2", "--json").stderr
     )  # which says it itself

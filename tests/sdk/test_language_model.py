@@ -181,8 +181,13 @@ def test_a_full_context_ends_the_answer_with_reason_length(model: LanguageModel)
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_both_counts(model: LanguageModel) -> None:
-    with pytest.raises(edgelm.ContextLengthError, match=r"The text has 1025 tokens; the model's context holds 1024"):
+    message = r"The text has 1025 tokens; the model's context holds 1024\. Shorten it"
+    with pytest.raises(
+        edgelm.ContextLengthError, match=rf"{message}, or drop .*: context_shift=0 \(--context-shift 0\)"
+    ):
         model.stream([5] * 1025)
+    with pytest.raises(edgelm.ContextLengthError, match=rf"{message}\."):  # what is scored is read in one piece
+        model.score([5] * 1025)
 
 
 def test_a_token_outside_the_vocabulary_is_refused(model: LanguageModel) -> None:

@@ -108,8 +108,12 @@ def run(
     elif completion.finish_reason == "length":
         nothing_said = bool(completion.reasoning) and not completion.text
         if nothing_said or "constraint" in settings or is_terminal(sys.stderr):
-            place = "while the model thought" if nothing_said else f"after {completion.usage.completion_tokens} tokens"
-            click.echo(f"The answer was cut off {place}: --max-new-tokens N allows more.", err=True)
+            tokens = completion.usage.completion_tokens
+            place = "while the model thought" if nothing_said else f"after {tokens} tokens"
+            shift = "" if loaded.config.encoder else "; --context-shift 0 goes on"
+            is_full = tokens < settings["max_new_tokens"]
+            more = f"the context is full{shift}" if is_full else "--max-new-tokens N allows more"
+            click.echo(f"The answer was cut off {place}: {more}.", err=True)
     if stats:
         click.echo(timing_line(completion.usage, completion.timings, completion.finish_reason), err=True)
 
