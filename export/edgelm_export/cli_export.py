@@ -20,6 +20,7 @@ from edgelm.cli.output import is_terminal, print_rows
 from edgelm.cli.picture_file import PictureFile
 from edgelm.cli.progress import progress_line
 from edgelm.config import KV_CACHES
+from edgelm.errors import ExportError
 from edgelm.files.gguf_part_names import name_of_whole
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest
@@ -55,6 +56,17 @@ Examples:
 """
 
 
+def _read_rules(_context: click.Context, _parameter: click.Parameter, path: Path | None) -> Precision | None:
+    try:
+        return None if path is None else read_recipe(path)
+    except ExportError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+recipe_option = click.option(
+    "--recipe", type=click.Path(path_type=Path), callback=_read_rules,
+    help="A TOML or JSON file of rules, instead of --precision.",
+)  # fmt: skip
 kv_cache_option = click.option(
     "--kv-cache", type=click.Choice(tuple(KV_CACHES)), default="fp32", show_default=True,
     help="How keys and values are kept: int8 takes a quarter of the memory, and longer for prompts that no "
@@ -73,13 +85,13 @@ operators_option = click.option(
 
 @click.command(epilog=EXAMPLES)
 @click.argument("source", shell_complete=complete_source)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The package folder [default: in the library].")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The package folder.  [default: in the library]")
 @click.option(
     "--precision", type=click.Choice([*PRECISIONS, MIXED]),
     help="How the weights are stored; int8-wide: faster alone, not in company; keep: the source's grid; "
     "mixed: by sensitivity.  [default: int8; of a source in 4 bits with a billion weights or more, keep]",
 )  # fmt: skip
-@click.option("--recipe", type=click.Path(path_type=Path), help="A TOML or JSON file of rules, instead of --precision.")
+@recipe_option
 @kv_cache_option
 @prefill_graph_option
 @operators_option
@@ -90,7 +102,7 @@ operators_option = click.option(
 )  # fmt: skip
 @click.option(
     "--calibration-tokens", type=click.IntRange(min=1),
-    help="How much of the text is taken  [default: 8192; 512 where weights are only smoothed].",
+    help="How much of the text is taken.  [default: 8192; 512 where weights are only smoothed]",
 )  # fmt: skip
 @click.option("--target-size", metavar="SIZE", type=ByteSize(), help="For mixed: the weights' size, such as 90MB.")
 @click.option(
@@ -103,7 +115,7 @@ def export(
     source: str,
     output: Path | None,
     precision: str | None,
-    recipe: Path | None,
+    recipe: Precision | None,
     kv_cache: str,
     prefill_graph: bool,
     operators: str,
@@ -137,7 +149,7 @@ def export(
     path = library.find_source(source)
     # Four bits of a source's own are neither looked for nor written in the standard's operators.
     in_8_bits = DEFAULT_PRECISION if calibrates or operators == STANDARD else None
-    asked: str | Precision | None = read_recipe(recipe) if recipe is not None else precision or in_8_bits
+    asked: str | Precision | None = recipe or precision or in_8_bits
     label = asked.name if isinstance(asked, Precision) else asked or DEFAULT_PRECISION
     if output is None:
         name = _package_name(path, library)
@@ -205,7 +217,11 @@ def recipe_of(
 
 
 def _refuse_contradictions(
-    precision: str | None, recipe: Path | None, target_size: int | None, max_kl: float | None, frontier: Path | None
+    precision: str | None,
+    recipe: Precision | None,
+    target_size: int | None,
+    max_kl: float | None,
+    frontier: Path | None,
 ) -> None:
     if precision is not None and recipe is not None:
         raise click.UsageError("Say how the weights are to be stored by one of them: either --precision or --recipe.")

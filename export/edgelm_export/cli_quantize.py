@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from edgelm.architecture.quantization_recipe import read_recipe
 from edgelm.cli.generation_options import complete_model, complete_source
 from edgelm.cli.progress import progress_line
 from edgelm.errors import ExportError
@@ -29,10 +28,11 @@ from edgelm_export.cli_export import (
     prefill_graph_option,
     print_figures,
     recipe_of,
+    recipe_option,
 )
 from edgelm_export.exporter import export_package
 from edgelm_export.package_checkpoint import PackageCheckpoint
-from edgelm_export.quantize import PRECISIONS
+from edgelm_export.quantize import PRECISIONS, Precision
 from edgelm_export.sources import open_checkpoint
 
 # What fewer bits have lost of a model cannot be told from the model any more.
@@ -51,9 +51,9 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("package", shell_complete=complete_model)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The new folder  [default: in the library].")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The new folder.  [default: in the library]")
 @click.option("--precision", type=click.Choice([*PRECISIONS]), help="How the weights are to be stored.")
-@click.option("--recipe", type=click.Path(path_type=Path), help="A TOML or JSON file of rules, instead of --precision.")
+@recipe_option
 @kv_cache_option
 @prefill_graph_option
 @operators_option
@@ -67,7 +67,7 @@ def quantize(
     package: str,
     output: Path | None,
     precision: str | None,
-    recipe: Path | None,
+    recipe: Precision | None,
     kv_cache: str,
     prefill_graph: bool,
     operators: str,
@@ -86,7 +86,7 @@ def quantize(
     folder = library.find(package)
     manifest = Manifest.load(folder)
     chosen = recipe_of(
-        read_recipe(recipe) if recipe is not None else str(precision),
+        recipe or str(precision),
         kv_cache=kv_cache,
         prefill_graph=prefill_graph,
         operators=operators,

@@ -89,6 +89,16 @@ def test_a_source_that_is_nowhere_is_an_error_that_names_it(source, message):
     assert result.stderr.startswith(f"error: {message}")
 
 
+@pytest.mark.parametrize("content", [None, "rules = 3\n"])
+def test_a_recipe_that_cannot_be_read_is_wrong_usage(tmp_path, content):
+    recipe = tmp_path / "mine.toml"
+    if content is not None:
+        recipe.write_text(content)
+    result = export(str(tmp_path), "--recipe", str(recipe))
+    assert result.exit_code == 2
+    assert f"Invalid value for '--recipe': {recipe}" in result.stderr
+
+
 def test_calibration_tokens_hold_for_smoothing_too(tmp_path):
     result = export(str(make_checkpoint(tmp_path / "ckpt")), "-o", str(tmp_path / "pkg"), "--calibration-tokens", "64")
     assert result.exit_code == 0, result.output

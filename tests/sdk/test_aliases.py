@@ -116,6 +116,7 @@ def test_no_new_model_takes_the_name_of_an_alias(library):
 def test_an_alias_has_a_valid_name(library, name):
     with pytest.raises(ConfigError, match="is not a name for a model"):
         library.add_alias(name, "tiny")
+    assert command("alias", name, "tiny").exit_code == 2
 
 
 def test_an_alias_needs_a_model(library):

@@ -8,7 +8,8 @@ import click
 
 from edgelm.cli.generation_options import complete_model
 from edgelm.cli.output import print_table
-from edgelm.library.library import Library
+from edgelm.cli.wrong_usage import wrong_usage
+from edgelm.library.library import Library, check_name
 
 
 @click.command()
@@ -42,6 +43,8 @@ def alias(name: str | None, target: str | None, removed: str | None, as_json: bo
     elif target is None:
         raise click.UsageError(f"Say which model {name!r} is to mean: edgelm alias {name} TARGET")
     else:
+        with wrong_usage():
+            check_name(name)
         before = library.aliases().get(name)
         model = library.add_alias(name, target)
         changed = f" (it was {before})" if before not in (None, model) else ""

@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 
 from edgelm.cli.config_file import ConfigFile, config_path, name_variables, settings
 from edgelm.cli.output import printable
+from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import MissingExtraError
 
 # Others can see a terminal, and a report is passed on.
@@ -65,8 +66,9 @@ def config(context: click.Context, /, command: str | None, path_only: bool, as_j
     if path_only:
         click.echo(config_path())
         return
-    file = ConfigFile.load()
-    found = list(_settings(context.find_root(), file, command))
+    with wrong_usage():
+        file = ConfigFile.load()
+        found = list(_settings(context.find_root(), file, command))
     if command is None:
         found = [setting for setting in found if setting.source != "default"]
     if as_json:

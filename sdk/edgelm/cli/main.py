@@ -22,7 +22,7 @@ from click.shell_completion import CompletionItem
 from edgelm._version import __version__
 from edgelm.cli.config_file import ConfigFile, name_variables
 from edgelm.cli.termination import unwinding
-from edgelm.cli.wrong_usage import where_set
+from edgelm.cli.wrong_usage import where_set, wrong_usage
 from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError
 from edgelm.package.signature import REQUIRE_VARIABLE
 
@@ -74,15 +74,16 @@ class LazyGroup(click.Group):
         """Find the command that is called, and let the config file set what its options are by default.
 
         Raises:
-            ConfigError: the config file is broken, or sets what the command does not have.
+            click.UsageError: the config file is broken, or sets what the command does not have.
         """
         if not context.resilient_parsing:
             self._refuse_misspelt(context, args[0])
         name, command, rest = super().resolve_command(context, args)
         if name is not None and command is not None and not context.resilient_parsing:
-            file = ConfigFile.load()
-            file.check_sections(self.list_commands(context))
-            context.default_map = {name: file.defaults(name, command)}
+            with wrong_usage():
+                file = ConfigFile.load()
+                file.check_sections(self.list_commands(context))
+                context.default_map = {name: file.defaults(name, command)}
             name_variables(command, f"{context.auto_envvar_prefix}_{name}")
         return name, command, rest
 
