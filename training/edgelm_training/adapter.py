@@ -121,7 +121,7 @@ def load_adapter(model: Transformer, adapter: Adapter) -> None:
     Raises:
         CheckpointError: a layer does not exist in the model's blocks, or has another shape.
     """
-    shapes = {f"{name}.weight": tuple(model.get_submodule(name).weight.shape) for name in linear_names(model)}
+    shapes = {f"{name}.weight": tuple(model.get_parameter(f"{name}.weight").shape) for name in linear_names(model)}
     check_layers(adapter, shapes)
     model.requires_grad_(False)
     for name in linear_names(model) if adapter.base.grid is not None else ():

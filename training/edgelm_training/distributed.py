@@ -147,7 +147,9 @@ def _connect(device: torch.device) -> None:
             "started, with the same address, and does it answer from this machine?"
         ) from error
     store.set_timeout(_COMPUTE_TIMEOUT)
-    dist.group.WORLD.set_timeout(_COMPUTE_TIMEOUT)
+    everybody = dist.group.WORLD
+    assert everybody is not None  # init_process_group has made it
+    everybody.set_timeout(_COMPUTE_TIMEOUT)
 
 
 def distribute(model: nn.Module, parallel: str, workers: Workers, device: torch.device) -> nn.Module:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgelm.errors import ConfigError, ContextLengthError
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_training.model import Transformer
+from edgelm_training.model import Decoder, Transformer
 
 Array = NDArray[np.float32]
 
@@ -67,7 +67,7 @@ def inspect_text(model: Transformer, tokenizer: Tokenizer, ids: Sequence[int], *
     Raises:
         ContextLengthError: there are no tokens, or more than the model's context holds.
     """
-    if model.config.encoder is not None:
+    if not isinstance(model.model, Decoder):
         raise ConfigError("The model has an encoder; models of one stack alone can be looked into.")
     if not ids:
         raise ContextLengthError("The text has no tokens; there is nothing to look at.")

@@ -42,8 +42,8 @@ def next_token_loss(model: nn.Module, batch: Batch, z_loss: float = 0.0) -> Loss
 
 def next_token_sums(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float) -> LossSums:
     """Sum as `next_token_loss` does, from logits."""
-    sums: tuple[Tensor, Tensor, Tensor] = _CrossEntropy.apply(logits_BTV.flatten(0, 1), targets_BT.flatten(), z_loss)
-    objective, loss, penalty = sums
+    logits_RV, targets_R = logits_BTV.flatten(0, 1), targets_BT.flatten()
+    objective, loss, penalty = _CrossEntropy.apply(logits_RV, targets_R, z_loss)  # type: ignore[no-untyped-call]
     reported = {"loss": loss} if z_loss == 0.0 else {"loss": loss, "z_loss": penalty}
     return LossSums(objective=objective, reported=reported)
 
@@ -85,7 +85,7 @@ class _CrossEntropy(torch.autograd.Function):
         return loss + penalty, loss, penalty
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
         (gradient_RV,) = ctx.saved_tensors
         return (gradient_RV * scale).to(ctx.dtype), None, None

@@ -61,11 +61,11 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
-        self.model = Decoder(config) if config.encoder is None else EncoderDecoder(config)
+        self.model: Decoder | EncoderDecoder = Decoder(config) if config.encoder is None else EncoderDecoder(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         elif config.lm_head_bias:
-            self.lm_head = nn.ParameterDict({"bias": torch.zeros(config.vocab_size)})
+            self.lm_head = nn.ParameterDict({"bias": torch.zeros(config.vocab_size)})  # type: ignore[assignment]
         self._initialize()
 
     def forward(self, ids_BT: Tensor, documents_BT: Tensor | None = None, sources_BS: Tensor | None = None) -> Tensor:
@@ -142,10 +142,8 @@ class Stack(nn.Module):
             self.norm = make_norm(config, config.hidden_size)
         # Computed, not learned, so no part of a checkpoint.
         if config.position in SINUSOIDS:
-            self.register_buffer(
-                "sinusoids_TD", torch.from_numpy(rope.sinusoidal_table(config, context)), persistent=False
-            )
-        kinds = {config.rope_kind(layer) for layer in range(config.num_hidden_layers)} - {None}
+            self.sinusoids_TD = nn.Buffer(torch.from_numpy(rope.sinusoidal_table(config, context)), persistent=False)
+        kinds = {kind for layer in range(config.num_hidden_layers) if (kind := config.rope_kind(layer)) is not None}
         self.rotary = nn.ModuleDict({kind: Rotary(config, kind) for kind in sorted(kinds)})
 
     def forward(
@@ -159,7 +157,7 @@ class Stack(nn.Module):
             hidden_BTD = hidden_BTD + self.sinusoids_TD[view.positions]
         if self.config.embedding_norm:
             hidden_BTD = self.embed_norm(hidden_BTD)
-        rotations = {kind: rotary(view) for kind, rotary in self.rotary.items()}
+        rotations: dict[str | None, Rotation] = {kind: rotary(view) for kind, rotary in self.rotary.items()}
         windows = {self.config.window(layer) for layer in range(self.config.num_hidden_layers)}
         masks = {window: self._mask(view, window) for window in windows}
         for layer, block in enumerate(self.layers):
@@ -225,31 +223,34 @@ class Block(nn.Module):
     the same input (GPT-J). With an encoder, cross-attention stands between the two.
     """
 
+    self_attn: Attention
+    encoder_attn: Attention  # the cross-attention, where there is an encoder
+    mlp: FeedForward | Experts
+
     def __init__(self, config: ModelConfig, layer: int, *, is_encoder: bool = False, crosses: bool = False) -> None:
         super().__init__()
         self.config = config
-        names = before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
-        parts = {before_attention: None, "self_attn": Attention(config, causal=not is_encoder), after_attention: None}
-        self.cross_norm_names = CROSS_NORMS[config.norm_placement] if crosses else None
-        if self.cross_norm_names is not None:
-            before_cross, after_cross = self.cross_norm_names
+        before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
+        attention: nn.Module = Attention(config, causal=not is_encoder)
+        parts = {before_attention: None, "self_attn": attention, after_attention: None}
+        if crosses:
+            before_cross, after_cross = CROSS_NORMS[config.norm_placement]
             parts |= {before_cross: None, "encoder_attn": Attention(config, causal=False), after_cross: None}
         feed_forward = Experts(config) if config.has_experts(layer) else FeedForward(config, config.intermediate_size)
         parts |= {before_mlp: None, "mlp": feed_forward, after_mlp: None}
         for name, part in parts.items():
             if name is not None:
                 self.add_module(name, part or make_norm(config, config.hidden_size))
-        self.norm_names = names
 
     def forward(
         self, hidden_BTD: Tensor, rotation: Rotation | None, mask: Tensor | None, memory: Memory | None = None
     ) -> Tensor:
         """Return the residual stream [B, T, D] after this block."""
-        before_attention, after_attention, before_mlp, after_mlp = self.norm_names
+        before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[self.config.norm_placement]
         attended_BTD = self.self_attn(self._normed(before_attention, hidden_BTD), rotation, mask)
         attended_BTD = self._added(hidden_BTD, attended_BTD, after_attention)
         if memory is not None:
-            before_cross, after_cross = self.cross_norm_names
+            before_cross, after_cross = CROSS_NORMS[self.config.norm_placement]
             looked_BTD = self.encoder_attn(self._normed(before_cross, attended_BTD), None, memory[1], memory[0])
             attended_BTD = self._added(attended_BTD, looked_BTD, after_cross)
         mlp_input_BTD = hidden_BTD if self.config.parallel_residual else attended_BTD

@@ -89,7 +89,7 @@ def state_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str
 
     Before the first step there are none; `initialize_state` makes them.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}.{key}": value
         for optimizer in optimizers

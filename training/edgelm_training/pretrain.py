@@ -76,7 +76,7 @@ def build_recipe(config: Config, reporter: Reporter) -> tuple[Config, Recipe]:
     for_export = train_for(model, config.qat)
     loss, flops = text_loss(config, model, shards.folder)
     rows = partial(Batches, sequence_length=config.known("sequence_length"), seed=config.seed)
-    validation = Shards.open(config.data, "validation")
+    validation = Shards.open(shards.folder, "validation")
     tokenizer = Tokenizer.load(shards.folder)
     recipe = Recipe(
         model=model,

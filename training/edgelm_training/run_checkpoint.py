@@ -136,7 +136,7 @@ def _files(folder: Path) -> Iterable[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """Find what stands behind the summary that torch.distributed.checkpoint makes of the processes' errors."""
     if isinstance(error, CheckpointException) and error.failures:
         return str(next(iter(error.failures.values()))[0])

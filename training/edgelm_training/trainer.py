@@ -218,7 +218,7 @@ class Trainer:
                 scaled.backward()
             objectives.append(loss.objective.detach())
             for name, value in loss.reported.items():
-                sums[name] = sums.get(name, 0) + value.to(self._sum_type)  # type: ignore[operator]
+                sums[name] = sums.get(name, 0) + value.to(self._sum_type)
         bad = [number for number, value in enumerate(torch.stack(objectives).tolist()) if not math.isfinite(value)]
         return sums, bad
 

@@ -95,8 +95,7 @@ class Rotary(nn.Module):
         self.context = config.max_position_embeddings
         self.short_context = config.short_context if rope.has_long_table(config, kind) else None
         cos, sin = map(torch.from_numpy, rope.cos_sin_tables(config, config.max_position_embeddings, kind))
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.cos, self.sin = nn.Buffer(cos, persistent=False), nn.Buffer(sin, persistent=False)
 
     def forward(self, view: View) -> Rotation:
         """Return cos and sin, each [T, R/2] or [B, T, R/2]."""
