@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from edgelm.errors import CheckpointError
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.reference import reference_logits
 
 GROUP = 32
@@ -140,6 +141,25 @@ def test_keep_repacks_it_without_rounding(save_llama: Any, tmp_path: Path, name:
     export_package(checkpoint, tmp_path / "fp32", "fp32")
     assert size < (tmp_path / "fp32" / "model.onnx.data").stat().st_size * 0.75
     assert len(list(reference_logits(checkpoint, [[1, 2, 3]]))) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_keep_leaves_matrices_that_are_not_packed_in_their_type(save_llama: Any, tmp_path: Path, dtype: str) -> None:
+    save_llama(tmp_path / "source", intermediate_size=128)
+    quantize_folder(tmp_path / "source", "awq-4")
+    path = tmp_path / "source" / "model.safetensors"
+    narrowed = {
+        name: tensor.astype(dtype) if tensor.dtype == np.float32 else tensor for name, tensor in load_file(path).items()
+    }
+    save_file(narrowed, path, metadata={"format": "pt"})
+    checkpoint = HuggingFaceCheckpoint(tmp_path / "source")
+    manifest = export_package(checkpoint, tmp_path / "package", "keep")
+    assert manifest.quality is not None
+    assert manifest.quality.mean_kl_divergence < 0.005
+    with PackageCheckpoint(tmp_path / "package") as package:
+        name = "model.embed_tokens.weight"
+        assert package.stored_type(name) == {"float16": "F16", "bfloat16": "BF16"}[dtype]
+        np.testing.assert_array_equal(package.tensor(name), checkpoint.tensor(name))
 
 
 def test_groups_in_the_order_of_activations_are_read_and_moved_to_eight_bits(save_llama: Any, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,12 +17,12 @@ from edgelm_export.quantize.offsets import FALLBACK, in_8_bits
 from edgelm_export.quantize.packed import PackedWeight, pack
 from edgelm_export.tensor_map import EMBEDDING
 
-FLOAT_TYPES = ("F32", "F16", "BF16")
+FLOAT_TYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _EXPERTS = ".experts."
 
 
-def keep_grid(checkpoint: Checkpoint, name: str) -> PackedWeight | NDArray[np.float32]:
-    """Repack a tensor on its own grid where MatMulNBits holds it at speed; float types stay float32.
+def keep_grid(checkpoint: Checkpoint, name: str) -> PackedWeight | NDArray[np.floating]:
+    """Repack a tensor on its own grid where MatMulNBits holds it at speed; floats keep their type.
 
     Other types go to 8 bits, and the package says so. An embedding, whose rows are gathered from a symmetric grid, does
     so too where its grid is another. Experts have no place for offsets: theirs lie at sixteenths of a step, in 8 bits.
@@ -31,9 +32,11 @@ def keep_grid(checkpoint: Checkpoint, name: str) -> PackedWeight | NDArray[np.fl
         packed = on_its_grid(blocks, checkpoint.config.tensor_shapes()[name][1])
         return in_8_bits(packed) if _EXPERTS in name else packed
     weight = checkpoint.tensor(name)
-    if checkpoint.stored_type(name) in FLOAT_TYPES:
-        return weight
-    return quantize_alone(weight, FALLBACK)
+    dtype = FLOAT_TYPES.get(checkpoint.stored_type(name))
+    if dtype is None:
+        return quantize_alone(weight, FALLBACK)
+    stored = weight.astype(dtype, copy=False)
+    return stored if np.array_equal(stored, weight) else weight  # a factor that the exporter folds in takes more digits
 
 
 def on_its_grid(blocks: QuantizedBlocks, columns: int) -> PackedWeight:
