@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,15 @@ def _write_graphs(
     if precision.prefill_graph:
         with ExternalData(folder / PREFILL_DATA_FILE, beside=data) as own_data:
             _save(folder / PREFILL_FILE, build_prefill(checkpoint, precision, own_data, scales))
+
+
+def written_size(checkpoint: Checkpoint, precision: Precision, folder: Path, progress: Progress) -> int:
+    """Return the bytes of graph and weights by a recipe that runs no text: written to `folder`, and removed again."""
+    folder.mkdir()
+    _write_graphs(CheckedCheckpoint(checkpoint, progress), precision, folder, CalibrationOptions(), progress)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    shutil.rmtree(folder)
+    return size
 
 
 def _keep_cache_in_int8(

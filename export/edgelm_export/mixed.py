@@ -18,7 +18,7 @@ from edgelm.package.replaceable import refuse_to_replace, why_not_a_package
 from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.exporter import export_package, text_tools
+from edgelm_export.exporter import export_package, text_tools, written_size
 from edgelm_export.preparation import refuse_calibration
 from edgelm_export.quantize import Precision, Rule
 from edgelm_export.quantize.frontier import Choice, Point, walk_frontier
@@ -34,7 +34,7 @@ _SCHEMES = ("int4-block64-asymmetric", "int4-block32-asymmetric", "int8-block64"
 _EMBEDDING_SCHEMES = ("int4-block64", "int4-block32", "int8-block64")
 _MEASURED_TOKENS = 256
 _SAMPLED_ROWS = 256  # of a matrix, for the ratio of two schemes' errors
-_EXPORTS = 4  # tries to get a measured divergence below the budget's
+_TRIES = 4  # to keep to a budget
 _MARGIN = 0.9
 
 
@@ -80,7 +80,9 @@ def export_mixed(
     choices = _measured_choices(checkpoint, calibration or CalibrationOptions(), budget, report)
     aim = float(budget.size or budget.divergence or 0)
     with atomic.replace_folder(target) as staging:
-        for _ in range(_EXPORTS):
+        if budget.size is not None:
+            aim = _aim_that_fits(checkpoint, choices, budget, staging / "trial", report)
+        for _ in range(_TRIES):
             point = _chosen(choices, budget, aim)
             precision = _precision(point, checkpoint.config, calibration is not None)
             folder = staging / "package"
@@ -94,12 +96,32 @@ def export_mixed(
                 folder.rmdir()
                 return manifest, walk_frontier(choices)
             if budget.size is not None:
-                aim = budget.size - (_size(manifest) - point.size)  # what is no matrix stays as it is
+                aim -= _size(manifest) - budget.size
             else:
                 aim *= _MARGIN / over
         raise ExportError(
-            f"The package is still at {over:.2f} times its budget after {_EXPORTS} tries. Give it more, or --calibrate."
+            f"The package is still at {over:.2f} times its budget after {_TRIES} tries. Give it more, or --calibrate."
         )
+
+
+def _aim_that_fits(
+    checkpoint: Checkpoint, choices: Mapping[str, Sequence[Choice]], budget: Budget, folder: Path, report: Progress
+) -> float:
+    """Return what the matrices may take, so that graph and weights together have the budget's size.
+
+    Trials are written, by rounding: as many bytes as what is searched for or calibrated, in a fraction of its time.
+    """
+    assert budget.size is not None  # the caller has looked
+    aim = budget.size
+    for _ in range(_TRIES):
+        point = _chosen(choices, budget, aim)
+        rounded = {group: f"{scheme}-rounded" for group, scheme in point.schemes.items()}
+        precision = _precision(replace(point, schemes=rounded), checkpoint.config, calibrated=False)
+        size = written_size(checkpoint, precision, folder, report)
+        if size <= budget.size:
+            break
+        aim = budget.size - (size - point.size)  # what is no matrix stays as it is
+    return aim
 
 
 def _share_of_budget(manifest: Manifest, budget: Budget) -> float:
