@@ -17,7 +17,7 @@ from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.cli.main import main
 from edgelm.errors import ConfigError, ExportError
 from edgelm.package.manifest import Manifest
-from edgelm_export import mixed
+from edgelm_export import mixed, reference
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -64,6 +64,31 @@ def test_a_size_that_lies_below_a_large_step_is_filled_with_smaller_ones() -> No
     assert [point.size for point in walk_frontier(choices)] == [60, 110, 120]
     assert [point.schemes for point in walk_frontier(choices, within=109)][1:] == [{"embedding": "4", "layer": "8"}]
     assert [point.size for point in walk_frontier(choices, within=59)] == [60]
+
+
+def test_the_progress_of_sensitivity_is_that_of_its_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer runs once for each group before its end, so layers alone would promise a few seconds for minutes."""
+    checkpoint = HuggingFaceCheckpoint(folder)
+    groups, scheme = tensor_groups(checkpoint), parse_scheme("int4-block32")
+    assert isinstance(scheme, Scheme)
+    run_layer, layers_run = reference.run_layer, 0
+    reports: list[tuple[str, int, int, int]] = []
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal layers_run
+        layers_run += 1
+        return run_layer(*arguments)
+
+    monkeypatch.setattr(reference, "run_layer", counted)
+    measure_sensitivity(
+        checkpoint, groups, dict.fromkeys(groups, scheme), [list(range(3, 20))],
+        lambda *report: reports.append((*report, layers_run)),
+    )  # fmt: skip
+    layers = [report[1:] for report in reports if report[0] == "sensitivity"]
+    assert len(layers) == WIDE.num_hidden_layers + 1
+    assert [(run, layers_run, run) for _, _, run in layers] == layers
+    logits = [(done, total) for label, done, total, _ in reports if label == "logits"]
+    assert logits == [(i, len(groups)) for i in range(len(groups) + 1)]
 
 
 def test_sensitivity_is_what_quantizing_each_group_alone_costs(folder: Path) -> None:

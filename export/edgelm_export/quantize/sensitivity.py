@@ -64,8 +64,11 @@ def measure_sensitivity(
     }
     for name, view in rounded_ends.items():
         branches[name] = reference.embed(view, sequences) if groups[name][0] == EMBEDDING else plain
+    # Each layer runs once for each branch, so that the last one takes longer than all of the first few.
+    runs, done = _runs(groups, layers), 0
     for layer in range(layers):
-        progress("sensitivity", layer, layers + 1)
+        progress("sensitivity", done, sum(runs))
+        done += runs[layer]
         weights = dict(reference.layer_weights(checkpoint, layer))
         for name, hidden in branches.items():
             if hidden is not plain:
@@ -81,15 +84,25 @@ def measure_sensitivity(
         following = [reference.run_layer(config, layer, weights, h_TD, tables) for h_TD in plain]
         branches = {name: following if hidden is plain else hidden for name, hidden in branches.items()}
         plain = following
-    progress("sensitivity", layers, layers + 1)
+    progress("sensitivity", done, done)
     measured = dict.fromkeys(groups, 0.0)
     source = list(reference.head_logits(checkpoint, plain))
-    for name, hidden in branches.items():
+    for i, (name, hidden) in enumerate(branches.items()):
+        progress("logits", i, len(branches))  # of a small model, as long as a third of its layers
         view = rounded_ends.get(name, checkpoint)
         pairs = zip(source, reference.head_logits(view, hidden), strict=True)
         measured[name] = float(np.mean([mean_divergence(wanted, got) for wanted, got in pairs]))
-    progress("sensitivity", layers + 1, layers + 1)
+    progress("logits", len(branches), len(branches))
     return measured
+
+
+def _runs(groups: dict[str, list[str]], layers: int) -> list[int]:
+    """Return how often each layer runs: for the source, and for each group that lies before its end."""
+    of_embedding = sum(names[0] == EMBEDDING for names in groups.values())
+    of_layers = [
+        sum(names[0].startswith(f"model.layers.{layer}.") for names in groups.values()) for layer in range(layers)
+    ]
+    return [1 + of_embedding + sum(of_layers[: layer + 1]) for layer in range(layers)]
 
 
 class _Rounded(CheckpointView):
