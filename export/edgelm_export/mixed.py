@@ -82,13 +82,14 @@ def export_mixed(
     with atomic.replace_folder(target) as staging:
         if budget.size is not None:
             aim = _aim_that_fits(checkpoint, choices, budget, staging / "trial", report)
-        for _ in range(_TRIES):
+        for attempt in range(1, _TRIES + 1):
             point = _chosen(choices, budget, aim)
             precision = _precision(point, checkpoint.config, calibration is not None)
             folder = staging / "package"
             manifest = export_package(
-                checkpoint, folder, precision, name=target.name, calibration=calibration, progress=progress
-            )
+                checkpoint, folder, precision, name=target.name, calibration=calibration,
+                progress=report if attempt == 1 else _labelled(report, f", try {attempt}"),
+            )  # fmt: skip
             over = _share_of_budget(manifest, budget)
             if over <= 1:
                 for path in folder.iterdir():
@@ -102,6 +103,10 @@ def export_mixed(
         raise ExportError(
             f"The package is still at {over:.2f} times its budget after {_TRIES} tries. Give it more, or --calibrate."
         )
+
+
+def _labelled(report: Progress, ending: str) -> Progress:
+    return lambda label, done, total: report(label + ending, done, total)
 
 
 def _aim_that_fits(

@@ -189,6 +189,21 @@ def test_a_mixed_package_keeps_to_its_divergence(folder: Path, tmp_path: Path) -
     assert manifest.quality.mean_kl_divergence <= 0.01
 
 
+def test_a_package_over_its_budget_is_made_again_and_its_bars_say_so(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = iter([1.5, 0.9])
+    monkeypatch.setattr(mixed, "_share_of_budget", lambda *_: next(shares))
+    labels: dict[str, None] = {}
+    export_mixed(
+        HuggingFaceCheckpoint(folder), tmp_path / "package", Budget(divergence=0.01),
+        progress=lambda label, *_: labels.update({label: None}),
+    )  # fmt: skip
+    assert [label for label in labels if label.startswith(("weights", "check"))] == [
+        "weights", "check", "weights, try 2", "check, try 2",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
