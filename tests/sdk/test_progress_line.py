@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 import termios
@@ -32,3 +33,26 @@ def test_a_bar_stays_on_one_line_where_standard_output_is_a_pipe(columns: int) -
     lines = [line.rstrip() for line in screen.display if line.strip()]
     assert [line[:4] for line in lines] == ["weig", "Down"]
     assert all("100%" in line for line in lines)
+
+
+RESUMED = """
+import time
+now, time.time = 0.0, lambda: now
+
+from edgelm.cli.progress import progress_line
+
+with progress_line() as progress:
+    for done in (60, 70, 80):
+        progress("calibrate", done, 100)
+        now += 30.0
+"""
+
+
+def test_the_time_that_is_left_is_told_by_what_this_run_did() -> None:
+    """30 s for each 10: 20 more take a minute, though 80 of 100 are done after one."""
+    ours, theirs = pty.openpty()
+    subprocess.run([sys.executable, "-c", RESUMED], stderr=theirs, check=True)
+    text = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert re.findall(r"(\d+)%  (\d\d:\d\d:\d\d)", text)[-2:] == [("70", "00:01:30"), ("80", "00:01:00")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ class ProgressLine:
     def __init__(self) -> None:
         self._label = ""
         self._bar: ProgressBar[int] | None = None
+        self._before, self._began = 0, 0.0
 
     def __call__(self, label: str, done: int, total: int | None) -> None:
         """Show that `done` of `total` is done; another label ends one bar and begins the next."""
@@ -52,6 +54,11 @@ class ProgressLine:
             width = max(min(_BAR, columns - _AROUND - len(shown)), 1)
             self._bar = click.progressbar(length=total, label=shown, width=width, file=sys.stderr)
             self._bar.render_progress()
+            self._before, self._began = done, time.time()
+        elif done > self._before:
+            # click divides the time since `start` by all that is done: what was done before this run took none of it.
+            now = time.time()
+            self._bar.start = now - (now - self._began) * done / (done - self._before)
         self._bar.update(done - self._bar.pos)
 
     def close(self) -> None:
