@@ -149,6 +149,7 @@ def _measured_choices(
     Raises:
         ExportError: not even the smallest of each fit the budget's size.
     """
+    sequences = calibration_sequences(calibration, *text_tools(checkpoint), checkpoint.config)
     checked = CheckedCheckpoint(checkpoint, None)
     groups = tensor_groups(checkpoint)
     ladders = {name: _ladder(names) for name, names in groups.items()}
@@ -159,8 +160,6 @@ def _measured_choices(
     report("sizes", len(groups), len(groups))
     if budget.size is not None:  # sizes are known soon, and to measure sensitivity takes minutes
         _chosen(shares, budget, budget.size)
-    tokenizer, template = text_tools(checkpoint)
-    sequences = calibration_sequences(calibration, tokenizer, template, checkpoint.config)
     sample, left = [], _MEASURED_TOKENS
     for ids in sequences:
         if left > 1:

@@ -18,6 +18,7 @@ from edgelm.cli.main import main
 from edgelm.errors import ConfigError, ExportError
 from edgelm.package.manifest import Manifest
 from edgelm_export import mixed, reference
+from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -227,6 +228,15 @@ def test_a_size_below_the_smallest_is_refused_before_anything_is_measured(
         ExportError, match=r"No mix fits 0\.01 MB: the smallest has 0\.05 MB of matrices\. Give it more"
     ):
         export_mixed(HuggingFaceCheckpoint(folder), tmp_path / "package", Budget(size=10_000))
+
+
+def test_a_text_that_is_not_there_is_refused_before_anything_is_measured(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixed, "quantize_alone", lambda *_: pytest.fail("measured"))
+    calibration = CalibrationOptions(text=tmp_path / "mine.txt")
+    with pytest.raises(ExportError, match=r"mine\.txt cannot be read as a text to calibrate on"):
+        export_mixed(HuggingFaceCheckpoint(folder), tmp_path / "package", Budget(size=10**6), calibration=calibration)
 
 
 def test_a_budget_is_one_number_above_zero() -> None:
