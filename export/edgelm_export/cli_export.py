@@ -34,6 +34,7 @@ from edgelm_export.quantize.frontier import Point
 from edgelm_export.sources import open_checkpoint
 
 _FRONTIER_ROWS = 8
+CALIBRATE = "Find the integers by gptq, on the bundled text: slower, better. Stopped, the same command goes on."
 # At the end of a name in the library: how keys and values are kept, what reads prompts, and whose operators compute.
 IN_INT8, WITH_PREFILL, IN_STANDARD = "-kv-int8", "-prefill", f"-{STANDARD}"
 _NAME_LENGTH = 80  # of the 100 that a name may have: what tells packages of one source apart comes behind
@@ -95,7 +96,7 @@ operators_option = click.option(
 @kv_cache_option
 @prefill_graph_option
 @operators_option
-@click.option("--calibrate", is_flag=True, help="Find the integers by gptq, on the bundled text: slower, better.")
+@click.option("--calibrate", is_flag=True, help=CALIBRATE)
 @click.option(
     "--calibration", metavar="FILE", type=click.Path(path_type=Path),
     help="The same on your own text (.txt), or texts and chats (.jsonl).",

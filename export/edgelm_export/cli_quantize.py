@@ -19,6 +19,7 @@ from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest, sha256_of
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.cli_export import (
+    CALIBRATE,
     IN_INT8,
     IN_STANDARD,
     WITH_PREFILL,
@@ -61,7 +62,7 @@ Examples:
     "--source", metavar="CHECKPOINT", shell_complete=complete_source,
     help="What the package was exported from, where it is not found.",
 )  # fmt: skip
-@click.option("--calibrate", is_flag=True, help="Find the integers by gptq, on the bundled text: slower, better.")
+@click.option("--calibrate", is_flag=True, help=CALIBRATE)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def quantize(
     package: str,
