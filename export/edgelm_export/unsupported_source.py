@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgelm.files import lfs_pointer
 from edgelm.files.gguf_part_names import one_of_each_model
-from edgelm.package.adapter import is_adapter, why_not_trained
+from edgelm.package.adapter import is_adapter, is_trained_adapter, why_not_trained
 from edgelm.package.foreign_graph import GENAI_CONFIG
 from edgelm.package.manifest import FILE_NAME
 
@@ -64,7 +64,7 @@ def why_no_checkpoint_folder(folder: Path) -> str:
 
 
 def _of_another_kind(folder: Path, names: Sequence[str]) -> str | None:
-    if "adapter_config.json" in names:
+    if is_trained_adapter(folder):
         return (
             f"{folder} holds an adapter, which is no model by itself. Merge it into its base first: edgelm merge "
             f"{shlex.quote(str(folder))} -o merged/ (or put it beside the base's package: edgelm export-adapter)."
@@ -72,10 +72,7 @@ def _of_another_kind(folder: Path, names: Sequence[str]) -> str | None:
     if is_adapter(folder):
         return why_not_trained(folder)
     if {"checkpoints", "best"} <= set(names):
-        return (
-            f"{folder} is the folder of a run. Name one of its checkpoints, such as {folder / 'best'}; adapters are "
-            "merged first (edgelm merge)."
-        )
+        return f"{folder} is the folder of a run. Name one of its checkpoints, such as {folder / 'best'}."
     if "model_index.json" in names:
         return f"{folder} is a model for diffusers, which makes pictures or sound. edgelm runs models that write text."
     gguf_files = one_of_each_model(name for name in names if name.endswith(".gguf"))

@@ -114,15 +114,19 @@ def test_pickled_weights_are_refused_because_they_run_code(tmp_path: Path) -> No
 def test_an_adapter_and_the_folder_of_a_run_are_refused_with_the_way_on(tmp_path: Path) -> None:
     for name in ("checkpoints", "best"):
         (tmp_path / name).mkdir()
-    with pytest.raises(CheckpointError, match=r"is the folder of a run\. Name one of its checkpoints, such as .*best;"):
+    with pytest.raises(
+        CheckpointError, match=r"is the folder of a run\. Name one of its checkpoints, such as .*best\."
+    ):
         open_checkpoint(tmp_path)
     (tmp_path / "best/adapter.json").write_text("{}")
     (tmp_path / "best/adapter_model.safetensors").write_text("")
     with pytest.raises(CheckpointError, match=r"best is an adapter that was exported, for one package\. Name what it"):
         open_checkpoint(tmp_path / "best")
     (tmp_path / "best/adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"holds an adapter, .* first: edgelm merge .*best -o merged/"):
-        open_checkpoint(tmp_path / "best")
+    for folder in (tmp_path, tmp_path / "best"):
+        message = rf"holds an adapter, .* first: edgelm merge {folder} -o merged/"
+        with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(folder)
 
 
 def test_a_command_that_is_named_can_be_typed_as_it_stands(tmp_path: Path) -> None:

@@ -399,12 +399,18 @@ def check_name(name: str) -> str:
 
 
 def _why_no_package(path: Path) -> str:
-    from edgelm.package.adapter import is_adapter  # brings numpy with it
+    from edgelm.package.adapter import is_adapter, is_trained_adapter  # bring numpy with them
 
     if is_adapter(path):
         return (
             f"{path} is an adapter, which is no model by itself. Name the package that it was exported for, and it "
             f"beside: --adapter {shlex.quote(str(path))}"
+        )
+    if is_trained_adapter(path):
+        quoted = shlex.quote(str(path))
+        return (
+            f"{path} holds an adapter, which is no model by itself. Put it beside the package of its base: edgelm "
+            f"export-adapter {quoted} --base PACKAGE -o adapter/ (or merge it: edgelm merge {quoted} -o merged/)."
         )
     export = f"edgelm export {shlex.quote(str(path))} -o package/"
     if path.suffix.lower() == ".gguf":

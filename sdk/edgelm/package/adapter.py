@@ -99,6 +99,11 @@ def is_adapter(folder: Path) -> bool:
     return (folder / MANIFEST_FILE).is_file()
 
 
+def is_trained_adapter(folder: Path) -> bool:
+    """Tell whether a folder is an adapter in PEFT's format, or a run whose best checkpoint is one."""
+    return any((place / CONFIG_FILE).is_file() for place in (folder, folder / "best"))
+
+
 def why_not_trained(folder: Path) -> str:
     """Say why a folder is neither an adapter in PEFT's format nor a run that has some, and the way on."""
     if not folder.exists():
