@@ -21,6 +21,7 @@ from edgelm.architecture.quantization_recipe import STANDARD
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError
 from edgelm.files import atomic
+from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.files.safetensors_header import check_header
 from edgelm.package.adapter import MAX_RANK, WEIGHTS_FILE, AdapterManifest, why_not_trained
 from edgelm.package.manifest import Manifest, describe_file
@@ -42,8 +43,6 @@ from edgelm_export.folded import FoldedCheckpoint
 from edgelm_export.package_checkpoint import PACKAGE_FORMAT, PackageCheckpoint
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales
 from edgelm_export.safetensors_writer import TensorSpec, write_safetensors
-
-_CHECKPOINTS_OF_A_RUN = ("best", "latest")  # links that `edgelm finetune` keeps, in the order of preference
 
 Array = NDArray[np.float32]
 
@@ -185,8 +184,8 @@ def _channel_scales(base: Path, package: Manifest, config: ModelConfig) -> Chann
 
 def _adapter_folder(folder: Path) -> Path:
     """Return the adapter's own folder: of a run, that of its best checkpoint, else of its newest."""
-    for path in (folder, *(folder / name for name in _CHECKPOINTS_OF_A_RUN)):
-        if (path / CONFIG_FILE).is_file():
+    for path in (folder, checkpoint_of_run(folder)):
+        if path is not None and (path / CONFIG_FILE).is_file():
             return path
     raise CheckpointError(why_not_trained(folder))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgelm.errors import CheckpointError, ModelNotFoundError
 from edgelm.files.gguf_part_names import one_of_each_model
+from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.package.manifest import FILE_NAME
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import INDEX_FILE, WEIGHTS_FILE, HuggingFaceCheckpoint
@@ -26,7 +27,9 @@ def open_checkpoint(path: Path) -> HuggingFaceCheckpoint | GGUFCheckpoint | Pack
         CheckpointError: it is none of these, or it is broken or not supported.
     """
     if not path.exists():
-        raise ModelNotFoundError(f"There is no file or folder {path}.")
+        other = checkpoint_of_run(path.parent)
+        instead = "" if other is None else f" The run has {other}."  # without validation it has no best one
+        raise ModelNotFoundError(f"There is no file or folder {path}.{instead}")
     if path.is_dir():
         return _open_folder(path)
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgelm.files import lfs_pointer
 from edgelm.files.gguf_part_names import one_of_each_model
+from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.package.adapter import is_adapter, is_trained_adapter, why_not_trained
 from edgelm.package.foreign_graph import GENAI_CONFIG
 from edgelm.package.manifest import FILE_NAME
@@ -71,8 +72,9 @@ def _of_another_kind(folder: Path, names: Sequence[str]) -> str | None:
         )
     if is_adapter(folder):
         return why_not_trained(folder)
-    if {"checkpoints", "best"} <= set(names):
-        return f"{folder} is the folder of a run. Name one of its checkpoints, such as {folder / 'best'}."
+    checkpoint = checkpoint_of_run(folder)
+    if checkpoint is not None:
+        return f"{folder} is the folder of a run. Name one of its checkpoints, such as {checkpoint}."
     if "model_index.json" in names:
         return f"{folder} is a model for diffusers, which makes pictures or sound. edgelm runs models that write text."
     gguf_files = one_of_each_model(name for name in names if name.endswith(".gguf"))

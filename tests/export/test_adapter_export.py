@@ -76,6 +76,7 @@ def peft_folder(exported: Exported, folder: Path, metadata: Mapping[str, str] | 
 
 
 def test_the_command_takes_the_best_adapter_of_a_run(exported: Exported, tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     weights = sha256_of(exported.checkpoint / "model.safetensors")
     peft_folder(
         exported, tmp_path / "run" / "best", {"edgelm.base_sha256": weights, "edgelm.base_grid": "int4-block64"}

@@ -111,6 +111,15 @@ def test_pickled_weights_are_refused_because_they_run_code(tmp_path: Path) -> No
         open_checkpoint(tmp_path)
 
 
+def test_a_best_checkpoint_that_a_run_does_not_have_is_answered_with_its_newest(tmp_path: Path) -> None:
+    for name in ("checkpoints", "latest"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ModelNotFoundError, match=r"There is no file or folder .*best\. The run has .*latest\."):
+        open_checkpoint(tmp_path / "best")
+    with pytest.raises(CheckpointError, match=r"is the folder of a run\. Name one of .*, such as .*latest\."):
+        open_checkpoint(tmp_path)
+
+
 def test_an_adapter_and_the_folder_of_a_run_are_refused_with_the_way_on(tmp_path: Path) -> None:
     for name in ("checkpoints", "best"):
         (tmp_path / name).mkdir()

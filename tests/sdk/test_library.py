@@ -90,6 +90,7 @@ def test_a_source_is_its_gguf_file_or_its_folder(library):
         ("./model.gguf", "model.gguf is a GGUF file, not a model package. .*: edgelm export model.gguf -o package/"),
         ("model.gguf", "model.gguf is a GGUF file, not a model package. .*: edgelm export model.gguf -o package/"),
         ("./run", "run is the folder of a run. .* its best checkpoint: edgelm export run/best -o package/"),
+        ("./unvalidated", "Make a package of its latest checkpoint: edgelm export unvalidated/latest -o package/"),
         ("./ft", r"ft holds an adapter, .* edgelm export-adapter ft --base PACKAGE .*: edgelm merge ft -o merged/\)"),
         ("ft/best", "ft/best holds an adapter, which is no model by itself. .* edgelm export-adapter ft/best --base"),
         ("my model", "my model is not a model package: .* make a package of it: edgelm export 'my model' -o package/"),
@@ -106,6 +107,8 @@ def test_what_is_not_here_is_explained(library, wanted, message, tmp_path, monke
     for part in ("best", "checkpoints"):
         Path("run", part).mkdir(parents=True)
         Path("ft", part).mkdir(parents=True)
+    for part in ("latest", "checkpoints"):
+        Path("unvalidated", part).mkdir(parents=True)
     Path("ft/best/adapter_config.json").write_text("{}")
     with pytest.raises(ModelNotFoundError, match=message):
         library.find(wanted)

@@ -250,5 +250,5 @@ def test_where_there_is_no_adapter_it_is_said(tiny_chat_model: Path, tiny_chats:
         read_adapter(tiny_chat_model)
     whole = finetune_settings(tiny_chat_model, tiny_chats, tmp_path / "run", method="sft", max_steps=1)
     finetune(whole)
-    with pytest.raises(CheckpointError, match=r"are whole models; there is nothing to merge\. Export .* as it is"):
+    with pytest.raises(CheckpointError, match=r"are whole models, and no adapters\. .*: edgelm export .*best"):
         merge_adapter(tmp_path / "run", tmp_path / "merged")

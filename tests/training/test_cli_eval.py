@@ -234,9 +234,12 @@ def test_windows_that_do_not_fit_are_refused(options: list[str], message: str, t
 
 def test_what_is_no_model_is_named(tmp_path: Path, text: Path) -> None:
     (tmp_path / "run/checkpoints").mkdir(parents=True)
-    (tmp_path / "run/best").mkdir()
-
-    assert "is the folder of a run. Name one of its checkpoints:" in run(tmp_path / "run", "--data", text).stderr
+    for link in ("latest", "best"):
+        (tmp_path / "run" / link).mkdir()
+        wanted = f"is the folder of a run. Name one of its checkpoints: {tmp_path / 'run' / link}."
+        assert wanted in run(tmp_path / "run", "--data", text).stderr
+    (tmp_path / "run/best/adapter_config.json").write_text("{}")
+    assert "Merge it into its base first: edgelm merge" in run(tmp_path / "run", "--data", text).stderr
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/adapter_config.json").write_text("{}")
     assert "Merge it into its base first: edgelm merge" in run(tmp_path / "adapter", "--data", text).stderr

@@ -13,7 +13,9 @@ from edgelm.cli.generation_options import complete_model, threads_option
 from edgelm.cli.progress import progress_line, status
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import MissingExtraError, ModelNotFoundError
+from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.library.library import Library, is_path
+from edgelm.package.adapter import is_trained_adapter
 from edgelm.package.manifest import FILE_NAME
 
 if TYPE_CHECKING:
@@ -95,13 +97,14 @@ def _open(model: str, device: str, threads: int | None) -> Scorer:
                 "A package needs neither."
             ) from error
         return CheckpointScorer(folder, device=device, threads=threads)
-    if (folder / "best").is_dir() and (folder / "checkpoints").is_dir():
-        raise ModelNotFoundError(f"{model} is the folder of a run. Name one of its checkpoints: {folder / 'best'}.")
-    if (folder / "adapter_config.json").is_file():
+    if is_trained_adapter(folder):
         raise ModelNotFoundError(
             f"{model} holds an adapter, which is no model by itself. Merge it into its base first: edgelm merge "
             f"{model} -o merged/"
         )
+    checkpoint = checkpoint_of_run(folder)
+    if checkpoint is not None:
+        raise ModelNotFoundError(f"{model} is the folder of a run. Name one of its checkpoints: {checkpoint}.")
     if is_path(model) and not folder.exists():
         raise ModelNotFoundError(f"There is no checkpoint or package at {model}.")
     from edgelm.runtime.session import SessionOptions

@@ -82,13 +82,8 @@ def adapter_folder(folder: str | Path) -> Path:
         return folder
     run = RunFolder(folder)
     saved = run.best() or run.newest()
-    if saved is None:
+    if saved is None or not (saved.path / ADAPTER_CONFIG_FILE).is_file():
         raise CheckpointError(why_not_trained(folder))
-    if not (saved.path / ADAPTER_CONFIG_FILE).is_file():
-        raise CheckpointError(
-            f"The checkpoints of the run {folder} are whole models; there is nothing to merge. Export {saved.path} as "
-            "it is."
-        )
     return saved.path
 
 

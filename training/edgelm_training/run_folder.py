@@ -21,13 +21,13 @@ from typing import Any
 
 from edgelm.errors import TrainingError
 from edgelm.files.file_lock import file_lock
+from edgelm.files.run_checkpoint import BEST, LATEST
 
 CONFIG_FILE = "config.toml"
 LOG_FILE = "log.jsonl"
 CHECKPOINTS = "checkpoints"
 TRAINER_FOLDER = "trainer"
 STATE_FILE = "state.json"
-LATEST, BEST = "latest", "best"
 _LOCK_FILE = ".lock"
 
 

@@ -16,6 +16,7 @@ from edgelm.errors import ConfigError, ModelNotFoundError
 from edgelm.files import atomic
 from edgelm.files.file_lock import file_lock
 from edgelm.files.folders import HOME_VARIABLE, data_folder
+from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.library.aliases import Aliases
 from edgelm.library.catalogue import CATALOGUE
 from edgelm.package import manifest
@@ -415,10 +416,11 @@ def _why_no_package(path: Path) -> str:
     export = f"edgelm export {shlex.quote(str(path))} -o package/"
     if path.suffix.lower() == ".gguf":
         return f"{path} is a GGUF file, not a model package. Make one of it: {export}"
-    if (path / "checkpoints").is_dir() and (best := path / "best").is_dir():
+    checkpoint = checkpoint_of_run(path)
+    if checkpoint is not None:
         return (
-            f"{path} is the folder of a run. Make a package of its best checkpoint: edgelm export "
-            f"{shlex.quote(str(best))} -o package/"
+            f"{path} is the folder of a run. Make a package of its {checkpoint.name} checkpoint: edgelm export "
+            f"{shlex.quote(str(checkpoint))} -o package/"
         )
     return (
         f"{path} is not a model package: it has no {manifest.FILE_NAME}. If it is a checkpoint, make a package of it: "

@@ -21,6 +21,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import PackageError
 from edgelm.files import atomic
 from edgelm.files.regular_file import parse_json, read_regular
+from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.files.safetensors_header import MAX_HEADER_BYTES
 from edgelm.files.safetensors_reader import parse_matrices
 from edgelm.package.manifest import FileEntry, Manifest, read_checked
@@ -100,8 +101,8 @@ def is_adapter(folder: Path) -> bool:
 
 
 def is_trained_adapter(folder: Path) -> bool:
-    """Tell whether a folder is an adapter in PEFT's format, or a run whose best checkpoint is one."""
-    return any((place / CONFIG_FILE).is_file() for place in (folder, folder / "best"))
+    """Tell whether a folder is an adapter in PEFT's format, or a run whose checkpoints are."""
+    return any((place / CONFIG_FILE).is_file() for place in (folder, checkpoint_of_run(folder)) if place is not None)
 
 
 def why_not_trained(folder: Path) -> str:
@@ -112,6 +113,12 @@ def why_not_trained(folder: Path) -> str:
         return (
             f"{folder} is an adapter that was exported, for one package. Name what it was made of: the run of `edgelm "
             f"finetune`, or the folder with {CONFIG_FILE}."
+        )
+    checkpoint = checkpoint_of_run(folder)
+    if checkpoint is not None:
+        return (
+            f"The checkpoints of the run {folder} are whole models, and no adapters. Export one as it is: edgelm "
+            f"export {shlex.quote(str(checkpoint))}"
         )
     return f"{folder} is neither an adapter ({CONFIG_FILE}) nor a run with checkpoints."
 
