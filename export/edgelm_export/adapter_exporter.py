@@ -6,6 +6,7 @@ Shapes: R rank, D and N what a projection takes and gives: A is [R, D], B is [N,
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from edgelm.files import atomic
 from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.files.safetensors_header import check_header
 from edgelm.package.adapter import MAX_RANK, WEIGHTS_FILE, AdapterManifest, why_not_trained
-from edgelm.package.manifest import Manifest, describe_file
+from edgelm.package.manifest import Manifest, describe_file, sha256_of
 from edgelm.package.peft_format import (
     BASE_GRID,
     BASE_NAME,
@@ -40,9 +41,10 @@ from edgelm.package.replaceable import refuse_to_replace, why_not_an_adapter
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.folded import FoldedCheckpoint
+from edgelm_export.huggingface import WEIGHTS_FILE as BASE_WEIGHTS_FILE
 from edgelm_export.package_checkpoint import PACKAGE_FORMAT, PackageCheckpoint
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales
-from edgelm_export.safetensors_writer import TensorSpec, write_safetensors
+from edgelm_export.safetensors_writer import SOURCE_KEY, TensorSpec, write_safetensors
 
 Array = NDArray[np.float32]
 
@@ -61,11 +63,12 @@ class _Trained:
 class _Origin:
     """What a package was made of, as its manifest says.
 
-    inherited: what was folded into the packages before it. sha256: of the checkpoint's weights, as training writes it
-    into adapters; None where nothing tells.
+    inherited: what was folded into the packages before it. files: the hashes of the checkpoint's weights. sha256: of
+    all of them, as training writes it into adapters; None where nothing tells.
     """
 
     inherited: tuple[str, ...]
+    files: tuple[str, ...]
     sha256: str | None
 
 
@@ -154,15 +157,19 @@ def _origin(package: Manifest, base: Path) -> _Origin:
         while source.get("format") == PACKAGE_FORMAT:
             inherited += map(str, source.get("transforms", ()))
             source = source["exported_from"]
-        files = source["files"] if source.get("format") == "safetensors" else []
-        hashes = [file["sha256"] for file in files]
+        hashes = _hashes(source)
         joined = "".join(hashes).encode()
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{base} says of its source what no edgelm writes ({error!r}). Export or copy the package again."
         ) from error
     sha256 = hashlib.sha256(joined).hexdigest() if len(hashes) > 1 else next(iter(hashes), None)
-    return _Origin(inherited=tuple(inherited), sha256=sha256)
+    is_gguf = source.get("format") != "safetensors"  # which training does not read
+    return _Origin(inherited=tuple(inherited), files=hashes, sha256=None if is_gguf else sha256)
+
+
+def _hashes(source: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(file["sha256"] for file in source.get("files", ()))
 
 
 def _transforms(package: Manifest) -> list[str]:
@@ -210,6 +217,8 @@ def _read(folder: Path) -> _Trained:
 def _notes_on_source(trained: _Trained, package: Manifest, origin: _Origin) -> tuple[str, ...]:
     """Compare the weights that an adapter was trained on with those that the package was exported from."""
     wanted, found = trained.metadata.get(BASE_SHA256), origin.sha256
+    if wanted is not None and origin.files and _imported_from(trained, wanted) == origin.files:
+        return ()
     if wanted is None or found is None:
         return ("Nothing tells whether the package was exported from the weights that the adapter learned on.",)
     if wanted != found:
@@ -219,6 +228,19 @@ def _notes_on_source(trained: _Trained, package: Manifest, origin: _Origin) -> t
             "that checkpoint."
         )
     return ()
+
+
+def _imported_from(trained: _Trained, sha256: str) -> tuple[str, ...]:
+    """Return the hashes of what `edgelm import` made an adapter's base of; none where the base is gone, or another."""
+    path = Path(trained.metadata.get(BASE_NAME, "")) / BASE_WEIGHTS_FILE
+    if not path.is_file() or sha256_of(path) != sha256:
+        return ()
+    try:
+        check_header(path)
+        with safe_open(path, framework="numpy") as file:
+            return _hashes(json.loads((file.metadata() or {})[SOURCE_KEY]))
+    except (AttributeError, SafetensorError, LookupError, TypeError, ValueError):  # another program wrote it
+        return ()
 
 
 def _notes_on_grid(trained: _Trained, checkpoint: PackageCheckpoint) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.importer import import_checkpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales
 
@@ -65,6 +66,26 @@ def test_what_the_exporter_folds_into_weights_is_folded_into_adapters(
     model.load_adapter(tmp_path / "adapter")
     assert np.abs(our_logits(model, None) - expected).max() > 0.1
     np.testing.assert_allclose(our_logits(model, "adapter"), expected, atol=1e-4, rtol=0)
+
+
+def test_a_base_that_was_imported_from_the_packages_own_source_is_known(exported: Exported, tmp_path: Path) -> None:
+    """`edgelm import` writes the same weights into another file, which has another hash."""
+    import_checkpoint(exported.checkpoint, tmp_path / "ckpt")
+    weights = tmp_path / "ckpt" / "model.safetensors"
+    metadata = {"edgelm.base_sha256": sha256_of(weights), "edgelm.base_name": str(tmp_path / "ckpt")}
+    peft = peft_folder(exported, tmp_path / "peft", metadata)
+    assert export_adapter(peft, exported.packages["int8"], tmp_path / "adapter").notes == ()
+    imported = load_file(weights)
+    for others in ({}, {"edgelm_source": "[]"}, {"edgelm_source": '{"files": [{"sha256": "0"}]}'}):
+        save_file(imported, weights, metadata=others)
+        metadata["edgelm.base_sha256"] = sha256_of(weights)
+        shutil.rmtree(peft)
+        peft_folder(exported, peft, metadata)
+        with pytest.raises(CheckpointError, match="the package int8 was exported from others"):
+            export_adapter(peft, exported.packages["int8"], tmp_path / "adapter")
+    import_checkpoint(exported.checkpoint, tmp_path / "ckpt")  # no longer what the adapter learned on
+    with pytest.raises(CheckpointError, match="the package int8 was exported from others"):
+        export_adapter(peft, exported.packages["int8"], tmp_path / "adapter")
 
 
 def peft_folder(exported: Exported, folder: Path, metadata: Mapping[str, str] | None = None, **changed: Any) -> Path:
