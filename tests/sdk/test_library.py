@@ -265,7 +265,9 @@ def test_a_source_is_found_by_path_or_by_name(library, tmp_path, monkeypatch):
     with pytest.raises(ModelNotFoundError, match=r"no source of that name in the library \(there: small\)"):
         library.find_source("large")
     package = add_package(library, "large")
-    with pytest.raises(ModelNotFoundError, match=rf"Of 'large' there is the package alone.* its folder: {package}"):
+    with pytest.raises(
+        ModelNotFoundError, match=rf"Of 'large' .* alone, .* \(there: small\)\. .* its folder: {package}"
+    ):
         library.find_source("large")
 
 

@@ -213,12 +213,12 @@ class Library:
         path = self.source_path(self.resolve(name_or_path))
         if not path.exists():
             package = self.package_path(self.resolve(name_or_path))
+            names = ", ".join(self.sources()) or "none"
             if package.is_dir():
                 raise ModelNotFoundError(
-                    f"Of {name_or_path!r} there is the package alone, without its source. To read the weights from the "
-                    f"package, as far as it holds them, name its folder: {package}"
+                    f"Of {name_or_path!r} there is the package alone, and no source of that name (there: {names}). To "
+                    f"read the weights from the package, as far as it holds them, name its folder: {package}"
                 )
-            names = ", ".join(self.sources()) or "none"
             raise ModelNotFoundError(
                 f"There is no file or folder {name_or_path!r}, and no source of that name in the library "
                 f"(there: {names}). Fetch a model: edgelm pull NAME --source-only"
