@@ -8,13 +8,15 @@ import signal
 
 import pytest
 from scripted_chat import FakeScreen, converse, load
+from tiny_adapter import write_tiny_adapter
 
+import edgelm
 from edgelm.chat_session import ChatSession
 from edgelm.cli.chat_commands import ALIASES, COMMANDS, SETTINGS, suggestions
 from edgelm.cli.conversation import Conversation, unquoted
 from edgelm.cli.kept_session import KeptSession
 from edgelm.generation_config import GenerationConfig
-from edgelm.testing import scripted_model
+from edgelm.testing import scripted_model, tiny_model_path
 
 
 def test_a_turn_is_answered_and_its_speed_shown():
@@ -114,6 +116,7 @@ def test_set_reaches_the_answer():
         ("/set top_k", "/set top_k needs a value; it is 0 now."),
         ("/set top_k many", "top_k is 'many'; it must be a number"),
         ("/set seed [1]", "seed is [1]; it must be a number"),
+        ("/set adapter poet", "tiny-random has no adapter 'poet'; loaded: none."),
         ("/set stop null", "stop is None; it must be a text or a list of texts, [] for none."),
         ("/regenerate", "There is no question to answer again yet."),
         ("/save /nowhere/at/all.json", "Cannot write /nowhere/at/all.json: "),
@@ -316,6 +319,16 @@ def test_another_model_goes_on_with_the_conversation_and_the_settings():
     assert chat.config().temperature == 0.5
     assert "it reads the conversation with its next answer" in chat.screen.notes[-3]
     assert chat.screen.notes[-1] == "model: tiny-random. In the library: none"
+
+
+def test_an_adapter_that_was_set_stays_behind_where_another_model_has_none_of_its_name(tmp_path):
+    model = edgelm.load(tiny_model_path())
+    model.load_adapter(write_tiny_adapter(tmp_path / "mine"))
+    screen = FakeScreen("/set adapter mine", "/model other", "Hello")
+    chat = Conversation(ChatSession(model), {}, screen, load, KeptSession())
+    chat.run()
+    assert (chat.screen.warnings, chat.screen.answers) == ([], ["I am another."])
+    assert "adapter = null: this model has none of that name." in chat.screen.notes
 
 
 def test_the_status_shows_model_speed_and_context():

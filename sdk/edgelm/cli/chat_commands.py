@@ -171,6 +171,8 @@ def _change(chat: Conversation, name: str, value: Any) -> None:
     """Keep a setting, once nothing speaks against it."""
     if name != "think":
         chat.config().replace(**{name: value})
+        if name == "adapter" and value is not None:
+            chat.model.adapted(value)  # none of another name is loaded
         chat.settings[name] = value
         return
     if value is not None and not isinstance(value, bool):
@@ -199,6 +201,9 @@ def _model(chat: Conversation, argument: str) -> None:
     if chat.think is not None and not switches_thinking(model.chat_template):
         chat.think = None
         chat.screen.note("think = null: this model cannot be told.")
+    if chat.settings.get("adapter") not in (None, *model.adapters):
+        chat.settings["adapter"] = None
+        chat.screen.note("adapter = null: this model has none of that name.")
     chat.screen.note(
         f"{model.name} · {model.manifest.precision} · {model.context_length} tokens of context"
         + (" · it reads the conversation with its next answer" if session.messages else "")
