@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ _WINDOW_TOKENS = 512
 _CALIBRATION_TOKENS = 8192
 # The largest size of each channel shows early: more gave no better package (docs/results/quantization.md).
 _SMOOTHING_TOKENS = 512
+# More of the bundled text than a token has on average in any vocabulary: to encode all of it takes 6 times as long.
+_TOKEN_CHARACTERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,28 @@ class CalibrationOptions:
         return f"{count} tokens of {'the bundled text' if self.text is None else self.text.name}"
 
 
+class CalibrationText:
+    """The text of one export as token ids, which the tokenizer of a folder makes of it: read once, whoever asks."""
+
+    def __init__(self, options: CalibrationOptions, folder: Path, config: ModelConfig) -> None:
+        self.options = options
+        self._folder, self._config = folder, config
+
+    @cached_property
+    def sequences(self) -> list[list[int]]:
+        """What a calibration runs the source on."""
+        return self._read(self.options)
+
+    @cached_property
+    def smoothing_sequences(self) -> list[list[int]]:
+        """What it is run on where the weights are only smoothed."""
+        return self._read(self.options.for_smoothing())
+
+    def _read(self, options: CalibrationOptions) -> list[list[int]]:
+        tokenizer, template = Tokenizer.load(self._folder), ChatTemplate.load(self._folder)
+        return calibration_sequences(options, tokenizer, template, self._config)
+
+
 def bundled_text() -> str:
     """Return 45 KB of prose, chats, code and tables, none of which is in the text that packages are checked on.
 
@@ -69,7 +94,7 @@ def calibration_sequences(
         ExportError: the file cannot be read, is no text or JSON lines, or holds nothing.
     """
     if options.text is None:
-        documents = [tokenizer.encode(bundled_text())]
+        documents = [tokenizer.encode(bundled_text()[: options.tokens * _TOKEN_CHARACTERS])]
     else:
         documents = _documents(options.text, tokenizer, template)
     leading = list(tokenizer.leading_ids)

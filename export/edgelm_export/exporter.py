@@ -33,7 +33,7 @@ from edgelm.package.replaceable import refuse_to_replace, why_not_a_package
 from edgelm.package.spdx import spdx_identifier
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
+from edgelm_export.calibration_text import CalibrationOptions, CalibrationText
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.decoder import build_decoder
@@ -111,10 +111,11 @@ def _write_package(
     if precision.prefill_graph:
         refuse_prefill_graph(checkpoint.config)
     map_arrays_from(MATRIX_BYTES)
+    _write_text_files(checkpoint, folder)
     # No more is kept of the tokenizer, which would stand in memory beside the package.
-    control_token_ids = tuple(sorted(_write_text_files(checkpoint, folder).control_token_ids))
-    precision = fitted(precision, checkpoint)
-    used, quality = _write_checked_graph(checkpoint, folder, precision, calibration, progress or (lambda *_: None))
+    control_token_ids = tuple(sorted(_open_text_files(folder)[0].control_token_ids))
+    precision, text = fitted(precision, checkpoint), CalibrationText(calibration, folder, checkpoint.config)
+    used, quality = _write_checked_graph(checkpoint, folder, precision, text, progress or (lambda *_: None))
     package = Manifest(
         name=name,
         architecture=checkpoint.config.model_type,
@@ -128,14 +129,14 @@ def _write_package(
         control_token_ids=control_token_ids,
         license=_license(checkpoint.source.get("license")),
         quality=quality,
-        notes=_notes(checkpoint, precision, used, calibration),
+        notes=_notes(checkpoint, precision, used, text),
     )
     package.save(folder)
     return package
 
 
 def _write_checked_graph(
-    checkpoint: Checkpoint, folder: Path, precision: Precision, calibration: CalibrationOptions, progress: Progress
+    checkpoint: Checkpoint, folder: Path, precision: Precision, text: CalibrationText, progress: Progress
 ) -> tuple[Precision, Quality]:
     """Write the graph by a recipe that passes the check: the one asked for, or that with what tames activations.
 
@@ -145,9 +146,9 @@ def _write_checked_graph(
     refusal: EdgeLMError | None = None
     for attempt in (precision, *precision.tamed()):
         try:
-            with prepared(checkpoint, attempt, calibration, folder, progress) as (stored, rules):
+            with prepared(checkpoint, attempt, text, folder, progress) as (stored, rules):
                 _write_text_files(stored, folder, operators=attempt.operators)
-                _write_graphs(CheckedCheckpoint(stored, progress), rules, folder, calibration, progress)
+                _write_graphs(CheckedCheckpoint(stored, progress), rules, folder, text, progress)
         except ExportError as error:
             if refusal is None and precision.fallback is None:
                 raise
@@ -165,7 +166,7 @@ def _write_checked_graph(
 
 
 def _write_graphs(
-    checkpoint: Checkpoint, precision: Precision, folder: Path, calibration: CalibrationOptions, progress: Progress
+    checkpoint: Checkpoint, precision: Precision, folder: Path, text: CalibrationText, progress: Progress
 ) -> None:
     decoders = {"onnxruntime": build_decoder, "standard": build_standard_decoder}  # a row for each of OPERATOR_SETS
     build = decoders[precision.operators]
@@ -175,7 +176,7 @@ def _write_graphs(
             _save(folder / DECODER_FILE, build(checkpoint, precision, data))
         else:
             _save(folder / GRAPH_FILE, build(checkpoint, precision, data))
-    scales = _keep_cache_in_int8(checkpoint, folder, calibration, progress) if precision.kv_cache == "int8" else []
+    scales = _keep_cache_in_int8(checkpoint, folder, text, progress) if precision.kv_cache == "int8" else []
     if precision.prefill_graph:
         with ExternalData(folder / PREFILL_DATA_FILE, beside=data) as own_data:
             _save(folder / PREFILL_FILE, build_prefill(checkpoint, precision, own_data, scales))
@@ -184,18 +185,18 @@ def _write_graphs(
 def written_size(checkpoint: Checkpoint, precision: Precision, folder: Path, progress: Progress) -> int:
     """Return the bytes of graph and weights by a recipe that runs no text: written to `folder`, and removed again."""
     folder.mkdir()
-    _write_graphs(CheckedCheckpoint(checkpoint, progress), precision, folder, CalibrationOptions(), progress)
+    text = CalibrationText(CalibrationOptions(), folder, checkpoint.config)
+    _write_graphs(CheckedCheckpoint(checkpoint, progress), precision, folder, text, progress)
     size = sum(path.stat().st_size for path in folder.iterdir())
     shutil.rmtree(folder)
     return size
 
 
 def _keep_cache_in_int8(
-    checkpoint: Checkpoint, folder: Path, calibration: CalibrationOptions, progress: Progress
+    checkpoint: Checkpoint, folder: Path, text: CalibrationText, progress: Progress
 ) -> list[NDArray[numpy.float32]]:
     """Give the decoder's graph the scales that a text has in it, and return them."""
-    sequences = calibration_sequences(calibration, *text_tools(checkpoint), checkpoint.config)
-    scales = measure_scales(folder, sequences, progress)
+    scales = measure_scales(folder, text.sequences, progress)
     model = onnx.load_model(folder / GRAPH_FILE, load_external_data=False)
     keep_in_int8(model, scales)
     _save(folder / GRAPH_FILE, model)
@@ -214,13 +215,13 @@ def text_tools(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:
         ExportError: one of them is broken.
     """
     with tempfile.TemporaryDirectory(prefix="edgelm-") as folder:
-        return _write_text_files(checkpoint, Path(folder)), ChatTemplate.load(folder)
+        _write_text_files(checkpoint, Path(folder))
+        return _open_text_files(Path(folder))
 
 
 def _write_text_files(
     checkpoint: Checkpoint, folder: Path, *, kv_cache: str = "fp32", operators: str = OPERATOR_SETS[0]
-) -> Tokenizer:
-    """Write and open what a loader will open: a broken tokenizer or template shows before the work, not after it."""
+) -> None:
     section = dataclasses.replace(checkpoint.config, kv_cache=kv_cache).to_dict()
     config: dict[str, Any] = {**checkpoint.hf_config, SECTION: section}
     files = {
@@ -232,26 +233,23 @@ def _write_text_files(
         files["genai_config.json"] = json_text(genai_config(checkpoint.config, shares_cache=operators != STANDARD))
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8", newline="\n")
+
+
+def _open_text_files(folder: Path) -> tuple[Tokenizer, ChatTemplate | None]:
+    """Open what a loader will open: a broken tokenizer or template shows before the work, not after it."""
     try:
-        tokenizer = Tokenizer.load(folder)
-        ChatTemplate.load(folder)
+        tools = Tokenizer.load(folder), ChatTemplate.load(folder)
         GenerationConfig.load(folder)
     except EdgeLMError as error:
         raise ExportError(f"The source's text files do not load: {error}") from error
-    return tokenizer
+    return tools
 
 
 def _license(named: str | None) -> str | None:
     return None if named is None else spdx_identifier(named) or named
 
 
-def _text_read(checkpoint: Checkpoint, calibration: CalibrationOptions) -> str:
-    return calibration.describe(calibration_sequences(calibration, *text_tools(checkpoint), checkpoint.config))
-
-
-def _notes(
-    checkpoint: Checkpoint, asked: Precision, used: Precision, calibration: CalibrationOptions
-) -> tuple[str, ...]:
+def _notes(checkpoint: Checkpoint, asked: Precision, used: Precision, text: CalibrationText) -> tuple[str, ...]:
     notes = list(checkpoint.notes)
     if checkpoint.source.get("format") == PACKAGE_FORMAT:
         package, precision = checkpoint.source["package"], checkpoint.source["precision"]
@@ -273,9 +271,9 @@ def _notes(
     if used.prefill_graph:
         notes.append("Prompts are read by a graph of their own, with integers of 8 bits by the row and the token.")
     if used.only_smooths:
-        notes.append(f"Smoothed on {_text_read(checkpoint, calibration.for_smoothing())}.")
+        notes.append(f"Smoothed on {text.options.for_smoothing().describe(text.smoothing_sequences)}.")
     if (used.needs_calibration and not used.only_smooths) or used.kv_cache == "int8":
-        notes.append(f"Calibrated on {_text_read(checkpoint, calibration)}.")
+        notes.append(f"Calibrated on {text.options.describe(text.sequences)}.")
     notes += _notes_on_4_bits(checkpoint, used)
     if _keeps(used):
         moved = moved_types(checkpoint)

@@ -13,9 +13,7 @@ from edgelm.architecture.block_grid import exact_grid, in_blocks
 from edgelm.architecture.quantization_recipe import integer_scheme_for
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
-from edgelm.text.chat_template import ChatTemplate
-from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
+from edgelm_export.calibration_text import CalibrationText
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.quantize import Precision
@@ -68,12 +66,12 @@ def _lies_on_grid(checkpoint: Checkpoint, precision: Precision) -> bool:
 
 @contextlib.contextmanager
 def prepared(
-    checkpoint: Checkpoint, precision: Precision, calibration: CalibrationOptions, package: Path, progress: Progress
+    checkpoint: Checkpoint, precision: Precision, text: CalibrationText, package: Path, progress: Progress
 ) -> Iterator[tuple[Checkpoint, Precision]]:
     """Yield the checkpoint that the graph is to be made of, and the rules that are left for it.
 
-    package: a folder with the tokenizer and chat template; it gets the scales that are folded into the weights. What a
-    calibration keeps on disk goes when the block is done, and stays for the next run where it is stopped.
+    package: the folder that gets the scales that are folded into the weights. What a calibration keeps on disk goes
+    when the block is done, and stays for the next run where it is stopped.
 
     Raises:
         ExportError: the model cannot be transformed so, or the calibration text cannot be read.
@@ -86,14 +84,13 @@ def prepared(
     if not precision.needs_calibration:
         yield checkpoint, precision
         return
-    options = calibration.for_smoothing() if precision.only_smooths else calibration
-    sequences = calibration_sequences(options, Tokenizer.load(package), ChatTemplate.load(package), checkpoint.config)
+    sequences = text.smoothing_sequences if precision.only_smooths else text.sequences
     checkpoint = _scaled(checkpoint, precision, sequences, package, progress)
     if not precision.calibrates:
         yield checkpoint, precision
         return
     with contextlib.ExitStack() as stack:
-        folder = calibration.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgelm-")))
+        folder = text.options.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgelm-")))
         result = calibrate(CheckedCheckpoint(checkpoint, None), precision, sequences, folder, progress)
         yield result, precision.with_layers_kept()
         shutil.rmtree(result.folder)

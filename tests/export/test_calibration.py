@@ -22,7 +22,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ExportError
 from edgelm.package.manifest import Quality
 from edgelm_export import exporter
-from edgelm_export.calibration_text import CalibrationOptions, bundled_text, calibration_sequences
+from edgelm_export.calibration_text import CalibrationOptions, CalibrationText, bundled_text, calibration_sequences
 from edgelm_export.exporter import export_package, text_tools
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
@@ -204,7 +204,8 @@ def test_two_transforms_fold_one_behind_the_other(checkpoint: HuggingFaceCheckpo
     for name in ("tokenizer.json", "chat_template.jinja"):
         (tmp_path / name).write_bytes((tmp_path / "checkpoint" / name).read_bytes())
     ids = sequences_of(checkpoint)[0][:64]
-    with prepared(checkpoint, both, CalibrationOptions(max_tokens=256), tmp_path, silent) as (stored, _):
+    text = CalibrationText(CalibrationOptions(max_tokens=256), tmp_path, checkpoint.config)
+    with prepared(checkpoint, both, text, tmp_path, silent) as (stored, _):
         np.testing.assert_allclose(logits(stored, ids), logits(checkpoint, ids), rtol=0, atol=1e-4)
         norm = "model.layers.1.input_layernorm"
         kept = load_file(tmp_path / CHANNEL_SCALES_FILE)[norm][0]
@@ -349,6 +350,13 @@ def test_what_a_calibration_kept_is_gone_when_the_package_is_there(
     options = CalibrationOptions(max_tokens=256, cache=tmp_path / "cache")
     export_package(checkpoint, tmp_path / "package", INT4, calibration=options)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("tokens", [1, 512, 8192])
+def test_as_much_of_the_bundled_text_is_encoded_as_is_taken(checkpoint: HuggingFaceCheckpoint, tokens: int) -> None:
+    tokenizer, _ = text_tools(checkpoint)
+    taken = [id_ for ids in sequences_of(checkpoint, tokens) for id_ in ids]
+    assert taken == tokenizer.encode(bundled_text())[:tokens]
 
 
 def test_users_texts_and_chats_are_read(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
