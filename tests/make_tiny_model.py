@@ -6,6 +6,7 @@ Its weights come from numpy's PCG64 and its tokenizer from the bundled text: a t
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +53,14 @@ def make_checkpoint(folder: Path, config: ModelConfig = CONFIG, seed: int = 0) -
         tensors[name] = values + np.float32(1.0) if "norm.weight" in name else values
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(hf_config(config) | {SECTION: config.to_dict()}, indent=2))
-    (folder / "tokenizer.json").write_text(_tokenizer().to_str(pretty=True), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(_tokenizer(), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return folder
 
 
-def _tokenizer() -> Tokenizer:
-    """Train a byte-level BPE: 256 bytes, 61 merges, 3 control tokens."""
+@cache
+def _tokenizer() -> str:
+    """Train a byte-level BPE: 256 bytes, 61 merges, 3 control tokens. Return its tokenizer.json."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -69,7 +71,7 @@ def _tokenizer() -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator([verification_text()], trainer)
-    return tokenizer
+    return tokenizer.to_str(pretty=True)
 
 
 if __name__ == "__main__":
