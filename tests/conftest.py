@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# Several processes test at once, on all cores; threads of numpy and torch would wait for each other. Before their
-# imports, and for the processes that tests start.
+# Several processes test at once, on all cores; threads of numpy and torch would wait for each other, and those of a
+# training, which takes all cores, take four times the processor time to wait than to compute, unless they sleep. Before
+# their imports, and for the processes that tests start.
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 from edgelm.library import sources
 from edgelm.library.library import Library
@@ -31,6 +32,13 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 REAL_MODEL = "smollm2-135m-instruct"
+
+# What tests write need not outlive the machine: waiting for the disk is a third of the time of a small export. The
+# processes that tests start wait for it, as users' do.
+os.fsync = os.fstat
+
+# jsonschema checks IRIs, which no schema here has, by a grammar that takes two seconds to compile at its import.
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and every process they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

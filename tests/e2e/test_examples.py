@@ -18,9 +18,12 @@ STAYS_ALIVE = {"fastapi_app", "tk_window"}  # test_example_apps.py uses them as 
 )
 def test_an_example_runs_and_says_something(path: Path, tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "ckpt") if path.stem in TAKES_A_CHECKPOINT else tiny_model_path()
+    # As in conftest.py: Ray starts ten processes, each of which imports jsonschema.
+    (tmp_path / "rfc3987_syntax.py").write_text("raise ImportError")
+    paths = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
-        [sys.executable, str(path), str(model)], cwd=tmp_path,
-        capture_output=True, text=True, encoding="utf-8", env={**os.environ, "PYTHONUTF8": "1"},
+        [sys.executable, str(path), str(model)], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8",
+        env={**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": paths},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
