@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,16 +115,18 @@ def digest_of_code(folder: Path) -> str:
 
 @pytest.fixture(scope="session")
 def smollm2_package(shared_library: Library, smollm2_gguf: Path) -> Path:
-    """Return the int8 package of SmolLM2-135M-Instruct, exported once for each state of the exporter's code."""
-    from edgelm_export.exporter import export_package
-    from edgelm_export.sources import open_checkpoint
-
+    """Return the int8 package of SmolLM2-135M-Instruct, pulled once for each state of the exporter's code."""
     folder = shared_library.root / "packages" / f"{REAL_MODEL}-{digest_of_code(ROOT / 'export')}"
     with shared_library.lock(f"{REAL_MODEL}-package"):
         if not folder.exists():
             shutil.rmtree(folder.parent, ignore_errors=True)
-            with open_checkpoint(smollm2_gguf) as checkpoint:
-                export_package(checkpoint, folder, name=REAL_MODEL)
+            folder.parent.mkdir(parents=True)
+            command = [sys.executable, "-m", "edgelm", "pull", REAL_MODEL]
+            environment = {**os.environ, "EDGELM_HOME": str(shared_library.root)}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            assert done.stderr.endswith(f"Talk to it: edgelm chat {REAL_MODEL}\n")
+            os.replace(shared_library.package_path(REAL_MODEL), folder)
     return folder
 
 

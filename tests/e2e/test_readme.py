@@ -1,5 +1,6 @@
 """The README's commands and programs run as they are written, on the real model."""
 
+import json
 import os
 import re
 import shutil
@@ -9,13 +10,16 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import edgelm
+from edgelm.config import SECTION
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # These set up what runs this test: the continuous integration calls them.
 SETUP = ("make ", "pip ")
+REAL_MODEL = "smollm2-135m-instruct"
 
 
 def blocks(language: str) -> list[str]:
@@ -23,14 +27,27 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture
-def downloaded(smollm2_gguf: Path, own_library: Path) -> None:
-    """Put the real model's source into the library, so that it is not downloaded again."""
-    shutil.copytree(smollm2_gguf.parent, own_library / "sources" / smollm2_gguf.parent.name)
+def pulled(smollm2_gguf: Path, smollm2_package: Path, own_library: Path) -> None:
+    """Put what `edgelm pull` made of the real model into the library, so that it is not made again."""
+    shutil.copytree(smollm2_gguf.parent, own_library / "sources" / REAL_MODEL)
+    shutil.copytree(smollm2_package, own_library / "models" / REAL_MODEL)
+
+
+def keep_two_layers(checkpoint: Path) -> None:
+    """Cut a checkpoint folder: what has all its layers is exported in test_real_model.py."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    layers = config["num_hidden_layers"]
+    config["num_hidden_layers"] = config[SECTION]["num_hidden_layers"] = 2
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    cut = tuple(f"model.layers.{layer}." for layer in range(2, layers))
+    tensors = load_file(checkpoint / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(cut)}
+    save_file(kept, checkpoint / "model.safetensors")
 
 
 @pytest.mark.real_model
 @pytest.mark.timeout(900)
-@pytest.mark.usefixtures("downloaded")
+@pytest.mark.usefixtures("pulled")
 def test_the_commands_run_in_the_order_in_which_they_stand(tmp_path: Path) -> None:
     lines = [line.partition("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
     commands = [line for line in lines if line and not line.startswith(SETUP)]
@@ -41,21 +58,27 @@ def test_the_commands_run_in_the_order_in_which_they_stand(tmp_path: Path) -> No
             f"Story {number}. {README[number * 100 :]}", encoding="utf-8"
         )
     bin_folder = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+    environment = {
+        **os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        # A step is 4,096 tokens else, and an evaluation 32,768: a minute of processor time in all.
+        "EDGELM_TRAIN_GLOBAL_BATCH_SIZE": "1", "EDGELM_TRAIN_EVAL_ROWS": "4",
+    }  # fmt: skip
     for command in commands:
         done = subprocess.run(
             command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         if command.startswith("edgelm pull"):
-            assert done.stderr.endswith("Talk to it: edgelm chat smollm2-135m-instruct\n")
+            assert done.stderr == f"{REAL_MODEL} is in the library already: edgelm chat {REAL_MODEL}\n"
+        if command.startswith("edgelm import"):
+            keep_two_layers(tmp_path / "ckpt")
         if command.startswith("edgelm run"):
             assert done.stdout, command  # a model of twenty steps may say nothing but line ends
 
 
 @pytest.mark.real_model
 def test_the_program_runs(smollm2_package: Path, own_library: Path, tmp_path: Path) -> None:
-    shutil.copytree(smollm2_package, own_library / "models" / "smollm2-135m-instruct")
+    shutil.copytree(smollm2_package, own_library / "models" / REAL_MODEL)
     (program,) = blocks("python")
     (tmp_path / "program.py").write_text(program, encoding="utf-8")
     done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True)
