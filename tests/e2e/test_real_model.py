@@ -71,7 +71,7 @@ def test_one_thread_and_two_choose_the_same_tokens(smollm2_package: Path) -> Non
 
 
 def test_the_same_prompt_gives_the_same_tokens_again(model: LanguageModel) -> None:
-    assert len({model.generate("The sea is", GREEDY).token_ids for _ in range(5)}) == 1
+    assert len({model.generate("The sea is", GREEDY).token_ids for _ in range(3)}) == 1
 
 
 def test_fp32_chooses_the_tokens_of_the_naive_loop(smollm2_checkpoint: Path, tmp_path: Path) -> None:
@@ -84,8 +84,8 @@ def test_fp32_chooses_the_tokens_of_the_naive_loop(smollm2_checkpoint: Path, tmp
     assert quality.max_logit_difference < 1e-3  # 9e-5 measured
     fast = edgelm.load(tmp_path / "fp32")
     ids = fast.tokenizer.encode("The sea is a place where")
-    naive = generate(load_checkpoint(smollm2_checkpoint), ids, 16)
-    assert list(fast.generate(ids, GenerationConfig(max_new_tokens=16)).token_ids) == naive
+    naive = generate(load_checkpoint(smollm2_checkpoint), ids, 8)
+    assert list(fast.generate(ids, GenerationConfig(max_new_tokens=8)).token_ids) == naive
 
 
 def test_scores_are_perplexities_of_sense(model: LanguageModel) -> None:

@@ -348,7 +348,7 @@ def test_exact_answers_of_the_real_model_are_those_of_the_plain_loop(smollm2_pac
         prompt = model.encode_chat(
             [{"role": "user", "content": f"{asked}: {topic}, {topic} and {topic} in {1990 + i}"}]
         )
-        config = GenerationConfig(max_new_tokens=24, temperature=0.7 if i % 4 == 3 else 0.0, seed=i)
+        config = GenerationConfig(max_new_tokens=16, temperature=0.7 if i % 4 == 3 else 0.0, seed=i)
         lengths.append(check_exact(model, prompt, config, "prompt_lookup"))
     assert sum(lengths) > 8
 
@@ -358,9 +358,9 @@ def test_answers_of_the_real_model_are_as_likely_as_those_of_the_plain_loop(smol
     model = load(smollm2_package, threads=2)
     means = {}
     for speculation in (None, "prompt_lookup"):
-        config = GenerationConfig(max_new_tokens=32, speculation=speculation)
+        config = GenerationConfig(max_new_tokens=24, speculation=speculation)
         scores = []
-        for topic in ("the sea", "a dog", "an old house", "bread", "the moon", "music"):
+        for topic in ("the sea", "a dog", "an old house", "bread"):
             prompt = model.encode_chat([{"role": "user", "content": f"Write about {topic}. Say {topic} often."}])
             answer = model.generate(prompt, config)
             scored = model.score([*prompt, *answer.token_ids]).tokens[-len(answer.token_ids) :]
