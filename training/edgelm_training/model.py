@@ -66,7 +66,8 @@ class Transformer(nn.Module):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         elif config.lm_head_bias:
             self.lm_head = nn.ParameterDict({"bias": torch.zeros(config.vocab_size)})  # type: ignore[assignment]
-        self._initialize()
+        if not self.model.embed_tokens.weight.is_meta:  # there, no number is kept
+            self._initialize()
 
     def forward(self, ids_BT: Tensor, documents_BT: Tensor | None = None, sources_BS: Tensor | None = None) -> Tensor:
         """Return the logits [B, T, V] of the token after each of `ids_BT` (int64).
