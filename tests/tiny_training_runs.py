@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forked_processes import exit_status, fork
 from safetensors.torch import load_file
 
 from edgelm_training.train_log import MEASURED, Reporter, SilentReporter, StepRecord, read_log
@@ -135,32 +136,23 @@ def finetune_settings(model: Path, data: Path, output: Path, **changes: Any) -> 
 
 def assert_a_signal_saves(number: signal.Signals, module: str, toml: Path, run: Path) -> int:
     """Send a signal to a training program in its midst; check that it saves and leaves, and return the step."""
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            module,
-            str(toml),
-            "--max-steps",
-            "100000",
-            "--save-every",
-            "100000",
-            "--eval-every",
-            "0",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    outputs = [run.with_name(name) for name in ("stdout", "stderr")]
+
+    def train() -> None:
+        sys.stdout, sys.stderr = (path.open("w", encoding="utf-8") for path in outputs)
+        sys.argv[1:] = [str(toml), "--max-steps", "100000", "--save-every", "100000", "--eval-every", "0"]
+        runpy.run_module(module, run_name="__main__")  # as `python -m` does
+
+    child = fork(train)
     log = run / "log.jsonl"
     while not (log.exists() and log.stat().st_size > 300):
-        assert process.poll() is None
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
         time.sleep(0.05)
-    process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=120)
+    os.kill(child, number)
+    status = exit_status(child)
+    stdout, stderr = (path.read_text(encoding="utf-8") for path in outputs)
 
-    assert process.returncode == 128 + number
+    assert status == 128 + number
     assert stderr.count("Ending after this step, with a checkpoint. Ctrl-C again ends at once") == 1
     step: int = loss_log(run)[-1]["step"]
     assert stdout.startswith(f"Stopped by {number.name} after step {step}. Go on with --resume.")
