@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from edgelm.config import ModelConfig
+from edgelm.runtime import cpu
 from edgelm_training.device import choose_device
 from edgelm_training.model import Transformer
 from edgelm_training.throughput import flops_per_token, peak_flops, peak_memory_bytes
@@ -40,3 +41,12 @@ def test_the_best_precision_of_a_cpu_is_what_it_has_instructions_for(monkeypatch
     for features, precision in (({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({}, "fp32")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda features=features: features)
         assert choose_device(TrainConfig(device="cpu", threads=1)).precision == precision
+
+
+def test_a_containers_share_of_time_bounds_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "physical_cores", lambda: 16)
+    monkeypatch.setattr(cpu, "cpu_quota", lambda: 3.5)
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    choose_device(TrainConfig(device="cpu", precision="fp32"))
+    assert threads == [3]

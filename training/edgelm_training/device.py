@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from edgelm.errors import ConfigError
-from edgelm.runtime.cpu import physical_cores
+from edgelm.runtime.cpu import usable_cores
 from edgelm_training.train_config import TrainConfig
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,7 +50,7 @@ def choose_device(config: TrainConfig, local_rank: int = 0) -> Device:
     precision = config.precision if config.precision != "auto" else _fast_precision(device)
     if config.compile and device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         raise ConfigError("compile is on, but no C++ compiler is here, which torch.compile needs on CPUs: install g++.")
-    torch.set_num_threads(config.threads or physical_cores())
+    torch.set_num_threads(config.threads or usable_cores())
     torch.use_deterministic_algorithms(config.deterministic)
     return Device(device=device, precision=precision)
 
