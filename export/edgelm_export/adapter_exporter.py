@@ -169,7 +169,7 @@ def _origin(package: Manifest, base: Path) -> _Origin:
 
 
 def _hashes(source: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(file["sha256"] for file in source.get("files", ()))
+    return tuple(file["sha256"] for file in source["files"])
 
 
 def _transforms(package: Manifest) -> list[str]:
