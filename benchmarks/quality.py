@@ -38,6 +38,7 @@ import click
 import numpy as np
 
 from contestants import Contestant
+from edgelm.architecture.quantization_scheme import KEEP
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
@@ -109,7 +110,8 @@ class Models:
             return {name: stored[name] for name in stored.files}
 
     def _export(self, target: Path, recipe: Precision) -> None:
-        with open_checkpoint(self.checkpoint) as source:
+        keeps = any(rule.scheme == KEEP for rule in recipe.rules)
+        with open_checkpoint(self.gguf if keeps else self.checkpoint) as source:
             export_package(source, target, recipe, calibration=CalibrationOptions())
 
     def _keep(self, target: Path) -> None:
