@@ -62,12 +62,6 @@ RECIPES = {
     "int5 in blocks of 32, head and values in 8, o and down in 6, calibrated": recipe(
         "int5-block32-gptq", (_HEAD + "|v_proj", "int8-block32"), (r"(o|down)_proj", "int6-block64-gptq")
     ),
-    "int5 in blocks of 32, head in 8 of 128, values in 8, o and down in 6, calibrated": recipe(
-        "int5-block32-gptq",
-        _HEAD_IN_WIDE_8,
-        (r"v_proj", "int8-block32"),
-        (r"(o|down)_proj", "int6-block64-gptq"),
-    ),
     # And with the file itself at hand, o and half of down stay on their Q4_K's grid, in fewer bytes.
     "int5 in blocks of 32, head in 8 of 128, o, down and values as in the file": recipe(
         "int5-block32", _HEAD_IN_WIDE_8, (r"(o|down|v)_proj", KEEP)
