@@ -1,9 +1,12 @@
-"""The wire format of protocol buffers, read within bounds: fields, numbers, and nothing past the end of a message."""
+"""The wire format of protocol buffers, read within bounds: fields, numbers, and nothing past the end of a message.
+
+And written, field by field, by `message_field`, `text_field` and `number_field`.
+"""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from edgelm.errors import EdgeLMError
 
@@ -67,3 +70,40 @@ class ProtobufWalk:
             if position > end:
                 raise self.error("is cut off or damaged (a field goes past its message)")
             yield tag, start, position
+
+    def _parts(self, position: int, end: int) -> Iterator[tuple[int, bytes, int, int]]:
+        """Yield each field of a message: its number, its bytes with the tag, and where its content begins and ends.
+
+        Of a varint the content is its value, given as the beginning.
+        """
+        for tag, first, last in self._fields(position, end):
+            yield tag >> 3, self._data[position:last], first, last
+            position = last
+
+
+def text_field(number: int, text: str) -> bytes:
+    """Write a field that is a text."""
+    return message_field(number, text.encode())
+
+
+def message_field(number: int, content: bytes) -> bytes:
+    """Write a field that is a message, or bytes."""
+    return _varint(number << 3 | BYTES) + _varint(len(content)) + content
+
+
+def number_field(number: int, value: int) -> bytes:
+    """Write a field that is a whole number, of 0 or more."""
+    return _varint(number << 3 | VARINT) + _varint(value)
+
+
+def packed_field(number: int, values: Iterable[int]) -> bytes:
+    """Write a field of whole numbers of 64 bits, packed."""
+    return message_field(number, b"".join(_varint(value & (1 << 64) - 1) for value in values))
+
+
+def _varint(value: int) -> bytes:
+    written = bytearray()
+    while value > 127:
+        written.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*written, value])

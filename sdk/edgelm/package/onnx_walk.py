@@ -104,6 +104,20 @@ class GraphWalk(ProtobufWalk):
         """Make the error of a broken model."""
         return PackageError(f"{self._path} {problem}. Export or download the package again.")
 
+    def _text(self, start: int, end: int) -> str:
+        if end - start > 256:
+            raise self.error(f"has a name of {end - start} bytes")
+        return self._data[start:end].decode("utf-8")
+
+    def _varints(self, start: int, end: int) -> list[int]:
+        values: list[int] = []
+        while start < end and len(values) <= _MAX_DIMENSIONS:
+            value, start = self._varint(start)
+            values.append(value)
+        if start > end:
+            raise self.error("is cut off or damaged (a number goes past its field)")
+        return values
+
 
 class _Walk(GraphWalk):
     def __init__(self, data: bytes | mmap.mmap, path: Path, external_sizes: Mapping[str, int]) -> None:
@@ -276,22 +290,8 @@ class _Walk(GraphWalk):
             )
         self.external_files.add(location)
 
-    def _text(self, start: int, end: int) -> str:
-        if end - start > 256:
-            raise self.error(f"has a name of {end - start} bytes")
-        return self._data[start:end].decode("utf-8")
-
     def _unknown(self, message: str, tag: int) -> PackageError:
         return self.error(f"has field {tag >> 3} (wire type {tag & 7}) in a {message}, which no decoder needs")
-
-    def _varints(self, start: int, end: int) -> list[int]:
-        values: list[int] = []
-        while start < end and len(values) <= _MAX_DIMENSIONS:
-            value, start = self._varint(start)
-            values.append(value)
-        if start > end:
-            raise self.error("is cut off or damaged (a number goes past its field)")
-        return values
 
 
 def _plain_domain(domain: str) -> str:

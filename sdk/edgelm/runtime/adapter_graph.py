@@ -14,10 +14,10 @@ Source: the messages of onnx/onnx.proto3; com.microsoft.FusedMatMul; onnxruntime
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from edgelm.files.protobuf_wire import BYTES, FIXED32, VARINT
+from edgelm.files.protobuf_wire import FIXED32, message_field, number_field, packed_field, text_field
 from edgelm.package.onnx_walk import GraphWalk
 
 # What the exporter makes one product of (export/edgelm_export/decoder.py), by the product's name.
@@ -80,7 +80,7 @@ class _Rewriting(GraphWalk):
     def rewrite(self, products: Mapping[str, int]) -> bytes:
         model: list[bytes] = []
         for number, whole, start, end in self._parts(0, len(self._graph_bytes)):
-            model.append(_message(_GRAPH, self._graph(start, end, products)) if number == _GRAPH else whole)
+            model.append(message_field(_GRAPH, self._graph(start, end, products)) if number == _GRAPH else whole)
         return b"".join(model)
 
     def _graph(self, start: int, end: int, products: Mapping[str, int]) -> bytes:
@@ -111,16 +111,12 @@ class _Rewriting(GraphWalk):
         if product not in products:
             return whole
         renamed = (_NODE_OUTPUT, _NODE_NAME)
-        return _message(
+        return message_field(
             _NODE,
-            b"".join(_text(number, _base_of(product)) if number in renamed else part for number, part, _, _ in fields),
+            b"".join(
+                text_field(number, _base_of(product)) if number in renamed else part for number, part, _, _ in fields
+            ),
         )
-
-    def _parts(self, position: int, end: int) -> Iterator[tuple[int, bytes, int, int]]:
-        """Yield each field of a message: its number, its bytes with the tag, and where its content begins and ends."""
-        for tag, first, last in self._fields(position, end):
-            yield tag >> 3, self._graph_bytes[position:last], first, last
-            position = last
 
 
 def _base_of(product: str) -> str:
@@ -133,11 +129,16 @@ def _gate_of(product: str) -> str:
 
 def _shared(products: Mapping[str, int]) -> list[bytes]:
     """Return what the products have in common, as fields of the graph: gates, the shape [B, T, -1] of rows, numbers."""
-    gates = [_message(_INPUT, _value_info(name, 3)) for name in sorted({_gate_of(name) for name in products})]
+    gates = [message_field(_INPUT, _value_info(name, 3)) for name in sorted({_gate_of(name) for name in products})]
     return [
         *gates,
         _node("Shape", ["input_ids"], "adapters.rows"),
-        _node("Concat", ["adapters.rows", "adapters.rest"], _SHAPE, attributes=_attribute("axis", _number(3, 0), _INT)),
+        _node(
+            "Concat",
+            ["adapters.rows", "adapters.rest"],
+            _SHAPE,
+            attributes=_attribute("axis", number_field(3, 0), _INT),
+        ),
         _constant("adapters.rest", [-1]),
         _constant(_FIRST_AXIS, [0]),
         *(
@@ -152,9 +153,11 @@ def _adapted(product: str, hidden: str, width: int) -> list[bytes]:
     a, b = matrix_names(product)
     names = ("lora_blocks", "lora_sums", "lora_sum", "lora_thin", "lora_gated", "lora_output")
     blocks, sums, total, thin, gated, learned = (f"{product}.{name}" for name in names)
-    on_blocks = b"".join(_attribute(name, _number(3, 1), _INT) for name in ("transB", "transBatchA", "transBatchB"))
+    on_blocks = b"".join(
+        _attribute(name, number_field(3, 1), _INT) for name in ("transB", "transBatchA", "transBatchB")
+    )
     factor = _attribute("alpha", bytes([2 << 3 | FIXED32]) + struct.pack("<f", FACTOR), _FLOAT)
-    dropped = _attribute("keepdims", _number(3, 0), _INT)
+    dropped = _integer("keepdims", 0)
     return [
         _node("Reshape", [hidden, _blocks_of(width)], blocks),
         _node("FusedMatMul", [blocks, a], sums, "com.microsoft", factor + on_blocks),  # [G, B T, C]
@@ -163,8 +166,8 @@ def _adapted(product: str, hidden: str, width: int) -> list[bytes]:
         _node("Mul", [thin, _gate_of(product)], gated),
         _node("FusedMatMul", [gated, b], learned, "com.microsoft", factor),
         _node("Add", [_base_of(product), learned], f"{product}.output"),
-        _message(_INPUT, _value_info(a, 3)),
-        _message(_INPUT, _value_info(b, 2)),
+        message_field(_INPUT, _value_info(a, 3)),
+        message_field(_INPUT, _value_info(b, 2)),
     ]
 
 
@@ -173,43 +176,27 @@ def _blocks_of(width: int) -> str:
 
 
 def _node(operator: str, inputs: list[str], output: str, domain: str = "", attributes: bytes = b"") -> bytes:
-    content = b"".join(_text(_NODE_INPUT, name) for name in inputs) + _text(_NODE_OUTPUT, output)
-    content += _text(_NODE_NAME, output) + _text(_NODE_OPERATOR, operator) + attributes
-    return _message(_NODE, content + (_text(_NODE_DOMAIN, domain) if domain else b""))
+    content = b"".join(text_field(_NODE_INPUT, name) for name in inputs) + text_field(_NODE_OUTPUT, output)
+    content += text_field(_NODE_NAME, output) + text_field(_NODE_OPERATOR, operator) + attributes
+    return message_field(_NODE, content + (text_field(_NODE_DOMAIN, domain) if domain else b""))
+
+
+def _integer(name: str, value: int) -> bytes:
+    return _attribute(name, number_field(3, value), _INT)
 
 
 def _attribute(name: str, value: bytes, type_: int) -> bytes:
     """Write an AttributeProto: name 1, its value, type 20."""
-    return _message(_NODE_ATTRIBUTE, _text(1, name) + value + _number(20, type_))
+    return message_field(_NODE_ATTRIBUTE, text_field(1, name) + value + number_field(20, type_))
 
 
 def _constant(name: str, values: list[int]) -> bytes:
     """Write an initializer, a TensorProto: dims 1, data_type 2, int64_data 7 (packed), name 8."""
-    data = b"".join(_varint(value & (1 << 64) - 1) for value in values)
-    return _message(_INITIALIZER, _number(1, len(values)) + _number(2, _INT64) + _message(7, data) + _text(8, name))
+    content = number_field(1, len(values)) + number_field(2, _INT64) + packed_field(7, values) + text_field(8, name)
+    return message_field(_INITIALIZER, content)
 
 
 def _value_info(name: str, dimensions: int) -> bytes:
     """Write a ValueInfoProto (name 1, type 2) of a float tensor (tensor_type 1) with dimensions of any size."""
-    shape = _message(2, _message(1, b"") * dimensions)
-    return _text(1, name) + _message(2, _message(1, _number(1, _FLOAT) + shape))
-
-
-def _text(number: int, text: str) -> bytes:
-    return _message(number, text.encode())
-
-
-def _message(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | BYTES) + _varint(len(content)) + content
-
-
-def _number(number: int, value: int) -> bytes:
-    return _varint(number << 3 | VARINT) + _varint(value)
-
-
-def _varint(value: int) -> bytes:
-    written = bytearray()
-    while value > 127:
-        written.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*written, value])
+    shape = message_field(2, message_field(1, b"") * dimensions)
+    return text_field(1, name) + message_field(2, message_field(1, number_field(1, _FLOAT) + shape))
