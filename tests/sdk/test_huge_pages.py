@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from edgelm.memory import huge_pages
+from edgelm.memory.pagemap import Pagemap
 
 SIZE = 32 << 20
 
@@ -44,6 +45,21 @@ def test_new_memory_moves_and_keeps_its_content():
         pytest.skip("the kernel refuses (older than Linux 6.1, or forbidden for this process)")
     assert moved >= SIZE - (4 << 20)
     assert new[:] == content
+
+
+@pytest.mark.usefixtures("_huge_pages_on_demand")
+def test_a_hole_in_new_memory_stays_empty():
+    before = huge_pages.large_mappings()
+    new = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    new[: SIZE // 2] = b"a" * (SIZE // 2)
+    new[SIZE // 2 :: 1 << 20] = b"a" * (SIZE >> 21)  # two pages of each huge one
+    start = ctypes.addressof(ctypes.c_char.from_buffer(new))
+    thread = huge_pages.move_new_mappings(before)
+    assert thread is not None
+    thread.join()
+    with Pagemap() as pages:
+        assert pages.own(start, start + SIZE // 2).all()
+        assert pages.own(start + SIZE // 2 + (2 << 20), start + SIZE).mean() < 0.1
 
 
 def test_nothing_new_needs_no_thread():

@@ -22,10 +22,12 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from edgelm.memory.malloc import return_freed_memory
+from edgelm.memory.pagemap import Pagemap
 
 _HUGE_PAGE = 2 << 20
 # A mapping below this holds no weights, and no long text's keys and values.
 _SMALLEST_MAPPING = 4 << 20
+_FILLED = 0.5
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # madvise(2)
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw-p \S+ \S+ 0 *(\[heap\])?$", re.MULTILINE)
 
@@ -96,5 +98,19 @@ def _move(mappings: Collection[tuple[int, int]]) -> None:
         if madvise(first, last - first, _MADV_HUGEPAGE):
             continue  # freed since, or no huge pages in this kernel
         # One call over all of them stops at the first that is refused. Each releases the interpreter.
-        for page in range(first, last, _HUGE_PAGE):
+        for page in _filled(first, last):
             madvise(page, _HUGE_PAGE, _MADV_COLLAPSE)
+
+
+def _filled(first: int, last: int) -> Iterator[int]:
+    """Yield the huge pages between two addresses of which half is in use: a call would fill the rest with zeros.
+
+    What was freed and given back leaves holes: 120 MB behind 135M weights of 5 bits.
+    """
+    try:
+        with Pagemap() as pages:
+            for page in range(first, last, _HUGE_PAGE):
+                if pages.own(page, page + _HUGE_PAGE).mean() >= _FILLED:
+                    yield page
+    except OSError:  # a system that does not tell
+        yield from range(first, last, _HUGE_PAGE)

@@ -7,20 +7,16 @@ not copy: of the embedding, a token reads one row, and the system brings the 64 
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import re
 import sys
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+from edgelm.memory.pagemap import Pagemap
 
-_MAPPINGS, _PAGES = Path("/proc/self/maps"), Path("/proc/self/pagemap")
+_MAPPINGS = Path("/proc/self/maps")
 _FILE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ +(/.*)$", re.MULTILINE)
 _SMALLEST = 1 << 20  # bytes: a mapping below it holds scales
-# Of the 8 bytes for a page (Linux, Documentation/admin-guide/mm/pagemap.rst).
-_PRESENT, _SWAPPED, _OF_A_FILE = (np.uint64(1 << bit) for bit in (63, 62, 61))
 _MADV_DONTNEED = 4  # madvise(2)
 
 
@@ -37,19 +33,12 @@ def give_back_mapped_files(folder: Path) -> None:
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     try:
         mappings = _MAPPINGS.read_text(encoding="utf-8", errors="replace")
-        with _PAGES.open("rb", buffering=0) as pages:
+        with Pagemap() as pages:
             for match in _FILE.finditer(mappings):
                 start, end = int(match[1], 16), int(match[2], 16)
                 if end - start < _SMALLEST or os.path.dirname(match[3]) != wanted:
                     continue
-                pages.seek(start // mmap.PAGESIZE * 8)
-                flags_P = np.frombuffer(pages.read((end - start) // mmap.PAGESIZE * 8), np.uint64)
-                if not _is_written(flags_P):
+                if not pages.own(start, end).any():
                     madvise(start, end - start, _MADV_DONTNEED)
     except OSError:  # a system without these files
         return
-
-
-def _is_written(flags_P: NDArray[np.uint64]) -> bool:
-    """Tell whether any of P pages is no longer the file's, but this process's own."""
-    return bool(np.any((flags_P & (_PRESENT | _SWAPPED) != 0) & (flags_P & _OF_A_FILE == 0)))
