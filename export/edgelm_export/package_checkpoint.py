@@ -14,6 +14,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from edgelm.architecture.planes import LOWER_BITS, PLANES, UPPER_BITS, from_planes
 from edgelm.architecture.quantization_recipe import STANDARD
 from edgelm.architecture.quantization_scheme import grid_name
 from edgelm.config import SECTION, ModelConfig
@@ -27,14 +28,12 @@ from edgelm_export.checkpoint_folder import notes_on_template, read_json_object,
 from edgelm_export.folded import UnfoldedCheckpoint
 from edgelm_export.quantize.offsets import taken_apart
 from edgelm_export.quantize.packed import PackedWeight, unpack, unpack_values
-from edgelm_export.quantize.planes import LOWER_BITS, UPPER_BITS, from_planes
 from edgelm_export.quantize.qdq import BITS, from_qdq
 from edgelm_export.tensor_map import check_layers
 
 PACKAGE_FORMAT = "package"  # of `source`
 # Matrices that are looked up by rows, and so stand in the graph as they are.
 _GATHERED = ("model.embed_tokens.weight", "model.embed_positions.weight")
-_PLANES = ("upper", "lower")
 _OLDER_PLANES = ("high", "low")
 _FLOAT_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -207,7 +206,7 @@ class _StoredTensors:
             values, scales, *zeros = (self._array(part)[:, rows] for part in parts)
             return from_qdq(values, scales, zeros[0] if zeros else None)
         if bits in LOWER_BITS:
-            high, low = (self._array(f"{stored}.{plane}")[rows] for plane in _PLANES)
+            high, low = (self._array(f"{stored}.{plane}")[rows] for plane in PLANES)
             packed = from_planes(high, low, bits)
         else:
             packed = self._array(stored)[rows]
@@ -235,7 +234,7 @@ class _StoredTensors:
                     f"{self._folder} has {stored} in the planes of an older edgelm, whose zero points count otherwise. "
                     "The package runs as it did; to read its weights, export its source once more with this edgelm."
                 )
-            low = self._initializers.get(f"{stored}.{_PLANES[1]}")
+            low = self._initializers.get(f"{stored}.{PLANES[1]}")
             if low is not None:
                 found[stored] = (UPPER_BITS + 8 * low.dims[-1] // block_size, block_size)
         return found

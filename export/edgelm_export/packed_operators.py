@@ -13,11 +13,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edgelm.architecture.planes import LOWER_BITS, PLANES, UPPER_BITS, shifts, to_planes
 from edgelm.runtime.adapter_graph import WITH_SUMS
 from edgelm_export.graph import MICROSOFT, Graph
 from edgelm_export.quantize.offsets import in_8_bits, joined
 from edgelm_export.quantize.packed import PackedWeight
-from edgelm_export.quantize.planes import LOWER_BITS, UPPER_BITS, shifts, to_planes
 from edgelm_export.quantize.qdq import to_qdq, whole_block_size
 
 # The activations are quantized to 8 bits inside the operator; with any other level an 8-bit product is 19 times slower.
@@ -61,10 +61,10 @@ class NBits:
         if weight.bits not in LOWER_BITS:
             return graph.weight(name, weight.packed)
         lower = LOWER_BITS[weight.bits]
-        high, low = to_planes(weight.packed, weight.bits)
+        places = ((UPPER_BITS, 8 - UPPER_BITS), (lower, 8 - weight.bits))
         parts = [
-            self._spread(graph, f"{name}.upper", high, UPPER_BITS, 8 - UPPER_BITS),
-            self._spread(graph, f"{name}.lower", low, lower, 8 - weight.bits),
+            self._spread(graph, f"{name}.{kind}", plane, *place)
+            for kind, plane, place in zip(PLANES, to_planes(weight.packed, weight.bits), places, strict=True)
         ]
         return graph.node("BitwiseOr", parts, name)
 

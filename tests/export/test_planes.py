@@ -12,6 +12,7 @@ import pytest
 from make_tiny_model import CONFIG, make_checkpoint
 
 import edgelm
+from edgelm.architecture.planes import from_planes, to_planes
 from edgelm.architecture.quantization_recipe import Precision, Rule
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.errors import CheckpointError
@@ -25,7 +26,6 @@ from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.packed_operators import NBits
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, unpack
-from edgelm_export.quantize.planes import from_planes, to_planes
 
 SCHEMES = ["int5-block64", "int6-block32", "int5-block16-asymmetric", "int6-block64-asymmetric-hqq"]
 WIDE = dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)

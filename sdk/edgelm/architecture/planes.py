@@ -1,18 +1,23 @@
 """Planes: integers of 5 or 6 bits on the disk, as their upper four bits and the one or two below them.
 
-MatMulNBits computes with 8, 4 and 2 bits. A graph joins the planes to 8 bits when it is loaded, by operators on
-constants that ONNX Runtime computes once: the file is that of 5 or 6 bits, memory and speed are those of 8.
+MatMulNBits computes with 8, 4 and 2 bits. The planes are joined to 8 bits when a graph is loaded: the file is that of 5
+or 6 bits, memory and speed are those of 8. The graph has nodes for it, on constants, so that any ONNX Runtime can do it
+(export/edgelm_export/packed_operators.py); the runtime here does it with less memory (edgelm/runtime/joined_planes.py).
 
 Shapes: N rows; blocks along the columns; in each, an axis of one that the graph shifts along, then bytes.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 
+# Behind the name of a weight, the names of its planes.
+PLANES = ("upper", "lower")
 # Bits of a scheme -> those in the lower plane.
 LOWER_BITS = {5: 1, 6: 2}
 UPPER_BITS = 4
@@ -28,10 +33,16 @@ def to_planes(values: Bytes, bits: int) -> tuple[Bytes, Bytes]:
     return _packed(values >> np.uint8(lower), UPPER_BITS), _packed(values & np.uint8((1 << lower) - 1), lower)
 
 
-def from_planes(high: Bytes, low: Bytes, bits: int) -> Bytes:
+def from_planes(upper: Bytes, lower: Bytes, bits: int) -> Bytes:
     """Join planes to integers [N, blocks, block_size]."""
-    lower = LOWER_BITS[bits]
-    return (_unpacked(high, UPPER_BITS) << np.uint8(lower)) | _unpacked(low, lower)
+    return joined(upper, lower, bits) >> np.uint8(8 - bits)
+
+
+def joined(upper: Bytes, lower: Bytes, bits: int) -> Bytes:
+    """Join planes to integers [N, blocks, block_size] in the upper bits of 8, as a graph computes with them."""
+    values = _unpacked(upper, UPPER_BITS, 8 - UPPER_BITS)
+    values |= _unpacked(lower, LOWER_BITS[bits], 8 - bits)
+    return values
 
 
 def shifts(bits: int) -> list[int]:
@@ -46,7 +57,17 @@ def _packed(values: Bytes, bits: int) -> Bytes:
     return np.bitwise_or.reduce(stretches << by_shift, axis=2, keepdims=True)
 
 
-def _unpacked(plane: Bytes, bits: int) -> Bytes:
-    by_shift = np.array(shifts(bits), np.uint8)[:, None]
-    N, blocks, _, _ = plane.shape
-    return ((plane >> by_shift) & np.uint8((1 << bits) - 1)).reshape(N, blocks, -1)
+def _unpacked(plane: Bytes, bits: int, place: int) -> Bytes:
+    """Return a plane's values one a byte, each in the bits from `place` on."""
+    N, blocks, _, size = plane.shape
+    values = np.empty((N, blocks, 8 // bits, size), np.uint8)
+    # As many bytes at once as a stretch has, up to eight: what is shifted into a byte from its neighbour is masked out.
+    word = np.dtype(f"u{math.gcd(size, 8)}")
+    words, stretches = plane.view(word), values.view(word)
+    mask = np.full(word.itemsize, (1 << bits) - 1 << place, np.uint8).view(word)
+    for i, shift in enumerate(shifts(bits)):
+        moved = (
+            words[:, :, 0] << word.type(place - shift) if place > shift else words[:, :, 0] >> word.type(shift - place)
+        )
+        np.bitwise_and(moved, mask, out=stretches[:, :, i])
+    return values.reshape(N, blocks, -1)

@@ -18,6 +18,7 @@ from edgelm.architecture.rope import LARGEST_TABLE
 from edgelm.errors import ProviderError
 from edgelm.memory.mapped_files import give_back_mapped_files
 from edgelm.runtime.cpu import INTEGER_DOT_PRODUCTS, cpu_features, usable_cores
+from edgelm.runtime.joined_planes import join_planes
 from edgelm.runtime.providers import CPU, HEAVY_OPERATORS, PROVIDERS, Provider, provider_named
 
 if TYPE_CHECKING:
@@ -75,8 +76,11 @@ def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions, *, mu
     settings.add_session_config_entry("session.intra_op.spin_duration_us", "200")
     # From the bytes that were walked, not from the path: what runs is what was checked.
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    most = str(_largest_constant(path.parent))
-    settings.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", most)
+    most = _largest_constant(path.parent)
+    settings.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(most))
+    graph, weights = join_planes(graph, path, most)
+    values = [runtime.OrtValue.ortvalue_from_numpy(weight) for weight in weights.values()]
+    settings.add_external_initializers([*weights], values)
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", str(int(options.provider != CPU)))
     if multiplies_integers and not INTEGER_DOT_PRODUCTS & (cpu_features() or frozenset()):
         # AVX2 adds two products of u8 x s8 in 16 bits, and what is larger is cut off in silence. So the weights become
