@@ -30,8 +30,14 @@ from edgelm_export.tensor_map import EMBEDDING
 MIXED = "mixed"
 
 # The first is what sensitivity is measured with. The embedding is gathered from a symmetric grid.
-_SCHEMES = ("int4-block64-asymmetric", "int4-block32-asymmetric", "int8-block64")
-_EMBEDDING_SCHEMES = ("int4-block64", "int4-block32", "int8-block64")
+_SCHEMES = (
+    "int4-block64-asymmetric",
+    "int4-block32-asymmetric",
+    "int5-block32-asymmetric",
+    "int6-block64-asymmetric",
+    "int8-block64",
+)
+_EMBEDDING_SCHEMES = ("int4-block64", "int4-block32", "int5-block32", "int6-block32", "int8-block64")
 _MEASURED_TOKENS = 256
 _SAMPLED_ROWS = 256  # of a matrix, for the ratio of two schemes' errors
 _TRIES = 4  # to keep to a budget
