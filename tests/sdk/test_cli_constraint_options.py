@@ -41,19 +41,39 @@ def test_an_answer_that_is_cut_off_and_so_is_not_what_was_asked_for_is_told() ->
 
 def test_what_cannot_be_is_wrong_usage_or_named(tmp_path: Path) -> None:
     file = tmp_path / "schema.json"
-    for content, exit_code, message in (
-        (b"{", 2, "is not JSON"),
-        (b"[1]", 2, "The JSON schema is [1]; it must be a mapping"),
-        (b"\xff", 2, "Cannot read"),
-        (b'{"uniqueItems": true}', 1, "uniqueItems"),
+    for content, message in (
+        (b"{", "is not JSON"),
+        (b"[1]", "The JSON schema is [1]; it must be a mapping"),
+        (b"\xff", "Cannot read"),
+        (b'{"uniqueItems": true}', "The JSON schema cannot be enforced: Unimplemented keys: ["),
     ):
         file.write_bytes(content)
         result = run("--json-schema", str(file))
-        assert result.exit_code == exit_code
+        assert result.exit_code == 2
         assert message in result.stderr
     result = run("--json-schema", str(file), "--regex", "a")
     assert result.exit_code == 2
     assert "--json-schema and --regex exclude each other; give one." in result.stderr
+
+
+def test_a_form_that_is_none_is_wrong_usage_before_a_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "broken.lark").write_text("start: (", encoding="utf-8")
+    (tmp_path / "broken.json").write_text('{"type": "string", "pattern": "(?=a)"}', encoding="utf-8")
+    for option, value, message in (
+        ("--regex", "(", "The regular expression cannot be enforced:"),
+        ("--regex", "", "The regular expression is ''; it must be a text of at least one character."),
+        ("--grammar", str(tmp_path / "broken.lark"), "The grammar cannot be enforced:"),
+        ("--json-schema", str(tmp_path / "broken.json"), "The JSON schema cannot be enforced: pattern:"),
+        ("--choice", "", "choices is ['']; it must be a list of texts, none of them empty."),
+    ):
+        result = CliRunner().invoke(main, ["run", "no-such-model", option, value, "Hello"], input="")
+        assert (result.exit_code, result.stdout) == (2, ""), result.stderr
+        assert message in result.stderr
+
+
+def test_a_form_that_the_environment_sets_says_how_to_see_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGELM_RUN_REGEX", "(")
+    assert "`edgelm config run` shows where it is set." in run().stderr
 
 
 @pytest.mark.parametrize("option", ["--json-schema", "--grammar"])

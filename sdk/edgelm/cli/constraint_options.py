@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from edgelm.errors import ConfigError
+from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.structure.constraint import Constraint
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -33,15 +33,17 @@ def constraint_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def with_constraint(*positional: Any, settings: dict[str, Any], **named: Any) -> None:
-        given = {name: value for name in _MAKERS if (value := named.pop(name))}
+        given = {name: value for name in _MAKERS if (value := named.pop(name)) not in (None, ())}
         if len(given) > 1:
             names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
             raise click.UsageError(f"{names} exclude each other; give one.")
         for name, value in given.items():
-            try:
-                settings = {**settings, "constraint": _MAKERS[name](value)}
-            except ConfigError as error:
-                raise click.UsageError(str(error)) from error
+            from edgelm.structure.constraint_matcher import check_form  # brings numpy with it
+
+            with wrong_usage([name]):
+                constraint = _MAKERS[name](value)
+                check_form(constraint)
+            settings = {**settings, "constraint": constraint}
         command(*positional, **named, settings=settings)
 
     for option in reversed(_OPTIONS):

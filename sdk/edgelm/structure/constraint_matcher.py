@@ -28,19 +28,10 @@ class ConstraintMatcher:
     """Follow one answer, token by token, through a constraint. Made by `Constraint.compile`."""
 
     def __init__(self, constraint: Constraint, tokenizer: Tokenizer, end_ids: Collection[int]) -> None:
-        llguidance = require("llguidance", "structured", "A constraint")
+        llguidance = _llguidance()
         self._tokenizer = tokenizer  # the shared vocabulary only has a weak reference to it
         self._vocabulary = _vocabulary_of(tokenizer, llguidance)
-        grammars: dict[str, Callable[[str], str]] = {
-            "json_schema": lambda source: llguidance.LLMatcher.grammar_from_json_schema(source, defaults=JSON_STYLE),
-            "regex": llguidance.LLMatcher.grammar_from_regex,
-            "lark": llguidance.LLMatcher.grammar_from_lark,
-        }
-        try:
-            grammar = grammars[constraint.kind](constraint.source)
-        except ValueError as error:  # a number that fits none of llguidance's
-            raise ConfigError(_explain(constraint, str(error))) from error
-        self._matcher = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0)
+        self._matcher = llguidance.LLMatcher(self._vocabulary, _grammar_of(constraint), log_level=0)
         if self._matcher.is_error():
             raise ConfigError(_explain(constraint, self._matcher.get_error()))
         self._end_ids = sorted(end_ids)
@@ -156,6 +147,35 @@ class ConstraintMatcher:
     def _check(self) -> None:
         if self._matcher.is_error():
             raise EdgeLMError(f"The constraint cannot be followed: {_first_line(self._matcher.get_error())}.")
+
+
+def check_form(constraint: Constraint) -> None:
+    """Refuse a form that no model can be held to, before one is loaded.
+
+    Raises:
+        ConfigError: the schema has a keyword that cannot be enforced, or the pattern or grammar is broken.
+        MissingExtraError: llguidance is not installed.
+    """
+    error = _llguidance().LLMatcher.validate_grammar(_grammar_of(constraint))
+    if error:
+        raise ConfigError(_explain(constraint, error))
+
+
+def _llguidance() -> Any:
+    return require("llguidance", "structured", "A constraint")
+
+
+def _grammar_of(constraint: Constraint) -> str:
+    matcher = _llguidance().LLMatcher
+    grammars: dict[str, Callable[[str], str]] = {
+        "json_schema": lambda source: matcher.grammar_from_json_schema(source, defaults=JSON_STYLE),
+        "regex": matcher.grammar_from_regex,
+        "lark": matcher.grammar_from_lark,
+    }
+    try:
+        return grammars[constraint.kind](constraint.source)
+    except ValueError as error:  # a number that fits none of llguidance's
+        raise ConfigError(_explain(constraint, str(error))) from error
 
 
 class _Vocabulary:
