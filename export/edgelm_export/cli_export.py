@@ -19,6 +19,7 @@ from edgelm.cli.generation_options import complete_source
 from edgelm.cli.output import is_terminal, print_rows
 from edgelm.cli.picture_file import PictureFile
 from edgelm.cli.progress import progress_line
+from edgelm.cli.wrong_usage import refused
 from edgelm.config import KV_CACHES
 from edgelm.errors import ExportError
 from edgelm.files.gguf_part_names import name_of_whole
@@ -137,14 +138,16 @@ def export(
     calibrates = calibrate or calibration is not None
     if precision == MIXED:
         not_for_mixed = {
-            "--kv-cache int8": kv_cache == "int8",
-            "--prefill-graph": prefill_graph,
-            "--operators standard": operators == STANDARD,
-            "--calibration-tokens without --calibrate": calibration_tokens is not None and not calibrates,
-        }
-        for option, is_given in not_for_mixed.items():
+            "kv_cache": ("--kv-cache int8", kv_cache == "int8"),
+            "prefill_graph": ("--prefill-graph", prefill_graph),
+            "operators": ("--operators standard", operators == STANDARD),
+            "calibration_tokens": (
+                "--calibration-tokens without --calibrate", calibration_tokens is not None and not calibrates,
+            ),
+        }  # fmt: skip
+        for name, (option, is_given) in not_for_mixed.items():
             if is_given:
-                raise click.UsageError(f"{option} is not for --precision mixed.")
+                raise refused(f"{option} is not for --precision mixed.", name, "precision")
     library = Library()
     points: list[Point] = []
     path = library.find_source(source)
@@ -174,10 +177,11 @@ def export(
                 calibrate=calibrates if recipe is None else calibrate,
             )
             if (calibration is not None or calibration_tokens is not None) and not chosen.reads_a_text:
-                raise click.UsageError(
+                raise refused(
                     f"--calibration and --calibration-tokens are of no use here: {chosen.name} is made without running "
-                    "the model on a text. Leave them out, or add --calibrate."
-                )
+                    "the model on a text. Leave them out, or add --calibrate.",
+                    "calibration", "calibration_tokens", "precision", "recipe",
+                )  # fmt: skip
             manifest = export_package(checkpoint, output, chosen, calibration=options, progress=progress)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(manifest), indent=2))
@@ -208,10 +212,11 @@ def recipe_of(
     recipe = precision_named(precision) if isinstance(precision, str) else precision
     recipe = recipe.calibrated() if calibrate and recipe is not precision else recipe
     if calibrate and not recipe.calibrates:
-        raise click.UsageError(
+        raise refused(
             f"There is nothing in {recipe.name} to calibrate: --calibrate is for int8, int8-wide, int4, int2 and "
-            "mixed, and for recipes with schemes that end in -gptq."
-        )
+            "mixed, and for recipes with schemes that end in -gptq.",
+            "calibrate", "precision", "recipe",
+        )  # fmt: skip
     recipe = recipe.with_int8_cache() if kv_cache == "int8" else recipe
     recipe = recipe.with_prefill_graph() if prefill_graph else recipe
     return recipe.with_standard_operators() if operators == STANDARD else recipe
@@ -225,12 +230,17 @@ def _refuse_contradictions(
     frontier: Path | None,
 ) -> None:
     if precision is not None and recipe is not None:
-        raise click.UsageError("Say how the weights are to be stored by one of them: either --precision or --recipe.")
+        raise refused(
+            "Say how the weights are to be stored by one of them: either --precision or --recipe.",
+            "precision",
+            "recipe",
+        )
     mixed = precision == MIXED
     if mixed and (target_size is None) == (max_kl is None):
-        raise click.UsageError("--precision mixed takes either --target-size or --max-kl.")
+        raise refused("--precision mixed takes either --target-size or --max-kl.", "precision", "target_size", "max_kl")
     if not mixed and not (target_size is None and max_kl is None and frontier is None):
-        raise click.UsageError("--target-size, --max-kl and --frontier are for --precision mixed.")
+        names = "target_size", "max_kl", "frontier"
+        raise refused("--target-size, --max-kl and --frontier are for --precision mixed.", *names)
 
 
 def _print_frontier(points: Sequence[Point]) -> None:

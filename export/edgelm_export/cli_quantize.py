@@ -13,6 +13,7 @@ import click
 
 from edgelm.cli.generation_options import complete_model, complete_source
 from edgelm.cli.progress import progress_line
+from edgelm.cli.wrong_usage import refused
 from edgelm.errors import ExportError
 from edgelm.files.gguf_part_names import names_of_parts
 from edgelm.library.library import Library
@@ -82,7 +83,7 @@ def quantize(
     in the library or named by --source; else from the package itself, if it has them as floats or in 8 bits.
     """
     if (precision is None) == (recipe is None):
-        raise click.UsageError("Say how the weights are to be stored: either --precision or --recipe.")
+        raise refused("Say how the weights are to be stored: either --precision or --recipe.", "precision", "recipe")
     library = Library()
     folder = library.find(package)
     manifest = Manifest.load(folder)

@@ -126,4 +126,9 @@ def test_an_option_that_would_change_nothing_is_refused(tmp_path, monkeypatch, e
     result = export("ckpt", *options)
     assert result.exit_code == 2
     assert message in result.stderr
+    assert "shows where it is set" not in result.stderr
+    monkeypatch.setenv(f"EDGELM_EXPORT_{options[0][2:].upper()}", options[1])
+    result = export("ckpt", *options[2:])
+    assert message in result.stderr
+    assert "`edgelm config export` shows where it is set." in " ".join(result.stderr.split())
     assert exported == []

@@ -276,10 +276,15 @@ def test_the_command_prints_and_draws_the_frontier(folder: Path, tmp_path: Path)
         (["--precision", "mixed", "--target-size", "many"], "'many' is no size; write it as 90MB or 1.5GB."),
     ],
 )
-def test_budgets_that_make_no_sense_are_wrong_usage(folder: Path, options: list[str], message: str) -> None:
-    result = CliRunner().invoke(main, ["export", str(folder), "-o", "package", *options])
+def test_budgets_that_make_no_sense_are_wrong_usage(
+    folder: Path, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["export", str(folder), "-o", "package"]
+    result = CliRunner().invoke(main, [*command, *options])
     assert result.exit_code == 2
     assert message in result.stderr
+    monkeypatch.setenv(f"EDGELM_EXPORT_{options[-2][2:].upper().replace('-', '_')}", options[-1])
+    assert "shows where it is set." in CliRunner().invoke(main, [*command, *options[:-2]]).stderr
 
 
 def test_the_command_takes_a_recipe_file_and_a_calibration_text(folder: Path, tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from edgelm.cli import main as main_module
 from edgelm.cli.config_file import config_path, settings
 from edgelm.cli.main import main
 from edgelm.files.folders import config_folder
+from edgelm.testing import tiny_model_path
+
+TINY = str(tiny_model_path())
 
 
 @click.command("probe")
@@ -261,3 +264,25 @@ def test_each_option_of_a_command_can_be_set(name):
     assert command is not None
     assert {"help", "version"}.isdisjoint(settings(command))
     assert all(key.isidentifier() for key in settings(command))
+
+
+@pytest.mark.parametrize(
+    ("section", "arguments", "message"),
+    [
+        (
+            "cache.clear]\nnames = ['a']",
+            ["cache", "clear", "--calibration"],
+            "leave the names out. `edgelm config cache`",
+        ),
+        ("run]\nregex = 'a'", ["run", "x", "hi", "--choice", "b"], "exclude each other; give one. `edgelm config run`"),
+        ("run]\nraw = true", ["run", TINY, "hi", "--system", "x"], "--raw leaves it out. `edgelm config run`"),
+        ("run]\nraw = true", ["run", TINY, "hi", "--think"], "--raw leaves it out. `edgelm config run`"),
+        ("config]\njson = true", ["config", "--path"], "exclude each other; give one. `edgelm config config`"),
+        ("show]\njson = true", ["show", TINY, "--bom"], "exclude each other; give one. `edgelm config show`"),
+    ],
+)
+def test_options_that_do_not_go_together_say_where_to_look_if_one_of_them_was_not_typed(section, arguments, message):
+    write(f"[{section}\n")
+    result = edgelm(*arguments)
+    assert result.exit_code == 2
+    assert f"{message} shows where it is set." in " ".join(result.stderr.split())

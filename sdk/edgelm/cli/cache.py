@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from edgelm.cli.output import is_terminal, megabytes, print_table, printable
+from edgelm.cli.wrong_usage import refused
 from edgelm.errors import ConfigError
 from edgelm.library.disk_use import size_of
 from edgelm.library.library import Library
@@ -88,7 +89,7 @@ def clear(names: tuple[str, ...], calibration: bool) -> None:
     """
     if calibration:
         if names:
-            raise click.UsageError("--calibration is not of a session; leave the names out.")
+            raise refused("--calibration is not of a session; leave the names out.", "names", "calibration")
         _clear_calibrations(Library())
         return
     saved = SavedSessions()

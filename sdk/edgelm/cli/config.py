@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 
 from edgelm.cli.config_file import ConfigFile, config_path, name_variables, settings
 from edgelm.cli.output import printable
-from edgelm.cli.wrong_usage import wrong_usage
+from edgelm.cli.wrong_usage import refused, wrong_usage
 from edgelm.errors import MissingExtraError
 
 # Others can see a terminal, and a report is passed on.
@@ -62,7 +62,7 @@ def config(context: click.Context, /, command: str | None, path_only: bool, as_j
       edgelm config --json | jq '.settings[] | select(.command == "serve")'
     """
     if path_only and as_json:
-        raise click.UsageError("--path and --json exclude each other; give one.")
+        raise refused("--path and --json exclude each other; give one.", "path_only", "as_json")
     if path_only:
         click.echo(config_path())
         return

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from edgelm.cli.wrong_usage import wrong_usage
+from edgelm.cli.wrong_usage import refused, wrong_usage
 from edgelm.structure.constraint import Constraint
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -36,7 +36,7 @@ def constraint_options(command: Callable[..., None]) -> Callable[..., None]:
         given = {name: value for name in _MAKERS if (value := named.pop(name)) not in (None, ())}
         if len(given) > 1:
             names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise click.UsageError(f"{names} exclude each other; give one.")
+            raise refused(f"{names} exclude each other; give one.", *given)
         for name, value in given.items():
             from edgelm.structure.constraint_matcher import check_form  # brings numpy with it
 

@@ -12,6 +12,7 @@ import click
 
 from edgelm.cli.generation_options import complete_kept, complete_model
 from edgelm.cli.output import is_terminal, megabytes, one_line, print_table
+from edgelm.cli.wrong_usage import refused
 from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError
 from edgelm.files.gguf_part_names import names_of_parts
@@ -156,7 +157,7 @@ def show(model: str, as_json: bool, bom: bool) -> None:
       edgelm show package/ --bom > bom.cdx.json
     """
     if as_json and bom:
-        raise click.UsageError("--json and --bom exclude each other; give one.")
+        raise refused("--json and --bom exclude each other; give one.", "as_json", "bom")
     folder = Library().find(model)
     package = open_package(folder)
     folder, manifest = package.folder, package.manifest

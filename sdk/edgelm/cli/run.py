@@ -25,6 +25,7 @@ from edgelm.cli.output import clean_text, is_terminal, printable, timing_line
 from edgelm.cli.progress import status
 from edgelm.cli.think_option import think_option, think_variables
 from edgelm.cli.thinking import show_thinking
+from edgelm.cli.wrong_usage import refused
 
 if TYPE_CHECKING:
     from edgelm.completion import Chunk
@@ -85,9 +86,9 @@ def run(
         loaded = with_adapters(loaded, [] if adapter is None else [(None, adapter)])
     if system is not None and (raw or loaded.chat_template is None):
         why = "--raw leaves it out" if raw else f"{loaded.name} has none"
-        raise click.UsageError(f"--system needs the chat template; {why}.")
+        raise refused(f"--system needs the chat template; {why}.", "system", "raw")
     if think is not None and raw:
-        raise click.UsageError("--think and --no-think need the chat template; --raw leaves it out.")
+        raise refused("--think and --no-think need the chat template; --raw leaves it out.", "think", "raw")
     chunks = _answer(loaded, text, raw, system, think_variables(loaded, think), settings)
     completion = join(chunks if as_json else _echo(show_thinking(chunks)))
     if as_json:

@@ -15,8 +15,7 @@ from edgelm.errors import ConfigError
 def wrong_usage(names: Iterable[str] | None = None) -> Iterator[None]:
     """Turn what a block refuses of the options that were given into wrong usage.
 
-    names: the options' parameters; None: all that the command has. Where one of them was set elsewhere than on the
-    command line, the error says how to see where.
+    names: the options' parameters; None: all that the command has.
 
     Raises:
         click.UsageError: the block raised a ConfigError.
@@ -24,10 +23,17 @@ def wrong_usage(names: Iterable[str] | None = None) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        context = click.get_current_context()
-        sources = {context.get_parameter_source(name) for name in (context.params if names is None else names)}
-        is_elsewhere = bool(sources & {ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT})
-        raise click.UsageError(f"{error} {where_set(context)}" if is_elsewhere else str(error)) from error
+        raise refused(str(error), *(click.get_current_context().params if names is None else names)) from error
+
+
+def refused(message: str, *names: str) -> click.UsageError:
+    """Return the error that says what is wrong with options, `names`; and where one of them was set elsewhere than on
+    the command line, how to see where.
+    """
+    context = click.get_current_context()
+    sources = {context.get_parameter_source(name) for name in names}
+    is_elsewhere = bool(sources & {ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT})
+    return click.UsageError(f"{message} {where_set(context)}" if is_elsewhere else message)
 
 
 def where_set(context: click.Context) -> str:
