@@ -180,6 +180,15 @@ def test_the_chat_answers_with_the_first_adapter(tmp_path: Path) -> None:
     assert result.stdout.strip() == answers[0].strip() != answers[1].strip()
 
 
+def test_one_answer_takes_an_adapter_by_another_name_too(tmp_path: Path) -> None:
+    folder = write_tiny_adapter(tmp_path / "adapter")
+    plain, adapted, named = (
+        CliRunner().invoke(main, ["run", str(tiny_model_path()), "Hello", "--max-new-tokens", "8", *options]).stdout
+        for options in ([], ["--adapter", str(folder)], ["--adapter", f"other={folder}"])
+    )
+    assert plain != adapted == named
+
+
 def test_an_adapter_is_named_by_a_text() -> None:
     with pytest.raises(ConfigError, match="adapter is 3; it must be the name of a loaded adapter, or None"):
         GenerationConfig(adapter=3)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from tiny_adapter import write_tiny_adapter
 
 from edgelm.cli import main as main_module
 from edgelm.cli.config_file import config_path, settings
@@ -286,3 +287,14 @@ def test_options_that_do_not_go_together_say_where_to_look_if_one_of_them_was_no
     result = edgelm(*arguments)
     assert result.exit_code == 2
     assert f"{message} shows where it is set." in " ".join(result.stderr.split())
+
+
+def test_an_adapter_of_the_file_begins_at_the_file_whatever_its_name(tmp_path):
+    folder = write_tiny_adapter(write("").parent / "adapter")
+    expected = edgelm("run", TINY, "Hello", "--max-new-tokens", "8", "--adapter", str(folder)).stdout
+    assert expected != edgelm("run", TINY, "Hello", "--max-new-tokens", "8").stdout
+    for value in ("adapter", "other=adapter"):
+        write(f"[run]\nadapter = '{value}'\n[chat]\nadapter = ['{value}']\n")
+        assert edgelm("run", TINY, "Hello", "--max-new-tokens", "8").stdout == expected
+        chat = CliRunner().invoke(main, ["chat", TINY, "--max-new-tokens", "8"], input="Hello\n")
+        assert chat.stdout.strip() == expected.strip()

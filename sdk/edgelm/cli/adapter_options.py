@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,20 +15,31 @@ if TYPE_CHECKING:
 
 _NAMED = re.compile(r"([A-Za-z0-9._+-]+)=(.+)", re.DOTALL)
 
+
+class NamedFolder(click.ParamType[tuple[str | None, Path]]):
+    """A folder, with a name before it where its own is not wanted."""
+
+    name = "folder"
+
+    def convert(self, value: Any, _param: click.Parameter | None, _context: click.Context | None) -> Any:
+        """Part the name from the folder."""
+        if not isinstance(value, str):
+            return value
+        match = _NAMED.fullmatch(value)
+        return (match[1], Path(match[2])) if match else (None, Path(value))
+
+    def placed(self, value: str, folder: Path) -> str:
+        """Return the value with its path taken from `folder`."""
+        name, path = self.convert(value, None, None)
+        placed = str(folder / os.path.expanduser(path))
+        return placed if name is None else f"{name}={placed}"
+
+
 adapter_option = click.option(
-    "--adapter", metavar="FOLDER", type=click.Path(path_type=Path), help="Answer with an adapter of this package."
+    "--adapter", metavar="[NAME=]FOLDER", type=NamedFolder(), help="Answer with an adapter of this package."
 )
-
-
-def _named_folders(
-    _context: click.Context, _parameter: click.Parameter, texts: Sequence[str]
-) -> tuple[tuple[str | None, Path], ...]:
-    matches = [(_NAMED.fullmatch(text), text) for text in texts]
-    return tuple((match[1], Path(match[2])) if match else (None, Path(text)) for match, text in matches)
-
-
 adapters_option = click.option(
-    "--adapter", "adapters", multiple=True, metavar="[NAME=]FOLDER", callback=_named_folders,
+    "--adapter", "adapters", multiple=True, metavar="[NAME=]FOLDER", type=NamedFolder(),
     help="Load an adapter of this package too; may be given several times.",
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from edgelm.cli.adapter_options import NamedFolder
 from edgelm.errors import ConfigError
 from edgelm.files.folders import config_folder
 from edgelm.files.regular_file import MAX_TOML_BYTES, read_text
@@ -118,6 +119,8 @@ class ConfigFile:
             raise ConfigError(f"{self.path}: {label} is {value!r}; it must be {wanted}.")
         if isinstance(parameter.type, click.Path):
             return str(self.path.parent / os.path.expanduser(str(value)))
+        if isinstance(parameter.type, NamedFolder):
+            return parameter.type.placed(str(value), self.path.parent)
         return value
 
 

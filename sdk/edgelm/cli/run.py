@@ -52,7 +52,7 @@ def run(
     raw: bool,
     system: str | None,
     think: bool | None,
-    adapter: Path | None,
+    adapter: tuple[str | None, Path] | None,
     threads: int | None,
     provider: str,
     prefill_graph: bool,
@@ -83,7 +83,7 @@ def run(
         from edgelm.runtime.session import SessionOptions
 
         loaded = load(model, SessionOptions(threads=threads, provider=provider, prefill_graph=prefill_graph))
-        loaded = with_adapters(loaded, [] if adapter is None else [(None, adapter)])
+        loaded = with_adapters(loaded, [] if adapter is None else [adapter])
     if system is not None and (raw or loaded.chat_template is None):
         why = "--raw leaves it out" if raw else f"{loaded.name} has none"
         raise refused(f"--system needs the chat template; {why}.", "system", "raw")
