@@ -4,38 +4,63 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, Self
+from typing import Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """Remember the first signal that came in the block; a second Ctrl-C interrupts at once, as without it.
+    """Remember the first signal that came in the block; a second Ctrl-C interrupts, as without it.
 
-    note: says to the user that the first one came, since a step can take minutes.
+    note: says to the user that the first one came, since a step can take minutes; from a thread of its own.
     """
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self.signal: int | None = None
         self._note = note
-        self._previous: dict[int, Any] = {}
+        self._block = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         # Python delivers signals to the main thread alone; elsewhere they are the program's own business.
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._remember) for number in _SIGNALS}
+            self._block.enter_context(self._announced())
+            for number in _SIGNALS:
+                self._block.callback(signal.signal, number, signal.signal(number, self._remember))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._block.close()
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
-        with contextlib.suppress(RuntimeError):  # where it comes in the middle of other output
-            self._note("Ending after this step, with a checkpoint. Ctrl-C again ends at once, without one.")
+
+    @contextlib.contextmanager
+    def _announced(self) -> Iterator[None]:
+        """Say in the block that a signal came, at once: Python calls handlers between two calls of PyTorch, which can
+        take many seconds each.
+        """
+        read, write = socket.socketpair()
+        with read:
+            with write:
+                write.setblocking(False)
+                previous = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+                thread = threading.Thread(target=self._announce, args=(read,), daemon=True)
+                thread.start()
+                try:
+                    yield
+                finally:
+                    signal.set_wakeup_fd(previous)
+            thread.join()  # which the end of the socket ends
+
+    def _announce(self, numbers: socket.socket) -> None:
+        while number := numbers.recv(1):
+            if number[0] in _SIGNALS:
+                with contextlib.suppress(OSError):  # nobody reads it
+                    self._note("Ending after this step, with a checkpoint. Ctrl-C again ends at once, without one.")
+                return

@@ -31,7 +31,7 @@ class Reporter(Protocol):
         ...
 
     def note(self, text: str) -> None:
-        """Show a line that stays."""
+        """Show a line that stays. A signal's comes from a thread of its own."""
         ...
 
 

@@ -1,0 +1,63 @@
+"""Interruption: what a signal says to a run, and when."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+import pytest
+
+from edgelm_training.interruption import Interruption
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no poll")
+def test_a_signal_is_told_while_one_long_call_computes() -> None:
+    import ctypes
+
+    class PollFD(ctypes.Structure):
+        _fields_ = (("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short))
+
+    read, write = os.pipe()
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        os.write(write, b"x")
+
+    told = PollFD(read, 1, 0)  # POLLIN
+    with Interruption(note) as interruption:
+        # To a thread, so that the call below goes on, as PyTorch's do.
+        thread = threading.Thread(target=lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT))
+        threading.Timer(0.1, thread.start).start()
+        assert ctypes.CDLL(None).poll(ctypes.byref(told), 1, 20_000) == 1  # whoever tells nobody is waited for in vain
+    assert interruption.signal == signal.SIGINT
+    assert notes == ["Ending after this step, with a checkpoint. Ctrl-C again ends at once, without one."]
+    os.close(read)
+    os.close(write)
+
+
+def test_a_second_ctrl_c_interrupts_and_what_was_there_before_comes_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    notes: list[str] = []
+    with Interruption(notes.append) as interruption:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert interruption.signal == signal.SIGTERM
+    assert len(notes) == 1
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_beside_the_main_thread_signals_are_the_programs_own() -> None:
+    def enter() -> None:
+        with Interruption(lambda _: None):
+            handlers.append(signal.getsignal(signal.SIGINT))
+
+    handlers: list[object] = []
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.getsignal(signal.SIGINT)]
