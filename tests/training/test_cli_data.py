@@ -62,6 +62,14 @@ def test_prepare_says_what_it_made_and_again_that_nothing_changed() -> None:
     assert again.stderr == "They were up to date; nothing was written.\n"
 
 
+def test_prepare_of_one_document_says_that_none_is_left_to_validate_on() -> None:
+    for again in ("", "They were up to date; nothing was written.\n"):
+        told = prepare("corpus.txt").stderr
+        assert told.startswith("There is one document, so none is left to validate on: a run on these shards has no ")
+        assert told.endswith("name the line between them: --split-on LINE.\n" + again)
+    assert prepare("corpus.txt", "--validation-fraction", "0").stderr == ""  # as it was asked for
+
+
 def test_prepare_takes_every_setting_and_prints_json() -> None:
     Path("rows.jsonl").write_text(
         Path("rows.jsonl").read_text() + "{\n" + json.dumps({"content": "long " * 200}) + "\n"

@@ -23,6 +23,10 @@ from edgelm_training.shard_writer import PrepareConfig, prepare_shards
 from edgelm_training.shards import INDEX_FILE, SPLITS, Shards
 
 _SHOWN_CHARACTERS = 1000
+_ONE_DOCUMENT = (
+    "There is one document, so none is left to validate on: a run on these shards has no validation loss and no best "
+    "checkpoint, only the latest. If these are several texts, name the line between them: --split-on LINE."
+)
 
 
 @click.group()
@@ -98,6 +102,8 @@ def prepare(
     with progress_line() as progress:
         prepared = prepare_shards(paths, output, tokenizer, config, progress=progress, waiting=_announce_wait)
     figures = {**_shard_figures(output), "unchanged": prepared.unchanged}
+    if validation_fraction and not figures["splits"]["validation"]["documents"]:
+        click.echo(_ONE_DOCUMENT, err=True)
     if as_json:
         click.echo(json.dumps(figures, indent=2))
         return
