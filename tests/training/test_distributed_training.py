@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from forked_processes import LAUNCHER_VARIABLES, run_processes
 from safetensors.torch import load_file
 from tiny_training_runs import loss_log, losses, settings
 
 from edgelm import TrainingError
-from edgelm_training import distributed
+from edgelm.cli.main import main
+from edgelm_training import cli_run_command, distributed
 from edgelm_training.pretrain import pretrain
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.settings import to_toml
@@ -175,6 +177,47 @@ def test_torchrun_restarts_after_a_lost_worker_and_the_losses_are_the_same(
     assert '"step": 8' in done.stdout
     assert "Going on after step 4" in done.stderr
     assert losses(run) == pytest.approx(losses(one_process), abs=TOLERANCE)
+
+
+def test_torchrun_ends_with_a_refused_setting_said_once(tmp_path: Path) -> None:
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "edgelm_training.pretrain")
+    command = [sys.executable, "-m", *launcher, "--data", "shards/", "-o", str(tmp_path / "run"), "--seed", "-1"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=240, check=False)
+
+    assert done.stderr.count("Error: seed is -1; it must be from 0 to") == 1
+    assert "exitcode  : 2 " in done.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "finetune", "distill"])
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["--max-steps", "many"], 2, "Error: Invalid value for '--max-steps': 'many' is not a valid integer."),
+        (["unknown.toml"], 2, "Error: unknown.toml: There is no setting 'unknown'."),
+        (["nothing.toml"], 2, "Error: Cannot read nothing.toml:"),
+        (["--seed", "-1", "-o", "run"], 2, "Error: seed is -1; it must be from 0 to"),
+        (["-o", "held"], 1, "error: held is not empty and holds no run."),
+    ],
+)
+def test_the_first_process_of_a_machine_says_what_is_wrong_and_all_end_alike(
+    command: str,
+    arguments: list[str],
+    exit_code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "unknown.toml").write_text("unknown = 1\n")
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held/file").write_text("")
+    monkeypatch.setattr(cli_run_command, "_WAIT_SECONDS", 0)
+    for local_rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        result = CliRunner().invoke(main, [command, *arguments])
+        assert (result.exit_code, result.stdout) == (exit_code, "")
+        assert (message in result.stderr) == (local_rank == "0")
+        assert bool(result.stderr) == (local_rank == "0")
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

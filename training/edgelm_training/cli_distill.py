@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edgelm.cli.wrong_usage import wrong_usage
+from edgelm_training.cli_run_command import RunCommand
 from edgelm_training.cli_train import EXIT_CODES, report_run, run_options
 from edgelm_training.distill_config import DistillConfig
 from edgelm_training.setting_options import given_settings, setting_options, toml_or_folder
@@ -25,7 +26,7 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLES + EXIT_CODES)
+@click.command(cls=RunCommand, epilog=EXAMPLES + EXIT_CODES)
 @click.argument("source", required=False, metavar="[STUDENT|TOML]", type=click.Path(path_type=Path))
 @setting_options(DistillConfig)
 @run_options

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgelm.cli.wrong_usage import wrong_usage
-from edgelm.errors import EdgeLMError
 from edgelm_training.cli_live_line import LiveLine
+from edgelm_training.cli_run_command import RunCommand
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.setting_options import given_settings, setting_options
 from edgelm_training.settings import SettingError
@@ -57,7 +57,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     return resume(as_json(command))
 
 
-@click.command(epilog=EXAMPLES + EXIT_CODES)
+@click.command(cls=RunCommand, epilog=EXAMPLES + EXIT_CODES)
 @click.argument("toml", required=False, type=click.Path(path_type=Path))
 @setting_options(PretrainConfig)
 @run_options
@@ -81,7 +81,7 @@ def report_run(run: Callable[[Reporter], Outcome], as_json: bool) -> None:
     Raises:
         SystemExit: a signal stopped it, after a checkpoint was saved; 128 and its number.
         click.UsageError: a setting is missing, or refused.
-        EdgeLMError: as `run`; of several processes the main one alone says it.
+        EdgeLMError: as `run`.
     """
     from edgelm_training.distributed import launched_workers
 
@@ -89,13 +89,8 @@ def report_run(run: Callable[[Reporter], Outcome], as_json: bool) -> None:
     live_line = LiveLine() if is_main else None
     try:
         outcome = run(live_line or SilentReporter())
-    except EdgeLMError as error:
-        is_usage = isinstance(error, SettingError)
-        if not is_main:  # all processes have the same error
-            raise SystemExit(2 if is_usage else 1) from None
-        if is_usage:
-            raise click.UsageError(str(error)) from error
-        raise
+    except SettingError as error:
+        raise click.UsageError(str(error)) from error
     finally:
         if live_line is not None:
             live_line.close()

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from edgelm.errors import EdgeLMError, TrainingError
+from edgelm_training.launcher import launched_place, launched_restarts
 from edgelm_training.model import Block
 from edgelm_training.settings import SettingError
 
@@ -88,20 +89,13 @@ class Workers:
 
 def launched_workers() -> Workers:
     """Read from the environment where torchrun, or another launcher with its variables, has put this process."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    rank, world_size, local_rank = (
-        int(os.environ.get(name, default)) for name, default in zip(names, "010", strict=True)
-    )
+    rank, world_size, local_rank = launched_place()
     return Workers(rank=rank, world_size=world_size, local_rank=local_rank)
 
 
 def is_restarted() -> bool:
     """Whether torchrun started this process again after a worker was lost."""
-    return _restarts() > 0
-
-
-def _restarts() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return launched_restarts() > 0
 
 
 @contextlib.contextmanager
@@ -131,7 +125,7 @@ def _connect(device: torch.device) -> None:
             "nccl" if device.type == "cuda" else "gloo",
             # torchrun has one store for all its restarts (torch 2.13): without a prefix, a process could read there at
             # which address another one listened before, and wait for it.
-            store=dist.PrefixStore(f"start {_restarts()}", store),
+            store=dist.PrefixStore(f"start {launched_restarts()}", store),
             rank=rank,
             world_size=world_size,
             timeout=_CONNECT_TIMEOUT,
