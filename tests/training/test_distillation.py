@@ -65,6 +65,23 @@ def test_the_loss_is_the_weighted_sum_of_both(weight: float, temperature: float)
     assert float(found.objective.detach()) == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.parametrize(("teachers", "students"), [(5, 3), (3, 5)])
+def test_rows_that_one_vocabulary_alone_has_are_of_no_token(teachers: int, students: int) -> None:
+    student = Fixed(STUDENT[..., :students])
+
+    found = distillation_loss(student, batch(2, 0, 0, 1), Fixed(TEACHER[..., :teachers]), weight=1.0, temperature=2.0)
+    found.objective.backward()
+
+    wanted = np.exp(log_softmax(TEACHER[0, :, :3] / 2))
+    logits = log_softmax(STUDENT[0, :, :students] / 2)
+    assert float(found.reported["divergence"]) == pytest.approx(
+        (wanted * (np.log(wanted) - logits[:, :3])).sum(), rel=1e-5
+    )
+    wanted = np.pad(wanted, ((0, 0), (0, students - 3)))
+    # T² · (q - p) / T: what the student alone has becomes less likely.
+    np.testing.assert_allclose(student.logits.grad[0], 2 * (np.exp(logits) - wanted), atol=1e-5)
+
+
 def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
     student = Fixed(TEACHER)
 
@@ -177,10 +194,21 @@ def test_a_teacher_of_other_tokens_is_refused(tiny_shards: Path, tmp_path: Path)
         distill(student_settings(tiny_shards, other, tmp_path / "run"))
 
 
-def test_a_teacher_with_another_vocabulary_is_refused(tiny_shards: Path, tmp_path: Path) -> None:
-    other = saved_teacher(tmp_path / "teacher", tiny_shards, vocab_size=328)
-    with pytest.raises(ConfigError, match=r"with a vocabulary of 328; the model's has 320\. Take a teacher with as"):
+def test_a_teacher_with_fewer_rows_than_tokens_is_refused(tiny_shards: Path, tmp_path: Path) -> None:
+    other = saved_teacher(tmp_path / "teacher", tiny_shards, vocab_size=319)
+    with pytest.raises(ConfigError, match=r"a vocabulary of 319; its tokenizer has 320 tokens, so .* another teacher"):
         distill(student_settings(tiny_shards, other, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(("teachers", "students"), [(328, 320), (320, 328)])
+def test_a_padded_vocabulary_teaches_what_both_have(
+    teachers: int, students: int, tiny_shards: Path, tmp_path: Path
+) -> None:
+    other = saved_teacher(tmp_path / "teacher", tiny_shards, vocab_size=teachers)
+    changes = student_settings(tiny_shards, other, tmp_path / "run", max_steps=2)
+    changes["model"] = {**changes["model"], "vocab_size": students}
+
+    assert distill(changes).step == 2
 
 
 def test_a_teacher_that_cannot_read_the_rows_is_refused(tiny_shards: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgelm.errors import ConfigError
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.batches import NO_TARGET, Batch
 from edgelm_training.checkpoint import TOKENIZER_FILE, load_checkpoint
 from edgelm_training.loss import LossSums, next_token_loss, next_token_sums
@@ -27,7 +28,8 @@ def text_loss(config: TrainConfig, model: Transformer, tokenizer_folder: Path) -
     tokenizer_folder: with the tokenizer that the data was encoded with.
 
     Raises:
-        ConfigError: the teacher has another tokenizer or vocabulary, or a context that is shorter than the rows.
+        ConfigError: the teacher has another tokenizer, fewer rows than that has tokens, or a context that is shorter
+            than the rows.
         CheckpointError: the teacher's checkpoint folder is broken.
     """
     length = config.known("sequence_length")
@@ -55,10 +57,11 @@ def _load_teacher(config: TrainConfig, model: Transformer, tokenizer_folder: Pat
             f"teacher is {config.teacher}, whose {TOKENIZER_FILE} is not that of {tokenizer_folder}: its probabilities "
             "would be of other tokens. Take a teacher with the same tokenizer."
         )
-    if teacher.config.vocab_size != model.config.vocab_size:
+    tokens = Tokenizer.load(tokenizer_folder).vocab_size
+    if teacher.config.vocab_size < tokens:
         raise ConfigError(
-            f"teacher is {config.teacher}, with a vocabulary of {teacher.config.vocab_size}; the model's has "
-            f"{model.config.vocab_size}. Take a teacher with as many, or give a new model the same vocab_size."
+            f"teacher is {config.teacher}, with a vocabulary of {teacher.config.vocab_size}; its tokenizer has "
+            f"{tokens} tokens, so it cannot read every text. Take another teacher."
         )
     length, context = config.known("sequence_length"), teacher.config.max_position_embeddings
     if length > context:
@@ -90,5 +93,10 @@ def distillation_loss(
 
 
 def _divergence(wanted_RV: Tensor, logits_RV: Tensor, temperature: float) -> Tensor:
-    wanted_RV, logits_RV = (functional.log_softmax(x.float() / temperature, dim=-1) for x in (wanted_RV, logits_RV))
+    """Sum the rows' divergences. Where a vocabulary is padded, rows behind the other one's end are of no token: the
+    teacher is asked for the tokens that both have, and gives what the student has beyond them no probability.
+    """
+    shared = min(wanted_RV.shape[-1], logits_RV.shape[-1])
+    wanted_RV = functional.log_softmax(wanted_RV[:, :shared].float() / temperature, dim=-1)
+    logits_RV = functional.log_softmax(logits_RV.float() / temperature, dim=-1)[:, :shared]
     return functional.kl_div(logits_RV, wanted_RV, reduction="sum", log_target=True)
