@@ -297,6 +297,46 @@ def test_calls_and_results_in_a_conversation_are_written_as_the_model_writes_the
         assert model.tokenizer.decode(briefed).startswith("system: Be brief.\n\nYou can call functions")
 
 
+@pytest.mark.parametrize("with_ids", [True, False])
+@pytest.mark.parametrize(
+    "template",
+    [
+        # As GPT-OSS's: the first call counts, and results are those of the last one.
+        "{% set last = namespace(name='') %}{% for m in messages %}{% if m.tool_calls %}"
+        "{% set last.name = m.tool_calls[0].function.name %}({{ m.thinking }}) {{ last.name }}? "
+        "{% elif m.role == 'tool' %}{{ last.name }}: {{ m.content }}. {% else %}{{ m.content }} {% endif %}{% endfor %}"
+        "{# <|channel|>commentary <|call|> #}",
+        # As Llama 3's, which refuses two.
+        "{% for m in messages %}{% if m.tool_calls %}{% if m.tool_calls|length > 1 %}{{ raise_exception('one!') }}"
+        "{% endif %}({{ m.content }}) {{ m.tool_calls[0].function.name }}? {% elif m.role == 'tool' %}"
+        "{{ m.name or '' }}: {{ m.content }}. {% else %}{{ m.content }} {% endif %}{% endfor %}"
+        """{# ipython "parameters": #}""",
+    ],
+)
+def test_several_calls_of_one_turn_are_shown_one_by_one_where_the_template_shows_one(
+    template: str, with_ids: bool
+) -> None:
+    model = scripted_model("x")
+    model.chat_template = ChatTemplate(template)
+    calls = [ToolCall(id=f"call_{name}", name=name, arguments="{}") for name in ("a", "b", "c")]
+    results = [Message(role="tool", content=f"of {call.name}", tool_call_id=call.id) for call in calls]
+    if with_ids:
+        results = [results[1], results[0]]  # c has none yet
+    else:
+        results = [Message(role="tool", content=f"of {name}") for name in ("a", "b", "c", "more")]
+    turns = [*QUESTION, Message(role="assistant", content="Let me see.", tool_calls=calls), *results]
+
+    text = model.tokenizer.decode(model.encode_chat([*turns, Message(role="user", content="So?")]))
+
+    names = "a", "b", "c"
+    if not with_ids and "ipython" in template:
+        names = "", "", ""  # nothing says it
+    shown = [f"a? {names[0]}: of a. ", f"b? {names[1]}: of b. ", "c? "]
+    if not with_ids:
+        shown[2] += f"{names[2]}: of c. {names[2]}: of more. "
+    assert text == "How is the weather in Oslo? (Let me see.) " + "() ".join(shown) + "So? "
+
+
 def test_results_get_the_name_of_their_tool_and_unfinished_arguments_stay_text() -> None:
     model = scripted_model("x")
     model.chat_template = ChatTemplate(

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import reprlib
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,8 @@ def show_tools(
 
     Arguments become objects, and ids such as every template takes. For a template that knows no tools, definitions,
     calls and results become text: of the system message, of the answers, and of the user's turns. For one that reads
-    one text before a call, what was thought and what was said become that.
+    one text before a call, what was thought and what was said become that. Where it shows one call a turn, several
+    become turns, each followed by its result.
 
     Raises:
         ChatTemplateError: a message is none, or its tool_calls are not in OpenAI's form.
@@ -47,6 +49,8 @@ def show_tools(
     check_conversation(messages)
     turns = [_turn(message, f"messages[{i}]") for i, message in enumerate(messages)]
     _name_results(turns)
+    if format.takes_tools and not format.is_parallel:
+        turns = _one_call_a_turn(turns)
     if format.takes_thinking:
         _join_thinking(turns)
     if format.takes_tools:
@@ -122,6 +126,33 @@ def _name_results(turns: Sequence[dict[str, Any]]) -> None:
     for turn in turns:
         if turn.get("role") == "tool" and "name" not in turn and turn.get("tool_call_id") in names:
             turn["name"] = names[turn["tool_call_id"]]
+
+
+def _one_call_a_turn(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Part answers with several calls: GPT-OSS's template writes the first call alone, and gives its name to every
+    result; Llama 3's refuses them.
+    """
+    parted: list[dict[str, Any]] = []
+    rest = deque(turns)
+    while rest:
+        turn = rest.popleft()
+        calls = turn.get("tool_calls", ())
+        if len(calls) < 2:
+            parted.append(turn)
+            continue
+        results = []
+        while rest and rest[0].get("role") == "tool":
+            results.append(rest.popleft())
+        for number, call in enumerate(calls):
+            said = turn if number == 0 else {"role": turn["role"], "content": ""}
+            parted.append({**said, "tool_calls": [call]})
+            own = [result for result in results if result.get("tool_call_id") == call["id"]]
+            own = own or [result for result in results if "tool_call_id" not in result][:1]
+            parted += own
+            for result in own:
+                results.remove(result)
+        parted += results
+    return parted
 
 
 def _join_thinking(turns: Sequence[dict[str, Any]]) -> None:
