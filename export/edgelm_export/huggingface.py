@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from edgelm.architecture.config_section import config_of_section
 from edgelm.architecture.hf_config import hf_config
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
@@ -67,7 +68,7 @@ class HuggingFaceCheckpoint:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         values = read_json_object(folder, "config.json")
-        section = values.pop(SECTION, None)
+        section = values.get(SECTION)
         if section is not None and not isinstance(section, dict):
             raise CheckpointError(f"{folder / 'config.json'}: {SECTION!r} is {section!r}; it must be an object.")
         self._stored, self._metadata = _stored_tensors(folder)
@@ -86,7 +87,7 @@ class HuggingFaceCheckpoint:
         try:
             layout = CANONICAL
             if section is not None:
-                self.config = ModelConfig.from_dict(section)
+                self.config = config_of_section(values, folder)
             else:
                 architecture = architecture_of(values, folder)
                 self.config = self._with_end_tokens(architecture.to_model_config({**self._answer_values(), **values}))
@@ -94,6 +95,7 @@ class HuggingFaceCheckpoint:
             self._parts = map_tensors(self.config, layout, shapes, folder)
         except ConfigError as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+        values.pop(SECTION, None)
         # What is written under our names is another family's in transformers, or none.
         self.hf_config: Mapping[str, Any] = values if layout.is_canonical else hf_config(self.config)
         self._refuse_other_types()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from edgelm.config import SECTION
+from edgelm.architecture.config_section import with_section
 from edgelm.errors import CheckpointError
 from edgelm.files import atomic
 from edgelm.package.replaceable import refuse_to_replace, why_not_a_checkpoint
@@ -37,7 +37,7 @@ def write_checkpoint(checkpoint: Checkpoint, target: Path, *, progress: Progress
     """Write an open checkpoint as a checkpoint folder; `import_checkpoint` says the rest."""
     refuse_to_replace(target, why_not_a_checkpoint, CheckpointError)
     texts = dict(checkpoint.text_files)
-    texts["config.json"] = json_text({**checkpoint.hf_config, SECTION: checkpoint.config.to_dict()})
+    texts["config.json"] = json_text(with_section(checkpoint.hf_config, checkpoint.config))
     checked = CheckedCheckpoint(checkpoint, progress)
     tensors = {
         name: TensorSpec(dtype=_written_type(checkpoint.stored_type(name)), shape=shape)

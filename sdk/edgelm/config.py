@@ -467,8 +467,8 @@ class ModelConfig:
         """Read the config of a checkpoint folder or model package.
 
         Raises:
-            ConfigError: config.json is missing, is not JSON, or has no section of ours (a folder that edgelm did not
-                write: `edgelm import` makes one of it).
+            ConfigError: config.json is missing, is not JSON, has no section of ours (a folder that edgelm did not
+                write: `edgelm import` makes one of it), or was changed beside it.
         """
         path = Path(folder) / "config.json"
         try:
@@ -481,4 +481,9 @@ class ModelConfig:
                 f"{path} has no {SECTION!r} section, so edgelm did not write it. "
                 f"Make a checkpoint folder of it first: edgelm import {shlex.quote(str(folder))} -o checkpoint/"
             )
-        return cls.from_dict(values[SECTION])
+        from edgelm.architecture.config_section import config_of_section  # which stands on this module
+
+        try:
+            return config_of_section(values, folder)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error

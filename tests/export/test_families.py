@@ -314,6 +314,9 @@ def test_an_imported_folder_loads_in_transformers_and_so_does_the_trained_one(
     # A Phi-3 comes back as the Llama, or the Mistral, that it is.
     assert imported.config.model_type == model_type or model_type == "phi3"
     np.testing.assert_allclose(theirs(imported, ids), expected_TV, rtol=0, atol=TOLERANCE)
+    imported.save_pretrained(tmp_path / "again")  # which keeps our section, and says nothing else beside it
+    again, ours = (HuggingFaceCheckpoint(tmp_path / folder).config for folder in ("again", "ours"))
+    assert again == ours == ModelConfig.load(tmp_path / "again")
     save_checkpoint(load_checkpoint(tmp_path / "ours"), tmp_path / "trained", text_files_from=tmp_path / "ours")
     # As does a Mistral.
     np.testing.assert_allclose(

@@ -165,6 +165,8 @@ def test_transformers_loads_a_family_that_it_knows_as_it_is(
 
     assert theirs.config.model_type == ("llama" if name in LLAMAS else name.partition(",")[0])
     assert theirs.generation_config.eos_token_id == 2
+    theirs.save_pretrained(tmp_path / "again")
+    assert ModelConfig.load(tmp_path / "again") == config
     with torch.no_grad():
         expected, logits = theirs(ids_of(config)).logits, model(ids_of(config))
     # float32 on both sides, summed in another order. Measured: 7e-6 on logits of up to 6.7.

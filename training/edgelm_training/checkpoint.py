@@ -15,8 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from edgelm.architecture.config_section import with_section
 from edgelm.architecture.hf_config import hf_config, token_ids
-from edgelm.config import SECTION, ModelConfig
+from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm.files import atomic
 from edgelm.files.safetensors_header import check_header
@@ -235,7 +236,7 @@ def write_checkpoint(
     """
     text_files = {} if text_files_from is None else _text_files(Path(text_files_from))
     ids = {key: value for key, value in token_ids(config).items() if value is not None}
-    _write_json(folder / "config.json", {**hf_config(config), SECTION: config.to_dict()})
+    _write_json(folder / "config.json", with_section(hf_config(config), config))
     _write_json(folder / GENERATION_FILE, ids)
     for name, source in text_files.items():
         shutil.copyfile(source, folder / name)
