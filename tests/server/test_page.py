@@ -142,6 +142,42 @@ def test_a_model_that_can_be_told_whether_to_think_has_a_switch(
         expect(switch).to_be_hidden()
 
 
+@pytest.mark.parametrize(
+    ("template", "sent"),
+    [
+        # As those of Granite and DeepSeek, which think where they are told to, and as that of gpt-oss.
+        ("{% if thinking %}Think!{% endif %}", [{"thinking": False}, {"thinking": True}]),
+        ("Reasoning: {{ reasoning_effort or 'medium' }}", [None, {"reasoning_effort": "high"}]),
+    ],
+)
+def test_other_names_of_thinking_are_offered_too(
+    template: str, sent: list[dict[str, object] | None], open_page: Callable[..., Page], own_library: Path
+) -> None:
+    template += "{% for message in messages %}{{ message.content }}{% endfor %}"
+    shutil.copytree(TINY, own_library / "models" / "told")
+    (own_library / "models" / "told" / "chat_template.jinja").write_text(template)
+    with EdgelmServer((), prelude=thinking_server(SAID, template)) as server:
+        page = open_page(server)
+        switch, effort = page.get_by_role("checkbox", name="Think"), page.get_by_label("Effort")
+
+        def sent_variables() -> object:
+            with page.expect_request("**/v1/chat/completions") as request:
+                ask(page)
+            done(page)
+            return request.value.post_data_json.get("chat_template_kwargs")
+
+        assert sent_variables() == sent[0]
+        if "thinking" in template:
+            expect(effort).to_be_hidden()
+            switch.check()
+        else:
+            expect(switch).to_be_hidden()
+            effort.select_option("high")
+        assert sent_variables() == sent[1]
+        page.reload()
+        assert sent_variables() == sent[1]
+
+
 def test_hostile_markdown_runs_nothing_and_loads_nothing(open_page: Callable[..., Page]) -> None:
     with EdgelmServer((TINY,), prelude=scripted(HOSTILE)) as server:
         page = open_page(server)

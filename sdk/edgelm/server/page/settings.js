@@ -3,7 +3,10 @@
 import { byId, element } from "./dom.js";
 
 const STORED = "edgelm.settings";
-const THINKING = "enable_thinking"; // the variable of chat templates
+// Variables by which chat templates are told whether to think, and what most take where nothing is said: Qwen3, SmolLM3
+// and GLM think then, Granite, DeepSeek and Hermes do not. How much: gpt-oss.
+const SWITCHES = { enable_thinking: true, thinking: false };
+const EFFORT = "reasoning_effort";
 
 // name in the API, label, attributes of the field
 const FIELDS = [
@@ -23,8 +26,9 @@ export class Settings {
     const stored = JSON.parse(localStorage.getItem(STORED) ?? "{}");
     this.values = stored.values ?? {};
     this.probabilities = stored.probabilities ?? true;
-    this.thinking = stored.thinking ?? true;
-    this.switchesThinking = false; // whether the model can be told
+    this.thinking = stored.thinking ?? null; // null: as the model has it
+    this.effort = stored.effort ?? "";
+    this.variables = []; // of the model's template
     this.model = stored.model ?? null;
     this.fields = new Map(FIELDS.map(([name, label, attributes]) => [name, this.field(name, label, attributes)]));
     byId("with-probabilities").checked = this.probabilities;
@@ -32,9 +36,13 @@ export class Settings {
       this.probabilities = event.target.checked;
       this.store();
     });
-    byId("with-thinking").checked = this.thinking;
     byId("with-thinking").addEventListener("change", (event) => {
       this.thinking = event.target.checked;
+      this.store();
+    });
+    byId("effort").value = this.effort;
+    byId("effort").addEventListener("change", (event) => {
+      this.effort = event.target.value;
       this.store();
     });
     byId("reset-settings").addEventListener("click", () => this.reset());
@@ -66,15 +74,22 @@ export class Settings {
     this.store();
   }
 
-  /** Show the switch for thinking where the template of the chosen model reads it. */
+  /** Show what the template of the chosen model can be told of thinking. */
   offerThinking(variables) {
-    this.switchesThinking = variables.includes(THINKING);
-    byId("thinking-switch").hidden = !this.switchesThinking;
+    this.variables = variables;
+    const [usual] = this.switches().map((name) => SWITCHES[name]);
+    byId("thinking-switch").hidden = usual === undefined;
+    byId("with-thinking").checked = this.thinking ?? usual ?? false;
+    byId("effort-choice").hidden = !variables.includes(EFFORT);
+  }
+
+  switches() {
+    return Object.keys(SWITCHES).filter((name) => this.variables.includes(name));
   }
 
   store() {
-    const { values, probabilities, thinking, model } = this;
-    localStorage.setItem(STORED, JSON.stringify({ values, probabilities, thinking, model }));
+    const { values, probabilities, thinking, effort, model } = this;
+    localStorage.setItem(STORED, JSON.stringify({ values, probabilities, thinking, effort, model }));
   }
 
   /** The fields of a request. */
@@ -82,7 +97,9 @@ export class Settings {
     const fields = Object.entries(this.values).map(([name, text]) =>
       [name, name === "stop" ? text.split("\n").filter(Boolean) : Number(text)]);
     const asked = this.probabilities ? { logprobs: true, top_logprobs: 5 } : {};
-    const told = this.switchesThinking ? { chat_template_kwargs: { [THINKING]: this.thinking } } : {};
-    return { ...Object.fromEntries(fields), ...asked, ...told };
+    const told = Object.fromEntries(this.switches().map((name) => [name, byId("with-thinking").checked]));
+    if (this.effort && this.variables.includes(EFFORT)) told[EFFORT] = this.effort;
+    const variables = Object.keys(told).length ? { chat_template_kwargs: told } : {};
+    return { ...Object.fromEntries(fields), ...asked, ...variables };
   }
 }
