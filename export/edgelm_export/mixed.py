@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,9 @@ _SCHEMES = (
     "int8-block64",
 )
 _EMBEDDING_SCHEMES = ("int4-block64", "int4-block32", "int5-block32", "int6-block32", "int8-block64")
+_JOINED = ("int5", "int6")
+# Weights from which on none is stored in planes: while they are joined, each takes three bytes of memory.
+_LARGE = 1_000_000_000
 _MEASURED_TOKENS = 256
 _SAMPLED_ROWS = 256  # of a matrix, for the ratio of two schemes' errors
 _TRIES = 4  # to keep to a budget
@@ -158,11 +162,13 @@ def _measured_choices(
     sequences = calibration_sequences(calibration, *text_tools(checkpoint), checkpoint.config)
     checked = CheckedCheckpoint(checkpoint, None)
     groups = tensor_groups(checkpoint)
-    ladders = {name: _ladder(names) for name, names in groups.items()}
+    is_large = sum(math.prod(shape) for shape in checkpoint.config.tensor_shapes().values()) >= _LARGE
+    schemes = {name: _schemes_for(names, is_large) for name, names in groups.items()}
+    ladders = {name: _parsed(names) for name, names in schemes.items()}
     shares: dict[str, list[Choice]] = {}
     for name, names in groups.items():
         report("sizes", len(shares), len(groups))
-        shares[name] = _choices(checked, names, ladders[name])
+        shares[name] = _choices(checked, names, schemes[name])
     report("sizes", len(groups), len(groups))
     if budget.size is not None:  # sizes are known soon, and to measure sensitivity takes minutes
         _chosen(shares, budget, budget.size)
@@ -180,19 +186,21 @@ def _measured_choices(
     }
 
 
-def _names(group: list[str]) -> tuple[str, ...]:
-    return _EMBEDDING_SCHEMES if EMBEDDING in group else _SCHEMES
+def _schemes_for(group: list[str], is_large: bool) -> list[str]:
+    names = _EMBEDDING_SCHEMES if EMBEDDING in group else _SCHEMES
+    return [name for name in names if not (is_large and name.startswith(_JOINED))]
 
 
-def _ladder(group: list[str]) -> list[Scheme]:
-    return [scheme for name in _names(group) if isinstance(scheme := parse_scheme(name), Scheme)]
+def _parsed(names: Sequence[str]) -> list[Scheme]:
+    return [scheme for name in names if isinstance(scheme := parse_scheme(name), Scheme)]
 
 
-def _choices(checkpoint: Checkpoint, group: list[str], ladder: list[Scheme]) -> list[Choice]:
+def _choices(checkpoint: Checkpoint, group: list[str], schemes: Sequence[str]) -> list[Choice]:
     """Return each scheme's size, and its divergence as a share of the first's: the ratio of their squared errors.
 
     The divergence is a second-order effect of the error, so that it goes with its square.
     """
+    ladder = _parsed(schemes)
     errors, sizes = np.zeros(len(ladder)), np.zeros(len(ladder))
     for name in group:
         weight = checkpoint.tensor(name)
@@ -203,7 +211,7 @@ def _choices(checkpoint: Checkpoint, group: list[str], ladder: list[Scheme]) -> 
             sizes[i] += packed.nbytes * len(weight) / len(rows)
     return [
         Choice(scheme=name, size=int(size), divergence=float(error / (errors[0] or 1.0)))
-        for name, size, error in zip(_names(group), sizes, errors, strict=True)
+        for name, size, error in zip(schemes, sizes, errors, strict=True)
     ]
 
 

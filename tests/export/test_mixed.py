@@ -140,6 +140,15 @@ def test_divergences_of_groups_add_up_to_that_of_all(folder: Path) -> None:
     assert sum(measured.values()) == pytest.approx(mean_divergence(source, together), rel=0.25)
 
 
+@pytest.mark.parametrize(("large", "widths"), [(10**9, {"4", "5", "6", "8"}), (1000, {"4", "8"})])
+def test_five_and_six_bits_are_for_models_whose_load_has_room_for_them(
+    large: int, widths: set[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixed, "_LARGE", large)
+    _, points = export_mixed(HuggingFaceCheckpoint(folder), tmp_path / "package", Budget(size=10**6))
+    assert {scheme[len("int")] for point in points for scheme in point.schemes.values()} == widths
+
+
 def test_a_mixed_package_keeps_to_its_size_and_beats_one_width_of_that_size(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
