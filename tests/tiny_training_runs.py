@@ -153,7 +153,7 @@ def assert_a_signal_saves(number: signal.Signals, module: str, toml: Path, run: 
     stdout, stderr = (path.read_text(encoding="utf-8") for path in outputs)
 
     assert status == 128 + number
-    assert stderr.count("Ending after this step, with a checkpoint. Ctrl-C again ends at once") == 1
+    assert stderr.count("Ending after this step, with a checkpoint. Ctrl-C again ends without one") == 1
     step: int = loss_log(run)[-1]["step"]
     assert stdout.startswith(f"Stopped by {number.name} after step {step}. Go on with --resume.")
     assert (run / "latest").resolve().name == f"step-{step:08d}"

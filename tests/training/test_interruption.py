@@ -33,7 +33,7 @@ def test_a_signal_is_told_while_one_long_call_computes() -> None:
         threading.Timer(0.1, thread.start).start()
         assert ctypes.CDLL(None).poll(ctypes.byref(told), 1, 20_000) == 1  # whoever tells nobody is waited for in vain
     assert interruption.signal == signal.SIGINT
-    assert notes == ["Ending after this step, with a checkpoint. Ctrl-C again ends at once, without one."]
+    assert notes == ["Ending after this step, with a checkpoint. Ctrl-C again ends without one."]
     os.close(read)
     os.close(write)
 

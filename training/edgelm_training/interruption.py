@@ -62,5 +62,5 @@ class Interruption:
         while number := numbers.recv(1):
             if number[0] in _SIGNALS:
                 with contextlib.suppress(OSError):  # nobody reads it
-                    self._note("Ending after this step, with a checkpoint. Ctrl-C again ends at once, without one.")
+                    self._note("Ending after this step, with a checkpoint. Ctrl-C again ends without one.")
                 return
