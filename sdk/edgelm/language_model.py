@@ -325,9 +325,7 @@ class LanguageModel:
         """
         # Checked with the call, not with the first chunk.
         answer = self.answer(prompt, config)
-        if cache is None:
-            cache = self.session.new_cache()
-        elif of_class("cache", cache, KVCache, "which new_cache() returns").config != self.config:
+        if cache is not None and of_class("cache", cache, KVCache, "which new_cache() returns").config != self.config:
             raise ConfigError(f"cache is one of another model. Take what new_cache() of {self.name} returns.")
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise ConfigError(f"cancel is {cancel!r}; it must be a threading.Event.")

@@ -9,6 +9,7 @@ from edgelm import ChatSession, Engine, EngineOptions, GenerationConfig, Languag
 from edgelm.decoding.answer import join
 from edgelm.memory.kv_cache import KVCache, bytes_per_token
 from edgelm.memory.prefix_cache import BLOCK, PrefixCache
+from edgelm.memory.returned_memory import CAN_RETURN
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 
 SHORT = GenerationConfig(max_new_tokens=4, ignore_eos=True)
@@ -70,6 +71,36 @@ def test_a_reused_beginning_has_the_bits_of_a_fresh_one(model: LanguageModel) ->
         np.testing.assert_array_equal(content(cache, 300), content(fresh, 300))
         again = model.session.new_cache()
         np.testing.assert_array_equal(logits_V, edgelm.decoding.generate.prefill(model.session, ids, again))
+
+
+def test_a_spent_cache_is_emptied_while_it_is_copied(model: LanguageModel) -> None:
+    ids = random_ids(200)
+    cache, other = filled(model, ids), model.session.new_cache()
+    wanted, buffers = content(cache, 192).copy(), cache.buffers
+    model.prefixes.keep(cache, 200, is_spent=True)
+    assert cache.length == 0
+    assert model.prefixes.fill(other, [*ids[:192], 5, 6]) == 192
+    assert np.array_equal(content(other, 192), wanted)
+    if CAN_RETURN:  # whole pages: those at an array's ends may be its neighbours', too
+        pages = [buffer.reshape(-1)[1024:-1024] for buffer in buffers]
+        assert all(page.size and not page.any() for page in pages)
+
+
+def test_an_answer_without_a_cache_of_its_callers_spends_its_own(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent: list[bool] = []
+    keep = PrefixCache.keep
+
+    def noting(self: PrefixCache, cache: KVCache, tokens: int, *, is_spent: bool = False) -> None:
+        spent.append(is_spent)
+        keep(self, cache, tokens, is_spent=is_spent)
+
+    monkeypatch.setattr(PrefixCache, "keep", noting)
+    given = model.new_cache()
+    model.generate(random_ids(40), SHORT)
+    join(model.stream(random_ids(40), SHORT, cache=given))
+    assert (spent, given.length) == ([True, False], 40 + SHORT.max_new_tokens - 1)
 
 
 def test_usage_tells_how_much_was_reused(model: LanguageModel) -> None:

@@ -84,13 +84,15 @@ class Answer:
         self._logprobs: list[TokenLogprob] = []
 
     def chunks(
-        self, session: Decoder, cache: KVCache, prefixes: PrefixCache, cancel: threading.Event | None
+        self, session: Decoder, given: KVCache | None, prefixes: PrefixCache, cancel: threading.Event | None
     ) -> Generator[Chunk, None, None]:
         """Yield the answer; the last chunk has the reason, the usage and the timings.
 
-        What `cache` or `prefixes` hold of the prompt is not computed again, and `prefixes` keep what was computed.
+        What `prefixes` or the cache that is given hold of the prompt is not computed again, and `prefixes` keep what
+        was computed.
         """
         started = time.perf_counter()
+        cache = session.new_cache() if given is None else given
         cache.use_adapter(self.config.adapter)
         cache.read_source(self.source_ids)
         together = computed_together(session, cache, self.prompt_ids)
@@ -116,7 +118,7 @@ class Answer:
                             waited += time.perf_counter() - yielded
                             text = ""
         finally:
-            prefixes.keep(cache, self._computed_together)
+            prefixes.keep(cache, self._computed_together, is_spent=given is None)
         if reason is None:  # the loop ended by itself
             cancelled = cancel is not None and cancel.is_set()
             text, reason = self.rest(), "cancelled" if cancelled else "length"

@@ -13,6 +13,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
 from edgelm.memory.kv_batch import longest_row
 from edgelm.memory.kv_cache import KeysOrValues, KVCache, cache_type
+from edgelm.memory.returned_memory import give_back
 
 # Attention computes the queries of one call in groups of 32 or more, counted from the call's first token, and the last
 # group by another path where it is one query alone. Calls that begin at multiples of 32 therefore give the bits of a
@@ -109,25 +110,34 @@ class PrefixCache:
         self.reused_tokens += end - start
         return end - start
 
-    def keep(self, cache: KVCache, prompt_tokens: int) -> None:
-        """Keep what `cache` holds: the prompt, whose length is given, and the answer, where answers are kept."""
+    def keep(self, cache: KVCache, prompt_tokens: int, *, is_spent: bool = False) -> None:
+        """Keep what `cache` holds: the prompt, whose length is given, and the answer, where answers are kept.
+
+        is_spent: nobody goes on with the cache: it is empty afterwards, and its memory is given back while it is
+        copied, so that a long answer does not take twice its memory at its end.
+        """
         length = cache.length if self.answers else min(cache.length, prompt_tokens)
         if self._block_bytes > self.max_bytes or cache.capacity > self._longest:
             return
         with self._lock:
             root = self._root(cache)
             path = self._path(root, cache.token_ids, length // BLOCK)
-            while len(path) < length // BLOCK:
-                start = len(path) * BLOCK
-                if start < cache.released:
-                    break  # it was kept once, and has gone since
+            starts = range(len(path) * BLOCK, length // BLOCK * BLOCK, BLOCK)
+            if starts and starts[0] < cache.released:
+                starts = range(0)  # it was kept once, and has gone since
+            contents = [np.empty(self._shape, self._type) for _ in starts]
+            for i, buffer in enumerate(cache.buffers):
+                for start, content in zip(starts, contents, strict=True):
+                    content[i] = buffer[0, :, start : start + BLOCK]
+                if is_spent:
+                    give_back(buffer)
+            for start, content in zip(starts, contents, strict=True):
                 parent = path[-1] if path else root
                 ids = tuple(cache.token_ids[start : start + BLOCK])
-                content = np.empty(self._shape, self._type)
-                for part, buffer in zip(content, cache.buffers, strict=True):
-                    part[:] = buffer[0, :, start : start + BLOCK]
                 block = parent.children[ids] = _Block(parent, ids, content)
                 path.append(block)
+            if is_spent:
+                cache.truncate(0)
             self._use(path)
             while self.bytes > self.max_bytes:
                 block, _ = self._by_use.popitem(last=False)
