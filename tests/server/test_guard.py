@@ -53,6 +53,9 @@ def test_two_hosts_are_refused(serving):
     host = f"Host: 127.0.0.1:{serving.port}\r\n"
     connection = serving.send(f"GET /health HTTP/1.1\r\n{host}{host}\r\n".encode())
     assert connection.recv(99).split()[1] in (b"400", b"403")
+    doubled = Headers(raw=[(b"host", b"127.0.0.1:8080")] * 2)
+    with pytest.raises(ApiError, match="The Host '' is not this server's"):  # should uvicorn pass it on
+        check_host(doubled, ("127.0.0.1", 8080), ServerOptions())
 
 
 def test_an_old_request_without_a_host_is_refused(serving):

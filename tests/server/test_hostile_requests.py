@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import http.client
 import json
 import select
 import socket
 import time
+from pathlib import Path
 
 import pytest
-from edgelm_server import TINY, EdgelmServer, read_all
+from edgelm_server import SHORT_LIMITS, TINY, EdgelmServer, read_all
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -29,6 +31,23 @@ def healthy_and_flat_afterwards(request):
         # after the same again four times.
         assert server.memory < memory + 80e6
         assert server.metric("edgelm_requests_running") == 1
+
+
+@pytest.fixture(scope="module")
+def narrow_serving():
+    """A hasty server whose connections hold little of what was not read, since that socket does which listens."""
+    narrow = """
+import socket
+from edgelm.server import process
+listen = process._listen
+def listen_narrowly(options):
+    listener = listen(options)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return listener
+process._listen = listen_narrowly
+"""
+    with EdgelmServer((TINY, "--quiet"), prelude=SHORT_LIMITS + narrow) as server:
+        yield server
 
 
 def refused(reply, status, words):
@@ -96,6 +115,44 @@ def test_a_reader_that_does_not_read_is_cut(hasty_serving):
     connection.close()
 
 
+def test_a_reader_of_one_short_answer_is_cut_too(narrow_serving):
+    request = narrow_serving.post_bytes("/detokenize", {"tokens": [65] * 40_000})
+    answered = 'edgelm_requests_total{route="/detokenize",status="200"}'
+    read_all(narrow_serving.send(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)))  # the model is loaded
+    descriptors = Path(f"/proc/{narrow_serving.process.pid}/fd")
+    before = len(list(descriptors.iterdir()))
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    connection.connect((narrow_serving.host, narrow_serving.port))
+    connection.sendall(request)
+    while narrow_serving.metric(answered) < 2:
+        time.sleep(0.05)
+    deadline = time.monotonic() + 30
+    while len(list(descriptors.iterdir())) > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(read_all(connection)) < 40_000
+
+
+def test_a_reader_that_was_waited_for_is_not_cut_later(narrow_serving):
+    body = {"tokens": [65] * 40_000}
+    answer = http.client.HTTPConnection(narrow_serving.host, narrow_serving.port)
+    for pause in (1.5, 0):
+        answer.request("POST", "/detokenize", json.dumps(body))
+        assert len(answer.getresponse().read()) > 40_000
+        time.sleep(pause)
+
+
+def test_more_connections_than_the_limit_are_turned_away():
+    few = SHORT_LIMITS.replace("RequestLimits(", "RequestLimits(connections=3, ").replace("seconds=1,", "seconds=60,")
+    with EdgelmServer((TINY, "--quiet"), prelude=few) as server:
+        assert server.get("/health").status == 200
+        idle = [server.open() for _ in range(3)]
+        assert server.get("/health").status == 503
+        idle[0].close()
+        idle[1].close()
+        assert server.get("/health").status == 200
+
+
 def test_what_is_made_for_a_reader_that_reads_nothing_is_bounded(serving):
     # 64 answers of 900 tokens with 21 log-probabilities each: 245 MB when they were made at once; 11 MB measured now.
     body = {"prompt": ["a"] * 8, "n": 8, "max_tokens": 900, "logprobs": 20, "logit_bias": {"65": 100}, "stream": True}
@@ -144,10 +201,24 @@ def test_a_body_that_says_it_is_huge_is_refused_at_once(serving):
 def test_a_chunked_body_without_end_is_refused(serving):
     head = f"POST {CHAT} HTTP/1.1\r\nHost: {serving.host}:{serving.port}\r\nTransfer-Encoding: chunked\r\n\r\n"
     connection = serving.send(head.encode())
-    with contextlib.suppress(OSError):
-        for _ in range(1000):
-            connection.sendall(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
-    assert serving.get("/health").status == 200
+    with pytest.raises(ConnectionError):  # long before the 65 MB are sent
+        connection.sendall((b"10000\r\n" + b" " * 0x10000 + b"\r\n") * 1000)
+
+
+def test_who_leaves_in_the_middle_of_a_body_is_no_failure_of_the_server(serving):
+    figure = f'edgelm_requests_total{{route="{CHAT}",status="499"}}'
+    before = serving.metric(figure)
+    serving.send(serving.post_bytes(CHAT, {"messages": HELLO})[:-1]).close()
+    deadline = time.monotonic() + 10
+    while serving.metric(figure) == before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert serving.metric(figure) == before + 1
+
+
+def test_a_large_body_that_waits_to_be_asked_for_is_not(serving):
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: {serving.host}:{serving.port}\r\nContent-Length: {2 << 20}\r\n"
+    answer = read_all(serving.send(f"{head}Expect: 100-continue\r\n\r\n".encode()))
+    assert answer.startswith(b"HTTP/1.1 413")
 
 
 def test_a_compressed_body_is_refused_unread(serving):

@@ -30,16 +30,13 @@ class BoundedConnection(H11Protocol):
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; once they have completed the head of a request, it is no longer waited for."""
-        before = self.cycle
-        if self._head_timer is None and (before is None or before.response_complete):
+        """Take bytes; the first ones of a request begin the wait for its head."""
+        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._await_head()
         super().data_received(data)
-        if self.cycle is not before:
-            self._stop_waiting()
 
     def handle_events(self) -> None:
-        """Handle what was read; a request that was sent before the last one was answered begins here."""
+        """Handle what was read, also what was sent before the last request was answered; a whole head ends the wait."""
         super().handle_events()
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_waiting()
