@@ -124,3 +124,18 @@ def test_without_the_key_nothing_is_answered_but_health(keyed, given):
 def test_with_the_key_all_is_answered(keyed):
     assert keyed.get("/v1/models", Authorization=f"Bearer {KEY}").status == 200
     assert keyed.get("/v1/models", Authorization=f"bearer  {KEY}").status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "cached"),
+    [
+        ("/v1/models", 200, "no-store"),
+        ("/v1/models/x", 404, "no-store"),
+        ("/x", 404, "no-store"),
+        ("/", 200, "no-cache"),
+    ],
+)
+def test_what_an_answer_is_is_not_guessed_and_who_may_keep_it_is_said(serving, path, status, cached):
+    reply = serving.get(path)
+    assert reply.status == status
+    assert (reply.headers["x-content-type-options"], reply.headers["cache-control"]) == ("nosniff", cached)

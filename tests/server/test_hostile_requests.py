@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import http.client
@@ -9,10 +10,16 @@ import json
 import select
 import socket
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from edgelm_server import SHORT_LIMITS, TINY, EdgelmServer, read_all
+from starlette.requests import Request
+
+from edgelm.server.api_error import ApiError
+from edgelm.server.options import RequestLimits
+from edgelm.server.request_body import read_json
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -33,10 +40,8 @@ def healthy_and_flat_afterwards(request):
         assert server.metric("edgelm_requests_running") == 1
 
 
-@pytest.fixture(scope="module")
-def narrow_serving():
-    """A hasty server whose connections hold little of what was not read, since that socket does which listens."""
-    narrow = """
+# Connections that hold little of what was not read, as the socket does that listens: they have its size.
+NARROW = """
 import socket
 from edgelm.server import process
 listen = process._listen
@@ -46,8 +51,21 @@ def listen_narrowly(options):
     return listener
 process._listen = listen_narrowly
 """
-    with EdgelmServer((TINY, "--quiet"), prelude=SHORT_LIMITS + narrow) as server:
+
+
+@pytest.fixture(scope="module")
+def narrow_serving():
+    with EdgelmServer((TINY, "--quiet"), prelude=SHORT_LIMITS + NARROW) as server:
         yield server
+
+
+def send_and_read_nothing(server, request):
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    connection.connect((server.host, server.port))
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(request)
+    return connection
 
 
 def refused(reply, status, words):
@@ -102,11 +120,8 @@ def test_a_slow_body_is_refused(hasty_serving):
 
 def test_a_reader_that_does_not_read_is_cut(hasty_serving):
     request = hasty_serving.post_bytes("/detokenize", {"tokens": [65] * 160_000})
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-    connection.connect((hasty_serving.host, hasty_serving.port))
-    with contextlib.suppress(ConnectionError):
-        connection.sendall(request * 80)  # 13 MB of answers: more than the buffers of two sockets hold
+    # 13 MB of answers: more than the buffers of two sockets hold.
+    connection = send_and_read_nothing(hasty_serving, request * 80)
     until_closed = select.poll()
     until_closed.register(connection, 0)
     assert until_closed.poll(30_000)
@@ -121,10 +136,7 @@ def test_a_reader_of_one_short_answer_is_cut_too(narrow_serving):
     read_all(narrow_serving.send(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)))  # the model is loaded
     descriptors = Path(f"/proc/{narrow_serving.process.pid}/fd")
     before = len(list(descriptors.iterdir()))
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-    connection.connect((narrow_serving.host, narrow_serving.port))
-    connection.sendall(request)
+    connection = send_and_read_nothing(narrow_serving, request)
     while narrow_serving.metric(answered) < 2:
         time.sleep(0.05)
     deadline = time.monotonic() + 30
@@ -153,21 +165,22 @@ def test_more_connections_than_the_limit_are_turned_away():
         assert server.get("/health").status == 200
 
 
-def test_what_is_made_for_a_reader_that_reads_nothing_is_bounded(serving):
-    # 64 answers of 900 tokens with 21 log-probabilities each: 245 MB when they were made at once; 11 MB measured now.
+def test_what_is_made_for_a_reader_that_reads_nothing_is_bounded():
+    # 64 answers of 900 tokens with 21 log-probabilities each: 245 MB when they were made at once.
     body = {"prompt": ["a"] * 8, "n": 8, "max_tokens": 900, "logprobs": 20, "logit_bias": {"65": 100}, "stream": True}
-    serving.post("/v1/completions", body | {"stream": False, "max_tokens": 5})
-    before = serving.memory
-    connection = serving.send(serving.post_bytes("/v1/completions", body))
-    memory = [before]
-    while len(memory) < 40 or memory[-1] > memory[-20]:  # until it has grown no more for 2 s
-        assert memory[-1] < before + 40e6
-        time.sleep(0.1)
-        memory.append(serving.memory)
-    assert serving.post(CHAT, {"messages": HELLO, "max_tokens": 2}).status == 200
-    connection.close()
-    while serving.metric('edgelm_model_users{model="tiny-random"}'):
-        time.sleep(0.1)
+    with EdgelmServer((TINY, "--quiet"), prelude=NARROW) as server:
+        server.post("/v1/completions", body | {"stream": False, "max_tokens": 5})
+        before = server.memory
+        connection = send_and_read_nothing(server, server.post_bytes("/v1/completions", body))
+        deadline = time.monotonic() + 60
+        while server.metric('edgelm_model_queued{model="tiny-random"}') != 8:  # each waits for its reader at 370 tokens
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert server.memory < before + 40e6  # 12 MB measured
+        assert server.post(CHAT, {"messages": HELLO, "max_tokens": 2}).status == 200
+        connection.close()
+        while server.metric('edgelm_model_users{model="tiny-random"}'):
+            time.sleep(0.1)
 
 
 def test_answers_that_are_kept_until_they_are_whole_are_bounded_and_streamed_ones_are_not():
@@ -203,6 +216,24 @@ def test_a_chunked_body_without_end_is_refused(serving):
     connection = serving.send(head.encode())
     with pytest.raises(ConnectionError):  # long before the 65 MB are sent
         connection.sendall((b"10000\r\n" + b" " * 0x10000 + b"\r\n") * 1000)
+
+
+def test_what_is_thrown_away_of_a_large_body_takes_no_memory():
+    parts = 15
+
+    async def receive():
+        nonlocal parts
+        parts -= 1
+        return {"type": "http.request", "body": bytes(1 << 20), "more_body": parts > 0}
+
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+    tracemalloc.start()
+    with pytest.raises(ApiError, match="The body has more than 1048576 bytes"):
+        asyncio.run(read_json(request, RequestLimits(), {}))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20  # 2 MB measured: what is kept, and the part that comes
+    assert parts == 0
 
 
 def test_who_leaves_in_the_middle_of_a_body_is_no_failure_of_the_server(serving):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 
 import pytest
@@ -19,8 +20,12 @@ from edgelm.server.options import RequestLimits, ServerOptions
     ("fields", "words"),
     [
         ({"port": 65536}, "port is 65536; it must be a number from 0 to 65535."),
+        ({"port": -1}, "port is -1; it must be a number from 0 to 65535."),
         ({"keep_alive": -1.0}, "keep_alive is -1.0; it must be 0 or more seconds."),
+        ({"keep_alive": math.nan}, "keep_alive is nan; it must be 0 or more seconds."),
         ({"api_keys": ("has a space",)}, "An API key must have 8 or more printable ASCII characters and no space."),
+        ({"api_keys": ("schlüssel",)}, "An API key must have 8 or more printable ASCII characters and no space."),
+        ({"api_keys": ("has\ta\ttab",)}, "An API key must have 8 or more printable ASCII characters and no space."),
         ({"host": "::"}, ":: is reached from other machines, so it needs a key"),
         ({"host": "my-laptop"}, "my-laptop is reached from other machines"),
         ({"cors_origins": ("http://x/path",)}, "The origin 'http://x/path' is none"),

@@ -370,10 +370,13 @@ def test_a_wrong_method_is_told_the_right_one():
 def test_a_path_writes_neither_lines_nor_orders_into_the_log():
     with EdgelmServer() as server:
         assert server.get("/x%0aforged%1b%5b2J%e2%80%ae").status == 404
+        assert server.get("/" + "long" * 1000).status == 404
         server.stop()
         log = "".join(server.log)
     assert r"GET /x\nforged\x1b[2J\u202e 404" in log
     assert "\x1b" not in log
+    assert "long" in log
+    assert "long" * 30 not in log
 
 
 def test_help_needs_neither_starlette_nor_numpy():
