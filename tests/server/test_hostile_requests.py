@@ -23,6 +23,7 @@ from edgelm.server.request_body import read_json
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
+TOOL = {"type": "function", "function": {"name": "stop"}}
 
 
 @pytest.fixture(autouse=True)
@@ -304,6 +305,20 @@ def test_what_is_no_request_is_refused(serving, body, words):
     assert len(reply.data) < 500
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        (CHAT, {"messages": HELLO * 2049}, "messages has 2049 items; it must have 1 to 2048."),
+        (CHAT, {"messages": HELLO, "tools": [TOOL] * 129}, "tools has 129 items; it must have 0 to 128."),
+        ("/v1/completions", {"prompt": ["x"] * 129}, "prompt has 129 items; it must have 1 to 128."),
+        ("/v1/embeddings", {"input": ["x"] * 257}, "input has 257 items; it must have 1 to 256."),
+        ("/v1/responses", {"input": HELLO * 2049}, "input has 2049 items; it must have 1 to 2048."),
+    ],
+)
+def test_lists_have_a_longest(serving, path, body, words):
+    refused(serving.post(path, body), 400, words)
+
+
 def test_a_text_full_of_commas_and_quotes_counts_as_one_value(serving):
     text = r"[1,2],{\"a\":3}\\" * 20_000  # in JSON: its quotes and its last backslash are escaped
     body = b'{"messages":[{"role":"user","content":"x"}],"max_tokens":1,"metadata":{"a":"%s"}}' % text.encode()
@@ -334,7 +349,13 @@ def test_a_model_is_no_path(serving, tmp_path):
         refused(serving.post(CHAT, {"model": name, "messages": HELLO}), 404, "There is no model")
 
 
-@pytest.mark.parametrize("path", ["/../etc/passwd", "/%2e%2e/etc/passwd", "/v1/models/..%2f..%2fetc", "/\x7f", "//"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../etc/passwd", "/%2e%2e/etc/passwd", "/v1/models/..%2f..%2fetc", "/\x7f", "//",
+        "/page/../guard.py", "/page/..%2fguard.py", "/page/%2e%2e/guard.py", "/page//etc/passwd",
+    ],
+)  # fmt: skip
 def test_a_path_that_is_none_of_ours_is_not_found(serving, path):
     head = f"GET {path} HTTP/1.1\r\nHost: {serving.host}:{serving.port}\r\nConnection: close\r\n\r\n"
     connection = serving.send(head.encode())

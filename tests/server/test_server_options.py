@@ -117,6 +117,69 @@ def test_two_that_unload_one_model_at_once_do_not_end_the_sweep():
     asyncio.run(main())
 
 
+def test_a_model_in_use_stays_and_goes_when_its_last_user_has_left():
+    async def main() -> None:
+        async with pool.running():
+            loaded = await pool.acquire("tiny-random")
+            await pool.acquire("tiny-random")
+            await pool.unload("tiny-random")
+            loaded.release()
+            loaded.last_used = 0.0
+            await asyncio.sleep(0.1)  # the sweep comes every 10 ms
+            assert pool.loaded() == [loaded]
+            loaded.release()
+            assert loaded.last_used > 0
+            while pool.loaded():
+                await asyncio.sleep(0.01)
+
+    pool = ModelPool((TINY,), ServerOptions(keep_alive=0.02))
+    asyncio.run(main())
+
+
+def test_at_the_end_every_model_is_unloaded_and_the_sweep_is_over():
+    async def main() -> None:
+        async with pool.running():
+            await pool.acquire("tiny-random")
+        await asyncio.sleep(0)
+        assert pool.loaded() == []
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    pool = ModelPool((TINY,), ServerOptions())
+    asyncio.run(main())
+
+
+def test_who_leaves_while_a_model_is_loaded_does_not_take_it_from_others():
+    async def main() -> None:
+        async with pool.running():
+            leaving, staying = (asyncio.create_task(pool.acquire("tiny-random")) for _ in range(2))
+            await asyncio.sleep(0)
+            leaving.cancel()
+            assert (await staying).users == 1
+
+    pool = ModelPool((TINY,), ServerOptions())
+    asyncio.run(main())
+
+
+def test_models_are_loaded_one_after_the_other(own_library, monkeypatch):
+    """Each looks for memory that the one before has taken."""
+    for name in ("first", "second"):
+        shutil.copytree(TINY, own_library / "models" / name)
+    load, together = model_pool._load, []
+
+    def counting(*arguments):
+        together.append(len(together) - len(pool.loaded()))
+        return load(*arguments)
+
+    async def main() -> None:
+        async with pool.running():
+            await asyncio.gather(pool.acquire("first"), pool.acquire("second"))
+
+    monkeypatch.setattr(model_pool, "_load", counting)
+    pool = ModelPool((), ServerOptions())
+    asyncio.run(main())
+    assert together == [0, 0]
+
+
 def test_errors_that_name_this_machine_are_kept_from_clients():
     assert str(as_api_error(OSError("/secret"))) == "The server failed at this request; its log says why."
     assert as_api_error(QueueFullError("x")).status == 429
