@@ -62,6 +62,27 @@ def own_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def on_disk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, int]]:
+    """Record what waits for the disk, with the size that it has by then, and what gets a name: ("rename", name, 0)."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("asks Linux what a descriptor is of")
+    events: list[tuple[str, Path, int]] = []
+    rename = os.replace
+
+    def fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        events.append(("fsync", path, 0 if path.is_dir() else os.fstat(descriptor).st_size))
+
+    def replace(source: Path, target: Path) -> None:
+        rename(source, target)
+        events.append(("rename", Path(target), 0))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    return events
+
+
+@pytest.fixture
 def no_collection() -> Iterator[None]:
     """Keep what earlier tests left from being finalized at the end of Python's stack, where no finalizer has room."""
     gc.disable()

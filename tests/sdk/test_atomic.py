@@ -118,6 +118,42 @@ def test_a_killed_write_leaves_the_old_text_or_the_new_one(tmp_path: Path) -> No
     assert names(tmp_path) == ["manifest.json"]  # the last writer cleaned up after the killed ones
 
 
+def test_a_text_is_on_the_disk_before_it_has_its_name_and_the_name_is_before_it_is_said(
+    tmp_path: Path, on_disk: list[tuple[str, Path, int]]
+) -> None:
+    target = tmp_path / "manifest.json"
+    atomic.write_text(target, "new")
+    staged = on_disk[0][1]
+    assert staged.name.endswith("-manifest.json")
+    assert on_disk == [("fsync", staged, 3), ("rename", target, 0), ("fsync", tmp_path, 0)]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_all_of_a_folder_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, on_disk: list[tuple[str, Path, int]], exchange: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renameat2 = atomic._exchange
+
+    def exchanging(staging: Path, target: Path) -> bool:
+        if exchange and renameat2(staging, target):
+            on_disk.append(("rename", target, 0))
+            return True
+        return False
+
+    monkeypatch.setattr(atomic, "_exchange", exchanging)
+    target = tmp_path / "package"
+    fill(target, OLD)
+    with atomic.replace_folder(target) as staging:
+        (staging / "sub").mkdir()
+        (staging / "sub" / "a.txt").write_text("abc")
+        (staging / "b.txt").write_text("de")
+    named = on_disk.index(("rename", target, 0))
+    files = [("fsync", staging / "sub" / "a.txt", 3), ("fsync", staging / "b.txt", 2)]
+    folders = [("fsync", staging / "sub", 0), ("fsync", staging, 0)]
+    assert sorted(event for event in on_disk[:named] if event[0] == "fsync") == sorted(files + folders)
+    assert on_disk[named + 1 :] == [("fsync", tmp_path, 0)]
+
+
 def test_a_new_folder_appears_at_the_end_of_the_block(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "package"
 
@@ -248,6 +284,26 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_and_of_others
 
     assert names(tmp_path) == sorted([*stay, "package"])
     assert content(tmp_path / "package") == NEW
+
+
+@POSIX_ONLY
+def test_what_a_process_of_another_user_writes_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(_pid: int, _signal: int) -> None:
+        raise PermissionError
+
+    theirs = f".edgelm-tmp-{os.getpid() + 1}-0123abcd-package"
+    fill(tmp_path / theirs, OLD)
+    monkeypatch.setattr(os, "kill", forbidden)
+    atomic.remove_leftovers(tmp_path / "package")
+    assert names(tmp_path) == [theirs]
+
+
+def test_of_a_link_to_a_folder_the_link_alone_is_removed(tmp_path: Path) -> None:
+    fill(tmp_path / "disk", OLD)
+    (tmp_path / "package").symlink_to(tmp_path / "disk")
+    atomic.remove_folder(tmp_path / "package")
+    assert names(tmp_path) == ["disk"]
+    assert content(tmp_path / "disk") == OLD
 
 
 def test_two_threads_that_write_one_folder_do_not_disturb_each_other(tmp_path: Path) -> None:

@@ -44,6 +44,12 @@ def test_a_file_arrives_with_progress_and_leaves_nothing_beside_it(remote, targe
     assert os.listdir(target.parent) == [target.name]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(remote, target, on_disk):
+    download(remote, target)
+    part = target.with_name("model.bin.part")
+    assert on_disk == [("fsync", part, len(CONTENT)), ("rename", target, 0)]
+
+
 def test_size_and_checksum_may_be_unknown(server, target):
     server.files["/empty"] = b""
     server.files["/model.bin"] = CONTENT

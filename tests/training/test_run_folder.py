@@ -55,6 +55,16 @@ def test_the_last_and_the_best_are_kept_and_linked(run: Path) -> None:
     assert (run / "best").resolve().name == "step-00000010"
 
 
+def test_no_checkpoint_on_the_disk_knows_more_than_the_log_there(
+    tiny_shards: Path, tmp_path: Path, on_disk: list[tuple[str, Path, int]]
+) -> None:
+    run = tmp_path / "run"
+    pretrain(settings(tiny_shards, run, sample_every=0, max_steps=2))
+    saved = on_disk.index(("rename", run / "checkpoints" / "step-00000002", 0))
+    log = run / "log.jsonl"
+    assert ("fsync", log, log.stat().st_size) in on_disk[:saved]
+
+
 def test_a_run_keeps_no_more_than_asked(run: Path) -> None:
     assert steps(RunFolder(run)) == [6, 8]
 
