@@ -139,23 +139,39 @@ def test_a_file_that_takes_all_memory_is_an_error(folder: Path, monkeypatch: pyt
         Tokenizer.load(folder)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits the time alone, and by the parent's clock")
-@pytest.mark.parametrize("evil", ["while True: pass", "Path(__file__ + '.written').write_text('x')"])
-def test_a_child_has_little_time_and_writes_no_file(folder: Path, monkeypatch: pytest.MonkeyPatch, evil: str) -> None:
+def do_in_child(folder: Path, monkeypatch: pytest.MonkeyPatch, statement: str) -> None:
+    """Let the child do something before it opens the file."""
     (folder / "evil.py").write_text(
+        "import os\n"
         "from pathlib import Path\n"
         "from edgelm.text.tokenizer import Tokenizer\n"
         "parse = Tokenizer.parse\n"
-        f"def evil(*arguments):\n    {evil}\n    return parse(*arguments)\n"
+        f"def evil(*arguments):\n    {statement}\n    return parse(*arguments)\n"
         "Tokenizer.parse = evil\n"
     )
     program = tokenizer_trial._PROGRAM.replace("; from", f"; sys.path.append({str(folder)!r}); import evil; from", 1)
     monkeypatch.setattr(tokenizer_trial, "_PROGRAM", program)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits the time alone, and by the parent's clock")
+@pytest.mark.parametrize("statement", ["while True: pass", "Path(__file__ + '.written').write_text('x')"])
+def test_a_child_has_little_time_and_writes_no_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    do_in_child(folder, monkeypatch, statement)
     monkeypatch.setattr(tokenizer_trial, "_SECONDS", 2)
     with pytest.raises(TokenizerError, match="it crashes the tokenizers library, or takes more than"):
         Tokenizer.load(folder)
     written = folder / "evil.py.written"
     assert not written.exists() or written.read_text() == ""
+
+
+def test_a_child_is_told_no_secrets(folder: Path, monkeypatch: pytest.MonkeyPatch, own_library: Path) -> None:
+    do_in_child(folder, monkeypatch, "assert not {'HF_TOKEN', 'EDGELM_API_KEY'} & set(os.environ)")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("EDGELM_API_KEY", "secret")
+    Tokenizer.load(folder)
+    assert len(list((own_library / "known-tokenizers").iterdir())) == 1
 
 
 def test_a_file_beyond_all_sizes_is_not_read(folder: Path) -> None:
