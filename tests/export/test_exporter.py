@@ -1,9 +1,7 @@
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,33 +157,6 @@ def test_an_interrupted_export_leaves_the_old_package(
                 export_package(checkpoint, tmp_path / "package", "int8")
         assert state_of(tmp_path / "package") == before
         assert sorted(path.name for path in tmp_path.iterdir() if "package" in path.name) == ["package"]
-
-
-def test_a_killed_export_leaves_the_old_package_or_none_and_the_next_one_cleans_up(tmp_path: Path) -> None:
-    folder, target = make_checkpoint(tmp_path / "checkpoint"), tmp_path / "package"
-    program = (
-        "import sys; from pathlib import Path; from edgelm_export.exporter import export_package; "
-        "from edgelm_export.huggingface import HuggingFaceCheckpoint; print('ready', flush=True); "
-        "export_package(HuggingFaceCheckpoint(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3])"
-    )
-    random = np.random.default_rng(0)
-    for precision in ("int8", "int8", "int4", "int4", "int4", "int4"):
-        old = state_of(target) if target.exists() else None
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, str(folder), str(target), precision], stdout=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(random.uniform(0.0, 0.3))  # an export of the tiny model takes about 0.2 s here
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        if target.exists():
-            if state_of(target) != old:
-                assert edgelm.load(target).manifest.precision == precision  # it was done before the kill
-        else:
-            assert old is None
-    export_package(HuggingFaceCheckpoint(folder), target)
-    assert sorted({*os.listdir(tmp_path)} - {"edgelm-home"}) == ["checkpoint", "package"]
 
 
 def test_a_full_disk_leaves_the_old_package(tmp_path: Path) -> None:
