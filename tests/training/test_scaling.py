@@ -20,12 +20,16 @@ def test_what_is_no_number_of_parameters_is_an_error(text: str) -> None:
         parse_params(text)
 
 
-@pytest.mark.parametrize("params", ["500K", "2M", "10M", "15M", "50M", "135M", "500M", "1.5B", "7B", "70B"])
-@pytest.mark.parametrize("vocab_size", [320, 8192, 32000])
-def test_shapes_have_the_asked_size_and_can_be_exported(params: str, vocab_size: int) -> None:
+@pytest.mark.parametrize(
+    ("vocab_size", "params"),
+    [
+        (vocab_size, params)
+        for vocab_size, least in ((320, 0), (8192, 1), (32000, 2))  # smaller ones are hardly more than the embeddings
+        for params in ("500K", "2M", "10M", "15M", "50M", "135M", "500M", "1.5B", "7B", "70B")[least:]
+    ],
+)
+def test_shapes_have_the_asked_size_and_can_be_exported(vocab_size: int, params: str) -> None:
     count = parse_params(params)
-    if vocab_size * 64 > count / 2:
-        pytest.skip("hardly more than the embeddings")
 
     config = ModelConfig(**model_shape(count, vocab_size))
 
