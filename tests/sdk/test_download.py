@@ -12,7 +12,7 @@ import pytest
 from edgelm.errors import DownloadError
 from edgelm.files import disk_space
 from edgelm.library import download as download_module
-from edgelm.library import piecewise
+from edgelm.library import piecewise, remote_file
 from edgelm.library.download import download
 from edgelm.library.remote_file import RemoteFile
 
@@ -87,6 +87,28 @@ def test_a_server_that_ignores_ranges_starts_again_cleanly(server, remote, targe
     assert target.read_bytes() == CONTENT
 
 
+def test_a_server_that_always_breaks_off_is_given_up(server, remote, target):
+    server.drops["/model.bin"] = [100, *[0] * 9]
+    with pytest.raises(DownloadError, match="the connection ended after 100 of 1000000 bytes"):
+        download(remote, target)
+    assert len(server.headers_seen) == 3
+
+
+def test_a_server_that_falls_silent_is_given_up(server, remote, target, monkeypatch):
+    monkeypatch.setattr(remote_file, "_TIMEOUT_SECONDS", 0.2)
+    server.holds["/model.bin"] = 0
+    with pytest.raises(DownloadError, match="timed out"):
+        download(remote, target)
+
+
+def test_a_weak_version_is_not_asked_for(server, remote, target):
+    server.etag = 'W/"version-1"'
+    server.drops["/model.bin"] = [300_000]
+    download(remote, target)
+    assert target.read_bytes() == CONTENT
+    assert [headers.get("if-range") for _, headers in server.headers_seen] == [None, None]
+
+
 def test_a_part_of_another_version_is_dropped(server, target):
     server.files["/model.bin"] = CONTENT
     target.with_name("model.bin.part").write_bytes(b"old" * 1000)
@@ -128,8 +150,10 @@ def test_a_body_longer_than_the_size_is_refused(tmp_path, target, monkeypatch):
     source = tmp_path / "source"
     source.write_bytes(CONTENT)
     monkeypatch.setattr(download_module._Transfer, "_check_size", lambda *_: None)  # a server that states no length
+    received = []
     with pytest.raises(DownloadError, match="more than the expected 1000 bytes came"):
-        download(RemoteFile(url=source.as_uri(), size=1000), target)
+        download(RemoteFile(url=source.as_uri(), size=1000), target, lambda *report: received.append(report[1]))
+    assert received == [1 << 18]  # one block: a body without end does not fill the disk
 
 
 def test_a_refusal_is_final_and_names_the_way_out(server, target):
@@ -216,6 +240,12 @@ def test_pieces_go_on_after_dropped_connections(server, remote, target, pieces_o
     server.drops["/model.bin"] = [70_000, 0, 30_000, 1]
     download(remote, target, connections=2)
     assert target.read_bytes() == CONTENT
+
+
+def test_a_server_that_never_brings_a_byte_of_a_piece_is_given_up(server, remote, target, pieces_of_100_kb):
+    server.drops["/model.bin"] = [0] * 50
+    with pytest.raises(DownloadError, match="the connection ended before the first byte"):
+        download(remote, target, connections=2)
 
 
 def test_pieces_that_are_here_are_not_fetched_again(server, remote, target, pieces_of_100_kb):

@@ -291,15 +291,19 @@ def test_an_answer_that_waits_for_its_reader_can_be_cancelled(model: LanguageMod
 
 
 def test_an_event_loop_that_is_gone_does_not_stop_the_engine(model: LanguageModel) -> None:
-    async def leave(engine: Engine) -> None:
-        generation = engine.submit([5] * 900, ENDLESS)
+    config = GenerationConfig(max_new_tokens=5, ignore_eos=True)
+
+    async def leave(engine: Engine) -> Generation:
+        generation = engine.submit([5] * 900, config)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(generation.__anext__(), 0.0001)
+        return generation
 
     with Engine(model) as engine:
         with held(engine):
-            asyncio.run(leave(engine))
-        assert join(engine.submit("y", GenerationConfig(max_new_tokens=2))).usage.completion_tokens > 0
+            left = asyncio.run(leave(engine))
+        assert join(engine.submit("y", config)).usage.completion_tokens == 5
+        assert join(left).usage.completion_tokens == 5
 
 
 @pytest.mark.parametrize("place", ["forward", "forward_rows", "add", "activate"])

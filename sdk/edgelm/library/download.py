@@ -113,8 +113,7 @@ class _Transfer:
             if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise
             error.close()
-            self.part.unlink()  # longer than the file is now
-            return self._open(0)
+            return self._open(0)  # the part is longer than the file is now
 
     def _receive(self, response: Any, file: IO[bytes], received: int) -> None:
         while (self._total is None or received <= self._total) and (block := read_block(response)):
