@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from edgelm import load
 from edgelm.errors import PackageError
+from edgelm.package import onnx_walk
 from edgelm.package.graph_file import read_graph
 from edgelm.package.manifest import Manifest, describe_file
 from edgelm.package.onnx_operators import OPERATORS
@@ -98,6 +99,8 @@ def test_the_graph_of_a_real_model_passes(smollm2_package: Path) -> None:
         ({"dims": [1 << 20], "length": 1 << 22}, "has a tensor of 4194304 bytes at 0"),
         ({"data_type": 99}, "has a tensor of the unknown type 99"),
         ({"data_type": TensorProto.STRING}, "has a tensor of 16 strings, and 0 are there"),
+        ({"data_type": TensorProto.STRING, "dims": [0]}, "has a tensor of 0 strings, and 0 are there"),
+        ({"data_type": TensorProto.STRING, "dims": [0], "data_location": 0, "raw_data": b"x"}, "has a tensor of 0 str"),
         ({"data_location": 0}, "has a tensor that is external and is not"),
     ],
 )
@@ -106,6 +109,12 @@ def test_a_tensor_that_is_not_whole_in_the_packages_files_is_refused(changes: di
 
     assert message.startswith(f"model.onnx {problem}")
     assert message.endswith("Export or download the package again.")
+
+
+def test_a_graph_that_is_larger_than_protobuf_allows_is_not_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = a_model().SerializeToString()
+    monkeypatch.setattr(onnx_walk, "MAX_BYTES", len(data) - 1)
+    assert f"has {len(data)} bytes; an ONNX model has at most {len(data) - 1}" in refusal(data)
 
 
 def test_a_place_that_is_given_twice_is_refused() -> None:
