@@ -147,6 +147,8 @@ def test_a_file_of_another_size_is_refused(package: Path) -> None:
 
     with pytest.raises(PackageError, match=r"model\.onnx has 4 bytes; the manifest says 5\. It was changed or cut off"):
         Manifest.load(package).check_files(package)
+    with pytest.raises(PackageError, match=r"model\.onnx has 4 bytes; the manifest says 5"):
+        Manifest.load(package).check_files(package, largest=4)  # which hashes no file of 5
 
 
 def test_a_file_with_one_bit_flipped_is_refused(package: Path) -> None:

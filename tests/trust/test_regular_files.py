@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -184,13 +185,14 @@ def test_a_name_that_is_no_plain_file_name_is_refused(package: Path, name: str) 
         Manifest.load(package).check_files(package)
 
 
-def test_a_file_that_is_listed_twice_is_refused(package: Path) -> None:
+@pytest.mark.parametrize(("place", "named"), [(0, "chat_template.jinja"), (9, "CHAT_TEMPLATE.JINJA")])
+def test_a_file_that_is_listed_twice_is_refused(package: Path, place: int, named: str) -> None:
     values = json.loads((package / "edgelm.json").read_text())
     del values["manifest_sha256"]
-    values["files"].append(values["files"][0] | {"path": values["files"][0]["path"].upper()})
+    values["files"].insert(place, values["files"][0] | {"path": values["files"][0]["path"].upper()})
     (package / "edgelm.json").write_text(json.dumps(values))
 
-    with pytest.raises(PackageError, match=r"lists 'CHAT_TEMPLATE\.JINJA' twice"):
+    with pytest.raises(PackageError, match=f"lists '{re.escape(named)}' twice"):
         Manifest.load(package).check_files(package)
 
 
