@@ -51,6 +51,13 @@ def test_a_session_goes_on_in_another_process_as_it_would_have_here(session: Cha
     assert there[-1].usage.cached_tokens > 100
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps who may read in other ways")
+def test_conversations_are_kept_for_their_user_alone(session: ChatSession) -> None:
+    sessions = SavedSessions()
+    sessions.save("sea", session)
+    assert sessions.root.stat().st_mode & 0o777 == 0o700
+
+
 def test_without_its_cache_a_session_computes_the_conversation_once_more(session: ChatSession, tmp_path: Path) -> None:
     session.save(tmp_path / "chat")
     (tmp_path / "chat" / "cache.npz").unlink()
