@@ -198,6 +198,28 @@ def test_methods_that_no_conversation_needs_are_out_of_reach(call: str) -> None:
         ChatTemplate(f"{{{{ {call} }}}}").render(MESSAGES)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "[1] | batch(2)",
+        "1 | pprint",
+        "[1] | random",
+        "[1] | slice(2)",
+        "'x' | urlize",
+        "'x' | wordwrap",
+        "{} | xmlattr",
+    ],
+)
+def test_filters_that_no_conversation_needs_are_left_out(call: str) -> None:
+    with pytest.raises(ChatTemplateError, match="No filter named"):
+        ChatTemplate(f"{{{{ {call} }}}}")
+
+
+def test_there_are_no_random_texts() -> None:
+    with pytest.raises(ChatTemplateError, match="'lipsum' is undefined"):
+        ChatTemplate("{{ lipsum() }}").render(MESSAGES)
+
+
 # What templates of today's models do; the same template in jinja2's own sandbox is the oracle.
 TEMPLATE = """{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] | trim %}
 {% set rest = messages[1:] %}{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}
