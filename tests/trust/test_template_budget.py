@@ -70,6 +70,9 @@ BOMBS = {
     "nested lists compared": NESTED + NESTED.replace("ns", "other") + "{% set x = ns.x == other.x %}",
     "nested lists searched": NESTED + NESTED.replace("ns", "other") + "{% set x = ns.x in [other.x] %}",
     "nested lists tested": NESTED + NESTED.replace("ns", "other") + "{% set x = ns.x is eq(other.x) %}",
+    "nested lists looked for by a method": NESTED
+    + NESTED.replace("ns", "other")
+    + "{% set x = [ns.x].index(other.x) %}",
     "nested tuples hashed": NESTED.replace("[", "(").replace("]", ",)") + "{% set x = {ns.x: 1} %}",
     "nested tuples looked up": NESTED.replace("[", "(").replace("]", ",)") + "{% set x = {}[ns.x] %}",
     "nested namespaces": "{% set n0 = namespace() %}"
@@ -85,16 +88,19 @@ BOMBS = {
     + "{% call m() %}" * 15
     + "x" * 5000
     + "{% endcall %}" * 15,
-    "text in a macro's loop": "{% macro m() %}{% for i in range(99999) %}"
+    "text in a macro's loop": "{% macro m() %}{% for i in range(9999) %}"
     + "x" * 9999
     + "{% endfor %}{% endmacro %}{{ m() }}",
     "long value in a macro's loop": LONG
-    + "{% macro m() %}{% for i in range(99999) %}{{ long }}{% endfor %}{% endmacro %}{{ m() }}",
-    "searching": LONG + "{% for i in range(99999) %}{% set x = 'c' in long %}{% endfor %}",
-    "searching by a method": LONG + "{% for i in range(99999) %}{% set x = long.find('c') %}{% endfor %}",
-    "cutting": LONG + "{% for i in range(99999) %}{% set x = long[1:] %}{% endfor %}",
-    "case": LONG + "{% for i in range(99999) %}{% set x = long | upper %}{% endfor %}",
-    "tests of case": LONG + "{% for i in range(99999) %}{% set x = long is upper %}{% endfor %}",
+    + "{% macro m() %}{% for i in range(9999) %}{{ long }}{% endfor %}{% endmacro %}{{ m() }}",
+    "searching": LONG + "{% for i in range(9999) %}{% set x = 'c' in long %}{% endfor %}",
+    "searching by a method": LONG + "{% for i in range(9999) %}{% set x = long.find('c') %}{% endfor %}",
+    # As many steps as the text has 64 characters, and 21 times as many pieces.
+    "splitting": LONG
+    + "{% set ns = namespace(x=[]) %}{% for i in range(99) %}{% set ns.x = ns.x + [long.split('b')] %}{% endfor %}",
+    "cutting": LONG + "{% for i in range(9999) %}{% set x = long[1:] %}{% endfor %}",
+    "case": LONG + "{% for i in range(9999) %}{% set x = long | upper %}{% endfor %}",
+    "tests of case": LONG + "{% for i in range(9999) %}{% set x = long is upper %}{% endfor %}",
     "tags": "{% set x = ('<!---->' * 90000) | striptags %}",
     "sums of lists": "{% set x = ([[1] * 100] * 900) | sum(start=[]) %}",
     "maps of maps": "{% for i in range(999) %}{% set x = range(9999) | map('string') | list %}{% endfor %}",
