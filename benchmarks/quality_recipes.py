@@ -66,6 +66,7 @@ RECIPES = {
     "int5 in blocks of 32, head in 8 of 128, o, down and values as in the file": recipe(
         "int5-block32", _HEAD_IN_WIDE_8, (r"(o|down|v)_proj", KEEP)
     ),
+    "int6, smoothed, calibrated": recipe("int6-block64-asymmetric-gptq", _HEAD_IN_6, transforms=_SMOOTHED),
     "int6, calibrated": recipe("int6-block64-asymmetric-gptq", _HEAD_IN_6),
     **{f"{label}, calibrated": recipe(f"{_FIVE_IN_32}-gptq", head) for label, head in _FIVES.items()},
     # Where the source lies on such levels, calibrating changes nothing.
