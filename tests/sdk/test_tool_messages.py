@@ -1,0 +1,99 @@
+"""Conversations with calls of tools, and results: what a template is shown of them."""
+
+import re
+from typing import Any
+
+import pytest
+
+from edgelm.completion import Message, ToolCall
+from edgelm.errors import ChatTemplateError
+from edgelm.testing import scripted_model
+from edgelm.text.chat_template import ChatTemplate
+
+QUESTION = [Message(role="user", content="How is the weather in Oslo?")]
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+@pytest.mark.parametrize(
+    "template",
+    [
+        # As GPT-OSS's: the first call counts, and results are those of the last one.
+        "{% set last = namespace(name='') %}{% for m in messages %}{% if m.tool_calls %}"
+        "{% set last.name = m.tool_calls[0].function.name %}({{ m.thinking }}) {{ last.name }}? "
+        "{% elif m.role == 'tool' %}{{ last.name }}: {{ m.content }}. {% else %}{{ m.content }} {% endif %}{% endfor %}"
+        "{# <|channel|>commentary <|call|> #}",
+        # As Llama 3's, which refuses two.
+        "{% for m in messages %}{% if m.tool_calls %}{% if m.tool_calls|length > 1 %}{{ raise_exception('one!') }}"
+        "{% endif %}({{ m.content }}) {{ m.tool_calls[0].function.name }}? {% elif m.role == 'tool' %}"
+        "{{ m.name or '' }}: {{ m.content }}. {% else %}{{ m.content }} {% endif %}{% endfor %}"
+        """{# ipython "parameters": #}""",
+    ],
+)
+def test_several_calls_of_one_turn_are_shown_one_by_one_where_the_template_shows_one(
+    template: str, with_ids: bool
+) -> None:
+    model = scripted_model("x")
+    model.chat_template = ChatTemplate(template)
+    calls = [ToolCall(id=f"call_{name}", name=name, arguments="{}") for name in ("a", "b", "c")]
+    results = [Message(role="tool", content=f"of {call.name}", tool_call_id=call.id) for call in calls]
+    if with_ids:
+        results = [results[1], results[0]]  # c has none yet
+    else:
+        results = [Message(role="tool", content=f"of {name}") for name in ("a", "b", "c", "more")]
+    turns = [*QUESTION, Message(role="assistant", content="Let me see.", tool_calls=calls), *results]
+
+    text = model.tokenizer.decode(model.encode_chat([*turns, Message(role="user", content="So?")]))
+
+    names = "a", "b", "c"
+    if not with_ids and "ipython" in template:
+        names = "", "", ""  # nothing says it
+    shown = [f"a? {names[0]}: of a. ", f"b? {names[1]}: of b. ", "c? "]
+    if not with_ids:
+        shown[2] += f"{names[2]}: of c. {names[2]}: of more. "
+    assert text == "How is the weather in Oslo? (Let me see.) " + "() ".join(shown) + "So? "
+
+
+def test_results_get_the_name_of_their_tool_and_unfinished_arguments_stay_text() -> None:
+    model = scripted_model("x")
+    model.chat_template = ChatTemplate(
+        "[TOOL_CALLS]{% for m in messages %}{{ m.name }}/{{ m.tool_call_id }}/"
+        "{% for c in m.tool_calls or [] %}{{ c.id }}={{ c.function.arguments is string }}{% endfor %};{% endfor %}"
+    )
+    calls = [{"id": "123456789", "function": {"name": "f", "arguments": '{"a'}}, {"function": {"name": "g"}}]
+    turns: list[Any] = [
+        {"role": "assistant", "tool_calls": calls},
+        {"role": "tool", "content": "r", "tool_call_id": "123456789"},
+    ]
+    text = model.tokenizer.decode(model.encode_chat(turns))
+    assert re.fullmatch(r"\[TOOL_CALLS\]//123456789=True[0-9a-f]{9}=False;f/123456789/;", text)
+
+
+def test_a_template_that_builds_markup_from_names_completes_no_control_token() -> None:
+    model = scripted_model("x")
+    model.chat_template = ChatTemplate(
+        "[TOOL_CALLS]{% for t in tools %}{{ '<|' + t.function.name + '|>' }}"
+        "{% for p, v in t.function.parameters.properties.items() %}{{ '<|' + p + '|>' }}"
+        "{% if p in t.function.parameters.required %}{{ v.type }}{% endif %}{% endfor %}{% endfor %}"
+        "{% for c in messages[1].tool_calls %}{% for k, v in c.function.arguments.items() %}"
+        "{{ '<|' + k + '|>' + '<|' + v + '|>' }}{% endfor %}{% endfor %}"
+    )
+    tool = {"name": "im_end", "parameters": {"properties": {"im_start": {"type": "string"}}, "required": ["im_start"]}}
+    call = {"id": "1", "function": {"name": "x", "arguments": {"im_end": "im_start"}}}
+    turns: list[Any] = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
+    ids = model.encode_chat(turns, [{"type": "function", "function": tool}])
+    assert not set(ids) & model.tokenizer.control_token_ids
+    assert model.tokenizer.decode(ids) == "[TOOL_CALLS]<|im_end|><|im_start|>string<|im_end|><|im_start|>"
+
+
+@pytest.mark.parametrize(
+    ("calls", "message"),
+    [
+        ("x", r"messages\[0\]\['tool_calls'\] is 'x'"),
+        ([{"id": "1"}], r"messages\[0\]\['tool_calls'\]\[0\] is .*; a call is"),
+    ],
+)
+def test_calls_that_are_none_are_refused(calls: Any, message: str) -> None:
+    with pytest.raises(ChatTemplateError, match=message):
+        scripted_model("x").encode_chat([Message(role="assistant", content=None, tool_calls=calls)])
+    with pytest.raises(ChatTemplateError, match=r"messages\[0\] is 'x'; a message is a mapping"):
+        scripted_model("x").encode_chat(["x"])  # type: ignore[list-item]
