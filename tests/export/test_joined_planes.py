@@ -98,6 +98,17 @@ def test_planes_that_do_not_fit_each_other_are_left_to_onnx_runtime(package: Pat
     assert b"BitwiseOr" in graph
 
 
+@pytest.mark.parametrize("name", [b"\xff" * 20, b"x" * 300])
+def test_names_that_are_no_text_or_long_stay_as_they_are(name: bytes, package: Path) -> None:
+    path = package / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    placeholder = "z" * len(name)
+    model.graph.node.add(op_type="Identity", input=["input_ids"], output=[placeholder])
+    graph, weights = join_planes(model.SerializeToString().replace(placeholder.encode(), name), path, ENOUGH)
+    assert name in graph
+    assert weights.keys() == join_planes(path.read_bytes(), path, ENOUGH)[1].keys()
+
+
 def test_more_than_the_files_allow_is_refused(package: Path) -> None:
     path = package / "model.onnx"
     with pytest.raises(PackageError, match=r"model.onnx joins weights of \d+ bytes, where its files allow 1000"):

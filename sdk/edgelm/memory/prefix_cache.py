@@ -113,8 +113,8 @@ class PrefixCache:
     def keep(self, cache: KVCache, prompt_tokens: int, *, is_spent: bool = False) -> None:
         """Keep what `cache` holds: the prompt, whose length is given, and the answer, where answers are kept.
 
-        is_spent: nobody goes on with the cache: it is empty afterwards, and its memory is given back while it is
-        copied, so that a long answer does not take twice its memory at its end.
+        is_spent: nobody goes on with the cache: what is kept of it is given back while it is copied, so that a long
+        answer does not take twice its memory at its end.
         """
         length = cache.length if self.answers else min(cache.length, prompt_tokens)
         if self._block_bytes > self.max_bytes or cache.capacity > self._longest:

@@ -88,7 +88,11 @@ class _Joining(GraphWalk):
         if field == _INITIALIZER:
             return self._note(start, end)
         outputs = self._parts(start, end) if field == _NODE else ()
-        return next((self._text(first, last) for number, _, first, last in outputs if number == _NODE_OUTPUT), "")
+        return next((self._label(first, last) for number, _, first, last in outputs if number == _NODE_OUTPUT), "")
+
+    def _label(self, start: int, end: int) -> str:
+        """Read a name: others than planes have may be of any length and no text, and stay in the graph as they are."""
+        return self._data[start:end].decode("utf-8", "replace")
 
     def _note(self, start: int, end: int) -> str:
         """Note an initializer that may be a plane; return its name."""
@@ -96,13 +100,13 @@ class _Joining(GraphWalk):
         for tag, first, last in self._fields(start, end):
             number = tag >> 3
             if number == _NAME:
-                name = self._text(first, last)
+                name = self._label(first, last)
             elif number == _DIMS:
                 plane.dims += [first] if tag & 7 == VARINT else self._varints(first, last)
             elif number == _TYPE:
                 plane.type_ = first
             elif number == _EXTERNAL:
-                entry = {part >> 3: self._text(a, b) for part, a, b in self._fields(first, last)}
+                entry = {part >> 3: self._label(a, b) for part, a, b in self._fields(first, last)}
                 if entry[_KEY] == "location":
                     plane.file = entry[_VALUE]
                 elif entry[_KEY] == "offset":
