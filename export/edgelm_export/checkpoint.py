@@ -75,6 +75,12 @@ class Checkpoint(Protocol):
     def notes(self) -> tuple[str, ...]:
         """What a person should know of the text files, for the manifest."""
 
+    @property
+    def head_divisors(self) -> NDArray[np.float32] | None:
+        """By what the graph is to divide the channels [D] that the head reads, while it stores the head's weights times
+        that. `tensor` is without them, and `quantized_blocks` as the graph stores it. None: by nothing.
+        """
+
     def stored_type(self, name: str) -> str:
         """Name the type a tensor has on disk, such as "F32", "BF16" or "Q4_1"."""
 

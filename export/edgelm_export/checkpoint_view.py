@@ -43,6 +43,11 @@ class CheckpointView:
         """What a person should know."""
         return self._checkpoint.notes
 
+    @property
+    def head_divisors(self) -> NDArray[np.float32] | None:
+        """By what the graph is to divide what the head reads."""
+        return self._checkpoint.head_divisors
+
     def stored_type(self, name: str) -> str:
         """Name the type that a tensor has on disk."""
         return self._checkpoint.stored_type(name)

@@ -309,6 +309,7 @@ class DecoderStack(Stack):
     def head_product(self, hidden: str, output: str) -> None:
         """Add the product by the head, or by the embedding where they are one."""
         graph, config = self.graph, self.config
+        hidden = self.divided(hidden, "lm_head.input")
         if not config.tie_word_embeddings:
             self.projections.head(hidden, output)
         elif len(self.tied_parts) > 1:

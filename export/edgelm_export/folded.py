@@ -78,6 +78,11 @@ class FoldedCheckpoint:
         """The source's."""
         return self._source.notes
 
+    @property
+    def head_divisors(self) -> NDArray[np.float32] | None:
+        """The source's."""
+        return self._source.head_divisors
+
     def stored_type(self, name: str) -> str:
         """Name the type of the source's tensor."""
         return self._source.stored_type(name)

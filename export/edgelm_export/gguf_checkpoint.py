@@ -92,6 +92,10 @@ class GGUFCheckpoint:
                 described[key] = metadata[f"general.{key}"]
         return described
 
+    @property
+    def head_divisors(self) -> None:
+        """Nothing is divided."""
+
     def stored_type(self, name: str) -> str:
         """Name the type a tensor has in the file, such as "F32" or "Q4_1"."""
         return self._model.tensors[self._parts[name].source].type

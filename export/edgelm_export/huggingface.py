@@ -136,6 +136,10 @@ class HuggingFaceCheckpoint:
                 described["license"] = imported_from["license"]
         return described
 
+    @property
+    def head_divisors(self) -> None:
+        """Nothing is divided."""
+
     def stored_type(self, name: str) -> str:
         """Name the type a tensor has on disk: F32, F16, BF16, or a packed one such as GPTQ-4bit."""
         source = self._parts[name].source

@@ -29,7 +29,7 @@ from edgelm_export.folded import UnfoldedCheckpoint
 from edgelm_export.quantize.offsets import taken_apart
 from edgelm_export.quantize.packed import PackedWeight, unpack, unpack_values
 from edgelm_export.quantize.qdq import BITS, from_qdq
-from edgelm_export.tensor_map import check_layers
+from edgelm_export.tensor_map import HEAD_FACTORS, check_layers, head_name
 
 PACKAGE_FORMAT = "package"  # of `source`
 # Matrices that are looked up by rows, and so stand in the graph as they are.
@@ -139,6 +139,14 @@ class _StoredTensors:
             described["license"] = package.license
         return described
 
+    @property
+    def head_divisors(self) -> NDArray[np.float32] | None:
+        """By what the graph divides what its head reads."""
+        if HEAD_FACTORS not in self._initializers:
+            return None
+        with self._laid_out(HEAD_FACTORS), np.errstate(divide="raise", over="raise", invalid="raise"):
+            return np.float32(1) / self._head_factors()
+
     def stored_type(self, name: str) -> str:
         """Name the type that the graph has a tensor in."""
         stored, _ = self._place(name)
@@ -164,7 +172,9 @@ class _StoredTensors:
             packed = self._packed(name)
             # Scales that float32 just holds make weights that it does not.
             with self._laid_out(name), np.errstate(over="raise", invalid="raise"):
-                return unpack(packed)
+                weight = unpack(packed)
+                is_divided = name == head_name(self.config) and HEAD_FACTORS in self._initializers
+                return weight * self._head_factors() if is_divided else weight
         with self._laid_out(name):
             array = self._array(stored)
             if array.ndim == 2 and name not in _GATHERED:
@@ -190,6 +200,12 @@ class _StoredTensors:
             zero_points=zero_points,
             offsets=None if packed.offsets is None else unpack(packed.offsets),
         )
+
+    def _head_factors(self) -> NDArray[np.float32]:
+        factors = self._array(HEAD_FACTORS)
+        if factors.shape != (self.config.hidden_size,) or factors.dtype != np.float32:
+            raise ValueError(f"{HEAD_FACTORS} are {factors.dtype} {list(factors.shape)}")
+        return factors
 
     def _packed(self, name: str) -> PackedWeight:
         with self._laid_out(name):

@@ -30,6 +30,7 @@ from edgelm_export.folded import FoldedCheckpoint, padded_rotary_dim
 from edgelm_export.graph import MICROSOFT
 from edgelm_export.projection import Projections
 from edgelm_export.quantize import Precision, Stored
+from edgelm_export.quantize.channel_scales import ScaledHead
 from edgelm_export.quantize.packed import PackedWeight, unpack
 from edgelm_export.tensor_map import EMBEDDING
 
@@ -66,7 +67,7 @@ def refuse_prefill_graph(config: ModelConfig) -> None:
 class _PrefillStack(DecoderStack):
     def __init__(self, checkpoint: Checkpoint, precision: Precision, data: ExternalData) -> None:
         super().__init__(checkpoint, precision, data)
-        self.projections = _IntegerProjections(self.graph, checkpoint, precision)
+        self.projections = _IntegerProjections(self.graph, ScaledHead(checkpoint), precision)
 
     def build(self) -> onnx.ModelProto:
         config, hidden = self.config, self.begin()

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgelm.architecture.block_grid import exact_grid, in_blocks
-from edgelm.architecture.quantization_recipe import integer_scheme_for
+from edgelm.architecture.quantization_recipe import integer_scheme_for, scheme_for
+from edgelm.architecture.quantization_scheme import FLOATS
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm_export.calibration_text import CalibrationText
@@ -18,9 +19,10 @@ from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.quantize import Precision
 from edgelm_export.quantize.calibration import calibrate
-from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales, ScaledCheckpoint
+from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales, PlainHead, ScaledCheckpoint
 from edgelm_export.quantize.folding import CHOOSERS, choose_scales
 from edgelm_export.quantize.rotation import RotatedCheckpoint
+from edgelm_export.tensor_map import head_name
 
 
 def refuse_calibration(config: ModelConfig) -> None:
@@ -76,6 +78,8 @@ def prepared(
     Raises:
         ExportError: the model cannot be transformed so, or the calibration text cannot be read.
     """
+    if scheme_for(precision.recipe(checkpoint.config), head_name(checkpoint.config)) in FLOATS:
+        checkpoint = PlainHead(checkpoint)
     if "rotate" in precision.transforms:
         checkpoint = RotatedCheckpoint(checkpoint)
     if precision.reads_a_text:

@@ -18,6 +18,7 @@ from edgelm.architecture.relative_positions import relative_buckets
 from edgelm.architecture.rope import cos_sin_tables, has_long_table, sinusoidal_table
 from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
 from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.tensor_map import head_name
 
 Array = NDArray[np.float32]
 Weights = Mapping[str, Array]
@@ -120,22 +121,36 @@ def layer_weights(checkpoint: Checkpoint, layer: int, config: ModelConfig | None
     return weights
 
 
-def head_logits(checkpoint: Checkpoint, hidden: Sequence[Array]) -> Iterator[Array]:
-    """Yield the logits [T, V] of what left the last layer, one sequence after the other."""
+def head_logits(
+    checkpoint: Checkpoint, hidden: Sequence[Array], product: Callable[[Array], Array] | None = None
+) -> Iterator[Array]:
+    """Yield the logits [T, V] of what left the last layer, one sequence after the other.
+
+    product: by the head's weights; None is that of the checkpoint.
+    """
     config = checkpoint.config
-    head_VD = checkpoint.tensor("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
+    product = product or _product_by(checkpoint.tensor(head_name(config)))
     bias_V = checkpoint.tensor("lm_head.bias") if config.lm_head_bias else np.float32(0)
-    for hidden_TD in _last_normed(checkpoint, config, hidden):
-        logits_TV = (hidden_TD @ head_VD.T + bias_V) / np.float32(config.logits_scaling)
+    for hidden_TD in last_normed(checkpoint, hidden):
+        logits_TV = (product(hidden_TD) + bias_V) / np.float32(config.logits_scaling)
         logits_TV = _soft_cap(logits_TV, config.final_logit_softcapping)
         logits_TV[:, list(config.suppressed_token_ids)] = SUPPRESSED_LOGIT
         yield logits_TV
+
+
+def _product_by(head_VD: Array) -> Callable[[Array], Array]:
+    return lambda read_TD: read_TD @ head_VD.T
 
 
 def log_softmax(logits_TV: Array) -> NDArray[np.float64]:
     """Return log-probabilities, in float64: divergences are smaller than float32's rounding of one."""
     shifted = logits_TV.astype(np.float64) - logits_TV.max(-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+def last_normed(checkpoint: Checkpoint, hidden: Sequence[Array]) -> list[Array]:
+    """Return what the head reads [T, D] of what left the last layer."""
+    return _last_normed(checkpoint, checkpoint.config, hidden)
 
 
 def _last_normed(checkpoint: Checkpoint, config: ModelConfig, hidden: Sequence[Array]) -> list[Array]:

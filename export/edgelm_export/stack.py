@@ -19,7 +19,9 @@ from edgelm_export.graph import Graph
 from edgelm_export.layer_operators import LAYER_OPERATORS
 from edgelm_export.projection import Projections
 from edgelm_export.quantize import Precision
+from edgelm_export.quantize.channel_scales import ScaledHead
 from edgelm_export.quantize.packed import PackedWeight
+from edgelm_export.tensor_map import HEAD_FACTORS
 
 # Besides SiLU, which is one of the operators of a layer.
 _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,7 +44,7 @@ class Stack(ABC):
         self.checkpoint, self.config, self.name = checkpoint, config, name
         self.graph = Graph(data)
         self.operators = LAYER_OPERATORS[precision.operators]
-        self.projections = Projections(self.graph, checkpoint, precision)
+        self.projections = Projections(self.graph, ScaledHead(checkpoint), precision)
         self.addends: dict[str, tuple[str, str]] = {}  # of each sum on the residual stream
 
     @abstractmethod
@@ -66,12 +68,23 @@ class Stack(ABC):
             operators = self.projections.operators
             self.tied_parts, self.tied_weight = operators.store(graph, name, weight), weight
             hidden = operators.rows(graph, name, self.tied_parts, weight)
+        if config.tie_word_embeddings:
+            hidden = self.divided(hidden, f"{name}.divided")
         if config.embedding_multiplier != 1.0:
             multiplier = graph.constant(config.embedding_multiplier, np.float32)
             hidden = graph.node("Mul", [hidden, multiplier], f"{name}.multiplied")
         if config.position in ("learned", *SINUSOIDS):
             hidden = graph.node("Add", [hidden, self.position_embedding()], f"{self.name}.embed_positions.added")
         return self.norm(hidden, f"{self.name}.embed_norm") if config.embedding_norm else hidden
+
+    def divided(self, hidden: str, name: str) -> str:
+        """Divide the channels [..., D] that the head's stored weights are multiplied by, where they are."""
+        divisors = self.checkpoint.head_divisors
+        if divisors is None:
+            return hidden
+        if not self.graph.has_weight(HEAD_FACTORS):
+            self.graph.weight(HEAD_FACTORS, np.float32(1) / divisors)
+        return self.graph.node("Mul", [hidden, HEAD_FACTORS], name)
 
     def position_embedding(self) -> str:
         """Gather the rows of the tokens' positions."""

@@ -17,8 +17,15 @@ _LAYER = re.compile(r"\.(\d+)\.")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
+# What a graph multiplies the channels by that a head reads, where its stored weights are divided by that.
+HEAD_FACTORS = "lm_head.factors"
 
 Rows = NDArray[np.int64]
+
+
+def head_name(config: ModelConfig) -> str:
+    """Return the tensor that the head multiplies by: its own, or the embedding."""
+    return EMBEDDING if config.tie_word_embeddings else HEAD
 
 
 def _pairs(config: ModelConfig, rows: int) -> Rows:

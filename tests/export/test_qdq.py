@@ -19,6 +19,7 @@ from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.package.manifest import Manifest
+from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -28,6 +29,7 @@ from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.qdq import from_qdq, to_qdq
 from edgelm_export.reference import reference_logits
+from edgelm_export.tensor_map import head_name
 
 IDS = np.random.default_rng(0).integers(3, 320, 40).tolist()
 # The width is no whole number of blocks of 64: they are cut to 16.
@@ -40,12 +42,20 @@ CONFIGS = {
 class RoundedByHand(CheckpointView):
     """Show each matrix as whole steps of its blocks' scales: 64 weights, the largest of them 127 steps.
 
-    The scales are such as float16 holds.
+    The scales are such as float16 holds. Weights of the head are rounded times `head_divisors_D`.
     """
+
+    def __init__(self, checkpoint: Checkpoint, head_divisors_D: NDArray[np.float32]) -> None:
+        super().__init__(checkpoint)
+        self._divisors_D = head_divisors_D
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, rounded where it is a matrix."""
-        tensor = self._checkpoint.tensor(name).copy()
+        if name == head_name(self.config):
+            return self._rounded(self._checkpoint.tensor(name) * self._divisors_D) / self._divisors_D
+        return self._rounded(self._checkpoint.tensor(name).copy())
+
+    def _rounded(self, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
         if tensor.ndim == 2:
             for start in range(0, tensor.shape[1], 64):
                 block = tensor[:, start : start + 64]
@@ -85,7 +95,9 @@ def as_written(folder: Path, config: ModelConfig, ids: list[int]) -> NDArray[np.
 def test_the_graph_as_written_computes_with_the_dequantized_weights(config: ModelConfig, tmp_path: Path) -> None:
     checkpoint = export(tmp_path, config)
     scales = ChannelScales.load(tmp_path / "qdq", Manifest.load(tmp_path / "qdq"), config)
-    (expected_TV,) = reference_logits(RoundedByHand(ScaledCheckpoint(checkpoint, scales)), [IDS])
+    divisors_D = PackageCheckpoint(tmp_path / "qdq").head_divisors
+    assert divisors_D is not None
+    (expected_TV,) = reference_logits(RoundedByHand(ScaledCheckpoint(checkpoint, scales), divisors_D), [IDS])
     # float32 sums in another order. Measured: 6e-6; the rounding itself moves logits by 0.09.
     np.testing.assert_allclose(as_written(tmp_path / "qdq", config, IDS), expected_TV, atol=1e-4)
 

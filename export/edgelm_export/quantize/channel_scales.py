@@ -21,6 +21,7 @@ from edgelm.package.manifest import Manifest, read_checked
 from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.safetensors_writer import TensorSpec, write_safetensors
+from edgelm_export.tensor_map import head_name
 
 CHANNEL_SCALES_FILE = "channel_scales.safetensors"
 
@@ -64,10 +65,15 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
 
 
 class ChannelScales:
-    """The scales of a model, by what they divide, such as "model.layers.0.input_layernorm": float32 [channels]."""
+    """The scales of a model, by what they divide, such as "model.layers.0.input_layernorm": float32 [channels].
 
-    def __init__(self, config: ModelConfig, divisors: Mapping[str, Array]) -> None:
+    head_divisors: of what the head reads, [D]. They stay beside the weights, as those are often the embedding's too,
+    and are in no file of the package: nothing that is added to it reads them.
+    """
+
+    def __init__(self, config: ModelConfig, divisors: Mapping[str, Array], head_divisors: Array | None = None) -> None:
         self._config = config
+        self.head_divisors = head_divisors
         self.divisors = dict(divisors)  # of the rows of projections, and of norms
         self.multipliers: dict[str, Array] = {}  # of the columns of projections
         for layer in range(config.num_hidden_layers):
@@ -82,7 +88,8 @@ class ChannelScales:
     def times(self, other: ChannelScales) -> ChannelScales:
         """Return both, one after the other."""
         products = {name: scales * other.divisors.get(name, np.float32(1)) for name, scales in self.divisors.items()}
-        return ChannelScales(self._config, other.divisors | products)
+        head = self.head_divisors if other.head_divisors is None else other.head_divisors
+        return ChannelScales(self._config, other.divisors | products, head)
 
     def changes(self, name: str) -> bool:
         """Tell whether a tensor is scaled."""
@@ -136,6 +143,11 @@ class ScaledCheckpoint(CheckpointView):
         super().__init__(checkpoint)
         self._scales = scales
 
+    @property
+    def head_divisors(self) -> Array | None:
+        """By what the graph is to divide what the head reads."""
+        return self._checkpoint.head_divisors if self._scales.head_divisors is None else self._scales.head_divisors
+
     def stored_type(self, name: str) -> str:
         """Name the type of a tensor; what is scaled counts as F32."""
         return "F32" if self._scales.changes(name) else self._checkpoint.stored_type(name)
@@ -146,7 +158,30 @@ class ScaledCheckpoint(CheckpointView):
 
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return a matrix on its own grid; scaled columns have left it."""
-        return None if self._scales.changes(name) else self._checkpoint.quantized_blocks(name)
+        moves_head = self._scales.head_divisors is not None and name == head_name(self.config)
+        return None if moves_head or self._scales.changes(name) else self._checkpoint.quantized_blocks(name)
+
+
+class ScaledHead(CheckpointView):
+    """Show a checkpoint with its `head_divisors` inside the head's weights, as a graph stores them."""
+
+    def tensor(self, name: str) -> Array:
+        """Read one tensor; the head with its divisors inside."""
+        tensor, divisors = self._checkpoint.tensor(name), self.head_divisors
+        return tensor if divisors is None or name != head_name(self.config) else tensor * divisors
+
+
+class PlainHead(CheckpointView):
+    """Show a checkpoint whose head nothing is divided for, as a head in floats has no use for that."""
+
+    @property
+    def head_divisors(self) -> None:
+        """Nothing is divided."""
+
+    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
+        """Return a matrix on its own grid; that of a divided head is none of the head's weights."""
+        is_divided = self._checkpoint.head_divisors is not None and name == head_name(self.config)
+        return None if is_divided else self._checkpoint.quantized_blocks(name)
 
 
 def _for_query_heads(config: ModelConfig, scales: Array) -> Array:

@@ -26,6 +26,8 @@ from edgelm_export.quantize.channel_scales import ChannelScales, scaled_channels
 from edgelm_export.quantize.gptq import output_error
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
+from edgelm_export.quantize.smoothed_head import better_divisors
+from edgelm_export.tensor_map import head_name
 
 Array = NDArray[np.float32]
 Tables = Mapping[str, tuple[Array, Array]]  # what reference.position_tables returns
@@ -38,6 +40,7 @@ _FLOOR = np.float32(1e-5)
 # Folding changes nothing but the order of float32's sums; the largest seen is 3e-6 of the largest activation.
 _FOLDING_TOLERANCE = 1e-3
 _COMPARED_TOKENS = 64
+_ROWS_AT_ONCE = 4096
 
 
 class Chooser(Protocol):
@@ -120,8 +123,29 @@ def choose_scales(
         progress(transform, layer, config.num_hidden_layers)
         chosen, hidden = run.layer(layer, dict(reference.layer_weights(checkpoint, layer)), hidden)
         divisors |= chosen
+    head = _head_divisors(checkpoint, recipe, sequences, hidden) if transform == "smooth" else None
     progress(transform, config.num_hidden_layers, config.num_hidden_layers)
-    return ChannelScales(config, divisors)
+    return ChannelScales(config, divisors, head)
+
+
+def _head_divisors(
+    checkpoint: Checkpoint, recipe: tuple[Rule, ...], sequences: Sequence[Sequence[int]], hidden: Sequence[Array]
+) -> Array | None:
+    """Choose the scales of what the head reads, by SmoothQuant; None where it stays in floats, has some, or loses less
+    as it is.
+
+    hidden: what left the last layer for each of the sequences.
+    """
+    name = head_name(checkpoint.config)
+    if integer_scheme_for(recipe, name) is None or checkpoint.head_divisors is not None:
+        return None
+    largest_K = np.max([np.abs(read_TD).max(0) for read_TD in reference.last_normed(checkpoint, hidden)], axis=0)
+    head_VD = checkpoint.tensor(name)
+    # A part at a time: its sizes alone would be as large again.
+    weight_K = np.max([np.abs(head_VD[i : i + _ROWS_AT_ONCE]).max(0) for i in range(0, len(head_VD), _ROWS_AT_ONCE)], 0)
+    del head_VD
+    ids, hidden_TD = max(zip(sequences, hidden, strict=True), key=lambda pair: len(pair[0]))
+    return better_divisors(checkpoint, recipe, _evened(largest_K, weight_K, _SMOOTH_SHARE), ids, hidden_TD)
 
 
 class _Run:

@@ -77,6 +77,10 @@ class RotatedCheckpoint(CheckpointView):
         """The config.json that transformers reads, with an untied head."""
         return {**self._checkpoint.hf_config, "tie_word_embeddings": False}
 
+    @property
+    def head_divisors(self) -> None:
+        """Nothing is divided: the head reads other channels."""
+
     def stored_type(self, name: str) -> str:
         """Return F32: no tensor is as it was on disk."""
         return "F32"
