@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api")
-Page, expect = sync_api.Page, sync_api.expect
+Page, Route, expect = sync_api.Page, sync_api.Route, sync_api.expect
 expect.set_options(timeout=20_000)  # milliseconds: other tests compute at the same time
 
 

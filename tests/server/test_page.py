@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from chat_page import Page, ask, done, expect, scripted
+from chat_page import Page, Route, ask, done, expect, scripted
 from edgelm_server import TINY, EdgelmServer
 from thinking_model import SAID, THOUGHT, thinking_server
 from thinking_template import THINKING
@@ -140,6 +140,30 @@ def test_a_model_that_can_be_told_whether_to_think_has_a_switch(
         page.select_option("#model", "plain")
         assert sent_variables() is None
         expect(switch).to_be_hidden()
+
+
+def test_a_question_that_comes_before_the_models_waits_for_them(
+    open_page: Callable[..., Page], own_library: Path
+) -> None:
+    shutil.copytree(TINY, own_library / "models" / "told")
+    (own_library / "models" / "told" / "chat_template.jinja").write_text(THINKING)
+    with EdgelmServer((), prelude=thinking_server(SAID, THINKING)) as server:
+        page = open_page(server)
+        expect(page.locator("#model")).to_have_value("told")
+        page.evaluate("localStorage.clear()")
+        held: list[Route] = []
+        page.route("**/v1/models", lambda route: held.append(route))
+        page.reload()
+        ask(page)
+        expect(page.locator(".message.assistant")).to_be_visible()
+        assert not page.locator("#model").input_value()
+        with page.expect_request("**/v1/chat/completions") as sent:
+            for route in held:
+                route.continue_()
+        done(page)
+        body = sent.value.post_data_json
+        assert (body["model"], body["chat_template_kwargs"]) == ("told", {"enable_thinking": True})
+        expect(page.locator(".message.assistant")).to_have_attribute("aria-label", "told")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ const running = new Map(); // conversation's id -> AbortController
 let conversations = [];
 let current = kept.create();
 let models = [];
-let described = Promise.resolve(); // once it is known what the chosen model can be told
+let described; // once it is known which model is chosen and what it can be told
 let unkept = null; // why this browser does not keep conversations
 
 const thread = new Thread({
@@ -44,7 +44,7 @@ async function respond(parent, failed = null) {
   const conversation = current;
   if (running.has(conversation.id)) return;
   const controller = new AbortController();
-  const empty = { role: "assistant", text: "", tokens: [], stats: null, status: 0, model: settings.model, state: "running" };
+  const empty = { role: "assistant", text: "", tokens: [], stats: null, status: 0, state: "running" };
   const node = failed ? Object.assign(failed, empty) : kept.add(conversation, parent, empty);
   running.set(conversation.id, controller);
   if (!conversations.includes(conversation)) conversations.push(conversation);
@@ -52,6 +52,7 @@ async function respond(parent, failed = null) {
   announce("Answering");
   await keep(conversation);
   await described;
+  node.model = settings.model;
   let saved = Date.now();
   let drawn = true;
   const changed = () => {
@@ -169,12 +170,13 @@ async function loadModels() {
   byId("model").replaceChildren(...models.map(({ id }) => element("option", { value: id }, id)));
   if (!models.some(({ id }) => id === settings.model)) settings.choose(models[0]?.id ?? null);
   byId("model").value = settings.model ?? "";
-  chosen();
+  await chosen();
 }
 
 function chosen() {
   byId("context").textContent = contextText();
   described = describe(settings.model);
+  return described;
 }
 
 async function describe(model) {
@@ -268,4 +270,4 @@ async function start() {
   await loadModels();
 }
 
-start();
+described = start(); // a question that is asked before waits for it
