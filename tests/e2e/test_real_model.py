@@ -26,8 +26,8 @@ def model(smollm2_package: Path) -> LanguageModel:
 def test_int8_is_near_its_source(model: LanguageModel) -> None:
     quality = model.manifest.quality
     assert quality is not None
-    # 0.0038 and 0.0040 measured, with scales in 16 and 32 bits; 0.0064 without smoothing.
-    assert quality.mean_kl_divergence < 0.0055
+    # 0.0031 measured; 0.0038 without smoothing the head, 0.0064 without any smoothing.
+    assert quality.mean_kl_divergence < 0.0036
     # 1.009 and 1.004 of the same two: 1,000 tokens tell no less apart. On longer texts it is within a percent.
     assert quality.perplexity < 1.015 * quality.source_perplexity
     assert quality.top1_agreement > 0.93  # 0.95 measured
