@@ -99,6 +99,14 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(
     assert_same_run_but_for_extra_saves(tmp_path / "resumed", tmp_path / "whole", stopped_at=3)
 
 
+def test_a_run_goes_on_in_another_precision(whole_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole_run, tmp_path / "run", symlinks=True)
+    run = {"output": str(tmp_path / "run")}
+
+    assert pretrain(run | {"max_steps": 9, "precision": "fp16"}, resume=True).step == 9  # nothing says its scale yet
+    assert pretrain(run | {"max_steps": 10, "precision": "fp32"}, resume=True).step == 10
+
+
 def test_a_run_goes_on_for_longer(whole_run: Path, tmp_path: Path) -> None:
     shutil.copytree(whole_run, tmp_path / "run", symlinks=True)
 

@@ -101,7 +101,8 @@ def restore_run(state: RunState, saved: SavedStep, workers: Workers) -> None:
         raise TrainingError(
             f"Cannot go on from {saved.path}: {_reason(error)}. Remove that folder to go on from an older one."
         ) from error
-    if state.scaler.is_enabled():
+    # A run that was in another precision so far has no scale yet.
+    if state.scaler.is_enabled() and saved.state["scaler"]:
         state.scaler.load_state_dict(saved.state["scaler"])
 
 
