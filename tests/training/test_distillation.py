@@ -19,11 +19,14 @@ from edgelm.errors import ConfigError, EdgeLMError
 from edgelm_training.batches import NO_TARGET, Batch
 from edgelm_training.checkpoint import save_checkpoint
 from edgelm_training.distill import distill
+from edgelm_training.distill_config import DistillConfig
 from edgelm_training.distillation import distillation_loss
 from edgelm_training.finetune import finetune
 from edgelm_training.loss import next_token_loss
 from edgelm_training.model import Transformer
-from edgelm_training.pretrain import pretrain
+from edgelm_training.pretrain import build_recipe, pretrain
+from edgelm_training.throughput import flops_per_token
+from edgelm_training.train_log import SilentReporter
 
 
 class Fixed(nn.Module):
@@ -118,6 +121,15 @@ def student_settings(shards: Path, teacher: Path, output: Path, **changes: Any) 
 
 def divergences(run: Path) -> list[float]:
     return [entry["divergence"] for entry in loss_log(run) if "divergence" in entry]
+
+
+def test_a_teacher_costs_a_pass_forward_beside_the_three_of_the_student(
+    tiny_shards: Path, teacher: Path, tmp_path: Path
+) -> None:
+    _, recipe = build_recipe(DistillConfig(**student_settings(tiny_shards, teacher, tmp_path)), SilentReporter())
+
+    own, teachers = (flops_per_token(model, 32) for model in (recipe.model.config, ModelConfig.load(teacher)))
+    assert recipe.flops_per_token == pytest.approx(own + teachers / 3)
 
 
 def test_a_student_comes_nearer_to_its_teacher(tiny_shards: Path, teacher: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -21,9 +22,12 @@ from tiny_training_runs import loss_log, losses, settings
 from edgelm import TrainingError
 from edgelm.cli.main import main
 from edgelm_training import cli_run_command, distributed
+from edgelm_training.batches import Batches
+from edgelm_training.model import Transformer
 from edgelm_training.pretrain import pretrain
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.settings import to_toml
+from edgelm_training.shards import Shards
 from edgelm_training.train_log import SilentReporter, StepRecord
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork is POSIX's")
@@ -92,6 +96,60 @@ def test_a_run_of_four_with_shards_goes_on_as_two_and_ends_as_one(
     assert pretrain({"output": str(run), "parallel": "auto"}, resume=True).step == 8
 
     assert losses(run) == pytest.approx(losses(one_process), abs=TOLERANCE)
+
+
+def test_each_step_of_each_process_draws_other_random_numbers_and_another_seed_others_still(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, drawn_from = Transformer.forward, tmp_path / "seeds"
+
+    def noting(model: Transformer, *inputs: Any) -> torch.Tensor:
+        if model.training:
+            with drawn_from.open("a") as file:
+                file.write(f"{torch.initial_seed()}\n")
+        return forward(model, *inputs)
+
+    monkeypatch.setattr(Transformer, "forward", noting)
+    changes = {"max_steps": 3, "sample_every": 0, "eval_every": 0}
+    assert train_together(2, settings(tiny_shards, tmp_path / "two", **changes)) == [0, 0]
+    pretrain(settings(tiny_shards, tmp_path / "one", seed=1, **changes))
+
+    assert len(set(drawn_from.read_text().splitlines())) == 2 * 3 + 3
+
+
+class StopSecond(SilentReporter):
+    """Send the second process SIGTERM in its third step."""
+
+    def working(self, text: str) -> None:
+        if os.environ["RANK"] == "1" and text.startswith("step 3/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_all_processes_stop_where_any_of_them_is_told_to(tiny_shards: Path, tmp_path: Path) -> None:
+    values = settings(tiny_shards, tmp_path / "run", save_every=100)
+
+    def train() -> None:
+        outcome = pretrain(values, reporter=StopSecond())
+        assert (outcome.step, outcome.signal) == (3, signal.SIGTERM)
+
+    assert run_processes(train, 2) == [0, 0]
+    assert (tmp_path / "run/latest").resolve().name == "step-00000003"
+
+
+def test_a_bad_loss_of_another_process_is_said_with_the_rows_of_that_one(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    forward = Transformer.forward
+
+    def poisoned(model: Transformer, *inputs: Any) -> torch.Tensor:
+        return forward(model, *inputs) * (math.nan if os.environ["RANK"] == "1" else 1.0)
+
+    monkeypatch.setattr(Transformer, "forward", poisoned)
+    assert train_together(2, settings(tiny_shards, tmp_path / "run", eval_every=0)) == [1, 1]
+
+    rows = Batches(Shards.open(tiny_shards), sequence_length=32, seed=0)
+    named = "; ".join(dict.fromkeys(rows.describe(row) for row in (2, 3)))  # the second half of four
+    assert f"The loss is nan at step 1. The documents of the batch: {named}. No checkpoint" in capfd.readouterr().err
 
 
 def test_rows_that_the_processes_cannot_share_are_an_error(

@@ -25,11 +25,17 @@ from transformers import AutoModelForCausalLM
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ChatTemplateError, CheckpointError, ConfigError, DataError, EdgeLMError, TrainingError
+from edgelm_training.adapter import read_adapter
 from edgelm_training.batches import NO_TARGET
 from edgelm_training.chat_rows import ChatRows
 from edgelm_training.chats import load_chats
 from edgelm_training.checkpoint import load_checkpoint
-from edgelm_training.finetune import finetune
+from edgelm_training.finetune import build_recipe, finetune
+from edgelm_training.finetune_config import FinetuneConfig
+from edgelm_training.lora import LoraConfig as LoraShape
+from edgelm_training.lora import add_adapters, linear_names
+from edgelm_training.loss import count_targets, next_token_loss
+from edgelm_training.throughput import flops_per_token
 from edgelm_training.train_log import SilentReporter
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -117,6 +123,21 @@ def test_lora_learns_as_peft_does(settings: Any, tiny_chat_model: Path, tiny_cha
     assert expected[-1] < expected[0] - 0.1
 
 
+def test_a_token_counts_alike_in_whatever_piece_it_is(settings: Any, tmp_path: Path) -> None:
+    """Rows with few words of the assistant beside rows with many: a mean of the pieces' means would be another one."""
+    data = tmp_path / "uneven.jsonl"
+    pairs = [{"prompt": "The sea. " * (9 - i % 9), "completion": "It is blue. " * (1 + i % 9)} for i in range(16)]
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    uneven = {"data": (str(data),), "validation_fraction": 0.25}
+    for folder, pieces in (("whole", 1), ("pieces", 4)):
+        finetune(settings("sft", folder, grad_accum_steps=pieces, **uneven))
+
+    # float32 in another order of sums. Measured: 4.7e-7.
+    assert losses(tmp_path / "pieces") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    measured = [[entry.get("validation_loss") for entry in loss_log(tmp_path / name)] for name in ("pieces", "whole")]
+    assert measured[0] == pytest.approx(measured[1], abs=1e-5)
+
+
 def test_epochs_are_steps_of_the_data(settings: Any) -> None:
     values = {key: value for key, value in settings("dpo", epochs=2, save_every=100).items() if key != "max_steps"}
     notes = Notes()
@@ -129,6 +150,46 @@ def test_epochs_are_steps_of_the_data(settings: Any) -> None:
     assert notes.texts[1].endswith(" parameters learn beside 28,832 frozen ones.")
     with pytest.raises(ConfigError, match="epochs and max_steps both say how long to train"):
         finetune(settings("lora", epochs=2))
+
+
+# Passes of a token, of which a step of a whole model has three: forward, and backward to activations and weights.
+PASSES = {"sft": 3, "lora": 2, "qlora": 2, "dpo": 3, "dpo of the whole model": 4}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_not_set_is_what_the_method_usually_has(name: str, settings: Any) -> None:
+    unset = dict.fromkeys(("max_steps", "global_batch_size", "learning_rate", "warmup_steps", "sequence_length"))
+    config, recipe = build_recipe(FinetuneConfig(**settings(name, **unset)), SilentReporter())
+
+    rows, epochs = recipe.training_rows.rows_per_epoch, 1 if name.startswith("dpo") else 3
+    assert (config.global_batch_size, config.max_steps) == (8, -(-epochs * rows // 8))
+    assert config.learning_rate == {"sft": 2e-5, "lora": 2e-4, "qlora": 2e-4}.get(name, 1e-5)
+    assert (config.warmup_steps, config.sequence_length) == (1, 64)
+    assert config.alpha == (8.0 if config.rank else None)
+    per_pass = flops_per_token(recipe.model.config, 64) / 3
+    assert recipe.flops_per_token == pytest.approx(PASSES[name] * per_pass)
+
+
+def test_another_seed_begins_with_another_adapter_and_other_rows(
+    settings: Any, tiny_chat_model: Path, tiny_chats: Path, tmp_path: Path
+) -> None:
+    finetune(settings("lora", seed=7, max_steps=1, dropout=0.0, learning_rate=1e-12, validation_fraction=0.0))
+
+    rows = ChatRows(load_chats([tiny_chats], tiny_chat_model)[0], sequence_length=64, seed=7)
+    batch, model = rows.batch(0, 4), load_checkpoint(tiny_chat_model)
+    loss = float(next_token_loss(model, batch).objective.detach()) / count_targets(batch)
+    assert losses(tmp_path / "run") == pytest.approx([loss], abs=1e-6)
+    torch.manual_seed(7)
+    add_adapters(model, linear_names(model), LoraShape(rank=4, alpha=8.0, dropout=0.0, target_modules=()))
+    ours = read_adapter(tmp_path / "run/latest").matrices
+    for layer, (a, _) in ours.items():
+        torch.testing.assert_close(a, model.get_submodule(layer).lora_A.weight, rtol=0, atol=1e-9)
+
+
+def test_activations_are_computed_again_where_that_is_asked_for(settings: Any) -> None:
+    for asked in (True, False):
+        _, recipe = build_recipe(FinetuneConfig(**settings("sft", activation_checkpointing=asked)), SilentReporter())
+        assert recipe.model.activation_checkpointing is asked
 
 
 def test_long_conversations_are_left_out_and_said(settings: Any, tiny_chats: Path, tmp_path: Path) -> None:
@@ -255,8 +316,11 @@ def test_a_run_goes_on_with_its_own_model_data_and_shape_alone(
 ) -> None:
     finetune(settings("lora", max_steps=2))
     run = {"output": str(tmp_path / "run"), "max_steps": 3}
-    with pytest.raises(TrainingError, match=r"rank is 8; the run in .* began with 4, and cannot change it"):
-        finetune(run | {"rank": 8}, resume=True)
+    changes = {"method": "qlora", "rank": 8, "alpha": 4.0, "dropout": 0.5, "target_modules": ("q_proj",)}
+    changes |= {"dpo_beta": 0.5, "base_sha256": "0" * 64}
+    for name, value in changes.items():
+        with pytest.raises(TrainingError, match=rf"{name} is .*; the run in .* began with .*, and cannot change it"):
+            finetune(run | {name: value}, resume=True)
     other = make_checkpoint(tmp_path / "other", replace(CONFIG, max_position_embeddings=128), seed=1)
     with pytest.raises(TrainingError, match=r"The weights in .*other are not those of the run"):
         finetune(run | {"model": str(other)}, resume=True)

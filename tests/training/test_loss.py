@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from edgelm_training import loss
 from edgelm_training.batches import NO_TARGET
 from edgelm_training.loss import next_token_sums
 
@@ -43,6 +44,23 @@ def test_loss_and_gradient_are_pytorchs(targets_BT: Tensor, dtype: torch.dtype, 
     difference = (ours.grad.float() - theirs.grad.float()).norm() / theirs.grad.float().norm()
     assert difference <= TOLERANCES[dtype]
     assert not ours.grad[targets_BT == NO_TARGET].any()
+
+
+def test_a_row_that_is_more_than_is_computed_at_once_is_computed_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits_BTV = torch.randn(1, 3, 20, generator=torch.Generator().manual_seed(0))
+    targets_BT = torch.tensor([[3, NO_TARGET, 19]])
+    monkeypatch.setattr(loss, "_ELEMENTS_AT_ONCE", {True: 19, False: 19})
+    sums, expected = next_token_sums(logits_BTV, targets_BT, 0.1), plain_sums(logits_BTV, targets_BT, 0.1)
+    torch.testing.assert_close(sums.objective, expected, rtol=1e-6, atol=0)
+
+
+def test_a_scaled_fp16_gradient_has_what_fp16_could_not_hold_before_it_was_scaled() -> None:
+    # Probabilities of 1, 8e-7 and 4e-8; what fp16 holds lies 6e-8 apart.
+    logits_BTV = torch.tensor([[[0.0, -14.0, -17.0]]], dtype=torch.float16, requires_grad=True)
+    next_token_sums(logits_BTV, torch.tensor([[0]]), 0.0).objective.mul(2**14).backward()
+    assert logits_BTV.grad is not None
+    wanted = 2**14 * logits_BTV.detach().float().softmax(-1)[0, 0, 1:]
+    torch.testing.assert_close(logits_BTV.grad[0, 0, 1:].float(), wanted, rtol=1e-3, atol=0)  # fp16's own rounding
 
 
 def test_no_gradient_is_made_where_none_is_asked_for(targets_BT: Tensor) -> None:

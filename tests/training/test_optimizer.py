@@ -23,6 +23,16 @@ def names_of(model: Transformer, parameters: list[torch.nn.Parameter]) -> set[st
     return {name for name, parameter in model.named_parameters() if any(parameter is other for other in parameters)}
 
 
+def test_the_optimizers_have_the_settings_that_were_given(model: Transformer) -> None:
+    given = {"beta1": 0.8, "beta2": 0.7, "adam_epsilon": 1e-5, "weight_decay": 0.3, "momentum": 0.6}
+    adamw, muon = build_optimizers(model, TrainConfig(optimizer="muon", **given))
+    set_learning_rate([adamw, muon], 0.02)
+
+    assert {(group["betas"], group["eps"]) for group in adamw.param_groups} == {((0.8, 0.7), 1e-5)}
+    assert {(group["momentum"], group["weight_decay"]) for group in muon.param_groups} == {(0.6, 0.3)}
+    assert {group["lr"] for optimizer in (adamw, muon) for group in optimizer.param_groups} == {0.02}
+
+
 def test_matrices_decay_and_norms_biases_and_embeddings_do_not(model: Transformer) -> None:
     (adamw,) = build_optimizers(model, TrainConfig(weight_decay=0.3))
 

@@ -124,7 +124,9 @@ def test_a_file_is_no_folder_of_a_run(tmp_path: Path) -> None:
 
 
 def test_what_the_steps_behind_were_made_with_cannot_change(run: Path) -> None:
-    for name, value in {"seed": 3, "global_batch_size": 8, "model": {"hidden_size": 64}, "optimizer": "muon"}.items():
+    changes = {"seed": 3, "sequence_length": 16, "global_batch_size": 8, "optimizer": "muon", "qat": "int8"}
+    changes |= {"params": "15M", "model": {"hidden_size": 32, "intermediate_size": 65}, "init": "ckpt"}
+    for name, value in changes.items():
         with pytest.raises(TrainingError, match=rf"{name} is .*; the run in .* began with .*, and cannot change it"):
             pretrain({"output": str(run), name: value}, resume=True)
     same = {"output": str(run), "seed": 0, "global_batch_size": 4, "model": {"hidden_size": 32}}

@@ -27,7 +27,7 @@ from edgelm_training.batches import NO_TARGET, Batches
 from edgelm_training.checkpoint import load_checkpoint, save_checkpoint
 from edgelm_training.loss import count_targets, next_token_loss
 from edgelm_training.model import Transformer
-from edgelm_training.pretrain import pretrain
+from edgelm_training.pretrain import build_recipe, pretrain
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.settings import read_settings
 from edgelm_training.shards import Shards
@@ -97,6 +97,32 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(
 
     assert outcome.step == 8
     assert_same_run_but_for_extra_saves(tmp_path / "resumed", tmp_path / "whole", stopped_at=3)
+
+
+def test_another_seed_begins_with_other_weights_and_other_rows(tiny_shards: Path, tmp_path: Path) -> None:
+    pretrain(settings(tiny_shards, tmp_path / "run", seed=7, max_steps=1, warmup_steps=1))
+
+    config = load_checkpoint(tmp_path / "run/latest").config
+    torch.manual_seed(7)
+    model = Transformer(config)
+    batch = Batches(Shards.open(tiny_shards), sequence_length=32, seed=7).batch(0, 4)
+    expected = float(next_token_loss(model, batch).objective.detach()) / count_targets(batch)
+    assert losses(tmp_path / "run") == pytest.approx([expected], abs=1e-6)  # of other rows or weights: 4e-3 and more
+
+
+def test_a_limit_of_zero_clips_no_gradient(whole_run: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    short = {"max_steps": 8, "save_every": 8, "eval_every": 0, "sample_every": 0}
+    for name, limit in (("none", 0), ("high", 1e9)):
+        pretrain(settings(tiny_shards, tmp_path / name, grad_clip=float(limit), **short))
+
+    assert losses(tmp_path / "none") == losses(tmp_path / "high") != losses(whole_run)
+
+
+def test_activations_are_computed_again_where_that_is_asked_for(tiny_shards: Path, tmp_path: Path) -> None:
+    for asked in (True, False):
+        config = PretrainConfig(**settings(tiny_shards, tmp_path / "run", activation_checkpointing=asked))
+        _, recipe = build_recipe(config, SilentReporter())
+        assert recipe.model.activation_checkpointing is asked
 
 
 def test_a_run_goes_on_in_another_precision(whole_run: Path, tmp_path: Path) -> None:
