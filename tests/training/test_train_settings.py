@@ -13,7 +13,7 @@ from edgelm.errors import ConfigError
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.schedule import SCHEDULES, Schedule
 from edgelm_training.setting_options import given_settings
-from edgelm_training.settings import read_settings, to_toml
+from edgelm_training.settings import read_settings, to_toml, value_type
 from edgelm_training.train_config import TrainConfig
 
 
@@ -104,6 +104,34 @@ def test_a_value_out_of_range_is_an_error(name: str) -> None:
     value, message = WRONG[name]
     with pytest.raises(ConfigError, match=message):
         TrainConfig(**{name: value})
+
+
+# Each number, with values that are just outside of what it can be.
+COUNTS = (
+    "max_steps", "sequence_length", "global_batch_size", "micro_batch_size", "grad_accum_steps", "threads",
+    "save_every", "keep_last", "eval_rows", "sample_tokens", "log_every",
+)  # fmt: skip
+AMOUNTS = ("warmup_steps", "weight_decay", "adam_epsilon", "grad_clip", "z_loss", "eval_every", "sample_every")
+SHARES = ("decay_fraction", "min_learning_rate_ratio", "teacher_weight")
+OUTSIDE: dict[str, tuple[float, ...]] = (
+    dict.fromkeys(COUNTS, (0,))
+    | dict.fromkeys(AMOUNTS, (-1,))
+    | dict.fromkeys(SHARES, (-0.1, 1.1))
+    | dict.fromkeys(("beta1", "beta2", "momentum"), (-0.1, 1.0))
+    | {"seed": (-1, 2**32 + 1), "learning_rate": (0, 11), "sample_temperature": (-0.1, 101)}
+    | {"teacher_temperature": (0.001, 101)}
+)
+
+
+def test_every_number_has_a_range() -> None:
+    numbers = {
+        field.name for field in dataclasses.fields(TrainConfig) if value_type(TrainConfig, field.name) in (int, float)
+    }
+    assert numbers == OUTSIDE.keys()
+    for name, values in OUTSIDE.items():
+        for value in values:
+            with pytest.raises(ConfigError, match=rf"^{name} is {value}; it must be"):
+                TrainConfig(**{name: value})
 
 
 def test_a_warm_up_longer_than_the_run_is_an_error() -> None:
