@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from edgelm_training.finetune_config import FinetuneConfig
 from edgelm_training.lora import LoraConfig as LoraShape
 from edgelm_training.lora import add_adapters, linear_names
 from edgelm_training.loss import count_targets, next_token_loss
+from edgelm_training.preference_rows import PreferenceRows
+from edgelm_training.preferences import load_preferences
 from edgelm_training.throughput import flops_per_token
 from edgelm_training.train_log import SilentReporter
 
@@ -136,6 +139,22 @@ def test_a_token_counts_alike_in_whatever_piece_it_is(settings: Any, tmp_path: P
     assert losses(tmp_path / "pieces") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
     measured = [[entry.get("validation_loss") for entry in loss_log(tmp_path / name)] for name in ("pieces", "whole")]
     assert measured[0] == pytest.approx(measured[1], abs=1e-5)
+
+
+def test_the_log_has_the_tokens_that_were_read_since_the_run_began(
+    settings: Any, tiny_chat_model: Path, tmp_path: Path
+) -> None:
+    """Of rows that are as long as the longest of their batch, no two steps need have as many."""
+    data = tmp_path / "uneven.jsonl"
+    pairs = [{"prompt": "What? " * (1 + i % 5), "chosen": "Blue.", "rejected": "Grey. " * (i % 7)} for i in range(16)]
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    finetune(settings("dpo", data=(str(data),), validation_fraction=0.0, global_batch_size=2, max_steps=3))
+    finetune({"output": str(tmp_path / "run"), "max_steps": 6}, resume=True)
+
+    rows = PreferenceRows(load_preferences([data], tiny_chat_model)[0], sequence_length=128, seed=0)
+    sizes = [rows.batch(2 * step, 2).ids_BT.numel() for step in range(6)]
+    assert len(set(sizes)) > 3
+    assert [entry["tokens"] for entry in loss_log(tmp_path / "run") if "loss" in entry] == [*accumulate(sizes)]
 
 
 def test_epochs_are_steps_of_the_data(settings: Any) -> None:

@@ -102,6 +102,7 @@ class Trainer:
         # Exact enough that the mean does not depend on how the rows were split; Apple's GPUs have no float64.
         self._sum_type = torch.float32 if device.device.type == "mps" else torch.float64
         self._saved: SavedStep | None = None
+        self._tokens = 0  # read since the run began
         self._validation: tuple[int, float] | None = None  # step, loss
         self._seconds: list[float] = []
 
@@ -122,6 +123,7 @@ class Trainer:
         restore_run(self._state, saved, self.workers)
         self.reporter.note(f"Going on after step {saved.step}, from {saved.path}.")
         self._saved = saved
+        self._tokens = saved.state.get("tokens", 0)  # earlier versions did not count
 
     def train(self) -> Outcome:
         """Train to max_steps, or until a signal asks to stop; a checkpoint of the last step is saved either way.
@@ -177,6 +179,7 @@ class Trainer:
         # With a scaler a gradient beyond float16 is usual: the step is left out, and the scale made smaller.
         if not math.isfinite(grad_norm) and not self.scaler.is_enabled():
             self._fail(step, f"The norm of the gradient is {grad_norm}", bad_pieces)
+        self._tokens += tokens
         seconds = time.perf_counter() - start
         speed = tokens / seconds
         return StepRecord(
@@ -187,7 +190,7 @@ class Trainer:
             reported=reported,
             learning_rate=learning_rate,
             grad_norm=grad_norm,
-            tokens=step * tokens,
+            tokens=self._tokens,
             seconds=seconds,
             tokens_per_second=speed,
             mfu=speed * self.recipe.flops_per_token / self._peak_flops
@@ -325,6 +328,7 @@ class Trainer:
         numbers = {
             "step": step,
             "next_row": step * self.config.known("global_batch_size"),
+            "tokens": self._tokens,
             "validation_loss": measured,
             "data_fingerprint": self.recipe.data_fingerprint,
         }
