@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
 import shutil
 from pathlib import Path
@@ -51,8 +53,46 @@ def test_the_last_and_the_best_are_kept_and_linked(run: Path) -> None:
     folder.keep(2)
 
     assert steps(folder) == [10, 14, 16]
-    assert (run / "latest").resolve().name == "step-00000016"
-    assert (run / "best").resolve().name == "step-00000010"
+    # Relative, so that a run that is moved keeps them.
+    assert (run / "latest").readlink() == Path("checkpoints/step-00000016")
+    assert (run / "best").readlink() == Path("checkpoints/step-00000010")
+
+
+def test_a_link_that_a_kill_left_half_made_does_not_stay(run: Path) -> None:
+    (run / ".latest").symlink_to("checkpoints/step-00000006")
+
+    RunFolder(run).keep(2)
+
+    assert (run / "latest").readlink() == Path("checkpoints/step-00000008")
+    assert [path.name for path in run.iterdir() if path.name.startswith(".")] == [".lock"]
+
+
+def test_where_there_are_no_links_a_run_has_its_checkpoints_all_the_same(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError("A required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    folder = with_losses(run, {10: 0.5})
+
+    folder.keep(1)
+
+    assert steps(folder) == [10]
+
+
+def test_checkpoints_are_in_the_order_of_their_steps_however_many_digits_those_have(run: Path) -> None:
+    folder = with_losses(run, {99_999_999: None, 100_000_000: None})
+    assert steps(folder) == [6, 8, 99_999_999, 100_000_000]
+
+
+@pytest.mark.usefixtures("no_collection")
+@pytest.mark.parametrize(
+    "state", ["[]", "3", "{}", '{"step": 8, "files": []}', '{"step": [], "files": {}}', "[" * 10**5]
+)
+def test_a_state_that_is_something_else_is_that_of_no_checkpoint(state: str, run: Path) -> None:
+    (run / "checkpoints/step-00000008/trainer/state.json").write_text(state)
+    assert steps(RunFolder(run)) == [6]
 
 
 def test_no_checkpoint_on_the_disk_knows_more_than_the_log_there(
@@ -161,6 +201,19 @@ def test_a_full_disk_under_the_log_is_an_error() -> None:
     log = TrainLog(Path("/dev/full"), None)
     with pytest.raises(TrainingError, match=r"Cannot write /dev/full: .*No space left on device.*--resume"):
         log.write({"step": 1})
+    log.close()  # what could not be written was said
+
+
+def test_a_log_that_does_not_reach_the_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        open_log(tmp_path / "log.jsonl", after_step=0, tensorboard=False) as log,
+        pytest.raises(TrainingError, match=r"Cannot write .*log\.jsonl: .*No space left on device.*--resume"),
+    ):
+        log.sync()
 
 
 def test_a_log_is_cut_off_behind_the_step_that_is_gone_on_from(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ class RunFolder:
                 shutil.rmtree(old.path)
 
     def _link(self, name: str, target: Path) -> None:
-        staged = self.path / f".{name}-{os.getpid()}"
+        staged = self.path / f".{name}"
         # Windows gives links only to some users; the checkpoints have their own names all the same.
         with contextlib.suppress(OSError):
             staged.unlink(missing_ok=True)
