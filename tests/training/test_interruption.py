@@ -52,6 +52,18 @@ def test_a_second_ctrl_c_interrupts_and_what_was_there_before_comes_back() -> No
     assert signal.set_wakeup_fd(-1) == -1
 
 
+def test_a_note_that_nobody_reads_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", errors.append)
+
+    def note(_: str) -> None:
+        raise BrokenPipeError
+
+    with Interruption(note) as interruption:
+        signal.raise_signal(signal.SIGTERM)
+    assert (interruption.signal, errors) == (signal.SIGTERM, [])
+
+
 def test_beside_the_main_thread_signals_are_the_programs_own() -> None:
     def enter() -> None:
         with Interruption(lambda _: None):

@@ -178,6 +178,19 @@ def test_the_validation_loss_is_the_mean_over_the_held_out_tokens(whole_run: Pat
     assert measured[0] == pytest.approx(math.log(320), abs=0.1)  # a fresh model knows nothing of its 320 tokens
 
 
+def test_rows_that_the_held_out_data_has_not_are_not_measured_twice(tiny_shards: Path, tmp_path: Path) -> None:
+    short = {"max_steps": 1, "warmup_steps": 1, "sample_every": 0}
+    for name, rows in (("two", 2), ("many", 64)):
+        pretrain(settings(tiny_shards, tmp_path / name, eval_rows=rows, **short))
+
+    measured = [
+        [entry["validation_loss"] for entry in loss_log(tmp_path / name) if "validation_loss" in entry]
+        for name in ("two", "many")
+    ]
+    assert Batches(Shards.open(tiny_shards, "validation"), sequence_length=32, seed=0).rows_per_epoch == 2
+    assert measured[0] == measured[1]
+
+
 def test_a_run_that_was_killed_before_it_saved_begins_its_log_anew(
     whole_run: Path, tiny_shards: Path, tmp_path: Path
 ) -> None:
@@ -289,8 +302,11 @@ def test_a_gradient_that_is_no_number_stops_too(
 
     with pytest.raises(
         TrainingError, match=r"The norm of the gradient is inf at step 1\. .*No checkpoint was saved yet"
-    ):
+    ) as caught:
         pretrain(settings(tiny_shards, tmp_path / "run"))
+
+    rows = Batches(Shards.open(tiny_shards), sequence_length=32, seed=0)
+    assert "; ".join(dict.fromkeys(rows.describe(row) for row in range(4))) in str(caught.value)
 
 
 def test_data_that_changed_is_an_error(whole_run: Path, tiny_shards: Path, tmp_path: Path) -> None:
