@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from edgelm.config import ModelConfig
-from edgelm.errors import ConfigError, DataError
+from edgelm.errors import ConfigError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.batches import Batches
 from edgelm_training.checkpoint import check_is_checkpoint, load_checkpoint, write_checkpoint
@@ -66,8 +66,6 @@ def build_recipe(config: Config, reporter: Reporter) -> tuple[Config, Recipe]:
     if config.qat is not None:
         quantized_precision(config.qat)  # a typo shows before a model is read or made, not after it
     shards = Shards.open(config.data)
-    if not shards.num_tokens:
-        raise DataError(f"{config.data} has no tokens to train on. Prepare it from a text with more in it.")
     torch.manual_seed(config.seed)
     model = _make_model(config, shards)
     model.activation_checkpointing = config.activation_checkpointing

@@ -53,9 +53,8 @@ class Schedule:
         """Return the learning rate of a step; the first is 1, the last is max_steps."""
         if step <= self.warmup_steps:
             return self.peak * step / self.warmup_steps
-        behind = self.max_steps - self.warmup_steps
-        part = (step - self.warmup_steps) / behind
-        left = SCHEDULES[self.shape](min(part, 1.0), self.decay_fraction)
+        part = (step - self.warmup_steps) / (self.max_steps - self.warmup_steps)
+        left = SCHEDULES[self.shape](part, self.decay_fraction)
         return self.peak * (self.min_ratio + (1.0 - self.min_ratio) * left)
 
 

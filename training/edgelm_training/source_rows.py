@@ -47,7 +47,7 @@ def load_pairs(
 
 def _encode(tokenizer: Tokenizer, config: ModelConfig, conversation: Conversation) -> EncodedConversation:
     messages = conversation.messages
-    if [message["role"] for message in messages] != ["user", ASSISTANT] or conversation.learned != {1}:
+    if [message["role"] for message in messages] != ["user", ASSISTANT]:
         raise DataError(
             f"{conversation.place}: a model with an encoder learns from one text and its answer, such as "
             '{"prompt": …, "completion": …}; this has '

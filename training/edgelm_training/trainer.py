@@ -236,12 +236,10 @@ class Trainer:
         parameters = [parameter for parameter in self.recipe.model.parameters() if parameter.grad is not None]
         limit = self.config.grad_clip or math.inf
         grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, limit)))
-        if math.isfinite(grad_norm) or self.scaler.is_enabled():
-            for optimizer in self.optimizers:
-                self.scaler.step(optimizer)
-        self.scaler.update()
         for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
+        self.scaler.update()
         return grad_norm
 
     def _fail(self, step: int, what: str, bad_pieces: list[int]) -> None:
