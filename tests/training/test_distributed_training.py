@@ -21,14 +21,16 @@ from tiny_training_runs import loss_log, losses, settings
 
 from edgelm import TrainingError
 from edgelm.cli.main import main
-from edgelm_training import cli_run_command, distributed
+from edgelm.config import ModelConfig
+from edgelm_training import cli_run_command, distributed, trainer
 from edgelm_training.batches import Batches
 from edgelm_training.model import Transformer
 from edgelm_training.pretrain import pretrain
 from edgelm_training.pretrain_config import PretrainConfig
-from edgelm_training.settings import to_toml
+from edgelm_training.settings import read_settings, to_toml
 from edgelm_training.shards import Shards
-from edgelm_training.train_log import SilentReporter, StepRecord
+from edgelm_training.throughput import flops_per_token
+from edgelm_training.train_log import SilentReporter, StepRecord, read_log
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork is POSIX's")
 
@@ -150,6 +152,25 @@ def test_a_bad_loss_of_another_process_is_said_with_the_rows_of_that_one(
     rows = Batches(Shards.open(tiny_shards), sequence_length=32, seed=0)
     named = "; ".join(dict.fromkeys(rows.describe(row) for row in (2, 3)))  # the second half of four
     assert f"The loss is nan at step 1. The documents of the batch: {named}. No checkpoint" in capfd.readouterr().err
+
+
+def test_the_share_of_the_peak_is_of_what_all_devices_could_do(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "peak_flops", lambda _: 1e9)
+    assert train_together(2, settings(tiny_shards, tmp_path / "run", max_steps=2)) == [0, 0]
+
+    each = flops_per_token(ModelConfig.load(tmp_path / "run/latest"), 32)
+    for entry in [entry for entry in read_log(tmp_path / "run/log.jsonl") if "loss" in entry]:
+        assert entry["mfu"] == pytest.approx(entry["tokens_per_second"] * each / 2e9, abs=1e-3)
+
+
+def test_pieces_of_every_process_make_the_rows_of_a_step(tiny_shards: Path, tmp_path: Path) -> None:
+    for name, count in (("one", 1), ("two", 2)):
+        values = settings(tiny_shards, tmp_path / name, micro_batch_size=1, grad_accum_steps=3, max_steps=2)
+        del values["global_batch_size"]
+        assert train_together(count, values) == [0] * count
+        assert read_settings(tmp_path / name / "config.toml", PretrainConfig)["global_batch_size"] == 3 * count
 
 
 def test_rows_that_the_processes_cannot_share_are_an_error(

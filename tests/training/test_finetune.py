@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from itertools import accumulate
@@ -26,7 +27,7 @@ from transformers import AutoModelForCausalLM
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ChatTemplateError, CheckpointError, ConfigError, DataError, EdgeLMError, TrainingError
-from edgelm_training.adapter import read_adapter
+from edgelm_training.adapter import load_adapter, read_adapter
 from edgelm_training.batches import NO_TARGET
 from edgelm_training.chat_rows import ChatRows
 from edgelm_training.chats import load_chats
@@ -85,12 +86,21 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(name: str, settings: 
 
 def test_whole_models_are_checkpoints_and_adapters_stand_beside_their_base(settings: Any, tmp_path: Path) -> None:
     finetune(settings("sft", "sft", max_steps=1))
-    finetune(settings("lora", "lora", max_steps=1))
+    finetune(settings("lora", "lora", max_steps=1, alpha=6.5, target_modules=("q_proj",)))
     names = {name: {path.name for path in (tmp_path / name / "latest").iterdir()} for name in ("sft", "lora")}
     texts = {"tokenizer.json", "chat_template.jinja", "generation_config.json"}
     assert names["sft"] == {"config.json", "model.safetensors", "trainer"} | texts
     assert names["lora"] == {"adapter_config.json", "adapter_model.safetensors", "trainer"}
     assert load_checkpoint(tmp_path / "sft/latest").config == ModelConfig.load(tmp_path / "sft/latest")
+    adapter = tmp_path / "lora/latest"
+    written = json.loads((adapter / "adapter_config.json").read_text())
+    shape = {"r": 4, "lora_alpha": 6.5, "lora_dropout": 0.1, "target_modules": ["q_proj"]}
+    assert {name: written[name] for name in shape} == shape
+    modes = {(adapter / name).stat().st_mode for name in ("adapter_config.json", "adapter_model.safetensors")}
+    assert len(modes) == 1
+    kept = [name for path in (adapter / "trainer").glob("*.safetensors") for name in load_file(path)]
+    assert kept
+    assert all(".lora_" in name for name in kept)  # the base is where it was
 
 
 def test_lora_learns_as_peft_does(settings: Any, tiny_chat_model: Path, tiny_chats: Path, tmp_path: Path) -> None:
@@ -154,6 +164,7 @@ def test_the_log_has_the_tokens_that_were_read_since_the_run_began(
     rows = PreferenceRows(load_preferences([data], tiny_chat_model)[0], sequence_length=128, seed=0)
     sizes = [rows.batch(2 * step, 2).ids_BT.numel() for step in range(6)]
     assert len(set(sizes)) > 3
+    assert losses(tmp_path / "run")[0] == pytest.approx(math.log(2))  # a mean of pairs: a fresh adapter prefers neither
     assert [entry["tokens"] for entry in loss_log(tmp_path / "run") if "loss" in entry] == [*accumulate(sizes)]
 
 
@@ -165,6 +176,7 @@ def test_epochs_are_steps_of_the_data(settings: Any) -> None:
 
     pairs = int(notes.texts[0].split()[0])
     assert outcome.step == -(-2 * pairs // 4)
+    assert finetune({"output": values["output"], "max_steps": outcome.step + 1}, resume=True).step == outcome.step + 1
     assert notes.texts[0].startswith(f"{pairs} pairs to train on, {40 - pairs} to validate; rows of ")
     assert notes.texts[1].endswith(" parameters learn beside 28,832 frozen ones.")
     with pytest.raises(ConfigError, match="epochs and max_steps both say how long to train"):
@@ -209,6 +221,27 @@ def test_activations_are_computed_again_where_that_is_asked_for(settings: Any) -
     for asked in (True, False):
         _, recipe = build_recipe(FinetuneConfig(**settings("sft", activation_checkpointing=asked)), SilentReporter())
         assert recipe.model.activation_checkpointing is asked
+
+
+def test_nothing_is_dropped_where_the_model_is_measured_or_writes(
+    settings: Any, tiny_chat_model: Path, tiny_chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[bool] = []
+    monkeypatch.setattr("edgelm_training.finetune.write_samples", lambda model, *_: modes.append(model.training) or [])
+    dropped = {"dropout": 0.5, "learning_rate": 0.05, "max_steps": 2, "sequence_length": 64}
+    finetune(settings("lora", sample_prompts=("Hi",), sample_every=1, eval_every=0, **dropped))
+    finetune(settings("lora", "measured", **dropped))
+
+    assert modes == [False, False]
+    model = load_checkpoint(tiny_chat_model)
+    load_adapter(model, read_adapter(tmp_path / "measured/latest"))
+    held_out = ChatRows(
+        load_chats([tiny_chats], tiny_chat_model, validation_fraction=0.05)[1], sequence_length=64, seed=0
+    )
+    batch = held_out.batch(0, held_out.rows_per_epoch)
+    expected = float(next_token_loss(model.eval(), batch).objective.detach()) / count_targets(batch)
+    measured = [entry["validation_loss"] for entry in loss_log(tmp_path / "measured") if "validation_loss" in entry]
+    assert measured[-1] == pytest.approx(expected, abs=1e-5)
 
 
 def test_long_conversations_are_left_out_and_said(settings: Any, tiny_chats: Path, tmp_path: Path) -> None:
@@ -267,6 +300,13 @@ WRONG: dict[str, tuple[dict[str, Any], type[EdgeLMError], str]] = {
     ),
     "no such method": ({"method": "ppo"}, ConfigError, "method is 'ppo'; it must be one of sft, lora, qlora, dpo"),
     "no epochs": ({"epochs": 0.0, "max_steps": None}, ConfigError, r"epochs is 0\.0; it must be more than 0"),
+    "less than nothing held out": (
+        {"validation_fraction": -0.1},
+        ConfigError,
+        r"validation_fraction is -0\.1; it must",
+    ),
+    "less than nothing dropped": ({"dropout": -0.1}, ConfigError, r"dropout is -0\.1; it must be from 0 to below 1"),
+    "a rank below none": ({"method": "dpo", "rank": -1}, ConfigError, "rank is -1; it must be"),
     "all held out": ({"validation_fraction": 1.0}, ConfigError, r"validation_fraction is 1\.0; it must be from 0"),
     "nothing left": ({"validation_fraction": 0.9999}, DataError, "All 40 conversations went to the validation split"),
     "no rank": ({"rank": 0}, ConfigError, "rank is 0; it must be 1 or more. The whole model learns with --method sft"),

@@ -64,6 +64,18 @@ def test_a_note_that_nobody_reads_is_no_error(monkeypatch: pytest.MonkeyPatch) -
     assert (interruption.signal, errors) == (signal.SIGTERM, [])
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there is no other signal to send")
+def test_another_signal_is_the_programs_own() -> None:
+    notes: list[str] = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with Interruption(notes.append) as interruption:
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert (interruption.signal, notes) == (None, [])
+
+
 def test_beside_the_main_thread_signals_are_the_programs_own() -> None:
     def enter() -> None:
         with Interruption(lambda _: None):

@@ -48,7 +48,7 @@ def steps(folder: RunFolder) -> list[int]:
 
 
 def test_the_last_and_the_best_are_kept_and_linked(run: Path) -> None:
-    folder = with_losses(run, {10: 0.5, 12: 9.0, 14: None, 16: 8.0})
+    folder = with_losses(run, {10: 0.0, 12: 9.0, 14: None, 16: 8.0})
 
     folder.keep(2)
 
@@ -224,6 +224,19 @@ def test_a_log_is_cut_off_behind_the_step_that_is_gone_on_from(tmp_path: Path) -
         log.write({"step": 3, "loss": 1.0})
 
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 1.0}\n'
+
+
+def test_tensorboard_forgets_the_steps_that_are_trained_anew(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for after_step, written in ((0, {1: 4.0, 2: 3.0, 3: 2.0}), (1, {2: 2.5})):
+        with open_log(tmp_path / "log.jsonl", after_step=after_step, tensorboard=True) as log:
+            for step, loss in written.items():
+                log.write({"step": step, "loss": loss})
+
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 4.0), (2, 2.5)]
 
 
 def test_tensorboard_gets_the_figures_and_the_samples(tmp_path: Path) -> None:

@@ -49,4 +49,13 @@ def test_a_containers_share_of_time_bounds_the_threads(monkeypatch: pytest.Monke
     threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     choose_device(TrainConfig(device="cpu", precision="fp32"))
-    assert threads == [3]
+    choose_device(TrainConfig(device="cpu", precision="fp32", threads=7))  # who says how many has them
+    assert threads == [3, 7]
+
+
+def test_equal_bits_are_asked_of_torch_where_a_run_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    for deterministic in (True, False):
+        choose_device(TrainConfig(device="cpu", precision="fp32", threads=1, deterministic=deterministic))
+    assert asked == [True, False]

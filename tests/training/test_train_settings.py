@@ -41,6 +41,10 @@ BROKEN = {
     'max_steps = "many"': r"max_steps is 'many'; it must be a whole number\.",
     "max_steps = true": r"max_steps is True; it must be a whole number\.",
     "learning_rate = [1]": r"learning_rate is \[1\]; it must be a number\.",
+    "learning_rate = true": r"learning_rate is True; it must be a number\.",
+    f"learning_rate = 1{'0' * 400}": r"learning_rate is 1000+; it must be a number\.",
+    f"max_steps = [0x1{'0' * 5000}]": r"small\.toml: .*limit",
+    f"model = {'[' * 100_000}": r"Cannot read .*small\.toml: ",
     "compile = 1": r"compile is 1; it must be true or false\.",
     "sample_prompts = [1]": r"sample_prompts is \[1\]; it must be a list of texts\.",
     "model = 3": r"model is 3; it must be a table\.",
@@ -49,7 +53,8 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("text", BROKEN)
+@pytest.mark.usefixtures("no_collection")
+@pytest.mark.parametrize("text", BROKEN, ids=lambda text: text[:30])
 def test_a_broken_settings_file_says_where(text: str, tmp_path: Path) -> None:
     path = tmp_path / "small.toml"
     path.write_text(text)
