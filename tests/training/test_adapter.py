@@ -28,7 +28,7 @@ from edgelm_training.adapter import load_adapter, read_adapter
 from edgelm_training.checkpoint import load_checkpoint, read_weights, save_weights
 from edgelm_training.finetune import finetune
 from edgelm_training.lora import linear_names
-from edgelm_training.merge import merge_adapter
+from edgelm_training.merge import adapter_folder, merge_adapter
 from edgelm_training.quantized_linear import on_grid
 
 IDS = torch.tensor([[5, 17, 3, 44, 8, 60, 200, 7]])
@@ -138,6 +138,31 @@ def test_of_a_run_the_best_adapter_is_merged(runs: Path, tmp_path: Path) -> None
     assert again.stdout.startswith(f"{tmp_path / 'merged'}  {facts['adapter']} in 14 layers of ")
 
 
+def test_of_a_run_that_measured_nothing_the_newest_adapter_is_merged(runs: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(runs / "lora", tmp_path / "run", symlinks=True)
+    worse = shutil.copytree(run / "checkpoints/step-00000002", run / "checkpoints/step-00000009")
+    state = worse / "trainer/state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"step": 9, "validation_loss": 99.0}))
+    assert adapter_folder(run).name == "step-00000002"
+    for path in run.glob("checkpoints/*/trainer/state.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"validation_loss": None}))
+    assert adapter_folder(run).name == "step-00000009"
+
+
+def test_sums_are_rounded_once_to_the_type_of_the_base(runs: Path, tiny_chat_model: Path, tmp_path: Path) -> None:
+    config, weights = read_weights(tiny_chat_model)
+    half = {name: tensor.bfloat16() for name, tensor in weights.items()}
+    save_weights(half, config, tmp_path / "half", text_files_from=tiny_chat_model)
+    adapter = copied(runs, tmp_path)
+    save_file(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.safetensors")
+    merge_adapter(adapter, tmp_path / "merged", base=tmp_path / "half")
+
+    merged, read = load_file(tmp_path / "merged/model.safetensors"), read_adapter(adapter)
+    for layer, (a, b) in read.matrices.items():
+        expected = half[f"{layer}.weight"].float() + read.scales[layer] * (b @ a)
+        assert torch.equal(merged[f"{layer}.weight"], expected.bfloat16())
+
+
 def test_the_command_says_when_nothing_tells_the_base(runs: Path, tiny_chat_model: Path, tmp_path: Path) -> None:
     adapter = copied(runs, tmp_path)
     save_file(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.safetensors")
@@ -176,6 +201,13 @@ def in_place_of(old: str, new: str) -> Callable[[Path], None]:
     return change
 
 
+def of_two_ranks(adapter: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("q_proj.lora_B.weight"))
+    save_file(tensors | {name: tensors[name][:, :3].contiguous()}, path)
+
+
 def of_another_grid(adapter: Path) -> None:
     path = adapter / "adapter_model.safetensors"
     save_file(load_file(path), path, metadata={"edgelm.base_grid": "nf4"})
@@ -197,6 +229,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         in_place_of("self_attn.o_proj", "mlp.up_proj"),
         r"up_proj: it is \[64, 32\], the adapter's A and",
     ),
+    "two ranks": (of_two_ranks, r"q_proj: it is \[.*\], the adapter's A and B are \[4, 32\] and \[\d+, 3\]"),
     "another grid": (of_another_grid, "its base is on the grid 'nf4'; this version knows int4-block64"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,7 @@ def test_a_share_is_kept_out_of_training_by_what_is_said(folder: Path, fraction:
     assert set(train.places).isdisjoint(validation.places)
     reversed_lines = (folder / "chats.jsonl").read_text().splitlines()[::-1]
     (folder / "reversed.jsonl").write_text("\n".join(reversed_lines))
+    assert validation.places == tuple(sorted(validation.places))
     _, again = load_chats([folder / "reversed.jsonl"], folder / "tok", validation_fraction=fraction)
     assert sorted(line for _, line in again.places) == sorted(41 - line for _, line in validation.places)
 
@@ -169,6 +171,21 @@ def test_a_share_is_kept_out_of_training_by_what_is_said(folder: Path, fraction:
 def load(folder: Path, *rows: Any, **settings: Any) -> tuple[Chats, Chats]:
     (folder / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return load_chats([folder / "some.jsonl"], folder / "tok", **settings)
+
+
+def test_the_only_conversation_is_one_to_learn_from(folder: Path) -> None:
+    train, validation = load(folder, {"prompt": "Hi", "completion": "Hello!"}, validation_fraction=1e-9)
+    assert (len(train), len(validation)) == (1, 0)
+
+
+def test_the_fingerprint_is_of_tokens_marks_ends_and_tokenizer(chats: Chats) -> None:
+    others = [
+        replace(chats, token_ids=chats.token_ids + 1),
+        replace(chats, learned=~chats.learned),
+        replace(chats, ends=chats.ends[1:]),
+        replace(chats, tokenizer_hash="other"),
+    ]
+    assert len({chats.fingerprint, *(other.fingerprint for other in others)}) == 5
 
 
 def test_what_cannot_be_learned_from_is_named(folder: Path, tmp_path: Path) -> None:

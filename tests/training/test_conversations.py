@@ -125,6 +125,24 @@ def test_json_arrays_and_parquet_hold_conversations_too() -> None:
     assert conversations[2].messages == HI
 
 
+@pytest.mark.parametrize(
+    ("word", "role"),
+    [
+        *(("human", "user"), ("developer", "system"), ("observation", "tool"), ("function_response", "tool")),
+        *((word, "assistant") for word in ("gpt", "chatgpt", "bing", "bard", "model", "function_call")),
+    ],
+)
+def test_other_words_for_a_role_are_known(word: str, role: str) -> None:
+    turns = [{"from": word, "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]
+    assert parse({"conversations": turns}).messages[0]["role"] == role
+
+
+def test_what_is_said_decides_the_hash_and_nothing_else() -> None:
+    turned = [dict(reversed(message.items())) for message in HI]
+    assert parse({"messages": turned}).hash == parse({"prompt": "Hi", "completion": "Hello!"}).hash
+    assert parse({"messages": HI, "tools": [{"name": "add"}]}).hash != parse({"messages": HI}).hash
+
+
 def test_tools_are_a_list_or_json_text() -> None:
     tools = [{"type": "function", "function": {"name": "add"}}]
     assert parse({"messages": HI, "tools": tools}).tools == tools
@@ -153,6 +171,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "a preference": (
         {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"},
         "this is a preference, with an answer that is chosen; edgelm finetune --method dpo learns from those.",
+    ),
+    "no calls either": (
+        {"messages": [HI[0], {"role": "assistant", "content": None, "tool_calls": []}]},
+        "the content of messages[1] is None; it must be a text.",
     ),
     "a typing error": (
         {"messages": [*HI, {**HI[0], "role": "User"}]},

@@ -95,6 +95,16 @@ def test_a_pair_is_two_rows_with_targets_on_the_answers(tiny_chat_model: Path, t
         assert said == [f"It is {line - 1}.<|im_end|>", "No idea at all.<|im_end|>"]
 
 
+def test_a_pair_is_left_out_for_either_answer_that_is_too_long(tiny_chat_model: Path, tmp_path: Path) -> None:
+    long = "No. " * 30
+    sides = [("Yes.", "No."), ("Yes.", long), (long, "No.")]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "Hi", "chosen": a, "rejected": b}) + "\n" for a, b in sides))
+    chats, _ = load_preferences([path], tiny_chat_model)
+    rows = PreferenceRows(chats, sequence_length=40, seed=0)
+    assert (rows.left_out, rows.rows_per_epoch) == ((1, 2), 1)
+
+
 def test_each_pair_comes_once_an_epoch_and_long_ones_never(tiny_chat_model: Path, tiny_preferences: Path) -> None:
     chats, _ = load_preferences([tiny_preferences], tiny_chat_model)
     rows = PreferenceRows(chats, sequence_length=128, seed=0)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from edgelm_training import process_pool, shard_writer
 from edgelm_training.documents import DocumentConfig
 from edgelm_training.process_pool import run_tasks
 from edgelm_training.shard_writer import PrepareConfig, prepare_shards
-from edgelm_training.shards import Shards
+from edgelm_training.shards import SPLITS, Shards
 from edgelm_training.tokenizer_training import TokenizerConfig, train_tokenizer
 
 SENTENCES = [f"Sentence {i} speaks of the sea, number {i * i}.\n" for i in range(40)]
@@ -62,7 +63,11 @@ def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prepare(tok: Path, output: str | Path = "shards", paths: tuple[str, ...] = ("corpus",), **settings: Any) -> Path:
     """Prepare with one worker, and with documents of many.txt separated."""
-    documents = DocumentConfig(split_on="<|endoftext|>", skip_broken=settings.pop("skip_broken", False))
+    documents = DocumentConfig(
+        split_on="<|endoftext|>",
+        skip_broken=settings.pop("skip_broken", False),
+        max_characters=settings.pop("max_characters", 65_536),
+    )
     config = PrepareConfig(documents=documents, **{"workers": 1, "validation_fraction": 0.1, **settings})
     prepare_shards(paths, output, tok, config)
     return Path(output)
@@ -160,6 +165,20 @@ def test_what_is_up_to_date_is_left_alone_and_what_is_not_is_made_again(tok: Pat
     (folder / "train-00000.bin").write_bytes(b"")
     assert not prepare_again(tok).unchanged
     assert Shards.open(folder).num_tokens > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"validation_fraction": 0.3}, {"max_characters": 300}, {"end_token": "<|im_end|>"}, {"tokenizer": "new"}],
+)
+def test_what_was_made_in_another_way_is_made_again(tok: Path, corpus: Path, changes: dict[str, Any]) -> None:
+    settings = {name: value for name, value in changes.items() if name != "tokenizer"}
+    prepare(tok)
+    before = Path("shards").stat().st_ino
+    shutil.copytree(tok, "new")
+    Path("new/chat_template.jinja").write_text("another")
+    prepare(Path(changes["tokenizer"]) if "tokenizer" in changes else tok, **settings)
+    assert Path("shards").stat().st_ino != before
 
 
 def prepare_again(tok: Path) -> shard_writer.PreparedShards:
@@ -283,6 +302,57 @@ def test_a_kill_while_the_shards_get_their_names_loses_nothing(
     prepare(tok)
     assert contents(Path("shards")) == expected
     assert tokenized == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"validation_fraction": 0.3},
+        {"end_token": "<|im_end|>"},
+        {"max_characters": 300},
+        {"text": "Sentence 0 sp-"},
+    ],
+    ids=str,
+)
+def test_of_what_was_tokenized_before_only_what_is_still_right_is_taken(
+    tok: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    settings = {"skip_broken": True, "validation_fraction": 0.0001}
+    with (corpus / "rows.jsonl").open("a") as file:
+        file.write('{"text": \n')
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_writer.shutil, "copyfile", lambda *_: os.close(-1))  # a disk that refuses, at the very end
+        with pytest.raises(DataError, match="the same command goes on where it stopped"):
+            prepare(tok, **settings)
+    assert pieces("shards")
+    if text := changes.get("text"):  # of the same length
+        (corpus / "00.txt").write_text(text + (corpus / "00.txt").read_text()[len(text) :])
+    settings |= {name: value for name, value in changes.items() if name != "text"}
+    expected = contents(prepare(tok, "fresh", **settings))
+
+    assert contents(prepare(tok, **settings)) == expected
+    assert Shards.open("shards").index["broken"] == 1
+
+
+def test_a_piece_is_on_the_disk_before_it_is_said_to_be_done(
+    tok: Path, corpus: Path, on_disk: list[tuple[str, Path, int]]
+) -> None:
+    prepare(tok)
+    done = [
+        (place, path) for place, (kind, path, _) in enumerate(on_disk) if kind == "rename" and path.suffix == ".json"
+    ]
+    assert done
+    for place, path in done:
+        synced = {file.name for kind, file, size in on_disk[:place] if kind == "fsync" and size}
+        wanted = {f"{path.stem}.{split}{suffix}" for split in SPLITS for suffix in (".bin", ".idx.npy")}
+        assert wanted <= synced
+
+
+def test_where_there_are_no_links_shards_are_copied(tok: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = contents(prepare(tok, "expected"))
+    monkeypatch.setattr(os, "link", lambda *_: os.close(-1))
+    assert contents(prepare(tok)) == expected
 
 
 def test_ctrl_c_stops_all_workers_at_once_and_the_same_command_goes_on(tok: Path, corpus: Path) -> None:
@@ -424,6 +494,11 @@ def change_index(**values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+def change_table(change: Callable[[Any], Any]) -> None:
+    path = Path("shards/train-00000.idx.npy")
+    np.save(path, change(np.load(path)))
+
+
 CHANGES: dict[str, tuple[Any, str]] = {
     "cut short": (lambda: os.truncate("shards/train-00000.bin", 100), r"train-00000\.bin has 100 bytes instead of"),
     "lost": (
@@ -435,6 +510,23 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "index of another": (
         lambda: np.save("shards/train-00000.idx.npy", np.ones((2, 3), np.uint64)),
         r"train-00000\.idx\.npy does not fit index\.json",
+    ),
+    "index of fewer documents": (
+        lambda: change_table(lambda table: table[:, 1:]),
+        r"idx\.npy does not fit index\.json",
+    ),
+    "index of signed numbers": (
+        lambda: change_table(lambda table: table.astype(np.int64)),
+        r"idx\.npy does not fit index\.json",
+    ),
+    "index of more tokens": (lambda: change_table(lambda table: table + 1), r"idx\.npy does not fit index\.json"),
+    "grown": (
+        lambda: os.truncate("shards/train-00000.bin", 1 << 20),
+        r"train-00000\.bin has 1048576 bytes instead of",
+    ),
+    "tokenizer lost": (
+        lambda: Path("shards/tokenizer.json").unlink(),
+        r"shards/tokenizer\.json is not the tokenizer that made these shards",
     ),
     "tokenizer changed": (
         lambda: Path("shards/tokenizer.json").write_text(Path("shards/tokenizer.json").read_text() + " "),
@@ -453,10 +545,14 @@ CHANGES: dict[str, tuple[Any, str]] = {
         lambda: change_index(version=9),
         r"shards of version 9; this edgelm reads version 1\. Prepare them again",
     ),
+    "json of a list": (lambda: Path("shards/index.json").write_text("[]"), r"its index\.json is something else's"),
+    "json too deep": (lambda: Path("shards/index.json").write_text("[" * 100_000), r"Cannot read shards/index\.json: "),
+    "values": (lambda: change_index(tokenizer=3), r"shards/index\.json is broken \(TypeError\("),
     "keys": (lambda: change_index(splits={}), r"shards/index\.json is broken \(KeyError\('train'\)\)"),
 }
 
 
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("change", CHANGES)
 def test_shards_that_were_changed_are_refused(tok: Path, corpus: Path, change: str) -> None:
     prepare(tok)
@@ -468,10 +564,10 @@ def test_shards_that_were_changed_are_refused(tok: Path, corpus: Path, change: s
 
 def test_a_token_beyond_the_vocabulary_is_found_when_it_is_read(tok: Path, corpus: Path) -> None:
     prepare(tok)
-    path = Path("shards/train-00000.bin")
-    path.write_bytes(path.read_bytes()[:-2] + b"\xff\xff")
     shards = Shards.open("shards")
-    with pytest.raises(DataError, match=r"shards holds the token 65535; its tokenizer's are 0 to \d+\."):
+    path, beyond = Path("shards/train-00000.bin"), shards.vocab_size
+    path.write_bytes(path.read_bytes()[:-2] + beyond.to_bytes(2, "little"))
+    with pytest.raises(DataError, match=rf"shards holds the token {beyond}; its tokenizer's are 0 to {beyond - 1}\."):
         shards.read(shards.num_tokens - 5, 5)
 
 
@@ -493,3 +589,11 @@ def test_the_fingerprint_is_of_what_is_learned(tok: Path, corpus: Path) -> None:
     assert Shards.open("shards", "validation").fingerprint == shards.fingerprint
     assert Shards.open(prepare(tok, "third", end_token="<|im_end|>")).fingerprint != shards.fingerprint
     assert process_pool.available_cores() >= 1
+    splits = {**shards.index["splits"], "validation": []}
+    changes = {
+        "tokenizer": {**shards.index["tokenizer"], "vocab_size": 9},
+        "start_token_ids": [9],
+        "end_token_ids": [9],
+    }
+    for name, value in (changes | {"splits": splits}).items():
+        assert Shards(shards.folder, "train", {**shards.index, name: value}).fingerprint != shards.fingerprint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -18,7 +19,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgelm.config import SECTION, ModelConfig, RopeScaling
 from edgelm.errors import CheckpointError, ConfigError
-from edgelm_training.checkpoint import check_is_checkpoint, hf_config, load_checkpoint, save_checkpoint
+from edgelm_training.checkpoint import (
+    check_is_checkpoint,
+    hf_config,
+    load_checkpoint,
+    save_checkpoint,
+    weights_sha256,
+)
 from edgelm_training.model import Transformer
 
 LLAMAS: dict[str, dict[str, Any]] = {
@@ -263,6 +270,17 @@ def shard(folder: Path) -> None:
         save_file({name: state[name] for name in names}, folder / file)
         weight_map |= dict.fromkeys(names, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def test_the_hash_of_weights_is_that_of_their_file_or_of_their_shards_hashes(saved: Path) -> None:
+    assert weights_sha256(saved) == hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
+    shard(saved)
+    parts = sorted(saved.glob("model-*.safetensors"))
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in parts]
+    assert weights_sha256(saved) == hashlib.sha256("".join(hashes).encode()).hexdigest()
+    (saved / "model.safetensors.index.json").unlink()
+    with pytest.raises(CheckpointError, match=r"Cannot read .*model\.safetensors: No such file.* Copy or download it"):
+        weights_sha256(saved)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])

@@ -1,0 +1,40 @@
+"""Samples: texts that a model writes while it is trained, which the same weights and step give again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from make_tiny_model import CONFIG
+
+from edgelm.testing import tiny_model_path
+from edgelm.text.tokenizer import Tokenizer
+from edgelm_training.model import Transformer, generate
+from edgelm_training.samples import write_samples
+from edgelm_training.train_config import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(replace(CONFIG, eos_token_ids=())).eval()
+
+
+def texts(model: Transformer, step: int, **settings: object) -> list[str]:
+    tokenizer = Tokenizer.load(tiny_model_path())
+    config = TrainConfig(sample_prompts=("The sea", ""), sample_tokens=12, **settings)  # type: ignore[arg-type]
+    return [sample.text for sample in write_samples(model, tokenizer, tokenizer.encode, config, step)]
+
+
+def test_the_same_step_gives_the_same_texts_and_another_step_or_seed_others(model: Transformer) -> None:
+    drawn = texts(model, 10)
+    assert drawn == texts(model, 10)
+    assert all(one != other for one, other in zip(drawn, texts(model, 11), strict=True))
+    assert all(one != other for one, other in zip(drawn, texts(model, 10, seed=7), strict=True))
+
+
+def test_a_temperature_of_zero_takes_the_likeliest_and_a_prompt_of_nothing_begins_somewhere(model: Transformer) -> None:
+    tokenizer = Tokenizer.load(tiny_model_path())
+    expected = [tokenizer.decode(generate(model, ids, 12)) for ids in (tokenizer.encode("The sea"), [0])]
+    assert texts(model, 10, sample_temperature=0.0) == expected
