@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ class StepRecord:
             "loss": self.loss,
             **self.reported,
             "learning_rate": self.learning_rate,
-            "grad_norm": self.grad_norm,
+            # Of a step that fp16 could not hold it is infinite, for which JSON has no number.
+            "grad_norm": self.grad_norm if math.isfinite(self.grad_norm) else None,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 4),
             "tokens_per_second": round(self.tokens_per_second, 1),
