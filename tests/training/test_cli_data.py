@@ -127,6 +127,11 @@ def test_show_puts_what_is_learned_in_brackets() -> None:
     assert figures["learned_tokens"] < figures["tokens"] > figures["longest"]
 
 
+def test_show_of_conversations_has_nothing_that_a_terminal_would_obey() -> None:
+    Path("chats.jsonl").write_text(json.dumps({"prompt": "\x1b[2JHi", "completion": "Hello\x1b[2J!"}) + "\n")
+    assert "\x1b" not in run("show", "chats.jsonl", "--tokenizer", "tok").stdout
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo-terminal")
 def test_show_is_green_on_a_terminal() -> None:
     main, worker = pty.openpty()
@@ -154,6 +159,7 @@ def _read(descriptor: int) -> bytes:
 
 @pytest.mark.parametrize("paths", [["corpus.txt"], ["tok"], ["shards", "shards"]])
 def test_show_of_something_else_says_what_it_takes(paths: list[str]) -> None:
+    prepare("corpus.txt")
     with pytest.raises(DataError, match=rf"{paths[0]} is no folder of shards .* --tokenizer FOLDER"):
         run("show", *paths)
 

@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
@@ -195,6 +197,24 @@ def test_a_terminal_alone_gets_what_is_computed_before_the_first_step_ends(
     working = ["step 0: validating", "step 1/2, piece 1 of 2", "step 1/2, piece 2 of 2"]
     shown = [text for text in re.split(r"[\r\n]+", result.stderr) if text.endswith(" …")]
     assert shown == ([f"{text} …" for text in working] if on_terminal else [])
+
+
+def test_a_terminal_gets_some_steps_and_the_last_no_wider_than_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter((100.0, 100.05, 100.2, 100.21))
+    monkeypatch.setattr("edgelm_training.cli_live_line.is_terminal", lambda _: True)
+    monkeypatch.setattr("edgelm_training.cli_live_line.columns_of_stderr", lambda: 30)
+    monkeypatch.setattr("edgelm_training.cli_live_line.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    line = LiveLine()
+
+    for step in (10, 11, 12, 2000):
+        line.step(replace(RECORD, step=step))
+    line.working("what would wipe the last step away")
+
+    shown = capsys.readouterr().err.split("\r")[1:]
+    assert [text.partition("/")[0] for text in shown] == ["step 10", "step 12", "step 2000"]
+    assert {len(text.rstrip("\n")) for text in shown} == {29}
 
 
 def test_a_terminal_gets_one_line_that_changes(

@@ -244,6 +244,23 @@ def test_nothing_is_dropped_where_the_model_is_measured_or_writes(
     assert measured[-1] == pytest.approx(expected, abs=1e-5)
 
 
+def test_rows_are_no_longer_than_2048_tokens_where_nobody_asks_for_more(
+    settings: Any, tiny_chats: Path, tmp_path: Path
+) -> None:
+    model = make_checkpoint(tmp_path / "wide", replace(CONFIG, max_position_embeddings=4096))
+    data = tmp_path / "some.jsonl"
+    long = {"prompt": "What?", "completion": "The sea is blue. " * 600}
+    data.write_text(tiny_chats.read_text() + json.dumps(long) + "\n")
+
+    config, recipe = build_recipe(
+        FinetuneConfig(**settings("lora", model=str(model), data=(str(data),), validation_fraction=0.0)),
+        SilentReporter(),
+    )
+
+    assert config.sequence_length == 2048
+    assert recipe.training_rows.left_out == (len(recipe.training_rows.chats) - 1,)
+
+
 def test_long_conversations_are_left_out_and_said(settings: Any, tiny_chats: Path, tmp_path: Path) -> None:
     data = tmp_path / "some.jsonl"
     long = {"prompt": "What?", "completion": "The sea is blue. " * 60}

@@ -47,6 +47,25 @@ def test_a_chart_in_characters_has_its_curve_and_its_ends(run: Path) -> None:
     ]
 
 
+def test_what_is_no_number_is_passed_over(run: Path) -> None:
+    with (run / "log.jsonl").open("a") as file:
+        file.write('\n{"step": 11, "loss": NaN, "grad_norm": null}\n{"step": 12, "loss": 0.5, "grad_norm": Infinity}\n')
+    assert read_curves(run, "loss").steps == [*range(1, 11), 12]
+    assert read_curves(run, "grad_norm").steps == [*range(1, 11)]
+
+
+def test_a_run_of_one_step_a_narrow_terminal_and_many_runs_have_charts(run: Path, tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / "log.jsonl").write_text((run / "log.jsonl").read_text().splitlines()[0])
+
+    chart = draw_text([one] * 7, width=3).splitlines()
+
+    assert chart[0].strip() == "loss"
+    assert chart[-1].count(str(one)) == 7
+    assert max(map(len, chart[1:13])) == len("       10 ┤•")
+
+
 def test_two_runs_have_two_marks(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()

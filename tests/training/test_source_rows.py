@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 import torch
 from make_tiny_model import CONFIG, make_checkpoint
 from tiny_training_runs import assert_same_run_but_for_extra_saves, finetune_settings, losses, stop_at
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
 
 import edgelm
@@ -72,6 +75,42 @@ def test_a_row_has_the_source_what_the_decoder_begins_with_and_the_answer_to_its
         assert batch.targets_BT[row].tolist() == [
             NO_TARGET, *answer_ids, *[NO_TARGET] * (batch.targets_BT.shape[1] - length),
         ]  # fmt: skip
+
+
+def test_what_the_tokenizer_puts_around_a_text_is_not_there_twice(
+    pair_model: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(pair_model, tmp_path / "model")
+    rust = RustTokenizer.from_file(str(folder / "tokenizer.json"))
+    names = ("<|im_start|>", "<|im_end|>")
+    rust.post_processor = TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=[(name, rust.token_to_id(name)) for name in names]
+    )
+    rust.save(str(folder / "tokenizer.json"))
+    begin, end = (rust.token_to_id(name) for name in names)
+    config = replace(PAIR, forced_bos_token_id=begin, eos_token_ids=(end,))
+
+    chats, _ = load_pairs([write_pairs(tmp_path / "pairs.jsonl", ("the sea", "blue"))], folder, config)
+
+    ids, learned = chats[0]
+    assert ids[learned].tolist() == [*tokenizer.encode("blue"), end]
+    assert ids[~learned].tolist() == [begin, *tokenizer.encode("the sea"), end, *config.decoder_prompt_ids]
+
+
+def test_a_pair_is_left_out_for_either_text_that_is_too_long(pair_model: Path, tmp_path: Path) -> None:
+    long = "the sea " * 20
+    path = write_pairs(tmp_path / "pairs.jsonl", ("a", "b"), (long, "b"), ("a", long))
+    rows = rows_of(path, pair_model, length=16)
+    assert (rows.left_out, rows.rows_per_epoch) == ((1, 2), 1)
+
+
+def test_the_rows_fit_the_shorter_context_of_the_two_stacks(tmp_path: Path) -> None:
+    config = replace(PAIR, encoder=replace(STACK, max_position_embeddings=32))
+    folder = make_checkpoint(tmp_path / "ckpt", config)
+    path = write_pairs(tmp_path / "pairs.jsonl", ("a", "b"))
+    settings = finetune_settings(folder, path, tmp_path / "run", validation_fraction=0.0, sequence_length=33)
+    with pytest.raises(ConfigError, match="sequence_length is 33, longer than the model's context of 32 tokens"):
+        finetune(settings)
 
 
 def test_the_first_loss_of_a_run_is_that_of_each_pair_alone(pair_model: Path, tmp_path: Path) -> None:
