@@ -107,7 +107,7 @@ def test_show_prints_documents_and_where_they_come_from() -> None:
 
 
 def test_show_cuts_long_documents_and_what_a_terminal_would_obey() -> None:
-    Path("corpus.txt").write_text("\x1b[2J" + "long " * 1000)
+    Path("corpus.txt").write_text("\x1b]0;title\x07" + "long " * 1000)  # click would take out a code of colour itself
     prepare("corpus.txt")
     text = run("show", "shards").stdout
     assert "… (5,0" in text
@@ -128,7 +128,7 @@ def test_show_puts_what_is_learned_in_brackets() -> None:
 
 
 def test_show_of_conversations_has_nothing_that_a_terminal_would_obey() -> None:
-    Path("chats.jsonl").write_text(json.dumps({"prompt": "\x1b[2JHi", "completion": "Hello\x1b[2J!"}) + "\n")
+    Path("chats.jsonl").write_text(json.dumps({"prompt": "\x1b]0;title\x07Hi", "completion": "Hello\x1b]0;!"}) + "\n")
     assert "\x1b" not in run("show", "chats.jsonl", "--tokenizer", "tok").stdout
 
 
