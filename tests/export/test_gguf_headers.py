@@ -76,8 +76,11 @@ def test_the_ends_of_turns_and_messages_are_end_tokens() -> None:
 
 
 def test_gguf_rope_scalings_become_ours() -> None:
-    linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
-    assert LLAMA.to_model_config(hf_config(linear)).rope_scaling == RopeScaling(rope_type="linear", factor=4.0)
+    factor = {"llama.rope.scaling.factor": 4.0}
+    for linear in (factor | {"llama.rope.scaling.type": "linear"}, factor):  # llama.cpp takes it for what has no name
+        assert LLAMA.to_model_config(hf_config(linear)).rope_scaling == RopeScaling(rope_type="linear", factor=4.0)
+    for nothing in (factor | {"llama.rope.scaling.type": "none"}, {"llama.rope.scaling.factor": 0.0}):
+        assert LLAMA.to_model_config(hf_config(nothing)).rope_scaling == RopeScaling()
     yarn = {
         "llama.rope.scaling.type": "yarn",
         "llama.rope.scaling.factor": 4.0,

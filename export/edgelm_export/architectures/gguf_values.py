@@ -60,7 +60,8 @@ def rope_scaling(metadata: Mapping[str, Any], prefix: str) -> dict[str, Any] | N
     Raises:
         CheckpointError: the type is not supported.
     """
-    rope_type = metadata.get(f"{prefix}rope.scaling.type", "none")
+    unnamed = "linear" if metadata.get(f"{prefix}rope.scaling.factor") else "none"  # as llama.cpp takes it
+    rope_type = metadata.get(f"{prefix}rope.scaling.type", unnamed)
     if rope_type not in _ROPE_TYPES:
         raise CheckpointError(
             f"GGUF metadata: {prefix}rope.scaling.type {rope_type!r} is not supported; "
