@@ -68,7 +68,9 @@ def in_8_bits(weight: PackedWeight) -> PackedWeight:
     values, zeros = unpack_values(weight)
     finer = 1 << (8 - weight.bits)
     middle = np.zeros_like(weight.scales) if zeros is None else zeros / np.float32(zero_places(weight.bits))
-    offsets = np.divide(unpack(weight.offsets), weight.scales, out=np.zeros_like(middle), where=weight.scales != 0)
+    added = unpack(weight.offsets)
+    without_steps = np.where(added == 0, np.float32(0), np.float32(np.inf))  # no zero point makes them another weight
+    offsets = np.divide(added, weight.scales, out=without_steps, where=weight.scales != 0)
     places = np.rint((middle - offsets) * np.float32(finer))
     if places.min() < -128 or places.max() > 127:
         return quantize_alone(unpack(weight), FALLBACK)
