@@ -8,7 +8,7 @@ from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.errors import ExportError
 from edgelm_export.graph import MICROSOFT, OPSETS
 from edgelm_export.quantize.gptq import quantize_gptq
-from edgelm_export.quantize.grid import quantize_alone
+from edgelm_export.quantize.grid import hqq_grid, quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, pack, stack, unpack
 from edgelm_export.quantize.statistics import InputStatistics
 
@@ -94,11 +94,17 @@ def test_scales_are_such_as_float16_holds(scheme: str) -> None:
     assert np.array_equal(scales.astype(np.float16), scales)
 
 
+def test_weights_of_another_grid_are_not_stacked() -> None:
+    schemes = ("int4-block32", "int4-block64", "int8-block32", "int4-block32-asymmetric")
+    assert len({quantized(random_weight(8, 128), scheme).layout for scheme in schemes}) == 4
+
+
+@pytest.mark.filterwarnings("error")
 def test_scales_beyond_what_float16_holds_stay_in_float32() -> None:
     for size in (1e-6, 1e8):
         weight = random_weight(16, 256) * np.float32(size)
         packed = quantized(weight, "int8-block64")
-        assert packed.scales.dtype == np.float32
+        assert packed.stored_scales.dtype == np.float32
         assert relative_error(unpack(packed), weight) < 0.007
 
 
@@ -148,6 +154,19 @@ def test_a_block_beside_its_grid_is_searched_and_the_others_are_kept() -> None:
 
     assert found.tolist() == [[True, True], [True, False], [True, True], [True, True]]
     assert np.array_equal(np.delete(kept, 1, 0), np.delete(weight, 1, 0))
+
+
+@pytest.mark.parametrize("scheme", ["int4-block64-rounded", "int4-block64-asymmetric-rounded"])
+def test_a_block_on_a_grid_that_rounding_would_not_find_is_kept_beside_others(scheme: str) -> None:
+    weight = random_weight(2, 128)
+    steps = np.random.default_rng(0).integers(-3, 8, 64).astype(np.float32)  # of 16 steps, a part
+    weight[0, :64] = steps * np.float32(0.03125)
+
+    packed = quantized(weight, scheme)
+
+    assert packed.scales[0, 0] == 0.03125
+    assert np.array_equal(unpack(packed)[0, :64], weight[0, :64])
+    assert not np.array_equal(unpack(packed)[0, 64:], weight[0, 64:])
 
 
 def test_a_zero_point_of_5_bits_lies_between_two_steps_in_a_hand_computed_block() -> None:
@@ -201,6 +220,15 @@ def test_hqq_leaves_a_smaller_robust_error_than_rounding_where_weights_have_outl
         return float((np.abs(unpack(packed) - weight) ** 0.7).sum())
 
     assert robust_error("hqq") < 0.98 * robust_error("rounded")
+
+
+def test_hqq_is_never_worse_than_where_it_begins_and_moves_zero_points() -> None:
+    blocks = in_blocks(random_weight(256, 64, seed=1) ** 3, 64)
+    scheme = Scheme(bits=5, block_size=64, symmetric=False, method="hqq")
+    begun, found = outermost_grid(blocks, scheme), hqq_grid(blocks, scheme)
+    errors = [(np.abs(grid.weights(grid.nearest(blocks)) - blocks) ** 0.7).sum(-1) for grid in (begun, found)]
+    assert (errors[1] <= errors[0]).all()
+    assert (begun.zeros != found.zeros).any()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -119,12 +119,11 @@ def _fitted(weight_NK: Array, hessian_KK: Array, values_NK: Array, grid: Grid, b
         rows = hessian_KK[block * block_size : (block + 1) * block_size]
         products[:, block] = ((steps[:, block] @ rows) * flat).reshape(N, blocks, block_size).sum(-1)
     wanted = ((weight_NK @ hessian_KK) * flat).reshape(N, blocks, block_size).sum(-1).astype(np.float64)
-    # A block of zeros alone has no scale: any will do, and the one it has stays.
+    # A block of zeros alone has no scale, and 0 comes out for it: any will do, and the one it has stays.
     diagonal = np.arange(blocks)
     empty = products[:, diagonal, diagonal] <= 0
     products[:, diagonal, diagonal] *= 1 + 1e-6
     products[:, diagonal, diagonal] += empty
-    wanted = np.where(empty, grid.scales, wanted)
     scales = np.linalg.solve(products, wanted[..., None])[..., 0].astype(np.float32)
     return Grid(top=grid.top, scales=np.where(scales == 0, grid.scales, scales), zeros=grid.zeros)
 
