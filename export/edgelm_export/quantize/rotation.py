@@ -55,7 +55,7 @@ class RotatedCheckpoint(CheckpointView):
         }
         unknown = sorted(stems - _KNOWN - {"model.embed_tokens", "model.norm", "lm_head"})
         plain = config.norm == "rms" and config.norm_placement == "pre" and config.position in ("rope", "none")
-        if not plain or config.embedding_norm or unknown:
+        if not plain or unknown:
             norms = f"{config.norm} norms, placed {config.norm_placement}"
             parts = ", ".join([norms, f"{config.position} positions", *unknown])
             raise ExportError(
