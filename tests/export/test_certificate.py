@@ -16,6 +16,7 @@ from edgelm_export import certificate
 from edgelm_export.certificate import check_certificate
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.quantize import PRECISIONS
 
 
 @pytest.fixture
@@ -81,8 +82,34 @@ def test_a_broken_source_fails_the_step_and_not_the_command(package: Path) -> No
     assert "FAILED  quality" in result.stdout
 
 
-def test_every_compared_figure_tells_apart_what_is_far_apart() -> None:
-    for alike in certificate._ALIKE.values():
-        assert alike(0.5, 0.5)
-        assert not alike(0.5, np.nan)
-        assert not alike(0.5, 0.6)
+@pytest.mark.parametrize(
+    ("figure", "claimed", "room"),
+    [
+        ("source_perplexity", 10.0, 0.2),
+        ("perplexity", 10.0, 0.2),
+        ("perplexity_after_prefill", 10.0, 0.2),
+        ("mean_kl_divergence", 1e-5, 1e-4),
+        ("mean_kl_divergence", 0.02, 0.002),
+        ("top1_agreement", 0.9, 0.01),
+    ],
+)
+def test_another_processor_has_room_either_way_and_nothing_else_has(figure: str, claimed: float, room: float) -> None:
+    alike = certificate._ALIKE[figure]
+    assert not alike(claimed, np.nan)
+    for way in (-1, 1):
+        assert alike(claimed, claimed + way * 0.99 * room)
+        assert not alike(claimed, claimed + way * 1.01 * room)
+
+
+def test_each_compared_figure_has_its_room_tested_above() -> None:
+    assert certificate._ALIKE.keys() == {
+        "source_perplexity", "perplexity", "perplexity_after_prefill", "mean_kl_divergence", "top1_agreement",
+    }  # fmt: skip
+
+
+def test_a_false_claim_of_what_follows_a_prompt_is_found(tmp_path: Path) -> None:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
+    export_package(checkpoint, tmp_path / "package", PRECISIONS["int8"].with_prefill_graph())
+    claim(tmp_path / "package", perplexity_after_prefill=400.0)
+    findings = check_certificate(tmp_path / "package", str(tmp_path / "checkpoint"))
+    assert [finding.step for finding in findings if finding.problem] == ["perplexity_after_prefill"]

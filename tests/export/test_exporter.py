@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,29 @@ def test_a_package_that_is_worse_than_its_bound_is_not_written(
     with pytest.raises(VerificationError, match=r"The int8 package has a perplexity of .* Nothing was written"):
         export_package(checkpoint, tmp_path / "package", "int8")
     assert state_of(tmp_path / "package") == before
+
+
+@pytest.mark.parametrize(
+    ("figures", "message"),
+    [
+        ({"perplexity": np.nan}, "The fp32 package has a perplexity of nan where its source has"),
+        ({"source_perplexity": np.nan}, "The fp32 package has a perplexity of .* where its source has nan"),
+        (
+            {"perplexity_after_prefill": np.nan, "source_perplexity_after_prefill": 9.0},
+            "Behind a prompt .* has a perplexity of nan where its source has 9.00",
+        ),
+        (
+            {"perplexity_after_prefill": 10.0, "source_perplexity_after_prefill": 9.0},
+            "Behind a prompt .* 1.111 times, and .* is the bound. Nothing was written. Export it without --prefill",
+        ),
+    ],
+)
+def test_a_figure_that_is_none_or_too_large_is_refused(figures: dict[str, float], message: str) -> None:
+    quality = Manifest.load(tiny_model_path()).quality
+    assert quality is not None
+    verify.check_quality(quality, PRECISIONS["fp32"])
+    with pytest.raises(VerificationError, match=message):
+        verify.check_quality(replace(quality, **figures), PRECISIONS["fp32"])
 
 
 def test_an_interrupted_export_leaves_the_old_package(
