@@ -147,6 +147,22 @@ def test_older_and_newer_rope_settings_mean_the_same(values: dict[str, Any]) -> 
     assert config.rope_scaling == RopeScaling(rope_type="linear", factor=2.0)
 
 
+def test_settings_of_a_rope_that_are_null_are_not_there_and_the_older_key_comes_first() -> None:
+    older, newer = {"type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 4.0}
+    assert model_config(rope_scaling=older, rope_parameters=newer).rope_scaling.factor == 2.0
+    assert model_config(rope_theta=1e6, rope_parameters=newer | {"rope_theta": 5e5}).rope_theta == 5e5
+    yarn = {"rope_type": "yarn", "factor": 4.0, "attention_factor": None, "beta_fast": None}
+    assert (
+        model_config(rope_scaling=yarn).rope_scaling == model_config(rope_scaling=yarn | {"beta_fast": 32}).rope_scaling
+    )
+    assert model_config(rope_scaling=yarn).rope_scaling.attention_factor is None
+
+
+def test_the_part_of_a_head_that_turns_is_that_of_the_rope_settings_before_the_configs() -> None:
+    values = SIZES | {"partial_rotary_factor": 0.25, "rope_parameters": {"partial_rotary_factor": 0.5}}
+    assert ARCHITECTURES["phi"].to_model_config(values | {"num_key_value_heads": 2}).partial_rotary_factor == 0.5
+
+
 def test_every_rope_type_is_read_with_its_settings() -> None:
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     config = model_config(rope_scaling=llama3 | {"original_max_position_embeddings": 512})
@@ -161,6 +177,11 @@ def test_every_rope_type_is_read_with_its_settings() -> None:
     [
         ({"hidden_size": None}, "hidden_size is None; it must be a whole number"),
         ({"vocab_size": 1.5}, "vocab_size is 1.5; it must be a whole number"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True; it must be a whole number"),
+        ({"rms_norm_eps": True}, "rms_norm_eps is True; it must be a number"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf; it must be a number"),
+        ({"rope_theta": 10**400}, "rope_theta is 1000.*; it must be a number"),
+        ({"eos_token_id": [True]}, r"eos_token_id is \[True\]; it must be a token id"),
         ({"rms_norm_eps": "tiny"}, "rms_norm_eps is 'tiny'; it must be a number"),
         ({"attention_bias": "yes"}, "attention_bias is 'yes'; it must be true or false"),
         ({"eos_token_id": ["</s>"]}, "it must be a token id or a list of them"),
@@ -176,6 +197,10 @@ def test_every_rope_type_is_read_with_its_settings() -> None:
         (
             {"rope_scaling": {"rope_type": "longrope", "short_factor": 1.0}},
             "short_factor is 1.0; it must be a list of numbers",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0, "2"]}},
+            r"short_factor is \[1.0, '2'\]; it must be a list of numbers",
         ),
         ({"partial_rotary_factor": 0.5}, "setting partial_rotary_factor = 0.5 is not supported"),
         ({"rope_scaling": [2.0]}, "rope settings are .* must be an object"),
@@ -200,6 +225,11 @@ FULL, SLIDING = "full_attention", "sliding_attention"
         ("qwen2", {"use_sliding_window": False, "sliding_window": 512, "layer_types": [FULL, FULL]}, [None, None]),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 512}, [None, None]),  # from layer 28 on
         ("qwen2", {"use_sliding_window": True, "sliding_window": 512, "max_window_layers": 1}, [None, 512]),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "max_window_layers": 1, "max_position_embeddings": 8192},
+            [None, 4096],
+        ),
         ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "layer_types": [SLIDING, FULL]}, [8, None]),
         ("qwen3", {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, [None, None]),
         ("gemma2", {"sliding_window": 8}, [8, None]),
@@ -264,6 +294,15 @@ def test_older_names_of_longrope_mean_it() -> None:
         )
 
 
+def test_what_longrope_says_of_itself_comes_before_what_follows_from_the_contexts() -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    longrope = {"rope_type": "longrope", "type": "linear", "factor": 8.0, "attention_factor": 1.2, **factors}
+    scaling = model_config(rope_scaling=longrope).rope_scaling
+    assert (scaling.rope_type, scaling.factor, scaling.attention_factor) == ("longrope", 8.0, 1.2)
+    shorter = {"original_max_position_embeddings": 4096, "max_position_embeddings": 2048}
+    assert model_config(rope_scaling={"type": "longrope", **factors}, **shorter).rope_scaling.factor == 1.0
+
+
 def test_a_dynamic_scaling_multiplies_the_context() -> None:
     config = model_config(rope_scaling={"type": "dynamic", "factor": 2.0}, max_position_embeddings=512)
     assert config.max_position_embeddings == 1024
@@ -275,6 +314,7 @@ def test_two_scales_of_yarn_stand_for_the_ratio_of_their_factors() -> None:
     scaling = model_config(rope_scaling=yarn).rope_scaling
     assert scaling.attention_factor == pytest.approx((0.07 * np.log(4) + 1) / (0.14 * np.log(4) + 1))
     assert not scaling.truncate
+    assert model_config(rope_scaling=yarn | {"attention_factor": 1.5}).rope_scaling.attention_factor == 1.5
 
 
 def expert_values(**changes: Any) -> dict[str, Any]:
@@ -321,6 +361,8 @@ def test_families_with_experts_have_the_defaults_of_transformers() -> None:
 def test_sizes_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ConfigError, match="not a multiple"):
         model_config(num_key_value_heads=3)
+    with pytest.raises(ConfigError, match="num_attention_heads is 0"):
+        model_config(num_attention_heads=0)
 
 
 def test_unknown_architectures_are_refused_with_the_supported_ones() -> None:

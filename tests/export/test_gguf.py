@@ -4,6 +4,7 @@ import struct
 import tracemalloc
 from array import array
 from collections.abc import Sequence
+from os import SEEK_CUR
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -216,6 +217,10 @@ HOSTILE = {
         header([key("a", ARRAY, array_of(STRING, 2, string("ok") + struct.pack("<Q", 65535)))]),
         "value of 'a' goes past the end of the header",
     ),
+    "an array cut behind a string": (
+        header([key("a", ARRAY, array_of(STRING, 2, string("as long.")))]),
+        "value of 'a' goes past the end of the header",
+    ),
     "an array cut in a length": (
         header([key("a", ARRAY, array_of(STRING, 2, string("long enough") + bytes(3)))]),
         "value of 'a' goes past the end of the header",
@@ -225,6 +230,10 @@ HOSTILE = {
     "no alignment": (
         whole([key("general.alignment", UINT32, bytes(4))]),
         "general.alignment is 0; it must be a power of two",
+    ),
+    "a boolean alignment": (
+        whole([key("general.alignment", BOOL, b"\1")]),
+        "general.alignment is True; it must be a power of two",
     ),
     "an odd alignment": (
         whole([key("general.alignment", UINT32, struct.pack("<I", 48))]),
@@ -301,12 +310,17 @@ def test_what_all_arrays_have_together_is_bounded(tmp_path: Path) -> None:
         GGUFFile.open(path)
 
 
-def test_a_header_larger_than_any_model_has_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "model.gguf"
+def test_a_header_larger_than_any_model_has_is_refused_though_each_of_its_texts_is_not(tmp_path: Path) -> None:
+    path, longest = tmp_path / "model.gguf", 1 << 20
     with path.open("wb") as file:
-        file.write(header([key("a", STRING, struct.pack("<Q", 65 << 20))]))
-        file.truncate(80 << 20)
-    with pytest.raises(CheckpointError, match="value of 'a' has 68157440 bytes; at most 1048576 are allowed"):
+        file.write(header(keys=[b""] * 33)[:24])
+        for number in range(33):
+            file.write(key(f"a{number}", STRING, struct.pack("<Q", longest)))
+            file.seek(longest, SEEK_CUR)  # zeros
+        file.truncate()
+    with pytest.raises(
+        CheckpointError, match=r"value of 'a31' needs 1048576 bytes; 10478[0-9][0-9] remain for the head"
+    ):
         GGUFFile.open(path)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from edgelm.config import RopeScaling
-from edgelm.errors import CheckpointError
-from edgelm_export.architectures import gguf_architecture_of
+from edgelm.errors import CheckpointError, ConfigError
+from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.llama import LLAMA
 
@@ -133,12 +133,20 @@ def test_other_frequency_factors_are_refused(factors: np.ndarray) -> None:
             r"head_count_kv is \[2, 1\]; supported is one whole number",
         ),
         ({"llama.block_count": None}, "llama.block_count is missing"),
+        ({"llama.block_count": True}, "llama.block_count is True; supported is one whole number"),
+        ({"llama.layers": array("i", [0])}, "features that are not supported: llama.layers = array"),
+        ({"llama.rope.freq_base": True}, "rope.freq_base is True; it must be a number"),
+        ({"llama.rope.freq_base": float("inf")}, "rope.freq_base is inf; it must be a number"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, "epsilon is missing; it must be a number"),
         ({"llama.rope.dimension_count": 8}, "rope.dimension_count is 8; supported is the head's own size, 16"),
         ({"llama.attention.value_length": 8}, "value_length is 8; supported"),
         (
             {"llama.rope.scaling.type": "longrope"},
             "scaling.type 'longrope' is not supported; supported: none, linear, yarn",
+        ),
+        (
+            {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0},
+            "rope.scaling.original_context_length is missing",
         ),
     ],
 )
@@ -147,6 +155,16 @@ def test_a_gguf_header_with_a_value_or_feature_that_is_not_supported_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         hf_config(changes)
+
+
+def test_a_gguf_header_of_no_heads_is_refused_by_the_config() -> None:
+    with pytest.raises(ConfigError, match="num_attention_heads is 0"):
+        LLAMA.to_model_config(hf_config({"llama.attention.head_count": 0, "llama.rope.dimension_count": 64}))
+
+
+def test_the_embedding_says_how_many_tokens_there_are_and_the_metadata_which_one_fills() -> None:
+    values = hf_config({"llama.vocab_size": 300, "tokenizer.ggml.padding_token_id": 3})
+    assert (values["vocab_size"], values["pad_token_id"]) == (320, 3)
 
 
 def test_features_that_a_gguf_header_turns_off_are_passed_over() -> None:
@@ -159,3 +177,40 @@ def test_features_that_a_gguf_header_turns_off_are_passed_over() -> None:
 def test_a_gguf_file_without_an_embedding_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"has no tensor token_embd.weight"):
         hf_config(shapes={})
+
+
+def family_config(family: str, changes: dict[str, Any], **header: Any) -> dict[str, Any]:
+    """Make config.json of METADATA as that of another family."""
+    gguf = ARCHITECTURES[family].gguf
+    metadata = {key.replace("llama.", f"{gguf.architecture}."): value for key, value in METADATA.items()} | changes
+    fields = {"shapes": {"token_embd.weight": (320, 64)}, "rope_factors": {}} | header
+    return gguf.to_hf_config(GGUFHeader(metadata=metadata, **fields))
+
+
+@pytest.mark.parametrize(("family", "layers"), [("gemma2", 46), ("gemma3_text", 62)])
+def test_the_largest_gemma_alone_scales_its_scores_by_the_size_of_its_layers(family: str, layers: int) -> None:
+    name = ARCHITECTURES[family].gguf.architecture
+    for count, scalar in ((layers, 16), (layers - 1, 32)):
+        sizes = {"block_count": count, "attention.key_length": 32, "attention.value_length": 32}
+        sizes |= {"attention.sliding_window": 9, "rope.dimension_count": 32}
+        values = family_config(family, {f"{name}.{key}": value for key, value in sizes.items()})
+        assert values["query_pre_attn_scalar"] == scalar
+
+
+def test_the_soft_caps_of_a_gemma_are_those_of_the_file_or_its_family() -> None:
+    gemma2 = {"gemma2.attention.sliding_window": 9, "gemma2.attn_logit_softcapping": 5.0}
+    values = family_config("gemma2", gemma2)
+    assert (values["attn_logit_softcapping"], values["final_logit_softcapping"]) == (5.0, 30.0)
+    gemma3 = {"gemma3.attention.sliding_window": 9}
+    assert "final_logit_softcapping" not in family_config("gemma3_text", gemma3)
+    values = family_config("gemma3_text", gemma3 | {"gemma3.final_logit_softcapping": 2.0})
+    assert values["final_logit_softcapping"] == 2.0
+
+
+def test_a_phi_3_has_the_attention_factor_and_the_window_of_its_file() -> None:
+    factors = {f"rope_factors_{kind}.weight": np.full(8, 1.1, np.float32) for kind in ("short", "long")}
+    named = {"phi3.rope.scaling.attn_factor": 1.19, "phi3.attention.sliding_window": 9}
+    values = family_config("phi3", named, rope_factors=factors)
+    assert values["rope_scaling"]["attention_factor"] == 1.19
+    assert values["rope_scaling"]["long_factor"] == [1.1] * 8
+    assert (values["sliding_window"], values["original_max_position_embeddings"]) == (9, 131072)
