@@ -267,6 +267,14 @@ def test_a_package_of_fewer_bits_is_checked_against_its_source_and_answers(
     assert edgelm.load(tmp_path / "package").generate(TEXT, GREEDY).usage.completion_tokens > 0
 
 
+def test_what_one_input_goes_to_may_be_stored_in_several_ways(tmp_path: Path, exported: Exported) -> None:
+    rules = (Rule(pattern=r"q_proj|v_proj", scheme="bf16"), Rule(pattern=".", scheme="fp32"))
+    checkpoint = HuggingFaceCheckpoint(exported("t5")[1] / "hf")
+    manifest = export_package(checkpoint, tmp_path / "package", Precision(name="mine", rules=rules))
+    assert manifest.quality is not None
+    assert 0 < manifest.quality.mean_kl_divergence < 1e-4  # 5e-5 measured
+
+
 def test_the_outer_layers_of_both_stacks_keep_eight_bits(tmp_path: Path, exported: Exported) -> None:
     manifest = export_package(HuggingFaceCheckpoint(exported("bart")[1] / "hf"), tmp_path / "package", "int4")
     assert {"pattern": r"layers\.(0|(?:1|2))\.", "scheme": "int8-block128"} in manifest.recipe

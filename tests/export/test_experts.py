@@ -200,6 +200,7 @@ def test_mxfp4_is_read_as_transformers_reads_it_and_kept_exactly(tmp_path: Path)
             ours = f"model.layers.1.mlp.experts.{expert}.{part}.weight"
             np.testing.assert_array_equal(checkpoint.tensor(ours), theirs[expert].T[rows])
             assert checkpoint.stored_type(ours) == "MXFP4"
+            assert "MXFP4" in checkpoint.source["tensor_types"]
             grid = checkpoint.quantized_blocks(ours)
             assert grid is not None
             assert (grid.bits, grid.block_size) == (8, 32)

@@ -231,3 +231,20 @@ def test_the_real_model_is_imported_within_300_mb_above_its_largest_tensor(smoll
         assert peak < 300 + largest
     first, second = HuggingFaceCheckpoint(tmp_path / "first"), HuggingFaceCheckpoint(tmp_path / "second")
     assert all(np.array_equal(first.tensor(name), second.tensor(name)) for name in first.config.tensor_shapes())
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path, save_llama: SaveLlama) -> None:
+    save_llama(tmp_path / "hf")
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"file/ours cannot be written: .* What was there before is as it was\."):
+        import_checkpoint(tmp_path / "hf", tmp_path / "file" / "ours")
+
+
+@pytest.mark.parametrize("written", ["no JSON", "[]"])
+def test_what_another_program_wrote_in_the_place_of_the_first_source_is_passed_over(
+    written: str, tmp_path: Path, save_llama: SaveLlama
+) -> None:
+    save_llama(tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    save_file(load_file(path), path, metadata={"format": "pt", "edgelm_source": written})
+    assert "imported_from" not in HuggingFaceCheckpoint(tmp_path / "hf").source

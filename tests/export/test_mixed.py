@@ -23,7 +23,8 @@ from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.mixed import Budget, export_mixed
-from edgelm_export.quantize.frontier import Choice, walk_frontier
+from edgelm_export.quantize import Precision
+from edgelm_export.quantize.frontier import Choice, Point, walk_frontier
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.sensitivity import mean_divergence, measure_sensitivity, tensor_groups
@@ -55,6 +56,12 @@ def test_the_frontier_is_that_of_all_assignments_where_it_has_a_point() -> None:
     for point in points:
         assert point.divergence <= min(cost for size, cost in everything if size <= point.size) + 1e-9
     assert [point.size for point in points] == sorted(point.size for point in points)
+
+
+def test_a_scheme_that_takes_more_and_loses_as_much_is_left_out() -> None:
+    sizes = {"4": (10, 1.0), "5": (12, 1.0), "6": (14, 1.2), "8": (20, 0.5)}
+    choices = [Choice(scheme=name, size=size, divergence=loss) for name, (size, loss) in sizes.items()]
+    assert [point.schemes["layer"] for point in walk_frontier({"layer": choices})] == ["4", "8"]
 
 
 def test_a_size_that_lies_below_a_large_step_is_filled_with_smaller_ones() -> None:
@@ -202,8 +209,15 @@ def test_a_mixed_package_keeps_to_its_divergence(folder: Path, tmp_path: Path) -
 def test_a_package_over_its_budget_is_made_again_and_its_bars_say_so(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shares = iter([1.5, 0.9])
+    shares, precision = iter([1.5, 0.9]), mixed._precision
     monkeypatch.setattr(mixed, "_share_of_budget", lambda *_: next(shares))
+    points: list[Point] = []
+
+    def seen(point: Point, *rest: Any) -> Precision:
+        points.append(point)
+        return precision(point, *rest)
+
+    monkeypatch.setattr(mixed, "_precision", seen)
     labels: dict[str, None] = {}
     export_mixed(
         HuggingFaceCheckpoint(folder), tmp_path / "package", Budget(divergence=0.01),
@@ -212,6 +226,32 @@ def test_a_package_over_its_budget_is_made_again_and_its_bars_say_so(
     assert [label for label in labels if label.startswith(("weights", "check"))] == [
         "weights", "check", "weights, try 2", "check, try 2",
     ]  # fmt: skip
+    first, second = (point.divergence for point in points)
+    assert second <= 0.01 * 0.9 / 1.5 < first <= 0.01
+
+
+def test_a_package_larger_than_what_was_counted_is_made_smaller_by_as_much(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, exports = mixed._size, []
+
+    def larger(manifest: Manifest) -> int:
+        exports.append(manifest)
+        return size(manifest) + 10_000
+
+    monkeypatch.setattr(mixed, "_size", larger)
+    manifest, _ = export_mixed(HuggingFaceCheckpoint(folder), tmp_path / "package", Budget(size=100_000))
+    assert len(exports) > 1
+    assert size(manifest) <= 90_000
+
+
+def test_a_package_that_stays_over_its_budget_is_not_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixed, "_share_of_budget", lambda *_: 1.25)
+    with pytest.raises(ExportError, match=r"The package is still at 1\.25 times its budget after 4 tries\. Give it"):
+        export_mixed(HuggingFaceCheckpoint(folder), tmp_path / "package", Budget(divergence=0.1))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 @pytest.mark.parametrize(

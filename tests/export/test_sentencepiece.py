@@ -148,6 +148,7 @@ def test_a_folder_adds_its_tokens_and_says_what_stands_around_a_text(tmp_path: P
         "eos_token": {"content": "<|end|>"}, "auto_map": {"AutoTokenizer": "code.py"},
         "added_tokens_decoder": {
             "0": {"content": "<unk>", "special": True},
+            "1": {"content": "<s>", "special": False},  # which it is in the model all the same
             str(size): {"content": "<|end|>", "special": True, "rstrip": True},
             str(size + 1): {"content": "<tool>", "special": False},
         },
@@ -159,7 +160,7 @@ def test_a_folder_adds_its_tokens_and_says_what_stands_around_a_text(tmp_path: P
     assert not settings.keys() & {"auto_map", "added_tokens_decoder"}
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
     tokenizer = Tokenizer.load(write(tmp_path / "rebuilt", files))
-    assert tokenizer.control_tokens["<|end|>"] == size
+    assert (tokenizer.control_tokens["<|end|>"], tokenizer.control_tokens["<s>"]) == (size, 1)
     assert tokenizer.encode("<tool>", control_tokens=True) == [size + 1]
     found = AutoTokenizer.from_pretrained(tmp_path / "rebuilt")
     assert found("a")["input_ids"][-1] == size
@@ -172,6 +173,7 @@ def test_a_folder_adds_its_tokens_and_says_what_stands_around_a_text(tmp_path: P
 
 FOLDERS: dict[str, tuple[dict[str, Any], str]] = {
     "no content": ({"added_tokens_decoder": {"600": {}}}, r"the added token '600' is \{\}; it has an id and a content"),
+    "an id beyond all": ({"added_tokens_decoder": {"9" * 9: {"content": "x"}}}, "the added token '999999999' is"),
     "no id": ({"added_tokens_decoder": {"x": {"content": "x"}}}, "the added token 'x' is"),
     "a gap": ({"added_tokens_decoder": {"99999": {"content": "x"}}}, "the id 99999 of an added token leaves a gap"),
     "twice": ({"added_tokens_decoder": {"0": {"content": "</s>", "special": True}}}, "tokens 0 and 2 are both '</s>'"),

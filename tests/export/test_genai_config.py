@@ -1,0 +1,25 @@
+"""genai_config.json of models unlike the tiny one; that onnxruntime-genai opens it is in test_genai.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from make_tiny_model import CONFIG
+
+from edgelm_export.genai_config import genai_config
+
+
+def test_sizes_are_those_of_the_config_and_heads_may_be_wider_than_their_share() -> None:
+    config = replace(CONFIG, num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=300)
+    written = genai_config(config, shares_cache=False)
+    decoder, sizes = written["model"]["decoder"], ("hidden_size", "num_hidden_layers")
+    assert {key: decoder[key] for key in sizes} == {key: getattr(config, key) for key in sizes}
+    assert (decoder["num_attention_heads"], decoder["num_key_value_heads"], decoder["head_size"]) == (4, 2, 32)
+    assert written["model"]["context_length"] == written["search"]["max_length"] == 300
+    assert written["search"] == {"do_sample": False, "max_length": 300, "past_present_share_buffer": False}
+
+
+def test_a_model_may_have_no_begin_token_and_one_end_token_several_or_none() -> None:
+    for ends, eos, pad in (((5,), 5, 5), ((7, 5), [7, 5], 7), ((), [], 0)):
+        model = genai_config(replace(CONFIG, bos_token_id=None, eos_token_ids=ends), shares_cache=True)["model"]
+        assert (model["bos_token_id"], model["eos_token_id"], model["pad_token_id"]) == (0, eos, pad)
