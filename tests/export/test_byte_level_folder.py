@@ -11,9 +11,12 @@ import tokenizers
 import transformers
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from edgelm import CheckpointError
 from edgelm.text.tokenizer import Tokenizer
+from edgelm_export.byte_level_folder import CLASSES, tokenizer_class
+from edgelm_export.byte_level_tokenizer import joins_two_tokens
 from edgelm_export.checkpoint_folder import read_text_files
 
 CORPUS = json.loads((Path(__file__).parent / "tokenizer_corpus.json").read_text(encoding="utf-8"))["rows"]
@@ -103,6 +106,7 @@ FOLDERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "GPT-2": ("GPT2Tokenizer", CHAT, {}),
     "GPT-2, of older days": ("GPT2Tokenizer", {"model_max_length": 1024}, {}),
     "GPT-2, of older days, with tokens": ("GPT2Tokenizer", {}, OLDER),
+    "GPT-2, whose settings say it all": ("GPT2Tokenizer", CHAT, {"special_tokens_map.json": {"eos_token": "@tool"}}),
     "GPT-2 with a space": ("GPT2Tokenizer", CHAT | {"add_prefix_space": True}, {}),
     "GPT-2 with a begin token": ("GPT2Tokenizer", CHAT | {"add_bos_token": True}, {}),
     "GPT-2 with both": ("GPT2Tokenizer", {"add_bos_token": True, "add_eos_token": True}, {}),
@@ -300,6 +304,22 @@ def test_files_that_make_no_tokenizer_are_errors_that_name_the_file(case: str, t
     files, message = BROKEN[case]
     with pytest.raises(CheckpointError, match=message):
         read_text_files(write(tmp_path, ({}, []), FEW | files))
+
+
+@pytest.mark.parametrize("model_type", ["bart", "gpt2", "gpt_neox", "phi", "qwen2", "qwen3", "qwen3_moe"])
+def test_a_folder_older_than_the_setting_has_the_class_that_transformers_takes(model_type: str, tmp_path: Path) -> None:
+    theirs = TOKENIZER_MAPPING_NAMES[model_type]
+    assert tokenizer_class(tmp_path, {"config.json": {"model_type": model_type}}) is CLASSES[theirs]
+
+
+@pytest.mark.parametrize(
+    ("merge", "joins"),
+    [("a b", True), ("a c", False), ("b a", False), ("ab c", False), ("a ", False), (" b", False), ("a b c", False)],
+)
+def test_a_merge_joins_two_tokens_to_a_third(merge: str, joins: bool) -> None:
+    """Tokenizers ends the process where one of these does not."""
+    vocabulary = {"": 0, "a": 1, "b": 2, "ab": 3, "b c": 4, "ab c": 5, "c": 6, "abc c": 7}
+    assert joins_two_tokens(merge, vocabulary) is joins
 
 
 @pytest.mark.parametrize("missing", ["vocab.json", "merges.txt"])

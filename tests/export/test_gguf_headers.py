@@ -134,7 +134,7 @@ def test_other_frequency_factors_are_refused(factors: np.ndarray) -> None:
         ),
         ({"llama.block_count": None}, "llama.block_count is missing"),
         ({"llama.block_count": True}, "llama.block_count is True; supported is one whole number"),
-        ({"llama.layers": array("i", [0])}, "features that are not supported: llama.layers = array"),
+        ({"llama.layers": array("i")}, "features that are not supported: llama.layers = array"),
         ({"llama.rope.freq_base": True}, "rope.freq_base is True; it must be a number"),
         ({"llama.rope.freq_base": float("inf")}, "rope.freq_base is inf; it must be a number"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, "epsilon is missing; it must be a number"),

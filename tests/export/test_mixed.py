@@ -59,7 +59,7 @@ def test_the_frontier_is_that_of_all_assignments_where_it_has_a_point() -> None:
 
 
 def test_a_scheme_that_takes_more_and_loses_as_much_is_left_out() -> None:
-    sizes = {"4": (10, 1.0), "5": (12, 1.0), "6": (14, 1.2), "8": (20, 0.5)}
+    sizes = {"4": (10, 1.0), "4 again": (10, 1.2), "5": (12, 1.0), "8": (20, 0.5), "16": (40, 0.5)}
     choices = [Choice(scheme=name, size=size, divergence=loss) for name, (size, loss) in sizes.items()]
     assert [point.schemes["layer"] for point in walk_frontier({"layer": choices})] == ["4", "8"]
 

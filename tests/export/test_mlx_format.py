@@ -20,7 +20,7 @@ from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.levels import on_levels
-from edgelm_export.mlx_format import MLXMatrix
+from edgelm_export.mlx_format import MLXMatrix, mlx_matrices
 from edgelm_export.quantize.keep import keep_grid, on_its_grid
 from edgelm_export.quantize.offsets import in_8_bits
 from edgelm_export.quantize.packed import PackedWeight, unpack
@@ -417,3 +417,13 @@ def test_numbers_that_are_none_are_refused(save_llama: SaveModel, tmp_path: Path
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match=r"q_proj\.weight has NaN or infinite values"):
         export_package(HuggingFaceCheckpoint(tmp_path / "source"), tmp_path / "package", "keep")
+
+
+def test_what_a_modules_own_settings_lack_is_what_mlx_takes_and_not_the_settings_of_all() -> None:
+    present = {"a.weight": (8, 8), "a.scales": (8, 1), "a.biases": (8, 1), "b.weight": (8, 4), "b.scales": (8, 1)}
+    settings = {"bits": 8, "group_size": 32, "a": {}, "b": {"mode": "mxfp4"}}
+    found = mlx_matrices(settings, present, "here")
+    assert {name: (matrix.mode, matrix.bits, matrix.group_size) for name, matrix in found.items()} == {
+        "a.weight": ("affine", 4, 64),
+        "b.weight": ("mxfp4", 4, 32),
+    }

@@ -15,6 +15,7 @@ from edgelm.errors import CheckpointError
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.packed_formats import Grid
 from edgelm_export.reference import reference_logits
 
 GROUP = 32
@@ -125,6 +126,16 @@ def test_a_packed_matrix_is_read_as_what_it_stands_for(save_llama: Any, tmp_path
         np.testing.assert_allclose(grid.reshape(weight.shape), weight, rtol=1e-6, atol=1e-9, err_msg=key)
     assert checkpoint.stored_type("model.layers.0.mlp.up_proj.weight").endswith(f"-{FORMATS[name][1]}bit")
     assert checkpoint.quantized_blocks("model.embed_tokens.weight") is None
+
+
+@pytest.mark.parametrize("inputs", [48, 1024])  # in two groups, of sizes that MatMulNBits is not fast with
+def test_groups_of_another_size_than_fast_blocks_are_read_and_not_kept(inputs: int) -> None:
+    size = inputs // 2
+    values = np.arange(2 * inputs, dtype=np.int32).reshape(2, inputs) % 16
+    scales, zeros = np.array([[1.0, 2.0]] * 2, np.float32), np.full((2, 2), 8, np.int32)
+    grid = Grid(bits=4, values=values, zeros=zeros, scales=scales, groups=np.arange(inputs) // size)
+    assert grid.blocks() is None
+    np.testing.assert_array_equal(grid.weight(), (values - 8) * np.repeat(scales, size, axis=1))
 
 
 @pytest.mark.parametrize("name", ["gptq-4", "awq-4", "compressed-4"])

@@ -1,3 +1,7 @@
+from types import SimpleNamespace
+from typing import Any
+
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -9,6 +13,7 @@ from edgelm.errors import ExportError
 from edgelm_export.graph import MICROSOFT, OPSETS
 from edgelm_export.quantize.gptq import quantize_gptq
 from edgelm_export.quantize.grid import hqq_grid, quantize_alone
+from edgelm_export.quantize.keep import keep_grid
 from edgelm_export.quantize.packed import PackedWeight, pack, stack, unpack
 from edgelm_export.quantize.statistics import InputStatistics
 
@@ -278,6 +283,19 @@ def test_stacked_weights_are_the_stacked_rows() -> None:
 def test_a_scheme_that_there_is_not_is_refused_with_those_that_there_are(name: str, message: str) -> None:
     with pytest.raises(ExportError, match=message):
         parse_scheme(name)
+
+
+@pytest.mark.parametrize(("stored", "dtype"), [("F16", np.float16), ("BF16", ml_dtypes.bfloat16), ("F32", np.float32)])
+def test_kept_floats_are_of_their_type_unless_what_is_folded_in_takes_more_digits(stored: str, dtype: Any) -> None:
+    weight = random_weight(4, 32).astype(dtype).astype(np.float32)
+    for factor, kept in ((1, dtype), (np.float32(1.1), np.float32)):
+        source: Any = SimpleNamespace(
+            quantized_blocks=lambda _: None, tensor=lambda _, f=factor: weight * f, stored_type=lambda _: stored
+        )
+        found = keep_grid(source, "model.layers.0.mlp.up_proj.weight")
+        assert isinstance(found, np.ndarray)
+        assert found.dtype == kept
+        assert np.array_equal(found.astype(np.float32), weight * factor)
 
 
 def test_a_weight_counts_its_bytes_on_the_disk() -> None:
