@@ -16,6 +16,8 @@ from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.packed_formats import Grid
+from edgelm_export.quantize.keep import keep_grid
+from edgelm_export.quantize.packed import PackedWeight, unpack
 from edgelm_export.reference import reference_logits
 
 GROUP = 32
@@ -126,6 +128,18 @@ def test_a_packed_matrix_is_read_as_what_it_stands_for(save_llama: Any, tmp_path
         np.testing.assert_allclose(grid.reshape(weight.shape), weight, rtol=1e-6, atol=1e-9, err_msg=key)
     assert checkpoint.stored_type("model.layers.0.mlp.up_proj.weight").endswith(f"-{FORMATS[name][1]}bit")
     assert checkpoint.quantized_blocks("model.embed_tokens.weight") is None
+
+
+def test_parts_of_a_fused_matrix_are_its_rows_on_its_grid(save_model: Any, tmp_path: Path) -> None:
+    save_model("phi3", tmp_path, intermediate_size=128, pad_token_id=0)
+    fused = quantize_folder(tmp_path, "gptq-4")["model.layers.0.self_attn.qkv_proj.weight"]
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    for part, rows in (("q", slice(64)), ("k", slice(64, 96)), ("v", slice(96, 128))):
+        name = f"model.layers.0.self_attn.{part}_proj.weight"
+        np.testing.assert_allclose(checkpoint.tensor(name), fused[rows], rtol=1e-6, atol=1e-9)
+        packed = keep_grid(checkpoint, name)
+        assert isinstance(packed, PackedWeight)
+        np.testing.assert_allclose(unpack(packed), fused[rows], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("inputs", [48, 1024])  # in two groups, of sizes that MatMulNBits is not fast with
