@@ -110,6 +110,14 @@ def test_keys_fit_their_scales_at_places_that_the_calibration_did_not_reach() ->
         assert (np.abs(buffer[0, :, :400]) <= 127 * scale).all()
 
 
+def test_scales_are_for_the_largest_of_each_channel_in_all_texts() -> None:
+    texts = [list(range(3, 60)), [65] * 8]
+    together, *apart = (measure_scales(tiny_model_path(), some) for some in (texts, texts[:1], texts[1:]))
+    for scale, *each in zip(together, *apart, strict=True):
+        np.testing.assert_array_equal(scale, np.maximum(*each))
+        assert (each[0] != each[1]).any()
+
+
 def test_the_run_that_measures_the_scales_shows_how_far_it_is(checkpoint: Path, tmp_path: Path) -> None:
     steps: list[tuple[str, int, int]] = []
     export_package(
