@@ -263,6 +263,8 @@ def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], win
         ),
         ("smollm3", {"no_rope_layers": [1]}, r"no_rope_layers is \[1\]; it must have a number for each layer"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True; supported is"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False; supported is True alone"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True; supported is False alone"),
         ("stablelm", {"qk_layernorm": True}, "qk_layernorm is true; a norm of its own for each .* is not supported"),
         (
             "nanochat",
@@ -277,6 +279,22 @@ def test_a_feature_that_only_some_of_a_family_have_is_refused_by_name(
     sizes = SIZES | GPT2_SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 1024, "head_dim": 16}
     with pytest.raises((CheckpointError, ConfigError), match=message):
         ARCHITECTURES[name].to_model_config(sizes | changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "field", "value"),
+    [
+        ("gpt_oss", {"swiglu_alpha": 1.5, "num_key_value_heads": 4}, "swiglu_alpha", 1.5),
+        ("gemma2", {"hidden_activation": "gelu"}, "hidden_act", "gelu"),
+        ("gemma3_text", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping", None),  # as transformers computes
+        ("t5", {"n_positions": 99}, "max_position_embeddings", 99),
+        ("t5", {"layer_norm_epsilon": 1e-3}, "norm_eps", 1e-3),
+        ("t5", {"d_ff": None}, "intermediate_size", 2048),
+    ],
+)
+def test_what_few_configs_say_is_read_too(name: str, changes: dict[str, Any], field: str, value: object) -> None:
+    config = ARCHITECTURES[name].to_model_config(SIZES | {"model_type": name} | changes)
+    assert getattr(config, field) == value
 
 
 def test_older_names_of_longrope_mean_it() -> None:
