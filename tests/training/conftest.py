@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from make_tiny_model import CONFIG, make_checkpoint
+from sea_shards import SENTENCES, write_corpus
 
 from edgelm.config import ModelConfig
 from edgelm.testing import tiny_model_path
 from edgelm_export.verification_text import verification_text
 from edgelm_training.shard_writer import PrepareConfig, prepare_shards
+from edgelm_training.tokenizer_training import TokenizerConfig, train_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +74,20 @@ def tiny_preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = ({"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No idea at all."} for i in range(40))
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     return path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in a folder with a corpus that speaks of the sea."""
+    monkeypatch.chdir(tmp_path)
+    write_corpus(Path("corpus"))
+    return Path("corpus")
+
+
+@pytest.fixture(scope="module")
+def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tokenizer of that corpus."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    (folder / "text.txt").write_text("".join(SENTENCES))
+    train_tokenizer([folder / "text.txt"], folder / "tok", TokenizerConfig(vocab_size=300))
+    return folder / "tok"

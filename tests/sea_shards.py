@@ -1,0 +1,39 @@
+"""Shards for tests, of a corpus that speaks of the sea."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from edgelm_training.documents import DocumentConfig
+from edgelm_training.shard_writer import PrepareConfig, prepare_shards
+
+SENTENCES = [f"Sentence {i} speaks of the sea, number {i * i}.\n" for i in range(40)]
+
+
+def write_corpus(folder: Path) -> None:
+    """Write 135 documents in five kinds of files."""
+    folder.mkdir()
+    for i in range(30):
+        (folder / f"{i:02}.txt").write_text("".join(SENTENCES[i : i + 10]))
+    (folder / "many.txt").write_text("<|endoftext|>\n".join("".join(SENTENCES[i : i + 5]) for i in range(30)))
+    rows = [{"text": f"Row {i} of many: " + SENTENCES[i % 40] * (1 + i % 9)} for i in range(50)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = pyarrow.Table.from_pylist([{"text": f"Parquet {i}: {SENTENCES[i]}"} for i in range(25)])
+    pyarrow.parquet.write_table(table, folder / "table.parquet", row_group_size=10)
+
+
+def prepare(tok: Path, output: str | Path = "shards", paths: tuple[str, ...] = ("corpus",), **settings: Any) -> Path:
+    """Prepare with one worker, and with documents of many.txt separated."""
+    documents = DocumentConfig(
+        split_on="<|endoftext|>",
+        skip_broken=settings.pop("skip_broken", False),
+        max_characters=settings.pop("max_characters", 65_536),
+    )
+    config = PrepareConfig(documents=documents, **{"workers": 1, "validation_fraction": 0.1, **settings})
+    prepare_shards(paths, output, tok, config)
+    return Path(output)
