@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
+from config_values import SIZES, model_config
 from transformers import AutoConfig
 
 from edgelm.config import ModelConfig, RopeScaling
@@ -12,20 +12,8 @@ from edgelm_export.architectures import ARCHITECTURES, architecture_of, gguf_arc
 from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.tensor_map import CANONICAL, map_tensors, pattern_of
 
-SIZES = {
-    "model_type": "llama",
-    "vocab_size": 320,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
 # GPT-2's names for the same numbers.
 GPT2_SIZES = {"n_embd": 64, "n_layer": 2, "n_head": 4}
-
-
-def model_config(**changes: Any) -> ModelConfig:
-    return LLAMA.to_model_config(SIZES | changes)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -295,44 +283,6 @@ def test_a_feature_that_only_some_of_a_family_have_is_refused_by_name(
 def test_what_few_configs_say_is_read_too(name: str, changes: dict[str, Any], field: str, value: object) -> None:
     config = ARCHITECTURES[name].to_model_config(SIZES | {"model_type": name} | changes)
     assert getattr(config, field) == value
-
-
-def test_older_names_of_longrope_mean_it() -> None:
-    factors = {"short_factor": [1.0] * 8, "long_factor": [2] * 8}
-    for name in ("su", "yarn", "longrope"):
-        config = ARCHITECTURES["phi3"].to_model_config(
-            SIZES | {"max_position_embeddings": 131072, "rope_scaling": {"type": name, **factors}}
-        )
-        assert config.rope_scaling == RopeScaling(
-            rope_type="longrope",
-            factor=32.0,
-            original_max_position_embeddings=4096,
-            short_factor=(1.0,) * 8,
-            long_factor=(2.0,) * 8,
-        )
-
-
-def test_what_longrope_says_of_itself_comes_before_what_follows_from_the_contexts() -> None:
-    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
-    longrope = {"rope_type": "longrope", "type": "linear", "factor": 8.0, "attention_factor": 1.2, **factors}
-    scaling = model_config(rope_scaling=longrope).rope_scaling
-    assert (scaling.rope_type, scaling.factor, scaling.attention_factor) == ("longrope", 8.0, 1.2)
-    shorter = {"original_max_position_embeddings": 4096, "max_position_embeddings": 2048}
-    assert model_config(rope_scaling={"type": "longrope", **factors}, **shorter).rope_scaling.factor == 1.0
-
-
-def test_a_dynamic_scaling_multiplies_the_context() -> None:
-    config = model_config(rope_scaling={"type": "dynamic", "factor": 2.0}, max_position_embeddings=512)
-    assert config.max_position_embeddings == 1024
-    assert config.rope_scaling == RopeScaling(rope_type="dynamic", factor=2.0, original_max_position_embeddings=512)
-
-
-def test_two_scales_of_yarn_stand_for_the_ratio_of_their_factors() -> None:
-    yarn = {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 1.4, "truncate": False}
-    scaling = model_config(rope_scaling=yarn).rope_scaling
-    assert scaling.attention_factor == pytest.approx((0.07 * np.log(4) + 1) / (0.14 * np.log(4) + 1))
-    assert not scaling.truncate
-    assert model_config(rope_scaling=yarn | {"attention_factor": 1.5}).rope_scaling.attention_factor == 1.5
 
 
 def expert_values(**changes: Any) -> dict[str, Any]:

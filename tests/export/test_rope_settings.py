@@ -1,0 +1,48 @@
+"""Settings of scaled ropes, in the words of different releases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from config_values import SIZES, model_config
+
+from edgelm.config import RopeScaling
+from edgelm_export.architectures import ARCHITECTURES
+
+
+def test_older_names_of_longrope_mean_it() -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2] * 8}
+    for name in ("su", "yarn", "longrope"):
+        config = ARCHITECTURES["phi3"].to_model_config(
+            SIZES | {"max_position_embeddings": 131072, "rope_scaling": {"type": name, **factors}}
+        )
+        assert config.rope_scaling == RopeScaling(
+            rope_type="longrope",
+            factor=32.0,
+            original_max_position_embeddings=4096,
+            short_factor=(1.0,) * 8,
+            long_factor=(2.0,) * 8,
+        )
+
+
+def test_what_longrope_says_of_itself_comes_before_what_follows_from_the_contexts() -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    longrope = {"rope_type": "longrope", "type": "linear", "factor": 8.0, "attention_factor": 1.2, **factors}
+    scaling = model_config(rope_scaling=longrope).rope_scaling
+    assert (scaling.rope_type, scaling.factor, scaling.attention_factor) == ("longrope", 8.0, 1.2)
+    shorter = {"original_max_position_embeddings": 4096, "max_position_embeddings": 2048}
+    assert model_config(rope_scaling={"type": "longrope", **factors}, **shorter).rope_scaling.factor == 1.0
+
+
+def test_a_dynamic_scaling_multiplies_the_context() -> None:
+    config = model_config(rope_scaling={"type": "dynamic", "factor": 2.0}, max_position_embeddings=512)
+    assert config.max_position_embeddings == 1024
+    assert config.rope_scaling == RopeScaling(rope_type="dynamic", factor=2.0, original_max_position_embeddings=512)
+
+
+def test_two_scales_of_yarn_stand_for_the_ratio_of_their_factors() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 1.4, "truncate": False}
+    scaling = model_config(rope_scaling=yarn).rope_scaling
+    assert scaling.attention_factor == pytest.approx((0.07 * np.log(4) + 1) / (0.14 * np.log(4) + 1))
+    assert not scaling.truncate
+    assert model_config(rope_scaling=yarn | {"attention_factor": 1.5}).rope_scaling.attention_factor == 1.5
