@@ -74,7 +74,7 @@ def _read(checkpoint: Checkpoint, encoder: ModelConfig, sources: Sequence[Sequen
     for layer in range(encoder.num_hidden_layers):
         weights = layer_weights(checkpoint, layer, encoder)
         hidden = [run_layer(encoder, layer, weights, hidden_SD, {}, both_ways=True) for hidden_SD in hidden]
-    return _last_normed(checkpoint, encoder, hidden)
+    return last_normed(checkpoint, hidden, encoder)
 
 
 def _stack_name(checkpoint: Checkpoint, config: ModelConfig) -> str:
@@ -148,13 +148,12 @@ def log_softmax(logits_TV: Array) -> NDArray[np.float64]:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
-def last_normed(checkpoint: Checkpoint, hidden: Sequence[Array]) -> list[Array]:
-    """Return what the head reads [T, D] of what left the last layer."""
-    return _last_normed(checkpoint, checkpoint.config, hidden)
+def last_normed(checkpoint: Checkpoint, hidden: Sequence[Array], config: ModelConfig | None = None) -> list[Array]:
+    """Norm what left the last layer [T, D], where a norm is there: what the head reads.
 
-
-def _last_normed(checkpoint: Checkpoint, config: ModelConfig, hidden: Sequence[Array]) -> list[Array]:
-    """Norm what left the last layer of a stack, where it has a norm there."""
+    config: that of an encoder, for what left its own last layer.
+    """
+    config = config or checkpoint.config
     if not config.final_norm:
         return list(hidden)
     weights = _weights(checkpoint, f"{_stack_name(checkpoint, config)}.norm.")

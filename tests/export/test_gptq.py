@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from edgelm.architecture.block_grid import in_blocks, outermost_grid, searched_grid
+from edgelm.architecture.block_grid import Grid, in_blocks, outermost_grid, searched_grid
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm_export.quantize.gptq import _damped, output_error, quantize_gptq
 from edgelm_export.quantize.grid import quantize_alone
@@ -25,6 +25,15 @@ def inputs(tokens: int, columns: int, seed: int = 0) -> np.ndarray:
     mixing = random.standard_normal((columns, columns)) * 0.3 + np.eye(columns)
     sizes = np.where(np.arange(columns) % 11 == 0, 4.0, 1.0)
     return ((random.standard_normal((tokens, columns)) @ mixing) * sizes).astype(np.float32)
+
+
+def more_columns_than_go_at_once(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, Grid]:
+    """Return a weight, what it meets, its blocks, and the widest grid of a scheme for them."""
+    scheme = scheme_named(name)
+    weight = np.random.default_rng(1).standard_normal((16, 160)).astype(np.float32)
+    x = inputs(400, 160)
+    blocks = in_blocks(weight, scheme.block_size)
+    return weight, _damped(x.T @ x), blocks, outermost_grid(blocks, scheme)
 
 
 def textbook_gptq(
@@ -80,12 +89,7 @@ def test_gptq_leaves_less_error_in_the_outputs_than_the_search(name: str, column
 def test_fitting_scales_and_descending_never_raise_the_error() -> None:
     from edgelm_export.quantize import gptq
 
-    scheme = scheme_named("int4-block16-asymmetric-gptq")
-    weight = np.random.default_rng(1).standard_normal((16, 160)).astype(np.float32)  # more columns than go at once
-    x = inputs(400, 160)
-    hessian = _damped(x.T @ x)
-    blocks = in_blocks(weight, 16)
-    grid = outermost_grid(blocks, scheme)
+    weight, hessian, blocks, grid = more_columns_than_go_at_once("int4-block16-asymmetric-gptq")
     values = gptq._compensated(weight, hessian, grid, 16)
     errors = []
     for _ in range(3):
@@ -100,12 +104,7 @@ def test_fitting_scales_and_descending_never_raise_the_error() -> None:
 def test_integers_are_chosen_again_column_by_column_for_all_others_as_they_are() -> None:
     from edgelm_export.quantize import gptq
 
-    scheme = scheme_named("int4-block32-asymmetric-gptq")
-    weight = np.random.default_rng(1).standard_normal((16, 160)).astype(np.float32)  # more columns than go at once
-    x = inputs(400, 160)
-    hessian = _damped(x.T @ x)
-    blocks = in_blocks(weight, 32)
-    grid = outermost_grid(blocks, scheme)
+    weight, hessian, blocks, grid = more_columns_than_go_at_once("int4-block32-asymmetric-gptq")
     values = grid.nearest(blocks).reshape(weight.shape)
     scales, zeros = (np.repeat(part, 32, 1) for part in (grid.scales, grid.zeros))
     wanted = values.astype(np.float64)

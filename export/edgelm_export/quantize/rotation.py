@@ -20,7 +20,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
 from edgelm_export.checkpoint_view import CheckpointView
-from edgelm_export.tensor_map import EMBEDDING, HEAD, pattern_of
+from edgelm_export.tensor_map import EMBEDDING, HEAD, head_name, pattern_of
 
 Array = NDArray[np.float32]
 
@@ -92,8 +92,7 @@ class RotatedCheckpoint(CheckpointView):
     def tensor(self, name: str) -> Array:
         """Read one tensor, turned."""
         if name == HEAD:
-            tied = self._checkpoint.config.tie_word_embeddings
-            head_VD = self._checkpoint.tensor(EMBEDDING if tied else HEAD)
+            head_VD = self._checkpoint.tensor(head_name(self._checkpoint.config))
             return np.asarray((head_VD * self._checkpoint.tensor(_FINAL_NORM)) @ self._turn_DD, np.float32)
         tensor = self._checkpoint.tensor(name)
         if name == EMBEDDING:
