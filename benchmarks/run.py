@@ -7,6 +7,7 @@ python benchmarks/run.py --model llama-1.7b      # 20 GB on the disk and 12 GB o
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from typing import Any
 
@@ -47,6 +48,7 @@ def main(name: str, rounds: int | None, quick: bool, only: tuple[str, ...], page
 
 
 def _measure(model: Model, contestants: list[Contestant], effort: Effort) -> dict[str, Any]:
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # imports are timed as users have them: from bytecode
     models = prepare_models(model)
     benchmark = Benchmark(contestants, models, read_text(models / "checkpoint", effort), effort)
     found = {NONE: benchmark.rounds(huge_pages=False), ALL: benchmark.rounds(huge_pages=True)}

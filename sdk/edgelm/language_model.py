@@ -77,11 +77,11 @@ def load(
     package = open_package(path)
     folder = package.folder
     large = package.check_files(largest=_LARGE)
-    with in_huge_pages(), ThreadPoolExecutor(2) as workers:
-        # Three things of about the same length, of which two need no interpreter: hashing the weights (numbers that
-        # nothing parses; their file's size is checked already), the tokenizer, and the session.
-        hashes = [workers.submit(check_hash, folder, entry) for entry in large]
-        tokenizer = workers.submit(_load_tokenizer, folder)
+    with in_huge_pages(), ThreadPoolExecutor(1) as worker:
+        # Beside the session, one after the other: hashing the weights (numbers that nothing parses; their file's size
+        # is checked already) needs no interpreter, and by its end the session needs none either, but the tokenizer.
+        hashes = [worker.submit(check_hash, folder, entry) for entry in large]
+        tokenizer = worker.submit(_load_tokenizer, folder)
         try:
             session = DecoderSession(
                 folder,
