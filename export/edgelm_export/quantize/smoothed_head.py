@@ -83,7 +83,7 @@ def _rounded_product(head_VD: Array, divisors_D: Array, scheme: Scheme) -> Produ
     """Return the product as MatMulNBits computes it: a part of the rows at a time, as they take several copies."""
 
     def product(read_TD: Array) -> Array:
-        inputs_TD = _in_8_bits(read_TD / divisors_D, scheme.block_size)
+        inputs_TD = _rounded_inputs(read_TD / divisors_D, scheme.block_size)
         parts = (head_VD[start : start + _ROWS_AT_ONCE] for start in range(0, len(head_VD), _ROWS_AT_ONCE))
         stored = (unpack(quantize_alone(part * divisors_D, scheme)) for part in parts)
         return np.concatenate([inputs_TD @ part.T for part in stored], axis=1)
@@ -91,7 +91,7 @@ def _rounded_product(head_VD: Array, divisors_D: Array, scheme: Scheme) -> Produ
     return product
 
 
-def _in_8_bits(inputs_TD: Array, block_size: int) -> Array:
+def _rounded_inputs(inputs_TD: Array, block_size: int) -> Array:
     """Round inputs as MatMulNBits does: 8 bits, and a scale for each block."""
     T, D = inputs_TD.shape
     blocks = np.pad(inputs_TD, ((0, 0), (0, -D % block_size))).reshape(T, -1, block_size)
