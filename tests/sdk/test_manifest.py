@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -215,4 +216,23 @@ def test_a_quality_figure_that_is_no_number_is_an_error(package: Path) -> None:
     figures = dict.fromkeys(field.name for field in dataclasses.fields(Quality)) | {"tokens": 1}
     (package / "edgelm.json").write_text(json.dumps(values | {"quality": figures}))
     with pytest.raises(PackageError, match="perplexity is None"):
+        Manifest.load(package)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("source_perplexity", 0),  # what is listed divides by it
+        ("perplexity", -3.5),
+        ("perplexity_after_prefill", 0.0),
+        ("top1_agreement", 10**400),
+        ("perplexity", 10**400),
+        ("mean_kl_divergence", 1e300),
+    ],
+)
+def test_a_quality_figure_that_nothing_measures_is_an_error(package: Path, name: str, value: float) -> None:
+    values = json.loads((package / "edgelm.json").read_text())
+    figures = dataclasses.asdict(QUALITY) | {name: value}
+    (package / "edgelm.json").write_text(json.dumps(values | {"quality": figures}))
+    with pytest.raises(PackageError, match=re.escape(f"{name} is {value!r:.60}")):
         Manifest.load(package)

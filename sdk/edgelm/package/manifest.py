@@ -24,6 +24,7 @@ SCHEMA_VERSION = 1
 # Far above what is written, and small enough that reading a hostile one costs neither time nor memory.
 _MAX_BYTES = 1 << 19
 _MAX_FILES = 1000
+_LARGEST_FIGURE = 1e300  # what is shown of the figures divides them; Python's whole numbers have no end
 # The manifest's hash of itself, with this value empty. It shows damage; against a forger there are signatures.
 _OWN_HASH = "manifest_sha256"
 _PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[^/\\:]{1,255}")
@@ -63,6 +64,10 @@ class Quality:
         measured = [name for name, value in dataclasses.asdict(self).items() if value is not None]
         always = [field_.name for field_ in dataclasses.fields(self) if field_.default is dataclasses.MISSING]
         _require(self, (int, float), *always, *measured)
+        for name in measured:
+            value = getattr(self, name)
+            if not abs(value) < _LARGEST_FIGURE or ("perplexity" in name and value <= 0):
+                raise TypeError(f"{name} is {value!r:.60}")
 
     @property
     def after_prefill(self) -> tuple[float, float] | None:
