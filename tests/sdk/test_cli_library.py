@@ -60,6 +60,17 @@ def test_list_shows_packages_with_their_figures_and_marks_the_rest(library):
     assert "is not a model package" in result.stderr
 
 
+def test_a_package_with_figures_that_are_none_hides_no_other(library):
+    manifest = json.loads((tiny_model_path() / "edgelm.json").read_text())
+    manifest["quality"]["source_perplexity"] = 0
+    (library.package_path("broken") / "edgelm.json").write_text(json.dumps(manifest | {"manifest_sha256": None}))
+    result = edgelm("list")
+    assert result.exit_code == 0
+    assert "warning: broken: " in result.stderr
+    assert "source_perplexity is 0" in result.stderr
+    assert "\ntiny " in result.stdout
+
+
 def test_list_as_json_is_for_programs(library):
     library.add_alias("mine", "tiny")
     rows = {row["name"]: row for row in json.loads(edgelm("list", "--json").stdout)}
@@ -164,6 +175,11 @@ def test_rm_removes_packages_sources_and_downloads(library):
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr == "Removed tiny.\nRemoved original.\nRemoved half.\n"
     assert (library.packages(), library.sources()) == (["broken"], [])
+
+
+def test_rm_of_one_name_twice_removes_it_once(library):
+    result = edgelm("rm", "tiny", "tiny", "--yes")
+    assert (result.exit_code, result.stderr) == (0, "Removed tiny.\n")
 
 
 def test_rm_can_leave_the_package(library):

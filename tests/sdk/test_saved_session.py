@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel, SavedSessions
 from edgelm.cli.main import main
+from edgelm.cli.output import megabytes
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.package.manifest import Manifest, describe_file
@@ -234,9 +235,9 @@ def test_clear_frees_the_room_and_keeps_the_conversations(session: ChatSession) 
     saved = SavedSessions()
     saved.save("one", session)
     saved.save("two", session)
-    result = command("clear", "one")
-    assert result.exit_code == 0
-    assert result.stderr.startswith("Freed ")
+    size = saved.describe("one").cache_size
+    result = command("clear", "one", "one")
+    assert (result.exit_code, result.stderr) == (0, f"Freed {megabytes(size)}.\n")
     assert {one.name: bool(one.cache_size) for one in saved.sessions()} == {"one": False, "two": True}
     assert command("clear").exit_code == 0
     assert not any(one.cache_size for one in saved.sessions())
@@ -249,7 +250,8 @@ def test_rm_deletes_sessions_once_somebody_agreed(session: ChatSession) -> None:
     refused = command("rm", "one")
     assert refused.exit_code == 2
     assert "add --yes to delete without asking" in refused.stderr
-    assert "Deleted one." in command("rm", "one", "--yes").stderr
+    result = command("rm", "one", "one", "--yes")
+    assert (result.exit_code, result.stderr) == (0, "Deleted one.\n")
     assert SavedSessions().sessions() == []
 
 

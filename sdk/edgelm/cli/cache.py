@@ -92,7 +92,7 @@ def clear(names: tuple[str, ...], calibration: bool) -> None:
             raise refused("--calibration is not of a session; leave the names out.", "names", "calibration")
         _clear_calibrations(Library())
         return
-    saved = SavedSessions()
+    saved, names = SavedSessions(), tuple(dict.fromkeys(names))
     sizes = {session.name: session.cache_size for session in saved.sessions()}
     for name in names or tuple(sizes):
         saved.forget_cache(name)
@@ -117,7 +117,7 @@ def rm(names: tuple[str, ...], yes: bool) -> None:
       edgelm cache rm holidays
       edgelm cache rm old older --yes
     """
-    saved = SavedSessions()
+    saved, names = SavedSessions(), tuple(dict.fromkeys(names))
     for name in names:
         saved.describe(name)  # a missing one is an error before anybody is asked, and any of them goes
     if not yes:

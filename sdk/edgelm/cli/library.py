@@ -265,7 +265,7 @@ def rm(names: tuple[str, ...], source_only: bool, yes: bool) -> None:
       edgelm rm smollm2-135m-instruct --source-only
       edgelm rm old-model older-model --yes
     """
-    library = Library()
+    library, names = Library(), tuple(dict.fromkeys(names))
     for name in names:
         if library.resolve(name) == name:
             library.removable(name, source_only=source_only)  # before anybody is asked, and any of them goes
