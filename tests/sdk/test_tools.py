@@ -365,6 +365,33 @@ def test_a_tools_broken_schema_is_refused_without_the_grammar_around_it() -> Non
         load(tiny_model_path()).stream_chat(QUESTION, tools=[tool], tool_choice="required")
 
 
+def _nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ({"exclusiveMinimum": 0, "minimum": "x"}, "'>' not supported"),
+        ({"format": "date", "allOf": 5}, "must be an iterable"),
+        ({"type": "object", "default": {1}}, "set is not JSON serializable"),
+        ({"type": "number", "default": float("nan")}, "not JSON compliant"),
+        (_nested(3000), "recursion depth"),
+    ],
+)
+def test_parameters_that_are_no_schema_are_refused_by_the_tools_name(
+    parameters: dict[str, Any], problem: str, strict: bool
+) -> None:
+    tool = {"name": "f", "parameters": parameters, "strict": strict}
+    for choice in ("auto", "required"):
+        with pytest.raises(ConfigError, match=f"The parameters of the tool 'f' are no JSON schema: .*{problem}"):
+            tool_constraint([tool], choice, row("hermes"))  # type: ignore[arg-type]
+
+
 def test_one_call_where_several_are_not_wanted() -> None:
     several, one = (tool_constraint(TOOLS, "required", row("hermes"), parallel=parallel) for parallel in (True, False))
     assert several is not None

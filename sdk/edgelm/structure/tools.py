@@ -134,7 +134,7 @@ def _grammar(
     """Write the grammar of one call or several, after `opening`; `said` of the first call's object stands already."""
     rules = []
     for i, function in enumerate(functions):
-        arguments = "%json " + json.dumps(_parameters(function), ensure_ascii=False)
+        arguments = "%json " + _parameters(function)
         if format.name_end:
             asides = " ".join(f"({format.lark(aside)})?" for aside in format.asides)
             name_end = f"{asides} {format.lark(format.name_end)}"
@@ -156,10 +156,14 @@ def _grammar(
     return "\n".join((start, tool, *rules))
 
 
-def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
+def _parameters(function: Mapping[str, Any]) -> str:
+    """Return the schema of a tool's parameters, as JSON."""
     given = function.get("parameters") or _NO_PARAMETERS
-    schema = close_gaps(given if function.get("strict") else loosen(given))
-    if "properties" in schema:
-        schema.setdefault("additionalProperties", False)  # a small model makes up parameters where it may
-    schema.setdefault("x-guidance", JSON_STYLE | {"lenient": not function.get("strict")})
-    return schema
+    try:
+        schema = close_gaps(given if function.get("strict") else loosen(given))
+        if "properties" in schema:
+            schema.setdefault("additionalProperties", False)  # a small model makes up parameters where it may
+        schema.setdefault("x-guidance", JSON_STYLE | {"lenient": not function.get("strict")})
+        return json.dumps(schema, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"The parameters of the tool {function['name']!r} are no JSON schema: {error}.") from error
