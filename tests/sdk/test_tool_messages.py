@@ -97,3 +97,25 @@ def test_calls_that_are_none_are_refused(calls: Any, message: str) -> None:
         scripted_model("x").encode_chat([Message(role="assistant", content=None, tool_calls=calls)])
     with pytest.raises(ChatTemplateError, match=r"messages\[0\] is 'x'; a message is a mapping"):
         scripted_model("x").encode_chat(["x"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
+def test_what_was_thought_before_a_call_is_text_or_refused(key: str) -> None:
+    model = scripted_model("x")
+    model.chat_template = ChatTemplate(
+        "{% for m in messages %}{{ m.thinking }}{% endfor %}{# <|channel|>commentary <|call|> #}"
+    )
+    turn: Any = {"role": "assistant", "content": "B", "tool_calls": [{"function": {"name": "f"}}]}
+    parts = [{"type": "text", "text": "A"}]
+    assert model.tokenizer.decode(model.encode_chat([turn | {key: parts}])) == "A\n\nB"
+    with pytest.raises(ChatTemplateError, match=rf"messages\[0\]\['{key}'\] has 5; a content is a text"):
+        model.encode_chat([turn | {key: 5}])
+
+
+def test_tools_and_calls_that_are_no_json_are_refused_where_they_become_text() -> None:
+    model = scripted_model("x")
+    with pytest.raises(ChatTemplateError, match=r"The definition tools\[1\] is not JSON: Object of type set"):
+        model.encode_chat(QUESTION, [{"name": "f"}, {"name": "g", "description": {1}}])
+    turn: Any = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": {1}}}}]}
+    with pytest.raises(ChatTemplateError, match="A call of a tool is not JSON: Object of type set"):
+        model.encode_chat([turn])

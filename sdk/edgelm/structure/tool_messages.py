@@ -68,6 +68,9 @@ def _turn(message: Message, place: str) -> dict[str, Any]:
     if not isinstance(calls, Sequence) or isinstance(calls, str):
         raise ChatTemplateError(f"{place}['tool_calls'] is {calls!r}; it must be a list of calls.")
     if calls:
+        for key in ("reasoning_content", "thinking"):
+            if turn.get(key) is not None:
+                turn[key] = _text_of(turn[key], f"{place}[{key!r}]")
         turn["tool_calls"] = [_call(call, f"{place}['tool_calls'][{i}]") for i, call in enumerate(calls)]
     return turn
 
@@ -179,7 +182,7 @@ def _as_text(
                 written.append({"role": "user", "content": result})
         elif "tool_calls" in turn:
             calls = [
-                f"{format.start}{format.before}{json.dumps(call['function'], ensure_ascii=False)}"
+                f"{format.start}{format.before}{_as_json(call['function'], 'A call of a tool')}"
                 f"{format.behind}{format.end}"
                 for call in turn["tool_calls"]
             ]
@@ -188,10 +191,19 @@ def _as_text(
         else:
             written.append(dict(turn))
     if tools:
-        definitions = "\n".join(json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools)
+        definitions = "\n".join(
+            _as_json(tool.get("function", tool), f"The definition tools[{i}]") for i, tool in enumerate(tools)
+        )
         text = _DEFINITIONS.format(definitions=definitions)
         if written and written[0].get("role") == "system":
             written[0]["content"] = f"{written[0]['content']}\n\n{text}"
         else:
             written.insert(0, {"role": "system", "content": text})
     return written
+
+
+def _as_json(value: object, what: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ChatTemplateError(f"{what} is not JSON: {error}.") from error
