@@ -53,9 +53,7 @@ class ToolCallParser:
         """Return what was held back, as the answer ended."""
         unfinished = self._reader.text if self._reader is not None else ""
         # After a call, the beginning of another that was cut off is nothing to show.
-        rest = "" if self._in_calls and self.count else (self._region or "") + unfinished + self._held
-        self._held, self._region = "", None
-        return rest, ()
+        return "" if self._in_calls and self.count else (self._region or "") + unfinished + self._held, ()
 
     def take(self, chunk: Chunk) -> Chunk:
         """Return the chunk with its text taken apart; in the last one, "stop" becomes "tool_calls" if there are any."""
@@ -138,7 +136,7 @@ class ToolCallParser:
         return self._leave_calls("" if is_call else reader.text)
 
     def _hand_on(self, reader: ToolCallReader, deltas: list[ToolCallDelta]) -> None:
-        if reader.name is None or not reader.arguments:
+        if not reader.name or not reader.arguments:
             return
         if self._is_bare and self._names and reader.name not in self._names:
             return
