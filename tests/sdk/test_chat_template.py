@@ -276,6 +276,19 @@ def test_a_value_that_is_no_plain_data_is_an_error_that_names_its_place(tokenize
         encode_chat(template_of(CHATML), tokenizer, [message])  # type: ignore[list-item]
 
 
+def test_a_value_that_is_nested_too_deeply_is_an_error(tokenizer: Tokenizer) -> None:
+    value: object = "x"
+    for _ in range(3000):
+        value = [value]
+    message: Message = {"role": "user", "content": "x"}
+    template = template_of(CHATML)
+    for messages, variables in (([message | {"name": value}], {}), ([message], {"extra": value})):
+        with pytest.raises(ChatTemplateError, match="a variable of the template is nested too deeply"):
+            encode_chat(template, tokenizer, messages, variables=variables)  # type: ignore[arg-type]
+    with pytest.raises(ChatTemplateError, match="fails on this conversation: RecursionError"):
+        template.render([message | {"name": value}])  # type: ignore[list-item]
+
+
 def test_half_of_a_surrogate_pair_in_a_message_is_a_tokenizer_error(tokenizer: Tokenizer) -> None:
     with pytest.raises(TokenizerError):
         encode_chat(template_of(CHATML), tokenizer, [{"role": "user", "content": "\ud83d"}])

@@ -130,8 +130,8 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         pieces: list[str] = []
-        room = MAX_CHARACTERS + _characters(messages)
         try:
+            room = MAX_CHARACTERS + _characters(messages)
             with budget_for(values):
                 for piece in self._template.generate(values):
                     pieces.append(piece)
@@ -218,14 +218,18 @@ def encode_chat(
     """
     continues = add_generation_prompt and bool(words_to_continue(messages))
     guard = ControlGuard(tokenizer)
-    hidden: list[Any] = [guard.hide(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    try:
+        hidden: list[Any] = [guard.hide(message, f"messages[{i}]") for i, message in enumerate(messages)]
+        hidden_variables = {name: guard.hide(value, name) for name, value in (variables or {}).items()}
+    except RecursionError as error:
+        raise ChatTemplateError("A message, a tool or a variable of the template is nested too deeply.") from error
     end = secrets.token_hex(16)
     if continues:  # a template that takes spaces off the content leaves those before this mark
         hidden[-1] = {**hidden[-1], "content": f"{hidden[-1]['content']}{end} "}
     rendered = template.render(
         hidden,
         add_generation_prompt=add_generation_prompt and not continues,
-        variables={name: guard.hide(value, name) for name, value in (variables or {}).items()},
+        variables=hidden_variables,
     )
     if continues:
         rendered = _before(end, rendered)
