@@ -221,6 +221,7 @@ def _branching(depth: int) -> dict[str, Any]:
         (lambda: Constraint.choices("yes"), "choices takes a list of texts; put the one text into a list"),
         (lambda: Constraint.choices(["a"]).starting_after(), r"starting_after is \(\); it takes texts"),
         (lambda: Constraint.choices(["a"]).starting_after(["x"]), r"starting_after is \(\['x'\],\); it takes"),  # type: ignore[arg-type]
+        (lambda: Constraint.choices(["a"]).starting_after("x", "\ud83d"), "half of a surrogate pair is no character"),
         (lambda: GenerationConfig(constraint="x"), "constraint is 'x'; make one with"),  # type: ignore[arg-type]
     ],
 )

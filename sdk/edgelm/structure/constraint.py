@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -97,6 +98,8 @@ class Constraint:
         """
         if not texts or not all(isinstance(text, str) and text for text in texts):
             raise ConfigError(f"starting_after is {texts!r}; it takes texts, one after the other, none of them empty.")
+        if re.search("[\ud800-\udfff]", "".join(texts)):
+            raise ConfigError(f"starting_after is {texts!r}; half of a surrogate pair is no character.")
         return replace(self, after=texts, at_start=at_start)
 
     def compile(self, tokenizer: Tokenizer, end_ids: Collection[int] = ()) -> ConstraintMatcher:
