@@ -99,7 +99,8 @@ def test_every_byte_has_its_token(tokenizer: Tokenizer) -> None:
 
 
 def test_an_id_above_the_vocabulary_has_no_text_and_one_below_zero_is_an_error(tokenizer: Tokenizer) -> None:
-    assert tokenizer.token_bytes(tokenizer.vocab_size + 7) == b""
+    for id_ in (tokenizer.vocab_size + 7, 2**32 - 1, 2**32, 2**70):
+        assert tokenizer.token_bytes(id_) == b""
     with pytest.raises(TokenizerError, match="no token -1"):
         tokenizer.token_bytes(-1)
 
@@ -239,6 +240,9 @@ def test_what_is_no_list_of_texts_is_not_encoded(tokenizer: Tokenizer) -> None:
 def test_a_text_is_not_decoded(tokenizer: Tokenizer) -> None:
     with pytest.raises(TokenizerError, match="decode takes token ids; this is the text 'sea'"):
         tokenizer.decode("sea")  # type: ignore[arg-type]
+    for ids in ([1.5], ["sea"], b"sea", None, 5):
+        with pytest.raises(TokenizerError, match=r"is neither a text nor a list of token ids\."):
+            tokenizer.decode(ids)  # type: ignore[arg-type]
 
 
 def test_half_of_a_surrogate_pair_is_a_tokenizer_error(tokenizer: Tokenizer) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import tokenizers
 
-from edgelm.arguments import as_list
+from edgelm.arguments import as_list, as_token_ids
 from edgelm.errors import TokenizerError
 from edgelm.text.token_bytes import TokenBytes
 from edgelm.text.tokenizer_trial import MAX_BYTES, try_tokenizer
@@ -29,6 +29,7 @@ _HTML = re.compile(
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BOUNDARY = "\x02"
+_NO_ID = 1 << 32  # and above: the library counts in 32 bits
 
 
 class Tokenizer:
@@ -214,7 +215,7 @@ class Tokenizer:
         if isinstance(ids, str):
             raise TokenizerError(f"decode takes token ids; this is the text {reprlib.repr(ids)}.")
         skipped = self.control_token_ids if skip_control_tokens else frozenset()
-        data = b"".join(self.token_bytes(id_) for id_ in ids if id_ not in skipped)
+        data = b"".join(self.token_bytes(id_) for id_ in as_token_ids(ids) if id_ not in skipped)
         if self.strips_leading_space:
             data = data.removeprefix(b" ")
         return data.decode("utf-8", errors="replace")
@@ -242,7 +243,7 @@ class Tokenizer:
             raise TokenizerError(f"There is no token {id_}; ids begin at 0.")
         if id_ in self._added_texts:
             return self._added_texts[id_].encode("utf-8")
-        name = self._rust.id_to_token(id_)
+        name = self._rust.id_to_token(id_) if id_ < _NO_ID else None
         return b"" if name is None else self._token_bytes.of(name)
 
     def token_text(self, id_: int) -> str:
