@@ -50,6 +50,17 @@ atomic.write_text(target, "new")
 """
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no named pipes in folders")
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match=f"It is not a file: '{tmp_path / name}'"):
+            atomic.write_text(tmp_path / name, "new")
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
 def fill(folder: Path, files: dict[str, str]) -> None:
     folder.mkdir()
     for name, text in files.items():

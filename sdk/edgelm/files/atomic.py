@@ -36,8 +36,14 @@ def fsync_path(path: Path) -> None:
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a binary file that takes `path`'s name when the block ends; an error leaves the old file as it was."""
+    """Yield a binary file that takes `path`'s name when the block ends; an error leaves the old file as it was.
+
+    Raises:
+        OSError: the disk is full, the folder cannot be written, or something else than a file has the name.
+    """
     path = path.absolute()
+    if path.exists() and not path.is_file():  # a rename would put a file in a device's place
+        raise OSError(errno.EINVAL, "It is not a file", str(path))
     remove_leftovers(path)
     with _staging_path(path) as staged:
         try:
