@@ -243,6 +243,8 @@ def test_an_edit_that_does_not_fit_leaves_the_conversation_as_it_was():
         (("/edit",), "There is no message to edit yet."),
         (("One", "/edit 2"), "There is no message 2 of yours; yours are 1 (/tokens)."),
         (("One", "/edit x"), "There is no message x of yours; yours are 1 (/tokens)."),
+        (("One", "/edit " + "9" * 5000), "9 of yours; yours are 1 (/tokens)."),  # more than int() takes
+        (("One", "Two", "/edit 2"), "There is no message 2 of yours; yours are 1, 3 (/tokens)."),
         (("/model nothing",), "There is no model 'nothing'."),
         (("/resume",), "There is no other session to go on with."),
         (("/resume nothing",), "There is no saved session 'nothing'. Saved: none."),

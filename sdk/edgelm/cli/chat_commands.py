@@ -280,8 +280,8 @@ def _edit(chat: Conversation, argument: str) -> None:
     own = [number for number, turn in enumerate(messages, 1) if turn["role"] == "user"]
     if not own:
         raise ConfigError("There is no message to edit yet.")
-    number = int(argument) if argument.isascii() and argument.isdigit() else own[-1] if not argument else 0
-    if number not in own:
+    number = {str(number): number for number in own}.get(argument) if argument else own[-1]
+    if number is None:
         raise ConfigError(f"There is no message {argument} of yours; yours are {', '.join(map(str, own))} (/tokens).")
     text = chat.screen.edit(messages[number - 1]["content"] or "")
     if text is None or not text.strip():
