@@ -138,6 +138,7 @@ def test_the_help_shows_the_default_that_is_in_force():
         ),
         ("probe = 3\n", "probe is 3; it must be a section, [probe]."),
         ("[probe]\ntemperature = 'hot'\n", "[probe] temperature is 'hot'; it must be a number."),
+        (f"[probe]\ntemperature = 1{'0' * 400}\n", "[probe] temperature is too large a number. Correct it."),
         ("[probe]\ntemperature = true\n", "[probe] temperature is True; it must be a number."),
         ("[probe]\nport = 1.5\n", "[probe] port is 1.5; it must be a whole number."),
         ("[probe]\nport = 70000\n", "[probe] port: 70000 is not in the range 0<=x<=65535. Correct it."),

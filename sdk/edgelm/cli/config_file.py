@@ -109,6 +109,8 @@ class ConfigFile:
             parameter.type_cast_value(context, checked)
         except click.BadParameter as error:
             raise ConfigError(f"{self.path}: {label}: {error.message.rstrip('.')}. Correct it.") from error
+        except OverflowError as error:  # a whole number of hundreds of digits, for an option that takes a float
+            raise ConfigError(f"{self.path}: {label} is too large a number. Correct it.") from error
         return checked
 
     def _placed(self, parameter: click.Parameter, value: Any, label: str) -> Any:
