@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from edgelm.cli.main import main
 from edgelm.errors import ConfigError
 from edgelm.language_model import load
 from edgelm.memory.kv_cache import bytes_per_token
+from edgelm.package.manifest import Manifest
 from edgelm.testing import tiny_model_path
 
 
@@ -32,6 +35,16 @@ def test_every_rate_is_measured_in_every_round_and_drawn(tmp_path: Path) -> None
     assert report["threads"] == 1
     texts = [node.text for node in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")]
     assert "what the memory allows" in texts
+
+
+def test_a_name_that_no_picture_can_hold_does_not_break_it(tmp_path: Path) -> None:
+    package = shutil.copytree(tiny_model_path(), tmp_path / "package")
+    dataclasses.replace(Manifest.load(package), name="a\x1b[31m\0\nb", precision="x\0\ny").save(package)
+    done = CliRunner().invoke(main, ["bench", str(package), "--rounds", "1", "-o", str(tmp_path / "p.svg")])
+    assert done.stdout.splitlines()[0].startswith("a[31m⏎b · x⏎y · ")
+    title = next(ElementTree.parse(tmp_path / "p.svg").iter("{http://www.w3.org/2000/svg}text")).text
+    assert title is not None
+    assert title.startswith("a[31m⏎b, x⏎y, ")
 
 
 def test_the_bound_counts_the_weights_and_the_cache_of_one_step() -> None:

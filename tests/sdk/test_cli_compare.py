@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,14 @@ def test_packages_of_one_name_are_told_apart_by_their_folders(packages: list[str
     result = compare(*packages, "--rounds", "0", "-o", str(tmp_path / "p.svg"))
     assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == packages
     assert all(name in (tmp_path / "p.svg").read_text() for name in packages)
+
+
+def test_a_name_that_no_picture_can_hold_does_not_break_it(packages: list[str], tmp_path: Path) -> None:
+    manifest = Manifest.load(Path(packages[1]))
+    dataclasses.replace(manifest, name="a\x1b[31m\0 <b>\n").save(Path(packages[1]))
+    assert compare(*packages, "--rounds", "0", "-o", str(tmp_path / "p.svg")).exit_code == 0
+    texts = [node.text for node in ElementTree.parse(tmp_path / "p.svg").iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[-1] == "a[31m <b>⏎"
 
 
 def test_json_and_the_picture_hold_the_same_figures(packages: list[str], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgelm.cli.generation_options import complete_model, prefill_graph_option, provider_option, threads_option
-from edgelm.cli.output import megabytes, printable
+from edgelm.cli.output import megabytes, one_line
 from edgelm.cli.picture_file import picture_option
 from edgelm.cli.progress import progress_line
 
@@ -60,7 +60,7 @@ def bench(
     if as_json:
         click.echo(json.dumps(_as_json(report), indent=2))
         return
-    click.echo(f"{printable(report.name)} · {report.precision} · {_threads(report)}")
+    click.echo(f"{one_line(report.name)} · {one_line(report.precision)} · {_threads(report)}")
     for rate in report.rates:
         click.echo(f"  {rate.name:<26}{_number(rate.median, rate.unit):>18}   {_range(rate)}".rstrip())
     if report.peak_memory is not None:
@@ -106,7 +106,8 @@ def _draw(report: SpeedReport, output: Path) -> None:
     if report.bound is not None:
         bars.append(Bar(label="what the memory allows", value=report.bound.tokens_per_second, is_ours=False))
     others = [rate for rate in report.rates if rate.unit == "tokens/s" and rate not in answers]
-    panels = [Panel(title=f"{report.name}, {report.precision}, {_threads(report)}: tokens a second", bars=bars)]
+    title = f"{one_line(report.name)}, {one_line(report.precision)}, {_threads(report)}: tokens a second"
+    panels = [Panel(title=title, bars=bars)]
     panels += [
         Panel(title="", bars=[Bar(label=rate.name, value=rate.median, is_ours=True) for rate in others]),
     ]

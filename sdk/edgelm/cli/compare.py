@@ -138,6 +138,6 @@ def _draw(rows: Sequence[_Row], output: Path) -> None:
     dots = []
     for row in rows:
         speed = "" if row.answer_speed is None else f", {row.answer_speed:.0f} tokens/s"
-        dots.append(Dot(x=row.bytes / 1e6, y=row.mean_kl_divergence, label=f"{row.name}{speed}"))
+        dots.append(Dot(x=row.bytes / 1e6, y=row.mean_kl_divergence, label=f"{one_line(row.name)}{speed}"))
     title = "Size and quality (lower left is better)"
     atomic.write_text(output, draw_scatter(title, "MB", "KL divergence from the source, nats per token", dots))
