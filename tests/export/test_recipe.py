@@ -87,6 +87,7 @@ def test_a_json_recipe_is_named_for_its_file_and_has_a_bound(tmp_path: Path) -> 
         ("[[rules]]\npattern = \"(\"\nscheme = \"fp32\"", r"The pattern '\(' is no regular expression"),
         (TOML.replace("smooth", "polish"), r"No transform is called 'polish'\. There are: rotate, smooth, awq\."),
         (TOML.replace("1.2", "0.9"), r"perplexity_bound is 0\.9; it must be 1 or more\."),
+        (TOML.replace("1.2", "true"), r"perplexity_bound is True; it must be a number\."),
     ],
 )  # fmt: skip
 def test_a_recipe_file_that_is_none_is_refused_with_the_reason(tmp_path: Path, content: str, message: str) -> None:

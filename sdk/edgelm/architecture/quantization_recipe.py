@@ -323,7 +323,7 @@ def _recipe_of(values: Any, name: str) -> Precision:
     for key, value in values.items():
         if key not in fields:
             raise ExportError(f"A recipe has no {key!r}; it has {', '.join(fields)}.")
-        if not isinstance(value, fields[key]):
+        if not isinstance(value, fields[key]) or (isinstance(value, bool) and fields[key] is not bool):
             raise ExportError(f"{key} is {value!r}; it must be {kinds[fields[key]]}.")
     for row in values["rules"]:
         if not isinstance(row, dict) or row.keys() != {"pattern", "scheme"}:
