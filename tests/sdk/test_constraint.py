@@ -271,6 +271,17 @@ def test_a_schema_may_give_up_what_cannot_be_enforced(tokenizer: Tokenizer) -> N
         ({"type": "number", "minimum": 5, "maximum": 15.379999999999999}, [15.25, 5, 5.5], [15.38]),
         ({"type": "integer", "exclusiveMinimum": 1, "exclusiveMaximum": 4}, [2, 3], [1, 4]),
         ({"allOf": [{"exclusiveMinimum": 3}, {"maximum": 3.5}], "type": "number"}, [3.25], [3]),
+        ({"$ref": "#/components/schemas/n", "components": {"schemas": {"n": {"exclusiveMinimum": 3, "maximum": 3.5}}}},
+         [3.25], [3]),
+        ({"type": "array", "items": {"exclusiveMinimum": 3, "maximum": 3.5}}, [[3.25]], [[3]]),
+        ({"type": "array", "prefixItems": [{"exclusiveMinimum": 3, "maximum": 3.5}]}, [[3.25]], [[3]]),
+        ({"type": "object", "additionalProperties": {"exclusiveMinimum": 3, "maximum": 3.5}},
+         [{"a": 3.25}], [{"a": 3}]),
+        ({"type": "object", "patternProperties": {"^a$": {"exclusiveMinimum": 3, "maximum": 3.5}}},
+         [{"a": 3.25}], [{"a": 3}]),
+        ({"$ref": "#/$defs/n", "$defs": {"n": {"exclusiveMinimum": 3, "maximum": 3.5}}}, [3.25], [3]),
+        ({"$ref": "#/definitions/n", "definitions": {"n": {"exclusiveMinimum": 3, "maximum": 3.5}}}, [3.25], [3]),
+        ({"oneOf": [{"exclusiveMinimum": 3, "maximum": 3.5}], "x-guidance": {"coerce_one_of": True}}, [3.25], [3]),
         ({"properties": {"exclusiveMinimum": {"const": 1}}}, [{"exclusiveMinimum": 1}], [{"exclusiveMinimum": 2}]),
     ],
 )  # fmt: skip
@@ -286,8 +297,17 @@ def test_gaps_of_llguidance_are_closed(
         assert not accepts(Constraint.json_schema(schema), tokenizer, json.dumps(value))
 
 
-def test_names_in_a_schema_are_no_keywords() -> None:
-    schema = {"properties": {"minProperties": 9, "format": {"type": "string"}}, "const": {"minProperties": 9}}
+def test_the_items_of_older_drafts_are_closed_too(tokenizer: Tokenizer) -> None:
+    schema = {"type": "array", "items": [{"exclusiveMinimum": 3, "maximum": 3.5}]}
+    validator = jsonschema.Draft7Validator(schema)
+    for value, is_valid in (([3.25], True), ([3], False)):
+        assert validator.is_valid(value) == is_valid
+        assert accepts(Constraint.json_schema(schema), tokenizer, json.dumps(value)) == is_valid
+
+
+def test_names_and_values_in_a_schema_are_no_keywords() -> None:
+    schema = {"properties": {"minProperties": 9, "format": {"type": "string"}}}
+    schema |= {key: {"minProperties": 9} for key in ("const", "default", "example", "x-guidance")}
     assert close_gaps(schema) == schema
 
 

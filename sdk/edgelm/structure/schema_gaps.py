@@ -11,8 +11,8 @@ from typing import Any, TypeGuard
 from edgelm.errors import ConfigError
 
 _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
-_LISTED_SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
-_SCHEMAS = ("items", "additionalProperties")
+_LISTED_SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")  # the last of them up to draft 2019-09
+_VALUES = ("const", "default", "example")  # which are no schemas
 _BOUNDS = {
     "minimum": ROUND_CEILING,
     "maximum": ROUND_FLOOR,
@@ -78,8 +78,8 @@ def _with_parts(schema: Mapping[str, Any], change: Callable[[Mapping[str, Any]],
             result[key] = {name: changed(part) for name, part in value.items()}
         elif key in _LISTED_SCHEMAS and isinstance(value, (list, tuple)):
             result[key] = [changed(part) for part in value]
-        else:
-            result[key] = changed(value) if key in _SCHEMAS else value
+        else:  # under any other name may stand what a "$ref" names, such as the "components" of OpenAPI
+            result[key] = value if key in _VALUES or key.startswith("x-") else changed(value)
     return result
 
 
