@@ -69,6 +69,7 @@ def test_a_call_of_a_tool_without_a_name_is_text(name: str, text: str) -> None:
             ('{"name": "Anna"} {"name": "f", "parameters": {}}', [], "stop"),
         ),
         ('<|python_tag|>{"name": "g", "parameters": {}}', ("", ["g"], "tool_calls")),  # the marker says that it is one
+        ('{"name": "f", "parameters": {}}; {"name": "f", "parameters": {}}', ("", ["f", "f"], "tool_calls")),
         ('{"name": "f", "parameters": {}}{"name": "g"}', ('{"name": "g"}', ["f"], "tool_calls")),
     ],
 )
@@ -82,6 +83,7 @@ def test_an_answer_that_is_json_is_a_call_where_it_begins_with_that_of_a_tool(
     "text",
     [
         "Hm. \n<tool_call>no</tool_call> x",
+        "Hm. <tool_call>\n</tool_call> x",
         "<tool_call>\n<tool_call> \n{ no }</tool_call>",
         '<tool_call>{"name": "f"',
         '<tool_call>{"name": "\\x", "arguments": {}}</tool_call>',  # an escape that JSON does not have
@@ -92,9 +94,66 @@ def test_what_only_begins_as_a_call_is_shown_whole(text: str) -> None:
     assert taken(row("hermes"), text, "stop") == (text, [], "stop")
 
 
-def test_arguments_are_handed_on_as_the_model_wrote_them() -> None:
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("mistral-args", "[TOOL_CALLS] f [ARGS] \n{}"),
+        ("mistral-args", "[TOOL_CALLS]f [CALL_ID]x[ARGS] {}"),
+        ("harmony", " to=functions.f <|message|>\n{}"),
+        ("harmony", " to=functions.f<|channel|>commentary json<|message|> {}"),
+    ],
+)
+def test_what_stands_around_a_name_is_passed_over(name: str, text: str) -> None:
+    assert taken(row(name), text, "stop") == ("", ["f"], "tool_calls")
+
+
+def test_what_follows_the_arguments_of_a_named_call_is_text() -> None:
+    assert taken(row("mistral-args"), "[TOOL_CALLS]f[ARGS]{} and {more}", "stop") == (
+        " and {more}", ["f"], "tool_calls"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["arguments", "parameters"])
+def test_arguments_are_handed_on_as_the_model_wrote_them(key: str) -> None:
     parser = ToolCallParser(row("hermes"))
-    arguments = '{"n": [-1.5e+3, {"a": []}], "s": "漢\\"}"}'
-    _, deltas = parser.push(f'<tool_call>{{"name": "f", "arguments": {arguments}, "id": {{"a": 1}}}}</tool_call>')
+    arguments = json.dumps({"n": [-1.5e30, {"a": []}], "s": '漢"}', "p": "C:\\", "q": "}"}, ensure_ascii=False)
+    text = f'<tool_call>{{"name": "f", "{key}": {arguments}, "id": {{"a": 1}}}}</tool_call>'
+    deltas = [delta for char in text for delta in parser.push(char)[1]]
     assert "".join(delta.arguments for delta in deltas) == arguments
-    json.loads(arguments)
+    assert len(deltas) == len(arguments)  # each letter at once
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ('{"arguments": {"a": "漢\ny"}, "name": "f"}', {"a": "漢\ny"}),  # a line break that JSON would escape
+        ('{"name": "f", "arguments": {"a": 1}]', {"a": 1}),  # another bracket at the end
+        ('{"name": "f", "arguments": null}', {}),
+        ('{"name": "f", "arguments": [{"a": 1}]}', [{"a": 1}]),
+        ('{"name": "f", "arguments": ""}', {}),
+    ],
+)
+def test_slips_are_forgiven_at_the_end_of_the_object_too(text: str, arguments: object) -> None:
+    parser = ToolCallParser(row("hermes"))
+    shown, deltas = parser.push(f"<tool_call>{text}</tool_call> x")
+    assert shown == " x"
+    assert [delta.name for delta in deltas if delta.id] == ["f"]
+    written = "".join(delta.arguments for delta in deltas)
+    assert json.loads(written) == arguments
+    assert "\\u" not in written
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("mistral-args", "[TOOL_CALLS]" + "f" * 257),
+        ("mistral-args", "[TOOL_CALLS]two\nlines"),
+        ("hermes", '<tool_call>{"a": é'),
+    ],
+)
+def test_what_turned_out_to_be_no_call_is_shown_at_once(name: str, text: str) -> None:
+    assert ToolCallParser(row(name)).push(text) == (text, ())
+
+
+def test_without_names_every_object_with_one_is_a_call() -> None:
+    assert taken(row("llama3"), '{"name": "f", "parameters": {}}', "stop") == ("", ["f"], "tool_calls")

@@ -113,6 +113,12 @@ def test_a_format_is_recognised_by_the_chat_template(name: str) -> None:
     assert tool_format(with_template(scripted_model("x"), name)).name == name
 
 
+def test_a_template_that_writes_calls_and_shows_no_tools_has_them_shown_by_us() -> None:
+    model = scripted_model("x")
+    model.chat_template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}{# <tool_call> #}")
+    assert tool_format(model).name == "generic"
+
+
 @EVERY_FORMAT
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_calls_are_read_from_a_stream_whatever_its_pieces(name: str, size: int) -> None:
@@ -390,6 +396,17 @@ def test_parameters_that_are_no_schema_are_refused_by_the_tools_name(
     for choice in ("auto", "required"):
         with pytest.raises(ConfigError, match=f"The parameters of the tool 'f' are no JSON schema: .*{problem}"):
             tool_constraint([tool], choice, row("hermes"))  # type: ignore[arg-type]
+
+
+@EVERY_FORMAT
+def test_calls_that_must_come_are_written_as_the_model_writes_them(name: str) -> None:
+    constraint = tool_constraint(TOOLS, "required", row(name))
+    assert constraint is not None
+    tokenizer = Tokenizer.load(tiny_model_path())
+    matcher = constraint.compile(tokenizer, end_ids=[2])
+    for id_ in tokenizer.encode(written(name)):
+        matcher.advance(id_)  # which refuses what the constraint does not have
+    assert matcher.is_complete == (name in ONE_CALL or row(name).is_list)
 
 
 def test_one_call_where_several_are_not_wanted() -> None:

@@ -90,7 +90,7 @@ class ToolCallParser:
         """Move on to the next call, or out of the calls."""
         markers = [marker for marker in (self._format.end, self._format.start) if marker]
         self._pass_over(len(self._held) - len(self._held.lstrip()))
-        if any(marker.startswith(self._held) for marker in markers if marker != self._held):
+        if any(marker.startswith(self._held) for marker in markers):
             return ""  # also where nothing is there yet
         if self._format.end and self._held.startswith(self._format.end):
             self._pass_over(len(self._format.end))
@@ -136,7 +136,7 @@ class ToolCallParser:
         return self._leave_calls("" if is_call else reader.text)
 
     def _hand_on(self, reader: ToolCallReader, deltas: list[ToolCallDelta]) -> None:
-        if not reader.name or not reader.arguments:
+        if not reader.name:
             return
         if self._is_bare and self._names and reader.name not in self._names:
             return
@@ -144,7 +144,7 @@ class ToolCallParser:
             id_ = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(9))
             deltas.append(ToolCallDelta(index=self.count, id=id_, name=reader.name, arguments=reader.arguments))
             self.count += 1
-            self._region, self._has_said = None, True
+            self._region = None
         elif len(reader.arguments) > self._handed_on:
             deltas.append(ToolCallDelta(index=self.count - 1, arguments=reader.arguments[self._handed_on :]))
         self._handed_on = len(reader.arguments)
