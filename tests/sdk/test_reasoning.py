@@ -25,6 +25,7 @@ from edgelm.decoding.answer import join
 from edgelm.generation_config import GenerationConfig
 from edgelm.structure.constraint import Constraint
 from edgelm.structure.reasoning import FORMATS, Reasoning
+from edgelm.structure.tool_formats import tool_format
 from edgelm.testing import scripted_model
 
 QUESTION = [Message(role="user", content="What is the sea?")]
@@ -300,6 +301,12 @@ def test_the_arguments_that_gpt_oss_writes_fit_the_tool(make, choice: str, begun
     (call,) = model.chat(QUESTION, config, tools=LOOK_AT, tool_choice=choice).tool_calls
     assert call.name == "look"
     assert json.loads(call.arguments)["at"] in ("sea", "sky")
+
+
+def test_each_control_token_of_a_call_is_known_also_that_of_what_may_stand_in_it() -> None:
+    model = with_channels("x", CHANNELS_TEMPLATE)
+    marks = ("<|channel|>", "<|constrain|>", "<|message|>")
+    assert tool_format(model).control_ids == {mark: model.tokenizer.control_tokens[mark] for mark in marks}
 
 
 def test_gpt_oss_reads_again_what_it_thought_and_said_before_a_call() -> None:

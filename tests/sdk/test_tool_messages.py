@@ -119,3 +119,86 @@ def test_tools_and_calls_that_are_no_json_are_refused_where_they_become_text() -
     turn: Any = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": {1}}}}]}
     with pytest.raises(ChatTemplateError, match="A call of a tool is not JSON: Object of type set"):
         model.encode_chat([turn])
+
+
+@pytest.mark.parametrize("kind", ["text", "input_text", "output_text"])  # of OpenAI's two protocols
+def test_a_content_may_be_a_list_of_texts(kind: str) -> None:
+    model = scripted_model("x")
+    model.chat_template = ChatTemplate("{% for m in messages %}{{ m.content }};{% endfor %}")
+    turns: list[Any] = [
+        {"role": "user", "content": [{"type": kind, "text": "The "}, {"type": kind, "text": "sea"}]},
+        {"role": "assistant", "content": None},
+        {"role": "user", "content": []},
+    ]
+    assert model.tokenizer.decode(model.encode_chat(turns)) == "The sea;;;"
+
+
+@pytest.mark.parametrize("content", [5, ["x"], [{"type": "text"}], [{"type": "text", "text": 5}], [{"type": "image"}]])
+def test_a_content_of_anything_else_is_refused(content: Any) -> None:
+    with pytest.raises(ChatTemplateError, match=r"messages\[0\]\['content'\] has .*a content is a text, or a list"):
+        scripted_model("x").encode_chat([{"role": "assistant", "content": content}])
+    with pytest.raises(ChatTemplateError, match=r"messages\[0\] is \{'role': 'assistant'\}; a message is a mapping"):
+        scripted_model("x").encode_chat([{"role": "assistant"}])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        ({"a": 1}, '{"a": 1}'),
+        ('{"a": 1}', '{"a": 1}'),
+        (None, "{}"),
+        ("", "{}"),
+        ("[1]", '"[1]"'),  # no object: the text that the model wrote
+        ("[" * 100_000, f'"{"[" * 100_000}"'),
+    ],
+)
+def test_arguments_become_an_object_where_they_are_one(arguments: Any, written: str) -> None:
+    model = scripted_model("x")
+    model.chat_template = ChatTemplate("[TOOL_CALLS]{{ messages[0].tool_calls[0].function.arguments | tojson }}")
+    turn: Any = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    assert model.tokenizer.decode(model.encode_chat([turn])) == "[TOOL_CALLS]" + written
+
+
+def test_a_result_keeps_its_own_name_and_an_id_of_another_length_is_made_to_fit() -> None:
+    model = scripted_model("x")
+    model.chat_template = ChatTemplate(
+        "[TOOL_CALLS]{% for m in messages %}{{ m.name }}/{{ m.tool_call_id }}/"
+        "{% for c in m.tool_calls or [] %}{{ c.id }}{% endfor %};{% endfor %}"
+    )
+    turns: list[Any] = [
+        {"role": "assistant", "tool_calls": [{"id": "1234567890", "function": {"name": "f"}}]},
+        {"role": "tool", "content": "r", "tool_call_id": "1234567890", "name": "own"},
+        {"role": "tool", "content": "r", "tool_call_id": "\ud800"},
+    ]
+    text = model.tokenizer.decode(model.encode_chat(turns))
+    match = re.fullmatch(r"\[TOOL_CALLS\]//([0-9a-f]{9});own/\1/;/[0-9a-f]{9}/;", text)
+    assert match is not None, text
+
+
+def test_calls_and_results_as_text_keep_their_letters_and_their_turns() -> None:
+    model = scripted_model("x")
+    model.chat_template = ChatTemplate("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}")
+    call = {"function": {"name": "f", "arguments": {"a": "漢"}}}
+    turns: list[Any] = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "tool_calls": [call, call]},
+        {"role": "tool", "content": "r"},
+        {"role": "user", "content": "More"},
+        {"role": "tool", "content": "s"},
+    ]
+    written = '<tool_call>\n{"name": "f", "arguments": {"a": "漢"}}\n</tool_call>\n'
+    assert model.tokenizer.decode(model.encode_chat(turns)) == (
+        f"[user] Hello\n[assistant] {written}{written}"
+        "[user] <tool_response>\nr\n</tool_response>\n[user] More\n[user] <tool_response>\ns\n</tool_response>\n"
+    )
+    tool = {"type": "function", "function": {"name": "f", "description": "漢"}}
+    assert '<tools>\n{"name": "f", "description": "漢"}\n</tools>' in model.tokenizer.decode(
+        model.encode_chat(turns[:1], [tool])
+    )
+
+
+@pytest.mark.parametrize("tools", [None, []])
+def test_without_tools_a_template_is_told_of_none(tools: Any) -> None:
+    model = scripted_model("x")
+    model.chat_template = ChatTemplate("[TOOL_CALLS]{{ tools is defined }}")
+    assert model.tokenizer.decode(model.encode_chat(QUESTION, tools)) == "[TOOL_CALLS]False"
