@@ -201,10 +201,20 @@ def test_stats_show_context_turns_and_speed():
 def test_a_context_that_is_nearly_full_is_a_warning():
     text = "x" * 800
     encode = scripted_model("x").tokenizer.encode
+    while len(encode(text)) < 850:  # 0.83 of it
+        text += "x"
+    assert converse(text).screen.warnings == []
     while len(encode(text)) < 960:
         text += "x"
     chat = converse(text)
     assert "of 1024 tokens of context are used: /clear starts a new conversation." in chat.screen.warnings[0]
+
+
+def test_a_conversation_that_moves_through_the_context_has_no_warning_and_a_remark_once_it_has_outgrown_it():
+    chat = converse("word " * 190, "word " * 190, context_shift=0)
+    remarks = [note for note in chat.screen.notes if "The model reads the newest part" in note]
+    assert chat.screen.warnings == []
+    assert remarks == [f"The model reads the newest part of this conversation's {chat.conversation_tokens()} tokens."]
 
 
 def test_retry_and_the_other_names_do_the_same():
@@ -222,6 +232,10 @@ def test_edit_answers_a_changed_message_and_drops_what_came_after():
     assert [turn["content"] for turn in chat.session.messages] == [
         "One", "The sea is blue.", "Second", "The sea is blue.",
     ]  # fmt: skip
+
+
+def test_edit_without_a_number_changes_the_last_message():
+    assert converse("One", "Two", "/edit", edit_to="Second").screen.edited == ["Two"]
 
 
 @pytest.mark.parametrize("edit_to", [None, " \n"])
@@ -319,6 +333,7 @@ def test_another_model_goes_on_with_the_conversation_and_the_settings():
     assert chat.screen.answers == ["The sea is blue.", "I am another."]
     assert (len(chat.session.messages), chat.session.system) == (4, "Be kind.")
     assert chat.config().temperature == 0.5
+    assert not any(note.startswith(("think = ", "adapter = ")) for note in chat.screen.notes)  # nobody had set them
     assert "it reads the conversation with its next answer" in chat.screen.notes[-3]
     assert chat.screen.notes[-1] == "model: tiny-random. In the library: none"
 
@@ -360,6 +375,7 @@ def test_what_is_typed_is_completed(tmp_path, own_library):
     (own_library / "models" / "small").mkdir(parents=True)
     (tmp_path / "notes.txt").touch()
     (tmp_path / "more").mkdir()
+    (tmp_path / ".hidden").touch()
     assert texts("/se") == ["/set", "/sessions"]
     assert texts("hello") == texts("/nothing x") == texts("/help x") == []
     assert sorted(texts("/resume hel")) == ["/resume hello", "/resume help"]
@@ -367,6 +383,10 @@ def test_what_is_typed_is_completed(tmp_path, own_library):
     assert texts("/set top") == ["/set top_k", "/set top_p"]
     assert texts(f"/file {tmp_path}/n") == [f"/file {tmp_path}/notes.txt"]
     assert texts(f"/load {tmp_path}/m") == [f"/load {tmp_path}/more/"]
+    assert texts(f"/file {tmp_path}/") == [
+        f"/file {tmp_path}/{name}" for name in ("edgelm-home/", "more/", "notes.txt")
+    ]
+    assert texts(f"/file {tmp_path}/.") == [f"/file {tmp_path}/.hidden"]
     assert texts("/file ~nosuchuser/") == []
     assert next(iter(suggestions("/help"))).meaning == "show this list"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import pytest
 from click.testing import CliRunner
 from scripted_chat import FakeScreen, converse, load
 
@@ -61,6 +62,26 @@ def test_no_session_is_an_answer_too():
 def test_a_new_conversation_is_another_session():
     converse("Hello", "/clear", "Hello", "/clear")
     assert sorted(one.name for one in SavedSessions().sessions()) == ["hello", "hello-2"]
+
+
+def test_a_conversation_from_a_file_is_another_session(tmp_path):
+    converse("Hello", f"/save {tmp_path / 'chat.json'}", "And?", f"/load {tmp_path / 'chat.json'}")
+    kept = {one.name: one.messages for one in SavedSessions().sessions()}
+    assert kept == {"hello": 4, "hello-2": 2}
+
+
+@pytest.mark.parametrize("command", ["/clear", "/resume first", "/load PATH"])
+def test_a_conversation_that_is_left_keeps_its_cache_and_takes_no_file_along(tmp_path, command):
+    path = tmp_path / "chat.json"
+    converse("First", f"/save {path}")
+    (tmp_path / "notes.txt").write_text("Salt")
+    model = scripted_model("The sea is blue.")
+    typed = "Second", f"/file {tmp_path / 'notes.txt'}", command.replace("PATH", str(path)), "Third"
+    chat = Conversation(ChatSession(model), {}, FakeScreen(*typed), load, KeptSession(with_cache=True))
+    chat.run()
+    assert chat.screen.warnings == []
+    assert SavedSessions().describe("second").cache_size > 0
+    assert chat.session.messages[-2]["content"] == "Third"
 
 
 def test_two_chats_that_resume_one_session_lose_nothing_of_each_other():

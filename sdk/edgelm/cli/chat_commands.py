@@ -263,6 +263,7 @@ def _load(chat: Conversation, argument: str) -> None:
     chat.leave()
     chat.session = session
     chat.kept.begin_anew()
+    chat.attachments.clear()
     chat.keep()
     chat.screen.note(f"Loaded {len(messages)} messages from {path}.")
 
