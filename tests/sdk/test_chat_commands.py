@@ -360,7 +360,7 @@ def test_the_status_shows_model_speed_and_context():
 
 
 def test_triple_quotes_hold_a_text_as_it_stands():
-    assert unquoted('"""\n/one\n  two\n"""') == "/one\n  two"
+    assert unquoted('"""\n  /one\n  two \n"""') == "  /one\n  two "
     assert unquoted('""""""') == ""
     assert unquoted('  """open ') == '"""open'
     chat = converse('"""\n/help me\n"""')

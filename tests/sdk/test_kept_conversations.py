@@ -15,6 +15,7 @@ from edgelm.cli.kept_session import KeptSession
 from edgelm.cli.main import main
 from edgelm.saved_session import SavedSessions
 from edgelm.testing import scripted_model, tiny_model_path
+from edgelm.text.chat_template import ChatTemplate
 
 
 def test_a_conversation_is_kept_after_each_answer():
@@ -53,6 +54,23 @@ def test_sessions_are_listed_and_resumed():
     assert [turn["content"] for turn in chat.session.messages] == ["Second question", "The sea is blue."]
     assert any(note.endswith("the last of them:\nFirst question") for note in chat.screen.notes)
     assert int(chat.screen.statuses[-1].split()[-3]) > 0  # counted, though the model has not read it yet
+
+
+def test_a_resumed_conversation_shows_its_last_turn():
+    converse("First question", "Second question")
+    chat = converse("/resume first-question")
+    assert chat.screen.notes[-1] == "4 messages so far; the last of them:\nSecond question"
+    assert chat.screen.answers == ["The sea is blue."]
+
+
+def test_a_conversation_that_the_template_refuses_can_be_resumed():
+    converse("Hello")
+    model = scripted_model("x")
+    model.chat_template = ChatTemplate("{{ raise_exception('no') }}")
+    screen = FakeScreen("/resume hello", "/stats")
+    Conversation(ChatSession(model), {}, screen, load, KeptSession()).run()
+    assert screen.warnings == []
+    assert "context  0 of 1024 tokens" in screen.notes[-1]
 
 
 def test_no_session_is_an_answer_too():
@@ -102,6 +120,7 @@ def test_a_session_that_was_deleted_meanwhile_is_written_again():
     SavedSessions().remove("hello")
     chat.keep()
     assert SavedSessions().describe("hello").messages == 2
+    assert not any("changed by another chat" in note for note in chat.screen.notes)
 
 
 def test_a_disk_that_refuses_the_session_is_a_warning_once(own_library):
