@@ -52,3 +52,31 @@ def test_control_tokens_have_no_text_even_within_a_character(tokenizer: Tokenize
     ids = [i for i in tokenizer.encode("😂") if tokenizer.token_bytes(i) != b" "]
     control = min(tokenizer.control_token_ids)
     assert "".join(pieces_of(tokenizer, [control, ids[0], control, *ids[1:], control])) == "😂"
+
+
+def test_control_tokens_that_are_visible_are_text(tokenizer: Tokenizer) -> None:
+    shown, hidden = sorted(tokenizer.control_tokens)[:2]
+    decoder = StreamDecoder(tokenizer, visible=[shown])
+    assert [decoder.push(tokenizer.control_tokens[name]) for name in (shown, hidden)] == [shown, ""]
+
+
+def test_a_space_that_the_encoder_put_there_is_dropped_once_and_only_where_that_is_wanted(
+    metaspace_folder: Path,
+) -> None:
+    tokenizer = Tokenizer.load(metaspace_folder)
+    word, nothing = tokenizer.id_of("▁hi"), tokenizer.vocab_size + 7
+    assert word is not None
+    assert pieces_of(tokenizer, [nothing, word, word]) == ["", "hi", " hi", ""]
+    decoder = StreamDecoder(tokenizer, keep_leading_space=True)
+    assert [decoder.push(word), decoder.push(word)] == [" hi", " hi"]
+
+
+@pytest.mark.parametrize("skip", [1, 2, 3, 7])
+def test_bytes_that_stand_already_are_not_shown_however_many_tokens_they_take(
+    byte_level_folder: Path, skip: int
+) -> None:
+    tokenizer = Tokenizer.load(byte_level_folder)
+    letters = [tokenizer.id_of(letter) for letter in "unthinkable"]
+    assert None not in letters
+    decoder = StreamDecoder(tokenizer, skip=skip)
+    assert "".join(decoder.push(id_) for id_ in letters if id_ is not None) == "unthinkable"[skip:]

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgelm.errors import ConfigError, TokenizerError
@@ -9,7 +10,7 @@ from edgelm.language_model import load
 from edgelm.structure.constraint import Constraint
 from edgelm.testing import scripted_model, tiny_model_path
 from edgelm.text.fill_in_middle import FILL_IN_TOKENS, fill_in_ids
-from edgelm.text.token_healing import back_up
+from edgelm.text.token_healing import PrefixMatcher, back_up
 from edgelm.text.tokenizer import Tokenizer
 
 
@@ -21,8 +22,34 @@ def tokenizer() -> Tokenizer:
 def test_a_prompt_is_backed_up_only_where_a_longer_token_begins_as_it_ends(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("see t")
     assert back_up(tokenizer, ids) == (ids[:-1], tokenizer.token_bytes(ids[-1]))
-    for rest in ([], [5], [5, tokenizer.control_tokens["<|im_end|>"]], tokenizer.encode("see ~")):
+    begins_control_tokens_alone = tokenizer.encode("see <")
+    for rest in (
+        [], [5], ids[-1:], [5, tokenizer.control_tokens["<|im_end|>"]], tokenizer.encode("see ~"),
+        begins_control_tokens_alone,
+    ):  # fmt: skip
         assert back_up(tokenizer, rest) == (rest, b"")
+
+
+def test_the_first_tokens_write_the_bytes_that_stand_already_or_begin_them(tokenizer: Tokenizer) -> None:
+    matcher = PrefixMatcher(tokenizer, b" t")
+    row = np.zeros(tokenizer.vocab_size, np.float32)
+    matcher.mask(row)
+    allowed = {tokenizer.token_text(int(id_)) for id_ in np.flatnonzero(row == 0)}
+    assert {" ", " t", " the"} <= allowed
+    assert all(text == " " or text.startswith(" t") for text in allowed)
+    matcher.advance(tokenizer.encode(" ")[0])
+    assert matcher.is_active
+    matcher.mask(row := np.zeros(300, np.float32))  # a head that has fewer rows than the tokenizer has tokens
+    assert all(tokenizer.token_text(int(id_)).startswith("t") for id_ in np.flatnonzero(row == 0))
+    matcher.advance(tokenizer.encode("t")[0])
+    assert not matcher.is_active
+
+
+def test_no_control_token_writes_bytes_of_the_prompt(tokenizer: Tokenizer) -> None:
+    row = np.zeros(tokenizer.vocab_size, np.float32)
+    PrefixMatcher(tokenizer, b"<").mask(row)
+    assert (row == 0).any()
+    assert all(row[id_] < 0 for id_ in tokenizer.control_token_ids)
 
 
 def test_an_answer_may_begin_inside_the_last_token_of_the_prompt() -> None:

@@ -9,6 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from edgelm.errors import ConfigError, TokenizerError
+from edgelm.text.token_bytes import TokenBytes
 from edgelm.text.tokenizer import Tokenizer
 
 SAMPLES = (
@@ -292,6 +293,8 @@ def test_a_prompt_begins_with_what_the_author_puts_before_every_text(
     start = [specials[0][1]] if leading else []
     assert tokenizer.encode_prompt("The sea") == [*start, *tokenizer.encode("The sea")]
     assert tokenizer.encode_prompt("") == start
+    end = [specials[1][1]] if single.endswith("<|im_end|>") else []
+    assert tokenizer.encode_source("The sea") == [*start, *tokenizer.encode("The sea"), *end]
     # The text itself still cannot spell a control token.
     assert specials[0][1] not in tokenizer.encode_prompt("<|im_start|>")[len(start) :]
 
@@ -299,3 +302,53 @@ def test_a_prompt_begins_with_what_the_author_puts_before_every_text(
 def test_a_tokenizer_without_leading_tokens_adds_none(tokenizer: Tokenizer) -> None:
     assert tokenizer.leading_ids == ()
     assert tokenizer.encode_prompt("The sea") == tokenizer.encode("The sea")
+
+
+@pytest.mark.parametrize(
+    ("step", "strips"),
+    [
+        ({"type": "Metaspace", "replacement": "▁"}, True),
+        ({"type": "Metaspace", "replacement": "▁", "add_prefix_space": False}, False),  # as older files say it
+        ({"type": "Metaspace", "replacement": "▁", "add_prefix_space": True, "prepend_scheme": "never"}, False),
+        ({"type": "Strip", "content": " ", "start": 1, "stop": 0}, True),
+        ({"type": "Strip", "content": " ", "start": 0, "stop": 0}, False),
+    ],
+)
+def test_a_decoder_says_whether_a_leading_space_is_dropped(step: dict[str, Any], strips: bool) -> None:
+    replace = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    assert TokenBytes({"type": "Sequence", "decoders": [replace, step]}).strips_leading_space == strips
+
+
+def test_a_decoder_that_strips_at_the_end_is_refused() -> None:
+    with pytest.raises(TokenizerError, match=r"has the step .*'stop': 1"):
+        TokenBytes({"type": "Strip", "content": " ", "start": 0, "stop": 1})
+
+
+def test_a_name_is_bytes_only_where_the_decoder_says_so() -> None:
+    replace = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    assert TokenBytes(replace).of("<0x41>") == b"<0x41>"
+    assert TokenBytes({"type": "Sequence", "decoders": [replace, {"type": "ByteFallback"}]}).of("<0x41>") == b"A"
+    assert TokenBytes({"type": "ByteLevel"}).of("Ġ漢") == "Ġ漢".encode()  # an added token's letter is no byte's
+
+
+def test_a_control_token_that_is_a_word_of_its_own_stands_between_letters_too(tmp_path: Path) -> None:
+    rust = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    rust.add_special_tokens([tokenizers.AddedToken("<x>", single_word=True)])
+    assert Tokenizer.load(save(tmp_path, rust)).encode_parts(["a", 2, "b"]) == [0, 2, 1]
+
+
+def test_the_unknown_token_and_merges_of_a_hidden_one_stay_in_order(tmp_path: Path) -> None:
+    vocab = {name: i for i, name in enumerate(["<unk>", "<", "s", ">", "a", "<s", "<s>", "<s>a"])}
+    merges = [("<", "s"), ("<s", ">"), ("<s>", "a")]
+    rust = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>"))
+    assert rust.encode("<s>a").tokens == ["<s>a"]
+    rust.add_special_tokens(["<unk>", "<s>"])
+    tokenizer = Tokenizer.load(save(tmp_path, rust))
+    assert tokenizer.encode("<s>a") == [vocab["<s"], vocab[">"], vocab["a"]]
+    assert tokenizer.encode("é") == [vocab["<unk>"]]
+
+
+def test_of_two_control_tokens_that_begin_alike_the_longer_one_counts(tmp_path: Path) -> None:
+    rust = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "c": 2}, []))
+    rust.add_special_tokens(["ab", "abc"])
+    assert Tokenizer.load(save(tmp_path, rust)).split("cabcab") == ["c", 4, "", 3, ""]
