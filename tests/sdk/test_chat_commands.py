@@ -208,6 +208,7 @@ def test_a_context_that_is_nearly_full_is_a_warning():
         text += "x"
     chat = converse(text)
     assert "of 1024 tokens of context are used: /clear starts a new conversation." in chat.screen.warnings[0]
+    assert converse(text, context_shift=0).screen.warnings == []  # it goes on
 
 
 def test_a_conversation_that_moves_through_the_context_has_no_warning_and_a_remark_once_it_has_outgrown_it():
