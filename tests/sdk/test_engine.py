@@ -290,6 +290,25 @@ def test_an_answer_that_waits_for_its_reader_can_be_cancelled(model: LanguageMod
         assert join(unread).finish_reason == "cancelled"
 
 
+def test_a_deadline_frees_the_place_of_an_answer_that_nobody_reads(model: LanguageModel) -> None:
+    with Engine(model, EngineOptions(max_batch=1, max_queue=0, max_unread=1)) as engine:
+        unread = engine.submit("x", ENDLESS, deadline=0.5)
+        for _ in range(6000):  # nothing else wakes the engine
+            if engine.stats.finished:
+                break
+            time.sleep(0.01)
+        assert (engine.stats.queued, engine.stats.finished) == (0, 1)
+        assert join(unread).finish_reason == "cancelled"
+        assert join(engine.submit("y", GenerationConfig(max_new_tokens=2))).usage.completion_tokens == 2
+
+
+def test_a_deadline_beyond_what_a_clock_can_wait_for_is_none(model: LanguageModel) -> None:
+    with Engine(model, EngineOptions(max_batch=1, max_unread=1)) as engine:
+        unread = engine.submit("x", GenerationConfig(max_new_tokens=9, ignore_eos=True), deadline=1e300)
+        assert join(engine.submit("y", GenerationConfig(max_new_tokens=2))).usage.completion_tokens == 2
+        assert join(unread).usage.completion_tokens == 9
+
+
 def test_an_event_loop_that_is_gone_does_not_stop_the_engine(model: LanguageModel) -> None:
     config = GenerationConfig(max_new_tokens=5, ignore_eos=True)
 

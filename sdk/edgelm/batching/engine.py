@@ -293,7 +293,12 @@ class Engine:
                     return True
                 if self._draining:
                     return False
-                self._changed.wait()
+                self._changed.wait(self._seconds_to_deadline())
+
+    def _seconds_to_deadline(self) -> float | None:
+        """Return when the first of the answers that wait for their readers is over; None where none has a deadline."""
+        first = min((request.expires for request in self._waiting), default=math.inf)
+        return None if first == math.inf else min(max(0.0, first - time.monotonic()), threading.TIMEOUT_MAX)
 
     def _rests(self, request: Request) -> bool:
         """Tell whether an answer waits for its reader; an engine that is being closed waits for none."""
