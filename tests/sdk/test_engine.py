@@ -14,6 +14,7 @@ from edgelm.batching.running_batch import RunningBatch
 from edgelm.completion import Chunk, FinishReason
 from edgelm.decoding.answer import join
 from edgelm.memory.kv_batch import KVBatch
+from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.stop_switch import StoppedError
 from edgelm.testing import scripted_model, tiny_model_path
 
@@ -307,6 +308,30 @@ def test_a_deadline_beyond_what_a_clock_can_wait_for_is_none(model: LanguageMode
         unread = engine.submit("x", GenerationConfig(max_new_tokens=9, ignore_eos=True), deadline=1e300)
         assert join(engine.submit("y", GenerationConfig(max_new_tokens=2))).usage.completion_tokens == 2
         assert join(unread).usage.completion_tokens == 9
+
+
+def test_an_answer_whose_memory_fails_while_it_gives_its_place_away_reaches_its_reader(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep, aside = PrefixCache.keep, RunningBatch.put_aside
+
+    def no_memory(*arguments: object, **named: object) -> None:
+        raise MemoryError("no memory to keep it")
+
+    def put_aside(batch: RunningBatch, request: Request) -> None:
+        monkeypatch.setattr(PrefixCache, "keep", no_memory)
+        try:
+            aside(batch, request)
+        finally:
+            monkeypatch.setattr(PrefixCache, "keep", keep)
+
+    monkeypatch.setattr(RunningBatch, "put_aside", put_aside)
+    with Engine(model, EngineOptions(max_batch=1, max_unread=1)) as engine:
+        unread = engine.submit("x", ENDLESS)
+        assert join(engine.submit("y", GenerationConfig(max_new_tokens=1))).usage.completion_tokens == 1
+        engine.close()
+        with pytest.raises(MemoryError, match="no memory to keep it"):
+            list(unread)
 
 
 def test_an_event_loop_that_is_gone_does_not_stop_the_engine(model: LanguageModel) -> None:

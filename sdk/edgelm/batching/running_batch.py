@@ -312,8 +312,9 @@ class RunningBatch:
         if request in self._filling:
             self._filling.remove(request)
         else:
-            self._decoding.pop(request.number, None)
+            # First: where there is no memory for it, the request is still among those that end with the error.
             self._prefixes.keep(request.row, self._computed_together(request))
+            self._decoding.pop(request.number, None)
         if request.number in self._searching:
             _, search = self._searching.pop(request.number)
             search.leave()
