@@ -15,6 +15,7 @@ from tiny_adapter import LAYER, PACKAGE, describe, write_tiny_adapter
 import edgelm
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
+from edgelm.decoding.draft_model import DraftModel
 from edgelm.errors import ConfigError, PackageError
 from edgelm.generation_config import GenerationConfig
 from edgelm.package.adapter import read_adapter
@@ -187,6 +188,19 @@ def test_one_answer_takes_an_adapter_by_another_name_too(tmp_path: Path) -> None
         for options in ([], ["--adapter", str(folder)], ["--adapter", f"other={folder}"])
     )
     assert plain != adapted == named
+
+
+def test_a_draft_guesses_with_its_own_adapter(tmp_path: Path) -> None:
+    model, draft = edgelm.load(tiny_model_path()), edgelm.load(tiny_model_path())
+    draft.load_adapter(write_tiny_adapter(tmp_path / "mine"))
+    said = []
+    for guesses in (draft, draft.adapted("mine")):
+        drafter = DraftModel(guesses, model)
+        drafter.extend([5, 6, 7, 8, 9])
+        said.append(drafter.guess(8))
+        config = guesses.generation_config.replace(max_new_tokens=8, ignore_eos=True)
+        assert said[-1] == list(guesses.generate([5, 6, 7, 8, 9], config).token_ids)
+    assert said[0] != said[1]
 
 
 def test_an_adapter_is_named_by_a_text() -> None:

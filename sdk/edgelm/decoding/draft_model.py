@@ -37,7 +37,7 @@ class DraftModel:
         check_tokenizers(draft, model)
         self._session, self._prefixes = draft.session, draft.prefixes
         self._tokens = min(draft.config.vocab_size, model.config.vocab_size)
-        self._cache = draft.session.new_cache()
+        self._cache = draft.new_cache()
         self._ids: list[int] = []
         self._agreed = 0  # how many tokens of the cache are known to be the text's
         self._together = 0  # how many tokens were computed as a prompt's
