@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.generation import logits_process as oracle
 
+from edgelm.config import SUPPRESSED_LOGIT
 from edgelm.decoding import sampling
 from edgelm.decoding.sampling import Sampler, token_logprobs
 from edgelm.errors import ConfigError, EdgeLMError
@@ -307,6 +308,13 @@ def test_top_n_sigma_keeps_what_is_near_the_best_logit() -> None:
         near = row.copy()
         sampling.keep_near_best(near, GenerationConfig(top_n_sigma=sigmas))
         assert list(np.flatnonzero(near > -np.inf)) == kept
+
+
+@pytest.mark.parametrize("banned", [SUPPRESSED_LOGIT, -0.9e9])
+def test_top_n_sigma_leaves_banned_tokens_out_of_the_deviation(banned: float) -> None:
+    row = np.array([4.0, 3.0, 0.0, 1.0, banned], np.float32)
+    sampling.keep_near_best(row, GenerationConfig(top_n_sigma=1.0))
+    assert list(np.flatnonzero(row > -np.inf)) == [0, 1]
 
 
 def test_mirostat_keeps_the_surprise_where_it_is_asked_to_be() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.arguments import is_whole
+from edgelm.config import SUPPRESSED_LOGIT
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Logits = NDArray[np.float32]
 _BLOCK = 256
 _BINS = 4096
+_BANNED = SUPPRESSED_LOGIT / 2  # behind the best: what a model suppresses, also after a penalty, or a bias bans
 _LONGEST_REPEAT = 50  # beyond it the penalty is overwhelming
 
 
@@ -152,8 +154,9 @@ def keep_typical(logits_V: Logits, config: GenerationConfig) -> None:
 
 def keep_near_best(logits_V: Logits, config: GenerationConfig) -> None:
     """Keep the tokens within `top_n_sigma` standard deviations of the best logit (top-n-sigma, arXiv:2411.07641)."""
-    kept = logits_V[logits_V > -np.inf]
-    _drop_below(logits_V, kept.max() - np.float32(config.top_n_sigma) * kept.std())
+    best = logits_V.max()
+    kept = logits_V[logits_V > best + _BANNED]
+    _drop_below(logits_V, best - np.float32(config.top_n_sigma) * kept.std())
 
 
 def exclude_top_choices(logits_V: Logits, config: GenerationConfig) -> None:
