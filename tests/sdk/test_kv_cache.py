@@ -112,6 +112,14 @@ def test_a_cache_that_cannot_be_written_is_an_error_that_names_the_file(config: 
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_cache_that_an_adapter_computed_is_not_saved_as_the_models_own(config: ModelConfig, tmp_path: Path) -> None:
+    cache = KVCache(config)
+    cache.use_adapter("mine")
+    with pytest.raises(ConfigError, match=r"The adapter 'mine' computed this cache, .* ChatSession\.save keeps"):
+        cache.save(tmp_path / "chat.npz", "model-a")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_broken_saved_cache_is_refused(config: ModelConfig, tmp_path: Path) -> None:
     filled(config, 3).save(tmp_path / "chat.npz", "model-a")
     content = (tmp_path / "chat.npz").read_bytes()

@@ -231,10 +231,15 @@ class KVCache:
         """Write the cache to a file, atomically. `fingerprint` identifies the model; `load` compares it.
 
         Raises:
-            ConfigError: it is the cache of an answer to a source text, which the file has no place for, or the file
-                cannot be written.
+            ConfigError: an adapter computed it, or it is of an answer to a source text, neither of which the file has a
+                place for; or the file cannot be written.
         """
         path = as_path(path)
+        if self.adapter is not None:
+            raise ConfigError(
+                f"The adapter {self.adapter!r} computed this cache, which a file would give back as the model's own. "
+                "ChatSession.save keeps a conversation with its adapter."
+            )
         try:
             with atomic.replace_file(path) as file:
                 self.write(file, fingerprint)
