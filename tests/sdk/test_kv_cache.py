@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgelm.config import ModelConfig, RopeScaling
 from edgelm.errors import ConfigError, ContextLengthError, PackageError
 from edgelm.memory import huge_pages
-from edgelm.memory.kv_cache import GROWTH_STEP, KVCache, bytes_per_token
+from edgelm.memory.kv_cache import GROWTH_STEP, KVCache, bytes_per_token, most_bytes
 from edgelm.memory.returned_memory import CAN_RETURN
 from edgelm.testing import tiny_model_path
 
@@ -56,12 +56,34 @@ def test_the_cache_never_grows_past_the_context(config: ModelConfig) -> None:
         cache.reserve(config.max_position_embeddings + 1)
 
 
+def test_a_long_cache_grows_by_a_quarter(config: ModelConfig) -> None:
+    cache = KVCache(replace(config, max_position_embeddings=4096))
+    for length, capacity in ((2048, 2048), (2049, 2560), (2561, 3200), (3900, 4096)):
+        cache.reserve(length)
+        assert cache.capacity == capacity
+
+
+@pytest.mark.parametrize(("context", "held"), [(1024, (40 + 128 + 256, 1024)), (300, (300, 300))])
+def test_a_full_context_takes_the_windows_and_what_is_kept_behind_them(
+    config: ModelConfig, context: int, held: tuple[int, int]
+) -> None:
+    windowed = replace(
+        config,
+        max_position_embeddings=context,
+        sliding_window=40,
+        layer_types=("sliding_attention", "full_attention"),
+    )
+    # A key and a value of one head of 16 floats.
+    assert most_bytes(windowed) == sum(held) * 2 * 16 * 4
+
+
 def test_truncate_forgets_the_tail(config: ModelConfig) -> None:
     cache = filled(config, 5)
     cache.truncate(3)
     assert cache.token_ids == [0, 1, 2]
-    with pytest.raises(ValueError, match=r"Cannot truncate a cache of 3 tokens to 4"):
-        cache.truncate(4)
+    for length in (4, -1):
+        with pytest.raises(ValueError, match=f"Cannot truncate a cache of 3 tokens to {length}"):
+            cache.truncate(length)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +203,27 @@ def test_a_saved_cache_with_other_token_ids_is_refused(
         KVCache.load(path, config, "tiny")
 
 
+def test_a_saved_cache_of_another_type_is_refused(config: ModelConfig, tmp_path: Path) -> None:
+    filled(replace(config, kv_cache="int8"), 3).save(tmp_path / "cache.npz", "tiny")
+
+    with pytest.raises(PackageError, match=r"has shape .*, int8; expected .*, float32"):
+        KVCache.load(tmp_path / "cache.npz", config, "tiny")
+
+
+@pytest.mark.parametrize("released", [np.array(0.5), np.array(-1), np.array([1, 2]), np.array("1")])
+def test_a_saved_cache_that_leaves_out_what_is_no_number_of_tokens_is_refused(
+    config: ModelConfig, tmp_path: Path, released: NDArray[Any]
+) -> None:
+    windowed, path = replace(config, sliding_window=4), tmp_path / "cache.npz"
+    filled(windowed, 9).save(path, "tiny")
+    with np.load(path) as saved:
+        parts = dict(saved)
+    np.savez(path, **parts | {"released": released})
+
+    with pytest.raises(PackageError, match=r"leaves out .* of 9 tokens; the windows of this model allow for 5"):
+        KVCache.load(path, windowed, "tiny")
+
+
 def test_a_saved_cache_that_says_it_is_larger_than_its_file_is_refused_unread(
     config: ModelConfig, tmp_path: Path
 ) -> None:
@@ -227,9 +270,10 @@ def longrope(config: ModelConfig) -> ModelConfig:
 def test_a_longrope_cache_has_room_beyond_the_original_context_only_for_a_longer_text(
     config: ModelConfig,
 ) -> None:
-    cache = KVCache(longrope(config))
-    cache.reserve(190)
-    assert cache.capacity == 200
+    for length in (200, 190):
+        cache = KVCache(longrope(config))
+        cache.reserve(length)
+        assert cache.capacity == 200
     cache.token_ids = list(range(190))
     assert not cache.is_outgrown_by(200)
     assert cache.is_outgrown_by(201)
@@ -244,7 +288,7 @@ def test_a_long_text_that_becomes_a_short_one_again_is_forgotten_since_it_turns_
     cache = KVCache(longrope(config))
     cache.reserve(250)
     cache.token_ids = list(range(250))
-    cache.truncate(240)
-    assert cache.length == 240
-    cache.truncate(150)
+    cache.truncate(201)
+    assert cache.length == 201
+    cache.truncate(200)
     assert (cache.length, cache.capacity) == (0, 0)
