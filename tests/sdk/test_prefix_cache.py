@@ -73,6 +73,24 @@ def test_a_reused_beginning_has_the_bits_of_a_fresh_one(model: LanguageModel) ->
         np.testing.assert_array_equal(logits_V, edgelm.decoding.generate.prefill(model.session, ids, again))
 
 
+def test_two_tokens_at_least_are_left_to_compute(model: LanguageModel) -> None:
+    ids = random_ids(100)
+    prefixes = PrefixCache(model.config)
+    prefixes.keep(filled(model, ids), 100)
+    for length, reused in ((33, 0), (34, 32), (65, 32), (66, 64)):
+        assert prefixes.fill(model.session.new_cache(), ids[:length]) == reused
+
+
+def test_what_a_cache_holds_already_is_neither_copied_nor_counted(model: LanguageModel) -> None:
+    ids = random_ids(200)
+    prefixes, cache = PrefixCache(model.config), filled(model, ids[:100])
+    prefixes.keep(filled(model, ids[:64]), 64)
+    assert (prefixes.extend(cache, ids), cache.length, prefixes.reused_tokens) == (0, 100, 0)
+    prefixes.keep(filled(model, ids), 200)
+    assert (prefixes.extend(cache, ids), cache.length, prefixes.reused_tokens) == (92, 192, 92)
+    np.testing.assert_array_equal(content(cache, 192), content(filled(model, ids), 192))
+
+
 def test_a_spent_cache_is_emptied_while_it_is_copied(model: LanguageModel) -> None:
     ids = random_ids(200)
     cache, other = filled(model, ids), model.session.new_cache()
