@@ -40,6 +40,15 @@ def test_the_defaults_are_greedy_without_any_processor() -> None:
         ("seed", 0, 2**63),
         ("logprobs", 0, 100),
         ("num_beams", 1, 64),
+        ("length_penalty", -10.0, 10.0),
+        ("dry_multiplier", 0.0, 100.0),
+        ("dry_base", 1.0, 4.0),
+        ("dry_allowed_length", 1, 1000),
+        ("xtc_probability", 0.0, 1.0),
+        ("xtc_threshold", 0.001, 1.0),
+        ("top_n_sigma", 0.0, 100.0),
+        ("mirostat_tau", 0.0, 100.0),
+        ("mirostat_eta", 0.0, 1.0),
     ],
 )
 def test_a_number_outside_its_range_is_an_error(name: str, low: float, high: float) -> None:
@@ -66,7 +75,9 @@ def test_a_repetition_penalty_that_makes_logits_infinite_is_an_error() -> None:
             GenerationConfig(repetition_penalty=value)
 
 
-@pytest.mark.parametrize("name", ["max_new_tokens", "top_k", "seed", "logprobs"])
+@pytest.mark.parametrize(
+    "name", ["max_new_tokens", "context_shift", "top_k", "seed", "logprobs", "dry_allowed_length", "num_beams"]
+)
 def test_a_count_that_is_not_whole_is_an_error(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name} is 1\.5; it must be a whole number\."):
         GenerationConfig(**{name: 1.5})
@@ -148,6 +159,12 @@ def test_replace_changes_one_field_and_checks_it() -> None:
         ({"do_sample": True}, GenerationConfig(temperature=1.0)),
         ({"temperature": 0.6}, GenerationConfig(temperature=0.6)),
         ({"top_k": None, "repetition_penalty": 1.1, "max_new_tokens": 20}, GenerationConfig(repetition_penalty=1.1)),
+        ({"num_beams": 4, "length_penalty": 2.0, "context_shift": 4}, GenerationConfig()),
+        ({"adapter": "mine", "speculation": "prompt_lookup", "exact_speculation": True}, GenerationConfig()),
+        (
+            {"constraint": {}, "processors": ["x"], "sampler": "x", "visible_control_tokens": ["<s>"]},
+            GenerationConfig(),
+        ),
     ],
 )
 def test_the_authors_defaults_are_read_from_the_folder(
