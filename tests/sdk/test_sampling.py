@@ -122,6 +122,7 @@ def test_filters_keep_a_hand_computed_set() -> None:
     probabilities = np.array([0.5, 0.25, 0.125, 0.0625, 0.0625])
     for keep, fields, expected in (
         (sampling.keep_top_k, {"top_k": 2}, [0, 1]),
+        (sampling.keep_top_p, {"top_p": 1e-300}, [0]),
         (sampling.keep_top_p, {"top_p": 0.7}, [0, 1]),
         (sampling.keep_top_p, {"top_p": 0.8}, [0, 1, 2]),
         (sampling.keep_min_p, {"min_p": 0.2}, [0, 1, 2]),
@@ -279,6 +280,7 @@ def test_dry_penalizes_what_would_prolong_a_repeated_sequence() -> None:
     assert penalties([1, 2, 3, 4, 9, 7, 7, 3]) == {}  # one token alone is allowed
     # The longest of several; and what overlaps itself.
     assert penalties([2, 3, 5, 1, 2, 3, 4, 9, 1, 2, 3]) == {5: 0.8, 4: 1.6}
+    assert penalties([1, 2, 3, 4, 7, 2, 3, 4, 8, 1, 2, 3]) == {4: 1.6}  # three before 4, and later two
     assert penalties([6, 6, 6, 6]) == {6: 1.6}
     # Sequences end at a breaker, and nothing follows one that would be said to prolong them.
     assert penalties([1, 2, 3, 4, 9, 1, 2, 3], breakers=(2,)) == {}
@@ -295,11 +297,14 @@ def test_xtc_drops_the_top_choices_but_the_least_likely_of_them() -> None:
         row = np.log(probabilities) + np.float32(3.0)
         sampling.exclude_top_choices(row, GenerationConfig(xtc_threshold=threshold))
         assert list(np.flatnonzero(row > -np.inf)) == kept
-    config = GenerationConfig(temperature=1.0, xtc_probability=0.5, xtc_threshold=0.12, seed=1)
+    even = np.zeros(2, np.float32)
+    sampling.exclude_top_choices(even, GenerationConfig(xtc_threshold=0.5))  # which both just have
+    assert np.count_nonzero(even > -np.inf) == 1
+    config = GenerationConfig(temperature=1.0, xtc_probability=0.25, xtc_threshold=0.12, seed=1)
     sampler = Sampler(config)
     drawn = np.bincount([sampler.sample(np.log(probabilities)) for _ in range(4000)], minlength=5) / 4000
-    # Half of the draws from the whole, half from 0.05, 0.15 and 0.1 of 0.3. Five sigma of 4,000 draws are 0.04.
-    np.testing.assert_allclose(drawn, 0.5 * probabilities + 0.5 * np.array([0, 0, 0.05, 0.15, 0.1]) / 0.3, atol=0.04)
+    # Three of four draws from the whole, one from 0.05, 0.15 and 0.1 of 0.3. Five sigma of 4,000 draws are 0.04.
+    np.testing.assert_allclose(drawn, 0.75 * probabilities + 0.25 * np.array([0, 0, 0.05, 0.15, 0.1]) / 0.3, atol=0.04)
 
 
 def test_top_n_sigma_keeps_what_is_near_the_best_logit() -> None:
@@ -315,6 +320,9 @@ def test_top_n_sigma_leaves_banned_tokens_out_of_the_deviation(banned: float) ->
     row = np.array([4.0, 3.0, 0.0, 1.0, banned], np.float32)
     sampling.keep_near_best(row, GenerationConfig(top_n_sigma=1.0))
     assert list(np.flatnonzero(row > -np.inf)) == [0, 1]
+    only = np.array([banned, banned - 640, -np.inf], np.float32)  # a constraint allows no others
+    sampling.keep_near_best(only, GenerationConfig(top_n_sigma=1.0))
+    assert list(np.flatnonzero(only > -np.inf)) == [0]
 
 
 def test_mirostat_keeps_the_surprise_where_it_is_asked_to_be() -> None:
@@ -341,6 +349,17 @@ def test_typical_sampling_of_a_large_vocabulary_keeps_what_transformers_keeps() 
             expected = reference(oracle.TypicalLogitsWarper(p), row)
             # Two tokens whose distances float32 cannot tell apart may change places: measured once, at the border.
             assert np.count_nonzero(np.isfinite(kept) != np.isfinite(expected)) <= 2
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("field", ["top_p", "typical_p"])
+def test_a_probability_of_nearly_one_keeps_nearly_all(field: str, size: int) -> None:
+    for row in rows(size):
+        kept = row.copy()
+        # The running sum of float32 probabilities may end below it.
+        sampling.FILTERS[field](kept, GenerationConfig(**{field: math.nextafter(1.0, 0.0)}))
+        probabilities = torch.softmax(torch.from_numpy(row).double(), 0).numpy()
+        assert probabilities[np.isfinite(kept)].sum() > 1 - 1e-6
 
 
 def test_custom_processors_and_samplers_are_plain_callables() -> None:
