@@ -32,6 +32,8 @@ def test_a_request_gets_the_chunks_of_stream(model: LanguageModel) -> None:
         got, expected = join(engine.submit("The sea", config)), model.generate("The sea", config)
     assert (got.text, got.token_ids, got.finish_reason) == (expected.text, expected.token_ids, expected.finish_reason)
     assert got.logprobs == expected.logprobs
+    assert (got.usage, got.timings.prefill_tokens, got.timings.decode_tokens) == (expected.usage, 4, 19)
+    assert min(got.timings.queued_seconds, got.timings.prefill_seconds, got.timings.decode_seconds) > 0
 
 
 def test_async_iteration_yields_the_same_and_leaves_the_event_loop_free(model: LanguageModel) -> None:
@@ -165,7 +167,7 @@ def test_many_threads_submit_to_one_engine(model: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("max_batch", 0), ("max_batch", 1.5), ("max_queue", -1), ("max_unread", 0)]
+    ("name", "value"), [("max_batch", 0), ("max_batch", 1.5), ("max_queue", -1), ("max_kv_bytes", 0), ("max_unread", 0)]
 )
 def test_options_are_checked(name: str, value: object) -> None:
     with pytest.raises(edgelm.ConfigError, match=f"{name} is {value!r}; it must be a whole number of"):

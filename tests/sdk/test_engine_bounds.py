@@ -1,0 +1,100 @@
+"""What an engine takes on, in which order, and what is left of it at its end."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+from held_engine import held
+from numpy.typing import NDArray
+
+import edgelm
+from edgelm import Constraint, Engine, Generation, GenerationConfig, LanguageModel
+from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return edgelm.load(tiny_model_path())
+
+
+def test_an_engine_that_was_drained_takes_no_more_requests() -> None:
+    engine = Engine(scripted_model("Fine."))
+    engine.close(drain=True)
+    with pytest.raises(edgelm.EdgeLMError, match="The engine is closed; make a new one"):
+        engine.submit("x")
+
+
+def test_a_closed_engine_leaves_nothing_behind() -> None:
+    engine = Engine(scripted_model("Fine."))
+    left = weakref.ref(engine)
+    engine.close()
+    del engine
+    gc.collect()
+    assert left() is None
+
+
+def test_a_batch_may_have_more_prompts_than_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    submit, submitted, goes_on = Engine.submit, [0], threading.Event()
+
+    def counting(engine: Engine, *arguments: Any) -> Generation:
+        submitted[0] += 1
+        try:
+            return submit(engine, *arguments)
+        except edgelm.QueueFullError:
+            goes_on.set()
+            raise
+        finally:
+            if submitted[0] == 80:
+                goes_on.set()
+
+    def wait(logits_V: NDArray[np.float32], _: np.random.Generator) -> int:
+        goes_on.wait()
+        return int(logits_V.argmax())
+
+    monkeypatch.setattr(Engine, "submit", counting)
+    config = GenerationConfig(sampler=wait, max_new_tokens=1)
+    assert len(scripted_model("Fine.").generate_batch(["x"] * 80, config, max_batch=2)) == 80
+
+
+def test_a_batch_takes_at_least_one_prompt_at_once() -> None:
+    with pytest.raises(edgelm.ConfigError, match="max_batch is 0; it must be a whole number of 1 or more"):
+        scripted_model("Fine.").generate_batch(["x"], max_batch=0)
+
+
+def test_a_batch_with_a_bad_prompt_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted: list[object] = []
+    monkeypatch.setattr(Engine, "submit", lambda engine, prompt, config: submitted.append(prompt))
+    with pytest.raises(edgelm.ContextLengthError):
+        scripted_model("Fine.").generate_batch(["x", ""])
+    assert submitted == []
+
+
+def test_short_prompts_go_ahead_of_a_long_one_every_other_time() -> None:
+    model = scripted_model("Fine.")
+    assert isinstance(model.session, ScriptedDecoder)
+    one = GenerationConfig(max_new_tokens=1)
+    with Engine(model) as engine:
+        with held(engine):
+            requests = [engine.submit([7] * 640, one), *(engine.submit([8 + i] * 10, one) for i in range(5))]
+        for request in requests:
+            edgelm.join(request)
+    _, *pieces = map(len, model.session.forwarded)
+    assert pieces[:7] == [10, 64, 10, 10, 10, 10, 64]  # the first goes ahead; then each in its turn
+
+
+@pytest.mark.parametrize("speculation", [None, "prompt_lookup"])
+def test_what_a_constraint_forces_ends_with_the_context(model: LanguageModel, speculation: str | None) -> None:
+    pytest.importorskip("llguidance")
+    said = "certainly, and for a long while"
+    config = GenerationConfig(constraint=Constraint.choices([said]), speculation=speculation)
+    prompt = [5] * (model.context_length - 4)
+    with Engine(model) as engine:
+        answers = [model.generate(prompt, config), edgelm.join(engine.submit(prompt, config))]
+    for answer in answers:
+        assert (answer.usage.completion_tokens, answer.finish_reason) == (5, "length")
+        assert said.startswith(answer.text)
