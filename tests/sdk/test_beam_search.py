@@ -105,6 +105,16 @@ def test_a_stop_ends_beams_and_is_left_out_of_the_text() -> None:
     assert (said.text, said.finish_reason) == ("One, two", "stop")
 
 
+def test_beside_a_stop_beams_end_at_the_end_tokens_too(model: LanguageModel) -> None:
+    config = GenerationConfig(num_beams=4, max_new_tokens=20, stop_token_ids=END_IDS)
+    ends = []
+    for length in (5, 20, 40, 60, 80, 100, 150):
+        plain, beside = (model.generate(PROMPT[:length], config.replace(stop=stop)) for stop in ((), ("never said",)))
+        assert beside.token_ids == plain.token_ids
+        ends.append(plain.finish_reason)
+    assert ends.count("stop") > 1
+
+
 def test_a_search_fills_the_context_and_no_more(model: LanguageModel) -> None:
     prompt = (PROMPT * 8)[: model.context_length - 4]
     completion = model.generate(prompt, GenerationConfig(num_beams=2, ignore_eos=True))

@@ -138,6 +138,8 @@ def test_streaming_stops_and_limits_work_with_a_constraint(tiny: LanguageModel) 
     cut = tiny.generate("x", config.replace(max_new_tokens=4))
     assert cut.finish_reason == "length"
     assert cut.token_ids == whole.token_ids[:4]
+    held_back = tiny.generate("x", constrained(Constraint.choices(["over the se"]), stop=("sea",)))
+    assert (held_back.text, held_back.finish_reason) == ("over the se", "stop")
 
 
 def test_a_constraint_can_begin_after_a_text(tokenizer: Tokenizer) -> None:

@@ -152,13 +152,24 @@ def test_a_stop_string_ends_the_answer_before_it(stop: str | tuple[str, ...]) ->
 
 
 def test_the_beginning_of_a_stop_string_is_shown_when_the_answer_ends_with_it() -> None:
-    assert scripted_model("over the se").generate("x", GenerationConfig(stop="sea")).text == "over the se"
+    stopped = GenerationConfig(stop="sea")
+    assert scripted_model("over the se").generate("x", stopped).text == "over the se"
+    model = scripted_model("over the sea")
+    count = len(model.tokenizer.encode("over the se"))
+    cut = model.generate("x", stopped.replace(max_new_tokens=count))
+    assert (cut.text, cut.finish_reason) == ("over the se", "length")
 
 
 def test_a_stop_token_ends_the_answer() -> None:
     model = scripted_model("abc")
     stop = model.tokenizer.encode("b")
     assert model.generate("x", GenerationConfig(stop_token_ids=stop)).text == "a"
+
+
+def test_beside_stop_tokens_the_models_own_end_counts_too() -> None:
+    model = scripted_model("abc")
+    completion = model.generate("x", GenerationConfig(stop_token_ids=model.tokenizer.encode("z")))
+    assert (completion.text, completion.finish_reason) == ("abc", "stop")
 
 
 def test_ignore_eos_goes_on_after_the_end_token() -> None:
