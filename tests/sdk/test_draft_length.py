@@ -26,6 +26,13 @@ def test_what_followed_the_longest_match_is_the_guess() -> None:
     assert lookup.guess(2) == [61, 7]
 
 
+def test_a_match_at_the_very_beginning_counts() -> None:
+    lookup = PromptLookup()
+    lookup.extend([1, 2, 3, 1, 2])
+    assert lookup.look() == 2
+    assert lookup.guess(1) == [3]
+
+
 def test_the_latest_of_equal_matches_counts() -> None:
     lookup = PromptLookup()
     lookup.extend([1, 2, 30, 1, 2, 40, 1, 2])

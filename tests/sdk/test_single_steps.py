@@ -5,6 +5,7 @@ import gc
 import os
 import random
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -13,11 +14,11 @@ from make_tiny_model import CONFIG, make_checkpoint
 from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.config import ModelConfig
 from edgelm.memory.kv_batch import KVBatch
-from edgelm.memory.kv_cache import GROWTH_STEP
+from edgelm.memory.kv_cache import GROWTH_STEP, KVCache
 from edgelm.memory.mirrored_memory import mirrored_zeros
 from edgelm.runtime import single_steps
 from edgelm.runtime.session import DecoderSession, SessionOptions
-from edgelm.runtime.single_steps import MOST_ROWS
+from edgelm.runtime.single_steps import MOST_ROWS, SingleSteps
 from edgelm.testing import tiny_model_path
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -182,6 +183,18 @@ def test_where_rows_may_not_see_each_other_tokens_are_stepped_alone(soft_capped:
     check_bits(soft_capped, 3)
     threads = load(tiny_model_path(), threads=3)  # more than its heads: a token alone is split among them
     assert threads.most_single_steps(threads.new_cache()) == 1
+
+
+def never_bound(*_: object) -> NoReturn:
+    raise AssertionError("nothing is to be tried")
+
+
+def test_where_there_is_nothing_to_try_tokens_are_stepped_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig.load(tiny_model_path())
+    short = dataclasses.replace(config, max_position_embeddings=16)
+    assert SingleSteps(short, 1, never_bound).most(KVCache(short)) == 1
+    monkeypatch.setenv("ORT_GQA_DISABLE_FLASH_ATTENTION", "1")
+    assert SingleSteps(config, 1, never_bound).most(KVCache(config)) == 1
 
 
 def test_a_row_of_a_batch_is_stepped_alone(session: DecoderSession) -> None:

@@ -1,5 +1,6 @@
 """Answers with guessed tokens, against the plain loop: the same tokens in exact mode, the same distribution always."""
 
+import dataclasses
 import itertools
 import random
 import threading
@@ -248,8 +249,27 @@ def test_a_draft_stops_where_its_own_context_ends(model: LanguageModel) -> None:
     draft = DraftModel(load(tiny_model_path()), model)
     draft.extend(repetitive(random.Random(1), model.context_length - 20))
     assert draft.look() is not None
-    assert len(draft.guess(15)) == 15
+    guessed = draft.guess(15)
+    assert len(guessed) == 15
+    assert draft.guess(15) == guessed  # of the same text
     draft.extend([5] * 10)
+    assert draft.look() is None
+
+
+def guesses_behind(prompt: Sequence[int], draft: DraftModel) -> list[int]:
+    draft.extend(prompt)
+    return draft.guess(15)
+
+
+def test_a_draft_guesses_no_token_that_the_model_has_not(model: LanguageModel) -> None:
+    small, prompt = scripted_model("blue"), [5, 6, 7]
+    assert max(guesses_behind(prompt, DraftModel(model, model))) >= 40
+    small.session.config = dataclasses.replace(small.config, vocab_size=40)
+    assert max(guesses_behind(prompt, DraftModel(model, small))) < 40
+    draft = DraftModel(small, model)
+    draft.extend([5, 39])
+    assert draft.look() is not None
+    draft.extend([40])  # which the draft does not know
     assert draft.look() is None
 
 
@@ -302,6 +322,19 @@ def test_where_guesses_fail_they_stop() -> None:
         speculator.extend((id_,))
     assert speculator.accepted == 0
     assert speculator.drafted < 40  # of 180
+
+
+def test_guesses_that_cost_something_and_fail_are_tried_again_after_longer_and_longer_pauses() -> None:
+    class Costly(Guesses):
+        costs_nothing = False
+
+    speculator, steps = Speculator(Costly([7]), FixedCosts(0.3)), []
+    for step in range(1500):
+        if speculator.guess(1):
+            steps.append(step)
+        speculator.extend([8])
+    pauses = [later - earlier for earlier, later in itertools.pairwise(steps)]
+    assert pauses[-9:] == [8, 16, 32, 64, 128, 256, 256, 256, 256]
 
 
 def test_a_lone_request_of_an_engine_speculates_and_others_beside_it_do_not_change_it(model: LanguageModel) -> None:
