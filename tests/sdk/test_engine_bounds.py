@@ -13,7 +13,9 @@ from held_engine import held
 from numpy.typing import NDArray
 
 import edgelm
-from edgelm import Constraint, Engine, Generation, GenerationConfig, LanguageModel
+from edgelm import Constraint, Engine, EngineOptions, Generation, GenerationConfig, LanguageModel
+from edgelm.memory.kv_cache import KVCache
+from edgelm.runtime.stop_switch import StopSwitch
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 
 
@@ -98,3 +100,29 @@ def test_what_a_constraint_forces_ends_with_the_context(model: LanguageModel, sp
     for answer in answers:
         assert (answer.usage.completion_tokens, answer.finish_reason) == (5, "length")
         assert said.startswith(answer.text)
+
+
+@pytest.mark.parametrize(("max_batch", "stops"), [(1, False), (2, True)])
+def test_a_piece_of_a_long_prompt_is_stopped_only_for_a_short_one_that_can_start(
+    monkeypatch: pytest.MonkeyPatch, max_batch: int, stops: bool
+) -> None:
+    model, one = scripted_model("Fine."), GenerationConfig(max_new_tokens=1)
+    forward, began, goes_on = model.session.forward, threading.Event(), threading.Event()
+    pressed: list[bool] = []
+
+    def hold(ids: list[int], cache: KVCache, *, stop: StopSwitch | None = None, **rest: Any) -> NDArray[np.float32]:
+        if stop is not None and not began.is_set():
+            began.set()
+            goes_on.wait()
+            pressed.append(stop.is_pressed)
+        return forward(ids, cache, stop=stop, **rest)
+
+    monkeypatch.setattr(model.session, "forward", hold)
+    with Engine(model, EngineOptions(max_batch=max_batch)) as engine:
+        requests = [engine.submit([7] * 600, one)]
+        began.wait()
+        requests.append(engine.submit([8], one))
+        goes_on.set()
+        for request in requests:
+            edgelm.join(request)
+    assert pressed == [stops]
