@@ -21,6 +21,7 @@ from edgelm.memory.kv_cache import bytes_per_token
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.session import DecoderSession
 from edgelm.testing import tiny_model_path
+from edgelm.text.tokenizer import Tokenizer
 
 CONTEXT = 96
 TEXT = np.random.default_rng(3).integers(5, 320, 1500).tolist()
@@ -66,6 +67,14 @@ def test_what_is_left_depends_on_the_length_alone() -> None:
             assert grown == list(fitted(TEXT[: i + 1], keep, CONTEXT))
             assert len(grown) <= CONTEXT
             assert grown[:keep] == TEXT[: min(i + 1, keep)]
+
+
+def test_the_token_that_every_text_begins_with_stays(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tokenizer, "leading_ids", (TEXT[0],))
+    for context_shift, kept in ((0, 1), (3, 3)):
+        left = model.answer(TEXT[:200], ANSWER.replace(context_shift=context_shift)).prompt_ids
+        assert left[:kept] == TEXT[:kept]
+        assert left[kept] != TEXT[kept]
 
 
 def test_without_a_limit_an_answer_is_as_long_as_the_context(model: LanguageModel) -> None:
@@ -116,6 +125,13 @@ def test_a_beginning_is_kept_also_where_its_answer_shifts(
     answers = [model.generate(TEXT[:90], ANSWER) for _ in range(2)]
     assert answers[0].token_ids == answers[1].token_ids
     assert [answer.usage.cached_tokens for answer in answers] == [0, 64]
+
+
+def test_of_what_is_left_the_prompt_alone_is_kept_as_one(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "prefixes", PrefixCache(model.config, answers=False))
+    model.generate(TEXT[:90], ANSWER.replace(max_new_tokens=40))
+    # Two blocks of the 90, and one of the 51 that are left when the text has 97: the answer is no part of them.
+    assert model.prefixes.tokens == 64 + 32
 
 
 def test_a_cancelled_answer_shifts_no_more(model: LanguageModel) -> None:
