@@ -116,7 +116,6 @@ class Answer:
                             yielded = time.perf_counter()
                             yield self.chunk(text)
                             waited += time.perf_counter() - yielded
-                            text = ""
         finally:
             prefixes.keep(cache, self._computed_together, is_spent=given is None)
         if reason is None:  # the loop ended by itself
