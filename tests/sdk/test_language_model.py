@@ -35,6 +35,21 @@ def test_the_chunks_of_a_stream_join_to_the_completion(model: LanguageModel) -> 
     assert chunks[-1].finish_reason == completion.finish_reason == "length"
     assert completion.usage.prompt_tokens == len(model.tokenizer.encode("The sea"))
     assert completion.usage.completion_tokens == 20
+    assert completion.usage.total_tokens == completion.usage.prompt_tokens + 20
+
+
+def test_the_first_token_comes_with_the_prompt_and_the_others_are_decoded(model: LanguageModel) -> None:
+    prompt = [7] * 40
+    timings = model.generate(prompt, GenerationConfig(max_new_tokens=20, ignore_eos=True)).timings
+    assert (timings.prefill_tokens, timings.decode_tokens) == (40, 19)
+    assert timings.prefill_tokens_per_second == pytest.approx(40 / timings.prefill_seconds)
+    assert timings.decode_tokens_per_second == pytest.approx(19 / timings.decode_seconds)
+    assert (
+        edgelm.Timings(
+            prefill_seconds=0.0, decode_seconds=0.0, prefill_tokens=1, decode_tokens=0
+        ).prefill_tokens_per_second
+        == 0.0
+    )
 
 
 def test_chunks_without_the_last_one_are_no_answer(model: LanguageModel) -> None:
@@ -142,6 +157,12 @@ def test_no_chunk_has_half_a_character() -> None:
     assert text_of(iter(chunks)) == "a世👩‍👩‍👧b"
 
 
+@pytest.mark.parametrize("stop", [(), ("z",), ("\ufffd",)])
+def test_an_answer_that_ends_within_a_character_shows_that_something_is_missing(stop: tuple[str, ...]) -> None:
+    answer = scripted_model("a世").generate("x", GenerationConfig(max_new_tokens=2, stop=stop))
+    assert answer.text == ("a" if "\ufffd" in stop else "a\ufffd")
+
+
 @pytest.mark.parametrize("stop", ["re, ", "there", ("zzz", "the"), "H"])
 def test_a_stop_string_ends_the_answer_before_it(stop: str | tuple[str, ...]) -> None:
     answer = "Hello there, sea and sky"
@@ -158,6 +179,10 @@ def test_the_beginning_of_a_stop_string_is_shown_when_the_answer_ends_with_it() 
     count = len(model.tokenizer.encode("over the se"))
     cut = model.generate("x", stopped.replace(max_new_tokens=count))
     assert (cut.text, cut.finish_reason) == ("over the se", "length")
+    prompt = model.tokenizer.encode("once")
+    model.session.config = dataclasses.replace(model.config, max_position_embeddings=len(prompt) + count - 1)
+    full = model.generate(prompt, stopped)
+    assert (full.text, full.finish_reason, full.usage.completion_tokens) == ("over the se", "length", count)
 
 
 def test_a_stop_token_ends_the_answer() -> None:

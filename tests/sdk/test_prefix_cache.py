@@ -125,6 +125,7 @@ def test_usage_tells_how_much_was_reused(model: LanguageModel) -> None:
     ids = random_ids(200)
     completions = [model.generate(ids, SHORT) for _ in range(2)]
     assert [cached(completion) for completion in completions] == [0, 192]
+    assert [completion.timings.prefill_tokens for completion in completions] == [200, 8]
     assert completions[0].token_ids == completions[1].token_ids
     assert model.prefixes.reused_tokens == 192
 

@@ -407,3 +407,8 @@ def test_breakers_are_the_tokens_that_have_one_of_the_texts_and_control_tokens()
     config = GenerationConfig(max_new_tokens=10, dry_multiplier=50.0)
     assert model.generate("x", config.replace(dry_breakers=("X",))).text == "aXaXaXaXaX"
     assert model.generate("x", config).text != "aXaXaXaXaX"
+    breakers = model.answer("x", config.replace(dry_breakers=("a",))).sampler._breakers
+    texts = [model.tokenizer.token_text(id_) for id_ in range(model.tokenizer.vocab_size)]
+    longer = texts.index(next(text for text in texts if "a" in text and len(text) > 1))
+    assert {texts.index("a"), longer, *model.tokenizer.control_token_ids} <= set(breakers)
+    assert texts.index("b") not in breakers
