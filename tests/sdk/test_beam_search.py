@@ -15,7 +15,10 @@ from make_tiny_model import make_checkpoint
 
 import edgelm
 from edgelm import Engine, EngineOptions, GenerationConfig, LanguageModel
+from edgelm.decoding.beam_search import BeamSearch
+from edgelm.decoding.sampling import Sampler
 from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError
+from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import bytes_per_token
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.testing import scripted_model, tiny_model_path
@@ -70,6 +73,16 @@ def test_the_answers_and_scores_are_those_of_transformers(
     assert completion.finish_reason == ("stop" if expected[-1] in end_ids else "length")
 
 
+def test_of_a_step_the_best_few_may_end_and_as_many_go_on_whatever_ends_between_them() -> None:
+    model, config = scripted_model("x"), GenerationConfig(num_beams=2, max_new_tokens=9)
+    logits_V = np.full(model.config.vocab_size, -np.inf, np.float32)
+    logits_V[[5, 2, 3, 4, 6]] = np.log([0.3, 0.25, 0.2, 0.15, 0.1])
+    search = BeamSearch(config, lambda token_ids: token_ids[-1] in (2, 3, 4), 3, KVBatch(model.config))
+    assert not search.begin(logits_V, model.new_cache(), Sampler(config))
+    assert [beam.token_ids for beam in search._found] == [(2,)]  # 3 and 4 are not among the best two
+    assert sorted(beam.token_ids for beam in search.beams) == [(5,), (6,)]
+
+
 def test_processors_see_log_probabilities_as_in_transformers(model: LanguageModel, llama: Any) -> None:
     config = GenerationConfig(num_beams=3, repetition_penalty=1.5, max_new_tokens=16, ignore_eos=True)
     expected, _ = theirs(llama, PROMPT[:9], num_beams=3, repetition_penalty=1.5, max_new_tokens=16, eos_token_id=None)
@@ -118,6 +131,16 @@ def test_beside_a_stop_beams_end_at_the_end_tokens_too(model: LanguageModel) -> 
 def test_a_search_fills_the_context_and_no_more(model: LanguageModel) -> None:
     prompt = (PROMPT * 8)[: model.context_length - 4]
     completion = model.generate(prompt, GenerationConfig(num_beams=2, ignore_eos=True))
+    assert (completion.usage.completion_tokens, completion.finish_reason) == (5, "length")
+
+
+def test_a_search_ends_where_a_longer_text_would_turn_otherwise() -> None:
+    model = scripted_model("Fine.")
+    scaling = {"rope_type": "longrope", "original_max_position_embeddings": 64, "factor": 16.0}
+    values, half = model.config.to_dict(), model.config.head_dim // 2
+    values["rope_scaling"] |= scaling | {"short_factor": [1.0] * half, "long_factor": [2.0] * half}
+    model.session.config = edgelm.ModelConfig.from_dict(values)
+    completion = model.generate([5] * 60, GenerationConfig(num_beams=2, ignore_eos=True))
     assert (completion.usage.completion_tokens, completion.finish_reason) == (5, "length")
 
 
