@@ -181,6 +181,11 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
         "a.jsonl:2: broken JSON: Expecting ',' delimiter at character 15.",
     ),
     "deep JSON": ("a.jsonl", "[" * 100_000 + "\n", "a.jsonl:1: broken JSON: nested too deep."),
+    "a long number": (
+        "a.jsonl",
+        '{"text": "One"}\n{"text": "Two", "n": ' + "1" * 5000 + "}\n",
+        "a.jsonl:2: broken JSON: a number has too many digits to be read.",
+    ),
     "no object": ("a.jsonl", '{"text": "One"}\n["Two"]\n', "a.jsonl:2: a line must be an object with fields; this is"),
     "no object in an array": ("a.json", '[{"text": "One"}, 2]', "a.json:2: a line must be an object"),
     "no field": (

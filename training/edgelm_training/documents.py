@@ -204,6 +204,8 @@ def _json_lines(
             on_error(DataError(f"{source.name}:{number}: broken JSON: {error.msg} at character {error.colno}."))
         except RecursionError:
             on_error(DataError(f"{source.name}:{number}: broken JSON: nested too deep."))
+        except ValueError:  # of a number's length
+            on_error(DataError(f"{source.name}:{number}: broken JSON: a number has too many digits to be read."))
 
 
 def _json_array(content: bytes) -> list[Any] | None:
