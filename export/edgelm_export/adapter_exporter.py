@@ -239,7 +239,8 @@ def _imported_from(trained: _Trained, sha256: str) -> tuple[str, ...]:
         check_header(path)
         with safe_open(path, framework="numpy") as file:
             return _hashes(json.loads((file.metadata() or {})[SOURCE_KEY]))
-    except (AttributeError, SafetensorError, LookupError, TypeError, ValueError):  # another program wrote it
+    # Another program wrote it.
+    except (AttributeError, LookupError, RecursionError, SafetensorError, TypeError, ValueError):
         return ()
 
 

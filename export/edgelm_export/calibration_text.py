@@ -126,7 +126,7 @@ def _documents(path: Path, tokenizer: Tokenizer, template: ChatTemplate | None) 
             except json.JSONDecodeError as error:
                 broken = f"no JSON ({error.msg} at character {error.colno})"
                 raise ExportError(f"{path}, line {number}: {broken}; each line is one object.") from error
-            except (ValueError, EdgeLMError) as error:
+            except (ValueError, RecursionError, EdgeLMError) as error:
                 raise ExportError(f"{path}, line {number}: {error}") from error
     return documents
 

@@ -128,7 +128,7 @@ class HuggingFaceCheckpoint:
             described["tensor_types"] = sorted({self.stored_type(name) for name in self._parts})
         try:
             imported_from = json.loads(self._metadata.get(SOURCE_KEY, "null"))
-        except ValueError:
+        except (ValueError, RecursionError):
             imported_from = None
         if isinstance(imported_from, dict):
             described["imported_from"] = imported_from

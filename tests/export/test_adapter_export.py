@@ -76,7 +76,12 @@ def test_a_base_that_was_imported_from_the_packages_own_source_is_known(exported
     peft = peft_folder(exported, tmp_path / "peft", metadata)
     assert export_adapter(peft, exported.packages["int8"], tmp_path / "adapter").notes == ()
     imported = load_file(weights)
-    for others in ({}, {"edgelm_source": "[]"}, {"edgelm_source": '{"files": [{"sha256": "0"}]}'}):
+    for others in (
+        {},
+        {"edgelm_source": "[]"},
+        {"edgelm_source": "[" * 100_000},
+        {"edgelm_source": '{"files": [{"sha256": "0"}]}'},
+    ):
         save_file(imported, weights, metadata=others)
         metadata["edgelm.base_sha256"] = sha256_of(weights)
         shutil.rmtree(peft)

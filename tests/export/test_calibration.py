@@ -390,6 +390,7 @@ def test_users_texts_and_chats_are_read(checkpoint: HuggingFaceCheckpoint, tmp_p
     [
         ("a.txt", "", r"a\.txt holds no text to calibrate on\."),
         ("a.jsonl", '{"text": "x"}\r\n{\r\n', r"a\.jsonl, line 2: no JSON \(.* at character 2\); each line is"),
+        pytest.param("a.jsonl", '{"text": "x"}\n' + "[" * 100_000, r"l, line 2: maximum recursion depth", id="deep"),
         ("A.JSON", '[\n{"text": "x"}\n]', r"A\.JSON, line 1: no JSON"),
         ("a.jsonl", '{"x": 1}', r"line 1: a line is an object with a `text`, or with `messages`\."),
         ("a.jsonl", '{"messages": []}', r"line 1: The conversation is empty"),

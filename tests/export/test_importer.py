@@ -240,7 +240,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path, sav
         import_checkpoint(tmp_path / "hf", tmp_path / "file" / "ours")
 
 
-@pytest.mark.parametrize("written", ["no JSON", "[]"])
+@pytest.mark.parametrize("written", ["no JSON", "[]", "[" * 100_000], ids=["text", "list", "deep"])
 def test_what_another_program_wrote_in_the_place_of_the_first_source_is_passed_over(
     written: str, tmp_path: Path, save_llama: SaveLlama
 ) -> None:

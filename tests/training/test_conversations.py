@@ -193,6 +193,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
         "there is no message of the assistant to learn; the roles here are 'user', 'assistant'.",
     ),
     "tools": ({"messages": HI, "tools": "add"}, "tools is a text that is no JSON: "),
+    "tools in tools": ({"messages": HI, "tools": "[" * 100_000}, "tools is a text that is no JSON: maximum recursion"),
     "tools of one": ({"messages": HI, "tools": {}}, "tools is {}; it must be a list."),
 }
 

@@ -233,7 +233,7 @@ def _tools(value: Any, place: str) -> Sequence[Any] | None:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{place}: tools is a text that is no JSON: {error}.") from error
     if value is not None and not isinstance(value, list):
         raise DataError(f"{place}: tools is {value!r:.60}; it must be a list.")
