@@ -177,6 +177,16 @@ def test_a_tokenizer_with_a_beginning_of_its_own_keeps_it_and_ends_documents(tok
     assert (shards.start_token_ids, shards.end_token_ids) == ((1,), (0,))
 
 
+def test_what_a_tokenizer_puts_behind_a_text_does_not_begin_documents(tok: Path, corpus: Path) -> None:
+    rust = tokenizers.Tokenizer.from_file(str(tok / "tokenizer.json"))
+    special = [("<|im_start|>", 1), ("<|im_end|>", 2)]
+    rust.post_processor = TemplateProcessing(single="<|im_start|> $A <|im_end|>", special_tokens=special)
+    shutil.copytree(tok, "around")
+    rust.save("around/tokenizer.json")
+    shards = Shards.open(prepare(Path("around"), paths=("corpus/00.txt",)))
+    assert (shards.start_token_ids, shards.end_token_ids) == ((1,), (0,))
+
+
 def test_large_vocabularies_are_stored_in_four_bytes(tok: Path, corpus: Path) -> None:
     rust = tokenizers.Tokenizer.from_file(str(tok / "tokenizer.json"))
     rust.add_tokens([f"word{i}" for i in range(66_000)])
@@ -437,6 +447,10 @@ def test_a_tokenizer_without_an_end_token_asks_for_one(tok: Path, corpus: Path) 
     shutil.copy(tok / "tokenizer.json", "bare")
     with pytest.raises(TokenizerError, match=r"Cannot read the eos_token of bare/tokenizer_config\.json.*--end-token"):
         prepare(Path("bare"))
+    for content in ("[" * 100_000, "[]", '{"eos_token": {}}', "{"):
+        Path("bare/tokenizer_config.json").write_text(content)
+        with pytest.raises(TokenizerError, match=r"Cannot read the eos_token of bare/tokenizer_config\.json"):
+            prepare(Path("bare"))
     Path("bare/tokenizer_config.json").write_text('{"eos_token": null}')
     with pytest.raises(TokenizerError, match=r"has no eos_token\. Name the token that ends a document: --end-token"):
         prepare(Path("bare"))

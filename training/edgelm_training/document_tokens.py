@@ -7,8 +7,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import tokenizers
-
 from edgelm.errors import TokenizerError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.shards import TOKENIZER_FILES
@@ -47,10 +45,8 @@ class DocumentTokens:
         end = tokenizer.id_of(literal)
         if end is None:
             raise TokenizerError(f"{path} has no token {literal!r}; its control tokens are {_names(tokenizer)}.")
-        # What the tokenizer puts before every text, by its own post-processor.
-        first = tuple(tokenizers.Tokenizer.from_file(str(path)).encode("").ids)
-        # Some put their end token behind every text; that one is not a beginning.
-        start = tuple(id_ for id_ in first if id_ != end)
+        # Some begin every text with the token that ends documents.
+        start = tuple(id_ for id_ in tokenizer.leading_ids if id_ != end)
         return cls(
             start=start or (end,),
             end=(end,) if start else (),
@@ -65,7 +61,7 @@ def _eos_token(folder: Path) -> str:
         values = json.loads(path.read_text(encoding="utf-8"))
         token = values.get("eos_token")
         literal = token["content"] if isinstance(token, dict) else token
-    except (OSError, ValueError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, RecursionError) as error:
         raise TokenizerError(
             f"Cannot read the eos_token of {path}: {error}. Name the token that ends a document: --end-token."
         ) from error
