@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 from make_tiny_model import make_checkpoint
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 import edgelm
 from edgelm.cli.main import main
@@ -87,9 +88,8 @@ def test_windows_give_what_transformers_gives_with_the_same_stride(checkpoint: P
             rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta}, tie_word_embeddings=True,
         )
     )  # fmt: skip
-    from safetensors.torch import load_file
-
-    model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+    tensors = load_file(checkpoint / "model.safetensors")
+    model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=False)
     ids = torch.tensor([Tokenizer.load(checkpoint).encode(TEXT)])
     # The loop of transformers' guide to perplexity, in which windows end `stride` tokens after each other.
     nats, count, previous = 0.0, 0, 0
@@ -230,6 +230,19 @@ def test_windows_that_do_not_fit_are_refused(options: list[str], message: str, t
 
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(("factor", "shown"), [(1e6, "inf"), (math.nan, "nan")])
+def test_a_model_that_is_broken_has_a_perplexity_beyond_all_numbers_or_none(
+    factor: float, shown: str, tmp_path: Path, text: Path
+) -> None:
+    folder = make_checkpoint(tmp_path / "broken")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] *= factor
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    assert f"perplexity     {shown}\n" in run(folder, "--data", text).stdout
+    assert measured(folder, "--data", text)["perplexity"] is None
 
 
 def test_what_is_no_model_is_named(tmp_path: Path, text: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,7 +130,9 @@ def _print(scorer: Scorer, measured: Perplexity, as_json: bool) -> None:
             "window": measured.window,
             "stride": measured.stride,
         }
-        click.echo(json.dumps(facts, indent=2))
+        # JSON has no word for what a broken model gives: no number, or one beyond all floats.
+        lost = {name: None for name, fact in facts.items() if isinstance(fact, float) and not math.isfinite(fact)}
+        click.echo(json.dumps({**facts, **lost}, indent=2))
         return
     click.echo(f"  perplexity     {measured.perplexity:.4f}")
     click.echo(f"  bits per byte  {measured.bits_per_byte:.4f}")

@@ -95,7 +95,8 @@ class Perplexity:
     @property
     def perplexity(self) -> float:
         """exp of the mean surprise a token; comparable between models of one tokenizer."""
-        return math.exp(self.nats / self.tokens)
+        with np.errstate(over="ignore"):  # where math.exp raises, this is inf
+            return float(np.exp(self.nats / self.tokens))
 
     @property
     def bits_per_byte(self) -> float:
