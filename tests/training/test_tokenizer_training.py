@@ -158,9 +158,11 @@ def test_an_empty_corpus_is_refused(corpus: Path) -> None:
     ("settings", "words"),
     [
         ({"vocab_size": 259}, r"vocab_size is 259; it must be 260 or more, for 4 control tokens and the 256 bytes\."),
-        ({"control_tokens": ("<|a|>", "<|a|>")}, r"each must be new and not empty"),
-        ({"control_tokens": ("<|im_end|>",)}, r"each must be new and not empty"),
-        ({"control_tokens": ("",)}, r"each must be new and not empty"),
+        ({"control_tokens": ("<|a|>", "<|a|>")}, r"each must be new, and two or more printable characters\."),
+        ({"control_tokens": ("<|im_end|>",)}, r"each must be new, and"),
+        ({"control_tokens": ("",)}, r"each must be new, and two or more"),
+        ({"control_tokens": ("e",)}, r"control_tokens are \('e',\); each must be new, and two or more"),
+        ({"control_tokens": ("<|\udcff|>",)}, r"two or more printable"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], words: str) -> None:

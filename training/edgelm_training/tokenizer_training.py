@@ -54,8 +54,11 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         names = (*CONTROL_TOKENS, *self.control_tokens)
-        if len(set(names)) < len(names) or not all(names):
-            raise ConfigError(f"control_tokens are {self.control_tokens}; each must be new and not empty.")
+        # A character by itself may be what a byte is written as: no text could have that byte any more.
+        if len(set(names)) < len(names) or not all(len(name) > 1 and name.isprintable() for name in names):
+            raise ConfigError(
+                f"control_tokens are {self.control_tokens}; each must be new, and two or more printable characters."
+            )
         smallest = 256 + len(names)
         if self.vocab_size < smallest:
             raise ConfigError(
