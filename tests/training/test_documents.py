@@ -174,6 +174,11 @@ def test_paths_without_a_corpus_are_named(write: Write, path: str, words: str) -
     assert words in str(caught.value)
 
 
+def test_no_path_at_all_is_refused() -> None:
+    with pytest.raises(DataError, match=r"There is no path to read texts from\. Name files, folders or globs\."):
+        find_files([])
+
+
 BROKEN: dict[str, tuple[str, str | bytes, str]] = {
     "JSON": (
         "a.jsonl",

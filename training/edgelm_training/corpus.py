@@ -67,8 +67,10 @@ def find_files(paths: Sequence[str | Path]) -> list[SourceFile]:
     A file that is named twice counts once.
 
     Raises:
-        DataError: a path does not exist, or a glob or folder has no file to read.
+        DataError: there is no path, one does not exist, or a glob or folder has no file to read.
     """
+    if not paths:
+        raise DataError("There is no path to read texts from. Name files, folders or globs.")
     found: dict[Path, SourceFile] = {}
     for path in map(str, paths):
         for name in _expand(path):
