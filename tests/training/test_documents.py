@@ -157,6 +157,45 @@ def test_files_folders_and_globs_are_found_in_order_and_once(write: Write) -> No
     assert [file.kind for file in find_files(["c/settings.json", "d.py"])] == ["json", "text"]
 
 
+def test_a_folder_is_searched_for_every_kind_of_text_in_order_of_names(write: Write) -> None:
+    names = ["a.TXT", "b.text", "c.md", "d.rst", "e.jsonl", "f.ndjson", "g.parquet", "h.jsonl.GZ", "i.txt.gz"]
+    for name in reversed(names):
+        write(f"c/{name}", "x")
+    Path("c/folder.txt").mkdir()
+    found = find_files(["c"])
+    assert [file.name for file in found] == [f"c/{name}" for name in names]
+    assert [file.kind for file in found] == [*["text"] * 4, "jsonl", "jsonl", "parquet", "jsonl", "text"]
+    assert [file.name for file in found if file.gzipped] == ["c/h.jsonl.GZ", "c/i.txt.gz"]
+    assert find_files(["c/*[a-i].*"]) == found
+
+
+def test_a_file_counts_once_however_it_is_named(write: Write) -> None:
+    write("c/1.txt", "x")
+    Path("link").symlink_to("c")
+    assert [file.name for file in find_files(["c/1.txt", str(Path("c").resolve()), "link/../c", "link"])] == ["c/1.txt"]
+
+
+def test_globs_reach_to_the_bottom_and_pass_over_folders_without_a_text(write: Write) -> None:
+    write("c/deep/deeper/1.md", "x")
+    write("code/2.py", "x")
+    for path in ("c/**/*.md", "c*"):
+        assert [file.name for file in find_files([path])] == ["c/deep/deeper/1.md"]
+
+
+def test_a_hidden_folder_that_is_named_itself_is_searched(write: Write) -> None:
+    write(".c/1.txt", "x")
+    assert [file.name for file in find_files([".c"])] == [".c/1.txt"]
+
+
+def test_what_can_only_be_read_from_its_beginning_is_one_span(write: Write) -> None:
+    write("a.jsonl.gz", [{"text": "One"}, {"text": "Two"}])
+    write("a.txt.gz", "One\nTwo\n")
+    write("a.json", '[{"text": "One"},\n{"text": "Two"}]')
+    for name in ("a.jsonl.gz", "a.txt.gz", "a.json"):
+        (file,) = find_files([name])
+        assert scan_file(file, span_bytes=1).spans == (whole_span(file),)
+
+
 @pytest.mark.parametrize(
     ("path", "words"),
     [
