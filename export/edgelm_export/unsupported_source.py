@@ -78,6 +78,8 @@ def _of_another_kind(folder: Path, names: Sequence[str]) -> str | None:
     if "model_index.json" in names:
         return f"{folder} is a model for diffusers, which makes pictures or sound. edgelm runs models that write text."
     gguf_files = one_of_each_model(name for name in names if name.endswith(".gguf"))
+    if len(gguf_files) == 1:
+        return f"{folder} has safetensors without {CONFIG}, and a GGUF file. To read that, name it: {gguf_files[0]}."
     if gguf_files:
         return f"{folder} has several GGUF files: {', '.join(gguf_files)}. Name one of them."
     if GENAI_CONFIG in names or any(folder.glob("*.onnx")) or any(folder.glob("onnx/*.onnx")):

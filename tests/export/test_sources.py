@@ -76,7 +76,14 @@ def test_a_file_is_told_what_it_is_and_the_way_on(tmp_path: Path, name: str, con
             "its weights in consolidated.safetensors alone, in the",
         ),
         (["config.json", "model.fp16.safetensors"], "has its tensors in model.fp16.safetensors. If that is the whole"),
-        (["model.safetensors"], "has model.safetensors, and no config.json. Download the model's other files too"),
+        *(
+            (names, "has model.safetensors, and no config.json. Download the model's other files too")
+            for names in (
+                ["model.safetensors"],
+                ["model.safetensors", "edgelm.json"],
+            )
+        ),
+        (["model.safetensors", "a.gguf"], "safetensors without config.json, and a GGUF file. To read that, name it: a"),
         (["config.json", "tf_model.h5"], "has weights for TensorFlow or JAX alone. Take the model's safetensors"),
         (["config.json", "tokenizer.json"], "has config.json, and no weights. Download the model's safetensors too"),
         (["checkpoint-500/config.json"], "is not a checkpoint, and holds some. Name one: .*checkpoint-500."),
@@ -132,6 +139,7 @@ def test_an_adapter_and_the_folder_of_a_run_are_refused_with_the_way_on(tmp_path
     with pytest.raises(CheckpointError, match=r"best is an adapter that was exported, for one package\. Name what it"):
         open_checkpoint(tmp_path / "best")
     (tmp_path / "best/adapter_config.json").write_text("{}")
+    (tmp_path / "best/base.gguf").write_bytes(b"GGUF")  # the base that it belongs to is not what it is
     for folder in (tmp_path, tmp_path / "best"):
         message = rf"holds an adapter, .* first: edgelm merge {folder} -o merged/"
         with pytest.raises(CheckpointError, match=message):
