@@ -214,3 +214,30 @@ def test_a_phi_3_has_the_attention_factor_and_the_window_of_its_file() -> None:
     assert values["rope_scaling"]["attention_factor"] == 1.19
     assert values["rope_scaling"]["long_factor"] == [1.1] * 8
     assert (values["sliding_window"], values["original_max_position_embeddings"]) == (9, 131072)
+
+
+def test_the_windowed_layers_of_a_gemma_3_turn_by_the_base_of_the_file_or_of_the_family() -> None:
+    windowed = {"gemma3.attention.sliding_window": 9}
+    assert family_config("gemma3_text", windowed)["rope_local_base_freq"] == 1e4
+    named = family_config("gemma3_text", windowed | {"gemma3.rope.freq_base_swa": 5e4})
+    config = ARCHITECTURES["gemma3_text"].to_model_config(named)
+    assert (config.rope_local_theta, config.rope_theta) == (5e4, 5e5)
+
+
+@pytest.mark.parametrize("family", ["phi", "stablelm", "gpt_neox"])
+def test_a_layer_norm_and_a_rotation_in_part_are_as_the_file_says(family: str) -> None:
+    name = ARCHITECTURES[family].gguf.architecture
+    changes = {
+        f"{name}.attention.layer_norm_rms_epsilon": 0.0,
+        f"{name}.attention.layer_norm_epsilon": float(np.float32(3e-6)),
+        f"{name}.rope.dimension_count": 12,
+    }
+    config = ARCHITECTURES[family].to_model_config(family_config(family, changes))
+    assert (config.norm, config.norm_eps) == ("layer", 3e-6)
+    assert (config.rope_theta, config.partial_rotary_factor) == (5e5, 0.75)
+
+
+def test_a_gpt_neox_is_parallel_where_its_file_does_not_say_otherwise() -> None:
+    norm = {"gptneox.attention.layer_norm_rms_epsilon": 0.0, "gptneox.attention.layer_norm_epsilon": 1e-5}
+    assert family_config("gpt_neox", norm)["use_parallel_residual"] is True
+    assert family_config("gpt_neox", norm | {"gptneox.use_parallel_residual": False})["use_parallel_residual"] is False
