@@ -257,6 +257,30 @@ def test_pieces_are_read_in_whatever_way_they_are_written(tmp_path: Path) -> Non
     assert [theirs.get_score(i) for i in range(8)] == model.scores.tolist()[:-1]
 
 
+@pytest.mark.parametrize(
+    ("options", "roles"),
+    [
+        ({}, {"unk": "<unk>", "bos": "<s>", "eos": "</s>"}),
+        ({"pad_id": 3, "bos_id": -1, "eos_id": 2}, {"unk": "<unk>", "eos": "</s>", "pad": "<pad>"}),
+        (
+            {"unk_piece": "<u>", "bos_piece": "<b>", "eos_piece": "<e>", "pad_piece": "<p>", "pad_id": 3},
+            {"unk": "<u>", "bos": "<b>", "eos": "<e>", "pad": "<p>"},
+        ),
+    ],
+    ids=["by default", "without a beginning", "by other names"],
+)
+def test_the_pieces_with_a_role_are_those_of_the_training(
+    options: dict[str, Any], roles: dict[str, str], tmp_path: Path
+) -> None:
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS[:20]), model_writer=written, vocab_size=200, hard_vocab_limit=False,
+        minloglevel=2, num_threads=1, **options,
+    )  # fmt: skip
+    (tmp_path / "tokenizer.model").write_bytes(written.getvalue())
+    assert read_sentencepiece(tmp_path / "tokenizer.model").roles == roles
+
+
 def test_a_missing_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is missing or not a regular file"):
         read_sentencepiece(tmp_path / "tokenizer.model")
