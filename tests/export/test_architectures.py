@@ -97,6 +97,9 @@ def test_absent_values_are_those_of_transformers(name: str) -> None:
     if name == "gemma3_text":
         assert ours.rope_local_theta == theirs.rope_parameters["sliding_attention"]["rope_theta"]
     assert ours.tie_word_embeddings is theirs.tie_word_embeddings
+    ends = theirs.eos_token_id
+    assert ours.eos_token_ids == (tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,))
+    assert ours.bos_token_id == theirs.bos_token_id
     activation = ("hidden_activation", "hidden_act", "activation_function")
     their_activation = next(getattr(theirs, key) for key in activation if hasattr(theirs, key))
     assert ours.hidden_act == {"gelu_new": "gelu_pytorch_tanh"}.get(their_activation, their_activation)

@@ -18,6 +18,9 @@ from edgelm_export.architectures import gguf_header, hf_values
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
 
+# What transformers takes where config.json has no such key, and not in every family that is read as a Llama.
+_DEFAULTS: Mapping[str, Any] = {"bos_token_id": 1, "eos_token_id": 2}
+
 GGUF_NAMES = {
     "model.embed_tokens": "token_embd",
     "model.layers.{i}.input_layernorm": "blk.{i}.attn_norm",
@@ -65,6 +68,10 @@ def to_model_config(values: Mapping[str, Any], *, partial: float | None = None) 
     )
 
 
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    return to_model_config({**_DEFAULTS, **values})
+
+
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "llama")
     factors = header.rope_factors.get("rope_freqs.weight")
@@ -109,7 +116,7 @@ GGUF_ROW_ORDERS = {"model.layers.{i}.self_attn.q_proj": "pairs", "model.layers.{
 
 LLAMA = Architecture(
     model_type="llama",
-    to_model_config=to_model_config,
+    to_model_config=_to_model_config,
     # Older versions of transformers stored this table, which the config gives.
     layout=TensorLayout(ignored=frozenset({"model.layers.{i}.self_attn.rotary_emb.inv_freq"})),
     gguf=GGUFFamily(
