@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from make_tiny_model import make_checkpoint
+from make_tiny_model import CONFIG, make_checkpoint
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from safetensors.numpy import load_file, save_file
 
 import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel
@@ -27,7 +29,7 @@ from edgelm_export import reference
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.kv_cache_scales import measure_scales
+from edgelm_export.kv_cache_scales import _sizes, measure_scales
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize import PRECISIONS
 
@@ -108,6 +110,33 @@ def test_keys_fit_their_scales_at_places_that_the_calibration_did_not_reach() ->
     session.forward([65] * 400, cache)
     for buffer, scale in zip(cache.buffers, scales, strict=True):
         assert (np.abs(buffer[0, :, :400]) <= 127 * scale).all()
+
+
+def test_values_reach_the_127th_step_but_for_a_margin_and_a_channel_of_zeros_has_a_scale(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "tiny")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.self_attn.v_proj.weight"][3] = 0
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    export_package(HuggingFaceCheckpoint(folder), tmp_path / "package", "fp32")
+    session = DecoderSession(tmp_path / "package", ModelConfig.load(tmp_path / "package"))
+    cache = session.new_cache()
+    session.forward(IDS[:2], cache)
+    wanted = 1.05 * np.abs(cache.buffers[1][0, :, :2]).max(1) / 127
+    wanted[:, 3] = 1e-8
+
+    scales = measure_scales(tmp_path / "package", [IDS[:2]])
+
+    np.testing.assert_allclose(scales[1][:, 0], wanted, rtol=1e-5)
+
+
+def test_of_a_key_what_turns_counts_as_long_as_its_pair_and_the_rest_as_large_as_it_is() -> None:
+    half = dataclasses.replace(CONFIG, partial_rotary_factor=0.5, layers_without_rope=(1,))
+    vector = np.zeros((1, 1, 16), np.float32)
+    vector[..., [0, 4, 8, 12]] = [3, -4, -7, 9]  # of 8 dimensions that turn, 0 and 4 are a pair
+    turned, still = np.abs(vector), np.abs(vector)
+    turned[..., [0, 4]] = 5
+    for buffer, wanted in enumerate((turned, still, still, still)):
+        np.testing.assert_array_equal(_sizes(half, buffer, vector.copy()), wanted)
 
 
 def test_scales_are_for_the_largest_of_each_channel_in_all_texts() -> None:
