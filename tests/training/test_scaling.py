@@ -6,7 +6,7 @@ import pytest
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
-from edgelm_training.scaling import count_parameters, model_shape, parse_params, training_budget
+from edgelm_training.scaling import count_parameters, model_shape, parse_params, training_budget, usual_context
 
 
 @pytest.mark.parametrize(("text", "count"), [("15M", 15_000_000), ("1.5b", 1_500_000_000), ("800 K", 800_000)])
@@ -44,6 +44,22 @@ def test_shapes_have_the_asked_size_and_can_be_exported(vocab_size: int, params:
 def test_too_few_parameters_for_the_vocabulary_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"params is 50,000, too few for a vocabulary of 32,000 tokens"):
         model_shape(50_000, 32_000)
+
+
+def test_larger_models_have_longer_contexts() -> None:
+    sizes = (10_000, 20_000_000, 20_000_001, 1_000_000_000, 1_000_000_001, 10**12)
+    assert [usual_context(size) for size in sizes] == [512, 512, 1024, 1024, 2048, 2048]
+    shapes = [model_shape(size, 8192) for size in (15_000_000, 999_999_999, 1_000_000_000)]
+    assert [shape["max_position_embeddings"] for shape in shapes] == [512, 1024, 1024]
+    assert [shape["tie_word_embeddings"] for shape in shapes] == [True, True, False]
+
+
+def test_a_tiny_model_has_a_bounded_rate_and_a_batch_and_a_step_at_least() -> None:
+    budget = training_budget(100_000, 128)
+    # By hand: 2e6 tokens, C = 1.2e12: 0.2920 C^0.3271 = 2,608 tokens, 20.4 rows; 0.3118 C^-0.125 = 0.0096.
+    assert (budget.global_batch_size, budget.max_steps, budget.learning_rate) == (24, round(2e6 / (24 * 128)), 4e-3)
+    short = training_budget(100_000, 128, goes_on_with=10)
+    assert (short.global_batch_size, short.max_steps) == (8, 1)
 
 
 def test_the_budget_is_that_of_the_rules() -> None:
