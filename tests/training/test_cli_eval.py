@@ -64,8 +64,10 @@ def test_a_short_text_has_the_perplexity_that_score_gives(text: Path) -> None:
     assert facts["kind"] == "package"
 
 
-def test_a_checkpoint_and_its_package_are_scored_alike(checkpoint: Path, text: Path) -> None:
-    options = ("--data", text, "--window", "48", "--stride", "16")
+# A package reads 256 tokens at a time: windows of as many and one, and of more than are scored.
+@pytest.mark.parametrize(("window", "stride"), [(48, 16), (257, 100), (300, 20)])
+def test_a_checkpoint_and_its_package_are_scored_alike(checkpoint: Path, text: Path, window: int, stride: int) -> None:
+    options = ("--data", text, "--window", window, "--stride", stride)
     ours, exported = measured(checkpoint, *options), measured(tiny_model_path(), *options)
 
     # Two float32 implementations of one model. Measured: 5e-8 of the perplexity.
@@ -149,6 +151,51 @@ def test_every_window_begins_as_a_text_does(monkeypatch: pytest.MonkeyPatch) -> 
     assert [asked[first:] for asked, first in scorer.asked] == [ids[1:8], ids[8:12], ids[12:16], ids[16:20], ids[20:]]
 
 
+def test_what_begins_otherwise_than_a_text_keeps_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tokenizer, "leading_ids", (1,))
+    scorer, calls = Counting(), []
+    ids = list(range(10, 30))
+    config = WindowConfig(window=8, stride=4)
+
+    found = measure_perplexity(scorer, [HeldOut(ids=ids, given=3)], config, progress=lambda *call: calls.append(call))
+
+    assert [asked for asked, _ in scorer.asked] == [ids[0:8], ids[4:12], ids[8:16], ids[12:20]]
+    assert [first for _, first in scorer.asked] == [3, 4, 4, 4]
+    assert calls == [("score", done, 17) for done in (5, 9, 13, 17)]
+    assert (found.tokens, found.documents) == (17, 1)
+
+
+def test_control_tokens_are_scored_and_spell_no_bytes() -> None:
+    scorer = Counting()
+    ids = scorer.tokenizer.encode("The sea")
+    found = measure_perplexity(scorer, [HeldOut(ids=[*ids, 1, 2], given=1)])
+    assert found.tokens == len(ids) + 1
+    assert found.bytes == len("The sea") - len(scorer.tokenizer.token_bytes(ids[0]))
+
+
+@pytest.mark.parametrize("leading", [(), (1,), (1, 2)])
+def test_a_text_is_one_document_behind_what_its_tokenizer_puts_before_it(
+    leading: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "leading_ids", leading)
+    (tmp_path / "long.txt").write_text(verification_text() * 7)  # longer than training would have it
+    tokenizer = Tokenizer.load(tiny_model_path())
+
+    (document,) = held_out_documents((str(tmp_path / "long.txt"),), tokenizer, tiny_model_path())
+
+    assert document.ids == [*leading, *tokenizer.encode(verification_text() * 7)]
+    assert document.given == max(1, len(leading))
+
+
+def test_a_window_is_the_context_or_1024_tokens_and_a_stride_half_of_it() -> None:
+    assert WindowConfig().sizes(512) == (512, 256)
+    assert WindowConfig().sizes(4096) == (1024, 512)
+    assert WindowConfig(window=2).sizes(512) == (2, 1)
+    assert WindowConfig(window=8, stride=6).sizes(8, leading=2) == (8, 6)
+    with pytest.raises(ConfigError, match=r"stride is 7; with a window of 8 tokens it must be 6 or less\."):
+        WindowConfig(window=8, stride=7).sizes(8, leading=2)
+
+
 def test_bits_per_byte_count_the_bytes_of_the_scored_tokens(text: Path) -> None:
     facts = measured(tiny_model_path(), "--data", text)
 
@@ -170,7 +217,7 @@ def test_documents_are_scored_each_by_itself(tmp_path: Path) -> None:
 
     assert facts["documents"] == 3
     assert facts["perplexity"] == pytest.approx(math.exp(-np.mean(logprobs)), rel=1e-6)
-    assert measured(tiny_model_path(), "--data", tmp_path / "texts.txt", "--split-on", "")["documents"] == 3
+    assert "of 3 documents" in run(tiny_model_path(), "--data", tmp_path / "texts.txt", "--split-on", "").stdout
 
 
 def test_shards_are_scored_with_the_tokens_around_their_documents(tiny_shards: Path, checkpoint: Path) -> None:

@@ -27,6 +27,7 @@ from edgelm.errors import ConfigError, DataError, TokenizerError
 from edgelm.files.file_lock import file_lock
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training import shard_writer
+from edgelm_training.document_tokens import DocumentTokens
 from edgelm_training.documents import DocumentConfig
 from edgelm_training.process_pool import run_tasks
 from edgelm_training.shard_writer import PrepareConfig, prepare_shards
@@ -196,6 +197,9 @@ def test_large_vocabularies_are_stored_in_four_bytes(tok: Path, corpus: Path) ->
     shards = Shards.open(prepare(Path("large"), paths=("a.txt",)))
     assert shards.document(0).max() == shards.vocab_size - 1 > 1 << 16
     assert Path("shards/train-00000.bin").stat().st_size == 4 * shards.num_tokens
+    sizes = (1 << 16, (1 << 16) + 1)
+    types = [DocumentTokens(start=(0,), end=(), vocab_size=size, tokenizer_hash="").dtype for size in sizes]
+    assert types == ["<u2", "<u4"]
 
 
 # --- interruptions
