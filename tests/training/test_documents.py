@@ -62,6 +62,8 @@ def test_a_line_can_separate_documents(write: Write, line: str, separator: str) 
 def test_windows_line_ends_and_a_byte_order_mark_are_taken_off(write: Write) -> None:
     write("a.txt", b"\xef\xbb\xbfOne\r\n\r\nTwo\r\n")
     assert read("a.txt") == [(1, "One\n\nTwo\n")]
+    write("a.txt", "One\n\ufeffTwo\n")  # no mark there, but a character
+    assert read("a.txt") == [(1, "One\n\ufeffTwo\n")]
     write("a.jsonl", b'\xef\xbb\xbf{"text": "One"}\r\n')
     assert read("a.jsonl") == [(1, "One")]
 
@@ -97,6 +99,12 @@ def test_a_document_without_paragraphs_is_cut_at_lines_else_spaces_else_anywhere
     assert "".join(part.text for part in parts) == text
     assert all(part.line == 1 and len(part.text) <= 300 for part in parts)
     assert all(part.text.endswith(mark) for part in parts) == whole
+
+
+def test_a_document_is_cut_where_it_must_be_and_in_its_second_half(write: Write) -> None:
+    whole, words = "word " * 60, "word " * 20 + "x" * 300
+    write("a.jsonl", [{"text": whole}, {"text": words}])
+    assert read("a.jsonl", max_characters=300) == [(1, whole), (2, words[:300]), (2, words[300:])]
 
 
 def test_jsonl_gives_the_field_that_is_asked_for_and_skips_empty_lines(write: Write) -> None:
@@ -225,6 +233,7 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
         "a.jsonl:2: broken JSON: Expecting ',' delimiter at character 15.",
     ),
     "deep JSON": ("a.jsonl", "[" * 100_000 + "\n", "a.jsonl:1: broken JSON: nested too deep."),
+    "deep JSON in an array": ("a.json", "[" * 100_000, "a.json:1: broken JSON: nested too deep."),
     "a long number": (
         "a.jsonl",
         '{"text": "One"}\n{"text": "Two", "n": ' + "1" * 5000 + "}\n",
@@ -266,6 +275,15 @@ def test_a_gzip_stream_that_is_cut_short_is_named(write: Write) -> None:
     write("a.txt.gz", "One.\n" * 1000)
     Path("a.txt.gz").write_bytes(Path("a.txt.gz").read_bytes()[:-12])
     with pytest.raises(DataError, match=r"^a\.txt\.gz:\d+: cannot read: .*end-of-stream"):
+        read("a.txt.gz")
+
+
+def test_a_gzip_stream_that_is_damaged_is_named(write: Write) -> None:
+    write("a.txt.gz", "One.\n" * 1000)
+    data = bytearray(Path("a.txt.gz").read_bytes())
+    data[10:14] = b"\xff" * 4
+    Path("a.txt.gz").write_bytes(data)
+    with pytest.raises(DataError, match=r"^a\.txt\.gz:1: cannot read: .*invalid"):
         read("a.txt.gz")
 
 
