@@ -102,7 +102,7 @@ def test_a_document_without_paragraphs_is_cut_at_lines_else_spaces_else_anywhere
 
 
 def test_a_document_is_cut_where_it_must_be_and_in_its_second_half(write: Write) -> None:
-    whole, words = "word " * 60, "word " * 20 + "x" * 300
+    whole, words = "word " * 59 + "words", "word " * 20 + "x" * 300
     write("a.jsonl", [{"text": whole}, {"text": words}])
     assert read("a.jsonl", max_characters=300) == [(1, whole), (2, words[:300]), (2, words[300:])]
 
@@ -118,6 +118,8 @@ def test_a_json_file_is_an_array_or_lines(write: Write) -> None:
     write("a.json", json.dumps([{"text": "One"}, {"text": "Two"}], indent=1))
     write("b.json", [{"text": "One"}, {"text": "Two"}])
     assert read("a.json") == read("b.json") == [(1, "One"), (2, "Two")]
+    write("c.json", '{"text": "One"}')
+    assert read("c.json") == [(1, "One")]
 
 
 def test_gzipped_files_are_read(write: Write) -> None:
@@ -288,14 +290,16 @@ def test_a_gzip_stream_that_is_damaged_is_named(write: Write) -> None:
 
 
 def test_broken_lines_and_documents_are_left_out_and_counted_where_that_is_asked_for(write: Write) -> None:
-    write("a.jsonl", '{"text": "One"}\n{"text": "Two"\n{"body": 3}\n{"text": 4}\n[5]\n{"text": "Six"}\n')
-    write("b.txt", b"One\n--\nTw\xe4\nT\xf6\n--\nThree\n")
-    reader = DocumentReader(DocumentConfig(skip_broken=True, split_on="--"))
+    write(
+        "a.jsonl", b'{"text": "One"}\n{"text": "Two"\n{"body": 3}\n{"text": 4}\n[5]\n{"text": "Six"}\n{"text": "\xe4"}'
+    )
+    write("b.txt", b"One\n--\nTw\xe4\nT\xf6\n" + b"which is long.\n" * 50 + b"--\nThree\n")
+    reader = DocumentReader(DocumentConfig(skip_broken=True, split_on="--", max_characters=256))
     documents = [
         document for file in find_files(["a.jsonl", "b.txt"]) for document in reader.read(file, whole_span(file))
     ]
-    assert documents == [(1, "One"), (6, "Six"), (1, "One\n"), (6, "Three\n")]
-    assert reader.broken == 5
+    assert documents == [(1, "One"), (6, "Six"), (1, "One\n"), (56, "Three\n")]
+    assert reader.broken == 6
 
 
 def test_a_missing_column_of_parquet_is_named_with_those_there_are(write: Write) -> None:

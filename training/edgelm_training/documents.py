@@ -251,8 +251,6 @@ def read_lines(source: SourceFile, span: Span) -> Iterator[tuple[int, bytes]]:
                 if number == 1:
                     line = line.removeprefix(_BYTE_ORDER_MARK)
                 yield number, line[:-2] + b"\n" if line.endswith(b"\r\n") else line
-                if left == 0:
-                    return
                 number += 1
     except (OSError, EOFError, zlib.error) as error:  # gzip's BadGzipFile is an OSError
         raise DataError(f"{source.name}:{number}: cannot read: {error}.") from error
