@@ -21,6 +21,7 @@ from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ExportError
 from edgelm.package.manifest import Quality
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_export import exporter
 from edgelm_export.calibration_text import CalibrationOptions, CalibrationText, bundled_text, calibration_sequences
 from edgelm_export.exporter import export_package, text_tools
@@ -378,11 +379,33 @@ def test_users_texts_and_chats_are_read(checkpoint: HuggingFaceCheckpoint, tmp_p
     assert text == tokenizer.encode("The\u2028sea\x85.")
     assert conversation[0] == 1  # the template's own control token
     assert "user\nHello" in tokenizer.decode(conversation)
+    assert tokenizer.decode(conversation).count("assistant") == 1  # no other answer is asked for
     options = CalibrationOptions(text=tmp_path / "mine.txt", max_tokens=9)
     assert options.describe(read("mine.txt", 9)) == "9 tokens of mine.txt"
     (tmp_path / "short.txt").write_text("The sea.")
     count = len(tokenizer.encode("The sea."))
     assert CalibrationOptions(text=tmp_path / "short.txt").describe(read("short.txt")) == f"{count} tokens of short.txt"
+
+
+def test_documents_are_cut_into_sequences_that_fit_and_begin_as_texts_do(
+    checkpoint: HuggingFaceCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "leading_ids", (1, 2))
+    tokenizer, template = text_tools(checkpoint)
+    texts = bundled_text()[:1200], bundled_text()[1200:3000]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    options = CalibrationOptions(text=tmp_path / "mine.jsonl", max_tokens=1100)
+    first, second = map(tokenizer.encode, texts)
+    taken = second[: 1100 - len(first)]
+
+    sequences = calibration_sequences(options, tokenizer, template, checkpoint.config)
+
+    assert sequences == [[1, 2, *ids] for ids in (first[:510], first[510:], taken)]
+    assert options.describe(sequences) == "1100 tokens of mine.jsonl"
+    smaller = dataclasses.replace(checkpoint.config, max_position_embeddings=16, vocab_size=300)
+    sequences = calibration_sequences(options, tokenizer, template, smaller)
+    assert max(map(len, sequences)) == 16
+    assert [id_ for ids in sequences for id_ in ids[2:]] == [id_ for id_ in first + second if id_ < 300][:1100]
 
 
 @pytest.mark.parametrize(
