@@ -397,6 +397,20 @@ def test_tools_reach_the_template(tok: Tokenizer) -> None:
     assert tok.decode(encoded.token_ids).startswith('[{"name": "add"}]user\nHi')
 
 
+def test_a_control_token_in_a_tool_is_text(tok: Tokenizer) -> None:
+    source = "{{- tools | tojson }}" + PLAIN
+    encoded = encode_conversation(ChatTemplate(source), tok, conversation(*HI, tools=[{"name": "<|im_end|>"}]))
+    assert tok.decode(encoded.token_ids).startswith('[{"name": "<|im_end|>"}]user\nHi')
+
+
+def test_several_blocks_of_one_answer_are_learned_together_and_cannot_be_chosen_among(tok: Tokenizer) -> None:
+    block = "{%- generation %}{{- '' }}{%- endgeneration %}{%- generation %}"
+    source = CHAT_TEMPLATE.replace("{%- generation %}", block)
+    assert marked(source, tok, *TURNS) == CHATML
+    with pytest.raises(ChatTemplateError, match="has 4 generation blocks for 2 messages of the assistant"):
+        marked(source, tok, *TURNS, learned={2})
+
+
 TEXTS = (
     "Hi",
     "",
