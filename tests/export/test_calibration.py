@@ -379,7 +379,7 @@ def test_users_texts_and_chats_are_read(checkpoint: HuggingFaceCheckpoint, tmp_p
     assert text == tokenizer.encode("The\u2028sea\x85.")
     assert conversation[0] == 1  # the template's own control token
     assert "user\nHello" in tokenizer.decode(conversation)
-    assert tokenizer.decode(conversation).count("assistant") == 1  # no other answer is asked for
+    assert tokenizer.decode(conversation, skip_control_tokens=False).endswith("Hi.<|im_end|>\n")
     options = CalibrationOptions(text=tmp_path / "mine.txt", max_tokens=9)
     assert options.describe(read("mine.txt", 9)) == "9 tokens of mine.txt"
     (tmp_path / "short.txt").write_text("The sea.")
