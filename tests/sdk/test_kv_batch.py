@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,14 @@ def test_growth_keeps_every_row(config: ModelConfig) -> None:
     rows[2].reserve(GROWTH_STEP + 1)
     assert batch.capacity == 2 * GROWTH_STEP
     assert all(holds(row, 10 + i, float(i)) for i, row in enumerate(rows))
+
+
+def test_rows_grow_by_a_quarter_up_to_the_context(config: ModelConfig) -> None:
+    batch = KVBatch(replace(config, max_position_embeddings=1000))
+    row = batch.add()
+    for length, capacity in ((600, 640), (641, 896), (990, 1000)):
+        row.reserve(length)
+        assert batch.capacity == capacity
 
 
 def test_rows_that_leave_and_rows_that_are_ready_change_places(config: ModelConfig) -> None:

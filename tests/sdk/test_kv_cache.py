@@ -54,6 +54,9 @@ def test_the_cache_never_grows_past_the_context(config: ModelConfig) -> None:
     assert cache.capacity == config.max_position_embeddings
     with pytest.raises(ContextLengthError, match=r"1025 tokens do not fit the model's context of 1024"):
         cache.reserve(config.max_position_embeddings + 1)
+    odd = KVCache(replace(config, max_position_embeddings=1000))
+    odd.reserve(990)
+    assert odd.capacity == 1000
 
 
 def test_a_long_cache_grows_by_a_quarter(config: ModelConfig) -> None:
