@@ -22,7 +22,7 @@ def run(tmp_path: Path) -> Path:
     ]
     entries.insert(5, {"step": 5, "validation_loss": 6.5})
     lines = [json.dumps(entry) for entry in entries]
-    (folder / "log.jsonl").write_text("\n".join([*lines, '{"step": 11, "lo']))
+    (folder / "log.jsonl").write_text("\n".join([*lines, "[" * 100_000, '{"step": 11, "lo']))
     return folder
 
 

@@ -36,7 +36,7 @@ class TypedHistory(History):
         for line in reversed(self._read().splitlines()):
             try:
                 text = json.loads(line)
-            except ValueError:  # an entry that somebody edited must not hide the others
+            except (ValueError, RecursionError):  # an entry that somebody edited must not hide the others
                 continue
             if isinstance(text, str):
                 yield text
