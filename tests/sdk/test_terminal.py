@@ -221,7 +221,7 @@ def test_history_comes_back_newest_first_and_several_chats_share_it(tmp_path):
 
 def test_history_is_bounded_and_passes_over_what_is_no_entry(tmp_path):
     path = tmp_path / "history.jsonl"
-    path.write_bytes(b'not json\n5\n' + b"[" * 100_010 + b'\n"first"\n' + b'"%s"\n' % (b"x" * 100) * 9_209)
+    path.write_bytes(b"not json\n5\n" + b"[" * 100_010 + b'\n"first"\n' + b'"%s"\n' % (b"x" * 100) * 9_209)
     assert "first" in list(TypedHistory(path).load_history_strings())
     TypedHistory(path).store_string("the last entry of all")
     entries = list(TypedHistory(path).load_history_strings())
