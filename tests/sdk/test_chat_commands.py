@@ -125,6 +125,7 @@ def test_set_reaches_the_answer():
         ("/save ~nosuchuser/x", "Cannot write ~nosuchuser/x: "),
         ("/save a\0b", "Cannot write a\0b: "),
         ("/load ~nosuchuser/x", "Cannot read ~nosuchuser/x: "),
+        ("/load /dev/zero", "Cannot read /dev/zero: it is not a regular file."),
         ("/load a\0b", "Cannot read a\0b: "),
         ("/set seed " + "[" * 100_000, "/set seed takes no value that is nested so deeply."),
         ("word " * 2000, "the model's context holds 1024"),

@@ -15,6 +15,7 @@ from edgelm.cli.output import printable, timing_line
 from edgelm.cli.think_option import think_variables
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.files import atomic
+from edgelm.files.regular_file import read_text
 from edgelm.library.library import Library
 from edgelm.saved_session import SavedSessions
 from edgelm.text.thinking import switches_thinking
@@ -41,6 +42,7 @@ SETTINGS = (
 )
 _PREVIEW_LENGTH = 60
 _BEFORE_PREVIEW = 24  # characters of a line of /tokens
+_LARGEST_CHAT = 1 << 26  # bytes: some fifty of the largest files that a message takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,11 +249,13 @@ def _save(chat: Conversation, argument: str) -> None:
 def _load(chat: Conversation, argument: str) -> None:
     try:
         path = Path(argument).expanduser()
-        text = path.read_bytes()
+        text = read_text(path, _LARGEST_CHAT)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a chat that /save wrote.") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"Cannot read {argument}: {str(error).rstrip('.')}.") from error
     try:
-        saved = json.loads(text.decode("utf-8"))
+        saved = json.loads(text)
         messages, system = list(saved["messages"]), saved.get("system")
         json.dumps([messages, system], ensure_ascii=False).encode("utf-8")  # halves of characters are no text
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
