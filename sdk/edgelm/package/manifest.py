@@ -64,10 +64,6 @@ class Quality:
         measured = [name for name, value in dataclasses.asdict(self).items() if value is not None]
         always = [field_.name for field_ in dataclasses.fields(self) if field_.default is dataclasses.MISSING]
         _require(self, (int, float), *always, *measured)
-        for name in measured:
-            value = getattr(self, name)
-            if not abs(value) < _LARGEST_FIGURE or ("perplexity" in name and value <= 0):
-                raise TypeError(f"{name} is {value!r:.60}")
 
     @property
     def after_prefill(self) -> tuple[float, float] | None:
@@ -162,6 +158,7 @@ class Manifest:
                 values[name] = tuple(values.get(name, ()))
             if values.get("quality") is not None:
                 values["quality"] = Quality(**values["quality"])
+                _check_figures(values["quality"])
             manifest = cls(**values)
         except (TypeError, KeyError, AttributeError) as error:
             raise PackageError(f"{path} does not fit schema version {SCHEMA_VERSION}: {error}.") from error
@@ -233,6 +230,13 @@ def _require(values: object, kind: type | tuple[type, ...], *names: str) -> None
     for name in names:
         if not isinstance(getattr(values, name), kind):
             raise TypeError(f"{name} is {getattr(values, name)!r}")
+
+
+def _check_figures(quality: Quality) -> None:
+    """Check that figures that were read are such as an export writes: it refuses others, and says why."""
+    for name, value in dataclasses.asdict(quality).items():
+        if value is not None and (not abs(value) < _LARGEST_FIGURE or ("perplexity" in name and value <= 0)):
+            raise TypeError(f"{name} is {value!r:.60}")
 
 
 def check_hash(folder: Path, entry: FileEntry) -> None:
