@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from config_values import SIZES
 
 from edgelm.config import RopeScaling
 from edgelm.errors import CheckpointError, ConfigError
@@ -50,13 +51,8 @@ def test_a_gguf_header_becomes_a_config_with_the_decimals_it_was_written_from() 
     json.dumps(values)
     config = LLAMA.to_model_config(values)
     assert config == LLAMA.to_model_config(
-        {
-            "model_type": "llama",
-            "vocab_size": 320,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
+        SIZES
+        | {
             "num_key_value_heads": 2,
             "max_position_embeddings": 131072,
             "rms_norm_eps": 1e-5,
