@@ -296,7 +296,7 @@ class Engine:
                 self._changed.wait(self._seconds_to_deadline())
 
     def _seconds_to_deadline(self) -> float | None:
-        """Return when the first of the answers that wait for their readers is over; None where none has a deadline."""
+        """Return in how many seconds an answer that waits is over by its deadline, the first; None: none has one."""
         first = min((request.expires for request in self._waiting), default=math.inf)
         return None if first == math.inf else min(max(0.0, first - time.monotonic()), threading.TIMEOUT_MAX)
 
