@@ -5,6 +5,7 @@ The long form, for minutes and a million tokens, is tests/load/soak.py.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import sys
 import threading
@@ -17,7 +18,7 @@ import pytest
 from edgelm_server import SLOW, TINY, EdgelmServer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from soak import Ask, Sample, asks, growth, leaks, soak, stream
+from soak import POOL, Ask, Figures, Sample, asks, growth, leaks, soak, stream
 
 import edgelm
 from edgelm import Engine, LanguageModel
@@ -62,6 +63,17 @@ def test_growth_is_the_slope_of_the_memory_behind_the_warm_up() -> None:
     samples[:10] = [Sample(seconds=float(i), memory=0, threads=1, descriptors=1, tokens=0) for i in range(10)]
 
     assert growth(samples) == pytest.approx(3.0)  # 50 kB a second
+
+
+def test_threads_beyond_the_servers_pool_and_open_files_are_leaks() -> None:
+    def watched(threads: int, descriptors: int) -> list[str]:
+        zero = Sample(seconds=0.0, memory=0, threads=5, descriptors=20, tokens=0)
+        after = dataclasses.replace(zero, threads=threads, descriptors=descriptors)
+        return leaks(Figures(before=zero, after=after))
+
+    assert watched(5 + POOL, 20) == []
+    assert watched(6 + POOL, 20) == [f"5 threads before, {6 + POOL} after, of a pool of {POOL}"]
+    assert watched(5, 21) == ["20 open files before, 21 after"]
 
 
 def test_200_clients_that_leave_at_random_moments_leave_nothing(slow_server: EdgelmServer, asked: list[Ask]) -> None:
