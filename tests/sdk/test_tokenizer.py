@@ -85,6 +85,22 @@ def test_tokens_have_the_ids_and_the_number_of_the_original(
     assert tokenizer.id_of("no such token") is None
 
 
+def test_a_vocabulary_with_gaps_has_as_many_ids_as_its_largest_says(byte_level_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    spec = json.loads((byte_level_folder / "tokenizer.json").read_text(encoding="utf-8"))
+    known = Tokenizer.load(byte_level_folder).vocab_size
+    for id_ in (70_000, (1 << 24) - 1):
+        spec["model"]["vocab"]["far"] = id_
+        path.write_text(json.dumps(spec), encoding="utf-8")
+        gappy = Tokenizer.load(tmp_path)
+        assert gappy.vocab_size == id_ + 1
+        assert (gappy.token_bytes(id_), gappy.token_bytes(known + 1)) == (b"far", b"")
+    spec["model"]["vocab"]["far"] = 1 << 24
+    path.write_text(json.dumps(spec), encoding="utf-8")
+    with pytest.raises(TokenizerError, match="has a token with id 16777216; at most 16777215 can be"):
+        Tokenizer.load(tmp_path)
+
+
 def test_token_bytes_of_a_byte_level_vocabulary_are_exact(tokenizer: Tokenizer) -> None:
     for text in SAMPLES:
         ids = tokenizer.encode(text)

@@ -30,6 +30,7 @@ _HTML = re.compile(
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BOUNDARY = "\x02"
 _NO_ID = 1 << 32  # and above: the library counts in 32 bits
+_MOST_IDS = 1 << 24  # 64 times as many as the largest vocabulary: some things go through all of them
 
 
 class Tokenizer:
@@ -54,7 +55,6 @@ class Tokenizer:
         self._added_texts |= self._control_names
         self.control_tokens: Mapping[str, int] = {literal: id_ for id_, literal in self._control_names.items()}
         self.control_token_ids = frozenset(self._control_names)
-        self.vocab_size: int = rust.get_vocab_size(with_added_tokens=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -93,6 +93,18 @@ class Tokenizer:
             rust.no_truncation()
             rust.no_padding()
             return cls(rust, secret_names, token_bytes)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """How many token ids there are, from 0 to the largest; a few may have no token, where a vocabulary has gaps.
+
+        Raises:
+            TokenizerError: the largest is beyond all measure.
+        """
+        largest = max(self._rust.get_vocab(with_added_tokens=True).values(), default=-1)
+        if largest >= _MOST_IDS:
+            raise TokenizerError(f"tokenizer.json has a token with id {largest}; at most {_MOST_IDS - 1} can be.")
+        return largest + 1
 
     def __repr__(self) -> str:
         return f"<Tokenizer: {self.vocab_size} tokens, {len(self.control_tokens)} of them control tokens>"
