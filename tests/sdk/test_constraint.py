@@ -236,6 +236,12 @@ def test_a_constraint_that_is_none_is_refused_at_once(make: Any, message: str) -
     ("constraint", "message"),
     [
         (Constraint.regex("a("), "The regular expression cannot be enforced: .*unclosed group"),
+        (
+            Constraint.json_schema({"$ref": "#"}),
+            "JSON schema cannot be enforced: no text has this form. Look for a part",
+        ),
+        (Constraint.regex(r"[^\s\S]"), "The regular expression cannot be enforced: no text has this form"),
+        (Constraint.lark('start: a\na: a "x"'), "The grammar cannot be enforced: no text has this form"),
         (Constraint.lark("start: foo"), 'The grammar cannot be enforced: .*unknown name: "foo"'),
         (Constraint.json_schema({"uniqueItems": True}), r"uniqueItems.*To give that up, put \{'x-guidance'"),
         (Constraint.json_schema({"type": "string", "pattern": "(?=a)"}), "pattern: regex parse error"),

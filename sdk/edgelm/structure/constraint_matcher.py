@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _GRAMMAR_LINE = re.compile(r"\n +[0-9]+ \| ")
 # llguidance's words, and the option that makes it pass over what they are about.
 _WAYS_OUT = {"Unimplemented keys": "lenient", "Unknown format": "lenient", "oneOf": "coerce_one_of"}
+_NOTHING_CAN_COME = "NoExtensionBias"
 _KINDS = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar"}
 
 
@@ -32,6 +33,8 @@ class ConstraintMatcher:
         self._tokenizer = tokenizer  # the shared vocabulary only has a weak reference to it
         self._vocabulary = _vocabulary_of(tokenizer, llguidance)
         self._matcher = llguidance.LLMatcher(self._vocabulary, _grammar_of(constraint), log_level=0)
+        if not self._matcher.is_error():
+            self._matcher.compute_bitmask()  # only now is it known that nothing has the form: {"$ref": "#"}
         if self._matcher.is_error():
             raise ConfigError(_explain(constraint, self._matcher.get_error()))
         self._end_ids = sorted(end_ids)
@@ -217,6 +220,8 @@ def _vocabulary_of(tokenizer: Tokenizer, llguidance: Any) -> Any:
 def _explain(constraint: Constraint, error: str) -> str:
     """Name what cannot be enforced, and the way out."""
     error = error.partition("<backtrace>")[0]  # of llguidance's own code
+    if error.startswith(_NOTHING_CAN_COME):
+        error = "no text has this form. Look for a part that leads back to itself before it says anything."
     _, is_schema, inside = error.partition("failed to compile JSON schema: ")
     if constraint.kind == "lark" and is_schema:  # the grammar's lines follow, and around a tool's schema they are ours
         return (
