@@ -129,6 +129,18 @@ def test_gzipped_files_are_read(write: Write) -> None:
     assert read("b.jsonl.gz") == [(1, "One")]
 
 
+def test_a_row_of_parquet_that_is_no_utf8_is_named_and_can_be_left_out(write: Write) -> None:
+    texts = [b"Text", b"caf\xe9", b"more", b"\xff", b"end"]
+    table = pyarrow.table({"text": pyarrow.array(texts, pyarrow.binary()).view(pyarrow.string())})
+    pyarrow.parquet.write_table(table, "a.parquet")
+    with pytest.raises(DataError, match=r"^a\.parquet:2: byte 0xE9 at column 4 is no UTF-8. Write the row anew\.$"):
+        read("a.parquet")
+    (file,) = find_files(["a.parquet"])
+    reader = DocumentReader(DocumentConfig(skip_broken=True))
+    assert list(reader.read(file, whole_span(file))) == [(1, "Text"), (3, "more"), (5, "end")]
+    assert reader.broken == 2
+
+
 def test_parquet_gives_rows_in_their_order(write: Write) -> None:
     write_parquet("a.parquet", [{"text": f"Text {i}", "n": i} for i in range(5)])
     assert read("a.parquet") == [(i + 1, f"Text {i}") for i in range(5)]

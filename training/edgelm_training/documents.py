@@ -161,7 +161,7 @@ def read_records(
         DataError: a line or the file is broken, with the file and the line named; or the file is of another kind.
     """
     if source.kind == "parquet":
-        yield from _parquet_records(source, span, columns)
+        yield from _parquet_records(source, span, columns, on_error)
         return
     if source.kind == "text":
         raise DataError(
@@ -217,7 +217,9 @@ def _json_array(content: bytes) -> list[Any] | None:
     return values if isinstance(values, list) else None
 
 
-def _parquet_records(source: SourceFile, span: Span, columns: list[str] | None) -> Iterator[Record]:
+def _parquet_records(
+    source: SourceFile, span: Span, columns: list[str] | None, on_error: Callable[[DataError], None]
+) -> Iterator[Record]:
     parquet = require("pyarrow.parquet", "parquet", f"Reading {source.name}")
     try:
         with parquet.ParquetFile(source.path) as file:
@@ -226,11 +228,28 @@ def _parquet_records(source: SourceFile, span: Span, columns: list[str] | None) 
             line = span.first_line
             groups = range(span.start, span.stop)
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=groups, columns=wanted):
-                for values in batch.to_pylist():
-                    yield Record(line, values)
+                for values in _rows(batch):
+                    if isinstance(values, UnicodeDecodeError):
+                        on_error(DataError(f"{source.name}:{line}: {_no_utf8(values)} Write the row anew."))
+                    else:
+                        yield Record(line, values)
                     line += 1
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
         raise DataError(f"Cannot read {source.name}: {error}.") from error
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+    """Yield the rows of a pyarrow.RecordBatch, and in the place of one that is no UTF-8 what is wrong with it."""
+    try:
+        yield from batch.to_pylist()  # of all, or of none
+        return
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            yield error
+            return
+    half = batch.num_rows // 2
+    yield from _rows(batch.slice(0, half))
+    yield from _rows(batch.slice(half))
 
 
 def read_lines(source: SourceFile, span: Span) -> Iterator[tuple[int, bytes]]:
@@ -260,10 +279,11 @@ def _decode(line: bytes, place: str) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{place}: byte 0x{line[error.start]:02X} at column {error.start + 1} is no UTF-8. Convert the file, for "
-            "example with iconv."
-        ) from error
+        raise DataError(f"{place}: {_no_utf8(error)} Convert the file, for example with iconv.") from error
+
+
+def _no_utf8(error: UnicodeDecodeError) -> str:
+    return f"byte 0x{error.object[error.start]:02X} at column {error.start + 1} is no UTF-8."
 
 
 def _parts(document: Document, limit: int, *, counts_lines: bool) -> Iterator[Document]:
