@@ -187,6 +187,29 @@ def test_a_text_is_one_document_behind_what_its_tokenizer_puts_before_it(
     assert document.given == max(1, len(leading))
 
 
+def test_what_is_named_twice_is_read_once_and_what_is_missing_is_named_before_the_first_text(
+    tmp_path: Path, tiny_shards: Path
+) -> None:
+    tokenizer = Tokenizer.load(tiny_shards)
+    (tmp_path / "a.txt").write_text("The sea")
+    (tmp_path / "b.txt").write_text("is blue")
+    paths = (
+        f"{tmp_path}/b.txt",
+        str(tiny_shards),
+        str(tmp_path),
+        f"{tmp_path}/../{tmp_path.name}/b.txt",
+        str(tiny_shards),
+    )
+
+    found = [document.ids for document in held_out_documents(paths, tokenizer, tiny_shards)]
+
+    shards = Shards.open(tiny_shards, "validation")
+    held_out = [shards.document(number).tolist() for number in range(shards.num_documents)]
+    assert found == [tokenizer.encode("is blue"), *held_out, tokenizer.encode("The sea")]
+    with pytest.raises(DataError, match=r"none\.txt"):
+        next(held_out_documents((f"{tmp_path}/a.txt", f"{tmp_path}/none.txt"), tokenizer, tiny_shards))
+
+
 def test_a_window_is_the_context_or_1024_tokens_and_a_stride_half_of_it() -> None:
     assert WindowConfig().sizes(512) == (512, 256)
     assert WindowConfig().sizes(4096) == (1024, 512)

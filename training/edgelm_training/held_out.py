@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgelm.errors import DataError
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_training.corpus import find_files, whole_span
+from edgelm_training.corpus import SourceFile, find_files, whole_span
 from edgelm_training.documents import DocumentConfig, DocumentReader
 from edgelm_training.shards import INDEX_FILE, Shards
 
@@ -36,20 +36,26 @@ def held_out_documents(
     """Read the documents of files, folders and globs (as `edgelm data prepare` does), or of folders of shards.
 
     A text begins with the tokens that its tokenizer puts before every text; without any, its first token is given. Of
-    shards, `split` is read, with the tokens that begin and end its documents.
+    shards, `split` is read, with the tokens that begin and end its documents. What is named twice is read once.
 
     Raises:
         DataError: a path does not exist or cannot be read, or shards were made with another tokenizer than `model` has.
     """
     leading = list(tokenizer.leading_ids)
     reader = DocumentReader(DocumentConfig(field=field, split_on=split_on, max_characters=_WHOLE))
+    sources: dict[Path, Shards | SourceFile] = {}  # all of them found before the first is read
     for path in paths:
         if (Path(path) / INDEX_FILE).is_file():
-            yield from _of_shards(Shards.open(path, split), model)
+            sources.setdefault(Path(path).resolve(), Shards.open(path, split))
+        else:
+            for file in find_files([path]):
+                sources.setdefault(file.path.resolve(), file)
+    for source in sources.values():
+        if isinstance(source, Shards):
+            yield from _of_shards(source, model)
             continue
-        for source in find_files([path]):
-            for document in reader.read(source, whole_span(source)):
-                yield HeldOut(ids=[*leading, *tokenizer.encode(document.text)], given=max(1, len(leading)))
+        for document in reader.read(source, whole_span(source)):
+            yield HeldOut(ids=[*leading, *tokenizer.encode(document.text)], given=max(1, len(leading)))
 
 
 def _of_shards(shards: Shards, model: Path) -> Iterator[HeldOut]:
