@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
+from tiny_training_runs import settings
 
 from edgelm.config import ModelConfig
 from edgelm.runtime import cpu
+from edgelm_training import throughput
 from edgelm_training.device import choose_device
 from edgelm_training.model import Transformer
+from edgelm_training.pretrain import pretrain
 from edgelm_training.throughput import flops_per_token, peak_flops, peak_memory_bytes
 from edgelm_training.train_config import TrainConfig
+from edgelm_training.train_log import SilentReporter
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -35,6 +40,37 @@ def test_a_cpus_peak_is_measured_and_memory_is_known() -> None:
     memory = peak_memory_bytes(torch.device("cpu"))
     assert memory is not None
     assert memory > 1e7
+
+
+@pytest.mark.parametrize(
+    ("precision", "features", "warns"),
+    [
+        ("fp32", {}, False),
+        ("bf16", {}, True),
+        ("bf16", {"amx_bf16": True}, False),
+        ("fp16", {"amx_bf16": True}, True),
+        ("fp16", {"avx512_fp16": True}, False),
+        ("fp16", {"amx_fp16": True}, False),
+    ],
+)
+def test_a_precision_that_a_cpu_emulates_is_said_to_be_slow_and_no_peak_is_measured_in_it(
+    tiny_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    features: dict[str, bool],
+    warns: bool,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    monkeypatch.setattr(throughput, "_PROBE_SIZE", 32)
+    notes: list[str] = []
+    monkeypatch.setattr(SilentReporter, "note", lambda _, text: notes.append(text))
+
+    pretrain(settings(tiny_shards, tmp_path / "run", precision=precision, max_steps=1, warmup_steps=0))
+
+    assert any(note.startswith(f"precision is {precision}, for which this CPU") for note in notes) == warns
+    device = choose_device(TrainConfig(device="cpu", precision=precision, threads=1))
+    assert (peak_flops(device) is None) == warns
 
 
 def test_the_best_precision_of_a_cpu_is_what_it_has_instructions_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,13 @@ class Device:
         """The type of the matrix products."""
         return _TYPES[self.precision]
 
+    @property
+    def emulates(self) -> bool:
+        """Whether it is a CPU whose products in the precision are emulated: they take many times as long as float32."""
+        if self.device.type != "cpu" or self.precision == "fp32":
+            return False
+        return emulates_bf16(self.device) if self.precision == "bf16" else not _has_any("avx512_fp16", "amx_fp16")
+
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Compute matrix products of the block in the precision, and what needs range in float32."""
         if self.precision == "fp32":
@@ -81,5 +88,9 @@ def _fast_precision(device: torch.device) -> str:
 
 def emulates_bf16(device: torch.device) -> bool:
     """Tell whether the device is a CPU without instructions for bfloat16: products in it are many times slower."""
-    features = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return device.type == "cpu" and not (features.get("avx512_bf16") or features.get("amx_bf16"))
+    return device.type == "cpu" and not _has_any("avx512_bf16", "amx_bf16")
+
+
+def _has_any(*instructions: str) -> bool:
+    features = torch.cpu.get_capabilities()
+    return any(features.get(name) for name in instructions)

@@ -47,8 +47,8 @@ def peak_flops(device: Device) -> float | None:
         name = torch.cuda.get_device_name(device.device)
         known = next((peak for part, peak in _CUDA_PEAKS if part in name), None)
         return None if device.precision == "fp32" else known
-    if device.device.type != "cpu" or device.precision == "fp16":  # no CPU library is fast at fp16: minutes, here
-        return None
+    if device.device.type != "cpu" or device.emulates:
+        return None  # measured on what is emulated it takes seconds to minutes
     a = torch.ones(_PROBE_SIZE, _PROBE_SIZE, dtype=device.dtype)
     seconds = []
     for _ in range(_PROBE_ROUNDS):

@@ -87,6 +87,11 @@ class Trainer:
                 "muon computes in bfloat16, which this CPU has no instructions for: steps may take many times as long "
                 "as with --optimizer adamw."
             )
+        if device.emulates:
+            reporter.note(
+                f"precision is {device.precision}, for which this CPU has no instructions that torch uses: steps may "
+                "take many times as long as with --precision fp32."
+            )
         self.scaler = device.scaler()
         self.schedule = Schedule(
             shape=config.schedule,
