@@ -192,7 +192,6 @@ class LanguageModel:
         with in_huge_pages():
             self.session.unload_adapter(name)
         del self.adapters[name]
-        self.prefixes.forget_adapter(name)
 
     def adapted(self, name: str) -> LanguageModel:
         """Return this model with an adapter as its default: in `generation_config`, and for `score` and `embed`.

@@ -221,6 +221,41 @@ def test_an_adapter_in_use_stays_also_when_another_has_come(exported: Exported, 
     model.unload_adapter("values")
 
 
+def test_what_an_adapter_computed_is_never_that_of_another_with_its_name(exported: Exported, tmp_path: Path) -> None:
+    model = with_adapters(exported, "int8", tmp_path, "values")
+    export_adapter(exported.adapters["all"], exported.packages["int8"], tmp_path / "another")
+    config = GenerationConfig(max_new_tokens=8, ignore_eos=True, adapter="values")
+    prompt = "The sea is blue. " * 16
+    adapted = model.adapted("values")
+    adapted.prefixes = PrefixCache(model.config)
+    engine = edgelm.Engine(model)
+    model.prefixes = PrefixCache(model.config)  # which the engine does not have
+    expected = model.generate(prompt, config).token_ids
+    assert (
+        adapted.generate(prompt, config).token_ids
+        == edgelm.join([*engine.submit(prompt, config)]).token_ids
+        == expected
+    )
+    cache = adapted.new_cache()
+    model.session.forward(model.tokenizer.encode(prompt), cache)
+    clone = cache.clone()
+    del cache
+    with pytest.raises(ConfigError, match=r"The adapter 'values' is in use by 1 KV caches"):
+        model.unload_adapter("values")
+    del clone
+    model.unload_adapter("values")
+    model.load_adapter(tmp_path / "another", "values")
+
+    fresh = edgelm.load(exported.packages["int8"])
+    fresh.load_adapter(tmp_path / "another", "values")
+    other = fresh.generate(prompt, config).token_ids
+    assert other != expected
+    assert model.generate(prompt, config).token_ids == other
+    assert adapted.generate(prompt, config).token_ids == other
+    with engine:
+        assert edgelm.join([*engine.submit(prompt, config)]).token_ids == other
+
+
 def test_adapters_come_and_go_while_answers_are_made(exported: Exported, tmp_path: Path) -> None:
     model = with_adapters(exported, "int8", tmp_path, "values")
     export_adapter(exported.adapters["ranks"], exported.packages["int8"], tmp_path / "ranks")

@@ -15,6 +15,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError, PackageError
 from edgelm.files import atomic
 from edgelm.memory import huge_pages
+from edgelm.memory.holders import Holders
 from edgelm.memory.returned_memory import CAN_RETURN, give_back
 
 # Growing copies the whole cache: a quarter more each time keeps the copies rare, and the unused rest small.
@@ -80,6 +81,7 @@ class KVCache:
         self._settled = self._until = 0  # with a fetch: how many tokens are in the buffers, and in its memory
         self.binding: Any = None  # the session's: its graph, bound to the memory of these buffers
         self.adapter: str | None = None  # what computes the tokens beside the model; `use_adapter` changes it
+        self.holders: Holders | None = None  # the session's, which knows this one
         self.source_ids: tuple[int, ...] = ()  # what an encoder has read; `read_source` changes it
         self.source_values: Sequence[Any] = ()  # the session's: the keys and values that the encoder made of it
 
@@ -129,6 +131,12 @@ class KVCache:
         if name != self.adapter:
             self.truncate(0)
             self.adapter, self.binding = name, None
+
+    def join(self, holders: Holders | None) -> None:
+        """Let a session know that its keys and values are here."""
+        if holders is not None and holders is not self.holders:
+            holders.add(self)
+        self.holders = holders
 
     def read_source(self, token_ids: Sequence[int]) -> None:
         """Go on with the answer to a source text; what was computed for another one is forgotten."""
@@ -216,6 +224,7 @@ class KVCache:
             ContextLengthError, MemoryError: as from `reserve`.
         """
         self.use_adapter(source.adapter)
+        self.join(source.holders)
         self.read_source(source.source_ids)
         self.source_values = source.source_values
         self.truncate(self.common_prefix(source.token_ids))

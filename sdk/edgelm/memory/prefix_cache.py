@@ -119,6 +119,8 @@ class PrefixCache:
         length = cache.length if self.answers else min(cache.length, prompt_tokens)
         if self._block_bytes > self.max_bytes or cache.capacity > self._longest:
             return
+        if cache.holders is not None:
+            cache.holders.add(self)
         with self._lock:
             root = self._root(cache)
             path = self._path(root, cache.token_ids, length // BLOCK)

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from edgelm.arguments import is_whole
 from edgelm.config import SUPPRESSED_LOGIT, ModelConfig
 from edgelm.errors import ConfigError, EdgeLMError, ProviderError
+from edgelm.memory.holders import Holders
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.mapped_files import give_back_mapped_files
+from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.package.adapter import Adapter
 from edgelm.package.graph_file import DECODER_FILE, ENCODER_FILE, GRAPH_FILE, PREFILL_FILE, read_graph_with_facts
 from edgelm.package.manifest import FileEntry, check_hash
@@ -142,7 +144,7 @@ class DecoderSession:
         # At exit: a daemon thread inside ONNX Runtime then aborts the process.
         weakref.finalize(self, _end_use, self._use, self._process)
         # What was ever bound to the graph, or adopted: another graph may bind it anew, and a cache uses its adapter.
-        self._memory: weakref.WeakSet[KVCache | KVBatch] = weakref.WeakSet()
+        self._holders = Holders()
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled or copied, and with it the model, the engine or the conversation that holds it."""
@@ -157,8 +159,7 @@ class DecoderSession:
 
     def adopt(self, cache: KVCache) -> None:
         """Take a cache that was read from a file for one of this model: while it lives, its adapter is not unloaded."""
-        with self._use:
-            self._memory.add(cache)
+        cache.join(self._holders)
 
     @property
     def has_prefill_graph(self) -> bool:
@@ -209,13 +210,18 @@ class DecoderSession:
         """
 
         def without() -> AdapterBank:
-            users = [memory for memory in self._memory if isinstance(memory, KVCache) and memory.adapter == name]
+            holders = self._holders.all()
+            users = [holder for holder in holders if isinstance(holder, KVCache) and holder.adapter == name]
             if users:
                 raise ConfigError(
                     f"The adapter {name!r} is in use by {len(users)} KV caches. First end those answers, and the "
                     "conversations that are held with it."
                 )
-            return self._graph.adapters.without_adapter(name)
+            left = self._graph.adapters.without_adapter(name)
+            for holder in holders:
+                if isinstance(holder, PrefixCache):
+                    holder.forget_adapter(name)
+            return left
 
         self._put_in(without)
 
@@ -223,8 +229,9 @@ class DecoderSession:
         """Give the graph other adapters, when nothing is being computed."""
         with self._use.alone():
             old, new = self._graph.adapters, change()
-            for memory in list(self._memory):
-                memory.forget_bindings()  # they hold the session, and its weights with it
+            for holder in self._holders.all():
+                if isinstance(holder, KVCache | KVBatch):
+                    holder.forget_bindings()  # they hold the session, and its weights with it
             if self._single_steps is not None:
                 self._single_steps.forget_bindings()
             if new.matrices.keys() != old.matrices.keys():
@@ -355,7 +362,7 @@ class DecoderSession:
             if self._encoder is not None and not cache.source_values:
                 cache.source_values = self._encoder.encode(cache.source_ids)
             binding = cache.binding = bind(self._graph, cache)
-            self._memory.add(cache)
+            cache.join(self._holders)
         return binding
 
     def _recompute(self, cache: KVCache, length: int) -> None:
@@ -392,7 +399,7 @@ class DecoderSession:
                     cache.reserve(length)
                     logits_TV = self._single_steps.step(token_ids, cache)
                     if logits_TV is not None:
-                        self._memory.add(cache)
+                        cache.join(self._holders)
                         cache.token_ids.extend(token_ids)
                         return logits_TV
             return np.concatenate([self._forward((id_,), cache).copy() for id_ in token_ids])
@@ -419,7 +426,7 @@ class DecoderSession:
             if binding is None:
                 buffers = [buffer[: len(rows)] for buffer in batch.buffers]
                 binding = batch.bindings[key] = InPlaceBinding(self._graph, buffers, adapters)
-                self._memory.add(batch)
+                self._holders.add(batch)
             binding.choose(adapters)
             logits_BV = binding.step(token_ids, lengths)
         for row, id_ in zip(rows, token_ids, strict=True):
