@@ -240,6 +240,12 @@ STRICT = (
 """
     + TRIMMING
 )
+ASKING_NOTHING = """{{- '<|endoftext|>' }}{%- for message in messages %}
+{%- if message.role == 'user' %}{{- '[INST] ' + message.content + ' [/INST]' }}
+{%- else %}{{- ' ' + message.content + '<|im_end|>' }}{%- endif %}{%- endfor %}
+"""
+ASKING_OTHERWISE = WORDS.replace("'assistant: '", "'bot: '")
+ENDING_ONCE = WORDS.replace("'\\n'", "('<|im_end|>' if loop.last and message.role == 'assistant' else '\\n')")
 CHANGING = WORDS.replace("message.content", "(message.content | upper if not loop.last else message.content)")
 
 
@@ -321,6 +327,11 @@ MASKS: dict[str, tuple[str, Sequence[Any], str]] = {
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Hello!<|im_end|>⟧\n<|im_start|>user\nBye<|im_end|>\n"
         "<|im_start|>assistant\n<think>\n⟦A farewell.\n</think>\n\nSo long.<|im_end|>⟧\n",
     ),
+    "a prompt that adds nothing": (
+        ASKING_NOTHING,
+        (*HI, {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "So long."}),
+        "<|endoftext|>[INST] Hi [/INST]⟦ Hello!<|im_end|>⟧[INST] Bye [/INST]⟦ So long.<|im_end|>⟧",
+    ),
     "no control tokens": (
         WORDS,
         (*HI, *HI),
@@ -384,6 +395,10 @@ def test_an_answer_that_later_turns_rewrite_beyond_recognition_asks_for_blocks(t
         marked(CHANGING, tok, *HI, *HI)
     with pytest.raises(ChatTemplateError, match=r"writes messages\[3\] otherwise once .* Put {% generation %}"):
         marked(CHANGING, tok, *HI, *HI, HI[0], learned={3})
+    with pytest.raises(ChatTemplateError, match=r"writes messages\[1\] otherwise once .* Put {% generation %}"):
+        marked(ASKING_OTHERWISE, tok, *HI)
+    with pytest.raises(ChatTemplateError, match=r"writes messages\[1\] otherwise once .* Put {% generation %}"):
+        marked(ENDING_ONCE, tok, *HI, HI[0])
 
 
 def test_what_the_template_refuses_is_an_error(tok: Tokenizer) -> None:

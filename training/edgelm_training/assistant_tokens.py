@@ -104,7 +104,8 @@ class _Rendering:
             # no more.
             start = min(_common_length(asked, answered), _common_length(asked, rendered))
             before = self._render(i)
-            if start <= len(before) or not rendered.startswith(before):
+            least = min(len(before) + 1, len(asked))  # Llama 2's and Mistral's templates ask with nothing
+            if start < least or not rendered.startswith(before):
                 raise self._rewritten(i)
             end = start + len(self._said(answered[start:]))
             if rendered[:end] != answered[:end]:
