@@ -245,6 +245,7 @@ ASKING_NOTHING = """{{- '<|endoftext|>' }}{%- for message in messages %}
 {%- else %}{{- ' ' + message.content + '<|im_end|>' }}{%- endif %}{%- endfor %}
 """
 ASKING_OTHERWISE = WORDS.replace("'assistant: '", "'bot: '")
+CLOSING = PLAIN.removesuffix("{%- endif %}\n") + "{%- else %}{{- '<|endoftext|>' }}{%- endif %}\n"
 ENDING_ONCE = WORDS.replace("'\\n'", "('<|im_end|>' if loop.last and message.role == 'assistant' else '\\n')")
 CHANGING = WORDS.replace("message.content", "(message.content | upper if not loop.last else message.content)")
 
@@ -331,6 +332,11 @@ MASKS: dict[str, tuple[str, Sequence[Any], str]] = {
         ASKING_NOTHING,
         (*HI, {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "So long."}),
         "<|endoftext|>[INST] Hi [/INST]⟦ Hello!<|im_end|>⟧[INST] Bye [/INST]⟦ So long.<|im_end|>⟧",
+    ),
+    "an end token behind a conversation that is not to go on": (
+        CLOSING,
+        TURNS,
+        CHATML + "<|endoftext|>",
     ),
     "no control tokens": (
         WORDS,

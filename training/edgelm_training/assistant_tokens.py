@@ -99,11 +99,12 @@ class _Rendering:
         place = 0
         for i in sorted(self._conversation.learned - {0}):
             asked = self._render(i, add_generation_prompt=True)
-            answered = self._render(i + 1)
+            before = self._render(i)
+            closing = self._closing(before, asked)
+            before, answered = before.removesuffix(closing), self._render(i + 1).removesuffix(closing)
             # Some templates ask with the beginning of a thought, which an answer need not have, and an earlier one has
             # no more.
             start = min(_common_length(asked, answered), _common_length(asked, rendered))
-            before = self._render(i)
             least = min(len(before) + 1, len(asked))  # Llama 2's and Mistral's templates ask with nothing
             if start < least or not rendered.startswith(before):
                 raise self._rewritten(i)
@@ -114,6 +115,16 @@ class _Rendering:
             yield rendered[start:end], True
             place = end
         yield rendered[place:], False
+
+    def _closing(self, before: str, asked: str) -> str:
+        """Return what the template ends a conversation with that is not to go on: an end token, in Phi's."""
+        before = before.rstrip()
+        parts = self._tokenizer.split(before)
+        if len(parts) < 2 or parts[-1] != "" or not isinstance(parts[-2], int):
+            return ""
+        literal = self._tokenizer.token_text(parts[-2])
+        body = before.removesuffix(literal)
+        return literal if asked.startswith(body) and not asked.startswith(before) else ""
 
     def _said(self, answer: str) -> str:
         """Cut off what follows the last control token, if it is white space: the answer ended there."""
