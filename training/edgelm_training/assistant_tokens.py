@@ -72,8 +72,7 @@ class _Rendering:
 
     def segments(self) -> Iterator[tuple[str, bool]]:
         """Yield the rendered text in pieces, and whether each is learned."""
-        # Random, and of private-use characters: no text has them, and no template changes them.
-        start_mark, end_mark = (f"\ue002{secrets.randbits(64)}\ue003" for _ in GENERATION_MARKS)
+        start_mark, end_mark = _mark(), _mark()
         marks = dict(zip(GENERATION_MARKS, (start_mark, end_mark), strict=True))
         rendered = self._render(len(self._messages), variables=marks)
         if start_mark in rendered:
@@ -100,8 +99,11 @@ class _Rendering:
         for i in sorted(self._conversation.learned - {0}):
             asked = self._render(i, add_generation_prompt=True)
             before = self._render(i)
+            answered = self._render(i + 1)
             closing = self._closing(before, asked)
-            before, answered = before.removesuffix(closing), self._render(i + 1).removesuffix(closing)
+            before = before.removesuffix(closing)
+            if self._has_end(answered.removesuffix(closing)):
+                answered = answered.removesuffix(closing)
             # Some templates ask with the beginning of a thought, which an answer need not have, and an earlier one has
             # no more.
             start = min(_common_length(asked, answered), _common_length(asked, rendered))
@@ -128,17 +130,38 @@ class _Rendering:
 
     def _said(self, answer: str) -> str:
         """Cut off what follows the last control token, if it is white space: the answer ended there."""
-        parts = self._tokenizer.split(answer.rstrip())
-        return answer.rstrip() if len(parts) > 1 and parts[-1] == "" else answer
+        return answer.rstrip() if self._has_end(answer) else answer
+
+    def _has_end(self, text: str) -> bool:
+        """Tell whether the last thing in a text, but for white space, is a control token."""
+        parts = self._tokenizer.split(text.rstrip())
+        return len(parts) > 1 and parts[-1] == ""
 
     def _end_of_turn(self, rendered: str, answer: str, start: int, number: int) -> int:
-        """Find the end of an answer that later turns rewrote (a thought is left out): the same control token."""
+        """Find the end of an answer that later turns rewrote: a thought is left out, or its last token is another."""
+        message = self._messages[number]
+        content = message.get("content")
+        if isinstance(content, str) and content.strip() and not message.get("tool_calls"):
+            place = self._end_of_content(rendered, number)
+            between, *rest = self._tokenizer.split(rendered[place:]) if place >= start else [""]
+            if not rest or str(between).strip():
+                raise self._rewritten(number)
+            return place + len(str(between)) + len(self._tokenizer.token_text(int(rest[0])))
         last = [part for part in self._tokenizer.split(answer) if isinstance(part, int)][-1:]
         literal = self._tokenizer.token_text(last[0]) if last else ""
         found = rendered.find(literal, start) if literal else -1
         if found < 0:
             raise self._rewritten(number)
         return found + len(literal)
+
+    def _end_of_content(self, rendered: str, number: int) -> int:
+        """Find where the text of a message ends in the rendering of all; -1: the template does something with it."""
+        mark = _mark()
+        message = self._messages[number]
+        marked = {**message, "content": message["content"].rstrip() + mark}
+        messages = [*self._messages[:number], marked, *self._messages[number + 1 :]]
+        before, _, _ = self._template.render(messages, variables=self._variables).partition(mark)
+        return len(before) if rendered.startswith(before) else -1
 
     def _rewritten(self, number: int) -> ChatTemplateError:
         return ChatTemplateError(
@@ -155,6 +178,11 @@ class _Rendering:
             add_generation_prompt=add_generation_prompt,
             variables={**self._variables, **(variables or {})},
         )
+
+
+def _mark() -> str:
+    """Make a text that is random, and of private-use characters: no text has it, and no template changes it."""
+    return f"\ue002{secrets.randbits(64)}\ue003"
 
 
 def _common_length(a: str, b: str) -> int:
