@@ -64,12 +64,16 @@ CHANNELS = """{%- for message in messages %}
 {%- if message.reasoning_content and loop.last %}
 {{- '<|start|>assistant<think>' + message.reasoning_content + '<|im_end|>' }}
 {%- endif %}
-{{- '<|start|>assistant</think>' + message.content }}
+{{- '<|start|>assistant</think>' + message.content | trim }}
 {{- '<|end|>' if loop.last and not add_generation_prompt else '<|im_end|>' }}
 {%- else %}{{- '<|start|>' + message.role + '</think>' + message.content + '<|im_end|>' }}
 {%- endif %}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}
 """
+COUNTING = CHANNELS.replace("message.content | trim", "(message.content | length | string) + message.content")
+CALLING = FORGETTING.replace(
+    "{{- message.content +", "{{- message.content + ('<|start|>add' if message.tool_calls else '') +"
+)
 ENDING_ONCE = WORDS.replace("'\\n'", "('<|im_end|>' if loop.last and message.role == 'assistant' else '\\n')")
 CHANGING = WORDS.replace("message.content", "(message.content | upper if not loop.last else message.content)")
 
@@ -164,7 +168,7 @@ MASKS: dict[str, tuple[str, Sequence[Any], str]] = {
     ),
     "another end token at the very end": (
         CHANNELS,
-        (*HI, {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "So long."}),
+        (HI[0], {**HI[1], "content": "Hello! \n"}, *THOUGHTS[2:3], {"role": "assistant", "content": "So long."}),
         "<|start|>user</think>Hi<|im_end|><|start|>assistant⟦</think>Hello!<|im_end|>⟧"
         "<|start|>user</think>Bye<|im_end|><|start|>assistant⟦</think>So long.<|end|>⟧",
     ),
@@ -179,6 +183,12 @@ MASKS: dict[str, tuple[str, Sequence[Any], str]] = {
         (*HI, HI[1]),
         "<|start|>user</think>Hi<|im_end|><|start|>assistant⟦</think>Hello!<|im_end|>⟧"
         "<|start|>assistant⟦</think>Hello!<|end|>⟧",
+    ),
+    "calls behind a thought that is forgotten": (
+        CALLING,
+        (HI[0], {**THOUGHTS[1], "tool_calls": [{}]}, *HI),
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Hello!<|start|>add<|im_end|>⟧\n"
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦<think>\n\n</think>\n\nHello!<|im_end|>⟧\n",
     ),
     "no control tokens": (
         WORDS,
@@ -248,7 +258,9 @@ def test_an_answer_that_later_turns_rewrite_beyond_recognition_asks_for_blocks(t
     with pytest.raises(ChatTemplateError, match=r"writes messages\[1\] otherwise once .* Put {% generation %}"):
         marked(ENDING_ONCE, tok, *HI, *HI)
     with pytest.raises(ChatTemplateError, match=r"writes messages\[1\] otherwise once .* Put {% generation %}"):
-        marked(ENDING_ONCE, tok, HI[0], {**HI[1], "content": ""}, HI[0])
+        marked(ENDING_ONCE, tok, HI[0], {**HI[1], "tool_calls": [{}]}, HI[0])
+    with pytest.raises(ChatTemplateError, match=r"writes messages\[1\] otherwise once .* Put {% generation %}"):
+        marked(COUNTING, tok, *HI, HI[0])
 
 
 def test_what_the_template_refuses_is_an_error(tok: Tokenizer) -> None:

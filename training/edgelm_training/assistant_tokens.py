@@ -108,7 +108,7 @@ class _Rendering:
             # no more.
             start = min(_common_length(asked, answered), _common_length(asked, rendered))
             least = min(len(before) + 1, len(asked))  # Llama 2's and Mistral's templates ask with nothing
-            if start < least or not rendered.startswith(before):
+            if start < least:
                 raise self._rewritten(i)
             end = start + len(self._said(answered[start:]))
             if rendered[:end] != answered[:end]:
@@ -121,12 +121,9 @@ class _Rendering:
     def _closing(self, before: str, asked: str) -> str:
         """Return what the template ends a conversation with that is not to go on: an end token, in Phi's."""
         before = before.rstrip()
-        parts = self._tokenizer.split(before)
-        if len(parts) < 2 or parts[-1] != "" or not isinstance(parts[-2], int):
+        if not self._has_end(before) or asked.startswith(before):
             return ""
-        literal = self._tokenizer.token_text(parts[-2])
-        body = before.removesuffix(literal)
-        return literal if asked.startswith(body) and not asked.startswith(before) else ""
+        return self._tokenizer.token_text(int(self._tokenizer.split(before)[-2]))
 
     def _said(self, answer: str) -> str:
         """Cut off what follows the last control token, if it is white space: the answer ended there."""
@@ -140,13 +137,12 @@ class _Rendering:
     def _end_of_turn(self, rendered: str, answer: str, start: int, number: int) -> int:
         """Find the end of an answer that later turns rewrote: a thought is left out, or its last token is another."""
         message = self._messages[number]
-        content = message.get("content")
-        if isinstance(content, str) and content.strip() and not message.get("tool_calls"):
-            place = self._end_of_content(rendered, number)
-            between, *rest = self._tokenizer.split(rendered[place:]) if place >= start else [""]
-            if not rest or str(between).strip():
+        if isinstance(message.get("content"), str) and not message.get("tool_calls"):
+            before = self._up_to_the_end_of(number)
+            between, *rest = self._tokenizer.split(rendered[len(before) :])
+            if not rendered.startswith(before) or not rest or str(between).strip():
                 raise self._rewritten(number)
-            return place + len(str(between)) + len(self._tokenizer.token_text(int(rest[0])))
+            return len(before) + len(str(between)) + len(self._tokenizer.token_text(int(rest[0])))
         last = [part for part in self._tokenizer.split(answer) if isinstance(part, int)][-1:]
         literal = self._tokenizer.token_text(last[0]) if last else ""
         found = rendered.find(literal, start) if literal else -1
@@ -154,14 +150,12 @@ class _Rendering:
             raise self._rewritten(number)
         return found + len(literal)
 
-    def _end_of_content(self, rendered: str, number: int) -> int:
-        """Find where the text of a message ends in the rendering of all; -1: the template does something with it."""
-        mark = _mark()
-        message = self._messages[number]
+    def _up_to_the_end_of(self, number: int) -> str:
+        """Render all up to the end of what a message says."""
+        message, mark = self._messages[number], _mark()
         marked = {**message, "content": message["content"].rstrip() + mark}
         messages = [*self._messages[:number], marked, *self._messages[number + 1 :]]
-        before, _, _ = self._template.render(messages, variables=self._variables).partition(mark)
-        return len(before) if rendered.startswith(before) else -1
+        return self._template.render(messages, variables=self._variables).partition(mark)[0]
 
     def _rewritten(self, number: int) -> ChatTemplateError:
         return ChatTemplateError(
