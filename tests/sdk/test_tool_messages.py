@@ -44,13 +44,12 @@ def test_several_calls_of_one_turn_are_shown_one_by_one_where_the_template_shows
 
     text = model.tokenizer.decode(model.encode_chat([*turns, Message(role="user", content="So?")]))
 
-    names = "a", "b", "c"
-    if not with_ids and "ipython" in template:
-        names = "", "", ""  # nothing says it
-    shown = [f"a? {names[0]}: of a. ", f"b? {names[1]}: of b. ", "c? "]
+    shown = ["a? a: of a. ", "b? b: of b. ", "c? "]
     if not with_ids:
-        shown[2] += f"{names[2]}: of c. {names[2]}: of more. "
+        shown[2] += f"c: of c. {'' if 'ipython' in template else 'c'}: of more. "  # which nothing called
     assert text == "How is the weather in Oslo? (Let me see.) " + "() ".join(shown) + "So? "
+    two = Message(role="assistant", content="", tool_calls=calls[:2])
+    assert model.tokenizer.decode(model.encode_chat([*QUESTION, two])).endswith("? () a? () b? ")
 
 
 def test_results_get_the_name_of_their_tool_and_unfinished_arguments_stay_text() -> None:
@@ -66,6 +65,43 @@ def test_results_get_the_name_of_their_tool_and_unfinished_arguments_stay_text()
     ]
     text = model.tokenizer.decode(model.encode_chat(turns))
     assert re.fullmatch(r"\[TOOL_CALLS\]//123456789=True[0-9a-f]{9}=False;f/123456789/;", text)
+
+
+# As Mistral's, which refuses an id of any other length, and a result without one.
+IDS_TEMPLATE = (
+    "[TOOL_CALLS]{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name }}={{ c.id }} {% endfor %}"
+    "{% if m.role == 'tool' %}{% if m.tool_call_id is not defined or m.tool_call_id | length != 9 %}"
+    "{{ raise_exception('ids of nine!') }}{% endif %}{{ m.name }}={{ m.tool_call_id }}:{{ m.content }} {% endif %}"
+    "{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("results", "expected"),
+    [
+        ([{"content": "1"}, {"content": "2"}, {"content": "3"}], ["f 0:1", "g 1:2", "f 2:3"]),
+        ([{"content": "1", "name": "f"}, {"content": "2", "name": "f"}], ["f 0:1", "f 2:2"]),
+        ([{"content": "1", "name": "g"}, {"content": "2"}], ["g 1:1", "f 0:2"]),
+        ([{"content": "1", "name": "other"}], ["other 0:1"]),
+    ],
+)
+def test_a_result_without_an_id_is_that_of_the_first_call_of_its_name(
+    results: list[dict[str, str]], expected: list[str]
+) -> None:
+    model = scripted_model("x")
+    model.chat_template = ChatTemplate(IDS_TEMPLATE)
+    calls = [{"function": {"name": name}} for name in ("f", "g", "f")]
+    turns: list[Any] = [
+        {"role": "assistant", "tool_calls": [{"function": {"name": "never"}}]},
+        *QUESTION,
+        *({"role": "assistant", "tool_calls": part} for part in (calls[:1], calls[1:])),
+        *({"role": "tool", **result} for result in results),
+    ]
+    _, *shown = model.tokenizer.decode(model.encode_chat(turns)).removeprefix("[TOOL_CALLS]").split()
+    ids = [call.partition("=")[2] for call in shown[:3]]
+    assert len(set(ids)) == 3
+    rows = [re.split("[=:]", row) for row in shown[3:]]
+    assert [f"{name} {ids.index(id_)}:{content}" for name, id_, content in rows] == expected
 
 
 def test_a_template_that_builds_markup_from_names_completes_no_control_token() -> None:

@@ -48,7 +48,7 @@ def show_tools(
     """
     check_conversation(messages)
     turns = [_turn(message, f"messages[{i}]") for i, message in enumerate(messages)]
-    _name_results(turns)
+    _pair_results(turns)
     if format.takes_tools and not format.is_parallel:
         turns = _one_call_a_turn(turns)
     if format.takes_thinking:
@@ -111,7 +111,7 @@ def _call(call: object, place: str) -> dict[str, Any]:
             parsed = None
         arguments = parsed if isinstance(parsed, dict) else arguments
     return {
-        "id": _short_id(value.get("id", "")),
+        "id": _short_id(value.get("id") or place),
         "type": "function",
         "function": {"name": function["name"], "arguments": arguments},
     }
@@ -123,11 +123,22 @@ def _short_id(id_: object) -> str:
     return text if _ID.fullmatch(text) else hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:9]
 
 
-def _name_results(turns: Sequence[dict[str, Any]]) -> None:
-    """Give each result the name of the tool that was called, which some templates write."""
+def _pair_results(turns: Sequence[dict[str, Any]]) -> None:
+    """Give each result the name of the tool that was called, and the call's id, both of which some templates demand.
+
+    A result without an id, as Ollama's protocol has them, is that of the first call of its name without one.
+    """
     names = {call["id"]: call["function"]["name"] for turn in turns for call in turn.get("tool_calls", ())}
+    waiting: list[dict[str, Any]] = []
     for turn in turns:
-        if turn.get("role") == "tool" and "name" not in turn and turn.get("tool_call_id") in names:
+        waiting = [] if turn.get("role") == "user" else [*waiting, *turn.get("tool_calls", ())]
+        if turn.get("role") != "tool":
+            continue
+        if turn.get("tool_call_id") is None and waiting:
+            name = turn.get("name")
+            turn["tool_call_id"] = min(waiting, key=lambda call: call["function"]["name"] != name)["id"]
+        waiting = [call for call in waiting if call["id"] != turn.get("tool_call_id")]
+        if "name" not in turn and turn.get("tool_call_id") in names:
             turn["name"] = names[turn["tool_call_id"]]
 
 
@@ -150,7 +161,6 @@ def _one_call_a_turn(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             said = turn if number == 0 else {"role": turn["role"], "content": ""}
             parted.append({**said, "tool_calls": [call]})
             own = [result for result in results if result.get("tool_call_id") == call["id"]]
-            own = own or [result for result in results if "tool_call_id" not in result][:1]
             parted += own
             for result in own:
                 results.remove(result)
