@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
+
+from edgelm.completion import Chunk, Timings, ToolCallDelta, Usage
+from edgelm.server.openai_responses import ResponseWriter
 
 SCHEMA = {
     "type": "object",
@@ -83,6 +87,50 @@ def test_a_tool_is_called_and_its_output_taken(serving):
         {"type": "function_call_output", "call_id": call["call_id"], "output": "yes"},
     ]
     assert respond(serving, input=items, tools=[WEATHER]).status == 200
+
+
+class Said:
+    """What the model said, in these chunks."""
+
+    def __init__(self, *chunks, finish_reason="stop"):
+        usage, timings = (
+            Usage(prompt_tokens=1, completion_tokens=1),
+            Timings(prefill_seconds=0.0, decode_seconds=0.0, prefill_tokens=1, decode_tokens=1),
+        )
+        end = Chunk(text="", token_ids=(), finish_reason=finish_reason, usage=usage, timings=timings)
+        self._chunks = [*chunks, end]
+
+    async def chunks(self):
+        for chunk in self._chunks:
+            yield 0, chunk
+
+
+def written(answers):
+    async def pieces():
+        return [piece async for piece in ResponseWriter(model="m", body={}).stream(answers)]
+
+    return [json.loads(piece.partition(b"data: ")[2]) for piece in asyncio.run(pieces())]
+
+
+def test_the_end_of_a_call_and_the_text_behind_it_may_come_at_once():
+    events = written(
+        Said(
+            Chunk(text="", token_ids=(1,), tool_calls=(ToolCallDelta(index=0, id="1", name="f", arguments='{"a": '),)),
+            Chunk(
+                text="Done",
+                token_ids=(2,),
+                tool_calls=(
+                    ToolCallDelta(index=0, arguments="1}"),
+                    ToolCallDelta(index=1, id="2", name="g", arguments="{"),
+                    ToolCallDelta(index=1, arguments="}"),
+                ),
+            ),
+        )
+    )
+    call, message, other = events[-1]["response"]["output"]
+    assert (call["name"], call["arguments"], message["content"][0]["text"]) == ("f", '{"a": 1}', "Done")
+    assert (other["name"], other["arguments"]) == ("g", "{}")
+    assert [item["item"] for item in events if item["type"] == "response.output_item.done"] == [call, message, other]
 
 
 def test_an_answer_keeps_to_a_schema(serving):

@@ -5,6 +5,7 @@ https://platform.openai.com/docs/api-reference/responses
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
@@ -86,9 +87,13 @@ class ResponseWriter:
     def _take(self, chunk: Chunk) -> Iterator[bytes]:
         if chunk.reasoning:
             yield from self._add_text(chunk.reasoning, _reasoning)
+        # What a call that is open already has to come is said before the text behind it.
+        rest = list(itertools.dropwhile(lambda delta: delta.name is None, chunk.tool_calls))
+        for delta in chunk.tool_calls[: len(chunk.tool_calls) - len(rest)]:
+            yield from self._add_call(delta)
         if chunk.text:
             yield from self._add_text(chunk.text, _message)
-        for delta in chunk.tool_calls:
+        for delta in rest:
             yield from self._add_call(delta)
         if chunk.finish_reason is None:
             return
