@@ -84,9 +84,13 @@ def test_a_tool_is_called_and_its_output_taken(serving):
     items = [
         {"role": "user", "content": "Is it on?"},
         {name: call[name] for name in ("type", "id", "call_id", "name", "arguments", "status")},
-        {"type": "function_call_output", "call_id": call["call_id"], "output": "yes"},
+        {"type": "function_call_output", "call_id": call["call_id"], "output": "yes, it is"},
     ]
-    assert respond(serving, input=items, tools=[WEATHER]).status == 200
+    answer = respond(serving, input=items, tools=[WEATHER]).json
+    items[2]["output"] = [{"type": "input_text", "text": "yes, "}, {"type": "input_text", "text": "it is"}]
+    in_parts = respond(serving, input=items, tools=[WEATHER]).json
+    assert in_parts["output"][0]["content"] == answer["output"][0]["content"]
+    assert in_parts["usage"]["input_tokens"] == answer["usage"]["input_tokens"]
 
 
 class Said:
@@ -163,8 +167,11 @@ def test_what_cannot_be_done_is_refused(serving, fields, words):
     assert words in reply.json["error"]["message"]
 
 
-def test_an_image_is_refused(serving):
-    content = [{"type": "input_image", "image_url": "http://127.0.0.1/"}]
-    reply = respond(serving, input=[{"role": "user", "content": content}])
+@pytest.mark.parametrize("field", ["content", "output"])
+def test_an_image_is_refused(serving, field):
+    item = {"role": "user"} if field == "content" else {"type": "function_call_output", "call_id": "1"}
+    item[field] = [{"type": "input_image", "image_url": "http://127.0.0.1/"}]
+    reply = respond(serving, instructions="Be brief.", input=[{"role": "user", "content": "x"}, item])
     assert reply.status == 400
-    assert "these models read text alone" in reply.json["error"]["message"]
+    assert reply.json["error"]["message"].startswith(f"input[1].{field}[0] is a part of type 'input_image'; these")
+    assert reply.json["error"]["param"] == f"input[1].{field}[0]"

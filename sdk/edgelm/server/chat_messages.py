@@ -92,7 +92,7 @@ def messages_of(body: Mapping[str, Any]) -> list[Message]:
     messages: list[dict[str, Any]] = []
     for i, given in enumerate(body["messages"]):
         message = {name: given[name] for name in _PASSED_ON if given.get(name)}
-        message["content"] = _text_of(given.get("content"), f"messages[{i}].content")
+        message["content"] = text_of(given.get("content"), f"messages[{i}].content")
         if message["content"] is None and not message.get("tool_calls"):
             raise ApiError(400, f"messages[{i}].content is missing.", param=f"messages[{i}].content")
         message["role"] = "system" if message["role"] == "developer" else message["role"]
@@ -100,7 +100,12 @@ def messages_of(body: Mapping[str, Any]) -> list[Message]:
     return cast(list[Message], messages)
 
 
-def _text_of(content: str | list[dict[str, Any]] | None, place: str) -> str | None:
+def text_of(content: str | list[dict[str, Any]] | None, place: str) -> str | None:
+    """Return a content as the text that it is; `place` is what the error names.
+
+    Raises:
+        ApiError: 400, a part of it is no text.
+    """
     if not isinstance(content, list):
         return content
     for i, part in enumerate(content):

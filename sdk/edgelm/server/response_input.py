@@ -6,20 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.server.api_error import ApiError
-from edgelm.server.chat_messages import MAX_MESSAGES, MAX_TOOLS, PART, TEMPLATE_VARIABLES, TOOL_NAME
+from edgelm.server.chat_messages import MAX_MESSAGES, MAX_TOOLS, PART, TEMPLATE_VARIABLES, TOOL_NAME, text_of
 from edgelm.server.sampling_fields import HARMLESS, REFUSED, SAMPLING
-from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, choice, listing, record, whole
+from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
 
+_CONTENT: Schema = {"anyOf": [TEXT, listing(PART, most=MAX_MESSAGES)]}
 _FUNCTION = ("name", "description", "parameters", "strict")
 _ITEM = record(
     {
         "type": choice("message", "function_call", "function_call_output", "reasoning"),
         "role": choice("system", "developer", "user", "assistant"),
-        "content": {"anyOf": [TEXT, listing(PART, most=MAX_MESSAGES)]},
+        "content": _CONTENT,
         "call_id": TEXT,
         "name": TOOL_NAME,
         "arguments": TEXT,
-        "output": TEXT,
+        "output": _CONTENT,
     },
     ignored=("id", "status", "summary", "encrypted_content", "phase", "namespace"),
 )
@@ -115,14 +116,16 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     names: dict[str, str] = {}  # of the tools called, by the call's id
     thought: dict[str, str] = {}  # before the item that comes
     for i, item in enumerate(given):
-        kind = item.get("type") or "message"
-        _need(item, f"input[{i}]", *_NEEDS[kind])
+        kind, place = item.get("type") or "message", f"input[{i}]"
+        _need(item, place, *_NEEDS[kind])
         if kind == "reasoning":
             text = _text_of(item.get("content"))
             thought = {"reasoning_content": text} if text else {}
         elif kind == "message":
             of_answer = thought if item["role"] == "assistant" else {}
-            messages.append({"role": item["role"], "content": item["content"], **of_answer})
+            messages.append(
+                {"role": item["role"], "content": text_of(item["content"], f"{place}.content"), **of_answer}
+            )
             thought = {}
         elif kind == "function_call":
             names[item["call_id"]] = item["name"]
@@ -139,7 +142,7 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
             messages.append(
                 {
                     "role": "tool",
-                    "content": item["output"],
+                    "content": text_of(item["output"], f"{place}.output"),
                     "tool_call_id": item["call_id"],
                     "name": names.get(item["call_id"]),
                 }
