@@ -8,6 +8,7 @@ import json
 import pytest
 
 from edgelm.completion import Chunk, Timings, ToolCallDelta, Usage
+from edgelm.decoding.answer import join
 from edgelm.server.openai_responses import ResponseWriter
 
 SCHEMA = {
@@ -54,6 +55,19 @@ def test_a_list_of_items_is_a_conversation(serving):
     assert respond(serving, input=items).json["output"][0]["content"][0]["text"] == chat_text(serving, turns)
 
 
+def test_a_response_repeats_what_was_asked_and_what_was_cached(serving):
+    asked = {
+        "instructions": "Be brief.", "temperature": 0.5, "top_p": 0.5, "user": "me", "max_output_tokens": 3,
+        "tools": [WEATHER], "tool_choice": "none", "parallel_tool_calls": False, "metadata": {"a": "b"},
+        "text": {"format": {"type": "json_object"}},
+    }  # fmt: skip
+    response = respond(serving, **asked, input="Hello there " * 40).json
+    assert {name: response[name] for name in asked} == asked
+    assert response["usage"]["input_tokens_details"] == {"cached_tokens": 0}
+    again = respond(serving, **asked, input="Hello there " * 40).json["usage"]
+    assert 0 < again["input_tokens_details"]["cached_tokens"] < again["input_tokens"]
+
+
 def test_the_events_build_the_response(serving):
     whole = respond(serving).json
     events = respond(serving, stream=True).events
@@ -64,6 +78,8 @@ def test_the_events_build_the_response(serving):
     assert kinds[-4:] == [
         "response.output_text.done", "response.content_part.done", "response.output_item.done", "response.incomplete",
     ]  # fmt: skip
+    assert events[2]["item"]["content"] == []  # the part comes next, and clients would have it twice
+    assert all(event["logprobs"] == [] for event in events if event["type"].startswith("response.output_text."))
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     text = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
     assert text == whole["output"][0]["content"][0]["text"]
@@ -102,10 +118,10 @@ class Said:
             Timings(prefill_seconds=0.0, decode_seconds=0.0, prefill_tokens=1, decode_tokens=1),
         )
         end = Chunk(text="", token_ids=(), finish_reason=finish_reason, usage=usage, timings=timings)
-        self._chunks = [*chunks, end]
+        self.said = [*chunks, end]
 
     async def chunks(self):
-        for chunk in self._chunks:
+        for chunk in self.said:
             yield 0, chunk
 
 
@@ -135,6 +151,27 @@ def test_the_end_of_a_call_and_the_text_behind_it_may_come_at_once():
     assert (call["name"], call["arguments"], message["content"][0]["text"]) == ("f", '{"a": 1}', "Done")
     assert (other["name"], other["arguments"]) == ("g", "{}")
     assert [item["item"] for item in events if item["type"] == "response.output_item.done"] == [call, message, other]
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        Chunk(text="Do", token_ids=(1,)),
+        Chunk(text="", token_ids=(1,), reasoning="Hm"),  # a message without a text stands behind it
+        Chunk(text="Do", token_ids=(1,), tool_calls=(ToolCallDelta(index=0, id="1", name="f", arguments='{"a'),)),
+    ],
+)
+@pytest.mark.parametrize(("finish_reason", "status"), [("length", "incomplete"), ("stop", "completed")])
+def test_of_an_answer_that_was_cut_off_the_last_item_is_incomplete(chunk, finish_reason, status):
+    answers = Said(chunk, finish_reason=finish_reason)
+    events = written(answers)
+    last = events[-1]["response"]
+    *before, item = last["output"]
+    assert (last["status"], item["status"], events[-1]["type"]) == (status, status, f"response.{status}")
+    assert all(other["status"] == "completed" for other in before)
+    assert [event["item"] for event in events if event["type"] == "response.output_item.done"] == last["output"]
+    whole = ResponseWriter(model="m", body={}).whole([join(answers.said)])
+    assert [(i["type"], i["status"]) for i in whole["output"]] == [(i["type"], i["status"]) for i in last["output"]]
 
 
 def test_an_answer_keeps_to_a_schema(serving):

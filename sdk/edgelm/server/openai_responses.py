@@ -67,6 +67,7 @@ class ResponseWriter:
         if answer.text or not answer.tool_calls:
             self._output.append(_message(answer.text))
         self._output += [_function_call(call.id, call.name, call.arguments) for call in answer.tool_calls]
+        self._output[-1]["status"] = _status(answer.finish_reason)
         return self._response(answer.finish_reason, answer.usage)
 
     async def stream(self, answers: Answers) -> AsyncGenerator[bytes, None]:
@@ -97,10 +98,10 @@ class ResponseWriter:
             yield from self._add_call(delta)
         if chunk.finish_reason is None:
             return
-        yield from self._close()
         if not self._output or self._is_open("reasoning"):
-            yield from self._open(_message(""))
             yield from self._close()
+            yield from self._open(_message(""))
+        yield from self._close(_status(chunk.finish_reason))
         response = self._response(chunk.finish_reason, chunk.usage)
         yield self._event(f"response.{response['status']}", response=response)
 
@@ -133,11 +134,11 @@ class ResponseWriter:
         if "content" in item:
             yield self._event("response.content_part.added", **self._place(content_index=0), part=item["content"][0])
 
-    def _close(self) -> Iterator[bytes]:
+    def _close(self, status: str = "completed") -> Iterator[bytes]:
         if not self._output:
             return
         item = self._output[-1]
-        item["status"] = "completed"
+        item["status"] = status
         if "content" in item:
             part, place = item["content"][0], self._place(content_index=0)
             yield self._event(f"response.{part['type']}.done", **place, text=part["text"], **_logprobs_of(part))
@@ -166,7 +167,7 @@ class ResponseWriter:
             "id": self._id,
             "object": "response",
             "created_at": self._created,
-            "status": "in_progress" if finish_reason is None else "incomplete" if cut_off else "completed",
+            "status": "in_progress" if finish_reason is None else _status(finish_reason),
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if cut_off else None,
             **{name: body.get(name) for name in _ECHOED},
@@ -183,6 +184,11 @@ class ResponseWriter:
             "metadata": body.get("metadata") or {},
             "usage": None if usage is None else _usage(usage),
         }
+
+
+def _status(finish_reason: str) -> str:
+    """Return how an answer has ended, and the last of its items with it."""
+    return "incomplete" if finish_reason == "length" else "completed"
 
 
 def _message(text: str) -> dict[str, Any]:
