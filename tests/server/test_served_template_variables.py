@@ -45,7 +45,7 @@ OPENAI: list[tuple[dict[str, Any], dict[str, object], str]] = [
     ({"reasoning_effort": "none"}, {"enable_thinking": False, "reasoning_effort": "none"}, "off, effort: none"),
     *(
         ({"reasoning_effort": word}, {"reasoning_effort": word}, f"on, effort: {word}")
-        for word in ("minimal", "low", "medium", "high")
+        for word in ("minimal", "low", "medium", "high", "xhigh", "max")
     ),
     (
         {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": False, "unread": [{}]}},

@@ -56,7 +56,7 @@ _JSON_SCHEMA = record(
 )
 TEMPLATE_VARIABLES: dict[str, Schema] = {
     "chat_template_kwargs": ANY_OBJECT,
-    "reasoning_effort": choice("none", "minimal", "low", "medium", "high"),
+    "reasoning_effort": choice("none", "minimal", "low", "medium", "high", "xhigh", "max"),
 }
 
 CHAT: dict[str, Schema] = {
