@@ -113,10 +113,19 @@ def test_a_format_is_recognised_by_the_chat_template(name: str) -> None:
     assert tool_format(with_template(scripted_model("x"), name)).name == name
 
 
-def test_a_template_that_writes_calls_and_shows_no_tools_has_them_shown_by_us() -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "<tool_call>",  # and nothing of `tools`
+        "tools <tool_call><function=f><parameter=a>",  # as Qwen3-Coder's
+        "tools <tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value>",  # as GLM's
+    ],
+)
+def test_a_template_of_another_form_has_its_tools_shown_by_us(words: str) -> None:
     model = scripted_model("x")
-    model.chat_template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}{# <tool_call> #}")
+    model.chat_template = ChatTemplate(f"{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}{{# {words} #}}")
     assert tool_format(model).name == "generic"
+    assert '{"name": "stop"}\n</tools>' in model.tokenizer.decode(model.encode_chat(QUESTION, TOOLS))
 
 
 @EVERY_FORMAT

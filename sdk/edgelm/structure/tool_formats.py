@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class ToolFormat:
     """Describe the text of a call: a marker, one JSON object or a list of them, a marker.
 
-    signs: what stands in the chat template of such a model; all of them.
+    signs: what stands in the chat template of such a model; all of them. unlike: what stands in none of theirs.
     start, end: the markers around calls; an empty `end` is the end of the answer. An answer may also begin with
     `bare_start`, without a marker.
     separator: stands between two calls, each with markers of its own, or inside one pair of them where `is_list`.
@@ -32,6 +32,7 @@ class ToolFormat:
 
     name: str
     signs: tuple[str, ...]
+    unlike: tuple[str, ...] = ()
     start: str
     end: str = ""
     before: str = ""  # white space that the family writes after the start marker and ...
@@ -61,7 +62,7 @@ class ToolFormat:
         return " ".join(f"<[{ids[part]}]>" if part in ids else lark_string(part) for part in parts if part)
 
 
-# The first row whose signs all stand in the chat template counts; the last one has none, and serves every other model.
+# The first row that fits the chat template counts; the last one fits all, and serves every other model.
 FORMATS = (
     # Mistral's tokenizers from version 11 on (Mistral Small 3.2, Devstral, Ministral 3).
     ToolFormat(
@@ -76,9 +77,10 @@ FORMATS = (
         name="llama3", signs=("ipython", '"parameters": '), start="<|python_tag|>", bare_start='{"name"',
         argument_key="parameters", is_parallel=False,
     ),
-    # Hermes 2 Pro, Qwen2.5, Qwen3, SmolLM3 and others.
+    # Hermes 2 Pro, Qwen2.5, Qwen3, SmolLM3 and others; not Qwen3-Coder and GLM, which write XML between these markers.
     ToolFormat(
-        name="hermes", signs=("<tool_call>", "tools"), start="<tool_call>", end="</tool_call>", before="\n", behind="\n"
+        name="hermes", signs=("<tool_call>", "tools"), unlike=("<function=", "<arg_key>"), start="<tool_call>",
+        end="</tool_call>", before="\n", behind="\n",
     ),
     ToolFormat(
         name="phi4", signs=("<|tool_call|>", "<|/tool_call|>"), start="<|tool_call|>", end="<|/tool_call|>",
@@ -103,6 +105,10 @@ FORMATS = (
 def tool_format(model: LanguageModel) -> ToolFormat:
     """Return the format of a model, by what its chat template contains."""
     source = model.chat_template.source if model.chat_template is not None else ""
-    row = next(row for row in FORMATS if all(sign in source for sign in row.signs))
+    row = next(
+        row
+        for row in FORMATS
+        if all(sign in source for sign in row.signs) and not any(sign in source for sign in row.unlike)
+    )
     control_tokens = model.tokenizer.control_tokens
     return replace(row, control_ids={text: control_tokens[text] for text in control_tokens if text in row.markers})
