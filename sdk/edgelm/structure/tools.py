@@ -43,7 +43,8 @@ def tool_constraint(
     `"strict": true`.
 
     Raises:
-        ConfigError: a tool is not in OpenAI's form, or the choice is none of those, or names no tool.
+        ConfigError: a tool is not in OpenAI's form, or its parameters are no object's; or the choice is none of those,
+            or names no tool.
     """
     functions = _functions(tools)
     if tool_choice == "none" or not functions:
@@ -159,8 +160,15 @@ def _grammar(
 def _parameters(function: Mapping[str, Any]) -> str:
     """Return the schema of a tool's parameters, as JSON."""
     given = function.get("parameters") or _NO_PARAMETERS
+    kind = given.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise ConfigError(
+            f"The parameters of the tool {function['name']!r} are of type {kind!r}; arguments have names, so they are "
+            "{'type': 'object', 'properties': ...}."
+        )
     try:
         schema = close_gaps(given if function.get("strict") else loosen(given))
+        schema["type"] = "object"
         if "properties" in schema:
             schema.setdefault("additionalProperties", False)  # a small model makes up parameters where it may
         schema.setdefault("x-guidance", JSON_STYLE | {"lenient": not function.get("strict")})

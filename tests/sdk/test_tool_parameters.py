@@ -1,0 +1,103 @@
+"""The parameters of tools: what is enforced of their schemas, and what is refused."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from edgelm.completion import Message
+from edgelm.errors import ConfigError
+from edgelm.generation_config import GenerationConfig
+from edgelm.language_model import load
+from edgelm.structure.tool_formats import FORMATS, ToolFormat
+from edgelm.structure.tools import tool_constraint
+from edgelm.testing import tiny_model_path
+from edgelm.text.tokenizer import Tokenizer
+
+QUESTION = [Message(role="user", content="How is the weather in Oslo?")]
+
+
+def row(name: str) -> ToolFormat:
+    return next(format_ for format_ in FORMATS if format_.name == name)
+
+
+@pytest.mark.parametrize(
+    ("part", "word"),
+    [
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"type": "string", "pattern": "(?=.*[0-9])[a-z0-9]+"}, "look-around"),
+        ({"anyOf": [{"type": "string", "pattern": r"(.)\1"}, {"type": "null"}]}, "backreferences"),
+        ({"type": "object", "patternProperties": {"(?!x)": {"type": "string"}}}, "look-around"),
+        ({"type": "object", "minProperties": 3}, "minProperties is 3"),
+    ],
+)
+def test_keywords_that_cannot_be_enforced_are_left_to_the_model_unless_the_tool_is_strict(
+    part: dict[str, Any], word: str
+) -> None:
+    tool = {"name": "f", "parameters": {"properties": {"a": part}, "required": ["a"]}}
+    model = load(tiny_model_path())
+    config = GenerationConfig(max_new_tokens=60, temperature=1.0, seed=1)
+    assert model.stream_chat(QUESTION, config, tools=[tool], tool_choice="required")
+    with pytest.raises(ConfigError, match=word):
+        model.stream_chat(QUESTION, config, tools=[tool | {"strict": True}], tool_choice="required")
+
+
+def test_a_pattern_that_can_be_enforced_holds_in_a_tool_that_is_not_strict() -> None:
+    part = {"type": "string", "pattern": "^[0-9]{3}$"}
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"a": part}, "required": ["a"]}}
+    config = GenerationConfig(max_new_tokens=60, temperature=1.0, seed=1)
+    answer = load(tiny_model_path()).chat(QUESTION, config, tools=[tool], tool_choice="required")
+    (call,) = answer.tool_calls
+    assert re.fullmatch("[0-9]{3}", json.loads(call.arguments)["a"])
+
+
+def test_a_tools_broken_schema_is_refused_without_the_grammar_around_it() -> None:
+    tool = {"name": "f", "parameters": {"properties": {"a": {"type": "objekt"}}}}
+    with pytest.raises(ConfigError, match=r"^The JSON schema of a tool, .*cannot be enforced: Invalid type: objekt$"):
+        load(tiny_model_path()).stream_chat(QUESTION, tools=[tool], tool_choice="required")
+
+
+def _nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ({"exclusiveMinimum": 0, "minimum": "x"}, "'>' not supported"),
+        ({"format": "date", "allOf": 5}, "must be an iterable"),
+        ({"type": "object", "default": {1}}, "set is not JSON serializable"),
+        ({"type": "object", "default": float("nan")}, "not JSON compliant"),
+        (_nested(3000), "recursion depth"),
+    ],
+)
+def test_parameters_that_are_no_schema_are_refused_by_the_tools_name(
+    parameters: dict[str, Any], problem: str, strict: bool
+) -> None:
+    tool = {"name": "f", "parameters": parameters, "strict": strict}
+    for choice in ("auto", "required"):
+        with pytest.raises(ConfigError, match=f"The parameters of the tool 'f' are no JSON schema: .*{problem}"):
+            tool_constraint([tool], choice, row("hermes"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("parameters", [{"properties": {"a": {}}}, {"type": ["null", "object"]}, {"title": "x"}])
+def test_arguments_are_an_object_whether_or_not_the_schema_says_it(parameters: dict[str, Any]) -> None:
+    constraint = tool_constraint([{"name": "f", "parameters": parameters}], "required", row("hermes"))
+    assert constraint is not None
+    tokenizer = Tokenizer.load(tiny_model_path())
+    matcher = constraint.compile(tokenizer)
+    for id_ in tokenizer.encode('<tool_call>\n{"name": "f", "arguments":'):
+        matcher.advance(id_)
+    assert tokenizer.decode(matcher.forced()).startswith(" {")
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+@pytest.mark.parametrize("kind", ["string", ["array", "null"], 5])
+def test_parameters_of_another_type_are_refused(kind: Any, choice: Any) -> None:
+    with pytest.raises(ConfigError, match=f"The parameters of the tool 'f' are of type {re.escape(repr(kind))}; argu"):
+        tool_constraint([{"name": "f", "parameters": {"type": kind}}], choice, row("hermes"))
