@@ -96,6 +96,15 @@ def test_arguments_are_an_object_whether_or_not_the_schema_says_it(parameters: d
     assert tokenizer.decode(matcher.forced()).startswith(" {")
 
 
+def test_a_schema_that_names_no_properties_leaves_them_free() -> None:
+    constraint = tool_constraint([{"name": "f", "parameters": {"type": "object"}}], "required", row("hermes"))
+    assert constraint is not None
+    tokenizer = Tokenizer.load(tiny_model_path())
+    matcher = constraint.compile(tokenizer)
+    for id_ in tokenizer.encode('<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'):
+        matcher.advance(id_)
+
+
 @pytest.mark.parametrize("choice", ["auto", "required"])
 @pytest.mark.parametrize("kind", ["string", ["array", "null"], 5])
 def test_parameters_of_another_type_are_refused(kind: Any, choice: Any) -> None:

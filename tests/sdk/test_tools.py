@@ -1,6 +1,7 @@
 import json
 import re
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +356,30 @@ def test_calls_that_must_come_are_written_as_the_model_writes_them(name: str) ->
     assert matcher.is_complete == (name in ONE_CALL or row(name).is_list)
 
 
+def test_a_name_is_written_as_json_has_it() -> None:
+    constraint = tool_constraint([{"name": 'say "é"\\'}], {"name": 'say "é"\\'}, row("hermes"))
+    assert constraint is not None
+    tokenizer = Tokenizer.load(tiny_model_path())
+    matcher = constraint.compile(tokenizer)
+    for id_ in tokenizer.encode('<tool_call>\n{"name": "say \\"é\\"\\\\", "arguments": {}}\n</tool_call>'):
+        matcher.advance(id_)
+    assert matcher.is_complete
+
+
+@pytest.mark.parametrize(
+    ("said", "is_call"),
+    [('{"name"', True), ('\n<|python_tag|>{"name"', True), ('As {"name"', False), ('As <|python_tag|>{"name"', False)],
+)
+def test_an_answer_without_a_marker_is_held_to_the_tools_from_its_beginning_alone(said: str, is_call: bool) -> None:
+    constraint = tool_constraint(TOOLS, "auto", row("llama3"))
+    assert constraint is not None
+    tokenizer = Tokenizer.load(tiny_model_path())
+    matcher = constraint.compile(tokenizer)
+    for id_ in tokenizer.encode(said):
+        matcher.advance(id_)
+    assert matcher.is_active == is_call
+
+
 def test_one_call_where_several_are_not_wanted() -> None:
     several, one = (tool_constraint(TOOLS, "required", row("hermes"), parallel=parallel) for parallel in (True, False))
     assert several is not None
@@ -378,6 +403,7 @@ def test_without_llguidance_auto_still_reads_calls(monkeypatch: pytest.MonkeyPat
     ("tools", "choice", "message"),
     [
         ([{"type": "function"}], "auto", r"tools\[0\] is .*; a tool is"),
+        ([{"name": ""}], "auto", r"tools\[0\] is .*; a tool is"),
         ([{"name": "f", "parameters": []}, {"name": "f", "parameters": [1]}], "auto", r"tools\[1\]"),
         ([*TOOLS, *TOOLS], "auto", "Two tools have the same name: get_weather, get_weather, stop, stop"),
         (TOOLS, "always", "tool_choice is 'always'; it is auto, none, required"),
@@ -396,6 +422,13 @@ def test_a_constraint_besides_tools_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot have a constraint and call tools"):
         tool_settings(config, TOOLS, "auto", row("hermes"))
     assert tool_settings(config, TOOLS, "none", row("hermes")) is config
+
+
+def test_what_a_config_has_visible_stays_so_beside_tools() -> None:
+    model = with_template(scripted_model("x"), "hermes")
+    format_ = replace(tool_format(model), control_ids={"<tool_call>": 7})
+    settings = tool_settings(GenerationConfig(visible_control_tokens=("<a>",)), TOOLS, "auto", format_)
+    assert settings.visible_control_tokens == ("<a>", "<tool_call>")
 
 
 @pytest.mark.parametrize("tools", [None, TOOLS])

@@ -16,7 +16,7 @@ from edgelm.structure.tool_formats import ToolFormat
 Tool = Mapping[str, Any]  # in OpenAI's form: {"type": "function", "function": {"name", "description", "parameters"}}
 ToolChoice = Literal["auto", "none", "required"] | Mapping[str, Any]  # {"name": ...}: that tool
 
-_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+_NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
 def tool_names(tools: Sequence[Tool]) -> list[str]:
@@ -141,7 +141,7 @@ def _grammar(
             name_end = f"{asides} {format.lark(format.name_end)}"
             rules.append(f"tool_{i}: {lark_string(function['name'])} {name_end} {arguments}")
             continue
-        head = f'{{"name": {json.dumps(function["name"])}, "{format.argument_key}": '
+        head = f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "{format.argument_key}": '
         rules.append(f'tool_{i}: {lark_string(head.removeprefix(said))} {arguments} "}}"')
     tool = "tool: " + " | ".join(f"tool_{i}" for i in range(len(functions)))
     end = format.lark(format.end) if format.end else ""
