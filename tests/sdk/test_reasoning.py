@@ -87,10 +87,15 @@ def test_where_a_text_is_cut_changes_nothing(text: str, is_open: bool, expected:
         (f"{CHANNEL}analysis<|message|>Hm.<|end|>Yes.", ("Hm.", "Yes.")),
         (f"{CHANNEL}analysis<|message|>Hm <|en", ("Hm <|en", "")),
         (f"{CHANNEL}analysis<|message|>A.<|end|>{HARMONY}analysis<|message|>B.{FINAL}C.", ("A.\n\nB.", "C.")),
+        (f"{CHANNEL}analysis<|message|>A.<|end|>{HARMONY}analysis<|message|>\n B.{FINAL}C.", ("A.\n\nB.", "C.")),
         (f"{CHANNEL}commentary<|message|>I look.{FINAL}Yes.", ("", "I look.\n\nYes.")),
         (f"{CHANNEL}commentary<|message|>I look. <|en", ("", "I look. <|en")),
         (f"{CHANNEL}analysis to=python code<|message|>1 + 1", ("1 + 1", "")),
         (f"{CHANNEL}commentary to=functions.f<|message|>{{}}", ("", " to=functions.f<|message|>{}")),
+        (
+            "to=functions.f<|channel|>commentary json<|message|>1",
+            ("", " to=functions.f<|channel|>commentary json<|message|>1"),
+        ),
         (f"{CHANNEL}final", ("", "")),
         (f"{CHANNEL}final{'s' * 400}", ("", f"{CHANNEL}final{'s' * 400}")),
         ("<|cha", ("", "<|cha")),
@@ -110,6 +115,24 @@ def test_the_channels_of_gpt_oss_are_known_by_its_template(make) -> None:
     completion = make(f"{CHANNEL}analysis<|message|>{THOUGHT}{FINAL}{SAID}", template).chat(QUESTION)
     assert (completion.reasoning, completion.text) == (THOUGHT, SAID)
     assert make(f"{CHANNEL}final<|message|>{SAID}", template).chat(QUESTION).text == SAID
+
+
+def test_channels_go_on_with_a_thought_that_the_request_began() -> None:
+    for text, expected in ((f" so.{FINAL}Yes.", (" so.", "Yes.")), (f"So.{FINAL}Yes.", ("So.", "Yes."))):
+        for cut in range(len(text) + 1):
+            splitter = Reasoning(format=FORMATS[1], is_open=True, has_begun=True).splitter()
+            parts = [splitter.push(text[:cut]), splitter.push(text[cut:]), splitter.flush()]
+            assert tuple(map("".join, zip(*parts, strict=True))) == expected
+
+
+def test_a_text_that_begins_a_constraint_at_the_start_alone_ends_no_thinking() -> None:
+    model = thinking_model(template=OPENING_TEMPLATE)
+    form = Constraint.choices(["yes"])
+    for at_start, ends in ((True, ()), (False, ("A:",))):
+        config = GenerationConfig(constraint=form.starting_after("A:", at_start=at_start))
+        _, _, reasoning = model.chat_prompt(QUESTION, config)
+        assert reasoning is not None
+        assert (reasoning.is_open, tuple(reasoning.ends)) == (True, ends)
 
 
 def test_no_half_of_a_mark_is_ever_shown() -> None:

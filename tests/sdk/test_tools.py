@@ -191,6 +191,8 @@ def test_slips_of_small_models_are_forgiven(text: str) -> None:
 
 def test_a_call_without_arguments_has_an_empty_object() -> None:
     assert parse(row("hermes"), ['<tool_call>{"name": "f"}</tool_call>']) == ("", [("f", "{}")])
+    late = '<tool_call>{"parameters": {"a": 1}, "name": "f"}</tool_call>'
+    assert parse(row("hermes"), [late]) == ("", [("f", '{"a": 1}')])
 
 
 def test_mistrals_ids_between_name_and_arguments_are_passed_over() -> None:
