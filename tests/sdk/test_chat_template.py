@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -127,6 +128,29 @@ def test_words_of_the_assistant_at_the_end_are_left_open_as_transformers_does(
     closed = [*messages[:1], Message(role="assistant", content="x")]
     plain = encode_chat(template, tokenizer, closed, add_generation_prompt=False)
     assert len(control_ids(tokenizer, ids)) < len(control_ids(tokenizer, plain))
+
+
+@pytest.mark.parametrize(
+    ("last", "end"),
+    [
+        ({"content": " \n"}, " \n<|im_end|>\n<|im_start|>assistant\n"),
+        (
+            {"content": "I look.", "tool_calls": [{"function": {"name": "f"}}]},
+            "I look.f<|im_end|>\n<|im_start|>assistant\n",
+        ),
+    ],
+)
+def test_an_answer_of_white_space_or_with_a_call_is_not_gone_on_with(
+    tokenizer: Tokenizer, last: dict[str, Any], end: str
+) -> None:
+    template = template_of(
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.name }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    messages: list[Any] = [{"role": "user", "content": "x"}, {"role": "assistant", **last}]
+    text = tokenizer.decode(encode_chat(template, tokenizer, messages), skip_control_tokens=False)
+    assert text.partition("<|im_start|>assistant\n")[2] == end
 
 
 def test_a_template_that_does_not_write_them_is_an_error(tokenizer: Tokenizer) -> None:

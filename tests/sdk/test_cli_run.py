@@ -46,6 +46,11 @@ def test_the_answer_alone_goes_to_standard_output(says_sea):
     assert says_sea == [[{"role": "user", "content": "Tell me."}]]
 
 
+def test_an_answer_that_ends_its_line_gets_no_empty_one(monkeypatch):
+    monkeypatch.setattr(language_model, "load", lambda *_: scripted_model("The sea is blue.\n"))
+    assert run(TINY, "Tell me.").stdout == "The sea is blue.\n"
+
+
 def test_the_answer_is_the_librarys():
     completion = edgelm.load(TINY).chat([{"role": "user", "content": "Hello"}])
     result = run(TINY, "Hello", "--json")
@@ -64,11 +69,13 @@ def test_what_is_piped_in_follows_the_prompt_or_is_the_prompt(says_sea):
     run(TINY, stdin="the prompt\n")
     run(TINY, "the prompt", stdin="\n")
     run(TINY, stdin=b"caf\xc3\xa9 \xff")
+    run(TINY, stdin="\n    return x \n\n")
     assert [messages[-1]["content"] for messages in says_sea] == [
         "Summarize:\n\nline one\nline two",
         "the prompt",
         "the prompt",
         "café �",
+        "    return x ",
     ]
 
 

@@ -35,6 +35,28 @@ def test_a_bar_stays_on_one_line_where_standard_output_is_a_pipe(columns: int) -
     assert all("100%" in line for line in lines)
 
 
+STILL = """
+from edgelm.cli.progress import progress_line
+
+with progress_line() as progress:
+    progress("nobody knows how many", 5, None)
+    progress("nothing", 0, 0)
+    for done in (60, 60, 80):  # a connection may bring nothing for a while
+        progress("weights", done, 100)
+"""
+
+
+def test_a_bar_that_stands_still_goes_on_and_none_is_drawn_where_nobody_knows_the_whole() -> None:
+    ours, theirs = pty.openpty()
+    subprocess.run([sys.executable, "-c", STILL], stderr=theirs, check=True)
+    text = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert "nobody" not in text
+    assert "nothing" not in text
+    assert "80%" in text
+
+
 RESUMED = """
 import time
 now, time.time = 0.0, lambda: now
