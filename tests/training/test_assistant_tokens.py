@@ -74,6 +74,18 @@ COUNTING = CHANNELS.replace("message.content | trim", "(message.content | length
 CALLING = FORGETTING.replace(
     "{{- message.content +", "{{- message.content + ('<|start|>add' if message.tool_calls else '') +"
 )
+GLUED = """{%- for message in messages %}{{- '<|im_start|>' + message.role }}
+{{- '</think>' if message.role == 'assistant' else ' ' }}{{- message.content + '<|im_end|>' }}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant<think>' }}{%- endif %}
+"""
+HERE = WORDS.replace("'assistant: '", "'assistant: Here'")
+# As Mistral Nemo's has it.
+SYSTEM_LAST = """{{- '<|endoftext|>' }}{%- for message in messages if message.role != 'system' %}
+{%- if message.role == 'user' %}
+{{- '[INST]' + (messages[0].content + ' ' if loop.last and messages[0].role == 'system' else '') }}
+{{- message.content + '[/INST]' }}
+{%- else %}{{- message.content | trim + '<|im_end|>' }}{%- endif %}{%- endfor %}
+"""
 ENDING_ONCE = WORDS.replace("'\\n'", "('<|im_end|>' if loop.last and message.role == 'assistant' else '\\n')")
 CHANGING = WORDS.replace("message.content", "(message.content | upper if not loop.last else message.content)")
 
@@ -190,6 +202,17 @@ MASKS: dict[str, tuple[str, Sequence[Any], str]] = {
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Hello!<|start|>add<|im_end|>⟧\n"
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦<think>\n\n</think>\n\nHello!<|im_end|>⟧\n",
     ),
+    "a prompt with another control token that begins alike": (
+        GLUED,
+        HI,
+        "<|im_start|>user Hi<|im_end|><|im_start|>assistant⟦</think>Hello!<|im_end|>⟧",
+    ),
+    "a prompt with another word that begins alike": (HERE, HI, "user: Hi\nassistant: ⟦Hello!\n⟧"),
+    "a system message that goes to the last turn": (
+        SYSTEM_LAST,
+        (SYSTEM, HI[0], {**HI[1], "content": "\nHello! "}, *THOUGHTS[2:3], HI[1]),
+        "<|endoftext|>[INST]Hi[/INST]⟦Hello!<|im_end|>⟧[INST]Bye[/INST]⟦Hello!<|im_end|>⟧",
+    ),
     "no control tokens": (
         WORDS,
         (*HI, *HI),
@@ -261,6 +284,17 @@ def test_an_answer_that_later_turns_rewrite_beyond_recognition_asks_for_blocks(t
         marked(ENDING_ONCE, tok, HI[0], {**HI[1], "tool_calls": [{}]}, HI[0])
     with pytest.raises(ChatTemplateError, match=r"writes messages\[1\] otherwise once .* Put {% generation %}"):
         marked(COUNTING, tok, *HI, HI[0])
+
+
+@pytest.mark.parametrize("source", [PLAIN, CHAT_TEMPLATE])
+def test_a_template_that_leaves_calls_out_is_an_error(tok: Tokenizer, source: str) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    calling = {**HI[1], "content": "", "tool_calls": [call]}
+    with pytest.raises(ChatTemplateError, match=r"does not write the tool_calls of messages\[1\]\. Take a chat_templ"):
+        marked(source, tok, HI[0], calling, *HI)
+    assert "add⟦" not in marked(source, tok, HI[0], calling, *HI, learned={3})
+    writing = source.replace("(message['content'] or '')", "(message.tool_calls[0].function.name or '')", 1)
+    assert "⟦add<|im_end|>⟧" in marked(writing, tok, HI[0], calling)
 
 
 def test_what_the_template_refuses_is_an_error(tok: Tokenizer) -> None:

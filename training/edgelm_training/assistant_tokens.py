@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,10 @@ class _Rendering:
         yield pieces[0], False
         for number, piece in enumerate(pieces[1:]):
             said, _, rest = piece.partition(end_mark)
-            yield said, learned == set(assistants) or assistants[number] in learned
+            is_learned = learned == set(assistants) or assistants[number] in learned
+            if is_learned and len(assistants) == len(pieces) - 1:
+                self._check_calls(said, assistants[number])
+            yield said, is_learned
             yield rest, False
 
     def _compared(self, rendered: str) -> Iterator[tuple[str, bool]]:
@@ -107,16 +110,48 @@ class _Rendering:
             # Some templates ask with the beginning of a thought, which an answer need not have, and an earlier one has
             # no more.
             start = min(_common_length(asked, answered), _common_length(asked, rendered))
+            if start < len(asked):
+                start = min(self._boundary(asked, start), self._boundary(rendered, start))
             least = min(len(before) + 1, len(asked))  # Llama 2's and Mistral's templates ask with nothing
             if start < least:
-                raise self._rewritten(i)
+                start = self._start_of_text(rendered, asked[len(before) :], i)
             end = start + len(self._said(answered[start:]))
             if rendered[:end] != answered[:end]:
                 end = self._end_of_turn(rendered, answered[start:end], start, i)
+            self._check_calls(rendered[start:end], i)
             yield rendered[place:start], False
             yield rendered[start:end], True
             place = end
         yield rendered[place:], False
+
+    def _boundary(self, text: str, place: int) -> int:
+        """Move a place that is inside of a control token or of a word to the beginning of that."""
+        end = 0
+        for part in self._tokenizer.split(text):
+            begin, end = end, end + len(part if isinstance(part, str) else self._tokenizer.token_text(part))
+            if isinstance(part, int) and begin < place < end:
+                return begin
+        while 0 < place < len(text) and text[place - 1].isalnum() and text[place].isalnum():
+            place -= 1
+        return place
+
+    def _start_of_text(self, rendered: str, prompt: str, number: int) -> int:
+        """Find where an answer begins before which later turns write something otherwise: behind its prompt."""
+        if self._is_text(number):
+            before = self._up_to_mark(number, lambda text, mark: mark + text.lstrip())
+            if rendered.startswith(before) and before.endswith(prompt):
+                return len(before)
+        raise self._rewritten(number)
+
+    def _check_calls(self, said: str, number: int) -> None:
+        """Refuse a template that leaves calls out: the model would learn to say nothing in their place."""
+        calls = self._messages[number].get("tool_calls") or ()
+        names = [call.get("function", {}).get("name", "") for call in calls]
+        if not all(name in said for name in names):
+            raise ChatTemplateError(
+                f"The chat template does not write the tool_calls of messages[{number}]. Take a chat_template.jinja "
+                "that does, or leave such conversations out."
+            )
 
     def _closing(self, before: str, asked: str) -> str:
         """Return what the template ends a conversation with that is not to go on: an end token, in Phi's."""
@@ -136,9 +171,8 @@ class _Rendering:
 
     def _end_of_turn(self, rendered: str, answer: str, start: int, number: int) -> int:
         """Find the end of an answer that later turns rewrote: a thought is left out, or its last token is another."""
-        message = self._messages[number]
-        if isinstance(message.get("content"), str) and not message.get("tool_calls"):
-            before = self._up_to_the_end_of(number)
+        if self._is_text(number):
+            before = self._up_to_mark(number, lambda text, mark: text.rstrip() + mark)
             between, *rest = self._tokenizer.split(rendered[len(before) :])
             if not rendered.startswith(before) or not rest or str(between).strip():
                 raise self._rewritten(number)
@@ -150,10 +184,14 @@ class _Rendering:
             raise self._rewritten(number)
         return found + len(literal)
 
-    def _up_to_the_end_of(self, number: int) -> str:
-        """Render all up to the end of what a message says."""
+    def _is_text(self, number: int) -> bool:
+        message = self._messages[number]
+        return isinstance(message.get("content"), str) and not message.get("tool_calls")
+
+    def _up_to_mark(self, number: int, put: Callable[[str, str], str]) -> str:
+        """Render all up to a mark that is put to what a message says."""
         message, mark = self._messages[number], _mark()
-        marked = {**message, "content": message["content"].rstrip() + mark}
+        marked = {**message, "content": put(message["content"], mark)}
         messages = [*self._messages[:number], marked, *self._messages[number + 1 :]]
         return self._template.render(messages, variables=self._variables).partition(mark)[0]
 
