@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgelm.decoding.generate import next_chunk
 from edgelm.errors import ConfigError, ContextLengthError
+from edgelm.memory.kv_cache import KVCache
 from edgelm.runtime.session import PREFILL_CHUNK
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _mean_values(model: LanguageModel, token_ids: Sequence[int]) -> NDArray[np.f
             f"pooling is 'values', and this package keeps them in {model.config.kv_cache}. Take 'mean' or 'last', or a "
             "package with --kv-cache fp32."
         )
-    cache = model.new_cache()
+    cache = _cache_for(model, token_ids)
     while cache.length < len(token_ids):  # by the decoder's graph: a prefill graph's values are less precise
         model.session.forward(next_chunk(token_ids, cache.length), cache)
     values = cache.buffers[1::2][-_LAYERS:]
@@ -74,8 +75,14 @@ def _last_hidden_state(model: LanguageModel, token_ids: Sequence[int]) -> NDArra
     return last_D
 
 
-def _hidden_states(model: LanguageModel, token_ids: Sequence[int]) -> list[NDArray[np.float32]]:
+def _cache_for(model: LanguageModel, token_ids: Sequence[int]) -> KVCache:
     cache = model.new_cache()
+    cache.reserve(len(token_ids))  # with LongRoPE, a text turns by how long it is to be
+    return cache
+
+
+def _hidden_states(model: LanguageModel, token_ids: Sequence[int]) -> list[NDArray[np.float32]]:
+    cache = _cache_for(model, token_ids)
     return [
         model.session.forward_hidden(token_ids[start : start + PREFILL_CHUNK], cache)
         for start in range(0, len(token_ids), PREFILL_CHUNK)

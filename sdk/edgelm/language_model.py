@@ -464,6 +464,7 @@ class LanguageModel:
             raise ConfigError(f"alternatives is {alternatives!r}; it must be a whole number of 0 or more.")
         ids = self._checked_ids(text, fewest=2)
         cache = self.new_cache()
+        cache.reserve(len(ids))  # with LongRoPE, a text turns by how long it is to be
         tokens: list[TokenLogprob] = []
         for start in range(0, len(ids) - 1, PREFILL_CHUNK):
             logits_TV = self.session.forward(ids[start : start + PREFILL_CHUNK], cache, all_logits=True)

@@ -14,7 +14,9 @@ from gradient_check import check_gradients, gradients_of
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+import edgelm
 from edgelm.config import ModelConfig
+from edgelm.embedding import embed
 from edgelm.errors import CheckpointError
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.runtime.session import DecoderSession
@@ -353,6 +355,22 @@ def test_a_dynamic_scaling_gives_the_logits_of_transformers_in_each_decoded_step
             if start >= 60:
                 logits_V = session.forward(ids[start:end], cache)[0]
                 np.testing.assert_allclose(logits_V, output.logits[0, -1].numpy(), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("length", [180, 300])
+def test_a_text_is_scored_and_embedded_as_one_of_its_length(length: int, tmp_path: Path, save_model: SaveModel) -> None:
+    """LongRoPE turns each position by whether the whole text, not the chunk, is beyond the original context."""
+    changes = MODELS["phi3, longrope"][1] | {"original_max_position_embeddings": 200}
+    model = save_model("phi3", tmp_path / "hf", **changes)
+    export_package(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "fp32", name="tiny")
+    loaded, ids = edgelm.load(tmp_path / "package"), (random_ids() * 2)[:length]
+    with torch.no_grad():
+        hidden_TD = model.base_model(torch.tensor([ids])).last_hidden_state[0].numpy()
+    logprobs_TV = torch.log_softmax(torch.tensor(theirs(model, ids)), -1)
+    expected = [float(logprobs_TV[i, id_]) for i, id_ in enumerate(ids[1:])]
+    np.testing.assert_allclose([token.logprob for token in loaded.score(ids).tokens], expected, rtol=0, atol=TOLERANCE)
+    mean_D = embed(loaded, ids, "mean", normalize=False)
+    np.testing.assert_allclose(mean_D, hidden_TD.mean(axis=0), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("quantization", ["F32", "Q8_0", "Q4_0"])
