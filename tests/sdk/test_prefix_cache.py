@@ -1,4 +1,5 @@
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,21 @@ def test_the_end_of_a_long_text_goes_before_its_beginning(model: LanguageModel) 
     ids = random_ids(6 * BLOCK)
     prefixes.keep(filled(model, ids), len(ids))
     assert prefixes.fill(model.session.new_cache(), ids) == 3 * BLOCK
+
+
+def test_of_a_text_beyond_the_budget_only_what_is_kept_is_copied(model: LanguageModel) -> None:
+    block = BLOCK * bytes_per_token(model.config)
+    ids = random_ids(20 * BLOCK)
+    prefixes, cache = PrefixCache(model.config, 3 * block), filled(model, ids)
+    copied = []
+    for _ in range(2):
+        tracemalloc.start()
+        prefixes.keep(cache, len(ids))
+        copied.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert prefixes.tokens == 3 * BLOCK
+    assert 3 * block <= copied[0] < 4 * block
+    assert copied[1] < block
 
 
 def test_a_cache_of_no_bytes_keeps_nothing_and_clear_forgets(model: LanguageModel) -> None:

@@ -121,10 +121,12 @@ class PrefixCache:
             return
         if cache.holders is not None:
             cache.holders.add(self)
+        # The end of a text goes first: what is beyond the budget would be copied, for each piece of it anew, and go.
+        blocks = min(length // BLOCK, self.max_bytes // self._block_bytes)
         with self._lock:
             root = self._root(cache)
-            path = self._path(root, cache.token_ids, length // BLOCK)
-            starts = range(len(path) * BLOCK, length // BLOCK * BLOCK, BLOCK)
+            path = self._path(root, cache.token_ids, blocks)
+            starts = range(len(path) * BLOCK, blocks * BLOCK, BLOCK)
             if starts and starts[0] < cache.released:
                 starts = range(0)  # it was kept once, and has gone since
             contents = [np.empty(self._shape, self._type) for _ in starts]
