@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import edgelm
 from edgelm import Constraint, Engine, EngineOptions, Generation, GenerationConfig, LanguageModel
-from edgelm.memory.kv_cache import KVCache
+from edgelm.memory.kv_cache import KVCache, bytes_per_token
 from edgelm.runtime.stop_switch import StopSwitch
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 
@@ -100,6 +100,22 @@ def test_what_a_constraint_forces_ends_with_the_context(model: LanguageModel, sp
     for answer in answers:
         assert (answer.usage.completion_tokens, answer.finish_reason) == (5, "length")
         assert said.startswith(answer.text)
+
+
+@pytest.mark.parametrize(("max_new_tokens", "tokens"), [(5, 5), (None, 6)])
+@pytest.mark.parametrize("speculation", [None, "prompt_lookup"])
+def test_what_a_constraint_forces_ends_with_the_memory(
+    model: LanguageModel, max_new_tokens: int | None, tokens: int, speculation: str | None
+) -> None:
+    pytest.importorskip("llguidance")
+    said = "certainly, and for a long while"
+    config = GenerationConfig(
+        constraint=Constraint.choices([said]), max_new_tokens=max_new_tokens, speculation=speculation
+    )
+    with Engine(model, EngineOptions(max_kv_bytes=100 * bytes_per_token(model.config))) as engine:
+        answer = edgelm.join(engine.submit([5] * 95, config))  # the last token is not in the memory
+    assert (answer.usage.completion_tokens, answer.finish_reason) == (tokens, "length")
+    assert said.startswith(answer.text)
 
 
 @pytest.mark.parametrize(("max_batch", "stops"), [(1, False), (2, True)])

@@ -108,6 +108,7 @@ class RunningBatch:
         for request in list(self._decoding.values()):
             while request.number in self._decoding and len(request.next_call) > 1:
                 self._compute_alone(request)
+                self._make_room()
         if len(self.requests) == 1 and self._decoding and self._may_guess(lone := self.requests[0]):
             self._speculate(lone)
         elif self._batch.active:
@@ -266,7 +267,8 @@ class RunningBatch:
             if room == 0:
                 self._finish(request, request.answer.rest(), "length")
                 return
-            request.append((id_, *request.answer.sampler.forced_tokens(room - 1)))
+            most = min(room, self._max_tokens - request.length) - 1
+            request.append((id_, *request.answer.sampler.forced_tokens(most)))
         except BaseException as error:  # it belongs to whoever reads this answer, sys.exit() too; the others go on
             self._fail_one(request, error)
 
