@@ -20,6 +20,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import edgelm
+from edgelm.batching.request import Request
+from edgelm.batching.running_batch import RunningBatch
+from edgelm.completion import FinishReason
 from edgelm.decoding.answer import join
 from edgelm.decoding.generate import prefill
 from edgelm.errors import ConfigError
@@ -254,6 +257,38 @@ def test_what_an_adapter_computed_is_never_that_of_another_with_its_name(exporte
     assert adapted.generate(prompt, config).token_ids == other
     with engine:
         assert edgelm.join([*engine.submit(prompt, config)]).token_ids == other
+
+
+@pytest.mark.parametrize(("tokens", "num_beams"), [(1, 1), (3, 1), (3, 2)])
+def test_an_adapter_goes_as_soon_as_the_reader_of_its_last_answer_has_the_end(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int, num_beams: int
+) -> None:
+    model = with_adapters(exported, "fp32", tmp_path, "values")
+    finish, goes_on = RunningBatch._finish, threading.Event()
+
+    def slow_finish(batch: RunningBatch, request: Request, text: str, reason: FinishReason) -> None:
+        finish(batch, request, text, reason)
+        goes_on.wait()  # the step that made the last token is not over
+
+    monkeypatch.setattr(RunningBatch, "_finish", slow_finish)
+    config = GenerationConfig(max_new_tokens=tokens, ignore_eos=True, adapter="values", num_beams=num_beams)
+    with edgelm.Engine(model) as engine:
+        assert join(engine.submit("The sea is", config)).usage.completion_tokens == tokens
+        try:
+            model.unload_adapter("values")
+        finally:
+            goes_on.set()
+
+
+def test_an_error_about_an_adapter_in_use_does_not_keep_it_in_use(exported: Exported, tmp_path: Path) -> None:
+    model = with_adapters(exported, "fp32", tmp_path, "values")
+    cache = model.adapted("values").new_cache()
+    model.session.forward(IDS, cache)
+    with pytest.raises(ConfigError, match="in use by 1 KV caches") as caught:
+        model.unload_adapter("values")
+    del cache
+    model.unload_adapter("values")
+    assert caught.value.__traceback__ is not None
 
 
 def test_adapters_come_and_go_while_answers_are_made(exported: Exported, tmp_path: Path) -> None:

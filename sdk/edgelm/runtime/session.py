@@ -210,15 +210,15 @@ class DecoderSession:
         """
 
         def without() -> AdapterBank:
-            holders = self._holders.all()
-            users = [holder for holder in holders if isinstance(holder, KVCache) and holder.adapter == name]
+            # Counted, not listed: the error would hold them.
+            users = sum(isinstance(holder, KVCache) and holder.adapter == name for holder in self._holders.all())
             if users:
                 raise ConfigError(
-                    f"The adapter {name!r} is in use by {len(users)} KV caches. First end those answers, and the "
+                    f"The adapter {name!r} is in use by {users} KV caches. First end those answers, and the "
                     "conversations that are held with it."
                 )
             left = self._graph.adapters.without_adapter(name)
-            for holder in holders:
+            for holder in self._holders.all():
                 if isinstance(holder, PrefixCache):
                     holder.forget_adapter(name)
             return left
