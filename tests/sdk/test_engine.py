@@ -70,9 +70,10 @@ def test_cancel_ends_an_answer_within_one_step(model: LanguageModel) -> None:
         assert list(generation) == []
 
 
-def test_a_deadline_ends_an_answer_as_cancelled(model: LanguageModel) -> None:
+@pytest.mark.parametrize("deadline", [0.0, -1, float("-inf"), -(10**400)])
+def test_a_deadline_ends_an_answer_as_cancelled(model: LanguageModel, deadline: float) -> None:
     with Engine(model) as engine:
-        completion = join(engine.submit("x", ENDLESS, deadline=0.0))
+        completion = join(engine.submit("x", ENDLESS, deadline=deadline))
     assert completion.finish_reason == "cancelled"
 
 
@@ -305,9 +306,10 @@ def test_a_deadline_frees_the_place_of_an_answer_that_nobody_reads(model: Langua
         assert join(engine.submit("y", GenerationConfig(max_new_tokens=2))).usage.completion_tokens == 2
 
 
-def test_a_deadline_beyond_what_a_clock_can_wait_for_is_none(model: LanguageModel) -> None:
+@pytest.mark.parametrize("deadline", [1e300, float("inf"), 10**400])
+def test_a_deadline_beyond_what_a_clock_can_wait_for_is_none(model: LanguageModel, deadline: float) -> None:
     with Engine(model, EngineOptions(max_batch=1, max_unread=1)) as engine:
-        unread = engine.submit("x", GenerationConfig(max_new_tokens=9, ignore_eos=True), deadline=1e300)
+        unread = engine.submit("x", GenerationConfig(max_new_tokens=9, ignore_eos=True), deadline=deadline)
         assert join(engine.submit("y", GenerationConfig(max_new_tokens=2))).usage.completion_tokens == 2
         assert join(unread).usage.completion_tokens == 9
 

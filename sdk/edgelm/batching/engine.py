@@ -182,11 +182,12 @@ class Engine:
             )
         if not is_whole(priority):
             raise ConfigError(f"priority is {priority!r}; it must be a whole number.")
-        if deadline is not None and (not is_number(deadline) or math.isnan(deadline)):
+        if deadline is not None and (not is_number(deadline) or not deadline <= math.inf):
             raise ConfigError(f"deadline is {deadline!r}; it must be a number of seconds.")
         answer = self._model.answer(prompt, config)
         self._check_memory(len(answer.prompt_ids), answer.config)
-        expires = float("inf") if deadline is None else time.monotonic() + deadline
+        seconds = math.inf if deadline is None else max(0.0, min(deadline, threading.TIMEOUT_MAX))
+        expires = time.monotonic() + seconds
         with self._changed:
             if self._draining:
                 raise EdgeLMError("The engine is closed; make a new one.")
