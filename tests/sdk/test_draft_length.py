@@ -1,7 +1,10 @@
 """How many tokens to guess: lookups in the text, the costs of steps, and what is learned from guesses."""
 
+from collections import deque
+
 import pytest
 
+from edgelm.decoding import draft_length
 from edgelm.decoding.draft_length import DraftLength, StepCosts
 from edgelm.decoding.prompt_lookup import PromptLookup
 
@@ -62,6 +65,19 @@ def test_a_step_takes_the_median_of_the_last_ones() -> None:
     for _ in range(9):
         known.add(4, 20.0)
     assert known.seconds(4) == 20.0
+
+
+def test_threads_may_share_the_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = StepCosts()
+
+    def sorted_while_another_adds(samples: deque[float]) -> list[float]:
+        ordered = sorted(samples)
+        samples.append(9.0)
+        return ordered
+
+    monkeypatch.setattr(draft_length, "sorted", sorted_while_another_adds, raising=False)
+    known.add(1, STEP_OF_ONE)
+    assert known.seconds(1) == STEP_OF_ONE
 
 
 def test_a_step_that_was_not_seen_is_estimated_from_the_nearest_one() -> None:

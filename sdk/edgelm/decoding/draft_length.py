@@ -27,7 +27,8 @@ class StepCosts:
         """Take how long a step of so many tokens took."""
         samples = self._samples[tokens]
         samples.append(seconds)
-        self._medians[tokens] = sorted(samples)[len(samples) // 2]
+        ordered = sorted(samples)  # once: another thread may add to them meanwhile
+        self._medians[tokens] = ordered[len(ordered) // 2]
 
     @property
     def is_known(self) -> bool:
