@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 import edgelm
 from edgelm import Constraint, Engine, EngineOptions, Generation, GenerationConfig, LanguageModel
 from edgelm.memory.kv_cache import KVCache, bytes_per_token
-from edgelm.runtime.stop_switch import StopSwitch
+from edgelm.memory.prefix_cache import PrefixCache
+from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 
 
@@ -142,3 +143,63 @@ def test_a_piece_of_a_long_prompt_is_stopped_only_for_a_short_one_that_can_start
         for request in requests:
             edgelm.join(request)
     assert pressed == [stops]
+
+
+def test_a_piece_that_was_stopped_once_is_finished_before_the_prompt_is_stopped_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, one = scripted_model("Fine."), GenerationConfig(max_new_tokens=1)
+    forward, began, goes_on = model.session.forward, threading.Semaphore(0), threading.Semaphore(0)
+    pressed: list[bool] = []
+
+    def hold(ids: list[int], cache: KVCache, *, stop: StopSwitch | None = None, **rest: Any) -> NDArray[np.float32]:
+        if stop is not None and len(ids) > 1:  # of the long prompt
+            began.release()
+            assert goes_on.acquire(timeout=60)
+            pressed.append(stop.is_pressed)
+            if stop.is_pressed:
+                raise StoppedError
+        return forward(ids, cache, stop=stop, **rest)
+
+    monkeypatch.setattr(model.session, "forward", hold)
+    with Engine(model) as engine:
+        requests = [engine.submit([7] * 600, one)]
+        for short in (8, 9, 10):
+            assert began.acquire(timeout=60)
+            requests.append(engine.submit([short], one))
+            goes_on.release()
+        goes_on.release(600)
+        for request in requests:
+            assert edgelm.join(request).usage.completion_tokens == 1
+    assert pressed[:3] == [True, False, True]
+    assert not any(pressed[3:])
+
+
+@pytest.mark.parametrize(("prompt", "num_beams"), [(39, 1), (13, 2)])
+def test_a_request_waits_until_it_fits_the_memory_with_the_next_token_of_each(
+    model: LanguageModel, prompt: int, num_beams: int
+) -> None:
+    config = GenerationConfig(max_new_tokens=20, ignore_eos=True)
+    # Beside the 60, 39 are left with a token for each: for 38 and one, or for 3 rows of 12 and one.
+    with Engine(model, EngineOptions(max_kv_bytes=100 * bytes_per_token(model.config))) as engine:
+        with held(engine):
+            first = engine.submit([5] * 60, config)
+            second = engine.submit([6] * prompt, config.replace(num_beams=num_beams))
+        for answer in (first, second):
+            assert edgelm.join(answer).usage.completion_tokens == 20
+    assert engine.stats.preempted == 0
+
+
+@pytest.mark.parametrize("unread", [None, 1])
+def test_an_answer_that_is_computed_again_counts_its_prompt_once(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch, unread: int | None
+) -> None:
+    prompt, config = [11, 12, 13, 14] * 25, GenerationConfig(max_new_tokens=9, ignore_eos=True)
+    monkeypatch.setattr(model, "prefixes", PrefixCache(model.config))
+    with Engine(model, EngineOptions(max_batch=1, max_unread=unread)) as engine:
+        first = engine.submit(prompt, config)
+        edgelm.join(engine.submit([8, 9], config))  # for which it gives its place away, where it may not be unread
+        answer = edgelm.join(first)
+        assert (engine.stats.cached_tokens > 0) == (unread is not None)
+    assert (answer.usage.cached_tokens, answer.timings.prefill_tokens) == (0, len(prompt))
+    assert min(answer.timings.queued_seconds, answer.timings.prefill_seconds, answer.timings.decode_seconds) > 0
