@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 import edgelm
 from edgelm import Constraint, Engine, EngineOptions, Generation, GenerationConfig, LanguageModel
+from edgelm.batching.request import Request
+from edgelm.batching.running_batch import RunningBatch
 from edgelm.memory.kv_cache import KVCache, bytes_per_token
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
@@ -203,3 +205,56 @@ def test_an_answer_that_is_computed_again_counts_its_prompt_once(
         assert (engine.stats.cached_tokens > 0) == (unread is not None)
     assert (answer.usage.cached_tokens, answer.timings.prefill_tokens) == (0, len(prompt))
     assert min(answer.timings.queued_seconds, answer.timings.prefill_seconds, answer.timings.decode_seconds) > 0
+
+
+@pytest.mark.parametrize(("priorities", "loses"), [((0, 1), 0), ((1, 0), 1), ((2, 2), 1)])
+def test_where_the_memory_is_full_the_least_and_youngest_request_waits(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch, priorities: tuple[int, int], loses: int
+) -> None:
+    config, aside, lost = GenerationConfig(max_new_tokens=20, ignore_eos=True), RunningBatch.put_aside, set()
+
+    def noting(batch: RunningBatch, request: Request) -> None:
+        lost.add(request.number)
+        aside(batch, request)
+
+    monkeypatch.setattr(RunningBatch, "put_aside", noting)
+    with Engine(model, EngineOptions(max_kv_bytes=100 * bytes_per_token(model.config))) as engine:
+        with held(engine):
+            answers = [engine.submit([5 + i] * 40, config, priority=priorities[i]) for i in range(2)]
+        for answer in answers:
+            assert edgelm.join(answer).usage.completion_tokens == 20
+    assert lost == {2 + loses}  # the first is the one that is held
+
+
+def test_the_rest_of_a_prompt_that_a_piece_completes_goes_ahead_too() -> None:
+    model, one = scripted_model("Fine."), GenerationConfig(max_new_tokens=1)
+    assert isinstance(model.session, ScriptedDecoder)
+    with Engine(model) as engine:
+        with held(engine):
+            requests = [engine.submit([7] * 640, one), engine.submit([8] * 100, one)]
+        for request in requests:
+            edgelm.join(request)
+    _, *pieces = model.session.forwarded
+    assert [(piece[0], len(piece)) for piece in pieces[:4]] == [(7, 64), (8, 64), (8, 36), (7, 64)]
+
+
+def test_a_search_that_begins_again_has_all_of_its_memory_again(model: LanguageModel) -> None:
+    prompt, config = [5, 6, 7, 8, 9] * 2, GenerationConfig(num_beams=3, max_new_tokens=15, ignore_eos=True)
+    with Engine(model, EngineOptions(max_kv_bytes=100 * bytes_per_token(model.config))) as engine:
+        with held(engine):
+            first = engine.submit([5] * 20, GenerationConfig(max_new_tokens=30, ignore_eos=True), priority=1)
+            search = engine.submit(prompt, config)
+        assert edgelm.join(first).usage.completion_tokens == 30
+        assert edgelm.join(search).token_ids == model.generate(prompt, config).token_ids  # in 4 rows of 25
+        assert engine.stats.preempted > 0
+
+
+def test_what_a_constraint_forced_is_given_out_once_where_it_is_computed_again(model: LanguageModel) -> None:
+    pytest.importorskip("llguidance")
+    config = GenerationConfig(constraint=Constraint.regex("(the sea is blue ){3}[0-9]{2,9}"), max_new_tokens=60)
+    with Engine(model, EngineOptions(max_batch=1, max_unread=1)) as engine:
+        unread = engine.submit("x", config)
+        edgelm.join(engine.submit("y", GenerationConfig(max_new_tokens=3)))  # for which it gives its place away
+        answer = edgelm.join(unread)
+    assert answer.text.startswith("the sea is blue the sea is blue the sea is blue ")
+    assert answer.token_ids == model.generate("x", config).token_ids
