@@ -117,3 +117,7 @@ def test_a_guess_that_takes_long_is_not_made() -> None:
     assert length.best(1, 15) > 3
     length.learn_cost(4, 4 * STEP_OF_ONE)
     assert length.best(1, 15) == 0
+    cheap = DraftLength(costs(), {1: 0.8})
+    cheap.learn_cost(10, STEP_OF_ONE)
+    cheap.learn_cost(10, STEP_OF_ONE)  # a tenth of a step for each token
+    assert cheap.best(1, 15) > 0

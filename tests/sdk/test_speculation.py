@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_tiny_model import make_checkpoint
+from make_tiny_model import CONFIG, make_checkpoint
 
 import edgelm
 from edgelm import Constraint, Engine, EngineOptions, GenerationConfig, LanguageModel
+from edgelm.config import RopeScaling
 from edgelm.decoding.draft_length import StepCosts
 from edgelm.decoding.draft_model import DraftModel
 from edgelm.decoding.generate import prefill
@@ -322,6 +323,41 @@ def test_where_guesses_fail_they_stop() -> None:
         speculator.extend((id_,))
     assert speculator.accepted == 0
     assert speculator.drafted < 40  # of 180
+
+
+def test_a_guess_that_costs_nothing_is_made_to_see_whether_it_comes_true() -> None:
+    class Unlikely(Guesses):
+        kinds: Mapping[int, float] = {1: 0.3}
+
+    speculator, guesses = Speculator(Unlikely([7]), FixedCosts(0.5)), []
+    for _ in range(20):
+        guesses.append(speculator.guess(1))
+        speculator.extend([7])
+    first = guesses.index([7])
+    assert first > 1  # it had to come true before
+    assert guesses[first:] == [[7]] * (20 - first)
+    assert speculator.drafted == speculator.accepted == 20 - first
+
+
+def test_guessed_tokens_go_beyond_the_original_context_of_longrope_as_plain_ones(tmp_path: Path) -> None:
+    half = CONFIG.head_dim // 2
+    scaling = RopeScaling(
+        rope_type="longrope",
+        factor=16.0,
+        original_max_position_embeddings=64,
+        short_factor=(1.0,) * half,
+        long_factor=tuple(1.0 + i for i in range(half)),
+    )
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", dataclasses.replace(CONFIG, rope_scaling=scaling))
+    export_package(HuggingFaceCheckpoint(checkpoint), tmp_path / "package", "fp32")
+    model, config = load(tmp_path / "package"), GenerationConfig(max_new_tokens=40, ignore_eos=True)
+    right = 0
+    for length in range(40, 64, 3):
+        prompt = repetitive(random.Random(length), length)
+        right += check_exact(model, prompt, config, "prompt_lookup")
+        got = model.generate(prompt, config.replace(speculation="prompt_lookup"))
+        assert got.token_ids == model.generate(prompt, config).token_ids  # float32: no near tie turns on 1e-6
+    assert right > 20
 
 
 def test_guesses_that_cost_something_and_fail_are_tried_again_after_longer_and_longer_pauses() -> None:
