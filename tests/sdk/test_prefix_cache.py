@@ -1,17 +1,22 @@
+import dataclasses
 import threading
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from make_tiny_model import CONFIG, make_checkpoint
 
 import edgelm
 from edgelm import ChatSession, Engine, EngineOptions, GenerationConfig, LanguageModel
+from edgelm.config import RopeScaling
 from edgelm.decoding.answer import join
 from edgelm.memory.kv_cache import KVCache, bytes_per_token
 from edgelm.memory.prefix_cache import BLOCK, PrefixCache
 from edgelm.memory.returned_memory import CAN_RETURN
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
 
 SHORT = GenerationConfig(max_new_tokens=4, ignore_eos=True)
 
@@ -184,6 +189,60 @@ def test_the_end_of_a_long_text_goes_before_its_beginning(model: LanguageModel) 
     ids = random_ids(6 * BLOCK)
     prefixes.keep(filled(model, ids), len(ids))
     assert prefixes.fill(model.session.new_cache(), ids) == 3 * BLOCK
+
+
+def test_of_a_text_that_gives_way_the_beginning_stays_longest(model: LanguageModel) -> None:
+    prefixes = PrefixCache(model.config, 5 * BLOCK * bytes_per_token(model.config))
+    texts = [random_ids(length * BLOCK + 2, seed=length) for length in (4, 3)]
+    for ids in texts:
+        prefixes.keep(filled(model, ids), len(ids))
+    assert prefixes.tokens == 5 * BLOCK
+    assert [prefixes.fill(model.session.new_cache(), ids) for ids in texts] == [2 * BLOCK, 3 * BLOCK]
+
+
+@pytest.mark.parametrize(("more", "kept"), [(-1, 0), (0, BLOCK)])
+def test_a_budget_of_one_block_keeps_one(model: LanguageModel, more: int, kept: int) -> None:
+    prefixes = PrefixCache(model.config, BLOCK * bytes_per_token(model.config) + more)
+    prefixes.keep(filled(model, random_ids(100)), 100)
+    assert prefixes.tokens == kept
+
+
+def test_what_an_adapter_computed_is_forgotten_with_its_bytes(model: LanguageModel) -> None:
+    prefixes, ids, adapted = PrefixCache(model.config), random_ids(100), model.session.new_cache()
+    prefixes.keep(filled(model, ids), 100)
+    cache = filled(model, ids)
+    cache.adapter = "sea"
+    prefixes.keep(cache, 100)
+    assert prefixes.tokens == 2 * 96
+    prefixes.forget_adapter("sea")
+    assert prefixes.tokens == 96
+    adapted.use_adapter("sea")
+    assert prefixes.fill(adapted, ids) == 0
+    assert prefixes.fill(model.session.new_cache(), ids) == 96
+
+
+@pytest.mark.parametrize("lengths", [(60, 100, 60), (100, 60, 100)])
+def test_beginnings_of_short_and_long_texts_are_kept_apart_where_they_turn_otherwise(
+    lengths: tuple[int, ...], tmp_path: Path
+) -> None:
+    half = CONFIG.head_dim // 2
+    scaling = RopeScaling(
+        rope_type="longrope",
+        factor=16.0,
+        original_max_position_embeddings=64,
+        short_factor=(1.0,) * half,
+        long_factor=tuple(1.0 + i for i in range(half)),
+    )
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", dataclasses.replace(CONFIG, rope_scaling=scaling))
+    export_package(HuggingFaceCheckpoint(checkpoint), tmp_path / "package", "fp32")
+    model, alone = edgelm.load(tmp_path / "package"), edgelm.load(tmp_path / "package")
+    alone.prefixes = PrefixCache(alone.config, 0)
+    config, ids = GenerationConfig(max_new_tokens=3, ignore_eos=True, logprobs=0), random_ids(100)
+    answers = [model.generate(ids[:length], config) for length in lengths]
+    assert [answer.logprobs for answer in answers] == [
+        alone.generate(ids[:length], config).logprobs for length in lengths
+    ]
+    assert [cached(answer) for answer in answers] == [0, 0, 32 if lengths[0] == 60 else 0]
 
 
 def test_of_a_text_beyond_the_budget_only_what_is_kept_is_copied(model: LanguageModel) -> None:
