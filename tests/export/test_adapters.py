@@ -338,7 +338,9 @@ def test_an_unloaded_adapter_leaves_nothing_behind(exported: Exported, tmp_path:
         model.unload_adapter("values")
     export_adapter(exported.adapters["all"], exported.packages["fp32"], tmp_path / "all-again")
     model.load_adapter(tmp_path / "all-again", "values")
-    other = model.generate(prompt, config).token_ids
+    completion = model.generate(prompt, config)
+    assert completion.usage.cached_tokens == 0  # what the first of that name computed is gone
+    other = completion.token_ids
     assert other == model.adapted("values").generate(prompt, config).token_ids != expected
     with pytest.raises(ConfigError, match=r"An adapter 'values' is loaded already\. Unload it first, or give this one"):
         model.load_adapter(tmp_path / "values", "values")

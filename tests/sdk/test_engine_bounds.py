@@ -13,7 +13,7 @@ from held_engine import held
 from numpy.typing import NDArray
 
 import edgelm
-from edgelm import Constraint, Engine, EngineOptions, Generation, GenerationConfig, LanguageModel
+from edgelm import Chunk, Constraint, Engine, EngineOptions, Generation, GenerationConfig, LanguageModel
 from edgelm.batching.request import Request
 from edgelm.batching.running_batch import RunningBatch
 from edgelm.memory.kv_cache import KVCache, bytes_per_token
@@ -258,3 +258,17 @@ def test_what_a_constraint_forced_is_given_out_once_where_it_is_computed_again(m
         answer = edgelm.join(unread)
     assert answer.text.startswith("the sea is blue the sea is blue the sea is blue ")
     assert answer.token_ids == model.generate("x", config).token_ids
+
+
+def test_an_answer_rests_from_more_texts_than_may_be_unread_until_all_are_read() -> None:
+    woken: list[bool] = []
+    answer = Generation(lambda: woken.append(answer.is_full), lambda: None, max_unread=3)
+    for _ in range(2):  # what was read counts no more
+        for i in range(4):
+            assert not answer.is_full
+            answer.put(Chunk(text=str(i), token_ids=(i,)))
+        assert answer.is_full
+        for i in range(4):
+            assert answer.is_full
+            assert next(answer).text == str(i)
+    assert woken == [False, False]
