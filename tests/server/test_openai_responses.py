@@ -204,6 +204,22 @@ def test_what_cannot_be_done_is_refused(serving, fields, words):
     assert words in reply.json["error"]["message"]
 
 
+def test_system_messages_behind_each_other_are_one(serving):
+    items = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "system", "content": [{"type": "input_text", "text": "Now."}]},
+        {"role": "user", "content": "x"},
+        {"role": "developer", "content": "Be long."},
+    ]
+    given = respond(serving, instructions="Be kind.", input=items).json
+    turns = [
+        {"role": "system", "content": "Be kind.\n\nBe brief.\n\nNow."},
+        {"role": "user", "content": "x"},
+        {"role": "system", "content": "Be long."},
+    ]
+    assert given["output"][0]["content"][0]["text"] == chat_text(serving, turns)
+
+
 @pytest.mark.parametrize("field", ["content", "output"])
 def test_an_image_is_refused(serving, field):
     item = {"role": "user"} if field == "content" else {"type": "function_call_output", "call_id": "1"}

@@ -102,7 +102,7 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     if form["type"] == "json_schema":
         if form.get("schema") is None:
             raise ApiError(400, "text.format.schema is missing.", param="text.format.schema")
-        chat["response_format"]["json_schema"] = {"schema": form["schema"]}
+        chat["response_format"]["json_schema"] = {"schema": form["schema"], "strict": form.get("strict")}
     return chat
 
 
@@ -122,10 +122,13 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
             text = _text_of(item.get("content"))
             thought = {"reasoning_content": text} if text else {}
         elif kind == "message":
-            of_answer = thought if item["role"] == "assistant" else {}
-            messages.append(
-                {"role": item["role"], "content": text_of(item["content"], f"{place}.content"), **of_answer}
-            )
+            role = "system" if item["role"] == "developer" else item["role"]
+            said = text_of(item["content"], f"{place}.content")
+            of_answer = thought if role == "assistant" else {}
+            if role == "system" and messages and messages[-1]["role"] == "system":
+                messages[-1]["content"] += f"\n\n{said}"  # many templates take one such message, at the beginning
+            else:
+                messages.append({"role": role, "content": said, **of_answer})
             thought = {}
         elif kind == "function_call":
             names[item["call_id"]] = item["name"]
