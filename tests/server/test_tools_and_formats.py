@@ -39,6 +39,29 @@ def test_an_answer_keeps_to_a_schema(serving, strict):
     assert fits("".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks))
 
 
+@pytest.mark.parametrize("strict", [True, False, None])
+def test_what_cannot_be_enforced_is_passed_over_where_a_schema_is_not_strict(serving, strict):
+    pair = {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 1, "uniqueItems": True}
+    schema = {"oneOf": [pair, {"type": "string", "pattern": "^(?!x)", "const": "x"}]}
+    form = {"name": "x", "schema": schema, "strict": strict}
+    replies = [
+        chat(serving, response_format={"type": "json_schema", "json_schema": form}),
+        serving.post("/v1/responses", {"input": "x", "text": {"format": {"type": "json_schema", **form}}}),
+    ]
+    if strict:
+        for reply in replies:
+            assert reply.status == 400
+            assert "The JSON schema cannot be enforced: " in reply.json["error"]["message"]
+        return
+    ollama = {"model": "tiny-random", "messages": HELLO, "format": schema, "stream": False}
+    texts = [
+        replies[0].json["choices"][0]["message"]["content"],
+        replies[1].json["output"][0]["content"][0]["text"],
+        serving.post("/api/chat", ollama).json["message"]["content"],
+    ]
+    assert set(texts) <= {'["a"]', '["b"]', '"x"'}
+
+
 def test_ollama_takes_a_schema_as_its_format(serving):
     body = {"model": "tiny-random", "messages": HELLO, "format": SCHEMA, "stream": False}
     assert fits(serving.post("/api/chat", body).json["message"]["content"])

@@ -160,7 +160,8 @@ def constraint_of(response_format: Mapping[str, Any] | None) -> Constraint | Non
         return Constraint.json_object()
     if "json_schema" not in response_format:
         raise ApiError(400, "response_format.json_schema is missing.", param="response_format.json_schema")
-    return Constraint.json_schema(response_format["json_schema"]["schema"])
+    form = response_format["json_schema"]
+    return Constraint.json_schema(form["schema"], strict=bool(form.get("strict")))
 
 
 @dataclass(frozen=True, kw_only=True)

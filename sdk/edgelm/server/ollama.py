@@ -268,7 +268,7 @@ def _config(model: LanguageModel, body: Mapping[str, Any]) -> Any:
     if form == "json":
         constraint = Constraint.json_object()
     elif form:
-        constraint = Constraint.json_schema(form)
+        constraint = Constraint.json_schema(form, strict=False)  # as Ollama's own
     return generation_config(model, settings, max_tokens=limit if limit > 0 else None, constraint=constraint)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgelm.arguments import as_list
 from edgelm.errors import ConfigError
-from edgelm.structure.schema_gaps import close_gaps
+from edgelm.structure.schema_gaps import close_gaps, loosen
 
 if TYPE_CHECKING:
     from edgelm.structure.constraint_matcher import ConstraintMatcher
@@ -26,6 +26,8 @@ JSON_STYLE = {
     "key_separator": ": ",
     "json_allowed_escapes": 'nrbtf\\"',
 }
+# What cannot be enforced is passed over.
+LENIENT = {**JSON_STYLE, "lenient": True, "coerce_one_of": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +47,10 @@ class Constraint:
     at_start: bool = False
 
     @classmethod
-    def json_schema(cls, schema: Mapping[str, Any]) -> Constraint:
+    def json_schema(cls, schema: Mapping[str, Any], *, strict: bool = True) -> Constraint:
         """Constrain to JSON that a schema (draft 2020-12) describes.
+
+        strict: whether a keyword that cannot be enforced is an error; else it is passed over, and `oneOf` is `anyOf`.
 
         Raises:
             ConfigError: the schema is no mapping, has a value that is not JSON, or a minProperties that cannot be
@@ -58,7 +62,10 @@ class Constraint:
                 "pydantic class gives one by its model_json_schema(), and json.loads makes one of a text."
             )
         try:
-            source = json.dumps(close_gaps(schema), ensure_ascii=False, allow_nan=False)
+            closed = close_gaps(schema if strict else loosen(schema))
+            if not strict:
+                closed.setdefault("x-guidance", LENIENT)
+            source = json.dumps(closed, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"The JSON schema is not JSON: {error}.") from error
         return cls(kind="json_schema", source=source)

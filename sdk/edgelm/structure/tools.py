@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
-from edgelm.structure.constraint import JSON_STYLE, Constraint, lark_string
+from edgelm.structure.constraint import JSON_STYLE, LENIENT, Constraint, lark_string
 from edgelm.structure.schema_gaps import close_gaps, loosen
 from edgelm.structure.tool_formats import ToolFormat
 
@@ -171,7 +171,7 @@ def _parameters(function: Mapping[str, Any]) -> str:
         schema["type"] = "object"
         if "properties" in schema:
             schema.setdefault("additionalProperties", False)  # a small model makes up parameters where it may
-        schema.setdefault("x-guidance", JSON_STYLE | {"lenient": not function.get("strict")})
+        schema.setdefault("x-guidance", JSON_STYLE if function.get("strict") else LENIENT)
         return json.dumps(schema, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"The parameters of the tool {function['name']!r} are no JSON schema: {error}.") from error
