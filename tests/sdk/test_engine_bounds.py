@@ -16,6 +16,8 @@ import edgelm
 from edgelm import Chunk, Constraint, Engine, EngineOptions, Generation, GenerationConfig, LanguageModel
 from edgelm.batching.request import Request
 from edgelm.batching.running_batch import RunningBatch
+from edgelm.decoding.answer import join
+from edgelm.memory.kv_batch import KVBatch, KVRow
 from edgelm.memory.kv_cache import KVCache, bytes_per_token
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
@@ -32,6 +34,22 @@ def test_an_engine_that_was_drained_takes_no_more_requests() -> None:
     engine.close(drain=True)
     with pytest.raises(edgelm.EdgeLMError, match="The engine is closed; make a new one"):
         engine.submit("x")
+
+
+def test_an_error_that_is_kept_does_not_keep_the_memory_of_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[weakref.ref[KVBatch]] = []
+
+    def fail(batch: KVBatch, row: KVRow) -> None:
+        batches.append(weakref.ref(batch))
+        raise MemoryError("no memory for the batch")
+
+    monkeypatch.setattr(KVBatch, "activate", fail)
+    with Engine(scripted_model("Fine.")) as engine:
+        with pytest.raises(MemoryError, match="no memory for the batch") as caught:
+            join(engine.submit("x"))
+        assert caught.tb is not None
+    gc.collect()
+    assert [batch() for batch in batches] == [None]
 
 
 def test_a_closed_engine_leaves_nothing_behind() -> None:

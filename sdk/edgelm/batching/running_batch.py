@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections import deque
 
 import numpy as np
@@ -81,6 +82,7 @@ class RunningBatch:
 
     def fail(self, error: Exception) -> None:
         """End all requests with an error, and give their memory back."""
+        traceback.clear_frames(error.__traceback__)  # whoever keeps the error keeps those, and the memory in them
         requests = self.requests
         self._reset()
         for request in requests:
