@@ -12,6 +12,12 @@ _LLAMA3_SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+# Words that begin with capitals, or are of them, are apart: of o200k_base, and of Mistral's Tekken.
+_CAPITALS, _SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_WORDS = rf"[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}*{_SMALL}+{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}+{_SMALL}*{_SUFFIX}"
+_GPT4O_SPLIT = _WORDS + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_TEKKEN_SPLIT = _GPT4O_SPLIT.replace(_SUFFIX, "").replace(r"\p{N}{1,3}", r"\p{N}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +47,37 @@ def _split(regex: str) -> Mapping[str, Any]:
 
 
 _DIGITS = {"type": "Digits", "individual_digits": True}
-_LLAMA3 = PreTokenizer(steps=(_split(_LLAMA3_SPLIT), _byte_level(use_regex=False)), ignore_merges=True, add_bos=True)
+_GPT2 = PreTokenizer(steps=(_byte_level(use_regex=True),))
+_GPT_NEOX = replace(_GPT2, normalizer="NFC")
+_STARCODER = PreTokenizer(steps=(_DIGITS, _byte_level(use_regex=True)))
+
+
+def _splitting(regex: str, **settings: Any) -> PreTokenizer:
+    return PreTokenizer(steps=(_split(regex), _byte_level(use_regex=False)), **settings)
+
+
+_LLAMA3 = _splitting(_LLAMA3_SPLIT, ignore_merges=True, add_bos=True)
+_QWEN2 = _splitting(_QWEN2_SPLIT, normalizer="NFC")
 
 # tokenizer.ggml.pre -> what the models of that name have in their tokenizer.json.
 PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
-    "gpt-2": PreTokenizer(steps=(_byte_level(use_regex=True),)),
+    "gpt-2": _GPT2,
+    "phi-2": _GPT2,
+    "mpt": _GPT_NEOX,  # Pythia's too
+    "olmo": _GPT_NEOX,
     "llama-bpe": _LLAMA3,
     "llama-v3": _LLAMA3,
     "llama3": _LLAMA3,
-    "qwen2": PreTokenizer(steps=(_split(_QWEN2_SPLIT), _byte_level(use_regex=False)), normalizer="NFC"),
-    "smollm": PreTokenizer(steps=(_DIGITS, _byte_level(use_regex=True))),
+    "smaug-bpe": replace(_LLAMA3, add_bos=False),  # SmolLM3's
+    "dbrx": _splitting(_LLAMA3_SPLIT),  # OLMo 2's
+    "qwen2": _QWEN2,
+    "deepseek-r1-qwen": replace(_QWEN2, add_bos=True),
+    "stablelm2": _QWEN2,
+    "gpt-4o": _splitting(_GPT4O_SPLIT),  # GPT-OSS's and Phi-4-mini's
+    "tekken": _splitting(_TEKKEN_SPLIT, ignore_merges=True, add_bos=True),  # Mistral Nemo's
+    "smollm": _STARCODER,
+    "starcoder": _STARCODER,
+    "refact": _STARCODER,  # Granite's
 }
 
 

@@ -113,7 +113,7 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], kind: Kind) -
         kind=kind,
         texts=tokens,
         scores=np.array(scores),
-        types=bytes(types),
+        types=bytes(_with_one_unknown(types, metadata.get("tokenizer.ggml.unknown_token_id"))),
         charsmap=_charsmap(metadata),
         add_dummy_prefix=_flag(metadata, "tokenizer.ggml.add_space_prefix", default=True),
         remove_extra_whitespaces=_flag(metadata, "tokenizer.ggml.remove_extra_whitespaces", default=False),
@@ -124,6 +124,15 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], kind: Kind) -
         add_bos=kind == "bpe",
         add_eos=kind == "unigram",
     )
+
+
+def _with_one_unknown(types: list[int], unknown: object) -> list[int]:
+    """Return the types with one token for the unknown; Phi-3's files have that type for places without a token."""
+    if types.count(PieceType.UNKNOWN) < 2 or type(unknown) is not int or not 0 <= unknown < len(types):
+        return types
+    single = [PieceType.UNUSED if type_ == PieceType.UNKNOWN else type_ for type_ in types]
+    single[unknown] = PieceType.UNKNOWN
+    return [int(type_) for type_ in single]
 
 
 def _charsmap(metadata: Mapping[str, Any]) -> bytes:

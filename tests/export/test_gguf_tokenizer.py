@@ -93,10 +93,11 @@ def test_begin_and_end_tokens_are_added_only_where_the_file_says_so(
     assert save(small_metadata(**changes), tmp_path)("hello")["input_ids"] == expected
 
 
-def test_llama3_adds_the_begin_token_where_the_file_says_nothing() -> None:
+def test_some_add_the_begin_token_where_the_file_says_nothing() -> None:
     for pre in PRE_TOKENIZERS:
         ids = build(ggml__pre=pre, ggml__add_bos_token=None).encode("hello").ids
-        assert ids == ([263, 259] if pre in ("llama-bpe", "llama-v3", "llama3") else [259])
+        begins = ("llama-bpe", "llama-v3", "llama3", "deepseek-r1-qwen", "tekken")
+        assert ids == ([263, 259] if pre in begins else [259])
 
 
 SPLITS = {
@@ -104,7 +105,13 @@ SPLITS = {
     "smollm": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".", "y", "ĊĊĠ", "Ġend", "ĠI", "'", "VE"],
     "llama-bpe": ["ĠI", "'ve", "Ġ", "123", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
     "qwen2": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
+    "gpt-4o": ["ĠI've", "Ġ", "123", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI'VE"],
+    "tekken": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
 }
+ALIKE = {
+    "gpt-2": ("phi-2", "mpt", "olmo"), "smollm": ("starcoder", "refact"), "qwen2": ("stablelm2", "deepseek-r1-qwen"),
+    "llama-bpe": ("llama-v3", "llama3", "smaug-bpe", "dbrx"), "gpt-4o": (), "tekken": (),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("pre", SPLITS)
@@ -114,19 +121,34 @@ def test_text_is_split_as_the_models_of_that_name_split_it(pre: str) -> None:
     assert [piece for piece, _ in splitter.pre_tokenize_str(" I've 1234 x.y\n\n  end I'VE")] == SPLITS[pre]
 
 
-def test_qwen2_alone_composes_characters_first() -> None:
+def test_names_of_one_split_split_alike() -> None:
+    assert {name for alike in ALIKE.items() for name in (alike[0], *alike[1])} == set(PRE_TOKENIZERS)
+    for pre, others in ALIKE.items():
+        assert all(PRE_TOKENIZERS[other].steps == PRE_TOKENIZERS[pre].steps for other in others)
+
+
+@pytest.mark.parametrize("pre", ["gpt-4o", "tekken"])
+def test_newer_vocabularies_split_where_capitals_begin_a_word(pre: str) -> None:
+    splitter = build(ggml__pre=pre).pre_tokenizer
+    assert splitter is not None
+    pieces = [piece for piece, _ in splitter.pre_tokenize_str("iPhone HTTPServer a/b/\n")]
+    assert pieces == ["i", "Phone", "ĠHTTPServer", "Ġa", "/b", "/Ċ"]
+
+
+def test_some_compose_characters_first() -> None:
     for pre in PRE_TOKENIZERS:
         normalizer = build(ggml__pre=pre).normalizer
         assert (normalizer.normalize_str("e\u0301") if normalizer else "e\u0301") == (
-            "\u00e9" if pre == "qwen2" else "e\u0301"
+            "\u00e9" if pre in ("qwen2", "stablelm2", "deepseek-r1-qwen", "mpt", "olmo") else "e\u0301"
         )
 
 
-def test_llama3_takes_a_whole_word_of_the_vocabulary_without_merges() -> None:
+def test_some_take_a_whole_word_of_the_vocabulary_without_merges() -> None:
     for pre in PRE_TOKENIZERS:
         # "12" has a token; without its merge only a model that ignores merges finds it.
         ids = build(ggml__pre=pre, ggml__merges=MERGES[:-1]).encode("12").ids
-        assert (ids == [261]) == (pre in ("llama-bpe", "llama-v3", "llama3"))
+        assert (ids == [261]) == (pre in ("llama-bpe", "llama-v3", "llama3", "smaug-bpe"))
+    assert PRE_TOKENIZERS["tekken"].ignore_merges  # which takes digits apart
 
 
 TOKENS: list[str] = small_metadata()["tokenizer.ggml.tokens"]
@@ -134,7 +156,10 @@ TYPES: list[int] = small_metadata()["tokenizer.ggml.token_type"]
 BROKEN = {
     "sentencepiece without scores": ({"ggml__model": "llama"}, "tokenizer.ggml.scores is missing or no array of float"),
     "no model": ({"ggml__model": None}, "tokenizer.ggml.model is None; only 'gpt2', 'llama', 't5' can be rebuilt"),
-    "another split": ({"ggml__pre": "tekken"}, "tokenizer.ggml.pre is 'tekken'; supported: gpt-2, llama-bpe, .*smollm"),
+    "another split": (
+        {"ggml__pre": "falcon"},
+        "tokenizer.ggml.pre is 'falcon'; supported: gpt-2, .*llama-bpe, .*smollm",
+    ),
     "no split": ({"ggml__pre": None}, "tokenizer.ggml.pre is None"),
     "a list for a split": ({"ggml__pre": ["gpt-2"]}, r"tokenizer.ggml.pre is \['gpt-2'\]"),
     "no tokens": ({"ggml__tokens": None}, "tokenizer.ggml.tokens is missing or no array of str"),

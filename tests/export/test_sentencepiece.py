@@ -97,6 +97,22 @@ def gguf_metadata(model: SentencePieceModel) -> dict[str, Any]:
     }
 
 
+def test_places_without_a_token_that_a_gguf_file_calls_unknown_are_unused(
+    tmp_path: Path, trained: dict[str, bytes]
+) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(trained["bpe, as Llama's"])
+    metadata = gguf_metadata(read_sentencepiece(tmp_path / "tokenizer.model"))
+    expected = tokenizer_files(metadata)
+    metadata["tokenizer.ggml.tokens"] += ["[PAD1]", "[PAD2]"]  # as in Phi-3's files
+    metadata["tokenizer.ggml.scores"] += [-1000.0, -1000.0]
+    metadata["tokenizer.ggml.token_type"][0] = int(PieceType.CONTROL)
+    metadata["tokenizer.ggml.token_type"] += [int(PieceType.UNKNOWN)] * 2
+    assert tokenizer_files(metadata) == expected
+    del metadata["tokenizer.ggml.unknown_token_id"]
+    with pytest.raises(CheckpointError, match="all stand for the unknown; there must be one"):
+        tokenizer_files(metadata)
+
+
 def model_of(pieces: dict[str, PieceType], **changes: Any) -> SentencePieceModel:
     scores = np.zeros(len(pieces))
     return SentencePieceModel(kind="bpe", texts=list(pieces), scores=scores, types=bytes(pieces.values()), **changes)
