@@ -196,13 +196,17 @@ def _bpe(model: SentencePieceModel, names: Sequence[str | None]) -> Iterator[str
 
 
 def _merges(model: SentencePieceModel, names: Sequence[str | None]) -> tuple[list[str], NDArray[np.int64]]:
-    """Find every pair of pieces that makes a piece, in the order of that one's score, then of the ids of its parts.
+    """Find every pair of pieces that makes a piece, in the order of that one's score, then of the lengths of its parts.
+
+    SentencePiece merges the leftmost of pairs that score alike, as all runs of spaces do in Llama's and Mistral's
+    vocabularies: what has grown there goes on growing, so the longest left part comes first.
 
     Returns the pieces, and for each pair a number whose bits from 20 to 39 are the place of its left part among them,
     and those below of its right part.
     """
     texts = model.texts
     normal = [id_ for id_ in model.places_of(PieceType.NORMAL) if texts[id_] and names[id_] == texts[id_]]
+    normal.sort(key=lambda id_: len(texts[id_]), reverse=True)
     pieces = [texts[id_] for id_ in normal]
     try:
         whole_P, left_P, right_P = pairs_of_pieces(pieces, _MAX_MERGES)

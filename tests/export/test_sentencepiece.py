@@ -222,6 +222,22 @@ def piece(text: str, type_: int) -> bytes:
 
 UNKNOWN = piece("<unk>", 2)
 SCORE = b"\x15" + bytes(4)
+
+
+def test_runs_of_spaces_that_score_alike_are_merged_as_sentencepiece_merges_them(tmp_path: Path) -> None:
+    # As in Llama's and Mistral's vocabularies, of which no piece has 15.
+    runs = [piece("▁" * length, 1) for length in (1, 2, 4, 8, 5, 6, 16, 12, 13, 10, 14, 3, 9, 7, 11)]
+    as_it_is = message(3, varint(3, 0) + varint(4, 0))
+    data = b"".join([UNKNOWN, *runs, piece("a", 1), piece("▁a", 1), message(2, varint(3, 2)), as_it_is])
+    (tmp_path / "tokenizer.model").write_bytes(data)
+    original = SentencePieceProcessor(model_proto=data)
+
+    tokenizer = Tokenizer.load(write(tmp_path / "rebuilt", read_text_files(tmp_path)))
+
+    texts = [f"a{' ' * length}a" for length in range(60)]
+    assert [tokenizer.encode(text) for text in texts] == [original.encode(text) for text in texts]
+
+
 BROKEN = {
     "a word model": (UNKNOWN + message(2, varint(3, 3)), "has model type 3; supported are 1 .unigram. and 2 .bpe."),
     "spaces behind": (UNKNOWN + message(2, bytes([24 << 3 & 127 | 128, 1, 1])), "treat_whitespace_as_suffix"),
@@ -376,14 +392,15 @@ def test_the_pairs_are_all_ways_to_cut_a_piece_in_two_pieces() -> None:
     merges = merges_of(model)
 
     ids = {text: index for index, text in enumerate(texts)}
+    order = {text: (-len(text), index) for text, index in ids.items()}
     every = [
-        (-scores[ids[text]], ids[text[:place]], ids[text[place:]])
+        (-scores[ids[text]], order[text[:place]], order[text[place:]])
         for text in texts
         for place in range(1, len(text))
         if {text[:place], text[place:]} <= ids.keys()
     ]
     assert len(every) > 500
-    assert merges == [[texts[left], texts[right]] for _, left, right in sorted(every)]
+    assert merges == [[texts[left], texts[right]] for _, (_, left), (_, right) in sorted(every)]
 
 
 def test_unused_pieces_have_no_token(tmp_path: Path) -> None:
