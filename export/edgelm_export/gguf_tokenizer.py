@@ -130,9 +130,9 @@ def _with_one_unknown(types: list[int], unknown: object) -> list[int]:
     """Return the types with one token for the unknown; Phi-3's files have that type for places without a token."""
     if types.count(PieceType.UNKNOWN) < 2 or type(unknown) is not int or not 0 <= unknown < len(types):
         return types
-    single = [PieceType.UNUSED if type_ == PieceType.UNKNOWN else type_ for type_ in types]
+    single: list[int] = [PieceType.UNUSED if type_ == PieceType.UNKNOWN else type_ for type_ in types]
     single[unknown] = PieceType.UNKNOWN
-    return [int(type_) for type_ in single]
+    return single
 
 
 def _charsmap(metadata: Mapping[str, Any]) -> bytes:
