@@ -1,7 +1,13 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
+from make_tiny_model import CONFIG, make_checkpoint
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from edgelm.config import RopeScaling
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
 
 TEXT = """The sea is blue, and the sea was grey in the year 1984; it's wide. Thé naïve fiancée said: 漢字かな交じり文.
 def sail(sea):
@@ -53,3 +59,20 @@ def metaspace_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("metaspace")
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def longrope_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose positions turn otherwise in texts of more than 64 tokens."""
+    half = CONFIG.head_dim // 2
+    scaling = RopeScaling(
+        rope_type="longrope",
+        factor=16.0,
+        original_max_position_embeddings=64,
+        short_factor=(1.0,) * half,
+        long_factor=tuple(1.0 + i for i in range(half)),
+    )
+    folder = tmp_path_factory.mktemp("longrope")
+    checkpoint = make_checkpoint(folder / "checkpoint", dataclasses.replace(CONFIG, rope_scaling=scaling))
+    export_package(HuggingFaceCheckpoint(checkpoint), folder / "package", "fp32")
+    return folder / "package"

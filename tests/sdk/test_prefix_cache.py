@@ -1,22 +1,17 @@
-import dataclasses
 import threading
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from make_tiny_model import CONFIG, make_checkpoint
 
 import edgelm
 from edgelm import ChatSession, Engine, EngineOptions, GenerationConfig, LanguageModel
-from edgelm.config import RopeScaling
 from edgelm.decoding.answer import join
 from edgelm.memory.kv_cache import KVCache, bytes_per_token
 from edgelm.memory.prefix_cache import BLOCK, PrefixCache
 from edgelm.memory.returned_memory import CAN_RETURN
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
-from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 
 SHORT = GenerationConfig(max_new_tokens=4, ignore_eos=True)
 
@@ -223,19 +218,9 @@ def test_what_an_adapter_computed_is_forgotten_with_its_bytes(model: LanguageMod
 
 @pytest.mark.parametrize("lengths", [(60, 100, 60), (100, 60, 100)])
 def test_beginnings_of_short_and_long_texts_are_kept_apart_where_they_turn_otherwise(
-    lengths: tuple[int, ...], tmp_path: Path
+    lengths: tuple[int, ...], longrope_package: Path
 ) -> None:
-    half = CONFIG.head_dim // 2
-    scaling = RopeScaling(
-        rope_type="longrope",
-        factor=16.0,
-        original_max_position_embeddings=64,
-        short_factor=(1.0,) * half,
-        long_factor=tuple(1.0 + i for i in range(half)),
-    )
-    checkpoint = make_checkpoint(tmp_path / "checkpoint", dataclasses.replace(CONFIG, rope_scaling=scaling))
-    export_package(HuggingFaceCheckpoint(checkpoint), tmp_path / "package", "fp32")
-    model, alone = edgelm.load(tmp_path / "package"), edgelm.load(tmp_path / "package")
+    model, alone = edgelm.load(longrope_package), edgelm.load(longrope_package)
     alone.prefixes = PrefixCache(alone.config, 0)
     config, ids = GenerationConfig(max_new_tokens=3, ignore_eos=True, logprobs=0), random_ids(100)
     answers = [model.generate(ids[:length], config) for length in lengths]

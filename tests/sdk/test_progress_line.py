@@ -22,6 +22,16 @@ with progress_line() as progress:
 """
 
 
+def drawn(program: str) -> str:
+    """Return what a program draws on a terminal."""
+    ours, theirs = pty.openpty()
+    subprocess.run([sys.executable, "-c", program], stderr=theirs, check=True)
+    text = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    os.close(theirs)
+    return text
+
+
 @pytest.mark.parametrize("columns", [30, 45, 60, 100])
 def test_a_bar_stays_on_one_line_where_standard_output_is_a_pipe(columns: int) -> None:
     screen, (ours, theirs) = pyte.Screen(columns, 12), pty.openpty()
@@ -47,11 +57,7 @@ with progress_line() as progress:
 
 
 def test_a_bar_that_stands_still_goes_on_and_none_is_drawn_where_nobody_knows_the_whole() -> None:
-    ours, theirs = pty.openpty()
-    subprocess.run([sys.executable, "-c", STILL], stderr=theirs, check=True)
-    text = os.read(ours, 1 << 16).decode()
-    os.close(ours)
-    os.close(theirs)
+    text = drawn(STILL)
     assert "nobody" not in text
     assert "nothing" not in text
     assert "80%" in text
@@ -72,9 +78,5 @@ with progress_line() as progress:
 
 def test_the_time_that_is_left_is_told_by_what_this_run_did() -> None:
     """30 s for each 10: 20 more take a minute, though 80 of 100 are done after one."""
-    ours, theirs = pty.openpty()
-    subprocess.run([sys.executable, "-c", RESUMED], stderr=theirs, check=True)
-    text = os.read(ours, 1 << 16).decode()
-    os.close(ours)
-    os.close(theirs)
+    text = drawn(RESUMED)
     assert re.findall(r"(\d+)%  (\d\d:\d\d:\d\d)", text)[-2:] == [("70", "00:01:30"), ("80", "00:01:00")]

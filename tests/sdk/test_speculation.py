@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_tiny_model import CONFIG, make_checkpoint
+from make_tiny_model import make_checkpoint
 
 import edgelm
 from edgelm import Constraint, Engine, EngineOptions, GenerationConfig, LanguageModel
-from edgelm.config import RopeScaling
 from edgelm.decoding.draft_length import StepCosts
 from edgelm.decoding.draft_model import DraftModel
 from edgelm.decoding.generate import prefill
@@ -339,18 +338,8 @@ def test_a_guess_that_costs_nothing_is_made_to_see_whether_it_comes_true() -> No
     assert speculator.drafted == speculator.accepted == 20 - first
 
 
-def test_guessed_tokens_go_beyond_the_original_context_of_longrope_as_plain_ones(tmp_path: Path) -> None:
-    half = CONFIG.head_dim // 2
-    scaling = RopeScaling(
-        rope_type="longrope",
-        factor=16.0,
-        original_max_position_embeddings=64,
-        short_factor=(1.0,) * half,
-        long_factor=tuple(1.0 + i for i in range(half)),
-    )
-    checkpoint = make_checkpoint(tmp_path / "checkpoint", dataclasses.replace(CONFIG, rope_scaling=scaling))
-    export_package(HuggingFaceCheckpoint(checkpoint), tmp_path / "package", "fp32")
-    model, config = load(tmp_path / "package"), GenerationConfig(max_new_tokens=40, ignore_eos=True)
+def test_guessed_tokens_go_beyond_the_original_context_of_longrope_as_plain_ones(longrope_package: Path) -> None:
+    model, config = load(longrope_package), GenerationConfig(max_new_tokens=40, ignore_eos=True)
     right = 0
     for length in range(40, 64, 3):
         prompt = repetitive(random.Random(length), length)
