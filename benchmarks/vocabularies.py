@@ -29,7 +29,11 @@ def rebuilt(path: Path) -> Tokenizer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("folder", type=Path, help="with ggml-vocab-NAME.gguf, .gguf.inp and .gguf.out")
-    for path in sorted(parser.parse_args().folder.glob("ggml-vocab-*.gguf.out")):
+    folder = parser.parse_args().folder
+    outputs = sorted(folder.glob("ggml-vocab-*.gguf.out"))
+    if not outputs:
+        parser.error(f"{folder} has no ggml-vocab-NAME.gguf.out: name the folder models/ of llama.cpp's sources.")
+    for path in outputs:
         source = path.with_suffix("")
         name = source.stem.removeprefix("ggml-vocab-")
         texts = Path(f"{source}.inp").read_bytes().decode().split(SEPARATOR)
