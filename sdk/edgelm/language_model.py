@@ -350,7 +350,8 @@ class LanguageModel:
         template_variables: as in `encode_chat`.
 
         Raises:
-            ChatTemplateError, ConfigError: as from `encode_chat`; or the config has a constraint beside the tools.
+            ChatTemplateError, ConfigError: as from `encode_chat`; or the config has a constraint beside the tools that
+                is no JSON schema.
             ContextLengthError: the conversation does not fit the model's context.
         """
         prompt_ids, settings, take = self.chat_request(messages, config, tools, tool_choice, template_variables)

@@ -1,17 +1,19 @@
 import json
 import re
+from collections import deque
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 import edgelm
 from edgelm.completion import Message, ToolCall, ToolCallDelta
 from edgelm.decoding.answer import join
-from edgelm.errors import ConfigError
+from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel, load
 from edgelm.structure.constraint import Constraint
@@ -419,11 +421,54 @@ def test_tools_that_are_none_are_refused(tools: Any, choice: Any, message: str) 
         tool_constraint(tools, choice, row("hermes"))
 
 
-def test_a_constraint_besides_tools_is_refused() -> None:
-    config = GenerationConfig(constraint=Constraint.regex("a"))
-    with pytest.raises(ConfigError, match="cannot have a constraint and call tools"):
-        tool_settings(config, TOOLS, "auto", row("hermes"))
+@EVERY_FORMAT
+def test_beside_tools_an_answer_of_a_form_is_calls_or_has_the_form(name: str) -> None:
+    mood = {"type": "object", "properties": {"mood": {"enum": ["good", "bad"]}}, "required": ["mood"]}
+    form = Constraint.json_schema({**mood, "x-guidance": None})
+    settings = tool_settings(GenerationConfig(constraint=form), TOOLS, "auto", row(name))
+    assert settings.constraint is not None
+    tokenizer = Tokenizer.load(tiny_model_path())
+    for text in (written(name), '{"mood": "good"}'):
+        matcher = settings.constraint.compile(tokenizer, end_ids=[2])
+        for id_ in tokenizer.encode(text):
+            matcher.advance(id_)  # which refuses what the constraint does not have
+        logits_V = np.zeros(tokenizer.vocab_size, np.float32)
+        matcher.mask(logits_V)
+        assert np.isfinite(logits_V[2])  # the answer may end here
+    for text in ("I am well.", '{"mood": "odd"}', '{"mood":"good"}', "{}"):
+        matcher = settings.constraint.compile(tokenizer, end_ids=[2])
+        with pytest.raises(EdgeLMError, match="cannot be followed"):
+            deque(map(matcher.advance, tokenizer.encode(text)))
+
+
+def test_an_answer_of_a_form_is_no_call() -> None:
+    form = Constraint.json_schema({"type": "object", "properties": {"name": {"type": "string"}}})
+    answer = '{"name": "Anna"}'
+    for name in TEMPLATES:
+        model = with_template(scripted_model(answer), name)
+        completion = model.chat(QUESTION, GenerationConfig(constraint=form), tools=TOOLS)
+        assert (completion.text, completion.tool_calls, completion.finish_reason) == (answer, (), "stop")
+
+
+def test_a_call_that_must_come_has_no_other_form() -> None:
+    config = GenerationConfig(constraint=Constraint.json_object())
+    settings = tool_settings(config, TOOLS, "required", row("hermes"))
+    assert settings.constraint == tool_constraint(TOOLS, "required", row("hermes"))
     assert tool_settings(config, TOOLS, "none", row("hermes")) is config
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (Constraint.regex("a"), "Beside tools an answer can have a JSON schema for its constraint"),
+        (Constraint.json_object().starting_after("</think>"), "with nothing before it"),
+        (Constraint.json_schema({"type": "nothing"}), "The JSON schema cannot be enforced: .*nothing"),
+        (Constraint.json_schema({"x-guidance": {"a": 1}}), "The JSON schema cannot be enforced: unknown field `a`"),
+    ],
+)
+def test_another_form_beside_tools_is_refused(form: Constraint, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tool_settings(GenerationConfig(constraint=form), TOOLS, "auto", row("hermes"))
 
 
 def test_what_a_config_has_visible_stays_so_beside_tools() -> None:

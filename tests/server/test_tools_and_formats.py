@@ -134,17 +134,30 @@ def test_what_cannot_be_done_is_refused_before_an_answer_begins(serving, fields,
     assert words in reply.json["error"]["message"]
 
 
-def test_tools_beside_a_form_are_refused_by_the_names_of_both_fields(serving):
-    form = {"type": "json_object"}
-    error = chat(serving, tools=TOOLS, response_format=form).json["error"]
-    assert error["message"] == "tools and response_format exclude each other; leave one out."
-    assert error["param"] == "response_format"
-    assert chat(serving, tools=TOOLS, response_format=form, tool_choice="none", max_tokens=2).status == 200
+def test_beside_tools_an_answer_has_its_form_or_calls_one(serving):
+    """A random model would say anything else."""
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    schema["additionalProperties"] = False
+    form = {"name": "x", "schema": schema, "strict": True}
+    fields = {"tools": TOOLS, "response_format": {"type": "json_schema", "json_schema": form}, "temperature": 1.5}
+    for seed in range(6):
+        message = chat(serving, **fields, seed=seed).json["choices"][0]["message"]
+        if calls := message.get("tool_calls"):
+            assert calls[0]["function"]["name"] in {tool["function"]["name"] for tool in TOOLS}
+        else:
+            assert json.loads(message["content"]).keys() == {"ok"}
 
     tools = [{"type": "function", **tool["function"]} for tool in TOOLS]
-    body = {"model": "tiny-random", "input": "x", "tools": tools, "text": {"format": form}}
-    message = "tools and text.format exclude each other; leave one out."
-    assert serving.post("/v1/responses", body).json["error"]["message"] == message
+    body = {"model": "tiny-random", "input": "x", "tools": tools, "text": {"format": {"type": "json_schema", **form}}}
+    items = serving.post("/v1/responses", body).json["output"]
+    assert items[0]["type"] == "function_call" or json.loads(items[0]["content"][0]["text"]).keys() == {"ok"}
 
-    body = {"model": "tiny-random", "messages": HELLO, "tools": TOOLS, "format": "json"}
-    assert serving.post("/api/chat", body).json == {"error": "tools and format exclude each other; leave one out."}
+    body = {"model": "tiny-random", "messages": HELLO, "tools": TOOLS, "format": schema, "stream": False}
+    message = serving.post("/api/chat", body).json["message"]
+    assert message.get("tool_calls") or json.loads(message["content"]).keys() == {"ok"}
+
+
+def test_a_form_that_cannot_be_enforced_beside_tools_is_named_as_the_form(serving):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}
+    error = chat(serving, tools=TOOLS, response_format=form).json["error"]
+    assert error["message"].startswith("The JSON schema cannot be enforced: ")

@@ -190,15 +190,12 @@ class ToolUse:
         parallel = body.get("parallel_tool_calls", True)
         return cls(tools=tools, choice=wanted, parallel=parallel, format=tool_format(model))
 
-    def settings(self, config: GenerationConfig, form: str) -> GenerationConfig:
-        """Return the settings of an answer that may call the tools. form: the field that would give it another form.
+    def settings(self, config: GenerationConfig) -> GenerationConfig:
+        """Return the settings of an answer that may call the tools.
 
         Raises:
-            ApiError: 400, the request has that field too.
-            ConfigError: the tools contradict each other.
+            ConfigError: the tools contradict each other, or the form of the answer cannot be enforced.
         """
-        if config.constraint is not None:
-            raise ApiError(400, f"tools and {form} exclude each other; leave one out.", param=form)
         return tool_settings(config, self.tools, self.choice, self.format, parallel=self.parallel)
 
     def parser(self) -> ToolCallParser:

@@ -123,7 +123,7 @@ async def chat(call: Call) -> Response:
         tools = ToolUse.of(model, body)
         config = _config(model, body)
         if tools is not None:
-            config = tools.settings(config, "format")
+            config = tools.settings(config)
         messages = messages_of({"messages": [_message(message) for message in body["messages"]]})
         offered = None if tools is None else tools.tools
         variables = _template_variables(model, body)

@@ -109,23 +109,20 @@ def _jobs(model: LanguageModel, body: Mapping[str, Any]) -> list[Job]:
         logprobs=top_logprobs if body.get("logprobs") else None,
         constraint=chat_messages.constraint_of(body.get("response_format")),
     )
-    return chat_jobs(model, body, config, form="response_format", effort="reasoning_effort")
+    return chat_jobs(model, body, config, effort="reasoning_effort")
 
 
-def chat_jobs(
-    model: LanguageModel, body: Mapping[str, Any], config: GenerationConfig, *, form: str, effort: str
-) -> list[Job]:
+def chat_jobs(model: LanguageModel, body: Mapping[str, Any], config: GenerationConfig, *, effort: str) -> list[Job]:
     """Return the answers that a request in OpenAI's form asks for: its messages, tools and n.
 
-    form, effort: the fields that say which form the answer has, and how much is thought before it, as the client writes
-    them.
+    effort: the field that says how much is thought before the answer, as the client writes it.
 
     Raises:
         ApiError, EdgeLMError: what the model or its template has against them.
     """
     tools = chat_messages.ToolUse.of(model, body)
     if tools is not None:
-        config = tools.settings(config, form)
+        config = tools.settings(config)
     messages, offered = chat_messages.messages_of(body), None if tools is None else tools.tools
     variables = chat_messages.template_variables(model, body, effort_field=effort)
     prompt_ids, config, reasoning = model.chat_prompt(messages, config, offered, variables)

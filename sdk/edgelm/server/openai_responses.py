@@ -41,7 +41,7 @@ async def create_response(call: Call) -> Response:
             max_tokens=chat.get("max_tokens"),
             constraint=constraint_of(chat["response_format"]),
         )
-        jobs = chat_jobs(served.model, chat, config, form="text.format", effort="reasoning.effort")
+        jobs = chat_jobs(served.model, chat, config, effort="reasoning.effort")
         return jobs, ResponseWriter(model=served.name, body=body)
 
     return await deliver(call, prepare, model=body.get("model"), streaming=bool(body.get("stream")))

@@ -34,18 +34,23 @@ def tool_constraint(
     format: ToolFormat,  # noqa: A002 (the API's word)
     *,
     parallel: bool = True,
+    form: Constraint | None = None,
 ) -> Constraint | None:
     """Return what an answer must be, so that its calls are well formed and fit the tools' parameters.
 
     "auto" lets the model say what it likes until it begins a call; without llguidance it has no constraint at all.
     "required" and a named tool begin with the call. parallel: whether one answer may have several calls; where a tool
-    is named, it has one. Keywords of a schema that cannot be enforced are left to the model, unless the function says
+    is named, it has one. form: the JSON schema of an answer that calls nothing; it is that or calls, from its first
+    token on. Keywords of a tool's schema that cannot be enforced are left to the model, unless the function says
     `"strict": true`.
 
     Raises:
         ConfigError: a tool is not in OpenAI's form, or its parameters are no object's; or the choice is none of those,
-            or names no tool.
+            or names no tool; or the form is no JSON schema, or one that cannot be enforced.
+        MissingExtraError: there is a form, and llguidance is not installed.
     """
+    if form is not None:
+        _check_form(form)
     functions = _functions(tools)
     if tool_choice == "none" or not functions:
         if tool_choice in ("none", "auto"):
@@ -56,13 +61,14 @@ def tool_constraint(
     elif tool_choice not in ("auto", "required"):
         raise ConfigError(f"tool_choice is {tool_choice!r}; it is auto, none, required, or {{'name': ...}}.")
     parallel = parallel and format.is_parallel
-    if tool_choice != "auto":
+    if tool_choice != "auto" or form is not None:
         opening = "" if format.bare_start else format.lark(format.lead + format.start)
-        return Constraint.lark(_grammar(functions, format, opening, parallel))
+        answer = form if tool_choice == "auto" else None
+        return Constraint.lark(_grammar(functions, format, opening, parallel, answer=answer))
     if importlib.util.find_spec("llguidance") is None:
         return None
     if format.bare_start:
-        grammar = _grammar(functions, format, "", parallel, said=format.bare_start)
+        grammar = _grammar(functions, format, "", parallel, begun=True)
         return Constraint.lark(grammar).starting_after(
             format.bare_start, format.start + format.bare_start, at_start=True
         )
@@ -79,16 +85,15 @@ def tool_settings(
 ) -> GenerationConfig:
     """Return the configuration of an answer that may call tools: its constraint, and its markers as text.
 
+    A JSON schema that the config has already is the form of an answer that calls none.
+
     Raises:
-        ConfigError: as `tool_constraint`; or the answer has another constraint already.
+        ConfigError, MissingExtraError: as from `tool_constraint`.
     """
-    constraint = tool_constraint(tools, tool_choice, format, parallel=parallel)
     if not tools or tool_choice == "none":
+        tool_constraint(tools, tool_choice, format)
         return config
-    if config.constraint is not None:
-        raise ConfigError(
-            "An answer cannot have a constraint and call tools; leave one out, or set tool_choice 'none'."
-        )
+    constraint = tool_constraint(tools, tool_choice, format, parallel=parallel, form=config.constraint)
     visible = () if format.lead else format.control_ids
     return config.replace(constraint=constraint, visible_control_tokens=(*config.visible_control_tokens, *visible))
 
@@ -130,10 +135,15 @@ def _grammar(
     opening: str,
     parallel: bool,
     *,
-    said: str = "",
+    begun: bool = False,
+    answer: Constraint | None = None,
 ) -> str:
-    """Write the grammar of one call or several, after `opening`; `said` of the first call's object stands already."""
-    rules = []
+    """Write the grammar of one call or several, after `opening`.
+
+    begun: the call's object stands already up to the key of the name, which is `bare_start`. answer: what may stand in
+    the place of all calls.
+    """
+    rules = ["start: calls" if answer is None else f"start: calls | answer\nanswer: %json {_in_one_style(answer)}"]
     for i, function in enumerate(functions):
         arguments = "%json " + _parameters(function)
         if format.name_end:
@@ -141,8 +151,10 @@ def _grammar(
             name_end = f"{asides} {format.lark(format.name_end)}"
             rules.append(f"tool_{i}: {lark_string(function['name'])} {name_end} {arguments}")
             continue
-        head = f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "{format.argument_key}": '
-        rules.append(f'tool_{i}: {lark_string(head.removeprefix(said))} {arguments} "}}"')
+        # Cut where JSON is: llguidance reads the longest piece that may stand here, and an answer's may be shorter.
+        name = json.dumps(function["name"], ensure_ascii=False)
+        head = [*(() if begun else ("{", '"name"')), ": ", name, ", ", f'"{format.argument_key}"', ": "]
+        rules.append(f'tool_{i}: {" ".join(map(lark_string, head))} {arguments} "}}"')
     tool = "tool: " + " | ".join(f"tool_{i}" for i in range(len(functions)))
     end = format.lark(format.end) if format.end else ""
     before, behind, separator = (
@@ -150,11 +162,29 @@ def _grammar(
     )
     if format.is_list:
         more = f"({separator} tool)*" if parallel else ""
-        start = f'start: {opening} {before} "[" tool {more} "]" {behind} {end}'
+        calls = f'calls: {opening} {before} "[" tool {more} "]" {behind} {end}'
     else:
         more = f"({separator} {format.lark(format.start)} call)*" if parallel else ""
-        start = f"start: {opening} call {more}\ncall: {before} tool {behind} {end}"
-    return "\n".join((start, tool, *rules))
+        calls = f"calls: {opening} call {more}\ncall: {before} tool {behind} {end}"
+    return "\n".join((*rules, calls, tool))
+
+
+def _check_form(form: Constraint) -> None:
+    from edgelm.structure.constraint_matcher import check_form  # brings numpy with it
+
+    if form.kind != "json_schema" or form.after:
+        raise ConfigError(
+            "Beside tools an answer can have a JSON schema for its constraint, with nothing before it, and no other; "
+            "leave one out, or set tool_choice 'none'."
+        )
+    check_form(form)  # whose words are about this schema, and not about that of a tool
+
+
+def _in_one_style(form: Constraint) -> str:
+    schema = json.loads(form.source)
+    style = schema.get("x-guidance")
+    own = style if isinstance(style, Mapping) else {}  # what is none is passed over
+    return json.dumps({**schema, "x-guidance": {**JSON_STYLE, **own}}, ensure_ascii=False)
 
 
 def _parameters(function: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3] / ".cache" / "clients"
 # Exact versions: a client's new release must not break a change that has nothing to do with it.
 EDGELM_NEEDS = ("click>=8.1", "jinja2>=3.1.6", "numpy>=1.26", "tokenizers>=0.21")
 PYTHON_PACKAGES = {
-    "openai": ("openai==3.57.0",),
+    "openai": ("openai==3.57.0", "openai-agents==0.24.0"),
     # These agree on openai 2.
     "python": (
         "instructor==1.17.0",

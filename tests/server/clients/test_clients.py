@@ -38,6 +38,13 @@ def test_openai_for_python(run):
     )
 
 
+@pytest.mark.clients("openai")
+def test_openai_agents(run):
+    told = run("use_openai_agents.py")
+    assert tokyo(told["chat"], told["responses"])
+    assert told["chat_output"] == told["responses_output"] == [1, "City"]
+
+
 @pytest.mark.clients("node")
 def test_openai_for_node(run):
     told = run("use_openai.mjs")
