@@ -175,6 +175,11 @@ def test_a_vocabulary_padded_beyond_the_tokenizer_is_masked_there(tokenizer: Tok
     matcher.mask(row[:300])
 
 
+def test_a_choice_may_have_any_character(tokenizer: Tokenizer) -> None:
+    for text in ('"', "\\", "/", "\n", "\x00", "\x1f", "\x7f", "\x80", "\u2028", "\ufeff", "😀"):
+        assert accepts(Constraint.choices([text]), tokenizer, text), ascii(text)
+
+
 def test_tokenizers_that_put_a_space_before_a_text_match_from_the_first_character(metaspace_folder: Path) -> None:
     tokenizer = Tokenizer.load(metaspace_folder)
     for text in ("hi", " hi", "<s>"):

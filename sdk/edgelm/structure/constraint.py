@@ -126,7 +126,7 @@ class Constraint:
 
 def lark_string(text: str) -> str:
     """Write a text as a literal of a Lark grammar."""
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # which llguidance does not read
 
 
 def _text(value: str, what: str) -> str:
