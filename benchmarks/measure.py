@@ -1,4 +1,4 @@
-"""The measurements: interleaved rounds with all runtimes loaded, starts of fresh processes, perplexities."""
+"""The measurements: interleaved rounds of all runtimes, starts of fresh processes, perplexities."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,35 +37,37 @@ class Benchmark:
         self._timed = [contestant for contestant in contestants if contestant.timed]
 
     def rounds(self, *, huge_pages: bool) -> tuple[dict[str, dict[str, Any]], list[float]]:
-        """Load all runtimes, then let each generate in turn, round after round: only one computes at a time.
+        """Round after round, load all runtimes, then let each generate in turn: only one computes at a time.
+
+        Where a process's memory lies makes its steps up to a tenth slower or faster, so each round has new processes.
 
         Returns what was measured of each, and the bytes a second that were read from memory in each round.
         """
         label = "all on huge pages" if huge_pages else "none on huge pages"
         first, *_ = self._effort.workloads
-        results: dict[str, dict[str, Any]] = {}
+        memory: dict[str, list[dict[str, int]]] = defaultdict(list)
+        generated: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
         bandwidths = []
-        with contextlib.ExitStack() as stack:
-            workers = []
-            for contestant in self._timed:
-                worker = stack.enter_context(self._worker(contestant, huge_pages=huge_pages))
-                if huge_pages:
-                    worker.ask("collapse")
-                self._generate(worker, first)  # fills every buffer, before any time counts
-                if huge_pages:
-                    worker.ask("collapse")  # what that run allocated
-                results[worker.name] = {**worker.ask("memory"), "workloads": {}}
-                workers.append(worker)
-            for number in range(self._effort.rounds):
-                click.echo(f"Round {number + 1} of {self._effort.rounds}, {label} ...", err=True)
+        for number in range(self._effort.rounds):
+            click.echo(f"Round {number + 1} of {self._effort.rounds}, {label} ...", err=True)
+            with contextlib.ExitStack() as stack:
+                workers = []
+                for contestant in self._timed:
+                    worker = stack.enter_context(self._worker(contestant, huge_pages=huge_pages))
+                    if huge_pages:
+                        worker.ask("collapse")
+                    self._generate(worker, first)  # fills every buffer, before any time counts
+                    if huge_pages:
+                        worker.ask("collapse")  # what that run allocated
+                    memory[worker.name].append(worker.ask("memory"))
+                    workers.append(worker)
                 time.sleep(_PAUSE_SECONDS)
                 bandwidths.append(workers[0].ask("read_bandwidth", threads=THREADS)["bytes_per_second"])
                 for workload in self._effort.workloads:
                     for worker in workers:
                         time.sleep(_PAUSE_SECONDS)
-                        by_workload = results[worker.name]["workloads"]
-                        by_workload.setdefault(workload.name, []).append(self._generate(worker, workload))
-        return results, bandwidths
+                        generated[worker.name][workload.name].append(self._generate(worker, workload))
+        return {name: {**_medians(memory[name]), "workloads": generated[name]} for name in generated}, bandwidths
 
     def _generate(self, worker: Worker, workload: Workload) -> dict[str, Any]:
         prompt_ids = self._text.prompts[workload.name]
@@ -121,6 +124,10 @@ class Benchmark:
         model = contestant.scored_model if scored and contestant.scored_model else contestant.model
         log = CACHE / "logs" / f"{contestant.name}.log"
         return Worker(contestant, self._models / model, huge_pages=huge_pages, log=log)
+
+
+def _medians(rows: Sequence[dict[str, int]]) -> dict[str, int]:
+    return {name: statistics.median_low(row[name] for row in rows) for name in rows[0]}
 
 
 def import_seconds(count: int) -> list[float]:

@@ -150,7 +150,7 @@ def _method(result: dict[str, Any], figures: Figures) -> str:
     others = figures.others_cpus()
     lines = [
         f"All models are made of {MODELS[figures.model].weights}. Every runtime has {result['threads']} "
-        "threads, a process of its own with its model loaded once, and its own defaults otherwise; "
+        "threads, a process of its own in each round, and its own defaults otherwise; "
         "onnxruntime-genai's graphs compute the head for the last position only, which is faster than its default.",
         f"{rounds} rounds, in each of which every runtime generates in turn, one at a time, greedily, on a KV cache "
         "filled by a real prompt. A rate is the median over the rounds (decode: of each round's median step); a ratio "
@@ -161,8 +161,8 @@ def _method(result: dict[str, Any], figures: Figures) -> str:
         "moved to them after the load and after a first run (MADV_COLLAPSE), and llama.cpp reads its file into memory "
         "instead of mapping it.",
         f"Peak memory is the process's highest resident memory after load and a first run of {figures.workloads[0]} "
-        "tokens. Load and import: medians of fresh processes, files in the system's cache; edgelm's load hashes every "
-        "file and imports ONNX Runtime.",
+        "tokens, the median over the rounds. Load and import: medians of fresh processes, files in the system's cache; "
+        "edgelm's load hashes every file and imports ONNX Runtime.",
         f"Perplexity: {scored} tokens of Python's language reference (pydoc_data.topics), the same ids for all."
         if figures.has_perplexity
         else "Perplexity: not measured, since to random weights all texts are alike.",
