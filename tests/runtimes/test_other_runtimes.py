@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_adapter import write_tiny_adapter
 
 import edgelm
 from edgelm.testing import tiny_model_path
@@ -50,6 +51,18 @@ def test_the_build_for_gpus_without_a_gpu_computes_on_the_cpu_and_says_what_is_m
     assert found[0].startswith("ok: onnxruntime-gpu 1.31.1")
     assert found[1].startswith("warning: The build for GPUs is installed, and finds none")
     assert found[2].startswith("warning: CUDA cannot be used: libcuda.so.1: cannot open")
+
+
+def test_an_older_release_computes_beside_an_adapter_that_is_loaded(
+    run_in: Any, expected: list[int], tmp_path: Path
+) -> None:
+    adapter = write_tiny_adapter(tmp_path / "adapter")
+    told = run_in("onnxruntime-gpu", "use_adapter.py", str(tiny_model_path()), str(adapter), PROMPT, COUNT)
+    model = edgelm.load(tiny_model_path())
+    model.load_adapter(adapter)
+    config = edgelm.GenerationConfig(max_new_tokens=COUNT, ignore_eos=True, adapter="mine")
+    assert told["answers"] == [expected, list(model.generate(PROMPT, config).token_ids)]
+    assert told["answers"][0] != told["answers"][1]
 
 
 def test_openvino_generates_the_same_tokens_on_a_cpu(run_in: Any, tmp_path: Path) -> None:

@@ -111,14 +111,18 @@ class AdapterBank:
         """The D of each product that an adapter changes."""
         return {product: a.shape[1] for product, (a, _) in self.matrices.items()}
 
-    def inputs(self, ranks: range) -> dict[str, Matrix]:
-        """Return the graph's inputs A [C, G, K] and B [C, N] for some of the ranks: views."""
+    def inputs(self, ranks: range, fewest_rows: int = 0) -> dict[str, Matrix]:
+        """Return the graph's inputs A [C, G, K] and B [C, N] for some of the ranks: views.
+
+        fewest_rows: so many has A where there are no ranks; the gate takes nothing of them.
+        """
         inputs = {}
         for product, (a, b) in self.matrices.items():
             P, K = len(parts_of(product)), block_of(a.shape[1])
             name_a, name_b = matrix_names(product)
             rows = slice(ranks.start * P, ranks.stop * P)
-            inputs[name_a], inputs[name_b] = a[rows].reshape(len(a[rows]), a.shape[1] // K, K), b[rows]
+            taken = a[rows] if ranks else a[:fewest_rows]
+            inputs[name_a], inputs[name_b] = taken.reshape(len(taken), a.shape[1] // K, K), b[rows]
         return inputs
 
     def gates(self, names: Sequence[str | None], ranks: range) -> dict[str, Matrix]:

@@ -18,6 +18,7 @@ from edgelm.config import ModelConfig
 from edgelm.memory.kv_cache import KeysOrValues, KVCache, cache_type
 from edgelm.runtime.adapter_bank import AdapterBank
 from edgelm.runtime.decoder_graph import HIDDEN_STATE, DecoderGraph
+from edgelm.runtime.onnx_runtime import takes_empty_matrices
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 
 _FATAL_ONLY = 4
@@ -121,7 +122,7 @@ class InPlaceBinding(Binding):
         bank = graph.adapters
         self._adapters, self._ranks = list(adapters), bank.covering(adapters)
         self._gates = bank.gates(adapters, self._ranks)
-        learned = bank.inputs(self._ranks) | self._gates
+        learned = bank.inputs(self._ranks, fewest_rows=int(not takes_empty_matrices(graph.runtime))) | self._gates
         self._learned_values = {name: graph.value(array) for name, array in learned.items()}
         rows, _, capacity, _ = buffers[0].shape
         self._mask_BS = np.zeros((rows, capacity), graph.facts.inputs.get("attention_mask", np.int64))

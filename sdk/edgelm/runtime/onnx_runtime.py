@@ -48,6 +48,11 @@ def require_provider(name: str) -> None:
     _provider_of(import_onnxruntime(), name)
 
 
+def takes_empty_matrices(runtime: Any) -> bool:
+    """Tell whether FusedMatMul takes a matrix without rows: before 1.32 it divides by zero, which ends the process."""
+    return tuple(map(int, runtime.__version__.split(".")[:2])) >= (1, 32)
+
+
 def _provider_of(runtime: Any, name: str) -> Provider:
     provider, available = provider_named(name), runtime.get_available_providers()
     if provider.name not in available:
