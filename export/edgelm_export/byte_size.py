@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import click
 
 
-class ByteSize(click.ParamType[int]):
+class ByteSize(click.ParamType):  # type: ignore[type-arg]  # click before 8.4 takes none
     """A size such as 90MB or 1.5GB, in powers of ten as disks have them."""
 
     name = "size"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _NAMED = re.compile(r"([A-Za-z0-9._+-]+)=(.+)", re.DOTALL)
 
 
-class NamedFolder(click.ParamType[tuple[str | None, Path]]):
+class NamedFolder(click.ParamType):  # type: ignore[type-arg]  # click before 8.4 takes none
     """A folder, with a name before it where its own is not wanted."""
 
     name = "folder"

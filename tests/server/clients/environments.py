@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,8 +14,15 @@ from edgelm.files.file_lock import file_lock
 
 ROOT = Path(__file__).parents[3] / ".cache" / "clients"
 
+PROJECT = ROOT.parents[1]
+
+
+def _edgelm_needs(*extras: str) -> tuple[str, ...]:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    return (*project["dependencies"], *(name for extra in extras for name in project["optional-dependencies"][extra]))
+
+
 # Exact versions: a client's new release must not break a change that has nothing to do with it.
-EDGELM_NEEDS = ("click>=8.1", "jinja2>=3.1.6", "numpy>=1.26", "tokenizers>=0.21")
 PYTHON_PACKAGES = {
     "openai": ("openai==3.57.0", "openai-agents==0.24.0"),
     # These agree on openai 2.
@@ -27,8 +35,14 @@ PYTHON_PACKAGES = {
     ),
     "lm-eval": ("lm-eval[api]==0.4.13",),
     # Other builds of ONNX Runtime, each with what edgelm itself needs.
-    "onnxruntime-gpu": ("onnxruntime-gpu==1.31.1", *EDGELM_NEEDS),
-    "onnxruntime-openvino": ("onnxruntime-openvino==1.24.1", *EDGELM_NEEDS),
+    "onnxruntime-gpu": ("onnxruntime-gpu==1.31.1", *_edgelm_needs()),
+    "onnxruntime-openvino": ("onnxruntime-openvino==1.24.1", *_edgelm_needs()),
+    # The oldest of all that edgelm takes, and what tests themselves need.
+    "oldest": (
+        *(name.replace(">=", "==") for name in _edgelm_needs("cpu", "chat", "serve", "structured", "export")),
+        *("pytest", "pytest-timeout", "pytest-xdist", "jsonschema"),
+        *("--editable", str(PROJECT)),
+    ),
 }
 NODE_PACKAGES = {
     "node": ("@ai-sdk/openai-compatible@3.0.92", "ai@7.0.173", "openai@7.57.0", "zod@4"),

@@ -1,0 +1,39 @@
+"""The oldest versions that pyproject.toml allows: tests of what each of them does, in an environment of theirs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "server" / "clients"))
+import environments
+
+pytestmark = [pytest.mark.runtimes, pytest.mark.timeout(900)]
+
+TESTS = (
+    "sdk/test_adapter_files.py",  # onnxruntime, numpy
+    "sdk/test_cli_config.py",  # click
+    "sdk/test_cli_group.py",
+    "sdk/test_markdown_blocks.py",  # rich
+    "sdk/test_tokenizer.py",  # tokenizers
+    "sdk/test_tool_parameters.py",  # llguidance
+    "server/test_openai_chat.py",  # starlette, uvicorn
+    "server/test_hostile_requests.py::test_metrics_count_what_was_refused",
+)
+
+
+def test_the_oldest_versions_that_are_allowed_do_what_they_are_for(tmp_path: Path) -> None:
+    python = environments.environment("oldest")
+    tests = [str(Path(__file__).parents[1] / name) for name in TESTS]
+    variables = {name: os.environ[name] for name in ("PATH", "EDGELM_HOME") if name in os.environ}
+    options = ("-p", "no:cacheprovider", "-n", "0", "--basetemp", str(tmp_path / "pytest"))
+    result = subprocess.run(
+        [str(python), "-m", "pytest", *options, *tests],
+        cwd=environments.PROJECT, env=variables | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-5000:]
+    assert "passed" in result.stdout
