@@ -43,9 +43,9 @@ def embed(
         raise ConfigError(f"pooling is {pooling!r}; it must be one of {', '.join(get_args(Pooling))}.")
     if not token_ids:
         raise ContextLengthError("The text has no tokens; an embedding needs one at least.")
-    if len(token_ids) > model.context_length:
+    if len(token_ids) > (most := model.context_length):
         raise ContextLengthError(
-            f"The text has {len(token_ids)} tokens; the model's context holds {model.context_length}. Shorten it."
+            f"The text has {len(token_ids)} tokens; this model's maximum context length is {most}. Shorten it."
         )
     embedding_E = _POOLINGS[pooling](model, token_ids)
     return embedding_E / np.linalg.norm(embedding_E) if normalize else embedding_E

@@ -490,7 +490,7 @@ class LanguageModel:
             raise ContextLengthError(f"The text has {len(ids)} tokens; it needs {fewest} or more.")
         if len(ids) > most and (config is None or config.context_shift is None):
             way = "" if config is None else ", or drop its oldest part: context_shift=0 (--context-shift 0)"
-            counts = f"The text has {len(ids)} tokens; the model's context holds {most}"
+            counts = f"The text has {len(ids)} tokens; this model's maximum context length is {most}"
             raise ContextLengthError(f"{counts}. Shorten it{way}.")
         for id_ in ids:
             if not 0 <= id_ < self.config.vocab_size:

@@ -347,7 +347,10 @@ def answering(exported: Exported) -> edgelm.LanguageModel:
         (lambda model: edgelm.Engine(model), "package has an encoder, whose answers an engine does not compute"),
         (lambda model: model.generate(TEXT, GREEDY.replace(context_shift=0)), "context_shift is 0; package has an"),
         (lambda model: model.chat([edgelm.Message(role="user", content=TEXT)]), "package has no chat template"),
-        (lambda model: model.generate([5] * 513), "The text has 513 tokens; the model's context holds 512"),
+        (
+            lambda model: model.generate([5] * 513),
+            "The text has 513 tokens; this model's maximum context length is 512",
+        ),
     ],
 )
 def test_what_needs_a_model_without_an_encoder_says_so(

@@ -128,7 +128,7 @@ def test_set_reaches_the_answer():
         ("/load /dev/zero", "Cannot read /dev/zero: it is not a regular file."),
         ("/load a\0b", "Cannot read a\0b: "),
         ("/set seed " + "[" * 100_000, "/set seed takes no value that is nested so deeply."),
-        ("word " * 2000, "the model's context holds 1024"),
+        ("word " * 2000, "this model's maximum context length is 1024"),
     ],
 )
 def test_a_mistake_is_a_warning_and_the_chat_goes_on(typed, message):
@@ -249,7 +249,7 @@ def test_an_edit_that_changes_nothing_asks_nothing(edit_to):
 
 def test_an_edit_that_does_not_fit_leaves_the_conversation_as_it_was():
     chat = converse("One", "/edit", edit_to="word " * 2000)
-    assert "the model's context holds 1024" in chat.screen.warnings[0]
+    assert "this model's maximum context length is 1024" in chat.screen.warnings[0]
     assert [turn["content"] for turn in chat.session.messages] == ["One", "The sea is blue."]
 
 
@@ -288,7 +288,7 @@ def test_a_file_stays_until_a_message_is_answered_or_it_is_left_out(tmp_path):
     path = tmp_path / "long.txt"
     path.write_text("word " * 2000)
     chat = converse(f"/file {path}", "Too long", "/tokens", "/file", "Fine")
-    assert "the model's context holds 1024" in chat.screen.warnings[0]
+    assert "this model's maximum context length is 1024" in chat.screen.warnings[0]
     assert any("long.txt, goes with your next message" in note for note in chat.screen.notes)
     assert [turn["content"] for turn in chat.session.messages] == ["Fine", "The sea is blue."]
 

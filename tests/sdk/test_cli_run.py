@@ -169,7 +169,7 @@ def test_an_error_ends_with_1_and_says_why(tmp_path):
         assert result.stderr.startswith("error: There is no model 'nothing'.")
     result = run(TINY, "word " * 2000)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "the model's context holds 1024" in result.stderr
+    assert "this model's maximum context length is 1024" in result.stderr
     broken = shutil.copytree(tiny_model_path(), tmp_path / "broken")
     Path(broken / "model.onnx.data").write_bytes(b"x")
     assert "model.onnx.data has 1 bytes" in run(str(broken), "x").stderr
@@ -197,7 +197,7 @@ def test_beam_search_and_context_shift_have_options():
         model.generate("x", config).text
     )
     long = "word " * 600
-    assert "the model's context holds 1024" in run(TINY, long, "--raw").stderr
+    assert "this model's maximum context length is 1024" in run(TINY, long, "--raw").stderr
     shifted = run(TINY, long, "--raw", "--context-shift", "4", "--max-new-tokens", "8").stdout
     expected = model.generate(long, edgelm.GenerationConfig(max_new_tokens=8, context_shift=4))
     assert shifted.startswith(expected.text)

@@ -165,7 +165,7 @@ def test_a_conversation_keeps_its_system_message_and_is_computed_anew_only_where
         if i and lengths[-1] > lengths[-2]:
             assert last.usage.cached_tokens >= lengths[-2] - 8  # the answer's text may be other tokens
     assert sum(now < before for before, now in pairwise(lengths)) >= 3
-    with pytest.raises(ContextLengthError, match="the model's context holds 96"):
+    with pytest.raises(ContextLengthError, match="this model's maximum context length is 96"):
         list(session.send("more", config.replace(context_shift=None)))
 
 

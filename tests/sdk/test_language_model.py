@@ -217,7 +217,7 @@ def test_a_full_context_ends_the_answer_with_reason_length(model: LanguageModel)
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_both_counts(model: LanguageModel) -> None:
-    message = r"The text has 1025 tokens; the model's context holds 1024\. Shorten it"
+    message = r"The text has 1025 tokens; this model's maximum context length is 1024\. Shorten it"
     with pytest.raises(
         edgelm.ContextLengthError, match=rf"{message}, or drop .*: context_shift=0 \(--context-shift 0\)"
     ):

@@ -124,7 +124,9 @@ def test_the_context_may_be_filled_to_its_last_token_and_no_further(session: Dec
     assert cache.length == 1024
     with pytest.raises(ContextLengthError, match=r"1025 tokens do not fit the model's context of 1024"):
         session.forward([5], cache)
-    with pytest.raises(ContextLengthError, match=r"The prompt has 1025 tokens; the model's context holds 1024"):
+    with pytest.raises(
+        ContextLengthError, match=r"The prompt has 1025 tokens; this model's maximum context length is 1024"
+    ):
         prefill(session, random_ids(1025), cache)
 
 

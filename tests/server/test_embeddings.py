@@ -66,7 +66,7 @@ def test_ollama_cuts_off_what_does_not_fit_unless_it_is_told_not_to(serving):
     [
         ({"input": ""}, "The text has no tokens"),
         ({"input": []}, "input has 0 items"),
-        ({"input": "x" * 3000}, "the model's context holds 1024"),
+        ({"input": "x" * 3000}, "this model's maximum context length is 1024"),
         ({"input": [99999]}, "The input has token id 99999; the model's are 0 to 319."),
         ({"input": "x", "dimensions": 8}, "dimensions is not supported"),
         ({"input": "x", "pooling": "max"}, "pooling"),

@@ -208,7 +208,7 @@ def test_a_conversation_beyond_the_context_is_refused_before_a_stream_begins(ser
     reply = chat(serving, messages=[{"role": "user", "content": "x" * 3000}], stream=True)
     assert reply.status == 400
     assert reply.json["error"]["code"] == "context_length_exceeded"
-    assert "the model's context holds 1024" in reply.json["error"]["message"]
+    assert "this model's maximum context length is 1024" in reply.json["error"]["message"]
 
 
 def test_half_a_surrogate_pair_is_refused(serving):
@@ -228,7 +228,7 @@ def test_a_model_that_is_not_there_is_named_with_those_that_are(serving):
 def test_a_conversation_that_outgrows_the_context_goes_on_where_the_server_is_told_to(serving, tiny):
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "word " * 600}, *HELLO]
     expected = tiny.chat(turns, GenerationConfig(max_new_tokens=12, context_shift=0))
-    assert "the model's context holds 1024" in chat(serving, messages=turns).json["error"]["message"]
+    assert "this model's maximum context length is 1024" in chat(serving, messages=turns).json["error"]["message"]
     with EdgelmServer((TINY, "--context-shift", "0")) as shifting:
         answer = chat(shifting, messages=turns).json
         options = {"model": "tiny-random", "stream": False, "options": {"num_predict": 12}}

@@ -152,7 +152,7 @@ def test_a_token_that_is_no_whole_character_has_its_bytes_spelled_out(serving, t
         ({"prompt": [1, True]}, "prompt[1] is True; it must be a whole number"),
         ({"prompt": [[1, 2**31 + 1]]}, f"prompt[0][1] is {2**31 + 1}; it must be from 0"),
         ({"prompt": {str(i): i for i in range(99)}}, "prompt is {'0': 0, '1': 1, '2': 2, '3': 3, '4': 4,…; it must be"),
-        ({"prompt": "x" * 3000}, "the model's context holds 1024"),
+        ({"prompt": "x" * 3000}, "this model's maximum context length is 1024"),
         (
             {"prompt": [[1] * 1000] * 25, "echo": True, "logprobs": 20},
             "The prompts have 525000 log-probabilities; at most 524288 are kept. Send fewer prompts at once.",

@@ -92,7 +92,7 @@ def prefill(
         raise ContextLengthError("The prompt has no tokens; write at least one character.")
     if len(token_ids) > limit:
         raise ContextLengthError(
-            f"The prompt has {len(token_ids)} tokens; the model's context holds {limit}. Shorten the prompt."
+            f"The prompt has {len(token_ids)} tokens; this model's maximum context length is {limit}. Shorten it."
         )
     # Two tokens at least are computed together: one alone gets other bits than in the whole prompt.
     together = computed_together(session, cache, token_ids)
