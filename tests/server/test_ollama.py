@@ -105,6 +105,18 @@ def test_an_empty_list_of_images_is_none(serving):
     assert reply.json["response"] == expected["content"]
 
 
+def test_fields_that_clients_in_go_always_write_say_nothing_where_they_are_empty(serving):
+    always = {"system": "", "template": "", "options": None}
+    assert serving.post("/api/show", {"model": "tiny-random", "name": "", "verbose": False, **always}).status == 200
+    body = {"model": "tiny-random", "stream": False, "options": OPTIONS}
+    turn = {"role": "user", "content": "The sea"}
+    expected = serving.post("/api/chat", body | {"messages": [turn]}).json["message"]["content"]
+    always = {"suffix": "", "system": "", "template": "", "format": "", "_debug_render_only": False}
+    assert serving.post("/api/generate", body | {"prompt": "The sea", **always}).json["response"] == expected
+    always = {"messages": [turn], "_debug_render_only": False}
+    assert serving.post("/api/chat", body | always).json["message"]["content"] == expected
+
+
 def test_keep_alive_says_how_long_a_model_stays(serving):
     def left() -> float:
         (model,) = serving.get("/api/ps").json["models"]
@@ -191,6 +203,24 @@ def test_the_version_is_that_of_the_protocol(serving):
         ),
         ("/api/generate", {"model": "tiny-random", "keep_alive": "soon"}, 400, "keep_alive is 'soon'; write seconds"),
         ("/api/generate", {"model": "tiny-random", "keep_alive": "1" * 39 + "x"}, 400, "write seconds, or a time as"),
+        (
+            "/api/generate",
+            {"model": "tiny-random", "template": "{{ .Prompt }}"},
+            400,
+            "the model has its own; send raw",
+        ),
+        (
+            "/api/chat",
+            {"model": "tiny-random", "messages": HELLO, "_debug_render_only": True},
+            400,
+            "_debug_render_only is not supported: /tokenize shows how a conversation is read.",
+        ),
+        (
+            "/api/show",
+            {"model": "tiny-random", "system": "x"},
+            400,
+            "system is not supported: a model is shown as it is.",
+        ),
         ("/api/nothing", {}, 404, "There is nothing at '/api/nothing'."),
     ],
 )

@@ -167,6 +167,11 @@ def test_fields_that_change_no_answer_are_taken(serving):
     assert reply.json["choices"] == chat(serving).json["choices"]
 
 
+def test_fields_that_are_not_there_are_taken_where_they_ask_for_nothing(serving):
+    off = {"functions": [], "grammar": "", "mirostat": 0, "top_a": 0.0, "min_tokens": 0, "audio": False}
+    assert chat(serving, **off).json["choices"] == chat(serving).json["choices"]
+
+
 REFUSED = {
     "messages": ({}, "messages is missing."),
     "messages[0].role": ({"messages": [{"content": "x"}]}, "messages[0].role is missing."),
@@ -183,6 +188,8 @@ REFUSED = {
     "seed": ({"seed": 1.5}, "seed is 1.5; it must be a whole number."),
     "stream": ({"stream": "yes"}, "stream is 'yes'; it must be true or false."),
     "functions": ({"functions": [{"name": "f"}]}, "functions is not supported: use tools."),
+    "mirostat": ({"mirostat": 1}, "mirostat is not supported: mirostat_tau turns Mirostat 2.0 on."),
+    "web_search_options": ({"web_search_options": {}}, "web_search_options is not supported: there is no network"),
     "max_tokenz": ({"max_tokenz": 1}, "There is no field 'max_tokenz'; check its spelling."),
     "response_format.type": ({"response_format": {"type": "xml"}}, "it must be one of"),
     "tool_choice": ({"tool_choice": "required"}, "tool_choice asks for a call, but there are no tools."),

@@ -99,20 +99,26 @@ _COMMON: dict[str, Schema] = {
     "keep_alive": {"anyOf": [{"type": "string", "maxLength": 40}, number(-_LONGEST, _LONGEST)]},
     "think": {"anyOf": [BOOLEAN, choice("low", "medium", "high")]},
 }
+_REFUSED = {"_debug_render_only": "/tokenize shows how a conversation is read."}
 CHAT_BODY = record(
     {**_COMMON, "messages": listing(_MESSAGE, most=MAX_MESSAGES), "tools": CHAT["tools"]},
     required=("model", "messages"),
+    refused=_REFUSED,
 )
 GENERATE_BODY = record(
     {**_COMMON, "prompt": TEXT, "suffix": TEXT, "system": TEXT, "raw": BOOLEAN},
     required=("model",),
-    refused={
+    refused=_REFUSED
+    | {
         "images": "these models read text alone.",
         "template": "the model has its own; send raw: true for a prompt of your own.",
         "context": "send the conversation to /api/chat.",
     },
 )
-SHOW_BODY = record({"model": TEXT, "name": TEXT, "verbose": BOOLEAN})
+SHOW_BODY = record(
+    {"model": TEXT, "name": TEXT, "verbose": BOOLEAN},
+    refused=dict.fromkeys(("system", "template", "options"), "a model is shown as it is."),
+)
 
 
 async def chat(call: Call) -> Response:

@@ -74,7 +74,7 @@ _TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
 def check(value: Any, schema: Schema, param: str = "") -> None:
     """Check a JSON value; `param` is its place in the request.
 
-    A field that is null counts as not given, as in OpenAI's interface; so does a refused one that is an empty list.
+    A field that is null counts as not given, as in OpenAI's interface; so does a refused one that asks for nothing.
 
     Raises:
         ApiError: 400; its param is the place of the first value that does not fit.
@@ -123,7 +123,7 @@ def _check_object(value: dict[str, Any], schema: Schema, param: str) -> None:
         if name in properties:
             check(item, properties[name], place)
         elif name in schema.get("x-refused", {}):
-            if item == []:  # clients that always write a field have an empty list where they ask for nothing
+            if item in ([], "", 0):  # and False: clients that always write a field ask for nothing with these
                 continue
             raise ApiError(400, f"{place[:80]} is not supported: {schema['x-refused'][name]}", param=place[:80])
         elif not others:
