@@ -117,6 +117,27 @@ def test_fields_that_clients_in_go_always_write_say_nothing_where_they_are_empty
     assert serving.post("/api/chat", body | always).json["message"]["content"] == expected
 
 
+def test_settings_beside_the_options_count_where_the_options_have_none(serving):
+    def answer(**fields):
+        reply = serving.post("/api/chat", {"model": "tiny-random", "messages": HELLO, "stream": False, **fields})
+        return reply.json["message"]["content"]
+
+    beside = {"temperature": 1.5, "top_p": 0.9}
+    inside = {"num_predict": 12, "seed": 3, **beside}
+    expected = answer(options=inside)
+    assert answer(options={"seed": 3}, max_output_tokens=12, **beside) == expected
+    assert answer(options=inside, max_output_tokens=2, temperature=0, top_p=1) == expected
+
+
+@pytest.mark.parametrize(("choice", "called"), [("required", True), ("none", False)])
+def test_a_choice_of_tools_is_kept_to(serving, choice, called):
+    switch = {"name": "switch", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}}
+    tools = {"tools": [{"type": "function", "function": switch}], "tool_choice": choice}
+    body = {"model": "tiny-random", "messages": HELLO, "stream": False, "options": {"num_predict": 60}, **tools}
+    message = serving.post("/api/chat", body).json["message"]
+    assert [call["function"]["name"] for call in message.get("tool_calls", ())][:1] == ["switch"] * called
+
+
 def test_keep_alive_says_how_long_a_model_stays(serving):
     def left() -> float:
         (model,) = serving.get("/api/ps").json["models"]

@@ -67,6 +67,8 @@ _NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
 _DURATION = re.compile(rf"-?(?:{_NUMBER}|(?:{_NUMBER}(?:ms|s|m|h))+)")
 _DURATION_PART = re.compile(r"([0-9.]+)(ms|s|m|h)?")
 _LONGEST = 1e9  # seconds, 31 years
+# A client of the AI SDK has these beside the options.
+_OUTSIDE: Mapping[str, str] = {"temperature": "temperature", "top_p": "top_p", "max_output_tokens": "num_predict"}
 _SECONDS: Mapping[str, float] = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600}
 _MESSAGE = record(
     {
@@ -87,12 +89,13 @@ _MESSAGE = record(
     ignored=("tool_call_id",),
     refused={"images": "these models read text alone."},
 )
+_SETTINGS: dict[str, Schema] = {name: schema for name, (_, schema) in _OPTIONS.items()} | {"num_predict": whole(-2)}
 _COMMON: dict[str, Schema] = {
     "model": TEXT,
     "stream": BOOLEAN,
     "format": {"anyOf": [choice("", "json"), ANY_OBJECT]},
     "options": record(
-        {name: schema for name, (_, schema) in _OPTIONS.items()} | {"num_predict": whole(-2), **_MIROSTAT},
+        {**_SETTINGS, **_MIROSTAT},
         ignored=_RUNNER_OPTIONS,
         refused={"tfs_z": "use top_p or min_p."},
     ),
@@ -101,7 +104,12 @@ _COMMON: dict[str, Schema] = {
 }
 _REFUSED = {"_debug_render_only": "/tokenize shows how a conversation is read."}
 CHAT_BODY = record(
-    {**_COMMON, "messages": listing(_MESSAGE, most=MAX_MESSAGES), "tools": CHAT["tools"]},
+    {
+        **_COMMON,
+        "messages": listing(_MESSAGE, most=MAX_MESSAGES),
+        **{name: CHAT[name] for name in ("tools", "tool_choice")},
+        **{theirs: _SETTINGS[name] for theirs, name in _OUTSIDE.items()},
+    },
     required=("model", "messages"),
     refused=_REFUSED,
 )
@@ -263,7 +271,8 @@ def _seconds(keep_alive: str | float) -> float:
 
 
 def _config(model: LanguageModel, body: Mapping[str, Any]) -> Any:
-    given = {name: value for name, value in body.get("options", {}).items() if value is not None}
+    given = {name: body[theirs] for theirs, name in _OUTSIDE.items() if theirs in body}
+    given |= {name: value for name, value in body.get("options", {}).items() if value is not None}
     settings = {ours: given[theirs] for theirs, (ours, _) in _OPTIONS.items() if theirs in given}
     if given.get("mirostat") == 2:
         settings["mirostat_tau"] = given.get("mirostat_tau", _MIROSTAT_TAU)
