@@ -59,6 +59,15 @@ def test_the_time_that_a_model_takes_to_load_is_told_apart(path, body):
     assert answer["total_duration"] >= sum(parts)
 
 
+@pytest.mark.parametrize("name", ["num_gpu", "logits_all", "embedding_only", "penalize_newline"])
+def test_options_of_the_program_that_runs_a_model_change_nothing(serving, name):
+    body = {"model": "tiny-random", "messages": HELLO, "stream": False}
+    plain, given = (
+        serving.post("/api/chat", body | {"options": OPTIONS | more}).json["message"] for more in ({}, {name: True})
+    )
+    assert given == plain
+
+
 def test_options_have_ollamas_names(serving, tiny):
     config = GenerationConfig(max_new_tokens=12, temperature=0.9, repetition_penalty=1.2, seed=3, top_k=50)
     options = {"num_predict": 12, "temperature": 0.9, "repeat_penalty": 1.2, "seed": 3, "top_k": 50}
@@ -136,6 +145,18 @@ def test_a_choice_of_tools_is_kept_to(serving, choice, called):
     body = {"model": "tiny-random", "messages": HELLO, "stream": False, "options": {"num_predict": 60}, **tools}
     message = serving.post("/api/chat", body).json["message"]
     assert [call["function"]["name"] for call in message.get("tool_calls", ())][:1] == ["switch"] * called
+
+
+def test_calls_and_results_have_what_clients_add_to_them(serving):
+    call = {"index": 0, "id": "call_1", "type": "function", "function": {"index": 0, "name": "f", "arguments": {}}}
+    turns = [*HELLO, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    body = {"model": "tiny-random", "stream": False, "options": OPTIONS}
+    replies = [
+        serving.post("/api/chat", body | {"messages": [*turns, {"role": "tool", "content": "done", **name}]})
+        for name in ({"tool_name": "f", "tool_call_id": "call_1"}, {"name": "f"})
+    ]
+    assert [reply.status for reply in replies] == [200, 200]
+    assert replies[0].json["message"] == replies[1].json["message"]
 
 
 def test_keep_alive_says_how_long_a_model_stays(serving):

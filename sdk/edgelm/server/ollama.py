@@ -60,7 +60,7 @@ _MIROSTAT_TAU = 5.0
 _PROTOCOL_VERSION = "0.8.0"
 _RUNNER_OPTIONS = (
     "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "use_mmap", "use_mlock", "numa",
-    "low_vram", "vocab_only", "f16_kv", "repeat_last_n",
+    "low_vram", "vocab_only", "f16_kv", "repeat_last_n", "logits_all", "embedding_only", "penalize_newline",
 )  # fmt: skip
 # Go's durations: 5m, 1h30m, 300ms; a number alone is seconds. A unit ends each part: there is one way to read a text.
 _NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
@@ -78,11 +78,12 @@ _MESSAGE = record(
             record(
                 {"function": record({"name": TEXT, "arguments": ANY_OBJECT}, required=("name",), ignored=("index",))},
                 required=("function",),
-                ignored=("id", "type"),
+                ignored=("id", "type", "index"),
             ),
             most=MAX_TOOLS,
         ),
         "tool_name": TEXT,
+        "name": TEXT,
         "thinking": TEXT,
     },
     required=("role",),
