@@ -61,6 +61,15 @@ def test_ollama_cuts_off_what_does_not_fit_unless_it_is_told_not_to(serving):
     assert serving.post("/api/embed", body | {"truncate": False}).status == 400
 
 
+def test_ollamas_older_form_has_one_text(serving):
+    (expected,) = vectors(serving.post("/v1/embeddings", {"input": SEA}))
+    body = {"model": "tiny-random:latest", "prompt": SEA, "options": None, "keep_alive": "5m"}
+    assert serving.post("/api/embeddings", body).json == {"embedding": expected}
+    assert len(serving.post("/api/embeddings", body | {"prompt": "x" * 3000}).json["embedding"]) == len(expected)
+    refusal = serving.post("/api/embeddings", body | {"prompt": ""})
+    assert (refusal.status, refusal.json) == (400, {"error": "The text has no tokens; write at least one character."})
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

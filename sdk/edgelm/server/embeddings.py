@@ -1,4 +1,4 @@
-"""POST /v1/embeddings and /api/embed."""
+"""POST /v1/embeddings, /api/embed and /api/embeddings."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ BODY = record(
     ignored=("user",),
     refused=_REFUSED,
 )
+_OLLAMA_COMMON: dict[str, Schema] = {"model": TEXT, "options": ANY_OBJECT, "keep_alive": ANY}
 OLLAMA_BODY = record(
-    {"model": TEXT, "input": _TEXTS, "truncate": BOOLEAN, "options": ANY_OBJECT, "keep_alive": ANY},
-    required=("model", "input"),
-    refused=_REFUSED,
+    {**_OLLAMA_COMMON, "input": _TEXTS, "truncate": BOOLEAN}, required=("model", "input"), refused=_REFUSED
 )
+OLLAMA_ONE_BODY = record({**_OLLAMA_COMMON, "prompt": TEXT}, required=("model", "prompt"))
 
 
 async def create_embeddings(call: Call) -> Response:
     """Turn texts into vectors."""
     served = await call.model(call.body.get("model"))
-    vectors, tokens = await _embed(call, served, truncating=False)
+    vectors, tokens = await _embed(call, served, "input", truncating=False)
     as_text = call.body.get("encoding_format") == "base64"
     data = [
         {
@@ -67,7 +67,7 @@ async def ollama_embed(call: Call) -> Response:
     """Turn texts into vectors; what does not fit the context is cut off, unless the request says otherwise."""
     served = await call.model(without_tag(call.body["model"]))
     load_seconds = call.seconds
-    vectors, tokens = await _embed(call, served, truncating=call.body.get("truncate", True))
+    vectors, tokens = await _embed(call, served, "input", truncating=call.body.get("truncate", True))
     return JsonAnswer(
         {
             "model": served.name,
@@ -79,16 +79,27 @@ async def ollama_embed(call: Call) -> Response:
     )
 
 
-async def _vector(call: Call, model: LanguageModel, ids: Sequence[int], pooling: Pooling) -> NDArray[np.float32]:
-    call.check_reading("input")
+async def ollama_embed_one(call: Call) -> Response:
+    """Turn one text into a vector, in the older form of /api/embed."""
+    served = await call.model(without_tag(call.body["model"]))
+    (vector,), _ = await _embed(call, served, "prompt", truncating=True)
+    return JsonAnswer({"embedding": vector.tolist()})
+
+
+async def _vector(
+    call: Call, model: LanguageModel, ids: Sequence[int], field: str, pooling: Pooling
+) -> NDArray[np.float32]:
+    call.check_reading(field)
     return await asyncio.to_thread(embed, model, ids, pooling)
 
 
-async def _embed(call: Call, served: LoadedModel, *, truncating: bool) -> tuple[Sequence[NDArray[np.float32]], int]:
-    """Return the vectors, and how many tokens were read; the model is released."""
+async def _embed(
+    call: Call, served: LoadedModel, field: str, *, truncating: bool
+) -> tuple[Sequence[NDArray[np.float32]], int]:
+    """Return the vectors of the texts in this field, and how many tokens were read; the model is released."""
     try:
         language_model = served.model
-        inputs = await asyncio.to_thread(token_ids, language_model.tokenizer, call.body["input"], "input")
+        inputs = await asyncio.to_thread(token_ids, language_model.tokenizer, call.body[field], field)
         pooling = call.body.get("pooling", DEFAULT_POOLING)
         limit, vocab_size = language_model.context_length, language_model.config.vocab_size
         if truncating:
@@ -100,7 +111,7 @@ async def _embed(call: Call, served: LoadedModel, *, truncating: bool) -> tuple[
         async def vectors() -> list[NDArray[np.float32]]:
             # One after the other, and beside the engine: a step of its own would delay every running answer.
             async with served.scoring:
-                return [await _vector(call, language_model, ids, pooling) for ids in inputs]
+                return [await _vector(call, language_model, ids, field, pooling) for ids in inputs]
 
         result = await unless_disconnected(call.request.receive, vectors())
         if result is None:

@@ -79,6 +79,13 @@ ROUTES: tuple[Endpoint, ...] = (
         summary="Turn texts into vectors.",
         body=embeddings.OLLAMA_BODY,
     ),
+    Endpoint(
+        method="POST",
+        path="/api/embeddings",
+        answer=embeddings.ollama_embed_one,
+        summary="Turn one text into a vector.",
+        body=embeddings.OLLAMA_ONE_BODY,
+    ),
     Endpoint(method="GET", path="/api/tags", answer=ollama.list_tags, summary="List the models."),
     Endpoint(method="GET", path="/api/ps", answer=ollama.list_running, summary="List the models in memory."),
     Endpoint(method="POST", path="/api/show", answer=ollama.show, summary="Describe one model.", body=ollama.SHOW_BODY),
