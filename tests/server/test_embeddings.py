@@ -61,6 +61,13 @@ def test_ollama_cuts_off_what_does_not_fit_unless_it_is_told_not_to(serving):
     assert serving.post("/api/embed", body | {"truncate": False}).status == 400
 
 
+def test_the_dimensions_that_an_embedding_has_may_be_asked_for(serving):
+    for path, body in (("/v1/embeddings", {"input": SEA}), ("/api/embed", {"model": "tiny-random", "input": SEA})):
+        answers = [serving.post(path, body | more).json for more in ({}, {"dimensions": 32})]
+        first, second = (answer.get("data") or answer["embeddings"] for answer in answers)
+        assert first == second
+
+
 def test_ollamas_older_form_has_one_text(serving):
     (expected,) = vectors(serving.post("/v1/embeddings", {"input": SEA}))
     body = {"model": "tiny-random:latest", "prompt": SEA, "options": None, "keep_alive": "5m"}
@@ -77,7 +84,7 @@ def test_ollamas_older_form_has_one_text(serving):
         ({"input": []}, "input has 0 items"),
         ({"input": "x" * 3000}, "this model's maximum context length is 1024"),
         ({"input": [99999]}, "The input has token id 99999; the model's are 0 to 319."),
-        ({"input": "x", "dimensions": 8}, "dimensions is not supported"),
+        ({"input": "x", "dimensions": 8}, "dimensions is 8; this model's embeddings have 32."),
         ({"input": "x", "pooling": "max"}, "pooling"),
     ],
 )

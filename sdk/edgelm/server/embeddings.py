@@ -13,11 +13,11 @@ from starlette.responses import Response
 
 from edgelm.embedding import DEFAULT_POOLING, Pooling, embed
 from edgelm.errors import TokenizerError
-from edgelm.server.api_error import client_left
+from edgelm.server.api_error import ApiError, client_left
 from edgelm.server.endpoint import Call
 from edgelm.server.ollama import without_tag
 from edgelm.server.openai_completions import IDS, token_ids
-from edgelm.server.schema import ANY, ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record
+from edgelm.server.schema import ANY, ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
 from edgelm.server.sse import JsonAnswer, unless_disconnected
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MAX_INPUTS = 256
 _TEXTS: Schema = {"anyOf": [TEXT, listing(TEXT, fewest=1, most=MAX_INPUTS)]}
-_REFUSED = {"dimensions": "an embedding has as many as the model gives it."}
+_DIMENSIONS: Schema = whole(1)
 
 BODY = record(
     {
@@ -34,14 +34,14 @@ BODY = record(
         "input": {"anyOf": [*_TEXTS["anyOf"], IDS, listing(IDS, fewest=1, most=MAX_INPUTS)]},
         "encoding_format": choice("float", "base64"),
         "pooling": choice(*get_args(Pooling)),
+        "dimensions": _DIMENSIONS,
     },
     required=("input",),
     ignored=("user",),
-    refused=_REFUSED,
 )
 _OLLAMA_COMMON: dict[str, Schema] = {"model": TEXT, "options": ANY_OBJECT, "keep_alive": ANY}
 OLLAMA_BODY = record(
-    {**_OLLAMA_COMMON, "input": _TEXTS, "truncate": BOOLEAN}, required=("model", "input"), refused=_REFUSED
+    {**_OLLAMA_COMMON, "input": _TEXTS, "truncate": BOOLEAN, "dimensions": _DIMENSIONS}, required=("model", "input")
 )
 OLLAMA_ONE_BODY = record({**_OLLAMA_COMMON, "prompt": TEXT}, required=("model", "prompt"))
 
@@ -90,7 +90,10 @@ async def _vector(
     call: Call, model: LanguageModel, ids: Sequence[int], field: str, pooling: Pooling
 ) -> NDArray[np.float32]:
     call.check_reading(field)
-    return await asyncio.to_thread(embed, model, ids, pooling)
+    vector = await asyncio.to_thread(embed, model, ids, pooling)
+    if (wanted := call.body.get("dimensions", len(vector))) != len(vector):
+        raise ApiError(400, f"dimensions is {wanted}; this model's embeddings have {len(vector)}.", param="dimensions")
+    return vector
 
 
 async def _embed(
