@@ -77,6 +77,11 @@ def test_ollamas_older_form_has_one_text(serving):
     assert (refusal.status, refusal.json) == (400, {"error": "The text has no tokens; write at least one character."})
 
 
+def test_as_many_texts_as_openai_takes_are_embedded(serving):
+    found = vectors(serving.post("/v1/embeddings", {"input": ["a", "b"] * 1024}))
+    assert found == found[:2] * 1024
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

@@ -320,7 +320,7 @@ def test_what_is_no_request_is_refused(serving, body, words):
         (CHAT, {"messages": HELLO * 2049}, "messages has 2049 items; it must have 1 to 2048."),
         (CHAT, {"messages": HELLO, "tools": [TOOL] * 129}, "tools has 129 items; it must have 0 to 128."),
         ("/v1/completions", {"prompt": ["x"] * 129}, "prompt has 129 items; it must have 1 to 128."),
-        ("/v1/embeddings", {"input": ["x"] * 257}, "input has 257 items; it must have 1 to 256."),
+        ("/v1/embeddings", {"input": ["x"] * 2049}, "input has 2049 items; it must have 1 to 2048."),
         ("/v1/responses", {"input": HELLO * 2049}, "input has 2049 items; it must have 1 to 2048."),
     ],
 )
