@@ -192,7 +192,6 @@ def test_an_answer_keeps_to_a_schema(serving):
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema is missing."),
         ({"reasoning": {"effort": "low"}}, "reasoning.effort is not supported: the chat template of tiny-random reads"),
         ({"reasoning": {"effort": "lots"}}, "reasoning.effort is 'lots'; it must be one of none, minimal"),
-        ({"reasoning": {"summary": "auto"}}, "reasoning.summary is not supported: what is thought comes as it is."),
         ({"reasoning_effort": "low"}, "reasoning_effort is not supported: use reasoning.effort."),
         ({"truncation": "auto"}, "truncation is 'auto'"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type is 'web_search'"),
@@ -218,6 +217,21 @@ def test_system_messages_behind_each_other_are_one(serving):
         {"role": "system", "content": "Be long."},
     ]
     assert given["output"][0]["content"][0]["text"] == chat_text(serving, turns)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reasoning": {"summary": "auto"}},
+        {"reasoning": {"generate_summary": "concise"}},
+        {"client_metadata": {"session_id": "1"}, "include": ["reasoning.encrypted_content"], "prompt_cache_key": "1"},
+    ],
+)
+def test_what_changes_no_answer_is_taken(serving, fields):
+    plain, given = (respond(serving, **more) for more in ({}, fields))
+    assert given.status == 200, given.data
+    assert given.json["output"][0]["content"] == plain.json["output"][0]["content"]
+    assert given.json["reasoning"] == {"effort": None, "summary": None}
 
 
 @pytest.mark.parametrize("field", ["content", "output"])

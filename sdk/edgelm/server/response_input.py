@@ -39,7 +39,7 @@ BODY = record(
         "stream": BOOLEAN,
         "reasoning": record(
             {"effort": TEMPLATE_VARIABLES["reasoning_effort"]},
-            refused=dict.fromkeys(("summary", "generate_summary"), "what is thought comes as it is."),
+            ignored=("summary", "generate_summary"),  # what is thought comes as it is
         ),
         "text": record({"format": _FORMAT}, refused={"verbosity": "these models have no such setting."}),
         "tools": listing(
@@ -65,7 +65,7 @@ BODY = record(
         "truncation": choice("disabled"),
     },
     required=("input",),
-    ignored=(*HARMLESS, "include", "max_tool_calls", "stream_options", "top_logprobs"),
+    ignored=(*HARMLESS, "client_metadata", "include", "max_tool_calls", "stream_options", "top_logprobs"),
     refused={
         **REFUSED,
         "previous_response_id": "nothing is kept here; send the whole conversation as input.",
