@@ -132,6 +132,30 @@ def written(answers):
     return [json.loads(piece.partition(b"data: ")[2]) for piece in asyncio.run(pieces())]
 
 
+def test_the_tools_of_a_namespace_are_called_with_it(serving):
+    spaces = [{"type": "namespace", "name": name, "description": "x", "tools": [WEATHER]} for name in ("home", "away")]
+    fields = {"tools": spaces, "tool_choice": "required", "parallel_tool_calls": False, "max_output_tokens": 80}
+    (call,) = respond(serving, **fields).json["output"]
+    assert (call["type"], call["name"]) == ("function_call", "weather")
+    assert call["namespace"] in ("home", "away")
+    events = respond(serving, **fields, stream=True).events
+    assert [event["response"]["output"][0]["namespace"] for event in events[-1:]] == [call["namespace"]]
+    assert [event["name"] for event in events if event["type"] == "response.function_call_arguments.done"] == [
+        "weather"
+    ]
+
+    chosen = {"tool_choice": {"type": "function", "name": "away.weather"}}
+    assert respond(serving, **fields | chosen).json["output"][0]["namespace"] == "away"
+
+    def told(given):
+        output = {"type": "function_call_output", "call_id": "1", "output": "sunny"}
+        return respond(serving, input=[{"role": "user", "content": "x"}, given, output]).json["output"][0]["content"]
+
+    given = {"type": "function_call", "call_id": "1", "name": "weather", "arguments": "{}", "namespace": "away"}
+    assert told(given) == told({**given, "name": "away.weather", "namespace": None})
+    assert told(given) != told({**given, "namespace": None})
+
+
 def test_the_end_of_a_call_and_the_text_behind_it_may_come_at_once():
     events = written(
         Said(
@@ -187,7 +211,14 @@ def test_an_answer_keeps_to_a_schema(serving):
         ({"input": []}, "input has 0 items"),
         ({"input": [{"role": "user"}]}, "input[0].content is missing."),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id is missing."),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type is 'item_reference'"),
+        (
+            {"input": [{"type": "item_reference", "id": "x"}]},
+            "input[0] refers to an item of an earlier answer, and nothing is kept here; send the item itself",
+        ),
+        (
+            {"tools": [{"type": "namespace", "name": n, "tools": [WEATHER] * 65} for n in "ab"]},
+            "There are 130 tools in all; 128 may be offered.",
+        ),
         ({"previous_response_id": "resp_1"}, "nothing is kept here; send the whole conversation as input."),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema is missing."),
         ({"reasoning": {"effort": "low"}}, "reasoning.effort is not supported: the chat template of tiny-random reads"),

@@ -22,7 +22,7 @@ from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
 from edgelm.server.model_pool import LoadedModel
 from edgelm.server.openai_chat import chat_jobs
-from edgelm.server.response_input import as_chat
+from edgelm.server.response_input import as_chat, namespaces_of
 from edgelm.server.sampling_fields import generation_config
 from edgelm.server.sse import KEEPALIVE, event
 
@@ -66,7 +66,7 @@ class ResponseWriter:
             self._output.append(_reasoning(answer.reasoning))
         if answer.text or not answer.tool_calls:
             self._output.append(_message(answer.text))
-        self._output += [_function_call(call.id, call.name, call.arguments) for call in answer.tool_calls]
+        self._output += [self._function_call(call.id, call.name, call.arguments) for call in answer.tool_calls]
         self._output[-1]["status"] = _status(answer.finish_reason)
         return self._response(answer.finish_reason, answer.usage)
 
@@ -118,10 +118,22 @@ class ResponseWriter:
     def _add_call(self, delta: ToolCallDelta) -> Iterator[bytes]:
         if delta.name is not None:
             yield from self._close()
-            yield from self._open(_function_call(delta.id or "", delta.name, ""))
+            yield from self._open(self._function_call(delta.id or "", delta.name, ""))
         if delta.arguments:
             self._output[-1]["arguments"] += delta.arguments
             yield self._event("response.function_call_arguments.delta", **self._place(), delta=delta.arguments)
+
+    def _function_call(self, call_id: str, called: str, arguments: str) -> dict[str, Any]:
+        namespace, name = namespaces_of(self.body).get(called, (None, called))
+        return {
+            "id": f"fc_{secrets.token_hex(16)}",
+            "type": "function_call",
+            "status": "completed",
+            "call_id": call_id,
+            "name": name,
+            "arguments": arguments,
+            **({} if namespace is None else {"namespace": namespace}),
+        }
 
     def _is_open(self, kind: str) -> bool:
         return bool(self._output) and self._output[-1]["type"] == kind
@@ -214,17 +226,6 @@ def _reasoning(text: str) -> dict[str, Any]:
 def _logprobs_of(part: Mapping[str, Any]) -> dict[str, Any]:
     """Return the field that events about this part of a text have, if they have it; there is nothing in it here."""
     return {"logprobs": []} if "logprobs" in part else {}
-
-
-def _function_call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
-    return {
-        "id": f"fc_{secrets.token_hex(16)}",
-        "type": "function_call",
-        "status": "completed",
-        "call_id": call_id,
-        "name": name,
-        "arguments": arguments,
-    }
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

@@ -14,16 +14,23 @@ _CONTENT: Schema = {"anyOf": [TEXT, listing(PART, most=MAX_MESSAGES)]}
 _FUNCTION = ("name", "description", "parameters", "strict")
 _ITEM = record(
     {
-        "type": choice("message", "function_call", "function_call_output", "reasoning"),
+        "type": choice("message", "function_call", "function_call_output", "reasoning", "item_reference"),
         "role": choice("system", "developer", "user", "assistant"),
         "content": _CONTENT,
         "call_id": TEXT,
         "name": TOOL_NAME,
+        "namespace": TEXT,
         "arguments": TEXT,
         "output": _CONTENT,
     },
-    ignored=("id", "status", "summary", "encrypted_content", "phase", "namespace"),
+    ignored=("id", "status", "summary", "encrypted_content", "phase"),
 )
+_TOOL: dict[str, Schema] = {
+    "name": TOOL_NAME,
+    "description": TEXT,
+    "parameters": ANY_OBJECT,
+    "strict": BOOLEAN,
+}
 _FORMAT = record(
     {"type": choice("text", "json_object", "json_schema"), "schema": ANY_OBJECT, "name": TEXT, "strict": BOOLEAN},
     required=("type",),
@@ -45,11 +52,11 @@ BODY = record(
         "tools": listing(
             record(
                 {
-                    "type": choice("function"),
-                    "name": TOOL_NAME,
-                    "description": TEXT,
-                    "parameters": ANY_OBJECT,
-                    "strict": BOOLEAN,
+                    "type": choice("function", "namespace"),
+                    **_TOOL,
+                    "tools": listing(
+                        record({"type": choice("function"), **_TOOL}, required=("type", "name")), most=MAX_TOOLS
+                    ),
                 },
                 required=("type", "name"),
             ),
@@ -89,9 +96,16 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
         chat["max_tokens"] = body["max_output_tokens"]
     if (effort := (body.get("reasoning") or {}).get("effort")) is not None:
         chat["reasoning_effort"] = effort
+    tools = tools_of(body)
+    if len(tools) > MAX_TOOLS:
+        raise ApiError(400, f"There are {len(tools)} tools in all; {MAX_TOOLS} may be offered.", param="tools")
     chat["tools"] = [
-        {"type": "function", "function": {name: tool[name] for name in _FUNCTION if tool.get(name) is not None}}
-        for tool in body.get("tools", ())
+        {
+            "type": "function",
+            "function": {name: tool[name] for name in _FUNCTION if tool.get(name) is not None}
+            | {"name": _full_name(namespace, tool["name"])},
+        }
+        for namespace, tool in tools
     ]
     wanted = body.get("tool_choice", "auto")
     chat["tool_choice"] = (
@@ -106,6 +120,26 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     return chat
 
 
+def tools_of(body: Mapping[str, Any]) -> list[tuple[str | None, Mapping[str, Any]]]:
+    """Return the functions that a request offers, each with the namespace that it stands in."""
+    found: list[tuple[str | None, Mapping[str, Any]]] = []
+    for tool in body.get("tools", ()):
+        if tool["type"] == "namespace":
+            found += [(tool["name"], function) for function in tool.get("tools") or ()]
+        else:
+            found.append((None, tool))
+    return found
+
+
+def namespaces_of(body: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return the namespace and the name of each function in one, by what the model calls it."""
+    return {_full_name(space, tool["name"]): (space, tool["name"]) for space, tool in tools_of(body) if space}
+
+
+def _full_name(namespace: str | None, name: str) -> str:
+    return f"{namespace}.{name}" if namespace else name
+
+
 def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if body.get("instructions"):
@@ -118,6 +152,13 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     for i, item in enumerate(given):
         kind, place = item.get("type") or "message", f"input[{i}]"
         _need(item, place, *_NEEDS[kind])
+        if kind == "item_reference":
+            raise ApiError(
+                400,
+                f"{place} refers to an item of an earlier answer, and nothing is kept here; send the item itself, as "
+                "clients do with store: false.",
+                param=place,
+            )
         if kind == "reasoning":
             text = _text_of(item.get("content"))
             thought = {"reasoning_content": text} if text else {}
@@ -131,11 +172,11 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
                 messages.append({"role": role, "content": said, **of_answer})
             thought = {}
         elif kind == "function_call":
-            names[item["call_id"]] = item["name"]
+            name = names[item["call_id"]] = _full_name(item.get("namespace"), item["name"])
             call = {
                 "id": item["call_id"],
                 "type": "function",
-                "function": {"name": item["name"], "arguments": item["arguments"]},
+                "function": {"name": name, "arguments": item["arguments"]},
             }
             if thought or not messages or messages[-1]["role"] != "assistant":  # else an answer said something first
                 messages.append({"role": "assistant", "content": None, **thought})
@@ -162,6 +203,7 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "function_call": ("call_id", "name", "arguments"),
     "function_call_output": ("call_id", "output"),
     "reasoning": (),
+    "item_reference": (),
 }
 
 
