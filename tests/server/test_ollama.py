@@ -209,7 +209,7 @@ def test_a_broken_config_leaves_the_models_size_out_and_the_list_whole(own_libra
 
 def test_the_version_is_that_of_the_protocol(serving):
     told = serving.get("/api/version").json
-    assert tuple(map(int, told["version"].split("."))) >= (0, 6, 4)  # VS Code's client refuses an older one
+    assert tuple(map(int, told["version"].split("."))) >= (0, 13, 4)  # Codex refuses an older one
     assert told["edgelm"] == __version__
 
 
@@ -256,6 +256,12 @@ def test_the_version_is_that_of_the_protocol(serving):
             {"model": "tiny-random", "messages": HELLO, "_debug_render_only": True},
             400,
             "_debug_render_only is not supported: /tokenize shows how a conversation is read.",
+        ),
+        (
+            "/api/generate",
+            {"model": "tiny-random", "prompt": "x", "logprobs": True},
+            400,
+            "logprobs is not supported: /v1/chat/completions has them.",
         ),
         (
             "/api/show",

@@ -57,7 +57,7 @@ _MIROSTAT: Mapping[str, Schema] = {
 }
 _MIROSTAT_TAU = 5.0
 # The version of Ollama whose protocol this is: its clients ask for it, and some refuse an older one than they need.
-_PROTOCOL_VERSION = "0.8.0"
+_PROTOCOL_VERSION = "0.13.4"
 _RUNNER_OPTIONS = (
     "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "use_mmap", "use_mlock", "numa",
     "low_vram", "vocab_only", "f16_kv", "repeat_last_n", "logits_all", "embedding_only", "penalize_newline",
@@ -103,7 +103,10 @@ _COMMON: dict[str, Schema] = {
     "keep_alive": {"anyOf": [{"type": "string", "maxLength": 40}, number(-_LONGEST, _LONGEST)]},
     "think": {"anyOf": [BOOLEAN, choice("low", "medium", "high")]},
 }
-_REFUSED = {"_debug_render_only": "/tokenize shows how a conversation is read."}
+_REFUSED = {
+    "_debug_render_only": "/tokenize shows how a conversation is read.",
+    **dict.fromkeys(("logprobs", "top_logprobs"), "/v1/chat/completions has them."),
+}
 CHAT_BODY = record(
     {
         **_COMMON,
