@@ -102,7 +102,8 @@ def test_a_request_that_asks_nothing_loads_the_model(serving):
     for path, extra in (("/api/generate", {}), ("/api/chat", {"messages": []})):
         reply = serving.post(path, {"model": "tiny-random", "keep_alive": "5m", **extra})
         assert (reply.json["done"], reply.json["done_reason"]) == (True, "load")
-    assert serving.get("/api/ps").json["models"][0]["name"] == "tiny-random"
+    (running,) = serving.get("/api/ps").json["models"]
+    assert (running["name"], running["context_length"]) == ("tiny-random", 1024)
 
 
 def test_an_empty_list_of_images_is_none(serving):
@@ -143,8 +144,10 @@ def test_a_choice_of_tools_is_kept_to(serving, choice, called):
     switch = {"name": "switch", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}}
     tools = {"tools": [{"type": "function", "function": switch}], "tool_choice": choice}
     body = {"model": "tiny-random", "messages": HELLO, "stream": False, "options": {"num_predict": 60}, **tools}
-    message = serving.post("/api/chat", body).json["message"]
-    assert [call["function"]["name"] for call in message.get("tool_calls", ())][:1] == ["switch"] * called
+    calls = serving.post("/api/chat", body).json["message"].get("tool_calls", [])
+    assert [call["function"]["name"] for call in calls][:1] == ["switch"] * called
+    assert [call["function"]["index"] for call in calls] == list(range(len(calls)))
+    assert len({call["id"] for call in calls}) == len(calls)
 
 
 def test_calls_and_results_have_what_clients_add_to_them(serving):

@@ -241,7 +241,8 @@ def test_gpt_oss_calls_a_tool_in_each_protocol():
     assert (joined(pieces, "name"), joined(pieces, "arguments")) == ("look", '{"at": "sea"}')
 
     for part in (message, {"tool_calls": [c for line in lines for c in line.get("tool_calls", ())]}):
-        assert part["tool_calls"] == [{"function": {"name": "look", "arguments": {"at": "sea"}}}]
+        (called,) = part["tool_calls"]
+        assert called["function"] == {"index": 0, "name": "look", "arguments": {"at": "sea"}}
     assert (message["thinking"], message["content"]) == ("I look.", "Looking.")
     assert (joined(lines, "thinking"), joined(lines, "content")) == ("I look.", "Looking.")
 

@@ -186,7 +186,8 @@ async def list_running(call: Call) -> Response:
     rows = []
     for loaded in call.pool.loaded():
         expires = now + datetime.timedelta(seconds=_LONGEST if loaded.keep_alive is None else loaded.keep_alive)
-        more = {"expires_at": expires.isoformat(), "size_vram": 0}
+        context = loaded.model.context_length
+        more = {"expires_at": expires.isoformat(), "size_vram": 0, "context_length": context}
         rows.append(_description(call, loaded.name, loaded.model.manifest) | more)
     return JsonAnswer({"models": rows})
 
@@ -367,7 +368,11 @@ def _frame(
     message: dict[str, Any] = {"role": "assistant", "content": text} | thought
     if calls:
         message["tool_calls"] = [
-            {"function": {"name": call.name, "arguments": json.loads(call.arguments or "{}")}} for call in calls
+            {
+                "id": call.id,
+                "function": {"index": i, "name": call.name, "arguments": json.loads(call.arguments or "{}")},
+            }
+            for i, call in enumerate(calls)
         ]
     return frame | {"message": message}
 
