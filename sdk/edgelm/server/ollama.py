@@ -61,6 +61,7 @@ _PROTOCOL_VERSION = "0.13.4"
 _RUNNER_OPTIONS = (
     "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "use_mmap", "use_mlock", "numa",
     "low_vram", "vocab_only", "f16_kv", "repeat_last_n", "logits_all", "embedding_only", "penalize_newline",
+    "keep_alive",
 )  # fmt: skip
 # Go's durations: 5m, 1h30m, 300ms; a number alone is seconds. A unit ends each part: there is one way to read a text.
 _NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
