@@ -106,6 +106,13 @@ def test_a_request_that_asks_nothing_loads_the_model(serving):
     assert (running["name"], running["context_length"]) == ("tiny-random", 1024)
 
 
+def test_the_context_that_an_answer_has_may_be_sent_back(serving):
+    body = {"model": "tiny-random", "prompt": "The sea", "options": OPTIONS}
+    context = serving.post("/api/generate", body | {"stream": False}).json["context"]
+    assert context == serving.post("/api/generate", body).lines[-1]["context"] == []
+    assert serving.post("/api/generate", body | {"context": context}).status == 200
+
+
 def test_an_empty_list_of_images_is_none(serving):
     body = {"model": "tiny-random", "options": OPTIONS, "stream": False}
     turn = {"role": "user", "content": "The sea"}
@@ -127,16 +134,20 @@ def test_fields_that_clients_in_go_always_write_say_nothing_where_they_are_empty
     assert serving.post("/api/chat", body | always).json["message"]["content"] == expected
 
 
-def test_settings_beside_the_options_count_where_the_options_have_none(serving):
+@pytest.mark.parametrize(("path", "longest"), [("/api/chat", "max_output_tokens"), ("/api/generate", "max_tokens")])
+def test_settings_beside_the_options_count_where_the_options_have_none(serving, path, longest):
     def answer(**fields):
-        reply = serving.post("/api/chat", {"model": "tiny-random", "messages": HELLO, "stream": False, **fields})
-        return reply.json["message"]["content"]
+        asked = {"messages": HELLO} if path == "/api/chat" else {"prompt": "Hello there", "user": "me", "echo": False}
+        reply = serving.post(path, {"model": "tiny-random", "stream": False, **asked, **fields})
+        assert reply.status == 200, reply.data
+        return reply.json["message"]["content"] if path == "/api/chat" else reply.json["response"]
 
-    beside = {"temperature": 1.5, "top_p": 0.9}
-    inside = {"num_predict": 12, "seed": 3, **beside}
+    beside = {"temperature": 1.5, "top_p": 0.9, "frequency_penalty": 0.5, "presence_penalty": 0.5, "stop": ["x", "y"]}
+    inside = {"num_predict": 30, "seed": 3, **beside}
     expected = answer(options=inside)
-    assert answer(options={"seed": 3}, max_output_tokens=12, **beside) == expected
-    assert answer(options=inside, max_output_tokens=2, temperature=0, top_p=1) == expected
+    assert answer(options={"seed": 3}, **{longest: 30}, **beside) == expected
+    assert answer(options={"seed": 3}, **{longest: 30}) != expected
+    assert answer(options=inside, **{longest: 2}, temperature=0, top_p=1, stop=[]) == expected
 
 
 @pytest.mark.parametrize(("choice", "called"), [("required", True), ("none", False)])
@@ -246,6 +257,7 @@ def test_the_version_is_that_of_the_protocol(serving):
             400,
             "options.mirostat is 1; it must be one of 0, 2",
         ),
+        ("/api/generate", {"model": "tiny-random", "prompt": "x", "echo": True}, 400, "/v1/completions has it."),
         ("/api/generate", {"model": "tiny-random", "keep_alive": "soon"}, 400, "keep_alive is 'soon'; write seconds"),
         ("/api/generate", {"model": "tiny-random", "keep_alive": "1" * 39 + "x"}, 400, "write seconds, or a time as"),
         (

@@ -69,7 +69,10 @@ _DURATION = re.compile(rf"-?(?:{_NUMBER}|(?:{_NUMBER}(?:ms|s|m|h))+)")
 _DURATION_PART = re.compile(r"([0-9.]+)(ms|s|m|h)?")
 _LONGEST = 1e9  # seconds, 31 years
 # A client of the AI SDK has these beside the options.
-_OUTSIDE: Mapping[str, str] = {"temperature": "temperature", "top_p": "top_p", "max_output_tokens": "num_predict"}
+_OUTSIDE: Mapping[str, str] = {
+    **{name: name for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty", "stop")},
+    **dict.fromkeys(("max_tokens", "max_output_tokens"), "num_predict"),
+}
 _SECONDS: Mapping[str, float] = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600}
 _MESSAGE = record(
     {
@@ -103,6 +106,7 @@ _COMMON: dict[str, Schema] = {
     ),
     "keep_alive": {"anyOf": [{"type": "string", "maxLength": 40}, number(-_LONGEST, _LONGEST)]},
     "think": {"anyOf": [BOOLEAN, choice("low", "medium", "high")]},
+    **{theirs: _SETTINGS[name] for theirs, name in _OUTSIDE.items()},
 }
 _REFUSED = {
     "_debug_render_only": "/tokenize shows how a conversation is read.",
@@ -113,16 +117,18 @@ CHAT_BODY = record(
         **_COMMON,
         "messages": listing(_MESSAGE, most=MAX_MESSAGES),
         **{name: CHAT[name] for name in ("tools", "tool_choice")},
-        **{theirs: _SETTINGS[name] for theirs, name in _OUTSIDE.items()},
     },
     required=("model", "messages"),
+    ignored=("user",),
     refused=_REFUSED,
 )
 GENERATE_BODY = record(
     {**_COMMON, "prompt": TEXT, "suffix": TEXT, "system": TEXT, "raw": BOOLEAN},
     required=("model",),
+    ignored=("user",),
     refused=_REFUSED
     | {
+        "echo": "/v1/completions has it.",
         "images": "these models read text alone.",
         "template": "the model has its own; send raw: true for a prompt of your own.",
         "context": "send the conversation to /api/chat.",
@@ -425,6 +431,7 @@ class OllamaWriter:
         return {
             "done": True,
             "done_reason": "stop" if reason == "tool_calls" else reason,
+            **({} if self.is_chat else {"context": []}),  # some clients read no answer without it
             "total_duration": math.ceil(total * 1e9),
             "prompt_eval_count": usage.prompt_tokens,
             "eval_count": usage.completion_tokens,
