@@ -189,6 +189,10 @@ REFUSED = {
     "stream": ({"stream": "yes"}, "stream is 'yes'; it must be true or false."),
     "functions": ({"functions": [{"name": "f"}]}, "functions is not supported: use tools."),
     "mirostat": ({"mirostat": 1}, "mirostat is not supported: mirostat_tau turns Mirostat 2.0 on."),
+    "structured_outputs": (
+        {"structured_outputs": {"choice": ["a", "b"]}},
+        "structured_outputs is not supported: use response_format.",
+    ),
     "web_search_options": ({"web_search_options": {}}, "web_search_options is not supported: there is no network"),
     "max_tokenz": ({"max_tokenz": 1}, "There is no field 'max_tokenz'; check its spelling."),
     "response_format.type": ({"response_format": {"type": "xml"}}, "it must be one of"),

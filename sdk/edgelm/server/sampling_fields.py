@@ -66,6 +66,7 @@ REFUSED: Mapping[str, str] = {
     "grammar": "use response_format.",
     "guided_json": "use response_format.",
     "guided_regex": "use response_format.",
+    "structured_outputs": "use response_format.",
     "min_tokens": "use ignore_eos with a limit.",
 }
 
