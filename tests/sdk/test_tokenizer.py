@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from edgelm.errors import ConfigError, TokenizerError
 from edgelm.text.token_bytes import TokenBytes
@@ -180,6 +180,21 @@ def test_added_tokens_that_are_text_keep_their_ids_beside_hidden_ones(tmp_path: 
     tokenizer = Tokenizer.load(save(tmp_path, rust))
     assert tokenizer.encode("a  b") == [0, 3, 1]
     assert tokenizer.encode_parts(["a", 2, "b"]) == [0, 2, 1]
+
+
+def test_runs_of_spaces_among_the_added_tokens_are_spaces(tmp_path: Path) -> None:
+    vocab = {name: i for i, name in enumerate(["a", "▁", "▁▁", "<▁>"])}
+    rust = tokenizers.Tokenizer(models.BPE(vocab, [("▁", "▁")]))
+    rust.add_special_tokens(["<▁>"])
+    rust.add_tokens(["▁▁"])
+    rust.normalizer = normalizers.Replace(" ", "▁")
+    rust.decoder = decoders.Replace("▁", " ")
+    rust.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    ids = tokenizer.encode("a   a")
+    assert ids == rust.encode("a   a").ids == [0, 2, 1, 0]
+    assert tokenizer.decode(ids) == rust.decode(ids) == "a   a"
+    assert tokenizer.token_text(3) == "<▁>"  # a control token's literal stays as it is
 
 
 def test_a_padding_or_truncation_in_the_file_is_not_applied(tmp_path: Path) -> None:

@@ -70,11 +70,18 @@ class TokenBytes:
                 )
 
     def of(self, name: str) -> bytes:
-        """Return the bytes of a token of the vocabulary proper (an added token's name is its text)."""
+        """Return the bytes of a token of the vocabulary proper."""
         if self._has_byte_tokens and (match := _BYTE_TOKEN.fullmatch(name)):
             return bytes([int(match[1], 16)])
         if self._alphabet is not None and all(character in self._alphabet for character in name):
             return bytes(self._alphabet[character] for character in name)
+        return self.of_added(name)
+
+    def of_added(self, text: str) -> bytes:
+        """Return the bytes of an added token: its text, with spaces where the vocabulary writes `▁`.
+
+        Gemma lists its runs of spaces (`▁▁`) among the added tokens too, and writes code with them.
+        """
         for old, new in self._replacements:
-            name = name.replace(old, new)
-        return name.encode("utf-8")
+            text = text.replace(old, new)
+        return text.encode("utf-8")

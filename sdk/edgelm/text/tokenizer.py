@@ -51,8 +51,7 @@ class Tokenizer:
         for literal, secret in secret_names.items():
             self._control_names[added[secret]] = literal
             self._secret_of_id[added[secret]] = secret
-        self._added_texts = {id_: content for content, id_ in added.items()}
-        self._added_texts |= self._control_names
+        self._added_texts = {id_: content for content, id_ in added.items() if id_ not in self._control_names}
         self.control_tokens: Mapping[str, int] = {literal: id_ for id_, literal in self._control_names.items()}
         self.control_token_ids = frozenset(self._control_names)
 
@@ -253,8 +252,10 @@ class Tokenizer:
     def _look_up(self, id_: int) -> bytes:
         if id_ < 0:
             raise TokenizerError(f"There is no token {id_}; ids begin at 0.")
+        if id_ in self._control_names:
+            return self._control_names[id_].encode("utf-8")
         if id_ in self._added_texts:
-            return self._added_texts[id_].encode("utf-8")
+            return self._token_bytes.of_added(self._added_texts[id_])
         name = self._rust.id_to_token(id_) if id_ < _NO_ID else None
         return b"" if name is None else self._token_bytes.of(name)
 
