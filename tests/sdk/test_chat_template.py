@@ -112,6 +112,14 @@ def test_text_and_ids_are_those_of_transformers(
     assert ids == expected(tokenize=True)
 
 
+def test_what_is_not_given_is_none_to_the_template_as_in_transformers(original: PreTrainedTokenizerFast) -> None:
+    source = "{% if tools is not none %}{{ tools | tojson }}{% endif %}{{ documents }}{{ messages | length }}"
+    hello: list[Message] = [{"role": "user", "content": "Hi"}]
+    expected = original.apply_chat_template(hello, chat_template=source, tokenize=False)
+    assert template_of(source).render(hello) == expected == "None1"
+    assert template_of(source).render(hello, variables={"tools": [1], "documents": []}) == "[1][]1"
+
+
 @pytest.mark.parametrize("name", ["chatml", "llama3", "generation"])
 @pytest.mark.parametrize("begun", ["The sea is", " The sea is ", "im_end", "<|im_end|>The", "漢\n"])
 def test_words_of_the_assistant_at_the_end_are_left_open_as_transformers_does(

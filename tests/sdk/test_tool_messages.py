@@ -236,5 +236,5 @@ def test_calls_and_results_as_text_keep_their_letters_and_their_turns() -> None:
 @pytest.mark.parametrize("tools", [None, []])
 def test_without_tools_a_template_is_told_of_none(tools: Any) -> None:
     model = scripted_model("x")
-    model.chat_template = ChatTemplate("[TOOL_CALLS]{{ tools is defined }}")
-    assert model.tokenizer.decode(model.encode_chat(QUESTION, tools)) == "[TOOL_CALLS]False"
+    model.chat_template = ChatTemplate("[TOOL_CALLS]{{ tools is none }}")
+    assert model.tokenizer.decode(model.encode_chat(QUESTION, tools)) == "[TOOL_CALLS]True"

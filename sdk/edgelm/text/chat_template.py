@@ -34,6 +34,8 @@ MAX_TOKENS = 5 << 10
 _MAX_DATE_FORMAT = 200
 
 _OWN_VARIABLES = ("messages", "tools", "add_generation_prompt")
+# transformers gives these to every template: some ask whether they are none, and not whether they are defined.
+_NOT_GIVEN = dict.fromkeys(("tools", "documents"))
 # The variables that a `generation` block writes at its beginning and its end; training gives them values.
 GENERATION_MARKS = ("edgelm_generation_start", "edgelm_generation_end")
 
@@ -125,6 +127,7 @@ class ChatTemplate:
         """
         check_conversation(messages)
         values = self._special_tokens | {
+            **_NOT_GIVEN,
             **(variables or {}),
             "messages": messages,
             "add_generation_prompt": add_generation_prompt,
