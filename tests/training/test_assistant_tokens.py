@@ -56,6 +56,15 @@ ASKING_NOTHING = """{{- '<|endoftext|>' }}{%- for message in messages %}
 {%- if message.role == 'user' %}{{- '[INST] ' + message.content + ' [/INST]' }}
 {%- else %}{{- ' ' + message.content + '<|im_end|>' }}{%- endif %}{%- endfor %}
 """
+# As the first one of Llama 3 does, whatever it is asked; and DeepSeek Coder's, without control tokens there.
+ALWAYS_ASKING = """{%- for message in messages %}
+{{- '<|start|>' + message.role + '\\n' + message.content + '<|end|>' }}
+{%- endfor %}{{- '<|start|>assistant\\n' }}
+"""
+ALWAYS_ASKING_IN_WORDS = """{%- for message in messages %}
+{{- message.role + ':\\n' + message.content + ('\\n<|end|>\\n' if message.role == 'assistant' else '\\n') }}
+{%- endfor %}{{- 'assistant:\\n' }}
+"""
 ASKING_OTHERWISE = WORDS.replace("'assistant: '", "'bot: '")
 CLOSING = PLAIN.removesuffix("{%- endif %}\n") + "{%- else %}{{- '<|endoftext|>' }}{%- endif %}\n"
 # As GPT-OSS has it: channels, of which later turns forget the thought, and another token at the very end.
@@ -172,6 +181,17 @@ MASKS: dict[str, tuple[str, Sequence[Any], str]] = {
         ASKING_NOTHING,
         (*HI, {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "So long."}),
         "<|endoftext|>[INST] Hi [/INST]⟦ Hello!<|im_end|>⟧[INST] Bye [/INST]⟦ So long.<|im_end|>⟧",
+    ),
+    "a prompt at the end of every conversation": (
+        ALWAYS_ASKING,
+        (*HI, {"role": "user", "content": "Bye"}, {"role": "assistant", "content": ""}),
+        "<|start|>user\nHi<|end|><|start|>assistant\n⟦Hello!<|end|>⟧<|start|>user\nBye<|end|>"
+        "<|start|>assistant\n⟦<|end|>⟧<|start|>assistant\n",
+    ),
+    "a prompt of words at the end of every conversation": (
+        ALWAYS_ASKING_IN_WORDS,
+        (*HI, {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "assistant:"}),
+        "user:\nHi\nassistant:\n⟦Hello!\n<|end|>⟧\nuser:\nBye\nassistant:\n⟦assistant:\n<|end|>⟧\nassistant:\n",
     ),
     "an end token behind a conversation that is not to go on": (
         CLOSING,

@@ -116,13 +116,26 @@ class _Rendering:
             if start < least:
                 start = self._start_of_text(rendered, asked[len(before) :], i)
             end = start + len(self._said(answered[start:]))
-            if rendered[:end] != answered[:end]:
+            if rendered[:end] != answered[:end] or self._asks_always(before, asked, answered):
                 end = self._end_of_turn(rendered, answered[start:end], start, i)
             self._check_calls(rendered[start:end], i)
             yield rendered[place:start], False
             yield rendered[start:end], True
             place = end
         yield rendered[place:], False
+
+    def _asks_always(self, before: str, asked: str, answered: str) -> bool:
+        """Tell whether the template asks for another answer behind the last one too, as the first one of Llama 3 does.
+
+        What it asks with stands behind questions and answers alike, and is more than the end of a turn.
+        """
+        *_, behind = map(str, self._tokenizer.split(answered))
+        if before != asked or behind == answered:
+            return False
+        shared = _common_length(before[::-1], answered[::-1])
+        if behind.strip():
+            return shared >= len(behind)
+        return len(self._tokenizer.split(answered[len(answered) - shared :])) > 1
 
     def _boundary(self, text: str, place: int) -> int:
         """Move a place that is inside of a control token or of a word to the beginning of that."""
