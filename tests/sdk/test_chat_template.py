@@ -120,6 +120,16 @@ def test_what_is_not_given_is_none_to_the_template_as_in_transformers(original: 
     assert template_of(source).render(hello, variables={"tools": [1], "documents": []}) == "[1][]1"
 
 
+@pytest.mark.parametrize("thought", [{"reasoning_content": "a"}, {"thinking": "b"}, {"reasoning": "c"}, {}])
+def test_what_was_thought_has_the_names_that_transformers_gives_it(
+    original: PreTrainedTokenizerFast, thought: dict[str, str]
+) -> None:
+    source = "{% for turn in messages %}{{ [turn.thinking, turn.reasoning_content, turn.reasoning] }}{% endfor %}"
+    turns: list[Any] = [{"role": "assistant", "content": "Hi", **thought}]
+    expected = original.apply_chat_template(turns, chat_template=source, tokenize=False)
+    assert template_of(source).render(turns) == expected
+
+
 @pytest.mark.parametrize("name", ["chatml", "llama3", "generation"])
 @pytest.mark.parametrize("begun", ["The sea is", " The sea is ", "im_end", "<|im_end|>The", "漢\n"])
 def test_words_of_the_assistant_at_the_end_are_left_open_as_transformers_does(

@@ -36,6 +36,7 @@ _MAX_DATE_FORMAT = 200
 _OWN_VARIABLES = ("messages", "tools", "add_generation_prompt")
 # transformers gives these to every template: some ask whether they are none, and not whether they are defined.
 _NOT_GIVEN = dict.fromkeys(("tools", "documents"))
+_THOUGHT = ("reasoning_content", "thinking", "reasoning")  # the names that what was thought has in messages
 # The variables that a `generation` block writes at its beginning and its end; training gives them values.
 GENERATION_MARKS = ("edgelm_generation_start", "edgelm_generation_end")
 
@@ -129,7 +130,7 @@ class ChatTemplate:
         values = self._special_tokens | {
             **_NOT_GIVEN,
             **(variables or {}),
-            "messages": messages,
+            "messages": [_with_thought(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
         }
         pieces: list[str] = []
@@ -190,6 +191,13 @@ def no_message(value: object, place: str) -> ChatTemplateError:
     """Return the error about what stands in a message's place."""
     way = " Of an answer, that is its `message`." if isinstance(value, Completion) else ""
     return ChatTemplateError(f"{place} is {reprlib.repr(value)}; a message is a mapping with role and content.{way}")
+
+
+def _with_thought(message: Message) -> Mapping[str, Any]:
+    """Give what was thought the name that most templates read, and that of GPT-OSS's, as transformers does."""
+    given: Mapping[str, Any] = message
+    thought = next((given[name] for name in _THOUGHT if given.get(name) is not None), None)
+    return message if thought is None else {"thinking": thought, **message, "reasoning_content": thought}
 
 
 def _characters(value: object) -> int:
