@@ -296,6 +296,12 @@ def test_a_template_can_test_split_and_compare_texts(tokenizer: Tokenizer, origi
     assert tokenizer.decode(encode_chat(equal, tokenizer, twice)) == "C"
 
 
+def test_names_that_are_a_part_of_a_control_token_are_sorted_as_names(tokenizer: Tokenizer) -> None:
+    template = template_of("{% for name, _ in messages[0].arguments | dictsort %}{{ name }} {% endfor %}")
+    message: Any = {"role": "user", "content": "", "arguments": dict.fromkeys(("user", "end", "city", "think", "age"))}
+    assert tokenizer.decode(encode_chat(template, tokenizer, [message])) == "age city end think user "
+
+
 def test_a_placeholder_cut_short_before_digits_stays_text(tokenizer: Tokenizer) -> None:
     template = template_of("{{ messages[0].content[:20] }}{{ messages[1].content }}")
     messages: list[Message] = [{"role": "user", "content": "<"}, {"role": "user", "content": "9" * 9}]

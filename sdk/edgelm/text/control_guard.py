@@ -81,7 +81,9 @@ class ControlGuard:
         if not core or not free_text or not any(folded in literal for literal in self._folded_literals):
             return hidden
         start = hidden.index(core)
-        return f"{hidden[:start]}{self._hide_one('')}{core}{self._hide_one('')}{hidden[start + len(core) :]}"
+        # A text at the end of a control token has its last character hidden, and behind any other more would have to
+        # follow. One placeholder there is enough, and templates sort names as if there were none.
+        return f"{hidden[:start]}{core}{self._hide_one('')}{hidden[start + len(core) :]}"
 
     def _hide_edges(self, text: str, free_text: bool) -> str:
         """Hide each character that could begin or end a control token, in whatever case a template writes it."""
