@@ -50,6 +50,7 @@ TEMPLATES = {
         "CALL", """{{ '{"name": "' + c.function.name + '", "parameters": ' }}{{ c.function.arguments | tojson }}}"""
     ),
     "mistral": _TURNS.replace("CALL", "[TOOL_CALLS] [{{ c.function | tojson }}]"),
+    "mistral-tekken": _TURNS.replace("CALL", "[TOOL_CALLS][{{ c.function | tojson }}]"),
     "mistral-args": _TURNS.replace(
         "CALL", "[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}"
     ),
@@ -69,6 +70,7 @@ WRITTEN = {
     '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>',
     "llama3": '{"name": "get_weather", "parameters": OSLO}',
     "mistral": '[TOOL_CALLS] [{"name": "get_weather", "arguments": OSLO}, {"name": "stop", "arguments": {}}]',
+    "mistral-tekken": '[TOOL_CALLS][{"name": "get_weather", "arguments": OSLO}, {"name": "stop", "arguments": {}}]',
     "mistral-args": "[TOOL_CALLS]get_weather[ARGS]OSLO[TOOL_CALLS]stop[ARGS]{}",
     "phi4": '<|tool_call|>{"name": "get_weather", "arguments": OSLO}<|/tool_call|>'
     '<|tool_call|>{"name": "stop", "arguments": {}}<|/tool_call|>',

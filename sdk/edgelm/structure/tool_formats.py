@@ -69,6 +69,10 @@ FORMATS = (
         name="mistral-args", signs=("[TOOL_CALLS]", "[ARGS]"), start="[TOOL_CALLS]", name_end="[ARGS]", separator="",
         name_stops=("[CALL_ID]",),
     ),
+    # Those of the Tekken kind before it (Nemo, Ministral 8B): no space before the list, unlike SentencePiece's.
+    ToolFormat(
+        name="mistral-tekken", signs=("[TOOL_CALLS][",), start="[TOOL_CALLS]", is_list=True, separator=", "
+    ),
     ToolFormat(
         name="mistral", signs=("[TOOL_CALLS]",), start="[TOOL_CALLS]", before=" ", is_list=True, separator=", "
     ),
