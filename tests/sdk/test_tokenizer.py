@@ -182,6 +182,16 @@ def test_added_tokens_that_are_text_keep_their_ids_beside_hidden_ones(tmp_path: 
     assert tokenizer.encode_parts(["a", 2, "b"]) == [0, 2, 1]
 
 
+def test_a_page_of_html_is_text_where_its_tags_are_added_tokens(tmp_path: Path) -> None:
+    page = "<html><body>a<iframe></iframe><footer>a</footer></body></html>"
+    rust = tokenizers.Tokenizer(models.BPE({"a": 0}, []))
+    rust.add_tokens([f"<{end}{name}>" for name in ("html", "body", "iframe", "footer") for end in ("", "/")])
+    tokenizer = Tokenizer.load(save(tmp_path, rust))
+    assert tokenizer.control_tokens == {}
+    assert tokenizer.encode(page) == rust.encode(page).ids
+    assert tokenizer.decode(tokenizer.encode(page)) == page
+
+
 def test_runs_of_spaces_among_the_added_tokens_are_spaces(tmp_path: Path) -> None:
     vocab = {name: i for i, name in enumerate(["a", "▁", "▁▁", "<▁>"])}
     rust = tokenizers.Tokenizer(models.BPE(vocab, [("▁", "▁")]))

@@ -23,8 +23,8 @@ from edgelm.text.tokenizer_trial import MAX_BYTES, try_tokenizer
 _MARKUP = re.compile(r"<[^\s<>]+>")
 # ... unlike HTML, for which some vocabularies (Gemma's) have added tokens: that is text to read and to write.
 _HTML = re.compile(
-    r"</?(a|b|blockquote|br|caption|code|div|em|h[1-6]|hr|i|img|li|ol|p|pre|s|span|strong|sub|sup|table|tbody|td|tfoot|"
-    r"th|thead|tr|u|ul)/?>"
+    r"</?(a|b|blockquote|body|br|caption|code|div|em|footer|h[1-6]|hr|html|i|iframe|img|li|ol|p|pre|s|span|strong|sub|"
+    r"sup|table|tbody|td|tfoot|th|thead|tr|u|ul)/?>"
 )
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
