@@ -233,6 +233,21 @@ def test_calls_and_results_as_text_keep_their_letters_and_their_turns() -> None:
     )
 
 
+def test_definitions_stand_before_the_first_words_where_a_template_takes_no_system_message() -> None:
+    model = scripted_model("x")
+    source = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + source
+    tool = {"type": "function", "function": {"name": "f"}}
+    texts = []
+    for template in (source, refusing):
+        model.chat_template = ChatTemplate(template)
+        texts.append(model.tokenizer.decode(model.encode_chat(QUESTION, [tool])))
+    question = QUESTION[0]["content"]
+    assert texts[0].startswith("[system] ")
+    assert texts[0].endswith(f".\n[user] {question}\n")
+    assert texts[1] == texts[0].replace("[system]", "[user]").replace("\n[user] How", "\n\nHow")
+
+
 @pytest.mark.parametrize("tools", [None, []])
 def test_without_tools_a_template_is_told_of_none(tools: Any) -> None:
     model = scripted_model("x")

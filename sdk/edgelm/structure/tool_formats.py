@@ -27,6 +27,7 @@ class ToolFormat:
     lead: stands before the start marker, and is taken off, with all that makes tokens of the markers visible, by what
     takes the thinking apart.
     takes_tools: whether the chat template writes the definitions, calls and results itself.
+    takes_system: whether that of the model takes a system message, for the definitions that it does not write itself.
     takes_thinking: whether it reads what was thought before a call as `thinking`, and nothing that was said besides.
     """
 
@@ -47,6 +48,7 @@ class ToolFormat:
     asides: tuple[str, ...] = ()
     lead: str = ""
     takes_tools: bool = True
+    takes_system: bool = True
     takes_thinking: bool = False
     control_ids: Mapping[str, int] = field(default_factory=dict)  # of the control tokens of the model in the markers
 
@@ -98,7 +100,8 @@ FORMATS = (
         asides=("<|channel|>commentary", " json", " <|constrain|>json", "<|constrain|>json"), is_parallel=False,
         takes_thinking=True,
     ),
-    # The chat template knows no tools: the definitions stand in the system message, and the text is that of Hermes.
+    # The chat template knows no tools: the definitions stand in the system message, or before the user's first words
+    # where it takes none, and the text is that of Hermes.
     ToolFormat(
         name="generic", signs=(), start="<tool_call>", end="</tool_call>", before="\n", behind="\n", takes_tools=False,
         is_parallel=False,  # who was not trained on it repeats the first call
@@ -108,11 +111,16 @@ FORMATS = (
 
 def tool_format(model: LanguageModel) -> ToolFormat:
     """Return the format of a model, by what its chat template contains."""
-    source = model.chat_template.source if model.chat_template is not None else ""
+    template = model.chat_template
+    source = template.source if template is not None else ""
     row = next(
         row
         for row in FORMATS
         if all(sign in source for sign in row.signs) and not any(sign in source for sign in row.unlike)
     )
     control_tokens = model.tokenizer.control_tokens
-    return replace(row, control_ids={text: control_tokens[text] for text in control_tokens if text in row.markers})
+    return replace(
+        row,
+        control_ids={text: control_tokens[text] for text in control_tokens if text in row.markers},
+        takes_system=row.takes_tools or template is None or template.takes_system,
+    )

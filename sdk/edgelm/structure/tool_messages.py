@@ -39,9 +39,9 @@ def show_tools(
     """Return a conversation's messages, and the template's variables beside them, so that the template shows the tools.
 
     Arguments become objects, and ids such as every template takes. For a template that knows no tools, definitions,
-    calls and results become text: of the system message, of the answers, and of the user's turns. For one that reads
-    one text before a call, what was thought and what was said become that. Where it shows one call a turn, several
-    become turns, each followed by its result.
+    calls and results become text: of the system message (of the user's first turn where the template takes none), of
+    the answers, and of the user's turns. For one that reads one text before a call, what was thought and what was said
+    become that. Where it shows one call a turn, several become turns, each followed by its result.
 
     Raises:
         ChatTemplateError: a message is none, or its tool_calls are not in OpenAI's form.
@@ -207,6 +207,8 @@ def _as_text(
         text = _DEFINITIONS.format(definitions=definitions)
         if written and written[0].get("role") == "system":
             written[0]["content"] = f"{written[0]['content']}\n\n{text}"
+        elif written and written[0].get("role") == "user" and not format.takes_system:
+            written[0]["content"] = f"{text}\n\n{written[0]['content']}"
         else:
             written.insert(0, {"role": "system", "content": text})
     return written

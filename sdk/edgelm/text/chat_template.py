@@ -8,6 +8,7 @@ import re
 import reprlib
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,6 +92,15 @@ class ChatTemplate:
         else:
             return None
         return cls(source, special_tokens=_special_tokens(config))
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether a conversation may begin with a system message; Gemma 2's may not."""
+        try:
+            self.render([Message(role=role, content="a") for role in ("system", "user")])
+        except ChatTemplateError:
+            return False
+        return True
 
     def check_variables(self, variables: Mapping[str, object] | None) -> Mapping[str, object]:
         """Return the variables that somebody gives to a rendering, once they are known to be that; None: none.
