@@ -79,6 +79,17 @@ CHANNELS = """{%- for message in messages %}
 {%- endif %}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}
 """
+# As one of GPT-OSS's does, which takes what was thought for a message of its own, and forgets what was said after it.
+FORGETTING_WORDS = """{%- for message in messages %}
+{%- if message.role == 'assistant' %}
+{{- '<|start|>assistant<think>' + message.reasoning_content + '<|im_end|>' }}
+{%- if loop.last and not add_generation_prompt %}
+{{- '<|start|>assistant</think>' + message.content + '<|im_end|>' }}
+{%- endif %}
+{%- else %}{{- '<|start|>' + message.role + '</think>' + message.content + '<|im_end|>' }}
+{%- endif %}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}
+"""
 COUNTING = CHANNELS.replace("message.content | trim", "(message.content | length | string) + message.content")
 CALLING = FORGETTING.replace(
     "{{- message.content +", "{{- message.content + ('<|start|>add' if message.tool_calls else '') +"
@@ -304,6 +315,8 @@ def test_an_answer_that_later_turns_rewrite_beyond_recognition_asks_for_blocks(t
         marked(ENDING_ONCE, tok, HI[0], {**HI[1], "tool_calls": [{}]}, HI[0])
     with pytest.raises(ChatTemplateError, match=r"writes messages\[1\] otherwise once .* Put {% generation %}"):
         marked(COUNTING, tok, *HI, HI[0])
+    with pytest.raises(ChatTemplateError, match=r"writes messages\[1\] otherwise once .* Put {% generation %}"):
+        marked(FORGETTING_WORDS, tok, *THOUGHTS)
 
 
 @pytest.mark.parametrize("source", [PLAIN, CHAT_TEMPLATE])

@@ -206,7 +206,10 @@ class _Rendering:
         message, mark = self._messages[number], _mark()
         marked = {**message, "content": put(message["content"], mark)}
         messages = [*self._messages[:number], marked, *self._messages[number + 1 :]]
-        return self._template.render(messages, variables=self._variables).partition(mark)[0]
+        before, found, _ = self._template.render(messages, variables=self._variables).partition(mark)
+        if not found:  # the template leaves it out
+            raise self._rewritten(number)
+        return before
 
     def _rewritten(self, number: int) -> ChatTemplateError:
         return ChatTemplateError(
