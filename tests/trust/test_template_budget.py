@@ -29,6 +29,8 @@ BOMBS = {
     "product in a constant": "{% set x = 'x' * 999999999 %}",
     "powers": "{{ 9 ** 99999999 }}",
     "squares": "{% set ns = namespace(x=9) %}{% for i in range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "quotients": "{% set n = ('f' * 999999) | int(0, 16) %}{% for i in range(99) %}{% set x = n // 7 %}{% endfor %}",
+    "remainders by a test": "{% set n = ('f' * 999999) | int(0, 16) %}{% set x = n is divisibleby n - 1 %}",
     "shift by round": "{{ 1.5 | round(10 ** 9, 'ceil') }}",
     "doubling by +": "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
     "doubling by ~": "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
@@ -51,14 +53,25 @@ BOMBS = {
     "many times one text by replace": LONG + "{% set x = long.replace('', long) %}",
     "many times one text by join": LONG + "{% set x = long.join(long) %}",
     "many times one text by the filter": LONG + "{% set x = (long | list) | join(long) %}",
+    "many times one text by the filter, of a number": LONG + "{% set x = ('1' * 30000) | replace(1, long) %}",
+    "many times one text by the filter, of a list": LONG + "{% set x = (['a'] * 20000) | replace('a', long) %}",
+    "many times one list by the filter": LONG + "{% set x = range(30000) | join([long]) %}",
+    "many times one text by the format filter": LONG + "{% set x = ['%(a)s' * 20000] | format(a=long) %}",
+    "many times one number": "{% set n = ('f' * 99999) | int(0, 16) %}{% set x = ('%(n)x' * 3000) % {'n': n} %}",
     "wide %": "{{ '%1000000000d' % 1 }}",
     "wide % by a star": "{{ '%*d' % (1000000000, 1) }}",
+    "wide % of a named value": "{{ '%(n)1000000000d' % {'n': 1} }}",
+    "wide % of a name with parentheses": "{{ '%((n)m)1000000000d' % {'(n)m': 1} }}",
+    "wide % by a test": "{% set x = '%1000000000d' is odd or '%1000000000d' is divisibleby 3 %}",
+    "wide % by another test": "{% set x = '%1000000000d' is even %}",
+    "wide format of a key with braces": "{{ '{a[}]:{b}}'.format(a={'}': 1}, b=1000000000) }}",
     "wide format": "{{ '{:>1000000000}'.format('x') }}",
     "wide format inside": "{{ '{:{w}}'.format('x', w=1000000000) }}",
     "wide format filter": "{{ '%1000000000d' | format(1) }}",
     "padding": "{{ 'x'.ljust(1000000000) }}",
     "centre": "{{ 'x' | center(1000000000) }}",
     "indentation": "{{ ('x\n' * 9999) | indent(99999) }}",
+    "indentation of other lines": "{{ ('x\\v' * 999999) | indent(99999) }}",
     "indentation by a text": LONG + "{{ ('x\n' * 9999) | indent(long) }}",
     "JSON indented": "{{ [1, [2]] | tojson(indent=1000000000) }}",
     "JSON separated": LONG + "{{ ([1] * 1000) | tojson(separators=(long, long)) }}",
@@ -68,6 +81,9 @@ BOMBS = {
     "nested lists as text": NESTED + "{% set x = ns.x | string %}",
     "nested lists joined to a text": NESTED + "{% set x = 'a' ~ ns.x %}",
     "nested lists compared": NESTED + NESTED.replace("ns", "other") + "{% set x = ns.x == other.x %}",
+    "nested lists compared before a constant": NESTED
+    + NESTED.replace("ns", "other")
+    + "{% set x = ns.x == other.x == '' %}",
     "nested lists searched": NESTED + NESTED.replace("ns", "other") + "{% set x = ns.x in [other.x] %}",
     "nested lists tested": NESTED + NESTED.replace("ns", "other") + "{% set x = ns.x is eq(other.x) %}",
     "nested lists looked for by a method": NESTED
@@ -75,6 +91,7 @@ BOMBS = {
     + "{% set x = [ns.x].index(other.x) %}",
     "nested tuples hashed": NESTED.replace("[", "(").replace("]", ",)") + "{% set x = {ns.x: 1} %}",
     "nested tuples looked up": NESTED.replace("[", "(").replace("]", ",)") + "{% set x = {}[ns.x] %}",
+    "nested tuples hashed by dict": NESTED.replace("[", "(").replace("]", ",)") + "{% set x = dict([(ns.x, 1)]) %}",
     "nested namespaces": "{% set n0 = namespace() %}"
     + "".join(f"{{% set n{i + 1} = namespace(a=n{i}, b=n{i}) %}}" for i in range(40))
     + "{{ n40 }}",
@@ -95,6 +112,14 @@ BOMBS = {
     + "{% macro m() %}{% for i in range(9999) %}{{ long }}{% endfor %}{% endmacro %}{{ m() }}",
     "searching": LONG + "{% for i in range(9999) %}{% set x = 'c' in long %}{% endfor %}",
     "searching by a method": LONG + "{% for i in range(9999) %}{% set x = long.find('c') %}{% endfor %}",
+    "searching from the end": "{% set x = ('a' * 1200000).rfind('ab' ~ 'a' * 600000) %}",
+    "stripping": "{% set x = ('ab' * 600000).strip('c' * 600000 ~ 'ab') %}",
+    "trimming": "{% set x = ('ab' * 600000) | trim('c' * 600000 ~ 'ab') %}",
+    "searching a range": "{% for i in range(9999) %}{% set x = 'c' in range(99999) %}{% endfor %}",
+    "counting in a list": "{% set a, b = [1] * 9999, [1] * 9999 %}{% set x = ([a] * 9999).count(b) %}",
+    "many arguments": "{% for i in range(9999) %}{% set x = cycler(*range(99999)) %}{% endfor %}",
+    "many arguments of a macro": "{% macro m() %}{{ varargs | length }}{% endmacro %}"
+    "{% for i in range(9999) %}{% set x = m(*range(99999)) %}{% endfor %}",
     # As many steps as the text has 64 characters, and 21 times as many pieces.
     "splitting": LONG
     + "{% set ns = namespace(x=[]) %}{% for i in range(99) %}{% set ns.x = ns.x + [long.split('b')] %}{% endfor %}",
@@ -242,6 +267,8 @@ TEMPLATE = """{% if messages[0]['role'] == 'system' %}{% set system = messages[0
 {%- if 'think' in message.content %}{{ message.content.split('think')[-1].lstrip('\n') }}{% endif %}
 {{- turn(message, loop.first) }}{% if not loop.last %}{{ '{:>5}'.format(loop.index) }}{% endif %}
 {%- if message.role in ['tool', 'user'] and loop.index == ns.last %}{{ ', '.join(['a', 'b']) }}{% endif %}{% endfor %}
+{{ 6 is divisibleby 3 }} {{ 3 is odd }} {{ 3 is even }} {{ '%(n)5d [%%] (%(n)s)' % {'n': 7} }}
+{{ '{{"a": [{}], "b[0]": {:>5}}}'.format(1, 2) }} {{ '--x-'.strip('-') }} {{ 1 < 2 == true }} {{ [1, 2, 1].count(1) }}
 {{ rest | map(attribute='role') | unique | list | join(', ') }} {{ [3, 1, 2] | sum(start=1) }} {{ 7.5 | round(1) }}
 {%- for part in [1, [2, [3]]] recursive %}{% if part is iterable %}{{ loop(part) }}
 {% else %}{{ part }}{% endif %}{% endfor %}"""

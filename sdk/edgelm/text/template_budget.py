@@ -90,6 +90,10 @@ def weigh(value: object, most: int) -> int:
         units += 1
         if isinstance(item, str):
             units += len(item) >> 6
+        elif isinstance(item, int):
+            units += item.bit_length() >> 6  # at the most, it is written in as many digits
+        elif isinstance(item, range):
+            units += len(item)
         elif isinstance(item, Namespace):
             stack.append(object.__getattribute__(item, "_Namespace__attrs"))
         elif isinstance(item, Mapping):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgelm.text.template_budget import BudgetExceededError, pay, remaining, spend, weigh
 
 _MOST_BITS = 4096  # of a whole number that is computed
-_WIDE = re.compile(r"%[^a-zA-Z%]*(?:\*|\d{4,})|\{[^{}]*:[^{}]*(?:\d{4,}|\{)")
+# Behind the name of a value, which may have parentheses of its own: Python counts them, and no conversation needs them.
+_WIDE = re.compile(r"%(?:\([^()]*\))?[^a-zA-Z%]*(?:\*|\d{4,})|%\([^()]*\(")
+_WIDE_FIELD = re.compile(r"\d{4,}|\{")
+_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # of str.splitlines
 
 
 def _pay_replacing(text: object, old: object, new: object) -> None:
@@ -23,30 +27,45 @@ def _pay_joining(items: Any, separator: object) -> None:
     pay(items)
 
 
-def _pay_formatting(format_: object, sign: str, values: object) -> None:
+def _pay_searching(text: str, characters: object) -> None:
+    """Pay where each character of a text may be compared with each of another text, or of a set."""
+    if isinstance(characters, str):
+        spend((len(text) * len(characters)) >> 13)
+
+
+def _is_wide(format_: str, sign: str) -> bool:
+    if sign == "%":
+        return _WIDE.search(format_) is not None
+    return any(spec and _WIDE_FIELD.search(spec) for _, _, spec, _ in string.Formatter().parse(format_))
+
+
+def _pay_formatting(format_: str, sign: str, values: object) -> None:
     """Pay as if each sign in the format wrote all of the values, at up to 999 characters of width."""
-    if not isinstance(format_, str):
-        return
-    if _WIDE.search(format_):
+    if _is_wide(format_, sign):
         raise BudgetExceededError(f"it formats with a width of four digits or more: {format_[:40]!r}")
     spend((len(format_) >> 6) + format_.count(sign) * (16 + weigh(values, remaining())))
 
 
 def _pay_join(value: Any, d: object = "", attribute: object = None) -> None:
-    _pay_joining(value, d)
+    _pay_joining(value, str(pay(d)))
 
 
-def _pay_replace(s: Any, old: str, new: str, count: int | None = None) -> None:
-    _pay_replacing(pay(s), old, new)
+def _pay_replace(s: Any, old: Any, new: Any, count: int | None = None) -> None:
+    _pay_replacing(*(str(pay(value)) for value in (s, old, new)))
 
 
 def _pay_indent(s: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> None:
     size = len(width) if isinstance(width, str) else int(width)
-    spend(((str(pay(s)).count("\n") + 2) * max(size, 0)) >> 6)
+    lines = 2 + sum(map(str(pay(s)).count, _LINE_ENDS))
+    spend((lines * max(size, 0)) >> 6)
+
+
+def _pay_trim(value: Any, chars: object = None) -> None:
+    _pay_searching(str(pay(value)), pay(chars))
 
 
 def _pay_format(value: Any, *args: Any, **kwargs: Any) -> None:
-    _pay_formatting(value, "%", [*args, kwargs])
+    _pay_formatting(str(pay(value)), "%", [*args, kwargs])
 
 
 def _pay_sum(iterable: Any, attribute: object = None, start: Any = 0) -> None:
@@ -92,6 +111,7 @@ FILTER_PRICES: Mapping[str, Callable[..., None]] = {
     "join": _pay_join,
     "replace": _pay_replace,
     "indent": _pay_indent,
+    "trim": _pay_trim,
     "format": _pay_format,
     "sum": _pay_sum,
     "striptags": _pay_striptags,
@@ -108,7 +128,9 @@ def pay_method(text: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str,
         _pay_replacing(text, args[0], args[1])
     elif name == "join" and args:
         _pay_joining(args[0], text)
-    elif name in ("format", "format_map"):
+    elif name in ("strip", "lstrip", "rstrip", "rfind", "rindex", "rsplit", "rpartition") and args:
+        _pay_searching(text, args[0])  # from the end, Python's search has no bound but this
+    elif name == "format":
         _pay_formatting(text, "{", [*args, kwargs])
 
 
@@ -121,7 +143,7 @@ def pay_operator(operator: str, left: Any, right: Any) -> None:
     spend(1)
     if isinstance(left, int) and isinstance(right, int):
         bits = left.bit_length() + right.bit_length()
-        if (operator == "*" and bits > _MOST_BITS) or (operator == "**" and left.bit_length() * right > _MOST_BITS):
+        if bits > _MOST_BITS or (operator == "**" and left.bit_length() * right > _MOST_BITS):
             raise BudgetExceededError(f"it computes a number of more than {_MOST_BITS} bits")
     elif operator == "*":
         for part, times in ((left, right), (right, left)):

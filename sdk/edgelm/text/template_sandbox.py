@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -92,6 +93,11 @@ class BudgetedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             self.filters[name] = _metered_filter(name, filter_)
         for name in _DEEP_TESTS:
             self.tests[name] = _metered_test(cast("Callable[..., Any]", self.tests[name]))
+        self.tests |= {
+            "divisibleby": lambda value, num: _remainder(value, num) == 0,
+            "even": lambda value: _remainder(value, 2) == 0,
+            "odd": lambda value: _remainder(value, 2) == 1,
+        }
         self.filters |= {_STEP: spend, _PAY: pay, _PASS: _pass, _SLICE: pay_result, _JOIN: _join}
 
     def _generate(self, source: nodes.Template, *args: Any, **options: Any) -> str:
@@ -125,13 +131,16 @@ class BudgetedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Pay for the call, what it reads, and what it makes."""
-        spend(1)
-        if not isinstance(obj, (Macro, LoopContext, type)):
+        spend(1 + len(args) + len(kwargs))
+        if not isinstance(obj, (Macro, LoopContext)):
             args = tuple(list(arg) if isinstance(arg, Iterator) else arg for arg in args)
-            pay([*args, *kwargs.values()])
+            pay([*args, *(() if isinstance(obj, type) else kwargs.values())])  # dict() and namespace() hash the first
             method = getattr(obj, "__wrapped__", obj)  # the sandbox wraps str.format
-            if isinstance(getattr(method, "__self__", None), str):
-                pay_method(method.__self__, method.__name__, args, kwargs)
+            owner = getattr(method, "__self__", None)
+            if isinstance(owner, str):
+                pay_method(owner, method.__name__, args, kwargs)
+            elif isinstance(owner, (list, tuple)):
+                pay(owner)
         return pay_result(super().call(context, obj, *args, **kwargs))
 
 
@@ -159,6 +168,11 @@ def _join(context: nodes.EvalContext, parts: list[Any]) -> str:
     for part in parts:
         pay(part)
     return markup_join(parts) if context.autoescape else str_join(parts)
+
+
+def _remainder(value: Any, number: Any) -> Any:
+    pay_operator("%", value, number)  # which formats, where the value is a text
+    return value % number
 
 
 def _pass(value: Any) -> Any:
@@ -228,7 +242,7 @@ class _Meter(NodeTransformer):
         operands = [node.expr, *(operand.expr for operand in node.ops)]
         searches = any(operand.op in ("in", "notin") for operand in node.ops)
         # Beside a constant, a comparison ends within its length.
-        if searches or not any(_is_small(operand) for operand in operands):
+        if searches or not all(_is_small(left) or _is_small(right) for left, right in itertools.pairwise(operands)):
             node.expr = _through(_PAY, node.expr)
             for operand in node.ops:
                 operand.expr = _through(_PAY, operand.expr)
