@@ -267,7 +267,7 @@ TEMPLATE = """{% if messages[0]['role'] == 'system' %}{% set system = messages[0
 {%- if 'think' in message.content %}{{ message.content.split('think')[-1].lstrip('\n') }}{% endif %}
 {{- turn(message, loop.first) }}{% if not loop.last %}{{ '{:>5}'.format(loop.index) }}{% endif %}
 {%- if message.role in ['tool', 'user'] and loop.index == ns.last %}{{ ', '.join(['a', 'b']) }}{% endif %}{% endfor %}
-{{ 6 is divisibleby 3 }} {{ 3 is odd }} {{ 3 is even }} {{ '%(n)5d [%%] (%(n)s)' % {'n': 7} }}
+{{ 1700000000 | string }} {{ 6 is divisibleby 3 }} {{ 3 is odd }} {{ 3 is even }} {{ '%(n)5d [%%] (%(n)s)' % {'n': 7} }}
 {{ '{{"a": [{}], "b[0]": {:>5}}}'.format(1, 2) }} {{ '--x-'.strip('-') }} {{ 1 < 2 == true }} {{ [1, 2, 1].count(1) }}
 {{ rest | map(attribute='role') | unique | list | join(', ') }} {{ [3, 1, 2] | sum(start=1) }} {{ 7.5 | round(1) }}
 {%- for part in [1, [2, [3]]] recursive %}{% if part is iterable %}{{ loop(part) }}

@@ -193,7 +193,9 @@ def _metered_filter(name: str, filter_: Callable[..., Any]) -> Callable[..., Any
             given = tuple(list(value) if isinstance(value, Iterator) else value for value in given)
             before(*given, **kwargs)
         elif name not in _SHALLOW:
-            for value in (*given, *kwargs.values()):
+            for value in given[:1]:
+                pay(value)
+            for value in (*given[1:], *kwargs.values()):
                 spend(abs(value)) if isinstance(value, int) else pay(value)  # a width, a number of places
         result = filter_(*own, *given, **kwargs)
         return result if name in _SHALLOW else pay_result(result)
