@@ -295,3 +295,7 @@ def test_a_long_text_that_becomes_a_short_one_again_is_forgotten_since_it_turns_
     assert cache.length == 201
     cache.truncate(200)
     assert (cache.length, cache.capacity) == (0, 0)
+    cache.reserve(250)
+    cache.token_ids = list(range(50))  # of a long text, whose computing was broken off
+    cache.truncate(50)
+    assert (cache.length, cache.capacity) == (0, 0)

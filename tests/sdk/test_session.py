@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+import edgelm
 from edgelm.config import ModelConfig
 from edgelm.decoding.generate import prefill
 from edgelm.errors import ConfigError, ContextLengthError, PackageError, ProviderError
@@ -212,6 +213,19 @@ def test_a_call_that_is_stopped_leaves_its_cache_as_it_was(session: DecoderSessi
     session.forward(ids[:100], fresh)
     expected = session.forward(ids[100:], fresh)
     np.testing.assert_array_equal(session.forward(ids[100:], cache, stop=StopSwitch()), expected)
+
+
+def test_a_short_text_behind_a_long_one_that_was_stopped_is_as_one_alone(longrope_package: Path) -> None:
+    model, ids, stop = edgelm.load(longrope_package, SessionOptions(threads=1)), random_ids(100), StopSwitch()
+    cache = model.new_cache()
+    model.session.forward(ids[:40], cache)
+    stop.press()
+    with pytest.raises(StoppedError):  # once what the cache holds was computed again, to turn as a long text does
+        model.session.forward(ids[40:], cache, stop=stop)
+
+    short = prefill(model.session, ids[:50], cache)
+
+    np.testing.assert_array_equal(short, prefill(model.session, ids[:50], model.new_cache()))
 
 
 def test_a_call_is_stopped_while_it_runs(session: DecoderSession) -> None:

@@ -189,8 +189,8 @@ class KVCache:
         """Forget all tokens after the first `length`; or all, where windows that end there are no longer held."""
         if not 0 <= length <= self.length:
             raise ValueError(f"Cannot truncate a cache of {self.length} tokens to {length}.")
-        if self.length > (self.config.short_context or self.length) >= length:
-            # What is left turns as a short text again.
+        if self.capacity > (self.config.short_context or self.capacity) >= length:
+            # What is left turns as a short text again, also where a long one was only begun.
             length, self.binding, self.buffers = 0, None, zeros(self.config, 1, 0)
         if self._window is not None and self.released and length < self.released + self._window:
             length = self.released = 0
