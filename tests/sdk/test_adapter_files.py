@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -239,6 +241,33 @@ def test_who_wants_it_alone_waits_for_those_inside_and_goes_before_those_who_com
     for thread in threads:
         thread.join()
     assert order == ["inside", "alone", "later"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows interrupts no wait for a lock")
+def test_who_waits_to_be_alone_and_is_interrupted_lets_others_in() -> None:
+    use = SharedUse()
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with use:
+            inside.set()
+            assert leave.wait(60)
+
+    def interrupt() -> None:
+        while not use._closed:  # until it waits
+            leave.wait(0.001)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threads = [threading.Thread(target=target) for target in (stay, interrupt)]
+    threads[0].start()
+    assert inside.wait(60)
+    threads[1].start()
+    with pytest.raises(KeyboardInterrupt), use.alone():
+        pytest.fail("somebody was inside")
+    with use:
+        leave.set()
+    for thread in threads:
+        thread.join()
 
 
 def test_at_the_programs_end_a_daemon_thread_stays_out_and_others_do_not() -> None:

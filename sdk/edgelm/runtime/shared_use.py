@@ -38,8 +38,9 @@ class SharedUse:
             while self._closed and self._is_kept_out():
                 self._changed.wait()
             self._closed = True
-            self._changed.wait_for(lambda: not self._inside)
         try:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._inside)
             yield
         finally:
             with self._changed:
