@@ -149,6 +149,28 @@ def test_remove_deletes_package_source_and_unfinished_download(library):
     ]
 
 
+PULL = """
+import os, time
+from edgelm.library.library import Library
+library = Library()
+with library.lock("tiny"):
+    print("held", flush=True)
+    time.sleep(0.5)
+    (library.root / "sources").mkdir()
+    os.replace(library.downloads_path("tiny"), library.root / "sources" / "tiny")
+"""
+
+
+def test_removing_what_is_being_pulled_removes_what_the_pull_brings(library):
+    library.downloads_path("tiny").mkdir(parents=True)
+    pull = subprocess.Popen([sys.executable, "-c", PULL], stdout=subprocess.PIPE, text=True)
+    assert pull.stdout is not None
+    assert pull.stdout.readline() == "held\n"
+    library.remove("tiny")
+    assert pull.wait() == 0
+    assert library.sources() == []
+
+
 def test_removing_a_linked_package_leaves_what_it_links_to(library, tmp_path):
     shutil.copytree(tiny_model_path(), tmp_path / "elsewhere")
     (library.root / "models").mkdir(parents=True)

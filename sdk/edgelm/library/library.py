@@ -250,10 +250,12 @@ class Library:
         with self.writing():
             for path in self._parts(name, source_only):
                 atomic.remove_leftovers(path)
-        present = self.removable(name, source_only=source_only)
-        with self.writing(), self.lock(name):
-            for path in present:
-                atomic.remove_folder(path)
+        self.removable(name, source_only=source_only)
+        with self.lock(name):
+            present = self.removable(name, source_only=source_only)  # also what a pull that was waited for has brought
+            with self.writing():
+                for path in present:
+                    atomic.remove_folder(path)
 
     def remove_calibrations(self) -> None:
         """Delete what calibrations that were stopped have left.
