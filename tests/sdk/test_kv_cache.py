@@ -206,6 +206,17 @@ def test_a_saved_cache_with_other_token_ids_is_refused(
         KVCache.load(path, config, "tiny")
 
 
+def test_a_saved_cache_with_token_ids_that_take_no_room_is_refused_unread(config: ModelConfig, tmp_path: Path) -> None:
+    path = tmp_path / "cache.npz"
+    np.savez(path, fingerprint=np.array("tiny"), filled=np.zeros(1, np.float32))
+    with zipfile.ZipFile(path, "a") as archive, archive.open("token_ids.npy", "w") as file:
+        header = {"descr": "|V0", "fortran_order": False, "shape": (1 << 40,)}
+        np.lib.format.write_array_header_1_0(file, header)
+
+    with pytest.raises(PackageError, match=r"has token ids of shape \(1099511627776,\), \|V0"):
+        KVCache.load(path, config, "tiny")
+
+
 def test_a_saved_cache_of_another_type_is_refused(config: ModelConfig, tmp_path: Path) -> None:
     filled(replace(config, kv_cache="int8"), 3).save(tmp_path / "cache.npz", "tiny")
 

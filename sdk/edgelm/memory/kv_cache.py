@@ -288,9 +288,10 @@ class KVCache:
                 released = _read_part(saved, "released").tolist() if "released" in saved else 0
         except Exception as error:  # numpy and zipfile raise a dozen classes on a broken file
             raise PackageError(f"Cannot read the saved cache {path}: {type(error).__name__}: {error}.") from error
-        owner, token_ids, filled = str(parts[0]), parts[1].tolist(), parts[2]
+        owner, filled = str(parts[0]), parts[2]
         if parts[1].ndim != 1 or parts[1].dtype != np.int64:
             raise PackageError(f"The saved cache {path} has token ids of shape {parts[1].shape}, {parts[1].dtype}.")
+        token_ids = parts[1].tolist()
         if owner != fingerprint:
             raise PackageError(f"The saved cache {path} belongs to another model ({owner}), not to {fingerprint}.")
         cache.reserve(len(token_ids))
