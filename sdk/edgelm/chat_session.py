@@ -10,7 +10,7 @@ from pathlib import Path
 from edgelm import saved_session
 from edgelm.arguments import as_list, as_path, is_whole, of_class
 from edgelm.completion import Chunk, Message
-from edgelm.errors import ConfigError, EdgeLMError
+from edgelm.errors import ConfigError, EdgeLMError, PackageError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
 
@@ -94,7 +94,10 @@ class ChatSession:
         """
         session = cls(model)
         session.system, messages, cache = saved_session.read(as_path(folder), model, any_model=any_model)
-        session.restore(messages)
+        try:
+            session.restore(messages)
+        except ConfigError as error:
+            raise PackageError(f"The saved session {folder} is broken: {error}") from error
         session._cache = cache or session._cache
         return session
 

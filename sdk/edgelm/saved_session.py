@@ -156,7 +156,8 @@ def write(
         is_foreign = folder.exists() and not is_session and (folder.is_file() or any(folder.iterdir()))
     if is_foreign:
         raise ConfigError(f"{folder} exists and is not a saved session; it is left alone. Choose another folder.")
-    adapter = None if cache.adapter is None else model.adapters[cache.adapter].file.sha256
+    # With one that has computed nothing yet, which may be gone by now, it is as with none.
+    adapter = model.adapters[cache.adapter].file.sha256 if cache.adapter is not None and cache.length else None
     conversation = {
         "model": model.name,
         "fingerprint": model.fingerprint,
@@ -165,8 +166,10 @@ def write(
         "messages": list(messages),
         "tokens": cache.length,
     }
+    text = json.dumps(conversation, indent=2, ensure_ascii=False) + "\n"
+    text = text.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair as JSON's escape for it
     with _reaching(folder, "written"), atomic.replace_folder(folder) as staging:
-        atomic.write_text(staging / CONVERSATION_FILE, json.dumps(conversation, indent=2, ensure_ascii=False) + "\n")
+        atomic.write_text(staging / CONVERSATION_FILE, text)
         if with_cache:
             with (staging / CACHE_FILE).open("xb") as file:
                 cache.write(file, _owner(model, adapter))

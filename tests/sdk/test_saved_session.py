@@ -4,12 +4,14 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tiny_adapter import write_tiny_adapter
 
 import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel, SavedSessions
@@ -137,6 +139,27 @@ def test_a_broken_session_is_refused(session: ChatSession, tmp_path: Path) -> No
     path.write_text(json.dumps(whole | {"messages": "none"}))
     with pytest.raises(edgelm.PackageError, match="has a messages that does not fit: 'none'"):
         ChatSession.load(fresh_model(), tmp_path / "chat")
+    path.write_text(json.dumps(whole | {"messages": [1]}))
+    with pytest.raises(edgelm.PackageError, match=r"The saved session .*chat is broken: A turn has a role .* is 1\."):
+        ChatSession.load(fresh_model(), tmp_path / "chat")
+
+
+def test_an_adapter_that_has_computed_nothing_and_is_gone_is_not_missed(session: ChatSession, tmp_path: Path) -> None:
+    write_tiny_adapter(tmp_path / "adapter")
+    session.model.load_adapter(tmp_path / "adapter", "added")
+    session.clear()
+    cancelled = threading.Event()
+    cancelled.set()
+    list(session.send("Hello", CONFIG.replace(adapter="added"), cancel=cancelled))
+    session.model.unload_adapter("added")
+    session.save(tmp_path / "chat")
+    assert ChatSession.load(session.model, tmp_path / "chat").messages == []
+
+
+def test_half_a_surrogate_pair_is_kept_as_it_is(session: ChatSession, tmp_path: Path) -> None:
+    session.restore([{"role": "user", "content": "Meer \U0001f30a, \ud83d"}])
+    session.save(tmp_path / "chat")
+    assert ChatSession.load(fresh_model(), tmp_path / "chat").messages == session.messages
 
 
 def test_sessions_are_kept_by_name(session: ChatSession, own_library: Path) -> None:
