@@ -210,6 +210,26 @@ def test_an_adapter_is_named_by_a_text() -> None:
         GenerationConfig(adapter=3)  # type: ignore[arg-type]
 
 
+def test_of_two_threads_that_load_adapters_of_one_name_one_is_refused(tmp_path: Path) -> None:
+    model = edgelm.load(tiny_model_path(), edgelm.SessionOptions(threads=1))
+    folder, refused = write_tiny_adapter(tmp_path / "adapter"), []
+
+    def load() -> None:
+        try:
+            model.load_adapter(folder)
+        except ConfigError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=load) for _ in range(2)]
+    with model.session._use:  # type: ignore[attr-defined]
+        for thread in threads:
+            thread.start()
+            thread.join(0.2)  # until it waits to be alone
+    for thread in threads:
+        thread.join()
+    assert refused == ["An adapter 'mine' is loaded already. Unload it first, or give this one another name."]
+
+
 def test_who_wants_it_alone_waits_for_those_inside_and_goes_before_those_who_come_later() -> None:
     use, order = SharedUse(), []
     inside, leave, alone = (threading.Event() for _ in range(3))

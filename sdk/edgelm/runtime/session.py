@@ -190,9 +190,6 @@ class DecoderSession:
             PackageError: the graph has no product for one of its layers, or the package was changed.
         """
         self.check_takes_adapters()
-        bank = self._graph.adapters
-        if name in bank.ranks:
-            raise ConfigError(f"An adapter {name!r} is loaded already. Unload it first, or give this one another name.")
         shapes = self.config.tensor_shapes()
         found = products_of(self._read_graph(), self._path)
         products = {
@@ -200,7 +197,16 @@ class DecoderSession:
             for product in found
             if all(f"{part}.weight" in shapes for part in parts_of(product))
         }
-        self._put_in(lambda: self._graph.adapters.with_adapter(name, adapter, products))
+
+        def with_it() -> AdapterBank:
+            bank = self._graph.adapters
+            if name in bank.ranks:  # asked here, where no other thread loads one meanwhile
+                raise ConfigError(
+                    f"An adapter {name!r} is loaded already. Unload it first, or give this one another name."
+                )
+            return bank.with_adapter(name, adapter, products)
+
+        self._put_in(with_it)
 
     def unload_adapter(self, name: str) -> None:
         """Unload an adapter; with the last one, the package's own graph is back.
