@@ -172,6 +172,11 @@ def merged(model: onnx.ModelProto) -> onnx.ModelProto:
             replaced = {value.name: f"empty.{value.name}" for value in caches}
             for node in half.node:
                 node.input[:] = [replaced.get(name, name) for name in node.input]
+        else:  # this half takes one token alone
+            for node in half.node:
+                node.input[:] = ["one_id" if name == "input_ids" else name for name in node.input]
+            half.initializer.append(numpy_helper.from_array(np.array([1, 1], np.int64), "one_id.shape"))
+            half.node.insert(0, helper.make_node("Reshape", ["input_ids", "one_id.shape"], ["one_id"]))
         del half.input[:]
         branches.append(half)
     outputs = [value.name for value in graph.output]

@@ -25,6 +25,7 @@ from edgelm.library.library import Library
 from edgelm.package.foreign_graph import find_foreign_graph
 from edgelm.package.package import open_package
 from edgelm.runtime.binding import DeviceBinding
+from edgelm.runtime.stop_switch import RunOptions, StoppedError, StopSwitch
 from edgelm.testing import tiny_model_path
 
 COUNT = 24
@@ -131,6 +132,28 @@ def test_other_names_and_forms_of_a_graph_give_the_same_tokens(
     folder: Path, expected: list[list[int]], change: Callable[[onnx.ModelProto], onnx.ModelProto], name: str
 ) -> None:
     assert tokens(change_graph(folder, change, name)) == expected
+
+
+def test_a_graph_that_takes_one_token_behind_a_cache_is_stopped_between_two_and_leaves_the_cache(folder: Path) -> None:
+    class Second(StopSwitch):
+        """Pressed with the second call that it is to stop."""
+
+        calls = 0
+
+        def connect(self, options: RunOptions) -> None:
+            self.calls += 1
+            if self.calls == 2:
+                self.press()
+            super().connect(options)
+
+    session = edgelm.load(change_graph(folder, merged, "decoder_model_merged.onnx")).session
+    cache, alone = session.new_cache(), session.new_cache()
+    session.forward(PROMPTS[1][:20], cache)
+    with pytest.raises(StoppedError):
+        session.forward(PROMPTS[1][20:25], cache, stop=Second())
+    rows_TV = session.forward(PROMPTS[1][20:25], cache, all_logits=True)
+    expected_TV = session.forward(PROMPTS[1][:25], alone, all_logits=True)[20:]
+    np.testing.assert_allclose(rows_TV, expected_TV, atol=1e-4)  # sums in another order: 1e-6 measured
 
 
 def test_a_float16_cache_gives_the_logits_of_a_float32_one(folder: Path, optimum: Path) -> None:

@@ -200,7 +200,9 @@ assert seen and seen[-1] == "1", seen
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_a_call_that_is_stopped_leaves_its_cache_as_it_was(session: DecoderSession) -> None:
+def test_a_call_that_is_stopped_leaves_its_cache_as_it_was_and_reports_nothing(
+    session: DecoderSession, capfd: pytest.CaptureFixture[str]
+) -> None:
     ids = random_ids(300)
     cache = session.new_cache()
     session.forward(ids[:100], cache)
@@ -208,6 +210,7 @@ def test_a_call_that_is_stopped_leaves_its_cache_as_it_was(session: DecoderSessi
     stop.press()
     with pytest.raises(StoppedError):
         session.forward(ids[100:], cache, stop=stop)
+    assert capfd.readouterr().err == ""
     assert cache.token_ids == ids[:100]
     fresh = session.new_cache()
     session.forward(ids[:100], fresh)

@@ -10,7 +10,9 @@ from typing import NoReturn
 import numpy as np
 import pytest
 from make_tiny_model import CONFIG, make_checkpoint
+from tiny_adapter import write_tiny_adapter
 
+import edgelm
 from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.config import ModelConfig
 from edgelm.memory.kv_batch import KVBatch
@@ -122,6 +124,31 @@ def test_memory_that_is_refused_half_way_leaves_the_cache_as_it_was(monkeypatch:
 @needs_mirrors
 def test_the_tiny_model_steps_as_many_tokens_at_once_as_there_are_rows(session: DecoderSession) -> None:
     assert session.most_single_steps(session.new_cache()) == MOST_ROWS
+
+
+@needs_mirrors
+def test_a_cache_that_changes_its_adapter_steps_with_its_own(tmp_path: Path) -> None:
+    model = edgelm.load(tiny_model_path(), SessionOptions(threads=1))
+    session, ids = model.session, random_ids(24)
+    cache = session.new_cache()
+    assert session.most_single_steps(cache) == MOST_ROWS
+
+    def check(adapter: str | None) -> None:
+        alone = session.new_cache()
+        for held in (cache, alone):
+            held.use_adapter(adapter)
+            held.truncate(0)
+            session.forward(ids[:20], held)
+        rows_TV = session.forward_single_steps(ids[20:], cache)
+        single_TV = np.concatenate([session.forward((id_,), alone).copy() for id_ in ids[20:]])
+        np.testing.assert_array_equal(rows_TV, single_TV)
+
+    check(None)
+    model.load_adapter(write_tiny_adapter(tmp_path / "adapter"), "mine")  # puts another graph in the place of the first
+    for adapter in (None, "mine", None):
+        check(adapter)
+    model.unload_adapter("mine")
+    check(None)
 
 
 def check_bits(session: DecoderSession, seed: int) -> None:
