@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import edgelm
 from edgelm.config import ModelConfig
+from edgelm.embedding import embed
 from edgelm.errors import ConfigError, ContextLengthError
 from edgelm.runtime.session import DecoderSession
 from edgelm.testing import scripted_model, tiny_model_path
@@ -112,3 +113,15 @@ def test_a_package_without_hidden_states_says_how_to_get_them(tmp_path: Path) ->
 
 def test_a_scripted_model_has_hidden_states_too() -> None:
     assert scripted_model("hi").embed(["The sea"], pooling="last").shape == (1, 32)
+
+
+def test_the_beginning_of_a_long_text_turns_as_a_long_text_does(
+    longrope_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = edgelm.load(longrope_package)
+    ids = np.random.default_rng(0).integers(3, 320, 100).tolist()
+    at_once = embed(model, ids, "mean"), [token.logprob for token in model.score(ids).tokens]
+    monkeypatch.setattr("edgelm.embedding.PREFILL_CHUNK", 40)
+    monkeypatch.setattr("edgelm.language_model.PREFILL_CHUNK", 40)
+    np.testing.assert_allclose(embed(model, ids, "mean"), at_once[0], atol=1e-4)
+    np.testing.assert_allclose([token.logprob for token in model.score(ids).tokens], at_once[1], atol=1e-4)

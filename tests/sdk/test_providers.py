@@ -212,3 +212,17 @@ def test_rows_of_a_batch_elsewhere_move_with_what_they_hold(
         cache = in_place.new_cache()
         in_place.forward(IDS[start : start + 9], cache)
         np.testing.assert_allclose(logits_V, in_place.forward([token], cache)[0], atol=1e-4)
+
+
+def test_what_a_cache_elsewhere_computed_behind_a_cut_is_in_its_buffers(
+    in_place: DecoderSession, elsewhere: DecoderSession
+) -> None:
+    caches = in_place.new_cache(), elsewhere.new_cache()
+    for model, cache in zip((in_place, elsewhere), caches, strict=True):
+        model.forward(IDS[:20], cache)
+        assert cache.buffers[0].any()  # which brings them up to date, with 20 tokens
+        model.forward(IDS[20:25], cache)
+        cache.truncate(10)
+        model.forward(IDS[100:105], cache)
+    for theirs, ours in zip(*(cache.buffers for cache in caches), strict=True):
+        np.testing.assert_allclose(ours[:, :, :15], theirs[:, :, :15], atol=1e-4)

@@ -65,8 +65,9 @@ def test_mirrored_memory_is_given_back_with_the_last_array_that_looks_at_it() ->
     def mappings() -> int:
         return sum("memfd:edgelm" in line for line in Path("/proc/self/maps").read_text().splitlines())
 
-    before = mappings()
+    before, descriptors = mappings(), len(os.listdir("/proc/self/fd"))
     rows = mirrored_zeros((1, 1024), 4)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
     view = rows[0]
     del rows
     assert mappings() == before + 4

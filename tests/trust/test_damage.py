@@ -11,12 +11,14 @@ from random import Random
 
 import pytest
 
+import edgelm
 from edgelm.errors import PackageError
 from edgelm.package.manifest import FileEntry, Manifest
 from edgelm.testing import tiny_model_path
 
 # $EDGELM_BIT_FLIPS=10000 is what docs/results/trust.md reports.
 FLIPS = int(os.environ.get("EDGELM_BIT_FLIPS", "2000"))
+WEIGHTS = "model.onnx.data"
 NAMES = sorted(path.name for path in tiny_model_path().iterdir())
 
 
@@ -54,6 +56,18 @@ def test_bit_flips_are_all_refused(package: Path) -> None:
         assert name in message, (name, place, bit, message)
 
     Manifest.load(package).check_files(package)
+
+
+def test_large_weights_that_were_changed_are_refused_also_where_they_are_hashed_beside_the_session(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgelm.language_model._LARGE", (package / WEIGHTS).stat().st_size - 1)
+    edgelm.load(package)
+    data = bytearray((package / WEIGHTS).read_bytes())
+    data[-1] ^= 1
+    (package / WEIGHTS).write_bytes(data)
+    with pytest.raises(PackageError, match=f"{WEIGHTS} does not match the SHA-256 in the manifest"):
+        edgelm.load(package)
 
 
 @pytest.mark.parametrize("name", NAMES)
