@@ -12,6 +12,7 @@ from scripted_chat import converse
 
 import edgelm
 from edgelm import ChatSession, Engine, EngineOptions, GenerationConfig, LanguageModel
+from edgelm.completion import Message
 from edgelm.config import ModelConfig
 from edgelm.decoding.answer import join
 from edgelm.decoding.context_shift import fitted
@@ -167,6 +168,14 @@ def test_a_conversation_keeps_its_system_message_and_is_computed_anew_only_where
     assert sum(now < before for before, now in pairwise(lengths)) >= 3
     with pytest.raises(ContextLengthError, match="this model's maximum context length is 96"):
         list(session.send("more", config.replace(context_shift=None)))
+
+
+def test_a_conversation_keeps_more_than_its_system_message_where_that_is_asked_for(model: LanguageModel) -> None:
+    turns = [Message(role="system", content="Be brief."), Message(role="user", content="Hello")]
+    opening, more = (model.chat_prompt(turns, ANSWER.replace(context_shift=keep))[1].context_shift for keep in (0, 48))
+    assert opening is not None
+    assert 0 < opening < 48
+    assert more == 48
 
 
 def test_a_chat_says_which_part_of_it_the_model_reads() -> None:
