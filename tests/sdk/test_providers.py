@@ -83,6 +83,11 @@ def test_a_provider_that_is_not_here_is_an_error_with_the_way_to_it(monkeypatch:
     assert PROVIDERS[name].install in str(caught.value)
 
 
+def test_a_list_of_providers_as_onnx_runtime_takes_it_is_none() -> None:
+    with pytest.raises(ProviderError, match=r"There is no execution provider \['CUDAExecutionProvider'\]\. "):
+        edgelm.load(tiny_model_path(), provider=["CUDAExecutionProvider"])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("name", "meant"), [("CUDA", "Did you mean cuda?"), ("gpu", "There are: cpu, cuda, tensorrt")])
 def test_an_unknown_provider_is_an_error(name: str, meant: str) -> None:
     with pytest.raises(ProviderError, match=f"There is no execution provider '{name}'") as caught:

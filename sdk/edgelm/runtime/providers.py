@@ -122,7 +122,7 @@ def provider_named(name: str) -> Provider:
     Raises:
         ProviderError: there is none of that name.
     """
-    if name not in PROVIDERS:
+    if not isinstance(name, str) or name not in PROVIDERS:  # ONNX Runtime takes a list of them, which has no hash
         close = difflib.get_close_matches(str(name).lower(), PROVIDERS, n=1)
         meant = f" Did you mean {close[0]}?" if close else ""
         raise ProviderError(f"There is no execution provider {name!r}.{meant} There are: {', '.join(PROVIDERS)}.")
