@@ -305,6 +305,8 @@ def test_a_package_that_was_changed_is_refused(environment, server):
     server.add_repository("org/Packed", {name: files[name] for name in files if name != "tokenizer.json"})
     message = refused(environment, "hf:org/Packed")
     assert "org/Packed is not a whole package: its edgelm.json lists tokenizer.json." in message
+    server.add_repository("org/Packed", files)
+    assert pull(environment, "hf:org/Packed").returncode == 0  # nothing that was refused is taken for a file of it
 
 
 def test_a_package_takes_no_name_that_another_has(environment, server):

@@ -31,3 +31,5 @@ def test_the_first_interrupt_stops_a_step_in_order_and_the_second_breaks_it_off(
         signal.raise_signal(signal.SIGINT)
         with interrupts.stopping() as cancel:
             assert not cancel.is_set()
+        with interrupts.breaking(), pytest.raises(KeyboardInterrupt):  # at once: there is no step any more
+            signal.raise_signal(signal.SIGINT)

@@ -273,6 +273,8 @@ def test_rm_deletes_sessions_once_somebody_agreed(session: ChatSession) -> None:
     refused = command("rm", "one")
     assert refused.exit_code == 2
     assert "add --yes to delete without asking" in refused.stderr
+    missing = command("rm", "one", "two", "--yes")
+    assert (missing.exit_code, missing.stderr) == (1, "error: There is no saved session 'two'. Saved: one.\n")
     result = command("rm", "one", "one", "--yes")
     assert (result.exit_code, result.stderr) == (0, "Deleted one.\n")
     assert SavedSessions().sessions() == []
