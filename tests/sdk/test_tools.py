@@ -9,13 +9,25 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from tool_families import (
+    EVERY_FORMAT,
+    ONE_CALL,
+    OSLO,
+    QUESTION,
+    SCHEMAS,
+    TEMPLATES,
+    TOOLS,
+    row,
+    with_template,
+    written,
+)
 
 import edgelm
 from edgelm.completion import Message, ToolCall, ToolCallDelta
 from edgelm.decoding.answer import join
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
-from edgelm.language_model import LanguageModel, load
+from edgelm.language_model import load
 from edgelm.structure.constraint import Constraint
 from edgelm.structure.tool_call_parser import ToolCallParser
 from edgelm.structure.tool_formats import FORMATS, ToolFormat, tool_format
@@ -23,72 +35,6 @@ from edgelm.structure.tools import tool_constraint, tool_settings
 from edgelm.testing import scripted_model, tiny_model_path
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
-
-WEATHER: dict[str, Any] = {
-    "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 8}, "unit": {"enum": ["celsius", "fahrenheit"]}},
-    "required": ["city", "unit"],
-}
-TOOLS: list[dict[str, Any]] = [
-    {"type": "function", "function": {"name": "get_weather", "description": "Tell it.", "parameters": WEATHER}},
-    {"type": "function", "function": {"name": "stop"}},
-]
-SCHEMAS = {"get_weather": WEATHER, "stop": {"type": "object", "maxProperties": 0}}
-QUESTION = [Message(role="user", content="How is the weather in Oslo?")]
-OSLO = {"city": "Oslo", "unit": "celsius"}
-
-# Small templates that write as those of each family do.
-_TURNS = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
-    "{% for c in m.tool_calls or [] %}CALL{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
-    "{% if tools %}{{ tools | tojson }}{% endif %}"
-)
-TEMPLATES = {
-    "hermes": _TURNS.replace("CALL", "\n<tool_call>\n{{ c.function | tojson }}\n</tool_call>"),
-    "llama3": "Environment: ipython "
-    + _TURNS.replace(
-        "CALL", """{{ '{"name": "' + c.function.name + '", "parameters": ' }}{{ c.function.arguments | tojson }}}"""
-    ),
-    "mistral": _TURNS.replace("CALL", "[TOOL_CALLS] [{{ c.function | tojson }}]"),
-    "mistral-tekken": _TURNS.replace("CALL", "[TOOL_CALLS][{{ c.function | tojson }}]"),
-    "mistral-args": _TURNS.replace(
-        "CALL", "[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}"
-    ),
-    "phi4": _TURNS.replace("CALL", "<|tool_call|>{{ c.function | tojson }}<|/tool_call|>"),
-    "granite": _TURNS.replace("CALL", "<|tool_call|>[{{ c.function | tojson }}]"),
-    "harmony": "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
-    "{% if m.tool_calls %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}"
-    "{% set c = m.tool_calls[0].function %}{{ '<|start|>assistant<|channel|>commentary to=functions.' + c.name }}"
-    "{{ ' <|constrain|>json<|message|>' }}{{ c.arguments | tojson }}{{ '<|call|>' }}"
-    "{% else %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}",
-    "generic": "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}",
-}
-# What such a model writes to call two tools, or one where it cannot call two.
-WRITTEN = {
-    "hermes": '<tool_call>\n{"name": "get_weather", "arguments": OSLO}\n</tool_call>\n'
-    '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>',
-    "llama3": '{"name": "get_weather", "parameters": OSLO}',
-    "mistral": '[TOOL_CALLS] [{"name": "get_weather", "arguments": OSLO}, {"name": "stop", "arguments": {}}]',
-    "mistral-tekken": '[TOOL_CALLS][{"name": "get_weather", "arguments": OSLO}, {"name": "stop", "arguments": {}}]',
-    "mistral-args": "[TOOL_CALLS]get_weather[ARGS]OSLO[TOOL_CALLS]stop[ARGS]{}",
-    "phi4": '<|tool_call|>{"name": "get_weather", "arguments": OSLO}<|/tool_call|>'
-    '<|tool_call|>{"name": "stop", "arguments": {}}<|/tool_call|>',
-    "granite": '<|tool_call|>[{"name": "get_weather", "arguments": OSLO}, {"name": "stop", "arguments": {}}]',
-    "harmony": "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>OSLO",
-    "generic": '<tool_call>\n{"name": "get_weather", "arguments": OSLO}\n</tool_call>',
-}
-ONE_CALL = ("llama3", "harmony", "generic")
-EVERY_FORMAT = pytest.mark.parametrize("name", [row.name for row in FORMATS])
-
-
-def row(name: str) -> ToolFormat:
-    return next(format_ for format_ in FORMATS if format_.name == name)
-
-
-def with_template(model: LanguageModel, name: str) -> LanguageModel:
-    model.chat_template = ChatTemplate(TEMPLATES[name])
-    return model
 
 
 def parse(format_: ToolFormat, pieces: list[str]) -> tuple[str, list[tuple[str | None, str]]]:
@@ -102,10 +48,6 @@ def parse(format_: ToolFormat, pieces: list[str]) -> tuple[str, list[tuple[str |
         (delta.name, "".join(d.arguments for d in deltas if d.index == delta.index)) for delta in deltas if delta.id
     ]
     return content, calls
-
-
-def written(name: str) -> str:
-    return WRITTEN[name].replace("OSLO", json.dumps(OSLO))
 
 
 def call_text(name: str) -> str:
