@@ -62,7 +62,7 @@ class Benchmark:
                     memory[worker.name].append(worker.ask("memory"))
                     workers.append(worker)
                 time.sleep(_PAUSE_SECONDS)
-                bandwidths.append(workers[0].ask("read_bandwidth", threads=THREADS)["bytes_per_second"])
+                bandwidths.append(_read_bandwidth())
                 for workload in self._effort.workloads:
                     for worker in workers:
                         time.sleep(_PAUSE_SECONDS)
@@ -124,6 +124,12 @@ class Benchmark:
         model = contestant.scored_model if scored and contestant.scored_model else contestant.model
         log = CACHE / "logs" / f"{contestant.name}.log"
         return Worker(contestant, self._models / model, huge_pages=huge_pages, log=log)
+
+
+def _read_bandwidth() -> float:
+    """Measure it in a process of its own: a runtime's would be slower afterwards."""
+    command = [sys.executable, "-c", f"from edgelm.speed import read_bandwidth; print(read_bandwidth({THREADS}))"]
+    return float(subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout)
 
 
 def _medians(rows: Sequence[dict[str, int]]) -> dict[str, int]:

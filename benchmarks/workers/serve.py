@@ -2,7 +2,7 @@
 
 Commands: {"do": "generate", "prompt_ids": [...], "new_tokens": n} | {"do": "log_likelihood", "ids": [...]}
 | {"do": "keep_logits", "ids": [...], "path": ".npy"} | {"do": "compare", "ids": [...], "source": ".npy"}
-| {"do": "collapse"} | {"do": "memory"} | {"do": "read_bandwidth", "threads": n}; the end of the input ends the worker.
+| {"do": "collapse"} | {"do": "memory"}; the end of the input ends the worker.
 """
 
 from __future__ import annotations
@@ -59,10 +59,6 @@ def _answer(engine: Engine, command: dict[str, Any]) -> dict[str, Any]:
             return {}
         case "memory":
             return {"peak_bytes": _peak_bytes(), "huge_page_bytes": huge_pages.bytes_on_huge_pages()}
-        case "read_bandwidth":
-            from edgelm.speed import read_bandwidth  # not before the memory is measured
-
-            return {"bytes_per_second": read_bandwidth(**command)}
         case other:
             raise ValueError(f"No command {other!r}.")
 
