@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from array import array
 from bisect import bisect_left
@@ -30,6 +31,7 @@ _MARGIN = 272  # zeros behind the file, where the end of a piece at its end is l
 _PIECE, _TEXT, _SCORE, _TYPE = 1 << 3 | BYTES, 1 << 3 | BYTES, 2 << 3 | FIXED32, 3 << 3 | VARINT  # tags
 # A tag and a length before the text, a tag and a number behind it, and where there is a type, two bytes more.
 _SCORED, _TYPED = 7, 9
+_TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")  # a token in base64, and its id
 Places = NDArray[np.int32]
 Kind = Literal["unigram", "bpe"]
 _KINDS: Mapping[int, Kind] = {1: "unigram", 2: "bpe"}  # TrainerSpec.ModelType
@@ -103,9 +105,15 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
         CheckpointError: the file is broken, or its kind or a setting is not supported.
     """
     try:
-        walk = _Walk(regular_file.read_regular(path.resolve(), MAX_BYTES), path)
+        data = regular_file.read_regular(path.resolve(), MAX_BYTES)
     except PackageError as error:
         raise CheckpointError(str(error)) from error
+    if _TIKTOKEN_LINE.match(data):
+        raise CheckpointError(
+            f"{path} is a list of tokens for tiktoken, as Meta's Llama 3 has it, and does not say how a text is split. "
+            "Put the model's tokenizer.json beside it: folders for transformers have one."
+        )
+    walk = _Walk(data, path)
     try:
         return walk.model()
     except (IndexError, ValueError) as error:

@@ -252,6 +252,7 @@ BROKEN = {
     "cut off in a score": (UNKNOWN + message(1, b"\x0a\x01a" + SCORE)[:-1], "a piece goes past the end"),
     "more pieces than any model has": (message(1, b"\x0a\x00" + SCORE) * 270_337, "has more than 270336 pieces"),
     "more fields than any model has": (UNKNOWN + varint(4, 1) * 10_241, "has more than 10240 fields"),
+    "of tiktoken": (b"IQ== 0\nIg== 1\n", "tokenizer.model is a list of tokens for tiktoken"),
     "not protobuf": (b"\x0b" * 9, "is damaged .wire type 3."),
 }
 
