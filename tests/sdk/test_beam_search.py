@@ -197,6 +197,17 @@ def test_searches_in_an_engine_are_those_of_each_alone(
     assert (engine.stats.preempted > 0) == (room == 850)
 
 
+def test_a_search_that_lost_its_rows_waits_until_it_would_get_further(model: LanguageModel) -> None:
+    long = GenerationConfig(max_new_tokens=150, ignore_eos=True)
+    search = GenerationConfig(num_beams=3, max_new_tokens=30, ignore_eos=True)
+    with Engine(model, EngineOptions(max_kv_bytes=200 * bytes_per_token(model.config))) as engine:
+        with held(engine):
+            first, second = engine.submit(PROMPT[:40], long), engine.submit(PROMPT[:10], search)
+        assert len(edgelm.join(first).token_ids) == 150
+        assert edgelm.join(second).token_ids == model.generate(PROMPT[:10], search).token_ids
+        assert engine.stats.preempted == 1
+
+
 def test_a_batch_of_prompts_is_searched_together(model: LanguageModel) -> None:
     config = GenerationConfig(num_beams=3, max_new_tokens=12, ignore_eos=True)
     found = model.generate_batch([PROMPT[:20], PROMPT[20:50]], config)

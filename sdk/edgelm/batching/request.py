@@ -33,6 +33,7 @@ class Request:
     taken: int = 0  # how many of them the answer has the forced tokens of
     prompt_ids: Sequence[int] = field(init=False)  # the answer's; after a shift of the context, what is left
     length: int = field(init=False)  # of the row, when all that is known is computed
+    lost_at: int = 0  # the length at which a search last lost its rows, and began again
     cached_tokens: int = 0
     prefill_tokens: int = 0  # of the prompt, computed until the first token or the end
     made_way: bool = False  # its piece was stopped for another request; the next one is not

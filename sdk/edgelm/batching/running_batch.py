@@ -56,9 +56,12 @@ class RunningBatch:
         return sum(request.length * request.rows for request in self.requests)
 
     def has_room_for(self, request: Request) -> bool:
-        """Tell whether a request fits the memory beside the others, with a new token for each."""
+        """Tell whether a request fits the memory beside the others, with a new token for each.
+
+        A search that lost its rows has to get further than it was: it would only lose them there again.
+        """
         room = self._max_tokens - self.tokens - len(self._batch.rows)
-        return not self._batch.rows or (request.length + 1) * request.rows <= room
+        return not self._batch.rows or (max(request.length, request.lost_at) + 1) * request.rows <= room
 
     def add(self, request: Request) -> None:
         """Start a request, or start it again after it lost its row."""
@@ -322,6 +325,7 @@ class RunningBatch:
         if request.number in self._searching:
             _, search = self._searching.pop(request.number)
             search.leave()
+            request.lost_at = request.length
             request.begin_with(request.prompt_ids)  # nothing of it was given out: it can begin again
         self._batch.remove(request.row)
         request.row = None
