@@ -119,9 +119,11 @@ def _check_threads() -> Iterator[_Row]:
             yield "warning", too_many, f"unset {name}"
     processors = os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > processors:
-        busy = f"The load is {load:.1f} on {processors} processors: other programs compute."
-        yield "warning", busy, "Speeds measured now are too low. Look at  top  , and end what you do not need."
+    if load >= processors / 2:
+        busy = f"The load is {load:.1f} on {processors} processors: a step waits for the last of its threads."
+        left = max(1, usable - round(load))
+        fewer = f"Leave them a core with  --threads {left}  , or" if left < usable else "Look at  top  , and"
+        yield "warning", busy, f"Other programs compute, or did. {fewer} end what you do not need."
 
 
 def _check_memory() -> Iterator[_Row]:

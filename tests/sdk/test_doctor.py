@@ -179,10 +179,18 @@ def test_little_memory_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert (state, found) == ("warning", "0.5 GB are free.")
 
 
-def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 1.0, 1.0))
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert [state for state, _, _ in doctor._check_threads()] == ["ok", "warning"]
+@pytest.mark.parametrize(
+    ("load", "usable", "advice"),
+    [(0.9, 2, None), (1.0, 2, "--threads 1"), (9.0, 2, "--threads 1"), (1.2, 1, "top"), (2.4, 4, "--threads 2")],
+)
+def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch, load: float, usable: int, advice: str | None) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: usable)
+    monkeypatch.setattr(doctor, "usable_cores", lambda: usable)
+    (_, *warnings) = doctor._check_threads()
+    assert [state for state, _, _ in warnings] == ([] if advice is None else ["warning"])
+    for _, _, fix in warnings:
+        assert advice in fix
 
 
 def product(bits: int, level: int | None, zero_points: str = "") -> onnx.NodeProto:
