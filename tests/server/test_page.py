@@ -34,6 +34,9 @@ def test_an_answer_streams_and_its_markdown_is_rendered(page: Page) -> None:
 def test_stop_keeps_what_arrived_and_frees_the_server(page: Page, scripted_server: EdgelmServer) -> None:
     ask(page)
     expect(page.locator(".answer")).to_contain_text("The")
+    leaves_composing = {"key": "Escape", "isComposing": True, "bubbles": True}
+    page.locator("#question").dispatch_event("keydown", leaves_composing)  # of a word in Japanese, say
+    expect(page.locator(".answer")).to_contain_text("The sea is")
     page.press("#question", "Escape")
     done(page)
     expect(page.locator(".stats")).to_contain_text("stopped")
@@ -223,6 +226,32 @@ def test_hostile_markdown_runs_nothing_and_loads_nothing(open_page: Callable[...
         assert {url.split("/")[2] for url in requested} == {f"{server.host}:{server.port}"}
 
 
+def test_markdown_of_any_depth_is_shown(page: Page) -> None:
+    shown = page.evaluate("""async () => {
+        const { MarkdownView } = await import("/page/markdown.js");
+        const target = document.createElement("div");
+        document.body.append(target);
+        const view = new MarkdownView(target);
+        return [">".repeat(50), ">".repeat(20000), "> as before"].map((text) => {
+            view.show(text);
+            return [target.children.length, target.firstChild.tagName, target.textContent.length];
+        });
+    }""")
+    assert shown == [[1, "BLOCKQUOTE", 0], [1, "P", 20000], [1, "BLOCKQUOTE", 9]]
+    # Lists begin where the answer says, and columns stand as it says.
+    page.evaluate("""async () => {
+        const { MarkdownView } = await import("/page/markdown.js");
+        const answer = document.createElement("div");
+        answer.className = "answer";
+        document.getElementById("thread").replaceChildren(answer);
+        new MarkdownView(answer).show("0. zero\\n\\n| a | b |\\n|---|--:|\\n| 1 | 2 |");
+    }""")
+    assert page.locator("#thread ol").get_attribute("start") == "0"
+    cells = page.locator("#thread :is(td, th)").all()
+    aligned = [cell.evaluate("cell => getComputedStyle(cell).textAlign").removeprefix("-webkit-") for cell in cells]
+    assert aligned == ["left", "right", "left", "right"]
+
+
 def test_a_block_of_code_is_copied_as_it_stands(open_page: Callable[..., Page]) -> None:
     code = "if one < 2:\n    print('<b>')"
     with EdgelmServer((TINY,), prelude=scripted(f"Look:\n\n```python\n{code}\n```\n")) as server:
@@ -308,11 +337,15 @@ def test_a_server_with_a_key_is_asked_with_it(open_page: Callable[..., Page]) ->
         page.fill("#key", "wrong")
         page.press("#key", "Enter")
         expect(page.locator("#ask-key")).to_be_visible()
+        page.press("#key", "Escape")
+        expect(page.locator("#ask-key")).to_be_hidden()  # what was said before can be read without a key
+        ask(page, "May I?")
+        expect(page.locator("#ask-key")).to_be_visible()
         page.fill("#key", "open-sesame-123456")
         page.press("#key", "Enter")
         expect(page.locator("#model option")).to_have_count(1)
         ask(page)
-        expect(page.locator(".answer")).to_contain_text("Welcome.")
+        expect(page.locator(".answer").last).to_contain_text("Welcome.")
         assert page.evaluate("JSON.stringify(localStorage)").find("sesame") == -1  # gone with the tab
 
 

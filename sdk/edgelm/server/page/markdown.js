@@ -14,17 +14,26 @@ export class MarkdownView {
   }
 
   show(text) {
-    const tokens = new Lexer({ gfm: true }).lex(text).filter((token) => token.type !== "space" && token.type !== "def");
-    const blocks = tokens.map((token, index) => {
-      const shown = this.blocks[index];
-      return shown && shown.raw === token.raw ? shown : { raw: token.raw, node: block(token) };
-    });
+    const blocks = this.parsed(text);
     const kept = new Set(blocks);
     for (const shown of this.blocks) if (!kept.has(shown)) shown.node.remove();
     blocks.forEach(({ node }, index) => {
       if (this.target.childNodes[index] !== node) this.target.insertBefore(node, this.target.childNodes[index] ?? null);
     });
     this.blocks = blocks;
+  }
+
+  parsed(text) {
+    try {
+      const tokens = new Lexer({ gfm: true }).lex(text).filter(({ type }) => type !== "space" && type !== "def");
+      return tokens.map((token, index) => {
+        const shown = this.blocks[index];
+        return shown && shown.raw === token.raw ? shown : { raw: token.raw, node: block(token) };
+      });
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      return [{ raw: text, node: element("p", {}, text) }]; // thousands of quotes or lists in one another
+    }
   }
 }
 
@@ -41,7 +50,7 @@ const BLOCKS = {
   hr: () => element("hr"),
   blockquote: (token) => element("blockquote", {}, ...blocks(token.tokens)),
   list: (token) =>
-    element(token.ordered ? "ol" : "ul", token.ordered && token.start ? { start: token.start } : {}, ...token.items.map(item)),
+    element(token.ordered ? "ol" : "ul", token.ordered ? { start: token.start } : {}, ...token.items.map(item)),
   code: (token) => code(token.text, (token.lang ?? "").trim().split(/\s/)[0]),
   table: (token) =>
     element("div", { class: "table", tabIndex: 0, role: "region", "aria-label": "Table" },
@@ -63,7 +72,7 @@ function item(token) {
 }
 
 function row(tag, cells) {
-  return element("tr", {}, ...cells.map((cell) => element(tag, {}, ...inline(cell.tokens))));
+  return element("tr", {}, ...cells.map((cell) => element(tag, { align: cell.align ?? "" }, ...inline(cell.tokens))));
 }
 
 function code(text, language) {
