@@ -1,5 +1,7 @@
 // The server's API, as any OpenAI client uses it.
 
+import { forThisTab } from "./storage.js";
+
 const KEY = "edgelm.key";
 
 /** Whether the server is on the machine that shows this page. */
@@ -14,11 +16,11 @@ export class Problem extends Error {
 }
 
 export function setKey(key) {
-  sessionStorage.setItem(KEY, key);
+  forThisTab.setItem(KEY, key);
 }
 
 async function request(path, options = {}) {
-  const key = sessionStorage.getItem(KEY);
+  const key = forThisTab.getItem(KEY);
   const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
   let response;
   try {

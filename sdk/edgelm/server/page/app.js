@@ -7,6 +7,7 @@ import { announce, byId, byTouch, element } from "./dom.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { listenForShortcuts } from "./shortcuts.js";
+import { forEver, forThisTab } from "./storage.js";
 import { followTheme } from "./theme.js";
 import { Thread } from "./thread.js";
 
@@ -31,7 +32,7 @@ const thread = new Thread({
   retry: (node) => respond(node.parent, node),
   choose: (node) => {
     kept.choose(current, node);
-    kept.save(current);
+    keep(current);
     show({ staying: true });
   },
 });
@@ -58,7 +59,7 @@ async function respond(parent, failed = null) {
   const changed = () => {
     if (Date.now() - saved > SAVE_EVERY) {
       saved = Date.now();
-      kept.save(conversation);
+      keep(conversation);
     }
     if (!drawn || conversation !== current) return;
     drawn = false;
@@ -77,12 +78,19 @@ async function respond(parent, failed = null) {
 }
 
 async function keep(conversation) {
+  if (!conversations.includes(conversation)) return; // it was deleted while its answer arrived
+  await done(kept.save(conversation));
+}
+
+/** Wait for the browser's store, and say where it does not work. */
+async function done(work) {
   try {
-    await kept.save(conversation);
+    return await work;
   } catch (error) {
-    announce("This browser does not keep the conversation.");
-    unkept = `This browser does not keep the conversation (${error.message}).`;
+    announce("This browser does not keep conversations.");
+    unkept = `This browser does not keep conversations (${error.message}).`;
     byId("note").textContent = unkept;
+    return null;
   }
 }
 
@@ -115,9 +123,9 @@ function contextText() {
 
 function open(conversation) {
   current = conversation;
-  sessionStorage.setItem("edgelm.current", current.id);
+  forThisTab.setItem("edgelm.current", current.id);
   sidebar.toggle(false);
-  setDraft(localStorage.getItem(draftKey()) ?? "");
+  setDraft(forEver.getItem(draftKey(current)) ?? "");
   show();
   if (!byTouch.matches) byId("question").focus(); // a phone's keyboard would cover what was opened
 }
@@ -133,15 +141,16 @@ function rename(conversation) {
 async function remove(conversation) {
   if (!confirm(`Delete “${conversation.title || "New conversation"}”?`)) return;
   running.get(conversation.id)?.abort();
+  forEver.removeItem(draftKey(conversation));
   conversations = conversations.filter((other) => other !== conversation);
-  await kept.remove(conversation);
+  await done(kept.remove(conversation));
   if (conversation === current) open(kept.create());
   else show();
 }
 
 // The question: grows with its text, and an unsent one is kept
 
-const draftKey = () => `edgelm.draft.${conversations.includes(current) ? current.id : "new"}`;
+const draftKey = (conversation) => `edgelm.draft.${conversations.includes(conversation) ? conversation.id : "new"}`;
 
 function setDraft(text) {
   byId("question").value = text;
@@ -152,8 +161,8 @@ function drafted() {
   const question = byId("question");
   question.style.height = "auto";
   question.style.height = `${question.scrollHeight}px`;
-  if (question.value) localStorage.setItem(draftKey(), question.value);
-  else localStorage.removeItem(draftKey());
+  if (question.value) forEver.setItem(draftKey(current), question.value);
+  else forEver.removeItem(draftKey(current));
 }
 
 // Models and the key
@@ -185,7 +194,10 @@ async function describe(model) {
 }
 
 function askForKey() {
-  if (!byId("ask-key").open) byId("ask-key").showModal();
+  const dialog = byId("ask-key");
+  if (dialog.open) return;
+  dialog.returnValue = "";
+  dialog.showModal();
 }
 
 // Export and import
@@ -193,14 +205,16 @@ function askForKey() {
 function exportAll() {
   const url = URL.createObjectURL(new Blob([kept.exported(conversations)], { type: "application/json" }));
   element("a", { href: url, download: "edgelm-conversations.json" }).click();
-  URL.revokeObjectURL(url);
+  setTimeout(() => URL.revokeObjectURL(url), 60_000); // not every browser has read it by now
 }
 
 async function importFile(file) {
   try {
     for (const conversation of kept.imported(await file.text())) {
-      await kept.save(conversation);
-      conversations = [...conversations.filter(({ id }) => id !== conversation.id), conversation];
+      const here = conversations.find(({ id }) => id === conversation.id);
+      if (here) Object.assign(here, conversation, { nodes: { ...conversation.nodes, ...here.nodes } });
+      else conversations.push(conversation);
+      await keep(here ?? conversation);
     }
     show();
   } catch (error) {
@@ -230,7 +244,8 @@ function listen() {
   byId("open-settings").addEventListener("click", () => byId("settings").showModal());
   byId("system").addEventListener("input", (event) => (current.system = event.target.value));
   byId("settings").addEventListener("close", () => conversations.includes(current) && keep(current));
-  byId("ask-key").addEventListener("close", () => {
+  byId("ask-key").addEventListener("close", ({ target }) => {
+    if (!target.returnValue) return; // left without a key
     api.setKey(byId("key").value);
     loadModels();
   });
@@ -258,15 +273,8 @@ async function start() {
     search: () => sidebar.toggle(true),
     question: () => byId("question").focus(),
   });
-  try {
-    conversations = await kept.all();
-  } catch (error) {
-    unkept = `This browser does not keep conversations (${error.message}).`;
-  }
-  for (const conversation of conversations) {
-    for (const node of Object.values(conversation.nodes)) if (node.state === "running") node.state = "interrupted";
-  }
-  open(conversations.find(({ id }) => id === sessionStorage.getItem("edgelm.current")) ?? current);
+  conversations = (await done(kept.all())) ?? [];
+  open(conversations.find(({ id }) => id === forThisTab.getItem("edgelm.current")) ?? current);
   await loadModels();
 }
 

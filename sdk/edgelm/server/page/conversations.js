@@ -2,7 +2,7 @@
 //
 // conversation: {id, title, created, updated, system, leaf, nodes}; node: {id, parent, role, text, and for an answer
 // thinking (what was thought before it), tokens, stats, model, state}, where state is "running", "stopped", "length",
-// "broken" or absent, and `problem` says why.
+// "broken", "interrupted" or absent, and `problem` says why it is broken.
 
 const STORE = "conversations";
 const opened = open();
@@ -28,14 +28,29 @@ async function inStore(mode, work) {
 
 export async function all() {
   const found = await inStore("readonly", (store) => store.getAll());
-  return found.sort((a, b) => b.updated - a.updated);
+  return found.map(atRest).sort((a, b) => b.updated - a.updated);
 }
 
-/** Messages that another tab has added since stay: none is ever taken out of a conversation. */
+/** No answer of a conversation that comes from elsewhere is on its way here. */
+function atRest(conversation) {
+  for (const node of Object.values(conversation.nodes)) if (node.state === "running") node.state = "interrupted";
+  return conversation;
+}
+
+/**
+ * Messages that another tab has added since stay: none is ever taken out of a conversation. Nor is an answer that was on
+ * its way there when this page was opened, and has come to its end.
+ */
 export async function save(conversation) {
   await inStore("readwrite", (store) => {
     const kept = store.get(conversation.id);
-    kept.onsuccess = () => store.put({ ...conversation, nodes: { ...kept.result?.nodes, ...conversation.nodes } });
+    kept.onsuccess = () => {
+      const nodes = { ...kept.result?.nodes, ...conversation.nodes };
+      for (const [id, node] of Object.entries(kept.result?.nodes ?? {})) {
+        if (nodes[id].state === "interrupted" && node.state !== "running") nodes[id] = node;
+      }
+      store.put({ ...conversation, nodes });
+    };
     return kept;
   });
 }
@@ -110,16 +125,42 @@ export function imported(text) {
   if (file?.format !== "edgelm-conversations" || !Array.isArray(file.conversations)) {
     throw new Error("This file has no conversations that were exported here.");
   }
-  for (const conversation of file.conversations) check(conversation);
-  return file.conversations;
+  return file.conversations.map((conversation) => {
+    if (isSound(conversation)) return atRest(conversation);
+    const { id, title } = conversation ?? {};
+    throw new Error(`The conversation ${JSON.stringify(title ?? id ?? null)} in this file is broken.`);
+  });
 }
 
-function check(conversation) {
-  const { id, title, system, created, updated, nodes, leaf } = conversation ?? {};
-  const sound = typeof id === "string" && typeof title === "string" && typeof system === "string" && nodes &&
-    Number.isFinite(created) && Number.isFinite(updated) && (leaf === null || leaf in nodes) &&
-    Object.entries(nodes).every(([key, node]) => node.id === key && typeof node.text === "string" &&
-      typeof (node.thinking ?? "") === "string" &&
-      ["user", "assistant"].includes(node.role) && (node.parent === null || nodes[node.parent]?.created <= node.created));
-  if (!sound) throw new Error(`The conversation ${JSON.stringify(title ?? id ?? null)} in this file is broken.`);
+const isText = (value) => typeof value === "string";
+const isTextOrNone = (value) => isText(value ?? "");
+const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+
+function isSound(conversation) {
+  if (!isObject(conversation)) return false;
+  const { id, title, system, created, updated, used, nodes, leaf } = conversation;
+  return [id, title, system].every(isText) && [created, updated, used ?? 0].every(Number.isFinite) && isObject(nodes) &&
+    (leaf === null || Object.hasOwn(nodes, leaf)) && Object.keys(nodes).every((key) => isSoundNode(nodes, key));
+}
+
+function isSoundNode(nodes, key) {
+  const node = nodes[key];
+  if (!isObject(node)) return false;
+  const { id, text, role, created, thinking, model, state, problem, tokens, stats } = node;
+  return id === key && isText(text) && ["user", "assistant"].includes(role) && Number.isFinite(created) &&
+    [thinking, model, state, problem].every(isTextOrNone) && beginsSomewhere(nodes, node) &&
+    (tokens ?? []).every?.((token) => isToken(token) && token[2]?.every?.(isToken)) &&
+    (!stats || [stats.tokens, stats.rate].every(Number.isFinite));
+}
+
+const isToken = (value) => Array.isArray(value) && isText(value[0]) && Number.isFinite(value[1]);
+
+/** Whether the messages before one lead to a first one, and not round in a circle. */
+function beginsSomewhere(nodes, node) {
+  const seen = new Set();
+  for (let at = node; at.parent !== null; at = nodes[at.parent]) {
+    if (seen.has(at.id) || !Object.hasOwn(nodes, at.parent) || !isObject(nodes[at.parent])) return false;
+    seen.add(at.id);
+  }
+  return true;
 }

@@ -1,6 +1,7 @@
 // What is asked of the model besides the messages. An empty field leaves the choice to the model's author.
 
 import { byId, element } from "./dom.js";
+import { forEver } from "./storage.js";
 
 const STORED = "edgelm.settings";
 // Variables by which chat templates are told whether to think, and what most take where nothing is said: Qwen3, SmolLM3
@@ -23,7 +24,7 @@ const FIELDS = [
 
 export class Settings {
   constructor() {
-    const stored = JSON.parse(localStorage.getItem(STORED) ?? "{}");
+    const stored = JSON.parse(forEver.getItem(STORED) ?? "{}");
     this.values = stored.values ?? {};
     this.probabilities = stored.probabilities ?? true;
     this.thinking = stored.thinking ?? null; // null: as the model has it
@@ -89,7 +90,7 @@ export class Settings {
 
   store() {
     const { values, probabilities, thinking, effort, model } = this;
-    localStorage.setItem(STORED, JSON.stringify({ values, probabilities, thinking, effort, model }));
+    forEver.setItem(STORED, JSON.stringify({ values, probabilities, thinking, effort, model }));
   }
 
   /** The fields of a request. */

@@ -20,7 +20,7 @@ const OTHERS = [
 
 export function listenForShortcuts(actions) {
   document.addEventListener("keydown", (event) => {
-    if (document.querySelector("dialog[open]")) return;
+    if (event.isComposing || document.querySelector("dialog[open]")) return;
     if (event.key === "Escape") actions.stop();
     if (!event.altKey || event.ctrlKey || event.metaKey) return;
     const found = SHORTCUTS.find(([code]) => code === event.code);

@@ -61,7 +61,7 @@ export class Thread {
   }
 
   answer(node, text, article) {
-    if (this.tokensShown.has(node.id)) {
+    if (this.tokensShown.has(node.id) && node.state !== "running") {
       text.append(tokenView(node.tokens));
     } else {
       const view = new MarkdownView(text);
