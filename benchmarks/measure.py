@@ -39,7 +39,8 @@ class Benchmark:
     def rounds(self, *, huge_pages: bool) -> tuple[dict[str, dict[str, Any]], list[float]]:
         """Round after round, load all runtimes, then let each generate in turn: only one computes at a time.
 
-        Where a process's memory lies makes its steps up to a tenth slower or faster, so each round has new processes.
+        Where a process's memory lies makes its steps up to a tenth slower or faster, so each round has new processes,
+        and begins with another runtime: the first gets what the last round's processes gave back, page by page.
 
         Returns what was measured of each, and the bytes a second that were read from memory in each round.
         """
@@ -52,7 +53,7 @@ class Benchmark:
             click.echo(f"Round {number + 1} of {self._effort.rounds}, {label} ...", err=True)
             with contextlib.ExitStack() as stack:
                 workers = []
-                for contestant in self._timed:
+                for contestant in in_turn(self._timed, number, self._effort.rounds):
                     worker = stack.enter_context(self._worker(contestant, huge_pages=huge_pages))
                     if huge_pages:
                         worker.ask("collapse")
@@ -124,6 +125,12 @@ class Benchmark:
         model = contestant.scored_model if scored and contestant.scored_model else contestant.model
         log = CACHE / "logs" / f"{contestant.name}.log"
         return Worker(contestant, self._models / model, huge_pages=huge_pages, log=log)
+
+
+def in_turn(contestants: Sequence[Contestant], number: int, rounds: int) -> list[Contestant]:
+    """Order the contestants of one round, so that over all rounds each is about as often among the first."""
+    first = number * len(contestants) // rounds
+    return [*contestants[first:], *contestants[:first]]
 
 
 def _read_bandwidth() -> float:

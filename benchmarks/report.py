@@ -152,9 +152,9 @@ def _method(result: dict[str, Any], figures: Figures) -> str:
         f"All models are made of {MODELS[figures.model].weights}. Every runtime has {result['threads']} "
         "threads, a process of its own in each round, and its own defaults otherwise; "
         "onnxruntime-genai's graphs compute the head for the last position only, which is faster than its default.",
-        f"{rounds} rounds, in each of which every runtime generates in turn, one at a time, greedily, on a KV cache "
-        "filled by a real prompt. A rate is the median over the rounds (decode: of each round's median step); a ratio "
-        "is the median of the ratios within a round.",
+        f"{rounds} rounds, in each of which every runtime generates in turn, each time another one first, one at a "
+        "time, greedily, on a KV cache filled by a real prompt. A rate is the median over the rounds (decode: of each "
+        "round's median step); a ratio is the median of the ratios within a round.",
         *filter(None, [MODELS[figures.model].why]),
         "All are timed over token ids, without making text of them.",
         "Huge pages: without, the process is kept off them (PR_SET_THP_DISABLE); with, its large anonymous memory is "

@@ -19,6 +19,7 @@ from edgelm.decoding.sampling import Sampler
 from edgelm.testing import tiny_model_path
 from figures import Figures
 from goals import judge
+from measure import in_turn
 from report import write_report
 from worker import Worker
 from workers.log_likelihood import sum_log_likelihood
@@ -33,6 +34,12 @@ def test_a_ratio_is_taken_within_a_round_so_a_slow_phase_of_the_machine_cancels_
     assert figures.decode_ratio("edgelm-int8", "llama-q8_0", "none", "512+128") == pytest.approx(1.5)
     assert figures.decode("edgelm-int8", "none", "512+128") == pytest.approx(1 / 0.012)
     assert figures.prefill("edgelm-int8", "none", "512+128") == pytest.approx(512 / 0.75)
+
+
+def test_each_round_begins_with_another_runtime() -> None:
+    names = [Contestant(name=name, label=name, engine="", model="", baseline=None) for name in "abcde"]
+    rounds = ["".join(contestant.name for contestant in in_turn(names, number, 3)) for number in range(3)]
+    assert rounds == ["abcde", "bcdea", "deabc"]
 
 
 def test_each_goal_is_judged_by_the_measured_numbers(result: dict[str, Any]) -> None:
