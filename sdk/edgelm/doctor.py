@@ -20,7 +20,8 @@ from edgelm.package.manifest import Manifest
 from edgelm.package.package import open_package
 from edgelm.package.slow_operators import slow_operators
 from edgelm.runtime import onnx_runtime
-from edgelm.runtime.cpu import INTEGER_DOT_PRODUCTS, cpu_features, cpu_quota, physical_cores, usable_cores
+from edgelm.runtime.cores import physical_cores
+from edgelm.runtime.cpu import INTEGER_DOT_PRODUCTS, cpu_features, cpu_quota, usable_cores
 
 # Wheels of other projects and of ONNX Runtime's own family that do not contain the module `onnxruntime`.
 _BESIDE_ONNXRUNTIME = ("onnxruntime-genai", "onnxruntime-extensions", "onnxruntime-training")
