@@ -71,14 +71,16 @@ class _StoredTensors:
         self._manifest = Manifest.load(folder)
         self._manifest.check_files(folder)
         self.config = dataclasses.replace(ModelConfig.load(folder), kv_cache="fp32")
-        if self.config.num_experts:
-            raise CheckpointError(
-                f"{folder} is a model with experts, whose weights are not read back from a package. Take its source."
-            )
-        if self.config.encoder is not None:
-            raise CheckpointError(
-                f"{folder} is a model with an encoder, whose weights are not read back from a package. Take its source."
-            )
+        is_a_model_with = {
+            "experts": self.config.num_experts > 0,
+            "an encoder": self.config.encoder is not None,
+            "relative positions": self.config.position == "relative",
+        }
+        for what, is_so in is_a_model_with.items():
+            if is_so:
+                raise CheckpointError(
+                    f"{folder} is a model with {what}, whose weights are not read back from a package. Take its source."
+                )
         content = read_graph(folder, self._manifest.entry(GRAPH_FILE))
         with self._laid_out("a graph"):  # whose parts that the walk passes over may be no protobuf
             graph = onnx.load_model_from_string(content).graph

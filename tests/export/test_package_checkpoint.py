@@ -259,8 +259,14 @@ def test_a_weight_that_lies_otherwise_is_refused_by_its_name(
         PackageCheckpoint(folder).tensor("model.layers.0.mlp.down_proj.weight")
 
 
-def test_a_package_with_experts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = dataclasses.replace(CONFIG, num_experts=2, num_experts_per_tok=1)
+@pytest.mark.parametrize(
+    ("what", "fields"),
+    [("experts", {"num_experts": 2, "num_experts_per_tok": 1}), ("relative positions", {"position": "relative"})],
+)
+def test_a_package_whose_weights_are_not_read_back_is_refused(
+    monkeypatch: pytest.MonkeyPatch, what: str, fields: dict[str, int | str]
+) -> None:
+    config = dataclasses.replace(CONFIG, **fields)
     monkeypatch.setattr(ModelConfig, "load", lambda _folder: config)
-    with pytest.raises(CheckpointError, match=r"is a model with experts, .* Take its source\."):
+    with pytest.raises(CheckpointError, match=rf"is a model with {what}, .* Take its source\."):
         PackageCheckpoint(tiny_model_path())
