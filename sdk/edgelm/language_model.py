@@ -268,7 +268,8 @@ class LanguageModel:
         """Check a prompt, and return the answer to it, not begun: what `stream` and the engine run.
 
         Raises:
-            ContextLengthError: the prompt does not fit the model's context, or has no tokens.
+            ContextLengthError: the prompt does not fit the model's context, or has no tokens; with several beams, also
+                where it has more than a row of a batch.
             TokenizerError: a token id is none of the model's.
             ConfigError: the model that should draft (`speculation`) has another tokenizer, or `context_shift` keeps
                 more than half of the context.

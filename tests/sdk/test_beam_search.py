@@ -144,6 +144,13 @@ def test_a_search_ends_where_a_longer_text_would_turn_otherwise() -> None:
     assert (completion.usage.completion_tokens, completion.finish_reason) == (5, "length")
 
 
+def test_a_prompt_that_several_beams_cannot_go_on_from_is_refused_before_it_is_read(longrope_package: Path) -> None:
+    model = edgelm.load(longrope_package)
+    with pytest.raises(ContextLengthError, match=r"has 65 tokens; with several beams this model reads up to 64\. Sho"):
+        model.stream([5] * 65, GenerationConfig(num_beams=2))
+    assert model.generate([5] * 65, GenerationConfig(max_new_tokens=2, ignore_eos=True)).finish_reason == "length"
+
+
 def test_a_search_that_is_cancelled_has_no_answer(model: LanguageModel) -> None:
     cancel = threading.Event()
 

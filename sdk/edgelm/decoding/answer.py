@@ -19,9 +19,9 @@ from edgelm.decoding.context_shift import fitted
 from edgelm.decoding.generate import Decoder, computed_together, decode, prefill
 from edgelm.decoding.sampling import Sampler, token_logprobs
 from edgelm.decoding.speculation import Speculator, speculate
-from edgelm.errors import ConfigError
+from edgelm.errors import ConfigError, ContextLengthError
 from edgelm.generation_config import GenerationConfig
-from edgelm.memory.kv_batch import KVBatch
+from edgelm.memory.kv_batch import KVBatch, longest_row
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.text.stop import StopMatcher
@@ -58,6 +58,11 @@ class Answer:
         self.keep = None if config.context_shift is None else max(config.context_shift, len(tokenizer.leading_ids))
         if self.keep is not None:
             prompt_ids = fitted(prompt_ids, self.keep, model_config.max_position_embeddings)
+        if config.num_beams > 1 and len(prompt_ids) > (most := longest_row(model_config)):
+            raise ContextLengthError(
+                f"The prompt has {len(prompt_ids)} tokens; with several beams this model reads up to {most}. Shorten "
+                "it, or set num_beams to 1."
+            )
         self.prompt_ids, self.config, self.speculator = prompt_ids, config, speculator
         self.source_ids = source_ids
         self.generated = 0
