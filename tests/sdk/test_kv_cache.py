@@ -145,6 +145,14 @@ def test_a_cache_that_an_adapter_computed_is_not_saved_as_the_models_own(config:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_saved_cache_beyond_the_context_is_refused(config: ModelConfig, tmp_path: Path) -> None:
+    filled(config, 60).save(tmp_path / "chat.npz", "model-a")
+    shorter = replace(config, max_position_embeddings=59)
+    with pytest.raises(PackageError, match=r"chat.npz has 60 tokens, and the model a context of 59: it was changed or"):
+        KVCache.load(tmp_path / "chat.npz", shorter, "model-a")
+    assert KVCache.load(tmp_path / "chat.npz", replace(config, max_position_embeddings=60), "model-a").length == 60
+
+
 def test_a_broken_saved_cache_is_refused(config: ModelConfig, tmp_path: Path) -> None:
     filled(config, 3).save(tmp_path / "chat.npz", "model-a")
     content = (tmp_path / "chat.npz").read_bytes()

@@ -294,6 +294,11 @@ class KVCache:
         token_ids = parts[1].tolist()
         if owner != fingerprint:
             raise PackageError(f"The saved cache {path} belongs to another model ({owner}), not to {fingerprint}.")
+        if len(token_ids) > config.max_position_embeddings:
+            raise PackageError(
+                f"The saved cache {path} has {len(token_ids)} tokens, and the model a context of "
+                f"{config.max_position_embeddings}: it was changed or damaged. Begin the conversation anew."
+            )
         cache.reserve(len(token_ids))
         expected = (len(cache.buffers), *cache.buffers[0][:, :, : len(token_ids)].shape)
         if filled.shape != expected or filled.dtype != cache_type(config):
