@@ -402,7 +402,7 @@ class LanguageModel:
         `generate` gives. Prompts that begin the same way, such as several samples of one, compute that once.
 
         Raises:
-            ConfigError: there are not as many configs as prompts.
+            ConfigError: there are not as many configs as prompts, or `max_batch` is no whole number of 1 or more.
             ContextLengthError, TokenizerError: a prompt is not one that `generate` takes; nothing was computed then.
         """
         from edgelm.batching.engine import generate_batch  # the engine stands on this class

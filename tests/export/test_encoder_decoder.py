@@ -213,6 +213,8 @@ def test_a_loaded_package_answers_a_text_with_the_tokens_of_transformers(name: s
     batch = loaded.generate_batch([TEXT, other], GREEDY)
     assert [list(one.token_ids) for one in batch] == [list(completion.token_ids), their_tokens(model, other, 12)]
     assert generate(load_checkpoint(folder / "ours"), source, 12) == list(completion.token_ids)
+    with pytest.raises(ConfigError, match="max_batch is 0; it must be a whole number of 1 or more"):
+        loaded.generate_batch([TEXT], GREEDY, max_batch=0)
 
 
 def test_a_cache_is_of_one_source(exported: Exported, tmp_path: Path) -> None:

@@ -319,9 +319,10 @@ def generate_batch(
         raise ConfigError(f"There are {len(configs)} configs for {len(prompts)} prompts; give one, or one for each.")
     for prompt, own in zip(prompts, configs, strict=True):
         model.answer(prompt, own)  # refuses a bad one before the others are begun
+    options = EngineOptions(max_batch=max_batch, max_queue=len(prompts))
     if model.config.encoder is not None:
         return [model.generate(prompt, own) for prompt, own in zip(prompts, configs, strict=True)]
-    with Engine(model, EngineOptions(max_batch=max_batch, max_queue=len(prompts))) as engine:
+    with Engine(model, options) as engine:
         generations = [engine.submit(prompt, own) for prompt, own in zip(prompts, configs, strict=True)]
         return [join(generation) for generation in generations]
 
