@@ -184,8 +184,10 @@ def test_rm_of_one_name_twice_removes_it_once(library):
 
 def test_rm_can_leave_the_package(library):
     shutil.copytree(tiny_model_path(), library.package_path("original"))
-    result = edgelm("rm", "original", "--source-only", "--yes")
+    library.add_alias("raw", "original")
+    result = edgelm("rm", "raw", "--source-only", "--yes")
     assert result.stderr == "Removed the source of original.\n"
+    assert library.aliases() == {"raw": "original"}
     assert (library.packages(), library.sources()) == (["broken", "original", "tiny"], [])
     result = edgelm("rm", "original", "--source-only", "--yes")
     assert "error: There is no source of 'original' to remove." in result.stderr

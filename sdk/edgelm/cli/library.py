@@ -257,7 +257,8 @@ def _quality(manifest: Manifest) -> list[tuple[str, str]]:
 def rm(names: tuple[str, ...], source_only: bool, yes: bool) -> None:
     """Remove models from the library.
 
-    A model's package goes, its source, and an unfinished download of it. Of an alias, only the alias goes.
+    A model's package goes, its source, and an unfinished download of it. Of an alias, only the alias goes; with
+    --source-only it stays, and its model is meant.
 
     \b
     Examples:
@@ -265,7 +266,9 @@ def rm(names: tuple[str, ...], source_only: bool, yes: bool) -> None:
       edgelm rm smollm2-135m-instruct --source-only
       edgelm rm old-model older-model --yes
     """
-    library, names = Library(), tuple(dict.fromkeys(names))
+    library = Library()
+    # An alias has no source to lose: its model is meant.
+    names = tuple(dict.fromkeys(library.resolve(name) if source_only else name for name in names))
     for name in names:
         if library.resolve(name) == name:
             library.removable(name, source_only=source_only)  # before anybody is asked, and any of them goes
