@@ -281,6 +281,13 @@ def test_a_file_without_a_token_is_refused(environment, tmp_path):
     assert "Cannot read the hub's token from" in message
 
 
+@pytest.mark.parametrize("token", ["\x1b[200~secret", "\u201csecret\u201d", "two secrets"])
+def test_a_variable_without_a_token_is_refused_and_not_shown(environment, token):
+    message = refused(environment | {"HF_TOKEN": token}, "hf:org/Small-Model")
+    assert "HF_TOKEN, or the file that `hf auth login` left, holds no token: one word" in message
+    assert "secret" not in message
+
+
 def test_a_package_comes_as_one_and_is_checked(environment, server):
     files = {path.name: path.read_bytes() for path in tiny_model_path().iterdir()}
     server.add_repository("org/Packed", files | {"README.md": b"# Its card"})

@@ -12,18 +12,20 @@ def hub_token(file: Path | None) -> str | None:
     """Read the token from `file`; without one, take HF_TOKEN or what `hf auth login` left, if anything.
 
     Raises:
-        ConfigError: the file cannot be read, or has more in it than a token.
+        ConfigError: the file cannot be read, or there is more than a token.
     """
     # Read at its import: without it the hub would also learn which other libraries are installed here.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if file is None:
         from huggingface_hub import get_token
 
-        return get_token()
-    try:
-        token = file.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"Cannot read the hub's token from {file}: {error}.") from error
-    if not token.isascii() or len(token.split()) != 1:
-        raise ConfigError(f"{file} holds no token: one word of letters, digits and _ is expected, and nothing else.")
+        place, token = "HF_TOKEN, or the file that `hf auth login` left,", get_token()
+    else:
+        try:
+            place, token = str(file), file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"Cannot read the hub's token from {file}: {error}.") from error
+    # What else it may be, the libraries that send it would show.
+    if token is not None and not (token.isascii() and token.isprintable() and len(token.split()) == 1):
+        raise ConfigError(f"{place} holds no token: one word of letters, digits and _ is expected, and nothing else.")
     return token
