@@ -325,6 +325,25 @@ def test_a_package_takes_no_name_that_another_has(environment, server):
     assert "The library has a package 'taken'. Choose another name for this one: --name NAME" in result.stderr
 
 
+def test_a_name_belongs_to_what_was_pulled_under_it_as_long_as_anything_of_it_is_here(environment, server):
+    files = {path.name: path.read_bytes() for path in tiny_model_path().iterdir()}
+    for repository in ("org/Packed", "other/Packed"):
+        server.add_repository(repository, files)
+    assert pull(environment, "hf:org/Packed").returncode == 0
+    result = pull(environment, "hf:other/Packed")
+    assert result.returncode == 1
+    assert "The name 'packed' belongs to hf:org/Packed in the library. Choose another for hf:other/" in result.stderr
+    Library().remove("packed")
+    assert pull(environment, "hf:other/Packed").returncode == 0
+
+    assert pull(environment, "hf:org/Small-Model").returncode == 0
+    shutil.copytree(tiny_model_path(), Library().package_path("small-model"))
+    Library().remove("small-model", source_only=True)
+    result = pull(environment, "hf:other/Packed", "--name", "small-model")
+    assert "The name 'small-model' belongs to hf:org/Small-Model in the library." in result.stderr
+    assert pull(environment, "hf:org/Small-Model").returncode == 0
+
+
 @pytest.mark.parametrize("reference", ["hf:", "hf:model", "hf:a/b/c.safetensors", "hf:a/b@"])
 def test_a_reference_of_another_form_is_refused(environment, reference):
     assert "is not a model of the hub: write hf:ORG/REPO" in refused(environment, reference)

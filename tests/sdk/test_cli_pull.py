@@ -88,6 +88,18 @@ def test_a_package_that_is_here_is_not_made_again(library, exports):
     assert len(exports) == 1
 
 
+@pytest.mark.parametrize("arguments", [["hf:other/small"], ["hf:org/small@v2"], ["hf:org/big", "--name", "small"]])
+def test_a_package_of_another_model_is_not_taken_for_the_one_that_is_asked_for(library, exports, arguments):
+    pull("small")
+    result = pull(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "error: The name 'small' belongs to hf:org/small in the library. Choose another for "
+        f"{arguments[0]}: edgelm pull {arguments[0]} --name NAME\n"
+    )
+    assert len(exports) == 1
+
+
 def test_another_precision_is_a_package_beside_the_first(library, exports):
     pull("small")
     result = pull("small", "--precision", "int4")

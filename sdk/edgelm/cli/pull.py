@@ -89,6 +89,7 @@ def pull(
         check_name(name)
         options = FetchOptions(connections=connections, token_file=token_file, package_share=share)
     with library.lock(name, lambda owner: _say(f"Waiting for process {owner or '?'}, which works on {name} …")):
+        sources.refuse_other(source, library, name)
         here = None if source_only else _package_of(library, name, precision)
         if here is not None:
             _say(f"{here} is in the library already: edgelm chat {here}")

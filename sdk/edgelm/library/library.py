@@ -17,8 +17,8 @@ from edgelm.files import atomic
 from edgelm.files.file_lock import file_lock
 from edgelm.files.folders import HOME_VARIABLE, data_folder
 from edgelm.files.run_checkpoint import checkpoint_of_run
-from edgelm.library.aliases import Aliases
 from edgelm.library.catalogue import CATALOGUE
+from edgelm.library.small_files import SmallFiles
 from edgelm.package import manifest
 from edgelm.package.foreign_graph import find_foreign_graph
 
@@ -34,7 +34,7 @@ class Library:
 
     `models/<name>/` is a package, `sources/<name>/` an original (one GGUF model, or a Hugging Face folder), and
     `downloads/<name>/` what an interrupted download goes on from. What stands in the first two is complete.
-    `aliases/<name>` is a second name of a model.
+    `aliases/<name>` is a second name of a model, `origins/<name>` what a model was pulled as.
 
     root: the library's folder; None takes `folders.data_folder()` when it is first needed.
     """
@@ -60,8 +60,28 @@ class Library:
         return self._names("sources")
 
     @property
-    def _aliases(self) -> Aliases:
-        return Aliases(self.root / "aliases")
+    def _aliases(self) -> SmallFiles:
+        return SmallFiles(self.root / "aliases")
+
+    @property
+    def _origins(self) -> SmallFiles:
+        return SmallFiles(self.root / "origins")
+
+    def origin(self, name: str) -> str | None:
+        """Return what the model `name` was pulled as; None where nobody knows, or it is not here.
+
+        Raises:
+            ConfigError: `name` is not a valid name of a model.
+        """
+        return self._origins.read(check_name(name)) if self._has(name) else None
+
+    def set_origin(self, name: str, reference: str) -> None:
+        """Write down what the model `name` is pulled as.
+
+        Raises:
+            OSError: the library cannot be written.
+        """
+        self._origins.write(name, reference)
 
     def aliases(self) -> dict[str, str]:
         """Return what each alias means, in alphabetical order; that model may be gone by now."""
@@ -73,7 +93,7 @@ class Library:
         """Return the name of the model that an alias means; any other name comes back as it is."""
         if not _NAME.fullmatch(name) or self._has(name):
             return name
-        target = self._aliases.target(name)
+        target = self._aliases.read(name)
         return target if target is not None and _NAME.fullmatch(target) else name
 
     def add_alias(self, name: str, target: str) -> str:
@@ -256,6 +276,8 @@ class Library:
             with self.writing():
                 for path in present:
                     atomic.remove_folder(path)
+                if not self._has(name):
+                    self._origins.remove(name)
 
     def remove_calibrations(self) -> None:
         """Delete what calibrations that were stopped have left.

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,6 +68,21 @@ def resolve(reference: str) -> Source:
     )
 
 
+def refuse_other(source: Source, library: Library, name: str) -> None:
+    """Check that what the library has under `name` was pulled as `source` is; so counts what nobody pulled.
+
+    Raises:
+        ConfigError: another model has that name.
+    """
+    record = read_record(library.root / "sources" / check_name(name))
+    owner = record.get("reference") or library.origin(name)
+    if owner not in (None, source.reference):
+        raise ConfigError(
+            f"The name {name!r} belongs to {owner} in the library. Choose another for "
+            f"{source.reference}: edgelm pull {source.reference} --name NAME"
+        )
+
+
 def fetch(source: Source, library: Library, name: str, options: FetchOptions | None = None) -> Path:
     """Bring a source into the library under `name`, and return its path; one that is there already needs no network.
 
@@ -78,14 +94,9 @@ def fetch(source: Source, library: Library, name: str, options: FetchOptions | N
         PackageError: it is a package, and does not match its manifest.
         ConfigError: another model or an alias has that name, or the library cannot be written.
     """
-    target = library.root / "sources" / check_name(name)
+    refuse_other(source, library, name)
+    target = library.root / "sources" / name
     if target.is_dir():
-        owner = read_record(target).get("reference", source.reference)
-        if owner != source.reference:
-            raise ConfigError(
-                f"The name {name!r} belongs to {owner} in the library. Choose another for "
-                f"{source.reference}: edgelm pull {source.reference} --name NAME"
-            )
         return library.source_path(name)
     library.refuse_alias(name)
     staging = library.downloads_path(name)
@@ -97,38 +108,40 @@ def fetch(source: Source, library: Library, name: str, options: FetchOptions | N
             with contextlib.suppress(OSError):  # not empty: the next call goes on from there
                 staging.rmdir()
             raise
-        if (folder / FILE_NAME).exists():
-            return _add_package(folder, library, name)
-        files = [
-            dataclasses.asdict(describe_file(path)) | {"path": path.relative_to(folder).as_posix()}
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        ]
-        record = {"reference": source.reference, **known, "files": files}
-        atomic.write_text(folder / RECORD_NAME, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        is_package = (folder / FILE_NAME).exists()
+        if is_package:
+            target = library.package_path(name)
+            _check_package(folder, target)
+        else:
+            _write_record(folder, {"reference": source.reference, **known})
         target.parent.mkdir(exist_ok=True)
+        library.set_origin(name, source.reference)
+        atomic.fsync_path(folder)  # the names of its files
         os.replace(folder, target)
         atomic.fsync_path(target.parent)
         shutil.rmtree(staging, ignore_errors=True)
-    return library.source_path(name)
+    return target if is_package else library.source_path(name)
 
 
-def _add_package(folder: Path, library: Library, name: str) -> Path:
-    """Check a package that came whole, and give it its place; a broken one is deleted."""
-    target = library.package_path(name)
+def _check_package(folder: Path, target: Path) -> None:
+    """Check a package that came whole, and that its place is free; a broken one is deleted."""
     if target.exists():
-        raise ConfigError(f"The library has a package {name!r}. Choose another name for this one: --name NAME")
+        raise ConfigError(f"The library has a package {target.name!r}. Choose another name for this one: --name NAME")
     try:
         Manifest.load(folder).check_files(folder)
     except PackageError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    target.parent.mkdir(parents=True, exist_ok=True)
-    atomic.fsync_path(folder)  # the names of its files
-    os.replace(folder, target)
-    atomic.fsync_path(target.parent)
-    shutil.rmtree(library.downloads_path(name), ignore_errors=True)
-    return target
+
+
+def _write_record(folder: Path, known: Mapping[str, Any]) -> None:
+    files = [
+        dataclasses.asdict(describe_file(path)) | {"path": path.relative_to(folder).as_posix()}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+    record = {**known, "files": files}
+    atomic.write_text(folder / RECORD_NAME, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_record(folder: Path) -> dict[str, Any]:

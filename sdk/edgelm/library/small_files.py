@@ -1,4 +1,4 @@
-"""Second names of models: each is a small file, which appears, changes and goes in one step."""
+"""A line of text for each name: each is a small file, which appears, changes and goes in one step."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from edgelm.files import atomic
 from edgelm.files.regular_file import read_text
 
 
-class Aliases:
-    """Hold aliases as files below `folder`: the file's name is the alias, its content the name of a model."""
+class SmallFiles:
+    """Hold files below `folder`: a file's name is that of a model or an alias, its content what is written of it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def __iter__(self) -> Iterator[str]:
-        """Name the aliases, in alphabetical order."""
+        """Give the names, in alphabetical order."""
         if self._folder.is_dir():
             yield from sorted(path.name for path in self._folder.iterdir() if not path.name.startswith("."))
 
-    def target(self, name: str) -> str | None:
-        """Return what is written in the file of an alias, or None where there is no such alias that can be read."""
+    def read(self, name: str) -> str | None:
+        """Return what is written of a name, or None where there is nothing that can be read."""
         try:
             return read_text(self._folder / name).strip() or None
         except (OSError, ValueError):
             return None
 
-    def write(self, name: str, target: str) -> None:
-        """Let `name` mean `target`, whatever it meant before."""
+    def write(self, name: str, text: str) -> None:
+        """Write `text` of a name, whatever was written of it before."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(self._folder / name, f"{target}\n")
+        atomic.write_text(self._folder / name, f"{text}\n")
 
     def remove(self, name: str) -> bool:
-        """Forget an alias, and tell whether there was one."""
+        """Forget a name, and tell whether there was one."""
         path = self._folder / name
         if not path.is_file():
             return False
