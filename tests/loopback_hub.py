@@ -76,6 +76,8 @@ class LoopbackHub(LoopbackServer):
                 self.commits.append(value["summary"])
             elif line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
             else:
                 assert line["key"] == "lfsFile"
                 files[value["path"]] = self.objects[value["oid"]]

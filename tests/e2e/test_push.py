@@ -13,7 +13,7 @@ import pytest
 from loopback_hub import LoopbackHub
 
 from edgelm.library.library import Library
-from edgelm.package.manifest import Manifest
+from edgelm.package.manifest import SIGNATURE_NAME, Manifest
 from edgelm.testing import tiny_model_path
 
 EDGELM = str(Path(sysconfig.get_path("scripts")) / "edgelm")
@@ -108,6 +108,15 @@ def test_a_second_push_sends_no_weights_again_and_keeps_the_card(hub, environmen
     result = edgelm(environment, "push", "tiny", "hf:org/Tiny", "--replace-card")
     assert "stays as it is" not in result.stderr
     assert b"edgelm pull hf:org/Tiny" in hub.repositories["org/Tiny"]["README.md"]
+
+
+def test_the_signature_of_another_package_goes_with_it(hub, environment, package):
+    (package / SIGNATURE_NAME).write_text("of the first")
+    assert edgelm(environment, "push", "tiny", "hf:org/Tiny").returncode == 0
+    assert hub.repositories["org/Tiny"][SIGNATURE_NAME] == b"of the first"
+    (package / SIGNATURE_NAME).unlink()
+    assert edgelm(environment, "push", "tiny", "hf:org/Tiny").returncode == 0
+    assert hub.repositories["org/Tiny"].keys() == contents(package).keys() | {"README.md"}
 
 
 def refused(environment: dict[str, str], *arguments: str) -> str:

@@ -62,15 +62,18 @@ def upload(folder: Path, repo: str, options: UploadOptions | None = None) -> Upl
             "one (--token-file FILE), or log in: hf auth login"
         )
     # Its import takes a quarter of a second, and most commands never need it.
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(library_name="edgelm", library_version=__version__, token=token)
     with _errors(repo), _progress(options.show_progress):
-        has_card = _make_repository(api, repo, options.private)
+        there = _make_repository(api, repo, options.private)
         names = [entry.path for entry in manifest.files] + [FILE_NAME]
         names += [name for name in (SIGNATURE_NAME,) if (folder / name).is_file()]
-        operations = [CommitOperationAdd(name, folder / name) for name in names]
-        keeps_card = has_card and not options.replace_card
+        operations: list[CommitOperationAdd | CommitOperationDelete] = []
+        operations += [CommitOperationAdd(name, folder / name) for name in names]
+        if SIGNATURE_NAME in there and SIGNATURE_NAME not in names:  # of the package that this one replaces
+            operations.append(CommitOperationDelete(SIGNATURE_NAME))
+        keeps_card = _CARD_NAME in there and not options.replace_card
         if not keeps_card:
             operations.append(CommitOperationAdd(_CARD_NAME, model_card(manifest, repo).encode()))
         message = f"Upload {manifest.name} in {manifest.precision} with edgelm {__version__}"
@@ -78,21 +81,21 @@ def upload(folder: Path, repo: str, options: UploadOptions | None = None) -> Upl
     return Upload(url=commit.commit_url, commit=commit.oid, kept_card=keeps_card)
 
 
-def _make_repository(api: HfApi, repo: str, private: bool) -> bool:
-    """Make the repository if it is missing, and tell whether it has a card."""
+def _make_repository(api: HfApi, repo: str, private: bool) -> set[str]:
+    """Make the repository if it is missing, and name the files that it has."""
     from huggingface_hub import errors
 
     try:
         info = api.model_info(repo)
     except errors.RepositoryNotFoundError:
         api.create_repo(repo, private=private or None, exist_ok=True)
-        return False
+        return set()
     if private and not info.private:
         raise UploadError(
             f"{repo} is there already, and everybody can read it: make it private in its settings, or leave out "
             "--private. Nothing was uploaded."
         )
-    return any(sibling.rfilename == _CARD_NAME for sibling in info.siblings or ())
+    return {sibling.rfilename for sibling in info.siblings or ()}
 
 
 @contextlib.contextmanager
