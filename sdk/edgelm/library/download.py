@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from edgelm.errors import DownloadError
 from edgelm.files.disk_space import require_space
-from edgelm.library.piecewise import download_in_pieces
+from edgelm.library.piecewise import bytes_in_pieces, download_in_pieces
 from edgelm.library.remote_file import (
     Progress,
     RemoteFile,
@@ -61,6 +61,14 @@ def download(remote: RemoteFile, target: Path, progress: Progress | None = None,
                 raise problem from error
             time.sleep(wait_after(error, wait))
     transfer.finish()
+
+
+def missing_bytes(remote: RemoteFile, target: Path) -> int:
+    """Return how many bytes `download` has still to bring; 0 where the size is unknown."""
+    if remote.size is None or target.exists():
+        return 0
+    here = _Transfer(remote, target, None).received or bytes_in_pieces(remote, target)
+    return max(0, remote.size - here)
 
 
 class _Transfer:

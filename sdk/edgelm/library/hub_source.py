@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgelm._version import __version__
 from edgelm.errors import ConfigError, DownloadError
 from edgelm.files.gguf_part_names import name_of_whole, names_of_parts, one_of_each_model
-from edgelm.library.download import download
+from edgelm.library.download import download, missing_bytes
 from edgelm.library.fetch_options import FetchOptions
 from edgelm.library.hub_token import hub_token
 from edgelm.library.remote_file import RemoteFile
@@ -121,20 +121,24 @@ class HubSource:
             if other != folder:
                 shutil.rmtree(other, ignore_errors=True)
         folder.mkdir(exist_ok=True)
+        arrived: set[Path] = set()
 
         def bring(paths: Sequence[str], package_of: int) -> None:
-            targets = {path: folder / _place(path) for path in paths}
-            missing = sum(files[path].size or 0 for path, target in targets.items() if not target.exists())
+            remotes = {
+                folder / _place(path): _remote_file(
+                    url=hf_hub_url(self.repo, path, revision=info.sha),
+                    headers={"Authorization": f"Bearer {token}"} if token else {},
+                    sibling=files[path],
+                    advice=self._advice(),
+                )
+                for path in paths
+            }
+            missing = sum(missing_bytes(remote, target) for target, remote in remotes.items())
             options.require_room(folder, missing, package_of, self.reference)
-            for path, target in targets.items():
+            for target, remote in remotes.items():
                 if not target.exists():
-                    remote = _remote_file(
-                        url=hf_hub_url(self.repo, path, revision=info.sha),
-                        headers={"Authorization": f"Bearer {token}"} if token else {},
-                        sibling=files[path],
-                        advice=self._advice(),
-                    )
                     download(remote, target, options.progress, connections=options.connections)
+            arrived.update(remotes)
 
         if self.file is None and FILE_NAME in files:  # it is a package already
             bring([FILE_NAME], 0)
@@ -142,6 +146,9 @@ class HubSource:
         else:
             chosen = self._choose(sorted(files))
             bring(chosen, sum(files[path].size or 0 for path in chosen))
+        for path in [*folder.rglob("*")]:  # of another model of this repository, or what a kill has left
+            if path.is_file() and path not in arrived:
+                path.unlink()
         license_ = info.card_data.get("license") if isinstance(info.card_data, ModelCardData) else None
         return folder, {
             "license": license_ if isinstance(license_, str) else None,

