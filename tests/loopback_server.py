@@ -26,6 +26,7 @@ class LoopbackServer:
     release: threading.Event = field(default_factory=threading.Event)
     knows_ranges: bool = True
     shifts_ranges: bool = False  # it sends another part than the one that was asked for
+    states_length: bool = True
     retry_after: dict[str, list[str]] = field(default_factory=dict)  # path -> Retry-After of the next answers, all 429
     etag: str | None = '"version-1"'
     headers_seen: list[tuple[str, dict[str, str]]] = field(default_factory=list)  # of each GET
@@ -108,7 +109,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(path, 416)
             return
         self.send_response(206 if partial else 200)
-        self.send_header("Content-Length", str(end - start))
+        if state.states_length:
+            self.send_header("Content-Length", str(end - start))
+        else:
+            self.close_connection = True
         if partial:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         if state.etag:

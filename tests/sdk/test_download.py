@@ -156,6 +156,13 @@ def test_a_body_longer_than_the_size_is_refused(tmp_path, target, monkeypatch):
     assert received == [1 << 18]  # one block: a body without end does not fill the disk
 
 
+def test_a_body_cut_off_by_a_server_that_states_no_length_is_gone_on_with(server, target):
+    server.files["/model.bin"], server.states_length = CONTENT, False
+    server.drops["/model.bin"] = [700_000]
+    download(RemoteFile(url=f"{server.url}/model.bin", size=len(CONTENT)), target)
+    assert target.read_bytes() == CONTENT
+
+
 def test_a_refusal_is_final_and_names_the_way_out(server, target):
     remote = RemoteFile(url=f"{server.url}/gone", advice={404: "It moved."})
     with pytest.raises(DownloadError, match=r"Cannot download model.bin: .*/gone answers 404 Not Found. It moved."):
@@ -168,6 +175,13 @@ def test_a_busy_server_is_asked_again_a_few_times(server, remote, target):
     with pytest.raises(DownloadError, match="answers 503"):
         download(remote, target)
     assert len(server.headers_seen) == 3
+
+
+def test_a_server_that_has_no_byte_of_a_whole_file_is_asked_once(server, remote, target):
+    server.statuses["/model.bin"] = 416
+    with pytest.raises(DownloadError, match="answers 416"):
+        download(remote, target)
+    assert len(server.headers_seen) == 1
 
 
 def test_no_network_is_an_error_that_keeps_the_part(target):

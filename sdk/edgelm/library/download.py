@@ -107,10 +107,10 @@ class _Transfer:
                 self._receive(response, file, start)
         if self._total is not None and self.received > self._total:
             self._refuse(f"more than the expected {self._total} bytes came")
-        if announced is None:
+        if self._total is None:
             self._total = self.received  # the end of the connection is the end of the file
-        elif self.received < announced:
-            raise ConnectionResetError(f"the connection ended after {self.received} of {announced} bytes")
+        elif self.received < self._total:
+            raise ConnectionResetError(f"the connection ended after {self.received} of {self._total} bytes")
 
     def _open(self, start: int) -> Any:
         version = self._etag.read_text(encoding="utf-8") if start and self._etag.exists() else None
@@ -118,7 +118,7 @@ class _Transfer:
         try:
             return open_range(self._remote, start if may_resume else 0, version=version)
         except urllib.error.HTTPError as error:
-            if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            if not start or error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise
             error.close()
             return self._open(0)  # the part is longer than the file is now
