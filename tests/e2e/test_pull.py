@@ -236,6 +236,7 @@ def test_what_the_hub_does_not_have_is_named(environment):
     assert "There is no model 'org/other' on the hub, or it is private" in refused(environment, "hf:org/other")
     assert "org/Small-Model has no revision 'v9'" in refused(environment, "hf:org/Small-Model@v9")
     message = refused(environment, "hf:org/Small-Model/x.gguf")
+    assert not any((Library().root / "downloads").iterdir())
     assert "org/Small-Model has no file 'x.gguf'. Pick a repository with safetensors or GGUF files." in message
 
 
@@ -327,6 +328,7 @@ def test_a_package_takes_no_name_that_another_has(environment, server):
     result = pull(environment, "hf:org/Packed", "--name", "taken")
     assert result.returncode == 1
     assert "The library has a package 'taken'. Choose another name for this one: --name NAME" in result.stderr
+    assert not Library().downloads_path("taken").exists()
 
 
 def test_a_name_belongs_to_what_was_pulled_under_it_as_long_as_anything_of_it_is_here(environment, server):
@@ -370,6 +372,7 @@ def test_a_pull_that_goes_on_needs_room_for_the_rest_alone(environment, server, 
     with pytest.raises(DownloadError, match="hf:org/Small-Model needs 2 MB more"):
         fetch(source, library, "small-model")
     part = library.downloads_path("small-model") / COMMIT / "model.safetensors.part"
+    part.parent.mkdir(parents=True)
     part.write_bytes(WEIGHTS[:500_000])
     assert (fetch(source, library, "small-model") / "model.safetensors").read_bytes() == WEIGHTS
 
@@ -383,6 +386,10 @@ def test_a_name_that_leaves_the_library_is_refused(environment):
     result = pull(environment, "hf:org/Small-Model", "--name", "../../x")
     assert result.returncode == 2
     assert "'../../x' is not a name for a model" in result.stderr
+    result = pull(environment, "hf:org/Many-GGUF/My Model (Q4).gguf")
+    assert result.returncode == 2
+    assert "'my model (q4)' is not a name for a model" in result.stderr
+    assert "between them. To choose one: --name NAME" in result.stderr
 
 
 def test_progress_is_drawn_only_on_a_terminal(environment, server):

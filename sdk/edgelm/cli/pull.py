@@ -13,7 +13,7 @@ from edgelm.architecture.quantization_recipe import DEFAULT_PRECISION
 from edgelm.cli.output import is_terminal
 from edgelm.cli.progress import progress_line
 from edgelm.cli.wrong_usage import wrong_usage
-from edgelm.errors import MissingExtraError
+from edgelm.errors import ConfigError, MissingExtraError
 from edgelm.library import sources
 from edgelm.library.catalogue import CATALOGUE
 from edgelm.library.fetch_options import FetchOptions
@@ -86,7 +86,7 @@ def pull(
     name = name or (model if model in library.sources() else source.name)
     share = 0.0 if source_only else _PACKAGE_SHARE
     with wrong_usage():
-        check_name(name)
+        _check_name(name)
         options = FetchOptions(connections=connections, token_file=token_file, package_share=share)
     with library.lock(name, lambda owner: _say(f"Waiting for process {owner or '?'}, which works on {name} …")):
         sources.refuse_other(source, library, name)
@@ -113,6 +113,13 @@ def pull(
         else:
             exporter.export(path, library.package_path(package), precision)
     _say(f"Talk to it: edgelm chat {package}")
+
+
+def _check_name(name: str) -> None:
+    try:
+        check_name(name)
+    except ConfigError as error:  # many a file of the hub has spaces in its name
+        raise ConfigError(f"{error} To choose one: --name NAME") from error
 
 
 def _agree_to_terms(source: sources.Source, accepted: bool) -> None:

@@ -104,14 +104,16 @@ def fetch(source: Source, library: Library, name: str, options: FetchOptions | N
         staging.mkdir(parents=True, exist_ok=True)
         try:
             folder, known = source.fetch(staging, options or FetchOptions())
+            is_package = (folder / FILE_NAME).exists()
+            if is_package:
+                _check_package(folder, library.package_path(name))
         except BaseException:
-            with contextlib.suppress(OSError):  # not empty: the next call goes on from there
-                staging.rmdir()
+            for left in (*staging.iterdir(), staging):
+                with contextlib.suppress(OSError):  # not empty: the next call goes on from there
+                    left.rmdir()
             raise
-        is_package = (folder / FILE_NAME).exists()
         if is_package:
             target = library.package_path(name)
-            _check_package(folder, target)
         else:
             _write_record(folder, {"reference": source.reference, **known})
         target.parent.mkdir(exist_ok=True)
@@ -124,12 +126,14 @@ def fetch(source: Source, library: Library, name: str, options: FetchOptions | N
 
 
 def _check_package(folder: Path, target: Path) -> None:
-    """Check a package that came whole, and that its place is free; a broken one is deleted."""
-    if target.exists():
-        raise ConfigError(f"The library has a package {target.name!r}. Choose another name for this one: --name NAME")
+    """Check a package that came whole, and that its place is free; one that cannot be kept is deleted."""
     try:
+        if target.exists():
+            raise ConfigError(
+                f"The library has a package {target.name!r}. Choose another name for this one: --name NAME"
+            )
         Manifest.load(folder).check_files(folder)
-    except PackageError:
+    except (ConfigError, PackageError):
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
