@@ -210,6 +210,18 @@ def test_rm_asks_on_a_terminal(library, answer, code, left):
     assert Path(library.package_path("tiny")).exists() is left
 
 
+def test_rm_says_for_whom_it_waits(library):
+    script = "from edgelm.cli.main import main; main(prog_name='edgelm')"
+    with library.lock("tiny"):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, "rm", "tiny", "--yes"], stderr=subprocess.PIPE, text=True
+        )
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"Waiting for process {os.getpid()}, which works on tiny …\n"
+        assert "tiny" in library.packages()
+    assert process.communicate(timeout=20)[1] == "Removed tiny.\n"
+
+
 def test_show_commands_no_terminal(library):
     path = library.package_path("tiny") / "edgelm.json"
     manifest = json.loads(path.read_text()) | {"notes": ["a \x1b[31mred note"], "manifest_sha256": None}

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from edgelm.cli.generation_options import complete_kept, complete_model
-from edgelm.cli.output import is_terminal, megabytes, one_line, print_table
+from edgelm.cli.output import is_terminal, megabytes, one_line, print_table, say_waiting
 from edgelm.cli.wrong_usage import refused
 from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError
@@ -283,5 +283,5 @@ def rm(names: tuple[str, ...], source_only: bool, yes: bool) -> None:
             library.remove_alias(name)
             click.echo(f"Removed {name}, an alias of {target}; {target} stays.", err=True)
             continue
-        library.remove(name, source_only=source_only)
+        library.remove(name, source_only=source_only, waiting=say_waiting(name))
         click.echo(f"Removed {'the source of ' if source_only else ''}{name}.", err=True)

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO
 
 import click
@@ -60,6 +60,11 @@ def timing_line(usage: Usage, timings: Timings, finish_reason: str) -> str:
         f"{usage.completion_tokens} tokens{guessed}, {timings.decode_tokens_per_second:.1f} tokens/s · "
         f"prompt {usage.prompt_tokens}{cached}, {timings.prefill_tokens_per_second:.0f} tokens/s · {finish_reason}"
     )
+
+
+def say_waiting(name: str) -> Callable[[str], None]:
+    """Return what says, given its process id, for whom a command waits that works on the model `name`."""
+    return lambda owner: click.echo(f"Waiting for process {owner or '?'}, which works on {name} …", err=True)
 
 
 def megabytes(size: int) -> str:

@@ -10,7 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from edgelm.architecture.quantization_recipe import DEFAULT_PRECISION
-from edgelm.cli.output import is_terminal
+from edgelm.cli.output import is_terminal, say_waiting
 from edgelm.cli.progress import progress_line
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import ConfigError, MissingExtraError
@@ -88,7 +88,7 @@ def pull(
     with wrong_usage():
         _check_name(name)
         options = FetchOptions(connections=connections, token_file=token_file, package_share=share)
-    with library.lock(name, lambda owner: _say(f"Waiting for process {owner or '?'}, which works on {name} …")):
+    with library.lock(name, say_waiting(name)):
         sources.refuse_other(source, library, name)
         here = None if source_only else _package_of(library, name, precision)
         if here is not None:

@@ -258,10 +258,11 @@ class Library:
             raise ModelNotFoundError(f"{broken}{self._what_is_here()}")
         return max(names, key=lambda name: (self.package_path(name) / manifest.FILE_NAME).stat().st_mtime)
 
-    def remove(self, name: str, *, source_only: bool = False) -> None:
+    def remove(self, name: str, *, source_only: bool = False, waiting: Callable[[str], None] | None = None) -> None:
         """Delete a model: its package, its source and its unfinished download; or all but its package.
 
-        Each leaves the library in one step; a kill while the files are deleted leaves none that looks whole.
+        Each leaves the library in one step; a kill while the files are deleted leaves none that looks whole. A pull of
+        it is waited for; `waiting` is as in `lock`.
 
         Raises:
             ModelNotFoundError: nothing of that name is in the library.
@@ -271,7 +272,7 @@ class Library:
             for path in self._parts(name, source_only):
                 atomic.remove_leftovers(path)
         self.removable(name, source_only=source_only)
-        with self.lock(name):
+        with self.lock(name, waiting):
             present = self.removable(name, source_only=source_only)  # also what a pull that was waited for has brought
             with self.writing():
                 for path in present:
