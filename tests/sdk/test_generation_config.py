@@ -117,6 +117,7 @@ def test_zero_is_an_error_where_nothing_would_be_left(name: str) -> None:
             {"logit_bias": {"5": 1.0}},
             "logit_bias has '5': 1.0; it must map token ids to numbers from -1e+09 to 1e+09.",
         ),
+        ({"logit_bias": {5: "1"}}, "logit_bias has 5: '1'; it must map token ids to numbers from -1e+09 to 1e+09."),
     ],
 )
 def test_lists_and_biases_are_checked_too(fields: dict[str, Any], message: str) -> None:
@@ -127,7 +128,7 @@ def test_lists_and_biases_are_checked_too(fields: dict[str, Any], message: str) 
 
 def test_one_stop_text_and_a_list_of_them_become_a_tuple() -> None:
     assert GenerationConfig(stop="END").stop == ("END",)
-    assert GenerationConfig(stop=["a", "b"], stop_token_ids=[1, 2]).stop == ("a", "b")
+    assert GenerationConfig(stop=["a", "b"], stop_token_ids=[0, 2]).stop == ("a", "b")
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
