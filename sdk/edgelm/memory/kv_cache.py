@@ -27,6 +27,8 @@ _BEHIND_WINDOW = 128
 KeysOrValues = NDArray[np.float32 | np.int8]
 # Copies the keys and values of the tokens from the first number to the second into buffers.
 _Fetch = Callable[[Sequence[KeysOrValues], int, int], None]
+# The way out where a saved cache is broken.
+_WITHOUT = "Without this file, what it holds is computed once more."
 _TYPES: Mapping[str, type[np.float32 | np.int8]] = {"fp32": np.float32, "int8": np.int8}
 
 
@@ -287,30 +289,34 @@ class KVCache:
                 # A file without it is of a cache that kept all.
                 released = _read_part(saved, "released").tolist() if "released" in saved else 0
         except Exception as error:  # numpy and zipfile raise a dozen classes on a broken file
-            raise PackageError(f"Cannot read the saved cache {path}: {type(error).__name__}: {error}.") from error
+            raise PackageError(
+                f"Cannot read the saved cache {path}: {type(error).__name__}: {error}. {_WITHOUT}"
+            ) from error
         owner, filled = str(parts[0]), parts[2]
         if parts[1].ndim != 1 or parts[1].dtype != np.int64:
-            raise PackageError(f"The saved cache {path} has token ids of shape {parts[1].shape}, {parts[1].dtype}.")
+            raise PackageError(
+                f"The saved cache {path} has token ids of shape {parts[1].shape}, {parts[1].dtype}. {_WITHOUT}"
+            )
         token_ids = parts[1].tolist()
         if owner != fingerprint:
             raise PackageError(f"The saved cache {path} belongs to another model ({owner}), not to {fingerprint}.")
         if len(token_ids) > config.max_position_embeddings:
             raise PackageError(
                 f"The saved cache {path} has {len(token_ids)} tokens, and the model a context of "
-                f"{config.max_position_embeddings}: it was changed or damaged. Begin the conversation anew."
+                f"{config.max_position_embeddings}: it was changed or damaged. {_WITHOUT}"
             )
         cache.reserve(len(token_ids))
         expected = (len(cache.buffers), *cache.buffers[0][:, :, : len(token_ids)].shape)
         if filled.shape != expected or filled.dtype != cache_type(config):
             raise PackageError(
                 f"The saved cache {path} has shape {filled.shape}, {filled.dtype}; expected {expected}, "
-                f"{np.dtype(cache_type(config))}."
+                f"{np.dtype(cache_type(config))}. {_WITHOUT}"
             )
         most = 0 if cache._window is None else max(0, len(token_ids) - cache._window)
         if not isinstance(released, int) or not 0 <= released <= most:
             raise PackageError(
                 f"The saved cache {path} leaves out {released} of {len(token_ids)} tokens; the windows of this model "
-                f"allow for {most}. Begin the conversation anew."
+                f"allow for {most}. {_WITHOUT}"
             )
         cache.token_ids, cache.released = token_ids, released
         for i, (buffer, part) in enumerate(zip(cache.buffers, filled, strict=True)):
