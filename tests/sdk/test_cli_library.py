@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgelm.cli.main import main
+from edgelm.cli.output import megabytes
 from edgelm.library.catalogue import CATALOGUE
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest
@@ -112,6 +113,16 @@ def test_show_tells_what_a_package_is(library):
     facts = json.loads(edgelm("show", "tiny", "--json").stdout)
     assert facts["kv_cache_bytes_per_token"] == 2 * 2 * 1 * facts["config"]["head_dim"] * 4
     assert facts["manifest"]["quality"]["perplexity"] > 0
+
+
+def test_a_link_to_a_package_is_as_large_as_the_package(library):
+    size = json.loads(edgelm("show", "tiny", "--json").stdout)["size"]
+    assert size > 100_000
+    (library.root / "models" / "linked").symlink_to(tiny_model_path())
+    assert json.loads(edgelm("show", "linked", "--json").stdout)["size"] == size
+    assert f"size                  {megabytes(size)}\n" in edgelm("show", "linked").stdout
+    sizes = {row["name"]: row["size"] for row in json.loads(edgelm("list", "--json").stdout)}
+    assert sizes["linked"] == sizes["tiny"] == size
 
 
 def test_show_says_where_quality_was_not_measured_and_shows_notes(library):

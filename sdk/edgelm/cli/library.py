@@ -78,7 +78,7 @@ def _available(library: Library) -> list[dict[str, Any]]:
 
 def _package_row(library: Library, name: str) -> dict[str, Any]:
     folder = library.package_path(name)
-    row: dict[str, Any] = {"name": name, "kind": "package", "size": size_of(folder), "path": str(folder)}
+    row: dict[str, Any] = {"name": name, "kind": "package", "size": size_of(folder.resolve()), "path": str(folder)}
     try:
         manifest = Manifest.load(folder)
     except EdgeLMError as error:  # one broken package must not hide the others
@@ -170,7 +170,7 @@ def show(model: str, as_json: bool, bom: bool) -> None:
     if as_json:
         facts = {
             "path": str(folder),
-            "size": size_of(folder),
+            "size": size_of(folder.resolve()),
             "kv_cache_bytes_per_token": kv_bytes,
             "config": config.to_dict(),
             "manifest": dataclasses.asdict(manifest),
@@ -221,7 +221,7 @@ def _facts(folder: Path, manifest: Manifest, config: ModelConfig, kv_bytes: int 
         ("path", str(folder)),
         ("architecture", manifest.architecture),
         ("precision", manifest.precision),
-        ("size", megabytes(size_of(folder))),
+        ("size", megabytes(size_of(folder.resolve()))),
         ("context length", f"{manifest.context_length} tokens"),
         ("layers", f"{config.num_hidden_layers}, hidden size {config.hidden_size}"),
         *_encoder_facts(config),
