@@ -295,6 +295,17 @@ def test_pieces_that_are_here_are_not_fetched_again(server, remote, target, piec
     assert fetched == set(range(10)) - {int(index) for index in done}
 
 
+def test_one_connection_asks_for_the_whole_file_and_drops_the_pieces_of_another(
+    server, remote, target, pieces_of_100_kb
+):
+    target.with_name("model.bin.pieces").write_bytes(b"\0" * 1_000_000)
+    target.with_name("model.bin.pieces.done").write_text("another header\n1\n")
+    download(remote, target)
+    assert target.read_bytes() == CONTENT
+    assert server.ranges_asked("/model.bin") == [None]
+    assert os.listdir(target.parent) == [target.name]
+
+
 @pytest.mark.parametrize("journal", ["", "another header\n1\n", "{header}\n1\n2", "{header}\n\u00e9\n"])
 def test_a_damaged_journal_costs_no_more_than_time(remote, target, pieces_of_100_kb, journal):
     target.with_name("model.bin.pieces").write_bytes(b"\0" * 1_000_000)
