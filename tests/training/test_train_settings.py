@@ -169,3 +169,11 @@ def test_learning_rates_follow_their_shape(shape: str) -> None:
 def test_a_wsd_run_without_a_decay_stays_at_its_peak() -> None:
     schedule = Schedule(shape="wsd", peak=1.0, warmup_steps=0, max_steps=10, decay_fraction=0.0, min_ratio=0.0)
     assert [schedule.learning_rate(step) for step in (1, 10)] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("decay_fraction", [0.01, 0.05, 0.3, 1.0])
+def test_a_wsd_run_without_a_floor_ends_at_exactly_0(decay_fraction: float) -> None:
+    schedule = Schedule(
+        shape="wsd", peak=1.0, warmup_steps=2, max_steps=100, decay_fraction=decay_fraction, min_ratio=0.0
+    )
+    assert schedule.learning_rate(100) == 0.0

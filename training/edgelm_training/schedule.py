@@ -25,9 +25,8 @@ def linear(part: float, _decay_fraction: float) -> float:
 
 def wsd(part: float, decay_fraction: float) -> float:
     """Warm up, stay, decay: fall only in the last part (arXiv:2404.06395), by 1 - √x (arXiv:2405.18392)."""
-    if part < 1.0 - decay_fraction or decay_fraction == 0.0:
-        return 1.0
-    return 1.0 - math.sqrt((part - (1.0 - decay_fraction)) / decay_fraction)
+    left = 1.0 - part
+    return 1.0 if left >= decay_fraction else 1.0 - math.sqrt(1.0 - left / decay_fraction)
 
 
 def constant(_part: float, _decay_fraction: float) -> float:
