@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,11 +226,16 @@ def test_what_can_only_be_read_from_its_beginning_is_one_span(write: Write) -> N
         ("none/*.txt", "No file matches none/*.txt."),
         ("empty", "The folder empty has no file to read: none of .txt,"),
         ("a.parquet.gz", "Parquet compresses itself"),
+        ("a.jsonl.zst", "a.jsonl.zst is packed as .zst, which is not read. Unpack it;"),
+        ("a.tar.gz", "a.tar.gz is packed as .tar, which is not read. Unpack it;"),
+        ("pipe", "pipe is a pipe or a device; texts are read more than once."),
     ],
 )
 def test_paths_without_a_corpus_are_named(write: Write, path: str, words: str) -> None:
-    write("a.parquet.gz", "x")
+    for name in ("a.parquet.gz", "a.jsonl.zst", "a.tar.gz"):
+        write(name, "x")
     Path("empty").mkdir()
+    os.mkfifo("pipe")
     with pytest.raises(DataError) as caught:
         find_files([path])
     assert words in str(caught.value)

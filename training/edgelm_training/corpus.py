@@ -25,6 +25,8 @@ KINDS = {
 }
 # What a folder is searched for. A .json file there is rather a setting than a corpus.
 _SEARCHED = tuple(suffix for suffix, kind in KINDS.items() if kind != "json")
+# Archives, and files that are compressed otherwise than by gzip.
+_PACKED = (".7z", ".bz2", ".lz4", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst")
 _BLOCK = 1 << 20
 
 
@@ -89,6 +91,8 @@ def _expand(path: str) -> list[str]:
             raise DataError(f"The folder {path} has no file to read: none of {', '.join(_SEARCHED)}, nor .gz of them.")
         return names
     if Path(path).exists():
+        if not Path(path).is_file():
+            raise DataError(f"{path} is a pipe or a device; texts are read more than once. Write them to a file first.")
         return [path]
     if not glob.has_magic(path):
         raise DataError(f"There is no file {path}.")
@@ -120,6 +124,8 @@ def _source_file(name: str) -> SourceFile:
     kind = KINDS.get(suffix, "text")
     if kind == "parquet" and gzipped:
         raise DataError(f"{name}: Parquet compresses itself; unpack the .gz first.")
+    if suffix in _PACKED:
+        raise DataError(f"{name} is packed as {suffix}, which is not read. Unpack it; only .gz of one file may stay.")
     return SourceFile(path=Path(name), name=name, kind=kind, gzipped=gzipped)
 
 
