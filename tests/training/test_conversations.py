@@ -67,6 +67,11 @@ FORMS: dict[str, tuple[Any, Sequence[Any], set[int]]] = {
         [SYSTEM, *HI],
         {2},
     ),
+    "ShareGPT with an empty system": (
+        {"system": "", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]},
+        HI,
+        {1},
+    ),
     "ShareGPT with a system turn": (
         {
             "conversations": [
@@ -140,6 +145,7 @@ def test_tools_are_a_list_or_json_text() -> None:
     assert parse({"messages": HI, "tools": tools}).tools == tools
     assert parse({"messages": HI, "tools": json.dumps(tools)}).tools == tools
     assert parse({"messages": HI}).tools is None
+    assert parse({"messages": HI, "tools": ""}).tools is None
 
 
 BROKEN: dict[str, tuple[Any, str]] = {

@@ -141,7 +141,7 @@ def _parse_sharegpt(values: Mapping[str, Any]) -> _Parsed:
             for turn in turns
         ]
     messages = parse_messages(turns, "conversations")
-    if "system" in values and messages[0]["role"] != "system":
+    if values.get("system") and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": text_field(values, "system")})
     return messages, _assistants(messages)
 
@@ -231,6 +231,8 @@ def text_field(values: Mapping[str, Any], field: str) -> str:
 def _tools(value: Any, place: str) -> Sequence[Any] | None:
     """Some data sets hold their tools as JSON text, because Parquet has no type for them."""
     if isinstance(value, str):
+        if not value:
+            return None
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
