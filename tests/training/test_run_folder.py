@@ -157,10 +157,11 @@ def test_a_folder_of_something_else_is_left_alone(tiny_shards: Path, tmp_path: P
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_file_is_no_folder_of_a_run(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("")
-    with pytest.raises(TrainingError, match="is a file"):
-        RunFolder(tmp_path / "run").open(resume=True)
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_a_file_is_no_folder_of_a_run(name: str, tiny_shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match=rf"The run's folder .*/{name} cannot be made: .*Choose another: -o FOLDER"):
+        pretrain(settings(tiny_shards, tmp_path / name))
 
 
 def test_what_the_steps_behind_were_made_with_cannot_change(run: Path) -> None:

@@ -59,8 +59,6 @@ class RunFolder:
         Raises:
             TrainingError: it holds a run and `resume` is off, or it holds something else.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise TrainingError(f"{self.path} is a file. Choose another folder for the run: -o FOLDER.")
         entries = [entry.name for entry in self.path.iterdir()] if self.path.exists() else []
         if entries and not self.config_file.exists() and entries != [_LOCK_FILE]:
             raise TrainingError(f"{self.path} is not empty and holds no run. Choose another folder for the run.")
@@ -76,13 +74,18 @@ class RunFolder:
         """Keep other processes from training in this folder during the block.
 
         Raises:
-            TrainingError: another process is training here.
+            TrainingError: another process is training here, or the folder cannot be made.
         """
 
         def refuse(holder: str) -> None:
             raise TrainingError(f"Another process ({holder or 'just started'}) is training in {self.path}.")
 
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingError(
+                f"The run's folder {self.path} cannot be made: {error.strerror}. Choose another: -o FOLDER."
+            ) from error
         with file_lock(self.path / _LOCK_FILE, refuse):
             try:
                 yield
