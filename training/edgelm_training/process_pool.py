@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -53,7 +54,9 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], *, work
     stop = spawn.Event()
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_initialize, initargs=(stop,)) as pool:
         try:
-            for future in as_completed([pool.submit(function, task) for task in tasks]):
+            with _interrupts_held_back():
+                futures = [pool.submit(function, task) for task in tasks]
+            for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
             raise DataError(
@@ -62,7 +65,23 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], *, work
             ) from error
         finally:
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # and wait: those that begin still read `stop`
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Let no Ctrl-C reach this thread in the block, nor ever the processes that begin in it: they inherit that.
+
+    It would end each of them in a traceback of its own while it imports, before `_initialize`.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _initialize(stop: Any) -> None:
