@@ -138,6 +138,15 @@ def test_a_full_disk_leaves_the_old_tokenizer(corpus: Path, tok: Path) -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["corpus", "tok"]
 
 
+def test_what_cannot_be_written_shows_before_the_work(corpus: Path) -> None:
+    Path("file").write_text("mine")
+    read: list[object] = []
+    for output in ("file", "file/tok"):
+        with pytest.raises(DataError, match=rf"Cannot write {output}: "):
+            train_tokenizer([corpus], output, TokenizerConfig(vocab_size=300), progress=lambda *_: read.append(1))
+    assert (read, Path("file").read_text()) == ([], "mine")
+
+
 def test_a_broken_line_is_named_and_can_be_left_out(corpus: Path) -> None:
     with (corpus / "b.jsonl").open("a") as file:
         file.write('{"text": "no end\n')

@@ -102,6 +102,27 @@ def train_tokenizer(
     files = find_files(paths)
     _refuse_foreign_folder(output)
     texts = _Texts(files, config.documents, progress, merging)
+    try:
+        with atomic.replace_folder(output) as staging:  # first: what cannot be written shows before the work
+            tokenizer = _trained(texts, config)
+            if not texts.documents:
+                raise DataError(
+                    f"The corpus is empty: {len(files)} files, beginning with {files[0].name}, have no document."
+                )
+            _write(staging, tokenizer)
+    except OSError as error:
+        raise DataError(f"Cannot write {output}: {error}. What stood there is as it was.") from error
+    return TrainedTokenizer(
+        folder=output,
+        vocab_size=tokenizer.get_vocab_size(),
+        files=len(files),
+        documents=texts.documents,
+        characters=texts.characters,
+        broken=texts.broken,
+    )
+
+
+def _trained(texts: _Texts, config: TokenizerConfig) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -114,17 +135,7 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(iter(texts), trainer)
-    if not texts.documents:
-        raise DataError(f"The corpus is empty: {len(files)} files, beginning with {files[0].name}, have no document.")
-    _write(output, tokenizer)
-    return TrainedTokenizer(
-        folder=output,
-        vocab_size=tokenizer.get_vocab_size(),
-        files=len(files),
-        documents=texts.documents,
-        characters=texts.characters,
-        broken=texts.broken,
-    )
+    return tokenizer
 
 
 class _Texts:
@@ -164,7 +175,7 @@ class _Texts:
         self._merging()
 
 
-def _write(output: Path, tokenizer: Tokenizer) -> None:
+def _write(folder: Path, tokenizer: Tokenizer) -> None:
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,
@@ -178,12 +189,8 @@ def _write(output: Path, tokenizer: Tokenizer) -> None:
         json.dumps(settings, indent=2) + "\n",
         CHAT_TEMPLATE,
     )
-    try:
-        with atomic.replace_folder(output) as staging:
-            for name, content in zip(TOKENIZER_FILES, contents, strict=True):
-                (staging / name).write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"Cannot write {output}: {error}. What stood there is as it was.") from error
+    for name, content in zip(TOKENIZER_FILES, contents, strict=True):
+        (folder / name).write_text(content, encoding="utf-8")
 
 
 def _refuse_foreign_folder(folder: Path) -> None:
