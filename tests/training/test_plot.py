@@ -83,7 +83,7 @@ def test_validation_losses_are_read_beside_the_steps(run: Path) -> None:
     assert (curve.steps, curve.values) == ([5], [6.5])
 
 
-@pytest.mark.parametrize(("name", "begins"), [("loss.png", b"\x89PNG"), ("loss.svg", b"<?xml")])
+@pytest.mark.parametrize(("name", "begins"), [("loss.png", b"\x89PNG"), ("loss.SVG", b"<?xml")])
 def test_a_picture_is_drawn(name: str, begins: bytes, run: Path, tmp_path: Path) -> None:
     result = plot(run, "-o", tmp_path / name)
 

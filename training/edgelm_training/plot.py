@@ -61,7 +61,7 @@ def draw_picture(runs: Sequence[str | Path], output: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 9), layout="constrained")
-    if output.suffix.lstrip(".") not in FigureCanvasAgg(figure).get_supported_filetypes():
+    if output.suffix.lstrip(".").lower() not in FigureCanvasAgg(figure).get_supported_filetypes():
         raise ConfigError(f"{output} has no suffix of a picture: use .png, .svg or .pdf.")
     panels = figure.subplots(len(PANELS), 1, sharex=True)
     for panel, (key, title) in zip(panels, PANELS.items(), strict=True):
