@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from edgelm.cli.main import main
 from edgelm.errors import ExportError
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest
+from edgelm.testing import tiny_model_path
 from edgelm_export import cli_export
-from edgelm_export.quantize import PRECISIONS
+from edgelm_export.quantize import PRECISIONS, Precision
 
 
 @pytest.fixture
@@ -103,6 +105,32 @@ def test_calibration_tokens_hold_for_smoothing_too(tmp_path):
     result = export(str(make_checkpoint(tmp_path / "ckpt")), "-o", str(tmp_path / "pkg"), "--calibration-tokens", "64")
     assert result.exit_code == 0, result.output
     assert "Smoothed on 64 tokens of the bundled text." in Manifest.load(tmp_path / "pkg").notes
+
+
+@pytest.mark.parametrize(
+    ("options", "precision"), [([], "keep"), (["--calibrate"], "int8"), (["--operators", "standard"], "int8")]
+)
+def test_a_source_keeps_its_own_4_bits_where_nothing_else_needs_others(tmp_path, monkeypatch, options, precision):
+    chosen = []
+
+    def export_package(_checkpoint: object, _output: Path, precision: Precision, **_: object) -> None:
+        chosen.append(precision.name)
+        raise ExportError("Not today.")
+
+    monkeypatch.setattr(cli_export, "open_checkpoint", contextlib.nullcontext)
+    monkeypatch.setattr(cli_export, "usual_precision", lambda _: PRECISIONS["keep"])
+    monkeypatch.setattr(cli_export, "export_package", export_package)
+    export(str(tmp_path), *options)
+    assert chosen == [precision]
+
+
+def test_an_alias_is_not_hidden_by_a_new_package(tmp_path, exported):
+    (tmp_path / "ckpt").mkdir()
+    shutil.copytree(tiny_model_path(), Library().package_path("other"))
+    Library().add_alias("ckpt-int4", "other")
+    result = export(str(tmp_path / "ckpt"), "--precision", "int4")
+    assert (result.exit_code, exported) == (1, [])
+    assert "error: 'ckpt-int4' is an alias of 'other'." in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize import Precision, Rule, folding
 from edgelm_export.quantize.channel_scales import ChannelScales, PlainHead, ScaledCheckpoint, ScaledHead
-from edgelm_export.quantize.smoothed_head import better_divisors
+from edgelm_export.quantize.smoothed_head import _rounded_inputs, better_divisors
 from edgelm_export.tensor_map import EMBEDDING, HEAD_FACTORS, head_name
 
 WIDE = dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
@@ -66,6 +66,16 @@ def test_an_embedding_whose_rows_would_lose_more_is_left_alone(tied: bool, tmp_p
     recipe = SMOOTHED.recipe(checkpoint.config)
     taken = better_divisors(checkpoint, recipe, divisors_D, IDS, run(checkpoint)[0])
     assert (taken is None) == tied
+
+
+def test_inputs_are_rounded_by_blocks_the_last_of_which_may_be_short() -> None:
+    inputs_TD = np.random.default_rng(0).standard_normal((3, 70)).astype(np.float32)
+    inputs_TD[:, :64] *= 9
+    inputs_TD[1, 64:] = 0
+    got_TD = _rounded_inputs(inputs_TD, 64)
+    for block in (slice(0, 64), slice(64, 70)):
+        steps_T1 = np.abs(inputs_TD[:, block]).max(1, keepdims=True) / 127
+        assert (np.abs(got_TD[:, block] - inputs_TD[:, block]) <= 0.501 * steps_T1).all()
 
 
 @pytest.mark.usefixtures("_whatever_it_loses")
