@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -16,6 +17,7 @@ from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest
 from edgelm.testing import tiny_model_path
 from edgelm_export import cli_export
+from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.quantize import PRECISIONS, Precision
 
 
@@ -113,8 +115,9 @@ def test_calibration_tokens_hold_for_smoothing_too(tmp_path):
 def test_a_source_keeps_its_own_4_bits_where_nothing_else_needs_others(tmp_path, monkeypatch, options, precision):
     chosen = []
 
-    def export_package(_checkpoint: object, _output: Path, precision: Precision, **_: object) -> None:
+    def export_package(_: object, __: Path, precision: Precision, calibration: CalibrationOptions, **___: Any) -> None:
         chosen.append(precision.name)
+        assert calibration.cache == Library().calibration_path  # where a stopped calibration goes on
         raise ExportError("Not today.")
 
     monkeypatch.setattr(cli_export, "open_checkpoint", contextlib.nullcontext)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,10 +11,14 @@ import pytest
 from click.testing import CliRunner
 from make_tiny_model import make_checkpoint
 
+from edgelm.architecture.quantization_recipe import OPERATOR_SETS
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest
+from edgelm.testing import tiny_model_path
+from edgelm_export.cli_export import name_ending
+from edgelm_export.cli_quantize import _base_name
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.quantize import Precision, Rule
@@ -110,6 +115,15 @@ def test_what_is_read_is_not_written_over(checkpoint: Path) -> None:
     folder = package(checkpoint, "fp32")
     result = quantize(folder, "-o", folder, "--precision", "int8")
     assert f"error: {folder} is the package that is read. Choose another folder with -o." in result.stderr
+
+
+@pytest.mark.parametrize("kv_cache", ["fp32", "int8"])
+@pytest.mark.parametrize("prefill_graph", [False, True])
+@pytest.mark.parametrize("operators", OPERATOR_SETS)
+def test_what_is_made_of_a_package_is_named_like_its_source(kv_cache: str, prefill_graph: bool, operators: str) -> None:
+    name = f"tiny-int4{name_ending(kv_cache, prefill_graph, operators)}"
+    manifest = dataclasses.replace(Manifest.load(tiny_model_path()), name=name, precision="int4")
+    assert _base_name(manifest) == "tiny"
 
 
 def test_an_alias_is_not_hidden_by_a_new_package(checkpoint: Path) -> None:
