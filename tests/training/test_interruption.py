@@ -2,40 +2,75 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+import time
 
 import pytest
 
 from edgelm_training.interruption import Interruption
 
 
+class LongCall:
+    """A call that Python cannot look into, as PyTorch's are: handlers wait for its end."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+
+    def end(self) -> None:
+        os.write(self._write, b"x")
+
+    def __call__(self) -> None:
+        import ctypes
+
+        class PollFD(ctypes.Structure):
+            _fields_ = (("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short))
+
+        ended = ctypes.CDLL(None).poll(ctypes.byref(PollFD(self._read, 1, 0)), 1, 20_000)  # 1: POLLIN
+        os.close(self._read)
+        os.close(self._write)
+        assert ended == 1  # whoever tells nobody is waited for in vain
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no poll")
 def test_a_signal_is_told_while_one_long_call_computes() -> None:
-    import ctypes
-
-    class PollFD(ctypes.Structure):
-        _fields_ = (("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short))
-
-    read, write = os.pipe()
-    notes: list[str] = []
+    call, notes = LongCall(), list[str]()
 
     def note(text: str) -> None:
         notes.append(text)
-        os.write(write, b"x")
+        call.end()
 
-    told = PollFD(read, 1, 0)  # POLLIN
     with Interruption(note) as interruption:
-        # To a thread, so that the call below goes on, as PyTorch's do.
+        # To a thread, so that the call goes on.
         thread = threading.Thread(target=lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT))
         threading.Timer(0.1, thread.start).start()
-        assert ctypes.CDLL(None).poll(ctypes.byref(told), 1, 20_000) == 1  # whoever tells nobody is waited for in vain
+        call()
     assert interruption.signal == signal.SIGINT
     assert notes == ["Ending after this step, with a checkpoint. Ctrl-C again ends without one."]
-    os.close(read)
-    os.close(write)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no poll")
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_two_signals_during_one_long_call_are_two(second: signal.Signals) -> None:
+    call, notes = LongCall(), list[str]()
+
+    def send() -> None:
+        for number in (signal.SIGINT, second):
+            signal.pthread_kill(threading.get_ident(), number)
+        while len(interruption._arrived) < 2:
+            time.sleep(0.001)
+        call.end()
+
+    expected = pytest.raises(KeyboardInterrupt) if second == signal.SIGINT else contextlib.nullcontext()
+    with Interruption(notes.append) as interruption:
+        threading.Timer(0.1, send).start()
+        with expected:
+            call()
+    assert interruption.signal == (None if second == signal.SIGINT else second)
+    assert len(notes) == 1
 
 
 def test_a_second_ctrl_c_interrupts_and_what_was_there_before_comes_back() -> None:

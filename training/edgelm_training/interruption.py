@@ -21,6 +21,7 @@ class Interruption:
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self.signal: int | None = None
+        self._arrived: list[int] = []
         self._note = note
         self._block = contextlib.ExitStack()
 
@@ -36,7 +37,8 @@ class Interruption:
         self._block.close()
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
+        # Of two that come during one call of PyTorch, Python tells once.
+        if number == signal.SIGINT and (self.signal is not None or number in self._arrived[1:]):
             raise KeyboardInterrupt
         self.signal = number
 
@@ -60,7 +62,9 @@ class Interruption:
 
     def _announce(self, numbers: socket.socket) -> None:
         while number := numbers.recv(1):
-            if number[0] in _SIGNALS:
+            if number[0] not in _SIGNALS:
+                continue
+            self._arrived.append(number[0])
+            if len(self._arrived) == 1:
                 with contextlib.suppress(OSError):  # nobody reads it
                     self._note("Ending after this step, with a checkpoint. Ctrl-C again ends without one.")
-                return
