@@ -113,8 +113,9 @@ def test_fewer_than_8_bits_need_the_source(checkpoint: Path, tmp_path: Path) -> 
 
 def test_what_is_read_is_not_written_over(checkpoint: Path) -> None:
     folder = package(checkpoint, "fp32")
-    result = quantize(folder, "-o", folder, "--precision", "int8")
-    assert f"error: {folder} is the package that is read. Choose another folder with -o." in result.stderr
+    for same in (folder, folder.parent / "other" / ".." / folder.name):
+        result = quantize(folder, "-o", same, "--precision", "int8")
+        assert f"error: {same} is the package that is read. Choose another folder with -o." in result.stderr
 
 
 @pytest.mark.parametrize("kv_cache", ["fp32", "int8"])
