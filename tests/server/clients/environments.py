@@ -39,8 +39,8 @@ PYTHON_PACKAGES = {
     "onnxruntime-openvino": ("onnxruntime-openvino==1.24.1", *_edgelm_needs()),
     # The oldest of all that edgelm takes, and what tests themselves need.
     "oldest": (
-        *(name.replace(">=", "==") for name in _edgelm_needs("cpu", "chat", "serve", "structured", "export")),
-        *("pytest", "pytest-timeout", "pytest-xdist", "jsonschema"),
+        *(name.replace(">=", "==") for name in _edgelm_needs("cpu", "chat", "serve", "structured", "export", "sign")),
+        *("cyclonedx-python-lib[json-validation]", "pytest", "pytest-timeout", "pytest-xdist", "jsonschema"),
         *("--editable", str(PROJECT)),
     ),
 }
