@@ -57,7 +57,9 @@ def test_a_stream_has_the_role_first_the_reason_last_and_one_identity(serving):
 
 
 def test_the_usage_chunk_comes_where_it_is_asked_for(serving):
-    *chunks, usage, _done = chat(serving, stream=True, stream_options={"include_usage": True}).events
+    *chunks, usage, _done = chat(
+        serving, stream=True, stream_options={"include_usage": True, "continuous_usage_stats": True}
+    ).events
     assert usage["choices"] == []
     assert usage["usage"]["completion_tokens"] == 12
     assert all(chunk["usage"] is None for chunk in chunks)
@@ -67,6 +69,8 @@ def test_settings_reach_the_sampler(serving, tiny):
     fields = {"temperature": 0.9, "top_p": 0.9, "top_k": 40, "min_p": 0.01, "seed": 7, "frequency_penalty": 0.5}
     expected = tiny.chat(HELLO, GenerationConfig(max_new_tokens=12, **fields))
     assert chat(serving, **fields).json["choices"][0]["message"]["content"] == expected.text
+    every = chat(serving, **fields | {"top_k": 0}).json["choices"][0]["message"]
+    assert chat(serving, **fields | {"top_k": -1, "best_of": 1}).json["choices"][0]["message"] == every
 
 
 @pytest.mark.parametrize(
@@ -187,12 +191,14 @@ REFUSED = {
     "logit_bias.65": ({"logit_bias": {"65": 101}}, "logit_bias.65 is 101; it must be from -100 to 100."),
     "seed": ({"seed": 1.5}, "seed is 1.5; it must be a whole number."),
     "stream": ({"stream": "yes"}, "stream is 'yes'; it must be true or false."),
+    "best_of": ({"best_of": 2}, "best_of is not supported: ask for n answers, and choose."),
     "functions": ({"functions": [{"name": "f"}]}, "functions is not supported: use tools."),
     "mirostat": ({"mirostat": 1}, "mirostat is not supported: mirostat_tau turns Mirostat 2.0 on."),
     "structured_outputs": (
         {"structured_outputs": {"choice": ["a", "b"]}},
         "structured_outputs is not supported: use response_format.",
     ),
+    "repeat_penalty": ({"repeat_penalty": 1.1}, "repeat_penalty is not supported: use repetition_penalty."),
     "web_search_options": ({"web_search_options": {}}, "web_search_options is not supported: there is no network"),
     "max_tokenz": ({"max_tokenz": 1}, "There is no field 'max_tokenz'; check its spelling."),
     "response_format.type": ({"response_format": {"type": "xml"}}, "it must be one of"),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from edgelm.generation_config import GenerationConfig
     from edgelm.language_model import LanguageModel
 
-STREAM_OPTIONS = record({"include_usage": BOOLEAN}, ignored=("include_obfuscation",))
+STREAM_OPTIONS = record({"include_usage": BOOLEAN}, ignored=("include_obfuscation", "continuous_usage_stats"))
 BODY = record(
     {
         "model": TEXT,

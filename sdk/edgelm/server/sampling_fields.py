@@ -20,7 +20,7 @@ _STOP: Schema = {"type": "string", "minLength": 1, "maxLength": 256}
 SAMPLING: dict[str, Schema] = {
     "temperature": number(0, 2),
     "top_p": number(0, 1),
-    "top_k": whole(0),
+    "top_k": whole(-1),
     "min_p": number(0, 1),
     "typical_p": {"type": "number", "minimum": 0.001, "maximum": 1},
     "top_n_sigma": number(0, 100),
@@ -60,6 +60,7 @@ HARMLESS = (
 REFUSED: Mapping[str, str] = {
     "best_of": "ask for n answers, and choose.",
     "mirostat": "mirostat_tau turns Mirostat 2.0 on.",
+    "repeat_penalty": "use repetition_penalty.",
     "tfs_z": "use temperature, top_p or min_p.",
     "top_a": "use min_p.",
     "dry_sequence_breakers": "they are a newline, a colon, a quotation mark and a star.",
@@ -84,6 +85,8 @@ def generation_config(
     changes = {name: body[name] for name in SAMPLING if name in body}
     if "top_p" in changes:
         changes["top_p"] = max(float(changes["top_p"]), 1e-9)  # OpenAI takes 0: the likeliest token alone
+    if "top_k" in changes:
+        changes["top_k"] = max(changes["top_k"], 0)  # vLLM and llama.cpp take -1 too: all tokens
     if "seed" in changes:
         changes["seed"] %= 2**63
     if "logit_bias" in changes:

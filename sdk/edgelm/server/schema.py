@@ -9,7 +9,7 @@ from typing import Any
 
 from edgelm.server.api_error import ApiError
 
-# A JSON Schema, of the keywords that `check` knows: type, enum, const, minimum, maximum, minLength, maxLength, items,
+# A JSON Schema, of the keywords that `check` knows: type, enum, minimum, maximum, minLength, maxLength, items,
 # minItems, maxItems, properties, required, additionalProperties, propertyNames (pattern only), anyOf.
 Schema = Mapping[str, Any]
 
@@ -17,6 +17,8 @@ TEXT: Schema = {"type": "string"}
 BOOLEAN: Schema = {"type": "boolean"}
 ANY: Schema = {}
 ANY_OBJECT: Schema = {"type": "object", "additionalProperties": True}
+# Refused fields that ask for nothing with a 1.
+_OFF_AT_ONE = ("best_of", "tfs_z")
 
 
 def whole(low: int, high: int = 2**31) -> Schema:
@@ -123,7 +125,8 @@ def _check_object(value: dict[str, Any], schema: Schema, param: str) -> None:
         if name in properties:
             check(item, properties[name], place)
         elif name in schema.get("x-refused", {}):
-            if item in ([], "", 0):  # and False: clients that always write a field ask for nothing with these
+            # And False: clients that always write a field ask for nothing with these.
+            if item in ([], "", 0) or (item == 1 and name in _OFF_AT_ONE):
                 continue
             raise ApiError(400, f"{place[:80]} is not supported: {schema['x-refused'][name]}", param=place[:80])
         elif not others:
