@@ -225,6 +225,8 @@ def test_an_answer_keeps_to_a_schema(serving):
         ({"reasoning": {"effort": "lots"}}, "reasoning.effort is 'lots'; it must be one of none, minimal"),
         ({"reasoning_effort": "low"}, "reasoning_effort is not supported: use reasoning.effort."),
         ({"truncation": "auto"}, "truncation is 'auto'"),
+        ({"top_logprobs": 2}, "top_logprobs is not supported: /v1/chat/completions has them."),
+        ({"include": ["message.output_text.logprobs"]}, "include[0] is 'message.output_text.logprobs'; it must be"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type is 'web_search'"),
     ],
 )
@@ -256,6 +258,7 @@ def test_system_messages_behind_each_other_are_one(serving):
         {"reasoning": {"summary": "auto"}},
         {"reasoning": {"generate_summary": "concise"}},
         {"client_metadata": {"session_id": "1"}, "include": ["reasoning.encrypted_content"], "prompt_cache_key": "1"},
+        {"include": [], "top_logprobs": 0},
     ],
 )
 def test_what_changes_no_answer_is_taken(serving, fields):

@@ -31,6 +31,16 @@ _TOOL: dict[str, Schema] = {
     "parameters": ANY_OBJECT,
     "strict": BOOLEAN,
 }
+# What a client may ask to be told besides. There is nothing of it here, and log-probabilities are not among it.
+_INCLUDED = (
+    "reasoning.encrypted_content",
+    "message.input_image.image_url",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+)
 _FORMAT = record(
     {"type": choice("text", "json_object", "json_schema"), "schema": ANY_OBJECT, "name": TEXT, "strict": BOOLEAN},
     required=("type",),
@@ -70,9 +80,10 @@ BODY = record(
         },
         "parallel_tool_calls": BOOLEAN,
         "truncation": choice("disabled"),
+        "include": listing(choice(*_INCLUDED), most=len(_INCLUDED)),
     },
     required=("input",),
-    ignored=(*HARMLESS, "client_metadata", "include", "max_tool_calls", "stream_options", "top_logprobs"),
+    ignored=(*HARMLESS, "client_metadata", "max_tool_calls", "stream_options"),
     refused={
         **REFUSED,
         "previous_response_id": "nothing is kept here; send the whole conversation as input.",
@@ -80,6 +91,7 @@ BODY = record(
         "background": "an answer ends with its request.",
         "prompt": "nothing is kept here; send the text.",
         "reasoning_effort": "use reasoning.effort.",
+        "top_logprobs": "/v1/chat/completions has them.",
     },
 )
 
