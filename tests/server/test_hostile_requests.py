@@ -212,7 +212,11 @@ def test_an_answer_ends_when_the_time_of_a_request_is_over(hasty_serving):
 
 
 def test_a_body_of_ten_megabytes_is_refused_and_the_client_can_read_that(serving):
-    refused(serving.post(CHAT, b"x" * 10_000_000), 413, "The body has more than 1048576 bytes.")
+    refused(
+        serving.post(CHAT, b"x" * 10_000_000),
+        413,
+        "The body has more than 1048576 bytes. Send fewer or shorter texts at once.",
+    )
 
 
 def test_a_body_that_says_it_is_huge_is_refused_at_once(serving):

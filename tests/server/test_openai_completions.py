@@ -144,7 +144,7 @@ def test_a_token_that_is_no_whole_character_has_its_bytes_spelled_out(serving, t
     ("fields", "words"),
     [
         ({"prompt": []}, "prompt has 0 items"),
-        ({"prompt": ""}, "The text has no tokens"),
+        ({"prompt": ""}, "prompt has no tokens"),
         ({"prompt": [[]]}, "prompt[0] has 0 items"),
         ({"prompt": [[99999]]}, "The text has token id 99999; the model's are 0 to 319."),
         ({"prompt": [[99999, 1]], "echo": True, "logprobs": 1}, "The text has token id 99999"),
@@ -176,8 +176,8 @@ def test_what_cannot_be_done_is_refused(serving, fields, words):
 def test_a_text_without_tokens_is_not_told_to_be_too_long(serving):
     for path, param in (("/v1/completions", "prompt"), ("/v1/embeddings", "input")):
         error = serving.post(path, {param: ["x", ""]}).json["error"]
-        assert error["message"] == "The text has no tokens; write at least one character."
-        assert (error["param"], error["code"]) == (param, None)
+        assert error["message"] == f"{param}[1] has no tokens; write at least one character."
+        assert (error["param"], error["code"]) == (f"{param}[1]", None)
 
 
 def test_texts_and_conversations_are_tokenized_and_back(serving, tiny):

@@ -153,7 +153,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Say in our own words what the router refuses: a path that is not there, a method that it has not."""
     assert isinstance(error, HTTPException)
     words = {
-        404: f"There is nothing at {request.url.path[:100]!r}.",
+        404: f"There is nothing at {request.url.path[:100]!r}. /openapi.json has all paths; "
+        "OpenAI's begin with /v1, Ollama's with /api.",
         405: f"{request.method} is not for this path, which takes {(error.headers or {}).get('Allow')}.",
     }
     return _error_response(

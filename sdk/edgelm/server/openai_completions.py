@@ -110,12 +110,14 @@ def token_ids(tokenizer: Tokenizer, given: Any, param: str) -> list[list[int]]:
     """Return the token ids of each prompt: a text, its ids, or a list of either.
 
     Raises:
-        ApiError: 400, one has no tokens; `param` names the field that holds it.
+        ApiError: 400, one has no tokens; `param` is the field that holds them.
     """
-    several = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    several = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else given
     found = [tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else prompt for prompt in several]
-    if not all(found):
-        raise ApiError(400, "The text has no tokens; write at least one character.", param=param)
+    for i, ids in enumerate(found):
+        if not ids:
+            place = f"{param}[{i}]" if several is given else param
+            raise ApiError(400, f"{place} has no tokens; write at least one character.", param=place)
     return found
 
 

@@ -56,7 +56,12 @@ def _checked(body: bytes, nesting: int, schema: Schema) -> dict[str, Any]:
 async def _read(request: Request, most: int) -> bytes:
     announced = request.headers.get("content-length", "0")
     expects = "expect" in request.headers
-    too_large = ApiError(413, f"The body has more than {most} bytes.", code="body_too_large", headers=_CLOSE)
+    too_large = ApiError(
+        413,
+        f"The body has more than {most} bytes. Send fewer or shorter texts at once.",
+        code="body_too_large",
+        headers=_CLOSE,
+    )
     if announced.isdigit() and int(announced) > (most if expects else _DRAINED_BYTES):
         raise too_large
     parts: list[bytes] = []
