@@ -61,6 +61,10 @@ def test_ollama_cuts_off_what_does_not_fit_unless_it_is_told_not_to(serving):
     assert serving.post("/api/embed", body | {"truncate": False}).status == 400
 
 
+def test_ollama_has_no_vectors_of_no_texts(serving):
+    assert serving.post("/api/embed", {"model": "tiny-random", "input": []}).json["embeddings"] == []
+
+
 def test_the_dimensions_that_an_embedding_has_may_be_asked_for(serving):
     for path, body in (("/v1/embeddings", {"input": SEA}), ("/api/embed", {"model": "tiny-random", "input": SEA})):
         answers = [serving.post(path, body | more).json for more in ({}, {"dimensions": 32})]
@@ -74,7 +78,7 @@ def test_ollamas_older_form_has_one_text(serving):
     assert serving.post("/api/embeddings", body).json == {"embedding": expected}
     assert len(serving.post("/api/embeddings", body | {"prompt": "x" * 3000}).json["embedding"]) == len(expected)
     refusal = serving.post("/api/embeddings", body | {"prompt": ""})
-    assert (refusal.status, refusal.json) == (400, {"error": "The text has no tokens; write at least one character."})
+    assert (refusal.status, refusal.json) == (400, {"error": "prompt has no tokens; write at least one character."})
 
 
 def test_as_many_texts_as_openai_takes_are_embedded(serving):
@@ -85,7 +89,7 @@ def test_as_many_texts_as_openai_takes_are_embedded(serving):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"input": ""}, "The text has no tokens"),
+        ({"input": ""}, "input has no tokens; write at least one character."),
         ({"input": []}, "input has 0 items"),
         ({"input": "x" * 3000}, "this model's maximum context length is 1024"),
         ({"input": [99999]}, "The input has token id 99999; the model's are 0 to 319."),

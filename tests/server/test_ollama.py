@@ -128,7 +128,14 @@ def test_fields_that_clients_in_go_always_write_say_nothing_where_they_are_empty
     body = {"model": "tiny-random", "stream": False, "options": OPTIONS}
     turn = {"role": "user", "content": "The sea"}
     expected = serving.post("/api/chat", body | {"messages": [turn]}).json["message"]["content"]
-    always = {"suffix": "", "system": "", "template": "", "format": "", "_debug_render_only": False}
+    always = {
+        "suffix": "",
+        "system": "",
+        "template": "",
+        "format": "",
+        "_debug_render_only": False,
+        "options": OPTIONS | {"tfs_z": 1.0},
+    }
     assert serving.post("/api/generate", body | {"prompt": "The sea", **always}).json["response"] == expected
     always = {"messages": [turn], "_debug_render_only": False}
     assert serving.post("/api/chat", body | always).json["message"]["content"] == expected
@@ -173,6 +180,18 @@ def test_calls_and_results_have_what_clients_add_to_them(serving):
     assert replies[0].json["message"] == replies[1].json["message"]
 
 
+def test_a_content_that_is_left_out_is_an_empty_one(serving):
+    def answer(**said):
+        turns = [*HELLO, {"role": "assistant", **said}, {"role": "user", "content": "x"}]
+        reply = serving.post(
+            "/api/chat", {"model": "tiny-random", "stream": False, "options": OPTIONS, "messages": turns}
+        )
+        assert reply.status == 200, reply.data
+        return reply.json["message"]
+
+    assert answer() == answer(content=None) == answer(content="")
+
+
 def test_keep_alive_says_how_long_a_model_stays(serving):
     def left() -> float:
         (model,) = serving.get("/api/ps").json["models"]
@@ -190,6 +209,9 @@ def test_keep_alive_says_how_long_a_model_stays(serving):
     assert left() > 10**8
     assert serving.post("/api/generate", nothing | {"keep_alive": "0s"}).json["done_reason"] == "unload"
     assert serving.get("/api/ps").json["models"] == []
+    for path, text in (("/api/embed", "input"), ("/api/embeddings", "prompt")):
+        assert serving.post(path, nothing | {text: "x", "keep_alive": 50}).status == 200
+        assert left() <= 50
     assert serving.post("/api/chat", body | {"keep_alive": 0}).status == 200
     for _ in range(100):
         if not serving.get("/api/ps").json["models"]:
@@ -219,6 +241,16 @@ def test_a_broken_config_leaves_the_models_size_out_and_the_list_whole(own_libra
         (model,) = server.get("/api/tags").json["models"]
     assert (model["name"], model["details"]["parameter_size"]) == ("broken", "")
     assert any("config.json" in line for line in server.log)
+
+
+def test_the_tag_that_clients_of_ollama_write_is_taken_in_every_interface(serving):
+    name = "tiny-random:latest"
+    assert serving.get(f"/v1/models/{name}").json["id"] == "tiny-random"
+    assert serving.get(f"/tokenizer_info?model={name}").json["model"] == "tiny-random"
+    assert serving.post("/api/show", {"model": name}).status == 200
+    answer = serving.post("/v1/chat/completions", {"model": name, "messages": HELLO, "max_tokens": 2}).json
+    assert answer["model"] == "tiny-random"
+    assert serving.get("/v1/models/tiny-random:8b").status == 404
 
 
 def test_the_version_is_that_of_the_protocol(serving):
@@ -257,6 +289,12 @@ def test_the_version_is_that_of_the_protocol(serving):
             400,
             "options.mirostat is 1; it must be one of 0, 2",
         ),
+        (
+            "/api/generate",
+            {"model": "tiny-random", "options": {"tfs_z": 0.9}},
+            400,
+            "tfs_z is not supported: use top_p or",
+        ),
         ("/api/generate", {"model": "tiny-random", "prompt": "x", "echo": True}, 400, "/v1/completions has it."),
         ("/api/generate", {"model": "tiny-random", "keep_alive": "soon"}, 400, "keep_alive is 'soon'; write seconds"),
         ("/api/generate", {"model": "tiny-random", "keep_alive": "1" * 39 + "x"}, 400, "write seconds, or a time as"),
@@ -284,7 +322,7 @@ def test_the_version_is_that_of_the_protocol(serving):
             400,
             "system is not supported: a model is shown as it is.",
         ),
-        ("/api/nothing", {}, 404, "There is nothing at '/api/nothing'."),
+        ("/api/nothing", {}, 404, "There is nothing at '/api/nothing'. /openapi.json has all paths"),
     ],
 )
 def test_errors_have_ollamas_form(serving, path, body, status, words):

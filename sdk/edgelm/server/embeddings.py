@@ -15,22 +15,28 @@ from edgelm.embedding import DEFAULT_POOLING, Pooling, embed
 from edgelm.errors import TokenizerError
 from edgelm.server.api_error import ApiError, client_left
 from edgelm.server.endpoint import Call
-from edgelm.server.ollama import without_tag
+from edgelm.server.ollama import KEEP_ALIVE, acquire
 from edgelm.server.openai_completions import IDS, token_ids
-from edgelm.server.schema import ANY, ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
+from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
 from edgelm.server.sse import JsonAnswer, to_json, unless_disconnected
 
 if TYPE_CHECKING:
     from edgelm.server.model_pool import LoadedModel
 
 MAX_INPUTS = 2048  # OpenAI's: its clients send what they have in parts as large
-_TEXTS: Schema = {"anyOf": [TEXT, listing(TEXT, fewest=1, most=MAX_INPUTS)]}
 _DIMENSIONS: Schema = whole(1)
 
 BODY = record(
     {
         "model": TEXT,
-        "input": {"anyOf": [*_TEXTS["anyOf"], IDS, listing(IDS, fewest=1, most=MAX_INPUTS)]},
+        "input": {
+            "anyOf": [
+                TEXT,
+                listing(TEXT, fewest=1, most=MAX_INPUTS),
+                IDS,
+                listing(IDS, fewest=1, most=MAX_INPUTS),
+            ]
+        },
         "encoding_format": choice("float", "base64"),
         "pooling": choice(*get_args(Pooling)),
         "dimensions": _DIMENSIONS,
@@ -38,9 +44,11 @@ BODY = record(
     required=("input",),
     ignored=("user",),
 )
-_OLLAMA_COMMON: dict[str, Schema] = {"model": TEXT, "options": ANY_OBJECT, "keep_alive": ANY}
+_OLLAMA_COMMON: dict[str, Schema] = {"model": TEXT, "options": ANY_OBJECT, "keep_alive": KEEP_ALIVE}
+_OLLAMA_TEXTS: Schema = {"anyOf": [TEXT, listing(TEXT, most=MAX_INPUTS)]}  # of none there are no vectors
 OLLAMA_BODY = record(
-    {**_OLLAMA_COMMON, "input": _TEXTS, "truncate": BOOLEAN, "dimensions": _DIMENSIONS}, required=("model", "input")
+    {**_OLLAMA_COMMON, "input": _OLLAMA_TEXTS, "truncate": BOOLEAN, "dimensions": _DIMENSIONS},
+    required=("model", "input"),
 )
 OLLAMA_ONE_BODY = record({**_OLLAMA_COMMON, "prompt": TEXT}, required=("model", "prompt"))
 
@@ -61,7 +69,7 @@ async def create_embeddings(call: Call) -> Response:
 
 async def ollama_embed(call: Call) -> Response:
     """Turn texts into vectors; what does not fit the context is cut off, unless the request says otherwise."""
-    served = await call.model(without_tag(call.body["model"]))
+    served = await acquire(call)
     load_seconds = call.seconds
     rows, tokens = await _embed(call, served, "input", _numbers, truncating=call.body.get("truncate", True))
     times = {"total_duration": int(call.seconds * 1e9), "load_duration": int(load_seconds * 1e9)}
@@ -70,7 +78,7 @@ async def ollama_embed(call: Call) -> Response:
 
 async def ollama_embed_one(call: Call) -> Response:
     """Turn one text into a vector, in the older form of /api/embed."""
-    served = await call.model(without_tag(call.body["model"]))
+    served = await acquire(call)
     (numbers,), _ = await _embed(call, served, "prompt", _numbers, truncating=True)
     return Response(b'{"embedding":%s}' % numbers, media_type=JsonAnswer.media_type)
 

@@ -68,6 +68,7 @@ _NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
 _DURATION = re.compile(rf"-?(?:{_NUMBER}|(?:{_NUMBER}(?:ms|s|m|h))+)")
 _DURATION_PART = re.compile(r"([0-9.]+)(ms|s|m|h)?")
 _LONGEST = 1e9  # seconds, 31 years
+KEEP_ALIVE: Schema = {"anyOf": [{"type": "string", "maxLength": 40}, number(-_LONGEST, _LONGEST)]}
 # A client of the AI SDK has these beside the options.
 _OUTSIDE: Mapping[str, str] = {
     **{name: name for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty", "stop")},
@@ -104,7 +105,7 @@ _COMMON: dict[str, Schema] = {
         ignored=_RUNNER_OPTIONS,
         refused={"tfs_z": "use top_p or min_p."},
     ),
-    "keep_alive": {"anyOf": [{"type": "string", "maxLength": 40}, number(-_LONGEST, _LONGEST)]},
+    "keep_alive": KEEP_ALIVE,
     "think": {"anyOf": [BOOLEAN, choice("low", "medium", "high")]},
     **{theirs: _SETTINGS[name] for theirs, name in _OUTSIDE.items()},
 }
@@ -204,7 +205,7 @@ async def show(call: Call) -> Response:
     name = call.body.get("model") or call.body.get("name")
     if not name:
         raise ApiError(400, "model is missing.", param="model")
-    name = call.pool.resolve(without_tag(name))
+    name = call.pool.resolve(name)
     manifest, package = call.pool.manifest(name), call.pool.package(name)
     description = _description(call, name, manifest)
     with reading_package(name):
@@ -238,40 +239,45 @@ async def version(_call: Call) -> Response:
     return JsonAnswer({"version": _PROTOCOL_VERSION, "edgelm": __version__})
 
 
-def without_tag(name: str) -> str:
-    """Return the model that Ollama's clients mean: they put `:latest` behind a name that has no tag."""
-    return name.removesuffix(":latest")
-
-
 async def _deliver(call: Call, jobs: Any, *, is_chat: bool, only_load: bool) -> Response:
-    name = without_tag(call.body["model"])
-    keep_alive = call.body.get("keep_alive")
-    seconds = None if keep_alive is None else _seconds(keep_alive)
-
-    def keep(served: LoadedModel) -> None:
-        if seconds is not None:
-            served.keep_for(seconds if seconds >= 0 else None)
+    name, seconds = call.pool.resolve(call.body["model"]), _seconds(call)
 
     if only_load:  # Ollama's clients load or unload a model with a request that asks nothing
         if seconds == 0:
-            await call.pool.unload(call.pool.resolve(name))
+            await call.pool.unload(name)
         else:
-            served = await call.model(name)
-            keep(served)
-            served.release()
+            (await acquire(call)).release()
         reason = "unload" if seconds == 0 else "load"
         return JsonAnswer(_frame(name, is_chat) | {"done": True, "done_reason": reason})
 
     def prepare(served: LoadedModel) -> tuple[list[Job], OllamaWriter]:
         load_seconds = call.seconds
-        keep(served)
+        _keep(served, seconds)
         return jobs(served.model), OllamaWriter(model=served.name, is_chat=is_chat, load_seconds=load_seconds)
 
     return await deliver(call, prepare, model=name, streaming=call.body.get("stream", True))
 
 
-def _seconds(keep_alive: str | float) -> float:
-    """Return for how long a model is to be kept; less than 0: always."""
+async def acquire(call: Call) -> LoadedModel:
+    """Return the model that the request names, loaded, and kept for as long as it says; its `release` is the caller's.
+
+    Raises:
+        ApiError: as Call.model; 400, `keep_alive` is no time.
+    """
+    seconds = _seconds(call)
+    served = await call.model(call.body["model"])
+    _keep(served, seconds)
+    return served
+
+
+def _keep(served: LoadedModel, seconds: float | None) -> None:
+    if seconds is not None:
+        served.keep_for(seconds if seconds >= 0 else None)
+
+
+def _seconds(call: Call) -> float | None:
+    """Return for how long the model is to be kept; less than 0: always; None: the request does not say."""
+    keep_alive = call.body.get("keep_alive")
     if not isinstance(keep_alive, str):
         return keep_alive
     if not _DURATION.fullmatch(keep_alive):
@@ -308,7 +314,7 @@ def _template_variables(model: LanguageModel, body: Mapping[str, Any]) -> dict[s
 
 def _message(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return a message in OpenAI's form, in which a call's arguments are text."""
-    message = {name: given[name] for name in ("role", "content") if given.get(name) is not None}
+    message = {"role": given["role"], "content": given.get("content") or ""}  # one that is left out is an empty one
     for name, ours in (("tool_name", "name"), ("thinking", "reasoning_content")):
         if given.get(name):
             message[ours] = given[name]
