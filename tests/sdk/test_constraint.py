@@ -318,6 +318,44 @@ def test_the_items_of_older_drafts_are_closed_too(tokenizer: Tokenizer) -> None:
         assert accepts(Constraint.json_schema(schema), tokenizer, json.dumps(value)) == is_valid
 
 
+NAME = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+AGE = {"properties": {"age": {"type": "integer"}}, "required": ["age"]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "strict", "taken"),
+    [
+        (NAME, {"name": "x"}, False, True),
+        (NAME, {"name": "x", "b": 1}, False, False),
+        (NAME, {"name": "x", "b": 1}, True, True),
+        ({"type": "object", "properties": {"properties": NAME}}, {"properties": {"name": "x", "b": 1}}, False, False),
+        ({"$ref": "#/$defs/a", "$defs": {"a": NAME}}, {"name": "x", "b": 1}, False, False),
+        ({"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": NAME}}, {"name": "x", "b": 1}, False, False),
+        ({"anyOf": [NAME, {"type": "null"}]}, {"name": "x", "b": 1}, False, False),
+        # What says of others what it likes, or would shut out its own properties, is read as it stands.
+        (NAME | {"additionalProperties": {"type": "integer"}}, {"name": "x", "b": 1}, False, True),
+        (NAME | {"patternProperties": {"^b$": {"type": "integer"}}}, {"name": "x", "b": 1}, False, True),
+        (NAME | {"required": ["b"]}, {"b": 1}, False, True),
+        ({"allOf": [NAME, AGE]}, {"name": "x", "age": 1}, False, True),
+        (NAME | {"anyOf": [AGE]}, {"name": "x", "age": 1}, False, True),
+        (NAME | {"allOf": [AGE]}, {"name": "x", "age": 1}, False, True),
+        ({"type": "object"}, {"b": 1}, False, True),
+    ],
+)
+def test_an_object_that_does_not_say_has_no_other_names_where_that_is_not_strict(
+    tokenizer: Tokenizer, schema: dict[str, Any], value: object, strict: bool, taken: bool
+) -> None:
+    assert accepts(Constraint.json_schema(schema, strict=strict), tokenizer, json.dumps(value)) == taken
+
+
+@pytest.mark.parametrize("broken", [{"allOf": 5}, {"required": 5}, {"required": [{}]}, {"properties": 5}])
+def test_a_broken_schema_that_is_not_strict_is_named_where_it_is_compiled(
+    tokenizer: Tokenizer, broken: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match="The JSON schema cannot be enforced"):
+        Constraint.json_schema({"type": "object", "properties": {"a": {}}} | broken, strict=False).compile(tokenizer)
+
+
 def test_names_and_values_in_a_schema_are_no_keywords() -> None:
     schema = {"properties": {"minProperties": 9, "format": {"type": "string"}}}
     schema |= {key: {"minProperties": 9} for key in ("const", "default", "example", "x-guidance")}

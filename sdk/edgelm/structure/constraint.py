@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgelm.arguments import as_list
 from edgelm.errors import ConfigError
-from edgelm.structure.schema_gaps import close_gaps, loosen
+from edgelm.structure.schema_gaps import close_gaps, close_objects, loosen
 
 if TYPE_CHECKING:
     from edgelm.structure.constraint_matcher import ConstraintMatcher
@@ -50,7 +50,8 @@ class Constraint:
     def json_schema(cls, schema: Mapping[str, Any], *, strict: bool = True) -> Constraint:
         """Constrain to JSON that a schema (draft 2020-12) describes.
 
-        strict: whether a keyword that cannot be enforced is an error; else it is passed over, and `oneOf` is `anyOf`.
+        strict: whether a keyword that cannot be enforced is an error; else it is passed over, `oneOf` is `anyOf`, and
+            an object has no properties beside those named, unless it says that it may.
 
         Raises:
             ConfigError: the schema is no mapping, has a value that is not JSON, or a minProperties that cannot be
@@ -62,7 +63,7 @@ class Constraint:
                 "pydantic class gives one by its model_json_schema(), and json.loads makes one of a text."
             )
         try:
-            closed = close_gaps(schema if strict else loosen(schema))
+            closed = close_gaps(schema if strict else close_objects(loosen(schema)))
             if not strict:
                 closed.setdefault("x-guidance", LENIENT)
             source = json.dumps(closed, ensure_ascii=False, allow_nan=False)

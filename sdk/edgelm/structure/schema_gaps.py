@@ -13,6 +13,9 @@ from edgelm.errors import ConfigError
 _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTED_SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")  # the last of them up to draft 2019-09
 _VALUES = ("const", "default", "example")  # which are no schemas
+# What says whether an object has properties beside those named, and what describes an object, besides `allOf`.
+_OF_OTHERS = ("additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames", "minProperties")
+_PLACES = ("properties", "anyOf", "oneOf", "$ref", "$dynamicRef", "if", "dependentSchemas")
 _BOUNDS = {
     "minimum": ROUND_CEILING,
     "maximum": ROUND_FLOOR,
@@ -54,6 +57,37 @@ def loosen(schema: Mapping[str, Any]) -> dict[str, Any]:
     if _counts_too_far(loose):
         del loose["minProperties"]
     return loose
+
+
+def close_objects(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema whose objects have no properties beside those that it names, as llama.cpp, Ollama and vLLM read
+    one that does not say: small models make up name after name else.
+
+    Where the schema says anything of others, or describes an object in several places, which would shut out each
+    other's properties, it stays as it is.
+    """
+    composes = False
+
+    def closed(part: Mapping[str, Any]) -> dict[str, Any]:
+        nonlocal composes
+        composes |= _describes_in_several_places(part)
+        result = _with_parts(part, closed)
+        named = result.get("properties")
+        if isinstance(named, dict) and not any(key in result for key in _OF_OTHERS):
+            required = result.get("required", ())
+            if isinstance(required, (list, tuple)) and all(
+                isinstance(name, str) and name in named for name in required
+            ):
+                result["additionalProperties"] = False
+        return result
+
+    result = closed(schema)
+    return dict(schema) if composes else result
+
+
+def _describes_in_several_places(schema: Mapping[str, Any]) -> bool:
+    parts = schema.get("allOf")
+    return (len(parts) if isinstance(parts, (list, tuple)) else 0) + sum(key in schema for key in _PLACES) > 1
 
 
 def _reads(pattern: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.structure.constraint import JSON_STYLE, LENIENT, Constraint, lark_string
-from edgelm.structure.schema_gaps import close_gaps, loosen
+from edgelm.structure.schema_gaps import close_gaps, close_objects, loosen
 from edgelm.structure.tool_formats import ToolFormat
 
 Tool = Mapping[str, Any]  # in OpenAI's form: {"type": "function", "function": {"name", "description", "parameters"}}
@@ -197,7 +197,7 @@ def _parameters(function: Mapping[str, Any]) -> str:
             "{'type': 'object', 'properties': ...}."
         )
     try:
-        schema = close_gaps(given if function.get("strict") else loosen(given))
+        schema = close_gaps(given if function.get("strict") else close_objects(loosen(given)))
         schema["type"] = "object"
         if "properties" in schema:
             schema.setdefault("additionalProperties", False)  # a small model makes up parameters where it may
