@@ -26,7 +26,8 @@ from tokenizers.processors import TemplateProcessing
 from edgelm.errors import ConfigError, DataError, TokenizerError
 from edgelm.files.file_lock import file_lock
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_training import shard_writer
+from edgelm_training import process_pool, shard_writer
+from edgelm_training.corpus import find_files, scan_file
 from edgelm_training.document_tokens import DocumentTokens
 from edgelm_training.documents import DocumentConfig
 from edgelm_training.process_pool import run_tasks
@@ -350,6 +351,18 @@ def test_ctrl_c_stops_all_workers_at_once_and_the_same_command_goes_on(tok: Path
     process = start_prepare(tok, "shards")
     assert process.communicate() == (None, "")
     assert contents(Path("shards")) == contents(Path("expected"))
+
+
+def test_a_worker_that_is_told_to_stop_does_not_read_a_large_file_to_its_end(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file,) = find_files([corpus / "00.txt"])
+    stop = threading.Event()
+    monkeypatch.setattr(process_pool, "_stop", stop)
+    assert scan_file(file, span_bytes=1 << 20).size
+    stop.set()
+    with pytest.raises(process_pool._StoppedError):
+        scan_file(file, span_bytes=1 << 20)
 
 
 def test_a_full_disk_leaves_the_old_shards_and_the_next_call_goes_on(tok: Path, corpus: Path) -> None:

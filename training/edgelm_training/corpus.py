@@ -11,6 +11,7 @@ from typing import IO
 
 from edgelm.errors import DataError
 from edgelm.extras import require
+from edgelm_training.process_pool import check_stop
 
 # What a file holds, by its suffix; a file of another suffix that is named itself is taken as text.
 KINDS = {
@@ -162,6 +163,7 @@ def scan_file(source: SourceFile, *, span_bytes: int, separator: str | None = No
             for end in ends:
                 spans.append(Span(start=start, stop=end, first_line=line))
                 for block in _blocks(file, end - start):
+                    check_stop()
                     digest.update(block)
                     line += block.count(b"\n")
                 start = end
