@@ -12,6 +12,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "server" / "clients"))
 import environments
 
+from edgelm.testing import tiny_model_path
+
 pytestmark = [pytest.mark.runtimes, pytest.mark.timeout(900)]
 
 TESTS = (
@@ -27,14 +29,26 @@ TESTS = (
 )
 
 
-def test_the_oldest_versions_that_are_allowed_do_what_they_are_for(tmp_path: Path) -> None:
+def run(tmp_path: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run Python in the environment of the oldest versions."""
     python = environments.environment("oldest")
-    tests = [str(Path(__file__).parents[1] / name) for name in TESTS]
     variables = {name: os.environ[name] for name in ("PATH", "EDGELM_HOME") if name in os.environ}
-    options = ("-p", "no:cacheprovider", "-n", "0", "--basetemp", str(tmp_path / "pytest"))
-    result = subprocess.run(
-        [str(python), "-m", "pytest", *options, *tests],
+    return subprocess.run(
+        [python, *arguments],
         cwd=environments.PROJECT, env=variables | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def test_the_oldest_versions_that_are_allowed_do_what_they_are_for(tmp_path: Path) -> None:
+    tests = [Path(__file__).parents[1] / name for name in TESTS]
+    options = ("-p", "no:cacheprovider", "-n", "0", "--basetemp", tmp_path / "pytest")
+    result = run(tmp_path, "-m", "pytest", *options, *tests)
     assert result.returncode == 0, result.stdout[-5000:]
     assert "passed" in result.stdout
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int4"])
+def test_the_oldest_exporter_writes_its_types(precision: str, tmp_path: Path) -> None:
+    command = ("-m", "edgelm", "quantize", tiny_model_path(), "--precision", precision, "-o", tmp_path / "package")
+    result = run(tmp_path, *command)
+    assert result.returncode == 0, result.stderr  # onnx, ml_dtypes
