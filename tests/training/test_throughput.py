@@ -11,7 +11,7 @@ from tiny_training_runs import settings
 
 from edgelm.config import ModelConfig
 from edgelm.runtime import cpu
-from edgelm_training import throughput
+from edgelm_training import device, throughput
 from edgelm_training.device import choose_device
 from edgelm_training.model import Transformer
 from edgelm_training.pretrain import pretrain
@@ -77,6 +77,17 @@ def test_the_best_precision_of_a_cpu_is_what_it_has_instructions_for(monkeypatch
     for features, precision in (({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({}, "fp32")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda features=features: features)
         assert choose_device(TrainConfig(device="cpu", threads=1)).precision == precision
+
+
+@pytest.mark.parametrize(
+    ("features", "precision"), [({"avx512_bf16", "avx2"}, "bf16"), ({"avx2"}, "fp32"), (None, "fp32")]
+)
+def test_an_older_pytorch_knows_no_instructions_and_linux_does(
+    monkeypatch: pytest.MonkeyPatch, features: set[str] | None, precision: str
+) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(device, "cpu_features", lambda: features)
+    assert choose_device(TrainConfig(device="cpu", threads=1)).precision == precision
 
 
 def test_a_containers_share_of_time_bounds_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:

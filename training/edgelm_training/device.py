@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from edgelm.errors import ConfigError
-from edgelm.runtime.cpu import usable_cores
+from edgelm.runtime.cpu import cpu_features, usable_cores
 from edgelm_training.train_config import TrainConfig
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -92,5 +92,7 @@ def emulates_bf16(device: torch.device) -> bool:
 
 
 def _has_any(*instructions: str) -> bool:
+    if not hasattr(torch.cpu, "get_capabilities"):  # before 2.11; Linux has the same names
+        return not frozenset(instructions).isdisjoint(cpu_features() or ())
     features = torch.cpu.get_capabilities()
     return any(features.get(name) for name in instructions)
