@@ -164,9 +164,8 @@ def test_a_control_token_in_a_message_is_text(serving):
 
 
 def test_fields_that_change_no_answer_are_taken(serving):
-    reply = chat(
-        serving, user="u", metadata={"a": "b"}, store=True, service_tier="auto", seed=None, tools=[], temperature=None
-    )
+    asks_nothing = {"seed": None, "tools": [], "temperature": None, "response_format": {"type": "text"}}
+    reply = chat(serving, user="u", metadata={"a": "b"}, store=True, service_tier="auto", **asks_nothing)
     assert reply.status == 200
     assert reply.json["choices"] == chat(serving).json["choices"]
 
