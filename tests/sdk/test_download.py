@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -257,6 +259,27 @@ def test_several_connections_bring_one_file_in_pieces(server, remote, target, pi
     assert sorted(asked) == sorted(f"bytes={start}-{start + 99_999}" for start in range(0, 1_000_000, 100_000))
     assert seen[-1] == ("model.bin", len(CONTENT), len(CONTENT))
     assert os.listdir(target.parent) == [target.name]
+
+
+def test_no_connection_has_the_file_open_when_it_gets_its_name(server, remote, target, pieces_of_100_kb, monkeypatch):
+    next_piece, hand_over = piecewise._Pieces._next, piecewise._Pieces.hand_over
+    at_work: list[threading.Thread] = []
+
+    def slow_to_end(pieces: piecewise._Pieces) -> int | None:
+        index = next_piece(pieces)
+        if index is None:
+            time.sleep(0.1)
+        return index
+
+    def counted(pieces: piecewise._Pieces, part: Path) -> None:
+        at_work.extend(thread for thread in threading.enumerate() if "_work" in thread.name)
+        hand_over(pieces, part)
+
+    monkeypatch.setattr(piecewise._Pieces, "_next", slow_to_end)
+    monkeypatch.setattr(piecewise._Pieces, "hand_over", counted)
+    download(remote, target, connections=3)
+    assert target.read_bytes() == CONTENT
+    assert at_work == []
 
 
 def test_pieces_go_on_after_dropped_connections(server, remote, target, pieces_of_100_kb):

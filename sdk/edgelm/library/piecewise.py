@@ -109,8 +109,9 @@ class _Pieces:
         left = len(self._missing)
         self._workers = min(connections, left)
         # Daemons: a connection that hangs must not keep the program from ending.
-        for _ in range(self._workers):
-            threading.Thread(target=self._work, daemon=True).start()
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._workers)]
+        for thread in threads:
+            thread.start()
         try:
             with self._journal.open("a", encoding="ascii") as journal:
                 while left:
@@ -126,6 +127,8 @@ class _Pieces:
         finally:
             with self._lock:
                 self._stopped.set()
+        for thread in threads:
+            thread.join()  # nothing is left to fetch; Windows renames no file that somebody has open
 
     def _work(self) -> None:
         try:
