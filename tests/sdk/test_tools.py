@@ -328,6 +328,23 @@ def test_an_answer_without_a_marker_is_held_to_the_tools_from_its_beginning_alon
     assert matcher.is_active == is_call
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_no_names_are_made_up_inside_arguments_where_a_tool_is_not_strict(strict: bool) -> None:
+    place = {"type": "object", "properties": {"city": {"type": "string"}}}
+    parameters = {"type": "object", "properties": {"place": place}}
+    tool = {"type": "function", "function": {"name": "go", "parameters": parameters, "strict": strict}}
+    constraint = tool_constraint([tool], "required", row("hermes"))
+    assert constraint is not None
+    tokenizer = Tokenizer.load(tiny_model_path())
+    matcher = constraint.compile(tokenizer)
+    for id_ in tokenizer.encode('<tool_call>\n{"name": "go", "arguments": {"place": {"city": "x"'):
+        matcher.advance(id_)
+    logits = np.zeros(tokenizer.vocab_size, np.float32)
+    matcher.mask(logits)
+    comma, brace = (logits[tokenizer.encode(text)[0]] == 0 for text in ",}")
+    assert (comma, brace) == (strict, True)
+
+
 def test_one_call_where_several_are_not_wanted() -> None:
     several, one = (tool_constraint(TOOLS, "required", row("hermes"), parallel=parallel) for parallel in (True, False))
     assert several is not None
