@@ -39,6 +39,11 @@ def test_an_answer_keeps_to_a_schema(serving, strict):
     assert fits("".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks))
 
 
+def test_llama_cpps_place_of_a_schema_is_taken(serving):
+    choice = chat(serving, response_format={"type": "json_object", "schema": SCHEMA}).json["choices"][0]
+    assert fits(choice["message"]["content"])
+
+
 @pytest.mark.parametrize("strict", [True, False, None])
 def test_what_cannot_be_enforced_is_passed_over_where_a_schema_is_not_strict(serving, strict):
     pair = {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 1, "uniqueItems": True}
@@ -121,7 +126,10 @@ def test_ollama_streams_a_call_whole(serving):
         ({"tools": [TOOLS[0], TOOLS[0]]}, "Two tools have the same name"),
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name has 0 characters"),
         ({"tools": [{"type": "retrieval"}]}, "tools[0].type is 'retrieval'; it must be one of function."),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema is missing."),
+        *(
+            ({"response_format": {"type": "json_schema", **more}}, "response_format.json_schema is missing.")
+            for more in ({}, {"json_schema": None})
+        ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}},
             "nothing",

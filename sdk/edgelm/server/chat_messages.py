@@ -75,7 +75,9 @@ CHAT: dict[str, Schema] = {
     },
     "parallel_tool_calls": BOOLEAN,
     "response_format": record(
-        {"type": choice("text", "json_object", "json_schema"), "json_schema": _JSON_SCHEMA}, required=("type",)
+        # llama.cpp's server has the schema beside the type.
+        {"type": choice("text", "json_object", "json_schema"), "json_schema": _JSON_SCHEMA, "schema": ANY_OBJECT},
+        required=("type",),
     ),
     "max_tokens": whole(1),
     "max_completion_tokens": whole(1),
@@ -156,12 +158,12 @@ def constraint_of(response_format: Mapping[str, Any] | None) -> Constraint | Non
     kind = "text" if response_format is None else response_format["type"]
     if response_format is None or kind == "text":
         return None
+    form = (response_format.get("json_schema") if kind == "json_schema" else None) or response_format
+    if form.get("schema") is not None:
+        return Constraint.json_schema(form["schema"], strict=bool(form.get("strict")))
     if kind == "json_object":
         return Constraint.json_object()
-    if "json_schema" not in response_format:
-        raise ApiError(400, "response_format.json_schema is missing.", param="response_format.json_schema")
-    form = response_format["json_schema"]
-    return Constraint.json_schema(form["schema"], strict=bool(form.get("strict")))
+    raise ApiError(400, "response_format.json_schema is missing.", param="response_format.json_schema")
 
 
 @dataclass(frozen=True, kw_only=True)
