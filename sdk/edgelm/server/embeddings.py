@@ -16,7 +16,7 @@ from edgelm.errors import TokenizerError
 from edgelm.server.api_error import ApiError, client_left
 from edgelm.server.endpoint import Call
 from edgelm.server.ollama import KEEP_ALIVE, acquire
-from edgelm.server.openai_completions import IDS, token_ids
+from edgelm.server.openai_completions import texts_or_ids, token_ids
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
 from edgelm.server.sse import JsonAnswer, to_json, unless_disconnected
 
@@ -29,14 +29,7 @@ _DIMENSIONS: Schema = whole(1)
 BODY = record(
     {
         "model": TEXT,
-        "input": {
-            "anyOf": [
-                TEXT,
-                listing(TEXT, fewest=1, most=MAX_INPUTS),
-                IDS,
-                listing(IDS, fewest=1, most=MAX_INPUTS),
-            ]
-        },
+        "input": texts_or_ids(MAX_INPUTS),
         "encoding_format": choice("float", "base64"),
         "pooling": choice(*get_args(Pooling)),
         "dimensions": _DIMENSIONS,

@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 MAX_PROMPTS = 128
 MAX_LOGPROBS = 20
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
-IDS: Schema = listing(whole(0), fewest=1, most=1 << 20)
+_IDS: Schema = listing(whole(0), fewest=1, most=1 << 20)
+
+
+def texts_or_ids(most: int) -> Schema:
+    """Return the schema of what `token_ids` reads: a text, its ids, or up to `most` of either."""
+    texts, id_lists = (listing(one, fewest=1, most=most) for one in (TEXT, _IDS))
+    return {"anyOf": [TEXT, texts, _IDS, id_lists]}
+
 
 BODY = record(
     {
         "model": TEXT,
-        "prompt": {
-            "anyOf": [
-                TEXT,
-                listing(TEXT, fewest=1, most=MAX_PROMPTS),
-                IDS,
-                listing(IDS, fewest=1, most=MAX_PROMPTS),
-            ]
-        },
+        "prompt": texts_or_ids(MAX_PROMPTS),
         "suffix": TEXT,
         **SAMPLING,
         "max_tokens": whole(0),
