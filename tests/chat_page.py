@@ -23,7 +23,8 @@ language_model.load = lambda *_: scripted_model({answer!r})
 
 
 def ask(page: Page, text: str = "What is the sea?") -> None:
-    """Send a message."""
+    """Send a message, once no answer is on its way: until then the page leaves it where it is written."""
+    done(page)
     page.fill("#question", text)
     page.press("#question", "Enter")
 
