@@ -234,6 +234,7 @@ def test_a_gated_repository_says_how_to_get_in(environment, server):
 
 def test_what_the_hub_does_not_have_is_named(environment):
     assert "There is no model 'org/other' on the hub, or it is private" in refused(environment, "hf:org/other")
+    assert "org/a--b cannot be the name of a repository: " in refused(environment, "hf:org/a--b")
     assert "org/Small-Model has no revision 'v9'" in refused(environment, "hf:org/Small-Model@v9")
     message = refused(environment, "hf:org/Small-Model/x.gguf")
     assert not any((Library().root / "downloads").iterdir())

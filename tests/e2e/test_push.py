@@ -119,6 +119,14 @@ def test_the_signature_of_another_package_goes_with_it(hub, environment, package
     assert hub.repositories["org/Tiny"].keys() == contents(package).keys() | {"README.md"}
 
 
+def test_a_repository_that_holds_something_else_keeps_it(hub, environment, package):
+    hub.repositories["org/Small"] = {"config.json": b"{}", "README.md": b"# Small"}
+    hub.add_repository("org/Small", hub.repositories["org/Small"])
+    message = refused(environment, "tiny", "hf:org/Small")
+    assert "org/Small holds something else than a package of edgelm, whose config.json would be replaced." in message
+    assert hub.commits == []
+
+
 def refused(environment: dict[str, str], *arguments: str) -> str:
     result = edgelm(environment, "push", *arguments)
     assert result.returncode == 1
@@ -165,3 +173,7 @@ def test_offline_and_unreachable_are_told_apart(environment, package):
 def test_a_target_is_a_repository(environment, package, target):
     message = f"error: '{target}' is not a repository to upload to: write hf:ORG/REPO.\n"
     assert refused(environment, "tiny", target) == message
+
+
+def test_what_no_repository_may_be_called_is_said(environment, package):
+    assert "org/a--b cannot be the name of a repository: " in refused(environment, "tiny", "hf:org/a--b")

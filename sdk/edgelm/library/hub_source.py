@@ -162,6 +162,8 @@ class HubSource:
         api = HfApi(library_name="edgelm", library_version=__version__, token=token or False)
         try:
             info = api.model_info(self.repo, revision=self.revision, files_metadata=True, timeout=_TIMEOUT_SECONDS)
+        except errors.HFValidationError as error:
+            raise DownloadError(f"{self.repo} cannot be the name of a repository: {error}") from error
         except errors.GatedRepoError as error:
             raise DownloadError(f"Cannot read {self.reference}. {self._advice()[403]}") from error
         except errors.RevisionNotFoundError as error:

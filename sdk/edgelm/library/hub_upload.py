@@ -49,7 +49,8 @@ def upload(folder: Path, repo: str, options: UploadOptions | None = None) -> Upl
 
     Raises:
         PackageError: the package is not whole.
-        UploadError: there is no token, or the hub cannot be reached or refuses.
+        UploadError: there is no token, the repository has files of something else that would go, or the hub cannot be
+            reached or refuses.
         ConfigError: the file with the token cannot be read.
     """
     options = options or UploadOptions()
@@ -69,6 +70,11 @@ def upload(folder: Path, repo: str, options: UploadOptions | None = None) -> Upl
         there = _make_repository(api, repo, options.private)
         names = [entry.path for entry in manifest.files] + [FILE_NAME]
         names += [name for name in (SIGNATURE_NAME,) if (folder / name).is_file()]
+        if FILE_NAME not in there and (lost := sorted(there & set(names))):
+            raise UploadError(
+                f"{repo} holds something else than a package of edgelm, whose {', '.join(lost)} would be replaced. "
+                "Choose another repository; one that is missing is made. Nothing was uploaded."
+            )
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
         operations += [CommitOperationAdd(name, folder / name) for name in names]
         if SIGNATURE_NAME in there and SIGNATURE_NAME not in names:  # of the package that this one replaces
@@ -107,6 +113,8 @@ def _errors(repo: str) -> Iterator[None]:
         yield
     except UploadError:
         raise
+    except errors.HFValidationError as error:
+        raise UploadError(f"{repo} cannot be the name of a repository: {error}") from error
     except errors.OfflineModeIsEnabled as error:
         raise UploadError("HF_HUB_OFFLINE forbids to upload. Unset HF_HUB_OFFLINE.") from error
     except errors.HfHubHTTPError as error:
