@@ -121,3 +121,13 @@ def test_beside_the_main_thread_signals_are_the_programs_own() -> None:
     thread.start()
     thread.join()
     assert handlers == [signal.getsignal(signal.SIGINT)]
+
+
+def test_where_no_thread_can_start_signals_stay_the_programs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="can't start"), Interruption(lambda _: None):
+        pass
+    assert signal.set_wakeup_fd(-1) == -1

@@ -51,9 +51,9 @@ class Interruption:
         with read:
             with write:
                 write.setblocking(False)
-                previous = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
                 thread = threading.Thread(target=self._announce, args=(read,), daemon=True)
-                thread.start()
+                thread.start()  # first: the system may refuse one more
+                previous = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
                 try:
                     yield
                 finally:
