@@ -103,7 +103,7 @@ def test_a_request_that_asks_nothing_loads_the_model(serving):
         reply = serving.post(path, {"model": "tiny-random", "keep_alive": "5m", **extra})
         assert (reply.json["done"], reply.json["done_reason"]) == (True, "load")
     (running,) = serving.get("/api/ps").json["models"]
-    assert (running["name"], running["context_length"]) == ("tiny-random", 1024)
+    assert (running["name"], running["context_length"]) == ("tiny-random:latest", 1024)
 
 
 def test_the_context_that_an_answer_has_may_be_sent_back(serving):
@@ -222,7 +222,7 @@ def test_keep_alive_says_how_long_a_model_stays(serving):
 
 def test_models_are_listed_and_shown(serving):
     (model,) = serving.get("/api/tags").json["models"]
-    assert (model["name"], model["details"]["format"]) == ("tiny-random", "onnx")
+    assert (model["name"], model["model"], model["details"]["format"]) == (*["tiny-random:latest"] * 2, "onnx")
     assert len(model["digest"]) == 64
     assert model["details"]["parameter_size"] == "0.03M"
     shown = serving.post("/api/show", {"model": "tiny-random"}).json
@@ -239,7 +239,7 @@ def test_a_broken_config_leaves_the_models_size_out_and_the_list_whole(own_libra
     (folder / "config.json").write_text("{}")
     with EdgelmServer(()) as server:
         (model,) = server.get("/api/tags").json["models"]
-    assert (model["name"], model["details"]["parameter_size"]) == ("broken", "")
+    assert (model["name"], model["details"]["parameter_size"]) == ("broken:latest", "")
     assert any("config.json" in line for line in server.log)
 
 
@@ -251,6 +251,14 @@ def test_the_tag_that_clients_of_ollama_write_is_taken_in_every_interface(servin
     answer = serving.post("/v1/chat/completions", {"model": name, "messages": HELLO, "max_tokens": 2}).json
     assert answer["model"] == "tiny-random"
     assert serving.get("/v1/models/tiny-random:8b").status == 404
+
+
+@pytest.mark.parametrize("name", ["tiny-random", "tiny-random:latest"])
+@pytest.mark.parametrize("field", ["model", "name"])
+def test_pulling_a_model_that_is_here_fetches_nothing_and_succeeds(serving, name, field):
+    reply = serving.post("/api/pull", {field: name, "insecure": False, "stream": True})
+    assert (reply.status, reply.lines) == (200, [{"status": "success"}])
+    assert reply.data.endswith(b"\n")  # Codex reads whole lines
 
 
 def test_the_version_is_that_of_the_protocol(serving):
@@ -265,6 +273,7 @@ def test_the_version_is_that_of_the_protocol(serving):
         ("/api/chat", {"model": "nothing", "messages": HELLO}, 404, "There is no model 'nothing' here."),
         ("/api/chat", {"messages": HELLO}, 400, "model is missing."),
         ("/api/show", {}, 400, "model is missing."),
+        ("/api/pull", {"model": "nothing"}, 404, "There is no model 'nothing' here."),
         *(
             (
                 "/api/chat",

@@ -42,7 +42,8 @@ def test_adapters_are_listed_beside_their_model(serving_adapters):
     parents = {"tiny-random": None, "mine": "tiny-random", "shop": "tiny-random"}
     assert {model["id"]: model["parent"] for model in listed} == parents
     assert serving_adapters.get("/v1/models/shop").json["parent"] == "tiny-random"
-    assert {model["name"] for model in serving_adapters.get("/api/tags").json["models"]} == set(parents)
+    tagged = {model["name"] for model in serving_adapters.get("/api/tags").json["models"]}
+    assert tagged == {f"{name}:latest" for name in parents}
 
 
 def test_a_request_names_the_adapter_as_its_model(serving_adapters, adapted):

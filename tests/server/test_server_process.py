@@ -100,7 +100,7 @@ def test_a_broken_package_is_a_503_that_names_no_path_and_the_others_go_on(libra
         assert str(library) not in reply.data.decode()
         (library / "models" / "first" / "edgelm.json").write_text("{")
         assert [model["id"] for model in server.get("/v1/models").json["data"]] == ["second"]
-        assert [model["name"] for model in server.get("/api/tags").json["models"]] == ["second"]
+        assert [model["name"] for model in server.get("/api/tags").json["models"]] == ["second:latest"]
         assert server.get("/v1/models/first").status == 503
         assert server.post(CHAT, {"model": "second", "messages": HELLO, "max_tokens": 1}).status == 200
         server.stop()

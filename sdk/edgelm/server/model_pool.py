@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("edgelm.server")
 
+# Clients of Ollama put it behind a name that has no tag, and look for it in the list of models.
+TAG = ":latest"
 # A loaded model takes about the size of its files, as much again while it loads, and its answers' caches.
 _MEMORY_FACTOR = 2.0
 _SWEEP_SECONDS = 1.0
@@ -203,8 +205,6 @@ class ModelPool:
     def resolve(self, name: str | None) -> str:
         """Return the name of the model that a request means; it may leave the name out where there is only one.
 
-        Clients of Ollama put `:latest` behind a name that has no tag.
-
         Raises:
             ApiError: 404, no model has that name; 400, no name is given and there are several.
         """
@@ -213,7 +213,7 @@ class ModelPool:
             if len(packages := self._packages()) == 1:
                 return next(iter(packages))
             raise ApiError(400, f"model is missing. {_what_is_here(folders)}", param="model")
-        name = name.removesuffix(":latest")
+        name = name.removesuffix(TAG)
         self._folder(name)
         return self._library.resolve(name) if name not in folders else name
 

@@ -1,4 +1,4 @@
-"""Ollama's protocol: /api/chat, /api/generate, /api/tags, /api/show, /api/ps and /api/version.
+"""Ollama's protocol: /api/chat, /api/generate, /api/tags, /api/show, /api/pull, /api/ps and /api/version.
 
 https://github.com/ollama/ollama/blob/main/docs/api.md
 """
@@ -27,7 +27,7 @@ from edgelm.server.api_error import ApiError
 from edgelm.server.chat_messages import CHAT, MAX_MESSAGES, MAX_TOOLS, ToolUse, messages_of, thinking
 from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
-from edgelm.server.model_pool import LoadedModel, reading_package
+from edgelm.server.model_pool import TAG, LoadedModel, reading_package
 from edgelm.server.sampling_fields import SAMPLING, generation_config
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, number, record, whole
 from edgelm.server.sse import JsonAnswer, line
@@ -139,6 +139,7 @@ SHOW_BODY = record(
     {"model": TEXT, "name": TEXT, "verbose": BOOLEAN},
     refused=dict.fromkeys(("system", "template", "options"), "a model is shown as it is."),
 )
+PULL_BODY = record({"model": TEXT, "name": TEXT, "stream": BOOLEAN}, ignored=("insecure", "username", "password"))
 
 
 async def chat(call: Call) -> Response:
@@ -202,10 +203,7 @@ async def list_running(call: Call) -> Response:
 
 async def show(call: Call) -> Response:
     """Describe one model."""
-    name = call.body.get("model") or call.body.get("name")
-    if not name:
-        raise ApiError(400, "model is missing.", param="model")
-    name = call.pool.resolve(name)
+    name = _resolve(call)
     manifest, package = call.pool.manifest(name), call.pool.package(name)
     description = _description(call, name, manifest)
     with reading_package(name):
@@ -234,9 +232,25 @@ async def show(call: Call) -> Response:
     )
 
 
+async def pull(call: Call) -> Response:
+    """Say that a model is here: clients pull one that they do not find in the list under the name that they were given.
+
+    Nothing is fetched.
+    """
+    _resolve(call)
+    return Response(line({"status": "success"}), media_type=JsonAnswer.media_type)
+
+
 async def version(_call: Call) -> Response:
     """Say which version of Ollama's protocol this is, and which of edgelm."""
     return JsonAnswer({"version": _PROTOCOL_VERSION, "edgelm": __version__})
+
+
+def _resolve(call: Call) -> str:
+    name = call.body.get("model") or call.body.get("name")
+    if not name:
+        raise ApiError(400, "model is missing.", param="model")
+    return call.pool.resolve(name)
 
 
 async def _deliver(call: Call, jobs: Any, *, is_chat: bool, only_load: bool) -> Response:
@@ -335,9 +349,10 @@ def _message(given: Mapping[str, Any]) -> dict[str, Any]:
 def _description(call: Call, name: str, manifest: Manifest) -> dict[str, Any]:
     modified = datetime.datetime.fromtimestamp(call.pool.modified(name), datetime.UTC)
     weights = max(manifest.files, key=lambda entry: entry.size)
+    tagged = f"{name}{TAG}"
     return {
-        "name": name,
-        "model": name,
+        "name": tagged,
+        "model": tagged,
         "modified_at": modified.isoformat(),
         "size": sum(entry.size for entry in manifest.files),
         "digest": weights.sha256,

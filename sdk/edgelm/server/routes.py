@@ -89,6 +89,13 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint(method="GET", path="/api/tags", answer=ollama.list_tags, summary="List the models."),
     Endpoint(method="GET", path="/api/ps", answer=ollama.list_running, summary="List the models in memory."),
     Endpoint(method="POST", path="/api/show", answer=ollama.show, summary="Describe one model.", body=ollama.SHOW_BODY),
+    Endpoint(
+        method="POST",
+        path="/api/pull",
+        answer=ollama.pull,
+        summary="Say that a model is here; fetch none.",
+        body=ollama.PULL_BODY,
+    ),
     Endpoint(method="GET", path="/api/version", answer=ollama.version, summary="Say which version this is."),
     Endpoint(
         method="POST",

@@ -66,7 +66,7 @@ def test_ai_sdk(run):
 @pytest.mark.clients("python")
 def test_ollama(run):
     told = run("use_ollama.py")
-    assert told["models"] == ["smollm2-135m-instruct"]
+    assert told["models"] == ["smollm2-135m-instruct:latest"]
     assert told["context"] > 1000
     assert tokyo(told["whole"], told["streamed"], told["generated"])
     assert told["structured"] == PERSON
