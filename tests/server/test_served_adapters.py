@@ -13,6 +13,7 @@ from tiny_adapter import describe, write_tiny_adapter
 from edgelm.cli.main import main
 from edgelm.errors import PackageError
 from edgelm.language_model import LanguageModel, load
+from edgelm.package.adapter import AdapterManifest
 from edgelm.server.model_pool import ModelPool
 from edgelm.server.options import ServerOptions
 
@@ -37,13 +38,16 @@ def adapted(adapter: Path) -> LanguageModel:
     return model.adapted("mine")
 
 
-def test_adapters_are_listed_beside_their_model(serving_adapters):
+def test_adapters_are_listed_beside_their_model(serving_adapters, adapter):
     listed = serving_adapters.get("/v1/models").json["data"]
     parents = {"tiny-random": None, "mine": "tiny-random", "shop": "tiny-random"}
     assert {model["id"]: model["parent"] for model in listed} == parents
     assert serving_adapters.get("/v1/models/shop").json["parent"] == "tiny-random"
-    tagged = {model["name"] for model in serving_adapters.get("/api/tags").json["models"]}
-    assert tagged == {f"{name}:latest" for name in parents}
+    digests = {model["name"]: model["digest"] for model in serving_adapters.get("/api/tags").json["models"]}
+    assert digests.keys() == {f"{name}:latest" for name in parents}
+    # Clients take names of one digest for one model; "shop" is "mine" under another name.
+    assert digests["mine:latest"] == digests["shop:latest"] == AdapterManifest.load(adapter).file.sha256
+    assert digests["tiny-random:latest"] != digests["mine:latest"]
 
 
 def test_a_request_names_the_adapter_as_its_model(serving_adapters, adapted):

@@ -91,10 +91,11 @@ class LoadedAdapter(LoadedModel):
 
 @dataclass(frozen=True, kw_only=True)
 class _Offer:
-    """An adapter that is offered, and the name of its model."""
+    """An adapter that is offered, the name of its model, and the SHA-256 of its weights."""
 
     folder: Path
     base: str
+    digest: str
 
 
 class ModelPool:
@@ -150,7 +151,7 @@ class ModelPool:
         check_required_signature(folder)
         package = self.package(base)
         read_adapter(folder, package.manifest, package.config())  # one that is broken would keep its model from loading
-        self._adapters[name] = _Offer(folder=folder, base=base)
+        self._adapters[name] = _Offer(folder=folder, base=base, digest=manifest.file.sha256)
 
     def _packages(self) -> Mapping[str, Path]:
         if self._folders:
@@ -189,6 +190,17 @@ class ModelPool:
             PackageError: it cannot be read.
         """
         return open_package(self._folder(name))
+
+    def digest(self, name: str) -> str:
+        """Return the SHA-256 of a model's largest file; of an adapter that of its weights.
+
+        Raises:
+            ApiError: 404, no model has that name.
+            PackageError: its package cannot be read.
+        """
+        if name in self._adapters:
+            return self._adapters[name].digest
+        return max(self.package(name).manifest.files, key=lambda entry: entry.size).sha256
 
     def modified(self, name: str) -> float:
         """Return when a model's package was written, in seconds since 1970.

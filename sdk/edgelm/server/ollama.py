@@ -348,14 +348,13 @@ def _message(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _description(call: Call, name: str, manifest: Manifest) -> dict[str, Any]:
     modified = datetime.datetime.fromtimestamp(call.pool.modified(name), datetime.UTC)
-    weights = max(manifest.files, key=lambda entry: entry.size)
     tagged = f"{name}{TAG}"
     return {
         "name": tagged,
         "model": tagged,
         "modified_at": modified.isoformat(),
         "size": sum(entry.size for entry in manifest.files),
-        "digest": weights.sha256,
+        "digest": call.pool.digest(name),
         "details": {
             "parent_model": "",
             "format": "onnx",
