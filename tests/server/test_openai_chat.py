@@ -136,8 +136,9 @@ def test_logit_bias_forces_a_token(serving, tiny):
     assert chat(serving, logit_bias={str(id_): 100}, max_tokens=3).json["choices"][0]["message"]["content"] == "xxx"
 
 
-def test_max_tokens_is_clamped_to_the_context(serving):
-    reply = chat(serving, max_tokens=10**9, logit_bias={"65": 100})
+@pytest.mark.parametrize("limit", [10**9, -1])
+def test_max_tokens_is_clamped_to_the_context(serving, limit):
+    reply = chat(serving, max_tokens=limit, logit_bias={"65": 100})
     assert reply.status == 200
     assert reply.json["usage"]["total_tokens"] <= 1024 + 1
     assert reply.json["choices"][0]["finish_reason"] == "length"

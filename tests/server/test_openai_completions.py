@@ -52,6 +52,12 @@ def test_without_a_limit_there_are_sixteen_tokens(serving):
     assert serving.post("/v1/completions", {"prompt": SEA}).json["usage"]["completion_tokens"] == 16
 
 
+def test_a_limit_of_minus_one_fills_the_context(serving):
+    reply = serving.post("/v1/completions", {"prompt": SEA, "max_tokens": -1, "ignore_eos": True})
+    assert reply.json["choices"][0]["finish_reason"] == "length"
+    assert reply.json["usage"]["total_tokens"] >= 1024
+
+
 def test_texts_ids_and_batches_of_both_are_prompts(serving, tiny):
     other = "A wave"
     ids, other_ids = tiny.tokenizer.encode(SEA), tiny.tokenizer.encode(other)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 from edgelm.completion import Message
 from edgelm.generation_config import GenerationConfig
 from edgelm.server.api_error import ApiError
-from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
+from edgelm.server.sampling_fields import MAX_TOKENS
+from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record
 from edgelm.structure.constraint import Constraint
 from edgelm.structure.reasoning import reasoning_format
 from edgelm.structure.tool_call_parser import ToolCallParser
@@ -79,8 +80,8 @@ CHAT: dict[str, Schema] = {
         {"type": choice("text", "json_object", "json_schema"), "json_schema": _JSON_SCHEMA, "schema": ANY_OBJECT},
         required=("type",),
     ),
-    "max_tokens": whole(1),
-    "max_completion_tokens": whole(1),
+    "max_tokens": MAX_TOKENS,
+    "max_completion_tokens": MAX_TOKENS,
     **TEMPLATE_VARIABLES,
 }
 

@@ -42,7 +42,7 @@ BODY = record(
         "prompt": texts_or_ids(MAX_PROMPTS),
         "suffix": TEXT,
         **SAMPLING,
-        "max_tokens": whole(0),
+        "max_tokens": whole(-1),
         "n": whole(1, MAX_CHOICES),
         "best_of": whole(1, MAX_CHOICES),
         "echo": BOOLEAN,
@@ -75,7 +75,7 @@ async def create_completion(call: Call) -> Response:
         config = generation_config(
             served.model,
             body,
-            max_tokens=max(1, body.get("max_tokens", _DEFAULT_MAX_TOKENS)),
+            max_tokens=body.get("max_tokens", _DEFAULT_MAX_TOKENS) or 1,
             logprobs=body.get("logprobs", 0 if copies > kept else None),
         )
         writer = CompletionWriter(

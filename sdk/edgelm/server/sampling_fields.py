@@ -17,6 +17,8 @@ MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 _STOP: Schema = {"type": "string", "minLength": 1, "maxLength": 256}
 
+# LM Studio and llama.cpp write -1 for as many as fit.
+MAX_TOKENS: Schema = {"anyOf": [whole(1), {"type": "integer", "enum": [-1]}]}
 SAMPLING: dict[str, Schema] = {
     "temperature": number(0, 2),
     "top_p": number(0, 1),
@@ -77,7 +79,7 @@ def generation_config(
 ) -> GenerationConfig:
     """Return the settings of a request: its own, and for the rest those of the model's author.
 
-    max_tokens: clamped to the context. fields: further fields of GenerationConfig.
+    max_tokens: clamped to the context; -1: all of it. fields: further fields of GenerationConfig.
 
     Raises:
         ApiError: 400, a token of logit_bias is none of the model's.
@@ -92,7 +94,7 @@ def generation_config(
     if "logit_bias" in changes:
         changes["logit_bias"] = _logit_bias(changes["logit_bias"], model.config.vocab_size)
     if max_tokens is not None:
-        changes["max_new_tokens"] = min(max_tokens, model.context_length)
+        changes["max_new_tokens"] = model.context_length if max_tokens == -1 else min(max_tokens, model.context_length)
     return model.generation_config.replace(**changes, **fields)
 
 
