@@ -168,7 +168,9 @@ def test_fields_that_change_no_answer_are_taken(serving):
     asks_nothing = {"seed": None, "tools": [], "temperature": None, "response_format": {"type": "text"}}
     reply = chat(serving, user="u", metadata={"a": "b"}, store=True, service_tier="auto", **asks_nothing)
     assert reply.status == 200
-    assert reply.json["choices"] == chat(serving).json["choices"]
+    others = {"cache_prompt": True, "id_slot": -1, "ttl": 300}
+    others |= {"cache_salt": "a", "priority": 1, "request_id": "b", "keep_alive": "5m"}
+    assert reply.json["choices"] == chat(serving).json["choices"] == chat(serving, **others).json["choices"]
 
 
 def test_fields_that_are_not_there_are_taken_where_they_ask_for_nothing(serving):

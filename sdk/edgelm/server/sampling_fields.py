@@ -46,7 +46,8 @@ SAMPLING: dict[str, Schema] = {
     "ignore_eos": {"type": "boolean"},
 }
 
-# Fields that name or file a request, and change nothing in its answer.
+# Fields that name or file a request, or say where and how long another server keeps what it computed: they change
+# nothing in an answer.
 HARMLESS = (
     "user",
     "metadata",
@@ -56,6 +57,9 @@ HARMLESS = (
     "prompt_cache_key",
     "prompt_cache_options",
     "prompt_cache_retention",
+    *("cache_prompt", "id_slot"),  # llama.cpp's
+    *("cache_salt", "priority", "request_id"),  # vLLM's
+    *("ttl", "keep_alive"),  # LM Studio's and Ollama's
 )
 
 # Fields of other servers, or of OpenAI's, that would change the answer.
