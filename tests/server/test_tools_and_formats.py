@@ -29,7 +29,7 @@ def fits(text):
     return set(value) == {"on", "level"} and isinstance(value["on"], bool) and value["level"] in ("low", "high")
 
 
-@pytest.mark.parametrize("strict", [True, False, None])
+@pytest.mark.parametrize("strict", [True, False, None, "true", "false"])
 def test_an_answer_keeps_to_a_schema(serving, strict):
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": strict}}
     choice = chat(serving, response_format=form).json["choices"][0]
@@ -49,12 +49,13 @@ def test_what_cannot_be_enforced_is_passed_over_where_a_schema_is_not_strict(ser
     pair = {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 1, "uniqueItems": True}
     schema = {"oneOf": [pair, {"type": "string", "pattern": "^(?!x)", "const": "x"}]}
     form = {"name": "x", "schema": schema, "strict": strict}
+    as_text = {"type": "json_schema", "json_schema": form | {"strict": "true"}}
     replies = [
         chat(serving, response_format={"type": "json_schema", "json_schema": form}),
         serving.post("/v1/responses", {"input": "x", "text": {"format": {"type": "json_schema", **form}}}),
     ]
     if strict:
-        for reply in replies:
+        for reply in (*replies, chat(serving, response_format=as_text)):
             assert reply.status == 400
             assert "The JSON schema cannot be enforced: " in reply.json["error"]["message"]
         return

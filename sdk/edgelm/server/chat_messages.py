@@ -52,8 +52,9 @@ _MESSAGE = record(
 _FUNCTION = record(
     {"name": TOOL_NAME, "description": TEXT, "parameters": ANY_OBJECT, "strict": BOOLEAN}, required=("name",)
 )
+_STRICT: Schema = {"anyOf": [BOOLEAN, choice("true", "false")]}  # LM Studio's documentation has it as a text
 _JSON_SCHEMA = record(
-    {"name": TEXT, "description": TEXT, "schema": ANY_OBJECT, "strict": BOOLEAN}, required=("schema",)
+    {"name": TEXT, "description": TEXT, "schema": ANY_OBJECT, "strict": _STRICT}, required=("schema",)
 )
 TEMPLATE_VARIABLES: dict[str, Schema] = {
     "chat_template_kwargs": ANY_OBJECT,
@@ -161,7 +162,7 @@ def constraint_of(response_format: Mapping[str, Any] | None) -> Constraint | Non
         return None
     form = (response_format.get("json_schema") if kind == "json_schema" else None) or response_format
     if form.get("schema") is not None:
-        return Constraint.json_schema(form["schema"], strict=bool(form.get("strict")))
+        return Constraint.json_schema(form["schema"], strict=form.get("strict") in (True, "true"))
     if kind == "json_object":
         return Constraint.json_object()
     raise ApiError(400, "response_format.json_schema is missing.", param="response_format.json_schema")
