@@ -113,6 +113,20 @@ def test_the_context_that_an_answer_has_may_be_sent_back(serving):
     assert serving.post("/api/generate", body | {"context": context}).status == 200
 
 
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+def test_log_probabilities_are_those_of_openais_interface(serving, path):
+    wanted = {"logprobs": True, "top_logprobs": 2}
+    body = {"messages": HELLO, "max_tokens": 12, **wanted}
+    expected = serving.post("/v1/chat/completions", body).json["choices"][0]["logprobs"]["content"]
+    body = {"model": "tiny-random", "messages": HELLO, "prompt": "Hello there", "options": OPTIONS, **wanted}
+    del body["prompt" if path == "/api/chat" else "messages"]
+    assert serving.post(path, body | {"stream": False}).json["logprobs"] == expected
+    lines = serving.post(path, body).lines
+    assert [token for line in lines for token in line.get("logprobs", [])] == expected
+    assert len(expected) == 12
+    assert "logprobs" not in serving.post(path, body | {"logprobs": False, "top_logprobs": 0, "stream": False}).json
+
+
 def test_an_empty_list_of_images_is_none(serving):
     body = {"model": "tiny-random", "options": OPTIONS, "stream": False}
     turn = {"role": "user", "content": "The sea"}
@@ -319,12 +333,7 @@ def test_the_version_is_that_of_the_protocol(serving):
             400,
             "_debug_render_only is not supported: /tokenize shows how a conversation is read.",
         ),
-        (
-            "/api/generate",
-            {"model": "tiny-random", "prompt": "x", "logprobs": True},
-            400,
-            "logprobs is not supported: /v1/chat/completions has them.",
-        ),
+        ("/api/generate", {"model": "tiny-random", "prompt": "x", "top_logprobs": 2}, 400, "needs logprobs: true."),
         (
             "/api/show",
             {"model": "tiny-random", "system": "x"},

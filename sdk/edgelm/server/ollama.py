@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 from edgelm._version import __version__
-from edgelm.completion import Chunk, Completion, Timings, ToolCall, Usage
+from edgelm.completion import Chunk, Completion, Timings, TokenLogprob, ToolCall, Usage
 from edgelm.decoding.answer import join
 from edgelm.errors import EdgeLMError
 from edgelm.package.manifest import Manifest
@@ -27,6 +27,7 @@ from edgelm.server.api_error import ApiError
 from edgelm.server.chat_messages import CHAT, MAX_MESSAGES, MAX_TOOLS, ToolUse, messages_of, thinking
 from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
+from edgelm.server.logprobs import LOGPROBS, LogprobWriter, alternatives
 from edgelm.server.model_pool import TAG, LoadedModel, reading_package
 from edgelm.server.sampling_fields import SAMPLING, generation_config
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, number, record, whole
@@ -106,13 +107,11 @@ _COMMON: dict[str, Schema] = {
         refused={"tfs_z": "use top_p or min_p."},
     ),
     "keep_alive": KEEP_ALIVE,
+    **LOGPROBS,
     "think": {"anyOf": [BOOLEAN, choice("low", "medium", "high")]},
     **{theirs: _SETTINGS[name] for theirs, name in _OUTSIDE.items()},
 }
-_REFUSED = {
-    "_debug_render_only": "/tokenize shows how a conversation is read.",
-    **dict.fromkeys(("logprobs", "top_logprobs"), "/v1/chat/completions has them."),
-}
+_REFUSED = {"_debug_render_only": "/tokenize shows how a conversation is read."}
 CHAT_BODY = record(
     {
         **_COMMON,
@@ -267,7 +266,9 @@ async def _deliver(call: Call, jobs: Any, *, is_chat: bool, only_load: bool) -> 
     def prepare(served: LoadedModel) -> tuple[list[Job], OllamaWriter]:
         load_seconds = call.seconds
         _keep(served, seconds)
-        return jobs(served.model), OllamaWriter(model=served.name, is_chat=is_chat, load_seconds=load_seconds)
+        logprobs = LogprobWriter.of(served.model, call.body)
+        writer = OllamaWriter(model=served.name, is_chat=is_chat, load_seconds=load_seconds, logprobs=logprobs)
+        return jobs(served.model), writer
 
     return await deliver(call, prepare, model=name, streaming=call.body.get("stream", True))
 
@@ -316,7 +317,8 @@ def _config(model: LanguageModel, body: Mapping[str, Any]) -> Any:
         constraint = Constraint.json_object()
     elif form:
         constraint = Constraint.json_schema(form, strict=False)  # as Ollama's own
-    return generation_config(model, settings, max_tokens=limit if limit > 0 else None, constraint=constraint)
+    fields = {"constraint": constraint, "logprobs": alternatives(body)}
+    return generation_config(model, settings, max_tokens=limit if limit > 0 else None, **fields)
 
 
 def _template_variables(model: LanguageModel, body: Mapping[str, Any]) -> dict[str, object]:
@@ -414,6 +416,7 @@ class OllamaWriter:
     model: str
     is_chat: bool
     load_seconds: float
+    logprobs: LogprobWriter | None
     media_type: str = "application/x-ndjson"
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
@@ -421,6 +424,7 @@ class OllamaWriter:
         (answer,) = completions
         calls = _readable(answer.tool_calls)
         frame = _frame(self.model, self.is_chat, answer.text, calls, answer.reasoning)
+        frame |= self._logprobs(answer.logprobs)
         return frame | self._end(answer.finish_reason, answer.usage, answer.timings)
 
     async def stream(self, answers: Answers) -> AsyncGenerator[bytes, None]:
@@ -431,9 +435,10 @@ class OllamaWriter:
                 continue
             _, chunk = item
             chunks.append(chunk)
-            if chunk.text or chunk.reasoning:
+            logprobs = self._logprobs(chunk.logprobs)
+            if chunk.text or chunk.reasoning or logprobs:
                 frame = _frame(self.model, self.is_chat, chunk.text, thinking=chunk.reasoning)
-                yield line(frame | {"done": False})
+                yield line(frame | logprobs | {"done": False})
             if chunk.finish_reason is not None and chunk.usage is not None and chunk.timings is not None:
                 calls = _readable(join(chunks).tool_calls)
                 if calls:
@@ -444,6 +449,10 @@ class OllamaWriter:
     def error(self, error: ApiError) -> bytes:
         """Write an error as the last line."""
         return line(error.ollama)
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        written = [] if self.logprobs is None else self.logprobs.write(tokens)
+        return {"logprobs": written} if written else {}
 
     def _end(self, reason: str, usage: Usage, timings: Timings) -> dict[str, Any]:
         seconds = {"load": self.load_seconds, "prompt_eval": timings.prefill_seconds, "eval": timings.decode_seconds}

@@ -16,19 +16,11 @@ from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
+from edgelm.server.logprobs import LOGPROBS, LogprobWriter, alternatives
 from edgelm.server.model_pool import LoadedModel
-from edgelm.server.sampling_fields import (
-    HARMLESS,
-    MAX_CHOICES,
-    MAX_TOP_LOGPROBS,
-    REFUSED,
-    SAMPLING,
-    generation_config,
-    with_seed,
-)
+from edgelm.server.sampling_fields import HARMLESS, MAX_CHOICES, REFUSED, SAMPLING, generation_config, with_seed
 from edgelm.server.schema import BOOLEAN, TEXT, record, whole
 from edgelm.server.sse import DONE, KEEPALIVE, event
-from edgelm.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from edgelm.generation_config import GenerationConfig
@@ -43,8 +35,7 @@ BODY = record(
         "n": whole(1, MAX_CHOICES),
         "stream": BOOLEAN,
         "stream_options": STREAM_OPTIONS,
-        "logprobs": BOOLEAN,
-        "top_logprobs": whole(0, MAX_TOP_LOGPROBS),
+        **LOGPROBS,
         "modalities": chat_messages.MODALITIES,
     },
     required=("messages",),
@@ -88,9 +79,7 @@ async def create_chat_completion(call: Call) -> Response:
             frame=Frame(
                 model=served.name, kind="chat.completion.chunk" if streaming else "chat.completion", prefix="chatcmpl"
             ),
-            tokenizer=served.model.tokenizer,
-            end_ids=frozenset(served.model.config.eos_token_ids),
-            with_logprobs=bool(body.get("logprobs")),
+            logprobs=LogprobWriter.of(served.model, body),
             with_usage=bool((body.get("stream_options") or {}).get("include_usage")),
         )
         return _jobs(served.model, body), writer
@@ -99,14 +88,11 @@ async def create_chat_completion(call: Call) -> Response:
 
 
 def _jobs(model: LanguageModel, body: Mapping[str, Any]) -> list[Job]:
-    top_logprobs = body.get("top_logprobs", 0)
-    if top_logprobs and not body.get("logprobs"):
-        raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
     config = generation_config(
         model,
         body,
         max_tokens=body.get("max_completion_tokens", body.get("max_tokens")),
-        logprobs=top_logprobs if body.get("logprobs") else None,
+        logprobs=alternatives(body),
         constraint=chat_messages.constraint_of(body.get("response_format")),
     )
     return chat_jobs(model, body, config, effort="reasoning_effort")
@@ -134,12 +120,10 @@ def chat_jobs(model: LanguageModel, body: Mapping[str, Any], config: GenerationC
 
 @dataclass(frozen=True, kw_only=True)
 class ChatWriter:
-    """Write chat completions and their chunks. An end token is nobody's text: its log-probability is left out."""
+    """Write chat completions and their chunks."""
 
     frame: Frame
-    tokenizer: Tokenizer
-    end_ids: frozenset[int]
-    with_logprobs: bool
+    logprobs: LogprobWriter | None
     with_usage: bool
     media_type: str = "text/event-stream"
 
@@ -199,21 +183,7 @@ class ChatWriter:
         return event(self.frame.around([choice], **({"usage": None} if self.with_usage else {})))
 
     def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-        if not self.with_logprobs:
-            return None
-        content = [
-            self._token(token) | {"top_logprobs": [self._token(other) for other in token.alternatives]}
-            for token in tokens
-            if token.id not in self.end_ids
-        ]
-        return {"content": content, "refusal": None}
-
-    def _token(self, token: TokenLogprob) -> dict[str, Any]:
-        return {
-            "token": token.text,
-            "logprob": finite(token.logprob),
-            "bytes": list(self.tokenizer.token_bytes(token.id)),
-        }
+        return None if self.logprobs is None else {"content": self.logprobs.write(tokens), "refusal": None}
 
 
 def _delta(chunk: Chunk) -> dict[str, Any]:
@@ -243,8 +213,3 @@ def usage_of(usages: Sequence[Usage]) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": min((usage.cached_tokens for usage in usages), default=0)},
         "completion_tokens_details": {"reasoning_tokens": sum(usage.reasoning_tokens for usage in usages)},
     }
-
-
-def finite(logprob: float) -> float:
-    """Return a log-probability that JSON can write; OpenAI too has -9999 for the impossible."""
-    return max(logprob, -9999.0)

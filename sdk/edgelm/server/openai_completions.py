@@ -13,8 +13,9 @@ from edgelm.server.answers import MAX_TEXTS, Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
+from edgelm.server.logprobs import finite
 from edgelm.server.model_pool import LoadedModel
-from edgelm.server.openai_chat import STREAM_OPTIONS, Frame, finite
+from edgelm.server.openai_chat import STREAM_OPTIONS, Frame
 from edgelm.server.sampling_fields import HARMLESS, MAX_CHOICES, REFUSED, SAMPLING, generation_config, with_seed
 from edgelm.server.schema import BOOLEAN, TEXT, Schema, listing, record, whole
 from edgelm.server.sse import DONE, KEEPALIVE, event

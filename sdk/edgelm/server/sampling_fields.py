@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 MAX_CHOICES = 8
 MAX_STOPS = 16
-MAX_TOP_LOGPROBS = 20
 _STOP: Schema = {"type": "string", "minLength": 1, "maxLength": 256}
 
 # LM Studio and llama.cpp write -1 for as many as fit.

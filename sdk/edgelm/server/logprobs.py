@@ -1,0 +1,64 @@
+"""Log-probabilities, as OpenAI's chat completions and Ollama's protocol ask for them and have them in answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgelm.completion import TokenLogprob
+from edgelm.server.api_error import ApiError
+from edgelm.server.schema import BOOLEAN, Schema, whole
+from edgelm.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from edgelm.language_model import LanguageModel
+
+LOGPROBS: dict[str, Schema] = {"logprobs": BOOLEAN, "top_logprobs": whole(0, 20)}
+
+
+def alternatives(body: Mapping[str, Any]) -> int | None:
+    """Return how many other tokens a request asks for beside each of the answer's; None: no log-probabilities at all.
+
+    Raises:
+        ApiError: 400, it asks for others without the answer's own.
+    """
+    top_logprobs: int = body.get("top_logprobs", 0)
+    if top_logprobs and not body.get("logprobs"):
+        raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
+    return top_logprobs if body.get("logprobs") else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogprobWriter:
+    """Write the tokens of an answer. An end token is nobody's text: its log-probability is left out."""
+
+    tokenizer: Tokenizer
+    end_ids: frozenset[int]
+
+    @classmethod
+    def of(cls, model: LanguageModel, body: Mapping[str, Any]) -> LogprobWriter | None:
+        """Return the writer of a model's answer; None where the request asks for no log-probabilities."""
+        if not body.get("logprobs"):
+            return None
+        return cls(tokenizer=model.tokenizer, end_ids=frozenset(model.config.eos_token_ids))
+
+    def write(self, tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+        """Return an object for each token."""
+        return [
+            self._token(token) | {"top_logprobs": [self._token(other) for other in token.alternatives]}
+            for token in tokens
+            if token.id not in self.end_ids
+        ]
+
+    def _token(self, token: TokenLogprob) -> dict[str, Any]:
+        return {
+            "token": token.text,
+            "logprob": finite(token.logprob),
+            "bytes": list(self.tokenizer.token_bytes(token.id)),
+        }
+
+
+def finite(logprob: float) -> float:
+    """Return a log-probability that JSON can write; OpenAI too has -9999 for the impossible."""
+    return max(logprob, -9999.0)
