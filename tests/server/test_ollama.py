@@ -148,10 +148,12 @@ def test_fields_that_clients_in_go_always_write_say_nothing_where_they_are_empty
         "template": "",
         "format": "",
         "_debug_render_only": False,
+        "truncate": False,
+        "shift": True,
         "options": OPTIONS | {"tfs_z": 1.0},
     }
     assert serving.post("/api/generate", body | {"prompt": "The sea", **always}).json["response"] == expected
-    always = {"messages": [turn], "_debug_render_only": False}
+    always = {"messages": [turn], "_debug_render_only": False, "truncate": True, "shift": False}
     assert serving.post("/api/chat", body | always).json["message"]["content"] == expected
 
 

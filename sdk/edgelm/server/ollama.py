@@ -111,6 +111,8 @@ _COMMON: dict[str, Schema] = {
     "think": {"anyOf": [BOOLEAN, choice("low", "medium", "high")]},
     **{theirs: _SETTINGS[name] for theirs, name in _OUTSIDE.items()},
 }
+# Beyond the context, --context-shift says what is done.
+_IGNORED = ("user", "truncate", "shift")
 _REFUSED = {"_debug_render_only": "/tokenize shows how a conversation is read."}
 CHAT_BODY = record(
     {
@@ -119,13 +121,13 @@ CHAT_BODY = record(
         **{name: CHAT[name] for name in ("tools", "tool_choice")},
     },
     required=("model", "messages"),
-    ignored=("user",),
+    ignored=_IGNORED,
     refused=_REFUSED,
 )
 GENERATE_BODY = record(
     {**_COMMON, "prompt": TEXT, "suffix": TEXT, "system": TEXT, "raw": BOOLEAN},
     required=("model",),
-    ignored=("user",),
+    ignored=_IGNORED,
     refused=_REFUSED
     | {
         "echo": "/v1/completions has it.",
