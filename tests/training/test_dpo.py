@@ -20,7 +20,7 @@ class Table(nn.Module):
         super().__init__()
         self.logits_VV = nn.Parameter(logits_VV)
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
+    def forward(self, ids_BT: Tensor, _documents_BT: Tensor | None = None) -> Tensor:
         return self.logits_VV[ids_BT]
 
 

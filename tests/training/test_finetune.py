@@ -25,7 +25,7 @@ from tiny_training_runs import (
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from edgelm.config import ModelConfig
+from edgelm.config import ModelConfig, RopeScaling
 from edgelm.errors import ChatTemplateError, CheckpointError, ConfigError, DataError, EdgeLMError, TrainingError
 from edgelm_training.adapter import load_adapter, read_adapter
 from edgelm_training.batches import NO_TARGET
@@ -149,6 +149,33 @@ def test_a_token_counts_alike_in_whatever_piece_it_is(settings: Any, tmp_path: P
     assert losses(tmp_path / "pieces") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
     measured = [[entry.get("validation_loss") for entry in loss_log(tmp_path / name)] for name in ("pieces", "whole")]
     assert measured[0] == pytest.approx(measured[1], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "lengths", "changes"),
+    [
+        ("sft", [(1, 1)], ({"sequence_length": 64}, {"sequence_length": 128})),
+        ("dpo of the whole model", [(1, 1), (1, 9)], ({"grad_accum_steps": 2}, {"grad_accum_steps": 1})),
+    ],
+)
+def test_padding_makes_no_text_a_long_one(
+    name: str, lengths: list[tuple[int, int]], changes: tuple[Any, Any], settings: Any, tmp_path: Path
+) -> None:
+    """LongRoPE turns a text by its length, alone in its row or with padding up to a longer one."""
+    rope = RopeScaling(
+        rope_type="longrope", original_max_position_embeddings=64, short_factor=(1.0,) * 8, long_factor=(4.0,) * 8
+    )
+    base = make_checkpoint(tmp_path / "base", replace(CONFIG, max_position_embeddings=128, rope_scaling=rope))
+    data = tmp_path / "data.jsonl"
+    answer = "completion" if name == "sft" else "chosen"
+    pairs = [{"prompt": "Sea?", answer: "Blue. " * a, "rejected": "Grey. " * b} for a, b in lengths]
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    run = {"model": str(base), "data": (str(data),), "validation_fraction": 0.0, "max_steps": 3}
+    for folder, change in zip("ab", changes, strict=True):
+        finetune(settings(name, folder, global_batch_size=len(pairs), **run, **change))
+
+    # float32 in another order of sums. Measured: 5e-8; by the wrong factors 0.015 and more.
+    assert losses(tmp_path / "a") == pytest.approx(losses(tmp_path / "b"), abs=1e-5)
 
 
 def test_the_log_has_the_tokens_that_were_read_since_the_run_began(

@@ -41,14 +41,17 @@ class Batch:
         texts = (self.ids_BT, self.documents_BT)
         return texts if self.sources_BS is None else (*texts, self.sources_BS)
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device, *, short_context: int | None = None) -> Batch:
         """Return the batch on that device, without documents where each row is one, with or without padding behind it.
 
-        Attention only looks back, so padding at the end of a row changes nothing before it.
+        Attention only looks back, so padding at the end of a row changes nothing before it. With LongRoPE it would: in
+        a row of more than `short_context` tokens, it makes a short text a long one.
         """
         documents_BT = self.documents_BT
         if documents_BT is not None:
-            follows_BT = (documents_BT[:, 1:] == documents_BT[:, :-1]) | (documents_BT[:, 1:] == PADDING)
+            follows_BT = documents_BT[:, 1:] == documents_BT[:, :-1]
+            if short_context is None or self.ids_BT.shape[1] <= short_context:
+                follows_BT |= documents_BT[:, 1:] == PADDING
             if bool(follows_BT.all()):
                 documents_BT = None
         return Batch(

@@ -19,8 +19,7 @@ def count_pairs(batch: Batch) -> int:
 
 def answer_log_probabilities(model: nn.Module, batch: Batch) -> Tensor:
     """Return the log-probability [B] of all tokens of each row that have a target."""
-    # Rows are padded at their ends, which no earlier token sees: attention needs no mask.
-    logits_BTV = model(batch.ids_BT)
+    logits_BTV = model(*batch.inputs)
     # Of the answers alone: float32 logits of the prompts, and their gradient, would be most of what a step holds.
     counted_BT = batch.targets_BT != NO_TARGET
     losses_R = functional.cross_entropy(logits_BTV[counted_BT].float(), batch.targets_BT[counted_BT], reduction="none")

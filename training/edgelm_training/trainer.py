@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgelm.config import ModelConfig
 from edgelm.errors import TrainingError
 from edgelm_training.batches import Batch
 from edgelm_training.device import Device, emulates_bf16
@@ -73,6 +74,8 @@ class Trainer:
             raise SettingError("precision is 'fp16' and parallel 'fsdp', which do not go together: use 'bf16'.")
         self.recipe, self.config = recipe, config
         self.run, self.workers, self.device, self.reporter = run, workers, device, reporter
+        shape = getattr(recipe.model, "config", None)
+        self._short_context = shape.short_context if isinstance(shape, ModelConfig) else None
         self.pieces = split_share(config, workers.world_size, piece_tokens(recipe.model, config, device))
         recipe.model.to(device.device)
         if config.compile:
@@ -232,7 +235,7 @@ class Trainer:
 
     def _loss(self, batch: Batch) -> LossSums:
         with self.device.autocast():
-            return self.recipe.loss(self.model, batch.to(self.device.device))
+            return self.recipe.loss(self.model, batch.to(self.device.device, short_context=self._short_context))
 
     def _update(self) -> float:
         """Clip the gradients, take the optimizers' step, and return the norm that the gradients had."""
