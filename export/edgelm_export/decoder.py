@@ -32,6 +32,7 @@ FLOAT, INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT8
 INT64, INT32 = onnx.TensorProto.INT64, onnx.TensorProto.INT32
 _END = 2**63 - 1
 _ATTENTION_BIAS, _HEAD_SINK = 10, 11  # the places of these inputs in GroupQueryAttention
+_HEAD_MULTIPLE = 8  # of GroupQueryAttention's heads
 BATCH = "batch_size"  # the dimension's name that transformers.js looks for to make the first, empty cache
 
 
@@ -41,6 +42,12 @@ def build_decoder(checkpoint: Checkpoint, precision: Precision, data: ExternalDa
     Raises:
         ExportError: ONNX Runtime's operators cannot compute this config.
     """
+    head_dim = checkpoint.config.head_dim
+    if head_dim % _HEAD_MULTIPLE:
+        raise ExportError(
+            f"head_dim is {head_dim}; ONNX Runtime's GroupQueryAttention takes heads of a multiple of "
+            f"{_HEAD_MULTIPLE}, and rotates those of a multiple of {ROTARY_MULTIPLE}. Train with such a head_dim."
+        )
     return DecoderStack(folded(checkpoint), precision, data).build()
 
 

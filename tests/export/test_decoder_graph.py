@@ -138,9 +138,18 @@ def test_a_tied_head_and_embedding_are_one_tensor_on_disk(tmp_path: Path) -> Non
     assert sizes["untied"] - sizes["tied"] >= 4096 * 32
 
 
-def test_a_head_that_the_operator_cannot_rotate_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"head_dim is 24; .* a multiple of 16"):
-        export(tmp_path, config_with({"head_dim": 24}), "fp32")
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"head_dim": 24}, r"head_dim is 24; .* rotates heads of a multiple of 16"),
+        ({"head_dim": 12, "position": "learned"}, r"head_dim is 12; .* takes heads of a multiple of 8"),
+    ],
+)
+def test_a_head_that_the_operator_cannot_compute_is_refused_by_name(
+    features: dict, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        export(tmp_path, config_with(features), "fp32")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
