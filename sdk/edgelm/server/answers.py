@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from edgelm.batching.generation import count_texts
 from edgelm.completion import Chunk, Completion
 from edgelm.decoding.answer import join
+from edgelm.errors import QueueFullError
 from edgelm.generation_config import GenerationConfig
 from edgelm.server.api_error import ApiError
 from edgelm.structure.reasoning import Reasoning, take_in_turn
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from edgelm.server.metrics import Metrics
     from edgelm.server.model_pool import LoadedModel
 
+_RETRY_SECONDS = 0.1  # of an answer that finds the queue full in the midst of its request
 QUIET_SECONDS = 5.0  # proxies and clients take a connection for dead after some tens of seconds of silence
 # Of what is kept until it is whole, answers that are not streamed and echoes: chunks and log-probabilities, of 0.2 to
 # 0.6 kB.
@@ -128,6 +130,20 @@ class Answers:
             generation.cancel()
         return generation
 
+    async def _submit_in_turn(self, index: int) -> Generation:
+        """Queue one that was not among the first; where other clients took the place of those, as soon as there is one.
+
+        Raises:
+            QueueFullError: there was none before the deadline; and as `start`.
+        """
+        while True:
+            try:
+                return await asyncio.to_thread(self._submit, index)
+            except QueueFullError:
+                if time.monotonic() > self.deadline:
+                    raise
+            await asyncio.sleep(_RETRY_SECONDS)
+
     async def _read(
         self, index: int, turns: asyncio.Semaphore, arrived: asyncio.Queue[tuple[int, Chunk | Exception | None]]
     ) -> None:
@@ -135,7 +151,7 @@ class Answers:
             try:
                 generation = self._running.get(index)
                 if generation is None:
-                    generation = await asyncio.to_thread(self._submit, index)
+                    generation = await self._submit_in_turn(index)
                 async for chunk in _parsed(generation, self.jobs[index]):
                     self.metrics.count_chunk(self.served.name, chunk)
                     await arrived.put((index, chunk))

@@ -1,0 +1,54 @@
+"""Answers, without a server: several of one request, in an engine that others use too."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgelm import Engine, EngineOptions, GenerationConfig
+from edgelm.errors import QueueFullError
+from edgelm.language_model import LanguageModel
+from edgelm.server.answers import Answers, Job
+
+
+def taken(engine: Engine, when: tuple[int, ...]) -> tuple[Any, list[int]]:
+    """Return an engine whose places others take whenever one of these calls comes, and the calls that came."""
+    calls: list[int] = []
+
+    def submit(*arguments: Any, **named: Any) -> Any:
+        calls.append(len(calls))
+        if calls[-1] in when:
+            raise QueueFullError("Full.")
+        return engine.submit(*arguments, **named)
+
+    return SimpleNamespace(submit=submit), calls
+
+
+def answers_of(engine: Any, seconds: float) -> Answers:
+    served: Any = SimpleNamespace(engine=engine, max_batch=1, name="tiny")
+    metrics: Any = SimpleNamespace(count_chunk=lambda *_: None)
+    jobs = [Job(prompt_ids=[5, 6, 7], config=GenerationConfig(max_new_tokens=2)) for _ in range(2)]
+    return Answers(served, jobs, time.monotonic() + seconds, metrics)
+
+
+def test_an_answer_whose_place_others_took_waits_for_the_next(tiny: LanguageModel) -> None:
+    with Engine(tiny, EngineOptions(max_batch=1, max_queue=0)) as engine:
+        full, calls = taken(engine, when=(1, 2))
+        answers = answers_of(full, seconds=60)
+        answers.start()
+        first, second = asyncio.run(answers.completions())
+    assert first.text == second.text
+    assert len(calls) == 4
+
+
+def test_a_place_is_waited_for_no_longer_than_a_request_may_take(tiny: LanguageModel) -> None:
+    with Engine(tiny, EngineOptions(max_batch=1, max_queue=0)) as engine:
+        full, _ = taken(engine, when=tuple(range(1, 1000)))
+        answers = answers_of(full, seconds=0.2)
+        answers.start()
+        with pytest.raises(QueueFullError):
+            asyncio.run(answers.completions())
