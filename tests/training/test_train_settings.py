@@ -113,8 +113,8 @@ def test_a_value_out_of_range_is_an_error(name: str) -> None:
 
 # Each number, with values that are just outside of what it can be.
 COUNTS = (
-    "max_steps", "sequence_length", "global_batch_size", "micro_batch_size", "grad_accum_steps", "threads",
-    "save_every", "keep_last", "eval_rows", "sample_tokens", "log_every",
+    "max_steps", "sequence_length", "global_batch_size", "micro_batch_size", "grad_accum_steps", "save_every",
+    "keep_last", "eval_rows", "sample_tokens", "log_every",
 )  # fmt: skip
 AMOUNTS = ("warmup_steps", "weight_decay", "adam_epsilon", "grad_clip", "z_loss", "eval_every", "sample_every")
 SHARES = ("decay_fraction", "min_learning_rate_ratio", "teacher_weight")
@@ -124,7 +124,7 @@ OUTSIDE: dict[str, tuple[float, ...]] = (
     | dict.fromkeys(SHARES, (-0.1, 1.1))
     | dict.fromkeys(("beta1", "beta2", "momentum"), (-0.1, 1.0))
     | {"seed": (-1, 2**32 + 1), "learning_rate": (0, 11), "sample_temperature": (-0.1, 101)}
-    | {"teacher_temperature": (0.001, 101)}
+    | {"teacher_temperature": (0.001, 101), "threads": (0, 1025)}
 )
 
 

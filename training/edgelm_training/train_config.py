@@ -141,7 +141,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "z_loss": _AMOUNT,
     "teacher_weight": (0, 1),
     "teacher_temperature": (0.01, 100),
-    "threads": _COUNT,
+    "threads": (1, 1024),
     "save_every": _COUNT,
     "keep_last": _COUNT,
     "eval_every": _AMOUNT,
