@@ -325,6 +325,11 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_suffer(
     assert pretrain({"output": str(run)}, resume=True).step == 8
 
 
+def test_it_says_what_is_no_number_where_the_loss_of_the_text_is_one(tiny_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"^The z_loss is inf at step 1\."):
+        pretrain(settings(tiny_shards, tmp_path / "run", z_loss=1e38))
+
+
 def test_a_gradient_that_is_no_number_stops_too(
     tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,8 +181,9 @@ class Trainer:
         sums, bad_pieces = self._gradients(step, batches, max(count, 1))
         values = self.workers.sum(torch.stack([*sums.values()]))
         reported = dict(zip(sums, (values / max(count, 1)).tolist(), strict=True))
-        if not all(map(math.isfinite, reported.values())):
-            self._fail(step, f"The loss is {reported['loss']}", bad_pieces)
+        for name, value in reported.items():
+            if not math.isfinite(value):
+                self._fail(step, f"The {name} is {value}", bad_pieces)
         grad_norm = self._update()
         # With a scaler a gradient beyond float16 is usual: the step is left out, and the scale made smaller.
         if not math.isfinite(grad_norm) and not self.scaler.is_enabled():
