@@ -18,7 +18,7 @@ from edgelm.cli.generation_options import (
     provider_option,
     threads_option,
 )
-from edgelm.cli.output import clean_text, is_terminal, printable
+from edgelm.cli.output import clean_text, is_terminal, piped_lines, printable
 from edgelm.cli.progress import status
 from edgelm.cli.think_option import think_option, think_variables
 from edgelm.cli.thinking import show_thinking
@@ -148,7 +148,7 @@ def _answer_lines(
 ) -> Iterator[None]:
     """Answer each line of standard input, and yield after each."""
     on_terminal = is_terminal(sys.stdout)
-    turns = (line.strip() for line in sys.stdin or () if line.strip())
+    turns = (line.strip() for line in piped_lines() if line.strip())
     for number, turn in enumerate(turns):
         if number:
             click.echo()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
 
 import click
@@ -24,6 +25,15 @@ CLEAR_LINE = "\r\x1b[K"
 def is_terminal(stream: TextIO | None) -> bool:
     """Tell whether somebody looks at a standard stream; Python has None for one that is closed."""
     return stream is not None and stream.isatty()
+
+
+def piped_lines() -> Iterator[str]:
+    """Yield the lines of standard input; none where it is closed, or open for writing alone, as nohup leaves it."""
+    try:
+        yield from sys.stdin or ()
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
 
 
 def columns_of_stderr() -> int:

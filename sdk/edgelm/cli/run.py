@@ -21,7 +21,7 @@ from edgelm.cli.generation_options import (
     provider_option,
     threads_option,
 )
-from edgelm.cli.output import clean_text, is_terminal, printable, timing_line
+from edgelm.cli.output import clean_text, is_terminal, piped_lines, printable, timing_line
 from edgelm.cli.progress import status
 from edgelm.cli.think_option import think_option, think_variables
 from edgelm.cli.thinking import show_thinking
@@ -120,9 +120,7 @@ def run(
 
 
 def _whole_prompt(model: str, prompt: str | None) -> str:
-    piped = ""
-    if sys.stdin is not None and not sys.stdin.isatty():
-        piped = sys.stdin.read().strip("\n")
+    piped = "" if is_terminal(sys.stdin) else "".join(piped_lines()).strip("\n")
     parts = [part for part in (clean_text(prompt or ""), piped) if part.strip()]
     if not parts:
         raise click.UsageError(
