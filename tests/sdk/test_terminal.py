@@ -219,6 +219,20 @@ def test_history_comes_back_newest_first_and_several_chats_share_it(tmp_path):
     assert list(TypedHistory(path).load_history_strings()) == ["漢字 \udcff", "one\ntwo"]
 
 
+def test_a_history_that_cannot_be_read_is_left_alone(tmp_path, monkeypatch):
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(b'"first"\n')  # by root, say, for whom no other may read it
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(path), "read_bytes", refuse)
+        with pytest.raises(PermissionError):
+            TypedHistory(path)
+    assert list(TypedHistory(path).load_history_strings()) == ["first"]
+
+
 def test_history_is_bounded_and_passes_over_what_is_no_entry(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_bytes(b"not json\n5\n" + b"[" * 100_010 + b'\n"first"\n' + b'"%s"\n' % (b"x" * 100) * 9_209)

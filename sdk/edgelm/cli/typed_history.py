@@ -22,7 +22,7 @@ class TypedHistory(History):
     Each change replaces the file as a whole, so that a crash leaves the old one or the new one.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,7 +53,7 @@ class TypedHistory(History):
     def _read(self) -> bytes:
         try:
             return self._path.read_bytes()
-        except OSError:
+        except FileNotFoundError:  # any other error must not make an empty history of it
             return b""
 
     def _change(self, entry: bytes) -> None:
