@@ -10,6 +10,7 @@ from scripted_chat import FakeScreen, converse, load
 
 import edgelm
 from edgelm.chat_session import ChatSession
+from edgelm.cli import chat as chat_module
 from edgelm.cli.conversation import Conversation
 from edgelm.cli.kept_session import KeptSession
 from edgelm.cli.main import main
@@ -156,6 +157,17 @@ def test_a_pipe_goes_on_with_a_kept_conversation_and_keeps_it():
     assert result.exit_code == 0, result.output
     session = SavedSessions().describe("hello")
     assert (session.messages, session.cache_size > 0) == (4, True)
+
+
+def test_a_pipe_says_by_which_name_it_keeps_what_another_chat_went_on_with(monkeypatch):
+    def while_another_speaks(*arguments, answer=chat_module._answer_lines):
+        kept_by_the_tiny_model()
+        yield from answer(*arguments)
+
+    kept_by_the_tiny_model()
+    monkeypatch.setattr(chat_module, "_answer_lines", while_another_speaks)
+    result = chat_command(str(tiny_model_path()), "--resume", "--max-new-tokens", "3", stdin="And?\n")
+    assert result.stderr == "hello was changed by another chat; this one is kept as hello-2.\n"
 
 
 def test_in_a_pipe_a_command_is_said_as_it_stands():

@@ -114,8 +114,9 @@ def chat(
         Conversation(session, settings, Terminal(), load_model, kept, think).run()
         return
     for _ in _answer_lines(session, config, variables):
-        if resumed is not None:
-            kept.keep(session)
+        remark = None if resumed is None else kept.keep(session)
+        if remark is not None:
+            click.echo(remark, err=True)
     if resumed is not None:
         kept.finish(session)
 
