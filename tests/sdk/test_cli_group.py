@@ -141,6 +141,7 @@ def failing_with(error: BaseException) -> click.Command:
     ("error", "code", "message"),
     [
         (DownloadError("The line is dead."), 1, "error: The line is dead.\n"),
+        (DownloadError("No \x1b]0;title\a in\n  a hub's name"), 1, "error: No ]0;title in\n  a hub's name\n"),
         (KeyboardInterrupt(), 130, ""),
         (click.UsageError("Not like this."), 2, "Error: Not like this.\n"),
     ],

@@ -97,7 +97,7 @@ def test_raw_continues_the_prompt_without_the_template(says_sea):
 def test_a_package_without_a_template_gets_the_plain_prompt(tmp_path):
     package = shutil.copytree(tiny_model_path(), tmp_path / "plain")
     (package / "chat_template.jinja").unlink()
-    manifest = json.loads((package / "edgelm.json").read_text()) | {"manifest_sha256": None}
+    manifest = json.loads((package / "edgelm.json").read_text()) | {"manifest_sha256": None, "name": "tiny-\arandom"}
     manifest["files"] = [entry for entry in manifest["files"] if entry["path"] != "chat_template.jinja"]
     (package / "edgelm.json").write_text(json.dumps(manifest))
     plain = json.loads(run(str(package), "Once", "--json", "--max-new-tokens", "5").stdout)

@@ -16,7 +16,7 @@ DRAWN = """
 from edgelm.cli.progress import progress_line
 
 with progress_line() as progress:
-    for label in ("weights", "Downloading smollm2-135m-instruct"):
+    for label in ("weights", "Down\x1b[1;1H\x9b2Jloading smollm2-135m-instruct"):
         for done in range(4):
             progress(label, done, 3)
 """

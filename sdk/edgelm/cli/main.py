@@ -21,6 +21,7 @@ from click.shell_completion import CompletionItem
 
 from edgelm._version import __version__
 from edgelm.cli.config_file import ConfigFile, name_variables
+from edgelm.cli.output import printable
 from edgelm.cli.termination import unwinding
 from edgelm.cli.wrong_usage import where_set, wrong_usage
 from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError
@@ -37,7 +38,8 @@ class ReportedError(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print `error: …` on standard error."""
-        message = click.style("error: ", fg="red", bold=True) + self.format_message()
+        # It may hold names that a package or a hub has chosen.
+        message = click.style("error: ", fg="red", bold=True) + printable(self.format_message())
         click.echo(message, file=file, err=True, color=self.show_color)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgelm.cli.output import CLEAR_LINE, columns_of_stderr, is_terminal
+from edgelm.cli.output import CLEAR_LINE, columns_of_stderr, is_terminal, one_line
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
@@ -50,7 +50,7 @@ class ProgressLine:
             self.close()
             self._label = label
             columns = columns_of_stderr()
-            shown = label[: max(columns - _AROUND - 1, 1)]
+            shown = one_line(label)[: max(columns - _AROUND - 1, 1)]
             width = max(min(_BAR, columns - _AROUND - len(shown)), 1)
             self._bar = click.progressbar(length=total, label=shown, width=width, file=sys.stderr)
             self._bar.render_progress()

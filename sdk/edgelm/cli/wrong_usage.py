@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import click
 from click.core import ParameterSource
 
+from edgelm.cli.output import printable
 from edgelm.errors import ConfigError
 
 
@@ -33,7 +34,8 @@ def refused(message: str, *names: str) -> click.UsageError:
     context = click.get_current_context()
     sources = {context.get_parameter_source(name) for name in names}
     is_elsewhere = bool(sources & {ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT})
-    return click.UsageError(f"{message} {where_set(context)}" if is_elsewhere else message)
+    shown = printable(message)  # it may hold the name that a package has chosen
+    return click.UsageError(f"{shown} {where_set(context)}" if is_elsewhere else shown)
 
 
 def where_set(context: click.Context) -> str:
