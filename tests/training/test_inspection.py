@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click import ClickException
 from click.testing import CliRunner, Result
 from make_tiny_model import CONFIG, make_checkpoint
 
@@ -193,11 +194,11 @@ def run(*arguments: object, text: str | None = None) -> Result:
 
 
 def test_the_command_writes_the_page(checkpoint: Path, tmp_path: Path) -> None:
-    result = run(checkpoint, TEXT, "-o", tmp_path / "page.html", "--threads", 1)
+    result = run(checkpoint, f"{TEXT}\udcff", "-o", tmp_path / "page.html", "--threads", 1)
 
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(tmp_path / "page.html")
-    assert "".join(page_data((tmp_path / "page.html").read_text())["tokens"]) == TEXT
+    assert "".join(page_data((tmp_path / "page.html").read_text())["tokens"]) == rf"{TEXT}\xef\xbf\xbd"  # U+FFFD
 
 
 def test_a_long_text_is_cut_and_says_so(checkpoint: Path, tmp_path: Path) -> None:
@@ -223,9 +224,14 @@ def test_a_page_that_cannot_be_written_is_named(checkpoint: Path, tmp_path: Path
     assert "page.html cannot be written: No such file or directory." in result.stderr
 
 
-def test_a_text_without_tokens_is_refused(checkpoint: Path, tokenizer: Tokenizer) -> None:
+def test_a_text_without_tokens_is_refused(
+    checkpoint: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ContextLengthError, match="The text has no tokens; there is nothing to look at"):
         inspect_text(load_checkpoint(checkpoint), tokenizer, [])
+    monkeypatch.setattr("sys.stdin", None)  # as Python has it where standard input is closed
+    with pytest.raises(ClickException, match="The text has no tokens"):
+        main.main(["inspect", str(checkpoint), "-"], standalone_mode=False)
 
 
 def test_the_page_works_with_the_keyboard_in_both_themes(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from edgelm.cli.generation_options import threads_option
+from edgelm.cli.output import clean_text, piped_lines
 from edgelm.cli.progress import status
 from edgelm.errors import CheckpointError
 
@@ -52,7 +52,7 @@ def inspect(
     with status("Running"):
         where = choose_device(TrainConfig(device=device, precision="fp32", threads=threads)).device
         tokenizer, loaded = Tokenizer.load(model), load_checkpoint(model).to(where)
-        ids = tokenizer.encode_prompt(sys.stdin.read() if text == "-" else text)
+        ids = tokenizer.encode_prompt("".join(piped_lines()) if text == "-" else clean_text(text))
         inspection = inspect_text(loaded, tokenizer, ids[:max_tokens], guesses=guesses)
         page = inspection_page(inspection, model=model.resolve().name, cut=max(0, len(ids) - max_tokens))
     try:
