@@ -177,6 +177,17 @@ def test_little_memory_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setattr(available_memory, "_MEMORY_INFO", tmp_path / "meminfo")
     ((state, found, _),) = doctor._check_memory()
     assert (state, found) == ("warning", "0.5 GB are free.")
+    assert available_memory.available_memory() == 500_000 * 1024
+
+
+@pytest.mark.parametrize("text", ["MemTotal:  1000 kB\n", None])
+def test_memory_that_the_system_does_not_tell_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None
+) -> None:
+    if text is not None:  # as Linux before 3.14 has it
+        (tmp_path / "meminfo").write_text(text)
+    monkeypatch.setattr(available_memory, "_MEMORY_INFO", tmp_path / "meminfo")
+    assert list(doctor._check_memory()) == [("ok", "How much is free is not known on this system.", None)]
 
 
 @pytest.mark.parametrize(

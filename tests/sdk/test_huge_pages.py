@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgelm.memory import huge_pages
+from edgelm.memory import huge_pages, pagemap
 from edgelm.memory.pagemap import Pagemap
 
 SIZE = 32 << 20
@@ -62,6 +62,11 @@ def test_a_hole_in_new_memory_stays_empty():
         assert pages.own(start + SIZE // 2 + (2 << 20), start + SIZE).mean() < 0.1
 
 
+def test_all_of_it_moves_where_the_system_does_not_say_what_is_in_use(monkeypatch, tmp_path):
+    monkeypatch.setattr(pagemap, "_PAGEMAP", tmp_path / "none")
+    assert list(huge_pages._filled(2 << 20, 6 << 20)) == [2 << 20, 4 << 20]
+
+
 def test_nothing_new_needs_no_thread():
     assert huge_pages.move_new_mappings(huge_pages.large_mappings()) is None
 
@@ -75,6 +80,8 @@ def test_zeros_are_arrays_of_their_own(capacity):
     for i, array in enumerate(arrays):
         array[:] = i
     assert [(array.min(), array.max()) for array in arrays] == [(i, i) for i in range(6)]
+    if capacity > 3 and hasattr(mmap, "MADV_HUGEPAGE"):
+        assert arrays[0].ctypes.data % (2 << 20) == 0
 
 
 @pytest.mark.usefixtures("_huge_pages_on_demand")

@@ -1,10 +1,13 @@
-"""The allocator gives arrays back when it was told to; measured in a process of its own, since the setting stays."""
+"""The allocator gives memory back where it is told to; measured in processes of their own, as what it is told stays."""
 
+import ctypes
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from edgelm.memory import malloc
 
 # Holes between small arrays that stay: 32 arrays of 4 MB, freed, behind a larger one that raised glibc's own bound.
 PROGRAM = """
@@ -35,3 +38,36 @@ def test_freed_arrays_leave_memory_where_small_ones_between_them_stay() -> None:
     # 1 MB of small arrays stays; 128 MB of holes do where nobody told the allocator.
     assert grown["told"] < 10
     assert grown["left alone"] > 100
+
+
+# 100 MB below one that stays.
+FREED = """
+import sys
+from edgelm.memory.malloc import return_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+before = resident()
+blocks = [b"x" * (100_000 + i) for i in range(1000)]
+del blocks[:-1]
+if sys.argv[1] == "told":
+    return_freed_memory()
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_freed_memory_is_given_back() -> None:
+    grown = {}
+    for how in ("told", "left alone"):
+        done = subprocess.run([sys.executable, "-c", FREED, how], capture_output=True, text=True, check=True)
+        grown[how] = float(done.stdout)
+    assert grown["told"] < 10
+    assert grown["left alone"] > 50
+
+
+def test_another_allocator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())  # as musl's library: it has neither function
+    malloc.return_freed_memory()
+    malloc.map_arrays_from(1 << 20)

@@ -155,7 +155,7 @@ def test_a_graph_of_another_model_is_refused() -> None:
         DecoderSession(tiny_model_path(), more_layers)
 
 
-@pytest.mark.parametrize("threads", [0, 1.5, "2", 10**11])
+@pytest.mark.parametrize("threads", [0, 1.5, "2", True, 10**11])
 def test_threads_must_be_a_sensible_number(threads: int) -> None:
     with pytest.raises(ConfigError, match=r"threads is .* from 1 to 1024"):
         SessionOptions(threads=threads)

@@ -282,7 +282,7 @@ def test_what_is_no_list_of_texts_is_not_encoded(tokenizer: Tokenizer) -> None:
 def test_a_text_is_not_decoded(tokenizer: Tokenizer) -> None:
     with pytest.raises(TokenizerError, match="decode takes token ids; this is the text 'sea'"):
         tokenizer.decode("sea")  # type: ignore[arg-type]
-    for ids in ([1.5], ["sea"], b"sea", None, 5):
+    for ids in ([1.5], ["sea"], b"sea", bytearray(b"sea"), None, 5):
         with pytest.raises(TokenizerError, match=r"is neither a text nor a list of token ids\."):
             tokenizer.decode(ids)  # type: ignore[arg-type]
 
