@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import socket
 import threading
@@ -18,6 +19,7 @@ from edgelm.library.download import download
 from edgelm.library.fetch_options import FetchOptions
 from edgelm.library.hub_source import HubSource
 from edgelm.library.remote_file import RemoteFile
+from edgelm.testing import tiny_model_path
 
 OK, BODY = b"HTTP/1.1 200 OK\r\n", b"\r\nhello"
 REDIRECT = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: "
@@ -107,6 +109,20 @@ def test_a_hub_that_lists_what_is_no_file_is_refused(
     with pytest.raises(DownloadError, match=r"which is not a commit|which is no file"):
         HubSource.parse("hf:a/b").fetch(tmp_path / "staging", FetchOptions())
     assert [path.name for path in tmp_path.rglob("*")] == ["staging"]
+
+
+@pytest.mark.parametrize("name", ["..\\outside.exe", "C:outside.exe", "C:outside.safetensors", "..", "a\x1bb"])
+def test_a_file_that_windows_would_put_elsewhere_is_refused(name: str, hub: LoopbackServer, tmp_path: Path) -> None:
+    files = {"config.json": b"{}", name: b"x"}
+    if not name.endswith(".safetensors"):  # a package, which lists it
+        manifest = json.loads((tiny_model_path() / "edgelm.json").read_text()) | {"manifest_sha256": None}
+        manifest["files"] = [{"path": name, "size": 1, "sha256": hashlib.sha256(b"x").hexdigest()}]
+        files["edgelm.json"] = json.dumps(manifest).encode()
+    hub.add_repository("a/b", files)
+
+    with pytest.raises(DownloadError, match=r"of a/b is not a plain file name; do not trust this repository\."):
+        HubSource.parse("hf:a/b").fetch(tmp_path, FetchOptions())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "edgelm.json"]
 
 
 @pytest.mark.parametrize("card", [5, "mit", ["mit"], {"license": ["mit"]}, {"license": {"a": 1}}])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from edgelm.library.download import download, missing_bytes
 from edgelm.library.fetch_options import FetchOptions
 from edgelm.library.hub_token import hub_token
 from edgelm.library.remote_file import RemoteFile
-from edgelm.package.manifest import FILE_NAME, SIGNATURE_NAME, Manifest
+from edgelm.package.manifest import FILE_NAME, SIGNATURE_NAME, Manifest, is_plain_name
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
@@ -124,6 +124,7 @@ class HubSource:
         arrived: set[Path] = set()
 
         def bring(paths: Sequence[str], package_of: int) -> None:
+            self._refuse_odd_names(paths)
             remotes = {
                 folder / _place(path): _remote_file(
                     url=hf_hub_url(self.repo, path, revision=info.sha),
@@ -203,6 +204,14 @@ class HubSource:
             "to a token that may read it (or log in: hf auth login)."
         )
         return {401: gated, 403: gated, 404: "The repository changed meanwhile: run the same command again."}
+
+    def _refuse_odd_names(self, paths: Iterable[str]) -> None:
+        """Refuse what Windows would put elsewhere: it parts folders by `\\`, and `C:` is a drive."""
+        for path in paths:
+            if not all(map(is_plain_name, _place(path).split("/"))):
+                raise DownloadError(
+                    f"{path!r:.80} of {self.repo} is not a plain file name; do not trust this repository."
+                )
 
     def _listed(self, folder: Path, there: Collection[str]) -> list[str]:
         """Name the files that the package's manifest lists; whatever else is there, such as its card, is no part."""

@@ -199,7 +199,7 @@ class Manifest:
         listed: set[str] = set()
         for entry in self.files:
             name = entry.path
-            if not name.isprintable() or not _PLAIN_NAME.fullmatch(name) or name in (FILE_NAME, SIGNATURE_NAME):
+            if not is_plain_name(name) or name in (FILE_NAME, SIGNATURE_NAME):
                 raise PackageError(f"{folder / FILE_NAME} lists {name!r}, which is not a plain file name.")
             if name.casefold() in listed:  # one file where the disk does not tell case apart
                 raise PackageError(f"{folder / FILE_NAME} lists {name!r} twice.")
@@ -237,6 +237,11 @@ def _check_figures(quality: Quality) -> None:
     for name, value in dataclasses.asdict(quality).items():
         if value is not None and (not abs(value) < _LARGEST_FIGURE or ("perplexity" in name and value <= 0)):
             raise TypeError(f"{name} is {value!r:.60}")
+
+
+def is_plain_name(name: str) -> bool:
+    """Tell whether a file of this name lies in the folder that it is put into, on every system."""
+    return name.isprintable() and _PLAIN_NAME.fullmatch(name) is not None
 
 
 def check_hash(folder: Path, entry: FileEntry) -> None:
