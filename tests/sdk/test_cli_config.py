@@ -214,17 +214,18 @@ def test_a_user_without_a_home_has_no_file_and_what_needs_none_runs(monkeypatch)
 def test_config_shows_what_is_set_and_from_where(monkeypatch):
     path = config_path()
     assert edgelm("config").stdout == f"{path} (not written yet)\n"
-    write('[probe]\nstop = ["a"]\napi_key = "very secret"\n[group.inner]\nsize = 7\n')
+    write('[probe]\nstop = ["a"]\napi_key = "very secret"\ntemperature = inf\n[group.inner]\nsize = 7\n')
     monkeypatch.setenv("EDGELM_PROBE_PORT", "81")
     lines = edgelm("config").stdout.splitlines()
     assert lines[0] == str(path)
     assert [line.split() for line in lines[1:]] == [
         ["group.inner.size", "7", "file"],
+        ["probe.temperature", '"inf"', "file"],
         ["probe.port", '"81"', "environment", "($EDGELM_PROBE_PORT)"],
         ["probe.stop", '["a"]', "file"],
         ["probe.api_key", '"(hidden)"', "file"],
     ]
-    facts = json.loads(edgelm("config", "--json").stdout)
+    facts = json.loads(edgelm("config", "--json").stdout, parse_constant=pytest.fail)
     assert (facts["path"], facts["exists"]) == (str(path), True)
     assert facts["settings"][0] == {
         "command": "group.inner", "name": "size", "value": 7, "source": "file", "variable": "EDGELM_GROUP_INNER_SIZE",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -107,6 +108,8 @@ def _settings(root: click.Context, file: ConfigFile, only: str | None) -> Iterat
 def _settings_of(name: str, command: click.Command, context: click.Context) -> Iterator[Setting]:
     for key, parameter in settings(command).items():
         value, source = parameter.consume_value(context, {})
+        if isinstance(value, float) and not math.isfinite(value):
+            value = str(value)  # JSON has no word for it
         is_known = isinstance(value, (str, int, float, list, tuple))
         yield Setting(
             command=name,
