@@ -168,6 +168,18 @@ def test_a_saved_chat_is_loaded_whole(tmp_path):
     ]
 
 
+def test_a_chat_takes_the_place_of_an_older_one_and_of_nothing_else(tmp_path):
+    notes, old = tmp_path / "notes.md", tmp_path / "old.json"
+    notes.write_text("Mine.\n")
+    old.touch()
+    chat = converse(f"/save {old}", "Hello", f"/save {old}", f"/save {notes}")
+    assert len(json.loads(old.read_text())["messages"]) == 2
+    assert chat.screen.warnings == [
+        f"error: {notes} exists and is no chat that /save wrote; it is left alone. Choose another file."
+    ]
+    assert notes.read_text() == "Mine.\n"
+
+
 @pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize(
     ("content", "message"),

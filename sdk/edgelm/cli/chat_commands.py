@@ -240,6 +240,8 @@ def _save(chat: Conversation, argument: str) -> None:
     saved = {"model": chat.model.name, "system": chat.session.system, "messages": chat.session.messages}
     try:
         path = Path(argument).expanduser()
+        if path.is_file() and path.stat().st_size and not _is_chat(path):
+            raise ConfigError(f"{path} exists and is no chat that /save wrote; it is left alone. Choose another file.")
         atomic.write_text(path, json.dumps(saved, indent=2, ensure_ascii=False) + "\n")
     except (OSError, ValueError, RuntimeError) as error:  # no such home, no name for a file, a disk that is full
         raise ConfigError(f"Cannot write {argument}: {str(error).rstrip('.')}.") from error
@@ -249,19 +251,9 @@ def _save(chat: Conversation, argument: str) -> None:
 def _load(chat: Conversation, argument: str) -> None:
     try:
         path = Path(argument).expanduser()
-        text = read_text(path, _LARGEST_CHAT)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not a chat that /save wrote.") from error
+        messages, system = _read_chat(path)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"Cannot read {argument}: {str(error).rstrip('.')}.") from error
-    try:
-        saved = json.loads(text)
-        messages, system = list(saved["messages"]), saved.get("system")
-        json.dumps([messages, system], ensure_ascii=False).encode("utf-8")  # halves of characters are no text
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} is not a chat that /save wrote.") from error
-    if not all(isinstance(message, dict) for message in messages) or not isinstance(system, (str, type(None))):
-        raise ConfigError(f"{path} is not a chat that /save wrote.")
     session = ChatSession(chat.model, system)
     session.restore(messages)
     chat.leave()
@@ -270,6 +262,31 @@ def _load(chat: Conversation, argument: str) -> None:
     chat.attachments.clear()
     chat.keep()
     chat.screen.note(f"Loaded {len(messages)} messages from {path}.")
+
+
+def _read_chat(path: Path) -> tuple[list[Any], str | None]:
+    """Return the messages and the system message of a file that /save wrote; ConfigError: it is another."""
+    try:
+        text = read_text(path, _LARGEST_CHAT)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a chat that /save wrote.") from error
+    try:
+        saved = json.loads(text)
+        messages, system = list(saved["messages"]), saved.get("system")
+        json.dumps([messages, system], ensure_ascii=False).encode("utf-8")  # halves of characters are no text
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not a chat that /save wrote.") from error
+    if not all(isinstance(message, dict) for message in messages) or not isinstance(system, (str, type(None))):
+        raise ConfigError(f"{path} is not a chat that /save wrote.")
+    return messages, system
+
+
+def _is_chat(path: Path) -> bool:
+    try:
+        _read_chat(path)
+    except ConfigError:
+        return False
+    return True
 
 
 def _retry(chat: Conversation, _argument: str) -> None:
