@@ -153,6 +153,21 @@ def test_what_ends_a_command_has_its_exit_code(monkeypatch, error, code, message
     assert result.stderr.endswith(message)
 
 
+def test_an_interrupt_at_a_question_ends_with_130_and_a_no_with_1(monkeypatch):
+    @click.command("ask")
+    def ask() -> None:
+        click.confirm("Really?", abort=True)
+
+    def interrupted(_prompt: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main_module.LazyGroup, "get_command", lambda *_: ask)
+    assert CliRunner().invoke(main, ["ask"], input="n\n").exit_code == 1
+    monkeypatch.setattr("click.termui.visible_prompt_func", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        main.main(["ask"])
+
+
 def test_an_unknown_command_or_option_is_wrong_usage():
     assert CliRunner().invoke(main, ["chatt"]).exit_code == 2
     assert CliRunner().invoke(main, ["list", "--nope"]).exit_code == 2

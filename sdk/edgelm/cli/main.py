@@ -120,6 +120,11 @@ class LazyGroup(click.Group):
             raise _naming_the_environment(error) from None
         except KeyboardInterrupt:
             raise SystemExit(EXIT_INTERRUPTED) from None
+        except click.Abort as error:
+            if not _has_cause(error, KeyboardInterrupt):  # the answer was no, or there was none
+                raise
+            click.echo("Aborted!", err=True)
+            raise SystemExit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
             # Whoever read us has left.
             _discard_output()
