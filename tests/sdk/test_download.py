@@ -7,7 +7,9 @@ import os
 import random
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -261,22 +263,31 @@ def test_several_connections_bring_one_file_in_pieces(server, remote, target, pi
     assert os.listdir(target.parent) == [target.name]
 
 
-def test_no_connection_has_the_file_open_when_it_gets_its_name(server, remote, target, pieces_of_100_kb, monkeypatch):
-    next_piece, hand_over = piecewise._Pieces._next, piecewise._Pieces.hand_over
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_no_connection_has_the_file_open_when_it_is_renamed_or_deleted(
+    server, remote, target, pieces_of_100_kb, monkeypatch, knows_ranges
+):
+    next_piece = piecewise._Pieces._next
     at_work: list[threading.Thread] = []
 
-    def slow_to_end(pieces: piecewise._Pieces) -> int | None:
+    def slow_but_for_the_first(pieces: piecewise._Pieces) -> int | None:
         index = next_piece(pieces)
-        if index is None:
-            time.sleep(0.1)
+        if index != 0:
+            time.sleep(0.05)
         return index
 
-    def counted(pieces: piecewise._Pieces, part: Path) -> None:
-        at_work.extend(thread for thread in threading.enumerate() if "_work" in thread.name)
-        hand_over(pieces, part)
+    def counted(change: Callable[..., None]) -> Callable[..., None]:
+        def counting(path: Path, *arguments: Any, **options: Any) -> None:
+            if str(path).endswith(".pieces"):
+                at_work.extend(thread for thread in threading.enumerate() if "_work" in thread.name)
+            change(path, *arguments, **options)
 
-    monkeypatch.setattr(piecewise._Pieces, "_next", slow_to_end)
-    monkeypatch.setattr(piecewise._Pieces, "hand_over", counted)
+        return counting
+
+    monkeypatch.setattr(piecewise._Pieces, "_next", slow_but_for_the_first)
+    for name in ("replace", "unlink"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+    server.knows_ranges = knows_ranges
     download(remote, target, connections=3)
     assert target.read_bytes() == CONTENT
     assert at_work == []

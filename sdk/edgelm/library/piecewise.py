@@ -85,6 +85,7 @@ class _Pieces:
         self.received = sum(self._length(index) for index in done)
         self._lock, self._stopped, self._workers = threading.Lock(), threading.Event(), 0
         self._events: queue.Queue[int | Exception] = queue.Queue()
+        self._threads: list[threading.Thread] = []
 
     def _read_journal(self) -> set[int]:
         """Return the pieces that are whole; what was written before a loss of power, the file's hash judges."""
@@ -109,8 +110,8 @@ class _Pieces:
         left = len(self._missing)
         self._workers = min(connections, left)
         # Daemons: a connection that hangs must not keep the program from ending.
-        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._workers)]
-        for thread in threads:
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._workers)]
+        for thread in self._threads:
             thread.start()
         try:
             with self._journal.open("a", encoding="ascii") as journal:
@@ -127,8 +128,6 @@ class _Pieces:
         finally:
             with self._lock:
                 self._stopped.set()
-        for thread in threads:
-            thread.join()  # nothing is left to fetch; Windows renames no file that somebody has open
 
     def _work(self) -> None:
         try:
@@ -201,12 +200,19 @@ class _Pieces:
                 self._missing.append(index)
             return not self._workers
 
+    def _wait_for_all(self) -> None:
+        """Wait until nobody has the file open, as Windows neither renames nor deletes it before. None has work left."""
+        for thread in self._threads:
+            thread.join()
+
     def discard(self) -> None:
         """Delete the pieces."""
+        self._wait_for_all()
         self._data.unlink(missing_ok=True)
         self._journal.unlink(missing_ok=True)
 
     def hand_over(self, part: Path) -> None:
         """Give the file, which is whole, the name of a download by one connection."""
+        self._wait_for_all()
         os.replace(self._data, part)
         self._journal.unlink(missing_ok=True)
