@@ -63,6 +63,18 @@ def test_a_bar_that_stands_still_goes_on_and_none_is_drawn_where_nobody_knows_th
     assert "80%" in text
 
 
+STATUS = """
+from edgelm.cli.progress import status
+
+with status("Loading"):
+    pass
+"""
+
+
+def test_what_a_program_does_is_shown_for_as_long_as_it_does_it() -> None:
+    assert drawn(STATUS) == "Loading …\r\x1b[K"
+
+
 RESUMED = """
 import time
 now, time.time = 0.0, lambda: now
