@@ -185,10 +185,17 @@ def test_the_general_help_needs_no_file():
 
 @with_these_commands
 def test_another_file_is_named_by_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("EDGELM_CONFIG", str(tmp_path / "mine.toml"))
-    assert f"EDGELM_CONFIG is {tmp_path / 'mine.toml'}, and there is no such file." in edgelm("probe").stderr
-    (tmp_path / "mine.toml").write_text("[probe]\nport = 1\n")
-    assert probed()["port"] == 1
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for missing in ("~/mine.toml", "~/mine.toml/in-a-file"):
+        monkeypatch.setenv("EDGELM_CONFIG", missing)
+        expected = f"EDGELM_CONFIG is {missing.replace('~', str(tmp_path))}, and there is no such file."
+        assert expected in edgelm("probe").stderr
+        (tmp_path / "mine.toml").write_text("[probe]\nport = 1\nkey_file = '~/keys'\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGELM_CONFIG", "mine.toml")
+    assert edgelm("config", "--path").stdout == f"{tmp_path / 'mine.toml'}\n"
+    values = probed()
+    assert (values["port"], values["key_file"]) == (1, str(tmp_path / "keys"))
 
 
 @with_these_commands
@@ -244,8 +251,12 @@ def test_config_shows_every_option_of_one_command():
     assert "There is no command 'nothing'. There are config, group, probe." in result.stderr
 
 
-def test_a_value_that_no_generation_takes_says_where_to_look():
-    write("[run]\ntemperature = 900\n")
+@pytest.mark.parametrize("place", ["file", "environment"])
+def test_a_value_that_no_generation_takes_says_where_to_look(monkeypatch, place):
+    if place == "file":
+        write("[run]\ntemperature = 900\n")
+    else:
+        monkeypatch.setenv("EDGELM_RUN_TEMPERATURE", "900")
     result = edgelm("run", "x", "hi")
     assert result.exit_code == 2
     assert "temperature is 900.0; it must be a number from 0.0 to 100.0." in result.stderr

@@ -21,6 +21,9 @@ def test_an_interrupt_breaks_a_block_off_once_and_does_nothing_outside_of_one() 
 
 def test_the_first_interrupt_stops_a_step_in_order_and_the_second_breaks_it_off() -> None:
     with Interrupts() as interrupts:
+        with interrupts.stopping():
+            pass
+        signal.raise_signal(signal.SIGINT)  # between two steps
         with interrupts.stopping() as cancel:
             assert not cancel.is_set()
             signal.raise_signal(signal.SIGINT)
