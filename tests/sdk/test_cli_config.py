@@ -14,6 +14,7 @@ from tiny_adapter import write_tiny_adapter
 from edgelm.cli import main as main_module
 from edgelm.cli.config_file import config_path, settings
 from edgelm.cli.main import main
+from edgelm.errors import MissingExtraError
 from edgelm.files.folders import config_folder
 from edgelm.testing import tiny_model_path
 
@@ -249,6 +250,21 @@ def test_config_shows_every_option_of_one_command():
     result = edgelm("config", "nothing")
     assert result.exit_code == 2
     assert "There is no command 'nothing'. There are config, group, probe." in result.stderr
+
+
+@with_these_commands
+def test_a_command_without_its_extra_has_no_settings_to_show(monkeypatch):
+    get_command = main_module.LazyGroup.get_command
+
+    def lacking(group, context, name):
+        if name == "group":
+            raise MissingExtraError("pip install 'edgelm[group]'")
+        return get_command(group, context, name)
+
+    monkeypatch.setattr(main_module.LazyGroup, "get_command", lacking)
+    write("[probe]\nport = 1\n")
+    assert edgelm("config").stdout.splitlines()[1:] == [f"{'probe.port':<28} {'1':<24} file"]
+    assert edgelm("config", "group").stderr == "error: pip install 'edgelm[group]'\n"
 
 
 @pytest.mark.parametrize("place", ["file", "environment"])
