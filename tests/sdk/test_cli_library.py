@@ -74,11 +74,15 @@ def test_a_package_with_figures_that_are_none_hides_no_other(library):
 
 def test_list_as_json_is_for_programs(library):
     library.add_alias("mine", "tiny")
+    (library.root / "sources" / "parts").mkdir()
+    for number in (1, 2):
+        (library.root / "sources" / "parts" / f"model-0000{number}-of-00002.gguf").write_bytes(b"x" * number)
     rows = {row["name"]: row for row in json.loads(edgelm("list", "--json").stdout)}
     assert {name: row["kind"] for name, row in rows.items()} == {
         "broken": "broken",
         "mine": "alias",
         "original": "source",
+        "parts": "source",
         "tiny": "package",
     }
     assert rows["mine"]["target"] == "tiny"
@@ -86,6 +90,7 @@ def test_list_as_json_is_for_programs(library):
     assert rows["tiny"]["path"] == str(library.package_path("tiny"))
     assert rows["tiny"]["perplexity_over_source"] == pytest.approx(1.0, abs=0.01)  # fp32
     assert rows["original"]["size"] == 2_000_000
+    assert rows["parts"]["size"] == 3
 
 
 def test_list_shows_what_can_be_pulled(own_library):
