@@ -8,8 +8,11 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from http.client import BadStatusLine
 from pathlib import Path
+from ssl import SSLCertVerificationError
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 
@@ -70,9 +73,10 @@ def test_dropped_connections_are_resumed_where_they_broke(server, remote, target
     assert server.ranges_asked("/model.bin") == [None, "bytes=300000-", "bytes=500000-", "bytes=500000-"]
 
 
-def test_a_part_of_an_earlier_run_is_completed(server, remote, target):
+@pytest.mark.parametrize("connections", [1, 2])
+def test_a_part_of_an_earlier_run_is_completed(server, remote, target, pieces_of_100_kb, connections):
     target.with_name("model.bin.part").write_bytes(CONTENT[:999_000])
-    download(remote, target)
+    download(remote, target, connections=connections)
     assert target.read_bytes() == CONTENT
     assert server.ranges_asked("/model.bin") == ["bytes=999000-"]
 
@@ -144,9 +148,10 @@ def test_a_wrong_checksum_deletes_the_part_and_says_so(server, remote, target):
     assert os.listdir(target.parent) == []
 
 
-def test_a_wrong_size_is_refused_before_the_body(server, remote, target):
-    server.files["/model.bin"] = CONTENT + b"more"
-    with pytest.raises(DownloadError, match="the server has 1000004 bytes; 1000000 were expected"):
+@pytest.mark.parametrize("size", [999_999, 1_000_004])
+def test_a_wrong_size_is_refused_before_the_body(server, remote, target, size):
+    server.files["/model.bin"] = (CONTENT + b"more")[:size]
+    with pytest.raises(DownloadError, match=f"the server has {size} bytes; 1000000 were expected"):
         download(remote, target)
 
 
@@ -186,6 +191,17 @@ def test_a_server_that_has_no_byte_of_a_whole_file_is_asked_once(server, remote,
     with pytest.raises(DownloadError, match="answers 416"):
         download(remote, target)
     assert len(server.headers_seen) == 1
+
+
+def test_what_may_pass_is_told_from_what_stays():
+    passing = [URLError(TimeoutError()), URLError(ConnectionRefusedError()), TimeoutError(), BadStatusLine("x")]
+    assert all(map(remote_file.is_passing, passing))
+    staying = [URLError("unknown url type"), URLError(SSLCertVerificationError()), OSError(28, "No space left")]
+    assert not any(map(remote_file.is_passing, staying))
+
+
+def test_a_length_may_be_that_of_a_large_file():
+    assert remote_file.whole_number("137438953472") == 1 << 37
 
 
 def test_no_network_is_an_error_that_keeps_the_part(target):
@@ -299,6 +315,14 @@ def test_pieces_go_on_after_dropped_connections(server, remote, target, pieces_o
     assert target.read_bytes() == CONTENT
 
 
+def test_whatever_comes_of_a_piece_is_worth_new_attempts(server, remote, target, pieces_of_100_kb):
+    target.with_name("model.bin.pieces").write_bytes(CONTENT[:100_000] + b"\0" * 900_000)
+    target.with_name("model.bin.pieces.done").write_text(f"{SHA256} 1000000 100000\n0\n")
+    server.drops["/model.bin"] = [0, 30_000, 0, 30_000, 0]
+    download(remote, target)
+    assert target.read_bytes() == CONTENT
+
+
 def test_a_server_that_never_brings_a_byte_of_a_piece_is_given_up(server, remote, target, pieces_of_100_kb):
     server.drops["/model.bin"] = [0] * 50
     with pytest.raises(DownloadError, match="the connection ended before the first byte"):
@@ -343,14 +367,25 @@ def test_one_connection_asks_for_the_whole_file_and_drops_the_pieces_of_another(
     assert os.listdir(target.parent) == [target.name]
 
 
-@pytest.mark.parametrize("journal", ["", "another header\n1\n", "{header}\n1\n2", "{header}\n\u00e9\n"])
-def test_a_damaged_journal_costs_no_more_than_time(remote, target, pieces_of_100_kb, journal):
-    target.with_name("model.bin.pieces").write_bytes(b"\0" * 1_000_000)
-    target.with_name("model.bin.pieces").open("r+b").write(CONTENT[:200_000])
+@pytest.mark.parametrize(
+    ("journal", "size"),
+    [
+        ("", 1_000_000),
+        ("another header\n1\n", 1_000_000),
+        ("{header}\n1\n2", 1_000_000),
+        ("{header}\n\u00e9\n", 1_000_000),
+        ("{header}\n0\n12\n", 1_000_000),  # there is no such piece
+        ("{header}\n0\n1\n2\n3\n", 200_000),  # of which the file has two
+    ],
+)
+def test_a_damaged_journal_costs_no_more_than_time(remote, target, pieces_of_100_kb, journal, size):
+    target.with_name("model.bin.pieces").write_bytes((CONTENT[:200_000] + b"\0" * 800_000)[:size])
     text = journal.replace("{header}", f"{SHA256} 1000000 100000")
     target.with_name("model.bin.pieces.done").write_text(text)
-    download(remote, target, connections=2)
+    reported: list[int] = []
+    download(remote, target, lambda _name, received, _total: reported.append(received), connections=2)
     assert target.read_bytes() == CONTENT
+    assert reported[-1] == len(CONTENT)
 
 
 @pytest.mark.parametrize("flaw", ["knows_ranges", "shifts_ranges"])
@@ -372,6 +407,7 @@ def test_a_refusal_ends_all_connections(server, remote, target, pieces_of_100_kb
     server.statuses["/model.bin"] = 403
     with pytest.raises(DownloadError, match="answers 403"):
         download(remote, target, connections=4)
+    assert len(server.headers_seen) <= 4
     server.statuses["/model.bin"] = 503
     with pytest.raises(DownloadError, match="answers 503"):
         download(remote, target, connections=4)
