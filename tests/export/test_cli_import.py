@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from make_tiny_model import CONFIG, make_checkpoint
 from transformers import LlamaForCausalLM
 
 from edgelm.cli.main import main
@@ -34,6 +36,12 @@ def test_a_gguf_file_becomes_a_checkpoint_folder_and_the_figures_are_printed(
     assert "llama, 0.1M parameters" in result.stdout
     assert "15 Q8_0, 5 F32" in result.stdout
     assert result.stderr == ""  # no progress bar where standard error is no terminal
+
+
+def test_what_a_checkpoint_calls_itself_commands_no_terminal(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "odd", dataclasses.replace(CONFIG, model_type="ti\x1b]0;ny\a"))
+    result = CliRunner().invoke(main, ["import", str(tmp_path / "odd"), "-o", str(tmp_path / "ckpt")])
+    assert "  model  ti]0;ny, 0.0M parameters\n" in result.stdout
 
 
 def test_json_has_the_figures_and_the_source(tmp_path: Path, save_llama: SaveLlama) -> None:

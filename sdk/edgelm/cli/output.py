@@ -87,7 +87,7 @@ def megabytes(size: int) -> str:
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:
     """Print labels, and what each of them is."""
     for label, value in rows:
-        click.echo(f"{label:>18}  {value}")
+        click.echo(f"{label:>18}  {one_line(value)}")
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
