@@ -9,6 +9,9 @@ DEV_EXTRAS := cpu,chat,serve,export,train,docs,examples,dev
 PIP := pip install --quiet --no-compile
 # The tests start hundreds of processes, each of which would compile edgelm anew.
 unexport PYTHONDONTWRITEBYTECODE
+# Files of tests go to as many processes as there are cores, long ones first: a file's tests share what they set up.
+# Where a process is killed, the run ends: xdist begins another, and then waits for ever for the one that is gone.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: chat test test-offline test-gpu lint bench docs fuzz soak wheel lock locked clean
 
@@ -16,9 +19,8 @@ chat: $(VENV)/chat.stamp
 	@$(BIN)/edgelm pull $(MODEL) >&2
 	@$(BIN)/edgelm chat $(MODEL)
 
-# Files of tests go to as many processes as there are cores, long ones first: a file's tests share what they set up.
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -28,8 +30,7 @@ lint: $(VENV)/dev.stamp
 
 # The same with no network but the loopback interface, on Linux; without the tests that fetch whole environments.
 test-offline: $(VENV)/dev.stamp
-	unshare -rn sh -c 'ip link set lo up && exec $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
-	  -m "not clients and not runtimes"'
+	unshare -rn sh -c 'ip link set lo up && exec $(PYTEST) -m "not clients and not runtimes"'
 
 # What needs an NVIDIA GPU, in an environment with the other build of ONNX Runtime. Without one everything is skipped.
 test-gpu:
