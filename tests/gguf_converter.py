@@ -50,6 +50,10 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
     if settings.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(settings["factor"])
+    if settings.get("rope_type") == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(settings["factor"])
+        writer.add_rope_scaling_orig_ctx_len(settings["original_max_position_embeddings"])
     if architecture in (*_PAIRED, *_TURN_IN_PART):
         writer.add_rope_dimension_count(int(head_dim * settings.get("partial_rotary_factor", 1.0)))
     _add_own_keys(writer, config, architecture)
@@ -61,6 +65,9 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
     if architecture in ("gemma2", "gemma3", "phi3"):
         writer.add_sliding_window(config.sliding_window or 0)
+    if architecture == "olmo2" and hasattr(config, "sliding_window"):
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
     if architecture in ("gptneox", "stablelm"):
         writer.add_parallel_residual(config.use_parallel_residual)
     if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
@@ -71,10 +78,6 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
     if architecture == "gpt-oss":
         writer.add_expert_feed_forward_length(config.intermediate_size)
         writer.add_sliding_window(config.sliding_window)
-        settings = config.rope_parameters
-        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(settings["factor"])
-        writer.add_rope_scaling_orig_ctx_len(settings["original_max_position_embeddings"])
     if architecture == "granite":
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_embedding_scale(config.embedding_multiplier)

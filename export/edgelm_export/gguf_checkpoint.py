@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgelm.architecture.hf_config import hf_config
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.package.manifest import sha256_of
-from edgelm_export.architectures import gguf_architecture_of
+from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import ROPE_FACTORS, GGUFHeader
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import CHAT_TEMPLATE, GENERATION_CONFIG, notes_on_names, read_json_object
@@ -47,7 +47,7 @@ class GGUFCheckpoint:
         header = GGUFHeader(metadata=metadata, shapes=shapes, rope_factors=factors)
         try:
             values = family.to_hf_config(header)
-            self.config = architecture.to_model_config(values)
+            self.config = ARCHITECTURES[values["model_type"]].to_model_config(values)  # it may name a sibling's
         except (CheckpointError, ConfigError) as error:
             raise CheckpointError(f"{path}: {error}") from error
         # Quantized weights become float32, and to 16-bit ones float32 is wide enough.

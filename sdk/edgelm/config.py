@@ -405,7 +405,7 @@ class ModelConfig:
         """Return which rotation a layer has: "global", "local" (of `rope_local_theta`), or None."""
         if self.position != "rope" or layer in self.layers_without_rope:
             return None
-        slides = bool(self.layer_types) and self.layer_types[layer] == "sliding_attention"
+        slides = self.layer_types[layer] == "sliding_attention" if self.layer_types else self.sliding_window is not None
         return "local" if slides and self.rope_local_theta is not None else "global"
 
     def _check_switches_and_token_ids(self) -> None:

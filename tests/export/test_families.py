@@ -59,6 +59,14 @@ GPT_OSS = {
     },
 }  # fmt: skip
 
+OLMO3 = {
+    "num_hidden_layers": 4, "sliding_window": 9, "tie_word_embeddings": False, "attention_bias": True,
+    "rope_parameters": {
+        "full_attention": ROPES["yarn"] | {"rope_theta": 5e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+    },
+}  # fmt: skip
+
 # Each text of 150 tokens is longer than the windows and than the original contexts.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -125,6 +133,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "olmo2": ("olmo2", {"tie_word_embeddings": False}),
+    "olmo3": ("olmo3", {"tie_word_embeddings": False, "num_hidden_layers": 4, "sliding_window": 9}),
+    "olmo3, YaRN in the full layers, another base in the windows": ("olmo3", OLMO3),
+    "olmo3, every layer in a window": (
+        "olmo3",
+        OLMO3 | {"layer_types": ["sliding_attention"] * 2, "num_hidden_layers": 2},
+    ),
     "granite": (
         "granite",
         {
@@ -197,6 +211,17 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"original_max_position_embeddings": 64, "rope_parameters": {"rope_theta": 1e4} | LONGROPE, "pad_token_id": 0},
     ),
     "olmo2": ("olmo2", "olmo2", {"tie_word_embeddings": False}),
+    "olmo3": (
+        "olmo3",
+        "olmo2",
+        {
+            "tie_word_embeddings": False, "num_hidden_layers": 4, "sliding_window": 9,
+            "rope_parameters": {
+                "full_attention": ROPES["yarn"] | {"rope_theta": 5e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+            },
+        },
+    ),
     "granite": (
         "granite",
         "granite",

@@ -404,7 +404,8 @@ def test_windows_and_rotations_are_asked_for_layer_by_layer() -> None:
     assert [config.rope_kind(layer) for layer in range(3)] == ["local", "global", "local"]
     config = replace(config, layer_types=(), layers_without_rope=(1,))
     assert [config.window(layer) for layer in range(3)] == [8, 8, 8]
-    assert [config.rope_kind(layer) for layer in range(3)] == ["global", None, "global"]
+    assert [config.rope_kind(layer) for layer in range(3)] == ["local", None, "local"]
+    assert replace(config, sliding_window=None).rope_kind(0) == "global"
     assert replace(config, sliding_window=64).window(0) is None  # the whole context
     assert replace(config, position="learned").rope_kind(0) is None
 

@@ -59,6 +59,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "smollm3": {"layers_without_rope": (0,), "head_dim": 6, "mlp_bias": True},
     "granite": {"residual_multiplier": 0.5, "logits_scaling": 3.0, "embedding_multiplier": 2.0},
     "olmo2": {"norm_placement": "post", "qk_norm": True, "qk_norm_scope": "projection"},
+    "olmo3": {
+        "norm_placement": "post",
+        "qk_norm": True,
+        "qk_norm_scope": "projection",
+        "rope_local_theta": 100.0,
+        "rope_scaling": RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=32),
+        "sliding_window": 6,
+        "layer_types": ("full_attention", "sliding_attention"),
+    },
     "gemma2": GEMMA
     | {
         "attn_logit_softcapping": 5.0,

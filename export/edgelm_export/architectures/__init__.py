@@ -21,6 +21,7 @@ from edgelm_export.architectures.mistral import MISTRAL
 from edgelm_export.architectures.mixtral import MIXTRAL
 from edgelm_export.architectures.nanochat import NANOCHAT
 from edgelm_export.architectures.olmo2 import OLMO2
+from edgelm_export.architectures.olmo3 import OLMO3
 from edgelm_export.architectures.olmoe import OLMOE
 from edgelm_export.architectures.phi import PHI
 from edgelm_export.architectures.phi3 import PHI3
@@ -44,6 +45,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi": PHI,  # Phi-1 to Phi-2
     "phi3": PHI3,  # Phi-3, Phi-3.5, Phi-4-mini
     "olmo2": OLMO2,
+    "olmo3": OLMO3,
     "olmoe": OLMOE,
     "granite": GRANITE,
     "stablelm": STABLELM,

@@ -34,7 +34,7 @@ _LAYERS_OF_27B = 62
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **values}
-    values |= _rotations(values)
+    values |= rotations(values, _DEFAULTS["rope_theta"], _DEFAULTS["rope_local_base_freq"])
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     pattern = hf_values.bounded(values, "sliding_window_pattern")
     if values.get("layer_types") is None:
@@ -51,8 +51,10 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _rotations(values: Mapping[str, Any]) -> dict[str, Any]:
+def rotations(values: Mapping[str, Any], theta: float, local_theta: float) -> dict[str, Any]:
     """Read transformers 5's rope_parameters by kind of layer as the older keys for the two.
+
+    theta, local_theta: the bases where they have none.
 
     Raises:
         CheckpointError: the layers with a window have a scaling, or a kind of layer has no object of settings.
@@ -69,8 +71,8 @@ def _rotations(values: Mapping[str, Any]) -> dict[str, Any]:
         )
     return {
         "rope_parameters": every,
-        "rope_theta": every.get("rope_theta", _DEFAULTS["rope_theta"]),
-        "rope_local_base_freq": local.get("rope_theta", _DEFAULTS["rope_local_base_freq"]),
+        "rope_theta": every.get("rope_theta", theta),
+        "rope_local_base_freq": local.get("rope_theta", local_theta),
     }
 
 

@@ -1,4 +1,7 @@
-"""OLMo 2: a Llama with norms behind each part, and of all query and of all key heads together."""
+"""OLMo 2: a Llama with norms behind each part, and of all query and of all key heads together.
+
+Its row reads GGUF files of OLMo 3 too, which llama.cpp tells apart by their window.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,17 @@ from edgelm.config import ModelConfig
 from edgelm_export.architectures import gguf_header, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gemma2 import GGUF_NAMES
+from edgelm_export.architectures.gguf_values import float32_number, whole_number
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
 _DEFAULTS: Mapping[str, Any] = {"rms_norm_eps": 1e-5, "eos_token_id": 50279}
+# OLMo 3's.
+_WINDOW_KEYS = frozenset({"attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"})
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    """Read config.json's values as those of an OLMo 2."""
     config = llama.to_model_config({**_DEFAULTS, **values})
     return dataclasses.replace(
         config, model_type="olmo2", norm_placement="post", qk_norm=True, qk_norm_scope="projection", mlp_bias=False
@@ -24,13 +31,24 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "olmo2")
-    return {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", **values}
+    values = gguf_header.to_hf_config(header, "olmo2", keys=_WINDOW_KEYS)
+    window = whole_number(header.metadata, "olmo2.attention.sliding_window", 0)
+    if not window:
+        return {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", **values}
+    # llama.cpp takes the pattern of the published models, whatever the file has for it.
+    base = float32_number(header.metadata, "olmo2.rope.freq_base_swa", values["rope_theta"])
+    return {
+        "architectures": ["Olmo3ForCausalLM"],
+        "model_type": "olmo3",
+        **values,
+        "sliding_window": window,
+        "rope_local_base_freq": base,
+    }
 
 
 OLMO2 = Architecture(
     model_type="olmo2",
-    to_model_config=_to_model_config,
+    to_model_config=to_model_config,
     gguf=GGUFFamily(
         architecture="olmo2",
         to_hf_config=_gguf_to_hf_config,

@@ -66,9 +66,6 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
     if model_type is None:
         return {"model_type": SECTION}
     scaling = config.rope_scaling
-    is_dynamic = scaling.rope_type == "dynamic"
-    settings = {key: getattr(scaling, key) for key in _ROPE_KEYS.get(scaling.rope_type, ())}
-    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     return {
         "architectures": [_FAMILIES[model_type].architecture],
         "model_type": model_type,
@@ -81,12 +78,14 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         # What "dynamic" scales is, in transformers, the context beyond this one.
         "max_position_embeddings": (
-            scaling.original_max_position_embeddings if is_dynamic else config.max_position_embeddings
+            scaling.original_max_position_embeddings
+            if scaling.rope_type == "dynamic"
+            else config.max_position_embeddings
         ),
         "rms_norm_eps": config.norm_eps,
         # The names of transformers 4, which 5 and most other programs read too.
         "rope_theta": config.rope_theta,
-        "rope_scaling": {"rope_type": scaling.rope_type, **settings} if settings else None,
+        "rope_scaling": _rope_scaling(config),
         "hidden_act": config.hidden_act,
         "mlp_bias": config.mlp_bias,
         "attention_bias": config.attention_bias,
@@ -95,6 +94,13 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
         "pad_token_id": None,  # some families' own is outside a smaller vocabulary
         **_FAMILIES[model_type].keys(config),
     }
+
+
+def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
+    scaling = config.rope_scaling
+    settings = {key: getattr(scaling, key) for key in _ROPE_KEYS.get(scaling.rope_type, ())}
+    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+    return {"rope_type": scaling.rope_type, **settings} if settings else None
 
 
 def token_ids(config: ModelConfig) -> dict[str, Any]:
@@ -162,6 +168,13 @@ def _gemma3(config: ModelConfig) -> dict[str, Any]:
     return {**_gemma(config), "rope_local_base_freq": config.rope_local_theta}
 
 
+def _olmo3(config: ModelConfig) -> dict[str, Any]:
+    # By kind of layer, since transformers takes no other base for those with a window from the older names.
+    local = {"rope_type": "default", "rope_theta": config.rope_local_theta}
+    every = {"rope_theta": config.rope_theta, **(_rope_scaling(config) or {"rope_type": "default"})}
+    return {"rope_parameters": {"full_attention": every, "sliding_attention": local}, **_windows(config)}
+
+
 def _stablelm(config: ModelConfig) -> dict[str, Any]:
     return {
         "layer_norm_eps": config.norm_eps,
@@ -190,6 +203,7 @@ def _qwen3_moe(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+_OLMO2 = {"norm_placement": "post", "qk_norm": True, "qk_norm_scope": "projection"}
 _GEMMA = {"norm": "rms_offset", "norm_placement": "both"}
 _GEMMA_FREE = _WINDOWS | {
     "embedding_multiplier",
@@ -246,9 +260,16 @@ _FAMILIES: dict[str, _Family] = {
     ),
     "olmo2": _Family(
         architecture="Olmo2ForCausalLM",
-        fixed={"norm_placement": "post", "qk_norm": True, "qk_norm_scope": "projection"},
+        fixed=_OLMO2,
         free=frozenset({"attention_bias", "attention_output_bias"}),
         fits=lambda c: _one_switch(c) and _heads_divide(c),
+    ),
+    "olmo3": _Family(
+        architecture="Olmo3ForCausalLM",
+        fixed=_OLMO2,
+        free=_WINDOWS | {"rope_local_theta", "attention_bias", "attention_output_bias"},
+        fits=lambda c: _one_switch(c) and _heads_divide(c) and c.rope_local_theta is not None,
+        keys=_olmo3,
     ),
     "gemma2": _Family(
         architecture="Gemma2ForCausalLM",

@@ -1,0 +1,31 @@
+"""OLMo 3: an OLMo 2 of which three in four layers attend in a window, and turn their heads unscaled there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm_export.architectures import gemma3, hf_values, olmo2
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {"rope_theta": 5e5, "sliding_window": 4096}
+_PATTERN = 4  # of these, the last layer sees all
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    values |= gemma3.rotations(values, values["rope_theta"], values["rope_theta"])
+    config = olmo2.to_model_config(values)
+    window = None if values["sliding_window"] is None else hf_values.whole_number(values, "sliding_window")
+    kinds = [
+        "sliding_attention" if (layer + 1) % _PATTERN else "full_attention" for layer in range(config.num_hidden_layers)
+    ]
+    windows = hf_values.windows(values, window, kinds)
+    local = hf_values.number(values, "rope_local_base_freq", config.rope_theta) if windows else None
+    return dataclasses.replace(config, model_type="olmo3", rope_local_theta=local, **windows)
+
+
+# llama.cpp's converter calls it "olmo2", so its GGUF files are read by that row, the first of that name.
+OLMO3 = dataclasses.replace(olmo2.OLMO2, model_type="olmo3", to_model_config=_to_model_config)
