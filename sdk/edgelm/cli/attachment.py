@@ -30,8 +30,6 @@ class Attachment:
         """
         try:
             path = Path(argument).expanduser()
-            if path.exists() and not path.is_file():  # a pipe or a device may never end
-                raise ConfigError(f"Cannot add {argument}: it is not a file.")
             text = read_text(path, MAX_BYTES)
         except UnicodeDecodeError as error:
             raise ConfigError(f"Cannot add {argument}: it is not a text in UTF-8.") from error
