@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import time
 
 import pytest
 
@@ -21,6 +22,7 @@ from edgelm.cli.conversation import Thought
 from edgelm.cli.terminal import Terminal, _Completer, is_open
 from edgelm.cli.typed_history import TypedHistory
 from edgelm.errors import ConfigError
+from edgelm.files.file_lock import file_lock
 
 HEIGHT, WIDTH = 12, 60
 STATUS = "9.5 tokens/s"
@@ -217,6 +219,20 @@ def test_history_comes_back_newest_first_and_several_chats_share_it(tmp_path):
     for history, text in ((here, "one\ntwo"), (there, "漢字 \udcff"), (here, "x" * 20_000)):
         history.store_string(text)
     assert list(TypedHistory(path).load_history_strings()) == ["漢字 \udcff", "one\ntwo"]
+
+
+def test_a_history_waits_for_another_chat_that_writes_it(tmp_path, monkeypatch):
+    history = TypedHistory(tmp_path / "history.jsonl")
+
+    def wait(_seconds):
+        raise RuntimeError("it waits")
+
+    with file_lock(tmp_path / "history.jsonl.lock"), monkeypatch.context() as patched:
+        patched.setattr(time, "sleep", wait)
+        with pytest.raises(RuntimeError, match="it waits"):
+            history.store_string("mine")
+    history.store_string("mine")
+    assert list(history.load_history_strings()) == ["mine"]
 
 
 def test_a_history_that_cannot_be_read_is_left_alone(tmp_path, monkeypatch):
