@@ -375,7 +375,7 @@ def test_the_status_shows_model_speed_and_context():
 
 def test_triple_quotes_hold_a_text_as_it_stands():
     assert unquoted('"""\n  /one\n  two \n"""') == "  /one\n  two "
-    assert unquoted('""""""') == ""
+    assert unquoted('""""""') == unquoted('"""\n \n"""') == ""
     assert unquoted('  """open ') == '"""open'
     chat = converse('"""\n/help me\n"""')
     assert chat.session.messages[0]["content"] == "/help me"
