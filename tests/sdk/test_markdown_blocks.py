@@ -25,6 +25,8 @@ def blocks_of(text: str) -> list[str]:
         ("```\na\n\nb\n```\n\nend\n", ["```\na\n\nb\n```\n\n", "end\n"]),
         ("~~~~\n\n~~~\n\nx\n", ["~~~~\n\n~~~\n\nx\n"]),  # a shorter fence does not close
         ("```py\n\n```` \n\nx\n", ["```py\n\n```` \n\n", "x\n"]),  # a longer one does
+        ("```\n```py\n\nx\n", ["```\n```py\n\nx\n"]),  # one with a language does not
+        ("```x``` is\n\nb\n", ["```x``` is\n\n", "b\n"]),
         ("a\n\n    indented code\n\nb\n", ["a\n\n    indented code\n\n", "b\n"]),
         ("", [""]),
     ],
