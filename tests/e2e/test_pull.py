@@ -176,6 +176,7 @@ def test_a_killed_pull_goes_on_where_it_stopped(environment, server):
     assert result.returncode == 0, result.stderr
     assert (Library().source_path("small-model") / "model.safetensors").read_bytes() == WEIGHTS
     assert server.ranges_asked(WEIGHTS_URL)[-1] == f"bytes={part}-"
+    assert server.ranges_asked(WEIGHTS_URL.replace("model.safetensors", "config.json")) == [None]  # which was here
     assert not downloads.exists()
 
 
