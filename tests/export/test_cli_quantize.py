@@ -15,10 +15,10 @@ from edgelm.architecture.quantization_recipe import OPERATOR_SETS
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.library.library import Library
-from edgelm.package.manifest import Manifest
+from edgelm.package.manifest import Manifest, describe_file
 from edgelm.testing import tiny_model_path
 from edgelm_export.cli_export import name_ending
-from edgelm_export.cli_quantize import _base_name
+from edgelm_export.cli_quantize import _base_name, _is_source
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.quantize import Precision, Rule
@@ -100,6 +100,18 @@ def test_a_named_source_is_taken_where_it_is_the_packages(checkpoint: Path, tmp_
     other = make_checkpoint(tmp_path / "other", seed=1)
     result = quantize(folder, "-o", tmp_path / "out", "--precision", "int8", "--source", other)
     assert f"error: {other} is not what tiny was exported from: the hashes of its files differ." in result.stderr
+
+
+def test_a_source_has_every_file_that_the_manifest_names(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"mine")
+    named = {"files": [dataclasses.asdict(describe_file(weights))]}
+    assert _is_source(tmp_path, named)
+    assert not _is_source(tmp_path, {})  # which names none, and fits nothing
+    weights.write_bytes(b"hers")
+    assert not _is_source(tmp_path, named)
+    weights.unlink()
+    assert not _is_source(tmp_path, named)
 
 
 def test_fewer_than_8_bits_need_the_source(checkpoint: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
-from edgelm_export.quantize import Precision, Rule, folding
+from edgelm_export.quantize import Precision, Rule, folding, smoothed_head
 from edgelm_export.quantize.channel_scales import ChannelScales, PlainHead, ScaledCheckpoint, ScaledHead
 from edgelm_export.quantize.smoothed_head import _rounded_inputs, better_divisors
 from edgelm_export.tensor_map import EMBEDDING, HEAD_FACTORS, head_name
@@ -66,6 +66,18 @@ def test_an_embedding_whose_rows_would_lose_more_is_left_alone(tied: bool, tmp_p
     recipe = SMOOTHED.recipe(checkpoint.config)
     taken = better_divisors(checkpoint, recipe, divisors_D, IDS, run(checkpoint)[0])
     assert (taken is None) == tied
+
+
+@pytest.mark.parametrize(("loss", "is_taken"), [(0.86, False), (0.84, True)])
+def test_scales_have_to_lose_clearly_less_than_none(
+    loss: float, is_taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = with_large_channels(tmp_path / "checkpoint", tied=False, times=8)
+    losses = iter((1.0, loss))  # without scales, and with them
+    monkeypatch.setattr(smoothed_head, "mean_divergence", lambda *_: next(losses))
+    ones_D = np.ones(64, np.float32)
+    taken = better_divisors(checkpoint, SMOOTHED.recipe(checkpoint.config), ones_D, IDS, run(checkpoint)[0])
+    assert (taken is not None) == is_taken
 
 
 def test_inputs_are_rounded_by_blocks_the_last_of_which_may_be_short() -> None:
