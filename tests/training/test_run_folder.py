@@ -124,6 +124,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(damage: str, run: Path) -
         state.write_text("{")
     else:
         state.write_text(state.read_text().replace('"step": 8', '"step": 6'))
+    assert max(steps(RunFolder(run))) == 6
 
     outcome = pretrain({"output": str(run), "max_steps": 9}, resume=True)
 
