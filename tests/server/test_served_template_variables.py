@@ -88,6 +88,25 @@ def test_the_effort_of_a_response_reaches_the_template(thinking_server, thinker,
     assert reply["reasoning"] == {"effort": (reasoning or {}).get("effort"), "summary": None}
 
 
+@pytest.mark.parametrize(
+    ("fields", "effort"),
+    [
+        ({"reasoning": {"effort": None}}, None),
+        ({"reasoning": {"effort": "low", "exclude": False}}, "low"),
+        ({"reasoning": {"enabled": True}}, "medium"),
+        ({"reasoning": {"enabled": False, "effort": "low"}}, "none"),
+        ({"reasoning": {"effort": "low"}, "reasoning_effort": "high"}, "high"),
+    ],
+)
+def test_openrouters_form_of_an_effort_is_the_same(thinking_server, fields, effort):
+    def answer(**more):
+        body = {"messages": HELLO, "max_tokens": LIMIT, **more}
+        reply = thinking_server.post("/v1/chat/completions", body).json
+        return reply["choices"][0]["message"]["content"], reply["usage"]["prompt_tokens"]
+
+    assert answer(**fields) == answer(reasoning_effort=effort)
+
+
 OLLAMA: list[tuple[dict[str, Any], dict[str, object]]] = [
     ({}, {}),
     ({"think": None}, {}),

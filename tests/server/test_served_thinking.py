@@ -73,9 +73,9 @@ def test_what_was_thought_earlier_is_taken_and_passed_over(thinking):
     turn = {"role": "assistant", "content": SAID}
     usage = [
         thinking.post("/v1/chat/completions", {"messages": [*HELLO, {**turn, **more}, *HELLO]}).json["usage"]
-        for more in ({}, {"reasoning_content": THOUGHT})
+        for more in ({}, {"reasoning_content": THOUGHT}, {"thinking": {"content": THOUGHT}, "cache_control": {}})
     ]
-    assert usage[0]["prompt_tokens"] == usage[1]["prompt_tokens"]
+    assert len({counts["prompt_tokens"] for counts in usage}) == 1
     body = {"model": "tiny-random", "messages": [*HELLO, {**turn, "thinking": THOUGHT}, *HELLO], "stream": False}
     assert thinking.post("/api/chat", body).json["prompt_eval_count"] == usage[0]["prompt_tokens"]
 
@@ -95,6 +95,9 @@ def test_a_template_that_reads_what_was_thought_earlier_gets_it():
             return own
 
         assert prompt_tokens(reasoning_content=THOUGHT) > prompt_tokens(reasoning_content="") == prompt_tokens()
+        messages = [*HELLO, {**turn, "reasoning": THOUGHT}, *HELLO]
+        usage = server.post("/v1/chat/completions", {"messages": messages}).json["usage"]
+        assert usage["prompt_tokens"] == prompt_tokens(reasoning_content=THOUGHT)
 
 
 def test_a_response_goes_back_to_the_template_as_one_turn():

@@ -44,9 +44,11 @@ _MESSAGE = record(
         "tool_call_id": TEXT,
         "name": TEXT,
         "reasoning_content": TEXT,
+        "reasoning": TEXT,  # the same, in newer servers
     },
     required=("role",),
-    ignored=("refusal", "annotations", "audio"),
+    # A proxy that speaks Anthropic's protocol adds the last three.
+    ignored=("refusal", "annotations", "audio", "cache_control", "thinking", "reasoning_details"),
     refused={"function_call": "use tool_calls."},
 )
 _FUNCTION = record(
@@ -96,6 +98,8 @@ def messages_of(body: Mapping[str, Any]) -> list[Message]:
     messages: list[dict[str, Any]] = []
     for i, given in enumerate(body["messages"]):
         message = {name: given[name] for name in _PASSED_ON if given.get(name)}
+        if given.get("reasoning"):
+            message.setdefault("reasoning_content", given["reasoning"])
         message["content"] = text_of(given.get("content"), f"messages[{i}].content")
         if message["content"] is None and not message.get("tool_calls"):
             raise ApiError(400, f"messages[{i}].content is missing.", param=f"messages[{i}].content")

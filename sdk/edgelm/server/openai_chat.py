@@ -27,11 +27,20 @@ if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel
 
 STREAM_OPTIONS = record({"include_usage": BOOLEAN}, ignored=("include_obfuscation", "continuous_usage_stats"))
+# OpenRouter's form of reasoning_effort, which other servers take too.
+_REASONING = record(
+    {"effort": chat_messages.TEMPLATE_VARIABLES["reasoning_effort"], "enabled": BOOLEAN},
+    refused={
+        "exclude": "what was thought comes apart, as reasoning_content.",
+        "max_tokens": "max_tokens beside it limits the whole answer.",
+    },
+)
 BODY = record(
     {
         "model": TEXT,
         **chat_messages.CHAT,
         **SAMPLING,
+        "reasoning": _REASONING,
         "n": whole(1, MAX_CHOICES),
         "stream": BOOLEAN,
         "stream_options": STREAM_OPTIONS,
@@ -95,7 +104,16 @@ def _jobs(model: LanguageModel, body: Mapping[str, Any]) -> list[Job]:
         logprobs=alternatives(body),
         constraint=chat_messages.constraint_of(body.get("response_format")),
     )
-    return chat_jobs(model, body, config, effort="reasoning_effort")
+    field = "reasoning_effort"
+    if field not in body and (word := _effort(body.get("reasoning") or {})):
+        body, field = {**body, field: word}, "reasoning.effort"
+    return chat_jobs(model, body, config, effort=field)
+
+
+def _effort(reasoning: Mapping[str, Any]) -> str | None:
+    if reasoning.get("enabled") is False:
+        return "none"
+    return reasoning.get("effort") or ("medium" if reasoning.get("enabled") else None)
 
 
 def chat_jobs(model: LanguageModel, body: Mapping[str, Any], config: GenerationConfig, *, effort: str) -> list[Job]:
