@@ -113,6 +113,16 @@ def test_many_shards_are_read_as_one_sequence(tok: Path, corpus: Path, monkeypat
         assert np.array_equal(documents, expected + shards.num_documents * (places >= shards.num_tokens))
 
 
+def test_a_text_that_may_be_so_long_is_one_document(tok: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A corpus is cut into spans for its workers; a file that holds one document is none of two."""
+    monkeypatch.setattr(shard_writer, "_SMALLEST_PIECE", 1000)
+    (tmp_path / "long.txt").write_text("The sea is blue.\n\n" * 200)
+    (tmp_path / "next.txt").write_text("Another.")
+    config = PrepareConfig(documents=DocumentConfig(max_characters=4000), validation_fraction=0.0, workers=1)
+    prepare_shards([tmp_path / "long.txt", tmp_path / "next.txt"], tmp_path / "shards", tok, config)
+    assert Shards.open(tmp_path / "shards").num_documents == 2
+
+
 def lengths(shards: Shards) -> list[int]:
     return [len(shards.document(number)) for number in range(shards.num_documents)]
 

@@ -27,6 +27,7 @@ from edgelm_training.shards import FORMAT, INDEX_FILE, SPLITS, TOKENIZER_FILES, 
 # memory.
 _PIECES = 256
 _SMALLEST_PIECE, _LARGEST_PIECE = 1 << 20, 1 << 26
+_LONGEST_CHARACTER = 4  # bytes of UTF-8
 # Below this, hashing takes less time than starting processes for it.
 _SCANNED_IN_PARALLEL = 1 << 28
 
@@ -155,7 +156,7 @@ def _scan(
     files: list[SourceFile], total: int, config: PrepareConfig, workers: int, progress: Progress
 ) -> list[ScannedFile]:
     """Hash every file, and cut it into spans: at the same places in whatever corpus it stands."""
-    scan = partial(_scan_numbered, span_bytes=_SMALLEST_PIECE, separator=config.documents.split_on)
+    scan = partial(_scan_numbered, span_bytes=_SMALLEST_PIECE, config=config.documents)
     found: dict[int, ScannedFile] = {}
     done = 0
     for number, scanned in run_tasks(
@@ -168,10 +169,12 @@ def _scan(
 
 
 def _scan_numbered(
-    numbered: tuple[int, SourceFile], *, span_bytes: int, separator: str | None
+    numbered: tuple[int, SourceFile], *, span_bytes: int, config: DocumentConfig
 ) -> tuple[int, ScannedFile]:
     number, file = numbered
-    return number, scan_file(file, span_bytes=span_bytes, separator=separator)
+    if file.kind == "text" and config.split_on is None:  # one document, which stays whole where it may be so long
+        span_bytes = max(span_bytes, _LONGEST_CHARACTER * config.max_characters)
+    return number, scan_file(file, span_bytes=span_bytes, separator=config.split_on)
 
 
 def _index(
