@@ -16,20 +16,35 @@ from edgelm.config import ModelConfig
 from edgelm_training.view import Rotation
 
 
-class OffsetRMSNorm(nn.RMSNorm):
+class RMSNorm(nn.RMSNorm):
+    """Compute in the weight's precision: under autocast projections give a lower one, for which there is no kernel."""
+
+    @property
+    def factor(self) -> Tensor:
+        """What a vector with a root mean square of one is multiplied by."""
+        return self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` with a root mean square of one over the last dimension, times the factor."""
+        factor = self.factor
+        return functional.rms_norm(x.to(factor.dtype), self.normalized_shape, factor, self.eps).to(x.dtype)
+
+
+class OffsetRMSNorm(RMSNorm):
     """Multiply by 1 + weight, so that weight decay pulls the factor to one instead of zero."""
 
     def reset_parameters(self) -> None:
         """Begin at a factor of one."""
         nn.init.zeros_(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x` with a root mean square of one over the last dimension, times the factor."""
-        return functional.rms_norm(x, self.normalized_shape, 1 + self.weight, self.eps)
+    @property
+    def factor(self) -> Tensor:
+        """What a vector with a root mean square of one is multiplied by."""
+        return 1 + self.weight
 
 
 NORMS: dict[str, Callable[..., nn.Module]] = {
-    "rms": nn.RMSNorm,
+    "rms": RMSNorm,
     "rms_offset": OffsetRMSNorm,
     "rms_plain": partial(nn.RMSNorm, elementwise_affine=False),
     "layer": nn.LayerNorm,
