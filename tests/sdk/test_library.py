@@ -94,6 +94,7 @@ def test_a_source_is_its_gguf_file_or_its_folder(library):
         ("./ft", r"ft holds an adapter, .* edgelm export-adapter ft --base PACKAGE .*: edgelm merge ft -o merged/\)"),
         ("ft/best", "ft/best holds an adapter, which is no model by itself. .* edgelm export-adapter ft/best --base"),
         ("my model", "my model is not a model package: .* make a package of it: edgelm export 'my model' -o package/"),
+        ("my package/model.onnx", "model.onnx is a file of the package my package. Name the folder: 'my package'$"),
     ],
 )
 def test_what_is_not_here_is_explained(library, wanted, message, tmp_path, monkeypatch):
@@ -104,6 +105,9 @@ def test_what_is_not_here_is_explained(library, wanted, message, tmp_path, monke
     Path("shop").mkdir()
     Path("shop/adapter.json").write_text("{}")
     Path("my model").mkdir()
+    Path("my package").mkdir()
+    for part in ("edgelm.json", "model.onnx"):
+        Path("my package", part).touch()
     for part in ("best", "checkpoints"):
         Path("run", part).mkdir(parents=True)
         Path("ft", part).mkdir(parents=True)

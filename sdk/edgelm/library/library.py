@@ -447,6 +447,8 @@ def _why_no_package(path: Path) -> str:
             f"{path} is the folder of a run. Make a package of its {checkpoint.name} checkpoint: edgelm export "
             f"{shlex.quote(str(checkpoint))} -o package/"
         )
+    if path.is_file() and (path.parent / manifest.FILE_NAME).is_file():
+        return f"{path} is a file of the package {path.parent}. Name the folder: {shlex.quote(str(path.parent))}"
     return (
         f"{path} is not a model package: it has no {manifest.FILE_NAME}. If it is a checkpoint, make a package of it: "
         f"{export}"
