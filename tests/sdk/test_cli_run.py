@@ -163,10 +163,13 @@ def test_wrong_usage_ends_with_2_and_says_why(arguments, message):
 
 
 def test_an_error_ends_with_1_and_says_why(tmp_path):
-    for arguments in (["nothing", "x"], [TINY, "x", "--speculation", "nothing"]):
+    for arguments, said in (
+        (["nothing", "x"], ""),
+        ([TINY, "x", "--speculation", "nothing"], "--speculation takes prompt_lookup, or a model. "),
+    ):
         result = run(*arguments)
         assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr.startswith("error: There is no model 'nothing'.")
+        assert result.stderr.startswith(f"error: {said}There is no model 'nothing'.")
     result = run(TINY, "word " * 2000)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "this model's maximum context length is 1024" in result.stderr

@@ -10,7 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from edgelm.cli.wrong_usage import wrong_usage
-from edgelm.errors import EdgeLMError
+from edgelm.errors import EdgeLMError, ModelNotFoundError
 from edgelm.generation_config import PROMPT_LOOKUP, GenerationConfig
 from edgelm.library.library import Library
 from edgelm.runtime.providers import CPU, PROVIDERS
@@ -89,7 +89,10 @@ def generation_options(command: Callable[..., None]) -> Callable[..., None]:
         if settings.get("speculation", PROMPT_LOOKUP) != PROMPT_LOOKUP:
             from edgelm.language_model import load  # brings numpy and ONNX Runtime with it
 
-            settings["speculation"] = load(settings["speculation"])
+            try:
+                settings["speculation"] = load(settings["speculation"])
+            except ModelNotFoundError as error:
+                raise ModelNotFoundError(f"--speculation takes {PROMPT_LOOKUP}, or a model. {error}") from error
         with wrong_usage(settings):
             GenerationConfig(**settings)
         command(*positional, **named, settings=settings)
