@@ -145,6 +145,16 @@ def test_a_repository_of_the_hub_in_other_words_is_told_how_it_is_written(own_li
     assert f"No model {written!r} is known. Did you mean hf:ORG/a-model.1? Known by name: " in result.stderr
 
 
+def test_what_is_on_this_machine_is_exported_not_pulled(own_library, tmp_path, monkeypatch):
+    (tmp_path / "my model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    result = pull("./my model")
+    assert (result.exit_code, result.stderr) == (
+        1, "error: './my model' is on this machine already. Make a package of it: edgelm export './my model'\n",
+    )  # fmt: skip
+    assert "Did you mean" not in pull("./nothing").stderr
+
+
 @pytest.fixture
 def under_terms(monkeypatch: pytest.MonkeyPatch) -> list[FetchOptions]:
     """Let gemma-3-270m, whose terms must be agreed to, arrive without a network; return how it was fetched."""

@@ -8,6 +8,7 @@ import difflib
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,14 +21,14 @@ from edgelm.library.catalogue import CATALOGUE
 from edgelm.library.fetch_options import FetchOptions
 from edgelm.library.hub_source import HUB_PREFIX, HubSource
 from edgelm.library.known_source import KnownSource
-from edgelm.library.library import Library, check_name
+from edgelm.library.library import Library, check_name, reading_path
 from edgelm.package.manifest import FILE_NAME, Manifest, describe_file
 
 # Beside the files of a source: where they came from, and their hashes.
 RECORD_NAME = "source.json"
 _CLOSE = 0.4  # as in the library
 # How other programs, and people who come from the hub's page, write hf:ORG/REPO.
-_ON_HUB = re.compile(r"(?:https?://(?:huggingface\.co|hf\.co)/|hf\.co/)?([\w.-]+/[\w.-]+)/?", re.ASCII)
+_ON_HUB = re.compile(r"(?:https?://(?:huggingface\.co|hf\.co)/|hf\.co/)?(\w[\w.-]*/[\w.-]+)/?", re.ASCII)
 
 
 class Source(Protocol):
@@ -59,6 +60,12 @@ def resolve(reference: str) -> Source:
         return HubSource.parse(reference)
     if reference in CATALOGUE:
         return KnownSource(name=reference, model=CATALOGUE[reference])
+    with reading_path(reference):
+        is_here = bool(reference) and Path(reference).expanduser().exists()
+    if is_here:
+        raise ModelNotFoundError(
+            f"{reference!r} is on this machine already. Make a package of it: edgelm export {shlex.quote(reference)}"
+        )
     on_hub = _ON_HUB.fullmatch(reference)
     close = [HUB_PREFIX + on_hub[1]] if on_hub else difflib.get_close_matches(reference, CATALOGUE, n=2, cutoff=_CLOSE)
     meant = f"Did you mean {' or '.join(close)}? " if close else ""
