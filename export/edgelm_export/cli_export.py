@@ -207,7 +207,7 @@ def recipe_of(
     calibrate: to find a preset's integers by gptq; a recipe says itself how its are found.
 
     Raises:
-        click.UsageError: there is nothing to calibrate.
+        click.UsageError: there is nothing to calibrate, or one option excludes another.
     """
     recipe = precision_named(precision) if isinstance(precision, str) else precision
     recipe = recipe.calibrated() if calibrate and recipe is not precision else recipe
@@ -217,9 +217,12 @@ def recipe_of(
             "mixed, and for recipes with schemes that end in -gptq.",
             "calibrate", "precision", "recipe",
         )  # fmt: skip
-    recipe = recipe.with_int8_cache() if kv_cache == "int8" else recipe
-    recipe = recipe.with_prefill_graph() if prefill_graph else recipe
-    return recipe.with_standard_operators() if operators == STANDARD else recipe
+    try:
+        recipe = recipe.with_int8_cache() if kv_cache == "int8" else recipe
+        recipe = recipe.with_prefill_graph() if prefill_graph else recipe
+        return recipe.with_standard_operators() if operators == STANDARD else recipe
+    except ExportError as error:
+        raise refused(str(error), "operators", "precision", "recipe", "kv_cache", "prefill_graph") from error
 
 
 def _refuse_contradictions(

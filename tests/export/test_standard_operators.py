@@ -156,10 +156,15 @@ def test_operators_that_there_are_not_are_refused_by_name() -> None:
 
 def test_the_commands_take_the_option(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "checkpoint")
+    source = str(tmp_path / "checkpoint")
     for command in (
-        ["export", str(tmp_path / "checkpoint"), "--precision", "fp32", "--operators", "standard"],
+        ["export", source, "--precision", "fp32", "--operators", "standard"],
         ["quantize", "checkpoint-fp32-standard", "--precision", "int8", "--operators", "standard"],
     ):
         result = CliRunner().invoke(main, command)
         assert result.exit_code == 0, result.output
     assert edgelm.load("checkpoint-int8-standard").manifest.recipe[0] == {"operators": "standard"}
+    for excluded in (["--precision", "int4"], ["--precision", "fp32", "--kv-cache", "int8"]):
+        result = CliRunner().invoke(main, ["export", source, "--operators", "standard", *excluded])
+        assert result.exit_code == 2
+        assert "Operators of the ONNX standard are not written for" in result.stderr
