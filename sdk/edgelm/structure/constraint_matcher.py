@@ -233,7 +233,7 @@ def _explain(constraint: Constraint, error: str) -> str:
         for sign, option in _WAYS_OUT.items():
             if sign in error:
                 error = error.partition(". Enable")[0]
-                error += f". To give that up, put {{'x-guidance': {{'{option}': true}}}} into the schema."
+                error += f'. To give that up, put {{"x-guidance": {{"{option}": true}}}} into the schema.'
     return f"The {_KINDS[constraint.kind]} cannot be enforced: {error.strip()}"
 
 
