@@ -375,7 +375,7 @@ def test_an_index_reaches_no_file_outside_the_folder(name: str, saved: Path) -> 
         "adapter": (("adapter_config.json",), r"holds an adapter, .*: edgelm merge .* -o merged/"),
         "run": (("config.toml", "checkpoints/step-00000001/config.json"), r"is the folder of a run\. .*latest"),
         "GGUF": (("model.gguf",), r"is no checkpoint folder\. From a GGUF file, .*: edgelm import .* -o checkpoint/"),
-        "nothing": ((), r"is no checkpoint folder"),
+        "nothing": ((), r"is no checkpoint folder: there is no such folder\. .* a model of the library"),
     }.values(),
     ids=["package", "adapter", "run", "GGUF", "nothing"],
 )

@@ -63,9 +63,10 @@ def check_is_checkpoint(folder: str | Path) -> None:
             "merged first (edgelm merge)."
         )
     if not (folder / "config.json").is_file():
+        absent = "" if folder.exists() else ": there is no such folder"
         raise CheckpointError(
-            f"{folder} is no checkpoint folder. From a GGUF file, a Hugging Face folder or a model of the library, "
-            f"make one first: edgelm import {quoted} -o checkpoint/"
+            f"{folder} is no checkpoint folder{absent}. From a GGUF file, a Hugging Face folder or a model of the "
+            f"library, make one first: edgelm import {quoted} -o checkpoint/"
         )
 
 
