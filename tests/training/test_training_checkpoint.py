@@ -46,7 +46,13 @@ QWENS: dict[str, dict[str, Any]] = {
     "qwen3": {"qk_norm": True, "num_attention_heads": 10, "tie_word_embeddings": True},
     "qwen3, with biases": {"qk_norm": True, "attention_bias": True, "attention_output_bias": True},
 }
+OLMO2 = {"norm_placement": "post", "qk_norm": True, "qk_norm_scope": "projection"}
 GEMMA = {"norm": "rms_offset", "norm_placement": "both", "embedding_multiplier": 24**0.5, "attention_multiplier": 0.25}
+TWO_ROTATIONS = {
+    "rope_local_theta": 100.0,
+    "sliding_window": 6,
+    "layer_types": ("full_attention", "sliding_attention"),
+}
 # transformers' model_type -> features.
 FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 6, "num_attention_heads": 10},
@@ -58,16 +64,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"qk_norm": True, "sliding_window": 6},
     "smollm3": {"layers_without_rope": (0,), "head_dim": 6, "mlp_bias": True},
     "granite": {"residual_multiplier": 0.5, "logits_scaling": 3.0, "embedding_multiplier": 2.0},
-    "olmo2": {"norm_placement": "post", "qk_norm": True, "qk_norm_scope": "projection"},
-    "olmo3": {
-        "norm_placement": "post",
-        "qk_norm": True,
-        "qk_norm_scope": "projection",
-        "rope_local_theta": 100.0,
-        "rope_scaling": RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=32),
-        "sliding_window": 6,
-        "layer_types": ("full_attention", "sliding_attention"),
-    },
+    "olmo2": OLMO2,
+    "olmo3": OLMO2
+    | TWO_ROTATIONS
+    | {"rope_scaling": RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)},
     "gemma2": GEMMA
     | {
         "attn_logit_softcapping": 5.0,
@@ -76,13 +76,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "layer_types": ("sliding_attention", "full_attention"),
     },
     "gemma3_text": GEMMA
-    | {
-        "qk_norm": True,
-        "rope_local_theta": 100.0,
-        "rope_scaling": RopeScaling(rope_type="linear", factor=8.0),
-        "sliding_window": 6,
-        "layer_types": ("full_attention", "sliding_attention"),
-    },
+    | TWO_ROTATIONS
+    | {"qk_norm": True, "rope_scaling": RopeScaling(rope_type="linear", factor=8.0)},
     "stablelm": {"norm": "layer", "head_dim": 6, "attention_bias": True, "partial_rotary_factor": 0.67},
     "stablelm, in parallel": {
         "norm": "layer",
