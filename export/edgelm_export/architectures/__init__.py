@@ -15,9 +15,10 @@ from edgelm_export.architectures.gpt2 import GPT2
 from edgelm_export.architectures.gpt_neox import GPT_NEOX
 from edgelm_export.architectures.gpt_oss import GPT_OSS
 from edgelm_export.architectures.granite import GRANITE
+from edgelm_export.architectures.granite_hybrid import GRANITE_HYBRID
 from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.architectures.marian import MARIAN
-from edgelm_export.architectures.mistral import MISTRAL
+from edgelm_export.architectures.mistral import MINISTRAL, MISTRAL
 from edgelm_export.architectures.mixtral import MIXTRAL
 from edgelm_export.architectures.nanochat import NANOCHAT
 from edgelm_export.architectures.olmo2 import OLMO2
@@ -35,6 +36,7 @@ from edgelm_export.architectures.t5 import T5
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": LLAMA,  # Llama 1 to 3, SmolLM2, TinyLlama
     "mistral": MISTRAL,
+    "ministral": MINISTRAL,
     "mixtral": MIXTRAL,
     "qwen2": QWEN2,  # and Qwen2.5
     "qwen3": QWEN3,
@@ -47,7 +49,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmo2": OLMO2,
     "olmo3": OLMO3,
     "olmoe": OLMOE,
-    "granite": GRANITE,
+    "granite": GRANITE,  # Granite 3
+    "granitemoehybrid": GRANITE_HYBRID,  # Granite 4
     "stablelm": STABLELM,
     "gpt2": GPT2,
     "gpt_neox": GPT_NEOX,  # and Pythia

@@ -24,7 +24,8 @@ _MULTIPLIERS = {
 }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    """Read config.json's values as those of a Granite 3."""
     config = llama.to_model_config({**_DEFAULTS, **values})
     multipliers: dict[str, Any] = {key: hf_values.number(values, key, 1.0) for key in _MULTIPLIERS}
     return dataclasses.replace(config, model_type="granite", **multipliers)
@@ -40,7 +41,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 GRANITE = Architecture(
     model_type="granite",
-    to_model_config=_to_model_config,
+    to_model_config=to_model_config,
     gguf=GGUFFamily(
         architecture="granite",
         to_hf_config=_gguf_to_hf_config,

@@ -1,4 +1,4 @@
-"""Mistral: a Llama without biases, whose first versions attend in a window."""
+"""Mistral: a Llama without biases, whose first versions attend in a window; Ministral does in some of its layers."""
 
 from __future__ import annotations
 
@@ -26,12 +26,17 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     return dataclasses.replace(
         config,
         model_type="mistral",
-        sliding_window=window,
+        **hf_values.windows(values, window, ["sliding_attention"]),
         attention_bias=False,
         attention_output_bias=False,
         mlp_bias=False,
     )
 
 
-# llama.cpp's converter calls a Mistral "llama", so its GGUF files are read by Llama's row, the first of that name.
+def _to_ministral(values: Mapping[str, Any]) -> ModelConfig:
+    return dataclasses.replace(_to_model_config(values), model_type="ministral")
+
+
+# llama.cpp's converter calls both "llama", so their GGUF files are read by Llama's row, the first of that name.
 MISTRAL = dataclasses.replace(llama.LLAMA, model_type="mistral", to_model_config=_to_model_config)
+MINISTRAL = dataclasses.replace(MISTRAL, model_type="ministral", to_model_config=_to_ministral)

@@ -223,6 +223,7 @@ _FAMILIES: dict[str, _Family] = {
         free=frozenset({"sliding_window"}),
         keys=lambda c: {"sliding_window": c.sliding_window},
     ),
+    "ministral": _Family(architecture="MinistralForCausalLM", free=_WINDOWS, keys=_windows),
     "qwen3": _Family(
         architecture="Qwen3ForCausalLM",
         fixed={"qk_norm": True},
