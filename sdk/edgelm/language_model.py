@@ -208,8 +208,8 @@ class LanguageModel:
 
     def _check_adapter(self, name: str | None) -> None:
         if name is not None and name not in self.adapters:
-            loaded = ", ".join(self.adapters) or "none"
-            raise ConfigError(f"{self.name} has no adapter {name!r}; loaded: {loaded}. See LanguageModel.load_adapter.")
+            here = ", ".join(self.adapters) or "none"
+            raise ConfigError(f"{self.name} has no adapter {name!r}; loaded: {here}. Load it: load_adapter, --adapter.")
 
     def new_cache(self) -> KVCache:
         """Return an empty KV cache, for the default adapter if there is one."""

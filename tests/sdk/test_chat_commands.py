@@ -116,7 +116,7 @@ def test_set_reaches_the_answer():
         ("/set top_k", "/set top_k needs a value; it is 0 now."),
         ("/set top_k many", "top_k is 'many'; it must be a number"),
         ("/set seed [1]", "seed is [1]; it must be a number"),
-        ("/set adapter poet", "tiny-random has no adapter 'poet'; loaded: none."),
+        ("/set adapter poet", "tiny-random has no adapter 'poet'; loaded: none. Load it: load_adapter, --adapter."),
         ("/set stop null", "stop is None; it must be a text or a list of texts, [] for none."),
         ("/regenerate", "There is no question to answer again yet."),
         ("/save /nowhere/at/all.json", "Cannot write /nowhere/at/all.json: "),
