@@ -164,10 +164,13 @@ def test_a_mistake_is_an_error_that_names_the_file_and_the_key(text, message):
 
 
 @with_these_commands
-def test_a_file_that_is_no_text_is_an_error():
+def test_a_file_that_is_no_text_is_an_error(monkeypatch):
     path = write("")
     path.write_bytes(b"\xff")
     assert f"{path} cannot be read: " in edgelm("probe").stderr
+    assert "Correct it, or remove it." in edgelm("probe").stderr
+    monkeypatch.setenv("EDGELM_CONFIG", str(path.parent))  # a folder, which nobody should remove for that
+    assert "it is not a regular file. Correct it, or unset EDGELM_CONFIG." in edgelm("probe").stderr
 
 
 @with_these_commands

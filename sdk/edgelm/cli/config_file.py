@@ -54,7 +54,8 @@ class ConfigFile:
                 raise ConfigError(f"{VARIABLE} is {path}, and there is no such file. Write it, or unset it.") from error
             return cls(path=path)
         except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} cannot be read: {str(error).rstrip('.')}. Correct it, or remove it.") from error
+            instead = f"unset {VARIABLE}" if os.environ.get(VARIABLE) else "remove it"
+            raise ConfigError(f"{path} cannot be read: {str(error).rstrip('.')}. Correct it, or {instead}.") from error
 
     def check_sections(self, commands: Iterable[str]) -> None:
         """Refuse what is no section of a command.
