@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0 + i / 10 for i in range(8)], "long_factor": list(range(1, 9))}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
 ROPES: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 4.0},
-    "llama3": {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    },
+    "llama3": LLAMA3,
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
     "longrope": LONGROPE | {"original_max_position_embeddings": 64, "factor": 16.0},
 }  # fmt: skip
@@ -132,6 +133,19 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "granitemoehybrid": ("granitemoehybrid", GRANITE4 | {"position_embedding_type": "rope"}),
     "granitemoehybrid without rope, untied": ("granitemoehybrid", GRANITE4 | {"tie_word_embeddings": False}),
+    "exaone4": ("exaone4", {"tie_word_embeddings": False, "num_hidden_layers": 4, "sliding_window": 9}),
+    "exaone4 without windows, llama3": (
+        "exaone4",
+        {
+            "sliding_window": None, "layer_types": ["full_attention"] * 2,
+            "rope_parameters": LLAMA3 | {"rope_theta": 1e4},
+        },
+    ),
+    "starcoder2": ("starcoder2", {}),
+    "starcoder2 in a window, without biases, untied": (
+        "starcoder2",
+        {"sliding_window": 9, "use_bias": False, "tie_word_embeddings": False, "norm_epsilon": 1e-3},
+    ),
     "stablelm": ("stablelm", {"tie_word_embeddings": False}),
     "stablelm in parallel, with biases": ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": True}),
     "gpt2": ("gpt2", {"n_inner": 96}),
@@ -213,6 +227,12 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "logits_scaling": 3.0,
         },
     ),
+    "exaone4": (
+        "exaone4",
+        "exaone4",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 2, "tie_word_embeddings": False},
+    ),
+    "starcoder2": ("starcoder2", "starcoder2", {}),
     "stablelm": ("stablelm", "stablelm", {"tie_word_embeddings": False, "use_qkv_bias": True}),
     "stablelm in parallel": ("stablelm", "stablelm", {"use_parallel_residual": True, "tie_word_embeddings": False}),
     "mixtral": ("mixtral", "llama", {"num_local_experts": 5, "tie_word_embeddings": False}),

@@ -17,7 +17,7 @@ Array = NDArray[np.float32]
 
 # Families whose heads llama.cpp turns by neighbouring dimensions.
 _PAIRED = ("llama", "granite", "smollm3")
-_LAYER_NORMS = ("gpt2", "gptneox", "phi2", "stablelm")
+_LAYER_NORMS = ("gpt2", "gptneox", "phi2", "stablelm", "starcoder2")
 _TURN_IN_PART = ("gptneox", "phi2", "phi3", "stablelm")
 
 
@@ -36,7 +36,8 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
         writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_vocab_size(config.vocab_size)
     if architecture in _LAYER_NORMS:
-        writer.add_layer_norm_eps(getattr(config, "layer_norm_eps", None) or config.layer_norm_epsilon)
+        names = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+        writer.add_layer_norm_eps(next(getattr(config, name) for name in names if hasattr(config, name)))
     else:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     has_head_dim = architecture in ("gemma2", "gemma3", "gpt-oss", "qwen3moe")

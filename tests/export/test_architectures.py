@@ -89,7 +89,7 @@ def test_absent_values_are_those_of_transformers(name: str) -> None:
     theirs = AutoConfig.for_model(**sizes)
     assert ours.num_key_value_heads == getattr(theirs, "num_key_value_heads", 32)
     assert ours.head_dim == (getattr(theirs, "head_dim", 32) or 32)
-    epsilon = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
+    epsilon = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
     assert ours.norm_eps == next(getattr(theirs, key) for key in epsilon if hasattr(theirs, key))
     assert ours.max_position_embeddings == theirs.max_position_embeddings
     if name != "gpt2":
@@ -110,7 +110,7 @@ def test_absent_values_are_those_of_transformers(name: str) -> None:
         assert getattr(ours, key) == getattr(theirs, key, None)
     windows = getattr(theirs, "layer_types", ["sliding_attention"] * 2)
     window = theirs.sliding_window if getattr(theirs, "sliding_window", None) else None
-    if name == "olmo3":  # its window is longer than its context
+    if name in ("olmo3", "exaone4"):  # whose window is longer than their context
         assert ours.sliding_window == window
         window = None
     assert [ours.window(layer) for layer in range(2)] == [
@@ -283,6 +283,12 @@ def test_a_feature_that_only_some_of_a_family_have_is_refused_by_name(
     [
         ("gpt_oss", {"swiglu_alpha": 1.5, "num_key_value_heads": 4}, "swiglu_alpha", 1.5),
         ("gemma2", {"hidden_activation": "gelu"}, "hidden_act", "gelu"),
+        (
+            "exaone4",
+            {"sliding_window_pattern": "LLLG", "num_hidden_layers": 4, "num_key_value_heads": 4},
+            "layers_without_rope",
+            (3,),
+        ),
         ("gemma3_text", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping", None),  # as transformers computes
         ("t5", {"n_positions": 99}, "max_position_embeddings", 99),
         ("t5", {"layer_norm_epsilon": 1e-3}, "norm_eps", 1e-3),

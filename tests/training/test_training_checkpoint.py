@@ -48,23 +48,17 @@ QWENS: dict[str, dict[str, Any]] = {
 }
 OLMO2 = {"norm_placement": "post", "qk_norm": True, "qk_norm_scope": "projection"}
 GEMMA = {"norm": "rms_offset", "norm_placement": "both", "embedding_multiplier": 24**0.5, "attention_multiplier": 0.25}
-TWO_ROTATIONS = {
-    "rope_local_theta": 100.0,
-    "sliding_window": 6,
-    "layer_types": ("full_attention", "sliding_attention"),
-}
+WINDOWS = {"sliding_window": 6, "layer_types": ("full_attention", "sliding_attention")}
+TWO_ROTATIONS = WINDOWS | {"rope_local_theta": 100.0}
 # transformers' model_type -> features.
 FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 6, "num_attention_heads": 10},
-    "qwen2": {
-        "attention_bias": True,
-        "sliding_window": 6,
-        "layer_types": ("sliding_attention", "full_attention"),
-    },
+    "qwen2": {"attention_bias": True, "sliding_window": 6, "layer_types": ("sliding_attention", "full_attention")},
     "qwen3": {"qk_norm": True, "sliding_window": 6},
     "smollm3": {"layers_without_rope": (0,), "head_dim": 6, "mlp_bias": True},
     "granite": {"residual_multiplier": 0.5, "logits_scaling": 3.0, "embedding_multiplier": 2.0},
     "olmo2": OLMO2,
+    "exaone4": WINDOWS | {"norm_placement": "post", "qk_norm": True, "layers_without_rope": (0,)},
     "olmo3": OLMO2
     | TWO_ROTATIONS
     | {"rope_scaling": RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)},

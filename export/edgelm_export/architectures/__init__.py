@@ -9,6 +9,7 @@ from typing import Any
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bart import BART
+from edgelm_export.architectures.exaone4 import EXAONE4
 from edgelm_export.architectures.gemma2 import GEMMA2
 from edgelm_export.architectures.gemma3 import GEMMA3
 from edgelm_export.architectures.gpt2 import GPT2
@@ -31,6 +32,7 @@ from edgelm_export.architectures.qwen3 import QWEN3
 from edgelm_export.architectures.qwen3_moe import QWEN3_MOE
 from edgelm_export.architectures.smollm3 import SMOLLM3
 from edgelm_export.architectures.stablelm import STABLELM
+from edgelm_export.architectures.starcoder2 import STARCODER2
 from edgelm_export.architectures.t5 import T5
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -51,7 +53,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmoe": OLMOE,
     "granite": GRANITE,  # Granite 3
     "granitemoehybrid": GRANITE_HYBRID,  # Granite 4
+    "exaone4": EXAONE4,
     "stablelm": STABLELM,
+    "starcoder2": STARCODER2,
     "gpt2": GPT2,
     "gpt_neox": GPT_NEOX,  # and Pythia
     "gpt_oss": GPT_OSS,

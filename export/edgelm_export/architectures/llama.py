@@ -76,7 +76,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "llama")
     factors = header.rope_factors.get("rope_freqs.weight")
     if factors is not None:
-        values["rope_scaling"] = _llama3_scaling(factors, values["rope_theta"], values["head_dim"])
+        values["rope_scaling"] = llama3_scaling(factors, values["rope_theta"], values["head_dim"])
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -86,7 +86,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     }
 
 
-def _llama3_scaling(factors: NDArray[np.float32], theta: float, head_dim: int) -> dict[str, Any] | None:
+def llama3_scaling(factors: NDArray[np.float32], theta: float, head_dim: int) -> dict[str, Any] | None:
     """Find the llama3 settings that llama.cpp's converter computed `factors` from.
 
     Llama 3.1 to 3.3 differ in `factor` alone (8 or 32), so the other settings are taken to be theirs, and checked.

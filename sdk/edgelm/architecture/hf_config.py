@@ -175,6 +175,12 @@ def _olmo3(config: ModelConfig) -> dict[str, Any]:
     return {"rope_parameters": {"full_attention": every, "sliding_attention": local}, **_windows(config)}
 
 
+def _turns_in_windows(config: ModelConfig) -> bool:
+    """Tell whether every layer turns its heads where none has a window, and else those that have one."""
+    kinds = enumerate(_layer_types(config)) if config.sliding_window is not None else ()
+    return config.layers_without_rope == tuple(layer for layer, kind in kinds if kind == "full_attention")
+
+
 def _stablelm(config: ModelConfig) -> dict[str, Any]:
     return {
         "layer_norm_eps": config.norm_eps,
@@ -271,6 +277,13 @@ _FAMILIES: dict[str, _Family] = {
         free=_WINDOWS | {"rope_local_theta", "attention_bias", "attention_output_bias"},
         fits=lambda c: _one_switch(c) and _heads_divide(c) and c.rope_local_theta is not None,
         keys=_olmo3,
+    ),
+    "exaone4": _Family(
+        architecture="Exaone4ForCausalLM",
+        fixed={"norm_placement": "post", "qk_norm": True},
+        free=_WINDOWS | {"layers_without_rope"},
+        fits=_turns_in_windows,
+        keys=_windows,
     ),
     "gemma2": _Family(
         architecture="Gemma2ForCausalLM",

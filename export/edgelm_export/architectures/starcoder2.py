@@ -1,0 +1,66 @@
+"""StarCoder 2: a Llama with layer norms and biases everywhere, and a feed-forward without a gate."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "norm_epsilon": 1e-5,
+    "hidden_act": "gelu_pytorch_tanh",
+    "use_bias": True,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+}
+_NAMES = {name: name for name in llama.GGUF_NAMES} | {
+    "model.layers.{i}.mlp.up_proj": "model.layers.{i}.mlp.c_fc",
+    "model.layers.{i}.mlp.down_proj": "model.layers.{i}.mlp.c_proj",
+}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    config = llama.to_model_config(values | {"rms_norm_eps": values["norm_epsilon"]})
+    has_biases = hf_values.flag(values, "use_bias")
+    window = None if values["sliding_window"] is None else hf_values.whole_number(values, "sliding_window")
+    return dataclasses.replace(
+        config,
+        model_type="starcoder2",
+        norm="layer",
+        mlp_gated=False,
+        mlp_bias=has_biases,
+        attention_bias=has_biases,
+        attention_output_bias=has_biases,
+        sliding_window=window,
+    )
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, "starcoder2", norm="layer")
+    return values | {
+        "model_type": "starcoder2",
+        "norm_epsilon": values["rms_norm_eps"],
+        "hidden_act": "gelu_pytorch_tanh",
+        "use_bias": "blk.0.attn_q.bias" in header.shapes,
+    }
+
+
+STARCODER2 = Architecture(
+    model_type="starcoder2",
+    to_model_config=_to_model_config,
+    layout=TensorLayout(names=_NAMES),
+    gguf=GGUFFamily(
+        architecture="starcoder2", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=llama.GGUF_NAMES)
+    ),
+)
