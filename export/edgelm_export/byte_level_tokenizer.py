@@ -63,6 +63,7 @@ _QWEN2 = _splitting(_QWEN2_SPLIT, normalizer="NFC")
 PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "gpt-2": _GPT2,
     "phi-2": _GPT2,
+    "exaone4": _GPT2,  # as llama.cpp splits for it
     "mpt": _GPT_NEOX,  # Pythia's too
     "olmo": _GPT_NEOX,
     "llama-bpe": _LLAMA3,

@@ -109,7 +109,8 @@ SPLITS = {
     "tekken": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
 }
 ALIKE = {
-    "gpt-2": ("phi-2", "mpt", "olmo"), "smollm": ("starcoder", "refact"), "qwen2": ("stablelm2", "deepseek-r1-qwen"),
+    "gpt-2": ("phi-2", "exaone4", "mpt", "olmo"), "smollm": ("starcoder", "refact"),
+    "qwen2": ("stablelm2", "deepseek-r1-qwen"),
     "llama-bpe": ("llama-v3", "llama3", "smaug-bpe", "dbrx"), "gpt-4o": (), "tekken": (),
 }  # fmt: skip
 
