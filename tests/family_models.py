@@ -76,6 +76,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "smollm3",
         {"no_rope_layers": [1, 0], **WINDOW, "attention_bias": True, "pad_token_id": 0},
     ),
+    "gemma": ("gemma", {"head_dim": 32}),
+    "gemma with biases": ("gemma", {"head_dim": 16, "attention_bias": True, "rms_norm_eps": 1e-3}),
     "gemma2": ("gemma2", {"head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 24}),
     "gemma2 without soft-caps, a head_dim of its own": (
         "gemma2",
@@ -133,6 +135,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "granitemoehybrid": ("granitemoehybrid", GRANITE4 | {"position_embedding_type": "rope"}),
     "granitemoehybrid without rope, untied": ("granitemoehybrid", GRANITE4 | {"tie_word_embeddings": False}),
+    "arcee": ("arcee", {"tie_word_embeddings": False}),
+    "arcee with biases, a head_dim of its own": ("arcee", {"head_dim": 32, "attention_bias": True, "mlp_bias": True}),
+    "ernie4_5": ("ernie4_5", {"head_dim": 16}),
+    "ernie4_5 with biases, untied": ("ernie4_5", {"head_dim": 32, "use_bias": True, "tie_word_embeddings": False}),
     "exaone4": ("exaone4", {"tie_word_embeddings": False, "num_hidden_layers": 4, "sliding_window": 9}),
     "exaone4 without windows, llama3": (
         "exaone4",
@@ -227,6 +233,9 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "logits_scaling": 3.0,
         },
     ),
+    "arcee": ("arcee", "arcee", {"tie_word_embeddings": False}),
+    "ernie4_5": ("ernie4_5", "ernie4_5", {"head_dim": 16}),
+    "gemma": ("gemma", "gemma", {"head_dim": 32}),
     "exaone4": (
         "exaone4",
         "exaone4",

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 Array = NDArray[np.float32]
 
 # Families whose heads llama.cpp turns by neighbouring dimensions.
-_PAIRED = ("llama", "granite", "smollm3")
+_PAIRED = ("llama", "granite", "smollm3", "arcee")
 _LAYER_NORMS = ("gpt2", "gptneox", "phi2", "stablelm", "starcoder2")
 _TURN_IN_PART = ("gptneox", "phi2", "phi3", "stablelm")
 
@@ -40,13 +40,13 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
         writer.add_layer_norm_eps(next(getattr(config, name) for name in names if hasattr(config, name)))
     else:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    has_head_dim = architecture in ("gemma2", "gemma3", "gpt-oss", "qwen3moe")
+    has_head_dim = architecture in ("gemma", "gemma2", "gemma3", "gpt-oss", "qwen3moe")
     if head_dim != config.hidden_size // config.num_attention_heads or has_head_dim:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
     settings: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     settings = settings.get("full_attention", settings)
-    if architecture not in ("gpt2", "gemma2"):
+    if architecture not in ("gpt2", "gemma", "gemma2"):
         writer.add_rope_freq_base(settings["rope_theta"])
     if settings.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
@@ -135,7 +135,7 @@ def _converted(name: str, tensor: Array, config: PreTrainedConfig, architecture:
         heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
         halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
         return halves.swapaxes(1, 2).reshape(tensor.shape)
-    if architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
+    if architecture in ("gemma", "gemma2", "gemma3") and name.endswith("norm.weight"):
         return tensor + 1
     if architecture == "gpt2" and tensor.ndim == 2 and ".h." in name:
         return tensor.T  # Conv1D is [in, out]

@@ -59,6 +59,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "granite": {"residual_multiplier": 0.5, "logits_scaling": 3.0, "embedding_multiplier": 2.0},
     "olmo2": OLMO2,
     "exaone4": WINDOWS | {"norm_placement": "post", "qk_norm": True, "layers_without_rope": (0,)},
+    "arcee": {"mlp_gated": False, "hidden_act": "relu2", "mlp_bias": True},
+    "gemma": {"norm": "rms_offset", "embedding_multiplier": 24**0.5},
     "olmo3": OLMO2
     | TWO_ROTATIONS
     | {"rope_scaling": RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)},
@@ -104,7 +106,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "experts without query and key norms": {"num_experts": 3, "num_experts_per_tok": 1, "router_bias": True},
     "layer norm": {"norm": "layer"},
     "learned positions": {"position": "learned"},
-    "plain feed-forward": {"mlp_gated": False},
+    "plain feed-forward, query and key norms": {"mlp_gated": False, "qk_norm": True},
     "biases of q, k and v and of the feed-forward": {"attention_bias": True, "mlp_bias": True},
     "a bias of o alone": {"attention_output_bias": True},
     "query and key norms with biases of q, k and v alone": {"qk_norm": True, "attention_bias": True},

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.errors import CheckpointError
+from edgelm_export.architectures.arcee import ARCEE
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bart import BART
+from edgelm_export.architectures.ernie4_5 import ERNIE4_5
 from edgelm_export.architectures.exaone4 import EXAONE4
+from edgelm_export.architectures.gemma import GEMMA
 from edgelm_export.architectures.gemma2 import GEMMA2
 from edgelm_export.architectures.gemma3 import GEMMA3
 from edgelm_export.architectures.gpt2 import GPT2
@@ -44,6 +47,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": QWEN3,
     "qwen3_moe": QWEN3_MOE,
     "smollm3": SMOLLM3,
+    "gemma": GEMMA,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
     "phi": PHI,  # Phi-1 to Phi-2
@@ -53,6 +57,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmoe": OLMOE,
     "granite": GRANITE,  # Granite 3
     "granitemoehybrid": GRANITE_HYBRID,  # Granite 4
+    "arcee": ARCEE,
+    "ernie4_5": ERNIE4_5,
     "exaone4": EXAONE4,
     "stablelm": STABLELM,
     "starcoder2": STARCODER2,

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm.errors import CheckpointError
-from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures import gemma, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import float32_number, whole_number
 from edgelm_export.tensor_map import TensorLayout
@@ -45,8 +44,7 @@ def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     Raises:
         CheckpointError: a token sees later ones too.
     """
-    if values.get("use_bidirectional_attention"):
-        raise CheckpointError("config.json: use_bidirectional_attention is true; supported is causal attention alone.")
+    gemma.refuse_sight_of_later_tokens(values)
     config = llama.to_model_config(values)
     window = None if values["sliding_window"] is None else hf_values.whole_number(values, "sliding_window")
     alternating = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(config.num_hidden_layers)]

@@ -285,6 +285,18 @@ _FAMILIES: dict[str, _Family] = {
         fits=_turns_in_windows,
         keys=_windows,
     ),
+    "arcee": _Family(
+        architecture="ArceeForCausalLM",
+        fixed={"mlp_gated": False},
+        free=_BIASES,
+        fits=lambda c: _one_switch(c) and _heads_divide(c),
+    ),
+    "gemma": _Family(
+        architecture="GemmaForCausalLM",
+        fixed={"norm": "rms_offset"},
+        free=frozenset({"embedding_multiplier", "attention_bias", "attention_output_bias"}),
+        fits=lambda c: _one_switch(c) and _heads_divide(c) and c.embedding_multiplier == c.hidden_size**0.5,
+    ),
     "gemma2": _Family(
         architecture="Gemma2ForCausalLM",
         fixed=_GEMMA,
