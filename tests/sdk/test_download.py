@@ -125,9 +125,12 @@ def test_a_part_of_another_version_is_dropped(server, target):
     assert target.read_bytes() == CONTENT
 
 
-def test_a_part_of_an_unknown_version_is_not_trusted_without_a_checksum(server, target):
+@pytest.mark.parametrize("version", [None, b"", b"\xff\x00\n"], ids=["none", "empty", "damaged"])
+def test_a_part_of_an_unknown_version_is_not_trusted_without_a_checksum(server, target, version):
     server.files["/model.bin"] = CONTENT
     target.with_name("model.bin.part").write_bytes(b"old" * 1000)
+    if version is not None:
+        target.with_name("model.bin.part.etag").write_bytes(version)
     download(RemoteFile(url=f"{server.url}/model.bin"), target)
     assert target.read_bytes() == CONTENT
     assert server.ranges_asked("/model.bin") == [None]

@@ -113,7 +113,7 @@ class _Transfer:
             raise ConnectionResetError(f"the connection ended after {self.received} of {self._total} bytes")
 
     def _open(self, start: int) -> Any:
-        version = self._etag.read_text(encoding="utf-8") if start and self._etag.exists() else None
+        version = self._kept_version() if start else None
         may_resume = version or self._remote.sha256
         try:
             return open_range(self._remote, start if may_resume else 0, version=version)
@@ -136,11 +136,19 @@ class _Transfer:
             self._refuse(f"the server has {announced} bytes; {expected} were expected")
         self._total = expected if announced is None else announced
 
+    def _kept_version(self) -> str | None:
+        """Return the version that the part was begun with; None where it is not known, or the disk has damaged it."""
+        try:
+            version = self._etag.read_text(encoding="latin-1")  # as headers are written
+        except FileNotFoundError:
+            return None
+        return version if version.isprintable() else None
+
     def _remember_version(self, etag: str | None) -> None:
         if etag is None or etag.startswith("W/"):  # If-Range takes strong ones only (RFC 9110, section 13.1.5)
             self._etag.unlink(missing_ok=True)
         else:
-            self._etag.write_text(etag, encoding="utf-8")
+            self._etag.write_text(etag, encoding="latin-1")
 
     def _refuse(self, reason: str) -> None:
         self.part.unlink(missing_ok=True)
