@@ -220,8 +220,8 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {
             "tie_word_embeddings": False, "num_hidden_layers": 4, "sliding_window": 9,
             "rope_parameters": {
-                "full_attention": ROPES["yarn"] | {"rope_theta": 5e5},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+                "full_attention": ROPES["yarn"] | {"rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e5},
             },
         },
     ),

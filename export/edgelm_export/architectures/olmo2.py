@@ -36,13 +36,18 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     if not window:
         return {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", **values}
     # llama.cpp takes the pattern of the published models, whatever the file has for it.
-    base = float32_number(header.metadata, "olmo2.rope.freq_base_swa", values["rope_theta"])
+    theta = values.pop("rope_theta")
+    local = float32_number(header.metadata, "olmo2.rope.freq_base_swa", theta)
+    every = {"rope_theta": theta, **(values.pop("rope_scaling") or {"rope_type": "default"})}
     return {
         "architectures": ["Olmo3ForCausalLM"],
         "model_type": "olmo3",
         **values,
         "sliding_window": window,
-        "rope_local_base_freq": base,
+        "rope_parameters": {
+            "full_attention": every,
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
+        },
     }
 
 
