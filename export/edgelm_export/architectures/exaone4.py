@@ -27,13 +27,13 @@ _LAYERS_OF_32B = 64  # the one model with windows; llama.cpp too knows it by its
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **values}
-    window = None if values["sliding_window"] is None else hf_values.whole_number(values, "sliding_window")
+    window = hf_values.optional_whole_number(values, "sliding_window")
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     pattern = values.get("sliding_window_pattern") or _PATTERN
     if pattern == "LLLG":  # as the model's own config.json writes it
         pattern = _PATTERN
     step = hf_values.bounded({"sliding_window_pattern": pattern}, "sliding_window_pattern")
-    windows = hf_values.windows(values, window, _kinds(layers, step))
+    windows = hf_values.windows(values, window, hf_values.last_sees_all(layers, step))
     kinds = list(windows.get("layer_types") or ["sliding_attention" if windows else "full_attention"] * layers)
     sees_all = tuple(layer for layer, kind in enumerate(kinds) if kind == "full_attention")
     return dataclasses.replace(
@@ -49,10 +49,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _kinds(layers: int, step: int) -> list[str]:
-    return ["sliding_attention" if (layer + 1) % step else "full_attention" for layer in range(layers)]
-
-
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     keys = frozenset({"attention.sliding_window", "attention.sliding_window_pattern"})
     values = gguf_header.to_hf_config(header, "exaone4", keys=keys)
@@ -66,7 +62,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         "model_type": "exaone4",
         **values,
         "sliding_window": _DEFAULTS["sliding_window"] if has_windows else None,
-        "layer_types": _kinds(layers, _PATTERN) if has_windows else ["full_attention"] * layers,
+        "layer_types": hf_values.last_sees_all(layers, _PATTERN if has_windows else 1),
     }
 
 

@@ -46,7 +46,7 @@ def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     """
     gemma.refuse_sight_of_later_tokens(values)
     config = llama.to_model_config(values)
-    window = None if values["sliding_window"] is None else hf_values.whole_number(values, "sliding_window")
+    window = hf_values.optional_whole_number(values, "sliding_window")
     alternating = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(config.num_hidden_layers)]
     return dataclasses.replace(
         config,

@@ -38,9 +38,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     pattern = hf_values.bounded(values, "sliding_window_pattern")
     if values.get("layer_types") is None:
-        values["layer_types"] = [
-            "sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(layers)
-        ]
+        values["layer_types"] = hf_values.last_sees_all(layers, pattern)
     # transformers reads a soft-cap of attention here, and computes without it.
     config = gemma2.to_model_config(values | {"attn_logit_softcapping": None})
     return dataclasses.replace(

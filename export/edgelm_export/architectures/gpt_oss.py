@@ -53,7 +53,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     if not (values.get("rope_scaling") or values.get("rope_parameters")):
         values["rope_scaling"] = dict(_YARN)
     config = llama.to_model_config(values | {"mlp_bias": True})
-    window = None if values["sliding_window"] is None else hf_values.whole_number(values, "sliding_window")
+    window = hf_values.optional_whole_number(values, "sliding_window")
     alternating = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(config.num_hidden_layers)]
     return dataclasses.replace(
         config,

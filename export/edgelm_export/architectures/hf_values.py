@@ -70,6 +70,11 @@ def optional_number(values: Mapping[str, Any], key: str) -> float | None:
     return None if values.get(key) is None else number(values, key, 0.0)
 
 
+def optional_whole_number(values: Mapping[str, Any], key: str) -> int | None:
+    """Read a whole number; None and absence mean None."""
+    return None if values.get(key) is None else whole_number(values, key)
+
+
 def activation(values: Mapping[str, Any], default: str, key: str = "hidden_act") -> str:
     """Read an activation under the name that ModelConfig has for it."""
     name = values.get(key, default)
@@ -87,6 +92,11 @@ def token_ids(values: Mapping[str, Any], key: str) -> tuple[int, ...]:
     if any(not isinstance(id_, int) or isinstance(id_, bool) for id_ in ids):
         raise CheckpointError(f"config.json: {key} is {value!r}; it must be a token id or a list of them.")
     return tuple(dict.fromkeys(ids))
+
+
+def last_sees_all(layers: int, pattern: int) -> list[str]:
+    """Return the kinds of layers of which, of each `pattern`, the last sees all and the others attend in a window."""
+    return ["sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(layers)]
 
 
 def windows(values: Mapping[str, Any], window: int | None, kinds: Sequence[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ _DEFAULTS: Mapping[str, Any] = {
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **values}
     config = llama.to_model_config(values)
-    window = None if values["sliding_window"] is None else hf_values.whole_number(values, "sliding_window")
+    window = hf_values.optional_whole_number(values, "sliding_window")
     return dataclasses.replace(
         config,
         model_type="mistral",

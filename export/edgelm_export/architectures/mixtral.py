@@ -33,11 +33,10 @@ _NAMES = {name: name for name in llama.GGUF_NAMES if ".mlp." not in name} | {
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **values}
     config = llama.to_model_config(values | {"attention_bias": False, "mlp_bias": False})
-    window = values.get("sliding_window")
     return dataclasses.replace(
         config,
         model_type="mixtral",
-        sliding_window=None if window is None else hf_values.whole_number(values, "sliding_window"),
+        sliding_window=hf_values.optional_whole_number(values, "sliding_window"),
         **experts.expert_fields(values, "num_local_experts"),
     )
 

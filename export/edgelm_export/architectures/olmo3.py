@@ -18,11 +18,8 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **values}
     values |= gemma3.rotations(values, values["rope_theta"], values["rope_theta"])
     config = olmo2.to_model_config(values)
-    window = None if values["sliding_window"] is None else hf_values.whole_number(values, "sliding_window")
-    kinds = [
-        "sliding_attention" if (layer + 1) % _PATTERN else "full_attention" for layer in range(config.num_hidden_layers)
-    ]
-    windows = hf_values.windows(values, window, kinds)
+    window = hf_values.optional_whole_number(values, "sliding_window")
+    windows = hf_values.windows(values, window, hf_values.last_sees_all(config.num_hidden_layers, _PATTERN))
     local = hf_values.number(values, "rope_local_base_freq", config.rope_theta) if windows else None
     return dataclasses.replace(config, model_type="olmo3", rope_local_theta=local, **windows)
 

@@ -42,14 +42,13 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
         if isinstance(settings, Mapping) and settings.get("rope_type", settings.get("type")) in _LONGROPE_NAMES:
             values[key] = {**settings, "rope_type": "longrope"}
     config = llama.to_model_config(values, partial=1.0)
-    window = values.get("sliding_window")
     return dataclasses.replace(
         config,
         model_type="phi3",
         attention_bias=False,
         attention_output_bias=False,
         mlp_bias=False,
-        sliding_window=None if window is None else hf_values.whole_number(values, "sliding_window"),
+        sliding_window=hf_values.optional_whole_number(values, "sliding_window"),
     )
 
 

@@ -33,7 +33,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **values}
     config = llama.to_model_config(values | {"rms_norm_eps": values["norm_epsilon"]})
     has_biases = hf_values.flag(values, "use_bias")
-    window = None if values["sliding_window"] is None else hf_values.whole_number(values, "sliding_window")
     return dataclasses.replace(
         config,
         model_type="starcoder2",
@@ -42,7 +41,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
         mlp_bias=has_biases,
         attention_bias=has_biases,
         attention_output_bias=has_biases,
-        sliding_window=window,
+        sliding_window=hf_values.optional_whole_number(values, "sliding_window"),
     )
 
 
