@@ -11,6 +11,7 @@ from typing import Any
 
 from edgelm.errors import ConfigError
 from edgelm.files.regular_file import check_json_values, read_text
+from edgelm.rope_scaling import RopeScaling
 
 # rms_offset multiplies by 1 + weight, rms_plain by nothing.
 NORMS = ("rms", "rms_offset", "rms_plain", "layer")
@@ -18,7 +19,6 @@ NORMS = ("rms", "rms_offset", "rms_plain", "layer")
 SINUSOIDS = ("sinusoidal", "sinusoidal_halves")
 POSITIONS = ("rope", "learned", *SINUSOIDS, "relative", "none")
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2")
-ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 LAYER_TYPES = ("full_attention", "sliding_attention")
 QK_NORM_SCOPES = ("head", "projection")
 KV_CACHES = {"fp32": 4, "int8": 1}  # and how many bytes a number takes
@@ -56,50 +56,6 @@ SECTION = "edgelm"
 _LISTS = ("eos_token_ids", "suppressed_token_ids", "layer_types", "layers_without_rope", "layers_without_experts")
 FLOAT32_END = 2.0**128
 _MOST = 2**31 - 1  # of any size: products of a few still fit the numbers of every library
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """How rotary frequencies are stretched beyond the trained context, in Hugging Face's keys.
-
-    `linear` divides positions by `factor`; `dynamic` raises the base with each position beyond the original context;
-    `llama3` and `yarn` (arXiv:2309.00071) blend per frequency; `longrope` (arXiv:2402.13753) divides each frequency by
-    its own factor, `short_factor` within the original context and `long_factor` for a longer text.
-    """
-
-    rope_type: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 0
-    attention_factor: float | None = None
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True  # yarn's ramp begins and ends at whole dimensions
-    short_factor: tuple[float, ...] = ()
-    long_factor: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.rope_type not in ROPE_TYPES:
-            raise ConfigError(f"rope_type is {self.rope_type!r}; supported: {', '.join(ROPE_TYPES)}.")
-        if not self.factor >= 1.0:
-            raise ConfigError(f"The rope factor is {self.factor}; it must be 1.0 or more.")
-        if self.rope_type not in ("default", "linear") and self.original_max_position_embeddings < 1:
-            raise ConfigError(f"rope_type {self.rope_type!r} needs original_max_position_embeddings.")
-        for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
-            if not 0 < getattr(self, low) < getattr(self, high):
-                raise ConfigError(
-                    f"{low} is {getattr(self, low)!r} and {high} is {getattr(self, high)!r}; "
-                    "both must be above 0, and the first below the second."
-                )
-        if self.attention_factor is not None and not self.attention_factor > 0:
-            raise ConfigError(f"attention_factor is {self.attention_factor!r}; it must be above 0.")
-        if self.rope_type == "longrope" and not all(
-            factors and all(factor > 0 for factor in factors) for factors in (self.short_factor, self.long_factor)
-        ):
-            raise ConfigError(
-                "rope_type 'longrope' needs short_factor and long_factor, each a list of numbers above 0."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +99,7 @@ class ModelConfig:
     position: str = "rope"
     rope_theta: float = 10000.0
     rope_local_theta: float | None = None
-    rope_scaling: RopeScaling = RopeScaling()
+    rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
     partial_rotary_factor: float = 1.0  # the first part of each head that turns
     layers_without_rope: tuple[int, ...] = ()
     relative_attention_num_buckets: int = 32  # of distances, each with a score for each head (T5, arXiv:1910.10683)

@@ -6,8 +6,9 @@ import pytest
 from config_values import SIZES, model_config
 from transformers import AutoConfig
 
-from edgelm.config import ModelConfig, RopeScaling
+from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
+from edgelm.rope_scaling import RopeScaling
 from edgelm_export.architectures import ARCHITECTURES, architecture_of, gguf_architecture_of
 from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.tensor_map import CANONICAL, map_tensors, pattern_of

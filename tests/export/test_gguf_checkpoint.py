@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from transformers import LlamaForCausalLM
 
-from edgelm.config import RopeScaling
 from edgelm.errors import CheckpointError
+from edgelm.rope_scaling import RopeScaling
 from edgelm.text.chat_template import template_of
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from config_values import SIZES
 
-from edgelm.config import RopeScaling
 from edgelm.errors import CheckpointError, ConfigError
+from edgelm.rope_scaling import RopeScaling
 from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.llama import LLAMA

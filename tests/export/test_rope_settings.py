@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from config_values import SIZES, model_config
 
-from edgelm.config import RopeScaling
+from edgelm.rope_scaling import RopeScaling
 from edgelm_export.architectures import ARCHITECTURES
 
 

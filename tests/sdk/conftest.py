@@ -5,7 +5,7 @@ import pytest
 from make_tiny_model import CONFIG, make_checkpoint
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from edgelm.config import RopeScaling
+from edgelm.rope_scaling import RopeScaling
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from edgelm.config import SECTION, ModelConfig, RopeScaling
+from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import ConfigError
+from edgelm.rope_scaling import RopeScaling
 
 CONFIG = ModelConfig(
     model_type="llama",

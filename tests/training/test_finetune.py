@@ -25,8 +25,9 @@ from tiny_training_runs import (
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from edgelm.config import ModelConfig, RopeScaling
+from edgelm.config import ModelConfig
 from edgelm.errors import ChatTemplateError, CheckpointError, ConfigError, DataError, EdgeLMError, TrainingError
+from edgelm.rope_scaling import RopeScaling
 from edgelm_training.adapter import load_adapter, read_adapter
 from edgelm_training.batches import NO_TARGET
 from edgelm_training.chat_rows import ChatRows

@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from edgelm.config import SECTION, ModelConfig, RopeScaling
+from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
+from edgelm.rope_scaling import RopeScaling
 from edgelm_training.checkpoint import (
     check_is_checkpoint,
     hf_config,

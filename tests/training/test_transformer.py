@@ -14,8 +14,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from edgelm.config import ModelConfig, RopeScaling
+from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError
+from edgelm.rope_scaling import RopeScaling
 from edgelm_training.checkpoint import hf_config, load_checkpoint
 from edgelm_training.model import Transformer, generate
 

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgelm.config import ACTIVATIONS, ROPE_TYPES, RopeScaling
+from edgelm.config import ACTIVATIONS
 from edgelm.errors import CheckpointError
+from edgelm.rope_scaling import ROPE_TYPES, RopeScaling
 
 # Names that transformers has for the same function.
 _ACTIVATION_NAMES = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh"} | {name: name for name in ACTIVATIONS}

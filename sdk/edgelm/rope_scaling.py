@@ -1,0 +1,53 @@
+"""RopeScaling: how the rotary positions of a model are stretched beyond the context that it was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgelm.errors import ConfigError
+
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the trained context, in Hugging Face's keys.
+
+    `linear` divides positions by `factor`; `dynamic` raises the base with each position beyond the original context;
+    `llama3` and `yarn` (arXiv:2309.00071) blend per frequency; `longrope` (arXiv:2402.13753) divides each frequency by
+    its own factor, `short_factor` within the original context and `long_factor` for a longer text.
+    """
+
+    rope_type: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 0
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True  # yarn's ramp begins and ends at whole dimensions
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rope_type not in ROPE_TYPES:
+            raise ConfigError(f"rope_type is {self.rope_type!r}; supported: {', '.join(ROPE_TYPES)}.")
+        if not self.factor >= 1.0:
+            raise ConfigError(f"The rope factor is {self.factor}; it must be 1.0 or more.")
+        if self.rope_type not in ("default", "linear") and self.original_max_position_embeddings < 1:
+            raise ConfigError(f"rope_type {self.rope_type!r} needs original_max_position_embeddings.")
+        for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
+            if not 0 < getattr(self, low) < getattr(self, high):
+                raise ConfigError(
+                    f"{low} is {getattr(self, low)!r} and {high} is {getattr(self, high)!r}; "
+                    "both must be above 0, and the first below the second."
+                )
+        if self.attention_factor is not None and not self.attention_factor > 0:
+            raise ConfigError(f"attention_factor is {self.attention_factor!r}; it must be above 0.")
+        if self.rope_type == "longrope" and not all(
+            factors and all(factor > 0 for factor in factors) for factors in (self.short_factor, self.long_factor)
+        ):
+            raise ConfigError(
+                "rope_type 'longrope' needs short_factor and long_factor, each a list of numbers above 0."
+            )
