@@ -34,6 +34,7 @@ GRANITE4 = {
     "layer_types": ["full_attention"] * 2, "num_local_experts": 0, "shared_intermediate_size": 80, "mamba_n_heads": 4,
     "attention_multiplier": 0.3, "embedding_multiplier": 6.0, "residual_multiplier": 0.4, "logits_scaling": 3.0,
 }  # fmt: skip
+LFM2 = {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False}
 OLMO3 = {
     "num_hidden_layers": 4, "sliding_window": 9, "tie_word_embeddings": False, "attention_bias": True,
     "rope_parameters": {
@@ -147,6 +148,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": LLAMA3 | {"rope_theta": 1e4},
         },
     ),
+    "lfm2": ("lfm2", LFM2),
+    "lfm2 with biases, convolutions over four tokens, untied": (
+        "lfm2",
+        LFM2 | {
+            "conv_L_cache": 4, "conv_bias": True, "tie_word_embeddings": False, "block_auto_adjust_ff_dim": True,
+            "block_multiple_of": 16, "norm_eps": 1e-3, "layer_types": ["full_attention", "conv", "full_attention"],
+        },
+    ),
     "starcoder2": ("starcoder2", {}),
     "starcoder2 in a window, without biases, untied": (
         "starcoder2",
@@ -240,6 +249,14 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "exaone4",
         "exaone4",
         {"sliding_window": None, "layer_types": ["full_attention"] * 2, "tie_word_embeddings": False},
+    ),
+    "lfm2": ("lfm2", "lfm2", LFM2),
+    "lfm2, convolutions over four tokens": (
+        "lfm2",
+        "lfm2",
+        LFM2 | {
+            "conv_L_cache": 4, "num_key_value_heads": 4, "block_auto_adjust_ff_dim": True, "block_multiple_of": 32,
+        },
     ),
     "starcoder2": ("starcoder2", "starcoder2", {}),
     "stablelm": ("stablelm", "stablelm", {"tie_word_embeddings": False, "use_qkv_bias": True}),

@@ -30,16 +30,22 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(getattr(config, "intermediate_size", None) or config.n_inner)
+    if architecture == "lfm2":  # whose config has the size of a feed-forward without a gate
+        writer.add_feed_forward_length(model.model.layers[0].feed_forward.w1.out_features)
+    else:
+        writer.add_feed_forward_length(getattr(config, "intermediate_size", None) or config.n_inner)
     writer.add_head_count(config.num_attention_heads)
-    if architecture not in ("gpt2", "gptneox"):
+    if architecture == "lfm2":
+        kinds = config.layer_types
+        writer.add_head_count_kv([config.num_key_value_heads if kind == "full_attention" else 0 for kind in kinds])
+    elif architecture not in ("gpt2", "gptneox"):
         writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_vocab_size(config.vocab_size)
     if architecture in _LAYER_NORMS:
         names = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
         writer.add_layer_norm_eps(next(getattr(config, name) for name in names if hasattr(config, name)))
     else:
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_layer_norm_rms_eps(config.norm_eps if architecture == "lfm2" else config.rms_norm_eps)
     has_head_dim = architecture in ("gemma", "gemma2", "gemma3", "gpt-oss", "qwen3moe")
     if head_dim != config.hidden_size // config.num_attention_heads or has_head_dim:
         writer.add_key_length(head_dim)
@@ -84,6 +90,8 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_logit_scale(config.logits_scaling)
+    if architecture == "lfm2":
+        writer.add_shortconv_l_cache(config.conv_L_cache)
     if architecture == "phi3":
         writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
 
@@ -137,6 +145,8 @@ def _converted(name: str, tensor: Array, config: PreTrainedConfig, architecture:
         return halves.swapaxes(1, 2).reshape(tensor.shape)
     if architecture in ("gemma", "gemma2", "gemma3") and name.endswith("norm.weight"):
         return tensor + 1
+    if architecture == "lfm2" and name.endswith(".conv.conv.weight"):
+        return tensor.squeeze(1)
     if architecture == "gpt2" and tensor.ndim == 2 and ".h." in name:
         return tensor.T  # Conv1D is [in, out]
     if architecture == "gptneox" and "query_key_value" in name:

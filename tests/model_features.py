@@ -58,6 +58,13 @@ FEATURES = {
         "rope_scaling": {"rope_type": "linear", "factor": 8.0},
     },
     "a window as long as the context": {"sliding_window": 1024},
+    "convolutions": {
+        "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "conv_L_cache": 3, "qk_norm": True,
+    },
+    "convolutions over five tokens, with biases": {
+        "num_hidden_layers": 3, "layer_types": ["full_attention", "conv", "full_attention"], "conv_L_cache": 5,
+        "conv_bias": True,
+    },
     "soft-cap of attention": {"attn_logit_softcapping": 0.5},
     "soft-cap of attention, in a window": {"attn_logit_softcapping": 0.5, "sliding_window": 7},
     "soft-cap of logits": {"final_logit_softcapping": 0.5},

@@ -69,6 +69,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "llama-bpe": _LLAMA3,
     "llama-v3": _LLAMA3,
     "llama3": _LLAMA3,
+    "lfm2": _LLAMA3,
     "smaug-bpe": replace(_LLAMA3, add_bos=False),  # SmolLM3's
     "dbrx": _splitting(_LLAMA3_SPLIT),  # OLMo 2's
     "qwen2": _QWEN2,

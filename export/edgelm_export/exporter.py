@@ -229,7 +229,8 @@ def _write_text_files(
         **checkpoint.text_files,
         "config.json": json_text(config),
     }
-    if checkpoint.config.encoder is None:  # onnxruntime-genai has another form of those that have one
+    # onnxruntime-genai has another form of models with an encoder, and of those with convolutions.
+    if checkpoint.config.encoder is None and not checkpoint.config.conv_channels:
         files["genai_config.json"] = json_text(genai_config(checkpoint.config, shares_cache=operators != STANDARD))
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8", newline="\n")

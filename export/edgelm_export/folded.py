@@ -43,7 +43,8 @@ class FoldedCheckpoint:
         _, after_attention, _, after_mlp = NORM_PLACEMENTS[config.norm_placement]
         if config.norm_placement == "residual":  # whose norms see more than what a part adds
             after_attention = after_mlp = None
-        last = (after_attention or "self_attn.o_proj", after_mlp or r"mlp\.(?:experts\.\d+\.)?down_proj")
+        attention = after_attention or r"(?:self_attn\.o_proj|conv\.out_proj)"
+        last = (attention, after_mlp or r"mlp\.(?:experts\.\d+\.)?down_proj")
         self._last_of_residual = re.compile(rf"layers\.\d+\.({'|'.join(last)})\.(weight|bias)$")
         if config.norm == "rms_plain" and after_attention and self._multiplier != 1:
             raise ExportError(

@@ -41,7 +41,8 @@ def measure_scales(
         report("cache scales", number, len(sequences))
         cache = session.new_cache()
         prefill(session, ids, cache)
-        sizes = [_sizes(session.config, i, buffer[0, :, : cache.length]) for i, buffer in enumerate(cache.buffers)]
+        kept = cache.buffers[: 2 * len(session.config.attention_layers)]  # behind them are the convolutions'
+        sizes = [_sizes(session.config, i, buffer[0, :, : cache.length]) for i, buffer in enumerate(kept)]
         largest = [np.maximum(*pair) for pair in zip(largest, sizes, strict=True)] if largest else sizes
     report("cache scales", len(sequences), len(sequences))
     return [np.maximum(size * _MARGIN / _LARGEST, _SMALLEST) for size in largest]
@@ -54,7 +55,7 @@ def _sizes(config: ModelConfig, i: int, filled_KTH: NDArray[Any]) -> NDArray[np.
     pair is long, however far the text itself reaches.
     """
     sizes_KTH: NDArray[np.float32] = np.abs(filled_KTH)
-    if i % 2 == 0 and config.rope_kind(i // 2) is not None:
+    if i % 2 == 0 and config.rope_kind(config.attention_layers[i // 2]) is not None:
         first, second = np.split(filled_KTH[..., : config.rotary_dim], 2, axis=-1)
         sizes_KTH[..., : config.rotary_dim] = np.tile(np.hypot(first, second), 2)
     sizes_K1H: NDArray[np.float32] = sizes_KTH.max(axis=1, keepdims=True)

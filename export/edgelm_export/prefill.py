@@ -1,10 +1,10 @@
 """The prefill graph: it reads prompts into the cache, and computes nothing else.
 
 It takes what the decoder's graph takes (decoder.py) but `num_logits_to_keep`, and gives `present.{i}.key|value` alone:
-no logits, and of the last block no more than its keys and values. Embedding, norms and tables are those of the
-decoder's graph, in its file of weights. The projections are products of integers, with one scale for each row of a
-weight and one for each token of the activations: faster than MatMulNBits for many tokens, and slower for one
-(docs/results/graph-and-settings.md).
+no logits, and of the last block no more than its keys and values, or what its convolution keeps. Embedding, norms and
+tables are those of the decoder's graph, in its file of weights. The projections are products of integers, with one
+scale for each row of a weight and one for each token of the activations: faster than MatMulNBits for many tokens, and
+slower for one (docs/results/graph-and-settings.md).
 
 Beside a decoder that keeps keys and values in int8, it makes floats of the past, rounds the new ones to the same grids,
 and lets the queries look at both in floats: for many tokens that is faster than attention over int8. It then gives the
@@ -75,7 +75,12 @@ class _PrefillStack(DecoderStack):
         for i in range(last):
             hidden = self.block(hidden, i)
         before_attention, *_ = NORM_PLACEMENTS[config.norm_placement]
-        self.attended(self.block_norm(hidden, f"{self.name}.layers.{last}", before_attention), last)
+        hidden = self.block_norm(hidden, f"{self.name}.layers.{last}", before_attention)
+        if config.is_conv(last):
+            self.opened(hidden, last)
+        else:
+            self.attended(hidden, last)
+        self.end_convolutions()
         return self.graph.model(f"{config.model_type}-prefill")
 
 
@@ -101,6 +106,7 @@ class _RoundingStack(_PrefillStack):
     def grouped_query_attention(self, qkv: list[str], i: int, name: str) -> str:
         """Turn queries and keys, round keys and values, and let the queries look at them and at the past."""
         config = self.config
+        place = config.attention_layers.index(i)
         query, *new = self.apart(qkv, name)
         rotation = self.rope[config.rope_kind(i)]
         if rotation:
@@ -108,7 +114,7 @@ class _RoundingStack(_PrefillStack):
             new[0] = self._turned(new[0], config.num_key_value_heads, rotation, f"{name}.turned_key")
         past = []
         for number, part in enumerate(("key", "value")):
-            scale_K1H = self.graph.weight(f"{name}.{part[0]}_scale", self._scales[2 * i + number])
+            scale_K1H = self.graph.weight(f"{name}.{part[0]}_scale", self._scales[2 * place + number])
             past.append(self._past(f"past_key_values.{i}.{part}", scale_K1H, f"{name}.past_{part}"))
             new[number] = self._kept(new[number], f"present.{i}.{part}", scale_K1H, f"{name}.new_{part}")
         return self.look([query, *new], past, [f"{name}.all_keys", f"{name}.all_values"], [], i, name)

@@ -203,7 +203,11 @@ def run_layer(
         return x_TD + multiplier * normed(name, part_TD)
 
     before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
-    attended_TD = _attention(config, layer, weights, normed(before_attention, hidden_TD), tables, both_ways, lengths)
+    input_TD = normed(before_attention, hidden_TD)
+    if config.is_conv(layer):
+        attended_TD = _convolution(config, weights, input_TD, lengths)
+    else:
+        attended_TD = _attention(config, layer, weights, input_TD, tables, both_ways, lengths)
     attended_TD = added(hidden_TD, attended_TD, after_attention)
     if read_SD is not None:
         before_cross, after_cross = CROSS_NORMS[config.norm_placement]
@@ -248,6 +252,22 @@ def _cross_attention(config: ModelConfig, weights: Weights, hidden_TD: Array, re
     scores_NTS = np.exp(scores_NTS - scores_NTS.max(-1, keepdims=True))
     out_NTH = scores_NTS @ v_NSH / scores_NTS.sum(-1, keepdims=True)
     return _linear(weights, "encoder_attn.o_proj", out_NTH.swapaxes(0, 1).reshape(T, N * H))
+
+
+def _convolution(config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Sequence[int]) -> Array:
+    """Sum each channel over a token and those before it in its sequence, between two gates."""
+    opening_TD, closing_TD, value_TD = np.split(_linear(weights, "conv.in_proj", hidden_TD), 3, axis=-1)
+    gated_TD = opening_TD * value_TD
+    factors_DL = weights["conv.conv.weight"][:, 0]
+    summed_TD, start, before = np.empty_like(gated_TD), 0, factors_DL.shape[1] - 1
+    for length in lengths or (len(hidden_TD),):
+        own = slice(start, start + length)
+        padded_TD = np.pad(gated_TD[own], ((before, 0), (0, 0)))
+        summed_TD[own] = sum(padded_TD[i : i + length] * factors_DL[:, i] for i in range(before + 1))
+        start += length
+    if config.conv_bias:
+        summed_TD += weights["conv.conv.bias"]
+    return _linear(weights, "conv.out_proj", closing_TD * summed_TD)
 
 
 def _attention(

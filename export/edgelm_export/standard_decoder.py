@@ -38,7 +38,8 @@ class _StandardDecoderStack(DecoderStack):
         """Derive from the mask which keys each query may see, for each window that a layer has."""
         graph = self.graph
         tokens = graph.node("Shape", ["input_ids"], "new_tokens", attributes={"start": 1, "end": 2})
-        past = graph.node("Shape", ["past_key_values.0.key"], "past_tokens", attributes={"start": 2, "end": 3})
+        first_key = f"past_key_values.{self.config.attention_layers[0]}.key"
+        past = graph.node("Shape", [first_key], "past_tokens", attributes={"start": 2, "end": 3})
         self.key_count, self.mask_length = graph.node("Add", [past, tokens], "key_tokens"), self.length_of_mask()
         first, end = (graph.node("Squeeze", [value], f"{value}.scalar") for value in (past, self.key_count))
         places = graph.node("Range", [graph.constant(0), end, graph.constant(1)], "keys.places")
@@ -52,7 +53,7 @@ class _StandardDecoderStack(DecoderStack):
         filled_B11S = graph.node("Unsqueeze", [filled, graph.constant([1, 2])], "keys.filled_of_rows")
         earlier_TS = graph.node("GreaterOrEqual", [distances_TS, graph.constant(0)], "keys.earlier")
         self.masks: dict[int | None, str] = {}
-        for window in dict.fromkeys(self.config.window(i) for i in range(self.config.num_hidden_layers)):
+        for window in dict.fromkeys(self.config.window(i) for i in self.config.attention_layers):
             name, seen = f"scores.mask.{window}", earlier_TS
             if window is not None:
                 near = graph.node("Less", [distances_TS, graph.constant(window)], f"{name}.near")

@@ -57,6 +57,7 @@ class TensorLayout:
     by_head: source stems of fused tensors that hold each head's parts side by side. row_orders: canonical stems to
     names in `ROW_ORDERS`. norms_plus_one: the source holds 1 + weight of each norm. rows_before: source stems of tables
     to how many rows stand before the first. stacks_of_one: source names of tensors with one dimension of 1 in front.
+    ones_elsewhere: source names of tensors whose dimension of 1 may stand in another place than ours, or in none.
     """
 
     names: Mapping[str, str] | None = None
@@ -69,6 +70,7 @@ class TensorLayout:
     norms_plus_one: bool = False
     rows_before: Mapping[str, int] = field(default_factory=dict)
     stacks_of_one: frozenset[str] = frozenset()
+    ones_elsewhere: frozenset[str] = frozenset()
 
     @property
     def is_canonical(self) -> bool:
@@ -100,7 +102,8 @@ class Part:
     """A canonical tensor inside a source's.
 
     index: which entry of a stack of experts; None where the source is one tensor. rows: of the source's tensor, or of
-    the entry, after its transposition; None is all of them. offset: added to each value.
+    the entry, after its transposition; None is all of them. offset: added to each value. shape: where it is not the
+    source's.
     """
 
     source: str
@@ -108,11 +111,13 @@ class Part:
     rows: slice | Rows | None = None
     transposed: bool = False
     offset: float = 0.0
+    shape: tuple[int, ...] | None = None
 
     def taken_from(self, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
         """Take the canonical tensor from the whole of the source's, or of its entry `index`."""
         tensor = tensor.T if self.transposed else tensor
         tensor = tensor if self.rows is None else tensor[self.rows]
+        tensor = tensor if self.shape is None else tensor.reshape(self.shape)
         return np.ascontiguousarray(tensor + np.float32(self.offset) if self.offset else tensor)
 
 
@@ -179,7 +184,9 @@ def _check(
     misshapen = [
         f"{source} is {list(present[source])} instead of {list(shape)}"
         for source, names in groups.items()
-        if source in present and present[source] != (shape := _source_shape(shapes, layout, source, names))
+        if source in present
+        and _compared(layout, source, present[source])
+        != _compared(layout, source, shape := _source_shape(shapes, layout, source, names))
     ]
     problems = (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
     found = [f"{kind}: {', '.join(listed)}" for kind, listed in problems if listed]
@@ -197,6 +204,11 @@ def _source_shape(
     shape = (rows, *shapes[names[0]][1:])
     shape = shape[::-1] if _is_transposed(layout, source) else shape
     return (len(entries), *shape) if _is_stack(layout, source, names) else shape
+
+
+def _compared(layout: TensorLayout, source: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return what of a shape is to be the same in the source and here."""
+    return tuple(size for size in shape if size != 1) if pattern_of(source)[0] in layout.ones_elsewhere else shape
 
 
 def _is_stack(layout: TensorLayout, source: str, names: list[str]) -> bool:
@@ -244,6 +256,7 @@ def _parts(config: ModelConfig, layout: TensorLayout, groups: Mapping[str, list[
                     rows=rows,
                     transposed=_is_transposed(layout, source),
                     offset=-1.0 if layout.norms_plus_one and name.endswith("norm.weight") else 0.0,
+                    shape=shapes[name] if pattern_of(source)[0] in layout.ones_elsewhere else None,
                 )
                 start += count
     return parts

@@ -19,7 +19,7 @@ NORMS = ("rms", "rms_offset", "rms_plain", "layer")
 SINUSOIDS = ("sinusoidal", "sinusoidal_halves")
 POSITIONS = ("rope", "learned", *SINUSOIDS, "relative", "none")
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2")
-LAYER_TYPES = ("full_attention", "sliding_attention")
+LAYER_TYPES = ("full_attention", "sliding_attention", "conv")
 QK_NORM_SCOPES = ("head", "projection")
 KV_CACHES = {"fp32": 4, "int8": 1}  # and how many bytes a number takes
 # The norms of a block, by the names that Hugging Face gives them in each case: before and after attention, before and
@@ -43,10 +43,11 @@ CROSS_NORMS: dict[str, tuple[str | None, str | None]] = {
 # What makes names of tensors: in use are up to 126 layers and 512 experts, and 48,000 experts in all layers.
 MAX_LAYERS, _MAX_EXPERTS, _MAX_EXPERTS_IN_ALL = 4096, 4096, 1 << 16
 _MAX_DISTANCE = 1 << 16  # in use is 128; each is a row of a table
+_MAX_CONV = 64  # in use is 3; each is a few nodes of a graph
 # What no stack of an encoder-decoder model has.
 _DECODER_ONLY = (
     "parallel_residual", "residual_multiplier", "sliding_window", "num_experts", "attention_sinks",
-    "attn_logit_softcapping", "qk_norm", "kv_cache",
+    "attn_logit_softcapping", "qk_norm", "kv_cache", "conv_L_cache",
 )  # fmt: skip
 
 SUPPRESSED_LOGIT = -1e9  # of suppressed_token_ids: below every other, and finite, as sampling wants it
@@ -72,6 +73,9 @@ class ModelConfig:
     sliding_window: how many tokens, itself the last, a query sees in the layers of `layer_types` that say
     "sliding_attention"; in every layer where `layer_types` is empty. rope_local_theta: the base of the layers with a
     window, which no scaling stretches. attention_multiplier: of query times key; None is head_dim ** -0.5.
+
+    conv_L_cache: how many tokens, itself the last, a token sees in the layers of `layer_types` that say "conv": they
+    have a gated convolution over each channel in the place of attention (LFM2, arXiv:2511.23404).
 
     Raises:
         ConfigError: a field has a value outside its range, or two fields contradict each other.
@@ -106,6 +110,8 @@ class ModelConfig:
     relative_attention_max_distance: int = 128  # from here on all are in the last one
     layer_types: tuple[str, ...] = ()
     sliding_window: int | None = None
+    conv_L_cache: int | None = None
+    conv_bias: bool = False  # of the convolution and both its projections
     hidden_act: str = "silu"
     mlp_gated: bool = True
     mlp_bias: bool = False
@@ -199,9 +205,10 @@ class ModelConfig:
                 raise ConfigError(f"{field} is {value!r:.60}; it must be a number above {low}.")
 
     def _check_layers(self) -> None:
-        window = self.sliding_window
-        if window is not None and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
-            raise ConfigError(f"sliding_window is {window!r}; it must be a whole number of 1 or more.")
+        for field, least in (("sliding_window", 1), ("conv_L_cache", 2)):
+            size = getattr(self, field)
+            if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < least):
+                raise ConfigError(f"{field} is {size!r}; it must be a whole number of {least} or more.")
         if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
             raise ConfigError(
                 f"layer_types has {len(self.layer_types)} entries; the model has {self.num_hidden_layers} layers."
@@ -209,8 +216,13 @@ class ModelConfig:
         for kind in self.layer_types:
             if kind not in LAYER_TYPES:
                 raise ConfigError(f"layer_types has {kind!r}; supported: {', '.join(LAYER_TYPES)}.")
-        if "sliding_attention" in self.layer_types and window is None:
-            raise ConfigError("layer_types has 'sliding_attention', which needs a sliding_window.")
+        for kind, field in (("sliding_attention", "sliding_window"), ("conv", "conv_L_cache")):
+            if kind in self.layer_types and getattr(self, field) is None:
+                raise ConfigError(f"layer_types has {kind!r}, which needs a {field}.")
+        if not self.attention_layers:
+            raise ConfigError("layer_types has 'conv' alone; one layer with attention is needed.")
+        if (self.conv_L_cache or 0) > _MAX_CONV:
+            raise ConfigError(f"conv_L_cache is {self.conv_L_cache}; at most {_MAX_CONV} are supported.")
         for field in ("layers_without_rope", "layers_without_experts"):
             for layer in getattr(self, field):
                 if not isinstance(layer, int) or not 0 <= layer < self.num_hidden_layers:
@@ -326,9 +338,20 @@ class ModelConfig:
         return int(self.head_dim * self.partial_rotary_factor)
 
     @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers that have attention; the others have a convolution in its place."""
+        return tuple(layer for layer in range(self.num_hidden_layers) if not self.is_conv(layer))
+
+    @property
+    def conv_channels(self) -> int:
+        """How many channels the convolutions of all layers have together."""
+        return (self.num_hidden_layers - len(self.attention_layers)) * self.hidden_size
+
+    @property
     def kv_bytes_per_token(self) -> int:
-        """How many bytes the keys and values of one token take."""
-        return self.num_hidden_layers * 2 * self.num_key_value_heads * self.head_dim * KV_CACHES[self.kv_cache]
+        """How many bytes the keys and values of one token take, and what convolutions keep of it."""
+        numbers = len(self.attention_layers) * 2 * self.num_key_value_heads * self.head_dim
+        return numbers * KV_CACHES[self.kv_cache] + self.conv_channels * KV_CACHES["fp32"]
 
     @property
     def expert_size(self) -> int:
@@ -350,8 +373,14 @@ class ModelConfig:
         """What query times key is multiplied by."""
         return self.head_dim**-0.5 if self.attention_multiplier is None else self.attention_multiplier
 
+    def is_conv(self, layer: int) -> bool:
+        """Tell whether a layer has a convolution in the place of attention."""
+        return bool(self.layer_types) and self.layer_types[layer] == "conv"
+
     def window(self, layer: int) -> int | None:
         """Return how many tokens a query of this layer sees; None is all of them."""
+        if self.is_conv(layer):
+            return self.conv_L_cache
         window = self.sliding_window
         if window is None or window >= self.max_position_embeddings:
             return None
@@ -359,7 +388,7 @@ class ModelConfig:
 
     def rope_kind(self, layer: int) -> str | None:
         """Return which rotation a layer has: "global", "local" (of `rope_local_theta`), or None."""
-        if self.position != "rope" or layer in self.layers_without_rope:
+        if self.position != "rope" or layer in self.layers_without_rope or self.is_conv(layer):
             return None
         slides = self.layer_types[layer] == "sliding_attention" if self.layer_types else self.sliding_window is not None
         return "local" if slides and self.rope_local_theta is not None else "global"
@@ -368,6 +397,7 @@ class ModelConfig:
         for field in (
             "mlp_gated",
             "mlp_bias",
+            "conv_bias",
             "attention_bias",
             "attention_output_bias",
             "parallel_residual",

@@ -27,7 +27,7 @@ VOCABULARY = 320
 TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
 QUANTIZED = (
     "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "token_embd", "output.",
-    "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps",
+    "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "shortconv.in_proj", "shortconv.out_proj",
 )  # fmt: skip
 
 SaveModel = Callable[..., PreTrainedModel]

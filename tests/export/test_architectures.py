@@ -90,7 +90,7 @@ def test_absent_values_are_those_of_transformers(name: str) -> None:
     theirs = AutoConfig.for_model(**sizes)
     assert ours.num_key_value_heads == getattr(theirs, "num_key_value_heads", 32)
     assert ours.head_dim == (getattr(theirs, "head_dim", 32) or 32)
-    epsilon = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+    epsilon = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
     assert ours.norm_eps == next(getattr(theirs, key) for key in epsilon if hasattr(theirs, key))
     assert ours.max_position_embeddings == theirs.max_position_embeddings
     if name != "gpt2":
@@ -105,7 +105,7 @@ def test_absent_values_are_those_of_transformers(name: str) -> None:
     assert ours.eos_token_ids == (tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,))
     assert ours.bos_token_id == theirs.bos_token_id
     activation = ("hidden_activation", "hidden_act", "activation_function")
-    their_activation = next(getattr(theirs, key) for key in activation if hasattr(theirs, key))
+    their_activation = next((getattr(theirs, key) for key in activation if hasattr(theirs, key)), "silu")
     assert ours.hidden_act == {"gelu_new": "gelu_pytorch_tanh"}.get(their_activation, their_activation)
     for key in ("final_logit_softcapping", "attn_logit_softcapping"):
         assert getattr(ours, key) == getattr(theirs, key, None)

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from family_models import LFM2
 from tiny_training_runs import finetune_settings
 from transformers import PreTrainedModel
 
 import edgelm
 from edgelm.runtime.session import DecoderSession
+from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.exporter import export_package
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.sources import open_checkpoint
@@ -33,6 +35,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 16, "sliding_window": 9},
     "qwen2": {},
     "nanochat": {"tie_word_embeddings": False},
+    "lfm2": LFM2,
 }
 
 
@@ -65,5 +68,14 @@ def test_a_family_is_fine_tuned_merged_and_exported(
     session: DecoderSession = package.session
     logits_TV = session.forward(ids, session.new_cache(), all_logits=True)
     # float32 sums in another order, through A and B apart or merged. Measured: 2e-5 on logits of up to 8.
+    np.testing.assert_allclose(logits_TV, tuned_TV, rtol=0, atol=2e-4)
+    with open_checkpoint(base) as checkpoint:
+        export_package(checkpoint, tmp_path / "base-package", "fp32", name="base")
+    export_adapter(tmp_path / "run/latest", tmp_path / "base-package", tmp_path / "adapter")
+    beside = edgelm.load(tmp_path / "base-package")
+    beside.load_adapter(tmp_path / "adapter", "tuned")
+    cache = beside.new_cache()
+    cache.use_adapter("tuned")
+    logits_TV = beside.session.forward(ids, cache, all_logits=True)
     np.testing.assert_allclose(logits_TV, tuned_TV, rtol=0, atol=2e-4)
     assert package.chat([{"role": "user", "content": "3?"}], edgelm.GenerationConfig(max_new_tokens=2)).text is not None

@@ -96,7 +96,7 @@ def test_begin_and_end_tokens_are_added_only_where_the_file_says_so(
 def test_some_add_the_begin_token_where_the_file_says_nothing() -> None:
     for pre in PRE_TOKENIZERS:
         ids = build(ggml__pre=pre, ggml__add_bos_token=None).encode("hello").ids
-        begins = ("llama-bpe", "llama-v3", "llama3", "deepseek-r1-qwen", "tekken")
+        begins = ("llama-bpe", "llama-v3", "llama3", "lfm2", "deepseek-r1-qwen", "tekken")
         assert ids == ([263, 259] if pre in begins else [259])
 
 
@@ -111,7 +111,7 @@ SPLITS = {
 ALIKE = {
     "gpt-2": ("phi-2", "exaone4", "mpt", "olmo"), "smollm": ("starcoder", "refact"),
     "qwen2": ("stablelm2", "deepseek-r1-qwen"),
-    "llama-bpe": ("llama-v3", "llama3", "smaug-bpe", "dbrx"), "gpt-4o": (), "tekken": (),
+    "llama-bpe": ("llama-v3", "llama3", "lfm2", "smaug-bpe", "dbrx"), "gpt-4o": (), "tekken": (),
 }  # fmt: skip
 
 
@@ -148,7 +148,7 @@ def test_some_take_a_whole_word_of_the_vocabulary_without_merges() -> None:
     for pre in PRE_TOKENIZERS:
         # "12" has a token; without its merge only a model that ignores merges finds it.
         ids = build(ggml__pre=pre, ggml__merges=MERGES[:-1]).encode("12").ids
-        assert (ids == [261]) == (pre in ("llama-bpe", "llama-v3", "llama3", "smaug-bpe"))
+        assert (ids == [261]) == (pre in ("llama-bpe", "llama-v3", "llama3", "lfm2", "smaug-bpe"))
     assert PRE_TOKENIZERS["tekken"].ignore_merges  # which takes digits apart
 
 

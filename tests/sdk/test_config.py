@@ -99,12 +99,23 @@ LARGE = {
         ({"layer_types": ("full_attention",)}, "layer_types has 1 entries; the model has 2 layers."),
         (
             {"layer_types": ("full_attention", "chunked_attention")},
-            "layer_types has 'chunked_attention'; supported: full_attention, sliding_attention.",
+            "layer_types has 'chunked_attention'; supported: full_attention, sliding_attention, conv.",
         ),
         (
             {"layer_types": ("full_attention", "sliding_attention")},
             "layer_types has 'sliding_attention', which needs a sliding_window.",
         ),
+        (
+            {"layer_types": ("full_attention", "conv")},
+            "layer_types has 'conv', which needs a conv_L_cache.",
+        ),
+        (
+            {"layer_types": ("conv", "conv"), "conv_L_cache": 3},
+            "layer_types has 'conv' alone; one layer with attention is needed.",
+        ),
+        ({"conv_L_cache": 1}, "conv_L_cache is 1; it must be a whole number of 2 or more."),
+        ({"conv_L_cache": 65}, "conv_L_cache is 65; at most 64 are supported."),
+        ({"conv_bias": 0}, "conv_bias is 0; it must be true or false."),
         ({"layers_without_rope": (2,)}, "layers_without_rope has 2; layers are counted from 0 to 1."),
         ({"layers_without_experts": (-1,)}, "layers_without_experts has -1; layers are counted from 0 to 1."),
         ({"num_experts": -1}, "num_experts is -1; it must be a whole number of 0 or more."),

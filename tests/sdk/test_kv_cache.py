@@ -125,7 +125,8 @@ def test_a_saved_cache_of_another_shape_is_refused(config: ModelConfig, tmp_path
     filled(config, 3).save(tmp_path / "chat.npz", "model-a")
     other = ModelConfig.from_dict(config.to_dict() | {"num_hidden_layers": 1})
     with pytest.raises(
-        PackageError, match=r"has shape \(4, 1, 1, 3, 16\), float32; expected \(2, 1, 1, 3, 16\), float32"
+        PackageError,
+        match=r"has filled of shape \(4, 1, 1, 3, 16\), float32; expected filled of shape \(2, 1, 1, 3, 16\)",
     ):
         KVCache.load(tmp_path / "chat.npz", other, "model-a")
 
@@ -231,7 +232,7 @@ def test_a_saved_cache_with_token_ids_that_take_no_room_is_refused_unread(config
 def test_a_saved_cache_of_another_type_is_refused(config: ModelConfig, tmp_path: Path) -> None:
     filled(replace(config, kv_cache="int8"), 3).save(tmp_path / "cache.npz", "tiny")
 
-    with pytest.raises(PackageError, match=r"has shape .*, int8; expected .*, float32"):
+    with pytest.raises(PackageError, match=r"has filled of shape .*, int8; expected filled of .*, float32"):
         KVCache.load(tmp_path / "cache.npz", config, "tiny")
 
 

@@ -153,6 +153,10 @@ def test_a_graph_of_another_model_is_refused() -> None:
     more_layers = ModelConfig.from_dict(config.to_dict() | {"num_hidden_layers": 3})
     with pytest.raises(PackageError, match=r"keys and values of 2 layers; the model.s config says 3"):
         DecoderSession(tiny_model_path(), more_layers)
+    kinds = ["full_attention", "conv", "full_attention"]
+    with_convolution = ModelConfig.from_dict(more_layers.to_dict() | {"layer_types": kinds, "conv_L_cache": 3})
+    with pytest.raises(PackageError, match=r"takes no past_conv; the model.s config has layers with convolutions"):
+        DecoderSession(tiny_model_path(), with_convolution)
 
 
 @pytest.mark.parametrize("threads", [0, 1.5, "2", True, 10**11])

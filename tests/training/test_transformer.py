@@ -111,6 +111,12 @@ FEATURES: dict[str, dict[str, Any]] = (
             "rope_local_theta": 100.0,
         },
         "windows, a layer without rope": {"sliding_window": 6, "layers_without_rope": (1,)},
+        "convolutions": {"layer_types": ("conv", "full_attention"), "conv_L_cache": 3},
+        "convolutions over five tokens, with biases": {
+            "layer_types": ("full_attention", "conv"),
+            "conv_L_cache": 5,
+            "conv_bias": True,
+        },
         "soft-caps": {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0},
         "soft-cap in a window": {"attn_logit_softcapping": 1.0, "sliding_window": 6},
         "multipliers": {

@@ -51,11 +51,13 @@ class Position:
 class Inspection:
     """What a model does with a text.
 
-    attention: float32 [L, N, T, T], how much each token (the row) takes from each (the column). stream_norms: float32
-    [L + 1, T], the length of the residual stream's vector at each token: after the embedding, then after each layer.
+    attention: float32 [A, N, T, T], how much each token (the row) takes from each (the column), in each of the
+    `attention_layers`, which are counted from 0. stream_norms: float32 [L + 1, T], the length of the residual stream's
+    vector at each token: after the embedding, then after each layer.
     """
 
     positions: tuple[Position, ...]
+    attention_layers: tuple[int, ...]
     attention: Array
     stream_norms: Array
 
@@ -73,6 +75,7 @@ def inspect_text(model: Transformer, tokenizer: Tokenizer, ids: Sequence[int], *
         raise ContextLengthError("The text has no tokens; there is nothing to look at.")
     model.eval()
     device = next(model.parameters()).device
+    attending = model.config.attention_layers
     attention_inputs: list[tuple[Any, ...]] = []
     stream: list[Tensor] = []
     with contextlib.ExitStack() as hooks:
@@ -80,15 +83,17 @@ def inspect_text(model: Transformer, tokenizer: Tokenizer, ids: Sequence[int], *
             if number == 0:
                 hooks.enter_context(_hook(block.register_forward_pre_hook(lambda _, inputs: stream.append(inputs[0]))))
             hooks.enter_context(_hook(block.register_forward_hook(lambda _, __, output: stream.append(output))))
-            keep = _attention(block).register_forward_pre_hook(lambda _, inputs: attention_inputs.append(inputs))
-            hooks.enter_context(_hook(keep))
+            if number in attending:
+                keep = _attention(block).register_forward_pre_hook(lambda _, inputs: attention_inputs.append(inputs))
+                hooks.enter_context(_hook(keep))
         logits_TV = model(torch.tensor([list(ids)], device=device))[0].float()
     weights = [
-        attention_weights(_attention(block), inputs)
-        for block, inputs in zip(model.model.layers, attention_inputs, strict=True)
+        attention_weights(_attention(model.model.layers[layer]), inputs)
+        for layer, inputs in zip(attending, attention_inputs, strict=True)
     ]
     return Inspection(
         positions=tuple(_positions(logits_TV.cpu(), tokenizer, ids, guesses)),
+        attention_layers=attending,
         attention=np.stack([layer_NTT.cpu().numpy() for layer_NTT in weights]),
         stream_norms=np.stack([hidden_BTD[0].float().norm(dim=-1).cpu().numpy() for hidden_BTD in stream]),
     )

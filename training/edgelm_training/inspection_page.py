@@ -27,7 +27,7 @@ def inspection_page(inspection: Inspection, *, model: str, cut: int = 0) -> str:
     positions = inspection.positions
     left_out = f", the first of {len(positions) + cut}" if cut else ""
     summary = (
-        f"{len(positions)} tokens{left_out}, {inspection.attention.shape[0]} layers of "
+        f"{len(positions)} tokens{left_out}, {len(inspection.attention_layers)} layers of "
         f"{inspection.attention.shape[1]} heads"
     )
     style, script = (_PAGE.joinpath(f"inspection.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
@@ -51,10 +51,11 @@ def _hash(text: str) -> str:
 
 
 def _json(inspection: Inspection) -> str:
-    L, N, T, _ = inspection.attention.shape
+    _, N, T, _ = inspection.attention.shape
     lower = inspection.attention[:, :, *np.tril_indices(T)]
     data = {
-        "layers": L,
+        "layers": len(inspection.stream_norms) - 1,
+        "attention_layers": inspection.attention_layers,
         "heads": N,
         "tokens": [position.token for position in inspection.positions],
         "ids": [position.id for position in inspection.positions],

@@ -29,6 +29,7 @@ from edgelm.architecture.relative_positions import relative_buckets
 from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError
 from edgelm_training.attention import Attention, make_norm, scaled, soft_cap
+from edgelm_training.convolution import Convolution
 from edgelm_training.view import Rotary, Rotation, SourceView, View, check_length
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -104,7 +105,7 @@ class Transformer(nn.Module):
         # Each block adds twice to the residual stream. Smaller weights there keep the sum's variance the same at any
         # depth (GPT-2 report, 2.3).
         for name, module in self.model.named_modules():
-            if name.endswith((".o_proj", ".down_proj")):
+            if name.endswith((".o_proj", ".out_proj", ".down_proj")):
                 nn.init.normal_(module.weight, std=INITIAL_STD / math.sqrt(2 * self.config.num_hidden_layers))
 
 
@@ -159,14 +160,15 @@ class Stack(nn.Module):
         if self.config.embedding_norm:
             hidden_BTD = self.embed_norm(hidden_BTD)
         rotations: dict[str | None, Rotation] = {kind: rotary(view) for kind, rotary in self.rotary.items()}
-        windows = {self.config.window(layer) for layer in range(self.config.num_hidden_layers)}
+        windows = {self.config.window(layer) for layer in self.config.attention_layers}
         masks = {window: self._mask(view, window) for window in windows}
         for layer, block in enumerate(self.layers):
-            rotation, mask = rotations.get(self.config.rope_kind(layer)), masks[self.config.window(layer)]
+            rotation, window = rotations.get(self.config.rope_kind(layer)), self.config.window(layer)
+            seen = view.positions if self.config.is_conv(layer) else masks[window]
             if recompute:
-                hidden_BTD = checkpoint(block, hidden_BTD, rotation, mask, memory, use_reentrant=False)
+                hidden_BTD = checkpoint(block, hidden_BTD, rotation, seen, memory, use_reentrant=False)
             else:
-                hidden_BTD = block(hidden_BTD, rotation, mask, memory)
+                hidden_BTD = block(hidden_BTD, rotation, seen, memory)
         return self.norm(hidden_BTD) if self.config.final_norm else hidden_BTD
 
     def _mask(self, view: View, window: int | None) -> Tensor | None:
@@ -217,7 +219,8 @@ class EncoderDecoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Add to each position what attention brings from earlier ones, then what the feed-forward makes of it.
+    """Add to each position what attention (or a convolution) brings from earlier ones, then what the feed-forward makes
+    of it.
 
     Norms stand before each part and the residual stream itself is never normalized ("pre-norm", arXiv:2002.04745);
     other placements norm what a part adds, or both, or the stream itself behind each part. In parallel, both parts read
@@ -225,6 +228,7 @@ class Block(nn.Module):
     """
 
     self_attn: Attention
+    conv: Convolution  # in its place, in some layers
     encoder_attn: Attention  # the cross-attention, where there is an encoder
     mlp: FeedForward | Experts
 
@@ -232,8 +236,13 @@ class Block(nn.Module):
         super().__init__()
         self.config = config
         before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
-        attention: nn.Module = Attention(config, causal=not is_encoder)
-        parts = {before_attention: None, "self_attn": attention, after_attention: None}
+        self.is_conv = config.is_conv(layer)
+        parts: dict[str | None, nn.Module | None] = {before_attention: None}
+        if self.is_conv:
+            parts["conv"] = Convolution(config)
+        else:
+            parts["self_attn"] = Attention(config, causal=not is_encoder)
+        parts[after_attention] = None
         if crosses:
             before_cross, after_cross = CROSS_NORMS[config.norm_placement]
             parts |= {before_cross: None, "encoder_attn": Attention(config, causal=False), after_cross: None}
@@ -244,11 +253,18 @@ class Block(nn.Module):
                 self.add_module(name, part or make_norm(config, config.hidden_size))
 
     def forward(
-        self, hidden_BTD: Tensor, rotation: Rotation | None, mask: Tensor | None, memory: Memory | None = None
+        self, hidden_BTD: Tensor, rotation: Rotation | None, seen: Tensor | None, memory: Memory | None = None
     ) -> Tensor:
-        """Return the residual stream [B, T, D] after this block."""
+        """Return the residual stream [B, T, D] after this block; `seen` is the mask of attention, of which None is
+        every earlier key, or the positions of the tokens for a convolution.
+        """
         before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[self.config.norm_placement]
-        attended_BTD = self.self_attn(self._normed(before_attention, hidden_BTD), rotation, mask)
+        input_BTD = self._normed(before_attention, hidden_BTD)
+        if self.is_conv:
+            assert seen is not None  # tokens have positions
+            attended_BTD = self.conv(input_BTD, seen)
+        else:
+            attended_BTD = self.self_attn(input_BTD, rotation, seen)
         attended_BTD = self._added(hidden_BTD, attended_BTD, after_attention)
         if memory is not None:
             before_cross, after_cross = CROSS_NORMS[self.config.norm_placement]

@@ -20,6 +20,7 @@ from edgelm_export.architectures.gpt_neox import GPT_NEOX
 from edgelm_export.architectures.gpt_oss import GPT_OSS
 from edgelm_export.architectures.granite import GRANITE
 from edgelm_export.architectures.granite_hybrid import GRANITE_HYBRID
+from edgelm_export.architectures.lfm2 import LFM2
 from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.architectures.marian import MARIAN
 from edgelm_export.architectures.mistral import MINISTRAL, MISTRAL
@@ -60,6 +61,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "arcee": ARCEE,
     "ernie4_5": ERNIE4_5,
     "exaone4": EXAONE4,
+    "lfm2": LFM2,
     "stablelm": STABLELM,
     "starcoder2": STARCODER2,
     "gpt2": GPT2,

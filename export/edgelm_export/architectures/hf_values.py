@@ -100,6 +100,14 @@ def last_sees_all(layers: int, pattern: int) -> list[str]:
     return ["sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(layers)]
 
 
+def layer_types(values: Mapping[str, Any]) -> list[str] | None:
+    """Read the kinds of layers; None and absence mean None."""
+    listed = values.get("layer_types")
+    if listed is not None and (not isinstance(listed, list) or not all(isinstance(kind, str) for kind in listed)):
+        raise CheckpointError(f"config.json: layer_types is {listed!r}; it must be a list of names.")
+    return listed
+
+
 def windows(values: Mapping[str, Any], window: int | None, kinds: Sequence[str]) -> dict[str, Any]:
     """Return the fields of ModelConfig for attention in a window.
 
@@ -108,11 +116,7 @@ def windows(values: Mapping[str, Any], window: int | None, kinds: Sequence[str])
     Raises:
         CheckpointError: `layer_types` is not a list of names.
     """
-    listed = values.get("layer_types")
-    if listed is not None:
-        if not isinstance(listed, list) or not all(isinstance(kind, str) for kind in listed):
-            raise CheckpointError(f"config.json: layer_types is {listed!r}; it must be a list of names.")
-        kinds = listed
+    kinds = layer_types(values) or kinds
     if window is None or set(kinds) == {"full_attention"}:
         return {}
     if set(kinds) == {"sliding_attention"}:

@@ -43,11 +43,12 @@ class ScaledChannels:
 def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
     """List what can be scaled in a layer, such as "input_layernorm" for "self_attn.q_proj", k and v.
 
-    A norm without weights makes nothing that could be divided, one that experts read is left alone, and a feed-forward
-    without a gate is not linear in what its first projection makes.
+    A norm without weights makes nothing that could be divided, one that experts read is left alone, a feed-forward
+    without a gate is not linear in what its first projection makes, and a convolution's is more than its channels.
     """
     before_attention, _, before_feed_forward, _ = NORM_PLACEMENTS[config.norm_placement]
-    readers: dict[str | None, list[str]] = {before_attention: [f"self_attn.{part}_proj" for part in "qkv"]}
+    attending = ["conv.in_proj"] if config.is_conv(layer) else [f"self_attn.{part}_proj" for part in "qkv"]
+    readers: dict[str | None, list[str]] = {before_attention: attending}
     if config.has_experts(layer):
         readers.pop(before_feed_forward, None)
     else:
@@ -58,7 +59,8 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
         for norm, names in readers.items()
         if norm is not None and config.norm != "rms_plain"
     ]
-    found.append(ScaledChannels(maker="self_attn.v_proj", readers=("self_attn.o_proj",), of_heads=True))
+    if not config.is_conv(layer):
+        found.append(ScaledChannels(maker="self_attn.v_proj", readers=("self_attn.o_proj",), of_heads=True))
     if config.mlp_gated and not config.has_experts(layer):
         found.append(ScaledChannels(maker="mlp.up_proj", readers=("mlp.down_proj",)))
     return found

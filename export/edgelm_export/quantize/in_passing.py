@@ -23,7 +23,7 @@ from edgelm_export.reference import ObservedWeights
 Array = NDArray[np.float32]
 
 _EXPERT = ".experts."
-_ATTENTION_WRITER, _FEED_FORWARD_WRITER = "self_attn.o_proj", "mlp.down_proj"
+_ATTENTION_WRITERS, _FEED_FORWARD_WRITER = ("self_attn.o_proj", "conv.out_proj"), "mlp.down_proj"
 
 
 class LayerInPassing:
@@ -70,7 +70,7 @@ class LayerInPassing:
         before = self.weights[f"{module}.weight"]
         for scheme, modules in by_scheme.items():
             self._store(modules, scheme, statistics)
-        if module == _ATTENTION_WRITER and self._lacking_TD is not None:
+        if module in _ATTENTION_WRITERS and self._lacking_TD is not None:
             # What is between attention and feed-forward, in the source and here.
             apart_TD = self._source[module] @ before.T - inputs_TK @ self.weights[f"{module}.weight"].T
             self._lacking_TD = self._lacking_TD + apart_TD
@@ -78,7 +78,7 @@ class LayerInPassing:
     def _statistics(self, module: str, inputs_TK: Array) -> InputStatistics:
         if _EXPERT in module:
             return InputStatistics.of(inputs_TK, inputs_TK)  # in the source, other tokens came to this one
-        writes = module in (_ATTENTION_WRITER, _FEED_FORWARD_WRITER)
+        writes = module in (*_ATTENTION_WRITERS, _FEED_FORWARD_WRITER)
         return InputStatistics.of(self._source[module], inputs_TK, self._lacking_TD if writes else None)
 
     def _store(self, modules: list[str], scheme: Scheme, statistics: InputStatistics | None) -> None:

@@ -30,12 +30,13 @@ _READERS = {
     "self_attn.q_proj": "input_layernorm",
     "self_attn.k_proj": "input_layernorm",
     "self_attn.v_proj": "input_layernorm",
+    "conv.in_proj": "input_layernorm",
     "mlp.gate_proj": "post_attention_layernorm",
     "mlp.up_proj": "post_attention_layernorm",
 }
-_WRITERS = ("self_attn.o_proj", "mlp.down_proj")
+_WRITERS = ("self_attn.o_proj", "conv.out_proj", "mlp.down_proj")
 _LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
-_KNOWN = {*_READERS, *_WRITERS, *_LAYER_NORMS, "self_attn.q_norm", "self_attn.k_norm"}
+_KNOWN = {*_READERS, *_WRITERS, *_LAYER_NORMS, "self_attn.q_norm", "self_attn.k_norm", "conv.conv"}
 _SEED = 20_260
 
 

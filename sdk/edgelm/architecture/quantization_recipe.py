@@ -275,7 +275,7 @@ _PRESETS = (
         rules=(
             Rule(pattern=_EMBEDDING, scheme="int8-block64"),
             Rule(pattern=_OUTER_LAYERS, scheme="int8-block64"),
-            Rule(pattern=r"[qkv]_proj|o_proj|down_proj", scheme="int4-block64-asymmetric-gptq"),
+            Rule(pattern=r"[qkv]_proj|o_proj|conv|down_proj", scheme="int4-block64-asymmetric-gptq"),
             Rule(pattern=".", scheme="int2-block64-asymmetric-gptq"),
         ),
         perplexity_bound=4.0,

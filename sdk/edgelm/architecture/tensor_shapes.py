@@ -41,18 +41,15 @@ class _Stack:
             self._norm(f"{self._name}.norm", D)
 
     def _layer(self, i: int, layer: str, crosses: bool) -> None:
-        config, D, H = self._config, self._config.hidden_size, self._config.head_dim
+        config, D = self._config, self._config.hidden_size
         before_attention, after_attention, before_mlp, after_mlp = (
             name and f"{layer}.{name}" for name in NORM_PLACEMENTS[config.norm_placement]
         )
         self._norm(before_attention, D)
-        if config.attention_sinks:
-            self._shapes[f"{layer}.self_attn.sinks"] = (config.num_attention_heads,)
-        self._attention(f"{layer}.self_attn")
-        if config.qk_norm:
-            over_projection = config.qk_norm_scope == "projection"
-            self._norm(f"{layer}.self_attn.q_norm", config.num_attention_heads * H if over_projection else H)
-            self._norm(f"{layer}.self_attn.k_norm", config.num_key_value_heads * H if over_projection else H)
+        if config.is_conv(i):
+            self._convolution(f"{layer}.conv")
+        else:
+            self._self_attention(f"{layer}.self_attn")
         self._norm(after_attention, D)
         if crosses:
             before, after = (name and f"{layer}.{name}" for name in CROSS_NORMS[config.norm_placement])
@@ -67,6 +64,24 @@ class _Stack:
         else:
             self._feed_forward(f"{layer}.mlp", config.intermediate_size)
         self._norm(after_mlp, D)
+
+    def _convolution(self, name: str) -> None:
+        config, D = self._config, self._config.hidden_size
+        self._linear(f"{name}.in_proj", 3 * D, D, config.conv_bias)
+        self._shapes[f"{name}.conv.weight"] = (D, 1, config.conv_L_cache or 0)
+        if config.conv_bias:
+            self._shapes[f"{name}.conv.bias"] = (D,)
+        self._linear(f"{name}.out_proj", D, D, config.conv_bias)
+
+    def _self_attention(self, name: str) -> None:
+        config, H = self._config, self._config.head_dim
+        if config.attention_sinks:
+            self._shapes[f"{name}.sinks"] = (config.num_attention_heads,)
+        self._attention(name)
+        if config.qk_norm:
+            over_projection = config.qk_norm_scope == "projection"
+            self._norm(f"{name}.q_norm", config.num_attention_heads * H if over_projection else H)
+            self._norm(f"{name}.k_norm", config.num_key_value_heads * H if over_projection else H)
 
     def _attention(self, name: str) -> None:
         config, D = self._config, self._config.hidden_size

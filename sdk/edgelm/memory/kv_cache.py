@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +16,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError, PackageError
 from edgelm.files import atomic
 from edgelm.memory import huge_pages
+from edgelm.memory.cache_layout import alike, cache_layout
 from edgelm.memory.holders import Holders
 from edgelm.memory.returned_memory import CAN_RETURN, give_back
 
@@ -29,24 +31,20 @@ KeysOrValues = NDArray[np.float32 | np.int8]
 _Fetch = Callable[[Sequence[KeysOrValues], int, int], None]
 # The way out where a saved cache is broken.
 _WITHOUT = "Without this file, what it holds is computed once more."
-_TYPES: Mapping[str, type[np.float32 | np.int8]] = {"fp32": np.float32, "int8": np.int8}
-
-
-def cache_type(config: ModelConfig) -> type[np.float32 | np.int8]:
-    """Return the type that keys and values are kept in."""
-    return _TYPES[config.kv_cache]
 
 
 def zeros(config: ModelConfig, rows: int, capacity: int) -> list[KeysOrValues]:
-    """Return 2L arrays [rows, K, capacity, H] of the model's `cache_type`.
+    """Return the arrays of a model's `cache_layout`.
 
     Zeros, not empty: memory that was never written costs none, and no stray NaN can reach the attention. A window gives
     back parts of pages, which huge ones would take again.
     """
-    count, shape = 2 * config.num_hidden_layers, (rows, config.num_key_value_heads, capacity, config.head_dim)
-    if any(config.window(i) is not None for i in range(config.num_hidden_layers)):
-        return [np.zeros(shape, cache_type(config)) for _ in range(count)]
-    return huge_pages.zeros(count, shape, cache_type(config))
+    layout = cache_layout(config)
+    kept = [buffer for buffer in layout if buffer.window is None]
+    if len(kept) < 2 * len(config.attention_layers):
+        return [np.zeros(buffer.shape(rows, capacity), buffer.type) for buffer in layout]
+    arrays = huge_pages.zeros(len(kept), kept[0].shape(rows, capacity), kept[0].type)
+    return arrays + [np.zeros(buffer.shape(rows, capacity), buffer.type) for buffer in layout[len(kept) :]]
 
 
 def bytes_per_token(config: ModelConfig) -> int:
@@ -57,17 +55,20 @@ def bytes_per_token(config: ModelConfig) -> int:
 def most_bytes(config: ModelConfig) -> int:
     """Return how many bytes the keys and values of a whole context take, with those of windows given back."""
     context, steps = config.max_position_embeddings, 2 * GROWTH_STEP  # that come before the next are given back
-    windows = [config.window(i) for i in range(config.num_hidden_layers)]
-    tokens = sum(min(context, context if window is None else window + _BEHIND_WINDOW + steps) for window in windows)
-    return bytes_per_token(config) * tokens // len(windows)
+    return sum(
+        buffer.bytes_per_token
+        * (context if buffer.window is None else min(context, buffer.window + _BEHIND_WINDOW + steps))
+        for buffer in cache_layout(config)
+    )
 
 
 class KVCache:
     """Hold keys and values of L layers for one sequence.
 
-    `buffers` are 2L arrays [B=1, K, C, H] of `cache_type`: layer i's keys at 2i, its values at 2i + 1. C is the
-    capacity, of which the first `length` positions are filled. The runtime writes new positions in place, so that a
-    step copies nothing. The cache belongs to one generation at a time: it is not safe to share between threads.
+    `buffers` are arrays [B=1, K, C, H], as `cache_layout` lists them: the keys of the layer i at 2i and its values at
+    2i + 1, and one more where layers have convolutions. C is the capacity, of which the first `length` positions are
+    filled. The runtime writes new positions in place, so that a step copies nothing. The cache belongs to one
+    generation at a time: it is not safe to share between threads.
 
     Layers with a window read no more than that, so `slide` gives back the memory of the first `released` tokens there.
     Their places stay, so that nothing is bound again, and read zeros: the attention multiplies them by zero.
@@ -75,8 +76,8 @@ class KVCache:
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
-        self._windows = [config.window(i // 2) for i in range(2 * config.num_hidden_layers)]  # of each buffer
-        self._window = next((window for window in self._windows if window is not None), None)
+        self._windows = [buffer.window for buffer in cache_layout(config)]
+        self._window = max((window for window in self._windows if window is not None), default=None)
         self.released = 0
         self.token_ids: list[int] = []
         self.buffers = zeros(self.config, 1, 0)
@@ -103,6 +104,11 @@ class KVCache:
         self._buffers = buffers
         self._fetch: _Fetch | None = None
         self.capacity = buffers[0].shape[2] if buffers else 0  # how many tokens fit before the next growth
+
+    @property
+    def conv_buffers(self) -> list[KeysOrValues]:
+        """What the convolutions read, which is always here; nothing, in a model without them."""
+        return self._buffers[2 * len(self.config.attention_layers) :]
 
     def filled(self, i: int) -> slice:
         """Return which places of buffer i hold tokens."""
@@ -264,15 +270,17 @@ class KVCache:
                 "The cache of a model with an encoder is not saved: give the source text again, which is read in one "
                 "step."
             )
-        filled = np.zeros((len(self.buffers), *self.buffers[0][:, :, : self.length].shape), cache_type(self.config))
-        for i, buffer in enumerate(self.buffers):
-            filled[i][:, :, self.filled(i)] = buffer[:, :, self.filled(i)]
+        described = _saved_parts(self.config, self.length)
+        parts = {name: np.zeros(shape, type_) for name, (shape, type_) in described.items()}
+        for i, (part, buffer) in enumerate(zip(chain.from_iterable(parts.values()), self.buffers, strict=True)):
+            part[:, :, self.filled(i)] = buffer[:, :, self.filled(i)]
         np.savez(
             file,
+            allow_pickle=False,
             fingerprint=np.array(fingerprint),
             token_ids=np.array(self.token_ids, np.int64),
             released=np.array(self.released),
-            filled=filled,
+            **parts,
         )
 
     @classmethod
@@ -285,19 +293,17 @@ class KVCache:
         cache, path = cls(config), as_path(path)
         try:
             with np.load(path, allow_pickle=False) as saved:
-                parts = [_read_part(saved, name) for name in ("fingerprint", "token_ids", "filled")]
+                owner, ids = str(_read_part(saved, "fingerprint")), _read_part(saved, "token_ids")
+                parts = {name: _read_part(saved, name) for name in _saved_parts(config, 0) if name in saved}
                 # A file without it is of a cache that kept all.
                 released = _read_part(saved, "released").tolist() if "released" in saved else 0
         except Exception as error:  # numpy and zipfile raise a dozen classes on a broken file
             raise PackageError(
                 f"Cannot read the saved cache {path}: {type(error).__name__}: {error}. {_WITHOUT}"
             ) from error
-        owner, filled = str(parts[0]), parts[2]
-        if parts[1].ndim != 1 or parts[1].dtype != np.int64:
-            raise PackageError(
-                f"The saved cache {path} has token ids of shape {parts[1].shape}, {parts[1].dtype}. {_WITHOUT}"
-            )
-        token_ids = parts[1].tolist()
+        if ids.ndim != 1 or ids.dtype != np.int64:
+            raise PackageError(f"The saved cache {path} has token ids of shape {ids.shape}, {ids.dtype}. {_WITHOUT}")
+        token_ids = ids.tolist()
         if owner != fingerprint:
             raise PackageError(f"The saved cache {path} belongs to another model ({owner}), not to {fingerprint}.")
         if len(token_ids) > config.max_position_embeddings:
@@ -306,12 +312,10 @@ class KVCache:
                 f"{config.max_position_embeddings}: it was changed or damaged. {_WITHOUT}"
             )
         cache.reserve(len(token_ids))
-        expected = (len(cache.buffers), *cache.buffers[0][:, :, : len(token_ids)].shape)
-        if filled.shape != expected or filled.dtype != cache_type(config):
-            raise PackageError(
-                f"The saved cache {path} has shape {filled.shape}, {filled.dtype}; expected {expected}, "
-                f"{np.dtype(cache_type(config))}. {_WITHOUT}"
-            )
+        found = {name: (part.shape, part.dtype) for name, part in parts.items()}
+        expected = _saved_parts(config, len(token_ids))
+        if found != expected:
+            raise PackageError(f"The saved cache {path} has {_listed(found)}; expected {_listed(expected)}. {_WITHOUT}")
         most = 0 if cache._window is None else max(0, len(token_ids) - cache._window)
         if not isinstance(released, int) or not 0 <= released <= most:
             raise PackageError(
@@ -319,9 +323,20 @@ class KVCache:
                 f"allow for {most}. {_WITHOUT}"
             )
         cache.token_ids, cache.released = token_ids, released
-        for i, (buffer, part) in enumerate(zip(cache.buffers, filled, strict=True)):
+        for i, (buffer, part) in enumerate(zip(cache.buffers, chain.from_iterable(parts.values()), strict=True)):
             buffer[:, :, cache.filled(i)] = part[:, :, cache.filled(i)]
         return cache
+
+
+def _saved_parts(config: ModelConfig, length: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Describe what a file holds of so many tokens, by name: shape and type of n buffers alike, [n, 1, K, T, H]."""
+    kept, *rest = alike(config)
+    names = {"filled": kept} | dict(zip(["conv"], rest, strict=False))
+    return {name: ((count, *buffer.shape(1, length)), np.dtype(buffer.type)) for name, (buffer, count) in names.items()}
+
+
+def _listed(parts: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> str:
+    return ", ".join(f"{name} of shape {shape}, {dtype}" for name, (shape, dtype) in parts.items()) or "nothing"
 
 
 def _read_part(saved: Any, name: str) -> NDArray[Any]:

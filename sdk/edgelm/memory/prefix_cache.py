@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
 from edgelm.arguments import is_whole
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
+from edgelm.memory.cache_layout import alike
 from edgelm.memory.kv_batch import longest_row
-from edgelm.memory.kv_cache import KeysOrValues, KVCache, cache_type
+from edgelm.memory.kv_cache import KeysOrValues, KVCache, bytes_per_token
 from edgelm.memory.returned_memory import give_back
 
 # Attention computes the queries of one call in groups of 32 or more, counted from the call's first token, and the last
@@ -23,9 +25,9 @@ DEFAULT_BYTES = 256 << 20
 
 
 class _Block:
-    """The keys and values [2L, K, BLOCK, H] of BLOCK tokens behind a certain beginning."""
+    """What the buffers of a cache have of BLOCK tokens behind a certain beginning: [n, K, BLOCK, H] of those alike."""
 
-    def __init__(self, parent: _Block | None, token_ids: tuple[int, ...], content: KeysOrValues | None) -> None:
+    def __init__(self, parent: _Block | None, token_ids: tuple[int, ...], content: Sequence[KeysOrValues]) -> None:
         self.parent, self.token_ids, self.content = parent, token_ids, content
         self.children: dict[tuple[int, ...], _Block] = {}
 
@@ -46,10 +48,9 @@ class PrefixCache:
         if not is_whole(max_bytes) or max_bytes < 0:
             raise ConfigError(f"max_bytes is {max_bytes!r}; it must be a whole number of bytes, 0 for no cache.")
         self.max_bytes, self.answers = max_bytes, answers
-        self._shape = (2 * config.num_hidden_layers, config.num_key_value_heads, BLOCK, config.head_dim)
+        self._alike = alike(config)
         self._longest = longest_row(config)
-        self._type = np.dtype(cache_type(config))
-        self._block_bytes = self._type.itemsize * int(np.prod(self._shape))
+        self._block_bytes = BLOCK * bytes_per_token(config)
         self._lock = threading.Lock()
         self._roots: dict[str | None, _Block] = {}  # by adapter: what one computed is of no use to another
         # The block used longest ago first. A block is always behind those that continue it, so the first has none.
@@ -75,7 +76,7 @@ class PrefixCache:
     def forget_adapter(self, name: str) -> None:
         """Forget what an adapter computed, before another one may get its name."""
         with self._lock:
-            blocks = [self._roots.pop(name, _Block(None, (), None))]
+            blocks = [self._roots.pop(name, _Block(None, (), []))]
             while blocks:
                 block = blocks.pop()
                 self._by_use.pop(block, None)
@@ -129,10 +130,14 @@ class PrefixCache:
             starts = range(len(path) * BLOCK, blocks * BLOCK, BLOCK)
             if starts and starts[0] < cache.released:
                 starts = range(0)  # it was kept once, and has gone since
-            contents = [np.empty(self._shape, self._type) for _ in starts]
+            contents = [
+                [np.empty((count, *buffer.shape(1, BLOCK)[1:]), buffer.type) for buffer, count in self._alike]
+                for _ in starts
+            ]
+            places = [list(chain.from_iterable(content)) for content in contents]
             for i, buffer in enumerate(cache.buffers):
-                for start, content in zip(starts, contents, strict=True):
-                    content[i] = buffer[0, :, start : start + BLOCK]
+                for start, parts in zip(starts, places, strict=True):
+                    parts[i][:] = buffer[0, :, start : start + BLOCK]
                 if is_spent:
                     give_back(buffer)
             for start, content in zip(starts, contents, strict=True):
@@ -155,7 +160,7 @@ class PrefixCache:
             cache.slide()
 
     def _root(self, cache: KVCache) -> _Block:
-        return self._roots.setdefault(cache.adapter, _Block(None, (), None))
+        return self._roots.setdefault(cache.adapter, _Block(None, (), []))
 
     def _path(self, root: _Block, token_ids: Sequence[int], most: int) -> list[_Block]:
         """Return the blocks that hold the beginning of `token_ids`, `most` of them at the most."""
@@ -174,6 +179,5 @@ class PrefixCache:
             self._by_use.move_to_end(block)
 
     def _copy(self, block: _Block, cache: KVCache, start: int) -> None:
-        assert block.content is not None
-        for part, buffer in zip(block.content, cache.buffers, strict=True):
+        for part, buffer in zip(chain.from_iterable(block.content), cache.buffers, strict=True):
             buffer[0, :, start : start + BLOCK] = part

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
-from edgelm.memory.kv_cache import KeysOrValues, KVCache, cache_type
+from edgelm.memory.cache_layout import cache_type
+from edgelm.memory.kv_cache import KeysOrValues, KVCache
 from edgelm.runtime.adapter_bank import AdapterBank
+from edgelm.runtime.conv_rows import ConvRows
 from edgelm.runtime.decoder_graph import HIDDEN_STATE, DecoderGraph
 from edgelm.runtime.onnx_runtime import takes_empty_matrices
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
@@ -57,6 +59,13 @@ class Graph:
             if stop.is_pressed:
                 raise StoppedError from error
             raise
+
+    def convolutions(self, buffers: Sequence[KeysOrValues], tokens: int) -> ConvRows | None:
+        """Return what the convolutions read and give for so many new tokens; None where the graph has none.
+
+        buffers: of a cache, behind those of keys and values.
+        """
+        return ConvRows(buffers[0], self.config.conv_L_cache or 0, tokens) if self.facts.convolves else None
 
     def inputs(self, ids_BT: NDArray[np.int64], length: int, keep: int) -> dict[str, NDArray[Any]]:
         """Return what the graph takes beside the mask and the cache, for T tokens that end at `length`."""
@@ -125,23 +134,27 @@ class InPlaceBinding(Binding):
         learned = bank.inputs(self._ranks, fewest_rows=int(not takes_empty_matrices(graph.runtime))) | self._gates
         self._learned_values = {name: graph.value(array) for name, array in learned.items()}
         rows, _, capacity, _ = buffers[0].shape
+        self._kept = buffers[len(graph.facts.past) :]
         self._mask_BS = np.zeros((rows, capacity), graph.facts.inputs.get("attention_mask", np.int64))
         self._mask, self._marked = graph.value(self._mask_BS), [0] * rows
-        self._cache_values = [graph.value(buffer) for buffer in buffers]
+        self._cache_values = [graph.value(buffer) for buffer in buffers[: len(graph.facts.past)]]
         # Decode steps all have the same shape; each prefill chunk has its own binding, made when it comes.
         step_inputs = graph.inputs(np.zeros((rows, 1), np.int64), 1, 1)
         self._step_ids_BT, self._step_positions_BT = step_inputs["input_ids"], step_inputs.get("position_ids")
         step_logits_BTV = np.zeros((rows, 1, graph.config.vocab_size), graph.facts.logits_type)
         self._step_logits_BV: NDArray[Any] = step_logits_BTV[:, 0]
         self._gives_float32 = step_logits_BTV.dtype == np.float32
-        self._step, self._step_values = self._bind(step_inputs, "logits", step_logits_BTV)
+        self._step_conv = graph.convolutions(self._kept, 1)
+        self._step, self._step_values = self._bind(step_inputs, "logits", step_logits_BTV, self._step_conv)
 
     def _bind(
-        self, inputs: dict[str, NDArray[Any]], output_name: str, output: NDArray[Any]
+        self, inputs: dict[str, NDArray[Any]], output_name: str, output: NDArray[Any], conv: ConvRows | None
     ) -> tuple[Any, tuple[Any, ...]]:
         """Return an IO binding, and the values whose memory it uses without holding it."""
         graph = self.graph
         binding = graph.session.io_binding()
+        if conv is not None:
+            inputs = inputs | conv.inputs
         values = {name: graph.value(array) for name, array in inputs.items()}
         for name, value in (values | self._learned_values | self._source_values).items():
             binding.bind_ortvalue_input(name, value)
@@ -150,9 +163,11 @@ class InPlaceBinding(Binding):
         for past, present, value in zip(graph.facts.past, graph.facts.present, self._cache_values, strict=True):
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(present, value)
-        result = graph.value(output)
-        binding.bind_ortvalue_output(output_name, result)
-        return binding, (*values.values(), result)
+        outputs = {output_name: output} | ({} if conv is None else conv.outputs)
+        results = {name: graph.value(array) for name, array in outputs.items()}
+        for name, value in results.items():
+            binding.bind_ortvalue_output(name, value)
+        return binding, (*values.values(), *results.values())
 
     def _mark(self, lengths: Sequence[int]) -> None:
         for row, length in enumerate(lengths):
@@ -181,7 +196,13 @@ class InPlaceBinding(Binding):
         if self._step_positions_BT is not None:
             for row, length in enumerate(lengths):
                 self._step_positions_BT[row, 0] = length - 1
-        self.graph.session.run_with_iobinding(self._step)
+        if self._step_conv is None:
+            self.graph.session.run_with_iobinding(self._step)
+        else:
+            before = [length - 1 for length in lengths]
+            self._step_conv.read(before)
+            self.graph.session.run_with_iobinding(self._step)
+            self._step_conv.keep(before)
         return self._step_logits_BV if self._gives_float32 else self._step_logits_BV.astype(np.float32)
 
     def run(
@@ -216,8 +237,15 @@ class InPlaceBinding(Binding):
     ) -> None:
         self._mark((length,))
         inputs = self.graph.inputs(np.array([token_ids], np.int64), length, keep)
-        binding, _values = self._bind(inputs, output_name, output)
-        self.graph.run(binding, stop)
+        conv = self.graph.convolutions(self._kept, len(token_ids))
+        binding, _values = self._bind(inputs, output_name, output, conv)
+        if conv is None:
+            self.graph.run(binding, stop)
+        else:
+            before = (length - len(token_ids),)
+            conv.read(before)
+            self.graph.run(binding, stop)
+            conv.keep(before)
 
 
 class _HeldElsewhere(Binding):
@@ -235,18 +263,36 @@ class _HeldElsewhere(Binding):
 
     def fetch(self, buffers: Sequence[KeysOrValues], start: int, stop: int) -> None:
         """Copy the keys and values of the tokens `start` to `stop` into a cache's buffers [1, K, C, H]."""
-        for buffer, value in zip(buffers, self._values, strict=True):
+        for buffer, value in zip(buffers[: len(self._values)], self._values, strict=True):
             buffer[:, :, start:stop] = value.numpy()[:, :, start:stop]
 
     def _arrays(self, cache: KVCache, capacity: int) -> list[NDArray[Any]]:
         """Return the cache's keys and values as new arrays [1, K, capacity, H] of the graph's type."""
         arrays = []
-        for buffer in cache.buffers:
+        for buffer in cache.buffers[: len(self.graph.facts.past)]:
             _, heads, _, size = buffer.shape
             array = np.zeros((1, heads, capacity, size), self.graph.facts.cache_type)
             array[:, :, : cache.length] = buffer[:, :, : cache.length]
             arrays.append(array)
         return arrays
+
+    def _run(self, binding: Any, cache: KVCache, token_ids: Sequence[int], stop: StopSwitch | None) -> list[Any]:
+        """Run what is bound, and return its outputs in the order in which they were. What convolutions give goes into
+        the cache's own buffer, of which they read a few rows alone.
+        """
+        graph = self.graph
+        conv = graph.convolutions(cache.conv_buffers, len(token_ids))
+        if conv is not None:
+            conv.read((cache.length,))
+            values = {name: graph.value(array) for name, array in (conv.inputs | conv.outputs).items()}
+            for name in conv.inputs:
+                binding.bind_ortvalue_input(name, values[name])
+            for name in conv.outputs:
+                binding.bind_ortvalue_output(name, values[name])
+        graph.run(binding, stop)
+        if conv is not None:
+            conv.keep((cache.length,))
+        return list(binding.get_outputs())
 
     def _computed(self, cache: KVCache, token_ids: Sequence[int]) -> None:
         self._token_ids = [*cache.token_ids, *token_ids]
@@ -313,9 +359,9 @@ class DeviceBinding(_HeldElsewhere):
             binding.bind_ortvalue_output(present, value)
         # A call that is stopped or fails may have written some of the layers, behind what is known.
         self._token_ids = list(cache.token_ids)
-        self.graph.run(binding, stop)
+        outputs = self._run(binding, cache, token_ids, stop)
         self._computed(cache, token_ids)
-        result: NDArray[Any] = binding.get_outputs()[0].numpy()  # in the order in which they were bound
+        result: NDArray[Any] = outputs[0].numpy()
         return result
 
 
@@ -338,8 +384,8 @@ class PassingBinding(_HeldElsewhere):
             binding.bind_ortvalue_input(name, value)
         for name in facts.present:
             binding.bind_output(name, self.graph.device)
-        self.graph.run(binding, stop)
-        result, *self._values = binding.get_outputs()
+        result, *values = self._run(binding, cache, token_ids, stop)
+        self._values = values[: len(facts.present)]
         self._computed(cache, token_ids)
         array: NDArray[Any] = result.numpy()
         return array

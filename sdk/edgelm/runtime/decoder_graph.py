@@ -23,6 +23,8 @@ _Value = TypeVar("_Value")
 
 HIDDEN_STATE = "last_hidden_state"
 CROSS = "cross_key_values"  # keys and values of a source text, which an encoder's graph gives by layer
+# What the convolutions of all layers read of the tokens before, and what of the new ones will be read.
+PAST_CONV, PRESENT_CONV = "past_conv", "present_conv"
 
 # past_key_values.3.key (Optimum, onnxruntime-genai), past.3.key, past_key_3; present likewise.
 _CACHE_NAME = re.compile(r"(past|present|cross)(?:_key_values)?\.(?P<layer>\d{1,4})\.(?P<part>key|value)")
@@ -67,6 +69,7 @@ class DecoderGraph:
     GroupQueryAttention has it; otherwise the graph takes exactly P tokens' keys and values, and gives P + T.
     takes_longer_mask: whether the mask may go on behind the tokens with zeros then, as edgelm's own graphs have it.
     cross: the names of the keys and values of a source text, layer after layer, where a decoder has an encoder.
+    convolves: whether it takes and gives what convolutions read, as edgelm's own graphs have it.
     """
 
     inputs: Mapping[str, np.dtype[np.generic]]
@@ -82,6 +85,7 @@ class DecoderGraph:
     shares_cache: bool
     takes_longer_mask: bool = False
     cross: tuple[str, ...] = ()
+    convolves: bool = False
 
     @classmethod
     def of(
@@ -104,7 +108,9 @@ class DecoderGraph:
         given, results = {value.name: value for value in inputs}, {value.name: value for value in outputs}
         past, present = _cache_names(given, "past"), _cache_names(results, "present")
         cross = _cache_names(given, "cross")
-        for name in sorted(given.keys() - set(_KNOWN_INPUTS) - {*past.values(), *cross.values()}):
+        convolves = not is_foreign and PAST_CONV in given and PRESENT_CONV in results
+        known = {*_KNOWN_INPUTS, *past.values(), *cross.values(), *([PAST_CONV] if convolves else [])}
+        for name in sorted(given.keys() - known):
             why = _OTHER_MODELS.get(name, f"edgelm gives {', '.join(_KNOWN_INPUTS)}, and keys and values by layer.")
             raise PackageError(f"{path} takes the input {name!r}. {why}")
         for name, found in (("input_ids", given), ("logits", results)):
@@ -136,6 +142,7 @@ class DecoderGraph:
             shares_cache=writes_in_place and not (is_foreign and names & _READERS_OF_LENGTHS),
             takes_longer_mask=not (writes_in_place or is_foreign),
             cross=tuple(cross.values()),
+            convolves=convolves,
         )
 
     def fitted(self, config: ModelConfig, path: Path) -> ModelConfig:
@@ -144,10 +151,16 @@ class DecoderGraph:
         Raises:
             PackageError: the graph has another number of layers, or an encoder where the config has none.
         """
-        if len(self.past) != 2 * config.num_hidden_layers:
+        if len(self.past) != 2 * len(config.attention_layers):
             raise PackageError(
                 f"{path} has keys and values of {len(self.past) // 2} layers; the model's config says "
-                f"{config.num_hidden_layers}. The graph and the config are not of the same model."
+                f"{len(config.attention_layers)}. The graph and the config are not of the same model."
+            )
+        if self.convolves != bool(config.conv_channels):
+            raise PackageError(
+                f"{path} takes {'a' if self.convolves else 'no'} {PAST_CONV}; the model's config has "
+                f"{'' if config.conv_channels else 'no '}layers with convolutions. The graph and the config are not of "
+                "one model."
             )
         if len(self.cross) != (0 if config.encoder is None else len(self.past)):
             raise PackageError(

@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgelm.errors import PackageError
 from edgelm.memory.kv_cache import KVCache
@@ -41,19 +43,26 @@ class PrefillGraph:
         graph, facts = self._graph, self._graph.facts
         first, length = cache.length, cache.length + len(token_ids)
         mask_BC = (np.arange(cache.capacity) < length)[None].astype(np.int64)
-        inputs = {"input_ids": np.array([token_ids], np.int64), "attention_mask": mask_BC}
-        past = cache.buffers
+        inputs: dict[str, NDArray[Any]] = {"input_ids": np.array([token_ids], np.int64), "attention_mask": mask_BC}
+        past, conv = cache.buffers[: len(facts.past)], graph.convolutions(cache.conv_buffers, len(token_ids))
+        if conv is not None:
+            conv.read((first,))
+            inputs |= conv.inputs
         present = [np.empty_like(buffer[:, :, first:length]) for buffer in past] if _gives_new_alone(facts) else past
         # A chunk takes long enough for all of it to be bound anew; a binding does not hold what it uses.
         values = {name: graph.value(array) for name, array in inputs.items()}
         values |= {name: graph.value(buffer) for name, buffer in zip(facts.past, past, strict=True)}
         outputs = {name: graph.value(buffer) for name, buffer in zip(facts.present, present, strict=True)}
+        if conv is not None:
+            outputs |= {name: graph.value(array) for name, array in conv.outputs.items()}
         binding = graph.session.io_binding()
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             binding.bind_ortvalue_output(name, value)
         graph.run(binding, stop)
+        if conv is not None:
+            conv.keep((first,))
         if present is not past:
             for buffer, new in zip(past, present, strict=True):
                 buffer[:, :, first:length] = new

@@ -8,6 +8,7 @@ from edgelm.text.tokenizer import Tokenizer
 # One row each: the control tokens before the text in front, before the text behind, and before what is to be written.
 FILL_IN_TOKENS = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen2.5-Coder, Granite Code
+    ("<|fim_pre|>", "<|fim_suf|>", "<|fim_mid|>"),  # LFM2
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, SantaCoder
     ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # the first SantaCoder
     ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek Coder

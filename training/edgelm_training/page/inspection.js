@@ -1,6 +1,8 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const T = data.tokens.length, L = data.layers, N = data.heads, cells = T * (T + 1) / 2;
+const A = data.attention_layers.length; // of the layers with attention, chosen.layer counts these
+const numbered = (layer) => data.attention_layers[layer] + 1;
 const byId = (id) => document.getElementById(id);
 // Weights in 65535ths, little-endian, row by row up to the diagonal, head after head.
 const weights = new DataView(Uint8Array.from(atob(data.attention), (c) => c.charCodeAt(0)).buffer);
@@ -110,7 +112,7 @@ function drawGuesses() {
 
 // One head
 function drawMap() {
-  byId("head-title").textContent = `Layer ${chosen.layer + 1}, head ${chosen.head + 1}`;
+  byId("head-title").textContent = `Layer ${numbered(chosen.layer)}, head ${chosen.head + 1}`;
   const map = byId("map");
   paint(map, chosen.layer, chosen.head, color("--accent"));
   const context = map.getContext("2d"), [r, g, b] = color("--warm");
@@ -147,21 +149,21 @@ byId("map").onkeydown = (event) => {
 
 // All heads
 const heads = [];
-for (let layer = 0; layer < L; layer++) {
+for (let layer = 0; layer < A; layer++) {
   const row = document.createElement("div");
   row.setAttribute("role", "row");
   const label = document.createElement("span");
   label.className = "label";
   label.setAttribute("role", "rowheader");
-  label.textContent = layer + 1;
+  label.textContent = numbered(layer);
   row.append(label);
   for (let head = 0; head < N; head++) {
     const button = document.createElement("button");
     button.type = "button";
     button.className = "head";
     button.setAttribute("role", "gridcell");
-    button.setAttribute("aria-label", `Layer ${layer + 1}, head ${head + 1}`);
-    button.title = `layer ${layer + 1}, head ${head + 1}`;
+    button.setAttribute("aria-label", `Layer ${numbered(layer)}, head ${head + 1}`);
+    button.title = `layer ${numbered(layer)}, head ${head + 1}`;
     button.append(document.createElement("canvas"));
     button.onclick = () => chooseHead(layer, head, true);
     row.append(button);
@@ -174,7 +176,7 @@ byId("heads").onkeydown = (event) => {
   if (!step) return;
   event.preventDefault();
   const within = (value, count) => Math.min(count - 1, Math.max(0, value));
-  chooseHead(within(chosen.layer + step[0], L), within(chosen.head + step[1], N), true);
+  chooseHead(within(chosen.layer + step[0], A), within(chosen.head + step[1], N), true);
 };
 function chooseHead(layer, head, focus) {
   Object.assign(chosen, { layer, head });

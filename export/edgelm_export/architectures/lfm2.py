@@ -1,0 +1,129 @@
+"""LFM2: most layers have a short convolution in the place of attention, the others norm each head."""
+
+from __future__ import annotations
+
+import dataclasses
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import MAX_LAYERS, ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 128_000,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "rope_theta": 1e6,
+}
+_LARGEST_MULTIPLIER = 1000  # in use is 1
+_NAMES = {
+    "model.embed_tokens": "model.embed_tokens",
+    "model.layers.{i}.input_layernorm": "model.layers.{i}.operator_norm",
+    "model.layers.{i}.conv.in_proj": "model.layers.{i}.conv.in_proj",
+    "model.layers.{i}.conv.conv": "model.layers.{i}.conv.conv",
+    "model.layers.{i}.conv.out_proj": "model.layers.{i}.conv.out_proj",
+    **{f"model.layers.{{i}}.self_attn.{part}_proj": f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"},
+    "model.layers.{i}.self_attn.o_proj": "model.layers.{i}.self_attn.out_proj",
+    "model.layers.{i}.self_attn.q_norm": "model.layers.{i}.self_attn.q_layernorm",
+    "model.layers.{i}.self_attn.k_norm": "model.layers.{i}.self_attn.k_layernorm",
+    "model.layers.{i}.post_attention_layernorm": "model.layers.{i}.ffn_norm",
+    "model.layers.{i}.mlp.gate_proj": "model.layers.{i}.feed_forward.w1",
+    "model.layers.{i}.mlp.up_proj": "model.layers.{i}.feed_forward.w3",
+    "model.layers.{i}.mlp.down_proj": "model.layers.{i}.feed_forward.w2",
+    "model.norm": "model.embedding_norm",
+    "lm_head": "lm_head",
+}
+_GGUF_NAMES = (
+    llama.GGUF_NAMES
+    | llama.GGUF_QK_NORMS
+    | {
+        "model.layers.{i}.conv.in_proj": "blk.{i}.shortconv.in_proj",
+        "model.layers.{i}.conv.conv": "blk.{i}.shortconv.conv",
+        "model.layers.{i}.conv.out_proj": "blk.{i}.shortconv.out_proj",
+        "model.norm": "token_embd_norm",  # it is the last norm all the same
+    }
+)
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, "tie_word_embeddings": values.get("tie_embedding", True), **values}
+    values["rms_norm_eps"] = hf_values.number(values, "norm_eps", 1e-5)
+    values["intermediate_size"] = _feed_forward_size(values)
+    kinds = hf_values.layer_types(values) or _kinds_by_number(values)
+    return dataclasses.replace(
+        llama.to_model_config(values),
+        model_type="lfm2",
+        mlp_bias=False,
+        attention_bias=False,
+        attention_output_bias=False,
+        qk_norm=True,
+        layer_types=tuple(kinds),
+        conv_L_cache=hf_values.whole_number(values, "conv_L_cache", 3),
+        conv_bias=hf_values.flag(values, "conv_bias"),
+    )
+
+
+def _feed_forward_size(values: Mapping[str, Any]) -> int:
+    """Return the size that the model has: config.json's is that of a feed-forward without a gate."""
+    size = hf_values.bounded(values, "block_ff_dim" if "block_ff_dim" in values else "intermediate_size")
+    if not hf_values.flag({"block_auto_adjust_ff_dim": True} | dict(values), "block_auto_adjust_ff_dim"):
+        return size
+    multiplier = hf_values.number(values, "block_ffn_dim_multiplier", 1.0)
+    if not 0 < multiplier < _LARGEST_MULTIPLIER:
+        raise CheckpointError(
+            f"config.json: block_ffn_dim_multiplier is {multiplier}; it must be above 0 and below "
+            f"{_LARGEST_MULTIPLIER}."
+        )
+    step = hf_values.bounded({"block_multiple_of": 256} | dict(values), "block_multiple_of")
+    return -(-int(multiplier * int(2 * size / 3)) // step) * step
+
+
+def _kinds_by_number(values: Mapping[str, Any]) -> list[str]:
+    layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
+    attending = values.get("full_attn_idxs")
+    if attending is None:
+        return ["full_attention"] * layers
+    if not isinstance(attending, list):
+        raise CheckpointError(f"config.json: full_attn_idxs is {attending!r:.80}; it must be a list of layers.")
+    return ["full_attention" if layer in attending else "conv" for layer in range(layers)]
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    key, layers = "lfm2.attention.head_count_kv", whole_number(header.metadata, "lfm2.block_count")
+    heads = header.metadata.get(key)
+    listed = heads.tolist() if isinstance(heads, array) else []
+    # A layer without key-value heads has a convolution; all others have one and the same number of them.
+    kinds = ["full_attention" if number else "conv" for number in listed]
+    numbers = set(listed) - {0}
+    if len(numbers) == 1:
+        header = dataclasses.replace(header, metadata={**header.metadata, key: numbers.pop()})
+    values = gguf_header.to_hf_config(header, "lfm2", keys=frozenset({"shortconv.l_cache"}))
+    return {
+        "architectures": ["Lfm2ForCausalLM"],
+        "model_type": "lfm2",
+        **values,
+        "norm_eps": values["rms_norm_eps"],
+        "block_auto_adjust_ff_dim": False,
+        "conv_L_cache": whole_number(header.metadata, "lfm2.shortconv.l_cache"),
+        "conv_bias": any(name.endswith("shortconv.in_proj.bias") for name in header.shapes),
+        "layer_types": kinds or ["full_attention"] * min(layers, MAX_LAYERS),
+    }
+
+
+LFM2 = Architecture(
+    model_type="lfm2",
+    to_model_config=_to_model_config,
+    layout=TensorLayout(names=_NAMES, ones_elsewhere=frozenset({"model.layers.{i}.conv.conv.weight"})),
+    gguf=GGUFFamily(
+        architecture="lfm2",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=_GGUF_NAMES, ones_elsewhere=frozenset({"blk.{i}.shortconv.conv.weight"})),
+    ),
+)

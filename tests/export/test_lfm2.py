@@ -1,0 +1,42 @@
+"""An LFM2's config.json, of which there are two forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from config_values import SIZES
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError, ConfigError
+from edgelm_export.architectures.lfm2 import LFM2
+
+
+def lfm2(**values: Any) -> ModelConfig:
+    return LFM2.to_model_config(SIZES | {"model_type": "lfm2", "num_key_value_heads": 2} | values)
+
+
+def test_an_lfm2_is_read_by_the_keys_of_its_first_config_too() -> None:
+    newer = lfm2(layer_types=["conv", "full_attention"], intermediate_size=6656, tie_word_embeddings=True)
+    assert newer.intermediate_size == 4608  # two thirds, in steps of 256
+    assert newer == lfm2(full_attn_idxs=[1], block_ff_dim=6656, tie_embedding=True)
+    assert not lfm2(full_attn_idxs=[1], tie_embedding=False).tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"full_attn_idxs": 1}, r"config.json: full_attn_idxs is 1; it must be a list of layers"),
+        ({"full_attn_idxs": []}, r"layer_types has 'conv' alone; one layer with attention is needed"),
+        ({"block_ff_dim": 0}, r"block_ff_dim is 0; it must be from 1 to"),
+        (
+            {"block_ffn_dim_multiplier": 1e300},
+            r"block_ffn_dim_multiplier is 1e\+300; it must be above 0 and below 1000",
+        ),
+        ({"block_multiple_of": 0}, r"block_multiple_of is 0; it must be from 1 to"),
+        ({"conv_L_cache": "3"}, r"conv_L_cache is '3'; it must be a whole number"),
+    ],
+)
+def test_an_lfm2_that_cannot_be_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        lfm2(**values)
