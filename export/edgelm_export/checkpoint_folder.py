@@ -179,6 +179,18 @@ def _chat_templates(folder: Path, config: Mapping[str, Any], files: Mapping[str,
     return templates
 
 
+def processor_template(folder: Path) -> str | None:
+    """Read the chat template that a model which also reads images may have beside its processor's settings.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    if not (folder / PROCESSOR_TEMPLATE).exists():
+        return None
+    template = read_json_object(folder, PROCESSOR_TEMPLATE).get("chat_template")
+    return template if isinstance(template, str) else None
+
+
 def notes_on_template(folder: Path, files: Mapping[str, str]) -> tuple[str, ...]:
     """Say which chat templates of the folder are not used where none is: transformers' AutoTokenizer uses none either.
 

@@ -27,9 +27,11 @@ from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.hf_values import token_ids
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import (
+    CHAT_TEMPLATE,
     check_file_name,
     file_inside,
     notes_on_template,
+    processor_template,
     read_json_object,
     read_text_files,
 )
@@ -39,6 +41,7 @@ from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks, without_mxfp4_parts
 from edgelm_export.packed_formats import Packed, packed_matrices, without_parts
 from edgelm_export.safetensors_writer import SOURCE_KEY
 from edgelm_export.tensor_map import CANONICAL, EMBEDDING, HEAD, Part, map_tensors
+from edgelm_export.text_part import text_part
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -51,6 +54,7 @@ _PORTION_VALUES = 1 << 22
 
 class _StoredTensor(NamedTuple):  # a dataclass takes three times as long to make, and a folder may have 78,000
     file: Path
+    name: str  # in the file
     dtype: str
     shape: tuple[int, ...]
 
@@ -72,11 +76,15 @@ class HuggingFaceCheckpoint:
         if section is not None and not isinstance(section, dict):
             raise CheckpointError(f"{folder / 'config.json'}: {SECTION!r} is {section!r}; it must be an object.")
         self._stored, self._metadata = _stored_tensors(folder)
+        # mlx-lm writes its settings under both names, and reads the second.
+        settings, mlx_settings = values.pop("quantization_config", None), values.pop("quantization", None)
+        self._text_part = text_part(values, self._stored) if section is None else None
+        if self._text_part is not None:
+            values = dict(self._text_part.values)
+            self._stored = {name: self._stored[source] for name, source in self._text_part.sources.items()}
         shapes = {name: tensor.shape for name, tensor in self._stored.items()}
         self._packed: Mapping[str, Packed] = {}
         self._stacks: dict[str, MXFP4Stack] = {}
-        # mlx-lm writes its settings under both names, and reads the second.
-        settings, mlx_settings = values.pop("quantization_config", None), values.pop("quantization", None)
         quantization = mlx_settings or settings
         if isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4":
             self._stacks = mxfp4_stacks(shapes)
@@ -97,7 +105,8 @@ class HuggingFaceCheckpoint:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
         values.pop(SECTION, None)
         # What is written under our names is another family's in transformers, or none.
-        self.hf_config: Mapping[str, Any] = values if layout.is_canonical else hf_config(self.config)
+        is_theirs = layout.is_canonical and self._text_part is None
+        self.hf_config: Mapping[str, Any] = values if is_theirs else hf_config(self.config)
         self._refuse_other_types()
         self._refuse_untied_head(layout.source_name(HEAD))
 
@@ -108,12 +117,17 @@ class HuggingFaceCheckpoint:
         Raises:
             CheckpointError: tokenizer.json is missing, or one of them cannot be read.
         """
-        return read_text_files(self._folder)
+        files = read_text_files(self._folder)
+        template = None if self._text_part is None else processor_template(self._folder)
+        return files if template is None else {CHAT_TEMPLATE: template, **files}
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which chat templates are not used, where none is."""
-        return notes_on_template(self._folder, self.text_files)
+        """Which chat templates are not used, where none is; and whether a part that reads images was left out."""
+        notes = notes_on_template(self._folder, self.text_files)
+        if self._text_part is None or not self._text_part.left_out:
+            return notes
+        return (f"The part that reads images was left out: {self._text_part.left_out} tensors.", *notes)
 
     @cached_property
     def source(self) -> Mapping[str, Any]:
@@ -189,7 +203,7 @@ class HuggingFaceCheckpoint:
         tensor = np.empty((end - first, *stored.shape[1:]), np.float32)
         rows = max(1, _PORTION_VALUES // max(1, int(np.prod(stored.shape[1:]))))
         with _opened(stored.file) as file:
-            portions = file.get_slice(source)
+            portions = file.get_slice(stored.name)
             for start in range(first, end, rows):
                 stop = min(start + rows, end)
                 tensor[start - first : stop - first] = portions[start:stop]
@@ -201,14 +215,16 @@ class HuggingFaceCheckpoint:
 
     def _read_entry(self, source: str, index: int) -> NDArray[Any]:
         """Read one entry of a stack of experts, as it is stored."""
-        with _opened(self._stored[source].file) as file:
-            entry: NDArray[Any] = file.get_slice(source)[index : index + 1][0]
+        stored = self._stored[source]
+        with _opened(stored.file) as file:
+            entry: NDArray[Any] = file.get_slice(stored.name)[index : index + 1][0]
         return entry
 
     def _read_whole(self, source: str) -> NDArray[Any]:
         """Read a tensor as it is stored; a KeyError says that there is none."""
-        with _opened(self._stored[source].file) as file:
-            tensor: NDArray[Any] = file.get_tensor(source)
+        stored = self._stored[source]
+        with _opened(stored.file) as file:
+            tensor: NDArray[Any] = file.get_tensor(stored.name)
         return tensor
 
     def _answer_values(self) -> dict[str, Any]:
@@ -291,7 +307,7 @@ def _tensors_of_file(path: Path) -> tuple[dict[str, _StoredTensor], dict[str, st
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118  (not a mapping)
                 portions = file.get_slice(name)
-                tensors[name] = _StoredTensor(file=path, dtype=portions.get_dtype(), shape=tuple(portions.get_shape()))
+                tensors[name] = _StoredTensor(path, name, portions.get_dtype(), tuple(portions.get_shape()))
             return tensors, file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}. Download it again.") from error

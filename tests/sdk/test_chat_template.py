@@ -318,6 +318,30 @@ def test_parts_of_a_message_are_texts_too(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids) == "<|user|>"
 
 
+# As SmolVLM and Idefics have it; with text alone, they write nothing of a message that is a text.
+PARTS = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% elif line['type'] == 'image' %}<image>{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+def test_a_template_that_reads_parts_gets_each_text_as_one(original: PreTrainedTokenizerFast) -> None:
+    conversation = [Message(role="user", content="Hi"), Message(role="assistant", content="Hello")]
+    template = ChatTemplate(PARTS)
+    assert template.takes_parts
+    assert template.render(conversation) == "User: Hi<|im_end|>\nAssistant: Hello<|im_end|>\nAssistant:"
+    parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in conversation]
+    assert template.render(parts) == template.render(conversation)
+    assert template.render(parts) == original.apply_chat_template(
+        parts, chat_template=PARTS, tokenize=False, add_generation_prompt=True
+    )
+    for plain in (CHATML, "{{ messages[0]['content'] }} in text", "{{ raise_exception('text') }}"):
+        assert not ChatTemplate(plain).takes_parts
+
+
 def test_a_value_that_is_no_plain_data_is_an_error_that_names_its_place(tokenizer: Tokenizer) -> None:
     message = {"role": "user", "content": [{"file": Path("x")}]}
     with pytest.raises(ChatTemplateError, match=r"messages\[0\]\['content'\]\[0\]\['file'\] is a \w*Path"):

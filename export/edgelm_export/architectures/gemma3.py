@@ -15,6 +15,8 @@ from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
 _DEFAULTS: Mapping[str, Any] = {
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 256,
     "max_position_embeddings": 131072,

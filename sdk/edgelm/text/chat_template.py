@@ -37,6 +37,7 @@ _MAX_DATE_FORMAT = 200
 _OWN_VARIABLES = ("messages", "tools", "add_generation_prompt")
 # transformers gives these to every template: some ask whether they are none, and not whether they are defined.
 _NOT_GIVEN = dict.fromkeys(("tools", "documents"))
+_PROBE = "a text that a template writes"
 _THOUGHT = ("reasoning_content", "thinking", "reasoning")  # the names that what was thought has in messages
 # The variables that a `generation` block writes at its beginning and its end; training gives them values.
 GENERATION_MARKS = ("edgelm_generation_start", "edgelm_generation_end")
@@ -102,6 +103,19 @@ class ChatTemplate:
             return False
         return True
 
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether a message's content is to be a list of parts, as SmolVLM and others that read images have it."""
+        if "text" not in self.source:
+            return False
+        return not self._writes(_PROBE) and self._writes([{"type": "text", "text": _PROBE}])
+
+    def _writes(self, content: object) -> bool:
+        try:
+            return _PROBE in self._rendered([{"role": "user", "content": content}], True, {})
+        except ChatTemplateError:
+            return False
+
     def check_variables(self, variables: Mapping[str, object] | None) -> Mapping[str, object]:
         """Return the variables that somebody gives to a rendering, once they are known to be that; None: none.
 
@@ -137,10 +151,18 @@ class ChatTemplate:
                 conversation or fails, or it writes more than MAX_CHARACTERS and the messages' texts.
         """
         check_conversation(messages)
+        turns: Sequence[Mapping[str, Any]] = [_with_thought(message) for message in messages]
+        if self.takes_parts:
+            turns = [_in_parts(turn) for turn in turns]
+        return self._rendered(turns, add_generation_prompt, variables or {})
+
+    def _rendered(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, variables: Mapping[str, object]
+    ) -> str:
         values = self._special_tokens | {
             **_NOT_GIVEN,
-            **(variables or {}),
-            "messages": [_with_thought(message) for message in messages],
+            **variables,
+            "messages": messages,
             "add_generation_prompt": add_generation_prompt,
         }
         pieces: list[str] = []
@@ -208,6 +230,11 @@ def _with_thought(message: Message) -> Mapping[str, Any]:
     given: Mapping[str, Any] = message
     thought = next((given[name] for name in _THOUGHT if given.get(name) is not None), None)
     return message if thought is None else {"thinking": thought, **message, "reasoning_content": thought}
+
+
+def _in_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
 def _characters(value: object) -> int:

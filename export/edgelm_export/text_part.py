@@ -1,0 +1,88 @@
+"""The text part of a model that reads images too: its config and its tensors, as those of the model of text that it is.
+
+Without an image such a model is one of the families of architectures/ under other names. What reads images is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgelm.errors import CheckpointError
+
+# The model_types whose text part sees text alone as a model of text does.
+_WHOLE = frozenset({"gemma3", "idefics3", "lfm2_vl", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm"})
+# A position has three numbers in these, which are the same without an image: rope as it is.
+_SAME_FAMILY = {
+    "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+}  # fmt: skip
+_THREE_POSITIONS = ("mrope_section", "mrope_interleaved")
+# What the names of the text part begin with, where another part has its own, and those of its head.
+_STACKS = ("model.language_model.", "language_model.model.", "model.text_model.")
+_HEADS = ("language_model.lm_head.",)
+# What those of the parts begin with that read images.
+_SENSES = tuple(
+    f"{before}{part}."
+    for before in ("", "model.")
+    for part in ("vision_tower", "vision_model", "visual", "multi_modal_projector", "connector")
+)
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPart:
+    """What is left of a folder.
+
+    values: config.json's, as of a model of text. sources: the names that its tensors have in such a model, and in the
+    folder. left_out: how many tensors are of other parts.
+    """
+
+    values: Mapping[str, Any]
+    sources: Mapping[str, str]
+    left_out: int
+
+
+def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | None:
+    """Find the text part of a model; None where it is no model of a kind that has one.
+
+    values: config.json's. names: of the folder's tensors.
+
+    Raises:
+        CheckpointError: text_config is no object.
+    """
+    if values.get("model_type") not in _WHOLE:
+        return None
+    own = values.get("text_config", {key: value for key, value in values.items() if key != "vision_config"})
+    if not isinstance(own, Mapping):
+        raise CheckpointError(f"config.json: text_config is {own!r:.80}; it must be an object.")
+    names = list(names)
+    stack = next((stack for stack in _STACKS if any(name.startswith(stack) for name in names)), "model.")
+    kept = [name for name in names if not name.startswith(_SENSES)]
+    sources = {_name_in_text(name, stack): name for name in kept}
+    model_type = own.get("model_type")
+    text_values = {
+        **own,
+        **{key: values[key] for key in _TOKENS if values.get(key) is not None},
+        **{key: _rope(own[key]) for key in ("rope_scaling", "rope_parameters") if isinstance(own.get(key), Mapping)},
+        "model_type": _SAME_FAMILY.get(str(model_type), model_type),
+        "architectures": None,
+        # Which of the two configs says it differs from one version of transformers to the next.
+        "tie_word_embeddings": not any(name.startswith("lm_head.") for name in sources),
+    }
+    return TextPart(values=text_values, sources=sources, left_out=len(names) - len(kept))
+
+
+def _name_in_text(name: str, stack: str) -> str:
+    for head in _HEADS:
+        if name.startswith(head):
+            return f"lm_head.{name.removeprefix(head)}"
+    return f"model.{name.removeprefix(stack)}" if name.startswith(stack) else name
+
+
+def _rope(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a rope with one position a token."""
+    kept = {key: value for key, value in settings.items() if key not in _THREE_POSITIONS}
+    names = (key for key in ("type", "rope_type") if kept.get(key) == "mrope")
+    return kept | dict.fromkeys(names, "default")

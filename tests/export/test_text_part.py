@@ -1,0 +1,160 @@
+"""Models that also read images: their text part is imported, and computes what transformers does for text alone."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm.runtime.session import DecoderSession
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.importer import import_checkpoint
+from edgelm_export.reference import reference_logits
+
+TEXT = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 1024, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+VISION = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
+QWEN_VISION = {"depth": 1, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 64}
+THREE_POSITIONS = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
+# Each kind: the family of its text part, and what it has beside the sizes.
+KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "gemma3": (
+        "gemma3_text",
+        {"model_type": "gemma3_text", "head_dim": 32, "sliding_window": 9},
+        VISION | {"model_type": "siglip_vision_model"},
+    ),
+    "mistral3": (
+        "mistral",
+        {"model_type": "mistral", "head_dim": 16, "sliding_window": None},
+        VISION | {"model_type": "pixtral", "head_dim": 16},
+    ),
+    "qwen2_vl": ("qwen2", {"rope_parameters": THREE_POSITIONS}, QWEN_VISION | {"embed_dim": 32, "hidden_size": 64}),
+    "qwen2_5_vl": (
+        "qwen2",
+        {"rope_parameters": THREE_POSITIONS},
+        QWEN_VISION | {"hidden_size": 32, "fullatt_block_indexes": [0]},
+    ),
+    "qwen3_vl": (
+        "qwen3",
+        {"head_dim": 16, "rope_parameters": THREE_POSITIONS | {"mrope_interleaved": True}},
+        QWEN_VISION | {"hidden_size": 32, "deepstack_visual_indexes": [0]},
+    ),
+    "smolvlm": ("llama", {"model_type": "llama"}, VISION),
+    "idefics3": ("llama", {"model_type": "llama"}, VISION),
+    "lfm2_vl": (
+        "lfm2",
+        {"model_type": "lfm2", "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+        VISION | {"model_type": "siglip2_vision_model", "num_patches": 4},
+    ),
+}
+IDS = np.random.default_rng(0).integers(3, 320, 60).tolist()
+
+
+def save(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+    """Save a random model, and return the logits of a text [T, V]."""
+    _, text, vision = deepcopy(KINDS[kind])
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, text_config=TEXT | text, vision_config=vision, pad_token_id=0)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    for parameter in model.parameters():
+        parameter.data = 0.15 * torch.randn_like(parameter) + (1.0 if parameter.ndim == 1 else 0.0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([IDS])).logits[0].numpy()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_text_part_gives_the_logits_of_transformers(
+    kind: str, tmp_path: Path, bpe_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    expected_TV = save(kind, tmp_path / "hf", bpe_tokenizer)
+    checkpoint = HuggingFaceCheckpoint(tmp_path / "hf")
+    family = KINDS[kind][0]
+    assert checkpoint.config.model_type == family
+    assert any("part that reads images was left out:" in note for note in checkpoint.notes)
+    (logits_TV,) = reference_logits(checkpoint, [IDS])
+    np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
+
+    export_package(checkpoint, tmp_path / "package", "fp32", name="tiny")
+    session = DecoderSession(tmp_path / "package", ModelConfig.load(tmp_path / "package"))
+    logits_TV = session.forward(IDS, session.new_cache(), all_logits=True)
+    np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
+    if family != "lfm2":  # which transformers stores otherwise
+        import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+        text = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+        assert text.config.model_type in (family, "llama")  # a Mistral without a window is one
+        with torch.no_grad():
+            np.testing.assert_allclose(text(torch.tensor([IDS])).logits[0].numpy(), expected_TV, rtol=0, atol=1e-4)
+
+
+def test_a_template_beside_the_settings_of_its_processor_is_that_of_the_model(
+    tmp_path: Path, bpe_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    save("smolvlm", tmp_path, bpe_tokenizer)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    change = {"chat_template": None}
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages[0]['content'] }}"}))
+    assert HuggingFaceCheckpoint(tmp_path).text_files["chat_template.jinja"] == "{{ messages[0]['content'] }}"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": 3}))
+    assert "chat_template.jinja" not in HuggingFaceCheckpoint(tmp_path).text_files
+
+
+def change_config(folder: Path, change: dict[str, Any], *, flat: bool = False) -> None:
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    values |= values.pop("text_config") | {"model_type": values["model_type"]} if flat else {}
+    path.write_text(json.dumps(values | change))
+
+
+def test_the_first_configs_of_qwen_have_all_in_one_object(
+    tmp_path: Path, bpe_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    save("qwen2_5_vl", tmp_path, bpe_tokenizer)
+    expected = HuggingFaceCheckpoint(tmp_path).config
+    rope = {"rope_parameters": None, "rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
+    change_config(tmp_path, rope, flat=True)
+    assert HuggingFaceCheckpoint(tmp_path).config == expected
+
+
+def test_a_sparse_gemma_3_has_the_values_of_transformers() -> None:
+    """Google's 4B names no vocabulary and no heads."""
+    from edgelm_export.architectures.gemma3 import GEMMA3
+
+    sizes = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "model_type": "gemma3_text"}
+    ours, theirs = GEMMA3.to_model_config(sizes), AutoConfig.for_model(**sizes)
+    for name in ("vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"):
+        assert getattr(ours, name) == getattr(theirs, name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text_config": [1]}, r"config.json: text_config is \[1\]; it must be an object"),
+        ({"text_config": {"model_type": "mamba"}}, r"model_type 'mamba' is not supported; supported: "),
+        ({"model_type": "paligemma"}, r"'paligemma' is not supported \(SmolVLM.* reads images or sound too"),
+    ],
+)
+def test_another_text_part_is_refused_by_name(
+    change: dict[str, Any], message: str, tmp_path: Path, bpe_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    save("smolvlm", tmp_path, bpe_tokenizer)
+    change_config(tmp_path, change)
+    with pytest.raises(CheckpointError, match=message):
+        HuggingFaceCheckpoint(tmp_path)
