@@ -140,6 +140,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee with biases, a head_dim of its own": ("arcee", {"head_dim": 32, "attention_bias": True, "mlp_bias": True}),
     "ernie4_5": ("ernie4_5", {"head_dim": 16}),
     "ernie4_5 with biases, untied": ("ernie4_5", {"head_dim": 32, "use_bias": True, "tie_word_embeddings": False}),
+    "cohere": ("cohere", {"logit_scale": 0.5}),
+    "cohere with biases, untied": (
+        "cohere",
+        {"attention_bias": True, "tie_word_embeddings": False, "layer_norm_eps": 1e-3},
+    ),
+    "cohere2": ("cohere2", {"num_hidden_layers": 4, "sliding_window": 9, "logit_scale": 0.5}),
+    "cohere2, a window in the last layer, biases": (
+        "cohere2",
+        {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 9, "attention_bias": True},
+    ),
     "exaone4": ("exaone4", {"tie_word_embeddings": False, "num_hidden_layers": 4, "sliding_window": 9}),
     "exaone4 without windows, llama3": (
         "exaone4",
@@ -163,6 +173,22 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "stablelm": ("stablelm", {"tie_word_embeddings": False}),
     "stablelm in parallel, with biases": ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": True}),
+    "glm": ("glm", {"head_dim": 16, "pad_token_id": 0}),
+    "glm, all of each head, without biases, tied": (
+        "glm",
+        {
+            "head_dim": 32, "partial_rotary_factor": 1.0, "attention_bias": False, "tie_word_embeddings": True,
+            "pad_token_id": 0,
+        },
+    ),
+    "glm4": ("glm4", {"head_dim": 16, "pad_token_id": 0}),
+    "glm4, three quarters of each head": (
+        "glm4",
+        {
+            "head_dim": 32, "partial_rotary_factor": 0.75, "attention_bias": False, "rms_norm_eps": 1e-3,
+            "tie_word_embeddings": True, "pad_token_id": 0,
+        },
+    ),
     "gpt2": ("gpt2", {"n_inner": 96}),
     "gpt2, untied, four times as wide": ("gpt2", {"tie_word_embeddings": False}),
     "gpt_neox": ("gpt_neox", {"tie_word_embeddings": False}),
@@ -258,6 +284,9 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "conv_L_cache": 4, "num_key_value_heads": 4, "block_auto_adjust_ff_dim": True, "block_multiple_of": 32,
         },
     ),
+    "cohere": ("cohere", "command-r", {"logit_scale": 0.5}),
+    "cohere2": ("cohere2", "cohere2", {"num_hidden_layers": 4, "sliding_window": 9, "logit_scale": 0.5}),
+    "glm4": ("glm4", "glm4", {"head_dim": 16, "pad_token_id": 0, "tie_word_embeddings": False}),
     "starcoder2": ("starcoder2", "starcoder2", {}),
     "stablelm": ("stablelm", "stablelm", {"tie_word_embeddings": False, "use_qkv_bias": True}),
     "stablelm in parallel": ("stablelm", "stablelm", {"use_parallel_residual": True, "tie_word_embeddings": False}),

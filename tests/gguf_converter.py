@@ -17,8 +17,8 @@ Array = NDArray[np.float32]
 
 # Families whose heads llama.cpp turns by neighbouring dimensions.
 _PAIRED = ("llama", "granite", "smollm3", "arcee")
-_LAYER_NORMS = ("gpt2", "gptneox", "phi2", "stablelm", "starcoder2")
-_TURN_IN_PART = ("gptneox", "phi2", "phi3", "stablelm")
+_LAYER_NORMS = ("command-r", "cohere2", "gpt2", "gptneox", "phi2", "stablelm", "starcoder2")
+_TURN_IN_PART = ("cohere2", "glm4", "gptneox", "phi2", "phi3", "stablelm")
 
 
 def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: str) -> None:
@@ -92,6 +92,10 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_logit_scale(config.logits_scaling)
     if architecture == "lfm2":
         writer.add_shortconv_l_cache(config.conv_L_cache)
+    if architecture in ("command-r", "cohere2"):
+        writer.add_logit_scale(config.logit_scale)
+    if architecture == "cohere2":
+        writer.add_sliding_window(config.sliding_window)
     if architecture == "phi3":
         writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
 

@@ -58,6 +58,7 @@ FEATURES = {
         "rope_scaling": {"rope_type": "linear", "factor": 8.0},
     },
     "a window as long as the context": {"sliding_window": 1024},
+    "layer norms without biases": {"norm": "layer_no_bias", "qk_norm": True},
     "convolutions": {
         "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "conv_L_cache": 3, "qk_norm": True,
     },

@@ -80,6 +80,9 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "smollm": _STARCODER,
     "starcoder": _STARCODER,
     "refact": _STARCODER,  # Granite's
+    "command-r": replace(_STARCODER, normalizer="NFC", add_bos=True),  # Cohere's, Aya's
+    "glm4": _splitting(_LLAMA3_SPLIT),  # as llama.cpp splits for it
+    "chatglm-bpe": _splitting(_LLAMA3_SPLIT),
 }
 
 

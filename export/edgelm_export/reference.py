@@ -220,7 +220,7 @@ def run_layer(
 
 
 def _norm(config: ModelConfig, weights: Weights, prefix: str, hidden_TD: Array) -> Array:
-    if config.norm == "layer":
+    if config.norm in ("layer", "layer_no_bias"):
         hidden_TD = hidden_TD - hidden_TD.mean(-1, keepdims=True)
     scale_T1 = 1 / np.sqrt(np.square(hidden_TD).mean(-1, keepdims=True) + np.float32(config.norm_eps))
     normed_TD: Array = hidden_TD * scale_T1

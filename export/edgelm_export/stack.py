@@ -140,9 +140,11 @@ class Stack(ABC):
         weight = self.graph.weight(f"{name}.weight", self.checkpoint.tensor(f"{name}.weight"))
         if self.config.norm == "rms":
             return self.operators.rms_norm(self.graph, hidden, weight, epsilon, name, self.addends.get(hidden, ()))
-        bias = self.graph.weight(f"{name}.bias", self.checkpoint.tensor(f"{name}.bias"))
+        inputs = [hidden, weight]
+        if self.config.norm == "layer":
+            inputs.append(self.graph.weight(f"{name}.bias", self.checkpoint.tensor(f"{name}.bias")))
         attributes = {"epsilon": epsilon, "axis": -1}
-        return self.graph.node("LayerNormalization", [hidden, weight, bias], f"{name}.output", "", attributes)
+        return self.graph.node("LayerNormalization", inputs, f"{name}.output", "", attributes)
 
     def feed_forward(self, hidden: str, name: str, i: int) -> str:
         """Add the feed-forward of block number `i`, or its experts."""

@@ -29,8 +29,10 @@ def head_name(config: ModelConfig) -> str:
 
 
 def _pairs(config: ModelConfig, rows: int) -> Rows:
-    """Undo llama.cpp's order: it rotates neighbours, so its converter puts row i + H/2 of a head behind row i."""
-    order: Rows = np.arange(rows).reshape(-1, config.head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+    """Undo the order of who turns neighbours: row i + R/2 of a head stands behind row i there."""
+    by_head = np.arange(rows).reshape(-1, config.head_dim)
+    turning, rest = np.split(by_head, [config.rotary_dim], axis=1)
+    order: Rows = np.concatenate([turning[:, ::2], turning[:, 1::2], rest], axis=1).reshape(-1)
     return order
 
 

@@ -14,7 +14,7 @@ from edgelm.files.regular_file import check_json_values, read_text
 from edgelm.rope_scaling import RopeScaling
 
 # rms_offset multiplies by 1 + weight, rms_plain by nothing.
-NORMS = ("rms", "rms_offset", "rms_plain", "layer")
+NORMS = ("rms", "rms_offset", "rms_plain", "layer", "layer_no_bias")
 # The fixed sinusoids have a sine and a cosine in turn, or all sines before all cosines ("halves").
 SINUSOIDS = ("sinusoidal", "sinusoidal_halves")
 POSITIONS = ("rope", "learned", *SINUSOIDS, "relative", "none")

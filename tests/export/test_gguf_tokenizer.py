@@ -96,7 +96,7 @@ def test_begin_and_end_tokens_are_added_only_where_the_file_says_so(
 def test_some_add_the_begin_token_where_the_file_says_nothing() -> None:
     for pre in PRE_TOKENIZERS:
         ids = build(ggml__pre=pre, ggml__add_bos_token=None).encode("hello").ids
-        begins = ("llama-bpe", "llama-v3", "llama3", "lfm2", "deepseek-r1-qwen", "tekken")
+        begins = ("llama-bpe", "llama-v3", "llama3", "lfm2", "deepseek-r1-qwen", "tekken", "command-r")
         assert ids == ([263, 259] if pre in begins else [259])
 
 
@@ -109,9 +109,9 @@ SPLITS = {
     "tekken": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
 }
 ALIKE = {
-    "gpt-2": ("phi-2", "exaone4", "mpt", "olmo"), "smollm": ("starcoder", "refact"),
+    "gpt-2": ("phi-2", "exaone4", "mpt", "olmo"), "smollm": ("starcoder", "refact", "command-r"),
     "qwen2": ("stablelm2", "deepseek-r1-qwen"),
-    "llama-bpe": ("llama-v3", "llama3", "lfm2", "smaug-bpe", "dbrx"), "gpt-4o": (), "tekken": (),
+    "llama-bpe": ("llama-v3", "llama3", "lfm2", "smaug-bpe", "dbrx", "glm4", "chatglm-bpe"), "gpt-4o": (), "tekken": (),
 }  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def test_some_compose_characters_first() -> None:
     for pre in PRE_TOKENIZERS:
         normalizer = build(ggml__pre=pre).normalizer
         assert (normalizer.normalize_str("e\u0301") if normalizer else "e\u0301") == (
-            "\u00e9" if pre in ("qwen2", "stablelm2", "deepseek-r1-qwen", "mpt", "olmo") else "e\u0301"
+            "\u00e9" if pre in ("qwen2", "stablelm2", "deepseek-r1-qwen", "mpt", "olmo", "command-r") else "e\u0301"
         )
 
 

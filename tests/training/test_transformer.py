@@ -91,6 +91,7 @@ FEATURES: dict[str, dict[str, Any]] = (
         "no positions": {"position": "none"},
         "plain feed-forward": {"mlp_gated": False},
         "layer norm": {"norm": "layer"},
+        "layer norms without biases": {"norm": "layer_no_bias", "embedding_norm": True},
         "query and key layer norms": {"norm": "layer", "qk_norm": True},
         "rope dynamic": {
             "rope_scaling": RopeScaling(rope_type="dynamic", factor=4.0, original_max_position_embeddings=16)

@@ -48,6 +48,7 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
     "rms_offset": OffsetRMSNorm,
     "rms_plain": partial(nn.RMSNorm, elementwise_affine=False),
     "layer": nn.LayerNorm,
+    "layer_no_bias": partial(nn.LayerNorm, bias=False),
 }
 
 

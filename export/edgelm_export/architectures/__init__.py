@@ -10,11 +10,13 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures.arcee import ARCEE
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bart import BART
+from edgelm_export.architectures.cohere import COHERE, COHERE2
 from edgelm_export.architectures.ernie4_5 import ERNIE4_5
 from edgelm_export.architectures.exaone4 import EXAONE4
 from edgelm_export.architectures.gemma import GEMMA
 from edgelm_export.architectures.gemma2 import GEMMA2
 from edgelm_export.architectures.gemma3 import GEMMA3
+from edgelm_export.architectures.glm import GLM, GLM4
 from edgelm_export.architectures.gpt2 import GPT2
 from edgelm_export.architectures.gpt_neox import GPT_NEOX
 from edgelm_export.architectures.gpt_oss import GPT_OSS
@@ -59,11 +61,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     "granite": GRANITE,  # Granite 3
     "granitemoehybrid": GRANITE_HYBRID,  # Granite 4
     "arcee": ARCEE,
+    "cohere": COHERE,  # Command R, Aya
+    "cohere2": COHERE2,  # Command R7B, Tiny Aya
     "ernie4_5": ERNIE4_5,
     "exaone4": EXAONE4,
     "lfm2": LFM2,
     "stablelm": STABLELM,
     "starcoder2": STARCODER2,
+    "glm": GLM,  # GLM-4-9B, GLM-Edge
+    "glm4": GLM4,
     "gpt2": GPT2,
     "gpt_neox": GPT_NEOX,  # and Pythia
     "gpt_oss": GPT_OSS,

@@ -1,0 +1,113 @@
+"""Cohere's Command R and Aya: attention and feed-forward side by side behind one layer norm without a bias.
+
+Cohere 2 (Command R7B, Tiny Aya) has windows in three layers of four; those that see all do not turn their heads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import float32_number, whole_number
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "max_position_embeddings": 8192,
+    "logit_scale": 0.0625,
+    "tie_word_embeddings": True,
+    "bos_token_id": 5,
+    "eos_token_id": 255001,
+}
+_DEFAULTS_2: Mapping[str, Any] = {**_DEFAULTS, "sliding_window": 4096}
+_PATTERN = 4  # of these, the last layer sees all
+_NAMES = {
+    name: source for name, source in llama.GGUF_NAMES.items() if name != "model.layers.{i}.post_attention_layernorm"
+}
+
+
+def _read(values: Mapping[str, Any]) -> ModelConfig:
+    if hf_values.flag(values, "use_qk_norm"):
+        raise CheckpointError(
+            "config.json: use_qk_norm is set (Command R+); a norm of its own for each head is not supported."
+        )
+    config = llama.to_model_config({**values, "rms_norm_eps": hf_values.number(values, "layer_norm_eps", 1e-5)})
+    scale = hf_values.number(values, "logit_scale", 0.0625)
+    if not scale > 0:
+        raise CheckpointError(f"config.json: logit_scale is {scale}; it must be above 0.")
+    return dataclasses.replace(
+        config,
+        norm="layer_no_bias",
+        norm_placement="shared",
+        parallel_residual=True,
+        mlp_bias=False,
+        logits_scaling=1 / scale,
+    )
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    return dataclasses.replace(_read({**_DEFAULTS, "rope_theta": 5e5, **values}), model_type="cohere")
+
+
+def _to_model_config_2(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS_2, **values}
+    config = _read(values)
+    step = hf_values.bounded({"sliding_window_pattern": _PATTERN} | dict(values), "sliding_window_pattern")
+    kinds = hf_values.layer_types(values) or hf_values.last_sees_all(config.num_hidden_layers, step)
+    window = hf_values.optional_whole_number(values, "sliding_window")
+    if window is None and "sliding_attention" in kinds:
+        raise CheckpointError("config.json: layer_types has 'sliding_attention', and sliding_window is null.")
+    return dataclasses.replace(
+        config,
+        model_type="cohere2",
+        layers_without_rope=tuple(layer for layer, kind in enumerate(kinds) if kind == "full_attention"),
+        **hf_values.windows(values, window, kinds),
+    )
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    return _gguf_values(header, "command-r") | {"model_type": "cohere"}
+
+
+def _gguf_to_hf_config_2(header: GGUFHeader) -> dict[str, Any]:
+    window = whole_number(header.metadata, "cohere2.attention.sliding_window")
+    return _gguf_values(header, "cohere2", "attention.sliding_window") | {
+        "model_type": "cohere2",
+        "sliding_window": window,
+    }
+
+
+def _gguf_values(header: GGUFHeader, architecture: str, *keys: str) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, architecture, keys=frozenset({"logit_scale", *keys}), norm="layer")
+    return values | {
+        "layer_norm_eps": values["rms_norm_eps"],
+        "logit_scale": float32_number(header.metadata, f"{architecture}.logit_scale"),
+    }
+
+
+# Both transformers and llama.cpp turn neighbouring dimensions of a head.
+COHERE = Architecture(
+    model_type="cohere",
+    to_model_config=_to_model_config,
+    layout=TensorLayout(row_orders=llama.GGUF_ROW_ORDERS),
+    gguf=GGUFFamily(
+        architecture="command-r",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+    ),
+)
+COHERE2 = Architecture(
+    model_type="cohere2",
+    to_model_config=_to_model_config_2,
+    layout=TensorLayout(row_orders=llama.GGUF_ROW_ORDERS),
+    gguf=GGUFFamily(
+        architecture="cohere2",
+        to_hf_config=_gguf_to_hf_config_2,
+        layout=TensorLayout(names=_NAMES, ignored=frozenset({"rope_freqs.weight"}), row_orders=llama.GGUF_ROW_ORDERS),
+    ),
+)

@@ -1,0 +1,73 @@
+"""GLM-4 and GLM-Edge: a Llama that turns the first part of each head, by neighbouring dimensions.
+
+GLM-4-0414 (model_type glm4) also norms what attention and feed-forward add.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm_export.architectures import gguf_header, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gemma2 import GGUF_NAMES
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1.5625e-07,
+    "attention_bias": True,
+    "eos_token_id": [151329, 151336, 151338],
+}
+_PART = 0.5  # of a head, that turns
+_NAMES = {
+    **{name: name for name in llama.GGUF_NAMES},
+    "model.layers.{i}.mlp.gate_proj": "model.layers.{i}.mlp.gate_up_proj",
+    "model.layers.{i}.mlp.up_proj": "model.layers.{i}.mlp.gate_up_proj",
+}
+_NAMES_4 = _NAMES | {
+    "model.layers.{i}.post_attention_layernorm": "model.layers.{i}.post_self_attn_layernorm",
+    "model.layers.{i}.pre_feedforward_layernorm": "model.layers.{i}.post_attention_layernorm",
+    "model.layers.{i}.post_feedforward_layernorm": "model.layers.{i}.post_mlp_layernorm",
+}
+_GGUF_NAMES_4 = GGUF_NAMES | {
+    "model.layers.{i}.mlp.gate_proj": "blk.{i}.ffn_up",
+    "model.layers.{i}.mlp.up_proj": "blk.{i}.ffn_up",
+}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    config = llama.to_model_config({**_DEFAULTS, **values}, partial=_PART)
+    return dataclasses.replace(config, model_type="glm", mlp_bias=False, attention_output_bias=False)
+
+
+def _to_model_config_4(values: Mapping[str, Any]) -> ModelConfig:
+    return dataclasses.replace(_to_model_config(values), model_type="glm4", norm_placement="both")
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, "glm4", turns_a_part=True)
+    return {"model_type": "glm4", **values, "attention_bias": "blk.0.attn_q.bias" in header.shapes}
+
+
+GLM = Architecture(
+    model_type="glm",
+    to_model_config=_to_model_config,
+    layout=TensorLayout(names=_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+    gguf=None,  # llama.cpp knows it as "chatglm", with its first version's names
+)
+GLM4 = Architecture(
+    model_type="glm4",
+    to_model_config=_to_model_config_4,
+    layout=TensorLayout(names=_NAMES_4, row_orders=llama.GGUF_ROW_ORDERS),
+    gguf=GGUFFamily(
+        architecture="glm4",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=_GGUF_NAMES_4, row_orders=llama.GGUF_ROW_ORDERS),
+    ),
+)
