@@ -34,6 +34,10 @@ GRANITE4 = {
     "layer_types": ["full_attention"] * 2, "num_local_experts": 0, "shared_intermediate_size": 80, "mamba_n_heads": 4,
     "attention_multiplier": 0.3, "embedding_multiplier": 6.0, "residual_multiplier": 0.4, "logits_scaling": 3.0,
 }  # fmt: skip
+MINISTRAL3 = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0, "original_max_position_embeddings": 32, "beta_fast": 32.0,
+    "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
 LFM2 = {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False}
 OLMO3 = {
     "num_hidden_layers": 4, "sliding_window": 9, "tie_word_embeddings": False, "attention_bias": True,
@@ -56,6 +60,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "sliding_window": 9, "head_dim": 32, "num_hidden_layers": 3,
             "layer_types": ["full_attention", *["sliding_attention"] * 2],
         },
+    ),
+    "ministral3": ("ministral3", {"head_dim": 16, "rope_parameters": MINISTRAL3 | {"llama_4_scaling_beta": 0.5}}),
+    "ministral3 in a window": (
+        "ministral3",
+        {"head_dim": 32, "rope_parameters": MINISTRAL3 | {"mscale": 0.5}, "sliding_window": 9},
     ),
     "qwen2": ("qwen2", {}),
     "qwen2, a window from the second layer on": ("qwen2", WINDOW),
@@ -283,6 +292,11 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         LFM2 | {
             "conv_L_cache": 4, "num_key_value_heads": 4, "block_auto_adjust_ff_dim": True, "block_multiple_of": 32,
         },
+    ),
+    "ministral3": (
+        "ministral3",
+        "mistral3",
+        {"head_dim": 16, "rope_parameters": MINISTRAL3 | {"original_max_position_embeddings": 16}},
     ),
     "cohere": ("cohere", "command-r", {"logit_scale": 0.5}),
     "cohere2": ("cohere2", "cohere2", {"num_hidden_layers": 4, "sliding_window": 9, "logit_scale": 0.5}),

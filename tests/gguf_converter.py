@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 Array = NDArray[np.float32]
 
 # Families whose heads llama.cpp turns by neighbouring dimensions.
-_PAIRED = ("llama", "granite", "smollm3", "arcee")
+_PAIRED = ("llama", "mistral3", "granite", "smollm3", "arcee")
 _LAYER_NORMS = ("command-r", "cohere2", "gpt2", "gptneox", "phi2", "stablelm", "starcoder2")
 _TURN_IN_PART = ("cohere2", "glm4", "gptneox", "phi2", "phi3", "stablelm")
 
@@ -92,6 +92,12 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_logit_scale(config.logits_scaling)
     if architecture == "lfm2":
         writer.add_shortconv_l_cache(config.conv_L_cache)
+    if architecture == "mistral3":
+        rope = config.rope_parameters
+        writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+        writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+        writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
+        writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
     if architecture in ("command-r", "cohere2"):
         writer.add_logit_scale(config.logit_scale)
     if architecture == "cohere2":

@@ -48,6 +48,10 @@ FEATURES = {
     "rope of a part of each head, longrope": {
         "head_dim": 32, "partial_rotary_factor": 0.5, "rope_scaling": LONGROPE,
     },
+    "queries that grow beyond the original context": {
+        "llama_4_scaling_beta": 0.5,
+        "rope_scaling": {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 32},
+    },
     "layers without rope": {"num_hidden_layers": 3, "layers_without_rope": [0, 2]},
     "a window in every layer": {"sliding_window": 7},
     "a window in one layer": {

@@ -155,6 +155,19 @@ class DecoderStack(Stack):
                 bounds = [graph.constant([config.max_position_embeddings]), graph.constant([0])]
                 first = graph.node("Where", [is_long, *bounds], "model.rope.first_row")
                 self.rope[kind].append(graph.node("Add", [self.positions(), first], "model.rope.rows"))
+        if config.llama_4_scaling_beta is not None:
+            self.query_factor = self.growth_of_queries()
+
+    def growth_of_queries(self) -> str:
+        """Compute what queries are multiplied by, [B, T, 1]: 1 + beta * log(1 + original contexts before them)."""
+        graph, name = self.graph, "model.query_factor"
+        original = graph.constant(self.config.rope_scaling.original_max_position_embeddings)
+        contexts = graph.node("Div", [self.positions(), original], f"{name}.contexts")
+        floats = graph.node("Cast", [contexts], f"{name}.floats", attributes={"to": FLOAT})
+        one, beta = (graph.constant(value, np.float32) for value in (1.0, self.config.llama_4_scaling_beta or 0.0))
+        logarithm = graph.node("Log", [graph.node("Add", [floats, one], f"{name}.counted")], f"{name}.log")
+        grown = graph.node("Mul", [logarithm, beta], f"{name}.grown")
+        return graph.node("Unsqueeze", [graph.node("Add", [grown, one], f"{name}s"), graph.constant([-1])], name)
 
     def cos_and_sin(self, kind: str) -> list[str]:
         """Make the tables [C, R/2] of the positions and their frequencies, all of them constants.
@@ -274,6 +287,9 @@ class DecoderStack(Stack):
         qkv = self.projections.fused(hidden, [f"{name}.{part}_proj" for part in "qkv"], f"{name}.qkv_proj")
         if self.config.qk_norm:
             qkv = self.normed_queries_and_keys(qkv, name)
+        if self.config.llama_4_scaling_beta is not None and self.config.rope_kind(i) is not None:
+            query, *keys_and_values = self.apart(qkv, name)
+            qkv = [self.graph.node("Mul", [query, self.query_factor], f"{name}.grown_query"), *keys_and_values]
         return self.grouped_query_attention(qkv, i, name)
 
     def grouped_query_attention(self, qkv: list[str], i: int, name: str) -> str:

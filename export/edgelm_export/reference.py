@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.architecture.relative_positions import relative_buckets
-from edgelm.architecture.rope import cos_sin_tables, has_long_table, sinusoidal_table
+from edgelm.architecture.rope import cos_sin_tables, has_long_table, query_factors, sinusoidal_table
 from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.tensor_map import head_name
@@ -313,6 +313,8 @@ def _attended(
     if kind is not None:
         cos_TR, sin_TR = (_rows(config, kind, table, T) for table in tables[kind])
         q_NTH, k_KSH = _rotate(q_NTH, cos_TR, sin_TR), _rotate(k_KSH, cos_TR, sin_TR)
+        if config.llama_4_scaling_beta is not None:
+            q_NTH = q_NTH * query_factors(config, np.arange(T))[:, None]
     window, scale = config.window(layer) or T, np.float32(config.attention_scale)
     out_TNH = np.empty((T, N, H), np.float32)
     for start in range(0, T, _QUERY_BLOCK):

@@ -106,6 +106,7 @@ class ModelConfig:
     rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
     partial_rotary_factor: float = 1.0  # the first part of each head that turns
     layers_without_rope: tuple[int, ...] = ()
+    llama_4_scaling_beta: float | None = None  # queries grow with each original context behind them (Ministral 3)
     relative_attention_num_buckets: int = 32  # of distances, each with a score for each head (T5, arXiv:1910.10683)
     relative_attention_max_distance: int = 128  # from here on all are in the last one
     layer_types: tuple[str, ...] = ()
@@ -191,6 +192,7 @@ class ModelConfig:
             ("norm_eps", 0),
             ("rope_theta", 1),
             ("rope_local_theta", 1),
+            ("llama_4_scaling_beta", 0),
             ("embedding_multiplier", 0),
             ("residual_multiplier", 0),
             ("logits_scaling", 0),
@@ -259,6 +261,8 @@ class ModelConfig:
             raise ConfigError("swiglu_limit is set, which is for models that have experts in every layer.")
 
     def _check_rope(self) -> None:
+        if self.llama_4_scaling_beta is not None and not self.rope_scaling.original_max_position_embeddings:
+            raise ConfigError("llama_4_scaling_beta is set, which needs original_max_position_embeddings.")
         if not 0 < self.partial_rotary_factor <= 1:
             raise ConfigError(f"partial_rotary_factor is {self.partial_rotary_factor!r}; it must be above 0, up to 1.")
         if self.rotary_dim % 2 or not self.rotary_dim:

@@ -42,6 +42,23 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"model_type": "mistral", "head_dim": 16, "sliding_window": None},
         VISION | {"model_type": "pixtral", "head_dim": 16},
     ),
+    "mistral3, Ministral 3": (
+        "ministral3",
+        {
+            "model_type": "ministral3",
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e6,
+                "factor": 16.0,
+                "original_max_position_embeddings": 16,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.1,
+            },
+        },
+        VISION | {"model_type": "pixtral", "head_dim": 16},
+    ),
     "qwen2_vl": ("qwen2", {"rope_parameters": THREE_POSITIONS}, QWEN_VISION | {"embed_dim": 32, "hidden_size": 64}),
     "qwen2_5_vl": (
         "qwen2",
@@ -68,7 +85,8 @@ def save(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> np.ndar
     """Save a random model, and return the logits of a text [T, V]."""
     _, text, vision = deepcopy(KINDS[kind])
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, text_config=TEXT | text, vision_config=vision, pad_token_id=0)
+    model_type = kind.partition(",")[0]
+    config = AutoConfig.for_model(model_type, text_config=TEXT | text, vision_config=vision, pad_token_id=0)
     model = AutoModelForImageTextToText.from_config(config).eval()
     for parameter in model.parameters():
         parameter.data = 0.15 * torch.randn_like(parameter) + (1.0 if parameter.ndim == 1 else 0.0)

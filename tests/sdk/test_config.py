@@ -116,6 +116,8 @@ LARGE = {
         ({"conv_L_cache": 1}, "conv_L_cache is 1; it must be a whole number of 2 or more."),
         ({"conv_L_cache": 65}, "conv_L_cache is 65; at most 64 are supported."),
         ({"conv_bias": 0}, "conv_bias is 0; it must be true or false."),
+        ({"llama_4_scaling_beta": 0.1}, "llama_4_scaling_beta is set, which needs original_max_position_embeddings."),
+        ({"llama_4_scaling_beta": 0.0}, "llama_4_scaling_beta is 0.0; it must be a number above 0."),
         ({"layers_without_rope": (2,)}, "layers_without_rope has 2; layers are counted from 0 to 1."),
         ({"layers_without_experts": (-1,)}, "layers_without_experts has -1; layers are counted from 0 to 1."),
         ({"num_experts": -1}, "num_experts is -1; it must be a whole number of 0 or more."),

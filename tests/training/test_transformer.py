@@ -105,6 +105,10 @@ FEATURES: dict[str, dict[str, Any]] = (
                 long_factor=(2.0, 2.5, 3.0, 3.5, 4.0),
             )
         },
+        "queries that grow beyond the original context": {
+            "llama_4_scaling_beta": 0.5,
+            "rope_scaling": RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=8),
+        },
         "rope of a part of each head": {"partial_rotary_factor": 0.6},
         "windows, one with a rope of its own": {
             "sliding_window": 6,

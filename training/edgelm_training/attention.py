@@ -90,9 +90,9 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Return what each position gathers [B, T, D].
 
-        rotation: cos and sin, each [T, R/2] or [B, T, R/2]. mask: [T, T] or [B, 1, T, T], true where a query sees a
-        key, or what is added to the scores; without it, a query sees every key, with `causal` every one that is not
-        later. memory_BSD: the text that is looked at, where it is another one.
+        rotation: cos and sin, each [T, R/2] or [B, T, R/2], and a factor [T] or [B, T]. mask: [T, T] or [B, 1, T, T],
+        true where a query sees a key, or what is added to the scores; without it, a query sees every key, with `causal`
+        every one that is not later. memory_BSD: the text that is looked at, where it is another one.
         """
         seen_BSD = hidden_BTD if memory_BSD is None else memory_BSD
         q_BTD, k_BTD, v_BTD = self.q_proj(hidden_BTD), self.k_proj(seen_BSD), self.v_proj(seen_BSD)
@@ -103,7 +103,10 @@ class Attention(nn.Module):
             # Each head by itself, so that no score grows with the size of its vectors (arXiv:2302.05442).
             q_BNTH, k_BKTH = self.q_norm(q_BNTH), self.k_norm(k_BKTH)
         if rotation is not None:
-            q_BNTH, k_BKTH = rotate(q_BNTH, *rotation), rotate(k_BKTH, *rotation)
+            cos, sin, query_factor = rotation
+            q_BNTH, k_BKTH = rotate(q_BNTH, cos, sin), rotate(k_BKTH, cos, sin)
+            if query_factor is not None:
+                q_BNTH = q_BNTH * query_factor[..., None, :, None].to(q_BNTH.dtype)
         scale, cap = self.config.attention_scale, self.config.attn_logit_softcapping
         mixed_BNTH = attend(q_BNTH, k_BKTH, v_BKTH, mask, scale, cap, self.sinks, causal=self.causal)
         return self.o_proj(mixed_BNTH.transpose(1, 2).flatten(2))

@@ -5,6 +5,9 @@ Shapes: B batch, T tokens (each is a query and a key), S tokens of a source, R t
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,8 +16,13 @@ from edgelm.architecture import rope
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError
 
-# cos and sin of each position's angles.
-Rotation = tuple[Tensor, Tensor]
+
+class Rotation(NamedTuple):
+    """cos and sin of each position's angles, and what a query there is multiplied by, if anything."""
+
+    cos: Tensor
+    sin: Tensor
+    query_factor: Tensor | None
 
 
 def check_length(what: str, ids_BT: Tensor, config: ModelConfig) -> None:
@@ -90,17 +98,25 @@ def document_starts(documents_BT: Tensor) -> Tensor:
 class Rotary(nn.Module):
     """Give each position's rotation: cos and sin of its angles."""
 
+    query_factor: Tensor | None
+
     def __init__(self, config: ModelConfig, kind: str) -> None:
         super().__init__()
         self.context = config.max_position_embeddings
         self.short_context = config.short_context if rope.has_long_table(config, kind) else None
         cos, sin = map(torch.from_numpy, rope.cos_sin_tables(config, config.max_position_embeddings, kind))
         self.cos, self.sin = nn.Buffer(cos, persistent=False), nn.Buffer(sin, persistent=False)
+        factors = None
+        if config.llama_4_scaling_beta is not None:
+            factors = torch.from_numpy(rope.query_factors(config, np.arange(config.max_position_embeddings)))
+        self.register_buffer("query_factor", factors, persistent=False)
 
     def forward(self, view: View) -> Rotation:
-        """Return cos and sin, each [T, R/2] or [B, T, R/2]."""
+        """Return cos and sin, each [T, R/2] or [B, T, R/2], and the queries' factor [T] or [B, T]."""
         rows = view.positions
         if self.short_context is not None:
             is_long = torch.as_tensor(view.lengths > self.short_context)
             rows = rows + self.context * is_long.to(rows)
-        return self.cos[rows], self.sin[rows]
+        factors: Tensor | None = self.query_factor
+        factor = None if factors is None else factors[view.positions]
+        return Rotation(self.cos[rows], self.sin[rows], factor)

@@ -25,7 +25,7 @@ from edgelm_export.architectures.granite_hybrid import GRANITE_HYBRID
 from edgelm_export.architectures.lfm2 import LFM2
 from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.architectures.marian import MARIAN
-from edgelm_export.architectures.mistral import MINISTRAL, MISTRAL
+from edgelm_export.architectures.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from edgelm_export.architectures.mixtral import MIXTRAL
 from edgelm_export.architectures.nanochat import NANOCHAT
 from edgelm_export.architectures.olmo2 import OLMO2
@@ -45,6 +45,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama": LLAMA,  # Llama 1 to 3, SmolLM2, TinyLlama
     "mistral": MISTRAL,
     "ministral": MINISTRAL,
+    "ministral3": MINISTRAL3,
     "mixtral": MIXTRAL,
     "qwen2": QWEN2,  # and Qwen2.5
     "qwen3": QWEN3,

@@ -1,4 +1,7 @@
-"""Mistral: a Llama without biases, whose first versions attend in a window; Ministral does in some of its layers."""
+"""Mistral: a Llama without biases, whose first versions attend in a window; Ministral does in some of its layers.
+
+Ministral 3's queries grow as a text goes on, and its positions are stretched (YaRN).
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,42 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm_export.architectures import hf_values, llama
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import float32_number
+from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
+_ROPE_3: Mapping[str, Any] = {
+    "type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16384,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+_OTHER_ROPE_3 = ("llama_4_scaling_beta", "max_position_embeddings")  # beside what `hf_values.rope` reads
 _DEFAULTS: Mapping[str, Any] = {
     "num_key_value_heads": 8,
     "max_position_embeddings": 131072,
     "sliding_window": 4096,
     "bos_token_id": 1,
     "eos_token_id": 2,
+}
+_GGUF_YARN: Mapping[str, tuple[str, ...]] = {
+    "rope.scaling.yarn_beta_fast": ("beta_fast",),
+    "rope.scaling.yarn_beta_slow": ("beta_slow",),
+    "rope.scaling.yarn_log_multiplier": ("mscale", "mscale_all_dim"),  # attention does not grow with the factor
+}
+_DEFAULTS_3: Mapping[str, Any] = {
+    "head_dim": 128,
+    "max_position_embeddings": 262144,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": None,
 }
 
 
@@ -37,6 +67,42 @@ def _to_ministral(values: Mapping[str, Any]) -> ModelConfig:
     return dataclasses.replace(_to_model_config(values), model_type="ministral")
 
 
+def _to_ministral3(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS_3, **values}
+    settings = values.get("rope_parameters") or values.get("rope_scaling") or _ROPE_3
+    if not isinstance(settings, Mapping):
+        raise CheckpointError(f"config.json: the rope settings are {settings!r:.80}; they must be an object.")
+    rope = {key: value for key, value in settings.items() if key not in _OTHER_ROPE_3}
+    config = _to_model_config(values | {"rope_scaling": None, "rope_parameters": rope})
+    beta = hf_values.number(settings, "llama_4_scaling_beta", 0.0)
+    return dataclasses.replace(config, model_type="ministral3", llama_4_scaling_beta=beta or None)
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    keys = frozenset({*_GGUF_YARN, "attention.temperature_scale"})
+    values = gguf_header.to_hf_config(header, "mistral3", keys=keys)
+    metadata, scaling = header.metadata, values["rope_scaling"]
+    if scaling is not None:
+        scaling |= {
+            name: float32_number(metadata, f"mistral3.{key}")
+            for key, names in _GGUF_YARN.items()
+            for name in names
+            if f"mistral3.{key}" in metadata
+        }
+        beta = float32_number(metadata, "mistral3.attention.temperature_scale", 0.0)
+        scaling |= {"rope_theta": values["rope_theta"], "llama_4_scaling_beta": beta}
+    return {"model_type": "ministral3", **values, "rope_scaling": scaling or {"rope_theta": values["rope_theta"]}}
+
+
 # llama.cpp's converter calls both "llama", so their GGUF files are read by Llama's row, the first of that name.
 MISTRAL = dataclasses.replace(llama.LLAMA, model_type="mistral", to_model_config=_to_model_config)
 MINISTRAL = dataclasses.replace(MISTRAL, model_type="ministral", to_model_config=_to_ministral)
+MINISTRAL3 = Architecture(
+    model_type="ministral3",
+    to_model_config=_to_ministral3,
+    gguf=GGUFFamily(
+        architecture="mistral3",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=llama.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+    ),
+)

@@ -127,6 +127,12 @@ def _layer_types(config: ModelConfig) -> list[str]:
     return list(config.layer_types) or [every] * config.num_hidden_layers
 
 
+def _growing_queries(config: ModelConfig) -> dict[str, Any]:
+    rope = {"rope_theta": config.rope_theta, **(_rope_scaling(config) or {})}
+    settings = rope | {"llama_4_scaling_beta": config.llama_4_scaling_beta}
+    return {"sliding_window": config.sliding_window, "rope_scaling": None, "rope_parameters": settings}
+
+
 def _windows(config: ModelConfig) -> dict[str, Any]:
     return {"sliding_window": config.sliding_window, "layer_types": _layer_types(config)}
 
@@ -230,6 +236,12 @@ _FAMILIES: dict[str, _Family] = {
         keys=lambda c: {"sliding_window": c.sliding_window},
     ),
     "ministral": _Family(architecture="MinistralForCausalLM", free=_WINDOWS, keys=_windows),
+    "ministral3": _Family(
+        architecture="Ministral3ForCausalLM",
+        free=frozenset({"llama_4_scaling_beta", "sliding_window"}),
+        fits=lambda c: c.llama_4_scaling_beta is not None and c.rope_scaling.rope_type == "yarn",
+        keys=_growing_queries,
+    ),
     "qwen3": _Family(
         architecture="Qwen3ForCausalLM",
         fixed={"qk_norm": True},

@@ -134,6 +134,16 @@ def cos_sin_tables(config: ModelConfig, length: int, kind: str = "global") -> tu
     return np.cos(angles) * np.float32(attention_factor), np.sin(angles) * np.float32(attention_factor)
 
 
+def query_factors(config: ModelConfig, positions: NDArray[np.integer]) -> Float32Array:
+    """Return what queries at these positions are multiplied by: 1 + beta * log(1 + original contexts before them).
+
+    So scores do not flatten as a text grows (Llama 4's attention temperature, as Ministral 3 has it).
+    """
+    contexts = positions // config.rope_scaling.original_max_position_embeddings
+    factors: Float32Array = 1 + np.float32(config.llama_4_scaling_beta or 0) * np.log1p(contexts.astype(np.float32))
+    return factors
+
+
 def has_long_table(config: ModelConfig, kind: str) -> bool:
     """Tell whether the tables of this kind of layer hold a second half, for texts beyond the original context."""
     return kind == "global" and config.short_context is not None
