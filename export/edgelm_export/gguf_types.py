@@ -53,7 +53,8 @@ def dequantize(data: NDArray[np.uint8], type: str, shape: tuple[int, ...]) -> We
     weights = np.empty((len(blocks), tensor_type.block_size), np.float32)
     step = _CHUNK // tensor_type.block_size
     for start in range(0, len(blocks), step):
-        weights[start : start + step] = tensor_type.unpack(blocks[start : start + step])
+        with np.errstate(invalid="ignore", over="ignore"):  # what is no number is refused where weights are checked
+            weights[start : start + step] = tensor_type.unpack(blocks[start : start + step])
     return weights.reshape(shape)
 
 

@@ -52,7 +52,7 @@ def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | Non
     Raises:
         CheckpointError: text_config is no object.
     """
-    if values.get("model_type") not in _WHOLE:
+    if str(values.get("model_type")) not in _WHOLE:
         return None
     own = values.get("text_config", {key: value for key, value in values.items() if key != "vision_config"})
     if not isinstance(own, Mapping):

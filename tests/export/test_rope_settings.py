@@ -46,3 +46,9 @@ def test_two_scales_of_yarn_stand_for_the_ratio_of_their_factors() -> None:
     assert scaling.attention_factor == pytest.approx((0.07 * np.log(4) + 1) / (0.14 * np.log(4) + 1))
     assert not scaling.truncate
     assert model_config(rope_scaling=yarn | {"attention_factor": 1.5}).rope_scaling.attention_factor == 1.5
+
+
+def test_a_negative_scale_of_yarn_is_refused() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "mscale": -1.0, "mscale_all_dim": 1.0}
+    with pytest.raises(CheckpointError, match=r"mscale and mscale_all_dim are \[-1.0, 1.0\]; they must be 0 or more"):
+        model_config(rope_scaling=yarn)

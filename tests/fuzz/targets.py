@@ -224,7 +224,7 @@ def _read_mlx(folder: Path) -> None:
 
 
 def _config_seeds(folder: Path) -> list[bytes]:
-    """A config.json of Hugging Face's for the same tensors, and ours."""
+    """A config.json of Hugging Face's for the same tensors, one of a model that also reads images, and ours."""
     own = json.loads((_checkpoint_folder(folder) / "config.json").read_bytes())
     section = own["edgelm"]
     names = (
@@ -234,7 +234,8 @@ def _config_seeds(folder: Path) -> list[bytes]:
     foreign = {"model_type": "llama", "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "eos_token_id": [2]}
     foreign |= {name: section[name] for name in names}
     foreign["rope_scaling"] = {"rope_type": "linear", "factor": 2.0}
-    return [json.dumps(values).encode() for values in (own, foreign)]
+    senses = {"model_type": "smolvlm", "text_config": foreign, "vision_config": {}, "eos_token_id": 2}
+    return [json.dumps(values).encode() for values in (own, foreign, senses)]
 
 
 def _read_text_files(folder: Path) -> None:
@@ -254,7 +255,7 @@ def _family_seeds(_folder: Path) -> list[bytes]:
 
     older = {
         "layer_types": None, "sliding_window_pattern": 6, "sliding_window": 64, "use_sliding_window": True,
-        "max_window_layers": 2, "rope_parameters": None, "rope_theta": 1e4,
+        "max_window_layers": 2, "rope_parameters": None, "rope_theta": 1e4, "full_attn_idxs": [0, 2],
         "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
     }  # fmt: skip
     defaults = [AutoConfig.for_model(family).to_dict() for family in ARCHITECTURES]

@@ -183,8 +183,11 @@ def _yarn_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Read what yarn alone has; two scales of the attention factor stand for their ratio (DeepSeek)."""
     used: dict[str, Any] = {"truncate": flag({"truncate": True} | dict(settings), "truncate")}
     scales = [number(settings, key, 0.0) for key in ("mscale", "mscale_all_dim")]
-    if all(scales) and "attention_factor" not in settings:
-        grown = [0.1 * scale * math.log(number(settings, "factor", 1.0)) + 1.0 for scale in scales]
+    if min(scales) < 0:
+        raise CheckpointError(f"config.json: mscale and mscale_all_dim are {scales}; they must be 0 or more.")
+    factor = number(settings, "factor", 1.0)
+    if all(scales) and "attention_factor" not in settings and factor >= 1:  # RopeScaling refuses a smaller one
+        grown = [0.1 * scale * math.log(factor) + 1.0 for scale in scales]
         used["attention_factor"] = grown[0] / grown[1]
     return used
 
