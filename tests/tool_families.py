@@ -31,6 +31,12 @@ _TURNS = (
     "{% for c in m.tool_calls or [] %}CALL{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if tools %}{{ tools | tojson }}{% endif %}"
 )
+_PYTHON = (
+    "{% if m.tool_calls %}START{% for c in m.tool_calls %}{{ c.function.name }}("
+    "{% for key, value in c.function.arguments.items() %}{{ key }}={{ value | tojson }}{{ ', ' if not loop.last }}"
+    "{% endfor %}){{ BETWEEN if not loop.last }}{% endfor %}END{% endif %}"
+)
+_IN_PYTHON = _TURNS.replace("{% for c in m.tool_calls or [] %}CALL{% endfor %}", _PYTHON)
 TEMPLATES = {
     "hermes": _TURNS.replace("CALL", "\n<tool_call>\n{{ c.function | tojson }}\n</tool_call>"),
     "llama3": "Environment: ipython "
@@ -50,6 +56,13 @@ TEMPLATES = {
     "{{ ' <|constrain|>json<|message|>' }}{{ c.arguments | tojson }}{{ '<|call|>' }}"
     "{% else %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}",
+    "lfm2": _IN_PYTHON.replace("START", "<|tool_call_start|>[")
+    .replace("END", "]<|tool_call_end|>")
+    .replace("BETWEEN", "', '")
+    .replace("{{ tools", "List of tools: {{ tools"),
+    "olmo3": _IN_PYTHON.replace("START", "<function_calls>")
+    .replace("END", "</function_calls>")
+    .replace("BETWEEN", "'\n'"),
     "generic": "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}",
 }
 # What such a model writes to call two tools, or one where it cannot call two.
@@ -64,6 +77,8 @@ WRITTEN = {
     '<|tool_call|>{"name": "stop", "arguments": {}}<|/tool_call|>',
     "granite": '<|tool_call|>[{"name": "get_weather", "arguments": OSLO}, {"name": "stop", "arguments": {}}]',
     "harmony": "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>OSLO",
+    "lfm2": "<|tool_call_start|>[get_weather(OSLO), stop()]<|tool_call_end|>",
+    "olmo3": "<function_calls>get_weather(OSLO)\nstop()</function_calls>",
     "generic": '<tool_call>\n{"name": "get_weather", "arguments": OSLO}\n</tool_call>',
 }
 ONE_CALL = ("llama3", "harmony", "generic")
@@ -80,4 +95,5 @@ def with_template(model: LanguageModel, name: str) -> LanguageModel:
 
 
 def written(name: str) -> str:
-    return WRITTEN[name].replace("OSLO", json.dumps(OSLO))
+    in_python = ", ".join(f"{key}={json.dumps(value)}" for key, value in OSLO.items())
+    return WRITTEN[name].replace("OSLO", in_python if row(name).is_python else json.dumps(OSLO))

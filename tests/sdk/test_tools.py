@@ -66,6 +66,8 @@ def test_a_format_is_recognised_by_the_chat_template(name: str) -> None:
         "<tool_call>",  # and nothing of `tools`
         "tools <tool_call><function=f><parameter=a>",  # as Qwen3-Coder's
         "tools <tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value>",  # as GLM's
+        "<function_calls>",  # as that of OLMo 3 Think, which shows no tools
+        "List of tools: ",  # which anybody may write
     ],
 )
 def test_a_template_of_another_form_has_its_tools_shown_by_us(words: str) -> None:
@@ -251,7 +253,7 @@ def test_calls_and_results_in_a_conversation_are_written_as_the_model_writes_the
         Message(role="tool", content=[{"type": "text", "text": "wind"}] if name == "generic" else "wind"),  # type: ignore[arg-type]
     ]
     text = model.tokenizer.decode(model.encode_chat(turns, TOOLS), skip_control_tokens=False)
-    assert written(name).partition("}")[0] in text
+    assert re.split("[})]", written(name))[0] in text
     assert '"name": "get_weather"' in text
     assert "rain" in text
     if name == "generic":

@@ -8,6 +8,7 @@ import string
 from collections.abc import Collection
 
 from edgelm.completion import Chunk, ToolCallDelta
+from edgelm.structure.python_call_reader import NAME, PythonCallReader
 from edgelm.structure.tool_call_reader import ToolCallReader
 from edgelm.structure.tool_formats import ToolFormat
 
@@ -31,7 +32,7 @@ class ToolCallParser:
         self._in_calls = False
         self._is_bare = False  # in calls without a start marker
         self._region: str | None = None  # what was read since the start marker; None: a call of it is known
-        self._reader: ToolCallReader | None = None
+        self._reader: ToolCallReader | PythonCallReader | None = None
         self._handed_on: int | None = None  # characters of the reader's arguments; None: its call is not known
 
     def push(self, text: str) -> tuple[str, tuple[ToolCallDelta, ...]]:
@@ -104,6 +105,8 @@ class ToolCallParser:
             self._reader = ToolCallReader()
         elif self._held[0] in "[],;":
             self._pass_over(1)
+        elif self._format.is_python and NAME.fullmatch(self._held[0]):
+            self._reader = PythonCallReader()
         else:
             return self._leave_calls()
         return ""
@@ -120,7 +123,7 @@ class ToolCallParser:
         is_over = marker or len(name) > _LONGEST_NAME or "\n" in name
         return self._leave_calls() if is_over else ""
 
-    def _read_call(self, reader: ToolCallReader, deltas: list[ToolCallDelta]) -> str:
+    def _read_call(self, reader: ToolCallReader | PythonCallReader, deltas: list[ToolCallDelta]) -> str:
         taken = 0
         while taken < len(self._held) and not reader.is_closed and reader.push(self._held[taken]):
             taken += 1
@@ -135,7 +138,7 @@ class ToolCallParser:
             return ""
         return self._leave_calls("" if is_call else reader.text)
 
-    def _hand_on(self, reader: ToolCallReader, deltas: list[ToolCallDelta]) -> None:
+    def _hand_on(self, reader: ToolCallReader | PythonCallReader, deltas: list[ToolCallDelta]) -> None:
         if not reader.name:
             return
         if self._is_bare and self._names and reader.name not in self._names:

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ToolFormat:
-    """Describe the text of a call: a marker, one JSON object or a list of them, a marker.
+    """Describe the text of a call: a marker, one JSON object or a list of them (or what Python writes), a marker.
 
     signs: what stands in the chat template of such a model; all of them. unlike: what stands in none of theirs.
     start, end: the markers around calls; an empty `end` is the end of the answer. An answer may also begin with
     `bare_start`, without a marker.
-    separator: stands between two calls, each with markers of its own, or inside one pair of them where `is_list`.
+    separator: stands between two calls, each with markers of its own, or inside one pair of them where `is_list`; a
+    list stands in `brackets`, if there are any.
+    is_python: a call is `name(parameter=value, …)`.
     argument_key: the name of the arguments in a call's object.
     name_end: the name stands before the object, up to this marker, and the object is the arguments alone.
     name_stops: what begins anything else before `name_end`. asides: what of that a model may write, in this order.
@@ -40,6 +42,8 @@ class ToolFormat:
     behind: str = ""  # ... before the end marker
     separator: str = "\n"
     is_list: bool = False
+    brackets: tuple[str, str] = ("[", "]")
+    is_python: bool = False
     is_parallel: bool = True
     bare_start: str = ""
     argument_key: str = "arguments"
@@ -99,6 +103,16 @@ FORMATS = (
         start=" to=functions.", name_end="<|message|>", name_stops=("<|", " "),
         asides=("<|channel|>commentary", " json", " <|constrain|>json", "<|constrain|>json"), is_parallel=False,
         takes_thinking=True,
+    ),
+    # LFM2 and LFM2.5 of Liquid AI; most of their templates have no marker in them.
+    ToolFormat(
+        name="lfm2", signs=("List of tools: ", "<|im_start|>"), start="<|tool_call_start|>", end="<|tool_call_end|>",
+        is_python=True, is_list=True, separator=", ",
+    ),
+    # OLMo 3, one call a line; some that think have the marker in their template, but do not show it tools or calls.
+    ToolFormat(
+        name="olmo3", signs=("<function_calls>", "tool_calls"), start="<function_calls>", end="</function_calls>",
+        is_python=True, is_list=True, brackets=("", ""),
     ),
     # The chat template knows no tools: the definitions stand in the system message, or before the user's first words
     # where it takes none, and the text is that of Hermes.

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.structure.constraint import JSON_STYLE, LENIENT, Constraint, lark_string
+from edgelm.structure.python_call import python_call
 from edgelm.structure.schema_gaps import close_gaps, close_objects, loosen
 from edgelm.structure.tool_formats import ToolFormat
 
@@ -145,7 +146,10 @@ def _grammar(
     """
     rules = ["start: calls" if answer is None else f"start: calls | answer\nanswer: %json {_in_one_style(answer)}"]
     for i, function in enumerate(functions):
-        arguments = "%json " + _parameters(function)
+        if format.is_python:
+            rules += python_call(f"tool_{i}", function["name"], _parameters(function))
+            continue
+        arguments = f"%json {json.dumps(_parameters(function), ensure_ascii=False)}"
         if format.name_end:
             asides = " ".join(f"({format.lark(aside)})?" for aside in format.asides)
             name_end = f"{asides} {format.lark(format.name_end)}"
@@ -162,7 +166,8 @@ def _grammar(
     )
     if format.is_list:
         more = f"({separator} tool)*" if parallel else ""
-        calls = f'calls: {opening} {before} "[" tool {more} "]" {behind} {end}'
+        left, right = (lark_string(text) if text else "" for text in format.brackets)
+        calls = f"calls: {opening} {before} {left} tool {more} {right} {behind} {end}"
     else:
         more = f"({separator} {format.lark(format.start)} call)*" if parallel else ""
         calls = f"calls: {opening} call {more}\ncall: {before} tool {behind} {end}"
@@ -187,8 +192,8 @@ def _in_one_style(form: Constraint) -> str:
     return json.dumps({**schema, "x-guidance": {**JSON_STYLE, **own}}, ensure_ascii=False)
 
 
-def _parameters(function: Mapping[str, Any]) -> str:
-    """Return the schema of a tool's parameters, as JSON."""
+def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of a tool's parameters."""
     given = function.get("parameters") or _NO_PARAMETERS
     kind = given.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
@@ -202,6 +207,7 @@ def _parameters(function: Mapping[str, Any]) -> str:
         if "properties" in schema:
             schema.setdefault("additionalProperties", False)  # a small model makes up parameters where it may
         schema.setdefault("x-guidance", JSON_STYLE if function.get("strict") else LENIENT)
-        return json.dumps(schema, ensure_ascii=False, allow_nan=False)
+        json.dumps(schema, allow_nan=False)
+        return schema
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"The parameters of the tool {function['name']!r} are no JSON schema: {error}.") from error

@@ -1,0 +1,68 @@
+"""The grammar of a tool call as Python writes it, with values as JSON writes them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.errors import ConfigError
+from edgelm.structure.constraint import lark_string
+from edgelm.structure.python_call_reader import NAME
+
+_SHARED = ("$defs", "definitions")
+# What a schema may say beside its properties where they are written one by one: nothing that holds for all of them.
+_PLAIN = {
+    "type", "properties", "required", "additionalProperties", "x-guidance", *_SHARED,
+    "title", "description", "default", "examples", "$schema", "$id", "$comment",
+}  # fmt: skip
+_REFERENCE = re.compile(r'"\$(?:ref|dynamicRef)": "(?!#/(?:\$defs|definitions)/)')
+
+
+def python_call(rule: str, name: str, parameters: Mapping[str, Any]) -> list[str]:
+    """Return the rules of a Lark grammar, `rule` the first, for calls of one tool: `name(parameter=value, …)`.
+
+    The parameters stand in the schema's order, and those that are not required may be left out; none are made up
+    beside them. Where that does not say all that the schema does, a call is `name(**{"parameter": value, …})`.
+
+    Raises:
+        ConfigError: the tool's name cannot be written so.
+    """
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"The tool's name {name!r} has characters that cannot stand in a call as this model writes it, "
+            "name(parameter=value). Use letters, digits, '_', '-' and '.'."
+        )
+    head = f"{rule}: {lark_string(name)}"
+    properties: Any = parameters.get("properties")
+    if not _is_plain(parameters, properties):
+        return [f'{head} "(**" %json {_json(parameters)} ")"']
+    required = parameters.get("required", ())
+    style = {"x-guidance": parameters["x-guidance"]}
+    shared = {key: parameters[key] for key in _SHARED if key in parameters}
+    rules = [f'{head} "(" {rule}_first_0 ")"']
+    for i, (parameter, schema) in enumerate(properties.items()):
+        refers = shared if '"$' in _json(schema) else {}
+        # An argument and what follows it, behind another one or as the first.
+        rules.append(f"{rule}_{i}: {lark_string(f'{parameter}=')} %json {_json({**schema, **refers, **style})}")
+        for place, before in (("first", ""), ("next", '", " ')):
+            left_out = "" if parameter in required else f" | {rule}_{place}_{i + 1}"
+            rules.append(f"{rule}_{place}_{i}: {before}{rule}_{i} {rule}_next_{i + 1}{left_out}")
+    return [*rules, *(f'{rule}_{place}_{len(properties)}: ""' for place in ("first", "next"))]
+
+
+def _is_plain(parameters: Mapping[str, Any], properties: Any) -> bool:
+    required = parameters.get("required", ())
+    return (
+        parameters.keys() <= _PLAIN
+        and isinstance(properties, Mapping)
+        and isinstance(required, (list, tuple))
+        and set(map(str, required)) <= properties.keys()
+        and all(NAME.fullmatch(name) and isinstance(schema, Mapping) for name, schema in properties.items())
+        and not _REFERENCE.search(_json(parameters))
+    )
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
