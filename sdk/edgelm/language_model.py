@@ -237,8 +237,8 @@ class LanguageModel:
         if self.chat_template is None:
             raise ChatTemplateError(f"{self.name} has no chat template; give it a plain prompt (stream, generate).")
         variables = self.chat_template.check_variables(template_variables)
-        turns, of_tools = show_tools(messages, tools or (), tool_format(self))
-        return encode_chat(self.chat_template, self.tokenizer, turns, variables={**variables, **of_tools})
+        turns, of_tools, marks = show_tools(messages, tools or (), tool_format(self))
+        return encode_chat(self.chat_template, self.tokenizer, turns, variables={**variables, **of_tools}, marks=marks)
 
     def chat_prompt(
         self,

@@ -29,6 +29,8 @@ class ToolFormat:
     lead: stands before the start marker, and is taken off, with all that makes tokens of the markers visible, by what
     takes the thinking apart.
     takes_tools: whether the chat template writes the definitions, calls and results itself.
+    takes_calls: whether that of the model, which writes definitions, writes calls too; all that name a tool before its
+    object, or call without a marker, do.
     takes_system: whether that of the model takes a system message, for the definitions that it does not write itself.
     takes_thinking: whether it reads what was thought before a call as `thinking`, and nothing that was said besides.
     """
@@ -52,6 +54,7 @@ class ToolFormat:
     asides: tuple[str, ...] = ()
     lead: str = ""
     takes_tools: bool = True
+    takes_calls: bool = True
     takes_system: bool = True
     takes_thinking: bool = False
     control_ids: Mapping[str, int] = field(default_factory=dict)  # of the control tokens of the model in the markers
@@ -136,5 +139,6 @@ def tool_format(model: LanguageModel) -> ToolFormat:
     return replace(
         row,
         control_ids={text: control_tokens[text] for text in control_tokens if text in row.markers},
+        takes_calls="tool_calls" in source or bool(row.name_end or row.bare_start),
         takes_system=row.takes_tools or template is None or template.takes_system,
     )

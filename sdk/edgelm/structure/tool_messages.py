@@ -7,12 +7,14 @@ import hashlib
 import json
 import re
 import reprlib
+import secrets
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgelm.completion import Message, ToolCall
 from edgelm.errors import ChatTemplateError
+from edgelm.structure.python_call_reader import NAME
 from edgelm.structure.tool_formats import ToolFormat
 from edgelm.text.chat_template import check_conversation, no_message
 
@@ -35,12 +37,14 @@ def show_tools(
     messages: Sequence[Message],
     tools: Sequence[Mapping[str, Any]],
     format: ToolFormat,  # noqa: A002
-) -> tuple[list[Message], dict[str, Any]]:
-    """Return a conversation's messages, and the template's variables beside them, so that the template shows the tools.
+) -> tuple[list[Message], dict[str, Any], dict[str, str]]:
+    """Return a conversation's messages, and the template's variables beside them, so that the template shows the tools;
+    and the marks in the messages, each with what stands in its place once the template has written them.
 
     Arguments become objects, and ids such as every template takes. For a template that knows no tools, definitions,
     calls and results become text: of the system message (of the user's first turn where the template takes none), of
-    the answers, and of the user's turns. For one that reads one text before a call, what was thought and what was said
+    the answers, and of the user's turns. For one that shows tools and no calls, those become text of the answers, with
+    marks for the format's markers. For one that reads one text before a call, what was thought and what was said
     become that. Where it shows one call a turn, several become turns, each followed by its result.
 
     Raises:
@@ -53,9 +57,12 @@ def show_tools(
         turns = _one_call_a_turn(turns)
     if format.takes_thinking:
         _join_thinking(turns)
-    if format.takes_tools:
-        return turns, {"tools": list(tools)} if tools else {}  # type: ignore[return-value]
-    return _as_text(turns, tools, format), {}  # type: ignore[return-value]
+    if format.is_python:
+        _name_unfinished(turns)
+    if not format.takes_tools:
+        return _as_text(turns, tools, format), {}, {}  # type: ignore[return-value]
+    marks = {} if format.takes_calls else _write_calls(turns, format)
+    return turns, {"tools": list(tools)} if tools else {}, marks  # type: ignore[return-value]
 
 
 def _turn(message: Message, place: str) -> dict[str, Any]:
@@ -176,6 +183,15 @@ def _join_thinking(turns: Sequence[dict[str, Any]]) -> None:
             turn["content"] = ""
 
 
+def _name_unfinished(turns: Sequence[dict[str, Any]]) -> None:
+    """Give arguments that a model left unfinished a name, as the templates that write Python read each by its own."""
+    for turn in turns:
+        for call in turn.get("tool_calls", ()):
+            function = call["function"]
+            if not isinstance(function["arguments"], Mapping):
+                function["arguments"] = {"arguments": function["arguments"]}
+
+
 def _as_text(
     turns: Sequence[dict[str, Any]],
     tools: Sequence[Mapping[str, Any]],
@@ -191,13 +207,7 @@ def _as_text(
             else:
                 written.append({"role": "user", "content": result})
         elif "tool_calls" in turn:
-            calls = [
-                f"{format.start}{format.before}{_as_json(call['function'], 'A call of a tool')}"
-                f"{format.behind}{format.end}"
-                for call in turn["tool_calls"]
-            ]
-            content = [turn["content"]] if turn["content"] else []
-            written.append({"role": turn["role"], "content": format.separator.join([*content, *calls])})
+            written.append({"role": turn["role"], "content": _with_calls(turn, format)})
         else:
             written.append(dict(turn))
     if tools:
@@ -212,6 +222,35 @@ def _as_text(
         else:
             written.insert(0, {"role": "system", "content": text})
     return written
+
+
+def _write_calls(turns: Sequence[dict[str, Any]], format: ToolFormat) -> dict[str, str]:  # noqa: A002
+    """Write the calls into the answers; return the marks that stand for the markers, which may be control tokens."""
+    marks = {secrets.token_hex(16): marker for marker in (format.start, format.end)}
+    start, end = marks
+    for turn in turns:
+        if "tool_calls" in turn:
+            turn["content"] = _with_calls(turn, dataclasses.replace(format, start=start, end=end))
+    return marks
+
+
+def _with_calls(turn: Mapping[str, Any], format: ToolFormat) -> str:  # noqa: A002
+    write = _in_python if format.is_python else _as_json
+    calls = [write(call["function"], "A call of a tool") for call in turn["tool_calls"]]
+    if format.is_list:
+        calls = [format.separator.join(calls).join(format.brackets)]
+    texts = [f"{format.start}{format.before}{call}{format.behind}{format.end}" for call in calls]
+    return "\n".join(filter(None, (turn["content"], format.separator.join(texts))))
+
+
+def _in_python(function: Mapping[str, Any], what: str) -> str:
+    arguments = function["arguments"]
+    plain = {name: value for name, value in arguments.items() if NAME.fullmatch(name)}
+    others = {name: value for name, value in arguments.items() if name not in plain}
+    parts = [f"{name}={_as_json(value, what)}" for name, value in plain.items()]
+    if others:
+        parts.append(f"**{_as_json(others, what)}")
+    return f"{function['name']}({', '.join(parts)})"
 
 
 def _as_json(value: object, what: str) -> str:

@@ -253,8 +253,12 @@ def encode_chat(
     *,
     add_generation_prompt: bool = True,
     variables: Mapping[str, object] | None = None,
+    marks: Mapping[str, str] | None = None,
 ) -> list[int]:
     """Render a conversation and encode it; only the template's own control tokens become control tokens.
+
+    marks: texts in the messages, which nobody else knows, each with what is put in its place as if the template had
+    written it.
 
     A conversation whose texts spell none gets the ids of transformers' `apply_chat_template`; one that ends with words
     of the assistant's, which an answer is to go on with, those with its `continue_final_message`.
@@ -281,6 +285,8 @@ def encode_chat(
     )
     if continues:
         rendered = _before(end, rendered)
+    for mark, text in (marks or {}).items():
+        rendered = rendered.replace(mark, text)
     return tokenizer.encode_parts(guard.reveal(rendered))
 
 
