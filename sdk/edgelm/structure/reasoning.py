@@ -21,25 +21,28 @@ _TAIL = 48
 class ReasoningFormat:
     """Describe how a family of models marks what it thinks.
 
-    sign: what its chat templates have. control_tokens: those that the marks are made of, and all that the splitter
-    reads. splitter: what takes an answer apart.
+    signs: what its chat templates have, at least one of them. control_tokens: those that the marks are made of, and all
+    that the splitter reads. splitter: what takes an answer apart.
     """
 
     start: str
     end: str
-    sign: str
+    signs: tuple[str, ...]
     control_tokens: tuple[str, ...]
     splitter: type[ReasoningSplitter] = ReasoningSplitter
 
 
 FORMATS = (
-    # Qwen3, QwQ, DeepSeek-R1 and what was distilled from it, SmolLM3, Phi-4-reasoning.
-    ReasoningFormat(start="<think>", end="</think>", sign="</think>", control_tokens=("<think>", "</think>")),
+    # Qwen3, QwQ, DeepSeek-R1 and what was distilled from it, SmolLM3, Phi-4-reasoning; OLMo 3's prompt ends with the
+    # first mark, and its template has no other.
+    ReasoningFormat(
+        start="<think>", end="</think>", signs=("<think>", "</think>"), control_tokens=("<think>", "</think>")
+    ),
     # GPT-OSS (https://github.com/openai/harmony); a prompt ends with <|start|>assistant.
     ReasoningFormat(
         start="<|channel|>analysis<|message|>",
         end="<|end|>",
-        sign="<|channel|>analysis<|message|>",
+        signs=("<|channel|>analysis<|message|>",),
         control_tokens=("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>"),
         splitter=ChannelSplitter,
     ),
@@ -72,7 +75,9 @@ class Reasoning:
 
 def reasoning_format(template: ChatTemplate | None) -> ReasoningFormat | None:
     """Return how the models of a chat template mark what they think; None where they do not think."""
-    return None if template is None else next((row for row in FORMATS if row.sign in template.source), None)
+    if template is None:
+        return None
+    return next((row for row in FORMATS if any(sign in template.source for sign in row.signs)), None)
 
 
 def reasoning_settings(
