@@ -292,15 +292,22 @@ def test_definitions_stand_before_the_first_words_where_a_template_takes_no_syst
     model = scripted_model("x")
     source = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + source
+    dropping = source.replace("messages", "messages if m.role != 'system'")
     tool = {"type": "function", "function": {"name": "f"}}
     texts = []
-    for template in (source, refusing):
+    for template in (source, refusing, dropping):
         model.chat_template = ChatTemplate(template)
         texts.append(model.tokenizer.decode(model.encode_chat(QUESTION, [tool])))
     question = QUESTION[0]["content"]
     assert texts[0].startswith("[system] ")
     assert texts[0].endswith(f".\n[user] {question}\n")
-    assert texts[1] == texts[0].replace("[system]", "[user]").replace("\n[user] How", "\n\nHow")
+    assert texts[1] == texts[2] == texts[0].replace("[system]", "[user]").replace("\n[user] How", "\n\nHow")
+    briefed = model.encode_chat([Message(role="system", content="Be brief."), *QUESTION], [tool])
+    assert model.tokenizer.decode(briefed) == texts[2]
+    greeted = model.encode_chat([Message(role="assistant", content="Hello!"), *QUESTION], [tool])
+    assert model.tokenizer.decode(greeted) == f"[assistant] Hello!\n{texts[2]}"
+    alone = model.encode_chat([Message(role="assistant", content="Hello!")], [tool])  # with nowhere to stand
+    assert model.tokenizer.decode(alone) == "[assistant] Hello!"
 
 
 @pytest.mark.parametrize("tools", [None, []])

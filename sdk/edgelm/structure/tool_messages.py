@@ -215,10 +215,11 @@ def _as_text(
             _as_json(tool.get("function", tool), f"The definition tools[{i}]") for i, tool in enumerate(tools)
         )
         text = _DEFINITIONS.format(definitions=definitions)
-        if written and written[0].get("role") == "system":
+        first = next((turn for turn in written if turn.get("role") == "user"), None)
+        if first is not None and not format.takes_system:
+            first["content"] = f"{text}\n\n{first['content']}"
+        elif written and written[0].get("role") == "system":
             written[0]["content"] = f"{written[0]['content']}\n\n{text}"
-        elif written and written[0].get("role") == "user" and not format.takes_system:
-            written[0]["content"] = f"{text}\n\n{written[0]['content']}"
         else:
             written.insert(0, {"role": "system", "content": text})
     return written

@@ -96,12 +96,13 @@ class ChatTemplate:
 
     @cached_property
     def takes_system(self) -> bool:
-        """Whether a conversation may begin with a system message; Gemma 2's may not."""
+        """Whether a conversation may begin with a system message, and it is written; Gemma 2's may not."""
+        word = secrets.token_hex(8)
         try:
-            self.render([Message(role=role, content="a") for role in ("system", "user")])
+            rendered = self.render([Message(role="system", content=word), Message(role="user", content="a")])
         except ChatTemplateError:
             return False
-        return True
+        return word in rendered
 
     @cached_property
     def takes_parts(self) -> bool:
