@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from config_values import SIZES, model_config
 
+from edgelm.errors import CheckpointError
 from edgelm.rope_scaling import RopeScaling
 from edgelm_export.architectures import ARCHITECTURES
 

@@ -60,7 +60,7 @@ def test_several_calls_of_one_turn_are_shown_one_by_one_where_the_template_shows
 def test_results_get_the_name_of_their_tool_and_unfinished_arguments_stay_text() -> None:
     model = scripted_model("x")
     model.chat_template = ChatTemplate(
-        "[TOOL_CALLS]{% for m in messages %}{{ m.name }}/{{ m.tool_call_id }}/"
+        "[TOOL_CALLS]{% for m in messages %}{{ m.content }}{{ m.name }}/{{ m.tool_call_id }}/"
         "{% for c in m.tool_calls or [] %}{{ c.id }}={{ c.function.arguments is string }}{% endfor %};{% endfor %}"
     )
     calls = [{"id": "123456789", "function": {"name": "f", "arguments": '{"a'}}, {"function": {"name": "g"}}]
@@ -69,7 +69,7 @@ def test_results_get_the_name_of_their_tool_and_unfinished_arguments_stay_text()
         {"role": "tool", "content": "r", "tool_call_id": "123456789"},
     ]
     text = model.tokenizer.decode(model.encode_chat(turns))
-    assert re.fullmatch(r"\[TOOL_CALLS\]//123456789=True[0-9a-f]{9}=False;f/123456789/;", text)
+    assert re.fullmatch(r"\[TOOL_CALLS\]//123456789=True[0-9a-f]{9}=False;rf/123456789/;", text)
 
 
 @pytest.mark.parametrize("name", ["hermes", "mistral", "mistral-tekken", "phi4", "granite", "lfm2"])
@@ -101,6 +101,26 @@ def test_calls_that_a_template_does_not_write_are_written_as_the_model_writes_th
     assert ids.count(model.tokenizer.control_tokens["<|im_end|>"]) == 3
     ended = model.encode_chat(turns[:2], TOOLS)  # which no answer goes on with
     assert model.tokenizer.decode(ended, skip_control_tokens=False).endswith(json.dumps(TOOLS))
+
+
+def test_results_that_a_template_does_not_write_are_turns_of_the_user() -> None:
+    model = scripted_model("x")
+    source = (
+        "{{ tools | tojson if tools }}{% for m in messages %}"
+        "[{{ m.role }}] {{ m.content }}\n{% endfor %}{# <|tool_call|> tool_calls #}"
+    )
+    turns: list[Any] = [*QUESTION, *({"role": "tool", "content": f"of {name}"} for name in "ab")]
+    for template, expected in (
+        (source, as_messages := "[tool] of a\n[tool] of b\n"),
+        (source.replace("messages", "messages if tools or m.role != 'tool'"), as_messages),
+        (source + "{% if 'Oslo' not in messages[0].content %}{{ raise_exception('Oslo!') }}{% endif %}", as_messages),
+        (
+            source.replace("messages", "messages if m.role != 'tool'"),  # as Granite 3.0's
+            "[user] <tool_response>\nof a\n</tool_response>\n<tool_response>\nof b\n</tool_response>\n",
+        ),
+    ):
+        model.chat_template = ChatTemplate(template)
+        assert model.tokenizer.decode(model.encode_chat(turns, TOOLS)).endswith(f"in Oslo?\n{expected}")
 
 
 @pytest.mark.parametrize("name", ["llama3", "mistral-args", "harmony"])
@@ -253,7 +273,7 @@ def test_arguments_become_an_object_where_they_are_one(arguments: Any, written: 
 def test_a_result_keeps_its_own_name_and_an_id_of_another_length_is_made_to_fit() -> None:
     model = scripted_model("x")
     model.chat_template = ChatTemplate(
-        "[TOOL_CALLS]{% for m in messages %}{{ m.name }}/{{ m.tool_call_id }}/"
+        "[TOOL_CALLS]{% for m in messages %}{{ m.content }}{{ m.name }}/{{ m.tool_call_id }}/"
         "{% for c in m.tool_calls or [] %}{{ c.id }}{% endfor %};{% endfor %}"
     )
     turns: list[Any] = [
@@ -262,7 +282,7 @@ def test_a_result_keeps_its_own_name_and_an_id_of_another_length_is_made_to_fit(
         {"role": "tool", "content": "r", "tool_call_id": "\ud800"},
     ]
     text = model.tokenizer.decode(model.encode_chat(turns))
-    match = re.fullmatch(r"\[TOOL_CALLS\]//([0-9a-f]{9});own/\1/;/[0-9a-f]{9}/;", text)
+    match = re.fullmatch(r"\[TOOL_CALLS\]//([0-9a-f]{9});rown/\1/;r/[0-9a-f]{9}/;", text)
     assert match is not None, text
 
 

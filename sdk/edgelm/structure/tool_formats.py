@@ -31,6 +31,7 @@ class ToolFormat:
     takes_tools: whether the chat template writes the definitions, calls and results itself.
     takes_calls: whether that of the model, which writes definitions, writes calls too; all that name a tool before its
     object, or call without a marker, do.
+    takes_results: whether it writes results, as messages of the role `tool`.
     takes_system: whether that of the model takes a system message, for the definitions that it does not write itself.
     takes_thinking: whether it reads what was thought before a call as `thinking`, and nothing that was said besides.
     """
@@ -55,6 +56,7 @@ class ToolFormat:
     lead: str = ""
     takes_tools: bool = True
     takes_calls: bool = True
+    takes_results: bool = True
     takes_system: bool = True
     takes_thinking: bool = False
     control_ids: Mapping[str, int] = field(default_factory=dict)  # of the control tokens of the model in the markers
@@ -140,5 +142,6 @@ def tool_format(model: LanguageModel) -> ToolFormat:
         row,
         control_ids={text: control_tokens[text] for text in control_tokens if text in row.markers},
         takes_calls="tool_calls" in source or bool(row.name_end or row.bare_start),
+        takes_results=row.takes_tools and (template is None or template.takes_results),
         takes_system=row.takes_tools or template is None or template.takes_system,
     )

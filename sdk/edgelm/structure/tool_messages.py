@@ -43,9 +43,9 @@ def show_tools(
 
     Arguments become objects, and ids such as every template takes. For a template that knows no tools, definitions,
     calls and results become text: of the system message (of the user's first turn where the template takes none), of
-    the answers, and of the user's turns. For one that shows tools and no calls, those become text of the answers, with
-    marks for the format's markers. For one that reads one text before a call, what was thought and what was said
-    become that. Where it shows one call a turn, several become turns, each followed by its result.
+    the answers, and of the user's turns. For one that shows tools and no calls, or no results, those become text too;
+    marks stand for the format's markers around calls. For one that reads one text before a call, what was thought and
+    what was said become that. Where it shows one call a turn, several become turns, each followed by its result.
 
     Raises:
         ChatTemplateError: a message is none, or its tool_calls are not in OpenAI's form.
@@ -59,6 +59,8 @@ def show_tools(
         _join_thinking(turns)
     if format.is_python:
         _name_unfinished(turns)
+    if not format.takes_results:
+        turns = _with_results_said(turns)
     if not format.takes_tools:
         return _as_text(turns, tools, format), {}, {}  # type: ignore[return-value]
     marks = {} if format.takes_calls else _write_calls(turns, format)
@@ -192,24 +194,30 @@ def _name_unfinished(turns: Sequence[dict[str, Any]]) -> None:
                 function["arguments"] = {"arguments": function["arguments"]}
 
 
+def _with_results_said(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Make turns of the user's of the results."""
+    said: list[dict[str, Any]] = []
+    for turn in turns:
+        if turn.get("role") != "tool":
+            said.append(turn)
+            continue
+        result = f"<tool_response>\n{turn['content']}\n</tool_response>"
+        # One turn for the results of one answer: many templates want the roles to alternate.
+        if said and said[-1].get("role") == "user" and said[-1]["content"].endswith("</tool_response>"):
+            said[-1]["content"] += "\n" + result
+        else:
+            said.append({"role": "user", "content": result})
+    return said
+
+
 def _as_text(
     turns: Sequence[dict[str, Any]],
     tools: Sequence[Mapping[str, Any]],
     format: ToolFormat,  # noqa: A002
 ) -> list[dict[str, Any]]:
-    written: list[dict[str, Any]] = []
-    for turn in turns:
-        if turn.get("role") == "tool":
-            result = f"<tool_response>\n{turn['content']}\n</tool_response>"
-            # One turn for the results of one answer: many templates want the roles to alternate.
-            if written and written[-1].get("role") == "user" and written[-1]["content"].endswith("</tool_response>"):
-                written[-1]["content"] += "\n" + result
-            else:
-                written.append({"role": "user", "content": result})
-        elif "tool_calls" in turn:
-            written.append({"role": turn["role"], "content": _with_calls(turn, format)})
-        else:
-            written.append(dict(turn))
+    written = [
+        {"role": turn["role"], "content": _with_calls(turn, format)} if "tool_calls" in turn else turn for turn in turns
+    ]
     if tools:
         definitions = "\n".join(
             _as_json(tool.get("function", tool), f"The definition tools[{i}]") for i, tool in enumerate(tools)

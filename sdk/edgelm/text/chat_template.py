@@ -117,6 +117,22 @@ class ChatTemplate:
         except ChatTemplateError:
             return False
 
+    @cached_property
+    def takes_results(self) -> bool:
+        """Whether the result of a tool is written, as a message of the role `tool`; Granite 3.0's template has none."""
+        word = secrets.token_hex(8)
+        tool = {"type": "function", "function": {"name": "f", "description": "f", "parameters": {"type": "object"}}}
+        call = {"id": "123456789", "type": "function", "function": {"name": "f", "arguments": {}}}
+        turns: Any = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": word, "name": "f", "tool_call_id": "123456789"},
+        ]
+        try:
+            return word in self.render(turns, variables={"tools": [tool]})
+        except ChatTemplateError:  # which says it about the conversation itself
+            return True
+
     def check_variables(self, variables: Mapping[str, object] | None) -> Mapping[str, object]:
         """Return the variables that somebody gives to a rendering, once they are known to be that; None: none.
 
