@@ -157,6 +157,15 @@ def test_a_broken_line_is_named_and_can_be_left_out(corpus: Path) -> None:
     assert train_tokenizer([corpus], "tok", config).broken == 1
 
 
+def test_a_text_that_vanishes_meanwhile_is_named(corpus: Path) -> None:
+    def vanish(_label: str, done: int, _total: int | None) -> None:
+        (corpus / "b.jsonl").unlink(missing_ok=True)
+
+    with pytest.raises(DataError, match=r"^Cannot read corpus/b\.jsonl: .*No such file"):
+        train_tokenizer([corpus], "tok", progress=vanish)
+    assert not Path("tok").exists()
+
+
 def test_an_empty_corpus_is_refused(corpus: Path) -> None:
     Path("empty.txt").write_text("\n")
     with pytest.raises(DataError, match=r"The corpus is empty: 1 files, beginning with empty\.txt, have no document\."):

@@ -130,14 +130,26 @@ def _source_file(name: str) -> SourceFile:
     return SourceFile(path=Path(name), name=name, kind=kind, gzipped=gzipped)
 
 
+def size_of(source: SourceFile) -> int:
+    """Return the bytes of a file.
+
+    Raises:
+        DataError: it is gone, or cannot be read.
+    """
+    try:
+        return source.path.stat().st_size
+    except OSError as error:
+        raise DataError(f"Cannot read {source.name}: {error}.") from error
+
+
 def whole_span(source: SourceFile) -> Span:
     """Return the span that is the whole file.
 
     Raises:
-        DataError: the file is Parquet, and broken.
+        DataError: the file is gone, or is Parquet and broken.
         MissingExtraError: the file is Parquet, and pyarrow is not installed.
     """
-    return Span(start=0, stop=len(_row_groups(source)) if source.kind == "parquet" else source.path.stat().st_size)
+    return Span(start=0, stop=len(_row_groups(source)) if source.kind == "parquet" else size_of(source))
 
 
 def scan_file(source: SourceFile, *, span_bytes: int, separator: str | None = None) -> ScannedFile:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from edgelm.errors import ConfigError, DataError
 from edgelm.files import atomic
-from edgelm_training.corpus import SourceFile, find_files, whole_span
+from edgelm_training.corpus import SourceFile, find_files, size_of, whole_span
 from edgelm_training.documents import DocumentConfig, DocumentReader
 from edgelm_training.shards import TOKENIZER_FILES
 
@@ -160,7 +160,7 @@ class _Texts:
         return self._reader.broken
 
     def __iter__(self) -> Iterator[str]:
-        sizes = [file.path.stat().st_size for file in self._files]
+        sizes = [size_of(file) for file in self._files]
         done, total = 0, sum(sizes)
         for file, size in zip(self._files, sizes, strict=True):
             before = self.characters
