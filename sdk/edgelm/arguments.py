@@ -77,7 +77,8 @@ def as_path(path: str | Path) -> Path:
             raise ValueError("it holds a null byte")
         return Path(path).expanduser()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{reprlib.repr(path)} is no path: {error}.") from error
+        shown, reason = str(path) if isinstance(path, Path) else path, str(error).rstrip(".")
+        raise ConfigError(f"{reprlib.repr(shown)} is no path: {reason}.") from error
 
 
 def is_number(value: object) -> TypeGuard[float]:

@@ -327,6 +327,7 @@ def test_what_is_no_model_is_named(tmp_path: Path, text: Path) -> None:
     (tmp_path / "adapter/adapter_config.json").write_text("{}")
     assert "Merge it into its base first: edgelm merge" in run(tmp_path / "adapter", "--data", text).stderr
     assert "There is no checkpoint or package at" in run(tmp_path / "none", "--data", text).stderr
+    assert "'~nosuchuser/x' is no path: " in run("~nosuchuser/x", "--data", text).stderr
 
 
 def test_data_without_anything_to_score_is_refused(tmp_path: Path) -> None:

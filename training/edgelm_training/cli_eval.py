@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from edgelm.arguments import as_path
 from edgelm.cli.generation_options import complete_model, threads_option
 from edgelm.cli.progress import progress_line, status
 from edgelm.cli.wrong_usage import wrong_usage
@@ -86,7 +86,7 @@ def eval_(
 
 def _open(model: str, device: str, threads: int | None) -> Scorer:
     """Open a checkpoint where the folder is one, else what the library or the folder has as a package."""
-    folder = Path(model).expanduser()
+    folder = as_path(model)
     if (folder / "config.json").is_file() and not (folder / FILE_NAME).is_file():
         try:
             from edgelm_training.checkpoint_scorer import CheckpointScorer
