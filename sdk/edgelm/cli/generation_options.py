@@ -13,6 +13,7 @@ from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import EdgeLMError, ModelNotFoundError
 from edgelm.generation_config import PROMPT_LOOKUP, GenerationConfig
 from edgelm.library.library import Library
+from edgelm.runtime.cpu import MOST_THREADS
 from edgelm.runtime.providers import CPU, PROVIDERS
 
 # The library has no limit of its own; here nobody may be watching when a small model begins to repeat itself.
@@ -61,7 +62,10 @@ _NAMES = (
 )  # fmt: skip
 
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="Threads of a step.  [default: the physical cores]"
+    "--threads",
+    type=click.IntRange(1, MOST_THREADS),
+    metavar="N",
+    help="Threads of a step.  [default: the physical cores]",
 )
 provider_option = click.option(
     "--provider", type=click.Choice(tuple(PROVIDERS)), default=CPU, show_default=True, help="What computes."

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgelm.runtime.cores import physical_cores
 
+MOST_THREADS = 1024  # of a step that anybody may ask for
 _CGROUPS = Path("/sys/fs/cgroup")
 _CPU_INFO = Path("/proc/cpuinfo")
 # Instruction sets that sum products of 8 bits up in 32 bits: VNNI, and Arm's dot products.

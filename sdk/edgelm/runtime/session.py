@@ -29,7 +29,7 @@ from edgelm.runtime import onnx_runtime
 from edgelm.runtime.adapter_bank import AdapterBank
 from edgelm.runtime.adapter_graph import parts_of, products_of, with_adapters
 from edgelm.runtime.binding import Binding, Graph, InPlaceBinding, bind, works_in_place
-from edgelm.runtime.cpu import usable_cores
+from edgelm.runtime.cpu import MOST_THREADS, usable_cores
 from edgelm.runtime.decoder_graph import HIDDEN_STATE, DecoderGraph, GraphValue
 from edgelm.runtime.prefill_graph import PrefillGraph, check_prefill_graph
 from edgelm.runtime.providers import CPU, provider_named
@@ -64,8 +64,8 @@ class SessionOptions:
     prefill_graph: bool = True
 
     def __post_init__(self) -> None:
-        if self.threads is not None and not (is_whole(self.threads) and 1 <= self.threads <= 1024):
-            raise ConfigError(f"threads is {self.threads!r}; it must be a whole number from 1 to 1024.")
+        if self.threads is not None and not (is_whole(self.threads) and 1 <= self.threads <= MOST_THREADS):
+            raise ConfigError(f"threads is {self.threads!r}; it must be a whole number from 1 to {MOST_THREADS}.")
         provider_named(self.provider)
         given = self.provider_options
         if not isinstance(given, Mapping) or not all(isinstance(text, str) for pair in given.items() for text in pair):
