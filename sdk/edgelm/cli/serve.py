@@ -105,8 +105,8 @@ def serve(
     """Serve models to programs and browsers: OpenAI's and Ollama's protocols, and a page to chat.
 
     MODEL is a name from the library or a folder; without any, the whole library is served. A model is loaded when it is
-    first asked for. An adapter is offered as a model of its own, by its name. The first Ctrl-C lets running answers
-    end, the second stops at once.
+    first asked for. An adapter is offered as a model of its own, by its name. The first Ctrl-C or SIGTERM lets running
+    answers end, the second stops at once; after SIGTERM the exit code is 0.
 
     \b
     Examples:
