@@ -122,7 +122,8 @@ def test_an_alias_has_a_valid_name(library, name):
 def test_an_alias_needs_a_model(library):
     with pytest.raises(ModelNotFoundError, match=r"There is no model 'tinny'\. Did you mean tiny"):
         library.add_alias("small", "tinny")
-    with pytest.raises(ModelNotFoundError, match=r"There is no model '\.\./up'"):
+    folder = r"^An alias means a model of the library, not a folder\. There is no model '\.\./up'"
+    with pytest.raises(ModelNotFoundError, match=folder):
         library.add_alias("small", "../up")
 
 
@@ -133,6 +134,7 @@ def test_an_alias_of_a_removed_model_says_so(library):
         library.find("small")
     assert "small  tiny (not here)" in command("alias").stdout
     assert re.search(r"^small +\(alias\) +tiny \(not here\)$", command("list").stdout, re.MULTILINE)
+    assert command("rm", "small", "--yes").stderr == "Removed small, an alias of tiny, which is not here.\n"
 
 
 @pytest.mark.parametrize("content", [b"", b"../../up\n", b"\xff", b"x" * 200])

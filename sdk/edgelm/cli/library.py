@@ -281,7 +281,9 @@ def rm(names: tuple[str, ...], source_only: bool, yes: bool) -> None:
         target = library.resolve(name)
         if target != name:
             library.remove_alias(name)
-            click.echo(f"Removed {name}, an alias of {target}; {target} stays.", err=True)
+            is_here = target in (*library.packages(), *library.sources())
+            what = f"{target}; {target} stays" if is_here else f"{target}, which is not here"
+            click.echo(f"Removed {name}, an alias of {what}.", err=True)
             continue
         library.remove(name, source_only=source_only, waiting=say_waiting(name))
         click.echo(f"Removed {'the source of ' if source_only else ''}{name}.", err=True)

@@ -114,7 +114,8 @@ class Library:
                 where = "the library" if self._has(name) else "the catalogue of `edgelm pull`"
                 raise ConfigError(f"{name!r} is a model of {where}, which an alias may not hide. Choose another name.")
             if not self._has(model):
-                raise ModelNotFoundError(self._no_model(target))
+                means = "An alias means a model of the library, not a folder. " if is_path(target) else ""
+                raise ModelNotFoundError(f"{means}{self._no_model(target)}")
             with self.writing():
                 self._aliases.write(name, model)
         return model
