@@ -323,6 +323,15 @@ def test_a_package_that_was_changed_is_refused(environment, server):
     assert pull(environment, "hf:org/Packed").returncode == 0  # nothing that was refused is taken for a file of it
 
 
+def test_a_package_of_another_precision_is_refused_before_its_weights_come(environment, server):
+    files = {path.name: path.read_bytes() for path in tiny_model_path().iterdir()}
+    server.add_repository("org/Packed", files)
+    message = refused(environment, "hf:org/Packed", "--precision", "int4")
+    assert "hf:org/Packed is a package of precision fp32 already, which --precision int4 cannot change." in message
+    assert server.ranges_asked(f"/org/Packed/resolve/{COMMIT}/model.onnx.data") == []
+    assert pull(environment, "hf:org/Packed", "--precision", "fp32").returncode == 0
+
+
 def test_a_package_takes_no_name_that_another_has(environment, server):
     files = {path.name: path.read_bytes() for path in tiny_model_path().iterdir()}
     server.add_repository("org/Packed", files)

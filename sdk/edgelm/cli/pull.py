@@ -87,7 +87,7 @@ def pull(
     share = 0.0 if source_only else _PACKAGE_SHARE
     with wrong_usage():
         _check_name(name)
-        options = FetchOptions(connections=connections, token_file=token_file, package_share=share)
+        options = FetchOptions(connections=connections, token_file=token_file, package_share=share, precision=precision)
     with library.lock(name, say_waiting(name)):
         sources.refuse_other(source, library, name)
         here = None if source_only else _package_of(library, name, precision)
@@ -102,9 +102,6 @@ def pull(
         path = _fetch(source, library, name, options)
         if path == library.package_path(name):
             package = name
-            made = Manifest.load(path).precision
-            if precision not in (None, made):
-                _say(f"It came as a package of precision {made}; --precision {precision} was not applied.")
         elif source_only:
             return
         elif exporter is None:

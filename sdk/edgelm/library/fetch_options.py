@@ -18,6 +18,7 @@ class FetchOptions:
 
     connections: over which a large file comes. token_file: has the token for the hub; None takes HF_TOKEN or what
     `hf auth login` left. package_share: bytes of the package that will be made, for each byte of the original.
+    precision: of the package that is wanted; None: any. One that comes made already has its own.
 
     Raises:
         ConfigError: there are less than 1 or more than 16 connections.
@@ -27,6 +28,7 @@ class FetchOptions:
     connections: int = 4
     token_file: Path | None = None
     package_share: float = 0.0
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.connections <= _MOST_CONNECTIONS:

@@ -107,7 +107,7 @@ class HubSource:
         Raises:
             DownloadError: the hub cannot be reached or refuses, the disk is too full, or the repository has no model
                 that can be imported.
-            ConfigError: the file with the token cannot be read.
+            ConfigError: the file with the token cannot be read, or a package has another precision than is wanted.
         """
         token = hub_token(options.token_file)
         info = self._info(token)
@@ -143,7 +143,9 @@ class HubSource:
 
         if self.file is None and FILE_NAME in files:  # it is a package already
             bring([FILE_NAME], 0)
-            bring(self._listed(folder, files), 0)
+            manifest = Manifest.load(folder)
+            self._refuse_other_precision(manifest, options.precision)
+            bring(self._listed(manifest, files), 0)
         else:
             chosen = self._choose(sorted(files))
             bring(chosen, sum(files[path].size or 0 for path in chosen))
@@ -213,9 +215,16 @@ class HubSource:
                     f"{path!r:.80} of {self.repo} is not a plain file name; do not trust this repository."
                 )
 
-    def _listed(self, folder: Path, there: Collection[str]) -> list[str]:
+    def _refuse_other_precision(self, manifest: Manifest, wanted: str | None) -> None:
+        if wanted not in (None, manifest.precision):
+            raise ConfigError(
+                f"{self.reference} is a package of precision {manifest.precision} already, which --precision {wanted} "
+                "cannot change. Leave the option out, or pull what the package was made of."
+            )
+
+    def _listed(self, manifest: Manifest, there: Collection[str]) -> list[str]:
         """Name the files that the package's manifest lists; whatever else is there, such as its card, is no part."""
-        listed = [entry.path for entry in Manifest.load(folder).files]
+        listed = [entry.path for entry in manifest.files]
         missing = [path for path in listed if path not in there or PurePosixPath(path).name != path]
         if missing:
             raise DownloadError(f"{self.repo} is not a whole package: its {FILE_NAME} lists {', '.join(missing)}.")

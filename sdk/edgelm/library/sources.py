@@ -99,7 +99,8 @@ def fetch(source: Source, library: Library, name: str, options: FetchOptions | N
     Raises:
         DownloadError: it does not arrive, or not whole.
         PackageError: it is a package, and does not match its manifest.
-        ConfigError: another model or an alias has that name, or the library cannot be written.
+        ConfigError: another model or an alias has that name, a package has another precision than is wanted, or the
+            library cannot be written.
     """
     refuse_other(source, library, name)
     target = library.root / "sources" / name
