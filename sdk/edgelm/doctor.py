@@ -115,7 +115,7 @@ def _check_threads() -> Iterator[_Row]:
     limit = "" if quota is None else f"; the container gets the time of {quota:g}"
     yield "ok", f"{cores} physical cores{limit}: {usable} threads a step.", None
     for name, value in sorted(os.environ.items()):
-        if _THREADS_VARIABLE.fullmatch(name) and value.isdigit() and int(value) > usable:
+        if _THREADS_VARIABLE.fullmatch(name) and re.fullmatch("[0-9]{1,9}", value) and int(value) > usable:
             too_many = f"{name} is {value}, more threads than the {usable} that compute: a step takes twice as long."
             yield "warning", too_many, f"unset {name}"
     processors = os.cpu_count() or 1

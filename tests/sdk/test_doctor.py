@@ -260,7 +260,7 @@ def test_a_missing_library_of_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     assert rows[-1][:2] == ("warning", "CUDA cannot be used: libcuda.so.1: cannot open")
 
 
-@pytest.mark.parametrize(("value", "states"), [("2", ["ok"]), ("99", ["ok", "warning"]), ("many", ["ok"])])
+@pytest.mark.parametrize(("value", "states"), [("2", ["ok"]), ("99", ["ok", "warning"]), ("²", ["ok"])])
 def test_more_threads_than_cores_are_told(monkeypatch: pytest.MonkeyPatch, value: str, states: list[str]) -> None:
     monkeypatch.setattr(doctor, "usable_cores", lambda: 2)
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
