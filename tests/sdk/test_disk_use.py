@@ -82,6 +82,16 @@ def test_links_take_no_room(tmp_path):
     assert size_of(folder) == 3
 
 
+@pytest.mark.skipif(os.name == "nt", reason="gives a file room for all of its length")
+def test_pieces_that_are_missing_take_no_room(tmp_path):
+    with (tmp_path / "model.gguf.pieces").open("wb") as file:
+        file.write(b"x" * 100_000)
+        file.truncate(1 << 30)
+    assert size_of(tmp_path) < 1 << 20
+    os.truncate(tmp_path / "model.gguf.pieces", 100_000)
+    assert size_of(tmp_path) <= 100_000
+
+
 def test_du_prints_a_table_with_the_sum_and_the_free_room(library):
     result = CliRunner().invoke(main, ["du"])
     rows = [line.split() for line in result.stdout.splitlines()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Literal
 
 from edgelm.files.folders import state_folder
 from edgelm.library.library import Library
+from edgelm.library.piecewise import PIECES_SUFFIX
 
 Kind = Literal["package", "source", "download", "session", "cache", "leftover", "other"]
 
@@ -65,6 +67,12 @@ def size_of(path: Path) -> int:
 
 def _file_size(path: Path) -> int:
     try:
-        return 0 if path.is_symlink() else path.stat().st_size
+        status = path.lstat()
     except FileNotFoundError:
         return 0
+    if stat.S_ISLNK(status.st_mode):
+        return 0
+    # The pieces of a download have the whole file's length from the first on, and no room where one is missing; Windows
+    # gives them all of it.
+    holes = path.suffix == PIECES_SUFFIX and hasattr(status, "st_blocks")
+    return min(status.st_size, 512 * status.st_blocks) if holes else status.st_size

@@ -27,6 +27,7 @@ from edgelm.library.remote_file import (
 # Small enough that a kill loses seconds, large enough that asking for each costs little.
 _PIECE_BYTES = 1 << 24
 _POLL_SECONDS = 0.2
+PIECES_SUFFIX = ".pieces"
 
 
 def download_in_pieces(
@@ -76,8 +77,8 @@ class _Pieces:
     def __init__(self, remote: RemoteFile, target: Path, retry_waits: tuple[float, ...]) -> None:
         assert remote.size is not None
         self._remote, self._target, self._size, self._retry_waits = remote, target, remote.size, retry_waits
-        self._data = target.with_name(f"{target.name}.pieces")
-        self._journal = target.with_name(f"{target.name}.pieces.done")
+        self._data = target.with_name(f"{target.name}{PIECES_SUFFIX}")
+        self._journal = target.with_name(f"{target.name}{PIECES_SUFFIX}.done")
         self._header = f"{remote.sha256} {remote.size} {_PIECE_BYTES}"
         self._count = -(-remote.size // _PIECE_BYTES)
         done = self._read_journal()
