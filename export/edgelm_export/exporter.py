@@ -42,7 +42,7 @@ from edgelm_export.external_data import ExternalData
 from edgelm_export.genai_config import genai_config
 from edgelm_export.graph import opsets_of
 from edgelm_export.kv_cache_scales import keep_in_int8, measure_scales
-from edgelm_export.package_checkpoint import PACKAGE_FORMAT
+from edgelm_export.package_checkpoint import PACKAGE_FORMAT, PackageCheckpoint
 from edgelm_export.prefill import build_prefill, refuse_prefill_graph
 from edgelm_export.preparation import fitted, prepared
 from edgelm_export.quantize import DEFAULT_PRECISION, KEEP, Precision, precision_named
@@ -71,8 +71,8 @@ def export_package(
     activations.
 
     Raises:
-        ExportError: `target` holds something else than a model package or cannot be written, the precision is unknown,
-            or the source's text files are broken.
+        ExportError: `target` is the package that is read, holds something else than a model package or cannot be
+            written; the precision is unknown, or the source's text files are broken.
         VerificationError: the package does not reproduce its source within the precision's bound.
         CheckpointError: a tensor is broken.
     """
@@ -82,7 +82,7 @@ def export_package(
         preset = precision_named(precision or DEFAULT_PRECISION)
         precision = preset if calibration is None else preset.calibrated()
     target = target.resolve()
-    refuse_to_replace(target, why_not_a_package, ExportError)
+    refuse_target(checkpoint, target)
     try:
         with atomic.replace_folder(target) as staging:
             return _write_package(
@@ -90,6 +90,17 @@ def export_package(
             )
     except OSError as error:
         raise ExportError(f"{target} cannot be written: {error}. What was there before is as it was.") from error
+
+
+def refuse_target(checkpoint: Checkpoint, target: Path) -> None:
+    """Check that a package of a checkpoint may be written at `target`, an absolute path.
+
+    Raises:
+        ExportError: it may not; the message says why.
+    """
+    if isinstance(checkpoint, PackageCheckpoint) and checkpoint.folder.resolve() == target:
+        raise ExportError(f"{target} is the package that is read. Choose another folder with -o.")
+    refuse_to_replace(target, why_not_a_package, ExportError)
 
 
 def usual_precision(checkpoint: Checkpoint) -> Precision:

@@ -15,11 +15,10 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ExportError
 from edgelm.files import atomic
 from edgelm.package.manifest import Manifest
-from edgelm.package.replaceable import refuse_to_replace, why_not_a_package
 from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.exporter import export_package, text_tools, written_size
+from edgelm_export.exporter import export_package, refuse_target, text_tools, written_size
 from edgelm_export.preparation import refuse_calibration
 from edgelm_export.quantize import Precision, Rule
 from edgelm_export.quantize.frontier import Choice, Point, walk_frontier
@@ -80,11 +79,12 @@ def export_mixed(
     The package is measured, not only predicted: one over its budget is made again with a smaller one.
 
     Raises:
-        ExportError: the budget cannot be met; the message has the nearest that can.
+        ExportError: the budget cannot be met; the message has the nearest that can. Or `target` is refused, as by
+            `export_package`.
         VerificationError, CheckpointError: as `export_package`.
     """
     target = target.resolve()
-    refuse_to_replace(target, why_not_a_package, ExportError)
+    refuse_target(checkpoint, target)
     refuse_calibration(checkpoint.config)
     report = progress or (lambda *_: None)
     choices = _measured_choices(checkpoint, calibration or CalibrationOptions(), budget, report)
