@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from http.client import BadStatusLine
 from pathlib import Path
-from ssl import SSLCertVerificationError
+from ssl import SSLCertVerificationError, SSLError
 from typing import Any
 from urllib.error import URLError
 
@@ -182,9 +182,10 @@ def test_a_refusal_is_final_and_names_the_way_out(server, target):
     assert len(server.headers_seen) == 1
 
 
-def test_a_busy_server_is_asked_again_a_few_times(server, remote, target):
-    server.statuses["/model.bin"] = 503
-    with pytest.raises(DownloadError, match="answers 503"):
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_a_busy_server_is_asked_again_a_few_times(server, remote, target, status):
+    server.statuses["/model.bin"] = status
+    with pytest.raises(DownloadError, match=f"answers {status}"):
         download(remote, target)
     assert len(server.headers_seen) == 3
 
@@ -201,6 +202,16 @@ def test_what_may_pass_is_told_from_what_stays():
     assert all(map(remote_file.is_passing, passing))
     staying = [URLError("unknown url type"), URLError(SSLCertVerificationError()), OSError(28, "No space left")]
     assert not any(map(remote_file.is_passing, staying))
+
+
+def test_whatever_breaks_a_connection_in_the_body_may_pass():
+    class Response:
+        def read(self, _size: int) -> bytes:
+            raise SSLError("decryption failed or bad record mac")
+
+    with pytest.raises(ConnectionError, match="bad record mac") as caught:
+        remote_file.read_block(Response())
+    assert remote_file.is_passing(caught.value)
 
 
 def test_a_length_may_be_that_of_a_large_file():
@@ -334,15 +345,20 @@ def test_a_server_that_never_brings_a_byte_of_a_piece_is_given_up(server, remote
 
 @pytest.mark.parametrize("connections", [2, 1])
 def test_pieces_that_are_here_are_not_fetched_again(server, remote, target, pieces_of_100_kb, connections, monkeypatch):
+    journal, on_disk = target.with_name("model.bin.pieces.done"), ""
+
     def interrupt(_name: str, received: int, _total: int | None) -> None:
+        nonlocal on_disk
         if received > 500_000:
+            on_disk = journal.read_text()
             raise KeyboardInterrupt
 
     server.holds["/model.bin"] = 60_000  # so that some pieces are cut off
     server.release.set()
     with pytest.raises(KeyboardInterrupt):
         download(remote, target, interrupt, connections=2)
-    header, *done = target.with_name("model.bin.pieces.done").read_text().splitlines()
+    header, *done = journal.read_text().splitlines()
+    assert on_disk.splitlines() == [header, *done]  # a kill would have lost no piece
     assert header == f"{SHA256} 1000000 100000"
     server.headers_seen.clear()
     missing = len(CONTENT) - 100_000 * len(done)
@@ -357,6 +373,13 @@ def test_pieces_that_are_here_are_not_fetched_again(server, remote, target, piec
         for asked in server.ranges_asked("/model.bin")
     }
     assert fetched == set(range(10)) - {int(index) for index in done}
+
+
+def test_a_file_of_unknown_hash_comes_over_one_connection(server, target, pieces_of_100_kb):
+    server.files["/model.bin"] = CONTENT  # pieces of two versions of it would show by nothing
+    download(RemoteFile(url=f"{server.url}/model.bin", size=len(CONTENT)), target, connections=2)
+    assert target.read_bytes() == CONTENT
+    assert server.ranges_asked("/model.bin") == [None]
 
 
 def test_one_connection_asks_for_the_whole_file_and_drops_the_pieces_of_another(
@@ -378,11 +401,14 @@ def test_one_connection_asks_for_the_whole_file_and_drops_the_pieces_of_another(
         ("{header}\n1\n2", 1_000_000),
         ("{header}\n\u00e9\n", 1_000_000),
         ("{header}\n0\n12\n", 1_000_000),  # there is no such piece
+        ("{header}\n0\n\nx\n", 1_000_000),
+        ("{header}\n0\n", None),  # the file is gone
         ("{header}\n0\n1\n2\n3\n", 200_000),  # of which the file has two
     ],
 )
 def test_a_damaged_journal_costs_no_more_than_time(remote, target, pieces_of_100_kb, journal, size):
-    target.with_name("model.bin.pieces").write_bytes((CONTENT[:200_000] + b"\0" * 800_000)[:size])
+    if size is not None:
+        target.with_name("model.bin.pieces").write_bytes((CONTENT[:200_000] + b"\0" * 800_000)[:size])
     text = journal.replace("{header}", f"{SHA256} 1000000 100000")
     target.with_name("model.bin.pieces.done").write_text(text)
     reported: list[int] = []
@@ -422,12 +448,13 @@ def test_a_server_that_takes_one_connection_at_a_time_gives_the_whole_file(serve
     assert target.read_bytes() == CONTENT
 
 
-def test_a_server_that_asks_for_patience_gets_it(server, remote, target, monkeypatch):
+@pytest.mark.parametrize(("asked", "waits"), [(["7", "100000"], [7.0, 60.0]), (["0"], [0.01])])
+def test_a_server_that_asks_for_patience_gets_it(server, remote, target, monkeypatch, asked, waits):
     waited: list[float] = []
     monkeypatch.setattr(download_module.time, "sleep", waited.append)
-    server.retry_after["/model.bin"] = ["7", "100000"]
+    server.retry_after["/model.bin"] = asked
     download(remote, target)
-    assert waited == [7.0, 60.0]
+    assert waited == waits
     assert target.read_bytes() == CONTENT
 
 
