@@ -152,10 +152,15 @@ def write(
 ) -> None:
     """Write a session to a folder, as ChatSession.save does."""
     with _reaching(folder, "read"):
-        is_session = (folder / CONVERSATION_FILE).is_file()
-        is_foreign = folder.exists() and not is_session and (folder.is_file() or any(folder.iterdir()))
+        entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        is_foreign = folder.is_file() or (entries and CONVERSATION_FILE not in entries)
     if is_foreign:
         raise ConfigError(f"{folder} exists and is not a saved session; it is left alone. Choose another folder.")
+    if others := sorted(entries - {CONVERSATION_FILE, CACHE_FILE}):
+        raise ConfigError(
+            f"{folder} is not replaced: it holds {others[0]}, which is no part of a saved session. Choose another "
+            "folder, or move that elsewhere."
+        )
     # With one that has computed nothing yet, which may be gone by now, it is as with none.
     adapter = model.adapters[cache.adapter].file.sha256 if cache.adapter is not None and cache.length else None
     conversation = {

@@ -120,6 +120,11 @@ def test_a_folder_with_other_things_is_never_replaced(session: ChatSession, tmp_
     with pytest.raises(edgelm.ConfigError, match=r"exists and is not a saved session; it is left alone"):
         session.save(tmp_path)
     assert (tmp_path / "thesis.txt").exists()
+    session.save(tmp_path / "chat")
+    (tmp_path / "chat" / "notes.txt").write_text("on this chat")
+    with pytest.raises(edgelm.ConfigError, match=r"chat is not replaced: it holds notes\.txt, which is no part of"):
+        session.save(tmp_path / "chat")
+    assert (tmp_path / "chat" / "notes.txt").read_text() == "on this chat"
 
 
 def test_saving_again_replaces_the_session(session: ChatSession, tmp_path: Path) -> None:
