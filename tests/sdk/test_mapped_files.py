@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import edgelm
 from edgelm.memory.mapped_files import give_back_mapped_files
+from edgelm.runtime import onnx_runtime
+from edgelm.testing import tiny_model_path
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -32,6 +35,13 @@ def test_what_was_only_read_leaves_memory_and_is_read_again(tmp_path: Path) -> N
     give_back_mapped_files(tmp_path)
     assert resident(tmp_path / "model.onnx.data") == 0
     np.testing.assert_array_equal(array, NUMBERS)
+
+
+def test_what_loading_a_model_has_read_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[Path] = []
+    monkeypatch.setattr(onnx_runtime, "give_back_mapped_files", given_back.append)
+    edgelm.load(tiny_model_path())
+    assert given_back == [tiny_model_path()]
 
 
 def test_a_link_to_the_folder_names_the_same_files(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def test_one_thread_and_two_give_the_same_bits() -> None:
     rows = []
     for threads in (1, 2):
         session = DecoderSession(tiny_model_path(), config, SessionOptions(threads=threads))
+        assert session._graph.session.get_session_options().intra_op_num_threads == threads
         rows.append(session.forward(ids, session.new_cache()).copy())
     np.testing.assert_array_equal(*rows)
 
