@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,17 @@ def test_a_short_text_has_the_perplexity_that_score_gives(text: Path) -> None:
     assert facts["perplexity"] == pytest.approx(scores.perplexity, rel=1e-6)
     assert facts["tokens"] == len(scores.tokens)
     assert facts["kind"] == "package"
+
+
+def test_a_graph_of_another_program_is_scored_by_its_folder_too(tmp_path: Path, text: Path) -> None:
+    folder = shutil.copytree(tiny_model_path(), tmp_path / "foreign")
+    (folder / "edgelm.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    del config["edgelm"]
+    (folder / "config.json").write_text(json.dumps(config))
+    models = (folder, folder / "model.onnx", tiny_model_path())
+    of_folder, of_graph, of_package = (measured(model, "--data", text)["perplexity"] for model in models)
+    assert of_folder == of_graph == of_package
 
 
 # A package reads 256 tokens at a time: windows of as many and one, and of more than are scored.

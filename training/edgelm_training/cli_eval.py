@@ -17,6 +17,7 @@ from edgelm.errors import MissingExtraError, ModelNotFoundError
 from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.library.library import Library, is_path
 from edgelm.package.adapter import is_trained_adapter
+from edgelm.package.foreign_graph import find_foreign_graph
 from edgelm.package.manifest import FILE_NAME
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def eval_(
 def _open(model: str, device: str, threads: int | None) -> Scorer:
     """Open a checkpoint where the folder is one, else what the library or the folder has as a package."""
     folder = as_path(model)
-    if (folder / "config.json").is_file() and not (folder / FILE_NAME).is_file():
+    is_package = (folder / FILE_NAME).is_file() or find_foreign_graph(folder) is not None
+    if (folder / "config.json").is_file() and not is_package:
         try:
             from edgelm_training.checkpoint_scorer import CheckpointScorer
         except ModuleNotFoundError as error:
