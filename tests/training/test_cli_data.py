@@ -157,11 +157,13 @@ def _read(descriptor: int) -> bytes:
         return b""
 
 
-@pytest.mark.parametrize("paths", [["corpus.txt"], ["tok"], ["shards", "shards"]])
+@pytest.mark.parametrize("paths", [["corpus.txt"], ["tok"], ["tok", "shards"]])
 def test_show_of_something_else_says_what_it_takes(paths: list[str]) -> None:
     prepare("corpus.txt")
     with pytest.raises(DataError, match=rf"{paths[0]} is no folder of shards .* --tokenizer FOLDER"):
         run("show", *paths)
+    with pytest.raises(DataError, match=r"Shards are shown one folder at a time; these are 2\. Name one of them\."):
+        run("show", "shards", "shards")
 
 
 @pytest.mark.parametrize(
