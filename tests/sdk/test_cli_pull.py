@@ -79,6 +79,12 @@ def test_a_source_is_exported_under_its_name(library, exports):
     ]
 
 
+def test_a_source_is_exported_under_the_name_that_it_was_given(library, exports):
+    (library.root / "sources" / "small").rename(library.root / "sources" / "mine")
+    assert pull("mine").stderr.endswith("Talk to it: edgelm chat mine\n")
+    assert library.packages() == ["mine"]
+
+
 def test_a_package_that_is_here_is_not_made_again(library, exports):
     pull("small")
     for arguments in (["small"], ["hf:org/small"], ["small", "--precision", "int8"]):
@@ -128,7 +134,9 @@ def test_without_the_export_extra_the_next_steps_are_named(library, monkeypatch)
 
 
 def test_source_only_makes_no_package(library, exports):
-    assert pull("small", "--source-only").exit_code == 0
+    result = pull("small", "--source-only")
+    said = f"The source of small is in the library already: {library.source_path('small')}\n"
+    assert (result.exit_code, result.stderr) == (0, said)
     assert exports == []
 
 
@@ -203,6 +211,22 @@ def test_the_options_of_the_download_reach_it(own_library, exports, under_terms,
     assert under_terms[1].package_share == 0
     refused = pull("gemma-3-270m", "--connections", "0")
     assert (refused.exit_code, "connections is 0; it must be from 1 to 16." in refused.stderr) == (2, True)
+
+
+def test_what_is_here_as_a_package_comes_once_more_under_another_name_or_as_a_source(own_library, exports, under_terms):
+    pull("gemma-3-270m", "--accept-license")
+    Library().remove("gemma-3-270m", source_only=True)
+    assert pull("gemma-3-270m", "--accept-license", "--source-only").exit_code == 0
+    assert pull("gemma-3-270m", "--accept-license", "--name", "second").exit_code == 0
+    assert (Library().packages(), Library().sources()) == (["gemma-3-270m", "second"], ["gemma-3-270m", "second"])
+    assert len(under_terms) == 3
+
+
+def test_a_package_does_not_take_the_name_of_an_alias(library, exports):
+    library.add_alias("small-int4", "small")
+    result = pull("small", "--precision", "int4")
+    assert (result.exit_code, exports) == (1, [])
+    assert "error: 'small-int4' is an alias of 'small'." in result.stderr
 
 
 def test_a_folder_without_a_manifest_is_no_package(library, exports):

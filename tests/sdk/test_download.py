@@ -375,6 +375,27 @@ def test_pieces_that_are_here_are_not_fetched_again(server, remote, target, piec
     assert fetched == set(range(10)) - {int(index) for index in done}
 
 
+def test_no_connection_writes_once_a_download_has_ended(server, remote, target, pieces_of_100_kb, monkeypatch):
+    read_block, ended = piecewise.read_block, threading.Event()
+
+    def read_late(response: Any) -> bytes:
+        ended.wait()
+        return read_block(response)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(piecewise, "read_block", read_late)
+    monkeypatch.setattr(piecewise, "_POLL_SECONDS", 0.01)
+    with pytest.raises(KeyboardInterrupt):
+        download(remote, target, interrupt, connections=2)
+    ended.set()
+    for thread in threading.enumerate():
+        if "_work" in thread.name:
+            thread.join()
+    assert target.with_name("model.bin.pieces").read_bytes() == b"\0" * 1_000_000
+
+
 def test_a_file_of_unknown_hash_comes_over_one_connection(server, target, pieces_of_100_kb):
     server.files["/model.bin"] = CONTENT  # pieces of two versions of it would show by nothing
     download(RemoteFile(url=f"{server.url}/model.bin", size=len(CONTENT)), target, connections=2)

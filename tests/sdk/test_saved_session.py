@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 from tiny_adapter import write_tiny_adapter
 
 import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel, SavedSessions
+from edgelm.cli.cache import complete_session, rm
 from edgelm.cli.main import main
 from edgelm.cli.output import megabytes
 from edgelm.memory.kv_cache import KVCache
@@ -40,6 +42,12 @@ def session() -> ChatSession:
 
 def command(*arguments: str):
     return CliRunner().invoke(main, ["cache", *arguments])
+
+
+def offered(incomplete: str) -> list[str]:
+    """Complete the name of a session."""
+    context = click.Context(rm)
+    return [item.value for item in complete_session(context, rm.params[0], incomplete)]
 
 
 def test_a_session_goes_on_in_another_process_as_it_would_have_here(session: ChatSession, tmp_path: Path) -> None:
@@ -242,6 +250,7 @@ def test_the_command_says_that_the_sessions_cannot_be_read(own_library: Path) ->
     own_library.mkdir()
     (own_library / "sessions").touch()
     assert command().stderr.startswith(f"error: {own_library / 'sessions'} cannot be read: ")
+    assert offered("") == []
 
 
 def test_the_command_lists_sessions(session: ChatSession) -> None:
@@ -258,6 +267,7 @@ def test_the_command_lists_sessions(session: ChatSession) -> None:
     listed = {row["name"]: row for row in json.loads(command("--json").stdout)}
     assert all(re.fullmatch(r"[\d-]{10}T[\d:.]+[+-]\d\d:\d\d", row["saved"]) for row in listed.values())
     assert listed["holidays"]["messages"] == 2
+    assert offered("hol") == ["holidays"]
 
 
 def test_clear_frees_the_room_and_keeps_the_conversations(session: ChatSession) -> None:
