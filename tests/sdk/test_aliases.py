@@ -122,6 +122,9 @@ def test_an_alias_has_a_valid_name(library, name):
 def test_an_alias_needs_a_model(library):
     with pytest.raises(ModelNotFoundError, match=r"There is no model 'tinny'\. Did you mean tiny"):
         library.add_alias("small", "tinny")
+    for nothing in ("", ".", ".."):  # `models` and its parent are folders too
+        with pytest.raises(ModelNotFoundError, match=rf"There is no model '{re.escape(nothing)}'"):
+            library.add_alias("small", nothing)
     folder = r"^An alias means a model of the library, not a folder\. There is no model '\.\./up'"
     with pytest.raises(ModelNotFoundError, match=folder):
         library.add_alias("small", "../up")

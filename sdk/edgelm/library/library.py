@@ -147,7 +147,7 @@ class Library:
             )
 
     def _has(self, name: str) -> bool:
-        return any((self.root / kind / name).is_dir() for kind in ("models", "sources"))
+        return bool(_NAME.fullmatch(name)) and any((self.root / kind / name).is_dir() for kind in ("models", "sources"))
 
     def has_package(self, name: str) -> bool:
         """Tell whether the package `name` is here, with its manifest: a folder alone is none."""
