@@ -272,7 +272,7 @@ def test_offline_and_unreachable_are_told_apart(environment):
 
 
 def test_a_token_may_stand_in_a_file(environment, server, tmp_path):
-    (tmp_path / "token").write_text("from_a_file\n")
+    (tmp_path / "token").write_bytes(b"\xef\xbb\xbffrom_a_file\r\n")  # as Windows' editor writes it
     result = pull(environment, "hf:org/Small-Model", "--token-file", str(tmp_path / "token"))
     assert result.returncode == 0, result.stderr
     asked = [headers for path, headers in server.headers_seen if "Small-Model" in path]

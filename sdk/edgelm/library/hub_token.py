@@ -22,7 +22,7 @@ def hub_token(file: Path | None) -> str | None:
         place, token = "HF_TOKEN, or the file that `hf auth login` left,", get_token()
     else:
         try:
-            place, token = str(file), file.read_text(encoding="utf-8").strip()
+            place, token = str(file), file.read_text(encoding="utf-8-sig").strip()
         except (OSError, ValueError) as error:
             raise ConfigError(f"Cannot read the hub's token from {file}: {error}.") from error
     # What else it may be, the libraries that send it would show.
