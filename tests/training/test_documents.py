@@ -242,8 +242,9 @@ def test_paths_without_a_corpus_are_named(write: Write, path: str, words: str) -
 
 
 def test_no_path_at_all_is_refused() -> None:
-    with pytest.raises(DataError, match=r"There is no path to read texts from\. Name files, folders or globs\."):
-        find_files([])
+    for paths in ([], [""]):
+        with pytest.raises(DataError, match=r"There is no path to read texts from\. Name files, folders or globs\."):
+            find_files(paths)
 
 
 BROKEN: dict[str, tuple[str, str | bytes, str]] = {

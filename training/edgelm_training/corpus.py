@@ -72,7 +72,7 @@ def find_files(paths: Sequence[str | Path]) -> list[SourceFile]:
     Raises:
         DataError: there is no path, one does not exist, or a glob or folder has no file to read.
     """
-    if not paths:
+    if not paths or "" in paths:  # which is the working folder to pathlib
         raise DataError("There is no path to read texts from. Name files, folders or globs.")
     found: dict[Path, SourceFile] = {}
     for path in map(str, paths):
