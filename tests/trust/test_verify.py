@@ -230,9 +230,10 @@ def test_a_signature_of_another_key_is_refused(package: Path, keys: Path) -> Non
 
     with pytest.raises(PackageError, match=r"is not signed with the key of .*, or was changed since"):
         load(package, public_key=keys / "mine.pub")
-    result = edgelm("verify", package, "--public-key", keys / "mine.pub")
-    assert result.exit_code == 1
-    assert "FAILED  signature" in result.stdout
+    for required in {}, {"EDGELM_REQUIRE_SIGNATURE": str(keys / "other.pub")}:
+        result = edgelm("verify", package, "--public-key", keys / "mine.pub", **required)
+        assert result.exit_code == 1
+        assert "FAILED  signature" in result.stdout
 
 
 @pytest.mark.parametrize("name", ["config.json", "edgelm.json", "model.onnx.data"])

@@ -101,7 +101,7 @@ def clear(names: tuple[str, ...], calibration: bool) -> None:
 
 def _clear_calibrations(library: Library) -> None:
     folder = library.calibration_path
-    size = size_of(folder) if folder.exists() else 0
+    size = size_of(folder)
     library.remove_calibrations()
     click.echo(f"Freed {megabytes(size)}.", err=True)
 
