@@ -62,8 +62,7 @@ class SavedSessions:
         Raises:
             ConfigError: the disk cannot be read.
         """
-        words = "-".join(re.findall(r"[A-Za-z0-9]+", text[:_NAMING_LENGTH].lower())[:_NAMING_WORDS])
-        base = words[:_NAMING_LENGTH].rstrip("-") or "chat"
+        base = "-".join(re.findall(r"[a-z0-9]+", text[:_NAMING_LENGTH].lower())[:_NAMING_WORDS]) or "chat"
         names = (base if number == 1 else f"{base}-{number}" for number in itertools.count(1))
         with _reaching(self.root, "read"):
             return next(name for name in names if not (self.root / name).exists())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,13 @@ def test_a_package_without_figures_has_no_certificate(package: Path) -> None:
     dataclasses.replace(manifest, quality=None).save(package)
     (finding,) = check_certificate(package, str(package.parent / "checkpoint"))
     assert finding.problem == "The manifest claims none: nothing measured the package."
+
+
+def test_without_the_exporter_the_pip_line_is_named(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "edgelm_export.certificate", None)
+    result = CliRunner().invoke(main, ["verify", str(package), "--source", "x"])
+    assert result.exit_code == 1
+    assert "error: --source needs 'edgelm_export.certificate', which is not installed: pip install" in result.stderr
 
 
 def test_a_broken_source_fails_the_step_and_not_the_command(package: Path) -> None:

@@ -1,4 +1,5 @@
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +60,11 @@ def test_what_is_said_has_to_be_a_text() -> None:
     session = ChatSession(scripted_model("x"))
     with pytest.raises(edgelm.ConfigError, match=r"The message is None; it must be a text\."):
         session.send(None)  # type: ignore[arg-type]
+
+
+def test_an_empty_system_message_is_none() -> None:
+    prompts = [list(ChatSession(scripted_model("x"), system).send("Hi"))[-1].usage for system in (None, "")]
+    assert prompts[0] == prompts[1]
 
 
 def test_regenerate_needs_a_question() -> None:
@@ -133,6 +139,22 @@ def test_the_next_turn_ends_and_keeps_an_answer_that_is_still_held() -> None:
     assert list(third) == []
     list(fourth)
     assert len(session.messages) == 4
+    fifth = session.send("three")
+    next(fifth)
+    list(session.edit(0, "other"))
+    assert list(fifth) == []
+    assert [turn["content"] for turn in session.messages] == ["other", "I am well."]
+
+
+def test_saving_ends_and_keeps_an_answer_that_is_still_held(tmp_path: Path) -> None:
+    session = ChatSession(edgelm.load(tiny_model_path()))
+    answer = session.send("one", GenerationConfig(max_new_tokens=10))
+    shown = next(chunk.text for chunk in answer if chunk.text)
+    session.save(tmp_path / "chat")
+    assert list(answer) == []
+    saved = ChatSession.load(session.model, tmp_path / "chat").messages
+    assert saved == session.messages
+    assert [turn["content"] for turn in saved] == ["one", shown]
 
 
 def test_clear_and_restore_end_an_answer_that_is_still_held() -> None:
@@ -188,7 +210,7 @@ def test_edit_says_something_else_in_place_of_a_message() -> None:
     assert session.model.name == "tiny-random"
 
 
-@pytest.mark.parametrize("index", [-1, 1, 2, "0"])
+@pytest.mark.parametrize("index", [-2, -1, 1, 2, "0"])
 def test_edit_refuses_what_is_no_message_of_the_user(index: Any) -> None:
     session = ChatSession(scripted_model("c"))
     session.restore(TURNS)

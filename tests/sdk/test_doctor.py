@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 
 from edgelm import doctor
+from edgelm.cli.main import main
 from edgelm.memory import available_memory
 from edgelm.package.slow_operators import slow_operators
 from edgelm.runtime import cpu, onnx_runtime
@@ -249,6 +251,16 @@ def test_a_model_is_looked_at_by_name_and_by_path(library: Path, tmp_path: Path)
     assert "19 times slower" in row[1]
     assert row[2] is not None
     assert "--precision int8" in row[2]
+
+
+def test_the_command_shows_a_fix_below_what_it_is_for_and_no_package_commands_the_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [("ok", "\x1b[2Jall", None), ("error", "gone", "fetch it\x07")]
+    monkeypatch.setattr(doctor, "CHECKS", {"packages": lambda: iter(rows)})
+    result = CliRunner().invoke(main, ["doctor"])
+    assert result.stdout == f"ok   packages     [2Jall\nBAD  packages     gone\n{'':<18}→ fetch it\n"
+    assert result.exit_code == 1
 
 
 def test_a_missing_library_of_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

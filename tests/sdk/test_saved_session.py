@@ -146,7 +146,7 @@ def test_a_broken_session_is_refused(session: ChatSession, tmp_path: Path) -> No
     session.save(tmp_path / "chat")
     path = tmp_path / "chat" / "conversation.json"
     whole = json.loads(path.read_text())
-    for broken in ("", "[]", "{}"):
+    for broken in ("", "[]", "{}", "[" * 100_000):
         path.write_text(broken)
         with pytest.raises(edgelm.PackageError, match="Cannot read the saved session"):
             ChatSession.load(fresh_model(), tmp_path / "chat")
@@ -186,8 +186,9 @@ def test_sessions_are_kept_by_name(session: ChatSession, own_library: Path) -> N
     assert first.size > first.cache_size > session.context_used * 128
     assert first.folder == own_library / "sessions" / "first"
     assert saved.load("first", fresh_model()).messages == session.messages
+    (saved.root / ".edgelm-removed-1-0123abcd-third").mkdir()  # what a kill has left of another removal
     saved.remove("second")
-    assert [one.name for one in saved.sessions()] == ["first"]
+    assert [path.name for path in saved.root.iterdir()] == ["first"]
     with pytest.raises(edgelm.ConfigError, match=r"There is no saved session 'second'\. Saved: first\."):
         saved.load("second", fresh_model())
 
@@ -258,11 +259,13 @@ def test_the_command_lists_sessions(session: ChatSession) -> None:
     assert command("--json").stdout == "[]\n"
     SavedSessions().save("holidays", session)
     (SavedSessions().root / "broken").mkdir()
+    (SavedSessions().root / ".edgelm-tmp-1-0123abcd-half").mkdir()  # what a kill has left
     result = command()
     rows = {line.split()[0]: line.split() for line in result.stdout.splitlines()}
     assert rows["NAME"] == ["NAME", "MODEL", "MESSAGES", "TOKENS", "SIZE", "SAVED"]
     assert rows["holidays"][1:4] == ["tiny-random", "2", str(session.context_used)]
     assert rows["broken"][1] == "(broken)"
+    assert len(rows) == 3
     assert "warning: broken: Cannot read the saved session" in result.stderr
     listed = {row["name"]: row for row in json.loads(command("--json").stdout)}
     assert all(re.fullmatch(r"[\d-]{10}T[\d:.]+[+-]\d\d:\d\d", row["saved"]) for row in listed.values())
