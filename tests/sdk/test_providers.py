@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,54 @@ def test_a_provider_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(onnx_runtime, "import_onnxruntime", lambda: runtime)
     with pytest.raises(ProviderError, match=r"'directml' does not start with .*libnvinfer.*To set it up: pip uninst"):
         edgelm.load(tiny_model_path(), provider="directml")
+
+
+def test_what_is_set_of_a_provider_comes_before_what_edgelm_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def refuse(*_: Any, **named: Any) -> None:
+        asked.update(named)
+        raise RuntimeError("not today")
+
+    everything = [provider.name for provider in PROVIDERS.values() if provider.name != "CUDAExecutionProvider"]
+    runtime = _Runtime(get_available_providers=lambda: everything, InferenceSession=refuse, preload_dlls=lambda: None)
+    monkeypatch.setattr(onnx_runtime, "import_onnxruntime", lambda: runtime)
+    options = SessionOptions(provider="tensorrt", provider_options={"trt_fp16_enable": "0", "device_id": "1"})
+    with pytest.raises(ProviderError, match="'tensorrt' does not start"):
+        edgelm.load(tiny_model_path(), options)
+    first = ("TensorrtExecutionProvider", {"trt_fp16_enable": "0", "device_id": "1"})
+    assert asked == {"providers": [first, "CPUExecutionProvider"], "enable_fallback": 0}
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        ("libcudart.so.13: cannot open shared object file", "libcudart.so.13: cannot open shared object file"),
+        ("undefined symbol: Provider_GetHost", None),  # which ONNX Runtime has when it loads the provider itself
+    ],
+)
+def test_what_a_build_with_cuda_lacks_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str, missing: str | None
+) -> None:
+    library = tmp_path / "capi" / "libonnxruntime_providers_cuda.so"
+    library.parent.mkdir()
+
+    def load(name: str) -> None:
+        if name == str(library) or not library.exists():
+            raise OSError(words)
+
+    runtime = types.SimpleNamespace(__file__=str(tmp_path / "__init__.py"), preload_dlls=lambda: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(onnx_runtime.ctypes, "CDLL", load)
+        assert onnx_runtime._missing_library(runtime) is None  # no build with CUDA, and none is looked for
+        library.touch()
+        assert onnx_runtime._missing_library(runtime) == missing
+
+
+def test_matrices_without_rows_are_given_to_no_version_that_divides_by_zero() -> None:
+    versions = ("1.28.0", "1.31.1", "1.32.0", "2.0.0")
+    taken = [onnx_runtime.takes_empty_matrices(types.SimpleNamespace(__version__=version)) for version in versions]
+    assert taken == [False, False, True, True]
 
 
 def test_a_provider_that_has_a_session_and_the_graph_runs(monkeypatch: pytest.MonkeyPatch) -> None:
