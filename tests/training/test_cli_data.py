@@ -174,7 +174,7 @@ def test_show_of_something_else_says_what_it_takes(paths: list[str]) -> None:
         (["show"], "Missing argument"),
         ([*PREPARE, "--workers", "0"], "workers is 0; it must be 1 or more."),
         ([*PREPARE, "--validation-fraction", "1"], "validation_fraction is 1.0; it must be from 0 to below 1."),
-        ([*PREPARE, "--max-characters", "-1"], "max_characters is -1; it must be 256 or more."),
+        ([*PREPARE, "--max-characters", "-1"], "max_characters is -1; it must be from 256 to 1073741824."),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], message: str) -> None:

@@ -362,7 +362,8 @@ def test_a_file_that_cannot_be_read_is_named(write: Write) -> None:
         ({"field": ""}, "field is empty"),
         ({"split_on": "a\nb"}, "split_on is 'a\\nb'; it must be one line"),
         ({"split_on": " a"}, "split_on is ' a'; it must be one line without spaces"),
-        ({"max_characters": 255}, "max_characters is 255; it must be 256 or more"),
+        ({"max_characters": 255}, "max_characters is 255; it must be from 256 to 1073741824"),
+        ({"max_characters": 10**23}, f"max_characters is {10**23}; it must be from 256 to"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], words: str) -> None:

@@ -15,6 +15,7 @@ from edgelm_training.corpus import SourceFile, Span
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PARQUET_ROWS = 1024
+LONGEST_DOCUMENT = 1 << 30  # characters
 
 
 class Document(NamedTuple):
@@ -54,8 +55,8 @@ class DocumentConfig:
             raise ConfigError("field is empty; name the key or column that holds the text.")
         if self.split_on is not None and (self.split_on != self.split_on.strip() or "\n" in self.split_on):
             raise ConfigError(f"split_on is {self.split_on!r}; it must be one line without spaces at its ends.")
-        if self.max_characters < 256:
-            raise ConfigError(f"max_characters is {self.max_characters}; it must be 256 or more.")
+        if not 256 <= self.max_characters <= LONGEST_DOCUMENT:
+            raise ConfigError(f"max_characters is {self.max_characters}; it must be from 256 to {LONGEST_DOCUMENT}.")
 
 
 class DocumentReader:

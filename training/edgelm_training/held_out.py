@@ -9,11 +9,8 @@ from pathlib import Path
 from edgelm.errors import DataError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.corpus import SourceFile, find_files, whole_span
-from edgelm_training.documents import DocumentConfig, DocumentReader
+from edgelm_training.documents import LONGEST_DOCUMENT, DocumentConfig, DocumentReader
 from edgelm_training.shards import INDEX_FILE, Shards
-
-# A document is scored whole, in windows: nothing is cut as it would be for training.
-_WHOLE = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +39,8 @@ def held_out_documents(
         DataError: a path does not exist or cannot be read, or shards were made with another tokenizer than `model` has.
     """
     leading = list(tokenizer.leading_ids)
-    reader = DocumentReader(DocumentConfig(field=field, split_on=split_on, max_characters=_WHOLE))
+    # A document is scored whole, in windows: nothing is cut as it would be for training.
+    reader = DocumentReader(DocumentConfig(field=field, split_on=split_on, max_characters=LONGEST_DOCUMENT))
     sources: dict[Path, Shards | SourceFile] = {}  # all of them found before the first is read
     for path in paths:
         if (Path(path) / INDEX_FILE).is_file():

@@ -20,6 +20,8 @@ START_OF_TURN, END_OF_TURN = "<|im_start|>", "<|im_end|>"
 PADDING = "<|pad|>"
 # Their ids are 0 to 3.
 CONTROL_TOKENS = (END_OF_TEXT, START_OF_TURN, END_OF_TURN, PADDING)
+# Four times the largest in use. The trainer sets memory aside for all of them, and without it ends the process.
+_LARGEST_VOCABULARY = 1 << 20
 
 # ChatML. The block tells training which tokens are the assistant's own: its answer, and the end of its turn.
 CHAT_TEMPLATE = """{%- for message in messages %}
@@ -60,10 +62,10 @@ class TokenizerConfig:
                 f"control_tokens are {self.control_tokens}; each must be new, and two or more printable characters."
             )
         smallest = 256 + len(names)
-        if self.vocab_size < smallest:
+        if not smallest <= self.vocab_size <= _LARGEST_VOCABULARY:
             raise ConfigError(
-                f"vocab_size is {self.vocab_size}; it must be {smallest} or more, for {len(names)} control tokens and "
-                "the 256 bytes."
+                f"vocab_size is {self.vocab_size}; it must be from {smallest}, for {len(names)} control tokens and the "
+                f"256 bytes, to {_LARGEST_VOCABULARY}."
             )
 
 
