@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import signal
 import sys
 import time
 
@@ -19,7 +21,7 @@ from rich.console import Console
 from edgelm.cli import terminal as terminal_module
 from edgelm.cli.chat_commands import Suggestion
 from edgelm.cli.conversation import Thought
-from edgelm.cli.terminal import Terminal, _Completer, is_open
+from edgelm.cli.terminal import Terminal, _Completer, _last_lines, is_open
 from edgelm.cli.typed_history import TypedHistory
 from edgelm.errors import ConfigError
 from edgelm.files.file_lock import file_lock
@@ -114,6 +116,11 @@ def test_markdown_is_drawn(screen):
     assert " 2 two" in shown
 
 
+def test_where_a_link_leads_is_shown(screen):
+    shown = show(screen, "See [the sea](https://example.org/deep) today.")
+    assert shown.strip() == "See the sea (https://example.org/deep) today."
+
+
 def test_what_looks_like_html_or_a_link_definition_is_not_swallowed(screen):
     shown = show(screen, "Use <div> and <b>bold</b>.\n\n<think>\nhm\n</think>\n\n[note]: nothing\n\nEnd &amp; done.\n")
     for part in ("<div>", "<b>bold</b>", "<think>", "</think>", "[note]: nothing", "End & done."):
@@ -125,10 +132,18 @@ def test_an_answer_cannot_command_the_terminal(screen):
     assert "a]0;titleb[2Jc31md" in screen.emulator.text
 
 
-def test_nothing_is_drawn_in_place_where_the_terminal_cannot(screen, monkeypatch):
-    monkeypatch.setenv("TERM", "dumb")
-    screen._console = Console(file=screen.emulator, force_terminal=True, width=WIDTH, _environ={"TERM": "dumb"})
-    assert show(screen, "**plain**\n\ntext") == "**plain**\n\ntext\n"
+def test_a_remark_cannot_command_the_terminal(screen):
+    screen._remarks = Console(file=(remarks := io.StringIO()))
+    screen.note("a\x1b[2Jb")
+    screen.warn("c\x1b[2Jd")
+    assert remarks.getvalue() == "a[2Jb\nc[2Jd\n"
+
+
+@pytest.mark.parametrize("console", [{"force_terminal": True, "_environ": {"TERM": "dumb"}}, {"force_terminal": False}])
+def test_nothing_is_drawn_in_place_where_the_terminal_cannot(screen, console):
+    screen._console = Console(file=(written := io.StringIO()), width=WIDTH, **console)
+    show(screen, "**plain**\n\n\x1b[2Jtext")
+    assert written.getvalue() == "**plain**\n\n[2Jtext\n"
 
 
 def test_an_empty_answer_leaves_no_lines(screen):
@@ -170,6 +185,14 @@ def test_the_status_stands_there_before_the_first_word(screen):
     assert screen.emulator.text.split() == ["word"]
 
 
+def test_a_status_takes_one_line(screen):
+    def texts():
+        assert screen.emulator.text == "s" * (WIDTH - 1) + "…"
+        yield "word"
+
+    screen.show(texts(), lambda: "s" * 2 * WIDTH)
+
+
 def test_what_is_thought_stands_dim_before_the_answer_and_is_no_markdown(screen):
     screen._console = Console(file=(plain := io.StringIO()), force_terminal=True, width=WIDTH, _environ={})
     pieces = [Thought("What is **it**?\n\nWa"), Thought("ter\n"), "The sea", "", " is **blue**."]
@@ -203,6 +226,20 @@ def test_a_table_taller_than_the_screen_is_a_table_while_it_is_written(screen, h
     assert "|" not in drawn[-1]
     assert last[-1] == STATUS
     assert [f"fruit{3 * HEIGHT - 2}", f"${3 * HEIGHT - 2}"] in [line.split() for line in last]
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("1\n2\n3\n4", "3\n4"),
+        ("```\n2\n3\n4", "```\n3\n4"),
+        ("~~~\n2\n3\n4", "~~~\n3\n4"),
+        ("| a |\n|---|\n| 3 |\n| 4 |", "| a |\n|---|\n| 3 |\n| 4 |"),
+        ("| a |\n|---|\n| 3 |", "| a |\n|---|\n| 3 |"),
+    ],
+)
+def test_what_says_how_the_rest_is_drawn_stays_where_the_screen_has_no_room(text, left):
+    assert _last_lines(text, 2) == left
 
 
 def test_triple_quotes_keep_a_text_open():
@@ -275,7 +312,10 @@ def test_an_editor_changes_a_text_and_one_that_fails_is_an_error(screen, monkeyp
         return screen.edit("some")
 
     monkeypatch.delenv("VISUAL", raising=False)
-    assert with_editor("path.write_text(path.read_text() + 'more')") == "some\nmore"
+    handler = signal.getsignal(signal.SIGINT)
+    ctrl_c = f"import os, signal\nos.kill({os.getpid()}, signal.SIGINT)"  # which is the editor's
+    assert with_editor(f"{ctrl_c}\npath.write_text(path.read_text() + 'more')") == "some\nmore"
+    assert signal.getsignal(signal.SIGINT) is handler
     assert with_editor("") is None
     with pytest.raises(ConfigError, match=r"What the editor left is not a text in UTF-8\."):
         with_editor("path.write_bytes(b'\\xff')")
