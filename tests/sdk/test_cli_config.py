@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from tiny_adapter import write_tiny_adapter
 
 from edgelm.cli import main as main_module
+from edgelm.cli.adapter_options import NamedFolder
 from edgelm.cli.config_file import config_path, settings
 from edgelm.cli.main import main
 from edgelm.errors import MissingExtraError
@@ -330,3 +331,10 @@ def test_an_adapter_of_the_file_begins_at_the_file_whatever_its_name(tmp_path):
         assert edgelm("run", TINY, "Hello", "--max-new-tokens", "8").stdout == expected
         chat = CliRunner().invoke(main, ["chat", TINY, "--max-new-tokens", "8"], input="Hello\n")
         assert chat.stdout.strip() == expected.strip()
+
+
+def test_an_adapter_of_the_file_keeps_its_name_and_may_lie_in_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    assert NamedFolder().placed("shop=adapter", tmp_path) == f"shop={tmp_path / 'adapter'}"
+    assert NamedFolder().placed("~/adapter", tmp_path) == str(tmp_path / "home" / "adapter")

@@ -15,6 +15,8 @@ from edgelm.cli import thinking
 from edgelm.cli.conversation import Conversation
 from edgelm.cli.kept_session import KeptSession
 from edgelm.cli.main import main
+from edgelm.cli.thinking import show_thinking
+from edgelm.completion import Chunk
 from edgelm.testing import tiny_model_path
 
 TINY = str(tiny_model_path())
@@ -53,6 +55,14 @@ def test_run_shows_the_thinking_dim_on_a_terminal(on_terminal):
 def test_run_labels_the_thinking_where_there_is_nothing_dim(on_terminal, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     assert call("run", TINY, "Hello").stderr == f"Thinking: {THOUGHT}\n\n"
+
+
+def test_a_thought_commands_no_terminal_and_ends_its_line_where_no_answer_comes(on_terminal, monkeypatch, capsys):
+    monkeypatch.setenv("NO_COLOR", "1")
+    pieces = [("a\x1b[2Jb", None), ("c", None), ("", "length")]
+    chunks = [Chunk(text="", token_ids=(), reasoning=thought, finish_reason=reason) for thought, reason in pieces]
+    assert list(show_thinking(iter(chunks))) == chunks
+    assert capsys.readouterr().err == "Thinking: a[2Jbc\n\n"
 
 
 def test_the_thinking_of_run_is_in_its_json(on_terminal):
