@@ -154,6 +154,10 @@ def test_tokens_are_guessed_ahead_from_the_text_or_by_a_small_model(how):
         ([TINY, "x", "--top-k", "many"], "'many' is not a valid integer"),
         ([TINY, "x", "--threads", "0"], "0 is not in the range 1<=x<=1024."),
         ([TINY, "x", "--threads", "1025"], "1025 is not in the range 1<=x<=1024."),
+        (
+            [TINY, "x", "--num-beams", "2", "--temperature", "0.7"],
+            "num_beams is 2, and temperature is 0.7; beam search",
+        ),
         ([], "Missing argument 'MODEL'"),
     ],
 )

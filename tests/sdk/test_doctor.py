@@ -88,6 +88,8 @@ def get_ep_devices(): return [Device]
     ("wheel", "version", "state", "found"),
     [
         ("onnxruntime", "1.27.0", "error", "is older than 1.28"),
+        ("onnxruntime", "1.28.0", "ok", "onnxruntime 1.28.0, devices: CPU (CPU)"),
+        ("onnxruntime-openvino", "1.24.0", "ok", "onnxruntime-openvino 1.24.0, devices: "),
         ("onnxruntime-gpu", "1.30.0", "warning", "finds none: it computes on the CPU"),
     ],
 )
@@ -95,6 +97,7 @@ def test_old_builds_and_builds_without_their_device_are_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wheel: str, version: str, state: str, found: str
 ) -> None:
     install(tmp_path, wheel, version)
+    install(tmp_path, "onnxruntime-genai", "0.10.0")  # which has no module of that name
     (tmp_path / "onnxruntime.py").write_text(OLD.format(version=version))
     onnx_runtime.describe_runtime()  # imports the real one, which the test's end puts back
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
@@ -172,6 +175,29 @@ def test_a_processor_without_fast_integer_products_is_told(
     monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "cpuinfo")
     ((found, _, _),) = doctor._check_processor()
     assert found == state
+
+
+def test_a_processor_that_the_system_does_not_tell_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "none")
+    assert list(doctor._check_processor()) == [("ok", "Its instruction sets are not known on this system.", None)]
+
+
+def test_little_room_on_the_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 500_000_000}))
+    ((state, found, fix),) = doctor._check_library()
+    assert (state, found.endswith(", 0.5 GB free on its disk.")) == ("warning", True)
+    assert fix is not None
+    assert "edgelm rm NAME" in fix
+
+
+def test_what_is_slow_of_the_library_is_told(monkeypatch: pytest.MonkeyPatch, own_library: Path) -> None:
+    shutil.copytree(tiny_model_path(), own_library / "models" / "tiny")
+    monkeypatch.setattr(doctor, "slow_operators", lambda _: ["2 products are slow."])
+    slow, whole = doctor._check_packages()
+    assert slow == ("warning", "tiny: 2 products are slow.", doctor._EXPORT_AGAIN)
+    assert whole[:2] == ("ok", "1 in the library, all complete (their hashes are checked by each load).")
 
 
 def test_little_memory_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
