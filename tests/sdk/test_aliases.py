@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 import edgelm
+from edgelm.cli.generation_options import complete_kept, complete_model, complete_source
 from edgelm.cli.main import main
 from edgelm.errors import ConfigError, ModelNotFoundError
 from edgelm.library import sources
@@ -51,6 +53,15 @@ def test_commands_take_aliases(library):
     assert command("show", "small").stdout == command("show", "tiny").stdout
     pulled = command("pull", "small")
     assert pulled.stderr == "tiny is in the library already: edgelm chat tiny\n"
+
+
+def test_shells_complete_aliases(library):
+    library.add_alias("small", "tiny")
+    offered = {
+        complete: [item.value for item in complete(click.Context(main), main.params[0], "s")]
+        for complete in (complete_model, complete_source, complete_kept)
+    }
+    assert offered == {complete_model: ["s", "small"], complete_source: ["s"], complete_kept: ["small"]}
 
 
 def test_a_server_takes_aliases_and_answers_with_the_models_name(library):
