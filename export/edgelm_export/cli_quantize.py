@@ -101,7 +101,7 @@ def quantize(
     if target.resolve() == folder.resolve():
         raise ExportError(f"{target} is the package that is read. Choose another folder with -o.")
     path = _weights(folder, manifest, source, library)
-    options = CalibrationOptions(cache=library.calibration_path) if calibrate or recipe is not None else None
+    options = CalibrationOptions(cache=library.calibration_path)
     with open_checkpoint(path) as checkpoint, progress_line() as progress:
         made = export_package(checkpoint, target, chosen, calibration=options, progress=progress)
     if as_json:

@@ -112,6 +112,13 @@ def test_a_source_has_every_file_that_the_manifest_names(tmp_path: Path) -> None
     assert not _is_source(tmp_path, named)
     weights.unlink()
     assert not _is_source(tmp_path, named)
+    parts = [tmp_path / f"model-0000{number}-of-00002.gguf" for number in (1, 2)]
+    for part in parts:
+        part.write_text(part.name)
+    named = {"files": [dataclasses.asdict(describe_file(part)) for part in parts]}
+    assert _is_source(parts[0], named)
+    parts[1].unlink()
+    assert not _is_source(parts[0], named)
 
 
 def test_fewer_than_8_bits_need_the_source(checkpoint: Path, tmp_path: Path) -> None:
