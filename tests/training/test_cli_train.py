@@ -197,6 +197,7 @@ def test_a_terminal_alone_gets_what_is_computed_before_the_first_step_ends(
     working = ["step 0: validating", "step 1/2, piece 1 of 2", "step 1/2, piece 2 of 2"]
     shown = [text for text in re.split(r"[\r\n]+", result.stderr) if text.endswith(" …")]
     assert shown == ([f"{text} …" for text in working] if on_terminal else [])
+    assert result.stderr.endswith("\r" if on_terminal else "\n")  # the line is left empty
 
 
 def test_a_terminal_gets_some_steps_and_the_last_no_wider_than_it_is(
@@ -215,6 +216,7 @@ def test_a_terminal_gets_some_steps_and_the_last_no_wider_than_it_is(
     shown = capsys.readouterr().err.split("\r")[1:]
     assert [text.partition("/")[0] for text in shown] == ["step 10", "step 12", "step 2000"]
     assert {len(text.rstrip("\n")) for text in shown} == {29}
+    assert [text.endswith("\n") for text in shown] == [False, False, True]
 
 
 def test_a_terminal_gets_one_line_that_changes(
