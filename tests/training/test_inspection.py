@@ -204,10 +204,14 @@ def test_the_command_writes_the_page(checkpoint: Path, tmp_path: Path) -> None:
     assert "".join(page_data((tmp_path / "page.html").read_text())["tokens"]) == rf"{TEXT}\xef\xbf\xbd"  # U+FFFD
 
 
-def test_a_long_text_is_cut_and_says_so(checkpoint: Path, tmp_path: Path) -> None:
-    result = run(checkpoint, "-", "-o", tmp_path / "page.html", "--max-tokens", 5, text=TEXT)
+def test_a_long_text_is_cut_and_says_so(checkpoint: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokens = len(tokenizer.encode_prompt(TEXT))
+    whole = run(checkpoint, TEXT, "-o", tmp_path / "page.html", "--max-tokens", tokens, "--guesses", 2)
+    assert (whole.exit_code, whole.stderr) == (0, "")
+    assert {len(place["guesses"]) for place in page_data((tmp_path / "page.html").read_text())["positions"]} == {2}
 
-    assert "tokens the first 5 are shown. For more: --max-tokens." in result.stderr
+    result = run(checkpoint, "-", "-o", tmp_path / "page.html", "--max-tokens", 5, text=TEXT)
+    assert f"Of {tokens} tokens the first 5 are shown. For more: --max-tokens." in result.stderr
     page = (tmp_path / "page.html").read_text()
     assert len(page_data(page)["tokens"]) == 5
     assert "5 tokens, the first of" in page

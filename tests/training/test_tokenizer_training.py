@@ -201,6 +201,11 @@ def test_the_command_says_what_it_made(corpus: Path) -> None:
     assert result.stderr == ""  # no progress bar where standard error is no terminal
 
 
+def test_the_command_takes_the_name_of_the_field(corpus: Path) -> None:
+    Path("rows.jsonl").write_text(json.dumps({"content": TEXT}) + "\n")
+    assert "1 documents, 1 files" in run("rows.jsonl", "--field", "content", "-o", "tok").stdout
+
+
 def test_a_setting_out_of_range_is_wrong_usage(corpus: Path) -> None:
     result = run("corpus", "--vocab-size", "3", "-o", "tok")
     assert (result.exit_code, "vocab_size is 3; it must be from 260" in result.stderr) == (2, True)
