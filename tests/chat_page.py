@@ -8,6 +8,10 @@ sync_api = pytest.importorskip("playwright.sync_api")
 Page, Route, expect = sync_api.Page, sync_api.Route, sync_api.expect
 expect.set_options(timeout=20_000)  # milliseconds: other tests compute at the same time
 
+SENTENCE = "The sea is **deep** and blue."
+# For tests that look at an answer on its way: of the others, each would wait a second for each of its answers.
+slowly = pytest.mark.parametrize("page", ["slow_scripted_server"], indirect=True)
+
 
 def scripted(answer: str, *, seconds_per_token: float = 0.0) -> str:
     """Return a prelude that makes the server's model answer everything with `answer`."""

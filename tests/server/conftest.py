@@ -40,10 +40,19 @@ def hasty_serving() -> Iterator[EdgelmServer]:
 
 @pytest.fixture(scope="session")
 def scripted_server() -> Iterator[EdgelmServer]:
-    """A server whose model says one sentence, 50 ms a token: slowly enough to be seen on its way."""
-    from chat_page import scripted
+    """A server whose model says one sentence."""
+    from chat_page import SENTENCE, scripted
 
-    with EdgelmServer((TINY,), prelude=scripted("The sea is **deep** and blue.", seconds_per_token=0.05)) as server:
+    with EdgelmServer((TINY,), prelude=scripted(SENTENCE)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def slow_scripted_server() -> Iterator[EdgelmServer]:
+    """The same, 50 ms a token: slowly enough to be seen on its way."""
+    from chat_page import SENTENCE, scripted
+
+    with EdgelmServer((TINY,), prelude=scripted(SENTENCE, seconds_per_token=0.05)) as server:
         yield server
 
 
@@ -68,9 +77,10 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
 
 
 @pytest.fixture
-def page(open_page: Callable[..., Page], scripted_server: EdgelmServer) -> Page:
+def page(open_page: Callable[..., Page], request: pytest.FixtureRequest) -> Page:
+    """The page of the scripted server, or of the slow one for a test that is marked with chat_page's `slowly`."""
     from chat_page import expect
 
-    page = open_page(scripted_server)
+    page = open_page(request.getfixturevalue(getattr(request, "param", "scripted_server")))
     expect(page.locator("#model option")).to_have_count(1)
     return page

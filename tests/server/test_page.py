@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from chat_page import Page, Route, ask, done, expect, scripted
+from chat_page import Page, Route, ask, done, expect, scripted, slowly
 from edgelm_server import TINY, EdgelmServer
 from thinking_model import SAID, THOUGHT, thinking_server
 from thinking_template import THINKING
@@ -20,6 +20,7 @@ HOSTILE = (
 )
 
 
+@slowly
 def test_an_answer_streams_and_its_markdown_is_rendered(page: Page) -> None:
     ask(page)
     expect(page.locator(".answer")).to_contain_text("The sea")
@@ -31,7 +32,8 @@ def test_an_answer_streams_and_its_markdown_is_rendered(page: Page) -> None:
     expect(page.locator("#status")).to_have_text("Answer complete: The sea is **deep** and blue.")
 
 
-def test_stop_keeps_what_arrived_and_frees_the_server(page: Page, scripted_server: EdgelmServer) -> None:
+@slowly
+def test_stop_keeps_what_arrived_and_frees_the_server(page: Page) -> None:
     ask(page)
     expect(page.locator(".answer")).to_contain_text("The")
     leaves_composing = {"key": "Escape", "isComposing": True, "bubbles": True}
@@ -45,6 +47,7 @@ def test_stop_keeps_what_arrived_and_frees_the_server(page: Page, scripted_serve
     expect(page.locator(".answer >> nth=1")).to_contain_text("blue.")
 
 
+@slowly
 def test_a_conversation_survives_a_reload_in_the_middle_of_an_answer(page: Page) -> None:
     ask(page)
     expect(page.locator(".answer")).to_contain_text("The")

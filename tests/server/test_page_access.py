@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from chat_page import Page, ask, done, expect
+from chat_page import Page, ask, done, expect, slowly
 from edgelm_server import EdgelmServer
 
 CONTRAST = 4.5  # WCAG 2.2, 1.4.3, for text
@@ -128,6 +128,7 @@ def test_it_can_be_used_enlarged_to_200_percent(open_page: Callable[..., Page], 
     page.get_by_role("button", name="Done").click()
 
 
+@slowly
 def test_the_focus_is_kept_where_messages_are_drawn_anew(page: Page) -> None:
     ask(page)
     done(page)

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from chat_page import Page, ask, done, expect, scripted
+from chat_page import SENTENCE, Page, ask, done, expect, scripted, slowly
 from edgelm_server import TINY, EdgelmServer
 
-ANSWER = "The sea is **deep** and blue."
 NOTHING_MAY_BE_KEPT = """
 for (const name of ["localStorage", "sessionStorage", "indexedDB"]) {
   Object.defineProperty(window, name, { get() { throw new DOMException("denied", "SecurityError"); } });
@@ -19,6 +18,7 @@ for (const name of ["localStorage", "sessionStorage", "indexedDB"]) {
 """
 
 
+@slowly
 def test_a_conversation_that_is_deleted_during_its_answer_does_not_come_back(page: Page) -> None:
     page.on("dialog", lambda dialog: dialog.accept())
     ask(page)
@@ -33,6 +33,7 @@ def test_a_conversation_that_is_deleted_during_its_answer_does_not_come_back(pag
     expect(page.locator("#conversations")).to_have_text("No conversations yet.")
 
 
+@slowly
 def test_a_tab_that_opens_during_an_answer_does_not_cut_it_off(page: Page) -> None:
     ask(page, "First question")
     expect(page.locator(".answer")).to_contain_text("The")
@@ -44,19 +45,17 @@ def test_a_tab_that_opens_during_an_answer_does_not_cut_it_off(page: Page) -> No
     ask(other, "Second question")
     done(other)
     other.reload()
-    expect(other.locator(".answer").first).to_have_text(ANSWER.replace("*", ""))
-    expect(other.locator(".answer >> nth=1")).to_have_text(ANSWER.replace("*", ""))
+    expect(other.locator(".answer").first).to_have_text(SENTENCE.replace("*", ""))
+    expect(other.locator(".answer >> nth=1")).to_have_text(SENTENCE.replace("*", ""))
 
 
-def test_a_browser_that_keeps_nothing_can_chat(
-    open_page: Callable[..., Page], scripted_server: EdgelmServer, page: Page
-) -> None:
+def test_a_browser_that_keeps_nothing_can_chat(page: Page) -> None:
     page.add_init_script(NOTHING_MAY_BE_KEPT)
     page.reload()
     expect(page.locator("#note")).to_have_text("This browser does not keep conversations (denied).")
     ask(page)
     done(page)
-    expect(page.locator(".answer")).to_have_text(ANSWER.replace("*", ""))
+    expect(page.locator(".answer")).to_have_text(SENTENCE.replace("*", ""))
     page.get_by_role("button", name="Switch between light and dark").click()
     page.on("dialog", lambda dialog: dialog.accept())
     page.locator("#conversations li").hover()
@@ -90,6 +89,7 @@ def test_a_file_of_the_conversation_that_is_open_adds_to_it(page: Page, tmp_path
     expect(page.locator(".message.user .branch")).to_have_text(re.compile("[12]/2"))
 
 
+@slowly
 def test_an_answer_that_was_on_its_way_in_a_file_can_be_asked_for_again(page: Page, tmp_path: Path) -> None:
     ask(page)
     expect(page.locator(".answer")).to_contain_text("The")
@@ -104,7 +104,7 @@ def test_an_answer_that_was_on_its_way_in_a_file_can_be_asked_for_again(page: Pa
     page.locator("#conversations li:not(.current) .open").click()
     page.get_by_role("button", name="Try again").click()
     done(page)
-    expect(page.locator(".answer")).to_have_text(ANSWER.replace("*", ""))
+    expect(page.locator(".answer")).to_have_text(SENTENCE.replace("*", ""))
 
 
 def ring(conversation: dict[str, Any]) -> None:
@@ -152,7 +152,7 @@ def test_a_broken_file_is_refused_and_the_page_goes_on(page: Page, tmp_path: Pat
 
 
 def test_an_answer_that_is_made_again_streams_though_its_tokens_were_shown(open_page: Callable[..., Page]) -> None:
-    with EdgelmServer((TINY,), prelude=scripted(f"{ANSWER} " * 2, seconds_per_token=0.05)) as server:
+    with EdgelmServer((TINY,), prelude=scripted(f"{SENTENCE} " * 2, seconds_per_token=0.05)) as server:
         page = open_page(server)
         expect(page.locator("#model option")).to_have_count(1)
         ask(page)
