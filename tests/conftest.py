@@ -23,12 +23,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from edgelm.library import sources
 from edgelm.library.library import Library
+from edgelm.runtime import cpu
 
 if TYPE_CHECKING:
     from loopback_server import LoopbackServer
     from playwright import sync_api
 
 ROOT = Path(__file__).parents[1]
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # ONNX Runtime has as many threads as cores, which take a tenth of the processor time to wait for each other. What
+    # tests start in processes of their own has them still.
+    cpu.physical_cores = lambda: 1
+
 # The tests' own modules stand beside this file.
 sys.path.insert(0, str(ROOT / "tests"))
 
