@@ -62,9 +62,8 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take minutes, so that no process is left with one when the others have ended."""
-    long = {item.path for item in items if any(item.iter_markers(name) for name in ("real_model", "clients"))}
-    items.sort(key=lambda item: item.path not in long)
+    """Begin with the real model's package, for which others would wait, beside a long file that does not need it."""
+    items.sort(key=lambda item: item.path.name not in ("test_readme.py", "test_page.py"))
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,14 @@ PROGRAMS = Path(__file__).parent / "programs"
 Run = Callable[..., Any]
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let the environments be made while other tests run."""
+    if not session.config.option.collectonly:
+        environments.begin(
+            [name for item in session.items for mark in item.iter_markers("runtimes") for name in mark.args]
+        )
+
+
 @pytest.fixture
 def run_in(tmp_path: Path) -> Run:
     """Run a program in an environment of its own, with JSON as its arguments; return the JSON that it prints last."""

@@ -14,7 +14,7 @@ import environments
 
 from edgelm.testing import tiny_model_path
 
-pytestmark = [pytest.mark.runtimes, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.runtimes("oldest"), pytest.mark.timeout(900)]
 
 TESTS = (
     "sdk/test_adapter_files.py",  # onnxruntime, numpy

@@ -11,7 +11,8 @@ from tiny_adapter import write_tiny_adapter
 import edgelm
 from edgelm.testing import tiny_model_path
 
-pytestmark = [pytest.mark.runtimes, pytest.mark.timeout(900)]
+ENVIRONMENTS = ("onnxruntime-gpu", "onnxruntime-openvino", "transformers-js")
+pytestmark = [pytest.mark.runtimes(*ENVIRONMENTS), pytest.mark.timeout(900)]
 
 COUNT = 24
 PROMPT = list(range(40, 60))

@@ -57,7 +57,8 @@ _environments: dict[str, Future[Path]] = {}
 def begin(names: list[str]) -> None:
     """Begin to make these environments, side by side."""
     for name in names:
-        _environments.setdefault(name, _building.submit(_node if name in NODE_PACKAGES else _python, name))
+        if name not in _environments:
+            _environments[name] = _building.submit(_node if name in NODE_PACKAGES else _python, name)
 
 
 def environment(name: str) -> Path:
