@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import itertools
 import os
 import shutil
 import signal
@@ -66,10 +67,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in ("test_readme.py", "test_page.py"))
 
 
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give a name in a folder to each library: most tests make none, and would wait for the disk to have a folder."""
+    folder = tmp_path_factory.mktemp("homes")
+    return (folder / str(number) for number in itertools.count())
+
+
+@pytest.fixture
+def home(homes: Iterator[Path]) -> Iterator[Path]:
+    """Name a folder, and remove it when what a test has changed in Python is as it was."""
+    home = next(homes)
+    yield home
+    if home.exists():
+        shutil.rmtree(home, ignore_errors=True)
+
+
 @pytest.fixture(autouse=True)
-def own_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def own_library(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give each test, and the processes that it starts, an empty library of their own."""
-    home = tmp_path / "edgelm-home"
     monkeypatch.setenv("EDGELM_HOME", str(home))
     for name in ("EDGELM_CONFIG", "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)

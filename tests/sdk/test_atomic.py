@@ -72,8 +72,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def names(folder: Path) -> list[str]:
-    """List the names in a folder, without those that other fixtures made."""
-    return sorted(path.name for path in folder.iterdir() if path.name != "edgelm-home")
+    return sorted(path.name for path in folder.iterdir())
 
 
 def run_killed(program: str, target: Path, after: int, exchange: str) -> bool:

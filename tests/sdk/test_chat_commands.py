@@ -397,9 +397,7 @@ def test_what_is_typed_is_completed(tmp_path, own_library):
     assert texts("/set top") == ["/set top_k", "/set top_p"]
     assert texts(f"/file {tmp_path}/n") == [f"/file {tmp_path}/notes.txt"]
     assert texts(f"/load {tmp_path}/m") == [f"/load {tmp_path}/more/"]
-    assert texts(f"/file {tmp_path}/") == [
-        f"/file {tmp_path}/{name}" for name in ("edgelm-home/", "more/", "notes.txt")
-    ]
+    assert texts(f"/file {tmp_path}/") == [f"/file {tmp_path}/{name}" for name in ("more/", "notes.txt")]
     assert texts(f"/file {tmp_path}/.") == [f"/file {tmp_path}/.hidden"]
     assert texts("/file ~nosuchuser/") == []
     assert next(iter(suggestions("/help"))).meaning == "show this list"
