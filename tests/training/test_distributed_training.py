@@ -259,7 +259,7 @@ def test_torchrun_restarts_after_a_lost_worker_and_the_losses_are_the_same(
 
 
 def test_torchrun_ends_with_a_refused_setting_said_once(tmp_path: Path) -> None:
-    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "edgelm_training.pretrain")
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "edgelm_training.pretrain")
     command = [sys.executable, "-m", *launcher, "--data", "shards/", "-o", str(tmp_path / "run"), "--seed", "-1"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=240, check=False)
 
