@@ -75,7 +75,7 @@ def keep_in_int8(model: onnx.ModelProto, scales: Sequence[NDArray[np.float32]]) 
     for i, node in enumerate(attention):
         node.input.extend([""] * (_PLACES[0] - len(node.input)))
         for part, scale in zip("kv", scales[2 * i : 2 * i + 2], strict=True):
-            name = f"model.layers.{i}.self_attn.{part}_scale"
+            name = f"{node.name.removesuffix('.output')}.{part}_scale"
             graph.initializer.append(onnx.numpy_helper.from_array(scale, name))
             node.input.append(name)
             node.attribute.append(onnx.helper.make_attribute(f"{part}_quant_type", "PER_CHANNEL"))

@@ -67,7 +67,6 @@ def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | Non
         **{key: values[key] for key in _TOKENS if values.get(key) is not None},
         **{key: _rope(own[key]) for key in ("rope_scaling", "rope_parameters") if isinstance(own.get(key), Mapping)},
         "model_type": _SAME_FAMILY.get(str(model_type), model_type),
-        "architectures": None,
         # Which of the two configs says it differs from one version of transformers to the next.
         "tie_word_embeddings": not any(name.startswith("lm_head.") for name in sources),
     }

@@ -60,7 +60,7 @@ def _mean_values(model: LanguageModel, token_ids: Sequence[int]) -> NDArray[np.f
     cache = _cache_for(model, token_ids)
     while cache.length < len(token_ids):  # by the decoder's graph: a prefill graph's values are less precise
         model.session.forward(next_chunk(token_ids, cache.length), cache)
-    values = cache.buffers[1 : 2 * len(model.config.attention_layers) : 2][-_LAYERS:]
+    values = cache.buffers[1::2][-_LAYERS:]
     return np.concatenate([value[0, :, : cache.length].mean(axis=1).ravel() for value in values])
 
 

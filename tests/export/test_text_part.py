@@ -104,6 +104,9 @@ def test_the_text_part_gives_the_logits_of_transformers(
     checkpoint = HuggingFaceCheckpoint(tmp_path / "hf")
     family = KINDS[kind][0]
     assert checkpoint.config.model_type == family
+    whole = json.loads((tmp_path / "hf/config.json").read_text())["architectures"]
+    assert checkpoint.hf_config.get("architectures") not in (None, whole) or family == "lfm2"
+    assert (checkpoint.config.bos_token_id, checkpoint.config.eos_token_ids) == (1, (2,))
     assert any("part that reads images was left out:" in note for note in checkpoint.notes)
     (logits_TV,) = reference_logits(checkpoint, [IDS])
     np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
@@ -149,6 +152,12 @@ def test_the_first_configs_of_qwen_have_all_in_one_object(
     rope = {"rope_parameters": None, "rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
     change_config(tmp_path, rope, flat=True)
     assert HuggingFaceCheckpoint(tmp_path).config == expected
+
+
+def test_the_tokens_of_the_whole_model_count(tmp_path: Path, bpe_tokenizer: PreTrainedTokenizerFast) -> None:
+    save("gemma3", tmp_path, bpe_tokenizer)
+    change_config(tmp_path, {"eos_token_id": [1, 106]})
+    assert HuggingFaceCheckpoint(tmp_path).config.eos_token_ids == (1, 106, 2)  # and generation_config.json's
 
 
 def test_a_sparse_gemma_3_has_the_values_of_transformers() -> None:

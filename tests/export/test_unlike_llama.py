@@ -1,4 +1,4 @@
-"""An LFM2's config.json, of which there are two forms."""
+"""What config.json says of the families whose layers, norms or queries are unlike a Llama's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,28 @@ from config_values import SIZES
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
+from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.architectures.lfm2 import LFM2
+
+
+@pytest.mark.parametrize(
+    ("model_type", "values", "message"),
+    [
+        ("cohere", {"use_qk_norm": True}, r"use_qk_norm is set \(Command R\+\); a norm of its own for each head"),
+        ("cohere", {"logit_scale": 0}, r"logit_scale is 0.0; it must be above 0"),
+        ("cohere2", {"sliding_window": None}, r"layer_types has 'sliding_attention', and sliding_window is null"),
+        ("ministral3", {"rope_parameters": [1]}, r"the rope settings are \[1\]; they must be an object"),
+    ],
+)
+def test_what_no_row_is_written_for_is_refused(model_type: str, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        ARCHITECTURES[model_type].to_model_config(SIZES | {"model_type": model_type} | values)
+
+
+def test_a_ministral_3_may_have_queries_that_do_not_grow() -> None:
+    rope = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 64, "llama_4_scaling_beta": 0}
+    config = ARCHITECTURES["ministral3"].to_model_config(SIZES | {"rope_parameters": rope, "num_key_value_heads": 2})
+    assert config.llama_4_scaling_beta is None
 
 
 def lfm2(**values: Any) -> ModelConfig:
