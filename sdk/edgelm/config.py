@@ -43,6 +43,7 @@ CROSS_NORMS: dict[str, tuple[str | None, str | None]] = {
 # What makes names of tensors: in use are up to 126 layers and 512 experts, and 48,000 experts in all layers.
 MAX_LAYERS, _MAX_EXPERTS, _MAX_EXPERTS_IN_ALL = 4096, 4096, 1 << 16
 _MAX_DISTANCE = 1 << 16  # in use is 128; each is a row of a table
+_AS_TRAINED = RopeScaling()
 _MAX_CONV = 64  # in use is 3; each is a few nodes of a graph
 # What no stack of an encoder-decoder model has.
 _DECODER_ONLY = (
@@ -103,7 +104,7 @@ class ModelConfig:
     position: str = "rope"
     rope_theta: float = 10000.0
     rope_local_theta: float | None = None
-    rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
+    rope_scaling: RopeScaling = _AS_TRAINED
     partial_rotary_factor: float = 1.0  # the first part of each head that turns
     layers_without_rope: tuple[int, ...] = ()
     llama_4_scaling_beta: float | None = None  # queries grow with each original context behind them (Ministral 3)

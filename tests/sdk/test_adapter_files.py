@@ -107,7 +107,7 @@ def test_the_graph_with_places_for_adapters_passes_the_walk() -> None:
     assert "model.layers.1.mlp.gate_up_proj" in products
     widths = dict.fromkeys(products, 32)
     plain, adapted = walk_onnx(graph, path, sizes), walk_onnx(with_adapters(graph, path, widths), path, sizes)
-    used = {("com.microsoft", "FusedMatMul"), *(("", name) for name in ("Mul", "Reshape", "Concat"))}
+    used = {("com.microsoft", "FusedMatMul"), *(("", name) for name in ("Add", "Mul", "Reshape", "Concat"))}
     assert adapted.operators == plain.operators | used
     assert with_adapters(graph, path, {}) == graph
 
