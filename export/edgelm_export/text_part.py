@@ -50,7 +50,7 @@ def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | Non
     values: config.json's. names: of the folder's tensors.
 
     Raises:
-        CheckpointError: text_config is no object.
+        CheckpointError: text_config is no object, or two tensors have one place.
     """
     if str(values.get("model_type")) not in _WHOLE:
         return None
@@ -61,6 +61,9 @@ def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | Non
     stack = next((stack for stack in _STACKS if any(name.startswith(stack) for name in names)), "model.")
     kept = [name for name in names if not name.startswith(_SENSES)]
     sources = {_name_in_text(name, stack): name for name in kept}
+    if len(sources) < len(kept):
+        both = next(name for name in kept if sources[_name_in_text(name, stack)] != name)
+        raise CheckpointError(f"{both} and {sources[_name_in_text(both, stack)]} are one tensor of the text part.")
     model_type = own.get("model_type")
     text_values = {
         **own,

@@ -19,6 +19,7 @@ from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.reference import reference_logits
+from edgelm_export.text_part import text_part
 
 TEXT = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -168,6 +169,12 @@ def test_a_sparse_gemma_3_has_the_values_of_transformers() -> None:
     ours, theirs = GEMMA3.to_model_config(sizes), AutoConfig.for_model(**sizes)
     for name in ("vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"):
         assert getattr(ours, name) == getattr(theirs, name)
+
+
+def test_two_tensors_of_one_place_are_refused() -> None:
+    names = ["model.text_model.norm.weight", "model.norm.weight"]
+    with pytest.raises(CheckpointError, match=r"model.text_model.norm.weight and model.norm.weight are one tensor"):
+        text_part({"model_type": "smolvlm", "text_config": {}}, names)
 
 
 @pytest.mark.parametrize(
