@@ -227,7 +227,8 @@ class DecoderStack(Stack):
         """Take apart what the convolutions read of the tokens before, [B, L - 1, D] for each layer that has one."""
         graph, config = self.graph, self.config
         layers = [i for i in range(config.num_hidden_layers) if config.is_conv(i)]
-        self.past_conv, self.present_conv = {i: f"{PAST_CONV}.{i}" for i in layers}, list[str]()
+        self.past_conv = {i: f"{PAST_CONV}.{i}" for i in layers}
+        self.present_conv: list[str] = []
         if layers:
             shape: list[int | str] = [BATCH, 1, (config.conv_L_cache or 0) - 1, config.conv_channels]
             past = graph.input(PAST_CONV, FLOAT, shape)

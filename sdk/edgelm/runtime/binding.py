@@ -41,12 +41,22 @@ class Graph:
         """Return an array as ONNX Runtime has it; both are the same memory."""
         return self.runtime.OrtValue.ortvalue_from_numpy(array)
 
-    def run(self, binding: Any, stop: StopSwitch | None = None) -> None:
-        """Run what is bound.
+    def run(
+        self, binding: Any, stop: StopSwitch | None = None, conv: ConvRows | None = None, lengths: Sequence[int] = ()
+    ) -> None:
+        """Run what is bound; with convolutions, `lengths` counts the tokens in each row's cache after this.
 
         Raises:
             StoppedError: `stop` was pressed.
         """
+        if conv is None:
+            self._run(binding, stop)
+            return
+        conv.read(lengths)
+        self._run(binding, stop)
+        conv.keep(lengths)
+
+    def _run(self, binding: Any, stop: StopSwitch | None) -> None:
         if stop is None:
             self.session.run_with_iobinding(binding)
             return
@@ -199,10 +209,7 @@ class InPlaceBinding(Binding):
         if self._step_conv is None:
             self.graph.session.run_with_iobinding(self._step)
         else:
-            before = [length - 1 for length in lengths]
-            self._step_conv.read(before)
-            self.graph.session.run_with_iobinding(self._step)
-            self._step_conv.keep(before)
+            self.graph.run(self._step, None, self._step_conv, lengths)
         return self._step_logits_BV if self._gives_float32 else self._step_logits_BV.astype(np.float32)
 
     def run(
@@ -239,13 +246,7 @@ class InPlaceBinding(Binding):
         inputs = self.graph.inputs(np.array([token_ids], np.int64), length, keep)
         conv = self.graph.convolutions(self._kept, len(token_ids))
         binding, _values = self._bind(inputs, output_name, output, conv)
-        if conv is None:
-            self.graph.run(binding, stop)
-        else:
-            before = (length - len(token_ids),)
-            conv.read(before)
-            self.graph.run(binding, stop)
-            conv.keep(before)
+        self.graph.run(binding, stop, conv, (length,))
 
 
 class _HeldElsewhere(Binding):
@@ -283,15 +284,12 @@ class _HeldElsewhere(Binding):
         graph = self.graph
         conv = graph.convolutions(cache.conv_buffers, len(token_ids))
         if conv is not None:
-            conv.read((cache.length,))
             values = {name: graph.value(array) for name, array in (conv.inputs | conv.outputs).items()}
             for name in conv.inputs:
                 binding.bind_ortvalue_input(name, values[name])
             for name in conv.outputs:
                 binding.bind_ortvalue_output(name, values[name])
-        graph.run(binding, stop)
-        if conv is not None:
-            conv.keep((cache.length,))
+        graph.run(binding, stop, conv, (cache.length + len(token_ids),))
         return list(binding.get_outputs())
 
     def _computed(self, cache: KVCache, token_ids: Sequence[int]) -> None:

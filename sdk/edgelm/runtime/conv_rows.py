@@ -30,17 +30,18 @@ class ConvRows:
         self.outputs: dict[str, NDArray[Any]] = {PRESENT_CONV: self._present}
 
     def read(self, lengths: Sequence[int]) -> None:
-        """Take what is before the new tokens; `lengths` counts those in each row's cache."""
-        seen = self._past.shape[2]
+        """Take what is before the new tokens; `lengths` counts the tokens in each row's cache with them."""
+        seen, tokens = self._past.shape[2], self._present.shape[2]
         for row, length in enumerate(lengths):
-            if length >= seen:
-                self._past[row] = self._buffer[row, :, length - seen : length]
+            first = length - tokens
+            if first >= seen:
+                self._past[row] = self._buffer[row, :, first - seen : first]
             else:  # before a text is nothing
-                self._past[row, :, : seen - length] = 0
-                self._past[row, :, seen - length :] = self._buffer[row, :, :length]
+                self._past[row, :, : seen - first] = 0
+                self._past[row, :, seen - first :] = self._buffer[row, :, :first]
 
     def keep(self, lengths: Sequence[int]) -> None:
-        """Put what the new tokens give behind the `lengths` that are in each row's cache."""
+        """Put what the new tokens give into each row's cache, of so many tokens with them."""
         tokens = self._present.shape[2]
         for row, length in enumerate(lengths):
-            self._buffer[row, :, length : length + tokens] = self._present[row]
+            self._buffer[row, :, length - tokens : length] = self._present[row]

@@ -46,7 +46,6 @@ class PrefillGraph:
         inputs: dict[str, NDArray[Any]] = {"input_ids": np.array([token_ids], np.int64), "attention_mask": mask_BC}
         past, conv = cache.buffers[: len(facts.past)], graph.convolutions(cache.conv_buffers, len(token_ids))
         if conv is not None:
-            conv.read((first,))
             inputs |= conv.inputs
         present = [np.empty_like(buffer[:, :, first:length]) for buffer in past] if _gives_new_alone(facts) else past
         # A chunk takes long enough for all of it to be bound anew; a binding does not hold what it uses.
@@ -60,9 +59,7 @@ class PrefillGraph:
             binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             binding.bind_ortvalue_output(name, value)
-        graph.run(binding, stop)
-        if conv is not None:
-            conv.keep((first,))
+        graph.run(binding, stop, conv, (length,))
         if present is not past:
             for buffer, new in zip(past, present, strict=True):
                 buffer[:, :, first:length] = new
