@@ -112,6 +112,7 @@ FEATURES = {
     "learned positions": {"position": "learned"},
     "sinusoidal positions": {"position": "sinusoidal"},
     "sinusoidal positions, all sines first": {"position": "sinusoidal_halves"},
+    "sinusoidal positions, as fairseq has them": {"position": "sinusoidal_fairseq"},
     "relative positions": {"position": "relative"},
     "relative positions of few buckets, beyond the largest distance, in a window": {
         "position": "relative", "relative_attention_num_buckets": 6, "relative_attention_max_distance": 20,

@@ -15,8 +15,9 @@ from edgelm.rope_scaling import RopeScaling
 
 # rms_offset multiplies by 1 + weight, rms_plain by nothing.
 NORMS = ("rms", "rms_offset", "rms_plain", "layer", "layer_no_bias")
-# The fixed sinusoids have a sine and a cosine in turn, or all sines before all cosines ("halves").
-SINUSOIDS = ("sinusoidal", "sinusoidal_halves")
+# The fixed sinusoids have a sine and a cosine in turn, or all sines before all cosines ("halves"); in fairseq's halves
+# the last pair turns by 1 / 10,000 a token, and the first token has the place 2.
+SINUSOIDS = ("sinusoidal", "sinusoidal_halves", "sinusoidal_fairseq")
 POSITIONS = ("rope", "learned", *SINUSOIDS, "relative", "none")
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2")
 LAYER_TYPES = ("full_attention", "sliding_attention", "conv")

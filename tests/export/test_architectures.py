@@ -54,7 +54,7 @@ def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_each_for
         assert map_tensors(config, layout, present, "here").keys() == config.tensor_shapes().keys()
 
 
-PAIRS = ("t5", "bart", "marian")
+PAIRS = ("t5", "bart", "marian", "m2m_100")
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -79,7 +79,8 @@ def test_absent_values_of_two_stacks_are_those_of_transformers(name: str) -> Non
             assert stack.intermediate_size == getattr(theirs, f"{kind}_ffn_dim")
             assert stack.max_position_embeddings == theirs.max_position_embeddings
             assert stack.hidden_act == theirs.activation_function
-            assert stack.embedding_multiplier == 1.0
+            scale = getattr(theirs, "scale_embedding", False)
+            assert stack.embedding_multiplier == (theirs.d_model**0.5 if scale else 1.0)
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - PAIRS))

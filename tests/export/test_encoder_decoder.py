@@ -1,4 +1,4 @@
-"""T5, BART and Marian beside transformers: logits, gradients, greedy tokens, and packages that answer."""
+"""Models with an encoder beside transformers: logits, gradients, greedy tokens, and packages that answer."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ BART = {
     "bos_token_id": 1, "decoder_start_token_id": 2, "forced_eos_token_id": None,
 }  # fmt: skip
 MARIAN = BART | {"activation_function": "swish", "scale_embedding": True, "decoder_start_token_id": 0}
+M2M_100 = BART | {"pad_token_id": 1, "bos_token_id": 0}
 # The source of 150 tokens is longer than the largest distance of T5's that has a bucket of its own.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("t5", T5),
@@ -64,6 +65,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "bart that begins with a language": ("bart", BART | {"forced_bos_token_id": 5, "scale_embedding": True}),
     "marian": ("marian", MARIAN),
     "marian without its padding": ("marian", MARIAN | {"bad_words_ids": [[0]]}),
+    "m2m_100": ("m2m_100", M2M_100),
+    "m2m_100 that begins with a language": ("m2m_100", M2M_100 | {"forced_bos_token_id": 5, "scale_embedding": False}),
 }
 
 
@@ -84,7 +87,7 @@ def save_pair(bpe_tokenizer: PreTrainedTokenizerFast) -> SavePair:
         for parameter_name, parameter in model.named_parameters():
             if model_type != "marian" or "embed_positions" not in parameter_name:  # which nobody stores
                 parameter.data += torch.randn_like(parameter) * 0.1
-        if model_type != "t5":
+        if hasattr(model, "final_logits_bias"):
             model.final_logits_bias.normal_()
         model.generation_config.forced_bos_token_id = changes.get("forced_bos_token_id")
         model.generation_config.bad_words_ids = changes.get("bad_words_ids")
@@ -168,7 +171,7 @@ def test_numpy_onnx_and_pytorch_give_the_logits_of_transformers(name: str, expor
     np.testing.assert_allclose(np.concatenate(rows), expected_TV, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["t5", "t5 v1.1, untied", "bart", "marian"])
+@pytest.mark.parametrize("name", ["t5", "t5 v1.1, untied", "bart", "marian", "m2m_100"])
 def test_gradients_of_a_taught_answer_are_those_of_transformers(name: str, tmp_path: Path, save_pair: SavePair) -> None:
     """A folder with the gradients in the place of the weights is read as any other: names, parts and all."""
     model = save_pair(name, tmp_path / "hf")
@@ -232,12 +235,14 @@ def test_a_cache_is_of_one_source(exported: Exported, tmp_path: Path) -> None:
         loaded.session.forward([7], loaded.session.new_cache())
 
 
-def test_beams_are_those_of_transformers(exported: Exported) -> None:
-    model, folder = exported("marian")
+@pytest.mark.parametrize("name", ["marian", "m2m_100 that begins with a language"])
+def test_beams_are_those_of_transformers(name: str, exported: Exported) -> None:
+    model, folder = exported(name)
+    begun = len(ModelConfig.load(folder / "package").decoder_prompt_ids)
     found = edgelm.load(folder / "package").generate(SOURCE[:20], GREEDY.replace(num_beams=3)).token_ids
     with torch.no_grad():
-        expected = model.generate(torch.tensor([SOURCE[:20]]), max_new_tokens=12, do_sample=False, num_beams=3)
-    assert list(found) == expected[0, 1:].tolist()
+        expected = model.generate(torch.tensor([SOURCE[:20]]), max_new_tokens=11 + begun, do_sample=False, num_beams=3)
+    assert list(found) == expected[0, begun:].tolist()
 
 
 # The preset int4 keeps the outer layers in 8 bits, which are all that these models have.
@@ -384,6 +389,7 @@ def test_a_source_belongs_to_a_model_with_an_encoder(answering: edgelm.LanguageM
         ("t5", {"is_encoder_decoder": False}, "is_encoder_decoder is false; of t5 models"),
         ("marian", {"share_encoder_decoder_embeddings": False}, "supported is one embedding of one vocabulary"),
         ("marian", {"bad_words_ids": [[0, 5]]}, "bad_words_ids is .*; supported is a list of single tokens"),
+        ("m2m_100", {"pad_token_id": 0}, "pad_token_id is 0, and positions are counted from behind it; supported is 1"),
         ("t5", {"relative_attention_num_buckets": 2}, "relative_attention_num_buckets is 2 and .* 4 or more"),
         ("bart", {"decoder_attention_heads": 3}, "tensors do not fit a bart model"),
         ("bart", {"decoder_layers": 4}, r"missing: model\.decoder\.layers\.3\.self_attn\.q_proj\.weight"),

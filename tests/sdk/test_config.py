@@ -158,7 +158,8 @@ LARGE = {
         ({"kv_cache": "fp8"}, "kv_cache is 'fp8'; supported: fp32, int8."),
         (
             {"position": "alibi"},
-            "position is 'alibi'; supported: rope, learned, sinusoidal, sinusoidal_halves, relative, none.",
+            "position is 'alibi'; supported: rope, learned, sinusoidal, sinusoidal_halves, sinusoidal_fairseq, "
+            "relative, none.",
         ),
         ({"hidden_act": "mish"}, "hidden_act is 'mish'; supported: silu, gelu, gelu_pytorch_tanh, relu, relu2."),
         ({"norm_eps": 0.0}, "norm_eps is 0.0; it must be a number above 0."),

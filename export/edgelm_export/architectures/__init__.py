@@ -24,6 +24,7 @@ from edgelm_export.architectures.granite import GRANITE
 from edgelm_export.architectures.granite_hybrid import GRANITE_HYBRID
 from edgelm_export.architectures.lfm2 import LFM2
 from edgelm_export.architectures.llama import LLAMA
+from edgelm_export.architectures.m2m_100 import M2M_100
 from edgelm_export.architectures.marian import MARIAN
 from edgelm_export.architectures.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from edgelm_export.architectures.mixtral import MIXTRAL
@@ -78,6 +79,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "t5": T5,  # v1.0 and v1.1, Flan-T5
     "bart": BART,
     "marian": MARIAN,  # OPUS-MT
+    "m2m_100": M2M_100,  # and NLLB-200
 }
 
 # What transformers' classes are called that write no text: those with another head, and those with none.

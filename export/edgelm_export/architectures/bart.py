@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgelm.config import ModelConfig
+from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, ModelConfig
 from edgelm_export.architectures import hf_values
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.architectures.encoder_decoder import pair
@@ -23,40 +23,47 @@ _DEFAULTS: Mapping[str, Any] = {
 _POSITIONS = ("model.encoder.embed_positions", "model.decoder.embed_positions")
 
 
-def _stack_names(name: str) -> dict[str, str]:
+def _stack_names(name: str, placement: str) -> dict[str, str]:
     layer, parts = f"model.{name}.layers.{{i}}", ("q_proj", "k_proj", "v_proj")
+    of_attention, of_feed_forward = filter(None, NORM_PLACEMENTS[placement])
     names = {
         f"model.{name}.embed_positions": f"model.{name}.embed_positions",
         f"model.{name}.embed_norm": f"model.{name}.layernorm_embedding",
+        f"model.{name}.norm": f"model.{name}.layer_norm",
         **{f"{layer}.self_attn.{part}": f"{layer}.self_attn.{part}" for part in parts},
         f"{layer}.self_attn.o_proj": f"{layer}.self_attn.out_proj",
-        f"{layer}.post_attention_layernorm": f"{layer}.self_attn_layer_norm",
+        f"{layer}.{of_attention}": f"{layer}.self_attn_layer_norm",
         f"{layer}.mlp.up_proj": f"{layer}.fc1",
         f"{layer}.mlp.down_proj": f"{layer}.fc2",
-        f"{layer}.post_feedforward_layernorm": f"{layer}.final_layer_norm",
+        f"{layer}.{of_feed_forward}": f"{layer}.final_layer_norm",
     }
     if name == "encoder":
         return names
+    (of_cross_attention,) = filter(None, CROSS_NORMS[placement])
     return names | {
         **{f"{layer}.encoder_attn.{part}": f"{layer}.encoder_attn.{part}" for part in parts},
         f"{layer}.encoder_attn.o_proj": f"{layer}.encoder_attn.out_proj",
-        f"{layer}.post_cross_attention_layernorm": f"{layer}.encoder_attn_layer_norm",
+        f"{layer}.{of_cross_attention}": f"{layer}.encoder_attn_layer_norm",
     }
 
 
-NAMES = {
-    "model.embed_tokens": "model.shared",
-    **_stack_names("encoder"),
-    **_stack_names("decoder"),
-    "lm_head.weight": "lm_head.weight",
-    "lm_head.bias": "final_logits_bias",
-}
+def names(placement: str) -> dict[str, str]:
+    """Return the names of the tensors of both stacks, whose norms stand there in a block (`NORM_PLACEMENTS`)."""
+    return {
+        "model.embed_tokens": "model.shared",
+        **_stack_names("encoder", placement),
+        **_stack_names("decoder", placement),
+        "lm_head.weight": "lm_head.weight",
+        "lm_head.bias": "final_logits_bias",
+    }
+
+
 COPIES = frozenset({"model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"})
 LOGITS_BIAS = frozenset({"final_logits_bias"})
 
 
-def to_model_config(values: Mapping[str, Any], **features: Any) -> ModelConfig:
-    """Return the config of a BART, or of one with other `features` of its stacks, and the head's bias."""
+def to_model_config(values: Mapping[str, Any], *, lm_head_bias: bool = True, **features: Any) -> ModelConfig:
+    """Return the config of a BART, or of one with other `features` of its stacks."""
     values = {**_DEFAULTS, **{key: value for key, value in values.items() if value is not None}}
     size = hf_values.whole_number(values, "d_model")
     root = abs(hf_values.number(values, "d_model", 0.0)) ** 0.5  # of a number that a float holds
@@ -84,14 +91,14 @@ def to_model_config(values: Mapping[str, Any], **features: Any) -> ModelConfig:
         }
         stacks.append(stack | features)
     tied = hf_values.flag({"tie_word_embeddings": True, **values}, "tie_word_embeddings")
-    return pair(values, stacks[0], {**stacks[1], "tie_word_embeddings": tied, "lm_head_bias": True})
+    return pair(values, stacks[0], {**stacks[1], "tie_word_embeddings": tied, "lm_head_bias": lm_head_bias})
 
 
 BART = Architecture(
     model_type="bart",
     to_model_config=to_model_config,
     layout=TensorLayout(
-        names=NAMES, ignored=COPIES, rows_before=dict.fromkeys(_POSITIONS, 2), stacks_of_one=LOGITS_BIAS
+        names=names("residual"), ignored=COPIES, rows_before=dict.fromkeys(_POSITIONS, 2), stacks_of_one=LOGITS_BIAS
     ),
     gguf=None,
 )

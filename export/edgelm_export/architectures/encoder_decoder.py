@@ -1,4 +1,4 @@
-"""What T5, BART and Marian have in common: two stacks of one size, and how an answer begins."""
+"""What T5, BART and those built like it have in common: two stacks of one size, and how an answer begins."""
 
 from __future__ import annotations
 

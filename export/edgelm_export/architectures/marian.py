@@ -7,7 +7,7 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm_export.architectures.architecture import Architecture
-from edgelm_export.architectures.bart import COPIES, LOGITS_BIAS, NAMES, to_model_config
+from edgelm_export.architectures.bart import COPIES, LOGITS_BIAS, names, to_model_config
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key, and BART has another value.
@@ -31,6 +31,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 MARIAN = Architecture(
     model_type="marian",
     to_model_config=_to_model_config,
-    layout=TensorLayout(names=NAMES, ignored=COPIES | _SINUSOIDS, stacks_of_one=LOGITS_BIAS),
+    layout=TensorLayout(names=names("residual"), ignored=COPIES | _SINUSOIDS, stacks_of_one=LOGITS_BIAS),
     gguf=None,
 )

@@ -152,8 +152,14 @@ def has_long_table(config: ModelConfig, kind: str) -> bool:
 def sinusoidal_table(config: ModelConfig, length: int) -> Float32Array:
     """Return the fixed position embeddings [length, D]: even columns sin, odd ones cos (arXiv:1706.03762, 3.5).
 
-    The position "sinusoidal_halves" has the even columns before the odd ones (Marian).
+    The position "sinusoidal_halves" has the even columns before the odd ones (Marian), and "sinusoidal_fairseq" angles
+    and places of its own (M2M100); the last of an odd number of columns is zero there.
     """
+    if config.position == "sinusoidal_fairseq":
+        half = config.hidden_size // 2
+        angles = np.arange(2, length + 2)[:, None] / 10000.0 ** (np.arange(half) / max(1, half - 1))
+        table = np.concatenate((np.sin(angles), np.cos(angles)), axis=1)
+        return np.pad(table, ((0, 0), (0, config.hidden_size % 2))).astype(np.float32)
     columns = np.arange(config.hidden_size)
     if config.position == "sinusoidal_halves":
         columns = np.concatenate((columns[::2], columns[1::2]))
