@@ -54,7 +54,7 @@ def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_each_for
         assert map_tensors(config, layout, present, "here").keys() == config.tensor_shapes().keys()
 
 
-PAIRS = ("t5", "bart", "marian", "m2m_100")
+PAIRS = ("t5", "bart", "marian", "m2m_100", "mbart")
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -62,7 +62,8 @@ def test_absent_values_of_two_stacks_are_those_of_transformers(name: str) -> Non
     ours, theirs = ARCHITECTURES[name].to_model_config({"model_type": name}), AutoConfig.for_model(name)
     assert ours.encoder is not None
     assert (ours.vocab_size, ours.hidden_size) == (theirs.vocab_size, theirs.hidden_size)
-    assert ours.decoder_start_token_id == getattr(theirs, "decoder_start_token_id", theirs.pad_token_id)
+    begin = theirs.bos_token_id if name == "mbart" else getattr(theirs, "decoder_start_token_id", theirs.pad_token_id)
+    assert ours.decoder_start_token_id == begin
     assert ours.bos_token_id == getattr(theirs, "bos_token_id", None)
     assert ours.eos_token_ids == (theirs.eos_token_id,)
     assert ours.tie_word_embeddings is theirs.tie_word_embeddings

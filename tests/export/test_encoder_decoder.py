@@ -67,6 +67,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "marian without its padding": ("marian", MARIAN | {"bad_words_ids": [[0]]}),
     "m2m_100": ("m2m_100", M2M_100),
     "m2m_100 that begins with a language": ("m2m_100", M2M_100 | {"forced_bos_token_id": 5, "scale_embedding": False}),
+    "mbart": ("mbart", BART | {"scale_embedding": True}),
+    "mbart that begins with a language": ("mbart", BART | {"activation_function": "relu", "forced_bos_token_id": 5}),
 }
 
 
@@ -171,7 +173,7 @@ def test_numpy_onnx_and_pytorch_give_the_logits_of_transformers(name: str, expor
     np.testing.assert_allclose(np.concatenate(rows), expected_TV, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["t5", "t5 v1.1, untied", "bart", "marian", "m2m_100"])
+@pytest.mark.parametrize("name", ["t5", "t5 v1.1, untied", "bart", "marian", "m2m_100", "mbart"])
 def test_gradients_of_a_taught_answer_are_those_of_transformers(name: str, tmp_path: Path, save_pair: SavePair) -> None:
     """A folder with the gradients in the place of the weights is read as any other: names, parts and all."""
     model = save_pair(name, tmp_path / "hf")
@@ -235,7 +237,7 @@ def test_a_cache_is_of_one_source(exported: Exported, tmp_path: Path) -> None:
         loaded.session.forward([7], loaded.session.new_cache())
 
 
-@pytest.mark.parametrize("name", ["marian", "m2m_100 that begins with a language"])
+@pytest.mark.parametrize("name", ["marian", "m2m_100 that begins with a language", "mbart"])
 def test_beams_are_those_of_transformers(name: str, exported: Exported) -> None:
     model, folder = exported(name)
     begun = len(ModelConfig.load(folder / "package").decoder_prompt_ids)

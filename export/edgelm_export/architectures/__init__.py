@@ -26,6 +26,7 @@ from edgelm_export.architectures.lfm2 import LFM2
 from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.architectures.m2m_100 import M2M_100
 from edgelm_export.architectures.marian import MARIAN
+from edgelm_export.architectures.mbart import MBART
 from edgelm_export.architectures.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from edgelm_export.architectures.mixtral import MIXTRAL
 from edgelm_export.architectures.nanochat import NANOCHAT
@@ -80,6 +81,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bart": BART,
     "marian": MARIAN,  # OPUS-MT
     "m2m_100": M2M_100,  # and NLLB-200
+    "mbart": MBART,  # and mBART-50
 }
 
 # What transformers' classes are called that write no text: those with another head, and those with none.

@@ -20,7 +20,6 @@ _DEFAULTS: Mapping[str, Any] = {
     "eos_token_id": 2,
     "decoder_start_token_id": 2,
 }
-_POSITIONS = ("model.encoder.embed_positions", "model.decoder.embed_positions")
 
 
 def _stack_names(name: str, placement: str) -> dict[str, str]:
@@ -60,6 +59,7 @@ def names(placement: str) -> dict[str, str]:
 
 COPIES = frozenset({"model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"})
 LOGITS_BIAS = frozenset({"final_logits_bias"})
+ROWS_BEFORE = dict.fromkeys(("model.encoder.embed_positions", "model.decoder.embed_positions"), 2)
 
 
 def to_model_config(values: Mapping[str, Any], *, lm_head_bias: bool = True, **features: Any) -> ModelConfig:
@@ -97,8 +97,6 @@ def to_model_config(values: Mapping[str, Any], *, lm_head_bias: bool = True, **f
 BART = Architecture(
     model_type="bart",
     to_model_config=to_model_config,
-    layout=TensorLayout(
-        names=names("residual"), ignored=COPIES, rows_before=dict.fromkeys(_POSITIONS, 2), stacks_of_one=LOGITS_BIAS
-    ),
+    layout=TensorLayout(names=names("residual"), ignored=COPIES, rows_before=ROWS_BEFORE, stacks_of_one=LOGITS_BIAS),
     gguf=None,
 )
