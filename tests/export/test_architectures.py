@@ -54,7 +54,7 @@ def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_each_for
         assert map_tensors(config, layout, present, "here").keys() == config.tensor_shapes().keys()
 
 
-PAIRS = ("t5", "bart", "marian", "m2m_100", "mbart")
+PAIRS = ("t5", "bart", "marian", "m2m_100", "mbart", "pegasus")
 
 
 @pytest.mark.parametrize("name", PAIRS)

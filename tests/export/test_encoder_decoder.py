@@ -69,6 +69,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "m2m_100 that begins with a language": ("m2m_100", M2M_100 | {"forced_bos_token_id": 5, "scale_embedding": False}),
     "mbart": ("mbart", BART | {"scale_embedding": True}),
     "mbart that begins with a language": ("mbart", BART | {"activation_function": "relu", "forced_bos_token_id": 5}),
+    "pegasus": ("pegasus", BART | {"scale_embedding": True, "decoder_start_token_id": 0}),
 }
 
 
@@ -87,7 +88,9 @@ def save_pair(bpe_tokenizer: PreTrainedTokenizerFast) -> SavePair:
         if "untied" in name:
             model.lm_head.weight = torch.nn.Parameter(torch.randn(320, 64) * 0.1)
         for parameter_name, parameter in model.named_parameters():
-            if model_type != "marian" or "embed_positions" not in parameter_name:  # which nobody stores
+            if (
+                model_type not in ("marian", "pegasus") or "embed_positions" not in parameter_name
+            ):  # which nobody stores
                 parameter.data += torch.randn_like(parameter) * 0.1
         if hasattr(model, "final_logits_bias"):
             model.final_logits_bias.normal_()
@@ -173,7 +176,7 @@ def test_numpy_onnx_and_pytorch_give_the_logits_of_transformers(name: str, expor
     np.testing.assert_allclose(np.concatenate(rows), expected_TV, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["t5", "t5 v1.1, untied", "bart", "marian", "m2m_100", "mbart"])
+@pytest.mark.parametrize("name", ["t5", "t5 v1.1, untied", "bart", "marian", "m2m_100", "mbart", "pegasus"])
 def test_gradients_of_a_taught_answer_are_those_of_transformers(name: str, tmp_path: Path, save_pair: SavePair) -> None:
     """A folder with the gradients in the place of the weights is read as any other: names, parts and all."""
     model = save_pair(name, tmp_path / "hf")

@@ -33,6 +33,7 @@ from edgelm_export.architectures.nanochat import NANOCHAT
 from edgelm_export.architectures.olmo2 import OLMO2
 from edgelm_export.architectures.olmo3 import OLMO3
 from edgelm_export.architectures.olmoe import OLMOE
+from edgelm_export.architectures.pegasus import PEGASUS
 from edgelm_export.architectures.phi import PHI
 from edgelm_export.architectures.phi3 import PHI3
 from edgelm_export.architectures.qwen2 import QWEN2
@@ -82,6 +83,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "marian": MARIAN,  # OPUS-MT
     "m2m_100": M2M_100,  # and NLLB-200
     "mbart": MBART,  # and mBART-50
+    "pegasus": PEGASUS,
 }
 
 # What transformers' classes are called that write no text: those with another head, and those with none.

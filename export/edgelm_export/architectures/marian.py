@@ -18,7 +18,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "eos_token_id": 0,
 }
 # Computed, not learned, but older versions of transformers stored them.
-_SINUSOIDS = frozenset({"model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"})
+SINUSOIDS = frozenset({"model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"})
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -31,6 +31,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 MARIAN = Architecture(
     model_type="marian",
     to_model_config=_to_model_config,
-    layout=TensorLayout(names=names("residual"), ignored=COPIES | _SINUSOIDS, stacks_of_one=LOGITS_BIAS),
+    layout=TensorLayout(names=names("residual"), ignored=COPIES | SINUSOIDS, stacks_of_one=LOGITS_BIAS),
     gguf=None,
 )
