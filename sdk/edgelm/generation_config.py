@@ -72,6 +72,9 @@ class GenerationConfig:
     # with a smaller model that has the same tokenizer.
     speculation: Literal["prompt_lookup"] | LanguageModel | None = None
     exact_speculation: bool = False  # give the very tokens that are given without speculation, for some of the speed
+    # Of a model that translates between languages that `LanguageModel.languages` lists; None: what its author chose.
+    source_language: str | None = None
+    target_language: str | None = None
     num_beams: int = 1  # 1: off; else search for the likeliest answer among so many, which then comes in one piece ...
     length_penalty: float = 1.0  # ... by log-probability over length to this power: above 0 longer answers gain
 
@@ -126,6 +129,9 @@ class GenerationConfig:
                 f"num_beams is {self.num_beams}, and {refused[0]} is {getattr(self, refused[0])!r}; beam search "
                 f"chooses every token itself. Set {refused[0]} to {getattr(type(self), refused[0])!r}."
             )
+        for name in LANGUAGES:
+            if not isinstance(getattr(self, name), str | None):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be the name of a language, or None.")
         if not isinstance(self.adapter, str | None):
             raise ConfigError(f"adapter is {self.adapter!r}; it must be the name of a loaded adapter, or None.")
         if not isinstance(self.logit_bias, Mapping):
@@ -167,6 +173,7 @@ class GenerationConfig:
 
 
 PROMPT_LOOKUP = "prompt_lookup"
+LANGUAGES = ("source_language", "target_language")
 _NOT_IN_FILES = {
     "adapter",
     "constraint", "visible_control_tokens", "processors", "sampler", "speculation", "exact_speculation",

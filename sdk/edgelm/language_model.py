@@ -23,7 +23,7 @@ from edgelm.decoding.prompt_lookup import PromptLookup
 from edgelm.decoding.speculation import Speculator
 from edgelm.embedding import DEFAULT_POOLING, Pooling, embed
 from edgelm.errors import ChatTemplateError, ConfigError, ContextLengthError, TokenizerError
-from edgelm.generation_config import GenerationConfig
+from edgelm.generation_config import LANGUAGES, GenerationConfig
 from edgelm.library.library import Library
 from edgelm.memory.huge_pages import in_huge_pages
 from edgelm.memory.kv_cache import KVCache
@@ -42,6 +42,7 @@ from edgelm.structure.tool_messages import show_tools
 from edgelm.structure.tools import Tool, ToolChoice, tool_names, tool_settings
 from edgelm.text.chat_template import ChatTemplate, encode_chat, words_to_continue
 from edgelm.text.fill_in_middle import fill_in_ids
+from edgelm.text.languages import Languages
 from edgelm.text.tokenizer import Tokenizer
 
 _NOT_WITH_AN_ENCODER = ("speculation", "token_healing", "context_shift")
@@ -116,7 +117,7 @@ class LanguageModel:
 
     Safe to use from several threads: each generation has a KV cache of its own. `prefixes` keeps what was computed, for
     prompts that begin the same way; put another PrefixCache in its place for another budget. `adapters` are those that
-    are loaded, by name.
+    are loaded, by name; `languages`, those that it translates between.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class LanguageModel:
     ) -> None:
         self.session = session
         self.tokenizer = tokenizer
+        self.languages = Languages(tokenizer, session.config)
         self.chat_template = chat_template
         self.generation_config = generation_config
         self.manifest = manifest
@@ -276,23 +278,20 @@ class LanguageModel:
         """
         config = or_default("config", config, self.generation_config)
         self._check_adapter(config.adapter)
-        if self.config.encoder is not None:
-            for name in _NOT_WITH_AN_ENCODER:
-                if getattr(config, name) != getattr(GenerationConfig, name):
-                    raise ConfigError(f"{name} is {getattr(config, name)!r}; {self.name} has an encoder. Leave it out.")
-            return Answer(
-                tokenizer=self.tokenizer,
-                model_config=self.config,
-                prompt_ids=self.config.decoder_prompt_ids,
-                config=config,
-                source_ids=self._checked_ids(prompt, fewest=1),
-            )
+        encodes = self.config.encoder is not None
+        for name in _NOT_WITH_AN_ENCODER if encodes else LANGUAGES:
+            if (value := getattr(config, name)) != getattr(GenerationConfig, name):
+                what = "an encoder" if encodes else "no encoder"
+                raise ConfigError(f"{name} is {value!r}; {self.name} has {what}. Leave it out.")
+        read = self.languages.source_ids(prompt, config.source_language, config.target_language) if encodes else prompt
+        ids = self._checked_ids(read, fewest=1, config=None if encodes else config)
         return Answer(
             tokenizer=self.tokenizer,
             model_config=self.config,
-            prompt_ids=self._checked_ids(prompt, fewest=1, config=config),
+            prompt_ids=self.languages.prompt_ids(config.target_language) if encodes else ids,
             config=config,
             speculator=self._speculator(config),
+            source_ids=ids if encodes else (),
         )
 
     def _speculator(self, config: GenerationConfig) -> Speculator | None:
@@ -484,8 +483,7 @@ class LanguageModel:
 
     def _checked_ids(self, text: str | Sequence[int], fewest: int, config: GenerationConfig | None = None) -> list[int]:
         encoder = self.config.encoder
-        encode = self.tokenizer.encode_prompt if encoder is None else self.tokenizer.encode_source
-        ids = encode(text) if isinstance(text, str) else as_token_ids(text)
+        ids = self.tokenizer.encode_prompt(text) if isinstance(text, str) else as_token_ids(text)
         most = self.context_length if encoder is None else encoder.max_position_embeddings
         if len(ids) < fewest:
             raise ContextLengthError(f"The text has {len(ids)} tokens; it needs {fewest} or more.")

@@ -165,6 +165,7 @@ def show(model: str, as_json: bool, bom: bool) -> None:
         click.echo(json.dumps(bill_of_materials(manifest), indent=2, ensure_ascii=False))
         return
     config = package.config()
+    languages = _languages(folder, config)
     # Of which type another program's graph has its cache is in the graph alone.
     kv_bytes = config.kv_bytes_per_token if package.foreign_graph is None else None
     if as_json:
@@ -173,22 +174,33 @@ def show(model: str, as_json: bool, bom: bool) -> None:
             "size": size_of(folder.resolve()),
             "kv_cache_bytes_per_token": kv_bytes,
             "config": config.to_dict(),
+            "languages": languages,
             "manifest": dataclasses.asdict(manifest),
         }
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
-    for label, value in [*_facts(folder, manifest, config, kv_bytes), *_quality(manifest)]:
+    for label, value in [*_facts(folder, manifest, config, kv_bytes, languages), *_quality(manifest)]:
         click.echo(f"{label:<22}{one_line(value)}")
     click.echo("files")
     for entry in manifest.files:
         click.echo(f"  {one_line(entry.path):<28}{megabytes(entry.size):>10}  sha256 {entry.sha256[:12]}…")
 
 
-def _encoder_facts(config: ModelConfig) -> list[tuple[str, str]]:
+def _languages(folder: Path, config: ModelConfig) -> list[str]:
+    if config.encoder is None:
+        return []
+    from edgelm.text.languages import Languages  # which brings numpy and tokenizers
+    from edgelm.text.tokenizer import Tokenizer
+
+    return list(Languages(Tokenizer.load(folder), config))
+
+
+def _encoder_facts(config: ModelConfig, languages: list[str]) -> list[tuple[str, str]]:
     if config.encoder is None:
         return []
     encoder = config.encoder
-    return [("encoder layers", f"{encoder.num_hidden_layers}, context {encoder.max_position_embeddings} tokens")]
+    facts = [("encoder layers", f"{encoder.num_hidden_layers}, context {encoder.max_position_embeddings} tokens")]
+    return [*facts, ("languages", f"{len(languages)}: {', '.join(languages)}")] if languages else facts
 
 
 def _prefill_facts(manifest: Manifest) -> list[tuple[str, str]]:
@@ -215,7 +227,9 @@ def _cache_facts(manifest: Manifest, config: ModelConfig, kv_bytes: int | None) 
     return "KV cache", f"{config.kv_cache}, {kv_bytes / 1024:.1f} KiB per token, {full}"
 
 
-def _facts(folder: Path, manifest: Manifest, config: ModelConfig, kv_bytes: int | None) -> list[tuple[str, str]]:
+def _facts(
+    folder: Path, manifest: Manifest, config: ModelConfig, kv_bytes: int | None, languages: list[str]
+) -> list[tuple[str, str]]:
     facts = [
         ("name", manifest.name),
         ("path", str(folder)),
@@ -224,7 +238,7 @@ def _facts(folder: Path, manifest: Manifest, config: ModelConfig, kv_bytes: int 
         ("size", megabytes(size_of(folder.resolve()))),
         ("context length", f"{manifest.context_length} tokens"),
         ("layers", f"{config.num_hidden_layers}, hidden size {config.hidden_size}"),
-        *_encoder_facts(config),
+        *_encoder_facts(config, languages),
         ("attention heads", f"{config.num_attention_heads}, key-value heads {config.num_key_value_heads}"),
         ("vocabulary", f"{config.vocab_size} tokens"),
         _cache_facts(manifest, config, kv_bytes),

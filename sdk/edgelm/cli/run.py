@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 @click.argument("prompt", required=False)
 @click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template.")
 @click.option("--system", metavar="TEXT", help="Tell the model how to behave (needs a chat template).")
+@click.option("--to", "target_language", metavar="LANGUAGE", help="Translate to it (edgelm show lists a model's).")
+@click.option("--from", "source_language", metavar="LANGUAGE", help="What PROMPT is written in.")
 @think_option
 @generation_options
 @constraint_options
@@ -51,6 +53,8 @@ def run(
     prompt: str | None,
     raw: bool,
     system: str | None,
+    target_language: str | None,
+    source_language: str | None,
     think: bool | None,
     adapter: tuple[str | None, Path] | None,
     threads: int | None,
@@ -74,6 +78,7 @@ def run(
       edgelm run package/ --json-schema person.json "Anna is 31." | jq .age
       edgelm run package/ --adapter adapter/ "When do you open?"
       edgelm run package/ --choice yes --choice no "Is the sea blue?"
+      edgelm run nllb/ --from eng_Latn --to fra_Latn "The sea is blue."
     """
     text = _whole_prompt(model, prompt)
     with status(f"Loading {model}"):
@@ -89,6 +94,8 @@ def run(
         raise refused(f"--system needs the chat template; {why}.", "system", "raw")
     if think is not None and raw:
         raise refused("--think and --no-think need the chat template; --raw leaves it out.", "think", "raw")
+    languages = {"source_language": source_language, "target_language": target_language}
+    settings |= {name: value for name, value in languages.items() if value is not None}
     chunks = _answer(loaded, text, raw, system, think_variables(loaded, think), settings)
     completion = join(chunks if as_json else _echo(show_thinking(chunks)))
     if as_json:
@@ -141,6 +148,8 @@ def _answer(
     from edgelm.completion import Message
 
     config = model.generation_config.replace(**settings)
+    if config.target_language is None and not model.languages.is_chosen:
+        click.echo("No language to translate to was chosen (--to), so the model chooses one.", err=True)
     if raw or model.chat_template is None:
         return model.stream(text, config)
     messages = [Message(role="system", content=clean_text(system))] if system is not None else []

@@ -105,6 +105,11 @@ class Tokenizer:
             raise TokenizerError(f"tokenizer.json has a token with id {largest}; at most {_MOST_IDS - 1} can be.")
         return largest + 1
 
+    @property
+    def added_tokens(self) -> dict[str, int]:
+        """The tokens that a text is searched for first, control tokens among them: literal -> id."""
+        return {**self.control_tokens, **{text: id_ for id_, text in self._added_texts.items()}}
+
     def __repr__(self) -> str:
         return f"<Tokenizer: {self.vocab_size} tokens, {len(self.control_tokens)} of them control tokens>"
 
@@ -154,7 +159,7 @@ class Tokenizer:
 
     def as_source(self, ids: Sequence[int]) -> list[int]:
         """Put around a text's tokens what the model's author puts around what an encoder reads."""
-        before, behind = self._around
+        before, behind = self.around
         return [*before, *ids, *behind]
 
     @property
@@ -163,11 +168,11 @@ class Tokenizer:
 
         They are what the tokenizer's post-processor adds. A chat template writes them itself.
         """
-        return self._around[0]
+        return self.around[0]
 
     @cached_property
-    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What the post-processor puts before a text, and behind it."""
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens that the model's author puts before what an encoder reads, and those behind it."""
         plain: list[int] = self._rust.encode("a", add_special_tokens=False).ids
         whole: list[int] = self._rust.encode("a", add_special_tokens=True).ids
         starts = range(len(whole) - len(plain) + 1)

@@ -1,0 +1,102 @@
+"""Languages: those that a translator's tokenizer has tokens for, and where these stand in what the model reads."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from edgelm.config import ModelConfig
+from edgelm.errors import ConfigError
+from edgelm.text.tokenizer import Tokenizer
+
+# How the added tokens of a family name a language, and whether that of the answer stands before the source. Elsewhere
+# the answer begins with it, and the source's own stands around the source.
+_FORMS = (
+    (re.compile(r"([a-z]{3}_[A-Z][a-z]{3})"), False),  # NLLB: fra_Latn
+    (re.compile(r"([a-z]{2}_[A-Z]{2})"), False),  # mBART: fr_XX
+    (re.compile(r"__([a-z]{2,3})__"), False),  # M2M100: __fr__
+    (re.compile(r">>([\w-]+)<<"), True),  # Marian: >>fra<<
+    (re.compile(r"<2([\w-]+)>"), True),  # T5 of MADLAD-400: <2fr>
+)
+_NEAR, _CLOSE = 5, 0.3  # names are short: "fr" and "fra_Latn" have a ratio of 0.4
+
+
+class Languages(Mapping[str, int]):
+    """The languages that a model with an encoder knows: name -> token id. Empty where its tokenizer names none.
+
+    source, target, as methods take them: a language's name; None is what the model's author chose, if anything.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, config: ModelConfig) -> None:
+        self._tokenizer, self._config = tokenizer, config
+        self._ids: dict[str, int] = {}
+        self._before_source = False
+        for form, before_source in _FORMS if config.encoder is not None else ():
+            found = ((form.fullmatch(token), id_) for token, id_ in tokenizer.added_tokens.items())
+            self._ids = {match[1]: id_ for match, id_ in found if match is not None}
+            if self._ids:
+                self._before_source = before_source
+                break
+
+    def __getitem__(self, name: str) -> int:
+        return self._ids[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def source_ids(self, text: str | Sequence[int], source: str | None, target: str | None) -> Sequence[int]:
+        """Encode a text as the encoder reads it; token ids are taken as they are.
+
+        Raises:
+            ConfigError: there is no such language, the model has none to choose, or ids leave none to choose.
+            TokenizerError: the text has half of a surrogate pair, which is no character.
+        """
+        before, behind = self._tokenizer.around
+        own = self._ids.values() if not self._before_source else ()
+        if source is not None:
+            id_ = self._id("source_language", source)
+            if not any(other in own for other in (*before, *behind)):
+                raise ConfigError(f"source_language is {source!r}; the model takes none. Leave it out.")
+            before, behind = (tuple(id_ if other in own else other for other in part) for part in (before, behind))
+        if target is not None and self._before_source:
+            before = (*before, self._id("target_language", target))
+        if isinstance(text, str):
+            return [*before, *self._tokenizer.encode(text), *behind]
+        name, value = ("source_language", source) if source is not None else ("target_language", target)
+        if value is not None and (source is not None or self._before_source):
+            raise ConfigError(
+                f"{name} is {value!r}; the source is token ids, which are taken as they are. Give a text."
+            )
+        return text
+
+    def prompt_ids(self, target: str | None) -> tuple[int, ...]:
+        """Return what the decoder begins with.
+
+        Raises:
+            ConfigError: there is no such language.
+        """
+        begun = self._config.decoder_prompt_ids
+        if target is None or self._before_source:
+            return begun
+        id_ = self._id("target_language", target)
+        # mBART's first models begin with the language itself.
+        return (id_,) if begun[0] in self._ids.values() else (begun[0], id_)
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether the model's author has chosen what answers are written in; else the model does, answer by answer."""
+        return not self._ids or any(id_ in self._ids.values() for id_ in self._config.decoder_prompt_ids)
+
+    def _id(self, field: str, name: str) -> int:
+        if name in self._ids:
+            return self._ids[name]
+        if not self._ids:
+            raise ConfigError(f"{field} is {name!r}; the model's tokenizer names no languages. Leave it out.")
+        near = difflib.get_close_matches(name, self._ids, n=_NEAR, cutoff=_CLOSE) or list(self._ids)[:_NEAR]
+        raise ConfigError(
+            f"{field} is {name!r}; near it of the model's {len(self)}: {', '.join(near)}. `edgelm show` lists all."
+        )
