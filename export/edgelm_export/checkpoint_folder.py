@@ -22,6 +22,7 @@ from edgelm_export.byte_level_folder import (
 from edgelm_export.marian_tokenizer import MARIAN_FILES, marian_files
 from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES, sentencepiece_files
 from edgelm_export.tokenizer_json import ADDED_TOKENS, TOKENIZER, TOKENIZER_CONFIG, json_text
+from edgelm_export.translator_class import with_source_language
 
 CHAT_TEMPLATE, GENERATION_CONFIG = "chat_template.jinja", "generation_config.json"
 # Where transformers keeps a processor's template, and those that have names.
@@ -148,7 +149,7 @@ def read_text_files(folder: Path) -> dict[str, str]:
             try_tokenizer(text.encode("utf-8"), folder / TOKENIZER)
         except TokenizerError as error:
             raise CheckpointError(str(error)) from error
-    return files
+    return files | {TOKENIZER: with_source_language(text, config, folder)}
 
 
 def _rebuilt_tokenizer(folder: Path) -> dict[str, str]:

@@ -21,7 +21,9 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTr
 import edgelm
 import edgelm.testing
 from edgelm.cli.main import main
-from edgelm.errors import ConfigError
+from edgelm.errors import CheckpointError, ConfigError
+from edgelm.text.tokenizer import Tokenizer
+from edgelm_export.checkpoint_folder import read_text_files
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 
@@ -221,6 +223,50 @@ def test_a_target_before_the_source_is_what_a_user_would_write_there(
         ):
             with pytest.raises(ConfigError, match=message):
                 loaded.generate(prompt, config)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("NLLB", {}),
+        ("NLLB", {"legacy_behaviour": True}),
+        ("NLLB", {"tokenizer_class": "NllbTokenizerFast", "src_lang": "deu_Latn"}),
+        ("mBART-50", {"src_lang": "fr_XX"}),
+        ("mBART", {"src_lang": "fr_XX"}),
+    ],
+)
+def test_a_source_is_marked_as_its_class_does_it_whatever_tokenizer_json_says(
+    name: str, settings: dict[str, Any], exported: Exported, tmp_path: Path
+) -> None:
+    """As older versions of transformers wrote it."""
+    kind, hf = KINDS[name], exported(name)[2] / "hf"
+    spec = json.loads((hf / "tokenizer.json").read_text())
+    english = kind.names[0]
+    processor = TemplateProcessing(single=f"$A {english}", special_tokens=[(english, 7)])
+    spec["post_processor"] = json.loads(processor.__getstate__())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    config = json.loads((hf / "tokenizer_config.json").read_text())
+    config = {key: value for key, value in config.items() if key != "src_lang"} | settings
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    original = AutoTokenizer.from_pretrained(tmp_path)
+    for file, content in read_text_files(tmp_path).items():
+        (tmp_path / file).write_text(content)
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.encode_source(TEXT) == original(TEXT).input_ids
+    assert read_text_files(tmp_path)["tokenizer.json"] == (tmp_path / "tokenizer.json").read_text()
+
+
+def test_a_source_language_that_a_tokenizer_lacks_is_refused_where_somebody_chose_it(
+    exported: Exported, tmp_path: Path
+) -> None:
+    text = (exported("NLLB")[2] / "hf/tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(text)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({"tokenizer_class": "MBartTokenizer"}))
+    assert read_text_files(tmp_path)["tokenizer.json"] == text
+    path.write_text(json.dumps({"tokenizer_class": "NllbTokenizer", "src_lang": "spa_Latn"}))
+    with pytest.raises(CheckpointError, match="src_lang is 'spa_Latn', and tokenizer"):
+        read_text_files(tmp_path)
 
 
 def test_what_no_translator_is_asked_for_is_refused(exported: Exported) -> None:

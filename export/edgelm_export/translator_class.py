@@ -1,0 +1,82 @@
+"""The tokenizer classes of transformers that say what a source is written in, whatever tokenizer.json says of it.
+
+Older versions of transformers put NLLB's language behind a source, and wrote that into tokenizer.json. Newer ones put
+it in front, as the models were trained.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgelm.errors import CheckpointError
+from edgelm_export.tokenizer_json import TOKENIZER_CONFIG, post_processor
+
+_END = "</s>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslatorClass:
+    """What a class knows: how its tokens name a language, and what a source is written in where nobody says it.
+
+    behind: the language stands behind the source and its end, not in front of it; legacy_behaviour asks for that too.
+    """
+
+    language: str
+    form: str = "{}"
+    behind: bool = False
+
+    def around(self, config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+        """Return the tokens before a source, and those behind it."""
+        language = config.get("src_lang")
+        token = self.form.format(self.language if language is None else language)
+        behind = self.behind or config.get("legacy_behaviour") is True
+        return ([], [_END, token]) if behind else ([token], [_END])
+
+
+CLASSES: Mapping[str, TranslatorClass] = {
+    "NllbTokenizer": TranslatorClass(language="eng_Latn"),
+    "MBart50Tokenizer": TranslatorClass(language="en_XX"),
+    "MBartTokenizer": TranslatorClass(language="en_XX", behind=True),
+    "M2M100Tokenizer": TranslatorClass(language="en", form="__{}__"),
+}
+
+
+def translator_class(config: Mapping[str, Any]) -> TranslatorClass | None:
+    """Find the class that tokenizer_config.json names; None is another one."""
+    name = config.get("tokenizer_class")
+    return CLASSES.get(name.removesuffix("Fast")) if isinstance(name, str) else None
+
+
+def with_source_language(tokenizer: str, config: Mapping[str, Any], folder: Path) -> str:
+    """Return a tokenizer.json whose sources stand between the tokens that its class puts around them.
+
+    config: tokenizer_config.json's. One of another class, or without the tokens of this one, is returned as it is.
+
+    Raises:
+        CheckpointError: src_lang names a language that there is no token for.
+    """
+    class_ = translator_class(config)
+    if class_ is None:
+        return tokenizer
+    values = json.loads(tokenizer)
+    added = values.get("added_tokens")
+    tokens = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    pairs = ((token.get("content"), token.get("id")) for token in tokens)
+    ids = {content: id_ for content, id_ in pairs if isinstance(content, str) and type(id_) is int}
+    before, behind = class_.around(config)
+    missing = [token for token in (*before, *behind) if token not in ids]
+    if missing and config.get("src_lang") is not None:
+        raise CheckpointError(
+            f"{folder / TOKENIZER_CONFIG}: src_lang is {reprlib.repr(config['src_lang'])}, and tokenizer.json has no "
+            f"added token {missing[0]!r:.80}."
+        )
+    around = None if missing else post_processor(before, behind, ids)
+    if missing or around == values.get("post_processor"):
+        return tokenizer
+    values["post_processor"] = around
+    return json.dumps(values, ensure_ascii=False)
