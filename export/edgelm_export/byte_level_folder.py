@@ -26,8 +26,8 @@ from edgelm_export.tokenizer_json import (
 )
 
 BYTE_LEVEL_FILES = VOCABULARY, MERGES = "vocab.json", "merges.txt"
-_SPECIAL_TOKENS, _MODEL_CONFIG = "special_tokens_map.json", "config.json"
-SETTINGS_FILES = (TOKENIZER_CONFIG, ADDED_TOKENS, _SPECIAL_TOKENS, _MODEL_CONFIG)  # what may stand beside them
+_SPECIAL_TOKENS, MODEL_CONFIG = "special_tokens_map.json", "config.json"
+SETTINGS_FILES = (TOKENIZER_CONFIG, ADDED_TOKENS, _SPECIAL_TOKENS, MODEL_CONFIG)  # what may stand beside them
 _IDS = 10**8
 _MAX_MERGES = 1 << 18  # Qwen2's has 151,387
 
@@ -125,7 +125,7 @@ def tokenizer_class(folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> 
     Raises:
         CheckpointError: it is another one than those of CLASSES.
     """
-    config, model = settings.get(TOKENIZER_CONFIG, {}), settings.get(_MODEL_CONFIG, {})
+    config, model = settings.get(TOKENIZER_CONFIG, {}), settings.get(MODEL_CONFIG, {})
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
     if name is None and isinstance(model.get("model_type"), str):
         name = _CLASS_OF_MODEL.get(model["model_type"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +15,14 @@ from edgelm.text.tokenizer_trial import MAX_BYTES, try_tokenizer
 from edgelm_export.byte_level_folder import (
     BYTE_LEVEL_FILES,
     MERGES,
+    MODEL_CONFIG,
     SETTINGS_FILES,
     VOCABULARY,
     byte_level_files,
     tokenizer_class,
 )
 from edgelm_export.marian_tokenizer import MARIAN_FILES, marian_files
+from edgelm_export.renumbered_tokenizer import RENUMBERED_FILES, renumbered_class, renumbered_files
 from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES, sentencepiece_files
 from edgelm_export.tokenizer_json import ADDED_TOKENS, TOKENIZER, TOKENIZER_CONFIG, json_text
 from edgelm_export.translator_class import with_source_language
@@ -158,9 +161,14 @@ def _rebuilt_tokenizer(folder: Path) -> dict[str, str]:
         source, vocabulary = MARIAN_FILES
         return marian_files(file_inside(folder, source), read_json_object(folder, vocabulary))
     settings = {name: read_json_object(folder, name) for name in SETTINGS_FILES if (folder / name).exists()}
+    config, added = (settings.get(name, {}) for name in (TOKENIZER_CONFIG, ADDED_TOKENS))
+    renumbered = renumbered_class(config, settings.get(MODEL_CONFIG, {}))
+    model = next((name for name in RENUMBERED_FILES if (folder / name).exists()), None)
+    if renumbered is not None and model is not None:
+        read_vocabulary = functools.partial(read_json_object, folder, VOCABULARY)
+        return renumbered_files(renumbered, file_inside(folder, model), config, added, read_vocabulary)
     model = next((name for name in SENTENCEPIECE_FILES if (folder / name).exists()), None)
     if model is not None:
-        config, added = (settings.get(name, {}) for name in (TOKENIZER_CONFIG, ADDED_TOKENS))
         return sentencepiece_files(file_inside(folder, model), config, added)
     if not any((folder / name).exists() for name in BYTE_LEVEL_FILES):
         raise CheckpointError(

@@ -37,7 +37,7 @@ def sentencepiece_files(path: Path, config: Mapping[str, Any], added: Mapping[st
         if wanted and token is None:
             raise CheckpointError(f"{path.parent}: add_{role}_token is set, but there is no {role}_token.")
         around.append([token] if wanted and token is not None else [])
-    more = _added_tokens(model, config, added, path)
+    more = added_tokens(model, config, added, path)
     settings = {
         **{key: value for key, value in config.items() if key not in _OF_ANOTHER_CLASS},
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -52,10 +52,14 @@ def sentencepiece_files(path: Path, config: Mapping[str, Any], added: Mapping[st
     return files_of(tokenizer, settings)
 
 
-def _added_tokens(
+def added_tokens(
     model: SentencePieceModel, config: Mapping[str, Any], added: Mapping[str, Any], path: Path
 ) -> list[dict[str, Any]]:
-    """List the tokens that the folder adds to the model's, or treats otherwise."""
+    """List the tokens that the folder adds to the model's, or treats otherwise.
+
+    Raises:
+        CheckpointError: one has no id or no content, or its id leaves a gap behind the vocabulary.
+    """
     names, tokens = token_names(model), []
     for index, value in listed_tokens(config, added, path.parent):
         content, special = value["content"], value.get("special") is True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,19 @@ from edgelm.errors import CheckpointError
 from edgelm_export.tokenizer_json import TOKENIZER_CONFIG, post_processor
 
 _END = "</s>"
+_M2M_100 = (
+    "af am ar ast az ba be bg bn br bs ca ceb cs cy da de el en es et fa ff fi fr fy ga gd gl gu ha he hi hr "
+    "ht hu hy id ig ilo is it ja jv ka kk km kn ko lb lg ln lo lt lv mg mk ml mn mr ms my ne nl no ns oc or "
+    "pa pl ps pt ro ru sd si sk sl so sq sr ss su sv sw ta th tl tn tr uk ur uz vi wo xh yi yo zh zu"
+)
+_MBART = (
+    "ar_AR cs_CZ de_DE en_XX es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX kk_KZ ko_KR lt_LT lv_LV my_MM "
+    "ne_NP nl_XX ro_RO ru_RU si_LK tr_TR vi_VN zh_CN"
+)
+_MBART_50 = (
+    "af_ZA az_AZ bn_IN fa_IR he_IL hr_HR id_ID ka_GE km_KH mk_MK ml_IN mn_MN mr_IN pl_PL ps_AF pt_XX sv_SE "
+    "sw_KE ta_IN te_IN th_TH tl_XX uk_UA ur_PK xh_ZA gl_ES sl_SI"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +37,13 @@ class TranslatorClass:
     """What a class knows: how its tokens name a language, and what a source is written in where nobody says it.
 
     behind: the language stands behind the source and its end, not in front of it; legacy_behaviour asks for that too.
+    languages: in the order of their ids; none where folders list them.
     """
 
     language: str
     form: str = "{}"
     behind: bool = False
+    languages: Sequence[str] = ()
 
     def around(self, config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         """Return the tokens before a source, and those behind it."""
@@ -40,9 +55,9 @@ class TranslatorClass:
 
 CLASSES: Mapping[str, TranslatorClass] = {
     "NllbTokenizer": TranslatorClass(language="eng_Latn"),
-    "MBart50Tokenizer": TranslatorClass(language="en_XX"),
-    "MBartTokenizer": TranslatorClass(language="en_XX", behind=True),
-    "M2M100Tokenizer": TranslatorClass(language="en", form="__{}__"),
+    "MBart50Tokenizer": TranslatorClass(language="en_XX", languages=[*_MBART.split(), *_MBART_50.split()]),
+    "MBartTokenizer": TranslatorClass(language="en_XX", behind=True, languages=_MBART.split()),
+    "M2M100Tokenizer": TranslatorClass(language="en", form="__{}__", languages=_M2M_100.split()),
 }
 
 

@@ -28,7 +28,7 @@ from edgelm_export.byte_level_folder import BYTE_LEVEL_FILES, SETTINGS_FILES
 from edgelm_export.checkpoint_folder import NAMED_TEMPLATES
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.marian_tokenizer import MARIAN_FILES
-from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES
+from edgelm_export.renumbered_tokenizer import RENUMBERED_FILES
 
 WEIGHTS = os.urandom(1_500_000)
 FILES = {
@@ -84,7 +84,7 @@ def test_a_repository_comes_with_what_the_importer_reads_and_nothing_else(enviro
 
 
 def test_what_a_tokenizer_is_rebuilt_from_comes_where_there_is_no_tokenizer_json(environment, server):
-    files = {*SENTENCEPIECE_FILES, *MARIAN_FILES, *BYTE_LEVEL_FILES, *SETTINGS_FILES}
+    files = {*RENUMBERED_FILES, *MARIAN_FILES, *BYTE_LEVEL_FILES, *SETTINGS_FILES}
     contents = dict.fromkeys((*files, "tokenizer.py"), b"{}") | {"model.safetensors": WEIGHTS}
     server.add_repository("org/Older", contents)
     result = pull(environment, "hf:org/Older")

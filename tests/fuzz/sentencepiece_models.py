@@ -28,6 +28,7 @@ _SETTINGS = {
     "eos_token": {"content": "</s>"}, "unk_token": "<unk>", "chat_template": "{{ 1 }}", "added_tokens_decoder": _TOKENS,
 }  # fmt: skip
 _SETTINGS_FILE = "tokenizer_config.json"
+RENUMBERING = ("MBart50Tokenizer", "M2M100Tokenizer", "PegasusTokenizer")
 _NAMES = ("", "a", "x" * 300, "\ud800", "\0", ">>deu<<", "▁", "▁the", "<unk>", "<s>", "\U0001f600")
 
 
@@ -51,9 +52,15 @@ def models() -> tuple[bytes, ...]:
 
 
 def prepare_models(folder: Path) -> Sequence[bytes]:
-    """Write what stands beside a model, in a folder of Llama's kind and in one of Marian's; return the models."""
+    """Write what stands beside a model, in a folder of Llama's kind, one of Marian's, and those of classes that number
+    the pieces anew; return the models.
+    """
     (folder / _SETTINGS_FILE).write_text(json.dumps(_SETTINGS))
-    prepare_vocabularies(folder / "marian")
+    vocabulary = prepare_vocabularies(folder / "marian")[0]
+    for class_ in RENUMBERING:
+        (folder / class_).mkdir()
+        (folder / class_ / _SETTINGS_FILE).write_text(json.dumps({"tokenizer_class": class_}))
+        (folder / class_ / "vocab.json").write_bytes(vocabulary)
     return models()
 
 
@@ -61,7 +68,12 @@ def prepare_settings(folder: Path) -> Sequence[bytes]:
     """Write a model; return the settings beside it."""
     (folder / "tokenizer.model").write_bytes(models()[0])
     added = {"340": {"content": "<tool>", "special": False, "rstrip": True}}
-    return [json.dumps(_SETTINGS | {"added_tokens_decoder": _TOKENS | added}).encode()]
+    languages = {"340": {"content": "eng_Latn", "special": True}}
+    nllb = {"tokenizer_class": "NllbTokenizer", "legacy_behaviour": False, "src_lang": "eng_Latn"}
+    return [
+        json.dumps(_SETTINGS | {"added_tokens_decoder": _TOKENS | added}).encode(),
+        json.dumps(nllb | {"added_tokens_decoder": languages}).encode(),
+    ]
 
 
 def prepare_vocabularies(folder: Path) -> Sequence[bytes]:
@@ -73,7 +85,7 @@ def prepare_vocabularies(folder: Path) -> Sequence[bytes]:
     (folder / "source.spm").write_bytes(data)
     model = SentencePieceProcessor(model_proto=data)
     pieces = [model.id_to_piece(index) for index in range(model.get_piece_size())]
-    names = dict.fromkeys([*pieces, "</s>", "<unk>", "<pad>", ">>fra<<", "▁mer"])
+    names = dict.fromkeys([*pieces, "</s>", "<unk>", "<pad>", "<s>", ">>fra<<", "▁mer"])
     vocabulary = json.dumps({name: index for index, name in enumerate(names)}).encode()
     (folder / "vocab.json").write_bytes(vocabulary)
     return [vocabulary]

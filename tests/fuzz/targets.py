@@ -244,9 +244,12 @@ def _read_text_files(folder: Path) -> None:
 
 
 def _read_sentencepiece(folder: Path) -> None:
-    """Read a tokenizer.model as it is, and as the source.spm of a Marian folder."""
-    shutil.copy(folder / "tokenizer.model", folder / "marian" / "source.spm")
-    _all_of(*(functools.partial(_read_text_files, path) for path in (folder, folder / "marian")))
+    """Read a tokenizer.model as it is, as the source.spm of a Marian folder, and as classes number it anew."""
+    copies = [folder / "marian" / "source.spm"]
+    copies += [folder / class_ / "tokenizer.model" for class_ in sentencepiece_models.RENUMBERING]
+    for path in copies:
+        shutil.copy(folder / "tokenizer.model", path)
+    _all_of(*(functools.partial(_read_text_files, path) for path in (folder, *(path.parent for path in copies))))
 
 
 def _family_seeds(_folder: Path) -> list[bytes]:

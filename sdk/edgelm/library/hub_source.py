@@ -42,6 +42,7 @@ _NAMED_TEMPLATES = "additional_chat_templates"
 _TOKENIZER_FILES = (
     "tokenizer.model",
     "spiece.model",
+    "sentencepiece.bpe.model",
     "source.spm",
     "vocab.json",
     "merges.txt",
