@@ -237,6 +237,10 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "qwen3": ("qwen3", "qwen3", {"head_dim": 16}),
     "qwen3 with a head_dim of its own": ("qwen3", "qwen3", {"head_dim": 32, "tie_word_embeddings": False}),
+    "the text part of Qwen2-VL": ("qwen2", "qwen2vl", {}),
+    "the text part of Qwen3-VL": ("qwen3", "qwen3vl", {"head_dim": 16}),
+    "the text part of Qwen3-VL with experts": ("qwen3_moe", "qwen3vlmoe", QWEN3_MOE | {"norm_topk_prob": True}),
+    "the text part of Mistral Small 3": ("mistral", "mistral3", {"sliding_window": None}),
     "smollm3": ("smollm3", "smollm3", {"num_hidden_layers": 4, "pad_token_id": 0}),
     "gemma2": ("gemma2", "gemma2", {"head_dim": 32, "sliding_window": 9, "query_pre_attn_scalar": 32}),
     "gemma3_text": (

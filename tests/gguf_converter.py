@@ -46,7 +46,7 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
         writer.add_layer_norm_eps(next(getattr(config, name) for name in names if hasattr(config, name)))
     else:
         writer.add_layer_norm_rms_eps(config.norm_eps if architecture == "lfm2" else config.rms_norm_eps)
-    has_head_dim = architecture in ("gemma", "gemma2", "gemma3", "gpt-oss", "qwen3moe")
+    has_head_dim = architecture in ("gemma", "gemma2", "gemma3", "gpt-oss", "qwen3moe", "qwen3vlmoe")
     if head_dim != config.hidden_size // config.num_attention_heads or has_head_dim:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
@@ -80,7 +80,11 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
     if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
         writer.add_expert_count(getattr(config, "num_local_experts", None) or config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
-    if architecture == "qwen3moe":
+    if architecture in ("qwen2vl", "qwen3vl", "qwen3vlmoe"):
+        writer.add_rope_dimension_sections([3, 3, 2, 0])
+    if architecture in ("qwen3vl", "qwen3vlmoe"):
+        writer.add_num_deepstack_layers(1)
+    if architecture in ("qwen3moe", "qwen3vlmoe"):
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if architecture == "gpt-oss":
         writer.add_expert_feed_forward_length(config.intermediate_size)
@@ -92,7 +96,7 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_logit_scale(config.logits_scaling)
     if architecture == "lfm2":
         writer.add_shortconv_l_cache(config.conv_L_cache)
-    if architecture == "mistral3":
+    if architecture == "mistral3" and "llama_4_scaling_beta" in config.rope_parameters:
         rope = config.rope_parameters
         writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
         writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])

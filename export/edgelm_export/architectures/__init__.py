@@ -135,9 +135,9 @@ def gguf_architecture_of(metadata: Mapping[str, Any], where: object) -> tuple[Ar
         raise CheckpointError(f"{where} is {_GGUF_PARTS[str(part)]}.")
     name = metadata.get("general.architecture")
     rows = [(row, row.gguf) for row in ARCHITECTURES.values() if row.gguf is not None]
-    families = [(row, gguf) for row, gguf in rows if gguf.architecture == name]
+    families = [(row, gguf) for row, gguf in rows if name in (gguf.architecture, *gguf.text_of)]
     if not families:
-        listed = ", ".join(sorted({gguf.architecture for _, gguf in rows}))
+        listed = ", ".join(sorted({name for _, gguf in rows for name in (gguf.architecture, *gguf.text_of)}))
         kind = ""
         if metadata.get(f"{name}.attention.causal") is False:
             kind = " (it embeds or ranks texts; edgelm runs models that write them)"

@@ -35,13 +35,15 @@ class GGUFFamily:
     """How llama.cpp knows a family.
 
     architecture: the file's general.architecture. to_hf_config: makes config.json's values of a header, so that both
-    ways meet in `Architecture.to_model_config`. has_experts: whether the row is for files with experts.
+    ways meet in `Architecture.to_model_config`. has_experts: whether the row is for files with experts. text_of: what
+    it calls models that also read images, and are of the family without one.
     """
 
     architecture: str
     to_hf_config: Callable[[GGUFHeader], dict[str, Any]]
     layout: TensorLayout
     has_experts: bool = False
+    text_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

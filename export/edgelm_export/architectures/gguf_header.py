@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from edgelm.errors import CheckpointError
@@ -23,6 +24,21 @@ _KEYS = frozenset(
         "rope.scaling.finetuned", "rope.dimension_count",
     }
 )  # fmt: skip
+# What is of images in a model whose text part is read.
+_OF_IMAGES = frozenset({"rope.dimension_sections", "n_deepstack_layers"})
+
+
+def of_text(metadata: Mapping[str, Any], architecture: str) -> Mapping[str, Any]:
+    """Return the metadata of a file as those of a model of text, which llama.cpp calls `architecture`.
+
+    A position has three numbers in models that also read images, which are the same without one: rope as it is.
+    """
+    prefix = f"{metadata['general.architecture']}."
+    if prefix == f"{architecture}.":
+        return metadata
+    own = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+    kept = {f"{architecture}.{key}": value for key, value in own.items() if key not in _OF_IMAGES}
+    return {key: value for key, value in metadata.items() if not key.startswith(prefix)} | kept
 
 
 def to_hf_config(

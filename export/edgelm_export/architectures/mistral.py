@@ -82,16 +82,17 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     keys = frozenset({*_GGUF_YARN, "attention.temperature_scale"})
     values = gguf_header.to_hf_config(header, "mistral3", keys=keys)
     metadata, scaling = header.metadata, values["rope_scaling"]
-    if scaling is not None:
-        scaling |= {
-            name: float32_number(metadata, f"mistral3.{key}")
-            for key, names in _GGUF_YARN.items()
-            for name in names
-            if f"mistral3.{key}" in metadata
-        }
-        beta = float32_number(metadata, "mistral3.attention.temperature_scale", 0.0)
-        scaling |= {"rope_theta": values["rope_theta"], "llama_4_scaling_beta": beta}
-    return {"model_type": "ministral3", **values, "rope_scaling": scaling or {"rope_theta": values["rope_theta"]}}
+    if scaling is None:  # Mistral Small 3, which llama.cpp calls so too where it reads images
+        return {"architectures": ["MistralForCausalLM"], "model_type": "mistral", **values, "sliding_window": None}
+    scaling |= {
+        name: float32_number(metadata, f"mistral3.{key}")
+        for key, names in _GGUF_YARN.items()
+        for name in names
+        if f"mistral3.{key}" in metadata
+    }
+    beta = float32_number(metadata, "mistral3.attention.temperature_scale", 0.0)
+    scaling |= {"rope_theta": values["rope_theta"], "llama_4_scaling_beta": beta}
+    return {"model_type": "ministral3", **values, "rope_scaling": scaling}
 
 
 # llama.cpp's converter calls both "llama", so their GGUF files are read by Llama's row, the first of that name.

@@ -35,5 +35,10 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 QWEN2 = Architecture(
     model_type="qwen2",
     to_model_config=_to_model_config,
-    gguf=GGUFFamily(architecture="qwen2", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=llama.GGUF_NAMES)),
+    gguf=GGUFFamily(
+        architecture="qwen2",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=llama.GGUF_NAMES),
+        text_of=("qwen2vl",),  # and Qwen2.5-VL
+    ),
 )
