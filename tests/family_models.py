@@ -39,6 +39,10 @@ MINISTRAL3 = {
     "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
 }  # fmt: skip
 LFM2 = {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False}
+LFM2_MOE = {
+    "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "num_experts": 6,
+    "num_experts_per_tok": 3, "num_dense_layers": 1, "moe_intermediate_size": 32,
+}  # fmt: skip
 OLMO3 = {
     "num_hidden_layers": 4, "sliding_window": 9, "tie_word_embeddings": False, "attention_bias": True,
     "rope_parameters": {
@@ -175,6 +179,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "block_multiple_of": 16, "norm_eps": 1e-3, "layer_types": ["full_attention", "conv", "full_attention"],
         },
     ),
+    "lfm2_moe": ("lfm2_moe", LFM2_MOE),
+    "lfm2_moe, scaled weights that do not sum to one, no bias of the choice, untied": (
+        "lfm2_moe",
+        LFM2_MOE | {
+            "norm_topk_prob": False, "use_expert_bias": False, "routed_scaling_factor": 0.7,
+            "tie_word_embeddings": False, "num_dense_layers": 0,
+        },
+    ),
     "starcoder2": ("starcoder2", {}),
     "starcoder2 in a window, without biases, untied": (
         "starcoder2",
@@ -297,6 +309,7 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "conv_L_cache": 4, "num_key_value_heads": 4, "block_auto_adjust_ff_dim": True, "block_multiple_of": 32,
         },
     ),
+    "lfm2_moe": ("lfm2_moe", "lfm2moe", LFM2_MOE),
     "ministral3": (
         "ministral3",
         "mistral3",

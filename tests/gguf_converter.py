@@ -18,6 +18,7 @@ Array = NDArray[np.float32]
 # Families whose heads llama.cpp turns by neighbouring dimensions.
 _PAIRED = ("llama", "mistral3", "granite", "smollm3", "arcee")
 _LAYER_NORMS = ("command-r", "cohere2", "gpt2", "gptneox", "phi2", "stablelm", "starcoder2")
+CHOICE_BIASES = ("expert_bias", "e_score_correction_bias")  # buffers of the models of transformers
 _TURN_IN_PART = ("cohere2", "glm4", "gptneox", "phi2", "phi3", "stablelm")
 
 
@@ -35,7 +36,7 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
     else:
         writer.add_feed_forward_length(getattr(config, "intermediate_size", None) or config.n_inner)
     writer.add_head_count(config.num_attention_heads)
-    if architecture == "lfm2":
+    if architecture in ("lfm2", "lfm2moe"):
         kinds = config.layer_types
         writer.add_head_count_kv([config.num_key_value_heads if kind == "full_attention" else 0 for kind in kinds])
     elif architecture not in ("gpt2", "gptneox"):
@@ -45,7 +46,7 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
         names = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
         writer.add_layer_norm_eps(next(getattr(config, name) for name in names if hasattr(config, name)))
     else:
-        writer.add_layer_norm_rms_eps(config.norm_eps if architecture == "lfm2" else config.rms_norm_eps)
+        writer.add_layer_norm_rms_eps(getattr(config, "norm_eps", None) or config.rms_norm_eps)
     has_head_dim = architecture in ("gemma", "gemma2", "gemma3", "gpt-oss", "qwen3moe", "qwen3vlmoe")
     if head_dim != config.hidden_size // config.num_attention_heads or has_head_dim:
         writer.add_key_length(head_dim)
@@ -94,7 +95,11 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_logit_scale(config.logits_scaling)
-    if architecture == "lfm2":
+    if architecture == "lfm2moe":
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        writer.add_leading_dense_block_count(config.num_dense_layers)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    if architecture in ("lfm2", "lfm2moe"):
         writer.add_shortconv_l_cache(config.conv_L_cache)
     if architecture == "mistral3" and "llama_4_scaling_beta" in config.rope_parameters:
         rope = config.rope_parameters
@@ -117,8 +122,12 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == own)
     names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
     tensors = {}
-    for name, parameter in model.named_parameters():
-        if ".mlp.experts." in name:
+    choice_biases = [pair for pair in model.named_buffers() if pair[0].endswith(CHOICE_BIASES)]
+    for name, parameter in [*model.named_parameters(), *choice_biases]:
+        if name.endswith(CHOICE_BIASES):
+            tensors[f"blk.{name.split('.')[2]}.exp_probs_b.bias"] = parameter.numpy()
+            continue
+        if ".experts." in name:
             tensors |= _expert_stacks(name, parameter.detach().float().numpy(), architecture)
             continue
         if name.endswith((".mlp.router.weight", ".mlp.router.bias", ".self_attn.sinks")):
@@ -159,7 +168,7 @@ def _converted(name: str, tensor: Array, config: PreTrainedConfig, architecture:
         return halves.swapaxes(1, 2).reshape(tensor.shape)
     if architecture in ("gemma", "gemma2", "gemma3") and name.endswith("norm.weight"):
         return tensor + 1
-    if architecture == "lfm2" and name.endswith(".conv.conv.weight"):
+    if architecture in ("lfm2", "lfm2moe") and name.endswith(".conv.conv.weight"):
         return tensor.squeeze(1)
     if architecture == "gpt2" and tensor.ndim == 2 and ".h." in name:
         return tensor.T  # Conv1D is [in, out]

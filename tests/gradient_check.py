@@ -29,7 +29,8 @@ def gradients_of(model: Any, ours: Transformer, folder: Path) -> tuple[Gradients
     for path in folder.glob("tokenizer*"):
         shutil.copy(path, saved)
     read = HuggingFaceCheckpoint(saved)
-    theirs = {name: torch.from_numpy(read.tensor(name).copy()) for name in ours.config.tensor_shapes()}
+    learned = ours.config.tensor_shapes().keys() - dict(ours.named_buffers()).keys()
+    theirs = {name: torch.from_numpy(read.tensor(name).copy()) for name in learned}
     found = {name: parameter.grad for name, parameter in ours.named_parameters()}
     assert found.keys() == theirs.keys()
     return theirs, found

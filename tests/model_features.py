@@ -103,6 +103,11 @@ FEATURES = {
     "experts with a clamped gate": EXPERTS | {
         "mlp_bias": True, "router_bias": True, "swiglu_limit": 0.4, "swiglu_alpha": 1.7,
     },
+    "experts weighted by a sigmoid": EXPERTS | {"scoring_func": "sigmoid"},
+    "experts chosen with a bias": EXPERTS | {"expert_choice_bias": True, "routed_scaling_factor": 2.5},
+    "experts weighted by a sigmoid, chosen with a bias, weights that do not sum to one": EXPERTS | {
+        "scoring_func": "sigmoid", "expert_choice_bias": True, "norm_topk_prob": False, "routed_scaling_factor": 0.5,
+    },
     "experts behind a residual multiplier": EXPERTS | {"residual_multiplier": 0.3},
     "attention sinks": {"attention_sinks": True, "num_attention_heads": 4, "num_key_value_heads": 2},
     "attention sinks, in a window, without rope": {

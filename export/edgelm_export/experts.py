@@ -28,6 +28,8 @@ from edgelm_export.quantize.packed import PackedWeight, unpack, unpack_values
 
 _BITS = (4, 8)  # what QMoE has on every CPU since ONNX Runtime 1.28
 _SMALLEST_BLOCK = 16
+_NEVER = -1e30  # a score that no expert with a weight is below
+CHOICE_BIAS = "e_score_correction_bias"
 
 
 def add_experts(graph: Graph, checkpoint: Checkpoint, projections: Projections, hidden: str, name: str) -> str:
@@ -42,13 +44,13 @@ def add_experts(graph: Graph, checkpoint: Checkpoint, projections: Projections, 
             f"A {config.model_type} model has experts, which no operator of the ONNX standard computes. Export it with "
             "--operators onnxruntime."
         )
-    scores = _router(graph, checkpoint, hidden, name)
+    scores, factor = _routing(graph, checkpoint, hidden, name)
     shape = graph.constant([-1, config.num_experts])
     logits = graph.node("Reshape", [scores, shape], f"{name}.gate.rows")  # one row for each position of the batch
     first, second = _matrices(config, projections, name)
     names = [f"{name}.experts.gate_up_proj.weight", f"{name}.experts.down_proj.weight"]
     biases = _biases(graph, checkpoint, name)
-    output = f"{name}.output" if config.norm_topk_prob else f"{name}.weighted"
+    output = f"{name}.weighted" if factor else f"{name}.output"
     grid = _common_grid(config, [*first, *second])
     if grid is None:
         stacks = [
@@ -65,9 +67,7 @@ def add_experts(graph: Graph, checkpoint: Checkpoint, projections: Projections, 
         inputs += ["", "", "", parts[0][2], parts[1][2]] if grid[2] else []
         on_grid = {"expert_weight_bits": grid[0], "block_size": grid[1]}
         graph.node("QMoE", inputs, output, MICROSOFT, _attributes(config) | on_grid)
-    if config.norm_topk_prob:
-        return output
-    return graph.node("Mul", [output, _chosen_share(graph, config, scores, name)], f"{name}.output")
+    return graph.node("Mul", [output, factor], f"{name}.output") if factor else output
 
 
 def _matrices(config: ModelConfig, projections: Projections, name: str) -> tuple[list[Stored], list[Stored]]:
@@ -110,16 +110,41 @@ def _router(graph: Graph, checkpoint: Checkpoint, hidden: str, name: str) -> str
     return logits
 
 
-def _chosen_share(graph: Graph, config: ModelConfig, scores: str, name: str) -> str:
-    """Add the sum [B, T, 1] of the chosen experts' probabilities.
+def _routing(graph: Graph, checkpoint: Checkpoint, hidden: str, name: str) -> tuple[str, str]:
+    """Return what the operator chooses and weights experts by, [B, T, E], and what multiplies its output, or "".
 
-    Where those are not to sum to one, it turns what the operator computes with weights that do into what was asked for:
-    ONNX Runtime 1.28 computes something else in a whole graph with normalize_routing_weights off.
+    It takes the largest scores and gives those experts their softmax, weights that sum to one: ONNX Runtime 1.28
+    computes something else in a whole graph with normalize_routing_weights off. Where weights are made or chosen
+    otherwise, the logarithms of the chosen ones stand among scores that are never chosen.
     """
-    probabilities = graph.node("Softmax", [scores], f"{name}.gate.probabilities", attributes={"axis": -1})
-    outputs = [f"{name}.gate.chosen", f"{name}.gate.chosen_experts"]
-    chosen = graph.node("TopK", [probabilities, graph.constant([config.num_experts_per_tok])], outputs)
-    return graph.node("ReduceSum", [chosen, graph.constant([-1])], f"{name}.gate.share", attributes={"keepdims": 1})
+    config, gate = checkpoint.config, f"{name}.gate"
+    scores = _router(graph, checkpoint, hidden, name)
+    factor = "" if config.routed_scaling_factor == 1 else graph.constant(config.routed_scaling_factor, np.float32)
+    is_plain = config.scoring_func == "softmax" and not config.expert_choice_bias
+    if is_plain and config.norm_topk_prob:
+        return scores, factor
+    if config.scoring_func == "sigmoid":
+        weights = graph.node("Sigmoid", [scores], f"{gate}.weights")
+    else:
+        weights = graph.node("Softmax", [scores], f"{gate}.weights", attributes={"axis": -1})
+    chosen_weights, chosen_experts = f"{gate}.chosen", f"{gate}.chosen_experts"
+    preferred, outputs = weights, [chosen_weights, chosen_experts]
+    if config.expert_choice_bias:
+        bias = graph.weight(f"{gate}.{CHOICE_BIAS}", checkpoint.tensor(f"{gate}.{CHOICE_BIAS}"))
+        preferred, outputs[0] = graph.node("Add", [weights, bias], f"{gate}.preferred"), f"{gate}.most_preferred"
+    graph.node("TopK", [preferred, graph.constant([config.num_experts_per_tok])], outputs)
+    if config.expert_choice_bias:
+        graph.node("GatherElements", [weights, chosen_experts], chosen_weights, attributes={"axis": -1})
+    if not is_plain:
+        logarithms = graph.node("Log", [chosen_weights], f"{gate}.chosen_logarithms")
+        never = [graph.constant(_NEVER, np.float32), graph.node("Shape", [scores], f"{gate}.shape")]
+        inputs = [graph.node("Expand", never, f"{gate}.never"), chosen_experts, logarithms]
+        scores = graph.node("ScatterElements", inputs, f"{gate}.routing", attributes={"axis": -1})
+    if config.norm_topk_prob:
+        return scores, factor
+    inputs = [chosen_weights, graph.constant([-1])]
+    share = graph.node("ReduceSum", inputs, f"{gate}.share", attributes={"keepdims": 1})
+    return scores, graph.node("Mul", [share, factor], f"{gate}.scaled_share") if factor else share
 
 
 def _attributes(config: ModelConfig) -> dict[str, Any]:

@@ -371,21 +371,26 @@ def _mlp(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str) -> 
 
 
 def _experts(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str) -> Array:
-    """Sum the feed-forwards of the experts with the largest probabilities of each position, weighted by those."""
+    """Sum the feed-forwards of the experts that each position's router chooses, weighted by what it gives them."""
     logits_TE = hidden_TD @ weights[f"{name}.gate.weight"].T
     if config.router_bias:
         logits_TE = logits_TE + weights[f"{name}.gate.bias"]
-    probabilities_TE = np.exp(logits_TE - logits_TE.max(-1, keepdims=True))
-    probabilities_TE /= probabilities_TE.sum(-1, keepdims=True)
-    order_TE = np.argsort(-probabilities_TE, axis=-1, kind="stable")
-    np.put_along_axis(probabilities_TE, order_TE[:, config.num_experts_per_tok :], 0, axis=-1)
+    if config.scoring_func == "sigmoid":
+        shares_TE = 1 / (1 + np.exp(-logits_TE))
+    else:
+        shares_TE = np.exp(logits_TE - logits_TE.max(-1, keepdims=True))
+        shares_TE /= shares_TE.sum(-1, keepdims=True)
+    bias_E = weights[f"{name}.gate.e_score_correction_bias"] if config.expert_choice_bias else np.float32(0)
+    order_TE = np.argsort(-(shares_TE + bias_E), axis=-1, kind="stable")
+    np.put_along_axis(shares_TE, order_TE[:, config.num_experts_per_tok :], 0, axis=-1)
     if config.norm_topk_prob:
-        probabilities_TE /= probabilities_TE.sum(-1, keepdims=True)
+        shares_TE /= shares_TE.sum(-1, keepdims=True)
+    shares_TE *= np.float32(config.routed_scaling_factor)
     summed_TD = np.zeros_like(hidden_TD)
     for expert in range(config.num_experts):
-        rows = np.flatnonzero(probabilities_TE[:, expert])
+        rows = np.flatnonzero(shares_TE[:, expert])
         output_TD = _mlp(config, weights, hidden_TD[rows], f"{name}.experts.{expert}")
-        summed_TD[rows] += probabilities_TE[rows, expert, None] * output_TD
+        summed_TD[rows] += shares_TE[rows, expert, None] * output_TD
     return summed_TD
 
 

@@ -22,6 +22,7 @@ POSITIONS = ("rope", "learned", *SINUSOIDS, "relative", "none")
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2")
 LAYER_TYPES = ("full_attention", "sliding_attention", "conv")
 QK_NORM_SCOPES = ("head", "projection")
+SCORING_FUNCS = ("softmax", "sigmoid")
 KV_CACHES = {"fp32": 4, "int8": 1}  # and how many bytes a number takes
 # The norms of a block, by the names that Hugging Face gives them in each case: before and after attention, before and
 # after the feed-forward. "shared" is one norm before both, which then run side by side; "residual" norms the sum of
@@ -121,8 +122,11 @@ class ModelConfig:
     num_experts: int = 0  # feed-forwards beside each other, of which a router chooses some for each token; 0 is one
     num_experts_per_tok: int = 0
     moe_intermediate_size: int | None = None  # of an expert; None is intermediate_size
+    scoring_func: str = "softmax"  # of the router's scores, which makes them weights
     norm_topk_prob: bool = True  # the weights of the chosen experts sum to one
+    routed_scaling_factor: float = 1.0  # of what those make together
     router_bias: bool = False
+    expert_choice_bias: bool = False  # of the weights, for the choice alone (DeepSeek-V3, arXiv:2412.19437)
     layers_without_experts: tuple[int, ...] = ()
     swiglu_limit: float | None = None  # of experts: gate and up are clamped, and up is added one (GPT-OSS)
     swiglu_alpha: float = 1.0  # of such an expert: gate * sigmoid(alpha * gate)
@@ -172,6 +176,7 @@ class ModelConfig:
             ("position", POSITIONS),
             ("hidden_act", ACTIVATIONS),
             ("qk_norm_scope", QK_NORM_SCOPES),
+            ("scoring_func", SCORING_FUNCS),
             ("kv_cache", tuple(KV_CACHES)),
         ):
             if getattr(self, field) not in allowed:
@@ -203,6 +208,7 @@ class ModelConfig:
             ("final_logit_softcapping", 0),
             ("swiglu_limit", 0),
             ("swiglu_alpha", 0),
+            ("routed_scaling_factor", 0),
         ):
             value = getattr(self, field)
             if value is not None and not low < value < FLOAT32_END:
@@ -412,6 +418,7 @@ class ModelConfig:
             "qk_norm",
             "norm_topk_prob",
             "router_bias",
+            "expert_choice_bias",
             "attention_sinks",
             "tie_word_embeddings",
             "lm_head_bias",

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from gguf_converter import add_config, tensors_of
+from gguf_converter import CHOICE_BIASES, add_config, tensors_of
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -98,6 +98,9 @@ def save_model(bpe_tokenizer: PreTrainedTokenizerFast) -> SaveModel:
         for parameter in model.parameters():
             # Norms near one, and weights large enough that every feature shows in the logits.
             parameter.data = 0.15 * torch.randn_like(parameter) + (1.0 if parameter.ndim == 1 else 0.0)
+        for name, buffer in model.named_buffers():
+            if name.endswith(CHOICE_BIASES):
+                buffer.normal_(std=0.3)
         model.to(dtype)
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         bpe_tokenizer.save_pretrained(folder)

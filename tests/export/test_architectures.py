@@ -111,7 +111,7 @@ def test_absent_values_are_those_of_transformers(name: str) -> None:
     assert ours.hidden_act == {"gelu_new": "gelu_pytorch_tanh"}.get(their_activation, their_activation)
     for key in ("final_logit_softcapping", "attn_logit_softcapping"):
         assert getattr(ours, key) == getattr(theirs, key, None)
-    windows = getattr(theirs, "layer_types", ["sliding_attention"] * 2)
+    windows = getattr(theirs, "layer_types", None) or ["sliding_attention"] * 2
     window = theirs.sliding_window if getattr(theirs, "sliding_window", None) else None
     if name in ("olmo3", "exaone4"):  # whose window is longer than their context
         assert ours.sliding_window == window
@@ -343,11 +343,13 @@ def test_settings_of_experts_that_are_not_supported_are_refused(case: str) -> No
 def test_families_with_experts_have_the_defaults_of_transformers() -> None:
     for model_type, expected in (
         ("mixtral", (8, 2, 96, True)), ("qwen3_moe", (128, 8, 768, False)), ("olmoe", (64, 8, 96, False)),
-        ("gpt_oss", (128, 4, 96, True)),
+        ("gpt_oss", (128, 4, 96, True)), ("lfm2_moe", (32, 4, 1792, True)),
     ):  # fmt: skip
         config = ARCHITECTURES[model_type].to_model_config(expert_values())
         found = (config.num_experts, config.num_experts_per_tok, config.expert_size, config.norm_topk_prob)
         assert found == expected, model_type
+    assert config.layers_without_experts == (0, 1)
+    config = ARCHITECTURES["gpt_oss"].to_model_config(expert_values())
     assert config.rope_scaling.rope_type == "yarn"
     assert (config.window(0), config.window(1)) == (128, None)
     config = ARCHITECTURES["qwen3_moe"].to_model_config(expert_values(mlp_only_layers=[1], decoder_sparse_step=2))

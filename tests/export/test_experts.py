@@ -119,6 +119,16 @@ def test_experts_are_stored_on_one_grid_a_layer(case: str, features: dict[str, A
     assert np.linalg.norm(got_TV - wanted_TV) / np.linalg.norm(wanted_TV) < bound
 
 
+def test_experts_on_a_grid_are_chosen_and_weighted_as_the_family_does(tmp_path: Path) -> None:
+    precision, _, bound = GRIDS["int4 asymmetric"]
+    chosen = {"scoring_func": "sigmoid", "expert_choice_bias": True, "norm_topk_prob": False}
+    checkpoint = checkpoint_with(tmp_path, **chosen)
+    session, _ = export(tmp_path / "package", checkpoint, precision)
+    (wanted_TV,) = reference_logits(StoredCheckpoint(checkpoint, precision), [IDS])
+    got_TV = session.forward(IDS, session.new_cache(), all_logits=True)
+    assert np.linalg.norm(got_TV - wanted_TV) / np.linalg.norm(wanted_TV) < bound
+
+
 def test_experts_of_a_size_that_no_block_divides_stay_in_floats(tmp_path: Path) -> None:
     checkpoint = checkpoint_with(tmp_path, moe_intermediate_size=24)
     session, model = export(tmp_path / "package", checkpoint, PRECISIONS["int8"])

@@ -237,3 +237,11 @@ def test_a_gpt_neox_is_parallel_where_its_file_does_not_say_otherwise() -> None:
     norm = {"gptneox.attention.layer_norm_rms_epsilon": 0.0, "gptneox.attention.layer_norm_epsilon": 1e-5}
     assert family_config("gpt_neox", norm)["use_parallel_residual"] is True
     assert family_config("gpt_neox", norm | {"gptneox.use_parallel_residual": False})["use_parallel_residual"] is False
+
+
+def test_weights_of_experts_that_are_not_those_of_the_family_are_refused() -> None:
+    metadata = {key.replace("llama.", "lfm2moe."): value for key, value in METADATA.items()}
+    metadata |= {"lfm2moe.shortconv.l_cache": 3, "lfm2moe.expert_gating_func": 1}
+    header = GGUFHeader(metadata=metadata, shapes={"token_embd.weight": (320, 64)}, rope_factors={})
+    with pytest.raises(CheckpointError, match=r"expert_gating_func is 1; supported is this family's 2 \(sigmoid\)"):
+        ARCHITECTURES["lfm2_moe"].gguf.to_hf_config(header)

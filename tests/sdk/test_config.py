@@ -35,6 +35,7 @@ LONGROPE = RopeScaling(
 EXPERTS: dict[str, Any] = {
     "layers_without_experts": (1,), "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
     "norm_topk_prob": False, "router_bias": True, "attention_sinks": True,
+    "scoring_func": "sigmoid", "routed_scaling_factor": 2.5, "expert_choice_bias": True,
 }  # fmt: skip
 LARGE = {
     "norm": "layer",
@@ -94,6 +95,7 @@ LARGE = {
         ({"norm": "batch"}, "norm is 'batch'; supported: rms, rms_offset, rms_plain, layer, layer_no_bias."),
         ({"norm_placement": "middle"}, "norm_placement is 'middle'; supported: pre, post, both, shared, residual."),
         ({"norm_placement": "shared"}, "norm_placement is 'shared', which needs parallel_residual."),
+        ({"scoring_func": "tanh"}, "scoring_func is 'tanh'; supported: softmax, sigmoid."),
         ({"qk_norm_scope": "layer"}, "qk_norm_scope is 'layer'; supported: head, projection."),
         ({"sliding_window": 0}, "sliding_window is 0; it must be a whole number of 1 or more."),
         ({"layer_types": ("full_attention",)}, "layer_types has 1 entries; the model has 2 layers."),

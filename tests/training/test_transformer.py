@@ -140,6 +140,14 @@ FEATURES: dict[str, dict[str, Any]] = (
         "a bias of the head": {"lm_head_bias": True},
         "a bias of the tied head": {"lm_head_bias": True, "tie_word_embeddings": True},
         "relu squared": {"hidden_act": "relu2", "mlp_gated": False},
+        "experts weighted by a sigmoid, chosen with a bias": {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "scoring_func": "sigmoid",
+            "expert_choice_bias": True,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 2.5,
+        },
     }
 )
 

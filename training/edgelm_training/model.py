@@ -316,22 +316,29 @@ class FeedForward(nn.Module):
 class Experts(nn.Module):
     """Transform each position by the few feed-forwards that a router chooses for it (arXiv:1701.06538).
 
-    Their outputs are weighted by the router's probabilities. Nothing here evens out how often each is chosen.
+    Their outputs are weighted by what the router gives them. Nothing here evens out how often each is chosen: a bias of
+    the choice, which did so where the model was made (arXiv:2412.19437), stays as it is.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=config.router_bias)
+        if config.expert_choice_bias:
+            self.gate.register_buffer("e_score_correction_bias", torch.zeros(config.num_experts))
         self.experts = nn.ModuleList(FeedForward(config, config.expert_size) for _ in range(config.num_experts))
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """Return the transformed positions [B, T, D]."""
         flat_PD = hidden_BTD.flatten(0, 1)  # P positions
-        probabilities_PE = self.gate(flat_PD).float().softmax(-1)
-        weights_PC, chosen_PC = probabilities_PE.topk(self.config.num_experts_per_tok)  # C chosen experts
+        scores_PE = self.gate(flat_PD).float()
+        weights_PE = scores_PE.sigmoid() if self.config.scoring_func == "sigmoid" else scores_PE.softmax(-1)
+        preferred_PE = weights_PE + self.gate.e_score_correction_bias if self.config.expert_choice_bias else weights_PE
+        chosen_PC = preferred_PE.topk(self.config.num_experts_per_tok).indices  # C chosen experts
+        weights_PC = weights_PE.gather(-1, chosen_PC)
         if self.config.norm_topk_prob:
             weights_PC = weights_PC / weights_PC.sum(-1, keepdim=True)
+        weights_PC = scaled(weights_PC, self.config.routed_scaling_factor)
         summed_PD = torch.zeros_like(flat_PD)
         for number, expert in enumerate(self.experts):
             # One that no position chose computes nothing, and still has a gradient, which is zero.

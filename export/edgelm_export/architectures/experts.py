@@ -15,11 +15,13 @@ from edgelm_export.architectures.llama import GGUF_QK_NORMS as _GGUF_QK_NORMS
 # In llama.cpp the experts of a layer are one tensor a projection, [E, ...].
 GGUF_NAMES = _DENSE_NAMES | {
     "model.layers.{i}.mlp.gate": "blk.{i}.ffn_gate_inp",
+    "model.layers.{i}.mlp.gate.e_score_correction_bias": "blk.{i}.exp_probs_b.bias",
     "model.layers.{i}.mlp.experts.{e}.gate_proj": "blk.{i}.ffn_gate_exps",
     "model.layers.{i}.mlp.experts.{e}.up_proj": "blk.{i}.ffn_up_exps",
     "model.layers.{i}.mlp.experts.{e}.down_proj": "blk.{i}.ffn_down_exps",
 }
 GGUF_KEYS = frozenset({"expert_count", "expert_used_count", "expert_feed_forward_length"})
+_GATING_FUNCS = {"softmax": 1, "sigmoid": 2}
 
 
 def mlx_names(stack: str) -> dict[str, str]:
@@ -51,3 +53,17 @@ def gguf_expert_values(header: GGUFHeader, architecture: str, count_key: str) ->
         count_key: whole_number(header.metadata, f"{architecture}.expert_count"),
         "num_experts_per_tok": whole_number(header.metadata, f"{architecture}.expert_used_count"),
     }
+
+
+def check_gguf_scoring(header: GGUFHeader, architecture: str, scoring_func: str) -> None:
+    """Check that a GGUF file asks for the scoring_func of its family, or for none.
+
+    Raises:
+        CheckpointError: it asks for another.
+    """
+    key, expected = f"{architecture}.expert_gating_func", _GATING_FUNCS[scoring_func]
+    number = whole_number(header.metadata, key, expected)
+    if number != expected:
+        raise CheckpointError(
+            f"GGUF metadata: {key} is {number}; supported is this family's {expected} ({scoring_func})."
+        )

@@ -1,4 +1,7 @@
-"""LFM2: most layers have a short convolution in the place of attention, the others norm each head."""
+"""LFM2: most layers have a short convolution in the place of attention, the others norm each head.
+
+The feed-forwards of LFM2-8B-A1B (model_type lfm2_moe) are experts, behind the first layers.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
@@ -21,6 +24,15 @@ _DEFAULTS: Mapping[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "rope_theta": 1e6,
+}
+_MOE_DEFAULTS: Mapping[str, Any] = {
+    "intermediate_size": 7168,
+    "moe_intermediate_size": 1792,
+    "num_dense_layers": 2,
+    "num_experts": 32,
+    "num_experts_per_tok": 4,
+    "norm_topk_prob": True,
+    "use_expert_bias": True,
 }
 _LARGEST_MULTIPLIER = 1000  # in use is 1
 _NAMES = {
@@ -40,6 +52,20 @@ _NAMES = {
     "model.norm": "model.embedding_norm",
     "lm_head": "lm_head",
 }
+_EXPERT = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+_MOE_NAMES = _NAMES | {
+    "model.layers.{i}.mlp.gate": "model.layers.{i}.feed_forward.gate",
+    "model.layers.{i}.mlp.gate.e_score_correction_bias": "model.layers.{i}.feed_forward.expert_bias",
+    **{
+        f"model.layers.{{i}}.mlp.experts.{{e}}.{ours}": f"model.layers.{{i}}.feed_forward.experts.{{e}}.{theirs}"
+        for ours, theirs in _EXPERT.items()
+    },
+}
+_MLX_NAMES = (
+    _MOE_NAMES
+    | {f"model.layers.{{i}}.mlp.{part}": f"model.layers.{{i}}.feed_forward.{part}" for part in _EXPERT}
+    | experts.mlx_names("model.layers.{i}.feed_forward.switch_mlp")
+)
 _GGUF_NAMES = (
     llama.GGUF_NAMES
     | llama.GGUF_QK_NORMS
@@ -53,9 +79,30 @@ _GGUF_NAMES = (
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, "tie_word_embeddings": values.get("tie_embedding", True), **values}
+    values = {**_DEFAULTS, **values}
+    return _read({**values, "intermediate_size": _feed_forward_size(values)})
+
+
+def _to_moe_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **_MOE_DEFAULTS, **values}
+    dense = hf_values.whole_number(values, "num_dense_layers")
+    config = _read(values)
+    return dataclasses.replace(
+        config,
+        model_type="lfm2_moe",
+        layers_without_experts=tuple(range(min(dense, config.num_hidden_layers))),
+        moe_intermediate_size=hf_values.whole_number(values, "moe_intermediate_size"),
+        scoring_func="sigmoid",
+        norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
+        routed_scaling_factor=hf_values.number(values, "routed_scaling_factor", 1.0),
+        expert_choice_bias=hf_values.flag(values, "use_expert_bias"),
+        **experts.expert_fields(values, "num_experts"),
+    )
+
+
+def _read(values: Mapping[str, Any]) -> ModelConfig:
+    values = {"tie_word_embeddings": values.get("tie_embedding", True), **values}
     values["rms_norm_eps"] = hf_values.number(values, "norm_eps", 1e-5)
-    values["intermediate_size"] = _feed_forward_size(values)
     kinds = hf_values.layer_types(values) or _kinds_by_number(values)
     return dataclasses.replace(
         llama.to_model_config(values),
@@ -96,7 +143,27 @@ def _kinds_by_number(values: Mapping[str, Any]) -> list[str]:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    key, layers = "lfm2.attention.head_count_kv", whole_number(header.metadata, "lfm2.block_count")
+    values = _gguf_values(header, "lfm2")
+    return {"architectures": ["Lfm2ForCausalLM"], "model_type": "lfm2", **values, "block_auto_adjust_ff_dim": False}
+
+
+def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = _gguf_values(header, "lfm2moe", experts.GGUF_KEYS | {"leading_dense_block_count", "expert_gating_func"})
+    experts.check_gguf_scoring(header, "lfm2moe", "sigmoid")
+    return {
+        "model_type": "lfm2_moe",
+        **values,
+        **experts.gguf_expert_values(header, "lfm2moe", "num_experts"),
+        "moe_intermediate_size": whole_number(header.metadata, "lfm2moe.expert_feed_forward_length"),
+        "num_dense_layers": whole_number(header.metadata, "lfm2moe.leading_dense_block_count", 0),
+    }
+
+
+def _gguf_values(header: GGUFHeader, architecture: str, keys: frozenset[str] = frozenset()) -> dict[str, Any]:
+    key, layers = (
+        f"{architecture}.attention.head_count_kv",
+        whole_number(header.metadata, f"{architecture}.block_count"),
+    )
     heads = header.metadata.get(key)
     listed = heads.tolist() if isinstance(heads, array) else []
     # A layer without key-value heads has a convolution; all others have one and the same number of them.
@@ -104,14 +171,11 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     numbers = set(listed) - {0}
     if len(numbers) == 1:
         header = dataclasses.replace(header, metadata={**header.metadata, key: numbers.pop()})
-    values = gguf_header.to_hf_config(header, "lfm2", keys=frozenset({"shortconv.l_cache"}))
+    values = gguf_header.to_hf_config(header, architecture, keys=keys | {"shortconv.l_cache"})
     return {
-        "architectures": ["Lfm2ForCausalLM"],
-        "model_type": "lfm2",
         **values,
         "norm_eps": values["rms_norm_eps"],
-        "block_auto_adjust_ff_dim": False,
-        "conv_L_cache": whole_number(header.metadata, "lfm2.shortconv.l_cache"),
+        "conv_L_cache": whole_number(header.metadata, f"{architecture}.shortconv.l_cache"),
         "conv_bias": any(name.endswith("shortconv.in_proj.bias") for name in header.shapes),
         "layer_types": kinds or ["full_attention"] * min(layers, MAX_LAYERS),
     }
@@ -125,5 +189,19 @@ LFM2 = Architecture(
         architecture="lfm2",
         to_hf_config=_gguf_to_hf_config,
         layout=TensorLayout(names=_GGUF_NAMES, ones_elsewhere=frozenset({"blk.{i}.shortconv.conv.weight"})),
+    ),
+)
+LFM2_MOE = Architecture(
+    model_type="lfm2_moe",
+    to_model_config=_to_moe_config,
+    layout=TensorLayout(names=_MOE_NAMES, ones_elsewhere=frozenset({"model.layers.{i}.conv.conv.weight"})),
+    mlx=TensorLayout(names=_MLX_NAMES, ones_elsewhere=frozenset({"model.layers.{i}.conv.conv.weight"})),
+    gguf=GGUFFamily(
+        architecture="lfm2moe",
+        to_hf_config=_moe_gguf_to_hf_config,
+        layout=TensorLayout(
+            names=experts.GGUF_NAMES | _GGUF_NAMES, ones_elsewhere=frozenset({"blk.{i}.shortconv.conv.weight"})
+        ),
+        has_experts=True,
     ),
 )

@@ -59,6 +59,8 @@ class _Stack:
         self._norm(before_mlp, D)
         if config.has_experts(i):
             self._linear(f"{layer}.mlp.gate", config.num_experts, D, config.router_bias)
+            if config.expert_choice_bias:
+                self._shapes[f"{layer}.mlp.gate.e_score_correction_bias"] = (config.num_experts,)
             for expert in range(config.num_experts):
                 self._feed_forward(f"{layer}.mlp.experts.{expert}", config.expert_size)
         else:
