@@ -171,6 +171,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": LLAMA3 | {"rope_theta": 1e4},
         },
     ),
+    "hunyuan_v1_dense": (
+        "hunyuan_v1_dense",
+        {
+            "head_dim": 32, "pad_token_id": 0,
+            "rope_parameters": {"rope_type": "dynamic", "alpha": 50.0, "factor": 1.0, "rope_theta": 1e3},
+        },
+    ),
+    "hunyuan_v1_dense with biases, untied": (
+        "hunyuan_v1_dense",
+        {"head_dim": 16, "pad_token_id": 0, "attention_bias": True, "tie_word_embeddings": False},
+    ),
     "lfm2": ("lfm2", LFM2),
     "lfm2 with biases, convolutions over four tokens, untied": (
         "lfm2",
@@ -301,6 +312,7 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "exaone4",
         {"sliding_window": None, "layer_types": ["full_attention"] * 2, "tie_word_embeddings": False},
     ),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", "hunyuan-dense", {"head_dim": 16, "pad_token_id": 0}),
     "lfm2": ("lfm2", "lfm2", LFM2),
     "lfm2, convolutions over four tokens": (
         "lfm2",

@@ -89,6 +89,17 @@ FEATURES = {
     "query and key norms over all heads": {
         "qk_norm": True, "qk_norm_scope": "projection", "num_attention_heads": 4, "num_key_value_heads": 2,
     },
+    "query and key norms behind rope": {"qk_norm": True, "qk_norm_scope": "turned_head", "head_dim": 32},
+    "query and key norms behind rope of a part of each head": {
+        "qk_norm": True, "qk_norm_scope": "turned_head", "partial_rotary_factor": 0.25, "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    "query and key norms of turned heads, and of some that do not turn": {
+        "qk_norm": True, "qk_norm_scope": "turned_head", "layers_without_rope": [1],
+    },
+    "query and key norms behind longrope": {
+        "qk_norm": True, "qk_norm_scope": "turned_head", "rope_scaling": LONGROPE,
+    },
     "a norm of the embeddings": {"embedding_norm": True, "norm": "layer"},
     "a bias of the head": {"lm_head_bias": True, "tie_word_embeddings": False},
     "a bias of the tied head, scaled and capped": {

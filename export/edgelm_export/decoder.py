@@ -287,7 +287,7 @@ class DecoderStack(Stack):
         name = f"{self.name}.layers.{i}.self_attn"
         qkv = self.projections.fused(hidden, [f"{name}.{part}_proj" for part in "qkv"], f"{name}.qkv_proj")
         if self.config.qk_norm:
-            qkv = self.normed_queries_and_keys(qkv, name)
+            qkv = self.normed_queries_and_keys(qkv, i, name)
         if self.config.llama_4_scaling_beta is not None and self.config.rope_kind(i) is not None:
             query, *keys_and_values = self.apart(qkv, name)
             qkv = [self.graph.node("Mul", [query, self.query_factor], f"{name}.grown_query"), *keys_and_values]
@@ -300,7 +300,32 @@ class DecoderStack(Stack):
         present = [graph.output(f"present.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
         if len(qkv) == 1:
             qkv = [*qkv, "", ""]  # the operator splits a packed query, key and value itself
-        return self.look(qkv, past, present, self.rope[self.config.rope_kind(i)], i, name)
+        return self.look(qkv, past, present, self.rotation(i), i, name)
+
+    def rotation(self, i: int) -> list[str]:
+        """Return what queries and keys of layer i are turned by where they meet: nothing, where they are before."""
+        is_before = self.config.qk_norm and self.config.qk_norm_scope == "turned_head"
+        return [] if is_before else self.rope[self.config.rope_kind(i)]
+
+    def turned_heads(self, projected: str, heads: int, i: int, name: str) -> str:
+        """Turn heads [B, T, heads * H] of layer i by their positions.
+
+        Source: RotaryEmbedding in onnxruntime's ContribOperators.md.
+        """
+        rotation = self.rope[self.config.rope_kind(i)]
+        if not rotation:
+            return projected
+        cos, sin, *rows = rotation
+        rotary_dim = padded_rotary_dim(self.config)
+        attributes = {"num_heads": heads}
+        if rotary_dim < self.config.head_dim:
+            attributes["rotary_embedding_dim"] = rotary_dim
+        inputs = [projected, rows[0] if rows else self.turning_positions(), cos, sin]
+        return self.graph.node("RotaryEmbedding", inputs, name, MICROSOFT, attributes)
+
+    def turning_positions(self) -> str:
+        """Return the positions [B, T] of the new tokens, or [1] of the first."""
+        return "positions" if self.graph.has_node("positions") else self.positions()
 
     def cache_shape(self, tokens: str) -> list[int | str]:
         """Return the shape of the keys or values of so many tokens of a layer."""
@@ -328,11 +353,14 @@ class DecoderStack(Stack):
         }
         return graph.node("GroupQueryAttention", inputs, [f"{name}.output", *present], MICROSOFT, attributes)
 
-    def normed_queries_and_keys(self, qkv: list[str], name: str) -> list[str]:
+    def normed_queries_and_keys(self, qkv: list[str], i: int, name: str) -> list[str]:
         """Norm queries and keys, by head or all heads together; packed or not before, the three are apart after."""
         graph, H = self.graph, self.config.head_dim
         NH, KH = self.config.num_attention_heads * H, self.config.num_key_value_heads * H
         qkv = self.apart(qkv, name)
+        if self.config.qk_norm_scope == "turned_head":
+            qkv[0] = self.turned_heads(qkv[0], NH // H, i, f"{name}.turned_query")
+            qkv[1] = self.turned_heads(qkv[1], KH // H, i, f"{name}.turned_key")
         normed = []
         for projected, module, width in ((qkv[0], f"{name}.q_norm", NH), (qkv[1], f"{name}.k_norm", KH)):
             if self.config.qk_norm_scope == "projection":

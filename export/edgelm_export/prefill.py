@@ -26,7 +26,7 @@ from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.decoder import FLOAT, INT8, INT32, DecoderStack
 from edgelm_export.external_data import ExternalData
-from edgelm_export.folded import FoldedCheckpoint, padded_rotary_dim
+from edgelm_export.folded import FoldedCheckpoint
 from edgelm_export.graph import MICROSOFT
 from edgelm_export.projection import Projections
 from edgelm_export.quantize import Precision, Stored
@@ -108,10 +108,9 @@ class _RoundingStack(_PrefillStack):
         config = self.config
         place = config.attention_layers.index(i)
         query, *new = self.apart(qkv, name)
-        rotation = self.rope[config.rope_kind(i)]
-        if rotation:
-            query = self._turned(query, config.num_attention_heads, rotation, f"{name}.turned_query")
-            new[0] = self._turned(new[0], config.num_key_value_heads, rotation, f"{name}.turned_key")
+        if self.rotation(i):
+            query = self.turned_heads(query, config.num_attention_heads, i, f"{name}.turned_query")
+            new[0] = self.turned_heads(new[0], config.num_key_value_heads, i, f"{name}.turned_key")
         past = []
         for number, part in enumerate(("key", "value")):
             scale_K1H = self.graph.weight(f"{name}.{part[0]}_scale", self._scales[2 * place + number])
@@ -119,18 +118,9 @@ class _RoundingStack(_PrefillStack):
             new[number] = self._kept(new[number], f"present.{i}.{part}", scale_K1H, f"{name}.new_{part}")
         return self.look([query, *new], past, [f"{name}.all_keys", f"{name}.all_values"], [], i, name)
 
-    def _turned(self, projected: str, heads: int, rotation: list[str], name: str) -> str:
-        """Turn heads [B, T, heads * H] by their places.
-
-        Source: RotaryEmbedding in onnxruntime's ContribOperators.md.
-        """
-        cos, sin, *rows = rotation
-        rotary_dim = padded_rotary_dim(self.config)
-        attributes = {"num_heads": heads}
-        if rotary_dim < self.config.head_dim:
-            attributes["rotary_embedding_dim"] = rotary_dim
-        inputs = [projected, rows[0] if rows else self._past_length, cos, sin]
-        return self.graph.node("RotaryEmbedding", inputs, name, MICROSOFT, attributes)
+    def turning_positions(self) -> str:
+        """Return the position of the first new token, [1]."""
+        return self._past_length
 
     def _past(self, cache: str, scale_K1H: str, name: str) -> str:
         """Make floats [B, K, P, H] of the filled part of a cache."""

@@ -313,8 +313,11 @@ def _attended(
     if kind is not None:
         cos_TR, sin_TR = (_rows(config, kind, table, T) for table in tables[kind])
         q_NTH, k_KSH = _rotate(q_NTH, cos_TR, sin_TR), _rotate(k_KSH, cos_TR, sin_TR)
-        if config.llama_4_scaling_beta is not None:
-            q_NTH = q_NTH * query_factors(config, np.arange(T))[:, None]
+    if config.qk_norm and config.qk_norm_scope == "turned_head":
+        q_NTH = _norm(config, weights, "self_attn.q_norm.", q_NTH)
+        k_KSH = _norm(config, weights, "self_attn.k_norm.", k_KSH)
+    if kind is not None and config.llama_4_scaling_beta is not None:
+        q_NTH = q_NTH * query_factors(config, np.arange(T))[:, None]
     window, scale = config.window(layer) or T, np.float32(config.attention_scale)
     out_TNH = np.empty((T, N, H), np.float32)
     for start in range(0, T, _QUERY_BLOCK):

@@ -122,14 +122,25 @@ class _StandardDecoderStack(DecoderStack):
             counts = zip(qkv, (N, K, K), "qkv", strict=True)
             q, k, parts[1] = (split_heads(graph, x, heads, H, f"{name}.{part}") for x, heads, part in counts)
             graph.node("Concat", [q, k], parts[0], attributes=along_heads)
-        if self.rope[config.rope_kind(i)]:
-            cos_BT1R, sin_BT1R = self.rope[config.rope_kind(i)]
-            half = padded_rotary_dim(config) // 2
-            cut = [half, half, H - 2 * half] if 2 * half < H else [half, half]
-            parts[0] = rotate(graph, parts[0], cos_BT1R, sin_BT1R, cut, f"{name}.query_and_key")
+        if self.rotation(i):
+            parts[0] = self._rotated(parts[0], i, f"{name}.query_and_key")
         both = [f"{name}.{part}.turned" for part in ("query", "key")]
         graph.node("Split", [parts[0], graph.constant([N, K])], both, attributes=along_heads)
         return both[0], both[1], parts[1]
+
+    def turned_heads(self, projected: str, heads: int, i: int, name: str) -> str:
+        """Turn heads [B, T, heads * H] of layer i by their positions."""
+        if not self.rope[self.config.rope_kind(i)]:
+            return projected
+        by_head = split_heads(self.graph, projected, heads, self.config.head_dim, name)
+        joined = self.graph.constant([0, 0, heads * self.config.head_dim])
+        return self.graph.node("Reshape", [self._rotated(by_head, i, name), joined], name)
+
+    def _rotated(self, heads_BTNH: str, i: int, name: str) -> str:
+        cos_BT1R, sin_BT1R = self.rope[self.config.rope_kind(i)]
+        half, H = padded_rotary_dim(self.config) // 2, self.config.head_dim
+        cut = [half, half, H - 2 * half] if 2 * half < H else [half, half]
+        return rotate(self.graph, heads_BTNH, cos_BT1R, sin_BT1R, cut, name)
 
     def sinks(self, name: str) -> str:
         """Add the sinks of a layer, [1, N, 1, 1]."""

@@ -21,7 +21,7 @@ SINUSOIDS = ("sinusoidal", "sinusoidal_halves", "sinusoidal_fairseq")
 POSITIONS = ("rope", "learned", *SINUSOIDS, "relative", "none")
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2")
 LAYER_TYPES = ("full_attention", "sliding_attention", "conv")
-QK_NORM_SCOPES = ("head", "projection")
+QK_NORM_SCOPES = ("head", "turned_head", "projection")
 SCORING_FUNCS = ("softmax", "sigmoid")
 KV_CACHES = {"fp32": 4, "int8": 1}  # and how many bytes a number takes
 # The norms of a block, by the names that Hugging Face gives them in each case: before and after attention, before and
@@ -136,7 +136,7 @@ class ModelConfig:
     attention_multiplier: float | None = None
     attn_logit_softcapping: float | None = None
     qk_norm: bool = False  # of queries and keys, before rope
-    qk_norm_scope: str = "head"  # each head by itself, or all heads together
+    qk_norm_scope: str = "head"  # each head by itself (behind rope: "turned_head"), or all heads together
     tie_word_embeddings: bool = False
     lm_head_bias: bool = False
     bos_token_id: int | None = None

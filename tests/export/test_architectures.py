@@ -265,6 +265,11 @@ def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], win
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True; supported is"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False; supported is True alone"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True; supported is False alone"),
+        (
+            "hunyuan_v1_dense",
+            {"rope_scaling": {"type": "dynamic", "alpha": 0.5, "factor": 1.0}},
+            "alpha is 0.5 and head_dim 16; they must be from 1 to 1000000, and 4 or more",
+        ),
         ("stablelm", {"qk_layernorm": True}, "qk_layernorm is true; a norm of its own for each .* is not supported"),
         (
             "nanochat",
@@ -293,6 +298,7 @@ def test_a_feature_that_only_some_of_a_family_have_is_refused_by_name(
             (3,),
         ),
         ("gemma3_text", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping", None),  # as transformers computes
+        ("hunyuan_v1_dense", {"use_qk_norm": False}, "qk_norm", False),
         ("t5", {"n_positions": 99}, "max_position_embeddings", 99),
         ("t5", {"layer_norm_epsilon": 1e-3}, "norm_eps", 1e-3),
         ("t5", {"d_ff": None}, "intermediate_size", 2048),

@@ -135,6 +135,7 @@ FEATURES: dict[str, dict[str, Any]] = (
         "in parallel": {"parallel_residual": True},
         "in parallel behind one norm": {"parallel_residual": True, "norm_placement": "shared"},
         "norms without weights": {"norm": "rms_plain", "qk_norm": True, "embedding_norm": True},
+        "query and key norms behind rope": {"qk_norm": True, "qk_norm_scope": "turned_head"},
         "query and key norms over all heads": {"qk_norm": True, "qk_norm_scope": "projection"},
         "a norm of the embeddings": {"embedding_norm": True},
         "a bias of the head": {"lm_head_bias": True},

@@ -78,8 +78,9 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(D, K * H, bias=config.attention_bias)
         self.o_proj = nn.Linear(N * H, D, bias=config.attention_output_bias)
         if config.qk_norm:
-            self.q_norm = make_norm(config, H if config.qk_norm_scope == "head" else N * H)
-            self.k_norm = make_norm(config, H if config.qk_norm_scope == "head" else K * H)
+            over_projection = config.qk_norm_scope == "projection"
+            self.q_norm = make_norm(config, N * H if over_projection else H)
+            self.k_norm = make_norm(config, K * H if over_projection else H)
 
     def forward(
         self,
@@ -105,8 +106,10 @@ class Attention(nn.Module):
         if rotation is not None:
             cos, sin, query_factor = rotation
             q_BNTH, k_BKTH = rotate(q_BNTH, cos, sin), rotate(k_BKTH, cos, sin)
-            if query_factor is not None:
-                q_BNTH = q_BNTH * query_factor[..., None, :, None].to(q_BNTH.dtype)
+        if self.config.qk_norm and self.config.qk_norm_scope == "turned_head":
+            q_BNTH, k_BKTH = self.q_norm(q_BNTH), self.k_norm(k_BKTH)
+        if rotation is not None and query_factor is not None:
+            q_BNTH = q_BNTH * query_factor[..., None, :, None].to(q_BNTH.dtype)
         scale, cap = self.config.attention_scale, self.config.attn_logit_softcapping
         mixed_BNTH = attend(q_BNTH, k_BKTH, v_BKTH, mask, scale, cap, self.sinks, causal=self.causal)
         return self.o_proj(mixed_BNTH.transpose(1, 2).flatten(2))

@@ -22,6 +22,7 @@ from edgelm_export.architectures.gpt_neox import GPT_NEOX
 from edgelm_export.architectures.gpt_oss import GPT_OSS
 from edgelm_export.architectures.granite import GRANITE
 from edgelm_export.architectures.granite_hybrid import GRANITE_HYBRID
+from edgelm_export.architectures.hunyuan import HUNYUAN
 from edgelm_export.architectures.lfm2 import LFM2, LFM2_MOE
 from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.architectures.m2m_100 import M2M_100
@@ -69,6 +70,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "cohere2": COHERE2,  # Command R7B, Tiny Aya
     "ernie4_5": ERNIE4_5,
     "exaone4": EXAONE4,
+    "hunyuan_v1_dense": HUNYUAN,
     "lfm2": LFM2,
     "lfm2_moe": LFM2_MOE,  # LFM2-8B-A1B
     "stablelm": STABLELM,
