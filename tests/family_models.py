@@ -30,6 +30,10 @@ GPT_OSS = {
     },
 }  # fmt: skip
 
+GRANITE_MOE = {
+    "num_local_experts": 5, "num_experts_per_tok": 2, "attention_multiplier": 0.25, "embedding_multiplier": 6.0,
+    "residual_multiplier": 0.5, "logits_scaling": 3.0,
+}  # fmt: skip
 GRANITE4 = {
     "layer_types": ["full_attention"] * 2, "num_local_experts": 0, "shared_intermediate_size": 80, "mamba_n_heads": 4,
     "attention_multiplier": 0.3, "embedding_multiplier": 6.0, "residual_multiplier": 0.4, "logits_scaling": 3.0,
@@ -146,6 +150,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite with biases, untied": (
         "granite",
         {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False, "residual_multiplier": 0.4},
+    ),
+    "granitemoe": ("granitemoe", GRANITE_MOE),
+    "granitemoe with biases, untied": (
+        "granitemoe",
+        GRANITE_MOE | {"attention_bias": True, "tie_word_embeddings": False, "num_experts_per_tok": 4},
+    ),
+    "granitemoeshared": ("granitemoeshared", GRANITE_MOE | {"shared_intermediate_size": 48}),
+    "granitemoehybrid with experts": (
+        "granitemoehybrid",
+        GRANITE4 | {"num_local_experts": 5, "num_experts_per_tok": 3, "position_embedding_type": "rope"},
     ),
     "granitemoehybrid": ("granitemoehybrid", GRANITE4 | {"position_embedding_type": "rope"}),
     "granitemoehybrid without rope, untied": ("granitemoehybrid", GRANITE4 | {"tie_word_embeddings": False}),
@@ -304,6 +318,8 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "logits_scaling": 3.0,
         },
     ),
+    "granitemoe": ("granitemoe", "granitemoe", GRANITE_MOE),
+    "granitemoeshared": ("granitemoeshared", "granitemoe", GRANITE_MOE | {"shared_intermediate_size": 64}),
     "arcee": ("arcee", "arcee", {"tie_word_embeddings": False}),
     "ernie4_5": ("ernie4_5", "ernie4_5", {"head_dim": 16}),
     "gemma": ("gemma", "gemma", {"head_dim": 32}),

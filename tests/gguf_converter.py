@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 Array = NDArray[np.float32]
 
 # Families whose heads llama.cpp turns by neighbouring dimensions.
-_PAIRED = ("llama", "mistral3", "granite", "smollm3", "arcee")
+_PAIRED = ("llama", "mistral3", "granite", "granitemoe", "smollm3", "arcee")
 _LAYER_NORMS = ("command-r", "cohere2", "gpt2", "gptneox", "phi2", "stablelm", "starcoder2")
 CHOICE_BIASES = ("expert_bias", "e_score_correction_bias")  # buffers of the models of transformers
 _TURN_IN_PART = ("cohere2", "glm4", "gptneox", "phi2", "phi3", "stablelm")
@@ -90,7 +90,9 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
     if architecture == "gpt-oss":
         writer.add_expert_feed_forward_length(config.intermediate_size)
         writer.add_sliding_window(config.sliding_window)
-    if architecture == "granite":
+    if getattr(config, "shared_intermediate_size", 0):
+        writer.add_expert_shared_feed_forward_length(config.shared_intermediate_size)
+    if architecture in ("granite", "granitemoe"):
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
@@ -130,10 +132,16 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
         if ".experts." in name:
             tensors |= _expert_stacks(name, parameter.detach().float().numpy(), architecture)
             continue
-        if name.endswith((".mlp.router.weight", ".mlp.router.bias", ".self_attn.sinks")):
+        if name.endswith((".router.weight", ".mlp.router.bias", ".self_attn.sinks")):
             layer, part = name.split(".")[2], {"weight": "ffn_gate_inp.weight", "bias": "ffn_gate_inp.bias"}
             own_name = f"blk.{layer}.{part.get(name.rpartition('.')[2], 'attn_sinks.weight')}"
             tensors[own_name] = parameter.detach().float().numpy()
+            continue
+        if name.endswith("shared_mlp.input_linear.weight"):
+            halves = np.split(parameter.detach().float().numpy(), 2)
+            layer = name.split(".")[2]
+            for part, half in zip(("gate", "up"), halves, strict=True):
+                tensors[f"blk.{layer}.ffn_{part}_shexp.weight"] = half
             continue
         tensor = _converted(name, parameter.detach().float().numpy(), model.config, architecture)
         tensors[names.get_name(name, try_suffixes=(".weight", ".bias"))] = np.ascontiguousarray(tensor)

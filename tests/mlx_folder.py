@@ -42,7 +42,8 @@ def pack_folder(
     tensors: Tensors = {}
     stands_for = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
-        bits = 0 if tensor.ndim < 2 or not name.endswith(".weight") else bits_of(name) if bits_of else settings["bits"]
+        is_matrix = tensor.ndim > 1 and name.endswith(".weight") and not name.endswith(".conv.weight")
+        bits = 0 if not is_matrix else bits_of(name) if bits_of else settings["bits"]
         if bits:
             parts, stands_for[name] = packed(tensor, bits, group_size)
             tensors |= {f"{name.removesuffix('weight')}{part}": array for part, array in parts.items()}

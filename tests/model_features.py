@@ -120,6 +120,9 @@ FEATURES = {
         "scoring_func": "sigmoid", "expert_choice_bias": True, "norm_topk_prob": False, "routed_scaling_factor": 0.5,
     },
     "experts behind a residual multiplier": EXPERTS | {"residual_multiplier": 0.3},
+    "experts beside a shared one, behind a residual multiplier": EXPERTS | {
+        "residual_multiplier": 0.3, "shared_expert_intermediate_size": 48, "routed_scaling_factor": 2.5,
+    },
     "attention sinks": {"attention_sinks": True, "num_attention_heads": 4, "num_key_value_heads": 2},
     "attention sinks, in a window, without rope": {
         "attention_sinks": True, "sliding_window": 7, "layers_without_rope": [1],

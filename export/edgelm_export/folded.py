@@ -44,7 +44,7 @@ class FoldedCheckpoint:
         if config.norm_placement == "residual":  # whose norms see more than what a part adds
             after_attention = after_mlp = None
         attention = after_attention or r"(?:self_attn\.o_proj|conv\.out_proj)"
-        last = (attention, after_mlp or r"mlp\.(?:experts\.\d+\.)?down_proj")
+        last = (attention, after_mlp or r"mlp\.(?:experts\.\d+\.|shared_experts\.)?down_proj")
         self._last_of_residual = re.compile(rf"layers\.\d+\.({'|'.join(last)})\.(weight|bias)$")
         if config.norm == "rms_plain" and after_attention and self._multiplier != 1:
             raise ExportError(

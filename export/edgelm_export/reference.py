@@ -394,6 +394,8 @@ def _experts(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str)
         rows = np.flatnonzero(shares_TE[:, expert])
         output_TD = _mlp(config, weights, hidden_TD[rows], f"{name}.experts.{expert}")
         summed_TD[rows] += shares_TE[rows, expert, None] * output_TD
+    if config.shared_expert_intermediate_size:
+        summed_TD += _mlp(config, weights, hidden_TD, f"{name}.shared_experts")
     return summed_TD
 
 

@@ -148,9 +148,16 @@ class Stack(ABC):
 
     def feed_forward(self, hidden: str, name: str, i: int) -> str:
         """Add the feed-forward of block number `i`, or its experts."""
+        if not self.config.has_experts(i):
+            return self.dense(hidden, name)
+        chosen = add_experts(self.graph, self.checkpoint, self.projections, hidden, name)
+        if not self.config.shared_expert_intermediate_size:
+            return chosen
+        return self.graph.node("Add", [chosen, self.dense(hidden, f"{name}.shared_experts")], f"{name}.all_experts")
+
+    def dense(self, hidden: str, name: str) -> str:
+        """Add a feed-forward that every token goes through."""
         graph = self.graph
-        if self.config.has_experts(i):
-            return add_experts(graph, self.checkpoint, self.projections, hidden, name)
         if not self.config.mlp_gated:
             inner = self.activation(self.projections.linear(hidden, f"{name}.up_proj"), name)
             return self.projections.linear(inner, f"{name}.down_proj")

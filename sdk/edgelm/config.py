@@ -122,6 +122,7 @@ class ModelConfig:
     num_experts: int = 0  # feed-forwards beside each other, of which a router chooses some for each token; 0 is one
     num_experts_per_tok: int = 0
     moe_intermediate_size: int | None = None  # of an expert; None is intermediate_size
+    shared_expert_intermediate_size: int | None = None  # of a feed-forward beside them that every token goes through
     scoring_func: str = "softmax"  # of the router's scores, which makes them weights
     norm_topk_prob: bool = True  # the weights of the chosen experts sum to one
     routed_scaling_factor: float = 1.0  # of what those make together
@@ -245,6 +246,7 @@ class ModelConfig:
             ("num_experts", 0),
             ("num_experts_per_tok", min(1, self.num_experts)),
             ("moe_intermediate_size", 1),
+            ("shared_expert_intermediate_size", 1),
         ):
             value = getattr(self, field)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):

@@ -33,14 +33,17 @@ def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_each_for
         if layout is None:
             continue
         present: dict[str, tuple[int, ...]] = {}
+        stacks = {
+            source
+            for tensor in config.tensor_shapes()
+            if pattern_of(tensor)[2] and not pattern_of(source := layout.source_name(tensor))[2]
+        }
         for tensor, shape in config.tensor_shapes().items():
             rows, *columns = present.get(layout.source_name(tensor), (0, *shape[1:]))
             present[layout.source_name(tensor)] = (rows + shape[0], *columns)
         for source in present:
             pattern = pattern_of(source)[0]
-            is_stack = (
-                "_exps." in source or "switch_mlp." in source or (".mlp.experts." in source and "{e}" not in pattern)
-            )
+            is_stack = source in stacks
             if is_stack:
                 present[source] = (present[source][0] // config.num_experts, *present[source][1:])
             if not source.endswith("bias") and pattern.removesuffix(".weight") in layout.transposed:
@@ -121,7 +124,7 @@ def test_absent_values_are_those_of_transformers(name: str) -> None:
     ]
     if name == "smollm3":
         assert ours.layers_without_rope == tuple(i for i in range(2) if not theirs.no_rope_layers[i])
-    if name in ("granite", "granitemoehybrid"):
+    if name.startswith("granite"):
         assert ours.attention_scale == theirs.attention_multiplier
 
 
@@ -325,11 +328,6 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         "mlp_only_layers is 'all' and decoder_sparse_step 1",
     ),
     "no step": ("qwen3_moe", {"decoder_sparse_step": 0}, r"mlp_only_layers is \[\] and decoder_sparse_step 0"),
-    "beside a shared one": (
-        "granitemoehybrid",
-        {"layer_types": ["attention"] * 4, "num_local_experts": 4},
-        "num_local_experts is 4; experts beside a shared one are not supported",
-    ),
     "of Mamba": (
         "granitemoehybrid",
         {"layer_types": ["attention", "mamba"] * 2, "num_local_experts": 0},
@@ -349,12 +347,13 @@ def test_settings_of_experts_that_are_not_supported_are_refused(case: str) -> No
 def test_families_with_experts_have_the_defaults_of_transformers() -> None:
     for model_type, expected in (
         ("mixtral", (8, 2, 96, True)), ("qwen3_moe", (128, 8, 768, False)), ("olmoe", (64, 8, 96, False)),
-        ("gpt_oss", (128, 4, 96, True)), ("lfm2_moe", (32, 4, 1792, True)),
+        ("gpt_oss", (128, 4, 96, True)), ("lfm2_moe", (32, 4, 1792, True)), ("granitemoe", (8, 2, 96, True)),
+        ("granitemoeshared", (8, 2, 96, True)),
     ):  # fmt: skip
         config = ARCHITECTURES[model_type].to_model_config(expert_values())
         found = (config.num_experts, config.num_experts_per_tok, config.expert_size, config.norm_topk_prob)
         assert found == expected, model_type
-    assert config.layers_without_experts == (0, 1)
+    assert ARCHITECTURES["lfm2_moe"].to_model_config(expert_values()).layers_without_experts == (0, 1)
     config = ARCHITECTURES["gpt_oss"].to_model_config(expert_values())
     assert config.rope_scaling.rope_type == "yarn"
     assert (config.window(0), config.window(1)) == (128, None)

@@ -217,6 +217,7 @@ def test_blocks_beyond_the_reach_of_zero_points_have_offsets_too(bits: int) -> N
     np.testing.assert_allclose(unpack(wide), unpack(weight), rtol=0, atol=wanted.max() / 250)
 
 
+W = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 FAMILIES: dict[str, tuple[dict[str, Any], Callable[[Tensors], Tensors]]] = {
     "mixtral": (
         {"num_local_experts": 3, "tie_word_embeddings": False},
@@ -232,6 +233,20 @@ FAMILIES: dict[str, tuple[dict[str, Any], Callable[[Tensors], Tensors]]] = {
     "olmoe": (
         {"num_experts": 3, "num_experts_per_tok": 2, "pad_token_id": 0},
         lambda tensors: stacked(tensors, "mlp", {part: part for part in ("gate_proj", "up_proj", "down_proj")}),
+    ),
+    "lfm2_moe": (
+        {
+            "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_dense_layers": 1,
+            "layer_types": ["conv", "full_attention"],
+        },
+        lambda tensors: {
+            re.sub(r"feed_forward\.(w\d)", lambda match: f"feed_forward.{W[match[1]]}", name): tensor
+            for name, tensor in stacked(tensors, "feed_forward", {ours: theirs for theirs, ours in W.items()}).items()
+        },
+    ),
+    "granitemoeshared": (
+        {"num_local_experts": 3, "num_experts_per_tok": 2, "shared_intermediate_size": 64},
+        lambda tensors: halved(tensors),
     ),
     "gpt_oss": (
         {"head_dim": 32, "num_local_experts": 3, "num_experts_per_tok": 2, "tie_word_embeddings": False},
@@ -254,6 +269,18 @@ FAMILIES: dict[str, tuple[dict[str, Any], Callable[[Tensors], Tensors]]] = {
         },
     ),
 }  # fmt: skip
+
+
+def halved(tensors: Tensors) -> Tensors:
+    """Give the gates and ups of Granite's experts tensors of their own."""
+    result = {}
+    for name, tensor in tensors.items():
+        if name.endswith("block_sparse_moe.input_linear.weight"):
+            for part, half in zip(("gate", "up"), np.split(tensor, 2, axis=1), strict=True):
+                result[name.replace("input_linear", f"switch_mlp.{part}_proj")] = half
+        else:
+            result[name.replace("moe.output_linear", "moe.switch_mlp.down_proj")] = tensor
+    return result
 
 
 def stacked(tensors: Tensors, block: str, names: dict[str, str]) -> Tensors:

@@ -36,6 +36,7 @@ EXPERTS: dict[str, Any] = {
     "layers_without_experts": (1,), "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
     "norm_topk_prob": False, "router_bias": True, "attention_sinks": True,
     "scoring_func": "sigmoid", "routed_scaling_factor": 2.5, "expert_choice_bias": True,
+    "shared_expert_intermediate_size": 8,
 }  # fmt: skip
 LARGE = {
     "norm": "layer",

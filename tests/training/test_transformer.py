@@ -148,6 +148,7 @@ FEATURES: dict[str, dict[str, Any]] = (
             "expert_choice_bias": True,
             "norm_topk_prob": False,
             "routed_scaling_factor": 2.5,
+            "shared_expert_intermediate_size": 12,
         },
     }
 )

@@ -327,6 +327,8 @@ class Experts(nn.Module):
         if config.expert_choice_bias:
             self.gate.register_buffer("e_score_correction_bias", torch.zeros(config.num_experts))
         self.experts = nn.ModuleList(FeedForward(config, config.expert_size) for _ in range(config.num_experts))
+        shared = config.shared_expert_intermediate_size
+        self.shared_experts = FeedForward(config, shared) if shared else None
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """Return the transformed positions [B, T, D]."""
@@ -339,7 +341,7 @@ class Experts(nn.Module):
         if self.config.norm_topk_prob:
             weights_PC = weights_PC / weights_PC.sum(-1, keepdim=True)
         weights_PC = scaled(weights_PC, self.config.routed_scaling_factor)
-        summed_PD = torch.zeros_like(flat_PD)
+        summed_PD = torch.zeros_like(flat_PD) if self.shared_experts is None else self.shared_experts(flat_PD)
         for number, expert in enumerate(self.experts):
             # One that no position chose computes nothing, and still has a gradient, which is zero.
             positions, places = (chosen_PC == number).nonzero(as_tuple=True)

@@ -20,7 +20,7 @@ from edgelm_export.architectures.glm import GLM, GLM4
 from edgelm_export.architectures.gpt2 import GPT2
 from edgelm_export.architectures.gpt_neox import GPT_NEOX
 from edgelm_export.architectures.gpt_oss import GPT_OSS
-from edgelm_export.architectures.granite import GRANITE
+from edgelm_export.architectures.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED
 from edgelm_export.architectures.granite_hybrid import GRANITE_HYBRID
 from edgelm_export.architectures.hunyuan import HUNYUAN
 from edgelm_export.architectures.lfm2 import LFM2, LFM2_MOE
@@ -64,6 +64,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmo3": OLMO3,
     "olmoe": OLMOE,
     "granite": GRANITE,  # Granite 3
+    "granitemoe": GRANITE_MOE,
+    "granitemoeshared": GRANITE_MOE_SHARED,
     "granitemoehybrid": GRANITE_HYBRID,  # Granite 4
     "arcee": ARCEE,
     "cohere": COHERE,  # Command R, Aya

@@ -19,6 +19,10 @@ GGUF_NAMES = _DENSE_NAMES | {
     "model.layers.{i}.mlp.experts.{e}.gate_proj": "blk.{i}.ffn_gate_exps",
     "model.layers.{i}.mlp.experts.{e}.up_proj": "blk.{i}.ffn_up_exps",
     "model.layers.{i}.mlp.experts.{e}.down_proj": "blk.{i}.ffn_down_exps",
+    **{
+        f"model.layers.{{i}}.mlp.shared_experts.{part}_proj": f"blk.{{i}}.ffn_{part}_shexp"
+        for part in ("gate", "up", "down")
+    },
 }
 GGUF_KEYS = frozenset({"expert_count", "expert_used_count", "expert_feed_forward_length"})
 _GATING_FUNCS = {"softmax": 1, "sigmoid": 2}

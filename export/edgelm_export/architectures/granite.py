@@ -1,4 +1,7 @@
-"""Granite 3, the dense models: a Llama with a multiplier at each place where signals meet."""
+"""Granite 3: a Llama with a multiplier at each place where signals meet.
+
+Some have experts (model_type granitemoe), and a few a shared one beside those (granitemoeshared).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import float32_number
+from edgelm_export.architectures.gguf_values import float32_number, whole_number
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
@@ -22,6 +25,20 @@ _MULTIPLIERS = {
     "residual_multiplier": "residual_scale",
     "logits_scaling": "logit_scale",
 }
+_MOE = "model.layers.{i}.block_sparse_moe"
+_SHARED = "model.layers.{i}.shared_mlp"
+_OTHER_NAMES = {name: name for name in llama.GGUF_NAMES if ".mlp." not in name} | {
+    "model.layers.{i}.mlp.gate": f"{_MOE}.router.layer",
+    "model.layers.{i}.mlp.shared_experts.gate_proj": f"{_SHARED}.input_linear",
+    "model.layers.{i}.mlp.shared_experts.up_proj": f"{_SHARED}.input_linear",
+    "model.layers.{i}.mlp.shared_experts.down_proj": f"{_SHARED}.output_linear",
+}
+NAMES = _OTHER_NAMES | {
+    "model.layers.{i}.mlp.experts.{e}.gate_proj": f"{_MOE}.input_linear",
+    "model.layers.{i}.mlp.experts.{e}.up_proj": f"{_MOE}.input_linear",
+    "model.layers.{i}.mlp.experts.{e}.down_proj": f"{_MOE}.output_linear",
+}
+MLX_NAMES = _OTHER_NAMES | experts.mlx_names(f"{_MOE}.switch_mlp")
 
 
 def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -31,12 +48,49 @@ def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     return dataclasses.replace(config, model_type="granite", **multipliers)
 
 
+def expert_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of ModelConfig for experts, and for the shared one."""
+    values = {"num_local_experts": 8, "num_experts_per_tok": 2, **values}
+    shared = hf_values.whole_number(values, "shared_intermediate_size", 0)
+    return {
+        "moe_intermediate_size": hf_values.whole_number(values, "intermediate_size"),
+        "shared_expert_intermediate_size": shared or None,
+        "mlp_bias": False,
+        **experts.expert_fields(values, "num_local_experts"),
+    }
+
+
+def _to_moe_config(values: Mapping[str, Any]) -> ModelConfig:
+    fields = expert_fields({**values, "shared_intermediate_size": 0})
+    return dataclasses.replace(to_model_config(values), model_type="granitemoe", **fields)
+
+
+def _to_moe_shared_config(values: Mapping[str, Any]) -> ModelConfig:
+    return dataclasses.replace(to_model_config(values), model_type="granitemoeshared", **expert_fields(values))
+
+
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "granite", keys=frozenset(_MULTIPLIERS.values()))
+    return {"architectures": ["GraniteForCausalLM"], "model_type": "granite", **_gguf_values(header, "granite")}
+
+
+def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    key = "expert_shared_feed_forward_length"
+    values = _gguf_values(header, "granitemoe", experts.GGUF_KEYS | {key})
+    shared = whole_number(header.metadata, f"granitemoe.{key}", 0)
+    return {
+        "model_type": "granitemoeshared" if shared else "granitemoe",
+        **values,
+        **experts.gguf_expert_values(header, "granitemoe", "num_local_experts"),
+        "shared_intermediate_size": shared,
+    }
+
+
+def _gguf_values(header: GGUFHeader, architecture: str, keys: frozenset[str] = frozenset()) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, architecture, keys=keys | frozenset(_MULTIPLIERS.values()))
     for key, name in _MULTIPLIERS.items():
         default = values["head_dim"] ** -0.5 if key == "attention_multiplier" else 1.0
-        values[key] = float32_number(header.metadata, f"granite.{name}", default)
-    return {"architectures": ["GraniteForCausalLM"], "model_type": "granite", **values}
+        values[key] = float32_number(header.metadata, f"{architecture}.{name}", default)
+    return values
 
 
 GRANITE = Architecture(
@@ -47,4 +101,19 @@ GRANITE = Architecture(
         to_hf_config=_gguf_to_hf_config,
         layout=TensorLayout(names=llama.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     ),
+)
+GRANITE_MOE = Architecture(
+    model_type="granitemoe",
+    to_model_config=_to_moe_config,
+    layout=TensorLayout(names=NAMES),
+    mlx=TensorLayout(names=MLX_NAMES),
+    gguf=GGUFFamily(
+        architecture="granitemoe",
+        to_hf_config=_moe_gguf_to_hf_config,
+        layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        has_experts=True,
+    ),
+)
+GRANITE_MOE_SHARED = dataclasses.replace(
+    GRANITE_MOE, model_type="granitemoeshared", to_model_config=_to_moe_shared_config
 )

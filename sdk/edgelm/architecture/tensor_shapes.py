@@ -63,6 +63,8 @@ class _Stack:
                 self._shapes[f"{layer}.mlp.gate.e_score_correction_bias"] = (config.num_experts,)
             for expert in range(config.num_experts):
                 self._feed_forward(f"{layer}.mlp.experts.{expert}", config.expert_size)
+            if config.shared_expert_intermediate_size:
+                self._feed_forward(f"{layer}.mlp.shared_experts", config.shared_expert_intermediate_size)
         else:
             self._feed_forward(f"{layer}.mlp", config.intermediate_size)
         self._norm(after_mlp, D)
