@@ -47,6 +47,10 @@ LFM2_MOE = {
     "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "num_experts": 6,
     "num_experts_per_tok": 3, "num_dense_layers": 1, "moe_intermediate_size": 32,
 }  # fmt: skip
+ERNIE4_5_MOE = {
+    "num_hidden_layers": 3, "intermediate_size": 128, "moe_intermediate_size": 32, "moe_num_experts": 5, "moe_k": 2,
+    "moe_num_shared_experts": 2,
+}  # fmt: skip
 OLMO3 = {
     "num_hidden_layers": 4, "sliding_window": 9, "tie_word_embeddings": False, "attention_bias": True,
     "rope_parameters": {
@@ -167,6 +171,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee with biases, a head_dim of its own": ("arcee", {"head_dim": 32, "attention_bias": True, "mlp_bias": True}),
     "ernie4_5": ("ernie4_5", {"head_dim": 16}),
     "ernie4_5 with biases, untied": ("ernie4_5", {"head_dim": 32, "use_bias": True, "tie_word_embeddings": False}),
+    "ernie4_5_moe": ("ernie4_5_moe", ERNIE4_5_MOE),
+    "ernie4_5_moe, experts in every second layer, none shared, untied": (
+        "ernie4_5_moe",
+        ERNIE4_5_MOE | {
+            "moe_layer_start_index": 0, "moe_layer_interval": 2, "moe_num_shared_experts": 0,
+            "tie_word_embeddings": False,
+        },
+    ),
     "cohere": ("cohere", {"logit_scale": 0.5}),
     "cohere with biases, untied": (
         "cohere",
@@ -210,6 +222,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         LFM2_MOE | {
             "norm_topk_prob": False, "use_expert_bias": False, "routed_scaling_factor": 0.7,
             "tie_word_embeddings": False, "num_dense_layers": 0,
+        },
+    ),
+    "seed_oss": ("seed_oss", {"head_dim": 32, "attention_dropout": 0.0, "residual_dropout": 0.0}),
+    "seed_oss, other biases, untied": (
+        "seed_oss",
+        {
+            "head_dim": 16, "attention_bias": False, "attention_out_bias": True, "mlp_bias": True,
+            "tie_word_embeddings": False, "attention_dropout": 0.0, "residual_dropout": 0.0,
         },
     ),
     "starcoder2": ("starcoder2", {}),
@@ -322,6 +342,8 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "granitemoeshared": ("granitemoeshared", "granitemoe", GRANITE_MOE | {"shared_intermediate_size": 64}),
     "arcee": ("arcee", "arcee", {"tie_word_embeddings": False}),
     "ernie4_5": ("ernie4_5", "ernie4_5", {"head_dim": 16}),
+    "ernie4_5_moe": ("ernie4_5_moe", "ernie4_5-moe", ERNIE4_5_MOE),
+    "seed_oss": ("seed_oss", "seed_oss", {"head_dim": 32}),
     "gemma": ("gemma", "gemma", {"head_dim": 32}),
     "exaone4": (
         "exaone4",

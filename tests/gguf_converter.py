@@ -97,6 +97,12 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_logit_scale(config.logits_scaling)
+    if architecture == "ernie4_5-moe":
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        writer.add_expert_shared_feed_forward_length(config.intermediate_size // config.num_key_value_heads)
+        writer.add_expert_shared_count(config.moe_num_shared_experts)
+        writer.add_leading_dense_block_count(config.moe_layer_start_index)
+        writer.add_interleave_moe_layer_step(config.moe_layer_interval)
     if architecture == "lfm2moe":
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
         writer.add_leading_dense_block_count(config.num_dense_layers)
@@ -127,7 +133,7 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
     choice_biases = [pair for pair in model.named_buffers() if pair[0].endswith(CHOICE_BIASES)]
     for name, parameter in [*model.named_parameters(), *choice_biases]:
         if name.endswith(CHOICE_BIASES):
-            tensors[f"blk.{name.split('.')[2]}.exp_probs_b.bias"] = parameter.numpy()
+            tensors[f"blk.{name.split('.')[2]}.exp_probs_b.bias"] = parameter.detach().flatten().numpy()
             continue
         if ".experts." in name:
             tensors |= _expert_stacks(name, parameter.detach().float().numpy(), architecture)

@@ -333,6 +333,7 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"layer_types": ["attention", "mamba"] * 2, "num_local_experts": 0},
         r"layer_types is \['attention', 'mamba', .*; supported is attention in every layer, so take a Granite 4",
     ),
+    "biases beside them": ("ernie4_5_moe", {"use_bias": True}, "use_bias is true; experts that have no biases beside"),
     "clipping": ("olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0; clipped queries, keys and values are not supported"),
 }
 
@@ -348,7 +349,7 @@ def test_families_with_experts_have_the_defaults_of_transformers() -> None:
     for model_type, expected in (
         ("mixtral", (8, 2, 96, True)), ("qwen3_moe", (128, 8, 768, False)), ("olmoe", (64, 8, 96, False)),
         ("gpt_oss", (128, 4, 96, True)), ("lfm2_moe", (32, 4, 1792, True)), ("granitemoe", (8, 2, 96, True)),
-        ("granitemoeshared", (8, 2, 96, True)),
+        ("granitemoeshared", (8, 2, 96, True)), ("ernie4_5_moe", (64, 6, 1536, True)),
     ):  # fmt: skip
         config = ARCHITECTURES[model_type].to_model_config(expert_values())
         found = (config.num_experts, config.num_experts_per_tok, config.expert_size, config.norm_topk_prob)
@@ -359,6 +360,15 @@ def test_families_with_experts_have_the_defaults_of_transformers() -> None:
     assert (config.window(0), config.window(1)) == (128, None)
     config = ARCHITECTURES["qwen3_moe"].to_model_config(expert_values(mlp_only_layers=[1], decoder_sparse_step=2))
     assert [config.has_experts(layer) for layer in range(4)] == [False, False, False, True]
+
+
+def test_layers_that_guess_one_more_token_ahead_are_passed_over() -> None:
+    row = ARCHITECTURES["ernie4_5_moe"]
+    config = row.to_model_config(expert_values(moe_num_experts=6))
+    present = {row.layout.source_name(name): shape for name, shape in config.tensor_shapes().items()}
+    guessing = ("mtp_block.0.self_attn.q_proj", "mtp_block.0.mlp.up_proj", "mtp_emb_norm.0", "mtp_linear_proj.0")
+    mapped = map_tensors(config, row.layout, present | {f"model.{name}.weight": (1,) for name in guessing}, "here")
+    assert mapped.keys() == config.tensor_shapes().keys()
 
 
 def test_sizes_that_contradict_each_other_are_refused() -> None:

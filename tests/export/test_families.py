@@ -113,7 +113,7 @@ def test_gradients_are_those_of_transformers(name: str, tmp_path: Path, save_mod
 # Their tensors have other names or another form in transformers, and no family there has their features and our names.
 STORED_OTHERWISE = (
     "phi", "gpt2", "starcoder2", "gpt_neox", "nanochat", "mixtral", "gpt_oss", "lfm2", "lfm2_moe", "hunyuan_v1_dense",
-    "granitemoe", "granitemoeshared",
+    "granitemoe", "granitemoeshared", "ernie4_5_moe",
     "cohere", "cohere2", "glm", "glm4",
 )  # fmt: skip
 NOT_IN_TRANSFORMERS = {
@@ -139,8 +139,14 @@ def test_an_imported_folder_loads_in_transformers_and_so_does_the_trained_one(
     import_checkpoint(tmp_path / "hf", tmp_path / "ours")
     imported = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     # A Phi-3 comes back as the Llama, or the Mistral, that it is, an ERNIE and a GLM as a Llama, a Granite 4 as a
-    # Granite 3.
-    assert imported.config.model_type == model_type or model_type in ("phi3", "ernie4_5", "glm", "granitemoehybrid")
+    # Granite 3, a Seed-OSS as a Qwen2.
+    assert imported.config.model_type == model_type or model_type in (
+        "phi3",
+        "ernie4_5",
+        "glm",
+        "granitemoehybrid",
+        "seed_oss",
+    )
     np.testing.assert_allclose(theirs(imported, ids), expected_TV, rtol=0, atol=TOLERANCE)
     imported.save_pretrained(tmp_path / "again")  # which keeps our section, and says nothing else beside it
     again, ours = (HuggingFaceCheckpoint(tmp_path / folder).config for folder in ("again", "ours"))

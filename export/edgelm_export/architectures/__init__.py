@@ -11,7 +11,7 @@ from edgelm_export.architectures.arcee import ARCEE
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bart import BART
 from edgelm_export.architectures.cohere import COHERE, COHERE2
-from edgelm_export.architectures.ernie4_5 import ERNIE4_5
+from edgelm_export.architectures.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
 from edgelm_export.architectures.exaone4 import EXAONE4
 from edgelm_export.architectures.gemma import GEMMA
 from edgelm_export.architectures.gemma2 import GEMMA2
@@ -40,6 +40,7 @@ from edgelm_export.architectures.phi3 import PHI3
 from edgelm_export.architectures.qwen2 import QWEN2
 from edgelm_export.architectures.qwen3 import QWEN3
 from edgelm_export.architectures.qwen3_moe import QWEN3_MOE
+from edgelm_export.architectures.seed_oss import SEED_OSS
 from edgelm_export.architectures.smollm3 import SMOLLM3
 from edgelm_export.architectures.stablelm import STABLELM
 from edgelm_export.architectures.starcoder2 import STARCODER2
@@ -71,10 +72,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "cohere": COHERE,  # Command R, Aya
     "cohere2": COHERE2,  # Command R7B, Tiny Aya
     "ernie4_5": ERNIE4_5,
+    "ernie4_5_moe": ERNIE4_5_MOE,
     "exaone4": EXAONE4,
     "hunyuan_v1_dense": HUNYUAN,
     "lfm2": LFM2,
     "lfm2_moe": LFM2_MOE,  # LFM2-8B-A1B
+    "seed_oss": SEED_OSS,
     "stablelm": STABLELM,
     "starcoder2": STARCODER2,
     "glm": GLM,  # GLM-4-9B, GLM-Edge

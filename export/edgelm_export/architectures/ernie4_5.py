@@ -1,4 +1,7 @@
-"""ERNIE 4.5, the dense model of 0.3B: a Llama that turns neighbouring dimensions, in safetensors too."""
+"""ERNIE 4.5: a Llama that turns neighbouring dimensions, in safetensors too.
+
+That of 21B (model_type ernie4_5_moe) has experts beside a shared one, behind the first layers.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
@@ -22,6 +27,37 @@ _DEFAULTS: Mapping[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+_MOE_DEFAULTS: Mapping[str, Any] = {
+    **{key: value for key, value in _DEFAULTS.items() if key != "head_dim"},
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 1536,
+    "num_experts_per_tok": 6,
+    "moe_num_experts": 64,
+    "moe_num_shared_experts": 2,
+    "moe_layer_start_index": 1,
+    "moe_layer_end_index": -1,
+    "moe_layer_interval": 1,
+}
+_NAMES = {name: name for name in llama.GGUF_NAMES}
+_MOE_NAMES = {name: name for name in experts.GGUF_NAMES} | {
+    "model.layers.{i}.mlp.gate.e_score_correction_bias": "model.layers.{i}.mlp.moe_statics.e_score_correction_bias"
+}
+# A layer that guesses one more token ahead, which llama.cpp and transformers leave out too.
+_GUESSING = frozenset(
+    {
+        *(
+            name.replace("model.layers.", "model.mtp_block.") + f".{kind}"
+            for name in llama.GGUF_NAMES
+            for kind in ("weight", "bias")
+            if name.startswith("model.layers.")
+        ),
+        *(f"model.mtp_{part}.{{i}}.weight" for part in ("emb_norm", "hidden_norm", "linear_proj")),
+    }
+)
+_GGUF_MOE_KEYS = experts.GGUF_KEYS | {
+    "interleave_moe_layer_step", "leading_dense_block_count", "expert_shared_count",
+    "expert_shared_feed_forward_length",
+}  # fmt: skip
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -36,6 +72,48 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
+def _to_moe_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_MOE_DEFAULTS, **values}
+    values["num_experts_per_tok"] = values.get("moe_k", values["num_experts_per_tok"])
+    if hf_values.flag(values, "use_bias"):
+        raise CheckpointError(
+            "config.json: use_bias is true; experts that have no biases beside others are not supported."
+        )
+    config = llama.to_model_config(values)
+    first, last = (hf_values.whole_number(values, f"moe_layer_{end}_index") for end in ("start", "end"))
+    step = hf_values.bounded(values, "moe_layer_interval")
+    layers = range(config.num_hidden_layers)
+    having = [i for i in layers if (i + 1) % step == 0 and first <= i and (last == -1 or i <= last)]
+    size, shared = (
+        hf_values.whole_number(values, f"moe_{part}") for part in ("intermediate_size", "num_shared_experts")
+    )
+    return dataclasses.replace(
+        config,
+        model_type="ernie4_5_moe",
+        mlp_bias=False,
+        attention_bias=False,
+        attention_output_bias=False,
+        layers_without_experts=tuple(i for i in layers if i not in having),
+        moe_intermediate_size=size,
+        shared_expert_intermediate_size=size * shared or None,
+        expert_choice_bias=True,
+        **experts.expert_fields(values, "moe_num_experts"),
+    )
+
+
+def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    metadata, name = header.metadata, "ernie4_5-moe"
+    return {
+        "model_type": "ernie4_5_moe",
+        **gguf_header.to_hf_config(header, name, keys=_GGUF_MOE_KEYS),
+        **experts.gguf_expert_values(header, name, "moe_num_experts"),
+        "moe_intermediate_size": whole_number(metadata, f"{name}.expert_feed_forward_length"),
+        "moe_num_shared_experts": whole_number(metadata, f"{name}.expert_shared_count", 0),
+        "moe_layer_start_index": whole_number(metadata, f"{name}.leading_dense_block_count", 0),
+        "moe_layer_interval": whole_number(metadata, f"{name}.interleave_moe_layer_step", 1),
+    }
+
+
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "ernie4_5")
     return values | {"model_type": "ernie4_5", "use_bias": "blk.0.attn_q.bias" in header.shapes}
@@ -44,10 +122,26 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 ERNIE4_5 = Architecture(
     model_type="ernie4_5",
     to_model_config=_to_model_config,
-    layout=TensorLayout(names={name: name for name in llama.GGUF_NAMES}, row_orders=llama.GGUF_ROW_ORDERS),
+    layout=TensorLayout(names=_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="ernie4_5",
         to_hf_config=_gguf_to_hf_config,
         layout=TensorLayout(names=llama.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+    ),
+)
+ERNIE4_5_MOE = Architecture(
+    model_type="ernie4_5_moe",
+    to_model_config=_to_moe_config,
+    layout=TensorLayout(
+        names=_MOE_NAMES,
+        ignored=_GUESSING,
+        row_orders=llama.GGUF_ROW_ORDERS,
+        ones_elsewhere=frozenset({"model.layers.{i}.mlp.moe_statics.e_score_correction_bias"}),
+    ),
+    gguf=GGUFFamily(
+        architecture="ernie4_5-moe",
+        to_hf_config=_moe_gguf_to_hf_config,
+        layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        has_experts=True,
     ),
 )

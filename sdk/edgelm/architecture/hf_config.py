@@ -297,6 +297,11 @@ _FAMILIES: dict[str, _Family] = {
         fits=_turns_in_windows,
         keys=_windows,
     ),
+    "seed_oss": _Family(
+        architecture="SeedOssForCausalLM",
+        free=_BIASES,
+        keys=lambda c: {"attention_out_bias": c.attention_output_bias},
+    ),
     "arcee": _Family(
         architecture="ArceeForCausalLM",
         fixed={"mlp_gated": False},

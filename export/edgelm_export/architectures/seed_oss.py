@@ -1,0 +1,49 @@
+"""ByteDance's Seed-OSS: a Llama with a switch of its own for the bias of o_proj."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 524288,
+    "attention_bias": True,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+_GGUF_NAMES = llama.GGUF_NAMES | {"model.layers.{i}.post_attention_layernorm": "blk.{i}.post_attention_norm"}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    return dataclasses.replace(
+        llama.to_model_config({**_DEFAULTS, **values}),
+        model_type="seed_oss",
+        attention_output_bias=hf_values.flag(values, "attention_out_bias"),
+    )
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, "seed_oss")
+    attention_bias = "blk.0.attn_q.bias" in header.shapes
+    return {
+        "architectures": ["SeedOssForCausalLM"],
+        "model_type": "seed_oss",
+        **values,
+        "attention_bias": attention_bias,
+    }
+
+
+SEED_OSS = Architecture(
+    model_type="seed_oss",
+    to_model_config=_to_model_config,
+    gguf=GGUFFamily(architecture="seed_oss", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=_GGUF_NAMES)),
+)
