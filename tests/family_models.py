@@ -51,6 +51,10 @@ ERNIE4_5_MOE = {
     "num_hidden_layers": 3, "intermediate_size": 128, "moe_intermediate_size": 32, "moe_num_experts": 5, "moe_k": 2,
     "moe_num_shared_experts": 2,
 }  # fmt: skip
+QWEN3_5 = {
+    "num_hidden_layers": 2, "full_attention_interval": 2, "head_dim": 64, "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 24, "pad_token_id": 0,
+}  # fmt: skip
 OLMO3 = {
     "num_hidden_layers": 4, "sliding_window": 9, "tie_word_embeddings": False, "attention_bias": True,
     "rope_parameters": {
@@ -232,6 +236,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False, "attention_dropout": 0.0, "residual_dropout": 0.0,
         },
     ),
+    "qwen3_5": ("qwen3_5_text", QWEN3_5),
+    "qwen3_5 with biases, a key head for each value head, tied": (
+        "qwen3_5_text",
+        QWEN3_5 | {
+            "num_hidden_layers": 4, "layer_types": ["full_attention", "linear_attention"] * 2,
+            "linear_num_key_heads": 4, "head_dim": 32,
+            "linear_conv_kernel_dim": 3, "attention_bias": True, "tie_word_embeddings": True, "rms_norm_eps": 1e-3,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e5, "partial_rotary_factor": 0.5},
+        },
+    ),
     "starcoder2": ("starcoder2", {}),
     "starcoder2 in a window, without biases, untied": (
         "starcoder2",
@@ -368,6 +382,12 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "cohere": ("cohere", "command-r", {"logit_scale": 0.5}),
     "cohere2": ("cohere2", "cohere2", {"num_hidden_layers": 4, "sliding_window": 9, "logit_scale": 0.5}),
     "glm4": ("glm4", "glm4", {"head_dim": 16, "pad_token_id": 0, "tie_word_embeddings": False}),
+    "qwen3_5": ("qwen3_5_text", "qwen35", QWEN3_5 | {"linear_key_head_dim": 32, "linear_value_head_dim": 32}),
+    "qwen3_5, a key head for each value head, untied": (
+        "qwen3_5_text",
+        "qwen35",
+        QWEN3_5 | {"linear_value_head_dim": 16, "linear_num_key_heads": 4, "tie_word_embeddings": False},
+    ),
     "starcoder2": ("starcoder2", "starcoder2", {}),
     "stablelm": ("stablelm", "stablelm", {"tie_word_embeddings": False, "use_qkv_bias": True}),
     "stablelm in parallel": ("stablelm", "stablelm", {"use_parallel_residual": True, "tie_word_embeddings": False}),

@@ -6,6 +6,7 @@ reads the files that come of them.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import gguf
@@ -19,7 +20,7 @@ Array = NDArray[np.float32]
 _PAIRED = ("llama", "mistral3", "granite", "granitemoe", "smollm3", "arcee")
 _LAYER_NORMS = ("command-r", "cohere2", "gpt2", "gptneox", "phi2", "stablelm", "starcoder2")
 CHOICE_BIASES = ("expert_bias", "e_score_correction_bias")  # buffers of the models of transformers
-_TURN_IN_PART = ("cohere2", "glm4", "gptneox", "phi2", "phi3", "stablelm")
+_TURN_IN_PART = ("cohere2", "glm4", "gptneox", "phi2", "phi3", "qwen35", "stablelm")
 
 
 def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: str) -> None:
@@ -47,7 +48,7 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
         writer.add_layer_norm_eps(next(getattr(config, name) for name in names if hasattr(config, name)))
     else:
         writer.add_layer_norm_rms_eps(getattr(config, "norm_eps", None) or config.rms_norm_eps)
-    has_head_dim = architecture in ("gemma", "gemma2", "gemma3", "gpt-oss", "qwen3moe", "qwen3vlmoe")
+    has_head_dim = architecture in ("gemma", "gemma2", "gemma3", "gpt-oss", "qwen3moe", "qwen3vlmoe", "qwen35")
     if head_dim != config.hidden_size // config.num_attention_heads or has_head_dim:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
@@ -109,6 +110,15 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     if architecture in ("lfm2", "lfm2moe"):
         writer.add_shortconv_l_cache(config.conv_L_cache)
+    if architecture == "qwen35":
+        writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
+        writer.add_ssm_state_size(config.linear_key_head_dim)
+        writer.add_ssm_group_count(config.linear_num_key_heads)
+        writer.add_ssm_time_step_rank(config.linear_num_value_heads)
+        writer.add_ssm_inner_size(config.linear_value_head_dim * config.linear_num_value_heads)
+        kinds = [kind == "linear_attention" for kind in config.layer_types]
+        writer.add_array("qwen35.attention.recurrent_layers", kinds)
+        writer.add_rope_dimension_sections([11, 11, 10, 0])
     if architecture == "mistral3" and "llama_4_scaling_beta" in config.rope_parameters:
         rope = config.rope_parameters
         writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
@@ -132,6 +142,7 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
     tensors = {}
     choice_biases = [pair for pair in model.named_buffers() if pair[0].endswith(CHOICE_BIASES)]
     for name, parameter in [*model.named_parameters(), *choice_biases]:
+        name = re.sub(r"\.dt_bias$", ".dt_proj.bias", name)
         if name.endswith(CHOICE_BIASES):
             tensors[f"blk.{name.split('.')[2]}.exp_probs_b.bias"] = parameter.detach().flatten().numpy()
             continue
@@ -184,12 +195,33 @@ def _converted(name: str, tensor: Array, config: PreTrainedConfig, architecture:
         return tensor + 1
     if architecture in ("lfm2", "lfm2moe") and name.endswith(".conv.conv.weight"):
         return tensor.squeeze(1)
+    if architecture == "qwen35":
+        return _as_ggml_repeats(name, tensor, config)
     if architecture == "gpt2" and tensor.ndim == 2 and ".h." in name:
         return tensor.T  # Conv1D is [in, out]
     if architecture == "gptneox" and "query_key_value" in name:
         by_head = tensor.reshape(config.num_attention_heads, 3, _head_dim(config), *tensor.shape[1:])
         return by_head.swapaxes(0, 1).reshape(tensor.shape)
     return tensor
+
+
+def _as_ggml_repeats(name: str, tensor: Array, config: PreTrainedConfig) -> Array:
+    """Put the value heads of a key head as far from each other as they can be; and norms, decays and names."""
+    if name.endswith(("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight")):
+        return tensor + 1
+    if "linear_attn" not in name or name.endswith("norm.weight"):
+        return tensor
+    if name.endswith("A_log"):
+        tensor = -np.exp(tensor)
+    if "conv1d" in name:
+        tensor = tensor.squeeze(1)
+    G, N = config.linear_num_key_heads, config.linear_num_value_heads
+    axis, first = 1 if "out_proj" in name else 0, 0
+    if "in_proj_qkv" in name or "conv1d" in name:
+        first = 2 * G * config.linear_key_head_dim
+    before, values = np.split(tensor, [first], axis=axis)
+    shape = [*values.shape[:axis], G, N // G, values.shape[axis] // N, *values.shape[axis + 1 :]]
+    return np.concatenate([before, values.reshape(shape).swapaxes(axis, axis + 1).reshape(values.shape)], axis=axis)
 
 
 def _head_dim(config: PreTrainedConfig) -> int:

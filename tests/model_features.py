@@ -11,6 +11,10 @@ LONGROPE = {
     "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7], "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
 }  # fmt: skip
 
+LINEAR = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+}  # fmt: skip
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2}
 
 FEATURES = {
@@ -70,6 +74,16 @@ FEATURES = {
         "num_hidden_layers": 3, "layer_types": ["full_attention", "conv", "full_attention"], "conv_L_cache": 5,
         "conv_bias": True,
     },
+    "linear attention": {
+        "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "qk_norm": True, **LINEAR,
+    },
+    "linear attention, a key head for each value head, norms of 1 + weight, a residual multiplier": {
+        "num_hidden_layers": 3, "layer_types": ["full_attention", "linear_attention", "conv"], **LINEAR,
+        "linear_num_key_heads": 4, "linear_conv_kernel_dim": 2, "conv_L_cache": 3, "norm": "rms_offset",
+        "residual_multiplier": 0.5,
+    },
+    "a gate behind attention": {"attention_output_gate": True, "attention_bias": True},
     "soft-cap of attention": {"attn_logit_softcapping": 0.5},
     "soft-cap of attention, in a window": {"attn_logit_softcapping": 0.5, "sliding_window": 7},
     "soft-cap of logits": {"final_logit_softcapping": 0.5},

@@ -42,6 +42,20 @@ class QuantizedBlocks:
             offsets=None if self.offsets is None else self.offsets[which],
         )
 
+    def columns(self, which: NDArray[np.int64]) -> QuantizedBlocks | None:
+        """Return the tensor with its columns in another order, where that moves whole blocks; else None."""
+        wanted = which.reshape(-1, self.block_size)
+        blocks = wanted[:, 0] // self.block_size
+        if not np.array_equal(wanted, blocks[:, None] * self.block_size + np.arange(self.block_size)):
+            return None
+        return dataclasses.replace(
+            self,
+            values=self.values[:, blocks],
+            scales=self.scales[:, blocks],
+            zero_points=None if self.zero_points is None else self.zero_points[:, blocks],
+            offsets=None if self.offsets is None else self.offsets[:, blocks],
+        )
+
     def times(self, factor: np.float32) -> QuantizedBlocks:
         """Return the tensor times a factor, which goes into the scales."""
         offsets = None if self.offsets is None else self.offsets * factor

@@ -8,7 +8,8 @@ that holds them all), and the cache `past_key_values.{i}.key|value` [B, K, C, H]
 `present.{i}.key|value`, and `last_hidden_state` [B, T, D], what the head reads, for who asks for it. Past and present
 may share memory. With convolutions it takes `past_conv` [B, 1, L - 1, W], what they read of the tokens before the new
 ones, and gives `present_conv` [B, 1, T, W], what the next ones will read of these: L tokens that a convolution sees, W
-channels of all layers that have one. With an encoder it also takes `cross_key_values.{i}.key|value` [B, N, S, H], what
+channels of all layers that have one. With linear attention it takes and gives its states (linear_attention.py). With
+an encoder it also takes `cross_key_values.{i}.key|value` [B, N, S, H], what
 the encoder's graph (encoder.py) gives of a source text. The optional scalar `num_logits_to_keep` says for how many of
 the last positions logits are wanted; 0, the default, is all of them, as other runtimes expect.
 """
@@ -22,11 +23,13 @@ from edgelm.architecture.relative_positions import relative_buckets
 from edgelm.architecture.rope import LARGEST_TABLE, has_long_table, table_frequencies
 from edgelm.config import CROSS_NORMS
 from edgelm.errors import ExportError
-from edgelm.runtime.decoder_graph import CROSS, PAST_CONV, PRESENT_CONV
+from edgelm.memory.cache_layout import state_layouts
+from edgelm.runtime.decoder_graph import CROSS, PAST_CONV, PRESENT_CONV, STATES
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import ROTARY_MULTIPLE, FoldedCheckpoint, padded_rotary_dim
 from edgelm_export.graph import MICROSOFT
+from edgelm_export.linear_attention import add_linear_attention
 from edgelm_export.quantize import Precision
 from edgelm_export.stack import Stack
 
@@ -245,10 +248,24 @@ class DecoderStack(Stack):
             graph.node("Unsqueeze", [rows, graph.constant([1])], PRESENT_CONV)
 
     def attention(self, hidden: str, i: int) -> str:
-        """Add the attention of a block, or the convolution in its place, and the projection of what it gives."""
+        """Add the attention of a block, or what it has in its place, and the projection of what it gives."""
         if self.config.is_conv(i):
             return self.convolution(hidden, i)
-        return self.projections.linear(self.attended(hidden, i), f"{self.name}.layers.{i}.self_attn.o_proj")
+        if self.config.is_linear(i):
+            return add_linear_attention(self, hidden, f"{self.name}.layers.{i}.linear_attn", *self.states(i))
+        name, attended = f"{self.name}.layers.{i}.self_attn", self.attended(hidden, i)
+        if self.config.attention_output_gate:
+            projected = self.projections.linear(hidden, f"{name}.gate_proj")
+            gate = self.graph.node("Sigmoid", [projected], f"{name}.gate")
+            attended = self.graph.node("Mul", [attended, gate], f"{name}.gated")
+        return self.projections.linear(attended, f"{name}.o_proj")
+
+    def states(self, i: int) -> tuple[list[str], list[str]]:
+        """Declare the states of a layer with linear attention, that it takes and that it gives."""
+        names = zip(STATES, state_layouts(self.config), strict=True)
+        shapes: dict[str, list[int | str]] = {part: [BATCH, *layout.sizes] for part, layout in names}
+        taken = [self.graph.input(f"past_key_values.{i}.{part}", FLOAT, shape) for part, shape in shapes.items()]
+        return taken, [self.graph.output(f"present.{i}.{part}", FLOAT, shape) for part, shape in shapes.items()]
 
     def convolution(self, hidden: str, i: int) -> str:
         """Sum each channel over a token and the L - 1 before it, between two gates."""

@@ -240,8 +240,9 @@ def _write_text_files(
         **checkpoint.text_files,
         "config.json": json_text(config),
     }
-    # onnxruntime-genai has another form of models with an encoder, and of those with convolutions.
-    if checkpoint.config.encoder is None and not checkpoint.config.conv_channels:
+    # onnxruntime-genai has another form of models with an encoder, and of those with something in attention's place.
+    config_has_attention_alone = len(checkpoint.config.attention_layers) == checkpoint.config.num_hidden_layers
+    if checkpoint.config.encoder is None and config_has_attention_alone:
         files["genai_config.json"] = json_text(genai_config(checkpoint.config, shares_cache=operators != STANDARD))
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8", newline="\n")

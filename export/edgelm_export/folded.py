@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgelm.config import NORM_PLACEMENTS, ModelConfig
 from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
+from edgelm_export.tensor_map import is_of_norm
 
 # GroupQueryAttention turns heads by tables whose width is a multiple of 8, that is 16 dimensions.
 ROTARY_MULTIPLE = 16
@@ -43,7 +44,7 @@ class FoldedCheckpoint:
         _, after_attention, _, after_mlp = NORM_PLACEMENTS[config.norm_placement]
         if config.norm_placement == "residual":  # whose norms see more than what a part adds
             after_attention = after_mlp = None
-        attention = after_attention or r"(?:self_attn\.o_proj|conv\.out_proj)"
+        attention = after_attention or r"(?:self_attn\.o_proj|(?:conv|linear_attn)\.out_proj)"
         last = (attention, after_mlp or r"mlp\.(?:experts\.\d+\.|shared_experts\.)?down_proj")
         self._last_of_residual = re.compile(rf"layers\.\d+\.({'|'.join(last)})\.(weight|bias)$")
         if config.norm == "rms_plain" and after_attention and self._multiplier != 1:
@@ -91,7 +92,7 @@ class FoldedCheckpoint:
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, with its factors inside."""
         tensor = self._source.tensor(name)
-        if self._offset and name.endswith("norm.weight"):
+        if self._offset and is_of_norm(name):
             tensor = tensor + self._offset
         if self._is_reordered(name):
             tensor = tensor[self._row_order(len(tensor))]
@@ -137,7 +138,7 @@ class UnfoldedCheckpoint(FoldedCheckpoint):
             tensor = tensor / self._multiplier
         if self._is_reordered(name):
             tensor = tensor[np.argsort(self._row_order(len(tensor)))]
-        return tensor - self._offset if self._offset and name.endswith("norm.weight") else tensor
+        return tensor - self._offset if self._offset and is_of_norm(name) else tensor
 
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return a matrix on its own grid, whose scales lose the factor."""

@@ -111,6 +111,8 @@ class GGUFCheckpoint:
         """Return a matrix on its own grid where that is one of 4 or 8 bits in blocks of 32, else None."""
         part = self._parts[name]
         blocks = integer_blocks(*self._stored(part))
+        if blocks is not None and part.columns is not None:
+            blocks = blocks.columns(part.columns)
         return blocks if blocks is None or part.rows is None else blocks.rows(part.rows)
 
     def close(self) -> None:

@@ -123,11 +123,12 @@ class HuggingFaceCheckpoint:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which chat templates are not used, where none is; and whether a part that reads images was left out."""
+        """Which chat templates are not used, where none is; and whether parts beside the text's were left out."""
         notes = notes_on_template(self._folder, self.text_files)
         if self._text_part is None or not self._text_part.left_out:
             return notes
-        return (f"The part that reads images was left out: {self._text_part.left_out} tensors.", *notes)
+        left_out = self._text_part.left_out
+        return (f"Parts that read images, or guess further tokens, were left out: {left_out} tensors.", *notes)
 
     @cached_property
     def source(self) -> Mapping[str, Any]:

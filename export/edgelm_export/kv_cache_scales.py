@@ -69,7 +69,7 @@ def keep_in_int8(model: onnx.ModelProto, scales: Sequence[NDArray[np.float32]]) 
     """
     graph = model.graph
     for value in (*graph.input, *graph.output):
-        if value.name.startswith(("past_key_values.", "present.")):
+        if value.name.endswith((".key", ".value")):
             value.type.tensor_type.elem_type = onnx.TensorProto.INT8
     attention = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
     for i, node in enumerate(attention):

@@ -1,7 +1,7 @@
 """The prefill graph: it reads prompts into the cache, and computes nothing else.
 
 It takes what the decoder's graph takes (decoder.py) but `num_logits_to_keep`, and gives `present.{i}.key|value` alone:
-no logits, and of the last block no more than its keys and values, or what its convolution keeps. Embedding, norms and
+no logits, and of the last block no more than its keys and values, or what it keeps in their place. Embedding, norms and
 tables are those of the decoder's graph, in its file of weights. The projections are products of integers, with one
 scale for each row of a weight and one for each token of the activations: faster than MatMulNBits for many tokens, and
 slower for one (docs/results/graph-and-settings.md).
@@ -15,12 +15,14 @@ Shapes: B batch, T query tokens, P past tokens, K kv heads, H head dim; K column
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edgelm.architecture.quantization_recipe import RATES
 from edgelm.config import NORM_PLACEMENTS, ModelConfig
 from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint
@@ -28,6 +30,7 @@ from edgelm_export.decoder import FLOAT, INT8, INT32, DecoderStack
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import FoldedCheckpoint
 from edgelm_export.graph import MICROSOFT
+from edgelm_export.linear_attention import add_memory
 from edgelm_export.projection import Projections
 from edgelm_export.quantize import Precision, Stored
 from edgelm_export.quantize.channel_scales import ScaledHead
@@ -78,6 +81,8 @@ class _PrefillStack(DecoderStack):
         hidden = self.block_norm(hidden, f"{self.name}.layers.{last}", before_attention)
         if config.is_conv(last):
             self.opened(hidden, last)
+        elif config.is_linear(last):
+            add_memory(self, hidden, f"{self.name}.layers.{last}.linear_attn", *self.states(last))
         else:
             self.attended(hidden, last)
         self.end_convolutions()
@@ -165,6 +170,8 @@ class _IntegerProjections(Projections):
 
     def _product_without_bias(self, hidden: str, module: str, weight: Stored, output: str) -> str:
         assert not isinstance(weight, PackedWeight)
+        if re.search(RATES, f"{module}.weight"):
+            return super()._product_without_bias(hidden, module, weight, output)
         graph = self._graph
         values_KN, scales_N = integer_rows(weight)
         values = graph.weight(f"{module}.weight.rows", values_KN)

@@ -18,6 +18,7 @@ from edgelm.architecture.relative_positions import relative_buckets
 from edgelm.architecture.rope import cos_sin_tables, has_long_table, query_factors, sinusoidal_table
 from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
 from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.reference_linear_attention import causal_sums, linear_attention, silu
 from edgelm_export.tensor_map import head_name
 
 Array = NDArray[np.float32]
@@ -206,6 +207,8 @@ def run_layer(
     input_TD = normed(before_attention, hidden_TD)
     if config.is_conv(layer):
         attended_TD = _convolution(config, weights, input_TD, lengths)
+    elif config.is_linear(layer):
+        attended_TD = linear_attention(config, weights, input_TD, lengths, _linear)
     else:
         attended_TD = _attention(config, layer, weights, input_TD, tables, both_ways, lengths)
     attended_TD = added(hidden_TD, attended_TD, after_attention)
@@ -257,14 +260,7 @@ def _cross_attention(config: ModelConfig, weights: Weights, hidden_TD: Array, re
 def _convolution(config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Sequence[int]) -> Array:
     """Sum each channel over a token and those before it in its sequence, between two gates."""
     opening_TD, closing_TD, value_TD = np.split(_linear(weights, "conv.in_proj", hidden_TD), 3, axis=-1)
-    gated_TD = opening_TD * value_TD
-    factors_DL = weights["conv.conv.weight"][:, 0]
-    summed_TD, start, before = np.empty_like(gated_TD), 0, factors_DL.shape[1] - 1
-    for length in lengths or (len(hidden_TD),):
-        own = slice(start, start + length)
-        padded_TD = np.pad(gated_TD[own], ((before, 0), (0, 0)))
-        summed_TD[own] = sum(padded_TD[i : i + length] * factors_DL[:, i] for i in range(before + 1))
-        start += length
+    summed_TD = causal_sums(opening_TD * value_TD, weights["conv.conv.weight"], lengths)
     if config.conv_bias:
         summed_TD += weights["conv.conv.bias"]
     return _linear(weights, "conv.out_proj", closing_TD * summed_TD)
@@ -293,6 +289,8 @@ def _attention(
         own = slice(start, start + length)
         out_TD[own] = _attended(config, layer, weights, q_NTH[:, own], k_KSH[:, own], v_KSH[:, own], tables, both_ways)
         start += length
+    if config.attention_output_gate:
+        out_TD /= 1 + np.exp(-_linear(weights, "self_attn.gate_proj", hidden_TD))
     return _linear(weights, "self_attn.o_proj", out_TD)
 
 
@@ -369,7 +367,7 @@ def _mlp(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str) -> 
     if limit is not None:
         alpha = np.float32(config.swiglu_alpha)
         gate_TF, up_TF = np.minimum(gate_TF, np.float32(limit)), np.clip(up_TF, -np.float32(limit), np.float32(limit))
-        return _linear(weights, f"{name}.down_proj", _silu(alpha * gate_TF) / alpha * (up_TF + 1))
+        return _linear(weights, f"{name}.down_proj", silu(alpha * gate_TF) / alpha * (up_TF + 1))
     return _linear(weights, f"{name}.down_proj", activation(gate_TF) * up_TF)
 
 
@@ -397,11 +395,6 @@ def _experts(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str)
     if config.shared_expert_intermediate_size:
         summed_TD += _mlp(config, weights, hidden_TD, f"{name}.shared_experts")
     return summed_TD
-
-
-def _silu(x: Array) -> Array:
-    with np.errstate(over="ignore"):  # exp(-x) is inf for a very negative x, and x / inf the right 0
-        return np.asarray(x / (1 + np.exp(-x)))
 
 
 def _gelu(x: Array) -> Array:
@@ -436,7 +429,7 @@ def _relu2(x: Array) -> Array:
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "silu": _silu,
+    "silu": silu,
     "gelu": _gelu,
     "gelu_pytorch_tanh": _gelu_tanh,
     "relu": _relu,

@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 import onnx
 
+from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.decoder import BATCH, FLOAT, DecoderStack, folded
 from edgelm_export.external_data import ExternalData
@@ -27,7 +28,16 @@ _UNSEEN = -65504.0
 
 
 def build_standard_decoder(checkpoint: Checkpoint, precision: Precision, data: ExternalData) -> onnx.ModelProto:
-    """Build the graph of a checkpoint, as `build_decoder` does."""
+    """Build the graph of a checkpoint, as `build_decoder` does.
+
+    Raises:
+        ExportError: the standard has no operator for it.
+    """
+    if checkpoint.config.linear_layers:
+        raise ExportError(
+            f"A {checkpoint.config.model_type} model has linear attention, for which the ONNX standard has no "
+            "operator. Export it without --operators standard."
+        )
     return _StandardDecoderStack(folded(checkpoint), precision, data).build()
 
 

@@ -20,12 +20,19 @@ EMBEDDING = "model.embed_tokens.weight"
 # What a graph multiplies the channels by that a head reads, where its stored weights are divided by that.
 HEAD_FACTORS = "lm_head.factors"
 
+_NORM = re.compile(r"(?<!linear_attn\.)norm\.weight$")
+
 Rows = NDArray[np.int64]
 
 
 def head_name(config: ModelConfig) -> str:
     """Return the tensor that the head multiplies by: its own, or the embedding."""
     return EMBEDDING if config.tie_word_embeddings else HEAD
+
+
+def is_of_norm(name: str) -> bool:
+    """Tell whether a tensor is the weight of a norm of the config's kind; that of linear attention is always plain."""
+    return _NORM.search(name) is not None
 
 
 def _pairs(config: ModelConfig, rows: int) -> Rows:
@@ -42,8 +49,25 @@ def _swapped_halves(config: ModelConfig, rows: int) -> Rows:
     return order
 
 
-# How the rows of queries or keys are to be taken from a source so that they are in our order.
-ROW_ORDERS: dict[str, Callable[[ModelConfig, int], Rows]] = {"pairs": _pairs, "swapped halves": _swapped_halves}
+def _neighbours(config: ModelConfig, rows: int) -> Rows:
+    """Undo the order of who puts the value heads of one key head as far from each other as they can be.
+
+    They are the last rows; in front may be those of queries and keys.
+    """
+    heads, sharing = config.linear_num_value_heads or 1, config.linear_num_key_heads or 1
+    width = config.linear_value_head_dim or 1 if rows > heads else 1
+    first = rows - heads * width
+    apart = np.arange(first, rows).reshape(heads // sharing, sharing, width)
+    order: Rows = np.concatenate([np.arange(first), apart.swapaxes(0, 1).reshape(-1)])
+    return order
+
+
+# How the rows (or the columns) of a tensor are to be taken from a source so that they are in our order.
+ORDERS: dict[str, Callable[[ModelConfig, int], Rows]] = {
+    "pairs": _pairs,
+    "swapped halves": _swapped_halves,
+    "neighbours": _neighbours,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +80,12 @@ class TensorLayout:
     behind each other, [E, ...]. interleaved: source names of fused tensors whose parts have every other row. prefix:
     what all names begin with, but not in folders of the family's bare model.
     ignored: names of a source that hold no weights. transposed: source stems, or names, whose weights are [in, out].
-    by_head: source stems of fused tensors that hold each head's parts side by side. row_orders: canonical stems to
-    names in `ROW_ORDERS`. norms_plus_one: the source holds 1 + weight of each norm. rows_before: source stems of tables
-    to how many rows stand before the first. stacks_of_one: source names of tensors with one dimension of 1 in front.
+    by_head: source stems of fused tensors that hold each head's parts side by side. row_orders, column_orders:
+    canonical stems, or names, to names in `ORDERS`. norms_plus_one: the source holds 1 + weight of each norm.
+    negative_exponentials: source names of tensors that hold -exp(x) of our x. rows_before: source stems of tables to
+    how many rows stand before the first. stacks_of_one: source names of tensors with one dimension of 1 in front.
     ones_elsewhere: source names of tensors whose dimension of 1 may stand in another place than ours, or in none.
+    has_more_layers: behind the config's there may be layers for other uses, which are passed over.
     """
 
     names: Mapping[str, str] | None = None
@@ -69,10 +95,13 @@ class TensorLayout:
     by_head: frozenset[str] = frozenset()
     interleaved: frozenset[str] = frozenset()
     row_orders: Mapping[str, str] = field(default_factory=dict)
+    column_orders: Mapping[str, str] = field(default_factory=dict)
     norms_plus_one: bool = False
+    negative_exponentials: frozenset[str] = frozenset()
     rows_before: Mapping[str, int] = field(default_factory=dict)
     stacks_of_one: frozenset[str] = frozenset()
     ones_elsewhere: frozenset[str] = frozenset()
+    has_more_layers: bool = False
 
     @property
     def is_canonical(self) -> bool:
@@ -104,14 +133,16 @@ class Part:
     """A canonical tensor inside a source's.
 
     index: which entry of a stack of experts; None where the source is one tensor. rows: of the source's tensor, or of
-    the entry, after its transposition; None is all of them. offset: added to each value. shape: where it is not the
-    source's.
+    the entry, after its transposition; None is all of them, as of columns. offset: added to each value.
+    is_negative_exponential: the source has -exp of it. shape: where it is not the source's.
     """
 
     source: str
     index: int | None = None
     rows: slice | Rows | None = None
+    columns: Rows | None = None
     transposed: bool = False
+    is_negative_exponential: bool = False
     offset: float = 0.0
     shape: tuple[int, ...] | None = None
 
@@ -119,6 +150,10 @@ class Part:
         """Take the canonical tensor from the whole of the source's, or of its entry `index`."""
         tensor = tensor.T if self.transposed else tensor
         tensor = tensor if self.rows is None else tensor[self.rows]
+        tensor = tensor if self.columns is None else tensor[:, self.columns]
+        if self.is_negative_exponential:
+            with np.errstate(all="ignore"):  # what is no logarithm is refused as any value that is not finite
+                tensor = np.log(-tensor)
         tensor = tensor if self.shape is None else tensor.reshape(self.shape)
         return np.ascontiguousarray(tensor + np.float32(self.offset) if self.offset else tensor)
 
@@ -182,7 +217,13 @@ def _check(
     if config.tie_word_embeddings:
         known.add(layout.source_name(HEAD))
     missing = [source for source in groups if source not in present]
-    unknown = [name for name in present if name not in known and pattern_of(name)[0] not in layout.ignored]
+    unknown = [
+        name
+        for name in present
+        if name not in known
+        and (pattern := pattern_of(name))[0] not in layout.ignored
+        and not (layout.has_more_layers and pattern[1] and int(pattern[1]) >= config.num_hidden_layers)
+    ]
     misshapen = [
         f"{source} is {list(present[source])} instead of {list(shape)}"
         for source, names in groups.items()
@@ -246,22 +287,29 @@ def _parts(config: ModelConfig, layout: TensorLayout, groups: Mapping[str, list[
             start = before = _rows_before(layout, source)
             for number, name in enumerate(entry):
                 count = shapes[name][0]
-                order = layout.row_orders.get(pattern_of(name)[0].rpartition(".")[0])
+                order, columns = (_order(orders, name) for orders in (layout.row_orders, layout.column_orders))
                 rows = _rows(config, layout, source, number, start, count, len(entry))
                 if before and rows is None:
                     rows = slice(start, start + count)
                 if order is not None:
-                    rows = np.arange(start + count)[start:][ROW_ORDERS[order](config, count)]
+                    rows = np.arange(start + count)[start:][ORDERS[order](config, count)]
                 parts[name] = Part(
                     source=source,
                     index=index if _is_stack(layout, source, names) else None,
                     rows=rows,
+                    columns=None if columns is None else ORDERS[columns](config, shapes[name][1]),
                     transposed=_is_transposed(layout, source),
-                    offset=-1.0 if layout.norms_plus_one and name.endswith("norm.weight") else 0.0,
+                    is_negative_exponential=pattern_of(source)[0] in layout.negative_exponentials,
+                    offset=-1.0 if layout.norms_plus_one and is_of_norm(name) else 0.0,
                     shape=shapes[name] if pattern_of(source)[0] in layout.ones_elsewhere else None,
                 )
                 start += count
     return parts
+
+
+def _order(orders: Mapping[str, str], name: str) -> str | None:
+    pattern = pattern_of(name)[0]
+    return orders.get(pattern, orders.get(pattern.rpartition(".")[0]))
 
 
 def _rows(

@@ -12,21 +12,24 @@ from typing import Any
 from edgelm.errors import CheckpointError
 
 # The model_types whose text part sees text alone as a model of text does.
-_WHOLE = frozenset({"gemma3", "idefics3", "lfm2_vl", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm"})
+_WHOLE = frozenset(
+    {"gemma3", "idefics3", "lfm2_vl", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "smolvlm"}
+)
 # A position has three numbers in these, which are the same without an image: rope as it is.
 _SAME_FAMILY = {
     "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
     "qwen3_vl_text": "qwen3",
 }  # fmt: skip
+_ROPES = ("rope_scaling", "rope_parameters")
 _THREE_POSITIONS = ("mrope_section", "mrope_interleaved")
 # What the names of the text part begin with, where another part has its own, and those of its head.
 _STACKS = ("model.language_model.", "language_model.model.", "model.text_model.")
 _HEADS = ("language_model.lm_head.",)
-# What those of the parts begin with that read images.
-_SENSES = tuple(
+# What those of the parts begin with that read images, or guess further tokens.
+_OTHER_PARTS = tuple(
     f"{before}{part}."
     for before in ("", "model.")
-    for part in ("vision_tower", "vision_model", "visual", "multi_modal_projector", "connector")
+    for part in ("vision_tower", "vision_model", "visual", "multi_modal_projector", "connector", "mtp")
 )
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -59,7 +62,7 @@ def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | Non
         raise CheckpointError(f"config.json: text_config is {own!r:.80}; it must be an object.")
     names = list(names)
     stack = next((stack for stack in _STACKS if any(name.startswith(stack) for name in names)), "model.")
-    kept = [name for name in names if not name.startswith(_SENSES)]
+    kept = [name for name in names if not name.startswith(_OTHER_PARTS)]
     sources = {_name_in_text(name, stack): name for name in kept}
     if len(sources) < len(kept):
         both = next(name for name in kept if sources[_name_in_text(name, stack)] != name)
@@ -68,7 +71,7 @@ def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | Non
     text_values = {
         **own,
         **{key: values[key] for key in _TOKENS if values.get(key) is not None},
-        **{key: _rope(own[key]) for key in ("rope_scaling", "rope_parameters") if isinstance(own.get(key), Mapping)},
+        **{key: plain_rope(own[key]) for key in _ROPES if isinstance(own.get(key), Mapping)},
         "model_type": _SAME_FAMILY.get(str(model_type), model_type),
         # Which of the two configs says it differs from one version of transformers to the next.
         "tie_word_embeddings": not any(name.startswith("lm_head.") for name in sources),
@@ -83,7 +86,7 @@ def _name_in_text(name: str, stack: str) -> str:
     return f"model.{name.removeprefix(stack)}" if name.startswith(stack) else name
 
 
-def _rope(settings: Mapping[str, Any]) -> dict[str, Any]:
+def plain_rope(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings of a rope with one position a token."""
     kept = {key: value for key, value in settings.items() if key not in _THREE_POSITIONS}
     names = (key for key in ("type", "rope_type") if kept.get(key) == "mrope")

@@ -20,7 +20,7 @@ NORMS = ("rms", "rms_offset", "rms_plain", "layer", "layer_no_bias")
 SINUSOIDS = ("sinusoidal", "sinusoidal_halves", "sinusoidal_fairseq")
 POSITIONS = ("rope", "learned", *SINUSOIDS, "relative", "none")
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2")
-LAYER_TYPES = ("full_attention", "sliding_attention", "conv")
+LAYER_TYPES = ("full_attention", "sliding_attention", "conv", "linear_attention")
 QK_NORM_SCOPES = ("head", "turned_head", "projection")
 SCORING_FUNCS = ("softmax", "sigmoid")
 KV_CACHES = {"fp32": 4, "int8": 1}  # and how many bytes a number takes
@@ -46,11 +46,17 @@ CROSS_NORMS: dict[str, tuple[str | None, str | None]] = {
 MAX_LAYERS, _MAX_EXPERTS, _MAX_EXPERTS_IN_ALL = 4096, 4096, 1 << 16
 _MAX_DISTANCE = 1 << 16  # in use is 128; each is a row of a table
 _AS_TRAINED = RopeScaling()
-_MAX_CONV = 64  # in use is 3; each is a few nodes of a graph
+_MAX_CONV = 64  # in use are 3 and 4; each is a few nodes of a graph
+_WITHOUT_KEYS = ("conv", "linear_attention")  # the layers that keep no keys and values of tokens
+# Of linear attention; all or none are set.
+_LINEAR_FIELDS = (
+    "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim",
+    "linear_conv_kernel_dim",
+)  # fmt: skip
 # What no stack of an encoder-decoder model has.
 _DECODER_ONLY = (
     "parallel_residual", "residual_multiplier", "sliding_window", "num_experts", "attention_sinks",
-    "attn_logit_softcapping", "qk_norm", "kv_cache", "conv_L_cache",
+    "attn_logit_softcapping", "qk_norm", "kv_cache", "conv_L_cache", "attention_output_gate", "linear_conv_kernel_dim",
 )  # fmt: skip
 
 SUPPRESSED_LOGIT = -1e9  # of suppressed_token_ids: below every other, and finite, as sampling wants it
@@ -79,6 +85,11 @@ class ModelConfig:
 
     conv_L_cache: how many tokens, itself the last, a token sees in the layers of `layer_types` that say "conv": they
     have a gated convolution over each channel in the place of attention (LFM2, arXiv:2511.23404).
+
+    linear_…: of the layers that say "linear_attention". In the place of keys and values of all tokens, each of their
+    value heads has one matrix [key head dim, value head dim], into which every token writes and from which it reads
+    (Gated DeltaNet, arXiv:2412.06464); neighbouring value heads share a key head, and what is projected goes through a
+    convolution over `linear_conv_kernel_dim` tokens first.
 
     Raises:
         ConfigError: a field has a value outside its range, or two fields contradict each other.
@@ -116,6 +127,11 @@ class ModelConfig:
     sliding_window: int | None = None
     conv_L_cache: int | None = None
     conv_bias: bool = False  # of the convolution and both its projections
+    linear_num_key_heads: int | None = None
+    linear_num_value_heads: int | None = None
+    linear_key_head_dim: int | None = None
+    linear_value_head_dim: int | None = None
+    linear_conv_kernel_dim: int | None = None
     hidden_act: str = "silu"
     mlp_gated: bool = True
     mlp_bias: bool = False
@@ -134,6 +150,7 @@ class ModelConfig:
     attention_sinks: bool = False  # a learned score for each query head, of a key that has no value
     attention_bias: bool = False  # of q_proj, k_proj and v_proj
     attention_output_bias: bool = False  # of o_proj
+    attention_output_gate: bool = False  # what a head gathers is multiplied by sigmoid(gate), projected like a query
     attention_multiplier: float | None = None
     attn_logit_softcapping: float | None = None
     qk_norm: bool = False  # of queries and keys, before rope
@@ -216,10 +233,13 @@ class ModelConfig:
                 raise ConfigError(f"{field} is {value!r:.60}; it must be a number above {low}.")
 
     def _check_layers(self) -> None:
-        for field, least in (("sliding_window", 1), ("conv_L_cache", 2)):
+        least_sizes = {"sliding_window": 1, "conv_L_cache": 2, **dict.fromkeys(_LINEAR_FIELDS, 1)}
+        for field, least in (least_sizes | {"linear_conv_kernel_dim": 2}).items():
             size = getattr(self, field)
             if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < least):
                 raise ConfigError(f"{field} is {size!r}; it must be a whole number of {least} or more.")
+            if size is not None and size > _MOST:
+                raise ConfigError(f"{field} is a number of {size.bit_length()} bits; it must be {_MOST} or less.")
         if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
             raise ConfigError(
                 f"layer_types has {len(self.layer_types)} entries; the model has {self.num_hidden_layers} layers."
@@ -227,13 +247,21 @@ class ModelConfig:
         for kind in self.layer_types:
             if kind not in LAYER_TYPES:
                 raise ConfigError(f"layer_types has {kind!r}; supported: {', '.join(LAYER_TYPES)}.")
-        for kind, field in (("sliding_attention", "sliding_window"), ("conv", "conv_L_cache")):
+        needed = [("sliding_attention", "sliding_window"), ("conv", "conv_L_cache")]
+        for kind, field in (*needed, *(("linear_attention", field) for field in _LINEAR_FIELDS)):
             if kind in self.layer_types and getattr(self, field) is None:
                 raise ConfigError(f"layer_types has {kind!r}, which needs a {field}.")
         if not self.attention_layers:
-            raise ConfigError("layer_types has 'conv' alone; one layer with attention is needed.")
-        if (self.conv_L_cache or 0) > _MAX_CONV:
-            raise ConfigError(f"conv_L_cache is {self.conv_L_cache}; at most {_MAX_CONV} are supported.")
+            kinds = " and ".join(map(repr, sorted(set(self.layer_types))))
+            raise ConfigError(f"layer_types has {kinds} alone; one layer with attention to all tokens is needed.")
+        for field in ("conv_L_cache", "linear_conv_kernel_dim"):
+            if (getattr(self, field) or 0) > _MAX_CONV:
+                raise ConfigError(f"{field} is {getattr(self, field)}; at most {_MAX_CONV} are supported.")
+        if self.linear_layers and (self.linear_num_value_heads or 0) % (self.linear_num_key_heads or 1):
+            raise ConfigError(
+                f"linear_num_value_heads ({self.linear_num_value_heads}) is not a multiple of linear_num_key_heads "
+                f"({self.linear_num_key_heads})."
+            )
         for field in ("layers_without_rope", "layers_without_experts"):
             for layer in getattr(self, field):
                 if not isinstance(layer, int) or not 0 <= layer < self.num_hidden_layers:
@@ -353,19 +381,38 @@ class ModelConfig:
 
     @property
     def attention_layers(self) -> tuple[int, ...]:
-        """The layers that have attention; the others have a convolution in its place."""
-        return tuple(layer for layer in range(self.num_hidden_layers) if not self.is_conv(layer))
+        """The layers that have attention to tokens; others have a convolution, or linear attention, in its place."""
+        return tuple(layer for layer in range(self.num_hidden_layers) if self._kind(layer) not in _WITHOUT_KEYS)
 
     @property
     def conv_channels(self) -> int:
         """How many channels the convolutions of all layers have together."""
-        return (self.num_hidden_layers - len(self.attention_layers)) * self.hidden_size
+        return sum(map(self.is_conv, range(self.num_hidden_layers))) * self.hidden_size
+
+    @property
+    def linear_layers(self) -> tuple[int, ...]:
+        """The layers that have linear attention, whose state is that of one place in a text."""
+        return tuple(layer for layer in range(self.num_hidden_layers) if self.is_linear(layer))
+
+    @property
+    def linear_channels(self) -> int:
+        """How many channels the queries, keys and values of a layer with linear attention have together."""
+        keys = (self.linear_num_key_heads or 0) * (self.linear_key_head_dim or 0)
+        return 2 * keys + (self.linear_num_value_heads or 0) * (self.linear_value_head_dim or 0)
 
     @property
     def kv_bytes_per_token(self) -> int:
         """How many bytes the keys and values of one token take, and what convolutions keep of it."""
         numbers = len(self.attention_layers) * 2 * self.num_key_value_heads * self.head_dim
         return numbers * KV_CACHES[self.kv_cache] + self.conv_channels * KV_CACHES["fp32"]
+
+    @property
+    def state_bytes(self) -> int:
+        """How many bytes the states of linear attention take beside keys and values, however long the text is."""
+        convolution = self.linear_channels * ((self.linear_conv_kernel_dim or 1) - 1)
+        heads, key, value = self.linear_num_value_heads, self.linear_key_head_dim, self.linear_value_head_dim
+        numbers = convolution + (heads or 0) * (key or 0) * (value or 0)
+        return len(self.linear_layers) * numbers * KV_CACHES["fp32"]
 
     @property
     def expert_size(self) -> int:
@@ -389,20 +436,27 @@ class ModelConfig:
 
     def is_conv(self, layer: int) -> bool:
         """Tell whether a layer has a convolution in the place of attention."""
-        return bool(self.layer_types) and self.layer_types[layer] == "conv"
+        return self._kind(layer) == "conv"
+
+    def is_linear(self, layer: int) -> bool:
+        """Tell whether a layer has linear attention."""
+        return self._kind(layer) == "linear_attention"
+
+    def _kind(self, layer: int) -> str | None:
+        return self.layer_types[layer] if self.layer_types else None
 
     def window(self, layer: int) -> int | None:
         """Return how many tokens a query of this layer sees; None is all of them."""
         if self.is_conv(layer):
             return self.conv_L_cache
         window = self.sliding_window
-        if window is None or window >= self.max_position_embeddings:
+        if self.is_linear(layer) or window is None or window >= self.max_position_embeddings:
             return None
         return None if self.layer_types and self.layer_types[layer] == "full_attention" else window
 
     def rope_kind(self, layer: int) -> str | None:
         """Return which rotation a layer has: "global", "local" (of `rope_local_theta`), or None."""
-        if self.position != "rope" or layer in self.layers_without_rope or self.is_conv(layer):
+        if self.position != "rope" or layer in self.layers_without_rope or self._kind(layer) in _WITHOUT_KEYS:
             return None
         slides = self.layer_types[layer] == "sliding_attention" if self.layer_types else self.sliding_window is not None
         return "local" if slides and self.rope_local_theta is not None else "global"
@@ -414,6 +468,7 @@ class ModelConfig:
             "conv_bias",
             "attention_bias",
             "attention_output_bias",
+            "attention_output_gate",
             "parallel_residual",
             "final_norm",
             "embedding_norm",

@@ -297,6 +297,13 @@ class LanguageModel:
     def _speculator(self, config: GenerationConfig) -> Speculator | None:
         if config.speculation is None:
             return None
+        drafts_with = self if isinstance(config.speculation, str) else config.speculation
+        for model in (self, drafts_with):
+            if model.config.linear_layers:
+                raise ConfigError(
+                    f"speculation is set, and {model.name} has linear attention, which cannot take back a wrong guess. "
+                    "Leave it out."
+                )
         drafter = PromptLookup() if isinstance(config.speculation, str) else DraftModel(config.speculation, self)
         exact = config.exact_speculation
         return Speculator(drafter, self.exact_step_costs if exact else self.step_costs, exact=exact)

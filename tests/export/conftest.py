@@ -27,7 +27,8 @@ VOCABULARY = 320
 TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
 QUANTIZED = (
     "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "token_embd", "output.",
-    "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "shortconv.in_proj", "shortconv.out_proj",
+    "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "shortconv.in_proj", "shortconv.out_proj", "attn_gate", "ssm_beta",
+    "ssm_alpha", "ssm_out",
 )  # fmt: skip
 
 SaveModel = Callable[..., PreTrainedModel]
@@ -95,9 +96,11 @@ def save_model(bpe_tokenizer: PreTrainedTokenizerFast) -> SaveModel:
         }
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **fields | changes)).eval()
-        for parameter in model.parameters():
-            # Norms near one, and weights large enough that every feature shows in the logits.
-            parameter.data = 0.15 * torch.randn_like(parameter) + (1.0 if parameter.ndim == 1 else 0.0)
+        for name, parameter in model.named_parameters():
+            # Norms near one, and weights large enough that every feature shows in the logits; steps of linear attention
+            # as small as in real models, since transformers keeps few digits of large ones.
+            middle = -4.0 if name.endswith("dt_bias") else 1.0 if parameter.ndim == 1 else 0.0
+            parameter.data = 0.15 * torch.randn_like(parameter) + middle
         for name, buffer in model.named_buffers():
             if name.endswith(CHOICE_BIASES):
                 buffer.normal_(std=0.3)

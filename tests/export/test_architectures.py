@@ -17,7 +17,8 @@ from edgelm_export.tensor_map import CANONICAL, map_tensors, pattern_of
 GPT2_SIZES = {"n_embd": 64, "n_layer": 2, "n_head": 4}
 # What a family is refused without.
 NEEDED: dict[str, dict[str, Any]] = {
-    "granitemoehybrid": {"layer_types": ["full_attention"] * 2, "num_local_experts": 0, "shared_intermediate_size": 96}
+    "granitemoehybrid": {"layer_types": ["full_attention"] * 2, "num_local_experts": 0, "shared_intermediate_size": 96},
+    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
 }
 
 

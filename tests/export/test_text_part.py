@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from family_models import QWEN3_5
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from edgelm.config import ModelConfig
@@ -71,6 +72,15 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"head_dim": 16, "rope_parameters": THREE_POSITIONS | {"mrope_interleaved": True}},
         QWEN_VISION | {"hidden_size": 32, "deepstack_visual_indexes": [0]},
     ),
+    "qwen3_5": (
+        "qwen3_5_text",
+        QWEN3_5
+        | {
+            "layer_types": ["linear_attention", "full_attention"],
+            "rope_parameters": THREE_POSITIONS | {"mrope_interleaved": True, "partial_rotary_factor": 0.25},
+        },
+        QWEN_VISION | {"hidden_size": 32},
+    ),
     "smolvlm": ("llama", {"model_type": "llama"}, VISION),
     "idefics3": ("llama", {"model_type": "llama"}, VISION),
     "lfm2_vl": (
@@ -80,6 +90,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
 }
 IDS = np.random.default_rng(0).integers(3, 320, 60).tolist()
+STORED_OTHERWISE = ("lfm2", "qwen3_5_text")  # by transformers
 
 
 def save(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
@@ -106,9 +117,9 @@ def test_the_text_part_gives_the_logits_of_transformers(
     family = KINDS[kind][0]
     assert checkpoint.config.model_type == family
     whole = json.loads((tmp_path / "hf/config.json").read_text())["architectures"]
-    assert checkpoint.hf_config.get("architectures") not in (None, whole) or family == "lfm2"
+    assert checkpoint.hf_config.get("architectures") not in (None, whole) or family in STORED_OTHERWISE
     assert (checkpoint.config.bos_token_id, checkpoint.config.eos_token_ids) == (1, (2,))
-    assert any("part that reads images was left out:" in note for note in checkpoint.notes)
+    assert any("were left out:" in note for note in checkpoint.notes)
     (logits_TV,) = reference_logits(checkpoint, [IDS])
     np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
 
@@ -116,7 +127,7 @@ def test_the_text_part_gives_the_logits_of_transformers(
     session = DecoderSession(tmp_path / "package", ModelConfig.load(tmp_path / "package"))
     logits_TV = session.forward(IDS, session.new_cache(), all_logits=True)
     np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
-    if family != "lfm2":  # which transformers stores otherwise
+    if family not in STORED_OTHERWISE:
         import_checkpoint(tmp_path / "hf", tmp_path / "ours")
         text = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
         assert text.config.model_type in (family, "llama")  # a Mistral without a window is one

@@ -48,7 +48,7 @@ def test_an_lfm2_is_read_by_the_keys_of_its_first_config_too() -> None:
     ("values", "message"),
     [
         ({"full_attn_idxs": 1}, r"config.json: full_attn_idxs is 1; it must be a list of layers"),
-        ({"full_attn_idxs": []}, r"layer_types has 'conv' alone; one layer with attention is needed"),
+        ({"full_attn_idxs": []}, r"layer_types has 'conv' alone; one layer with attention to all tokens is needed"),
         ({"block_ff_dim": 0}, r"block_ff_dim is 0; it must be from 1 to"),
         (
             {"block_ffn_dim_multiplier": 1e300},

@@ -102,7 +102,8 @@ LARGE = {
         ({"layer_types": ("full_attention",)}, "layer_types has 1 entries; the model has 2 layers."),
         (
             {"layer_types": ("full_attention", "chunked_attention")},
-            "layer_types has 'chunked_attention'; supported: full_attention, sliding_attention, conv.",
+            "layer_types has 'chunked_attention'; supported: full_attention, sliding_attention, conv, "
+            "linear_attention.",
         ),
         (
             {"layer_types": ("full_attention", "sliding_attention")},
@@ -114,7 +115,7 @@ LARGE = {
         ),
         (
             {"layer_types": ("conv", "conv"), "conv_L_cache": 3},
-            "layer_types has 'conv' alone; one layer with attention is needed.",
+            "layer_types has 'conv' alone; one layer with attention to all tokens is needed.",
         ),
         ({"conv_L_cache": 1}, "conv_L_cache is 1; it must be a whole number of 2 or more."),
         ({"conv_L_cache": 65}, "conv_L_cache is 65; at most 64 are supported."),

@@ -77,6 +77,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(D, K * H, bias=config.attention_bias)
         self.v_proj = nn.Linear(D, K * H, bias=config.attention_bias)
         self.o_proj = nn.Linear(N * H, D, bias=config.attention_output_bias)
+        if config.attention_output_gate:
+            self.gate_proj = nn.Linear(D, N * H, bias=config.attention_bias)
         if config.qk_norm:
             over_projection = config.qk_norm_scope == "projection"
             self.q_norm = make_norm(config, N * H if over_projection else H)
@@ -112,7 +114,10 @@ class Attention(nn.Module):
             q_BNTH = q_BNTH * query_factor[..., None, :, None].to(q_BNTH.dtype)
         scale, cap = self.config.attention_scale, self.config.attn_logit_softcapping
         mixed_BNTH = attend(q_BNTH, k_BKTH, v_BKTH, mask, scale, cap, self.sinks, causal=self.causal)
-        return self.o_proj(mixed_BNTH.transpose(1, 2).flatten(2))
+        mixed_BTD = mixed_BNTH.transpose(1, 2).flatten(2)
+        if self.config.attention_output_gate:
+            mixed_BTD = mixed_BTD * torch.sigmoid(self.gate_proj(hidden_BTD))
+        return self.o_proj(mixed_BTD)
 
     def _split_heads(self, projected: Tensor) -> Tensor:
         """Turn [B, T, heads * H] into [B, heads, T, H]."""

@@ -30,12 +30,15 @@ class Convolution(nn.Module):
         """Return what each position gets [B, T, D]; positions: of the tokens in their texts, [T] or [B, T]."""
         opening_BTD, closing_BTD, value_BTD = self.in_proj(hidden_BTD).chunk(3, -1)
         gated_BTD = opening_BTD * value_BTD
-        factors_LD = self.conv.weight[:, 0].flip(-1).T  # the token's own first
-        summed_BTD = gated_BTD * factors_LD[0]
-        for back, factor_D in enumerate(factors_LD[1:], 1):
-            earlier_BTD = functional.pad(gated_BTD, (0, 0, back, 0))[:, : gated_BTD.shape[1]]
-            of_same_text = (positions >= back)[..., None]
-            summed_BTD = summed_BTD + torch.where(of_same_text, earlier_BTD, 0) * factor_D
-        if self.conv.bias is not None:
-            summed_BTD = summed_BTD + self.conv.bias
-        return self.out_proj(closing_BTD * summed_BTD)
+        return self.out_proj(closing_BTD * causal_sums(gated_BTD, self.conv, positions))
+
+
+def causal_sums(x_BTD: Tensor, conv: nn.Conv1d, positions: Tensor) -> Tensor:
+    """Sum each channel over a token and those before it in its text, as many as the convolution has weights."""
+    factors_LD = conv.weight[:, 0].flip(-1).T  # the token's own first
+    summed_BTD = x_BTD * factors_LD[0]
+    for back, factor_D in enumerate(factors_LD[1:], 1):
+        earlier_BTD = functional.pad(x_BTD, (0, 0, back, 0))[:, : x_BTD.shape[1]]
+        of_same_text = (positions >= back)[..., None]
+        summed_BTD = summed_BTD + torch.where(of_same_text, earlier_BTD, 0) * factor_D
+    return summed_BTD if conv.bias is None else summed_BTD + conv.bias

@@ -30,6 +30,7 @@ from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError
 from edgelm_training.attention import Attention, make_norm, scaled, soft_cap
 from edgelm_training.convolution import Convolution
+from edgelm_training.linear_attention import LinearAttention
 from edgelm_training.view import Rotary, Rotation, SourceView, View, check_length
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -164,7 +165,7 @@ class Stack(nn.Module):
         masks = {window: self._mask(view, window) for window in windows}
         for layer, block in enumerate(self.layers):
             rotation, window = rotations.get(self.config.rope_kind(layer)), self.config.window(layer)
-            seen = view.positions if self.config.is_conv(layer) else masks[window]
+            seen = masks[window] if layer in self.config.attention_layers else view.positions
             if recompute:
                 hidden_BTD = checkpoint(block, hidden_BTD, rotation, seen, memory, use_reentrant=False)
             else:
@@ -219,8 +220,8 @@ class EncoderDecoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Add to each position what attention (or a convolution) brings from earlier ones, then what the feed-forward makes
-    of it.
+    """Add to each position what attention (or what a layer has in its place) brings from earlier ones, then what the
+    feed-forward makes of it.
 
     Norms stand before each part and the residual stream itself is never normalized ("pre-norm", arXiv:2002.04745);
     other placements norm what a part adds, or both, or the stream itself behind each part. In parallel, both parts read
@@ -229,6 +230,7 @@ class Block(nn.Module):
 
     self_attn: Attention
     conv: Convolution  # in its place, in some layers
+    linear_attn: LinearAttention  # likewise
     encoder_attn: Attention  # the cross-attention, where there is an encoder
     mlp: FeedForward | Experts
 
@@ -236,10 +238,11 @@ class Block(nn.Module):
         super().__init__()
         self.config = config
         before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
-        self.is_conv = config.is_conv(layer)
         parts: dict[str | None, nn.Module | None] = {before_attention: None}
-        if self.is_conv:
+        if config.is_conv(layer):
             parts["conv"] = Convolution(config)
+        elif config.is_linear(layer):
+            parts["linear_attn"] = LinearAttention(config)
         else:
             parts["self_attn"] = Attention(config, causal=not is_encoder)
         parts[after_attention] = None
@@ -256,15 +259,15 @@ class Block(nn.Module):
         self, hidden_BTD: Tensor, rotation: Rotation | None, seen: Tensor | None, memory: Memory | None = None
     ) -> Tensor:
         """Return the residual stream [B, T, D] after this block; `seen` is the mask of attention, of which None is
-        every earlier key, or the positions of the tokens for a convolution.
+        every earlier key, or for what is in its place the positions of the tokens.
         """
         before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[self.config.norm_placement]
         input_BTD = self._normed(before_attention, hidden_BTD)
-        if self.is_conv:
-            assert seen is not None  # tokens have positions
-            attended_BTD = self.conv(input_BTD, seen)
-        else:
+        if hasattr(self, "self_attn"):
             attended_BTD = self.self_attn(input_BTD, rotation, seen)
+        else:
+            assert seen is not None  # tokens have positions
+            attended_BTD = (self.conv if hasattr(self, "conv") else self.linear_attn)(input_BTD, seen)
         attended_BTD = self._added(hidden_BTD, attended_BTD, after_attention)
         if memory is not None:
             before_cross, after_cross = CROSS_NORMS[self.config.norm_placement]

@@ -44,10 +44,16 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
     """List what can be scaled in a layer, such as "input_layernorm" for "self_attn.q_proj", k and v.
 
     A norm without weights makes nothing that could be divided, one that experts read is left alone, a feed-forward
-    without a gate is not linear in what its first projection makes, and a convolution's is more than its channels.
+    without a gate is not linear in what its first projection makes, nor what is in attention's place in its channels.
     """
     before_attention, _, before_feed_forward, _ = NORM_PLACEMENTS[config.norm_placement]
-    attending = ["conv.in_proj"] if config.is_conv(layer) else [f"self_attn.{part}_proj" for part in "qkv"]
+    if config.is_conv(layer):
+        attending = ["conv.in_proj"]
+    elif config.is_linear(layer):
+        attending = [f"linear_attn.in_proj_{part}" for part in ("qkv", "z", "b", "a")]
+    else:
+        parts = ("q", "k", "v", "gate") if config.attention_output_gate else ("q", "k", "v")
+        attending = [f"self_attn.{part}_proj" for part in parts]
     readers: dict[str | None, list[str]] = {before_attention: attending}
     if config.has_experts(layer):
         readers.pop(before_feed_forward, None)
@@ -59,7 +65,7 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
         for norm, names in readers.items()
         if norm is not None and config.norm != "rms_plain"
     ]
-    if not config.is_conv(layer):
+    if layer in config.attention_layers:
         found.append(ScaledChannels(maker="self_attn.v_proj", readers=("self_attn.o_proj",), of_heads=True))
     if config.mlp_gated and not config.has_experts(layer):
         found.append(ScaledChannels(maker="mlp.up_proj", readers=("mlp.down_proj",)))

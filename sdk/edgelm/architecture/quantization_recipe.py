@@ -90,10 +90,11 @@ class Precision:
             )
 
     def recipe(self, config: ModelConfig) -> tuple[Rule, ...]:
-        """Return the rules for one model, with its layer numbers filled in."""
+        """Return the rules for one model, with its layer numbers filled in; what always stays in floats comes first."""
         numbers = sorted({str(count - 1) for count in config.layer_counts})
         last = numbers[0] if len(numbers) == 1 else f"(?:{'|'.join(numbers)})"
-        return tuple(Rule(pattern=rule.pattern.replace("{last}", last), scheme=rule.scheme) for rule in self.rules)
+        rules = (*([_RATES] if config.linear_layers else []), *self.rules)
+        return tuple(Rule(pattern=rule.pattern.replace("{last}", last), scheme=rule.scheme) for rule in rules)
 
     def rows(self, config: ModelConfig) -> tuple[dict[str, str], ...]:
         """Return what the manifest keeps: operators, KV cache and prefill graph where they are not the usual ones,
@@ -236,6 +237,9 @@ def _with_gptq(rule: Rule) -> str:
     return f"{grid_name(scheme.bits, scheme.block_size, symmetric)}-gptq"
 
 
+# How much a head of linear attention forgets and writes: small, and an error of it adds up over a text.
+RATES = r"\.linear_attn\.in_proj_[ab]\."
+_RATES = Rule(pattern=RATES, scheme="fp32")
 _EMBEDDING = r"embed_tokens|lm_head"
 _OUTER_LAYERS = r"layers\.(0|{last})\."
 

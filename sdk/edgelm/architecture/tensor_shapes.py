@@ -48,6 +48,8 @@ class _Stack:
         self._norm(before_attention, D)
         if config.is_conv(i):
             self._convolution(f"{layer}.conv")
+        elif config.is_linear(i):
+            self._linear_attention(f"{layer}.linear_attn")
         else:
             self._self_attention(f"{layer}.self_attn")
         self._norm(after_attention, D)
@@ -77,11 +79,26 @@ class _Stack:
             self._shapes[f"{name}.conv.bias"] = (D,)
         self._linear(f"{name}.out_proj", D, D, config.conv_bias)
 
+    def _linear_attention(self, name: str) -> None:
+        config, D = self._config, self._config.hidden_size
+        heads, width = config.linear_num_value_heads or 0, config.linear_value_head_dim or 0
+        self._linear(f"{name}.in_proj_qkv", config.linear_channels, D, False)
+        self._linear(f"{name}.in_proj_z", heads * width, D, False)
+        self._linear(f"{name}.in_proj_b", heads, D, False)
+        self._linear(f"{name}.in_proj_a", heads, D, False)
+        self._shapes[f"{name}.conv1d.weight"] = (config.linear_channels, 1, config.linear_conv_kernel_dim or 0)
+        self._shapes[f"{name}.A_log"] = self._shapes[f"{name}.dt_bias"] = (heads,)
+        self._shapes[f"{name}.norm.weight"] = (width,)
+        self._linear(f"{name}.out_proj", D, heads * width, False)
+
     def _self_attention(self, name: str) -> None:
         config, H = self._config, self._config.head_dim
         if config.attention_sinks:
             self._shapes[f"{name}.sinks"] = (config.num_attention_heads,)
         self._attention(name)
+        if config.attention_output_gate:
+            rows = config.num_attention_heads * H
+            self._linear(f"{name}.gate_proj", rows, config.hidden_size, config.attention_bias)
         if config.qk_norm:
             over_projection = config.qk_norm_scope == "projection"
             self._norm(f"{name}.q_norm", config.num_attention_heads * H if over_projection else H)

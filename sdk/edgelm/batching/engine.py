@@ -19,6 +19,7 @@ from edgelm.decoding.answer import join
 from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError, QueueFullError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
+from edgelm.memory.cache_layout import state_tokens
 from edgelm.memory.kv_batch import longest_row
 from edgelm.memory.kv_cache import bytes_per_token
 from edgelm.runtime.switch_interval import SHORT_SWITCH_INTERVAL
@@ -242,11 +243,12 @@ class Engine:
                 "LanguageModel.stream takes longer ones."
             )
         rows = most_rows(config)
-        wanted = min(prompt_tokens + (config.max_new_tokens or (1 if rows == 1 else longest)), longest) * rows
+        tokens = min(prompt_tokens + (config.max_new_tokens or (1 if rows == 1 else longest)), longest) * rows
+        wanted = tokens + state_tokens(self._model.config) * rows
         if wanted > self._max_tokens:
             beams = "" if rows == 1 else f" in the {rows} rows of {config.num_beams} beams"
             raise ContextLengthError(
-                f"{wanted} tokens of prompt and answer{beams} take {wanted * self._token_bytes} bytes of keys and "
+                f"{tokens} tokens of prompt and answer{beams} take {wanted * self._token_bytes} bytes of keys and "
                 f"values; the engine has {self._max_tokens * self._token_bytes} (max_kv_bytes). Shorten the prompt, or "
                 "lower max_new_tokens."
             )

@@ -14,6 +14,7 @@ from edgelm.completion import FinishReason
 from edgelm.decoding.beam_search import BeamSearch
 from edgelm.decoding.context_shift import fitted
 from edgelm.decoding.generate import Decoder, compute_piece, computed_together
+from edgelm.memory.cache_layout import state_tokens
 from edgelm.memory.kv_batch import KVBatch, KVRow, longest_row
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
@@ -32,6 +33,7 @@ class RunningBatch:
 
     def __init__(self, session: Decoder, prefixes: PrefixCache, max_tokens: int) -> None:
         self._session, self._prefixes, self._max_tokens = session, prefixes, max_tokens
+        self._state_tokens = state_tokens(session.config)
         self._reset()
         self.put_back: list[Request] = []
         self.preempted = self.prompt_tokens = self.cached_tokens = self.generated_tokens = 0
@@ -52,8 +54,8 @@ class RunningBatch:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the rows have, or will have when all prompts are computed."""
-        return sum(request.length * request.rows for request in self.requests)
+        """How many tokens the rows have, or will have when all prompts are computed; states count as theirs."""
+        return sum((request.length + self._state_tokens) * request.rows for request in self.requests)
 
     def has_room_for(self, request: Request) -> bool:
         """Tell whether a request fits the memory beside the others, with a new token for each.
@@ -61,7 +63,8 @@ class RunningBatch:
         A search that lost its rows has to get further than it was: it would only lose them there again.
         """
         room = self._max_tokens - self.tokens - len(self._batch.rows)
-        return not self._batch.rows or (max(request.length, request.lost_at) + 1) * request.rows <= room
+        wanted = max(request.length, request.lost_at) + self._state_tokens + 1
+        return not self._batch.rows or wanted * request.rows <= room
 
     def add(self, request: Request) -> None:
         """Start a request, or start it again after it lost its row."""
@@ -272,7 +275,7 @@ class RunningBatch:
             if room == 0:
                 self._finish(request, request.answer.rest(), "length")
                 return
-            most = min(room, self._max_tokens - request.length) - 1
+            most = min(room, self._max_tokens - self._state_tokens - request.length) - 1
             request.append((id_, *request.answer.sampler.forced_tokens(most)))
         except BaseException as error:  # it belongs to whoever reads this answer, sys.exit() too; the others go on
             self._fail_one(request, error)

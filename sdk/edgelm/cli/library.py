@@ -173,6 +173,7 @@ def show(model: str, as_json: bool, bom: bool) -> None:
             "path": str(folder),
             "size": size_of(folder.resolve()),
             "kv_cache_bytes_per_token": kv_bytes,
+            "state_bytes": config.state_bytes,
             "config": config.to_dict(),
             "languages": languages,
             "manifest": dataclasses.asdict(manifest),
@@ -224,7 +225,9 @@ def _cache_facts(manifest: Manifest, config: ModelConfig, kv_bytes: int | None) 
     if kv_bytes is None:
         return "KV cache", "not stated"
     full = f"{megabytes(kv_bytes * manifest.context_length)} when full{_in_windows(config)}"
-    return "KV cache", f"{config.kv_cache}, {kv_bytes / 1024:.1f} KiB per token, {full}"
+    states = config.state_bytes
+    beside = f"; {megabytes(states)} of states, however long the text" if states else ""
+    return "KV cache", f"{config.kv_cache}, {kv_bytes / 1024:.1f} KiB per token, {full}{beside}"
 
 
 def _facts(

@@ -13,11 +13,14 @@ from edgelm.config import ModelConfig
 from edgelm.decoding.sampling import Sampler
 from edgelm.errors import ContextLengthError
 from edgelm.memory.kv_batch import KVBatch
-from edgelm.memory.kv_cache import KVCache
+from edgelm.memory.kv_cache import BLOCK, KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.package.adapter import Adapter
 from edgelm.runtime.session import PREFILL_CHUNK, PREFILL_GRAPH_CHUNK
 from edgelm.runtime.stop_switch import StopSwitch
+
+_MARK_EVERY = 512
+_OPENING = 16  # tokens by which a template opens an answer, and which may not be there in the next turn
 
 
 class Decoder(Protocol):
@@ -132,14 +135,32 @@ def compute_piece(
         ContextLengthError, ProviderError, StoppedError: as from DecoderSession.forward.
     """
     together = computed_together(session, cache, token_ids)
+    largest = PREFILL_CHUNK if together is token_ids else PREFILL_GRAPH_CHUNK
+    chunk = next_chunk(together, cache.length, shared_chunk or largest, largest)
+    mark = _next_mark(cache, len(together))
+    if mark is not None:
+        chunk = chunk[: mark - cache.length]
     if together is token_ids:
-        chunk = next_chunk(together, cache.length, shared_chunk or PREFILL_CHUNK, PREFILL_CHUNK)
         logits_V = session.forward(chunk, cache, stop=stop)[0]
-        return logits_V if cache.length == len(token_ids) else None
-    if cache.length < len(together):
-        chunk = next_chunk(together, cache.length, shared_chunk or PREFILL_GRAPH_CHUNK, PREFILL_GRAPH_CHUNK)
+    elif chunk:
         session.read_prompt(chunk, cache, stop=stop)
+    if cache.length == mark:
+        cache.mark()
+    if together is token_ids:
+        return logits_V if cache.length == len(token_ids) else None
     return session.forward(token_ids[-1:], cache)[0] if cache.length == len(together) else None
+
+
+def _next_mark(cache: KVCache, prompt_tokens: int) -> int | None:
+    """Return the next place where states are to be marked: for who begins the same way, and for this text's next turn.
+
+    That is where others were found to part, now and then, and close to the end.
+    """
+    if not cache.has_states:
+        return None
+    last = (prompt_tokens - _OPENING) // BLOCK * BLOCK
+    places = cache.branch, (cache.length // _MARK_EVERY + 1) * _MARK_EVERY, last
+    return min((place for place in places if cache.length < place <= last), default=None)
 
 
 def next_chunk(

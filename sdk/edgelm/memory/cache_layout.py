@@ -1,4 +1,4 @@
-"""What a KV cache is made of: its buffers, one after the other, and how much each holds of a token."""
+"""What a KV cache is made of: its buffers, one after the other, and how much each holds of a token or of a text."""
 
 from __future__ import annotations
 
@@ -36,20 +36,52 @@ class BufferLayout(NamedTuple):
         return self.heads * self.size * np.dtype(self.type).itemsize
 
 
-def cache_layout(config: ModelConfig) -> list[BufferLayout]:
+class StateLayout(NamedTuple):
+    """A buffer [rows, …] of what is known at one place of a text, however long it is."""
+
+    sizes: tuple[int, ...]
+    type: type[np.float32] = np.float32
+    window: None = None
+    bytes_per_token: int = 0
+
+    def shape(self, rows: int, capacity: int) -> tuple[int, ...]:
+        """Return the shape of a buffer for so many rows; of so many tokens or others."""
+        return rows, *self.sizes
+
+
+def state_layouts(config: ModelConfig) -> tuple[StateLayout, StateLayout]:
+    """Return what a layer with linear attention keeps: what its convolution reads [W, L - 1], and its matrices
+    [N, X, Y] (export/edgelm_export/linear_attention.py).
+    """
+    heads, key, value = config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim
+    convolution = config.linear_channels, (config.linear_conv_kernel_dim or 1) - 1
+    return StateLayout(convolution), StateLayout((heads or 0, key or 0, value or 0))
+
+
+def state_tokens(config: ModelConfig) -> int:
+    """Return how many tokens' keys and values take the memory of a text's states."""
+    return -(-config.state_bytes // config.kv_bytes_per_token)
+
+
+def cache_layout(config: ModelConfig) -> list[BufferLayout | StateLayout]:
     """List the buffers of a model's cache.
 
     Keys and values of each layer with attention come first, one after the other; behind them is what the convolutions
-    of all other layers read, [rows, 1, capacity, W], where there are any.
+    of all layers that have one in its place read, [rows, 1, capacity, W], where there are any; then the states of
+    linear attention, those of one kind after those of the other.
     """
     K, H, kept = config.num_key_value_heads, config.head_dim, cache_type(config)
-    layout = [BufferLayout(K, H, kept, config.window(layer)) for layer in config.attention_layers for _ in range(2)]
+    layout: list[BufferLayout | StateLayout] = [
+        BufferLayout(K, H, kept, config.window(layer)) for layer in config.attention_layers for _ in range(2)
+    ]
     if config.conv_channels:
         layout.append(BufferLayout(1, config.conv_channels, np.float32, config.conv_L_cache))
+    for state in state_layouts(config):
+        layout += [state] * len(config.linear_layers)
     return layout
 
 
-def alike(config: ModelConfig) -> list[tuple[BufferLayout, int]]:
+def alike(config: ModelConfig) -> list[tuple[BufferLayout | StateLayout, int]]:
     """Count the buffers of a cache that follow each other and are alike but for their windows; the first of each."""
-    runs = [list(run) for _, run in groupby(cache_layout(config), lambda buffer: buffer[:3])]
+    runs = [list(run) for _, run in groupby(cache_layout(config), lambda each: (each.shape(1, 1), each.type))]
     return [(run[0], len(run)) for run in runs]

@@ -71,6 +71,7 @@ class KVBatch:
         if len(self.rows) == places:
             self._resize(max(1, 2 * places), self.capacity)
         row = KVRow(self.config, self, len(self.rows))
+        row.begin_states()
         self.rows.append(row)
         return row
 

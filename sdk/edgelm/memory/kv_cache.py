@@ -16,12 +16,17 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError, PackageError
 from edgelm.files import atomic
 from edgelm.memory import huge_pages
-from edgelm.memory.cache_layout import alike, cache_layout
+from edgelm.memory.cache_layout import StateLayout, alike, cache_layout
 from edgelm.memory.holders import Holders
+from edgelm.memory.marks import Marks, States
 from edgelm.memory.returned_memory import CAN_RETURN, give_back
 
 # Growing copies the whole cache: a quarter more each time keeps the copies rare, and the unused rest small.
 GROWTH_STEP = 128
+# Attention computes the queries of one call in groups of 32 or more, counted from the call's first token, and the last
+# group by another path where it is one query alone. Calls that begin at multiples of 32 therefore give the bits of a
+# prompt that was computed from its beginning.
+BLOCK = 32
 # Layers with a window keep so many tokens more: guesses that prove wrong, and the end of a turn that is written another
 # way, leave the cache again, and what is before them must be there.
 _BEHIND_WINDOW = 128
@@ -40,7 +45,7 @@ def zeros(config: ModelConfig, rows: int, capacity: int) -> list[KeysOrValues]:
     back parts of pages, which huge ones would take again.
     """
     layout = cache_layout(config)
-    kept = [buffer for buffer in layout if buffer.window is None]
+    kept = [buffer for buffer in layout[: 2 * len(config.attention_layers)] if buffer.window is None]
     if len(kept) < 2 * len(config.attention_layers):
         return [np.zeros(buffer.shape(rows, capacity), buffer.type) for buffer in layout]
     arrays = huge_pages.zeros(len(kept), kept[0].shape(rows, capacity), kept[0].type)
@@ -53,9 +58,9 @@ def bytes_per_token(config: ModelConfig) -> int:
 
 
 def most_bytes(config: ModelConfig) -> int:
-    """Return how many bytes the keys and values of a whole context take, with those of windows given back."""
+    """Return how many bytes a cache of a whole context takes, with the keys and values of windows given back."""
     context, steps = config.max_position_embeddings, 2 * GROWTH_STEP  # that come before the next are given back
-    return sum(
+    return config.state_bytes + sum(
         buffer.bytes_per_token
         * (context if buffer.window is None else min(context, buffer.window + _BEHIND_WINDOW + steps))
         for buffer in cache_layout(config)
@@ -66,17 +71,25 @@ class KVCache:
     """Hold keys and values of L layers for one sequence.
 
     `buffers` are arrays [B=1, K, C, H], as `cache_layout` lists them: the keys of the layer i at 2i and its values at
-    2i + 1, and one more where layers have convolutions. C is the capacity, of which the first `length` positions are
-    filled. The runtime writes new positions in place, so that a step copies nothing. The cache belongs to one
-    generation at a time: it is not safe to share between threads.
+    2i + 1, and others where layers have something in the place of attention. C is the capacity, of which the first
+    `length` positions are filled. The runtime writes new positions in place, so that a step copies nothing. The cache
+    belongs to one generation at a time: it is not safe to share between threads.
 
     Layers with a window read no more than that, so `slide` gives back the memory of the first `released` tokens there.
     Their places stay, so that nothing is bound again, and read zeros: the attention multiplies them by zero.
+
+    States of linear attention are those behind the last token. Of some places before it copies are kept, `marks`, by
+    the number of tokens there: what is truncated goes back to the nearest.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
-        self._windows = [buffer.window for buffer in cache_layout(config)]
+        layout = cache_layout(config)
+        self._windows = [buffer.window for buffer in layout]
+        self._first_state = sum(not isinstance(buffer, StateLayout) for buffer in layout)
+        self.has_states = self._first_state < len(layout)
+        self.marks = Marks()
+        self.branch = 0  # where texts part that begin as this one does: a place to mark
         self._window = max((window for window in self._windows if window is not None), default=None)
         self.released = 0
         self.token_ids: list[int] = []
@@ -106,12 +119,58 @@ class KVCache:
         self.capacity = buffers[0].shape[2] if buffers else 0  # how many tokens fit before the next growth
 
     @property
-    def conv_buffers(self) -> list[KeysOrValues]:
-        """What the convolutions read, which is always here; nothing, in a model without them."""
+    def other_buffers(self) -> list[KeysOrValues]:
+        """What there is beside keys and values, and is always here."""
         return self._buffers[2 * len(self.config.attention_layers) :]
 
+    @property
+    def _states(self) -> list[KeysOrValues]:
+        return self._buffers[self._first_state :]
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        """Say that these tokens were computed."""
+        self.token_ids.extend(token_ids)
+        if self.has_states and len(token_ids) == 1 and self.length % BLOCK == 0:
+            self.mark(is_passing=True)
+
+    def mark(self, *, is_passing: bool = False) -> None:
+        """Keep a copy of the states behind the last token, where a model has any; is_passing: in an answer."""
+        if self.has_states:
+            self.marks.add(self.length, [state.copy() for state in self._states], is_passing=is_passing)
+
+    def go_on_from(self, states: States) -> None:
+        """Take the states of the tokens in the cache, which were computed before; they are not written to."""
+        self._write(states)
+        self.marks.add(self.length, states)
+
+    def forget_states(self) -> None:
+        """Forget the states behind the last token, and all tokens down to the last mark."""
+        if self.has_states:
+            del self.token_ids[self._go_back(self.length) :]
+            self._settled, self._until = min(self._settled, self.length), min(self._until, self.length)
+
+    def begin_states(self) -> None:
+        """Let the states be those before a text."""
+        self._write([0] * len(self._states))
+
+    def _write(self, states: Sequence[NDArray[Any] | int]) -> None:
+        for state, kept in zip(self._states, states, strict=True):
+            state[:] = kept
+
+    def _go_back(self, length: int) -> int:
+        """Take the states of the last mark of the first `length` tokens, and return how many are before it."""
+        place = self.marks.last(length)
+        self.marks.forget_after(place)
+        if place:
+            self._write(self.marks.states[place])
+        else:
+            self.begin_states()
+        return place
+
     def filled(self, i: int) -> slice:
-        """Return which places of buffer i hold tokens."""
+        """Return which places of buffer i hold tokens; all of a state."""
+        if i >= self._first_state:
+            return slice(None)
         return slice(0 if self._windows[i] is None else self.released, self.length)
 
     @property
@@ -194,7 +253,9 @@ class KVCache:
         self.buffers = grown
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens after the first `length`; or all, where windows that end there are no longer held."""
+        """Forget all tokens after the first `length`; or more, where what ends there is no longer held: all where
+        windows do, and down to the last mark where states do.
+        """
         if not 0 <= length <= self.length:
             raise ValueError(f"Cannot truncate a cache of {self.length} tokens to {length}.")
         if self.capacity > (self.config.short_context or self.capacity) >= length:
@@ -202,6 +263,8 @@ class KVCache:
             length, self.binding, self.buffers = 0, None, zeros(self.config, 1, 0)
         if self._window is not None and self.released and length < self.released + self._window:
             length = self.released = 0
+        if self.has_states and length < self.length:
+            length = self._go_back(length)
         self._settled, self._until = min(self._settled, length), min(self._until, length)
         del self.token_ids[length:]
 
@@ -238,8 +301,10 @@ class KVCache:
         self.truncate(self.common_prefix(source.token_ids))
         self.reserve(source.length)
         for i, (target, buffer) in enumerate(zip(self.buffers, source.buffers, strict=True)):
-            part = slice(max(self.length, source.filled(i).start), source.length)
+            part = slice(max(self.length, source.filled(i).start or 0), source.length)
+            part = part if i < self._first_state else slice(None)
             target[:, :, part] = buffer[:, :, part]
+        self.marks = source.marks.copy()
         if source.released > self.length:
             self.released = source.released
         self.token_ids = list(source.token_ids)
@@ -331,7 +396,8 @@ class KVCache:
 def _saved_parts(config: ModelConfig, length: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     """Describe what a file holds of so many tokens, by name: shape and type of n buffers alike, [n, 1, K, T, H]."""
     kept, *rest = alike(config)
-    names = {"filled": kept} | dict(zip(["conv"], rest, strict=False))
+    others = [*(["conv"] if config.conv_channels else []), *(["conv_state", "state"] if config.linear_layers else [])]
+    names = {"filled": kept} | dict(zip(others, rest, strict=True))
     return {name: ((count, *buffer.shape(1, length)), np.dtype(buffer.type)) for name, (buffer, count) in names.items()}
 
 

@@ -12,24 +12,25 @@ import numpy as np
 from edgelm.arguments import is_whole
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
-from edgelm.memory.cache_layout import alike
+from edgelm.memory.cache_layout import BufferLayout, alike
 from edgelm.memory.kv_batch import longest_row
-from edgelm.memory.kv_cache import KeysOrValues, KVCache, bytes_per_token
+from edgelm.memory.kv_cache import BLOCK, KeysOrValues, KVCache, bytes_per_token
+from edgelm.memory.marks import States
 from edgelm.memory.returned_memory import give_back
 
-# Attention computes the queries of one call in groups of 32 or more, counted from the call's first token, and the last
-# group by another path where it is one query alone. Calls that begin at multiples of 32 therefore give the bits of a
-# prompt that was computed from its beginning.
-BLOCK = 32
 DEFAULT_BYTES = 256 << 20
 
 
 class _Block:
-    """What the buffers of a cache have of BLOCK tokens behind a certain beginning: [n, K, BLOCK, H] of those alike."""
+    """What the buffers of a cache have of BLOCK tokens behind a certain beginning: [n, K, BLOCK, H] of those alike.
+
+    states: those behind the block, where they were marked.
+    """
 
     def __init__(self, parent: _Block | None, token_ids: tuple[int, ...], content: Sequence[KeysOrValues]) -> None:
         self.parent, self.token_ids, self.content = parent, token_ids, content
         self.children: dict[tuple[int, ...], _Block] = {}
+        self.states: States = ()
 
 
 class PrefixCache:
@@ -48,9 +49,10 @@ class PrefixCache:
         if not is_whole(max_bytes) or max_bytes < 0:
             raise ConfigError(f"max_bytes is {max_bytes!r}; it must be a whole number of bytes, 0 for no cache.")
         self.max_bytes, self.answers = max_bytes, answers
-        self._alike = alike(config)
+        self._alike = [(buffer, count) for buffer, count in alike(config) if isinstance(buffer, BufferLayout)]
         self._longest = longest_row(config)
-        self._block_bytes = BLOCK * bytes_per_token(config)
+        self._block_bytes, self._state_bytes = BLOCK * bytes_per_token(config), config.state_bytes
+        self._states = 0  # in how many blocks there are states
         self._lock = threading.Lock()
         self._roots: dict[str | None, _Block] = {}  # by adapter: what one computed is of no use to another
         # The block used longest ago first. A block is always behind those that continue it, so the first has none.
@@ -60,7 +62,7 @@ class PrefixCache:
     @property
     def bytes(self) -> int:
         """How much is kept."""
-        return len(self._by_use) * self._block_bytes
+        return len(self._by_use) * self._block_bytes + self._states * self._state_bytes
 
     @property
     def tokens(self) -> int:
@@ -72,6 +74,7 @@ class PrefixCache:
         with self._lock:
             self._roots.clear()
             self._by_use.clear()
+            self._states = 0
 
     def forget_adapter(self, name: str) -> None:
         """Forget what an adapter computed, before another one may get its name."""
@@ -80,6 +83,7 @@ class PrefixCache:
             while blocks:
                 block = blocks.pop()
                 self._by_use.pop(block, None)
+                self._states -= bool(block.states)
                 blocks += block.children.values()
 
     def fill(self, cache: KVCache, token_ids: Sequence[int]) -> int:
@@ -93,12 +97,19 @@ class PrefixCache:
         return cache.length
 
     def extend(self, cache: KVCache, token_ids: Sequence[int]) -> int:
-        """Add to `cache`, which holds a beginning of a prompt, what is here of the rest; return how many tokens."""
+        """Add to `cache`, which holds a beginning of a prompt, what is here of the rest; return how many tokens.
+
+        What is known of a place, as states are, is not kept of every one: what is here is used up to the last of those,
+        and where it goes on beyond, the cache is to be marked at its end, for the next that begins so.
+        """
         most = (len(token_ids) - 2) // BLOCK if len(token_ids) <= self._longest else 0
         if most * BLOCK <= cache.length:
             return 0
         with self._lock:
             path = self._path(self._root(cache), token_ids, most)
+            if cache.has_states:
+                cache.branch = len(path) * BLOCK
+                path = path[: max((i for i, block in enumerate(path, 1) if block.states), default=0)]
             self._use(path)
         start, end = cache.length, len(path) * BLOCK
         if end <= start:
@@ -108,6 +119,8 @@ class PrefixCache:
             self._copy(path[i], cache, i * BLOCK)
             cache.token_ids.extend(token_ids[cache.length : (i + 1) * BLOCK])
             cache.slide()
+        if cache.has_states:
+            cache.go_on_from(path[-1].states)
         self.reused_tokens += end - start
         return end - start
 
@@ -118,12 +131,15 @@ class PrefixCache:
         answer does not take twice its memory at its end.
         """
         length = cache.length if self.answers else min(cache.length, prompt_tokens)
-        if self._block_bytes > self.max_bytes or cache.capacity > self._longest:
+        if self._block_bytes + self._state_bytes > self.max_bytes or cache.capacity > self._longest:
             return
         if cache.holders is not None:
             cache.holders.add(self)
         # The end of a text goes first: what is beyond the budget would be copied, for each piece of it anew, and go.
-        blocks = min(length // BLOCK, self.max_bytes // self._block_bytes)
+        blocks = min(length // BLOCK, (self.max_bytes - self._state_bytes) // self._block_bytes)
+        marked = {place // BLOCK: states for place, states in cache.marks.states.items() if place <= blocks * BLOCK}
+        if cache.has_states:
+            blocks = max(marked, default=0)  # what is behind them is of no use
         with self._lock:
             root = self._root(cache)
             path = self._path(root, cache.token_ids, blocks)
@@ -137,7 +153,8 @@ class PrefixCache:
             places = [list(chain.from_iterable(content)) for content in contents]
             for i, buffer in enumerate(cache.buffers):
                 for start, parts in zip(starts, places, strict=True):
-                    parts[i][:] = buffer[0, :, start : start + BLOCK]
+                    if i < len(parts):
+                        parts[i][:] = buffer[0, :, start : start + BLOCK]
                 if is_spent:
                     give_back(buffer)
             for start, content in zip(starts, contents, strict=True):
@@ -145,6 +162,9 @@ class PrefixCache:
                 ids = tuple(cache.token_ids[start : start + BLOCK])
                 block = parent.children[ids] = _Block(parent, ids, content)
                 path.append(block)
+            for count, states in marked.items() if len(path) == blocks else ():
+                self._states += not path[count - 1].states
+                path[count - 1].states = states
             if is_spent:
                 cache.truncate(0)
             self._use(path)
@@ -152,6 +172,7 @@ class PrefixCache:
                 block, _ = self._by_use.popitem(last=False)
                 assert block.parent is not None
                 del block.parent.children[block.token_ids]
+                self._states -= bool(block.states)
 
     def slide(self, cache: KVCache, prompt_tokens: int) -> None:
         """Let a cache give back what has left its windows, and keep it here before; what both are as in `keep`."""
@@ -179,5 +200,5 @@ class PrefixCache:
             self._by_use.move_to_end(block)
 
     def _copy(self, block: _Block, cache: KVCache, start: int) -> None:
-        for part, buffer in zip(chain.from_iterable(block.content), cache.buffers, strict=True):
+        for part, buffer in zip(chain.from_iterable(block.content), cache.buffers, strict=False):
             buffer[0, :, start : start + BLOCK] = part

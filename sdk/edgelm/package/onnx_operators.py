@@ -20,11 +20,11 @@ Sqrt Squeeze Sub Sum Swish Tan Tanh TensorScatter Tile TopK Transpose Trilu Unsq
 """
 
 _MICROSOFT = """
-Attention BiasGelu BiasSplitGelu CDist DecoderMaskedMultiHeadAttention DynamicQuantizeMatMul FastGelu FusedGemm
-FusedMatMul GatherBlockQuantized GatherND Gelu GemmaRotaryEmbedding GroupQueryAttention MatMulBnb4 MatMulInteger16
-MatMulIntegerToFloat MatMulNBits MoE MultiHeadAttention PackedAttention PackedMultiHeadAttention PagedAttention
-QAttention QGemm QLinearAdd QLinearMul QMoE QuickGelu RotaryEmbedding SkipLayerNormalization
-SkipSimplifiedLayerNormalization SimplifiedLayerNormalization SparseAttention Trilu
+Attention BiasGelu BiasSplitGelu CausalConvWithState CDist DecoderMaskedMultiHeadAttention DynamicQuantizeMatMul
+FastGelu FusedGemm FusedMatMul GatherBlockQuantized GatherND Gelu GemmaRotaryEmbedding GroupQueryAttention
+LinearAttention MatMulBnb4 MatMulInteger16 MatMulIntegerToFloat MatMulNBits MoE MultiHeadAttention PackedAttention
+PackedMultiHeadAttention PagedAttention QAttention QGemm QLinearAdd QLinearMul QMoE QuickGelu RotaryEmbedding
+SkipLayerNormalization SkipSimplifiedLayerNormalization SimplifiedLayerNormalization SparseAttention Trilu
 """
 
 # Domain -> operators; "" is ONNX's own.

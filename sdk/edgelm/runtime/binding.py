@@ -21,6 +21,7 @@ from edgelm.runtime.adapter_bank import AdapterBank
 from edgelm.runtime.conv_rows import ConvRows
 from edgelm.runtime.decoder_graph import HIDDEN_STATE, DecoderGraph
 from edgelm.runtime.onnx_runtime import takes_empty_matrices
+from edgelm.runtime.states import States
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 
 _FATAL_ONLY = 4
@@ -42,19 +43,18 @@ class Graph:
         return self.runtime.OrtValue.ortvalue_from_numpy(array)
 
     def run(
-        self, binding: Any, stop: StopSwitch | None = None, conv: ConvRows | None = None, lengths: Sequence[int] = ()
+        self, binding: Any, stop: StopSwitch | None, others: Sequence[ConvRows | States], lengths: Sequence[int]
     ) -> None:
-        """Run what is bound; with convolutions, `lengths` counts the tokens in each row's cache after this.
+        """Run what is bound; `lengths` counts the tokens in each row's cache after this.
 
         Raises:
             StoppedError: `stop` was pressed.
         """
-        if conv is None:
-            self._run(binding, stop)
-            return
-        conv.read(lengths)
+        for other in others:
+            other.read(lengths)
         self._run(binding, stop)
-        conv.keep(lengths)
+        for other in others:
+            other.keep(lengths)
 
     def _run(self, binding: Any, stop: StopSwitch | None) -> None:
         if stop is None:
@@ -70,12 +70,20 @@ class Graph:
                 raise StoppedError from error
             raise
 
-    def convolutions(self, buffers: Sequence[KeysOrValues], tokens: int) -> ConvRows | None:
-        """Return what the convolutions read and give for so many new tokens; None where the graph has none.
+    def others(
+        self, buffers: Sequence[KeysOrValues], tokens: int, *, in_place: bool = False
+    ) -> list[ConvRows | States]:
+        """Return what is taken and given beside keys and values for so many new tokens.
 
-        buffers: of a cache, behind those of keys and values.
+        buffers: of a cache, behind those of keys and values. in_place: states may be written before the call is done.
         """
-        return ConvRows(buffers[0], self.config.conv_L_cache or 0, tokens) if self.facts.convolves else None
+        facts, found = self.facts, list[ConvRows | States]()
+        if facts.convolves:
+            found.append(ConvRows(buffers[0], self.config.conv_L_cache or 0, tokens))
+        if facts.past_states:
+            states = buffers[len(found) :]
+            found.append(States(states, facts.past_states, facts.present_states, in_place=in_place))
+        return found
 
     def inputs(self, ids_BT: NDArray[np.int64], length: int, keep: int) -> dict[str, NDArray[Any]]:
         """Return what the graph takes beside the mask and the cache, for T tokens that end at `length`."""
@@ -154,17 +162,22 @@ class InPlaceBinding(Binding):
         step_logits_BTV = np.zeros((rows, 1, graph.config.vocab_size), graph.facts.logits_type)
         self._step_logits_BV: NDArray[Any] = step_logits_BTV[:, 0]
         self._gives_float32 = step_logits_BTV.dtype == np.float32
-        self._step_conv = graph.convolutions(self._kept, 1)
-        self._step, self._step_values = self._bind(step_inputs, "logits", step_logits_BTV, self._step_conv)
+        self._step_others = graph.others(self._kept, 1, in_place=True)
+        self._step, self._step_values = self._bind(step_inputs, "logits", step_logits_BTV, self._step_others)
 
     def _bind(
-        self, inputs: dict[str, NDArray[Any]], output_name: str, output: NDArray[Any], conv: ConvRows | None
+        self,
+        inputs: dict[str, NDArray[Any]],
+        output_name: str,
+        output: NDArray[Any],
+        others: Sequence[ConvRows | States],
     ) -> tuple[Any, tuple[Any, ...]]:
         """Return an IO binding, and the values whose memory it uses without holding it."""
         graph = self.graph
         binding = graph.session.io_binding()
-        if conv is not None:
-            inputs = inputs | conv.inputs
+        outputs = {output_name: output}
+        for other in others:
+            inputs, outputs = inputs | other.inputs, outputs | other.outputs
         values = {name: graph.value(array) for name, array in inputs.items()}
         for name, value in (values | self._learned_values | self._source_values).items():
             binding.bind_ortvalue_input(name, value)
@@ -173,7 +186,6 @@ class InPlaceBinding(Binding):
         for past, present, value in zip(graph.facts.past, graph.facts.present, self._cache_values, strict=True):
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(present, value)
-        outputs = {output_name: output} | ({} if conv is None else conv.outputs)
         results = {name: graph.value(array) for name, array in outputs.items()}
         for name, value in results.items():
             binding.bind_ortvalue_output(name, value)
@@ -206,10 +218,10 @@ class InPlaceBinding(Binding):
         if self._step_positions_BT is not None:
             for row, length in enumerate(lengths):
                 self._step_positions_BT[row, 0] = length - 1
-        if self._step_conv is None:
-            self.graph.session.run_with_iobinding(self._step)
+        if self._step_others:
+            self.graph.run(self._step, None, self._step_others, lengths)
         else:
-            self.graph.run(self._step, None, self._step_conv, lengths)
+            self.graph.session.run_with_iobinding(self._step)
         return self._step_logits_BV if self._gives_float32 else self._step_logits_BV.astype(np.float32)
 
     def run(
@@ -244,9 +256,9 @@ class InPlaceBinding(Binding):
     ) -> None:
         self._mark((length,))
         inputs = self.graph.inputs(np.array([token_ids], np.int64), length, keep)
-        conv = self.graph.convolutions(self._kept, len(token_ids))
-        binding, _values = self._bind(inputs, output_name, output, conv)
-        self.graph.run(binding, stop, conv, (length,))
+        others = self.graph.others(self._kept, len(token_ids))
+        binding, _values = self._bind(inputs, output_name, output, others)
+        self.graph.run(binding, stop, others, (length,))
 
 
 class _HeldElsewhere(Binding):
@@ -278,18 +290,20 @@ class _HeldElsewhere(Binding):
         return arrays
 
     def _run(self, binding: Any, cache: KVCache, token_ids: Sequence[int], stop: StopSwitch | None) -> list[Any]:
-        """Run what is bound, and return its outputs in the order in which they were. What convolutions give goes into
-        the cache's own buffer, of which they read a few rows alone.
+        """Run what is bound, and return its outputs in the order in which they were. What there is beside keys and
+        values is taken from the cache's own buffers, and goes back there.
         """
         graph = self.graph
-        conv = graph.convolutions(cache.conv_buffers, len(token_ids))
-        if conv is not None:
-            values = {name: graph.value(array) for name, array in (conv.inputs | conv.outputs).items()}
-            for name in conv.inputs:
-                binding.bind_ortvalue_input(name, values[name])
-            for name in conv.outputs:
-                binding.bind_ortvalue_output(name, values[name])
-        graph.run(binding, stop, conv, (cache.length + len(token_ids),))
+        others, values = graph.others(cache.other_buffers, len(token_ids)), []
+        for other in others:
+            for bound, arrays in (
+                (binding.bind_ortvalue_input, other.inputs),
+                (binding.bind_ortvalue_output, other.outputs),
+            ):
+                for name, array in arrays.items():
+                    values.append(graph.value(array))
+                    bound(name, values[-1])
+        graph.run(binding, stop, others, (cache.length + len(token_ids),))
         return list(binding.get_outputs())
 
     def _computed(self, cache: KVCache, token_ids: Sequence[int]) -> None:

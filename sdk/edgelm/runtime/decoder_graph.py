@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike
 
 from edgelm.config import ModelConfig
 from edgelm.errors import PackageError
+from edgelm.memory.cache_layout import StateLayout, cache_layout
 
 _Value = TypeVar("_Value")
 
@@ -28,6 +29,9 @@ PAST_CONV, PRESENT_CONV = "past_conv", "present_conv"
 
 # past_key_values.3.key (Optimum, onnxruntime-genai), past.3.key, past_key_3; present likewise.
 _CACHE_NAME = re.compile(r"(past|present|cross)(?:_key_values)?\.(?P<layer>\d{1,4})\.(?P<part>key|value)")
+# What linear attention keeps of a text: what its convolution reads, and its matrices.
+STATES = ("conv_state", "recurrent_state")
+_STATE_NAME = re.compile(r"(past_key_values|present)\.(?P<layer>\d{1,4})\.(?P<part>conv_state|recurrent_state)")
 _OLD_CACHE_NAME = re.compile(r"(past|present)_(?P<part>key|value)_(?P<layer>\d{1,4})")
 _TYPES: Mapping[str, DTypeLike] = {
     "tensor(float)": np.float32,
@@ -69,7 +73,9 @@ class DecoderGraph:
     GroupQueryAttention has it; otherwise the graph takes exactly P tokens' keys and values, and gives P + T.
     takes_longer_mask: whether the mask may go on behind the tokens with zeros then, as edgelm's own graphs have it.
     cross: the names of the keys and values of a source text, layer after layer, where a decoder has an encoder.
-    convolves: whether it takes and gives what convolutions read, as edgelm's own graphs have it.
+    convolves: whether it takes and gives what convolutions read, as edgelm's own graphs have it. past_states,
+    present_states: the names of the states of linear attention, those of one kind after those of the other, and
+    state_shapes what they are for one row.
     """
 
     inputs: Mapping[str, np.dtype[np.generic]]
@@ -86,6 +92,9 @@ class DecoderGraph:
     takes_longer_mask: bool = False
     cross: tuple[str, ...] = ()
     convolves: bool = False
+    past_states: tuple[str, ...] = ()
+    present_states: tuple[str, ...] = ()
+    state_shapes: tuple[tuple[int | str | None, ...], ...] = ()
 
     @classmethod
     def of(
@@ -109,7 +118,12 @@ class DecoderGraph:
         past, present = _cache_names(given, "past"), _cache_names(results, "present")
         cross = _cache_names(given, "cross")
         convolves = not is_foreign and PAST_CONV in given and PRESENT_CONV in results
+        past_states, present_states = (
+            {} if is_foreign else _state_names(values, kind)
+            for values, kind in ((given, "past_key_values"), (results, "present"))
+        )
         known = {*_KNOWN_INPUTS, *past.values(), *cross.values(), *([PAST_CONV] if convolves else [])}
+        known |= set(past_states.values())
         for name in sorted(given.keys() - known):
             why = _OTHER_MODELS.get(name, f"edgelm gives {', '.join(_KNOWN_INPUTS)}, and keys and values by layer.")
             raise PackageError(f"{path} takes the input {name!r}. {why}")
@@ -124,6 +138,11 @@ class DecoderGraph:
                 f"{path} does not take and give keys and values by layer (past_key_values.0.key, present.0.key …): it "
                 f"has {len(past)} such inputs and {len(present)} such outputs. Export the model with its cache: "
                 "optimum-cli export onnx --task text-generation-with-past …"
+            )
+        if past_states.keys() != present_states.keys():
+            raise PackageError(
+                f"{path} takes {len(past_states)} states of linear attention and gives {len(present_states)}; each "
+                "layer has two. Export or download the package again."
             )
         names = {name for domain, name in operators}
         writes_in_place = "GroupQueryAttention" in names
@@ -143,6 +162,9 @@ class DecoderGraph:
             takes_longer_mask=not (writes_in_place or is_foreign),
             cross=tuple(cross.values()),
             convolves=convolves,
+            past_states=tuple(past_states.values()),
+            present_states=tuple(present_states.values()),
+            state_shapes=tuple(tuple(given[name].shape[1:]) for name in past_states.values()),
         )
 
     def fitted(self, config: ModelConfig, path: Path) -> ModelConfig:
@@ -161,6 +183,12 @@ class DecoderGraph:
                 f"{path} takes {'a' if self.convolves else 'no'} {PAST_CONV}; the model's config has "
                 f"{'' if config.conv_channels else 'no '}layers with convolutions. The graph and the config are not of "
                 "one model."
+            )
+        shapes = tuple(layout.sizes for layout in cache_layout(config) if isinstance(layout, StateLayout))
+        if self.state_shapes != shapes:
+            raise PackageError(
+                f"{path} takes states of {_listed(self.state_shapes)}; by the model's config they are of "
+                f"{_listed(shapes)}. The graph and the config are not of the same model."
             )
         if len(self.cross) != (0 if config.encoder is None else len(self.past)):
             raise PackageError(
@@ -186,6 +214,16 @@ def _cache_names(values: Mapping[str, GraphValue], kind: str) -> dict[tuple[int,
         if match is not None and match[1] == kind:
             names[int(match["layer"]), match["part"]] = name
     return dict(sorted(names.items()))
+
+
+def _state_names(values: Mapping[str, GraphValue], kind: str) -> dict[tuple[int, int], str]:
+    """Name the states by (which of the two, layer), in the order of a cache's buffers."""
+    matches = [match for name in values if (match := _STATE_NAME.fullmatch(name)) and match[1] == kind]
+    return dict(sorted(((STATES.index(match["part"]), int(match["layer"])), match[0]) for match in matches))
+
+
+def _listed(shapes: Sequence[Sequence[int | str | None]]) -> str:
+    return ", ".join(sorted({str(list(shape)) for shape in shapes})) or "no layer"
 
 
 def _type_of(path: Path, value: GraphValue) -> np.dtype[np.generic]:

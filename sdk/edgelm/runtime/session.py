@@ -36,7 +36,7 @@ from edgelm.runtime.providers import CPU, provider_named
 from edgelm.runtime.shared_use import SharedUse
 from edgelm.runtime.single_steps import SingleSteps
 from edgelm.runtime.source_encoder import SourceEncoder
-from edgelm.runtime.stop_switch import StopSwitch
+from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 
 # One matrix product over 128 tokens beats 128 products over one; larger chunks lose that to attention, which computes
 # the masked positions of a chunk too (docs/results/graph-and-settings.md).
@@ -292,10 +292,14 @@ class DecoderSession:
             takes_one = "use_cache_branch" in facts.inputs and cache.length > 0
             if takes_one or (all_logits and facts.gives_last_logits):
                 return self._forward_one_by_one(token_ids, cache, all_logits, stop)
-        logits_TV = self._bound(cache, length).run(cache, token_ids, all_logits, stop)
+        try:
+            logits_TV = self._bound(cache, length).run(cache, token_ids, all_logits, stop)
+        except BaseException as error:
+            _forget_half_written(cache, error)
+            raise
         if self.config.suppressed_token_ids:
             logits_TV[:, list(self.config.suppressed_token_ids)] = SUPPRESSED_LOGIT
-        cache.token_ids.extend(token_ids)
+        cache.extend(token_ids)
         return logits_TV
 
     def _forward_one_by_one(
@@ -325,7 +329,7 @@ class DecoderSession:
             )
         with self._use:
             hidden_TD = self._bound(cache, cache.length + len(token_ids)).run_hidden(cache, token_ids)
-        cache.token_ids.extend(token_ids)
+        cache.extend(token_ids)
         return hidden_TD
 
     def reads_prompts(self, cache: KVCache) -> bool:
@@ -348,8 +352,12 @@ class DecoderSession:
         assert self._prefill is not None
         length = cache.length + len(token_ids)
         self._make_room(cache, length)
-        self._prefill.read(token_ids, cache, stop)
-        cache.token_ids.extend(token_ids)
+        try:
+            self._prefill.read(token_ids, cache, stop)
+        except BaseException as error:
+            _forget_half_written(cache, error)
+            raise
+        cache.extend(token_ids)
 
     def _make_room(self, cache: KVCache, length: int) -> None:
         """Let a cache have room for `length` tokens, and what it holds be theirs."""
@@ -434,9 +442,14 @@ class DecoderSession:
                 binding = batch.bindings[key] = InPlaceBinding(self._graph, buffers, adapters)
                 self._holders.add(batch)
             binding.choose(adapters)
-            logits_BV = binding.step(token_ids, lengths)
+            try:
+                logits_BV = binding.step(token_ids, lengths)
+            except BaseException as error:
+                for row in rows:
+                    _forget_half_written(row, error)
+                raise
         for row, id_ in zip(rows, token_ids, strict=True):
-            row.token_ids.append(id_)
+            row.extend((id_,))
         return logits_BV
 
     def _check_process(self) -> None:
@@ -446,6 +459,12 @@ class DecoderSession:
                 f"This model was loaded by process {self._process}; its fork {os.getpid()} cannot run it. Load the "
                 'model after the fork, or start processes with multiprocessing.get_context("spawn").'
             )
+
+
+def _forget_half_written(cache: KVCache, error: BaseException) -> None:
+    """Let a cache go back to where its states are known, after a call that may have written some of them."""
+    if not isinstance(error, StoppedError):
+        cache.forget_states()
 
 
 def _end_use(use: SharedUse, process: int) -> None:

@@ -1,0 +1,129 @@
+"""Qwen3.5: three of four layers have linear attention, the others norm each head and gate what they gather."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import MAX_LAYERS, ModelConfig
+from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.text_part import plain_rope
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 32768,
+    "full_attention_interval": 4,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+}
+_PARTIAL = 0.25
+_LINEAR = tuple(key for key in _DEFAULTS if key.startswith("linear_"))
+
+_ATTENTION = "model.layers.{i}.self_attn"
+_LINEAR_ATTENTION = "model.layers.{i}.linear_attn"
+_PROJECTIONS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "conv1d", "norm", "out_proj")
+_NAMES = {
+    **{name: name for name in llama.GGUF_NAMES},
+    **{name: name for name in llama.GGUF_QK_NORMS},
+    f"{_ATTENTION}.gate_proj": f"{_ATTENTION}.q_proj",
+    **{f"{_LINEAR_ATTENTION}.{part}": f"{_LINEAR_ATTENTION}.{part}" for part in (*_PROJECTIONS, "A_log", "dt_bias")},
+}
+_GGUF_LINEAR = {
+    "in_proj_qkv": "attn_qkv", "in_proj_z": "attn_gate", "in_proj_b": "ssm_beta", "in_proj_a": "ssm_alpha",
+    "conv1d": "ssm_conv1d", "norm": "ssm_norm", "out_proj": "ssm_out", "A_log": "ssm_a", "dt_bias": "ssm_dt.bias",
+}  # fmt: skip
+_GGUF_NAMES = {
+    **llama.GGUF_NAMES,
+    **llama.GGUF_QK_NORMS,
+    "model.layers.{i}.post_attention_layernorm": "blk.{i}.post_attention_norm",
+    f"{_ATTENTION}.gate_proj": "blk.{i}.attn_q",
+    **{f"{_LINEAR_ATTENTION}.{part}": f"blk.{{i}}.{name}" for part, name in _GGUF_LINEAR.items()},
+}
+_BY_VALUE_HEAD = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "conv1d", "A_log", "dt_bias")
+# The metadata of the linear layers, and what each says.
+_GGUF_KEYS = {
+    "ssm.conv_kernel": "linear_conv_kernel_dim",
+    "ssm.group_count": "linear_num_key_heads",
+    "ssm.time_step_rank": "linear_num_value_heads",
+    "ssm.state_size": "linear_key_head_dim",
+}
+_GGUF_OTHER_KEYS = frozenset(
+    {"ssm.inner_size", "full_attention_interval", "attention.recurrent_layers", "rope.dimension_sections",
+     "nextn_predict_layers"}
+)  # fmt: skip
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    settings = values.get("rope_parameters")
+    if isinstance(settings, Mapping):  # also of a folder without the part that reads images
+        values["rope_parameters"] = plain_rope(settings)
+    layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
+    every = hf_values.bounded(values, "full_attention_interval")
+    by_number = ["full_attention" if (layer + 1) % every == 0 else "linear_attention" for layer in range(layers)]
+    linear: dict[str, Any] = {key: hf_values.whole_number(values, key) for key in _LINEAR}
+    return dataclasses.replace(
+        llama.to_model_config(values, partial=_PARTIAL),
+        model_type="qwen3_5_text",
+        norm="rms_offset",
+        mlp_bias=False,
+        qk_norm=True,
+        attention_output_gate=True,
+        layer_types=tuple(hf_values.layer_types(values) or by_number),
+        **linear,
+    )
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    metadata, keys = header.metadata, frozenset(_GGUF_KEYS) | _GGUF_OTHER_KEYS
+    values = gguf_header.to_hf_config(header, "qwen35", keys=keys, turns_a_part=True)
+    linear = {name: whole_number(metadata, f"qwen35.{key}") for key, name in _GGUF_KEYS.items()}
+    # Layers that predict further tokens stand behind the others, and count.
+    layers = values["num_hidden_layers"] - whole_number(metadata, "qwen35.nextn_predict_layers", 0)
+    every = whole_number(metadata, "qwen35.full_attention_interval", 4)
+    listed = metadata.get("qwen35.attention.recurrent_layers")
+    kinds = None
+    if isinstance(listed, list):
+        kinds = ["linear_attention" if is_recurrent else "full_attention" for is_recurrent in listed[: max(layers, 0)]]
+    return {
+        "architectures": ["Qwen3_5ForCausalLM"],
+        "model_type": "qwen3_5_text",
+        **values,
+        **linear,
+        "linear_value_head_dim": linear["linear_key_head_dim"],
+        "num_hidden_layers": layers,
+        "full_attention_interval": every,
+        "layer_types": kinds,
+        "attention_bias": any(name.endswith("attn_k.bias") for name in header.shapes),
+    }
+
+
+QWEN3_5 = Architecture(
+    model_type="qwen3_5_text",
+    to_model_config=_to_model_config,
+    layout=TensorLayout(names=_NAMES, by_head=frozenset({f"{_ATTENTION}.q_proj"})),
+    gguf=GGUFFamily(
+        architecture="qwen35",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(
+            names=_GGUF_NAMES,
+            by_head=frozenset({"blk.{i}.attn_q"}),
+            # llama.cpp repeats its key heads, all of them, for the value heads.
+            row_orders={f"{_LINEAR_ATTENTION}.{part}": "neighbours" for part in _BY_VALUE_HEAD},
+            column_orders={f"{_LINEAR_ATTENTION}.out_proj": "neighbours"},
+            norms_plus_one=True,
+            negative_exponentials=frozenset({"blk.{i}.ssm_a"}),
+            ones_elsewhere=frozenset({"blk.{i}.ssm_conv1d.weight"}),
+            has_more_layers=True,
+        ),
+    ),
+)

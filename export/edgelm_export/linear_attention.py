@@ -1,0 +1,91 @@
+"""Linear attention in a decoder's graph: the twin of training/edgelm_training/linear_attention.py.
+
+Shapes: B batch, T query tokens, G key heads, N value heads, X and Y their dimensions, W channels of queries, keys and
+values together, L tokens that a convolution sees.
+
+A layer takes `past_key_values.{i}.conv_state` [B, W, L - 1], what its convolution reads of the tokens before, and
+`past_key_values.{i}.recurrent_state` [B, N, X, Y], what is written of them; it gives the same as `present.{i}.…`. Past
+and present may share memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from edgelm.config import ModelConfig
+from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.graph import MICROSOFT, Graph
+from edgelm_export.layer_operators import LayerOperators
+from edgelm_export.projection import Projections
+
+_L2_EPSILON = 1e-6
+
+
+class Stack(Protocol):
+    """What a layer needs of the stack that it is written into."""
+
+    graph: Graph
+    config: ModelConfig
+    checkpoint: Checkpoint
+    projections: Projections
+    operators: LayerOperators
+
+
+def add_linear_attention(stack: Stack, hidden: str, name: str, states: Sequence[str], given: Sequence[str]) -> str:
+    """Add a layer, up to its output projection.
+
+    states: the names of the inputs. given: those of the outputs.
+    """
+    graph, config = stack.graph, stack.config
+    N, Y = config.linear_num_value_heads or 0, config.linear_value_head_dim or 0
+    read = add_memory(stack, hidden, name, states, given)
+    heads = graph.node("Reshape", [read, graph.constant([0, 0, N, Y])], f"{name}.read.heads")
+    weight = graph.weight(f"{name}.norm.weight", stack.checkpoint.tensor(f"{name}.norm.weight"))
+    normed = stack.operators.rms_norm(graph, heads, weight, config.norm_eps, f"{name}.norm")
+    joined = graph.node("Reshape", [normed, graph.constant([0, 0, N * Y])], f"{name}.norm.joined")
+    gate = stack.operators.silu(graph, stack.projections.linear(hidden, f"{name}.in_proj_z"), f"{name}.gate")
+    gated = graph.node("Mul", [joined, gate], f"{name}.gated")
+    return stack.projections.linear(gated, f"{name}.out_proj")
+
+
+def add_memory(stack: Stack, hidden: str, name: str, states: Sequence[str], given: Sequence[str]) -> str:
+    """Add what is written into the states of a layer, and return what is read of them, [B, T, N * Y].
+
+    Source: CausalConvWithState and LinearAttention in onnxruntime's ContribOperators.md.
+    """
+    graph, config, checkpoint = stack.graph, stack.config, stack.checkpoint
+    G, N = config.linear_num_key_heads or 0, config.linear_num_value_heads or 0
+    X, Y = config.linear_key_head_dim or 0, config.linear_value_head_dim or 0
+    swap = {"perm": [0, 2, 1]}
+    projected = stack.projections.linear(hidden, f"{name}.in_proj_qkv")
+    channels = graph.node("Transpose", [projected], f"{name}.channels", attributes=swap)
+    factors = graph.weight(f"{name}.conv1d.weight", checkpoint.tensor(f"{name}.conv1d.weight"))
+    summed = [f"{name}.conv1d.output", given[0]]
+    inputs = [channels, factors, "", states[0]]
+    graph.node("CausalConvWithState", inputs, summed, MICROSOFT, {"activation": "silu"})
+    mixed = graph.node("Transpose", [summed[0]], f"{name}.mixed", attributes=swap)
+    parts = [f"{name}.queries_and_keys", f"{name}.values"]
+    graph.node("Split", [mixed, graph.constant([2 * G * X, N * Y])], parts, attributes={"axis": -1})
+    heads = graph.node("Reshape", [parts[0], graph.constant([0, 0, 2 * G, X])], f"{name}.heads")
+    # x / sqrt(sum(x ** 2) + epsilon) as the norm that it is.
+    ones = graph.weight(f"constant.length_one.{X}", np.full(X, X**-0.5, np.float32))
+    normed = stack.operators.rms_norm(graph, heads, ones, _L2_EPSILON / X, f"{name}.heads.normed")
+    if G < N:  # neighbouring value heads share a key head
+        rows = [head // (N // G) + first for first in (0, G) for head in range(N)]
+        normed = graph.node("Gather", [normed, graph.constant(rows)], f"{name}.heads.shared", attributes={"axis": 2})
+    joined = graph.node("Reshape", [normed, graph.constant([0, 0, 2 * N * X])], f"{name}.heads.joined")
+    both = [f"{name}.queries", f"{name}.keys"]
+    graph.node("Split", [joined], both, attributes={"axis": -1, "num_outputs": 2})
+    rate = graph.node("Sigmoid", [stack.projections.linear(hidden, f"{name}.in_proj_b")], f"{name}.rate")
+    bias = graph.weight(f"{name}.dt_bias", checkpoint.tensor(f"{name}.dt_bias"))
+    step = graph.node("Add", [stack.projections.linear(hidden, f"{name}.in_proj_a"), bias], f"{name}.step.biased")
+    step = graph.node("Softplus", [step], f"{name}.step")
+    logarithm = graph.weight(f"{name}.A_log", checkpoint.tensor(f"{name}.A_log"))
+    forgets = graph.node("Neg", [graph.node("Exp", [logarithm], f"{name}.A")], f"{name}.A.negative")
+    decay = graph.node("Mul", [step, forgets], f"{name}.log_decay")
+    attributes = {"q_num_heads": N, "kv_num_heads": N, "update_rule": "gated_delta", "scale": X**-0.5}
+    outputs = [f"{name}.read", given[1]]
+    return graph.node("LinearAttention", [*both, parts[1], states[1], decay, rate], outputs, MICROSOFT, attributes)

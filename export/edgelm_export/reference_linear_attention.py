@@ -1,0 +1,95 @@
+"""Linear attention in plain numpy, and the convolutions beside it: parts of reference.py.
+
+Shapes: T tokens, C of a block, D hidden, W channels, L tokens that a convolution sees, G key heads, N value heads, X
+and Y their dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.config import ModelConfig
+
+Array = NDArray[np.float32]
+Weights = Mapping[str, Array]
+# Multiplies [T, K] by the weight of that name, and adds its bias.
+Linear = Callable[[Weights, str, Array], Array]
+
+_LINEAR_BLOCK = 64
+_L2_EPSILON = 1e-6
+
+
+def linear_attention(
+    config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Sequence[int], linear: Linear
+) -> Array:
+    """Write each token into a matrix for each value head, and read from it what a query asks for."""
+    G, N = config.linear_num_key_heads or 0, config.linear_num_value_heads or 0
+    X, Y = config.linear_key_head_dim or 0, config.linear_value_head_dim or 0
+    projected_TW = linear(weights, "linear_attn.in_proj_qkv", hidden_TD)
+    mixed_TW = silu(causal_sums(projected_TW, weights["linear_attn.conv1d.weight"], lengths))
+    q_TW, k_TW, v_TW = np.split(mixed_TW, [G * X, 2 * G * X], axis=-1)
+    q_TNX, k_TNX = (np.repeat(_unit(x.reshape(-1, G, X)), N // G, axis=1) for x in (q_TW, k_TW))
+    v_TNY = v_TW.reshape(-1, N, Y)
+    rates_TN = np.asarray(1 / (1 + np.exp(-linear(weights, "linear_attn.in_proj_b", hidden_TD))), np.float32)
+    steps_TN = np.logaddexp(0, linear(weights, "linear_attn.in_proj_a", hidden_TD) + weights["linear_attn.dt_bias"])
+    log_decays_TN: Array = -np.exp(weights["linear_attn.A_log"]) * steps_TN
+    read_TNY, start = np.empty_like(v_TNY), 0
+    for length in lengths or (len(hidden_TD),):
+        own = slice(start, start + length)
+        read_TNY[own] = _read_of_matrices(q_TNX[own], k_TNX[own], v_TNY[own], rates_TN[own], log_decays_TN[own])
+        start += length
+    read_TNY *= np.float32(X**-0.5)
+    read_TNY /= np.sqrt(np.square(read_TNY).mean(-1, keepdims=True) + np.float32(config.norm_eps))
+    read_TW = (read_TNY * weights["linear_attn.norm.weight"]).reshape(-1, N * Y)
+    gate_TW = silu(linear(weights, "linear_attn.in_proj_z", hidden_TD))
+    return linear(weights, "linear_attn.out_proj", read_TW * gate_TW)
+
+
+def _read_of_matrices(q_TNX: Array, k_TNX: Array, v_TNY: Array, rates_TN: Array, log_decays_TN: Array) -> Array:
+    """Return what the queries of one sequence read [T, N, Y] of matrices that begin as zeros.
+
+    Token by token a matrix S [X, Y] becomes a S, and then S + b k (v - Sᵀ k)ᵀ. What the tokens of a block add is found
+    together: each depends on those before it, as in a triangular system of equations.
+    """
+    T, N, X = q_TNX.shape
+    state_NXY = np.zeros((N, X, v_TNY.shape[-1]), np.float32)
+    read_TNY = np.empty_like(v_TNY)
+    for start in range(0, T, _LINEAR_BLOCK):
+        block = slice(start, start + _LINEAR_BLOCK)
+        q_NCX, k_NCX, v_NCY = (x[block].swapaxes(0, 1) for x in (q_TNX, k_TNX, v_TNY))
+        rates_NC1, logs_NC1 = rates_TN[block].T[..., None], log_decays_TN[block].T[..., None]
+        lower_CC = np.tri(q_NCX.shape[1], dtype=bool)
+        since_NCC = np.exp(np.cumsum(np.where(np.tril(lower_CC, -1), logs_NC1, 0), axis=1)) * lower_CC
+        since_start_NC1 = np.exp(np.cumsum(logs_NC1, axis=1))
+        system_NCC = np.tril(rates_NC1 * since_NCC * (k_NCX @ k_NCX.swapaxes(1, 2)), -1) + np.eye(len(lower_CC))
+        wanted_NCY = rates_NC1 * (v_NCY - since_start_NC1 * (k_NCX @ state_NXY))
+        added_NCY = np.linalg.solve(system_NCC.astype(np.float32), wanted_NCY)
+        own_NCY = (since_NCC * (q_NCX @ k_NCX.swapaxes(1, 2))) @ added_NCY
+        read_TNY[block] = (since_start_NC1 * (q_NCX @ state_NXY) + own_NCY).swapaxes(0, 1)
+        kept_NCX = since_NCC[:, -1, :, None] * k_NCX
+        state_NXY = since_start_NC1[:, -1:] * state_NXY + kept_NCX.swapaxes(1, 2) @ added_NCY
+    return read_TNY
+
+
+def _unit(x: Array) -> Array:
+    return np.asarray(x / np.sqrt(np.square(x).sum(-1, keepdims=True) + np.float32(_L2_EPSILON)))
+
+
+def causal_sums(x_TW: Array, weight_W1L: Array, lengths: Sequence[int]) -> Array:
+    """Sum each channel over a token and those before it in its sequence."""
+    summed_TW, start, before = np.empty_like(x_TW), 0, weight_W1L.shape[2] - 1
+    for length in lengths or (len(x_TW),):
+        own = slice(start, start + length)
+        padded_TW = np.pad(x_TW[own], ((before, 0), (0, 0)))
+        summed_TW[own] = sum(padded_TW[i : i + length] * weight_W1L[:, 0, i] for i in range(before + 1))
+        start += length
+    return summed_TW
+
+
+def silu(x: Array) -> Array:
+    """Return x * sigmoid(x)."""
+    with np.errstate(over="ignore"):  # exp(-x) is inf for a very negative x, and x / inf the right 0
+        return np.asarray(x / (1 + np.exp(-x)))

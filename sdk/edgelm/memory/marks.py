@@ -1,0 +1,55 @@
+"""Marks: copies of what is known at some places of a text, to go back to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+States = Sequence[NDArray[Any]]
+
+_MOST = 5  # so that a long text does not take many times its memory
+_MOST_PASSING = 2
+
+
+class Marks:
+    """The states at some places of one text, by how many tokens are before them; nobody writes to them.
+
+    Where there are too many, the one goes that has the nearest neighbours, but not one of the last two.
+    """
+
+    def __init__(self) -> None:
+        self.states: dict[int, States] = {}
+        self._passing: list[int] = []
+
+    def add(self, place: int, states: States, *, is_passing: bool = False) -> None:
+        """Keep the states of a place behind the others; of those in an answer, which are passing, the last two."""
+        if place in self.states:
+            return
+        self.states[place] = states
+        if is_passing:
+            self._passing.append(place)
+            if len(self._passing) > _MOST_PASSING:
+                self.states.pop(self._passing.pop(0), None)
+        if len(self.states) > _MOST:
+            places = [0, *self.states]
+            gaps = {
+                place: after - before for before, place, after in zip(places, places[1:-2], places[2:], strict=False)
+            }
+            del self.states[min(gaps, key=lambda place: gaps[place])]
+
+    def last(self, length: int) -> int:
+        """Return the last place of the first `length` tokens, 0 where there is none."""
+        return max((place for place in self.states if place <= length), default=0)
+
+    def forget_after(self, length: int) -> None:
+        """Forget what is behind the first `length` tokens."""
+        self.states = {place: states for place, states in self.states.items() if place <= length}
+        self._passing = [place for place in self._passing if place <= length]
+
+    def copy(self) -> Marks:
+        """Return the same marks, for another text that begins as this one does."""
+        copy = Marks()
+        copy.states, copy._passing = dict(self.states), list(self._passing)
+        return copy

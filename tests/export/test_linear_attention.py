@@ -1,0 +1,235 @@
+"""Models with linear attention: their states go back to marks, and every answer is the one of a fresh start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from make_tiny_model import CONFIG, make_checkpoint
+from model_features import LINEAR
+from numpy.typing import NDArray
+
+import edgelm
+from edgelm import ChatSession, GenerationConfig, LanguageModel, SessionOptions
+from edgelm.architecture.quantization_recipe import PRECISIONS
+from edgelm.batching.engine import Engine, EngineOptions
+from edgelm.cli.main import main
+from edgelm.errors import ConfigError, ContextLengthError, PackageError
+from edgelm.memory.kv_batch import KVBatch
+from edgelm.memory.kv_cache import KVCache
+from edgelm.memory.marks import Marks
+from edgelm.memory.prefix_cache import PrefixCache
+from edgelm.runtime.stop_switch import StoppedError, StopSwitch
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+
+KINDS = ("linear_attention", "full_attention", "linear_attention")
+LINEAR_CONFIG = replace(CONFIG, num_hidden_layers=3, layer_types=KINDS, max_position_embeddings=2048, **LINEAR)
+IDS = np.random.default_rng(0).integers(3, 320, 1400).tolist()
+# Two layers: what convolutions over four tokens read of 2 * 2 * 8 + 4 * 16 channels, and four matrices of 8 x 16.
+STATE_BYTES = 2 * 4 * (3 * 96 + 4 * 8 * 16)
+GREEDY = GenerationConfig(max_new_tokens=40, temperature=0.0, ignore_eos=True)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["one graph", "a graph for prompts"])
+def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("linear")
+    precision = PRECISIONS["int8"].with_prefill_graph() if request.param else PRECISIONS["int8"]
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(folder / "checkpoint", LINEAR_CONFIG))
+    export_package(checkpoint, folder / "package", precision, name="linear")
+    return folder / "package"
+
+
+@pytest.fixture
+def model(package: Path) -> LanguageModel:
+    return edgelm.load(package, SessionOptions(threads=1))
+
+
+def alone(model: LanguageModel, ids: Sequence[int], config: GenerationConfig = GREEDY) -> tuple[int, ...]:
+    model.prefixes = PrefixCache(model.config, 0)
+    return model.generate(ids, config).token_ids
+
+
+def streamed(model: LanguageModel, ids: list[int], config: GenerationConfig, cache: KVCache) -> tuple[int, ...]:
+    return tuple(id_ for chunk in model.stream(ids, config, cache=cache) for id_ in chunk.token_ids)
+
+
+def states_of(cache: KVCache) -> list[NDArray[np.float32]]:
+    return [buffer.copy() for buffer in cache.other_buffers]
+
+
+def test_a_cache_goes_back_to_its_last_mark_and_on_to_the_same_bits(model: LanguageModel) -> None:
+    expected = alone(model, IDS[:100])
+    cache = model.new_cache()
+    streamed(model, [*IDS[:90], *IDS[500:560]], GREEDY, cache)
+    assert cache.length == 189
+    assert sorted(cache.marks.states) == [128, 160]  # close to the prompt's end, and a multiple of 32 in the answer
+    cache.truncate(170)
+    assert cache.length == 160
+    cache.truncate(100)
+    assert cache.length == 0
+    assert all((state == 0).all() for state in states_of(cache))
+    streamed(model, IDS[:120], GREEDY, cache)
+    assert 96 in cache.marks.states
+    assert streamed(model, IDS[:100], GREEDY, cache) == expected
+
+
+def test_a_prompt_that_is_asked_again_is_read_from_its_last_mark(model: LanguageModel) -> None:
+    model.prefixes = PrefixCache(model.config, answers=False)
+    expected = alone(model, IDS[:700])
+    model.prefixes = prefixes = PrefixCache(model.config, answers=False)
+    first = model.generate(IDS[:700], GREEDY)
+    again = model.generate(IDS[:700], GREEDY)
+    assert first.token_ids == again.token_ids == expected
+    assert again.usage.cached_tokens == 672
+    assert prefixes.bytes == 21 * 32 * model.config.kv_bytes_per_token + 2 * STATE_BYTES  # at 512 and 672
+    longer = model.generate(IDS[:900], GREEDY)
+    assert longer.usage.cached_tokens == 672
+    assert longer.token_ids == alone(model, IDS[:900])
+
+
+def test_where_two_prompts_part_the_third_goes_on(model: LanguageModel) -> None:
+    """A place that no prompt ended at is marked when it turns out that texts part there."""
+    prompts = [[*IDS[:300], *IDS[start : start + 200]] for start in (400, 700, 1000)]
+    expected = [alone(model, prompt) for prompt in prompts]
+    model.prefixes = PrefixCache(model.config, answers=False)
+    replies = [model.generate(prompt, GREEDY) for prompt in prompts]
+    assert [reply.usage.cached_tokens for reply in replies] == [0, 0, 288]
+    assert [reply.token_ids for reply in replies] == expected
+
+
+def test_a_conversation_computes_what_is_new_alone(model: LanguageModel) -> None:
+    session, usages = ChatSession(model), []
+    for question in ("A first question, of some length, to begin with: the sea, the sand, and the sky.", "Another."):
+        *_, last = session.send(question, GREEDY)
+        usages.append(last.usage)
+    assert usages[0].cached_tokens == 0
+    # Up to close to where the first answer begins: its text is split into other tokens than it was written in.
+    assert usages[1].cached_tokens >= usages[0].prompt_tokens - 48
+    model.prefixes = PrefixCache(model.config, 0)
+    assert model.chat(session.messages[:-1], GREEDY).text == session.messages[-1]["content"]
+
+
+def test_requests_together_have_the_tokens_that_they_have_alone(model: LanguageModel) -> None:
+    random = np.random.default_rng(1)
+    prompts = [IDS[: int(length)] for length in random.integers(1, 600, 7)]
+    prompts += [[*IDS[:200], *IDS[600 : 600 + int(length)]] for length in random.integers(1, 300, 5)]
+    configs = [
+        GREEDY.replace(max_new_tokens=int(random.integers(1, 70)), **({"num_beams": 2} if i % 5 == 4 else {}))
+        if i % 2
+        else GREEDY.replace(temperature=0.8, seed=i)
+        for i in range(len(prompts))
+    ]
+    expected = [alone(model, prompt, config) for prompt, config in zip(prompts, configs, strict=True)]
+    for answers in (False, True):
+        model.prefixes = PrefixCache(model.config, answers=answers)
+        for _ in range(2):
+            replies = model.generate_batch(prompts, configs, max_batch=4)
+            assert [reply.token_ids for reply in replies] == expected
+        assert sum(reply.usage.cached_tokens for reply in replies) > 1000
+
+
+def test_a_call_that_is_stopped_changes_nothing_and_one_that_fails_goes_back(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = model.new_cache()
+    streamed(model, IDS[:120], GREEDY.replace(max_new_tokens=5), cache)
+    before, length, switch = states_of(cache), cache.length, StopSwitch()
+    switch.press()
+    with pytest.raises(StoppedError):
+        model.session.forward(IDS[:50], cache, stop=switch)
+    assert cache.length == length
+    for state, kept in zip(states_of(cache), before, strict=True):
+        np.testing.assert_array_equal(state, kept)
+
+    class Failing:
+        def step(self, *_: object) -> NDArray[np.float32]:
+            raise MemoryError
+
+        run = step
+
+    monkeypatch.setattr(model.session, "_bound", lambda *_: Failing())
+    with pytest.raises(MemoryError):
+        model.session.forward(IDS[:1], cache)
+    assert cache.length == 96
+    np.testing.assert_array_equal(states_of(cache)[-1], cache.marks.states[96][-1])
+
+
+def test_rows_of_a_batch_begin_with_nothing_and_keep_their_own_states(model: LanguageModel) -> None:
+    batch = KVBatch(model.config)
+    rows = []
+    for start in (0, 200, 400):
+        rows.append(batch.add())
+        model.session.forward(IDS[start : start + 50], rows[-1])
+        batch.activate(rows[-1])
+    expected = [states_of(row) for row in rows]
+    batch.remove(rows.pop(0))
+    for row, states in zip(rows, expected[1:], strict=True):
+        for state, kept in zip(states_of(row), states, strict=True):
+            np.testing.assert_array_equal(state, kept)
+    assert all((state == 0).all() for state in states_of(batch.add()))
+
+
+def test_a_saved_cache_goes_on(model: LanguageModel, tmp_path: Path) -> None:
+    cache = model.new_cache()
+    streamed(model, IDS[:100], GREEDY.replace(max_new_tokens=7), cache)
+    cache.save(tmp_path / "cache.npz", "linear")
+    loaded = KVCache.load(tmp_path / "cache.npz", model.config, "linear")
+    for state, kept in zip(states_of(loaded), states_of(cache), strict=True):
+        np.testing.assert_array_equal(state, kept)
+    expected = model.session.forward(IDS[:1], cache).copy()
+    np.testing.assert_array_equal(model.session.forward(IDS[:1], loaded), expected)
+    with np.load(tmp_path / "cache.npz") as saved:
+        parts = {name: saved[name] for name in saved if name != "state"}
+    np.savez(tmp_path / "without.npz", allow_pickle=False, **parts)
+    with pytest.raises(PackageError, match=r"expected .* state of shape \(2, 1, 4, 8, 16\), float32"):
+        KVCache.load(tmp_path / "without.npz", model.config, "linear")
+
+
+def test_memory_counts_the_states(package: Path) -> None:
+    model = edgelm.load(package)
+    assert model.config.state_bytes == STATE_BYTES
+    shown = CliRunner().invoke(main, ["show", str(package)]).stdout
+    assert "; 6.4 kB of states, however long the text" in shown
+    row = 128 * model.config.kv_bytes_per_token
+    with (
+        Engine(model, EngineOptions(max_kv_bytes=row)) as engine,
+        pytest.raises(ContextLengthError, match="120 tokens"),
+    ):
+        engine.submit(IDS[:100], GREEDY.replace(max_new_tokens=20))
+    with Engine(model, EngineOptions(max_kv_bytes=row + STATE_BYTES)) as engine:
+        assert [*engine.submit(IDS[:100], GREEDY.replace(max_new_tokens=20))][-1].finish_reason == "length"
+
+
+def test_what_would_take_tokens_back_is_refused(model: LanguageModel) -> None:
+    with pytest.raises(
+        ConfigError, match="speculation is set, and linear has linear attention, which cannot take back"
+    ):
+        model.generate(IDS[:10], GenerationConfig(speculation="prompt_lookup"))
+
+
+def test_the_onnx_standard_has_no_operator_for_it(tmp_path: Path) -> None:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", LINEAR_CONFIG))
+    with pytest.raises(edgelm.EdgeLMError, match="has linear attention, for which the ONNX standard has no operator"):
+        export_package(checkpoint, tmp_path / "package", PRECISIONS["fp32"].with_standard_operators(), name="x")
+
+
+def test_marks_stay_few_and_far_from_each_other() -> None:
+    marks = Marks()
+    for place in range(32, 1025, 32):
+        marks.add(place, [])
+    assert sorted(marks.states)[-2:] == [992, 1024]
+    assert len(marks.states) == 5
+    for place in (1056, 1088, 1120):
+        marks.add(place, [], is_passing=True)
+    assert 1024 in marks.states
+    assert 1056 not in marks.states
+    assert (marks.last(1030), marks.last(31)) == (1024, 0)
+    copy = marks.copy()
+    copy.forget_after(1024)
+    assert max(copy.states) == 1024
+    assert max(marks.states) == 1120
