@@ -288,7 +288,7 @@ class LanguageModel:
         return Answer(
             tokenizer=self.tokenizer,
             model_config=self.config,
-            prompt_ids=self.languages.prompt_ids(config.target_language) if encodes else ids,
+            prompt_ids=self.languages.config_for(config.target_language).decoder_prompt_ids if encodes else ids,
             config=config,
             speculator=self._speculator(config),
             source_ids=ids if encodes else (),

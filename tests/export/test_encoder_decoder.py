@@ -354,6 +354,10 @@ def answering(exported: Exported) -> edgelm.LanguageModel:
             lambda model: model.generate(TEXT, GREEDY.replace(token_healing=True)),
             "token_healing is True; package has",
         ),
+        (
+            lambda model: model.generate(TEXT, GREEDY.replace(target_language="fr")),
+            "target_language is 'fr'; the model's tokenizer names no languages. Leave it out",
+        ),
         (lambda model: model.embed([TEXT]), "package has an encoder, and reads two texts; embed is"),
         (lambda model: model.score(TEXT), "package has an encoder, and reads two texts; score is"),
         (lambda model: edgelm.Engine(model), "package has an encoder, whose answers an engine does not compute"),

@@ -27,6 +27,7 @@ from edgelm_training.checkpoint import load_checkpoint
 from edgelm_training.finetune import finetune
 from edgelm_training.inspection import inspect_text
 from edgelm_training.merge import merge_adapter
+from edgelm_training.model import generate
 from edgelm_training.source_rows import SourceRows, load_pairs
 
 STACK = replace(CONFIG, position="relative", num_key_value_heads=2, max_position_embeddings=64)
@@ -95,6 +96,70 @@ def test_what_the_tokenizer_puts_around_a_text_is_not_there_twice(
     ids, learned = chats[0]
     assert ids[learned].tolist() == [*tokenizer.encode("blue"), end]
     assert ids[~learned].tolist() == [begin, *tokenizer.encode("the sea"), end, *config.decoder_prompt_ids]
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ModelConfig, dict[str, int]]:
+    """A checkpoint whose tokenizer puts the language before a source and its end behind it, as NLLB's does."""
+    size = CONFIG.vocab_size + 3
+    stack = replace(STACK, vocab_size=size)
+    config = replace(stack, encoder=stack, decoder_start_token_id=2)
+    folder = make_checkpoint(tmp_path_factory.mktemp("translator") / "ckpt", config)
+    (folder / "chat_template.jinja").unlink()
+    path = str(folder / "tokenizer.json")
+    rust = RustTokenizer.from_file(path)
+    rust.add_special_tokens(["deu_Latn", "eng_Latn", "fra_Latn"])
+    ids = {name: rust.token_to_id(name) for name in ("deu_Latn", "eng_Latn", "fra_Latn", "<|im_end|>")}
+    rust.post_processor = TemplateProcessing(single="eng_Latn $A <|im_end|>", special_tokens=list(ids.items()))
+    rust.save(path)
+    return folder, config, ids
+
+
+def test_a_translator_learns_answers_that_begin_with_their_language(
+    translator: tuple[Path, ModelConfig, dict[str, int]], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    folder, config, ids = translator
+    path = write_pairs(tmp_path / "pairs.jsonl", ("the sea", "blue"), ("the sky", "grey"), ("the boats", "white"))
+    of_config = replace(config, forced_bos_token_id=ids["fra_Latn"])
+    chats, _ = load_pairs([path], folder, of_config, source_language="deu_Latn", target_language="fra_Latn")
+    end = ids["<|im_end|>"]
+    assert chats[0][0].tolist() == [
+        ids["deu_Latn"], *tokenizer.encode("the sea"), end, 2, ids["fra_Latn"], *tokenizer.encode("blue"), end,
+    ]  # fmt: skip
+    settings = finetune_settings(folder, path, tmp_path / "run", validation_fraction=0.0)
+    settings |= {"method": "sft", "max_steps": 40, "learning_rate": 1e-2, "save_every": 40}
+    settings |= {"sample_prompts": ("the sea",), "sample_every": 40}
+    finetune(settings | {"source_language": "deu_Latn", "target_language": "fra_Latn"})
+    trained = load_checkpoint(tmp_path / "run" / "latest")
+    assert trained.config == of_config  # so it answers in that language by itself
+    source = [ids["deu_Latn"], *tokenizer.encode("the sea"), end]
+    assert tokenizer.decode(generate(trained, source, 8)) == "blue"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"target_language is not set, and .* answers in 3 languages. Name the answers', such as deu_Latn"),
+        ({"target_language": "de"}, "target_language is 'de'; near it of the model's 3: deu_Latn"),
+        ({"target_language": "fra_Latn", "source_language": "de"}, "source_language is 'de'; near it of the model's"),
+    ],
+)
+def test_a_language_that_a_translator_lacks_is_refused(
+    settings: dict[str, str],
+    message: str,
+    translator: tuple[Path, ModelConfig, dict[str, int]],
+    tmp_path: Path,
+) -> None:
+    path = write_pairs(tmp_path / "pairs.jsonl", ("the sea", "blue"))
+    with pytest.raises(ConfigError, match=message):
+        finetune(finetune_settings(translator[0], path, tmp_path / "run") | settings)
+
+
+def test_a_model_without_an_encoder_takes_no_language(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "ckpt", CONFIG)
+    path = write_pairs(tmp_path / "pairs.jsonl", ("the sea", "blue"))
+    with pytest.raises(ConfigError, match=r"target_language is 'fra_Latn'; .* has no encoder. Leave it out"):
+        finetune(finetune_settings(folder, path, tmp_path / "run") | {"target_language": "fra_Latn"})
 
 
 def test_a_pair_is_left_out_for_either_text_that_is_too_long(pair_model: Path, tmp_path: Path) -> None:

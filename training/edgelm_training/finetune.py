@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from edgelm.config import ModelConfig
 from edgelm.errors import DataError, TrainingError
+from edgelm.generation_config import LANGUAGES
 from edgelm.text.chat_template import ChatTemplate, encode_chat
+from edgelm.text.languages import Languages
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.adapter import Base, write_adapter
 from edgelm_training.batches import Batch
@@ -92,6 +94,7 @@ def build_recipe(config: FinetuneConfig, reporter: Reporter) -> tuple[FinetuneCo
     config = _with_defaults(config, training)
     _note_data(training, validation, config.known("sequence_length") < _context(model_config), reporter)
     model, lora = _make_model(config)
+    model.config = model_config
     model.activation_checkpointing = config.activation_checkpointing
     if lora is not None:
         _note_parameters(model, reporter)
@@ -122,7 +125,7 @@ def _base_config(config: FinetuneConfig) -> tuple[ModelConfig, FinetuneConfig]:
             check_is_checkpoint(folder)
     if config.qat is not None:
         quantized_precision(config.qat)  # a typo shows before the data is read, not after it
-    model_config = ModelConfig.load(config.model)
+    model_config = _answering(config, ModelConfig.load(config.model))
     sha256 = weights_sha256(config.model)
     if config.base_sha256 not in (None, sha256):
         raise TrainingError(
@@ -130,6 +133,23 @@ def _base_config(config: FinetuneConfig) -> tuple[ModelConfig, FinetuneConfig]:
             f"{config.base_sha256[:12]}…. Name the folder of the right model (--model)."
         )
     return model_config, replace(config, base_sha256=sha256)
+
+
+def _answering(config: FinetuneConfig, model: ModelConfig) -> ModelConfig:
+    """Return the model's config, with the language that it learns to answer in, and will answer in by itself."""
+    assert config.model is not None  # the caller has looked
+    if model.encoder is None:
+        for name in LANGUAGES:
+            if (value := getattr(config, name)) is not None:
+                raise SettingError(f"{name} is {value!r}; {config.model} has no encoder. Leave it out.")
+        return model
+    languages = Languages(Tokenizer.load(config.model), model)
+    if config.target_language is None and not languages.is_chosen:
+        raise SettingError(
+            f"target_language is not set, and {config.model} answers in {len(languages)} languages. Name the answers', "
+            f"such as {next(iter(languages))}."
+        )
+    return languages.config_for(config.target_language)
 
 
 def _load_data(config: FinetuneConfig, model: ModelConfig) -> tuple[AnyRows, AnyRows | None, FinetuneConfig]:
@@ -172,7 +192,10 @@ def _reading(
             f"method is {config.method!r}, and {config.model} has an encoder, which learns from pairs of source and "
             "answer. Use --method sft or lora."
         )
-    return partial(load_pairs, config=model), partial(SourceRows, begin=len(model.decoder_prompt_ids))
+    load = partial(
+        load_pairs, config=model, source_language=config.source_language, target_language=config.target_language
+    )
+    return load, partial(SourceRows, begin=len(model.decoder_prompt_ids))
 
 
 def _row_length(model: ModelConfig, *splits: Chats) -> int:
@@ -268,7 +291,9 @@ def _sampler(config: FinetuneConfig, model: Transformer) -> Callable[[nn.Module,
     assert config.model is not None  # _base_config has looked
     template, tokenizer = ChatTemplate.load(config.model), Tokenizer.load(config.model)
     if model.config.encoder is not None:
-        return lambda _, step: write_samples(model, tokenizer, tokenizer.encode_source, config, step)
+        languages = Languages(tokenizer, model.config)
+        encode_source = partial(languages.source_ids, source=config.source_language, target=config.target_language)
+        return lambda _, step: write_samples(model, tokenizer, encode_source, config, step)
     assert template is not None  # the data was encoded with it
 
     def encode(prompt: str) -> list[int]:

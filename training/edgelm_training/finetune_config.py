@@ -51,6 +51,8 @@ class FinetuneConfig(TrainConfig):
     alpha: float | None = setting(None, "What an adapter adds is multiplied by alpha / rank.  [default: 2 · rank]")
     dropout: float = setting(0.0, "Share of an adapter's inputs that is dropped while it learns.")
     target_modules: tuple[str, ...] = setting((), "Layers with adapters, such as q_proj.  [default: all in the blocks]")
+    source_language: str | None = setting(None, "Of a translator: what the sources are in, such as eng_Latn.")
+    target_language: str | None = setting(None, "Of a translator: what the answers are in, such as fra_Latn.")
     dpo_beta: float = setting(0.1, "Of dpo: how strongly the model is held to the one it began as.")
     base_sha256: str | None = setting(None, "Refuse another model than this; a run writes down its own.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 from edgelm.errors import DataError, TokenizerError
+from edgelm.text.languages import Languages
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.assistant_tokens import EncodedConversation
 from edgelm_training.batches import NO_TARGET, PADDING, Batch, describe_places
@@ -24,15 +26,19 @@ def load_pairs(
     model: str | Path,
     config: ModelConfig,
     *,
+    source_language: str | None = None,
+    target_language: str | None = None,
     validation_fraction: float = 0.0,
     progress: Callable[[str, int, int | None], None] = lambda *_: None,
 ) -> tuple[Chats, Chats]:
     """Read what people ask and assistants answer (`read_conversations`), and encode it for a model with an encoder.
 
     Each pair becomes one text: the source, what the decoder begins with, the answer; the answer alone is learned. The
-    answer is encoded as transformers does it, between the tokens that the tokenizer puts around a text.
+    answer is encoded as transformers does it, between the tokens that the tokenizer puts around a text. config: the
+    model's, which begins with the target language where it has languages (`Languages.config_for`).
 
     Raises:
+        ConfigError: there is no such language.
         DataError: there is no pair, or one is broken; the message begins with its file and line.
         TokenizerError: the tokenizer cannot be read.
         MissingExtraError: a file is Parquet, and pyarrow is not installed.
@@ -41,11 +47,15 @@ def load_pairs(
     if not conversations:
         raise DataError(f"There is no pair of source and answer in {', '.join(map(str, paths))}.")
     tokenizer = Tokenizer.load(model)
-    encoded = [[_encode(tokenizer, config, conversation)] for conversation in conversations]
+    languages = Languages(tokenizer, config)
+    encode_source = partial(languages.source_ids, source=source_language, target=target_language)
+    encoded = [[_encode(encode_source, languages, config, conversation)] for conversation in conversations]
     return split_chats([(one,) for one in conversations], encoded, tokenizer, model, validation_fraction)
 
 
-def _encode(tokenizer: Tokenizer, config: ModelConfig, conversation: Conversation) -> EncodedConversation:
+def _encode(
+    encode_source: Callable[[str], Sequence[int]], languages: Languages, config: ModelConfig, conversation: Conversation
+) -> EncodedConversation:
     messages = conversation.messages
     if [message["role"] for message in messages] != ["user", ASSISTANT]:
         raise DataError(
@@ -54,8 +64,8 @@ def _encode(tokenizer: Tokenizer, config: ModelConfig, conversation: Conversatio
             f"{', '.join(str(message['role']) for message in messages)}."
         )
     try:
-        source = tokenizer.encode_source(messages[0]["content"])
-        answer = tokenizer.encode_source(messages[1]["content"])
+        source = encode_source(messages[0]["content"])
+        answer = languages.answer_ids(messages[1]["content"])
     except TokenizerError as error:
         raise DataError(f"{conversation.place}: {error}") from error
     if config.forced_bos_token_id is not None and answer[0] == config.forced_bos_token_id:

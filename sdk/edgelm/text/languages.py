@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
@@ -56,12 +57,13 @@ class Languages(Mapping[str, int]):
             TokenizerError: the text has half of a surrogate pair, which is no character.
         """
         before, behind = self._tokenizer.around
-        own = self._ids.values() if not self._before_source else ()
         if source is not None:
             id_ = self._id("source_language", source)
-            if not any(other in own for other in (*before, *behind)):
+            if not any(other in self._own for other in (*before, *behind)):
                 raise ConfigError(f"source_language is {source!r}; the model takes none. Leave it out.")
-            before, behind = (tuple(id_ if other in own else other for other in part) for part in (before, behind))
+            before, behind = (
+                tuple(id_ if other in self._own else other for other in part) for part in (before, behind)
+            )
         if target is not None and self._before_source:
             before = (*before, self._id("target_language", target))
         if isinstance(text, str):
@@ -73,23 +75,37 @@ class Languages(Mapping[str, int]):
             )
         return text
 
-    def prompt_ids(self, target: str | None) -> tuple[int, ...]:
-        """Return what the decoder begins with.
+    def answer_ids(self, text: str) -> list[int]:
+        """Encode a text as the answer that is taught: as a source, but for the language.
+
+        Raises:
+            TokenizerError: the text has half of a surrogate pair, which is no character.
+        """
+        before, behind = ([id_ for id_ in part if id_ not in self._own] for part in self._tokenizer.around)
+        return [*before, *self._tokenizer.encode(text), *behind]
+
+    def config_for(self, target: str | None) -> ModelConfig:
+        """Return the model's config, whose `decoder_prompt_ids` ask for this language.
 
         Raises:
             ConfigError: there is no such language.
         """
-        begun = self._config.decoder_prompt_ids
         if target is None or self._before_source:
-            return begun
+            return self._config
         id_ = self._id("target_language", target)
-        # mBART's first models begin with the language itself.
-        return (id_,) if begun[0] in self._ids.values() else (begun[0], id_)
+        if self._config.decoder_start_token_id in self._own:  # mBART's first models begin with the language itself
+            return replace(self._config, decoder_start_token_id=id_)
+        return replace(self._config, forced_bos_token_id=id_)
 
     @property
     def is_chosen(self) -> bool:
-        """Whether the model's author has chosen what answers are written in; else the model does, answer by answer."""
-        return not self._ids or any(id_ in self._ids.values() for id_ in self._config.decoder_prompt_ids)
+        """Whether there is none to choose for an answer, or the model's author did; else the model does, each time."""
+        return not self._own or any(id_ in self._own for id_ in self._config.decoder_prompt_ids)
+
+    @property
+    def _own(self) -> Collection[int]:
+        """The tokens of languages that stand around a source and before an answer."""
+        return () if self._before_source else self._ids.values()
 
     def _id(self, field: str, name: str) -> int:
         if name in self._ids:
