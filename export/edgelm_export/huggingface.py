@@ -109,6 +109,7 @@ class HuggingFaceCheckpoint:
         self.hf_config: Mapping[str, Any] = values if is_theirs else hf_config(self.config)
         self._refuse_other_types()
         self._refuse_untied_head(layout.source_name(HEAD))
+        self._refuse_other_embeddings(layout.copies)
 
     @cached_property
     def text_files(self) -> Mapping[str, str]:
@@ -257,13 +258,25 @@ class HuggingFaceCheckpoint:
     def _refuse_untied_head(self, head: str) -> None:
         if not self.config.tie_word_embeddings or head not in self._stored:
             return
-        embedding = self._parts[EMBEDDING].source
-        same_shape = self._stored[head].shape == self._stored[embedding].shape
-        if not same_shape or not np.array_equal(self._read(head), self._read(embedding)):
+        if not self._is_embedding(head):
             raise CheckpointError(
                 f"{self._folder}: config.json ties the head to the embedding (tie_word_embeddings), but {head} is "
-                f"another tensor than {embedding}. Set tie_word_embeddings to false, or remove {head}."
+                f"another tensor than {self._parts[EMBEDDING].source}. Set tie_word_embeddings to false, or remove "
+                f"{head}."
             )
+
+    def _refuse_other_embeddings(self, copies: frozenset[str]) -> None:
+        for name in sorted(copies & self._stored.keys()):
+            if not self._is_embedding(name):
+                raise CheckpointError(
+                    f"{self._folder}: {name} is another tensor than {self._parts[EMBEDDING].source}; supported is one "
+                    "embedding for both stacks."
+                )
+
+    def _is_embedding(self, name: str) -> bool:
+        embedding = self._parts[EMBEDDING].source
+        same_shape = self._stored[name].shape == self._stored[embedding].shape
+        return same_shape and np.array_equal(self._read(name), self._read(embedding))
 
 
 @contextlib.contextmanager

@@ -79,9 +79,9 @@ class TensorLayout:
     are parts of a fused tensor, stacked in their canonical order. A source without `{e}` has the experts' tensors
     behind each other, [E, ...]. interleaved: source names of fused tensors whose parts have every other row. prefix:
     what all names begin with, but not in folders of the family's bare model.
-    ignored: names of a source that hold no weights. transposed: source stems, or names, whose weights are [in, out].
-    by_head: source stems of fused tensors that hold each head's parts side by side. row_orders, column_orders:
-    canonical stems, or names, to names in `ORDERS`. norms_plus_one: the source holds 1 + weight of each norm.
+    ignored: names of a source that hold no weights. copies: those that have to hold the embedding again. transposed:
+    source stems, or names, whose weights are [in, out]. by_head: source stems of fused tensors that hold each head's
+    parts side by side. row_orders, column_orders: canonical stems, or names, to names in `ORDERS`. norms_plus_one: the source holds 1 + weight of each norm.
     negative_exponentials: source names of tensors that hold -exp(x) of our x. rows_before: source stems of tables to
     how many rows stand before the first. stacks_of_one: source names of tensors with one dimension of 1 in front.
     ones_elsewhere: source names of tensors whose dimension of 1 may stand in another place than ours, or in none.
@@ -91,6 +91,7 @@ class TensorLayout:
     names: Mapping[str, str] | None = None
     prefix: str = ""
     ignored: frozenset[str] = frozenset()
+    copies: frozenset[str] = frozenset()
     transposed: frozenset[str] = frozenset()
     by_head: frozenset[str] = frozenset()
     interleaved: frozenset[str] = frozenset()
@@ -217,11 +218,12 @@ def _check(
     if config.tie_word_embeddings:
         known.add(layout.source_name(HEAD))
     missing = [source for source in groups if source not in present]
+    passed_over = layout.ignored | layout.copies
     unknown = [
         name
         for name in present
         if name not in known
-        and (pattern := pattern_of(name))[0] not in layout.ignored
+        and (pattern := pattern_of(name))[0] not in passed_over
         and not (layout.has_more_layers and pattern[1] and int(pattern[1]) >= config.num_hidden_layers)
     ]
     misshapen = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -424,6 +425,11 @@ def test_copies_of_the_embedding_and_stored_sinusoids_are_passed_over(tmp_path: 
         tensors[f"model.{stack}.embed_positions.weight"] = torch.zeros(200, 64)
     save_file(tensors, path, metadata={"format": "pt"})
     assert HuggingFaceCheckpoint(tmp_path / "hf").config.position == "sinusoidal_halves"
+    tensors["model.decoder.embed_tokens.weight"] += 1
+    save_file(tensors, path, metadata={"format": "pt"})
+    message = "model.decoder.embed_tokens.weight is another tensor than model.shared.weight; supported is one embedding"
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        HuggingFaceCheckpoint(tmp_path / "hf")
 
 
 def test_a_trained_model_with_an_encoder_goes_the_same_way(tmp_path: Path, exported: Exported) -> None:

@@ -31,6 +31,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 MARIAN = Architecture(
     model_type="marian",
     to_model_config=_to_model_config,
-    layout=TensorLayout(names=names("residual"), ignored=COPIES | SINUSOIDS, stacks_of_one=LOGITS_BIAS),
+    layout=TensorLayout(names=names("residual"), copies=COPIES, ignored=SINUSOIDS, stacks_of_one=LOGITS_BIAS),
     gguf=None,
 )

@@ -25,6 +25,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 PEGASUS = Architecture(
     model_type="pegasus",
     to_model_config=_to_model_config,
-    layout=TensorLayout(names=names("pre"), ignored=COPIES | SINUSOIDS, stacks_of_one=LOGITS_BIAS),
+    layout=TensorLayout(names=names("pre"), copies=COPIES, ignored=SINUSOIDS, stacks_of_one=LOGITS_BIAS),
     gguf=None,
 )

@@ -49,14 +49,9 @@ _CROSS = {
     },
 }
 _FEED_FORWARDS = {"encoder": 1, "decoder": 2}
-# Copies of the embedding, and a table that T5's own code never read.
-_IGNORED = frozenset(
-    {
-        "encoder.embed_tokens.weight",
-        "decoder.embed_tokens.weight",
-        "decoder.block.{i}.layer.1.EncDecAttention.relative_attention_bias.weight",
-    }
-)
+_COPIES = frozenset({"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"})
+# T5's own code never read it.
+_IGNORED = frozenset({"decoder.block.{i}.layer.1.EncDecAttention.relative_attention_bias.weight"})
 
 
 def _layout(config: ModelConfig) -> TensorLayout:
@@ -67,7 +62,7 @@ def _layout(config: ModelConfig) -> TensorLayout:
         names |= _stack(name, part)
         dense = f"{name}.block.{{i}}.layer.{part}.DenseReluDense"
         names |= {f"model.{name}.layers.{{i}}.mlp.{ours}": f"{dense}.{theirs}" for ours, theirs in inner.items()}
-    return TensorLayout(names=names, ignored=_IGNORED)
+    return TensorLayout(names=names, copies=_COPIES, ignored=_IGNORED)
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
