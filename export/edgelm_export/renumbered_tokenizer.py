@@ -32,6 +32,8 @@ _ROLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_to
 _FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")
 _OFFSET = 103
 _OF_PRETRAINING = ("<pad>", "</s>", "<mask_1>", "<mask_2>", *(f"<unk_{i}>" for i in range(2, _OFFSET)))
+# Settings that move ids.
+_SUPPORTED: Mapping[str, Mapping[str, Any]] = {_M2M_100: {"language_codes": "m2m100"}, _PEGASUS: {"offset": _OFFSET}}
 _Piece = tuple[str, float, int]
 
 
@@ -65,11 +67,12 @@ def renumbered_files(
     """
     model = read_sentencepiece(path)
     translator = CLASSES.get(class_)
-    if translator is None:
-        if config.get("offset", _OFFSET) != _OFFSET:
+    for key, supported in _SUPPORTED.get(class_, {}).items():
+        if config.get(key, supported) != supported:
             raise CheckpointError(
-                f"{path.parent / TOKENIZER_CONFIG}: offset is {reprlib.repr(config['offset'])}; supported is {_OFFSET}."
+                f"{path.parent / TOKENIZER_CONFIG}: {key} is {reprlib.repr(config[key])}; supported is {supported}."
             )
+    if translator is None:
         _check_beginning(model, ("<pad>", "</s>"), path)
         pieces = [*_control(_OF_PRETRAINING), *_pieces(model)[2:]]
         before, behind = list[str](), ["</s>"]

@@ -171,6 +171,11 @@ def test_nllb_has_the_languages_that_its_folder_lists(tmp_path: Path, pair_confi
         (OF_PEGASUS, {"tokenizer_class": "PegasusTokenizer", "offset": 0}, "offset is 0; supported is 103"),
         (
             BPE,
+            {"tokenizer_class": "M2M100Tokenizer", "language_codes": "wmt21"},
+            "language_codes is 'wmt21'; supported is m2m100",
+        ),
+        (
+            BPE,
             {"tokenizer_class": "M2M100Tokenizer"},
             r"must count its 4 tokens from 0, and have <s>, <pad>, </s>, <unk>",
         ),
