@@ -269,6 +269,18 @@ def test_a_source_language_that_a_tokenizer_lacks_is_refused_where_somebody_chos
         read_text_files(tmp_path)
 
 
+def test_names_that_begin_alike_are_the_nearest(exported: Exported) -> None:
+    loaded = edgelm.load(exported("mBART-50")[2] / "package")
+    for name, near in (
+        ("fr", "fr_XX, "),
+        ("fr_FR", "fr_XX, "),
+        ("EN", "en_XX, "),
+        ("s", "si_LK, sv_SE, sw_KE, sl_SI, "),
+    ):
+        with pytest.raises(ConfigError, match=f"target_language is '{name}'; near it of the model's 52: {near}"):
+            loaded.generate(TEXT, GREEDY.replace(target_language=name))
+
+
 def test_what_no_translator_is_asked_for_is_refused(exported: Exported) -> None:
     loaded = edgelm.load(exported("NLLB")[2] / "package")
     with pytest.raises(ConfigError, match="source_language is 'deu_Latn'; the source is token ids, which are taken"):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from difflib import SequenceMatcher
+from itertools import takewhile
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
@@ -20,7 +21,7 @@ _FORMS = (
     (re.compile(r">>([\w-]+)<<"), True),  # Marian: >>fra<<
     (re.compile(r"<2([\w-]+)>"), True),  # T5 of MADLAD-400: <2fr>
 )
-_NEAR, _CLOSE = 5, 0.3  # names are short: "fr" and "fra_Latn" have a ratio of 0.4
+_NEAR = 5  # names, in a message
 
 
 class Languages(Mapping[str, int]):
@@ -112,7 +113,13 @@ class Languages(Mapping[str, int]):
             return self._ids[name]
         if not self._ids:
             raise ConfigError(f"{field} is {name!r}; the model's tokenizer names no languages. Leave it out.")
-        near = difflib.get_close_matches(name, self._ids, n=_NEAR, cutoff=_CLOSE) or list(self._ids)[:_NEAR]
+        near = sorted(self._ids, key=lambda known: _likeness(name.lower(), known.lower()), reverse=True)[:_NEAR]
         raise ConfigError(
             f"{field} is {name!r}; near it of the model's {len(self)}: {', '.join(near)}. `edgelm show` lists all."
         )
+
+
+def _likeness(name: str, other: str) -> tuple[int, float]:
+    """Rate how alike two names are: of short ones, how they begin says the most."""
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False))
+    return len(list(same)), SequenceMatcher(None, name, other).ratio()
