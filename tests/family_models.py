@@ -381,6 +381,7 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "cohere": ("cohere", "command-r", {"logit_scale": 0.5}),
     "cohere2": ("cohere2", "cohere2", {"num_hidden_layers": 4, "sliding_window": 9, "logit_scale": 0.5}),
+    "glm": ("glm", "chatglm", {"head_dim": 16, "pad_token_id": 0, "tie_word_embeddings": False}),
     "glm4": ("glm4", "glm4", {"head_dim": 16, "pad_token_id": 0, "tie_word_embeddings": False}),
     "qwen3_5": ("qwen3_5_text", "qwen35", QWEN3_5 | {"linear_key_head_dim": 32, "linear_value_head_dim": 32}),
     "qwen3_5, a key head for each value head, untied": (

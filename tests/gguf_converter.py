@@ -20,7 +20,7 @@ Array = NDArray[np.float32]
 _PAIRED = ("llama", "mistral3", "granite", "granitemoe", "smollm3", "arcee")
 _LAYER_NORMS = ("command-r", "cohere2", "gpt2", "gptneox", "phi2", "stablelm", "starcoder2")
 CHOICE_BIASES = ("expert_bias", "e_score_correction_bias")  # buffers of the models of transformers
-_TURN_IN_PART = ("cohere2", "glm4", "gptneox", "phi2", "phi3", "qwen35", "stablelm")
+_TURN_IN_PART = ("chatglm", "cohere2", "glm4", "gptneox", "phi2", "phi3", "qwen35", "stablelm")
 
 
 def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: str) -> None:
@@ -162,6 +162,11 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
             continue
         tensor = _converted(name, parameter.detach().float().numpy(), model.config, architecture)
         tensors[names.get_name(name, try_suffixes=(".weight", ".bias"))] = np.ascontiguousarray(tensor)
+    if architecture == "chatglm":  # whose first checkpoints have them in one
+        for layer in range(model.config.num_hidden_layers):
+            for kind in ("weight", "bias"):
+                parts = [tensors.pop(f"blk.{layer}.attn_{part}.{kind}") for part in "qkv"]
+                tensors[f"blk.{layer}.attn_qkv.{kind}"] = np.concatenate(parts)
     settings = getattr(model.config, "rope_parameters", None) or {}
     for key in ("short_factor", "long_factor"):
         if key in settings:

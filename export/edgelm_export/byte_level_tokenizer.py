@@ -19,6 +19,19 @@ _WORDS = rf"[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}*{_SMALL}+{_SUFFIX}|[^\r\n\p{{L}}\p
 _GPT4O_SPLIT = _WORDS + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _TEKKEN_SPLIT = _GPT4O_SPLIT.replace(_SUFFIX, "").replace(r"\p{N}{1,3}", r"\p{N}")
 
+# Groups of three digits are counted from the end of a number.
+_AYA_SPLITS = (r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O_SPLIT)
+_MINICPM5_SPLITS = (r"\p{N}{1,3}", _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}+"))
+_SEED_SPLIT = _QWEN2_SPLIT.replace(r"[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}\r\n]+")
+_QWEN35_SPLIT = _QWEN2_SPLIT.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
+_DEEPSEEK_CODER_SPLITS = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
+_DEEPSEEK_V3_SPLITS = (
+    r"\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreTokenizer:
@@ -52,8 +65,8 @@ _GPT_NEOX = replace(_GPT2, normalizer="NFC")
 _STARCODER = PreTokenizer(steps=(_DIGITS, _byte_level(use_regex=True)))
 
 
-def _splitting(regex: str, **settings: Any) -> PreTokenizer:
-    return PreTokenizer(steps=(_split(regex), _byte_level(use_regex=False)), **settings)
+def _splitting(*regexes: str, **settings: Any) -> PreTokenizer:
+    return PreTokenizer(steps=(*map(_split, regexes), _byte_level(use_regex=False)), **settings)
 
 
 _LLAMA3 = _splitting(_LLAMA3_SPLIT, ignore_merges=True, add_bos=True)
@@ -63,25 +76,41 @@ _QWEN2 = _splitting(_QWEN2_SPLIT, normalizer="NFC")
 PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "gpt-2": _GPT2,
     "phi-2": _GPT2,
-    "exaone4": _GPT2,  # as llama.cpp splits for it
+    "exaone4": _GPT2,  # as llama.cpp splits for it, and for the next three
+    "mellum": _GPT2,
+    "trillion": _GPT2,
+    "a.x-4.0": _GPT2,
     "mpt": _GPT_NEOX,  # Pythia's too
     "olmo": _GPT_NEOX,
     "llama-bpe": _LLAMA3,
     "llama-v3": _LLAMA3,
     "llama3": _LLAMA3,
     "lfm2": _LLAMA3,
+    "falcon3": _LLAMA3,
+    "midm-2.0": _LLAMA3,
+    "pixtral": _LLAMA3,
     "smaug-bpe": replace(_LLAMA3, add_bos=False),  # SmolLM3's
     "dbrx": _splitting(_LLAMA3_SPLIT),  # OLMo 2's
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": replace(_QWEN2, add_bos=True),
     "stablelm2": _QWEN2,
+    "megrez": _QWEN2,
+    "qwen35": _splitting(_QWEN35_SPLIT, normalizer="NFC"),
+    "seed-coder": _splitting(_SEED_SPLIT),
     "gpt-4o": _splitting(_GPT4O_SPLIT),  # GPT-OSS's and Phi-4-mini's
     "tekken": _splitting(_TEKKEN_SPLIT, ignore_merges=True, add_bos=True),  # Mistral Nemo's
     "smollm": _STARCODER,
     "starcoder": _STARCODER,
     "refact": _STARCODER,  # Granite's
     "command-r": replace(_STARCODER, normalizer="NFC", add_bos=True),  # Cohere's, Aya's
-    "glm4": _splitting(_LLAMA3_SPLIT),  # as llama.cpp splits for it
+    "exaone": _STARCODER,  # EXAONE 3's
+    "minerva-7b": _STARCODER,
+    "tiny_aya": _splitting(*_AYA_SPLITS),
+    "deepseek-coder": _splitting(*_DEEPSEEK_CODER_SPLITS),
+    "deepseek-v3": _splitting(*_DEEPSEEK_V3_SPLITS),
+    "hunyuan-dense": _splitting(*_DEEPSEEK_V3_SPLITS),
+    "minicpm5": _splitting(*_MINICPM5_SPLITS, ignore_merges=True),
+    "glm4": _splitting(_LLAMA3_SPLIT, ignore_merges=True),  # as llama.cpp splits for it
     "chatglm-bpe": _splitting(_LLAMA3_SPLIT),
 }
 

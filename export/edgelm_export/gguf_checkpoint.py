@@ -16,7 +16,7 @@ from edgelm.errors import CheckpointError, ConfigError
 from edgelm.package.manifest import sha256_of
 from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import ROPE_FACTORS, GGUFHeader
-from edgelm_export.architectures.gguf_header import of_text
+from edgelm_export.architectures.gguf_header import layout_of, of_text
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import CHAT_TEMPLATE, GENERATION_CONFIG, notes_on_names, read_json_object
 from edgelm_export.fetched import fetched_facts
@@ -55,7 +55,7 @@ class GGUFCheckpoint:
         self._token_ids = {key: values[key] for key in _TOKEN_IDS if values[key] is not None}
         values = values if architecture.layout.is_canonical else hf_config(self.config)
         self.hf_config: Mapping[str, Any] = {**values, "dtype": "float32"}
-        self._parts = map_tensors(self.config, family.layout, shapes, path)
+        self._parts = map_tensors(self.config, layout_of(family, header), shapes, path)
 
     @cached_property
     def text_files(self) -> Mapping[str, str]:

@@ -13,6 +13,8 @@ from edgelm_export.byte_level_tokenizer import PRE_TOKENIZERS
 from edgelm_export.gguf import GGUFFile
 from edgelm_export.gguf_tokenizer import tokenizer_files
 
+LLAMA3 = ("llama-bpe", "llama-v3", "llama3", "lfm2", "falcon3", "midm-2.0", "pixtral")
+COMPOSING = ("qwen2", "stablelm2", "megrez", "deepseek-r1-qwen", "qwen35", "mpt", "olmo", "command-r")
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ hello", "1 2"]
 CORPUS = json.loads((Path(__file__).parent / "tokenizer_corpus.json").read_text(encoding="utf-8"))["rows"]
 
@@ -96,11 +98,36 @@ def test_begin_and_end_tokens_are_added_only_where_the_file_says_so(
 def test_some_add_the_begin_token_where_the_file_says_nothing() -> None:
     for pre in PRE_TOKENIZERS:
         ids = build(ggml__pre=pre, ggml__add_bos_token=None).encode("hello").ids
-        begins = ("llama-bpe", "llama-v3", "llama3", "lfm2", "deepseek-r1-qwen", "tekken", "command-r")
+        begins = (*LLAMA3, "deepseek-r1-qwen", "tekken", "command-r")
         assert ids == ([263, 259] if pre in begins else [259])
 
 
 SPLITS = {
+    "qwen35": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
+    "seed-coder": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
+    "tiny_aya": ["ĠI've", "Ġ", "1", "234", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI'VE"],
+    "minicpm5": ["ĠI", "'ve", "Ġ", "123", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
+    "deepseek-v3": ["ĠI", "'ve", "Ġ", "123", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
+    "deepseek-coder": [
+        "ĠI",
+        "'",
+        "ve",
+        "Ġ",
+        "1",
+        "2",
+        "3",
+        "4",
+        "Ġx",
+        ".",
+        "y",
+        "Ċ",
+        "Ċ",
+        "Ġ",
+        "Ġend",
+        "ĠI",
+        "'",
+        "VE",
+    ],
     "gpt-2": ["ĠI", "'ve", "Ġ1234", "Ġx", ".", "y", "ĊĊĠ", "Ġend", "ĠI", "'", "VE"],
     "smollm": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".", "y", "ĊĊĠ", "Ġend", "ĠI", "'", "VE"],
     "llama-bpe": ["ĠI", "'ve", "Ġ", "123", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
@@ -109,9 +136,12 @@ SPLITS = {
     "tekken": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
 }
 ALIKE = {
-    "gpt-2": ("phi-2", "exaone4", "mpt", "olmo"), "smollm": ("starcoder", "refact", "command-r"),
-    "qwen2": ("stablelm2", "deepseek-r1-qwen"),
-    "llama-bpe": ("llama-v3", "llama3", "lfm2", "smaug-bpe", "dbrx", "glm4", "chatglm-bpe"), "gpt-4o": (), "tekken": (),
+    "gpt-2": ("phi-2", "exaone4", "mellum", "trillion", "a.x-4.0", "mpt", "olmo"),
+    "smollm": ("starcoder", "refact", "command-r", "exaone", "minerva-7b"),
+    "qwen2": ("stablelm2", "deepseek-r1-qwen", "megrez"),
+    "llama-bpe": (*LLAMA3[1:], "smaug-bpe", "dbrx", "glm4", "chatglm-bpe"),
+    "deepseek-v3": ("hunyuan-dense",), "deepseek-coder": (), "gpt-4o": (), "tekken": (), "qwen35": (), "seed-coder": (),
+    "tiny_aya": (), "minicpm5": (),
 }  # fmt: skip
 
 
@@ -140,7 +170,7 @@ def test_some_compose_characters_first() -> None:
     for pre in PRE_TOKENIZERS:
         normalizer = build(ggml__pre=pre).normalizer
         assert (normalizer.normalize_str("e\u0301") if normalizer else "e\u0301") == (
-            "\u00e9" if pre in ("qwen2", "stablelm2", "deepseek-r1-qwen", "mpt", "olmo", "command-r") else "e\u0301"
+            "\u00e9" if pre in COMPOSING else "e\u0301"
         )
 
 
@@ -148,7 +178,7 @@ def test_some_take_a_whole_word_of_the_vocabulary_without_merges() -> None:
     for pre in PRE_TOKENIZERS:
         # "12" has a token; without its merge only a model that ignores merges finds it.
         ids = build(ggml__pre=pre, ggml__merges=MERGES[:-1]).encode("12").ids
-        assert (ids == [261]) == (pre in ("llama-bpe", "llama-v3", "llama3", "lfm2", "smaug-bpe"))
+        assert (ids == [261]) == (pre in (*LLAMA3, "smaug-bpe", "minicpm5", "glm4"))
     assert PRE_TOKENIZERS["tekken"].ignore_merges  # which takes digits apart
 
 

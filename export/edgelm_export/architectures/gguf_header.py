@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures.architecture import GGUFHeader
+from edgelm_export.architectures.architecture import GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import (
     float32_number,
     refuse_unknown_keys,
@@ -14,6 +15,7 @@ from edgelm_export.architectures.gguf_values import (
     token_id_values,
     whole_number,
 )
+from edgelm_export.tensor_map import TensorLayout
 
 # What of `<architecture>.*` is read below or repeats what the tensors say.
 _KEYS = frozenset(
@@ -39,6 +41,14 @@ def of_text(metadata: Mapping[str, Any], architecture: str) -> Mapping[str, Any]
     own = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
     kept = {f"{architecture}.{key}": value for key, value in own.items() if key not in _OF_IMAGES}
     return {key: value for key, value in metadata.items() if not key.startswith(prefix)} | kept
+
+
+def layout_of(family: GGUFFamily, header: GGUFHeader) -> TensorLayout:
+    """Return the layout of a file, some of which have queries, keys and values in one tensor."""
+    if "blk.0.attn_qkv.weight" not in header.shapes:
+        return family.layout
+    packed = dict.fromkeys((f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"), "blk.{i}.attn_qkv")
+    return dataclasses.replace(family.layout, names={**(family.layout.names or {}), **packed})
 
 
 def to_hf_config(

@@ -35,10 +35,9 @@ _NAMES_4 = _NAMES | {
     "model.layers.{i}.pre_feedforward_layernorm": "model.layers.{i}.post_attention_layernorm",
     "model.layers.{i}.post_feedforward_layernorm": "model.layers.{i}.post_mlp_layernorm",
 }
-_GGUF_NAMES_4 = GGUF_NAMES | {
-    "model.layers.{i}.mlp.gate_proj": "blk.{i}.ffn_up",
-    "model.layers.{i}.mlp.up_proj": "blk.{i}.ffn_up",
-}
+_GGUF_GATE = {"model.layers.{i}.mlp.gate_proj": "blk.{i}.ffn_up"}
+_GGUF_NAMES = llama.GGUF_NAMES | _GGUF_GATE
+_GGUF_NAMES_4 = GGUF_NAMES | _GGUF_GATE
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -51,15 +50,28 @@ def _to_model_config_4(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "glm4", turns_a_part=True)
-    return {"model_type": "glm4", **values, "attention_bias": "blk.0.attn_q.bias" in header.shapes}
+    return {"model_type": "glm", **_gguf_values(header, "chatglm")}
+
+
+def _gguf_to_hf_config_4(header: GGUFHeader) -> dict[str, Any]:
+    return {"model_type": "glm4", **_gguf_values(header, "glm4")}
+
+
+def _gguf_values(header: GGUFHeader, architecture: str) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, architecture, turns_a_part=True)
+    has_biases = bool({"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"} & header.shapes.keys())
+    return {**values, "attention_bias": has_biases}
 
 
 GLM = Architecture(
     model_type="glm",
     to_model_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
-    gguf=None,  # llama.cpp knows it as "chatglm", with its first version's names
+    gguf=GGUFFamily(
+        architecture="chatglm",  # as its first version was called
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=_GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+    ),
 )
 GLM4 = Architecture(
     model_type="glm4",
@@ -67,7 +79,7 @@ GLM4 = Architecture(
     layout=TensorLayout(names=_NAMES_4, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="glm4",
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=_gguf_to_hf_config_4,
         layout=TensorLayout(names=_GGUF_NAMES_4, row_orders=llama.GGUF_ROW_ORDERS),
     ),
 )
