@@ -193,6 +193,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "cohere2",
         {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 9, "attention_bias": True},
     ),
+    "exaone": ("exaone", {"tie_word_embeddings": False}),
+    "exaone, llama3, biases": (
+        "exaone",
+        {"attention_bias": True, "mlp_bias": True, "rope_parameters": LLAMA3 | {"rope_theta": 1e4}},
+    ),
     "exaone4": ("exaone4", {"tie_word_embeddings": False, "num_hidden_layers": 4, "sliding_window": 9}),
     "exaone4 without windows, llama3": (
         "exaone4",
@@ -359,6 +364,7 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ernie4_5_moe": ("ernie4_5_moe", "ernie4_5-moe", ERNIE4_5_MOE),
     "seed_oss": ("seed_oss", "seed_oss", {"head_dim": 32}),
     "gemma": ("gemma", "gemma", {"head_dim": 32}),
+    "exaone": ("exaone", "exaone", {"tie_word_embeddings": False}),
     "exaone4": (
         "exaone4",
         "exaone4",

@@ -303,6 +303,7 @@ def test_a_feature_that_only_some_of_a_family_have_is_refused_by_name(
         ),
         ("gemma3_text", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping", None),  # as transformers computes
         ("hunyuan_v1_dense", {"use_qk_norm": False}, "qk_norm", False),
+        ("exaone", {"num_hidden_layers": None, "num_layers": 3, "num_key_value_heads": 4}, "num_hidden_layers", 3),
         ("t5", {"n_positions": 99}, "max_position_embeddings", 99),
         ("t5", {"layer_norm_epsilon": 1e-3}, "norm_eps", 1e-3),
         ("t5", {"d_ff": None}, "intermediate_size", 2048),

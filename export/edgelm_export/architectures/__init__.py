@@ -12,7 +12,7 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bart import BART
 from edgelm_export.architectures.cohere import COHERE, COHERE2
 from edgelm_export.architectures.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
-from edgelm_export.architectures.exaone4 import EXAONE4
+from edgelm_export.architectures.exaone import EXAONE, EXAONE4
 from edgelm_export.architectures.gemma import GEMMA
 from edgelm_export.architectures.gemma2 import GEMMA2
 from edgelm_export.architectures.gemma3 import GEMMA3
@@ -75,6 +75,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "cohere2": COHERE2,  # Command R7B, Tiny Aya
     "ernie4_5": ERNIE4_5,
     "ernie4_5_moe": ERNIE4_5_MOE,
+    "exaone": EXAONE,  # EXAONE 3 and 3.5
     "exaone4": EXAONE4,
     "hunyuan_v1_dense": HUNYUAN,
     "lfm2": LFM2,

@@ -1,4 +1,8 @@
-"""EXAONE 4: norms behind each part and of each head; with windows, the layers that see all do not turn their heads."""
+"""EXAONE 3 and 4.
+
+EXAONE 3 is a Llama under other names. EXAONE 4 has norms behind each part and of each head; with windows, the layers
+that see all do not turn their heads.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +25,40 @@ _DEFAULTS: Mapping[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 2,
 }
+_DEFAULTS_3: Mapping[str, Any] = {
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 4096,
+    "rope_theta": 5e5,
+    "bos_token_id": 1,
+    "eos_token_id": 361,
+}
 _PATTERN = 4  # of these, the last layer sees all
 _LAYERS_OF_32B = 64  # the one model with windows; llama.cpp too knows it by its number of layers
+
+_LAYER = "transformer.h.{i}"
+_NAMES_3 = {
+    "model.embed_tokens": "transformer.wte",
+    "model.layers.{i}.input_layernorm": f"{_LAYER}.ln_1",
+    **{f"model.layers.{{i}}.self_attn.{part}_proj": f"{_LAYER}.attn.attention.{part}_proj" for part in "qkv"},
+    "model.layers.{i}.self_attn.o_proj": f"{_LAYER}.attn.attention.out_proj",
+    "model.layers.{i}.post_attention_layernorm": f"{_LAYER}.ln_2",
+    "model.layers.{i}.mlp.gate_proj": f"{_LAYER}.mlp.c_fc_0",
+    "model.layers.{i}.mlp.up_proj": f"{_LAYER}.mlp.c_fc_1",
+    "model.layers.{i}.mlp.down_proj": f"{_LAYER}.mlp.c_proj",
+    "model.norm": "transformer.ln_f",
+    "lm_head": "lm_head",
+}
+# As the models' own code called them, before transformers knew the family.
+_OLDER_KEYS = {
+    "num_layers": "num_hidden_layers", "layer_norm_epsilon": "rms_norm_eps", "activation_function": "hidden_act",
+}  # fmt: skip
+
+
+def _to_model_config_3(values: Mapping[str, Any]) -> ModelConfig:
+    older = {key: values[name] for name, key in _OLDER_KEYS.items() if name in values}
+    present = {key: value for key, value in values.items() if value is not None}
+    values = {**_DEFAULTS_3, "rms_norm_eps": 1e-5, **older, **present}
+    return dataclasses.replace(llama.to_model_config(values), model_type="exaone")
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -49,12 +85,20 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    keys = frozenset({"attention.sliding_window", "attention.sliding_window_pattern"})
-    values = gguf_header.to_hf_config(header, "exaone4", keys=keys)
+def _gguf_to_hf_config_3(header: GGUFHeader) -> dict[str, Any]:
+    return {"model_type": "exaone", **_gguf_values(header, "exaone")}
+
+
+def _gguf_values(header: GGUFHeader, architecture: str, *keys: str) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, architecture, keys=frozenset(keys))
     factors = header.rope_factors.get("rope_freqs.weight")
     if factors is not None:
         values["rope_scaling"] = llama.llama3_scaling(factors, values["rope_theta"], values["head_dim"])
+    return values
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = _gguf_values(header, "exaone4", "attention.sliding_window", "attention.sliding_window_pattern")
     layers = values["num_hidden_layers"]
     has_windows = layers == _LAYERS_OF_32B
     return {
@@ -66,6 +110,19 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     }
 
 
+EXAONE = Architecture(
+    model_type="exaone",
+    to_model_config=_to_model_config_3,
+    layout=TensorLayout(names=_NAMES_3, ignored=frozenset({f"{_LAYER}.attn.attention.rotary.inv_freq"})),
+    gguf=GGUFFamily(
+        architecture="exaone",
+        to_hf_config=_gguf_to_hf_config_3,
+        layout=TensorLayout(
+            names=llama.GGUF_NAMES,
+            ignored=frozenset({"rope_freqs.weight"}),  # read by to_hf_config
+        ),
+    ),
+)
 EXAONE4 = Architecture(
     model_type="exaone4",
     to_model_config=_to_model_config,
