@@ -82,6 +82,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "norm_placement": "shared",
         "parallel_residual": True,
     },
+    "seed_oss": {"attention_bias": True, "mlp_bias": True},
+    "seed_oss, a bias of o alone": {"attention_output_bias": True},
+    "seed_oss, heads that do not divide the hidden size": {
+        "num_attention_heads": 10,
+        "attention_bias": True,
+        "attention_output_bias": True,
+    },
     "llama, dynamic rope": {
         "rope_scaling": RopeScaling(rope_type="dynamic", factor=2.0, original_max_position_embeddings=100)
     },
@@ -108,15 +115,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "layer norm": {"norm": "layer"},
     "learned positions": {"position": "learned"},
     "plain feed-forward, query and key norms": {"mlp_gated": False, "qk_norm": True},
-    "biases of q, k and v and of the feed-forward": {"attention_bias": True, "mlp_bias": True},
-    "a bias of o alone": {"attention_output_bias": True},
     "query and key norms with biases of q, k and v alone": {"qk_norm": True, "attention_bias": True},
     "query and key norms with biases of the feed-forward": {"qk_norm": True, "mlp_bias": True},
-    "heads that do not divide the hidden size, with biases": {
-        "num_attention_heads": 10,
-        "attention_bias": True,
-        "attention_output_bias": True,
-    },
     "a bias of the head": {"lm_head_bias": True},
     "norms without weights": {"norm": "rms_plain"},
     "norms of 1 + weight alone": {"norm": "rms_offset"},

@@ -300,7 +300,12 @@ _FAMILIES: dict[str, _Family] = {
     "seed_oss": _Family(
         architecture="SeedOssForCausalLM",
         free=_BIASES,
-        keys=lambda c: {"attention_out_bias": c.attention_output_bias},
+        # Which drops out a tenth while it trains, if it is not told otherwise.
+        keys=lambda c: {
+            "attention_out_bias": c.attention_output_bias,
+            "attention_dropout": 0.0,
+            "residual_dropout": 0.0,
+        },
     ),
     "arcee": _Family(
         architecture="ArceeForCausalLM",
