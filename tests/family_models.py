@@ -142,6 +142,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "nemotron": ("nemotron", {"tie_word_embeddings": False, "head_dim": 32}),
+    "nemotron with biases, turning three quarters": (
+        "nemotron",
+        {"attention_bias": True, "mlp_bias": True, "head_dim": 32, "partial_rotary_factor": 0.75, "norm_eps": 1e-3},
+    ),
+    "olmo": ("olmo", {"tie_word_embeddings": False, "pad_token_id": 0}),
+    "olmo with biases, tied": ("olmo", {"attention_bias": True, "pad_token_id": 0}),
     "olmo2": ("olmo2", {"tie_word_embeddings": False}),
     "olmo3": ("olmo3", {"tie_word_embeddings": False, "num_hidden_layers": 4, "sliding_window": 9}),
     "olmo3, YaRN in the full layers, another base in the windows": ("olmo3", OLMO3),
@@ -337,6 +344,8 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "phi3",
         {"original_max_position_embeddings": 64, "rope_parameters": {"rope_theta": 1e4} | LONGROPE, "pad_token_id": 0},
     ),
+    "nemotron": ("nemotron", "nemotron", {"tie_word_embeddings": False, "mlp_bias": True}),
+    "olmo": ("olmo", "olmo", {"tie_word_embeddings": False, "pad_token_id": 0}),
     "olmo2": ("olmo2", "olmo2", {"tie_word_embeddings": False}),
     "olmo3": (
         "olmo3",

@@ -17,10 +17,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 Array = NDArray[np.float32]
 
 # Families whose heads llama.cpp turns by neighbouring dimensions.
-_PAIRED = ("llama", "mistral3", "granite", "granitemoe", "smollm3", "arcee")
-_LAYER_NORMS = ("command-r", "cohere2", "gpt2", "gptneox", "phi2", "stablelm", "starcoder2")
+_PAIRED = ("llama", "mistral3", "granite", "granitemoe", "smollm3", "arcee", "olmo")
+_LAYER_NORMS = ("command-r", "cohere2", "gpt2", "gptneox", "nemotron", "olmo", "phi2", "stablelm", "starcoder2")
 CHOICE_BIASES = ("expert_bias", "e_score_correction_bias")  # buffers of the models of transformers
-_TURN_IN_PART = ("chatglm", "cohere2", "glm4", "gptneox", "phi2", "phi3", "qwen35", "stablelm")
+_TURN_IN_PART = ("chatglm", "cohere2", "glm4", "gptneox", "nemotron", "phi2", "phi3", "qwen35", "stablelm")
 
 
 def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: str) -> None:
@@ -44,8 +44,9 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
         writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_vocab_size(config.vocab_size)
     if architecture in _LAYER_NORMS:
-        names = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
-        writer.add_layer_norm_eps(next(getattr(config, name) for name in names if hasattr(config, name)))
+        names = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
+        # OLMo's is in no config.
+        writer.add_layer_norm_eps(next((getattr(config, name) for name in names if hasattr(config, name)), 1e-5))
     else:
         writer.add_layer_norm_rms_eps(getattr(config, "norm_eps", None) or config.rms_norm_eps)
     has_head_dim = architecture in ("gemma", "gemma2", "gemma3", "gpt-oss", "qwen3moe", "qwen3vlmoe", "qwen35")
@@ -196,7 +197,7 @@ def _converted(name: str, tensor: Array, config: PreTrainedConfig, architecture:
         heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
         halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
         return halves.swapaxes(1, 2).reshape(tensor.shape)
-    if architecture in ("gemma", "gemma2", "gemma3") and name.endswith("norm.weight"):
+    if architecture in ("gemma", "gemma2", "gemma3", "nemotron") and name.endswith("norm.weight"):
         return tensor + 1
     if architecture in ("lfm2", "lfm2moe") and name.endswith(".conv.conv.weight"):
         return tensor.squeeze(1)

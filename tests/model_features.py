@@ -99,6 +99,8 @@ FEATURES = {
     "in parallel": {"parallel_residual": True},
     "in parallel behind one norm": {"parallel_residual": True, "norm_placement": "shared"},
     "norms of 1 + weight": {"norm": "rms_offset", "qk_norm": True, "embedding_norm": True},
+    "layer norms of 1 + weight": {"norm": "layer_offset", "qk_norm": True, "embedding_norm": True},
+    "layer norms without weights": {"norm": "layer_plain", "qk_norm": True, "embedding_norm": True},
     "norms without weights": {"norm": "rms_plain", "qk_norm": True, "embedding_norm": True},
     "query and key norms over all heads": {
         "qk_norm": True, "qk_norm_scope": "projection", "num_attention_heads": 4, "num_key_value_heads": 2,

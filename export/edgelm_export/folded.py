@@ -39,7 +39,7 @@ class FoldedCheckpoint:
     def __init__(self, checkpoint: Checkpoint) -> None:
         config = checkpoint.config
         self._source = checkpoint
-        self._offset = np.float32(config.norm == "rms_offset")
+        self._offset = np.float32(config.norm.endswith("_offset"))
         self._multiplier: np.float32 = np.float32(config.residual_multiplier)
         _, after_attention, _, after_mlp = NORM_PLACEMENTS[config.norm_placement]
         if config.norm_placement == "residual":  # whose norms see more than what a part adds
@@ -47,7 +47,7 @@ class FoldedCheckpoint:
         attention = after_attention or r"(?:self_attn\.o_proj|(?:conv|linear_attn)\.out_proj)"
         last = (attention, after_mlp or r"mlp\.(?:experts\.\d+\.|shared_experts\.)?down_proj")
         self._last_of_residual = re.compile(rf"layers\.\d+\.({'|'.join(last)})\.(weight|bias)$")
-        if config.norm == "rms_plain" and after_attention and self._multiplier != 1:
+        if config.norm.endswith("_plain") and after_attention and self._multiplier != 1:
             raise ExportError(
                 f"residual_multiplier is {config.residual_multiplier} behind norms without weights; supported is 1."
             )
@@ -56,7 +56,7 @@ class FoldedCheckpoint:
             if config.position != "rope" or config.rotary_dim == (padded := padded_rotary_dim(config))
             else _head_order(config, padded)
         )
-        norm = "rms" if config.norm == "rms_offset" else config.norm
+        norm = config.norm.removesuffix("_offset")
         encoder = config.encoder and dataclasses.replace(config.encoder, norm=norm)
         self.config = dataclasses.replace(config, norm=norm, residual_multiplier=1.0, encoder=encoder)
 

@@ -223,15 +223,16 @@ def run_layer(
 
 
 def _norm(config: ModelConfig, weights: Weights, prefix: str, hidden_TD: Array) -> Array:
-    if config.norm in ("layer", "layer_no_bias"):
+    if config.norm.startswith("layer"):
         hidden_TD = hidden_TD - hidden_TD.mean(-1, keepdims=True)
     scale_T1 = 1 / np.sqrt(np.square(hidden_TD).mean(-1, keepdims=True) + np.float32(config.norm_eps))
     normed_TD: Array = hidden_TD * scale_T1
-    if config.norm == "rms_plain":
+    if config.norm.endswith("_plain"):
         return normed_TD
     weight_D = weights[f"{prefix}weight"]
-    normed_TD = normed_TD * (1 + weight_D if config.norm == "rms_offset" else weight_D)
-    return normed_TD + weights[f"{prefix}bias"] if config.norm == "layer" else normed_TD
+    normed_TD = normed_TD * (1 + weight_D if config.norm.endswith("_offset") else weight_D)
+    bias_D = weights.get(f"{prefix}bias")
+    return normed_TD if bias_D is None else normed_TD + bias_D
 
 
 def _soft_cap(x: Array, cap: float | None) -> Array:

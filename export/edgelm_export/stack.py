@@ -132,16 +132,16 @@ class Stack(ABC):
 
     def norm(self, hidden: str, name: str, size: int | None = None) -> str:
         """Norm the last dimension, of `size`, or D."""
-        epsilon = self.config.norm_eps
-        if self.config.norm == "rms_plain":
+        epsilon, kind = self.config.norm_eps, self.config.norm
+        if kind.endswith("_plain"):
             size = size or self.config.hidden_size
-            ones = self.graph.weight(f"constant.ones.{size}", np.ones(size, np.float32))
-            return self.operators.rms_norm(self.graph, hidden, ones, epsilon, name, self.addends.get(hidden, ()))
-        weight = self.graph.weight(f"{name}.weight", self.checkpoint.tensor(f"{name}.weight"))
-        if self.config.norm == "rms":
+            weight = self.graph.weight(f"constant.ones.{size}", np.ones(size, np.float32))
+        else:
+            weight = self.graph.weight(f"{name}.weight", self.checkpoint.tensor(f"{name}.weight"))
+        if kind.startswith("rms"):
             return self.operators.rms_norm(self.graph, hidden, weight, epsilon, name, self.addends.get(hidden, ()))
         inputs = [hidden, weight]
-        if self.config.norm == "layer":
+        if kind == "layer":
             inputs.append(self.graph.weight(f"{name}.bias", self.checkpoint.tensor(f"{name}.bias")))
         attributes = {"epsilon": epsilon, "axis": -1}
         return self.graph.node("LayerNormalization", inputs, f"{name}.output", "", attributes)

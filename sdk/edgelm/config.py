@@ -13,8 +13,8 @@ from edgelm.errors import ConfigError
 from edgelm.files.regular_file import check_json_values, read_text
 from edgelm.rope_scaling import RopeScaling
 
-# rms_offset multiplies by 1 + weight, rms_plain by nothing.
-NORMS = ("rms", "rms_offset", "rms_plain", "layer", "layer_no_bias")
+# "offset" multiplies by 1 + weight, "plain" by nothing, and adds no bias.
+NORMS = ("rms", "rms_offset", "rms_plain", "layer", "layer_offset", "layer_no_bias", "layer_plain")
 # The fixed sinusoids have a sine and a cosine in turn, or all sines before all cosines ("halves"); in fairseq's halves
 # the last pair turns by 1 / 10,000 a token, and the first token has the place 2.
 SINUSOIDS = ("sinusoidal", "sinusoidal_halves", "sinusoidal_fairseq")

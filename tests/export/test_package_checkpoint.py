@@ -37,6 +37,7 @@ CONFIGS = {
         lm_head_bias=True,
     ),
     "norms of 1 + weight": dataclasses.replace(CONFIG, norm="rms_offset"),
+    "layer norms of 1 + weight": dataclasses.replace(CONFIG, norm="layer_offset"),
     "residual multiplier": dataclasses.replace(CONFIG, residual_multiplier=0.22),
     "a part of the head turns": dataclasses.replace(CONFIG, partial_rotary_factor=0.5, qk_norm=True),
     "layer norms, learned positions, no gate": dataclasses.replace(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgelm.config import SECTION, ModelConfig
+from edgelm.config import NORMS, SECTION, ModelConfig
 from edgelm.errors import ConfigError
 from edgelm.rope_scaling import RopeScaling
 
@@ -93,7 +93,7 @@ LARGE = {
         ({"partial_rotary_factor": 0.1}, "head_dim is 8, of which 0 turn; rope needs an even one."),
         ({"partial_rotary_factor": 0.4}, "head_dim is 8, of which 3 turn; rope needs an even one."),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5; it must be above 0, up to 1."),
-        ({"norm": "batch"}, "norm is 'batch'; supported: rms, rms_offset, rms_plain, layer, layer_no_bias."),
+        ({"norm": "batch"}, f"norm is 'batch'; supported: {', '.join(NORMS)}."),
         ({"norm_placement": "middle"}, "norm_placement is 'middle'; supported: pre, post, both, shared, residual."),
         ({"norm_placement": "shared"}, "norm_placement is 'shared', which needs parallel_residual."),
         ({"scoring_func": "tanh"}, "scoring_func is 'tanh'; supported: softmax, sigmoid."),

@@ -82,6 +82,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "norm_placement": "shared",
         "parallel_residual": True,
     },
+    "nemotron": {
+        "norm": "layer_offset",
+        "mlp_gated": False,
+        "hidden_act": "relu2",
+        "partial_rotary_factor": 0.6,
+        "attention_bias": True,
+        "attention_output_bias": True,
+    },
+    "olmo": {"norm": "layer_plain"},
     "seed_oss": {"attention_bias": True, "mlp_bias": True},
     "seed_oss, a bias of o alone": {"attention_output_bias": True},
     "seed_oss, heads that do not divide the hidden size": {

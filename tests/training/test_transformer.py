@@ -91,6 +91,8 @@ FEATURES: dict[str, dict[str, Any]] = (
         "no positions": {"position": "none"},
         "plain feed-forward": {"mlp_gated": False},
         "layer norm": {"norm": "layer"},
+        "layer norms of 1 + weight": {"norm": "layer_offset"},
+        "layer norms without weights": {"norm": "layer_plain"},
         "layer norms without biases": {"norm": "layer_no_bias", "embedding_norm": True},
         "query and key layer norms": {"norm": "layer", "qk_norm": True},
         "rope dynamic": {
@@ -363,7 +365,7 @@ def test_every_parameter_has_a_gradient(name: str, tiny_config: ModelConfig) -> 
     assert without == []
 
 
-@pytest.mark.parametrize("norm", ["rms", "rms_offset", "rms_plain", "layer"])
+@pytest.mark.parametrize("norm", ["rms", "rms_offset", "rms_plain", "layer", "layer_offset"])
 def test_norms_take_what_projections_give_in_bf16(norm: str, tiny_config: ModelConfig) -> None:
     """PyTorch warns where it has no kernel for what a norm is given, though only once a process."""
     config = replace(tiny_config, norm=norm, norm_placement="both", qk_norm=True)

@@ -43,12 +43,27 @@ class OffsetRMSNorm(RMSNorm):
         return 1 + self.weight
 
 
+class OffsetLayerNorm(nn.LayerNorm):
+    """Multiply by 1 + weight."""
+
+    def reset_parameters(self) -> None:
+        """Begin at a factor of one."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` with a mean of zero and a variance of one over the last dimension, times the factor, plus bias."""
+        return functional.layer_norm(x, self.normalized_shape, 1 + self.weight, self.bias, self.eps)
+
+
 NORMS: dict[str, Callable[..., nn.Module]] = {
     "rms": RMSNorm,
     "rms_offset": OffsetRMSNorm,
     "rms_plain": partial(nn.RMSNorm, elementwise_affine=False),
     "layer": nn.LayerNorm,
+    "layer_offset": OffsetLayerNorm,
     "layer_no_bias": partial(nn.LayerNorm, bias=False),
+    "layer_plain": partial(nn.LayerNorm, elementwise_affine=False),
 }
 
 

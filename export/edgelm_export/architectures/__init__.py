@@ -31,6 +31,8 @@ from edgelm_export.architectures.mbart import MBART
 from edgelm_export.architectures.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from edgelm_export.architectures.mixtral import MIXTRAL
 from edgelm_export.architectures.nanochat import NANOCHAT
+from edgelm_export.architectures.nemotron import NEMOTRON
+from edgelm_export.architectures.olmo import OLMO
 from edgelm_export.architectures.olmo2 import OLMO2
 from edgelm_export.architectures.olmo3 import OLMO3
 from edgelm_export.architectures.olmoe import OLMOE
@@ -63,6 +65,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma3_text": GEMMA3,
     "phi": PHI,  # Phi-1 to Phi-2
     "phi3": PHI3,  # Phi-3, Phi-3.5, Phi-4-mini
+    "nemotron": NEMOTRON,  # and Minitron
+    "olmo": OLMO,
     "olmo2": OLMO2,
     "olmo3": OLMO3,
     "olmoe": OLMOE,

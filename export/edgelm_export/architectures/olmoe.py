@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm.errors import CheckpointError
-from edgelm_export.architectures import experts, gguf_header, hf_values, llama
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama, olmo
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
 
@@ -24,10 +23,7 @@ _DEFAULTS: Mapping[str, Any] = {
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **values}
-    if values.get("clip_qkv") is not None:
-        raise CheckpointError(
-            f"config.json: clip_qkv is {values['clip_qkv']!r}; clipped queries, keys and values are not supported."
-        )
+    olmo.refuse_clipping(values)
     count_key = "num_local_experts" if "num_local_experts" in values else "num_experts"
     return dataclasses.replace(
         llama.to_model_config(values | {"mlp_bias": False}),

@@ -63,7 +63,7 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
     found = [
         ScaledChannels(maker=norm, readers=tuple(names))
         for norm, names in readers.items()
-        if norm is not None and config.norm != "rms_plain"
+        if norm is not None and not config.norm.endswith("_plain")
     ]
     if layer in config.attention_layers:
         found.append(ScaledChannels(maker="self_attn.v_proj", readers=("self_attn.o_proj",), of_heads=True))
@@ -114,8 +114,8 @@ class ChannelScales:
         divisors = self.divisors[module]
         if tensor.ndim == 2:
             return np.asarray(tensor / divisors[:, None])
-        # A norm of kind rms_offset multiplies by 1 + weight.
-        offset = np.float32(kind == "weight" and self._config.norm == "rms_offset")
+        # A norm of such a kind multiplies by 1 + weight.
+        offset = np.float32(kind == "weight" and self._config.norm.endswith("_offset"))
         return np.asarray((tensor + offset) / divisors - offset)
 
     def save(self, folder: Path) -> None:

@@ -335,6 +335,19 @@ _FAMILIES: dict[str, _Family] = {
         fits=lambda c: _is_gemma(c) and c.rope_local_theta is not None,
         keys=_gemma3,
     ),
+    "nemotron": _Family(
+        architecture="NemotronForCausalLM",
+        fixed={"norm": "layer_offset", "mlp_gated": False},
+        free=_BIASES | {"partial_rotary_factor"},
+        fits=_one_switch,
+        keys=lambda c: {"norm_eps": c.norm_eps, "partial_rotary_factor": c.partial_rotary_factor},
+    ),
+    "olmo": _Family(
+        architecture="OlmoForCausalLM",
+        fixed={"norm": "layer_plain"},
+        free=frozenset({"attention_bias", "attention_output_bias"}),
+        fits=lambda c: _one_switch(c) and _heads_divide(c) and c.norm_eps == 1e-5,
+    ),
     "stablelm": _Family(
         architecture="StableLmForCausalLM",
         fixed={"norm": "layer"},

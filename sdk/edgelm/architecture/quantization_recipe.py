@@ -224,7 +224,7 @@ def _smooths_well(config: ModelConfig) -> bool:
     Before attention and feed-forward stand norms that can be divided, and a gated feed-forward whose first product can.
     """
     before_attention, _, before_feed_forward, _ = NORM_PLACEMENTS[config.norm_placement]
-    divisible = before_attention is not None and before_feed_forward is not None and config.norm != "rms_plain"
+    divisible = before_attention is not None and before_feed_forward is not None and not config.norm.endswith("_plain")
     runs = config.encoder is None and config.position != "relative"
     return runs and divisible and config.mlp_gated and config.num_experts == 0
 

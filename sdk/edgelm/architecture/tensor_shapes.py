@@ -125,7 +125,7 @@ class _Stack:
             self._shapes[f"{name}.bias"] = (rows,)
 
     def _norm(self, name: str | None, size: int) -> None:
-        if name is not None and self._config.norm != "rms_plain":
+        if name is not None and not self._config.norm.endswith("_plain"):
             self._shapes[f"{name}.weight"] = (size,)
-        if name is not None and self._config.norm == "layer":
+        if name is not None and self._config.norm in ("layer", "layer_offset"):
             self._shapes[f"{name}.bias"] = (size,)

@@ -1,0 +1,49 @@
+"""OLMo 1: a Llama whose layer norms have no weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import gguf_header, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.tensor_map import TensorLayout
+
+_EPSILON = 1e-5  # in no config
+
+
+def refuse_clipping(values: Mapping[str, Any]) -> None:
+    """Refuse a config that clips queries, keys and values, as a few of OLMo's do.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    if values.get("clip_qkv") is not None:
+        raise CheckpointError(
+            f"config.json: clip_qkv is {values['clip_qkv']!r}; clipped queries, keys and values are not supported."
+        )
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    refuse_clipping(values)
+    values = {"eos_token_id": 50279, **values, "rms_norm_eps": _EPSILON}
+    return dataclasses.replace(llama.to_model_config(values), model_type="olmo", norm="layer_plain", mlp_bias=False)
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, "olmo", norm="layer")
+    return {"architectures": ["OlmoForCausalLM"], "model_type": "olmo", **values}
+
+
+OLMO = Architecture(
+    model_type="olmo",
+    to_model_config=_to_model_config,
+    gguf=GGUFFamily(
+        architecture="olmo",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=llama.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+    ),
+)
