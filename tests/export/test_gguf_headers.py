@@ -133,6 +133,7 @@ def test_other_frequency_factors_are_refused(factors: np.ndarray) -> None:
         ({"llama.layers": array("i")}, "features that are not supported: llama.layers = array"),
         ({"llama.rope.freq_base": True}, "rope.freq_base is True; it must be a number"),
         ({"llama.rope.freq_base": float("inf")}, "rope.freq_base is inf; it must be a number"),
+        ({"llama.rope.freq_base": 1e308}, r"rope.freq_base is 1e\+308; it must be a number"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, "epsilon is missing; it must be a number"),
         ({"llama.rope.dimension_count": 8}, "rope.dimension_count is 8; supported is the head's own size, 16"),
         ({"llama.attention.value_length": 8}, "value_length is 8; supported"),
@@ -245,3 +246,26 @@ def test_weights_of_experts_that_are_not_those_of_the_family_are_refused() -> No
     header = GGUFHeader(metadata=metadata, shapes={"token_embd.weight": (320, 64)}, rope_factors={})
     with pytest.raises(CheckpointError, match=r"expert_gating_func is 1; supported is this family's 2 \(sigmoid\)"):
         ARCHITECTURES["lfm2_moe"].gguf.to_hf_config(header)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        (
+            "phi",
+            {
+                "attention.key_length": 0, "attention.layer_norm_rms_epsilon": 0.0,
+                "attention.layer_norm_epsilon": 1e-5,
+            },
+            "head_dim is 0; it must be a whole number of 1 or more",
+        ),
+        ("exaone4", {"block_count": 2**31}, "num_hidden_layers is 2147483648; it must be from 1 to 4096"),
+    ],
+)  # fmt: skip
+def test_sizes_that_no_model_has_are_refused_before_anything_is_made_of_them(
+    family: str, changes: dict[str, Any], message: str
+) -> None:
+    name = ARCHITECTURES[family].gguf.architecture
+    values = family_config(family, {f"{name}.{key}": value for key, value in changes.items()})
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        ARCHITECTURES[family].to_model_config(values)

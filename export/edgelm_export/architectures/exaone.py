@@ -106,7 +106,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         "model_type": "exaone4",
         **values,
         "sliding_window": _DEFAULTS["sliding_window"] if has_windows else None,
-        "layer_types": hf_values.last_sees_all(layers, _PATTERN if has_windows else 1),
+        "layer_types": hf_values.last_sees_all(min(layers, MAX_LAYERS), _PATTERN if has_windows else 1),
     }
 
 

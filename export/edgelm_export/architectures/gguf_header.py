@@ -101,4 +101,4 @@ def to_hf_config(
         "tie_word_embeddings": "output.weight" not in shapes,
         **token_id_values(metadata),
     }
-    return config | ({"partial_rotary_factor": rotated / head_dim} if turns_a_part else {})
+    return config | ({"partial_rotary_factor": rotated / max(head_dim, 1)} if turns_a_part else {})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from edgelm.config import FLOAT32_END
 from edgelm.errors import CheckpointError
 
 _ROPE_TYPES = ("none", "linear", "yarn")
@@ -33,7 +33,7 @@ def whole_number(metadata: Mapping[str, Any], key: str, default: int | None = No
 def float32_number(metadata: Mapping[str, Any], key: str, default: float | None = None) -> float:
     """Read a number that the file holds in float32, as the decimal it was written from (1e-05, not 9.99999974e-06)."""
     value = metadata.get(key, default)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < FLOAT32_END:
         shown = "missing" if value is None else f"{str(value)[:100]}"
         raise CheckpointError(f"GGUF metadata: {key} is {shown}; it must be a number.")
     return float(str(np.float32(value)))
