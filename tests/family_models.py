@@ -62,6 +62,12 @@ OLMO3 = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
     },
 }  # fmt: skip
+# The last three layers look at the keys and values of earlier ones, one of each kind.
+GEMMA4 = {
+    "num_hidden_layers": 6, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 3, "sliding_window": 9, "head_dim": 16, "global_head_dim": 32,
+    "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 320, "use_double_wide_mlp": True,
+}  # fmt: skip
 
 # Each text of 150 tokens is longer than the windows and than the original contexts.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -122,6 +128,21 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
             },
             "final_logit_softcapping": 2.0,
+        },
+    ),
+    "gemma4_text": ("gemma4_text", GEMMA4),
+    "gemma4_text, keys as values in the layers that see all, a soft-cap": (
+        "gemma4_text",
+        {
+            "num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+            "sliding_window": 9, "head_dim": 16, "global_head_dim": 64, "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "final_logit_softcapping": 2.0,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+                "full_attention": {
+                    "rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 1e5, "factor": 2.0,
+                },
+            },
         },
     ),
     "phi": ("phi", {"partial_rotary_factor": 0.5, "tie_word_embeddings": False}),

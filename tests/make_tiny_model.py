@@ -50,7 +50,8 @@ def make_checkpoint(folder: Path, config: ModelConfig = CONFIG, seed: int = 0) -
     tensors = {}
     for name, shape in config.tensor_shapes().items():
         values = random.standard_normal(shape, np.float32) * scale
-        tensors[name] = values + np.float32(1.0) if "norm.weight" in name else values
+        is_near_one = "norm.weight" in name or name.endswith(".layer_scalar")
+        tensors[name] = values + np.float32(1.0) if is_near_one else values
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(hf_config(config) | {SECTION: config.to_dict()}, indent=2))
     (folder / "tokenizer.json").write_text(_tokenizer(), encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from make_tiny_model import CONFIG
 
 from edgelm.config import ModelConfig
+from edgelm.rope_scaling import RopeScaling
 
 LONGROPE = {
     "rope_type": "longrope", "factor": 8.0, "original_max_position_embeddings": 128,
@@ -15,6 +16,14 @@ LINEAR = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 16,
     "linear_conv_kernel_dim": 4,
 }  # fmt: skip
+GEMMA4_FEATURES = {
+    "norm_placement": "both", "qk_norm": True, "v_norm": True, "layer_scalar": True, "attention_multiplier": 1.0,
+    "sliding_window": 6, "rope_local_theta": 100.0, "layer_types": ("sliding_attention", "full_attention"),
+    "global_head_dim": 16, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "hidden_size_per_layer_input": 4,
+    "final_logit_softcapping": 3.0,
+    "rope_scaling": RopeScaling(rope_type="proportional", partial_rotary_factor=0.5),
+}  # fmt: skip
+
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2}
 
 FEATURES = {
@@ -84,6 +93,30 @@ FEATURES = {
         "residual_multiplier": 0.5,
     },
     "a gate behind attention": {"attention_output_gate": True, "attention_bias": True},
+    "larger heads in the layers that see all, which turn in part": {
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "num_global_key_value_heads": 1,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 7,
+        "rope_local_theta": 500.0, "global_head_dim": 48, "attention_multiplier": 0.5, "qk_norm": True,
+        "rope_scaling": {"rope_type": "proportional", "partial_rotary_factor": 0.4, "factor": 2.0},
+    },
+    "heads that turn in part, proportionally": {
+        "head_dim": 32, "rope_scaling": {"rope_type": "proportional", "partial_rotary_factor": 0.75},
+    },
+    "keys as values in the layers that see all, values normed": {
+        "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 7, "attention_k_eq_v": True,
+        "v_norm": True, "partial_rotary_factor": 0.5, "attention_bias": True,
+    },
+    "keys and values of earlier layers, with wider feed-forwards": {
+        "num_hidden_layers": 5, "num_kv_shared_layers": 3, "sliding_window": 7, "use_double_wide_mlp": True,
+        "qk_norm": True, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "layer_types": ["full_attention", *["sliding_attention"] * 3, "full_attention"],
+    },
+    "keys and values of the first layer in all others": {
+        "num_hidden_layers": 3, "num_kv_shared_layers": 2, "attn_logit_softcapping": 0.5, "attention_bias": True,
+    },
+    "features of each layer's own": {"hidden_size_per_layer_input": 8, "norm_placement": "both", "mlp_gated": False},
+    "features of each layer's own, norms of 1 + weight": {"hidden_size_per_layer_input": 24, "norm": "rms_offset"},
+    "a factor of each layer": {"layer_scalar": True, "hidden_size_per_layer_input": 8},
     "soft-cap of attention": {"attn_logit_softcapping": 0.5},
     "soft-cap of attention, in a window": {"attn_logit_softcapping": 0.5, "sliding_window": 7},
     "soft-cap of logits": {"final_logit_softcapping": 0.5},

@@ -128,6 +128,7 @@ def _package_for_adapters(base: Path) -> tuple[Manifest, _Origin]:
     kinds = {
         "a model with experts": bool(config.num_experts),
         "a model with an encoder": config.encoder is not None,
+        "a model whose keys are values too": config.attention_k_eq_v,
         "in operators of the ONNX standard": {"operators": STANDARD} in package.recipe,
     }
     for kind, is_it in kinds.items():
@@ -260,7 +261,7 @@ def _check_layers(trained: _Trained, config: ModelConfig) -> None:
     shapes = config.tensor_shapes()
     faults = []
     for layer, (a, b) in trained.matrices.items():
-        shape = shapes.get(f"{layer}.weight", ()) if layer.endswith("_proj") else ()
+        shape = shapes.get(f"{layer}.weight", ()) if ".layers." in layer else ()
         if len(shape) != 2:
             faults.append(f"{layer}: there is no such projection")
         elif (b.shape[0], a.shape[1]) != shape or a.shape[0] != b.shape[1]:

@@ -20,9 +20,9 @@ from edgelm.cli.output import is_terminal, print_rows
 from edgelm.cli.picture_file import PictureFile
 from edgelm.cli.progress import progress_line
 from edgelm.cli.wrong_usage import refused
-from edgelm.config import KV_CACHES
 from edgelm.errors import ExportError
 from edgelm.files.gguf_part_names import name_of_whole
+from edgelm.layer_features import KV_CACHES
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest
 from edgelm.pictures.scatter_picture import Dot, draw_scatter

@@ -8,10 +8,11 @@ that holds them all), and the cache `past_key_values.{i}.key|value` [B, K, C, H]
 `present.{i}.key|value`, and `last_hidden_state` [B, T, D], what the head reads, for who asks for it. Past and present
 may share memory. With convolutions it takes `past_conv` [B, 1, L - 1, W], what they read of the tokens before the new
 ones, and gives `present_conv` [B, 1, T, W], what the next ones will read of these: L tokens that a convolution sees, W
-channels of all layers that have one. With linear attention it takes and gives its states (linear_attention.py). With
-an encoder it also takes `cross_key_values.{i}.key|value` [B, N, S, H], what
-the encoder's graph (encoder.py) gives of a source text. The optional scalar `num_logits_to_keep` says for how many of
-the last positions logits are wanted; 0, the default, is all of them, as other runtimes expect.
+channels of all layers that have one. With linear attention it takes and gives its states (linear_attention.py). Layers
+that look at keys and values of an earlier one give those again, as `shared.{i}.key|value`, which may be the same memory
+too. With an encoder it also takes `cross_key_values.{i}.key|value`
+[B, N, S, H], what the encoder's graph (encoder.py) gives of a source text. The optional scalar `num_logits_to_keep`
+says for how many of the last positions logits are wanted; 0, the default, is all of them, as other runtimes expect.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ import onnx
 
 from edgelm.architecture.relative_positions import relative_buckets
 from edgelm.architecture.rope import LARGEST_TABLE, has_long_table, table_frequencies
-from edgelm.config import CROSS_NORMS
+from edgelm.config import CROSS_NORMS, ModelConfig
 from edgelm.errors import ExportError
 from edgelm.memory.cache_layout import state_layouts
-from edgelm.runtime.decoder_graph import CROSS, PAST_CONV, PRESENT_CONV, STATES
+from edgelm.runtime.decoder_graph import CROSS, PAST_CONV, PRESENT_CONV, SHARED, STATES
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import ROTARY_MULTIPLE, FoldedCheckpoint, padded_rotary_dim
 from edgelm_export.graph import MICROSOFT
 from edgelm_export.linear_attention import add_linear_attention
 from edgelm_export.quantize import Precision
+from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.stack import Stack
 
 FLOAT, INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT8
@@ -47,12 +49,12 @@ def build_decoder(checkpoint: Checkpoint, precision: Precision, data: ExternalDa
     Raises:
         ExportError: ONNX Runtime's operators cannot compute this config.
     """
-    head_dim = checkpoint.config.head_dim
-    if head_dim % _HEAD_MULTIPLE:
-        raise ExportError(
-            f"head_dim is {head_dim}; ONNX Runtime's GroupQueryAttention takes heads of a multiple of "
-            f"{_HEAD_MULTIPLE}, and rotates those of a multiple of {ROTARY_MULTIPLE}. Train with such a head_dim."
-        )
+    for head_dim in _head_sizes(checkpoint.config):
+        if head_dim % _HEAD_MULTIPLE:
+            raise ExportError(
+                f"head_dim is {head_dim}; ONNX Runtime's GroupQueryAttention takes heads of a multiple of "
+                f"{_HEAD_MULTIPLE}, and rotates those of a multiple of {ROTARY_MULTIPLE}. Train with such a head_dim."
+            )
     return DecoderStack(folded(checkpoint), precision, data).build()
 
 
@@ -63,18 +65,24 @@ def folded(checkpoint: Checkpoint) -> FoldedCheckpoint:
         ExportError: its heads or positions cannot be rotated, or there is no weight that could take a factor.
     """
     config = checkpoint.config
-    if config.position == "rope" and config.head_dim % ROTARY_MULTIPLE:
-        raise ExportError(
-            f"head_dim is {config.head_dim}; ONNX Runtime's GroupQueryAttention rotates heads of a multiple of "
-            f"{ROTARY_MULTIPLE}. Train with such a head_dim, or without rope."
-        )
-    row = 4 * (padded_rotary_dim(config) // 2) * (2 if config.short_context is not None else 1)
+    for head_dim in _head_sizes(config):
+        if config.position == "rope" and head_dim % ROTARY_MULTIPLE:
+            raise ExportError(
+                f"head_dim is {head_dim}; ONNX Runtime's GroupQueryAttention rotates heads of a multiple of "
+                f"{ROTARY_MULTIPLE}. Train with such a head_dim, or without rope."
+            )
+    widest = max(padded_rotary_dim(config, kind) for kind in ("global", "local"))
+    row = 4 * (widest // 2) * (2 if config.short_context is not None else 1)
     if config.position == "rope" and config.max_position_embeddings * row > LARGEST_TABLE:
         raise ExportError(
             f"max_position_embeddings is {config.max_position_embeddings}; the rotations of at most "
             f"{LARGEST_TABLE // row} positions are made when a graph of such heads is loaded. Set it to that or less."
         )
     return FoldedCheckpoint(checkpoint)
+
+
+def _head_sizes(config: ModelConfig) -> list[int]:
+    return sorted({config.head_size(layer) for layer in config.attention_layers})
 
 
 class DecoderStack(Stack):
@@ -96,6 +104,7 @@ class DecoderStack(Stack):
         """Add what stands before the first block."""
         self.inputs()
         hidden = self.embedding()
+        self.features_of_layers(hidden)
         self.rotations()
         self.bias = self.distance_scores() if self.config.position == "relative" else ""
         self.begin_convolutions()
@@ -184,9 +193,9 @@ class DecoderStack(Stack):
         bounds = [graph.constant(bound, np.float32) for bound in (0.0, float(length), 1.0)]
         positions_C = graph.node("Range", bounds, f"{name}.positions")
         positions_C1 = graph.node("Unsqueeze", [positions_C, graph.constant([1])], f"{name}.column")
-        turning, padded = config.rotary_dim // 2, padded_rotary_dim(config) // 2
+        turning, padded = config.turning_dim(kind) // 2, padded_rotary_dim(config, kind) // 2
         filling = (0, padded - turning)  # pairs that turn by no angle
-        stored = graph.weight(f"{name}.frequencies", np.pad(frequencies, ((0, 0), (0, 0), filling)))
+        stored = graph.weight(f"{name}.frequencies", np.pad(frequencies[..., :turning], ((0, 0), (0, 0), filling)))
         products = graph.node("Mul", [positions_C1, stored], f"{name}.products")
         angles = graph.node("Reshape", [products, graph.constant([-1, padded])], f"{name}.angles")
         tables = [graph.node(function, [angles], f"{angles}.{function.lower()}") for function in ("Cos", "Sin")]
@@ -302,19 +311,27 @@ class DecoderStack(Stack):
     def attended(self, hidden: str, i: int) -> str:
         """Project queries, keys and values, norm them, and let the queries look at the keys."""
         name = f"{self.name}.layers.{i}.self_attn"
-        qkv = self.projections.fused(hidden, [f"{name}.{part}_proj" for part in "qkv"], f"{name}.qkv_proj")
-        if self.config.qk_norm:
-            qkv = self.normed_queries_and_keys(qkv, i, name)
+        if self.config.keys_of(i) == i:
+            qkv = self.projections.fused(hidden, [f"{name}.{part}_proj" for part in "qkv"], f"{name}.qkv_proj")
+        else:
+            qkv = [self.projections.linear(hidden, f"{name}.q_proj"), *self.no_keys_and_values(hidden, i)]
+        if self.config.qk_norm or self.config.v_norm:
+            qkv = self.normed_heads(qkv, i, name)
         if self.config.llama_4_scaling_beta is not None and self.config.rope_kind(i) is not None:
-            query, *keys_and_values = self.apart(qkv, name)
+            query, *keys_and_values = self.apart(qkv, i, name)
             qkv = [self.graph.node("Mul", [query, self.query_factor], f"{name}.grown_query"), *keys_and_values]
         return self.grouped_query_attention(qkv, i, name)
 
     def grouped_query_attention(self, qkv: list[str], i: int, name: str) -> str:
         """Grouped-query attention; rotation, cache and causal mask are inside the operator."""
-        graph, shape = self.graph, self.cache_shape("capacity")
-        past = [graph.input(f"past_key_values.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
-        present = [graph.output(f"present.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
+        graph, shape, source = self.graph, self.cache_shape(i, "capacity"), self.config.keys_of(i)
+        if source == i:
+            past = [graph.input(f"past_key_values.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
+        else:
+            past = [f"present.{source}.{part}" for part in ("key", "value")]
+        # Where they are the same memory as the past, nothing is copied.
+        kind = "present" if source == i else SHARED
+        present = [graph.output(f"{kind}.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
         if len(qkv) == 1:
             qkv = [*qkv, "", ""]  # the operator splits a packed query, key and value itself
         return self.look(qkv, past, present, self.rotation(i), i, name)
@@ -329,13 +346,13 @@ class DecoderStack(Stack):
 
         Source: RotaryEmbedding in onnxruntime's ContribOperators.md.
         """
-        rotation = self.rope[self.config.rope_kind(i)]
-        if not rotation:
+        kind = self.config.rope_kind(i)
+        if kind is None:
             return projected
-        cos, sin, *rows = rotation
-        rotary_dim = padded_rotary_dim(self.config)
+        cos, sin, *rows = self.rope[kind]
+        rotary_dim = padded_rotary_dim(self.config, kind)
         attributes = {"num_heads": heads}
-        if rotary_dim < self.config.head_dim:
+        if rotary_dim < self.config.head_size(i):
             attributes["rotary_embedding_dim"] = rotary_dim
         inputs = [projected, rows[0] if rows else self.turning_positions(), cos, sin]
         return self.graph.node("RotaryEmbedding", inputs, name, MICROSOFT, attributes)
@@ -344,9 +361,19 @@ class DecoderStack(Stack):
         """Return the positions [B, T] of the new tokens, or [1] of the first."""
         return "positions" if self.graph.has_node("positions") else self.positions()
 
-    def cache_shape(self, tokens: str) -> list[int | str]:
+    def no_keys_and_values(self, hidden: str, i: int) -> list[str]:
+        """Return keys and values of no tokens [B, 0, K * H], for a layer that looks at those of another."""
+        graph, width = self.graph, self.config.kv_heads(i) * self.config.head_size(i)
+        name = f"no_keys.{width}"
+        if not graph.has_node(name):
+            shape = graph.node("Shape", ["input_ids"], f"{name}.rows", attributes={"start": 0, "end": 1})
+            sizes = graph.node("Concat", [shape, graph.constant([0, width])], f"{name}.shape", attributes={"axis": 0})
+            graph.node("ConstantOfShape", [sizes], name)
+        return [name, name]
+
+    def cache_shape(self, i: int, tokens: str) -> list[int | str]:
         """Return the shape of the keys or values of so many tokens of a layer."""
-        return [BATCH, self.config.num_key_value_heads, tokens, self.config.head_dim]
+        return [BATCH, self.config.kv_heads(i), tokens, self.config.head_size(i)]
 
     def look(self, qkv: list[str], past: list[str], present: list[str], rotation: list[str], i: int, name: str) -> str:
         """Let the queries of layer i look at the keys; they and the new keys are turned first by what `rotation` names.
@@ -362,7 +389,7 @@ class DecoderStack(Stack):
             inputs.append(graph.weight(f"{name}.sinks", self.checkpoint.tensor(f"{name}.sinks")))
         attributes = {
             "num_heads": config.num_attention_heads,
-            "kv_num_heads": config.num_key_value_heads,
+            "kv_num_heads": config.kv_heads(i),
             "scale": config.attention_scale,
             "do_rotary": int(bool(rotation)),
             "local_window_size": config.window(i),
@@ -370,30 +397,45 @@ class DecoderStack(Stack):
         }
         return graph.node("GroupQueryAttention", inputs, [f"{name}.output", *present], MICROSOFT, attributes)
 
-    def normed_queries_and_keys(self, qkv: list[str], i: int, name: str) -> list[str]:
-        """Norm queries and keys, by head or all heads together; packed or not before, the three are apart after."""
-        graph, H = self.graph, self.config.head_dim
-        NH, KH = self.config.num_attention_heads * H, self.config.num_key_value_heads * H
-        qkv = self.apart(qkv, name)
-        if self.config.qk_norm_scope == "turned_head":
-            qkv[0] = self.turned_heads(qkv[0], NH // H, i, f"{name}.turned_query")
-            qkv[1] = self.turned_heads(qkv[1], KH // H, i, f"{name}.turned_key")
-        normed = []
-        for projected, module, width in ((qkv[0], f"{name}.q_norm", NH), (qkv[1], f"{name}.k_norm", KH)):
-            if self.config.qk_norm_scope == "projection":
-                normed.append(self.norm(projected, module, width))
-                continue
-            heads = graph.node("Reshape", [projected, graph.constant([0, 0, width // H, H])], f"{module}.heads")
-            shape = graph.constant([0, 0, width])
-            normed.append(graph.node("Reshape", [self.norm(heads, module, H), shape], f"{module}.joined"))
-        return [*normed, qkv[2]]
+    def normed_heads(self, qkv: list[str], i: int, name: str) -> list[str]:
+        """Norm queries and keys, by head or all heads together, and values; packed or not before, they are apart after.
 
-    def apart(self, qkv: list[str], name: str) -> list[str]:
+        Of a layer that looks at the keys and values of another, the queries alone.
+        """
+        config, H = self.config, self.config.head_size(i)
+        query, key, value = self.apart(qkv, i, name)
+        own, N, K = config.keys_of(i) == i, config.num_attention_heads, config.kv_heads(i)
+        turns_before = config.qk_norm and config.qk_norm_scope == "turned_head"
+        query = self.turned_heads(query, N, i, f"{name}.turned_query") if turns_before else query
+        key = self.turned_heads(key, K, i, f"{name}.turned_key") if turns_before and own else key
+        if config.qk_norm:
+            query = self.normed_by_head(query, f"{name}.q_norm", N * H, H)
+        if config.qk_norm and own:
+            key = self.normed_by_head(key, f"{name}.k_norm", K * H, H)
+        if config.v_norm and own:
+            heads = self.split_heads(value, f"{name}.v_norm", H)
+            normed = self.plain_norm(heads, f"{name}.v_norm", H)
+            joined = self.graph.constant([0, 0, K * H])
+            value = self.graph.node("Reshape", [normed, joined], f"{name}.v_norm.joined")
+        return [query, key, value]
+
+    def normed_by_head(self, projected: str, module: str, width: int, head_dim: int) -> str:
+        """Norm queries or keys [B, T, width], each head by itself or all together."""
+        if self.config.qk_norm_scope == "projection":
+            return self.norm(projected, module, width)
+        normed = self.norm(self.split_heads(projected, module, head_dim), module, head_dim)
+        return self.graph.node("Reshape", [normed, self.graph.constant([0, 0, width])], f"{module}.joined")
+
+    def split_heads(self, projected: str, name: str, head_dim: int) -> str:
+        """Split [B, T, heads * H] into heads [B, T, heads, H]."""
+        return self.graph.node("Reshape", [projected, self.graph.constant([0, 0, -1, head_dim])], f"{name}.heads")
+
+    def apart(self, qkv: list[str], i: int, name: str) -> list[str]:
         """Split a packed query, key and value; what is not packed stays."""
         if len(qkv) > 1:
             return qkv
-        H, parts = self.config.head_dim, [f"{name}.{part}" for part in "qkv"]
-        NH, KH = self.config.num_attention_heads * H, self.config.num_key_value_heads * H
+        H, parts = self.config.head_size(i), [f"{name}.{part}" for part in "qkv"]
+        NH, KH = self.config.num_attention_heads * H, self.config.kv_heads(i) * H
         self.graph.node("Split", [qkv[0], self.graph.constant([NH, KH, KH])], parts, attributes={"axis": -1})
         return parts
 
@@ -439,9 +481,9 @@ class DecoderStack(Stack):
         hidden = self.divided(hidden, "lm_head.input")
         if not config.tie_word_embeddings:
             self.projections.head(hidden, output)
-        elif len(self.tied_parts) > 1:
+        elif isinstance(self.tied_weight, PackedWeight):
             operators = self.projections.operators
             operators.product(graph, hidden, operators.tied(graph, self.tied_parts), self.tied_weight, output)
         else:
             transposed_DV = graph.node("Transpose", self.tied_parts, "lm_head.weight", attributes={"perm": [1, 0]})
-            graph.node("MatMul", [hidden, self.projections.widened(transposed_DV, self.tied_dtype)], output)
+            graph.node("MatMul", [hidden, self.projections.widened(transposed_DV, self.tied_weight.dtype)], output)

@@ -19,6 +19,7 @@ from edgelm.config import SECTION
 from edgelm.errors import EdgeLMError, ExportError, VerificationError
 from edgelm.files import atomic
 from edgelm.generation_config import GenerationConfig
+from edgelm.memory.cache_layout import cache_layout
 from edgelm.memory.malloc import map_arrays_from
 from edgelm.package.graph_file import (
     DATA_FILE,
@@ -240,9 +241,10 @@ def _write_text_files(
         **checkpoint.text_files,
         "config.json": json_text(config),
     }
-    # onnxruntime-genai has another form of models with an encoder, and of those with something in attention's place.
-    config_has_attention_alone = len(checkpoint.config.attention_layers) == checkpoint.config.num_hidden_layers
-    if checkpoint.config.encoder is None and config_has_attention_alone:
+    # onnxruntime-genai has another form of models with an encoder, and of those whose layers keep different things.
+    kept = [buffer[:2] for buffer in cache_layout(checkpoint.config)]
+    are_alike = len(set(kept)) == 1 and len(kept) == 2 * checkpoint.config.num_hidden_layers
+    if checkpoint.config.encoder is None and are_alike:
         files["genai_config.json"] = json_text(genai_config(checkpoint.config, shares_cache=operators != STANDARD))
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8", newline="\n")

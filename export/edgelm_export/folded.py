@@ -17,12 +17,15 @@ from edgelm_export.tensor_map import is_of_norm
 
 # GroupQueryAttention turns heads by tables whose width is a multiple of 8, that is 16 dimensions.
 ROTARY_MULTIPLE = 16
-_QUERIES_OR_KEYS = re.compile(r"\.self_attn\.[qk]_(proj|norm)\.(weight|bias)$")
+_QUERIES_OR_KEYS = re.compile(r"\.layers\.(\d+)\.self_attn\.[qk]_(proj|norm)\.(weight|bias)$")
+_VALUES = re.compile(r"\.layers\.(\d+)\.self_attn\.v_proj\.")
 
 
-def padded_rotary_dim(config: ModelConfig) -> int:
-    """Return how many dimensions of a head the graph turns: R, and some by no angle up to a multiple of 16."""
-    return -(-config.rotary_dim // ROTARY_MULTIPLE) * ROTARY_MULTIPLE
+def padded_rotary_dim(config: ModelConfig, kind: str = "global") -> int:
+    """Return how many dimensions of a head the graph turns in layers of a kind: those that turn by an angle, and some
+    more up to a multiple of 16.
+    """
+    return -(-config.turning_dim(kind) // ROTARY_MULTIPLE) * ROTARY_MULTIPLE
 
 
 class FoldedCheckpoint:
@@ -30,7 +33,7 @@ class FoldedCheckpoint:
 
     1 + weight of a norm is its weight, no residual_multiplier is left, and in each query and key head the halves of the
     part that turns stand where the padded tables of the graph turn them. It costs nothing at run time, and one rounding
-    of each changed weight.
+    of each changed weight. Keys that are values too are projected twice, since those are not reordered.
 
     Raises:
         ExportError: there is no weight that could take the residual_multiplier.
@@ -51,14 +54,13 @@ class FoldedCheckpoint:
             raise ExportError(
                 f"residual_multiplier is {config.residual_multiplier} behind norms without weights; supported is 1."
             )
-        self._order = (
-            None
-            if config.position != "rope" or config.rotary_dim == (padded := padded_rotary_dim(config))
-            else _head_order(config, padded)
-        )
+        self._orders = {kind: _head_order(config, kind) for kind in _kinds(config)}
         norm = config.norm.removesuffix("_offset")
         encoder = config.encoder and dataclasses.replace(config.encoder, norm=norm)
-        self.config = dataclasses.replace(config, norm=norm, residual_multiplier=1.0, encoder=encoder)
+        self._source_config = config
+        self.config = dataclasses.replace(
+            config, norm=norm, residual_multiplier=1.0, encoder=encoder, attention_k_eq_v=False
+        )
 
     @property
     def hf_config(self) -> Mapping[str, Any]:
@@ -87,35 +89,38 @@ class FoldedCheckpoint:
 
     def stored_type(self, name: str) -> str:
         """Name the type of the source's tensor."""
-        return self._source.stored_type(name)
+        return self._source.stored_type(self._source_name(name))
+
+    def _source_name(self, name: str) -> str:
+        """Name the tensor of the source that one is made of: values may be keys there."""
+        found = _VALUES.search(name)
+        are_keys = found is not None and self._source_config.keys_are_values(int(found[1]))
+        return name.replace("v_proj", "k_proj") if are_keys else name
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, with its factors inside."""
-        tensor = self._source.tensor(name)
+        tensor = self._source.tensor(self._source_name(name))
         if self._offset and is_of_norm(name):
             tensor = tensor + self._offset
-        if self._is_reordered(name):
-            tensor = tensor[self._row_order(len(tensor))]
+        order = self._order(name)
+        tensor = tensor if order is None else tensor[_of_heads(order, len(tensor))]
         return tensor * self._multiplier if self._is_multiplied(name) else tensor
 
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return a matrix on its own grid, whose scales take the factor."""
-        blocks = self._source.quantized_blocks(name)
+        blocks = self._source.quantized_blocks(self._source_name(name))
         if blocks is not None and self._is_multiplied(name):
             blocks = blocks.times(self._multiplier)
-        if blocks is not None and self._is_reordered(name):
-            blocks = blocks.rows(self._row_order(len(blocks.values)))
+        order = self._order(name)
+        if blocks is not None and order is not None:
+            blocks = blocks.rows(_of_heads(order, len(blocks.values)))
         return blocks
 
-    def _is_reordered(self, name: str) -> bool:
-        return self._order is not None and _QUERIES_OR_KEYS.search(name) is not None
-
-    def _row_order(self, rows: int) -> NDArray[np.int64]:
-        """Repeat the order of one head for every head that a tensor has."""
-        assert self._order is not None
-        firsts = np.arange(0, rows, len(self._order))
-        order: NDArray[np.int64] = (firsts[:, None] + self._order).reshape(-1)
-        return order
+    def _order(self, name: str) -> NDArray[np.int64] | None:
+        """Return the order that a head of a tensor is to have; None is as it is."""
+        found = _QUERIES_OR_KEYS.search(name)
+        kind = None if found is None else self._source_config.rope_kind(int(found[1]))
+        return None if kind is None else self._orders[kind]
 
     def _is_multiplied(self, name: str) -> bool:
         return self._multiplier != 1 and self._last_of_residual.search(name) is not None
@@ -136,8 +141,8 @@ class UnfoldedCheckpoint(FoldedCheckpoint):
         tensor = self._source.tensor(name)
         if self._is_multiplied(name):
             tensor = tensor / self._multiplier
-        if self._is_reordered(name):
-            tensor = tensor[np.argsort(self._row_order(len(tensor)))]
+        order = self._order(name)
+        tensor = tensor if order is None else tensor[np.argsort(_of_heads(order, len(tensor)))]
         return tensor - self._offset if self._offset and is_of_norm(name) else tensor
 
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
@@ -145,17 +150,34 @@ class UnfoldedCheckpoint(FoldedCheckpoint):
         blocks = self._source.quantized_blocks(name)
         if blocks is not None and self._is_multiplied(name):
             blocks = blocks.times(np.float32(1) / self._multiplier)
-        if blocks is not None and self._is_reordered(name):
-            blocks = blocks.rows(np.argsort(self._row_order(len(blocks.values))))
+        order = self._order(name)
+        if blocks is not None and order is not None:
+            blocks = blocks.rows(np.argsort(_of_heads(order, len(blocks.values))))
         return blocks
 
 
-def _head_order(config: ModelConfig, padded: int) -> NDArray[np.int64]:
-    """Order a head's dimensions: first half of what turns, filling, second half, filling, the rest.
+def _kinds(config: ModelConfig) -> set[str]:
+    """Return the kinds of layers that turn heads."""
+    return {kind for layer in range(config.num_hidden_layers) if (kind := config.rope_kind(layer)) is not None}
 
-    The graph turns dimension i with i + padded/2; the filling is what does not turn, by an angle of zero.
+
+def _of_heads(order: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
+    """Repeat the order of one head for every head that a tensor has."""
+    every: NDArray[np.int64] = (np.arange(0, rows, len(order))[:, None] + order).reshape(-1)
+    return every
+
+
+def _head_order(config: ModelConfig, kind: str) -> NDArray[np.int64] | None:
+    """Order a head's dimensions: what turns of its first half, filling, of its second half, filling, the rest.
+
+    The graph turns dimension i with i + padded/2; the filling is what does not turn, by an angle of zero. None: as they
+    are.
     """
-    half, filling = config.rotary_dim // 2, (padded - config.rotary_dim) // 2
-    rest = np.arange(config.rotary_dim, config.head_dim)
-    parts = np.arange(half), rest[:filling], np.arange(half, 2 * half), rest[filling:]
-    return np.concatenate(parts)
+    H = config.head_dim if kind == "local" else config.global_head_dim or config.head_dim
+    width, turning, padded = config.rotary_width(kind), config.turning_dim(kind), padded_rotary_dim(config, kind)
+    if width == turning == padded:
+        return None
+    first, second = np.arange(turning // 2), np.arange(width // 2, (width + turning) // 2)
+    rest = np.setdiff1d(np.arange(H), [*first, *second])
+    filling = (padded - turning) // 2
+    return np.concatenate((first, rest[:filling], second, rest[filling:]))

@@ -18,12 +18,14 @@ from edgelm.config import ModelConfig
 from edgelm.decoding.generate import prefill
 from edgelm.runtime.session import DecoderSession
 from edgelm_export.checked import Progress
+from edgelm_export.folded import padded_rotary_dim
 
 _LARGEST = 127
 # What the calibration text does not reach: another text's sizes, which are clipped beyond it.
 _MARGIN = np.float32(1.05)
 _SMALLEST = np.float32(1e-8)  # of a channel that is always zero
 _PLACES = (12, 13)  # of the scales among GroupQueryAttention's inputs
+_PAST_KEYS, _PRESENT_KEYS = 3, 1  # among its inputs and outputs
 
 
 def measure_scales(
@@ -41,7 +43,7 @@ def measure_scales(
         report("cache scales", number, len(sequences))
         cache = session.new_cache()
         prefill(session, ids, cache)
-        kept = cache.buffers[: 2 * len(session.config.attention_layers)]  # behind them are the convolutions'
+        kept = cache.buffers[: 2 * len(session.config.cached_layers)]  # behind them are the convolutions'
         sizes = [_sizes(session.config, i, buffer[0, :, : cache.length]) for i, buffer in enumerate(kept)]
         largest = [np.maximum(*pair) for pair in zip(largest, sizes, strict=True)] if largest else sizes
     report("cache scales", len(sequences), len(sequences))
@@ -55,9 +57,12 @@ def _sizes(config: ModelConfig, i: int, filled_KTH: NDArray[Any]) -> NDArray[np.
     pair is long, however far the text itself reaches.
     """
     sizes_KTH: NDArray[np.float32] = np.abs(filled_KTH)
-    if i % 2 == 0 and config.rope_kind(config.attention_layers[i // 2]) is not None:
-        first, second = np.split(filled_KTH[..., : config.rotary_dim], 2, axis=-1)
-        sizes_KTH[..., : config.rotary_dim] = np.tile(np.hypot(first, second), 2)
+    kind = config.rope_kind(config.cached_layers[i // 2])
+    if i % 2 == 0 and kind is not None:
+        # As the graph has them (folded.py): behind each half of what turns may be what fills it up.
+        pairs, half = config.turning_dim(kind) // 2, padded_rotary_dim(config, kind) // 2
+        first, second = (slice(start, start + pairs) for start in (0, half))
+        sizes_KTH[..., first] = sizes_KTH[..., second] = np.hypot(filled_KTH[..., first], filled_KTH[..., second])
     sizes_K1H: NDArray[np.float32] = sizes_KTH.max(axis=1, keepdims=True)
     return sizes_K1H
 
@@ -72,11 +77,17 @@ def keep_in_int8(model: onnx.ModelProto, scales: Sequence[NDArray[np.float32]]) 
         if value.name.endswith((".key", ".value")):
             value.type.tensor_type.elem_type = onnx.TensorProto.INT8
     attention = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
-    for i, node in enumerate(attention):
+    pairs = iter(zip(scales[::2], scales[1::2], strict=True))
+    named: dict[str, list[str]] = {}  # by the keys that they are of
+    for node in attention:
         node.input.extend([""] * (_PLACES[0] - len(node.input)))
-        for part, scale in zip("kv", scales[2 * i : 2 * i + 2], strict=True):
-            name = f"{node.name.removesuffix('.output')}.{part}_scale"
-            graph.initializer.append(onnx.numpy_helper.from_array(scale, name))
-            node.input.append(name)
+        keys = node.input[_PAST_KEYS]
+        if keys not in named:  # otherwise they are those of a layer before
+            keys, module = node.output[_PRESENT_KEYS], node.name.removesuffix(".output")
+            named[keys] = [f"{module}.{part}_scale" for part in "kv"]
+            stored = map(onnx.numpy_helper.from_array, next(pairs), named[keys])
+            graph.initializer.extend(stored)
+        node.input.extend(named[keys])
+        for part in "kv":
             node.attribute.append(onnx.helper.make_attribute(f"{part}_quant_type", "PER_CHANNEL"))
         node.attribute.append(onnx.helper.make_attribute("kv_cache_bit_width", 8))

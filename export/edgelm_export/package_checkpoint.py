@@ -29,11 +29,11 @@ from edgelm_export.folded import UnfoldedCheckpoint
 from edgelm_export.quantize.offsets import taken_apart
 from edgelm_export.quantize.packed import PackedWeight, unpack, unpack_values
 from edgelm_export.quantize.qdq import BITS, from_qdq
-from edgelm_export.tensor_map import HEAD_FACTORS, check_layers, head_name
+from edgelm_export.tensor_map import EMBEDDING, HEAD_FACTORS, PER_LAYER_EMBEDDING, check_layers, head_name
 
 PACKAGE_FORMAT = "package"  # of `source`
 # Matrices that are looked up by rows, and so stand in the graph as they are.
-_GATHERED = ("model.embed_tokens.weight", "model.embed_positions.weight")
+_GATHERED = (EMBEDDING, PER_LAYER_EMBEDDING, "model.embed_positions.weight")
 _OLDER_PLANES = ("high", "low")
 _FLOAT_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -52,6 +52,7 @@ class PackageCheckpoint(UnfoldedCheckpoint):
     def __init__(self, folder: Path) -> None:
         stored = _StoredTensors(folder)
         super().__init__(stored)
+        self.config = stored.model
         self.folder = folder
         self.fewest_bits = stored.fewest_bits  # of the matrices on a grid; None: all are floats
         self.grid = stored.grid
@@ -71,7 +72,8 @@ class _StoredTensors:
         self._folder = folder
         self._manifest = Manifest.load(folder)
         self._manifest.check_files(folder)
-        self.config = dataclasses.replace(ModelConfig.load(folder), kv_cache="fp32")
+        self.model = dataclasses.replace(ModelConfig.load(folder), kv_cache="fp32")
+        self.config = dataclasses.replace(self.model, attention_k_eq_v=False)  # as a graph has them (folded.py)
         is_a_model_with = {
             "experts": self.config.num_experts > 0,
             "an encoder": self.config.encoder is not None,

@@ -1,7 +1,8 @@
 """The prefill graph: it reads prompts into the cache, and computes nothing else.
 
 It takes what the decoder's graph takes (decoder.py) but `num_logits_to_keep`, and gives `present.{i}.key|value` alone:
-no logits, and of the last block no more than its keys and values, or what it keeps in their place. Embedding, norms and
+no logits, and of the last block that a cache keeps something of, no more than that: its keys and values, or what it
+keeps in their place. Embedding, norms and
 tables are those of the decoder's graph, in its file of weights. The projections are products of integers, with one
 scale for each row of a weight and one for each token of the activations: faster than MatMulNBits for many tokens, and
 slower for one (docs/results/graph-and-settings.md).
@@ -35,7 +36,7 @@ from edgelm_export.projection import Projections
 from edgelm_export.quantize import Precision, Stored
 from edgelm_export.quantize.channel_scales import ScaledHead
 from edgelm_export.quantize.packed import PackedWeight, unpack
-from edgelm_export.tensor_map import EMBEDDING
+from edgelm_export.tensor_map import EMBEDDING, PER_LAYER_EMBEDDING
 
 _LARGEST, _ZERO = 127, 128  # of int8; uint8's place of zero
 _STEP = 1 / _LARGEST
@@ -74,7 +75,7 @@ class _PrefillStack(DecoderStack):
 
     def build(self) -> onnx.ModelProto:
         config, hidden = self.config, self.begin()
-        last = config.num_hidden_layers - 1
+        last = config.last_kept_layer
         for i in range(last):
             hidden = self.block(hidden, i)
         before_attention, *_ = NORM_PLACEMENTS[config.norm_placement]
@@ -111,35 +112,35 @@ class _RoundingStack(_PrefillStack):
     def grouped_query_attention(self, qkv: list[str], i: int, name: str) -> str:
         """Turn queries and keys, round keys and values, and let the queries look at them and at the past."""
         config = self.config
-        place = config.attention_layers.index(i)
-        query, *new = self.apart(qkv, name)
+        place = config.cached_layers.index(i)
+        query, *new = self.apart(qkv, i, name)
         if self.rotation(i):
             query = self.turned_heads(query, config.num_attention_heads, i, f"{name}.turned_query")
-            new[0] = self.turned_heads(new[0], config.num_key_value_heads, i, f"{name}.turned_key")
+            new[0] = self.turned_heads(new[0], config.kv_heads(i), i, f"{name}.turned_key")
         past = []
         for number, part in enumerate(("key", "value")):
             scale_K1H = self.graph.weight(f"{name}.{part[0]}_scale", self._scales[2 * place + number])
-            past.append(self._past(f"past_key_values.{i}.{part}", scale_K1H, f"{name}.past_{part}"))
-            new[number] = self._kept(new[number], f"present.{i}.{part}", scale_K1H, f"{name}.new_{part}")
+            past.append(self._past(i, part, scale_K1H, f"{name}.past_{part}"))
+            new[number] = self._kept(new[number], i, part, scale_K1H, f"{name}.new_{part}")
         return self.look([query, *new], past, [f"{name}.all_keys", f"{name}.all_values"], [], i, name)
 
     def turning_positions(self) -> str:
         """Return the position of the first new token, [1]."""
         return self._past_length
 
-    def _past(self, cache: str, scale_K1H: str, name: str) -> str:
-        """Make floats [B, K, P, H] of the filled part of a cache."""
+    def _past(self, i: int, part: str, scale_K1H: str, name: str) -> str:
+        """Make floats [B, K, P, H] of the filled part of a layer's cache."""
         graph = self.graph
-        graph.input(cache, INT8, self.cache_shape("capacity"))
+        cache = graph.input(f"past_key_values.{i}.{part}", INT8, self.cache_shape(i, "capacity"))
         filled = [cache, graph.constant([0]), self._past_length, graph.constant([2])]
         integers = graph.node("Slice", filled, f"{name}.integers")
         floats = graph.node("Cast", [integers], f"{name}.floats", attributes={"to": FLOAT})
         return graph.node("Mul", [floats, scale_K1H], name)
 
-    def _kept(self, projected: str, cache: str, scale_K1H: str, name: str) -> str:
+    def _kept(self, projected: str, i: int, part: str, scale_K1H: str, name: str) -> str:
         """Round keys or values [B, T, K * H] to their grids: give the integers, and return them as floats again."""
-        graph, config = self.graph, self.config
-        split = graph.constant([0, 0, config.num_key_value_heads, config.head_dim])
+        graph, K, H = self.graph, self.config.kv_heads(i), self.config.head_size(i)
+        split = graph.constant([0, 0, K, H])
         heads_BTKH = graph.node("Reshape", [projected, split], f"{name}.heads")
         swap = {"perm": [0, 2, 1, 3]}
         heads_BKTH = graph.node("Transpose", [heads_BTKH], f"{name}.by_head", attributes=swap)
@@ -147,11 +148,11 @@ class _RoundingStack(_PrefillStack):
         whole = graph.node("Round", [steps], f"{name}.whole")
         bounds = [graph.constant(bound, np.float32) for bound in (-_ZERO, _LARGEST)]
         integers = graph.node("Clip", [whole, *bounds], f"{name}.integers")
+        cache = graph.output(f"present.{i}.{part}", INT8, self.cache_shape(i, "tokens"))
         graph.node("Cast", [integers], cache, attributes={"to": INT8})
-        graph.output(cache, INT8, self.cache_shape("tokens"))
         rounded_BKTH = graph.node("Mul", [integers, scale_K1H], f"{name}.rounded")
         rounded_BTKH = graph.node("Transpose", [rounded_BKTH], f"{name}.by_token", attributes=swap)
-        joined = graph.constant([0, 0, config.num_key_value_heads * config.head_dim])
+        joined = graph.constant([0, 0, K * H])
         return graph.node("Reshape", [rounded_BTKH, joined], name)
 
 
@@ -162,9 +163,9 @@ class _IntegerProjections(Projections):
     """
 
     def read(self, name: str) -> Stored:
-        """Read one matrix as the decoder's graph has it: in floats, but for the embedding, which both graphs share."""
+        """Read one matrix as the decoder's graph has it: in floats, but for embeddings, which both graphs share."""
         weight = super().read(name)
-        if name == EMBEDDING:
+        if name in (EMBEDDING, PER_LAYER_EMBEDDING):
             return weight
         return unpack(weight) if isinstance(weight, PackedWeight) else weight.astype(np.float32)
 

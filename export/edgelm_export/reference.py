@@ -1,8 +1,9 @@
 """The forward pass in plain numpy: the oracle that exported packages are checked against.
 
 It shares no code with the ONNX graph or the PyTorch model, and follows ModelConfig feature by feature.
-Shapes: T tokens, S keys, D hidden, F intermediate, E experts, N query heads, K kv heads, H head dim, R its part that
-turns, V vocabulary.
+Shapes: T tokens, S keys, D hidden, W what goes from layer to layer (wide_stream.py; of most models D), F intermediate,
+E experts, N query heads, K kv heads, H head dim, R its part that turns, V vocabulary, L layers, P features of a layer's
+own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from edgelm.architecture.rope import cos_sin_tables, has_long_table, query_facto
 from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.reference_linear_attention import causal_sums, linear_attention, silu
-from edgelm_export.tensor_map import head_name
+from edgelm_export.tensor_map import PER_LAYER_EMBEDDING, head_name
+from edgelm_export.wide_stream import WideStream
 
 Array = NDArray[np.float32]
 Weights = Mapping[str, Array]
@@ -90,7 +92,7 @@ def position_tables(config: ModelConfig, sequences: Sequence[Sequence[int]]) -> 
 
 
 def embed(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], config: ModelConfig | None = None) -> list[Array]:
-    """Return what enters the first layer of the decoder, or of the encoder where `config` is its; [T, D] for each
+    """Return what enters the first layer of the decoder, or of the encoder where `config` is its; [T, W] for each
     sequence of token ids.
     """
     config = config or checkpoint.config
@@ -109,7 +111,29 @@ def embed(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], config: Mo
     if config.embedding_norm:
         weights = _weights(checkpoint, f"{stack}.embed_norm.")
         hidden = [_norm(config, weights, "", hidden_TD) for hidden_TD in hidden]
-    return hidden
+    own = _features_of_layers(checkpoint, sequences, hidden)
+    return [WideStream(config).begun(*pair) for pair in zip(hidden, own, strict=True)]
+
+
+def _features_of_layers(
+    checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], hidden: Sequence[Array]
+) -> list[Array | None]:
+    """Return the features [T, L * P] that layers have of the tokens beside the stream; None where they have none."""
+    config = checkpoint.config
+    P = config.hidden_size_per_layer_input
+    if not P:
+        return [None] * len(sequences)
+    embedding_VF = checkpoint.tensor(PER_LAYER_EMBEDDING)
+    embedded = [embedding_VF[np.asarray(ids, np.int64)] for ids in sequences]
+    del embedding_VF
+    weights = _weights(checkpoint, "model.per_layer_")
+    own: list[Array | None] = []
+    for hidden_TD, embedded_TF in zip(hidden, embedded, strict=True):
+        projected_TF = _linear(weights, "model_projection", hidden_TD) * np.float32(config.hidden_size**-0.5)
+        normed_TLP = _norm(config, weights, "projection_norm.", projected_TF.reshape(len(hidden_TD), -1, P))
+        both_TF = normed_TLP.reshape(embedded_TF.shape) + embedded_TF * np.float32(P**0.5)
+        own.append(both_TF * np.float32(2**-0.5))
+    return own
 
 
 def layer_weights(checkpoint: Checkpoint, layer: int, config: ModelConfig | None = None) -> Weights:
@@ -155,8 +179,9 @@ def last_normed(checkpoint: Checkpoint, hidden: Sequence[Array], config: ModelCo
     config: that of an encoder, for what left its own last layer.
     """
     config = config or checkpoint.config
+    hidden = [hidden_TW[:, : config.hidden_size] for hidden_TW in hidden]
     if not config.final_norm:
-        return list(hidden)
+        return hidden
     weights = _weights(checkpoint, f"{_stack_name(checkpoint, config)}.norm.")
     return [_norm(config, weights, "", hidden_TD) for hidden_TD in hidden]
 
@@ -181,14 +206,14 @@ def run_layer(
     config: ModelConfig,
     layer: int,
     weights: Weights,
-    hidden_TD: Array,
+    hidden_TW: Array,
     tables: Tables,
     *,
     read_SD: Array | None = None,
     both_ways: bool = False,
     lengths: Sequence[int] = (),
 ) -> Array:
-    """Return what leaves layer number `layer` for what enters it, both [T, D].
+    """Return what leaves layer number `layer` for what enters it, both [T, W].
 
     read_SD: what the encoder made of a source. both_ways: the layer is an encoder's, and sees later tokens too.
     lengths: of the sequences that stand behind each other in T; nothing is one sequence.
@@ -204,13 +229,17 @@ def run_layer(
         return x_TD + multiplier * normed(name, part_TD)
 
     before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
+    wide, kept = WideStream(config), list[Array]()
+    hidden_TD = hidden_TW[:, : wide.D]
     input_TD = normed(before_attention, hidden_TD)
     if config.is_conv(layer):
         attended_TD = _convolution(config, weights, input_TD, lengths)
     elif config.is_linear(layer):
         attended_TD = linear_attention(config, weights, input_TD, lengths, _linear)
     else:
-        attended_TD = _attention(config, layer, weights, input_TD, tables, both_ways, lengths)
+        source = config.keys_of(layer)
+        given = None if source == layer else wide.kept(hidden_TW, source)
+        attended_TD, *kept = _attention(config, layer, weights, input_TD, tables, both_ways, lengths, given)
     attended_TD = added(hidden_TD, attended_TD, after_attention)
     if read_SD is not None:
         before_cross, after_cross = CROSS_NORMS[config.norm_placement]
@@ -219,7 +248,14 @@ def run_layer(
     mlp_input_TD = hidden_TD if config.parallel_residual else attended_TD
     feed_forward = _experts if config.has_experts(layer) else _mlp
     transformed_TD = feed_forward(config, weights, normed(before_mlp, mlp_input_TD), "mlp")
-    return added(attended_TD, transformed_TD, after_mlp)
+    hidden_TD = added(attended_TD, transformed_TD, after_mlp)
+    if config.hidden_size_per_layer_input:
+        gate_TP = ACTIVATIONS[config.hidden_act](_linear(weights, "per_layer_input_gate", hidden_TD))
+        part_TD = _linear(weights, "per_layer_projection", gate_TP * wide.own(hidden_TW, layer))
+        hidden_TD = hidden_TD + normed("post_per_layer_input_norm", part_TD)
+    if config.layer_scalar:
+        hidden_TD = hidden_TD * weights["layer_scalar"]
+    return wide.followed(hidden_TW, hidden_TD, kept, layer)
 
 
 def _norm(config: ModelConfig, weights: Weights, prefix: str, hidden_TD: Array) -> Array:
@@ -275,24 +311,45 @@ def _attention(
     tables: Tables,
     both_ways: bool,
     lengths: Sequence[int],
-) -> Array:
-    T, H = len(hidden_TD), config.head_dim
-    q_TD, k_SD, v_SD = (_linear(weights, f"self_attn.{part}_proj", hidden_TD) for part in "qkv")
-    if config.qk_norm and config.qk_norm_scope == "projection":
-        q_TD = _norm(config, weights, "self_attn.q_norm.", q_TD)
-        k_SD = _norm(config, weights, "self_attn.k_norm.", k_SD)
-    q_NTH, k_KSH, v_KSH = (x.reshape(T, -1, H).swapaxes(0, 1) for x in (q_TD, k_SD, v_SD))
-    if config.qk_norm and config.qk_norm_scope == "head":
-        q_NTH = _norm(config, weights, "self_attn.q_norm.", q_NTH)
-        k_KSH = _norm(config, weights, "self_attn.k_norm.", k_KSH)
+    given: tuple[Array, Array] | None,
+) -> tuple[Array, Array, Array]:
+    """Return what the queries gather, projected [T, D], and the keys, turned, and values that they looked at [K, T, H].
+
+    given: those of another layer, at which this one looks.
+    """
+    T, H, lengths = len(hidden_TD), config.head_size(layer), lengths or (len(hidden_TD),)
+    kind, scope = config.rope_kind(layer), config.qk_norm_scope if config.qk_norm else ""
+
+    def heads(x_TD: Array, norm: str) -> Array:
+        """Return heads [N or K, T, H], normed and turned."""
+        x_TD = _norm(config, weights, f"self_attn.{norm}.", x_TD) if scope == "projection" else x_TD
+        x_NTH = x_TD.reshape(T, -1, H).swapaxes(0, 1)
+        x_NTH = _norm(config, weights, f"self_attn.{norm}.", x_NTH) if scope == "head" else x_NTH
+        if kind is not None:
+            x_NTH = _rotate(x_NTH, *(_rows(config, kind, table, lengths) for table in tables[kind]))
+        return _norm(config, weights, f"self_attn.{norm}.", x_NTH) if scope == "turned_head" else x_NTH
+
+    q_TD = _linear(weights, "self_attn.q_proj", hidden_TD)
+    q_NTH = heads(q_TD, "q_norm")
+    if kind is not None and config.llama_4_scaling_beta is not None:
+        places_T = np.concatenate([np.arange(length) for length in lengths])
+        q_NTH = q_NTH * query_factors(config, places_T)[:, None]
+    if given is not None:
+        k_KSH, v_KSH = given
+    else:
+        k_SD = _linear(weights, "self_attn.k_proj", hidden_TD)
+        v_SD = k_SD if config.keys_are_values(layer) else _linear(weights, "self_attn.v_proj", hidden_TD)
+        k_KSH, v_KSH = heads(k_SD, "k_norm"), v_SD.reshape(T, -1, H).swapaxes(0, 1)
+        if config.v_norm:
+            v_KSH = v_KSH / np.sqrt(np.square(v_KSH).mean(-1, keepdims=True) + np.float32(config.norm_eps))
     out_TD, start = np.empty_like(q_TD), 0
-    for length in lengths or (T,):
+    for length in lengths:
         own = slice(start, start + length)
-        out_TD[own] = _attended(config, layer, weights, q_NTH[:, own], k_KSH[:, own], v_KSH[:, own], tables, both_ways)
+        out_TD[own] = _attended(config, layer, weights, q_NTH[:, own], k_KSH[:, own], v_KSH[:, own], both_ways)
         start += length
     if config.attention_output_gate:
         out_TD /= 1 + np.exp(-_linear(weights, "self_attn.gate_proj", hidden_TD))
-    return _linear(weights, "self_attn.o_proj", out_TD)
+    return _linear(weights, "self_attn.o_proj", out_TD), k_KSH, v_KSH
 
 
 def _attended(
@@ -302,21 +359,11 @@ def _attended(
     q_NTH: Array,
     k_KSH: Array,
     v_KSH: Array,
-    tables: Tables,
     both_ways: bool,
 ) -> Array:
     """Return what the queries of one sequence gather, [T, N * H]."""
     N, T, H = q_NTH.shape
     K = len(k_KSH)
-    kind = config.rope_kind(layer)
-    if kind is not None:
-        cos_TR, sin_TR = (_rows(config, kind, table, T) for table in tables[kind])
-        q_NTH, k_KSH = _rotate(q_NTH, cos_TR, sin_TR), _rotate(k_KSH, cos_TR, sin_TR)
-    if config.qk_norm and config.qk_norm_scope == "turned_head":
-        q_NTH = _norm(config, weights, "self_attn.q_norm.", q_NTH)
-        k_KSH = _norm(config, weights, "self_attn.k_norm.", k_KSH)
-    if kind is not None and config.llama_4_scaling_beta is not None:
-        q_NTH = q_NTH * query_factors(config, np.arange(T))[:, None]
     window, scale = config.window(layer) or T, np.float32(config.attention_scale)
     out_TNH = np.empty((T, N, H), np.float32)
     for start in range(0, T, _QUERY_BLOCK):
@@ -344,12 +391,11 @@ def _attended(
     return out_TNH.reshape(T, N * H)
 
 
-def _rows(config: ModelConfig, kind: str, table: Array, T: int) -> Array:
-    """Take the rows of T positions; from the second half of the table where the text is long for LongRoPE."""
-    if not has_long_table(config, kind):
-        return table[:T]
-    first = len(table) // 2 if (config.short_context or 0) < T else 0
-    return table[first : first + T]
+def _rows(config: ModelConfig, kind: str, table: Array, lengths: Sequence[int]) -> Array:
+    """Take the rows of each sequence; from the second half of the table where the text is long for LongRoPE."""
+    long = len(table) // 2 if has_long_table(config, kind) else 0
+    firsts = [long if (config.short_context or 0) < length else 0 for length in lengths]
+    return np.concatenate([table[first : first + length] for first, length in zip(firsts, lengths, strict=True)])
 
 
 def _rotate(x_NTH: Array, cos_TR: Array, sin_TR: Array) -> Array:

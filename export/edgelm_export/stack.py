@@ -18,7 +18,7 @@ from edgelm_export.external_data import ExternalData
 from edgelm_export.graph import Graph
 from edgelm_export.layer_operators import LAYER_OPERATORS
 from edgelm_export.projection import Projections
-from edgelm_export.quantize import Precision
+from edgelm_export.quantize import Precision, Stored
 from edgelm_export.quantize.channel_scales import ScaledHead
 from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.tensor_map import HEAD_FACTORS
@@ -59,15 +59,7 @@ class Stack(ABC):
         """Look up the token ids, and add what there is of positions and a norm."""
         graph, config = self.graph, self.config
         name = "model.embed_tokens"
-        weight = self.projections.read(f"{name}.weight")
-        if not isinstance(weight, PackedWeight):
-            self.tied_parts, self.tied_dtype = [graph.weight(f"{name}.weight", weight)], weight.dtype
-            rows = graph.node("Gather", [self.tied_parts[0], "input_ids"], f"{name}.output")
-            hidden = self.projections.widened(rows, weight.dtype)
-        else:
-            operators = self.projections.operators
-            self.tied_parts, self.tied_weight = operators.store(graph, name, weight), weight
-            hidden = operators.rows(graph, name, self.tied_parts, weight)
+        hidden, self.tied_parts, self.tied_weight = self.looked_up(name)
         if config.tie_word_embeddings:
             hidden = self.divided(hidden, f"{name}.divided")
         if config.embedding_multiplier != 1.0:
@@ -76,6 +68,36 @@ class Stack(ABC):
         if config.position in ("learned", *SINUSOIDS):
             hidden = graph.node("Add", [hidden, self.position_embedding()], f"{self.name}.embed_positions.added")
         return self.norm(hidden, f"{self.name}.embed_norm") if config.embedding_norm else hidden
+
+    def looked_up(self, name: str) -> tuple[str, list[str], Stored]:
+        """Look up the rows of the token ids in a table; return them, and the table as the graph has it."""
+        graph, weight = self.graph, self.projections.read(f"{name}.weight")
+        if not isinstance(weight, PackedWeight):
+            parts = [graph.weight(f"{name}.weight", weight)]
+            rows = graph.node("Gather", [parts[0], "input_ids"], f"{name}.output")
+            return self.projections.widened(rows, weight.dtype), parts, weight
+        operators = self.projections.operators
+        parts = operators.store(graph, name, weight)
+        return operators.rows(graph, name, parts, weight), parts, weight
+
+    def features_of_layers(self, hidden: str) -> None:
+        """Make the features [B, T, P] that each layer has of the tokens beside the stream, where they have some."""
+        graph, config, P = self.graph, self.config, self.config.hidden_size_per_layer_input
+        if not P:
+            return
+        table, projection = f"{self.name}.embed_tokens_per_layer", f"{self.name}.per_layer_model_projection"
+        rows, _, _ = self.looked_up(table)
+        multiplier, factor = (graph.constant(value, np.float32) for value in ((P / 2) ** 0.5, config.hidden_size**-0.5))
+        embedded = graph.node("Mul", [rows, multiplier], f"{table}.multiplied")
+        projected = graph.node("Mul", [self.projections.linear(hidden, projection), factor], f"{projection}.multiplied")
+        split = graph.constant([0, 0, -1, P])
+        heads = graph.node("Reshape", [projected, split], f"{projection}.layers")
+        normed = self.norm(heads, f"{self.name}.per_layer_projection_norm", P)
+        halved = graph.node("Mul", [normed, graph.constant(0.5**0.5, np.float32)], f"{projection}.halved")
+        joined = graph.node("Reshape", [halved, graph.constant([0, 0, config.per_layer_width])], f"{projection}.joined")
+        both = graph.node("Add", [embedded, joined], f"{self.name}.features")
+        parts = [f"{self.name}.layers.{i}.features" for i in range(config.num_hidden_layers)]
+        graph.node("Split", [both], parts, attributes={"axis": -1, "num_outputs": len(parts)})
 
     def divided(self, hidden: str, name: str) -> str:
         """Divide the channels [..., D] that the head's stored weights are multiplied by, where they are."""
@@ -109,7 +131,23 @@ class Stack(ABC):
             mlp_input = attention_input
         else:
             mlp_input = self.block_norm(hidden if config.parallel_residual else attended, layer, before_mlp)
-        return self.added(attended, self.feed_forward(mlp_input, f"{layer}.mlp", i), layer, after_mlp, "residual")
+        feed_forward = self.feed_forward(mlp_input, f"{layer}.mlp", i)
+        hidden = self.added(attended, feed_forward, layer, after_mlp, "residual")
+        if config.hidden_size_per_layer_input:
+            hidden = self.gated_features(hidden, layer)
+        if not config.layer_scalar:
+            return hidden
+        name = f"{layer}.layer_scalar"
+        scalar = self.graph.weight(name, self.checkpoint.tensor(name))
+        return self.graph.node("Mul", [hidden, scalar], f"{layer}.scaled")
+
+    def gated_features(self, hidden: str, layer: str) -> str:
+        """Add what the layer's own features of the tokens are made of, gated by the stream."""
+        gate, projection = f"{layer}.per_layer_input_gate", f"{layer}.per_layer_projection"
+        gates = self.activation(self.projections.linear(hidden, gate), gate)
+        gated = self.graph.node("Mul", [gates, f"{layer}.features"], f"{gate}.gated")
+        part = self.norm(self.projections.linear(gated, projection), f"{layer}.post_per_layer_input_norm")
+        return self.sum(hidden, part, f"{layer}.features_residual")
 
     def crossed(self, hidden: str, layer: str, i: int) -> str:
         """Add what cross-attention brings; nothing, in a stack that has none."""
@@ -133,6 +171,8 @@ class Stack(ABC):
     def norm(self, hidden: str, name: str, size: int | None = None) -> str:
         """Norm the last dimension, of `size`, or D."""
         epsilon, kind = self.config.norm_eps, self.config.norm
+        if kind == "rms_plain":
+            return self.plain_norm(hidden, name, size or self.config.hidden_size)
         if kind.endswith("_plain"):
             size = size or self.config.hidden_size
             weight = self.graph.weight(f"constant.ones.{size}", np.ones(size, np.float32))
@@ -145,6 +185,12 @@ class Stack(ABC):
             inputs.append(self.graph.weight(f"{name}.bias", self.checkpoint.tensor(f"{name}.bias")))
         attributes = {"epsilon": epsilon, "axis": -1}
         return self.graph.node("LayerNormalization", inputs, f"{name}.output", "", attributes)
+
+    def plain_norm(self, hidden: str, name: str, size: int) -> str:
+        """Norm the last dimension, of `size`, by a norm without weights."""
+        ones = self.graph.weight(f"constant.ones.{size}", np.ones(size, np.float32))
+        addends = self.addends.get(hidden, ())
+        return self.operators.rms_norm(self.graph, hidden, ones, self.config.norm_eps, name, addends)
 
     def feed_forward(self, hidden: str, name: str, i: int) -> str:
         """Add the feed-forward of block number `i`, or its experts."""

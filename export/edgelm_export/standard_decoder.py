@@ -17,7 +17,7 @@ import onnx
 
 from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.decoder import BATCH, FLOAT, DecoderStack, folded
+from edgelm_export.decoder import FLOAT, DecoderStack, folded
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import padded_rotary_dim
 from edgelm_export.quantize import Precision
@@ -48,7 +48,7 @@ class _StandardDecoderStack(DecoderStack):
         """Derive from the mask which keys each query may see, for each window that a layer has."""
         graph = self.graph
         tokens = graph.node("Shape", ["input_ids"], "new_tokens", attributes={"start": 1, "end": 2})
-        first_key = f"past_key_values.{self.config.attention_layers[0]}.key"
+        first_key = f"past_key_values.{self.config.cached_layers[0]}.key"
         past = graph.node("Shape", [first_key], "past_tokens", attributes={"start": 2, "end": 3})
         self.key_count, self.mask_length = graph.node("Add", [past, tokens], "key_tokens"), self.length_of_mask()
         first, end = (graph.node("Squeeze", [value], f"{value}.scalar") for value in (past, self.key_count))
@@ -98,15 +98,19 @@ class _StandardDecoderStack(DecoderStack):
 
     def grouped_query_attention(self, qkv: list[str], i: int, name: str) -> str:
         """Grouped-query attention: queries and keys turned together, keys and values put behind those of the past."""
-        graph, config = self.graph, self.config
-        K, H = config.num_key_value_heads, config.head_dim
-        queries, keys, values = self.turned(qkv, i, name)
-        present = []
-        for part, heads_BTKH in (("key", keys), ("value", values)):
-            past = graph.input(f"past_key_values.{i}.{part}", FLOAT, [BATCH, K, "past_tokens", H])
-            given = graph.output(f"present.{i}.{part}", FLOAT, [BATCH, K, "all_tokens", H])
-            new = heads_first(graph, heads_BTKH, f"{name}.{part}")
-            present.append(graph.node("Concat", [past, new], given, attributes={"axis": 2}))
+        graph, config, source = self.graph, self.config, self.config.keys_of(i)
+        K, H = config.kv_heads(i), config.head_size(i)
+        present = [f"present.{source}.{part}" for part in ("key", "value")]
+        if source == i:
+            queries, *new = self.turned(qkv, i, name)
+            for given, part, heads_BTKH in zip(present, ("key", "value"), new, strict=True):
+                past = graph.input(f"past_key_values.{i}.{part}", FLOAT, self.cache_shape(i, "past_tokens"))
+                graph.output(given, FLOAT, self.cache_shape(i, "all_tokens"))
+                new_BKTH = heads_first(graph, heads_BTKH, f"{name}.{part}")
+                graph.node("Concat", [past, new_BKTH], given, attributes={"axis": 2})
+        else:
+            split = split_heads(graph, qkv[0], config.num_attention_heads, H, f"{name}.q")
+            queries = self._rotated(split, i, f"{name}.query") if self.rotation(i) else split
         attention = Attention(
             name=f"{name}.attention",
             heads=config.num_attention_heads,
@@ -122,7 +126,7 @@ class _StandardDecoderStack(DecoderStack):
     def turned(self, qkv: list[str], i: int, name: str) -> tuple[str, str, str]:
         """Return queries, keys and values by head, [B, T, N or K, H]; the first two turned where there is rope."""
         graph, config = self.graph, self.config
-        N, K, H = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        N, K, H = config.num_attention_heads, config.kv_heads(i), config.head_size(i)
         along_heads = {"axis": 2}
         parts = [f"{name}.{part}.by_head" for part in ("query_and_key", "value")]
         if len(qkv) == 1:
@@ -140,17 +144,23 @@ class _StandardDecoderStack(DecoderStack):
 
     def turned_heads(self, projected: str, heads: int, i: int, name: str) -> str:
         """Turn heads [B, T, heads * H] of layer i by their positions."""
-        if not self.rope[self.config.rope_kind(i)]:
+        if self.config.rope_kind(i) is None:
             return projected
-        by_head = split_heads(self.graph, projected, heads, self.config.head_dim, name)
-        joined = self.graph.constant([0, 0, heads * self.config.head_dim])
-        return self.graph.node("Reshape", [self._rotated(by_head, i, name), joined], name)
+        H = self.config.head_size(i)
+        turned = self._rotated(split_heads(self.graph, projected, heads, H, name), i, name)
+        return self.graph.node("Reshape", [turned, self.graph.constant([0, 0, heads * H])], name)
 
     def _rotated(self, heads_BTNH: str, i: int, name: str) -> str:
-        cos_BT1R, sin_BT1R = self.rope[self.config.rope_kind(i)]
-        half, H = padded_rotary_dim(self.config) // 2, self.config.head_dim
+        kind, H = self.config.rope_kind(i), self.config.head_size(i)
+        assert kind is not None  # the caller has looked
+        cos_BT1R, sin_BT1R = self.rope[kind]
+        half = padded_rotary_dim(self.config, kind) // 2
         cut = [half, half, H - 2 * half] if 2 * half < H else [half, half]
         return rotate(self.graph, heads_BTNH, cos_BT1R, sin_BT1R, cut, name)
+
+    def no_keys_and_values(self, hidden: str, i: int) -> list[str]:
+        """Return nothing: a layer that looks at the keys and values of another reads what that gives."""
+        return ["", ""]
 
     def sinks(self, name: str) -> str:
         """Add the sinks of a layer, [1, N, 1, 1]."""

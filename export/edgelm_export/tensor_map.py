@@ -17,6 +17,7 @@ _LAYER = re.compile(r"\.(\d+)\.")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
+PER_LAYER_EMBEDDING = "model.embed_tokens_per_layer.weight"
 # What a graph multiplies the channels by that a head reads, where its stored weights are divided by that.
 HEAD_FACTORS = "lm_head.factors"
 
@@ -81,11 +82,12 @@ class TensorLayout:
     what all names begin with, but not in folders of the family's bare model.
     ignored: names of a source that hold no weights. copies: those that have to hold the embedding again. transposed:
     source stems, or names, whose weights are [in, out]. by_head: source stems of fused tensors that hold each head's
-    parts side by side. row_orders, column_orders: canonical stems, or names, to names in `ORDERS`. norms_plus_one: the source holds 1 + weight of each norm.
-    negative_exponentials: source names of tensors that hold -exp(x) of our x. rows_before: source stems of tables to
-    how many rows stand before the first. stacks_of_one: source names of tensors with one dimension of 1 in front.
-    ones_elsewhere: source names of tensors whose dimension of 1 may stand in another place than ours, or in none.
-    has_more_layers: behind the config's there may be layers for other uses, which are passed over.
+    parts side by side. row_orders, column_orders: canonical stems, or names, to names in `ORDERS`. norms_plus_one: the
+    source holds 1 + weight of each norm. negative_exponentials: source names of tensors that hold -exp(x) of our x.
+    rows_before: source stems of tables to how many rows stand before the first. stacks_of_one: source names of tensors
+    with one dimension of 1 in front. ones_elsewhere: source names of tensors whose dimension of 1 may stand in another
+    place than ours, or in none. has_more_layers: behind the config's there may be layers for other uses, which are
+    passed over.
     """
 
     names: Mapping[str, str] | None = None

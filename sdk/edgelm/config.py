@@ -11,6 +11,7 @@ from typing import Any
 
 from edgelm.errors import ConfigError
 from edgelm.files.regular_file import check_json_values, read_text
+from edgelm.layer_features import KV_CACHES, MOST, LayerFeatures
 from edgelm.rope_scaling import RopeScaling
 
 # "offset" multiplies by 1 + weight, "plain" by nothing, and adds no bias.
@@ -23,7 +24,6 @@ ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2")
 LAYER_TYPES = ("full_attention", "sliding_attention", "conv", "linear_attention")
 QK_NORM_SCOPES = ("head", "turned_head", "projection")
 SCORING_FUNCS = ("softmax", "sigmoid")
-KV_CACHES = {"fp32": 4, "int8": 1}  # and how many bytes a number takes
 # The norms of a block, by the names that Hugging Face gives them in each case: before and after attention, before and
 # after the feed-forward. "shared" is one norm before both, which then run side by side; "residual" norms the sum of
 # what a part was given and what it adds (arXiv:1706.03762), where "post" norms only what it adds.
@@ -56,7 +56,9 @@ _LINEAR_FIELDS = (
 # What no stack of an encoder-decoder model has.
 _DECODER_ONLY = (
     "parallel_residual", "residual_multiplier", "sliding_window", "num_experts", "attention_sinks",
-    "attn_logit_softcapping", "qk_norm", "kv_cache", "conv_L_cache", "attention_output_gate", "linear_conv_kernel_dim",
+    "attn_logit_softcapping", "qk_norm", "kv_cache", "conv_L_cache", "num_kv_shared_layers", "v_norm", "layer_scalar",
+    "hidden_size_per_layer_input", "attention_k_eq_v", "use_double_wide_mlp", "attention_output_gate",
+    "linear_conv_kernel_dim",
 )  # fmt: skip
 
 SUPPRESSED_LOGIT = -1e9  # of suppressed_token_ids: below every other, and finite, as sampling wants it
@@ -65,11 +67,10 @@ SECTION = "edgelm"
 # The fields that are lists in JSON.
 _LISTS = ("eos_token_ids", "suppressed_token_ids", "layer_types", "layers_without_rope", "layers_without_experts")
 FLOAT32_END = 2.0**128
-_MOST = 2**31 - 1  # of any size: products of a few still fit the numbers of every library
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(LayerFeatures):
     """Describe a Transformer by its features: a decoder, and where it has one, the encoder that it looks at.
 
     `training/edgelm_training/model.py` (PyTorch) and `export/edgelm_export/decoder.py` (ONNX) both read it. The
@@ -82,6 +83,13 @@ class ModelConfig:
     sliding_window: how many tokens, itself the last, a query sees in the layers of `layer_types` that say
     "sliding_attention"; in every layer where `layer_types` is empty. rope_local_theta: the base of the layers with a
     window, which no scaling stretches. attention_multiplier: of query times key; None is head_dim ** -0.5.
+
+    global_head_dim, num_global_key_value_heads: of the layers that see all tokens, where others have a window; None is
+    that of the others. attention_k_eq_v: in those layers, keys before norm and rope are the values too.
+    num_kv_shared_layers: how many layers, the last ones, have no keys and values of their own, and look at those of the
+    last layer of their kind that has. hidden_size_per_layer_input: how many features each layer has of a token beside
+    the residual stream: from an embedding that all layers have a part of, and from what enters the first one; they gate
+    what the layer adds last (Gemma 3n's per-layer embeddings).
 
     conv_L_cache: how many tokens, itself the last, a token sees in the layers of `layer_types` that say "conv": they
     have a gated convolution over each channel in the place of attention (LFM2, arXiv:2511.23404).
@@ -125,6 +133,11 @@ class ModelConfig:
     relative_attention_max_distance: int = 128  # from here on all are in the last one
     layer_types: tuple[str, ...] = ()
     sliding_window: int | None = None
+    global_head_dim: int | None = None
+    num_global_key_value_heads: int | None = None
+    num_kv_shared_layers: int = 0
+    hidden_size_per_layer_input: int = 0
+    layer_scalar: bool = False  # a number of each layer, by which all that leaves it is multiplied
     conv_L_cache: int | None = None
     conv_bias: bool = False  # of the convolution and both its projections
     linear_num_key_heads: int | None = None
@@ -135,6 +148,7 @@ class ModelConfig:
     hidden_act: str = "silu"
     mlp_gated: bool = True
     mlp_bias: bool = False
+    use_double_wide_mlp: bool = False  # in layers without keys and values of their own
     num_experts: int = 0  # feed-forwards beside each other, of which a router chooses some for each token; 0 is one
     num_experts_per_tok: int = 0
     moe_intermediate_size: int | None = None  # of an expert; None is intermediate_size
@@ -155,6 +169,8 @@ class ModelConfig:
     attn_logit_softcapping: float | None = None
     qk_norm: bool = False  # of queries and keys, before rope
     qk_norm_scope: str = "head"  # each head by itself (behind rope: "turned_head"), or all heads together
+    v_norm: bool = False  # of values, each head by itself, without weights
+    attention_k_eq_v: bool = False
     tie_word_embeddings: bool = False
     lm_head_bias: bool = False
     bos_token_id: int | None = None
@@ -179,8 +195,8 @@ class ModelConfig:
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{field} is {value!r}; it must be a whole number of 1 or more.")
-            if value > _MOST:
-                raise ConfigError(f"{field} is a number of {value.bit_length()} bits; it must be {_MOST} or less.")
+            if value > MOST:
+                raise ConfigError(f"{field} is a number of {value.bit_length()} bits; it must be {MOST} or less.")
         if self.num_hidden_layers > MAX_LAYERS:
             raise ConfigError(f"num_hidden_layers is {self.num_hidden_layers}; at most {MAX_LAYERS} are supported.")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -204,6 +220,7 @@ class ModelConfig:
         self._check_numbers()
         self._check_switches_and_token_ids()
         self._check_layers()
+        self.check_own_features()
         self._check_experts()
         if self.position == "rope":
             self._check_rope()
@@ -238,8 +255,8 @@ class ModelConfig:
             size = getattr(self, field)
             if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < least):
                 raise ConfigError(f"{field} is {size!r}; it must be a whole number of {least} or more.")
-            if size is not None and size > _MOST:
-                raise ConfigError(f"{field} is a number of {size.bit_length()} bits; it must be {_MOST} or less.")
+            if size is not None and size > MOST:
+                raise ConfigError(f"{field} is a number of {size.bit_length()} bits; it must be {MOST} or less.")
         if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
             raise ConfigError(
                 f"layer_types has {len(self.layer_types)} entries; the model has {self.num_hidden_layers} layers."
@@ -306,13 +323,19 @@ class ModelConfig:
         if self.rotary_dim % 2 or not self.rotary_dim:
             part = "" if self.rotary_dim == self.head_dim else f", of which {self.rotary_dim} turn"
             raise ConfigError(f"head_dim is {self.head_dim}{part}; rope needs an even one.")
+        if self.rotary_width("global") % 2 or not self.turning_dim("global"):
+            name = "head_dim" if self.global_head_dim is None else "global_head_dim"
+            raise ConfigError(
+                f"{name} is {getattr(self, name)}, of which {self.turning_dim('global')} turn; rope needs an even one, "
+                "of which some do."
+            )
         scaling = self.rope_scaling
-        if scaling.rope_type == "dynamic" and self.rotary_dim == 2:
+        if scaling.rope_type == "dynamic" and self.rotary_width("global") == 2:
             raise ConfigError("rope_type 'dynamic' needs more than 2 dimensions of a head that turn.")
         for name in ("short_factor", "long_factor"):
             count = len(getattr(scaling, name))
-            if scaling.rope_type == "longrope" and count != self.rotary_dim // 2:
-                raise ConfigError(f"{name} has {count} numbers; a head turns in {self.rotary_dim // 2} pairs.")
+            if scaling.rope_type == "longrope" and count != (pairs := self.rotary_width("global") // 2):
+                raise ConfigError(f"{name} has {count} numbers; a head turns in {pairs} pairs.")
 
     def _check_distances(self) -> None:
         buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
@@ -375,53 +398,14 @@ class ModelConfig:
         return tuple(id_ for id_ in (self.decoder_start_token_id, self.forced_bos_token_id) if id_ is not None)
 
     @property
-    def rotary_dim(self) -> int:
-        """How many dimensions of a head, from the first, turn with its position."""
-        return int(self.head_dim * self.partial_rotary_factor)
-
-    @property
     def attention_layers(self) -> tuple[int, ...]:
         """The layers that have attention to tokens; others have a convolution, or linear attention, in its place."""
-        return tuple(layer for layer in range(self.num_hidden_layers) if self._kind(layer) not in _WITHOUT_KEYS)
+        return tuple(layer for layer in range(self.num_hidden_layers) if self.kind(layer) not in _WITHOUT_KEYS)
 
     @property
     def conv_channels(self) -> int:
         """How many channels the convolutions of all layers have together."""
         return sum(map(self.is_conv, range(self.num_hidden_layers))) * self.hidden_size
-
-    @property
-    def linear_layers(self) -> tuple[int, ...]:
-        """The layers that have linear attention, whose state is that of one place in a text."""
-        return tuple(layer for layer in range(self.num_hidden_layers) if self.is_linear(layer))
-
-    @property
-    def linear_channels(self) -> int:
-        """How many channels the queries, keys and values of a layer with linear attention have together."""
-        keys = (self.linear_num_key_heads or 0) * (self.linear_key_head_dim or 0)
-        return 2 * keys + (self.linear_num_value_heads or 0) * (self.linear_value_head_dim or 0)
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """How many bytes the keys and values of one token take, and what convolutions keep of it."""
-        numbers = len(self.attention_layers) * 2 * self.num_key_value_heads * self.head_dim
-        return numbers * KV_CACHES[self.kv_cache] + self.conv_channels * KV_CACHES["fp32"]
-
-    @property
-    def state_bytes(self) -> int:
-        """How many bytes the states of linear attention take beside keys and values, however long the text is."""
-        convolution = self.linear_channels * ((self.linear_conv_kernel_dim or 1) - 1)
-        heads, key, value = self.linear_num_value_heads, self.linear_key_head_dim, self.linear_value_head_dim
-        numbers = convolution + (heads or 0) * (key or 0) * (value or 0)
-        return len(self.linear_layers) * numbers * KV_CACHES["fp32"]
-
-    @property
-    def expert_size(self) -> int:
-        """How many features an expert has between its projections."""
-        return self.intermediate_size if self.moe_intermediate_size is None else self.moe_intermediate_size
-
-    def has_experts(self, layer: int) -> bool:
-        """Tell whether the feed-forward of a layer is a choice of experts."""
-        return self.num_experts > 0 and layer not in self.layers_without_experts
 
     @property
     def short_context(self) -> int | None:
@@ -436,14 +420,7 @@ class ModelConfig:
 
     def is_conv(self, layer: int) -> bool:
         """Tell whether a layer has a convolution in the place of attention."""
-        return self._kind(layer) == "conv"
-
-    def is_linear(self, layer: int) -> bool:
-        """Tell whether a layer has linear attention."""
-        return self._kind(layer) == "linear_attention"
-
-    def _kind(self, layer: int) -> str | None:
-        return self.layer_types[layer] if self.layer_types else None
+        return self.kind(layer) == "conv"
 
     def window(self, layer: int) -> int | None:
         """Return how many tokens a query of this layer sees; None is all of them."""
@@ -456,10 +433,9 @@ class ModelConfig:
 
     def rope_kind(self, layer: int) -> str | None:
         """Return which rotation a layer has: "global", "local" (of `rope_local_theta`), or None."""
-        if self.position != "rope" or layer in self.layers_without_rope or self._kind(layer) in _WITHOUT_KEYS:
+        if self.position != "rope" or layer in self.layers_without_rope or self.kind(layer) in _WITHOUT_KEYS:
             return None
-        slides = self.layer_types[layer] == "sliding_attention" if self.layer_types else self.sliding_window is not None
-        return "local" if slides and self.rope_local_theta is not None else "global"
+        return "local" if self.slides(layer) and self.rope_local_theta is not None else "global"
 
     def _check_switches_and_token_ids(self) -> None:
         for field in (
@@ -473,6 +449,10 @@ class ModelConfig:
             "final_norm",
             "embedding_norm",
             "qk_norm",
+            "v_norm",
+            "attention_k_eq_v",
+            "use_double_wide_mlp",
+            "layer_scalar",
             "norm_topk_prob",
             "router_bias",
             "expert_choice_bias",

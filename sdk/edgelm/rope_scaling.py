@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from edgelm.errors import ConfigError
 
-ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,8 @@ class RopeScaling:
 
     `linear` divides positions by `factor`; `dynamic` raises the base with each position beyond the original context;
     `llama3` and `yarn` (arXiv:2309.00071) blend per frequency; `longrope` (arXiv:2402.13753) divides each frequency by
-    its own factor, `short_factor` within the original context and `long_factor` for a longer text.
+    its own factor, `short_factor` within the original context and `long_factor` for a longer text. `proportional` is
+    `linear`, and lets but the fastest `partial_rotary_factor` of the frequencies turn at all.
     """
 
     rope_type: str = "default"
@@ -29,13 +30,14 @@ class RopeScaling:
     truncate: bool = True  # yarn's ramp begins and ends at whole dimensions
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+    partial_rotary_factor: float = 1.0
 
     def __post_init__(self) -> None:
         if self.rope_type not in ROPE_TYPES:
             raise ConfigError(f"rope_type is {self.rope_type!r}; supported: {', '.join(ROPE_TYPES)}.")
         if not self.factor >= 1.0:
             raise ConfigError(f"The rope factor is {self.factor}; it must be 1.0 or more.")
-        if self.rope_type not in ("default", "linear") and self.original_max_position_embeddings < 1:
+        if self.rope_type not in ("default", "linear", "proportional") and self.original_max_position_embeddings < 1:
             raise ConfigError(f"rope_type {self.rope_type!r} needs original_max_position_embeddings.")
         for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
             if not 0 < getattr(self, low) < getattr(self, high):
@@ -43,6 +45,10 @@ class RopeScaling:
                     f"{low} is {getattr(self, low)!r} and {high} is {getattr(self, high)!r}; "
                     "both must be above 0, and the first below the second."
                 )
+        if not 0 < self.partial_rotary_factor <= 1:
+            raise ConfigError(
+                f"The rope's partial_rotary_factor is {self.partial_rotary_factor}; it must be above 0, up to 1."
+            )
         if self.attention_factor is not None and not self.attention_factor > 0:
             raise ConfigError(f"attention_factor is {self.attention_factor!r}; it must be above 0.")
         if self.rope_type == "longrope" and not all(

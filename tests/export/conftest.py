@@ -104,6 +104,8 @@ def save_model(bpe_tokenizer: PreTrainedTokenizerFast) -> SaveModel:
         for name, buffer in model.named_buffers():
             if name.endswith(CHOICE_BIASES):
                 buffer.normal_(std=0.3)
+            if name.endswith(".layer_scalar"):
+                buffer.data = 1 + 0.15 * torch.randn_like(buffer)
         model.to(dtype)
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         bpe_tokenizer.save_pretrained(folder)

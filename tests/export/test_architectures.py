@@ -19,6 +19,7 @@ GPT2_SIZES = {"n_embd": 64, "n_layer": 2, "n_head": 4}
 NEEDED: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["full_attention"] * 2, "num_local_experts": 0, "shared_intermediate_size": 96},
     "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "gemma4_text": {"vocab_size_per_layer_input": 320},
 }
 
 
@@ -94,6 +95,7 @@ def test_absent_values_are_those_of_transformers(name: str) -> None:
     sizes |= SIZES | sizes | {"model_type": name} | NEEDED.get(name, {})
     ours = ARCHITECTURES[name].to_model_config(sizes | {"n_embd": 1024, "n_layer": 2, "n_head": 32})
     theirs = AutoConfig.for_model(**sizes)
+    theirs.allow_global_per_layer_attribute_access = True
     assert ours.num_key_value_heads == (getattr(theirs, "num_key_value_heads", None) or 32)
     assert ours.head_dim == (getattr(theirs, "head_dim", 32) or 32)
     epsilon = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
@@ -103,8 +105,10 @@ def test_absent_values_are_those_of_transformers(name: str) -> None:
         settings = theirs.rope_parameters
         settings = settings.get("full_attention", settings)
         assert ours.rope_theta == settings["rope_theta"]
-        assert ours.partial_rotary_factor == settings.get("partial_rotary_factor", 1.0)
-    if name in ("gemma3_text", "olmo3"):
+        scaling = ours.rope_scaling
+        part = scaling.partial_rotary_factor if scaling.rope_type == "proportional" else ours.partial_rotary_factor
+        assert part == settings.get("partial_rotary_factor", 1.0)
+    if name in ("gemma3_text", "gemma4_text", "olmo3"):
         assert ours.rope_local_theta == theirs.rope_parameters["sliding_attention"]["rope_theta"]
     assert ours.tie_word_embeddings is theirs.tie_word_embeddings
     ends = theirs.eos_token_id
@@ -191,8 +195,8 @@ def test_every_rope_type_is_read_with_its_settings() -> None:
         ({"eos_token_id": ["</s>"]}, "it must be a token id or a list of them"),
         ({"hidden_act": "xielu"}, "hidden_act 'xielu' is not supported; supported: .*silu"),
         (
-            {"rope_scaling": {"type": "proportional", "factor": 2.0}},
-            "rope type 'proportional' is not supported; supported: default",
+            {"rope_scaling": {"type": "axial", "factor": 2.0}},
+            "rope type 'axial' is not supported; supported: default",
         ),
         (
             {"rope_scaling": {"rope_type": "default", "mrope_section": [4, 4]}},

@@ -132,9 +132,10 @@ def test_values_reach_the_127th_step_but_for_a_margin_and_a_channel_of_zeros_has
 def test_of_a_key_what_turns_counts_as_long_as_its_pair_and_the_rest_as_large_as_it_is() -> None:
     half = dataclasses.replace(CONFIG, partial_rotary_factor=0.5, layers_without_rope=(1,))
     vector = np.zeros((1, 1, 16), np.float32)
-    vector[..., [0, 4, 8, 12]] = [3, -4, -7, 9]  # of 8 dimensions that turn, 0 and 4 are a pair
+    # Of 8 dimensions that turn, 0 and 8 are a pair in the graph, which fills each half up to 8.
+    vector[..., [0, 4, 8, 12]] = [3, -7, -4, 9]
     turned, still = np.abs(vector), np.abs(vector)
-    turned[..., [0, 4]] = 5
+    turned[..., [0, 8]] = 5
     for buffer, wanted in enumerate((turned, still, still, still)):
         np.testing.assert_array_equal(_sizes(half, buffer, vector.copy()), wanted)
 

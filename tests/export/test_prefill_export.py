@@ -93,7 +93,7 @@ def test_keys_and_values_in_int8_are_those_in_floats_on_their_grids(features: di
     config = config_with(features)
     checkpoint = export_graphs(tmp_path, config)
     caches, logits = [], []
-    kept = 2 * len(config.attention_layers)  # behind them is what convolutions read, in floats
+    kept = 2 * len(config.cached_layers)  # behind them is what convolutions read, in floats
     for kv_cache in ("fp32", "int8"):
         if kv_cache == "int8":
             buffers = caches[0].buffers[:kept]

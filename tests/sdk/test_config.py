@@ -119,6 +119,60 @@ LARGE = {
         ),
         ({"conv_L_cache": 1}, "conv_L_cache is 1; it must be a whole number of 2 or more."),
         ({"conv_L_cache": 65}, "conv_L_cache is 65; at most 64 are supported."),
+        (
+            {"num_kv_shared_layers": -1},
+            f"num_kv_shared_layers is -1; it must be a whole number from 0 to {2**31 - 1}.",
+        ),
+        (
+            {"hidden_size_per_layer_input": 1.5},
+            f"hidden_size_per_layer_input is 1.5; it must be a whole number from 0 to {2**31 - 1}.",
+        ),
+        ({"global_head_dim": 0}, f"global_head_dim is 0; it must be a whole number from 1 to {2**31 - 1}."),
+        (
+            {"num_global_key_value_heads": True},
+            f"num_global_key_value_heads is True; it must be a whole number from 1 to {2**31 - 1}.",
+        ),
+        (
+            {"num_global_key_value_heads": 3},
+            "num_attention_heads (4) is not a multiple of num_global_key_value_heads (3).",
+        ),
+        (
+            {"global_head_dim": 32, "rope_local_theta": 1e4},
+            "global_head_dim is set, which needs an attention_multiplier, and with rope a rope_local_theta of the "
+            "layers with a window.",
+        ),
+        (
+            {"global_head_dim": 32, "attention_multiplier": 1.0},
+            "global_head_dim is set, which needs an attention_multiplier, and with rope a rope_local_theta of the "
+            "layers with a window.",
+        ),
+        (
+            {"global_head_dim": 33, "attention_multiplier": 1.0, "rope_local_theta": 1e4},
+            "global_head_dim is 33, of which 33 turn; rope needs an even one, of which some do.",
+        ),
+        (
+            {"head_dim": 16, "rope_scaling": RopeScaling(rope_type="proportional", partial_rotary_factor=0.1)},
+            "head_dim is 16, of which 0 turn; rope needs an even one, of which some do.",
+        ),
+        (
+            {"num_kv_shared_layers": 1, "attention_sinks": True},
+            "num_kv_shared_layers is set, which is for models with plain attention in every layer.",
+        ),
+        (
+            {"num_kv_shared_layers": 1, "layer_types": ("full_attention", "conv"), "conv_L_cache": 3},
+            "num_kv_shared_layers is set, which is for models with plain attention in every layer.",
+        ),
+        (
+            {"num_kv_shared_layers": 1, "layer_types": ("full_attention", "sliding_attention"), "sliding_window": 8},
+            "num_kv_shared_layers is 1 of 2; before those must be a layer of each kind that they have, whose keys and "
+            "values they look at.",
+        ),
+        (
+            {"num_kv_shared_layers": 5},
+            "num_kv_shared_layers is 5 of 2; before those must be a layer of each kind that they have, whose keys and "
+            "values they look at.",
+        ),
+        ({"v_norm": 1}, "v_norm is 1; it must be true or false."),
         ({"conv_bias": 0}, "conv_bias is 0; it must be true or false."),
         ({"llama_4_scaling_beta": 0.1}, "llama_4_scaling_beta is set, which needs original_max_position_embeddings."),
         ({"llama_4_scaling_beta": 0.0}, "llama_4_scaling_beta is 0.0; it must be a number above 0."),
@@ -187,8 +241,12 @@ def test_a_field_outside_its_range_is_an_error_that_names_it(changes: dict[str, 
     ("fields", "message"),
     [
         (
-            {"rope_type": "proportional"},
-            "rope_type is 'proportional'; supported: default, linear, dynamic, llama3, yarn, longrope.",
+            {"rope_type": "axial"},
+            "rope_type is 'axial'; supported: default, linear, dynamic, llama3, yarn, longrope, proportional.",
+        ),
+        (
+            {"rope_type": "proportional", "partial_rotary_factor": 0.0},
+            "The rope's partial_rotary_factor is 0.0; it must be above 0, up to 1.",
         ),
         ({"rope_type": "dynamic"}, "rope_type 'dynamic' needs original_max_position_embeddings."),
         (

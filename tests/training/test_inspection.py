@@ -88,6 +88,7 @@ def test_attention_is_that_of_transformers(checkpoint: Path, tokenizer: Tokenize
         {"num_key_value_heads": 2},
         {"head_dim": 8, "num_attention_heads": 4},
         {"layer_types": ("conv", "full_attention"), "conv_L_cache": 3},
+        {"num_kv_shared_layers": 1, "v_norm": True, "attention_k_eq_v": True, "qk_norm": True},
     ],
     ids=str,
 )
@@ -97,7 +98,7 @@ def test_the_weights_mix_the_values_into_what_attention_gives(changes: dict[str,
     ids = tokenizer.encode(TEXT)
     values, mixed = [], []
     attention = model.model.layers[model.config.attention_layers[0]].self_attn
-    attention.v_proj.register_forward_hook(lambda _, __, output: values.append(output[0]))
+    attention.values.register_forward_hook(lambda _, __, output: values.append(output[0]))
     attention.o_proj.register_forward_pre_hook(lambda _, inputs: mixed.append(inputs[0][0]))
 
     found = inspect_text(model, tokenizer, ids)
@@ -105,9 +106,8 @@ def test_the_weights_mix_the_values_into_what_attention_gives(changes: dict[str,
     config, T = model.config, len(ids)
     assert found.attention_layers == config.attention_layers
     assert found.stream_norms.shape == (config.num_hidden_layers + 1, T)
-    values_TKH = values[0].reshape(T, config.num_key_value_heads, config.head_dim)
-    values_TNH = values_TKH.repeat_interleave(config.num_attention_heads // config.num_key_value_heads, 1)
-    wanted_TNH = (torch.from_numpy(found.attention[0]) @ values_TNH.transpose(0, 1)).transpose(0, 1)
+    values_NTH = values[0].repeat_interleave(config.num_attention_heads // config.num_key_value_heads, 0)
+    wanted_TNH = (torch.from_numpy(found.attention[0]) @ values_NTH).transpose(0, 1)
     torch.testing.assert_close(wanted_TNH.flatten(1), mixed[0], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found.attention.sum(-1), 1, atol=1e-5)
     assert not np.triu(found.attention, 1).any()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from model_features import GEMMA4_FEATURES
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -75,6 +76,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": GEMMA
     | TWO_ROTATIONS
     | {"qk_norm": True, "rope_scaling": RopeScaling(rope_type="linear", factor=8.0)},
+    "gemma4_text": GEMMA4_FEATURES | {"embedding_multiplier": 24**0.5},
     "stablelm": {"norm": "layer", "head_dim": 6, "attention_bias": True, "partial_rotary_factor": 0.67},
     "stablelm, in parallel": {
         "norm": "layer",

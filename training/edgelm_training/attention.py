@@ -15,6 +15,9 @@ from torch.nn import functional
 from edgelm.config import ModelConfig
 from edgelm_training.view import Rotation
 
+# Keys and values [B, K, T, H] of layers, by their numbers.
+Kept = dict[int, tuple[Tensor, Tensor]]
+
 
 class RMSNorm(nn.RMSNorm):
     """Compute in the weight's precision: under autocast projections give a lower one, for which there is no kernel."""
@@ -82,22 +85,27 @@ class Attention(nn.Module):
     by as much.
     """
 
-    def __init__(self, config: ModelConfig, *, causal: bool = True) -> None:
+    def __init__(self, config: ModelConfig, layer: int = 0, *, causal: bool = True) -> None:
         super().__init__()
-        D, H = config.hidden_size, config.head_dim
-        N, K = config.num_attention_heads, config.num_key_value_heads
-        self.config, self.causal = config, causal
+        D, H = config.hidden_size, config.head_size(layer)
+        N, K = config.num_attention_heads, config.kv_heads(layer)
+        self.config, self.layer, self.head_dim, self.causal = config, layer, H, causal
+        self.keys_of = config.keys_of(layer)
+        has_keys, over_projection = self.keys_of == layer, config.qk_norm_scope == "projection"
         self.sinks = nn.Parameter(torch.zeros(N)) if config.attention_sinks else None
         self.q_proj = nn.Linear(D, N * H, bias=config.attention_bias)
-        self.k_proj = nn.Linear(D, K * H, bias=config.attention_bias)
-        self.v_proj = nn.Linear(D, K * H, bias=config.attention_bias)
+        if has_keys:
+            self.k_proj = nn.Linear(D, K * H, bias=config.attention_bias)
+        if has_keys and not config.keys_are_values(layer):
+            self.v_proj = nn.Linear(D, K * H, bias=config.attention_bias)
         self.o_proj = nn.Linear(N * H, D, bias=config.attention_output_bias)
         if config.attention_output_gate:
             self.gate_proj = nn.Linear(D, N * H, bias=config.attention_bias)
         if config.qk_norm:
-            over_projection = config.qk_norm_scope == "projection"
             self.q_norm = make_norm(config, N * H if over_projection else H)
+        if config.qk_norm and has_keys:
             self.k_norm = make_norm(config, K * H if over_projection else H)
+        self.values = nn.Identity()  # all that is gathered passes here, for who looks into the model
 
     def forward(
         self,
@@ -105,38 +113,54 @@ class Attention(nn.Module):
         rotation: Rotation | None,
         mask: Tensor | None,
         memory_BSD: Tensor | None = None,
+        kept: Kept | None = None,
     ) -> Tensor:
         """Return what each position gathers [B, T, D].
 
         rotation: cos and sin, each [T, R/2] or [B, T, R/2], and a factor [T] or [B, T]. mask: [T, T] or [B, 1, T, T],
         true where a query sees a key, or what is added to the scores; without it, a query sees every key, with `causal`
-        every one that is not later. memory_BSD: the text that is looked at, where it is another one.
+        every one that is not later. memory_BSD: the text that is looked at, where it is another one. kept: keys and
+        values of earlier layers; this one's are put there, or found there where it has none of its own.
         """
-        seen_BSD = hidden_BTD if memory_BSD is None else memory_BSD
-        q_BTD, k_BTD, v_BTD = self.q_proj(hidden_BTD), self.k_proj(seen_BSD), self.v_proj(seen_BSD)
-        if self.config.qk_norm and self.config.qk_norm_scope == "projection":
-            q_BTD, k_BTD = self.q_norm(q_BTD), self.k_norm(k_BTD)
-        q_BNTH, k_BKTH, v_BKTH = map(self._split_heads, (q_BTD, k_BTD, v_BTD))
-        if self.config.qk_norm and self.config.qk_norm_scope == "head":
-            # Each head by itself, so that no score grows with the size of its vectors (arXiv:2302.05442).
-            q_BNTH, k_BKTH = self.q_norm(q_BNTH), self.k_norm(k_BKTH)
-        if rotation is not None:
-            cos, sin, query_factor = rotation
-            q_BNTH, k_BKTH = rotate(q_BNTH, cos, sin), rotate(k_BKTH, cos, sin)
-        if self.config.qk_norm and self.config.qk_norm_scope == "turned_head":
-            q_BNTH, k_BKTH = self.q_norm(q_BNTH), self.k_norm(k_BKTH)
-        if rotation is not None and query_factor is not None:
-            q_BNTH = q_BNTH * query_factor[..., None, :, None].to(q_BNTH.dtype)
+        q_BNTH = self._heads(self.q_proj(hidden_BTD), "q_norm", rotation)
+        if rotation is not None and rotation.query_factor is not None:
+            q_BNTH = q_BNTH * rotation.query_factor[..., None, :, None].to(q_BNTH.dtype)
+        kept = {} if kept is None else kept
+        if self.keys_of == self.layer:
+            kept[self.layer] = self._keys_and_values(hidden_BTD if memory_BSD is None else memory_BSD, rotation)
+        k_BKTH, v_BKTH = kept[self.keys_of]
         scale, cap = self.config.attention_scale, self.config.attn_logit_softcapping
-        mixed_BNTH = attend(q_BNTH, k_BKTH, v_BKTH, mask, scale, cap, self.sinks, causal=self.causal)
+        values_BKTH = self.values(v_BKTH)
+        mixed_BNTH = attend(q_BNTH, k_BKTH, values_BKTH, mask, scale, cap, self.sinks, causal=self.causal)
         mixed_BTD = mixed_BNTH.transpose(1, 2).flatten(2)
         if self.config.attention_output_gate:
             mixed_BTD = mixed_BTD * torch.sigmoid(self.gate_proj(hidden_BTD))
         return self.o_proj(mixed_BTD)
 
+    def _keys_and_values(self, seen_BSD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
+        """Return keys, turned, and values [B, K, S, H]."""
+        k_BSD = self.k_proj(seen_BSD)
+        v_BSD = k_BSD if self.config.keys_are_values(self.layer) else self.v_proj(seen_BSD)
+        v_BKSH = self._split_heads(v_BSD)
+        if self.config.v_norm:
+            v_BKSH = functional.rms_norm(v_BKSH, (self.head_dim,), eps=self.config.norm_eps)
+        return self._heads(k_BSD, "k_norm", rotation), v_BKSH
+
+    def _heads(self, projected: Tensor, norm: str, rotation: Rotation | None) -> Tensor:
+        """Turn [B, T, heads * H] into heads [B, heads, T, H] that are normed, if the config says so, and turned.
+
+        Each head is normed by itself, so that no score grows with the size of its vectors (arXiv:2302.05442), or all
+        together.
+        """
+        scope = self.config.qk_norm_scope if self.config.qk_norm else None
+        heads = self._split_heads(self.get_submodule(norm)(projected) if scope == "projection" else projected)
+        heads = self.get_submodule(norm)(heads) if scope == "head" else heads
+        heads = heads if rotation is None else rotate(heads, rotation.cos, rotation.sin)
+        return self.get_submodule(norm)(heads) if scope == "turned_head" else heads
+
     def _split_heads(self, projected: Tensor) -> Tensor:
         """Turn [B, T, heads * H] into [B, heads, T, H]."""
-        return projected.unflatten(2, (-1, self.config.head_dim)).transpose(1, 2)
+        return projected.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
 
 
 def attend(

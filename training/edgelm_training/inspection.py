@@ -106,16 +106,16 @@ def attention_weights(attention: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
     they are the model's own, whatever its windows, caps and masks, and kernels that never show their weights.
     """
     config: Any = attention.config
-    K, H = config.num_key_value_heads, config.head_dim
+    K, H = config.kv_heads(attention.layer), config.head_size(attention.layer)
     T, device, dtype = inputs[0].shape[1], inputs[0].device, inputs[0].dtype
     parts = []
     for start in range(0, T, H):
         stop = min(start + H, T)
-        values_TKH = torch.zeros(T, K, H, device=device, dtype=dtype)
-        values_TKH[torch.arange(start, stop), :, torch.arange(stop - start)] = 1
+        values_KTH = torch.zeros(K, T, H, device=device, dtype=dtype)
+        values_KTH[:, torch.arange(start, stop), torch.arange(stop - start)] = 1
         mixed: list[Tensor] = []
         with (
-            _hook(attention.v_proj.register_forward_hook(lambda *_, values=values_TKH: values.flatten(1)[None])),  # type: ignore[union-attr]
+            _hook(attention.values.register_forward_hook(lambda *_, values=values_KTH: values[None])),  # type: ignore[union-attr]
             _hook(attention.o_proj.register_forward_pre_hook(lambda _, given, kept=mixed: kept.append(given[0]))),  # type: ignore[union-attr]
         ):
             attention(*inputs)

@@ -28,7 +28,7 @@ from edgelm.architecture import rope
 from edgelm.architecture.relative_positions import relative_buckets
 from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError
-from edgelm_training.attention import Attention, make_norm, scaled, soft_cap
+from edgelm_training.attention import Attention, Kept, make_norm, scaled, soft_cap
 from edgelm_training.convolution import Convolution
 from edgelm_training.linear_attention import LinearAttention
 from edgelm_training.view import Rotary, Rotation, SourceView, View, check_length
@@ -138,6 +138,10 @@ class Stack(nn.Module):
             )
         if config.embedding_norm:
             self.embed_norm = make_norm(config, config.hidden_size)
+        if config.hidden_size_per_layer_input:
+            self.embed_tokens_per_layer = nn.Embedding(config.vocab_size, config.per_layer_width)
+            self.per_layer_model_projection = nn.Linear(config.hidden_size, config.per_layer_width, bias=False)
+            self.per_layer_projection_norm = make_norm(config, config.hidden_size_per_layer_input)
         self.layers = nn.ModuleList(
             Block(config, layer, is_encoder=is_encoder, crosses=crosses) for layer in range(config.num_hidden_layers)
         )
@@ -150,9 +154,18 @@ class Stack(nn.Module):
         self.rotary = nn.ModuleDict({kind: Rotary(config, kind) for kind in sorted(kinds)})
 
     def forward(
-        self, embedded_BTD: Tensor, view: View, memory: Memory | None = None, *, recompute: bool = False
+        self,
+        embedded_BTD: Tensor,
+        view: View,
+        memory: Memory | None = None,
+        *,
+        ids_BT: Tensor | None = None,
+        recompute: bool = False,
     ) -> Tensor:
-        """Return the hidden states [B, T, D] after the final norm; `recompute` keeps only the blocks' inputs."""
+        """Return the hidden states [B, T, D] after the final norm; `recompute` keeps only the blocks' inputs.
+
+        ids_BT: what was embedded, where each layer has features of a token beside the stream.
+        """
         hidden_BTD = scaled(embedded_BTD, self.config.embedding_multiplier)
         if self.config.position == "learned":
             hidden_BTD = hidden_BTD + self.embed_positions(view.positions)
@@ -163,14 +176,24 @@ class Stack(nn.Module):
         rotations: dict[str | None, Rotation] = {kind: rotary(view) for kind, rotary in self.rotary.items()}
         windows = {self.config.window(layer) for layer in self.config.attention_layers}
         masks = {window: self._mask(view, window) for window in windows}
+        beside = [None] * len(self.layers) if ids_BT is None else self._beside(ids_BT, hidden_BTD)
+        kept: Kept = {}
         for layer, block in enumerate(self.layers):
             rotation, window = rotations.get(self.config.rope_kind(layer)), self.config.window(layer)
             seen = masks[window] if layer in self.config.attention_layers else view.positions
-            if recompute:
-                hidden_BTD = checkpoint(block, hidden_BTD, rotation, seen, memory, use_reentrant=False)
-            else:
-                hidden_BTD = block(hidden_BTD, rotation, seen, memory)
+            given = (hidden_BTD, rotation, seen, memory, kept, beside[layer])
+            hidden_BTD = checkpoint(block, *given, use_reentrant=False) if recompute else block(*given)
         return self.norm(hidden_BTD) if self.config.final_norm else hidden_BTD
+
+    def _beside(self, ids_BT: Tensor, hidden_BTD: Tensor) -> Sequence[Tensor | None]:
+        """Return each layer's features of the tokens beside the stream [B, T, P]: embedded, and of what enters it."""
+        P = self.config.hidden_size_per_layer_input
+        if not P:
+            return [None] * len(self.layers)
+        projected_BTLP = scaled(self.per_layer_model_projection(hidden_BTD), self.config.hidden_size**-0.5)
+        embedded_BTLP = scaled(self.embed_tokens_per_layer(ids_BT), P**0.5).unflatten(-1, (-1, P))
+        normed_BTLP = self.per_layer_projection_norm(projected_BTLP.unflatten(-1, (-1, P)))
+        return ((normed_BTLP + embedded_BTLP) * 2**-0.5).unbind(2)
 
     def _mask(self, view: View, window: int | None) -> Tensor | None:
         """Return the view's mask; with relative positions, what is added to the scores [N, T, T] or [B, N, T, T]."""
@@ -193,7 +216,7 @@ class Decoder(Stack):
         """Return the hidden states [B, T, D] after the final norm; `recompute` keeps only the blocks' inputs."""
         check_length("input", ids_BT, self.config)
         view = View(ids_BT.shape[1], documents_BT, ids_BT.device)
-        return super().forward(self.embed_tokens(ids_BT), view, recompute=recompute)
+        return super().forward(self.embed_tokens(ids_BT), view, ids_BT=ids_BT, recompute=recompute)
 
 
 class EncoderDecoder(nn.Module):
@@ -233,38 +256,57 @@ class Block(nn.Module):
     linear_attn: LinearAttention  # likewise
     encoder_attn: Attention  # the cross-attention, where there is an encoder
     mlp: FeedForward | Experts
+    per_layer_input_gate: nn.Linear  # these three where layers have features of their own beside the stream
+    per_layer_projection: nn.Linear
+    post_per_layer_input_norm: nn.Module
 
     def __init__(self, config: ModelConfig, layer: int, *, is_encoder: bool = False, crosses: bool = False) -> None:
         super().__init__()
         self.config = config
         before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
+        # Not learned, as in transformers.
+        self.layer_scalar = nn.Buffer(torch.ones(1)) if config.layer_scalar else None
         parts: dict[str | None, nn.Module | None] = {before_attention: None}
         if config.is_conv(layer):
             parts["conv"] = Convolution(config)
         elif config.is_linear(layer):
             parts["linear_attn"] = LinearAttention(config)
         else:
-            parts["self_attn"] = Attention(config, causal=not is_encoder)
+            parts["self_attn"] = Attention(config, layer, causal=not is_encoder)
         parts[after_attention] = None
         if crosses:
             before_cross, after_cross = CROSS_NORMS[config.norm_placement]
-            parts |= {before_cross: None, "encoder_attn": Attention(config, causal=False), after_cross: None}
-        feed_forward = Experts(config) if config.has_experts(layer) else FeedForward(config, config.intermediate_size)
+            parts |= {before_cross: None, "encoder_attn": Attention(config, layer, causal=False), after_cross: None}
+        size = config.feed_forward_size(layer)
+        feed_forward = Experts(config) if config.has_experts(layer) else FeedForward(config, size)
         parts |= {before_mlp: None, "mlp": feed_forward, after_mlp: None}
+        if config.hidden_size_per_layer_input:
+            D, P = config.hidden_size, config.hidden_size_per_layer_input
+            parts["per_layer_input_gate"] = nn.Linear(D, P, bias=False)
+            parts["per_layer_projection"] = nn.Linear(P, D, bias=False)
+            parts["post_per_layer_input_norm"] = None
         for name, part in parts.items():
             if name is not None:
                 self.add_module(name, part or make_norm(config, config.hidden_size))
 
     def forward(
-        self, hidden_BTD: Tensor, rotation: Rotation | None, seen: Tensor | None, memory: Memory | None = None
+        self,
+        hidden_BTD: Tensor,
+        rotation: Rotation | None,
+        seen: Tensor | None,
+        memory: Memory | None = None,
+        kept: Kept | None = None,
+        beside_BTP: Tensor | None = None,
     ) -> Tensor:
         """Return the residual stream [B, T, D] after this block; `seen` is the mask of attention, of which None is
         every earlier key, or for what is in its place the positions of the tokens.
+
+        kept: keys and values of earlier layers. beside_BTP: the layer's own features of the tokens.
         """
         before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[self.config.norm_placement]
         input_BTD = self._normed(before_attention, hidden_BTD)
         if hasattr(self, "self_attn"):
-            attended_BTD = self.self_attn(input_BTD, rotation, seen)
+            attended_BTD = self.self_attn(input_BTD, rotation, seen, None, kept)
         else:
             assert seen is not None  # tokens have positions
             attended_BTD = (self.conv if hasattr(self, "conv") else self.linear_attn)(input_BTD, seen)
@@ -275,7 +317,12 @@ class Block(nn.Module):
             attended_BTD = self._added(attended_BTD, looked_BTD, after_cross)
         mlp_input_BTD = hidden_BTD if self.config.parallel_residual else attended_BTD
         transformed_BTD = self.mlp(self._normed(before_mlp, mlp_input_BTD))
-        return self._added(attended_BTD, transformed_BTD, after_mlp)
+        hidden_BTD = self._added(attended_BTD, transformed_BTD, after_mlp)
+        if beside_BTP is not None:
+            gate_BTP = ACTIVATIONS[self.config.hidden_act](self.per_layer_input_gate(hidden_BTD))
+            added_BTD = self.per_layer_projection(gate_BTP * beside_BTP)
+            hidden_BTD = hidden_BTD + self.post_per_layer_input_norm(added_BTD)
+        return hidden_BTD if self.layer_scalar is None else hidden_BTD * self.layer_scalar
 
     def _added(self, hidden_BTD: Tensor, part_BTD: Tensor, norm: str | None) -> Tensor:
         """Add what a part makes to the residual stream, behind the norm or before it."""

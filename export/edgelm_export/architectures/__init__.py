@@ -16,6 +16,7 @@ from edgelm_export.architectures.exaone import EXAONE, EXAONE4
 from edgelm_export.architectures.gemma import GEMMA
 from edgelm_export.architectures.gemma2 import GEMMA2
 from edgelm_export.architectures.gemma3 import GEMMA3
+from edgelm_export.architectures.gemma4 import GEMMA4
 from edgelm_export.architectures.glm import GLM, GLM4
 from edgelm_export.architectures.gpt2 import GPT2
 from edgelm_export.architectures.gpt_neox import GPT_NEOX
@@ -63,6 +64,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma": GEMMA,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
+    "gemma4_text": GEMMA4,
     "phi": PHI,  # Phi-1 to Phi-2
     "phi3": PHI3,  # Phi-3, Phi-3.5, Phi-4-mini
     "nemotron": NEMOTRON,  # and Minitron

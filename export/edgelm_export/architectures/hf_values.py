@@ -22,6 +22,7 @@ _ROPE_SETTINGS: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow"),
     "longrope": ("factor", "attention_factor"),
+    "proportional": ("factor", "partial_rotary_factor"),
 }
 # They count from an original context.
 _STRETCHED = ("llama3", "yarn", "longrope")
@@ -155,6 +156,8 @@ def rope(values: Mapping[str, Any], context_length: int, *, partial: float | Non
         )
     unknown = {key: value for key, value in settings.items() if key not in _KNOWN_ROPE_SETTINGS}
     part = number(settings, "partial_rotary_factor", number(values, "partial_rotary_factor", partial or 1.0))
+    if rope_type == "proportional":
+        settings, part = {"partial_rotary_factor": part, **settings}, 1.0
     if partial is None and part != 1.0:
         unknown["partial_rotary_factor"] = part
     for key, value in unknown.items():

@@ -22,7 +22,7 @@ from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.keep import keep_grid
 from edgelm_export.quantize.packed import PackedWeight
-from edgelm_export.tensor_map import EMBEDDING
+from edgelm_export.tensor_map import EMBEDDING, PER_LAYER_EMBEDDING
 
 __all__ = [
     "DEFAULT_PRECISION",
@@ -56,7 +56,7 @@ def quantize(checkpoint: Checkpoint, name: str, scheme_name: str) -> Stored:
         return keep_grid(checkpoint, name)
     if not isinstance(scheme, Scheme):
         return _narrowed(checkpoint.tensor(name), name, scheme)
-    if name == EMBEDDING and (scheme.bits == 2 or not scheme.symmetric):
+    if name in (EMBEDDING, PER_LAYER_EMBEDDING) and (scheme.bits == 2 or not scheme.symmetric):
         raise ExportError(
             f"The embedding cannot be {scheme_name}: its rows are gathered from a symmetric grid of 4 bits or more. "
             "Give embed_tokens a rule of its own, before the others, such as int8-block64."

@@ -28,7 +28,7 @@ from edgelm_export.quantize import Stored, quantize
 from edgelm_export.quantize.in_passing import LayerInPassing
 from edgelm_export.quantize.packed import PackedWeight, unpack
 from edgelm_export.quantize.prepared import Prepared, PreparedCheckpoint, layer_path, save_layer
-from edgelm_export.tensor_map import EMBEDDING
+from edgelm_export.tensor_map import EMBEDDING, PER_LAYER_EMBEDDING
 
 Array = NDArray[np.float32]
 Weights = dict[str, Array]
@@ -78,24 +78,24 @@ class _Hidden:
 
 def _entering(checkpoint: Checkpoint, precision: Precision, sequences: Sequence[Sequence[int]]) -> _Hidden:
     """Return what enters the first layer, in the package by the embedding as it is stored there."""
-    scheme = scheme_for(precision.recipe(checkpoint.config), EMBEDDING)
-    stored = _WithEmbedding(checkpoint, quantize(checkpoint, EMBEDDING, scheme))
+    recipe, names = precision.recipe(checkpoint.config), (EMBEDDING, PER_LAYER_EMBEDDING)
+    here = [name for name in names if name in checkpoint.config.tensor_shapes()]
+    stored = _WithEmbeddings(checkpoint, {name: quantize(checkpoint, name, scheme_for(recipe, name)) for name in here})
     source, package = (np.concatenate(reference.embed(each, sequences)) for each in (checkpoint, stored))
     return _Hidden(source_TD=source, package_TD=package)
 
 
-class _WithEmbedding(CheckpointView):
-    def __init__(self, checkpoint: Checkpoint, embedding: Stored) -> None:
+class _WithEmbeddings(CheckpointView):
+    def __init__(self, checkpoint: Checkpoint, embeddings: Mapping[str, Stored]) -> None:
         super().__init__(checkpoint)
-        self._embedding = embedding
+        self._embeddings = embeddings
 
     def tensor(self, name: str) -> Array:
-        """Read one tensor, the embedding as the package has it."""
-        if name != EMBEDDING:
+        """Read one tensor, an embedding as the package has it."""
+        embedding = self._embeddings.get(name)
+        if embedding is None:
             return self._checkpoint.tensor(name)
-        if isinstance(self._embedding, PackedWeight):
-            return unpack(self._embedding)
-        return self._embedding.astype(np.float32)
+        return unpack(embedding) if isinstance(embedding, PackedWeight) else embedding.astype(np.float32)
 
 
 class _Calibration:

@@ -45,6 +45,7 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
 
     A norm without weights makes nothing that could be divided, one that experts read is left alone, a feed-forward
     without a gate is not linear in what its first projection makes, nor what is in attention's place in its channels.
+    Values that are normed, or are keys too, or are looked at by other layers, are left alone.
     """
     before_attention, _, before_feed_forward, _ = NORM_PLACEMENTS[config.norm_placement]
     if config.is_conv(layer):
@@ -52,8 +53,7 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
     elif config.is_linear(layer):
         attending = [f"linear_attn.in_proj_{part}" for part in ("qkv", "z", "b", "a")]
     else:
-        parts = ("q", "k", "v", "gate") if config.attention_output_gate else ("q", "k", "v")
-        attending = [f"self_attn.{part}_proj" for part in parts]
+        attending = _reading_attention(config, layer)
     readers: dict[str | None, list[str]] = {before_attention: attending}
     if config.has_experts(layer):
         readers.pop(before_feed_forward, None)
@@ -65,11 +65,19 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
         for norm, names in readers.items()
         if norm is not None and not config.norm.endswith("_plain")
     ]
-    if layer in config.attention_layers:
+    are_values_apart = not (config.v_norm or config.attention_k_eq_v or config.num_kv_shared_layers)
+    if are_values_apart and layer in config.attention_layers:
         found.append(ScaledChannels(maker="self_attn.v_proj", readers=("self_attn.o_proj",), of_heads=True))
     if config.mlp_gated and not config.has_experts(layer):
         found.append(ScaledChannels(maker="mlp.up_proj", readers=("mlp.down_proj",)))
     return found
+
+
+def _reading_attention(config: ModelConfig, layer: int) -> list[str]:
+    """List the projections that attention reads its input with."""
+    parts = ["q", "k", "v"] if config.keys_of(layer) == layer else ["q"]
+    parts += ["gate"] if config.attention_output_gate else []
+    return [f"self_attn.{part}_proj" for part in parts if part != "v" or not config.keys_are_values(layer)]
 
 
 class ChannelScales:
@@ -90,7 +98,7 @@ class ChannelScales:
                 if scales is None:
                     continue
                 if channels.of_heads:
-                    scales = _for_query_heads(config, scales)
+                    scales = _for_query_heads(config, scales, layer)
                 self.multipliers |= {f"model.layers.{layer}.{reader}": scales for reader in channels.readers}
 
     def times(self, other: ChannelScales) -> ChannelScales:
@@ -192,8 +200,8 @@ class PlainHead(CheckpointView):
         return None if is_divided else self._checkpoint.quantized_blocks(name)
 
 
-def _for_query_heads(config: ModelConfig, scales: Array) -> Array:
+def _for_query_heads(config: ModelConfig, scales: Array, layer: int) -> Array:
     """Repeat the scales of each value head for the query heads that share it."""
-    per_head_KH = scales.reshape(config.num_key_value_heads, config.head_dim)
-    sharing = config.num_attention_heads // config.num_key_value_heads
+    per_head_KH = scales.reshape(config.kv_heads(layer), config.head_size(layer))
+    sharing = config.num_attention_heads // config.kv_heads(layer)
     return per_head_KH.repeat(sharing, axis=0).reshape(-1)

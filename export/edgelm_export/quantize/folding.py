@@ -172,7 +172,7 @@ class _Run:
             readers = {reader: weights[f"{reader}.weight"] for reader in channels.readers}
             scales = choosers[channels.readers[0]].scales(readers, scheme_of)
             if channels.of_heads:
-                scales = _of_value_heads(self._config, scales)
+                scales = _of_value_heads(self._config, scales, layer)
             divisors[f"{prefix}{channels.maker}"] = scales
         self._refuse_other_outputs(layer, weights, divisors, hidden[0][:_COMPARED_TOKENS])
         return divisors, following
@@ -195,9 +195,9 @@ class _Run:
             )
 
 
-def _of_value_heads(config: ModelConfig, scales: Array) -> Array:
+def _of_value_heads(config: ModelConfig, scales: Array, layer: int) -> Array:
     """Return one row of scales for each value head: the geometric mean over the query heads that share it."""
-    grouped_KGH = scales.reshape(config.num_key_value_heads, -1, config.head_dim)
+    grouped_KGH = scales.reshape(config.kv_heads(layer), -1, config.head_size(layer))
     return np.asarray(np.exp(np.log(grouped_KGH).mean(1)).reshape(-1), np.float32)
 
 

@@ -20,7 +20,7 @@ from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
-from edgelm_export.tensor_map import EMBEDDING, HEAD
+from edgelm_export.tensor_map import EMBEDDING, HEAD, PER_LAYER_EMBEDDING
 
 Array = NDArray[np.float32]
 
@@ -29,6 +29,8 @@ _STACKED = ((re.compile(r"\.[qkv]_proj\."), ".qkv_proj."), (re.compile(r"\.(?:ga
 _ALWAYS_FLOAT = re.compile(rf"embed_positions|\.mlp\.gate\.weight|{RATES}")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _ROWS_AT_ONCE = 32
+# What all layers read, of which the embedding may be the head too.
+_EMBEDDINGS = (EMBEDDING, PER_LAYER_EMBEDDING, "model.per_layer_model_projection.weight")
 
 
 def tensor_groups(checkpoint: Checkpoint) -> dict[str, list[str]]:
@@ -62,10 +64,10 @@ def measure_sensitivity(
     rounded_ends: dict[str, Checkpoint] = {
         name: _Rounded(checkpoint, names, schemes[name])
         for name, names in groups.items()
-        if names[0] in (EMBEDDING, HEAD)
+        if names[0] in (*_EMBEDDINGS, HEAD)
     }
     for name, view in rounded_ends.items():
-        branches[name] = reference.embed(view, sequences) if groups[name][0] == EMBEDDING else plain
+        branches[name] = reference.embed(view, sequences) if groups[name][0] in _EMBEDDINGS else plain
     # Each layer runs once for each branch, so that the last one takes longer than all of the first few.
     runs, done = _runs(groups, layers), 0
     for layer in range(layers):
@@ -100,7 +102,7 @@ def measure_sensitivity(
 
 def _runs(groups: dict[str, list[str]], layers: int) -> list[int]:
     """Return how often each layer runs: for the source, and for each group that lies before its end."""
-    of_embedding = sum(names[0] == EMBEDDING for names in groups.values())
+    of_embedding = sum(names[0] in _EMBEDDINGS for names in groups.values())
     of_layers = [
         sum(names[0].startswith(f"model.layers.{layer}.") for names in groups.values()) for layer in range(layers)
     ]

@@ -9,7 +9,7 @@ Shapes: T tokens, D hidden, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.sensitivity import mean_divergence
-from edgelm_export.tensor_map import EMBEDDING, head_name
+from edgelm_export.tensor_map import EMBEDDING, PER_LAYER_EMBEDDING, head_name
 
 Array = NDArray[np.float32]
 Product = Callable[[Array], Array]  # of what the head reads [T, D] and its weights: [T, V]
@@ -63,9 +63,10 @@ def better_divisors(
 
 def _looked_up(checkpoint: Checkpoint, scheme: Scheme, divisors_D: Array, ids: Sequence[int]) -> Array:
     """Return what enters the first layer for some tokens, [T, D], with the embedding on its grid."""
-    rows_TD = checkpoint.tensor(EMBEDDING)[np.asarray(ids, np.int64)]
-    rows_TD = unpack(quantize_alone(rows_TD * divisors_D, scheme)) / divisors_D
-    (hidden_TD,) = reference.embed(_Rows(checkpoint, rows_TD), [range(len(ids))])
+    names = (name for name in (EMBEDDING, PER_LAYER_EMBEDDING) if name in checkpoint.config.tensor_shapes())
+    rows = {name: checkpoint.tensor(name)[np.asarray(ids, np.int64)] for name in names}
+    rows[EMBEDDING] = unpack(quantize_alone(rows[EMBEDDING] * divisors_D, scheme)) / divisors_D
+    (hidden_TD,) = reference.embed(_Rows(checkpoint, rows), [range(len(ids))])
     return hidden_TD
 
 
@@ -100,12 +101,13 @@ def _rounded_inputs(inputs_TD: Array, block_size: int) -> Array:
 
 
 class _Rows(CheckpointView):
-    """Show a checkpoint with some rows of its embedding alone."""
+    """Show a checkpoint with some rows of its embeddings alone."""
 
-    def __init__(self, checkpoint: Checkpoint, rows_TD: Array) -> None:
+    def __init__(self, checkpoint: Checkpoint, rows: Mapping[str, Array]) -> None:
         super().__init__(checkpoint)
-        self._rows_TD = rows_TD
+        self._rows = rows
 
     def tensor(self, name: str) -> Array:
         """Read one tensor."""
-        return self._rows_TD if name == EMBEDDING else self._checkpoint.tensor(name)
+        rows = self._rows.get(name)
+        return self._checkpoint.tensor(name) if rows is None else rows

@@ -18,6 +18,7 @@ _ROPE_KEYS = {
         "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "truncate",
     ),
     "longrope": ("factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),
+    "proportional": ("factor", "partial_rotary_factor"),
 }  # fmt: skip
 
 # Fields that every family below has a key for.
@@ -38,7 +39,7 @@ class _Family:
     """A family of transformers whose tensors have our names.
 
     A config is of the family where each field has the value in `fixed`, or is in `free`, or has its default, and
-    `fits`. keys: what config.json says beyond what all families share.
+    `fits`. keys: what config.json says beyond what all families share; absent: what it does not say of that.
     """
 
     architecture: str
@@ -46,6 +47,7 @@ class _Family:
     free: frozenset[str] = frozenset()
     fits: Callable[[ModelConfig], bool] = lambda config: True
     keys: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
+    absent: frozenset[str] = frozenset()
 
     def has(self, config: ModelConfig) -> bool:
         return self.fits(config) and all(
@@ -65,9 +67,9 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
     model_type = next((name for name, family in _FAMILIES.items() if family.has(config)), None)
     if model_type is None:
         return {"model_type": SECTION}
-    scaling = config.rope_scaling
-    return {
-        "architectures": [_FAMILIES[model_type].architecture],
+    scaling, family = config.rope_scaling, _FAMILIES[model_type]
+    values = {
+        "architectures": [family.architecture],
         "model_type": model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -92,8 +94,9 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_word_embeddings,
         **token_ids(config),
         "pad_token_id": None,  # some families' own is outside a smaller vocabulary
-        **_FAMILIES[model_type].keys(config),
+        **family.keys(config),
     }
+    return {key: value for key, value in values.items() if key not in family.absent}
 
 
 def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
@@ -172,6 +175,28 @@ def _gemma(config: ModelConfig) -> dict[str, Any]:
 
 def _gemma3(config: ModelConfig) -> dict[str, Any]:
     return {**_gemma(config), "rope_local_base_freq": config.rope_local_theta}
+
+
+def _is_gemma4(config: ModelConfig) -> bool:
+    is_scaled = config.embedding_multiplier == config.hidden_size**0.5 and config.attention_multiplier == 1.0
+    rotates = config.rope_local_theta is not None and config.rope_scaling.rope_type in ("default", "proportional")
+    ends_globally = bool(config.layer_types) and config.layer_types[-1] == "full_attention"
+    return _one_switch(config) and is_scaled and rotates and ends_globally
+
+
+def _gemma4(config: ModelConfig) -> dict[str, Any]:
+    return {
+        **_olmo3(config),
+        "hidden_activation": config.hidden_act,
+        "final_logit_softcapping": config.final_logit_softcapping,
+        "global_head_dim": config.global_head_dim or config.head_dim,
+        "num_global_key_value_heads": config.num_global_key_value_heads,
+        "attention_k_eq_v": config.attention_k_eq_v,
+        "num_kv_shared_layers": config.num_kv_shared_layers,
+        "hidden_size_per_layer_input": config.hidden_size_per_layer_input,
+        "vocab_size_per_layer_input": config.vocab_size,
+        "use_double_wide_mlp": config.use_double_wide_mlp,
+    }
 
 
 def _olmo3(config: ModelConfig) -> dict[str, Any]:
@@ -347,6 +372,25 @@ _FAMILIES: dict[str, _Family] = {
         fixed={"norm": "layer_plain"},
         free=frozenset({"attention_bias", "attention_output_bias"}),
         fits=lambda c: _one_switch(c) and _heads_divide(c) and c.norm_eps == 1e-5,
+    ),
+    "gemma4_text": _Family(
+        architecture="Gemma4ForCausalLM",
+        fixed={"norm_placement": "both", "qk_norm": True, "v_norm": True, "layer_scalar": True},
+        free=(_GEMMA_FREE - {"attn_logit_softcapping"})
+        | {
+            "rope_local_theta",
+            "attention_bias",
+            "attention_output_bias",
+            "global_head_dim",
+            "num_global_key_value_heads",
+            "attention_k_eq_v",
+            "num_kv_shared_layers",
+            "hidden_size_per_layer_input",
+            "use_double_wide_mlp",
+        },
+        fits=_is_gemma4,
+        keys=_gemma4,
+        absent=frozenset({"rope_scaling"}),  # it would take the place of rope_parameters
     ),
     "stablelm": _Family(
         architecture="StableLmForCausalLM",

@@ -24,15 +24,16 @@ LARGEST_TABLE = 1 << 28
 def inverse_frequencies(config: ModelConfig, kind: str = "global", *, long: bool = False) -> tuple[Float32Array, float]:
     """Return the rotary frequencies [R/2] in radians per position, and the factor that multiplies cos and sin.
 
-    R is `config.rotary_dim`. Dimension i turns with dimension i + R/2 (halves, not neighbours), slowest last
-    (arXiv:2104.09864). kind: `config.rope_kind` of the layer. long: LongRoPE's frequencies for a text that is longer
-    than the original context. `dynamic` has these frequencies within the original context alone.
+    R is `config.rotary_width` of the kind. Dimension i turns with dimension i + R/2 (halves, not neighbours), slowest
+    last (arXiv:2104.09864). kind: `config.rope_kind` of the layer. long: LongRoPE's frequencies for a text that is
+    longer than the original context. `dynamic` has these frequencies within the original context alone.
     """
     if kind == "local":
         return np.float32(1.0) / _powers(config.rope_local_theta or config.rope_theta, config.rotary_dim), 1.0
-    scaling, powers = config.rope_scaling, _powers(config.rope_theta, config.rotary_dim)
+    scaling, powers = config.rope_scaling, _powers(config.rope_theta, config.rotary_width(kind))
     frequencies: Float32Array = np.float32(1.0) / powers
-    if scaling.rope_type == "linear":
+    if scaling.rope_type in ("linear", "proportional"):
+        frequencies[config.turning_dim(kind) // 2 :] = 0
         return frequencies / np.float32(scaling.factor), 1.0
     if scaling.rope_type == "llama3":
         return _llama3(frequencies, scaling), 1.0
@@ -59,7 +60,7 @@ def _dynamic(config: ModelConfig, length: int) -> Float32Array:
     frequencies, and a prompt gives the same logits in one piece and in chunks; transformers turns all positions of a
     prompt that is longer than the original context as its last one.
     """
-    scaling, R = config.rope_scaling, config.rotary_dim
+    scaling, R = config.rope_scaling, config.rotary_width("global")
     original = scaling.original_max_position_embeddings
     seen = np.maximum(np.arange(1, length + 1), original)
     thetas = config.rope_theta * (scaling.factor * seen / original - (scaling.factor - 1)) ** (R / (R - 2))

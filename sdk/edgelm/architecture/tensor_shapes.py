@@ -35,6 +35,10 @@ class _Stack:
             self._shapes[f"{self._name}.relative_attention_bias.weight"] = (rows, config.num_attention_heads)
         if config.embedding_norm:
             self._norm(f"{self._name}.embed_norm", D)
+        if config.hidden_size_per_layer_input:
+            self._shapes[f"{self._name}.embed_tokens_per_layer.weight"] = (config.vocab_size, config.per_layer_width)
+            self._linear(f"{self._name}.per_layer_model_projection", config.per_layer_width, D, False)
+            self._norm(f"{self._name}.per_layer_projection_norm", config.hidden_size_per_layer_input)
         for i in range(config.num_hidden_layers):
             self._layer(i, f"{self._name}.layers.{i}", crosses)
         if config.final_norm:
@@ -45,18 +49,20 @@ class _Stack:
         before_attention, after_attention, before_mlp, after_mlp = (
             name and f"{layer}.{name}" for name in NORM_PLACEMENTS[config.norm_placement]
         )
+        if config.layer_scalar:
+            self._shapes[f"{layer}.layer_scalar"] = (1,)
         self._norm(before_attention, D)
         if config.is_conv(i):
             self._convolution(f"{layer}.conv")
         elif config.is_linear(i):
             self._linear_attention(f"{layer}.linear_attn")
         else:
-            self._self_attention(f"{layer}.self_attn")
+            self._self_attention(f"{layer}.self_attn", i)
         self._norm(after_attention, D)
         if crosses:
             before, after = (name and f"{layer}.{name}" for name in CROSS_NORMS[config.norm_placement])
             self._norm(before, D)
-            self._attention(f"{layer}.encoder_attn")
+            self._attention(f"{layer}.encoder_attn", i)
             self._norm(after, D)
         self._norm(before_mlp, D)
         if config.has_experts(i):
@@ -68,8 +74,12 @@ class _Stack:
             if config.shared_expert_intermediate_size:
                 self._feed_forward(f"{layer}.mlp.shared_experts", config.shared_expert_intermediate_size)
         else:
-            self._feed_forward(f"{layer}.mlp", config.intermediate_size)
+            self._feed_forward(f"{layer}.mlp", config.feed_forward_size(i))
         self._norm(after_mlp, D)
+        if config.hidden_size_per_layer_input:
+            self._linear(f"{layer}.per_layer_input_gate", config.hidden_size_per_layer_input, D, False)
+            self._linear(f"{layer}.per_layer_projection", D, config.hidden_size_per_layer_input, False)
+            self._norm(f"{layer}.post_per_layer_input_norm", D)
 
     def _convolution(self, name: str) -> None:
         config, D = self._config, self._config.hidden_size
@@ -91,25 +101,28 @@ class _Stack:
         self._shapes[f"{name}.norm.weight"] = (width,)
         self._linear(f"{name}.out_proj", D, heads * width, False)
 
-    def _self_attention(self, name: str) -> None:
-        config, H = self._config, self._config.head_dim
+    def _self_attention(self, name: str, i: int) -> None:
+        config, H = self._config, self._config.head_size(i)
         if config.attention_sinks:
             self._shapes[f"{name}.sinks"] = (config.num_attention_heads,)
-        self._attention(name)
+        self._attention(name, i)
         if config.attention_output_gate:
             rows = config.num_attention_heads * H
             self._linear(f"{name}.gate_proj", rows, config.hidden_size, config.attention_bias)
         if config.qk_norm:
             over_projection = config.qk_norm_scope == "projection"
             self._norm(f"{name}.q_norm", config.num_attention_heads * H if over_projection else H)
-            self._norm(f"{name}.k_norm", config.num_key_value_heads * H if over_projection else H)
+            if config.keys_of(i) == i:
+                self._norm(f"{name}.k_norm", config.kv_heads(i) * H if over_projection else H)
 
-    def _attention(self, name: str) -> None:
+    def _attention(self, name: str, i: int) -> None:
         config, D = self._config, self._config.hidden_size
-        NH, KH = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
+        NH, KH = (heads * config.head_size(i) for heads in (config.num_attention_heads, config.kv_heads(i)))
         self._linear(f"{name}.q_proj", NH, D, config.attention_bias)
-        self._linear(f"{name}.k_proj", KH, D, config.attention_bias)
-        self._linear(f"{name}.v_proj", KH, D, config.attention_bias)
+        if config.keys_of(i) == i:
+            self._linear(f"{name}.k_proj", KH, D, config.attention_bias)
+            if not config.keys_are_values(i):
+                self._linear(f"{name}.v_proj", KH, D, config.attention_bias)
         self._linear(f"{name}.o_proj", D, NH, config.attention_output_bias)
 
     def _feed_forward(self, name: str, size: int) -> None:

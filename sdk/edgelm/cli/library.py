@@ -215,7 +215,7 @@ def _prefill_facts(manifest: Manifest) -> list[tuple[str, str]]:
 def _in_windows(config: ModelConfig) -> str:
     from edgelm.memory.kv_cache import most_bytes  # which brings numpy
 
-    windows = [window for i in range(config.num_hidden_layers) if (window := config.window(i)) is not None]
+    windows = [window for i in range(config.last_kept_layer + 1) if (window := config.window(i)) is not None]
     if not windows:
         return ""
     return f" ({megabytes(most_bytes(config))} on Linux: {len(windows)} layers keep a window of {windows[0]})"

@@ -66,13 +66,15 @@ def state_tokens(config: ModelConfig) -> int:
 def cache_layout(config: ModelConfig) -> list[BufferLayout | StateLayout]:
     """List the buffers of a model's cache.
 
-    Keys and values of each layer with attention come first, one after the other; behind them is what the convolutions
-    of all layers that have one in its place read, [rows, 1, capacity, W], where there are any; then the states of
-    linear attention, those of one kind after those of the other.
+    Keys and values of each layer that has some of its own come first, one after the other; behind them is what the
+    convolutions of all layers that have one in their place read, [rows, 1, capacity, W], where there are any; then the
+    states of linear attention, those of one kind after those of the other.
     """
-    K, H, kept = config.num_key_value_heads, config.head_dim, cache_type(config)
+    kept = cache_type(config)
     layout: list[BufferLayout | StateLayout] = [
-        BufferLayout(K, H, kept, config.window(layer)) for layer in config.attention_layers for _ in range(2)
+        BufferLayout(config.kv_heads(layer), config.head_size(layer), kept, config.window(layer))
+        for layer in config.cached_layers
+        for _ in range(2)
     ]
     if config.conv_channels:
         layout.append(BufferLayout(1, config.conv_channels, np.float32, config.conv_L_cache))

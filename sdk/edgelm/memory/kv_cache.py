@@ -45,8 +45,8 @@ def zeros(config: ModelConfig, rows: int, capacity: int) -> list[KeysOrValues]:
     back parts of pages, which huge ones would take again.
     """
     layout = cache_layout(config)
-    kept = [buffer for buffer in layout[: 2 * len(config.attention_layers)] if buffer.window is None]
-    if len(kept) < 2 * len(config.attention_layers):
+    kept = [buffer for buffer in layout[: 2 * len(config.cached_layers)] if buffer.window is None]
+    if len(kept) < 2 * len(config.cached_layers) or len(set(kept)) > 1:
         return [np.zeros(buffer.shape(rows, capacity), buffer.type) for buffer in layout]
     arrays = huge_pages.zeros(len(kept), kept[0].shape(rows, capacity), kept[0].type)
     return arrays + [np.zeros(buffer.shape(rows, capacity), buffer.type) for buffer in layout[len(kept) :]]
@@ -70,10 +70,10 @@ def most_bytes(config: ModelConfig) -> int:
 class KVCache:
     """Hold keys and values of L layers for one sequence.
 
-    `buffers` are arrays [B=1, K, C, H], as `cache_layout` lists them: the keys of the layer i at 2i and its values at
-    2i + 1, and others where layers have something in the place of attention. C is the capacity, of which the first
-    `length` positions are filled. The runtime writes new positions in place, so that a step copies nothing. The cache
-    belongs to one generation at a time: it is not safe to share between threads.
+    `buffers` are arrays [B=1, K, C, H], as `cache_layout` lists them: of those layers the keys of number i at 2i and
+    its values at 2i + 1, and others where layers have something in the place of attention. C is the capacity, of which
+    the first `length` positions are filled. The runtime writes new positions in place, so that a step copies nothing.
+    The cache belongs to one generation at a time: it is not safe to share between threads.
 
     Layers with a window read no more than that, so `slide` gives back the memory of the first `released` tokens there.
     Their places stay, so that nothing is bound again, and read zeros: the attention multiplies them by zero.
@@ -121,7 +121,7 @@ class KVCache:
     @property
     def other_buffers(self) -> list[KeysOrValues]:
         """What there is beside keys and values, and is always here."""
-        return self._buffers[2 * len(self.config.attention_layers) :]
+        return self._buffers[2 * len(self.config.cached_layers) :]
 
     @property
     def _states(self) -> list[KeysOrValues]:
@@ -395,10 +395,13 @@ class KVCache:
 
 def _saved_parts(config: ModelConfig, length: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     """Describe what a file holds of so many tokens, by name: shape and type of n buffers alike, [n, 1, K, T, H]."""
-    kept, *rest = alike(config)
+    runs = alike(config)
     others = [*(["conv"] if config.conv_channels else []), *(["conv_state", "state"] if config.linear_layers else [])]
-    names = {"filled": kept} | dict(zip(others, rest, strict=True))
-    return {name: ((count, *buffer.shape(1, length)), np.dtype(buffer.type)) for name, (buffer, count) in names.items()}
+    names = [f"filled{number or ''}" for number in range(len(runs) - len(others))] + others
+    return {
+        name: ((count, *buffer.shape(1, length)), np.dtype(buffer.type))
+        for name, (buffer, count) in zip(names, runs, strict=True)
+    }
 
 
 def _listed(parts: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> str:

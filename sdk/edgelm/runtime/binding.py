@@ -85,6 +85,14 @@ class Graph:
             found.append(States(states, facts.past_states, facts.present_states, in_place=in_place))
         return found
 
+    @property
+    def shared(self) -> list[tuple[str, int]]:
+        """The outputs that are keys or values of an earlier layer, each with its place among those of a cache."""
+        config = self.config
+        layers = range(config.last_kept_layer + 1, config.num_hidden_layers)
+        sources = [2 * config.cached_layers.index(config.keys_of(layer)) for layer in layers]
+        return list(zip(self.facts.shared, (first + part for first in sources for part in range(2)), strict=False))
+
     def inputs(self, ids_BT: NDArray[np.int64], length: int, keep: int) -> dict[str, NDArray[Any]]:
         """Return what the graph takes beside the mask and the cache, for T tokens that end at `length`."""
         rows, tokens = ids_BT.shape
@@ -186,6 +194,8 @@ class InPlaceBinding(Binding):
         for past, present, value in zip(graph.facts.past, graph.facts.present, self._cache_values, strict=True):
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(present, value)
+        for name, place in graph.shared:
+            binding.bind_ortvalue_output(name, self._cache_values[place])
         results = {name: graph.value(array) for name, array in outputs.items()}
         for name, value in results.items():
             binding.bind_ortvalue_output(name, value)
@@ -369,6 +379,8 @@ class DeviceBinding(_HeldElsewhere):
         for past, present, value in zip(facts.past, facts.present, self._values, strict=True):
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(present, value)
+        for name, place in self.graph.shared:
+            binding.bind_ortvalue_output(name, self._values[place])
         # A call that is stopped or fails may have written some of the layers, behind what is known.
         self._token_ids = list(cache.token_ids)
         outputs = self._run(binding, cache, token_ids, stop)

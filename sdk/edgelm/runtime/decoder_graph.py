@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -26,9 +26,10 @@ HIDDEN_STATE = "last_hidden_state"
 CROSS = "cross_key_values"  # keys and values of a source text, which an encoder's graph gives by layer
 # What the convolutions of all layers read of the tokens before, and what of the new ones will be read.
 PAST_CONV, PRESENT_CONV = "past_conv", "present_conv"
+SHARED = "shared"  # keys and values of an earlier layer, as a layer gives them again that looks at those
 
 # past_key_values.3.key (Optimum, onnxruntime-genai), past.3.key, past_key_3; present likewise.
-_CACHE_NAME = re.compile(r"(past|present|cross)(?:_key_values)?\.(?P<layer>\d{1,4})\.(?P<part>key|value)")
+_CACHE_NAME = re.compile(r"(past|present|cross|shared)(?:_key_values)?\.(?P<layer>\d{1,4})\.(?P<part>key|value)")
 # What linear attention keeps of a text: what its convolution reads, and its matrices.
 STATES = ("conv_state", "recurrent_state")
 _STATE_NAME = re.compile(r"(past_key_values|present)\.(?P<layer>\d{1,4})\.(?P<part>conv_state|recurrent_state)")
@@ -73,6 +74,8 @@ class DecoderGraph:
     GroupQueryAttention has it; otherwise the graph takes exactly P tokens' keys and values, and gives P + T.
     takes_longer_mask: whether the mask may go on behind the tokens with zeros then, as edgelm's own graphs have it.
     cross: the names of the keys and values of a source text, layer after layer, where a decoder has an encoder.
+    heads: how many kv heads each layer has, and their size, where the graph says so. shared: the names under which
+    layers give the keys and values of earlier ones again, which may be the same memory.
     convolves: whether it takes and gives what convolutions read, as edgelm's own graphs have it. past_states,
     present_states: the names of the states of linear attention, those of one kind after those of the other, and
     state_shapes what they are for one row.
@@ -82,8 +85,7 @@ class DecoderGraph:
     past: tuple[str, ...]
     present: tuple[str, ...]
     cache_type: np.dtype[np.generic]
-    kv_heads: int | None
-    head_dim: int | None
+    heads: tuple[tuple[int | None, int | None], ...]
     vocab_size: int | None
     logits_type: np.dtype[np.generic]
     gives_last_logits: bool  # of the last position alone, always
@@ -95,6 +97,7 @@ class DecoderGraph:
     past_states: tuple[str, ...] = ()
     present_states: tuple[str, ...] = ()
     state_shapes: tuple[tuple[int | str | None, ...], ...] = ()
+    shared: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -152,8 +155,7 @@ class DecoderGraph:
             past=tuple(past.values()),
             present=tuple(present.values()),
             cache_type=_only(path, "types of keys and values", (_type_of(path, value) for value in cache)),
-            kv_heads=_only(path, "numbers of kv heads", (_dimension(path, value, 1) for value in cache)),
-            head_dim=_only(path, "sizes of a head", (_dimension(path, value, 3) for value in cache)),
+            heads=_heads_of_layers(path, cache),
             vocab_size=_dimension(path, results["logits"], -1),
             logits_type=_type_of(path, results["logits"]),
             gives_last_logits=_dimension(path, results["logits"], 1) == 1,
@@ -165,6 +167,7 @@ class DecoderGraph:
             past_states=tuple(past_states.values()),
             present_states=tuple(present_states.values()),
             state_shapes=tuple(tuple(given[name].shape[1:]) for name in past_states.values()),
+            shared=() if is_foreign else tuple(_cache_names(results, SHARED).values()),
         )
 
     def fitted(self, config: ModelConfig, path: Path) -> ModelConfig:
@@ -173,10 +176,15 @@ class DecoderGraph:
         Raises:
             PackageError: the graph has another number of layers, or an encoder where the config has none.
         """
-        if len(self.past) != 2 * len(config.attention_layers):
+        if len(self.past) != 2 * len(config.cached_layers):
             raise PackageError(
                 f"{path} has keys and values of {len(self.past) // 2} layers; the model's config says "
-                f"{len(config.attention_layers)}. The graph and the config are not of the same model."
+                f"{len(config.cached_layers)}. The graph and the config are not of the same model."
+            )
+        if len(self.shared) != (2 * config.num_kv_shared_layers if self.shares_cache else 0):
+            raise PackageError(
+                f"{path} gives {len(self.shared) // 2} layers' keys and values again; the model's config says "
+                f"{config.num_kv_shared_layers}. The graph and the config are not of one model."
             )
         if self.convolves != bool(config.conv_channels):
             raise PackageError(
@@ -195,15 +203,31 @@ class DecoderGraph:
                 f"{path} takes {len(self.cross)} keys and values of a source text; the model's config has "
                 f"{'no' if config.encoder is None else 'an'} encoder. The graph and the config are not of one model."
             )
-        kv_heads = self.kv_heads or config.num_key_value_heads
         return dataclasses.replace(
             config,
-            num_key_value_heads=kv_heads,
-            num_attention_heads=max(kv_heads, config.num_attention_heads // kv_heads * kv_heads),
-            head_dim=self.head_dim or config.head_dim,
+            **self._fitted_heads(config, path),
             vocab_size=self.vocab_size or config.vocab_size,
             kv_cache="int8" if self.cache_type == np.int8 else "fp32",
         )
+
+    def _fitted_heads(self, config: ModelConfig, path: Path) -> dict[str, Any]:
+        """Return the fields of the heads that all layers have; where not all are alike, they must be the config's."""
+        named = [(config.kv_heads(layer), config.head_size(layer)) for layer in config.cached_layers]
+        if len(set(self.heads)) > 1 or len(set(named)) > 1:
+            found = [(heads or say[0], size or say[1]) for (heads, size), say in zip(self.heads, named, strict=True)]
+            if found != named:
+                raise PackageError(
+                    f"{path} has layers with different kv heads, and the model's config has others. The graph and the "
+                    "config are not of one model."
+                )
+            return {}
+        heads, size = self.heads[0]
+        kv_heads = heads or config.num_key_value_heads
+        return {
+            "num_key_value_heads": kv_heads,
+            "num_attention_heads": max(kv_heads, config.num_attention_heads // kv_heads * kv_heads),
+            "head_dim": size or config.head_dim,
+        }
 
 
 def _cache_names(values: Mapping[str, GraphValue], kind: str) -> dict[tuple[int, str], str]:
@@ -224,6 +248,14 @@ def _state_names(values: Mapping[str, GraphValue], kind: str) -> dict[tuple[int,
 
 def _listed(shapes: Sequence[Sequence[int | str | None]]) -> str:
     return ", ".join(sorted({str(list(shape)) for shape in shapes})) or "no layer"
+
+
+def _heads_of_layers(path: Path, cache: Sequence[GraphValue]) -> tuple[tuple[int | None, int | None], ...]:
+    """Read how many kv heads each layer has, and their size; its keys and its values have the same."""
+    found = [(_dimension(path, value, 1), _dimension(path, value, 3)) for value in cache]
+    for keys, values in zip(found[::2], found[1::2], strict=True):
+        _only(path, "heads of keys and of values", (keys, values))
+    return tuple(found[::2])
 
 
 def _type_of(path: Path, value: GraphValue) -> np.dtype[np.generic]:

@@ -1,0 +1,200 @@
+"""LayerFeatures: what a ModelConfig says of one layer or another, where not all are alike."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from edgelm.errors import ConfigError
+from edgelm.rope_scaling import RopeScaling
+
+KV_CACHES = {"fp32": 4, "int8": 1}  # and how many bytes a number takes
+MOST = 2**31 - 1  # of any size: products of a few still fit the numbers of every library
+
+
+class LayerFeatures:
+    """The part of ModelConfig that answers for single layers; the fields, and what they say, stand there."""
+
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    position: str
+    partial_rotary_factor: float
+    rope_local_theta: float | None
+    rope_scaling: RopeScaling
+    attention_multiplier: float | None
+    layer_types: tuple[str, ...]
+    sliding_window: int | None
+    linear_num_key_heads: int | None
+    linear_num_value_heads: int | None
+    linear_key_head_dim: int | None
+    linear_value_head_dim: int | None
+    linear_conv_kernel_dim: int | None
+    global_head_dim: int | None
+    num_global_key_value_heads: int | None
+    num_kv_shared_layers: int
+    hidden_size_per_layer_input: int
+    use_double_wide_mlp: bool
+    num_experts: int
+    moe_intermediate_size: int | None
+    layers_without_experts: tuple[int, ...]
+    attention_sinks: bool
+    attention_k_eq_v: bool
+    kv_cache: str
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers that have attention."""
+        raise NotImplementedError
+
+    @property
+    def conv_channels(self) -> int:
+        """How many channels the convolutions of all layers have together."""
+        raise NotImplementedError
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many dimensions of a head, from the first, turn with its position."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    def rotary_width(self, kind: str) -> int:
+        """Return how many dimensions of a head turn with its position in layers of a `rope_kind`.
+
+        Dimension i turns with dimension i + half of them, some by no angle where the scaling says so (proportional).
+        """
+        if kind == "local":
+            return self.rotary_dim
+        return int((self.global_head_dim or self.head_dim) * self.partial_rotary_factor)
+
+    def turning_dim(self, kind: str) -> int:
+        """Return how many of these dimensions turn by an angle: the first of each half."""
+        width, scaling = self.rotary_width(kind), self.rope_scaling
+        if kind == "local" or scaling.rope_type != "proportional":
+            return width
+        return 2 * int(scaling.partial_rotary_factor * width // 2)
+
+    def kind(self, layer: int) -> str | None:
+        """Return what `layer_types` says of a layer; None where it says nothing of any."""
+        return self.layer_types[layer] if self.layer_types else None
+
+    def is_linear(self, layer: int) -> bool:
+        """Tell whether a layer has linear attention."""
+        return self.kind(layer) == "linear_attention"
+
+    @property
+    def linear_layers(self) -> tuple[int, ...]:
+        """The layers that have linear attention, whose state is that of one place in a text."""
+        return tuple(layer for layer in range(self.num_hidden_layers) if self.is_linear(layer))
+
+    @property
+    def linear_channels(self) -> int:
+        """How many channels the queries, keys and values of a layer with linear attention have together."""
+        keys = (self.linear_num_key_heads or 0) * (self.linear_key_head_dim or 0)
+        return 2 * keys + (self.linear_num_value_heads or 0) * (self.linear_value_head_dim or 0)
+
+    @property
+    def state_bytes(self) -> int:
+        """How many bytes the states of linear attention take beside keys and values, however long the text is."""
+        convolution = self.linear_channels * ((self.linear_conv_kernel_dim or 1) - 1)
+        heads, key, value = self.linear_num_value_heads, self.linear_key_head_dim, self.linear_value_head_dim
+        numbers = convolution + (heads or 0) * (key or 0) * (value or 0)
+        return len(self.linear_layers) * numbers * KV_CACHES["fp32"]
+
+    def slides(self, layer: int) -> bool:
+        """Tell whether a layer is of the kind that has a window."""
+        if self.layer_types:
+            return self.layer_types[layer] == "sliding_attention"
+        return self.sliding_window is not None
+
+    @property
+    def cached_layers(self) -> tuple[int, ...]:
+        """The layers that have keys and values of their own."""
+        return tuple(layer for layer in self.attention_layers if self.keys_of(layer) == layer)
+
+    def keys_of(self, layer: int) -> int:
+        """Return the layer at whose keys and values a layer with attention looks: itself, or an earlier one."""
+        return layer if layer <= self.last_kept_layer else self._sources_of_keys[self.slides(layer)]
+
+    @property
+    def last_kept_layer(self) -> int:
+        """The last layer of which a cache keeps something: those behind it look at what it has of earlier ones."""
+        return self.num_hidden_layers - self.num_kv_shared_layers - 1
+
+    @cached_property
+    def _sources_of_keys(self) -> dict[bool, int]:
+        """Name the last layer with keys and values of its own, of those that have a window and of those that do not."""
+        return {self.slides(layer): layer for layer in range(self.last_kept_layer + 1)}
+
+    def head_size(self, layer: int) -> int:
+        """Return the size of a head in a layer with attention."""
+        return self.head_dim if self.slides(layer) else self.global_head_dim or self.head_dim
+
+    def kv_heads(self, layer: int) -> int:
+        """Return how many heads of keys and values a layer with attention has."""
+        own = None if self.slides(layer) else self.num_global_key_value_heads
+        return own or self.num_key_value_heads
+
+    def keys_are_values(self, layer: int) -> bool:
+        """Tell whether what a layer projects for its keys is its values too."""
+        return self.attention_k_eq_v and not self.slides(layer)
+
+    def feed_forward_size(self, layer: int) -> int:
+        """Return how many features the feed-forward of a layer has between its projections."""
+        is_wide = self.use_double_wide_mlp and layer > self.last_kept_layer
+        return self.intermediate_size * (2 if is_wide else 1)
+
+    @property
+    def expert_size(self) -> int:
+        """How many features an expert has between its projections."""
+        return self.intermediate_size if self.moe_intermediate_size is None else self.moe_intermediate_size
+
+    def has_experts(self, layer: int) -> bool:
+        """Tell whether the feed-forward of a layer is a choice of experts."""
+        return self.num_experts > 0 and layer not in self.layers_without_experts
+
+    @property
+    def per_layer_width(self) -> int:
+        """How many features all layers together have of a token beside the residual stream."""
+        return self.num_hidden_layers * self.hidden_size_per_layer_input
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """How many bytes the keys and values of one token take, and what convolutions keep of it."""
+        numbers = sum(2 * self.kv_heads(layer) * self.head_size(layer) for layer in self.cached_layers)
+        return numbers * KV_CACHES[self.kv_cache] + self.conv_channels * KV_CACHES["fp32"]
+
+    def check_own_features(self) -> None:
+        """Check the fields that tell layers apart.
+
+        Raises:
+            ConfigError: one has a value outside its range, or two contradict each other.
+        """
+        sizes = {"global_head_dim": self.global_head_dim, "num_global_key_value_heads": self.num_global_key_value_heads}
+        sizes = {name: size for name, size in sizes.items() if size is not None}
+        counts = {name: getattr(self, name) for name in ("num_kv_shared_layers", "hidden_size_per_layer_input")}
+        for name, size in (sizes | counts).items():
+            least = 1 if name in sizes else 0
+            if not isinstance(size, int) or isinstance(size, bool) or not least <= size <= MOST:
+                raise ConfigError(f"{name} is {size!r:.60}; it must be a whole number from {least} to {MOST}.")
+        if self.num_attention_heads % (self.num_global_key_value_heads or 1):
+            raise ConfigError(
+                f"num_attention_heads ({self.num_attention_heads}) is not a multiple of num_global_key_value_heads "
+                f"({self.num_global_key_value_heads})."
+            )
+        needed = [self.attention_multiplier, self.rope_local_theta if self.position == "rope" else 1.0]
+        if self.global_head_dim is not None and None in needed:
+            raise ConfigError(
+                "global_head_dim is set, which needs an attention_multiplier, and with rope a rope_local_theta of the "
+                "layers with a window."
+            )
+        if self.num_kv_shared_layers == 0:
+            return
+        if len(self.attention_layers) < self.num_hidden_layers or self.attention_sinks:
+            raise ConfigError("num_kv_shared_layers is set, which is for models with plain attention in every layer.")
+        kinds = {self.slides(layer) for layer in range(self.num_hidden_layers)}
+        if kinds != self._sources_of_keys.keys():
+            raise ConfigError(
+                f"num_kv_shared_layers is {self.num_kv_shared_layers} of {self.num_hidden_layers}; before those must "
+                "be a layer of each kind that they have, whose keys and values they look at."
+            )

@@ -1,0 +1,211 @@
+"""Gemma 4, and what its layers have of their own: heads, keys, and features beside the residual stream."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from config_values import SIZES
+from family_models import GEMMA4, MODELS
+from make_tiny_model import make_checkpoint
+from model_features import FEATURES, config_with
+from safetensors.numpy import load_file, save_file
+from transformers import PreTrainedModel
+
+from edgelm.architecture.quantization_recipe import PRECISIONS
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError, ExportError, PackageError
+from edgelm.runtime.session import DecoderSession
+from edgelm_export.adapter_exporter import export_adapter
+from edgelm_export.architectures.gemma4 import GEMMA4 as ROW
+from edgelm_export.calibration_text import CalibrationOptions
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.quantize.channel_scales import ScaledCheckpoint
+from edgelm_export.quantize.folding import choose_scales
+from edgelm_export.quantize.rotation import RotatedCheckpoint
+from edgelm_export.reference import reference_logits
+
+SaveModel = Callable[..., PreTrainedModel]
+
+IDS = np.random.default_rng(0).integers(3, 320, 60).tolist()
+KEYS_AS_VALUES = next(
+    changes for name, (_, changes) in MODELS.items() if name.startswith("gemma4_text, keys as values")
+)
+VALUES = SIZES | GEMMA4 | {"model_type": "gemma4_text", "hidden_size": 64}
+
+
+@pytest.fixture(params=["shared keys, features", "keys as values"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path: Path, save_model: SaveModel) -> HuggingFaceCheckpoint:
+    changes = GEMMA4 if request.param == "shared keys, features" else KEYS_AS_VALUES
+    save_model("gemma4_text", tmp_path / "hf", **changes)
+    return HuggingFaceCheckpoint(tmp_path / "hf")
+
+
+def logits_of(folder: Path, ids: list[int] = IDS) -> np.ndarray:
+    session = DecoderSession(folder, ModelConfig.load(folder))
+    return session.forward(ids, session.new_cache(), all_logits=True)
+
+
+@pytest.mark.parametrize("way", ["smooth", "awq"])
+def test_a_transform_leaves_the_logits_as_they_are(way: str, checkpoint: HuggingFaceCheckpoint) -> None:
+    scales = choose_scales(checkpoint, way, PRECISIONS["int8"].rules, [IDS, IDS[:20]], lambda *_: None)
+    assert "model.layers.0.mlp.up_proj" in scales.divisors
+    assert not any(name.endswith("v_proj") for name in scales.divisors)
+    changed = ScaledCheckpoint(checkpoint, scales)
+    (expected_TV,), (logits_TV,) = (reference_logits(each, [IDS]) for each in (checkpoint, changed))
+    # Float32 sums in another order.
+    np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4 * np.abs(expected_TV).max())
+
+
+def test_a_rotation_is_refused(checkpoint: HuggingFaceCheckpoint) -> None:
+    with pytest.raises(ExportError, match="A gemma4_text model cannot be rotated"):
+        RotatedCheckpoint(checkpoint)
+
+
+# Relative to the logits of random weights. Seen: 0.049, 0.25, 0.22 and 0.0017; Gemma 3 has 0.040 and 0.16.
+@pytest.mark.parametrize(
+    ("precision", "bound"), [("int8", 0.1), ("int4", 0.4), ("int4, calibrated", 0.4), ("fp16", 0.005)]
+)
+def test_a_quantized_package_stays_near_its_source(
+    precision: str, bound: float, checkpoint: HuggingFaceCheckpoint, tmp_path: Path
+) -> None:
+    path = tmp_path / "hf/model.safetensors"
+    # Scores of heads of such a norm are as large as their size: with its square root, each token looks at one alone.
+    save_file({name: x * (0.2 if "q_norm" in name else 1) for name, x in load_file(path).items()}, path)
+    chosen = dataclasses.replace(PRECISIONS[precision.split(",")[0]], perplexity_bound=10.0)
+    options = None
+    if "calibrated" in precision:
+        chosen, options = chosen.calibrated(), CalibrationOptions(max_tokens=128)
+    export_package(checkpoint, tmp_path / "package", chosen, name="tiny", calibration=options)
+    (expected_TV,) = reference_logits(checkpoint, [IDS])
+    off = np.linalg.norm(logits_of(tmp_path / "package") - expected_TV) / np.linalg.norm(expected_TV)
+    assert off < bound
+    # What layers keep differs, of which onnxruntime-genai has no description.
+    assert not (tmp_path / "package/genai_config.json").exists()
+
+
+def test_features_of_layers_are_looked_up_in_a_table_that_stays_packed(tmp_path: Path, save_model: SaveModel) -> None:
+    save_model("gemma4_text", tmp_path / "hf", **GEMMA4)
+    export_package(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "int8", name="tiny")
+    graph = onnx.load(tmp_path / "package/model.onnx", load_external_data=False).graph
+    table = "model.embed_tokens_per_layer.weight"
+    assert [node.op_type for node in graph.node if table in node.input] == ["GatherBlockQuantized"]
+    (stored,) = (tensor for tensor in graph.initializer if tensor.name == table)
+    assert (stored.data_type, list(stored.dims)) == (onnx.TensorProto.UINT8, [320, 1, 64])  # a padded block
+
+
+def test_a_package_is_read_back_as_it_was_exported(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
+    export_package(checkpoint, tmp_path / "package", "fp32", name="tiny")
+    with PackageCheckpoint(tmp_path / "package") as package:
+        assert package.config == checkpoint.config
+        for name in checkpoint.config.tensor_shapes():
+            np.testing.assert_array_equal(package.tensor(name), checkpoint.tensor(name), err_msg=name)
+        export_package(package, tmp_path / "again", "fp32", name="again")
+    np.testing.assert_array_equal(logits_of(tmp_path / "again"), logits_of(tmp_path / "package"))
+
+
+def test_a_base_whose_keys_are_values_takes_no_adapter(tmp_path: Path, save_model: SaveModel) -> None:
+    save_model("gemma4_text", tmp_path / "hf", **KEYS_AS_VALUES)
+    export_package(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "fp32", name="tiny")
+    with pytest.raises(ExportError, match="is a model whose keys are values too, which takes no adapters beside it"):
+        export_adapter(tmp_path / "adapter", tmp_path / "package", tmp_path / "exported")
+
+
+def test_a_graph_and_a_config_of_other_heads_are_refused(tmp_path: Path) -> None:
+    config = config_with(FEATURES["keys and values of earlier layers, with wider feed-forwards"])
+    folder = make_checkpoint(tmp_path / "checkpoint", config)
+    export_package(HuggingFaceCheckpoint(folder), tmp_path / "package", "fp32", name="tiny")
+    path = tmp_path / "package"
+    others = {
+        "has layers with different kv heads, and the model's config has others": {
+            "global_head_dim": 32, "attention_multiplier": 0.25, "rope_local_theta": 1e4,
+        },
+        "gives 3 layers' keys and values again; the model's config says 0": {
+            "num_hidden_layers": 2, "num_kv_shared_layers": 0, "layer_types": config.layer_types[:2],
+        },
+    }  # fmt: skip
+    for message, changes in others.items():
+        with pytest.raises(PackageError, match=re.escape(message)):
+            DecoderSession(path, dataclasses.replace(config, **changes))
+
+
+def test_what_a_folder_has_of_layers_without_keys_is_left_out(tmp_path: Path, save_model: SaveModel) -> None:
+    save_model("gemma4_text", tmp_path / "hf", **GEMMA4)
+    path = tmp_path / "hf/model.safetensors"
+    tensors = load_file(path)
+    own = {
+        name: tensor for name, tensor in tensors.items() if ".layers.1.self_attn.k" in name or "1.self_attn.v" in name
+    }
+    save_file(tensors | {name.replace(".1.", ".4."): tensor for name, tensor in own.items()}, path)
+    checkpoint = HuggingFaceCheckpoint(tmp_path / "hf")
+    assert "model.layers.4.self_attn.k_proj.weight" not in checkpoint.config.tensor_shapes()
+    save_file({name: tensor for name, tensor in tensors.items() if name not in own}, path)
+    with pytest.raises(CheckpointError, match=r"missing: model\.layers\.1\.self_attn\.k_proj\.weight, "):
+        HuggingFaceCheckpoint(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("changes", [GEMMA4, KEYS_AS_VALUES])
+def test_both_ways_to_write_the_heads_of_layers_are_read(
+    changes: dict[str, Any], tmp_path: Path, save_model: SaveModel
+) -> None:
+    """transformers writes them layer by layer; those of the first release say global_head_dim."""
+    save_model("gemma4_text", tmp_path / "hf", **changes)
+    values = json.loads((tmp_path / "hf/config.json").read_text())
+    own = values.pop("per_layer_config")
+    assert set(own) == {str(i) for i, kind in enumerate(changes["layer_types"]) if kind == "full_attention"}
+    old = {key: changes[key] for key in ("global_head_dim", "num_global_key_value_heads") if key in changes}
+    new, first = (ROW.to_model_config(values | more) for more in ({"per_layer_config": own}, old))
+    assert new == first
+    assert new.global_head_dim == changes["global_head_dim"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"enable_moe_block": True}, "enable_moe_block is true; Gemma 4 is read without experts alone."),
+        ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention is true; supported is causal"),
+        ({"vocab_size_per_layer_input": 400}, "vocab_size_per_layer_input is 400; it must be vocab_size, 320."),
+        ({"per_layer_config": 3}, "per_layer_config is 3; supported are a head_dim and num_key_value_heads that all"),
+        ({"per_layer_config": {"2": {"head_dim": 32}}}, r"layers of full_attention have \(2, 5\), and no other has"),
+        ({"per_layer_config": {"2": 3, "5": 3}}, "per_layer_config is .*supported are a head_dim"),
+        ({"per_layer_config": {"2": {"mlp": 1}, "5": {"mlp": 1}}}, "per_layer_config is .*supported are a head_dim"),
+        ({"per_layer_config": {"2": {"head_dim": "x"}, "5": {"head_dim": "x"}}}, "head_dim is 'x'; it must be a whole"),
+        ({"rope_parameters": {"rope_type": "default"}}, "it must have settings for full_attention and sliding_att"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+            "the layers that see all have rope type 'yarn'; supported: default, proportional",
+        ),
+        (
+            {"rope_parameters": {"full_attention": {}, "sliding_attention": {"rope_type": "linear"}}},
+            "the layers with a window have rope type 'linear'; supported is default alone",
+        ),
+    ],
+)
+def test_a_config_that_is_not_supported_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        ROW.to_model_config(VALUES | changes)
+
+
+def test_null_is_the_default_and_the_last_layer_sees_all() -> None:
+    listed = ["sliding_attention"] * 6
+    config = ROW.to_model_config(VALUES | {"layer_types": listed, "sliding_window": None, "num_kv_shared_layers": 0})
+    assert config.layer_types == (*listed[:5], "full_attention")
+    assert listed == ["sliding_attention"] * 6
+    assert config.sliding_window == 512
+    assert (
+        ROW.to_model_config(VALUES | {"use_bidirectional_attention": "vision", "eos_token_id": None}).eos_token_ids
+        == ()
+    )
+    default = {"rope_type": "default", "partial_rotary_factor": 0.25, "rope_theta": 1e5}
+    whole = ROW.to_model_config(VALUES | {"rope_parameters": {"full_attention": default, "sliding_attention": None}})
+    assert (whole.partial_rotary_factor, whole.turning_dim("global"), whole.rope_theta) == (1.0, 32, 1e5)
+    assert whole.rope_local_theta == 1e4
