@@ -129,7 +129,7 @@ class HuggingFaceCheckpoint:
         if self._text_part is None or not self._text_part.left_out:
             return notes
         left_out = self._text_part.left_out
-        return (f"Parts that read images, or guess further tokens, were left out: {left_out} tensors.", *notes)
+        return (f"What reads images or sound, or guesses further tokens, was left out: {left_out} tensors.", *notes)
 
     @cached_property
     def source(self) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
-"""The text part of a model that reads images too: its config and its tensors, as those of the model of text that it is.
+"""The text part of a model that reads images or sound too: its config and its tensors, as those of a model of text.
 
-Without an image such a model is one of the families of architectures/ under other names. What reads images is left out.
+With text alone such a model is one of the families of architectures/ under other names. What reads the rest is left
+out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,18 @@ from edgelm.errors import CheckpointError
 
 # The model_types whose text part sees text alone as a model of text does.
 _WHOLE = frozenset(
-    {"gemma3", "idefics3", "lfm2_vl", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "smolvlm"}
+    {
+        "gemma3",
+        "gemma4",
+        "idefics3",
+        "lfm2_vl",
+        "mistral3",
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "qwen3_5",
+        "smolvlm",
+    }
 )
 # A position has three numbers in these, which are the same without an image: rope as it is.
 _SAME_FAMILY = {
@@ -25,11 +37,21 @@ _THREE_POSITIONS = ("mrope_section", "mrope_interleaved")
 # What the names of the text part begin with, where another part has its own, and those of its head.
 _STACKS = ("model.language_model.", "language_model.model.", "model.text_model.")
 _HEADS = ("language_model.lm_head.",)
-# What those of the parts begin with that read images, or guess further tokens.
+# What those of the parts begin with that read images or sound, or guess further tokens.
 _OTHER_PARTS = tuple(
     f"{before}{part}."
     for before in ("", "model.")
-    for part in ("vision_tower", "vision_model", "visual", "multi_modal_projector", "connector", "mtp")
+    for part in (
+        "vision_tower",
+        "vision_model",
+        "visual",
+        "multi_modal_projector",
+        "connector",
+        "audio_tower",
+        "embed_vision",
+        "embed_audio",
+        "mtp",
+    )
 )
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 

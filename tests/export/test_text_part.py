@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from family_models import QWEN3_5
+from family_models import GEMMA4, QWEN3_5
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from edgelm.config import ModelConfig
@@ -38,6 +38,11 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "gemma3_text",
         {"model_type": "gemma3_text", "head_dim": 32, "sliding_window": 9},
         VISION | {"model_type": "siglip_vision_model"},
+    ),
+    "gemma4": (
+        "gemma4_text",
+        GEMMA4 | {"model_type": "gemma4_text", "use_bidirectional_attention": "vision"},
+        VISION | {"num_key_value_heads": 2, "head_dim": 16},
     ),
     "mistral3": (
         "mistral",
@@ -119,7 +124,7 @@ def test_the_text_part_gives_the_logits_of_transformers(
     whole = json.loads((tmp_path / "hf/config.json").read_text())["architectures"]
     assert checkpoint.hf_config.get("architectures") not in (None, whole) or family in STORED_OTHERWISE
     assert (checkpoint.config.bos_token_id, checkpoint.config.eos_token_ids) == (1, (2,))
-    assert any("were left out:" in note for note in checkpoint.notes)
+    assert any("reads images or sound" in note for note in checkpoint.notes)
     (logits_TV,) = reference_logits(checkpoint, [IDS])
     np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
 
@@ -203,3 +208,12 @@ def test_another_text_part_is_refused_by_name(
     change_config(tmp_path, change)
     with pytest.raises(CheckpointError, match=message):
         HuggingFaceCheckpoint(tmp_path)
+
+
+def test_what_reads_sound_is_left_out_too() -> None:
+    values = {"model_type": "gemma4", "text_config": {"model_type": "gemma4_text"}, "audio_config": {}}
+    others = ("audio_tower.layers.0.norm.weight", "embed_audio.embedding_projection.weight", "embed_vision.x.weight")
+    part = text_part(values, ["model.language_model.norm.weight", *(f"model.{name}" for name in others)])
+    assert part is not None
+    assert part.sources == {"model.norm.weight": "model.language_model.norm.weight"}
+    assert part.left_out == 3
