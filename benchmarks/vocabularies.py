@@ -37,7 +37,7 @@ def main() -> None:
         source = path.with_suffix("")
         name = source.stem.removeprefix("ggml-vocab-")
         texts = Path(f"{source}.inp").read_bytes().decode().split(SEPARATOR)
-        ids = [[int(id_) for id_ in line.split()] for line in path.read_text().split("\n")]
+        ids = [[int(id_) for id_ in line.split()] for line in path.read_text().split("\n")[: len(texts)]]
         try:
             tokenizer = rebuilt(source)
         except CheckpointError as error:

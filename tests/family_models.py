@@ -66,7 +66,7 @@ OLMO3 = {
 GEMMA4 = {
     "num_hidden_layers": 6, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
     "num_kv_shared_layers": 3, "sliding_window": 9, "head_dim": 16, "global_head_dim": 32,
-    "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 320, "use_double_wide_mlp": True,
+    "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 320, "use_double_wide_mlp": True,
 }  # fmt: skip
 
 # Each text of 150 tokens is longer than the windows and than the original contexts.
@@ -356,6 +356,17 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             },
+        },
+    ),
+    "gemma4_text": ("gemma4_text", "gemma4", GEMMA4),
+    "gemma4_text, keys as values": (
+        "gemma4_text",
+        "gemma4",
+        {
+            "num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+            "sliding_window": 9, "head_dim": 16, "global_head_dim": 64, "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "final_logit_softcapping": 2.0,
+            "vocab_size_per_layer_input": 320,
         },
     ),
     "phi": ("phi", "phi2", {"partial_rotary_factor": 0.5, "tie_word_embeddings": False}),

@@ -26,6 +26,10 @@ _TURN_IN_PART = ("chatglm", "cohere2", "glm4", "gptneox", "nemotron", "phi2", "p
 def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: str) -> None:
     """Write the metadata of a model."""
     config = model.config
+    if architecture == "gemma4":
+        config.allow_global_per_layer_attribute_access = True
+        _add_gemma4(writer, config)
+        return
     head_dim = _head_dim(config)
     writer.add_name("tiny")
     writer.add_license("apache-2.0")
@@ -67,6 +71,34 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
     if architecture in (*_PAIRED, *_TURN_IN_PART):
         writer.add_rope_dimension_count(int(head_dim * settings.get("partial_rotary_factor", 1.0)))
     _add_own_keys(writer, config, architecture)
+
+
+def _add_gemma4(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    kinds = config.layer_types
+    own = config.per_layer_config[kinds.index("full_attention")]
+    writer.add_name("tiny")
+    writer.add_license("apache-2.0")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    first_shared = config.num_hidden_layers - config.num_kv_shared_layers
+    sizes = [config.intermediate_size * (2 if i >= first_shared else 1) for i in range(config.num_hidden_layers)]
+    writer.add_feed_forward_length(sizes if config.use_double_wide_mlp else config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    heads = {"sliding_attention": config.num_key_value_heads, "full_attention": own.num_key_value_heads}
+    writer.add_head_count_kv([heads[kind] for kind in kinds])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    for name, size in (("", own.head_dim), ("_swa", config.head_dim)):
+        for key in ("key_length", "value_length", "rope_dimension_count"):
+            getattr(writer, f"add_{key}{name}")(size)
+    writer.add_rope_freq_base(config.rope_parameters["full_attention"]["rope_theta"])
+    writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in kinds])
+    writer.add_shared_kv_layers(config.num_kv_shared_layers)
+    writer.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
+    if config.final_logit_softcapping is not None:
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
 
 
 def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architecture: str) -> None:
@@ -141,8 +173,9 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == own)
     names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
     tensors = {}
-    choice_biases = [pair for pair in model.named_buffers() if pair[0].endswith(CHOICE_BIASES)]
-    for name, parameter in [*model.named_parameters(), *choice_biases]:
+    buffers = [pair for pair in model.named_buffers() if pair[0].endswith((*CHOICE_BIASES, "layer_scalar"))]
+    for name, parameter in [*model.named_parameters(), *buffers]:
+        name = f"{name}.weight" if name.endswith("layer_scalar") else name
         name = re.sub(r"\.dt_bias$", ".dt_proj.bias", name)
         if name.endswith(CHOICE_BIASES):
             tensors[f"blk.{name.split('.')[2]}.exp_probs_b.bias"] = parameter.detach().flatten().numpy()
@@ -168,11 +201,19 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
             for kind in ("weight", "bias"):
                 parts = [tensors.pop(f"blk.{layer}.attn_{part}.{kind}") for part in "qkv"]
                 tensors[f"blk.{layer}.attn_qkv.{kind}"] = np.concatenate(parts)
+    if architecture == "gemma4":
+        tensors["rope_freqs.weight"] = _factors_of_turning_pairs(model.config)
     settings = getattr(model.config, "rope_parameters", None) or {}
     for key in ("short_factor", "long_factor"):
         if key in settings:
             tensors[f"rope_factors_{key.partition('_')[0]}.weight"] = np.array(settings[key], np.float32)
     return tensors
+
+
+def _factors_of_turning_pairs(config: PreTrainedConfig) -> Array:
+    head_dim = config.per_layer_config[config.layer_types.index("full_attention")].head_dim
+    turning = int(head_dim * config.rope_parameters["full_attention"]["partial_rotary_factor"] / 2)
+    return np.array([1.0] * turning + [1e30] * (head_dim // 2 - turning), np.float32)
 
 
 def _expert_stacks(name: str, tensor: Array, architecture: str) -> dict[str, Array]:

@@ -1,7 +1,8 @@
 """The tokenizer of a GGUF file: tokenizer.json and its companions, rebuilt from the metadata.
 
 Of a byte-level BPE a GGUF file has the vocabulary, the merges and the token types, and only the name of the rest: how
-text is split before the merges apply. Of a SentencePiece tokenizer it has all.
+text is split before the merges apply. Of a SentencePiece tokenizer it has all, and of Gemma 4's, whose merges go over
+the characters of a whole text.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import numpy as np
 from edgelm.errors import CheckpointError
 from edgelm.text.chat_template import template_of
 from edgelm_export.byte_level_tokenizer import PRE_TOKENIZERS, PreTokenizer, byte_level_json, joins_two_tokens
+from edgelm_export.character_bpe import character_bpe_json
 from edgelm_export.gguf import GGUFStrings
 from edgelm_export.sentencepiece_model import Kind, PieceType, SentencePieceModel
 from edgelm_export.sentencepiece_tokenizer import sentencepiece_json, token_names
 from edgelm_export.tokenizer_json import added_token, files_of, post_processor
 
 _CHAT_TEMPLATE = "tokenizer.chat_template"
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # enum llama_token_type in llama.h
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # enum llama_token_type in llama.h
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,24 @@ def _byte_level_bpe(metadata: Mapping[str, Any], tokens: list[str]) -> _Rebuilt:
     return _Rebuilt(build=build, names=names, add_bos=pre_tokenizer.add_bos)
 
 
+def _bpe_of_characters(metadata: Mapping[str, Any], tokens: list[str]) -> _Rebuilt:
+    kinds = (_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE)
+    types = _token_types(metadata, tokens, kinds, "BPE of characters")
+    vocabulary = _vocabulary(tokens, types)
+    names = [None if type_ == _UNUSED else token for token, type_ in zip(tokens, types, strict=True)]
+
+    def build(before: list[str], after: list[str]) -> str:
+        return character_bpe_json(
+            vocabulary,
+            _merges(metadata, vocabulary),
+            unknown=_special_tokens(metadata, names).get("unk"),
+            added=_added_tokens(tokens, types),
+            around=post_processor(before, after, vocabulary),
+        )
+
+    return _Rebuilt(build=build, names=names, add_bos=True)
+
+
 def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], kind: Kind) -> _Rebuilt:
     types = _token_types(metadata, tokens, tuple(PieceType), "SentencePiece")
     scores = _list(metadata, "tokenizer.ggml.scores", float)
@@ -146,6 +166,7 @@ def _charsmap(metadata: Mapping[str, Any]) -> bytes:
 # tokenizer.ggml.model -> how its tokenizer is rebuilt.
 _MODELS: Mapping[str, Callable[[Mapping[str, Any], list[str]], _Rebuilt]] = {
     "gpt2": _byte_level_bpe,
+    "gemma4": _bpe_of_characters,
     "llama": partial(_sentencepiece, kind="bpe"),
     "t5": partial(_sentencepiece, kind="unigram"),
 }

@@ -265,9 +265,11 @@ def test_llama_cpp_gives_transformers_logits_for_the_files_of_these_tests(
         str(path), n_ctx=64, type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32, **options
     )
     llama.eval(ids)
-    # Its gelu is a table of 16 bits. Measured: 1.2e-2 for Gemma 3, 5.3e-3 for the other families with gelu, 1.1e-5 for
-    # those without; another order of rows, or a key that is not read, gives 1.
-    np.testing.assert_allclose(llama.scores[: len(ids)], theirs(model, ids), rtol=0, atol=0.03)
+    # Its gelu is a table of 16 bits. Measured: 4.5e-2 for Gemma 4, whose scores are as large as its heads, 1.2e-2 for
+    # Gemma 3, 5.3e-3 for the other families with gelu, 1.1e-5 for those without; another order of rows, or a key that
+    # is not read, gives 1.
+    tolerance = 0.1 if architecture == "gemma4" else 0.03
+    np.testing.assert_allclose(llama.scores[: len(ids)], theirs(model, ids), rtol=0, atol=tolerance)
     llama.close()
 
 

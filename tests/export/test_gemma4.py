@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError, PackageError
 from edgelm.runtime.session import DecoderSession
 from edgelm_export.adapter_exporter import export_adapter
+from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gemma4 import GEMMA4 as ROW
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
@@ -100,7 +102,7 @@ def test_features_of_layers_are_looked_up_in_a_table_that_stays_packed(tmp_path:
     table = "model.embed_tokens_per_layer.weight"
     assert [node.op_type for node in graph.node if table in node.input] == ["GatherBlockQuantized"]
     (stored,) = (tensor for tensor in graph.initializer if tensor.name == table)
-    assert (stored.data_type, list(stored.dims)) == (onnx.TensorProto.UINT8, [320, 1, 64])  # a padded block
+    assert (stored.data_type, list(stored.dims)) == (onnx.TensorProto.UINT8, [320, 3, 64])
 
 
 def test_a_package_is_read_back_as_it_was_exported(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
@@ -209,3 +211,59 @@ def test_null_is_the_default_and_the_last_layer_sees_all() -> None:
     whole = ROW.to_model_config(VALUES | {"rope_parameters": {"full_attention": default, "sliding_attention": None}})
     assert (whole.partial_rotary_factor, whole.turning_dim("global"), whole.rope_theta) == (1.0, 32, 1e5)
     assert whole.rope_local_theta == 1e4
+
+
+def gguf_header(**changes: Any) -> GGUFHeader:
+    """Describe a file of three layers, of which the last looks at the keys and values of the second."""
+    metadata = {
+        "block_count": 3, "context_length": 64, "embedding_length": 64, "feed_forward_length": 96,
+        "attention.head_count": 4, "attention.head_count_kv": array("i", [2, 1, 1]), "attention.key_length": 32,
+        "attention.value_length": 32, "attention.key_length_swa": 16, "attention.value_length_swa": 16,
+        "rope.dimension_count": 32, "rope.dimension_count_swa": 16, "attention.layer_norm_rms_epsilon": 1e-6,
+        "attention.sliding_window": 9, "attention.sliding_window_pattern": [True, False, False],
+        "attention.shared_kv_layers": 1,
+    }  # fmt: skip
+    factors = changes.pop("factors", [1.0] * 4 + [1e30] * 12)
+    return GGUFHeader(
+        metadata={f"gemma4.{key}": value for key, value in (metadata | changes).items()},
+        shapes={"token_embd.weight": (320, 64)},
+        rope_factors={} if factors is None else {"rope_freqs.weight": np.array(factors, np.float32)},
+    )
+
+
+def config_of_gguf(**changes: Any) -> ModelConfig:
+    assert ROW.gguf is not None
+    return ROW.to_model_config(ROW.gguf.to_hf_config(gguf_header(**changes)))
+
+
+def test_a_gguf_header_tells_layers_apart() -> None:
+    config = config_of_gguf()
+    assert [(config.kv_heads(i), config.head_size(i)) for i in range(3)] == [(2, 16), (1, 32), (1, 32)]
+    assert config.attention_k_eq_v  # no layer that sees all has values
+    assert config.rope_scaling.partial_rotary_factor == 0.25
+    assert not config.use_double_wide_mlp
+    assert config_of_gguf(feed_forward_length=array("i", [96, 96, 192])).use_double_wide_mlp
+    assert config_of_gguf(factors=None).rope_scaling.rope_type == "default"
+    assert config_of_gguf(**{"attention.head_count_kv": 2}).num_global_key_value_heads is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention.sliding_window_pattern": [True]}, r"pattern is \[True\]; it must say of each of 3 layers"),
+        ({"attention.sliding_window_pattern": 6}, "pattern is 6; it must say of each of 3 layers"),
+        ({"attention.head_count_kv": array("i", [2, 1, 2])}, r"is \[2, 1, 2\]; supported is one number of all layers"),
+        ({"attention.head_count_kv": array("i", [2, 1])}, r"is \[2, 1\]; supported is one number of all layers"),
+        ({"feed_forward_length": array("i", [96, 192, 192])}, r"feed_forward_length is \[96, 192, 192\]"),
+        ({"attention.value_length_swa": 8}, "value_length_swa is 8; supported is the head's own size, 16"),
+        ({"rope.dimension_count_swa": 8}, "dimension_count_swa is 8; supported is the head's own size, 16"),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}, "rope.scaling.type is set; supported is none"),
+        ({"factors": [1.0, 8.0] + [1e30] * 14}, "rope_freqs.weight does not say which of a head's first pairs turn"),
+        ({"factors": [1e30, 1.0] + [1e30] * 14}, "rope_freqs.weight does not say which"),
+        ({"factors": [1.0] * 8}, "rope_freqs.weight does not say which"),
+        ({"expert_count": 8}, "features that are not supported: gemma4.expert_count = 8"),
+    ],
+)
+def test_a_gguf_header_that_is_not_supported_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        config_of_gguf(**changes)

@@ -196,8 +196,8 @@ HOSTILE = {
         "array length of 'a' is 600001; all arrays may have 600000 numbers together",
     ),
     "more strings than any model has": (
-        header([key("a", ARRAY, array_of(STRING, 655_361, bytes(8 * 655_361)))]),
-        "array length of 'a' is 655361; all arrays may have 655360 strings together",
+        header([key("a", ARRAY, array_of(STRING, 786_433, bytes(8 * 786_433)))]),
+        "array length of 'a' is 786433; all arrays may have 786432 strings together",
     ),
     "a text that is longer than any model's": (
         header([key("a", STRING, string("a" * ((1 << 20) + 1)))]),

@@ -186,7 +186,7 @@ TOKENS: list[str] = small_metadata()["tokenizer.ggml.tokens"]
 TYPES: list[int] = small_metadata()["tokenizer.ggml.token_type"]
 BROKEN = {
     "sentencepiece without scores": ({"ggml__model": "llama"}, "tokenizer.ggml.scores is missing or no array of float"),
-    "no model": ({"ggml__model": None}, "tokenizer.ggml.model is None; only 'gpt2', 'llama', 't5' can be rebuilt"),
+    "no model": ({"ggml__model": None}, "tokenizer.ggml.model is None; only 'gpt2', 'gemma4', 'llama', 't5' can be"),
     "another split": (
         {"ggml__pre": "falcon"},
         "tokenizer.ggml.pre is 'falcon'; supported: gpt-2, .*llama-bpe, .*smollm",

@@ -261,7 +261,7 @@ CRAFTED = {
     ),
     "safetensors of tensors": Crafted(kind="safetensors", make=safetensors),
     "GGUF of strings": Crafted(kind="gguf", make=lambda: gguf_texts("")),
-    "GGUF of wide strings": Crafted(kind="gguf", make=lambda: gguf_texts("\U0001f600xxxx")),
+    "GGUF of wide strings": Crafted(kind="gguf", make=lambda: gguf_texts("\U0001f600xxx")),
     "GGUF of arrays": Crafted(
         kind="gguf",
         make=lambda: gguf_file(

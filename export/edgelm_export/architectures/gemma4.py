@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import gemma, gemma3, hf_values, llama
-from edgelm_export.architectures.architecture import Architecture
+from edgelm_export.architectures import gemma, gemma2, gemma3, gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import float32_number, whole_number
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
@@ -37,6 +41,27 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 _TOKENS = ("bos_token_id", "eos_token_id")  # null is none of them; of other keys it is the default
 _PATTERN = 6
+_GGUF_NAMES = (
+    gemma2.GGUF_NAMES
+    | llama.GGUF_QK_NORMS
+    | {
+        "model.embed_tokens_per_layer": "per_layer_token_embd",
+        "model.per_layer_model_projection": "per_layer_model_proj",
+        "model.per_layer_projection_norm": "per_layer_proj_norm",
+        "model.layers.{i}.layer_scalar": "blk.{i}.layer_output_scale.weight",
+        "model.layers.{i}.per_layer_input_gate": "blk.{i}.inp_gate",
+        "model.layers.{i}.per_layer_projection": "blk.{i}.proj",
+        "model.layers.{i}.post_per_layer_input_norm": "blk.{i}.post_norm",
+    }
+)
+_GGUF_KEYS = frozenset(
+    {
+        "attention.shared_kv_layers", "attention.sliding_window", "attention.sliding_window_pattern",
+        "attention.key_length_swa", "attention.value_length_swa", "embedding_length_per_layer_input",
+        "rope.freq_base_swa", "rope.dimension_count_swa", "final_logit_softcapping",
+    }
+)  # fmt: skip
+_STILL = np.float32(1e30)
 _ROPE_TYPES = ("default", "proportional")
 # What a folder has of layers that look at the keys and values of others.
 _UNUSED = frozenset(
@@ -140,9 +165,106 @@ def _refuse_another_vocabulary(values: Mapping[str, Any], per_layer: int) -> Non
         )
 
 
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    kinds = _gguf_kinds(header)
+    shared = whole_number(header.metadata, "gemma4.attention.shared_kv_layers", 0)
+    heads, is_wide = _gguf_kv_heads(header, kinds), False
+    sizes = header.metadata.get("gemma4.feed_forward_length")
+    if isinstance(sizes, array) and sizes:
+        own = max(len(kinds) - shared, 0)
+        is_wide = sizes.tolist() == [sizes[0]] * own + [2 * sizes[0]] * (len(kinds) - own) and own < len(kinds)
+        header = _with(header, "feed_forward_length", sizes[0] if is_wide else sizes)
+    values = gguf_header.to_hf_config(_with(header, "attention.head_count_kv", heads[0]), "gemma4", keys=_GGUF_KEYS)
+    metadata, width = header.metadata, whole_number(header.metadata, "gemma4.embedding_length_per_layer_input", 0)
+    head_dim = whole_number(metadata, "gemma4.attention.key_length_swa", values["head_dim"])
+    for key in ("attention.value_length_swa", "rope.dimension_count_swa"):
+        if whole_number(metadata, f"gemma4.{key}", head_dim) != head_dim:
+            raise CheckpointError(
+                f"gemma4.{key} is {metadata[f'gemma4.{key}']}; supported is the head's own size, {head_dim}."
+            )
+    cap = "gemma4.final_logit_softcapping"
+    theta, local_theta = values.pop("rope_theta"), float32_number(metadata, "gemma4.rope.freq_base_swa", 1e4)
+    if values.pop("rope_scaling") is not None:
+        raise CheckpointError("gemma4.rope.scaling.type is set; supported is none.")
+    first = kinds.index("full_attention") if "full_attention" in kinds else 0
+    return {
+        "architectures": ["Gemma4ForCausalLM"],
+        "model_type": "gemma4_text",
+        **values,
+        "head_dim": head_dim,
+        "global_head_dim": values["head_dim"],
+        "num_global_key_value_heads": None if heads[0] == heads[1] else heads[1],
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "layer_types": kinds,
+        "sliding_window": whole_number(metadata, "gemma4.attention.sliding_window"),
+        "attention_k_eq_v": f"blk.{first}.attn_v.weight" not in header.shapes,
+        "num_kv_shared_layers": shared,
+        "use_double_wide_mlp": is_wide,
+        "hidden_size_per_layer_input": width,
+        "vocab_size_per_layer_input": values["vocab_size"],
+        "final_logit_softcapping": float32_number(metadata, cap) if cap in metadata else None,
+        "rope_parameters": {
+            "full_attention": {"rope_theta": theta, **_gguf_rotation(header, values["head_dim"])},
+            "sliding_attention": {"rope_theta": local_theta, "rope_type": "default"},
+        },
+    }
+
+
+def _with(header: GGUFHeader, key: str, value: Any) -> GGUFHeader:
+    return dataclasses.replace(header, metadata={**header.metadata, f"gemma4.{key}": value})
+
+
+def _gguf_kinds(header: GGUFHeader) -> list[str]:
+    listed = header.metadata.get("gemma4.attention.sliding_window_pattern")
+    layers = whole_number(header.metadata, "gemma4.block_count")
+    if not isinstance(listed, list) or len(listed) != layers or not all(isinstance(value, bool) for value in listed):
+        raise CheckpointError(
+            f"gemma4.attention.sliding_window_pattern is {str(listed)[:60]}; it must say of each of {str(layers)[:20]} "
+            "layers whether it has a window."
+        )
+    return ["sliding_attention" if slides else "full_attention" for slides in listed]
+
+
+def _gguf_kv_heads(header: GGUFHeader, kinds: Sequence[str]) -> tuple[Any, Any]:
+    """Return how many key-value heads the layers with a window have, and the others; all alike is one number."""
+    heads = header.metadata.get("gemma4.attention.head_count_kv")
+    if not isinstance(heads, array):
+        return heads, heads
+    by_kind = dict(zip(kinds, heads, strict=False))
+    if heads.tolist() != [by_kind.get(kind) for kind in kinds]:
+        raise CheckpointError(
+            f"gemma4.attention.head_count_kv is {str(heads.tolist())[:60]}; supported is one number of all layers of a "
+            "kind."
+        )
+    every = by_kind.get("full_attention", heads[0])
+    return by_kind.get("sliding_attention", every), every
+
+
+def _gguf_rotation(header: GGUFHeader, head_dim: int) -> dict[str, Any]:
+    """Read which pairs of a head turn: llama.cpp divides the frequencies of the others by 1e30."""
+    factors = header.rope_factors.get("rope_freqs.weight")
+    if factors is None:
+        return {"rope_type": "default"}
+    turning = int((factors == 1).sum())
+    still = factors[turning:]
+    if factors.shape != (head_dim // 2,) or not (factors[:turning] == 1).all() or not (still >= _STILL).all():
+        raise CheckpointError("rope_freqs.weight does not say which of a head's first pairs turn, as Gemma 4's does.")
+    return {"rope_type": "proportional", "partial_rotary_factor": turning / len(factors)}
+
+
 GEMMA4 = Architecture(
     model_type="gemma4_text",
     to_model_config=_to_model_config,
     layout=TensorLayout(ignored=_UNUSED),
-    gguf=None,
+    gguf=GGUFFamily(
+        architecture="gemma4",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(
+            names=_GGUF_NAMES,
+            ignored=frozenset(
+                {"rope_freqs.weight", *(f"blk.{{i}}.attn_{name}.weight" for name in ("k", "v", "k_norm"))}
+            ),
+        ),
+    ),
 )
