@@ -18,6 +18,7 @@ _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 PER_LAYER_EMBEDDING = "model.embed_tokens_per_layer.weight"
+GATHERED = (EMBEDDING, PER_LAYER_EMBEDDING)  # whose rows a graph looks up on their grid
 # What a graph multiplies the channels by that a head reads, where its stored weights are divided by that.
 HEAD_FACTORS = "lm_head.factors"
 

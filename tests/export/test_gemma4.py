@@ -29,6 +29,7 @@ from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gemma4 import GEMMA4 as ROW
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
+from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize.channel_scales import ScaledCheckpoint
@@ -103,6 +104,18 @@ def test_features_of_layers_are_looked_up_in_a_table_that_stays_packed(tmp_path:
     assert [node.op_type for node in graph.node if table in node.input] == ["GatherBlockQuantized"]
     (stored,) = (tensor for tensor in graph.initializer if tensor.name == table)
     assert (stored.data_type, list(stored.dims)) == (onnx.TensorProto.UINT8, [320, 3, 64])
+
+
+def test_a_table_with_zero_points_in_its_file_is_kept_in_8_bits(
+    tmp_path: Path, save_model: SaveModel, write_gguf: Callable[..., Path]
+) -> None:
+    model = save_model("gemma4_text", tmp_path / "hf", **GEMMA4)
+    path = write_gguf(tmp_path / "tiny.gguf", model, "Q4_1", architecture="gemma4")
+    with GGUFCheckpoint(path) as checkpoint:
+        export_package(checkpoint, tmp_path / "package", "keep", name="tiny")
+    graph = onnx.load(tmp_path / "package/model.onnx", load_external_data=False).graph
+    lookups = [node for node in graph.node if node.op_type == "GatherBlockQuantized"]
+    assert [next(each.i for each in node.attribute if each.name == "bits") for node in lookups] == [8, 8]
 
 
 def test_a_package_is_read_back_as_it_was_exported(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:

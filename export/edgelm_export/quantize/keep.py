@@ -15,7 +15,7 @@ from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.offsets import FALLBACK, in_8_bits
 from edgelm_export.quantize.packed import PackedWeight, pack
-from edgelm_export.tensor_map import EMBEDDING
+from edgelm_export.tensor_map import GATHERED
 
 FLOAT_TYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _EXPERTS = ".experts."
@@ -56,7 +56,7 @@ def on_its_grid(blocks: QuantizedBlocks, columns: int) -> PackedWeight:
 
 
 def _has_place(blocks: QuantizedBlocks, name: str) -> bool:
-    return name != EMBEDDING or (blocks.zero_points is None and blocks.offsets is None)
+    return name not in GATHERED or (blocks.zero_points is None and blocks.offsets is None)
 
 
 def _from_zero(values: NDArray[np.int8], middle: int) -> NDArray[np.uint8]:
@@ -91,7 +91,8 @@ def _kinds(checkpoint: Checkpoint) -> list[tuple[str, QuantizedBlocks | None]]:
 def moved_types(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Name the stored types that `keep_grid` moves to 8 bits."""
     moved = [kind for kind, blocks in _kinds(checkpoint) if kind not in FLOAT_TYPES and blocks is None]
-    kind, blocks = checkpoint.stored_type(EMBEDDING), checkpoint.quantized_blocks(EMBEDDING)
-    if blocks is not None and not _has_place(blocks, EMBEDDING):
-        moved.append(f"{kind} of the embedding")
+    for name in (name for name in GATHERED if name in checkpoint.config.tensor_shapes()):
+        kind, blocks = checkpoint.stored_type(name), checkpoint.quantized_blocks(name)
+        if blocks is not None and not _has_place(blocks, name):
+            moved.append(f"{kind} of {'the embedding' if name == GATHERED[0] else 'the embeddings of layers'}")
     return tuple(moved)
