@@ -9,7 +9,7 @@ import pytest
 from make_tiny_model import CONFIG
 
 from edgelm.errors import CheckpointError
-from edgelm_export.tensor_map import CANONICAL, ROW_ORDERS, TensorLayout, map_tensors
+from edgelm_export.tensor_map import CANONICAL, ORDERS, TensorLayout, map_tensors
 
 _FIRST_LAYER = [name for name in CONFIG.tensor_shapes() if ".1." not in name]
 NAMES = {"lm_head": "lm_head"} | {
@@ -39,8 +39,8 @@ def test_a_fused_tensor_that_is_missing_or_misshapen_is_listed_once() -> None:
 
 
 def test_rows_of_llama_cpp_are_put_back_into_halves() -> None:
-    assert ROW_ORDERS["pairs"](CONFIG, 32)[:16].tolist() == [*range(0, 16, 2), *range(1, 16, 2)]
-    assert ROW_ORDERS["swapped halves"](CONFIG, 32)[:16].tolist() == [*range(8, 16), *range(8)]
+    assert ORDERS["pairs"](CONFIG, 32)[:16].tolist() == [*range(0, 16, 2), *range(1, 16, 2)]
+    assert ORDERS["swapped halves"](CONFIG, 32)[:16].tolist() == [*range(8, 16), *range(8)]
 
 
 def test_only_a_layout_with_our_names_and_values_is_canonical() -> None:

@@ -45,10 +45,11 @@ def of_text(metadata: Mapping[str, Any], architecture: str) -> Mapping[str, Any]
 
 def layout_of(family: GGUFFamily, header: GGUFHeader) -> TensorLayout:
     """Return the layout of a file, some of which have queries, keys and values in one tensor."""
-    if "blk.0.attn_qkv.weight" not in header.shapes:
+    names, fused = family.layout.names or {}, "blk.{i}.attn_qkv"
+    if "blk.0.attn_qkv.weight" not in header.shapes or fused in names.values():
         return family.layout
-    packed = dict.fromkeys((f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"), "blk.{i}.attn_qkv")
-    return dataclasses.replace(family.layout, names={**(family.layout.names or {}), **packed})
+    packed = dict.fromkeys((f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"), fused)
+    return dataclasses.replace(family.layout, names={**names, **packed})
 
 
 def to_hf_config(
