@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from gguf_converter import CHOICE_BIASES
+from torch import nn
+
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0 + i / 10 for i in range(8)], "long_factor": list(range(1, 9))}
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -54,6 +58,10 @@ ERNIE4_5_MOE = {
 QWEN3_5 = {
     "num_hidden_layers": 2, "full_attention_interval": 2, "head_dim": 64, "linear_num_key_heads": 2,
     "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 24, "pad_token_id": 0,
+}  # fmt: skip
+QWEN3_5_MOE = QWEN3_5 | {
+    "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64,
+    "layer_types": ["full_attention", "linear_attention"],
 }  # fmt: skip
 OLMO3 = {
     "num_hidden_layers": 4, "sliding_window": 9, "tie_word_embeddings": False, "attention_bias": True,
@@ -270,6 +278,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "qwen3_5": ("qwen3_5_text", QWEN3_5),
+    "qwen3_5 with experts": ("qwen3_5_moe_text", QWEN3_5_MOE),
     "qwen3_5 with biases, a key head for each value head, tied": (
         "qwen3_5_text",
         QWEN3_5 | {
@@ -431,6 +440,11 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "glm": ("glm", "chatglm", {"head_dim": 16, "pad_token_id": 0, "tie_word_embeddings": False}),
     "glm4": ("glm4", "glm4", {"head_dim": 16, "pad_token_id": 0, "tie_word_embeddings": False}),
     "qwen3_5": ("qwen3_5_text", "qwen35", QWEN3_5 | {"linear_key_head_dim": 32, "linear_value_head_dim": 32}),
+    "qwen3_5 with experts": (
+        "qwen3_5_moe_text",
+        "qwen35moe",
+        QWEN3_5_MOE | {"linear_key_head_dim": 32, "linear_value_head_dim": 32, "tie_word_embeddings": False},
+    ),
     "qwen3_5, a key head for each value head, untied": (
         "qwen3_5_text",
         "qwen35",
@@ -451,3 +465,18 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"tie_word_embeddings": False, "use_parallel_residual": False, "rotary_pct": 0.5},
     ),
 }  # fmt: skip
+
+
+def randomize(model: nn.Module) -> None:
+    """Fill a model of transformers with random numbers: norms near one, weights large enough that every feature shows
+    in the logits, steps of linear attention as small as in real models, since transformers keeps few digits of large
+    ones.
+    """
+    for name, parameter in model.named_parameters():
+        middle = -4.0 if name.endswith("dt_bias") else 1.0 if parameter.ndim == 1 else 0.0
+        parameter.data = 0.15 * torch.randn_like(parameter) + middle
+    for name, buffer in model.named_buffers():
+        if name.endswith(CHOICE_BIASES):
+            buffer.normal_(std=0.3)
+        if name.endswith(".layer_scalar"):
+            buffer.data = 1 + 0.15 * torch.randn_like(buffer)

@@ -20,7 +20,10 @@ Array = NDArray[np.float32]
 _PAIRED = ("llama", "mistral3", "granite", "granitemoe", "smollm3", "arcee", "olmo")
 _LAYER_NORMS = ("command-r", "cohere2", "gpt2", "gptneox", "nemotron", "olmo", "phi2", "stablelm", "starcoder2")
 CHOICE_BIASES = ("expert_bias", "e_score_correction_bias")  # buffers of the models of transformers
-_TURN_IN_PART = ("chatglm", "cohere2", "glm4", "gptneox", "nemotron", "phi2", "phi3", "qwen35", "stablelm")
+_HAVE_HEAD_DIM = (
+    "gemma", "gemma2", "gemma3", "gpt-oss", "qwen3moe", "qwen3vlmoe", "qwen35", "qwen35moe",
+)  # fmt: skip
+_TURN_IN_PART = ("chatglm", "cohere2", "glm4", "gptneox", "nemotron", "phi2", "phi3", "qwen35", "qwen35moe", "stablelm")
 
 
 def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: str) -> None:
@@ -53,7 +56,16 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
         writer.add_layer_norm_eps(next((getattr(config, name) for name in names if hasattr(config, name)), 1e-5))
     else:
         writer.add_layer_norm_rms_eps(getattr(config, "norm_eps", None) or config.rms_norm_eps)
-    has_head_dim = architecture in ("gemma", "gemma2", "gemma3", "gpt-oss", "qwen3moe", "qwen3vlmoe", "qwen35")
+    has_head_dim = architecture in (
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "gpt-oss",
+        "qwen3moe",
+        "qwen3vlmoe",
+        "qwen35",
+        "qwen35moe",
+    )
     if head_dim != config.hidden_size // config.num_attention_heads or has_head_dim:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
@@ -121,6 +133,9 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_num_deepstack_layers(1)
     if architecture in ("qwen3moe", "qwen3vlmoe"):
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if architecture == "qwen35moe":
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
     if architecture == "gpt-oss":
         writer.add_expert_feed_forward_length(config.intermediate_size)
         writer.add_sliding_window(config.sliding_window)
@@ -143,14 +158,14 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     if architecture in ("lfm2", "lfm2moe"):
         writer.add_shortconv_l_cache(config.conv_L_cache)
-    if architecture == "qwen35":
+    if architecture in ("qwen35", "qwen35moe"):
         writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
         writer.add_ssm_state_size(config.linear_key_head_dim)
         writer.add_ssm_group_count(config.linear_num_key_heads)
         writer.add_ssm_time_step_rank(config.linear_num_value_heads)
         writer.add_ssm_inner_size(config.linear_value_head_dim * config.linear_num_value_heads)
         kinds = [kind == "linear_attention" for kind in config.layer_types]
-        writer.add_array("qwen35.attention.recurrent_layers", kinds)
+        writer.add_array(f"{architecture}.attention.recurrent_layers", kinds)
         writer.add_rope_dimension_sections([11, 11, 10, 0])
     if architecture == "mistral3" and "llama_4_scaling_beta" in config.rope_parameters:
         rope = config.rope_parameters
@@ -242,7 +257,7 @@ def _converted(name: str, tensor: Array, config: PreTrainedConfig, architecture:
         return tensor + 1
     if architecture in ("lfm2", "lfm2moe") and name.endswith(".conv.conv.weight"):
         return tensor.squeeze(1)
-    if architecture == "qwen35":
+    if architecture in ("qwen35", "qwen35moe"):
         return _as_ggml_repeats(name, tensor, config)
     if architecture == "gpt2" and tensor.ndim == 2 and ".h." in name:
         return tensor.T  # Conv1D is [in, out]

@@ -440,7 +440,10 @@ def _experts(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str)
         output_TD = _mlp(config, weights, hidden_TD[rows], f"{name}.experts.{expert}")
         summed_TD[rows] += shares_TE[rows, expert, None] * output_TD
     if config.shared_expert_intermediate_size:
-        summed_TD += _mlp(config, weights, hidden_TD, f"{name}.shared_experts")
+        shared_TD = _mlp(config, weights, hidden_TD, f"{name}.shared_experts")
+        if config.shared_expert_gate:
+            shared_TD = shared_TD / (1 + np.exp(-hidden_TD @ weights[f"{name}.shared_expert_gate.weight"].T))
+        summed_TD += shared_TD
     return summed_TD
 
 

@@ -199,7 +199,14 @@ class Stack(ABC):
         chosen = add_experts(self.graph, self.checkpoint, self.projections, hidden, name)
         if not self.config.shared_expert_intermediate_size:
             return chosen
-        return self.graph.node("Add", [chosen, self.dense(hidden, f"{name}.shared_experts")], f"{name}.all_experts")
+        shared = self.dense(hidden, f"{name}.shared_experts")
+        if self.config.shared_expert_gate:
+            module = f"{name}.shared_expert_gate"
+            weight_D1 = self.graph.weight(f"{module}.weight", self.checkpoint.tensor(f"{module}.weight").T)
+            score = self.graph.node("MatMul", [hidden, weight_D1], f"{module}.output")
+            share = self.graph.node("Sigmoid", [score], f"{module}.share")
+            shared = self.graph.node("Mul", [shared, share], f"{module}.applied")
+        return self.graph.node("Add", [chosen, shared], f"{name}.all_experts")
 
     def dense(self, hidden: str, name: str) -> str:
         """Add a feed-forward that every token goes through."""

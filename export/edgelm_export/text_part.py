@@ -24,6 +24,7 @@ _WHOLE = frozenset(
         "qwen2_5_vl",
         "qwen3_vl",
         "qwen3_5",
+        "qwen3_5_moe",
         "smolvlm",
     }
 )

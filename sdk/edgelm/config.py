@@ -153,6 +153,7 @@ class ModelConfig(LayerFeatures):
     num_experts_per_tok: int = 0
     moe_intermediate_size: int | None = None  # of an expert; None is intermediate_size
     shared_expert_intermediate_size: int | None = None  # of a feed-forward beside them that every token goes through
+    shared_expert_gate: bool = False  # which is multiplied by a sigmoid of a score of the token
     scoring_func: str = "softmax"  # of the router's scores, which makes them weights
     norm_topk_prob: bool = True  # the weights of the chosen experts sum to one
     routed_scaling_factor: float = 1.0  # of what those make together
@@ -307,6 +308,8 @@ class ModelConfig(LayerFeatures):
             raise ConfigError(
                 f"num_experts_per_tok is {self.num_experts_per_tok}; the model has {self.num_experts} experts."
             )
+        if self.shared_expert_gate and self.shared_expert_intermediate_size is None:
+            raise ConfigError("shared_expert_gate is set, which needs a shared_expert_intermediate_size.")
         if self.num_experts and (not self.mlp_gated or self.hidden_act != "silu"):
             raise ConfigError(
                 f"num_experts is {self.num_experts}, with hidden_act {self.hidden_act!r} and mlp_gated "
@@ -445,6 +448,7 @@ class ModelConfig(LayerFeatures):
             "attention_bias",
             "attention_output_bias",
             "attention_output_gate",
+            "shared_expert_gate",
             "parallel_residual",
             "final_norm",
             "embedding_norm",

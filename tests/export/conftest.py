@@ -9,7 +9,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from gguf_converter import CHOICE_BIASES, add_config, tensors_of
+from family_models import randomize
+from gguf_converter import add_config, tensors_of
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -96,16 +97,7 @@ def save_model(bpe_tokenizer: PreTrainedTokenizerFast) -> SaveModel:
         }
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **fields | changes)).eval()
-        for name, parameter in model.named_parameters():
-            # Norms near one, and weights large enough that every feature shows in the logits; steps of linear attention
-            # as small as in real models, since transformers keeps few digits of large ones.
-            middle = -4.0 if name.endswith("dt_bias") else 1.0 if parameter.ndim == 1 else 0.0
-            parameter.data = 0.15 * torch.randn_like(parameter) + middle
-        for name, buffer in model.named_buffers():
-            if name.endswith(CHOICE_BIASES):
-                buffer.normal_(std=0.3)
-            if name.endswith(".layer_scalar"):
-                buffer.data = 1 + 0.15 * torch.randn_like(buffer)
+        randomize(model)
         model.to(dtype)
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         bpe_tokenizer.save_pretrained(folder)

@@ -19,6 +19,7 @@ GPT2_SIZES = {"n_embd": 64, "n_layer": 2, "n_head": 4}
 NEEDED: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["full_attention"] * 2, "num_local_experts": 0, "shared_intermediate_size": 96},
     "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention"]},
     "gemma4_text": {"vocab_size_per_layer_input": 320},
 }
 

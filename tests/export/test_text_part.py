@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from family_models import GEMMA4, QWEN3_5
+from family_models import GEMMA4, QWEN3_5, QWEN3_5_MOE, randomize
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from edgelm.config import ModelConfig
@@ -86,6 +86,11 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         },
         QWEN_VISION | {"hidden_size": 32},
     ),
+    "qwen3_5_moe": (
+        "qwen3_5_moe_text",
+        QWEN3_5_MOE | {"rope_parameters": THREE_POSITIONS | {"partial_rotary_factor": 0.25}},
+        QWEN_VISION | {"hidden_size": 32},
+    ),
     "smolvlm": ("llama", {"model_type": "llama"}, VISION),
     "idefics3": ("llama", {"model_type": "llama"}, VISION),
     "lfm2_vl": (
@@ -95,7 +100,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
 }
 IDS = np.random.default_rng(0).integers(3, 320, 60).tolist()
-STORED_OTHERWISE = ("lfm2", "qwen3_5_text")  # by transformers
+STORED_OTHERWISE = ("lfm2", "qwen3_5_text", "qwen3_5_moe_text")  # by transformers
 
 
 def save(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
@@ -105,8 +110,7 @@ def save(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> np.ndar
     model_type = kind.partition(",")[0]
     config = AutoConfig.for_model(model_type, text_config=TEXT | text, vision_config=vision, pad_token_id=0)
     model = AutoModelForImageTextToText.from_config(config).eval()
-    for parameter in model.parameters():
-        parameter.data = 0.15 * torch.randn_like(parameter) + (1.0 if parameter.ndim == 1 else 0.0)
+    randomize(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     with torch.no_grad():

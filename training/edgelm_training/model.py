@@ -379,6 +379,7 @@ class Experts(nn.Module):
         self.experts = nn.ModuleList(FeedForward(config, config.expert_size) for _ in range(config.num_experts))
         shared = config.shared_expert_intermediate_size
         self.shared_experts = FeedForward(config, shared) if shared else None
+        self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False) if config.shared_expert_gate else None
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """Return the transformed positions [B, T, D]."""
@@ -392,6 +393,8 @@ class Experts(nn.Module):
             weights_PC = weights_PC / weights_PC.sum(-1, keepdim=True)
         weights_PC = scaled(weights_PC, self.config.routed_scaling_factor)
         summed_PD = torch.zeros_like(flat_PD) if self.shared_experts is None else self.shared_experts(flat_PD)
+        if self.shared_expert_gate is not None:
+            summed_PD = summed_PD * torch.sigmoid(self.shared_expert_gate(flat_PD))
         for number, expert in enumerate(self.experts):
             # One that no position chose computes nothing, and still has a gradient, which is zero.
             positions, places = (chosen_PC == number).nonzero(as_tuple=True)

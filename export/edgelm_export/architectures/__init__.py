@@ -42,7 +42,7 @@ from edgelm_export.architectures.phi import PHI
 from edgelm_export.architectures.phi3 import PHI3
 from edgelm_export.architectures.qwen2 import QWEN2
 from edgelm_export.architectures.qwen3 import QWEN3
-from edgelm_export.architectures.qwen3_5 import QWEN3_5
+from edgelm_export.architectures.qwen3_5 import QWEN3_5, QWEN3_5_MOE
 from edgelm_export.architectures.qwen3_moe import QWEN3_MOE
 from edgelm_export.architectures.seed_oss import SEED_OSS
 from edgelm_export.architectures.smollm3 import SMOLLM3
@@ -59,6 +59,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": QWEN2,  # and Qwen2.5
     "qwen3": QWEN3,
     "qwen3_5_text": QWEN3_5,
+    "qwen3_5_moe_text": QWEN3_5_MOE,
     "qwen3_moe": QWEN3_MOE,
     "smollm3": SMOLLM3,
     "gemma": GEMMA,

@@ -52,7 +52,8 @@ class Architecture:
 
     to_model_config: reads config.json's values; raises CheckpointError where a feature is not supported.
     layout: of the tensors in safetensors. layout_of: the same where it depends on the config. mlx: the same in folders
-    that mlx-lm wrote, where it has other names. gguf: None where llama.cpp does not know the family.
+    that mlx-lm wrote, where it has other names. stacked: the same where all experts of a layer are one tensor. gguf:
+    None where llama.cpp does not know the family.
     """
 
     model_type: str
@@ -60,15 +61,18 @@ class Architecture:
     layout: TensorLayout = CANONICAL
     layout_of: Callable[[ModelConfig], TensorLayout] | None = None
     mlx: TensorLayout | None = None
+    stacked: TensorLayout | None = None
     gguf: GGUFFamily | None
 
     def layout_for(self, config: ModelConfig, present: Collection[str] = ()) -> TensorLayout:
         """Return the layout of the tensors of one model, whose names in safetensors are `present`."""
-        if self.mlx is not None and self._is_mlx(self.mlx, present):
-            return self.mlx
+        for other in (self.mlx, self.stacked):
+            if other is not None and self._has_names_of(other, present):
+                return other
         return self.layout if self.layout_of is None else self.layout_of(config)
 
-    def _is_mlx(self, mlx: TensorLayout, present: Collection[str]) -> bool:
-        names = mlx.names or {}
+    def _has_names_of(self, other: TensorLayout, present: Collection[str]) -> bool:
+        names = other.names or {}
         own = set(names.values()) - set((self.layout.names or {name: name for name in names}).values())
-        return any(pattern_of(name)[0].rpartition(".")[0] in own for name in present)
+        patterns = {pattern_of(name)[0] for name in present}
+        return not own.isdisjoint(patterns | {pattern.rpartition(".")[0] for pattern in patterns})

@@ -19,6 +19,7 @@ GGUF_NAMES = _DENSE_NAMES | {
     "model.layers.{i}.mlp.experts.{e}.gate_proj": "blk.{i}.ffn_gate_exps",
     "model.layers.{i}.mlp.experts.{e}.up_proj": "blk.{i}.ffn_up_exps",
     "model.layers.{i}.mlp.experts.{e}.down_proj": "blk.{i}.ffn_down_exps",
+    "model.layers.{i}.mlp.shared_expert_gate": "blk.{i}.ffn_gate_inp_shexp",
     **{
         f"model.layers.{{i}}.mlp.shared_experts.{part}_proj": f"blk.{{i}}.ffn_{part}_shexp"
         for part in ("gate", "up", "down")

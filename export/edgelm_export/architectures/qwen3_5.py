@@ -1,4 +1,7 @@
-"""Qwen3.5: three of four layers have linear attention, the others norm each head and gate what they gather."""
+"""Qwen3.5: three of four layers have linear attention, the others norm each head and gate what they gather.
+
+Some have experts (model_type qwen3_5_moe_text), and one beside those that every token goes through.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import MAX_LAYERS, ModelConfig
-from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
@@ -25,6 +28,13 @@ _DEFAULTS: Mapping[str, Any] = {
     "linear_value_head_dim": 128,
     "linear_conv_kernel_dim": 4,
 }
+_MOE_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 2,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+}
 _PARTIAL = 0.25
 _LINEAR = tuple(key for key in _DEFAULTS if key.startswith("linear_"))
 
@@ -37,12 +47,23 @@ _NAMES = {
     f"{_ATTENTION}.gate_proj": f"{_ATTENTION}.q_proj",
     **{f"{_LINEAR_ATTENTION}.{part}": f"{_LINEAR_ATTENTION}.{part}" for part in (*_PROJECTIONS, "A_log", "dt_bias")},
 }
+_MLP = "model.layers.{i}.mlp"
+_MOE_NAMES = _NAMES | {
+    f"{_MLP}.gate": f"{_MLP}.gate",
+    f"{_MLP}.shared_expert_gate": f"{_MLP}.shared_expert_gate",
+    **{f"{_MLP}.experts.{{e}}.{part}_proj": f"{_MLP}.experts.{{e}}.{part}_proj" for part in ("gate", "up", "down")},
+    **{f"{_MLP}.shared_experts.{part}_proj": f"{_MLP}.shared_expert.{part}_proj" for part in ("gate", "up", "down")},
+}
+_STACKED_NAMES = _MOE_NAMES | {
+    f"{_MLP}.experts.{{e}}.{part}_proj.weight": f"{_MLP}.experts.{stack}"
+    for part, stack in (("gate", "gate_up_proj"), ("up", "gate_up_proj"), ("down", "down_proj"))
+}
 _GGUF_LINEAR = {
     "in_proj_qkv": "attn_qkv", "in_proj_z": "attn_gate", "in_proj_b": "ssm_beta", "in_proj_a": "ssm_alpha",
     "conv1d": "ssm_conv1d", "norm": "ssm_norm", "out_proj": "ssm_out", "A_log": "ssm_a", "dt_bias": "ssm_dt.bias",
 }  # fmt: skip
 _GGUF_NAMES = {
-    **llama.GGUF_NAMES,
+    **experts.GGUF_NAMES,
     **llama.GGUF_QK_NORMS,
     "model.layers.{i}.post_attention_layernorm": "blk.{i}.post_attention_norm",
     f"{_ATTENTION}.gate_proj": "blk.{i}.attn_q",
@@ -83,14 +104,27 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    metadata, keys = header.metadata, frozenset(_GGUF_KEYS) | _GGUF_OTHER_KEYS
-    values = gguf_header.to_hf_config(header, "qwen35", keys=keys, turns_a_part=True)
-    linear = {name: whole_number(metadata, f"qwen35.{key}") for key, name in _GGUF_KEYS.items()}
+def _to_moe_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_MOE_DEFAULTS, **values}
+    size, shared = (hf_values.whole_number(values, f"{kind}_intermediate_size") for kind in ("moe", "shared_expert"))
+    return dataclasses.replace(
+        _to_model_config({**values, "intermediate_size": size}),
+        model_type="qwen3_5_moe_text",
+        moe_intermediate_size=size,
+        shared_expert_intermediate_size=shared,
+        shared_expert_gate=True,
+        **experts.expert_fields(values, "num_experts"),
+    )
+
+
+def _gguf_to_hf_config(header: GGUFHeader, name: str = "qwen35", keys: frozenset[str] = frozenset()) -> dict[str, Any]:
+    metadata, keys = header.metadata, frozenset(_GGUF_KEYS) | _GGUF_OTHER_KEYS | keys
+    values = gguf_header.to_hf_config(header, name, keys=keys, turns_a_part=True)
+    linear = {field: whole_number(metadata, f"{name}.{key}") for key, field in _GGUF_KEYS.items()}
     # Layers that predict further tokens stand behind the others, and count.
-    layers = values["num_hidden_layers"] - whole_number(metadata, "qwen35.nextn_predict_layers", 0)
-    every = whole_number(metadata, "qwen35.full_attention_interval", 4)
-    listed = metadata.get("qwen35.attention.recurrent_layers")
+    layers = values["num_hidden_layers"] - whole_number(metadata, f"{name}.nextn_predict_layers", 0)
+    every = whole_number(metadata, f"{name}.full_attention_interval", 4)
+    listed = metadata.get(f"{name}.attention.recurrent_layers")
     kinds = None
     if isinstance(listed, list):
         kinds = ["linear_attention" if is_recurrent else "full_attention" for is_recurrent in listed[: max(layers, 0)]]
@@ -107,6 +141,36 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     }
 
 
+def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    sizes = {"moe": "expert_feed_forward_length", "shared_expert": "expert_shared_feed_forward_length"}
+    # Files with experts may leave out how long a feed-forward without them would be.
+    metadata = {"qwen35moe.feed_forward_length": 0, **header.metadata}
+    header = dataclasses.replace(header, metadata=metadata)
+    values = _gguf_to_hf_config(header, "qwen35moe", experts.GGUF_KEYS | {sizes["shared_expert"]})
+    return {
+        **values,
+        **experts.gguf_expert_values(header, "qwen35moe", "num_experts"),
+        **{
+            f"{kind}_intermediate_size": whole_number(header.metadata, f"qwen35moe.{key}")
+            for kind, key in sizes.items()
+        },
+        "architectures": ["Qwen3_5MoeForCausalLM"],
+        "model_type": "qwen3_5_moe_text",
+    }
+
+
+_GGUF_LAYOUT = TensorLayout(
+    names=_GGUF_NAMES,
+    by_head=frozenset({"blk.{i}.attn_q"}),
+    # llama.cpp repeats its key heads, all of them, for the value heads.
+    row_orders={f"{_LINEAR_ATTENTION}.{part}": "neighbours" for part in _BY_VALUE_HEAD},
+    column_orders={f"{_LINEAR_ATTENTION}.out_proj": "neighbours"},
+    norms_plus_one=True,
+    negative_exponentials=frozenset({"blk.{i}.ssm_a"}),
+    ones_elsewhere=frozenset({"blk.{i}.ssm_conv1d.weight", "blk.{i}.ffn_gate_inp_shexp.weight"}),
+    has_more_layers=True,
+)
+
 QWEN3_5 = Architecture(
     model_type="qwen3_5_text",
     to_model_config=_to_model_config,
@@ -114,16 +178,15 @@ QWEN3_5 = Architecture(
     gguf=GGUFFamily(
         architecture="qwen35",
         to_hf_config=_gguf_to_hf_config,
-        layout=TensorLayout(
-            names=_GGUF_NAMES,
-            by_head=frozenset({"blk.{i}.attn_q"}),
-            # llama.cpp repeats its key heads, all of them, for the value heads.
-            row_orders={f"{_LINEAR_ATTENTION}.{part}": "neighbours" for part in _BY_VALUE_HEAD},
-            column_orders={f"{_LINEAR_ATTENTION}.out_proj": "neighbours"},
-            norms_plus_one=True,
-            negative_exponentials=frozenset({"blk.{i}.ssm_a"}),
-            ones_elsewhere=frozenset({"blk.{i}.ssm_conv1d.weight"}),
-            has_more_layers=True,
-        ),
+        layout=_GGUF_LAYOUT,
+    ),
+)
+QWEN3_5_MOE = Architecture(
+    model_type="qwen3_5_moe_text",
+    to_model_config=_to_moe_model_config,
+    layout=dataclasses.replace(QWEN3_5.layout, names=_MOE_NAMES),
+    stacked=dataclasses.replace(QWEN3_5.layout, names=_STACKED_NAMES),
+    gguf=GGUFFamily(
+        architecture="qwen35moe", to_hf_config=_moe_gguf_to_hf_config, layout=_GGUF_LAYOUT, has_experts=True
     ),
 )

@@ -26,7 +26,7 @@ Array = NDArray[np.float32]
 
 # Tensors that the graph stacks into one product have to be alike.
 _STACKED = ((re.compile(r"\.[qkv]_proj\."), ".qkv_proj."), (re.compile(r"\.(?:gate|up)_proj\."), ".gate_up_proj."))
-_ALWAYS_FLOAT = re.compile(rf"embed_positions|\.mlp\.gate\.weight|{RATES}")
+_ALWAYS_FLOAT = re.compile(rf"embed_positions|\.mlp\.(?:shared_expert_)?gate\.weight|{RATES}")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _ROWS_AT_ONCE = 32
 # What all layers read, of which the embedding may be the head too.

@@ -73,6 +73,8 @@ class _Stack:
                 self._feed_forward(f"{layer}.mlp.experts.{expert}", config.expert_size)
             if config.shared_expert_intermediate_size:
                 self._feed_forward(f"{layer}.mlp.shared_experts", config.shared_expert_intermediate_size)
+            if config.shared_expert_gate:
+                self._linear(f"{layer}.mlp.shared_expert_gate", 1, D, False)
         else:
             self._feed_forward(f"{layer}.mlp", config.feed_forward_size(i))
         self._norm(after_mlp, D)
