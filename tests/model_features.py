@@ -169,6 +169,9 @@ FEATURES = {
         "scoring_func": "sigmoid", "expert_choice_bias": True, "norm_topk_prob": False, "routed_scaling_factor": 0.5,
     },
     "experts behind a residual multiplier": EXPERTS | {"residual_multiplier": 0.3},
+    "experts beside a shared one, of which a token takes a share": EXPERTS | {
+        "shared_expert_intermediate_size": 48, "shared_expert_gate": True,
+    },
     "experts beside a shared one, behind a residual multiplier": EXPERTS | {
         "residual_multiplier": 0.3, "shared_expert_intermediate_size": 48, "routed_scaling_factor": 2.5,
     },

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgelm.errors import ConfigError
 from edgelm.files.regular_file import check_json_values, read_text
-from edgelm.layer_features import KV_CACHES, MOST, LayerFeatures
+from edgelm.layer_features import KV_CACHES, MAX_CONV, MOST, LayerFeatures
 from edgelm.rope_scaling import RopeScaling
 
 # "offset" multiplies by 1 + weight, "plain" by nothing, and adds no bias.
@@ -42,17 +42,10 @@ CROSS_NORMS: dict[str, tuple[str | None, str | None]] = {
     "residual": (None, "post_cross_attention_layernorm"),
 }
 
-# What makes names of tensors: in use are up to 126 layers and 512 experts, and 48,000 experts in all layers.
-MAX_LAYERS, _MAX_EXPERTS, _MAX_EXPERTS_IN_ALL = 4096, 4096, 1 << 16
+MAX_LAYERS = 4096  # in use are up to 126
 _MAX_DISTANCE = 1 << 16  # in use is 128; each is a row of a table
 _AS_TRAINED = RopeScaling()
-_MAX_CONV = 64  # in use are 3 and 4; each is a few nodes of a graph
 _WITHOUT_KEYS = ("conv", "linear_attention")  # the layers that keep no keys and values of tokens
-# Of linear attention; all or none are set.
-_LINEAR_FIELDS = (
-    "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim",
-    "linear_conv_kernel_dim",
-)  # fmt: skip
 # What no stack of an encoder-decoder model has.
 _DECODER_ONLY = (
     "parallel_residual", "residual_multiplier", "sliding_window", "num_experts", "attention_sinks",
@@ -222,7 +215,7 @@ class ModelConfig(LayerFeatures):
         self._check_switches_and_token_ids()
         self._check_layers()
         self.check_own_features()
-        self._check_experts()
+        self.check_experts()
         if self.position == "rope":
             self._check_rope()
         if self.position == "relative":
@@ -251,13 +244,10 @@ class ModelConfig(LayerFeatures):
                 raise ConfigError(f"{field} is {value!r:.60}; it must be a number above {low}.")
 
     def _check_layers(self) -> None:
-        least_sizes = {"sliding_window": 1, "conv_L_cache": 2, **dict.fromkeys(_LINEAR_FIELDS, 1)}
-        for field, least in (least_sizes | {"linear_conv_kernel_dim": 2}).items():
+        for field, least in (("sliding_window", 1), ("conv_L_cache", 2)):
             size = getattr(self, field)
             if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < least):
                 raise ConfigError(f"{field} is {size!r}; it must be a whole number of {least} or more.")
-            if size is not None and size > MOST:
-                raise ConfigError(f"{field} is a number of {size.bit_length()} bits; it must be {MOST} or less.")
         if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
             raise ConfigError(
                 f"layer_types has {len(self.layer_types)} entries; the model has {self.num_hidden_layers} layers."
@@ -265,58 +255,21 @@ class ModelConfig(LayerFeatures):
         for kind in self.layer_types:
             if kind not in LAYER_TYPES:
                 raise ConfigError(f"layer_types has {kind!r}; supported: {', '.join(LAYER_TYPES)}.")
-        needed = [("sliding_attention", "sliding_window"), ("conv", "conv_L_cache")]
-        for kind, field in (*needed, *(("linear_attention", field) for field in _LINEAR_FIELDS)):
+        for kind, field in (("sliding_attention", "sliding_window"), ("conv", "conv_L_cache")):
             if kind in self.layer_types and getattr(self, field) is None:
                 raise ConfigError(f"layer_types has {kind!r}, which needs a {field}.")
         if not self.attention_layers:
             kinds = " and ".join(map(repr, sorted(set(self.layer_types))))
             raise ConfigError(f"layer_types has {kinds} alone; one layer with attention to all tokens is needed.")
-        for field in ("conv_L_cache", "linear_conv_kernel_dim"):
-            if (getattr(self, field) or 0) > _MAX_CONV:
-                raise ConfigError(f"{field} is {getattr(self, field)}; at most {_MAX_CONV} are supported.")
-        if self.linear_layers and (self.linear_num_value_heads or 0) % (self.linear_num_key_heads or 1):
-            raise ConfigError(
-                f"linear_num_value_heads ({self.linear_num_value_heads}) is not a multiple of linear_num_key_heads "
-                f"({self.linear_num_key_heads})."
-            )
+        if (self.conv_L_cache or 0) > MAX_CONV:
+            raise ConfigError(f"conv_L_cache is {self.conv_L_cache}; at most {MAX_CONV} are supported.")
+        self.check_linear_attention()
         for field in ("layers_without_rope", "layers_without_experts"):
             for layer in getattr(self, field):
                 if not isinstance(layer, int) or not 0 <= layer < self.num_hidden_layers:
                     raise ConfigError(
                         f"{field} has {layer!r}; layers are counted from 0 to {self.num_hidden_layers - 1}."
                     )
-
-    def _check_experts(self) -> None:
-        for field, least in (
-            ("num_experts", 0),
-            ("num_experts_per_tok", min(1, self.num_experts)),
-            ("moe_intermediate_size", 1),
-            ("shared_expert_intermediate_size", 1),
-        ):
-            value = getattr(self, field)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise ConfigError(f"{field} is {value!r}; it must be a whole number of {least} or more.")
-        if self.num_experts > _MAX_EXPERTS:
-            raise ConfigError(f"num_experts is {self.num_experts}; at most {_MAX_EXPERTS} are supported.")
-        if self.num_experts * self.num_hidden_layers > _MAX_EXPERTS_IN_ALL:
-            raise ConfigError(
-                f"num_experts is {self.num_experts} and num_hidden_layers {self.num_hidden_layers}; at most "
-                f"{_MAX_EXPERTS_IN_ALL} experts in all layers are supported."
-            )
-        if self.num_experts_per_tok > self.num_experts:
-            raise ConfigError(
-                f"num_experts_per_tok is {self.num_experts_per_tok}; the model has {self.num_experts} experts."
-            )
-        if self.shared_expert_gate and self.shared_expert_intermediate_size is None:
-            raise ConfigError("shared_expert_gate is set, which needs a shared_expert_intermediate_size.")
-        if self.num_experts and (not self.mlp_gated or self.hidden_act != "silu"):
-            raise ConfigError(
-                f"num_experts is {self.num_experts}, with hidden_act {self.hidden_act!r} and mlp_gated "
-                f"{self.mlp_gated!r}; experts are gated by silu."
-            )
-        if self.swiglu_limit is not None and (not self.num_experts or self.layers_without_experts):
-            raise ConfigError("swiglu_limit is set, which is for models that have experts in every layer.")
 
     def _check_rope(self) -> None:
         if self.llama_4_scaling_beta is not None and not self.rope_scaling.original_max_position_embeddings:

@@ -8,7 +8,15 @@ from edgelm.errors import ConfigError
 from edgelm.rope_scaling import RopeScaling
 
 KV_CACHES = {"fp32": 4, "int8": 1}  # and how many bytes a number takes
+_MAX_EXPERTS, _MAX_EXPERTS_IN_ALL = 4096, 1 << 16  # each makes names of tensors; in use are up to 512, and 48,000
+MAX_CONV = 64  # in use are 3 and 4; each is a few nodes of a graph
 MOST = 2**31 - 1  # of any size: products of a few still fit the numbers of every library
+# Of linear attention: the least of each, and the largest, which is 128 in use; products of all are still numbers.
+_LINEAR_FIELDS = {
+    "linear_num_key_heads": 1, "linear_num_value_heads": 1, "linear_key_head_dim": 1, "linear_value_head_dim": 1,
+    "linear_conv_kernel_dim": 2,
+}  # fmt: skip
+_MAX_LINEAR = 1 << 16
 
 
 class LayerFeatures:
@@ -37,6 +45,12 @@ class LayerFeatures:
     hidden_size_per_layer_input: int
     use_double_wide_mlp: bool
     num_experts: int
+    num_experts_per_tok: int
+    shared_expert_intermediate_size: int | None
+    shared_expert_gate: bool
+    swiglu_limit: float | None
+    hidden_act: str
+    mlp_gated: bool
     moe_intermediate_size: int | None
     layers_without_experts: tuple[int, ...]
     attention_sinks: bool
@@ -163,6 +177,60 @@ class LayerFeatures:
         """How many bytes the keys and values of one token take, and what convolutions keep of it."""
         numbers = sum(2 * self.kv_heads(layer) * self.head_size(layer) for layer in self.cached_layers)
         return numbers * KV_CACHES[self.kv_cache] + self.conv_channels * KV_CACHES["fp32"]
+
+    def check_linear_attention(self) -> None:
+        """Check the fields of linear attention.
+
+        Raises:
+            ConfigError: as from `check_own_features`; or there is such a layer, and one is not set.
+        """
+        for name, least in _LINEAR_FIELDS.items():
+            size, most = getattr(self, name), MAX_CONV if name == "linear_conv_kernel_dim" else _MAX_LINEAR
+            if size is None and self.linear_layers:
+                raise ConfigError(f"layer_types has 'linear_attention', which needs a {name}.")
+            if size is not None and (not isinstance(size, int) or isinstance(size, bool) or not least <= size <= most):
+                raise ConfigError(f"{name} is {size!r:.60}; it must be a whole number from {least} to {most}.")
+        if self.linear_layers and (self.linear_num_value_heads or 0) % (self.linear_num_key_heads or 1):
+            raise ConfigError(
+                f"linear_num_value_heads ({self.linear_num_value_heads}) is not a multiple of linear_num_key_heads "
+                f"({self.linear_num_key_heads})."
+            )
+
+    def check_experts(self) -> None:
+        """Check the fields of experts.
+
+        Raises:
+            ConfigError: as from `check_own_features`.
+        """
+        for field, least in (
+            ("num_experts", 0),
+            ("num_experts_per_tok", min(1, self.num_experts)),
+            ("moe_intermediate_size", 1),
+            ("shared_expert_intermediate_size", 1),
+        ):
+            value = getattr(self, field)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise ConfigError(f"{field} is {value!r}; it must be a whole number of {least} or more.")
+        if self.num_experts > _MAX_EXPERTS:
+            raise ConfigError(f"num_experts is {self.num_experts}; at most {_MAX_EXPERTS} are supported.")
+        if self.num_experts * self.num_hidden_layers > _MAX_EXPERTS_IN_ALL:
+            raise ConfigError(
+                f"num_experts is {self.num_experts} and num_hidden_layers {self.num_hidden_layers}; at most "
+                f"{_MAX_EXPERTS_IN_ALL} experts in all layers are supported."
+            )
+        if self.num_experts_per_tok > self.num_experts:
+            raise ConfigError(
+                f"num_experts_per_tok is {self.num_experts_per_tok}; the model has {self.num_experts} experts."
+            )
+        if self.shared_expert_gate and self.shared_expert_intermediate_size is None:
+            raise ConfigError("shared_expert_gate is set, which needs a shared_expert_intermediate_size.")
+        if self.num_experts and (not self.mlp_gated or self.hidden_act != "silu"):
+            raise ConfigError(
+                f"num_experts is {self.num_experts}, with hidden_act {self.hidden_act!r} and mlp_gated "
+                f"{self.mlp_gated!r}; experts are gated by silu."
+            )
+        if self.swiglu_limit is not None and (not self.num_experts or self.layers_without_experts):
+            raise ConfigError("swiglu_limit is set, which is for models that have experts in every layer.")
 
     def check_own_features(self) -> None:
         """Check the fields that tell layers apart.

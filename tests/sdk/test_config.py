@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_features import LINEAR
 
 from edgelm.config import NORMS, SECTION, ModelConfig
 from edgelm.errors import ConfigError
@@ -119,6 +120,27 @@ LARGE = {
         ),
         ({"conv_L_cache": 1}, "conv_L_cache is 1; it must be a whole number of 2 or more."),
         ({"conv_L_cache": 65}, "conv_L_cache is 65; at most 64 are supported."),
+        (
+            {"layer_types": ("linear_attention", "full_attention")},
+            "layer_types has 'linear_attention', which needs a linear_num_key_heads.",
+        ),
+        (
+            {"linear_value_head_dim": 65537},
+            "linear_value_head_dim is 65537; it must be a whole number from 1 to 65536.",
+        ),
+        (
+            {"linear_conv_kernel_dim": 1},
+            "linear_conv_kernel_dim is 1; it must be a whole number from 2 to 64.",
+        ),
+        (
+            {"layer_types": ("linear_attention", "full_attention"), **LINEAR, "linear_num_key_heads": 3},
+            "linear_num_value_heads (4) is not a multiple of linear_num_key_heads (3).",
+        ),
+        ({"attention_output_gate": 1}, "attention_output_gate is 1; it must be true or false."),
+        (
+            {"num_experts": 2, "num_experts_per_tok": 1, "shared_expert_gate": True},
+            "shared_expert_gate is set, which needs a shared_expert_intermediate_size.",
+        ),
         (
             {"num_kv_shared_layers": -1},
             f"num_kv_shared_layers is -1; it must be a whole number from 0 to {2**31 - 1}.",
