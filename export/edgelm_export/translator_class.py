@@ -91,7 +91,12 @@ def with_source_language(tokenizer: str, config: Mapping[str, Any], folder: Path
             f"added token {missing[0]!r:.80}."
         )
     around = None if missing else post_processor(before, behind, ids)
-    if missing or around == values.get("post_processor"):
+    if around is None or _says(values.get("post_processor"), around):
         return tokenizer
     values["post_processor"] = around
     return json.dumps(values, ensure_ascii=False)
+
+
+def _says(found: object, around: Mapping[str, Any]) -> bool:
+    """Tell whether a post-processor does with one text what another does."""
+    return isinstance(found, dict) and all(found.get(key) == around[key] for key in ("single", "special_tokens"))

@@ -6,7 +6,7 @@ import functools
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import edgelm
 import edgelm.testing
 from edgelm.cli.main import main
 from edgelm.errors import CheckpointError, ConfigError
+from edgelm.text.languages import Languages
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.checkpoint_folder import read_text_files
 from edgelm_export.exporter import export_package
@@ -131,6 +132,10 @@ def test_an_answer_is_transformers_in_each_language(name: str, exported: Exporte
     kind, loaded = KINDS[name], edgelm.load(folder / "package")
     english, german, french = kind.names
     assert {english, german, french} <= loaded.languages.keys()
+    assert not Languages(loaded.tokenizer, replace(loaded.config, encoder=None))
+    for place in ("hf", "package"):  # what its class would write is there
+        text = (folder / place / "tokenizer.json").read_text()
+        assert read_text_files(folder / place)["tokenizer.json"] == text
     answers = []
     for source, target in ((english, french), (german, french), (german, english)):
         tokenizer.src_lang = source
@@ -213,9 +218,9 @@ def test_a_target_before_the_source_is_what_a_user_would_write_there(
         loaded = edgelm.load(package)
         assert list(loaded.languages) == ["fra"]
         source = tokenizer(f"{form}{TEXT}").input_ids
-        assert loaded.generate(TEXT, GREEDY.replace(target_language="fra")).token_ids == (
-            loaded.generate(source, GREEDY).token_ids
-        )
+        assert loaded.languages.is_chosen  # by who writes the text, perhaps
+        asked, written = loaded.generate(TEXT, GREEDY.replace(target_language="fra")), loaded.generate(source, GREEDY)
+        assert (asked.token_ids, asked.usage) == (written.token_ids, written.usage)
         for config, prompt, message in (
             (GREEDY.replace(source_language="fra"), TEXT, "source_language is 'fra'; the model takes none. Leave it"),
             (GREEDY.replace(target_language="fra"), [5, 6], "target_language is 'fra'; the source is token ids, which"),
@@ -225,6 +230,7 @@ def test_a_target_before_the_source_is_what_a_user_would_write_there(
                 loaded.generate(prompt, config)
 
 
+@pytest.mark.parametrize("single", ["$A {}", "{} $A </s>"])
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
@@ -236,13 +242,13 @@ def test_a_target_before_the_source_is_what_a_user_would_write_there(
     ],
 )
 def test_a_source_is_marked_as_its_class_does_it_whatever_tokenizer_json_says(
-    name: str, settings: dict[str, Any], exported: Exported, tmp_path: Path
+    name: str, settings: dict[str, Any], single: str, exported: Exported, tmp_path: Path
 ) -> None:
-    """As older versions of transformers wrote it."""
+    """As older versions of transformers wrote it, and with other ids."""
     kind, hf = KINDS[name], exported(name)[2] / "hf"
     spec = json.loads((hf / "tokenizer.json").read_text())
     english = kind.names[0]
-    processor = TemplateProcessing(single=f"$A {english}", special_tokens=[(english, 7)])
+    processor = TemplateProcessing(single=single.format(english), special_tokens=[(english, 7), ("</s>", 8)])
     spec["post_processor"] = json.loads(processor.__getstate__())
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     config = json.loads((hf / "tokenizer_config.json").read_text())

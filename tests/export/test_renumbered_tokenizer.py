@@ -113,10 +113,13 @@ def test_mbart_has_fairseq_order_and_its_languages(
         assert tokenizer.id_of(name) == theirs.convert_tokens_to_ids(name)
 
 
-def test_m2m100_has_the_ids_of_its_vocabulary_and_languages_behind(tmp_path: Path, pair_config: ModelConfig) -> None:
+@pytest.mark.parametrize("model_config", [{"model_type": "m2m_100"}, {"tokenizer_class": "M2M100Tokenizer"}])
+def test_m2m100_has_the_ids_of_its_vocabulary_and_languages_behind(
+    model_config: dict[str, str], tmp_path: Path, pair_config: ModelConfig
+) -> None:
     folder = write(tmp_path, MODEL, BPE)
-    (folder / "config.json").write_text('{"model_type": "m2m_100"}')
-    write_vocabulary(folder, [*sorted(pieces_of(BPE)), "no piece"])
+    (folder / "config.json").write_text(json.dumps(model_config))
+    write_vocabulary(folder, [*sorted(pieces_of(BPE)), "▁is▁blue"])
     tokenizer, theirs = rebuilt(folder), M2M100Tokenizer.from_pretrained(folder)
     for text in TEXTS:
         if "<" not in text and "__" not in text:  # control tokens there
@@ -187,3 +190,9 @@ def test_a_folder_of_another_order_is_refused(
     (tmp_path / "vocab.json").write_text('{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 4}')
     with pytest.raises(CheckpointError, match=message):
         read_text_files(write(tmp_path, MODEL, model, **settings))
+
+
+def test_a_vocabulary_without_the_tokens_of_fairseq_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text('{"<s>": 0, "<pad>": 1, "</s>": 2}')
+    with pytest.raises(CheckpointError, match="must count its 3 tokens from 0, and have <s>, <pad>, </s>, <unk>"):
+        read_text_files(write(tmp_path, MODEL, BPE, tokenizer_class="M2M100Tokenizer"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from make_tiny_model import make_checkpoint
+from make_tiny_model import CONFIG, make_checkpoint
 from model_features import FEATURES, config_with
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from transformers.models.m2m_100.modeling_m2m_100 import M2M100SinusoidalPositionalEmbedding
 
-from edgelm.architecture.rope import cos_sin_tables
+from edgelm.architecture.rope import cos_sin_tables, sinusoidal_table
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.runtime.session import DecoderSession
@@ -101,3 +103,11 @@ def test_more_positions_than_a_table_holds_are_refused(tmp_path: Path) -> None:
     config = config_with({"max_position_embeddings": (1 << 23) + 1})
     with pytest.raises(ExportError, match=r"max_position_embeddings is 8388609; the rotations of at most 8388608 "):
         write_graph(tmp_path, config)
+
+
+@pytest.mark.parametrize("size", [64, 7, 4])
+def test_the_sinusoids_of_fairseq_are_those_of_transformers(size: int) -> None:
+    config = replace(CONFIG, hidden_size=size, position="sinusoidal_fairseq")
+    expected_TD = M2M100SinusoidalPositionalEmbedding.get_embedding(1026, size, padding_idx=1)[2:]
+    # Float32 angles there, of up to 1,025.
+    np.testing.assert_allclose(sinusoidal_table(config, 1024), expected_TD, rtol=0, atol=1e-4)

@@ -113,7 +113,7 @@ class Languages(Mapping[str, int]):
             return self._ids[name]
         if not self._ids:
             raise ConfigError(f"{field} is {name!r}; the model's tokenizer names no languages. Leave it out.")
-        near = sorted(self._ids, key=lambda known: _likeness(name.lower(), known.lower()), reverse=True)[:_NEAR]
+        near = sorted(self._ids, key=lambda known: _likeness(name.lower(), known), reverse=True)[:_NEAR]
         raise ConfigError(
             f"{field} is {name!r}; near it of the model's {len(self)}: {', '.join(near)}. `edgelm show` lists all."
         )
