@@ -12,7 +12,9 @@ import sentencepiece
 from transformers import MarianTokenizer
 
 from edgelm.errors import CheckpointError
+from edgelm.text.languages import Languages
 from edgelm.text.tokenizer import Tokenizer
+from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.checkpoint_folder import read_text_files
 
 ENGLISH = [
@@ -78,6 +80,15 @@ def test_a_source_has_the_ids_of_transformers(text: str, original: MarianTokeniz
         assert 0 not in rebuilt.encode(text)
         return
     assert rebuilt.encode_source(text) == original(text).input_ids
+
+
+def test_a_language_that_is_asked_for_is_the_one_that_may_be_written(
+    original: MarianTokenizer, rebuilt: Tokenizer
+) -> None:
+    languages = Languages(rebuilt, ARCHITECTURES["marian"].to_model_config({"model_type": "marian"}))
+    assert list(languages) == ["fra"]
+    for text in (*ENGLISH[:4], "  the sea"):
+        assert languages.source_ids(text, None, "fra") == original(f">>fra<< {text}").input_ids
 
 
 def test_an_answer_in_the_other_language_is_decoded(original: MarianTokenizer, rebuilt: Tokenizer) -> None:

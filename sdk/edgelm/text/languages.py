@@ -65,10 +65,12 @@ class Languages(Mapping[str, int]):
             before, behind = (
                 tuple(id_ if other in self._own else other for other in part) for part in (before, behind)
             )
+        begun: list[str | int] = []
         if target is not None and self._before_source:
-            before = (*before, self._id("target_language", target))
+            literal = self._tokenizer.token_text(self._id("target_language", target))
+            begun = [*self._tokenizer.split(literal), " "]  # as who may write control tokens writes them
         if isinstance(text, str):
-            return [*before, *self._tokenizer.encode(text), *behind]
+            return [*before, *self._tokenizer.encode_parts([*begun, text]), *behind]
         name, value = ("source_language", source) if source is not None else ("target_language", target)
         if value is not None and (source is not None or self._before_source):
             raise ConfigError(
