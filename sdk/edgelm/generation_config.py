@@ -167,6 +167,17 @@ class GenerationConfig:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
 
+    def check_fits(self, model: str, *, encodes: bool) -> None:
+        """Check that nothing is asked of a model that those with an encoder, or those without, do not have.
+
+        Raises:
+            ConfigError: something is.
+        """
+        for name in _NOT_WITH_AN_ENCODER if encodes else LANGUAGES:
+            if (value := getattr(self, name)) != getattr(GenerationConfig, name):
+                kind = "an" if encodes else "no"
+                raise ConfigError(f"{name} is {value!r}; {model} has {kind} encoder. Leave it out.")
+
     def replace(self, **changes: Any) -> GenerationConfig:
         """Return a copy with some fields changed."""
         return replace(self, **changes)
@@ -174,6 +185,7 @@ class GenerationConfig:
 
 PROMPT_LOOKUP = "prompt_lookup"
 LANGUAGES = ("source_language", "target_language")
+_NOT_WITH_AN_ENCODER = ("speculation", "token_healing", "context_shift")
 _NOT_IN_FILES = {
     "adapter",
     "constraint", "visible_control_tokens", "processors", "sampler", "speculation", "exact_speculation",

@@ -23,7 +23,7 @@ from edgelm.decoding.prompt_lookup import PromptLookup
 from edgelm.decoding.speculation import Speculator
 from edgelm.embedding import DEFAULT_POOLING, Pooling, embed
 from edgelm.errors import ChatTemplateError, ConfigError, ContextLengthError, TokenizerError
-from edgelm.generation_config import LANGUAGES, GenerationConfig
+from edgelm.generation_config import GenerationConfig
 from edgelm.library.library import Library
 from edgelm.memory.huge_pages import in_huge_pages
 from edgelm.memory.kv_cache import KVCache
@@ -45,7 +45,6 @@ from edgelm.text.fill_in_middle import fill_in_ids
 from edgelm.text.languages import Languages
 from edgelm.text.tokenizer import Tokenizer
 
-_NOT_WITH_AN_ENCODER = ("speculation", "token_healing", "context_shift")
 _LARGE = 1 << 24  # bytes: what takes more than about 10 ms to hash
 
 
@@ -279,10 +278,7 @@ class LanguageModel:
         config = or_default("config", config, self.generation_config)
         self._check_adapter(config.adapter)
         encodes = self.config.encoder is not None
-        for name in _NOT_WITH_AN_ENCODER if encodes else LANGUAGES:
-            if (value := getattr(config, name)) != getattr(GenerationConfig, name):
-                what = "an encoder" if encodes else "no encoder"
-                raise ConfigError(f"{name} is {value!r}; {self.name} has {what}. Leave it out.")
+        config.check_fits(self.name, encodes=encodes)
         read = self.languages.source_ids(prompt, config.source_language, config.target_language) if encodes else prompt
         ids = self._checked_ids(read, fewest=1, config=None if encodes else config)
         return Answer(
