@@ -33,6 +33,16 @@ class CheckedCheckpoint(CheckpointView):
         self._check(name, tensor)
         return tensor
 
+    def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
+        """Read some rows of a matrix.
+
+        Raises:
+            CheckpointError: they have NaN or infinite values.
+        """
+        rows = self._checkpoint.rows(name, first, end)
+        self._refuse_infinite(name, rows)
+        return rows
+
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return the tensor on its own grid, where it has one."""
         blocks = self._checkpoint.quantized_blocks(name)
@@ -41,9 +51,12 @@ class CheckedCheckpoint(CheckpointView):
         return blocks
 
     def _check(self, name: str, values: NDArray[np.float32]) -> None:
-        # One pass without a temporary. The sum of finite weights may overflow in float32, and does not in float64.
-        if not (np.isfinite(np.sum(values)) or np.isfinite(np.sum(values, dtype=np.float64))):
-            raise CheckpointError(f"The tensor {name} has NaN or infinite values: the checkpoint is damaged.")
+        self._refuse_infinite(name, values)
         self._read += 1
         if self._progress is not None:
             self._progress(self._label, min(self._read, self._total), self._total)
+
+    def _refuse_infinite(self, name: str, values: NDArray[np.float32]) -> None:
+        # One pass without a temporary. The sum of finite weights may overflow in float32, and does not in float64.
+        if not (np.isfinite(np.sum(values)) or np.isfinite(np.sum(values, dtype=np.float64))):
+            raise CheckpointError(f"The tensor {name} has NaN or infinite values: the checkpoint is damaged.")

@@ -101,5 +101,8 @@ class Checkpoint(Protocol):
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, widened or dequantized exactly to float32."""
 
+    def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
+        """Read some rows of a matrix, as `tensor` has them, where all of them would be too much memory."""
+
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return the tensor on its own grid where that is one that a package holds at speed, else None."""

@@ -56,6 +56,10 @@ class CheckpointView:
         """Read one tensor."""
         return self._checkpoint.tensor(name)
 
+    def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
+        """Read some rows of a matrix; a subclass that changes it and is to read less than all says so."""
+        return self.tensor(name)[first:end]
+
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return the tensor on its own grid, where it has one."""
         return self._checkpoint.quantized_blocks(name)

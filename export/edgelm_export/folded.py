@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgelm.config import NORM_PLACEMENTS, ModelConfig
 from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
-from edgelm_export.tensor_map import is_of_norm
+from edgelm_export.tensor_map import GATHERED, is_of_norm
 
 # GroupQueryAttention turns heads by tables whose width is a multiple of 8, that is 16 dimensions.
 ROTARY_MULTIPLE = 16
@@ -105,6 +105,12 @@ class FoldedCheckpoint:
         order = self._order(name)
         tensor = tensor if order is None else tensor[_of_heads(order, len(tensor))]
         return tensor * self._multiplier if self._is_multiplied(name) else tensor
+
+    def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
+        """Read some rows of a matrix, with its factors inside."""
+        if name in GATHERED:  # which has none
+            return self._source.rows(name, first, end)
+        return self.tensor(name)[first:end]
 
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return a matrix on its own grid, whose scales take the factor."""

@@ -107,6 +107,15 @@ class GGUFCheckpoint:
         data, type_, shape = self._stored(part)
         return part.taken_from(dequantize(data, type_, shape))
 
+    def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
+        """Read some rows of a matrix, dequantized exactly to float32."""
+        part = self._parts[name]
+        if part != Part(source=part.source):
+            return self.tensor(name)[first:end]
+        data, type_, shape = self._stored(part)
+        rows = data.reshape(shape[0], -1)[first:end]
+        return dequantize(rows.reshape(-1), type_, (len(rows), *shape[1:]))
+
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return a matrix on its own grid where that is one of 4 or 8 bits in blocks of 32, else None."""
         part = self._parts[name]

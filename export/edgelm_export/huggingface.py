@@ -179,6 +179,13 @@ class HuggingFaceCheckpoint:
             return dataclasses.replace(part, rows=None).taken_from(self._read(part.source, part.rows))
         return part.taken_from(self._read(part.source))
 
+    def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
+        """Read some rows of a matrix, widened exactly to float32."""
+        part = self._parts[name]
+        if part.source in self._packed or part != Part(source=part.source):
+            return self.tensor(name)[first:end]
+        return self._read(part.source, slice(first, end))
+
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return a packed matrix on its own grid, where its groups are blocks that MatMulNBits holds."""
         part = self._parts[name]

@@ -27,7 +27,7 @@ from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import notes_on_template, read_json_object, read_text_files
 from edgelm_export.folded import UnfoldedCheckpoint
 from edgelm_export.quantize.offsets import taken_apart
-from edgelm_export.quantize.packed import PackedWeight, unpack, unpack_values
+from edgelm_export.quantize.packed import PackedWeight, rows_of, unpack, unpack_values
 from edgelm_export.quantize.qdq import BITS, from_qdq
 from edgelm_export.tensor_map import EMBEDDING, HEAD_FACTORS, PER_LAYER_EMBEDDING, check_layers, head_name
 
@@ -190,6 +190,17 @@ class _StoredTensors:
                 f"{self._folder} has {name} in the shape {found.shape}; by its config.json it is {self._shapes[name]}."
             )
         return found
+
+    def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
+        """Read some rows of a matrix, widened or dequantized to float32."""
+        stored, _ = self._place(name)
+        if name != PER_LAYER_EMBEDDING:
+            return self.tensor(name)[first:end]
+        if stored not in self._grids:
+            with self._laid_out(name):
+                return np.ascontiguousarray(self._array(stored)[first:end], np.float32)
+        with self._laid_out(name), np.errstate(over="raise", invalid="raise"):
+            return unpack(rows_of(self._packed(name), slice(first, end)))
 
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return a matrix on its grid, where it is on one."""

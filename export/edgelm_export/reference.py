@@ -123,9 +123,7 @@ def _features_of_layers(
     P = config.hidden_size_per_layer_input
     if not P:
         return [None] * len(sequences)
-    embedding_VF = checkpoint.tensor(PER_LAYER_EMBEDDING)
-    embedded = [embedding_VF[np.asarray(ids, np.int64)] for ids in sequences]
-    del embedding_VF
+    embedded = looked_up(checkpoint, PER_LAYER_EMBEDDING, sequences)
     weights = _weights(checkpoint, "model.per_layer_")
     own: list[Array | None] = []
     for hidden_TD, embedded_TF in zip(hidden, embedded, strict=True):
@@ -134,6 +132,13 @@ def _features_of_layers(
         both_TF = normed_TLP.reshape(embedded_TF.shape) + embedded_TF * np.float32(P**0.5)
         own.append(both_TF * np.float32(2**-0.5))
     return own
+
+
+def looked_up(checkpoint: Checkpoint, name: str, sequences: Sequence[Sequence[int]]) -> list[Array]:
+    """Return the rows of token ids in a table, which is not read as a whole: it may be as large as all the rest."""
+    ids = np.unique(np.concatenate([np.asarray(each, np.int64) for each in sequences]))
+    rows_UF = np.concatenate([checkpoint.rows(name, id_, id_ + 1) for id_ in ids.tolist()])
+    return [rows_UF[np.searchsorted(ids, np.asarray(each, np.int64))] for each in sequences]
 
 
 def layer_weights(checkpoint: Checkpoint, layer: int, config: ModelConfig | None = None) -> Weights:

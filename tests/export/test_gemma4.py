@@ -32,10 +32,13 @@ from edgelm_export.exporter import export_package
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.quantize import portions
 from edgelm_export.quantize.channel_scales import ScaledCheckpoint
 from edgelm_export.quantize.folding import choose_scales
 from edgelm_export.quantize.rotation import RotatedCheckpoint
 from edgelm_export.reference import reference_logits
+from edgelm_export.sources import open_checkpoint
+from edgelm_export.tensor_map import PER_LAYER_EMBEDDING
 
 SaveModel = Callable[..., PreTrainedModel]
 
@@ -116,6 +119,37 @@ def test_a_table_with_zero_points_in_its_file_is_kept_in_8_bits(
     graph = onnx.load(tmp_path / "package/model.onnx", load_external_data=False).graph
     lookups = [node for node in graph.node if node.op_type == "GatherBlockQuantized"]
     assert [next(each.i for each in node.attribute if each.name == "bits") for node in lookups] == [8, 8]
+
+
+@pytest.mark.parametrize("source", ["folder", "gguf", "package"])
+@pytest.mark.parametrize("precision", ["int8", "fp16", "keep"])
+def test_a_table_of_features_is_never_read_as_a_whole(
+    source: str, precision: str, tmp_path: Path, save_model: SaveModel, write_gguf: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    model = save_model("gemma4_text", tmp_path / "hf", **GEMMA4)
+    path = tmp_path / "hf"
+    if source == "gguf":
+        path = write_gguf(tmp_path / "tiny.gguf", model, "Q4_1", architecture="gemma4")
+    if source == "package":
+        path = tmp_path / "fp32"
+        export_package(HuggingFaceCheckpoint(tmp_path / "hf"), path, "fp32", name="tiny")
+    with open_checkpoint(path) as checkpoint:
+        whole, read = checkpoint.tensor(PER_LAYER_EMBEDDING), checkpoint.tensor
+        chosen = dataclasses.replace(PRECISIONS[precision], perplexity_bound=10.0)
+        stored = []
+        for weights in (whole.size, 50 * whole.shape[1]):  # at once, and in portions of 50 rows
+            monkeypatch.setattr(portions, "_WEIGHTS_AT_ONCE", weights)
+            export_package(checkpoint, tmp_path / f"{weights}", chosen, name="tiny")
+            stored.append((tmp_path / f"{weights}/model.onnx.data").read_bytes())
+
+            def refused(name: str) -> np.ndarray:
+                assert name != PER_LAYER_EMBEDDING
+                return read(name)
+
+            monkeypatch.setattr(checkpoint, "tensor", refused)
+        assert stored[0] == stored[1]
+        np.testing.assert_array_equal(checkpoint.rows(PER_LAYER_EMBEDDING, 7, 9), whole[7:9])
 
 
 def test_a_package_is_read_back_as_it_was_exported(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:

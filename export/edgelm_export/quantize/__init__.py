@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -22,6 +23,7 @@ from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.keep import keep_grid
 from edgelm_export.quantize.packed import PackedWeight
+from edgelm_export.quantize.portions import Stored, in_portions
 from edgelm_export.tensor_map import EMBEDDING, PER_LAYER_EMBEDDING
 
 __all__ = [
@@ -39,9 +41,6 @@ __all__ = [
     "scheme_for",
 ]
 
-# A matrix as the graph holds it: on an integer grid, or as float32, float16 or bfloat16.
-Stored = PackedWeight | NDArray[np.floating]
-
 _FLOAT_TYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -55,7 +54,7 @@ def quantize(checkpoint: Checkpoint, name: str, scheme_name: str) -> Stored:
     if scheme == KEEP:
         return keep_grid(checkpoint, name)
     if not isinstance(scheme, Scheme):
-        return _narrowed(checkpoint.tensor(name), name, scheme)
+        return in_portions(checkpoint, name, partial(_narrowed, name=name, scheme=scheme))
     if name in (EMBEDDING, PER_LAYER_EMBEDDING) and (scheme.bits == 2 or not scheme.symmetric):
         raise ExportError(
             f"The embedding cannot be {scheme_name}: its rows are gathered from a symmetric grid of 4 bits or more. "
@@ -63,7 +62,7 @@ def quantize(checkpoint: Checkpoint, name: str, scheme_name: str) -> Stored:
         )
     if scheme.method == "gptq":
         scheme = dataclasses.replace(scheme, method="rounded" if scheme.bits == 8 else "searched")
-    return quantize_alone(checkpoint.tensor(name), scheme)
+    return in_portions(checkpoint, name, lambda rows: quantize_alone(rows, scheme))
 
 
 def _narrowed(weight: NDArray[np.float32], name: str, scheme: str) -> NDArray[np.floating]:

@@ -26,7 +26,7 @@ from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.quantize import Stored, quantize
 from edgelm_export.quantize.in_passing import LayerInPassing
-from edgelm_export.quantize.packed import PackedWeight, unpack
+from edgelm_export.quantize.packed import PackedWeight, rows_of, unpack
 from edgelm_export.quantize.prepared import Prepared, PreparedCheckpoint, layer_path, save_layer
 from edgelm_export.tensor_map import EMBEDDING, PER_LAYER_EMBEDDING
 
@@ -96,6 +96,15 @@ class _WithEmbeddings(CheckpointView):
         if embedding is None:
             return self._checkpoint.tensor(name)
         return unpack(embedding) if isinstance(embedding, PackedWeight) else embedding.astype(np.float32)
+
+    def rows(self, name: str, first: int, end: int) -> Array:
+        """Read some rows of a matrix, of an embedding as the package has them."""
+        embedding = self._embeddings.get(name)
+        if embedding is None:
+            return self._checkpoint.rows(name, first, end)
+        if isinstance(embedding, PackedWeight):
+            return unpack(rows_of(embedding, slice(first, end)))
+        return embedding[first:end].astype(np.float32)
 
 
 class _Calibration:

@@ -172,6 +172,10 @@ class ScaledCheckpoint(CheckpointView):
         """Read one tensor, with its scales inside."""
         return self._scales.applied(name, self._checkpoint.tensor(name))
 
+    def rows(self, name: str, first: int, end: int) -> Array:
+        """Read some rows of a matrix, with its scales inside."""
+        return self.tensor(name)[first:end] if self._scales.changes(name) else self._checkpoint.rows(name, first, end)
+
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return a matrix on its own grid; scaled columns have left it."""
         moves_head = self._scales.head_divisors is not None and name == head_name(self.config)
@@ -186,6 +190,11 @@ class ScaledHead(CheckpointView):
         tensor, divisors = self._checkpoint.tensor(name), self.head_divisors
         return tensor if divisors is None or name != head_name(self.config) else tensor * divisors
 
+    def rows(self, name: str, first: int, end: int) -> Array:
+        """Read some rows of a matrix; the head's with its divisors inside."""
+        rows, divisors = self._checkpoint.rows(name, first, end), self.head_divisors
+        return rows if divisors is None or name != head_name(self.config) else rows * divisors
+
 
 class PlainHead(CheckpointView):
     """Show a checkpoint whose head nothing is divided for, as a head in floats has no use for that."""
@@ -193,6 +202,10 @@ class PlainHead(CheckpointView):
     @property
     def head_divisors(self) -> None:
         """Nothing is divided."""
+
+    def rows(self, name: str, first: int, end: int) -> Array:
+        """Read some rows of a matrix."""
+        return self._checkpoint.rows(name, first, end)
 
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return a matrix on its own grid; that of a divided head is none of the head's weights."""

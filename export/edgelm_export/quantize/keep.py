@@ -15,7 +15,8 @@ from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.offsets import FALLBACK, in_8_bits
 from edgelm_export.quantize.packed import PackedWeight, pack
-from edgelm_export.tensor_map import GATHERED
+from edgelm_export.quantize.portions import in_portions
+from edgelm_export.tensor_map import GATHERED, PER_LAYER_EMBEDDING
 
 FLOAT_TYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _EXPERTS = ".experts."
@@ -31,10 +32,12 @@ def keep_grid(checkpoint: Checkpoint, name: str) -> PackedWeight | NDArray[np.fl
     if blocks is not None and _has_place(blocks, name):
         packed = on_its_grid(blocks, checkpoint.config.tensor_shapes()[name][1])
         return in_8_bits(packed) if _EXPERTS in name else packed
-    weight = checkpoint.tensor(name)
     dtype = FLOAT_TYPES.get(checkpoint.stored_type(name))
     if dtype is None:
-        return quantize_alone(weight, FALLBACK)
+        return in_portions(checkpoint, name, lambda rows: quantize_alone(rows, FALLBACK))
+    if name == PER_LAYER_EMBEDDING:  # into which nothing is folded
+        return in_portions(checkpoint, name, lambda rows: rows.astype(dtype, copy=False))
+    weight = checkpoint.tensor(name)
     stored = weight.astype(dtype, copy=False)
     return stored if np.array_equal(stored, weight) else weight  # a factor that the exporter folds in takes more digits
 

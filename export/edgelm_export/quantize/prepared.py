@@ -40,6 +40,10 @@ class PreparedCheckpoint(CheckpointView):
             tensor: NDArray[np.float32] = stored[name]
         return tensor
 
+    def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
+        """Read some rows of a matrix, with what was folded into it."""
+        return self.tensor(name)[first:end] if name in self._names else self._checkpoint.rows(name, first, end)
+
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return a matrix on the grid that the calibration put it on; None outside the layers."""
         if name not in self._names:

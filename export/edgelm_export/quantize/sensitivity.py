@@ -121,6 +121,11 @@ class _Rounded(CheckpointView):
         tensor = self._checkpoint.tensor(name)
         return unpack(quantize_alone(tensor, self._scheme)) if name in self._rounded else tensor
 
+    def rows(self, name: str, first: int, end: int) -> Array:
+        """Read some rows of a matrix, rounded if it is one of those: they do not know of each other."""
+        rows = self._checkpoint.rows(name, first, end)
+        return unpack(quantize_alone(rows, self._scheme)) if name in self._rounded else rows
+
 
 def mean_divergence(source_TV: Array, other_TV: Array) -> float:
     """Return the mean KL(source || other) of rows of logits, in nats."""

@@ -63,9 +63,10 @@ def better_divisors(
 
 def _looked_up(checkpoint: Checkpoint, scheme: Scheme, divisors_D: Array, ids: Sequence[int]) -> Array:
     """Return what enters the first layer for some tokens, [T, D], with the embedding on its grid."""
-    names = (name for name in (EMBEDDING, PER_LAYER_EMBEDDING) if name in checkpoint.config.tensor_shapes())
-    rows = {name: checkpoint.tensor(name)[np.asarray(ids, np.int64)] for name in names}
-    rows[EMBEDDING] = unpack(quantize_alone(rows[EMBEDDING] * divisors_D, scheme)) / divisors_D
+    rows_TD = checkpoint.tensor(EMBEDDING)[np.asarray(ids, np.int64)]
+    rows = {EMBEDDING: unpack(quantize_alone(rows_TD * divisors_D, scheme)) / divisors_D}
+    if checkpoint.config.hidden_size_per_layer_input:
+        rows[PER_LAYER_EMBEDDING] = reference.looked_up(checkpoint, PER_LAYER_EMBEDDING, [ids])[0]
     (hidden_TD,) = reference.embed(_Rows(checkpoint, rows), [range(len(ids))])
     return hidden_TD
 

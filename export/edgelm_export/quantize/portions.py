@@ -1,0 +1,57 @@
+"""A matrix stored some rows at a time, where all of them in float32 would be more memory than a laptop has."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.quantize.packed import PackedWeight
+from edgelm_export.tensor_map import PER_LAYER_EMBEDDING
+
+# A matrix as the graph holds it: on an integer grid, or as float32, float16 or bfloat16.
+Stored = PackedWeight | NDArray[np.floating]
+
+_Stored = TypeVar("_Stored", PackedWeight, NDArray[np.floating])
+_WEIGHTS_AT_ONCE = 1 << 24
+
+
+def in_portions(checkpoint: Checkpoint, name: str, store: Callable[[NDArray[np.float32]], _Stored]) -> _Stored:
+    """Store a matrix by a method that takes each row by itself; a table of layers' features some rows at a time."""
+    if name != PER_LAYER_EMBEDDING:
+        return store(checkpoint.tensor(name))
+    V, F = checkpoint.config.tensor_shapes()[name]
+    step = max(1, _WEIGHTS_AT_ONCE // F)
+    first = store(checkpoint.rows(name, 0, min(step, V)))
+    if step >= V:
+        return first
+    whole = _room(first, V)
+    for start in range(0, V, step):
+        end = min(start + step, V)
+        part = first if not start else store(checkpoint.rows(name, start, end))
+        for target, rows in zip(_arrays(whole), _arrays(part), strict=True):
+            target[start:end] = rows
+    return whole
+
+
+def _arrays(stored: Stored) -> list[NDArray[np.generic]]:
+    if not isinstance(stored, PackedWeight):
+        return [stored]
+    parts = (stored.packed, stored.scales, stored.zero_points)
+    return [part for part in parts if part is not None]
+
+
+def _room(first: _Stored, rows: int) -> _Stored:
+    """Return room for so many rows of what some were stored as."""
+
+    def of(array: NDArray[Any]) -> NDArray[Any]:
+        return np.empty((rows, *array.shape[1:]), array.dtype)
+
+    if not isinstance(first, PackedWeight):
+        return of(first)
+    zero_points = None if first.zero_points is None else of(first.zero_points)
+    return dataclasses.replace(first, packed=of(first.packed), scales=of(first.scales), zero_points=zero_points)
