@@ -63,6 +63,7 @@ QWEN3_5_MOE = QWEN3_5 | {
     "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64,
     "layer_types": ["full_attention", "linear_attention"],
 }  # fmt: skip
+APERTUS_ROPE = LLAMA3 | {"rope_theta": 1e4}
 OLMO3 = {
     "num_hidden_layers": 4, "sliding_window": 9, "tie_word_embeddings": False, "attention_bias": True,
     "rope_parameters": {
@@ -207,6 +208,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "granitemoehybrid": ("granitemoehybrid", GRANITE4 | {"position_embedding_type": "rope"}),
     "granitemoehybrid without rope, untied": ("granitemoehybrid", GRANITE4 | {"tie_word_embeddings": False}),
+    "apertus": ("apertus", {"tie_word_embeddings": False, "pad_token_id": 0, "rope_parameters": APERTUS_ROPE}),
+    "apertus with biases, tied": ("apertus", {"attention_bias": True, "pad_token_id": 0, "rms_norm_eps": 1e-3}),
     "arcee": ("arcee", {"tie_word_embeddings": False}),
     "arcee with biases, a head_dim of its own": ("arcee", {"head_dim": 32, "attention_bias": True, "mlp_bias": True}),
     "ernie4_5": ("ernie4_5", {"head_dim": 16}),
@@ -409,6 +412,14 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "granitemoe": ("granitemoe", "granitemoe", GRANITE_MOE),
     "granitemoeshared": ("granitemoeshared", "granitemoe", GRANITE_MOE | {"shared_intermediate_size": 64}),
+    "apertus": (
+        "apertus",
+        "apertus",
+        {
+            "tie_word_embeddings": False, "pad_token_id": 0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
     "arcee": ("arcee", "arcee", {"tie_word_embeddings": False}),
     "ernie4_5": ("ernie4_5", "ernie4_5", {"head_dim": 16}),
     "ernie4_5_moe": ("ernie4_5_moe", "ernie4_5-moe", ERNIE4_5_MOE),

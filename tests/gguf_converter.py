@@ -82,6 +82,11 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
         writer.add_rope_scaling_orig_ctx_len(settings["original_max_position_embeddings"])
     if architecture in (*_PAIRED, *_TURN_IN_PART):
         writer.add_rope_dimension_count(int(head_dim * settings.get("partial_rotary_factor", 1.0)))
+    if architecture == "apertus":
+        for side, add in (("p", writer.add_xielu_alpha_p), ("n", writer.add_xielu_alpha_n)):
+            add([getattr(layer.mlp.act_fn, f"alpha_{side}").item() for layer in model.model.layers])
+        writer.add_xielu_beta([0.5] * config.num_hidden_layers)
+        writer.add_xielu_eps([-1e-6] * config.num_hidden_layers)
     _add_own_keys(writer, config, architecture)
 
 
@@ -194,6 +199,8 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
         name = re.sub(r"\.dt_bias$", ".dt_proj.bias", name)
         if name.endswith(CHOICE_BIASES):
             tensors[f"blk.{name.split('.')[2]}.exp_probs_b.bias"] = parameter.detach().flatten().numpy()
+            continue
+        if ".act_fn." in name:  # metadata there
             continue
         if ".experts." in name:
             tensors |= _expert_stacks(name, parameter.detach().float().numpy(), architecture)

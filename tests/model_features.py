@@ -155,6 +155,8 @@ FEATURES = {
         "lm_head_bias": True, "logits_scaling": 2.0, "final_logit_softcapping": 3.0,
     },
     "relu squared": {"hidden_act": "relu2", "mlp_gated": False},
+    "xielu": {"hidden_act": "xielu", "mlp_gated": False, "mlp_bias": True},
+    "xielu of a gate": {"hidden_act": "xielu"},
     "experts": EXPERTS,
     "experts, weights that do not sum to one": EXPERTS | {"norm_topk_prob": False, "moe_intermediate_size": 24},
     "experts in one layer, with biases": EXPERTS | {

@@ -47,6 +47,7 @@ class GGUFCheckpoint:
         factors = {name: self._dequantized(name) for name in ROPE_FACTORS if name in shapes}
         header = GGUFHeader(metadata=of_text(metadata, family.architecture), shapes=shapes, rope_factors=factors)
         try:
+            self._computed = family.computed(header)
             values = family.to_hf_config(header)
             self.config = ARCHITECTURES[values["model_type"]].to_model_config(values)  # it may name a sibling's
         except (CheckpointError, ConfigError) as error:
@@ -55,6 +56,7 @@ class GGUFCheckpoint:
         self._token_ids = {key: values[key] for key in _TOKEN_IDS if values[key] is not None}
         values = values if architecture.layout.is_canonical else hf_config(self.config)
         self.hf_config: Mapping[str, Any] = {**values, "dtype": "float32"}
+        shapes |= {name: array.shape for name, array in self._computed.items()}
         self._parts = map_tensors(self.config, layout_of(family, header), shapes, path)
 
     @cached_property
@@ -99,11 +101,14 @@ class GGUFCheckpoint:
 
     def stored_type(self, name: str) -> str:
         """Name the type a tensor has in the file, such as "F32" or "Q4_1"."""
-        return self._model.tensors[self._parts[name].source].type
+        source = self._parts[name].source
+        return "F32" if source in self._computed else self._model.tensors[source].type
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, dequantized exactly to float32."""
         part = self._parts[name]
+        if part.source in self._computed:
+            return part.taken_from(self._computed[part.source])
         data, type_, shape = self._stored(part)
         return part.taken_from(dequantize(data, type_, shape))
 
@@ -119,6 +124,8 @@ class GGUFCheckpoint:
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return a matrix on its own grid where that is one of 4 or 8 bits in blocks of 32, else None."""
         part = self._parts[name]
+        if part.source in self._computed:
+            return None
         blocks = integer_blocks(*self._stored(part))
         if blocks is not None and part.columns is not None:
             blocks = blocks.columns(part.columns)

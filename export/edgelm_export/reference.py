@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.architecture.relative_positions import relative_buckets
 from edgelm.architecture.rope import cos_sin_tables, has_long_table, query_factors, sinusoidal_table
-from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
+from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, SUPPRESSED_LOGIT, XIELU_BETA, ModelConfig
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.reference_linear_attention import causal_sums, linear_attention, silu
 from edgelm_export.tensor_map import PER_LAYER_EMBEDDING, head_name
@@ -411,7 +411,7 @@ def _rotate(x_NTH: Array, cos_TR: Array, sin_TR: Array) -> Array:
 
 
 def _mlp(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str) -> Array:
-    activation, limit = ACTIVATIONS[config.hidden_act], config.swiglu_limit
+    activation, limit = ACTIVATIONS.get(config.hidden_act, partial(_xielu, weights, name)), config.swiglu_limit
     up_TF = _linear(weights, f"{name}.up_proj", hidden_TD)
     if not config.mlp_gated:
         return _linear(weights, f"{name}.down_proj", activation(up_TF))
@@ -477,6 +477,14 @@ def _erf(x: Array) -> NDArray[np.float64]:
 def _erf_table() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     points = np.linspace(-6, 6, 2**16 + 1)
     return points, np.array([math.erf(point) for point in points.tolist()])
+
+
+def _xielu(weights: Weights, name: str, x: Array) -> Array:
+    """Grow by the square above zero, and towards a line below (arXiv:2411.13010), by two learned factors."""
+    above, below = (np.logaddexp(np.float32(0), weights[f"{name}.act_fn.alpha_{side}"]) for side in "pn")
+    positive, negative = np.maximum(x, 0), np.minimum(x, 0)
+    half = np.float32(XIELU_BETA)
+    return np.asarray(above * positive * positive + (half + below) * (np.expm1(negative) - negative) + half * x)
 
 
 def _relu2(x: Array) -> Array:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgelm.architecture.rope import sinusoidal_table
-from edgelm.config import NORM_PLACEMENTS, SINUSOIDS, ModelConfig
+from edgelm.config import NORM_PLACEMENTS, SINUSOIDS, XIELU_BETA, ModelConfig
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.experts import add_experts
 from edgelm_export.external_data import ExternalData
@@ -226,8 +226,25 @@ class Stack(ABC):
         """Add the config's activation."""
         if self.config.hidden_act == "silu":
             return self.operators.silu(self.graph, hidden, name)
+        if self.config.hidden_act == "xielu":
+            return self.xielu(hidden, name)
         operator, attributes = _ACTIVATIONS[self.config.hidden_act]
         activated = self.graph.node(operator, [hidden], f"{name}.activation", attributes=attributes)
         if self.config.hidden_act == "relu2":
             return self.graph.node("Mul", [activated, activated], f"{name}.activation_squared")
         return activated
+
+    def xielu(self, hidden: str, name: str) -> str:
+        """Grow by the square above zero, and towards a line below, by two factors of the layer (arXiv:2411.13010)."""
+        graph, name = self.graph, f"{name}.xielu"
+        alphas = [self.checkpoint.tensor(f"{name.removesuffix('.xielu')}.act_fn.alpha_{side}") for side in "pn"]
+        above, below = (np.logaddexp(np.float32(0), alpha) for alpha in alphas)
+        factors = [graph.weight(f"{name}.above", above), graph.weight(f"{name}.below", below + np.float32(XIELU_BETA))]
+        positive = graph.node("Relu", [hidden], f"{name}.positive")
+        negative = graph.node("Sub", [hidden, positive], f"{name}.negative")
+        bent = graph.node("Sub", [graph.node("Elu", [negative], f"{name}.elu"), negative], f"{name}.bent")
+        square = graph.node("Mul", [positive, positive], f"{name}.square")
+        grown = graph.node("Mul", [square, factors[0]], f"{name}.grown")
+        scaled = graph.node("Mul", [bent, factors[1]], f"{name}.scaled")
+        line = graph.node("Mul", [hidden, graph.constant(XIELU_BETA, np.float32)], f"{name}.line")
+        return graph.node("Add", [graph.node("Add", [grown, scaled], f"{name}.curve"), line], f"{name}.output")

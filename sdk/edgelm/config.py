@@ -20,7 +20,8 @@ NORMS = ("rms", "rms_offset", "rms_plain", "layer", "layer_offset", "layer_no_bi
 # the last pair turns by 1 / 10,000 a token, and the first token has the place 2.
 SINUSOIDS = ("sinusoidal", "sinusoidal_halves", "sinusoidal_fairseq")
 POSITIONS = ("rope", "learned", *SINUSOIDS, "relative", "none")
-ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2")
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2", "xielu")
+XIELU_BETA = 0.5  # its slope at zero (arXiv:2411.13010)
 LAYER_TYPES = ("full_attention", "sliding_attention", "conv", "linear_attention")
 QK_NORM_SCOPES = ("head", "turned_head", "projection")
 SCORING_FUNCS = ("softmax", "sigmoid")

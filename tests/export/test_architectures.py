@@ -194,7 +194,7 @@ def test_every_rope_type_is_read_with_its_settings() -> None:
         ({"rms_norm_eps": "tiny"}, "rms_norm_eps is 'tiny'; it must be a number"),
         ({"attention_bias": "yes"}, "attention_bias is 'yes'; it must be true or false"),
         ({"eos_token_id": ["</s>"]}, "it must be a token id or a list of them"),
-        ({"hidden_act": "xielu"}, "hidden_act 'xielu' is not supported; supported: .*silu"),
+        ({"hidden_act": "mish"}, "hidden_act 'mish' is not supported; supported: .*silu"),
         (
             {"rope_scaling": {"type": "axial", "factor": 2.0}},
             "rope type 'axial' is not supported; supported: default",

@@ -248,6 +248,14 @@ def test_weights_of_experts_that_are_not_those_of_the_family_are_refused() -> No
         ARCHITECTURES["lfm2_moe"].gguf.to_hf_config(header)
 
 
+@pytest.mark.parametrize("factors", [None, 0.5, array("f", [0.5])])
+def test_an_apertus_has_the_factors_of_its_activation_for_each_layer(factors: object) -> None:
+    metadata = {"apertus.block_count": 2, "xielu.alpha_p": array("f", [0.5, 0.25]), "xielu.alpha_n": factors}
+    header = GGUFHeader(metadata=metadata, shapes={}, rope_factors={})
+    with pytest.raises(CheckpointError, match=r"xielu.alpha_n is .*; it must have a number for each layer"):
+        ARCHITECTURES["apertus"].gguf.computed(header)
+
+
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [

@@ -241,7 +241,7 @@ LARGE = {
             "position is 'alibi'; supported: rope, learned, sinusoidal, sinusoidal_halves, sinusoidal_fairseq, "
             "relative, none.",
         ),
-        ({"hidden_act": "mish"}, "hidden_act is 'mish'; supported: silu, gelu, gelu_pytorch_tanh, relu, relu2."),
+        ({"hidden_act": "mish"}, "hidden_act is 'mish'; supported: silu, gelu, gelu_pytorch_tanh, relu, relu2, xielu."),
         ({"norm_eps": 0.0}, "norm_eps is 0.0; it must be a number above 0."),
         ({"norm_eps": math.nan}, "norm_eps is nan; it must be a number above 0."),
         ({"rope_theta": math.inf}, "rope_theta is inf; it must be a number above 1."),

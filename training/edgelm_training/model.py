@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from edgelm.architecture import rope
 from edgelm.architecture.relative_positions import relative_buckets
-from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, ModelConfig
+from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, XIELU_BETA, ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError
 from edgelm_training.attention import Attention, Kept, make_norm, scaled, soft_cap
 from edgelm_training.convolution import Convolution
@@ -40,6 +40,23 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "relu2": lambda x: functional.relu(x).square(),  # arXiv:2109.08668
 }
+
+
+class XIELU(nn.Module):
+    """Grow by the square above zero, and towards a line below (arXiv:2411.13010), by two learned factors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Softplus makes 0.8 of the first, and with the slope at zero of the second.
+        self.alpha_p = nn.Parameter(torch.tensor([0.8]).expm1().log())
+        self.alpha_n = nn.Parameter(torch.tensor([0.8 - XIELU_BETA]).expm1().log())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activated `x`."""
+        above, below = functional.softplus(self.alpha_p), XIELU_BETA + functional.softplus(self.alpha_n)
+        positive, negative = functional.relu(x), -functional.relu(-x)
+        return above * positive.square() + below * (torch.expm1(negative) - negative) + XIELU_BETA * x
+
 
 # What the encoder made of a source [B, S, D], and which of it is no padding [B, 1, 1, S]; None: all.
 Memory = tuple[Tensor, Tensor | None]
@@ -349,10 +366,11 @@ class FeedForward(nn.Module):
             self.gate_proj = nn.Linear(D, F, bias=config.mlp_bias)
         self.up_proj = nn.Linear(D, F, bias=config.mlp_bias)
         self.down_proj = nn.Linear(F, D, bias=config.mlp_bias)
+        self.act_fn = XIELU() if config.hidden_act == "xielu" else None
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """Return the transformed positions [B, T, D]."""
-        activation, limit = ACTIVATIONS[self.config.hidden_act], self.config.swiglu_limit
+        activation, limit = self.act_fn or ACTIVATIONS[self.config.hidden_act], self.config.swiglu_limit
         up_BTF = self.up_proj(hidden_BTD)
         if not self.config.mlp_gated:
             return self.down_proj(activation(up_BTF))

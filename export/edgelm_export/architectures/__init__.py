@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.errors import CheckpointError
+from edgelm_export.architectures.apertus import APERTUS
 from edgelm_export.architectures.arcee import ARCEE
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bart import BART
@@ -77,6 +78,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "granitemoe": GRANITE_MOE,
     "granitemoeshared": GRANITE_MOE_SHARED,
     "granitemoehybrid": GRANITE_HYBRID,  # Granite 4
+    "apertus": APERTUS,
     "arcee": ARCEE,
     "cohere": COHERE,  # Command R, Aya
     "cohere2": COHERE2,  # Command R7B, Tiny Aya

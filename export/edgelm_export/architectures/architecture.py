@@ -36,7 +36,8 @@ class GGUFFamily:
 
     architecture: the file's general.architecture. to_hf_config: makes config.json's values of a header, so that both
     ways meet in `Architecture.to_model_config`. has_experts: whether the row is for files with experts. text_of: what
-    it calls models that also read images, and are of the family without one.
+    it calls models that also read images, and are of the family without one. computed: makes the tensors, by their
+    names in the layout, that a file holds as metadata.
     """
 
     architecture: str
@@ -44,6 +45,7 @@ class GGUFFamily:
     layout: TensorLayout
     has_experts: bool = False
     text_of: tuple[str, ...] = ()
+    computed: Callable[[GGUFHeader], Mapping[str, NDArray[np.float32]]] = lambda header: {}
 
 
 @dataclass(frozen=True, kw_only=True)

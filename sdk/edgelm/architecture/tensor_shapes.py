@@ -133,6 +133,8 @@ class _Stack:
             self._linear(f"{name}.gate_proj", size, D, config.mlp_bias)
         self._linear(f"{name}.up_proj", size, D, config.mlp_bias)
         self._linear(f"{name}.down_proj", D, size, config.mlp_bias)
+        if config.hidden_act == "xielu":
+            self._shapes |= {f"{name}.act_fn.alpha_{side}": (1,) for side in "pn"}
 
     def _linear(self, name: str, rows: int, columns: int, bias: bool) -> None:
         self._shapes[f"{name}.weight"] = (rows, columns)

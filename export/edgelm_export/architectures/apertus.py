@@ -1,0 +1,90 @@
+"""Apertus: norms of each head, and an activation with two learned factors in each layer, without a gate."""
+
+from __future__ import annotations
+
+import dataclasses
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.config import MAX_LAYERS, ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import gguf_header, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.tensor_map import TensorLayout
+
+_LLAMA3: Mapping[str, Any] = {
+    "rope_type": "llama3", "rope_theta": 12e6, "factor": 8.0, "original_max_position_embeddings": 8192,
+    "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+}  # fmt: skip
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "max_position_embeddings": 65536,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "xielu",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_ALPHAS = ("model.layers.{i}.mlp.act_fn.alpha_p", "model.layers.{i}.mlp.act_fn.alpha_n")
+_CONSTANTS = frozenset({"model.layers.{i}.mlp.act_fn.beta", "model.layers.{i}.mlp.act_fn.eps"})
+_NAMES = {
+    **{name: name for name in llama.GGUF_NAMES | llama.GGUF_QK_NORMS},
+    **{name: name for name in _ALPHAS},
+    "model.layers.{i}.input_layernorm": "model.layers.{i}.attention_layernorm",
+    "model.layers.{i}.post_attention_layernorm": "model.layers.{i}.feedforward_layernorm",
+}
+_GGUF_ALPHAS = {name: f"blk.{{i}}.xielu.{name.rpartition('.')[2]}" for name in _ALPHAS}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    if not (values.get("rope_scaling") or values.get("rope_parameters")):
+        values["rope_parameters"] = {**_LLAMA3, "rope_theta": values.get("rope_theta") or _LLAMA3["rope_theta"]}
+    return dataclasses.replace(
+        llama.to_model_config(values), model_type="apertus", qk_norm=True, mlp_gated=False, mlp_bias=False
+    )
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, "apertus")
+    theta, factors = values["rope_theta"], header.rope_factors.get("rope_freqs.weight")
+    scaling = None if factors is None else llama.llama3_scaling(factors, theta, values["head_dim"])
+    return {
+        "model_type": "apertus",
+        **values,
+        "hidden_act": "xielu",
+        "rope_scaling": scaling or values["rope_scaling"] or {"rope_type": "default", "rope_theta": theta},
+    }
+
+
+def _gguf_alphas(header: GGUFHeader) -> dict[str, NDArray[np.float32]]:
+    """Make tensors of the factors of all layers, which are two lists in the metadata."""
+    layers = whole_number(header.metadata, "apertus.block_count")
+    tensors: dict[str, NDArray[np.float32]] = {}
+    for name in _GGUF_ALPHAS.values():
+        key = name.removeprefix("blk.{i}.")
+        factors = header.metadata.get(key)
+        if not isinstance(factors, array) or len(factors) != layers or layers > MAX_LAYERS:
+            raise CheckpointError(f"GGUF metadata: {key} is {factors!r:.80}; it must have a number for each layer.")
+        tensors |= {name.replace("{i}", str(i)): np.array([factor], np.float32) for i, factor in enumerate(factors)}
+    return tensors
+
+
+APERTUS = Architecture(
+    model_type="apertus",
+    to_model_config=_to_model_config,
+    layout=TensorLayout(names=_NAMES, ignored=_CONSTANTS, ones_elsewhere=frozenset(_ALPHAS)),
+    gguf=GGUFFamily(
+        architecture="apertus",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(
+            names=llama.GGUF_NAMES | llama.GGUF_QK_NORMS | _GGUF_ALPHAS,
+            ignored=frozenset({"rope_freqs.weight"}),  # read by to_hf_config
+        ),
+        computed=_gguf_alphas,
+    ),
+)
