@@ -222,6 +222,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "bitnet": ("bitnet", {"pad_token_id": 0}),
+    "bitnet with biases, untied": ("bitnet", {"attention_bias": True, "tie_word_embeddings": False, "pad_token_id": 0}),
     "cohere": ("cohere", {"logit_scale": 0.5}),
     "cohere with biases, untied": (
         "cohere",

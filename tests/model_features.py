@@ -155,6 +155,10 @@ FEATURES = {
         "lm_head_bias": True, "logits_scaling": 2.0, "final_logit_softcapping": 3.0,
     },
     "relu squared": {"hidden_act": "relu2", "mlp_gated": False},
+    "norms before the last projections": {"sub_norms": True, "hidden_act": "relu2"},
+    "norms before the last projections, without a gate, of heads that are wider": {
+        "sub_norms": True, "mlp_gated": False, "head_dim": 32, "norm": "layer",
+    },
     "xielu": {"hidden_act": "xielu", "mlp_gated": False, "mlp_bias": True},
     "xielu of a gate": {"hidden_act": "xielu"},
     "experts": EXPERTS,

@@ -267,7 +267,7 @@ class DecoderStack(Stack):
             projected = self.projections.linear(hidden, f"{name}.gate_proj")
             gate = self.graph.node("Sigmoid", [projected], f"{name}.gate")
             attended = self.graph.node("Mul", [attended, gate], f"{name}.gated")
-        return self.projections.linear(attended, f"{name}.o_proj")
+        return self.projections.linear(self.sub_norm(attended, f"{name}.attn_sub_norm"), f"{name}.o_proj")
 
     def states(self, i: int) -> tuple[list[str], list[str]]:
         """Declare the states of a layer with linear attention, that it takes and that it gives."""

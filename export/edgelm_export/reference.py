@@ -354,6 +354,8 @@ def _attention(
         start += length
     if config.attention_output_gate:
         out_TD /= 1 + np.exp(-_linear(weights, "self_attn.gate_proj", hidden_TD))
+    if config.sub_norms:
+        out_TD = _norm(config, weights, "self_attn.attn_sub_norm.", out_TD)
     return _linear(weights, "self_attn.o_proj", out_TD), k_KSH, v_KSH
 
 
@@ -411,16 +413,19 @@ def _rotate(x_NTH: Array, cos_TR: Array, sin_TR: Array) -> Array:
 
 
 def _mlp(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str) -> Array:
+    def sub_normed(x_TF: Array) -> Array:
+        return _norm(config, weights, f"{name}.ffn_sub_norm.", x_TF) if config.sub_norms else x_TF
+
     activation, limit = ACTIVATIONS.get(config.hidden_act, partial(_xielu, weights, name)), config.swiglu_limit
     up_TF = _linear(weights, f"{name}.up_proj", hidden_TD)
     if not config.mlp_gated:
-        return _linear(weights, f"{name}.down_proj", activation(up_TF))
+        return _linear(weights, f"{name}.down_proj", sub_normed(activation(up_TF)))
     gate_TF = _linear(weights, f"{name}.gate_proj", hidden_TD)
     if limit is not None:
         alpha = np.float32(config.swiglu_alpha)
         gate_TF, up_TF = np.minimum(gate_TF, np.float32(limit)), np.clip(up_TF, -np.float32(limit), np.float32(limit))
         return _linear(weights, f"{name}.down_proj", silu(alpha * gate_TF) / alpha * (up_TF + 1))
-    return _linear(weights, f"{name}.down_proj", activation(gate_TF) * up_TF)
+    return _linear(weights, f"{name}.down_proj", sub_normed(activation(gate_TF) * up_TF))
 
 
 def _experts(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str) -> Array:

@@ -213,14 +213,18 @@ class Stack(ABC):
         graph = self.graph
         if not self.config.mlp_gated:
             inner = self.activation(self.projections.linear(hidden, f"{name}.up_proj"), name)
-            return self.projections.linear(inner, f"{name}.down_proj")
+            return self.projections.linear(self.sub_norm(inner, f"{name}.ffn_sub_norm"), f"{name}.down_proj")
         outputs = self.projections.fused(hidden, [f"{name}.gate_proj", f"{name}.up_proj"], f"{name}.gate_up_proj")
         if len(outputs) == 1:
             parts = [f"{name}.gate", f"{name}.up"]
             graph.node("Split", outputs, parts, attributes={"axis": -1, "num_outputs": 2})
             outputs = parts
         gated = graph.node("Mul", [self.activation(outputs[0], name), outputs[1]], f"{name}.gated")
-        return self.projections.linear(gated, f"{name}.down_proj")
+        return self.projections.linear(self.sub_norm(gated, f"{name}.ffn_sub_norm"), f"{name}.down_proj")
+
+    def sub_norm(self, hidden: str, name: str) -> str:
+        """Norm what a last projection reads, where the config has such norms."""
+        return self.norm(hidden, name, self.config.intermediate_size) if self.config.sub_norms else hidden
 
     def activation(self, hidden: str, name: str) -> str:
         """Add the config's activation."""

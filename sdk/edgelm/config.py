@@ -50,8 +50,8 @@ _WITHOUT_KEYS = ("conv", "linear_attention")  # the layers that keep no keys and
 # What no stack of an encoder-decoder model has.
 _DECODER_ONLY = (
     "parallel_residual", "residual_multiplier", "sliding_window", "num_experts", "attention_sinks",
-    "attn_logit_softcapping", "qk_norm", "kv_cache", "conv_L_cache", "num_kv_shared_layers", "v_norm", "layer_scalar",
-    "hidden_size_per_layer_input", "attention_k_eq_v", "use_double_wide_mlp", "attention_output_gate",
+    "attn_logit_softcapping", "qk_norm", "sub_norms", "kv_cache", "conv_L_cache", "num_kv_shared_layers", "v_norm",
+    "layer_scalar", "hidden_size_per_layer_input", "attention_k_eq_v", "use_double_wide_mlp", "attention_output_gate",
     "linear_conv_kernel_dim",
 )  # fmt: skip
 
@@ -166,6 +166,7 @@ class ModelConfig(LayerFeatures):
     qk_norm_scope: str = "head"  # each head by itself (behind rope: "turned_head"), or all heads together
     v_norm: bool = False  # of values, each head by itself, without weights
     attention_k_eq_v: bool = False
+    sub_norms: bool = False  # of what attention gathers and a feed-forward makes, before its last projection (BitNet)
     tie_word_embeddings: bool = False
     lm_head_bias: bool = False
     bos_token_id: int | None = None
@@ -415,6 +416,7 @@ class ModelConfig(LayerFeatures):
             "router_bias",
             "expert_choice_bias",
             "attention_sinks",
+            "sub_norms",
             "tie_word_embeddings",
             "lm_head_bias",
         ):

@@ -51,6 +51,7 @@ class LayerFeatures:
     swiglu_limit: float | None
     hidden_act: str
     mlp_gated: bool
+    sub_norms: bool
     moe_intermediate_size: int | None
     layers_without_experts: tuple[int, ...]
     attention_sinks: bool
@@ -229,6 +230,8 @@ class LayerFeatures:
                 f"num_experts is {self.num_experts}, with hidden_act {self.hidden_act!r} and mlp_gated "
                 f"{self.mlp_gated!r}; experts are gated by silu."
             )
+        if self.num_experts and self.sub_norms:
+            raise ConfigError("sub_norms is true, which no model with experts has.")
         if self.swiglu_limit is not None and (not self.num_experts or self.layers_without_experts):
             raise ConfigError("swiglu_limit is set, which is for models that have experts in every layer.")
 

@@ -43,6 +43,7 @@ LARGE = {
     "norm": "layer",
     "norm_placement": "both",
     "parallel_residual": True,
+    "sub_norms": True,
     "embedding_norm": True,
     "embedding_multiplier": 2.0,
     "residual_multiplier": 0.5,
@@ -217,6 +218,10 @@ LARGE = {
         (
             {"num_experts": 2, "num_experts_per_tok": 1, "hidden_act": "gelu"},
             "num_experts is 2, with hidden_act 'gelu' and mlp_gated True; experts are gated by silu.",
+        ),
+        (
+            {"num_experts": 2, "num_experts_per_tok": 1, "sub_norms": True},
+            "sub_norms is true, which no model with experts has.",
         ),
         ({"swiglu_limit": 7.0}, "swiglu_limit is set, which is for models that have experts in every layer."),
         ({"swiglu_alpha": 0.0}, "swiglu_alpha is 0.0; it must be a number above 0."),

@@ -93,6 +93,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "attention_output_bias": True,
     },
     "olmo": {"norm": "layer_plain"},
+    "bitnet": {"sub_norms": True, "head_dim": 6, "hidden_act": "relu2"},
     "seed_oss": {"attention_bias": True, "mlp_bias": True},
     "seed_oss, a bias of o alone": {"attention_output_bias": True},
     "seed_oss, heads that do not divide the hidden size": {

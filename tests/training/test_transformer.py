@@ -142,6 +142,7 @@ FEATURES: dict[str, dict[str, Any]] = (
         "a norm of the embeddings": {"embedding_norm": True},
         "a bias of the head": {"lm_head_bias": True},
         "a bias of the tied head": {"lm_head_bias": True, "tie_word_embeddings": True},
+        "norms before the last projections": {"sub_norms": True},
         "xielu": {"hidden_act": "xielu", "mlp_gated": False},
         "relu squared": {"hidden_act": "relu2", "mlp_gated": False},
         "experts weighted by a sigmoid, chosen with a bias": {

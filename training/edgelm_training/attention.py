@@ -107,6 +107,8 @@ class Attention(nn.Module):
             self.k_norm = make_norm(config, K * H if over_projection else H)
         self.values = nn.Identity()  # all that is gathered passes here, for who looks into the model
 
+        self.attn_sub_norm = make_norm(config, N * H) if config.sub_norms else None
+
     def forward(
         self,
         hidden_BTD: Tensor,
@@ -135,7 +137,7 @@ class Attention(nn.Module):
         mixed_BTD = mixed_BNTH.transpose(1, 2).flatten(2)
         if self.config.attention_output_gate:
             mixed_BTD = mixed_BTD * torch.sigmoid(self.gate_proj(hidden_BTD))
-        return self.o_proj(mixed_BTD)
+        return self.o_proj(mixed_BTD if self.attn_sub_norm is None else self.attn_sub_norm(mixed_BTD))
 
     def _keys_and_values(self, seen_BSD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
         """Return keys, turned, and values [B, K, S, H]."""

@@ -366,6 +366,7 @@ class FeedForward(nn.Module):
             self.gate_proj = nn.Linear(D, F, bias=config.mlp_bias)
         self.up_proj = nn.Linear(D, F, bias=config.mlp_bias)
         self.down_proj = nn.Linear(F, D, bias=config.mlp_bias)
+        self.ffn_sub_norm = make_norm(config, F) if config.sub_norms else nn.Identity()
         self.act_fn = XIELU() if config.hidden_act == "xielu" else None
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
@@ -373,10 +374,10 @@ class FeedForward(nn.Module):
         activation, limit = self.act_fn or ACTIVATIONS[self.config.hidden_act], self.config.swiglu_limit
         up_BTF = self.up_proj(hidden_BTD)
         if not self.config.mlp_gated:
-            return self.down_proj(activation(up_BTF))
+            return self.down_proj(self.ffn_sub_norm(activation(up_BTF)))
         gate_BTF = self.gate_proj(hidden_BTD)
         if limit is None:
-            return self.down_proj(activation(gate_BTF) * up_BTF)
+            return self.down_proj(self.ffn_sub_norm(activation(gate_BTF) * up_BTF))
         gate_BTF, up_BTF = gate_BTF.clamp(max=limit), up_BTF.clamp(-limit, limit)
         return self.down_proj(gate_BTF * torch.sigmoid(self.config.swiglu_alpha * gate_BTF) * (up_BTF + 1))
 

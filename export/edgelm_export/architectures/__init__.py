@@ -11,6 +11,7 @@ from edgelm_export.architectures.apertus import APERTUS
 from edgelm_export.architectures.arcee import ARCEE
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bart import BART
+from edgelm_export.architectures.bitnet import BITNET
 from edgelm_export.architectures.cohere import COHERE, COHERE2
 from edgelm_export.architectures.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
 from edgelm_export.architectures.exaone import EXAONE, EXAONE4
@@ -80,6 +81,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "granitemoehybrid": GRANITE_HYBRID,  # Granite 4
     "apertus": APERTUS,
     "arcee": ARCEE,
+    "bitnet": BITNET,
     "cohere": COHERE,  # Command R, Aya
     "cohere2": COHERE2,  # Command R7B, Tiny Aya
     "ernie4_5": ERNIE4_5,

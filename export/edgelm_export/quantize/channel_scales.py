@@ -65,6 +65,11 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
         for norm, names in readers.items()
         if norm is not None and not config.norm.endswith("_plain")
     ]
+    if config.sub_norms:  # which stand between the two that are scaled else
+        pairs = [("mlp.ffn_sub_norm", "mlp.down_proj")]
+        pairs += [("self_attn.attn_sub_norm", "self_attn.o_proj")] * (layer in config.attention_layers)
+        has_weights = not config.norm.endswith("_plain")
+        return found + [ScaledChannels(maker=norm, readers=(reader,)) for norm, reader in pairs if has_weights]
     are_values_apart = not (config.v_norm or config.attention_k_eq_v or config.num_kv_shared_layers)
     if are_values_apart and layer in config.attention_layers:
         found.append(ScaledChannels(maker="self_attn.v_proj", readers=("self_attn.o_proj",), of_heads=True))

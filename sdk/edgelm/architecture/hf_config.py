@@ -322,6 +322,12 @@ _FAMILIES: dict[str, _Family] = {
         fits=_turns_in_windows,
         keys=_windows,
     ),
+    "bitnet": _Family(
+        architecture="BitNetForCausalLM",
+        fixed={"sub_norms": True},
+        free=frozenset({"attention_bias", "attention_output_bias"}),
+        fits=lambda c: _one_switch(c) and _heads_cover(c),
+    ),
     "seed_oss": _Family(
         architecture="SeedOssForCausalLM",
         free=_BIASES,

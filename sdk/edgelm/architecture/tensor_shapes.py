@@ -116,6 +116,8 @@ class _Stack:
             self._norm(f"{name}.q_norm", config.num_attention_heads * H if over_projection else H)
             if config.keys_of(i) == i:
                 self._norm(f"{name}.k_norm", config.kv_heads(i) * H if over_projection else H)
+        if config.sub_norms:
+            self._norm(f"{name}.attn_sub_norm", config.num_attention_heads * H)
 
     def _attention(self, name: str, i: int) -> None:
         config, D = self._config, self._config.hidden_size
@@ -133,6 +135,8 @@ class _Stack:
             self._linear(f"{name}.gate_proj", size, D, config.mlp_bias)
         self._linear(f"{name}.up_proj", size, D, config.mlp_bias)
         self._linear(f"{name}.down_proj", D, size, config.mlp_bias)
+        if config.sub_norms:
+            self._norm(f"{name}.ffn_sub_norm", size)
         if config.hidden_act == "xielu":
             self._shapes |= {f"{name}.act_fn.alpha_{side}": (1,) for side in "pn"}
 
