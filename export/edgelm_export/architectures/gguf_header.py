@@ -45,10 +45,11 @@ def of_text(metadata: Mapping[str, Any], architecture: str) -> Mapping[str, Any]
 
 def layout_of(family: GGUFFamily, header: GGUFHeader) -> TensorLayout:
     """Return the layout of a file, some of which have queries, keys and values in one tensor."""
-    names, fused = family.layout.names or {}, "blk.{i}.attn_qkv"
-    if "blk.0.attn_qkv.weight" not in header.shapes or fused in names.values():
+    names, joined = family.layout.names or {}, "blk.{i}.attn_qkv"
+    # Who has it anyway may mean something else by it, as linear attention does.
+    if "blk.0.attn_qkv.weight" not in header.shapes or joined in names.values():
         return family.layout
-    packed = dict.fromkeys((f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"), fused)
+    packed = dict.fromkeys((f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"), joined)
     return dataclasses.replace(family.layout, names={**names, **packed})
 
 
