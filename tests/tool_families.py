@@ -37,6 +37,11 @@ _PYTHON = (
     "{% endfor %}){{ BETWEEN if not loop.last }}{% endfor %}END{% endif %}"
 )
 _IN_PYTHON = _TURNS.replace("{% for c in m.tool_calls or [] %}CALL{% endfor %}", _PYTHON)
+_IN_TAGS = _TURNS.replace(
+    "CALL",
+    "\nSTART{{ c.function.name }}BEHIND_NAME{% for key, value in c.function.arguments.items() %}"
+    "BEFORE_KEY{{ key }}BEHIND_KEY{{ value if value is string else value | tojson }}BEHIND_VALUE{% endfor %}END",
+)
 TEMPLATES = {
     "hermes": _TURNS.replace("CALL", "\n<tool_call>\n{{ c.function | tojson }}\n</tool_call>"),
     "llama3": "Environment: ipython "
@@ -63,6 +68,18 @@ TEMPLATES = {
     "olmo3": _IN_PYTHON.replace("START", "<function_calls>")
     .replace("END", "</function_calls>")
     .replace("BETWEEN", "'\n'"),
+    "qwen3-coder": _IN_TAGS.replace("START", "<tool_call>\n<function=")
+    .replace("BEHIND_NAME", ">\n")
+    .replace("BEFORE_KEY", "<parameter=")
+    .replace("BEHIND_KEY", ">\n")
+    .replace("BEHIND_VALUE", "\n</parameter>\n")
+    .replace("END", "</function>\n</tool_call>"),
+    "glm": _IN_TAGS.replace("START", "<tool_call>")
+    .replace("BEHIND_NAME", "\n")
+    .replace("BEFORE_KEY", "<arg_key>")
+    .replace("BEHIND_KEY", "</arg_key>\n<arg_value>")
+    .replace("BEHIND_VALUE", "</arg_value>\n")
+    .replace("END", "</tool_call>"),
     "generic": "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}",
 }
 # What such a model writes to call two tools, or one where it cannot call two.
@@ -79,6 +96,9 @@ WRITTEN = {
     "harmony": "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>OSLO",
     "lfm2": "<|tool_call_start|>[get_weather(OSLO), stop()]<|tool_call_end|>",
     "olmo3": "<function_calls>get_weather(OSLO)\nstop()</function_calls>",
+    "qwen3-coder": "<tool_call>\n<function=get_weather>\nOSLO</function>\n</tool_call>\n"
+    "<tool_call>\n<function=stop>\n</function>\n</tool_call>",
+    "glm": "<tool_call>get_weather\nOSLO</tool_call>\n<tool_call>stop\n</tool_call>",
     "generic": '<tool_call>\n{"name": "get_weather", "arguments": OSLO}\n</tool_call>',
 }
 ONE_CALL = ("llama3", "harmony", "generic")
@@ -95,5 +115,12 @@ def with_template(model: LanguageModel, name: str) -> LanguageModel:
 
 
 def written(name: str) -> str:
-    in_python = ", ".join(f"{key}={json.dumps(value)}" for key, value in OSLO.items())
-    return WRITTEN[name].replace("OSLO", in_python if row(name).is_python else json.dumps(OSLO))
+    oslo = json.dumps(OSLO)
+    if row(name).is_python:
+        oslo = ", ".join(f"{key}={json.dumps(value)}" for key, value in OSLO.items())
+    elif tags := row(name).tags:
+        oslo = "".join(
+            tags.before_key + key + tags.behind_key + value + tags.value_end + tags.behind_value
+            for key, value in OSLO.items()
+        )
+    return WRITTEN[name].replace("OSLO", oslo)

@@ -39,7 +39,7 @@ from edgelm.structure.reasoning import Reasoning, reasoning_settings, take_in_tu
 from edgelm.structure.tool_call_parser import ToolCallParser
 from edgelm.structure.tool_formats import tool_format
 from edgelm.structure.tool_messages import show_tools
-from edgelm.structure.tools import Tool, ToolChoice, tool_names, tool_settings
+from edgelm.structure.tools import Tool, ToolChoice, tool_parameters, tool_settings
 from edgelm.text.chat_template import ChatTemplate, encode_chat, words_to_continue
 from edgelm.text.fill_in_middle import fill_in_ids
 from edgelm.text.languages import Languages
@@ -382,7 +382,7 @@ class LanguageModel:
         shown = tools if tool_choice != "none" else []
         prompt_ids, settings, reasoning = self.chat_prompt(messages, settings, shown, template_variables)
         thoughts = reasoning.splitter() if reasoning else None
-        calls = ToolCallParser(format_, tool_names(shown)) if shown else None
+        calls = ToolCallParser(format_, tool_parameters(shown)) if shown else None
         return prompt_ids, settings, take_in_turn(thoughts, calls)
 
     def generate(self, prompt: str | Sequence[int], config: GenerationConfig | None = None) -> Completion:

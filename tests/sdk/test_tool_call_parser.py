@@ -19,7 +19,7 @@ def taken(
     format_: ToolFormat, text: str, reason: FinishReason, names: tuple[str, ...] = ()
 ) -> tuple[str, list[str | None], str | None]:
     """Return what is shown of an answer that comes letter by letter, the tools that it calls, and its reason."""
-    parser = ToolCallParser(format_, names)
+    parser = ToolCallParser(format_, {name: {} for name in names})
     chunks = [Chunk(text=char, token_ids=(1,)) for char in text[:-1]]
     chunks.append(Chunk(text=text[-1], token_ids=(1,), finish_reason=reason))
     read = [parser.take(chunk) for chunk in chunks]

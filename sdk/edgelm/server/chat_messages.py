@@ -15,7 +15,7 @@ from edgelm.structure.constraint import Constraint
 from edgelm.structure.reasoning import reasoning_format
 from edgelm.structure.tool_call_parser import ToolCallParser
 from edgelm.structure.tool_formats import ToolFormat, tool_format
-from edgelm.structure.tools import Tool, ToolChoice, tool_names, tool_settings
+from edgelm.structure.tools import Tool, ToolChoice, tool_parameters, tool_settings
 from edgelm.text.thinking import EFFORT, SWITCHES, knows_thinking, thinking_variables
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class ToolUse:
 
     def parser(self) -> ToolCallParser:
         """Return what takes one answer apart."""
-        return ToolCallParser(self.format, tool_names(self.tools))
+        return ToolCallParser(self.format, tool_parameters(self.tools))
 
 
 REFUSED: Mapping[str, str] = {

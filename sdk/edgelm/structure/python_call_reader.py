@@ -272,6 +272,18 @@ class PythonCallReader:
         self.arguments += json.dumps(text, ensure_ascii=not is_whole)[1:-1]
 
 
+def read_literal(text: str) -> str | None:
+    """Return as JSON what a literal of Python's says; None: the text is none."""
+    reader = PythonCallReader()
+    if any(reader.is_closed or not reader.push(char) for char in f"f(value={text})") or not reader.is_closed:
+        return None
+    try:
+        is_one = json.loads(reader.arguments).keys() == {"value"}
+    except (ValueError, RecursionError):
+        return None
+    return reader.arguments[len('{"value": ') : -1] if is_one else None
+
+
 def _character(escape: str) -> str:
     """Return what an escape by number stands for."""
     code = int(escape, 8) if escape.isdigit() else int(escape[1:], 16)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import string
-from collections.abc import Collection
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 from edgelm.completion import Chunk, ToolCallDelta
 from edgelm.structure.python_call_reader import NAME, PythonCallReader
+from edgelm.structure.tagged_call_reader import TaggedCallReader
 from edgelm.structure.tool_call_reader import ToolCallReader
 from edgelm.structure.tool_formats import ToolFormat
 
 _LONGEST_NAME = 256
+
+_Reader = ToolCallReader | PythonCallReader | TaggedCallReader
 
 
 class ToolCallParser:
@@ -20,19 +25,24 @@ class ToolCallParser:
 
     Half of a marker is never shown. What has markers but is no call is text, markers and all.
 
-    names: the tools that there are; an answer that is a JSON object without markers is a call only of one of them.
+    tools: the schemas of the parameters of the tools that there are, by name; an answer that is a JSON object without
+        markers is a call only of one of them.
     """
 
-    def __init__(self, format: ToolFormat, names: Collection[str] = ()) -> None:  # noqa: A002 (the API's word)
+    def __init__(
+        self,
+        format: ToolFormat,  # noqa: A002 (the API's word)
+        tools: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    ) -> None:
         self.count = 0  # of the calls so far
         self._format = format
-        self._names = frozenset(names)
+        self._tools = tools
         self._held = ""
         self._has_said = False  # anything but white space
         self._in_calls = False
         self._is_bare = False  # in calls without a start marker
         self._region: str | None = None  # what was read since the start marker; None: a call of it is known
-        self._reader: ToolCallReader | PythonCallReader | None = None
+        self._reader: _Reader | None = None
         self._handed_on: int | None = None  # characters of the reader's arguments; None: its call is not known
 
     def push(self, text: str) -> tuple[str, tuple[ToolCallDelta, ...]]:
@@ -105,6 +115,8 @@ class ToolCallParser:
             self._reader = ToolCallReader()
         elif self._held[0] in "[],;":
             self._pass_over(1)
+        elif self._format.tags:
+            self._reader = TaggedCallReader(self._format.tags, self._format.end, self._tools)
         elif self._format.is_python and NAME.fullmatch(self._held[0]):
             self._reader = PythonCallReader()
         else:
@@ -123,7 +135,7 @@ class ToolCallParser:
         is_over = marker or len(name) > _LONGEST_NAME or "\n" in name
         return self._leave_calls() if is_over else ""
 
-    def _read_call(self, reader: ToolCallReader | PythonCallReader, deltas: list[ToolCallDelta]) -> str:
+    def _read_call(self, reader: _Reader, deltas: list[ToolCallDelta]) -> str:
         taken = 0
         while taken < len(self._held) and not reader.is_closed and reader.push(self._held[taken]):
             taken += 1
@@ -134,14 +146,14 @@ class ToolCallParser:
             return ""
         is_call = self._handed_on is not None
         self._reader = self._handed_on = None
-        if is_call and not self._format.name_end:
+        if is_call and not self._format.ends_with_call:
             return ""
         return self._leave_calls("" if is_call else reader.text)
 
-    def _hand_on(self, reader: ToolCallReader | PythonCallReader, deltas: list[ToolCallDelta]) -> None:
+    def _hand_on(self, reader: _Reader, deltas: list[ToolCallDelta]) -> None:
         if not reader.name:
             return
-        if self._is_bare and self._names and reader.name not in self._names:
+        if self._is_bare and self._tools and reader.name not in self._tools:
             return
         if self._handed_on is None:
             id_ = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(9))

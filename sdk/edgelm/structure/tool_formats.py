@@ -14,15 +14,37 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tags:
+    """Name what stands around the parts of a call that is written in tags: its name, and each argument's key and value.
+
+    end: stands before the format's own, if anything does. is_loose: a line break in all that may be left out.
+    """
+
+    before_name: str
+    behind_name: str
+    before_key: str
+    behind_key: str
+    value_end: str
+    behind_value: str
+    end: str = ""
+    is_loose: bool = False
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether a value stands in lines of its own."""
+        return self.value_end.startswith("\n")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ToolFormat:
-    """Describe the text of a call: a marker, one JSON object or a list of them (or what Python writes), a marker.
+    """Describe the text of a call: a marker, one JSON object or a list of them (or what Python or XML write), a marker.
 
     signs: what stands in the chat template of such a model; all of them. unlike: what stands in none of theirs.
     start, end: the markers around calls; an empty `end` is the end of the answer. An answer may also begin with
     `bare_start`, without a marker.
     separator: stands between two calls, each with markers of its own, or inside one pair of them where `is_list`; a
     list stands in `brackets`, if there are any.
-    is_python: a call is `name(parameter=value, …)`.
+    is_python: a call is `name(parameter=value, …)`. tags: what a call is written in that is neither.
     argument_key: the name of the arguments in a call's object.
     name_end: the name stands before the object, up to this marker, and the object is the arguments alone.
     name_stops: what begins anything else before `name_end`. asides: what of that a model may write, in this order.
@@ -30,7 +52,7 @@ class ToolFormat:
     takes the thinking apart.
     takes_tools: whether the chat template writes the definitions, calls and results itself.
     takes_calls: whether that of the model, which writes definitions, writes calls too; all that name a tool before its
-    object, or call without a marker, do.
+    object, or call without a marker or in tags, do.
     takes_results: whether it writes results, as messages of the role `tool`.
     takes_system: whether that of the model takes a system message, for the definitions that it does not write itself.
     takes_thinking: whether it reads what was thought before a call as `thinking`, and nothing that was said besides.
@@ -47,6 +69,7 @@ class ToolFormat:
     is_list: bool = False
     brackets: tuple[str, str] = ("[", "]")
     is_python: bool = False
+    tags: Tags | None = None
     is_parallel: bool = True
     bare_start: str = ""
     argument_key: str = "arguments"
@@ -64,13 +87,21 @@ class ToolFormat:
     @property
     def markers(self) -> str:
         """All that the format writes beside names and objects."""
-        return "\n".join((self.lead, self.start, *self.asides, self.name_end, self.end))
+        tags = "" if self.tags is None else "\n".join(map(str, vars(self.tags).values()))
+        return "\n".join((self.lead, self.start, *self.asides, self.name_end, self.end, tags))
 
     def lark(self, marker: str) -> str:
         """Write a marker for a grammar: a token where there is one in it."""
-        ids = self.control_ids
-        parts = re.split(f"({'|'.join(map(re.escape, ids))})", marker) if ids else [marker]
-        return " ".join(f"<[{ids[part]}]>" if part in ids else lark_string(part) for part in parts if part)
+        special = {text: f"<[{id_}]>" for text, id_ in self.control_ids.items()}
+        if self.tags is not None and self.tags.is_loose:
+            special["\n"] = r'"\n"?'
+        parts = re.split(f"({'|'.join(map(re.escape, special))})", marker) if special else [marker]
+        return " ".join(special.get(part) or lark_string(part) for part in parts if part)
+
+    @property
+    def ends_with_call(self) -> bool:
+        """Whether there is no marker between a call and what is said behind it."""
+        return bool(self.name_end) or (self.tags is not None and not self.tags.end)
 
 
 # The first row that fits the chat template counts; the last one fits all, and serves every other model.
@@ -92,10 +123,27 @@ FORMATS = (
         name="llama3", signs=("ipython", '"parameters": '), start="<|python_tag|>", bare_start='{"name"',
         argument_key="parameters", is_parallel=False,
     ),
-    # Hermes 2 Pro, Qwen2.5, Qwen3, SmolLM3 and others; not Qwen3-Coder and GLM, which write XML between these markers.
+    # Qwen3-Coder, Qwen3.5, Nemotron 3 and others.
     ToolFormat(
-        name="hermes", signs=("<tool_call>", "tools"), unlike=("<function=", "<arg_key>"), start="<tool_call>",
+        name="qwen3-coder", signs=("<tool_call>", "<function=", "<parameter="), start="<tool_call>",
         end="</tool_call>", before="\n", behind="\n",
+        tags=Tags(
+            before_name="<function=", behind_name=">\n", before_key="<parameter=", behind_key=">\n",
+            value_end="\n</parameter>", behind_value="\n", end="</function>",
+        ),
+    ),
+    # GLM 4.5 to 4.6; those from 4.7 on write no line breaks. Hunyuan's call has another mark behind the name.
+    ToolFormat(
+        name="glm", signs=("<tool_call>", "<arg_key>"), unlike=("<tool_sep>",), start="<tool_call>", end="</tool_call>",
+        tags=Tags(
+            before_name="", behind_name="\n", before_key="<arg_key>", behind_key="</arg_key>\n<arg_value>",
+            value_end="</arg_value>", behind_value="\n", is_loose=True,
+        ),
+    ),
+    # Hermes 2 Pro, Qwen2.5, Qwen3, SmolLM3 and others; what else stands between these markers is XML of some form.
+    ToolFormat(
+        name="hermes", signs=("<tool_call>", "tools"), unlike=("<function=", "<arg_key>", "<invoke "),
+        start="<tool_call>", end="</tool_call>", before="\n", behind="\n",
     ),
     ToolFormat(
         name="phi4", signs=("<|tool_call|>", "<|/tool_call|>"), start="<|tool_call|>", end="<|/tool_call|>",
@@ -141,7 +189,7 @@ def tool_format(model: LanguageModel) -> ToolFormat:
     return replace(
         row,
         control_ids={text: control_tokens[text] for text in control_tokens if text in row.markers},
-        takes_calls="tool_calls" in source or bool(row.name_end or row.bare_start),
+        takes_calls="tool_calls" in source or bool(row.name_end or row.bare_start or row.tags),
         takes_results=row.takes_tools and (template is None or template.takes_results),
         takes_system=row.takes_tools or template is None or template.takes_system,
     )

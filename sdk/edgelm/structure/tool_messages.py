@@ -57,7 +57,7 @@ def show_tools(
         turns = _one_call_a_turn(turns)
     if format.takes_thinking:
         _join_thinking(turns)
-    if format.is_python:
+    if format.is_python or format.tags:
         _name_unfinished(turns)
     if not format.takes_results:
         turns = _with_results_said(turns)
@@ -186,7 +186,7 @@ def _join_thinking(turns: Sequence[dict[str, Any]]) -> None:
 
 
 def _name_unfinished(turns: Sequence[dict[str, Any]]) -> None:
-    """Give arguments that a model left unfinished a name, as the templates that write Python read each by its own."""
+    """Give arguments that a model left unfinished a name, as templates that write no JSON read each by its own."""
     for turn in turns:
         for call in turn.get("tool_calls", ()):
             function = call["function"]

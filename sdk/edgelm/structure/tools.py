@@ -12,6 +12,7 @@ from edgelm.generation_config import GenerationConfig
 from edgelm.structure.constraint import JSON_STYLE, LENIENT, Constraint, lark_string
 from edgelm.structure.python_call import python_call
 from edgelm.structure.schema_gaps import close_gaps, close_objects, loosen
+from edgelm.structure.tagged_call import tagged_call
 from edgelm.structure.tool_formats import ToolFormat
 
 Tool = Mapping[str, Any]  # in OpenAI's form: {"type": "function", "function": {"name", "description", "parameters"}}
@@ -20,13 +21,13 @@ ToolChoice = Literal["auto", "none", "required"] | Mapping[str, Any]  # {"name":
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
-def tool_names(tools: Sequence[Tool]) -> list[str]:
-    """Return the names of some tools.
+def tool_parameters(tools: Sequence[Tool]) -> dict[str, Mapping[str, Any]]:
+    """Return the schemas of the parameters of some tools, by the tools' names.
 
     Raises:
         ConfigError: one of them is not in OpenAI's form.
     """
-    return [function["name"] for function in _functions(tools)]
+    return {function["name"]: function.get("parameters") or _NO_PARAMETERS for function in _functions(tools)}
 
 
 def tool_constraint(
@@ -149,6 +150,10 @@ def _grammar(
         if format.is_python:
             rules += python_call(f"tool_{i}", function["name"], _parameters(function))
             continue
+        if format.tags:
+            strict = bool(function.get("strict"))
+            rules += tagged_call(f"tool_{i}", function["name"], _parameters(function), format, strict=strict)
+            continue
         arguments = f"%json {json.dumps(_parameters(function), ensure_ascii=False)}"
         if format.name_end:
             asides = " ".join(f"({format.lark(aside)})?" for aside in format.asides)
@@ -161,9 +166,7 @@ def _grammar(
         rules.append(f'tool_{i}: {" ".join(map(lark_string, head))} {arguments} "}}"')
     tool = "tool: " + " | ".join(f"tool_{i}" for i in range(len(functions)))
     end = format.lark(format.end) if format.end else ""
-    before, behind, separator = (
-        lark_string(text) if text else "" for text in (format.before, format.behind, format.separator)
-    )
+    before, behind, separator = map(format.lark, (format.before, format.behind, format.separator))
     if format.is_list:
         more = f"({separator} tool)*" if parallel else ""
         left, right = (lark_string(text) if text else "" for text in format.brackets)
