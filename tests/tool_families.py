@@ -74,6 +74,12 @@ TEMPLATES = {
     .replace("BEHIND_KEY", ">\n")
     .replace("BEHIND_VALUE", "\n</parameter>\n")
     .replace("END", "</function>\n</tool_call>"),
+    "seed-oss": _IN_TAGS.replace("START", "<seed:tool_call>\n<function=")
+    .replace("BEHIND_NAME", ">\n")
+    .replace("BEFORE_KEY", "<parameter=")
+    .replace("BEHIND_KEY", ">")
+    .replace("BEHIND_VALUE", "</parameter>\n")
+    .replace("END", "</function>\n</seed:tool_call>"),
     "glm": _IN_TAGS.replace("START", "<tool_call>")
     .replace("BEHIND_NAME", "\n")
     .replace("BEFORE_KEY", "<arg_key>")
@@ -98,6 +104,8 @@ WRITTEN = {
     "olmo3": "<function_calls>get_weather(OSLO)\nstop()</function_calls>",
     "qwen3-coder": "<tool_call>\n<function=get_weather>\nOSLO</function>\n</tool_call>\n"
     "<tool_call>\n<function=stop>\n</function>\n</tool_call>",
+    "seed-oss": "<seed:tool_call>\n<function=get_weather>\nOSLO</function>\n</seed:tool_call>\n"
+    "<seed:tool_call>\n<function=stop>\n</function>\n</seed:tool_call>",
     "glm": "<tool_call>get_weather\nOSLO</tool_call>\n<tool_call>stop\n</tool_call>",
     "generic": '<tool_call>\n{"name": "get_weather", "arguments": OSLO}\n</tool_call>',
 }

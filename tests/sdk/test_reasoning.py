@@ -117,6 +117,16 @@ def test_the_channels_of_gpt_oss_are_known_by_its_template(make) -> None:
     assert make(f"{CHANNEL}final<|message|>{SAID}", template).chat(QUESTION).text == SAID
 
 
+@pytest.mark.parametrize("make", [thinking_model, partial(model_with_marks, marks=FORMATS[2].control_tokens)])
+def test_the_marks_of_seed_oss_are_known_by_its_template(make) -> None:
+    answer, template = (
+        text.replace("<think>", "<seed:think>").replace("</think>", "</seed:think>")
+        for text in (ANSWER, TEMPLATE + "{# <think> #}")
+    )
+    completion = make(answer, template).chat(QUESTION)
+    assert (completion.reasoning, completion.text) == (THOUGHT, SAID)
+
+
 def test_channels_go_on_with_a_thought_that_the_request_began() -> None:
     for text, expected in ((f" so.{FINAL}Yes.", (" so.", "Yes.")), (f"So.{FINAL}Yes.", ("So.", "Yes."))):
         for cut in range(len(text) + 1):

@@ -20,7 +20,7 @@ from edgelm.structure.tools import tool_constraint
 from edgelm.testing import scripted_model, tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
 
-TAGGED = pytest.mark.parametrize("name", ["qwen3-coder", "glm"])
+TAGGED = pytest.mark.parametrize("name", ["qwen3-coder", "seed-oss", "glm"])
 STRING = {"type": "string"}
 
 

@@ -46,6 +46,13 @@ FORMATS = (
         control_tokens=("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>"),
         splitter=ChannelSplitter,
     ),
+    # Seed-OSS.
+    ReasoningFormat(
+        start="<seed:think>",
+        end="</seed:think>",
+        signs=("<seed:think>",),
+        control_tokens=("<seed:think>", "</seed:think>"),
+    ),
 )
 
 

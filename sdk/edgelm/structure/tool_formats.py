@@ -132,6 +132,15 @@ FORMATS = (
             value_end="\n</parameter>", behind_value="\n", end="</function>",
         ),
     ),
+    # Seed-OSS of ByteDance.
+    ToolFormat(
+        name="seed-oss", signs=("<seed:tool_call>", "<parameter="), start="<seed:tool_call>",
+        end="</seed:tool_call>", before="\n", behind="\n",
+        tags=Tags(
+            before_name="<function=", behind_name=">\n", before_key="<parameter=", behind_key=">",
+            value_end="</parameter>", behind_value="\n", end="</function>",
+        ),
+    ),
     # GLM 4.5 to 4.6; those from 4.7 on write no line breaks. Hunyuan's call has another mark behind the name.
     ToolFormat(
         name="glm", signs=("<tool_call>", "<arg_key>"), unlike=("<tool_sep>",), start="<tool_call>", end="</tool_call>",
