@@ -392,6 +392,15 @@ def test_tags_that_are_control_tokens_are_read_and_written_as_such() -> None:
         matcher.advance(id_)
     with pytest.raises(EdgeLMError, match="cannot be followed"):
         matcher.advance(model.tokenizer.encode("x")[0])
+    number = {"name": "f", "parameters": {"properties": {"a": {"type": "string", "pattern": "[0-9]"}}}}
+    constraint = tool_constraint([number], "required", tool_format(model))
+    assert constraint is not None
+    begun = model.tokenizer.encode("<tool_call>f<arg_key>a</arg_key><arg_value>", control_tokens=True)
+    for text, is_allowed in (("x</arg_value1", True), ("x1</arg_value>", True), ("x</arg_value>1", False)):
+        matcher = constraint.compile(model.tokenizer)
+        ids = [*begun, *model.tokenizer.encode(text)]
+        allowed = matcher._matcher.validate_tokens(ids) == len(ids)
+        assert allowed == is_allowed, text
 
 
 def test_a_tool_whose_name_no_call_can_have_is_refused() -> None:

@@ -1,0 +1,143 @@
+"""The grammar of a text that stands as it is, without quotes, up to a mark."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgelm.errors import ConfigError
+from edgelm.structure.constraint import lark_string
+
+_UNENFORCED = ("format", "not", "if")
+_SPELLED = {"/": r"\/", "\n": r"\n"}  # between slashes
+_MOST_COUNTED = 1000
+
+
+def unenforceable(tool: str, problem: str) -> ConfigError:
+    """Return the error about a tool's parameters."""
+    return ConfigError(f"The parameters of the tool {tool!r} cannot be enforced: {problem}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawText:
+    """Write Lark's rules for texts in calls of one tool.
+
+    end: the mark. token: what a grammar calls it where it is a control token. strict: whether what cannot be enforced
+    is an error.
+    """
+
+    tool: str
+    end: str
+    token: str = ""
+    strict: bool = False
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether the text stands in lines of its own."""
+        return self.end.startswith("\n")
+
+    def word(self, word: str) -> str:
+        """Write one text in one piece with its end: where others may stand too, the longest piece counts."""
+        return f"{lark_string(word)} {self.token}" if self.token else lark_string(word + self.end)
+
+    def can_be(self, word: str) -> bool:
+        """Say whether a text does not end before its end."""
+        before = "\n" if self.has_lines else ""
+        return f"{before}{word}{self.end}".find(self.end) == len(before + word)
+
+    def rules(self, rule: str, schema: Mapping[str, Any], *, is_beside_brackets: bool = False) -> list[str]:
+        """Return the rules, `rule` the first, of a text and its end, in letters or, where it is one, as a token.
+
+        is_beside_brackets: what looks like a list or an object is one.
+        """
+        if self.strict:
+            self._check_text(schema)
+        end, terminal = regex(self.end), rule.upper()
+        parts = (schema, *(part for part in schema.get("allOf") or () if isinstance(part, Mapping)))
+        matches = [length for part in parts for length in self._length(part, is_beside_brackets)]
+        counted = max(part.get("maxLength", part.get("minLength", 0)) for part in parts)
+        patterns = [match for part in parts for match in self._pattern(part.get("pattern"), counted)]
+        matches = matches + patterns or ["(?s:.*)"]
+        never = [f"{regex(self.end.lstrip())}(?s:.*)"] if self.has_lines else []
+        never += [f"(?s:.*){end}(?s:.+)"] if patterns else []
+        # One negation, as llguidance follows several only so far.
+        ended = [*(f"/(?:{match}){end}/" for match in matches), *([f"~/{'|'.join(never)}/"] if never else [])]
+        rules = [f"{rule}_end[lazy]: {terminal}_END", f"{terminal}_END: {' & '.join(ended)}"]
+        if not self.token:
+            return [f"{rule}: {rule}_end", *rules]
+        whole = [*(f"/{match}/" for match in matches), *([f"~/(?s:.*){end}(?s:.*)/"] if patterns else [])]
+        return [f"{rule}: {rule}_end | {terminal} {self.token}", *rules, f"{terminal}: {' & '.join(whole)}"]
+
+    def _length(self, schema: Mapping[str, Any], is_beside_brackets: bool) -> list[str]:
+        least, most = schema.get("minLength", 0), schema.get("maxLength", math.inf)
+        if not all(isinstance(length, int) or length == math.inf for length in (least, most)) or least > most:
+            raise unenforceable(self.tool, f"a text has at least {least!r} and at most {most!r} characters")
+        if (least, most) == (0, math.inf) and not is_beside_brackets:
+            return []
+        # What a text must have at least has no beginning of an end in it: so much is easily followed.
+        first = regex(self.end[0])
+        opening = rf"[^ \t\r\n\[{{{first if least else ''}]" if is_beside_brackets else "(?s:.)"
+        inside = max(least - 1, 0)
+        rest = f"[^{first}]{{{inside}}}(?s:.{{0,{'' if most == math.inf else most - inside - 1}}})"
+        if least == 0:
+            return [f"(?:{opening}{rest})?" if most > 0 else ""]
+        return [f"{opening}{rest}" if is_beside_brackets else f"[^{first}]{rest}"]
+
+    def _check_text(self, schema: Mapping[str, Any]) -> None:
+        keyword = next((key for key in _UNENFORCED if key in schema), None)
+        if keyword and not (keyword == "format" and '"pattern"' in json.dumps(schema)):
+            raise unenforceable(self.tool, f"{keyword!r} cannot be enforced in a text without quotes")
+
+    def _pattern(self, pattern: object, counted: int) -> list[str]:
+        """Return a pattern of JSON schemas, which may match anywhere, as one of the whole text.
+
+        counted: of how many characters a bound is; pattern and bound together are followed only so far.
+        """
+        if not isinstance(pattern, str):
+            return []
+        match = "|".join(map(_whole, _alternatives(pattern)))
+        if counted <= _MOST_COUNTED and _compiles(match):
+            return [match]
+        if self.strict:
+            raise unenforceable(self.tool, f"the pattern {pattern!r} cannot be enforced in a text without quotes")
+        return []
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """Part a regular expression where it says "or" outside of all brackets."""
+    parts, depth = [""], 0
+    spelled = re.sub(r"\\.|[/\n]", lambda found: _SPELLED.get(found[0], found[0]), pattern, flags=re.DOTALL)
+    for piece in re.findall(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", spelled, re.DOTALL):
+        depth += (piece == "(") - (piece == ")")
+        if piece == "|" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return parts
+
+
+def _whole(alternative: str) -> str:
+    """Return an expression for the whole of a text that one matches somewhere, unless it says where."""
+    inside = alternative.removeprefix("^")
+    left = "" if inside != alternative else "(?s:.*)"
+    if re.search(r"(?<!\\)(?:\\\\)*\$$", inside):
+        return f"{left}(?:{inside[:-1]})"
+    return f"{left}(?:{inside})(?s:.*)"
+
+
+def regex(text: str) -> str:
+    """Return a regular expression, between slashes, that matches a text alone."""
+    return "".join(_SPELLED.get(char) or re.escape(char) for char in text)
+
+
+def _compiles(regex: str) -> bool:
+    if importlib.util.find_spec("llguidance") is None:
+        return True  # which the matcher says
+    from llguidance import LLMatcher
+
+    return not LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(f"start: TEXT\nTEXT: /{regex}/"))
