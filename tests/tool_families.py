@@ -42,6 +42,12 @@ _IN_TAGS = _TURNS.replace(
     "\nSTART{{ c.function.name }}BEHIND_NAME{% for key, value in c.function.arguments.items() %}"
     "BEFORE_KEY{{ key }}BEHIND_KEY{{ value if value is string else value | tojson }}BEHIND_VALUE{% endfor %}END",
 )
+_MARKED = _TURNS.replace(
+    "CALL",
+    "STARTcall:{{ c.function.name + '{' }}{% for key, value in c.function.arguments | dictsort %}{{ key }}:"
+    "{% if value is string %}MARK{{ value }}MARK{% else %}{{ value | tojson }}{% endif %}{{ ',' if not loop.last }}"
+    "{% endfor %}{{ '}' }}END",
+)
 TEMPLATES = {
     "hermes": _TURNS.replace("CALL", "\n<tool_call>\n{{ c.function | tojson }}\n</tool_call>"),
     "llama3": "Environment: ipython "
@@ -86,6 +92,10 @@ TEMPLATES = {
     .replace("BEHIND_KEY", "</arg_key>\n<arg_value>")
     .replace("BEHIND_VALUE", "</arg_value>\n")
     .replace("END", "</tool_call>"),
+    "gemma4": _MARKED.replace("START", "<|tool_call>").replace("MARK", '<|"|>').replace("END", "<tool_call|>"),
+    "functiongemma": _MARKED.replace("START", "<start_function_call>")
+    .replace("MARK", "<escape>")
+    .replace("END", "<end_function_call>"),
     "generic": "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}",
 }
 # What such a model writes to call two tools, or one where it cannot call two.
@@ -107,6 +117,9 @@ WRITTEN = {
     "seed-oss": "<seed:tool_call>\n<function=get_weather>\nOSLO</function>\n</seed:tool_call>\n"
     "<seed:tool_call>\n<function=stop>\n</function>\n</seed:tool_call>",
     "glm": "<tool_call>get_weather\nOSLO</tool_call>\n<tool_call>stop\n</tool_call>",
+    "gemma4": "<|tool_call>call:get_weather{OSLO}<tool_call|><|tool_call>call:stop{}<tool_call|>",
+    "functiongemma": "<start_function_call>call:get_weather{OSLO}<end_function_call>"
+    "<start_function_call>call:stop{}<end_function_call>",
     "generic": '<tool_call>\n{"name": "get_weather", "arguments": OSLO}\n</tool_call>',
 }
 ONE_CALL = ("llama3", "harmony", "generic")
@@ -131,4 +144,6 @@ def written(name: str) -> str:
             tags.before_key + key + tags.behind_key + value + tags.value_end + tags.behind_value
             for key, value in OSLO.items()
         )
+    elif quote := row(name).quote:
+        oslo = ",".join(f"{key}:{quote}{value}{quote}" for key, value in OSLO.items())
     return WRITTEN[name].replace("OSLO", oslo)

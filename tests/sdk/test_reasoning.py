@@ -117,14 +117,22 @@ def test_the_channels_of_gpt_oss_are_known_by_its_template(make) -> None:
     assert make(f"{CHANNEL}final<|message|>{SAID}", template).chat(QUESTION).text == SAID
 
 
-@pytest.mark.parametrize("make", [thinking_model, partial(model_with_marks, marks=FORMATS[2].control_tokens)])
-def test_the_marks_of_seed_oss_are_known_by_its_template(make) -> None:
+@pytest.mark.parametrize("number", [2, 3])  # of Seed-OSS and Gemma 4
+@pytest.mark.parametrize("is_token", [False, True])
+def test_other_marks_are_known_by_the_template(number: int, is_token: bool) -> None:
+    format_ = FORMATS[number]
     answer, template = (
-        text.replace("<think>", "<seed:think>").replace("</think>", "</seed:think>")
-        for text in (ANSWER, TEMPLATE + "{# <think> #}")
+        text.replace("<think>", format_.start).replace("</think>", format_.end)
+        for text in (ANSWER, TEMPLATE + "{#<think>#}")
     )
+    make = partial(model_with_marks, marks=format_.control_tokens) if is_token else thinking_model
     completion = make(answer, template).chat(QUESTION)
     assert (completion.reasoning, completion.text) == (THOUGHT, SAID)
+    assert (
+        not make(SAID, template.replace("assistant\n", f"assistant\n{format_.start}\n{format_.end}"))
+        .chat(QUESTION)
+        .reasoning
+    )
 
 
 def test_channels_go_on_with_a_thought_that_the_request_began() -> None:

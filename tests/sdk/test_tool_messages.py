@@ -123,7 +123,7 @@ def test_results_that_a_template_does_not_write_are_turns_of_the_user() -> None:
         assert model.tokenizer.decode(model.encode_chat(turns, TOOLS)).endswith(f"in Oslo?\n{expected}")
 
 
-@pytest.mark.parametrize("name", ["llama3", "mistral-args", "harmony"])
+@pytest.mark.parametrize("name", ["llama3", "mistral-args", "harmony", "glm", "gemma4"])
 def test_calls_that_are_no_object_between_markers_are_left_to_the_template(name: str) -> None:
     model = scripted_model("x")
     model.chat_template = ChatTemplate(f"{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}{row(name).signs}")
@@ -132,13 +132,22 @@ def test_calls_that_are_no_object_between_markers_are_left_to_the_template(name:
     assert "stop" not in model.tokenizer.decode(model.encode_chat(turns))
 
 
-@pytest.mark.parametrize("name", ["lfm2", "olmo3"])
-def test_arguments_that_were_left_unfinished_have_a_name_where_each_has_its_own(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("lfm2", [r'f(arguments="{\"a")', r'f(arguments="[\"b\"]")', "f()"]),
+        ("olmo3", [r'f(arguments="{\"a")', r'f(arguments="[\"b\"]")', "f()"]),
+        ("qwen3-coder", ['<parameter=arguments>\n{"a\n</parameter>', "<function=f>\n</function>"]),
+        ("glm", ['<arg_key>arguments</arg_key>\n<arg_value>{"a</arg_value>', "<tool_call>f\n</tool_call>"]),
+        ("gemma4", ['call:f{arguments:<|"|>{"a<|"|>}', "call:f{}"]),
+    ],
+)
+def test_arguments_that_were_left_unfinished_have_a_name_where_each_has_its_own(name: str, expected: list[str]) -> None:
     model = with_template(scripted_model("x"), name)
     calls = [{"function": {"name": "f", "arguments": arguments}} for arguments in ('{"a', '["b"]', "")]
     turns: list[Any] = [*QUESTION, {"role": "assistant", "tool_calls": calls}]
     text = model.tokenizer.decode(model.encode_chat(turns), skip_control_tokens=False)
-    for call in (r'f(arguments="{\"a")', r'f(arguments="[\"b\"]")', "f()"):
+    for call in expected:
         assert call in text
 
 

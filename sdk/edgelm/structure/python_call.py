@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgelm.errors import ConfigError
@@ -41,15 +41,28 @@ def python_call(rule: str, name: str, parameters: Mapping[str, Any]) -> list[str
     required = parameters.get("required", ())
     style = {"x-guidance": parameters["x-guidance"]}
     shared = {key: parameters[key] for key in _SHARED if key in parameters}
-    rules = [f'{head} "(" {rule}_first_0 ")"']
-    for i, (parameter, schema) in enumerate(properties.items()):
+    items = []
+    for parameter, schema in properties.items():
         refers = shared if '"$' in _json(schema) else {}
-        # An argument and what follows it, behind another one or as the first.
-        rules.append(f"{rule}_{i}: {lark_string(f'{parameter}=')} %json {_json({**schema, **refers, **style})}")
-        for place, before in (("first", ""), ("next", '", " ')):
-            left_out = "" if parameter in required else f" | {rule}_{place}_{i + 1}"
+        value = f"%json {_json({**schema, **refers, **style})}"
+        items.append((f"{lark_string(f'{parameter}=')} {value}", parameter in required))
+    ends = (f'{rule}_{place}_{len(items)}: ""' for place in ("first", "next"))
+    return [f'{head} "(" {rule}_first_0 ")"', *in_order(rule, items, ", "), *ends]
+
+
+def in_order(rule: str, items: Sequence[tuple[str, bool]], separator: str) -> list[str]:
+    """Return the rules of items in this order, each with whether it must come, and something between each two.
+
+    They begin with `{rule}_first_0`, and end with `{rule}_first_{len(items)}` where none has come, and with
+    `{rule}_next_{len(items)}` where one has; what these are is for others to say.
+    """
+    rules = []
+    for i, (item, is_required) in enumerate(items):
+        rules.append(f"{rule}_{i}: {item}")
+        for place, before in (("first", ""), ("next", f"{lark_string(separator)} ")):
+            left_out = "" if is_required else f" | {rule}_{place}_{i + 1}"
             rules.append(f"{rule}_{place}_{i}: {before}{rule}_{i} {rule}_next_{i + 1}{left_out}")
-    return [*rules, *(f'{rule}_{place}_{len(properties)}: ""' for place in ("first", "next"))]
+    return rules
 
 
 def _is_plain(parameters: Mapping[str, Any], properties: Any) -> bool:

@@ -53,6 +53,13 @@ FORMATS = (
         signs=("<seed:think>",),
         control_tokens=("<seed:think>", "</seed:think>"),
     ),
+    # Gemma 4.
+    ReasoningFormat(
+        start="<|channel>thought",
+        end="<channel|>",
+        signs=("<|channel>thought",),
+        control_tokens=("<|channel>", "<channel|>"),
+    ),
 )
 
 

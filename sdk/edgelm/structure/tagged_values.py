@@ -71,20 +71,20 @@ class ValueForm:
 
 def value_form(schema: object, parameters: Mapping[str, Any], depth: int = 0) -> ValueForm:
     """Return the form of a parameter. parameters: the schema of all, which that of one may refer to."""
-    schema = _resolved(schema, parameters)
+    schema = resolved(schema, parameters)
     if depth > _DEEPEST:
         return ValueForm()
     for key in ("anyOf", "oneOf"):
         if isinstance(schema.get(key), list):
             rest = {name: value for name, value in schema.items() if name != key}
-            parts = (_resolved(part, parameters) for part in schema[key])
+            parts = (resolved(part, parameters) for part in schema[key])
             return _either([value_form({**rest, **part}, parameters, depth + 1) for part in parts])
     if "const" in schema or isinstance(schema.get("enum"), list):
         values = [schema["const"]] if "const" in schema else schema["enum"]
         words = [value for value in values if isinstance(value, str)]
         others = [(_kind(value), {"const": value}) for value in values if not isinstance(value, str)]
         return ValueForm([{"enum": words}] if words else [], others)
-    kinds = _kinds_of(schema, parameters)
+    kinds = kinds_of(schema, parameters)
     return _either(
         [
             ValueForm([schema]) if kind == "string" else ValueForm(others=[(kind, {**schema, "type": kind})])
@@ -109,7 +109,7 @@ def resolve_reference(schema: Mapping[str, Any], parameters: Mapping[str, Any]) 
     return schema
 
 
-def _resolved(schema: object, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+def resolved(schema: object, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a schema without a reference, or an `allOf` of one, around it."""
     if not isinstance(schema, Mapping):
         return {}
@@ -133,14 +133,14 @@ def _either(forms: Sequence[ValueForm]) -> ValueForm:
     return either
 
 
-def _kinds_of(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> Sequence[str]:
+def kinds_of(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> Sequence[str]:
     """Return the kinds of values that a schema names; none: it says nothing."""
     kinds = schema.get("type")
     if isinstance(kinds, str):
         kinds = [kinds]
     if isinstance(kinds, list):
         return kinds if all(kind == "null" or kind in _KINDS.values() for kind in kinds) else ()
-    of_parts = (_kinds_of(_resolved(part, parameters), parameters) for part in schema.get("allOf") or ())
+    of_parts = (kinds_of(resolved(part, parameters), parameters) for part in schema.get("allOf") or ())
     named = [kind for kind, keywords in _KEYWORDS.items() if not keywords.isdisjoint(schema)]
     return next(filter(None, of_parts), named[:1])
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from edgelm.completion import Chunk, ToolCallDelta
+from edgelm.structure.marked_call_reader import MarkedCallReader
 from edgelm.structure.python_call_reader import NAME, PythonCallReader
 from edgelm.structure.tagged_call_reader import TaggedCallReader
 from edgelm.structure.tool_call_reader import ToolCallReader
@@ -17,7 +18,7 @@ from edgelm.structure.tool_formats import ToolFormat
 
 _LONGEST_NAME = 256
 
-_Reader = ToolCallReader | PythonCallReader | TaggedCallReader
+_Reader = ToolCallReader | PythonCallReader | TaggedCallReader | MarkedCallReader
 
 
 class ToolCallParser:
@@ -117,6 +118,8 @@ class ToolCallParser:
             self._pass_over(1)
         elif self._format.tags:
             self._reader = TaggedCallReader(self._format.tags, self._format.end, self._tools)
+        elif self._format.quote:
+            self._reader = MarkedCallReader(self._format.quote)
         elif self._format.is_python and NAME.fullmatch(self._held[0]):
             self._reader = PythonCallReader()
         else:

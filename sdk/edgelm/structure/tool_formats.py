@@ -45,6 +45,7 @@ class ToolFormat:
     separator: stands between two calls, each with markers of its own, or inside one pair of them where `is_list`; a
     list stands in `brackets`, if there are any.
     is_python: a call is `name(parameter=value, …)`. tags: what a call is written in that is neither.
+    quote: a call is `call:name{key:value,…}`, and this stands before and behind each string.
     argument_key: the name of the arguments in a call's object.
     name_end: the name stands before the object, up to this marker, and the object is the arguments alone.
     name_stops: what begins anything else before `name_end`. asides: what of that a model may write, in this order.
@@ -52,7 +53,7 @@ class ToolFormat:
     takes the thinking apart.
     takes_tools: whether the chat template writes the definitions, calls and results itself.
     takes_calls: whether that of the model, which writes definitions, writes calls too; all that name a tool before its
-    object, or call without a marker or in tags, do.
+    object, or call without a marker or in tags or marks, do.
     takes_results: whether it writes results, as messages of the role `tool`.
     takes_system: whether that of the model takes a system message, for the definitions that it does not write itself.
     takes_thinking: whether it reads what was thought before a call as `thinking`, and nothing that was said besides.
@@ -70,6 +71,7 @@ class ToolFormat:
     brackets: tuple[str, str] = ("[", "]")
     is_python: bool = False
     tags: Tags | None = None
+    quote: str = ""
     is_parallel: bool = True
     bare_start: str = ""
     argument_key: str = "arguments"
@@ -85,10 +87,15 @@ class ToolFormat:
     control_ids: Mapping[str, int] = field(default_factory=dict)  # of the control tokens of the model in the markers
 
     @property
+    def is_json(self) -> bool:
+        """Whether the arguments of a call are JSON."""
+        return not (self.is_python or self.tags or self.quote)
+
+    @property
     def markers(self) -> str:
         """All that the format writes beside names and objects."""
         tags = "" if self.tags is None else "\n".join(map(str, vars(self.tags).values()))
-        return "\n".join((self.lead, self.start, *self.asides, self.name_end, self.end, tags))
+        return "\n".join((self.lead, self.start, *self.asides, self.name_end, self.quote, self.end, tags))
 
     def lark(self, marker: str) -> str:
         """Write a marker for a grammar: a token where there is one in it."""
@@ -176,6 +183,15 @@ FORMATS = (
         name="olmo3", signs=("<function_calls>", "tool_calls"), start="<function_calls>", end="</function_calls>",
         is_python=True, is_list=True, brackets=("", ""),
     ),
+    # Gemma 4, and FunctionGemma.
+    ToolFormat(
+        name="gemma4", signs=("<|tool_call>call:",), start="<|tool_call>", end="<tool_call|>", separator="",
+        quote='<|"|>',
+    ),
+    ToolFormat(
+        name="functiongemma", signs=("<start_function_call>call:",), start="<start_function_call>",
+        end="<end_function_call>", separator="", quote="<escape>",
+    ),
     # The chat template knows no tools: the definitions stand in the system message, or before the user's first words
     # where it takes none, and the text is that of Hermes.
     ToolFormat(
@@ -198,7 +214,7 @@ def tool_format(model: LanguageModel) -> ToolFormat:
     return replace(
         row,
         control_ids={text: control_tokens[text] for text in control_tokens if text in row.markers},
-        takes_calls="tool_calls" in source or bool(row.name_end or row.bare_start or row.tags),
+        takes_calls="tool_calls" in source or bool(row.name_end or row.bare_start or row.tags or row.quote),
         takes_results=row.takes_tools and (template is None or template.takes_results),
         takes_system=row.takes_tools or template is None or template.takes_system,
     )

@@ -57,7 +57,7 @@ def show_tools(
         turns = _one_call_a_turn(turns)
     if format.takes_thinking:
         _join_thinking(turns)
-    if format.is_python or format.tags:
+    if not format.is_json:
         _name_unfinished(turns)
     if not format.takes_results:
         turns = _with_results_said(turns)

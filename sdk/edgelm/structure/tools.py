@@ -10,6 +10,7 @@ from typing import Any, Literal
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.structure.constraint import JSON_STYLE, LENIENT, Constraint, lark_string
+from edgelm.structure.marked_call import marked_call
 from edgelm.structure.python_call import python_call
 from edgelm.structure.schema_gaps import close_gaps, close_objects, loosen
 from edgelm.structure.tagged_call import tagged_call
@@ -150,9 +151,10 @@ def _grammar(
         if format.is_python:
             rules += python_call(f"tool_{i}", function["name"], _parameters(function))
             continue
-        if format.tags:
+        if format.tags or format.quote:
+            call = tagged_call if format.tags else marked_call
             strict = bool(function.get("strict"))
-            rules += tagged_call(f"tool_{i}", function["name"], _parameters(function), format, strict=strict)
+            rules += call(f"tool_{i}", function["name"], _parameters(function), format, strict=strict)
             continue
         arguments = f"%json {json.dumps(_parameters(function), ensure_ascii=False)}"
         if format.name_end:
