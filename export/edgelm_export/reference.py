@@ -8,18 +8,18 @@ own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.architecture.relative_positions import relative_buckets
 from edgelm.architecture.rope import cos_sin_tables, has_long_table, query_factors, sinusoidal_table
-from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, SUPPRESSED_LOGIT, XIELU_BETA, ModelConfig
+from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.reference_linear_attention import causal_sums, linear_attention, silu
+from edgelm_export.reference_activations import ACTIVATIONS, silu, xielu
+from edgelm_export.reference_linear_attention import causal_sums, linear_attention
 from edgelm_export.tensor_map import PER_LAYER_EMBEDDING, head_name
 from edgelm_export.wide_stream import WideStream
 
@@ -416,7 +416,7 @@ def _mlp(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str) -> 
     def sub_normed(x_TF: Array) -> Array:
         return _norm(config, weights, f"{name}.ffn_sub_norm.", x_TF) if config.sub_norms else x_TF
 
-    activation, limit = ACTIVATIONS.get(config.hidden_act, partial(_xielu, weights, name)), config.swiglu_limit
+    activation, limit = ACTIVATIONS.get(config.hidden_act, partial(xielu, weights, name)), config.swiglu_limit
     up_TF = _linear(weights, f"{name}.up_proj", hidden_TD)
     if not config.mlp_gated:
         return _linear(weights, f"{name}.down_proj", sub_normed(activation(up_TF)))
@@ -455,51 +455,3 @@ def _experts(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str)
             shared_TD = shared_TD / (1 + np.exp(-hidden_TD @ weights[f"{name}.shared_expert_gate.weight"].T))
         summed_TD += shared_TD
     return summed_TD
-
-
-def _gelu(x: Array) -> Array:
-    return x * (0.5 + 0.5 * _erf(x / np.float32(math.sqrt(2)))).astype(np.float32)
-
-
-def _gelu_tanh(x: Array) -> Array:
-    inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)
-    return np.asarray(x * np.float32(0.5) * (1 + np.tanh(inner)))
-
-
-def _relu(x: Array) -> Array:
-    return np.maximum(x, 0)
-
-
-def _erf(x: Array) -> NDArray[np.float64]:
-    """Interpolate the error function in a table of exact values; the error is below 4.1e-9, a tenth of float32's.
-
-    Linear interpolation errs by step**2 / 8 * max |erf''| = (12 / 2**16)**2 / 8 * 0.968, and beyond 6 erf is 1 - 2e-17.
-    """
-    return np.interp(x, *_erf_table())
-
-
-@cache
-def _erf_table() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    points = np.linspace(-6, 6, 2**16 + 1)
-    return points, np.array([math.erf(point) for point in points.tolist()])
-
-
-def _xielu(weights: Weights, name: str, x: Array) -> Array:
-    """Grow by the square above zero, and towards a line below (arXiv:2411.13010), by two learned factors."""
-    above, below = (np.logaddexp(np.float32(0), weights[f"{name}.act_fn.alpha_{side}"]) for side in "pn")
-    positive, negative = np.maximum(x, 0), np.minimum(x, 0)
-    half = np.float32(XIELU_BETA)
-    return np.asarray(above * positive * positive + (half + below) * (np.expm1(negative) - negative) + half * x)
-
-
-def _relu2(x: Array) -> Array:
-    return np.square(np.maximum(x, 0))
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "silu": silu,
-    "gelu": _gelu,
-    "gelu_pytorch_tanh": _gelu_tanh,
-    "relu": _relu,
-    "relu2": _relu2,
-}

@@ -6,15 +6,13 @@ and Y their dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
+from edgelm_export.reference_activations import Array, Weights, silu
 
-Array = NDArray[np.float32]
-Weights = Mapping[str, Array]
 # Multiplies [T, K] by the weight of that name, and adds its bias.
 Linear = Callable[[Weights, str, Array], Array]
 
@@ -87,9 +85,3 @@ def causal_sums(x_TW: Array, weight_W1L: Array, lengths: Sequence[int]) -> Array
         summed_TW[own] = sum(padded_TW[i : i + length] * weight_W1L[:, 0, i] for i in range(before + 1))
         start += length
     return summed_TW
-
-
-def silu(x: Array) -> Array:
-    """Return x * sigmoid(x)."""
-    with np.errstate(over="ignore"):  # exp(-x) is inf for a very negative x, and x / inf the right 0
-        return np.asarray(x / (1 + np.exp(-x)))
