@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from model_features import GEMMA4_FEATURES
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -81,6 +82,13 @@ GPT2 = {
     "tie_word_embeddings": True,
 }
 
+SHARED_KEYS = GEMMA4_FEATURES | {
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "layer_types": ("sliding_attention", "full_attention") * 2,
+    "attention_k_eq_v": False,
+    "use_double_wide_mlp": True,
+}
 FEATURES: dict[str, dict[str, Any]] = (
     LLAMAS
     | QWENS
@@ -154,6 +162,8 @@ FEATURES: dict[str, dict[str, Any]] = (
             "routed_scaling_factor": 2.5,
             "shared_expert_intermediate_size": 12,
         },
+        "keys that are values, features of each layer's own": GEMMA4_FEATURES,
+        "keys of other layers": SHARED_KEYS,
     }
 )
 
@@ -327,8 +337,11 @@ def test_documents_in_one_row_give_the_logits_of_each_alone(name: str, tiny_conf
     torch.testing.assert_close(packed, torch.stack(alone), atol=1e-5, rtol=0)
 
 
-def test_activation_checkpointing_changes_neither_logits_nor_gradients(tiny_config: ModelConfig) -> None:
-    model = random_model(tiny_config).train()
+@pytest.mark.parametrize("features", [{}, SHARED_KEYS])
+def test_activation_checkpointing_changes_neither_logits_nor_gradients(
+    features: dict[str, Any], tiny_config: ModelConfig
+) -> None:
+    model = random_model(replace(tiny_config, **features)).train()
     ids_BT = random_ids(tiny_config, 2, 20)
     documents_BT = (torch.arange(20) // 7).expand(2, -1)
     seen = []
