@@ -247,6 +247,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": LLAMA3 | {"rope_theta": 1e4},
         },
     ),
+    "helium": ("helium", {"head_dim": 16, "tie_word_embeddings": False, "pad_token_id": 0}),
+    "helium with biases, tied": ("helium", {"head_dim": 16, "attention_bias": True, "mlp_bias": True}),
+    "internlm3": ("internlm3", {"head_dim": 16, "tie_word_embeddings": False}),
+    "internlm3 with biases, a head_dim of its own": ("internlm3", {"head_dim": 32, "qkv_bias": True, "bias": True}),
     "hunyuan_v1_dense": (
         "hunyuan_v1_dense",
         {

@@ -138,9 +138,9 @@ def test_an_imported_folder_loads_in_transformers_and_so_does_the_trained_one(
     expected_TV = theirs(save_model(model_type, tmp_path / "hf", **changes), ids)
     import_checkpoint(tmp_path / "hf", tmp_path / "ours")
     imported = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
-    # A Phi-3 comes back as the Llama, or the Mistral, that it is, an ERNIE, a GLM and an EXAONE 3 as a Llama, a
-    # Granite 4 as a Granite 3, a Seed-OSS as a Qwen2.
-    another = ("phi3", "ernie4_5", "glm", "exaone", "granitemoehybrid", "seed_oss")
+    # A Phi-3 comes back as the Llama, or the Mistral, that it is, an ERNIE, a GLM, a Helium and an EXAONE 3 as a Llama,
+    # a Granite 4 as a Granite 3, a Seed-OSS as a Qwen2.
+    another = ("phi3", "ernie4_5", "glm", "helium", "exaone", "granitemoehybrid", "seed_oss")
     assert imported.config.model_type == model_type or model_type in another
     np.testing.assert_allclose(theirs(imported, ids), expected_TV, rtol=0, atol=TOLERANCE)
     imported.save_pretrained(tmp_path / "again")  # which keeps our section, and says nothing else beside it

@@ -25,7 +25,9 @@ from edgelm_export.architectures.gpt_neox import GPT_NEOX
 from edgelm_export.architectures.gpt_oss import GPT_OSS
 from edgelm_export.architectures.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED
 from edgelm_export.architectures.granite_hybrid import GRANITE_HYBRID
+from edgelm_export.architectures.helium import HELIUM
 from edgelm_export.architectures.hunyuan import HUNYUAN
+from edgelm_export.architectures.internlm3 import INTERNLM3
 from edgelm_export.architectures.lfm2 import LFM2, LFM2_MOE
 from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.architectures.m2m_100 import M2M_100
@@ -88,7 +90,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ernie4_5_moe": ERNIE4_5_MOE,
     "exaone": EXAONE,  # EXAONE 3 and 3.5
     "exaone4": EXAONE4,
+    "helium": HELIUM,
     "hunyuan_v1_dense": HUNYUAN,
+    "internlm3": INTERNLM3,
     "lfm2": LFM2,
     "lfm2_moe": LFM2_MOE,  # LFM2-8B-A1B
     "seed_oss": SEED_OSS,
