@@ -23,6 +23,7 @@ _WHOLE = frozenset(
         "qwen2_vl",
         "qwen2_5_vl",
         "qwen3_vl",
+        "qwen3_vl_moe",
         "qwen3_5",
         "qwen3_5_moe",
         "smolvlm",
@@ -31,8 +32,10 @@ _WHOLE = frozenset(
 # A position has three numbers in these, which are the same without an image: rope as it is.
 _SAME_FAMILY = {
     "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
-    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe",
 }  # fmt: skip
+# What the text of all of a kind has that config.json of its family would have to say.
+_SAID: Mapping[str, Mapping[str, Any]] = {"qwen3_vl_moe_text": {"norm_topk_prob": True}}
 _ROPES = ("rope_scaling", "rope_parameters")
 _THREE_POSITIONS = ("mrope_section", "mrope_interleaved")
 # What the names of the text part begin with, where another part has its own, and those of its head.
@@ -93,6 +96,7 @@ def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | Non
     model_type = own.get("model_type")
     text_values = {
         **own,
+        **_SAID.get(str(model_type), {}),
         **{key: values[key] for key in _TOKENS if values.get(key) is not None},
         **{key: plain_rope(own[key]) for key in _ROPES if isinstance(own.get(key), Mapping)},
         "model_type": _SAME_FAMILY.get(str(model_type), model_type),

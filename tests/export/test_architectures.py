@@ -34,7 +34,7 @@ def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_each_for
     values |= {"decoder_start_token_id": 0} | NEEDED.get(name, {})
     config = row.to_model_config(SIZES | GPT2_SIZES | values | {"mlp_bias": True, "qk_norm": True})
     assert config.model_type == name
-    for layout in (row.layout_for(config), row.mlx, row.gguf and row.gguf.layout):
+    for layout in (row.layout_for(config), row.mlx, row.stacked, row.gguf and row.gguf.layout):
         if layout is None:
             continue
         present: dict[str, tuple[int, ...]] = {}

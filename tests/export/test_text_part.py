@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from family_models import GEMMA4, QWEN3_5, QWEN3_5_MOE, randomize
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from edgelm.config import ModelConfig
@@ -91,6 +92,18 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         QWEN3_5_MOE | {"rope_parameters": THREE_POSITIONS | {"partial_rotary_factor": 0.25}},
         QWEN_VISION | {"hidden_size": 32},
     ),
+    "qwen3_vl_moe": (
+        "qwen3_moe",
+        {
+            "head_dim": 16,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "mlp_only_layers": [0],
+            "rope_parameters": THREE_POSITIONS | {"mrope_interleaved": True},
+        },
+        QWEN_VISION | {"hidden_size": 32, "deepstack_visual_indexes": [0]},
+    ),
     "smolvlm": ("llama", {"model_type": "llama"}, VISION),
     "idefics3": ("llama", {"model_type": "llama"}, VISION),
     "lfm2_vl": (
@@ -112,6 +125,10 @@ def save(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> np.ndar
     model = AutoModelForImageTextToText.from_config(config).eval()
     randomize(model)
     model.save_pretrained(folder)
+    if kind == "qwen3_vl_moe":  # whose published files have experts the other way round
+        tensors = load_file(folder / "model.safetensors")
+        turned = {name: tensor.mT.contiguous() if ".experts." in name else tensor for name, tensor in tensors.items()}
+        save_file(turned, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save_pretrained(folder)
     with torch.no_grad():
         return model(input_ids=torch.tensor([IDS])).logits[0].numpy()

@@ -22,6 +22,14 @@ _DEFAULTS: Mapping[str, Any] = {
     "num_experts": 128,
     "num_experts_per_tok": 8,
 }
+_EXPERTS = "model.layers.{i}.mlp.experts"
+# Those of Qwen3-VL are stacks of [in, out], with gates and ups in one.
+_STACKS = (f"{_EXPERTS}.gate_up_proj", f"{_EXPERTS}.down_proj")
+_STACKED_NAMES = {name: name for name in experts.GGUF_NAMES | llama.GGUF_QK_NORMS} | {
+    f"{_EXPERTS}.{{e}}.gate_proj.weight": _STACKS[0],
+    f"{_EXPERTS}.{{e}}.up_proj.weight": _STACKS[0],
+    f"{_EXPERTS}.{{e}}.down_proj.weight": _STACKS[1],
+}
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -65,6 +73,7 @@ QWEN3_MOE = Architecture(
     model_type="qwen3_moe",
     to_model_config=_to_model_config,
     mlx=TensorLayout(names=experts.MLX_NAMES),
+    stacked=TensorLayout(names=_STACKED_NAMES, transposed=frozenset(_STACKS)),
     gguf=GGUFFamily(
         architecture="qwen3moe",
         to_hf_config=_gguf_to_hf_config,
