@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from family_models import GEMMA4, LFM2
+from family_models import GEMMA4, LFM2, QWEN3_5
 from tiny_training_runs import finetune_settings
 from transformers import PreTrainedModel
 
@@ -37,6 +37,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "nanochat": {"tie_word_embeddings": False},
     "lfm2": LFM2,
     "gemma4_text": GEMMA4,
+    "qwen3_5_text": QWEN3_5,
 }
 
 

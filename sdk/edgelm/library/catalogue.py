@@ -138,6 +138,14 @@ CATALOGUE = {
         context_length=40960,
         description="Qwen3 1.7B by Alibaba Cloud, with thinking, safetensors",
     ),
+    "qwen3.5-0.8b": KnownModel(
+        origin="hf:Qwen/Qwen3.5-0.8B",
+        license="Apache-2.0",
+        size=1_800_000_000,
+        precision="bf16",
+        context_length=262144,
+        description="Qwen3.5 0.8B by Alibaba Cloud, the part that reads text, with thinking on request, safetensors",
+    ),
     "gemma-3-270m": KnownModel(
         origin=WheelFile(
             file_name="gemma-3-270m-q4_k_m.gguf",
