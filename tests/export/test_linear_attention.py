@@ -78,6 +78,23 @@ def test_a_cache_goes_back_to_its_last_mark_and_on_to_the_same_bits(model: Langu
     assert streamed(model, IDS[:100], GREEDY, cache) == expected
 
 
+def test_marks_are_those_of_the_text_that_is_in_the_cache(model: LanguageModel) -> None:
+    model.prefixes = PrefixCache(model.config, 0)
+    cache = model.new_cache()
+    streamed(model, IDS[:120], GREEDY.replace(max_new_tokens=200), cache)
+    assert sorted(cache.marks.states) == [96, 256, 288]  # of an answer, the last two
+    cache.truncate(cache.length)
+    assert cache.length == 319
+    first, copy = cache.marks.states[96], cache.clone()
+    streamed(model, IDS[500:620], GREEDY.replace(max_new_tokens=2), cache)
+    assert sorted(cache.marks.states) == [96]
+    assert not np.array_equal(cache.marks.states[96][-1], first[-1])
+    assert sorted(copy.marks.states) == [96, 256, 288]
+    copy.truncate(200)
+    assert copy.length == 96
+    np.testing.assert_array_equal(states_of(copy)[-1], first[-1])
+
+
 def test_a_prompt_that_is_asked_again_is_read_from_its_last_mark(model: LanguageModel) -> None:
     model.prefixes = PrefixCache(model.config, answers=False)
     expected = alone(model, IDS[:700])
@@ -87,9 +104,24 @@ def test_a_prompt_that_is_asked_again_is_read_from_its_last_mark(model: Language
     assert first.token_ids == again.token_ids == expected
     assert again.usage.cached_tokens == 672
     assert prefixes.bytes == 21 * 32 * model.config.kv_bytes_per_token + 2 * STATE_BYTES  # at 512 and 672
+    cache = model.new_cache()
+    streamed(model, IDS[:700], GREEDY.replace(max_new_tokens=2), cache)
+    assert 672 in cache.marks.states
     longer = model.generate(IDS[:900], GREEDY)
     assert longer.usage.cached_tokens == 672
     assert longer.token_ids == alone(model, IDS[:900])
+    prefixes.clear()
+    assert prefixes.bytes == 0
+
+
+def test_a_budget_counts_the_states_that_are_kept(model: LanguageModel) -> None:
+    block = 32 * model.config.kv_bytes_per_token
+    for budget, kept in ((block + STATE_BYTES - 1, 0), (10 * block + 2 * STATE_BYTES, 1)):
+        model.prefixes = prefixes = PrefixCache(model.config, budget, answers=False)
+        for start in range(0, 600, 100):
+            model.generate(IDS[start : start + 320], GREEDY.replace(max_new_tokens=2))
+            assert kept <= prefixes.bytes <= budget
+        assert model.generate(IDS[500:820], GREEDY.replace(max_new_tokens=2)).usage.cached_tokens == 288 * kept
 
 
 def test_where_two_prompts_part_the_third_goes_on(model: LanguageModel) -> None:
