@@ -10,6 +10,7 @@ from edgelm.completion import Message
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import load
+from edgelm.structure.tagged_values import value_form
 from edgelm.structure.tool_formats import FORMATS, ToolFormat
 from edgelm.structure.tools import tool_constraint
 from edgelm.testing import tiny_model_path
@@ -56,6 +57,30 @@ def test_a_tools_broken_schema_is_refused_without_the_grammar_around_it() -> Non
     tool = {"name": "f", "parameters": {"properties": {"a": {"type": "objekt"}}}}
     with pytest.raises(ConfigError, match=r"^The JSON schema of a tool, .*cannot be enforced: Invalid type: objekt$"):
         load(tiny_model_path()).stream_chat(QUESTION, tools=[tool], tool_choice="required")
+
+
+@pytest.mark.parametrize("name", ["qwen3-coder", "gemma4"])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"properties": {"a": {}}, "required": [5]},
+        {"properties": {5: {}}},
+        {"properties": {"a": {"type": "string", "maxLength": "x"}}, "required": ["a"]},
+    ],
+)
+def test_parameters_that_are_no_schema_are_refused_where_calls_are_no_json(name: str, parameters: Any) -> None:
+    with pytest.raises(ConfigError, match=r"The parameters of the tool 'f' (are no JSON schema|cannot be enforced): "):
+        tool_constraint([{"name": "f", "parameters": parameters}], "auto", row(name))
+
+
+@pytest.mark.parametrize("name", ["qwen3-coder", "gemma4"])
+@pytest.mark.parametrize("key", ["anyOf", "allOf"])
+def test_a_small_schema_of_endless_parts_takes_no_time(name: str, key: str) -> None:
+    definitions: dict[str, Any] = {f"d{i}": {key: [{"$ref": f"#/$defs/d{i + 1}"}] * 10} for i in range(20)}
+    for last in ({"type": "string"}, {"$ref": "#/$defs/d0"}, {key: 5}):
+        parameters = {"properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": {**definitions, "d20": last}}
+        assert tool_constraint([{"name": "f", "parameters": parameters}], "auto", row(name)) is not None
+        assert value_form({"$ref": "#/$defs/d0"}, parameters).read("5") in ("5", '"5"')
 
 
 def _nested(depth: int) -> dict[str, Any]:

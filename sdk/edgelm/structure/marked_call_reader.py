@@ -9,6 +9,7 @@ from edgelm.structure.python_call_reader import NAME, read_literal
 from edgelm.structure.reasoning_splitter import first_mark
 
 _HEAD = "call:"
+_LONGEST_KEY = 1024
 
 
 class MarkedCallReader:
@@ -53,7 +54,7 @@ class MarkedCallReader:
     def _take_word(self, char: str) -> bool:
         """Take what stands between strings."""
         self._word += char
-        word = self._word[:-1].strip()
+        word = self._word[:-1].strip() if char in ",:{}[]" else ""
         if self._word.endswith(self._mark):
             self._word = ""
             if not self._is_key and not self._is_over:
@@ -79,9 +80,10 @@ class MarkedCallReader:
         self._word += char
         place, is_whole = first_mark(self._word, (self._mark,))
         if self._is_key or self._is_over:
+            self._word = self._word if self._is_key else self._word[place:]
             if is_whole:
-                self._word, self._take = self._word[:place], self._take_word
-            return True
+                self._word, self._take = self._word[: place * self._is_key], self._take_word
+            return len(self._word) <= _LONGEST_KEY
         self.arguments += json.dumps(self._word[:place], ensure_ascii=False)[1:-1]
         self._word = self._word[place:]
         if is_whole:

@@ -12,10 +12,12 @@ from typing import Any
 
 from edgelm.errors import ConfigError
 from edgelm.structure.constraint import lark_string
+from edgelm.structure.tagged_values import parts_of
 
 _UNENFORCED = ("format", "not", "if")
 _SPELLED = {"/": r"\/", "\n": r"\n"}  # between slashes
 _MOST_COUNTED = 1000
+_LONGEST_PATTERN = 4000
 
 
 def unenforceable(tool: str, problem: str) -> ConfigError:
@@ -58,7 +60,7 @@ class RawText:
         if self.strict:
             self._check_text(schema)
         end, terminal = regex(self.end), rule.upper()
-        parts = (schema, *(part for part in schema.get("allOf") or () if isinstance(part, Mapping)))
+        parts = (schema, *parts_of(schema))
         matches = [length for part in parts for length in self._length(part, is_beside_brackets)]
         counted = max(part.get("maxLength", part.get("minLength", 0)) for part in parts)
         patterns = [match for part in parts for match in self._pattern(part.get("pattern"), counted)]
@@ -100,9 +102,10 @@ class RawText:
         """
         if not isinstance(pattern, str):
             return []
-        match = "|".join(map(_whole, _alternatives(pattern)))
-        if counted <= _MOST_COUNTED and _compiles(match):
-            return [match]
+        if counted <= _MOST_COUNTED and len(pattern) <= _LONGEST_PATTERN:
+            match = "|".join(map(_whole, _alternatives(pattern)))
+            if _compiles(match):
+                return [match]
         if self.strict:
             raise unenforceable(self.tool, f"the pattern {pattern!r} cannot be enforced in a text without quotes")
         return []

@@ -53,7 +53,7 @@ class TaggedCallReader:
     # Each step takes what it can of the text that is held, and says whether a call can go on so.
 
     def _take_name(self) -> bool:
-        core = self._held.lstrip()
+        self._held = core = self._held.lstrip()
         before, behind = self._tags.before_name, self._tags.behind_name.strip()
         if not core.startswith(before):
             return before.startswith(core)

@@ -20,7 +20,8 @@ _KEYWORDS = {
     "number": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"},
 }
 _UNLIKE_TEXT = ("array", "object", "null")
-_DEEPEST = 16
+_DEEPEST = 16  # of references to references
+_MOST_BRANCHES = 256  # of all that a schema may be
 
 
 @dataclass(frozen=True)
@@ -69,28 +70,32 @@ class ValueForm:
         return value
 
 
-def value_form(schema: object, parameters: Mapping[str, Any], depth: int = 0) -> ValueForm:
+def value_form(schema: object, parameters: Mapping[str, Any]) -> ValueForm:
     """Return the form of a parameter. parameters: the schema of all, which that of one may refer to."""
-    schema = resolved(schema, parameters)
-    if depth > _DEEPEST:
-        return ValueForm()
-    for key in ("anyOf", "oneOf"):
-        if isinstance(schema.get(key), list):
-            rest = {name: value for name, value in schema.items() if name != key}
-            parts = (resolved(part, parameters) for part in schema[key])
-            return _either([value_form({**rest, **part}, parameters, depth + 1) for part in parts])
-    if "const" in schema or isinstance(schema.get("enum"), list):
-        values = [schema["const"]] if "const" in schema else schema["enum"]
-        words = [value for value in values if isinstance(value, str)]
-        others = [(_kind(value), {"const": value}) for value in values if not isinstance(value, str)]
-        return ValueForm([{"enum": words}] if words else [], others)
-    kinds = kinds_of(schema, parameters)
-    return _either(
-        [
-            ValueForm([schema]) if kind == "string" else ValueForm(others=[(kind, {**schema, "type": kind})])
-            for kind in kinds
-        ]
-    )
+    texts: list[Mapping[str, Any]] = []
+    others: list[tuple[str, Mapping[str, Any]]] = []
+    waiting, steps = [resolved(schema, parameters)], 0
+    while waiting:
+        part, steps = waiting.pop(0), steps + 1
+        branches = next((key for key in ("anyOf", "oneOf") if isinstance(part.get(key), list)), None)
+        if branches is not None:
+            rest = {name: value for name, value in part.items() if name != branches}
+            waiting = [{**rest, **resolved(branch, parameters)} for branch in part[branches]] + waiting
+        elif "const" in part or isinstance(part.get("enum"), list):
+            values = [part["const"]] if "const" in part else part["enum"]
+            words = [value for value in values if isinstance(value, str)]
+            texts += [{"enum": words}] if words else []
+            others += [(_kind(value), {"const": value}) for value in values if not isinstance(value, str)]
+        else:
+            kinds = kinds_of(part, parameters)
+            texts += [part] if "string" in kinds else []
+            others += [(kind, {**part, "type": kind}) for kind in kinds if kind != "string"]
+            if not kinds:
+                return ValueForm()
+        if steps > _MOST_BRANCHES:
+            return ValueForm()
+    form = ValueForm(texts, others)
+    return ValueForm(texts, [other for other in others if other[0] in _UNLIKE_TEXT]) if form.has_open_text else form
 
 
 def resolve_reference(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -122,27 +127,20 @@ def resolved(schema: object, parameters: Mapping[str, Any]) -> Mapping[str, Any]
     return schema
 
 
-def _either(forms: Sequence[ValueForm]) -> ValueForm:
-    if any(form.is_any for form in forms):
-        return ValueForm()
-    either = ValueForm(
-        [text for form in forms for text in form.texts], [other for form in forms for other in form.others]
-    )
-    if either.has_open_text:
-        return ValueForm(either.texts, [other for other in either.others if other[0] in _UNLIKE_TEXT])
-    return either
-
-
 def kinds_of(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> Sequence[str]:
     """Return the kinds of values that a schema names; none: it says nothing."""
-    kinds = schema.get("type")
-    if isinstance(kinds, str):
-        kinds = [kinds]
-    if isinstance(kinds, list):
-        return kinds if all(kind == "null" or kind in _KINDS.values() for kind in kinds) else ()
-    of_parts = (kinds_of(resolved(part, parameters), parameters) for part in schema.get("allOf") or ())
-    named = [kind for kind, keywords in _KEYWORDS.items() if not keywords.isdisjoint(schema)]
-    return next(filter(None, of_parts), named[:1])
+    parts = [schema, *(resolved(part, parameters) for part in parts_of(schema))]
+    for kinds in (part["type"] for part in parts if "type" in part):
+        named = [kinds] if isinstance(kinds, str) else kinds
+        is_known = isinstance(named, list) and all(kind == "null" or kind in _KINDS.values() for kind in named)
+        return named if is_known else ()
+    return [kind for kind, keywords in _KEYWORDS.items() if not keywords.isdisjoint(schema)][:1]
+
+
+def parts_of(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the schemas that all hold besides."""
+    parts = schema.get("allOf")
+    return [part for part in parts if isinstance(part, Mapping)] if isinstance(parts, list) else []
 
 
 def _kind(value: object) -> str:

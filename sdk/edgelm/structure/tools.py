@@ -152,9 +152,11 @@ def _grammar(
             rules += python_call(f"tool_{i}", function["name"], _parameters(function))
             continue
         if format.tags or format.quote:
-            call = tagged_call if format.tags else marked_call
-            strict = bool(function.get("strict"))
-            rules += call(f"tool_{i}", function["name"], _parameters(function), format, strict=strict)
+            write, strict = tagged_call if format.tags else marked_call, bool(function.get("strict"))
+            try:
+                rules += write(f"tool_{i}", function["name"], _parameters(function), format, strict=strict)
+            except (AttributeError, TypeError, RecursionError) as error:
+                raise _no_schema(function, error) from error
             continue
         arguments = f"%json {json.dumps(_parameters(function), ensure_ascii=False)}"
         if format.name_end:
@@ -215,4 +217,8 @@ def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
         json.dumps(schema, allow_nan=False)
         return schema
     except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"The parameters of the tool {function['name']!r} are no JSON schema: {error}.") from error
+        raise _no_schema(function, error) from error
+
+
+def _no_schema(function: Mapping[str, Any], error: Exception) -> ConfigError:
+    return ConfigError(f"The parameters of the tool {function['name']!r} are no JSON schema: {error}.")
