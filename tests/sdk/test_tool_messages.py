@@ -339,6 +339,13 @@ def test_definitions_stand_before_the_first_words_where_a_template_takes_no_syst
     assert model.tokenizer.decode(alone) == "[assistant] Hello!"
 
 
+def test_a_function_alone_is_shown_as_the_definition_that_it_is() -> None:
+    model = scripted_model("x")
+    model.chat_template = ChatTemplate("[TOOL_CALLS]{{ tools[0].type }} {{ tools[0].function.name }}")
+    for tool in ({"name": "f"}, {"type": "function", "function": {"name": "f"}}):
+        assert model.tokenizer.decode(model.encode_chat(QUESTION, [tool])) == "[TOOL_CALLS]function f"
+
+
 @pytest.mark.parametrize("tools", [None, []])
 def test_without_tools_a_template_is_told_of_none(tools: Any) -> None:
     model = scripted_model("x")

@@ -64,7 +64,13 @@ def show_tools(
     if not format.takes_tools:
         return _as_text(turns, tools, format), {}, {}  # type: ignore[return-value]
     marks = {} if format.takes_calls else _write_calls(turns, format)
-    return turns, {"tools": list(tools)} if tools else {}, marks  # type: ignore[return-value]
+    return turns, {"tools": [_definition(tool) for tool in tools]} if tools else {}, marks  # type: ignore[return-value]
+
+
+def _definition(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a definition as templates read it: many know a function by that name alone."""
+    is_alone = isinstance(tool, Mapping) and "function" not in tool
+    return {"type": "function", "function": tool} if is_alone else tool
 
 
 def _turn(message: Message, place: str) -> dict[str, Any]:
