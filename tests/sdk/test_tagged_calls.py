@@ -135,6 +135,7 @@ NO_TAG, NO_END = A_TEXT.replace("</function>", ""), A_TEXT.replace("\n</paramete
         ("qwen3-coder", f"<tool_call>\n{NO_TAG}</tool_call>So.", ("So.", [A])),
         ("qwen3-coder", f"<tool_call>\n{NO_END}</tool_call>", ("", [A])),
         ("qwen3-coder", "<tool_call>\n<function=f>\n</function>\n</tool_call>", ("", [("f", "{}")])),
+        ("qwen3-coder", f"I see.\n{A_TEXT}\n</tool_call>So.", ("I see.So.", [A])),  # without the first marker
         ("qwen3-coder", '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>', ("", [("f", "{}")])),
         (
             "qwen3-coder",
@@ -154,7 +155,9 @@ NO_TAG, NO_END = A_TEXT.replace("</function>", ""), A_TEXT.replace("\n</paramete
                 "<tool_call>\n<func",
                 "<tool_call>\n<function=f>\n<parameter=a",
                 f"<tool_call>\n<function=f>\n<parameter={'a' * 1100}",
-                A_TEXT,
+                A_TEXT.replace("=f>", "=g>"),  # which is no tool
+                "Write <function=f> \n and so on.",
+                "See \n<function=",
             )
         ),
         *(

@@ -12,6 +12,7 @@ from typing import Any
 from edgelm.completion import Chunk, ToolCallDelta
 from edgelm.structure.marked_call_reader import MarkedCallReader
 from edgelm.structure.python_call_reader import NAME, PythonCallReader
+from edgelm.structure.reasoning_splitter import first_mark
 from edgelm.structure.tagged_call_reader import TaggedCallReader
 from edgelm.structure.tool_call_reader import ToolCallReader
 from edgelm.structure.tool_formats import ToolFormat
@@ -37,6 +38,7 @@ class ToolCallParser:
     ) -> None:
         self.count = 0  # of the calls so far
         self._format = format
+        self._starts = tuple(filter(None, (format.start, format.forgotten_start)))
         self._tools = tools
         self._held = ""
         self._has_said = False  # anything but white space
@@ -86,15 +88,14 @@ class ToolCallParser:
             if bare_start.startswith(core):
                 return ""
         start = self._format.start
-        text, marker, rest = self._held.partition(start)
-        if marker:
-            shown = text.rstrip()
-            self._in_calls, self._is_bare, self._region = True, False, text[len(shown) :] + marker
+        place, is_whole = first_mark(self._held, self._starts)
+        shown = self._held[:place].rstrip()
+        if is_whole:
+            marker = start if self._held.startswith(start, place) else ""
+            self._in_calls, self._is_bare, self._region = True, not marker, self._held[len(shown) : place] + marker
+            self._held = self._held[place + len(marker) :]
         else:
-            marked = next(n for n in range(len(start) - 1, -1, -1) if text.endswith(start[:n]))
-            shown = text[: len(text) - marked].rstrip()
-            rest = text[len(shown) :]
-        self._held = rest
+            self._held = self._held[len(shown) :]
         self._has_said = self._has_said or bool(shown)
         return shown
 

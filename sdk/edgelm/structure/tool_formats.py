@@ -87,6 +87,11 @@ class ToolFormat:
     control_ids: Mapping[str, int] = field(default_factory=dict)  # of the control tokens of the model in the markers
 
     @property
+    def forgotten_start(self) -> str:
+        """What a call begins with where its start marker is missing, as with Qwen3-Coder at times; "": none is read."""
+        return self.tags.before_name if self.tags else ""
+
+    @property
     def is_json(self) -> bool:
         """Whether the arguments of a call are JSON."""
         return not (self.is_python or self.tags or self.quote)
