@@ -227,9 +227,10 @@ def may_write(name: str, schema: dict[str, Any], text: str, *, strict: bool = Fa
         ({"type": "string", "pattern": "^a$|b^", "maxLength": 2}, ["b"], ["bbb"]),
         ({"type": "string", "pattern": "a", "maxLength": 5000}, ["b"], []),
         ({"enum": ["to", "two\nlines", ""]}, ["to", "two\nlines", ""], ["t", "tow"]),
-        ({"enum": ["auto", 5, None]}, ["auto", "5", "null"], ["6", "None"]),
+        ({"enum": ["auto", 5, None, True]}, ["auto", "5", "null", "true"], ["6", "None", "false"]),
         ({"type": "integer", "minimum": 1}, ["5"], ["0", "5.5", "x", ""]),
-        ({"type": "boolean"}, ["true", "false"], ["True", "yes"]),
+        ({"type": "boolean"}, ["true", "false", "True", "False"], ["yes", "TRUE"]),
+        ({"type": ["integer", "null"]}, ["5", "null", "None"], ["no"]),
         ({"type": ["string", "null"], "minLength": 2}, ["ab", "null"], ["a"]),
         ({"type": ["string", "integer"]}, ["a", "5"], []),
         (

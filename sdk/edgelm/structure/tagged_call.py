@@ -22,6 +22,8 @@ _NOTES = {
 }  # fmt: skip
 _OF_ALL = {"properties", "required", "additionalProperties", *_NOTES}
 _KEY = re.compile(r"[^\s<>](?:[^<>\n]{0,254}[^\s<>])?")
+# As JSON and as Python have them: Qwen3.5's template writes the latter, and who is kept from it may take the wrong one.
+_SPELLED = {"boolean": ("true", "false", "True", "False"), "null": ("null", "None")}
 _REFERENCE = re.compile(r'"\$ref": "#')
 
 
@@ -109,8 +111,14 @@ class _Writer:
         token = end if self.tags.value_end in self.format.control_ids else ""
         raw = RawText(tool=self.name, end=self.tags.value_end, token=token, strict=self.strict)
         ways = [raw.word(word) for text in form.texts for word in text.get("enum", ()) if raw.can_be(word)]
-        ways += [raw.word("null")] if "null" in kinds else []
-        if others := [other for kind, other in form.others if kind != "null"]:
+        others = []
+        for kind, other in form.others:
+            spelled = _SPELLED.get(kind, ())
+            if spelled and "const" in other:
+                spelled = (json.dumps(other["const"]),)
+            ways += map(raw.word, spelled)
+            others += [] if spelled else [other]
+        if others:
             ways.append(f"%json {self._json(others)} {end}")
         rules = []
         is_beside_brackets = not kinds.isdisjoint(("array", "object"))
