@@ -155,5 +155,21 @@ def test_what_turned_out_to_be_no_call_is_shown_at_once(name: str, text: str) ->
     assert ToolCallParser(row(name)).push(text) == (text, ())
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("[TOOL_CALLS]two\nlines[ARGS]{}", None),
+        ("[TOOL_CALLS]" + "f" * 257 + "[ARGS]{}", None),
+        ("[TOOL_CALLS]" + "f" * 256 + "[ARGS]{}", "f" * 256),
+    ],
+)
+def test_what_can_be_a_name_is_the_same_whatever_the_pieces(text: str, name: str | None) -> None:
+    for pieces in ([text], list(text)):
+        parser = ToolCallParser(row("mistral-args"))
+        parts = [*map(parser.push, pieces), parser.flush()]
+        assert [delta.name for _, deltas in parts for delta in deltas if delta.id] == ([name] if name else [])
+        assert "".join(shown for shown, _ in parts) == ("" if name else text)
+
+
 def test_without_names_every_object_with_one_is_a_call() -> None:
     assert taken(row("llama3"), '{"name": "f", "parameters": {}}', "stop") == ("", ["f"], "tool_calls")

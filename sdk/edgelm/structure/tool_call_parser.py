@@ -128,16 +128,15 @@ class ToolCallParser:
         return ""
 
     def _read_name(self) -> str:
-        name, marker, rest = self._held.partition(self._format.name_end)
-        if marker and not rest.strip():
-            return ""
-        if marker and rest.lstrip()[0] == "{":
-            self._pass_over(len(self._held) - len(rest.lstrip()))
+        place, is_whole = first_mark(self._held, (self._format.name_end,))
+        name, arguments = self._held[:place], self._held[place + len(self._format.name_end) :].lstrip()
+        is_name = len(name) <= _LONGEST_NAME and "\n" not in name
+        if is_name and is_whole and arguments.startswith("{"):
+            self._pass_over(len(self._held) - len(arguments))
             name = min((name.partition(stop)[0] for stop in self._format.name_stops), key=len, default=name)
             self._reader = ToolCallReader(name.strip())
             return ""
-        is_over = marker or len(name) > _LONGEST_NAME or "\n" in name
-        return self._leave_calls() if is_over else ""
+        return "" if is_name and not arguments else self._leave_calls()
 
     def _read_call(self, reader: _Reader, deltas: list[ToolCallDelta]) -> str:
         taken = 0
