@@ -177,7 +177,7 @@ def test_properties_stand_in_the_order_of_their_names_and_those_not_named_behind
             "'contains' cannot be enforced in a call with",
         ),
         (
-            {"properties": {"a": STRING | {"format": "uuid"}}},
+            {"properties": {"a": STRING | {"format": "regex"}}},
             True,
             "'format' cannot be enforced in a text without quotes",
         ),

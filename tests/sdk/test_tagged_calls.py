@@ -222,7 +222,8 @@ def may_write(name: str, schema: dict[str, Any], text: str, *, strict: bool = Fa
         ({"type": "string", "pattern": "^a+$|^/[a/|]$"}, ["aa", "/|", "//"], ["", "ab", "a|"]),
         ({"type": "string", "pattern": "a|(b|c)d|\\\\$"}, ["xay", "cd", "x\\"], ["c", "x\\x", "b|c"]),
         ({"type": "string", "format": "date"}, ["2024-02-29"], ["2023-02-29", "x"]),
-        ({"allOf": [{"pattern": "a"}, {"pattern": "b"}], "type": "string"}, ["ba"], ["a"]),
+        ({"allOf": [{"pattern": "a"}, {"pattern": "b"}], "type": "string"}, ["ba", "a"], ["b"]),  # the first alone
+        ({"type": "string", "format": "uri", "maxLength": 5000}, ["a"], []),
         ({"type": "string", "pattern": "(?=a)", "maxLength": 2}, ["b"], ["bbb"]),  # left to the model
         ({"type": "string", "pattern": "^a$|b^", "maxLength": 2}, ["b"], ["bbb"]),
         ({"type": "string", "pattern": "a", "maxLength": 5000}, ["b"], []),
@@ -322,10 +323,14 @@ def test_parameters_that_no_call_can_have_are_refused(schema: Any, problem: str)
             "'minProperties' cannot be enforced of all parameters of a call in tags",
         ),
         (
-            {"properties": {"a": STRING | {"format": "uuid"}}, "required": ["a"]},
+            {"properties": {"a": STRING | {"format": "regex"}}, "required": ["a"]},
             "'format' cannot be enforced in a text",
         ),
         ({"properties": {"a": STRING | {"pattern": "a$|b^"}}, "required": ["a"]}, "the pattern 'a$|b^' cannot be enf"),
+        (
+            {"properties": {"a": STRING | {"pattern": "x", "format": "email"}}, "required": ["a"]},
+            "several patterns and formats, or a long text of a format, cannot be enforced",
+        ),
     ],
 )
 def test_what_tags_cannot_hold_is_left_to_the_model_unless_the_tool_is_strict(schema: Any, problem: str) -> None:
@@ -405,6 +410,27 @@ def test_tags_that_are_control_tokens_are_read_and_written_as_such() -> None:
         ids = [*begun, *model.tokenizer.encode(text)]
         allowed = matcher._matcher.validate_tokens(ids) == len(ids)
         assert allowed == is_allowed, text
+
+
+@pytest.mark.parametrize(
+    ("format_", "good", "bad"),
+    [
+        ("uuid", ["123e4567-e89b-12d3-a456-426614174000"], ["123e4567e89b12d3a456426614174000"]),
+        ("ipv4", ["192.168.0.1", "255.255.255.255"], ["256.1.1.1", "1.1.1", "01.1.1.1"]),
+        ("ipv6", ["2001:db8:0:0:0:0:2:1"], ["2001:db8", "1:2:3:4:5:6:7:8:9"]),
+        ("hostname", ["example.org", "a-b.c"], ["-a.b", "a..b", ""]),
+        ("email", ["a.b+c@example.org"], ["a@b", "a.example.org", "a b@c.de"]),
+        ("duration", ["P1Y2M", "P3D", "PT5M", "P1DT2H3M4S", "P2W"], ["P", "PT", "P1S", "1D"]),
+        ("uri", ["https://example.org/a?b=c%20d#e", "mailto:a@b.c"], ["example", "http://a b", "http://a%2"]),
+    ],
+)
+def test_the_formats_of_strict_tools_are_enforced(format_: str, good: list[str], bad: list[str]) -> None:
+    schema = {"properties": {"a": STRING | {"format": format_}}, "required": ["a"], "additionalProperties": False}
+    checker = jsonschema.FormatChecker()
+    for text in good + bad:
+        assert may_write("glm", schema, call("glm", a=text), strict=True) == (text in good), text
+    for text in good:
+        assert checker.conforms(text, format_)
 
 
 def test_a_tool_whose_name_no_call_can_have_is_refused() -> None:

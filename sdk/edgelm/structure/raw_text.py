@@ -15,8 +15,24 @@ from edgelm.structure.constraint import lark_string
 from edgelm.structure.tagged_values import parts_of
 
 _UNENFORCED = ("format", "not", "if")
+_LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_BYTE = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_HOURS = "(?:[0-9]+H(?:[0-9]+M(?:[0-9]+S)?)?|[0-9]+M(?:[0-9]+S)?|[0-9]+S)"
+_DAYS = "(?:[0-9]+Y(?:[0-9]+M(?:[0-9]+D)?)?|[0-9]+M(?:[0-9]+D)?|[0-9]+D)"
+# Those of strict tools at OpenAI, the same or narrower; those of dates have a pattern already.
+_FORMATS = {
+    "uuid": "[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}",
+    "ipv4": rf"(?:{_BYTE}\.){{3}}{_BYTE}",
+    "ipv6": "(?:[0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}",
+    "hostname": rf"{_LABEL}(?:\.{_LABEL}){{0,3}}",
+    "email": rf"[A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*@{_LABEL}(?:\.{_LABEL}){{1,3}}",
+    "duration": f"P(?:[0-9]+W|{_DAYS}(?:T{_HOURS})?|T{_HOURS})",
+    "uri": r"[A-Za-z][A-Za-z0-9+.-]*:(?:[A-Za-z0-9._~:?#@!$&'()*+,;=\/-]|%[0-9A-Fa-f]{2})+",
+}
 _SPELLED = {"/": r"\/", "\n": r"\n"}  # between slashes
+# How much of a length can be followed beside a pattern, or one of these formats, and how long a pattern.
 _MOST_COUNTED = 1000
+_MOST_OF_FORMAT = 3000
 _LONGEST_PATTERN = 4000
 
 
@@ -64,7 +80,14 @@ class RawText:
         matches = [length for part in parts for length in self._length(part, is_beside_brackets)]
         counted = max(part.get("maxLength", part.get("minLength", 0)) for part in parts)
         patterns = [match for part in parts for match in self._pattern(part.get("pattern"), counted)]
-        matches = matches + patterns or ["(?s:.*)"]
+        formats = [_FORMATS[part["format"]] for part in parts if part.get("format") in _FORMATS]
+        if len(patterns) + len(formats) > 1 or (formats and counted > _MOST_OF_FORMAT):
+            if self.strict:
+                raise unenforceable(
+                    self.tool, "several patterns and formats, or a long text of a format, cannot be enforced"
+                )
+            patterns, formats = patterns[:1], []
+        matches = matches + patterns + formats or ["(?s:.*)"]
         never = [f"{regex(self.end.lstrip())}(?s:.*)"] if self.has_lines else []
         never += [f"(?s:.*){end}(?s:.+)"] if patterns else []
         # One negation, as llguidance follows several only so far.
@@ -92,13 +115,15 @@ class RawText:
 
     def _check_text(self, schema: Mapping[str, Any]) -> None:
         keyword = next((key for key in _UNENFORCED if key in schema), None)
-        if keyword and not (keyword == "format" and '"pattern"' in json.dumps(schema)):
+        if keyword and not (
+            keyword == "format" and (schema["format"] in _FORMATS or '"pattern"' in json.dumps(schema))
+        ):
             raise unenforceable(self.tool, f"{keyword!r} cannot be enforced in a text without quotes")
 
     def _pattern(self, pattern: object, counted: int) -> list[str]:
         """Return a pattern of JSON schemas, which may match anywhere, as one of the whole text.
 
-        counted: of how many characters a bound is; pattern and bound together are followed only so far.
+        counted: of how many characters a bound is.
         """
         if not isinstance(pattern, str):
             return []
