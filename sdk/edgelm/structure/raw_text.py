@@ -30,10 +30,8 @@ _FORMATS = {
     "uri": r"[A-Za-z][A-Za-z0-9+.-]*:(?:[A-Za-z0-9._~:?#@!$&'()*+,;=\/-]|%[0-9A-Fa-f]{2})+",
 }
 _SPELLED = {"/": r"\/", "\n": r"\n"}  # between slashes
-# How much of a length can be followed beside a pattern, or one of these formats, and how long a pattern.
-_MOST_COUNTED = 1000
-_MOST_OF_FORMAT = 3000
 _LONGEST_PATTERN = 4000
+_MOST_COUNTED = 2000  # characters of a length that can be followed beside a pattern
 
 
 def unenforceable(tool: str, problem: str) -> ConfigError:
@@ -77,28 +75,28 @@ class RawText:
             self._check_text(schema)
         end, terminal = regex(self.end), rule.upper()
         parts = (schema, *parts_of(schema))
-        matches = [length for part in parts for length in self._length(part, is_beside_brackets)]
         counted = max(part.get("maxLength", part.get("minLength", 0)) for part in parts)
         patterns = [match for part in parts for match in self._pattern(part.get("pattern"), counted)]
         formats = [_FORMATS[part["format"]] for part in parts if part.get("format") in _FORMATS]
-        if len(patterns) + len(formats) > 1 or (formats and counted > _MOST_OF_FORMAT):
+        if len(patterns) + len(formats) > 1:  # llguidance gives up on more, in the middle of an answer
             if self.strict:
-                raise unenforceable(
-                    self.tool, "several patterns and formats, or a long text of a format, cannot be enforced"
-                )
+                raise unenforceable(self.tool, "of several patterns and formats of a text one alone can be enforced")
             patterns, formats = patterns[:1], []
-        matches = matches + patterns + formats or ["(?s:.*)"]
-        never = [f"{regex(self.end.lstrip())}(?s:.*)"] if self.has_lines else []
-        never += [f"(?s:.*){end}(?s:.+)"] if patterns else []
-        # One negation, as llguidance follows several only so far.
+        is_bounded = any("minLength" in part or "maxLength" in part for part in parts)
+        # A pattern has no end inside: beside a length llguidance can only follow that none begins.
+        any_ = f"[^{regex(self.end[0])}]" if patterns and is_bounded else "(?s:.)"
+        lengths = [length for part in parts for length in self._length(part, any_, is_beside_brackets)]
+        matches = patterns + formats + lengths or [f"{any_}*"]
+        inside = [f"(?s:.*){end}(?s:.+)"] if patterns and not is_bounded else []
+        never = inside + ([f"{regex(self.end.lstrip())}(?s:.*)"] if self.has_lines else [])
         ended = [*(f"/(?:{match}){end}/" for match in matches), *([f"~/{'|'.join(never)}/"] if never else [])]
         rules = [f"{rule}_end[lazy]: {terminal}_END", f"{terminal}_END: {' & '.join(ended)}"]
         if not self.token:
             return [f"{rule}: {rule}_end", *rules]
-        whole = [*(f"/{match}/" for match in matches), *([f"~/(?s:.*){end}(?s:.*)/"] if patterns else [])]
+        whole = [*(f"/{match}/" for match in matches), *([f"~/(?s:.*){end}(?s:.*)/"] if inside else [])]
         return [f"{rule}: {rule}_end | {terminal} {self.token}", *rules, f"{terminal}: {' & '.join(whole)}"]
 
-    def _length(self, schema: Mapping[str, Any], is_beside_brackets: bool) -> list[str]:
+    def _length(self, schema: Mapping[str, Any], any_: str, is_beside_brackets: bool) -> list[str]:
         least, most = schema.get("minLength", 0), schema.get("maxLength", math.inf)
         if not all(isinstance(length, int) or length == math.inf for length in (least, most)) or least > most:
             raise unenforceable(self.tool, f"a text has at least {least!r} and at most {most!r} characters")
@@ -106,9 +104,9 @@ class RawText:
             return []
         # What a text must have at least has no beginning of an end in it: so much is easily followed.
         first = regex(self.end[0])
-        opening = rf"[^ \t\r\n\[{{{first if least else ''}]" if is_beside_brackets else "(?s:.)"
+        opening = rf"[^ \t\r\n\[{{{first if least else ''}]" if is_beside_brackets else any_
         inside = max(least - 1, 0)
-        rest = f"[^{first}]{{{inside}}}(?s:.{{0,{'' if most == math.inf else most - inside - 1}}})"
+        rest = f"[^{first}]{{{inside}}}{any_}{{0,{'' if most == math.inf else most - inside - 1}}}"
         if least == 0:
             return [f"(?:{opening}{rest})?" if most > 0 else ""]
         return [f"{opening}{rest}" if is_beside_brackets else f"[^{first}]{rest}"]
@@ -121,13 +119,10 @@ class RawText:
             raise unenforceable(self.tool, f"{keyword!r} cannot be enforced in a text without quotes")
 
     def _pattern(self, pattern: object, counted: int) -> list[str]:
-        """Return a pattern of JSON schemas, which may match anywhere, as one of the whole text.
-
-        counted: of how many characters a bound is.
-        """
+        """Return a pattern of JSON schemas, which may match anywhere, as one of the whole text."""
         if not isinstance(pattern, str):
             return []
-        if counted <= _MOST_COUNTED and len(pattern) <= _LONGEST_PATTERN:
+        if len(pattern) <= _LONGEST_PATTERN and counted <= _MOST_COUNTED:
             match = "|".join(map(_whole, _alternatives(pattern)))
             if _compiles(match):
                 return [match]
