@@ -20,7 +20,7 @@ import numpy as np
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.sources import open_checkpoint
-from edgelm_export.tensor_map import ROW_ORDERS, pattern_of
+from edgelm_export.tensor_map import ORDERS, pattern_of
 
 # What the writer says itself.
 _OWN = (
@@ -81,7 +81,7 @@ def _write(checkpoint: Path, target: Path, add_metadata: Callable[[gguf.GGUFWrit
             order = layout.row_orders.get(pattern_of(name)[0].rpartition(".")[0])
             if order is not None:
                 # That order takes their rows to ours: its inverse takes ours to theirs.
-                tensor = tensor[np.argsort(ROW_ORDERS[order](config, len(tensor)))]
+                tensor = tensor[np.argsort(ORDERS[order](config, len(tensor)))]
             writer.write_tensor_data(np.ascontiguousarray(tensor, np.float32))
         writer.close()
 
