@@ -58,7 +58,9 @@ ERNIE4_5_MOE = {
 QWEN3_5 = {
     "num_hidden_layers": 2, "full_attention_interval": 2, "head_dim": 64, "linear_num_key_heads": 2,
     "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 24, "pad_token_id": 0,
+    "rms_norm_eps": 1e-3,
 }  # fmt: skip
+QWEN3_5_EPSILON = {"rms_norm_eps": 1e-6}  # llama.cpp takes it for the lengths of queries and keys too
 QWEN3_5_MOE = QWEN3_5 | {
     "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64,
     "layer_types": ["full_attention", "linear_attention"],
@@ -293,7 +295,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         QWEN3_5 | {
             "num_hidden_layers": 4, "layer_types": ["full_attention", "linear_attention"] * 2,
             "linear_num_key_heads": 4, "head_dim": 32,
-            "linear_conv_kernel_dim": 3, "attention_bias": True, "tie_word_embeddings": True, "rms_norm_eps": 1e-3,
+            "linear_conv_kernel_dim": 3, "attention_bias": True, "tie_word_embeddings": True, "rms_norm_eps": 1e-4,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e5, "partial_rotary_factor": 0.5},
         },
     ),
@@ -456,16 +458,24 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "cohere2": ("cohere2", "cohere2", {"num_hidden_layers": 4, "sliding_window": 9, "logit_scale": 0.5}),
     "glm": ("glm", "chatglm", {"head_dim": 16, "pad_token_id": 0, "tie_word_embeddings": False}),
     "glm4": ("glm4", "glm4", {"head_dim": 16, "pad_token_id": 0, "tie_word_embeddings": False}),
-    "qwen3_5": ("qwen3_5_text", "qwen35", QWEN3_5 | {"linear_key_head_dim": 32, "linear_value_head_dim": 32}),
+    "qwen3_5": (
+        "qwen3_5_text",
+        "qwen35",
+        QWEN3_5 | QWEN3_5_EPSILON | {"linear_key_head_dim": 32, "linear_value_head_dim": 32},
+    ),
     "qwen3_5 with experts": (
         "qwen3_5_moe_text",
         "qwen35moe",
-        QWEN3_5_MOE | {"linear_key_head_dim": 32, "linear_value_head_dim": 32, "tie_word_embeddings": False},
+        QWEN3_5_MOE | QWEN3_5_EPSILON | {
+            "linear_key_head_dim": 32, "linear_value_head_dim": 32, "tie_word_embeddings": False,
+        },
     ),
     "qwen3_5, a key head for each value head, untied": (
         "qwen3_5_text",
         "qwen35",
-        QWEN3_5 | {"linear_value_head_dim": 16, "linear_num_key_heads": 4, "tie_word_embeddings": False},
+        QWEN3_5 | QWEN3_5_EPSILON | {
+            "linear_value_head_dim": 16, "linear_num_key_heads": 4, "tie_word_embeddings": False,
+        },
     ),
     "starcoder2": ("starcoder2", "starcoder2", {}),
     "stablelm": ("stablelm", "stablelm", {"tie_word_embeddings": False, "use_qkv_bias": True}),

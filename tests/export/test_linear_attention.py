@@ -81,15 +81,15 @@ def test_a_cache_goes_back_to_its_last_mark_and_on_to_the_same_bits(model: Langu
 def test_marks_are_those_of_the_text_that_is_in_the_cache(model: LanguageModel) -> None:
     model.prefixes = PrefixCache(model.config, 0)
     cache = model.new_cache()
-    streamed(model, IDS[:120], GREEDY.replace(max_new_tokens=200), cache)
-    assert sorted(cache.marks.states) == [96, 256, 288]  # of an answer, the last two
+    streamed(model, IDS[:140], GREEDY.replace(max_new_tokens=200), cache)
+    assert sorted(cache.marks.states) == [96, 288, 320]  # not in a prompt's last tokens; of an answer, the last two
     cache.truncate(cache.length)
-    assert cache.length == 319
+    assert cache.length == 339
     first, copy = cache.marks.states[96], cache.clone()
-    streamed(model, IDS[500:620], GREEDY.replace(max_new_tokens=2), cache)
+    streamed(model, IDS[500:640], GREEDY.replace(max_new_tokens=2), cache)
     assert sorted(cache.marks.states) == [96]
     assert not np.array_equal(cache.marks.states[96][-1], first[-1])
-    assert sorted(copy.marks.states) == [96, 256, 288]
+    assert sorted(copy.marks.states) == [96, 288, 320]
     copy.truncate(200)
     assert copy.length == 96
     np.testing.assert_array_equal(states_of(copy)[-1], first[-1])
@@ -97,19 +97,28 @@ def test_marks_are_those_of_the_text_that_is_in_the_cache(model: LanguageModel) 
 
 def test_a_prompt_that_is_asked_again_is_read_from_its_last_mark(model: LanguageModel) -> None:
     model.prefixes = PrefixCache(model.config, answers=False)
-    expected = alone(model, IDS[:700])
+    expected = alone(model, IDS[:719])
     model.prefixes = prefixes = PrefixCache(model.config, answers=False)
-    first = model.generate(IDS[:700], GREEDY)
-    again = model.generate(IDS[:700], GREEDY)
+    first = model.generate(IDS[:719], GREEDY)
+    again = model.generate(IDS[:719], GREEDY)
     assert first.token_ids == again.token_ids == expected
     assert again.usage.cached_tokens == 672
     assert prefixes.bytes == 21 * 32 * model.config.kv_bytes_per_token + 2 * STATE_BYTES  # at 512 and 672
     cache = model.new_cache()
-    streamed(model, IDS[:700], GREEDY.replace(max_new_tokens=2), cache)
+    streamed(model, IDS[:719], GREEDY.replace(max_new_tokens=2), cache)
     assert 672 in cache.marks.states
     longer = model.generate(IDS[:900], GREEDY)
     assert longer.usage.cached_tokens == 672
     assert longer.token_ids == alone(model, IDS[:900])
+    kept = prefixes.bytes
+    cache.truncate(0)
+    model.session.forward(IDS[:64], cache)
+    cache.mark()
+    cache.adapter = "mine"
+    prefixes.keep(cache, 64)
+    assert prefixes.bytes == kept + 2 * 32 * model.config.kv_bytes_per_token + STATE_BYTES
+    prefixes.forget_adapter("mine")
+    assert prefixes.bytes == kept
     prefixes.clear()
     assert prefixes.bytes == 0
 

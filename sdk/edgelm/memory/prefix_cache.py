@@ -131,7 +131,7 @@ class PrefixCache:
         answer does not take twice its memory at its end.
         """
         length = cache.length if self.answers else min(cache.length, prompt_tokens)
-        if self._block_bytes + self._state_bytes > self.max_bytes or cache.capacity > self._longest:
+        if self._block_bytes > self.max_bytes or cache.capacity > self._longest:
             return
         if cache.holders is not None:
             cache.holders.add(self)
