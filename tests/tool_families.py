@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from edgelm.completion import Message
+from edgelm.completion import Chunk, Message
 from edgelm.language_model import LanguageModel
+from edgelm.structure.tool_call_parser import ToolCallParser
 from edgelm.structure.tool_formats import FORMATS, ToolFormat
 from edgelm.text.chat_template import ChatTemplate
 
@@ -147,3 +148,18 @@ def written(name: str) -> str:
     elif quote := row(name).quote:
         oslo = ",".join(f"{key}:{quote}{value}{quote}" for key, value in OSLO.items())
     return WRITTEN[name].replace("OSLO", oslo)
+
+
+def taken(name: str, pieces: list[str] | str, parameters: Any = None) -> tuple[str, list[tuple[str, str]], str | None]:
+    """Return what is shown of an answer in pieces, the calls in it, and its reason."""
+    parser = ToolCallParser(row(name), {"f": parameters or {}})
+    chunks = [Chunk(text=piece, token_ids=(1,)) for piece in pieces]
+    chunks.append(Chunk(text="", token_ids=(1,), finish_reason="stop"))
+    read = [parser.take(chunk) for chunk in chunks]
+    deltas = [delta for chunk in read for delta in chunk.tool_calls]
+    calls = [
+        (str(delta.name), "".join(part.arguments for part in deltas if part.index == delta.index))
+        for delta in deltas
+        if delta.id
+    ]
+    return "".join(chunk.text for chunk in read), calls, read[-1].finish_reason

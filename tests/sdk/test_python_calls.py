@@ -8,9 +8,8 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from tool_families import QUESTION, TOOLS, row, with_template, written
+from tool_families import QUESTION, TOOLS, row, taken, with_template, written
 
-from edgelm.completion import Chunk
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import load
@@ -158,21 +157,6 @@ def test_a_call_that_breaks_off_has_the_rest_as_it_stands(call: str, arguments: 
 )
 def test_a_call_that_does_not_end_has_what_came_of_it(call: str, arguments: str) -> None:
     assert read(call) == ("f", arguments, False)
-
-
-def taken(name: str, pieces: list[str]) -> tuple[str, list[tuple[str, str]], str | None]:
-    """Return what is shown of an answer in pieces, the calls in it, and its reason."""
-    parser = ToolCallParser(row(name))
-    chunks = [Chunk(text=piece, token_ids=(1,)) for piece in pieces]
-    chunks.append(Chunk(text="", token_ids=(1,), finish_reason="stop"))
-    read = [parser.take(chunk) for chunk in chunks]
-    deltas = [delta for chunk in read for delta in chunk.tool_calls]
-    calls = [
-        (str(delta.name), "".join(part.arguments for part in deltas if part.index == delta.index))
-        for delta in deltas
-        if delta.id
-    ]
-    return "".join(chunk.text for chunk in read), calls, read[-1].finish_reason
 
 
 A, B = ("f", '{"a": "(]"}'), ("g.h-i", "{}")

@@ -8,9 +8,8 @@ import jsonschema
 import numpy as np
 import pytest
 from thinking_model import model_with_marks
-from tool_families import QUESTION, TEMPLATES, TOOLS, row, with_template, written
+from tool_families import QUESTION, TEMPLATES, TOOLS, row, taken, with_template, written
 
-from edgelm.completion import Chunk
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import load
@@ -34,21 +33,6 @@ def call(name: str, **arguments: str) -> str:
     )
     inside = f"{tags.before_name}f{tags.behind_name}{''.join(parts)}{tags.end}"
     return f"{format_.start}{format_.before}{inside}{format_.behind}{format_.end}"
-
-
-def read(name: str, pieces: list[str] | str, parameters: Any = None) -> tuple[str, list[tuple[str, str]], str | None]:
-    """Return what is shown of an answer in pieces, the calls in it, and its reason."""
-    parser = ToolCallParser(row(name), {"f": parameters or {}})
-    chunks = [Chunk(text=piece, token_ids=(1,)) for piece in pieces]
-    chunks.append(Chunk(text="", token_ids=(1,), finish_reason="stop"))
-    taken = [parser.take(chunk) for chunk in chunks]
-    deltas = [delta for chunk in taken for delta in chunk.tool_calls]
-    calls = [
-        (str(delta.name), "".join(part.arguments for part in deltas if part.index == delta.index))
-        for delta in deltas
-        if delta.id
-    ]
-    return "".join(chunk.text for chunk in taken), calls, taken[-1].finish_reason
 
 
 @TAGGED
@@ -109,12 +93,12 @@ def test_the_tools_schema_says_what_is_text(name: str, schema: Any, text: str, v
     definitions = {"word": STRING, "round": {"anyOf": [{"$ref": "#/$defs/round"}]}}
     parameters = {"type": "object", "properties": {"a": schema}, "$defs": definitions}
     expected = ("", [("f", f'{{"a": {value}}}')], "tool_calls")
-    assert read(name, call(name, a=text), parameters) == expected
+    assert taken(name, call(name, a=text), parameters) == expected
 
 
 def test_a_parameter_that_the_schema_does_not_name_is_what_it_says_of_others() -> None:
     for parameters, value in (({}, "5"), ({"additionalProperties": STRING}, '"5"'), ({"properties": {}}, "5")):
-        assert read("glm", call("glm", a="5"), parameters)[1] == [("f", f'{{"a": {value}}}')]
+        assert taken("glm", call("glm", a="5"), parameters)[1] == [("f", f'{{"a": {value}}}')]
 
 
 A = ("f", '{"a": "x", "b": 1}')
@@ -178,7 +162,7 @@ def test_calls_are_told_from_text_whatever_the_pieces(
     parameters = {"properties": {"a": STRING}}
     splits = [[text[:place], text[place:]] for place in range(0, len(text), 1 + len(text) // 300)]
     for pieces in (list(text), *splits):
-        assert read(name, pieces, parameters) == (*expected, "tool_calls" if expected[1] else "stop")
+        assert taken(name, pieces, parameters) == (*expected, "tool_calls" if expected[1] else "stop")
 
 
 def test_a_text_is_handed_on_while_it_is_written_and_another_value_once_it_is_whole() -> None:
@@ -191,7 +175,7 @@ def test_a_text_is_handed_on_while_it_is_written_and_another_value_once_it_is_wh
 @pytest.mark.parametrize(("end", "arguments"), [("", '{"a": "x'), ("\n</parameter>\n<para", '{"a": "x"')])
 def test_a_call_that_does_not_end_has_what_came_of_it(end: str, arguments: str) -> None:
     text = f"<tool_call>\n<function=f>\n<parameter=a>\nx{end}"
-    assert read("qwen3-coder", text, {"properties": {"a": STRING}}) == ("", [("f", arguments)], "tool_calls")
+    assert taken("qwen3-coder", text, {"properties": {"a": STRING}}) == ("", [("f", arguments)], "tool_calls")
 
 
 def may_write(name: str, schema: dict[str, Any], text: str, *, strict: bool = False) -> bool:

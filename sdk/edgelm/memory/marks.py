@@ -9,14 +9,15 @@ from numpy.typing import NDArray
 
 States = Sequence[NDArray[Any]]
 
-_MOST = 5  # so that a long text does not take many times its memory
+_MOST = 4  # so that a long text does not take many times its memory
 _MOST_PASSING = 2
 
 
 class Marks:
     """The states at some places of one text, by how many tokens are before them; nobody writes to them.
 
-    Where there are too many, the one goes that has the nearest neighbours, but not one of the last two.
+    Where there are too many, the one goes that has the nearest neighbours, but not the last one; those in an answer,
+    which are passing, are apart: of them the last two stay.
     """
 
     def __init__(self) -> None:
@@ -24,7 +25,7 @@ class Marks:
         self._passing: list[int] = []
 
     def add(self, place: int, states: States, *, is_passing: bool = False) -> None:
-        """Keep the states of a place behind the others; of those in an answer, which are passing, the last two."""
+        """Keep the states of a place behind the others; is_passing: it is in an answer."""
         if place in self.states:
             return
         self.states[place] = states
@@ -32,11 +33,10 @@ class Marks:
             self._passing.append(place)
             if len(self._passing) > _MOST_PASSING:
                 self.states.pop(self._passing.pop(0), None)
-        if len(self.states) > _MOST:
-            places = [0, *self.states]
-            gaps = {
-                place: after - before for before, place, after in zip(places, places[1:-2], places[2:], strict=False)
-            }
+        places = [0, *(place for place in self.states if place not in self._passing)]
+        if len(places) > 1 + _MOST:
+            triples = zip(places, places[1:], places[2:], strict=False)
+            gaps = {place: after - before for before, place, after in triples}
             del self.states[min(gaps, key=lambda place: gaps[place])]
 
     def last(self, length: int) -> int:
