@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from make_tiny_model import CONFIG, make_checkpoint
@@ -18,11 +20,14 @@ from edgelm import ChatSession, GenerationConfig, LanguageModel, SessionOptions
 from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.batching.engine import Engine, EngineOptions
 from edgelm.cli.main import main
+from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError, PackageError
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.marks import Marks
 from edgelm.memory.prefix_cache import PrefixCache
+from edgelm.runtime.binding import Graph
+from edgelm.runtime.session import DecoderSession
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -198,6 +203,63 @@ def test_a_call_that_is_stopped_changes_nothing_and_one_that_fails_goes_back(
         model.session.forward(IDS[:1], cache)
     assert cache.length == 96
     np.testing.assert_array_equal(states_of(cache)[-1], cache.marks.states[96][-1])
+
+
+def test_a_piece_that_is_stopped_when_all_but_its_end_is_computed_changes_nothing(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = model.new_cache()
+    model.session.forward(IDS[:40], cache)
+    before, run = states_of(cache), Graph._run
+
+    def stopped(graph: Graph, binding: object, stop: StopSwitch | None) -> None:
+        run(graph, binding, stop)
+        raise StoppedError
+
+    monkeypatch.setattr(Graph, "_run", stopped)
+    for compute in (model.session.forward, *([model.session.read_prompt] if model.session.has_prefill_graph else [])):
+        with pytest.raises(StoppedError):
+            compute(IDS[40:80], cache)
+    assert cache.length == 40
+    for state, kept in zip(states_of(cache), before, strict=True):
+        np.testing.assert_array_equal(state, kept)
+
+
+def test_rows_and_prompts_whose_calls_fail_go_back(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = KVBatch(model.config)
+    rows = [batch.add() for _ in range(2)]
+    for row in rows:
+        model.session.forward(IDS[:64], row)
+        row.mark()
+        model.session.forward(IDS[64:70], row)
+        batch.activate(row)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Graph, "_run", fail)
+    with pytest.raises(MemoryError):
+        model.session.forward_rows([5, 6], batch)
+    assert [row.length for row in rows] == [64, 64]
+    np.testing.assert_array_equal(states_of(rows[1])[-1], rows[1].marks.states[64][-1])
+    if model.session.has_prefill_graph:
+        rows[0].token_ids += IDS[64:70]
+        with pytest.raises(MemoryError):
+            model.session.read_prompt(IDS[70:90], rows[0])
+        assert rows[0].length == 64
+
+
+def test_a_graph_of_other_states_is_refused(package: Path, tmp_path: Path) -> None:
+    config = ModelConfig.load(package)
+    other = replace(config, linear_value_head_dim=8)
+    with pytest.raises(PackageError, match=r"takes states of \[4, 8, 16\], \[96, 3\]; .* of \[4, 8, 8\], \[64, 3\]\."):
+        DecoderSession(package, other, SessionOptions(prefill_graph=False))
+    shutil.copytree(package, tmp_path / "package")
+    graph = onnx.load(package / "model.onnx", load_external_data=False)
+    graph.graph.output.remove(next(value for value in graph.graph.output if value.name == "present.0.conv_state"))
+    (tmp_path / "package" / "model.onnx").write_bytes(graph.SerializeToString())
+    with pytest.raises(PackageError, match="takes 4 states of linear attention and gives 3; each layer has two"):
+        DecoderSession(tmp_path / "package", config)
 
 
 def test_rows_of_a_batch_begin_with_nothing_and_keep_their_own_states(model: LanguageModel) -> None:
