@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from make_tiny_model import CONFIG, make_checkpoint
 from model_features import LINEAR
@@ -17,11 +19,11 @@ from numpy.typing import NDArray
 
 import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel, SessionOptions
-from edgelm.architecture.quantization_recipe import PRECISIONS
+from edgelm.architecture.quantization_recipe import PRECISIONS, scheme_for
 from edgelm.batching.engine import Engine, EngineOptions
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
-from edgelm.errors import ConfigError, ContextLengthError, PackageError
+from edgelm.errors import CheckpointError, ConfigError, ContextLengthError, PackageError
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.marks import Marks
@@ -29,8 +31,20 @@ from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.binding import Graph
 from edgelm.runtime.session import DecoderSession
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
+from edgelm.testing import tiny_model_path
+from edgelm_export.architectures.architecture import GGUFHeader
+from edgelm_export.architectures.qwen3_5 import QWEN3_5
+from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.exporter import export_package
+from edgelm_export.folded import FoldedCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.quantize.channel_scales import ScaledCheckpoint
+from edgelm_export.quantize.folding import choose_scales
+from edgelm_export.quantize.sensitivity import tensor_groups
+from edgelm_export.reference import reference_logits
+from edgelm_export.tensor_map import map_tensors
+from edgelm_training.checkpoint import load_checkpoint
 
 KINDS = ("linear_attention", "full_attention", "linear_attention")
 LINEAR_CONFIG = replace(CONFIG, num_hidden_layers=3, layer_types=KINDS, max_position_embeddings=2048, **LINEAR)
@@ -308,11 +322,112 @@ def test_memory_counts_the_states(package: Path) -> None:
         assert [*engine.submit(IDS[:100], GREEDY.replace(max_new_tokens=20))][-1].finish_reason == "length"
 
 
+def test_a_request_whose_states_do_not_fit_beside_another_waits(package: Path) -> None:
+    model = edgelm.load(package)
+    tokens = 290  # and each request takes 120, and 50 for its states
+    limits = EngineOptions(max_kv_bytes=tokens * model.config.kv_bytes_per_token)
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def wait(logits_V: NDArray[np.float32], token_ids: Sequence[int]) -> None:
+        if len(token_ids) == 110:
+            begun.set()
+            goes_on.wait()
+
+    config = GREEDY.replace(max_new_tokens=20)
+    with Engine(model, limits) as engine:
+        first, second = engine.submit(IDS[:100], config.replace(processors=(wait,))), engine.submit(IDS[:100], config)
+        begun.wait()
+        active = engine.stats.active
+        goes_on.set()
+        assert active == 1
+        assert [*first][-1].finish_reason == [*second][-1].finish_reason == "length"
+        assert engine.stats.preempted == 0
+
+
 def test_what_would_take_tokens_back_is_refused(model: LanguageModel) -> None:
     with pytest.raises(
         ConfigError, match="speculation is set, and linear has linear attention, which cannot take back"
     ):
         model.generate(IDS[:10], GenerationConfig(speculation="prompt_lookup"))
+    with pytest.raises(ConfigError, match="speculation is set, and linear has linear attention"):
+        edgelm.load(tiny_model_path()).generate(IDS[:10], GenerationConfig(speculation=model))
+
+
+def test_documents_begin_with_nothing_also_where_a_chunk_of_training_does(tmp_path: Path) -> None:
+    model = load_checkpoint(make_checkpoint(tmp_path / "checkpoint", LINEAR_CONFIG))
+    documents_BT = torch.tensor([[0] * 64 + [1] * 64 + [2] * 40])
+    with torch.no_grad():
+        logits_TV = model(torch.tensor([IDS[:168]]), documents_BT)[0]
+        for start, end in ((0, 64), (64, 128), (128, 168)):
+            alone_TV = model(torch.tensor([IDS[start:end]]))[0]
+            np.testing.assert_allclose(logits_TV[start:end], alone_TV, rtol=0, atol=1e-4)  # 4e-6 measured
+
+
+@pytest.mark.parametrize("way", ["folded", "smooth", "awq"])
+def test_a_transform_leaves_the_logits_as_they_are(way: str, tmp_path: Path) -> None:
+    config = replace(LINEAR_CONFIG, attention_output_gate=True)
+    if way == "folded":
+        config = replace(config, residual_multiplier=0.5, norm="rms_offset")
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config))
+    changed: object = FoldedCheckpoint(checkpoint)
+    if way != "folded":
+        recipe = PRECISIONS["int8"].recipe(config)
+        scales = choose_scales(checkpoint, way, recipe, [IDS[:200]], lambda *_: None)
+        for reader in ("0.linear_attn.in_proj_a", "0.linear_attn.in_proj_qkv", "1.self_attn.gate_proj"):
+            assert f"model.layers.{reader}" in scales.multipliers
+        changed = ScaledCheckpoint(checkpoint, scales)
+    (expected_TV,), (logits_TV,) = (reference_logits(each, [IDS[:100]]) for each in (checkpoint, changed))
+    np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4 * np.abs(expected_TV).max())
+
+
+def test_what_a_head_forgets_stays_in_floats(package: Path) -> None:
+    for precision in ("int8", "int4", "int2", "fp16"):
+        recipe = PRECISIONS[precision].recipe(LINEAR_CONFIG)
+        schemes = {part: scheme_for(recipe, f"model.layers.0.linear_attn.in_proj_{part}.weight") for part in "abz"}
+        assert schemes["a"] == schemes["b"] == "fp32" != schemes["z"]
+    with PackageCheckpoint(package) as read:
+        groups = tensor_groups(read)
+        stored = [
+            read.stored_type(f"model.layers.0.linear_attn.{part}.weight") for part in ("in_proj_a", "in_proj_qkv")
+        ]
+    assert stored == ["F32", "INT8"]
+    assert "model.layers.0.linear_attn.in_proj_z" in groups
+    assert not [name for names in groups.values() for name in names if "in_proj_a" in name or "in_proj_b" in name]
+
+
+def test_layers_that_guess_further_tokens_are_passed_over() -> None:
+    gguf = QWEN3_5.gguf
+    assert gguf is not None
+    metadata: dict[str, object] = {
+        "general.architecture": "qwen35", "qwen35.block_count": 3, "qwen35.nextn_predict_layers": 1,
+        "qwen35.full_attention_interval": 2, "qwen35.embedding_length": 64, "qwen35.feed_forward_length": 96,
+        "qwen35.attention.head_count": 4, "qwen35.attention.head_count_kv": 2, "qwen35.context_length": 1024,
+        "qwen35.attention.key_length": 32, "qwen35.attention.value_length": 32, "qwen35.rope.dimension_count": 8,
+        "qwen35.attention.layer_norm_rms_epsilon": 1e-6, "qwen35.ssm.conv_kernel": 4, "qwen35.ssm.group_count": 2,
+        "qwen35.ssm.time_step_rank": 4, "qwen35.ssm.state_size": 16, "qwen35.ssm.inner_size": 64,
+    }  # fmt: skip
+    shapes = {"token_embd.weight": (320, 64)}
+    config = QWEN3_5.to_model_config(gguf.to_hf_config(GGUFHeader(metadata=metadata, shapes=shapes, rope_factors={})))
+    assert config.layer_types == ("linear_attention", "full_attention")
+    present: dict[str, tuple[int, ...]] = {}
+    for name, shape in config.tensor_shapes().items():
+        rows = present.get(gguf.layout.source_name(name), (0,))[0]
+        present[gguf.layout.source_name(name)] = (rows + shape[0], *shape[1:])
+    further = {"blk.2.attn_q.weight": (256, 64), "blk.2.nextn.eh_proj.weight": (64, 128)}
+    assert map_tensors(config, gguf.layout, present | further, "here").keys() == config.tensor_shapes().keys()
+    with pytest.raises(CheckpointError, match=r"unknown: blk\.1\.nextn\.eh_proj\.weight"):
+        map_tensors(config, gguf.layout, present | {"blk.1.nextn.eh_proj.weight": (64, 128)}, "here")
+
+
+def test_columns_in_another_order_keep_their_grid_where_whole_blocks_move() -> None:
+    values = np.arange(2 * 3 * 4, dtype=np.int8).reshape(2, 3, 4)
+    scales = np.arange(6, dtype=np.float32).reshape(2, 3)
+    blocks = QuantizedBlocks(bits=8, block_size=4, values=values, scales=scales)
+    moved = blocks.columns(np.array([8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 6, 7]))
+    assert moved is not None
+    np.testing.assert_array_equal(moved.values, values[:, [2, 0, 1]])
+    np.testing.assert_array_equal(moved.scales, scales[:, [2, 0, 1]])
+    assert blocks.columns(np.array([2, 3, 0, 1, *range(4, 12)])) is None
 
 
 def test_the_onnx_standard_has_no_operator_for_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_features import GEMMA4_FEATURES
+from model_features import GEMMA4_FEATURES, LINEAR
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -131,6 +131,13 @@ FEATURES: dict[str, dict[str, Any]] = (
             "layer_types": ("full_attention", "conv"),
             "conv_L_cache": 5,
             "conv_bias": True,
+        },
+        "linear attention": {"layer_types": ("linear_attention", "full_attention"), **LINEAR},
+        "linear attention, a gate behind attention": {
+            "layer_types": ("full_attention", "linear_attention"),
+            **LINEAR,
+            "linear_num_key_heads": 4,
+            "attention_output_gate": True,
         },
         "soft-caps": {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0},
         "soft-cap in a window": {"attn_logit_softcapping": 1.0, "sliding_window": 6},

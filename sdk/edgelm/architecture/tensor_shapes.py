@@ -94,12 +94,12 @@ class _Stack:
     def _linear_attention(self, name: str) -> None:
         config, D = self._config, self._config.hidden_size
         heads, width = config.linear_num_value_heads or 0, config.linear_value_head_dim or 0
+        self._shapes[f"{name}.A_log"] = self._shapes[f"{name}.dt_bias"] = (heads,)
         self._linear(f"{name}.in_proj_qkv", config.linear_channels, D, False)
         self._linear(f"{name}.in_proj_z", heads * width, D, False)
         self._linear(f"{name}.in_proj_b", heads, D, False)
         self._linear(f"{name}.in_proj_a", heads, D, False)
         self._shapes[f"{name}.conv1d.weight"] = (config.linear_channels, 1, config.linear_conv_kernel_dim or 0)
-        self._shapes[f"{name}.A_log"] = self._shapes[f"{name}.dt_bias"] = (heads,)
         self._shapes[f"{name}.norm.weight"] = (width,)
         self._linear(f"{name}.out_proj", D, heads * width, False)
 
