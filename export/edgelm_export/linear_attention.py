@@ -11,27 +11,13 @@ and present may share memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
-from edgelm.config import ModelConfig
-from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.graph import MICROSOFT, Graph
-from edgelm_export.layer_operators import LayerOperators
-from edgelm_export.projection import Projections
+from edgelm_export.graph import MICROSOFT
+from edgelm_export.stack import Stack
 
 _L2_EPSILON = 1e-6
-
-
-class Stack(Protocol):
-    """What a layer needs of the stack that it is written into."""
-
-    graph: Graph
-    config: ModelConfig
-    checkpoint: Checkpoint
-    projections: Projections
-    operators: LayerOperators
 
 
 def add_linear_attention(stack: Stack, hidden: str, name: str, states: Sequence[str], given: Sequence[str]) -> str:
