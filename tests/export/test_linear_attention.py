@@ -1,4 +1,4 @@
-"""Models with linear attention: their states go back to marks, and every answer is the one of a fresh start."""
+"""Models with linear attention: their states go back to snapshots, and every answer is the one of a fresh start."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ConfigError, ContextLengthError, PackageError
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import KVCache
-from edgelm.memory.marks import Marks
 from edgelm.memory.prefix_cache import PrefixCache
+from edgelm.memory.snapshots import Snapshots
 from edgelm.runtime.binding import Graph
 from edgelm.runtime.session import DecoderSession
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
@@ -86,14 +86,14 @@ def test_a_cache_goes_back_to_its_last_mark_and_on_to_the_same_bits(model: Langu
     cache = model.new_cache()
     streamed(model, [*IDS[:90], *IDS[500:560]], GREEDY, cache)
     assert cache.length == 189
-    assert sorted(cache.marks.states) == [128, 160]  # close to the prompt's end, and a multiple of 32 in the answer
+    assert sorted(cache.snapshots.states) == [128, 160]  # close to the prompt's end, and a multiple of 32 in the answer
     cache.truncate(170)
     assert cache.length == 160
     cache.truncate(100)
     assert cache.length == 0
     assert all((state == 0).all() for state in states_of(cache))
     streamed(model, IDS[:120], GREEDY, cache)
-    assert 96 in cache.marks.states
+    assert 96 in cache.snapshots.states
     assert streamed(model, IDS[:100], GREEDY, cache) == expected
 
 
@@ -101,14 +101,14 @@ def test_marks_are_those_of_the_text_that_is_in_the_cache(model: LanguageModel) 
     model.prefixes = PrefixCache(model.config, 0)
     cache = model.new_cache()
     streamed(model, IDS[:140], GREEDY.replace(max_new_tokens=200), cache)
-    assert sorted(cache.marks.states) == [96, 288, 320]  # not in a prompt's last tokens; of an answer, the last two
+    assert sorted(cache.snapshots.states) == [96, 288, 320]  # not in a prompt's last tokens; of an answer, the last two
     cache.truncate(cache.length)
     assert cache.length == 339
-    first, copy = cache.marks.states[96], cache.clone()
+    first, copy = cache.snapshots.states[96], cache.clone()
     streamed(model, IDS[500:640], GREEDY.replace(max_new_tokens=2), cache)
-    assert sorted(cache.marks.states) == [96]
-    assert not np.array_equal(cache.marks.states[96][-1], first[-1])
-    assert sorted(copy.marks.states) == [96, 288, 320]
+    assert sorted(cache.snapshots.states) == [96]
+    assert not np.array_equal(cache.snapshots.states[96][-1], first[-1])
+    assert sorted(copy.snapshots.states) == [96, 288, 320]
     copy.truncate(200)
     assert copy.length == 96
     np.testing.assert_array_equal(states_of(copy)[-1], first[-1])
@@ -125,14 +125,14 @@ def test_a_prompt_that_is_asked_again_is_read_from_its_last_mark(model: Language
     assert prefixes.bytes == 21 * 32 * model.config.kv_bytes_per_token + 2 * STATE_BYTES  # at 512 and 672
     cache = model.new_cache()
     streamed(model, IDS[:719], GREEDY.replace(max_new_tokens=2), cache)
-    assert 672 in cache.marks.states
+    assert 672 in cache.snapshots.states
     longer = model.generate(IDS[:900], GREEDY)
     assert longer.usage.cached_tokens == 672
     assert longer.token_ids == alone(model, IDS[:900])
     kept = prefixes.bytes
     cache.truncate(0)
     model.session.forward(IDS[:64], cache)
-    cache.mark()
+    cache.take_snapshot()
     cache.adapter = "mine"
     prefixes.keep(cache, 64)
     assert prefixes.bytes == kept + 2 * 32 * model.config.kv_bytes_per_token + STATE_BYTES
@@ -153,7 +153,7 @@ def test_a_budget_counts_the_states_that_are_kept(model: LanguageModel) -> None:
 
 
 def test_where_two_prompts_part_the_third_goes_on(model: LanguageModel) -> None:
-    """A place that no prompt ended at is marked when it turns out that texts part there."""
+    """A place that no prompt ended at gets a snapshot when it turns out that texts part there."""
     prompts = [[*IDS[:300], *IDS[start : start + 200]] for start in (400, 700, 1000)]
     expected = [alone(model, prompt) for prompt in prompts]
     model.prefixes = PrefixCache(model.config, answers=False)
@@ -216,7 +216,7 @@ def test_a_call_that_is_stopped_changes_nothing_and_one_that_fails_goes_back(
     with pytest.raises(MemoryError):
         model.session.forward(IDS[:1], cache)
     assert cache.length == 96
-    np.testing.assert_array_equal(states_of(cache)[-1], cache.marks.states[96][-1])
+    np.testing.assert_array_equal(states_of(cache)[-1], cache.snapshots.states[96][-1])
 
 
 def test_a_piece_that_is_stopped_when_all_but_its_end_is_computed_changes_nothing(
@@ -244,7 +244,7 @@ def test_rows_and_prompts_whose_calls_fail_go_back(model: LanguageModel, monkeyp
     rows = [batch.add() for _ in range(2)]
     for row in rows:
         model.session.forward(IDS[:64], row)
-        row.mark()
+        row.take_snapshot()
         model.session.forward(IDS[64:70], row)
         batch.activate(row)
 
@@ -255,7 +255,7 @@ def test_rows_and_prompts_whose_calls_fail_go_back(model: LanguageModel, monkeyp
     with pytest.raises(MemoryError):
         model.session.forward_rows([5, 6], batch)
     assert [row.length for row in rows] == [64, 64]
-    np.testing.assert_array_equal(states_of(rows[1])[-1], rows[1].marks.states[64][-1])
+    np.testing.assert_array_equal(states_of(rows[1])[-1], rows[1].snapshots.states[64][-1])
     if model.session.has_prefill_graph:
         rows[0].token_ids += IDS[64:70]
         with pytest.raises(MemoryError):
@@ -437,17 +437,17 @@ def test_the_onnx_standard_has_no_operator_for_it(tmp_path: Path) -> None:
 
 
 def test_marks_stay_few_and_far_from_each_other() -> None:
-    marks = Marks()
+    snapshots = Snapshots()
     for place in range(32, 1025, 32):
-        marks.add(place, [])
-    assert sorted(marks.states) == [288, 416, 672, 1024]
+        snapshots.add(place, [])
+    assert sorted(snapshots.states) == [288, 416, 672, 1024]
     for place in (1056, 1088, 1088, 1120):  # in an answer: the last two
-        marks.add(place, [], is_passing=True)
-    assert sorted(marks.states)[-3:] == [1024, 1088, 1120]
-    assert [marks.last(place) for place in (1030, 1024, 1023, 31)] == [1024, 1024, 672, 0]
-    copy = marks.copy()
+        snapshots.add(place, [], is_passing=True)
+    assert sorted(snapshots.states)[-3:] == [1024, 1088, 1120]
+    assert [snapshots.last(place) for place in (1030, 1024, 1023, 31)] == [1024, 1024, 672, 0]
+    copy = snapshots.copy()
     copy.forget_after(1088)
     for place in (1152, 1184):
         copy.add(place, [], is_passing=True)
     assert sorted(copy.states)[-3:] == [1024, 1152, 1184]
-    assert max(marks.states) == 1120
+    assert max(snapshots.states) == 1120

@@ -19,7 +19,7 @@ from edgelm.package.adapter import Adapter
 from edgelm.runtime.session import PREFILL_CHUNK, PREFILL_GRAPH_CHUNK
 from edgelm.runtime.stop_switch import StopSwitch
 
-_MARK_EVERY = 512
+_SNAPSHOT_EVERY = 512  # tokens: two calls of a prefill graph, beside which a copy of the states takes little
 _OPENING = 16  # tokens by which a template opens an answer, and which may not be there in the next turn
 
 
@@ -137,29 +137,32 @@ def compute_piece(
     together = computed_together(session, cache, token_ids)
     largest = PREFILL_CHUNK if together is token_ids else PREFILL_GRAPH_CHUNK
     chunk = next_chunk(together, cache.length, shared_chunk or largest, largest)
-    mark = _next_mark(cache, len(together))
-    if mark is not None:
-        chunk = chunk[: mark - cache.length]
+    snapshot_at = _next_snapshot(cache, len(together))
+    if snapshot_at is not None:
+        chunk = chunk[: snapshot_at - cache.length]
+    logits_V: NDArray[np.float32] | None = None
     if together is token_ids:
         logits_V = session.forward(chunk, cache, stop=stop)[0]
     elif chunk:
         session.read_prompt(chunk, cache, stop=stop)
-    if cache.length == mark:
-        cache.mark()
-    if together is token_ids:
-        return logits_V if cache.length == len(token_ids) else None
-    return session.forward(token_ids[-1:], cache)[0] if cache.length == len(together) else None
+    if cache.length == snapshot_at:
+        cache.take_snapshot()
+    if cache.length < len(together):
+        return None
+    if together is not token_ids:
+        logits_V = session.forward(token_ids[-1:], cache)[0]
+    return logits_V
 
 
-def _next_mark(cache: KVCache, prompt_tokens: int) -> int | None:
-    """Return the next place where states are to be marked: for who begins the same way, and for this text's next turn.
+def _next_snapshot(cache: KVCache, prompt_tokens: int) -> int | None:
+    """Return the next place for a snapshot of the states: for who begins the same way, and for this text's next turn.
 
     That is where others were found to part, now and then, and close to the end.
     """
     if not cache.has_states:
         return None
     last = (prompt_tokens - _OPENING) // BLOCK * BLOCK
-    places = cache.branch, (cache.length // _MARK_EVERY + 1) * _MARK_EVERY, last
+    places = cache.branch, (cache.length // _SNAPSHOT_EVERY + 1) * _SNAPSHOT_EVERY, last
     return min((place for place in places if cache.length < place <= last), default=None)
 
 

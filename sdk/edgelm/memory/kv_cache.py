@@ -18,8 +18,8 @@ from edgelm.files import atomic
 from edgelm.memory import huge_pages
 from edgelm.memory.cache_layout import StateLayout, alike, cache_layout
 from edgelm.memory.holders import Holders
-from edgelm.memory.marks import Marks, States
 from edgelm.memory.returned_memory import CAN_RETURN, give_back
+from edgelm.memory.snapshots import Snapshots, States
 
 # Growing copies the whole cache: a quarter more each time keeps the copies rare, and the unused rest small.
 GROWTH_STEP = 128
@@ -78,8 +78,8 @@ class KVCache:
     Layers with a window read no more than that, so `slide` gives back the memory of the first `released` tokens there.
     Their places stay, so that nothing is bound again, and read zeros: the attention multiplies them by zero.
 
-    States of linear attention are those behind the last token. Of some places before it copies are kept, `marks`, by
-    the number of tokens there: what is truncated goes back to the nearest.
+    States of linear attention are those behind the last token. Of some places before it copies are kept, `snapshots`,
+    by the number of tokens there: what is truncated goes back to the nearest.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -88,8 +88,8 @@ class KVCache:
         self._windows = [buffer.window for buffer in layout]
         self._first_state = sum(not isinstance(buffer, StateLayout) for buffer in layout)
         self.has_states = self._first_state < len(layout)
-        self.marks = Marks()
-        self.branch = 0  # where texts part that begin as this one does: a place to mark
+        self.snapshots = Snapshots()
+        self.branch = 0  # where texts part that begin as this one does: a place for a snapshot
         self._window = max((window for window in self._windows if window is not None), default=None)
         self.released = 0
         self.token_ids: list[int] = []
@@ -131,20 +131,20 @@ class KVCache:
         """Say that these tokens were computed."""
         self.token_ids.extend(token_ids)
         if self.has_states and len(token_ids) == 1 and self.length % BLOCK == 0:
-            self.mark(is_passing=True)
+            self.take_snapshot(is_passing=True)
 
-    def mark(self, *, is_passing: bool = False) -> None:
+    def take_snapshot(self, *, is_passing: bool = False) -> None:
         """Keep a copy of the states behind the last token, where a model has any; is_passing: in an answer."""
         if self.has_states:
-            self.marks.add(self.length, [state.copy() for state in self._states], is_passing=is_passing)
+            self.snapshots.add(self.length, [state.copy() for state in self._states], is_passing=is_passing)
 
     def go_on_from(self, states: States) -> None:
         """Take the states of the tokens in the cache, which were computed before; they are not written to."""
         self._write(states)
-        self.marks.add(self.length, states)
+        self.snapshots.add(self.length, states)
 
     def forget_states(self) -> None:
-        """Forget the states behind the last token, and all tokens down to the last mark."""
+        """Forget the states behind the last token, and all tokens down to the last snapshot."""
         if self.has_states:
             del self.token_ids[self._go_back(self.length) :]
             self._settled, self._until = min(self._settled, self.length), min(self._until, self.length)
@@ -158,11 +158,11 @@ class KVCache:
             state[:] = kept
 
     def _go_back(self, length: int) -> int:
-        """Take the states of the last mark of the first `length` tokens, and return how many are before it."""
-        place = self.marks.last(length)
-        self.marks.forget_after(place)
+        """Take the states of the last snapshot of the first `length` tokens, and return how many are before it."""
+        place = self.snapshots.last(length)
+        self.snapshots.forget_after(place)
         if place:
-            self._write(self.marks.states[place])
+            self._write(self.snapshots.states[place])
         else:
             self.begin_states()
         return place
@@ -254,7 +254,7 @@ class KVCache:
 
     def truncate(self, length: int) -> None:
         """Forget all tokens after the first `length`; or more, where what ends there is no longer held: all where
-        windows do, and down to the last mark where states do.
+        windows do, and down to the last snapshot where states do.
         """
         if not 0 <= length <= self.length:
             raise ValueError(f"Cannot truncate a cache of {self.length} tokens to {length}.")
@@ -304,7 +304,7 @@ class KVCache:
             part = slice(max(self.length, source.filled(i).start or 0), source.length)
             part = part if i < self._first_state else slice(None)
             target[:, :, part] = buffer[:, :, part]
-        self.marks = source.marks.copy()
+        self.snapshots = source.snapshots.copy()
         if source.released > self.length:
             self.released = source.released
         self.token_ids = list(source.token_ids)

@@ -15,8 +15,8 @@ from edgelm.errors import ConfigError
 from edgelm.memory.cache_layout import BufferLayout, alike
 from edgelm.memory.kv_batch import longest_row
 from edgelm.memory.kv_cache import BLOCK, KeysOrValues, KVCache, bytes_per_token
-from edgelm.memory.marks import States
 from edgelm.memory.returned_memory import give_back
+from edgelm.memory.snapshots import States
 
 DEFAULT_BYTES = 256 << 20
 
@@ -24,7 +24,7 @@ DEFAULT_BYTES = 256 << 20
 class _Block:
     """What the buffers of a cache have of BLOCK tokens behind a certain beginning: [n, K, BLOCK, H] of those alike.
 
-    states: those behind the block, where they were marked.
+    states: those behind the block, where there was a snapshot.
     """
 
     def __init__(self, parent: _Block | None, token_ids: tuple[int, ...], content: Sequence[KeysOrValues]) -> None:
@@ -100,7 +100,7 @@ class PrefixCache:
         """Add to `cache`, which holds a beginning of a prompt, what is here of the rest; return how many tokens.
 
         What is known of a place, as states are, is not kept of every one: what is here is used up to the last of those,
-        and where it goes on beyond, the cache is to be marked at its end, for the next that begins so.
+        and where it goes on beyond, the cache is to take a snapshot at its end, for the next that begins so.
         """
         most = (len(token_ids) - 2) // BLOCK if len(token_ids) <= self._longest else 0
         if most * BLOCK <= cache.length:
@@ -137,9 +137,11 @@ class PrefixCache:
             cache.holders.add(self)
         # The end of a text goes first: what is beyond the budget would be copied, for each piece of it anew, and go.
         blocks = min(length // BLOCK, (self.max_bytes - self._state_bytes) // self._block_bytes)
-        marked = {place // BLOCK: states for place, states in cache.marks.states.items() if place <= blocks * BLOCK}
+        snapshots = {
+            place // BLOCK: states for place, states in cache.snapshots.states.items() if place <= blocks * BLOCK
+        }
         if cache.has_states:
-            blocks = max(marked, default=0)  # what is behind them is of no use
+            blocks = max(snapshots, default=0)  # what is behind them is of no use
         with self._lock:
             root = self._root(cache)
             path = self._path(root, cache.token_ids, blocks)
@@ -162,7 +164,7 @@ class PrefixCache:
                 ids = tuple(cache.token_ids[start : start + BLOCK])
                 block = parent.children[ids] = _Block(parent, ids, content)
                 path.append(block)
-            for count, states in marked.items() if len(path) == blocks else ():
+            for count, states in snapshots.items() if len(path) == blocks else ():
                 self._states += not path[count - 1].states
                 path[count - 1].states = states
             if is_spent:

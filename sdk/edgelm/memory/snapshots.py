@@ -1,4 +1,4 @@
-"""Marks: copies of what is known at some places of a text, to go back to."""
+"""Snapshots: copies of what is known at some places of a text, to go back to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MOST = 4  # so that a long text does not take many times its memory
 _MOST_PASSING = 2
 
 
-class Marks:
+class Snapshots:
     """The states at some places of one text, by how many tokens are before them; nobody writes to them.
 
     Where there are too many, the one goes that has the nearest neighbours, but not the last one; those in an answer,
@@ -48,8 +48,8 @@ class Marks:
         self.states = {place: states for place, states in self.states.items() if place <= length}
         self._passing = [place for place in self._passing if place <= length]
 
-    def copy(self) -> Marks:
-        """Return the same marks, for another text that begins as this one does."""
-        copy = Marks()
+    def copy(self) -> Snapshots:
+        """Return the same snapshots, for another text that begins as this one does."""
+        copy = Snapshots()
         copy.states, copy._passing = dict(self.states), list(self._passing)
         return copy
