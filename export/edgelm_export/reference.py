@@ -266,14 +266,18 @@ def run_layer(
 def _norm(config: ModelConfig, weights: Weights, prefix: str, hidden_TD: Array) -> Array:
     if config.norm.startswith("layer"):
         hidden_TD = hidden_TD - hidden_TD.mean(-1, keepdims=True)
-    scale_T1 = 1 / np.sqrt(np.square(hidden_TD).mean(-1, keepdims=True) + np.float32(config.norm_eps))
-    normed_TD: Array = hidden_TD * scale_T1
+    normed_TD = _over_rms(hidden_TD, config.norm_eps)
     if config.norm.endswith("_plain"):
         return normed_TD
     weight_D = weights[f"{prefix}weight"]
     normed_TD = normed_TD * (1 + weight_D if config.norm.endswith("_offset") else weight_D)
     bias_D = weights.get(f"{prefix}bias")
     return normed_TD if bias_D is None else normed_TD + bias_D
+
+
+def _over_rms(x: Array, eps: float) -> Array:
+    """Return each row over the root of the mean of its squares."""
+    return np.asarray(x / np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(eps)), np.float32)
 
 
 def _soft_cap(x: Array, cap: float | None) -> Array:
@@ -346,7 +350,7 @@ def _attention(
         v_SD = k_SD if config.keys_are_values(layer) else _linear(weights, "self_attn.v_proj", hidden_TD)
         k_KSH, v_KSH = heads(k_SD, "k_norm"), v_SD.reshape(T, -1, H).swapaxes(0, 1)
         if config.v_norm:
-            v_KSH = v_KSH / np.sqrt(np.square(v_KSH).mean(-1, keepdims=True) + np.float32(config.norm_eps))
+            v_KSH = _over_rms(v_KSH, config.norm_eps)
     out_TD, start = np.empty_like(q_TD), 0
     for length in lengths:
         own = slice(start, start + length)

@@ -96,11 +96,11 @@ def outermost_grid(blocks: Array, kind: GridKind) -> Grid:
     top, middle = (1 << kind.bits) - 1, 1 << (kind.bits - 1)
     if not kind.symmetric:
         low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
-        scales = nonzero_scales((high - low) / np.float32(top))
+        scales = nonzero_scales(np.divide(high - low, top, dtype=np.float32))
         places = np.float32(zero_places(kind.bits))
         return Grid(top=top, scales=scales, zeros=np.clip(np.rint(-low / scales * places) / places, 0, top))
     if kind.bits == 8:
-        scales = nonzero_scales(np.abs(blocks).max(-1) / np.float32(middle - 1))
+        scales = nonzero_scales(np.divide(np.abs(blocks).max(-1), middle - 1, dtype=np.float32))
     else:
         largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)[..., 0]
         scales = nonzero_scales(largest / np.float32(-middle))
