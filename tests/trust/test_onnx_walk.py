@@ -244,6 +244,12 @@ def test_bytes_that_are_no_model_are_refused(data: bytes, problem: str) -> None:
     assert problem in refusal(data)
 
 
+@pytest.mark.parametrize(("weights", "most"), [(10 << 14, 98_314), (1 << 40, 1 << 20)])
+def test_weights_allow_for_more_fields_up_to_a_bound(weights: int, most: int) -> None:
+    with pytest.raises(PackageError, match=f"has more than {most} fields"):
+        walk_onnx(b"\x08\x01" * (most + 1), PATH, {"model.onnx.data": weights})
+
+
 def test_a_long_name_is_refused() -> None:
     long_name = helper.make_node("A" * 257, [], ["y"])
     assert "has a name of 257 bytes" in refusal(a_model(node=long_name))

@@ -22,6 +22,10 @@ from edgelm.package.onnx_operators import OPERATORS
 # 88 layers, which models of 123 billion weights have, has up to 96,000.
 # docs/results/trust.md has what the worst graph costs.
 MAX_FIELDS = 3 << 15
+# Experts with products of their own have 107 fields each: 410,000 in a model of 26 billion weights. So weights allow
+# for more: hashing so many bytes takes longer than 20 fields.
+_BYTES_A_FIELD = 1 << 14
+MOST_FIELDS = 1 << 20
 _MAX_REMEMBERED = 256  # bytes of an attribute
 _MAX_DEPTH = 8  # of graphs in If, Loop and Scan
 _MAX_DIMENSIONS = 8
@@ -96,8 +100,8 @@ def walk_onnx(data: bytes | mmap.mmap, path: Path, external_sizes: Mapping[str, 
 class GraphWalk(ProtobufWalk):
     """Walk the fields of an ONNX model, `path`'s content, which errors name."""
 
-    def __init__(self, data: bytes | mmap.mmap, path: Path) -> None:
-        super().__init__(data, MAX_FIELDS)
+    def __init__(self, data: bytes | mmap.mmap, path: Path, max_fields: int = MOST_FIELDS) -> None:
+        super().__init__(data, max_fields)
         self._path = path
 
     def error(self, problem: str) -> PackageError:
@@ -121,7 +125,8 @@ class GraphWalk(ProtobufWalk):
 
 class _Walk(GraphWalk):
     def __init__(self, data: bytes | mmap.mmap, path: Path, external_sizes: Mapping[str, int]) -> None:
-        super().__init__(data, path)
+        more = sum(external_sizes.values()) // _BYTES_A_FIELD
+        super().__init__(data, path, min(MAX_FIELDS + more, MOST_FIELDS))
         self._external_sizes = external_sizes
         self.opsets: dict[str, int] = {}
         self.operators: set[tuple[str, str]] = set()
