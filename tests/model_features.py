@@ -25,6 +25,9 @@ GEMMA4_FEATURES = {
 }  # fmt: skip
 
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2}
+OWN_NORMS = {
+    "norm_placement": "both", "shared_expert_intermediate_size": 48, "expert_norms": True, "expert_scales": True,
+}  # fmt: skip
 
 FEATURES = {
     "tiny": {},
@@ -180,6 +183,16 @@ FEATURES = {
     },
     "experts beside a shared one, behind a residual multiplier": EXPERTS | {
         "residual_multiplier": 0.3, "shared_expert_intermediate_size": 48, "routed_scaling_factor": 2.5,
+    },
+    "experts gated by gelu": EXPERTS | {"hidden_act": "gelu_pytorch_tanh"},
+    "experts gated by relu, weighted by a sigmoid, chosen with a bias, with biases": EXPERTS | {
+        "hidden_act": "relu", "scoring_func": "sigmoid", "expert_choice_bias": True, "norm_topk_prob": False,
+        "routed_scaling_factor": 0.5, "router_bias": True, "mlp_bias": True,
+    },
+    "experts with norms and factors of their own": EXPERTS | OWN_NORMS | {"residual_multiplier": 0.3},
+    "experts with norms and factors of their own, gated by gelu, the one beside them wider in some layers": {
+        **EXPERTS, **OWN_NORMS, "hidden_act": "gelu", "router_bias": True, "mlp_bias": True, "norm": "rms_offset",
+        "num_hidden_layers": 3, "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "shared_expert_gate": True,
     },
     "attention sinks": {"attention_sinks": True, "num_attention_heads": 4, "num_key_value_heads": 2},
     "attention sinks, in a window, without rope": {

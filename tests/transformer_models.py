@@ -156,6 +156,15 @@ FEATURES: dict[str, dict[str, Any]] = (
             "routed_scaling_factor": 2.5,
             "shared_expert_intermediate_size": 12,
         },
+        "experts with norms and factors of their own, gated by gelu": {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "hidden_act": "gelu_pytorch_tanh",
+            "norm_placement": "both",
+            "shared_expert_intermediate_size": 12,
+            "expert_norms": True,
+            "expert_scales": True,
+        },
         "keys that are values, features of each layer's own": GEMMA4_FEATURES,
         "keys of other layers": SHARED_KEYS,
     }

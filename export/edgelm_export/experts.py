@@ -1,5 +1,6 @@
 """Experts in the graph: one operator a layer that chooses and computes them, in floats (MoE) or on a grid (QMoE).
 
+On a CPU they know experts gated by silu; others have products of their own (grouped_experts.py).
 The operators compute the chosen experts alone. They want one grid for all of a layer's experts: where a recipe gives
 them several, all move to the finest of those, which loses nothing. The router stays in float32: it is small, and an
 error there chooses another expert.
@@ -10,21 +11,24 @@ Source: the operator specifications of com.microsoft.MoE and com.microsoft.QMoE.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.architecture.block_grid import zero_places
 from edgelm.architecture.quantization_recipe import STANDARD
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
-from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
+from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.graph import MICROSOFT, Graph
+from edgelm_export.grouped_experts import add_grouped_experts
 from edgelm_export.projection import Projections
 from edgelm_export.quantize import Stored
-from edgelm_export.quantize.keep import on_its_grid
-from edgelm_export.quantize.packed import PackedWeight, unpack, unpack_values
+from edgelm_export.quantize.finer_grid import on_finer_grid
+from edgelm_export.quantize.packed import PackedWeight, unpack
+
+if TYPE_CHECKING:
+    from edgelm_export.stack import Stack
 
 _BITS = (4, 8)  # what QMoE has on every CPU since ONNX Runtime 1.28
 _SMALLEST_BLOCK = 16
@@ -32,19 +36,28 @@ _NEVER = -1e30  # a score that no expert with a weight is below
 CHOICE_BIAS = "e_score_correction_bias"
 
 
-def add_experts(graph: Graph, checkpoint: Checkpoint, projections: Projections, hidden: str, name: str) -> str:
-    """Add the feed-forward of one layer with experts, such as "model.layers.0.mlp".
+def add_experts(stack: Stack, hidden: str, routed_by: str, name: str) -> str:
+    """Add the feed-forward of one layer with experts, such as "model.layers.0.mlp"; `routed_by` is the router's input.
 
     Raises:
         ExportError: the ONNX standard has no operator for it.
     """
-    config = checkpoint.config
+    graph, checkpoint, projections, config = stack.graph, stack.checkpoint, stack.projections, stack.config
+    if config.hidden_act != "silu":
+        scores = _router(graph, checkpoint, routed_by, name)
+        weights, chosen = _chosen(graph, checkpoint, scores, f"{name}.gate")
+        if config.norm_topk_prob:
+            weights = graph.node("Div", [weights, _sum(graph, weights, f"{name}.gate")], f"{name}.gate.normed")
+        if config.routed_scaling_factor != 1:
+            factor = graph.constant(config.routed_scaling_factor, np.float32)
+            weights = graph.node("Mul", [weights, factor], f"{name}.gate.scaled")
+        return add_grouped_experts(stack, hidden, weights, chosen, name)
     if projections.operator_set == STANDARD:
         raise ExportError(
             f"A {config.model_type} model has experts, which no operator of the ONNX standard computes. Export it with "
             "--operators onnxruntime."
         )
-    scores, factor = _routing(graph, checkpoint, hidden, name)
+    scores, factor = _routing(graph, checkpoint, routed_by, name)
     shape = graph.constant([-1, config.num_experts])
     logits = graph.node("Reshape", [scores, shape], f"{name}.gate.rows")  # one row for each position of the batch
     first, second = _matrices(config, projections, name)
@@ -60,7 +73,7 @@ def add_experts(graph: Graph, checkpoint: Checkpoint, projections: Projections, 
         graph.node("MoE", inputs, output, MICROSOFT, _attributes(config))
     else:
         parts = [
-            _packed_stack(graph, stem, [_moved(w, *grid) for w in stored if isinstance(w, PackedWeight)])
+            _packed_stack(graph, stem, [on_finer_grid(w, *grid) for w in stored if isinstance(w, PackedWeight)])
             for stem, stored in zip(names, (first, second), strict=True)
         ]
         inputs = [hidden, logits, *parts[0][:2], biases[0], *parts[1][:2], biases[1]]
@@ -102,10 +115,12 @@ def _biases(graph: Graph, checkpoint: Checkpoint, name: str) -> list[str]:
 
 def _router(graph: Graph, checkpoint: Checkpoint, hidden: str, name: str) -> str:
     """Add the scores [B, T, E] of all experts."""
-    weight_DE = graph.weight(f"{name}.gate.weight", np.ascontiguousarray(checkpoint.tensor(f"{name}.gate.weight").T))
-    logits = graph.node("MatMul", [hidden, weight_DE], f"{name}.gate.output")
-    if checkpoint.config.router_bias:
-        bias = graph.weight(f"{name}.gate.bias", checkpoint.tensor(f"{name}.gate.bias"))
+    config = checkpoint.config
+    scale = np.float32(config.hidden_size**-0.5 if config.expert_norms else 1)
+    weight_DE = np.ascontiguousarray(checkpoint.tensor(f"{name}.gate.weight").T) * scale
+    logits = graph.node("MatMul", [hidden, graph.weight(f"{name}.gate.weight", weight_DE)], f"{name}.gate.output")
+    if config.router_bias:
+        bias = graph.weight(f"{name}.gate.bias", checkpoint.tensor(f"{name}.gate.bias") * scale)
         logits = graph.node("Add", [logits, bias], f"{name}.gate.biased")
     return logits
 
@@ -123,6 +138,21 @@ def _routing(graph: Graph, checkpoint: Checkpoint, hidden: str, name: str) -> tu
     is_plain = config.scoring_func == "softmax" and not config.expert_choice_bias
     if is_plain and config.norm_topk_prob:
         return scores, factor
+    chosen_weights, chosen_experts = _chosen(graph, checkpoint, scores, gate)
+    if not is_plain:
+        logarithms = graph.node("Log", [chosen_weights], f"{gate}.chosen_logarithms")
+        never = [graph.constant(_NEVER, np.float32), graph.node("Shape", [scores], f"{gate}.shape")]
+        inputs = [graph.node("Expand", never, f"{gate}.never"), chosen_experts, logarithms]
+        scores = graph.node("ScatterElements", inputs, f"{gate}.routing", attributes={"axis": -1})
+    if config.norm_topk_prob:
+        return scores, factor
+    share = _sum(graph, chosen_weights, gate)
+    return scores, graph.node("Mul", [share, factor], f"{gate}.scaled_share") if factor else share
+
+
+def _chosen(graph: Graph, checkpoint: Checkpoint, scores: str, gate: str) -> tuple[str, str]:
+    """Return the weights of the chosen experts, of which all experts' sum to one or each is by itself, and which."""
+    config = checkpoint.config
     if config.scoring_func == "sigmoid":
         weights = graph.node("Sigmoid", [scores], f"{gate}.weights")
     else:
@@ -135,16 +165,12 @@ def _routing(graph: Graph, checkpoint: Checkpoint, hidden: str, name: str) -> tu
     graph.node("TopK", [preferred, graph.constant([config.num_experts_per_tok])], outputs)
     if config.expert_choice_bias:
         graph.node("GatherElements", [weights, chosen_experts], chosen_weights, attributes={"axis": -1})
-    if not is_plain:
-        logarithms = graph.node("Log", [chosen_weights], f"{gate}.chosen_logarithms")
-        never = [graph.constant(_NEVER, np.float32), graph.node("Shape", [scores], f"{gate}.shape")]
-        inputs = [graph.node("Expand", never, f"{gate}.never"), chosen_experts, logarithms]
-        scores = graph.node("ScatterElements", inputs, f"{gate}.routing", attributes={"axis": -1})
-    if config.norm_topk_prob:
-        return scores, factor
-    inputs = [chosen_weights, graph.constant([-1])]
-    share = graph.node("ReduceSum", inputs, f"{gate}.share", attributes={"keepdims": 1})
-    return scores, graph.node("Mul", [share, factor], f"{gate}.scaled_share") if factor else share
+    return chosen_weights, chosen_experts
+
+
+def _sum(graph: Graph, weights: str, gate: str) -> str:
+    """Sum the weights of a token's chosen experts, [B, T, 1]."""
+    return graph.node("ReduceSum", [weights, graph.constant([-1])], f"{gate}.share", attributes={"keepdims": 1})
 
 
 def _attributes(config: ModelConfig) -> dict[str, Any]:
@@ -168,7 +194,7 @@ def _alternating(gate: Stored, up: Stored) -> Stored:
     if gate.layout != up.layout:
         bits, block_size = max(gate.bits, up.bits), min(gate.block_size, up.block_size)
         has_zeros = gate.zero_points is not None or up.zero_points is not None
-        gate, up = (_moved(weight, bits, block_size, has_zeros) for weight in (gate, up))
+        gate, up = (on_finer_grid(weight, bits, block_size, has_zeros) for weight in (gate, up))
     zeros = None
     if gate.zero_points is not None and up.zero_points is not None:
         zeros = _in_turn(gate.zero_points, up.zero_points)
@@ -202,27 +228,6 @@ def _common_grid(config: ModelConfig, weights: Sequence[Stored]) -> tuple[int, i
     most = max(weight.bits for weight in packed)
     bits = next(bits for bits in _BITS if most <= bits)
     return bits, block_size, any(weight.zero_points is not None for weight in packed)
-
-
-def _moved(weight: PackedWeight, bits: int, block_size: int, has_zeros: bool) -> PackedWeight:
-    """Write a weight on a finer grid: as many bits or more, blocks as long or shorter."""
-    values, zeros = unpack_values(weight)
-    rows, each, count = len(values), weight.block_size // block_size, -(-weight.columns // block_size)
-    if zeros is None and has_zeros:
-        zeros = np.zeros(weight.scales.shape, np.int8)
-    # Zero points between the steps of 5 and 6 bits need the smaller steps of more.
-    places, finer = zero_places(weight.bits), 0
-    if zeros is not None:
-        finer = bits - weight.bits if places > 1 else 0
-        zeros = (zeros.astype(np.int32) * (zero_places(bits) << finer) // places).astype(np.int8)
-    blocks = QuantizedBlocks(
-        bits=bits,
-        block_size=block_size,
-        values=values.reshape(rows, -1, block_size)[:, :count] << np.int8(finer),
-        scales=np.repeat(weight.scales / np.float32(1 << finer), each, axis=1)[:, :count],
-        zero_points=None if zeros is None else np.repeat(zeros, each, axis=1)[:, :count],
-    )
-    return on_its_grid(blocks, weight.columns)
 
 
 def _float_stack(graph: Graph, projections: Projections, name: str, weights: Sequence[Stored]) -> str:

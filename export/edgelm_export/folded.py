@@ -18,6 +18,7 @@ from edgelm_export.tensor_map import GATHERED, is_of_norm
 # GroupQueryAttention turns heads by tables whose width is a multiple of 8, that is 16 dimensions.
 ROTARY_MULTIPLE = 16
 _QUERIES_OR_KEYS = re.compile(r"\.layers\.(\d+)\.self_attn\.[qk]_(proj|norm)\.(weight|bias)$")
+_LAST_OF_EXPERT = re.compile(r"\.experts\.(\d+)\.down_proj\.(weight|bias)$")
 _VALUES = re.compile(r"\.layers\.(\d+)\.self_attn\.v_proj\.")
 
 
@@ -31,9 +32,10 @@ def padded_rotary_dim(config: ModelConfig, kind: str = "global") -> int:
 class FoldedCheckpoint:
     """The same function, for a graph of fewer features.
 
-    1 + weight of a norm is its weight, no residual_multiplier is left, and in each query and key head the halves of the
-    part that turns stand where the padded tables of the graph turn them. It costs nothing at run time, and one rounding
-    of each changed weight. Keys that are values too are projected twice, since those are not reordered.
+    1 + weight of a norm is its weight, no residual_multiplier and no factor of an expert is left, and in each query and
+    key head the halves of the part that turns stand where the padded tables of the graph turn them. It costs nothing at
+    run time, and one rounding of each changed weight. Keys that are values too are projected twice, since those are not
+    reordered.
 
     Raises:
         ExportError: there is no weight that could take the residual_multiplier.
@@ -59,8 +61,14 @@ class FoldedCheckpoint:
         encoder = config.encoder and dataclasses.replace(config.encoder, norm=norm)
         self._source_config = config
         self.config = dataclasses.replace(
-            config, norm=norm, residual_multiplier=1.0, encoder=encoder, attention_k_eq_v=False
+            config,
+            norm=norm,
+            residual_multiplier=1.0,
+            encoder=encoder,
+            attention_k_eq_v=False,
+            expert_scales=False,
         )
+        self._expert_scales: dict[str, NDArray[np.float32]] = {}  # of each layer
 
     @property
     def hf_config(self) -> Mapping[str, Any]:
@@ -104,7 +112,8 @@ class FoldedCheckpoint:
             tensor = tensor + self._offset
         order = self._order(name)
         tensor = tensor if order is None else tensor[_of_heads(order, len(tensor))]
-        return tensor * self._multiplier if self._is_multiplied(name) else tensor
+        factor = self._factor(name)
+        return tensor if factor is None else tensor * factor
 
     def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
         """Read some rows of a matrix, with its factors inside."""
@@ -115,12 +124,25 @@ class FoldedCheckpoint:
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return a matrix on its own grid, whose scales take the factor."""
         blocks = self._source.quantized_blocks(self._source_name(name))
-        if blocks is not None and self._is_multiplied(name):
-            blocks = blocks.times(self._multiplier)
+        factor = self._factor(name)
+        if blocks is not None and factor is not None:
+            blocks = blocks.times(factor)
         order = self._order(name)
         if blocks is not None and order is not None:
             blocks = blocks.rows(_of_heads(order, len(blocks.values)))
         return blocks
+
+    def _factor(self, name: str) -> np.float32 | None:
+        """Return what a tensor is multiplied by: the residual_multiplier, or an expert's own; None is by nothing."""
+        multiplier = self._multiplier if self._is_multiplied(name) else None
+        expert = _LAST_OF_EXPERT.search(name) if self._source_config.expert_scales else None
+        if expert is None:
+            return multiplier
+        scales = f"{name[: expert.start()]}.gate.per_expert_scale"
+        if scales not in self._expert_scales:
+            self._expert_scales[scales] = self._source.tensor(scales)
+        own = np.float32(self._expert_scales[scales][int(expert[1])])
+        return own if multiplier is None else np.float32(own * multiplier)
 
     def _order(self, name: str) -> NDArray[np.int64] | None:
         """Return the order that a head of a tensor is to have; None is as it is."""

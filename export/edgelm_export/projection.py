@@ -5,11 +5,15 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from edgelm.architecture.planes import LOWER_BITS
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.graph import Graph
 from edgelm_export.packed_operators import PACKED_OPERATORS
 from edgelm_export.quantize import Precision, Stored, quantize, scheme_for
+from edgelm_export.quantize.finer_grid import on_finer_grid
 from edgelm_export.quantize.packed import PackedWeight, stack
+
+_EXPERTS = ".experts."
 
 
 class Projections:
@@ -17,11 +21,18 @@ class Projections:
 
     def __init__(self, graph: Graph, checkpoint: Checkpoint, precision: Precision) -> None:
         self._graph, self._checkpoint, self._recipe = graph, checkpoint, precision.recipe(checkpoint.config)
+        self._shapes = checkpoint.config.tensor_shapes()
         self.operator_set, self.operators = precision.operators, PACKED_OPERATORS[precision.operators]
 
     def read(self, name: str) -> Stored:
-        """Read one matrix as the precision stores it; the scheme goes by the canonical name."""
-        return quantize(self._checkpoint, name, scheme_for(self._recipe, name))
+        """Read one matrix as the precision stores it; the scheme goes by the canonical name.
+
+        Experts are many small ones: of 5 or 6 bits they lie in 8, since planes are put together by ten nodes each.
+        """
+        weight = quantize(self._checkpoint, name, scheme_for(self._recipe, name))
+        if _EXPERTS not in name or not isinstance(weight, PackedWeight) or weight.bits not in LOWER_BITS:
+            return weight
+        return on_finer_grid(weight, 8, weight.block_size, weight.zero_points is not None)
 
     def linear(self, hidden: str, module: str) -> str:
         """Add `hidden @ weight.T + bias` of one module, such as "model.layers.0.self_attn.o_proj"."""
@@ -50,8 +61,7 @@ class Projections:
     def _product(self, hidden: str, module: str, weight: Stored, sources: list[str]) -> str:
         """Add the product by a weight, and the bias of the modules that it came from."""
         output = self._product_without_bias(hidden, module, weight, f"{module}.output")
-        shapes = self._checkpoint.config.tensor_shapes()
-        if f"{sources[0]}.bias" not in shapes:
+        if f"{sources[0]}.bias" not in self._shapes:
             return output
         bias = np.concatenate([self._checkpoint.tensor(f"{source}.bias") for source in sources])
         return self._graph.node("Add", [output, self._graph.weight(f"{module}.bias", bias)], f"{module}.biased")

@@ -251,8 +251,11 @@ def run_layer(
         looked_TD = _cross_attention(config, weights, normed(before_cross, attended_TD), read_SD)
         attended_TD = added(attended_TD, looked_TD, after_cross)
     mlp_input_TD = hidden_TD if config.parallel_residual else attended_TD
-    feed_forward = _experts if config.has_experts(layer) else _mlp
-    transformed_TD = feed_forward(config, weights, normed(before_mlp, mlp_input_TD), "mlp")
+    read_TD = normed(before_mlp, mlp_input_TD)
+    if config.has_experts(layer):
+        transformed_TD = _experts(config, weights, read_TD, mlp_input_TD)
+    else:
+        transformed_TD = _mlp(config, weights, read_TD, "mlp")
     hidden_TD = added(attended_TD, transformed_TD, after_mlp)
     if config.hidden_size_per_layer_input:
         gate_TP = ACTIVATIONS[config.hidden_act](_linear(weights, "per_layer_input_gate", hidden_TD))
@@ -432,30 +435,50 @@ def _mlp(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str) -> 
     return _linear(weights, f"{name}.down_proj", sub_normed(activation(gate_TF) * up_TF))
 
 
-def _experts(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str) -> Array:
-    """Sum the feed-forwards of the experts that each position's router chooses, weighted by what it gives them."""
-    logits_TE = hidden_TD @ weights[f"{name}.gate.weight"].T
+def _experts(config: ModelConfig, weights: Weights, hidden_TD: Array, stream_TD: Array) -> Array:
+    """Sum the feed-forwards of the experts that each position's router chooses, weighted by what it gives them.
+
+    stream_TD: what hidden_TD is the norm of.
+    """
+
+    def own_normed(name: str, x_TD: Array) -> Array:
+        return _norm(config, weights, f"mlp.{name}.", x_TD) if config.expert_norms else x_TD
+
+    stream_TD = stream_TD if config.expert_norms else hidden_TD
+    read_TD = own_normed("experts_norm", stream_TD)
+    shares_TE = _shares(config, weights, own_normed("router_norm", stream_TD))
+    summed_TD = np.zeros_like(hidden_TD)
+    for expert in range(config.num_experts):
+        rows = np.flatnonzero(shares_TE[:, expert])
+        output_TD = _mlp(config, weights, read_TD[rows], f"mlp.experts.{expert}")
+        summed_TD[rows] += shares_TE[rows, expert, None] * output_TD
+    summed_TD = own_normed("post_experts_norm", summed_TD)
+    if config.shared_expert_intermediate_size:
+        shared_TD = _mlp(config, weights, hidden_TD, "mlp.shared_experts")
+        if config.shared_expert_gate:
+            shared_TD = shared_TD / (1 + np.exp(-hidden_TD @ weights["mlp.shared_expert_gate.weight"].T))
+        summed_TD = summed_TD + own_normed("post_shared_experts_norm", shared_TD)
+    return summed_TD
+
+
+def _shares(config: ModelConfig, weights: Weights, read_TD: Array) -> Array:
+    """Return what a router gives each expert [T, E]: nothing to those that it does not choose."""
+    logits_TE = read_TD @ weights["mlp.gate.weight"].T
     if config.router_bias:
-        logits_TE = logits_TE + weights[f"{name}.gate.bias"]
+        logits_TE = logits_TE + weights["mlp.gate.bias"]
+    if config.expert_norms:
+        logits_TE = logits_TE * np.float32(config.hidden_size**-0.5)
     if config.scoring_func == "sigmoid":
         shares_TE = 1 / (1 + np.exp(-logits_TE))
     else:
         shares_TE = np.exp(logits_TE - logits_TE.max(-1, keepdims=True))
         shares_TE /= shares_TE.sum(-1, keepdims=True)
-    bias_E = weights[f"{name}.gate.e_score_correction_bias"] if config.expert_choice_bias else np.float32(0)
+    bias_E = weights["mlp.gate.e_score_correction_bias"] if config.expert_choice_bias else np.float32(0)
     order_TE = np.argsort(-(shares_TE + bias_E), axis=-1, kind="stable")
     np.put_along_axis(shares_TE, order_TE[:, config.num_experts_per_tok :], 0, axis=-1)
     if config.norm_topk_prob:
         shares_TE /= shares_TE.sum(-1, keepdims=True)
     shares_TE *= np.float32(config.routed_scaling_factor)
-    summed_TD = np.zeros_like(hidden_TD)
-    for expert in range(config.num_experts):
-        rows = np.flatnonzero(shares_TE[:, expert])
-        output_TD = _mlp(config, weights, hidden_TD[rows], f"{name}.experts.{expert}")
-        summed_TD[rows] += shares_TE[rows, expert, None] * output_TD
-    if config.shared_expert_intermediate_size:
-        shared_TD = _mlp(config, weights, hidden_TD, f"{name}.shared_experts")
-        if config.shared_expert_gate:
-            shared_TD = shared_TD / (1 + np.exp(-hidden_TD @ weights[f"{name}.shared_expert_gate.weight"].T))
-        summed_TD += shared_TD
-    return summed_TD
+    if config.expert_scales:
+        shares_TE *= weights["mlp.gate.per_expert_scale"]
+    return np.asarray(shares_TE)

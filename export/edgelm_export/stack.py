@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgelm.architecture.rope import sinusoidal_table
-from edgelm.config import NORM_PLACEMENTS, SINUSOIDS, XIELU_BETA, ModelConfig
+from edgelm.config import EXPERT_NORMS, NORM_PLACEMENTS, SINUSOIDS, XIELU_BETA, ModelConfig
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.experts import add_experts
 from edgelm_export.external_data import ExternalData
@@ -127,11 +127,13 @@ class Stack(ABC):
         attention = self.attention(attention_input, i)
         attended = self.added(hidden, attention, layer, after_attention, "attention_residual")
         attended = self.crossed(attended, layer, i)
-        if config.norm_placement == "shared":
-            mlp_input = attention_input
+        stream = hidden if config.parallel_residual else attended
+        is_shared = config.norm_placement == "shared"
+        mlp_input = attention_input if is_shared else self.block_norm(stream, layer, before_mlp)
+        if config.has_experts(i):
+            feed_forward = self.experts(mlp_input, stream, f"{layer}.mlp")
         else:
-            mlp_input = self.block_norm(hidden if config.parallel_residual else attended, layer, before_mlp)
-        feed_forward = self.feed_forward(mlp_input, f"{layer}.mlp", i)
+            feed_forward = self.dense(mlp_input, f"{layer}.mlp")
         hidden = self.added(attended, feed_forward, layer, after_mlp, "residual")
         if config.hidden_size_per_layer_input:
             hidden = self.gated_features(hidden, layer)
@@ -192,11 +194,12 @@ class Stack(ABC):
         addends = self.addends.get(hidden, ())
         return self.operators.rms_norm(self.graph, hidden, ones, self.config.norm_eps, name, addends)
 
-    def feed_forward(self, hidden: str, name: str, i: int) -> str:
-        """Add the feed-forward of block number `i`, or its experts."""
-        if not self.config.has_experts(i):
-            return self.dense(hidden, name)
-        chosen = add_experts(self.graph, self.checkpoint, self.projections, hidden, name)
+    def experts(self, hidden: str, stream: str, name: str) -> str:
+        """Add the experts of a block, and the one beside them; `stream` is what `hidden` is the norm of."""
+        read, routed_by, has_norms = hidden, hidden, self.config.expert_norms
+        if has_norms:
+            routed_by, read = (self.norm(stream, f"{name}.{norm}") for norm in EXPERT_NORMS[:2])
+        chosen = add_experts(self, read, routed_by, name)
         if not self.config.shared_expert_intermediate_size:
             return chosen
         shared = self.dense(hidden, f"{name}.shared_experts")
@@ -206,6 +209,9 @@ class Stack(ABC):
             score = self.graph.node("MatMul", [hidden, weight_D1], f"{module}.output")
             share = self.graph.node("Sigmoid", [score], f"{module}.share")
             shared = self.graph.node("Mul", [shared, share], f"{module}.applied")
+        if has_norms:
+            made = zip((chosen, shared), EXPERT_NORMS[2:], strict=True)
+            chosen, shared = (self.norm(part, f"{name}.{norm}") for part, norm in made)
         return self.graph.node("Add", [chosen, shared], f"{name}.all_experts")
 
     def dense(self, hidden: str, name: str) -> str:

@@ -43,6 +43,9 @@ CROSS_NORMS: dict[str, tuple[str | None, str | None]] = {
     "residual": (None, "post_cross_attention_layernorm"),
 }
 
+# Those of the stream that the router and the experts read, and of what the experts and the shared one make.
+EXPERT_NORMS = ("router_norm", "experts_norm", "post_experts_norm", "post_shared_experts_norm")
+
 MAX_LAYERS = 4096  # in use are up to 126
 _MAX_DISTANCE = 1 << 16  # in use is 128; each is a row of a table
 _AS_TRAINED = RopeScaling()
@@ -84,6 +87,10 @@ class ModelConfig(LayerFeatures):
     last layer of their kind that has. hidden_size_per_layer_input: how many features each layer has of a token beside
     the residual stream: from an embedding that all layers have a part of, and from what enters the first one; they gate
     what the layer adds last (Gemma 3n's per-layer embeddings).
+
+    expert_norms: the router and the experts read the residual stream, each by a norm of its own, and the router's
+    scores are multiplied by hidden_size ** -0.5; what the experts make together, and what the shared one makes, is
+    normed too.
 
     conv_L_cache: how many tokens, itself the last, a token sees in the layers of `layer_types` that say "conv": they
     have a gated convolution over each channel in the place of attention (LFM2, arXiv:2511.23404).
@@ -153,6 +160,8 @@ class ModelConfig(LayerFeatures):
     routed_scaling_factor: float = 1.0  # of what those make together
     router_bias: bool = False
     expert_choice_bias: bool = False  # of the weights, for the choice alone (DeepSeek-V3, arXiv:2412.19437)
+    expert_norms: bool = False
+    expert_scales: bool = False  # a learned factor of what each expert makes
     layers_without_experts: tuple[int, ...] = ()
     swiglu_limit: float | None = None  # of experts: gate and up are clamped, and up is added one (GPT-OSS)
     swiglu_alpha: float = 1.0  # of such an expert: gate * sigmoid(alpha * gate)
@@ -415,6 +424,8 @@ class ModelConfig(LayerFeatures):
             "norm_topk_prob",
             "router_bias",
             "expert_choice_bias",
+            "expert_norms",
+            "expert_scales",
             "attention_sinks",
             "sub_norms",
             "tie_word_embeddings",

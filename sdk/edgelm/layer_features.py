@@ -33,6 +33,7 @@ class LayerFeatures:
     rope_scaling: RopeScaling
     attention_multiplier: float | None
     layer_types: tuple[str, ...]
+    norm_placement: str
     sliding_window: int | None
     linear_num_key_heads: int | None
     linear_num_value_heads: int | None
@@ -48,6 +49,7 @@ class LayerFeatures:
     num_experts_per_tok: int
     shared_expert_intermediate_size: int | None
     shared_expert_gate: bool
+    expert_norms: bool
     swiglu_limit: float | None
     hidden_act: str
     mlp_gated: bool
@@ -156,8 +158,15 @@ class LayerFeatures:
 
     def feed_forward_size(self, layer: int) -> int:
         """Return how many features the feed-forward of a layer has between its projections."""
+        return self._widened(self.intermediate_size, layer)
+
+    def shared_expert_size(self, layer: int) -> int:
+        """Return how many features the feed-forward beside the experts of a layer has; 0 is none."""
+        return self._widened(self.shared_expert_intermediate_size or 0, layer)
+
+    def _widened(self, size: int, layer: int) -> int:
         is_wide = self.use_double_wide_mlp and layer > self.last_kept_layer
-        return self.intermediate_size * (2 if is_wide else 1)
+        return size * (2 if is_wide else 1)
 
     @property
     def expert_size(self) -> int:
@@ -225,15 +234,20 @@ class LayerFeatures:
             )
         if self.shared_expert_gate and self.shared_expert_intermediate_size is None:
             raise ConfigError("shared_expert_gate is set, which needs a shared_expert_intermediate_size.")
-        if self.num_experts and (not self.mlp_gated or self.hidden_act != "silu"):
+        if self.num_experts and (not self.mlp_gated or self.hidden_act == "xielu"):
             raise ConfigError(
                 f"num_experts is {self.num_experts}, with hidden_act {self.hidden_act!r} and mlp_gated "
-                f"{self.mlp_gated!r}; experts are gated by silu."
+                f"{self.mlp_gated!r}; experts are gated, by another activation than xielu."
+            )
+        if self.expert_norms and (self.shared_expert_intermediate_size is None or self.norm_placement != "both"):
+            raise ConfigError(
+                "expert_norms is set, which needs a shared_expert_intermediate_size, and norm_placement 'both'."
             )
         if self.num_experts and self.sub_norms:
             raise ConfigError("sub_norms is true, which no model with experts has.")
-        if self.swiglu_limit is not None and (not self.num_experts or self.layers_without_experts):
-            raise ConfigError("swiglu_limit is set, which is for models that have experts in every layer.")
+        in_every_layer = self.num_experts and not self.layers_without_experts
+        if self.swiglu_limit is not None and (not in_every_layer or self.hidden_act != "silu"):
+            raise ConfigError("swiglu_limit is set, which is for models with experts gated by silu in every layer.")
 
     def check_own_features(self) -> None:
         """Check the fields that tell layers apart.

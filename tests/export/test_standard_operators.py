@@ -35,7 +35,7 @@ IDS = np.random.default_rng(0).integers(3, 320, 150).tolist()
 EXPRESSIBLE = {
     name: features
     for name, features in FEATURES.items()
-    if "num_experts" not in features and "linear_num_key_heads" not in features
+    if ("num_experts" not in features or "hidden_act" in features) and "linear_num_key_heads" not in features
 }
 
 

@@ -37,7 +37,7 @@ EXPERTS: dict[str, Any] = {
     "layers_without_experts": (1,), "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
     "norm_topk_prob": False, "router_bias": True, "attention_sinks": True,
     "scoring_func": "sigmoid", "routed_scaling_factor": 2.5, "expert_choice_bias": True,
-    "shared_expert_intermediate_size": 8,
+    "shared_expert_intermediate_size": 8, "norm_placement": "both", "expert_norms": True, "expert_scales": True,
 }  # fmt: skip
 LARGE = {
     "norm": "layer",
@@ -216,14 +216,24 @@ LARGE = {
         ),
         ({"moe_intermediate_size": 0}, "moe_intermediate_size is 0; it must be a whole number of 1 or more."),
         (
-            {"num_experts": 2, "num_experts_per_tok": 1, "hidden_act": "gelu"},
-            "num_experts is 2, with hidden_act 'gelu' and mlp_gated True; experts are gated by silu.",
+            {"num_experts": 2, "num_experts_per_tok": 1, "hidden_act": "xielu"},
+            "num_experts is 2, with hidden_act 'xielu' and mlp_gated True; experts are gated, by another activation "
+            "than xielu.",
+        ),
+        (
+            {"num_experts": 2, "num_experts_per_tok": 1, "norm_placement": "both", "expert_norms": True},
+            "expert_norms is set, which needs a shared_expert_intermediate_size, and norm_placement 'both'.",
+        ),
+        ({"expert_scales": 1}, "expert_scales is 1; it must be true or false."),
+        (
+            {"num_experts": 2, "num_experts_per_tok": 1, "hidden_act": "gelu", "swiglu_limit": 7.0},
+            "swiglu_limit is set, which is for models with experts gated by silu in every layer.",
         ),
         (
             {"num_experts": 2, "num_experts_per_tok": 1, "sub_norms": True},
             "sub_norms is true, which no model with experts has.",
         ),
-        ({"swiglu_limit": 7.0}, "swiglu_limit is set, which is for models that have experts in every layer."),
+        ({"swiglu_limit": 7.0}, "swiglu_limit is set, which is for models with experts gated by silu in every layer."),
         ({"swiglu_alpha": 0.0}, "swiglu_alpha is 0.0; it must be a number above 0."),
         ({"attention_sinks": 1}, "attention_sinks is 1; it must be true or false."),
         ({"attn_logit_softcapping": 0.0}, "attn_logit_softcapping is 0.0; it must be a number above 0."),

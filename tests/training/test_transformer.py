@@ -157,7 +157,10 @@ def test_a_later_token_does_not_change_earlier_logits(name: str, tiny_config: Mo
     with torch.no_grad():
         logits, changed = model(ids_BT), model(changed_BT)
 
-    assert torch.equal(logits[:, :12], changed[:, :12])
+    # A token that chooses another expert changes how many rows its products have, which then sum in another order.
+    # Measured: 4.8e-7.
+    atol = 1e-5 if config.num_experts else 0.0
+    torch.testing.assert_close(changed[:, :12], logits[:, :12], atol=atol, rtol=0)
     assert not torch.equal(logits[:, 12], changed[:, 12])
 
 

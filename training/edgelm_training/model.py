@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from edgelm.architecture import rope
 from edgelm.architecture.relative_positions import relative_buckets
-from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, XIELU_BETA, ModelConfig
+from edgelm.config import CROSS_NORMS, EXPERT_NORMS, NORM_PLACEMENTS, SINUSOIDS, XIELU_BETA, ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError
 from edgelm_training.attention import Attention, Kept, make_norm, scaled, soft_cap
 from edgelm_training.convolution import Convolution
@@ -294,8 +294,8 @@ class Block(nn.Module):
         if crosses:
             before_cross, after_cross = CROSS_NORMS[config.norm_placement]
             parts |= {before_cross: None, "encoder_attn": Attention(config, layer, causal=False), after_cross: None}
-        size = config.feed_forward_size(layer)
-        feed_forward = Experts(config) if config.has_experts(layer) else FeedForward(config, size)
+        size, shared = config.feed_forward_size(layer), config.shared_expert_size(layer)
+        feed_forward = Experts(config, shared) if config.has_experts(layer) else FeedForward(config, size)
         parts |= {before_mlp: None, "mlp": feed_forward, after_mlp: None}
         if config.hidden_size_per_layer_input:
             D, P = config.hidden_size, config.hidden_size_per_layer_input
@@ -333,7 +333,9 @@ class Block(nn.Module):
             looked_BTD = self.encoder_attn(self._normed(before_cross, attended_BTD), None, memory[1], memory[0])
             attended_BTD = self._added(attended_BTD, looked_BTD, after_cross)
         mlp_input_BTD = hidden_BTD if self.config.parallel_residual else attended_BTD
-        transformed_BTD = self.mlp(self._normed(before_mlp, mlp_input_BTD))
+        read_BTD = self._normed(before_mlp, mlp_input_BTD)
+        is_choice = isinstance(self.mlp, Experts)
+        transformed_BTD = self.mlp(read_BTD, mlp_input_BTD) if is_choice else self.mlp(read_BTD)
         hidden_BTD = self._added(attended_BTD, transformed_BTD, after_mlp)
         if beside_BTP is not None:
             gate_BTP = ACTIVATIONS[self.config.hidden_act](self.per_layer_input_gate(hidden_BTD))
@@ -389,21 +391,32 @@ class Experts(nn.Module):
     the choice, which did so where the model was made (arXiv:2412.19437), stays as it is.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    router_norm: nn.Module
+    experts_norm: nn.Module
+    post_experts_norm: nn.Module
+    post_shared_experts_norm: nn.Module
+
+    def __init__(self, config: ModelConfig, shared: int) -> None:
         super().__init__()
         self.config = config
         self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=config.router_bias)
+        if config.expert_scales:
+            self.gate.register_parameter("per_expert_scale", nn.Parameter(torch.ones(config.num_experts)))
         if config.expert_choice_bias:
             self.gate.register_buffer("e_score_correction_bias", torch.zeros(config.num_experts))
         self.experts = nn.ModuleList(FeedForward(config, config.expert_size) for _ in range(config.num_experts))
-        shared = config.shared_expert_intermediate_size
         self.shared_experts = FeedForward(config, shared) if shared else None
         self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False) if config.shared_expert_gate else None
+        for name in EXPERT_NORMS:
+            self.add_module(name, make_norm(config, config.hidden_size) if config.expert_norms else nn.Identity())
 
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        """Return the transformed positions [B, T, D]."""
+    def forward(self, hidden_BTD: Tensor, stream_BTD: Tensor) -> Tensor:
+        """Return the transformed positions [B, T, D]; `stream_BTD` is what `hidden_BTD` is the norm of."""
         flat_PD = hidden_BTD.flatten(0, 1)  # P positions
-        scores_PE = self.gate(flat_PD).float()
+        stream_PD = stream_BTD.flatten(0, 1) if self.config.expert_norms else flat_PD
+        read_PD, scores_PE = self.experts_norm(stream_PD), self.gate(self.router_norm(stream_PD)).float()
+        if self.config.expert_norms:
+            scores_PE = scores_PE * self.config.hidden_size**-0.5
         weights_PE = scores_PE.sigmoid() if self.config.scoring_func == "sigmoid" else scores_PE.softmax(-1)
         preferred_PE = weights_PE + self.gate.e_score_correction_bias if self.config.expert_choice_bias else weights_PE
         chosen_PC = preferred_PE.topk(self.config.num_experts_per_tok).indices  # C chosen experts
@@ -411,14 +424,20 @@ class Experts(nn.Module):
         if self.config.norm_topk_prob:
             weights_PC = weights_PC / weights_PC.sum(-1, keepdim=True)
         weights_PC = scaled(weights_PC, self.config.routed_scaling_factor)
-        summed_PD = torch.zeros_like(flat_PD) if self.shared_experts is None else self.shared_experts(flat_PD)
-        if self.shared_expert_gate is not None:
-            summed_PD = summed_PD * torch.sigmoid(self.shared_expert_gate(flat_PD))
+        if self.config.expert_scales:
+            weights_PC = weights_PC * self.gate.get_parameter("per_expert_scale")[chosen_PC]
+        summed_PD = torch.zeros_like(flat_PD)
         for number, expert in enumerate(self.experts):
             # One that no position chose computes nothing, and still has a gradient, which is zero.
             positions, places = (chosen_PC == number).nonzero(as_tuple=True)
-            output_D = expert(flat_PD[positions]) * weights_PC[positions, places, None]
+            output_D = expert(read_PD[positions]) * weights_PC[positions, places, None]
             summed_PD = summed_PD.index_add(0, positions, output_D.to(summed_PD))
+        summed_PD = self.post_experts_norm(summed_PD)
+        if self.shared_experts is not None:
+            shared_PD = self.shared_experts(flat_PD)
+            if self.shared_expert_gate is not None:
+                shared_PD = shared_PD * torch.sigmoid(self.shared_expert_gate(flat_PD))
+            summed_PD = summed_PD + self.post_shared_experts_norm(shared_PD)
         return summed_PD.view_as(hidden_BTD)
 
 

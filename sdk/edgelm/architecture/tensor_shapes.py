@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, ModelConfig
+from edgelm.config import CROSS_NORMS, EXPERT_NORMS, NORM_PLACEMENTS, ModelConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -66,15 +66,7 @@ class _Stack:
             self._norm(after, D)
         self._norm(before_mlp, D)
         if config.has_experts(i):
-            self._linear(f"{layer}.mlp.gate", config.num_experts, D, config.router_bias)
-            if config.expert_choice_bias:
-                self._shapes[f"{layer}.mlp.gate.e_score_correction_bias"] = (config.num_experts,)
-            for expert in range(config.num_experts):
-                self._feed_forward(f"{layer}.mlp.experts.{expert}", config.expert_size)
-            if config.shared_expert_intermediate_size:
-                self._feed_forward(f"{layer}.mlp.shared_experts", config.shared_expert_intermediate_size)
-            if config.shared_expert_gate:
-                self._linear(f"{layer}.mlp.shared_expert_gate", 1, D, False)
+            self._experts(f"{layer}.mlp", i)
         else:
             self._feed_forward(f"{layer}.mlp", config.feed_forward_size(i))
         self._norm(after_mlp, D)
@@ -128,6 +120,22 @@ class _Stack:
             if not config.keys_are_values(i):
                 self._linear(f"{name}.v_proj", KH, D, config.attention_bias)
         self._linear(f"{name}.o_proj", D, NH, config.attention_output_bias)
+
+    def _experts(self, name: str, i: int) -> None:
+        config, D, E = self._config, self._config.hidden_size, self._config.num_experts
+        self._linear(f"{name}.gate", E, D, config.router_bias)
+        if config.expert_scales:
+            self._shapes[f"{name}.gate.per_expert_scale"] = (E,)
+        if config.expert_choice_bias:
+            self._shapes[f"{name}.gate.e_score_correction_bias"] = (E,)
+        for expert in range(E):
+            self._feed_forward(f"{name}.experts.{expert}", config.expert_size)
+        if config.shared_expert_intermediate_size:
+            self._feed_forward(f"{name}.shared_experts", config.shared_expert_size(i))
+        if config.shared_expert_gate:
+            self._linear(f"{name}.shared_expert_gate", 1, D, False)
+        for norm in EXPERT_NORMS if config.expert_norms else ():
+            self._norm(f"{name}.{norm}", D)
 
     def _feed_forward(self, name: str, size: int) -> None:
         config, D = self._config, self._config.hidden_size
