@@ -79,6 +79,12 @@ GEMMA4 = {
     "num_kv_shared_layers": 3, "sliding_window": 9, "head_dim": 16, "global_head_dim": 32,
     "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 320, "use_double_wide_mlp": True,
 }  # fmt: skip
+GEMMA4_EXPERTS = {
+    "num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    "sliding_window": 9, "head_dim": 16, "global_head_dim": 64, "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 320,
+    "enable_moe_block": True, "num_experts": 6, "top_k_experts": 3, "moe_intermediate_size": 32,
+}  # fmt: skip
 
 # Each text of 150 tokens is longer than the windows and than the original contexts.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -155,6 +161,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
                 },
             },
         },
+    ),
+    "gemma4_text with experts": ("gemma4_text", GEMMA4_EXPERTS),
+    "gemma4_text with experts, shared keys, features": (
+        "gemma4_text",
+        GEMMA4 | {"enable_moe_block": True, "num_experts": 5, "top_k_experts": 2, "moe_intermediate_size": 48},
     ),
     "phi": ("phi", {"partial_rotary_factor": 0.5, "tie_word_embeddings": False}),
     "phi, tied, query and key norms": ("phi", {"partial_rotary_factor": 0.25, "qk_layernorm": True}),
@@ -389,6 +400,7 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "vocab_size_per_layer_input": 320,
         },
     ),
+    "gemma4_text with experts": ("gemma4_text", "gemma4", GEMMA4_EXPERTS),
     "phi": ("phi", "phi2", {"partial_rotary_factor": 0.5, "tie_word_embeddings": False}),
     "phi3": ("phi3", "phi3", {"sliding_window": None, "pad_token_id": 0}),
     "phi3, longrope": (

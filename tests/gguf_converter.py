@@ -19,6 +19,11 @@ Array = NDArray[np.float32]
 # Families whose heads llama.cpp turns by neighbouring dimensions.
 _PAIRED = ("llama", "mistral3", "granite", "granitemoe", "smollm3", "arcee", "olmo")
 _LAYER_NORMS = ("command-r", "cohere2", "gpt2", "gptneox", "nemotron", "olmo", "phi2", "stablelm", "starcoder2")
+# What its converter names by itself: gates and ups stay in one tensor.
+_GEMMA4_EXPERTS = {
+    "experts.gate_up_proj": "ffn_gate_up_exps.weight", "experts.down_proj": "ffn_down_exps.weight",
+    "router.scale": "ffn_gate_inp.scale", "router.per_expert_scale": "ffn_down_exps.scale",
+}  # fmt: skip
 CHOICE_BIASES = ("expert_bias", "e_score_correction_bias")  # buffers of the models of transformers
 _HAVE_HEAD_DIM = (
     "gemma", "gemma2", "gemma3", "gpt-oss", "qwen3moe", "qwen3vlmoe", "qwen35", "qwen35moe",
@@ -116,6 +121,10 @@ def _add_gemma4(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
     if config.final_logit_softcapping is not None:
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if config.enable_moe_block:
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.top_k_experts)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
 
 
 def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architecture: str) -> None:
@@ -201,6 +210,9 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
             tensors[f"blk.{name.split('.')[2]}.exp_probs_b.bias"] = parameter.detach().flatten().numpy()
             continue
         if ".act_fn." in name:  # metadata there
+            continue
+        if own == "gemma4" and (stem := _GEMMA4_EXPERTS.get(name.partition(".layers.")[2].partition(".")[2])):
+            tensors[f"blk.{name.split('.')[2]}.{stem}"] = parameter.detach().float().numpy()
             continue
         if ".experts." in name:
             tensors |= _expert_stacks(name, parameter.detach().float().numpy(), architecture)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from family_models import GEMMA4, QWEN3_5, QWEN3_5_MOE, randomize
+from family_models import GEMMA4, GEMMA4_EXPERTS, QWEN3_5, QWEN3_5_MOE, randomize
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
@@ -43,6 +43,11 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gemma4": (
         "gemma4_text",
         GEMMA4 | {"model_type": "gemma4_text", "use_bidirectional_attention": "vision"},
+        VISION | {"num_key_value_heads": 2, "head_dim": 16},
+    ),
+    "gemma4, with experts": (
+        "gemma4_text",
+        GEMMA4_EXPERTS | {"model_type": "gemma4_text", "use_bidirectional_attention": "vision"},
         VISION | {"num_key_value_heads": 2, "head_dim": 16},
     ),
     "mistral3": (
@@ -113,7 +118,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
 }
 IDS = np.random.default_rng(0).integers(3, 320, 60).tolist()
-STORED_OTHERWISE = ("lfm2", "qwen3_5_text", "qwen3_5_moe_text")  # by transformers
+STORED_OTHERWISE = ("gemma4, with experts", "qwen3_5", "qwen3_5_moe", "lfm2_vl")  # by transformers
 
 
 def save(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
@@ -143,7 +148,7 @@ def test_the_text_part_gives_the_logits_of_transformers(
     family = KINDS[kind][0]
     assert checkpoint.config.model_type == family
     whole = json.loads((tmp_path / "hf/config.json").read_text())["architectures"]
-    assert checkpoint.hf_config.get("architectures") not in (None, whole) or family in STORED_OTHERWISE
+    assert checkpoint.hf_config.get("architectures") not in (None, whole) or kind in STORED_OTHERWISE
     assert (checkpoint.config.bos_token_id, checkpoint.config.eos_token_ids) == (1, (2,))
     assert any("reads images or sound" in note for note in checkpoint.notes)
     (logits_TV,) = reference_logits(checkpoint, [IDS])
@@ -153,7 +158,7 @@ def test_the_text_part_gives_the_logits_of_transformers(
     session = DecoderSession(tmp_path / "package", ModelConfig.load(tmp_path / "package"))
     logits_TV = session.forward(IDS, session.new_cache(), all_logits=True)
     np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
-    if family not in STORED_OTHERWISE:
+    if kind not in STORED_OTHERWISE:
         import_checkpoint(tmp_path / "hf", tmp_path / "ours")
         text = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
         assert text.config.model_type in (family, "llama")  # a Mistral without a window is one

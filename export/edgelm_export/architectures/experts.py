@@ -40,8 +40,8 @@ def mlx_names(stack: str) -> dict[str, str]:
 MLX_NAMES = {name: name for name in GGUF_NAMES | _GGUF_QK_NORMS} | mlx_names("model.layers.{i}.mlp.switch_mlp")
 
 
-def expert_fields(values: Mapping[str, Any], count_key: str) -> dict[str, Any]:
-    """Return the fields of ModelConfig for experts, of which `count_key` says how many there are.
+def expert_fields(values: Mapping[str, Any], count_key: str, chosen_key: str = "num_experts_per_tok") -> dict[str, Any]:
+    """Return the fields of ModelConfig for experts: how many there are, and how many a token chooses.
 
     Raises:
         CheckpointError: there are none.
@@ -49,14 +49,16 @@ def expert_fields(values: Mapping[str, Any], count_key: str) -> dict[str, Any]:
     count = hf_values.whole_number(values, count_key)
     if count < 1:
         raise CheckpointError(f"config.json: {count_key} is {count}; a model of this family has experts.")
-    return {"num_experts": count, "num_experts_per_tok": hf_values.whole_number(values, "num_experts_per_tok")}
+    return {"num_experts": count, "num_experts_per_tok": hf_values.whole_number(values, chosen_key)}
 
 
-def gguf_expert_values(header: GGUFHeader, architecture: str, count_key: str) -> dict[str, Any]:
+def gguf_expert_values(
+    header: GGUFHeader, architecture: str, count_key: str, chosen_key: str = "num_experts_per_tok"
+) -> dict[str, Any]:
     """Make config.json's values for experts of a GGUF file's metadata."""
     return {
         count_key: whole_number(header.metadata, f"{architecture}.expert_count"),
-        "num_experts_per_tok": whole_number(header.metadata, f"{architecture}.expert_used_count"),
+        chosen_key: whole_number(header.metadata, f"{architecture}.expert_used_count"),
     }
 
 

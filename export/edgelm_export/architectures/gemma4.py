@@ -1,4 +1,7 @@
-"""Gemma 4: Gemma 3 with larger heads in the layers that see all, shared keys, and features of each layer's own."""
+"""Gemma 4: Gemma 3 with larger heads in the layers that see all, shared keys, and features of each layer's own.
+
+That of 26B has experts beside each feed-forward.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import numpy as np
 
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import gemma, gemma2, gemma3, gguf_header, hf_values, llama
+from edgelm_export.architectures import experts, gemma, gemma2, gemma3, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import float32_number, whole_number
 from edgelm_export.tensor_map import TensorLayout
@@ -54,7 +57,34 @@ _GGUF_NAMES = (
         "model.layers.{i}.post_per_layer_input_norm": "blk.{i}.post_norm",
     }
 )
-_GGUF_KEYS = frozenset(
+_MLP = "model.layers.{i}.mlp"
+_PARTS = ("gate", "up", "down")
+# With experts, the feed-forward is the one beside them.
+_EXPERT_NAMES = {name: name for name in _GGUF_NAMES} | {
+    f"{_MLP}.gate": "model.layers.{i}.router.proj",
+    f"{_MLP}.gate.per_expert_scale": "model.layers.{i}.router.per_expert_scale",
+    f"{_MLP}.router_norm.weight": "model.layers.{i}.router.scale",
+    f"{_MLP}.experts.{{e}}.gate_proj.weight": "model.layers.{i}.experts.gate_up_proj",
+    f"{_MLP}.experts.{{e}}.up_proj.weight": "model.layers.{i}.experts.gate_up_proj",
+    f"{_MLP}.experts.{{e}}.down_proj.weight": "model.layers.{i}.experts.down_proj",
+    **{f"{_MLP}.shared_experts.{part}_proj": f"{_MLP}.{part}_proj" for part in _PARTS},
+    f"{_MLP}.experts_norm": "model.layers.{i}.pre_feedforward_layernorm_2",
+    f"{_MLP}.post_experts_norm": "model.layers.{i}.post_feedforward_layernorm_2",
+    f"{_MLP}.post_shared_experts_norm": "model.layers.{i}.post_feedforward_layernorm_1",
+}
+_GGUF_EXPERT_NAMES = {
+    f"{_MLP}.gate": "blk.{i}.ffn_gate_inp",
+    f"{_MLP}.gate.per_expert_scale": "blk.{i}.ffn_down_exps.scale",
+    f"{_MLP}.router_norm.weight": "blk.{i}.ffn_gate_inp.scale",
+    f"{_MLP}.experts.{{e}}.gate_proj": "blk.{i}.ffn_gate_up_exps",
+    f"{_MLP}.experts.{{e}}.up_proj": "blk.{i}.ffn_gate_up_exps",
+    f"{_MLP}.experts.{{e}}.down_proj": "blk.{i}.ffn_down_exps",
+    **{f"{_MLP}.shared_experts.{part}_proj": f"blk.{{i}}.ffn_{part}" for part in _PARTS},
+    f"{_MLP}.experts_norm": "blk.{i}.pre_ffw_norm_2",
+    f"{_MLP}.post_experts_norm": "blk.{i}.post_ffw_norm_2",
+    f"{_MLP}.post_shared_experts_norm": "blk.{i}.post_ffw_norm_1",
+}
+_GGUF_KEYS = experts.GGUF_KEYS | frozenset(
     {
         "attention.shared_kv_layers", "attention.sliding_window", "attention.sliding_window_pattern",
         "attention.key_length_swa", "attention.value_length_swa", "embedding_length_per_layer_input",
@@ -73,8 +103,6 @@ _UNUSED = frozenset(
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **{key: value for key, value in values.items() if value is not None or key in _TOKENS}}
     gemma.refuse_sight_of_later_tokens(_without_sight_of_images(values))
-    if hf_values.flag(values, "enable_moe_block"):
-        raise CheckpointError("config.json: enable_moe_block is true; Gemma 4 is read without experts alone.")
     values |= _rotations(values)
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     kinds = hf_values.layer_types(values) or hf_values.last_sees_all(layers, _PATTERN)
@@ -104,7 +132,20 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
         num_kv_shared_layers=hf_values.whole_number(values, "num_kv_shared_layers", 0),
         hidden_size_per_layer_input=per_layer,
         use_double_wide_mlp=hf_values.flag(values, "use_double_wide_mlp"),
+        **_expert_fields(values),
     )
+
+
+def _expert_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    if not hf_values.flag(values, "enable_moe_block"):
+        return {}
+    return {
+        **experts.expert_fields(values, "num_experts", "top_k_experts"),
+        "moe_intermediate_size": hf_values.whole_number(values, "moe_intermediate_size"),
+        "shared_expert_intermediate_size": hf_values.whole_number(values, "intermediate_size"),
+        "expert_norms": True,
+        "expert_scales": True,
+    }
 
 
 def _heads_of_layers_that_see_all(values: Mapping[str, Any], kinds: Sequence[str]) -> Mapping[str, Any]:
@@ -208,6 +249,17 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
             "full_attention": {"rope_theta": theta, **_gguf_rotation(header, values["head_dim"])},
             "sliding_attention": {"rope_theta": local_theta, "rope_type": "default"},
         },
+        **_gguf_experts(header),
+    }
+
+
+def _gguf_experts(header: GGUFHeader) -> dict[str, Any]:
+    if not whole_number(header.metadata, "gemma4.expert_count", 0):
+        return {}
+    return {
+        "enable_moe_block": True,
+        **experts.gguf_expert_values(header, "gemma4", "num_experts", "top_k_experts"),
+        "moe_intermediate_size": whole_number(header.metadata, "gemma4.expert_feed_forward_length"),
     }
 
 
@@ -253,15 +305,19 @@ def _gguf_rotation(header: GGUFHeader, head_dim: int) -> dict[str, Any]:
     return {"rope_type": "proportional", "partial_rotary_factor": turning / len(factors)}
 
 
+_LAYOUT = TensorLayout(ignored=_UNUSED)
+_EXPERT_LAYOUT = TensorLayout(names=_EXPERT_NAMES, ignored=_UNUSED)
+
 GEMMA4 = Architecture(
     model_type="gemma4_text",
     to_model_config=_to_model_config,
-    layout=TensorLayout(ignored=_UNUSED),
+    layout=_LAYOUT,
+    layout_of=lambda config: _EXPERT_LAYOUT if config.num_experts else _LAYOUT,
     gguf=GGUFFamily(
         architecture="gemma4",
         to_hf_config=_gguf_to_hf_config,
         layout=TensorLayout(
-            names=_GGUF_NAMES,
+            names=_GGUF_NAMES | _GGUF_EXPERT_NAMES,
             ignored=frozenset(
                 {"rope_freqs.weight", *(f"blk.{{i}}.attn_{name}.weight" for name in ("k", "v", "k_norm"))}
             ),
