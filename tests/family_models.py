@@ -42,6 +42,10 @@ GRANITE4 = {
     "layer_types": ["full_attention"] * 2, "num_local_experts": 0, "shared_intermediate_size": 80, "mamba_n_heads": 4,
     "attention_multiplier": 0.3, "embedding_multiplier": 6.0, "residual_multiplier": 0.4, "logits_scaling": 3.0,
 }  # fmt: skip
+GRANITE4_H = GRANITE4 | {
+    "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "mamba_n_heads": 4, "mamba_n_groups": 1, "mamba_d_state": 16,
+}  # fmt: skip
 MINISTRAL3 = {
     "rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0, "original_max_position_embeddings": 32, "beta_fast": 32.0,
     "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
@@ -221,6 +225,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "granitemoehybrid": ("granitemoehybrid", GRANITE4 | {"position_embedding_type": "rope"}),
     "granitemoehybrid without rope, untied": ("granitemoehybrid", GRANITE4 | {"tie_word_embeddings": False}),
+    "granitemoehybrid with Mamba": ("granitemoehybrid", GRANITE4_H),
+    "granitemoehybrid with Mamba, groups, experts and rope, untied": (
+        "granitemoehybrid",
+        GRANITE4_H | {
+            "mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_conv": 3, "num_local_experts": 5,
+            "num_experts_per_tok": 3, "position_embedding_type": "rope", "tie_word_embeddings": False,
+        },
+    ),
     "apertus": ("apertus", {"tie_word_embeddings": False, "pad_token_id": 0, "rope_parameters": APERTUS_ROPE}),
     "apertus with biases, tied": ("apertus", {"attention_bias": True, "pad_token_id": 0, "rms_norm_eps": 1e-3}),
     "arcee": ("arcee", {"tie_word_embeddings": False}),
@@ -432,6 +444,15 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "granitemoe": ("granitemoe", "granitemoe", GRANITE_MOE),
     "granitemoeshared": ("granitemoeshared", "granitemoe", GRANITE_MOE | {"shared_intermediate_size": 64}),
+    "granitemoehybrid with Mamba": ("granitemoehybrid", "granitehybrid", GRANITE4_H | {"shared_intermediate_size": 96}),
+    "granitemoehybrid with Mamba, experts and rope, untied": (
+        "granitemoehybrid",
+        "granitehybrid",
+        GRANITE4_H | {
+            "num_local_experts": 5, "num_experts_per_tok": 3, "position_embedding_type": "rope",
+            "shared_intermediate_size": 64, "tie_word_embeddings": False,
+        },
+    ),
     "apertus": (
         "apertus",
         "apertus",

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 Array = NDArray[np.float32]
 
 # Families whose heads llama.cpp turns by neighbouring dimensions.
-_PAIRED = ("llama", "mistral3", "granite", "granitemoe", "smollm3", "arcee", "olmo")
+_PAIRED = ("llama", "mistral3", "granite", "granitemoe", "granitehybrid", "smollm3", "arcee", "olmo")
 _LAYER_NORMS = ("command-r", "cohere2", "gpt2", "gptneox", "nemotron", "olmo", "phi2", "stablelm", "starcoder2")
 # What its converter names by itself: gates and ups stay in one tensor.
 _GEMMA4_EXPERTS = {
@@ -49,7 +49,7 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
     else:
         writer.add_feed_forward_length(getattr(config, "intermediate_size", None) or config.n_inner)
     writer.add_head_count(config.num_attention_heads)
-    if architecture in ("lfm2", "lfm2moe"):
+    if architecture in ("lfm2", "lfm2moe", "granitehybrid"):
         kinds = config.layer_types
         writer.add_head_count_kv([config.num_key_value_heads if kind == "full_attention" else 0 for kind in kinds])
     elif architecture not in ("gpt2", "gptneox"):
@@ -155,7 +155,7 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_sliding_window(config.sliding_window)
     if getattr(config, "shared_intermediate_size", 0):
         writer.add_expert_shared_feed_forward_length(config.shared_intermediate_size)
-    if architecture in ("granite", "granitemoe"):
+    if architecture in ("granite", "granitemoe", "granitehybrid"):
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
@@ -181,6 +181,13 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         kinds = [kind == "linear_attention" for kind in config.layer_types]
         writer.add_array(f"{architecture}.attention.recurrent_layers", kinds)
         writer.add_rope_dimension_sections([11, 11, 10, 0])
+    if architecture == "granitehybrid":
+        writer.add_ssm_conv_kernel(config.mamba_d_conv)
+        writer.add_ssm_state_size(config.mamba_d_state)
+        writer.add_ssm_group_count(config.mamba_n_groups)
+        writer.add_ssm_time_step_rank(config.mamba_n_heads)
+        writer.add_ssm_inner_size(config.mamba_d_head * config.mamba_n_heads)
+        writer.add_rope_scaling_finetuned(config.position_embedding_type == "rope")
     if architecture == "mistral3" and "llama_4_scaling_beta" in config.rope_parameters:
         rope = config.rope_parameters
         writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
@@ -224,9 +231,12 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
             continue
         if name.endswith("shared_mlp.input_linear.weight"):
             halves = np.split(parameter.detach().float().numpy(), 2)
-            layer = name.split(".")[2]
+            layer, shared = name.split(".")[2], "_shexp" if model.config.num_local_experts else ""
             for part, half in zip(("gate", "up"), halves, strict=True):
-                tensors[f"blk.{layer}.ffn_{part}_shexp.weight"] = half
+                tensors[f"blk.{layer}.ffn_{part}{shared}.weight"] = half
+            continue
+        if name.endswith("shared_mlp.output_linear.weight") and not model.config.num_local_experts:
+            tensors[f"blk.{name.split('.')[2]}.ffn_down.weight"] = parameter.detach().float().numpy()
             continue
         tensor = _converted(name, parameter.detach().float().numpy(), model.config, architecture)
         tensors[names.get_name(name, try_suffixes=(".weight", ".bias"))] = np.ascontiguousarray(tensor)
@@ -278,12 +288,25 @@ def _converted(name: str, tensor: Array, config: PreTrainedConfig, architecture:
         return tensor.squeeze(1)
     if architecture in ("qwen35", "qwen35moe"):
         return _as_ggml_repeats(name, tensor, config)
+    if ".mamba." in name:
+        return _of_mamba(name, tensor, config.mamba_n_groups)
     if architecture == "gpt2" and tensor.ndim == 2 and ".h." in name:
         return tensor.T  # Conv1D is [in, out]
     if architecture == "gptneox" and "query_key_value" in name:
         by_head = tensor.reshape(config.num_attention_heads, 3, _head_dim(config), *tensor.shape[1:])
         return by_head.swapaxes(0, 1).reshape(tensor.shape)
     return tensor
+
+
+def _of_mamba(name: str, tensor: Array, groups: int) -> Array:
+    part = name.partition(".mamba.")[2]
+    if part == "A_log":
+        return -np.exp(tensor)[:, None]
+    if part == "D":
+        return tensor[:, None]
+    if part == "conv1d.weight":
+        return tensor.squeeze(1)
+    return tensor.reshape(groups, -1) if part == "norm.weight" else tensor
 
 
 def _as_ggml_repeats(name: str, tensor: Array, config: PreTrainedConfig) -> Array:

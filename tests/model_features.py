@@ -95,6 +95,14 @@ FEATURES = {
         "linear_num_key_heads": 4, "linear_conv_kernel_dim": 2, "conv_L_cache": 3, "norm": "rms_offset",
         "residual_multiplier": 0.5,
     },
+    "Mamba 2": {
+        "num_hidden_layers": 3, "layer_types": ["mamba2", "full_attention", "mamba2"], **LINEAR,
+    },
+    "Mamba 2, one group, beside a convolution, norms of 1 + weight, a residual multiplier": {
+        "num_hidden_layers": 3, "layer_types": ["full_attention", "mamba2", "conv"], **LINEAR,
+        "linear_num_key_heads": 1, "linear_conv_kernel_dim": 2, "conv_L_cache": 3, "norm": "rms_offset",
+        "residual_multiplier": 0.5,
+    },
     "a gate behind attention": {"attention_output_gate": True, "attention_bias": True},
     "larger heads in the layers that see all, which turn in part": {
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "num_global_key_value_heads": 1,

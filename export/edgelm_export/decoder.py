@@ -8,9 +8,9 @@ that holds them all), and the cache `past_key_values.{i}.key|value` [B, K, C, H]
 `present.{i}.key|value`, and `last_hidden_state` [B, T, D], what the head reads, for who asks for it. Past and present
 may share memory. With convolutions it takes `past_conv` [B, 1, L - 1, W], what they read of the tokens before the new
 ones, and gives `present_conv` [B, 1, T, W], what the next ones will read of these: L tokens that a convolution sees, W
-channels of all layers that have one. With linear attention it takes and gives its states (linear_attention.py). Layers
-that look at keys and values of an earlier one give those again, as `shared.{i}.key|value`, which may be the same memory
-too. With an encoder it also takes `cross_key_values.{i}.key|value`
+channels of all layers that have one. With linear attention or Mamba 2 it takes and gives the states of those layers
+(linear_attention.py). Layers that look at keys and values of an earlier one give those again, as
+`shared.{i}.key|value`, which may be the same memory too. With an encoder it also takes `cross_key_values.{i}.key|value`
 [B, N, S, H], what the encoder's graph (encoder.py) gives of a source text. The optional scalar `num_logits_to_keep`
 says for how many of the last positions logits are wanted; 0, the default, is all of them, as other runtimes expect.
 """
@@ -31,6 +31,7 @@ from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import ROTARY_MULTIPLE, FoldedCheckpoint, padded_rotary_dim
 from edgelm_export.graph import MICROSOFT
 from edgelm_export.linear_attention import add_linear_attention
+from edgelm_export.mamba2 import add_mamba2
 from edgelm_export.quantize import Precision
 from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.stack import Stack
@@ -260,8 +261,10 @@ class DecoderStack(Stack):
         """Add the attention of a block, or what it has in its place, and the projection of what it gives."""
         if self.config.is_conv(i):
             return self.convolution(hidden, i)
-        if self.config.is_linear(i):
+        if self.config.kind(i) == "linear_attention":
             return add_linear_attention(self, hidden, f"{self.name}.layers.{i}.linear_attn", *self.states(i))
+        if self.config.kind(i) == "mamba2":
+            return add_mamba2(self, hidden, f"{self.name}.layers.{i}.mamba", *self.states(i))
         name, attended = f"{self.name}.layers.{i}.self_attn", self.attended(hidden, i)
         if self.config.attention_output_gate:
             projected = self.projections.linear(hidden, f"{name}.gate_proj")
@@ -270,7 +273,7 @@ class DecoderStack(Stack):
         return self.projections.linear(self.sub_norm(attended, f"{name}.attn_sub_norm"), f"{name}.o_proj")
 
     def states(self, i: int) -> tuple[list[str], list[str]]:
-        """Declare the states of a layer with linear attention, that it takes and that it gives."""
+        """Declare the states of a layer that keeps some, those that it takes and those that it gives."""
         names = zip(STATES, state_layouts(self.config), strict=True)
         shapes: dict[str, list[int | str]] = {part: [BATCH, *layout.sizes] for part, layout in names}
         taken = [self.graph.input(f"past_key_values.{i}.{part}", FLOAT, shape) for part, shape in shapes.items()]

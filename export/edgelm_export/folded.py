@@ -49,7 +49,7 @@ class FoldedCheckpoint:
         _, after_attention, _, after_mlp = NORM_PLACEMENTS[config.norm_placement]
         if config.norm_placement == "residual":  # whose norms see more than what a part adds
             after_attention = after_mlp = None
-        attention = after_attention or r"(?:self_attn\.o_proj|(?:conv|linear_attn)\.out_proj)"
+        attention = after_attention or r"(?:self_attn\.o_proj|(?:conv|linear_attn|mamba)\.out_proj)"
         last = (attention, after_mlp or r"mlp\.(?:experts\.\d+\.|shared_experts\.)?down_proj")
         self._last_of_residual = re.compile(rf"layers\.\d+\.({'|'.join(last)})\.(weight|bias)$")
         if config.norm.endswith("_plain") and after_attention and self._multiplier != 1:

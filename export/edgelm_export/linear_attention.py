@@ -45,33 +45,51 @@ def add_memory(stack: Stack, hidden: str, name: str, states: Sequence[str], give
     graph, config, checkpoint = stack.graph, stack.config, stack.checkpoint
     G, N = config.linear_num_key_heads or 0, config.linear_num_value_heads or 0
     X, Y = config.linear_key_head_dim or 0, config.linear_value_head_dim or 0
-    swap = {"perm": [0, 2, 1]}
-    projected = stack.projections.linear(hidden, f"{name}.in_proj_qkv")
-    channels = graph.node("Transpose", [projected], f"{name}.channels", attributes=swap)
-    factors = graph.weight(f"{name}.conv1d.weight", checkpoint.tensor(f"{name}.conv1d.weight"))
-    summed = [f"{name}.conv1d.output", given[0]]
-    inputs = [channels, factors, "", states[0]]
-    graph.node("CausalConvWithState", inputs, summed, MICROSOFT, {"activation": "silu"})
-    mixed = graph.node("Transpose", [summed[0]], f"{name}.mixed", attributes=swap)
+    mixed = add_convolution(stack, stack.projections.linear(hidden, f"{name}.in_proj_qkv"), name, states[0], given[0])
     parts = [f"{name}.queries_and_keys", f"{name}.values"]
     graph.node("Split", [mixed, graph.constant([2 * G * X, N * Y])], parts, attributes={"axis": -1})
     heads = graph.node("Reshape", [parts[0], graph.constant([0, 0, 2 * G, X])], f"{name}.heads")
     # x / sqrt(sum(x ** 2) + epsilon) as the norm that it is.
     ones = graph.weight(f"constant.length_one.{X}", np.full(X, X**-0.5, np.float32))
     normed = stack.operators.rms_norm(graph, heads, ones, _L2_EPSILON / X, f"{name}.heads.normed")
-    if G < N:  # neighbouring value heads share a key head
-        rows = [head // (N // G) + first for first in (0, G) for head in range(N)]
-        normed = graph.node("Gather", [normed, graph.constant(rows)], f"{name}.heads.shared", attributes={"axis": 2})
-    joined = graph.node("Reshape", [normed, graph.constant([0, 0, 2 * N * X])], f"{name}.heads.joined")
     both = [f"{name}.queries", f"{name}.keys"]
-    graph.node("Split", [joined], both, attributes={"axis": -1, "num_outputs": 2})
+    share_heads(stack, normed, name, both)
     rate = graph.node("Sigmoid", [stack.projections.linear(hidden, f"{name}.in_proj_b")], f"{name}.rate")
     bias = graph.weight(f"{name}.dt_bias", checkpoint.tensor(f"{name}.dt_bias"))
     step = graph.node("Add", [stack.projections.linear(hidden, f"{name}.in_proj_a"), bias], f"{name}.step.biased")
-    step = graph.node("Softplus", [step], f"{name}.step")
-    logarithm = graph.weight(f"{name}.A_log", checkpoint.tensor(f"{name}.A_log"))
-    forgets = graph.node("Neg", [graph.node("Exp", [logarithm], f"{name}.A")], f"{name}.A.negative")
-    decay = graph.node("Mul", [step, forgets], f"{name}.log_decay")
+    decay = add_decay(stack, graph.node("Softplus", [step], f"{name}.step"), name)
     attributes = {"q_num_heads": N, "kv_num_heads": N, "update_rule": "gated_delta", "scale": X**-0.5}
     outputs = [f"{name}.read", given[1]]
     return graph.node("LinearAttention", [*both, parts[1], states[1], decay, rate], outputs, MICROSOFT, attributes)
+
+
+def add_convolution(stack: Stack, projected: str, name: str, state: str, given: str, bias: str = "") -> str:
+    """Sum each channel [B, T, W] over a token and those before it, and activate the sums.
+
+    state, given: the names of the input and the output of what it reads of earlier tokens.
+    """
+    graph, swap = stack.graph, {"perm": [0, 2, 1]}
+    channels = graph.node("Transpose", [projected], f"{name}.channels", attributes=swap)
+    factors = graph.weight(f"{name}.conv1d.weight", stack.checkpoint.tensor(f"{name}.conv1d.weight"))
+    summed = [f"{name}.conv1d.output", given]
+    graph.node("CausalConvWithState", [channels, factors, bias, state], summed, MICROSOFT, {"activation": "silu"})
+    return graph.node("Transpose", [summed[0]], f"{name}.mixed", attributes=swap)
+
+
+def share_heads(stack: Stack, heads: str, name: str, parts: list[str]) -> None:
+    """Give each value head the two vectors of its key head: of [B, T, 2 * G, X] the two `parts` [B, T, N * X]."""
+    graph, config = stack.graph, stack.config
+    G, N, X = config.linear_num_key_heads or 0, config.linear_num_value_heads or 0, config.linear_key_head_dim or 0
+    if G < N:  # neighbouring value heads share a key head
+        rows = [head // (N // G) + first for first in (0, G) for head in range(N)]
+        heads = graph.node("Gather", [heads, graph.constant(rows)], f"{name}.heads.shared", attributes={"axis": 2})
+    joined = graph.node("Reshape", [heads, graph.constant([0, 0, 2 * N * X])], f"{name}.heads.joined")
+    graph.node("Split", [joined], parts, attributes={"axis": -1, "num_outputs": 2})
+
+
+def add_decay(stack: Stack, step: str, name: str) -> str:
+    """Return how much of each head's matrix stays with a step [B, T, N], as a logarithm."""
+    graph = stack.graph
+    logarithm = graph.weight(f"{name}.A_log", stack.checkpoint.tensor(f"{name}.A_log"))
+    forgets = graph.node("Neg", [graph.node("Exp", [logarithm], f"{name}.A")], f"{name}.A.negative")
+    return graph.node("Mul", [step, forgets], f"{name}.log_decay")

@@ -32,6 +32,7 @@ from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import FoldedCheckpoint
 from edgelm_export.graph import MICROSOFT
 from edgelm_export.linear_attention import add_memory
+from edgelm_export.mamba2 import add_mamba2_memory
 from edgelm_export.projection import Projections
 from edgelm_export.quantize import Precision, Stored
 from edgelm_export.quantize.channel_scales import ScaledHead
@@ -82,8 +83,10 @@ class _PrefillStack(DecoderStack):
         hidden = self.block_norm(hidden, f"{self.name}.layers.{last}", before_attention)
         if config.is_conv(last):
             self.opened(hidden, last)
-        elif config.is_linear(last):
+        elif config.kind(last) == "linear_attention":
             add_memory(self, hidden, f"{self.name}.layers.{last}.linear_attn", *self.states(last))
+        elif config.kind(last) == "mamba2":
+            add_mamba2_memory(self, hidden, f"{self.name}.layers.{last}.mamba", *self.states(last))
         else:
             self.attended(hidden, last)
         self.end_convolutions()

@@ -18,8 +18,8 @@ from edgelm.architecture.relative_positions import relative_buckets
 from edgelm.architecture.rope import cos_sin_tables, has_long_table, query_factors, sinusoidal_table
 from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.reference_activations import ACTIVATIONS, silu, xielu
-from edgelm_export.reference_linear_attention import causal_sums, linear_attention
+from edgelm_export.reference_activations import ACTIVATIONS, over_rms, silu, xielu
+from edgelm_export.reference_linear_attention import causal_sums, linear_attention, mamba2
 from edgelm_export.tensor_map import PER_LAYER_EMBEDDING, head_name
 from edgelm_export.wide_stream import WideStream
 
@@ -239,8 +239,9 @@ def run_layer(
     input_TD = normed(before_attention, hidden_TD)
     if config.is_conv(layer):
         attended_TD = _convolution(config, weights, input_TD, lengths)
-    elif config.is_linear(layer):
-        attended_TD = linear_attention(config, weights, input_TD, lengths, _linear)
+    elif config.has_state(layer):
+        remembered = mamba2 if config.kind(layer) == "mamba2" else linear_attention
+        attended_TD = remembered(config, weights, input_TD, lengths, _linear)
     else:
         source = config.keys_of(layer)
         given = None if source == layer else wide.kept(hidden_TW, source)
@@ -269,18 +270,13 @@ def run_layer(
 def _norm(config: ModelConfig, weights: Weights, prefix: str, hidden_TD: Array) -> Array:
     if config.norm.startswith("layer"):
         hidden_TD = hidden_TD - hidden_TD.mean(-1, keepdims=True)
-    normed_TD = _over_rms(hidden_TD, config.norm_eps)
+    normed_TD = over_rms(hidden_TD, config.norm_eps)
     if config.norm.endswith("_plain"):
         return normed_TD
     weight_D = weights[f"{prefix}weight"]
     normed_TD = normed_TD * (1 + weight_D if config.norm.endswith("_offset") else weight_D)
     bias_D = weights.get(f"{prefix}bias")
     return normed_TD if bias_D is None else normed_TD + bias_D
-
-
-def _over_rms(x: Array, eps: float) -> Array:
-    """Return each row over the root of the mean of its squares."""
-    return np.asarray(x / np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(eps)), np.float32)
 
 
 def _soft_cap(x: Array, cap: float | None) -> Array:
@@ -353,7 +349,7 @@ def _attention(
         v_SD = k_SD if config.keys_are_values(layer) else _linear(weights, "self_attn.v_proj", hidden_TD)
         k_KSH, v_KSH = heads(k_SD, "k_norm"), v_SD.reshape(T, -1, H).swapaxes(0, 1)
         if config.v_norm:
-            v_KSH = _over_rms(v_KSH, config.norm_eps)
+            v_KSH = over_rms(v_KSH, config.norm_eps)
     out_TD, start = np.empty_like(q_TD), 0
     for length in lengths:
         own = slice(start, start + length)

@@ -1,4 +1,4 @@
-"""Activations in plain numpy: parts of reference.py. Shapes: any."""
+"""Activations and norms in plain numpy: parts of reference.py. Shapes: any."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def silu(x: Array) -> Array:
     """Return x * sigmoid(x)."""
     with np.errstate(over="ignore"):  # exp(-x) is inf for a very negative x, and x / inf the right 0
         return np.asarray(x / (1 + np.exp(-x)))
+
+
+def over_rms(x: Array, eps: float) -> Array:
+    """Return each row over the root of the mean of its squares."""
+    return np.asarray(x / np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(eps)), np.float32)
 
 
 def _gelu(x: Array) -> Array:

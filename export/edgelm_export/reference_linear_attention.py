@@ -1,4 +1,4 @@
-"""Linear attention in plain numpy, and the convolutions beside it: parts of reference.py.
+"""Linear attention and Mamba 2 in plain numpy, and the convolutions beside them: parts of reference.py.
 
 Shapes: T tokens, C of a block, D hidden, W channels, L tokens that a convolution sees, G key heads, N value heads, X
 and Y their dimensions.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from edgelm.config import ModelConfig
-from edgelm_export.reference_activations import Array, Weights, silu
+from edgelm_export.reference_activations import Array, Weights, over_rms, silu
 
 # Multiplies [T, K] by the weight of that name, and adds its bias.
 Linear = Callable[[Weights, str, Array], Array]
@@ -37,20 +37,43 @@ def linear_attention(
     read_TNY, start = np.empty_like(v_TNY), 0
     for length in lengths or (len(hidden_TD),):
         own = slice(start, start + length)
-        read_TNY[own] = _read_of_matrices(q_TNX[own], k_TNX[own], v_TNY[own], rates_TN[own], log_decays_TN[own])
+        read_TNY[own] = _read_of_matrices(q_TNX[own], k_TNX[own], v_TNY[own], log_decays_TN[own], rates_TN[own])
         start += length
-    read_TNY *= np.float32(X**-0.5)
-    read_TNY /= np.sqrt(np.square(read_TNY).mean(-1, keepdims=True) + np.float32(config.norm_eps))
-    read_TW = (read_TNY * weights["linear_attn.norm.weight"]).reshape(-1, N * Y)
+    normed_TNY = over_rms(read_TNY * np.float32(X**-0.5), config.norm_eps)
+    read_TW = (normed_TNY * weights["linear_attn.norm.weight"]).reshape(-1, N * Y)
     gate_TW = silu(linear(weights, "linear_attn.in_proj_z", hidden_TD))
     return linear(weights, "linear_attn.out_proj", read_TW * gate_TW)
 
 
-def _read_of_matrices(q_TNX: Array, k_TNX: Array, v_TNY: Array, rates_TN: Array, log_decays_TN: Array) -> Array:
+def mamba2(config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Sequence[int], linear: Linear) -> Array:
+    """Add each token to a matrix for each head, and read from it what the token's group asks for."""
+    G, N = config.linear_num_key_heads or 0, config.linear_num_value_heads or 0
+    X, Y = config.linear_key_head_dim or 0, config.linear_value_head_dim or 0
+    summed_TW = causal_sums(linear(weights, "mamba.in_proj_xbc", hidden_TD), weights["mamba.conv1d.weight"], lengths)
+    mixed_TW = silu(summed_TW + weights["mamba.conv1d.bias"])
+    x_TW, b_TW, c_TW = np.split(mixed_TW, [N * Y, N * Y + G * X], axis=-1)
+    x_TNY = x_TW.reshape(-1, N, Y)
+    k_TNX, q_TNX = (np.repeat(part.reshape(-1, G, X), N // G, axis=1) for part in (b_TW, c_TW))
+    steps_TN = np.logaddexp(0, linear(weights, "mamba.in_proj_dt", hidden_TD) + weights["mamba.dt_bias"])
+    log_decays_TN: Array = -np.exp(weights["mamba.A_log"]) * steps_TN
+    v_TNY, read_TNY, start = steps_TN[..., None] * x_TNY, np.empty_like(x_TNY), 0
+    for length in lengths or (len(hidden_TD),):
+        own = slice(start, start + length)
+        read_TNY[own] = _read_of_matrices(q_TNX[own], k_TNX[own], v_TNY[own], log_decays_TN[own])
+        start += length
+    read_TW = (read_TNY + weights["mamba.D"][:, None] * x_TNY).reshape(-1, N * Y)
+    grouped_TGC = (read_TW * silu(linear(weights, "mamba.in_proj_z", hidden_TD))).reshape(-1, G, N // G * Y)
+    normed_TGC = over_rms(grouped_TGC, config.norm_eps)
+    return linear(weights, "mamba.out_proj", normed_TGC.reshape(-1, N * Y) * weights["mamba.norm.weight"])
+
+
+def _read_of_matrices(
+    q_TNX: Array, k_TNX: Array, v_TNY: Array, log_decays_TN: Array, rates_TN: Array | None = None
+) -> Array:
     """Return what the queries of one sequence read [T, N, Y] of matrices that begin as zeros.
 
-    Token by token a matrix S [X, Y] becomes a S, and then S + b k (v - Sᵀ k)ᵀ. What the tokens of a block add is found
-    together: each depends on those before it, as in a triangular system of equations.
+    Token by token a matrix S [X, Y] becomes a S, and then S + k vᵀ; or with a rate, S + b k (v - Sᵀ k)ᵀ: what the
+    tokens of a block add is then found together, as each depends on those before it, in a system of equations.
     """
     T, N, X = q_TNX.shape
     state_NXY = np.zeros((N, X, v_TNY.shape[-1]), np.float32)
@@ -58,13 +81,16 @@ def _read_of_matrices(q_TNX: Array, k_TNX: Array, v_TNY: Array, rates_TN: Array,
     for start in range(0, T, _LINEAR_BLOCK):
         block = slice(start, start + _LINEAR_BLOCK)
         q_NCX, k_NCX, v_NCY = (x[block].swapaxes(0, 1) for x in (q_TNX, k_TNX, v_TNY))
-        rates_NC1, logs_NC1 = rates_TN[block].T[..., None], log_decays_TN[block].T[..., None]
+        logs_NC1 = log_decays_TN[block].T[..., None]
         lower_CC = np.tri(q_NCX.shape[1], dtype=bool)
         since_NCC = np.exp(np.cumsum(np.where(np.tril(lower_CC, -1), logs_NC1, 0), axis=1)) * lower_CC
         since_start_NC1 = np.exp(np.cumsum(logs_NC1, axis=1))
-        system_NCC = np.tril(rates_NC1 * since_NCC * (k_NCX @ k_NCX.swapaxes(1, 2)), -1) + np.eye(len(lower_CC))
-        wanted_NCY = rates_NC1 * (v_NCY - since_start_NC1 * (k_NCX @ state_NXY))
-        added_NCY = np.linalg.solve(system_NCC.astype(np.float32), wanted_NCY)
+        added_NCY = v_NCY
+        if rates_TN is not None:
+            rates_NC1 = rates_TN[block].T[..., None]
+            system_NCC = np.tril(rates_NC1 * since_NCC * (k_NCX @ k_NCX.swapaxes(1, 2)), -1) + np.eye(len(lower_CC))
+            wanted_NCY = rates_NC1 * (v_NCY - since_start_NC1 * (k_NCX @ state_NXY))
+            added_NCY = np.linalg.solve(system_NCC.astype(np.float32), wanted_NCY)
         own_NCY = (since_NCC * (q_NCX @ k_NCX.swapaxes(1, 2))) @ added_NCY
         read_TNY[block] = (since_start_NC1 * (q_NCX @ state_NXY) + own_NCY).swapaxes(0, 1)
         kept_NCX = since_NCC[:, -1, :, None] * k_NCX

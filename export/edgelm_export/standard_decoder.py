@@ -33,10 +33,10 @@ def build_standard_decoder(checkpoint: Checkpoint, precision: Precision, data: E
     Raises:
         ExportError: the standard has no operator for it.
     """
-    if checkpoint.config.linear_layers:
+    if checkpoint.config.state_layers:
         raise ExportError(
-            f"A {checkpoint.config.model_type} model has linear attention, for which the ONNX standard has no "
-            "operator. Export it without --operators standard."
+            f"A {checkpoint.config.model_type} model has {checkpoint.config.state_kinds}, for which the ONNX "
+            "standard has no operator. Export it without --operators standard."
         )
     return _StandardDecoderStack(folded(checkpoint), precision, data).build()
 

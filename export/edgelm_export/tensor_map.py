@@ -22,7 +22,7 @@ GATHERED = (EMBEDDING, PER_LAYER_EMBEDDING)  # whose rows a graph looks up on th
 # What a graph multiplies the channels by that a head reads, where its stored weights are divided by that.
 HEAD_FACTORS = "lm_head.factors"
 
-_NORM = re.compile(r"(?<!linear_attn\.)norm\.weight$")
+_NORM = re.compile(r"(?<!linear_attn\.)(?<!mamba\.)norm\.weight$")
 
 Rows = NDArray[np.int64]
 
@@ -33,7 +33,7 @@ def head_name(config: ModelConfig) -> str:
 
 
 def is_of_norm(name: str) -> bool:
-    """Tell whether a tensor is the weight of a norm of the config's kind; that of linear attention is always plain."""
+    """Tell whether a tensor is the weight of a norm of the config's kind; those behind a state are always plain."""
     return _NORM.search(name) is not None
 
 

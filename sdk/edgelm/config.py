@@ -11,7 +11,7 @@ from typing import Any
 
 from edgelm.errors import ConfigError
 from edgelm.files.regular_file import check_json_values, read_text
-from edgelm.layer_features import KV_CACHES, MAX_CONV, MOST, LayerFeatures
+from edgelm.layer_features import KV_CACHES, MAX_CONV, MOST, STATE_LAYERS, LayerFeatures
 from edgelm.rope_scaling import RopeScaling
 
 # "offset" multiplies by 1 + weight, "plain" by nothing, and adds no bias.
@@ -22,7 +22,7 @@ SINUSOIDS = ("sinusoidal", "sinusoidal_halves", "sinusoidal_fairseq")
 POSITIONS = ("rope", "learned", *SINUSOIDS, "relative", "none")
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2", "xielu")
 XIELU_BETA = 0.5  # its slope at zero (arXiv:2411.13010)
-LAYER_TYPES = ("full_attention", "sliding_attention", "conv", "linear_attention")
+LAYER_TYPES = ("full_attention", "sliding_attention", "conv", *STATE_LAYERS)
 QK_NORM_SCOPES = ("head", "turned_head", "projection")
 SCORING_FUNCS = ("softmax", "sigmoid")
 # The norms of a block, by the names that Hugging Face gives them in each case: before and after attention, before and
@@ -49,7 +49,7 @@ EXPERT_NORMS = ("router_norm", "experts_norm", "post_experts_norm", "post_shared
 MAX_LAYERS = 4096  # in use are up to 126
 _MAX_DISTANCE = 1 << 16  # in use is 128; each is a row of a table
 _AS_TRAINED = RopeScaling()
-_WITHOUT_KEYS = ("conv", "linear_attention")  # the layers that keep no keys and values of tokens
+_WITHOUT_KEYS = ("conv", *STATE_LAYERS)  # the layers that keep no keys and values of tokens
 # What no stack of an encoder-decoder model has.
 _DECODER_ONLY = (
     "parallel_residual", "residual_multiplier", "sliding_window", "num_experts", "attention_sinks",
@@ -95,10 +95,11 @@ class ModelConfig(LayerFeatures):
     conv_L_cache: how many tokens, itself the last, a token sees in the layers of `layer_types` that say "conv": they
     have a gated convolution over each channel in the place of attention (LFM2, arXiv:2511.23404).
 
-    linear_…: of the layers that say "linear_attention". In the place of keys and values of all tokens, each of their
-    value heads has one matrix [key head dim, value head dim], into which every token writes and from which it reads
-    (Gated DeltaNet, arXiv:2412.06464); neighbouring value heads share a key head, and what is projected goes through a
-    convolution over `linear_conv_kernel_dim` tokens first.
+    linear_…: of the layers that say "linear_attention" or "mamba2". In the place of keys and values of all tokens, each
+    of their value heads has one matrix [key head dim, value head dim], into which every token writes and from which it
+    reads (Gated DeltaNet, arXiv:2412.06464; Mamba 2, arXiv:2405.21060, whose B and C are keys and queries, and whose
+    groups are key heads); neighbouring value heads share a key head, and what is projected goes through a convolution
+    over `linear_conv_kernel_dim` tokens first.
 
     Raises:
         ConfigError: a field has a value outside its range, or two fields contradict each other.
@@ -366,7 +367,7 @@ class ModelConfig(LayerFeatures):
 
     @property
     def attention_layers(self) -> tuple[int, ...]:
-        """The layers that have attention to tokens; others have a convolution, or linear attention, in its place."""
+        """The layers that have attention to tokens; others have a convolution, or a state, in its place."""
         return tuple(layer for layer in range(self.num_hidden_layers) if self.kind(layer) not in _WITHOUT_KEYS)
 
     @property
@@ -394,7 +395,7 @@ class ModelConfig(LayerFeatures):
         if self.is_conv(layer):
             return self.conv_L_cache
         window = self.sliding_window
-        if self.is_linear(layer) or window is None or window >= self.max_position_embeddings:
+        if self.has_state(layer) or window is None or window >= self.max_position_embeddings:
             return None
         return None if self.layer_types and self.layer_types[layer] == "full_attention" else window
 

@@ -295,9 +295,9 @@ class LanguageModel:
             return None
         drafts_with = self if isinstance(config.speculation, str) else config.speculation
         for model in (self, drafts_with):
-            if model.config.linear_layers:
+            if kinds := model.config.state_kinds:
                 raise ConfigError(
-                    f"speculation is set, and {model.name} has linear attention, which cannot take back a wrong guess. "
+                    f"speculation is set, and {model.name} has {kinds}, which cannot take back a wrong guess. "
                     "Leave it out."
                 )
         drafter = PromptLookup() if isinstance(config.speculation, str) else DraftModel(config.speculation, self)

@@ -11,7 +11,9 @@ KV_CACHES = {"fp32": 4, "int8": 1}  # and how many bytes a number takes
 _MAX_EXPERTS, _MAX_EXPERTS_IN_ALL = 4096, 1 << 16  # each makes names of tensors; in use are up to 512, and 48,000
 MAX_CONV = 64  # in use are 3 and 4; each is a few nodes of a graph
 MOST = 2**31 - 1  # of any size: products of a few still fit the numbers of every library
-# Of linear attention: the least of each, and the largest, which is 128 in use; products of all are still numbers.
+# The layers that keep a state of a text in the place of keys and values of its tokens.
+STATE_LAYERS = {"linear_attention": "linear attention", "mamba2": "layers of Mamba 2"}
+# Of these: the least of each, and the largest, which is 256 in use; products of all are still numbers.
 _LINEAR_FIELDS = {
     "linear_num_key_heads": 1, "linear_num_value_heads": 1, "linear_key_head_dim": 1, "linear_value_head_dim": 1,
     "linear_conv_kernel_dim": 2,
@@ -95,28 +97,33 @@ class LayerFeatures:
         """Return what `layer_types` says of a layer; None where it says nothing of any."""
         return self.layer_types[layer] if self.layer_types else None
 
-    def is_linear(self, layer: int) -> bool:
-        """Tell whether a layer has linear attention."""
-        return self.kind(layer) == "linear_attention"
+    def has_state(self, layer: int) -> bool:
+        """Tell whether a layer keeps a state of a text."""
+        return self.kind(layer) in STATE_LAYERS
 
     @property
-    def linear_layers(self) -> tuple[int, ...]:
-        """The layers that have linear attention, whose state is that of one place in a text."""
-        return tuple(layer for layer in range(self.num_hidden_layers) if self.is_linear(layer))
+    def state_layers(self) -> tuple[int, ...]:
+        """The layers that keep a state of a text: that of one place in it."""
+        return tuple(layer for layer in range(self.num_hidden_layers) if self.has_state(layer))
+
+    @property
+    def state_kinds(self) -> str:
+        """What those layers have, for a message: nothing where there is none."""
+        return " and ".join(name for kind, name in STATE_LAYERS.items() if kind in self.layer_types)
 
     @property
     def linear_channels(self) -> int:
-        """How many channels the queries, keys and values of a layer with linear attention have together."""
+        """How many channels the queries, keys and values of a layer that keeps a state have together."""
         keys = (self.linear_num_key_heads or 0) * (self.linear_key_head_dim or 0)
         return 2 * keys + (self.linear_num_value_heads or 0) * (self.linear_value_head_dim or 0)
 
     @property
     def state_bytes(self) -> int:
-        """How many bytes the states of linear attention take beside keys and values, however long the text is."""
+        """How many bytes the states of a text take beside keys and values, however long it is."""
         convolution = self.linear_channels * ((self.linear_conv_kernel_dim or 1) - 1)
         heads, key, value = self.linear_num_value_heads, self.linear_key_head_dim, self.linear_value_head_dim
         numbers = convolution + (heads or 0) * (key or 0) * (value or 0)
-        return len(self.linear_layers) * numbers * KV_CACHES["fp32"]
+        return len(self.state_layers) * numbers * KV_CACHES["fp32"]
 
     def slides(self, layer: int) -> bool:
         """Tell whether a layer is of the kind that has a window."""
@@ -189,18 +196,19 @@ class LayerFeatures:
         return numbers * KV_CACHES[self.kv_cache] + self.conv_channels * KV_CACHES["fp32"]
 
     def check_linear_attention(self) -> None:
-        """Check the fields of linear attention.
+        """Check the fields of the layers that keep a state.
 
         Raises:
             ConfigError: as from `check_own_features`; or there is such a layer, and one is not set.
         """
         for name, least in _LINEAR_FIELDS.items():
             size, most = getattr(self, name), MAX_CONV if name == "linear_conv_kernel_dim" else _MAX_LINEAR
-            if size is None and self.linear_layers:
-                raise ConfigError(f"layer_types has 'linear_attention', which needs a {name}.")
+            if size is None and self.state_layers:
+                kind = self.kind(self.state_layers[0])
+                raise ConfigError(f"layer_types has {kind!r}, which needs a {name}.")
             if size is not None and (not isinstance(size, int) or isinstance(size, bool) or not least <= size <= most):
                 raise ConfigError(f"{name} is {size!r:.60}; it must be a whole number from {least} to {most}.")
-        if self.linear_layers and (self.linear_num_value_heads or 0) % (self.linear_num_key_heads or 1):
+        if self.state_layers and (self.linear_num_value_heads or 0) % (self.linear_num_key_heads or 1):
             raise ConfigError(
                 f"linear_num_value_heads ({self.linear_num_value_heads}) is not a multiple of linear_num_key_heads "
                 f"({self.linear_num_key_heads})."

@@ -337,10 +337,25 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         "mlp_only_layers is 'all' and decoder_sparse_step 1",
     ),
     "no step": ("qwen3_moe", {"decoder_sparse_step": 0}, r"mlp_only_layers is \[\] and decoder_sparse_step 0"),
-    "of Mamba": (
+    "a width of Mamba's heads": (
         "granitemoehybrid",
-        {"layer_types": ["attention", "mamba"] * 2, "num_local_experts": 0},
-        r"layer_types is \['attention', 'mamba', .*; supported is attention in every layer, so take a Granite 4",
+        {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "mamba_d_head": 48},
+        r"mamba_d_head is 48; supported is mamba_expand \* hidden_size / mamba_n_heads",
+    ),
+    "limits of Mamba's steps": (
+        "granitemoehybrid",
+        {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "time_step_limit": [0.0, 1.0]},
+        r"time_step_limit is \[0.0, 1.0\]; supported is \[0.0, Infinity\]",
+    ),
+    "biases of Mamba's projections": (
+        "granitemoehybrid",
+        {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "mamba_proj_bias": True},
+        "mamba_proj_bias is True; supported is false",
+    ),
+    "no biases of Mamba's convolution": (
+        "granitemoehybrid",
+        {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "mamba_conv_bias": False},
+        "mamba_conv_bias is False; supported is true",
     ),
     "biases beside them": ("ernie4_5_moe", {"use_bias": True}, "use_bias is true; experts that have no biases beside"),
     "clipping": ("olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0; clipped queries, keys and values are not supported"),

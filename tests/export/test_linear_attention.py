@@ -48,17 +48,20 @@ from edgelm_training.checkpoint import load_checkpoint
 
 KINDS = ("linear_attention", "full_attention", "linear_attention")
 LINEAR_CONFIG = replace(CONFIG, num_hidden_layers=3, layer_types=KINDS, max_position_embeddings=2048, **LINEAR)
+MAMBA_CONFIG = replace(LINEAR_CONFIG, layer_types=tuple(kind.replace("linear_attention", "mamba2") for kind in KINDS))
+BOTH = pytest.mark.parametrize("config", [LINEAR_CONFIG, MAMBA_CONFIG], ids=["linear attention", "Mamba 2"])
 IDS = np.random.default_rng(0).integers(3, 320, 1400).tolist()
 # Two layers: what convolutions over four tokens read of 2 * 2 * 8 + 4 * 16 channels, and four matrices of 8 x 16.
 STATE_BYTES = 2 * 4 * (3 * 96 + 4 * 8 * 16)
 GREEDY = GenerationConfig(max_new_tokens=40, temperature=0.0, ignore_eos=True)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["one graph", "a graph for prompts"])
+@pytest.fixture(scope="module", params=[False, True], ids=["linear attention", "Mamba 2, a graph for prompts"])
 def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("linear")
+    config = MAMBA_CONFIG if request.param else LINEAR_CONFIG
     precision = PRECISIONS["int8"].with_prefill_graph() if request.param else PRECISIONS["int8"]
-    checkpoint = HuggingFaceCheckpoint(make_checkpoint(folder / "checkpoint", LINEAR_CONFIG))
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(folder / "checkpoint", config))
     export_package(checkpoint, folder / "package", precision, name="linear")
     return folder / "package"
 
@@ -272,7 +275,7 @@ def test_a_graph_of_other_states_is_refused(package: Path, tmp_path: Path) -> No
     graph = onnx.load(package / "model.onnx", load_external_data=False)
     graph.graph.output.remove(next(value for value in graph.graph.output if value.name == "present.0.conv_state"))
     (tmp_path / "package" / "model.onnx").write_bytes(graph.SerializeToString())
-    with pytest.raises(PackageError, match="takes 4 states of linear attention and gives 3; each layer has two"):
+    with pytest.raises(PackageError, match="takes 4 states of a text and gives 3; each layer has two"):
         DecoderSession(tmp_path / "package", config)
 
 
@@ -345,16 +348,16 @@ def test_a_request_whose_states_do_not_fit_beside_another_waits(package: Path) -
 
 
 def test_what_would_take_tokens_back_is_refused(model: LanguageModel) -> None:
-    with pytest.raises(
-        ConfigError, match="speculation is set, and linear has linear attention, which cannot take back"
-    ):
+    kind = model.config.state_kinds
+    with pytest.raises(ConfigError, match=f"speculation is set, and linear has {kind}, which cannot take back"):
         model.generate(IDS[:10], GenerationConfig(speculation="prompt_lookup"))
-    with pytest.raises(ConfigError, match="speculation is set, and linear has linear attention"):
+    with pytest.raises(ConfigError, match=f"speculation is set, and linear has {kind}"):
         edgelm.load(tiny_model_path()).generate(IDS[:10], GenerationConfig(speculation=model))
 
 
-def test_documents_begin_with_nothing_also_where_a_chunk_of_training_does(tmp_path: Path) -> None:
-    model = load_checkpoint(make_checkpoint(tmp_path / "checkpoint", LINEAR_CONFIG))
+@BOTH
+def test_documents_begin_with_nothing_also_where_a_chunk_of_training_does(config: ModelConfig, tmp_path: Path) -> None:
+    model = load_checkpoint(make_checkpoint(tmp_path / "checkpoint", config))
     documents_BT = torch.tensor([[0] * 64 + [1] * 64 + [2] * 40])
     with torch.no_grad():
         logits_TV = model(torch.tensor([IDS[:168]]), documents_BT)[0]
@@ -363,9 +366,10 @@ def test_documents_begin_with_nothing_also_where_a_chunk_of_training_does(tmp_pa
             np.testing.assert_allclose(logits_TV[start:end], alone_TV, rtol=0, atol=1e-4)  # 4e-6 measured
 
 
+@BOTH
 @pytest.mark.parametrize("way", ["folded", "smooth", "awq"])
-def test_a_transform_leaves_the_logits_as_they_are(way: str, tmp_path: Path) -> None:
-    config = replace(LINEAR_CONFIG, attention_output_gate=True)
+def test_a_transform_leaves_the_logits_as_they_are(way: str, config: ModelConfig, tmp_path: Path) -> None:
+    config = replace(config, attention_output_gate=True)
     if way == "folded":
         config = replace(config, residual_multiplier=0.5, norm="rms_offset")
     checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config))
@@ -373,7 +377,11 @@ def test_a_transform_leaves_the_logits_as_they_are(way: str, tmp_path: Path) -> 
     if way != "folded":
         recipe = PRECISIONS["int8"].recipe(config)
         scales = choose_scales(checkpoint, way, recipe, [IDS[:200]], lambda *_: None)
-        for reader in ("0.linear_attn.in_proj_a", "0.linear_attn.in_proj_qkv", "1.self_attn.gate_proj"):
+        readers = {
+            "linear_attention": ("0.linear_attn.in_proj_a", "0.linear_attn.in_proj_qkv"),
+            "mamba2": ("0.mamba.in_proj_z", "0.mamba.in_proj_xbc", "0.mamba.in_proj_dt"),
+        }
+        for reader in (*readers[config.layer_types[0]], "1.self_attn.gate_proj"):
             assert f"model.layers.{reader}" in scales.multipliers
         changed = ScaledCheckpoint(checkpoint, scales)
     (expected_TV,), (logits_TV,) = (reference_logits(each, [IDS[:100]]) for each in (checkpoint, changed))
@@ -385,14 +393,17 @@ def test_what_a_head_forgets_stays_in_floats(package: Path) -> None:
         recipe = PRECISIONS[precision].recipe(LINEAR_CONFIG)
         schemes = {part: scheme_for(recipe, f"model.layers.0.linear_attn.in_proj_{part}.weight") for part in "abz"}
         assert schemes["a"] == schemes["b"] == "fp32" != schemes["z"]
+        assert scheme_for(recipe, "model.layers.0.mamba.in_proj_dt.weight") == "fp32"
     with PackageCheckpoint(package) as read:
         groups = tensor_groups(read)
-        stored = [
-            read.stored_type(f"model.layers.0.linear_attn.{part}.weight") for part in ("in_proj_a", "in_proj_qkv")
-        ]
+        layer, small, large = {
+            "linear attention": ("model.layers.0.linear_attn", ("in_proj_a", "in_proj_b"), "in_proj_qkv"),
+            "layers of Mamba 2": ("model.layers.0.mamba", ("in_proj_dt",), "in_proj_xbc"),
+        }[read.config.state_kinds]
+        stored = [read.stored_type(f"{layer}.{part}.weight") for part in (small[0], large)]
     assert stored == ["F32", "INT8"]
-    assert "model.layers.0.linear_attn.in_proj_z" in groups
-    assert not [name for names in groups.values() for name in names if "in_proj_a" in name or "in_proj_b" in name]
+    assert f"{layer}.in_proj_z" in groups
+    assert not [name for names in groups.values() for name in names if any(part in name for part in small)]
 
 
 def test_layers_that_guess_further_tokens_are_passed_over() -> None:

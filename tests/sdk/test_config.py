@@ -105,7 +105,7 @@ LARGE = {
         (
             {"layer_types": ("full_attention", "chunked_attention")},
             "layer_types has 'chunked_attention'; supported: full_attention, sliding_attention, conv, "
-            "linear_attention.",
+            "linear_attention, mamba2.",
         ),
         (
             {"layer_types": ("full_attention", "sliding_attention")},

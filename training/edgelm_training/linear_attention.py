@@ -54,7 +54,7 @@ class LinearAttention(nn.Module):
         rate_BNT = torch.sigmoid(self.in_proj_b(hidden_BTD).float()).mT
         step_BTN = functional.softplus(self.in_proj_a(hidden_BTD).float() + self.dt_bias)
         log_decay_BNT = (-self.A_log.float().exp() * step_BTN).mT
-        read_BNTY = delta_rule(q_BNTX * self.X**-0.5, k_BNTX, v_BNTY, rate_BNT, log_decay_BNT, positions)
+        read_BNTY = read_of_matrices(q_BNTX * self.X**-0.5, k_BNTX, v_BNTY, log_decay_BNT, positions, rate_BNT)
         gate_BTNY = self.in_proj_z(hidden_BTD).unflatten(-1, (self.N, self.Y))
         read_BTNY = self.norm(read_BNTY.transpose(1, 2)) * functional.silu(gate_BTNY.float())
         return self.out_proj(read_BTNY.flatten(2).to(hidden_BTD.dtype))
@@ -65,13 +65,19 @@ def _normed(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + _L2_EPSILON)
 
 
-def delta_rule(
-    q_BNTX: Tensor, k_BNTX: Tensor, v_BNTY: Tensor, rate_BNT: Tensor, log_decay_BNT: Tensor, positions: Tensor
+def read_of_matrices(
+    q_BNTX: Tensor,
+    k_BNTX: Tensor,
+    v_BNTY: Tensor,
+    log_decay_BNT: Tensor,
+    positions: Tensor,
+    rate_BNT: Tensor | None = None,
 ) -> Tensor:
     """Return what the queries read of matrices that begin as zeros with each text, [B, N, T, Y].
 
-    Chunk by chunk: a token's write depends on those before it, which within a chunk is a triangular system of equations
-    (arXiv:2406.06484, 3), and what comes from earlier chunks is in the matrices.
+    Without a rate, a token adds k vᵀ to a matrix, whatever is there. With one, what it writes depends on what those
+    before it wrote, which within a chunk is a triangular system of equations (arXiv:2406.06484, 3); what comes from
+    earlier chunks is in the matrices.
     """
     B, N, T, _ = q_BNTX.shape
     state_BNXY = q_BNTX.new_zeros(B, N, k_BNTX.shape[-1], v_BNTY.shape[-1])
@@ -79,7 +85,6 @@ def delta_rule(
     read = []
     for start in range(0, T, _CHUNK):
         q_BNCX, k_BNCX, v_BNCY = (x[:, :, start : start + _CHUNK] for x in (q_BNTX, k_BNTX, v_BNTY))
-        rate_BNC1 = rate_BNT[:, :, start : start + _CHUNK, None]
         log_decay_BNC = log_decay_BNT[:, :, start : start + _CHUNK]
         # Which tokens of the chunk are of one text, and which are of the text that the chunk before ended with.
         back_BC = positions_BT[:, None, start : start + _CHUNK]
@@ -91,9 +96,12 @@ def delta_rule(
         between_BNCC = log_decay_BNC[..., None].masked_fill(distances_CC <= 0, 0).cumsum(-2)
         decay_BNCC = between_BNCC.masked_fill(~sees_BNCC, -torch.inf).exp()
         from_before_BNC1 = log_decay_BNC.cumsum(-1).masked_fill(~goes_on_BNC, -torch.inf).exp()[..., None]
-        system_BNCC = rate_BNC1 * decay_BNCC * (k_BNCX @ k_BNCX.mT)
-        wanted_BNCY = rate_BNC1 * (v_BNCY - from_before_BNC1 * (k_BNCX @ state_BNXY))
-        written_BNCY = torch.linalg.solve_triangular(system_BNCC, wanted_BNCY, upper=False, unitriangular=True)
+        written_BNCY = v_BNCY
+        if rate_BNT is not None:
+            rate_BNC1 = rate_BNT[:, :, start : start + _CHUNK, None]
+            system_BNCC = rate_BNC1 * decay_BNCC * (k_BNCX @ k_BNCX.mT)
+            wanted_BNCY = rate_BNC1 * (v_BNCY - from_before_BNC1 * (k_BNCX @ state_BNXY))
+            written_BNCY = torch.linalg.solve_triangular(system_BNCC, wanted_BNCY, upper=False, unitriangular=True)
         own_BNCY = (decay_BNCC * (q_BNCX @ k_BNCX.mT)) @ written_BNCY
         read.append(from_before_BNC1 * (q_BNCX @ state_BNXY) + own_BNCY)
         to_end_BNC1 = decay_BNCC[..., -1, :, None]

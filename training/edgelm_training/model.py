@@ -31,6 +31,7 @@ from edgelm.errors import ConfigError, ContextLengthError
 from edgelm_training.attention import Attention, Kept, make_norm, scaled, soft_cap
 from edgelm_training.convolution import Convolution
 from edgelm_training.linear_attention import LinearAttention
+from edgelm_training.mamba2 import Mamba2
 from edgelm_training.view import Rotary, Rotation, SourceView, View, check_length
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -259,6 +260,14 @@ class EncoderDecoder(nn.Module):
         return self.decoder(self.embed_tokens(ids_BT), view, memory, recompute=recompute)
 
 
+# What stands in the place of attention in the layers of a kind, and its name.
+_IN_ITS_PLACE: dict[str, tuple[str, type[Convolution] | type[LinearAttention] | type[Mamba2]]] = {
+    "conv": ("conv", Convolution),
+    "linear_attention": ("linear_attn", LinearAttention),
+    "mamba2": ("mamba", Mamba2),
+}
+
+
 class Block(nn.Module):
     """Add to each position what attention (or what a layer has in its place) brings from earlier ones, then what the
     feed-forward makes of it.
@@ -269,8 +278,6 @@ class Block(nn.Module):
     """
 
     self_attn: Attention
-    conv: Convolution  # in its place, in some layers
-    linear_attn: LinearAttention  # likewise
     encoder_attn: Attention  # the cross-attention, where there is an encoder
     mlp: FeedForward | Experts
     per_layer_input_gate: nn.Linear  # these three where layers have features of their own beside the stream
@@ -284,12 +291,11 @@ class Block(nn.Module):
         # Not learned, as in transformers.
         self.layer_scalar = nn.Buffer(torch.ones(1)) if config.layer_scalar else None
         parts: dict[str | None, nn.Module | None] = {before_attention: None}
-        if config.is_conv(layer):
-            parts["conv"] = Convolution(config)
-        elif config.is_linear(layer):
-            parts["linear_attn"] = LinearAttention(config)
-        else:
+        self._in_its_place, module = _IN_ITS_PLACE.get(config.kind(layer) or "", ("", None))
+        if module is None:
             parts["self_attn"] = Attention(config, layer, causal=not is_encoder)
+        else:
+            parts[self._in_its_place] = module(config)
         parts[after_attention] = None
         if crosses:
             before_cross, after_cross = CROSS_NORMS[config.norm_placement]
@@ -322,11 +328,10 @@ class Block(nn.Module):
         """
         before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[self.config.norm_placement]
         input_BTD = self._normed(before_attention, hidden_BTD)
-        if hasattr(self, "self_attn"):
-            attended_BTD = self.self_attn(input_BTD, rotation, seen, None, kept)
+        if self._in_its_place:
+            attended_BTD = self.get_submodule(self._in_its_place)(input_BTD, seen)
         else:
-            assert seen is not None  # tokens have positions
-            attended_BTD = (self.conv if hasattr(self, "conv") else self.linear_attn)(input_BTD, seen)
+            attended_BTD = self.self_attn(input_BTD, rotation, seen, None, kept)
         attended_BTD = self._added(hidden_BTD, attended_BTD, after_attention)
         if memory is not None:
             before_cross, after_cross = CROSS_NORMS[self.config.norm_placement]

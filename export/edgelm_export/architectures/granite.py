@@ -70,12 +70,12 @@ def _to_moe_shared_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    return {"architectures": ["GraniteForCausalLM"], "model_type": "granite", **_gguf_values(header, "granite")}
+    return {"architectures": ["GraniteForCausalLM"], "model_type": "granite", **gguf_values(header, "granite")}
 
 
 def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     key = "expert_shared_feed_forward_length"
-    values = _gguf_values(header, "granitemoe", experts.GGUF_KEYS | {key})
+    values = gguf_values(header, "granitemoe", experts.GGUF_KEYS | {key})
     shared = whole_number(header.metadata, f"granitemoe.{key}", 0)
     return {
         "model_type": "granitemoeshared" if shared else "granitemoe",
@@ -85,7 +85,8 @@ def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     }
 
 
-def _gguf_values(header: GGUFHeader, architecture: str, keys: frozenset[str] = frozenset()) -> dict[str, Any]:
+def gguf_values(header: GGUFHeader, architecture: str, keys: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Make config.json's values of a header, with the multipliers."""
     values = gguf_header.to_hf_config(header, architecture, keys=keys | frozenset(_MULTIPLIERS.values()))
     for key, name in _MULTIPLIERS.items():
         default = values["head_dim"] ** -0.5 if key == "attention_multiplier" else 1.0

@@ -1,4 +1,4 @@
-"""Granite 4, the models that are a Granite 3 under another name: those with attention in every layer."""
+"""Granite 4: a Granite 3, most layers of which have Mamba 2 in the place of attention where it has an H in its name."""
 
 from __future__ import annotations
 
@@ -6,28 +6,43 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from edgelm.config import ModelConfig
-from edgelm.errors import CheckpointError
-from edgelm_export.architectures import granite, hf_values
+from edgelm.config import MAX_LAYERS, ModelConfig
+from edgelm_export.architectures import experts, granite, hf_values, llama, mamba2
+from edgelm_export.architectures.architecture import GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-_ATTENTION = ("attention", "full_attention")  # as transformers 4 and 5 write it
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "shared_intermediate_size": 1024,
+    "num_local_experts": 8,
+    "mamba_n_heads": 128,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 256,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+}
 _DENSE = ("gate_proj", "up_proj", "down_proj")
 # Without experts, what they share is all there is.
-_NAMES = granite.NAMES | {
-    f"model.layers.{{i}}.mlp.{part}": granite.NAMES[f"model.layers.{{i}}.mlp.shared_experts.{part}"] for part in _DENSE
-}
-_MLX_NAMES = granite.MLX_NAMES | {f"model.layers.{{i}}.mlp.{part}": f"model.layers.{{i}}.mlp.{part}" for part in _DENSE}
+_NAMES = (
+    granite.NAMES
+    | mamba2.NAMES
+    | {
+        f"model.layers.{{i}}.mlp.{part}": granite.NAMES[f"model.layers.{{i}}.mlp.shared_experts.{part}"]
+        for part in _DENSE
+    }
+)
+_MLX_NAMES = (
+    granite.MLX_NAMES
+    | mamba2.NAMES
+    | {f"model.layers.{{i}}.mlp.{part}": f"model.layers.{{i}}.mlp.{part}" for part in _DENSE}
+)
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    kinds = values.get("layer_types")
-    if not isinstance(kinds, list) or not kinds or any(kind not in _ATTENTION for kind in kinds):
-        raise CheckpointError(
-            f"config.json: layer_types is {kinds!r:.80}; supported is attention in every layer, so take a Granite 4 "
-            "without H in its name: the others have layers of Mamba 2."
-        )
-    values = {"shared_intermediate_size": 1024, "num_local_experts": 8, **values}
+    values = {**_DEFAULTS, **values}
+    layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
+    kinds = mamba2.kinds_of(hf_values.layer_types(values) or ["mamba"] * layers)
     if hf_values.whole_number(values, "num_local_experts"):
         config = dataclasses.replace(granite.to_model_config(values), **granite.expert_fields(values))
     else:
@@ -38,14 +53,39 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
         model_type="granitemoehybrid",
         layers_without_rope=() if turns else tuple(range(config.num_hidden_layers)),
         mlp_bias=False,
+        **({"layer_types": kinds, **mamba2.fields(values)} if "mamba2" in kinds else {}),
     )
 
 
-# llama.cpp's converter calls such a model "granite", so its GGUF files are read by that row, the first of that name.
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    name = "granitehybrid"
+    header, layers = mamba2.gguf_values(header, name)
+    metadata, shared = header.metadata, f"{name}.expert_shared_feed_forward_length"
+    has_experts = f"{name}.expert_count" in metadata
+    keys = mamba2.GGUF_KEYS | experts.GGUF_KEYS | {shared.removeprefix(f"{name}.")}
+    values = granite.gguf_values(header, name, keys)
+    counts = experts.gguf_expert_values(header, name, "num_local_experts") if has_experts else {"num_local_experts": 0}
+    size = whole_number(metadata, shared, 0) if has_experts else values["intermediate_size"]
+    return {
+        "model_type": "granitemoehybrid",
+        **values,
+        **layers,
+        **counts,
+        "shared_intermediate_size": size,
+        "position_embedding_type": None if metadata.get(f"{name}.rope.scaling.finetuned") is False else "rope",
+    }
+
+
+# llama.cpp's converter calls one without Mamba "granite": that row reads its GGUF files.
 GRANITE_HYBRID = dataclasses.replace(
     granite.GRANITE,
     model_type="granitemoehybrid",
     to_model_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     mlx=TensorLayout(names=_MLX_NAMES),
+    gguf=GGUFFamily(
+        architecture="granitehybrid",
+        to_hf_config=_gguf_to_hf_config,
+        layout=mamba2.gguf_layout(experts.GGUF_NAMES | mamba2.GGUF_NAMES, llama.GGUF_ROW_ORDERS),
+    ),
 )

@@ -50,8 +50,10 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
     before_attention, _, before_feed_forward, _ = NORM_PLACEMENTS[config.norm_placement]
     if config.is_conv(layer):
         attending = ["conv.in_proj"]
-    elif config.is_linear(layer):
+    elif config.kind(layer) == "linear_attention":
         attending = [f"linear_attn.in_proj_{part}" for part in ("qkv", "z", "b", "a")]
+    elif config.kind(layer) == "mamba2":
+        attending = [f"mamba.in_proj_{part}" for part in ("z", "xbc", "dt")]
     else:
         attending = _reading_attention(config, layer)
     readers: dict[str | None, list[str]] = {before_attention: attending}

@@ -94,7 +94,7 @@ class Precision:
         """Return the rules for one model, with its layer numbers filled in; what always stays in floats comes first."""
         numbers = sorted({str(count - 1) for count in config.layer_counts})
         last = numbers[0] if len(numbers) == 1 else f"(?:{'|'.join(numbers)})"
-        rules = (*([_RATES] if config.linear_layers else []), *self.rules)
+        rules = (*([_RATES] if config.state_layers else []), *self.rules)
         return tuple(Rule(pattern=rule.pattern.replace("{last}", last), scheme=rule.scheme) for rule in rules)
 
     def rows(self, config: ModelConfig) -> tuple[dict[str, str], ...]:
@@ -238,8 +238,8 @@ def _with_gptq(rule: Rule) -> str:
     return f"{grid_name(scheme.bits, scheme.block_size, symmetric)}-gptq"
 
 
-# How much a head of linear attention forgets and writes: small, and an error of it adds up over a text.
-RATES = r"\.linear_attn\.in_proj_[ab]\."
+# How much a head of linear attention, or of Mamba 2, forgets and writes: small, and an error of it adds up over a text.
+RATES = r"\.linear_attn\.in_proj_[ab]\.|\.mamba\.in_proj_dt\."
 _RATES = Rule(pattern=RATES, scheme="fp32")
 _EMBEDDING = r"embed_tokens|lm_head"
 _OUTER_LAYERS = r"layers\.(0|{last})\."

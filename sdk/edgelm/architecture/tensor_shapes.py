@@ -54,8 +54,10 @@ class _Stack:
         self._norm(before_attention, D)
         if config.is_conv(i):
             self._convolution(f"{layer}.conv")
-        elif config.is_linear(i):
+        elif config.kind(i) == "linear_attention":
             self._linear_attention(f"{layer}.linear_attn")
+        elif config.kind(i) == "mamba2":
+            self._mamba2(f"{layer}.mamba")
         else:
             self._self_attention(f"{layer}.self_attn", i)
         self._norm(after_attention, D)
@@ -93,6 +95,18 @@ class _Stack:
         self._linear(f"{name}.in_proj_a", heads, D, False)
         self._shapes[f"{name}.conv1d.weight"] = (config.linear_channels, 1, config.linear_conv_kernel_dim or 0)
         self._shapes[f"{name}.norm.weight"] = (width,)
+        self._linear(f"{name}.out_proj", D, heads * width, False)
+
+    def _mamba2(self, name: str) -> None:
+        config, D, channels = self._config, self._config.hidden_size, self._config.linear_channels
+        heads, width = config.linear_num_value_heads or 0, config.linear_value_head_dim or 0
+        for part in ("A_log", "D", "dt_bias"):
+            self._shapes[f"{name}.{part}"] = (heads,)
+        for part, rows in (("z", heads * width), ("xbc", channels), ("dt", heads)):
+            self._linear(f"{name}.in_proj_{part}", rows, D, False)
+        self._shapes[f"{name}.conv1d.weight"] = (channels, 1, config.linear_conv_kernel_dim or 0)
+        self._shapes[f"{name}.conv1d.bias"] = (channels,)
+        self._shapes[f"{name}.norm.weight"] = (heads * width,)
         self._linear(f"{name}.out_proj", D, heads * width, False)
 
     def _self_attention(self, name: str, i: int) -> None:

@@ -50,8 +50,8 @@ class StateLayout(NamedTuple):
 
 
 def state_layouts(config: ModelConfig) -> tuple[StateLayout, StateLayout]:
-    """Return what a layer with linear attention keeps: what its convolution reads [W, L - 1], and its matrices
-    [N, X, Y] (export/edgelm_export/linear_attention.py).
+    """Return the state of a layer that keeps one: what its convolution reads [W, L - 1], and its matrices [N, X, Y]
+    (export/edgelm_export/linear_attention.py).
     """
     heads, key, value = config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim
     convolution = config.linear_channels, (config.linear_conv_kernel_dim or 1) - 1
@@ -68,7 +68,7 @@ def cache_layout(config: ModelConfig) -> list[BufferLayout | StateLayout]:
 
     Keys and values of each layer that has some of its own come first, one after the other; behind them is what the
     convolutions of all layers that have one in their place read, [rows, 1, capacity, W], where there are any; then the
-    states of linear attention, those of one kind after those of the other.
+    states of a text, those of one kind after those of the other.
     """
     kept = cache_type(config)
     layout: list[BufferLayout | StateLayout] = [
@@ -79,7 +79,7 @@ def cache_layout(config: ModelConfig) -> list[BufferLayout | StateLayout]:
     if config.conv_channels:
         layout.append(BufferLayout(1, config.conv_channels, np.float32, config.conv_L_cache))
     for state in state_layouts(config):
-        layout += [state] * len(config.linear_layers)
+        layout += [state] * len(config.state_layers)
     return layout
 
 

@@ -78,7 +78,7 @@ class KVCache:
     Layers with a window read no more than that, so `slide` gives back the memory of the first `released` tokens there.
     Their places stay, so that nothing is bound again, and read zeros: the attention multiplies them by zero.
 
-    States of linear attention are those behind the last token. Of some places before it copies are kept, `snapshots`,
+    States are those behind the last token. Of some places before it copies are kept, `snapshots`,
     by the number of tokens there: what is truncated goes back to the nearest.
     """
 
@@ -396,7 +396,7 @@ class KVCache:
 def _saved_parts(config: ModelConfig, length: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     """Describe what a file holds of so many tokens, by name: shape and type of n buffers alike, [n, 1, K, T, H]."""
     runs = alike(config)
-    others = [*(["conv"] if config.conv_channels else []), *(["conv_state", "state"] if config.linear_layers else [])]
+    others = [*(["conv"] if config.conv_channels else []), *(["conv_state", "state"] if config.state_layers else [])]
     names = [f"filled{number or ''}" for number in range(len(runs) - len(others))] + others
     return {
         name: ((count, *buffer.shape(1, length)), np.dtype(buffer.type))

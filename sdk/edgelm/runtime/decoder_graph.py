@@ -30,7 +30,7 @@ SHARED = "shared"  # keys and values of an earlier layer, as a layer gives them 
 
 # past_key_values.3.key (Optimum, onnxruntime-genai), past.3.key, past_key_3; present likewise.
 _CACHE_NAME = re.compile(r"(past|present|cross|shared)(?:_key_values)?\.(?P<layer>\d{1,4})\.(?P<part>key|value)")
-# What linear attention keeps of a text: what its convolution reads, and its matrices.
+# What a layer keeps of a text as its state: what its convolution reads, and its matrices.
 STATES = ("conv_state", "recurrent_state")
 _STATE_NAME = re.compile(r"(past_key_values|present)\.(?P<layer>\d{1,4})\.(?P<part>conv_state|recurrent_state)")
 _OLD_CACHE_NAME = re.compile(r"(past|present)_(?P<part>key|value)_(?P<layer>\d{1,4})")
@@ -77,7 +77,7 @@ class DecoderGraph:
     heads: how many kv heads each layer has, and their size, where the graph says so. shared: the names under which
     layers give the keys and values of earlier ones again, which may be the same memory.
     convolves: whether it takes and gives what convolutions read, as edgelm's own graphs have it. past_states,
-    present_states: the names of the states of linear attention, those of one kind after those of the other, and
+    present_states: the names of the states, those of one kind after those of the other, and
     state_shapes what they are for one row.
     """
 
@@ -144,7 +144,7 @@ class DecoderGraph:
             )
         if past_states.keys() != present_states.keys():
             raise PackageError(
-                f"{path} takes {len(past_states)} states of linear attention and gives {len(present_states)}; each "
+                f"{path} takes {len(past_states)} states of a text and gives {len(present_states)}; each "
                 "layer has two. Export or download the package again."
             )
         names = {name for domain, name in operators}

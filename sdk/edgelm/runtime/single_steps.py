@@ -71,11 +71,12 @@ class SingleSteps:
         self._config, self._bind = config, bind
         self._mirrors: weakref.WeakKeyDictionary[KVCache, _Mirror] = weakref.WeakKeyDictionary()
         self._probing = threading.Lock()
-        # Soft-capped scores are computed row after row, keys and values included. A convolution of a row, and linear
-        # attention, read what the row before it gives. With more threads than heads, a row alone is split among them.
+        # Soft-capped scores are computed row after row, keys and values included. A convolution of a row, and what
+        # keeps a state, read what the row before it gives. With more threads than heads, a row alone is split among
+        # them.
         self._is_possible = (
             config.attn_logit_softcapping is None
-            and not (config.conv_channels or config.linear_layers)
+            and not (config.conv_channels or config.state_layers)
             and threads <= config.num_attention_heads
             and os.environ.get("ORT_GQA_DISABLE_FLASH_ATTENTION", "0") == "0"
         )

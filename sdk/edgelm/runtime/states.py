@@ -1,4 +1,4 @@
-"""States: what linear attention knows of a text, which a graph takes and gives.
+"""States: what layers without keys and values know of a text, which a graph takes and gives.
 
 Shapes: R rows; a layer's states are [R, W, L - 1] and [R, N, X, Y] (export/edgelm_export/linear_attention.py).
 """

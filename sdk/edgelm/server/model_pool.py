@@ -366,7 +366,7 @@ def _load(folder: Path, adapters: Mapping[str, Path], options: ServerOptions) ->
         except EdgeLMError as error:  # it must not take its model, and the other adapters, with it
             logger.error("Cannot load %s: %s", name, error)
     model.generation_config = model.generation_config.replace(
-        speculation=None if model.config.linear_layers else options.speculation, context_shift=options.context_shift
+        speculation=None if model.config.state_layers else options.speculation, context_shift=options.context_shift
     )
     limits = EngineOptions(max_batch=options.max_batch, max_queue=options.max_queue, max_unread=_MAX_UNREAD)
     return model, Engine(model, limits)

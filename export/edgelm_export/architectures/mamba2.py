@@ -1,0 +1,109 @@
+"""What the rows of families with layers of Mamba 2 share: settings in config.json and in GGUF, and names."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import hf_values
+from edgelm_export.architectures.architecture import GGUFHeader
+from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.tensor_map import TensorLayout
+
+_LAYER = "model.layers.{i}.mamba"
+_PROJECTED = ("in_proj_z", "in_proj_xbc", "in_proj_dt")  # the order of their rows in one matrix
+_PARTS = ("conv1d", "norm", "out_proj", "A_log", "D", "dt_bias")
+NAMES = {
+    **{f"{_LAYER}.{part}": f"{_LAYER}.in_proj" for part in _PROJECTED},
+    **{f"{_LAYER}.{part}": f"{_LAYER}.{part}" for part in _PARTS},
+}
+_GGUF_PARTS = {
+    "conv1d": "ssm_conv1d", "norm": "ssm_norm", "out_proj": "ssm_out", "A_log": "ssm_a", "D": "ssm_d",
+    "dt_bias": "ssm_dt.bias",
+}  # fmt: skip
+GGUF_NAMES = {
+    **{f"{_LAYER}.{part}": "blk.{i}.ssm_in" for part in _PROJECTED},
+    **{f"{_LAYER}.{part}": f"blk.{{i}}.{name}" for part, name in _GGUF_PARTS.items()},
+}
+_GGUF_OTHER_FORMS = frozenset(
+    {"blk.{i}.ssm_conv1d.weight", "blk.{i}.ssm_a", "blk.{i}.ssm_d", "blk.{i}.ssm_norm.weight"}
+)
+_GGUF_SIZES = {
+    "ssm.conv_kernel": "mamba_d_conv",
+    "ssm.group_count": "mamba_n_groups",
+    "ssm.time_step_rank": "mamba_n_heads",
+    "ssm.state_size": "mamba_d_state",
+}
+GGUF_KEYS = frozenset({*_GGUF_SIZES, "ssm.inner_size"})
+# As transformers 4 and 5 call the kinds of layers.
+_KINDS = {
+    "attention": "full_attention", "full_attention": "full_attention", "mamba": "mamba2", "linear_attention": "mamba2",
+}  # fmt: skip
+# In JSON, and as transformers 5 writes what JSON has no number for.
+_NO_LIMITS = (None, [0.0, math.inf], [0.0, {"__float__": "Infinity"}])
+
+
+def kinds_of(listed: list[str]) -> tuple[str, ...]:
+    """Return our names for the kinds of layers."""
+    return tuple(_KINDS.get(kind, kind) for kind in listed)
+
+
+def fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of ModelConfig for layers of Mamba 2.
+
+    Raises:
+        CheckpointError: a size is missing, or a setting is one that no published model has.
+    """
+    sizes = {key: hf_values.bounded(values, f"mamba_{key}") for key in ("n_heads", "n_groups", "d_state", "d_conv")}
+    inner = hf_values.bounded(values, "mamba_expand") * hf_values.bounded(values, "hidden_size")
+    width = values.get("mamba_d_head", "auto")
+    width = inner // sizes["n_heads"] if width == "auto" else hf_values.bounded(values, "mamba_d_head")
+    for key, is_refused, supported in (
+        ("mamba_d_head", width * sizes["n_heads"] != inner, "mamba_expand * hidden_size / mamba_n_heads"),
+        ("mamba_conv_bias", not values.get("mamba_conv_bias", True), "true"),
+        ("mamba_proj_bias", values.get("mamba_proj_bias", False), "false"),
+        ("time_step_limit", values.get("time_step_limit") not in _NO_LIMITS, "[0.0, Infinity]"),
+    ):
+        if is_refused:
+            raise CheckpointError(f"config.json: {key} is {values.get(key)!r:.60}; supported is {supported}.")
+    return {
+        "linear_num_key_heads": sizes["n_groups"],
+        "linear_num_value_heads": sizes["n_heads"],
+        "linear_key_head_dim": sizes["d_state"],
+        "linear_value_head_dim": width,
+        "linear_conv_kernel_dim": sizes["d_conv"],
+    }
+
+
+def gguf_layout(names: Mapping[str, str], row_orders: Mapping[str, str]) -> TensorLayout:
+    """Return the layout of a family, of which `names` are those of the layers of Mamba 2 and of all others."""
+    return TensorLayout(
+        names=names,
+        row_orders=row_orders,
+        negative_exponentials=frozenset({"blk.{i}.ssm_a"}),
+        ones_elsewhere=_GGUF_OTHER_FORMS,
+    )
+
+
+def gguf_values(header: GGUFHeader, architecture: str) -> tuple[GGUFHeader, dict[str, Any]]:
+    """Make config.json's values for layers of Mamba 2, which have no heads of keys and values there.
+
+    Returns the header with one number of such heads, that of the layers which have some, and the values.
+    """
+    key = f"{architecture}.attention.head_count_kv"
+    heads = header.metadata.get(key)
+    listed = heads.tolist() if isinstance(heads, array) else []
+    counts = set(listed) - {0}
+    if len(counts) == 1:
+        header = dataclasses.replace(header, metadata={**header.metadata, key: counts.pop()})
+    sizes = {field: whole_number(header.metadata, f"{architecture}.{name}") for name, field in _GGUF_SIZES.items()}
+    inner = whole_number(header.metadata, f"{architecture}.ssm.inner_size")
+    return header, {
+        **sizes,
+        "mamba_d_head": inner // max(sizes["mamba_n_heads"], 1),
+        "layer_types": ["full_attention" if count else "mamba" for count in listed],
+    }

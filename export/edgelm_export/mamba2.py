@@ -1,0 +1,66 @@
+"""Mamba 2 in a decoder's graph: the twin of training/edgelm_training/mamba2.py, with the states of linear attention.
+
+Shapes: B batch, T query tokens, G groups, N heads, X the size of a group's keys, Y that of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgelm_export.graph import MICROSOFT
+from edgelm_export.linear_attention import add_convolution, add_decay, share_heads
+from edgelm_export.stack import Stack
+
+
+def add_mamba2(stack: Stack, hidden: str, name: str, states: Sequence[str], given: Sequence[str]) -> str:
+    """Add a layer, up to its output projection.
+
+    states: the names of the inputs. given: those of the outputs.
+    """
+    graph, config = stack.graph, stack.config
+    G, N, Y = config.linear_num_key_heads or 0, config.linear_num_value_heads or 0, config.linear_value_head_dim or 0
+    read, values = add_mamba2_memory(stack, hidden, name, states, given)
+    factors = graph.weight(f"{name}.D", np.repeat(stack.checkpoint.tensor(f"{name}.D"), Y))
+    past = graph.node("Mul", [values, factors], f"{name}.past")
+    summed = graph.node("Add", [read, past], f"{name}.read_and_past")
+    gate = stack.operators.silu(graph, stack.projections.linear(hidden, f"{name}.in_proj_z"), f"{name}.gate")
+    gated = graph.node("Mul", [summed, gate], f"{name}.gated")
+    groups = graph.node("Reshape", [gated, graph.constant([0, 0, G, N // G * Y])], f"{name}.norm.groups")
+    ones = graph.weight(f"constant.ones.{N // G * Y}", np.ones(N // G * Y, np.float32))
+    normed = stack.operators.rms_norm(graph, groups, ones, config.norm_eps, f"{name}.norm.plain")
+    joined = graph.node("Reshape", [normed, graph.constant([0, 0, N * Y])], f"{name}.norm.joined")
+    weight = graph.weight(f"{name}.norm.weight", stack.checkpoint.tensor(f"{name}.norm.weight"))
+    return stack.projections.linear(graph.node("Mul", [joined, weight], f"{name}.norm"), f"{name}.out_proj")
+
+
+def add_mamba2_memory(
+    stack: Stack, hidden: str, name: str, states: Sequence[str], given: Sequence[str]
+) -> tuple[str, str]:
+    """Add what is written into the states of a layer; return what is read of them and the values, [B, T, N * Y].
+
+    Source: CausalConvWithState and LinearAttention in onnxruntime's ContribOperators.md.
+    """
+    graph, config, checkpoint = stack.graph, stack.config, stack.checkpoint
+    G, N = config.linear_num_key_heads or 0, config.linear_num_value_heads or 0
+    X, Y = config.linear_key_head_dim or 0, config.linear_value_head_dim or 0
+    projected = stack.projections.linear(hidden, f"{name}.in_proj_xbc")
+    bias = graph.weight(f"{name}.conv1d.bias", checkpoint.tensor(f"{name}.conv1d.bias"))
+    mixed = add_convolution(stack, projected, name, states[0], given[0], bias)
+    parts = [f"{name}.values", f"{name}.keys_and_queries"]
+    graph.node("Split", [mixed, graph.constant([N * Y, 2 * G * X])], parts, attributes={"axis": -1})
+    heads = graph.node("Reshape", [parts[1], graph.constant([0, 0, 2 * G, X])], f"{name}.heads")
+    keys, queries = both = [f"{name}.keys", f"{name}.queries"]
+    share_heads(stack, heads, name, both)
+    offset = graph.weight(f"{name}.dt_bias", checkpoint.tensor(f"{name}.dt_bias"))
+    biased = graph.node("Add", [stack.projections.linear(hidden, f"{name}.in_proj_dt"), offset], f"{name}.step.biased")
+    step = graph.node("Softplus", [biased], f"{name}.step")
+    by_head = graph.node("Reshape", [parts[0], graph.constant([0, 0, N, Y])], f"{name}.values.heads")
+    steps = graph.node("Unsqueeze", [step, graph.constant([-1])], f"{name}.step.of_head")
+    product = graph.node("Mul", [by_head, steps], f"{name}.values.product")
+    scaled = graph.node("Reshape", [product, graph.constant([0, 0, N * Y])], f"{name}.values.scaled")
+    attributes = {"q_num_heads": N, "kv_num_heads": N, "update_rule": "gated", "scale": 1.0}
+    inputs = [queries, keys, scaled, states[1], add_decay(stack, step, name)]
+    read = graph.node("LinearAttention", inputs, [f"{name}.read", given[1]], MICROSOFT, attributes)
+    return read, parts[0]
