@@ -69,6 +69,9 @@ QWEN3_5_MOE = QWEN3_5 | {
     "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64,
     "layer_types": ["full_attention", "linear_attention"],
 }  # fmt: skip
+QWEN2_MOE = {
+    "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64,
+}  # fmt: skip
 APERTUS_ROPE = LLAMA3 | {"rope_theta": 1e4}
 OLMO3 = {
     "num_hidden_layers": 4, "sliding_window": 9, "tie_word_embeddings": False, "attention_bias": True,
@@ -311,6 +314,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False, "attention_dropout": 0.0, "residual_dropout": 0.0,
         },
     ),
+    "qwen2_moe": ("qwen2_moe", QWEN2_MOE | {"tie_word_embeddings": False}),
+    "qwen2_moe, a layer without experts, weights that sum to one, without biases, in a window": (
+        "qwen2_moe",
+        QWEN2_MOE | {
+            "num_hidden_layers": 3, "mlp_only_layers": [1], "norm_topk_prob": True, "qkv_bias": False,
+            "use_sliding_window": True, "sliding_window": 9,
+        },
+    ),
     "qwen3_5": ("qwen3_5_text", QWEN3_5),
     "qwen3_5 with experts": ("qwen3_5_moe_text", QWEN3_5_MOE),
     "qwen3_5 with biases, a key head for each value head, tied": (
@@ -320,6 +331,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "linear_num_key_heads": 4, "head_dim": 32,
             "linear_conv_kernel_dim": 3, "attention_bias": True, "tie_word_embeddings": True, "rms_norm_eps": 1e-4,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e5, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "qwen3_next": ("qwen3_next", QWEN3_5_MOE | {"tie_word_embeddings": False}),
+    "qwen3_next, a layer without experts, weights that do not sum to one, a key head for each value head": (
+        "qwen3_next",
+        QWEN3_5_MOE | {
+            "mlp_only_layers": [0], "norm_topk_prob": False, "linear_num_key_heads": 4, "rms_norm_eps": 1e-4,
         },
     ),
     "starcoder2": ("starcoder2", {}),
@@ -508,6 +526,14 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "qwen35",
         QWEN3_5 | QWEN3_5_EPSILON | {
             "linear_value_head_dim": 16, "linear_num_key_heads": 4, "tie_word_embeddings": False,
+        },
+    ),
+    "qwen2_moe": ("qwen2_moe", "qwen2moe", QWEN2_MOE | {"tie_word_embeddings": False}),
+    "qwen3_next": (
+        "qwen3_next",
+        "qwen3next",
+        QWEN3_5_MOE | QWEN3_5_EPSILON | {
+            "linear_key_head_dim": 32, "linear_value_head_dim": 32, "tie_word_embeddings": False,
         },
     ),
     "starcoder2": ("starcoder2", "starcoder2", {}),

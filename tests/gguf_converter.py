@@ -26,9 +26,21 @@ _GEMMA4_EXPERTS = {
 }  # fmt: skip
 CHOICE_BIASES = ("expert_bias", "e_score_correction_bias")  # buffers of the models of transformers
 _HAVE_HEAD_DIM = (
-    "gemma", "gemma2", "gemma3", "gpt-oss", "qwen3moe", "qwen3vlmoe", "qwen35", "qwen35moe",
+    "gemma", "gemma2", "gemma3", "gpt-oss", "qwen3moe", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next",
 )  # fmt: skip
-_TURN_IN_PART = ("chatglm", "cohere2", "glm4", "gptneox", "nemotron", "phi2", "phi3", "qwen35", "qwen35moe", "stablelm")
+_TURN_IN_PART = (
+    "chatglm",
+    "cohere2",
+    "glm4",
+    "gptneox",
+    "nemotron",
+    "phi2",
+    "phi3",
+    "qwen35",
+    "qwen35moe",
+    "qwen3next",
+    "stablelm",
+)
 
 
 def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: str) -> None:
@@ -61,16 +73,7 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
         writer.add_layer_norm_eps(next((getattr(config, name) for name in names if hasattr(config, name)), 1e-5))
     else:
         writer.add_layer_norm_rms_eps(getattr(config, "norm_eps", None) or config.rms_norm_eps)
-    has_head_dim = architecture in (
-        "gemma",
-        "gemma2",
-        "gemma3",
-        "gpt-oss",
-        "qwen3moe",
-        "qwen3vlmoe",
-        "qwen35",
-        "qwen35moe",
-    )
+    has_head_dim = architecture in _HAVE_HEAD_DIM
     if head_dim != config.hidden_size // config.num_attention_heads or has_head_dim:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
@@ -147,7 +150,7 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_num_deepstack_layers(1)
     if architecture in ("qwen3moe", "qwen3vlmoe"):
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
-    if architecture == "qwen35moe":
+    if architecture in ("qwen2moe", "qwen35moe", "qwen3next"):
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
         writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
     if architecture == "gpt-oss":
@@ -172,7 +175,7 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     if architecture in ("lfm2", "lfm2moe"):
         writer.add_shortconv_l_cache(config.conv_L_cache)
-    if architecture in ("qwen35", "qwen35moe"):
+    if architecture in ("qwen35", "qwen35moe", "qwen3next"):
         writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
         writer.add_ssm_state_size(config.linear_key_head_dim)
         writer.add_ssm_group_count(config.linear_num_key_heads)
@@ -238,6 +241,10 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
         if name.endswith("shared_mlp.output_linear.weight") and not model.config.num_local_experts:
             tensors[f"blk.{name.split('.')[2]}.ffn_down.weight"] = parameter.detach().float().numpy()
             continue
+        if name.endswith("in_proj_qkvz.weight"):
+            layer, rows = name.split(".")[2], _apart(parameter.detach().float().numpy(), model.config)
+            tensors |= {f"blk.{layer}.attn_qkv.weight": rows[0], f"blk.{layer}.attn_gate.weight": rows[1]}
+            continue
         tensor = _converted(name, parameter.detach().float().numpy(), model.config, architecture)
         tensors[names.get_name(name, try_suffixes=(".weight", ".bias"))] = np.ascontiguousarray(tensor)
     if architecture == "chatglm":  # whose first checkpoints have them in one
@@ -286,8 +293,8 @@ def _converted(name: str, tensor: Array, config: PreTrainedConfig, architecture:
         return tensor + 1
     if architecture in ("lfm2", "lfm2moe") and name.endswith(".conv.conv.weight"):
         return tensor.squeeze(1)
-    if architecture in ("qwen35", "qwen35moe"):
-        return _as_ggml_repeats(name, tensor, config)
+    if architecture in ("qwen35", "qwen35moe", "qwen3next"):
+        return _of_linear_attention(name, tensor, config)
     if ".mamba." in name:
         return _of_mamba(name, tensor, config.mamba_n_groups)
     if architecture == "gpt2" and tensor.ndim == 2 and ".h." in name:
@@ -309,8 +316,8 @@ def _of_mamba(name: str, tensor: Array, groups: int) -> Array:
     return tensor.reshape(groups, -1) if part == "norm.weight" else tensor
 
 
-def _as_ggml_repeats(name: str, tensor: Array, config: PreTrainedConfig) -> Array:
-    """Put the value heads of a key head as far from each other as they can be; and norms, decays and names."""
+def _of_linear_attention(name: str, tensor: Array, config: PreTrainedConfig) -> Array:
+    """Change norms and decays; and but for Qwen3-Next, put a key head's value heads as far apart as they can be."""
     if name.endswith(("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight")):
         return tensor + 1
     if "linear_attn" not in name or name.endswith("norm.weight"):
@@ -319,6 +326,8 @@ def _as_ggml_repeats(name: str, tensor: Array, config: PreTrainedConfig) -> Arra
         tensor = -np.exp(tensor)
     if "conv1d" in name:
         tensor = tensor.squeeze(1)
+    if config.model_type == "qwen3_next":
+        return tensor
     G, N = config.linear_num_key_heads, config.linear_num_value_heads
     axis, first = 1 if "out_proj" in name else 0, 0
     if "in_proj_qkv" in name or "conv1d" in name:
@@ -326,6 +335,15 @@ def _as_ggml_repeats(name: str, tensor: Array, config: PreTrainedConfig) -> Arra
     before, values = np.split(tensor, [first], axis=axis)
     shape = [*values.shape[:axis], G, N // G, values.shape[axis] // N, *values.shape[axis + 1 :]]
     return np.concatenate([before, values.reshape(shape).swapaxes(axis, axis + 1).reshape(values.shape)], axis=axis)
+
+
+def _apart(tensor: Array, config: PreTrainedConfig) -> tuple[Array, Array]:
+    """Take queries, keys and values of all heads, and their gates, out of what is grouped by key head."""
+    X, values = config.linear_key_head_dim, config.linear_value_head_dim * config.linear_num_value_heads
+    by_head = tensor.reshape(config.linear_num_key_heads, -1, tensor.shape[1])
+    apart = np.split(by_head, [X, 2 * X, 2 * X + values // config.linear_num_key_heads], axis=1)
+    q, k, v, z = (part.reshape(-1, tensor.shape[1]) for part in apart)
+    return np.concatenate([q, k, v]), np.ascontiguousarray(z)
 
 
 def _head_dim(config: PreTrainedConfig) -> int:

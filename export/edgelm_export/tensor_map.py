@@ -80,15 +80,15 @@ class TensorLayout:
     for the expert, to the source's; None where the source has the canonical ones. Stems with one and the same source
     are parts of a fused tensor, stacked in their canonical order. A source without `{e}` has the experts' tensors
     behind each other, [E, ...]. interleaved: source names of fused tensors whose parts have every other row. prefix:
-    what all names begin with, but not in folders of the family's bare model.
-    ignored: names of a source that hold no weights. copies: those that have to hold the embedding again. transposed:
-    source stems, or names, whose weights are [in, out]. by_head: source stems of fused tensors that hold each head's
-    parts side by side. row_orders, column_orders: canonical stems, or names, to names in `ORDERS`. norms_plus_one: the
-    source holds 1 + weight of each norm. negative_exponentials: source names of tensors that hold -exp(x) of our x.
-    rows_before: source stems of tables to how many rows stand before the first. stacks_of_one: source names of tensors
-    with one dimension of 1 in front. ones_elsewhere: source names of tensors whose dimension of 1 may stand in another
-    place than ours, or in none. has_more_layers: behind the config's there may be layers for other uses, which are
-    passed over.
+    what all names begin with, but not in folders of the family's bare model. ignored: names of a source that hold no
+    weights. copies: those that have to hold the embedding again. transposed: source stems, or names, whose weights are
+    [in, out]. by_head: source stems of fused tensors that hold each head's parts side by side. by_key_head: those of
+    linear attention that hold each key head's. row_orders, column_orders: canonical stems, or names, to names in
+    `ORDERS`. norms_plus_one: the source holds 1 + weight of each norm. negative_exponentials: source names of tensors
+    that hold -exp(x) of our x. rows_before: source stems of tables to how many rows stand before the first.
+    stacks_of_one: source names of tensors with one dimension of 1 in front. ones_elsewhere: source names of tensors
+    whose dimension of 1 may stand in another place than ours, or in none. has_more_layers: behind the config's there
+    may be layers for other uses, which are passed over.
     """
 
     names: Mapping[str, str] | None = None
@@ -97,6 +97,7 @@ class TensorLayout:
     copies: frozenset[str] = frozenset()
     transposed: frozenset[str] = frozenset()
     by_head: frozenset[str] = frozenset()
+    by_key_head: frozenset[str] = frozenset()
     interleaved: frozenset[str] = frozenset()
     row_orders: Mapping[str, str] = field(default_factory=dict)
     column_orders: Mapping[str, str] = field(default_factory=dict)
@@ -293,7 +294,7 @@ def _parts(config: ModelConfig, layout: TensorLayout, groups: Mapping[str, list[
             for number, name in enumerate(entry):
                 count = shapes[name][0]
                 order, columns = (_order(orders, name) for orders in (layout.row_orders, layout.column_orders))
-                rows = _rows(config, layout, source, number, start, count, len(entry))
+                rows = _rows(config, layout, source, number, start, count, entry)
                 if before and rows is None:
                     rows = slice(start, start + count)
                 if order is not None:
@@ -318,17 +319,40 @@ def _order(orders: Mapping[str, str], name: str) -> str | None:
 
 
 def _rows(
-    config: ModelConfig, layout: TensorLayout, source: str, number: int, start: int, count: int, parts: int
+    config: ModelConfig, layout: TensorLayout, source: str, number: int, start: int, count: int, names: list[str]
 ) -> slice | Rows | None:
-    """Find the rows of part `number` of a source that has so many parts."""
+    """Find the rows of part `number` of a source whose parts have these names."""
     pattern = pattern_of(source)[0]
     if pattern in layout.interleaved:
-        return slice(number, None, parts)
+        return slice(number, None, len(names))
+    if pattern.rpartition(".")[0] in layout.by_key_head:
+        return _by_key_head(config, number, names)
     if pattern.rpartition(".")[0] in layout.by_head:
-        heads = np.arange(count // config.head_dim)[:, None] * parts + number
+        heads = np.arange(count // config.head_dim)[:, None] * len(names) + number
         by_head: Rows = (heads * config.head_dim + np.arange(config.head_dim)).reshape(-1)
         return by_head
-    return slice(start, start + count) if parts > 1 else None
+    return slice(start, start + count) if len(names) > 1 else None
+
+
+def _by_key_head(config: ModelConfig, number: int, names: list[str]) -> Rows:
+    """Find the rows of part `number` in a tensor that has what all parts have of a key head side by side."""
+    heads, key = config.linear_num_key_heads or 1, config.linear_key_head_dim or 1
+    sharing = (config.linear_num_value_heads or 1) // heads
+    values = sharing * (config.linear_value_head_dim or 1)
+    of_parts = {
+        "in_proj_qkv": (key, key, values),
+        "in_proj_z": (values,),
+        "in_proj_b": (sharing,),
+        "in_proj_a": (sharing,),
+    }
+    sizes = [of_parts[name.split(".")[-2]] for name in names]
+    starts = np.arange(heads)[:, None] * sum(map(sum, sizes)) + sum(map(sum, sizes[:number]))
+    pieces = []
+    for size in sizes[number]:
+        pieces.append((starts + np.arange(size)).reshape(-1))
+        starts = starts + size
+    order: Rows = np.concatenate(pieces)
+    return order
 
 
 def _without_prefix(part: Part, prefix: str) -> Part:

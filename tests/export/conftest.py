@@ -29,7 +29,7 @@ TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|i
 QUANTIZED = (
     "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "token_embd", "output.",
     "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "shortconv.in_proj", "shortconv.out_proj", "attn_gate",
-    "ssm_beta", "ssm_alpha", "ssm_in", "ssm_out", "per_layer_model_proj", "inp_gate", ".proj.",
+    "ssm_beta", "ssm_alpha", "ssm_ba", "ssm_in", "ssm_out", "per_layer_model_proj", "inp_gate", ".proj.",
 )  # fmt: skip
 
 SaveModel = Callable[..., PreTrainedModel]

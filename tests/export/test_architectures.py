@@ -20,6 +20,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["full_attention"] * 2, "num_local_experts": 0, "shared_intermediate_size": 96},
     "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "gemma4_text": {"vocab_size_per_layer_input": 320},
     "bitnet": {"num_key_value_heads": 4},  # of 20 there, and so the next
     "helium": {"num_key_value_heads": 4},

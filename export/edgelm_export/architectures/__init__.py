@@ -45,9 +45,11 @@ from edgelm_export.architectures.pegasus import PEGASUS
 from edgelm_export.architectures.phi import PHI
 from edgelm_export.architectures.phi3 import PHI3
 from edgelm_export.architectures.qwen2 import QWEN2
+from edgelm_export.architectures.qwen2_moe import QWEN2_MOE
 from edgelm_export.architectures.qwen3 import QWEN3
 from edgelm_export.architectures.qwen3_5 import QWEN3_5, QWEN3_5_MOE
 from edgelm_export.architectures.qwen3_moe import QWEN3_MOE
+from edgelm_export.architectures.qwen3_next import QWEN3_NEXT
 from edgelm_export.architectures.seed_oss import SEED_OSS
 from edgelm_export.architectures.smollm3 import SMOLLM3
 from edgelm_export.architectures.stablelm import STABLELM
@@ -61,10 +63,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ministral3": MINISTRAL3,
     "mixtral": MIXTRAL,
     "qwen2": QWEN2,  # and Qwen2.5
+    "qwen2_moe": QWEN2_MOE,  # and Qwen1.5 with experts
     "qwen3": QWEN3,
     "qwen3_5_text": QWEN3_5,
     "qwen3_5_moe_text": QWEN3_5_MOE,
     "qwen3_moe": QWEN3_MOE,
+    "qwen3_next": QWEN3_NEXT,
     "smollm3": SMOLLM3,
     "gemma": GEMMA,
     "gemma2": GEMMA2,

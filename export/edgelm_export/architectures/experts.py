@@ -52,6 +52,33 @@ def expert_fields(values: Mapping[str, Any], count_key: str, chosen_key: str = "
     return {"num_experts": count, "num_experts_per_tok": hf_values.whole_number(values, chosen_key)}
 
 
+def sparse_layers(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """Return the field of ModelConfig for which layers have no experts, as Qwen's families say it.
+
+    Raises:
+        CheckpointError: mlp_only_layers is no list, or decoder_sparse_step below one.
+    """
+    dense, step = values.get("mlp_only_layers") or [], hf_values.whole_number(values, "decoder_sparse_step", 1)
+    if not isinstance(dense, list) or step < 1:
+        raise CheckpointError(
+            f"config.json: mlp_only_layers is {dense!r} and decoder_sparse_step {step!r}; they must be a list of "
+            "layers and a whole number of 1 or more."
+        )
+    without = tuple(layer for layer in range(layers) if layer in dense or (layer + 1) % step)
+    return {"layers_without_experts": without}
+
+
+def shared_expert_names(mlp: str) -> dict[str, str]:
+    """Return how Qwen's families name the one feed-forward beside the experts that every token goes through."""
+    parts = [f"{part}_proj" for part in ("gate", "up", "down")]
+    return {
+        f"{mlp}.gate": f"{mlp}.gate",
+        f"{mlp}.shared_expert_gate": f"{mlp}.shared_expert_gate",
+        **{f"{mlp}.experts.{{e}}.{part}": f"{mlp}.experts.{{e}}.{part}" for part in parts},
+        **{f"{mlp}.shared_experts.{part}": f"{mlp}.shared_expert.{part}" for part in parts},
+    }
+
+
 def gguf_expert_values(
     header: GGUFHeader, architecture: str, count_key: str, chosen_key: str = "num_experts_per_tok"
 ) -> dict[str, Any]:

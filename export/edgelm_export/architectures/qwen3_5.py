@@ -38,23 +38,18 @@ _MOE_DEFAULTS: Mapping[str, Any] = {
 _PARTIAL = 0.25
 _LINEAR = tuple(key for key in _DEFAULTS if key.startswith("linear_"))
 
-_ATTENTION = "model.layers.{i}.self_attn"
-_LINEAR_ATTENTION = "model.layers.{i}.linear_attn"
+ATTENTION = "model.layers.{i}.self_attn"
+LINEAR_ATTENTION = "model.layers.{i}.linear_attn"
 _PROJECTIONS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "conv1d", "norm", "out_proj")
 _NAMES = {
     **{name: name for name in llama.GGUF_NAMES},
     **{name: name for name in llama.GGUF_QK_NORMS},
-    f"{_ATTENTION}.gate_proj": f"{_ATTENTION}.q_proj",
-    **{f"{_LINEAR_ATTENTION}.{part}": f"{_LINEAR_ATTENTION}.{part}" for part in (*_PROJECTIONS, "A_log", "dt_bias")},
+    f"{ATTENTION}.gate_proj": f"{ATTENTION}.q_proj",
+    **{f"{LINEAR_ATTENTION}.{part}": f"{LINEAR_ATTENTION}.{part}" for part in (*_PROJECTIONS, "A_log", "dt_bias")},
 }
 _MLP = "model.layers.{i}.mlp"
-_MOE_NAMES = _NAMES | {
-    f"{_MLP}.gate": f"{_MLP}.gate",
-    f"{_MLP}.shared_expert_gate": f"{_MLP}.shared_expert_gate",
-    **{f"{_MLP}.experts.{{e}}.{part}_proj": f"{_MLP}.experts.{{e}}.{part}_proj" for part in ("gate", "up", "down")},
-    **{f"{_MLP}.shared_experts.{part}_proj": f"{_MLP}.shared_expert.{part}_proj" for part in ("gate", "up", "down")},
-}
-_STACKED_NAMES = _MOE_NAMES | {
+MOE_NAMES = _NAMES | experts.shared_expert_names(_MLP)
+_STACKED_NAMES = MOE_NAMES | {
     f"{_MLP}.experts.{{e}}.{part}_proj.weight": f"{_MLP}.experts.{stack}"
     for part, stack in (("gate", "gate_up_proj"), ("up", "gate_up_proj"), ("down", "down_proj"))
 }
@@ -62,12 +57,12 @@ _GGUF_LINEAR = {
     "in_proj_qkv": "attn_qkv", "in_proj_z": "attn_gate", "in_proj_b": "ssm_beta", "in_proj_a": "ssm_alpha",
     "conv1d": "ssm_conv1d", "norm": "ssm_norm", "out_proj": "ssm_out", "A_log": "ssm_a", "dt_bias": "ssm_dt.bias",
 }  # fmt: skip
-_GGUF_NAMES = {
+GGUF_NAMES = {
     **experts.GGUF_NAMES,
     **llama.GGUF_QK_NORMS,
     "model.layers.{i}.post_attention_layernorm": "blk.{i}.post_attention_norm",
-    f"{_ATTENTION}.gate_proj": "blk.{i}.attn_q",
-    **{f"{_LINEAR_ATTENTION}.{part}": f"blk.{{i}}.{name}" for part, name in _GGUF_LINEAR.items()},
+    f"{ATTENTION}.gate_proj": "blk.{i}.attn_q",
+    **{f"{LINEAR_ATTENTION}.{part}": f"blk.{{i}}.{name}" for part, name in _GGUF_LINEAR.items()},
 }
 _BY_VALUE_HEAD = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "conv1d", "A_log", "dt_bias")
 # The metadata of the linear layers, and what each says.
@@ -104,7 +99,8 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _to_moe_model_config(values: Mapping[str, Any]) -> ModelConfig:
+def to_moe_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    """Read config.json's values as those of a Qwen3.5 with experts."""
     values = {**_MOE_DEFAULTS, **values}
     size, shared = (hf_values.whole_number(values, f"{kind}_intermediate_size") for kind in ("moe", "shared_expert"))
     return dataclasses.replace(
@@ -141,30 +137,28 @@ def _gguf_to_hf_config(header: GGUFHeader, name: str = "qwen35", keys: frozenset
     }
 
 
-def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+def moe_gguf_to_hf_config(header: GGUFHeader, name: str = "qwen35moe") -> dict[str, Any]:
+    """Make config.json's values of a header; name: what llama.cpp calls the family."""
     sizes = {"moe": "expert_feed_forward_length", "shared_expert": "expert_shared_feed_forward_length"}
     # Files with experts may leave out how long a feed-forward without them would be.
-    metadata = {"qwen35moe.feed_forward_length": 0, **header.metadata}
+    metadata = {f"{name}.feed_forward_length": 0, **header.metadata}
     header = dataclasses.replace(header, metadata=metadata)
-    values = _gguf_to_hf_config(header, "qwen35moe", experts.GGUF_KEYS | {sizes["shared_expert"]})
+    values = _gguf_to_hf_config(header, name, experts.GGUF_KEYS | {sizes["shared_expert"]})
     return {
         **values,
-        **experts.gguf_expert_values(header, "qwen35moe", "num_experts"),
-        **{
-            f"{kind}_intermediate_size": whole_number(header.metadata, f"qwen35moe.{key}")
-            for kind, key in sizes.items()
-        },
+        **experts.gguf_expert_values(header, name, "num_experts"),
+        **{f"{kind}_intermediate_size": whole_number(header.metadata, f"{name}.{key}") for kind, key in sizes.items()},
         "architectures": ["Qwen3_5MoeForCausalLM"],
         "model_type": "qwen3_5_moe_text",
     }
 
 
-_GGUF_LAYOUT = TensorLayout(
-    names=_GGUF_NAMES,
+GGUF_LAYOUT = TensorLayout(
+    names=GGUF_NAMES,
     by_head=frozenset({"blk.{i}.attn_q"}),
     # llama.cpp repeats its key heads, all of them, for the value heads.
-    row_orders={f"{_LINEAR_ATTENTION}.{part}": "neighbours" for part in _BY_VALUE_HEAD},
-    column_orders={f"{_LINEAR_ATTENTION}.out_proj": "neighbours"},
+    row_orders={f"{LINEAR_ATTENTION}.{part}": "neighbours" for part in _BY_VALUE_HEAD},
+    column_orders={f"{LINEAR_ATTENTION}.out_proj": "neighbours"},
     norms_plus_one=True,
     negative_exponentials=frozenset({"blk.{i}.ssm_a"}),
     ones_elsewhere=frozenset({"blk.{i}.ssm_conv1d.weight", "blk.{i}.ffn_gate_inp_shexp.weight"}),
@@ -174,19 +168,17 @@ _GGUF_LAYOUT = TensorLayout(
 QWEN3_5 = Architecture(
     model_type="qwen3_5_text",
     to_model_config=_to_model_config,
-    layout=TensorLayout(names=_NAMES, by_head=frozenset({f"{_ATTENTION}.q_proj"})),
+    layout=TensorLayout(names=_NAMES, by_head=frozenset({f"{ATTENTION}.q_proj"})),
     gguf=GGUFFamily(
         architecture="qwen35",
         to_hf_config=_gguf_to_hf_config,
-        layout=_GGUF_LAYOUT,
+        layout=GGUF_LAYOUT,
     ),
 )
 QWEN3_5_MOE = Architecture(
     model_type="qwen3_5_moe_text",
-    to_model_config=_to_moe_model_config,
-    layout=dataclasses.replace(QWEN3_5.layout, names=_MOE_NAMES),
+    to_model_config=to_moe_model_config,
+    layout=dataclasses.replace(QWEN3_5.layout, names=MOE_NAMES),
     stacked=dataclasses.replace(QWEN3_5.layout, names=_STACKED_NAMES),
-    gguf=GGUFFamily(
-        architecture="qwen35moe", to_hf_config=_moe_gguf_to_hf_config, layout=_GGUF_LAYOUT, has_experts=True
-    ),
+    gguf=GGUFFamily(architecture="qwen35moe", to_hf_config=moe_gguf_to_hf_config, layout=GGUF_LAYOUT, has_experts=True),
 )

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import whole_number
@@ -17,7 +16,6 @@ from edgelm_export.tensor_map import TensorLayout
 _DEFAULTS: Mapping[str, Any] = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 32768,
-    "decoder_sparse_step": 1,
     "moe_intermediate_size": 768,
     "num_experts": 128,
     "num_experts_per_tok": 8,
@@ -37,22 +35,15 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     # Newer versions of transformers write the number of experts under another name.
     count_key = "num_local_experts" if "num_local_experts" in values else "num_experts"
     config = llama.to_model_config(values | {"mlp_bias": False})
-    layers = range(config.num_hidden_layers)
-    dense, step = values.get("mlp_only_layers") or [], hf_values.whole_number(values, "decoder_sparse_step")
-    if not isinstance(dense, list) or step < 1:
-        raise CheckpointError(
-            f"config.json: mlp_only_layers is {dense!r} and decoder_sparse_step {step!r}; they must be a list of "
-            "layers and a whole number of 1 or more."
-        )
     window = hf_values.whole_number(values, "sliding_window", 4096) if values.get("use_sliding_window") else None
     return dataclasses.replace(
         config,
         model_type="qwen3_moe",
         qk_norm=True,
         sliding_window=window,
-        layers_without_experts=tuple(layer for layer in layers if layer in dense or (layer + 1) % step),
         moe_intermediate_size=hf_values.whole_number(values, "moe_intermediate_size"),
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
+        **experts.sparse_layers(values, config.num_hidden_layers),
         **experts.expert_fields(values, count_key),
     )
 

@@ -1,0 +1,79 @@
+"""Qwen1.5 and Qwen2 with experts, and one beside those that every token goes through, as far as a gate lets it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 16,
+    "max_position_embeddings": 32768,
+    "qkv_bias": True,
+    "moe_intermediate_size": 1408,
+    "shared_expert_intermediate_size": 5632,
+    "num_experts": 60,
+    "num_experts_per_tok": 4,
+}
+_SIZES = {"moe": "expert_feed_forward_length", "shared_expert": "expert_shared_feed_forward_length"}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    config = llama.to_model_config(values)
+    layers = range(config.num_hidden_layers)
+    windowed = hf_values.flag(values, "use_sliding_window")
+    last = hf_values.whole_number(values, "max_window_layers", 28)
+    kinds = ["full_attention" if layer % 2 or layer >= last else "sliding_attention" for layer in layers]
+    window = hf_values.whole_number(values, "sliding_window", 4096) if windowed else None
+    return dataclasses.replace(
+        config,
+        model_type="qwen2_moe",
+        attention_bias=hf_values.flag(values, "qkv_bias"),
+        attention_output_bias=False,
+        mlp_bias=False,
+        moe_intermediate_size=hf_values.whole_number(values, "moe_intermediate_size"),
+        shared_expert_intermediate_size=hf_values.whole_number(values, "shared_expert_intermediate_size"),
+        shared_expert_gate=True,
+        norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
+        **hf_values.windows(values, window, kinds),
+        **experts.sparse_layers(values, config.num_hidden_layers),
+        **experts.expert_fields(values, "num_experts"),
+    )
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    keys = experts.GGUF_KEYS | {_SIZES["shared_expert"]}
+    values = gguf_header.to_hf_config(header, "qwen2moe", keys=keys)
+    sizes = {
+        f"{kind}_intermediate_size": whole_number(header.metadata, f"qwen2moe.{key}") for kind, key in _SIZES.items()
+    }
+    return {
+        "model_type": "qwen2_moe",
+        **values,
+        **experts.gguf_expert_values(header, "qwen2moe", "num_experts"),
+        **sizes,
+        "norm_topk_prob": False,  # llama.cpp leaves it to its reader
+    }
+
+
+QWEN2_MOE = Architecture(
+    model_type="qwen2_moe",
+    to_model_config=_to_model_config,
+    layout=TensorLayout(
+        names={name: name for name in llama.GGUF_NAMES} | experts.shared_expert_names("model.layers.{i}.mlp")
+    ),
+    gguf=GGUFFamily(
+        architecture="qwen2moe",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=experts.GGUF_NAMES, ones_elsewhere=frozenset({"blk.{i}.ffn_gate_inp_shexp.weight"})),
+        has_experts=True,
+    ),
+)
