@@ -248,6 +248,16 @@ FAMILIES: dict[str, tuple[dict[str, Any], Callable[[Tensors], Tensors]]] = {
         {"num_local_experts": 3, "num_experts_per_tok": 2, "shared_intermediate_size": 64},
         lambda tensors: halved(tensors),
     ),
+    "granitemoehybrid": (
+        {
+            "num_local_experts": 0, "shared_intermediate_size": 64, "layer_types": ["mamba", "attention"],
+            "mamba_n_heads": 4, "mamba_d_state": 16,
+        },
+        lambda tensors: {
+            name: tensor.swapaxes(1, 2) if name.endswith("conv1d.weight") else tensor
+            for name, tensor in halved(tensors).items()
+        },
+    ),
     "gpt_oss": (
         {"head_dim": 32, "num_local_experts": 3, "num_experts_per_tok": 2, "tie_word_embeddings": False},
         lambda tensors: taken_apart(tensors),
@@ -272,12 +282,16 @@ FAMILIES: dict[str, tuple[dict[str, Any], Callable[[Tensors], Tensors]]] = {
 
 
 def halved(tensors: Tensors) -> Tensors:
-    """Give the gates and ups of Granite's experts tensors of their own."""
+    """Give the gates and ups of Granite's feed-forwards tensors of their own, but for those beside experts."""
     result = {}
     for name, tensor in tensors.items():
         if name.endswith("block_sparse_moe.input_linear.weight"):
             for part, half in zip(("gate", "up"), np.split(tensor, 2, axis=1), strict=True):
                 result[name.replace("input_linear", f"switch_mlp.{part}_proj")] = half
+        elif "shared_mlp" in name and not any("block_sparse_moe" in name for name in tensors):
+            halves = np.split(tensor, 2) if "input_linear" in name else [tensor]
+            for part, half in zip(("gate", "up") if len(halves) > 1 else ("down",), halves, strict=True):
+                result[re.sub(r"shared_mlp\.\w+", f"mlp.{part}_proj", name)] = half
         else:
             result[name.replace("moe.output_linear", "moe.switch_mlp.down_proj")] = tensor
     return result

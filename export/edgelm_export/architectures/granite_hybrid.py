@@ -82,7 +82,7 @@ GRANITE_HYBRID = dataclasses.replace(
     model_type="granitemoehybrid",
     to_model_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
-    mlx=TensorLayout(names=_MLX_NAMES),
+    mlx=TensorLayout(names=_MLX_NAMES, ones_elsewhere=frozenset({"model.layers.{i}.mamba.conv1d.weight"})),
     gguf=GGUFFamily(
         architecture="granitehybrid",
         to_hf_config=_gguf_to_hf_config,
