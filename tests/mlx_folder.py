@@ -42,7 +42,9 @@ def pack_folder(
     tensors: Tensors = {}
     stands_for = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
-        is_matrix = tensor.ndim > 1 and name.endswith(".weight") and not name.endswith((".conv.weight", ".conv1d.weight"))
+        is_matrix = (
+            tensor.ndim > 1 and name.endswith(".weight") and not name.endswith((".conv.weight", ".conv1d.weight"))
+        )
         bits = 0 if not is_matrix else bits_of(name) if bits_of else settings["bits"]
         if bits:
             parts, stands_for[name] = packed(tensor, bits, group_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from array import array
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,20 @@ def layout_of(family: GGUFFamily, header: GGUFHeader) -> TensorLayout:
         return family.layout
     packed = dict.fromkeys((f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"), joined)
     return dataclasses.replace(family.layout, names={**names, **packed})
+
+
+def kv_heads_by_layer(header: GGUFHeader, architecture: str) -> tuple[GGUFHeader, list[int]]:
+    """Read how many heads of keys and values each layer has: none, or one and the same number as all others.
+
+    Returns the header with that number for all, as `to_hf_config` reads it, and the list, empty where it has none.
+    """
+    key = f"{architecture}.attention.head_count_kv"
+    heads = header.metadata.get(key)
+    listed = heads.tolist() if isinstance(heads, array) else []
+    counts = set(listed) - {0}
+    if len(counts) == 1:
+        header = dataclasses.replace(header, metadata={**header.metadata, key: counts.pop()})
+    return header, listed
 
 
 def to_hf_config(

@@ -6,7 +6,6 @@ The feed-forwards of LFM2-8B-A1B (model_type lfm2_moe) are experts, behind the f
 from __future__ import annotations
 
 import dataclasses
-from array import array
 from collections.abc import Mapping
 from typing import Any
 
@@ -160,17 +159,9 @@ def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 
 def _gguf_values(header: GGUFHeader, architecture: str, keys: frozenset[str] = frozenset()) -> dict[str, Any]:
-    key, layers = (
-        f"{architecture}.attention.head_count_kv",
-        whole_number(header.metadata, f"{architecture}.block_count"),
-    )
-    heads = header.metadata.get(key)
-    listed = heads.tolist() if isinstance(heads, array) else []
-    # A layer without key-value heads has a convolution; all others have one and the same number of them.
+    layers = whole_number(header.metadata, f"{architecture}.block_count")
+    header, listed = gguf_header.kv_heads_by_layer(header, architecture)
     kinds = ["full_attention" if number else "conv" for number in listed]
-    numbers = set(listed) - {0}
-    if len(numbers) == 1:
-        header = dataclasses.replace(header, metadata={**header.metadata, key: numbers.pop()})
     values = gguf_header.to_hf_config(header, architecture, keys=keys | {"shortconv.l_cache"})
     return {
         **values,

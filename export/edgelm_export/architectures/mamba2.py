@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from array import array
 from collections.abc import Mapping
 from typing import Any
 
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import hf_values
+from edgelm_export.architectures import gguf_header, hf_values
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
@@ -94,12 +92,7 @@ def gguf_values(header: GGUFHeader, architecture: str) -> tuple[GGUFHeader, dict
 
     Returns the header with one number of such heads, that of the layers which have some, and the values.
     """
-    key = f"{architecture}.attention.head_count_kv"
-    heads = header.metadata.get(key)
-    listed = heads.tolist() if isinstance(heads, array) else []
-    counts = set(listed) - {0}
-    if len(counts) == 1:
-        header = dataclasses.replace(header, metadata={**header.metadata, key: counts.pop()})
+    header, listed = gguf_header.kv_heads_by_layer(header, architecture)
     sizes = {field: whole_number(header.metadata, f"{architecture}.{name}") for name, field in _GGUF_SIZES.items()}
     inner = whole_number(header.metadata, f"{architecture}.ssm.inner_size")
     return header, {
