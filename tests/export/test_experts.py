@@ -18,6 +18,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.runtime.session import DecoderSession
+from edgelm_export import experts
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.decoder import build_decoder
 from edgelm_export.exporter import export_package
@@ -107,6 +108,13 @@ class StoredCheckpoint(CheckpointView):
         return unpack(stored) if isinstance(stored, PackedWeight) else stored.astype(np.float32)
 
 
+@pytest.fixture
+def float_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let experts of 4 bits read activations in float32, so that what is stored shows in the logits to 1e-5."""
+    monkeypatch.setattr(experts, "_ACCURACY_LEVEL", 1)
+
+
+@pytest.mark.usefixtures("float_activations")
 @pytest.mark.parametrize("features", [{}, CLAMPED], ids=["plain", "clamped"])
 @pytest.mark.parametrize("case", GRIDS)
 def test_experts_are_stored_on_one_grid_a_layer(case: str, features: dict[str, Any], tmp_path: Path) -> None:
@@ -117,6 +125,18 @@ def test_experts_are_stored_on_one_grid_a_layer(case: str, features: dict[str, A
     (wanted_TV,) = reference_logits(StoredCheckpoint(checkpoint, precision), [IDS])
     got_TV = session.forward(IDS, session.new_cache(), all_logits=True)
     assert np.linalg.norm(got_TV - wanted_TV) / np.linalg.norm(wanted_TV) < bound
+
+
+@pytest.mark.parametrize("case", ["int4", "int4 asymmetric"])
+def test_experts_of_four_bits_round_activations_to_eight(case: str, tmp_path: Path) -> None:
+    precision, _, _ = GRIDS[case]
+    # All are chosen, since where two are nearly alike, rounded activations choose another one.
+    checkpoint = checkpoint_with(tmp_path, num_experts_per_tok=4)
+    session, model = export(tmp_path / "package", checkpoint, precision)
+    assert [a.i for node in model.graph.node for a in node.attribute if a.name == "accuracy_level"] == [4, 4]
+    (wanted_TV,) = reference_logits(StoredCheckpoint(checkpoint, precision), [IDS])
+    got_TV = session.forward(IDS, session.new_cache(), all_logits=True)
+    assert 1e-4 < np.linalg.norm(got_TV - wanted_TV) / np.linalg.norm(wanted_TV) < 0.03
 
 
 @pytest.mark.parametrize("case", GRIDS)
@@ -133,6 +153,7 @@ def test_experts_gated_by_gelu_have_products_on_grids_of_their_own(case: str, tm
     assert np.linalg.norm(got_TV - wanted_TV) / np.linalg.norm(wanted_TV) < (1e-5 if case == "fp16" else 0.05)
 
 
+@pytest.mark.usefixtures("float_activations")
 def test_experts_on_a_grid_are_chosen_and_weighted_as_the_family_does(tmp_path: Path) -> None:
     precision, _, bound = GRIDS["int4 asymmetric"]
     chosen = {"scoring_func": "sigmoid", "expert_choice_bias": True, "norm_topk_prob": False}

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "server" / "clients"))
 import environments
+from make_tiny_model import CONFIG, make_checkpoint
 
 from edgelm.testing import tiny_model_path
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
 
 HAVE_NUMPY = sys.version_info < (3, 13)
 pytestmark = [
@@ -56,3 +60,13 @@ def test_the_oldest_exporter_writes_its_types(precision: str, tmp_path: Path) ->
     command = ("-m", "edgelm", "quantize", tiny_model_path(), "--precision", precision, "-o", tmp_path / "package")
     result = run(tmp_path, *command)
     assert result.returncode == 0, result.stderr  # onnx, ml_dtypes
+
+
+def test_the_oldest_onnxruntime_says_that_it_is_too_old_for_experts_of_four_bits(tmp_path: Path) -> None:
+    config = replace(CONFIG, num_experts=4, num_experts_per_tok=2, hidden_size=64, intermediate_size=96)
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config))
+    export_package(checkpoint, tmp_path / "package", "int4", name="experts")
+    result = run(tmp_path, "-m", "edgelm", "run", tmp_path / "package", "Hello")
+    assert result.returncode == 1
+    assert "ONNX Runtime 1.28.0 is too old for " in result.stderr
+    assert "pip install --upgrade 'edgelm[cpu]'" in result.stderr

@@ -260,6 +260,14 @@ def test_slow_settings_of_operators_are_found(tmp_path: Path) -> None:
     assert second.startswith("2 products have float zero points")
 
 
+@pytest.mark.parametrize(("bits", "level", "is_slow"), [(4, None, True), (4, 4, False), (8, None, False)])
+def test_experts_that_keep_floats_are_found(bits: int, level: int | None, is_slow: bool, tmp_path: Path) -> None:
+    settings = {"expert_weight_bits": bits} | ({} if level is None else {"accuracy_level": level})
+    node = onnx.helper.make_node("QMoE", ["x", "scores", "w"], ["y"], domain="com.microsoft", k=1, **settings)
+    found = slow_operators(write_graph(tmp_path, [node, node]))
+    assert [text[:37] for text in found] == ["2 layers have experts of 4 bits witho"] * is_slow
+
+
 def test_a_model_is_looked_at_by_name_and_by_path(library: Path, tmp_path: Path) -> None:
     (row,) = doctor._check_model(str(tiny_model_path()))
     assert row[:2] == ("ok", "tiny-random: no operator is set to be slow on a CPU.")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgelm.runtime.session import SessionOptions
 
 _WIDENING = 8  # from 4 bits to a float
+_UNKNOWN_SETTING = "Unrecognized attribute"  # of an operator that a newer ONNX Runtime has
 _WARNINGS, _LOG_ERRORS_ONLY, _FATAL_ONLY = 2, 3, 4
 _sessions: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -103,6 +104,11 @@ def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions, *, mu
         with _quiet(runtime) if options.provider != CPU else contextlib.nullcontext():
             session = runtime.InferenceSession(graph, settings, providers=wanted, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own classes have no common base but this one
+        if _UNKNOWN_SETTING in str(error):
+            raise ProviderError(
+                f"ONNX Runtime {runtime.__version__} is too old for {path}: {error}. To get a newer one: "
+                f"{provider.install.replace('pip install', 'pip install --upgrade')}."
+            ) from error
         if options.provider == CPU:
             raise ProviderError(f"ONNX Runtime does not load {path}: {error}") from error
         raise ProviderError(
