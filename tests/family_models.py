@@ -46,6 +46,17 @@ GRANITE4_H = GRANITE4 | {
     "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
     "mamba_n_heads": 4, "mamba_n_groups": 1, "mamba_d_state": 16,
 }  # fmt: skip
+# transformers lets no step in a prompt be shorter than time_step_min, though in an answer; others have no such limit.
+NEMOTRON_H = {
+    "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp", "linear_attention", "linear_attention"],
+    "head_dim": 32, "ssm_state_size": 16, "mamba_num_heads": 4, "mamba_head_dim": 32, "n_groups": 2,
+    "tie_word_embeddings": False, "time_step_min": 1e-30,
+}  # fmt: skip
+NEMOTRON_H_MOE = NEMOTRON_H | {
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "linear_attention", "moe"],
+    "n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 64, "routed_scaling_factor": 2.5,
+}  # fmt: skip
 MINISTRAL3 = {
     "rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0, "original_max_position_embeddings": 32, "beta_fast": 32.0,
     "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
@@ -234,6 +245,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         GRANITE4_H | {
             "mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_conv": 3, "num_local_experts": 5,
             "num_experts_per_tok": 3, "position_embedding_type": "rope", "tie_word_embeddings": False,
+        },
+    ),
+    "nemotron_h": ("nemotron_h", NEMOTRON_H),
+    "nemotron_h with experts": ("nemotron_h", NEMOTRON_H_MOE),
+    "nemotron_h with experts and feed-forwards, biases, weights that do not sum to one, a head for each group": (
+        "nemotron_h",
+        NEMOTRON_H_MOE | {
+            "layers_block_type": ["full_attention", "moe", "linear_attention", "mlp"], "norm_topk_prob": False,
+            "attention_bias": True, "n_groups": 4, "conv_kernel": 3, "tie_word_embeddings": True,
         },
     ),
     "apertus": ("apertus", {"tie_word_embeddings": False, "pad_token_id": 0, "rope_parameters": APERTUS_ROPE}),
@@ -471,6 +491,8 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "shared_intermediate_size": 64, "tie_word_embeddings": False,
         },
     ),
+    "nemotron_h": ("nemotron_h", "nemotron_h", NEMOTRON_H),
+    "nemotron_h with experts": ("nemotron_h", "nemotron_h_moe", NEMOTRON_H_MOE),
     "apertus": (
         "apertus",
         "apertus",

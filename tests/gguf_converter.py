@@ -17,7 +17,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 Array = NDArray[np.float32]
 
 # Families whose heads llama.cpp turns by neighbouring dimensions.
-_PAIRED = ("llama", "mistral3", "granite", "granitemoe", "granitehybrid", "smollm3", "arcee", "olmo")
+_HYBRID = ("granitehybrid", "nemotron_h", "nemotron_h_moe")  # with Mamba 2
+_PAIRED = ("llama", "mistral3", "granite", "granitemoe", *_HYBRID, "smollm3", "arcee", "olmo")
 _LAYER_NORMS = ("command-r", "cohere2", "gpt2", "gptneox", "nemotron", "olmo", "phi2", "stablelm", "starcoder2")
 # What its converter names by itself: gates and ups stay in one tensor.
 _GEMMA4_EXPERTS = {
@@ -27,6 +28,7 @@ _GEMMA4_EXPERTS = {
 CHOICE_BIASES = ("expert_bias", "e_score_correction_bias")  # buffers of the models of transformers
 _HAVE_HEAD_DIM = (
     "gemma", "gemma2", "gemma3", "gpt-oss", "qwen3moe", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next",
+    "nemotron_h", "nemotron_h_moe",
 )  # fmt: skip
 _TURN_IN_PART = (
     "chatglm",
@@ -56,13 +58,16 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    if architecture == "lfm2":  # whose config has the size of a feed-forward without a gate
+    kinds = getattr(config, "layer_types", None) or []
+    if architecture in ("nemotron_h", "nemotron_h_moe"):
+        sizes = {"mlp": config.intermediate_size, "moe": config.moe_intermediate_size}
+        writer.add_feed_forward_length([sizes.get(kind, 0) for kind in kinds])
+    elif architecture == "lfm2":  # whose config has the size of a feed-forward without a gate
         writer.add_feed_forward_length(model.model.layers[0].feed_forward.w1.out_features)
     else:
         writer.add_feed_forward_length(getattr(config, "intermediate_size", None) or config.n_inner)
     writer.add_head_count(config.num_attention_heads)
-    if architecture in ("lfm2", "lfm2moe", "granitehybrid"):
-        kinds = config.layer_types
+    if architecture in ("lfm2", "lfm2moe", *_HYBRID):
         writer.add_head_count_kv([config.num_key_value_heads if kind == "full_attention" else 0 for kind in kinds])
     elif architecture not in ("gpt2", "gptneox"):
         writer.add_head_count_kv(config.num_key_value_heads)
@@ -72,14 +77,17 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
         # OLMo's is in no config.
         writer.add_layer_norm_eps(next((getattr(config, name) for name in names if hasattr(config, name)), 1e-5))
     else:
-        writer.add_layer_norm_rms_eps(getattr(config, "norm_eps", None) or config.rms_norm_eps)
+        names = ("norm_eps", "rms_norm_eps", "layer_norm_epsilon")
+        writer.add_layer_norm_rms_eps(next(getattr(config, name) for name in names if hasattr(config, name)))
+    if architecture in ("nemotron_h", "nemotron_h_moe"):
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
     has_head_dim = architecture in _HAVE_HEAD_DIM
     if head_dim != config.hidden_size // config.num_attention_heads or has_head_dim:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
     settings: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     settings = settings.get("full_attention", settings)
-    if architecture not in ("gpt2", "gemma", "gemma2"):
+    if architecture not in ("gpt2", "gemma", "gemma2", "nemotron_h", "nemotron_h_moe"):
         writer.add_rope_freq_base(settings["rope_theta"])
     if settings.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
@@ -141,7 +149,8 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
     if architecture in ("gptneox", "stablelm"):
         writer.add_parallel_residual(config.use_parallel_residual)
-    if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
+    is_without = architecture == "nemotron_h"  # whatever its config says of experts
+    if not is_without and (getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)):
         writer.add_expert_count(getattr(config, "num_local_experts", None) or config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
     if architecture in ("qwen2vl", "qwen3vl", "qwen3vlmoe"):
@@ -184,6 +193,21 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         kinds = [kind == "linear_attention" for kind in config.layer_types]
         writer.add_array(f"{architecture}.attention.recurrent_layers", kinds)
         writer.add_rope_dimension_sections([11, 11, 10, 0])
+    if architecture in ("nemotron_h", "nemotron_h_moe"):
+        writer.add_ssm_conv_kernel(config.conv_kernel)
+        writer.add_ssm_state_size(config.ssm_state_size)
+        writer.add_ssm_group_count(config.n_groups)
+        writer.add_ssm_time_step_rank(config.mamba_num_heads)
+        writer.add_ssm_inner_size(config.mamba_head_dim * config.mamba_num_heads)
+        writer.add_rope_scaling_finetuned(False)
+    if architecture == "nemotron_h_moe":
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        writer.add_expert_shared_feed_forward_length(config.moe_shared_expert_intermediate_size)
+        writer.add_expert_shared_count(config.n_shared_experts)
+        writer.add_expert_weights_norm(config.norm_topk_prob)
+        writer.add_expert_weights_scale(config.routed_scaling_factor)
+        writer.add_expert_group_count(config.n_group)
+        writer.add_expert_group_used_count(config.topk_group)
     if architecture == "granitehybrid":
         writer.add_ssm_conv_kernel(config.mamba_d_conv)
         writer.add_ssm_state_size(config.mamba_d_state)
@@ -208,7 +232,10 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
 def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
     """Return the tensors of a model under llama.cpp's names."""
     # The model's own family knows all of its tensors, whatever the file is to be called.
-    own = model.config.model_type if model.config.model_type in gguf.MODEL_ARCH_NAMES.values() else architecture
+    known = gguf.MODEL_ARCH_NAMES.values()
+    own = (
+        model.config.model_type if model.config.model_type in known and "nemotron" not in architecture else architecture
+    )
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == own)
     names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
     tensors = {}
@@ -216,6 +243,8 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
     for name, parameter in [*model.named_parameters(), *buffers]:
         name = f"{name}.weight" if name.endswith("layer_scalar") else name
         name = re.sub(r"\.dt_bias$", ".dt_proj.bias", name)
+        if architecture in ("nemotron_h", "nemotron_h_moe"):
+            name = re.sub("^model", "backbone", name)
         if name.endswith(CHOICE_BIASES):
             tensors[f"blk.{name.split('.')[2]}.exp_probs_b.bias"] = parameter.detach().flatten().numpy()
             continue
@@ -274,8 +303,8 @@ def _expert_stacks(name: str, tensor: Array, architecture: str) -> dict[str, Arr
     if architecture == "gpt-oss" and not is_bias:
         tensor = tensor.swapaxes(1, 2)
     suffix = "bias" if is_bias else "weight"
-    if part == "down_proj":
-        return {f"blk.{layer}.ffn_down_exps.{suffix}": np.ascontiguousarray(tensor)}
+    if part == "down_proj" or architecture == "nemotron_h_moe":
+        return {f"blk.{layer}.ffn_{part.removesuffix('_proj')}_exps.{suffix}": np.ascontiguousarray(tensor)}
     half = tensor.shape[1] // 2
     gate, up = (tensor[:, ::2], tensor[:, 1::2]) if architecture == "gpt-oss" else (tensor[:, :half], tensor[:, half:])
     return {
@@ -296,7 +325,9 @@ def _converted(name: str, tensor: Array, config: PreTrainedConfig, architecture:
     if architecture in ("qwen35", "qwen35moe", "qwen3next"):
         return _of_linear_attention(name, tensor, config)
     if ".mamba." in name:
-        return _of_mamba(name, tensor, config.mamba_n_groups)
+        return _of_mamba(name.partition(".mamba.")[2], tensor, config.mamba_n_groups)
+    if architecture in ("nemotron_h", "nemotron_h_moe") and ".mixer." in name:
+        return _of_mamba(name.partition(".mixer.")[2], tensor, config.n_groups)
     if architecture == "gpt2" and tensor.ndim == 2 and ".h." in name:
         return tensor.T  # Conv1D is [in, out]
     if architecture == "gptneox" and "query_key_value" in name:
@@ -305,8 +336,7 @@ def _converted(name: str, tensor: Array, config: PreTrainedConfig, architecture:
     return tensor
 
 
-def _of_mamba(name: str, tensor: Array, groups: int) -> Array:
-    part = name.partition(".mamba.")[2]
+def _of_mamba(part: str, tensor: Array, groups: int) -> Array:
     if part == "A_log":
         return -np.exp(tensor)[:, None]
     if part == "D":

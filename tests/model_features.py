@@ -103,6 +103,15 @@ FEATURES = {
         "linear_num_key_heads": 1, "linear_conv_kernel_dim": 2, "conv_L_cache": 3, "norm": "rms_offset",
         "residual_multiplier": 0.5,
     },
+    "one part in each block": {
+        "num_hidden_layers": 6, **LINEAR, "mlp_gated": False, "hidden_act": "relu2", "position": "none",
+        "layer_types": ["mamba2", "feed_forward", "full_attention", "feed_forward", "mamba2", "feed_forward"],
+        "layers_without_feed_forward": [0, 2, 4],
+    },
+    "one part in some blocks, after a first feed-forward, with a residual multiplier": {
+        "num_hidden_layers": 4, "layer_types": ["feed_forward", "full_attention", "conv", "full_attention"],
+        "layers_without_feed_forward": [1, 2], "conv_L_cache": 3, "residual_multiplier": 0.5, "qk_norm": True,
+    },
     "a gate behind attention": {"attention_output_gate": True, "attention_bias": True},
     "larger heads in the layers that see all, which turn in part": {
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "num_global_key_value_heads": 1,

@@ -22,8 +22,9 @@ import onnx
 
 from edgelm.architecture.relative_positions import relative_buckets
 from edgelm.architecture.rope import LARGEST_TABLE, has_long_table, table_frequencies
-from edgelm.config import CROSS_NORMS, ModelConfig
+from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
+from edgelm.layer_features import CROSS_NORMS
 from edgelm.memory.cache_layout import state_layouts
 from edgelm.runtime.decoder_graph import CROSS, PAST_CONV, PRESENT_CONV, SHARED, STATES
 from edgelm_export.checkpoint import Checkpoint

@@ -46,7 +46,7 @@ def add_experts(stack: Stack, hidden: str, routed_by: str, name: str) -> str:
         ExportError: the ONNX standard has no operator for it.
     """
     graph, checkpoint, projections, config = stack.graph, stack.checkpoint, stack.projections, stack.config
-    if config.hidden_act != "silu":
+    if not config.mlp_gated or config.hidden_act != "silu":
         scores = _router(graph, checkpoint, routed_by, name)
         weights, chosen = _chosen(graph, checkpoint, scores, f"{name}.gate")
         if config.norm_topk_prob:

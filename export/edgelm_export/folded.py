@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.config import NORM_PLACEMENTS, ModelConfig
+from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
+from edgelm.layer_features import NORM_PLACEMENTS
 from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
 from edgelm_export.tensor_map import GATHERED, is_of_norm
 

@@ -16,7 +16,7 @@ from edgelm.errors import CheckpointError, ConfigError
 from edgelm.package.manifest import sha256_of
 from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import ROPE_FACTORS, GGUFHeader
-from edgelm_export.architectures.gguf_header import layout_of, of_text
+from edgelm_export.architectures.gguf_header import layout_of, under_own_name
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import CHAT_TEMPLATE, GENERATION_CONFIG, notes_on_names, read_json_object
 from edgelm_export.fetched import fetched_facts
@@ -45,7 +45,7 @@ class GGUFCheckpoint:
         architecture, family = gguf_architecture_of(metadata, path)
         shapes = {name: tensor.shape for name, tensor in self._model.tensors.items()}
         factors = {name: self._dequantized(name) for name in ROPE_FACTORS if name in shapes}
-        header = GGUFHeader(metadata=of_text(metadata, family.architecture), shapes=shapes, rope_factors=factors)
+        header = GGUFHeader(metadata=under_own_name(metadata, family.architecture), shapes=shapes, rope_factors=factors)
         try:
             self._computed = family.computed(header)
             values = family.to_hf_config(header)

@@ -1,7 +1,8 @@
 """Experts in the graph, each with products of its own for the tokens that chose it.
 
-MoE and QMoE gate by silu alone on a CPU, as of ONNX Runtime 1.32. Here the tokens lie by expert, one behind the other,
-and each expert's part goes through its projections: those of an expert that no token chose multiply nothing.
+MoE and QMoE know experts gated by silu alone on a CPU, as of ONNX Runtime 1.32. Here the tokens lie by expert, one
+behind the other, and each expert's part goes through its projections: those of an expert that no token chose multiply
+nothing.
 Shapes: B batch, T tokens, D hidden, E experts, C of which a token chooses, P places: one for each choice, B * T * C.
 """
 
@@ -56,19 +57,25 @@ def _made(stack: Stack, read_PD: str, sizes: str, name: str) -> str:
     experts = [f"{name}.experts.{expert}" for expert in range(E)]
     parts = [f"{expert}.input" for expert in experts]
     graph.node("Split", [read_PD, sizes], parts, attributes={"axis": 0})
-    opened = [_gate_and_up(stack, part, expert) for part, expert in zip(parts, experts, strict=True)]
-    gates_and_ups = graph.node("Concat", opened, f"{name}.experts.opened", attributes={"axis": 0})
-    halves = [f"{name}.experts.gates", f"{name}.experts.ups"]
-    graph.node("Split", [gates_and_ups], halves, attributes={"axis": -1, "num_outputs": 2})
-    gated = graph.node("Mul", [stack.activation(halves[0], f"{name}.experts"), halves[1]], f"{name}.experts.gated")
-    parts = [f"{expert}.gated" for expert in experts]
-    graph.node("Split", [gated, sizes], parts, attributes={"axis": 0})
+    opened = [_opened(stack, part, expert) for part, expert in zip(parts, experts, strict=True)]
+    inner = graph.node("Concat", opened, f"{name}.experts.opened", attributes={"axis": 0})
+    if stack.config.mlp_gated:
+        halves = [f"{name}.experts.gates", f"{name}.experts.ups"]
+        graph.node("Split", [inner], halves, attributes={"axis": -1, "num_outputs": 2})
+        gates = stack.activation(halves[0], f"{name}.experts")
+        inner = graph.node("Mul", [gates, halves[1]], f"{name}.experts.gated")
+    else:
+        inner = stack.activation(inner, f"{name}.experts")
+    parts = [f"{expert}.inner" for expert in experts]
+    graph.node("Split", [inner, sizes], parts, attributes={"axis": 0})
     made = [stack.projections.linear(part, f"{expert}.down_proj") for part, expert in zip(parts, experts, strict=True)]
     return graph.node("Concat", made, f"{name}.experts.made", attributes={"axis": 0})
 
 
-def _gate_and_up(stack: Stack, read: str, expert: str) -> str:
-    """Return an expert's gates and ups of some rows, side by side."""
+def _opened(stack: Stack, read: str, expert: str) -> str:
+    """Return an expert's gates and ups of some rows, side by side, or the ups where they have no gates."""
+    if not stack.config.mlp_gated:
+        return stack.projections.linear(read, f"{expert}.up_proj")
     modules, fused = [f"{expert}.gate_proj", f"{expert}.up_proj"], f"{expert}.gate_up_proj"
     outputs = stack.projections.fused(read, modules, fused)
     if len(outputs) == 1:

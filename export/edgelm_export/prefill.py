@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edgelm.architecture.quantization_recipe import RATES
-from edgelm.config import NORM_PLACEMENTS, ModelConfig
+from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.decoder import FLOAT, INT8, INT32, DecoderStack
@@ -76,10 +76,10 @@ class _PrefillStack(DecoderStack):
 
     def build(self) -> onnx.ModelProto:
         config, hidden = self.config, self.begin()
-        last = config.last_kept_layer
+        last = max(filter(config.mixes, range(config.last_kept_layer + 1)))
         for i in range(last):
             hidden = self.block(hidden, i)
-        before_attention, *_ = NORM_PLACEMENTS[config.norm_placement]
+        before_attention, *_ = config.block_norms(last)
         hidden = self.block_norm(hidden, f"{self.name}.layers.{last}", before_attention)
         if config.is_conv(last):
             self.opened(hidden, last)

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from edgelm.architecture.relative_positions import relative_buckets
 from edgelm.architecture.rope import cos_sin_tables, has_long_table, query_factors, sinusoidal_table
-from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
+from edgelm.config import SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
+from edgelm.layer_features import CROSS_NORMS
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.reference_activations import ACTIVATIONS, over_rms, silu, xielu
-from edgelm_export.reference_linear_attention import causal_sums, linear_attention, mamba2
+from edgelm_export.reference_linear_attention import linear_attention, mamba2, short_convolution
 from edgelm_export.tensor_map import PER_LAYER_EMBEDDING, head_name
 from edgelm_export.wide_stream import WideStream
 
@@ -207,6 +208,10 @@ def _weights(checkpoint: Checkpoint, prefix: str) -> Weights:
     return {name.removeprefix(prefix): checkpoint.tensor(name) for name in names}
 
 
+# What stands in the place of attention in the layers of a kind.
+_IN_ITS_PLACE = {"conv": short_convolution, "linear_attention": linear_attention, "mamba2": mamba2}
+
+
 def run_layer(
     config: ModelConfig,
     layer: int,
@@ -233,31 +238,28 @@ def run_layer(
             return normed(name, x_TD + multiplier * part_TD)
         return x_TD + multiplier * normed(name, part_TD)
 
-    before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
+    before_attention, after_attention, before_mlp, after_mlp = config.block_norms(layer)
     wide, kept = WideStream(config), list[Array]()
     hidden_TD = hidden_TW[:, : wide.D]
-    input_TD = normed(before_attention, hidden_TD)
-    if config.is_conv(layer):
-        attended_TD = _convolution(config, weights, input_TD, lengths)
-    elif config.has_state(layer):
-        remembered = mamba2 if config.kind(layer) == "mamba2" else linear_attention
-        attended_TD = remembered(config, weights, input_TD, lengths, _linear)
-    else:
+    attended_TD, input_TD = hidden_TD, normed(before_attention, hidden_TD)
+    if layer in config.attention_layers:
         source = config.keys_of(layer)
         given = None if source == layer else wide.kept(hidden_TW, source)
-        attended_TD, *kept = _attention(config, layer, weights, input_TD, tables, both_ways, lengths, given)
-    attended_TD = added(hidden_TD, attended_TD, after_attention)
+        looked_TD, *kept = _attention(config, layer, weights, input_TD, tables, both_ways, lengths, given)
+        attended_TD = added(hidden_TD, looked_TD, after_attention)
+    elif config.mixes(layer):
+        in_its_place = _IN_ITS_PLACE[config.kind(layer) or ""]
+        attended_TD = added(hidden_TD, in_its_place(config, weights, input_TD, lengths, _linear), after_attention)
     if read_SD is not None:
         before_cross, after_cross = CROSS_NORMS[config.norm_placement]
         looked_TD = _cross_attention(config, weights, normed(before_cross, attended_TD), read_SD)
         attended_TD = added(attended_TD, looked_TD, after_cross)
     mlp_input_TD = hidden_TD if config.parallel_residual else attended_TD
-    read_TD = normed(before_mlp, mlp_input_TD)
+    hidden_TD, read_TD = attended_TD, normed(before_mlp, mlp_input_TD)
     if config.has_experts(layer):
-        transformed_TD = _experts(config, weights, read_TD, mlp_input_TD)
-    else:
-        transformed_TD = _mlp(config, weights, read_TD, "mlp")
-    hidden_TD = added(attended_TD, transformed_TD, after_mlp)
+        hidden_TD = added(attended_TD, _experts(config, weights, read_TD, mlp_input_TD), after_mlp)
+    elif config.has_feed_forward(layer):
+        hidden_TD = added(attended_TD, _mlp(config, weights, read_TD, "mlp"), after_mlp)
     if config.hidden_size_per_layer_input:
         gate_TP = ACTIVATIONS[config.hidden_act](_linear(weights, "per_layer_input_gate", hidden_TD))
         part_TD = _linear(weights, "per_layer_projection", gate_TP * wide.own(hidden_TW, layer))
@@ -300,15 +302,6 @@ def _cross_attention(config: ModelConfig, weights: Weights, hidden_TD: Array, re
     scores_NTS = np.exp(scores_NTS - scores_NTS.max(-1, keepdims=True))
     out_NTH = scores_NTS @ v_NSH / scores_NTS.sum(-1, keepdims=True)
     return _linear(weights, "encoder_attn.o_proj", out_NTH.swapaxes(0, 1).reshape(T, N * H))
-
-
-def _convolution(config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Sequence[int]) -> Array:
-    """Sum each channel over a token and those before it in its sequence, between two gates."""
-    opening_TD, closing_TD, value_TD = np.split(_linear(weights, "conv.in_proj", hidden_TD), 3, axis=-1)
-    summed_TD = causal_sums(opening_TD * value_TD, weights["conv.conv.weight"], lengths)
-    if config.conv_bias:
-        summed_TD += weights["conv.conv.bias"]
-    return _linear(weights, "conv.out_proj", closing_TD * summed_TD)
 
 
 def _attention(

@@ -1,4 +1,4 @@
-"""Linear attention and Mamba 2 in plain numpy, and the convolutions beside them: parts of reference.py.
+"""What some layers have in the place of attention, in plain numpy: parts of reference.py.
 
 Shapes: T tokens, C of a block, D hidden, W channels, L tokens that a convolution sees, G key heads, N value heads, X
 and Y their dimensions.
@@ -100,6 +100,17 @@ def _read_of_matrices(
 
 def _unit(x: Array) -> Array:
     return np.asarray(x / np.sqrt(np.square(x).sum(-1, keepdims=True) + np.float32(_L2_EPSILON)))
+
+
+def short_convolution(
+    config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Sequence[int], linear: Linear
+) -> Array:
+    """Sum each channel over a token and those before it in its sequence, between two gates."""
+    opening_TD, closing_TD, value_TD = np.split(linear(weights, "conv.in_proj", hidden_TD), 3, axis=-1)
+    summed_TD = causal_sums(opening_TD * value_TD, weights["conv.conv.weight"], lengths)
+    if config.conv_bias:
+        summed_TD += weights["conv.conv.bias"]
+    return linear(weights, "conv.out_proj", closing_TD * summed_TD)
 
 
 def causal_sums(x_TW: Array, weight_W1L: Array, lengths: Sequence[int]) -> Array:

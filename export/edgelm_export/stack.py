@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from edgelm.architecture.rope import sinusoidal_table
-from edgelm.config import EXPERT_NORMS, NORM_PLACEMENTS, SINUSOIDS, XIELU_BETA, ModelConfig
+from edgelm.config import SINUSOIDS, XIELU_BETA, ModelConfig
+from edgelm.layer_features import EXPERT_NORMS
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.experts import add_experts
 from edgelm_export.external_data import ExternalData
@@ -122,19 +123,20 @@ class Stack(ABC):
         """Add block number `i`."""
         config = self.config
         layer = f"{self.name}.layers.{i}"
-        before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
-        attention_input = self.block_norm(hidden, layer, before_attention)
-        attention = self.attention(attention_input, i)
-        attended = self.added(hidden, attention, layer, after_attention, "attention_residual")
-        attended = self.crossed(attended, layer, i)
+        before_attention, after_attention, before_mlp, after_mlp = config.block_norms(i)
+        attended, attention_input = hidden, self.block_norm(hidden, layer, before_attention)
+        if config.mixes(i):
+            attention = self.attention(attention_input, i)
+            attended = self.added(hidden, attention, layer, after_attention, "attention_residual")
+            attended = self.crossed(attended, layer, i)
         stream = hidden if config.parallel_residual else attended
-        is_shared = config.norm_placement == "shared"
-        mlp_input = attention_input if is_shared else self.block_norm(stream, layer, before_mlp)
-        if config.has_experts(i):
-            feed_forward = self.experts(mlp_input, stream, f"{layer}.mlp")
-        else:
-            feed_forward = self.dense(mlp_input, f"{layer}.mlp")
-        hidden = self.added(attended, feed_forward, layer, after_mlp, "residual")
+        hidden = attended
+        if config.has_feed_forward(i):
+            is_shared = config.norm_placement == "shared"
+            mlp_input = attention_input if is_shared else self.block_norm(stream, layer, before_mlp)
+            has_experts, mlp = config.has_experts(i), f"{layer}.mlp"
+            made = self.experts(mlp_input, stream, mlp) if has_experts else self.dense(mlp_input, mlp)
+            hidden = self.added(attended, made, layer, after_mlp, "residual")
         if config.hidden_size_per_layer_input:
             hidden = self.gated_features(hidden, layer)
         if not config.layer_scalar:

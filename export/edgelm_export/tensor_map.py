@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -87,8 +88,9 @@ class TensorLayout:
     `ORDERS`. norms_plus_one: the source holds 1 + weight of each norm. negative_exponentials: source names of tensors
     that hold -exp(x) of our x. rows_before: source stems of tables to how many rows stand before the first.
     stacks_of_one: source names of tensors with one dimension of 1 in front. ones_elsewhere: source names of tensors
-    whose dimension of 1 may stand in another place than ours, or in none. has_more_layers: behind the config's there
-    may be layers for other uses, which are passed over.
+    whose dimension of 1 may stand in another place than ours, or in none. vectors_in_rows: source names of vectors that
+    stand in several rows there. has_more_layers: behind the config's there may be layers for other uses, which are
+    passed over.
     """
 
     names: Mapping[str, str] | None = None
@@ -106,6 +108,7 @@ class TensorLayout:
     rows_before: Mapping[str, int] = field(default_factory=dict)
     stacks_of_one: frozenset[str] = frozenset()
     ones_elsewhere: frozenset[str] = frozenset()
+    vectors_in_rows: frozenset[str] = frozenset()
     has_more_layers: bool = False
 
     @property
@@ -257,7 +260,10 @@ def _source_shape(
 
 def _compared(layout: TensorLayout, source: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return what of a shape is to be the same in the source and here."""
-    return tuple(size for size in shape if size != 1) if pattern_of(source)[0] in layout.ones_elsewhere else shape
+    pattern = pattern_of(source)[0]
+    if pattern in layout.vectors_in_rows:
+        return (math.prod(shape),)
+    return tuple(size for size in shape if size != 1) if pattern in layout.ones_elsewhere else shape
 
 
 def _is_stack(layout: TensorLayout, source: str, names: list[str]) -> bool:
@@ -285,7 +291,7 @@ def _is_transposed(layout: TensorLayout, source: str) -> bool:
 
 
 def _parts(config: ModelConfig, layout: TensorLayout, groups: Mapping[str, list[str]]) -> dict[str, Part]:
-    shapes = config.tensor_shapes()
+    shapes, reshaped = config.tensor_shapes(), layout.ones_elsewhere | layout.vectors_in_rows
     parts = {}
     for source, names in groups.items():
         entries = _entries(layout, source, names)
@@ -307,7 +313,7 @@ def _parts(config: ModelConfig, layout: TensorLayout, groups: Mapping[str, list[
                     transposed=_is_transposed(layout, source),
                     is_negative_exponential=pattern_of(source)[0] in layout.negative_exponentials,
                     offset=-1.0 if layout.norms_plus_one and is_of_norm(name) else 0.0,
-                    shape=shapes[name] if pattern_of(source)[0] in layout.ones_elsewhere else None,
+                    shape=shapes[name] if pattern_of(source)[0] in reshaped else None,
                 )
                 start += count
     return parts

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgelm.errors import ConfigError
 from edgelm.files.regular_file import check_json_values, read_text
-from edgelm.layer_features import KV_CACHES, MAX_CONV, MOST, STATE_LAYERS, LayerFeatures
+from edgelm.layer_features import CROSS_NORMS, KV_CACHES, MAX_CONV, MOST, NORM_PLACEMENTS, STATE_LAYERS, LayerFeatures
 from edgelm.rope_scaling import RopeScaling
 
 # "offset" multiplies by 1 + weight, "plain" by nothing, and adds no bias.
@@ -22,47 +22,27 @@ SINUSOIDS = ("sinusoidal", "sinusoidal_halves", "sinusoidal_fairseq")
 POSITIONS = ("rope", "learned", *SINUSOIDS, "relative", "none")
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2", "xielu")
 XIELU_BETA = 0.5  # its slope at zero (arXiv:2411.13010)
-LAYER_TYPES = ("full_attention", "sliding_attention", "conv", *STATE_LAYERS)
+LAYER_TYPES = ("full_attention", "sliding_attention", "conv", *STATE_LAYERS, "feed_forward")
 QK_NORM_SCOPES = ("head", "turned_head", "projection")
 SCORING_FUNCS = ("softmax", "sigmoid")
-# The norms of a block, by the names that Hugging Face gives them in each case: before and after attention, before and
-# after the feed-forward. "shared" is one norm before both, which then run side by side; "residual" norms the sum of
-# what a part was given and what it adds (arXiv:1706.03762), where "post" norms only what it adds.
-NORM_PLACEMENTS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
-    "pre": ("input_layernorm", None, "post_attention_layernorm", None),
-    "post": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
-    "both": (
-        "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
-    ),
-    "shared": ("input_layernorm", None, "input_layernorm", None),
-    "residual": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
-}  # fmt: skip
-# Of cross-attention, before and after it.
-CROSS_NORMS: dict[str, tuple[str | None, str | None]] = {
-    "pre": ("pre_cross_attention_layernorm", None),
-    "residual": (None, "post_cross_attention_layernorm"),
-}
-
-# Those of the stream that the router and the experts read, and of what the experts and the shared one make.
-EXPERT_NORMS = ("router_norm", "experts_norm", "post_experts_norm", "post_shared_experts_norm")
-
 MAX_LAYERS = 4096  # in use are up to 126
 _MAX_DISTANCE = 1 << 16  # in use is 128; each is a row of a table
 _AS_TRAINED = RopeScaling()
-_WITHOUT_KEYS = ("conv", *STATE_LAYERS)  # the layers that keep no keys and values of tokens
+_WITHOUT_KEYS = ("conv", *STATE_LAYERS, "feed_forward")  # the layers that keep no keys and values of tokens
 # What no stack of an encoder-decoder model has.
 _DECODER_ONLY = (
     "parallel_residual", "residual_multiplier", "sliding_window", "num_experts", "attention_sinks",
     "attn_logit_softcapping", "qk_norm", "sub_norms", "kv_cache", "conv_L_cache", "num_kv_shared_layers", "v_norm",
     "layer_scalar", "hidden_size_per_layer_input", "attention_k_eq_v", "use_double_wide_mlp", "attention_output_gate",
-    "linear_conv_kernel_dim",
+    "linear_conv_kernel_dim", "layers_without_feed_forward",
 )  # fmt: skip
 
 SUPPRESSED_LOGIT = -1e9  # of suppressed_token_ids: below every other, and finite, as sampling wants it
 # The section of a config.json that holds our ModelConfig, beside the keys that transformers reads.
 SECTION = "edgelm"
 # The fields that are lists in JSON.
-_LISTS = ("eos_token_ids", "suppressed_token_ids", "layer_types", "layers_without_rope", "layers_without_experts")
+_OF_LAYERS = ("layers_without_rope", "layers_without_experts", "layers_without_feed_forward")
+_LISTS = ("eos_token_ids", "suppressed_token_ids", "layer_types", *_OF_LAYERS)
 FLOAT32_END = 2.0**128
 
 
@@ -91,6 +71,9 @@ class ModelConfig(LayerFeatures):
     expert_norms: the router and the experts read the residual stream, each by a norm of its own, and the router's
     scores are multiplied by hidden_size ** -0.5; what the experts make together, and what the shared one makes, is
     normed too.
+
+    layers_without_feed_forward: blocks that have one part alone, attention or what is in its place; those of
+    `layer_types` that say "feed_forward" have the other (Nemotron-H, arXiv:2504.03624).
 
     conv_L_cache: how many tokens, itself the last, a token sees in the layers of `layer_types` that say "conv": they
     have a gated convolution over each channel in the place of attention (LFM2, arXiv:2511.23404).
@@ -164,6 +147,7 @@ class ModelConfig(LayerFeatures):
     expert_norms: bool = False
     expert_scales: bool = False  # a learned factor of what each expert makes
     layers_without_experts: tuple[int, ...] = ()
+    layers_without_feed_forward: tuple[int, ...] = ()
     swiglu_limit: float | None = None  # of experts: gate and up are clamped, and up is added one (GPT-OSS)
     swiglu_alpha: float = 1.0  # of such an expert: gate * sigmoid(alpha * gate)
     attention_sinks: bool = False  # a learned score for each query head, of a key that has no value
@@ -276,12 +260,17 @@ class ModelConfig(LayerFeatures):
         if (self.conv_L_cache or 0) > MAX_CONV:
             raise ConfigError(f"conv_L_cache is {self.conv_L_cache}; at most {MAX_CONV} are supported.")
         self.check_linear_attention()
-        for field in ("layers_without_rope", "layers_without_experts"):
+        for field in _OF_LAYERS:
             for layer in getattr(self, field):
                 if not isinstance(layer, int) or not 0 <= layer < self.num_hidden_layers:
                     raise ConfigError(
                         f"{field} has {layer!r}; layers are counted from 0 to {self.num_hidden_layers - 1}."
                     )
+
+        empty = [layer for layer in range(self.num_hidden_layers) if not self.has_feed_forward(layer)]
+        empty = [layer for layer in empty if not self.mixes(layer)]
+        if empty:
+            raise ConfigError(f"layers_without_feed_forward has {empty[0]}, of which layer_types says 'feed_forward'.")
 
     def _check_rope(self) -> None:
         if self.llama_4_scaling_beta is not None and not self.rope_scaling.original_max_position_embeddings:

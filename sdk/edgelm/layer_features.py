@@ -7,6 +7,27 @@ from functools import cached_property
 from edgelm.errors import ConfigError
 from edgelm.rope_scaling import RopeScaling
 
+# The norms of a block, by the names that Hugging Face gives them in each case: before and after attention, before and
+# after the feed-forward. "shared" is one norm before both, which then run side by side; "residual" norms the sum of
+# what a part was given and what it adds (arXiv:1706.03762), where "post" norms only what it adds.
+NORM_PLACEMENTS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
+    "pre": ("input_layernorm", None, "post_attention_layernorm", None),
+    "post": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    "both": (
+        "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
+    ),
+    "shared": ("input_layernorm", None, "input_layernorm", None),
+    "residual": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+}  # fmt: skip
+# Of cross-attention, before and after it.
+CROSS_NORMS: dict[str, tuple[str | None, str | None]] = {
+    "pre": ("pre_cross_attention_layernorm", None),
+    "residual": (None, "post_cross_attention_layernorm"),
+}
+
+# Those of the stream that the router and the experts read, and of what the experts and the shared one make.
+EXPERT_NORMS = ("router_norm", "experts_norm", "post_experts_norm", "post_shared_experts_norm")
+
 KV_CACHES = {"fp32": 4, "int8": 1}  # and how many bytes a number takes
 _MAX_EXPERTS, _MAX_EXPERTS_IN_ALL = 4096, 1 << 16  # each makes names of tensors; in use are up to 512, and 48,000
 MAX_CONV = 64  # in use are 3 and 4; each is a few nodes of a graph
@@ -58,6 +79,7 @@ class LayerFeatures:
     sub_norms: bool
     moe_intermediate_size: int | None
     layers_without_experts: tuple[int, ...]
+    layers_without_feed_forward: tuple[int, ...]
     attention_sinks: bool
     attention_k_eq_v: bool
     kv_cache: str
@@ -96,6 +118,21 @@ class LayerFeatures:
     def kind(self, layer: int) -> str | None:
         """Return what `layer_types` says of a layer; None where it says nothing of any."""
         return self.layer_types[layer] if self.layer_types else None
+
+    def mixes(self, layer: int) -> bool:
+        """Tell whether a layer looks at earlier tokens: whether it has attention, or something in its place."""
+        return self.kind(layer) != "feed_forward"
+
+    def has_feed_forward(self, layer: int) -> bool:
+        """Tell whether a layer has a feed-forward, or experts."""
+        return layer not in self.layers_without_feed_forward
+
+    def block_norms(self, layer: int) -> tuple[str | None, str | None, str | None, str | None]:
+        """Return the names of a block's norms, as in `NORM_PLACEMENTS`; None for those of a part that it has not."""
+        before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[self.norm_placement]
+        around_attention = (before_attention, after_attention) if self.mixes(layer) else (None, None)
+        around_mlp = (before_mlp, after_mlp) if self.has_feed_forward(layer) else (None, None)
+        return *around_attention, *around_mlp
 
     def has_state(self, layer: int) -> bool:
         """Tell whether a layer keeps a state of a text."""
@@ -182,7 +219,7 @@ class LayerFeatures:
 
     def has_experts(self, layer: int) -> bool:
         """Tell whether the feed-forward of a layer is a choice of experts."""
-        return self.num_experts > 0 and layer not in self.layers_without_experts
+        return self.num_experts > 0 and self.has_feed_forward(layer) and layer not in self.layers_without_experts
 
     @property
     def per_layer_width(self) -> int:
@@ -242,19 +279,17 @@ class LayerFeatures:
             )
         if self.shared_expert_gate and self.shared_expert_intermediate_size is None:
             raise ConfigError("shared_expert_gate is set, which needs a shared_expert_intermediate_size.")
-        if self.num_experts and (not self.mlp_gated or self.hidden_act == "xielu"):
-            raise ConfigError(
-                f"num_experts is {self.num_experts}, with hidden_act {self.hidden_act!r} and mlp_gated "
-                f"{self.mlp_gated!r}; experts are gated, by another activation than xielu."
-            )
+        if self.num_experts and self.hidden_act == "xielu":
+            raise ConfigError(f"num_experts is {self.num_experts}, with hidden_act 'xielu', which no experts have.")
         if self.expert_norms and (self.shared_expert_intermediate_size is None or self.norm_placement != "both"):
             raise ConfigError(
                 "expert_norms is set, which needs a shared_expert_intermediate_size, and norm_placement 'both'."
             )
         if self.num_experts and self.sub_norms:
             raise ConfigError("sub_norms is true, which no model with experts has.")
-        in_every_layer = self.num_experts and not self.layers_without_experts
-        if self.swiglu_limit is not None and (not in_every_layer or self.hidden_act != "silu"):
+        in_every_layer = all(map(self.has_experts, range(self.num_hidden_layers)))
+        gated_by_silu = self.mlp_gated and self.hidden_act == "silu"
+        if self.swiglu_limit is not None and not (in_every_layer and gated_by_silu):
             raise ConfigError("swiglu_limit is set, which is for models with experts gated by silu in every layer.")
 
     def check_own_features(self) -> None:

@@ -22,6 +22,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "gemma4_text": {"vocab_size_per_layer_input": 320},
+    "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention"]},
     "bitnet": {"num_key_value_heads": 4},  # of 20 there, and so the next
     "helium": {"num_key_value_heads": 4},
 }
@@ -105,7 +106,7 @@ def test_absent_values_are_those_of_transformers(name: str) -> None:
     epsilon = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
     assert ours.norm_eps == next((getattr(theirs, key) for key in epsilon if hasattr(theirs, key)), 1e-5)
     assert ours.max_position_embeddings == theirs.max_position_embeddings
-    if name != "gpt2":
+    if name not in ("gpt2", "nemotron_h"):
         settings = theirs.rope_parameters
         settings = settings.get("full_attention", settings)
         assert ours.rope_theta == settings["rope_theta"]
@@ -118,7 +119,7 @@ def test_absent_values_are_those_of_transformers(name: str) -> None:
     ends = theirs.eos_token_id
     assert ours.eos_token_ids == (tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,))
     assert ours.bos_token_id == theirs.bos_token_id
-    activation = ("hidden_activation", "hidden_act", "activation_function")
+    activation = ("hidden_activation", "hidden_act", "activation_function", "mlp_hidden_act")
     their_activation = next((getattr(theirs, key) for key in activation if hasattr(theirs, key)), "silu")
     assert ours.hidden_act == {"gelu_new": "gelu_pytorch_tanh"}.get(their_activation, their_activation)
     for key in ("final_logit_softcapping", "attn_logit_softcapping"):
@@ -338,10 +339,21 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         "mlp_only_layers is 'all' and decoder_sparse_step 1",
     ),
     "no step": ("qwen3_moe", {"decoder_sparse_step": 0}, r"mlp_only_layers is \[\] and decoder_sparse_step 0"),
-    "a width of Mamba's heads": (
-        "granitemoehybrid",
-        {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "mamba_d_head": 48},
-        r"mamba_d_head is 48; supported is mamba_expand \* hidden_size / mamba_n_heads",
+    "nothing of blocks": ("nemotron_h", {}, "it has neither layers_block_type nor hybrid_override_pattern"),
+    "latent experts": (
+        "nemotron_h",
+        {"hybrid_override_pattern": "M*E", "moe_latent_size": 32},
+        "moe_latent_size is 32; supported is None",
+    ),
+    "groups of experts": (
+        "nemotron_h",
+        {"hybrid_override_pattern": "M*E", "n_group": 4},
+        "n_group is 4; supported is 1",
+    ),
+    "another activation of Mamba": (
+        "nemotron_h",
+        {"hybrid_override_pattern": "M*-", "mamba_hidden_act": "relu"},
+        "mamba_hidden_act is 'relu'; supported is 'silu'",
     ),
     "limits of Mamba's steps": (
         "granitemoehybrid",

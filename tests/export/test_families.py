@@ -114,7 +114,7 @@ def test_gradients_are_those_of_transformers(name: str, tmp_path: Path, save_mod
 STORED_OTHERWISE = (
     "phi", "gpt2", "starcoder2", "gpt_neox", "nanochat", "mixtral", "gpt_oss", "lfm2", "lfm2_moe", "hunyuan_v1_dense",
     "granitemoe", "granitemoeshared", "ernie4_5_moe", "apertus",
-    "cohere", "cohere2", "glm", "glm4", "qwen2_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next",
+    "cohere", "cohere2", "glm", "glm4", "nemotron_h", "qwen2_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next",
 )  # fmt: skip
 NOT_IN_TRANSFORMERS = {
     name
@@ -287,7 +287,7 @@ def test_llama_cpp_gives_transformers_logits_for_the_files_of_these_tests(
 def test_every_family_that_llama_cpp_knows_is_read_from_gguf_too() -> None:
     read = {architecture for _, architecture, _ in GGUF_MODELS.values()}
     rows = [row.gguf for row in ARCHITECTURES.values() if row.gguf]
-    assert read == {name for gguf in rows for name in (gguf.architecture, *gguf.text_of)}
+    assert read == {name for gguf in rows for name in (gguf.architecture, *gguf.also_called)}
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_the_oldest_exporter_writes_its_types(precision: str, tmp_path: Path) ->
 
 
 def test_the_oldest_onnxruntime_says_that_it_is_too_old_for_experts_of_four_bits(tmp_path: Path) -> None:
-    config = replace(CONFIG, num_experts=4, num_experts_per_tok=2, hidden_size=64, intermediate_size=96)
+    config = replace(CONFIG, num_hidden_layers=3, num_experts=4, num_experts_per_tok=2, hidden_size=64)
     checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config))
     export_package(checkpoint, tmp_path / "package", "int4", name="experts")
     result = run(tmp_path, "-m", "edgelm", "run", tmp_path / "package", "Hello")

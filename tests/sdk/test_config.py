@@ -105,7 +105,7 @@ LARGE = {
         (
             {"layer_types": ("full_attention", "chunked_attention")},
             "layer_types has 'chunked_attention'; supported: full_attention, sliding_attention, conv, "
-            "linear_attention, mamba2.",
+            "linear_attention, mamba2, feed_forward.",
         ),
         (
             {"layer_types": ("full_attention", "sliding_attention")},
@@ -201,6 +201,14 @@ LARGE = {
         ({"llama_4_scaling_beta": 0.0}, "llama_4_scaling_beta is 0.0; it must be a number above 0."),
         ({"layers_without_rope": (2,)}, "layers_without_rope has 2; layers are counted from 0 to 1."),
         ({"layers_without_experts": (-1,)}, "layers_without_experts has -1; layers are counted from 0 to 1."),
+        (
+            {"layers_without_feed_forward": (2,)},
+            "layers_without_feed_forward has 2; layers are counted from 0 to 1.",
+        ),
+        (
+            {"layer_types": ("full_attention", "feed_forward"), "layers_without_feed_forward": (0, 1)},
+            "layers_without_feed_forward has 1, of which layer_types says 'feed_forward'.",
+        ),
         ({"num_experts": -1}, "num_experts is -1; it must be a whole number of 0 or more."),
         ({"num_experts": 4}, "num_experts_per_tok is 0; it must be a whole number of 1 or more."),
         ({"num_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok is 3; the model has 2 experts."),
@@ -217,8 +225,7 @@ LARGE = {
         ({"moe_intermediate_size": 0}, "moe_intermediate_size is 0; it must be a whole number of 1 or more."),
         (
             {"num_experts": 2, "num_experts_per_tok": 1, "hidden_act": "xielu"},
-            "num_experts is 2, with hidden_act 'xielu' and mlp_gated True; experts are gated, by another activation "
-            "than xielu.",
+            "num_experts is 2, with hidden_act 'xielu', which no experts have.",
         ),
         (
             {"num_experts": 2, "num_experts_per_tok": 1, "norm_placement": "both", "expert_norms": True},

@@ -26,8 +26,9 @@ from torch.utils.checkpoint import checkpoint
 
 from edgelm.architecture import rope
 from edgelm.architecture.relative_positions import relative_buckets
-from edgelm.config import CROSS_NORMS, EXPERT_NORMS, NORM_PLACEMENTS, SINUSOIDS, XIELU_BETA, ModelConfig
+from edgelm.config import SINUSOIDS, XIELU_BETA, ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError
+from edgelm.layer_features import CROSS_NORMS, EXPERT_NORMS
 from edgelm_training.attention import Attention, Kept, make_norm, scaled, soft_cap
 from edgelm_training.convolution import Convolution
 from edgelm_training.linear_attention import LinearAttention
@@ -270,7 +271,7 @@ _IN_ITS_PLACE: dict[str, tuple[str, type[Convolution] | type[LinearAttention] | 
 
 class Block(nn.Module):
     """Add to each position what attention (or what a layer has in its place) brings from earlier ones, then what the
-    feed-forward makes of it.
+    feed-forward makes of it; some blocks have one of the two alone.
 
     Norms stand before each part and the residual stream itself is never normalized ("pre-norm", arXiv:2002.04745);
     other placements norm what a part adds, or both, or the stream itself behind each part. In parallel, both parts read
@@ -287,22 +288,27 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, *, is_encoder: bool = False, crosses: bool = False) -> None:
         super().__init__()
         self.config = config
-        before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[config.norm_placement]
+        before_attention, after_attention, before_mlp, after_mlp = self._norms = config.block_norms(layer)
         # Not learned, as in transformers.
         self.layer_scalar = nn.Buffer(torch.ones(1)) if config.layer_scalar else None
         parts: dict[str | None, nn.Module | None] = {before_attention: None}
-        self._in_its_place, module = _IN_ITS_PLACE.get(config.kind(layer) or "", ("", None))
-        if module is None:
+        self._mixing = ""  # the part that looks at earlier tokens
+        if layer in config.attention_layers:
+            self._mixing = "self_attn"
             parts["self_attn"] = Attention(config, layer, causal=not is_encoder)
-        else:
-            parts[self._in_its_place] = module(config)
+        elif config.mixes(layer):
+            self._mixing, in_its_place = _IN_ITS_PLACE[config.kind(layer) or ""]
+            parts[self._mixing] = in_its_place(config)
         parts[after_attention] = None
         if crosses:
             before_cross, after_cross = CROSS_NORMS[config.norm_placement]
             parts |= {before_cross: None, "encoder_attn": Attention(config, layer, causal=False), after_cross: None}
-        size, shared = config.feed_forward_size(layer), config.shared_expert_size(layer)
-        feed_forward = Experts(config, shared) if config.has_experts(layer) else FeedForward(config, size)
-        parts |= {before_mlp: None, "mlp": feed_forward, after_mlp: None}
+        parts[before_mlp] = None
+        if config.has_experts(layer):
+            parts["mlp"] = Experts(config, config.shared_expert_size(layer))
+        elif config.has_feed_forward(layer):
+            parts["mlp"] = FeedForward(config, config.feed_forward_size(layer))
+        parts[after_mlp] = None
         if config.hidden_size_per_layer_input:
             D, P = config.hidden_size, config.hidden_size_per_layer_input
             parts["per_layer_input_gate"] = nn.Linear(D, P, bias=False)
@@ -326,22 +332,23 @@ class Block(nn.Module):
 
         kept: keys and values of earlier layers. beside_BTP: the layer's own features of the tokens.
         """
-        before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[self.config.norm_placement]
-        input_BTD = self._normed(before_attention, hidden_BTD)
-        if self._in_its_place:
-            attended_BTD = self.get_submodule(self._in_its_place)(input_BTD, seen)
-        else:
-            attended_BTD = self.self_attn(input_BTD, rotation, seen, None, kept)
-        attended_BTD = self._added(hidden_BTD, attended_BTD, after_attention)
+        before_attention, after_attention, before_mlp, after_mlp = self._norms
+        attended_BTD = hidden_BTD
+        if self._mixing:
+            inputs = (rotation, seen, None, kept) if self._mixing == "self_attn" else (seen,)
+            looked_BTD = self.get_submodule(self._mixing)(self._normed(before_attention, hidden_BTD), *inputs)
+            attended_BTD = self._added(hidden_BTD, looked_BTD, after_attention)
         if memory is not None:
             before_cross, after_cross = CROSS_NORMS[self.config.norm_placement]
             looked_BTD = self.encoder_attn(self._normed(before_cross, attended_BTD), None, memory[1], memory[0])
             attended_BTD = self._added(attended_BTD, looked_BTD, after_cross)
         mlp_input_BTD = hidden_BTD if self.config.parallel_residual else attended_BTD
-        read_BTD = self._normed(before_mlp, mlp_input_BTD)
-        is_choice = isinstance(self.mlp, Experts)
-        transformed_BTD = self.mlp(read_BTD, mlp_input_BTD) if is_choice else self.mlp(read_BTD)
-        hidden_BTD = self._added(attended_BTD, transformed_BTD, after_mlp)
+        hidden_BTD = attended_BTD
+        if hasattr(self, "mlp"):
+            read_BTD = self._normed(before_mlp, mlp_input_BTD)
+            is_choice = isinstance(self.mlp, Experts)
+            transformed_BTD = self.mlp(read_BTD, mlp_input_BTD) if is_choice else self.mlp(read_BTD)
+            hidden_BTD = self._added(attended_BTD, transformed_BTD, after_mlp)
         if beside_BTP is not None:
             gate_BTP = ACTIVATIONS[self.config.hidden_act](self.per_layer_input_gate(hidden_BTD))
             added_BTD = self.per_layer_projection(gate_BTP * beside_BTP)

@@ -37,6 +37,7 @@ from edgelm_export.architectures.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from edgelm_export.architectures.mixtral import MIXTRAL
 from edgelm_export.architectures.nanochat import NANOCHAT
 from edgelm_export.architectures.nemotron import NEMOTRON
+from edgelm_export.architectures.nemotron_h import NEMOTRON_H
 from edgelm_export.architectures.olmo import OLMO
 from edgelm_export.architectures.olmo2 import OLMO2
 from edgelm_export.architectures.olmo3 import OLMO3
@@ -77,6 +78,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi": PHI,  # Phi-1 to Phi-2
     "phi3": PHI3,  # Phi-3, Phi-3.5, Phi-4-mini
     "nemotron": NEMOTRON,  # and Minitron
+    "nemotron_h": NEMOTRON_H,  # and Nemotron Nano 2 and 3
     "olmo": OLMO,
     "olmo2": OLMO2,
     "olmo3": OLMO3,
@@ -165,9 +167,9 @@ def gguf_architecture_of(metadata: Mapping[str, Any], where: object) -> tuple[Ar
         raise CheckpointError(f"{where} is {_GGUF_PARTS[str(part)]}.")
     name = metadata.get("general.architecture")
     rows = [(row, row.gguf) for row in ARCHITECTURES.values() if row.gguf is not None]
-    families = [(row, gguf) for row, gguf in rows if name in (gguf.architecture, *gguf.text_of)]
+    families = [(row, gguf) for row, gguf in rows if name in (gguf.architecture, *gguf.also_called)]
     if not families:
-        listed = ", ".join(sorted({name for _, gguf in rows for name in (gguf.architecture, *gguf.text_of)}))
+        listed = ", ".join(sorted({name for _, gguf in rows for name in (gguf.architecture, *gguf.also_called)}))
         kind = ""
         if metadata.get(f"{name}.attention.causal") is False:
             kind = " (it embeds or ranks texts; edgelm runs models that write them)"

@@ -35,16 +35,16 @@ class GGUFFamily:
     """How llama.cpp knows a family.
 
     architecture: the file's general.architecture. to_hf_config: makes config.json's values of a header, so that both
-    ways meet in `Architecture.to_model_config`. has_experts: whether the row is for files with experts. text_of: what
-    it calls models that also read images, and are of the family without one. computed: makes the tensors, by their
-    names in the layout, that a file holds as metadata.
+    ways meet in `Architecture.to_model_config`. has_experts: whether the row is for files with experts. also_called:
+    its other names for models of the family, such as those that also read images. computed: makes the tensors, by
+    their names in the layout, that a file holds as metadata.
     """
 
     architecture: str
     to_hf_config: Callable[[GGUFHeader], dict[str, Any]]
     layout: TensorLayout
     has_experts: bool = False
-    text_of: tuple[str, ...] = ()
+    also_called: tuple[str, ...] = ()
     computed: Callable[[GGUFHeader], Mapping[str, NDArray[np.float32]]] = lambda header: {}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgelm.config import CROSS_NORMS, NORM_PLACEMENTS, ModelConfig
+from edgelm.config import ModelConfig
+from edgelm.layer_features import CROSS_NORMS, NORM_PLACEMENTS
 from edgelm_export.architectures import hf_values
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.architectures.encoder_decoder import pair

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
+from edgelm.config import MAX_LAYERS
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures.architecture import GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import (
@@ -31,10 +32,11 @@ _KEYS = frozenset(
 _OF_IMAGES = frozenset({"rope.dimension_sections", "n_deepstack_layers"})
 
 
-def of_text(metadata: Mapping[str, Any], architecture: str) -> Mapping[str, Any]:
-    """Return the metadata of a file as those of a model of text, which llama.cpp calls `architecture`.
+def under_own_name(metadata: Mapping[str, Any], architecture: str) -> Mapping[str, Any]:
+    """Return the metadata of a file with the keys of its family, which llama.cpp calls `architecture`.
 
-    A position has three numbers in models that also read images, which are the same without one: rope as it is.
+    A model that also reads images has other keys, of which those that are of text are kept: a position has three
+    numbers in models that also read images, which are the same without one: rope as it is.
     """
     prefix = f"{metadata['general.architecture']}."
     if prefix == f"{architecture}.":
@@ -54,18 +56,26 @@ def layout_of(family: GGUFFamily, header: GGUFHeader) -> TensorLayout:
     return dataclasses.replace(family.layout, names={**names, **packed})
 
 
-def kv_heads_by_layer(header: GGUFHeader, architecture: str) -> tuple[GGUFHeader, list[int]]:
-    """Read how many heads of keys and values each layer has: none, or one and the same number as all others.
+def by_layer(
+    header: GGUFHeader, architecture: str, key: str = "attention.head_count_kv"
+) -> tuple[GGUFHeader, list[int]]:
+    """Read a size of each layer, such as its heads of keys and values: none, or one and the same as all others have.
 
-    Returns the header with that number for all, as `to_hf_config` reads it, and the list, empty where it has none.
+    Returns the header with that size for all, as `to_hf_config` reads it, and the list.
+
+    Raises:
+        CheckpointError: the file lists it for more layers, or for fewer, than it has.
     """
-    key = f"{architecture}.attention.head_count_kv"
-    heads = header.metadata.get(key)
-    listed = heads.tolist() if isinstance(heads, array) else []
-    counts = set(listed) - {0}
+    key, layers = f"{architecture}.{key}", whole_number(header.metadata, f"{architecture}.block_count")
+    sizes = header.metadata.get(key)
+    if not isinstance(sizes, array):
+        return header, [whole_number(header.metadata, key, 1)] * min(layers, MAX_LAYERS)
+    if len(sizes) != layers:
+        raise CheckpointError(f"GGUF metadata: {key} has {len(sizes)} entries; the model has {layers} layers.")
+    counts = set(sizes) - {0}
     if len(counts) == 1:
         header = dataclasses.replace(header, metadata={**header.metadata, key: counts.pop()})
-    return header, listed
+    return header, sizes.tolist()
 
 
 def to_hf_config(

@@ -26,7 +26,7 @@ _DENSE = ("gate_proj", "up_proj", "down_proj")
 # Without experts, what they share is all there is.
 _NAMES = (
     granite.NAMES
-    | mamba2.NAMES
+    | mamba2.names(mamba2.LAYER)
     | {
         f"model.layers.{{i}}.mlp.{part}": granite.NAMES[f"model.layers.{{i}}.mlp.shared_experts.{part}"]
         for part in _DENSE
@@ -34,7 +34,7 @@ _NAMES = (
 )
 _MLX_NAMES = (
     granite.MLX_NAMES
-    | mamba2.NAMES
+    | mamba2.names(mamba2.LAYER)
     | {f"model.layers.{{i}}.mlp.{part}": f"model.layers.{{i}}.mlp.{part}" for part in _DENSE}
 )
 

@@ -159,16 +159,14 @@ def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 
 def _gguf_values(header: GGUFHeader, architecture: str, keys: frozenset[str] = frozenset()) -> dict[str, Any]:
-    layers = whole_number(header.metadata, f"{architecture}.block_count")
-    header, listed = gguf_header.kv_heads_by_layer(header, architecture)
-    kinds = ["full_attention" if number else "conv" for number in listed]
+    header, listed = gguf_header.by_layer(header, architecture)
     values = gguf_header.to_hf_config(header, architecture, keys=keys | {"shortconv.l_cache"})
     return {
         **values,
         "norm_eps": values["rms_norm_eps"],
         "conv_L_cache": whole_number(header.metadata, f"{architecture}.shortconv.l_cache"),
         "conv_bias": any(name.endswith("shortconv.in_proj.bias") for name in header.shapes),
-        "layer_types": kinds or ["full_attention"] * min(layers, MAX_LAYERS),
+        "layer_types": ["full_attention" if number else "conv" for number in listed],
     }
 
 

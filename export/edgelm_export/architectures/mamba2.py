@@ -12,24 +12,17 @@ from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-_LAYER = "model.layers.{i}.mamba"
+LAYER = "model.layers.{i}.mamba"
 _PROJECTED = ("in_proj_z", "in_proj_xbc", "in_proj_dt")  # the order of their rows in one matrix
 _PARTS = ("conv1d", "norm", "out_proj", "A_log", "D", "dt_bias")
-NAMES = {
-    **{f"{_LAYER}.{part}": f"{_LAYER}.in_proj" for part in _PROJECTED},
-    **{f"{_LAYER}.{part}": f"{_LAYER}.{part}" for part in _PARTS},
-}
 _GGUF_PARTS = {
     "conv1d": "ssm_conv1d", "norm": "ssm_norm", "out_proj": "ssm_out", "A_log": "ssm_a", "D": "ssm_d",
     "dt_bias": "ssm_dt.bias",
 }  # fmt: skip
 GGUF_NAMES = {
-    **{f"{_LAYER}.{part}": "blk.{i}.ssm_in" for part in _PROJECTED},
-    **{f"{_LAYER}.{part}": f"blk.{{i}}.{name}" for part, name in _GGUF_PARTS.items()},
+    **{f"{LAYER}.{part}": "blk.{i}.ssm_in" for part in _PROJECTED},
+    **{f"{LAYER}.{part}": f"blk.{{i}}.{name}" for part, name in _GGUF_PARTS.items()},
 }
-_GGUF_OTHER_FORMS = frozenset(
-    {"blk.{i}.ssm_conv1d.weight", "blk.{i}.ssm_a", "blk.{i}.ssm_d", "blk.{i}.ssm_norm.weight"}
-)
 _GGUF_SIZES = {
     "ssm.conv_kernel": "mamba_d_conv",
     "ssm.group_count": "mamba_n_groups",
@@ -37,12 +30,21 @@ _GGUF_SIZES = {
     "ssm.state_size": "mamba_d_state",
 }
 GGUF_KEYS = frozenset({*_GGUF_SIZES, "ssm.inner_size"})
-# As transformers 4 and 5 call the kinds of layers.
+# As transformers 4 and 5 call the kinds of layers; Nemotron-H has feed-forwards by themselves.
 _KINDS = {
     "attention": "full_attention", "full_attention": "full_attention", "mamba": "mamba2", "linear_attention": "mamba2",
+    "mlp": "feed_forward", "moe": "feed_forward",
 }  # fmt: skip
+
+
 # In JSON, and as transformers 5 writes what JSON has no number for.
 _NO_LIMITS = (None, [0.0, math.inf], [0.0, {"__float__": "Infinity"}])
+
+
+def names(layer: str) -> dict[str, str]:
+    """Return what the tensors of a layer of Mamba 2 are called where the layer is called `layer`."""
+    joined = {f"{LAYER}.{part}": f"{layer}.in_proj" for part in _PROJECTED}
+    return joined | {f"{LAYER}.{part}": f"{layer}.{part}" for part in _PARTS}
 
 
 def kinds_of(listed: list[str]) -> tuple[str, ...]:
@@ -57,11 +59,12 @@ def fields(values: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: a size is missing, or a setting is one that no published model has.
     """
     sizes = {key: hf_values.bounded(values, f"mamba_{key}") for key in ("n_heads", "n_groups", "d_state", "d_conv")}
-    inner = hf_values.bounded(values, "mamba_expand") * hf_values.bounded(values, "hidden_size")
-    width = values.get("mamba_d_head", "auto")
-    width = inner // sizes["n_heads"] if width == "auto" else hf_values.bounded(values, "mamba_d_head")
+    if values.get("mamba_d_head", "auto") == "auto":
+        inner = hf_values.bounded(values, "mamba_expand") * hf_values.bounded(values, "hidden_size")
+        width = inner // sizes["n_heads"]
+    else:
+        width = hf_values.bounded(values, "mamba_d_head")
     for key, is_refused, supported in (
-        ("mamba_d_head", width * sizes["n_heads"] != inner, "mamba_expand * hidden_size / mamba_n_heads"),
         ("mamba_conv_bias", not values.get("mamba_conv_bias", True), "true"),
         ("mamba_proj_bias", values.get("mamba_proj_bias", False), "false"),
         ("time_step_limit", values.get("time_step_limit") not in _NO_LIMITS, "[0.0, Infinity]"),
@@ -83,7 +86,8 @@ def gguf_layout(names: Mapping[str, str], row_orders: Mapping[str, str]) -> Tens
         names=names,
         row_orders=row_orders,
         negative_exponentials=frozenset({"blk.{i}.ssm_a"}),
-        ones_elsewhere=_GGUF_OTHER_FORMS,
+        ones_elsewhere=frozenset({"blk.{i}.ssm_conv1d.weight", "blk.{i}.ssm_a", "blk.{i}.ssm_d"}),
+        vectors_in_rows=frozenset({"blk.{i}.ssm_norm.weight"}),
     )
 
 
@@ -92,7 +96,7 @@ def gguf_values(header: GGUFHeader, architecture: str) -> tuple[GGUFHeader, dict
 
     Returns the header with one number of such heads, that of the layers which have some, and the values.
     """
-    header, listed = gguf_header.kv_heads_by_layer(header, architecture)
+    header, listed = gguf_header.by_layer(header, architecture)
     sizes = {field: whole_number(header.metadata, f"{architecture}.{name}") for name, field in _GGUF_SIZES.items()}
     inner = whole_number(header.metadata, f"{architecture}.ssm.inner_size")
     return header, {

@@ -39,6 +39,6 @@ QWEN2 = Architecture(
         architecture="qwen2",
         to_hf_config=_gguf_to_hf_config,
         layout=TensorLayout(names=llama.GGUF_NAMES),
-        text_of=("qwen2vl",),  # and Qwen2.5-VL
+        also_called=("qwen2vl",),  # and Qwen2.5-VL
     ),
 )

@@ -44,6 +44,6 @@ QWEN3 = Architecture(
         architecture="qwen3",
         to_hf_config=_gguf_to_hf_config,
         layout=TensorLayout(names=llama.GGUF_NAMES | llama.GGUF_QK_NORMS),
-        text_of=("qwen3vl",),
+        also_called=("qwen3vl",),
     ),
 )

@@ -70,6 +70,6 @@ QWEN3_MOE = Architecture(
         to_hf_config=_gguf_to_hf_config,
         layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS),
         has_experts=True,
-        text_of=("qwen3vlmoe",),
+        also_called=("qwen3vlmoe",),
     ),
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.config import NORM_PLACEMENTS, ModelConfig
+from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.files.safetensors_reader import parse_matrices
 from edgelm.package.manifest import Manifest, read_checked
@@ -47,7 +47,7 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
     without a gate is not linear in what its first projection makes, nor what is in attention's place in its channels.
     Values that are normed, or are keys too, or are looked at by other layers, are left alone.
     """
-    before_attention, _, before_feed_forward, _ = NORM_PLACEMENTS[config.norm_placement]
+    before_attention, _, before_feed_forward, _ = config.block_norms(layer)
     if config.is_conv(layer):
         attending = ["conv.in_proj"]
     elif config.kind(layer) == "linear_attention":
@@ -75,7 +75,7 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
     are_values_apart = not (config.v_norm or config.attention_k_eq_v or config.num_kv_shared_layers)
     if are_values_apart and layer in config.attention_layers:
         found.append(ScaledChannels(maker="self_attn.v_proj", readers=("self_attn.o_proj",), of_heads=True))
-    if config.mlp_gated and not config.has_experts(layer):
+    if config.mlp_gated and config.has_feed_forward(layer) and not config.has_experts(layer):
         found.append(ScaledChannels(maker="mlp.up_proj", readers=("mlp.down_proj",)))
     return found
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from edgelm.config import CROSS_NORMS, EXPERT_NORMS, NORM_PLACEMENTS, ModelConfig
+from edgelm.config import ModelConfig
+from edgelm.layer_features import CROSS_NORMS, EXPERT_NORMS
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -47,7 +48,7 @@ class _Stack:
     def _layer(self, i: int, layer: str, crosses: bool) -> None:
         config, D = self._config, self._config.hidden_size
         before_attention, after_attention, before_mlp, after_mlp = (
-            name and f"{layer}.{name}" for name in NORM_PLACEMENTS[config.norm_placement]
+            name and f"{layer}.{name}" for name in config.block_norms(i)
         )
         if config.layer_scalar:
             self._shapes[f"{layer}.layer_scalar"] = (1,)
@@ -58,7 +59,7 @@ class _Stack:
             self._linear_attention(f"{layer}.linear_attn")
         elif config.kind(i) == "mamba2":
             self._mamba2(f"{layer}.mamba")
-        else:
+        elif config.mixes(i):
             self._self_attention(f"{layer}.self_attn", i)
         self._norm(after_attention, D)
         if crosses:
@@ -69,7 +70,7 @@ class _Stack:
         self._norm(before_mlp, D)
         if config.has_experts(i):
             self._experts(f"{layer}.mlp", i)
-        else:
+        elif config.has_feed_forward(i):
             self._feed_forward(f"{layer}.mlp", config.feed_forward_size(i))
         self._norm(after_mlp, D)
         if config.hidden_size_per_layer_input:

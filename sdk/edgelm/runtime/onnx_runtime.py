@@ -106,8 +106,8 @@ def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions, *, mu
     except Exception as error:  # ONNX Runtime's own classes have no common base but this one
         if _UNKNOWN_SETTING in str(error):
             raise ProviderError(
-                f"ONNX Runtime {runtime.__version__} is too old for {path}: {error}. To get a newer one: "
-                f"{provider.install.replace('pip install', 'pip install --upgrade')}."
+                f"ONNX Runtime {runtime.__version__} is too old for {path}, which was written for a newer one. To get "
+                f"it: {provider.install.replace('pip install', 'pip install --upgrade')}."
             ) from error
         if options.provider == CPU:
             raise ProviderError(f"ONNX Runtime does not load {path}: {error}") from error
