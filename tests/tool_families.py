@@ -62,6 +62,7 @@ TEMPLATES = {
     ),
     "phi4": _TURNS.replace("CALL", "<|tool_call|>{{ c.function | tojson }}<|/tool_call|>"),
     "granite": _TURNS.replace("CALL", "<|tool_call|>[{{ c.function | tojson }}]"),
+    "nemotron": _TURNS.replace("CALL", "<TOOLCALL>[{{ c.function | tojson }}]</TOOLCALL>"),
     "harmony": "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
     "{% if m.tool_calls %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}"
     "{% set c = m.tool_calls[0].function %}{{ '<|start|>assistant<|channel|>commentary to=functions.' + c.name }}"
@@ -110,6 +111,7 @@ WRITTEN = {
     "phi4": '<|tool_call|>{"name": "get_weather", "arguments": OSLO}<|/tool_call|>'
     '<|tool_call|>{"name": "stop", "arguments": {}}<|/tool_call|>',
     "granite": '<|tool_call|>[{"name": "get_weather", "arguments": OSLO}, {"name": "stop", "arguments": {}}]',
+    "nemotron": '<TOOLCALL>[{"name": "get_weather", "arguments": OSLO}, {"name": "stop", "arguments": {}}]</TOOLCALL>',
     "harmony": "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>OSLO",
     "lfm2": "<|tool_call_start|>[get_weather(OSLO), stop()]<|tool_call_end|>",
     "olmo3": "<function_calls>get_weather(OSLO)\nstop()</function_calls>",

@@ -72,7 +72,7 @@ def test_results_get_the_name_of_their_tool_and_unfinished_arguments_stay_text()
     assert re.fullmatch(r"\[TOOL_CALLS\]//123456789=True[0-9a-f]{9}=False;rf/123456789/;", text)
 
 
-@pytest.mark.parametrize("name", ["hermes", "mistral", "mistral-tekken", "phi4", "granite", "lfm2"])
+@pytest.mark.parametrize("name", ["hermes", "mistral", "mistral-tekken", "phi4", "granite", "nemotron", "lfm2"])
 def test_calls_that_a_template_does_not_write_are_written_as_the_model_writes_them(name: str, tmp_path: Path) -> None:
     format_ = row(name)
     spec = (tiny_model_path() / "tokenizer.json").read_text(encoding="utf-8").replace("<|endoftext|>", format_.start)

@@ -171,6 +171,10 @@ FORMATS = (
         separator="",
     ),
     ToolFormat(name="granite", signs=("<|tool_call|>",), start="<|tool_call|>", is_list=True, separator=", "),
+    # Nemotron Nano 2 and the Llamas of NVIDIA; Nemotron 3 calls as Qwen3-Coder.
+    ToolFormat(
+        name="nemotron", signs=("<TOOLCALL>",), start="<TOOLCALL>", end="</TOOLCALL>", is_list=True, separator=", "
+    ),
     # GPT-OSS (https://github.com/openai/harmony): a message to the function, who may stand before the channel too.
     ToolFormat(
         name="harmony", signs=("<|channel|>commentary", "<|call|>"), lead="<|channel|>commentary",
