@@ -119,12 +119,10 @@ def _biases(graph: Graph, checkpoint: Checkpoint, name: str) -> list[str]:
 
 def _router(graph: Graph, checkpoint: Checkpoint, hidden: str, name: str) -> str:
     """Add the scores [B, T, E] of all experts."""
-    config = checkpoint.config
-    scale = np.float32(config.hidden_size**-0.5 if config.expert_norms else 1)
-    weight_DE = np.ascontiguousarray(checkpoint.tensor(f"{name}.gate.weight").T) * scale
-    logits = graph.node("MatMul", [hidden, graph.weight(f"{name}.gate.weight", weight_DE)], f"{name}.gate.output")
-    if config.router_bias:
-        bias = graph.weight(f"{name}.gate.bias", checkpoint.tensor(f"{name}.gate.bias") * scale)
+    weight_DE = graph.weight(f"{name}.gate.weight", np.ascontiguousarray(checkpoint.tensor(f"{name}.gate.weight").T))
+    logits = graph.node("MatMul", [hidden, weight_DE], f"{name}.gate.output")
+    if checkpoint.config.router_bias:
+        bias = graph.weight(f"{name}.gate.bias", checkpoint.tensor(f"{name}.gate.bias"))
         logits = graph.node("Add", [logits, bias], f"{name}.gate.biased")
     return logits
 

@@ -19,6 +19,7 @@ from edgelm_export.tensor_map import GATHERED, is_of_norm
 # GroupQueryAttention turns heads by tables whose width is a multiple of 8, that is 16 dimensions.
 ROTARY_MULTIPLE = 16
 _QUERIES_OR_KEYS = re.compile(r"\.layers\.(\d+)\.self_attn\.[qk]_(proj|norm)\.(weight|bias)$")
+_ROUTER = re.compile(r"\.mlp\.gate\.(weight|bias)$")
 _LAST_OF_EXPERT = re.compile(r"\.experts\.(\d+)\.down_proj\.(weight|bias)$")
 _VALUES = re.compile(r"\.layers\.(\d+)\.self_attn\.v_proj\.")
 
@@ -33,10 +34,10 @@ def padded_rotary_dim(config: ModelConfig, kind: str = "global") -> int:
 class FoldedCheckpoint:
     """The same function, for a graph of fewer features.
 
-    1 + weight of a norm is its weight, no residual_multiplier and no factor of an expert is left, and in each query and
-    key head the halves of the part that turns stand where the padded tables of the graph turn them. It costs nothing at
-    run time, and one rounding of each changed weight. Keys that are values too are projected twice, since those are not
-    reordered.
+    1 + weight of a norm is its weight, no residual_multiplier and no factor of an expert or of a router's scores is
+    left, and in each query and key head the halves of the part that turns stand where the padded tables of the graph
+    turn them. It costs nothing at run time, and one rounding of each changed weight. Keys that are values too are
+    projected twice, since those are not reordered.
 
     Raises:
         ExportError: there is no weight that could take the residual_multiplier.
@@ -134,7 +135,11 @@ class FoldedCheckpoint:
         return blocks
 
     def _factor(self, name: str) -> np.float32 | None:
-        """Return what a tensor is multiplied by: the residual_multiplier, or an expert's own; None is by nothing."""
+        """Return what a tensor is multiplied by: the residual_multiplier, or an expert's own, or that of a router's
+        scores; None is by nothing.
+        """
+        if self._source_config.expert_norms and _ROUTER.search(name):
+            return np.float32(self._source_config.hidden_size**-0.5)
         multiplier = self._multiplier if self._is_multiplied(name) else None
         expert = _LAST_OF_EXPERT.search(name) if self._source_config.expert_scales else None
         if expert is None:
@@ -167,18 +172,18 @@ class UnfoldedCheckpoint(FoldedCheckpoint):
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, with its factors taken out."""
-        tensor = self._source.tensor(name)
-        if self._is_multiplied(name):
-            tensor = tensor / self._multiplier
+        tensor, factor = self._source.tensor(name), self._factor(name)
+        if factor is not None:
+            tensor = tensor / factor
         order = self._order(name)
         tensor = tensor if order is None else tensor[np.argsort(_of_heads(order, len(tensor)))]
         return tensor - self._offset if self._offset and is_of_norm(name) else tensor
 
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return a matrix on its own grid, whose scales lose the factor."""
-        blocks = self._source.quantized_blocks(name)
-        if blocks is not None and self._is_multiplied(name):
-            blocks = blocks.times(np.float32(1) / self._multiplier)
+        blocks, factor = self._source.quantized_blocks(name), self._factor(name)
+        if blocks is not None and factor is not None:
+            blocks = blocks.times(np.float32(1) / factor)
         order = self._order(name)
         if blocks is not None and order is not None:
             blocks = blocks.rows(np.argsort(_of_heads(order, len(blocks.values))))

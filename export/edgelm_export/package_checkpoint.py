@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,18 @@ PACKAGE_FORMAT = "package"  # of `source`
 # Matrices that are looked up by rows, and so stand in the graph as they are.
 _GATHERED = (EMBEDDING, PER_LAYER_EMBEDDING, "model.embed_positions.weight")
 _OLDER_PLANES = ("high", "low")
+# The experts of a layer are one tensor a product, [E, ...], with gates and ups in turn (experts.py).
+_EXPERT = re.compile(r"(?P<experts>.+\.experts)\.(?P<number>\d+)\.(?P<part>gate|up|down)_proj\.(?P<kind>weight|bias)")
+_STACKS = {
+    "gate": ("gate_up_proj", slice(0, None, 2)),
+    "up": ("gate_up_proj", slice(1, None, 2)),
+    "down": ("down_proj", slice(None)),
+}
+# Of each operator by packed weights, the attribute that has their bits, and their places among its inputs.
+_WEIGHT_INPUTS = {
+    "MatMulNBits": ("bits", (1,)), "GatherBlockQuantized": ("bits", (0,)), "QMoE": ("expert_weight_bits", (2, 5)),
+}  # fmt: skip
+Place = slice | tuple[int, slice]
 _FLOAT_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -72,10 +85,10 @@ class _StoredTensors:
         self._folder = folder
         self._manifest = Manifest.load(folder)
         self._manifest.check_files(folder)
-        self.model = dataclasses.replace(ModelConfig.load(folder), kv_cache="fp32")
+        # An expert's own factor is in its weights.
+        self.model = dataclasses.replace(ModelConfig.load(folder), kv_cache="fp32", expert_scales=False)
         self.config = dataclasses.replace(self.model, attention_k_eq_v=False)  # as a graph has them (folded.py)
         is_a_model_with = {
-            "experts": self.config.num_experts > 0,
             "an encoder": self.config.encoder is not None,
             "relative positions": self.config.position == "relative",
         }
@@ -182,7 +195,7 @@ class _StoredTensors:
                 return weight * self._head_factors() if is_divided else weight
         with self._laid_out(name):
             array = self._array(stored)
-            if array.ndim == 2 and name not in _GATHERED:
+            if array.ndim == 2 and isinstance(rows, slice) and name not in _GATHERED:
                 array = array.T
             found = np.ascontiguousarray(array[rows], np.float32)
         if found.shape != self._shapes[name]:
@@ -233,7 +246,7 @@ class _StoredTensors:
         stored, rows = self._place(name)
         bits, block_size = self._grids[stored]
         has_zero_points = f"{stored}.zero_points" in self._initializers
-        if self._is_qdq:  # rows of the weight are columns there
+        if self._is_qdq and isinstance(rows, slice):  # rows of the weight are columns there
             parts = (stored, f"{stored}.scales", *([f"{stored}.zero_points"] if has_zero_points else []))
             values, scales, *zeros = (self._array(part)[:, rows] for part in parts)
             return from_qdq(values, scales, zeros[0] if zeros else None)
@@ -244,6 +257,8 @@ class _StoredTensors:
             packed = self._array(stored)[rows]
         columns = self._shapes[name][1]
         blocks = -(-columns // block_size)
+        if isinstance(rows, tuple):  # the blocks of a row stand behind each other there
+            packed = packed.reshape(len(packed), blocks, -1)
         weight = PackedWeight(
             bits=bits,
             block_size=block_size,
@@ -276,8 +291,8 @@ class _StoredTensors:
         scales = {name: self._initializers.get(f"{name}.scales") for name in self._initializers}
         return {name: (BITS, self._initializers[name].dims[0] // each.dims[0]) for name, each in scales.items() if each}
 
-    def _place(self, name: str) -> tuple[str, slice]:
-        """Find a tensor in the graph: the initializer's name, and which of its rows."""
+    def _place(self, name: str) -> tuple[str, Place]:
+        """Find a tensor in the graph: the initializer's name, and which of its rows, or of an expert's among others."""
         if name in self._initializers or name in self._grids:
             return name, slice(None)
         module, _, kind = name.rpartition(".")
@@ -291,6 +306,11 @@ class _StoredTensors:
                 counts = [self._shapes[one][0] for one in names]
                 first = sum(counts[: names.index(name)])
                 return stored, slice(first, first + counts[names.index(name)])
+        if expert := _EXPERT.fullmatch(name):
+            part, alternating = _STACKS[expert["part"]]
+            stored = f"{expert['experts']}.{part}.{expert['kind']}"
+            if stored in self._initializers:
+                return stored, (int(expert["number"]), alternating)
         raise CheckpointError(
             f"The graph of {self._folder} has no weight {name}: it was not written by this edgelm's exporter. Export "
             "its source instead."
@@ -314,10 +334,10 @@ class _StoredTensors:
 
 def _grids(graph: onnx.GraphProto) -> list[tuple[str, tuple[int, int]]]:
     """Return the initializers that are on a grid, each with its bits and block size, as the operators read them."""
-    weight_inputs = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
     found = []
     for node in graph.node:
-        if node.op_type in weight_inputs:
+        if node.op_type in _WEIGHT_INPUTS:
+            bits, places = _WEIGHT_INPUTS[node.op_type]
             numbers = {attribute.name: attribute.i for attribute in node.attribute}
-            found.append((node.input[weight_inputs[node.op_type]], (numbers["bits"], numbers["block_size"])))
+            found += [(node.input[place], (numbers[bits], numbers["block_size"])) for place in places]
     return found

@@ -23,6 +23,7 @@ from edgelm_export.importer import import_checkpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize import PRECISIONS, Precision, Rule
 from edgelm_export.quantize.channel_scales import ChannelScales, ScaledCheckpoint
+from edgelm_export.reference import reference_logits
 from edgelm_export.sources import open_checkpoint
 
 # One row for each thing that the exporter puts inside of tensors or lays out in its own way.
@@ -40,6 +41,36 @@ CONFIGS = {
     "layer norms of 1 + weight": dataclasses.replace(CONFIG, norm="layer_offset"),
     "residual multiplier": dataclasses.replace(CONFIG, residual_multiplier=0.22),
     "a part of the head turns": dataclasses.replace(CONFIG, partial_rotary_factor=0.5, qk_norm=True),
+    "experts": dataclasses.replace(
+        CONFIG,
+        num_experts=3,
+        num_experts_per_tok=2,
+        hidden_size=64,
+        shared_expert_intermediate_size=32,
+        shared_expert_gate=True,
+        layers_without_experts=(1,),
+    ),
+    "experts with biases, chosen with a bias": dataclasses.replace(
+        CONFIG,
+        num_experts=3,
+        num_experts_per_tok=2,
+        hidden_size=64,
+        mlp_bias=True,
+        router_bias=True,
+        scoring_func="sigmoid",
+        expert_choice_bias=True,
+        residual_multiplier=0.5,
+    ),
+    "experts without a gate, a part in each block": dataclasses.replace(
+        CONFIG,
+        num_experts=3,
+        num_experts_per_tok=2,
+        hidden_size=64,
+        mlp_gated=False,
+        hidden_act="relu2",
+        layer_types=("full_attention", "feed_forward"),
+        layers_without_feed_forward=(0,),
+    ),
     "layer norms, learned positions, no gate": dataclasses.replace(
         CONFIG, norm="layer", position="learned", mlp_gated=False
     ),
@@ -73,6 +104,17 @@ def test_an_fp32_package_gives_its_sources_tensors_back(tmp_path: Path, config: 
         assert checkpoint.quantized_blocks(name) is None
         # A factor that is put in and taken out again is rounded twice, each time by 2 ** -24 of the larger number.
         np.testing.assert_allclose(checkpoint.tensor(name), source.tensor(name), rtol=3e-7, atol=2e-7, err_msg=name)
+
+
+def test_factors_of_experts_come_back_inside_their_weights(tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        CONFIG, num_experts=3, num_experts_per_tok=2, hidden_size=64, hidden_act="gelu_pytorch_tanh",
+        norm_placement="both", shared_expert_intermediate_size=32, expert_norms=True, expert_scales=True,
+    )  # fmt: skip
+    source, checkpoint = exported(tmp_path, config, "fp32")
+    assert checkpoint.config == dataclasses.replace(config, expert_scales=False)
+    (expected_TV,), (logits_TV,) = (reference_logits(each, [list(range(3, 60))]) for each in (source, checkpoint))
+    np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", np.float16), ("fp32", np.float32)])
@@ -260,14 +302,8 @@ def test_a_weight_that_lies_otherwise_is_refused_by_its_name(
         PackageCheckpoint(folder).tensor("model.layers.0.mlp.down_proj.weight")
 
 
-@pytest.mark.parametrize(
-    ("what", "fields"),
-    [("experts", {"num_experts": 2, "num_experts_per_tok": 1}), ("relative positions", {"position": "relative"})],
-)
-def test_a_package_whose_weights_are_not_read_back_is_refused(
-    monkeypatch: pytest.MonkeyPatch, what: str, fields: dict[str, int | str]
-) -> None:
-    config = dataclasses.replace(CONFIG, **fields)
+def test_a_package_whose_weights_are_not_read_back_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(CONFIG, position="relative")
     monkeypatch.setattr(ModelConfig, "load", lambda _folder: config)
-    with pytest.raises(CheckpointError, match=rf"is a model with {what}, .* Take its source\."):
+    with pytest.raises(CheckpointError, match=r"is a model with relative positions, .* Take its source\."):
         PackageCheckpoint(tiny_model_path())
