@@ -249,11 +249,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "nemotron_h": ("nemotron_h", NEMOTRON_H),
     "nemotron_h with experts": ("nemotron_h", NEMOTRON_H_MOE),
-    "nemotron_h with experts and feed-forwards, biases, weights that do not sum to one, a head for each group": (
+    "nemotron_h with experts and feed-forwards, weights that do not sum to one": (
         "nemotron_h",
         NEMOTRON_H_MOE | {
             "layers_block_type": ["full_attention", "moe", "linear_attention", "mlp"], "norm_topk_prob": False,
-            "attention_bias": True, "n_groups": 4, "conv_kernel": 3, "tie_word_embeddings": True,
+            "n_groups": 4, "conv_kernel": 3,
         },
     ),
     "apertus": ("apertus", {"tie_word_embeddings": False, "pad_token_id": 0, "rope_parameters": APERTUS_ROPE}),

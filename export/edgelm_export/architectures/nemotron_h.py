@@ -95,6 +95,8 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
         config,
         model_type="nemotron_h",
         position="none",
+        attention_bias=False,  # whatever a config says
+        attention_output_bias=False,
         mlp_gated=False,
         layer_types=kinds,
         layers_without_feed_forward=tuple(i for i, kind in enumerate(kinds) if kind != "feed_forward"),
