@@ -9,7 +9,7 @@ DEV_EXTRAS := cpu,chat,serve,export,train,docs,examples,dev
 PIP := pip install --quiet --no-compile
 # The tests start hundreds of processes, each of which would compile edgelm anew.
 unexport PYTHONDONTWRITEBYTECODE
-# Files of tests go to as many processes as there are cores, long ones first: a file's tests share what they set up.
+# Files of tests go to one process more than there are cores (tests/conftest.py), long ones first: a file's tests share what they set up.
 # Where a process is killed, the run ends: xdist begins another, and then waits for ever for the one that is gone.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
