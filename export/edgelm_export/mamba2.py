@@ -22,7 +22,11 @@ def add_mamba2(stack: Stack, hidden: str, name: str, states: Sequence[str], give
     graph, config = stack.graph, stack.config
     G, N, Y = config.linear_num_key_heads or 0, config.linear_num_value_heads or 0, config.linear_value_head_dim or 0
     read, values = add_mamba2_memory(stack, hidden, name, states, given)
-    factors = graph.weight(f"{name}.D", np.repeat(stack.checkpoint.tensor(f"{name}.D"), Y))
+    # A constant, one for each channel of a head: ONNX Runtime makes it when it loads the graph.
+    factors = graph.weight(f"{name}.D", stack.checkpoint.tensor(f"{name}.D"))
+    by_head = graph.node("Unsqueeze", [factors, graph.constant([-1])], f"{name}.D.by_head")
+    by_channel = graph.node("Expand", [by_head, graph.constant([N, Y])], f"{name}.D.by_channel")
+    factors = graph.node("Reshape", [by_channel, graph.constant([N * Y])], f"{name}.D.channels")
     past = graph.node("Mul", [values, factors], f"{name}.past")
     summed = graph.node("Add", [read, past], f"{name}.read_and_past")
     gate = stack.operators.silu(graph, stack.projections.linear(hidden, f"{name}.in_proj_z"), f"{name}.gate")
