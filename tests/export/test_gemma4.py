@@ -341,6 +341,10 @@ def test_a_gguf_header_tells_layers_apart() -> None:
         ({"factors": [1.0, 8.0] + [1e30] * 14}, "rope_freqs.weight does not say which of a head's first pairs turn"),
         ({"factors": [1e30, 1.0] + [1e30] * 14}, "rope_freqs.weight does not say which"),
         ({"factors": [1.0] * 8}, "rope_freqs.weight does not say which"),
+        (
+            {"attention.shared_kv_layers": -(2**40), "feed_forward_length": array("i", [96, 96, 192])},
+            r"feed_forward_length is \[96, 96, 192\]",
+        ),
         ({"expert_count": 8}, "gemma4.expert_used_count is missing; supported is one whole number"),
     ],
 )

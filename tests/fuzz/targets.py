@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from fuzz import byte_level_folders, http_bodies, packages, sentencepiece_models
+from fuzz import byte_level_folders, gguf_families, http_bodies, packages, sentencepiece_models
 from fuzz.mutations import mutate_bytes, mutate_json, mutate_template
 from mlx_folder import pack_folder
 
@@ -431,6 +431,10 @@ TARGETS: dict[str, Target] = {
     "families": Target(
         file="config.json", prepare=_family_seeds, mutate=mutate_json, read=_read_family, count=1_000,
         long_count=100_000,
+    ),
+    "gguf-families": Target(
+        file="metadata.json", prepare=gguf_families.metadata_of_families, mutate=mutate_json,
+        read=gguf_families.read_metadata, count=3_000, long_count=1_000_000,
     ),
     "manifest": Target(
         file="edgelm.json", prepare=lambda folder: _tiny_package(folder, "edgelm.json"), mutate=mutate_json,

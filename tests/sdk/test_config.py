@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from model_features import LINEAR
 
+from edgelm.architecture.hf_config import hf_config
 from edgelm.config import NORMS, SECTION, ModelConfig
 from edgelm.errors import ConfigError
 from edgelm.rope_scaling import RopeScaling
@@ -73,6 +74,12 @@ LARGE = {
     "bos_token_id": 1,
     "eos_token_ids": (2, 7),
 }
+
+
+@pytest.mark.parametrize("scale", [1e-300, 0.9, 2.0, 1e30])
+def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) -> None:
+    values = hf_config(replace(CONFIG, attention_multiplier=scale))
+    assert (values["model_type"], values["attention_multiplier"]) == ("granite", scale)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,9 @@ def _gguf_alphas(header: GGUFHeader) -> dict[str, NDArray[np.float32]]:
         factors = header.metadata.get(key)
         if not isinstance(factors, array) or len(factors) != layers or layers > MAX_LAYERS:
             raise CheckpointError(f"GGUF metadata: {key} is {factors!r:.80}; it must have a number for each layer.")
-        tensors |= {name.replace("{i}", str(i)): np.array([factor], np.float32) for i, factor in enumerate(factors)}
+        with np.errstate(over="ignore"):  # what is not finite is refused as any weight
+            values = np.asarray(factors, np.float32)
+        tensors |= {name.replace("{i}", str(i)): values[i : i + 1] for i in range(len(values))}
     return tensors
 
 

@@ -212,7 +212,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     heads, is_wide = _gguf_kv_heads(header, kinds), False
     sizes = header.metadata.get("gemma4.feed_forward_length")
     if isinstance(sizes, array) and sizes:
-        own = max(len(kinds) - shared, 0)
+        own = min(max(len(kinds) - shared, 0), len(kinds))
         is_wide = sizes.tolist() == [sizes[0]] * own + [2 * sizes[0]] * (len(kinds) - own) and own < len(kinds)
         header = _with(header, "feed_forward_length", sizes[0] if is_wide else sizes)
     values = gguf_header.to_hf_config(_with(header, "attention.head_count_kv", heads[0]), "gemma4", keys=_GGUF_KEYS)

@@ -89,7 +89,7 @@ def gguf_values(header: GGUFHeader, architecture: str, keys: frozenset[str] = fr
     """Make config.json's values of a header, with the multipliers."""
     values = gguf_header.to_hf_config(header, architecture, keys=keys | frozenset(_MULTIPLIERS.values()))
     for key, name in _MULTIPLIERS.items():
-        default = values["head_dim"] ** -0.5 if key == "attention_multiplier" else 1.0
+        default = max(values["head_dim"], 1) ** -0.5 if key == "attention_multiplier" else 1.0
         values[key] = float32_number(header.metadata, f"{architecture}.{name}", default)
     return values
 

@@ -173,7 +173,8 @@ def rope(values: Mapping[str, Any], context_length: int, *, partial: float | Non
         used |= _yarn_settings(settings)
     if rope_type == "longrope":
         used |= {key: _numbers(settings, key) for key in ("short_factor", "long_factor")}
-        used.setdefault("factor", max(context_length / used["original_max_position_embeddings"], 1.0))
+        original = max(used["original_max_position_embeddings"], 1)
+        used.setdefault("factor", max(context_length / original, 1.0))
     return {
         "max_position_embeddings": context_length,
         "rope_theta": number(settings, "rope_theta", number(values, "rope_theta", 10000.0)),

@@ -158,9 +158,14 @@ def _granite(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+_SMALLEST_SCALE = 2.0**-16  # of a query_pre_attn_scalar that is a whole number of 32 bits
+
+
 def _is_gemma(config: ModelConfig) -> bool:
-    whole_scalar = abs(round(config.attention_scale**-2) ** -0.5 - config.attention_scale) < 1e-12
-    return _one_switch(config) and whole_scalar and config.embedding_multiplier == config.hidden_size**0.5
+    scale = config.attention_scale
+    scalar = round(scale**-2) if _SMALLEST_SCALE <= scale <= 1 else 0
+    has_scalar = scalar > 0 and abs(scalar**-0.5 - scale) < 1e-12
+    return _one_switch(config) and has_scalar and config.embedding_multiplier == config.hidden_size**0.5
 
 
 def _gemma(config: ModelConfig) -> dict[str, Any]:

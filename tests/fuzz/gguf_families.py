@@ -1,0 +1,62 @@
+"""The metadata of a GGUF file of each family, as JSON: what is fuzzed are the keys that its row reads."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
+from edgelm_export.architectures.architecture import GGUFHeader
+from edgelm_export.architectures.gguf_header import under_own_name
+from edgelm_export.checkpoint_folder import read_json_object
+
+_SHAPES = {"token_embd.weight": (320, 64)}
+_SIZES = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 1024, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+def metadata_of_families(_folder: Path) -> list[bytes]:
+    """Return what llama.cpp's converter writes of each family, of the keys that begin with its name."""
+    import gguf
+    from family_models import GGUF_MODELS
+    from gguf_converter import add_config
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    seeds = []
+    for model_type, architecture, changes in GGUF_MODELS.values():
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **_SIZES | changes))
+        writer = gguf.GGUFWriter(None, architecture)
+        add_config(writer, model, architecture)
+        seeds.append(json.dumps({key: value.value for key, value in writer.kv_data[0].items()}).encode())
+    return seeds
+
+
+def read_metadata(folder: Path) -> None:
+    """Read the config of such a file."""
+    metadata = _as_in_a_file(read_json_object(folder, "metadata.json"))
+    _, family = gguf_architecture_of(metadata, folder)
+    header = GGUFHeader(metadata=under_own_name(metadata, family.architecture), shapes=_SHAPES, rope_factors={})
+    family.computed(header)
+    values = family.to_hf_config(header)
+    ARCHITECTURES[values["model_type"]].to_model_config(values)
+
+
+def _as_in_a_file(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give lists the types that they have in a file, and leave out what a file cannot hold."""
+    return {key: held for key, value in values.items() if (held := _held(value)) is not None}
+
+
+def _held(value: object) -> object:
+    """Return a value as a file holds it; None where it cannot."""
+    each = value if isinstance(value, list) else [value]
+    kinds = set(map(type, each))
+    if len(kinds) > 1 or not kinds <= {bool, int, float, str}:
+        return None
+    if kinds == {int} and not all(-(2**63) <= number < 2**63 for number in each):
+        return None
+    return array("q" if kinds == {int} else "d", value) if isinstance(value, list) and kinds <= {int, float} else value
