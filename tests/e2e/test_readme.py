@@ -60,8 +60,8 @@ def test_the_commands_run_in_the_order_in_which_they_stand(tmp_path: Path) -> No
     bin_folder = Path(sys.executable).parent
     environment = {
         **os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
-        # A step is 4,096 tokens else, and an evaluation 32,768: a minute of processor time in all.
-        "EDGELM_TRAIN_GLOBAL_BATCH_SIZE": "1", "EDGELM_TRAIN_EVAL_ROWS": "4",
+        # A step is 4,096 tokens else, and an evaluation 32,768: more than a minute of processor time in all.
+        "EDGELM_TRAIN_GLOBAL_BATCH_SIZE": "1", "EDGELM_TRAIN_EVAL_ROWS": "4", "EDGELM_TRAIN_SEQUENCE_LENGTH": "128",
     }  # fmt: skip
     for command in commands:
         done = subprocess.run(
