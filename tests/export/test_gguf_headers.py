@@ -268,12 +268,18 @@ def test_an_apertus_has_the_factors_of_its_activation_for_each_layer(factors: ob
             "head_dim is 0; it must be a whole number of 1 or more",
         ),
         ("exaone4", {"block_count": 2**31}, "num_hidden_layers is 2147483648; it must be from 1 to 4096"),
+        (
+            "nemotron_h",
+            {"block_count": 5000, "feed_forward_length": array("i", [96] * 5000)},
+            "nemotron_h.block_count is 5000; at most 4096 are supported",
+        ),
     ],
 )  # fmt: skip
 def test_sizes_that_no_model_has_are_refused_before_anything_is_made_of_them(
     family: str, changes: dict[str, Any], message: str
 ) -> None:
     name = ARCHITECTURES[family].gguf.architecture
-    values = family_config(family, {f"{name}.{key}": value for key, value in changes.items()})
     with pytest.raises((CheckpointError, ConfigError), match=message):
-        ARCHITECTURES[family].to_model_config(values)
+        ARCHITECTURES[family].to_model_config(
+            family_config(family, {f"{name}.{key}": value for key, value in changes.items()})
+        )

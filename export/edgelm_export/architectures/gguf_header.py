@@ -35,8 +35,8 @@ _OF_IMAGES = frozenset({"rope.dimension_sections", "n_deepstack_layers"})
 def under_own_name(metadata: Mapping[str, Any], architecture: str) -> Mapping[str, Any]:
     """Return the metadata of a file with the keys of its family, which llama.cpp calls `architecture`.
 
-    A model that also reads images has other keys, of which those that are of text are kept: a position has three
-    numbers in models that also read images, which are the same without one: rope as it is.
+    A model that also reads images has its own name before its keys. Those of text are kept; the sections of rope are
+    not: of a text the three numbers of a position are one and the same, so it turns as any other.
     """
     prefix = f"{metadata['general.architecture']}."
     if prefix == f"{architecture}.":
@@ -64,12 +64,16 @@ def by_layer(
     Returns the header with that size for all, as `to_hf_config` reads it, and the list.
 
     Raises:
-        CheckpointError: the file lists it for more layers, or for fewer, than it has.
+        CheckpointError: the file has more layers than are supported, or lists the size for more or fewer than it has.
     """
     key, layers = f"{architecture}.{key}", whole_number(header.metadata, f"{architecture}.block_count")
+    if layers > MAX_LAYERS:
+        raise CheckpointError(
+            f"GGUF metadata: {architecture}.block_count is {layers}; at most {MAX_LAYERS} are supported."
+        )
     sizes = header.metadata.get(key)
     if not isinstance(sizes, array):
-        return header, [whole_number(header.metadata, key, 1)] * min(layers, MAX_LAYERS)
+        return header, [whole_number(header.metadata, key, 1)] * layers
     if len(sizes) != layers:
         raise CheckpointError(f"GGUF metadata: {key} has {len(sizes)} entries; the model has {layers} layers.")
     counts = set(sizes) - {0}

@@ -138,7 +138,8 @@ def _expert_fields(values: Mapping[str, Any], kinds: list[str]) -> dict[str, Any
     }
 
 
-def _gguf_to_hf_config(header: GGUFHeader, name: str = "nemotron_h") -> dict[str, Any]:
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    name = "nemotron_h"
     header, of_mamba = mamba2.gguf_values(header, name)
     header, sizes = gguf_header.by_layer(header, name, "feed_forward_length")
     metadata, mixing = header.metadata, of_mamba.pop("layer_types")
