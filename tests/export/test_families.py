@@ -10,7 +10,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from family_models import GGUF_MODELS, GPT_OSS, MODELS
+from family_models import GPT_OSS, MODELS
+from gguf_models import GGUF_MODELS
 from gradient_check import check_gradients, gradients_of
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel

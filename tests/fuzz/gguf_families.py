@@ -23,8 +23,8 @@ _SIZES = {
 def metadata_of_families(_folder: Path) -> list[bytes]:
     """Return what llama.cpp's converter writes of each family, of the keys that begin with its name."""
     import gguf
-    from family_models import GGUF_MODELS
     from gguf_converter import add_config
+    from gguf_models import GGUF_MODELS
     from transformers import AutoConfig, AutoModelForCausalLM
 
     seeds = []
