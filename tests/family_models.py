@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from expert_models import EXPERT_MODELS
 from gguf_converter import CHOICE_BIASES
 from torch import nn
 
@@ -404,6 +405,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe, experts in every second layer": ("qwen3_moe", QWEN3_MOE | {"decoder_sparse_step": 2}),
     "olmoe": ("olmoe", OLMOE),
     "olmoe, weights that sum to one": ("olmoe", OLMOE | {"norm_topk_prob": True, "tie_word_embeddings": False}),
+    **EXPERT_MODELS,
     "gpt_oss": ("gpt_oss", GPT_OSS),
     "gpt_oss, every layer in full, untied": (
         "gpt_oss",

@@ -27,13 +27,15 @@ _GEMMA4_EXPERTS = {
 }  # fmt: skip
 CHOICE_BIASES = ("expert_bias", "e_score_correction_bias")  # buffers of the models of transformers
 _HAVE_HEAD_DIM = (
-    "gemma", "gemma2", "gemma3", "gpt-oss", "qwen3moe", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next",
+    "afmoe", "dots1", "exaone-moe", "gemma", "gemma2", "gemma3", "glm4moe", "gpt-oss", "qwen3moe", "qwen3vlmoe",
+    "qwen35", "qwen35moe", "qwen3next",
     "nemotron_h", "nemotron_h_moe",
 )  # fmt: skip
 _TURN_IN_PART = (
     "chatglm",
     "cohere2",
     "glm4",
+    "glm4moe",
     "gptneox",
     "nemotron",
     "phi2",
@@ -178,6 +180,14 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_expert_shared_count(config.moe_num_shared_experts)
         writer.add_leading_dense_block_count(config.moe_layer_start_index)
         writer.add_interleave_moe_layer_step(config.moe_layer_interval)
+    if architecture in ("afmoe", "dots1", "exaone-moe", "glm4moe"):
+        _add_scored_experts(writer, config)
+    if architecture in ("afmoe", "exaone-moe"):
+        writer.add_sliding_window(config.sliding_window)
+    if architecture == "exaone-moe":
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+        writer.add_expert_shared_feed_forward_length(config.moe_intermediate_size * config.num_shared_experts)
+        writer.add_nextn_predict_layers(0)
     if architecture == "lfm2moe":
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
         writer.add_leading_dense_block_count(config.num_dense_layers)
@@ -227,6 +237,23 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_sliding_window(config.sliding_window)
     if architecture == "phi3":
         writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+
+
+def _add_scored_experts(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    """Write what is said of experts that sigmoids score; Trinity calls some of it by other names."""
+
+    def either(*names: str) -> Any:
+        return next(getattr(config, name) for name in names if hasattr(config, name))
+
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    writer.add_expert_shared_count(either("n_shared_experts", "num_shared_experts"))
+    writer.add_leading_dense_block_count(either("first_k_dense_replace", "num_dense_layers"))
+    writer.add_expert_weights_scale(either("routed_scaling_factor", "route_scale"))
+    writer.add_expert_weights_norm(getattr(config, "norm_topk_prob", True))
+    if hasattr(config, "n_group"):
+        writer.add_expert_group_count(config.n_group)
+        writer.add_expert_group_used_count(config.topk_group)
 
 
 def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from expert_models import AFMOE, DOTS1, EXAONE_MOE, GLM4_MOE
 from family_models import (
     ERNIE4_5_MOE,
     GEMMA4,
@@ -120,6 +121,10 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "arcee": ("arcee", "arcee", {"tie_word_embeddings": False}),
     "ernie4_5": ("ernie4_5", "ernie4_5", {"head_dim": 16}),
     "ernie4_5_moe": ("ernie4_5_moe", "ernie4_5-moe", ERNIE4_5_MOE),
+    "glm4_moe": ("glm4_moe", "glm4moe", GLM4_MOE),
+    "dots1": ("dots1", "dots1", DOTS1),
+    "afmoe": ("afmoe", "afmoe", AFMOE),
+    "exaone_moe": ("exaone_moe", "exaone-moe", EXAONE_MOE),
     "seed_oss": ("seed_oss", "seed_oss", {"head_dim": 32}),
     "gemma": ("gemma", "gemma", {"head_dim": 32}),
     "exaone": ("exaone", "exaone", {"tie_word_embeddings": False}),

@@ -23,6 +23,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "gemma4_text": {"vocab_size_per_layer_input": 320},
     "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention"]},
+    "afmoe": {"attention_bias": False},
+    "dots1": {"moe_intermediate_size": 32, "n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
     "bitnet": {"num_key_value_heads": 4},  # of 20 there, and so the next
     "helium": {"num_key_value_heads": 4},
 }
@@ -126,7 +128,7 @@ def test_absent_values_are_those_of_transformers(name: str) -> None:
         assert getattr(ours, key) == getattr(theirs, key, None)
     windows = getattr(theirs, "layer_types", None) or ["sliding_attention"] * 2
     window = theirs.sliding_window if getattr(theirs, "sliding_window", None) else None
-    if name in ("olmo3", "exaone4"):  # whose window is longer than their context
+    if name in ("olmo3", "exaone4", "exaone_moe"):  # whose window is longer than their context
         assert ours.sliding_window == window
         window = None
     assert [ours.window(layer) for layer in range(2)] == [
@@ -350,6 +352,19 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"hybrid_override_pattern": "M*E", "n_group": 4},
         "n_group is 4; supported is 1",
     ),
+    "groups of experts that sigmoids score": (
+        "glm4_moe",
+        {"n_group": 8, "topk_group": 4},
+        "n_group is 8; supported is 1",
+    ),
+    "groups of Trinity's experts": ("afmoe", {"topk_group": 2}, "topk_group is 2; supported is 1"),
+    "biases of what is gated": ("afmoe", {"attention_bias": True}, "attention_bias is True; supported is False"),
+    "weights as they are": ("afmoe", {"route_norm": False}, "route_norm is False; supported is True"),
+    "windows of no size": (
+        "afmoe",
+        {"sliding_window": None},
+        "layer_types has 'sliding_attention', and sliding_window is",
+    ),
     "another activation of Mamba": (
         "nemotron_h",
         {"hybrid_override_pattern": "M*-", "mamba_hidden_act": "relu"},
@@ -387,6 +402,7 @@ def test_families_with_experts_have_the_defaults_of_transformers() -> None:
         ("mixtral", (8, 2, 96, True)), ("qwen3_moe", (128, 8, 768, False)), ("olmoe", (64, 8, 96, False)),
         ("gpt_oss", (128, 4, 96, True)), ("lfm2_moe", (32, 4, 1792, True)), ("granitemoe", (8, 2, 96, True)),
         ("granitemoeshared", (8, 2, 96, True)), ("ernie4_5_moe", (64, 6, 1536, True)),
+        ("glm4_moe", (128, 8, 1408, True)), ("afmoe", (64, 6, 1408, True)), ("exaone_moe", (64, 8, 1024, True)),
     ):  # fmt: skip
         config = ARCHITECTURES[model_type].to_model_config(expert_values())
         found = (config.num_experts, config.num_experts_per_tok, config.expert_size, config.norm_topk_prob)
@@ -405,6 +421,23 @@ def test_layers_that_guess_one_more_token_ahead_are_passed_over() -> None:
     present = {row.layout.source_name(name): shape for name, shape in config.tensor_shapes().items()}
     guessing = ("mtp_block.0.self_attn.q_proj", "mtp_block.0.mlp.up_proj", "mtp_emb_norm.0", "mtp_linear_proj.0")
     mapped = map_tensors(config, row.layout, present | {f"model.{name}.weight": (1,) for name in guessing}, "here")
+    assert mapped.keys() == config.tensor_shapes().keys()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "names"),
+    [
+        ("glm4_moe", ("model.layers.4.eh_proj.weight", "model.layers.4.mlp.experts.0.up_proj.weight")),
+        ("exaone_moe", ("mtp.fc.weight", "mtp.layers.0.self_attn.q_norm.weight", "mtp.layers.0.mlp.up_proj.weight")),
+    ],
+)
+def test_what_guesses_further_tokens_behind_the_last_layer_is_passed_over(
+    model_type: str, names: tuple[str, ...]
+) -> None:
+    row = ARCHITECTURES[model_type]
+    config = row.to_model_config(expert_values(num_key_value_heads=4))
+    present = {row.layout.source_name(name): shape for name, shape in config.tensor_shapes().items()}
+    mapped = map_tensors(config, row.layout, present | dict.fromkeys(names, (1,)), "here")
     assert mapped.keys() == config.tensor_shapes().keys()
 
 

@@ -234,6 +234,20 @@ FAMILIES: dict[str, tuple[dict[str, Any], Callable[[Tensors], Tensors]]] = {
         {"num_experts": 3, "num_experts_per_tok": 2, "pad_token_id": 0},
         lambda tensors: stacked(tensors, "mlp", {part: part for part in ("gate_proj", "up_proj", "down_proj")}),
     ),
+    "exaone_moe": (
+        {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        lambda tensors: {
+            name.replace("mlp.e_score", "mlp.gate.e_score"): tensor
+            for name, tensor in stacked(tensors, "mlp", {part: part for part in W.values()}).items()
+        },
+    ),
+    "afmoe": (
+        {"head_dim": 16, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        lambda tensors: {
+            name.replace("switch_mlp", "experts"): tensor
+            for name, tensor in stacked(tensors, "mlp", {part: part for part in W.values()}).items()
+        },
+    ),
     "lfm2_moe": (
         {
             "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_dense_layers": 1,

@@ -7,19 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.errors import CheckpointError
+from edgelm_export.architectures.afmoe import AFMOE
 from edgelm_export.architectures.apertus import APERTUS
 from edgelm_export.architectures.arcee import ARCEE
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bart import BART
 from edgelm_export.architectures.bitnet import BITNET
 from edgelm_export.architectures.cohere import COHERE, COHERE2
+from edgelm_export.architectures.dots1 import DOTS1
 from edgelm_export.architectures.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
 from edgelm_export.architectures.exaone import EXAONE, EXAONE4
+from edgelm_export.architectures.exaone_moe import EXAONE_MOE
 from edgelm_export.architectures.gemma import GEMMA
 from edgelm_export.architectures.gemma2 import GEMMA2
 from edgelm_export.architectures.gemma3 import GEMMA3
 from edgelm_export.architectures.gemma4 import GEMMA4
 from edgelm_export.architectures.glm import GLM, GLM4
+from edgelm_export.architectures.glm4_moe import GLM4_MOE
 from edgelm_export.architectures.gpt2 import GPT2
 from edgelm_export.architectures.gpt_neox import GPT_NEOX
 from edgelm_export.architectures.gpt_oss import GPT_OSS
@@ -87,15 +91,18 @@ ARCHITECTURES: dict[str, Architecture] = {
     "granitemoe": GRANITE_MOE,
     "granitemoeshared": GRANITE_MOE_SHARED,
     "granitemoehybrid": GRANITE_HYBRID,  # Granite 4
+    "afmoe": AFMOE,  # Trinity Nano and Mini
     "apertus": APERTUS,
     "arcee": ARCEE,
     "bitnet": BITNET,
     "cohere": COHERE,  # Command R, Aya
     "cohere2": COHERE2,  # Command R7B, Tiny Aya
+    "dots1": DOTS1,
     "ernie4_5": ERNIE4_5,
     "ernie4_5_moe": ERNIE4_5_MOE,
     "exaone": EXAONE,  # EXAONE 3 and 3.5
     "exaone4": EXAONE4,
+    "exaone_moe": EXAONE_MOE,  # K-EXAONE
     "helium": HELIUM,
     "hunyuan_v1_dense": HUNYUAN,
     "internlm3": INTERNLM3,
@@ -106,6 +113,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "starcoder2": STARCODER2,
     "glm": GLM,  # GLM-4-9B, GLM-Edge
     "glm4": GLM4,
+    "glm4_moe": GLM4_MOE,  # GLM-4.5, GLM-4.5-Air, GLM-4.6
     "gpt2": GPT2,
     "gpt_neox": GPT_NEOX,  # and Pythia
     "gpt_oss": GPT_OSS,

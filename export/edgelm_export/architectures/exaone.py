@@ -61,7 +61,8 @@ def _to_model_config_3(values: Mapping[str, Any]) -> ModelConfig:
     return dataclasses.replace(llama.to_model_config(values), model_type="exaone")
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    """Read config.json's values as those of an EXAONE 4."""
     values = {**_DEFAULTS, **values}
     window = hf_values.optional_whole_number(values, "sliding_window")
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
@@ -125,7 +126,7 @@ EXAONE = Architecture(
 )
 EXAONE4 = Architecture(
     model_type="exaone4",
-    to_model_config=_to_model_config,
+    to_model_config=to_model_config,
     gguf=GGUFFamily(
         architecture="exaone4",
         to_hf_config=_gguf_to_hf_config,

@@ -31,6 +31,10 @@ _SHARED = frozenset(
 )  # fmt: skip
 _EXPERTS = frozenset({"num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"})
 _WINDOWS = frozenset({"sliding_window", "layer_types"})
+_SHARED_EXPERTS = _EXPERTS | {
+    "shared_expert_intermediate_size", "layers_without_experts", "routed_scaling_factor",
+}  # fmt: skip
+_SIGMOIDS = {"scoring_func": "sigmoid", "expert_choice_bias": True}
 _BIASES = frozenset({"attention_bias", "attention_output_bias", "mlp_bias"})
 
 
@@ -245,6 +249,23 @@ def _qwen3_moe(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _has_shared_experts(config: ModelConfig) -> bool:
+    """Tell whether a feed-forward as large as some experts stands beside them, behind layers without experts."""
+    dense, shared = config.layers_without_experts, config.shared_expert_intermediate_size or 0
+    return config.num_experts > 0 < shared and shared % config.expert_size == 0 and dense == tuple(range(len(dense)))
+
+
+def _shared_expert_keys(config: ModelConfig) -> dict[str, Any]:
+    return {
+        **_expert_keys(config),
+        "n_routed_experts": config.num_experts,
+        "n_shared_experts": (config.shared_expert_intermediate_size or 0) // config.expert_size,
+        "moe_intermediate_size": config.expert_size,
+        "first_k_dense_replace": len(config.layers_without_experts),
+        "routed_scaling_factor": config.routed_scaling_factor,
+    }
+
+
 _OLMO2 = {"norm_placement": "post", "qk_norm": True, "qk_norm_scope": "projection"}
 _GEMMA = {"norm": "rms_offset", "norm_placement": "both"}
 _GEMMA_FREE = _WINDOWS | {
@@ -285,6 +306,24 @@ _FAMILIES: dict[str, _Family] = {
         free=_EXPERTS | {"layers_without_experts", "sliding_window", "attention_bias", "attention_output_bias"},
         fits=lambda c: _one_switch(c) and c.num_experts > 0,
         keys=_qwen3_moe,
+    ),
+    "glm4_moe": _Family(
+        architecture="Glm4MoeForCausalLM",
+        fixed=_SIGMOIDS,
+        free=_SHARED_EXPERTS | {"qk_norm", "attention_bias", "partial_rotary_factor"},
+        fits=_has_shared_experts,
+        keys=lambda c: {
+            **_shared_expert_keys(c),
+            "use_qk_norm": c.qk_norm,
+            "partial_rotary_factor": c.partial_rotary_factor,
+        },
+    ),
+    "dots1": _Family(
+        architecture="Dots1ForCausalLM",
+        fixed=_SIGMOIDS | {"qk_norm": True},
+        free=_SHARED_EXPERTS | _WINDOWS | {"attention_bias", "attention_output_bias"},
+        fits=lambda c: _one_switch(c) and _has_shared_experts(c),
+        keys=lambda c: {**_shared_expert_keys(c), **_windows(c)},
     ),
     "olmoe": _Family(
         architecture="OlmoeForCausalLM",

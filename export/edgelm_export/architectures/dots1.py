@@ -1,0 +1,59 @@
+"""Rednote's dots.llm1: a Qwen3 with experts behind the first layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama, sigmoid_experts
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key; of experts, it takes none.
+_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 32,
+    "first_k_dense_replace": 0,
+    "sliding_window": 4096,
+    "max_window_layers": 62,
+}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    config = llama.to_model_config(values)
+    window = hf_values.optional_whole_number(values, "sliding_window")
+    first = hf_values.whole_number(values, "max_window_layers")
+    layers = range(config.num_hidden_layers)
+    kinds = ["sliding_attention" if window is not None and layer >= first else "full_attention" for layer in layers]
+    return dataclasses.replace(
+        config,
+        model_type="dots1",
+        qk_norm=True,
+        **hf_values.windows(values, window, kinds),
+        **sigmoid_experts.fields(values, config.num_hidden_layers),
+    )
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, "dots1", keys=sigmoid_experts.GGUF_KEYS)
+    return {
+        "model_type": "dots1",
+        **values,
+        **sigmoid_experts.gguf_values(header, "dots1"),
+        "sliding_window": None,
+    }
+
+
+DOTS1 = Architecture(
+    model_type="dots1",
+    to_model_config=_to_model_config,
+    mlx=TensorLayout(names=experts.MLX_NAMES | experts.mlx_names("model.layers.{i}.mlp.experts")),
+    gguf=GGUFFamily(
+        architecture="dots1",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS),
+        has_experts=True,
+    ),
+)

@@ -1,0 +1,91 @@
+"""K-EXAONE: windows and heads of EXAONE 4, norms before each part, and experts behind the first layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm_export.architectures import exaone, experts, gguf_header, hf_values, llama, sigmoid_experts
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "bos_token_id": 1,
+    "eos_token_id": 53,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 1024,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "num_shared_experts": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+}
+_RENAMED = {"num_experts": "n_routed_experts", "num_shared_experts": "n_shared_experts"}
+_MLP = "model.layers.{i}.mlp"
+_BIAS = f"{_MLP}.gate.e_score_correction_bias"
+_NAMES = {
+    **sigmoid_experts.NAMES,
+    **{name: name for name in llama.GGUF_QK_NORMS},
+    _BIAS: f"{_MLP}.e_score_correction_bias",
+}
+# A layer that guesses one more token ahead, which transformers leaves out too; it has no experts.
+_GUESSING = frozenset(
+    {
+        *(
+            name.replace("model.layers.", "mtp.layers.") + ".weight"
+            for name in llama.GGUF_NAMES | llama.GGUF_QK_NORMS
+            if name.startswith("model.layers.")
+        ),
+        *(f"mtp.{part}.weight" for part in ("fc", "norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")),
+    }
+)
+_WINDOW_KEYS = frozenset({"attention.sliding_window", "attention.sliding_window_pattern"})
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    config = exaone.to_model_config(values)
+    renamed = {theirs: values[ours] for ours, theirs in _RENAMED.items()}
+    fields = sigmoid_experts.fields({**values, **renamed}, config.num_hidden_layers)
+    listed = values.get("mlp_layer_types")
+    if listed is not None:
+        kinds = hf_values.layer_types({"layer_types": listed}) or []
+        fields["layers_without_experts"] = tuple(i for i, kind in enumerate(kinds) if kind == "dense")
+    return dataclasses.replace(config, model_type="exaone_moe", norm_placement="pre", **fields)
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    name = "exaone-moe"
+    values = gguf_header.to_hf_config(header, name, keys=sigmoid_experts.GGUF_KEYS | _WINDOW_KEYS)
+    routed = sigmoid_experts.gguf_values(header, name)
+    pattern = header.metadata.get(f"{name}.attention.sliding_window_pattern")
+    kinds = None
+    if isinstance(pattern, list):
+        layers = max(routed["num_hidden_layers"], 0)
+        kinds = ["sliding_attention" if slides else "full_attention" for slides in pattern[:layers]]
+    return {
+        "model_type": "exaone_moe",
+        **values,
+        **routed,
+        **{ours: routed[theirs] for ours, theirs in _RENAMED.items()},
+        "sliding_window": whole_number(header.metadata, f"{name}.attention.sliding_window"),
+        "layer_types": kinds,
+    }
+
+
+EXAONE_MOE = Architecture(
+    model_type="exaone_moe",
+    to_model_config=_to_model_config,
+    layout=TensorLayout(names=_NAMES, ignored=_GUESSING),
+    mlx=TensorLayout(names=experts.MLX_NAMES),
+    gguf=GGUFFamily(
+        architecture="exaone-moe",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS, has_more_layers=True),
+        has_experts=True,
+    ),
+)
