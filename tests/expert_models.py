@@ -1,4 +1,4 @@
-"""Random models of families with experts that a router scores by sigmoids, in configurations with every feature."""
+"""Random models of further families with experts, in configurations that have every feature of their rows."""
 
 from __future__ import annotations
 
@@ -20,6 +20,21 @@ AFMOE = _EXPERTS | {
 EXAONE_MOE = _EXPERTS | {
     "num_hidden_layers": 4, "num_experts": 6, "sliding_window": 9, "tie_word_embeddings": False,
 }  # fmt: skip
+HUNYUAN_MOE = {"head_dim": 16, "num_experts": 6, "moe_topk": 3, "pad_token_id": 0}
+MELLUM = _EXPERTS | {
+    "num_hidden_layers": 4, "head_dim": 32, "num_experts": 6, "sliding_window": 9, "tie_word_embeddings": False,
+    "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
+}  # fmt: skip
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+def mellum_rope(local_theta: float) -> dict[str, Any]:
+    """Return the two rotations of a Mellum; llama.cpp turns the heads of all layers by one base."""
+    return {
+        "full_attention": _YARN | {"rope_theta": 1e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": local_theta},
+    }
+
 
 EXPERT_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4_moe": ("glm4_moe", GLM4_MOE),
@@ -52,6 +67,35 @@ EXPERT_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         EXAONE_MOE | {
             "num_hidden_layers": 2, "mlp_layer_types": ["sparse", "dense"], "num_shared_experts": 2,
             "layer_types": ["full_attention", "sliding_attention"],
+        },
+    ),
+    "hunyuan_v1_moe": (
+        "hunyuan_v1_moe",
+        HUNYUAN_MOE | {
+            "rope_parameters": {"rope_type": "dynamic", "alpha": 50.0, "factor": 1.0, "rope_theta": 1e3},
+        },
+    ),
+    "hunyuan_v1_moe with biases, untied": (
+        "hunyuan_v1_moe",
+        HUNYUAN_MOE | {"head_dim": 32, "attention_bias": True, "tie_word_embeddings": False},
+    ),
+    "mellum": ("mellum", MELLUM | {"rope_parameters": mellum_rope(1e3)}),
+    "mellum without windows, a dense layer, tied": (
+        "mellum",
+        MELLUM | {
+            "num_hidden_layers": 2, "layer_types": ["full_attention"] * 2, "mlp_layer_types": ["sparse", "dense"],
+            "norm_topk_prob": False, "tie_word_embeddings": True, "attention_bias": True,
+        },
+    ),
+    "flex_olmo": (
+        "flex_olmo",
+        {"num_experts": 6, "num_experts_per_tok": 3, "tie_word_embeddings": False, "pad_token_id": 0},
+    ),
+    "flex_olmo with biases, weights that sum to one": (
+        "flex_olmo",
+        {
+            "num_experts": 5, "num_experts_per_tok": 2, "attention_bias": True, "norm_topk_prob": True,
+            "pad_token_id": 0,
         },
     ),
 }  # fmt: skip

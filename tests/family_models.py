@@ -283,6 +283,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "cohere2",
         {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 9, "attention_bias": True},
     ),
+    "cwm": ("cwm", {"head_dim": 32, "sliding_window": 9, "rope_parameters": LLAMA3 | {"rope_theta": 1e4}}),
+    "jais2": ("jais2", {"tie_word_embeddings": False, "num_key_value_heads": 4}),
+    "jais2 without biases, tied": ("jais2", {"attention_bias": False, "mlp_bias": False, "layer_norm_eps": 1e-3}),
+    "vaultgemma": (
+        "vaultgemma",
+        {"head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 2.0},
+    ),
     "exaone": ("exaone", {"tie_word_embeddings": False}),
     "exaone, llama3, biases": (
         "exaone",

@@ -19,7 +19,9 @@ Array = NDArray[np.float32]
 # Families whose heads llama.cpp turns by neighbouring dimensions.
 _HYBRID = ("granitehybrid", "nemotron_h", "nemotron_h_moe")  # with Mamba 2
 _PAIRED = ("llama", "mistral3", "granite", "granitemoe", *_HYBRID, "smollm3", "arcee", "olmo")
-_LAYER_NORMS = ("command-r", "cohere2", "gpt2", "gptneox", "nemotron", "olmo", "phi2", "stablelm", "starcoder2")
+_LAYER_NORMS = (
+    "command-r", "cohere2", "gpt2", "gptneox", "jais2", "nemotron", "olmo", "phi2", "stablelm", "starcoder2",
+)  # fmt: skip
 # What its converter names by itself: gates and ups stay in one tensor.
 _GEMMA4_EXPERTS = {
     "experts.gate_up_proj": "ffn_gate_up_exps.weight", "experts.down_proj": "ffn_down_exps.weight",
@@ -28,8 +30,7 @@ _GEMMA4_EXPERTS = {
 CHOICE_BIASES = ("expert_bias", "e_score_correction_bias")  # buffers of the models of transformers
 _HAVE_HEAD_DIM = (
     "afmoe", "dots1", "exaone-moe", "gemma", "gemma2", "gemma3", "glm4moe", "gpt-oss", "qwen3moe", "qwen3vlmoe",
-    "qwen35", "qwen35moe", "qwen3next",
-    "nemotron_h", "nemotron_h_moe",
+    "mellum", "qwen35", "qwen35moe", "qwen3next", "nemotron_h", "nemotron_h_moe",
 )  # fmt: skip
 _TURN_IN_PART = (
     "chatglm",
@@ -159,7 +160,15 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_rope_dimension_sections([3, 3, 2, 0])
     if architecture in ("qwen3vl", "qwen3vlmoe"):
         writer.add_num_deepstack_layers(1)
-    if architecture in ("qwen3moe", "qwen3vlmoe"):
+    if architecture == "hunyuan-moe":
+        writer.add_expert_feed_forward_length(config.intermediate_size)
+        writer.add_expert_shared_feed_forward_length(config.intermediate_size)
+        writer.add_expert_shared_count(1)
+    if architecture == "mellum":
+        writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+    if architecture in ("mellum", "qwen3moe", "qwen3vlmoe"):
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if architecture in ("qwen2moe", "qwen35moe", "qwen3next"):
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
@@ -260,6 +269,7 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
     """Return the tensors of a model under llama.cpp's names."""
     # The model's own family knows all of its tensors, whatever the file is to be called.
     known = gguf.MODEL_ARCH_NAMES.values()
+    architecture = "qwen3moe" if architecture == "mellum" else architecture  # which this gguf package does not know
     own = (
         model.config.model_type if model.config.model_type in known and "nemotron" not in architecture else architecture
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from expert_models import AFMOE, DOTS1, EXAONE_MOE, GLM4_MOE
+from expert_models import AFMOE, DOTS1, EXAONE_MOE, GLM4_MOE, HUNYUAN_MOE, MELLUM, mellum_rope
 from family_models import (
     ERNIE4_5_MOE,
     GEMMA4,
@@ -125,6 +125,9 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dots1": ("dots1", "dots1", DOTS1),
     "afmoe": ("afmoe", "afmoe", AFMOE),
     "exaone_moe": ("exaone_moe", "exaone-moe", EXAONE_MOE),
+    "hunyuan_v1_moe": ("hunyuan_v1_moe", "hunyuan-moe", HUNYUAN_MOE),
+    "mellum": ("mellum", "mellum", MELLUM | {"rope_parameters": mellum_rope(1e5)}),
+    "jais2": ("jais2", "jais2", {"tie_word_embeddings": False, "num_key_value_heads": 4}),
     "seed_oss": ("seed_oss", "seed_oss", {"head_dim": 32}),
     "gemma": ("gemma", "gemma", {"head_dim": 32}),
     "exaone": ("exaone", "exaone", {"tie_word_embeddings": False}),

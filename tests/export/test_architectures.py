@@ -315,6 +315,18 @@ def test_a_feature_that_only_some_of_a_family_have_is_refused_by_name(
         ("gemma3_text", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping", None),  # as transformers computes
         ("hunyuan_v1_dense", {"use_qk_norm": False}, "qk_norm", False),
         ("exaone", {"num_hidden_layers": None, "num_layers": 3, "num_key_value_heads": 4}, "num_hidden_layers", 3),
+        (
+            "hunyuan_v1_moe",
+            {
+                "num_experts": 64,
+                "moe_topk": [8, 8],
+                "moe_intermediate_size": [48, 48],
+                "num_shared_expert": [2, 2],
+                "num_key_value_heads": 4,
+            },
+            "shared_expert_intermediate_size",
+            192,
+        ),
         ("t5", {"n_positions": 99}, "max_position_embeddings", 99),
         ("t5", {"layer_norm_epsilon": 1e-3}, "norm_eps", 1e-3),
         ("t5", {"d_ff": None}, "intermediate_size", 2048),
@@ -364,6 +376,17 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         "afmoe",
         {"sliding_window": None},
         "layer_types has 'sliding_attention', and sliding_window is",
+    ),
+    "windows of no size in a Mellum": (
+        "mellum",
+        {"sliding_window": None, "layer_types": ["sliding_attention", "full_attention"] * 2},
+        "layer_types has 'sliding_attention', and sliding_window is null",
+    ),
+    "keys of other layers in a Hunyuan": ("hunyuan_v1_moe", {"use_cla": True}, "use_cla is True; supported is False"),
+    "other numbers of experts in each layer": (
+        "hunyuan_v1_moe",
+        {"num_experts": 4, "moe_topk": [1, 2, 1, 2]},
+        r"moe_topk is \[1, 2, 1, 2\]; supported is one number for all layers",
     ),
     "another activation of Mamba": (
         "nemotron_h",

@@ -93,6 +93,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "attention_output_bias": True,
     },
     "olmo": {"norm": "layer_plain"},
+    "jais2": {"norm": "layer", "mlp_gated": False, "hidden_act": "relu2", "mlp_bias": True, "head_dim": 6},
     "bitnet": {"sub_norms": True, "head_dim": 6, "hidden_act": "relu2"},
     "seed_oss": {"attention_bias": True, "mlp_bias": True},
     "seed_oss, a bias of o alone": {"attention_output_bias": True},
@@ -123,6 +124,13 @@ EXPERTS: dict[str, dict[str, Any]] = {
     "olmoe": {
         "qk_norm": True, "qk_norm_scope": "projection", "head_dim": 6, "num_experts": 4, "num_experts_per_tok": 2,
         "norm_topk_prob": False,
+    },
+    "flex_olmo": OLMO2
+    | {"head_dim": 6, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False},
+    "mellum": TWO_ROTATIONS
+    | {
+        "qk_norm": True, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
+        "rope_scaling": RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=32),
     },
     "glm4_moe": SIGMOIDS | {
         "qk_norm": True, "num_hidden_layers": 3, "layers_without_experts": (0,), "partial_rotary_factor": 0.6,

@@ -14,10 +14,12 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bart import BART
 from edgelm_export.architectures.bitnet import BITNET
 from edgelm_export.architectures.cohere import COHERE, COHERE2
+from edgelm_export.architectures.cwm import CWM
 from edgelm_export.architectures.dots1 import DOTS1
 from edgelm_export.architectures.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
 from edgelm_export.architectures.exaone import EXAONE, EXAONE4
 from edgelm_export.architectures.exaone_moe import EXAONE_MOE
+from edgelm_export.architectures.flex_olmo import FLEX_OLMO
 from edgelm_export.architectures.gemma import GEMMA
 from edgelm_export.architectures.gemma2 import GEMMA2
 from edgelm_export.architectures.gemma3 import GEMMA3
@@ -30,13 +32,15 @@ from edgelm_export.architectures.gpt_oss import GPT_OSS
 from edgelm_export.architectures.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED
 from edgelm_export.architectures.granite_hybrid import GRANITE_HYBRID
 from edgelm_export.architectures.helium import HELIUM
-from edgelm_export.architectures.hunyuan import HUNYUAN
+from edgelm_export.architectures.hunyuan import HUNYUAN, HUNYUAN_MOE
 from edgelm_export.architectures.internlm3 import INTERNLM3
+from edgelm_export.architectures.jais2 import JAIS2
 from edgelm_export.architectures.lfm2 import LFM2, LFM2_MOE
 from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.architectures.m2m_100 import M2M_100
 from edgelm_export.architectures.marian import MARIAN
 from edgelm_export.architectures.mbart import MBART
+from edgelm_export.architectures.mellum import MELLUM
 from edgelm_export.architectures.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from edgelm_export.architectures.mixtral import MIXTRAL
 from edgelm_export.architectures.nanochat import NANOCHAT
@@ -60,6 +64,7 @@ from edgelm_export.architectures.smollm3 import SMOLLM3
 from edgelm_export.architectures.stablelm import STABLELM
 from edgelm_export.architectures.starcoder2 import STARCODER2
 from edgelm_export.architectures.t5 import T5
+from edgelm_export.architectures.vaultgemma import VAULTGEMMA
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": LLAMA,  # Llama 1 to 3, SmolLM2, TinyLlama
@@ -79,6 +84,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
     "gemma4_text": GEMMA4,
+    "vaultgemma": VAULTGEMMA,
     "phi": PHI,  # Phi-1 to Phi-2
     "phi3": PHI3,  # Phi-3, Phi-3.5, Phi-4-mini
     "nemotron": NEMOTRON,  # and Minitron
@@ -87,6 +93,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmo2": OLMO2,
     "olmo3": OLMO3,
     "olmoe": OLMOE,
+    "flex_olmo": FLEX_OLMO,
     "granite": GRANITE,  # Granite 3
     "granitemoe": GRANITE_MOE,
     "granitemoeshared": GRANITE_MOE_SHARED,
@@ -97,6 +104,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bitnet": BITNET,
     "cohere": COHERE,  # Command R, Aya
     "cohere2": COHERE2,  # Command R7B, Tiny Aya
+    "cwm": CWM,
     "dots1": DOTS1,
     "ernie4_5": ERNIE4_5,
     "ernie4_5_moe": ERNIE4_5_MOE,
@@ -105,9 +113,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "exaone_moe": EXAONE_MOE,  # K-EXAONE
     "helium": HELIUM,
     "hunyuan_v1_dense": HUNYUAN,
+    "hunyuan_v1_moe": HUNYUAN_MOE,  # A13B
     "internlm3": INTERNLM3,
+    "jais2": JAIS2,
     "lfm2": LFM2,
     "lfm2_moe": LFM2_MOE,  # LFM2-8B-A1B
+    "mellum": MELLUM,  # Mellum 2
     "seed_oss": SEED_OSS,
     "stablelm": STABLELM,
     "starcoder2": STARCODER2,

@@ -32,17 +32,6 @@ _NAMES = {
     **{name: name for name in llama.GGUF_QK_NORMS},
     _BIAS: f"{_MLP}.e_score_correction_bias",
 }
-# A layer that guesses one more token ahead, which transformers leaves out too; it has no experts.
-_GUESSING = frozenset(
-    {
-        *(
-            name.replace("model.layers.", "mtp.layers.") + ".weight"
-            for name in llama.GGUF_NAMES | llama.GGUF_QK_NORMS
-            if name.startswith("model.layers.")
-        ),
-        *(f"mtp.{part}.weight" for part in ("fc", "norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")),
-    }
-)
 _WINDOW_KEYS = frozenset({"attention.sliding_window", "attention.sliding_window_pattern"})
 
 
@@ -80,7 +69,8 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 EXAONE_MOE = Architecture(
     model_type="exaone_moe",
     to_model_config=_to_model_config,
-    layout=TensorLayout(names=_NAMES, ignored=_GUESSING),
+    # A layer that guesses one more token ahead has no experts; transformers leaves it out too.
+    layout=TensorLayout(names=_NAMES, ignored=experts.guessing_names(llama.GGUF_NAMES | llama.GGUF_QK_NORMS)),
     mlx=TensorLayout(names=experts.MLX_NAMES),
     gguf=GGUFFamily(
         architecture="exaone-moe",

@@ -1,4 +1,7 @@
-"""Tencent's Hunyuan, the dense models: a Llama that norms each query and key head behind the rotation."""
+"""Tencent's Hunyuan: a Llama that norms each query and key head behind the rotation.
+
+That of 80B (A13B, model_type hunyuan_v1_moe) has experts in every layer, beside a shared one.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
@@ -19,6 +23,17 @@ _NAMES = {name: name for name in llama.GGUF_NAMES} | {
     "model.layers.{i}.self_attn.q_norm": "model.layers.{i}.self_attn.query_layernorm",
     "model.layers.{i}.self_attn.k_norm": "model.layers.{i}.self_attn.key_layernorm",
 }
+_MLP = "model.layers.{i}.mlp"
+_PARTS = ("gate_proj", "up_proj", "down_proj")
+_MOE_NAMES = {
+    **{name: source for name, source in _NAMES.items() if ".mlp." not in name},
+    f"{_MLP}.gate": f"{_MLP}.gate.wg",
+    **{f"{_MLP}.experts.{{e}}.{part}": f"{_MLP}.experts.{{e}}.{part}" for part in _PARTS},
+    **{f"{_MLP}.shared_experts.{part}": f"{_MLP}.shared_mlp.{part}" for part in _PARTS},
+}
+# What the models' own code lets a config say, and transformers does not read.
+_FIXED: Mapping[str, Any] = {"use_cla": False, "moe_layer_num_skipped": 0, "use_mixed_mlp_moe": True}
+_GGUF_MOE_KEYS = experts.GGUF_KEYS | {"expert_shared_count", "expert_shared_feed_forward_length"}
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -31,6 +46,32 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
         qk_norm=hf_values.flag({"use_qk_norm": True, **values}, "use_qk_norm"),
         qk_norm_scope="turned_head",
     )
+
+
+def _to_moe_config(values: Mapping[str, Any]) -> ModelConfig:
+    for key, supported in _FIXED.items():
+        if values.get(key, supported) != supported:
+            raise CheckpointError(f"config.json: {key} is {values[key]!r:.60}; supported is {supported!r}.")
+    # All but the first may be a list of each layer's.
+    sizes = {"intermediate_size": hf_values.whole_number(values, "intermediate_size"), "num_experts": 1, "moe_topk": 1}
+    sizes |= {"moe_intermediate_size": sizes["intermediate_size"], "num_shared_expert": 1}
+    sizes |= {key: _of_every_layer(values, key, default) for key, default in sizes.items()}
+    return dataclasses.replace(
+        _to_model_config({**values, **sizes}),
+        model_type="hunyuan_v1_moe",
+        moe_intermediate_size=sizes["moe_intermediate_size"],
+        shared_expert_intermediate_size=sizes["intermediate_size"] * sizes["num_shared_expert"],
+        **experts.expert_fields(sizes, "num_experts", "moe_topk"),
+    )
+
+
+def _of_every_layer(values: Mapping[str, Any], key: str, default: int) -> int:
+    listed = values.get(key)
+    if not isinstance(listed, list):
+        return hf_values.whole_number(values, key, default)
+    if not listed or any(size != listed[0] for size in listed):
+        raise CheckpointError(f"config.json: {key} is {listed!r:.60}; supported is one number for all layers.")
+    return hf_values.whole_number({key: listed[0]}, key)
 
 
 def _stretched_base(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,6 +98,19 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     return {"model_type": "hunyuan_v1_dense", **values, "attention_bias": "blk.0.attn_q.bias" in header.shapes}
 
 
+def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    name = "hunyuan-moe"
+    values = gguf_header.to_hf_config(header, name, keys=_GGUF_MOE_KEYS)
+    return {
+        "model_type": "hunyuan_v1_moe",
+        **values,
+        **experts.gguf_expert_values(header, name, "num_experts", "moe_topk"),
+        "moe_intermediate_size": whole_number(header.metadata, f"{name}.expert_feed_forward_length"),
+        "num_shared_expert": whole_number(header.metadata, f"{name}.expert_shared_count", 1),
+        "attention_bias": "blk.0.attn_q.bias" in header.shapes,
+    }
+
+
 HUNYUAN = Architecture(
     model_type="hunyuan_v1_dense",
     to_model_config=_to_model_config,
@@ -65,5 +119,17 @@ HUNYUAN = Architecture(
         architecture="hunyuan-dense",
         to_hf_config=_gguf_to_hf_config,
         layout=TensorLayout(names=llama.GGUF_NAMES | llama.GGUF_QK_NORMS),
+    ),
+)
+HUNYUAN_MOE = Architecture(
+    model_type="hunyuan_v1_moe",
+    to_model_config=_to_moe_config,
+    layout=TensorLayout(names=_MOE_NAMES),
+    mlx=TensorLayout(names=_MOE_NAMES | experts.mlx_names(f"{_MLP}.switch_mlp")),
+    gguf=GGUFFamily(
+        architecture="hunyuan-moe",
+        to_hf_config=_moe_gguf_to_hf_config,
+        layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS),
+        has_experts=True,
     ),
 )

@@ -249,6 +249,17 @@ def _qwen3_moe(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _mellum(config: ModelConfig) -> dict[str, Any]:
+    return {
+        **_expert_keys(config),
+        **_olmo3(config),
+        "moe_intermediate_size": config.expert_size,
+        "mlp_layer_types": [
+            "sparse" if config.has_experts(layer) else "dense" for layer in range(config.num_hidden_layers)
+        ],
+    }
+
+
 def _has_shared_experts(config: ModelConfig) -> bool:
     """Tell whether a feed-forward as large as some experts stands beside them, behind layers without experts."""
     dense, shared = config.layers_without_experts, config.shared_expert_intermediate_size or 0
@@ -334,6 +345,25 @@ _FAMILIES: dict[str, _Family] = {
         ),
         keys=_expert_keys,
     ),
+    "flex_olmo": _Family(
+        architecture="FlexOlmoForCausalLM",
+        fixed=_OLMO2,
+        free=_EXPERTS | {"attention_bias", "attention_output_bias"},
+        fits=lambda c: (
+            _one_switch(c) and _heads_divide(c) and c.num_experts > 0 and c.expert_size == c.intermediate_size
+        ),
+        keys=_expert_keys,
+    ),
+    "mellum": _Family(
+        architecture="MellumForCausalLM",
+        fixed={"qk_norm": True},
+        free=_EXPERTS
+        | _WINDOWS
+        | {"layers_without_experts", "rope_local_theta", "attention_bias", "attention_output_bias"},
+        fits=lambda c: _one_switch(c) and c.num_experts > 0 and c.rope_local_theta is not None,
+        keys=_mellum,
+        absent=frozenset({"rope_scaling"}),
+    ),
     "smollm3": _Family(
         architecture="SmolLM3ForCausalLM",
         free=_BIASES | _WINDOWS | {"layers_without_rope"},
@@ -416,6 +446,13 @@ _FAMILIES: dict[str, _Family] = {
         free=_BIASES | {"partial_rotary_factor"},
         fits=_one_switch,
         keys=lambda c: {"norm_eps": c.norm_eps, "partial_rotary_factor": c.partial_rotary_factor},
+    ),
+    "jais2": _Family(
+        architecture="Jais2ForCausalLM",
+        fixed={"norm": "layer", "mlp_gated": False},
+        free=_BIASES,
+        fits=lambda c: _one_switch(c) and _heads_divide(c),
+        keys=lambda c: {"layer_norm_eps": c.norm_eps},
     ),
     "olmo": _Family(
         architecture="OlmoForCausalLM",

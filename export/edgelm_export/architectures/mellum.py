@@ -1,0 +1,97 @@
+"""JetBrains' Mellum 2: a Qwen3 with experts of which some layers attend in a window, and turn their heads otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import MAX_LAYERS, ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import experts, gemma3, gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import float32_number, whole_number
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "sliding_window": 1024,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 896,
+    "norm_topk_prob": True,
+    "rope_theta": 5e5,
+    "rope_local_base_freq": 1e4,
+}
+_GGUF_KEYS = experts.GGUF_KEYS | {
+    "attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa",
+}  # fmt: skip
+_PATTERN = 4  # of these, the last layer sees all, where a file does not list them
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    values |= gemma3.rotations(values, _DEFAULTS["rope_theta"], _DEFAULTS["rope_local_base_freq"])
+    layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
+    kinds = hf_values.layer_types(values) or ["full_attention"] * layers
+    window = hf_values.optional_whole_number(values, "sliding_window")
+    if window is None and "sliding_attention" in kinds:
+        raise CheckpointError("config.json: layer_types has 'sliding_attention', and sliding_window is null.")
+    listed = hf_values.layer_types({"layer_types": values.get("mlp_layer_types")}) or []
+    windows = hf_values.windows(values, window, kinds)
+    return dataclasses.replace(
+        llama.to_model_config(values | {"mlp_bias": False}),
+        model_type="mellum",
+        qk_norm=True,
+        rope_local_theta=hf_values.number(values, "rope_local_base_freq", 1e4) if windows else None,
+        layers_without_experts=tuple(layer for layer, kind in enumerate(listed) if kind == "dense"),
+        moe_intermediate_size=hf_values.whole_number(values, "moe_intermediate_size"),
+        norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
+        **windows,
+        **experts.expert_fields(values, "num_local_experts" if "num_local_experts" in values else "num_experts"),
+    )
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    metadata = header.metadata
+    values = gguf_header.to_hf_config(header, "mellum", keys=_GGUF_KEYS)
+    theta = values.pop("rope_theta")
+    local = float32_number(metadata, "mellum.rope.freq_base_swa", theta)
+    every = {"rope_theta": theta, **(values.pop("rope_scaling") or {"rope_type": "default"})}
+    window = whole_number(metadata, "mellum.attention.sliding_window", 0)
+    layers = max(min(values["num_hidden_layers"], MAX_LAYERS), 0)
+    pattern = metadata.get("mellum.attention.sliding_window_pattern")
+    kinds = hf_values.last_sees_all(layers, _PATTERN)
+    if isinstance(pattern, list):
+        kinds = ["sliding_attention" if slides else "full_attention" for slides in pattern]
+    return {
+        "architectures": ["MellumForCausalLM"],
+        "model_type": "mellum",
+        **values,
+        **experts.gguf_expert_values(header, "mellum", "num_experts"),
+        "moe_intermediate_size": whole_number(metadata, "mellum.expert_feed_forward_length"),
+        "sliding_window": window or None,
+        "layer_types": kinds if window else None,
+        "rope_parameters": {
+            "full_attention": every,
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
+        },
+    }
+
+
+MELLUM = Architecture(
+    model_type="mellum",
+    to_model_config=_to_model_config,
+    # transformers leaves the layer that guesses one more token ahead out too.
+    layout=TensorLayout(ignored=experts.guessing_names(experts.GGUF_NAMES | llama.GGUF_QK_NORMS)),
+    mlx=TensorLayout(names=experts.MLX_NAMES),
+    gguf=GGUFFamily(
+        architecture="mellum",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS),
+        has_experts=True,
+    ),
+)

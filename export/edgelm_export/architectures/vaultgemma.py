@@ -1,0 +1,26 @@
+"""VaultGemma: a Gemma 2 whose norms stand before each part alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm_export.architectures import gemma2, llama
+from edgelm_export.architectures.architecture import Architecture
+from edgelm_export.tensor_map import TensorLayout
+
+_NAMES = {name: name for name in llama.GGUF_NAMES} | {
+    "model.layers.{i}.post_attention_layernorm": "model.layers.{i}.pre_feedforward_layernorm"
+}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    config = gemma2.GEMMA2.to_model_config(values)
+    return dataclasses.replace(config, model_type="vaultgemma", norm_placement="pre")
+
+
+VAULTGEMMA = Architecture(
+    model_type="vaultgemma", to_model_config=_to_model_config, layout=TensorLayout(names=_NAMES), gguf=None
+)
