@@ -25,11 +25,36 @@ _MINICPM5_SPLITS = (r"\p{N}{1,3}", _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}+
 _SEED_SPLIT = _QWEN2_SPLIT.replace(r"[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}\r\n]+")
 _QWEN35_SPLIT = _QWEN2_SPLIT.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
 _DEEPSEEK_CODER_SPLITS = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
+_DEEPSEEK_LLM_SPLITS = (
+    r"[\r\n]",
+    r"\s?[\p{Lu}\p{Ll}\p{Lt}]+",
+    r"\s?[!-/:-~！-／：-～‘-‟\u3000-。]+",
+    r"\s+$",
+    "[一-龥ࠀ-一가-퟿]+",
+    r"\p{N}+",
+)
 _DEEPSEEK_V3_SPLITS = (
     r"\p{N}{1,3}",
     "[一-龥぀-ゟ゠-ヿ]+",
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+# Trinity counts a number's groups of three digits from its end, and takes texts of Asian scripts out.
+_AFMOE_SPLITS = (
+    r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
+    "[一-鿿㐀-䶿豈-﫿぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+",
+    _DEEPSEEK_V3_SPLITS[-1],
+)
+# K-EXAONE joins words with single spaces between them.
+_EXAONE_MOE_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+# Jais 2 takes runs of spaces in powers of two.
+_JAIS2_SPLIT = (
+    _LLAMA3_SPLIT.removesuffix(r"|\s+(?!\S)|\s+")
+    + "".join(rf"|\s{{{count}}}(?!\S)" for count in (512, 256, 128, 64, 32, 16, 8, 4, "1,2"))
+    + r"|\s{1}"
 )
 
 
@@ -69,6 +94,9 @@ def _splitting(*regexes: str, **settings: Any) -> PreTokenizer:
     return PreTokenizer(steps=(*map(_split, regexes), _byte_level(use_regex=False)), **settings)
 
 
+_FALCON = PreTokenizer(
+    steps=(_split(r"[\p{P}$+<=>^~|`]+"), _byte_level(use_regex=True), _split("[0-9][0-9][0-9]")),
+)
 _LLAMA3 = _splitting(_LLAMA3_SPLIT, ignore_merges=True, add_bos=True)
 _QWEN2 = _splitting(_QWEN2_SPLIT, normalizer="NFC")
 
@@ -95,6 +123,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "deepseek-r1-qwen": replace(_QWEN2, add_bos=True),
     "stablelm2": _QWEN2,
     "megrez": _QWEN2,
+    "hunyuan": _splitting(_QWEN2_SPLIT),  # Hunyuan-A13B's
     "qwen35": _splitting(_QWEN35_SPLIT, normalizer="NFC"),
     "seed-coder": _splitting(_SEED_SPLIT),
     "gpt-4o": _splitting(_GPT4O_SPLIT),  # GPT-OSS's and Phi-4-mini's
@@ -105,12 +134,18 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "command-r": replace(_STARCODER, normalizer="NFC", add_bos=True),  # Cohere's, Aya's
     "exaone": _STARCODER,  # EXAONE 3's
     "minerva-7b": _STARCODER,
+    "mellum2": _STARCODER,
     "tiny_aya": _splitting(*_AYA_SPLITS),
     "deepseek-coder": _splitting(*_DEEPSEEK_CODER_SPLITS),
+    "deepseek-llm": _splitting(*_DEEPSEEK_LLM_SPLITS),
     "deepseek-v3": _splitting(*_DEEPSEEK_V3_SPLITS),
     "hunyuan-dense": _splitting(*_DEEPSEEK_V3_SPLITS),
     "minicpm5": _splitting(*_MINICPM5_SPLITS, ignore_merges=True),
     "glm4": _splitting(_LLAMA3_SPLIT, ignore_merges=True),  # as llama.cpp splits for it
+    "afmoe": _splitting(*_AFMOE_SPLITS),  # as llama.cpp splits for it, and for the next two
+    "exaone-moe": _splitting(_EXAONE_MOE_SPLIT),
+    "jais-2": _splitting(_JAIS2_SPLIT),
+    "falcon": _FALCON,
     "chatglm-bpe": _splitting(_LLAMA3_SPLIT),
 }
 
