@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from expert_models import EXPERT_MODELS
 from gguf_converter import CHOICE_BIASES
+from older_models import OLDER_MODELS
 from torch import nn
 
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0 + i / 10 for i in range(8)], "long_factor": list(range(1, 9))}
@@ -413,6 +414,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmoe": ("olmoe", OLMOE),
     "olmoe, weights that sum to one": ("olmoe", OLMOE | {"norm_topk_prob": True, "tie_word_embeddings": False}),
     **EXPERT_MODELS,
+    **OLDER_MODELS,
     "gpt_oss": ("gpt_oss", GPT_OSS),
     "gpt_oss, every layer in full, untied": (
         "gpt_oss",

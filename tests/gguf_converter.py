@@ -20,7 +20,8 @@ Array = NDArray[np.float32]
 _HYBRID = ("granitehybrid", "nemotron_h", "nemotron_h_moe")  # with Mamba 2
 _PAIRED = ("llama", "mistral3", "granite", "granitemoe", *_HYBRID, "smollm3", "arcee", "olmo")
 _LAYER_NORMS = (
-    "command-r", "cohere2", "gpt2", "gptneox", "jais2", "nemotron", "olmo", "phi2", "stablelm", "starcoder2",
+    "command-r", "cohere2", "falcon", "gpt2", "gptneox", "jais2", "nemotron", "olmo", "phi2", "stablelm", "starcoder",
+    "starcoder2",
 )  # fmt: skip
 # What its converter names by itself: gates and ups stay in one tensor.
 _GEMMA4_EXPERTS = {
@@ -68,12 +69,13 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
     elif architecture == "lfm2":  # whose config has the size of a feed-forward without a gate
         writer.add_feed_forward_length(model.model.layers[0].feed_forward.w1.out_features)
     else:
-        writer.add_feed_forward_length(getattr(config, "intermediate_size", None) or config.n_inner)
+        sizes = ("ffn_hidden_size", "intermediate_size", "n_inner")
+        writer.add_feed_forward_length(next(size for name in sizes if (size := getattr(config, name, None))))
     writer.add_head_count(config.num_attention_heads)
     if architecture in ("lfm2", "lfm2moe", *_HYBRID):
         writer.add_head_count_kv([config.num_key_value_heads if kind == "full_attention" else 0 for kind in kinds])
     elif architecture not in ("gpt2", "gptneox"):
-        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_head_count_kv(_key_heads(config))
     writer.add_vocab_size(config.vocab_size)
     if architecture in _LAYER_NORMS:
         names = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
@@ -90,7 +92,9 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
         writer.add_value_length(head_dim)
     settings: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     settings = settings.get("full_attention", settings)
-    if architecture not in ("gpt2", "gemma", "gemma2", "nemotron_h", "nemotron_h_moe"):
+    if architecture not in (
+        "falcon", "gpt2", "gemma", "gemma2", "nemotron_h", "nemotron_h_moe", "starcoder",
+    ):  # fmt: skip
         writer.add_rope_freq_base(settings["rope_theta"])
     if settings.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
@@ -365,6 +369,10 @@ def _converted(name: str, tensor: Array, config: PreTrainedConfig, architecture:
         return _of_mamba(name.partition(".mamba.")[2], tensor, config.mamba_n_groups)
     if architecture in ("nemotron_h", "nemotron_h_moe") and ".mixer." in name:
         return _of_mamba(name.partition(".mixer.")[2], tensor, config.n_groups)
+    if architecture == "falcon" and "query_key_value" in name:
+        K, sharing = _key_heads(config), config.num_attention_heads // _key_heads(config)
+        groups = np.split(tensor.reshape(K, sharing + 2, _head_dim(config), -1), [sharing, sharing + 1], axis=1)
+        return np.concatenate([part.reshape(-1, tensor.shape[1]) for part in groups])
     if architecture == "gpt2" and tensor.ndim == 2 and ".h." in name:
         return tensor.T  # Conv1D is [in, out]
     if architecture == "gptneox" and "query_key_value" in name:
@@ -411,6 +419,12 @@ def _apart(tensor: Array, config: PreTrainedConfig) -> tuple[Array, Array]:
     apart = np.split(by_head, [X, 2 * X, 2 * X + values // config.linear_num_key_heads], axis=1)
     q, k, v, z = (part.reshape(-1, tensor.shape[1]) for part in apart)
     return np.concatenate([q, k, v]), np.ascontiguousarray(z)
+
+
+def _key_heads(config: PreTrainedConfig) -> int:
+    if getattr(config, "new_decoder_architecture", False):  # Falcon 40B's
+        return config.num_kv_heads
+    return 1 if getattr(config, "multi_query", False) else config.num_key_value_heads
 
 
 def _head_dim(config: PreTrainedConfig) -> int:

@@ -26,6 +26,7 @@ from family_models import (
     QWEN3_MOE,
     ROPES,
 )
+from older_models import FALCON_7B, FALCON_11B, GPT_BIGCODE
 
 # As llama.cpp names and knows them: without biases on Qwen3 and Granite, a Mistral as a Llama, a Gemma whose scores are
 # scaled by its head, a SmolLM3 with every fourth layer without rope.
@@ -189,6 +190,13 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3_moe": ("qwen3_moe", "qwen3moe", QWEN3_MOE | {"norm_topk_prob": True}),
     "olmoe": ("olmoe", "olmoe", OLMOE | {"tie_word_embeddings": False}),
     "gpt_oss": ("gpt_oss", "gpt-oss", GPT_OSS | {"swiglu_limit": 7.0, "tie_word_embeddings": False}),
+    "falcon": ("falcon", "falcon", FALCON_7B | {"max_position_embeddings": 2048}),
+    "falcon, two key heads, untied": (
+        "falcon",
+        "falcon",
+        FALCON_11B | {"max_position_embeddings": 2048, "tie_word_embeddings": False},
+    ),
+    "gpt_bigcode": ("gpt_bigcode", "starcoder", GPT_BIGCODE),
     "gpt2": ("gpt2", "gpt2", {"n_inner": 96}),
     "gpt_neox": ("gpt_neox", "gptneox", {"tie_word_embeddings": False}),
     "gpt_neox, one after the other": (

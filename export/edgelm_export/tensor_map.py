@@ -84,13 +84,13 @@ class TensorLayout:
     what all names begin with, but not in folders of the family's bare model. ignored: names of a source that hold no
     weights. copies: those that have to hold the embedding again. transposed: source stems, or names, whose weights are
     [in, out]. by_head: source stems of fused tensors that hold each head's parts side by side. by_key_head: those of
-    linear attention that hold each key head's. row_orders, column_orders: canonical stems, or names, to names in
-    `ORDERS`. norms_plus_one: the source holds 1 + weight of each norm. negative_exponentials: source names of tensors
-    that hold -exp(x) of our x. rows_before: source stems of tables to how many rows stand before the first.
-    stacks_of_one: source names of tensors with one dimension of 1 in front. ones_elsewhere: source names of tensors
-    whose dimension of 1 may stand in another place than ours, or in none. vectors_in_rows: source names of vectors that
-    stand in several rows there. has_more_layers: behind the config's there may be layers for other uses, which are
-    passed over.
+    linear attention that hold each key head's. by_group: those of attention that hold the query heads of each key head,
+    then that, then its value head. row_orders, column_orders: canonical stems, or names, to names in `ORDERS`.
+    norms_plus_one: the source holds 1 + weight of each norm. negative_exponentials: source names of tensors that hold
+    -exp(x) of our x. rows_before: source stems of tables to how many rows stand before the first. stacks_of_one: source
+    names of tensors with one dimension of 1 in front. ones_elsewhere: source names of tensors whose dimension of 1 may
+    stand in another place than ours, or in none. vectors_in_rows: source names of vectors that stand in several rows
+    there. has_more_layers: behind the config's there may be layers for other uses, which are passed over.
     """
 
     names: Mapping[str, str] | None = None
@@ -100,6 +100,7 @@ class TensorLayout:
     transposed: frozenset[str] = frozenset()
     by_head: frozenset[str] = frozenset()
     by_key_head: frozenset[str] = frozenset()
+    by_group: frozenset[str] = frozenset()
     interleaved: frozenset[str] = frozenset()
     row_orders: Mapping[str, str] = field(default_factory=dict)
     column_orders: Mapping[str, str] = field(default_factory=dict)
@@ -333,11 +334,22 @@ def _rows(
         return slice(number, None, len(names))
     if pattern.rpartition(".")[0] in layout.by_key_head:
         return _by_key_head(config, number, names)
+    if pattern.rpartition(".")[0] in layout.by_group:
+        return _by_group(config, number)
     if pattern.rpartition(".")[0] in layout.by_head:
         heads = np.arange(count // config.head_dim)[:, None] * len(names) + number
         by_head: Rows = (heads * config.head_dim + np.arange(config.head_dim)).reshape(-1)
         return by_head
     return slice(start, start + count) if len(names) > 1 else None
+
+
+def _by_group(config: ModelConfig, number: int) -> Rows:
+    """Find the rows of queries (part 0), keys or values in a tensor that has those of each key head side by side."""
+    groups, H = config.num_key_value_heads, config.head_dim
+    sizes = (config.num_attention_heads // groups * H, H, H)
+    starts = np.arange(groups)[:, None] * sum(sizes) + sum(sizes[:number])
+    rows: Rows = (starts + np.arange(sizes[number])).reshape(-1)
+    return rows
 
 
 def _by_key_head(config: ModelConfig, number: int, names: list[str]) -> Rows:

@@ -103,12 +103,12 @@ def test_absent_values_are_those_of_transformers(name: str) -> None:
     ours = ARCHITECTURES[name].to_model_config(sizes | {"n_embd": 1024, "n_layer": 2, "n_head": 32})
     theirs = AutoConfig.for_model(**sizes)
     theirs.allow_global_per_layer_attribute_access = True
-    assert ours.num_key_value_heads == (getattr(theirs, "num_key_value_heads", None) or 32)
+    assert ours.num_key_value_heads == (1 if name == "falcon" else getattr(theirs, "num_key_value_heads", None) or 32)
     assert ours.head_dim == (getattr(theirs, "head_dim", 32) or 32)
     epsilon = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
     assert ours.norm_eps == next((getattr(theirs, key) for key in epsilon if hasattr(theirs, key)), 1e-5)
     assert ours.max_position_embeddings == theirs.max_position_embeddings
-    if name not in ("gpt2", "nemotron_h"):
+    if name not in ("gpt2", "gpt_bigcode", "nemotron_h"):
         settings = theirs.rope_parameters
         settings = settings.get("full_attention", settings)
         assert ours.rope_theta == settings["rope_theta"]
@@ -121,7 +121,7 @@ def test_absent_values_are_those_of_transformers(name: str) -> None:
     ends = theirs.eos_token_id
     assert ours.eos_token_ids == (tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,))
     assert ours.bos_token_id == theirs.bos_token_id
-    activation = ("hidden_activation", "hidden_act", "activation_function", "mlp_hidden_act")
+    activation = ("hidden_activation", "hidden_act", "activation_function", "mlp_hidden_act", "activation")
     their_activation = next((getattr(theirs, key) for key in activation if hasattr(theirs, key)), "silu")
     assert ours.hidden_act == {"gelu_new": "gelu_pytorch_tanh"}.get(their_activation, their_activation)
     for key in ("final_logit_softcapping", "attn_logit_softcapping"):
@@ -278,6 +278,7 @@ def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], win
         ),
         ("smollm3", {"no_rope_layers": [1]}, r"no_rope_layers is \[1\]; it must have a number for each layer"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True; supported is"),
+        ("falcon", {"alibi": True}, r"alibi is true \(Falcon RW\); supported are positions by rope"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False; supported is True alone"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True; supported is False alone"),
         (

@@ -116,7 +116,7 @@ STORED_OTHERWISE = (
     "phi", "gpt2", "starcoder2", "gpt_neox", "nanochat", "mixtral", "gpt_oss", "lfm2", "lfm2_moe", "hunyuan_v1_dense",
     "granitemoe", "granitemoeshared", "ernie4_5_moe", "apertus",
     "cohere", "cohere2", "glm", "glm4", "nemotron_h", "qwen2_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next",
-    "afmoe", "exaone_moe", "hunyuan_v1_moe", "vaultgemma",
+    "afmoe", "exaone_moe", "hunyuan_v1_moe", "vaultgemma", "falcon", "gpt_bigcode",
 )  # fmt: skip
 NOT_IN_TRANSFORMERS = {
     name
@@ -132,7 +132,10 @@ NOT_IN_TRANSFORMERS = {
         "granitemoehybrid with Mamba",
         "granitemoehybrid with Mamba, groups, experts and rope, untied",
     )
-} - {"glm, all of each head, without biases, tied"}
+} - {
+    "glm, all of each head, without biases, tied",
+    "falcon, one after the other, a key head for each query head, biases",
+}
 
 
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - NOT_IN_TRANSFORMERS))
@@ -145,8 +148,8 @@ def test_an_imported_folder_loads_in_transformers_and_so_does_the_trained_one(
     import_checkpoint(tmp_path / "hf", tmp_path / "ours")
     imported = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     # A Phi-3 comes back as the Llama, or the Mistral, that it is, an ERNIE, a GLM, a Helium and an EXAONE 3 as a Llama,
-    # a Granite 4 as a Granite 3, a Seed-OSS as a Qwen2.
-    another = ("phi3", "ernie4_5", "glm", "helium", "exaone", "granitemoehybrid", "seed_oss")
+    # a Granite 4 as a Granite 3, a Seed-OSS as a Qwen2, a Falcon whose parts are not parallel as a Jais 2.
+    another = ("phi3", "ernie4_5", "glm", "helium", "exaone", "falcon", "granitemoehybrid", "seed_oss")
     assert imported.config.model_type == model_type or model_type in another
     np.testing.assert_allclose(theirs(imported, ids), expected_TV, rtol=0, atol=TOLERANCE)
     imported.save_pretrained(tmp_path / "again")  # which keeps our section, and says nothing else beside it

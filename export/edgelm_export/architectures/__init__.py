@@ -19,6 +19,7 @@ from edgelm_export.architectures.dots1 import DOTS1
 from edgelm_export.architectures.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
 from edgelm_export.architectures.exaone import EXAONE, EXAONE4
 from edgelm_export.architectures.exaone_moe import EXAONE_MOE
+from edgelm_export.architectures.falcon import FALCON
 from edgelm_export.architectures.flex_olmo import FLEX_OLMO
 from edgelm_export.architectures.gemma import GEMMA
 from edgelm_export.architectures.gemma2 import GEMMA2
@@ -27,6 +28,7 @@ from edgelm_export.architectures.gemma4 import GEMMA4
 from edgelm_export.architectures.glm import GLM, GLM4
 from edgelm_export.architectures.glm4_moe import GLM4_MOE
 from edgelm_export.architectures.gpt2 import GPT2
+from edgelm_export.architectures.gpt_bigcode import GPT_BIGCODE
 from edgelm_export.architectures.gpt_neox import GPT_NEOX
 from edgelm_export.architectures.gpt_oss import GPT_OSS
 from edgelm_export.architectures.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED
@@ -111,6 +113,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "exaone": EXAONE,  # EXAONE 3 and 3.5
     "exaone4": EXAONE4,
     "exaone_moe": EXAONE_MOE,  # K-EXAONE
+    "falcon": FALCON,  # 7B, 40B, 2 11B
     "helium": HELIUM,
     "hunyuan_v1_dense": HUNYUAN,
     "hunyuan_v1_moe": HUNYUAN_MOE,  # A13B
@@ -126,6 +129,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "glm4": GLM4,
     "glm4_moe": GLM4_MOE,  # GLM-4.5, GLM-4.5-Air, GLM-4.6
     "gpt2": GPT2,
+    "gpt_bigcode": GPT_BIGCODE,  # StarCoder 1
     "gpt_neox": GPT_NEOX,  # and Pythia
     "gpt_oss": GPT_OSS,
     "nanochat": NANOCHAT,

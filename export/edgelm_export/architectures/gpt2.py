@@ -36,7 +36,7 @@ _RENAMED = {
 _NEUTRAL = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
 _BLOCK = "transformer.h.{i}"
-_NAMES = {
+NAMES = {
     "model.embed_tokens": "transformer.wte",
     "model.embed_positions": "transformer.wpe",
     "model.layers.{i}.input_layernorm": f"{_BLOCK}.ln_1",
@@ -50,9 +50,13 @@ _NAMES = {
     "model.norm": "transformer.ln_f",
     "lm_head": "lm_head",
 }
+GGUF_NAMES = llama.GGUF_NAMES | GGUF_FUSED | {"model.embed_positions": "position_embd"}
+# The causal mask, which older versions of transformers stored.
+MASKS = frozenset({f"{_BLOCK}.attn.bias", f"{_BLOCK}.attn.masked_bias"})
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    """Read config.json's values as those of a GPT-2."""
     values = {**_DEFAULTS, **values}
     for key, neutral in _NEUTRAL.items():
         if values.get(key, neutral) != neutral:
@@ -74,26 +78,30 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "gpt2", norm="layer")
+def gguf_values(header: GGUFHeader, architecture: str) -> dict[str, Any]:
+    """Make config.json's values of a header, under GPT-2's names."""
+    values = gguf_header.to_hf_config(header, architecture, norm="layer")
     renamed = {old: values[key] for key, old in _RENAMED.items()}
-    return {**values, "model_type": "gpt2", **renamed, "activation_function": "gelu_new"}
+    return {**values, **renamed, "activation_function": "gelu_new"}
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    return gguf_values(header, "gpt2") | {"model_type": "gpt2"}
 
 
 GPT2 = Architecture(
     model_type="gpt2",
-    to_model_config=_to_model_config,
+    to_model_config=to_model_config,
     layout=TensorLayout(
-        names=_NAMES,
+        names=NAMES,
         prefix="transformer.",
-        # The causal mask, which older versions of transformers stored.
-        ignored=frozenset({f"{_BLOCK}.attn.bias", f"{_BLOCK}.attn.masked_bias"}),
+        ignored=MASKS,
         transposed=frozenset(f"{_BLOCK}.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")),
     ),
-    mlx=TensorLayout(names={name: source.replace("transformer.", "model.") for name, source in _NAMES.items()}),
+    mlx=TensorLayout(names={name: source.replace("transformer.", "model.") for name, source in NAMES.items()}),
     gguf=GGUFFamily(
         architecture="gpt2",
         to_hf_config=_gguf_to_hf_config,
-        layout=TensorLayout(names=llama.GGUF_NAMES | GGUF_FUSED | {"model.embed_positions": "position_embd"}),
+        layout=TensorLayout(names=GGUF_NAMES),
     ),
 )

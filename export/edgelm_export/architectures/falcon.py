@@ -1,0 +1,117 @@
+"""Falcon (7B, 40B, 2 11B): attention and feed-forward side by side, layer norms, one key head for many query heads.
+
+Falcon 3 is a Llama; Falcon RW (ALiBi) is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.phi3 import GGUF_FUSED
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "max_position_embeddings": 2048,
+    "layer_norm_epsilon": 1e-5,
+    "activation": "gelu",
+    "multi_query": True,
+    "parallel_attn": True,
+    "tie_word_embeddings": True,
+    "bos_token_id": 11,
+    "eos_token_id": 11,
+}
+
+_BLOCK = "transformer.h.{i}"
+_FUSED = f"{_BLOCK}.self_attention.query_key_value"
+_NAMES = {
+    "model.embed_tokens": "transformer.word_embeddings",
+    "model.layers.{i}.input_layernorm": f"{_BLOCK}.input_layernorm",
+    **{f"model.layers.{{i}}.self_attn.{part}_proj": _FUSED for part in "qkv"},
+    "model.layers.{i}.self_attn.o_proj": f"{_BLOCK}.self_attention.dense",
+    "model.layers.{i}.post_attention_layernorm": f"{_BLOCK}.post_attention_layernorm",
+    "model.layers.{i}.mlp.up_proj": f"{_BLOCK}.mlp.dense_h_to_4h",
+    "model.layers.{i}.mlp.down_proj": f"{_BLOCK}.mlp.dense_4h_to_h",
+    "model.norm": "transformer.ln_f",
+    "lm_head": "lm_head",
+}
+_LAYOUT = TensorLayout(names=_NAMES, by_group=frozenset({_FUSED}))
+_TWO_NORMS = dataclasses.replace(
+    _LAYOUT,
+    names=_NAMES
+    | {
+        "model.layers.{i}.input_layernorm": f"{_BLOCK}.ln_attn",
+        "model.layers.{i}.post_attention_layernorm": f"{_BLOCK}.ln_mlp",
+    },
+)
+_GGUF_NAMES = {name: source for name, source in (llama.GGUF_NAMES | GGUF_FUSED).items() if "post_attention" not in name}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    if hf_values.flag(values, "alibi"):
+        raise CheckpointError("config.json: alibi is true (Falcon RW); supported are positions by rope.")
+    size, heads = (hf_values.whole_number(values, key) for key in ("hidden_size", "num_attention_heads"))
+    is_newer, has_biases = (hf_values.flag(values, key) for key in ("new_decoder_architecture", "bias"))
+    is_shared = not is_newer and hf_values.flag(values, "multi_query")
+    in_parallel = is_newer or hf_values.flag(values, "parallel_attn")
+    norms = hf_values.whole_number(values, "num_ln_in_parallel_attn", 2 if is_newer else 1)
+    config = llama.to_model_config(
+        {
+            **values,
+            "intermediate_size": hf_values.whole_number(values, "ffn_hidden_size", 4 * size),
+            "num_key_value_heads": 1 if is_shared else hf_values.whole_number(values, "num_kv_heads", heads),
+            "head_dim": None,
+            "rms_norm_eps": values["layer_norm_epsilon"],
+            "hidden_act": values["activation"],
+        }
+    )
+    return dataclasses.replace(
+        config,
+        model_type="falcon",
+        norm="layer",
+        norm_placement="shared" if in_parallel and not (is_newer and norms == 2) else "pre",
+        parallel_residual=in_parallel,
+        mlp_gated=False,
+        mlp_bias=has_biases,
+        attention_bias=has_biases,
+        attention_output_bias=has_biases,
+    )
+
+
+def _layout_of(config: ModelConfig) -> TensorLayout:
+    return _TWO_NORMS if config.parallel_residual and config.norm_placement == "pre" else _LAYOUT
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, "falcon", keys=frozenset({"tensor_data_layout"}), norm="layer")
+    return {
+        "model_type": "falcon",
+        **values,
+        "layer_norm_epsilon": values["rms_norm_eps"],
+        "activation": "gelu",
+        "ffn_hidden_size": values["intermediate_size"],
+        "num_kv_heads": values["num_key_value_heads"],
+        # One norm a layer, and as many key heads as the file says.
+        "new_decoder_architecture": True,
+        "num_ln_in_parallel_attn": 1,
+    }
+
+
+FALCON = Architecture(
+    model_type="falcon",
+    to_model_config=_to_model_config,
+    layout=_LAYOUT,
+    layout_of=_layout_of,
+    gguf=GGUFFamily(
+        architecture="falcon",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=_GGUF_NAMES),  # llama.cpp's converter has taken queries, keys and values apart
+    ),
+)

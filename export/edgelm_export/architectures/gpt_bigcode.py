@@ -1,0 +1,38 @@
+"""StarCoder 1 and SantaCoder: a GPT-2 whose query heads share one key head."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm_export.architectures import gpt2, hf_values
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.tensor_map import TensorLayout
+
+_FUSED = "transformer.h.{i}.attn.c_attn"
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {"activation_function": "gelu_pytorch_tanh", **values}
+    config = gpt2.to_model_config(values)
+    is_shared = hf_values.flag({"multi_query": True, **values}, "multi_query")
+    return dataclasses.replace(
+        config, model_type="gpt_bigcode", num_key_value_heads=1 if is_shared else config.num_attention_heads
+    )
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    # The converter writes models with one key head alone.
+    return gpt2.gguf_values(header, "starcoder") | {"model_type": "gpt_bigcode", "multi_query": True}
+
+
+GPT_BIGCODE = Architecture(
+    model_type="gpt_bigcode",
+    to_model_config=_to_model_config,
+    layout=TensorLayout(names=gpt2.NAMES, by_group=frozenset({_FUSED}), ignored=gpt2.MASKS),
+    gguf=GGUFFamily(
+        architecture="starcoder", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=gpt2.GGUF_NAMES)
+    ),
+)

@@ -1,0 +1,32 @@
+"""Random models of families from before Llama, in configurations that have every feature of their rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+FALCON_7B = {"pad_token_id": 0, "ffn_hidden_size": 96}
+FALCON_11B = FALCON_7B | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}
+GPT_BIGCODE = {"n_inner": 96, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+OLDER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "falcon": ("falcon", FALCON_7B),
+    "falcon, two key heads, untied, another base": (
+        "falcon",
+        FALCON_11B | {
+            "tie_word_embeddings": False, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+        },
+    ),
+    "falcon, two norms in parallel, four times as wide": (
+        "falcon",
+        FALCON_11B | {"num_ln_in_parallel_attn": None, "ffn_hidden_size": None, "layer_norm_epsilon": 1e-3},
+    ),
+    "falcon, one after the other, a key head for each query head, biases": (
+        "falcon",
+        FALCON_7B | {"parallel_attn": False, "multi_query": False, "bias": True},
+    ),
+    "gpt_bigcode": ("gpt_bigcode", GPT_BIGCODE),
+    "gpt_bigcode, a key head for each query head, untied": (
+        "gpt_bigcode",
+        GPT_BIGCODE | {"multi_query": False, "n_inner": None, "tie_word_embeddings": False},
+    ),
+}  # fmt: skip
