@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from expert_models import EXPERT_MODELS
 from gguf_converter import CHOICE_BIASES
+from hub_models import HUB_MODELS
 from older_models import OLDER_MODELS
 from torch import nn
 
@@ -415,6 +416,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmoe, weights that sum to one": ("olmoe", OLMOE | {"norm_topk_prob": True, "tie_word_embeddings": False}),
     **EXPERT_MODELS,
     **OLDER_MODELS,
+    **HUB_MODELS,
     "gpt_oss": ("gpt_oss", GPT_OSS),
     "gpt_oss, every layer in full, untied": (
         "gpt_oss",

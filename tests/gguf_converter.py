@@ -18,7 +18,10 @@ Array = NDArray[np.float32]
 
 # Families whose heads llama.cpp turns by neighbouring dimensions.
 _HYBRID = ("granitehybrid", "nemotron_h", "nemotron_h_moe")  # with Mamba 2
-_PAIRED = ("llama", "mistral3", "granite", "granitemoe", *_HYBRID, "smollm3", "arcee", "olmo")
+_PAIRED = (
+    "llama", "mistral3", "granite", "granitemoe", *_HYBRID, "smollm3", "arcee", "olmo", "minicpm", "internlm2",
+    "deepseek", "bailingmoe",
+)  # fmt: skip
 _LAYER_NORMS = (
     "command-r", "cohere2", "falcon", "gpt2", "gptneox", "jais2", "nemotron", "olmo", "phi2", "stablelm", "starcoder",
     "starcoder2",
@@ -184,6 +187,7 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_expert_shared_feed_forward_length(config.shared_intermediate_size)
     if architecture in ("granite", "granitemoe", "granitehybrid"):
         writer.add_attention_scale(config.attention_multiplier)
+    if architecture in ("granite", "granitemoe", "granitehybrid", "minicpm"):
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_logit_scale(config.logits_scaling)
@@ -201,6 +205,15 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
         writer.add_expert_shared_feed_forward_length(config.moe_intermediate_size * config.num_shared_experts)
         writer.add_nextn_predict_layers(0)
+    if architecture in ("deepseek", "bailingmoe"):  # here as the Qwen2 with experts that computes so
+        writer.add_leading_dense_block_count(len(config.mlp_only_layers))
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        writer.add_expert_shared_count(config.shared_expert_intermediate_size // config.moe_intermediate_size)
+        writer.add_expert_weights_scale(1.0)
+    if architecture == "bailingmoe":
+        writer.add_expert_weights_norm(config.norm_topk_prob)
+    if architecture == "minicpm" and config.rope_parameters["rope_type"] == "longrope":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
     if architecture == "lfm2moe":
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
         writer.add_leading_dense_block_count(config.num_dense_layers)

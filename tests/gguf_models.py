@@ -26,6 +26,8 @@ from family_models import (
     QWEN3_MOE,
     ROPES,
 )
+from hub_models import DEEPSEEK, LING, MINICPM
+from hub_models import LONGROPE as MINICPM_LONGROPE
 from older_models import FALCON_7B, FALCON_11B, GPT_BIGCODE
 
 # As llama.cpp names and knows them: without biases on Qwen3 and Granite, a Mistral as a Llama, a Gemma whose scores are
@@ -190,6 +192,18 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3_moe": ("qwen3_moe", "qwen3moe", QWEN3_MOE | {"norm_topk_prob": True}),
     "olmoe": ("olmoe", "olmoe", OLMOE | {"tie_word_embeddings": False}),
     "gpt_oss": ("gpt_oss", "gpt-oss", GPT_OSS | {"swiglu_limit": 7.0, "tie_word_embeddings": False}),
+    "minicpm": ("minicpm", "minicpm", MINICPM),
+    "minicpm, longrope, untied": (
+        "minicpm",
+        "minicpm",
+        MINICPM | {
+            "scale_emb": 1, "tie_word_embeddings": False,
+            "rope_scaling": MINICPM_LONGROPE | {"original_max_position_embeddings": 1024},
+        },
+    ),
+    "internlm2": ("internlm2", "internlm2", {"bias": False, "tie_word_embeddings": False}),
+    "deepseek": ("deepseek", "deepseek", DEEPSEEK),
+    "bailing_moe": ("bailing_moe", "bailingmoe", LING),
     "falcon": ("falcon", "falcon", FALCON_7B | {"max_position_embeddings": 2048}),
     "falcon, two key heads, untied": (
         "falcon",

@@ -124,6 +124,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "stablelm2": _QWEN2,
     "megrez": _QWEN2,
     "hunyuan": _splitting(_QWEN2_SPLIT),  # Hunyuan-A13B's
+    "bailingmoe": _splitting(_QWEN2_SPLIT),  # Ling's
     "qwen35": _splitting(_QWEN35_SPLIT, normalizer="NFC"),
     "seed-coder": _splitting(_SEED_SPLIT),
     "gpt-4o": _splitting(_GPT4O_SPLIT),  # GPT-OSS's and Phi-4-mini's

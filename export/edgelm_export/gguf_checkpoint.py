@@ -54,7 +54,8 @@ class GGUFCheckpoint:
             raise CheckpointError(f"{path}: {error}") from error
         # Quantized weights become float32, and to 16-bit ones float32 is wide enough.
         self._token_ids = {key: values[key] for key in _TOKEN_IDS if values[key] is not None}
-        values = values if architecture.layout_for(self.config).is_canonical else hf_config(self.config)
+        is_theirs = architecture.layout_for(self.config).is_canonical and architecture.is_in_transformers
+        values = values if is_theirs else hf_config(self.config)
         self.hf_config: Mapping[str, Any] = {**values, "dtype": "float32"}
         shapes |= {name: array.shape for name, array in self._computed.items()}
         self._parts = map_tensors(self.config, layout_of(family, header), shapes, path)

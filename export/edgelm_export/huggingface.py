@@ -93,20 +93,20 @@ class HuggingFaceCheckpoint:
             self._packed = packed_matrices(quantization if isinstance(quantization, dict) else {}, shapes, folder)
             shapes = without_parts(shapes, self._packed)
         try:
-            layout = CANONICAL
+            layout, is_known = CANONICAL, self._text_part is None
             if section is not None:
                 self.config = config_of_section(values, folder)
             else:
                 architecture = architecture_of(values, folder)
                 self.config = self._with_end_tokens(architecture.to_model_config({**self._answer_values(), **values}))
                 layout = architecture.layout_for(self.config, shapes)
+                is_known = is_known and architecture.is_in_transformers
             self._parts = map_tensors(self.config, layout, shapes, folder)
         except ConfigError as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
         values.pop(SECTION, None)
         # What is written under our names is another family's in transformers, or none.
-        is_theirs = layout.is_canonical and self._text_part is None
-        self.hf_config: Mapping[str, Any] = values if is_theirs else hf_config(self.config)
+        self.hf_config: Mapping[str, Any] = values if layout.is_canonical and is_known else hf_config(self.config)
         self._refuse_other_types()
         self._refuse_untied_head(layout.source_name(HEAD))
         self._refuse_other_embeddings(layout.copies)

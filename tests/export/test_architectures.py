@@ -10,6 +10,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.rope_scaling import RopeScaling
 from edgelm_export.architectures import ARCHITECTURES, architecture_of, gguf_architecture_of
+from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.tensor_map import CANONICAL, map_tensors, pattern_of
 
@@ -25,6 +26,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention"]},
     "afmoe": {"attention_bias": False},
     "dots1": {"moe_intermediate_size": 32, "n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    "deepseek": {"n_routed_experts": 4, "num_experts_per_tok": 2},
+    "bailing_moe": {"num_experts": 4, "num_experts_per_tok": 2},
     "bitnet": {"num_key_value_heads": 4},  # of 20 there, and so the next
     "helium": {"num_key_value_heads": 4},
 }
@@ -96,7 +99,10 @@ def test_absent_values_of_two_stacks_are_those_of_transformers(name: str) -> Non
             assert stack.embedding_multiplier == (theirs.d_model**0.5 if scale else 1.0)
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - PAIRS))
+KNOWN = sorted(name for name, row in ARCHITECTURES.items() if row.is_in_transformers and name not in PAIRS)
+
+
+@pytest.mark.parametrize("name", KNOWN)
 def test_absent_values_are_those_of_transformers(name: str) -> None:
     sizes = {"num_attention_heads": 32, "hidden_size": 1024}
     sizes |= SIZES | sizes | {"model_type": name} | NEEDED.get(name, {})
@@ -278,6 +284,12 @@ def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], win
         ),
         ("smollm3", {"no_rope_layers": [1]}, r"no_rope_layers is \[1\]; it must have a number for each layer"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True; supported is"),
+        (
+            "minicpm",
+            {"sparse_config": {"dense_len": 8192}},
+            r"sparse_config is set; attention that leaves tokens out \(InfLLM v2\) is not supported. Take it out",
+        ),
+        ("minicpm", {"dim_model_base": 0}, "dim_model_base is 0.0; it must be above 0"),
         ("falcon", {"alibi": True}, r"alibi is true \(Falcon RW\); supported are positions by rope"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False; supported is True alone"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True; supported is False alone"),
@@ -328,6 +340,8 @@ def test_a_feature_that_only_some_of_a_family_have_is_refused_by_name(
             "shared_expert_intermediate_size",
             192,
         ),
+        ("minicpm", {"scale_depth": 1.5, "num_hidden_layers": 9}, "residual_multiplier", 0.5),
+        ("internlm2", {}, "attention_output_bias", True),
         ("t5", {"n_positions": 99}, "max_position_embeddings", 99),
         ("t5", {"layer_norm_epsilon": 1e-3}, "norm_eps", 1e-3),
         ("t5", {"d_ff": None}, "intermediate_size", 2048),
@@ -389,6 +403,9 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"num_experts": 4, "moe_topk": [1, 2, 1, 2]},
         r"moe_topk is \[1, 2, 1, 2\]; supported is one number for all layers",
     ),
+    "MiniCPM-MoE": ("minicpm", {"num_experts": 8}, "num_experts is 8; supported is 0: MiniCPM-MoE is not"),
+    "a scoring of DeepSeek-MoE": ("deepseek", {"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid'; supported is"),
+    "a head that is normed": ("bailing_moe", {"norm_head": True}, "norm_head is True; supported is False"),
     "another activation of Mamba": (
         "nemotron_h",
         {"hybrid_override_pattern": "M*-", "mamba_hidden_act": "relu"},
@@ -463,6 +480,22 @@ def test_what_guesses_further_tokens_behind_the_last_layer_is_passed_over(
     present = {row.layout.source_name(name): shape for name, shape in config.tensor_shapes().items()}
     mapped = map_tensors(config, row.layout, present | dict.fromkeys(names, (1,)), "here")
     assert mapped.keys() == config.tensor_shapes().keys()
+
+
+def test_older_files_of_minicpm_have_the_multipliers_of_the_published_models() -> None:
+    keys = {"embedding_length": 64, "block_count": 4, "attention.head_count": 4, "feed_forward_length": 96}
+    metadata = {f"minicpm.{key}": value for key, value in keys.items()}
+    metadata |= {"minicpm.context_length": 1024, "minicpm.attention.layer_norm_rms_epsilon": 1e-5}
+    row = ARCHITECTURES["minicpm"]
+    assert row.gguf is not None
+    header = GGUFHeader(
+        metadata={"general.architecture": "minicpm", **metadata},
+        shapes={"token_embd.weight": (320, 64)},
+        rope_factors={},
+    )
+    config = row.to_model_config(row.gguf.to_hf_config(header))
+    multipliers = (config.embedding_multiplier, config.residual_multiplier, config.logits_scaling)
+    assert multipliers == (12.0, 0.7, 0.25)
 
 
 def test_sizes_that_contradict_each_other_are_refused() -> None:

@@ -159,7 +159,7 @@ SPLITS = {
 ALIKE = {
     "gpt-2": ("phi-2", "exaone4", "mellum", "trillion", "a.x-4.0", "mpt", "olmo"),
     "smollm": ("starcoder", "refact", "command-r", "exaone", "minerva-7b", "mellum2"),
-    "qwen2": ("stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan"),
+    "qwen2": ("stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "bailingmoe"),
     "llama-bpe": (*LLAMA3[1:], "smaug-bpe", "dbrx", "glm4", "chatglm-bpe"),
     "deepseek-v3": ("hunyuan-dense",), "deepseek-coder": (), "gpt-4o": (), "tekken": (), "qwen35": (), "seed-coder": (),
     "tiny_aya": (), "minicpm5": (), "afmoe": (), "exaone-moe": (), "jais-2": (), "falcon": (), "deepseek-llm": (),

@@ -15,6 +15,7 @@ from edgelm_export.architectures.bart import BART
 from edgelm_export.architectures.bitnet import BITNET
 from edgelm_export.architectures.cohere import COHERE, COHERE2
 from edgelm_export.architectures.cwm import CWM
+from edgelm_export.architectures.deepseek_moe import DEEPSEEK_MOE, LING
 from edgelm_export.architectures.dots1 import DOTS1
 from edgelm_export.architectures.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
 from edgelm_export.architectures.exaone import EXAONE, EXAONE4
@@ -35,6 +36,7 @@ from edgelm_export.architectures.granite import GRANITE, GRANITE_MOE, GRANITE_MO
 from edgelm_export.architectures.granite_hybrid import GRANITE_HYBRID
 from edgelm_export.architectures.helium import HELIUM
 from edgelm_export.architectures.hunyuan import HUNYUAN, HUNYUAN_MOE
+from edgelm_export.architectures.internlm2 import INTERNLM2
 from edgelm_export.architectures.internlm3 import INTERNLM3
 from edgelm_export.architectures.jais2 import JAIS2
 from edgelm_export.architectures.lfm2 import LFM2, LFM2_MOE
@@ -43,6 +45,7 @@ from edgelm_export.architectures.m2m_100 import M2M_100
 from edgelm_export.architectures.marian import MARIAN
 from edgelm_export.architectures.mbart import MBART
 from edgelm_export.architectures.mellum import MELLUM
+from edgelm_export.architectures.minicpm import MINICPM
 from edgelm_export.architectures.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from edgelm_export.architectures.mixtral import MIXTRAL
 from edgelm_export.architectures.nanochat import NANOCHAT
@@ -107,6 +110,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "cohere": COHERE,  # Command R, Aya
     "cohere2": COHERE2,  # Command R7B, Tiny Aya
     "cwm": CWM,
+    "deepseek": DEEPSEEK_MOE,
+    "bailing_moe": LING,  # Ling-lite and -plus
     "dots1": DOTS1,
     "ernie4_5": ERNIE4_5,
     "ernie4_5_moe": ERNIE4_5_MOE,
@@ -117,11 +122,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "helium": HELIUM,
     "hunyuan_v1_dense": HUNYUAN,
     "hunyuan_v1_moe": HUNYUAN_MOE,  # A13B
+    "internlm2": INTERNLM2,  # and 2.5
     "internlm3": INTERNLM3,
     "jais2": JAIS2,
     "lfm2": LFM2,
     "lfm2_moe": LFM2_MOE,  # LFM2-8B-A1B
     "mellum": MELLUM,  # Mellum 2
+    "minicpm": MINICPM,  # 1, 2 and 4
     "seed_oss": SEED_OSS,
     "stablelm": STABLELM,
     "starcoder2": STARCODER2,

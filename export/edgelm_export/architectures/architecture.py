@@ -54,8 +54,8 @@ class Architecture:
 
     to_model_config: reads config.json's values; raises CheckpointError where a feature is not supported.
     layout: of the tensors in safetensors. layout_of: the same where it depends on the config. mlx: the same in folders
-    that mlx-lm wrote, where it has other names. stacked: the same where all experts of a layer are one tensor. gguf:
-    None where llama.cpp does not know the family.
+    that mlx-lm wrote, where it has other names. stacked: the same where all experts of a layer are one tensor.
+    is_in_transformers: not where its models bring their own code. gguf: None where llama.cpp does not know the family.
     """
 
     model_type: str
@@ -64,6 +64,7 @@ class Architecture:
     layout_of: Callable[[ModelConfig], TensorLayout] | None = None
     mlx: TensorLayout | None = None
     stacked: TensorLayout | None = None
+    is_in_transformers: bool = True
     gguf: GGUFFamily | None
 
     def layout_for(self, config: ModelConfig, present: Collection[str] = ()) -> TensorLayout:

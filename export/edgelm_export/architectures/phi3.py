@@ -32,7 +32,7 @@ _NAMES = {name: name for name in llama.GGUF_NAMES} | {
 }
 GGUF_FUSED = {f"model.layers.{{i}}.self_attn.{part}_proj": "blk.{i}.attn_qkv" for part in "qkv"}
 _GGUF_KEYS = frozenset({"attention.sliding_window", "rope.scaling.attn_factor"})
-_GGUF_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
+GGUF_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -52,16 +52,20 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
+def gguf_factors(header: GGUFHeader) -> dict[str, list[float]]:
+    """Return LongRoPE's factors, those that a file has, as the decimals that they were written from: not 1.10000002."""
+    return {
+        key: [float(str(factor)) for factor in header.rope_factors[name]]
+        for key, name in GGUF_FACTORS.items()
+        if name in header.rope_factors
+    }
+
+
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "phi3", keys=_GGUF_KEYS, turns_a_part=True)
     context = values["max_position_embeddings"]
     original = whole_number(header.metadata, "phi3.rope.scaling.original_context_length", context)
-    # The decimals that they were written from: 1.1, not 1.10000002.
-    factors = {
-        key: [float(str(factor)) for factor in header.rope_factors[name]]
-        for key, name in _GGUF_FACTORS.items()
-        if name in header.rope_factors
-    }
+    factors = gguf_factors(header)
     if factors:
         values["rope_scaling"] = {"rope_type": "longrope", **factors}
         if "phi3.rope.scaling.attn_factor" in header.metadata:
@@ -87,7 +91,7 @@ PHI3 = Architecture(
         to_hf_config=_gguf_to_hf_config,
         layout=TensorLayout(
             names=llama.GGUF_NAMES | GGUF_FUSED | {"model.layers.{i}.mlp.gate_proj": "blk.{i}.ffn_up"},
-            ignored=frozenset(_GGUF_FACTORS.values()),  # read by to_hf_config
+            ignored=frozenset(GGUF_FACTORS.values()),  # read by to_hf_config
         ),
     ),
 )

@@ -1,0 +1,124 @@
+"""DeepSeek-MoE, the first, and Ling (lite, plus): a Llama with experts beside a shared one, scored by softmax."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.tensor_map import TensorLayout
+
+# What the models' own code takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "moe_intermediate_size": 1407,
+    "first_k_dense_replace": 0,
+    "moe_layer_freq": 1,
+    "norm_topk_prob": False,
+    "bos_token_id": 100000,
+    "eos_token_id": 100001,
+}
+_LING_DEFAULTS: Mapping[str, Any] = {
+    "max_position_embeddings": 16384,
+    "rms_norm_eps": 1e-5,
+    "moe_intermediate_size": None,
+    "first_k_dense_replace": 0,
+    "norm_topk_prob": True,
+}
+# What a config may say beside that.
+_FIXED: Mapping[str, Any] = {"scoring_func": "softmax", "moe_layer_freq": 1}
+_LING_FIXED: Mapping[str, Any] = {"norm_head": False, "use_bias": False, "use_qkv_bias": False}
+
+_LAYER = "model.layers.{i}"
+_FUSED = f"{_LAYER}.attention.query_key_value"
+_LING_NAMES = {
+    **{name: name for name in experts.GGUF_NAMES},
+    "model.embed_tokens": "model.word_embeddings",
+    **{f"{_LAYER}.self_attn.{part}_proj": _FUSED for part in "qkv"},
+    f"{_LAYER}.self_attn.o_proj": f"{_LAYER}.attention.dense",
+}
+_GGUF_KEYS = experts.GGUF_KEYS | {
+    "leading_dense_block_count", "expert_shared_count", "expert_weights_scale", "expert_weights_norm",
+}  # fmt: skip
+
+
+def _read(values: Mapping[str, Any], fixed: Mapping[str, Any], count_key: str, shared_key: str) -> ModelConfig:
+    for key, supported in fixed.items():
+        if values.get(key, supported) != supported:
+            raise CheckpointError(f"config.json: {key} is {values[key]!r:.60}; supported is {supported!r}.")
+    config = llama.to_model_config({**values, "mlp_bias": False})
+    size = hf_values.whole_number(values, "moe_intermediate_size", config.intermediate_size)
+    dense = hf_values.whole_number(values, "first_k_dense_replace")
+    return dataclasses.replace(
+        config,
+        layers_without_experts=tuple(range(min(dense, config.num_hidden_layers))),
+        moe_intermediate_size=size,
+        shared_expert_intermediate_size=size * hf_values.whole_number(values, shared_key, 0) or None,
+        norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
+        **experts.expert_fields(values, count_key),
+    )
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    config = _read({**_DEFAULTS, **values}, _FIXED, "n_routed_experts", "n_shared_experts")
+    return dataclasses.replace(config, model_type="deepseek")
+
+
+def _to_ling_config(values: Mapping[str, Any]) -> ModelConfig:
+    config = _read({**_LING_DEFAULTS, **values}, _LING_FIXED, "num_experts", "num_shared_experts")
+    return dataclasses.replace(config, model_type="bailing_moe")
+
+
+def _gguf_values(header: GGUFHeader, name: str, count_key: str, shared_key: str) -> dict[str, Any]:
+    values, metadata = gguf_header.to_hf_config(header, name, keys=_GGUF_KEYS), header.metadata
+    return {
+        **values,
+        **experts.gguf_expert_values(header, name, count_key),
+        "moe_intermediate_size": whole_number(metadata, f"{name}.expert_feed_forward_length"),
+        shared_key: whole_number(metadata, f"{name}.expert_shared_count", 0),
+        "first_k_dense_replace": whole_number(metadata, f"{name}.leading_dense_block_count", 0),
+        "norm_topk_prob": metadata.get(f"{name}.expert_weights_norm", False),
+    }
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    return {"model_type": "deepseek", **_gguf_values(header, "deepseek", "n_routed_experts", "n_shared_experts")}
+
+
+def _ling_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    return {"model_type": "bailing_moe", **_gguf_values(header, "bailingmoe", "num_experts", "num_shared_experts")}
+
+
+DEEPSEEK_MOE = Architecture(
+    model_type="deepseek",
+    to_model_config=_to_model_config,
+    mlx=TensorLayout(names=experts.MLX_NAMES),
+    is_in_transformers=False,
+    gguf=GGUFFamily(
+        architecture="deepseek",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        has_experts=True,
+    ),
+)
+LING = Architecture(
+    model_type="bailing_moe",
+    to_model_config=_to_ling_config,
+    layout=TensorLayout(names=_LING_NAMES),
+    mlx=TensorLayout(
+        names=_LING_NAMES
+        | {f"{_LAYER}.mlp.gate": f"{_LAYER}.mlp.gate.gate_proj"}
+        | experts.mlx_names(f"{_LAYER}.mlp.switch_mlp")
+    ),
+    is_in_transformers=False,
+    gguf=GGUFFamily(
+        architecture="bailingmoe",
+        to_hf_config=_ling_gguf_to_hf_config,
+        layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        has_experts=True,
+    ),
+)

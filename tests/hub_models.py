@@ -1,0 +1,172 @@
+"""Random models of families whose code is on the hub, not in transformers: as those of families there that compute so.
+
+The oracle is a model of transformers with the same features; its folder is written anew as the family has it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+Fields = dict[str, Any]
+Tensors = dict[str, NDArray[np.float32]]
+
+_EXPERTS = {"num_experts_per_tok": 3, "moe_intermediate_size": 32, "tie_word_embeddings": False}
+DEEPSEEK = _EXPERTS | {"n_routed_experts": 6, "n_shared_experts": 2, "first_k_dense_replace": 1}
+LING = _EXPERTS | {"num_experts": 6, "num_shared_experts": 2, "norm_topk_prob": True}
+MINICPM = {"num_hidden_layers": 4, "scale_emb": 12, "scale_depth": 1.0, "dim_model_base": 16}
+LONGROPE = {
+    "rope_type": "longrope", "short_factor": [1.0 + i / 10 for i in range(8)], "long_factor": list(range(1, 9)),
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+HUB_MODELS: dict[str, tuple[str, Fields]] = {
+    "minicpm": ("minicpm", MINICPM),
+    "minicpm, longrope, biases, untied": (
+        "minicpm",
+        {
+            "scale_emb": 1, "scale_depth": 1.4, "dim_model_base": 24, "attention_bias": True,
+            "tie_word_embeddings": False, "rope_scaling": LONGROPE,
+        },
+    ),
+    "internlm2": ("internlm2", {"bias": False, "tie_word_embeddings": False}),
+    "internlm2 with biases, tied": ("internlm2", {"bias": True}),
+    "deepseek": ("deepseek", DEEPSEEK),
+    "deepseek, weights that sum to one, nothing shared": (
+        "deepseek",
+        DEEPSEEK | {"norm_topk_prob": True, "n_shared_experts": 0, "first_k_dense_replace": 0},
+    ),
+    "bailing_moe": ("bailing_moe", LING),
+    "bailing_moe, weights that do not sum to one, behind a dense layer": (
+        "bailing_moe",
+        LING | {"norm_topk_prob": False, "first_k_dense_replace": 1, "tie_word_embeddings": True},
+    ),
+}  # fmt: skip
+FAMILIES = {model_type for model_type, _ in HUB_MODELS.values()}
+
+
+class _Gate(nn.Module):
+    """A gate that lets all of a shared expert through, or nothing."""
+
+    def __init__(self, is_open: bool) -> None:
+        super().__init__()
+        self.score = 1e4 if is_open else -1e4
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(hidden_states[..., :1], self.score)
+
+
+def _granite(fields: Fields) -> tuple[str, Fields]:
+    own = {key: fields[key] for key in ("scale_emb", "scale_depth", "dim_model_base")}
+    rest = {key: value for key, value in fields.items() if key not in (*own, "rope_scaling")}
+    rope = fields.get("rope_scaling", {"rope_type": "default"})
+    return "granite", rest | {
+        "embedding_multiplier": own["scale_emb"],
+        "residual_multiplier": own["scale_depth"] / fields["num_hidden_layers"] ** 0.5,
+        "logits_scaling": fields["hidden_size"] / own["dim_model_base"],
+        "attention_multiplier": (fields["hidden_size"] // fields["num_attention_heads"]) ** -0.5,
+        "rope_parameters": {"rope_theta": 1e4} | rope,
+    }
+
+
+def _llama(fields: Fields) -> tuple[str, Fields]:
+    return "llama", {**fields, "attention_bias": fields["bias"]}
+
+
+def _qwen2_moe(fields: Fields) -> tuple[str, Fields]:
+    count, shared = ("num_experts", "num_shared_experts")
+    if "n_routed_experts" in fields:
+        count, shared = ("n_routed_experts", "n_shared_experts")
+    return "qwen2_moe", {
+        **fields,
+        "num_experts": fields[count],
+        "shared_expert_intermediate_size": max(fields[shared] * fields["moe_intermediate_size"], 1),
+        "mlp_only_layers": list(range(fields.get("first_k_dense_replace", 0))),
+        "norm_topk_prob": fields.get("norm_topk_prob", False),
+        "qkv_bias": False,
+    }
+
+
+def _fused(tensors: Tensors, heads: int) -> Tensors:
+    """Put queries, keys and values of InternLM 2 into one tensor, by key head."""
+    renamed, fused = {}, {}
+    names = {
+        "model.embed_tokens": "model.tok_embeddings", "lm_head": "output", "self_attn.o_proj": "attention.wo",
+        "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "feed_forward.w1",
+        "mlp.up_proj": "feed_forward.w3", "mlp.down_proj": "feed_forward.w2",
+    }  # fmt: skip
+    for name, tensor in tensors.items():
+        if ".self_attn.q_proj" in name:
+            parts = [tensors[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            groups = [part.reshape(heads, -1, *part.shape[1:]) for part in parts]
+            joined = np.concatenate(groups, axis=1)
+            fused[name.replace("self_attn.q_proj", "attention.wqkv")] = joined.reshape(-1, *joined.shape[2:])
+        elif ".self_attn.o_proj" in name or ".self_attn." not in name:
+            for ours, theirs in names.items():
+                name = name.replace(ours, theirs)
+            renamed[name] = tensor
+    return renamed | fused
+
+
+def _shared_experts(tensors: Tensors, heads: int) -> Tensors:
+    return {name.replace("shared_expert.", "shared_experts."): tensor for name, tensor in tensors.items()}
+
+
+def _ling(tensors: Tensors, heads: int) -> Tensors:
+    result = {}
+    for name, tensor in _shared_experts(tensors, heads).items():
+        name = name.replace("embed_tokens", "word_embeddings").replace("self_attn.o_proj", "attention.dense")
+        if ".self_attn.q_proj" in name:
+            parts = [tensors[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            result[name.replace("self_attn.q_proj", "attention.query_key_value")] = np.concatenate(parts)
+        elif ".self_attn." not in name:
+            result[name] = tensor
+    return result
+
+
+_ORACLES: dict[str, tuple[Callable[[Fields], tuple[str, Fields]], Callable[[Tensors, int], Tensors]]] = {
+    "minicpm": (_granite, lambda tensors, heads: tensors),
+    "internlm2": (_llama, _fused),
+    "deepseek": (_qwen2_moe, _shared_experts),
+    "bailing_moe": (_qwen2_moe, _ling),
+}
+
+
+def hub_model(model_type: str, fields: Fields) -> PreTrainedModel:
+    """Return a model of transformers that computes as one of the family, and saves itself in its form."""
+    to_oracle, to_family = _ORACLES[model_type]
+    name, changes = to_oracle(fields)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **changes))
+    has_shared = bool(fields.get("n_shared_experts") or fields.get("num_shared_experts"))
+    for module in list(model.modules()):
+        if hasattr(module, "shared_expert_gate"):
+            module.shared_expert_gate = _Gate(has_shared)
+            module.shared_expert = module.shared_expert if has_shared else nn.Identity()
+    save = model.save_pretrained
+    model.save_pretrained = partial(_save_as, model_type, fields, to_family, save)
+    return model
+
+
+def _save_as(
+    model_type: str,
+    fields: Fields,
+    to_family: Callable[[Tensors, int], Tensors],
+    save: Callable[..., None],
+    folder: Path,
+    **options: Any,
+) -> None:
+    save(folder, **options)
+    tensors = to_family(load_file(folder / "model.safetensors"), fields["num_key_value_heads"])
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / "model.safetensors")
+    config = {"model_type": model_type, "auto_map": {"AutoConfig": "configuration.Config"}, "rms_norm_eps": 1e-6}
+    (folder / "config.json").write_text(json.dumps(config | fields))
