@@ -52,7 +52,6 @@ HUB_MODELS: dict[str, tuple[str, Fields]] = {
         LING | {"norm_topk_prob": False, "first_k_dense_replace": 1, "tie_word_embeddings": True},
     ),
 }  # fmt: skip
-FAMILIES = {model_type for model_type, _ in HUB_MODELS.values()}
 
 
 class _Gate(nn.Module):
@@ -142,8 +141,10 @@ _ORACLES: dict[str, tuple[Callable[[Fields], tuple[str, Fields]], Callable[[Tens
 }
 
 
-def hub_model(model_type: str, fields: Fields) -> PreTrainedModel:
-    """Return a model of transformers that computes as one of the family, and saves itself in its form."""
+def new_model(model_type: str, fields: Fields) -> PreTrainedModel:
+    """Return a model of transformers: of the family, or one that computes as the family and saves itself as it is."""
+    if model_type not in _ORACLES:
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **fields))
     to_oracle, to_family = _ORACLES[model_type]
     name, changes = to_oracle(fields)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **changes))

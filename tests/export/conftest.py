@@ -11,16 +11,10 @@ import pytest
 import torch
 from family_models import randomize
 from gguf_converter import add_config, tensors_of
-from hub_models import FAMILIES, hub_model
+from hub_models import new_model
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 if TYPE_CHECKING:
     from exported_adapters import Exported
@@ -97,10 +91,7 @@ def save_model(bpe_tokenizer: PreTrainedTokenizerFast) -> SaveModel:
             "eos_token_id": 2,
         }
         torch.manual_seed(0)
-        if model_type in FAMILIES:
-            model = hub_model(model_type, fields | changes).eval()
-        else:
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **fields | changes)).eval()
+        model = new_model(model_type, fields | changes).eval()
         randomize(model)
         model.to(dtype)
         model.save_pretrained(folder, max_shard_size=max_shard_size)

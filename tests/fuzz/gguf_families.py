@@ -14,7 +14,7 @@ from edgelm_export.architectures.gguf_header import under_own_name
 from edgelm_export.checkpoint_folder import read_json_object
 
 _SHAPES = {"token_embd.weight": (320, 64)}
-_SIZES = {
+SIZES = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 1024, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
@@ -25,11 +25,11 @@ def metadata_of_families(_folder: Path) -> list[bytes]:
     import gguf
     from gguf_converter import add_config
     from gguf_models import GGUF_MODELS
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from hub_models import new_model
 
     seeds = []
     for model_type, architecture, changes in GGUF_MODELS.values():
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **_SIZES | changes))
+        model = new_model(model_type, SIZES | changes)
         writer = gguf.GGUFWriter(None, architecture)
         add_config(writer, model, architecture)
         seeds.append(json.dumps({key: value.value for key, value in writer.kv_data[0].items()}).encode())

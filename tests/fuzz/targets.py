@@ -254,6 +254,7 @@ def _read_sentencepiece(folder: Path) -> None:
 
 def _family_seeds(_folder: Path) -> list[bytes]:
     """A config.json of each family, as transformers has it by default, and with keys of its older versions."""
+    from hub_models import HUB_MODELS
     from transformers import AutoConfig
 
     older = {
@@ -261,7 +262,9 @@ def _family_seeds(_folder: Path) -> list[bytes]:
         "max_window_layers": 2, "rope_parameters": None, "rope_theta": 1e4, "full_attn_idxs": [0, 2],
         "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
     }  # fmt: skip
-    defaults = [AutoConfig.for_model(family).to_dict() for family in ARCHITECTURES]
+    known = [family for family, row in ARCHITECTURES.items() if row.is_in_transformers]
+    defaults = [AutoConfig.for_model(family).to_dict() for family in known]
+    defaults += [gguf_families.SIZES | fields | {"model_type": family} for family, fields in HUB_MODELS.values()]
     return [json.dumps(values | more).encode() for values in defaults for more in ({}, older)]
 
 
