@@ -24,6 +24,7 @@ _ROPE_SETTINGS: dict[str, tuple[str, ...]] = {
     "longrope": ("factor", "attention_factor"),
     "proportional": ("factor", "partial_rotary_factor"),
 }
+_LARGEST_CONTEXT = 2**31  # a larger one is refused by ModelConfig, but computed with before
 # They count from an original context.
 _STRETCHED = ("llama3", "yarn", "longrope")
 _KNOWN_ROPE_SETTINGS = {
@@ -168,13 +169,13 @@ def rope(values: Mapping[str, Any], context_length: int, *, partial: float | Non
         used["original_max_position_embeddings"] = whole_number(values, "original_max_position_embeddings", inner)
     if rope_type == "dynamic":
         used["original_max_position_embeddings"] = context_length
-        context_length = int(context_length * used.get("factor", 1.0))
+        context_length = int(min(context_length, _LARGEST_CONTEXT) * used.get("factor", 1.0))
     if rope_type == "yarn":
         used |= _yarn_settings(settings)
     if rope_type == "longrope":
         used |= {key: _numbers(settings, key) for key in ("short_factor", "long_factor")}
         original = max(used["original_max_position_embeddings"], 1)
-        used.setdefault("factor", max(context_length / original, 1.0))
+        used.setdefault("factor", max(min(context_length, _LARGEST_CONTEXT) / original, 1.0))
     return {
         "max_position_embeddings": context_length,
         "rope_theta": number(settings, "rope_theta", number(values, "rope_theta", 10000.0)),
