@@ -69,6 +69,7 @@ LFM2_MOE = {
     "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "num_experts": 6,
     "num_experts_per_tok": 3, "num_dense_layers": 1, "moe_intermediate_size": 32,
 }  # fmt: skip
+LFM3 = {"num_hidden_layers": 5, "head_dim": 32, "sliding_window": 9, "pad_token_id": 0}
 ERNIE4_5_MOE = {
     "num_hidden_layers": 3, "intermediate_size": 128, "moe_intermediate_size": 32, "moe_num_experts": 5, "moe_k": 2,
     "moe_num_shared_experts": 2,
@@ -259,6 +260,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "n_groups": 4, "conv_kernel": 3,
         },
     ),
+    "hyperclovax": (
+        "hyperclovax",
+        {
+            "embedding_multiplier": 6.0, "residual_multiplier": 0.4, "logits_scaling": 0.3, "attention_multiplier": 0.3,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "hyperclovax without norms behind, biases": (
+        "hyperclovax",
+        {"use_post_norm": False, "attention_bias": True, "mlp_bias": True},
+    ),
     "apertus": ("apertus", {"tie_word_embeddings": False, "pad_token_id": 0, "rope_parameters": APERTUS_ROPE}),
     "apertus with biases, tied": ("apertus", {"attention_bias": True, "pad_token_id": 0, "rms_norm_eps": 1e-3}),
     "arcee": ("arcee", {"tie_word_embeddings": False}),
@@ -326,6 +338,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         LFM2 | {
             "conv_L_cache": 4, "conv_bias": True, "tie_word_embeddings": False, "block_auto_adjust_ff_dim": True,
             "block_multiple_of": 16, "norm_eps": 1e-3, "layer_types": ["full_attention", "conv", "full_attention"],
+        },
+    ),
+    "lfm3": ("lfm3", LFM3),
+    "lfm3 without gates and norms behind, convolutions over three tokens, untied": (
+        "lfm3",
+        LFM3 | {
+            "num_hidden_layers": 3, "use_sandwich_norm": False, "use_attention_gate": False, "conv_L_cache": 3,
+            "conv_bias": True, "layer_types": ["full_attention", "conv", "full_attention"],
+            "tie_word_embeddings": False,
         },
     ),
     "lfm2_moe": ("lfm2_moe", LFM2_MOE),

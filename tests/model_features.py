@@ -113,6 +113,11 @@ FEATURES = {
         "layers_without_feed_forward": [1, 2], "conv_L_cache": 3, "residual_multiplier": 0.5, "qk_norm": True,
     },
     "a gate behind attention": {"attention_output_gate": True, "attention_bias": True},
+    "a gate for each head, beside convolutions and windows": {
+        "num_hidden_layers": 3, "layer_types": ["conv", "sliding_attention", "full_attention"], "sliding_window": 7,
+        "conv_L_cache": 7, "attention_output_gate": True, "attention_gate_per_head": True, "norm_placement": "both",
+        "rope_local_theta": 500.0, "rope_scaling": {"rope_type": "proportional", "partial_rotary_factor": 0.5},
+    },
     "larger heads in the layers that see all, which turn in part": {
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "num_global_key_value_heads": 1,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 7,

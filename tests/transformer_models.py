@@ -126,6 +126,7 @@ FEATURES: dict[str, dict[str, Any]] = (
             "linear_num_key_heads": 4,
             "attention_output_gate": True,
         },
+        "a gate for each head": {"attention_output_gate": True, "attention_gate_per_head": True},
         "soft-caps": {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0},
         "soft-cap in a window": {"attn_logit_softcapping": 1.0, "sliding_window": 6},
         "multipliers": {

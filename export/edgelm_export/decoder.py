@@ -268,9 +268,7 @@ class DecoderStack(Stack):
             return add_mamba2(self, hidden, f"{self.name}.layers.{i}.mamba", *self.states(i))
         name, attended = f"{self.name}.layers.{i}.self_attn", self.attended(hidden, i)
         if self.config.attention_output_gate:
-            projected = self.projections.linear(hidden, f"{name}.gate_proj")
-            gate = self.graph.node("Sigmoid", [projected], f"{name}.gate")
-            attended = self.graph.node("Mul", [attended, gate], f"{name}.gated")
+            attended = self.gated(attended, hidden, name, self.config.head_size(i))
         return self.projections.linear(self.sub_norm(attended, f"{name}.attn_sub_norm"), f"{name}.o_proj")
 
     def states(self, i: int) -> tuple[list[str], list[str]]:

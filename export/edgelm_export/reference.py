@@ -349,7 +349,8 @@ def _attention(
         out_TD[own] = _attended(config, layer, weights, q_NTH[:, own], k_KSH[:, own], v_KSH[:, own], both_ways)
         start += length
     if config.attention_output_gate:
-        out_TD /= 1 + np.exp(-_linear(weights, "self_attn.gate_proj", hidden_TD))
+        gate_TD = 1 / (1 + np.exp(-_linear(weights, "self_attn.gate_proj", hidden_TD)))
+        out_TD *= np.repeat(gate_TD, out_TD.shape[1] // gate_TD.shape[1], axis=1)
     if config.sub_norms:
         out_TD = _norm(config, weights, "self_attn.attn_sub_norm.", out_TD)
     return _linear(weights, "self_attn.o_proj", out_TD), k_KSH, v_KSH

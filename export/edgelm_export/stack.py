@@ -157,6 +157,17 @@ class Stack(ABC):
         """Add what cross-attention brings; nothing, in a stack that has none."""
         return hidden
 
+    def gated(self, attended: str, hidden: str, name: str, head_dim: int) -> str:
+        """Multiply what heads gather by a sigmoid of each number, or of each head."""
+        graph, N = self.graph, self.config.num_attention_heads
+        gate = graph.node("Sigmoid", [self.projections.linear(hidden, f"{name}.gate_proj")], f"{name}.gate")
+        if not self.config.attention_gate_per_head:
+            return graph.node("Mul", [attended, gate], f"{name}.gated")
+        by_head = graph.node("Reshape", [attended, graph.constant([0, 0, N, head_dim])], f"{name}.by_head")
+        of_heads = graph.node("Unsqueeze", [gate, graph.constant([-1])], f"{name}.gate.of_heads")
+        product = graph.node("Mul", [by_head, of_heads], f"{name}.gated.by_head")
+        return graph.node("Reshape", [product, graph.constant([0, 0, N * head_dim])], f"{name}.gated")
+
     def added(self, hidden: str, part: str, layer: str, norm: str | None, name: str) -> str:
         """Add what a part makes to the residual stream, behind the norm or before it."""
         if self.config.norm_placement == "residual":

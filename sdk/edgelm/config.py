@@ -154,6 +154,7 @@ class ModelConfig(LayerFeatures):
     attention_bias: bool = False  # of q_proj, k_proj and v_proj
     attention_output_bias: bool = False  # of o_proj
     attention_output_gate: bool = False  # what a head gathers is multiplied by sigmoid(gate), projected like a query
+    attention_gate_per_head: bool = False  # one such gate for each head, in place of one for each of its numbers
     attention_multiplier: float | None = None
     attn_logit_softcapping: float | None = None
     qk_norm: bool = False  # of queries and keys, before rope
@@ -402,6 +403,7 @@ class ModelConfig(LayerFeatures):
             "attention_bias",
             "attention_output_bias",
             "attention_output_gate",
+            "attention_gate_per_head",
             "shared_expert_gate",
             "parallel_residual",
             "final_norm",

@@ -81,6 +81,8 @@ class LayerFeatures:
     layers_without_experts: tuple[int, ...]
     layers_without_feed_forward: tuple[int, ...]
     attention_sinks: bool
+    attention_output_gate: bool
+    attention_gate_per_head: bool
     attention_k_eq_v: bool
     kv_cache: str
 
@@ -316,6 +318,8 @@ class LayerFeatures:
                 "global_head_dim is set, which needs an attention_multiplier, and with rope a rope_local_theta of the "
                 "layers with a window."
             )
+        if self.attention_gate_per_head and not self.attention_output_gate:
+            raise ConfigError("attention_gate_per_head is set, which needs an attention_output_gate.")
         if self.num_kv_shared_layers == 0:
             return
         if len(self.attention_layers) < self.num_hidden_layers or self.attention_sinks:

@@ -117,7 +117,7 @@ STORED_OTHERWISE = (
     "granitemoe", "granitemoeshared", "ernie4_5_moe", "apertus",
     "cohere", "cohere2", "glm", "glm4", "nemotron_h", "qwen2_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next",
     "afmoe", "exaone_moe", "hunyuan_v1_moe", "vaultgemma", "falcon", "gpt_bigcode",
-    "deepseek", "bailing_moe",
+    "deepseek", "bailing_moe", "lfm3", "hyperclovax",
 )  # fmt: skip
 NOT_IN_TRANSFORMERS = {
     name
@@ -137,6 +137,7 @@ NOT_IN_TRANSFORMERS = {
     "glm, all of each head, without biases, tied",
     "falcon, one after the other, a key head for each query head, biases",
     "gpt_neox, one after the other, without biases",
+    "hyperclovax without norms behind, biases",
     "starcoder2",
 }
 

@@ -145,6 +145,7 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
             "linear_num_value_heads (4) is not a multiple of linear_num_key_heads (3).",
         ),
         ({"attention_output_gate": 1}, "attention_output_gate is 1; it must be true or false."),
+        ({"attention_gate_per_head": True}, "attention_gate_per_head is set, which needs an attention_output_gate."),
         (
             {"num_experts": 2, "num_experts_per_tok": 1, "shared_expert_gate": True},
             "shared_expert_gate is set, which needs a shared_expert_intermediate_size.",

@@ -100,7 +100,8 @@ class Attention(nn.Module):
             self.v_proj = nn.Linear(D, K * H, bias=config.attention_bias)
         self.o_proj = nn.Linear(N * H, D, bias=config.attention_output_bias)
         if config.attention_output_gate:
-            self.gate_proj = nn.Linear(D, N * H, bias=config.attention_bias)
+            gates = N if config.attention_gate_per_head else N * H
+            self.gate_proj = nn.Linear(D, gates, bias=config.attention_bias)
         if config.qk_norm:
             self.q_norm = make_norm(config, N * H if over_projection else H)
         if config.qk_norm and has_keys:
@@ -134,9 +135,10 @@ class Attention(nn.Module):
         scale, cap = self.config.attention_scale, self.config.attn_logit_softcapping
         values_BKTH = self.values(v_BKTH)
         mixed_BNTH = attend(q_BNTH, k_BKTH, values_BKTH, mask, scale, cap, self.sinks, causal=self.causal)
-        mixed_BTD = mixed_BNTH.transpose(1, 2).flatten(2)
         if self.config.attention_output_gate:
-            mixed_BTD = mixed_BTD * torch.sigmoid(self.gate_proj(hidden_BTD))
+            gate_BTNH = torch.sigmoid(self.gate_proj(hidden_BTD)).unflatten(2, (mixed_BNTH.shape[1], -1))
+            mixed_BNTH = mixed_BNTH * gate_BTNH.transpose(1, 2)
+        mixed_BTD = mixed_BNTH.transpose(1, 2).flatten(2)
         return self.o_proj(mixed_BTD if self.attn_sub_norm is None else self.attn_sub_norm(mixed_BTD))
 
     def _keys_and_values(self, seen_BSD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:

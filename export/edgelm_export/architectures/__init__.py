@@ -36,10 +36,12 @@ from edgelm_export.architectures.granite import GRANITE, GRANITE_MOE, GRANITE_MO
 from edgelm_export.architectures.granite_hybrid import GRANITE_HYBRID
 from edgelm_export.architectures.helium import HELIUM
 from edgelm_export.architectures.hunyuan import HUNYUAN, HUNYUAN_MOE
+from edgelm_export.architectures.hyperclovax import HYPERCLOVAX
 from edgelm_export.architectures.internlm2 import INTERNLM2
 from edgelm_export.architectures.internlm3 import INTERNLM3
 from edgelm_export.architectures.jais2 import JAIS2
 from edgelm_export.architectures.lfm2 import LFM2, LFM2_MOE
+from edgelm_export.architectures.lfm3 import LFM3
 from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.architectures.m2m_100 import M2M_100
 from edgelm_export.architectures.marian import MARIAN
@@ -122,11 +124,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "helium": HELIUM,
     "hunyuan_v1_dense": HUNYUAN,
     "hunyuan_v1_moe": HUNYUAN_MOE,  # A13B
+    "hyperclovax": HYPERCLOVAX,
     "internlm2": INTERNLM2,  # and 2.5
     "internlm3": INTERNLM3,
     "jais2": JAIS2,
     "lfm2": LFM2,
     "lfm2_moe": LFM2_MOE,  # LFM2-8B-A1B
+    "lfm3": LFM3,
     "mellum": MELLUM,  # Mellum 2
     "minicpm": MINICPM,  # 1, 2 and 4
     "seed_oss": SEED_OSS,

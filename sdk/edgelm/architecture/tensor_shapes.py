@@ -116,7 +116,7 @@ class _Stack:
             self._shapes[f"{name}.sinks"] = (config.num_attention_heads,)
         self._attention(name, i)
         if config.attention_output_gate:
-            rows = config.num_attention_heads * H
+            rows = config.num_attention_heads * (1 if config.attention_gate_per_head else H)
             self._linear(f"{name}.gate_proj", rows, config.hidden_size, config.attention_bias)
         if config.qk_norm:
             over_projection = config.qk_norm_scope == "projection"

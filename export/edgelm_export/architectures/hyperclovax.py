@@ -1,0 +1,44 @@
+"""HyperCLOVA X SEED Think: Granite's multipliers, and norms on both sides of each part; the smaller ones are Llamas."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import granite, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture
+from edgelm_export.tensor_map import TensorLayout
+
+_LAYER = "model.layers.{i}"
+_NAMES = {
+    **{name: name for name in llama.GGUF_NAMES},
+    f"{_LAYER}.post_attention_layernorm": f"{_LAYER}.post_norm1",
+    f"{_LAYER}.pre_feedforward_layernorm": f"{_LAYER}.post_attention_layernorm",
+    f"{_LAYER}.post_feedforward_layernorm": f"{_LAYER}.post_norm2",
+}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    scale = hf_values.number(values, "logits_scaling", 1.0)  # which multiplies here
+    if not scale > 0:
+        raise CheckpointError(f"config.json: logits_scaling is {scale}; it must be above 0.")
+    config = granite.to_model_config({**values, "logits_scaling": 1 / scale})
+    return dataclasses.replace(
+        config,
+        model_type="hyperclovax",
+        attention_multiplier=hf_values.number(values, "attention_multiplier", config.head_dim**-0.5),
+        norm_placement="both" if hf_values.flag({"use_post_norm": True, **values}, "use_post_norm") else "pre",
+    )
+
+
+HYPERCLOVAX = Architecture(
+    model_type="hyperclovax",
+    to_model_config=_to_model_config,
+    layout=TensorLayout(names=_NAMES),
+    # Without norms behind the parts it is a Granite.
+    layout_of=lambda config: TensorLayout(names=_NAMES if config.norm_placement == "both" else None),
+    gguf=None,
+)
