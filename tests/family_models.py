@@ -41,6 +41,10 @@ GRANITE_MOE = {
     "num_local_experts": 5, "num_experts_per_tok": 2, "attention_multiplier": 0.25, "embedding_multiplier": 6.0,
     "residual_multiplier": 0.5, "logits_scaling": 3.0,
 }  # fmt: skip
+GRANITE_SWA = {
+    "sliding_window": 9, "attention_multiplier": 0.25, "embedding_multiplier": 6.0, "residual_multiplier": 0.5,
+    "logits_scaling": 3.0, "tie_word_embeddings": True,
+}  # fmt: skip
 GRANITE4 = {
     "layer_types": ["full_attention"] * 2, "num_local_experts": 0, "shared_intermediate_size": 80, "mamba_n_heads": 4,
     "attention_multiplier": 0.3, "embedding_multiplier": 6.0, "residual_multiplier": 0.4, "logits_scaling": 3.0,
@@ -270,6 +274,18 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "hyperclovax without norms behind, biases": (
         "hyperclovax",
         {"use_post_norm": False, "attention_bias": True, "mlp_bias": True},
+    ),
+    "granite_swa": (
+        "granite_swa",
+        GRANITE_SWA | {"num_hidden_layers": 5, "layer_rope_theta": [1e4, 1e3, 1e3, 0, 1e4]},
+    ),
+    "granite_swa, one base, biases, untied": (
+        "granite_swa",
+        GRANITE_SWA | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
+    ),
+    "granitemoe_swa": (
+        "granitemoe_swa",
+        GRANITE_SWA | {"num_local_experts": 5, "num_experts_per_tok": 3, "shared_intermediate_size": 64},
     ),
     "apertus": ("apertus", {"tie_word_embeddings": False, "pad_token_id": 0, "rope_parameters": APERTUS_ROPE}),
     "apertus with biases, tied": ("apertus", {"attention_bias": True, "pad_token_id": 0, "rms_norm_eps": 1e-3}),

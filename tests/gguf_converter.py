@@ -19,8 +19,8 @@ Array = NDArray[np.float32]
 # Families whose heads llama.cpp turns by neighbouring dimensions.
 _HYBRID = ("granitehybrid", "nemotron_h", "nemotron_h_moe")  # with Mamba 2
 _PAIRED = (
-    "llama", "mistral3", "granite", "granitemoe", *_HYBRID, "smollm3", "arcee", "olmo", "minicpm", "internlm2",
-    "deepseek", "bailingmoe",
+    "llama", "mistral3", "granite", "granitemoe", "granite_swa", *_HYBRID, "smollm3", "arcee", "olmo", "minicpm",
+    "internlm2", "deepseek", "bailingmoe",
 )  # fmt: skip
 _LAYER_NORMS = (
     "command-r", "cohere2", "falcon", "gpt2", "gptneox", "jais2", "nemotron", "olmo", "phi2", "stablelm", "starcoder",
@@ -185,9 +185,13 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_sliding_window(config.sliding_window)
     if getattr(config, "shared_intermediate_size", 0):
         writer.add_expert_shared_feed_forward_length(config.shared_intermediate_size)
-    if architecture in ("granite", "granitemoe", "granitehybrid"):
+    if architecture == "granite_swa":
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+        writer.add_array("granite_swa.attention.rope_pattern", [bool(theta) for theta in config.layer_rope_theta])
+    if architecture in ("granite", "granitemoe", "granite_swa", "granitehybrid"):
         writer.add_attention_scale(config.attention_multiplier)
-    if architecture in ("granite", "granitemoe", "granitehybrid", "minicpm"):
+    if architecture in ("granite", "granitemoe", "granite_swa", "granitehybrid", "minicpm"):
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_logit_scale(config.logits_scaling)
@@ -286,6 +290,8 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
     """Return the tensors of a model under llama.cpp's names."""
     # The model's own family knows all of its tensors, whatever the file is to be called.
     known = gguf.MODEL_ARCH_NAMES.values()
+    if architecture == "granite_swa":
+        return _of_granite_swa(model)
     architecture = "qwen3moe" if architecture == "mellum" else architecture  # which this gguf package does not know
     own = (
         model.config.model_type if model.config.model_type in known and "nemotron" not in architecture else architecture
@@ -341,6 +347,25 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
     for key in ("short_factor", "long_factor"):
         if key in settings:
             tensors[f"rope_factors_{key.partition('_')[0]}.weight"] = np.array(settings[key], np.float32)
+    return tensors
+
+
+def _of_granite_swa(model: PreTrainedModel) -> dict[str, Array]:
+    """Name the tensors of a family that this gguf package does not know; gates and ups stay in one."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GRANITE, model.config.num_hidden_layers)
+    own = {
+        "self_attn.sinks": "attn_sinks.weight", "block_sparse_moe.experts.gate_up_proj": "ffn_gate_up_exps.weight",
+        "block_sparse_moe.experts.down_proj": "ffn_down_exps.weight",
+        "block_sparse_moe.router.weight": "ffn_gate_inp.weight",
+        "shared_mlp.input_linear.weight": "ffn_up_shexp.weight",
+        "shared_mlp.output_linear.weight": "ffn_down_shexp.weight",
+    }  # fmt: skip
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensor = _converted(name, parameter.detach().float().numpy(), model.config, "granite_swa")
+        layer, _, part = name.removeprefix("model.layers.").partition(".")
+        stem = f"blk.{layer}.{own[part]}" if part in own else names.get_name(name, try_suffixes=(".weight", ".bias"))
+        tensors[stem] = np.ascontiguousarray(tensor)
     return tensors
 
 

@@ -12,6 +12,7 @@ from family_models import (
     GPT_OSS,
     GRANITE4_H,
     GRANITE_MOE,
+    GRANITE_SWA,
     LFM2,
     LFM2_MOE,
     LONGROPE,
@@ -113,6 +114,16 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "nemotron_h": ("nemotron_h", "nemotron_h", NEMOTRON_H),
     "nemotron_h with experts": ("nemotron_h", "nemotron_h_moe", NEMOTRON_H_MOE),
+    "granite_swa": (
+        "granite_swa",
+        "granite_swa",
+        GRANITE_SWA | {"num_hidden_layers": 4, "layer_rope_theta": [1e4, 1e4, 1e4, 0]},
+    ),
+    "granitemoe_swa": (
+        "granitemoe_swa",
+        "granite_swa",
+        GRANITE_SWA | {"num_local_experts": 5, "num_experts_per_tok": 3, "shared_intermediate_size": 64},
+    ),
     "apertus": (
         "apertus",
         "apertus",

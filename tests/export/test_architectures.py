@@ -291,6 +291,16 @@ def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], win
             r"sparse_config is set; attention that leaves tokens out \(InfLLM v2\) is not supported. Take it out",
         ),
         ("minicpm", {"dim_model_base": 0}, "dim_model_base is 0.0; it must be above 0"),
+        (
+            "granite_swa",
+            {"layer_rope_theta": [1e4]},
+            r"layer_rope_theta is \[10000.0\]; it must have a number for each",
+        ),
+        (
+            "granite_swa",
+            {"layer_rope_theta": [1e4, 1e3], "layer_types": [FULL, FULL]},
+            "supported is one base for layers with a window and one for others",
+        ),
         ("lfm3", {"attention_bias": True}, "attention_bias is True; supported is False"),
         ("hyperclovax", {"logits_scaling": 0.0}, "logits_scaling is 0.0; it must be above 0"),
         ("falcon", {"alibi": True}, r"alibi is true \(Falcon RW\); supported are positions by rope"),

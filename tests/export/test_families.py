@@ -117,7 +117,7 @@ STORED_OTHERWISE = (
     "granitemoe", "granitemoeshared", "ernie4_5_moe", "apertus",
     "cohere", "cohere2", "glm", "glm4", "nemotron_h", "qwen2_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next",
     "afmoe", "exaone_moe", "hunyuan_v1_moe", "vaultgemma", "falcon", "gpt_bigcode",
-    "deepseek", "bailing_moe", "lfm3", "hyperclovax",
+    "deepseek", "bailing_moe", "granitemoe_swa", "lfm3", "hyperclovax",
 )  # fmt: skip
 NOT_IN_TRANSFORMERS = {
     name

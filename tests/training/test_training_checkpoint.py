@@ -59,6 +59,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"qk_norm": True, "sliding_window": 6},
     "smollm3": {"layers_without_rope": (0,), "head_dim": 6, "mlp_bias": True},
     "granite": {"residual_multiplier": 0.5, "logits_scaling": 3.0, "embedding_multiplier": 2.0},
+    "granite_swa": TWO_ROTATIONS
+    | {"attention_sinks": True, "residual_multiplier": 0.5, "head_dim": 6, "layers_without_rope": (0,)},
     "olmo2": OLMO2,
     "exaone4": WINDOWS | {"norm_placement": "post", "qk_norm": True, "layers_without_rope": (0,)},
     "arcee": {"mlp_gated": False, "hidden_act": "relu2", "mlp_bias": True},
@@ -142,7 +144,7 @@ EXPERTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 OTHERS: dict[str, dict[str, Any]] = {
-    "attention sinks": {"attention_sinks": True},
+    "attention sinks, query and key norms": {"attention_sinks": True, "qk_norm": True},
     "experts without query and key norms": {"num_experts": 3, "num_experts_per_tok": 1, "router_bias": True},
     "layer norm": {"norm": "layer"},
     "learned positions": {"position": "learned"},

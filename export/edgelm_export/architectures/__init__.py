@@ -34,6 +34,7 @@ from edgelm_export.architectures.gpt_neox import GPT_NEOX
 from edgelm_export.architectures.gpt_oss import GPT_OSS
 from edgelm_export.architectures.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED
 from edgelm_export.architectures.granite_hybrid import GRANITE_HYBRID
+from edgelm_export.architectures.granite_swa import GRANITE_MOE_SWA, GRANITE_SWA
 from edgelm_export.architectures.helium import HELIUM
 from edgelm_export.architectures.hunyuan import HUNYUAN, HUNYUAN_MOE
 from edgelm_export.architectures.hyperclovax import HYPERCLOVAX
@@ -105,6 +106,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "granitemoe": GRANITE_MOE,
     "granitemoeshared": GRANITE_MOE_SHARED,
     "granitemoehybrid": GRANITE_HYBRID,  # Granite 4
+    "granite_swa": GRANITE_SWA,  # Granite Swash
+    "granitemoe_swa": GRANITE_MOE_SWA,
     "afmoe": AFMOE,  # Trinity Nano and Mini
     "apertus": APERTUS,
     "arcee": ARCEE,

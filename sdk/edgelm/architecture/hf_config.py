@@ -35,7 +35,9 @@ _SHARED_EXPERTS = _EXPERTS | {
     "shared_expert_intermediate_size", "layers_without_experts", "routed_scaling_factor",
 }  # fmt: skip
 _SIGMOIDS = {"scoring_func": "sigmoid", "expert_choice_bias": True}
-_BIASES = frozenset({"attention_bias", "attention_output_bias", "mlp_bias"})
+_MULTIPLIERS = frozenset({"attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"})
+_OF_ATTENTION = frozenset({"attention_bias", "attention_output_bias"})
+_BIASES = _OF_ATTENTION | {"mlp_bias"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +164,12 @@ def _granite(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _granite_swa(config: ModelConfig) -> dict[str, Any]:
+    layers = range(config.num_hidden_layers)
+    bases = {"global": config.rope_theta, "local": config.rope_local_theta, None: 0}
+    return {**_granite(config), **_windows(config), "layer_rope_theta": [bases[config.rope_kind(i)] for i in layers]}
+
+
 _SMALLEST_SCALE = 2.0**-16  # of a query_pre_attn_scalar that is a whole number of 32 bits
 
 
@@ -238,6 +246,10 @@ def _expert_keys(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _has_large_experts(config: ModelConfig) -> bool:
+    return config.num_experts > 0 and config.expert_size == config.intermediate_size
+
+
 def _qwen3_moe(config: ModelConfig) -> dict[str, Any]:
     return {
         **_expert_keys(config),
@@ -307,7 +319,7 @@ _FAMILIES: dict[str, _Family] = {
     "qwen3": _Family(
         architecture="Qwen3ForCausalLM",
         fixed={"qk_norm": True},
-        free=_WINDOWS | {"attention_bias", "attention_output_bias"},
+        free=_WINDOWS | _OF_ATTENTION,
         fits=_one_switch,
         keys=_switched_windows,
     ),
@@ -332,34 +344,28 @@ _FAMILIES: dict[str, _Family] = {
     "dots1": _Family(
         architecture="Dots1ForCausalLM",
         fixed=_SIGMOIDS | {"qk_norm": True},
-        free=_SHARED_EXPERTS | _WINDOWS | {"attention_bias", "attention_output_bias"},
+        free=_SHARED_EXPERTS | _WINDOWS | _OF_ATTENTION,
         fits=lambda c: _one_switch(c) and _has_shared_experts(c),
         keys=lambda c: {**_shared_expert_keys(c), **_windows(c)},
     ),
     "olmoe": _Family(
         architecture="OlmoeForCausalLM",
         fixed={"qk_norm": True, "qk_norm_scope": "projection"},
-        free=_EXPERTS | {"attention_bias", "attention_output_bias"},
-        fits=lambda c: (
-            _one_switch(c) and _heads_cover(c) and c.num_experts > 0 and c.expert_size == c.intermediate_size
-        ),
+        free=_EXPERTS | _OF_ATTENTION,
+        fits=lambda c: _one_switch(c) and _heads_cover(c) and _has_large_experts(c),
         keys=_expert_keys,
     ),
     "flex_olmo": _Family(
         architecture="FlexOlmoForCausalLM",
         fixed=_OLMO2,
-        free=_EXPERTS | {"attention_bias", "attention_output_bias"},
-        fits=lambda c: (
-            _one_switch(c) and _heads_divide(c) and c.num_experts > 0 and c.expert_size == c.intermediate_size
-        ),
+        free=_EXPERTS | _OF_ATTENTION,
+        fits=lambda c: _one_switch(c) and _heads_divide(c) and _has_large_experts(c),
         keys=_expert_keys,
     ),
     "mellum": _Family(
         architecture="MellumForCausalLM",
         fixed={"qk_norm": True},
-        free=_EXPERTS
-        | _WINDOWS
-        | {"layers_without_experts", "rope_local_theta", "attention_bias", "attention_output_bias"},
+        free=_EXPERTS | _WINDOWS | _OF_ATTENTION | {"layers_without_experts", "rope_local_theta"},
         fits=lambda c: _one_switch(c) and c.num_experts > 0 and c.rope_local_theta is not None,
         keys=_mellum,
         absent=frozenset({"rope_scaling"}),
@@ -372,14 +378,21 @@ _FAMILIES: dict[str, _Family] = {
     ),
     "granite": _Family(
         architecture="GraniteForCausalLM",
-        free=_BIASES | {"attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"},
+        free=_BIASES | _MULTIPLIERS,
         fits=lambda c: _one_switch(c) and _heads_divide(c),
         keys=_granite,
+    ),
+    "granite_swa": _Family(
+        architecture="GraniteSWAForCausalLM",
+        fixed={"attention_sinks": True},
+        free=_BIASES | _WINDOWS | _MULTIPLIERS | {"rope_local_theta", "layers_without_rope"},
+        fits=lambda c: _one_switch(c) and _heads_divide(c) and (c.rope_local_theta is None or not _rope_scaling(c)),
+        keys=_granite_swa,
     ),
     "olmo2": _Family(
         architecture="Olmo2ForCausalLM",
         fixed=_OLMO2,
-        free=frozenset({"attention_bias", "attention_output_bias"}),
+        free=_OF_ATTENTION,
         fits=lambda c: _one_switch(c) and _heads_divide(c),
     ),
     "olmo3": _Family(
@@ -399,7 +412,7 @@ _FAMILIES: dict[str, _Family] = {
     "bitnet": _Family(
         architecture="BitNetForCausalLM",
         fixed={"sub_norms": True},
-        free=frozenset({"attention_bias", "attention_output_bias"}),
+        free=_OF_ATTENTION,
         fits=lambda c: _one_switch(c) and _heads_cover(c),
     ),
     "seed_oss": _Family(
@@ -427,7 +440,7 @@ _FAMILIES: dict[str, _Family] = {
     "gemma2": _Family(
         architecture="Gemma2ForCausalLM",
         fixed=_GEMMA,
-        free=_GEMMA_FREE | {"attention_bias", "attention_output_bias"},
+        free=_GEMMA_FREE | _OF_ATTENTION,
         fits=lambda c: _is_gemma(c) and _heads_divide(c),
         keys=_gemma,
     ),
@@ -435,8 +448,7 @@ _FAMILIES: dict[str, _Family] = {
         architecture="Gemma3ForCausalLM",
         fixed=_GEMMA | {"qk_norm": True},
         # transformers reads the soft-cap of attention there, and has no effect of it.
-        free=(_GEMMA_FREE - {"attn_logit_softcapping"})
-        | {"rope_local_theta", "attention_bias", "attention_output_bias"},
+        free=(_GEMMA_FREE - {"attn_logit_softcapping"}) | _OF_ATTENTION | {"rope_local_theta"},
         fits=lambda c: _is_gemma(c) and c.rope_local_theta is not None,
         keys=_gemma3,
     ),
@@ -457,17 +469,16 @@ _FAMILIES: dict[str, _Family] = {
     "olmo": _Family(
         architecture="OlmoForCausalLM",
         fixed={"norm": "layer_plain"},
-        free=frozenset({"attention_bias", "attention_output_bias"}),
+        free=_OF_ATTENTION,
         fits=lambda c: _one_switch(c) and _heads_divide(c) and c.norm_eps == 1e-5,
     ),
     "gemma4_text": _Family(
         architecture="Gemma4ForCausalLM",
         fixed={"norm_placement": "both", "qk_norm": True, "v_norm": True, "layer_scalar": True},
         free=(_GEMMA_FREE - {"attn_logit_softcapping"})
+        | _OF_ATTENTION
         | {
             "rope_local_theta",
-            "attention_bias",
-            "attention_output_bias",
             "global_head_dim",
             "num_global_key_value_heads",
             "attention_k_eq_v",
