@@ -8,6 +8,10 @@ FALCON_7B = {"pad_token_id": 0, "ffn_hidden_size": 96}
 FALCON_11B = FALCON_7B | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}
 GPT_BIGCODE = {"n_inner": 96, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
+GPT_NEO = {"attention_types": [[["global", "local"], 1]], "window_size": 9, "intermediate_size": 96}
+GPTJ = {"rotary_dim": 8, "n_inner": 96, "tie_word_embeddings": False}
+OPT = {"ffn_dim": 96, "pad_token_id": 0}
+
 OLDER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon": ("falcon", FALCON_7B),
     "falcon, two key heads, untied, another base": (
@@ -28,5 +32,21 @@ OLDER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_bigcode, a key head for each query head, untied": (
         "gpt_bigcode",
         GPT_BIGCODE | {"multi_query": False, "n_inner": None, "tie_word_embeddings": False},
+    ),
+    "gpt_neo": ("gpt_neo", GPT_NEO),
+    "gpt_neo, other kinds of layers, untied, four times as wide": (
+        "gpt_neo",
+        {
+            "attention_types": [[["local"], 2], [["global"], 1]], "window_size": 9, "num_hidden_layers": 3,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gptj": ("gptj", GPTJ),
+    "gptj, whole heads, tied": ("gptj", GPTJ | {"rotary_dim": 16, "n_inner": None, "tie_word_embeddings": True}),
+    "opt": ("opt", OPT),
+    "opt, norms behind each part, untied": ("opt", OPT | {"do_layer_norm_before": False, "tie_word_embeddings": False}),
+    "opt without biases and weights of norms (Galactica)": (
+        "opt",
+        OPT | {"enable_bias": False, "layer_norm_elementwise_affine": False, "activation_function": "gelu"},
     ),
 }  # fmt: skip

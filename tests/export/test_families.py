@@ -116,7 +116,7 @@ STORED_OTHERWISE = (
     "phi", "gpt2", "starcoder2", "gpt_neox", "nanochat", "mixtral", "gpt_oss", "lfm2", "lfm2_moe", "hunyuan_v1_dense",
     "granitemoe", "granitemoeshared", "ernie4_5_moe", "apertus",
     "cohere", "cohere2", "glm", "glm4", "nemotron_h", "qwen2_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next",
-    "afmoe", "exaone_moe", "hunyuan_v1_moe", "vaultgemma", "falcon", "gpt_bigcode",
+    "afmoe", "exaone_moe", "hunyuan_v1_moe", "vaultgemma", "falcon", "gpt_bigcode", "gpt_neo", "gptj", "opt",
     "deepseek", "bailing_moe", "granitemoe_swa", "lfm3", "hyperclovax",
 )  # fmt: skip
 NOT_IN_TRANSFORMERS = {

@@ -30,8 +30,10 @@ from edgelm_export.architectures.glm import GLM, GLM4
 from edgelm_export.architectures.glm4_moe import GLM4_MOE
 from edgelm_export.architectures.gpt2 import GPT2
 from edgelm_export.architectures.gpt_bigcode import GPT_BIGCODE
+from edgelm_export.architectures.gpt_neo import GPT_NEO
 from edgelm_export.architectures.gpt_neox import GPT_NEOX
 from edgelm_export.architectures.gpt_oss import GPT_OSS
+from edgelm_export.architectures.gptj import GPTJ
 from edgelm_export.architectures.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED
 from edgelm_export.architectures.granite_hybrid import GRANITE_HYBRID
 from edgelm_export.architectures.granite_swa import GRANITE_MOE_SWA, GRANITE_SWA
@@ -58,6 +60,7 @@ from edgelm_export.architectures.olmo import OLMO
 from edgelm_export.architectures.olmo2 import OLMO2
 from edgelm_export.architectures.olmo3 import OLMO3
 from edgelm_export.architectures.olmoe import OLMOE
+from edgelm_export.architectures.opt import OPT
 from edgelm_export.architectures.pegasus import PEGASUS
 from edgelm_export.architectures.phi import PHI
 from edgelm_export.architectures.phi3 import PHI3
@@ -144,9 +147,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "glm4_moe": GLM4_MOE,  # GLM-4.5, GLM-4.5-Air, GLM-4.6
     "gpt2": GPT2,
     "gpt_bigcode": GPT_BIGCODE,  # StarCoder 1
+    "gpt_neo": GPT_NEO,  # and TinyStories
     "gpt_neox": GPT_NEOX,  # and Pythia
     "gpt_oss": GPT_OSS,
+    "gptj": GPTJ,
     "nanochat": NANOCHAT,
+    "opt": OPT,  # and Galactica
     "t5": T5,  # v1.0 and v1.1, Flan-T5
     "bart": BART,
     "marian": MARIAN,  # OPUS-MT

@@ -1,0 +1,103 @@
+"""GPT-Neo and TinyStories: a GPT-2 of which every second layer attends in a window, and whose scores are not scaled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import hf_values, llama
+from edgelm_export.architectures.architecture import Architecture
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "max_position_embeddings": 2048,
+    "attention_types": [[["global", "local"], 12]],
+    "window_size": 256,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+}
+_KINDS = {"global": "full_attention", "local": "sliding_attention"}
+
+_BLOCK = "transformer.h.{i}"
+_NAMES = {
+    "model.embed_tokens": "transformer.wte",
+    "model.embed_positions": "transformer.wpe",
+    "model.layers.{i}.input_layernorm": f"{_BLOCK}.ln_1",
+    **{f"model.layers.{{i}}.self_attn.{part}_proj": f"{_BLOCK}.attn.attention.{part}_proj" for part in "qkv"},
+    "model.layers.{i}.self_attn.o_proj": f"{_BLOCK}.attn.attention.out_proj",
+    "model.layers.{i}.post_attention_layernorm": f"{_BLOCK}.ln_2",
+    "model.layers.{i}.mlp.up_proj": f"{_BLOCK}.mlp.c_fc",
+    "model.layers.{i}.mlp.down_proj": f"{_BLOCK}.mlp.c_proj",
+    "model.norm": "transformer.ln_f",
+    "lm_head": "lm_head",
+}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    size = hf_values.whole_number(values, "hidden_size")
+    heads = hf_values.whole_number(values, "num_heads", values.get("num_attention_heads"))
+    renamed = {
+        "num_hidden_layers": hf_values.whole_number(values, "num_layers", values.get("num_hidden_layers")),
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": None,
+        "intermediate_size": hf_values.whole_number(values, "intermediate_size", 4 * size),
+        "hidden_act": values["activation_function"],
+        "rms_norm_eps": values["layer_norm_epsilon"],
+    }
+    config = llama.to_model_config(values | renamed)
+    kinds = _kinds(values, config.num_hidden_layers)
+    return dataclasses.replace(
+        config,
+        model_type="gpt_neo",
+        norm="layer",
+        position="learned",
+        mlp_gated=False,
+        mlp_bias=True,
+        attention_bias=False,
+        attention_output_bias=True,
+        attention_multiplier=1.0,
+        **hf_values.windows({}, hf_values.whole_number(values, "window_size"), kinds),
+    )
+
+
+def _kinds(values: Mapping[str, Any], layers: int) -> list[str]:
+    """Read the kinds of layers, each as often as the list beside it says: [[["global", "local"], 12]].
+
+    Raises:
+        CheckpointError: they are not of that form, or not for as many layers as there are.
+    """
+    found: list[str] = []
+    try:
+        for kinds, times in values["attention_types"]:
+            found += [_KINDS[kind] for kind in kinds] * min(times, layers // max(len(kinds), 1) + 1)
+            if len(found) > layers:  # whatever else a hostile list holds
+                break
+    except (TypeError, ValueError, KeyError):
+        found = []
+    if len(found) != layers:
+        raise CheckpointError(
+            f"config.json: attention_types is {values['attention_types']!r:.60}; it must say global or local of each "
+            f"of the {layers} layers."
+        )
+    return found
+
+
+GPT_NEO = Architecture(
+    model_type="gpt_neo",
+    to_model_config=_to_model_config,
+    layout=TensorLayout(
+        names=_NAMES,
+        # The causal mask, which older versions of transformers stored.
+        ignored=frozenset(f"{_BLOCK}.attn.attention.{name}" for name in ("bias", "masked_bias")),
+    ),
+    gguf=None,  # llama.cpp does not know it
+)

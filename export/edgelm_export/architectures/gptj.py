@@ -1,0 +1,51 @@
+"""GPT-J: attention and feed-forward side by side behind one layer norm, and heads that turn in part, by neighbours."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm_export.architectures import gpt2, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {"n_positions": 2048, "rotary_dim": 64, "tie_word_embeddings": False}
+
+_BLOCK = "transformer.h.{i}"
+_NAMES = {
+    "model.embed_tokens": "transformer.wte",
+    "model.layers.{i}.input_layernorm": f"{_BLOCK}.ln_1",
+    **{f"model.layers.{{i}}.self_attn.{part}_proj": f"{_BLOCK}.attn.{part}_proj" for part in "qkv"},
+    "model.layers.{i}.self_attn.o_proj": f"{_BLOCK}.attn.out_proj",
+    "model.layers.{i}.mlp.up_proj": f"{_BLOCK}.mlp.fc_in",
+    "model.layers.{i}.mlp.down_proj": f"{_BLOCK}.mlp.fc_out",
+    "model.norm": "transformer.ln_f",
+    "lm_head": "lm_head",
+}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    config = gpt2.to_model_config(values)
+    return dataclasses.replace(
+        config,
+        model_type="gptj",
+        position="rope",
+        partial_rotary_factor=hf_values.bounded(values, "rotary_dim") / config.head_dim,
+        norm_placement="shared",
+        parallel_residual=True,
+        attention_bias=False,
+        attention_output_bias=False,
+        lm_head_bias=True,
+    )
+
+
+GPTJ = Architecture(
+    model_type="gptj",
+    to_model_config=_to_model_config,
+    layout=TensorLayout(names=_NAMES, row_orders=llama.GGUF_ROW_ORDERS, ignored=gpt2.MASKS),
+    gguf=None,  # llama.cpp has its name alone
+)
