@@ -19,6 +19,7 @@ _WHOLE = frozenset(
         "gemma4",
         "idefics3",
         "lfm2_vl",
+        "lfm3_vl",
         "mistral3",
         "qwen2_vl",
         "qwen2_5_vl",

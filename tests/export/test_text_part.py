@@ -116,9 +116,20 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"model_type": "lfm2", "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
         VISION | {"model_type": "siglip2_vision_model", "num_patches": 4},
     ),
+    "lfm3_vl": (
+        "lfm3",
+        {"model_type": "lfm3", "head_dim": 16, "layer_types": ["conv", "full_attention"]},
+        {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        },
+    ),
 }
 IDS = np.random.default_rng(0).integers(3, 320, 60).tolist()
-STORED_OTHERWISE = ("gemma4, with experts", "qwen3_5", "qwen3_5_moe", "lfm2_vl")  # by transformers
+STORED_OTHERWISE = ("gemma4, with experts", "qwen3_5", "qwen3_5_moe", "lfm2_vl", "lfm3_vl")  # by transformers
 
 
 def save(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
