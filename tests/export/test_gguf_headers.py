@@ -15,6 +15,7 @@ from edgelm.rope_scaling import RopeScaling
 from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.llama import LLAMA
+from edgelm_export.tensor_map import map_tensors
 
 METADATA = {
     "general.architecture": "llama",
@@ -238,6 +239,22 @@ def test_a_gpt_neox_is_parallel_where_its_file_does_not_say_otherwise() -> None:
     norm = {"gptneox.attention.layer_norm_rms_epsilon": 0.0, "gptneox.attention.layer_norm_epsilon": 1e-5}
     assert family_config("gpt_neox", norm)["use_parallel_residual"] is True
     assert family_config("gpt_neox", norm | {"gptneox.use_parallel_residual": False})["use_parallel_residual"] is False
+
+
+@pytest.mark.parametrize(("family", "keys"), [("glm4_moe", {}), ("exaone_moe", {"attention.sliding_window": 9})])
+def test_a_layer_that_guesses_further_tokens_stands_behind_those_of_the_model(
+    family: str, keys: dict[str, int]
+) -> None:
+    gguf = ARCHITECTURES[family].gguf
+    keys |= {"block_count": 3, "nextn_predict_layers": 1, "expert_count": 4, "expert_used_count": 2}
+    keys |= {"expert_feed_forward_length": 32, "expert_shared_count": 1, "leading_dense_block_count": 1}
+    values = family_config(family, {f"{gguf.architecture}.{key}": value for key, value in keys.items()})
+    config = ARCHITECTURES[family].to_model_config(values)
+    assert (config.num_hidden_layers, config.layers_without_experts) == (2, (0,))
+    present = {gguf.layout.source_name(name): shape for name, shape in config.tensor_shapes().items()}
+    stacks = {name: (4, *shape) for name, shape in present.items() if "_exps." in name}
+    guessing = {"blk.2.nextn.eh_proj.weight": (64, 128), "blk.2.attn_norm.weight": (64,)}
+    assert map_tensors(config, gguf.layout, present | stacks | guessing, "here").keys() == config.tensor_shapes().keys()
 
 
 def test_weights_of_experts_that_are_not_those_of_the_family_are_refused() -> None:
