@@ -413,6 +413,7 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         "n_group is 8; supported is 1",
     ),
     "groups of Trinity's experts": ("afmoe", {"topk_group": 2}, "topk_group is 2; supported is 1"),
+    "other groups of Trinity's": ("afmoe", {"num_expert_groups": 4}, "num_expert_groups is 4; supported is 1"),
     "biases of what is gated": ("afmoe", {"attention_bias": True}, "attention_bias is True; supported is False"),
     "weights as they are": ("afmoe", {"route_norm": False}, "route_norm is False; supported is True"),
     "windows of no size": (

@@ -39,7 +39,13 @@ _RENAMED = {
     "route_scale": "routed_scaling_factor",
 }
 # What the models' own code lets a config say, and transformers does not read.
-_FIXED: Mapping[str, Any] = {"attention_bias": False, "route_norm": True, "score_func": "sigmoid"}
+_FIXED: Mapping[str, Any] = {
+    "attention_bias": False,
+    "route_norm": True,
+    "score_func": "sigmoid",
+    "num_expert_groups": 1,
+    "num_limited_groups": 1,
+}
 _MLP = "model.layers.{i}.mlp"
 _NAMES = {
     **sigmoid_experts.NAMES,
