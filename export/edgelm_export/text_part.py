@@ -17,6 +17,9 @@ _WHOLE = frozenset(
     {
         "gemma3",
         "gemma4",
+        "glm46v",
+        "glm4v",
+        "glm4v_moe",
         "idefics3",
         "lfm2_vl",
         "lfm3_vl",
@@ -33,10 +36,14 @@ _WHOLE = frozenset(
 # A position has three numbers in these, which are the same without an image: rope as it is.
 _SAME_FAMILY = {
     "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
+    "glm4v_text": "glm4", "glm4v_moe_text": "glm4_moe",
     "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe",
 }  # fmt: skip
 # What the text of all of a kind has that config.json of its family would have to say.
-_SAID: Mapping[str, Mapping[str, Any]] = {"qwen3_vl_moe_text": {"norm_topk_prob": True}}
+_SAID: Mapping[str, Mapping[str, Any]] = {
+    "qwen3_vl_moe_text": {"norm_topk_prob": True},
+    "glm4v_text": {"attention_bias": True},
+}
 _ROPES = ("rope_scaling", "rope_parameters")
 _THREE_POSITIONS = ("mrope_section", "mrope_interleaved")
 # What the names of the text part begin with, where another part has its own, and those of its head.

@@ -32,7 +32,10 @@ VISION = {
     "patch_size": 14,
 }  # fmt: skip
 QWEN_VISION = {"depth": 1, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 64}
+GLM_VISION = QWEN_VISION | {"hidden_size": 32, "image_size": 28}
 THREE_POSITIONS = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
+GLM_POSITIONS = THREE_POSITIONS | {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
+GLM_TEXT = {"model_type": "glm4v_text", "head_dim": 16, "rope_parameters": GLM_POSITIONS}
 # Each kind: the family of its text part, and what it has beside the sizes.
 KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gemma3": (
@@ -116,6 +119,19 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"model_type": "lfm2", "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
         VISION | {"model_type": "siglip2_vision_model", "num_patches": 4},
     ),
+    "glm4v": ("glm4", GLM_TEXT, GLM_VISION),
+    "glm46v": ("glm4", GLM_TEXT, GLM_VISION),
+    "glm4v_moe": (
+        "glm4_moe",
+        {
+            "model_type": "glm4v_moe_text",
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "rope_parameters": GLM_POSITIONS,
+        },
+        GLM_VISION,
+    ),
     "lfm3_vl": (
         "lfm3",
         {"model_type": "lfm3", "head_dim": 16, "layer_types": ["conv", "full_attention"]},
@@ -129,7 +145,15 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
 }
 IDS = np.random.default_rng(0).integers(3, 320, 60).tolist()
-STORED_OTHERWISE = ("gemma4, with experts", "qwen3_5", "qwen3_5_moe", "lfm2_vl", "lfm3_vl")  # by transformers
+STORED_OTHERWISE = (
+    "gemma4, with experts",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "lfm2_vl",
+    "lfm3_vl",
+    "glm4v",
+    "glm46v",
+)  # by transformers
 
 
 def save(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
