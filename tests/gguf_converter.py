@@ -165,6 +165,8 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_expert_used_count(config.num_experts_per_tok)
     if architecture in ("qwen2vl", "qwen3vl", "qwen3vlmoe"):
         writer.add_rope_dimension_sections([3, 3, 2, 0])
+    if hasattr(config, "sections"):  # of a text part
+        writer.add_rope_dimension_sections(config.sections)
     if architecture in ("qwen3vl", "qwen3vlmoe"):
         writer.add_num_deepstack_layers(1)
     if architecture == "hunyuan-moe":
@@ -397,6 +399,12 @@ def _converted(name: str, tensor: Array, config: PreTrainedConfig, architecture:
         heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
         halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
         return halves.swapaxes(1, 2).reshape(tensor.shape)
+    if architecture == "glm4" and hasattr(config, "sections") and ("q_proj" in name or "k_proj" in name):
+        turning = int(config.head_dim * config.rope_parameters["partial_rotary_factor"])
+        heads = tensor.reshape(-1, config.head_dim, *tensor.shape[1:])
+        return np.concatenate([heads[:, :turning:2], heads[:, 1:turning:2], heads[:, turning:]], 1).reshape(
+            tensor.shape
+        )
     if architecture in ("gemma", "gemma2", "gemma3", "nemotron") and name.endswith("norm.weight"):
         return tensor + 1
     if architecture in ("lfm2", "lfm2moe") and name.endswith(".conv.conv.weight"):

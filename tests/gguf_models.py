@@ -169,6 +169,12 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "cohere2": ("cohere2", "cohere2", {"num_hidden_layers": 4, "sliding_window": 9, "logit_scale": 0.5}),
     "glm": ("glm", "chatglm", {"head_dim": 16, "pad_token_id": 0, "tie_word_embeddings": False}),
     "glm4": ("glm4", "glm4", {"head_dim": 16, "pad_token_id": 0, "tie_word_embeddings": False}),
+    "the text part of GLM-4.6V": (
+        "glm4",
+        "glm4",
+        {"head_dim": 32, "pad_token_id": 0, "tie_word_embeddings": False, "sections": [2, 3, 3, 0]},
+    ),
+    "the text part of GLM-4.5V": ("glm4_moe", "glm4moe", GLM4_MOE | {"sections": [2, 3, 3, 0]}),
     "qwen3_5": (
         "qwen3_5_text",
         "qwen35",

@@ -29,7 +29,8 @@ _KEYS = frozenset(
     }
 )  # fmt: skip
 # What is of images in a model whose text part is read.
-_OF_IMAGES = frozenset({"rope.dimension_sections", "n_deepstack_layers"})
+SECTIONS = "rope.dimension_sections"
+_OF_IMAGES = frozenset({SECTIONS, "n_deepstack_layers"})
 
 
 def under_own_name(metadata: Mapping[str, Any], architecture: str) -> Mapping[str, Any]:
@@ -47,13 +48,20 @@ def under_own_name(metadata: Mapping[str, Any], architecture: str) -> Mapping[st
 
 
 def layout_of(family: GGUFFamily, header: GGUFHeader) -> TensorLayout:
-    """Return the layout of a file, some of which have queries, keys and values in one tensor."""
-    names, joined = family.layout.names or {}, "blk.{i}.attn_qkv"
+    """Return the layout of a file, some of which have queries, keys and values in one tensor.
+
+    Where a position has three numbers, as in the text part of a model that reads images, none turns by neighbours.
+    """
+    layout, joined = family.layout, "blk.{i}.attn_qkv"
+    if SECTIONS in {key.removeprefix(f"{family.architecture}.") for key in header.metadata}:
+        orders = {name: order for name, order in layout.row_orders.items() if order != "pairs"}
+        layout = dataclasses.replace(layout, row_orders=orders)
+    names = layout.names or {}
     # Who has it anyway may mean something else by it, as linear attention does.
     if "blk.0.attn_qkv.weight" not in header.shapes or joined in names.values():
-        return family.layout
+        return layout
     packed = dict.fromkeys((f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"), joined)
-    return dataclasses.replace(family.layout, names={**names, **packed})
+    return dataclasses.replace(layout, names={**names, **packed})
 
 
 def by_layer(

@@ -58,7 +58,8 @@ def _gguf_to_hf_config_4(header: GGUFHeader) -> dict[str, Any]:
 
 
 def _gguf_values(header: GGUFHeader, architecture: str) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, architecture, turns_a_part=True)
+    keys = frozenset({gguf_header.SECTIONS})  # of a text part, whose positions have three numbers, the same
+    values = gguf_header.to_hf_config(header, architecture, keys=keys, turns_a_part=True)
     has_biases = bool({"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"} & header.shapes.keys())
     return {**values, "attention_bias": has_biases}
 

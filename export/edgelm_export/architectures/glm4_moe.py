@@ -44,7 +44,8 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "glm4moe", keys=sigmoid_experts.GGUF_KEYS, turns_a_part=True)
+    keys = sigmoid_experts.GGUF_KEYS | {gguf_header.SECTIONS}  # of GLM-4.5V, whose three are the same for a text
+    values = gguf_header.to_hf_config(header, "glm4moe", keys=keys, turns_a_part=True)
     return {
         "model_type": "glm4_moe",
         **values,
