@@ -128,6 +128,7 @@ SPLITS = {
         "'",
         "VE",
     ],
+    "youtu": ["ĠI've", "Ġ", "1", "2", "3", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI'VE"],
     "gpt-2": ["ĠI", "'ve", "Ġ1234", "Ġx", ".", "y", "ĊĊĠ", "Ġend", "ĠI", "'", "VE"],
     "smollm": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".", "y", "ĊĊĠ", "Ġend", "ĠI", "'", "VE"],
     "llama-bpe": ["ĠI", "'ve", "Ġ", "123", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
@@ -139,10 +140,13 @@ ALIKE = {
     "gpt-2": ("phi-2", "exaone4", "mellum", "trillion", "a.x-4.0", "mpt", "olmo"),
     "smollm": ("starcoder", "refact", "command-r", "exaone", "minerva-7b"),
     "qwen2": ("stablelm2", "deepseek-r1-qwen", "megrez"),
-    "llama-bpe": (*LLAMA3[1:], "smaug-bpe", "dbrx", "glm4", "chatglm-bpe"),
-    "deepseek-v3": ("hunyuan-dense",), "deepseek-coder": (), "gpt-4o": (), "tekken": (), "qwen35": (), "seed-coder": (),
-    "tiny_aya": (), "minicpm5": (),
+    "llama-bpe": (*LLAMA3[1:], "smaug-bpe", "dbrx", "glm4", "glm5", "chatglm-bpe"),
+    "deepseek-v3": ("hunyuan-dense",), "deepseek-coder": (), "gpt-4o": ("kanana2",), "tekken": (), "qwen35": (),
+    "seed-coder": (), "tiny_aya": (), "minicpm5": (), "deepseek-llm": (), "youtu": (),
 }  # fmt: skip
+
+
+SPLITS["deepseek-llm"] = SPLITS["deepseek-coder"]
 
 
 @pytest.mark.parametrize("pre", SPLITS)
@@ -156,6 +160,14 @@ def test_names_of_one_split_split_alike() -> None:
     assert {name for alike in ALIKE.items() for name in (alike[0], *alike[1])} == set(PRE_TOKENIZERS)
     for pre, others in ALIKE.items():
         assert all(PRE_TOKENIZERS[other].steps == PRE_TOKENIZERS[pre].steps for other in others)
+
+
+def test_deepseek_llm_takes_letters_apart_where_its_marks_have_them() -> None:
+    splitter = build(ggml__pre="deepseek-llm").pre_tokenizer
+    assert splitter is not None
+    # Its marks go from a colon to a tilde, and what is in words of ASCII alone is whole before. Georgian is apart.
+    pieces = [text for text, _ in splitter.pre_tokenize_str(" ete \u00e9te \u10d0\u10d1 end")]
+    assert [len(piece) for piece in pieces] == [4, 3, 2, 1, 6, 4]
 
 
 @pytest.mark.parametrize("pre", ["gpt-4o", "tekken"])
@@ -178,8 +190,8 @@ def test_some_take_a_whole_word_of_the_vocabulary_without_merges() -> None:
     for pre in PRE_TOKENIZERS:
         # "12" has a token; without its merge only a model that ignores merges finds it.
         ids = build(ggml__pre=pre, ggml__merges=MERGES[:-1]).encode("12").ids
-        assert (ids == [261]) == (pre in (*LLAMA3, "smaug-bpe", "minicpm5", "glm4"))
-    assert PRE_TOKENIZERS["tekken"].ignore_merges  # which takes digits apart
+        assert (ids == [261]) == (pre in (*LLAMA3, "smaug-bpe", "minicpm5", "glm4", "glm5"))
+    assert all(PRE_TOKENIZERS[pre].ignore_merges for pre in ("tekken", "youtu"))  # which take digits apart
 
 
 TOKENS: list[str] = small_metadata()["tokenizer.ggml.tokens"]
