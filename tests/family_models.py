@@ -57,6 +57,21 @@ NEMOTRON_H_MOE = NEMOTRON_H | {
     "n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
     "moe_shared_expert_intermediate_size": 64, "routed_scaling_factor": 2.5,
 }  # fmt: skip
+# Their inner norms have 1e-6 whatever the config says, in llama.cpp what it says.
+LATENT = {
+    "kv_lora_rank": 32, "q_lora_rank": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 24,
+    "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+}  # fmt: skip
+DEEPSEEK = LATENT | {
+    "num_hidden_layers": 3, "first_k_dense_replace": 1, "n_routed_experts": 6, "num_local_experts": 6,
+    "num_experts_per_tok": 3, "moe_intermediate_size": 32, "n_shared_experts": 2, "routed_scaling_factor": 1.7,
+    "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+# Both of its scales of attention grow, so that the tables stay as they are and the scores do not.
+DEEPSEEK_YARN = {
+    "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "mscale": 0.7, "mscale_all_dim": 0.7,
+    "rope_theta": 1e4,
+}  # fmt: skip
 MINISTRAL3 = {
     "rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0, "original_max_position_embeddings": 32, "beta_fast": 32.0,
     "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
@@ -404,6 +419,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe, experts in every second layer": ("qwen3_moe", QWEN3_MOE | {"decoder_sparse_step": 2}),
     "olmoe": ("olmoe", OLMOE),
     "olmoe, weights that sum to one": ("olmoe", OLMOE | {"norm_topk_prob": True, "tie_word_embeddings": False}),
+    "deepseek_v2, yarn": ("deepseek_v2", DEEPSEEK | {"rope_parameters": DEEPSEEK_YARN}),
+    "deepseek_v2, queries of one matrix": ("deepseek_v2", DEEPSEEK | {"q_lora_rank": None, "n_shared_experts": 1}),
+    "deepseek_v3": ("deepseek_v3", DEEPSEEK | {"rope_parameters": DEEPSEEK_YARN | {"mscale": 1.0}}),
+    "glm4_moe_lite": ("glm4_moe_lite", DEEPSEEK | {"mlp_layer_types": ["dense", "sparse", "sparse"]}),
+    "minicpm3": ("minicpm3", LATENT | {"scale_emb": 6, "scale_depth": 1.0, "dim_model_base": 32}),
+    "minicpm3, tied": ("minicpm3", LATENT | {"v_head_dim": None, "tie_word_embeddings": True}),
+    "youtu": ("youtu", LATENT),
     "gpt_oss": ("gpt_oss", GPT_OSS),
     "gpt_oss, every layer in full, untied": (
         "gpt_oss",

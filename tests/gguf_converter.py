@@ -48,6 +48,9 @@ _TURN_IN_PART = (
 def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: str) -> None:
     """Write the metadata of a model."""
     config = model.config
+    if architecture in ("deepseek2", "minicpm3"):
+        _add_latent(writer, config, architecture)
+        return
     if architecture == "gemma4":
         config.allow_global_per_layer_attribute_access = True
         _add_gemma4(writer, config)
@@ -136,6 +139,51 @@ def _add_gemma4(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
         writer.add_expert_count(config.num_experts)
         writer.add_expert_used_count(config.top_k_experts)
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+
+
+def _add_latent(writer: gguf.GGUFWriter, config: PreTrainedConfig, architecture: str) -> None:
+    """Keys and values are one head in the files of DeepSeek's models; in MiniCPM 3's each query has its own."""
+    writer.add_name("tiny")
+    writer.add_license("apache-2.0")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(config.qk_rope_head_dim)
+    if config.q_lora_rank is not None:
+        writer.add_q_lora_rank(config.q_lora_rank)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+    key, value = config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
+    if architecture == "minicpm3":
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_key_length(key)
+        return
+    writer.add_head_count_kv(1)
+    writer.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim)
+    writer.add_value_length(config.kv_lora_rank)
+    writer.add_key_length_mla(key)
+    writer.add_value_length_mla(value)
+    experts = getattr(config, "n_routed_experts", None)
+    writer.add_leading_dense_block_count(config.first_k_dense_replace if experts else config.num_hidden_layers)
+    writer.add_expert_feed_forward_length(config.moe_intermediate_size if experts else config.intermediate_size)
+    writer.add_expert_shared_count(config.n_shared_experts if experts else 0)
+    if experts:
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_weights_scale(config.routed_scaling_factor)
+        if config.norm_topk_prob:
+            writer.add_expert_weights_norm(True)
+        kinds = gguf.ExpertGatingFuncType
+        writer.add_expert_gating_func(kinds.SOFTMAX if config.model_type == "deepseek_v2" else kinds.SIGMOID)
+    if config.rope_parameters["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
+        writer.add_rope_scaling_orig_ctx_len(config.rope_parameters["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_log_mul(0.1 * config.rope_parameters["mscale_all_dim"])
 
 
 def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architecture: str) -> None:
@@ -273,6 +321,13 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
         if name.endswith("in_proj_qkvz.weight"):
             layer, rows = name.split(".")[2], _apart(parameter.detach().float().numpy(), model.config)
             tensors |= {f"blk.{layer}.attn_qkv.weight": rows[0], f"blk.{layer}.attn_gate.weight": rows[1]}
+            continue
+        if architecture == "deepseek2" and name.endswith(".kv_b_proj.weight"):
+            both = parameter.detach().numpy().reshape(model.config.num_attention_heads, -1, model.config.kv_lora_rank)
+            k_NPL, v_NYL = np.split(both, [model.config.qk_nope_head_dim], axis=1)
+            blk = f"blk.{name.split('.')[2]}"
+            tensors[f"{blk}.attn_k_b.weight"] = np.ascontiguousarray(k_NPL.swapaxes(1, 2))
+            tensors[f"{blk}.attn_v_b.weight"] = np.ascontiguousarray(v_NYL)
             continue
         tensor = _converted(name, parameter.detach().float().numpy(), model.config, architecture)
         tensors[names.get_name(name, try_suffixes=(".weight", ".bias"))] = np.ascontiguousarray(tensor)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from family_models import (
+    DEEPSEEK,
+    DEEPSEEK_YARN,
     ERNIE4_5_MOE,
     GEMMA4,
     GEMMA4_EXPERTS,
     GPT_OSS,
     GRANITE4_H,
     GRANITE_MOE,
+    LATENT,
     LFM2,
     LFM2_MOE,
     LONGROPE,
@@ -25,6 +28,8 @@ from family_models import (
     QWEN3_MOE,
     ROPES,
 )
+
+IN_BLOCKS = {"q_lora_rank": 32, "qk_nope_head_dim": 32}  # matrices of latent attention, of which ggml makes blocks
 
 # As llama.cpp names and knows them: without biases on Qwen3 and Granite, a Mistral as a Llama, a Gemma whose scores are
 # scaled by its head, a SmolLM3 with every fourth layer without rope.
@@ -180,6 +185,19 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mixtral": ("mixtral", "llama", {"num_local_experts": 5, "tie_word_embeddings": False}),
     "qwen3_moe": ("qwen3_moe", "qwen3moe", QWEN3_MOE | {"norm_topk_prob": True}),
     "olmoe": ("olmoe", "olmoe", OLMOE | {"tie_word_embeddings": False}),
+    "deepseek_v2": ("deepseek_v2", "deepseek2", DEEPSEEK | IN_BLOCKS),
+    "deepseek_v3, yarn": (
+        "deepseek_v3",
+        "deepseek2",
+        DEEPSEEK | IN_BLOCKS | {"rope_parameters": DEEPSEEK_YARN, "norm_topk_prob": True},
+    ),
+    "youtu": ("youtu", "deepseek2", LATENT | IN_BLOCKS),
+    # llama.cpp takes these numbers for granted.
+    "minicpm3": (
+        "minicpm3",
+        "minicpm3",
+        LATENT | IN_BLOCKS | {"v_head_dim": 16, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256},
+    ),
     "gpt_oss": ("gpt_oss", "gpt-oss", GPT_OSS | {"swiglu_limit": 7.0, "tie_word_embeddings": False}),
     "gpt2": ("gpt2", "gpt2", {"n_inner": 96}),
     "gpt_neox": ("gpt_neox", "gptneox", {"tie_word_embeddings": False}),

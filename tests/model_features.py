@@ -16,6 +16,10 @@ LINEAR = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 16,
     "linear_conv_kernel_dim": 4,
 }  # fmt: skip
+LATENT = {
+    "head_dim": 48, "num_key_value_heads": 1, "kv_lora_rank": 32, "qk_nope_head_dim": 24, "v_head_dim": 40,
+    "attention_multiplier": 0.2,
+}  # fmt: skip
 GEMMA4_FEATURES = {
     "norm_placement": "both", "qk_norm": True, "v_norm": True, "layer_scalar": True, "attention_multiplier": 1.0,
     "sliding_window": 6, "rope_local_theta": 100.0, "layer_types": ("sliding_attention", "full_attention"),
@@ -85,6 +89,14 @@ FEATURES = {
     "convolutions over five tokens, with biases": {
         "num_hidden_layers": 3, "layer_types": ["full_attention", "conv", "full_attention"], "conv_L_cache": 5,
         "conv_bias": True,
+    },
+    "latent attention": {**LATENT, "q_lora_rank": 24},
+    "latent attention, queries of one matrix, norms of 1 + weight, a window, sinks, a cap, yarn": {
+        **LATENT, "norm": "rms_offset", "sliding_window": 6, "attention_sinks": True, "attn_logit_softcapping": 3.0,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+    },
+    "latent attention, the layers with experts, a residual multiplier": {
+        **LATENT, "q_lora_rank": 24, "residual_multiplier": 0.5, "num_experts": 4, "num_experts_per_tok": 2,
     },
     "linear attention": {
         "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],

@@ -31,6 +31,7 @@ from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import ROTARY_MULTIPLE, FoldedCheckpoint, padded_rotary_dim
 from edgelm_export.graph import MICROSOFT
+from edgelm_export.latent_attention import add_latent_attention
 from edgelm_export.linear_attention import add_linear_attention
 from edgelm_export.mamba2 import add_mamba2
 from edgelm_export.quantize import Precision
@@ -315,6 +316,8 @@ class DecoderStack(Stack):
     def attended(self, hidden: str, i: int) -> str:
         """Project queries, keys and values, norm them, and let the queries look at the keys."""
         name = f"{self.name}.layers.{i}.self_attn"
+        if self.config.kv_lora_rank is not None:
+            return add_latent_attention(self, hidden, i, name)
         if self.config.keys_of(i) == i:
             qkv = self.projections.fused(hidden, [f"{name}.{part}_proj" for part in "qkv"], f"{name}.qkv_proj")
         else:
@@ -329,13 +332,15 @@ class DecoderStack(Stack):
     def grouped_query_attention(self, qkv: list[str], i: int, name: str) -> str:
         """Grouped-query attention; rotation, cache and causal mask are inside the operator."""
         graph, shape, source = self.graph, self.cache_shape(i, "capacity"), self.config.keys_of(i)
-        if source == i:
-            past = [graph.input(f"past_key_values.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
+        kept = self.config.kept_parts if source == i else ()
+        if kept:
+            past = [graph.input(f"past_key_values.{i}.{part}", FLOAT, shape) for part in kept]
         else:
             past = [f"present.{source}.{part}" for part in ("key", "value")]
+        past = [past[0], past[-1]]  # keys and values may be one
         # Where they are the same memory as the past, nothing is copied.
-        kind = "present" if source == i else SHARED
-        present = [graph.output(f"{kind}.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
+        kinds = {part: "present" if part in kept else SHARED for part in ("key", "value")}
+        present = [graph.output(f"{kind}.{i}.{part}", FLOAT, shape) for part, kind in kinds.items()]
         if len(qkv) == 1:
             qkv = [*qkv, "", ""]  # the operator splits a packed query, key and value itself
         return self.look(qkv, past, present, self.rotation(i), i, name)
@@ -343,6 +348,7 @@ class DecoderStack(Stack):
     def rotation(self, i: int) -> list[str]:
         """Return what queries and keys of layer i are turned by where they meet: nothing, where they are before."""
         is_before = self.config.qk_norm and self.config.qk_norm_scope == "turned_head"
+        is_before = is_before or self.config.kv_lora_rank is not None
         return [] if is_before else self.rope[self.config.rope_kind(i)]
 
     def turned_heads(self, projected: str, heads: int, i: int, name: str) -> str:

@@ -177,6 +177,8 @@ class HuggingFaceCheckpoint:
             )
         if isinstance(part.rows, slice) and not part.transposed:
             return dataclasses.replace(part, rows=None).taken_from(self._read(part.source, part.rows))
+        if isinstance(part.columns, slice) and part.transposed and part.rows is None:
+            return dataclasses.replace(part, columns=None).taken_from(self._read(part.source, part.columns))
         return part.taken_from(self._read(part.source))
 
     def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:

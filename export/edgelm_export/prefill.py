@@ -60,13 +60,18 @@ def refuse_prefill_graph(config: ModelConfig) -> None:
     """Refuse what no prefill graph is written for.
 
     Raises:
-        ExportError: the model has an encoder, or experts.
+        ExportError: the model has an encoder, experts, or latent attention.
     """
-    if config.encoder is not None or config.num_experts:
-        raise ExportError(
-            f"A {config.model_type} model has {'an encoder' if config.encoder else 'experts'}, and no prefill graph is "
-            "written for it. Export without one."
-        )
+    has = {
+        "an encoder": config.encoder is not None,
+        "experts": config.num_experts > 0,
+        "latent attention": config.kv_lora_rank is not None,
+    }
+    for what, is_so in has.items():
+        if is_so:
+            raise ExportError(
+                f"A {config.model_type} model has {what}, and no prefill graph is written for it. Export without one."
+            )
 
 
 class _PrefillStack(DecoderStack):

@@ -20,6 +20,7 @@ from edgelm.config import SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
 from edgelm.layer_features import CROSS_NORMS
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.reference_activations import ACTIVATIONS, over_rms, silu, xielu
+from edgelm_export.reference_latent_attention import latent_keys, latent_queries, latent_values
 from edgelm_export.reference_linear_attention import linear_attention, mamba2, short_convolution
 from edgelm_export.tensor_map import PER_LAYER_EMBEDDING, head_name
 from edgelm_export.wide_stream import WideStream
@@ -330,13 +331,19 @@ def _attention(
             x_NTH = _rotate(x_NTH, *(_rows(config, kind, table, lengths) for table in tables[kind]))
         return _norm(config, weights, f"self_attn.{norm}.", x_NTH) if scope == "turned_head" else x_NTH
 
-    q_TD = _linear(weights, "self_attn.q_proj", hidden_TD)
+    is_latent = config.kv_lora_rank is not None
+    if is_latent:
+        q_TD = latent_queries(config, weights, hidden_TD, _linear)
+    else:
+        q_TD = _linear(weights, "self_attn.q_proj", hidden_TD)
     q_NTH = heads(q_TD, "q_norm")
     if kind is not None and config.llama_4_scaling_beta is not None:
         places_T = np.concatenate([np.arange(length) for length in lengths])
         q_NTH = q_NTH * query_factors(config, places_T)[:, None]
     if given is not None:
         k_KSH, v_KSH = given
+    elif is_latent:
+        k_KSH = v_KSH = heads(latent_keys(config, weights, hidden_TD, _linear), "")
     else:
         k_SD = _linear(weights, "self_attn.k_proj", hidden_TD)
         v_SD = k_SD if config.keys_are_values(layer) else _linear(weights, "self_attn.v_proj", hidden_TD)
@@ -348,6 +355,8 @@ def _attention(
         own = slice(start, start + length)
         out_TD[own] = _attended(config, layer, weights, q_NTH[:, own], k_KSH[:, own], v_KSH[:, own], both_ways)
         start += length
+    if is_latent:
+        out_TD = latent_values(config, weights, out_TD, _linear)
     if config.attention_output_gate:
         out_TD /= 1 + np.exp(-_linear(weights, "self_attn.gate_proj", hidden_TD))
     if config.sub_norms:

@@ -34,7 +34,7 @@ _DECODER_ONLY = (
     "parallel_residual", "residual_multiplier", "sliding_window", "num_experts", "attention_sinks",
     "attn_logit_softcapping", "qk_norm", "sub_norms", "kv_cache", "conv_L_cache", "num_kv_shared_layers", "v_norm",
     "layer_scalar", "hidden_size_per_layer_input", "attention_k_eq_v", "use_double_wide_mlp", "attention_output_gate",
-    "linear_conv_kernel_dim", "layers_without_feed_forward",
+    "linear_conv_kernel_dim", "layers_without_feed_forward", "kv_lora_rank",
 )  # fmt: skip
 
 SUPPRESSED_LOGIT = -1e9  # of suppressed_token_ids: below every other, and finite, as sampling wants it
@@ -71,6 +71,12 @@ class ModelConfig(LayerFeatures):
     expert_norms: the router and the experts read the residual stream, each by a norm of its own, and the router's
     scores are multiplied by hidden_size ** -0.5; what the experts make together, and what the shared one makes, is
     normed too.
+
+    kv_lora_rank: of multi-head latent attention (arXiv:2405.04434, 2.1). What is kept of a token is one head, keys and
+    values in one: what turns of it, and a latent vector of this rank. Each query head has a matrix that makes what does
+    not turn of it (qk_nope_head_dim) look for such vectors, and one that makes v_head_dim values of what it gathers of
+    them. head_dim is the size of what is kept, num_key_value_heads one, and attention_multiplier has to be given.
+    q_lora_rank: of the matrix that projects queries, where it is a product of two with a norm between them.
 
     layers_without_feed_forward: blocks that have one part alone, attention or what is in its place; those of
     `layer_types` that say "feed_forward" have the other (Nemotron-H, arXiv:2504.03624).
@@ -121,6 +127,10 @@ class ModelConfig(LayerFeatures):
     global_head_dim: int | None = None
     num_global_key_value_heads: int | None = None
     num_kv_shared_layers: int = 0
+    kv_lora_rank: int | None = None
+    q_lora_rank: int | None = None
+    qk_nope_head_dim: int | None = None
+    v_head_dim: int | None = None
     hidden_size_per_layer_input: int = 0
     layer_scalar: bool = False  # a number of each layer, by which all that leaves it is multiplied
     conv_L_cache: int | None = None
@@ -211,6 +221,7 @@ class ModelConfig(LayerFeatures):
         self._check_switches_and_token_ids()
         self._check_layers()
         self.check_own_features()
+        self.check_latent_attention()
         self.check_experts()
         if self.position == "rope":
             self._check_rope()

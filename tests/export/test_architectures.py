@@ -25,7 +25,11 @@ NEEDED: dict[str, dict[str, Any]] = {
     "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention"]},
     "bitnet": {"num_key_value_heads": 4},  # of 20 there, and so the next
     "helium": {"num_key_value_heads": 4},
+    "deepseek_v2": {"attention_bias": False, "num_experts_per_tok": 2},
+    "deepseek_v3": {"attention_bias": False, "n_group": 1},
+    **{name: {"attention_bias": False} for name in ("glm4_moe_lite", "minicpm3", "youtu")},
 }
+LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu")  # see test_latent_attention.py
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -50,13 +54,17 @@ def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_each_for
             present[layout.source_name(tensor)] = (rows + shape[0], *columns)
         for source in present:
             pattern = pattern_of(source)[0]
-            is_stack = source in stacks
+            is_stack, entries = source in stacks, config.num_attention_heads if "attn" in source else config.num_experts
+            if pattern.removesuffix(".weight") in layout.by_latent_head:
+                heads = config.num_attention_heads * ((config.qk_nope_head_dim or 0) + (config.v_head_dim or 0))
+                present[source] = (heads, config.kv_lora_rank or 0)
+                continue
             if is_stack:
-                present[source] = (present[source][0] // config.num_experts, *present[source][1:])
+                present[source] = (present[source][0] // entries, *present[source][1:])
             if not source.endswith("bias") and pattern.removesuffix(".weight") in layout.transposed:
                 present[source] = present[source][::-1]
             if is_stack:
-                present[source] = (config.num_experts, *present[source])
+                present[source] = (entries, *present[source])
             rows, *columns = present[source]
             present[source] = (rows + layout.rows_before.get(pattern.removesuffix(".weight"), 0), *columns)
             if source in layout.stacks_of_one:
@@ -94,7 +102,7 @@ def test_absent_values_of_two_stacks_are_those_of_transformers(name: str) -> Non
             assert stack.embedding_multiplier == (theirs.d_model**0.5 if scale else 1.0)
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - PAIRS))
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - {*PAIRS, *LATENT}))
 def test_absent_values_are_those_of_transformers(name: str) -> None:
     sizes = {"num_attention_heads": 32, "hidden_size": 1024}
     sizes |= SIZES | sizes | {"model_type": name} | NEEDED.get(name, {})

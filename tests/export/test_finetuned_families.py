@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from family_models import GEMMA4, GRANITE4_H, LFM2, NEMOTRON_H, QWEN3_5
+from family_models import GEMMA4, GRANITE4_H, LATENT, LFM2, NEMOTRON_H, QWEN3_5
 from tiny_training_runs import finetune_settings
 from transformers import PreTrainedModel
 
@@ -40,6 +40,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_5_text": QWEN3_5,
     "granitemoehybrid": GRANITE4_H,
     "nemotron_h": NEMOTRON_H,
+    "youtu": LATENT,
 }
 
 

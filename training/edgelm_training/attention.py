@@ -105,8 +105,8 @@ class Attention(nn.Module):
             self.q_norm = make_norm(config, N * H if over_projection else H)
         if config.qk_norm and has_keys:
             self.k_norm = make_norm(config, K * H if over_projection else H)
-        self.values = nn.Identity()  # all that is gathered passes here, for who looks into the model
-
+        # What is gathered passes here, and then what each head made of it, for who looks into the model.
+        self.values, self.gathered = nn.Identity(), nn.Identity()
         self.attn_sub_norm = make_norm(config, N * H) if config.sub_norms else None
 
     def forward(
@@ -134,7 +134,7 @@ class Attention(nn.Module):
         scale, cap = self.config.attention_scale, self.config.attn_logit_softcapping
         values_BKTH = self.values(v_BKTH)
         mixed_BNTH = attend(q_BNTH, k_BKTH, values_BKTH, mask, scale, cap, self.sinks, causal=self.causal)
-        mixed_BTD = mixed_BNTH.transpose(1, 2).flatten(2)
+        mixed_BTD = self.gathered(mixed_BNTH).transpose(1, 2).flatten(2)
         if self.config.attention_output_gate:
             mixed_BTD = mixed_BTD * torch.sigmoid(self.gate_proj(hidden_BTD))
         return self.o_proj(mixed_BTD if self.attn_sub_norm is None else self.attn_sub_norm(mixed_BTD))

@@ -31,6 +31,7 @@ from edgelm.errors import ConfigError, ContextLengthError
 from edgelm.layer_features import CROSS_NORMS, EXPERT_NORMS
 from edgelm_training.attention import Attention, Kept, make_norm, scaled, soft_cap
 from edgelm_training.convolution import Convolution
+from edgelm_training.latent_attention import LatentAttention
 from edgelm_training.linear_attention import LinearAttention
 from edgelm_training.mamba2 import Mamba2
 from edgelm_training.view import Rotary, Rotation, SourceView, View, check_length
@@ -278,7 +279,7 @@ class Block(nn.Module):
     the same input (GPT-J). With an encoder, cross-attention stands between the two.
     """
 
-    self_attn: Attention
+    self_attn: Attention | LatentAttention
     encoder_attn: Attention  # the cross-attention, where there is an encoder
     mlp: FeedForward | Experts
     per_layer_input_gate: nn.Linear  # these three where layers have features of their own beside the stream
@@ -295,7 +296,10 @@ class Block(nn.Module):
         self._mixing = ""  # the part that looks at earlier tokens
         if layer in config.attention_layers:
             self._mixing = "self_attn"
-            parts["self_attn"] = Attention(config, layer, causal=not is_encoder)
+            is_latent = config.kv_lora_rank is not None
+            parts["self_attn"] = (
+                LatentAttention(config, layer) if is_latent else Attention(config, layer, causal=not is_encoder)
+            )
         elif config.mixes(layer):
             self._mixing, in_its_place = _IN_ITS_PLACE[config.kind(layer) or ""]
             parts[self._mixing] = in_its_place(config)

@@ -13,6 +13,7 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bart import BART
 from edgelm_export.architectures.bitnet import BITNET
 from edgelm_export.architectures.cohere import COHERE, COHERE2
+from edgelm_export.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, MINICPM3, YOUTU
 from edgelm_export.architectures.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
 from edgelm_export.architectures.exaone import EXAONE, EXAONE4
 from edgelm_export.architectures.gemma import GEMMA
@@ -94,6 +95,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "cohere2": COHERE2,  # Command R7B, Tiny Aya
     "ernie4_5": ERNIE4_5,
     "ernie4_5_moe": ERNIE4_5_MOE,
+    "deepseek_v2": DEEPSEEK_V2,
+    "deepseek_v3": DEEPSEEK_V3,  # also Moonlight and Kanana 2
+    "glm4_moe_lite": GLM4_MOE_LITE,  # GLM-4.7-Flash
+    "minicpm3": MINICPM3,
+    "youtu": YOUTU,
     "exaone": EXAONE,  # EXAONE 3 and 3.5
     "exaone4": EXAONE4,
     "helium": HELIUM,

@@ -47,8 +47,13 @@ def under_own_name(metadata: Mapping[str, Any], architecture: str) -> Mapping[st
 
 
 def layout_of(family: GGUFFamily, header: GGUFHeader) -> TensorLayout:
-    """Return the layout of a file, some of which have queries, keys and values in one tensor."""
+    """Return the layout of a file, some of which have queries, keys and values in one tensor, or both matrices of all
+    heads of latent attention.
+    """
     names, joined = family.layout.names or {}, "blk.{i}.attn_qkv"
+    if "blk.0.attn_kv_b.weight" in header.shapes:
+        heads = dict.fromkeys((name for name in names if ".heads." in name), "blk.{i}.attn_kv_b")
+        return dataclasses.replace(family.layout, names={**names, **heads})
     # Who has it anyway may mean something else by it, as linear attention does.
     if "blk.0.attn_qkv.weight" not in header.shapes or joined in names.values():
         return family.layout
