@@ -16,7 +16,7 @@ import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel, SessionOptions
 from edgelm.architecture.quantization_recipe import PRECISIONS, scheme_for
 from edgelm.config import ModelConfig
-from edgelm.errors import CheckpointError, ExportError, PackageError
+from edgelm.errors import CheckpointError, ConfigError, ExportError, PackageError
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.session import DecoderSession
@@ -157,6 +157,11 @@ EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_
         ("youtu", {"attention_bias": True}, "attention_bias is true; latent attention with biases is not supported"),
         ("youtu", {"rope_interleave": False}, "rope_interleave is false; supported is true"),
         ("youtu", {"kv_lora_rank": 0}, "kv_lora_rank is 0; it must be from 1 to"),
+        (
+            "youtu",
+            {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale_all_dim": 1e308}},
+            "attention_multiplier is inf; it must be a number above 0",
+        ),
         ("deepseek_v3", EXPERTS | {"n_group": 2}, "n_group is 2; experts that are chosen among groups of them are not"),
         ("deepseek_v3", EXPERTS | {"rope_interleave": False}, "rope_interleave is false; supported is true"),
         ("deepseek_v2", EXPERTS | {"topk_method": "noaux_tc"}, "topk_method is 'noaux_tc'; supported is 'greedy'"),
@@ -165,7 +170,7 @@ EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_
     ],
 )
 def test_what_a_row_does_not_know_is_named(model_type: str, changes: dict[str, object], message: str) -> None:
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises((CheckpointError, ConfigError), match=message):
         ARCHITECTURES[model_type].to_model_config(VALUES | changes)
 
 

@@ -118,7 +118,8 @@ def _growth_of_scores(values: Mapping[str, Any]) -> float:
     factor, scale = (hf_values.number(settings, key, 0.0) for key in ("factor", "mscale_all_dim"))
     if settings.get("rope_type", settings.get("type", "default")) == "default" or factor <= 1:
         return 1.0
-    return (0.1 * scale * math.log(factor) + 1.0) ** 2
+    grown = 0.1 * scale * math.log(factor) + 1.0
+    return grown * grown  # infinite, which a config refuses, where a power would raise
 
 
 def _expert_fields(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
