@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import ml_dtypes  # noqa: F401  (teaches numpy the name bfloat16, by which safetensors asks for it)
+import ml_dtypes  # which also teaches numpy the name bfloat16, by which safetensors asks for it
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -36,9 +36,11 @@ from edgelm_export.checkpoint_folder import (
     read_text_files,
 )
 from edgelm_export.fetched import fetched_facts
+from edgelm_export.float8_format import FLOAT8, ScaledMatrix
 from edgelm_export.mlx_format import Read
 from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks, without_mxfp4_parts
 from edgelm_export.packed_formats import Packed, packed_matrices, without_parts
+from edgelm_export.safetensors_bytes import tensor_bytes
 from edgelm_export.safetensors_writer import SOURCE_KEY
 from edgelm_export.tensor_map import CANONICAL, EMBEDDING, HEAD, Part, map_tensors
 from edgelm_export.text_part import text_part
@@ -234,6 +236,9 @@ class HuggingFaceCheckpoint:
     def _read_whole(self, source: str) -> NDArray[Any]:
         """Read a tensor as it is stored; a KeyError says that there is none."""
         stored = self._stored[source]
+        if stored.dtype == FLOAT8:
+            floats: NDArray[Any] = tensor_bytes(stored.file, stored.name).view(ml_dtypes.float8_e4m3fn)
+            return floats.reshape(stored.shape)
         with _opened(stored.file) as file:
             tensor: NDArray[Any] = file.get_tensor(stored.name)
         return tensor
@@ -257,6 +262,14 @@ class HuggingFaceCheckpoint:
             f"{source} ({self._stored[source].dtype})"
             for source in dict.fromkeys(part.source for part in self._parts.values())
             if source not in self._packed and source not in self._stacks and self._stored[source].dtype not in _DTYPES
+        ]
+        scaled = {name: matrix for name, matrix in self._packed.items() if isinstance(matrix, ScaledMatrix)}
+        wanted: dict[str, tuple[str, ...]] = {name: (matrix.stored_type,) for name, matrix in scaled.items()}
+        wanted |= {matrix.scale: _DTYPES for matrix in scaled.values()}
+        others += [
+            f"{name} ({self._stored[name].dtype} instead of {', '.join(types)})"
+            for name, types in wanted.items()
+            if self._stored[name].dtype not in types
         ]
         if others:
             raise CheckpointError(
