@@ -13,10 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import onnx
 
-from edgelm_export.graph import MICROSOFT
+from edgelm.memory.cache_layout import state_layouts
+from edgelm.runtime.decoder_graph import STATES
+from edgelm_export.graph import BATCH, MICROSOFT
 from edgelm_export.stack import Stack
 
+FLOAT = onnx.TensorProto.FLOAT
 _L2_EPSILON = 1e-6
 
 
@@ -35,6 +39,14 @@ def add_linear_attention(stack: Stack, hidden: str, name: str, states: Sequence[
     gate = stack.operators.silu(graph, stack.projections.linear(hidden, f"{name}.in_proj_z"), f"{name}.gate")
     gated = graph.node("Mul", [joined, gate], f"{name}.gated")
     return stack.projections.linear(gated, f"{name}.out_proj")
+
+
+def add_states(stack: Stack, i: int) -> tuple[list[str], list[str]]:
+    """Declare the states of layer number `i`: the names of those that it takes, and of those that it gives."""
+    graph, names = stack.graph, zip(STATES, state_layouts(stack.config), strict=True)
+    shapes: dict[str, list[int | str]] = {part: [BATCH, *layout.sizes] for part, layout in names}
+    taken = [graph.input(f"past_key_values.{i}.{part}", FLOAT, shape) for part, shape in shapes.items()]
+    return taken, [graph.output(f"present.{i}.{part}", FLOAT, shape) for part, shape in shapes.items()]
 
 
 def add_memory(stack: Stack, hidden: str, name: str, states: Sequence[str], given: Sequence[str]) -> str:

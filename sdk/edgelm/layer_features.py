@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from edgelm.errors import ConfigError
+from edgelm.multipliers import Multipliers
 from edgelm.rope_scaling import RopeScaling
 
 # The norms of a block, by the names that Hugging Face gives them in each case: before and after attention, before and
@@ -32,8 +33,11 @@ KV_CACHES = {"fp32": 4, "int8": 1}  # and how many bytes a number takes
 _MAX_EXPERTS, _MAX_EXPERTS_IN_ALL = 4096, 1 << 16  # each makes names of tensors; in use are up to 512, and 48,000
 MAX_CONV = 64  # in use are 3 and 4; each is a few nodes of a graph
 MOST = 2**31 - 1  # of any size: products of a few still fit the numbers of every library
-# The layers that keep a state of a text in the place of keys and values of its tokens.
-STATE_LAYERS = {"linear_attention": "linear attention", "mamba2": "layers of Mamba 2"}
+# The layers that keep a state of a text: in the place of keys and values of its tokens, or beside them.
+STATE_LAYERS = {
+    "linear_attention": "linear attention", "mamba2": "layers of Mamba 2", "hybrid": "Mamba 2 beside attention",
+}  # fmt: skip
+_WITHOUT_KEYS = ("conv", "linear_attention", "mamba2", "feed_forward")  # the layers without attention to tokens
 # Of these: the least of each, and the largest, which is 256 in use; products of all are still numbers.
 _LINEAR_FIELDS = {
     "linear_num_key_heads": 1, "linear_num_value_heads": 1, "linear_key_head_dim": 1, "linear_value_head_dim": 1,
@@ -76,6 +80,7 @@ class LayerFeatures:
     swiglu_limit: float | None
     hidden_act: str
     mlp_gated: bool
+    multipliers: Multipliers
     sub_norms: bool
     moe_intermediate_size: int | None
     layers_without_experts: tuple[int, ...]
@@ -123,6 +128,10 @@ class LayerFeatures:
         """Tell whether a layer looks at earlier tokens: whether it has attention, or something in its place."""
         return self.kind(layer) != "feed_forward"
 
+    def attends(self, layer: int) -> bool:
+        """Tell whether a layer has attention to tokens, of which it keeps keys and values."""
+        return self.kind(layer) not in _WITHOUT_KEYS
+
     def has_feed_forward(self, layer: int) -> bool:
         """Tell whether a layer has a feed-forward, or experts."""
         return layer not in self.layers_without_feed_forward
@@ -137,6 +146,10 @@ class LayerFeatures:
     def has_state(self, layer: int) -> bool:
         """Tell whether a layer keeps a state of a text."""
         return self.kind(layer) in STATE_LAYERS
+
+    def has_mamba2(self, layer: int) -> bool:
+        """Tell whether a layer has Mamba 2, in the place of attention or beside it."""
+        return self.kind(layer) in ("mamba2", "hybrid")
 
     @property
     def state_layers(self) -> tuple[int, ...]:
@@ -316,9 +329,11 @@ class LayerFeatures:
                 "global_head_dim is set, which needs an attention_multiplier, and with rope a rope_local_theta of the "
                 "layers with a window."
             )
+        if self.multipliers.mlp_gate != 1 and not self.mlp_gated:
+            raise ConfigError(f"The multiplier mlp_gate is {self.multipliers.mlp_gate}, which needs mlp_gated.")
         if self.num_kv_shared_layers == 0:
             return
-        if len(self.attention_layers) < self.num_hidden_layers or self.attention_sinks:
+        if len(self.attention_layers) < self.num_hidden_layers or self.state_layers or self.attention_sinks:
             raise ConfigError("num_kv_shared_layers is set, which is for models with plain attention in every layer.")
         kinds = {self.slides(layer) for layer in range(self.num_hidden_layers)}
         if kinds != self._sources_of_keys.keys():

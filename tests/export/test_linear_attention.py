@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from make_tiny_model import CONFIG, make_checkpoint
-from model_features import LINEAR
+from model_features import LINEAR, MULTIPLIERS
 from numpy.typing import NDArray
 
 import edgelm
@@ -24,10 +24,12 @@ from edgelm.batching.engine import Engine, EngineOptions
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ConfigError, ContextLengthError, PackageError
+from edgelm.memory.cache_layout import state_tokens
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.memory.snapshots import Snapshots
+from edgelm.multipliers import Multipliers
 from edgelm.runtime.binding import Graph
 from edgelm.runtime.session import DecoderSession
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
@@ -49,19 +51,24 @@ from edgelm_training.checkpoint import load_checkpoint
 KINDS = ("linear_attention", "full_attention", "linear_attention")
 LINEAR_CONFIG = replace(CONFIG, num_hidden_layers=3, layer_types=KINDS, max_position_embeddings=2048, **LINEAR)
 MAMBA_CONFIG = replace(LINEAR_CONFIG, layer_types=tuple(kind.replace("linear_attention", "mamba2") for kind in KINDS))
-BOTH = pytest.mark.parametrize("config", [LINEAR_CONFIG, MAMBA_CONFIG], ids=["linear attention", "Mamba 2"])
+HYBRID_CONFIG = replace(
+    MAMBA_CONFIG, num_hidden_layers=2, layer_types=("hybrid", "hybrid"), multipliers=Multipliers(**MULTIPLIERS)
+)
+CONFIGS = {"linear attention": LINEAR_CONFIG, "Mamba 2": MAMBA_CONFIG, "Mamba 2 beside attention": HYBRID_CONFIG}
+EACH = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 IDS = np.random.default_rng(0).integers(3, 320, 1400).tolist()
 # Two layers: what convolutions over four tokens read of 2 * 2 * 8 + 4 * 16 channels, and four matrices of 8 x 16.
 STATE_BYTES = 2 * 4 * (3 * 96 + 4 * 8 * 16)
 GREEDY = GenerationConfig(max_new_tokens=40, temperature=0.0, ignore_eos=True)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["linear attention", "Mamba 2, a graph for prompts"])
+@pytest.fixture(scope="module", params=CONFIGS)
 def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export one of the models; but for linear attention, with a graph for prompts."""
     folder = tmp_path_factory.mktemp("linear")
-    config = MAMBA_CONFIG if request.param else LINEAR_CONFIG
-    precision = PRECISIONS["int8"].with_prefill_graph() if request.param else PRECISIONS["int8"]
-    checkpoint = HuggingFaceCheckpoint(make_checkpoint(folder / "checkpoint", config))
+    precision = PRECISIONS["int8"]
+    precision = precision if request.param == "linear attention" else precision.with_prefill_graph()
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(folder / "checkpoint", CONFIGS[request.param]))
     export_package(checkpoint, folder / "package", precision, name="linear")
     return folder / "package"
 
@@ -327,7 +334,7 @@ def test_memory_counts_the_states(package: Path) -> None:
 
 def test_a_request_whose_states_do_not_fit_beside_another_waits(package: Path) -> None:
     model = edgelm.load(package)
-    tokens = 290  # and each request takes 120, and 50 for its states
+    tokens = 190 + 2 * state_tokens(model.config)  # and each request takes 120, beside its states
     limits = EngineOptions(max_kv_bytes=tokens * model.config.kv_bytes_per_token)
     begun, goes_on = threading.Event(), threading.Event()
 
@@ -355,7 +362,7 @@ def test_what_would_take_tokens_back_is_refused(model: LanguageModel) -> None:
         edgelm.load(tiny_model_path()).generate(IDS[:10], GenerationConfig(speculation=model))
 
 
-@BOTH
+@EACH
 def test_documents_begin_with_nothing_also_where_a_chunk_of_training_does(config: ModelConfig, tmp_path: Path) -> None:
     model = load_checkpoint(make_checkpoint(tmp_path / "checkpoint", config))
     documents_BT = torch.tensor([[0] * 64 + [1] * 64 + [2] * 40])
@@ -366,7 +373,7 @@ def test_documents_begin_with_nothing_also_where_a_chunk_of_training_does(config
             np.testing.assert_allclose(logits_TV[start:end], alone_TV, rtol=0, atol=1e-4)  # 4e-6 measured
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("way", ["folded", "smooth", "awq"])
 def test_a_transform_leaves_the_logits_as_they_are(way: str, config: ModelConfig, tmp_path: Path) -> None:
     config = replace(config, attention_output_gate=True)
@@ -380,6 +387,7 @@ def test_a_transform_leaves_the_logits_as_they_are(way: str, config: ModelConfig
         readers = {
             "linear_attention": ("0.linear_attn.in_proj_a", "0.linear_attn.in_proj_qkv"),
             "mamba2": ("0.mamba.in_proj_z", "0.mamba.in_proj_xbc", "0.mamba.in_proj_dt"),
+            "hybrid": ("0.mamba.in_proj_z", "0.mamba.in_proj_xbc", "0.self_attn.q_proj", "1.mamba.in_proj_dt"),
         }
         for reader in (*readers[config.layer_types[0]], "1.self_attn.gate_proj"):
             assert f"model.layers.{reader}" in scales.multipliers
@@ -399,6 +407,7 @@ def test_what_a_head_forgets_stays_in_floats(package: Path) -> None:
         layer, small, large = {
             "linear attention": ("model.layers.0.linear_attn", ("in_proj_a", "in_proj_b"), "in_proj_qkv"),
             "layers of Mamba 2": ("model.layers.0.mamba", ("in_proj_dt",), "in_proj_xbc"),
+            "Mamba 2 beside attention": ("model.layers.0.mamba", ("in_proj_dt",), "in_proj_xbc"),
         }[read.config.state_kinds]
         stored = [read.stored_type(f"{layer}.{part}.weight") for part in (small[0], large)]
     assert stored == ["F32", "INT8"]
