@@ -355,6 +355,11 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"hybrid_override_pattern": "M*-", "mamba_hidden_act": "relu"},
         "mamba_hidden_act is 'relu'; supported is 'silu'",
     ),
+    "another activation beside Mamba": (
+        "granitemoehybrid",
+        {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "hidden_act": "gelu"},
+        "hidden_act is 'gelu'; beside Mamba 2 supported is 'silu'",
+    ),
     "limits of Mamba's steps": (
         "granitemoehybrid",
         {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "time_step_limit": [0.0, 1.0]},
