@@ -6,6 +6,7 @@ from typing import Any
 
 from family_models import (
     ERNIE4_5_MOE,
+    FALCON_H1,
     GEMMA4,
     GEMMA4_EXPERTS,
     GPT_OSS,
@@ -106,6 +107,12 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "num_local_experts": 5, "num_experts_per_tok": 3, "position_embedding_type": "rope",
             "shared_intermediate_size": 64, "tie_word_embeddings": False,
         },
+    ),
+    "falcon_h1": ("falcon_h1", "falcon-h1", FALCON_H1),
+    "falcon_h1 with a norm in Mamba 2, tied": (
+        "falcon_h1",
+        "falcon-h1",
+        FALCON_H1 | {"mamba_rms_norm": True, "head_dim": 32, "tie_word_embeddings": True},
     ),
     "nemotron_h": ("nemotron_h", "nemotron_h", NEMOTRON_H),
     "nemotron_h with experts": ("nemotron_h", "nemotron_h_moe", NEMOTRON_H_MOE),

@@ -23,6 +23,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "gemma4_text": {"vocab_size_per_layer_input": 320},
     "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention"]},
+    "bamba": {"attn_layer_indices": [1]},
     "bitnet": {"num_key_value_heads": 4},  # of 20 there, and so the next
     "helium": {"num_key_value_heads": 4},
 }

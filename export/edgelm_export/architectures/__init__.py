@@ -10,11 +10,13 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures.apertus import APERTUS
 from edgelm_export.architectures.arcee import ARCEE
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
+from edgelm_export.architectures.bamba import BAMBA
 from edgelm_export.architectures.bart import BART
 from edgelm_export.architectures.bitnet import BITNET
 from edgelm_export.architectures.cohere import COHERE, COHERE2
 from edgelm_export.architectures.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
 from edgelm_export.architectures.exaone import EXAONE, EXAONE4
+from edgelm_export.architectures.falcon_h1 import FALCON_H1
 from edgelm_export.architectures.gemma import GEMMA
 from edgelm_export.architectures.gemma2 import GEMMA2
 from edgelm_export.architectures.gemma3 import GEMMA3
@@ -89,6 +91,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "granitemoehybrid": GRANITE_HYBRID,  # Granite 4
     "apertus": APERTUS,
     "arcee": ARCEE,
+    "bamba": BAMBA,
     "bitnet": BITNET,
     "cohere": COHERE,  # Command R, Aya
     "cohere2": COHERE2,  # Command R7B, Tiny Aya
@@ -96,6 +99,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ernie4_5_moe": ERNIE4_5_MOE,
     "exaone": EXAONE,  # EXAONE 3 and 3.5
     "exaone4": EXAONE4,
+    "falcon_h1": FALCON_H1,
     "helium": HELIUM,
     "hunyuan_v1_dense": HUNYUAN,
     "internlm3": INTERNLM3,
