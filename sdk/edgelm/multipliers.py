@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgelm.errors import ConfigError
 
-_MOST = 2.0**64  # products of a few are still numbers
+_LEAST, _MOST = 2.0**-64, 2.0**64  # products of a few are still numbers of float32, and so is what they divide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Multipliers:
     gate, before the activation, and of its last projection.
 
     Raises:
-        ConfigError: one is no number above zero.
+        ConfigError: one is no number above zero, or far from one.
     """
 
     attention_out: float = 1.0
@@ -42,7 +42,7 @@ class Multipliers:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < _MOST:
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not _LEAST <= value <= _MOST:
                 raise ConfigError(
-                    f"The multiplier {field.name} is {value!r:.60}; it must be a number above 0, and below 2 ** 64."
+                    f"The multiplier {field.name} is {value!r:.60}; it must be a number from 2 ** -64 to 2 ** 64."
                 )

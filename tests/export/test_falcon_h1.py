@@ -85,7 +85,7 @@ ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
     "a multiplier below zero": (
         "falcon_h1",
         {"mlp_multipliers": [1.0, -1.0]},
-        r"multiplier mlp_down is -1\.0; it must be a number above 0, and below 2 \*\* 64",
+        r"multiplier mlp_down is -1\.0; it must be a number from 2 \*\* -64 to 2 \*\* 64",
     ),
     "four multipliers": (
         "falcon_h1",
