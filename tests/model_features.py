@@ -99,6 +99,11 @@ FEATURES = {
         "linear_num_key_heads": 4, "linear_conv_kernel_dim": 2, "conv_L_cache": 3, "norm": "rms_offset",
         "residual_multiplier": 0.5,
     },
+    "linear attention that takes back what it wrote, in layers with norms of their own": {
+        "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"], **LINEAR,
+        "linear_allow_neg_eigval": True, "linear_norm_eps": 1e-2, "linear_norm_placement": "pre",
+        "norm_placement": "post", "qk_norm": True, "qk_norm_scope": "projection", "position": "none",
+    },
     "Mamba 2": {
         "num_hidden_layers": 3, "layer_types": ["mamba2", "full_attention", "mamba2"], **LINEAR,
     },

@@ -34,7 +34,8 @@ def add_linear_attention(stack: Stack, hidden: str, name: str, states: Sequence[
     read = add_memory(stack, hidden, name, states, given)
     heads = graph.node("Reshape", [read, graph.constant([0, 0, N, Y])], f"{name}.read.heads")
     weight = graph.weight(f"{name}.norm.weight", stack.checkpoint.tensor(f"{name}.norm.weight"))
-    normed = stack.operators.rms_norm(graph, heads, weight, config.norm_eps, f"{name}.norm")
+    epsilon = config.norm_eps if config.linear_norm_eps is None else config.linear_norm_eps
+    normed = stack.operators.rms_norm(graph, heads, weight, epsilon, f"{name}.norm")
     joined = graph.node("Reshape", [normed, graph.constant([0, 0, N * Y])], f"{name}.norm.joined")
     gate = stack.operators.silu(graph, stack.projections.linear(hidden, f"{name}.in_proj_z"), f"{name}.gate")
     gated = graph.node("Mul", [joined, gate], f"{name}.gated")
@@ -67,6 +68,8 @@ def add_memory(stack: Stack, hidden: str, name: str, states: Sequence[str], give
     both = [f"{name}.queries", f"{name}.keys"]
     share_heads(stack, normed, name, both)
     rate = graph.node("Sigmoid", [stack.projections.linear(hidden, f"{name}.in_proj_b")], f"{name}.rate")
+    if config.linear_allow_neg_eigval:
+        rate = graph.node("Mul", [rate, graph.constant(2.0, np.float32)], f"{name}.rate.doubled")
     bias = graph.weight(f"{name}.dt_bias", checkpoint.tensor(f"{name}.dt_bias"))
     step = graph.node("Add", [stack.projections.linear(hidden, f"{name}.in_proj_a"), bias], f"{name}.step.biased")
     decay = add_decay(stack, graph.node("Softplus", [step], f"{name}.step"), name)

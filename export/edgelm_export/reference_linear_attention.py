@@ -31,7 +31,8 @@ def linear_attention(
     q_TW, k_TW, v_TW = np.split(mixed_TW, [G * X, 2 * G * X], axis=-1)
     q_TNX, k_TNX = (np.repeat(_unit(x.reshape(-1, G, X)), N // G, axis=1) for x in (q_TW, k_TW))
     v_TNY = v_TW.reshape(-1, N, Y)
-    rates_TN = np.asarray(1 / (1 + np.exp(-linear(weights, "linear_attn.in_proj_b", hidden_TD))), np.float32)
+    largest = np.float32(2 if config.linear_allow_neg_eigval else 1)
+    rates_TN = np.asarray(largest / (1 + np.exp(-linear(weights, "linear_attn.in_proj_b", hidden_TD))), np.float32)
     steps_TN = np.logaddexp(0, linear(weights, "linear_attn.in_proj_a", hidden_TD) + weights["linear_attn.dt_bias"])
     log_decays_TN: Array = -np.exp(weights["linear_attn.A_log"]) * steps_TN
     read_TNY, start = np.empty_like(v_TNY), 0
@@ -39,7 +40,8 @@ def linear_attention(
         own = slice(start, start + length)
         read_TNY[own] = _read_of_matrices(q_TNX[own], k_TNX[own], v_TNY[own], log_decays_TN[own], rates_TN[own])
         start += length
-    normed_TNY = over_rms(read_TNY * np.float32(X**-0.5), config.norm_eps)
+    epsilon = config.norm_eps if config.linear_norm_eps is None else config.linear_norm_eps
+    normed_TNY = over_rms(read_TNY * np.float32(X**-0.5), epsilon)
     read_TW = (normed_TNY * weights["linear_attn.norm.weight"]).reshape(-1, N * Y)
     gate_TW = silu(linear(weights, "linear_attn.in_proj_z", hidden_TD))
     return linear(weights, "linear_attn.out_proj", read_TW * gate_TW)

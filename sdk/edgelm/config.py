@@ -132,6 +132,9 @@ class ModelConfig(LayerFeatures):
     linear_key_head_dim: int | None = None
     linear_value_head_dim: int | None = None
     linear_conv_kernel_dim: int | None = None
+    linear_allow_neg_eigval: bool = False  # a token may write up to twice its value (arXiv:2411.12537)
+    linear_norm_eps: float | None = None  # of the norm of what linear attention reads; None is norm_eps
+    linear_norm_placement: str | None = None  # of the layers that keep a state; None is norm_placement
     mamba_rms_norm: bool = True  # of what Mamba 2 reads and its gate lets through
     hidden_act: str = "silu"
     mlp_gated: bool = True
@@ -225,6 +228,7 @@ class ModelConfig(LayerFeatures):
     def _check_numbers(self) -> None:
         for field, low in (
             ("norm_eps", 0),
+            ("linear_norm_eps", 0),
             ("rope_theta", 1),
             ("rope_local_theta", 1),
             ("llama_4_scaling_beta", 0),
@@ -399,32 +403,12 @@ class ModelConfig(LayerFeatures):
 
     def _check_switches_and_token_ids(self) -> None:
         for field in (
-            "mlp_gated",
-            "mlp_bias",
-            "conv_bias",
-            "attention_bias",
-            "attention_output_bias",
-            "attention_output_gate",
-            "shared_expert_gate",
-            "parallel_residual",
-            "final_norm",
-            "embedding_norm",
-            "qk_norm",
-            "v_norm",
-            "attention_k_eq_v",
-            "use_double_wide_mlp",
-            "layer_scalar",
-            "mamba_rms_norm",
-            "norm_topk_prob",
-            "router_bias",
-            "expert_choice_bias",
-            "expert_norms",
-            "expert_scales",
-            "attention_sinks",
-            "sub_norms",
-            "tie_word_embeddings",
-            "lm_head_bias",
-        ):
+            "mlp_gated", "mlp_bias", "conv_bias", "attention_bias", "attention_output_bias", "attention_output_gate",
+            "shared_expert_gate", "parallel_residual", "final_norm", "embedding_norm", "qk_norm", "v_norm",
+            "attention_k_eq_v", "use_double_wide_mlp", "layer_scalar", "mamba_rms_norm", "linear_allow_neg_eigval",
+            "norm_topk_prob", "router_bias", "expert_choice_bias", "expert_norms", "expert_scales", "attention_sinks",
+            "sub_norms", "tie_word_embeddings", "lm_head_bias",
+        ):  # fmt: skip
             if not isinstance(getattr(self, field), bool):
                 raise ConfigError(f"{field} is {getattr(self, field)!r}; it must be true or false.")
         for field in (

@@ -20,6 +20,7 @@ NORM_PLACEMENTS: dict[str, tuple[str | None, str | None, str | None, str | None]
     "shared": ("input_layernorm", None, "input_layernorm", None),
     "residual": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
 }  # fmt: skip
+_OF_SOME_LAYERS = {"pre", "post", "both"}  # those that not all layers of a model need to have
 # Of cross-attention, before and after it.
 CROSS_NORMS: dict[str, tuple[str | None, str | None]] = {
     "pre": ("pre_cross_attention_layernorm", None),
@@ -67,6 +68,9 @@ class LayerFeatures:
     linear_key_head_dim: int | None
     linear_value_head_dim: int | None
     linear_conv_kernel_dim: int | None
+    linear_norm_placement: str | None
+    parallel_residual: bool
+    residual_multiplier: float
     global_head_dim: int | None
     num_global_key_value_heads: int | None
     num_kv_shared_layers: int
@@ -138,7 +142,8 @@ class LayerFeatures:
 
     def block_norms(self, layer: int) -> tuple[str | None, str | None, str | None, str | None]:
         """Return the names of a block's norms, as in `NORM_PLACEMENTS`; None for those of a part that it has not."""
-        before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[self.norm_placement]
+        own = self.linear_norm_placement if self.has_state(layer) else None
+        before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[own or self.norm_placement]
         around_attention = (before_attention, after_attention) if self.mixes(layer) else (None, None)
         around_mlp = (before_mlp, after_mlp) if self.has_feed_forward(layer) else (None, None)
         return *around_attention, *around_mlp
@@ -258,6 +263,15 @@ class LayerFeatures:
                 raise ConfigError(f"layer_types has {kind!r}, which needs a {name}.")
             if size is not None and (not isinstance(size, int) or isinstance(size, bool) or not least <= size <= most):
                 raise ConfigError(f"{name} is {size!r:.60}; it must be a whole number from {least} to {most}.")
+        placements = {self.linear_norm_placement, self.norm_placement}
+        if self.linear_norm_placement is not None and (
+            not placements <= _OF_SOME_LAYERS or self.parallel_residual or self.residual_multiplier != 1
+        ):
+            raise ConfigError(
+                f"linear_norm_placement is {self.linear_norm_placement!r} and norm_placement {self.norm_placement!r}; "
+                f"both must be one of {', '.join(sorted(_OF_SOME_LAYERS))}, with neither parallel_residual nor a "
+                "residual_multiplier."
+            )
         if self.state_layers and (self.linear_num_value_heads or 0) % (self.linear_num_key_heads or 1):
             raise ConfigError(
                 f"linear_num_value_heads ({self.linear_num_value_heads}) is not a multiple of linear_num_key_heads "

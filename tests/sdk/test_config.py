@@ -193,6 +193,17 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
             {"num_kv_shared_layers": 1, "layer_types": ("full_attention", "hybrid"), **LINEAR},
             "num_kv_shared_layers is set, which is for models with plain attention in every layer.",
         ),
+        ({"linear_norm_eps": 0.0}, "linear_norm_eps is 0.0; it must be a number above 0."),
+        (
+            {"linear_norm_placement": "shared"},
+            "linear_norm_placement is 'shared' and norm_placement 'pre'; both must be one of both, post, pre, with "
+            "neither parallel_residual nor a residual_multiplier.",
+        ),
+        (
+            {"linear_norm_placement": "pre", "norm_placement": "post", "residual_multiplier": 0.5},
+            "linear_norm_placement is 'pre' and norm_placement 'post'; both must be one of both, post, pre, with "
+            "neither parallel_residual nor a residual_multiplier.",
+        ),
         (
             {"multipliers": Multipliers(mlp_gate=2.0), "mlp_gated": False},
             "The multiplier mlp_gate is 2.0, which needs mlp_gated.",
