@@ -104,6 +104,11 @@ OLMO3 = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
     },
 }  # fmt: skip
+OLMO_HYBRID = {
+    "num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2, "pad_token_id": 0,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 24,
+    "tie_word_embeddings": False,
+}  # fmt: skip
 # The last three layers look at the keys and values of earlier ones, one of each kind.
 GEMMA4 = {
     "num_hidden_layers": 6, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
@@ -229,6 +234,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo3, every layer in a window": (
         "olmo3",
         OLMO3 | {"layer_types": ["sliding_attention"] * 2, "num_hidden_layers": 2},
+    ),
+    "olmo_hybrid": ("olmo_hybrid", OLMO_HYBRID | {"rope_parameters": {"rope_theta": None, "rope_type": "default"}}),
+    "olmo_hybrid, rates up to one, rope, biases, tied": (
+        "olmo_hybrid",
+        OLMO_HYBRID | {
+            "linear_allow_neg_eigval": False, "attention_bias": True, "tie_word_embeddings": True,
+            "linear_num_key_heads": 4, "layer_types": None, "rms_norm_eps": 1e-3,
+        },
     ),
     "granite": (
         "granite",

@@ -377,6 +377,11 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         "mamba_conv_bias is False; supported is true",
     ),
     "biases beside them": ("ernie4_5_moe", {"use_bias": True}, "use_bias is true; experts that have no biases beside"),
+    "another activation of linear attention": (
+        "olmo_hybrid",
+        {"hidden_act": "gelu"},
+        "hidden_act is 'gelu'; supported",
+    ),
     "clipping": ("olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0; clipped queries, keys and values are not supported"),
 }
 

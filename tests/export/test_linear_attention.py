@@ -13,9 +13,11 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from config_values import SIZES
 from make_tiny_model import CONFIG, make_checkpoint
 from model_features import LINEAR, MULTIPLIERS
 from numpy.typing import NDArray
+from transformers import AutoConfig
 
 import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel, SessionOptions
@@ -35,6 +37,7 @@ from edgelm.runtime.session import DecoderSession
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 from edgelm.testing import tiny_model_path
 from edgelm_export.architectures.architecture import GGUFHeader
+from edgelm_export.architectures.olmo_hybrid import OLMO_HYBRID
 from edgelm_export.architectures.qwen3_5 import QWEN3_5
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.exporter import export_package
@@ -413,6 +416,16 @@ def test_what_a_head_forgets_stays_in_floats(package: Path) -> None:
     assert stored == ["F32", "INT8"]
     assert f"{layer}.in_proj_z" in groups
     assert not [name for names in groups.values() for name in names if any(part in name for part in small)]
+
+
+@pytest.mark.parametrize("sizes", [{}, {"num_attention_heads": 7}, {"linear_num_key_heads": 2}])
+def test_absent_sizes_of_an_olmo_hybrid_are_those_of_transformers(sizes: dict[str, int]) -> None:
+    values = SIZES | {"hidden_size": 1064, "num_hidden_layers": 6, "model_type": "olmo_hybrid"} | sizes
+    ours = OLMO_HYBRID.to_model_config(values)
+    theirs = AutoConfig.for_model(**values)
+    for field in ("layer_types", "num_key_value_heads", *(name for name in LINEAR), "linear_allow_neg_eigval"):
+        expected = getattr(theirs, field)
+        assert getattr(ours, field) == (tuple(expected) if field == "layer_types" else expected), field
 
 
 def test_layers_that_guess_further_tokens_are_passed_over() -> None:

@@ -43,6 +43,7 @@ from edgelm_export.architectures.nemotron_h import NEMOTRON_H
 from edgelm_export.architectures.olmo import OLMO
 from edgelm_export.architectures.olmo2 import OLMO2
 from edgelm_export.architectures.olmo3 import OLMO3
+from edgelm_export.architectures.olmo_hybrid import OLMO_HYBRID
 from edgelm_export.architectures.olmoe import OLMOE
 from edgelm_export.architectures.pegasus import PEGASUS
 from edgelm_export.architectures.phi import PHI
@@ -84,6 +85,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmo": OLMO,
     "olmo2": OLMO2,
     "olmo3": OLMO3,
+    "olmo_hybrid": OLMO_HYBRID,
     "olmoe": OLMOE,
     "granite": GRANITE,  # Granite 3
     "granitemoe": GRANITE_MOE,
