@@ -72,6 +72,19 @@ DEEPSEEK_YARN = {
     "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "mscale": 0.7, "mscale_all_dim": 0.7,
     "rope_theta": 1e4,
 }  # fmt: skip
+BAMBA = {
+    "num_hidden_layers": 3, "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_state": 16, "pad_token_id": 0,
+    "num_attention_heads": 2, "num_key_value_heads": 1,
+}  # fmt: skip
+FALCON_H1 = {
+    "mamba_d_ssm": 96, "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 16, "pad_token_id": 0,
+    "mamba_norm_before_gate": False, "tie_word_embeddings": False,
+}  # fmt: skip
+FALCON_H1_MULTIPLIERS = {
+    "lm_head_multiplier": 0.6, "embedding_multiplier": 2.5, "mlp_multipliers": [1.4, 0.6], "key_multiplier": 1.7,
+    "attention_in_multiplier": 1.2, "attention_out_multiplier": 0.8, "ssm_multipliers": [1.5, 0.8, 2.0, 0.6, 1.2],
+    "ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.7,
+}  # fmt: skip
 MINISTRAL3 = {
     "rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0, "original_max_position_embeddings": 32, "beta_fast": 32.0,
     "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
@@ -105,6 +118,11 @@ OLMO3 = {
         "full_attention": ROPES["yarn"] | {"rope_theta": 5e5},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
     },
+}  # fmt: skip
+OLMO_HYBRID = {
+    "num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2, "pad_token_id": 0,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 24,
+    "tie_word_embeddings": False,
 }  # fmt: skip
 # The last three layers look at the keys and values of earlier ones, one of each kind.
 GEMMA4 = {
@@ -232,6 +250,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "olmo3",
         OLMO3 | {"layer_types": ["sliding_attention"] * 2, "num_hidden_layers": 2},
     ),
+    "olmo_hybrid": ("olmo_hybrid", OLMO_HYBRID | {"rope_parameters": {"rope_theta": None, "rope_type": "default"}}),
+    "olmo_hybrid, rates up to one, rope, biases, tied": (
+        "olmo_hybrid",
+        OLMO_HYBRID | {
+            "linear_allow_neg_eigval": False, "attention_bias": True, "tie_word_embeddings": True,
+            "linear_num_key_heads": 4, "layer_types": None, "rms_norm_eps": 1e-3,
+        },
+    ),
     "granite": (
         "granite",
         {
@@ -260,6 +286,22 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         GRANITE4_H | {
             "mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_conv": 3, "num_local_experts": 5,
             "num_experts_per_tok": 3, "position_embedding_type": "rope", "tie_word_embeddings": False,
+        },
+    ),
+    "bamba": ("bamba", BAMBA),
+    "bamba, groups, biases of attention, untied": (
+        "bamba",
+        BAMBA | {
+            "attn_layer_indices": [0, 2], "mamba_n_heads": 8, "mamba_n_groups": 2, "attention_bias": True,
+            "mlp_bias": True, "tie_word_embeddings": False,
+        },
+    ),
+    "falcon_h1": ("falcon_h1", FALCON_H1 | FALCON_H1_MULTIPLIERS),
+    "falcon_h1 with a norm in Mamba 2, biases, a head_dim of its own, tied": (
+        "falcon_h1",
+        FALCON_H1 | FALCON_H1_MULTIPLIERS | {
+            "attention_in_multiplier": 1.0, "mamba_rms_norm": True, "attention_bias": True, "mlp_bias": True,
+            "head_dim": 32, "tie_word_embeddings": True, "mamba_d_ssm": None, "mamba_n_groups": 1,
         },
     ),
     "nemotron_h": ("nemotron_h", NEMOTRON_H),

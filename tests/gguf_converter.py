@@ -28,7 +28,7 @@ _GEMMA4_EXPERTS = {
 CHOICE_BIASES = ("expert_bias", "e_score_correction_bias")  # buffers of the models of transformers
 _HAVE_HEAD_DIM = (
     "gemma", "gemma2", "gemma3", "gpt-oss", "qwen3moe", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next",
-    "nemotron_h", "nemotron_h_moe",
+    "nemotron_h", "nemotron_h_moe", "falcon-h1",
 )  # fmt: skip
 _TURN_IN_PART = (
     "chatglm",
@@ -256,12 +256,13 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_expert_weights_scale(config.routed_scaling_factor)
         writer.add_expert_group_count(config.n_group)
         writer.add_expert_group_used_count(config.topk_group)
-    if architecture == "granitehybrid":
+    if architecture in ("falcon-h1", "granitehybrid"):
         writer.add_ssm_conv_kernel(config.mamba_d_conv)
         writer.add_ssm_state_size(config.mamba_d_state)
         writer.add_ssm_group_count(config.mamba_n_groups)
         writer.add_ssm_time_step_rank(config.mamba_n_heads)
         writer.add_ssm_inner_size(config.mamba_d_head * config.mamba_n_heads)
+    if architecture == "granitehybrid":
         writer.add_rope_scaling_finetuned(config.position_embedding_type == "rope")
     if architecture == "mistral3" and "llama_4_scaling_beta" in config.rope_parameters:
         rope = config.rope_parameters
@@ -379,6 +380,8 @@ def _converted(name: str, tensor: Array, config: PreTrainedConfig, architecture:
         return tensor.squeeze(1)
     if architecture in ("qwen35", "qwen35moe", "qwen3next"):
         return _of_linear_attention(name, tensor, config)
+    if architecture == "falcon-h1":
+        tensor = _multiplied(name, tensor, config)
     if ".mamba." in name:
         return _of_mamba(name.partition(".mamba.")[2], tensor, config.mamba_n_groups)
     if architecture in ("nemotron_h", "nemotron_h_moe") and ".mixer." in name:
@@ -389,6 +392,26 @@ def _converted(name: str, tensor: Array, config: PreTrainedConfig, architecture:
         by_head = tensor.reshape(config.num_attention_heads, 3, _head_dim(config), *tensor.shape[1:])
         return by_head.swapaxes(0, 1).reshape(tensor.shape)
     return tensor
+
+
+def _multiplied(name: str, tensor: Array, config: PreTrainedConfig) -> Array:
+    """Put the multipliers of a Falcon-H1 into its weights."""
+    keys = config.mamba_n_groups * config.mamba_d_state
+    sizes = (*[config.mamba_d_head * config.mamba_n_heads] * 2, keys, keys, config.mamba_n_heads)
+    factors = {
+        "down_proj": config.mlp_multipliers[1],
+        "gate_proj": config.mlp_multipliers[0],
+        "k_proj": config.key_multiplier * config.attention_in_multiplier,
+        "q_proj": config.attention_in_multiplier,
+        "v_proj": config.attention_in_multiplier,
+        "o_proj": config.attention_out_multiplier,
+        "mamba.out_proj": config.ssm_out_multiplier,
+        "mamba.in_proj": config.ssm_in_multiplier * np.repeat(config.ssm_multipliers, sizes)[:, None],
+        "lm_head": config.lm_head_multiplier,
+        "embed_tokens": config.embedding_multiplier,
+    }
+    factor = next((factors[part] for part in factors if name.endswith(f"{part}.weight")), 1.0)
+    return (tensor * factor).astype(np.float32)
 
 
 def _of_mamba(part: str, tensor: Array, groups: int) -> Array:

@@ -105,6 +105,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "llama3": _LLAMA3,
     "lfm2": _LLAMA3,
     "falcon3": _LLAMA3,
+    "falcon-h1": _LLAMA3,  # as llama.cpp splits for it
     "midm-2.0": _LLAMA3,
     "pixtral": _LLAMA3,
     "smaug-bpe": replace(_LLAMA3, add_bos=False),  # SmolLM3's

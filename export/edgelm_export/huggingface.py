@@ -25,6 +25,7 @@ from edgelm.files.safetensors_index import missing_files, read_weight_map
 from edgelm.package.manifest import sha256_of
 from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.hf_values import token_ids
+from edgelm_export.assembled import assembled_names, with_assembled
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import (
     CHAT_TEMPLATE,
@@ -102,6 +103,11 @@ class HuggingFaceCheckpoint:
                 architecture = architecture_of(values, folder)
                 self.config = self._with_end_tokens(architecture.to_model_config({**self._answer_values(), **values}))
                 layout = architecture.layout_for(self.config, shapes)
+            self._assembled = assembled_names(
+                layout, {name: shape for name, shape in shapes.items() if name in self._stored}
+            )
+            shapes = with_assembled(shapes, self._assembled)
+            self._stored |= {name: self._whole(name, shapes[name]) for name in self._assembled}
             self._parts = map_tensors(self.config, layout, shapes, folder)
         except ConfigError as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
@@ -211,6 +217,9 @@ class HuggingFaceCheckpoint:
         """Read a tensor of the folder, or a range of its rows."""
         if source in self._packed:
             return self._packed[source].weight(self._read_whole)
+        if source in self._assembled:
+            whole = np.concatenate([self._read(part) for part in self._assembled[source]])
+            return whole if which is None else whole[which]
         stored = self._stored[source]
         first, end = (which.start, which.stop) if which is not None else (0, stored.shape[0])
         tensor = np.empty((end - first, *stored.shape[1:]), np.float32)
@@ -256,6 +265,13 @@ class HuggingFaceCheckpoint:
             return config
         more = token_ids(read_json_object(self._folder, "generation_config.json"), "eos_token_id")
         return dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
+
+    def _whole(self, name: str, shape: tuple[int, ...]) -> _StoredTensor:
+        """Describe a tensor that the folder has in parts: by their type, or one that holds those of all."""
+        parts = [self._stored[part] for part in self._assembled[name]]
+        types = dict.fromkeys(part.dtype for part in parts)
+        dtype = next(iter(types)) if len(types) == 1 else next((each for each in types if each not in _DTYPES), "F32")
+        return _StoredTensor(parts[0].file, name, dtype, shape)
 
     def _refuse_other_types(self) -> None:
         others = [

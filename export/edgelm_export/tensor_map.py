@@ -109,8 +109,9 @@ class TensorLayout:
     names of tensors that hold -exp(x) of our x. rows_before: source stems of tables to how many rows stand before the
     first. stacks_of_one: source names of tensors with one dimension of 1 in front. ones_elsewhere: source names of
     tensors whose dimension of 1 may stand in another place than ours, or in none. vectors_in_rows: source names of
-    vectors that stand in several rows there. has_more_layers: behind the config's there may be layers for other uses,
-    which are passed over.
+    vectors that stand in several rows there. assembled: source names to those of the parts that a source may have in
+    their place, whose rows stand behind each other; one part is another name. has_more_layers: behind the config's
+    there may be layers for other uses, which are passed over.
     """
 
     names: Mapping[str, str] | None = None
@@ -130,6 +131,7 @@ class TensorLayout:
     stacks_of_one: frozenset[str] = frozenset()
     ones_elsewhere: frozenset[str] = frozenset()
     vectors_in_rows: frozenset[str] = frozenset()
+    assembled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     has_more_layers: bool = False
 
     @property

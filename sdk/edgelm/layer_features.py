@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from edgelm.errors import ConfigError
+from edgelm.multipliers import Multipliers
 from edgelm.rope_scaling import RopeScaling
 
 # The norms of a block, by the names that Hugging Face gives them in each case: before and after attention, before and
@@ -19,6 +20,7 @@ NORM_PLACEMENTS: dict[str, tuple[str | None, str | None, str | None, str | None]
     "shared": ("input_layernorm", None, "input_layernorm", None),
     "residual": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
 }  # fmt: skip
+_OF_SOME_LAYERS = {"pre", "post", "both"}  # those that not all layers of a model need to have
 # Of cross-attention, before and after it.
 CROSS_NORMS: dict[str, tuple[str | None, str | None]] = {
     "pre": ("pre_cross_attention_layernorm", None),
@@ -36,8 +38,11 @@ MOST = 2**31 - 1  # of any size: products of a few still fit the numbers of ever
 LATENT_NORM_EPS = 1e-6
 # Each makes names of tensors; in use are up to 7,808 (128 heads in 61 layers).
 _MAX_LATENT_HEADS = 1 << 16
-# The layers that keep a state of a text in the place of keys and values of its tokens.
-STATE_LAYERS = {"linear_attention": "linear attention", "mamba2": "layers of Mamba 2"}
+# The layers that keep a state of a text: in the place of keys and values of its tokens, or beside them.
+STATE_LAYERS = {
+    "linear_attention": "linear attention", "mamba2": "layers of Mamba 2", "hybrid": "Mamba 2 beside attention",
+}  # fmt: skip
+_WITHOUT_KEYS = ("conv", "linear_attention", "mamba2", "feed_forward")  # the layers without attention to tokens
 # Of these: the least of each, and the largest, which is 256 in use; products of all are still numbers.
 _LINEAR_FIELDS = {
     "linear_num_key_heads": 1, "linear_num_value_heads": 1, "linear_key_head_dim": 1, "linear_value_head_dim": 1,
@@ -68,6 +73,9 @@ class LayerFeatures:
     linear_key_head_dim: int | None
     linear_value_head_dim: int | None
     linear_conv_kernel_dim: int | None
+    linear_norm_placement: str | None
+    parallel_residual: bool
+    residual_multiplier: float
     global_head_dim: int | None
     num_global_key_value_heads: int | None
     num_kv_shared_layers: int
@@ -85,6 +93,7 @@ class LayerFeatures:
     swiglu_limit: float | None
     hidden_act: str
     mlp_gated: bool
+    multipliers: Multipliers
     sub_norms: bool
     moe_intermediate_size: int | None
     layers_without_experts: tuple[int, ...]
@@ -139,13 +148,18 @@ class LayerFeatures:
         """Tell whether a layer looks at earlier tokens: whether it has attention, or something in its place."""
         return self.kind(layer) != "feed_forward"
 
+    def attends(self, layer: int) -> bool:
+        """Tell whether a layer has attention to tokens, of which it keeps keys and values."""
+        return self.kind(layer) not in _WITHOUT_KEYS
+
     def has_feed_forward(self, layer: int) -> bool:
         """Tell whether a layer has a feed-forward, or experts."""
         return layer not in self.layers_without_feed_forward
 
     def block_norms(self, layer: int) -> tuple[str | None, str | None, str | None, str | None]:
         """Return the names of a block's norms, as in `NORM_PLACEMENTS`; None for those of a part that it has not."""
-        before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[self.norm_placement]
+        own = self.linear_norm_placement if self.has_state(layer) else None
+        before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[own or self.norm_placement]
         around_attention = (before_attention, after_attention) if self.mixes(layer) else (None, None)
         around_mlp = (before_mlp, after_mlp) if self.has_feed_forward(layer) else (None, None)
         return *around_attention, *around_mlp
@@ -153,6 +167,10 @@ class LayerFeatures:
     def has_state(self, layer: int) -> bool:
         """Tell whether a layer keeps a state of a text."""
         return self.kind(layer) in STATE_LAYERS
+
+    def has_mamba2(self, layer: int) -> bool:
+        """Tell whether a layer has Mamba 2, in the place of attention or beside it."""
+        return self.kind(layer) in ("mamba2", "hybrid")
 
     @property
     def state_layers(self) -> tuple[int, ...]:
@@ -271,6 +289,15 @@ class LayerFeatures:
                 raise ConfigError(f"layer_types has {kind!r}, which needs a {name}.")
             if size is not None and (not isinstance(size, int) or isinstance(size, bool) or not least <= size <= most):
                 raise ConfigError(f"{name} is {size!r:.60}; it must be a whole number from {least} to {most}.")
+        placements = {self.linear_norm_placement, self.norm_placement}
+        if self.linear_norm_placement is not None and (
+            not placements <= _OF_SOME_LAYERS or self.parallel_residual or self.residual_multiplier != 1
+        ):
+            raise ConfigError(
+                f"linear_norm_placement is {self.linear_norm_placement!r} and norm_placement {self.norm_placement!r}; "
+                f"both must be one of {', '.join(sorted(_OF_SOME_LAYERS))}, with neither parallel_residual nor a "
+                "residual_multiplier."
+            )
         if self.state_layers and (self.linear_num_value_heads or 0) % (self.linear_num_key_heads or 1):
             raise ConfigError(
                 f"linear_num_value_heads ({self.linear_num_value_heads}) is not a multiple of linear_num_key_heads "
@@ -388,9 +415,11 @@ class LayerFeatures:
                 "global_head_dim is set, which needs an attention_multiplier, and with rope a rope_local_theta of the "
                 "layers with a window."
             )
+        if self.multipliers.mlp_gate != 1 and not self.mlp_gated:
+            raise ConfigError(f"The multiplier mlp_gate is {self.multipliers.mlp_gate}, which needs mlp_gated.")
         if self.num_kv_shared_layers == 0:
             return
-        if len(self.attention_layers) < self.num_hidden_layers or self.attention_sinks:
+        if len(self.attention_layers) < self.num_hidden_layers or self.state_layers or self.attention_sinks:
             raise ConfigError("num_kv_shared_layers is set, which is for models with plain attention in every layer.")
         kinds = {self.slides(layer) for layer in range(self.num_hidden_layers)}
         if kinds != self._sources_of_keys.keys():

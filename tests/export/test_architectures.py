@@ -23,6 +23,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "gemma4_text": {"vocab_size_per_layer_input": 320},
     "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention"]},
+    "bamba": {"attn_layer_indices": [1]},
     "bitnet": {"num_key_value_heads": 4},  # of 20 there, and so the next
     "helium": {"num_key_value_heads": 4},
     "deepseek_v2": {"attention_bias": False, "num_experts_per_tok": 2},
@@ -363,6 +364,11 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"hybrid_override_pattern": "M*-", "mamba_hidden_act": "relu"},
         "mamba_hidden_act is 'relu'; supported is 'silu'",
     ),
+    "another activation beside Mamba": (
+        "granitemoehybrid",
+        {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "hidden_act": "gelu"},
+        "hidden_act is 'gelu'; beside Mamba 2 supported is 'silu'",
+    ),
     "limits of Mamba's steps": (
         "granitemoehybrid",
         {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "time_step_limit": [0.0, 1.0]},
@@ -379,6 +385,11 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         "mamba_conv_bias is False; supported is true",
     ),
     "biases beside them": ("ernie4_5_moe", {"use_bias": True}, "use_bias is true; experts that have no biases beside"),
+    "another activation of linear attention": (
+        "olmo_hybrid",
+        {"hidden_act": "gelu"},
+        "hidden_act is 'gelu'; supported",
+    ),
     "clipping": ("olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0; clipped queries, keys and values are not supported"),
 }
 

@@ -115,7 +115,8 @@ def test_gradients_are_those_of_transformers(name: str, tmp_path: Path, save_mod
 STORED_OTHERWISE = (
     "phi", "gpt2", "starcoder2", "gpt_neox", "nanochat", "mixtral", "gpt_oss", "lfm2", "lfm2_moe", "hunyuan_v1_dense",
     "granitemoe", "granitemoeshared", "ernie4_5_moe", "apertus",
-    "cohere", "cohere2", "glm", "glm4", "nemotron_h", "qwen2_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next",
+    "cohere", "cohere2", "glm", "glm4", "bamba", "falcon_h1", "nemotron_h", "olmo_hybrid",
+    "qwen2_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next",
     "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu",
 )  # fmt: skip
 NOT_IN_TRANSFORMERS = {

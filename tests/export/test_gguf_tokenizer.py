@@ -13,7 +13,7 @@ from edgelm_export.byte_level_tokenizer import PRE_TOKENIZERS
 from edgelm_export.gguf import GGUFFile
 from edgelm_export.gguf_tokenizer import tokenizer_files
 
-LLAMA3 = ("llama-bpe", "llama-v3", "llama3", "lfm2", "falcon3", "midm-2.0", "pixtral")
+LLAMA3 = ("llama-bpe", "llama-v3", "llama3", "lfm2", "falcon3", "falcon-h1", "midm-2.0", "pixtral")
 COMPOSING = ("qwen2", "stablelm2", "megrez", "deepseek-r1-qwen", "qwen35", "mpt", "olmo", "command-r")
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ hello", "1 2"]
 CORPUS = json.loads((Path(__file__).parent / "tokenizer_corpus.json").read_text(encoding="utf-8"))["rows"]

@@ -137,7 +137,8 @@ class Attention(nn.Module):
         mixed_BTD = self.gathered(mixed_BNTH).transpose(1, 2).flatten(2)
         if self.config.attention_output_gate:
             mixed_BTD = mixed_BTD * torch.sigmoid(self.gate_proj(hidden_BTD))
-        return self.o_proj(mixed_BTD if self.attn_sub_norm is None else self.attn_sub_norm(mixed_BTD))
+        output_BTD = self.o_proj(mixed_BTD if self.attn_sub_norm is None else self.attn_sub_norm(mixed_BTD))
+        return scaled(output_BTD, self.config.multipliers.attention_out)
 
     def _keys_and_values(self, seen_BSD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
         """Return keys, turned, and values [B, K, S, H]."""

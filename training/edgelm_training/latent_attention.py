@@ -30,8 +30,9 @@ class LatentHead(nn.Module):
 class LatentAttention(nn.Module):
     """Let each position look at itself and at those before it, through one head of latent vectors."""
 
-    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
+    def __init__(self, config: ModelConfig, layer: int = 0, *, causal: bool = True) -> None:
         super().__init__()
+        assert causal  # no encoder has it
         D, N, L = config.hidden_size, config.num_attention_heads, config.kv_lora_rank or 0
         self.config, self.layer, self.nope = config, layer, config.qk_nope_head_dim or 0
         size, Q = N * (self.nope + config.rotary_dim), config.q_lora_rank

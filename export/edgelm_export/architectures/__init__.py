@@ -10,12 +10,14 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures.apertus import APERTUS
 from edgelm_export.architectures.arcee import ARCEE
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
+from edgelm_export.architectures.bamba import BAMBA
 from edgelm_export.architectures.bart import BART
 from edgelm_export.architectures.bitnet import BITNET
 from edgelm_export.architectures.cohere import COHERE, COHERE2
 from edgelm_export.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, MINICPM3, YOUTU
 from edgelm_export.architectures.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
 from edgelm_export.architectures.exaone import EXAONE, EXAONE4
+from edgelm_export.architectures.falcon_h1 import FALCON_H1
 from edgelm_export.architectures.gemma import GEMMA
 from edgelm_export.architectures.gemma2 import GEMMA2
 from edgelm_export.architectures.gemma3 import GEMMA3
@@ -42,6 +44,7 @@ from edgelm_export.architectures.nemotron_h import NEMOTRON_H
 from edgelm_export.architectures.olmo import OLMO
 from edgelm_export.architectures.olmo2 import OLMO2
 from edgelm_export.architectures.olmo3 import OLMO3
+from edgelm_export.architectures.olmo_hybrid import OLMO_HYBRID
 from edgelm_export.architectures.olmoe import OLMOE
 from edgelm_export.architectures.pegasus import PEGASUS
 from edgelm_export.architectures.phi import PHI
@@ -83,6 +86,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmo": OLMO,
     "olmo2": OLMO2,
     "olmo3": OLMO3,
+    "olmo_hybrid": OLMO_HYBRID,
     "olmoe": OLMOE,
     "granite": GRANITE,  # Granite 3
     "granitemoe": GRANITE_MOE,
@@ -90,6 +94,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "granitemoehybrid": GRANITE_HYBRID,  # Granite 4
     "apertus": APERTUS,
     "arcee": ARCEE,
+    "bamba": BAMBA,
     "bitnet": BITNET,
     "cohere": COHERE,  # Command R, Aya
     "cohere2": COHERE2,  # Command R7B, Tiny Aya
@@ -102,6 +107,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "youtu": YOUTU,
     "exaone": EXAONE,  # EXAONE 3 and 3.5
     "exaone4": EXAONE4,
+    "falcon_h1": FALCON_H1,
     "helium": HELIUM,
     "hunyuan_v1_dense": HUNYUAN,
     "internlm3": INTERNLM3,

@@ -52,10 +52,9 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
         attending = ["conv.in_proj"]
     elif config.kind(layer) == "linear_attention":
         attending = [f"linear_attn.in_proj_{part}" for part in ("qkv", "z", "b", "a")]
-    elif config.kind(layer) == "mamba2":
-        attending = [f"mamba.in_proj_{part}" for part in ("z", "xbc", "dt")]
     else:
-        attending = _reading_attention(config, layer)
+        attending = _reading_attention(config, layer) if config.attends(layer) else []
+        attending += [f"mamba.in_proj_{part}" for part in ("z", "xbc", "dt")] if config.has_mamba2(layer) else []
     readers: dict[str | None, list[str]] = {before_attention: attending}
     if config.has_experts(layer):
         readers.pop(before_feed_forward, None)

@@ -57,10 +57,10 @@ class _Stack:
             self._convolution(f"{layer}.conv")
         elif config.kind(i) == "linear_attention":
             self._linear_attention(f"{layer}.linear_attn")
-        elif config.kind(i) == "mamba2":
-            self._mamba2(f"{layer}.mamba")
-        elif config.mixes(i):
+        if config.attends(i):
             self._self_attention(f"{layer}.self_attn", i)
+        if config.has_mamba2(i):
+            self._mamba2(f"{layer}.mamba")
         self._norm(after_attention, D)
         if crosses:
             before, after = (name and f"{layer}.{name}" for name in CROSS_NORMS[config.norm_placement])
@@ -107,7 +107,8 @@ class _Stack:
             self._linear(f"{name}.in_proj_{part}", rows, D, False)
         self._shapes[f"{name}.conv1d.weight"] = (channels, 1, config.linear_conv_kernel_dim or 0)
         self._shapes[f"{name}.conv1d.bias"] = (channels,)
-        self._shapes[f"{name}.norm.weight"] = (heads * width,)
+        if config.mamba_rms_norm:
+            self._shapes[f"{name}.norm.weight"] = (heads * width,)
         self._linear(f"{name}.out_proj", D, heads * width, False)
 
     def _self_attention(self, name: str, i: int) -> None:
