@@ -178,6 +178,8 @@ def smollm2_package(shared_library: Library, smollm2_gguf: Path) -> Path:
         if not folder.exists():
             shutil.rmtree(folder.parent, ignore_errors=True)
             folder.parent.mkdir(parents=True)
+            # Of a run that was killed before it moved it away.
+            shutil.rmtree(shared_library.package_path(REAL_MODEL), ignore_errors=True)
             command = [sys.executable, "-m", "edgelm", "pull", REAL_MODEL]
             environment = {**os.environ, "EDGELM_HOME": str(shared_library.root)}
             done = subprocess.run(command, env=environment, capture_output=True, text=True)

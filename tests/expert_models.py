@@ -36,7 +36,20 @@ def mellum_rope(local_theta: float) -> dict[str, Any]:
     }
 
 
+QWEN2_MOE = {
+    "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64,
+}  # fmt: skip
 EXPERT_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2_moe": ("qwen2_moe", QWEN2_MOE | {"tie_word_embeddings": False}),
+    "qwen2_moe, a layer without experts, weights that sum to one, without biases, in a window": (
+        "qwen2_moe",
+        QWEN2_MOE | {
+            "num_hidden_layers": 3, "mlp_only_layers": [1], "norm_topk_prob": True, "qkv_bias": False,
+            "use_sliding_window": True, "sliding_window": 9,
+        },
+    ),
+    "mixtral": ("mixtral", {"num_local_experts": 5, "tie_word_embeddings": False}),
+    "mixtral in a window, four experts a token": ("mixtral", {"sliding_window": 9, "num_experts_per_tok": 4}),
     "glm4_moe": ("glm4_moe", GLM4_MOE),
     "glm4_moe with biases, without norms of heads, weights that do not sum to one, tied": (
         "glm4_moe",

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from expert_models import EXPERT_MODELS
-from gguf_converter import CHOICE_BIASES
+from gguf_tensors import CHOICE_BIASES
 from hub_models import HUB_MODELS
+from latent_models import LATENT_MODELS
 from older_models import OLDER_MODELS
 from torch import nn
 
@@ -64,6 +65,19 @@ NEMOTRON_H_MOE = NEMOTRON_H | {
     "n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
     "moe_shared_expert_intermediate_size": 64, "routed_scaling_factor": 2.5,
 }  # fmt: skip
+BAMBA = {
+    "num_hidden_layers": 3, "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_state": 16, "pad_token_id": 0,
+    "num_attention_heads": 2, "num_key_value_heads": 1,
+}  # fmt: skip
+FALCON_H1 = {
+    "mamba_d_ssm": 96, "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 16, "pad_token_id": 0,
+    "mamba_norm_before_gate": False, "tie_word_embeddings": False,
+}  # fmt: skip
+FALCON_H1_MULTIPLIERS = {
+    "lm_head_multiplier": 0.6, "embedding_multiplier": 2.5, "mlp_multipliers": [1.4, 0.6], "key_multiplier": 1.7,
+    "attention_in_multiplier": 1.2, "attention_out_multiplier": 0.8, "ssm_multipliers": [1.5, 0.8, 2.0, 0.6, 1.2],
+    "ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.7,
+}  # fmt: skip
 MINISTRAL3 = {
     "rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0, "original_max_position_embeddings": 32, "beta_fast": 32.0,
     "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
@@ -88,9 +102,6 @@ QWEN3_5_MOE = QWEN3_5 | {
     "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64,
     "layer_types": ["full_attention", "linear_attention"],
 }  # fmt: skip
-QWEN2_MOE = {
-    "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64,
-}  # fmt: skip
 APERTUS_ROPE = LLAMA3 | {"rope_theta": 1e4}
 OLMO3 = {
     "num_hidden_layers": 4, "sliding_window": 9, "tie_word_embeddings": False, "attention_bias": True,
@@ -98,6 +109,11 @@ OLMO3 = {
         "full_attention": ROPES["yarn"] | {"rope_theta": 5e5},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
     },
+}  # fmt: skip
+OLMO_HYBRID = {
+    "num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2, "pad_token_id": 0,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 24,
+    "tie_word_embeddings": False,
 }  # fmt: skip
 # The last three layers look at the keys and values of earlier ones, one of each kind.
 GEMMA4 = {
@@ -225,6 +241,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "olmo3",
         OLMO3 | {"layer_types": ["sliding_attention"] * 2, "num_hidden_layers": 2},
     ),
+    "olmo_hybrid": ("olmo_hybrid", OLMO_HYBRID | {"rope_parameters": {"rope_theta": None, "rope_type": "default"}}),
+    "olmo_hybrid, rates up to one, rope, biases, tied": (
+        "olmo_hybrid",
+        OLMO_HYBRID | {
+            "linear_allow_neg_eigval": False, "attention_bias": True, "tie_word_embeddings": True,
+            "linear_num_key_heads": 4, "layer_types": None, "rms_norm_eps": 1e-3,
+        },
+    ),
     "granite": (
         "granite",
         {
@@ -253,6 +277,22 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         GRANITE4_H | {
             "mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_conv": 3, "num_local_experts": 5,
             "num_experts_per_tok": 3, "position_embedding_type": "rope", "tie_word_embeddings": False,
+        },
+    ),
+    "bamba": ("bamba", BAMBA),
+    "bamba, groups, biases of attention, untied": (
+        "bamba",
+        BAMBA | {
+            "attn_layer_indices": [0, 2], "mamba_n_heads": 8, "mamba_n_groups": 2, "attention_bias": True,
+            "mlp_bias": True, "tie_word_embeddings": False,
+        },
+    ),
+    "falcon_h1": ("falcon_h1", FALCON_H1 | FALCON_H1_MULTIPLIERS),
+    "falcon_h1 with a norm in Mamba 2, biases, a head_dim of its own, tied": (
+        "falcon_h1",
+        FALCON_H1 | FALCON_H1_MULTIPLIERS | {
+            "attention_in_multiplier": 1.0, "mamba_rms_norm": True, "attention_bias": True, "mlp_bias": True,
+            "head_dim": 32, "tie_word_embeddings": True, "mamba_d_ssm": None, "mamba_n_groups": 1,
         },
     ),
     "nemotron_h": ("nemotron_h", NEMOTRON_H),
@@ -381,14 +421,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False, "attention_dropout": 0.0, "residual_dropout": 0.0,
         },
     ),
-    "qwen2_moe": ("qwen2_moe", QWEN2_MOE | {"tie_word_embeddings": False}),
-    "qwen2_moe, a layer without experts, weights that sum to one, without biases, in a window": (
-        "qwen2_moe",
-        QWEN2_MOE | {
-            "num_hidden_layers": 3, "mlp_only_layers": [1], "norm_topk_prob": True, "qkv_bias": False,
-            "use_sliding_window": True, "sliding_window": 9,
-        },
-    ),
     "qwen3_5": ("qwen3_5_text", QWEN3_5),
     "qwen3_5 with experts": ("qwen3_5_moe_text", QWEN3_5_MOE),
     "qwen3_5 with biases, a key head for each value head, tied": (
@@ -407,13 +439,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "mlp_only_layers": [0], "norm_topk_prob": False, "linear_num_key_heads": 4, "rms_norm_eps": 1e-4,
         },
     ),
-    "starcoder2": ("starcoder2", {}),
-    "starcoder2 in a window, without biases, untied": (
-        "starcoder2",
-        {"sliding_window": 9, "use_bias": False, "tie_word_embeddings": False, "norm_epsilon": 1e-3},
-    ),
-    "stablelm": ("stablelm", {"tie_word_embeddings": False}),
-    "stablelm in parallel, with biases": ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": True}),
     "glm": ("glm", {"head_dim": 16, "pad_token_id": 0}),
     "glm, all of each head, without biases, tied": (
         "glm",
@@ -430,16 +455,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True, "pad_token_id": 0,
         },
     ),
-    "gpt2": ("gpt2", {"n_inner": 96}),
-    "gpt2, untied, four times as wide": ("gpt2", {"tie_word_embeddings": False}),
-    "gpt_neox": ("gpt_neox", {"tie_word_embeddings": False}),
-    "gpt_neox, one after the other, without biases": (
-        "gpt_neox",
-        {"use_parallel_residual": False, "attention_bias": False, "rotary_pct": 1.0},
-    ),
     "nanochat": ("nanochat", {"tie_word_embeddings": False}),
-    "mixtral": ("mixtral", {"num_local_experts": 5, "tie_word_embeddings": False}),
-    "mixtral in a window, four experts a token": ("mixtral", {"sliding_window": 9, "num_experts_per_tok": 4}),
     "qwen3_moe": ("qwen3_moe", QWEN3_MOE),
     "qwen3_moe, a dense layer, a window, biases": (
         "qwen3_moe",
@@ -454,6 +470,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     **EXPERT_MODELS,
     **OLDER_MODELS,
     **HUB_MODELS,
+    **LATENT_MODELS,
     "gpt_oss": ("gpt_oss", GPT_OSS),
     "gpt_oss, every layer in full, untied": (
         "gpt_oss",

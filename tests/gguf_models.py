@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from expert_models import AFMOE, DOTS1, EXAONE_MOE, GLM4_MOE, HUNYUAN_MOE, MELLUM, mellum_rope
+from expert_models import AFMOE, DOTS1, EXAONE_MOE, GLM4_MOE, HUNYUAN_MOE, MELLUM, QWEN2_MOE, mellum_rope
 from family_models import (
     ERNIE4_5_MOE,
+    FALCON_H1,
     GEMMA4,
     GEMMA4_EXPERTS,
     GPT_OSS,
@@ -20,16 +21,18 @@ from family_models import (
     NEMOTRON_H,
     NEMOTRON_H_MOE,
     OLMOE,
-    QWEN2_MOE,
     QWEN3_5,
     QWEN3_5_EPSILON,
     QWEN3_5_MOE,
     QWEN3_MOE,
     ROPES,
 )
-from hub_models import DEEPSEEK, LING, MINICPM
+from hub_models import DEEPSEEK_MOE, LING, MINICPM
 from hub_models import LONGROPE as MINICPM_LONGROPE
+from latent_models import DEEPSEEK, DEEPSEEK_YARN, LATENT
 from older_models import FALCON_7B, FALCON_11B, GPT_BIGCODE
+
+IN_BLOCKS = {"q_lora_rank": 32, "qk_nope_head_dim": 32}  # matrices of latent attention, of which ggml makes blocks
 
 # As llama.cpp names and knows them: without biases on Qwen3 and Granite, a Mistral as a Llama, a Gemma whose scores are
 # scaled by its head, a SmolLM3 with every fourth layer without rope.
@@ -111,6 +114,12 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "num_local_experts": 5, "num_experts_per_tok": 3, "position_embedding_type": "rope",
             "shared_intermediate_size": 64, "tie_word_embeddings": False,
         },
+    ),
+    "falcon_h1": ("falcon_h1", "falcon-h1", FALCON_H1),
+    "falcon_h1 with a norm in Mamba 2, tied": (
+        "falcon_h1",
+        "falcon-h1",
+        FALCON_H1 | {"mamba_rms_norm": True, "head_dim": 32, "tie_word_embeddings": True},
     ),
     "nemotron_h": ("nemotron_h", "nemotron_h", NEMOTRON_H),
     "nemotron_h with experts": ("nemotron_h", "nemotron_h_moe", NEMOTRON_H_MOE),
@@ -208,6 +217,19 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mixtral": ("mixtral", "llama", {"num_local_experts": 5, "tie_word_embeddings": False}),
     "qwen3_moe": ("qwen3_moe", "qwen3moe", QWEN3_MOE | {"norm_topk_prob": True}),
     "olmoe": ("olmoe", "olmoe", OLMOE | {"tie_word_embeddings": False}),
+    "deepseek_v2": ("deepseek_v2", "deepseek2", DEEPSEEK | IN_BLOCKS),
+    "deepseek_v3, yarn": (
+        "deepseek_v3",
+        "deepseek2",
+        DEEPSEEK | IN_BLOCKS | {"rope_parameters": DEEPSEEK_YARN, "norm_topk_prob": True},
+    ),
+    "youtu": ("youtu", "deepseek2", LATENT | IN_BLOCKS),
+    # llama.cpp takes these numbers for granted.
+    "minicpm3": (
+        "minicpm3",
+        "minicpm3",
+        LATENT | IN_BLOCKS | {"v_head_dim": 16, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256},
+    ),
     "gpt_oss": ("gpt_oss", "gpt-oss", GPT_OSS | {"swiglu_limit": 7.0, "tie_word_embeddings": False}),
     "minicpm": ("minicpm", "minicpm", MINICPM),
     "minicpm, longrope, untied": (
@@ -219,7 +241,7 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "internlm2": ("internlm2", "internlm2", {"bias": False, "tie_word_embeddings": False}),
-    "deepseek": ("deepseek", "deepseek", DEEPSEEK),
+    "deepseek": ("deepseek", "deepseek", DEEPSEEK_MOE),
     "bailing_moe": ("bailing_moe", "bailingmoe", LING),
     "falcon": ("falcon", "falcon", FALCON_7B | {"max_position_embeddings": 2048}),
     "falcon, two key heads, untied": (

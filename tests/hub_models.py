@@ -22,7 +22,7 @@ Fields = dict[str, Any]
 Tensors = dict[str, NDArray[np.float32]]
 
 _EXPERTS = {"num_experts_per_tok": 3, "moe_intermediate_size": 32, "tie_word_embeddings": False}
-DEEPSEEK = _EXPERTS | {"n_routed_experts": 6, "n_shared_experts": 2, "first_k_dense_replace": 1}
+DEEPSEEK_MOE = _EXPERTS | {"n_routed_experts": 6, "n_shared_experts": 2, "first_k_dense_replace": 1}
 LING = _EXPERTS | {"num_experts": 6, "num_shared_experts": 2, "norm_topk_prob": True}
 MINICPM = {"num_hidden_layers": 4, "scale_emb": 12, "scale_depth": 1.0, "dim_model_base": 16}
 LONGROPE = {
@@ -41,10 +41,10 @@ HUB_MODELS: dict[str, tuple[str, Fields]] = {
     ),
     "internlm2": ("internlm2", {"bias": False, "tie_word_embeddings": False}),
     "internlm2 with biases, tied": ("internlm2", {"bias": True}),
-    "deepseek": ("deepseek", DEEPSEEK),
+    "deepseek": ("deepseek", DEEPSEEK_MOE),
     "deepseek, weights that sum to one, nothing shared": (
         "deepseek",
-        DEEPSEEK | {"norm_topk_prob": True, "n_shared_experts": 0, "first_k_dense_replace": 0},
+        DEEPSEEK_MOE | {"norm_topk_prob": True, "n_shared_experts": 0, "first_k_dense_replace": 0},
     ),
     "bailing_moe": ("bailing_moe", LING),
     "bailing_moe, weights that do not sum to one, behind a dense layer": (

@@ -16,6 +16,14 @@ LINEAR = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 16,
     "linear_conv_kernel_dim": 4,
 }  # fmt: skip
+LATENT = {
+    "head_dim": 48, "num_key_value_heads": 1, "kv_lora_rank": 32, "qk_nope_head_dim": 24, "v_head_dim": 40,
+    "attention_multiplier": 0.2,
+}  # fmt: skip
+MULTIPLIERS = {
+    "attention_out": 0.7, "ssm_z": 1.5, "ssm_x": 0.8, "ssm_b": 2.0, "ssm_c": 0.6, "ssm_dt": 1.2, "ssm_out": 1.3,
+    "mlp_gate": 1.6, "mlp_down": 0.4,
+}  # fmt: skip
 GEMMA4_FEATURES = {
     "norm_placement": "both", "qk_norm": True, "v_norm": True, "layer_scalar": True, "attention_multiplier": 1.0,
     "sliding_window": 6, "rope_local_theta": 100.0, "layer_types": ("sliding_attention", "full_attention"),
@@ -86,6 +94,14 @@ FEATURES = {
         "num_hidden_layers": 3, "layer_types": ["full_attention", "conv", "full_attention"], "conv_L_cache": 5,
         "conv_bias": True,
     },
+    "latent attention": {**LATENT, "q_lora_rank": 24},
+    "latent attention, queries of one matrix, norms of 1 + weight, a window, sinks, a cap, yarn": {
+        **LATENT, "norm": "rms_offset", "sliding_window": 6, "attention_sinks": True, "attn_logit_softcapping": 3.0,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+    },
+    "latent attention, the layers with experts, a residual multiplier": {
+        **LATENT, "q_lora_rank": 24, "residual_multiplier": 0.5, "num_experts": 4, "num_experts_per_tok": 2,
+    },
     "linear attention": {
         "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         "qk_norm": True, **LINEAR,
@@ -95,6 +111,11 @@ FEATURES = {
         "linear_num_key_heads": 4, "linear_conv_kernel_dim": 2, "conv_L_cache": 3, "norm": "rms_offset",
         "residual_multiplier": 0.5,
     },
+    "linear attention that takes back what it wrote, in layers with norms of their own": {
+        "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"], **LINEAR,
+        "linear_allow_neg_eigval": True, "linear_norm_eps": 1e-2, "linear_norm_placement": "pre",
+        "norm_placement": "post", "qk_norm": True, "qk_norm_scope": "projection", "position": "none",
+    },
     "Mamba 2": {
         "num_hidden_layers": 3, "layer_types": ["mamba2", "full_attention", "mamba2"], **LINEAR,
     },
@@ -102,6 +123,14 @@ FEATURES = {
         "num_hidden_layers": 3, "layer_types": ["full_attention", "mamba2", "conv"], **LINEAR,
         "linear_num_key_heads": 1, "linear_conv_kernel_dim": 2, "conv_L_cache": 3, "norm": "rms_offset",
         "residual_multiplier": 0.5,
+    },
+    "Mamba 2 beside attention, with biases and multipliers": {
+        "layer_types": ["hybrid", "hybrid"], **LINEAR, "multipliers": MULTIPLIERS, "attention_bias": True,
+        "attention_output_bias": True, "mlp_bias": True, "residual_multiplier": 0.5,
+    },
+    "Mamba 2 without its norm, beside attention in one layer": {
+        "num_hidden_layers": 3, "layer_types": ["mamba2", "hybrid", "full_attention"], **LINEAR,
+        "mamba_rms_norm": False, "norm_placement": "both", "qk_norm": True,
     },
     "one part in each block": {
         "num_hidden_layers": 6, **LINEAR, "mlp_gated": False, "hidden_act": "relu2", "position": "none",
@@ -205,6 +234,9 @@ FEATURES = {
     },
     "experts beside a shared one, behind a residual multiplier": EXPERTS | {
         "residual_multiplier": 0.3, "shared_expert_intermediate_size": 48, "routed_scaling_factor": 2.5,
+    },
+    "experts behind multipliers, beside a shared one": EXPERTS | {
+        "shared_expert_intermediate_size": 48, "mlp_bias": True, "multipliers": MULTIPLIERS,
     },
     "experts gated by gelu": EXPERTS | {"hidden_act": "gelu_pytorch_tanh"},
     "experts gated by relu, weighted by a sigmoid, chosen with a bias, with biases": EXPERTS | {

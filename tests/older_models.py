@@ -13,6 +13,20 @@ GPTJ = {"rotary_dim": 8, "n_inner": 96, "tie_word_embeddings": False}
 OPT = {"ffn_dim": 96, "pad_token_id": 0}
 
 OLDER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "starcoder2": ("starcoder2", {}),
+    "starcoder2 in a window, without biases, untied": (
+        "starcoder2",
+        {"sliding_window": 9, "use_bias": False, "tie_word_embeddings": False, "norm_epsilon": 1e-3},
+    ),
+    "stablelm": ("stablelm", {"tie_word_embeddings": False}),
+    "stablelm in parallel, with biases": ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": True}),
+    "gpt2": ("gpt2", {"n_inner": 96}),
+    "gpt2, untied, four times as wide": ("gpt2", {"tie_word_embeddings": False}),
+    "gpt_neox": ("gpt_neox", {"tie_word_embeddings": False}),
+    "gpt_neox, one after the other, without biases": (
+        "gpt_neox",
+        {"use_parallel_residual": False, "attention_bias": False, "rotary_pct": 1.0},
+    ),
     "falcon": ("falcon", FALCON_7B),
     "falcon, two key heads, untied, another base": (
         "falcon",

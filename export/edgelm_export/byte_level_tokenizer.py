@@ -25,13 +25,19 @@ _MINICPM5_SPLITS = (r"\p{N}{1,3}", _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}+
 _SEED_SPLIT = _QWEN2_SPLIT.replace(r"[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}\r\n]+")
 _QWEN35_SPLIT = _QWEN2_SPLIT.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
 _DEEPSEEK_CODER_SPLITS = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
+# Letters of scripts that have capitals, as they were when the tokenizer was made: not all of today's.
+_CASED = (
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕ"
+    "ἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳ"
+    "Ꙁ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+)
 _DEEPSEEK_LLM_SPLITS = (
     r"[\r\n]",
-    r"\s?[\p{Lu}\p{Ll}\p{Lt}]+",
-    r"\s?[!-/:-~！-／：-～‘-‟\u3000-。]+",
+    rf"\s?[{_CASED}]+",
+    r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
     r"\s+$",
     "[一-龥ࠀ-一가-퟿]+",
-    r"\p{N}+",
+    r"\p{N}",
 )
 _DEEPSEEK_V3_SPLITS = (
     r"\p{N}{1,3}",
@@ -55,6 +61,10 @@ _JAIS2_SPLIT = (
     _LLAMA3_SPLIT.removesuffix(r"|\s+(?!\S)|\s+")
     + "".join(rf"|\s{{{count}}}(?!\S)" for count in (512, 256, 128, 64, 32, 16, 8, 4, "1,2"))
     + r"|\s{1}"
+)
+_YOUTU_SPLITS = (
+    "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+",
+    _GPT4O_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}"),
 )
 
 
@@ -115,6 +125,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "llama3": _LLAMA3,
     "lfm2": _LLAMA3,
     "falcon3": _LLAMA3,
+    "falcon-h1": _LLAMA3,  # as llama.cpp splits for it
     "midm-2.0": _LLAMA3,
     "pixtral": _LLAMA3,
     "smaug-bpe": replace(_LLAMA3, add_bos=False),  # SmolLM3's
@@ -128,6 +139,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "qwen35": _splitting(_QWEN35_SPLIT, normalizer="NFC"),
     "seed-coder": _splitting(_SEED_SPLIT),
     "gpt-4o": _splitting(_GPT4O_SPLIT),  # GPT-OSS's and Phi-4-mini's
+    "kanana2": _splitting(_GPT4O_SPLIT),
     "tekken": _splitting(_TEKKEN_SPLIT, ignore_merges=True, add_bos=True),  # Mistral Nemo's
     "smollm": _STARCODER,
     "starcoder": _STARCODER,
@@ -138,11 +150,13 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "mellum2": _STARCODER,
     "tiny_aya": _splitting(*_AYA_SPLITS),
     "deepseek-coder": _splitting(*_DEEPSEEK_CODER_SPLITS),
-    "deepseek-llm": _splitting(*_DEEPSEEK_LLM_SPLITS),
+    "deepseek-llm": _splitting(*_DEEPSEEK_LLM_SPLITS),  # DeepSeek V2's too
     "deepseek-v3": _splitting(*_DEEPSEEK_V3_SPLITS),
     "hunyuan-dense": _splitting(*_DEEPSEEK_V3_SPLITS),
     "minicpm5": _splitting(*_MINICPM5_SPLITS, ignore_merges=True),
-    "glm4": _splitting(_LLAMA3_SPLIT, ignore_merges=True),  # as llama.cpp splits for it
+    "youtu": _splitting(*_YOUTU_SPLITS, ignore_merges=True),
+    "glm4": _splitting(_LLAMA3_SPLIT, ignore_merges=True),  # as llama.cpp splits for it, and for the next
+    "glm5": _splitting(_LLAMA3_SPLIT, ignore_merges=True),
     "afmoe": _splitting(*_AFMOE_SPLITS),  # as llama.cpp splits for it, and for the next two
     "exaone-moe": _splitting(_EXAONE_MOE_SPLIT),
     "jais-2": _splitting(_JAIS2_SPLIT),

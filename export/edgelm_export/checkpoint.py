@@ -56,8 +56,8 @@ class QuantizedBlocks:
             offsets=None if self.offsets is None else self.offsets[:, blocks],
         )
 
-    def times(self, factor: np.float32) -> QuantizedBlocks:
-        """Return the tensor times a factor, which goes into the scales."""
+    def times(self, factor: np.float32 | NDArray[np.float32]) -> QuantizedBlocks:
+        """Return the tensor times a factor, or one for each row [rows, 1], which go into the scales."""
         offsets = None if self.offsets is None else self.offsets * factor
         return dataclasses.replace(self, scales=self.scales * factor, offsets=offsets)
 

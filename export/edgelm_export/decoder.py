@@ -25,13 +25,13 @@ from edgelm.architecture.rope import LARGEST_TABLE, has_long_table, table_freque
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.layer_features import CROSS_NORMS
-from edgelm.memory.cache_layout import state_layouts
-from edgelm.runtime.decoder_graph import CROSS, PAST_CONV, PRESENT_CONV, SHARED, STATES
+from edgelm.runtime.decoder_graph import CROSS, PAST_CONV, PRESENT_CONV, SHARED
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import ROTARY_MULTIPLE, FoldedCheckpoint, padded_rotary_dim
-from edgelm_export.graph import MICROSOFT
-from edgelm_export.linear_attention import add_linear_attention
+from edgelm_export.graph import BATCH, MICROSOFT
+from edgelm_export.latent_attention import add_latent_attention
+from edgelm_export.linear_attention import add_linear_attention, add_states
 from edgelm_export.mamba2 import add_mamba2
 from edgelm_export.quantize import Precision
 from edgelm_export.quantize.packed import PackedWeight
@@ -42,7 +42,6 @@ INT64, INT32 = onnx.TensorProto.INT64, onnx.TensorProto.INT32
 _END = 2**63 - 1
 _ATTENTION_BIAS, _HEAD_SINK = 10, 11  # the places of these inputs in GroupQueryAttention
 _HEAD_MULTIPLE = 8  # of GroupQueryAttention's heads
-BATCH = "batch_size"  # the dimension's name that transformers.js looks for to make the first, empty cache
 
 
 def build_decoder(checkpoint: Checkpoint, precision: Precision, data: ExternalData) -> onnx.ModelProto:
@@ -259,24 +258,23 @@ class DecoderStack(Stack):
             graph.node("Unsqueeze", [rows, graph.constant([1])], PRESENT_CONV)
 
     def attention(self, hidden: str, i: int) -> str:
-        """Add the attention of a block, or what it has in its place, and the projection of what it gives."""
+        """Add the attention of a block, or what is in its place or beside it, and the projection of what it gives."""
         if self.config.is_conv(i):
             return self.convolution(hidden, i)
         if self.config.kind(i) == "linear_attention":
-            return add_linear_attention(self, hidden, f"{self.name}.layers.{i}.linear_attn", *self.states(i))
-        if self.config.kind(i) == "mamba2":
-            return add_mamba2(self, hidden, f"{self.name}.layers.{i}.mamba", *self.states(i))
+            return add_linear_attention(self, hidden, f"{self.name}.layers.{i}.linear_attn", *add_states(self, i))
+        if not self.config.has_mamba2(i):
+            return self.gathered(hidden, i)
+        gathered = self.gathered(hidden, i) if self.config.attends(i) else ""
+        read = add_mamba2(self, hidden, f"{self.name}.layers.{i}.mamba", *add_states(self, i))
+        return self.graph.node("Add", [gathered, read], f"{self.name}.layers.{i}.mixed") if gathered else read
+
+    def gathered(self, hidden: str, i: int) -> str:
+        """Add what the queries of a block gather, and its projection."""
         name, attended = f"{self.name}.layers.{i}.self_attn", self.attended(hidden, i)
         if self.config.attention_output_gate:
             attended = self.gated(attended, hidden, name, self.config.head_size(i))
         return self.projections.linear(self.sub_norm(attended, f"{name}.attn_sub_norm"), f"{name}.o_proj")
-
-    def states(self, i: int) -> tuple[list[str], list[str]]:
-        """Declare the states of a layer that keeps some, those that it takes and those that it gives."""
-        names = zip(STATES, state_layouts(self.config), strict=True)
-        shapes: dict[str, list[int | str]] = {part: [BATCH, *layout.sizes] for part, layout in names}
-        taken = [self.graph.input(f"past_key_values.{i}.{part}", FLOAT, shape) for part, shape in shapes.items()]
-        return taken, [self.graph.output(f"present.{i}.{part}", FLOAT, shape) for part, shape in shapes.items()]
 
     def convolution(self, hidden: str, i: int) -> str:
         """Sum each channel over a token and the L - 1 before it, between two gates."""
@@ -313,6 +311,8 @@ class DecoderStack(Stack):
     def attended(self, hidden: str, i: int) -> str:
         """Project queries, keys and values, norm them, and let the queries look at the keys."""
         name = f"{self.name}.layers.{i}.self_attn"
+        if self.config.kv_lora_rank is not None:
+            return add_latent_attention(self, hidden, i, name)
         if self.config.keys_of(i) == i:
             qkv = self.projections.fused(hidden, [f"{name}.{part}_proj" for part in "qkv"], f"{name}.qkv_proj")
         else:
@@ -327,13 +327,15 @@ class DecoderStack(Stack):
     def grouped_query_attention(self, qkv: list[str], i: int, name: str) -> str:
         """Grouped-query attention; rotation, cache and causal mask are inside the operator."""
         graph, shape, source = self.graph, self.cache_shape(i, "capacity"), self.config.keys_of(i)
-        if source == i:
-            past = [graph.input(f"past_key_values.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
+        kept = self.config.kept_parts if source == i else ()
+        if kept:
+            past = [graph.input(f"past_key_values.{i}.{part}", FLOAT, shape) for part in kept]
         else:
             past = [f"present.{source}.{part}" for part in ("key", "value")]
+        past = [past[0], past[-1]]  # keys and values may be one
         # Where they are the same memory as the past, nothing is copied.
-        kind = "present" if source == i else SHARED
-        present = [graph.output(f"{kind}.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
+        kinds = {part: "present" if part in kept else SHARED for part in ("key", "value")}
+        present = [graph.output(f"{kind}.{i}.{part}", FLOAT, shape) for part, kind in kinds.items()]
         if len(qkv) == 1:
             qkv = [*qkv, "", ""]  # the operator splits a packed query, key and value itself
         return self.look(qkv, past, present, self.rotation(i), i, name)
@@ -341,6 +343,7 @@ class DecoderStack(Stack):
     def rotation(self, i: int) -> list[str]:
         """Return what queries and keys of layer i are turned by where they meet: nothing, where they are before."""
         is_before = self.config.qk_norm and self.config.qk_norm_scope == "turned_head"
+        is_before = is_before or self.config.kv_lora_rank is not None
         return [] if is_before else self.rope[self.config.rope_kind(i)]
 
     def turned_heads(self, projected: str, heads: int, i: int, name: str) -> str:

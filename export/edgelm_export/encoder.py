@@ -15,9 +15,10 @@ from edgelm.architecture.relative_positions import relative_buckets
 from edgelm.config import ModelConfig
 from edgelm.runtime.decoder_graph import CROSS
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.decoder import BATCH, FLOAT, INT64
+from edgelm_export.decoder import FLOAT, INT64
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import FoldedCheckpoint
+from edgelm_export.graph import BATCH
 from edgelm_export.quantize import Precision
 from edgelm_export.stack import Stack
 

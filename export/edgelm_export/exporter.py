@@ -122,6 +122,11 @@ def _write_package(
 ) -> Manifest:
     if precision.prefill_graph:
         refuse_prefill_graph(checkpoint.config)
+    if precision.kv_cache == "int8" and checkpoint.config.kv_lora_rank is not None:
+        raise ExportError(
+            f"A {checkpoint.config.model_type} model has latent attention, whose keys and values are one and small: "
+            "they are not kept in int8. Export it without --kv-cache int8."
+        )
     map_arrays_from(MATRIX_BYTES)
     _write_text_files(checkpoint, folder)
     # No more is kept of the tokenizer, which would stand in memory beside the package.

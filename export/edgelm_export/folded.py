@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import re
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.layer_features import NORM_PLACEMENTS
+from edgelm.multipliers import Multipliers
 from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
 from edgelm_export.tensor_map import GATHERED, is_of_norm
 
@@ -21,7 +24,20 @@ ROTARY_MULTIPLE = 16
 _QUERIES_OR_KEYS = re.compile(r"\.layers\.(\d+)\.self_attn\.[qk]_(proj|norm)\.(weight|bias)$")
 _ROUTER = re.compile(r"\.mlp\.gate\.(weight|bias)$")
 _LAST_OF_EXPERT = re.compile(r"\.experts\.(\d+)\.down_proj\.(weight|bias)$")
+# The projections that a config's multipliers are of, but for the one that several are of.
+_MULTIPLIED = {
+    "attention_out": re.compile(r"\.self_attn\.o_proj\.(weight|bias)$"),
+    "ssm_z": re.compile(r"\.mamba\.in_proj_z\.weight$"),
+    "ssm_dt": re.compile(r"\.mamba\.in_proj_dt\.weight$"),
+    "ssm_out": re.compile(r"\.mamba\.out_proj\.weight$"),
+    "mlp_gate": re.compile(r"\.mlp\..*?gate_proj\.(weight|bias)$"),
+    "mlp_down": re.compile(r"\.mlp\..*?down_proj\.(weight|bias)$"),
+}
+_PARTS_OF_MAMBA = ".mamba.in_proj_xbc.weight"
 _VALUES = re.compile(r"\.layers\.(\d+)\.self_attn\.v_proj\.")
+
+# Of a whole tensor, or of each of its rows, [N, 1].
+Factor = np.float32 | NDArray[np.float32]
 
 
 def padded_rotary_dim(config: ModelConfig, kind: str = "global") -> int:
@@ -34,10 +50,10 @@ def padded_rotary_dim(config: ModelConfig, kind: str = "global") -> int:
 class FoldedCheckpoint:
     """The same function, for a graph of fewer features.
 
-    1 + weight of a norm is its weight, no residual_multiplier and no factor of an expert or of a router's scores is
-    left, and in each query and key head the halves of the part that turns stand where the padded tables of the graph
-    turn them. It costs nothing at run time, and one rounding of each changed weight. Keys that are values too are
-    projected twice, since those are not reordered.
+    1 + weight of a norm is its weight, no residual_multiplier, no multiplier of a projection and no factor of an expert
+    or of a router's scores is left, and in each query and key head the halves of the part that turns stand where the
+    padded tables of the graph turn them. It costs nothing at run time, and one rounding of each changed weight. Keys
+    that are values too are projected twice, since those are not reordered.
 
     Raises:
         ExportError: there is no weight that could take the residual_multiplier.
@@ -66,6 +82,7 @@ class FoldedCheckpoint:
             config,
             norm=norm,
             residual_multiplier=1.0,
+            multipliers=Multipliers(),
             encoder=encoder,
             attention_k_eq_v=False,
             expert_scales=False,
@@ -134,21 +151,35 @@ class FoldedCheckpoint:
             blocks = blocks.rows(_of_heads(order, len(blocks.values)))
         return blocks
 
-    def _factor(self, name: str) -> np.float32 | None:
-        """Return what a tensor is multiplied by: the residual_multiplier, or an expert's own, or that of a router's
-        scores; None is by nothing.
+    def _factor(self, name: str) -> Factor | None:
+        """Return what a tensor is multiplied by: the residual_multiplier, that of its projection, an expert's own, or
+        that of a router's scores; None is by nothing.
         """
         if self._source_config.expert_norms and _ROUTER.search(name):
             return np.float32(self._source_config.hidden_size**-0.5)
-        multiplier = self._multiplier if self._is_multiplied(name) else None
+        factors = self._multipliers_of(name)
+        if self._is_multiplied(name):
+            factors.append(self._multiplier)
         expert = _LAST_OF_EXPERT.search(name) if self._source_config.expert_scales else None
-        if expert is None:
-            return multiplier
-        scales = f"{name[: expert.start()]}.gate.per_expert_scale"
-        if scales not in self._expert_scales:
-            self._expert_scales[scales] = self._source.tensor(scales)
-        own = np.float32(self._expert_scales[scales][int(expert[1])])
-        return own if multiplier is None else np.float32(own * multiplier)
+        if expert is not None:
+            scales = f"{name[: expert.start()]}.gate.per_expert_scale"
+            if scales not in self._expert_scales:
+                self._expert_scales[scales] = self._source.tensor(scales)
+            factors.append(np.float32(self._expert_scales[scales][int(expert[1])]))
+        return reduce(operator.mul, factors) if factors else None
+
+    def _multipliers_of(self, name: str) -> list[Factor]:
+        """Return the multiplier of a tensor's projection, or one for each of its rows [N, 1]; nothing where it is 1."""
+        config, multipliers = self._source_config, self._source_config.multipliers
+        if name.endswith(_PARTS_OF_MAMBA) and multipliers.ssm_xbc != (1, 1, 1):
+            keys = (config.linear_num_key_heads or 0) * (config.linear_key_head_dim or 0)
+            sizes = (config.linear_channels - 2 * keys, keys, keys)
+            return [np.repeat(np.array(multipliers.ssm_xbc, np.float32), sizes)[:, None]]
+        return [
+            np.float32(factor)
+            for field, projection in _MULTIPLIED.items()
+            if (factor := getattr(multipliers, field)) != 1 and projection.search(name)
+        ]
 
     def _order(self, name: str) -> NDArray[np.int64] | None:
         """Return the order that a head of a tensor is to have; None is as it is."""

@@ -125,10 +125,10 @@ class GGUFCheckpoint:
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return a matrix on its own grid where that is one of 4 or 8 bits in blocks of 32, else None."""
         part = self._parts[name]
-        if part.source in self._computed:
+        if part.source in self._computed or part.transposed:
             return None
         blocks = integer_blocks(*self._stored(part))
-        if blocks is not None and part.columns is not None:
+        if blocks is not None and part.columns is not None and not isinstance(part.columns, slice):
             blocks = blocks.columns(part.columns)
         return blocks if blocks is None or part.rows is None else blocks.rows(part.rows)
 

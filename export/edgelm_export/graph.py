@@ -14,6 +14,7 @@ from edgelm.architecture.quantization_recipe import STANDARD
 from edgelm_export.external_data import ExternalData
 
 MICROSOFT = "com.microsoft"
+BATCH = "batch_size"  # the dimension's name that transformers.js looks for to make the first, empty cache
 OPSETS = {"": 21, MICROSOFT: 1}
 _IR_VERSION = 10  # of onnx 1.16: what ONNX Runtime 1.28 and every later one reads
 _INLINE_BYTES = 1024

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import ml_dtypes  # noqa: F401  (teaches numpy the name bfloat16, by which safetensors asks for it)
+import ml_dtypes  # which also teaches numpy the name bfloat16, by which safetensors asks for it
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -25,6 +25,7 @@ from edgelm.files.safetensors_index import missing_files, read_weight_map
 from edgelm.package.manifest import sha256_of
 from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.hf_values import token_ids
+from edgelm_export.assembled import assembled_names, with_assembled
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import (
     CHAT_TEMPLATE,
@@ -36,9 +37,11 @@ from edgelm_export.checkpoint_folder import (
     read_text_files,
 )
 from edgelm_export.fetched import fetched_facts
+from edgelm_export.float8_format import FLOAT8, ScaledMatrix
 from edgelm_export.mlx_format import Read
 from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks, without_mxfp4_parts
 from edgelm_export.packed_formats import Packed, packed_matrices, without_parts
+from edgelm_export.safetensors_bytes import tensor_bytes
 from edgelm_export.safetensors_writer import SOURCE_KEY
 from edgelm_export.tensor_map import CANONICAL, EMBEDDING, HEAD, Part, map_tensors
 from edgelm_export.text_part import text_part
@@ -101,6 +104,11 @@ class HuggingFaceCheckpoint:
                 self.config = self._with_end_tokens(architecture.to_model_config({**self._answer_values(), **values}))
                 layout = architecture.layout_for(self.config, shapes)
                 is_known = is_known and architecture.is_in_transformers
+            self._assembled = assembled_names(
+                layout, {name: shape for name, shape in shapes.items() if name in self._stored}
+            )
+            shapes = with_assembled(shapes, self._assembled)
+            self._stored |= {name: self._whole(name, shapes[name]) for name in self._assembled}
             self._parts = map_tensors(self.config, layout, shapes, folder)
         except ConfigError as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
@@ -177,6 +185,8 @@ class HuggingFaceCheckpoint:
             )
         if isinstance(part.rows, slice) and not part.transposed:
             return dataclasses.replace(part, rows=None).taken_from(self._read(part.source, part.rows))
+        if isinstance(part.columns, slice) and part.transposed and part.rows is None:
+            return dataclasses.replace(part, columns=None).taken_from(self._read(part.source, part.columns))
         return part.taken_from(self._read(part.source))
 
     def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
@@ -207,6 +217,9 @@ class HuggingFaceCheckpoint:
         """Read a tensor of the folder, or a range of its rows."""
         if source in self._packed:
             return self._packed[source].weight(self._read_whole)
+        if source in self._assembled:
+            whole = np.concatenate([self._read(part) for part in self._assembled[source]])
+            return whole if which is None else whole[which]
         stored = self._stored[source]
         first, end = (which.start, which.stop) if which is not None else (0, stored.shape[0])
         tensor = np.empty((end - first, *stored.shape[1:]), np.float32)
@@ -232,6 +245,9 @@ class HuggingFaceCheckpoint:
     def _read_whole(self, source: str) -> NDArray[Any]:
         """Read a tensor as it is stored; a KeyError says that there is none."""
         stored = self._stored[source]
+        if stored.dtype == FLOAT8:
+            floats: NDArray[Any] = tensor_bytes(stored.file, stored.name).view(ml_dtypes.float8_e4m3fn)
+            return floats.reshape(stored.shape)
         with _opened(stored.file) as file:
             tensor: NDArray[Any] = file.get_tensor(stored.name)
         return tensor
@@ -250,11 +266,26 @@ class HuggingFaceCheckpoint:
         more = token_ids(read_json_object(self._folder, "generation_config.json"), "eos_token_id")
         return dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
 
+    def _whole(self, name: str, shape: tuple[int, ...]) -> _StoredTensor:
+        """Describe a tensor that the folder has in parts: by their type, or one that holds those of all."""
+        parts = [self._stored[part] for part in self._assembled[name]]
+        types = dict.fromkeys(part.dtype for part in parts)
+        dtype = next(iter(types)) if len(types) == 1 else next((each for each in types if each not in _DTYPES), "F32")
+        return _StoredTensor(parts[0].file, name, dtype, shape)
+
     def _refuse_other_types(self) -> None:
         others = [
             f"{source} ({self._stored[source].dtype})"
             for source in dict.fromkeys(part.source for part in self._parts.values())
             if source not in self._packed and source not in self._stacks and self._stored[source].dtype not in _DTYPES
+        ]
+        scaled = {name: matrix for name, matrix in self._packed.items() if isinstance(matrix, ScaledMatrix)}
+        wanted: dict[str, tuple[str, ...]] = {name: (matrix.stored_type,) for name, matrix in scaled.items()}
+        wanted |= {matrix.scale: _DTYPES for matrix in scaled.values()}
+        others += [
+            f"{name} ({self._stored[name].dtype} instead of {', '.join(types)})"
+            for name, types in wanted.items()
+            if self._stored[name].dtype not in types
         ]
         if others:
             raise CheckpointError(

@@ -13,10 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import onnx
 
-from edgelm_export.graph import MICROSOFT
+from edgelm.memory.cache_layout import state_layouts
+from edgelm.runtime.decoder_graph import STATES
+from edgelm_export.graph import BATCH, MICROSOFT
 from edgelm_export.stack import Stack
 
+FLOAT = onnx.TensorProto.FLOAT
 _L2_EPSILON = 1e-6
 
 
@@ -30,11 +34,20 @@ def add_linear_attention(stack: Stack, hidden: str, name: str, states: Sequence[
     read = add_memory(stack, hidden, name, states, given)
     heads = graph.node("Reshape", [read, graph.constant([0, 0, N, Y])], f"{name}.read.heads")
     weight = graph.weight(f"{name}.norm.weight", stack.checkpoint.tensor(f"{name}.norm.weight"))
-    normed = stack.operators.rms_norm(graph, heads, weight, config.norm_eps, f"{name}.norm")
+    epsilon = config.norm_eps if config.linear_norm_eps is None else config.linear_norm_eps
+    normed = stack.operators.rms_norm(graph, heads, weight, epsilon, f"{name}.norm")
     joined = graph.node("Reshape", [normed, graph.constant([0, 0, N * Y])], f"{name}.norm.joined")
     gate = stack.operators.silu(graph, stack.projections.linear(hidden, f"{name}.in_proj_z"), f"{name}.gate")
     gated = graph.node("Mul", [joined, gate], f"{name}.gated")
     return stack.projections.linear(gated, f"{name}.out_proj")
+
+
+def add_states(stack: Stack, i: int) -> tuple[list[str], list[str]]:
+    """Declare the states of layer number `i`: the names of those that it takes, and of those that it gives."""
+    graph, names = stack.graph, zip(STATES, state_layouts(stack.config), strict=True)
+    shapes: dict[str, list[int | str]] = {part: [BATCH, *layout.sizes] for part, layout in names}
+    taken = [graph.input(f"past_key_values.{i}.{part}", FLOAT, shape) for part, shape in shapes.items()]
+    return taken, [graph.output(f"present.{i}.{part}", FLOAT, shape) for part, shape in shapes.items()]
 
 
 def add_memory(stack: Stack, hidden: str, name: str, states: Sequence[str], given: Sequence[str]) -> str:
@@ -55,6 +68,8 @@ def add_memory(stack: Stack, hidden: str, name: str, states: Sequence[str], give
     both = [f"{name}.queries", f"{name}.keys"]
     share_heads(stack, normed, name, both)
     rate = graph.node("Sigmoid", [stack.projections.linear(hidden, f"{name}.in_proj_b")], f"{name}.rate")
+    if config.linear_allow_neg_eigval:
+        rate = graph.node("Mul", [rate, graph.constant(2.0, np.float32)], f"{name}.rate.doubled")
     bias = graph.weight(f"{name}.dt_bias", checkpoint.tensor(f"{name}.dt_bias"))
     step = graph.node("Add", [stack.projections.linear(hidden, f"{name}.in_proj_a"), bias], f"{name}.step.biased")
     decay = add_decay(stack, graph.node("Softplus", [step], f"{name}.step"), name)

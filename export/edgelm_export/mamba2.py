@@ -31,6 +31,8 @@ def add_mamba2(stack: Stack, hidden: str, name: str, states: Sequence[str], give
     summed = graph.node("Add", [read, past], f"{name}.read_and_past")
     gate = stack.operators.silu(graph, stack.projections.linear(hidden, f"{name}.in_proj_z"), f"{name}.gate")
     gated = graph.node("Mul", [summed, gate], f"{name}.gated")
+    if not config.mamba_rms_norm:
+        return stack.projections.linear(gated, f"{name}.out_proj")
     groups = graph.node("Reshape", [gated, graph.constant([0, 0, G, N // G * Y])], f"{name}.norm.groups")
     ones = graph.weight(f"constant.ones.{N // G * Y}", np.ones(N // G * Y, np.float32))
     normed = stack.operators.rms_norm(graph, groups, ones, config.norm_eps, f"{name}.norm.plain")

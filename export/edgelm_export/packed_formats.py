@@ -18,53 +18,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.architecture.quantization_scheme import BLOCK_SIZES
 from edgelm.errors import CheckpointError
 from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.float8_format import ScaledMatrix, scaled_matrices
+from edgelm_export.grid_of_groups import Grid
 from edgelm_export.mlx_format import MLXMatrix, Read, mlx_matrices
 
 # AutoAWQ puts these outputs of each eight into the nibbles of an int32, the first into the lowest.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _SMALLEST_SCALE = 1e-5  # of a matrix that is rounded to -1, 0 and 1
-# Blocks of MatMulNBits that a whole row's one scale is spread over.
-_ROW_BLOCKS = (128, 64, 32, 16)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """Integers of a matrix: weight[n, k] = scales[n, g] * (values[n, k] - zeros[n, g]) with g = groups[k]."""
-
-    bits: int
-    values: NDArray[np.int32]  # [N, K]
-    zeros: NDArray[np.int32]  # [N, G]
-    scales: NDArray[np.float32]  # [N, G]
-    groups: NDArray[np.int64]  # [K]
-
-    def weight(self) -> NDArray[np.float32]:
-        """Return the matrix in float32."""
-        weight: NDArray[np.float32] = (self.values - self.zeros[:, self.groups]).astype(np.float32)
-        weight *= self.scales[:, self.groups]
-        return weight
-
-    def blocks(self) -> QuantizedBlocks | None:
-        """Return the matrix in MatMulNBits' blocks; None where its groups are not blocks of a size that is fast."""
-        N, K = self.values.shape
-        G = self.scales.shape[1]
-        size = K // G if K % G == 0 else 0
-        if G == 1:  # one scale a row: the same for each of its blocks
-            size = next((size for size in _ROW_BLOCKS if K % size == 0), 0)
-        if size not in BLOCK_SIZES[self.bits] or (G > 1 and not np.array_equal(self.groups, np.arange(K) // size)):
-            return None
-        middle = 1 << (self.bits - 1)
-        zeros = np.broadcast_to(self.zeros, (N, K // size)) if G == 1 else self.zeros
-        scales = np.broadcast_to(self.scales, (N, K // size)) if G == 1 else self.scales
-        return QuantizedBlocks(
-            bits=self.bits,
-            block_size=size,
-            values=(self.values - middle).astype(np.int8).reshape(N, -1, size),
-            scales=np.ascontiguousarray(scales),
-            zero_points=None if (zeros == middle).all() else (zeros - middle).astype(np.int8),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +113,7 @@ class TernaryMatrix:
 
 
 # A matrix of any format.
-Packed = PackedMatrix | MLXMatrix | TernaryMatrix
+Packed = PackedMatrix | MLXMatrix | TernaryMatrix | ScaledMatrix
 
 
 def packed_matrices(
@@ -167,6 +129,9 @@ def packed_matrices(
         return mlx_matrices(config, present, where)
     if method == "bitnet":
         return _ternary_matrices(config, present, where)
+    scaled = scaled_matrices(config, present, where)
+    if scaled is not None:
+        return scaled
     format_name = method if isinstance(method, str) else ""
     row = FORMATS.get(format_name)
     bits = None if row is None else _bits(config)
@@ -175,8 +140,9 @@ def packed_matrices(
         told = ", ".join(f"{key} {value!r}" for key, value in found.items() if value is not None)
         raise CheckpointError(
             f"{where}: the weights are quantized ({told or 'quantization_config'}), in a way that is not supported. "
-            "Supported: gptq in 2, 4 and 8 bits, awq in 4, compressed-tensors pack-quantized in 4 and 8, mxfp4, "
-            "bitnet, and mlx-lm's affine and mxfp4. Take the model's unquantized folder, or a GGUF file."
+            "Supported: gptq in 2, 4 and 8 bits, awq in 4, compressed-tensors pack-quantized in 4 and 8, and its "
+            "float-quantized and int-quantized in 8, fp8, fbgemm_fp8, mxfp4, bitnet, and mlx-lm's affine and mxfp4. "
+            "Take the model's unquantized folder, or a GGUF file."
         )
     return {
         f"{stem}.weight": PackedMatrix(

@@ -31,7 +31,7 @@ from edgelm_export.decoder import FLOAT, INT8, INT32, DecoderStack
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import FoldedCheckpoint
 from edgelm_export.graph import MICROSOFT
-from edgelm_export.linear_attention import add_memory
+from edgelm_export.linear_attention import add_memory, add_states
 from edgelm_export.mamba2 import add_mamba2_memory
 from edgelm_export.projection import Projections
 from edgelm_export.quantize import Precision, Stored
@@ -60,13 +60,18 @@ def refuse_prefill_graph(config: ModelConfig) -> None:
     """Refuse what no prefill graph is written for.
 
     Raises:
-        ExportError: the model has an encoder, or experts.
+        ExportError: the model has an encoder, experts, or latent attention.
     """
-    if config.encoder is not None or config.num_experts:
-        raise ExportError(
-            f"A {config.model_type} model has {'an encoder' if config.encoder else 'experts'}, and no prefill graph is "
-            "written for it. Export without one."
-        )
+    has = {
+        "an encoder": config.encoder is not None,
+        "experts": config.num_experts > 0,
+        "latent attention": config.kv_lora_rank is not None,
+    }
+    for what, is_so in has.items():
+        if is_so:
+            raise ExportError(
+                f"A {config.model_type} model has {what}, and no prefill graph is written for it. Export without one."
+            )
 
 
 class _PrefillStack(DecoderStack):
@@ -84,10 +89,10 @@ class _PrefillStack(DecoderStack):
         if config.is_conv(last):
             self.opened(hidden, last)
         elif config.kind(last) == "linear_attention":
-            add_memory(self, hidden, f"{self.name}.layers.{last}.linear_attn", *self.states(last))
-        elif config.kind(last) == "mamba2":
-            add_mamba2_memory(self, hidden, f"{self.name}.layers.{last}.mamba", *self.states(last))
-        else:
+            add_memory(self, hidden, f"{self.name}.layers.{last}.linear_attn", *add_states(self, last))
+        if config.has_mamba2(last):
+            add_mamba2_memory(self, hidden, f"{self.name}.layers.{last}.mamba", *add_states(self, last))
+        if config.attends(last):
             self.attended(hidden, last)
         self.end_convolutions()
         return self.graph.model(f"{config.model_type}-prefill")

@@ -20,6 +20,7 @@ from edgelm.config import SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
 from edgelm.layer_features import CROSS_NORMS
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.reference_activations import ACTIVATIONS, over_rms, silu, xielu
+from edgelm_export.reference_latent_attention import latent_keys, latent_queries, latent_values
 from edgelm_export.reference_linear_attention import linear_attention, mamba2, short_convolution
 from edgelm_export.tensor_map import PER_LAYER_EMBEDDING, head_name
 from edgelm_export.wide_stream import WideStream
@@ -208,8 +209,10 @@ def _weights(checkpoint: Checkpoint, prefix: str) -> Weights:
     return {name.removeprefix(prefix): checkpoint.tensor(name) for name in names}
 
 
-# What stands in the place of attention in the layers of a kind.
-_IN_ITS_PLACE = {"conv": short_convolution, "linear_attention": linear_attention, "mamba2": mamba2}
+# What stands in the place of attention in the layers of a kind, or beside it.
+_BESIDE_ATTENTION = {
+    "conv": short_convolution, "linear_attention": linear_attention, "mamba2": mamba2, "hybrid": mamba2,
+}  # fmt: skip
 
 
 def run_layer(
@@ -241,15 +244,16 @@ def run_layer(
     before_attention, after_attention, before_mlp, after_mlp = config.block_norms(layer)
     wide, kept = WideStream(config), list[Array]()
     hidden_TD = hidden_TW[:, : wide.D]
-    attended_TD, input_TD = hidden_TD, normed(before_attention, hidden_TD)
-    if layer in config.attention_layers:
+    attended_TD, input_TD, found = hidden_TD, normed(before_attention, hidden_TD), list[Array]()
+    if config.attends(layer):
         source = config.keys_of(layer)
         given = None if source == layer else wide.kept(hidden_TW, source)
         looked_TD, *kept = _attention(config, layer, weights, input_TD, tables, both_ways, lengths, given)
-        attended_TD = added(hidden_TD, looked_TD, after_attention)
-    elif config.mixes(layer):
-        in_its_place = _IN_ITS_PLACE[config.kind(layer) or ""]
-        attended_TD = added(hidden_TD, in_its_place(config, weights, input_TD, lengths, _linear), after_attention)
+        found.append(looked_TD)
+    if beside := _BESIDE_ATTENTION.get(config.kind(layer) or ""):
+        found.append(beside(config, weights, input_TD, lengths, _linear))
+    if found:
+        attended_TD = added(hidden_TD, sum(found[1:], found[0]), after_attention)
     if read_SD is not None:
         before_cross, after_cross = CROSS_NORMS[config.norm_placement]
         looked_TD = _cross_attention(config, weights, normed(before_cross, attended_TD), read_SD)
@@ -330,13 +334,19 @@ def _attention(
             x_NTH = _rotate(x_NTH, *(_rows(config, kind, table, lengths) for table in tables[kind]))
         return _norm(config, weights, f"self_attn.{norm}.", x_NTH) if scope == "turned_head" else x_NTH
 
-    q_TD = _linear(weights, "self_attn.q_proj", hidden_TD)
+    is_latent = config.kv_lora_rank is not None
+    if is_latent:
+        q_TD = latent_queries(config, weights, hidden_TD, _linear)
+    else:
+        q_TD = _linear(weights, "self_attn.q_proj", hidden_TD)
     q_NTH = heads(q_TD, "q_norm")
     if kind is not None and config.llama_4_scaling_beta is not None:
         places_T = np.concatenate([np.arange(length) for length in lengths])
         q_NTH = q_NTH * query_factors(config, places_T)[:, None]
     if given is not None:
         k_KSH, v_KSH = given
+    elif is_latent:
+        k_KSH = v_KSH = heads(latent_keys(config, weights, hidden_TD, _linear), "")
     else:
         k_SD = _linear(weights, "self_attn.k_proj", hidden_TD)
         v_SD = k_SD if config.keys_are_values(layer) else _linear(weights, "self_attn.v_proj", hidden_TD)
@@ -348,12 +358,15 @@ def _attention(
         own = slice(start, start + length)
         out_TD[own] = _attended(config, layer, weights, q_NTH[:, own], k_KSH[:, own], v_KSH[:, own], both_ways)
         start += length
+    if is_latent:
+        out_TD = latent_values(config, weights, out_TD, _linear)
     if config.attention_output_gate:
         gate_TD = 1 / (1 + np.exp(-_linear(weights, "self_attn.gate_proj", hidden_TD)))
         out_TD *= np.repeat(gate_TD, out_TD.shape[1] // gate_TD.shape[1], axis=1)
     if config.sub_norms:
         out_TD = _norm(config, weights, "self_attn.attn_sub_norm.", out_TD)
-    return _linear(weights, "self_attn.o_proj", out_TD), k_KSH, v_KSH
+    output_TD = _linear(weights, "self_attn.o_proj", out_TD) * np.float32(config.multipliers.attention_out)
+    return output_TD, k_KSH, v_KSH
 
 
 def _attended(
@@ -410,19 +423,20 @@ def _rotate(x_NTH: Array, cos_TR: Array, sin_TR: Array) -> Array:
 
 
 def _mlp(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str) -> Array:
-    def sub_normed(x_TF: Array) -> Array:
-        return _norm(config, weights, f"{name}.ffn_sub_norm.", x_TF) if config.sub_norms else x_TF
+    def projected(x_TF: Array) -> Array:
+        x_TF = _norm(config, weights, f"{name}.ffn_sub_norm.", x_TF) if config.sub_norms else x_TF
+        return _linear(weights, f"{name}.down_proj", x_TF) * np.float32(config.multipliers.mlp_down)
 
     activation, limit = ACTIVATIONS.get(config.hidden_act, partial(xielu, weights, name)), config.swiglu_limit
     up_TF = _linear(weights, f"{name}.up_proj", hidden_TD)
     if not config.mlp_gated:
-        return _linear(weights, f"{name}.down_proj", sub_normed(activation(up_TF)))
-    gate_TF = _linear(weights, f"{name}.gate_proj", hidden_TD)
+        return projected(activation(up_TF))
+    gate_TF = _linear(weights, f"{name}.gate_proj", hidden_TD) * np.float32(config.multipliers.mlp_gate)
     if limit is not None:
         alpha = np.float32(config.swiglu_alpha)
         gate_TF, up_TF = np.minimum(gate_TF, np.float32(limit)), np.clip(up_TF, -np.float32(limit), np.float32(limit))
-        return _linear(weights, f"{name}.down_proj", silu(alpha * gate_TF) / alpha * (up_TF + 1))
-    return _linear(weights, f"{name}.down_proj", sub_normed(activation(gate_TF) * up_TF))
+        return projected(silu(alpha * gate_TF) / alpha * (up_TF + 1))
+    return projected(activation(gate_TF) * up_TF)
 
 
 def _experts(config: ModelConfig, weights: Weights, hidden_TD: Array, stream_TD: Array) -> Array:

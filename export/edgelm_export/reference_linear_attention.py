@@ -31,7 +31,8 @@ def linear_attention(
     q_TW, k_TW, v_TW = np.split(mixed_TW, [G * X, 2 * G * X], axis=-1)
     q_TNX, k_TNX = (np.repeat(_unit(x.reshape(-1, G, X)), N // G, axis=1) for x in (q_TW, k_TW))
     v_TNY = v_TW.reshape(-1, N, Y)
-    rates_TN = np.asarray(1 / (1 + np.exp(-linear(weights, "linear_attn.in_proj_b", hidden_TD))), np.float32)
+    largest = np.float32(2 if config.linear_allow_neg_eigval else 1)
+    rates_TN = np.asarray(largest / (1 + np.exp(-linear(weights, "linear_attn.in_proj_b", hidden_TD))), np.float32)
     steps_TN = np.logaddexp(0, linear(weights, "linear_attn.in_proj_a", hidden_TD) + weights["linear_attn.dt_bias"])
     log_decays_TN: Array = -np.exp(weights["linear_attn.A_log"]) * steps_TN
     read_TNY, start = np.empty_like(v_TNY), 0
@@ -39,7 +40,8 @@ def linear_attention(
         own = slice(start, start + length)
         read_TNY[own] = _read_of_matrices(q_TNX[own], k_TNX[own], v_TNY[own], log_decays_TN[own], rates_TN[own])
         start += length
-    normed_TNY = over_rms(read_TNY * np.float32(X**-0.5), config.norm_eps)
+    epsilon = config.norm_eps if config.linear_norm_eps is None else config.linear_norm_eps
+    normed_TNY = over_rms(read_TNY * np.float32(X**-0.5), epsilon)
     read_TW = (normed_TNY * weights["linear_attn.norm.weight"]).reshape(-1, N * Y)
     gate_TW = silu(linear(weights, "linear_attn.in_proj_z", hidden_TD))
     return linear(weights, "linear_attn.out_proj", read_TW * gate_TW)
@@ -49,12 +51,16 @@ def mamba2(config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Seq
     """Add each token to a matrix for each head, and read from it what the token's group asks for."""
     G, N = config.linear_num_key_heads or 0, config.linear_num_value_heads or 0
     X, Y = config.linear_key_head_dim or 0, config.linear_value_head_dim or 0
-    summed_TW = causal_sums(linear(weights, "mamba.in_proj_xbc", hidden_TD), weights["mamba.conv1d.weight"], lengths)
+    factors = config.multipliers
+    factors_W = np.repeat(np.array(factors.ssm_xbc, np.float32), (N * Y, G * X, G * X))
+    projected_TW = linear(weights, "mamba.in_proj_xbc", hidden_TD) * factors_W
+    summed_TW = causal_sums(projected_TW, weights["mamba.conv1d.weight"], lengths)
     mixed_TW = silu(summed_TW + weights["mamba.conv1d.bias"])
     x_TW, b_TW, c_TW = np.split(mixed_TW, [N * Y, N * Y + G * X], axis=-1)
     x_TNY = x_TW.reshape(-1, N, Y)
     k_TNX, q_TNX = (np.repeat(part.reshape(-1, G, X), N // G, axis=1) for part in (b_TW, c_TW))
-    steps_TN = np.logaddexp(0, linear(weights, "mamba.in_proj_dt", hidden_TD) + weights["mamba.dt_bias"])
+    projected_TN = linear(weights, "mamba.in_proj_dt", hidden_TD) * np.float32(factors.ssm_dt)
+    steps_TN = np.logaddexp(0, projected_TN + weights["mamba.dt_bias"])
     log_decays_TN: Array = -np.exp(weights["mamba.A_log"]) * steps_TN
     v_TNY, read_TNY, start = steps_TN[..., None] * x_TNY, np.empty_like(x_TNY), 0
     for length in lengths or (len(hidden_TD),):
@@ -62,9 +68,11 @@ def mamba2(config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Seq
         read_TNY[own] = _read_of_matrices(q_TNX[own], k_TNX[own], v_TNY[own], log_decays_TN[own])
         start += length
     read_TW = (read_TNY + weights["mamba.D"][:, None] * x_TNY).reshape(-1, N * Y)
-    grouped_TGC = (read_TW * silu(linear(weights, "mamba.in_proj_z", hidden_TD))).reshape(-1, G, N // G * Y)
-    normed_TGC = over_rms(grouped_TGC, config.norm_eps)
-    return linear(weights, "mamba.out_proj", normed_TGC.reshape(-1, N * Y) * weights["mamba.norm.weight"])
+    gated_TW = read_TW * silu(linear(weights, "mamba.in_proj_z", hidden_TD) * np.float32(factors.ssm_z))
+    if config.mamba_rms_norm:
+        normed_TGC = over_rms(gated_TW.reshape(-1, G, N // G * Y), config.norm_eps)
+        gated_TW = normed_TGC.reshape(-1, N * Y) * weights["mamba.norm.weight"]
+    return linear(weights, "mamba.out_proj", gated_TW) * np.float32(factors.ssm_out)
 
 
 def _read_of_matrices(

@@ -183,9 +183,9 @@ class Stack(ABC):
         """Norm by one of a block's norms, where the block has it."""
         return hidden if name is None else self.norm(hidden, f"{layer}.{name}")
 
-    def norm(self, hidden: str, name: str, size: int | None = None) -> str:
-        """Norm the last dimension, of `size`, or D."""
-        epsilon, kind = self.config.norm_eps, self.config.norm
+    def norm(self, hidden: str, name: str, size: int | None = None, epsilon: float | None = None) -> str:
+        """Norm the last dimension, of `size`, or D; epsilon: other than the config's."""
+        epsilon, kind = epsilon or self.config.norm_eps, self.config.norm
         if kind == "rms_plain":
             return self.plain_norm(hidden, name, size or self.config.hidden_size)
         if kind.endswith("_plain"):

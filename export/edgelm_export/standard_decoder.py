@@ -100,10 +100,10 @@ class _StandardDecoderStack(DecoderStack):
         """Grouped-query attention: queries and keys turned together, keys and values put behind those of the past."""
         graph, config, source = self.graph, self.config, self.config.keys_of(i)
         K, H = config.kv_heads(i), config.head_size(i)
-        present = [f"present.{source}.{part}" for part in ("key", "value")]
+        present = [f"present.{source}.{part}" for part in config.kept_parts]
         if source == i:
             queries, *new = self.turned(qkv, i, name)
-            for given, part, heads_BTKH in zip(present, ("key", "value"), new, strict=True):
+            for given, part, heads_BTKH in zip(present, config.kept_parts, new, strict=False):
                 past = graph.input(f"past_key_values.{i}.{part}", FLOAT, self.cache_shape(i, "past_tokens"))
                 graph.output(given, FLOAT, self.cache_shape(i, "all_tokens"))
                 new_BKTH = heads_first(graph, heads_BTKH, f"{name}.{part}")
@@ -121,7 +121,8 @@ class _StandardDecoderStack(DecoderStack):
             addends=[*([self.bias] if self.bias else []), self.masks[config.window(i)]],
             sinks=self.sinks(name) if config.attention_sinks else "",
         )
-        return attention.add(graph, heads_first(graph, queries, f"{name}.query"), *present)
+        # Keys and values may be one.
+        return attention.add(graph, heads_first(graph, queries, f"{name}.query"), present[0], present[-1])
 
     def turned(self, qkv: list[str], i: int, name: str) -> tuple[str, str, str]:
         """Return queries, keys and values by head, [B, T, N or K, H]; the first two turned where there is rope."""

@@ -15,7 +15,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 
 _LAYER = re.compile(r"\.(\d+)\.")
-_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+_NUMBERED = re.compile(r"\.(experts|heads)\.(\d+)\.")
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 PER_LAYER_EMBEDDING = "model.embed_tokens_per_layer.weight"
@@ -65,9 +65,28 @@ def _neighbours(config: ModelConfig, rows: int) -> Rows:
     return order
 
 
+def _turning_queries(config: ModelConfig, rows: int) -> Rows:
+    """The same in heads of latent attention's queries, which turn in their last part."""
+    width = (config.qk_nope_head_dim or 0) + config.rotary_dim
+    return _pairs_at_the_end(config, np.arange(rows).reshape(-1, width))
+
+
+def _turning_latent(config: ModelConfig, rows: int) -> Rows:
+    """The same behind latent vectors."""
+    return _pairs_at_the_end(config, np.arange(rows).reshape(1, rows))
+
+
+def _pairs_at_the_end(config: ModelConfig, by_head: Rows) -> Rows:
+    rest, turning = np.split(by_head, [by_head.shape[1] - config.rotary_dim], axis=1)
+    order: Rows = np.concatenate([rest, turning[:, ::2], turning[:, 1::2]], axis=1).reshape(-1)
+    return order
+
+
 # How the rows (or the columns) of a tensor are to be taken from a source so that they are in our order.
 ORDERS: dict[str, Callable[[ModelConfig, int], Rows]] = {
     "pairs": _pairs,
+    "pairs of latent attention's queries": _turning_queries,
+    "pairs behind latent vectors": _turning_latent,
     "swapped halves": _swapped_halves,
     "neighbours": _neighbours,
 }
@@ -78,19 +97,22 @@ class TensorLayout:
     """How a source names and stores the tensors of a family.
 
     names: canonical stems (a name without its `.weight` or `.bias`) or whole names, with `{i}` for the layer and `{e}`
-    for the expert, to the source's; None where the source has the canonical ones. Stems with one and the same source
-    are parts of a fused tensor, stacked in their canonical order. A source without `{e}` has the experts' tensors
-    behind each other, [E, ...]. interleaved: source names of fused tensors whose parts have every other row. prefix:
-    what all names begin with, but not in folders of the family's bare model. ignored: names of a source that hold no
-    weights. copies: those that have to hold the embedding again. transposed: source stems, or names, whose weights are
-    [in, out]. by_head: source stems of fused tensors that hold each head's parts side by side. by_key_head: those of
-    linear attention that hold each key head's. by_group: those of attention that hold the query heads of each key head,
-    then that, then its value head. row_orders, column_orders: canonical stems, or names, to names in `ORDERS`.
-    norms_plus_one: the source holds 1 + weight of each norm. negative_exponentials: source names of tensors that hold
-    -exp(x) of our x. rows_before: source stems of tables to how many rows stand before the first. stacks_of_one: source
-    names of tensors with one dimension of 1 in front. ones_elsewhere: source names of tensors whose dimension of 1 may
-    stand in another place than ours, or in none. vectors_in_rows: source names of vectors that stand in several rows
-    there. has_more_layers: behind the config's there may be layers for other uses, which are passed over.
+    for the expert or head, to the source's; None where the source has the canonical ones. Stems with one and the same
+    source are parts of a fused tensor, stacked in their canonical order. A source without `{e}` has the experts' (or
+    heads') tensors behind each other, [E, ...]. interleaved: source names of fused tensors whose parts have every other
+    row. prefix: what all names begin with, but not in folders of the family's bare model. ignored: names of a source
+    that hold no weights. copies: those that have to hold the embedding again. transposed: source stems, or names, whose
+    weights are [in, out]. by_head: source stems of fused tensors that hold each head's parts side by side. by_key_head:
+    those of linear attention that hold each key head's. by_latent_head: those of latent attention that hold each head's
+    two matrices behind each other, that of queries the other way round. by_group: those of attention that hold the
+    query heads of each key head, then that, then its value head. row_orders, column_orders: canonical stems, or names,
+    to names in `ORDERS`. norms_plus_one: the source holds 1 + weight of each norm. negative_exponentials: source names
+    of tensors that hold -exp(x) of our x. rows_before: source stems of tables to how many rows stand before the first.
+    stacks_of_one: source names of tensors with one dimension of 1 in front. ones_elsewhere: source names of tensors
+    whose dimension of 1 may stand in another place than ours, or in none. vectors_in_rows: source names of vectors that
+    stand in several rows there. assembled: source names to those of the parts that a source may have in their place,
+    whose rows stand behind each other; one part is another name. has_more_layers: behind the config's there may be
+    layers for other uses, which are passed over.
     """
 
     names: Mapping[str, str] | None = None
@@ -101,6 +123,7 @@ class TensorLayout:
     by_head: frozenset[str] = frozenset()
     by_key_head: frozenset[str] = frozenset()
     by_group: frozenset[str] = frozenset()
+    by_latent_head: frozenset[str] = frozenset()
     interleaved: frozenset[str] = frozenset()
     row_orders: Mapping[str, str] = field(default_factory=dict)
     column_orders: Mapping[str, str] = field(default_factory=dict)
@@ -110,6 +133,7 @@ class TensorLayout:
     stacks_of_one: frozenset[str] = frozenset()
     ones_elsewhere: frozenset[str] = frozenset()
     vectors_in_rows: frozenset[str] = frozenset()
+    assembled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     has_more_layers: bool = False
 
     @property
@@ -149,7 +173,7 @@ class Part:
     source: str
     index: int | None = None
     rows: slice | Rows | None = None
-    columns: Rows | None = None
+    columns: slice | Rows | None = None
     transposed: bool = False
     is_negative_exponential: bool = False
     offset: float = 0.0
@@ -168,7 +192,7 @@ class Part:
 
 
 def pattern_of(name: str) -> tuple[str, str, str]:
-    """Split `model.layers.7.mlp.experts.3.up_proj.weight`, or a name without such numbers.
+    """Split `model.layers.7.mlp.experts.3.up_proj.weight`, the same of a head, or a name without such numbers.
 
     Returns the pattern `model.layers.{i}.mlp.experts.{e}.up_proj.weight`, `7` and `3`; nothing for what is not there.
     """
@@ -176,8 +200,8 @@ def pattern_of(name: str) -> tuple[str, str, str]:
     if match is None:
         return name, "", ""
     pattern = f"{name[: match.start()]}.{{i}}.{name[match.end() :]}"
-    expert = _EXPERT.search(pattern)
-    return _EXPERT.sub(".experts.{e}.", pattern), match[1], expert[1] if expert else ""
+    numbered = _NUMBERED.search(pattern)
+    return _NUMBERED.sub(r".\1.{e}.", pattern), match[1], numbered[2] if numbered else ""
 
 
 def check_layers(config: ModelConfig, tensors: int, where: object) -> None:
@@ -252,11 +276,30 @@ def _check(
 def _source_shape(
     shapes: Mapping[str, tuple[int, ...]], layout: TensorLayout, source: str, names: list[str]
 ) -> tuple[int, ...]:
+    if _has_latent_heads(layout, source):
+        (rank, nope), (values, _) = (shapes[name] for name in names[:2])
+        return len(names) // 2 * (nope + values), rank
     entries = _entries(layout, source, names)
     rows = _rows_before(layout, source) + sum(shapes[name][0] for name in entries[0])
     shape = (rows, *shapes[names[0]][1:])
     shape = shape[::-1] if _is_transposed(layout, source) else shape
     return (len(entries), *shape) if _is_stack(layout, source, names) else shape
+
+
+def _has_latent_heads(layout: TensorLayout, source: str) -> bool:
+    return pattern_of(source)[0].rpartition(".")[0] in layout.by_latent_head
+
+
+def _of_latent_heads(shapes: Mapping[str, tuple[int, ...]], source: str, names: list[str]) -> dict[str, Part]:
+    """Find the matrices [L, P] and [Y, L] of each head in [N * (P + Y), L]."""
+    parts: dict[str, Part] = {}
+    start = 0
+    for queries, values in zip(names[::2], names[1::2], strict=True):
+        middle = start + shapes[queries][1]
+        parts[queries] = Part(source=source, columns=slice(start, middle), transposed=True)
+        start = middle + shapes[values][0]
+        parts[values] = Part(source=source, rows=slice(middle, start))
+    return parts
 
 
 def _compared(layout: TensorLayout, source: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -293,8 +336,11 @@ def _is_transposed(layout: TensorLayout, source: str) -> bool:
 
 def _parts(config: ModelConfig, layout: TensorLayout, groups: Mapping[str, list[str]]) -> dict[str, Part]:
     shapes, reshaped = config.tensor_shapes(), layout.ones_elsewhere | layout.vectors_in_rows
-    parts = {}
+    parts: dict[str, Part] = {}
     for source, names in groups.items():
+        if _has_latent_heads(layout, source):
+            parts |= _of_latent_heads(shapes, source, names)
+            continue
         entries = _entries(layout, source, names)
         for index, entry in enumerate(entries):
             start = before = _rows_before(layout, source)

@@ -12,6 +12,7 @@ from typing import Any
 from edgelm.errors import ConfigError
 from edgelm.files.regular_file import check_json_values, read_text
 from edgelm.layer_features import CROSS_NORMS, KV_CACHES, MAX_CONV, MOST, NORM_PLACEMENTS, STATE_LAYERS, LayerFeatures
+from edgelm.multipliers import Multipliers
 from edgelm.rope_scaling import RopeScaling
 
 # "offset" multiplies by 1 + weight, "plain" by nothing, and adds no bias.
@@ -27,14 +28,13 @@ QK_NORM_SCOPES = ("head", "turned_head", "projection")
 SCORING_FUNCS = ("softmax", "sigmoid")
 MAX_LAYERS = 4096  # in use are up to 126
 _MAX_DISTANCE = 1 << 16  # in use is 128; each is a row of a table
-_AS_TRAINED = RopeScaling()
-_WITHOUT_KEYS = ("conv", *STATE_LAYERS, "feed_forward")  # the layers that keep no keys and values of tokens
+_AS_TRAINED, _NO_MULTIPLIERS = RopeScaling(), Multipliers()
 # What no stack of an encoder-decoder model has.
 _DECODER_ONLY = (
     "parallel_residual", "residual_multiplier", "sliding_window", "num_experts", "attention_sinks",
     "attn_logit_softcapping", "qk_norm", "sub_norms", "kv_cache", "conv_L_cache", "num_kv_shared_layers", "v_norm",
     "layer_scalar", "hidden_size_per_layer_input", "attention_k_eq_v", "use_double_wide_mlp", "attention_output_gate",
-    "linear_conv_kernel_dim", "layers_without_feed_forward",
+    "linear_conv_kernel_dim", "layers_without_feed_forward", "kv_lora_rank", "multipliers",
 )  # fmt: skip
 
 SUPPRESSED_LOGIT = -1e9  # of suppressed_token_ids: below every other, and finite, as sampling wants it
@@ -72,6 +72,12 @@ class ModelConfig(LayerFeatures):
     scores are multiplied by hidden_size ** -0.5; what the experts make together, and what the shared one makes, is
     normed too.
 
+    kv_lora_rank: of multi-head latent attention (arXiv:2405.04434, 2.1). What is kept of a token is one head, keys and
+    values in one: what turns of it, and a latent vector of this rank. Each query head has a matrix that makes what does
+    not turn of it (qk_nope_head_dim) look for such vectors, and one that makes v_head_dim values of what it gathers of
+    them. head_dim is the size of what is kept, num_key_value_heads one, and attention_multiplier has to be given.
+    q_lora_rank: of the matrix that projects queries, where it is a product of two with a norm between them.
+
     layers_without_feed_forward: blocks that have one part alone, attention or what is in its place; those of
     `layer_types` that say "feed_forward" have the other (Nemotron-H, arXiv:2504.03624).
 
@@ -82,7 +88,8 @@ class ModelConfig(LayerFeatures):
     of their value heads has one matrix [key head dim, value head dim], into which every token writes and from which it
     reads (Gated DeltaNet, arXiv:2412.06464; Mamba 2, arXiv:2405.21060, whose B and C are keys and queries, and whose
     groups are key heads); neighbouring value heads share a key head, and what is projected goes through a convolution
-    over `linear_conv_kernel_dim` tokens first.
+    over `linear_conv_kernel_dim` tokens first. A layer that says "hybrid" has Mamba 2 beside attention: both read what
+    one norm gives, and what they make is summed (Falcon-H1, arXiv:2507.22448).
 
     Raises:
         ConfigError: a field has a value outside its range, or two fields contradict each other.
@@ -105,6 +112,7 @@ class ModelConfig(LayerFeatures):
     embedding_norm: bool = False
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0  # of what each half of a block adds
+    multipliers: Multipliers = _NO_MULTIPLIERS  # of what single projections give
     logits_scaling: float = 1.0  # divides the logits
     final_logit_softcapping: float | None = None  # c * tanh(logits / c)
     position: str = "rope"
@@ -121,6 +129,10 @@ class ModelConfig(LayerFeatures):
     global_head_dim: int | None = None
     num_global_key_value_heads: int | None = None
     num_kv_shared_layers: int = 0
+    kv_lora_rank: int | None = None
+    q_lora_rank: int | None = None
+    qk_nope_head_dim: int | None = None
+    v_head_dim: int | None = None
     hidden_size_per_layer_input: int = 0
     layer_scalar: bool = False  # a number of each layer, by which all that leaves it is multiplied
     conv_L_cache: int | None = None
@@ -130,6 +142,10 @@ class ModelConfig(LayerFeatures):
     linear_key_head_dim: int | None = None
     linear_value_head_dim: int | None = None
     linear_conv_kernel_dim: int | None = None
+    linear_allow_neg_eigval: bool = False  # a token may write up to twice its value (arXiv:2411.12537)
+    linear_norm_eps: float | None = None  # of the norm of what linear attention reads; None is norm_eps
+    linear_norm_placement: str | None = None  # of the layers that keep a state; None is norm_placement
+    mamba_rms_norm: bool = True  # of what Mamba 2 reads and its gate lets through
     hidden_act: str = "silu"
     mlp_gated: bool = True
     mlp_bias: bool = False
@@ -212,6 +228,7 @@ class ModelConfig(LayerFeatures):
         self._check_switches_and_token_ids()
         self._check_layers()
         self.check_own_features()
+        self.check_latent_attention()
         self.check_experts()
         if self.position == "rope":
             self._check_rope()
@@ -223,6 +240,7 @@ class ModelConfig(LayerFeatures):
     def _check_numbers(self) -> None:
         for field, low in (
             ("norm_eps", 0),
+            ("linear_norm_eps", 0),
             ("rope_theta", 1),
             ("rope_local_theta", 1),
             ("llama_4_scaling_beta", 0),
@@ -358,7 +376,7 @@ class ModelConfig(LayerFeatures):
     @property
     def attention_layers(self) -> tuple[int, ...]:
         """The layers that have attention to tokens; others have a convolution, or a state, in its place."""
-        return tuple(layer for layer in range(self.num_hidden_layers) if self.kind(layer) not in _WITHOUT_KEYS)
+        return tuple(filter(self.attends, range(self.num_hidden_layers)))
 
     @property
     def conv_channels(self) -> int:
@@ -391,38 +409,18 @@ class ModelConfig(LayerFeatures):
 
     def rope_kind(self, layer: int) -> str | None:
         """Return which rotation a layer has: "global", "local" (of `rope_local_theta`), or None."""
-        if self.position != "rope" or layer in self.layers_without_rope or self.kind(layer) in _WITHOUT_KEYS:
+        if self.position != "rope" or layer in self.layers_without_rope or not self.attends(layer):
             return None
         return "local" if self.slides(layer) and self.rope_local_theta is not None else "global"
 
     def _check_switches_and_token_ids(self) -> None:
         for field in (
-            "mlp_gated",
-            "mlp_bias",
-            "conv_bias",
-            "attention_bias",
-            "attention_output_bias",
-            "attention_output_gate",
-            "attention_gate_per_head",
-            "shared_expert_gate",
-            "parallel_residual",
-            "final_norm",
-            "embedding_norm",
-            "qk_norm",
-            "v_norm",
-            "attention_k_eq_v",
-            "use_double_wide_mlp",
-            "layer_scalar",
-            "norm_topk_prob",
-            "router_bias",
-            "expert_choice_bias",
-            "expert_norms",
-            "expert_scales",
-            "attention_sinks",
-            "sub_norms",
-            "tie_word_embeddings",
-            "lm_head_bias",
-        ):
+            "mlp_gated", "mlp_bias", "conv_bias", "attention_bias", "attention_output_bias", "attention_output_gate",
+            "attention_gate_per_head", "shared_expert_gate", "parallel_residual", "final_norm", "embedding_norm",
+            "qk_norm", "v_norm", "attention_k_eq_v", "use_double_wide_mlp", "layer_scalar", "mamba_rms_norm",
+            "linear_allow_neg_eigval", "norm_topk_prob", "router_bias", "expert_choice_bias", "expert_norms",
+            "expert_scales", "attention_sinks", "sub_norms", "tie_word_embeddings", "lm_head_bias",
+        ):  # fmt: skip
             if not isinstance(getattr(self, field), bool):
                 raise ConfigError(f"{field} is {getattr(self, field)!r}; it must be true or false.")
         for field in (
@@ -453,6 +451,7 @@ class ModelConfig(LayerFeatures):
             for group, names in ((scaling, ("short_factor", "long_factor")), (fields, _LISTS)):
                 group.update({name: tuple(group[name]) for name in names if name in group})
             fields["rope_scaling"] = RopeScaling(**scaling)
+            fields["multipliers"] = Multipliers(**fields.get("multipliers", {}))
             encoder = fields.get("encoder")
             if encoder is not None:
                 # An encoder has none of its own, however deep a hostile file nests them.

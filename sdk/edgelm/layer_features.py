@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from edgelm.errors import ConfigError
+from edgelm.multipliers import Multipliers
 from edgelm.rope_scaling import RopeScaling
 
 # The norms of a block, by the names that Hugging Face gives them in each case: before and after attention, before and
@@ -19,6 +20,7 @@ NORM_PLACEMENTS: dict[str, tuple[str | None, str | None, str | None, str | None]
     "shared": ("input_layernorm", None, "input_layernorm", None),
     "residual": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
 }  # fmt: skip
+_OF_SOME_LAYERS = {"pre", "post", "both"}  # those that not all layers of a model need to have
 # Of cross-attention, before and after it.
 CROSS_NORMS: dict[str, tuple[str | None, str | None]] = {
     "pre": ("pre_cross_attention_layernorm", None),
@@ -32,8 +34,15 @@ KV_CACHES = {"fp32": 4, "int8": 1}  # and how many bytes a number takes
 _MAX_EXPERTS, _MAX_EXPERTS_IN_ALL = 4096, 1 << 16  # each makes names of tensors; in use are up to 512, and 48,000
 MAX_CONV = 64  # in use are 3 and 4; each is a few nodes of a graph
 MOST = 2**31 - 1  # of any size: products of a few still fit the numbers of every library
-# The layers that keep a state of a text in the place of keys and values of its tokens.
-STATE_LAYERS = {"linear_attention": "linear attention", "mamba2": "layers of Mamba 2"}
+# Of the norms inside latent attention: what DeepSeek, GLM, MiniCPM 3 and Youtu have, whatever their other norms have.
+LATENT_NORM_EPS = 1e-6
+# Each makes names of tensors; in use are up to 7,808 (128 heads in 61 layers).
+_MAX_LATENT_HEADS = 1 << 16
+# The layers that keep a state of a text: in the place of keys and values of its tokens, or beside them.
+STATE_LAYERS = {
+    "linear_attention": "linear attention", "mamba2": "layers of Mamba 2", "hybrid": "Mamba 2 beside attention",
+}  # fmt: skip
+_WITHOUT_KEYS = ("conv", "linear_attention", "mamba2", "feed_forward")  # the layers without attention to tokens
 # Of these: the least of each, and the largest, which is 256 in use; products of all are still numbers.
 _LINEAR_FIELDS = {
     "linear_num_key_heads": 1, "linear_num_value_heads": 1, "linear_key_head_dim": 1, "linear_value_head_dim": 1,
@@ -50,6 +59,7 @@ class LayerFeatures:
     num_key_value_heads: int
     head_dim: int
     intermediate_size: int
+    norm: str
     position: str
     partial_rotary_factor: float
     rope_local_theta: float | None
@@ -63,9 +73,16 @@ class LayerFeatures:
     linear_key_head_dim: int | None
     linear_value_head_dim: int | None
     linear_conv_kernel_dim: int | None
+    linear_norm_placement: str | None
+    parallel_residual: bool
+    residual_multiplier: float
     global_head_dim: int | None
     num_global_key_value_heads: int | None
     num_kv_shared_layers: int
+    kv_lora_rank: int | None
+    q_lora_rank: int | None
+    qk_nope_head_dim: int | None
+    v_head_dim: int | None
     hidden_size_per_layer_input: int
     use_double_wide_mlp: bool
     num_experts: int
@@ -76,6 +93,7 @@ class LayerFeatures:
     swiglu_limit: float | None
     hidden_act: str
     mlp_gated: bool
+    multipliers: Multipliers
     sub_norms: bool
     moe_intermediate_size: int | None
     layers_without_experts: tuple[int, ...]
@@ -84,6 +102,10 @@ class LayerFeatures:
     attention_output_gate: bool
     attention_gate_per_head: bool
     attention_k_eq_v: bool
+    attention_bias: bool
+    llama_4_scaling_beta: float | None
+    qk_norm: bool
+    v_norm: bool
     kv_cache: str
 
     @property
@@ -99,6 +121,8 @@ class LayerFeatures:
     @property
     def rotary_dim(self) -> int:
         """How many dimensions of a head, from the first, turn with its position."""
+        if self.kv_lora_rank is not None:
+            return self.head_dim - self.kv_lora_rank
         return int(self.head_dim * self.partial_rotary_factor)
 
     def rotary_width(self, kind: str) -> int:
@@ -106,7 +130,7 @@ class LayerFeatures:
 
         Dimension i turns with dimension i + half of them, some by no angle where the scaling says so (proportional).
         """
-        if kind == "local":
+        if kind == "local" or self.kv_lora_rank is not None:
             return self.rotary_dim
         return int((self.global_head_dim or self.head_dim) * self.partial_rotary_factor)
 
@@ -125,13 +149,18 @@ class LayerFeatures:
         """Tell whether a layer looks at earlier tokens: whether it has attention, or something in its place."""
         return self.kind(layer) != "feed_forward"
 
+    def attends(self, layer: int) -> bool:
+        """Tell whether a layer has attention to tokens, of which it keeps keys and values."""
+        return self.kind(layer) not in _WITHOUT_KEYS
+
     def has_feed_forward(self, layer: int) -> bool:
         """Tell whether a layer has a feed-forward, or experts."""
         return layer not in self.layers_without_feed_forward
 
     def block_norms(self, layer: int) -> tuple[str | None, str | None, str | None, str | None]:
         """Return the names of a block's norms, as in `NORM_PLACEMENTS`; None for those of a part that it has not."""
-        before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[self.norm_placement]
+        own = self.linear_norm_placement if self.has_state(layer) else None
+        before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[own or self.norm_placement]
         around_attention = (before_attention, after_attention) if self.mixes(layer) else (None, None)
         around_mlp = (before_mlp, after_mlp) if self.has_feed_forward(layer) else (None, None)
         return *around_attention, *around_mlp
@@ -139,6 +168,10 @@ class LayerFeatures:
     def has_state(self, layer: int) -> bool:
         """Tell whether a layer keeps a state of a text."""
         return self.kind(layer) in STATE_LAYERS
+
+    def has_mamba2(self, layer: int) -> bool:
+        """Tell whether a layer has Mamba 2, in the place of attention or beside it."""
+        return self.kind(layer) in ("mamba2", "hybrid")
 
     @property
     def state_layers(self) -> tuple[int, ...]:
@@ -198,6 +231,16 @@ class LayerFeatures:
         own = None if self.slides(layer) else self.num_global_key_value_heads
         return own or self.num_key_value_heads
 
+    @property
+    def kept_parts(self) -> tuple[str, ...]:
+        """What a cache keeps of a layer: keys and values, which are one with latent attention."""
+        return ("key", "value") if self.kv_lora_rank is None else ("key",)
+
+    @property
+    def kept_buffers(self) -> int:
+        """How many buffers a cache has of all layers' keys and values."""
+        return len(self.kept_parts) * len(self.cached_layers)
+
     def keys_are_values(self, layer: int) -> bool:
         """Tell whether what a layer projects for its keys is its values too."""
         return self.attention_k_eq_v and not self.slides(layer)
@@ -231,8 +274,8 @@ class LayerFeatures:
     @property
     def kv_bytes_per_token(self) -> int:
         """How many bytes the keys and values of one token take, and what convolutions keep of it."""
-        numbers = sum(2 * self.kv_heads(layer) * self.head_size(layer) for layer in self.cached_layers)
-        return numbers * KV_CACHES[self.kv_cache] + self.conv_channels * KV_CACHES["fp32"]
+        numbers = sum(self.kv_heads(layer) * self.head_size(layer) for layer in self.cached_layers)
+        return len(self.kept_parts) * numbers * KV_CACHES[self.kv_cache] + self.conv_channels * KV_CACHES["fp32"]
 
     def check_linear_attention(self) -> None:
         """Check the fields of the layers that keep a state.
@@ -247,6 +290,15 @@ class LayerFeatures:
                 raise ConfigError(f"layer_types has {kind!r}, which needs a {name}.")
             if size is not None and (not isinstance(size, int) or isinstance(size, bool) or not least <= size <= most):
                 raise ConfigError(f"{name} is {size!r:.60}; it must be a whole number from {least} to {most}.")
+        placements = {self.linear_norm_placement, self.norm_placement}
+        if self.linear_norm_placement is not None and (
+            not placements <= _OF_SOME_LAYERS or self.parallel_residual or self.residual_multiplier != 1
+        ):
+            raise ConfigError(
+                f"linear_norm_placement is {self.linear_norm_placement!r} and norm_placement {self.norm_placement!r}; "
+                f"both must be one of {', '.join(sorted(_OF_SOME_LAYERS))}, with neither parallel_residual nor a "
+                "residual_multiplier."
+            )
         if self.state_layers and (self.linear_num_value_heads or 0) % (self.linear_num_key_heads or 1):
             raise ConfigError(
                 f"linear_num_value_heads ({self.linear_num_value_heads}) is not a multiple of linear_num_key_heads "
@@ -294,6 +346,52 @@ class LayerFeatures:
         if self.swiglu_limit is not None and not (in_every_layer and gated_by_silu):
             raise ConfigError("swiglu_limit is set, which is for models with experts gated by silu in every layer.")
 
+    def check_latent_attention(self) -> None:
+        """Check the fields of multi-head latent attention.
+
+        Raises:
+            ConfigError: as from `check_own_features`; or one is set where others are not that it needs.
+        """
+        rank = self.kv_lora_rank
+        for name in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "v_head_dim"):
+            size, needed = getattr(self, name), rank is not None and name != "q_lora_rank"
+            if size is not None and rank is None:
+                raise ConfigError(f"{name} is {size!r:.60}, which needs a kv_lora_rank.")
+            whole = isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= MOST
+            if not whole and (size is not None or needed):
+                raise ConfigError(f"{name} is {size!r:.60}; it must be a whole number from 1 to {MOST}.")
+        if rank is None:
+            return
+        heads, multiplier = self.num_key_value_heads, self.attention_multiplier
+        if heads != 1 or rank >= self.head_dim or multiplier is None:
+            raise ConfigError(
+                f"kv_lora_rank is {rank}, with num_key_value_heads {heads}, head_dim {self.head_dim} and "
+                f"attention_multiplier {multiplier}; it needs one head that is larger, and an attention_multiplier."
+            )
+        if self.position != "rope" or self.norm not in ("rms", "rms_offset"):
+            raise ConfigError(
+                f"position is {self.position!r} and norm {self.norm!r}; with a kv_lora_rank they must be 'rope' and "
+                "'rms' or 'rms_offset'."
+            )
+        if self.num_attention_heads * self.num_hidden_layers > _MAX_LATENT_HEADS:
+            raise ConfigError(
+                f"num_attention_heads is {self.num_attention_heads} and num_hidden_layers {self.num_hidden_layers}; at "
+                f"most {_MAX_LATENT_HEADS} heads with a kv_lora_rank are supported in all layers."
+            )
+        others = {
+            "qk_norm": self.qk_norm, "v_norm": self.v_norm, "sub_norms": self.sub_norms,
+            "attention_bias": self.attention_bias, "attention_output_gate": self.attention_output_gate,
+            "attention_k_eq_v": self.attention_k_eq_v, "num_kv_shared_layers": bool(self.num_kv_shared_layers),
+            "global_head_dim": self.global_head_dim is not None, "kv_cache": self.kv_cache != "fp32",
+            "num_global_key_value_heads": self.num_global_key_value_heads is not None,
+            "llama_4_scaling_beta": self.llama_4_scaling_beta is not None,
+            "partial_rotary_factor": self.partial_rotary_factor != 1,
+            "rope_local_theta": self.rope_local_theta is not None,
+        }  # fmt: skip
+        for name, is_set in others.items():
+            if is_set:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, which no model with a kv_lora_rank has.")
+
     def check_own_features(self) -> None:
         """Check the fields that tell layers apart.
 
@@ -320,9 +418,11 @@ class LayerFeatures:
             )
         if self.attention_gate_per_head and not self.attention_output_gate:
             raise ConfigError("attention_gate_per_head is set, which needs an attention_output_gate.")
+        if self.multipliers.mlp_gate != 1 and not self.mlp_gated:
+            raise ConfigError(f"The multiplier mlp_gate is {self.multipliers.mlp_gate}, which needs mlp_gated.")
         if self.num_kv_shared_layers == 0:
             return
-        if len(self.attention_layers) < self.num_hidden_layers or self.attention_sinks:
+        if len(self.attention_layers) < self.num_hidden_layers or self.state_layers or self.attention_sinks:
             raise ConfigError("num_kv_shared_layers is set, which is for models with plain attention in every layer.")
         kinds = {self.slides(layer) for layer in range(self.num_hidden_layers)}
         if kinds != self._sources_of_keys.keys():

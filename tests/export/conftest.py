@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from family_models import randomize
-from gguf_converter import add_config, tensors_of
+from gguf_converter import add_config
+from gguf_tensors import tensors_of
 from hub_models import new_model
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

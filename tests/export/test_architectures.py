@@ -31,9 +31,14 @@ NEEDED: dict[str, dict[str, Any]] = {
     "dots1": {"moe_intermediate_size": 32, "n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
     "deepseek": {"n_routed_experts": 4, "num_experts_per_tok": 2},
     "bailing_moe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "bamba": {"attn_layer_indices": [1]},
     "bitnet": {"num_key_value_heads": 4},  # of 20 there, and so the next
     "helium": {"num_key_value_heads": 4},
+    "deepseek_v2": {"attention_bias": False, "num_experts_per_tok": 2},
+    "deepseek_v3": {"attention_bias": False, "n_group": 1},
+    **{name: {"attention_bias": False} for name in ("glm4_moe_lite", "minicpm3", "youtu")},
 }
+LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu")  # see test_latent_attention.py
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -58,13 +63,17 @@ def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_each_for
             present[layout.source_name(tensor)] = (rows + shape[0], *columns)
         for source in present:
             pattern = pattern_of(source)[0]
-            is_stack = source in stacks
+            is_stack, entries = source in stacks, config.num_attention_heads if "attn" in source else config.num_experts
+            if pattern.removesuffix(".weight") in layout.by_latent_head:
+                heads = config.num_attention_heads * ((config.qk_nope_head_dim or 0) + (config.v_head_dim or 0))
+                present[source] = (heads, config.kv_lora_rank or 0)
+                continue
             if is_stack:
-                present[source] = (present[source][0] // config.num_experts, *present[source][1:])
+                present[source] = (present[source][0] // entries, *present[source][1:])
             if not source.endswith("bias") and pattern.removesuffix(".weight") in layout.transposed:
                 present[source] = present[source][::-1]
             if is_stack:
-                present[source] = (config.num_experts, *present[source])
+                present[source] = (entries, *present[source])
             rows, *columns = present[source]
             present[source] = (rows + layout.rows_before.get(pattern.removesuffix(".weight"), 0), *columns)
             if source in layout.stacks_of_one:
@@ -102,7 +111,7 @@ def test_absent_values_of_two_stacks_are_those_of_transformers(name: str) -> Non
             assert stack.embedding_multiplier == (theirs.d_model**0.5 if scale else 1.0)
 
 
-KNOWN = sorted(name for name, row in ARCHITECTURES.items() if row.is_in_transformers and name not in PAIRS)
+KNOWN = sorted(name for name, row in ARCHITECTURES.items() if row.is_in_transformers and name not in {*PAIRS, *LATENT})
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -440,6 +449,11 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"hybrid_override_pattern": "M*-", "mamba_hidden_act": "relu"},
         "mamba_hidden_act is 'relu'; supported is 'silu'",
     ),
+    "another activation beside Mamba": (
+        "granitemoehybrid",
+        {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "hidden_act": "gelu"},
+        "hidden_act is 'gelu'; beside Mamba 2 supported is 'silu'",
+    ),
     "limits of Mamba's steps": (
         "granitemoehybrid",
         {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "time_step_limit": [0.0, 1.0]},
@@ -456,6 +470,11 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         "mamba_conv_bias is False; supported is true",
     ),
     "biases beside them": ("ernie4_5_moe", {"use_bias": True}, "use_bias is true; experts that have no biases beside"),
+    "another activation of linear attention": (
+        "olmo_hybrid",
+        {"hidden_act": "gelu"},
+        "hidden_act is 'gelu'; supported",
+    ),
     "clipping": ("olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0; clipped queries, keys and values are not supported"),
 }
 

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from family_models import GEMMA4, GRANITE4_H, LFM2, NEMOTRON_H, QWEN3_5
+from family_models import (
+    FALCON_H1,
+    FALCON_H1_MULTIPLIERS,
+    GEMMA4,
+    GRANITE4_H,
+    LFM2,
+    NEMOTRON_H,
+    QWEN3_5,
+)
+from latent_models import LATENT
 from tiny_training_runs import finetune_settings
 from transformers import PreTrainedModel
 
@@ -39,7 +48,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma4_text": GEMMA4,
     "qwen3_5_text": QWEN3_5,
     "granitemoehybrid": GRANITE4_H,
+    "falcon_h1": FALCON_H1 | FALCON_H1_MULTIPLIERS,
     "nemotron_h": NEMOTRON_H,
+    "youtu": LATENT,
 }
 
 

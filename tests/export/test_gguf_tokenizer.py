@@ -13,7 +13,7 @@ from edgelm_export.byte_level_tokenizer import PRE_TOKENIZERS
 from edgelm_export.gguf import GGUFFile
 from edgelm_export.gguf_tokenizer import tokenizer_files
 
-LLAMA3 = ("llama-bpe", "llama-v3", "llama3", "lfm2", "falcon3", "midm-2.0", "pixtral")
+LLAMA3 = ("llama-bpe", "llama-v3", "llama3", "lfm2", "falcon3", "falcon-h1", "midm-2.0", "pixtral")
 COMPOSING = ("qwen2", "stablelm2", "megrez", "deepseek-r1-qwen", "qwen35", "mpt", "olmo", "command-r")
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ hello", "1 2"]
 CORPUS = json.loads((Path(__file__).parent / "tokenizer_corpus.json").read_text(encoding="utf-8"))["rows"]
@@ -128,6 +128,7 @@ SPLITS = {
         "'",
         "VE",
     ],
+    "youtu": ["ĠI've", "Ġ", "1", "2", "3", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI'VE"],
     "gpt-2": ["ĠI", "'ve", "Ġ1234", "Ġx", ".", "y", "ĊĊĠ", "Ġend", "ĠI", "'", "VE"],
     "smollm": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".", "y", "ĊĊĠ", "Ġend", "ĠI", "'", "VE"],
     "llama-bpe": ["ĠI", "'ve", "Ġ", "123", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
@@ -160,10 +161,14 @@ ALIKE = {
     "gpt-2": ("phi-2", "exaone4", "mellum", "trillion", "a.x-4.0", "mpt", "olmo"),
     "smollm": ("starcoder", "refact", "command-r", "exaone", "minerva-7b", "mellum2"),
     "qwen2": ("stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "bailingmoe"),
-    "llama-bpe": (*LLAMA3[1:], "smaug-bpe", "dbrx", "glm4", "chatglm-bpe"),
-    "deepseek-v3": ("hunyuan-dense",), "deepseek-coder": (), "gpt-4o": (), "tekken": (), "qwen35": (), "seed-coder": (),
-    "tiny_aya": (), "minicpm5": (), "afmoe": (), "exaone-moe": (), "jais-2": (), "falcon": (), "deepseek-llm": (),
+    "llama-bpe": (*LLAMA3[1:], "smaug-bpe", "dbrx", "glm4", "glm5", "chatglm-bpe"),
+    "deepseek-v3": ("hunyuan-dense",), "deepseek-coder": (), "gpt-4o": ("kanana2",), "tekken": (), "qwen35": (),
+    "seed-coder": (), "tiny_aya": (), "minicpm5": (), "deepseek-llm": (), "youtu": (),
+    "afmoe": (), "exaone-moe": (), "jais-2": (), "falcon": (),
 }  # fmt: skip
+
+
+SPLITS["deepseek-llm"] = SPLITS["deepseek-coder"]
 
 
 @pytest.mark.parametrize("pre", SPLITS)
@@ -177,6 +182,14 @@ def test_names_of_one_split_split_alike() -> None:
     assert {name for alike in ALIKE.items() for name in (alike[0], *alike[1])} == set(PRE_TOKENIZERS)
     for pre, others in ALIKE.items():
         assert all(PRE_TOKENIZERS[other].steps == PRE_TOKENIZERS[pre].steps for other in others)
+
+
+def test_deepseek_llm_takes_letters_apart_where_its_marks_have_them() -> None:
+    splitter = build(ggml__pre="deepseek-llm").pre_tokenizer
+    assert splitter is not None
+    # Its marks go from a colon to a tilde, and what is in words of ASCII alone is whole before. Georgian is apart.
+    pieces = [text for text, _ in splitter.pre_tokenize_str(" ete \u00e9te \u10d0\u10d1 end")]
+    assert [len(piece) for piece in pieces] == [4, 3, 2, 1, 6, 4]
 
 
 @pytest.mark.parametrize("pre", ["gpt-4o", "tekken"])
@@ -199,8 +212,8 @@ def test_some_take_a_whole_word_of_the_vocabulary_without_merges() -> None:
     for pre in PRE_TOKENIZERS:
         # "12" has a token; without its merge only a model that ignores merges finds it.
         ids = build(ggml__pre=pre, ggml__merges=MERGES[:-1]).encode("12").ids
-        assert (ids == [261]) == (pre in (*LLAMA3, "smaug-bpe", "minicpm5", "glm4"))
-    assert PRE_TOKENIZERS["tekken"].ignore_merges  # which takes digits apart
+        assert (ids == [261]) == (pre in (*LLAMA3, "smaug-bpe", "minicpm5", "glm4", "glm5"))
+    assert all(PRE_TOKENIZERS[pre].ignore_merges for pre in ("tekken", "youtu"))  # which take digits apart
 
 
 TOKENS: list[str] = small_metadata()["tokenizer.ggml.tokens"]

@@ -13,9 +13,11 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from config_values import SIZES
 from make_tiny_model import CONFIG, make_checkpoint
-from model_features import LINEAR
+from model_features import LINEAR, MULTIPLIERS
 from numpy.typing import NDArray
+from transformers import AutoConfig
 
 import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel, SessionOptions
@@ -24,15 +26,18 @@ from edgelm.batching.engine import Engine, EngineOptions
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ConfigError, ContextLengthError, PackageError
+from edgelm.memory.cache_layout import state_tokens
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.memory.snapshots import Snapshots
+from edgelm.multipliers import Multipliers
 from edgelm.runtime.binding import Graph
 from edgelm.runtime.session import DecoderSession
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 from edgelm.testing import tiny_model_path
 from edgelm_export.architectures.architecture import GGUFHeader
+from edgelm_export.architectures.olmo_hybrid import OLMO_HYBRID
 from edgelm_export.architectures.qwen3_5 import QWEN3_5
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.exporter import export_package
@@ -49,19 +54,24 @@ from edgelm_training.checkpoint import load_checkpoint
 KINDS = ("linear_attention", "full_attention", "linear_attention")
 LINEAR_CONFIG = replace(CONFIG, num_hidden_layers=3, layer_types=KINDS, max_position_embeddings=2048, **LINEAR)
 MAMBA_CONFIG = replace(LINEAR_CONFIG, layer_types=tuple(kind.replace("linear_attention", "mamba2") for kind in KINDS))
-BOTH = pytest.mark.parametrize("config", [LINEAR_CONFIG, MAMBA_CONFIG], ids=["linear attention", "Mamba 2"])
+HYBRID_CONFIG = replace(
+    MAMBA_CONFIG, num_hidden_layers=2, layer_types=("hybrid", "hybrid"), multipliers=Multipliers(**MULTIPLIERS)
+)
+CONFIGS = {"linear attention": LINEAR_CONFIG, "Mamba 2": MAMBA_CONFIG, "Mamba 2 beside attention": HYBRID_CONFIG}
+EACH = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 IDS = np.random.default_rng(0).integers(3, 320, 1400).tolist()
 # Two layers: what convolutions over four tokens read of 2 * 2 * 8 + 4 * 16 channels, and four matrices of 8 x 16.
 STATE_BYTES = 2 * 4 * (3 * 96 + 4 * 8 * 16)
 GREEDY = GenerationConfig(max_new_tokens=40, temperature=0.0, ignore_eos=True)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["linear attention", "Mamba 2, a graph for prompts"])
+@pytest.fixture(scope="module", params=CONFIGS)
 def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export one of the models; but for linear attention, with a graph for prompts."""
     folder = tmp_path_factory.mktemp("linear")
-    config = MAMBA_CONFIG if request.param else LINEAR_CONFIG
-    precision = PRECISIONS["int8"].with_prefill_graph() if request.param else PRECISIONS["int8"]
-    checkpoint = HuggingFaceCheckpoint(make_checkpoint(folder / "checkpoint", config))
+    precision = PRECISIONS["int8"]
+    precision = precision if request.param == "linear attention" else precision.with_prefill_graph()
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(folder / "checkpoint", CONFIGS[request.param]))
     export_package(checkpoint, folder / "package", precision, name="linear")
     return folder / "package"
 
@@ -327,7 +337,7 @@ def test_memory_counts_the_states(package: Path) -> None:
 
 def test_a_request_whose_states_do_not_fit_beside_another_waits(package: Path) -> None:
     model = edgelm.load(package)
-    tokens = 290  # and each request takes 120, and 50 for its states
+    tokens = 190 + 2 * state_tokens(model.config)  # and each request takes 120, beside its states
     limits = EngineOptions(max_kv_bytes=tokens * model.config.kv_bytes_per_token)
     begun, goes_on = threading.Event(), threading.Event()
 
@@ -355,7 +365,7 @@ def test_what_would_take_tokens_back_is_refused(model: LanguageModel) -> None:
         edgelm.load(tiny_model_path()).generate(IDS[:10], GenerationConfig(speculation=model))
 
 
-@BOTH
+@EACH
 def test_documents_begin_with_nothing_also_where_a_chunk_of_training_does(config: ModelConfig, tmp_path: Path) -> None:
     model = load_checkpoint(make_checkpoint(tmp_path / "checkpoint", config))
     documents_BT = torch.tensor([[0] * 64 + [1] * 64 + [2] * 40])
@@ -366,7 +376,7 @@ def test_documents_begin_with_nothing_also_where_a_chunk_of_training_does(config
             np.testing.assert_allclose(logits_TV[start:end], alone_TV, rtol=0, atol=1e-4)  # 4e-6 measured
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("way", ["folded", "smooth", "awq"])
 def test_a_transform_leaves_the_logits_as_they_are(way: str, config: ModelConfig, tmp_path: Path) -> None:
     config = replace(config, attention_output_gate=True)
@@ -380,6 +390,7 @@ def test_a_transform_leaves_the_logits_as_they_are(way: str, config: ModelConfig
         readers = {
             "linear_attention": ("0.linear_attn.in_proj_a", "0.linear_attn.in_proj_qkv"),
             "mamba2": ("0.mamba.in_proj_z", "0.mamba.in_proj_xbc", "0.mamba.in_proj_dt"),
+            "hybrid": ("0.mamba.in_proj_z", "0.mamba.in_proj_xbc", "0.self_attn.q_proj", "1.mamba.in_proj_dt"),
         }
         for reader in (*readers[config.layer_types[0]], "1.self_attn.gate_proj"):
             assert f"model.layers.{reader}" in scales.multipliers
@@ -399,11 +410,22 @@ def test_what_a_head_forgets_stays_in_floats(package: Path) -> None:
         layer, small, large = {
             "linear attention": ("model.layers.0.linear_attn", ("in_proj_a", "in_proj_b"), "in_proj_qkv"),
             "layers of Mamba 2": ("model.layers.0.mamba", ("in_proj_dt",), "in_proj_xbc"),
+            "Mamba 2 beside attention": ("model.layers.0.mamba", ("in_proj_dt",), "in_proj_xbc"),
         }[read.config.state_kinds]
         stored = [read.stored_type(f"{layer}.{part}.weight") for part in (small[0], large)]
     assert stored == ["F32", "INT8"]
     assert f"{layer}.in_proj_z" in groups
     assert not [name for names in groups.values() for name in names if any(part in name for part in small)]
+
+
+@pytest.mark.parametrize("sizes", [{}, {"num_attention_heads": 7}, {"linear_num_key_heads": 2}])
+def test_absent_sizes_of_an_olmo_hybrid_are_those_of_transformers(sizes: dict[str, int]) -> None:
+    values = SIZES | {"hidden_size": 1064, "num_hidden_layers": 6, "model_type": "olmo_hybrid"} | sizes
+    ours = OLMO_HYBRID.to_model_config(values)
+    theirs = AutoConfig.for_model(**values)
+    for field in ("layer_types", "num_key_value_heads", *(name for name in LINEAR), "linear_allow_neg_eigval"):
+        expected = getattr(theirs, field)
+        assert getattr(ours, field) == (tuple(expected) if field == "layer_types" else expected), field
 
 
 def test_layers_that_guess_further_tokens_are_passed_over() -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 import pytest
 from make_tiny_model import CONFIG, make_checkpoint
-from model_features import LINEAR
+from model_features import LINEAR, MULTIPLIERS
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, PackageError
+from edgelm.multipliers import Multipliers
 from edgelm.package.manifest import Manifest, describe_file
 from edgelm.testing import tiny_model_path
 from edgelm_export.exporter import export_package
@@ -44,6 +45,9 @@ CONFIGS = {
     "a part of the head turns": dataclasses.replace(CONFIG, partial_rotary_factor=0.5, qk_norm=True),
     "Mamba 2 and linear attention": dataclasses.replace(
         CONFIG, num_hidden_layers=3, layer_types=("mamba2", "full_attention", "linear_attention"), **LINEAR
+    ),
+    "Mamba 2 beside attention, with multipliers": dataclasses.replace(
+        CONFIG, layer_types=("hybrid",) * 2, multipliers=Multipliers(**MULTIPLIERS), mlp_bias=True, **LINEAR
     ),
     "experts": dataclasses.replace(
         CONFIG,

@@ -14,6 +14,7 @@ from model_features import LINEAR
 from edgelm.architecture.hf_config import hf_config
 from edgelm.config import NORMS, SECTION, ModelConfig
 from edgelm.errors import ConfigError
+from edgelm.multipliers import Multipliers
 from edgelm.rope_scaling import RopeScaling
 
 CONFIG = ModelConfig(
@@ -112,7 +113,7 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         (
             {"layer_types": ("full_attention", "chunked_attention")},
             "layer_types has 'chunked_attention'; supported: full_attention, sliding_attention, conv, "
-            "linear_attention, mamba2, feed_forward.",
+            "linear_attention, mamba2, hybrid, feed_forward.",
         ),
         (
             {"layer_types": ("full_attention", "sliding_attention")},
@@ -188,6 +189,25 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         (
             {"num_kv_shared_layers": 1, "attention_sinks": True},
             "num_kv_shared_layers is set, which is for models with plain attention in every layer.",
+        ),
+        (
+            {"num_kv_shared_layers": 1, "layer_types": ("full_attention", "hybrid"), **LINEAR},
+            "num_kv_shared_layers is set, which is for models with plain attention in every layer.",
+        ),
+        ({"linear_norm_eps": 0.0}, "linear_norm_eps is 0.0; it must be a number above 0."),
+        (
+            {"linear_norm_placement": "shared"},
+            "linear_norm_placement is 'shared' and norm_placement 'pre'; both must be one of both, post, pre, with "
+            "neither parallel_residual nor a residual_multiplier.",
+        ),
+        (
+            {"linear_norm_placement": "pre", "norm_placement": "post", "residual_multiplier": 0.5},
+            "linear_norm_placement is 'pre' and norm_placement 'post'; both must be one of both, post, pre, with "
+            "neither parallel_residual nor a residual_multiplier.",
+        ),
+        (
+            {"multipliers": Multipliers(mlp_gate=2.0), "mlp_gated": False},
+            "The multiplier mlp_gate is 2.0, which needs mlp_gated.",
         ),
         (
             {"num_kv_shared_layers": 1, "layer_types": ("full_attention", "conv"), "conv_L_cache": 3},
@@ -393,7 +413,9 @@ def test_an_odd_head_dim_is_fine_where_nothing_rotates() -> None:
     assert replace(CONFIG, head_dim=7, position="learned").head_dim == 7
 
 
-@pytest.mark.parametrize("changes", [{}, LARGE, {"rope_scaling": LONGROPE}, EXPERTS])
+@pytest.mark.parametrize(
+    "changes", [{}, LARGE, {"rope_scaling": LONGROPE}, EXPERTS, {"multipliers": Multipliers(ssm_x=2.0)}]
+)
 def test_a_config_is_what_it_was_after_a_way_through_json(changes: dict[str, Any]) -> None:
     config = replace(CONFIG, **changes)
 
@@ -414,6 +436,8 @@ def test_fields_with_a_default_may_be_absent() -> None:
         ({"hidden_sise": 16}, "hidden_sise"),
         ({"rope_scaling": {"faktor": 2.0}}, "faktor"),
         ({"rope_scaling": [1]}, "dictionary"),
+        ({"multipliers": {"ssm_y": 2.0}}, "ssm_y"),
+        ({"multipliers": [1]}, "mapping"),
         ({"eos_token_ids": 2}, "int"),
         ({"layer_types": 2}, "int"),
         ({"norm_eps": "small"}, "str"),

@@ -106,8 +106,8 @@ class Attention(nn.Module):
             self.q_norm = make_norm(config, N * H if over_projection else H)
         if config.qk_norm and has_keys:
             self.k_norm = make_norm(config, K * H if over_projection else H)
-        self.values = nn.Identity()  # all that is gathered passes here, for who looks into the model
-
+        # What is gathered passes here, and then what each head made of it, for who looks into the model.
+        self.values, self.gathered = nn.Identity(), nn.Identity()
         self.attn_sub_norm = make_norm(config, N * H) if config.sub_norms else None
 
     def forward(
@@ -135,11 +135,13 @@ class Attention(nn.Module):
         scale, cap = self.config.attention_scale, self.config.attn_logit_softcapping
         values_BKTH = self.values(v_BKTH)
         mixed_BNTH = attend(q_BNTH, k_BKTH, values_BKTH, mask, scale, cap, self.sinks, causal=self.causal)
+        mixed_BNTH = self.gathered(mixed_BNTH)
         if self.config.attention_output_gate:
             gate_BTNH = torch.sigmoid(self.gate_proj(hidden_BTD)).unflatten(2, (mixed_BNTH.shape[1], -1))
             mixed_BNTH = mixed_BNTH * gate_BTNH.transpose(1, 2)
         mixed_BTD = mixed_BNTH.transpose(1, 2).flatten(2)
-        return self.o_proj(mixed_BTD if self.attn_sub_norm is None else self.attn_sub_norm(mixed_BTD))
+        output_BTD = self.o_proj(mixed_BTD if self.attn_sub_norm is None else self.attn_sub_norm(mixed_BTD))
+        return scaled(output_BTD, self.config.multipliers.attention_out)
 
     def _keys_and_values(self, seen_BSD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
         """Return keys, turned, and values [B, K, S, H]."""

@@ -116,10 +116,10 @@ def attention_weights(attention: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
         mixed: list[Tensor] = []
         with (
             _hook(attention.values.register_forward_hook(lambda *_, values=values_KTH: values[None])),  # type: ignore[union-attr]
-            _hook(attention.o_proj.register_forward_pre_hook(lambda _, given, kept=mixed: kept.append(given[0]))),  # type: ignore[union-attr]
+            _hook(attention.gathered.register_forward_pre_hook(lambda _, given, kept=mixed: kept.append(given[0]))),  # type: ignore[union-attr]
         ):
             attention(*inputs)
-        parts.append(mixed[0].reshape(T, -1, H).transpose(0, 1)[..., : stop - start])
+        parts.append(mixed[0][0, ..., : stop - start])
     return torch.cat(parts, dim=-1).float()
 
 

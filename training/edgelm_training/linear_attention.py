@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgelm.config import ModelConfig
-from edgelm_training.attention import RMSNorm
+from edgelm_training.attention import RMSNorm, scaled
 from edgelm_training.convolution import causal_sums
 
 _CHUNK = 64  # tokens whose writes are found together: a triangular system of this size for each head
@@ -22,8 +22,8 @@ class LinearAttention(nn.Module):
     """Write each token into a matrix for each value head, and read from it what a query asks for.
 
     Gated DeltaNet (arXiv:2412.06464): a token first lets the matrix S [X, Y] decay, then replaces what is written under
-    its key k by its value v, as far as its rate b goes: S = a S, then S = S + b k (v - Sᵀ k)ᵀ; the query reads Sᵀ q.
-    What a runtime keeps of a text does not grow with it.
+    its key k by its value v, as far as its rate b goes, which is up to one, or two: S = a S, then
+    S = S + b k (v - Sᵀ k)ᵀ; the query reads Sᵀ q. What a runtime keeps of a text does not grow with it.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -38,7 +38,8 @@ class LinearAttention(nn.Module):
         # A fresh head forgets within one to sixteen tokens at a step of one.
         self.A_log = nn.Parameter(torch.empty(self.N).uniform_(1, 16).log())
         self.dt_bias = nn.Parameter(torch.ones(self.N))
-        self.norm = RMSNorm(self.Y, eps=config.norm_eps)
+        self.norm = RMSNorm(self.Y, eps=config.norm_eps if config.linear_norm_eps is None else config.linear_norm_eps)
+        self.largest_rate = 2.0 if config.linear_allow_neg_eigval else 1.0
         self.out_proj = nn.Linear(self.N * self.Y, D, bias=False)
 
     def forward(self, hidden_BTD: Tensor, positions: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class LinearAttention(nn.Module):
             for x in (q_BTW, k_BTW)
         )
         v_BNTY = v_BTW.unflatten(-1, (self.N, self.Y)).transpose(1, 2)
-        rate_BNT = torch.sigmoid(self.in_proj_b(hidden_BTD).float()).mT
+        rate_BNT = scaled(torch.sigmoid(self.in_proj_b(hidden_BTD).float()).mT, self.largest_rate)
         step_BTN = functional.softplus(self.in_proj_a(hidden_BTD).float() + self.dt_bias)
         log_decay_BNT = (-self.A_log.float().exp() * step_BTN).mT
         read_BNTY = read_of_matrices(q_BNTX * self.X**-0.5, k_BNTX, v_BNTY, log_decay_BNT, positions, rate_BNT)

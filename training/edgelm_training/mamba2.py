@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgelm.config import ModelConfig
+from edgelm_training.attention import scaled
 from edgelm_training.convolution import causal_sums
 from edgelm_training.linear_attention import read_of_matrices
 
@@ -34,24 +35,33 @@ class Mamba2(nn.Module):
         self.A_log = nn.Parameter(torch.arange(1.0, self.N + 1).log())
         self.D = nn.Parameter(torch.ones(self.N))
         self.dt_bias = nn.Parameter(torch.ones(self.N))
-        self.norm = GroupedNorm(self.N * self.Y, self.G, config.norm_eps)
+        self.norm = GroupedNorm(self.N * self.Y, self.G, config.norm_eps) if config.mamba_rms_norm else None
+        self.multipliers = config.multipliers
         self.out_proj = nn.Linear(self.N * self.Y, D, bias=False)
 
     def forward(self, hidden_BTD: Tensor, positions: Tensor) -> Tensor:
         """Return what each position reads [B, T, D]; positions: of the tokens in their texts, [T] or [B, T]."""
-        mixed_BTW = functional.silu(causal_sums(self.in_proj_xbc(hidden_BTD), self.conv1d, positions)).float()
-        x_BTW, b_BTW, c_BTW = mixed_BTW.split([self.N * self.Y, self.G * self.X, self.G * self.X], -1)
+        sizes, factors = [self.N * self.Y, self.G * self.X, self.G * self.X], self.multipliers
+        projected_BTW = self.in_proj_xbc(hidden_BTD)
+        if factors.ssm_xbc != (1, 1, 1):
+            parts = zip(projected_BTW.split(sizes, -1), factors.ssm_xbc, strict=True)
+            projected_BTW = torch.cat([scaled(part, factor) for part, factor in parts], -1)
+        mixed_BTW = functional.silu(causal_sums(projected_BTW, self.conv1d, positions)).float()
+        x_BTW, b_BTW, c_BTW = mixed_BTW.split(sizes, -1)
         k_BNTX, q_BNTX = (
             part.unflatten(-1, (self.G, self.X)).repeat_interleave(self.N // self.G, 2).transpose(1, 2)
             for part in (b_BTW, c_BTW)
         )
         x_BNTY = x_BTW.unflatten(-1, (self.N, self.Y)).transpose(1, 2)
-        step_BNT = functional.softplus(self.in_proj_dt(hidden_BTD).float() + self.dt_bias).mT
+        step_BTN = scaled(self.in_proj_dt(hidden_BTD).float(), factors.ssm_dt)
+        step_BNT = functional.softplus(step_BTN + self.dt_bias).mT
         log_decay_BNT = -self.A_log.float().exp()[:, None] * step_BNT
         read_BNTY = read_of_matrices(q_BNTX, k_BNTX, step_BNT[..., None] * x_BNTY, log_decay_BNT, positions)
         read_BTW = (read_BNTY + self.D[:, None, None] * x_BNTY).transpose(1, 2).flatten(2)
-        gated_BTW = read_BTW * functional.silu(self.in_proj_z(hidden_BTD).float())
-        return self.out_proj(self.norm(gated_BTW).to(hidden_BTD.dtype))
+        gate_BTW = scaled(self.in_proj_z(hidden_BTD).float(), factors.ssm_z)
+        gated_BTW = read_BTW * functional.silu(gate_BTW)
+        normed_BTW = gated_BTW if self.norm is None else self.norm(gated_BTW)
+        return scaled(self.out_proj(normed_BTW.to(hidden_BTD.dtype)), factors.ssm_out)
 
 
 class GroupedNorm(nn.Module):

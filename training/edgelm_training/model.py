@@ -31,6 +31,7 @@ from edgelm.errors import ConfigError, ContextLengthError
 from edgelm.layer_features import CROSS_NORMS, EXPERT_NORMS
 from edgelm_training.attention import Attention, Kept, make_norm, scaled, soft_cap
 from edgelm_training.convolution import Convolution
+from edgelm_training.latent_attention import LatentAttention
 from edgelm_training.linear_attention import LinearAttention
 from edgelm_training.mamba2 import Mamba2
 from edgelm_training.view import Rotary, Rotation, SourceView, View, check_length
@@ -199,8 +200,7 @@ class Stack(nn.Module):
         kept: Kept = {}
         for layer, block in enumerate(self.layers):
             rotation, window = rotations.get(self.config.rope_kind(layer)), self.config.window(layer)
-            seen = masks[window] if layer in self.config.attention_layers else view.positions
-            given = (hidden_BTD, rotation, seen, memory, kept, beside[layer])
+            given = (hidden_BTD, rotation, masks.get(window), view.positions, memory, kept, beside[layer])
             hidden_BTD = checkpoint(block, *given, use_reentrant=False) if recompute else block(*given)
         return self.norm(hidden_BTD) if self.config.final_norm else hidden_BTD
 
@@ -261,24 +261,25 @@ class EncoderDecoder(nn.Module):
         return self.decoder(self.embed_tokens(ids_BT), view, memory, recompute=recompute)
 
 
-# What stands in the place of attention in the layers of a kind, and its name.
-_IN_ITS_PLACE: dict[str, tuple[str, type[Convolution] | type[LinearAttention] | type[Mamba2]]] = {
+# What stands in the place of attention in the layers of a kind, or beside it, and its name.
+_BESIDE_ATTENTION: dict[str, tuple[str, type[Convolution] | type[LinearAttention] | type[Mamba2]]] = {
     "conv": ("conv", Convolution),
     "linear_attention": ("linear_attn", LinearAttention),
     "mamba2": ("mamba", Mamba2),
+    "hybrid": ("mamba", Mamba2),
 }
 
 
 class Block(nn.Module):
-    """Add to each position what attention (or what a layer has in its place) brings from earlier ones, then what the
-    feed-forward makes of it; some blocks have one of the two alone.
+    """Add to each position what attention (or what a layer has in its place, or beside it) brings from earlier ones,
+    then what the feed-forward makes of it; some blocks have one of the two alone.
 
     Norms stand before each part and the residual stream itself is never normalized ("pre-norm", arXiv:2002.04745);
     other placements norm what a part adds, or both, or the stream itself behind each part. In parallel, both parts read
     the same input (GPT-J). With an encoder, cross-attention stands between the two.
     """
 
-    self_attn: Attention
+    self_attn: Attention | LatentAttention
     encoder_attn: Attention  # the cross-attention, where there is an encoder
     mlp: FeedForward | Experts
     per_layer_input_gate: nn.Linear  # these three where layers have features of their own beside the stream
@@ -292,13 +293,14 @@ class Block(nn.Module):
         # Not learned, as in transformers.
         self.layer_scalar = nn.Buffer(torch.ones(1)) if config.layer_scalar else None
         parts: dict[str | None, nn.Module | None] = {before_attention: None}
-        self._mixing = ""  # the part that looks at earlier tokens
-        if layer in config.attention_layers:
-            self._mixing = "self_attn"
-            parts["self_attn"] = Attention(config, layer, causal=not is_encoder)
-        elif config.mixes(layer):
-            self._mixing, in_its_place = _IN_ITS_PLACE[config.kind(layer) or ""]
-            parts[self._mixing] = in_its_place(config)
+        self._attends = config.attends(layer)
+        if self._attends:
+            attention = Attention if config.kv_lora_rank is None else LatentAttention
+            parts["self_attn"] = attention(config, layer, causal=not is_encoder)
+        # What else looks at earlier tokens.
+        self._mixing, mixing = _BESIDE_ATTENTION.get(config.kind(layer) or "", ("", None))
+        if mixing is not None:
+            parts[self._mixing] = mixing(config)
         parts[after_attention] = None
         if crosses:
             before_cross, after_cross = CROSS_NORMS[config.norm_placement]
@@ -322,22 +324,24 @@ class Block(nn.Module):
         self,
         hidden_BTD: Tensor,
         rotation: Rotation | None,
-        seen: Tensor | None,
+        mask: Tensor | None,
+        positions: Tensor,
         memory: Memory | None = None,
         kept: Kept | None = None,
         beside_BTP: Tensor | None = None,
     ) -> Tensor:
-        """Return the residual stream [B, T, D] after this block; `seen` is the mask of attention, of which None is
-        every earlier key, or for what is in its place the positions of the tokens.
+        """Return the residual stream [B, T, D] after this block; a `mask` of None is every earlier key.
 
-        kept: keys and values of earlier layers. beside_BTP: the layer's own features of the tokens.
+        positions: of the tokens in their texts, [T] or [B, T]. kept: keys and values of earlier layers. beside_BTP: the
+        layer's own features of the tokens.
         """
         before_attention, after_attention, before_mlp, after_mlp = self._norms
         attended_BTD = hidden_BTD
-        if self._mixing:
-            inputs = (rotation, seen, None, kept) if self._mixing == "self_attn" else (seen,)
-            looked_BTD = self.get_submodule(self._mixing)(self._normed(before_attention, hidden_BTD), *inputs)
-            attended_BTD = self._added(hidden_BTD, looked_BTD, after_attention)
+        if self._attends or self._mixing:
+            input_BTD = self._normed(before_attention, hidden_BTD)
+            found = [self.self_attn(input_BTD, rotation, mask, None, kept)] if self._attends else []
+            found += [self.get_submodule(self._mixing)(input_BTD, positions)] if self._mixing else []
+            attended_BTD = self._added(hidden_BTD, sum(found[1:], found[0]), after_attention)
         if memory is not None:
             before_cross, after_cross = CROSS_NORMS[self.config.norm_placement]
             looked_BTD = self.encoder_attn(self._normed(before_cross, attended_BTD), None, memory[1], memory[0])
@@ -388,12 +392,15 @@ class FeedForward(nn.Module):
         activation, limit = self.act_fn or ACTIVATIONS[self.config.hidden_act], self.config.swiglu_limit
         up_BTF = self.up_proj(hidden_BTD)
         if not self.config.mlp_gated:
-            return self.down_proj(self.ffn_sub_norm(activation(up_BTF)))
-        gate_BTF = self.gate_proj(hidden_BTD)
+            return self._projected(activation(up_BTF))
+        gate_BTF = scaled(self.gate_proj(hidden_BTD), self.config.multipliers.mlp_gate)
         if limit is None:
-            return self.down_proj(self.ffn_sub_norm(activation(gate_BTF) * up_BTF))
+            return self._projected(activation(gate_BTF) * up_BTF)
         gate_BTF, up_BTF = gate_BTF.clamp(max=limit), up_BTF.clamp(-limit, limit)
-        return self.down_proj(gate_BTF * torch.sigmoid(self.config.swiglu_alpha * gate_BTF) * (up_BTF + 1))
+        return self._projected(gate_BTF * torch.sigmoid(self.config.swiglu_alpha * gate_BTF) * (up_BTF + 1))
+
+    def _projected(self, inner_BTF: Tensor) -> Tensor:
+        return scaled(self.down_proj(self.ffn_sub_norm(inner_BTF)), self.config.multipliers.mlp_down)
 
 
 class Experts(nn.Module):

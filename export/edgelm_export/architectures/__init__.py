@@ -11,16 +11,19 @@ from edgelm_export.architectures.afmoe import AFMOE
 from edgelm_export.architectures.apertus import APERTUS
 from edgelm_export.architectures.arcee import ARCEE
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
+from edgelm_export.architectures.bamba import BAMBA
 from edgelm_export.architectures.bart import BART
 from edgelm_export.architectures.bitnet import BITNET
 from edgelm_export.architectures.cohere import COHERE, COHERE2
 from edgelm_export.architectures.cwm import CWM
+from edgelm_export.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, MINICPM3, YOUTU
 from edgelm_export.architectures.deepseek_moe import DEEPSEEK_MOE, LING
 from edgelm_export.architectures.dots1 import DOTS1
 from edgelm_export.architectures.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
 from edgelm_export.architectures.exaone import EXAONE, EXAONE4
 from edgelm_export.architectures.exaone_moe import EXAONE_MOE
 from edgelm_export.architectures.falcon import FALCON
+from edgelm_export.architectures.falcon_h1 import FALCON_H1
 from edgelm_export.architectures.flex_olmo import FLEX_OLMO
 from edgelm_export.architectures.gemma import GEMMA
 from edgelm_export.architectures.gemma2 import GEMMA2
@@ -59,6 +62,7 @@ from edgelm_export.architectures.nemotron_h import NEMOTRON_H
 from edgelm_export.architectures.olmo import OLMO
 from edgelm_export.architectures.olmo2 import OLMO2
 from edgelm_export.architectures.olmo3 import OLMO3
+from edgelm_export.architectures.olmo_hybrid import OLMO_HYBRID
 from edgelm_export.architectures.olmoe import OLMOE
 from edgelm_export.architectures.opt import OPT
 from edgelm_export.architectures.pegasus import PEGASUS
@@ -103,6 +107,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmo": OLMO,
     "olmo2": OLMO2,
     "olmo3": OLMO3,
+    "olmo_hybrid": OLMO_HYBRID,
     "olmoe": OLMOE,
     "flex_olmo": FLEX_OLMO,
     "granite": GRANITE,  # Granite 3
@@ -114,6 +119,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "afmoe": AFMOE,  # Trinity Nano and Mini
     "apertus": APERTUS,
     "arcee": ARCEE,
+    "bamba": BAMBA,
     "bitnet": BITNET,
     "cohere": COHERE,  # Command R, Aya
     "cohere2": COHERE2,  # Command R7B, Tiny Aya
@@ -123,10 +129,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     "dots1": DOTS1,
     "ernie4_5": ERNIE4_5,
     "ernie4_5_moe": ERNIE4_5_MOE,
+    "deepseek_v2": DEEPSEEK_V2,
+    "deepseek_v3": DEEPSEEK_V3,  # also Moonlight and Kanana 2
+    "glm4_moe_lite": GLM4_MOE_LITE,  # GLM-4.7-Flash
+    "minicpm3": MINICPM3,
+    "youtu": YOUTU,
     "exaone": EXAONE,  # EXAONE 3 and 3.5
     "exaone4": EXAONE4,
     "exaone_moe": EXAONE_MOE,  # K-EXAONE
     "falcon": FALCON,  # 7B, 40B, 2 11B
+    "falcon_h1": FALCON_H1,
     "helium": HELIUM,
     "hunyuan_v1_dense": HUNYUAN,
     "hunyuan_v1_moe": HUNYUAN_MOE,  # A13B

@@ -48,7 +48,8 @@ def under_own_name(metadata: Mapping[str, Any], architecture: str) -> Mapping[st
 
 
 def layout_of(family: GGUFFamily, header: GGUFHeader) -> TensorLayout:
-    """Return the layout of a file, some of which have queries, keys and values in one tensor.
+    """Return the layout of a file, some of which have queries, keys and values in one tensor, or both matrices of all
+    heads of latent attention.
 
     Where a position has three numbers, as in the text part of a model that reads images, none turns by neighbours.
     """
@@ -57,6 +58,9 @@ def layout_of(family: GGUFFamily, header: GGUFHeader) -> TensorLayout:
         orders = {name: order for name, order in layout.row_orders.items() if order != "pairs"}
         layout = dataclasses.replace(layout, row_orders=orders)
     names = layout.names or {}
+    if "blk.0.attn_kv_b.weight" in header.shapes:
+        heads = dict.fromkeys((name for name in names if ".heads." in name), "blk.{i}.attn_kv_b")
+        return dataclasses.replace(layout, names={**names, **heads})
     # Who has it anyway may mean something else by it, as linear attention does.
     if "blk.0.attn_qkv.weight" not in header.shapes or joined in names.values():
         return layout

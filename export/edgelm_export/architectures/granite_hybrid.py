@@ -47,6 +47,8 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
         config = dataclasses.replace(granite.to_model_config(values), **granite.expert_fields(values))
     else:
         config = granite.to_model_config({**values, "intermediate_size": values["shared_intermediate_size"]})
+    if "mamba2" in kinds:
+        mamba2.refuse_other_activations(config)
     turns = values.get("position_embedding_type") == "rope"
     return dataclasses.replace(
         config,

@@ -97,9 +97,11 @@ def token_ids(values: Mapping[str, Any], key: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-def last_sees_all(layers: int, pattern: int) -> list[str]:
-    """Return the kinds of layers of which, of each `pattern`, the last sees all and the others attend in a window."""
-    return ["sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(layers)]
+def last_sees_all(layers: int, pattern: int, others: str = "sliding_attention") -> list[str]:
+    """Return the kinds of layers of which, of each `pattern`, the last sees all; the others attend in a window, or what
+    `others` says.
+    """
+    return [others if (layer + 1) % pattern else "full_attention" for layer in range(layers)]
 
 
 def layer_types(values: Mapping[str, Any]) -> list[str] | None:

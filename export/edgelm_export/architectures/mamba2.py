@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gguf_header, hf_values
 from edgelm_export.architectures.architecture import GGUFHeader
@@ -78,6 +79,16 @@ def fields(values: Mapping[str, Any]) -> dict[str, Any]:
         "linear_value_head_dim": width,
         "linear_conv_kernel_dim": sizes["d_conv"],
     }
+
+
+def refuse_other_activations(config: ModelConfig) -> None:
+    """Refuse an activation that feed-forwards have and Mamba 2 has not, in families with one key for both.
+
+    Raises:
+        CheckpointError: it is another one than silu.
+    """
+    if config.hidden_act != "silu":
+        raise CheckpointError(f"config.json: hidden_act is {config.hidden_act!r}; beside Mamba 2 supported is 'silu'.")
 
 
 def gguf_layout(names: Mapping[str, str], row_orders: Mapping[str, str]) -> TensorLayout:

@@ -52,10 +52,9 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
         attending = ["conv.in_proj"]
     elif config.kind(layer) == "linear_attention":
         attending = [f"linear_attn.in_proj_{part}" for part in ("qkv", "z", "b", "a")]
-    elif config.kind(layer) == "mamba2":
-        attending = [f"mamba.in_proj_{part}" for part in ("z", "xbc", "dt")]
     else:
-        attending = _reading_attention(config, layer)
+        attending = _reading_attention(config, layer) if config.attends(layer) else []
+        attending += [f"mamba.in_proj_{part}" for part in ("z", "xbc", "dt")] if config.has_mamba2(layer) else []
     readers: dict[str | None, list[str]] = {before_attention: attending}
     if config.has_experts(layer):
         readers.pop(before_feed_forward, None)
@@ -72,7 +71,10 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
         pairs += [("self_attn.attn_sub_norm", "self_attn.o_proj")] * (layer in config.attention_layers)
         has_weights = not config.norm.endswith("_plain")
         return found + [ScaledChannels(maker=norm, readers=(reader,)) for norm, reader in pairs if has_weights]
-    are_values_apart = not (config.v_norm or config.attention_k_eq_v or config.num_kv_shared_layers)
+    is_latent = config.kv_lora_rank is not None and layer in config.attention_layers
+    if is_latent and config.q_lora_rank is not None:
+        found.append(ScaledChannels(maker="self_attn.q_a_layernorm", readers=("self_attn.q_b_proj",)))
+    are_values_apart = not (config.v_norm or config.attention_k_eq_v or config.num_kv_shared_layers or is_latent)
     if are_values_apart and layer in config.attention_layers:
         found.append(ScaledChannels(maker="self_attn.v_proj", readers=("self_attn.o_proj",), of_heads=True))
     if config.mlp_gated and config.has_feed_forward(layer) and not config.has_experts(layer):
@@ -82,6 +84,9 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
 
 def _reading_attention(config: ModelConfig, layer: int) -> list[str]:
     """List the projections that attention reads its input with."""
+    if config.kv_lora_rank is not None:
+        queries = "q_proj" if config.q_lora_rank is None else "q_a_proj"
+        return [f"self_attn.{queries}", "self_attn.kv_a_proj_with_mqa"]
     parts = ["q", "k", "v"] if config.keys_of(layer) == layer else ["q"]
     parts += ["gate"] if config.attention_output_gate else []
     return [f"self_attn.{part}_proj" for part in parts if part != "v" or not config.keys_are_values(layer)]

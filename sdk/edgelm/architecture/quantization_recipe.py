@@ -94,7 +94,10 @@ class Precision:
         """Return the rules for one model, with its layer numbers filled in; what always stays in floats comes first."""
         numbers = sorted({str(count - 1) for count in config.layer_counts})
         last = numbers[0] if len(numbers) == 1 else f"(?:{'|'.join(numbers)})"
-        rules = (*([_RATES] if config.state_layers else []), *self.rules)
+        first = [_RATES] if config.state_layers else []
+        first += [_LAYERS_KEPT] if self.rules[:1] == (_LAYERS_KEPT,) else []
+        first += [_LATENT_HEADS] if config.kv_lora_rank is not None and self.schemes else []
+        rules = (*first, *self.rules)
         return tuple(Rule(pattern=rule.pattern.replace("{last}", last), scheme=rule.scheme) for rule in rules)
 
     def rows(self, config: ModelConfig) -> tuple[dict[str, str], ...]:
@@ -194,7 +197,7 @@ class Precision:
 
     def with_layers_kept(self) -> Precision:
         """Return the rules for a checkpoint whose layers are on their grids already."""
-        return dataclasses.replace(self, rules=(Rule(pattern=r"\.layers\.\d+\.", scheme=KEEP), *self.rules))
+        return dataclasses.replace(self, rules=(_LAYERS_KEPT, *self.rules))
 
 
 def scheme_for(recipe: tuple[Rule, ...], name: str) -> str:
@@ -241,6 +244,9 @@ def _with_gptq(rule: Rule) -> str:
 # How much a head of linear attention, or of Mamba 2, forgets and writes: small, and an error of it adds up over a text.
 RATES = r"\.linear_attn\.in_proj_[ab]\.|\.mamba\.in_proj_dt\."
 _RATES = Rule(pattern=RATES, scheme="fp32")
+_LAYERS_KEPT = Rule(pattern=r"\.layers\.\d+\.", scheme=KEEP)
+# Queries are taken to the latent vectors by small matrices, of each head its own, which all its scores go through.
+_LATENT_HEADS = Rule(pattern=r"\.self_attn\.heads\.", scheme="int8-block64")
 _EMBEDDING = r"embed_tokens|lm_head"
 _OUTER_LAYERS = r"layers\.(0|{last})\."
 

@@ -57,10 +57,10 @@ class _Stack:
             self._convolution(f"{layer}.conv")
         elif config.kind(i) == "linear_attention":
             self._linear_attention(f"{layer}.linear_attn")
-        elif config.kind(i) == "mamba2":
-            self._mamba2(f"{layer}.mamba")
-        elif config.mixes(i):
+        if config.attends(i):
             self._self_attention(f"{layer}.self_attn", i)
+        if config.has_mamba2(i):
+            self._mamba2(f"{layer}.mamba")
         self._norm(after_attention, D)
         if crosses:
             before, after = (name and f"{layer}.{name}" for name in CROSS_NORMS[config.norm_placement])
@@ -107,13 +107,17 @@ class _Stack:
             self._linear(f"{name}.in_proj_{part}", rows, D, False)
         self._shapes[f"{name}.conv1d.weight"] = (channels, 1, config.linear_conv_kernel_dim or 0)
         self._shapes[f"{name}.conv1d.bias"] = (channels,)
-        self._shapes[f"{name}.norm.weight"] = (heads * width,)
+        if config.mamba_rms_norm:
+            self._shapes[f"{name}.norm.weight"] = (heads * width,)
         self._linear(f"{name}.out_proj", D, heads * width, False)
 
     def _self_attention(self, name: str, i: int) -> None:
         config, H = self._config, self._config.head_size(i)
         if config.attention_sinks:
             self._shapes[f"{name}.sinks"] = (config.num_attention_heads,)
+        if config.kv_lora_rank is not None:
+            self._latent_attention(name, config.kv_lora_rank)
+            return
         self._attention(name, i)
         if config.attention_output_gate:
             rows = config.num_attention_heads * (1 if config.attention_gate_per_head else H)
@@ -125,6 +129,23 @@ class _Stack:
                 self._norm(f"{name}.k_norm", config.kv_heads(i) * H if over_projection else H)
         if config.sub_norms:
             self._norm(f"{name}.attn_sub_norm", config.num_attention_heads * H)
+
+    def _latent_attention(self, name: str, rank: int) -> None:
+        config, D, N = self._config, self._config.hidden_size, self._config.num_attention_heads
+        nope, values = config.qk_nope_head_dim or 0, config.v_head_dim or 0
+        rows = N * (nope + config.rotary_dim)
+        if config.q_lora_rank is None:
+            self._linear(f"{name}.q_proj", rows, D, False)
+        else:
+            self._linear(f"{name}.q_a_proj", config.q_lora_rank, D, False)
+            self._norm(f"{name}.q_a_layernorm", config.q_lora_rank)
+            self._linear(f"{name}.q_b_proj", rows, config.q_lora_rank, False)
+        self._linear(f"{name}.kv_a_proj_with_mqa", config.head_dim, D, False)
+        self._norm(f"{name}.kv_a_layernorm", rank)
+        for head in range(N):
+            self._linear(f"{name}.heads.{head}.k_b_proj", rank, nope, False)
+            self._linear(f"{name}.heads.{head}.v_b_proj", values, rank, False)
+        self._linear(f"{name}.o_proj", D, N * values, config.attention_output_bias)
 
     def _attention(self, name: str, i: int) -> None:
         config, D = self._config, self._config.hidden_size

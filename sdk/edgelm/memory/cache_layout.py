@@ -66,7 +66,7 @@ def state_tokens(config: ModelConfig) -> int:
 def cache_layout(config: ModelConfig) -> list[BufferLayout | StateLayout]:
     """List the buffers of a model's cache.
 
-    Keys and values of each layer that has some of its own come first, one after the other; behind them is what the
+    What is kept of each layer that has keys and values of its own comes first, one after the other; behind is what the
     convolutions of all layers that have one in their place read, [rows, 1, capacity, W], where there are any; then the
     states of a text, those of one kind after those of the other.
     """
@@ -74,7 +74,7 @@ def cache_layout(config: ModelConfig) -> list[BufferLayout | StateLayout]:
     layout: list[BufferLayout | StateLayout] = [
         BufferLayout(config.kv_heads(layer), config.head_size(layer), kept, config.window(layer))
         for layer in config.cached_layers
-        for _ in range(2)
+        for _ in config.kept_parts
     ]
     if config.conv_channels:
         layout.append(BufferLayout(1, config.conv_channels, np.float32, config.conv_L_cache))

@@ -45,8 +45,9 @@ def zeros(config: ModelConfig, rows: int, capacity: int) -> list[KeysOrValues]:
     back parts of pages, which huge ones would take again.
     """
     layout = cache_layout(config)
-    kept = [buffer for buffer in layout[: 2 * len(config.cached_layers)] if buffer.window is None]
-    if len(kept) < 2 * len(config.cached_layers) or len(set(kept)) > 1:
+    count = config.kept_buffers
+    kept = [buffer for buffer in layout[:count] if buffer.window is None]
+    if len(kept) < count or len(set(kept)) > 1:
         return [np.zeros(buffer.shape(rows, capacity), buffer.type) for buffer in layout]
     arrays = huge_pages.zeros(len(kept), kept[0].shape(rows, capacity), kept[0].type)
     return arrays + [np.zeros(buffer.shape(rows, capacity), buffer.type) for buffer in layout[len(kept) :]]
@@ -71,7 +72,8 @@ class KVCache:
     """Hold keys and values of L layers for one sequence.
 
     `buffers` are arrays [B=1, K, C, H], as `cache_layout` lists them: of those layers the keys of number i at 2i and
-    its values at 2i + 1, and others where layers have something in the place of attention. C is the capacity, of which
+    its values at 2i + 1 (at i both in one, with latent attention), and others where layers have something in the place
+    of attention. C is the capacity, of which
     the first `length` positions are filled. The runtime writes new positions in place, so that a step copies nothing.
     The cache belongs to one generation at a time: it is not safe to share between threads.
 
@@ -121,7 +123,7 @@ class KVCache:
     @property
     def other_buffers(self) -> list[KeysOrValues]:
         """What there is beside keys and values, and is always here."""
-        return self._buffers[2 * len(self.config.cached_layers) :]
+        return self._buffers[self.config.kept_buffers :]
 
     @property
     def _states(self) -> list[KeysOrValues]:

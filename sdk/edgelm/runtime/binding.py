@@ -89,6 +89,8 @@ class Graph:
     def shared(self) -> list[tuple[str, int]]:
         """The outputs that are keys or values of an earlier layer, each with its place among those of a cache."""
         config = self.config
+        if config.kv_lora_rank is not None:  # each layer's values, which are its keys
+            return list(zip(self.facts.shared, range(config.kept_buffers), strict=False))
         layers = range(config.last_kept_layer + 1, config.num_hidden_layers)
         sources = [2 * config.cached_layers.index(config.keys_of(layer)) for layer in layers]
         return list(zip(self.facts.shared, (first + part for first in sources for part in range(2)), strict=False))

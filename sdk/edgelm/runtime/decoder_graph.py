@@ -149,12 +149,12 @@ class DecoderGraph:
             )
         names = {name for domain, name in operators}
         writes_in_place = "GroupQueryAttention" in names
-        cache = [given[name] for name in past.values()]
+        cache = {place: given[name] for place, name in past.items()}
         return cls(
             inputs={name: _type_of(path, given[name]) for name in _KNOWN_INPUTS if name in given},
             past=tuple(past.values()),
             present=tuple(present.values()),
-            cache_type=_only(path, "types of keys and values", (_type_of(path, value) for value in cache)),
+            cache_type=_only(path, "types of keys and values", (_type_of(path, value) for value in cache.values())),
             heads=_heads_of_layers(path, cache),
             vocab_size=_dimension(path, results["logits"], -1),
             logits_type=_type_of(path, results["logits"]),
@@ -176,15 +176,16 @@ class DecoderGraph:
         Raises:
             PackageError: the graph has another number of layers, or an encoder where the config has none.
         """
-        if len(self.past) != 2 * len(config.cached_layers):
+        if len(self.past) != config.kept_buffers:
             raise PackageError(
-                f"{path} has keys and values of {len(self.past) // 2} layers; the model's config says "
-                f"{len(config.cached_layers)}. The graph and the config are not of the same model."
+                f"{path} has keys and values of {len(self.past) // len(config.kept_parts)} layers; the model's config "
+                f"says {len(config.cached_layers)}. The graph and the config are not of the same model."
             )
-        if len(self.shared) != (2 * config.num_kv_shared_layers if self.shares_cache else 0):
+        again = 2 * config.num_kv_shared_layers if config.kv_lora_rank is None else config.kept_buffers
+        if len(self.shared) != (again if self.shares_cache else 0):
             raise PackageError(
-                f"{path} gives {len(self.shared) // 2} layers' keys and values again; the model's config says "
-                f"{config.num_kv_shared_layers}. The graph and the config are not of one model."
+                f"{path} gives keys or values again {len(self.shared)} times; by the model's config it is "
+                f"{again}. The graph and the config are not of one model."
             )
         if self.convolves != bool(config.conv_channels):
             raise PackageError(
@@ -213,6 +214,11 @@ class DecoderGraph:
     def _fitted_heads(self, config: ModelConfig, path: Path) -> dict[str, Any]:
         """Return the fields of the heads that all layers have; where not all are alike, they must be the config's."""
         named = [(config.kv_heads(layer), config.head_size(layer)) for layer in config.cached_layers]
+        if config.kv_lora_rank is not None and set(self.heads) != {(1, config.head_dim)}:
+            raise PackageError(
+                f"{path} does not keep one head of {config.head_dim} of each layer, as the model's config says. The "
+                "graph and the config are not of one model."
+            )
         if len(set(self.heads)) > 1 or len(set(named)) > 1:
             found = [(heads or say[0], size or say[1]) for (heads, size), say in zip(self.heads, named, strict=True)]
             if found != named:
@@ -250,12 +256,14 @@ def _listed(shapes: Sequence[Sequence[int | str | None]]) -> str:
     return ", ".join(sorted({str(list(shape)) for shape in shapes})) or "no layer"
 
 
-def _heads_of_layers(path: Path, cache: Sequence[GraphValue]) -> tuple[tuple[int | None, int | None], ...]:
+def _heads_of_layers(
+    path: Path, cache: Mapping[tuple[int, str], GraphValue]
+) -> tuple[tuple[int | None, int | None], ...]:
     """Read how many kv heads each layer has, and their size; its keys and its values have the same."""
-    found = [(_dimension(path, value, 1), _dimension(path, value, 3)) for value in cache]
-    for keys, values in zip(found[::2], found[1::2], strict=True):
-        _only(path, "heads of keys and of values", (keys, values))
-    return tuple(found[::2])
+    found: dict[int, list[tuple[int | None, int | None]]] = {}
+    for (layer, _), value in cache.items():
+        found.setdefault(layer, []).append((_dimension(path, value, 1), _dimension(path, value, 3)))
+    return tuple(_only(path, "heads of keys and of values", parts) for parts in found.values())
 
 
 def _type_of(path: Path, value: GraphValue) -> np.dtype[np.generic]:

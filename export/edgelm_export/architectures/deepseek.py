@@ -1,0 +1,295 @@
+"""DeepSeek V2 and V3, and those that are built like them: latent attention, and experts beside a shared one.
+
+GLM-4.7-Flash, MiniCPM 3 and Youtu-LLM have the attention; the last two have one feed-forward a layer.
+Sources: arXiv:2405.04434, arXiv:2412.19437.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import float32_number, whole_number
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_V2_DEFAULTS: dict[str, Any] = {
+    "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+    "n_routed_experts": 64, "n_shared_experts": 2, "moe_intermediate_size": 1407, "first_k_dense_replace": 0,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_V3_DEFAULTS: dict[str, Any] = _V2_DEFAULTS | {
+    "n_routed_experts": 256, "n_shared_experts": 1, "moe_intermediate_size": 2048, "num_experts_per_tok": 8,
+    "first_k_dense_replace": 3, "routed_scaling_factor": 2.5, "n_group": 8, "topk_group": 4, "norm_topk_prob": True,
+    "max_position_embeddings": 4096, "rope_interleave": True, "bos_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+_GLM_DEFAULTS: dict[str, Any] = _V3_DEFAULTS | {
+    "kv_lora_rank": 512, "q_lora_rank": 768, "qk_nope_head_dim": 192, "v_head_dim": 256, "n_routed_experts": 64,
+    "moe_intermediate_size": 1536, "num_experts_per_tok": 4, "routed_scaling_factor": 1.8, "n_group": 1,
+    "topk_group": 1, "max_position_embeddings": 202752, "rms_norm_eps": 1e-5, "first_k_dense_replace": 1,
+}  # fmt: skip
+_YOUTU_DEFAULTS: dict[str, Any] = _V2_DEFAULTS | {
+    "max_position_embeddings": 131072, "tie_word_embeddings": True, "rope_interleave": True, "bos_token_id": 128000,
+    "eos_token_id": 128001,
+}  # fmt: skip
+_MINICPM3_DEFAULTS: dict[str, Any] = {
+    "kv_lora_rank": 256, "q_lora_rank": 768, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "scale_emb": 12,
+    "scale_depth": 1.4, "dim_model_base": 256, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+_ATTENTION = "model.layers.{i}.self_attn"
+_HEADS = [f"{_ATTENTION}.heads.{{e}}.{part}_b_proj" for part in "kv"]
+_OWN = ("q_a_proj", "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa", "kv_a_layernorm")
+_NAMES = {
+    **{name: name for name in experts.GGUF_NAMES},
+    **{f"{_ATTENTION}.{name}": f"{_ATTENTION}.{name}" for name in _OWN},
+    **dict.fromkeys(_HEADS, f"{_ATTENTION}.kv_b_proj"),
+}
+_GGUF_OWN = ("q_a", "q_a_norm", "q_b", "kv_a_mqa", "kv_a_norm")
+_GGUF_NAMES = {
+    **experts.GGUF_NAMES,
+    **{f"{_ATTENTION}.{name}": f"blk.{{i}}.attn_{own}" for name, own in zip(_OWN, _GGUF_OWN, strict=True)},
+}
+# In older files they are one tensor, as in safetensors (gguf_header.py).
+_GGUF_APART = {name: f"blk.{{i}}.attn_{part}_b" for name, part in zip(_HEADS, "kv", strict=True)}
+_PAIRS = {
+    f"{_ATTENTION}.q_proj": "pairs of latent attention's queries",
+    f"{_ATTENTION}.q_b_proj": "pairs of latent attention's queries",
+    f"{_ATTENTION}.kv_a_proj_with_mqa": "pairs behind latent vectors",
+}
+# Neighbouring dimensions turn together; MiniCPM 3's are those of two halves.
+_LAYOUT = TensorLayout(
+    names=_NAMES,
+    by_latent_head=frozenset({f"{_ATTENTION}.kv_b_proj"}),
+    row_orders=_PAIRS,
+    has_more_layers=True,
+)
+_GGUF_LAYOUT = TensorLayout(
+    names=_GGUF_NAMES | _GGUF_APART,
+    by_latent_head=frozenset({"blk.{i}.attn_kv_b"}),
+    row_orders=_PAIRS,
+)
+_GGUF_KEYS = experts.GGUF_KEYS | {
+    "attention.kv_lora_rank", "attention.q_lora_rank", "attention.key_length_mla", "attention.value_length_mla",
+    "expert_shared_count", "expert_weights_scale", "expert_weights_norm", "expert_gating_func", "expert_group_count",
+    "expert_group_used_count", "leading_dense_block_count", "rope.scaling.yarn_log_multiplier",
+}  # fmt: skip
+_SOFTMAX, _SIGMOID = 1, 2
+_GLM_VOCABULARY = 154880  # whose first files do not say how they weigh experts
+
+
+def latent_config(values: Mapping[str, Any]) -> ModelConfig:
+    """Read config.json's values as those of a Llama with latent attention.
+
+    Raises:
+        CheckpointError: it has biases in attention, or sizes that no such attention has.
+    """
+    if hf_values.flag(values, "attention_bias"):
+        raise CheckpointError("config.json: attention_bias is true; latent attention with biases is not supported.")
+    rank, turning, nope = (
+        hf_values.bounded(values, key) for key in ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim")
+    )
+    config = llama.to_model_config({**values, "num_key_value_heads": 1, "head_dim": rank + turning})
+    return dataclasses.replace(
+        config,
+        kv_lora_rank=rank,
+        q_lora_rank=hf_values.optional_whole_number(values, "q_lora_rank"),
+        qk_nope_head_dim=nope,
+        v_head_dim=hf_values.whole_number(values, "v_head_dim"),
+        attention_multiplier=(nope + turning) ** -0.5 * _growth_of_scores(values),
+    )
+
+
+def _refuse_halves(values: Mapping[str, Any]) -> None:
+    if not hf_values.flag(values, "rope_interleave"):
+        raise CheckpointError("config.json: rope_interleave is false; supported is true.")
+
+
+def _growth_of_scores(values: Mapping[str, Any]) -> float:
+    """Return what yarn's scale of all dimensions multiplies the scores by."""
+    settings = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    factor, scale = (hf_values.number(settings, key, 0.0) for key in ("factor", "mscale_all_dim"))
+    if settings.get("rope_type", settings.get("type", "default")) == "default" or factor <= 1:
+        return 1.0
+    grown = 0.1 * scale * math.log(factor) + 1.0
+    return grown * grown  # infinite, which a config refuses, where a power would raise
+
+
+def _expert_fields(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    groups = hf_values.optional_whole_number(values, "n_group")
+    if (groups or 1) != 1:
+        raise CheckpointError(
+            f"config.json: n_group is {groups}; experts that are chosen among groups of them are not supported."
+        )
+    size, shared = (hf_values.whole_number(values, key) for key in ("moe_intermediate_size", "n_shared_experts"))
+    dense = values.get("mlp_layer_types")
+    if dense is None:
+        first = hf_values.whole_number(values, "first_k_dense_replace")
+        without = tuple(range(min(max(first, 0), layers)))
+    elif isinstance(dense, list) and len(dense) == layers and set(dense) <= {"dense", "sparse"}:
+        without = tuple(layer for layer, kind in enumerate(dense) if kind == "dense")
+    else:
+        raise CheckpointError(
+            f"config.json: mlp_layer_types is {dense!r:.200}; it must say 'dense' or 'sparse' of each of {layers} "
+            "layers."
+        )
+    return {
+        "moe_intermediate_size": size,
+        "shared_expert_intermediate_size": size * shared or None,
+        "routed_scaling_factor": hf_values.number(values, "routed_scaling_factor", 1.0),
+        "layers_without_experts": without,
+        **experts.expert_fields(values, "n_routed_experts"),
+    }
+
+
+def _to_v2_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_V2_DEFAULTS, **values}
+    config = latent_config(values)
+    method = values.get("topk_method", "greedy")
+    if method not in ("greedy", "group_limited_greedy"):
+        raise CheckpointError(f"config.json: topk_method is {method!r:.60}; supported is 'greedy'.")
+    return dataclasses.replace(
+        config,
+        model_type="deepseek_v2",
+        norm_topk_prob=False,
+        **_expert_fields(values, config.num_hidden_layers),
+    )
+
+
+def _to_v3_config(values: Mapping[str, Any], model_type: str = "deepseek_v3") -> ModelConfig:
+    values = {**_V3_DEFAULTS, **values}
+    _refuse_halves(values)
+    config = latent_config(values)
+    return dataclasses.replace(
+        config,
+        model_type=model_type,
+        scoring_func="sigmoid",
+        norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
+        expert_choice_bias=True,
+        **_expert_fields(values, config.num_hidden_layers),
+    )
+
+
+def _to_glm_config(values: Mapping[str, Any]) -> ModelConfig:
+    return _to_v3_config({**_GLM_DEFAULTS, **values}, "glm4_moe_lite")
+
+
+def _to_youtu_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_YOUTU_DEFAULTS, **values}
+    _refuse_halves(values)
+    return dataclasses.replace(latent_config(values), model_type="youtu")
+
+
+def _to_minicpm3_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_MINICPM3_DEFAULTS, **values}
+    hidden, heads, layers = (
+        hf_values.bounded(values, key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    )
+    values["v_head_dim"] = values.get("v_head_dim") or hidden // heads
+    depth, base = hf_values.optional_number(values, "scale_depth"), hf_values.optional_number(values, "dim_model_base")
+    return dataclasses.replace(
+        latent_config(values),
+        model_type="minicpm3",
+        embedding_multiplier=hf_values.number(values, "scale_emb", 1.0),
+        residual_multiplier=1.0 if depth is None else depth / math.sqrt(layers),
+        logits_scaling=hidden / base if base else 1.0,
+    )
+
+
+def _gguf_latent_values(header: GGUFHeader, name: str) -> dict[str, Any]:
+    """Make config.json's values of a file of either kind: one head of keys for all queries, or the older one with the
+    size of each query's.
+    """
+    metadata, prefix = header.metadata, f"{name}.attention."
+    rank, turning = (
+        whole_number(metadata, f"{prefix}kv_lora_rank"),
+        whole_number(metadata, f"{name}.rope.dimension_count"),
+    )
+    mla = "_mla" if f"{prefix}key_length_mla" in metadata else ""
+    heads, width = whole_number(metadata, f"{prefix}head_count"), whole_number(metadata, f"{name}.embedding_length")
+    key = whole_number(metadata, f"{prefix}key_length{mla}")
+    value = whole_number(metadata, f"{prefix}value_length{mla}", width // max(heads, 1))
+    kept = {f"{prefix}{part}_length": rank + turning for part in ("key", "value")}
+    as_one_head = {**metadata, **kept, f"{prefix}head_count_kv": 1, f"{name}.rope.dimension_count": rank + turning}
+    values = gguf_header.to_hf_config(dataclasses.replace(header, metadata=as_one_head), name, keys=_GGUF_KEYS)
+    grown = f"{name}.rope.scaling.yarn_log_multiplier"
+    if values["rope_scaling"] and grown in metadata:
+        scale = 10 * float32_number(metadata, grown)  # a tenth of it is in the file
+        values["rope_scaling"] |= {"mscale": scale, "mscale_all_dim": scale}
+    ranks = {"kv_lora_rank": rank, "q_lora_rank": metadata.get(f"{prefix}q_lora_rank")}
+    sizes = {"qk_nope_head_dim": key - turning, "qk_rope_head_dim": turning, "v_head_dim": value}
+    return values | ranks | sizes
+
+
+def _gguf_to_dense_config(header: GGUFHeader) -> dict[str, Any]:
+    return {"model_type": "youtu", **_gguf_latent_values(header, "deepseek2")}
+
+
+def _gguf_to_expert_config(header: GGUFHeader) -> dict[str, Any]:
+    metadata, name = header.metadata, "deepseek2"
+    values = _gguf_latent_values(header, name)
+    unsaid = _SIGMOID if values["vocab_size"] == _GLM_VOCABULARY else _SOFTMAX
+    scoring = whole_number(metadata, f"{name}.expert_gating_func", unsaid)
+    if scoring not in (_SOFTMAX, _SIGMOID):
+        raise CheckpointError(f"GGUF metadata: {name}.expert_gating_func is {scoring}; supported are 1 and 2.")
+    is_normed = bool(metadata.get(f"{name}.expert_weights_norm", False))
+    if is_normed and scoring == _SOFTMAX:
+        raise CheckpointError(f"GGUF metadata: {name}.expert_weights_norm is true, which DeepSeek V2 does not know.")
+    scale = f"{name}.expert_weights_scale"
+    return {
+        "model_type": "deepseek_v3" if scoring == _SIGMOID else "deepseek_v2",
+        **values,
+        **experts.gguf_expert_values(header, name, "n_routed_experts"),
+        "moe_intermediate_size": whole_number(metadata, f"{name}.expert_feed_forward_length"),
+        "n_shared_experts": whole_number(metadata, f"{name}.expert_shared_count", 0),
+        "first_k_dense_replace": whole_number(metadata, f"{name}.leading_dense_block_count", 0),
+        "routed_scaling_factor": float32_number(metadata, scale) if scale in metadata else 1.0,
+        "norm_topk_prob": is_normed,
+        "n_group": whole_number(metadata, f"{name}.expert_group_count", 1),
+        "rope_interleave": True,
+    }
+
+
+def _gguf_to_minicpm3_config(header: GGUFHeader) -> dict[str, Any]:
+    values = _gguf_latent_values(header, "minicpm3")
+    factors = [header.rope_factors.get(f"rope_factors_{length}.weight") for length in ("short", "long")]
+    if factors[0] is not None and factors[1] is not None:
+        short, long = (each.tolist() for each in factors if each is not None)
+        values["rope_scaling"] = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
+    return {"model_type": "minicpm3", **values}
+
+
+DEEPSEEK_V2 = Architecture(
+    model_type="deepseek_v2",
+    to_model_config=_to_v2_config,
+    layout=_LAYOUT,
+    gguf=GGUFFamily(
+        architecture="deepseek2", to_hf_config=_gguf_to_expert_config, layout=_GGUF_LAYOUT, has_experts=True
+    ),
+)
+# Files of llama.cpp are those of DeepSeek V2 too.
+DEEPSEEK_V3 = Architecture(model_type="deepseek_v3", to_model_config=_to_v3_config, layout=_LAYOUT, gguf=None)
+GLM4_MOE_LITE = Architecture(model_type="glm4_moe_lite", to_model_config=_to_glm_config, layout=_LAYOUT, gguf=None)
+YOUTU = Architecture(
+    model_type="youtu",
+    to_model_config=_to_youtu_config,
+    layout=_LAYOUT,
+    gguf=GGUFFamily(architecture="deepseek2", to_hf_config=_gguf_to_dense_config, layout=_GGUF_LAYOUT),
+)
+MINICPM3 = Architecture(
+    model_type="minicpm3",
+    to_model_config=_to_minicpm3_config,
+    layout=dataclasses.replace(_LAYOUT, row_orders={}, has_more_layers=False),
+    gguf=GGUFFamily(
+        architecture="minicpm3",
+        to_hf_config=_gguf_to_minicpm3_config,
+        layout=dataclasses.replace(_GGUF_LAYOUT, row_orders={}),
+    ),
+)

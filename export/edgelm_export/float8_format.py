@@ -1,0 +1,132 @@
+"""Matrices that a folder stores in 8 bits with scales beside them: floats (FP8, E4M3), or integers.
+
+A scale is for all of a matrix, for a row, or for a block of rows and columns. What activations were rounded to where
+the model was made (activation_scale, input_scale) is passed over: here they have float32, or a block's own 8 bits.
+Sources: transformers' integrations of FP8 (DeepSeek-V3's, Mistral's, FBGEMM's), compressed-tensors' float-quantized and
+int-quantized. Shapes: N outputs, K inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.errors import CheckpointError
+from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.grid_of_groups import Grid
+from edgelm_export.mlx_format import Read
+
+FLOAT8 = "F8_E4M3"  # as safetensors calls it
+_STORED = {"FP8": FLOAT8, "INT8": "I8"}
+_PASSED_OVER = ("activation_scale", "input_scale", "input_scale_ub")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledMatrix:
+    """One matrix of 8 bits, and the scales by which it is multiplied.
+
+    type: a row of `_STORED`. scale: the name of its scales' tensor. block: of how many rows and columns a scale is,
+    where there is one for each block; else None.
+    """
+
+    stem: str
+    shape: tuple[int, int]
+    type: str
+    scale: str
+    block: tuple[int, int] | None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names that its tensors may have."""
+        return (f"{self.stem}.weight", self.scale, *(f"{self.stem}.{part}" for part in _PASSED_OVER))
+
+    @property
+    def stored_type(self) -> str:
+        """The type that its numbers must have on disk."""
+        return _STORED[self.type]
+
+    def weight(self, read: Read) -> NDArray[np.float32]:
+        """Return the matrix in float32; `read` gives its tensors."""
+        weight: NDArray[np.float32] = read(f"{self.stem}.weight").astype(np.float32)
+        weight *= self._scales(read)
+        return weight
+
+    def blocks(self, read: Read) -> QuantizedBlocks | None:
+        """Return the matrix in MatMulNBits' blocks; None where it is of floats, or its scales are not of rows."""
+        scales = self._scales(read)
+        if self.type != "INT8" or scales.shape != (self.shape[0], 1):
+            return None
+        values = read(f"{self.stem}.weight").astype(np.int32) + 128
+        zeros, groups = np.full(scales.shape, 128, np.int32), np.zeros(self.shape[1], np.int64)
+        return Grid(bits=8, values=values, zeros=zeros, scales=scales, groups=groups).blocks()
+
+    def _scales(self, read: Read) -> NDArray[np.float32]:
+        """Return the scales so that they can be multiplied with: [1, 1], [N, 1] or [N, K]."""
+        scales: NDArray[np.float32] = read(self.scale).astype(np.float32)
+        if scales.size == 1:
+            return scales.reshape(1, 1)
+        if self.block is None:
+            return scales.reshape(-1, 1)
+        (N, K), (rows, columns) = self.shape, self.block
+        return np.ascontiguousarray(scales.repeat(rows, 0)[:N].repeat(columns, 1)[:, :K])
+
+
+def scaled_matrices(
+    config: Mapping[str, Any], present: Mapping[str, tuple[int, ...]], where: object
+) -> Mapping[str, ScaledMatrix] | None:
+    """Find such matrices of a folder, under the names of plain ones; None where its settings are of another kind.
+
+    Raises:
+        CheckpointError: the scales of one do not fit it.
+    """
+    method, form = config.get("quant_method"), config.get("format")
+    weights = _compressed_weights(config)
+    is_float = weights.get("type") == "float"
+    if method == "fp8":
+        type_, part, block = "FP8", "weight_scale_inv", config.get("weight_block_size")
+    elif method == "fbgemm_fp8":
+        type_, part, block = "FP8", "weight_scale", None
+    elif method == "compressed-tensors" and weights.get("num_bits") == 8 and form in _COMPRESSED:
+        type_, part, block = "FP8" if is_float else "INT8", "weight_scale", weights.get("block_structure")
+        if form != ("float-quantized" if is_float else "int-quantized") or not weights.get("symmetric", True):
+            return None
+    else:
+        return None
+    if block is not None and not _is_block(block):
+        raise CheckpointError(f"{where}: quantization_config's block is {block!r:.60}; it must be two numbers above 0.")
+    found = {}
+    for name, shape in present.items():
+        stem = name.removesuffix(".weight")
+        scale = present.get(f"{stem}.{part}")
+        if stem == name or len(shape) != 2 or scale is None:
+            continue
+        of_blocks = None if block is None else tuple(-(-size // of) for size, of in zip(shape, block, strict=True))
+        if scale not in ((), (1,), (1, 1)) and scale != of_blocks and scale not in ((shape[0],), (shape[0], 1)):
+            raise CheckpointError(f"{where}: {stem}.{part} is {list(scale)}, which fits no matrix of {list(shape)}.")
+        found[name] = ScaledMatrix(
+            stem=stem,
+            shape=(shape[0], shape[1]),
+            type=type_,
+            scale=f"{stem}.{part}",
+            block=(block[0], block[1]) if block is not None and scale == of_blocks else None,
+        )
+    return found
+
+
+_COMPRESSED = ("float-quantized", "int-quantized")
+
+
+def _compressed_weights(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what compressed-tensors says of the weights of the first group."""
+    groups = config.get("config_groups")
+    group = next(iter(groups.values()), None) if isinstance(groups, dict) else None
+    weights = group.get("weights") if isinstance(group, dict) else None
+    return weights if isinstance(weights, dict) else {}
+
+
+def _is_block(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(size) is int and size > 0 for size in value)

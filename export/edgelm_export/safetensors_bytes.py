@@ -1,0 +1,40 @@
+"""The bytes of one tensor in a safetensors file: for types that the library does not give numpy, such as float8."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.errors import CheckpointError
+
+
+def tensor_bytes(path: Path, name: str) -> NDArray[np.uint8]:
+    """Return a tensor's bytes, as they lie in a file that the library has opened before.
+
+    Raises:
+        CheckpointError: the file has changed since, or cannot be read.
+    """
+    try:
+        first, end = _places(path)[name]
+        content = np.fromfile(path, np.uint8, end - first, offset=first)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Download it again.") from error
+    if len(content) < end - first:
+        raise CheckpointError(f"{path} cannot be read: {name} ends behind the file. Download it again.")
+    return content
+
+
+@lru_cache(maxsize=64)  # files of one checkpoint
+def _places(path: Path) -> Mapping[str, tuple[int, int]]:
+    """Return where the bytes of each tensor begin and end in a file."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    starts = {name: entry["data_offsets"] for name, entry in header.items()}
+    return {name: (8 + length + first, 8 + length + end) for name, (first, end) in starts.items()}
