@@ -93,7 +93,9 @@ class HuggingFaceCheckpoint:
             self._stacks = mxfp4_stacks(shapes)
             shapes = without_mxfp4_parts(shapes, self._stacks)
         elif quantization:
-            self._packed = packed_matrices(quantization if isinstance(quantization, dict) else {}, shapes, folder)
+            self._packed = packed_matrices(
+                quantization if isinstance(quantization, dict) else {}, shapes, self._read_whole, folder
+            )
             shapes = without_parts(shapes, self._packed)
         try:
             layout = CANONICAL
