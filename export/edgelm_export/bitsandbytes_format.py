@@ -49,6 +49,14 @@ class FourBitMatrix:
         own = (*_PARTS, f"{_STATE}{self.levels}")
         return (f"{self.stem}.weight", *(f"{self.stem}.weight.{part}" for part in own))
 
+    @property
+    def stored_types(self) -> dict[str, tuple[str, ...]]:
+        """The types that its tensors must have on disk."""
+        name, floats = f"{self.stem}.weight", ("F32", "F16", "BF16")
+        nested = ("nested_absmax", "nested_quant_map") if self.nested is not None else ()
+        own = dict.fromkeys((f"{name}.{part}" for part in ("quant_map", *nested)), floats)
+        return {name: ("U8",), f"{name}.absmax": ("U8",) if nested else floats, **own}
+
     def weight(self, read: Read) -> NDArray[np.float32]:
         """Return the matrix in float32; `read` gives its tensors."""
         name = f"{self.stem}.weight"

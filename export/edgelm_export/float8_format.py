@@ -46,9 +46,9 @@ class ScaledMatrix:
         return (f"{self.stem}.weight", self.scale, *(f"{self.stem}.{part}" for part in _PASSED_OVER))
 
     @property
-    def stored_type(self) -> str:
-        """The type that its numbers must have on disk."""
-        return _STORED[self.type]
+    def stored_types(self) -> dict[str, tuple[str, ...]]:
+        """The types that its tensors must have on disk."""
+        return {f"{self.stem}.weight": (_STORED[self.type],), self.scale: ("F32", "F16", "BF16")}
 
     def weight(self, read: Read) -> NDArray[np.float32]:
         """Return the matrix in float32; `read` gives its tensors."""

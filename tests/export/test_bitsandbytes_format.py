@@ -96,6 +96,7 @@ def test_a_matrix_is_read_as_what_it_stands_for(save_llama: Any, tmp_path: Path,
     ("part", "changed", "message"),
     [
         ("absmax", np.zeros(3, np.uint8), r"up_proj\.weight\.absmax is \[3\] for a matrix of \[128, 64\]"),
+        ("absmax", np.zeros(256, np.float32), r"not supported: .*up_proj\.weight\.absmax \(F32 instead of U8\)"),
         ("quant_map", np.zeros(8, np.float32), r"up_proj\.weight\.quant_map is \[8\] for a matrix of"),
         ("nested_absmax", np.zeros(1, np.float32), r"up_proj\.weight\.nested_absmax is \[1\] for a matrix of"),
         ("nested_quant_map", None, r"does not describe model\.layers\.0\.mlp\.up_proj\.weight: '.*nested_quant_map'"),

@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_named(save_llama: Any, tmp_path: Path) -> None:
             {},
             settings | {"weight_block_size": [32]},
         ),
-        rf"not supported: {stem}.weight_scale_inv \(I32 instead of F32, F16, BF16\)": (
+        rf"not supported: {stem}.weight_scale_inv \(I32 instead of F32 or F16 or BF16\)": (
             {f"{stem}.weight_scale_inv": tensors[f"{stem}.weight_scale_inv"].to(torch.int32)},
             settings,
         ),
