@@ -64,7 +64,8 @@ class FourBitMatrix:
         levels = read(f"{name}.quant_map").astype(np.float32)
         codes = np.stack([packed >> 4, packed & 15], axis=1).reshape(-1)
         weight: NDArray[np.float32] = levels[codes].reshape(-1, self.block_size)
-        weight *= self._sizes(name, read)[:, None]
+        with np.errstate(all="ignore"):  # what is not finite is refused later, by its name
+            weight *= self._sizes(name, read)[:, None]
         return weight.reshape(self.shape)
 
     def blocks(self, read: Read) -> None:

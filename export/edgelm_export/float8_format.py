@@ -53,7 +53,8 @@ class ScaledMatrix:
     def weight(self, read: Read) -> NDArray[np.float32]:
         """Return the matrix in float32; `read` gives its tensors."""
         weight: NDArray[np.float32] = read(f"{self.stem}.weight").astype(np.float32)
-        weight *= self._scales(read)
+        with np.errstate(all="ignore"):
+            weight *= self._scales(read)
         return weight
 
     def blocks(self, read: Read) -> QuantizedBlocks | None:
@@ -67,7 +68,8 @@ class ScaledMatrix:
 
     def _scales(self, read: Read) -> NDArray[np.float32]:
         """Return the scales so that they can be multiplied with: [1, 1], [N, 1] or [N, K]."""
-        scales: NDArray[np.float32] = read(self.scale).astype(np.float32) / np.float32(self.divisor)
+        with np.errstate(all="ignore"):  # what is not finite is refused later, by its name
+            scales: NDArray[np.float32] = read(self.scale).astype(np.float32) / np.float32(self.divisor)
         if scales.size == 1:
             return scales.reshape(1, 1)
         if self.block is None:

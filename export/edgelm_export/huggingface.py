@@ -321,11 +321,11 @@ class HuggingFaceCheckpoint:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a weights file, and name it where it cannot be read."""
+    """Open a weights file, and name it where it cannot be read, or has a type that numpy has not (AttributeError)."""
     try:
         with safe_open(path, framework="numpy") as file:
             yield file
-    except (OSError, SafetensorError) as error:
+    except (AttributeError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Download it again.") from error
 
 

@@ -189,3 +189,16 @@ def test_so_are_those_of_the_text_part_of_a_model_that_reads_images(save_llama: 
     checkpoint = HuggingFaceCheckpoint(tmp_path)
     for key, expected in wanted.items():
         np.testing.assert_array_equal(checkpoint.tensor(key), expected.numpy(), err_msg=key)
+
+
+def test_a_type_that_numpy_has_not_is_no_other_error(save_llama: Any, tmp_path: Path) -> None:
+    save_llama(tmp_path, intermediate_size=128)
+    quantize_folder(tmp_path, "fp8 in blocks")
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4"] = torch.ones(3).to(torch.float8_e5m2)
+    save_file(tensors, tmp_path / "model.safetensors")
+    values = json.loads((tmp_path / "config.json").read_text())
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "config.json").write_text(json.dumps(values | {"quantization_config": settings}))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read: module 'numpy' has no attribute"):
+        HuggingFaceCheckpoint(tmp_path)
