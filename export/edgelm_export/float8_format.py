@@ -3,7 +3,7 @@
 A scale is for all of a matrix, for a row, or for a block of rows and columns. What activations were rounded to where
 the model was made (activation_scale, input_scale) is passed over: here they have float32, or a block's own 8 bits.
 Sources: transformers' integrations of FP8 (DeepSeek-V3's, Mistral's, FBGEMM's), compressed-tensors' float-quantized and
-int-quantized. Shapes: N outputs, K inputs.
+int-quantized, bitsandbytes' LLM.int8 (SCB). Shapes: N outputs, K inputs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgelm_export.mlx_format import Read
 
 FLOAT8 = "F8_E4M3"  # as safetensors calls it
 _STORED = {"FP8": FLOAT8, "INT8": "I8"}
-_PASSED_OVER = ("activation_scale", "input_scale", "input_scale_ub")
+_PASSED_OVER = ("activation_scale", "input_scale", "input_scale_ub", "weight_format")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class ScaledMatrix:
     """One matrix of 8 bits, and the scales by which it is multiplied.
 
     type: a row of `_STORED`. scale: the name of its scales' tensor. block: of how many rows and columns a scale is,
-    where there is one for each block; else None.
+    where there is one for each block; else None. divisor: of the stored scales.
     """
 
     stem: str
@@ -38,6 +38,7 @@ class ScaledMatrix:
     type: str
     scale: str
     block: tuple[int, int] | None
+    divisor: int = 1
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -45,14 +46,15 @@ class ScaledMatrix:
         return (f"{self.stem}.weight", self.scale, *(f"{self.stem}.{part}" for part in _PASSED_OVER))
 
     @property
-    def stored_type(self) -> str:
-        """The type that its numbers must have on disk."""
-        return _STORED[self.type]
+    def stored_types(self) -> dict[str, tuple[str, ...]]:
+        """The types that its tensors must have on disk."""
+        return {f"{self.stem}.weight": (_STORED[self.type],), self.scale: ("F32", "F16", "BF16")}
 
     def weight(self, read: Read) -> NDArray[np.float32]:
         """Return the matrix in float32; `read` gives its tensors."""
         weight: NDArray[np.float32] = read(f"{self.stem}.weight").astype(np.float32)
-        weight *= self._scales(read)
+        with np.errstate(all="ignore"):
+            weight *= self._scales(read)
         return weight
 
     def blocks(self, read: Read) -> QuantizedBlocks | None:
@@ -66,7 +68,8 @@ class ScaledMatrix:
 
     def _scales(self, read: Read) -> NDArray[np.float32]:
         """Return the scales so that they can be multiplied with: [1, 1], [N, 1] or [N, K]."""
-        scales: NDArray[np.float32] = read(self.scale).astype(np.float32)
+        with np.errstate(all="ignore"):  # what is not finite is refused later, by its name
+            scales: NDArray[np.float32] = read(self.scale).astype(np.float32) / np.float32(self.divisor)
         if scales.size == 1:
             return scales.reshape(1, 1)
         if self.block is None:
@@ -85,11 +88,13 @@ def scaled_matrices(
     """
     method, form = config.get("quant_method"), config.get("format")
     weights = _compressed_weights(config)
-    is_float = weights.get("type") == "float"
+    is_float, divisor = weights.get("type") == "float", 1
     if method == "fp8":
         type_, part, block = "FP8", "weight_scale_inv", config.get("weight_block_size")
     elif method == "fbgemm_fp8":
         type_, part, block = "FP8", "weight_scale", None
+    elif method == "bitsandbytes" and config.get("load_in_8bit"):
+        type_, part, block, divisor = "INT8", "SCB", None, 127  # the largest size of each row
     elif method == "compressed-tensors" and weights.get("num_bits") == 8 and form in _COMPRESSED:
         type_, part, block = "FP8" if is_float else "INT8", "weight_scale", weights.get("block_structure")
         if form != ("float-quantized" if is_float else "int-quantized") or not weights.get("symmetric", True):
@@ -113,6 +118,7 @@ def scaled_matrices(
             type=type_,
             scale=f"{stem}.{part}",
             block=(block[0], block[1]) if block is not None and scale == of_blocks else None,
+            divisor=divisor,
         )
     return found
 

@@ -26,6 +26,7 @@ from edgelm.package.manifest import sha256_of
 from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.hf_values import token_ids
 from edgelm_export.assembled import assembled_names, with_assembled
+from edgelm_export.bitsandbytes_format import FourBitMatrix
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import (
     CHAT_TEMPLATE,
@@ -93,7 +94,9 @@ class HuggingFaceCheckpoint:
             self._stacks = mxfp4_stacks(shapes)
             shapes = without_mxfp4_parts(shapes, self._stacks)
         elif quantization:
-            self._packed = packed_matrices(quantization if isinstance(quantization, dict) else {}, shapes, folder)
+            self._packed = packed_matrices(
+                quantization if isinstance(quantization, dict) else {}, shapes, self._read_whole, folder
+            )
             shapes = without_parts(shapes, self._packed)
         try:
             layout, is_known = CANONICAL, self._text_part is None
@@ -279,12 +282,11 @@ class HuggingFaceCheckpoint:
             for source in dict.fromkeys(part.source for part in self._parts.values())
             if source not in self._packed and source not in self._stacks and self._stored[source].dtype not in _DTYPES
         ]
-        scaled = {name: matrix for name, matrix in self._packed.items() if isinstance(matrix, ScaledMatrix)}
-        wanted: dict[str, tuple[str, ...]] = {name: (matrix.stored_type,) for name, matrix in scaled.items()}
-        wanted |= {matrix.scale: _DTYPES for matrix in scaled.values()}
         others += [
-            f"{name} ({self._stored[name].dtype} instead of {', '.join(types)})"
-            for name, types in wanted.items()
+            f"{name} ({self._stored[name].dtype} instead of {' or '.join(types)})"
+            for matrix in self._packed.values()
+            if isinstance(matrix, (FourBitMatrix, ScaledMatrix))
+            for name, types in matrix.stored_types.items()
             if self._stored[name].dtype not in types
         ]
         if others:
@@ -319,11 +321,11 @@ class HuggingFaceCheckpoint:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a weights file, and name it where it cannot be read."""
+    """Open a weights file, and name it where it cannot be read, or has a type that numpy has not (AttributeError)."""
     try:
         with safe_open(path, framework="numpy") as file:
             yield file
-    except (OSError, SafetensorError) as error:
+    except (AttributeError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Download it again.") from error
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
+from edgelm_export.bitsandbytes_format import FourBitMatrix, four_bit_matrices
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.float8_format import ScaledMatrix, scaled_matrices
 from edgelm_export.grid_of_groups import Grid
@@ -113,13 +114,15 @@ class TernaryMatrix:
 
 
 # A matrix of any format.
-Packed = PackedMatrix | MLXMatrix | TernaryMatrix | ScaledMatrix
+Packed = PackedMatrix | MLXMatrix | TernaryMatrix | ScaledMatrix | FourBitMatrix
 
 
 def packed_matrices(
-    config: Mapping[str, Any], present: Mapping[str, tuple[int, ...]], where: object
+    config: Mapping[str, Any], present: Mapping[str, tuple[int, ...]], read: Read, where: object
 ) -> Mapping[str, Packed]:
     """Find the packed matrices of a folder by its config.json's quantization_config, under the names of plain ones.
+
+    present: the shapes of its tensors. read: gives one of them as it is stored.
 
     Raises:
         CheckpointError: it is quantized in another way, or its settings are broken.
@@ -129,6 +132,8 @@ def packed_matrices(
         return mlx_matrices(config, present, where)
     if method == "bitnet":
         return _ternary_matrices(config, present, where)
+    if method == "bitsandbytes" and config.get("load_in_4bit"):
+        return four_bit_matrices(present, read, where)
     scaled = scaled_matrices(config, present, where)
     if scaled is not None:
         return scaled
@@ -141,7 +146,8 @@ def packed_matrices(
         raise CheckpointError(
             f"{where}: the weights are quantized ({told or 'quantization_config'}), in a way that is not supported. "
             "Supported: gptq in 2, 4 and 8 bits, awq in 4, compressed-tensors pack-quantized in 4 and 8, and its "
-            "float-quantized and int-quantized in 8, fp8, fbgemm_fp8, mxfp4, bitnet, and mlx-lm's affine and mxfp4. "
+            "float-quantized and int-quantized in 8, fp8, fbgemm_fp8, bitsandbytes in 4 and 8, mxfp4, bitnet, and "
+            "mlx-lm's affine and mxfp4. "
             "Take the model's unquantized folder, or a GGUF file."
         )
     return {

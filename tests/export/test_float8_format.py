@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_named(save_llama: Any, tmp_path: Path) -> None:
             {},
             settings | {"weight_block_size": [32]},
         ),
-        rf"not supported: {stem}.weight_scale_inv \(I32 instead of F32, F16, BF16\)": (
+        rf"not supported: {stem}.weight_scale_inv \(I32 instead of F32 or F16 or BF16\)": (
             {f"{stem}.weight_scale_inv": tensors[f"{stem}.weight_scale_inv"].to(torch.int32)},
             settings,
         ),
@@ -189,3 +189,16 @@ def test_so_are_those_of_the_text_part_of_a_model_that_reads_images(save_llama: 
     checkpoint = HuggingFaceCheckpoint(tmp_path)
     for key, expected in wanted.items():
         np.testing.assert_array_equal(checkpoint.tensor(key), expected.numpy(), err_msg=key)
+
+
+def test_a_type_that_numpy_has_not_is_no_other_error(save_llama: Any, tmp_path: Path) -> None:
+    save_llama(tmp_path, intermediate_size=128)
+    quantize_folder(tmp_path, "fp8 in blocks")
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4"] = torch.ones(3).to(torch.float8_e5m2)
+    save_file(tensors, tmp_path / "model.safetensors")
+    values = json.loads((tmp_path / "config.json").read_text())
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "config.json").write_text(json.dumps(values | {"quantization_config": settings}))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read: module 'numpy' has no attribute"):
+        HuggingFaceCheckpoint(tmp_path)

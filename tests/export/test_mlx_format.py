@@ -218,6 +218,19 @@ def test_blocks_beyond_the_reach_of_zero_points_have_offsets_too(bits: int) -> N
 
 
 W = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+PARTS = {part: part for part in W.values()}
+EXPERTS = {"head_dim": 16, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LATENT: dict[str, Any] = {
+    "kv_lora_rank": 32, "q_lora_rank": 32, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 32,
+    "num_key_value_heads": 4, "n_routed_experts": 3, "num_local_experts": 3, "num_experts_per_tok": 2, "n_group": 1,
+    "topk_group": 1, "moe_intermediate_size": 32, "n_shared_experts": 1, "first_k_dense_replace": 1,
+}  # fmt: skip
+
+
+def renamed(tensors: Tensors, part: str, other: str) -> Tensors:
+    return {name.replace(part, other): tensor for name, tensor in tensors.items()}
+
+
 FAMILIES: dict[str, tuple[dict[str, Any], Callable[[Tensors], Tensors]]] = {
     "mixtral": (
         {"num_local_experts": 3, "tie_word_embeddings": False},
@@ -228,26 +241,16 @@ FAMILIES: dict[str, tuple[dict[str, Any], Callable[[Tensors], Tensors]]] = {
             "head_dim": 16, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
             "mlp_only_layers": [1],
         },
-        lambda tensors: stacked(tensors, "mlp", {part: part for part in ("gate_proj", "up_proj", "down_proj")}),
+        lambda tensors: stacked(tensors, "mlp", PARTS),
     ),
     "olmoe": (
         {"num_experts": 3, "num_experts_per_tok": 2, "pad_token_id": 0},
-        lambda tensors: stacked(tensors, "mlp", {part: part for part in ("gate_proj", "up_proj", "down_proj")}),
+        lambda tensors: stacked(tensors, "mlp", PARTS),
     ),
-    "exaone_moe": (
-        {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
-        lambda tensors: {
-            name.replace("mlp.e_score", "mlp.gate.e_score"): tensor
-            for name, tensor in stacked(tensors, "mlp", {part: part for part in W.values()}).items()
-        },
-    ),
-    "afmoe": (
-        {"head_dim": 16, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
-        lambda tensors: {
-            name.replace("switch_mlp", "experts"): tensor
-            for name, tensor in stacked(tensors, "mlp", {part: part for part in W.values()}).items()
-        },
-    ),
+    "exaone_moe": (EXPERTS, lambda tensors: renamed(stacked(tensors, "mlp", PARTS), "mlp.e_", "mlp.gate.e_")),
+    "afmoe": (EXPERTS, lambda tensors: renamed(stacked(tensors, "mlp", PARTS), "switch_mlp", "experts")),
+    "deepseek_v2": (LATENT, lambda tensors: stacked(tensors, "mlp", PARTS)),
+    "glm4_moe_lite": (LATENT, lambda tensors: with_heads_apart(tensors)),
     "lfm2_moe": (
         {
             "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_dense_layers": 1,
@@ -293,6 +296,19 @@ FAMILIES: dict[str, tuple[dict[str, Any], Callable[[Tensors], Tensors]]] = {
         },
     ),
 }  # fmt: skip
+
+
+def with_heads_apart(tensors: Tensors) -> Tensors:
+    """Give both matrices of each head of latent attention tensors of their own, [N, out, in]."""
+    result = {}
+    for name, tensor in stacked(tensors, "mlp", PARTS).items():
+        if not name.endswith(".kv_b_proj.weight"):
+            result[name] = tensor
+            continue
+        k_NPL, v_NYL = np.split(tensor.reshape(4, -1, 32), [64], axis=1)
+        stem = name.removesuffix("kv_b_proj.weight")
+        result |= {f"{stem}embed_q.weight": k_NPL.swapaxes(1, 2), f"{stem}unembed_out.weight": v_NYL}
+    return result
 
 
 def halved(tensors: Tensors) -> Tensors:

@@ -207,8 +207,8 @@ def test_groups_in_the_order_of_activations_are_read_and_moved_to_eight_bits(sav
     [
         ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, "quant_method 'gptq', bits 3"),
         (
-            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
-            "quant_method 'bitsandbytes'",
+            {"quantization_config": {"quant_method": "hqq", "quant_config": {}}},
+            "quant_method 'hqq'",
         ),
         (
             {"quantization_config": {"quant_method": "compressed-tensors", "format": "float-quantized"}},

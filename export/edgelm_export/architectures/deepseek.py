@@ -52,6 +52,9 @@ _NAMES = {
     **{f"{_ATTENTION}.{name}": f"{_ATTENTION}.{name}" for name in _OWN},
     **dict.fromkeys(_HEADS, f"{_ATTENTION}.kv_b_proj"),
 }
+# mlx-lm has the experts of a layer in one tensor a projection, and in its newer models the matrices of heads too.
+_MLX_NAMES = _NAMES | experts.mlx_names("model.layers.{i}.mlp.switch_mlp")
+_MLX_APART = {name: f"{_ATTENTION}.{own}" for name, own in zip(_HEADS, ("embed_q", "unembed_out"), strict=True)}
 _GGUF_OWN = ("q_a", "q_a_norm", "q_b", "kv_a_mqa", "kv_a_norm")
 _GGUF_NAMES = {
     **experts.GGUF_NAMES,
@@ -71,6 +74,8 @@ _LAYOUT = TensorLayout(
     row_orders=_PAIRS,
     has_more_layers=True,
 )
+_MLX_LAYOUT = dataclasses.replace(_LAYOUT, names=_MLX_NAMES)
+_MLX_APART_LAYOUT = dataclasses.replace(_LAYOUT, names=_MLX_NAMES | _MLX_APART)
 _GGUF_LAYOUT = TensorLayout(
     names=_GGUF_NAMES | _GGUF_APART,
     by_latent_head=frozenset({"blk.{i}.attn_kv_b"}),
@@ -270,13 +275,18 @@ DEEPSEEK_V2 = Architecture(
     model_type="deepseek_v2",
     to_model_config=_to_v2_config,
     layout=_LAYOUT,
+    mlx=_MLX_LAYOUT,
     gguf=GGUFFamily(
         architecture="deepseek2", to_hf_config=_gguf_to_expert_config, layout=_GGUF_LAYOUT, has_experts=True
     ),
 )
 # Files of llama.cpp are those of DeepSeek V2 too.
-DEEPSEEK_V3 = Architecture(model_type="deepseek_v3", to_model_config=_to_v3_config, layout=_LAYOUT, gguf=None)
-GLM4_MOE_LITE = Architecture(model_type="glm4_moe_lite", to_model_config=_to_glm_config, layout=_LAYOUT, gguf=None)
+DEEPSEEK_V3 = Architecture(
+    model_type="deepseek_v3", to_model_config=_to_v3_config, layout=_LAYOUT, mlx=_MLX_APART_LAYOUT, gguf=None
+)
+GLM4_MOE_LITE = Architecture(
+    model_type="glm4_moe_lite", to_model_config=_to_glm_config, layout=_LAYOUT, mlx=_MLX_APART_LAYOUT, gguf=None
+)
 YOUTU = Architecture(
     model_type="youtu",
     to_model_config=_to_youtu_config,

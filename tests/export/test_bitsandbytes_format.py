@@ -1,0 +1,123 @@
+"""Checkpoints that bitsandbytes quantized, built here by hand as it packs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from edgelm.errors import CheckpointError
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.package_checkpoint import PackageCheckpoint
+
+BLOCK, SIZES = 32, 4  # numbers of a block, and blocks whose sizes have one of their own
+UP = "model.layers.0.mlp.up_proj"
+Tensors = dict[str, np.ndarray]
+
+
+def four_bits(stem: str, shape: tuple[int, int], levels: str, *, nested: bool) -> tuple[Tensors, np.ndarray]:
+    """Return a random matrix as it lies in a file, and what it stands for."""
+    random = np.random.default_rng(len(stem) + shape[1])
+    codes = random.integers(0, 16, shape[0] * shape[1]).astype(np.uint8)
+    table = np.sort(random.uniform(-1, 1, 16)).astype(np.float32)
+    blocks = len(codes) // BLOCK
+    state = {"quant_type": levels, "blocksize": BLOCK, "dtype": "bfloat16", "shape": list(shape)}
+    name, sizes = f"{stem}.weight", random.uniform(0.01, 0.1, blocks).astype(np.float32)
+    tensors = {
+        name: (codes[::2] << 4 | codes[1::2])[:, None],
+        f"{name}.quant_map": table,
+        f"{name}.absmax": sizes,
+    }
+    if nested:
+        indices, own = random.integers(0, 256, blocks).astype(np.uint8), random.uniform(0.01, 0.02, -(-blocks // SIZES))
+        map_256 = np.linspace(-1, 1, 256, dtype=np.float32)
+        own = own.astype(np.float32)
+        state |= {"nested_blocksize": SIZES, "nested_dtype": "float32", "nested_offset": 0.05}
+        tensors |= {f"{name}.absmax": indices, f"{name}.nested_absmax": own, f"{name}.nested_quant_map": map_256}
+        sizes = map_256[indices] * own[np.arange(blocks) // SIZES] + np.float32(0.05)
+    tensors[f"{name}.quant_state.bitsandbytes__{levels}"] = np.frombuffer(json.dumps(state).encode(), np.uint8).copy()
+    return tensors, (table[codes].reshape(-1, BLOCK) * sizes[:, None]).reshape(shape)
+
+
+def eight_bits(stem: str, shape: tuple[int, int]) -> tuple[Tensors, np.ndarray]:
+    random = np.random.default_rng(shape[1])
+    values, largest = random.integers(-127, 128, shape).astype(np.int8), random.uniform(0.1, 1, shape[0])
+    largest = largest.astype(np.float32)
+    tensors = {f"{stem}.weight": values, f"{stem}.SCB": largest, f"{stem}.weight_format": np.array(0, np.uint8)}
+    return tensors, values * (largest / np.float32(127))[:, None]
+
+
+def quantize_folder(folder: Path, kind: str) -> Tensors:
+    """Replace the matrices of a saved model's layers by random ones; return what each stands for."""
+    stands_for, tensors = {}, {}
+    for key, tensor in load_file(folder / "model.safetensors").items():
+        stem = key.removesuffix(".weight")
+        if tensor.ndim != 2 or ".layers." not in key:
+            tensors[key] = tensor
+            continue
+        packed, stands_for[key] = (
+            eight_bits(stem, tensor.shape)
+            if kind == "int8"
+            else four_bits(stem, tensor.shape, kind, nested=kind == "nf4")
+        )
+        tensors |= packed
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    values = json.loads((folder / "config.json").read_text())
+    bits = {"load_in_8bit": kind == "int8", "load_in_4bit": kind != "int8"}
+    settings = {"quant_method": "bitsandbytes", **bits, "bnb_4bit_quant_type": kind}
+    (folder / "config.json").write_text(json.dumps(values | {"quantization_config": settings}))
+    return stands_for
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+def test_a_matrix_is_read_as_what_it_stands_for(save_llama: Any, tmp_path: Path, kind: str) -> None:
+    save_llama(tmp_path, intermediate_size=128)
+    wanted = quantize_folder(tmp_path, kind)
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    for key, expected in wanted.items():
+        np.testing.assert_array_equal(checkpoint.tensor(key), expected, err_msg=key)
+        assert checkpoint.stored_type(key) == kind.upper()
+        assert (checkpoint.quantized_blocks(key) is not None) == (kind == "int8")
+    export_package(checkpoint, tmp_path / "package", "keep", name="tiny")
+    with PackageCheckpoint(tmp_path / "package") as package:
+        # Scales have 16 bits on the disk; levels are rounded to 255 steps of a block's range.
+        error = (
+            np.abs(package.tensor(f"{UP}.weight") - wanted[f"{UP}.weight"]).max() / np.abs(wanted[f"{UP}.weight"]).max()
+        )
+        assert error <= (1e-3 if kind == "int8" else 0.005)
+
+
+@pytest.mark.parametrize(
+    ("part", "changed", "message"),
+    [
+        ("absmax", np.zeros(3, np.uint8), r"up_proj\.weight\.absmax is \[3\] for a matrix of \[128, 64\]"),
+        ("absmax", np.zeros(256, np.float32), r"not supported: .*up_proj\.weight\.absmax \(F32 instead of U8\)"),
+        ("quant_map", np.zeros(8, np.float32), r"up_proj\.weight\.quant_map is \[8\] for a matrix of"),
+        ("nested_absmax", np.zeros(1, np.float32), r"up_proj\.weight\.nested_absmax is \[1\] for a matrix of"),
+        ("nested_quant_map", None, r"does not describe model\.layers\.0\.mlp\.up_proj\.weight: '.*nested_quant_map'"),
+        ("state", b"{", r"does not describe model\.layers\.0\.mlp\.up_proj\.weight: "),
+        ("state", b'{"shape": [128, 64], "blocksize": 0}', r"shape and blocks are \[128, 64, 0, 1\]"),
+        ("state", b'{"shape": [128, 64], "blocksize": 48}', r"up_proj\.weight is \[4096, 1\] for a matrix of"),
+        ("state", b'{"shape": [128], "blocksize": 64}', r"does not describe .*: not enough values"),
+        ("state", b'{"shape": 3, "blocksize": 64}', r"does not describe .*: cannot unpack"),
+        ("state", b" " * 5000, r"'nf4' of \[5000\] is no description of 4 bits"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    save_llama: Any, tmp_path: Path, part: str, changed: np.ndarray | bytes | None, message: str
+) -> None:
+    save_llama(tmp_path, intermediate_size=128)
+    quantize_folder(tmp_path, "nf4")
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = f"{UP}.weight.{'quant_state.bitsandbytes__nf4' if part == 'state' else part}"
+    del tensors[name]
+    if changed is not None:
+        tensors[name] = np.frombuffer(changed, np.uint8).copy() if isinstance(changed, bytes) else changed
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        HuggingFaceCheckpoint(tmp_path)
