@@ -62,7 +62,7 @@ NEMOTRON_H = {
 }  # fmt: skip
 NEMOTRON_H_MOE = NEMOTRON_H | {
     "layers_block_type": ["linear_attention", "moe", "full_attention", "linear_attention", "moe"],
-    "n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+    "n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "n_group": 3, "topk_group": 2,
     "moe_shared_expert_intermediate_size": 64, "routed_scaling_factor": 2.5,
 }  # fmt: skip
 BAMBA = {

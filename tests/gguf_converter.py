@@ -26,13 +26,14 @@ _LAYER_NORMS = (
     "starcoder2",
 )  # fmt: skip
 _HAVE_HEAD_DIM = (
-    "afmoe", "dots1", "exaone-moe", "gemma", "gemma2", "gemma3", "glm4moe", "gpt-oss", "qwen3moe", "qwen3vlmoe",
-    "mellum", "qwen35", "qwen35moe", "qwen3next", "nemotron_h", "nemotron_h_moe", "falcon-h1",
+    "afmoe", "bailingmoe2", "dots1", "exaone-moe", "gemma", "gemma2", "gemma3", "glm4moe", "gpt-oss", "qwen3moe",
+    "qwen3vlmoe", "mellum", "qwen35", "qwen35moe", "qwen3next", "nemotron_h", "nemotron_h_moe", "falcon-h1",
 )  # fmt: skip
 _TURN_IN_PART = (
     "chatglm",
     "cohere2",
     "glm4",
+    "bailingmoe2",
     "glm4moe",
     "gptneox",
     "nemotron",
@@ -180,6 +181,9 @@ def _add_latent(writer: gguf.GGUFWriter, config: PreTrainedConfig, architecture:
         writer.add_expert_weights_scale(config.routed_scaling_factor)
         if config.norm_topk_prob:
             writer.add_expert_weights_norm(True)
+        if config.model_type != "deepseek_v2":
+            writer.add_expert_group_count(config.n_group)
+            writer.add_expert_group_used_count(config.topk_group)
         kinds = gguf.ExpertGatingFuncType
         writer.add_expert_gating_func(kinds.SOFTMAX if config.model_type == "deepseek_v2" else kinds.SIGMOID)
     if config.rope_parameters["rope_type"] == "yarn":
@@ -244,7 +248,7 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_expert_shared_count(config.moe_num_shared_experts)
         writer.add_leading_dense_block_count(config.moe_layer_start_index)
         writer.add_interleave_moe_layer_step(config.moe_layer_interval)
-    if architecture in ("afmoe", "dots1", "exaone-moe", "glm4moe"):
+    if architecture in ("afmoe", "bailingmoe2", "dots1", "exaone-moe", "glm4moe"):
         _add_scored_experts(writer, config)
     if architecture in ("afmoe", "exaone-moe"):
         writer.add_sliding_window(config.sliding_window)

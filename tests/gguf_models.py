@@ -27,9 +27,9 @@ from family_models import (
     QWEN3_MOE,
     ROPES,
 )
-from hub_models import DEEPSEEK_MOE, LING, MINICPM
+from hub_models import DEEPSEEK_MOE, LING, LING_2, MINICPM
 from hub_models import LONGROPE as MINICPM_LONGROPE
-from latent_models import DEEPSEEK, DEEPSEEK_YARN, LATENT
+from latent_models import DEEPSEEK, DEEPSEEK_YARN, IN_GROUPS, LATENT
 from older_models import FALCON_7B, FALCON_11B, GPT_BIGCODE
 
 IN_BLOCKS = {"q_lora_rank": 32, "qk_nope_head_dim": 32}  # matrices of latent attention, of which ggml makes blocks
@@ -221,7 +221,7 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "deepseek_v3, yarn": (
         "deepseek_v3",
         "deepseek2",
-        DEEPSEEK | IN_BLOCKS | {"rope_parameters": DEEPSEEK_YARN, "norm_topk_prob": True},
+        DEEPSEEK | IN_BLOCKS | IN_GROUPS | {"rope_parameters": DEEPSEEK_YARN, "norm_topk_prob": True},
     ),
     "youtu": ("youtu", "deepseek2", LATENT | IN_BLOCKS),
     # llama.cpp takes these numbers for granted.
@@ -243,6 +243,7 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "internlm2": ("internlm2", "internlm2", {"bias": False, "tie_word_embeddings": False}),
     "deepseek": ("deepseek", "deepseek", DEEPSEEK_MOE),
     "bailing_moe": ("bailing_moe", "bailingmoe", LING),
+    "bailing_moe, the second": ("bailing_moe_v2", "bailingmoe2", LING_2 | {"head_dim": 16}),
     "falcon": ("falcon", "falcon", FALCON_7B | {"max_position_embeddings": 2048}),
     "falcon, two key heads, untied": (
         "falcon",

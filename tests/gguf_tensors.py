@@ -30,6 +30,7 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
     own = (
         model.config.model_type if model.config.model_type in known and "nemotron" not in architecture else architecture
     )
+    own = {"bailingmoe2": "dots1"}.get(own, own)  # which has queries, keys and values apart
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == own)
     names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
     tensors = {}
@@ -77,9 +78,9 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
             continue
         tensor = _converted(name, parameter.detach().float().numpy(), model.config, architecture)
         tensors[names.get_name(name, try_suffixes=(".weight", ".bias"))] = np.ascontiguousarray(tensor)
-    if architecture == "chatglm":  # whose first checkpoints have them in one
+    if architecture in ("chatglm", "bailingmoe2"):  # whose first checkpoints have them in one
         for layer in range(model.config.num_hidden_layers):
-            for kind in ("weight", "bias"):
+            for kind in ("weight", "bias") if architecture == "chatglm" else ("weight",):
                 parts = [tensors.pop(f"blk.{layer}.attn_{part}.{kind}") for part in "qkv"]
                 tensors[f"blk.{layer}.attn_qkv.{kind}"] = np.concatenate(parts)
     if architecture == "gemma4":

@@ -24,6 +24,10 @@ Tensors = dict[str, NDArray[np.float32]]
 _EXPERTS = {"num_experts_per_tok": 3, "moe_intermediate_size": 32, "tie_word_embeddings": False}
 DEEPSEEK_MOE = _EXPERTS | {"n_routed_experts": 6, "n_shared_experts": 2, "first_k_dense_replace": 1}
 LING = _EXPERTS | {"num_experts": 6, "num_shared_experts": 2, "norm_topk_prob": True}
+LING_2 = _EXPERTS | {
+    "num_experts": 8, "num_shared_experts": 1, "norm_topk_prob": True, "n_group": 4, "topk_group": 2, "head_dim": 32,
+    "score_function": "sigmoid", "routed_scaling_factor": 2.5, "first_k_dense_replace": 1, "num_hidden_layers": 3,
+}  # fmt: skip
 MINICPM = {"num_hidden_layers": 4, "scale_emb": 12, "scale_depth": 1.0, "dim_model_base": 16}
 LONGROPE = {
     "rope_type": "longrope", "short_factor": [1.0 + i / 10 for i in range(8)], "long_factor": list(range(1, 9)),
@@ -47,6 +51,7 @@ HUB_MODELS: dict[str, tuple[str, Fields]] = {
         DEEPSEEK_MOE | {"norm_topk_prob": True, "n_shared_experts": 0, "first_k_dense_replace": 0},
     ),
     "bailing_moe": ("bailing_moe", LING),
+    "bailing_moe, the second": ("bailing_moe_v2", LING_2),
     "bailing_moe, weights that do not sum to one, behind a dense layer": (
         "bailing_moe",
         LING | {"norm_topk_prob": False, "first_k_dense_replace": 1, "tie_word_embeddings": True},
@@ -96,6 +101,12 @@ def _qwen2_moe(fields: Fields) -> tuple[str, Fields]:
     }
 
 
+def _glm4_moe(fields: Fields) -> tuple[str, Fields]:
+    own = {"n_routed_experts": fields["num_experts"], "n_shared_experts": fields["num_shared_experts"]}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    return "glm4_moe", {**fields, **own, "use_qk_norm": True, "rope_parameters": rope, "rms_norm_eps": 1e-6}
+
+
 def _fused(tensors: Tensors, heads: int) -> Tensors:
     """Put queries, keys and values of InternLM 2 into one tensor, by key head."""
     renamed, fused = {}, {}
@@ -124,6 +135,11 @@ def _shared_experts(tensors: Tensors, heads: int) -> Tensors:
 def _ling(tensors: Tensors, heads: int) -> Tensors:
     result = {}
     for name, tensor in _shared_experts(tensors, heads).items():
+        for ours, theirs in {
+            "self_attn.q_norm": "attention.query_layernorm", "self_attn.k_norm": "attention.key_layernorm",
+            "gate.e_score_correction_bias": "gate.expert_bias",
+        }.items():  # fmt: skip
+            name = name.replace(ours, theirs)
         name = name.replace("embed_tokens", "word_embeddings").replace("self_attn.o_proj", "attention.dense")
         if ".self_attn.q_proj" in name:
             parts = [tensors[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
@@ -138,6 +154,7 @@ _ORACLES: dict[str, tuple[Callable[[Fields], tuple[str, Fields]], Callable[[Tens
     "internlm2": (_llama, _fused),
     "deepseek": (_qwen2_moe, _shared_experts),
     "bailing_moe": (_qwen2_moe, _ling),
+    "bailing_moe_v2": (_glm4_moe, _ling),
 }
 
 

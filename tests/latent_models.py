@@ -14,6 +14,8 @@ DEEPSEEK = LATENT | {
     "num_experts_per_tok": 3, "moe_intermediate_size": 32, "n_shared_experts": 2, "routed_scaling_factor": 1.7,
     "n_group": 1, "topk_group": 1,
 }  # fmt: skip
+# Each token has other groups, and does not choose the two best experts of all where they are in two bad ones.
+IN_GROUPS = {"n_routed_experts": 8, "num_local_experts": 8, "n_group": 4, "topk_group": 2}
 # Both of its scales of attention grow, so that the tables stay as they are and the scores do not.
 DEEPSEEK_YARN = {
     "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "mscale": 0.7, "mscale_all_dim": 0.7,
@@ -23,7 +25,7 @@ DEEPSEEK_YARN = {
 LATENT_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v2, yarn": ("deepseek_v2", DEEPSEEK | {"rope_parameters": DEEPSEEK_YARN}),
     "deepseek_v2, queries of one matrix": ("deepseek_v2", DEEPSEEK | {"q_lora_rank": None, "n_shared_experts": 1}),
-    "deepseek_v3": ("deepseek_v3", DEEPSEEK | {"rope_parameters": DEEPSEEK_YARN | {"mscale": 1.0}}),
+    "deepseek_v3": ("deepseek_v3", DEEPSEEK | IN_GROUPS | {"rope_parameters": DEEPSEEK_YARN | {"mscale": 1.0}}),
     "glm4_moe_lite": ("glm4_moe_lite", DEEPSEEK | {"mlp_layer_types": ["dense", "sparse", "sparse"]}),
     "minicpm3": ("minicpm3", LATENT | {"scale_emb": 6, "scale_depth": 1.0, "dim_model_base": 32}),
     "minicpm3, tied": ("minicpm3", LATENT | {"v_head_dim": None, "tie_word_embeddings": True}),

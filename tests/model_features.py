@@ -224,6 +224,13 @@ FEATURES = {
         "mlp_bias": True, "router_bias": True, "swiglu_limit": 0.4, "swiglu_alpha": 1.7,
     },
     "experts weighted by a sigmoid": EXPERTS | {"scoring_func": "sigmoid"},
+    "experts chosen in groups": {
+        "num_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "scoring_func": "sigmoid",
+        "expert_choice_bias": True, "norm_topk_prob": False,
+    },
+    "experts in groups, without a bias, of products of their own": {
+        "num_experts": 9, "num_experts_per_tok": 2, "n_group": 3, "topk_group": 1, "hidden_act": "gelu",
+    },
     "experts chosen with a bias": EXPERTS | {"expert_choice_bias": True, "routed_scaling_factor": 2.5},
     "experts weighted by a sigmoid, chosen with a bias, weights that do not sum to one": EXPERTS | {
         "scoring_func": "sigmoid", "expert_choice_bias": True, "norm_topk_prob": False, "routed_scaling_factor": 0.5,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from edgelm.architecture.quantization_recipe import STANDARD
@@ -137,7 +138,7 @@ def _routing(graph: Graph, checkpoint: Checkpoint, hidden: str, name: str) -> tu
     config, gate = checkpoint.config, f"{name}.gate"
     scores = _router(graph, checkpoint, hidden, name)
     factor = "" if config.routed_scaling_factor == 1 else graph.constant(config.routed_scaling_factor, np.float32)
-    is_plain = config.scoring_func == "softmax" and not config.expert_choice_bias
+    is_plain = config.scoring_func == "softmax" and not config.expert_choice_bias and config.n_group == 1
     if is_plain and config.norm_topk_prob:
         return scores, factor
     chosen_weights, chosen_experts = _chosen(graph, checkpoint, scores, gate)
@@ -164,10 +165,31 @@ def _chosen(graph: Graph, checkpoint: Checkpoint, scores: str, gate: str) -> tup
     if config.expert_choice_bias:
         bias = graph.weight(f"{gate}.{CHOICE_BIAS}", checkpoint.tensor(f"{gate}.{CHOICE_BIAS}"))
         preferred, outputs[0] = graph.node("Add", [weights, bias], f"{gate}.preferred"), f"{gate}.most_preferred"
+    if config.n_group > 1:
+        preferred, outputs[0] = _within_groups(graph, config, preferred, gate), f"{gate}.most_preferred"
     graph.node("TopK", [preferred, graph.constant([config.num_experts_per_tok])], outputs)
-    if config.expert_choice_bias:
+    if preferred != weights:
         graph.node("GatherElements", [weights, chosen_experts], chosen_weights, attributes={"axis": -1})
     return chosen_weights, chosen_experts
+
+
+def _within_groups(graph: Graph, config: ModelConfig, preferred: str, gate: str) -> str:
+    """Return the scores that experts are chosen by, with no chance for those outside the chosen groups."""
+    G, name = config.n_group, f"{gate}.groups"
+    by_group = graph.node("Reshape", [preferred, graph.constant([0, 0, G, -1])], f"{name}.scores")
+    graph.node("TopK", [by_group, graph.constant([2])], [f"{name}.best", f"{name}.best_experts"])
+    sums = graph.node("ReduceSum", [f"{name}.best", graph.constant([-1])], f"{name}.sums", attributes={"keepdims": 0})
+    least = graph.constant([config.topk_group])
+    graph.node("TopK", [sums, least], [f"{name}.chosen_sums", f"{name}.chosen"])
+    marks = [f"{name}.chosen", graph.constant(G), graph.constant([0, 1])]
+    chosen_BTKG = graph.node("OneHot", marks, f"{name}.marks", attributes={"axis": -1})
+    kept = {"keepdims": 0}
+    count_BTG = graph.node("ReduceSum", [chosen_BTKG, graph.constant([2])], f"{name}.counts", attributes=kept)
+    column = graph.node("Unsqueeze", [count_BTG, graph.constant([-1])], f"{name}.column")
+    is_chosen = graph.node("Cast", [column], f"{name}.is_chosen", attributes={"to": onnx.TensorProto.BOOL})
+    never = graph.constant(_NEVER, np.float32)
+    within = graph.node("Where", [is_chosen, by_group, never], f"{name}.within")
+    return graph.node("Reshape", [within, graph.constant([0, 0, config.num_experts])], f"{name}.preferred")
 
 
 def _sum(graph: Graph, weights: str, gate: str) -> str:

@@ -19,7 +19,7 @@ from edgelm.architecture.rope import cos_sin_tables, has_long_table, query_facto
 from edgelm.config import SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
 from edgelm.layer_features import CROSS_NORMS
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.reference_activations import ACTIVATIONS, over_rms, silu, xielu
+from edgelm_export.reference_activations import ACTIVATIONS, over_rms, silu, within_groups, xielu
 from edgelm_export.reference_latent_attention import latent_keys, latent_queries, latent_values
 from edgelm_export.reference_linear_attention import linear_attention, mamba2, short_convolution
 from edgelm_export.tensor_map import PER_LAYER_EMBEDDING, head_name
@@ -478,7 +478,8 @@ def _shares(config: ModelConfig, weights: Weights, read_TD: Array) -> Array:
         shares_TE = np.exp(logits_TE - logits_TE.max(-1, keepdims=True))
         shares_TE /= shares_TE.sum(-1, keepdims=True)
     bias_E = weights["mlp.gate.e_score_correction_bias"] if config.expert_choice_bias else np.float32(0)
-    order_TE = np.argsort(-(shares_TE + bias_E), axis=-1, kind="stable")
+    preferred_TE = within_groups(shares_TE + bias_E, config.n_group, config.topk_group)
+    order_TE = np.argsort(-preferred_TE, axis=-1, kind="stable")
     np.put_along_axis(shares_TE, order_TE[:, config.num_experts_per_tok :], 0, axis=-1)
     if config.norm_topk_prob:
         shares_TE /= shares_TE.sum(-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Activations and norms in plain numpy: parts of reference.py. Shapes: any."""
+"""Activations, norms and groups of experts in plain numpy: parts of reference.py. Shapes: any."""
 
 from __future__ import annotations
 
@@ -59,6 +59,18 @@ def xielu(weights: Weights, name: str, x: Array) -> Array:
     positive, negative = np.maximum(x, 0), np.minimum(x, 0)
     half = np.float32(XIELU_BETA)
     return np.asarray(above * positive * positive + (half + below) * (np.expm1(negative) - negative) + half * x)
+
+
+def within_groups(preferred_TE: Array, n_group: int, topk_group: int) -> Array:
+    """Return the scores that experts are chosen by, with no chance for those outside the chosen groups."""
+    if n_group == 1:
+        return preferred_TE
+    by_group_TGE = preferred_TE.reshape(len(preferred_TE), n_group, -1)
+    best_TG = np.sort(by_group_TGE, axis=-1)[..., -2:].sum(-1)
+    lost_TG = np.argsort(-best_TG, axis=-1, kind="stable")[:, topk_group:]
+    kept_TGE = by_group_TGE.copy()
+    np.put_along_axis(kept_TGE, lost_TG[..., None], -np.inf, axis=1)
+    return kept_TGE.reshape(preferred_TE.shape)
 
 
 def _relu2(x: Array) -> Array:

@@ -159,6 +159,8 @@ class ModelConfig(LayerFeatures):
     norm_topk_prob: bool = True  # the weights of the chosen experts sum to one
     routed_scaling_factor: float = 1.0  # of what those make together
     router_bias: bool = False
+    n_group: int = 1  # of experts that lie beside each other; a token chooses among those of `topk_group` of them,
+    topk_group: int = 1  # whose two best scores are the highest together (DeepSeek-V3, arXiv:2412.19437, 2.1.2)
     expert_choice_bias: bool = False  # of the weights, for the choice alone (DeepSeek-V3, arXiv:2412.19437)
     expert_norms: bool = False
     expert_scales: bool = False  # a learned factor of what each expert makes

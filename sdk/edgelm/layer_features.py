@@ -87,6 +87,8 @@ class LayerFeatures:
     use_double_wide_mlp: bool
     num_experts: int
     num_experts_per_tok: int
+    n_group: int
+    topk_group: int
     shared_expert_intermediate_size: int | None
     shared_expert_gate: bool
     expert_norms: bool
@@ -314,6 +316,8 @@ class LayerFeatures:
         for field, least in (
             ("num_experts", 0),
             ("num_experts_per_tok", min(1, self.num_experts)),
+            ("n_group", 1),
+            ("topk_group", 1),
             ("moe_intermediate_size", 1),
             ("shared_expert_intermediate_size", 1),
         ):
@@ -330,6 +334,13 @@ class LayerFeatures:
         if self.num_experts_per_tok > self.num_experts:
             raise ConfigError(
                 f"num_experts_per_tok is {self.num_experts_per_tok}; the model has {self.num_experts} experts."
+            )
+        in_group = self.num_experts // self.n_group
+        fits = in_group * self.n_group == self.num_experts and in_group >= 2 and self.topk_group <= self.n_group
+        if self.n_group > 1 and not (fits and self.num_experts_per_tok <= self.topk_group * in_group):
+            raise ConfigError(
+                f"n_group is {self.n_group} and topk_group {self.topk_group}; {self.num_experts} experts do not lie in "
+                f"such groups of two or more, or those chosen have fewer than {self.num_experts_per_tok}."
             )
         if self.shared_expert_gate and self.shared_expert_intermediate_size is None:
             raise ConfigError("shared_expert_gate is set, which needs a shared_expert_intermediate_size.")

@@ -31,11 +31,12 @@ NEEDED: dict[str, dict[str, Any]] = {
     "dots1": {"moe_intermediate_size": 32, "n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
     "deepseek": {"n_routed_experts": 4, "num_experts_per_tok": 2},
     "bailing_moe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "bailing_moe_v2": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
     "bamba": {"attn_layer_indices": [1]},
     "bitnet": {"num_key_value_heads": 4},  # of 20 there, and so the next
     "helium": {"num_key_value_heads": 4},
     "deepseek_v2": {"attention_bias": False, "num_experts_per_tok": 2},
-    "deepseek_v3": {"attention_bias": False, "n_group": 1},
+    "deepseek_v3": {"attention_bias": False},
     **{name: {"attention_bias": False} for name in ("glm4_moe_lite", "minicpm3", "youtu")},
 }
 LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu")  # see test_latent_attention.py
@@ -411,15 +412,15 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"hybrid_override_pattern": "M*E", "moe_latent_size": 32},
         "moe_latent_size is 32; supported is None",
     ),
-    "groups of experts": (
-        "nemotron_h",
-        {"hybrid_override_pattern": "M*E", "n_group": 4},
-        "n_group is 4; supported is 1",
+    "a Ling 2 without a bias of the choice": (
+        "bailing_moe",
+        {"score_function": "sigmoid", "moe_router_enable_expert_bias": False},
+        "moe_router_enable_expert_bias is False; supported is True",
     ),
-    "groups of experts that sigmoids score": (
-        "glm4_moe",
-        {"n_group": 8, "topk_group": 4},
-        "n_group is 8; supported is 1",
+    "groups of no experts": (
+        "nemotron_h",
+        {"hybrid_override_pattern": "M*E", "n_group": 0},
+        "n_group is 0; it must be from 1 to",
     ),
     "groups of Trinity's experts": ("afmoe", {"topk_group": 2}, "topk_group is 2; supported is 1"),
     "other groups of Trinity's": ("afmoe", {"num_expert_groups": 4}, "num_expert_groups is 4; supported is 1"),

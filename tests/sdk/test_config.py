@@ -241,6 +241,16 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         ({"num_experts": 4}, "num_experts_per_tok is 0; it must be a whole number of 1 or more."),
         ({"num_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok is 3; the model has 2 experts."),
         ({"num_experts": 5000, "num_experts_per_tok": 1}, "num_experts is 5000; at most 4096 are supported."),
+        ({"n_group": 0}, "n_group is 0; it must be a whole number of 1 or more."),
+        ({"topk_group": 0.5}, "topk_group is 0.5; it must be a whole number of 1 or more."),
+        *(
+            (
+                {"num_experts": 8, "num_experts_per_tok": chosen, "n_group": groups, "topk_group": kept},
+                f"n_group is {groups} and topk_group {kept}; 8 experts do not lie in such groups of two or more, or "
+                f"those chosen have fewer than {chosen}.",
+            )
+            for groups, kept, chosen in ((3, 1, 1), (8, 2, 1), (4, 5, 1), (4, 1, 3))
+        ),
         (
             {"residual_multiplier": 10**400},
             f"residual_multiplier is 1{'0' * 59}; it must be a number above 0.",

@@ -31,6 +31,7 @@ from edgelm.errors import ConfigError, ContextLengthError
 from edgelm.layer_features import CROSS_NORMS, EXPERT_NORMS
 from edgelm_training.attention import Attention, Kept, make_norm, scaled, soft_cap
 from edgelm_training.convolution import Convolution
+from edgelm_training.expert_groups import within_groups
 from edgelm_training.latent_attention import LatentAttention
 from edgelm_training.linear_attention import LinearAttention
 from edgelm_training.mamba2 import Mamba2
@@ -438,6 +439,7 @@ class Experts(nn.Module):
             scores_PE = scores_PE * self.config.hidden_size**-0.5
         weights_PE = scores_PE.sigmoid() if self.config.scoring_func == "sigmoid" else scores_PE.softmax(-1)
         preferred_PE = weights_PE + self.gate.e_score_correction_bias if self.config.expert_choice_bias else weights_PE
+        preferred_PE = within_groups(preferred_PE, self.config.n_group, self.config.topk_group)
         chosen_PC = preferred_PE.topk(self.config.num_experts_per_tok).indices  # C chosen experts
         weights_PC = weights_PE.gather(-1, chosen_PC)
         if self.config.norm_topk_prob:

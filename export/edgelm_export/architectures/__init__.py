@@ -17,7 +17,7 @@ from edgelm_export.architectures.bitnet import BITNET
 from edgelm_export.architectures.cohere import COHERE, COHERE2
 from edgelm_export.architectures.cwm import CWM
 from edgelm_export.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, MINICPM3, YOUTU
-from edgelm_export.architectures.deepseek_moe import DEEPSEEK_MOE, LING
+from edgelm_export.architectures.deepseek_moe import DEEPSEEK_MOE, LING, LING_2
 from edgelm_export.architectures.dots1 import DOTS1
 from edgelm_export.architectures.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
 from edgelm_export.architectures.exaone import EXAONE, EXAONE4
@@ -126,6 +126,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "cwm": CWM,
     "deepseek": DEEPSEEK_MOE,
     "bailing_moe": LING,  # Ling-lite and -plus
+    "bailing_moe_v2": LING_2,  # Ling and Ring 2.0
     "dots1": DOTS1,
     "ernie4_5": ERNIE4_5,
     "ernie4_5_moe": ERNIE4_5_MOE,

@@ -43,6 +43,8 @@ _FIXED: Mapping[str, Any] = {
     "attention_bias": False,
     "route_norm": True,
     "score_func": "sigmoid",
+    "n_group": 1,
+    "topk_group": 1,
     "num_expert_groups": 1,
     "num_limited_groups": 1,
 }

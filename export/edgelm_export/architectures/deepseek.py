@@ -128,11 +128,6 @@ def _growth_of_scores(values: Mapping[str, Any]) -> float:
 
 
 def _expert_fields(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    groups = hf_values.optional_whole_number(values, "n_group")
-    if (groups or 1) != 1:
-        raise CheckpointError(
-            f"config.json: n_group is {groups}; experts that are chosen among groups of them are not supported."
-        )
     size, shared = (hf_values.whole_number(values, key) for key in ("moe_intermediate_size", "n_shared_experts"))
     dense = values.get("mlp_layer_types")
     if dense is None:
@@ -150,6 +145,8 @@ def _expert_fields(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
         "shared_expert_intermediate_size": size * shared or None,
         "routed_scaling_factor": hf_values.number(values, "routed_scaling_factor", 1.0),
         "layers_without_experts": without,
+        "n_group": hf_values.bounded(values, "n_group"),
+        "topk_group": hf_values.bounded(values, "topk_group"),
         **experts.expert_fields(values, "n_routed_experts"),
     }
 
@@ -157,14 +154,16 @@ def _expert_fields(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
 def _to_v2_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_V2_DEFAULTS, **values}
     config = latent_config(values)
-    method = values.get("topk_method", "greedy")
-    if method not in ("greedy", "group_limited_greedy"):
-        raise CheckpointError(f"config.json: topk_method is {method!r:.60}; supported is 'greedy'.")
+    method, groups = values.get("topk_method", "greedy"), hf_values.whole_number(values, "n_group", 1)
+    if method != "greedy" and (method != "group_limited_greedy" or groups != 1):
+        raise CheckpointError(
+            f"config.json: topk_method is {method!r:.60} and n_group {groups}; supported is 'greedy'."
+        )
     return dataclasses.replace(
         config,
         model_type="deepseek_v2",
         norm_topk_prob=False,
-        **_expert_fields(values, config.num_hidden_layers),
+        **_expert_fields(values | {"n_group": 1, "topk_group": 1}, config.num_hidden_layers),
     )
 
 
@@ -258,6 +257,7 @@ def _gguf_to_expert_config(header: GGUFHeader) -> dict[str, Any]:
         "routed_scaling_factor": float32_number(metadata, scale) if scale in metadata else 1.0,
         "norm_topk_prob": is_normed,
         "n_group": whole_number(metadata, f"{name}.expert_group_count", 1),
+        "topk_group": whole_number(metadata, f"{name}.expert_group_used_count", 1),
         "rope_interleave": True,
     }
 

@@ -1,4 +1,8 @@
-"""DeepSeek-MoE, the first, and Ling (lite, plus): a Llama with experts beside a shared one, scored by softmax."""
+"""DeepSeek-MoE, the first, and Ling (lite, plus): a Llama with experts beside a shared one, scored by softmax.
+
+Ling and Ring 2.0 (mini, flash) say that they are the same model_type: they norm queries and keys, turn a part of each
+head, and score experts by sigmoids.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import experts, gguf_header, hf_values, llama
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
@@ -29,9 +33,20 @@ _LING_DEFAULTS: Mapping[str, Any] = {
     "first_k_dense_replace": 0,
     "norm_topk_prob": True,
 }
+_LING_2_DEFAULTS: Mapping[str, Any] = {
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "partial_rotary_factor": 0.5,
+    "use_qk_norm": True,
+    "first_k_dense_replace": 0,
+    "num_shared_experts": 0,
+    "norm_topk_prob": True,
+    "moe_router_enable_expert_bias": True,
+}
 # What a config may say beside that.
 _FIXED: Mapping[str, Any] = {"scoring_func": "softmax", "moe_layer_freq": 1}
-_LING_FIXED: Mapping[str, Any] = {"norm_head": False, "use_bias": False, "use_qkv_bias": False}
+_LING_FIXED: dict[str, Any] = {"norm_head": False, "use_bias": False, "use_qkv_bias": False}
+_LING_2_FIXED: Mapping[str, Any] = _LING_FIXED | {"moe_router_enable_expert_bias": True, "score_function": "sigmoid"}
 
 _LAYER = "model.layers.{i}"
 _FUSED = f"{_LAYER}.attention.query_key_value"
@@ -40,16 +55,23 @@ _LING_NAMES = {
     "model.embed_tokens": "model.word_embeddings",
     **{f"{_LAYER}.self_attn.{part}_proj": _FUSED for part in "qkv"},
     f"{_LAYER}.self_attn.o_proj": f"{_LAYER}.attention.dense",
+    f"{_LAYER}.self_attn.q_norm": f"{_LAYER}.attention.query_layernorm",
+    f"{_LAYER}.self_attn.k_norm": f"{_LAYER}.attention.key_layernorm",
+    f"{_LAYER}.mlp.gate.e_score_correction_bias": f"{_LAYER}.mlp.gate.expert_bias",
 }
 _GGUF_KEYS = experts.GGUF_KEYS | {
     "leading_dense_block_count", "expert_shared_count", "expert_weights_scale", "expert_weights_norm",
 }  # fmt: skip
 
 
-def _read(values: Mapping[str, Any], fixed: Mapping[str, Any], count_key: str, shared_key: str) -> ModelConfig:
+def _refuse_others(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
     for key, supported in fixed.items():
         if values.get(key, supported) != supported:
             raise CheckpointError(f"config.json: {key} is {values[key]!r:.60}; supported is {supported!r}.")
+
+
+def _read(values: Mapping[str, Any], fixed: Mapping[str, Any], count_key: str, shared_key: str) -> ModelConfig:
+    _refuse_others(values, fixed)
     config = llama.to_model_config({**values, "mlp_bias": False})
     size = hf_values.whole_number(values, "moe_intermediate_size", config.intermediate_size)
     dense = hf_values.whole_number(values, "first_k_dense_replace")
@@ -68,9 +90,35 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     return dataclasses.replace(config, model_type="deepseek")
 
 
+def _to_ling_2_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_LING_2_DEFAULTS, **values}
+    _refuse_others(values, _LING_2_FIXED)
+    config = llama.to_model_config({**values, "mlp_bias": False}, partial=1.0)
+    named = {key: values[own] for key, own in _AS_DEEPSEEK.items() if own in values}
+    return dataclasses.replace(
+        config,
+        model_type="bailing_moe_v2",
+        qk_norm=hf_values.flag(values, "use_qk_norm"),
+        **sigmoid_experts.fields({**values, **named}, config.num_hidden_layers),
+    )
+
+
 def _to_ling_config(values: Mapping[str, Any]) -> ModelConfig:
+    if values.get("score_function") == "sigmoid":
+        return _to_ling_2_config(values)
     config = _read({**_LING_DEFAULTS, **values}, _LING_FIXED, "num_experts", "num_shared_experts")
     return dataclasses.replace(config, model_type="bailing_moe")
+
+
+# DeepSeek's names for what Ling calls otherwise.
+_AS_DEEPSEEK = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
+
+
+def _ling_2_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, "bailingmoe2", keys=sigmoid_experts.GGUF_KEYS, turns_a_part=True)
+    found = sigmoid_experts.gguf_values(header, "bailingmoe2")
+    named = {own: found.pop(key) for key, own in _AS_DEEPSEEK.items()}
+    return {"model_type": "bailing_moe_v2", **values, **found, **named}
 
 
 def _gguf_values(header: GGUFHeader, name: str, count_key: str, shared_key: str) -> dict[str, Any]:
@@ -119,6 +167,18 @@ LING = Architecture(
         architecture="bailingmoe",
         to_hf_config=_ling_gguf_to_hf_config,
         layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        has_experts=True,
+    ),
+)
+LING_2 = Architecture(
+    model_type="bailing_moe_v2",
+    to_model_config=_to_ling_2_config,
+    layout=TensorLayout(names=_LING_NAMES, has_more_layers=True),
+    is_in_transformers=False,
+    gguf=GGUFFamily(
+        architecture="bailingmoe2",
+        to_hf_config=_ling_2_gguf_to_hf_config,
+        layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS, has_more_layers=True),
         has_experts=True,
     ),
 )

@@ -119,7 +119,7 @@ def _kinds(values: Mapping[str, Any]) -> list[str]:
 
 
 def _refuse_what_is_not_read(values: Mapping[str, Any], kinds: list[str]) -> None:
-    for key, supported in (("mamba_hidden_act", "silu"), ("moe_latent_size", None), ("n_group", 1), ("topk_group", 1)):
+    for key, supported in (("mamba_hidden_act", "silu"), ("moe_latent_size", None)):
         value = values.get(key, supported)
         if value != supported and (key.startswith("mamba") or "moe" in kinds):
             raise CheckpointError(f"config.json: {key} is {value!r:.60}; supported is {supported!r}.")
@@ -132,6 +132,7 @@ def _expert_fields(values: Mapping[str, Any], kinds: list[str]) -> dict[str, Any
         "shared_expert_intermediate_size": hf_values.whole_number(values, "moe_shared_expert_intermediate_size"),
         "scoring_func": "sigmoid",
         "norm_topk_prob": hf_values.flag(values, "norm_topk_prob"),
+        **{key: hf_values.bounded({key: 1, **values}, key) for key in ("n_group", "topk_group")},
         "routed_scaling_factor": hf_values.number(values, "routed_scaling_factor", 1.0),
         "expert_choice_bias": True,
         **experts.expert_fields(values, "n_routed_experts"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, hf_values
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gguf_values import float32_number, whole_number
@@ -27,13 +26,8 @@ def fields(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
     """Return the fields of ModelConfig for experts, of config.json's values under DeepSeek-V3's names.
 
     Raises:
-        CheckpointError: experts are chosen by groups, or there are none.
+        CheckpointError: there are none.
     """
-    for key in _GROUPS:
-        if (groups := hf_values.whole_number(values, key, 1)) != 1:
-            raise CheckpointError(
-                f"config.json: {key} is {groups!r:.60}; supported is 1: a choice of groups of experts is not."
-            )
     size, shared, dense = (
         hf_values.whole_number(values, key)
         for key in ("moe_intermediate_size", "n_shared_experts", "first_k_dense_replace")
@@ -47,6 +41,7 @@ def fields(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
         "norm_topk_prob": hf_values.flag(values, "norm_topk_prob"),
         "routed_scaling_factor": hf_values.number(values, "routed_scaling_factor", 1.0),
         "expert_choice_bias": True,
+        **{key: hf_values.bounded({key: 1, **values}, key) for key in _GROUPS},
         **experts.expert_fields(values, "n_routed_experts"),
     }
 
