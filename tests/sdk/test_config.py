@@ -5,76 +5,17 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from model_features import LINEAR
+from small_configs import CONFIG, ENCODER, LONGROPE, PAIR
 
 from edgelm.architecture.hf_config import hf_config
-from edgelm.config import NORMS, SECTION, ModelConfig
+from edgelm.config import NORMS, ModelConfig
 from edgelm.errors import ConfigError
 from edgelm.multipliers import Multipliers
 from edgelm.rope_scaling import RopeScaling
-
-CONFIG = ModelConfig(
-    model_type="llama",
-    vocab_size=100,
-    hidden_size=16,
-    intermediate_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=64,
-)
-LONGROPE = RopeScaling(
-    rope_type="longrope",
-    factor=4.0,
-    original_max_position_embeddings=16,
-    short_factor=(1.0, 1.0, 1.5, 2.0),
-    long_factor=(1.0, 2.0, 3.0, 4.0),
-)
-EXPERTS: dict[str, Any] = {
-    "layers_without_experts": (1,), "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
-    "norm_topk_prob": False, "router_bias": True, "attention_sinks": True,
-    "scoring_func": "sigmoid", "routed_scaling_factor": 2.5, "expert_choice_bias": True,
-    "shared_expert_intermediate_size": 8, "norm_placement": "both", "expert_norms": True, "expert_scales": True,
-}  # fmt: skip
-LARGE = {
-    "norm": "layer",
-    "norm_placement": "both",
-    "parallel_residual": True,
-    "sub_norms": True,
-    "embedding_norm": True,
-    "embedding_multiplier": 2.0,
-    "residual_multiplier": 0.5,
-    "logits_scaling": 4.0,
-    "final_logit_softcapping": 30.0,
-    "rope_local_theta": 1e3,
-    "partial_rotary_factor": 0.5,
-    "layers_without_rope": (1,),
-    "attention_sinks": True,
-    "layer_types": ("full_attention", "sliding_attention"),
-    "sliding_window": 8,
-    "attention_multiplier": 0.1,
-    "attn_logit_softcapping": 50.0,
-    "qk_norm_scope": "projection",
-    "lm_head_bias": True,
-    "norm_eps": 1e-6,
-    "position": "learned",
-    "rope_theta": 5e5,
-    "rope_scaling": RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=16),
-    "hidden_act": "gelu",
-    "mlp_gated": False,
-    "mlp_bias": True,
-    "attention_bias": True,
-    "attention_output_bias": True,
-    "qk_norm": True,
-    "tie_word_embeddings": True,
-    "bos_token_id": 1,
-    "eos_token_ids": (2, 7),
-}
 
 
 @pytest.mark.parametrize("scale", [1e-300, 0.9, 2.0, 1e30])
@@ -356,15 +297,6 @@ def test_a_rope_scaling_outside_its_range_is_an_error(fields: dict[str, Any], me
     assert str(caught.value) == message
 
 
-ENCODER = replace(CONFIG, position="relative", num_key_value_heads=4)
-PAIR: dict[str, Any] = {
-    "position": "learned",
-    "num_key_value_heads": 4,
-    "encoder": ENCODER,
-    "decoder_start_token_id": 0,
-}
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -421,81 +353,6 @@ def test_tensors_of_a_pair_are_named_by_their_stack() -> None:
 
 def test_an_odd_head_dim_is_fine_where_nothing_rotates() -> None:
     assert replace(CONFIG, head_dim=7, position="learned").head_dim == 7
-
-
-@pytest.mark.parametrize(
-    "changes", [{}, LARGE, {"rope_scaling": LONGROPE}, EXPERTS, {"multipliers": Multipliers(ssm_x=2.0)}]
-)
-def test_a_config_is_what_it_was_after_a_way_through_json(changes: dict[str, Any]) -> None:
-    config = replace(CONFIG, **changes)
-
-    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-
-
-def test_fields_with_a_default_may_be_absent() -> None:
-    values = {name: value for name, value in CONFIG.to_dict().items() if value != LARGE.get(name)}
-    for name in LARGE:
-        values.pop(name, None)
-
-    assert ModelConfig.from_dict(values) == CONFIG
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"hidden_sise": 16}, "hidden_sise"),
-        ({"rope_scaling": {"faktor": 2.0}}, "faktor"),
-        ({"rope_scaling": [1]}, "dictionary"),
-        ({"multipliers": {"ssm_y": 2.0}}, "ssm_y"),
-        ({"multipliers": [1]}, "mapping"),
-        ({"eos_token_ids": 2}, "int"),
-        ({"layer_types": 2}, "int"),
-        ({"norm_eps": "small"}, "str"),
-    ],
-)
-def test_an_unknown_or_mistyped_field_is_an_error(changes: dict[str, Any], named: str) -> None:
-    with pytest.raises(
-        ConfigError, match=r"The 'edgelm' section of config\.json does not fit this version: "
-    ) as caught:
-        ModelConfig.from_dict(CONFIG.to_dict() | changes)
-    assert named in str(caught.value)
-
-
-def test_a_missing_field_is_an_error_that_names_it() -> None:
-    values = CONFIG.to_dict()
-    del values["head_dim"]
-
-    with pytest.raises(ConfigError, match=r"does not fit this version: .*'head_dim'"):
-        ModelConfig.from_dict(values)
-
-
-def test_a_config_loads_from_its_section_beside_other_keys(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", SECTION: CONFIG.to_dict()}))
-
-    assert ModelConfig.load(tmp_path) == CONFIG
-    assert ModelConfig.load(str(tmp_path)) == CONFIG
-
-
-@pytest.mark.usefixtures("no_collection")
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000], ids=["cut off", "not UTF-8", "too deep"])
-def test_a_config_file_that_is_not_json_is_an_error(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_bytes(content)
-
-    with pytest.raises(ConfigError, match=r"Cannot read .*config\.json: "):
-        ModelConfig.load(tmp_path)
-
-
-def test_a_missing_config_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"Cannot read .*config\.json: .*No such file"):
-        ModelConfig.load(tmp_path)
-
-
-@pytest.mark.parametrize("content", ['{"model_type": "llama"}', "[]", '{"edgelm": 3}'])
-def test_a_config_that_edgelm_did_not_write_says_how_to_import_it(content: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(content)
-
-    with pytest.raises(ConfigError, match=r"has no 'edgelm' section.*edgelm import .* -o checkpoint/"):
-        ModelConfig.load(tmp_path)
 
 
 def test_tensor_shapes_lists_a_llama_by_its_names() -> None:
