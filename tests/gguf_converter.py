@@ -11,6 +11,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -27,7 +28,7 @@ _GEMMA4_EXPERTS = {
 }  # fmt: skip
 CHOICE_BIASES = ("expert_bias", "e_score_correction_bias")  # buffers of the models of transformers
 _HAVE_HEAD_DIM = (
-    "gemma", "gemma2", "gemma3", "gpt-oss", "qwen3moe", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next",
+    "gemma", "gemma2", "gemma3", "gemma3n", "gpt-oss", "qwen3moe", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next",
     "nemotron_h", "nemotron_h_moe", "falcon-h1",
 )  # fmt: skip
 _TURN_IN_PART = (
@@ -190,8 +191,17 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
     if architecture == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
-    if architecture in ("gemma2", "gemma3", "phi3"):
+    if architecture in ("gemma2", "gemma3", "gemma3n", "phi3"):
         writer.add_sliding_window(config.sliding_window or 0)
+    if architecture == "gemma3n":
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+        writer.add_altup_active_idx(config.altup_active_idx)
+        writer.add_altup_num_inputs(config.altup_num_inputs)
+        writer.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
+        writer.add_shared_kv_layers(config.num_kv_shared_layers)
+        shares, normal = torch.tensor(config.activation_sparsity_pattern), torch.distributions.Normal(0, 1)
+        writer.add_activation_sparsity_scale(normal.icdf(shares).tolist())
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
     if architecture == "olmo2" and hasattr(config, "sliding_window"):
         writer.add_sliding_window(config.sliding_window)
         writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
@@ -290,7 +300,7 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
     tensors = {}
     buffers = [pair for pair in model.named_buffers() if pair[0].endswith((*CHOICE_BIASES, "layer_scalar"))]
     for name, parameter in [*model.named_parameters(), *buffers]:
-        name = f"{name}.weight" if name.endswith("layer_scalar") else name
+        name = f"{name}.weight" if name.endswith(("layer_scalar", "correct_output_scale")) else name
         name = re.sub(r"\.dt_bias$", ".dt_proj.bias", name)
         if architecture in ("nemotron_h", "nemotron_h_moe"):
             name = re.sub("^model", "backbone", name)
@@ -298,6 +308,10 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
             tensors[f"blk.{name.split('.')[2]}.exp_probs_b.bias"] = parameter.detach().flatten().numpy()
             continue
         if ".act_fn." in name:  # metadata there
+            continue
+        if stack := re.fullmatch(r"(model\.altup_.*projections)\.\d+\.weight", name):
+            stacked, matrix = f"{names.get_name(stack[1])}.weight", parameter.detach().float().numpy()[None]
+            tensors[stacked] = np.concatenate([tensors[stacked], matrix]) if stacked in tensors else matrix
             continue
         if own == "gemma4" and (stem := _GEMMA4_EXPERTS.get(name.partition(".layers.")[2].partition(".")[2])):
             tensors[f"blk.{name.split('.')[2]}.{stem}"] = parameter.detach().float().numpy()
@@ -337,6 +351,11 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
             for kind in ("weight", "bias"):
                 parts = [tensors.pop(f"blk.{layer}.attn_{part}.{kind}") for part in "qkv"]
                 tensors[f"blk.{layer}.attn_qkv.{kind}"] = np.concatenate(parts)
+    if architecture == "gemma3n":  # which has them in all layers, and does not use them in the last ones
+        layers = model.config.num_hidden_layers
+        for layer in range(layers - model.config.num_kv_shared_layers, layers):
+            unused = ("attn_k", "attn_v", "attn_k_norm")
+            tensors |= {f"blk.{layer}.{part}.weight": tensors[f"blk.0.{part}.weight"] for part in unused}
     if architecture == "gemma4":
         tensors["rope_freqs.weight"] = _factors_of_turning_pairs(model.config)
     settings = getattr(model.config, "rope_parameters", None) or {}

@@ -21,6 +21,7 @@ from edgelm_export.architectures.falcon_h1 import FALCON_H1
 from edgelm_export.architectures.gemma import GEMMA
 from edgelm_export.architectures.gemma2 import GEMMA2
 from edgelm_export.architectures.gemma3 import GEMMA3
+from edgelm_export.architectures.gemma3n import GEMMA3N
 from edgelm_export.architectures.gemma4 import GEMMA4
 from edgelm_export.architectures.glm import GLM, GLM4
 from edgelm_export.architectures.gpt2 import GPT2
@@ -78,6 +79,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma": GEMMA,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
+    "gemma3n_text": GEMMA3N,
     "gemma4_text": GEMMA4,
     "phi": PHI,  # Phi-1 to Phi-2
     "phi3": PHI3,  # Phi-3, Phi-3.5, Phi-4-mini
