@@ -127,6 +127,12 @@ GEMMA4_EXPERTS = {
     "attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 320,
     "enable_moe_block": True, "num_experts": 6, "top_k_experts": 3, "moe_intermediate_size": 32,
 }  # fmt: skip
+GEMMA3N = {
+    "num_hidden_layers": 6, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 3, "sliding_window": 9, "head_dim": 16, "hidden_size_per_layer_input": 32,
+    "vocab_size_per_layer_input": 320, "laurel_rank": 32, "pad_token_id": 0,
+    "activation_sparsity_pattern": [0.8, 0.95, 0.0, 0.0, 0.5, 0.0],
+}  # fmt: skip
 
 # Each text of 150 tokens is longer than the windows and than the original contexts.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -187,6 +193,20 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
             },
             "final_logit_softcapping": 2.0,
+        },
+    ),
+    "gemma3n_text": ("gemma3n_text", GEMMA3N),
+    "gemma3n_text, two streams, a smaller table of features, no shared keys, untied": (
+        "gemma3n_text",
+        {
+            "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "num_kv_shared_layers": 0,
+            "sliding_window": 9, "head_dim": 32, "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 300,
+            "laurel_rank": 8, "pad_token_id": 3, "altup_num_inputs": 2, "tie_word_embeddings": False,
+            "final_logit_softcapping": 2.0, "intermediate_size": [96, 96],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+                "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e5},
+            },
         },
     ),
     "gemma4_text": ("gemma4_text", GEMMA4),

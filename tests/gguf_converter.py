@@ -10,6 +10,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -26,8 +27,8 @@ _LAYER_NORMS = (
     "starcoder2",
 )  # fmt: skip
 _HAVE_HEAD_DIM = (
-    "afmoe", "bailingmoe2", "dots1", "exaone-moe", "gemma", "gemma2", "gemma3", "glm4moe", "gpt-oss", "qwen3moe",
-    "qwen3vlmoe", "mellum", "qwen35", "qwen35moe", "qwen3next", "nemotron_h", "nemotron_h_moe", "falcon-h1",
+    "afmoe", "bailingmoe2", "dots1", "exaone-moe", "gemma", "gemma2", "gemma3", "gemma3n", "glm4moe", "gpt-oss",
+    "qwen3moe", "qwen3vlmoe", "mellum", "qwen35", "qwen35moe", "qwen3next", "nemotron_h", "nemotron_h_moe", "falcon-h1",
 )  # fmt: skip
 _TURN_IN_PART = (
     "chatglm",
@@ -197,8 +198,17 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
     if architecture == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
-    if architecture in ("gemma2", "gemma3", "phi3"):
+    if architecture in ("gemma2", "gemma3", "gemma3n", "phi3"):
         writer.add_sliding_window(config.sliding_window or 0)
+    if architecture == "gemma3n":
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+        writer.add_altup_active_idx(config.altup_active_idx)
+        writer.add_altup_num_inputs(config.altup_num_inputs)
+        writer.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
+        writer.add_shared_kv_layers(config.num_kv_shared_layers)
+        shares, normal = torch.tensor(config.activation_sparsity_pattern), torch.distributions.Normal(0, 1)
+        writer.add_activation_sparsity_scale(normal.icdf(shares).tolist())
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
     if architecture == "olmo2" and hasattr(config, "sliding_window"):
         writer.add_sliding_window(config.sliding_window)
         writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])

@@ -8,6 +8,7 @@ from expert_models import AFMOE, DOTS1, EXAONE_MOE, GLM4_MOE, HUNYUAN_MOE, MELLU
 from family_models import (
     ERNIE4_5_MOE,
     FALCON_H1,
+    GEMMA3N,
     GEMMA4,
     GEMMA4_EXPERTS,
     GPT_OSS,
@@ -63,6 +64,7 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             },
         },
     ),
+    "gemma3n_text": ("gemma3n_text", "gemma3n", GEMMA3N),
     "gemma4_text": ("gemma4_text", "gemma4", GEMMA4),
     "gemma4_text, keys as values": (
         "gemma4_text",

@@ -36,7 +36,7 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
     tensors = {}
     buffers = [pair for pair in model.named_buffers() if pair[0].endswith((*CHOICE_BIASES, "layer_scalar"))]
     for name, parameter in [*model.named_parameters(), *buffers]:
-        name = f"{name}.weight" if name.endswith("layer_scalar") else name
+        name = f"{name}.weight" if name.endswith(("layer_scalar", "correct_output_scale")) else name
         name = re.sub(r"\.dt_bias$", ".dt_proj.bias", name)
         if architecture in ("nemotron_h", "nemotron_h_moe"):
             name = re.sub("^model", "backbone", name)
@@ -44,6 +44,10 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
             tensors[f"blk.{name.split('.')[2]}.exp_probs_b.bias"] = parameter.detach().flatten().numpy()
             continue
         if ".act_fn." in name:  # metadata there
+            continue
+        if stack := re.fullmatch(r"(model\.altup_.*projections)\.\d+\.weight", name):
+            stacked, matrix = f"{names.get_name(stack[1])}.weight", parameter.detach().float().numpy()[None]
+            tensors[stacked] = np.concatenate([tensors[stacked], matrix]) if stacked in tensors else matrix
             continue
         if own == "gemma4" and (stem := _GEMMA4_EXPERTS.get(name.partition(".layers.")[2].partition(".")[2])):
             tensors[f"blk.{name.split('.')[2]}.{stem}"] = parameter.detach().float().numpy()
@@ -83,6 +87,11 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
             for kind in ("weight", "bias") if architecture == "chatglm" else ("weight",):
                 parts = [tensors.pop(f"blk.{layer}.attn_{part}.{kind}") for part in "qkv"]
                 tensors[f"blk.{layer}.attn_qkv.{kind}"] = np.concatenate(parts)
+    if architecture == "gemma3n":  # which has them in all layers, and does not use them in the last ones
+        layers = model.config.num_hidden_layers
+        for layer in range(layers - model.config.num_kv_shared_layers, layers):
+            unused = ("attn_k", "attn_v", "attn_k_norm")
+            tensors |= {f"blk.{layer}.{part}.weight": tensors[f"blk.0.{part}.weight"] for part in unused}
     if architecture == "gemma4":
         tensors["rope_freqs.weight"] = _factors_of_turning_pairs(model.config)
     settings = getattr(model.config, "rope_parameters", None) or {}

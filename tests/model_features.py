@@ -32,6 +32,10 @@ GEMMA4_FEATURES = {
     "rope_scaling": RopeScaling(rope_type="proportional", partial_rotary_factor=0.5),
 }  # fmt: skip
 
+STREAMS = {
+    "norm_placement": "both", "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 200,
+    "altup_num_inputs": 3, "altup_correct_scale": True, "laurel_rank": 8, "activation_sparsity_pattern": (0.9, 0.0),
+}  # fmt: skip
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2}
 OWN_NORMS = {
     "norm_placement": "both", "shared_expert_intermediate_size": 48, "expert_norms": True, "expert_scales": True,
@@ -170,6 +174,13 @@ FEATURES = {
     },
     "features of each layer's own": {"hidden_size_per_layer_input": 8, "norm_placement": "both", "mlp_gated": False},
     "features of each layer's own, norms of 1 + weight": {"hidden_size_per_layer_input": 24, "norm": "rms_offset"},
+    "several residual streams, a way beside attention, gates that are nothing": STREAMS,
+    "two residual streams, norms of 1 + weight": {
+        "hidden_size_per_layer_input": 8, "altup_num_inputs": 2, "norm": "rms_offset",
+    },
+    "a way beside attention, norms of 1 + weight, gates that are nothing": {
+        "laurel_rank": 4, "norm": "rms_offset", "activation_sparsity_pattern": (0.5, 0.75),
+    },
     "a factor of each layer": {"layer_scalar": True, "hidden_size_per_layer_input": 8},
     "soft-cap of attention": {"attn_logit_softcapping": 0.5},
     "soft-cap of attention, in a window": {"attn_logit_softcapping": 0.5, "sliding_window": 7},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from model_features import GEMMA4_FEATURES, LINEAR
+from model_features import GEMMA4_FEATURES, LINEAR, STREAMS
 
 from edgelm.rope_scaling import RopeScaling
 
@@ -168,5 +168,6 @@ FEATURES: dict[str, dict[str, Any]] = (
         },
         "keys that are values, features of each layer's own": GEMMA4_FEATURES,
         "keys of other layers": SHARED_KEYS,
+        "several residual streams": STREAMS | {"vocab_size_per_layer_input": 10},
     }
 )

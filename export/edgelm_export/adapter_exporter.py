@@ -264,6 +264,8 @@ def _check_layers(trained: _Trained, config: ModelConfig) -> None:
         shape = shapes.get(f"{layer}.weight", ()) if ".layers." in layer else ()
         if len(shape) != 2:
             faults.append(f"{layer}: there is no such projection")
+        elif ".altup." in layer:
+            faults.append(f"{layer}: what predicts and corrects residual streams takes no adapter beside it")
         elif (b.shape[0], a.shape[1]) != shape or a.shape[0] != b.shape[1]:
             faults.append(
                 f"{layer}: it is {list(shape)}, the adapter's A and B are {list(a.shape)} and {list(b.shape)}"

@@ -26,6 +26,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.layer_features import CROSS_NORMS
 from edgelm.runtime.decoder_graph import CROSS, PAST_CONV, PRESENT_CONV, SHARED
+from edgelm_export.altup import add_merged, add_spread
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import ROTARY_MULTIPLE, FoldedCheckpoint, padded_rotary_dim
@@ -109,7 +110,7 @@ class DecoderStack(Stack):
         self.rotations()
         self.bias = self.distance_scores() if self.config.position == "relative" else ""
         self.begin_convolutions()
-        return hidden
+        return add_spread(self, hidden) if self.config.altup_num_inputs > 1 else hidden
 
     def inputs(self) -> None:
         """Declare inputs; derive from the mask what attention and positions want of it: each row's last position."""
@@ -447,6 +448,7 @@ class DecoderStack(Stack):
     def last_hidden_state(self, hidden: str) -> str:
         """Norm all positions, also those that no logits are wanted of: embeddings are made of them."""
         graph = self.graph
+        hidden = add_merged(self, hidden) if self.config.altup_num_inputs > 1 else hidden
         normed = self.norm(hidden, f"{self.name}.norm") if self.config.final_norm else hidden
         graph.output("last_hidden_state", FLOAT, [BATCH, "tokens", self.config.hidden_size])
         return graph.node("Identity", [normed], "last_hidden_state")

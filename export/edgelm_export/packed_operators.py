@@ -31,7 +31,7 @@ class PackedOperators(Protocol):
 
     def product(self, graph: Graph, hidden: str, parts: list[str], weight: PackedWeight, output: str) -> str: ...  # noqa: D102
 
-    def rows(self, graph: Graph, name: str, parts: list[str], weight: PackedWeight) -> str: ...  # noqa: D102
+    def rows(self, graph: Graph, name: str, parts: list[str], weight: PackedWeight, ids: str) -> str: ...  # noqa: D102
 
     def tied(self, graph: Graph, parts: list[str]) -> list[str]: ...  # noqa: D102
 
@@ -120,7 +120,7 @@ class NBits:
         sums = graph.node("ReduceSum", [blocks, graph.constant([-1])], f"{hidden}.sums", attributes=attributes)
         return graph.node("Concat", [hidden, sums], name, attributes={"axis": -1})
 
-    def rows(self, graph: Graph, name: str, parts: list[str], weight: PackedWeight) -> str:
+    def rows(self, graph: Graph, name: str, parts: list[str], weight: PackedWeight, ids: str) -> str:
         """Gather rows of a packed weight [V, blocks, bytes], and join their blocks.
 
         Gathering block by block, the operator reads the tensor in the shape that MatMulNBits has it in: as a matrix it
@@ -134,7 +134,7 @@ class NBits:
             "gather_axis": 0,
             "quantize_axis": 2,
         }
-        inputs = [parts[0], "input_ids", scales]
+        inputs = [parts[0], ids, scales]
         rows = graph.node("GatherBlockQuantized", inputs, f"{name}.blocks", MICROSOFT, attributes)
         joined = graph.node("Reshape", [rows, graph.constant([0, 0, blocks * weight.block_size])], f"{name}.output")
         if weight.columns == blocks * weight.block_size:
@@ -171,13 +171,13 @@ class QDQ:
         dequantized_KN = graph.node("DequantizeLinear", parts, name, attributes=attributes)
         return graph.node("MatMul", [hidden, dequantized_KN], output)
 
-    def rows(self, graph: Graph, name: str, parts: list[str], weight: PackedWeight) -> str:
+    def rows(self, graph: Graph, name: str, parts: list[str], weight: PackedWeight, ids: str) -> str:
         """Gather columns of the stored weight [D, V], and scale each block.
 
         Not by DequantizeLinear, which OpenVINO has for weights of a fixed shape alone. An embedding is symmetric.
         """
         kinds = zip(parts, ("values", "scales"), strict=True)
-        values, scales = (self._columns(graph, part, f"{name}.{kind}") for part, kind in kinds)
+        values, scales = (self._columns(graph, part, ids, f"{name}.{kind}") for part, kind in kinds)
         size = whole_block_size(weight)
         steps = graph.node("Cast", [values], f"{name}.steps", attributes={"to": onnx.TensorProto.FLOAT})
         in_blocks = graph.constant([0, 0, weight.columns // size, size])
@@ -186,9 +186,9 @@ class QDQ:
         scaled = graph.node("Mul", [blocks, scale_each], f"{name}.scaled")
         return graph.node("Reshape", [scaled, graph.constant([0, 0, weight.columns])], f"{name}.output")
 
-    def _columns(self, graph: Graph, part: str, name: str) -> str:
+    def _columns(self, graph: Graph, part: str, ids: str, name: str) -> str:
         """Gather the columns of the tokens as rows, [B, T, what a column holds]."""
-        columns = graph.node("Gather", [part, "input_ids"], f"{name}.columns", attributes={"axis": 1})
+        columns = graph.node("Gather", [part, ids], f"{name}.columns", attributes={"axis": 1})
         return graph.node("Transpose", [columns], name, attributes={"perm": [1, 2, 0]})
 
     def tied(self, graph: Graph, parts: list[str]) -> list[str]:

@@ -60,12 +60,13 @@ def refuse_prefill_graph(config: ModelConfig) -> None:
     """Refuse what no prefill graph is written for.
 
     Raises:
-        ExportError: the model has an encoder, experts, or latent attention.
+        ExportError: the model has an encoder, experts, latent attention, or several residual streams.
     """
     has = {
         "an encoder": config.encoder is not None,
         "experts": config.num_experts > 0,
         "latent attention": config.kv_lora_rank is not None,
+        "several residual streams": config.altup_num_inputs > 1,
     }
     for what, is_so in has.items():
         if is_so:

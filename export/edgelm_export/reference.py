@@ -15,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.architecture.relative_positions import relative_buckets
-from edgelm.architecture.rope import cos_sin_tables, has_long_table, query_factors, sinusoidal_table
+from edgelm.architecture.rope import cos_sin_tables, query_factors, sinusoidal_table
 from edgelm.config import SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
 from edgelm.layer_features import CROSS_NORMS
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.reference_activations import ACTIVATIONS, over_rms, silu, within_groups, xielu
+from edgelm_export.reference_altup import corrected, merged, predicted, spread, thinned, with_laurel
 from edgelm_export.reference_latent_attention import latent_keys, latent_queries, latent_values
 from edgelm_export.reference_linear_attention import linear_attention, mamba2, short_convolution
+from edgelm_export.reference_rotation import rotate, rows_of_positions
 from edgelm_export.tensor_map import PER_LAYER_EMBEDDING, head_name
 from edgelm_export.wide_stream import WideStream
 
@@ -114,6 +116,8 @@ def embed(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], config: Mo
         weights = _weights(checkpoint, f"{stack}.embed_norm.")
         hidden = [_norm(config, weights, "", hidden_TD) for hidden_TD in hidden]
     own = _features_of_layers(checkpoint, sequences, hidden)
+    if config.altup_num_inputs > 1:
+        hidden = [spread(hidden_TD, _stream_projections(checkpoint, "altup_projections")) for hidden_TD in hidden]
     return [WideStream(config).begun(*pair) for pair in zip(hidden, own, strict=True)]
 
 
@@ -138,6 +142,9 @@ def _features_of_layers(
 
 def looked_up(checkpoint: Checkpoint, name: str, sequences: Sequence[Sequence[int]]) -> list[Array]:
     """Return the rows of token ids in a table, which is not read as a whole: it may be as large as all the rest."""
+    if name == PER_LAYER_EMBEDDING:
+        rows = checkpoint.config.per_layer_rows
+        sequences = [[id_ if id_ < rows else 0 for id_ in each] for each in sequences]
     ids = np.unique(np.concatenate([np.asarray(each, np.int64) for each in sequences]))
     rows_UF = np.concatenate([checkpoint.rows(name, id_, id_ + 1) for id_ in ids.tolist()])
     return [rows_UF[np.searchsorted(ids, np.asarray(each, np.int64))] for each in sequences]
@@ -186,11 +193,18 @@ def last_normed(checkpoint: Checkpoint, hidden: Sequence[Array], config: ModelCo
     config: that of an encoder, for what left its own last layer.
     """
     config = config or checkpoint.config
+    if config.altup_num_inputs > 1:
+        projections, wide = _stream_projections(checkpoint, "altup_unembed_projections"), WideStream(config)
+        hidden = [merged(wide.streams(hidden_TW), projections) for hidden_TW in hidden]
     hidden = [hidden_TW[:, : config.hidden_size] for hidden_TW in hidden]
     if not config.final_norm:
         return hidden
     weights = _weights(checkpoint, f"{_stack_name(checkpoint, config)}.norm.")
     return [_norm(config, weights, "", hidden_TD) for hidden_TD in hidden]
+
+
+def _stream_projections(checkpoint: Checkpoint, name: str) -> list[Array]:
+    return list(_weights(checkpoint, f"model.{name}.").values())
 
 
 class ObservedWeights(dict[str, Array]):
@@ -243,7 +257,10 @@ def run_layer(
 
     before_attention, after_attention, before_mlp, after_mlp = config.block_norms(layer)
     wide, kept = WideStream(config), list[Array]()
-    hidden_TD = hidden_TW[:, : wide.D]
+    hidden_TD, has_streams = hidden_TW[:, : wide.D], config.altup_num_inputs > 1
+    if has_streams:
+        streams_TAD = predicted(config, weights, wide.streams(hidden_TW))
+        hidden_TD = streams_TAD[:, 0]
     attended_TD, input_TD, found = hidden_TD, normed(before_attention, hidden_TD), list[Array]()
     if config.attends(layer):
         source = config.keys_of(layer)
@@ -254,6 +271,8 @@ def run_layer(
         found.append(beside(config, weights, input_TD, lengths, _linear))
     if found:
         attended_TD = added(hidden_TD, sum(found[1:], found[0]), after_attention)
+    if config.laurel_rank:
+        attended_TD = with_laurel(config, weights, attended_TD, input_TD, _linear)
     if read_SD is not None:
         before_cross, after_cross = CROSS_NORMS[config.norm_placement]
         looked_TD = _cross_attention(config, weights, normed(before_cross, attended_TD), read_SD)
@@ -263,11 +282,17 @@ def run_layer(
     if config.has_experts(layer):
         hidden_TD = added(attended_TD, _experts(config, weights, read_TD, mlp_input_TD), after_mlp)
     elif config.has_feed_forward(layer):
-        hidden_TD = added(attended_TD, _mlp(config, weights, read_TD, "mlp"), after_mlp)
+        hidden_TD = added(attended_TD, _mlp(config, weights, read_TD, "mlp", config.gate_cutoff(layer)), after_mlp)
+    if has_streams:
+        streams_TAD, hidden_TD = corrected(config, weights, streams_TAD, hidden_TD)
     if config.hidden_size_per_layer_input:
         gate_TP = ACTIVATIONS[config.hidden_act](_linear(weights, "per_layer_input_gate", hidden_TD))
         part_TD = _linear(weights, "per_layer_projection", gate_TP * wide.own(hidden_TW, layer))
-        hidden_TD = hidden_TD + normed("post_per_layer_input_norm", part_TD)
+        part_TD = normed("post_per_layer_input_norm", part_TD)
+        hidden_TD = hidden_TD + part_TD
+    if has_streams:
+        streams_TAD[:, 1:] += part_TD[:, None]
+        hidden_TD = streams_TAD.reshape(len(part_TD), -1)
     if config.layer_scalar:
         hidden_TD = hidden_TD * weights["layer_scalar"]
     return wide.followed(hidden_TW, hidden_TD, kept, layer)
@@ -331,7 +356,7 @@ def _attention(
         x_NTH = x_TD.reshape(T, -1, H).swapaxes(0, 1)
         x_NTH = _norm(config, weights, f"self_attn.{norm}.", x_NTH) if scope == "head" else x_NTH
         if kind is not None:
-            x_NTH = _rotate(x_NTH, *(_rows(config, kind, table, lengths) for table in tables[kind]))
+            x_NTH = rotate(x_NTH, *(rows_of_positions(config, kind, table, lengths) for table in tables[kind]))
         return _norm(config, weights, f"self_attn.{norm}.", x_NTH) if scope == "turned_head" else x_NTH
 
     is_latent = config.kv_lora_rank is not None
@@ -408,21 +433,7 @@ def _attended(
     return out_TNH.reshape(T, N * H)
 
 
-def _rows(config: ModelConfig, kind: str, table: Array, lengths: Sequence[int]) -> Array:
-    """Take the rows of each sequence; from the second half of the table where the text is long for LongRoPE."""
-    long = len(table) // 2 if has_long_table(config, kind) else 0
-    firsts = [long if (config.short_context or 0) < length else 0 for length in lengths]
-    return np.concatenate([table[first : first + length] for first, length in zip(firsts, lengths, strict=True)])
-
-
-def _rotate(x_NTH: Array, cos_TR: Array, sin_TR: Array) -> Array:
-    """Turn dimension i and i + R/2 of each head by the position's angle; the tables are [T, R/2]."""
-    half = cos_TR.shape[1]
-    first, second, rest = x_NTH[..., :half], x_NTH[..., half : 2 * half], x_NTH[..., 2 * half :]
-    return np.concatenate([first * cos_TR - second * sin_TR, second * cos_TR + first * sin_TR, rest], axis=-1)
-
-
-def _mlp(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str) -> Array:
+def _mlp(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str, cutoff: float | None = None) -> Array:
     def projected(x_TF: Array) -> Array:
         x_TF = _norm(config, weights, f"{name}.ffn_sub_norm.", x_TF) if config.sub_norms else x_TF
         return _linear(weights, f"{name}.down_proj", x_TF) * np.float32(config.multipliers.mlp_down)
@@ -432,6 +443,7 @@ def _mlp(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str) -> 
     if not config.mlp_gated:
         return projected(activation(up_TF))
     gate_TF = _linear(weights, f"{name}.gate_proj", hidden_TD) * np.float32(config.multipliers.mlp_gate)
+    gate_TF = gate_TF if cutoff is None else thinned(gate_TF, cutoff)
     if limit is not None:
         alpha = np.float32(config.swiglu_alpha)
         gate_TF, up_TF = np.minimum(gate_TF, np.float32(limit)), np.clip(up_TF, -np.float32(limit), np.float32(limit))

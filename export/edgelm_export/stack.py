@@ -13,6 +13,7 @@ import numpy as np
 from edgelm.architecture.rope import sinusoidal_table
 from edgelm.config import SINUSOIDS, XIELU_BETA, ModelConfig
 from edgelm.layer_features import EXPERT_NORMS
+from edgelm_export.altup import add_correction, add_laurel, add_prediction, add_thinned, add_to_others
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.experts import add_experts
 from edgelm_export.external_data import ExternalData
@@ -70,16 +71,16 @@ class Stack(ABC):
             hidden = graph.node("Add", [hidden, self.position_embedding()], f"{self.name}.embed_positions.added")
         return self.norm(hidden, f"{self.name}.embed_norm") if config.embedding_norm else hidden
 
-    def looked_up(self, name: str) -> tuple[str, list[str], Stored]:
-        """Look up the rows of the token ids in a table; return them, and the table as the graph has it."""
+    def looked_up(self, name: str, ids: str = "input_ids") -> tuple[str, list[str], Stored]:
+        """Look up the rows of the token ids, or of others, in a table; return them, and the table in the graph."""
         graph, weight = self.graph, self.projections.read(f"{name}.weight")
         if not isinstance(weight, PackedWeight):
             parts = [graph.weight(f"{name}.weight", weight)]
-            rows = graph.node("Gather", [parts[0], "input_ids"], f"{name}.output")
+            rows = graph.node("Gather", [parts[0], ids], f"{name}.output")
             return self.projections.widened(rows, weight.dtype), parts, weight
         operators = self.projections.operators
         parts = operators.store(graph, name, weight)
-        return operators.rows(graph, name, parts, weight), parts, weight
+        return operators.rows(graph, name, parts, weight, ids), parts, weight
 
     def features_of_layers(self, hidden: str) -> None:
         """Make the features [B, T, P] that each layer has of the tokens beside the stream, where they have some."""
@@ -87,7 +88,7 @@ class Stack(ABC):
         if not P:
             return
         table, projection = f"{self.name}.embed_tokens_per_layer", f"{self.name}.per_layer_model_projection"
-        rows, _, _ = self.looked_up(table)
+        rows, _, _ = self.looked_up(table, self.ids_with_features())
         multiplier, factor = (graph.constant(value, np.float32) for value in ((P / 2) ** 0.5, config.hidden_size**-0.5))
         embedded = graph.node("Mul", [rows, multiplier], f"{table}.multiplied")
         projected = graph.node("Mul", [self.projections.linear(hidden, projection), factor], f"{projection}.multiplied")
@@ -99,6 +100,14 @@ class Stack(ABC):
         both = graph.node("Add", [embedded, joined], f"{self.name}.features")
         parts = [f"{self.name}.layers.{i}.features" for i in range(config.num_hidden_layers)]
         graph.node("Split", [both], parts, attributes={"axis": -1, "num_outputs": len(parts)})
+
+    def ids_with_features(self) -> str:
+        """Return the token ids, in the place of those that have no row among the features the first."""
+        graph, rows = self.graph, self.config.per_layer_rows
+        if rows >= self.config.vocab_size:
+            return "input_ids"
+        has_row = graph.node("Less", ["input_ids", graph.constant(rows)], "input_ids.have_features")
+        return graph.node("Where", [has_row, "input_ids", graph.constant(0)], "input_ids.with_features")
 
     def divided(self, hidden: str, name: str) -> str:
         """Divide the channels [..., D] that the head's stored weights are multiplied by, where they are."""
@@ -124,10 +133,15 @@ class Stack(ABC):
         config = self.config
         layer = f"{self.name}.layers.{i}"
         before_attention, after_attention, before_mlp, after_mlp = config.block_norms(i)
+        has_streams, altup, streams, predicted = config.altup_num_inputs > 1, f"{layer}.altup", "", ""
+        if has_streams:
+            streams, predicted = add_prediction(self, hidden, altup)
+            hidden = predicted
         attended, attention_input = hidden, self.block_norm(hidden, layer, before_attention)
         if config.mixes(i):
             attention = self.attention(attention_input, i)
             attended = self.added(hidden, attention, layer, after_attention, "attention_residual")
+            attended = add_laurel(self, attended, attention_input, layer) if config.laurel_rank else attended
             attended = self.crossed(attended, layer, i)
         stream = hidden if config.parallel_residual else attended
         hidden = attended
@@ -135,10 +149,14 @@ class Stack(ABC):
             is_shared = config.norm_placement == "shared"
             mlp_input = attention_input if is_shared else self.block_norm(stream, layer, before_mlp)
             has_experts, mlp = config.has_experts(i), f"{layer}.mlp"
-            made = self.experts(mlp_input, stream, mlp) if has_experts else self.dense(mlp_input, mlp)
+            cutoff = config.gate_cutoff(i)
+            made = self.experts(mlp_input, stream, mlp) if has_experts else self.dense(mlp_input, mlp, cutoff)
             hidden = self.added(attended, made, layer, after_mlp, "residual")
+        if has_streams:
+            streams, gating = add_correction(self, streams, predicted, hidden, altup)
+            return add_to_others(self, streams, self.gated_features(gating, layer), altup)
         if config.hidden_size_per_layer_input:
-            hidden = self.gated_features(hidden, layer)
+            hidden = self.sum(hidden, self.gated_features(hidden, layer), f"{layer}.features_residual")
         if not config.layer_scalar:
             return hidden
         name = f"{layer}.layer_scalar"
@@ -146,12 +164,11 @@ class Stack(ABC):
         return self.graph.node("Mul", [hidden, scalar], f"{layer}.scaled")
 
     def gated_features(self, hidden: str, layer: str) -> str:
-        """Add what the layer's own features of the tokens are made of, gated by the stream."""
+        """Make of the layer's own features of the tokens, gated by the stream, what is added to it."""
         gate, projection = f"{layer}.per_layer_input_gate", f"{layer}.per_layer_projection"
         gates = self.activation(self.projections.linear(hidden, gate), gate)
         gated = self.graph.node("Mul", [gates, f"{layer}.features"], f"{gate}.gated")
-        part = self.norm(self.projections.linear(gated, projection), f"{layer}.post_per_layer_input_norm")
-        return self.sum(hidden, part, f"{layer}.features_residual")
+        return self.norm(self.projections.linear(gated, projection), f"{layer}.post_per_layer_input_norm")
 
     def crossed(self, hidden: str, layer: str, i: int) -> str:
         """Add what cross-attention brings; nothing, in a stack that has none."""
@@ -227,8 +244,8 @@ class Stack(ABC):
             chosen, shared = (self.norm(part, f"{name}.{norm}") for part, norm in made)
         return self.graph.node("Add", [chosen, shared], f"{name}.all_experts")
 
-    def dense(self, hidden: str, name: str) -> str:
-        """Add a feed-forward that every token goes through."""
+    def dense(self, hidden: str, name: str, cutoff: float | None = None) -> str:
+        """Add a feed-forward that every token goes through; cutoff: of its gates (ModelConfig.gate_cutoff)."""
         graph = self.graph
         if not self.config.mlp_gated:
             inner = self.activation(self.projections.linear(hidden, f"{name}.up_proj"), name)
@@ -238,7 +255,8 @@ class Stack(ABC):
             parts = [f"{name}.gate", f"{name}.up"]
             graph.node("Split", outputs, parts, attributes={"axis": -1, "num_outputs": 2})
             outputs = parts
-        gated = graph.node("Mul", [self.activation(outputs[0], name), outputs[1]], f"{name}.gated")
+        gate = outputs[0] if cutoff is None else add_thinned(self, outputs[0], cutoff, name)
+        gated = graph.node("Mul", [self.activation(gate, name), outputs[1]], f"{name}.gated")
         return self.projections.linear(self.sub_norm(gated, f"{name}.ffn_sub_norm"), f"{name}.down_proj")
 
     def sub_norm(self, hidden: str, name: str) -> str:

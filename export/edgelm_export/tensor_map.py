@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 
-_LAYER = re.compile(r"\.(\d+)\.")
-_NUMBERED = re.compile(r"\.(experts|heads)\.(\d+)\.")
+_STREAMS = r"altup_(?:unembed_)?projections"
+_LAYER = re.compile(r"(?<!_projections)\.(\d+)\.")
+_NUMBERED = re.compile(rf"\.(experts|heads|{_STREAMS})\.(\d+)\.")
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 PER_LAYER_EMBEDDING = "model.embed_tokens_per_layer.weight"
@@ -97,7 +98,7 @@ class TensorLayout:
     """How a source names and stores the tensors of a family.
 
     names: canonical stems (a name without its `.weight` or `.bias`) or whole names, with `{i}` for the layer and `{e}`
-    for the expert or head, to the source's; None where the source has the canonical ones. Stems with one and the same
+    for the expert, head or stream, to the source's; None where it has the canonical ones. Stems with one and the same
     source are parts of a fused tensor, stacked in their canonical order. A source without `{e}` has the experts' (or
     heads') tensors behind each other, [E, ...]. interleaved: source names of fused tensors whose parts have every other
     row. prefix: what all names begin with, but not in folders of the family's bare model. ignored: names of a source
@@ -192,16 +193,14 @@ class Part:
 
 
 def pattern_of(name: str) -> tuple[str, str, str]:
-    """Split `model.layers.7.mlp.experts.3.up_proj.weight`, the same of a head, or a name without such numbers.
+    """Split `model.layers.7.mlp.experts.3.up_proj.weight`, the same of a head or stream, or a name without.
 
     Returns the pattern `model.layers.{i}.mlp.experts.{e}.up_proj.weight`, `7` and `3`; nothing for what is not there.
     """
     match = _LAYER.search(name)
-    if match is None:
-        return name, "", ""
-    pattern = f"{name[: match.start()]}.{{i}}.{name[match.end() :]}"
+    pattern = name if match is None else f"{name[: match.start()]}.{{i}}.{name[match.end() :]}"
     numbered = _NUMBERED.search(pattern)
-    return _NUMBERED.sub(r".\1.{e}.", pattern), match[1], numbered[2] if numbered else ""
+    return _NUMBERED.sub(r".\1.{e}.", pattern), match[1] if match else "", numbered[2] if numbered else ""
 
 
 def check_layers(config: ModelConfig, tensors: int, where: object) -> None:

@@ -16,6 +16,7 @@ from edgelm.errors import CheckpointError
 _WHOLE = frozenset(
     {
         "gemma3",
+        "gemma3n",
         "gemma4",
         "glm46v",
         "glm4v",

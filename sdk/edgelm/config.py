@@ -34,7 +34,8 @@ _DECODER_ONLY = (
     "parallel_residual", "residual_multiplier", "sliding_window", "num_experts", "attention_sinks",
     "attn_logit_softcapping", "qk_norm", "sub_norms", "kv_cache", "conv_L_cache", "num_kv_shared_layers", "v_norm",
     "layer_scalar", "hidden_size_per_layer_input", "attention_k_eq_v", "use_double_wide_mlp", "attention_output_gate",
-    "linear_conv_kernel_dim", "layers_without_feed_forward", "kv_lora_rank", "multipliers",
+    "linear_conv_kernel_dim", "layers_without_feed_forward", "kv_lora_rank", "multipliers", "altup_num_inputs",
+    "laurel_rank", "activation_sparsity_pattern", "vocab_size_per_layer_input",
 )  # fmt: skip
 
 SUPPRESSED_LOGIT = -1e9  # of suppressed_token_ids: below every other, and finite, as sampling wants it
@@ -42,7 +43,7 @@ SUPPRESSED_LOGIT = -1e9  # of suppressed_token_ids: below every other, and finit
 SECTION = "edgelm"
 # The fields that are lists in JSON.
 _OF_LAYERS = ("layers_without_rope", "layers_without_experts", "layers_without_feed_forward")
-_LISTS = ("eos_token_ids", "suppressed_token_ids", "layer_types", *_OF_LAYERS)
+_LISTS = ("eos_token_ids", "suppressed_token_ids", "layer_types", "activation_sparsity_pattern", *_OF_LAYERS)
 FLOAT32_END = 2.0**128
 
 
@@ -66,7 +67,14 @@ class ModelConfig(LayerFeatures):
     num_kv_shared_layers: how many layers, the last ones, have no keys and values of their own, and look at those of the
     last layer of their kind that has. hidden_size_per_layer_input: how many features each layer has of a token beside
     the residual stream: from an embedding that all layers have a part of, and from what enters the first one; they gate
-    what the layer adds last (Gemma 3n's per-layer embeddings).
+    what the layer adds last (Gemma 3n's per-layer embeddings). vocab_size_per_layer_input: the rows of that embedding;
+    tokens beyond them have its first.
+
+    altup_num_inputs: how many residual streams there are (AltUp, arXiv:2301.13310). Each layer predicts what leaves it,
+    computes the first of them, and corrects all by what that prediction lacked; its features are added to the others.
+    laurel_rank: of two matrices that read what attention does, beside it; both ways are summed over the root of two
+    (LAuReL, arXiv:2411.07501). activation_sparsity_pattern: of each layer, the share of a feed-forward's gates that is
+    nothing, if they are normally distributed: those below that quantile, which all others are lowered by.
 
     expert_norms: the router and the experts read the residual stream, each by a norm of its own, and the router's
     scores are multiplied by hidden_size ** -0.5; what the experts make together, and what the shared one makes, is
@@ -134,6 +142,10 @@ class ModelConfig(LayerFeatures):
     qk_nope_head_dim: int | None = None
     v_head_dim: int | None = None
     hidden_size_per_layer_input: int = 0
+    vocab_size_per_layer_input: int | None = None
+    altup_num_inputs: int = 1
+    altup_correct_scale: bool = False  # of each channel that gates the features: a learned factor
+    laurel_rank: int = 0
     layer_scalar: bool = False  # a number of each layer, by which all that leaves it is multiplied
     conv_L_cache: int | None = None
     conv_bias: bool = False  # of the convolution and both its projections
@@ -149,6 +161,7 @@ class ModelConfig(LayerFeatures):
     hidden_act: str = "silu"
     mlp_gated: bool = True
     mlp_bias: bool = False
+    activation_sparsity_pattern: tuple[float, ...] = ()
     use_double_wide_mlp: bool = False  # in layers without keys and values of their own
     num_experts: int = 0  # feed-forwards beside each other, of which a router chooses some for each token; 0 is one
     num_experts_per_tok: int = 0
@@ -231,6 +244,7 @@ class ModelConfig(LayerFeatures):
         self._check_layers()
         self.check_own_features()
         self.check_latent_attention()
+        self.check_streams()
         self.check_experts()
         if self.position == "rope":
             self._check_rope()
@@ -420,6 +434,7 @@ class ModelConfig(LayerFeatures):
             "mlp_gated", "mlp_bias", "conv_bias", "attention_bias", "attention_output_bias", "attention_output_gate",
             "attention_gate_per_head", "shared_expert_gate", "parallel_residual", "final_norm", "embedding_norm",
             "qk_norm", "v_norm", "attention_k_eq_v", "use_double_wide_mlp", "layer_scalar", "mamba_rms_norm",
+            "altup_correct_scale",
             "linear_allow_neg_eigval", "norm_topk_prob", "router_bias", "expert_choice_bias", "expert_norms",
             "expert_scales", "attention_sinks", "sub_norms", "tie_word_embeddings", "lm_head_bias",
         ):  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from statistics import NormalDist
 
 from edgelm.errors import ConfigError
 from edgelm.multipliers import Multipliers
@@ -38,6 +39,8 @@ MOST = 2**31 - 1  # of any size: products of a few still fit the numbers of ever
 LATENT_NORM_EPS = 1e-6
 # Each makes names of tensors; in use are up to 7,808 (128 heads in 61 layers).
 _MAX_LATENT_HEADS = 1 << 16
+LEAST_POWER = 1e-5  # of a projection that several streams are made of or merged by: what its power is divided by
+_MAX_STREAMS = 64  # each makes names of tensors; in use are 4
 # The layers that keep a state of a text: in the place of keys and values of its tokens, or beside them.
 STATE_LAYERS = {
     "linear_attention": "linear attention", "mamba2": "layers of Mamba 2", "hybrid": "Mamba 2 beside attention",
@@ -84,6 +87,13 @@ class LayerFeatures:
     qk_nope_head_dim: int | None
     v_head_dim: int | None
     hidden_size_per_layer_input: int
+    vocab_size: int
+    vocab_size_per_layer_input: int | None
+    altup_num_inputs: int
+    altup_correct_scale: bool
+    laurel_rank: int
+    layer_scalar: bool
+    activation_sparsity_pattern: tuple[float, ...]
     use_double_wide_mlp: bool
     num_experts: int
     num_experts_per_tok: int
@@ -268,6 +278,18 @@ class LayerFeatures:
         """Tell whether the feed-forward of a layer is a choice of experts."""
         return self.num_experts > 0 and self.has_feed_forward(layer) and layer not in self.layers_without_experts
 
+    def gate_cutoff(self, layer: int) -> float | None:
+        """Return by how many standard deviations a gate of a layer's feed-forward has to be above their mean to be
+        something; None is not at all.
+        """
+        share = self.activation_sparsity_pattern[layer] if self.activation_sparsity_pattern else 0
+        return NormalDist().inv_cdf(share) if share else None
+
+    @property
+    def per_layer_rows(self) -> int:
+        """How many tokens have a row of their own in the embedding that all layers have a part of."""
+        return self.vocab_size if self.vocab_size_per_layer_input is None else self.vocab_size_per_layer_input
+
     @property
     def per_layer_width(self) -> int:
         """How many features all layers together have of a token beside the residual stream."""
@@ -402,6 +424,46 @@ class LayerFeatures:
         for name, is_set in others.items():
             if is_set:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, which no model with a kv_lora_rank has.")
+
+    def check_streams(self) -> None:
+        """Check the fields of several residual streams, of what is beside attention, and of gates that are nothing.
+
+        Raises:
+            ConfigError: as from `check_own_features`.
+        """
+        fields = {"altup_num_inputs": (1, _MAX_STREAMS), "laurel_rank": (0, MOST)}
+        if self.vocab_size_per_layer_input is not None:
+            fields["vocab_size_per_layer_input"] = (1, MOST)
+        for name, (least, most) in fields.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise ConfigError(f"{name} is {value!r:.60}; it must be a whole number from {least} to {most}.")
+        pattern, layers = self.activation_sparsity_pattern, self.num_hidden_layers
+        if pattern and (self.num_experts or not self.mlp_gated):
+            raise ConfigError("activation_sparsity_pattern is set, which is for gated feed-forwards without experts.")
+        if pattern and len(pattern) != layers:
+            raise ConfigError(f"activation_sparsity_pattern has {len(pattern)} entries; the model has {layers} layers.")
+        for share in pattern:
+            if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share < 1:
+                raise ConfigError(f"activation_sparsity_pattern has {share!r:.60}; it must be from 0 to below 1.")
+        others = {
+            "parallel_residual": self.parallel_residual, "layer_scalar": self.layer_scalar,
+            "residual_multiplier": self.residual_multiplier != 1,
+            "norm_placement": self.norm_placement not in ("pre", "both"),
+            "norm": self.norm not in ("rms", "rms_offset"),
+            "layer_types": not all(map(self.attends, range(layers))) or bool(self.state_layers),
+            "layers_without_feed_forward": bool(self.layers_without_feed_forward),
+        }  # fmt: skip
+        for field, is_set in (("altup_num_inputs", self.altup_num_inputs > 1), ("laurel_rank", self.laurel_rank > 0)):
+            wrong = next((name for name, is_wrong in others.items() if is_wrong), None)
+            if is_set and wrong is not None:
+                raise ConfigError(
+                    f"{wrong} is {getattr(self, wrong)!r:.80}, which no model with {field} {getattr(self, field)} has."
+                )
+        if self.altup_num_inputs > 1 and not self.hidden_size_per_layer_input:
+            raise ConfigError(f"altup_num_inputs is {self.altup_num_inputs}; it needs a hidden_size_per_layer_input.")
+        if self.altup_correct_scale and self.altup_num_inputs == 1:
+            raise ConfigError("altup_correct_scale is true, which needs altup_num_inputs of 2 or more.")
 
     def check_own_features(self) -> None:
         """Check the fields that tell layers apart.

@@ -26,6 +26,7 @@ QUANTIZED = (
     "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "token_embd", "output.",
     "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "shortconv.in_proj", "shortconv.out_proj", "attn_gate",
     "ssm_beta", "ssm_alpha", "ssm_ba", "ssm_in", "ssm_out", "per_layer_model_proj", "inp_gate", ".proj.",
+    "altup_proj", "altup_unembd_proj", "laurel_l", "laurel_r",
 )  # fmt: skip
 
 SaveModel = Callable[..., PreTrainedModel]

@@ -22,6 +22,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
     "gemma4_text": {"vocab_size_per_layer_input": 320},
     "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention"]},
     "afmoe": {"attention_bias": False},
@@ -65,6 +66,7 @@ def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_each_for
         for source in present:
             pattern = pattern_of(source)[0]
             is_stack, entries = source in stacks, config.num_attention_heads if "attn" in source else config.num_experts
+            entries = config.altup_num_inputs - 1 if "altup" in source else entries
             if pattern.removesuffix(".weight") in layout.by_latent_head:
                 heads = config.num_attention_heads * ((config.qk_nope_head_dim or 0) + (config.v_head_dim or 0))
                 present[source] = (heads, config.kv_lora_rank or 0)
@@ -134,7 +136,7 @@ def test_absent_values_are_those_of_transformers(name: str) -> None:
         scaling = ours.rope_scaling
         part = scaling.partial_rotary_factor if scaling.rope_type == "proportional" else ours.partial_rotary_factor
         assert part == settings.get("partial_rotary_factor", 1.0)
-    if name in ("gemma3_text", "gemma4_text", "olmo3"):
+    if name in ("gemma3_text", "gemma3n_text", "gemma4_text", "olmo3"):
         assert ours.rope_local_theta == theirs.rope_parameters["sliding_attention"]["rope_theta"]
     assert ours.tie_word_embeddings is theirs.tie_word_embeddings
     ends = theirs.eos_token_id

@@ -14,6 +14,7 @@ import torch
 from family_models import (
     FALCON_H1,
     FALCON_H1_MULTIPLIERS,
+    GEMMA3N,
     GEMMA4,
     GRANITE4_H,
     LFM2,
@@ -45,6 +46,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "nanochat": {"tie_word_embeddings": False},
     "lfm2": LFM2,
+    "gemma3n_text": GEMMA3N,
     "gemma4_text": GEMMA4,
     "qwen3_5_text": QWEN3_5,
     "granitemoehybrid": GRANITE4_H,

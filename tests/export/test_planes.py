@@ -51,7 +51,7 @@ def run(folder: Path, weight: PackedWeight, operator: str, name: str, given: np.
             output = NBits().product(graph, name, parts, weight, "y")
         else:
             kind = onnx.TensorProto.INT64
-            output = NBits().rows(graph, "w.rows", parts, weight)
+            output = NBits().rows(graph, "w.rows", parts, weight, name)
         graph.input(name, kind, given.shape)
         graph.output(
             output, onnx.TensorProto.FLOAT, (*given.shape[:-1], "last") if operator == "product" else ["B", "T", "D"]

@@ -38,7 +38,8 @@ from edgelm_export.verify import check_quality
 
 IDS = np.random.default_rng(0).integers(3, 320, 150).tolist()
 WITH_PREFILL = dataclasses.replace(PRECISIONS["fp32"], prefill_graph=True, perplexity_bound=1.5)
-DENSE = {name: features for name, features in FEATURES.items() if not {"num_experts", "kv_lora_rank"} & features.keys()}
+WITHOUT = {"num_experts", "kv_lora_rank", "altup_num_inputs"}
+DENSE = {name: features for name, features in FEATURES.items() if not WITHOUT & features.keys()}
 
 
 def export_graphs(folder: Path, config: ModelConfig, precision: Precision = WITH_PREFILL) -> HuggingFaceCheckpoint:

@@ -13,7 +13,9 @@ from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gguf_header import under_own_name
 from edgelm_export.checkpoint_folder import read_json_object
 
-_SHAPES = {"token_embd.weight": (320, 64)}
+_SHAPES = {
+    "token_embd.weight": (320, 64), "per_layer_token_embd.weight": (320, 192), "blk.0.laurel_l.weight": (32, 64),
+}  # fmt: skip
 SIZES = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 1024, "bos_token_id": 1, "eos_token_id": 2,

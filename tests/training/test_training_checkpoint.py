@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_features import GEMMA4_FEATURES
+from model_features import GEMMA4_FEATURES, STREAMS
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -78,6 +78,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": GEMMA
     | TWO_ROTATIONS
     | {"qk_norm": True, "rope_scaling": RopeScaling(rope_type="linear", factor=8.0)},
+    "gemma3n_text": STREAMS
+    | TWO_ROTATIONS
+    | {
+        "embedding_multiplier": 24**0.5,
+        "attention_multiplier": 1.0,
+        "qk_norm": True,
+        "v_norm": True,
+        "final_logit_softcapping": 3.0,
+        "num_hidden_layers": 3,
+        "num_kv_shared_layers": 1,
+        "layer_types": ("sliding_attention", "full_attention", "sliding_attention"),
+        "activation_sparsity_pattern": (0.9, 0.0, 0.5),
+        "vocab_size_per_layer_input": None,
+    },
     "gemma4_text": GEMMA4_FEATURES | {"embedding_multiplier": 24**0.5},
     "stablelm": {"norm": "layer", "head_dim": 6, "attention_bias": True, "partial_rotary_factor": 0.67},
     "stablelm, in parallel": {

@@ -95,7 +95,7 @@ def inspect_text(model: Transformer, tokenizer: Tokenizer, ids: Sequence[int], *
         positions=tuple(_positions(logits_TV.cpu(), tokenizer, ids, guesses)),
         attention_layers=attending,
         attention=np.stack([layer_NTT.cpu().numpy() for layer_NTT in weights]),
-        stream_norms=np.stack([hidden_BTD[0].float().norm(dim=-1).cpu().numpy() for hidden_BTD in stream]),
+        stream_norms=np.stack([_first_stream(hidden)[0].float().norm(dim=-1).cpu().numpy() for hidden in stream]),
     )
 
 
@@ -121,6 +121,11 @@ def attention_weights(attention: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
             attention(*inputs)
         parts.append(mixed[0][0, ..., : stop - start])
     return torch.cat(parts, dim=-1).float()
+
+
+def _first_stream(hidden: Tensor) -> Tensor:
+    """Return [B, T, D] of what goes from block to block, which may be several streams [B, T, A, D]."""
+    return hidden if hidden.ndim == 3 else hidden[:, :, 0]
 
 
 def _attention(block: nn.Module) -> nn.Module:

@@ -61,7 +61,8 @@ class LoraLinear(nn.Module):
 def linear_names(model: Transformer) -> list[str]:
     """Return the names of the linear layers in the blocks, in 4 bits or not: what an adapter can be put on.
 
-    A router is none: the exporter never quantizes it, and a small change of it sends tokens to other experts.
+    A router is none: the exporter never quantizes it, and a small change of it sends tokens to other experts. Nor is
+    what predicts and corrects several residual streams.
     """
     inside = {id(module) for block in blocks(model) for module in block.modules()}
     linears = [
@@ -69,7 +70,7 @@ def linear_names(model: Transformer) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, QuantizedLinear)) and id(module) in inside
     ]
-    return [name for name in linears if not name.endswith(".mlp.gate")]
+    return [name for name in linears if not name.endswith(".mlp.gate") and ".altup." not in name]
 
 
 def quantize_linear(model: Transformer, name: str) -> None:

@@ -10,14 +10,13 @@ no cache, fuses nothing, and computes the whole prefix for every new token.
 A model with an encoder (encoder_decoder.py) has two such stacks, and the decoder's blocks look at the encoder's result.
 
 Shapes are suffixes: B batch, T tokens (each is a query and a key), S tokens of a source, D hidden size, N query heads,
-K key-value heads, H head dimension, R the part of it that turns, F feed-forward size, E experts, V vocabulary.
+K key-value heads, H head dimension, R its part that turns, F feed-forward size, E experts, A streams, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +25,11 @@ from torch.utils.checkpoint import checkpoint
 
 from edgelm.architecture import rope
 from edgelm.architecture.relative_positions import relative_buckets
-from edgelm.config import SINUSOIDS, XIELU_BETA, ModelConfig
+from edgelm.config import SINUSOIDS, ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError
 from edgelm.layer_features import CROSS_NORMS, EXPERT_NORMS
+from edgelm_training.activations import ACTIVATIONS, XIELU, thinned
+from edgelm_training.altup import AltUp, Laurel, merged, spread, stream_projections
 from edgelm_training.attention import Attention, Kept, make_norm, scaled, soft_cap
 from edgelm_training.convolution import Convolution
 from edgelm_training.expert_groups import within_groups
@@ -36,31 +37,6 @@ from edgelm_training.latent_attention import LatentAttention
 from edgelm_training.linear_attention import LinearAttention
 from edgelm_training.mamba2 import Mamba2
 from edgelm_training.view import Rotary, Rotation, SourceView, View, check_length
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
-    "relu": functional.relu,
-    "relu2": lambda x: functional.relu(x).square(),  # arXiv:2109.08668
-}
-
-
-class XIELU(nn.Module):
-    """Grow by the square above zero, and towards a line below (arXiv:2411.13010), by two learned factors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        # Softplus makes 0.8 of the first, and with the slope at zero of the second.
-        self.alpha_p = nn.Parameter(torch.tensor([0.8]).expm1().log())
-        self.alpha_n = nn.Parameter(torch.tensor([0.8 - XIELU_BETA]).expm1().log())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the activated `x`."""
-        above, below = functional.softplus(self.alpha_p), XIELU_BETA + functional.softplus(self.alpha_n)
-        positive, negative = functional.relu(x), -functional.relu(-x)
-        return above * positive.square() + below * (torch.expm1(negative) - negative) + XIELU_BETA * x
-
 
 # What the encoder made of a source [B, S, D], and which of it is no padding [B, 1, 1, S]; None: all.
 Memory = tuple[Tensor, Tensor | None]
@@ -160,9 +136,11 @@ class Stack(nn.Module):
         if config.embedding_norm:
             self.embed_norm = make_norm(config, config.hidden_size)
         if config.hidden_size_per_layer_input:
-            self.embed_tokens_per_layer = nn.Embedding(config.vocab_size, config.per_layer_width)
+            self.embed_tokens_per_layer = nn.Embedding(config.per_layer_rows, config.per_layer_width)
             self.per_layer_model_projection = nn.Linear(config.hidden_size, config.per_layer_width, bias=False)
             self.per_layer_projection_norm = make_norm(config, config.hidden_size_per_layer_input)
+        if config.altup_num_inputs > 1:
+            self.altup_projections, self.altup_unembed_projections = stream_projections(config)
         self.layers = nn.ModuleList(
             Block(config, layer, is_encoder=is_encoder, crosses=crosses) for layer in range(config.num_hidden_layers)
         )
@@ -198,11 +176,13 @@ class Stack(nn.Module):
         windows = {self.config.window(layer) for layer in self.config.attention_layers}
         masks = {window: self._mask(view, window) for window in windows}
         beside = [None] * len(self.layers) if ids_BT is None else self._beside(ids_BT, hidden_BTD)
-        kept: Kept = {}
+        has_streams, kept = self.config.altup_num_inputs > 1, Kept()
+        hidden_BTD = spread(hidden_BTD, self.altup_projections) if has_streams else hidden_BTD
         for layer, block in enumerate(self.layers):
             rotation, window = rotations.get(self.config.rope_kind(layer)), self.config.window(layer)
             given = (hidden_BTD, rotation, masks.get(window), view.positions, memory, kept, beside[layer])
             hidden_BTD = checkpoint(block, *given, use_reentrant=False) if recompute else block(*given)
+        hidden_BTD = merged(hidden_BTD, self.altup_unembed_projections) if has_streams else hidden_BTD
         return self.norm(hidden_BTD) if self.config.final_norm else hidden_BTD
 
     def _beside(self, ids_BT: Tensor, hidden_BTD: Tensor) -> Sequence[Tensor | None]:
@@ -211,7 +191,8 @@ class Stack(nn.Module):
         if not P:
             return [None] * len(self.layers)
         projected_BTLP = scaled(self.per_layer_model_projection(hidden_BTD), self.config.hidden_size**-0.5)
-        embedded_BTLP = scaled(self.embed_tokens_per_layer(ids_BT), P**0.5).unflatten(-1, (-1, P))
+        rows_BT = ids_BT.where(ids_BT < self.config.per_layer_rows, 0)
+        embedded_BTLP = scaled(self.embed_tokens_per_layer(rows_BT), P**0.5).unflatten(-1, (-1, P))
         normed_BTLP = self.per_layer_projection_norm(projected_BTLP.unflatten(-1, (-1, P)))
         return ((normed_BTLP + embedded_BTLP) * 2**-0.5).unbind(2)
 
@@ -286,6 +267,8 @@ class Block(nn.Module):
     per_layer_input_gate: nn.Linear  # these three where layers have features of their own beside the stream
     per_layer_projection: nn.Linear
     post_per_layer_input_norm: nn.Module
+    laurel: Laurel
+    altup: AltUp
 
     def __init__(self, config: ModelConfig, layer: int, *, is_encoder: bool = False, crosses: bool = False) -> None:
         super().__init__()
@@ -302,6 +285,8 @@ class Block(nn.Module):
         self._mixing, mixing = _BESIDE_ATTENTION.get(config.kind(layer) or "", ("", None))
         if mixing is not None:
             parts[self._mixing] = mixing(config)
+        if config.laurel_rank:
+            parts["laurel"] = Laurel(config)
         parts[after_attention] = None
         if crosses:
             before_cross, after_cross = CROSS_NORMS[config.norm_placement]
@@ -310,13 +295,15 @@ class Block(nn.Module):
         if config.has_experts(layer):
             parts["mlp"] = Experts(config, config.shared_expert_size(layer))
         elif config.has_feed_forward(layer):
-            parts["mlp"] = FeedForward(config, config.feed_forward_size(layer))
+            parts["mlp"] = FeedForward(config, config.feed_forward_size(layer), config.gate_cutoff(layer))
         parts[after_mlp] = None
         if config.hidden_size_per_layer_input:
             D, P = config.hidden_size, config.hidden_size_per_layer_input
             parts["per_layer_input_gate"] = nn.Linear(D, P, bias=False)
             parts["per_layer_projection"] = nn.Linear(P, D, bias=False)
             parts["post_per_layer_input_norm"] = None
+        if config.altup_num_inputs > 1:
+            parts["altup"] = AltUp(config)
         for name, part in parts.items():
             if name is not None:
                 self.add_module(name, part or make_norm(config, config.hidden_size))
@@ -331,18 +318,23 @@ class Block(nn.Module):
         kept: Kept | None = None,
         beside_BTP: Tensor | None = None,
     ) -> Tensor:
-        """Return the residual stream [B, T, D] after this block; a `mask` of None is every earlier key.
+        """Return the residual stream [B, T, D], or streams [B, T, A, D], behind this block; no `mask` is all before.
 
         positions: of the tokens in their texts, [T] or [B, T]. kept: keys and values of earlier layers. beside_BTP: the
         layer's own features of the tokens.
         """
         before_attention, after_attention, before_mlp, after_mlp = self._norms
+        streams_BTAD = self.altup.predicted(hidden_BTD) if hasattr(self, "altup") else None
+        if streams_BTAD is not None:
+            hidden_BTD = streams_BTAD[:, :, 0]
         attended_BTD = hidden_BTD
         if self._attends or self._mixing:
             input_BTD = self._normed(before_attention, hidden_BTD)
             found = [self.self_attn(input_BTD, rotation, mask, None, kept)] if self._attends else []
             found += [self.get_submodule(self._mixing)(input_BTD, positions)] if self._mixing else []
             attended_BTD = self._added(hidden_BTD, sum(found[1:], found[0]), after_attention)
+            if hasattr(self, "laurel"):
+                attended_BTD = (attended_BTD + self.laurel(input_BTD)) * 2**-0.5
         if memory is not None:
             before_cross, after_cross = CROSS_NORMS[self.config.norm_placement]
             looked_BTD = self.encoder_attn(self._normed(before_cross, attended_BTD), None, memory[1], memory[0])
@@ -354,10 +346,15 @@ class Block(nn.Module):
             is_choice = isinstance(self.mlp, Experts)
             transformed_BTD = self.mlp(read_BTD, mlp_input_BTD) if is_choice else self.mlp(read_BTD)
             hidden_BTD = self._added(attended_BTD, transformed_BTD, after_mlp)
+        if streams_BTAD is not None:
+            streams_BTAD = self.altup.corrected(streams_BTAD, hidden_BTD)
+            hidden_BTD = self.altup.gating(streams_BTAD)
         if beside_BTP is not None:
             gate_BTP = ACTIVATIONS[self.config.hidden_act](self.per_layer_input_gate(hidden_BTD))
-            added_BTD = self.per_layer_projection(gate_BTP * beside_BTP)
-            hidden_BTD = hidden_BTD + self.post_per_layer_input_norm(added_BTD)
+            added_BTD = self.post_per_layer_input_norm(self.per_layer_projection(gate_BTP * beside_BTP))
+            if streams_BTAD is not None:
+                return self.altup.added(streams_BTAD, added_BTD)
+            hidden_BTD = hidden_BTD + added_BTD
         return hidden_BTD if self.layer_scalar is None else hidden_BTD * self.layer_scalar
 
     def _added(self, hidden_BTD: Tensor, part_BTD: Tensor, norm: str | None) -> Tensor:
@@ -377,10 +374,10 @@ class FeedForward(nn.Module):
     A gate (arXiv:2002.05202) multiplies the plain projection by an activated one.
     """
 
-    def __init__(self, config: ModelConfig, size: int) -> None:
+    def __init__(self, config: ModelConfig, size: int, cutoff: float | None = None) -> None:
         super().__init__()
         D, F = config.hidden_size, size
-        self.config = config
+        self.config, self.cutoff = config, cutoff
         if config.mlp_gated:
             self.gate_proj = nn.Linear(D, F, bias=config.mlp_bias)
         self.up_proj = nn.Linear(D, F, bias=config.mlp_bias)
@@ -395,6 +392,8 @@ class FeedForward(nn.Module):
         if not self.config.mlp_gated:
             return self._projected(activation(up_BTF))
         gate_BTF = scaled(self.gate_proj(hidden_BTD), self.config.multipliers.mlp_gate)
+        if self.cutoff is not None:
+            gate_BTF = thinned(gate_BTF, self.cutoff)
         if limit is None:
             return self._projected(activation(gate_BTF) * up_BTF)
         gate_BTF, up_BTF = gate_BTF.clamp(max=limit), up_BTF.clamp(-limit, limit)

@@ -28,6 +28,7 @@ from edgelm_export.architectures.flex_olmo import FLEX_OLMO
 from edgelm_export.architectures.gemma import GEMMA
 from edgelm_export.architectures.gemma2 import GEMMA2
 from edgelm_export.architectures.gemma3 import GEMMA3
+from edgelm_export.architectures.gemma3n import GEMMA3N
 from edgelm_export.architectures.gemma4 import GEMMA4
 from edgelm_export.architectures.glm import GLM, GLM4
 from edgelm_export.architectures.glm4_moe import GLM4_MOE
@@ -98,6 +99,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma": GEMMA,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
+    "gemma3n_text": GEMMA3N,
     "gemma4_text": GEMMA4,
     "vaultgemma": VAULTGEMMA,
     "phi": PHI,  # Phi-1 to Phi-2

@@ -55,7 +55,8 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
     else:
         attending = _reading_attention(config, layer) if config.attends(layer) else []
         attending += [f"mamba.in_proj_{part}" for part in ("z", "xbc", "dt")] if config.has_mamba2(layer) else []
-    readers: dict[str | None, list[str]] = {before_attention: attending}
+    # What goes beside attention reads its norm too, as it is.
+    readers: dict[str | None, list[str]] = {} if config.laurel_rank else {before_attention: attending}
     if config.has_experts(layer):
         readers.pop(before_feed_forward, None)
     else:

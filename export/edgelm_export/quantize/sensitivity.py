@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.architecture.quantization_recipe import RATES
+from edgelm.architecture.quantization_recipe import RATES, STREAMS
 from edgelm.architecture.quantization_scheme import Scheme
 from edgelm_export import reference
 from edgelm_export.checked import Progress
@@ -26,11 +26,12 @@ Array = NDArray[np.float32]
 
 # Tensors that the graph stacks into one product have to be alike.
 _STACKED = ((re.compile(r"\.[qkv]_proj\."), ".qkv_proj."), (re.compile(r"\.(?:gate|up)_proj\."), ".gate_up_proj."))
-_ALWAYS_FLOAT = re.compile(rf"embed_positions|\.mlp\.(?:shared_expert_)?gate\.weight|{RATES}")
+_ALWAYS_FLOAT = re.compile(rf"embed_positions|\.mlp\.(?:shared_expert_)?gate\.weight|{RATES}|{STREAMS}")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _ROWS_AT_ONCE = 32
-# What all layers read, of which the embedding may be the head too.
-_EMBEDDINGS = (EMBEDDING, PER_LAYER_EMBEDDING, "model.per_layer_model_projection.weight")
+# What all layers read, of which the embedding may be the head too; and what reads them all.
+_EMBEDDINGS = (EMBEDDING, PER_LAYER_EMBEDDING, "model.per_layer_model_projection.weight", "model.altup_projections.")
+_ENDS = (HEAD, "model.altup_unembed_projections.")
 
 
 def tensor_groups(checkpoint: Checkpoint) -> dict[str, list[str]]:
@@ -64,10 +65,10 @@ def measure_sensitivity(
     rounded_ends: dict[str, Checkpoint] = {
         name: _Rounded(checkpoint, names, schemes[name])
         for name, names in groups.items()
-        if names[0] in (*_EMBEDDINGS, HEAD)
+        if names[0].startswith((*_EMBEDDINGS, *_ENDS))
     }
     for name, view in rounded_ends.items():
-        branches[name] = reference.embed(view, sequences) if groups[name][0] in _EMBEDDINGS else plain
+        branches[name] = reference.embed(view, sequences) if groups[name][0].startswith(_EMBEDDINGS) else plain
     # Each layer runs once for each branch, so that the last one takes longer than all of the first few.
     runs, done = _runs(groups, layers), 0
     for layer in range(layers):
@@ -102,7 +103,7 @@ def measure_sensitivity(
 
 def _runs(groups: dict[str, list[str]], layers: int) -> list[int]:
     """Return how often each layer runs: for the source, and for each group that lies before its end."""
-    of_embedding = sum(names[0] in _EMBEDDINGS for names in groups.values())
+    of_embedding = sum(names[0].startswith(_EMBEDDINGS) for names in groups.values())
     of_layers = [
         sum(names[0].startswith(f"model.layers.{layer}.") for names in groups.values()) for layer in range(layers)
     ]
@@ -110,7 +111,7 @@ def _runs(groups: dict[str, list[str]], layers: int) -> list[int]:
 
 
 class _Rounded(CheckpointView):
-    """A checkpoint with the embedding, the head or both (where they are one) quantized."""
+    """A checkpoint with what stands before the layers, or behind them, quantized."""
 
     def __init__(self, checkpoint: Checkpoint, names: list[str], scheme: Scheme) -> None:
         super().__init__(checkpoint)

@@ -216,6 +216,30 @@ def _gemma4(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _is_gemma3n(config: ModelConfig) -> bool:
+    is_scaled = config.embedding_multiplier == config.hidden_size**0.5 and config.attention_multiplier == 1.0
+    has_parts = config.altup_num_inputs > 1 and config.laurel_rank > 0
+    rotates = config.rope_local_theta is not None and bool(config.layer_types)
+    return _one_switch(config) and _heads_divide(config) and is_scaled and rotates and has_parts
+
+
+def _gemma3n(config: ModelConfig) -> dict[str, Any]:
+    shares = config.activation_sparsity_pattern or (0.0,) * config.num_hidden_layers
+    return {
+        **_olmo3(config),
+        "hidden_activation": config.hidden_act,
+        "intermediate_size": [config.intermediate_size] * config.num_hidden_layers,  # as transformers writes it
+        "activation_sparsity_pattern": [float(share) for share in shares],
+        "final_logit_softcapping": config.final_logit_softcapping,
+        "num_kv_shared_layers": config.num_kv_shared_layers,
+        "hidden_size_per_layer_input": config.hidden_size_per_layer_input,
+        "vocab_size_per_layer_input": config.per_layer_rows,
+        "altup_num_inputs": config.altup_num_inputs,
+        "altup_correct_scale": config.altup_correct_scale,
+        "laurel_rank": config.laurel_rank,
+    }
+
+
 def _olmo3(config: ModelConfig) -> dict[str, Any]:
     # By kind of layer, since transformers takes no other base for those with a window from the older names.
     local = {"rope_type": "default", "rope_theta": config.rope_local_theta}
@@ -471,6 +495,25 @@ _FAMILIES: dict[str, _Family] = {
         fixed={"norm": "layer_plain"},
         free=_OF_ATTENTION,
         fits=lambda c: _one_switch(c) and _heads_divide(c) and c.norm_eps == 1e-5,
+    ),
+    "gemma3n_text": _Family(
+        architecture="Gemma3nForCausalLM",
+        fixed={"norm_placement": "both", "qk_norm": True, "v_norm": True, "altup_correct_scale": True},
+        free=(_GEMMA_FREE - {"attn_logit_softcapping"})
+        | {
+            "rope_local_theta",
+            "attention_bias",
+            "attention_output_bias",
+            "activation_sparsity_pattern",
+            "num_kv_shared_layers",
+            "hidden_size_per_layer_input",
+            "vocab_size_per_layer_input",
+            "altup_num_inputs",
+            "laurel_rank",
+        },
+        fits=_is_gemma3n,
+        keys=_gemma3n,
+        absent=frozenset({"rope_scaling"}),  # as of Gemma 4
     ),
     "gemma4_text": _Family(
         architecture="Gemma4ForCausalLM",

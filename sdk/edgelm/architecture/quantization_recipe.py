@@ -95,6 +95,7 @@ class Precision:
         numbers = sorted({str(count - 1) for count in config.layer_counts})
         last = numbers[0] if len(numbers) == 1 else f"(?:{'|'.join(numbers)})"
         first = [_RATES] if config.state_layers else []
+        first += [_STREAMS] if config.altup_num_inputs > 1 else []
         first += [_LAYERS_KEPT] if self.rules[:1] == (_LAYERS_KEPT,) else []
         first += [_LATENT_HEADS] if config.kv_lora_rank is not None and self.schemes else []
         rules = (*first, *self.rules)
@@ -225,12 +226,14 @@ def integer_scheme_for(recipe: tuple[Rule, ...], name: str) -> Scheme | None:
 def _smooths_well(config: ModelConfig) -> bool:
     """Tell whether smoothing has a place at every projection of a model, and the calibration can run it.
 
-    Before attention and feed-forward stand norms that can be divided, and a gated feed-forward whose first product can.
+    Before attention, with nothing beside it, and feed-forward stand norms that can be divided, and a gated feed-forward
+    whose first product can.
     """
     before_attention, _, before_feed_forward, _ = NORM_PLACEMENTS[config.norm_placement]
     divisible = before_attention is not None and before_feed_forward is not None and not config.norm.endswith("_plain")
     runs = config.encoder is None and config.position != "relative"
-    return runs and divisible and config.mlp_gated and config.num_experts == 0
+    alone = not config.laurel_rank  # where attention is not the only one to read its norm
+    return runs and divisible and alone and config.mlp_gated and config.num_experts == 0
 
 
 def _with_gptq(rule: Rule) -> str:
@@ -244,6 +247,9 @@ def _with_gptq(rule: Rule) -> str:
 # How much a head of linear attention, or of Mamba 2, forgets and writes: small, and an error of it adds up over a text.
 RATES = r"\.linear_attn\.in_proj_[ab]\.|\.mamba\.in_proj_dt\."
 _RATES = Rule(pattern=RATES, scheme="fp32")
+# How residual streams are predicted and corrected: small, and all of them go through it in every layer.
+STREAMS = r"\.altup\."
+_STREAMS = Rule(pattern=STREAMS, scheme="fp32")
 _LAYERS_KEPT = Rule(pattern=r"\.layers\.\d+\.", scheme=KEEP)
 # Queries are taken to the latent vectors by small matrices, of each head its own, which all its scores go through.
 _LATENT_HEADS = Rule(pattern=r"\.self_attn\.heads\.", scheme="int8-block64")

@@ -37,9 +37,15 @@ class _Stack:
         if config.embedding_norm:
             self._norm(f"{self._name}.embed_norm", D)
         if config.hidden_size_per_layer_input:
-            self._shapes[f"{self._name}.embed_tokens_per_layer.weight"] = (config.vocab_size, config.per_layer_width)
+            self._shapes[f"{self._name}.embed_tokens_per_layer.weight"] = (
+                config.per_layer_rows,
+                config.per_layer_width,
+            )
             self._linear(f"{self._name}.per_layer_model_projection", config.per_layer_width, D, False)
             self._norm(f"{self._name}.per_layer_projection_norm", config.hidden_size_per_layer_input)
+        for part in ("altup_projections", "altup_unembed_projections"):
+            for stream in range(config.altup_num_inputs - 1):
+                self._linear(f"{self._name}.{part}.{stream}", D, D, False)
         for i in range(config.num_hidden_layers):
             self._layer(i, f"{self._name}.layers.{i}", crosses)
         if config.final_norm:
@@ -61,6 +67,10 @@ class _Stack:
             self._self_attention(f"{layer}.self_attn", i)
         if config.has_mamba2(i):
             self._mamba2(f"{layer}.mamba")
+        if config.laurel_rank:
+            self._linear(f"{layer}.laurel.linear_left", config.laurel_rank, D, False)
+            self._linear(f"{layer}.laurel.linear_right", D, config.laurel_rank, False)
+            self._norm(f"{layer}.laurel.post_laurel_norm", D)
         self._norm(after_attention, D)
         if crosses:
             before, after = (name and f"{layer}.{name}" for name in CROSS_NORMS[config.norm_placement])
@@ -77,6 +87,17 @@ class _Stack:
             self._linear(f"{layer}.per_layer_input_gate", config.hidden_size_per_layer_input, D, False)
             self._linear(f"{layer}.per_layer_projection", D, config.hidden_size_per_layer_input, False)
             self._norm(f"{layer}.post_per_layer_input_norm", D)
+        if config.altup_num_inputs > 1:
+            self._altup(f"{layer}.altup", config.altup_num_inputs)
+
+    def _altup(self, name: str, streams: int) -> None:
+        D = self._config.hidden_size
+        if self._config.altup_correct_scale:
+            self._shapes[f"{name}.correct_output_scale"] = (D,)
+        self._norm(f"{name}.router_norm", D)
+        self._linear(f"{name}.modality_router", streams, D, False)
+        self._linear(f"{name}.prediction_coefs", streams**2, streams, False)
+        self._linear(f"{name}.correction_coefs", streams, streams, False)
 
     def _convolution(self, name: str) -> None:
         config, D = self._config, self._config.hidden_size
