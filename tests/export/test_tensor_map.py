@@ -6,9 +6,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from config_values import model_config
 from make_tiny_model import CONFIG
 
+from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
+from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.tensor_map import CANONICAL, ORDERS, TensorLayout, map_tensors
 
 _FIRST_LAYER = [name for name in CONFIG.tensor_shapes() if ".1." not in name]
@@ -65,3 +68,37 @@ def test_a_part_is_taken_from_the_whole_transposed_and_shifted() -> None:
     up = parts["model.layers.0.mlp.up_proj.weight"].taken_from(fused)
     np.testing.assert_array_equal(up, fused.T[64:])
     assert parts["model.norm.weight"].taken_from(np.array([1.5], np.float32)).tolist() == [0.5]
+
+
+def test_tensors_that_are_missing_unknown_or_misshapen_are_all_listed() -> None:
+    config = model_config(tie_word_embeddings=True)
+    present = dict(config.tensor_shapes())
+    del present["model.norm.weight"], present["model.layers.1.mlp.up_proj.weight"]
+    present |= {
+        "model.layers.0.self_attn.q_norm.weight": (16,),
+        "vision.weight": (1,),
+        "model.layers.1.self_attn.rotary_emb.inv_freq": (8,),
+        "model.layers.0.self_attn.k_proj.weight": (64, 32),
+    }
+    with pytest.raises(CheckpointError) as caught:
+        map_tensors(config, LLAMA.layout, present, "here")
+    assert str(caught.value) == (
+        "here: the tensors do not fit a llama model of this config. "
+        "missing: model.layers.1.mlp.up_proj.weight, model.norm.weight; "
+        "unknown: model.layers.0.self_attn.q_norm.weight, vision.weight; "
+        "of another shape: model.layers.0.self_attn.k_proj.weight is [64, 32] instead of [64, 64]."
+    )
+
+
+def test_a_tensor_that_the_rows_table_does_not_know_is_an_error() -> None:
+    with pytest.raises(CheckpointError, match=r"table of names lacks model.embed_positions"):
+        LLAMA.gguf.layout.source_name("model.embed_positions.weight")
+
+
+def test_more_layers_than_tensors_are_refused_before_any_name_is_built() -> None:
+    config = ModelConfig(
+        model_type="llama", vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=4_096,
+        num_attention_heads=1, num_key_value_heads=1, head_dim=8, max_position_embeddings=8,
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"the config has 4096 layers, but there are only 1 tensors"):
+        map_tensors(config, CANONICAL, {"model.norm.weight": (8,)}, "model.gguf")

@@ -1,0 +1,77 @@
+"""Which row reads a folder or a GGUF file, and what those are told that none reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import ARCHITECTURES, architecture_of, gguf_architecture_of
+
+
+def test_unknown_architectures_are_refused_with_the_supported_ones() -> None:
+    with pytest.raises(CheckpointError, match=r"here: model_type 'mamba' is not supported; supported: .*llama"):
+        architecture_of({"model_type": "mamba", "architectures": ["MambaForCausalLM"]}, "here")
+    for values in ({}, {"model_type": ["llama"], "architectures": "LlamaForCausalLM"}):
+        with pytest.raises(CheckpointError, match=r"here: model_type .* is not supported; supported: .*llama"):
+            architecture_of(values, "here")
+    with pytest.raises(
+        CheckpointError, match=r"here: the GGUF architecture 'rwkv7' is not supported; supported: .*llama"
+    ):
+        gguf_architecture_of({"general.architecture": "rwkv7"}, "here")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "more", "message"),
+    [
+        (
+            "bert",
+            "BertModel",
+            {},
+            r"'bert' is not supported \(BertModel has no head that writes text: .*\); supported: ",
+        ),
+        (
+            "xlm-roberta",
+            "XLMRobertaForSequenceClassification",
+            {},
+            "'xlm-roberta' is not supported .XLM.* no head that writes",
+        ),
+        ("qwen3", "Qwen3ForSequenceClassification", {}, r"this 'qwen3' is not supported \(Qwen3ForSeq.* Take another"),
+        ("llava", "LlavaForConditionalGeneration", {"vision_config": {}}, "'llava' is not supported .* reads images"),
+        ("qwen2_audio", None, {"audio_config": {}}, r"'qwen2_audio' is not supported \(it reads images or sound too;"),
+    ],
+)
+def test_models_that_do_not_write_from_text_alone_are_told_what_they_are(
+    model_type: str, name: str | None, more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        architecture_of({"model_type": model_type, "architectures": name and [name], **more}, "here")
+
+
+def test_a_bare_model_of_a_supported_family_is_read_as_one_of_it() -> None:
+    assert architecture_of({"model_type": "gpt2", "architectures": ["GPT2Model"]}, "here") is ARCHITECTURES["gpt2"]
+    assert architecture_of({"model_type": "gpt2", "architectures": []}, "here") is ARCHITECTURES["gpt2"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"general.architecture": "clip"}, "here is the part of a model that reads images or sound; the model itself"),
+        (
+            {"general.architecture": "llama", "general.type": "adapter"},
+            r"here is an adapter \(LoRA\), which",
+        ),
+        ({"general.architecture": "x", "general.type": "imatrix"}, "here is statistics for quantizing a model"),
+        (
+            {"general.architecture": "bert", "bert.attention.causal": False},
+            r"GGUF architecture 'bert' is not supported \(it embeds or ranks texts; .*\); supported: ",
+        ),
+        ({"general.architecture": "x", "general.type": ["model"]}, "the GGUF architecture 'x' is not supported;"),
+    ],
+)
+def test_gguf_files_that_hold_no_model_that_writes_are_told_what_they_are(
+    metadata: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        gguf_architecture_of(metadata, "here")

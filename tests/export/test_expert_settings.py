@@ -1,0 +1,152 @@
+"""Settings of experts, of Mamba 2 and of what guesses tokens ahead, as config.json has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import ARCHITECTURES
+from edgelm_export.tensor_map import map_tensors
+
+
+def expert_values(**changes: Any) -> dict[str, Any]:
+    """A config.json that all families with experts read."""
+    return {
+        "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, **changes,
+    }  # fmt: skip
+
+
+EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "none": ("mixtral", {"num_local_experts": 0}, "num_local_experts is 0; a model of this family has experts"),
+    "a name for layers": (
+        "qwen3_moe",
+        {"mlp_only_layers": "all"},
+        "mlp_only_layers is 'all' and decoder_sparse_step 1",
+    ),
+    "no step": ("qwen3_moe", {"decoder_sparse_step": 0}, r"mlp_only_layers is \[\] and decoder_sparse_step 0"),
+    "nothing of blocks": ("nemotron_h", {}, "it has neither layers_block_type nor hybrid_override_pattern"),
+    "latent experts": (
+        "nemotron_h",
+        {"hybrid_override_pattern": "M*E", "moe_latent_size": 32},
+        "moe_latent_size is 32; supported is None",
+    ),
+    "a Ling 2 without a bias of the choice": (
+        "bailing_moe",
+        {"score_function": "sigmoid", "moe_router_enable_expert_bias": False},
+        "moe_router_enable_expert_bias is False; supported is True",
+    ),
+    "groups of no experts": (
+        "nemotron_h",
+        {"hybrid_override_pattern": "M*E", "n_group": 0},
+        "n_group is 0; it must be from 1 to",
+    ),
+    "groups of Trinity's experts": ("afmoe", {"topk_group": 2}, "topk_group is 2; supported is 1"),
+    "other groups of Trinity's": ("afmoe", {"num_expert_groups": 4}, "num_expert_groups is 4; supported is 1"),
+    "biases of what is gated": ("afmoe", {"attention_bias": True}, "attention_bias is True; supported is False"),
+    "weights as they are": ("afmoe", {"route_norm": False}, "route_norm is False; supported is True"),
+    "windows of no size": (
+        "afmoe",
+        {"sliding_window": None},
+        "layer_types has 'sliding_attention', and sliding_window is",
+    ),
+    "windows of no size in a Mellum": (
+        "mellum",
+        {"sliding_window": None, "layer_types": ["sliding_attention", "full_attention"] * 2},
+        "layer_types has 'sliding_attention', and sliding_window is null",
+    ),
+    "keys of other layers in a Hunyuan": ("hunyuan_v1_moe", {"use_cla": True}, "use_cla is True; supported is False"),
+    "other numbers of experts in each layer": (
+        "hunyuan_v1_moe",
+        {"num_experts": 4, "moe_topk": [1, 2, 1, 2]},
+        r"moe_topk is \[1, 2, 1, 2\]; supported is one number for all layers",
+    ),
+    "MiniCPM-MoE": ("minicpm", {"num_experts": 8}, "num_experts is 8; supported is 0: MiniCPM-MoE is not"),
+    "a scoring of DeepSeek-MoE": ("deepseek", {"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid'; supported is"),
+    "a head that is normed": ("bailing_moe", {"norm_head": True}, "norm_head is True; supported is False"),
+    "another activation of Mamba": (
+        "nemotron_h",
+        {"hybrid_override_pattern": "M*-", "mamba_hidden_act": "relu"},
+        "mamba_hidden_act is 'relu'; supported is 'silu'",
+    ),
+    "another activation beside Mamba": (
+        "granitemoehybrid",
+        {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "hidden_act": "gelu"},
+        "hidden_act is 'gelu'; beside Mamba 2 supported is 'silu'",
+    ),
+    "limits of Mamba's steps": (
+        "granitemoehybrid",
+        {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "time_step_limit": [0.0, 1.0]},
+        r"time_step_limit is \[0.0, 1.0\]; supported is \[0.0, Infinity\]",
+    ),
+    "biases of Mamba's projections": (
+        "granitemoehybrid",
+        {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "mamba_proj_bias": True},
+        "mamba_proj_bias is True; supported is false",
+    ),
+    "no biases of Mamba's convolution": (
+        "granitemoehybrid",
+        {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "mamba_conv_bias": False},
+        "mamba_conv_bias is False; supported is true",
+    ),
+    "biases beside them": ("ernie4_5_moe", {"use_bias": True}, "use_bias is true; experts that have no biases beside"),
+    "another activation of linear attention": (
+        "olmo_hybrid",
+        {"hidden_act": "gelu"},
+        "hidden_act is 'gelu'; supported",
+    ),
+    "clipping": ("olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0; clipped queries, keys and values are not supported"),
+}
+
+
+@pytest.mark.parametrize("case", EXPERT_ERRORS)
+def test_settings_of_experts_that_are_not_supported_are_refused(case: str) -> None:
+    model_type, changes, message = EXPERT_ERRORS[case]
+    with pytest.raises(CheckpointError, match=message):
+        ARCHITECTURES[model_type].to_model_config(expert_values(**changes))
+
+
+def test_families_with_experts_have_the_defaults_of_transformers() -> None:
+    for model_type, expected in (
+        ("mixtral", (8, 2, 96, True)), ("qwen3_moe", (128, 8, 768, False)), ("olmoe", (64, 8, 96, False)),
+        ("gpt_oss", (128, 4, 96, True)), ("lfm2_moe", (32, 4, 1792, True)), ("granitemoe", (8, 2, 96, True)),
+        ("granitemoeshared", (8, 2, 96, True)), ("ernie4_5_moe", (64, 6, 1536, True)),
+        ("glm4_moe", (128, 8, 1408, True)), ("afmoe", (64, 6, 1408, True)), ("exaone_moe", (64, 8, 1024, True)),
+    ):  # fmt: skip
+        config = ARCHITECTURES[model_type].to_model_config(expert_values())
+        found = (config.num_experts, config.num_experts_per_tok, config.expert_size, config.norm_topk_prob)
+        assert found == expected, model_type
+    assert ARCHITECTURES["lfm2_moe"].to_model_config(expert_values()).layers_without_experts == (0, 1)
+    config = ARCHITECTURES["gpt_oss"].to_model_config(expert_values())
+    assert config.rope_scaling.rope_type == "yarn"
+    assert (config.window(0), config.window(1)) == (128, None)
+    config = ARCHITECTURES["qwen3_moe"].to_model_config(expert_values(mlp_only_layers=[1], decoder_sparse_step=2))
+    assert [config.has_experts(layer) for layer in range(4)] == [False, False, False, True]
+
+
+def test_layers_that_guess_one_more_token_ahead_are_passed_over() -> None:
+    row = ARCHITECTURES["ernie4_5_moe"]
+    config = row.to_model_config(expert_values(moe_num_experts=6))
+    present = {row.layout.source_name(name): shape for name, shape in config.tensor_shapes().items()}
+    guessing = ("mtp_block.0.self_attn.q_proj", "mtp_block.0.mlp.up_proj", "mtp_emb_norm.0", "mtp_linear_proj.0")
+    mapped = map_tensors(config, row.layout, present | {f"model.{name}.weight": (1,) for name in guessing}, "here")
+    assert mapped.keys() == config.tensor_shapes().keys()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "names"),
+    [
+        ("glm4_moe", ("model.layers.4.eh_proj.weight", "model.layers.4.mlp.experts.0.up_proj.weight")),
+        ("exaone_moe", ("mtp.fc.weight", "mtp.layers.0.self_attn.q_norm.weight", "mtp.layers.0.mlp.up_proj.weight")),
+    ],
+)
+def test_what_guesses_further_tokens_behind_the_last_layer_is_passed_over(
+    model_type: str, names: tuple[str, ...]
+) -> None:
+    row = ARCHITECTURES[model_type]
+    config = row.to_model_config(expert_values(num_key_value_heads=4))
+    present = {row.layout.source_name(name): shape for name, shape in config.tensor_shapes().items()}
+    mapped = map_tensors(config, row.layout, present | dict.fromkeys(names, (1,)), "here")
+    assert mapped.keys() == config.tensor_shapes().keys()
