@@ -179,8 +179,8 @@ def _within_groups(graph: Graph, config: ModelConfig, preferred: str, gate: str)
     by_group = graph.node("Reshape", [preferred, graph.constant([0, 0, G, -1])], f"{name}.scores")
     graph.node("TopK", [by_group, graph.constant([2])], [f"{name}.best", f"{name}.best_experts"])
     sums = graph.node("ReduceSum", [f"{name}.best", graph.constant([-1])], f"{name}.sums", attributes={"keepdims": 0})
-    least = graph.constant([config.topk_group])
-    graph.node("TopK", [sums, least], [f"{name}.chosen_sums", f"{name}.chosen"])
+    count = graph.constant([config.topk_group])
+    graph.node("TopK", [sums, count], [f"{name}.chosen_sums", f"{name}.chosen"])
     marks = [f"{name}.chosen", graph.constant(G), graph.constant([0, 1])]
     chosen_BTKG = graph.node("OneHot", marks, f"{name}.marks", attributes={"axis": -1})
     kept = {"keepdims": 0}

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgelm.errors import ConfigError
 from edgelm.files.regular_file import check_json_values, read_text
+from edgelm.layer_checks import check_layers
 from edgelm.layer_features import CROSS_NORMS, KV_CACHES, MAX_CONV, MOST, NORM_PLACEMENTS, STATE_LAYERS, LayerFeatures
 from edgelm.multipliers import Multipliers
 from edgelm.rope_scaling import RopeScaling
@@ -242,10 +243,7 @@ class ModelConfig(LayerFeatures):
         self._check_numbers()
         self._check_switches_and_token_ids()
         self._check_layers()
-        self.check_own_features()
-        self.check_latent_attention()
-        self.check_streams()
-        self.check_experts()
+        check_layers(self)
         if self.position == "rope":
             self._check_rope()
         if self.position == "relative":
@@ -294,7 +292,6 @@ class ModelConfig(LayerFeatures):
             raise ConfigError(f"layer_types has {kinds} alone; one layer with attention to all tokens is needed.")
         if (self.conv_L_cache or 0) > MAX_CONV:
             raise ConfigError(f"conv_L_cache is {self.conv_L_cache}; at most {MAX_CONV} are supported.")
-        self.check_linear_attention()
         for field in _OF_LAYERS:
             for layer in getattr(self, field):
                 if not isinstance(layer, int) or not 0 <= layer < self.num_hidden_layers:

@@ -1,0 +1,220 @@
+"""Checks of what a ModelConfig says of single layers: ranges, and fields that contradict each other."""
+
+from __future__ import annotations
+
+from edgelm.errors import ConfigError
+from edgelm.layer_features import MAX_CONV, MOST, LayerFeatures
+
+_OF_SOME_LAYERS = {"pre", "post", "both"}  # those that not all layers of a model need to have
+_MAX_EXPERTS, _MAX_EXPERTS_IN_ALL = 4096, 1 << 16  # each makes names of tensors; in use are up to 512, and 48,000
+# Each makes names of tensors; in use are up to 7,808 (128 heads in 61 layers).
+_MAX_LATENT_HEADS = 1 << 16
+_MAX_STREAMS = 64  # each makes names of tensors; in use are 4
+# Of these: the least of each, and the largest, which is 256 in use; products of all are still numbers.
+_LINEAR_FIELDS = {
+    "linear_num_key_heads": 1, "linear_num_value_heads": 1, "linear_key_head_dim": 1, "linear_value_head_dim": 1,
+    "linear_conv_kernel_dim": 2,
+}  # fmt: skip
+_MAX_LINEAR = 1 << 16
+
+
+def check_layers(config: LayerFeatures) -> None:
+    """Check the fields that tell layers apart, or say what only some models have in a layer.
+
+    Raises:
+        ConfigError: one has a value outside its range or lacks another that it needs, or two contradict each other.
+    """
+    _check_linear_attention(config)
+    _check_own_features(config)
+    _check_latent_attention(config)
+    _check_streams(config)
+    _check_experts(config)
+
+
+def _check_whole(config: LayerFeatures, name: str, least: int, most: int) -> None:
+    value = getattr(config, name)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ConfigError(f"{name} is {value!r:.60}; it must be a whole number from {least} to {most}.")
+
+
+def _check_linear_attention(config: LayerFeatures) -> None:
+    """Check the fields of the layers that keep a state."""
+    for name, least in _LINEAR_FIELDS.items():
+        size, most = getattr(config, name), MAX_CONV if name == "linear_conv_kernel_dim" else _MAX_LINEAR
+        if size is None and config.state_layers:
+            kind = config.kind(config.state_layers[0])
+            raise ConfigError(f"layer_types has {kind!r}, which needs a {name}.")
+        if size is not None:
+            _check_whole(config, name, least, most)
+    placements = {config.linear_norm_placement, config.norm_placement}
+    if config.linear_norm_placement is not None and (
+        not placements <= _OF_SOME_LAYERS or config.parallel_residual or config.residual_multiplier != 1
+    ):
+        raise ConfigError(
+            f"linear_norm_placement is {config.linear_norm_placement!r} and norm_placement {config.norm_placement!r}; "
+            f"both must be one of {', '.join(sorted(_OF_SOME_LAYERS))}, with neither parallel_residual nor a "
+            "residual_multiplier."
+        )
+    if config.state_layers and (config.linear_num_value_heads or 0) % (config.linear_num_key_heads or 1):
+        raise ConfigError(
+            f"linear_num_value_heads ({config.linear_num_value_heads}) is not a multiple of linear_num_key_heads "
+            f"({config.linear_num_key_heads})."
+        )
+
+
+def _check_experts(config: LayerFeatures) -> None:
+    """Check the fields of experts."""
+    for field, least in (
+        ("num_experts", 0),
+        ("num_experts_per_tok", min(1, config.num_experts)),
+        ("n_group", 1),
+        ("topk_group", 1),
+        ("moe_intermediate_size", 1),
+        ("shared_expert_intermediate_size", 1),
+    ):
+        value = getattr(config, field)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise ConfigError(f"{field} is {value!r}; it must be a whole number of {least} or more.")
+    if config.num_experts > _MAX_EXPERTS:
+        raise ConfigError(f"num_experts is {config.num_experts}; at most {_MAX_EXPERTS} are supported.")
+    if config.num_experts * config.num_hidden_layers > _MAX_EXPERTS_IN_ALL:
+        raise ConfigError(
+            f"num_experts is {config.num_experts} and num_hidden_layers {config.num_hidden_layers}; at most "
+            f"{_MAX_EXPERTS_IN_ALL} experts in all layers are supported."
+        )
+    if config.num_experts_per_tok > config.num_experts:
+        raise ConfigError(
+            f"num_experts_per_tok is {config.num_experts_per_tok}; the model has {config.num_experts} experts."
+        )
+    in_group = config.num_experts // config.n_group
+    fits = in_group * config.n_group == config.num_experts and in_group >= 2 and config.topk_group <= config.n_group
+    if config.n_group > 1 and not (fits and config.num_experts_per_tok <= config.topk_group * in_group):
+        raise ConfigError(
+            f"n_group is {config.n_group} and topk_group {config.topk_group}; {config.num_experts} experts do not "
+            f"lie in such groups of two or more, or those chosen have fewer than {config.num_experts_per_tok}."
+        )
+    if config.shared_expert_gate and config.shared_expert_intermediate_size is None:
+        raise ConfigError("shared_expert_gate is set, which needs a shared_expert_intermediate_size.")
+    if config.num_experts and config.hidden_act == "xielu":
+        raise ConfigError(f"num_experts is {config.num_experts}, with hidden_act 'xielu', which no experts have.")
+    if config.expert_norms and (config.shared_expert_intermediate_size is None or config.norm_placement != "both"):
+        raise ConfigError(
+            "expert_norms is set, which needs a shared_expert_intermediate_size, and norm_placement 'both'."
+        )
+    if config.num_experts and config.sub_norms:
+        raise ConfigError("sub_norms is true, which no model with experts has.")
+    in_every_layer = all(map(config.has_experts, range(config.num_hidden_layers)))
+    gated_by_silu = config.mlp_gated and config.hidden_act == "silu"
+    if config.swiglu_limit is not None and not (in_every_layer and gated_by_silu):
+        raise ConfigError("swiglu_limit is set, which is for models with experts gated by silu in every layer.")
+
+
+def _check_latent_attention(config: LayerFeatures) -> None:
+    """Check the fields of multi-head latent attention."""
+    rank = config.kv_lora_rank
+    for name in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "v_head_dim"):
+        size, needed = getattr(config, name), rank is not None and name != "q_lora_rank"
+        if size is not None and rank is None:
+            raise ConfigError(f"{name} is {size!r:.60}, which needs a kv_lora_rank.")
+        if size is not None or needed:
+            _check_whole(config, name, 1, MOST)
+    if rank is None:
+        return
+    heads, multiplier = config.num_key_value_heads, config.attention_multiplier
+    if heads != 1 or rank >= config.head_dim or multiplier is None:
+        raise ConfigError(
+            f"kv_lora_rank is {rank}, with num_key_value_heads {heads}, head_dim {config.head_dim} and "
+            f"attention_multiplier {multiplier}; it needs one head that is larger, and an attention_multiplier."
+        )
+    if config.position != "rope" or config.norm not in ("rms", "rms_offset"):
+        raise ConfigError(
+            f"position is {config.position!r} and norm {config.norm!r}; with a kv_lora_rank they must be 'rope' and "
+            "'rms' or 'rms_offset'."
+        )
+    if config.num_attention_heads * config.num_hidden_layers > _MAX_LATENT_HEADS:
+        raise ConfigError(
+            f"num_attention_heads is {config.num_attention_heads} and num_hidden_layers {config.num_hidden_layers}; at "
+            f"most {_MAX_LATENT_HEADS} heads with a kv_lora_rank are supported in all layers."
+        )
+    others = {
+        "qk_norm": config.qk_norm, "v_norm": config.v_norm, "sub_norms": config.sub_norms,
+        "attention_bias": config.attention_bias, "attention_output_gate": config.attention_output_gate,
+        "attention_k_eq_v": config.attention_k_eq_v, "num_kv_shared_layers": bool(config.num_kv_shared_layers),
+        "global_head_dim": config.global_head_dim is not None, "kv_cache": config.kv_cache != "fp32",
+        "num_global_key_value_heads": config.num_global_key_value_heads is not None,
+        "llama_4_scaling_beta": config.llama_4_scaling_beta is not None,
+        "partial_rotary_factor": config.partial_rotary_factor != 1,
+        "rope_local_theta": config.rope_local_theta is not None,
+    }  # fmt: skip
+    for name, is_set in others.items():
+        if is_set:
+            raise ConfigError(f"{name} is {getattr(config, name)!r}, which no model with a kv_lora_rank has.")
+
+
+def _check_streams(config: LayerFeatures) -> None:
+    """Check the fields of several residual streams, of what is beside attention, and of gates that are nothing."""
+    fields = {"altup_num_inputs": (1, _MAX_STREAMS), "laurel_rank": (0, MOST)}
+    if config.vocab_size_per_layer_input is not None:
+        fields["vocab_size_per_layer_input"] = (1, MOST)
+    for name, (least, most) in fields.items():
+        _check_whole(config, name, least, most)
+    pattern, layers = config.activation_sparsity_pattern, config.num_hidden_layers
+    if pattern and (config.num_experts or not config.mlp_gated):
+        raise ConfigError("activation_sparsity_pattern is set, which is for gated feed-forwards without experts.")
+    if pattern and len(pattern) != layers:
+        raise ConfigError(f"activation_sparsity_pattern has {len(pattern)} entries; the model has {layers} layers.")
+    for share in pattern:
+        if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share < 1:
+            raise ConfigError(f"activation_sparsity_pattern has {share!r:.60}; it must be from 0 to below 1.")
+    others = {
+        "parallel_residual": config.parallel_residual, "layer_scalar": config.layer_scalar,
+        "residual_multiplier": config.residual_multiplier != 1,
+        "norm_placement": config.norm_placement not in ("pre", "both"),
+        "norm": config.norm not in ("rms", "rms_offset"),
+        "layer_types": not all(map(config.attends, range(layers))) or bool(config.state_layers),
+        "layers_without_feed_forward": bool(config.layers_without_feed_forward),
+    }  # fmt: skip
+    for field, is_set in (("altup_num_inputs", config.altup_num_inputs > 1), ("laurel_rank", config.laurel_rank > 0)):
+        wrong = next((name for name, is_wrong in others.items() if is_wrong), None)
+        if is_set and wrong is not None:
+            raise ConfigError(
+                f"{wrong} is {getattr(config, wrong)!r:.80}, which no model with {field} {getattr(config, field)} has."
+            )
+    if config.altup_num_inputs > 1 and not config.hidden_size_per_layer_input:
+        raise ConfigError(f"altup_num_inputs is {config.altup_num_inputs}; it needs a hidden_size_per_layer_input.")
+    if config.altup_correct_scale and config.altup_num_inputs == 1:
+        raise ConfigError("altup_correct_scale is true, which needs altup_num_inputs of 2 or more.")
+
+
+def _check_own_features(config: LayerFeatures) -> None:
+    """Check the fields that tell layers apart."""
+    for name in ("global_head_dim", "num_global_key_value_heads"):
+        if getattr(config, name) is not None:
+            _check_whole(config, name, 1, MOST)
+    for name in ("num_kv_shared_layers", "hidden_size_per_layer_input"):
+        _check_whole(config, name, 0, MOST)
+    if config.num_attention_heads % (config.num_global_key_value_heads or 1):
+        raise ConfigError(
+            f"num_attention_heads ({config.num_attention_heads}) is not a multiple of num_global_key_value_heads "
+            f"({config.num_global_key_value_heads})."
+        )
+    needed = [config.attention_multiplier, config.rope_local_theta if config.position == "rope" else 1.0]
+    if config.global_head_dim is not None and None in needed:
+        raise ConfigError(
+            "global_head_dim is set, which needs an attention_multiplier, and with rope a rope_local_theta of the "
+            "layers with a window."
+        )
+    if config.attention_gate_per_head and not config.attention_output_gate:
+        raise ConfigError("attention_gate_per_head is set, which needs an attention_output_gate.")
+    if config.multipliers.mlp_gate != 1 and not config.mlp_gated:
+        raise ConfigError(f"The multiplier mlp_gate is {config.multipliers.mlp_gate}, which needs mlp_gated.")
+    if config.num_kv_shared_layers == 0:
+        return
+    if len(config.attention_layers) < config.num_hidden_layers or config.state_layers or config.attention_sinks:
+        raise ConfigError("num_kv_shared_layers is set, which is for models with plain attention in every layer.")
+    kinds = {config.slides(layer) for layer in range(config.num_hidden_layers)}
+    if kinds != config.sources_of_keys.keys():
+        raise ConfigError(
+            f"num_kv_shared_layers is {config.num_kv_shared_layers} of {config.num_hidden_layers}; before those must "
+            "be a layer of each kind that they have, whose keys and values they look at."
+        )
