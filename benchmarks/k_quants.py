@@ -19,6 +19,7 @@ from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.exporter import text_tools
+from edgelm_export.reference_weights import ObservedWeights
 
 Importance = Mapping[str, NDArray[np.float32]]
 
@@ -40,7 +41,7 @@ def importance_matrix(checkpoint: Checkpoint) -> Importance:
         def observe(module: str, inputs_TK: NDArray[np.float32], sums: dict[str, NDArray[np.float64]] = sums) -> None:
             sums[module] = sums.get(module, 0) + np.square(inputs_TK.astype(np.float64)).sum(0)
 
-        observed = reference.ObservedWeights(weights, observe)
+        observed = ObservedWeights(weights, observe)
         hidden = [reference.run_layer(config, layer, observed, hidden_TD, tables) for hidden_TD in hidden]
         for module, sum_K in sums.items():
             name = family.layout.source_name(f"model.layers.{layer}.{module}.weight")

@@ -9,7 +9,6 @@ own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +18,16 @@ from edgelm.architecture.rope import cos_sin_tables, query_factors, sinusoidal_t
 from edgelm.config import SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
 from edgelm.layer_features import CROSS_NORMS
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.reference_activations import ACTIVATIONS, over_rms, silu, within_groups, xielu
-from edgelm_export.reference_altup import corrected, merged, predicted, spread, thinned, with_laurel
+from edgelm_export.reference_activations import ACTIVATIONS
+from edgelm_export.reference_altup import corrected, merged, predicted, spread, with_laurel
+from edgelm_export.reference_feed_forward import experts, feed_forward
 from edgelm_export.reference_latent_attention import latent_keys, latent_queries, latent_values
 from edgelm_export.reference_linear_attention import linear_attention, mamba2, short_convolution
 from edgelm_export.reference_rotation import rotate, rows_of_positions
+from edgelm_export.reference_weights import Array, Weights, linear, norm, over_rms
 from edgelm_export.tensor_map import PER_LAYER_EMBEDDING, head_name
 from edgelm_export.wide_stream import WideStream
 
-Array = NDArray[np.float32]
-Weights = Mapping[str, Array]
 # cos and sin of each position, for each kind of layer (ModelConfig.rope_kind).
 Tables = Mapping[str, tuple[Array, Array]]
 
@@ -114,7 +113,7 @@ def embed(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], config: Mo
         hidden = [hidden_TD + positions_TD[: len(hidden_TD)] for hidden_TD in hidden]
     if config.embedding_norm:
         weights = _weights(checkpoint, f"{stack}.embed_norm.")
-        hidden = [_norm(config, weights, "", hidden_TD) for hidden_TD in hidden]
+        hidden = [norm(config, weights, "", hidden_TD) for hidden_TD in hidden]
     own = _features_of_layers(checkpoint, sequences, hidden)
     if config.altup_num_inputs > 1:
         hidden = [spread(hidden_TD, _stream_projections(checkpoint, "altup_projections")) for hidden_TD in hidden]
@@ -133,8 +132,8 @@ def _features_of_layers(
     weights = _weights(checkpoint, "model.per_layer_")
     own: list[Array | None] = []
     for hidden_TD, embedded_TF in zip(hidden, embedded, strict=True):
-        projected_TF = _linear(weights, "model_projection", hidden_TD) * np.float32(config.hidden_size**-0.5)
-        normed_TLP = _norm(config, weights, "projection_norm.", projected_TF.reshape(len(hidden_TD), -1, P))
+        projected_TF = linear(weights, "model_projection", hidden_TD) * np.float32(config.hidden_size**-0.5)
+        normed_TLP = norm(config, weights, "projection_norm.", projected_TF.reshape(len(hidden_TD), -1, P))
         both_TF = normed_TLP.reshape(embedded_TF.shape) + embedded_TF * np.float32(P**0.5)
         own.append(both_TF * np.float32(2**-0.5))
     return own
@@ -200,22 +199,11 @@ def last_normed(checkpoint: Checkpoint, hidden: Sequence[Array], config: ModelCo
     if not config.final_norm:
         return hidden
     weights = _weights(checkpoint, f"{_stack_name(checkpoint, config)}.norm.")
-    return [_norm(config, weights, "", hidden_TD) for hidden_TD in hidden]
+    return [norm(config, weights, "", hidden_TD) for hidden_TD in hidden]
 
 
 def _stream_projections(checkpoint: Checkpoint, name: str) -> list[Array]:
     return list(_weights(checkpoint, f"model.{name}.").values())
-
-
-class ObservedWeights(dict[str, Array]):
-    """The tensors of one layer, and who is shown the input [T, K] of each projection: `observe(name, x)`.
-
-    The calibration of quantizers gathers its statistics here; the name is a projection's, as "mlp.down_proj".
-    """
-
-    def __init__(self, weights: Weights, observe: Callable[[str, Array], None]) -> None:
-        super().__init__(weights)
-        self.observe = observe
 
 
 def _weights(checkpoint: Checkpoint, prefix: str) -> Weights:
@@ -247,7 +235,7 @@ def run_layer(
     """
 
     def normed(name: str | None, x_TD: Array) -> Array:
-        return x_TD if name is None else _norm(config, weights, f"{name}.", x_TD)
+        return x_TD if name is None else norm(config, weights, f"{name}.", x_TD)
 
     def added(x_TD: Array, part_TD: Array, name: str | None) -> Array:
         multiplier = np.float32(config.residual_multiplier)
@@ -268,11 +256,11 @@ def run_layer(
         looked_TD, *kept = _attention(config, layer, weights, input_TD, tables, both_ways, lengths, given)
         found.append(looked_TD)
     if beside := _BESIDE_ATTENTION.get(config.kind(layer) or ""):
-        found.append(beside(config, weights, input_TD, lengths, _linear))
+        found.append(beside(config, weights, input_TD, lengths))
     if found:
         attended_TD = added(hidden_TD, sum(found[1:], found[0]), after_attention)
     if config.laurel_rank:
-        attended_TD = with_laurel(config, weights, attended_TD, input_TD, _linear)
+        attended_TD = with_laurel(config, weights, attended_TD, input_TD)
     if read_SD is not None:
         before_cross, after_cross = CROSS_NORMS[config.norm_placement]
         looked_TD = _cross_attention(config, weights, normed(before_cross, attended_TD), read_SD)
@@ -280,14 +268,15 @@ def run_layer(
     mlp_input_TD = hidden_TD if config.parallel_residual else attended_TD
     hidden_TD, read_TD = attended_TD, normed(before_mlp, mlp_input_TD)
     if config.has_experts(layer):
-        hidden_TD = added(attended_TD, _experts(config, weights, read_TD, mlp_input_TD), after_mlp)
+        hidden_TD = added(attended_TD, experts(config, weights, read_TD, mlp_input_TD), after_mlp)
     elif config.has_feed_forward(layer):
-        hidden_TD = added(attended_TD, _mlp(config, weights, read_TD, "mlp", config.gate_cutoff(layer)), after_mlp)
+        made_TD = feed_forward(config, weights, read_TD, "mlp", config.gate_cutoff(layer))
+        hidden_TD = added(attended_TD, made_TD, after_mlp)
     if has_streams:
         streams_TAD, hidden_TD = corrected(config, weights, streams_TAD, hidden_TD)
     if config.hidden_size_per_layer_input:
-        gate_TP = ACTIVATIONS[config.hidden_act](_linear(weights, "per_layer_input_gate", hidden_TD))
-        part_TD = _linear(weights, "per_layer_projection", gate_TP * wide.own(hidden_TW, layer))
+        gate_TP = ACTIVATIONS[config.hidden_act](linear(weights, "per_layer_input_gate", hidden_TD))
+        part_TD = linear(weights, "per_layer_projection", gate_TP * wide.own(hidden_TW, layer))
         part_TD = normed("post_per_layer_input_norm", part_TD)
         hidden_TD = hidden_TD + part_TD
     if has_streams:
@@ -298,39 +287,19 @@ def run_layer(
     return wide.followed(hidden_TW, hidden_TD, kept, layer)
 
 
-def _norm(config: ModelConfig, weights: Weights, prefix: str, hidden_TD: Array) -> Array:
-    if config.norm.startswith("layer"):
-        hidden_TD = hidden_TD - hidden_TD.mean(-1, keepdims=True)
-    normed_TD = over_rms(hidden_TD, config.norm_eps)
-    if config.norm.endswith("_plain"):
-        return normed_TD
-    weight_D = weights[f"{prefix}weight"]
-    normed_TD = normed_TD * (1 + weight_D if config.norm.endswith("_offset") else weight_D)
-    bias_D = weights.get(f"{prefix}bias")
-    return normed_TD if bias_D is None else normed_TD + bias_D
-
-
 def _soft_cap(x: Array, cap: float | None) -> Array:
     return x if cap is None else np.asarray(np.float32(cap) * np.tanh(x / np.float32(cap)))
 
 
-def _linear(weights: Weights, name: str, x: Array) -> Array:
-    if isinstance(weights, ObservedWeights):
-        weights.observe(name, x)
-    y = x @ weights[f"{name}.weight"].T
-    bias = weights.get(f"{name}.bias")
-    return y if bias is None else y + bias
-
-
 def _cross_attention(config: ModelConfig, weights: Weights, hidden_TD: Array, read_SD: Array) -> Array:
     T, N, H = len(hidden_TD), config.num_attention_heads, config.head_dim
-    q_TD = _linear(weights, "encoder_attn.q_proj", hidden_TD)
-    k_SD, v_SD = (_linear(weights, f"encoder_attn.{part}_proj", read_SD) for part in "kv")
+    q_TD = linear(weights, "encoder_attn.q_proj", hidden_TD)
+    k_SD, v_SD = (linear(weights, f"encoder_attn.{part}_proj", read_SD) for part in "kv")
     q_NTH, k_NSH, v_NSH = (x.reshape(len(x), N, H).swapaxes(0, 1) for x in (q_TD, k_SD, v_SD))
     scores_NTS = q_NTH @ k_NSH.swapaxes(1, 2) * np.float32(config.attention_scale)
     scores_NTS = np.exp(scores_NTS - scores_NTS.max(-1, keepdims=True))
     out_NTH = scores_NTS @ v_NSH / scores_NTS.sum(-1, keepdims=True)
-    return _linear(weights, "encoder_attn.o_proj", out_NTH.swapaxes(0, 1).reshape(T, N * H))
+    return linear(weights, "encoder_attn.o_proj", out_NTH.swapaxes(0, 1).reshape(T, N * H))
 
 
 def _attention(
@@ -350,20 +319,17 @@ def _attention(
     T, H, lengths = len(hidden_TD), config.head_size(layer), lengths or (len(hidden_TD),)
     kind, scope = config.rope_kind(layer), config.qk_norm_scope if config.qk_norm else ""
 
-    def heads(x_TD: Array, norm: str) -> Array:
+    def heads(x_TD: Array, name: str) -> Array:
         """Return heads [N or K, T, H], normed and turned."""
-        x_TD = _norm(config, weights, f"self_attn.{norm}.", x_TD) if scope == "projection" else x_TD
+        x_TD = norm(config, weights, f"self_attn.{name}.", x_TD) if scope == "projection" else x_TD
         x_NTH = x_TD.reshape(T, -1, H).swapaxes(0, 1)
-        x_NTH = _norm(config, weights, f"self_attn.{norm}.", x_NTH) if scope == "head" else x_NTH
+        x_NTH = norm(config, weights, f"self_attn.{name}.", x_NTH) if scope == "head" else x_NTH
         if kind is not None:
             x_NTH = rotate(x_NTH, *(rows_of_positions(config, kind, table, lengths) for table in tables[kind]))
-        return _norm(config, weights, f"self_attn.{norm}.", x_NTH) if scope == "turned_head" else x_NTH
+        return norm(config, weights, f"self_attn.{name}.", x_NTH) if scope == "turned_head" else x_NTH
 
     is_latent = config.kv_lora_rank is not None
-    if is_latent:
-        q_TD = latent_queries(config, weights, hidden_TD, _linear)
-    else:
-        q_TD = _linear(weights, "self_attn.q_proj", hidden_TD)
+    q_TD = latent_queries(config, weights, hidden_TD) if is_latent else linear(weights, "self_attn.q_proj", hidden_TD)
     q_NTH = heads(q_TD, "q_norm")
     if kind is not None and config.llama_4_scaling_beta is not None:
         places_T = np.concatenate([np.arange(length) for length in lengths])
@@ -371,10 +337,10 @@ def _attention(
     if given is not None:
         k_KSH, v_KSH = given
     elif is_latent:
-        k_KSH = v_KSH = heads(latent_keys(config, weights, hidden_TD, _linear), "")
+        k_KSH = v_KSH = heads(latent_keys(config, weights, hidden_TD), "")
     else:
-        k_SD = _linear(weights, "self_attn.k_proj", hidden_TD)
-        v_SD = k_SD if config.keys_are_values(layer) else _linear(weights, "self_attn.v_proj", hidden_TD)
+        k_SD = linear(weights, "self_attn.k_proj", hidden_TD)
+        v_SD = k_SD if config.keys_are_values(layer) else linear(weights, "self_attn.v_proj", hidden_TD)
         k_KSH, v_KSH = heads(k_SD, "k_norm"), v_SD.reshape(T, -1, H).swapaxes(0, 1)
         if config.v_norm:
             v_KSH = over_rms(v_KSH, config.norm_eps)
@@ -384,13 +350,13 @@ def _attention(
         out_TD[own] = _attended(config, layer, weights, q_NTH[:, own], k_KSH[:, own], v_KSH[:, own], both_ways)
         start += length
     if is_latent:
-        out_TD = latent_values(config, weights, out_TD, _linear)
+        out_TD = latent_values(config, weights, out_TD)
     if config.attention_output_gate:
-        gate_TD = 1 / (1 + np.exp(-_linear(weights, "self_attn.gate_proj", hidden_TD)))
+        gate_TD = 1 / (1 + np.exp(-linear(weights, "self_attn.gate_proj", hidden_TD)))
         out_TD *= np.repeat(gate_TD, out_TD.shape[1] // gate_TD.shape[1], axis=1)
     if config.sub_norms:
-        out_TD = _norm(config, weights, "self_attn.attn_sub_norm.", out_TD)
-    output_TD = _linear(weights, "self_attn.o_proj", out_TD) * np.float32(config.multipliers.attention_out)
+        out_TD = norm(config, weights, "self_attn.attn_sub_norm.", out_TD)
+    output_TD = linear(weights, "self_attn.o_proj", out_TD) * np.float32(config.multipliers.attention_out)
     return output_TD, k_KSH, v_KSH
 
 
@@ -431,71 +397,3 @@ def _attended(
             sums_T1 = scores_TS.sum(-1, keepdims=True) + np.exp(sink - largest_T1)
             out_TNH[start:end, n] = scores_TS @ v_KSH[n * K // N, :seen] / sums_T1
     return out_TNH.reshape(T, N * H)
-
-
-def _mlp(config: ModelConfig, weights: Weights, hidden_TD: Array, name: str, cutoff: float | None = None) -> Array:
-    def projected(x_TF: Array) -> Array:
-        x_TF = _norm(config, weights, f"{name}.ffn_sub_norm.", x_TF) if config.sub_norms else x_TF
-        return _linear(weights, f"{name}.down_proj", x_TF) * np.float32(config.multipliers.mlp_down)
-
-    activation, limit = ACTIVATIONS.get(config.hidden_act, partial(xielu, weights, name)), config.swiglu_limit
-    up_TF = _linear(weights, f"{name}.up_proj", hidden_TD)
-    if not config.mlp_gated:
-        return projected(activation(up_TF))
-    gate_TF = _linear(weights, f"{name}.gate_proj", hidden_TD) * np.float32(config.multipliers.mlp_gate)
-    gate_TF = gate_TF if cutoff is None else thinned(gate_TF, cutoff)
-    if limit is not None:
-        alpha = np.float32(config.swiglu_alpha)
-        gate_TF, up_TF = np.minimum(gate_TF, np.float32(limit)), np.clip(up_TF, -np.float32(limit), np.float32(limit))
-        return projected(silu(alpha * gate_TF) / alpha * (up_TF + 1))
-    return projected(activation(gate_TF) * up_TF)
-
-
-def _experts(config: ModelConfig, weights: Weights, hidden_TD: Array, stream_TD: Array) -> Array:
-    """Sum the feed-forwards of the experts that each position's router chooses, weighted by what it gives them.
-
-    stream_TD: what hidden_TD is the norm of.
-    """
-
-    def own_normed(name: str, x_TD: Array) -> Array:
-        return _norm(config, weights, f"mlp.{name}.", x_TD) if config.expert_norms else x_TD
-
-    stream_TD = stream_TD if config.expert_norms else hidden_TD
-    read_TD = own_normed("experts_norm", stream_TD)
-    shares_TE = _shares(config, weights, own_normed("router_norm", stream_TD))
-    summed_TD = np.zeros_like(hidden_TD)
-    for expert in range(config.num_experts):
-        rows = np.flatnonzero(shares_TE[:, expert])
-        output_TD = _mlp(config, weights, read_TD[rows], f"mlp.experts.{expert}")
-        summed_TD[rows] += shares_TE[rows, expert, None] * output_TD
-    summed_TD = own_normed("post_experts_norm", summed_TD)
-    if config.shared_expert_intermediate_size:
-        shared_TD = _mlp(config, weights, hidden_TD, "mlp.shared_experts")
-        if config.shared_expert_gate:
-            shared_TD = shared_TD / (1 + np.exp(-hidden_TD @ weights["mlp.shared_expert_gate.weight"].T))
-        summed_TD = summed_TD + own_normed("post_shared_experts_norm", shared_TD)
-    return summed_TD
-
-
-def _shares(config: ModelConfig, weights: Weights, read_TD: Array) -> Array:
-    """Return what a router gives each expert [T, E]: nothing to those that it does not choose."""
-    logits_TE = read_TD @ weights["mlp.gate.weight"].T
-    if config.router_bias:
-        logits_TE = logits_TE + weights["mlp.gate.bias"]
-    if config.expert_norms:
-        logits_TE = logits_TE * np.float32(config.hidden_size**-0.5)
-    if config.scoring_func == "sigmoid":
-        shares_TE = 1 / (1 + np.exp(-logits_TE))
-    else:
-        shares_TE = np.exp(logits_TE - logits_TE.max(-1, keepdims=True))
-        shares_TE /= shares_TE.sum(-1, keepdims=True)
-    bias_E = weights["mlp.gate.e_score_correction_bias"] if config.expert_choice_bias else np.float32(0)
-    preferred_TE = within_groups(shares_TE + bias_E, config.n_group, config.topk_group)
-    order_TE = np.argsort(-preferred_TE, axis=-1, kind="stable")
-    np.put_along_axis(shares_TE, order_TE[:, config.num_experts_per_tok :], 0, axis=-1)
-    if config.norm_topk_prob:
-        shares_TE /= shares_TE.sum(-1, keepdims=True)
-    shares_TE *= np.float32(config.routed_scaling_factor)
-    if config.expert_scales:
-        shares_TE *= weights["mlp.gate.per_expert_scale"]
-    return np.asarray(shares_TE)

@@ -1,29 +1,22 @@
-"""Activations, norms and groups of experts in plain numpy: parts of reference.py. Shapes: any."""
+"""Activations in plain numpy: parts of reference.py. Shapes: any."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.config import XIELU_BETA
-
-Array = NDArray[np.float32]
-Weights = Mapping[str, Array]
+from edgelm_export.reference_weights import Array, Weights
 
 
 def silu(x: Array) -> Array:
     """Return x * sigmoid(x)."""
     with np.errstate(over="ignore"):  # exp(-x) is inf for a very negative x, and x / inf the right 0
         return np.asarray(x / (1 + np.exp(-x)))
-
-
-def over_rms(x: Array, eps: float) -> Array:
-    """Return each row over the root of the mean of its squares."""
-    return np.asarray(x / np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(eps)), np.float32)
 
 
 def _gelu(x: Array) -> Array:
@@ -59,18 +52,6 @@ def xielu(weights: Weights, name: str, x: Array) -> Array:
     positive, negative = np.maximum(x, 0), np.minimum(x, 0)
     half = np.float32(XIELU_BETA)
     return np.asarray(above * positive * positive + (half + below) * (np.expm1(negative) - negative) + half * x)
-
-
-def within_groups(preferred_TE: Array, n_group: int, topk_group: int) -> Array:
-    """Return the scores that experts are chosen by, with no chance for those outside the chosen groups."""
-    if n_group == 1:
-        return preferred_TE
-    by_group_TGE = preferred_TE.reshape(len(preferred_TE), n_group, -1)
-    best_TG = np.sort(by_group_TGE, axis=-1)[..., -2:].sum(-1)
-    lost_TG = np.argsort(-best_TG, axis=-1, kind="stable")[:, topk_group:]
-    kept_TGE = by_group_TGE.copy()
-    np.put_along_axis(kept_TGE, lost_TG[..., None], -np.inf, axis=1)
-    return kept_TGE.reshape(preferred_TE.shape)
 
 
 def _relu2(x: Array) -> Array:

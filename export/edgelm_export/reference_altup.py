@@ -1,22 +1,17 @@
 """AltUp and LAuReL in plain numpy: parts of reference.py.
 
-Shapes: T tokens, A residual streams, D hidden, F gates of a feed-forward.
+Shapes: T tokens, A residual streams, D hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 from edgelm.layer_features import LEAST_POWER
-from edgelm_export.reference_activations import over_rms
-
-Array = NDArray[np.float32]
-Weights = Mapping[str, Array]
-Linear = Callable[[Weights, str, Array], Array]
+from edgelm_export.reference_weights import Array, Weights, linear, over_rms
 
 
 def spread(hidden_TD: Array, projections: Sequence[Array]) -> Array:
@@ -57,7 +52,7 @@ def _routed(config: ModelConfig, weights: Weights, hidden_TD: Array) -> Array:
     return np.asarray(np.tanh(normed_TD @ weights["altup.modality_router.weight"].T / np.float32(config.hidden_size)))
 
 
-def with_laurel(config: ModelConfig, weights: Weights, attended_TD: Array, input_TD: Array, linear: Linear) -> Array:
+def with_laurel(config: ModelConfig, weights: Weights, attended_TD: Array, input_TD: Array) -> Array:
     """Return both ways over the root of two: what attention left, and what goes beside it of what it read."""
     thin_TD = linear(weights, "laurel.linear_right", linear(weights, "laurel.linear_left", input_TD))
     beside_TD = input_TD + _normed(config, weights["laurel.post_laurel_norm.weight"], thin_TD)
@@ -66,9 +61,3 @@ def with_laurel(config: ModelConfig, weights: Weights, attended_TD: Array, input
 
 def _normed(config: ModelConfig, weight_D: Array, hidden_TD: Array) -> Array:
     return over_rms(hidden_TD, config.norm_eps) * (weight_D + np.float32(config.norm.endswith("_offset")))
-
-
-def thinned(gate_TF: Array, cutoff: float) -> Array:
-    """Return by how much each gate is above their mean and `cutoff` standard deviations, or nothing."""
-    mean_T1, deviation_T1 = gate_TF.mean(-1, keepdims=True), gate_TF.std(-1, keepdims=True)
-    return np.asarray(np.maximum(gate_TF - (mean_T1 + np.float32(cutoff) * deviation_T1), 0))

@@ -6,21 +6,14 @@ of a query, Y values of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import numpy as np
-from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 from edgelm.layer_features import LATENT_NORM_EPS
-from edgelm_export.reference_activations import over_rms
-
-Array = NDArray[np.float32]
-Weights = Mapping[str, Array]
-Linear = Callable[[Weights, str, Array], Array]
+from edgelm_export.reference_weights import Array, Weights, linear, over_rms
 
 
-def latent_queries(config: ModelConfig, weights: Weights, hidden_TD: Array, linear: Linear) -> Array:
+def latent_queries(config: ModelConfig, weights: Weights, hidden_TD: Array) -> Array:
     """Return the queries, each taken to where the latent vectors are, before they turn: [T, N * H]."""
     if config.q_lora_rank is None:
         projected_TX = linear(weights, "self_attn.q_proj", hidden_TD)
@@ -35,14 +28,14 @@ def latent_queries(config: ModelConfig, weights: Weights, hidden_TD: Array, line
     return np.concatenate(heads, axis=1)
 
 
-def latent_keys(config: ModelConfig, weights: Weights, hidden_TD: Array, linear: Linear) -> Array:
+def latent_keys(config: ModelConfig, weights: Weights, hidden_TD: Array) -> Array:
     """Return what is kept of the tokens, before it turns: [T, H]."""
     projected_TH = linear(weights, "self_attn.kv_a_proj_with_mqa", hidden_TD)
     latent_TL, turning_TR = np.split(projected_TH, [config.kv_lora_rank or 0], axis=1)
     return np.concatenate([turning_TR, _normed(config, weights, "kv_a_layernorm", latent_TL)], axis=1)
 
 
-def latent_values(config: ModelConfig, weights: Weights, gathered_TX: Array, linear: Linear) -> Array:
+def latent_values(config: ModelConfig, weights: Weights, gathered_TX: Array) -> Array:
     """Return what the heads gathered of the latent vectors [T, N * H], taken back: [T, N * Y]."""
     gathered_NTH = gathered_TX.reshape(len(gathered_TX), -1, config.head_dim).swapaxes(0, 1)
     values = [

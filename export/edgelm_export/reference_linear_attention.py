@@ -6,23 +6,19 @@ and Y their dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from edgelm.config import ModelConfig
-from edgelm_export.reference_activations import Array, Weights, over_rms, silu
-
-# Multiplies [T, K] by the weight of that name, and adds its bias.
-Linear = Callable[[Weights, str, Array], Array]
+from edgelm_export.reference_activations import silu
+from edgelm_export.reference_weights import Array, Weights, linear, over_rms
 
 _LINEAR_BLOCK = 64
 _L2_EPSILON = 1e-6
 
 
-def linear_attention(
-    config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Sequence[int], linear: Linear
-) -> Array:
+def linear_attention(config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Sequence[int]) -> Array:
     """Write each token into a matrix for each value head, and read from it what a query asks for."""
     G, N = config.linear_num_key_heads or 0, config.linear_num_value_heads or 0
     X, Y = config.linear_key_head_dim or 0, config.linear_value_head_dim or 0
@@ -47,7 +43,7 @@ def linear_attention(
     return linear(weights, "linear_attn.out_proj", read_TW * gate_TW)
 
 
-def mamba2(config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Sequence[int], linear: Linear) -> Array:
+def mamba2(config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Sequence[int]) -> Array:
     """Add each token to a matrix for each head, and read from it what the token's group asks for."""
     G, N = config.linear_num_key_heads or 0, config.linear_num_value_heads or 0
     X, Y = config.linear_key_head_dim or 0, config.linear_value_head_dim or 0
@@ -110,9 +106,7 @@ def _unit(x: Array) -> Array:
     return np.asarray(x / np.sqrt(np.square(x).sum(-1, keepdims=True) + np.float32(_L2_EPSILON)))
 
 
-def short_convolution(
-    config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Sequence[int], linear: Linear
-) -> Array:
+def short_convolution(config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Sequence[int]) -> Array:
     """Sum each channel over a token and those before it in its sequence, between two gates."""
     opening_TD, closing_TD, value_TD = np.split(linear(weights, "conv.in_proj", hidden_TD), 3, axis=-1)
     summed_TD = causal_sums(opening_TD * value_TD, weights["conv.conv.weight"], lengths)

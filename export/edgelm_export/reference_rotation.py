@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgelm.architecture.rope import has_long_table
 from edgelm.config import ModelConfig
-
-Array = NDArray[np.float32]
+from edgelm_export.reference_weights import Array
 
 
 def rows_of_positions(config: ModelConfig, kind: str, table: Array, lengths: Sequence[int]) -> Array:

@@ -40,13 +40,13 @@ from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.rotation import RotatedCheckpoint
 from edgelm_export.quantize.statistics import InputStatistics
 from edgelm_export.reference import (
-    ObservedWeights,
     embed,
     layer_weights,
     position_tables,
     reference_logits,
     run_layer,
 )
+from edgelm_export.reference_weights import ObservedWeights
 from edgelm_export.verification_text import verification_text
 
 WIDE = dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)

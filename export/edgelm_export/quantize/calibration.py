@@ -28,6 +28,7 @@ from edgelm_export.quantize import Stored, quantize
 from edgelm_export.quantize.in_passing import LayerInPassing
 from edgelm_export.quantize.packed import PackedWeight, rows_of, unpack
 from edgelm_export.quantize.prepared import Prepared, PreparedCheckpoint, layer_path, save_layer
+from edgelm_export.reference_weights import ObservedWeights
 from edgelm_export.tensor_map import EMBEDDING, PER_LAYER_EMBEDDING
 
 Array = NDArray[np.float32]
@@ -138,7 +139,7 @@ class _Calibration:
     def _observed(self, layer: int, weights: Weights, hidden_TD: Array) -> tuple[Array, dict[str, Array]]:
         """Return what leaves the layer, and what each projection meets."""
         met: dict[str, Array] = {}
-        return self._output(layer, reference.ObservedWeights(weights, met.__setitem__), hidden_TD), met
+        return self._output(layer, ObservedWeights(weights, met.__setitem__), hidden_TD), met
 
     def _output(self, layer: int, weights: Mapping[str, Array], hidden_TD: Array) -> Array:
         return reference.run_layer(self._config, layer, weights, hidden_TD, self._tables, lengths=self._lengths)

@@ -27,6 +27,7 @@ from edgelm_export.quantize.gptq import output_error
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.smoothed_head import better_divisors
+from edgelm_export.reference_weights import ObservedWeights
 from edgelm_export.tensor_map import head_name
 
 Array = NDArray[np.float32]
@@ -166,7 +167,7 @@ class _Run:
             if module in choosers:
                 choosers[module].add(inputs_TK)
 
-        following = self._outputs(layer, reference.ObservedWeights(weights, observe), hidden)
+        following = self._outputs(layer, ObservedWeights(weights, observe), hidden)
         divisors = {}
         for channels in every:
             readers = {reader: weights[f"{reader}.weight"] for reader in channels.readers}

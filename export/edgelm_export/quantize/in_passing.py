@@ -18,7 +18,7 @@ from edgelm_export.quantize.gptq import quantize_gptq
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, rows_of, unpack
 from edgelm_export.quantize.statistics import InputStatistics
-from edgelm_export.reference import ObservedWeights
+from edgelm_export.reference_weights import ObservedWeights
 
 Array = NDArray[np.float32]
 

@@ -1,0 +1,51 @@
+"""What every part of the reference does with the weights of a layer, in plain numpy. Shapes: T tokens, D hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.config import ModelConfig
+
+Array = NDArray[np.float32]
+Weights = Mapping[str, Array]
+
+
+class ObservedWeights(dict[str, Array]):
+    """The tensors of one layer, and who is shown the input [T, K] of each projection: `observe(name, x)`.
+
+    The calibration of quantizers gathers its statistics here; the name is a projection's, as "mlp.down_proj".
+    """
+
+    def __init__(self, weights: Weights, observe: Callable[[str, Array], None]) -> None:
+        super().__init__(weights)
+        self.observe = observe
+
+
+def linear(weights: Weights, name: str, x: Array) -> Array:
+    """Multiply [T, K] by the weight of that name, and add its bias."""
+    if isinstance(weights, ObservedWeights):
+        weights.observe(name, x)
+    y = x @ weights[f"{name}.weight"].T
+    bias = weights.get(f"{name}.bias")
+    return y if bias is None else y + bias
+
+
+def norm(config: ModelConfig, weights: Weights, prefix: str, hidden_TD: Array) -> Array:
+    """Norm [..., D] as the model does, by the weight, if it has one, that follows `prefix`."""
+    if config.norm.startswith("layer"):
+        hidden_TD = hidden_TD - hidden_TD.mean(-1, keepdims=True)
+    normed_TD = over_rms(hidden_TD, config.norm_eps)
+    if config.norm.endswith("_plain"):
+        return normed_TD
+    weight_D = weights[f"{prefix}weight"]
+    normed_TD = normed_TD * (1 + weight_D if config.norm.endswith("_offset") else weight_D)
+    bias_D = weights.get(f"{prefix}bias")
+    return normed_TD if bias_D is None else normed_TD + bias_D
+
+
+def over_rms(x: Array, eps: float) -> Array:
+    """Return each row over the root of the mean of its squares."""
+    return np.asarray(x / np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(eps)), np.float32)
