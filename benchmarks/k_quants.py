@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import click
@@ -49,12 +50,19 @@ def importance_matrix(checkpoint: Checkpoint) -> Importance:
     return means
 
 
+@cache
+def _no_log() -> object:
+    """Return a callback that outlives this module's calls: llama.cpp goes on to call what it was given last."""
+    import llama_cpp
+
+    return llama_cpp.llama_log_callback(lambda level, text, data: None)
+
+
 def quantize_gguf(source: Path, target: Path, kind: str, importance: Importance) -> None:
     """Let llama.cpp quantize a GGUF file to a type such as Q4_K_M."""
     import llama_cpp
 
-    silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
+    llama_cpp.llama_log_set(_no_log(), ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     rows = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()  # the last one has no name: the end
     for row, (name, mean_K) in zip(rows, importance.items(), strict=False):
