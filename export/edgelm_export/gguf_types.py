@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
 from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.gguf_blocks import Blocks, Weights, fields, half
+from edgelm_export.gguf_codebooks import VALUES_AND_SCALES, Values
 from edgelm_export.levels import on_levels
 
 # Weights unpacked at once. Temporary arrays take up to about 12 bytes a weight.
 _CHUNK = 1 << 20
-
-Blocks = NDArray[np.uint8]
-Weights = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +64,8 @@ def integer_blocks(
 ) -> QuantizedBlocks | None:
     """Return a tensor on its own grid of 4 or 8 bits in blocks of 32, or None for a type that has another.
 
-    MXFP4's sixteen values, doubled, are whole numbers up to 12: they take 8 bits. The scales of Q4_K, products of two
-    numbers, are rounded to float16, as all scales of a package.
+    MXFP4's sixteen values, doubled, are whole numbers up to 12, and what the IQ types look up is whole too: they take 8
+    bits. The scales of Q4_K and of the IQ types, products of two numbers, are rounded to float16, as all of a package.
 
     Raises:
         CheckpointError: the type is unsupported, or `data` has not the size that type and shape ask for.
@@ -74,18 +73,15 @@ def integer_blocks(
     tensor_type = _checked_type(data, type, shape)
     rows, blocks = math.prod(shape[:-1]), data.reshape(-1, tensor_type.block_bytes)
     if type in _LEVELS:
-        values, scales, lowest = _LEVELS[type](blocks)
-        in_rows = (part.reshape(rows, -1) for part in (scales, lowest))
-        return on_levels(values.reshape(rows, -1, _GRID_BLOCK), *in_rows, bits=4)
+        levels, *scales_and_lowest = _LEVELS[type](blocks)
+        in_rows = (part.reshape(rows, -1) for part in scales_and_lowest)
+        return on_levels(levels.reshape(rows, -1, _GRID_BLOCK), *in_rows, bits=4)
     if type not in _SYMMETRIC:
         return None
-    bits, values_of, scales_of = _SYMMETRIC[type]
-    return QuantizedBlocks(
-        bits=bits,
-        block_size=_GRID_BLOCK,
-        values=values_of(blocks).reshape(rows, -1, _GRID_BLOCK),
-        scales=scales_of(blocks).reshape(rows, -1),
-    )
+    bits, values_and_scales = _SYMMETRIC[type]
+    values, scales = values_and_scales(blocks)
+    in_blocks = values.reshape(rows, -1, _GRID_BLOCK)
+    return QuantizedBlocks(bits=bits, block_size=_GRID_BLOCK, values=in_blocks, scales=scales.reshape(rows, -1))
 
 
 def _checked_type(data: NDArray[np.uint8], name: str, shape: tuple[int, ...]) -> TensorType:
@@ -97,17 +93,6 @@ def _checked_type(data: NDArray[np.uint8], name: str, shape: tuple[int, ...]) ->
     return tensor_type
 
 
-def _half(blocks: Blocks, at: int) -> Weights:
-    """Read the float16 at byte `at` of each block: [N, 1]."""
-    return blocks[:, at : at + 2].view("<f2").astype(np.float32)
-
-
-def _fields(packed: Blocks, bits: int) -> Blocks:
-    """Split [N, G, L] bytes into fields of `bits` bits: [N, G, 8 / bits, L], the lowest bits first."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    return (packed[:, :, None, :] >> shifts) & np.uint8((1 << bits) - 1)
-
-
 def _float32(blocks: Blocks) -> Weights:
     """Read IEEE single precision."""
     return blocks.view("<f4")
@@ -115,7 +100,7 @@ def _float32(blocks: Blocks) -> Weights:
 
 def _float16(blocks: Blocks) -> Weights:
     """Read IEEE half precision."""
-    return _half(blocks, 0)
+    return half(blocks, 0)
 
 
 def _bfloat16(blocks: Blocks) -> Weights:
@@ -125,35 +110,35 @@ def _bfloat16(blocks: Blocks) -> Weights:
 
 def _q4_0(blocks: Blocks) -> Weights:
     """d f16, 16 bytes: byte j holds weight j below and weight j + 16 above; weight = d * (q - 8)."""
-    q = _fields(blocks[:, None, 2:], 4).reshape(-1, 32)
-    return _half(blocks, 0) * (q.view(np.int8) - np.int8(8))
+    q = fields(blocks[:, None, 2:], 4).reshape(-1, 32)
+    return half(blocks, 0) * (q.view(np.int8) - np.int8(8))
 
 
 def _q4_1(blocks: Blocks) -> Weights:
     """d f16, m f16, 16 bytes as in Q4_0; weight = d * q + m."""
-    q = _fields(blocks[:, None, 4:], 4).reshape(-1, 32)
-    return _half(blocks, 0) * q + _half(blocks, 2)
+    q = fields(blocks[:, None, 4:], 4).reshape(-1, 32)
+    return half(blocks, 0) * q + half(blocks, 2)
 
 
 def _fifth_bits(blocks: Blocks, at: int) -> Blocks:
     """Join 4 bytes with the fifth bit of weights 0 to 31 (lowest first) and 16 bytes as in Q4_0: [N, 32]."""
     high = np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little")
-    return _fields(blocks[:, None, at + 4 :], 4).reshape(-1, 32) | (high << np.uint8(4))
+    return fields(blocks[:, None, at + 4 :], 4).reshape(-1, 32) | (high << np.uint8(4))
 
 
 def _q5_0(blocks: Blocks) -> Weights:
     """d f16, 4 bytes of fifth bits, 16 bytes of lower bits; weight = d * (q - 16)."""
-    return _half(blocks, 0) * (_fifth_bits(blocks, 2).view(np.int8) - np.int8(16))
+    return half(blocks, 0) * (_fifth_bits(blocks, 2).view(np.int8) - np.int8(16))
 
 
 def _q5_1(blocks: Blocks) -> Weights:
     """d f16, m f16, 4 bytes of fifth bits, 16 bytes of lower bits; weight = d * q + m."""
-    return _half(blocks, 0) * _fifth_bits(blocks, 4) + _half(blocks, 2)
+    return half(blocks, 0) * _fifth_bits(blocks, 4) + half(blocks, 2)
 
 
 def _q8_0(blocks: Blocks) -> Weights:
     """d f16, 32 int8; weight = d * q."""
-    return _half(blocks, 0) * blocks[:, 2:].view(np.int8)
+    return half(blocks, 0) * blocks[:, 2:].view(np.int8)
 
 
 def _q2_k(blocks: Blocks) -> Weights:
@@ -163,9 +148,9 @@ def _q2_k(blocks: Blocks) -> Weights:
     of weights hold four runs of 32 weights, the first in the lowest bits.
     """
     scales = blocks[:, :16]
-    q = _fields(blocks[:, 16:80].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
-    scale: Weights = _half(blocks, 80) * (scales & np.uint8(15))
-    minimum: Weights = _half(blocks, 82) * (scales >> np.uint8(4))
+    q = fields(blocks[:, 16:80].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
+    scale: Weights = half(blocks, 80) * (scales & np.uint8(15))
+    minimum: Weights = half(blocks, 82) * (scales >> np.uint8(4))
     weights: Weights = scale[:, :, None] * q - minimum[:, :, None]
     return weights.reshape(-1, 256)
 
@@ -177,13 +162,13 @@ def _q3_k(blocks: Blocks) -> Weights:
     bits are in bytes 0 to 7 (scales 0 to 7 below, 8 to 15 above), its high two in bytes 8 to 11 (four scales a byte:
     j, j + 4, j + 8, j + 12). weight = d * (scale - 32) * (low + 4 * high - 4).
     """
-    high = _fields(blocks[:, None, :32], 1).reshape(-1, 16, 16)
-    low = _fields(blocks[:, 32:96].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
+    high = fields(blocks[:, None, :32], 1).reshape(-1, 16, 16)
+    low = fields(blocks[:, 32:96].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
     q = (low | (high << np.uint8(2))).view(np.int8) - np.int8(4)
-    scale_low = _fields(blocks[:, None, 96:104], 4).reshape(-1, 16)
-    scale_high = _fields(blocks[:, None, 104:108], 2).reshape(-1, 16)
+    scale_low = fields(blocks[:, None, 96:104], 4).reshape(-1, 16)
+    scale_high = fields(blocks[:, None, 104:108], 2).reshape(-1, 16)
     scale = (scale_low | (scale_high << np.uint8(4))).view(np.int8) - np.int8(32)
-    weights: Weights = (_half(blocks, 108) * scale)[:, :, None] * q
+    weights: Weights = (half(blocks, 108) * scale)[:, :, None] * q
     return weights.reshape(-1, 256)
 
 
@@ -196,7 +181,7 @@ def _six_bit_scales(blocks: Blocks) -> tuple[Weights, Weights]:
     first, second, low = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scale = np.hstack([first & np.uint8(63), (low & np.uint8(15)) | ((first >> np.uint8(6)) << np.uint8(4))])
     minimum = np.hstack([second & np.uint8(63), (low >> np.uint8(4)) | ((second >> np.uint8(6)) << np.uint8(4))])
-    return (_half(blocks, 0) * scale)[:, :, None], (_half(blocks, 2) * minimum)[:, :, None]
+    return (half(blocks, 0) * scale)[:, :, None], (half(blocks, 2) * minimum)[:, :, None]
 
 
 def _q4_k(blocks: Blocks) -> Weights:
@@ -205,15 +190,15 @@ def _q4_k(blocks: Blocks) -> Weights:
     Each 32 bytes of weights hold two runs of 32 weights, the first in the low nibbles.
     """
     scale, minimum = _six_bit_scales(blocks)
-    q = _fields(blocks[:, 16:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
+    q = fields(blocks[:, 16:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
     return (scale * q - minimum).reshape(-1, 256)
 
 
 def _q5_k(blocks: Blocks) -> Weights:
     """As Q4_K, with 32 bytes of fifth bits before the weights: bit k of byte j belongs to weight 32 * k + j."""
     scale, minimum = _six_bit_scales(blocks)
-    high = _fields(blocks[:, None, 16:48], 1).reshape(-1, 8, 32)
-    low = _fields(blocks[:, 48:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
+    high = fields(blocks[:, None, 16:48], 1).reshape(-1, 8, 32)
+    low = fields(blocks[:, 48:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
     return (scale * (low | (high << np.uint8(4))) - minimum).reshape(-1, 256)
 
 
@@ -223,27 +208,31 @@ def _q6_k(blocks: Blocks) -> Weights:
     Each half block of 128 weights has 64 bytes of nibbles (weights 0 to 63 below, 64 to 127 above) and 32 bytes of
     high parts (four runs of 32, the first in the lowest bits); weight = (d * scale) * (q - 32).
     """
-    low = _fields(blocks[:, :128].reshape(-1, 2, 64), 4).reshape(-1, 16, 16)
-    high = _fields(blocks[:, 128:192].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
+    low = fields(blocks[:, :128].reshape(-1, 2, 64), 4).reshape(-1, 16, 16)
+    high = fields(blocks[:, 128:192].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
     q = (low | (high << np.uint8(4))).view(np.int8) - np.int8(32)
-    scale = _half(blocks, 208) * blocks[:, 192:208].view(np.int8)
+    scale = half(blocks, 208) * blocks[:, 192:208].view(np.int8)
     return (scale[:, :, None] * q).reshape(-1, 256)
 
 
 _GRID_BLOCK = 32
 
 
-def _q4_0_values(blocks: Blocks) -> NDArray[np.int8]:
-    return _fields(blocks[:, None, 2:], 4).view(np.int8) - np.int8(8)
+def _q4_0_symmetric(blocks: Blocks) -> tuple[Values, Weights]:
+    return fields(blocks[:, None, 2:], 4).view(np.int8) - np.int8(8), half(blocks, 0)
+
+
+def _q8_0_symmetric(blocks: Blocks) -> tuple[Values, Weights]:
+    return blocks[:, 2:].view(np.int8), half(blocks, 0)
 
 
 def _q4_1_levels(blocks: Blocks) -> tuple[Blocks, Weights, Weights]:
-    return _fields(blocks[:, None, 4:], 4), _half(blocks, 0), _half(blocks, 2)
+    return fields(blocks[:, None, 4:], 4), half(blocks, 0), half(blocks, 2)
 
 
 def _q4_k_levels(blocks: Blocks) -> tuple[Blocks, Weights, Weights]:
     scale, minimum = _six_bit_scales(blocks)
-    return _fields(blocks[:, 16:].reshape(-1, 4, 32), 4), scale, -minimum
+    return fields(blocks[:, 16:].reshape(-1, 4, 32), 4), scale, -minimum
 
 
 # The values of E2M1, four bits of the OCP Microscaling Formats (MX) 1.0, each twice as large.
@@ -255,27 +244,38 @@ def half_of_power(exponents: NDArray[np.uint8]) -> Weights:
     return np.ldexp(np.float32(1), exponents.astype(np.int32) - 128)
 
 
-def _mxfp4(blocks: Blocks) -> Weights:
+def _mxfp4_symmetric(blocks: Blocks) -> tuple[Values, Weights]:
     """One byte of exponent (E8M0), 16 bytes of E2M1 in the order of Q4_0."""
-    doubled = E2M1_DOUBLED[_fields(blocks[:, None, 1:], 4)].reshape(-1, 32)
-    return half_of_power(blocks[:, :1]) * doubled
+    return E2M1_DOUBLED[fields(blocks[:, None, 1:], 4)], half_of_power(blocks[:, :1])
 
 
-# Types whose weights are scale * value: the bits of a value, values, and scales.
-_SYMMETRIC: Mapping[str, tuple[int, Callable[[Blocks], NDArray[np.int8]], Callable[[Blocks], Weights]]] = {
-    "Q4_0": (4, _q4_0_values, lambda blocks: _half(blocks, 0)),
-    "Q8_0": (8, lambda blocks: blocks[:, 2:].view(np.int8), lambda blocks: _half(blocks, 0)),
-    "MXFP4": (
-        8,
-        lambda blocks: E2M1_DOUBLED[_fields(blocks[:, None, 1:], 4)],
-        lambda blocks: half_of_power(blocks[:, :1]),
-    ),
+def _mxfp4(blocks: Blocks) -> Weights:
+    values, scales = _mxfp4_symmetric(blocks)
+    return scales * values.reshape(-1, 32)
+
+
+# Types whose weights are scale * value: the bits of a value, values, and scales. Of those in tables, the ones that have
+# a scale for 32 weights: 8 bits in blocks of 16 are slow.
+_SYMMETRIC: Mapping[str, tuple[int, Callable[[Blocks], tuple[Values, Weights]]]] = {
+    "Q4_0": (4, _q4_0_symmetric),
+    "Q8_0": (8, _q8_0_symmetric),
+    "MXFP4": (8, _mxfp4_symmetric),
+    **{name: (8, VALUES_AND_SCALES[name]) for name in ("IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS")},
 }
 # Types whose weights are scale * value + lowest: values of 4 bits, scales, and the lowest.
 _LEVELS: Mapping[str, Callable[[Blocks], tuple[Blocks, Weights, Weights]]] = {
     "Q4_1": _q4_1_levels,
     "Q4_K": _q4_k_levels,
 }
+
+
+def _looked_up(name: str, block_bytes: int, block_size: int = 256) -> TensorType:
+    def unpack(blocks: Blocks) -> Weights:
+        values, scales = VALUES_AND_SCALES[name](blocks)
+        return (scales * values).reshape(-1, block_size)
+
+    return TensorType(name=name, block_size=block_size, block_bytes=block_bytes, unpack=unpack)
+
 
 # ggml's type ids (enum ggml_type in ggml.h).
 TENSOR_TYPES: Mapping[int, TensorType] = {
@@ -291,7 +291,18 @@ TENSOR_TYPES: Mapping[int, TensorType] = {
     12: TensorType(name="Q4_K", block_size=256, block_bytes=144, unpack=_q4_k),
     13: TensorType(name="Q5_K", block_size=256, block_bytes=176, unpack=_q5_k),
     14: TensorType(name="Q6_K", block_size=256, block_bytes=210, unpack=_q6_k),
+    16: _looked_up("IQ2_XXS", 66),
+    17: _looked_up("IQ2_XS", 74),
+    18: _looked_up("IQ3_XXS", 98),
+    19: _looked_up("IQ1_S", 50),
+    20: _looked_up("IQ4_NL", 18, block_size=32),
+    21: _looked_up("IQ3_S", 110),
+    22: _looked_up("IQ2_S", 82),
+    23: _looked_up("IQ4_XS", 136),
+    29: _looked_up("IQ1_M", 56),
     30: TensorType(name="BF16", block_size=1, block_bytes=2, unpack=_bfloat16),
+    34: _looked_up("TQ1_0", 54),
+    35: _looked_up("TQ2_0", 66),
     39: TensorType(name="MXFP4", block_size=32, block_bytes=17, unpack=_mxfp4),
 }
 
@@ -299,22 +310,11 @@ TENSOR_TYPES: Mapping[int, TensorType] = {
 UNSUPPORTED_TYPE_NAMES: Mapping[int, str] = {
     9: "Q8_1",
     15: "Q8_K",
-    16: "IQ2_XXS",
-    17: "IQ2_XS",
-    18: "IQ3_XXS",
-    19: "IQ1_S",
-    20: "IQ4_NL",
-    21: "IQ3_S",
-    22: "IQ2_S",
-    23: "IQ4_XS",
     24: "I8",
     25: "I16",
     26: "I32",
     27: "I64",
     28: "F64",
-    29: "IQ1_M",
-    34: "TQ1_0",
-    35: "TQ2_0",
     40: "NVFP4",
 }
 

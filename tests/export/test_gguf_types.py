@@ -23,6 +23,9 @@ SCALES_AT = {
     "Q4_K": (0, 2),
     "Q5_K": (0, 2),
     "Q6_K": (208,),
+    **dict.fromkeys(("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"), (0,)),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
 }
 QUANTIZABLE = ("BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 types = pytest.mark.parametrize("tensor_type", TENSOR_TYPES.values(), ids=lambda row: row.name)
@@ -36,6 +39,9 @@ def random_blocks(tensor_type: TensorType) -> NDArray[np.uint8]:
     blocks = random.integers(0, 256, (len(finite), tensor_type.block_bytes), dtype=np.uint8)
     for position in SCALES_AT.get(tensor_type.name, ()):
         blocks[:, position : position + 2] = random.permutation(finite)[:, None].view(np.uint8)
+    if tensor_type.name == "IQ1_M":  # the highest four bits of each of four words
+        words = blocks[:, 48:].view(np.uint16)
+        words[:] = (words & 0x0FFF) | (random.permutation(finite)[:, None] >> np.array([0, 4, 8, 12])) << 12
     return blocks.reshape(2, -1)
 
 
@@ -88,16 +94,28 @@ def test_memory_beyond_the_result_does_not_grow_with_the_tensor(tensor_type: Ten
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # of MXFP4's largest exponents
 @pytest.mark.parametrize(
-    ("name", "width", "low", "high"), [("Q4_0", 4, -8, 7), ("Q8_0", 8, -128, 127), ("MXFP4", 8, -12, 12)]
+    ("name", "width", "low", "high"),
+    [
+        ("Q4_0", 4, -8, 7),
+        ("Q8_0", 8, -128, 127),
+        ("MXFP4", 8, -12, 12),
+        ("IQ1_S", 8, -9, 9),
+        ("IQ2_XXS", 8, -43, 43),
+        ("IQ3_XXS", 8, -62, 62),
+        ("IQ3_S", 8, -15, 15),
+        ("IQ4_NL", 8, -127, 113),
+        ("IQ4_XS", 8, -127, 113),
+    ],
 )
 def test_symmetric_types_give_their_exact_grid(name: str, width: int, low: int, high: int) -> None:
-    data = random_blocks(next(row for row in TENSOR_TYPES.values() if row.name == name)).ravel()
-    shape = (31, 64, 1024)
+    tensor_type = next(row for row in TENSOR_TYPES.values() if row.name == name)
+    data = random_blocks(tensor_type).ravel()
+    shape = (31, 64, 32 * tensor_type.block_size)
     grid = integer_blocks(data, name, shape)
     assert grid is not None
     assert (grid.bits, grid.block_size) == (width, 32)
-    assert grid.values.shape == (31 * 64, 32, 32)
-    assert grid.scales.shape == (31 * 64, 32)
+    assert grid.values.shape == (31 * 64, tensor_type.block_size, 32)
+    assert grid.scales.shape == (31 * 64, tensor_type.block_size)
     assert (grid.values.dtype, grid.scales.dtype) == (np.int8, np.float32)
     assert (grid.values.min(), grid.values.max()) == (low, high)
     weights = (grid.scales[:, :, None] * grid.values).reshape(shape)
@@ -108,13 +126,14 @@ def test_symmetric_types_give_their_exact_grid(name: str, width: int, low: int, 
 def test_other_types_have_no_grid_of_4_or_8_bits(tensor_type: TensorType) -> None:
     data = np.zeros(tensor_type.block_bytes, np.uint8)
     grid = integer_blocks(data, tensor_type.name, (1, tensor_type.block_size))
-    assert (grid is not None) == (tensor_type.name in ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "MXFP4"))
+    has_one = {"Q4_0", "Q4_1", "Q8_0", "Q4_K", "MXFP4"} | {"IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"}
+    assert (grid is not None) == (tensor_type.name in has_one)
 
 
 def test_an_unsupported_type_is_an_error_that_lists_the_supported_ones() -> None:
     for unpack in (dequantize, integer_blocks):
-        with pytest.raises(CheckpointError, match=r"Tensor type 'IQ4_XS' is not supported; supported: F32, .*Q6_K"):
-            unpack(np.zeros(136, np.uint8), "IQ4_XS", (256,))
+        with pytest.raises(CheckpointError, match=r"Tensor type 'NVFP4' is not supported; supported: F32, .*Q6_K"):
+            unpack(np.zeros(36, np.uint8), "NVFP4", (64,))
 
 
 @pytest.mark.parametrize("shape", [(), (33,), (2, 32)])
