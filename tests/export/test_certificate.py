@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
@@ -35,14 +36,21 @@ def claim(package: Path, **figures: float) -> None:
 def test_an_honest_package_is_found_to_be_as_claimed(package: Path) -> None:
     result = CliRunner().invoke(main, ["verify", str(package), "--source", str(package.parent / "checkpoint")])
     assert result.exit_code == 0, result.output
-    for step in ("source", "perplexity", "mean_kl_divergence", "top1_agreement"):
+    for step in ("source", "perplexity", "mean_kl_divergence", "max_logit_difference", "top1_agreement"):
         assert f"ok      {step} " in result.stdout
+    assert re.search(r"ok      greedy_agreement +(\d+ of 32) tokens \(claimed \1\)\n", result.stdout)
     assert " 1 file with the hashes that the manifest names\n" in result.stdout
 
 
 @pytest.mark.parametrize(
     ("figure", "value"),
-    [("perplexity", 400.0), ("source_perplexity", 460.0), ("mean_kl_divergence", 0.1), ("top1_agreement", 0.5)],
+    [
+        ("perplexity", 400.0),
+        ("source_perplexity", 460.0),
+        ("mean_kl_divergence", 0.1),
+        ("top1_agreement", 0.5),
+        ("max_logit_difference", 1e-5),
+    ],
 )
 def test_a_false_claim_is_found(package: Path, figure: str, value: float) -> None:
     claim(package, **{figure: value})
@@ -98,6 +106,8 @@ def test_a_broken_source_fails_the_step_and_not_the_command(package: Path) -> No
         ("perplexity_after_prefill", 10.0, 0.2),
         ("mean_kl_divergence", 1e-5, 1e-4),
         ("mean_kl_divergence", 0.02, 0.002),
+        ("max_logit_difference", 1e-5, 1e-3),
+        ("max_logit_difference", 0.5, 0.25),
         ("top1_agreement", 0.9, 0.01),
     ],
 )
@@ -111,7 +121,8 @@ def test_another_processor_has_room_either_way_and_nothing_else_has(figure: str,
 
 def test_each_compared_figure_has_its_room_tested_above() -> None:
     assert certificate._ALIKE.keys() == {
-        "source_perplexity", "perplexity", "perplexity_after_prefill", "mean_kl_divergence", "top1_agreement",
+        "source_perplexity", "perplexity", "perplexity_after_prefill", "mean_kl_divergence", "max_logit_difference",
+        "top1_agreement",
     }  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def verify(model: str, public_key: Path | None, source: str | None, as_json: boo
 
     MODEL is a name from the library or a folder. Checked: every file's size and hash, that no other file is there, the
     graph's operators and tensors, the tokenizer, the chat template and the configs. With --source also that the
-    perplexity, KL divergence and agreement are as the manifest claims. The exit code is 1 if one fails.
+    perplexity, logits, KL divergence and agreement are as the manifest claims. The exit code is 1 if one fails.
 
     \b
     Examples:
