@@ -31,6 +31,7 @@ from edgelm.package.peft_format import (
     BASE_NAME,
     BASE_SHA256,
     CONFIG_FILE,
+    check_order_of_rows,
     in_pairs,
     read_peft_config,
     scale_of,
@@ -91,6 +92,9 @@ def export_adapter(source: Path, base: Path, target: Path) -> AdapterManifest:
     notes = _notes_on_source(trained, package, origin)
     with PackageCheckpoint(base) as checkpoint:
         _check_layers(trained, checkpoint.config)
+        if BASE_SHA256 not in trained.metadata:
+            name = trained.config.get("base_model_name_or_path")
+            check_order_of_rows(checkpoint.config.model_type, name, trained.matrices, trained.folder)
         notes += _notes_on_grid(trained, checkpoint)
         tensors = _folded(trained, checkpoint, _channel_scales(base, package, checkpoint.config))
     for name, tensor in tensors.items():

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import edgelm
 from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
@@ -27,7 +27,9 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError
 from edgelm.generation_config import GenerationConfig
 from edgelm.package.manifest import Manifest, describe_file, sha256_of
+from edgelm.package.peft_format import ROWS_IN_ANOTHER_ORDER
 from edgelm_export.adapter_exporter import export_adapter
+from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -66,6 +68,47 @@ def test_what_the_exporter_folds_into_weights_is_folded_into_adapters(
     model.load_adapter(tmp_path / "adapter")
     assert np.abs(our_logits(model, None) - expected).max() > 0.1
     np.testing.assert_allclose(our_logits(model, "adapter"), expected, atol=1e-4, rtol=0)
+
+
+def test_an_adapter_whose_rows_are_in_another_order_is_refused(
+    save_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    """A Helium turns neighbouring dimensions; import puts their rows apart, and PEFT knows nothing of it."""
+    save_model("helium", tmp_path / "hf", head_dim=16)
+    with HuggingFaceCheckpoint(tmp_path / "hf") as source:
+        export_package(source, tmp_path / "pkg", PRECISIONS["fp32"])
+    queries = LoraConfig(r=3, target_modules=["q_proj", "o_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    get_peft_model(base, queries).save_pretrained(tmp_path / "queries")
+    with pytest.raises(
+        CheckpointError, match=r"trained on .*/hf\. In .* a helium is published in, the rows of q_proj stand"
+    ):
+        export_adapter(tmp_path / "queries", tmp_path / "pkg", tmp_path / "out")
+    import_checkpoint(
+        tmp_path / "hf", tmp_path / "ckpt"
+    )  # which transformers opens as a Llama, and whose rows are ours
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "ckpt"), queries).eval()
+    adapted.save_pretrained(tmp_path / "ours")
+    with torch.no_grad():
+        expected = adapted(torch.tensor([IDS])).logits[0].numpy()
+    export_adapter(tmp_path / "ours", tmp_path / "pkg", tmp_path / "adapter")
+    model = edgelm.load(tmp_path / "pkg")
+    model.load_adapter(tmp_path / "adapter")
+    assert np.abs(our_logits(model, None) - expected).max() > 0.1
+    np.testing.assert_allclose(our_logits(model, "adapter"), expected, atol=1e-4, rtol=0)
+
+
+def test_families_whose_rows_are_in_another_order_are_those_of_the_exporters_table() -> None:
+    """What has another name as well is refused as unknown."""
+    found = {
+        name: {
+            stem.rpartition(".")[2]
+            for stem in architecture.layout.row_orders
+            if (architecture.layout.names or {}).get(stem, stem) == stem
+        }
+        for name, architecture in ARCHITECTURES.items()
+    }
+    assert {name: projections for name, projections in found.items() if projections} == ROWS_IN_ANOTHER_ORDER
 
 
 def test_a_base_that_was_imported_from_the_packages_own_source_is_known(exported: Exported, tmp_path: Path) -> None:

@@ -117,6 +117,20 @@ def test_an_adapter_that_peft_wrote_is_read_and_merged(stabilized: bool, tiny_ch
     torch.testing.assert_close(merged_logits(tmp_path / "merged"), expected, **CLOSE)
 
 
+def test_an_adapter_that_learned_on_rows_in_another_order_is_not_merged(tiny_chat_model: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_chat_model, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["edgelm"]["model_type"] = "glm"
+    (base / "config.json").write_text(json.dumps(config))
+    matrices = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_chat_model), matrices)
+    theirs.peft_config["default"].base_model_name_or_path = "zai-org/glm-4-9b-chat-hf"
+    theirs.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match=r"trained on zai-org/glm-4-9b-chat-hf\. .* the rows of q_proj stand"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged", base=base)
+    assert not (tmp_path / "merged").exists()
+
+
 def test_merged_weights_keep_the_type_of_the_base_or_get_another(
     runs: Path, tiny_chat_model: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import torch
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.package.adapter import why_not_trained
 from edgelm.package.peft_format import CONFIG_FILE as ADAPTER_CONFIG_FILE
+from edgelm.package.peft_format import check_order_of_rows
 from edgelm_training.adapter import Adapter, check_layers, read_adapter
 from edgelm_training.checkpoint import check_is_checkpoint, read_weights, save_weights, weights_sha256
 from edgelm_training.lora import linear_names
@@ -58,6 +59,8 @@ def merge_adapter(
     checked = _check_base(adapter, base)
     config, weights = read_weights(base)
     check_layers(adapter, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    if adapter.base.sha256 is None:
+        check_order_of_rows(config.model_type, adapter.base.name, adapter.matrices, adapter.folder)
     wanted = {name: _TYPES.get(dtype, tensor.dtype) for name, tensor in weights.items()}
     if adapter.base.grid is not None:
         with torch.device("meta"):

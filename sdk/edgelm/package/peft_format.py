@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgelm.config import FLOAT32_END
+from edgelm.config import FLOAT32_END, SECTION
 from edgelm.errors import CheckpointError
 from edgelm.files.regular_file import read_json_object
 
@@ -31,6 +31,15 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
         (None, False, {}, []),
     ),
 }  # fmt: skip
+
+# Projections whose rows stand in another order in a family's own folders than in edgelm, by who turns them: an adapter
+# that learned there adds to other rows. Those of other names are unknown here anyway.
+_TURNED = frozenset({"q_proj", "k_proj"})
+_LATENT = frozenset({"q_proj", "q_b_proj", "kv_a_proj_with_mqa"})
+ROWS_IN_ANOTHER_ORDER: Mapping[str, frozenset[str]] = {
+    **dict.fromkeys(("cohere", "cohere2", "ernie4_5", "ernie4_5_moe", "glm", "glm4", "helium", "nanochat"), _TURNED),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "youtu"), _LATENT),
+}
 
 _Tensor = TypeVar("_Tensor")
 MatrixPairs = Mapping[str, tuple[_Tensor, _Tensor]]
@@ -70,6 +79,32 @@ def in_pairs(tensors: Mapping[str, _Tensor], path: Path) -> dict[str, tuple[_Ten
             + (f" and {len(strange) - 5} more." if len(strange) > 5 else ".")
         )
     return {layer.removeprefix(PREFIX): (tensors[layer + _A], tensors[layer + _B]) for layer in layers}
+
+
+def check_order_of_rows(model_type: str, base_name: str | None, layers: Iterable[str], folder: Path) -> None:
+    """Make sure that the rows of an adapter that PEFT trained are in edgelm's order.
+
+    They are where its base was a checkpoint folder of edgelm, or where a family's own folders have the same.
+
+    Raises:
+        CheckpointError: they are not, or nothing tells.
+    """
+    others = ROWS_IN_ANOTHER_ORDER.get(model_type, frozenset())
+    found = sorted({layer.rpartition(".")[2] for layer in layers} & others)
+    if found and not _is_ours(base_name):
+        raise CheckpointError(
+            f"The adapter in {folder} was trained on {base_name or 'a model that it does not name'}. In the folders "
+            f"that a {model_type} is published in, the rows of {' and '.join(found)} stand otherwise than in edgelm. "
+            "Merge it where it was trained (merge_and_unload and save_pretrained of PEFT) and export the result, or "
+            "train it with edgelm finetune."
+        )
+
+
+def _is_ours(base_name: str | None) -> bool:
+    try:
+        return base_name is not None and SECTION in read_json_object(Path(base_name) / "config.json")
+    except (OSError, ValueError):
+        return False
 
 
 def tensor_names(layer: str) -> tuple[str, str]:
