@@ -64,6 +64,8 @@ class _Format:
     main: str  # the part that every packed matrix has
     parts: tuple[str, ...]
     bits: tuple[int, ...]
+    layout_keys: tuple[str, ...]  # of the settings, that say how the integers are packed: the first that is there does
+    layouts: tuple[str, ...]  # those that are read; the first where nothing is said
     shape: Callable[[tuple[int, ...], int], tuple[int, int]]  # of the matrix, from that of the main part
     unpack: Callable[[PackedMatrix, Read], Grid]
 
@@ -140,8 +142,9 @@ def packed_matrices(
     format_name = method if isinstance(method, str) else ""
     row = FORMATS.get(format_name)
     bits = None if row is None else _bits(config)
-    if row is None or bits not in row.bits or config.get("format", _PACKED) != _PACKED:
-        found = {"quant_method": method, "bits": config.get("bits", bits), "format": config.get("format")}
+    if row is None or bits not in row.bits or _layout(row, config) not in row.layouts:
+        found = {"quant_method": method, "bits": config.get("bits", bits)}
+        found |= {key: config.get(key) for key in (("format",) if row is None else row.layout_keys)}
         told = ", ".join(f"{key} {value!r}" for key, value in found.items() if value is not None)
         raise CheckpointError(
             f"{where}: the weights are quantized ({told or 'quantization_config'}), in a way that is not supported. "
@@ -192,7 +195,8 @@ def _ternary_matrices(
     return matrices
 
 
-_PACKED = "pack-quantized"
+def _layout(row: _Format, config: Mapping[str, Any]) -> str:
+    return next((str(config[key]).lower() for key in row.layout_keys if config.get(key)), row.layouts[0])
 
 
 def _bits(config: Mapping[str, Any]) -> int | None:
@@ -219,7 +223,7 @@ def _unpack(packed: NDArray[Any], bits: int, axis: int) -> NDArray[np.int32]:
 def _gptq(matrix: PackedMatrix, read: Read) -> Grid:
     scales_GN = read(f"{matrix.stem}.scales").astype(np.float32)
     zeros_GN = _unpack(read(f"{matrix.stem}.qzeros"), matrix.bits, 1)[:, : matrix.shape[0]]
-    if matrix.settings.get("checkpoint_format", "gptq") == "gptq":
+    if _layout(FORMATS[matrix.format], matrix.settings) == "gptq":
         zeros_GN = (zeros_GN + 1) & ((1 << matrix.bits) - 1)  # the first version of the format stores one less
     return Grid(
         bits=matrix.bits,
@@ -269,14 +273,17 @@ def _compressed(matrix: PackedMatrix, read: Read) -> Grid:
 FORMATS: dict[str, _Format] = {
     "gptq": _Format(
         main="qweight", parts=("qweight", "qzeros", "scales", "g_idx"), bits=(2, 4, 8),
+        layout_keys=("checkpoint_format", "format"), layouts=("gptq", "gptq_v2"),
         shape=lambda packed, per_word: (packed[1], packed[0] * per_word), unpack=_gptq,
     ),
     "awq": _Format(
         main="qweight", parts=("qweight", "qzeros", "scales"), bits=(4,),
+        layout_keys=("version", "checkpoint_format", "format"), layouts=("gemm",),
         shape=lambda packed, per_word: (packed[1] * per_word, packed[0]), unpack=_awq,
     ),
     "compressed-tensors": _Format(
         main="weight_packed", parts=("weight_packed", "weight_scale", "weight_shape", "weight_zero_point"), bits=(4, 8),
+        layout_keys=("format",), layouts=("pack-quantized",),
         shape=lambda packed, per_word: (packed[0], packed[1] * per_word), unpack=_compressed,
     ),
 }  # fmt: skip

@@ -85,9 +85,14 @@ def compressed(stem: str, weight: np.ndarray, bits: int) -> tuple[Tensors, np.nd
 
 FORMATS: dict[str, tuple[Callable[..., tuple[Tensors, np.ndarray]], int, dict[str, Any]]] = {
     "gptq-4": (gptq, 4, {"quant_method": "gptq", "bits": 4, "group_size": GROUP}),
+    "gptq-4 of GPTQModel": (
+        gptq, 4,
+        {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "checkpoint_format": "gptq", "format": "gptq"},
+    ),
     "gptq-8": (gptq, 8, {"quant_method": "gptq", "bits": 8, "group_size": GROUP}),
     "gptq-2": (gptq, 2, {"quant_method": "gptq", "bits": 2, "group_size": GROUP}),
-    "awq-4": (awq, 4, {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm"}),
+    "awq-4": (awq, 4, {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "GEMM"}),
+    "awq-4 of GPTQModel": (awq, 4, {"quant_method": "awq", "bits": 4, "group_size": GROUP, "format": "gemm"}),
     "compressed-4": (
         compressed, 4,
         {"quant_method": "compressed-tensors", "format": "pack-quantized",
@@ -215,6 +220,14 @@ def test_groups_in_the_order_of_activations_are_read_and_moved_to_eight_bits(sav
             "quant_method 'compressed-tensors', format 'float-quantized'",
         ),
         ({"quantization": "nonsense"}, "quantization_config"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4, "format": "marlin"}},
+            "quant_method 'gptq', bits 4, format 'marlin'",
+        ),
+        (
+            {"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv"}},
+            "quant_method 'awq', bits 4, version 'gemv'",
+        ),
         ({"quantization_config": {"quant_method": ["gptq"], "bits": 4}}, r"quant_method \['gptq'\], bits 4"),
         (
             {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"a": 4}}},
