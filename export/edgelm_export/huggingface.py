@@ -104,7 +104,10 @@ class HuggingFaceCheckpoint:
                 self.config = config_of_section(values, folder)
             else:
                 architecture = architecture_of(values, folder)
-                self.config = self._with_end_tokens(architecture.to_model_config({**self._answer_values(), **values}))
+                config = self._with_end_tokens(architecture.to_model_config({**values, **self._answer_values()}))
+                # transformers 5 says of each T5 that its head is tied, and writes the heads that are not.
+                is_tied = values.get("tie_word_embeddings") is True and HEAD not in shapes
+                self.config = dataclasses.replace(config, tie_word_embeddings=config.tie_word_embeddings or is_tied)
                 layout = architecture.layout_for(self.config, shapes)
                 is_known = is_known and architecture.is_in_transformers
             self._assembled = assembled_names(
@@ -256,7 +259,7 @@ class HuggingFaceCheckpoint:
         return tensor
 
     def _answer_values(self) -> dict[str, Any]:
-        """Return what newer folders say in generation_config.json alone of how an answer begins."""
+        """Return what generation_config.json says of how an answer begins, which counts in transformers too."""
         if not (self._folder / "generation_config.json").exists():
             return {}
         values = read_json_object(self._folder, "generation_config.json")

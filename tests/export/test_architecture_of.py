@@ -65,8 +65,9 @@ def test_a_bare_model_of_a_supported_family_is_read_as_one_of_it() -> None:
         ({"general.architecture": "x", "general.type": "imatrix"}, "here is statistics for quantizing a model"),
         (
             {"general.architecture": "bert", "bert.attention.causal": False},
-            r"GGUF architecture 'bert' is not supported \(it embeds or ranks texts; .*\); supported: ",
+            r"here embeds or ranks texts \(bert\.attention\.causal is false\); edgelm runs models that write them",
         ),
+        ({"general.architecture": "llama", "llama.attention.causal": False}, "here embeds or ranks texts"),
         ({"general.architecture": "x", "general.type": ["model"]}, "the GGUF architecture 'x' is not supported;"),
     ],
 )

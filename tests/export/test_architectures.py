@@ -271,6 +271,8 @@ FULL, SLIDING = "full_attention", "sliding_attention"
         ("gemma3_text", {"sliding_window": 8}, [8, 8]),
         ("gemma3_text", {"sliding_window": 8, "sliding_window_pattern": 2}, [8, None]),
         ("smollm3", {"use_sliding_window": True, "sliding_window": 8, "no_rope_layer_interval": 2}, [None, 8]),
+        ("smollm3", {"sliding_window": 8, "layer_types": [SLIDING, FULL]}, [8, None]),
+        ("gpt_neo", {"attention_layers": ["local", "global"], "window_size": 8}, [8, None]),
         ("phi3", {"sliding_window": 8}, [8, 8]),
     ],
 )
@@ -313,8 +315,9 @@ def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], win
             {"layer_rope_theta": [1e4, 1e3], "layer_types": [FULL, FULL]},
             "supported is one base for layers with a window and one for others",
         ),
-        ("gpt_neo", {"attention_types": [[["global"], 1]]}, "it must say global or local of each of the 2 layers"),
+        ("gpt_neo", {"attention_types": [[["global"], 1]]}, "one must say global or local of each of the 2 layers"),
         ("gpt_neo", {"attention_types": [[["strided"], 2]]}, "attention_types is .*strided"),
+        ("qwen3_5_text", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported is 'silu'"),
         (
             "opt",
             {"word_embed_proj_dim": 32},

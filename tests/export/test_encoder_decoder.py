@@ -58,6 +58,11 @@ M2M_100 = BART | {"pad_token_id": 1, "bos_token_id": 0}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("t5", T5),
     "t5 v1.1, untied": ("t5", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    # As transformers 5 saves it: the head is tied, and nothing scales what it reads.
+    "t5 v1.1, tied": (
+        "t5",
+        T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "initializer_factor": 0.5},
+    ),
     "t5, other buckets": (
         "t5",
         T5 | {"relative_attention_num_buckets": 12, "relative_attention_max_distance": 40},
@@ -413,6 +418,14 @@ def test_a_folder_with_another_feature_or_other_tensors_is_refused_by_name(
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(CheckpointError, match=message):
         HuggingFaceCheckpoint(tmp_path / "hf")
+
+
+def test_generation_config_says_how_an_answer_begins(tmp_path: Path, save_pair: SavePair) -> None:
+    save_pair("bart", tmp_path / "hf")
+    path = tmp_path / "hf/generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"decoder_start_token_id": 9, "forced_bos_token_id": 7}))
+    config = HuggingFaceCheckpoint(tmp_path / "hf").config
+    assert (config.decoder_start_token_id, config.forced_bos_token_id) == (9, 7)
 
 
 def test_copies_of_the_embedding_and_stored_sinusoids_are_passed_over(tmp_path: Path, save_pair: SavePair) -> None:

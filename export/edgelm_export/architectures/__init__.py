@@ -226,11 +226,12 @@ def gguf_architecture_of(metadata: Mapping[str, Any], where: object) -> tuple[Ar
     name = metadata.get("general.architecture")
     rows = [(row, row.gguf) for row in ARCHITECTURES.values() if row.gguf is not None]
     families = [(row, gguf) for row, gguf in rows if name in (gguf.architecture, *gguf.also_called)]
+    if metadata.get(f"{name}.attention.causal") is False:
+        raise CheckpointError(
+            f"{where} embeds or ranks texts ({name}.attention.causal is false); edgelm runs models that write them."
+        )
     if not families:
         listed = ", ".join(sorted({name for _, gguf in rows for name in (gguf.architecture, *gguf.also_called)}))
-        kind = ""
-        if metadata.get(f"{name}.attention.causal") is False:
-            kind = " (it embeds or ranks texts; edgelm runs models that write them)"
-        raise CheckpointError(f"{where}: the GGUF architecture {name!r} is not supported{kind}; supported: {listed}.")
+        raise CheckpointError(f"{where}: the GGUF architecture {name!r} is not supported; supported: {listed}.")
     has_experts = bool(metadata.get(f"{name}.expert_count"))
     return next((family for family in families if family[1].has_experts == has_experts), families[0])

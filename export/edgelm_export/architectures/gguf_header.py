@@ -25,7 +25,7 @@ _KEYS = frozenset(
         "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
         "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
         "rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
-        "rope.scaling.finetuned", "rope.dimension_count",
+        "rope.scaling.finetuned", "rope.dimension_count", "attention.causal",
     }
 )  # fmt: skip
 # What is of images in a model whose text part is read.

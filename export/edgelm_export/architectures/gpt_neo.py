@@ -70,14 +70,15 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def _kinds(values: Mapping[str, Any], layers: int) -> list[str]:
-    """Read the kinds of layers, each as often as the list beside it says: [[["global", "local"], 12]].
+    """Read the kinds of layers: one by one, or each as often as the number beside it says: [[["global", "local"], 12]].
 
     Raises:
         CheckpointError: they are not of that form, or not for as many layers as there are.
     """
     found: list[str] = []
+    one_by_one = values.get("attention_layers")
     try:
-        for kinds, times in values["attention_types"]:
+        for kinds, times in values["attention_types"] if one_by_one is None else [[one_by_one, 1]]:
             found += [_KINDS[kind] for kind in kinds] * min(times, layers // max(len(kinds), 1) + 1)
             if len(found) > layers:  # whatever else a hostile list holds
                 break
@@ -85,8 +86,8 @@ def _kinds(values: Mapping[str, Any], layers: int) -> list[str]:
         found = []
     if len(found) != layers:
         raise CheckpointError(
-            f"config.json: attention_types is {values['attention_types']!r:.60}; it must say global or local of each "
-            f"of the {layers} layers."
+            f"config.json: attention_types is {values['attention_types']!r:.60}, attention_layers {one_by_one!r:.60}; "
+            f"one must say global or local of each of the {layers} layers."
         )
     return found
 

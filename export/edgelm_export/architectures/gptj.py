@@ -28,7 +28,8 @@ _NAMES = {
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+    # Heads turn by one base, whatever is said of ropes.
+    values = {**_DEFAULTS, **values, "rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None}
     config = gpt2.to_model_config(values)
     return dataclasses.replace(
         config,

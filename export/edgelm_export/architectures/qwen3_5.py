@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import MAX_LAYERS, ModelConfig
+from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import whole_number
@@ -87,8 +88,11 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     every = hf_values.bounded(values, "full_attention_interval")
     by_number = ["full_attention" if (layer + 1) % every == 0 else "linear_attention" for layer in range(layers)]
     linear: dict[str, Any] = {key: hf_values.whole_number(values, key) for key in _LINEAR}
+    config = llama.to_model_config(values, partial=_PARTIAL)
+    if config.hidden_act != "silu":  # the convolution of linear attention has it too
+        raise CheckpointError(f"config.json: hidden_act is {config.hidden_act!r}; supported is 'silu'.")
     return dataclasses.replace(
-        llama.to_model_config(values, partial=_PARTIAL),
+        config,
         model_type="qwen3_5_text",
         norm="rms_offset",
         mlp_bias=False,

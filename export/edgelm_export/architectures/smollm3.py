@@ -35,7 +35,8 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     if not isinstance(rotates, list) or len(rotates) < len(layers):
         raise CheckpointError(f"config.json: no_rope_layers is {rotates!r}; it must have a number for each layer.")
     without_rope = tuple(layer for layer in layers if not rotates[layer])
-    window = values.get("sliding_window") if hf_values.flag(values, "use_sliding_window") else None
+    has_windows = hf_values.flag(values, "use_sliding_window") or hf_values.layer_types(values) is not None
+    window = values.get("sliding_window") if has_windows else None
     kinds = ["sliding_attention" if layer in without_rope else "full_attention" for layer in layers]
     return dataclasses.replace(
         config,

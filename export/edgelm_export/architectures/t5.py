@@ -66,11 +66,12 @@ def _layout(config: ModelConfig) -> TensorLayout:
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    scales = values.get("scale_decoder_outputs", ...)
     values = {**_DEFAULTS, **{key: value for key, value in values.items() if value is not None}}
     projection = str(values["feed_forward_proj"])
     gate, _, activation = projection.rpartition("-")
     # In T5's own words, "gated-gelu" is the tanh form.
-    named = {"feed_forward_proj": "gelu_new" if projection == "gated-gelu" else activation}
+    named = {"dense_act_fn": values.get("dense_act_fn", "gelu_new" if projection == "gated-gelu" else activation)}
     heads = hf_values.whole_number(values, "num_heads")
     layers = hf_values.whole_number(values, "num_layers")
     root = abs(hf_values.number(values, "d_model", 0.0)) ** 0.5
@@ -85,13 +86,13 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
         "relative_attention_num_buckets": hf_values.whole_number(values, "relative_attention_num_buckets", 32),
         "relative_attention_max_distance": hf_values.whole_number(values, "relative_attention_max_distance", 128),
         "attention_multiplier": 1.0,
-        "hidden_act": hf_values.activation(named, "relu", "feed_forward_proj"),
+        "hidden_act": hf_values.activation(named, "relu", "dense_act_fn"),
         "mlp_gated": gate == "gated",
     }
     tied = hf_values.flag({"tie_word_embeddings": True, **values}, "tie_word_embeddings")
     # v1.0 alone has the embedding as its head, and alone scales what that reads. transformers 5 writes down only the
     # latter, and that every head is tied.
-    scaled = hf_values.flag({"scale_decoder_outputs": tied, **values}, "scale_decoder_outputs")
+    scaled = tied if scales is ... else scales is not None and hf_values.flag(values, "scale_decoder_outputs")
     decoder = {
         "num_hidden_layers": hf_values.whole_number(values, "num_decoder_layers", layers),
         "tie_word_embeddings": tied and scaled,
