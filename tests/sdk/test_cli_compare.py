@@ -11,8 +11,10 @@ from click.testing import CliRunner
 
 from edgelm import speed
 from edgelm.cli.main import main
+from edgelm.errors import ConfigError
 from edgelm.package.manifest import Manifest
 from edgelm.pictures.scatter_picture import Dot, draw_scatter
+from edgelm.runtime.session import SessionOptions
 from edgelm.testing import tiny_model_path
 
 
@@ -91,7 +93,25 @@ def test_without_room_to_measure_speed_the_rest_is_compared(
     result = compare(*packages, "--json")
     assert result.exit_code == 0, result.output
     assert [row["answer_speed"] for row in json.loads(result.stdout)] == [None, None]
-    assert "has a context of 1024 tokens; measuring needs 1088. Speeds are left out." in result.stderr
+    assert "has a context of 1024 tokens; measuring needs 1088. Its speeds are left out." in result.stderr
+
+
+def test_what_cannot_be_measured_leaves_the_others_their_speeds(
+    packages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = speed.measure
+
+    def unless_small(folder: Path, options: SessionOptions, *, rounds: int) -> object:
+        if folder == Path(packages[1]):
+            raise ConfigError("small has an encoder.")
+        return measure(folder, options, rounds=rounds)
+
+    monkeypatch.setattr(speed, "measure", unless_small)
+    result = compare(*packages, "--rounds", "2", "--json")
+    first, second = (row["answer_speed"] for row in json.loads(result.stdout))
+    assert first > 0
+    assert second is None
+    assert result.stderr.count("small has an encoder. Its speeds are left out.") == 1
 
 
 def test_a_package_without_figures_is_refused(packages: list[str]) -> None:

@@ -96,21 +96,24 @@ def _with_speeds(folders: Sequence[Path], rows: Sequence[_Row], threads: int | N
 
     prompts: list[list[float]] = [[] for _ in folders]
     answers: list[list[float]] = [[] for _ in folders]
-    options = SessionOptions(threads=threads)
+    options, left_out = SessionOptions(threads=threads), set[int]()
     with progress_line() as progress:
         for round_ in range(rounds):
             for i, folder in enumerate(folders):
                 progress("Measuring", round_ * len(folders) + i, rounds * len(folders))
+                if i in left_out:
+                    continue
                 try:
                     report = measure(folder, options, rounds=1)
                 except ConfigError as error:  # a short context, or an encoder: size and quality can still be compared
-                    click.echo(f"{error} Speeds are left out.", err=True)
-                    return list(rows)
+                    click.echo(f"{error} Its speeds are left out.", err=True)
+                    left_out.add(i)
+                    continue
                 speeds = [rate for rate in report.rates if rate.unit == "tokens/s"]
                 prompts[i].append(next(rate.median for rate in speeds if rate.name.startswith("prompt")))
                 answers[i].append(next(rate.median for rate in speeds if rate.name.startswith("answer")))
     return [
-        _Row(**asdict(row) | {"prompt_speed": statistics.median(prompt), "answer_speed": statistics.median(answer)})
+        replace(row, prompt_speed=statistics.median(prompt), answer_speed=statistics.median(answer)) if prompt else row
         for row, prompt, answer in zip(rows, prompts, answers, strict=True)
     ]
 
