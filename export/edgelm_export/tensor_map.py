@@ -83,6 +83,10 @@ def _pairs_at_the_end(config: ModelConfig, by_head: Rows) -> Rows:
     return order
 
 
+# What some folders of all families hold besides: rope's table, as older versions of transformers stored it, and the
+# scales by which another runtime rounds keys and values that it keeps.
+_OF_NO_WEIGHT = (".rotary_emb.inv_freq", ".k_scale", ".v_scale")
+
 # How the rows (or the columns) of a tensor are to be taken from a source so that they are in our order.
 ORDERS: dict[str, Callable[[ModelConfig, int], Rows]] = {
     "pairs": _pairs,
@@ -254,6 +258,7 @@ def _check(
         name
         for name in present
         if name not in known
+        and not name.endswith(_OF_NO_WEIGHT)
         and (pattern := pattern_of(name))[0] not in passed_over
         and not (layout.has_more_layers and pattern[1] and int(pattern[1]) >= config.num_hidden_layers)
     ]

@@ -85,8 +85,8 @@ GPT_NEOX = Architecture(
     to_model_config=_to_model_config,
     layout=TensorLayout(
         names=_NAMES,
-        # The causal mask and the rotation, which older versions of transformers stored.
-        ignored=frozenset(f"{_BLOCK}.attention.{name}" for name in ("bias", "masked_bias", "rotary_emb.inv_freq")),
+        # The causal mask, which older versions of transformers stored.
+        ignored=frozenset(f"{_BLOCK}.attention.{name}" for name in ("bias", "masked_bias")),
         by_head=frozenset({f"{_BLOCK}.attention.query_key_value"}),
     ),
     mlx=TensorLayout(names=_MLX_NAMES, by_head=frozenset({f"{_MLX_BLOCK}.attention.query_key_value"})),

@@ -117,8 +117,6 @@ GGUF_ROW_ORDERS = {"model.layers.{i}.self_attn.q_proj": "pairs", "model.layers.{
 LLAMA = Architecture(
     model_type="llama",
     to_model_config=_to_model_config,
-    # Older versions of transformers stored this table, which the config gives.
-    layout=TensorLayout(ignored=frozenset({"model.layers.{i}.self_attn.rotary_emb.inv_freq"})),
     gguf=GGUFFamily(
         architecture="llama",
         to_hf_config=_gguf_to_hf_config,
