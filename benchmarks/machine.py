@@ -31,7 +31,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "instruction_sets": [name for name in _INSTRUCTION_SETS if name in flags],
         "memory_gib": round(int(memory[1]) / 2**20, 1) if memory else None,
-        "kernel": platform.release(),
+        "kernel": platform.release().split("-")[0],  # the rest names a build of one place
         "huge_pages": _first(r"\[(\w+)\]", _read("/sys/kernel/mm/transparent_hugepage/enabled")),
         "python": platform.python_version(),
         "packages": dict(_versions()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import platform
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from edgelm.decoding.sampling import Sampler
 from edgelm.testing import tiny_model_path
 from figures import Figures
 from goals import judge
+from machine import describe_machine
 from measure import in_turn
 from report import write_report
 from worker import Worker
@@ -98,6 +100,11 @@ def test_the_report_says_when_the_machine_was_not_quiet(result: dict[str, Any], 
             row["others_cpus"] = 0.5
     write_report(result, tmp_path / "model")
     assert "the machine was not quiet" in (tmp_path / "model.md").read_text(encoding="utf-8")
+
+
+def test_a_kernel_is_described_by_its_version_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "release", lambda: "6.18.44-local-build")
+    assert describe_machine()["kernel"] == "6.18.44"
 
 
 def test_a_worker_that_dies_leaves_its_last_words(tmp_path: Path) -> None:
