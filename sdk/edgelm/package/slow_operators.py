@@ -36,7 +36,7 @@ def slow_operators(path: Path) -> list[str]:
         )
     if walk.inexact_experts:
         found.append(
-            f"{walk.inexact_experts} layers have experts of 4 bits without accuracy_level 4, and are about 3 times "
+            f"{walk.inexact_experts} layers have experts of 4 bits without accuracy_level 4, and are about 2 times "
             "slower than with it: export the model again, for ONNX Runtime 1.31 or newer."
         )
     floating = sum(name in walk.float_tensors for name in walk.zero_points)
