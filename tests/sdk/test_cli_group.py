@@ -24,8 +24,6 @@ COMMANDS = (
     "finetune", "import", "inspect", "list", "merge", "plot", "pull", "push", "quantize", "rm", "run", "serve", "show",
     "sign", "tokenizer", "train", "verify",
 )  # fmt: skip
-# Two groups, whose commands have them, and one that says what makes room.
-WITHOUT_EXAMPLES = ("data", "du", "tokenizer")
 
 
 class FakePackage:
@@ -57,7 +55,7 @@ def test_help_lists_each_command_with_the_first_line_of_its_docstring():
     assert "(from edgelm)" not in result.output
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in WITHOUT_EXAMPLES])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_has_help_with_examples(name):
     for flag in ("-h", "--help"):
         result = CliRunner().invoke(main, [name, flag])

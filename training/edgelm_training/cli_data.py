@@ -31,7 +31,14 @@ _ONE_DOCUMENT = (
 
 @click.group()
 def data() -> None:
-    """Turn text into tokens to train on, and look at them."""
+    """Turn text into tokens to train on, and look at them.
+
+    \b
+    Examples:
+      edgelm data prepare corpus/*.txt --tokenizer tok/ -o shards/
+      edgelm data show shards/
+      edgelm data show chats.jsonl --tokenizer ckpt/
+    """
 
 
 @data.command()

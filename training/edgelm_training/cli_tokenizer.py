@@ -18,7 +18,12 @@ from edgelm_training.tokenizer_training import CONTROL_TOKENS, TokenizerConfig, 
 
 @click.group()
 def tokenizer() -> None:
-    """Train the tokenizer of a new model."""
+    """Train the tokenizer of a new model.
+
+    \b
+    Examples:
+      edgelm tokenizer train corpus/*.txt --vocab-size 8192 -o tok/
+    """
 
 
 @tokenizer.command()

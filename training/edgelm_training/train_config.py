@@ -50,7 +50,8 @@ class TrainConfig:
     z_loss: float = setting(0.0, "Weight of the penalty on log(Z)², which keeps logits small; 1e-4 is usual.")
 
     qat: str | None = setting(
-        None, "Quantization-aware: for this precision of `edgelm export` (int8, int4, int2), or a recipe file."
+        None,
+        "Quantization-aware: for this precision of `edgelm export` (int8, int8-wide, int4, int2), or a recipe file.",
     )
     teacher: str | None = setting(None, "Learn the next-token probabilities of this checkpoint folder (distillation).")
     teacher_weight: float = setting(1.0, "Share of the teacher in the loss; the rest is the text's own.")

@@ -40,7 +40,7 @@ def bench(
 
     Reads a prompt of 512 tokens, answers after 512 and after 32, and answers eight requests at once; shows the median
     and the range of all rounds. Below stands what the memory allows: a step cannot be faster than the weights are read
-    (of packages of edgelm's own, on the CPU). Close other programs first.
+    (of packages of edgelm's own, on the CPU). The model needs a context of 576 tokens. Close other programs first.
 
     \b
     Examples:

@@ -22,6 +22,11 @@ def du(as_json: bool) -> None:
     made again when it is missing. A leftover is of a program that was killed.
 
     \b
+    Examples:
+      edgelm du
+      edgelm du --json | jq 'map(.size) | add'
+
+    \b
     To make room:
       edgelm rm NAME                    a model, its source, its download
       edgelm rm NAME --source-only      the source alone; the package stays
