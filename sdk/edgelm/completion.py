@@ -8,6 +8,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from edgelm.errors import ConfigError
 
+# Chunk says what each stands for.
 FinishReason = Literal["stop", "length", "cancelled", "tool_calls"]
 
 
@@ -58,7 +59,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """How many tokens went in and came out.
+    """How many tokens went in and came out: counts of tokens, all of them.
 
     `cached_tokens` of the prompt were not computed again; `reasoning_tokens` of the answer were thought before it.
     """
@@ -78,8 +79,9 @@ class Usage:
 class Timings:
     """Seconds spent on the prompt and on the answer, and the rates that follow (0.0 where nothing was computed).
 
-    `queued_seconds` is how long an engine let the request wait before that. `drafted_tokens` were guessed ahead
-    (speculation), of which `accepted_tokens` were right.
+    `prefill_tokens` are those of the prompt that were computed, `decode_tokens` those of the answer after the first,
+    which comes with the prompt. `queued_seconds` is how long an engine let the request wait before that.
+    `drafted_tokens` were guessed ahead (speculation), of which `accepted_tokens` were right.
     """
 
     prefill_seconds: float
@@ -106,7 +108,9 @@ class Chunk:
     """A piece of the answer: whole characters, and the tokens that are new in it.
 
     `reasoning` is what the model thinks before it answers a conversation; it is no part of the text. The last chunk,
-    and it alone, has `finish_reason`, `usage` and `timings`; its text may be empty.
+    and it alone, has `usage`, `timings` and `finish_reason`, why the answer ended: "stop" (at an end token of the
+    model's, or before a stop text), "length" (max_new_tokens are there, or the context is full), "cancelled" (by
+    somebody, or a deadline) or "tool_calls"; its text may be empty.
     """
 
     text: str
@@ -154,7 +158,10 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The log-probability of each token of a text after the first (nothing stands before the first), and their mean."""
+    """The natural log-probability of each token of a text after the first, before which nothing stands.
+
+    perplexity: e to the power of minus their mean.
+    """
 
     tokens: tuple[TokenLogprob, ...]
     perplexity: float

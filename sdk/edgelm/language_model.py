@@ -59,9 +59,9 @@ def load(
 
     Every file is checked against the manifest's sizes and hashes before it is used. A folder that onnxruntime-genai's
     builder or Optimum wrote, or a graph in it, loads too; without a manifest, nothing of it is checked but the graph.
-    provider: what computes, a name of `providers.PROVIDERS` ("cuda"); None is what the options say. public_key: a file
-    (PEM) with the key that the package must be signed with; None takes $EDGELM_REQUIRE_SIGNATURE, and without that none
-    is required.
+    provider: what computes ("cuda"), one of those that `SessionOptions` lists; None is what the options say.
+    public_key: a file (PEM) with the key that the package must be signed with; None takes $EDGELM_REQUIRE_SIGNATURE,
+    and without that none is required.
 
     Raises:
         ModelNotFoundError: nothing of that name or path is here.
@@ -386,7 +386,7 @@ class LanguageModel:
         return prompt_ids, settings, take_in_turn(thoughts, calls)
 
     def generate(self, prompt: str | Sequence[int], config: GenerationConfig | None = None) -> Completion:
-        """Continue a text, and return the whole answer."""
+        """Continue a text, and return the whole answer; its settings and errors are those of `stream`."""
         return join(self.stream(prompt, config))
 
     def generate_batch(
@@ -419,17 +419,17 @@ class LanguageModel:
         tool_choice: ToolChoice = "auto",
         template_variables: Mapping[str, object] | None = None,
     ) -> Completion:
-        """Answer a conversation, as `stream_chat` does, and return the whole answer."""
+        """Answer a conversation, and return the whole answer; its settings and errors are those of `stream_chat`."""
         chunks = self.stream_chat(
             messages, config, tools=tools, tool_choice=tool_choice, template_variables=template_variables
         )
         return join(chunks)
 
     def infill(self, prefix: str, suffix: str, config: GenerationConfig | None = None) -> Completion:
-        """Write what stands between two texts, with a model that was trained to (`fill_in_middle.FILL_IN_TOKENS`).
+        """Write what stands between two texts, with a model that was trained to (Qwen2.5-Coder, StarCoder, Code Llama).
 
         Raises:
-            TokenizerError: the model has no tokens for it.
+            TokenizerError: the model has no tokens for it; the message lists those that edgelm knows.
             ContextLengthError: the texts do not fit the model's context.
         """
         return self.generate(fill_in_ids(self.tokenizer, prefix, suffix), config)

@@ -33,7 +33,11 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 
 @dataclass(frozen=True, kw_only=True)
 class SavedSession:
-    """What a saved session is, without its content. `problem` says why it cannot be read; size is in bytes."""
+    """What a saved session is, without its content.
+
+    size: of its files, in bytes; cache_size: of the keys and values among them. saved: when, in local time. messages,
+    tokens: how many there are, tokens in the cache. problem: why it cannot be read; None where it can.
+    """
 
     name: str
     folder: Path
@@ -47,7 +51,10 @@ class SavedSession:
 
 
 class SavedSessions:
-    """Hold the sessions of this user by name, as folders below `root`; None takes `folders.state_folder()`/sessions.
+    """Hold the sessions of this user by name, as folders below `root`.
+
+    root: None takes the folder `sessions` in $EDGELM_HOME, or where that is not set, in the system's place for what a
+    program leaves behind (~/.local/state/edgelm on Linux).
 
     A session's conversation is small and cannot be made again. Its KV cache is large, and can: without it, the next
     turn computes the conversation once more.

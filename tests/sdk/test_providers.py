@@ -64,6 +64,11 @@ def pretend(monkeypatch: pytest.MonkeyPatch, providers: list[str], left: tuple[s
     monkeypatch.setattr(onnx_runtime, "import_onnxruntime", lambda: runtime)
 
 
+def test_the_documentation_of_the_options_lists_every_provider() -> None:
+    listed = SessionOptions.__doc__ or ""
+    assert [name for name in PROVIDERS if f'"{name}"' not in listed] == []
+
+
 @pytest.mark.parametrize("name", sorted(PROVIDERS))
 def test_each_row_says_what_it_is_and_how_to_get_it(name: str) -> None:
     provider = provider_named(name)

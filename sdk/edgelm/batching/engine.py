@@ -58,8 +58,9 @@ class EngineOptions:
 class EngineStats:
     """What an engine does now, and what it has done so far.
 
-    Tokens of prompts are those that were computed; `cached_tokens` were kept from before. `preempted` counts the times
-    that a request lost its memory to others.
+    active, queued: requests now. kv_bytes: of the keys and values of those at work; prefix_bytes: of the beginnings
+    that are kept. finished: requests so far. Tokens of prompts are those that were computed; `cached_tokens` were kept
+    from before. `preempted` counts the times that a request lost its memory to others.
     """
 
     active: int

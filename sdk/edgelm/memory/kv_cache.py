@@ -71,11 +71,11 @@ def most_bytes(config: ModelConfig) -> int:
 class KVCache:
     """Hold keys and values of L layers for one sequence.
 
-    `buffers` are arrays [B=1, K, C, H], as `cache_layout` lists them: of those layers the keys of number i at 2i and
-    its values at 2i + 1 (at i both in one, with latent attention), and others where layers have something in the place
-    of attention. C is the capacity, of which
-    the first `length` positions are filled. The runtime writes new positions in place, so that a step copies nothing.
-    The cache belongs to one generation at a time: it is not safe to share between threads.
+    `buffers` are arrays [B=1, K, C, H] of float32, or of int8 where the package keeps them so (`config.kv_cache`), as
+    `cache_layout` lists them: of those layers the keys of number i at 2i and its values at 2i + 1 (at i both in one,
+    with latent attention), and others where layers have something in the place of attention, in float32. C is the
+    capacity, of which the first `length` positions are filled. The runtime writes new positions in place, so that a
+    step copies nothing. The cache belongs to one generation at a time: it is not safe to share between threads.
 
     Layers with a window read no more than that, so `slide` gives back the memory of the first `released` tokens there.
     Their places stay, so that nothing is bound again, and read zeros: the attention multiplies them by zero.

@@ -49,9 +49,10 @@ class SessionOptions:
     """How ONNX Runtime runs the graph.
 
     threads: of one step; None takes the physical cores. More threads than cores halve the speed
-    (docs/results/graph-and-settings.md). provider: a name of `providers.PROVIDERS`, what computes. provider_options: in
-    ONNX Runtime's words, besides those that edgelm sets and before them. prefill_graph: whether prompts are read by the
-    graph that a package may have for them, on the CPU; False saves the memory of its weights, and prompts take longer.
+    (docs/results/graph-and-settings.md). provider: what computes: "cpu", "cuda", "tensorrt", "directml", "coreml",
+    "openvino", "qnn" or "webgpu" (docs/guides/devices.md). provider_options: in ONNX Runtime's words, besides those
+    that edgelm sets and before them. prefill_graph: whether prompts are read by the graph that a package may have for
+    them, on the CPU; False saves the memory of its weights, and prompts take longer.
 
     Raises:
         ConfigError: threads is out of range, or provider_options are not texts.

@@ -78,12 +78,22 @@ class Constraint:
 
     @classmethod
     def regex(cls, pattern: str) -> Constraint:
-        """Constrain to texts that a regular expression (the syntax of Rust's crate regex) matches as a whole."""
+        """Constrain to texts that a regular expression (the syntax of Rust's crate regex) matches as a whole.
+
+        Raises:
+            ConfigError: the pattern is no text, or empty. One that is broken is named when an answer with it is asked
+                for.
+        """
         return cls(kind="regex", source=_text(pattern, "regular expression"))
 
     @classmethod
     def lark(cls, grammar: str) -> Constraint:
-        """Constrain to a context-free grammar in llguidance's dialect of Lark; its first rule is `start`."""
+        """Constrain to a context-free grammar in llguidance's dialect of Lark; its first rule is `start`.
+
+        Raises:
+            ConfigError: the grammar is no text, or empty. One that is broken is named when an answer with it is asked
+                for.
+        """
         return cls(kind="lark", source=_text(grammar, "grammar"))
 
     @classmethod
