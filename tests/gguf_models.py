@@ -7,7 +7,6 @@ from typing import Any
 from expert_models import AFMOE, DOTS1, EXAONE_MOE, GLM4_MOE, HUNYUAN_MOE, MELLUM, QWEN2_MOE, mellum_rope
 from family_models import (
     ERNIE4_5_MOE,
-    FALCON_H1,
     GEMMA3N,
     GEMMA4,
     GEMMA4_EXPERTS,
@@ -19,8 +18,6 @@ from family_models import (
     LFM2_MOE,
     LONGROPE,
     MINISTRAL3,
-    NEMOTRON_H,
-    NEMOTRON_H_MOE,
     OLMOE,
     QWEN3_5,
     QWEN3_5_EPSILON,
@@ -31,6 +28,7 @@ from family_models import (
 from hub_models import DEEPSEEK_MOE, LING, LING_2, MINICPM
 from hub_models import LONGROPE as MINICPM_LONGROPE
 from latent_models import DEEPSEEK, DEEPSEEK_YARN, IN_GROUPS, LATENT
+from mamba_models import FALCON_H1, NEMOTRON_H, NEMOTRON_H_MOE
 from older_models import FALCON_7B, FALCON_11B, GPT_BIGCODE
 
 IN_BLOCKS = {"q_lora_rank": 32, "qk_nope_head_dim": 32}  # matrices of latent attention, of which ggml makes blocks

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from config_values import SIZES
-from family_models import BAMBA, FALCON_H1, FALCON_H1_MULTIPLIERS
+from mamba_models import BAMBA, FALCON_H1, FALCON_H1_MULTIPLIERS
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
 

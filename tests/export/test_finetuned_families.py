@@ -12,16 +12,14 @@ import numpy as np
 import pytest
 import torch
 from family_models import (
-    FALCON_H1,
-    FALCON_H1_MULTIPLIERS,
     GEMMA3N,
     GEMMA4,
     GRANITE4_H,
     LFM2,
-    NEMOTRON_H,
     QWEN3_5,
 )
 from latent_models import LATENT
+from mamba_models import FALCON_H1, FALCON_H1_MULTIPLIERS, NEMOTRON_H
 from tiny_training_runs import finetune_settings
 from transformers import PreTrainedModel
 
