@@ -13,7 +13,6 @@ import torch
 from make_tiny_model import CONFIG, make_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
-from transformers.integrations.bitnet import pack_weights
 
 from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.config import ModelConfig
@@ -39,6 +38,9 @@ def set_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 def pack(folder: Path, *, divides: bool) -> Tensors:
     """Pack a saved model as transformers does, and return what each matrix stands for."""
+    # Imported here: it imports PyTorch's compiler, which takes a second in each process of the tests.
+    from transformers.integrations.bitnet import pack_weights
+
     tensors, stands_for = load_file(folder / "model.safetensors"), {}
     for name in [name for name in tensors if name.endswith("_proj.weight")]:
         scale = tensors[name].abs().mean()
