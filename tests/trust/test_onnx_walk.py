@@ -13,12 +13,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgelm import load
-from edgelm.errors import PackageError
+from edgelm.errors import PackageError, ProviderError
 from edgelm.package import onnx_walk
 from edgelm.package.graph_file import read_graph
 from edgelm.package.manifest import Manifest, describe_file
 from edgelm.package.onnx_operators import OPERATORS
 from edgelm.package.onnx_walk import walk_onnx
+from edgelm.runtime.onnx_runtime import import_onnxruntime, start
+from edgelm.runtime.session import SessionOptions
 from edgelm.testing import tiny_model_path
 
 PATH = Path("model.onnx")
@@ -248,6 +250,31 @@ def test_bytes_that_are_no_model_are_refused(data: bytes, problem: str) -> None:
 def test_weights_allow_for_more_fields_up_to_a_bound(weights: int, most: int) -> None:
     with pytest.raises(PackageError, match=f"has more than {most} fields"):
         walk_onnx(b"\x08\x01" * (most + 1), PATH, {"model.onnx.data": weights})
+
+
+def a_graph_of_two_formats() -> bytes:
+    """Write a model whose producer makes its bytes 4 to 8 those by which ONNX Runtime knows its own format."""
+    return b"\x08\x0a\x12\x04ORTM" + a_model().SerializeToString()
+
+
+def test_a_graph_with_the_mark_of_another_format_is_refused() -> None:
+    assert "has the mark of ONNX Runtime's own format" in refusal(a_graph_of_two_formats())
+
+
+def test_a_model_of_another_format_than_the_walked_one_is_not_run(tmp_path: Path) -> None:
+    runtime, path = import_onnxruntime(), tmp_path / "model.onnx"
+    node = helper.make_node("Neg", ["x"], ["y"])
+    settings = runtime.SessionOptions()
+    settings.optimized_model_filepath = str(path)
+    settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.add_session_config_entry("session.save_model_format", "ORT")
+    model = helper.make_model(a_model(node=node).graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    model.graph.ClearField("initializer")
+    runtime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    assert path.read_bytes()[4:8] == b"ORTM"
+
+    with pytest.raises(ProviderError, match=r"ONNX Runtime does not load .*protobuf"):
+        start(runtime, path.read_bytes(), path, SessionOptions())
 
 
 def test_a_long_name_is_refused() -> None:

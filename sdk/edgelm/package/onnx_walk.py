@@ -32,6 +32,8 @@ _MAX_DIMENSIONS = 8
 MAX_BYTES = 1 << 31  # protobuf's own limit
 _NUMBER = re.compile(rb"0|[1-9][0-9]{0,17}")
 _EXTERNAL = 1  # TensorProto.DataLocation
+# At bytes 4 to 8 of ONNX Runtime's own format. A file can be both that and ONNX, with another graph in each.
+_OTHER_FORMAT = b"ORTM"
 
 # TensorProto.DataType -> bits of one element. A string has no fixed size.
 _STRING = 8
@@ -136,6 +138,8 @@ class _Walk(GraphWalk):
     def model(self) -> None:
         if len(self._data) > MAX_BYTES:
             raise self.error(f"has {len(self._data)} bytes; an ONNX model has at most {MAX_BYTES}")
+        if self._data[4:8] == _OTHER_FORMAT:
+            raise self.error("has the mark of ONNX Runtime's own format, in which nothing is walked")
         graphs = 0
         for tag, start, end in self._fields(0, len(self._data)):
             if tag == _MODEL_GRAPH:

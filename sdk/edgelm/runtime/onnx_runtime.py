@@ -80,7 +80,9 @@ def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions, *, mu
     # Longer than what lies between two steps, and no longer: a thread that looks for work keeps a core from the next
     # session, such as the one that goes on behind a prompt, or a draft's (docs/results/graph-and-settings.md).
     settings.add_session_config_entry("session.intra_op.spin_duration_us", "200")
-    # From the bytes that were walked, not from the path: what runs is what was checked.
+    # From the bytes that were walked, not from the path, and read as the walk reads them, whatever mark of another
+    # format they have: what runs is what was checked.
+    settings.add_session_config_entry("session.load_model_format", "ONNX")
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     most = _largest_constant(path.parent)
     settings.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(most))
