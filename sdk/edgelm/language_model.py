@@ -31,7 +31,7 @@ from edgelm.memory.malloc import return_freed_memory
 from edgelm.memory.prefix_cache import DEFAULT_BYTES, PrefixCache
 from edgelm.package.adapter import AdapterManifest, read_adapter
 from edgelm.package.manifest import Manifest, check_hash
-from edgelm.package.package import open_package
+from edgelm.package.package import folder_of_package, open_package
 from edgelm.package.signature import check_required_signature
 from edgelm.runtime.session import PREFILL_CHUNK, DecoderSession, SessionOptions
 from edgelm.runtime.switch_interval import SHORT_SWITCH_INTERVAL
@@ -73,7 +73,7 @@ def load(
     if provider is not None:
         options = replace(options, provider=provider)
     path = Library().find(name_or_path)
-    check_required_signature(path, None if public_key is None else as_path(public_key))
+    check_required_signature(folder_of_package(path), None if public_key is None else as_path(public_key))
     package = open_package(path)
     folder = package.folder
     large = package.check_files(largest=_LARGE)

@@ -277,6 +277,14 @@ def test_a_foreign_package_is_refused_where_a_signature_is_required(
         edgelm.load(folder)
 
 
+def test_a_path_that_leads_up_has_no_configs_from_below(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "onnx" / "config.json")
+    (folder / "onnx" / "model.onnx").rename(folder / "model.onnx")
+    found = find_foreign_graph(folder / "onnx" / "..")
+    assert found is not None
+    assert (found.folder, found.graph) == (folder.resolve(), Path("model.onnx"))
+
+
 def with_input(name: str, type_: int = onnx.TensorProto.FLOAT) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
     def change(graph: onnx.ModelProto) -> onnx.ModelProto:
         graph.graph.input.append(helper.make_tensor_value_info(name, type_, [1]))

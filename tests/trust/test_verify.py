@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -206,6 +207,28 @@ def test_where_a_signature_is_required_nothing_is_made_of_a_package_without_one(
     sign(package, keys / "mine.key")
     assert edgelm("verify", package).exit_code == 0
     assert edgelm("import", package, "-o", tmp_path / "made").exit_code == 0
+
+
+def test_what_has_to_be_signed_is_the_folder_whose_files_are_used(package: Path, keys: Path) -> None:
+    """Of a graph without a manifest that lies in a folder `onnx`, with its configs above, as other programs have it."""
+    (package / "onnx").mkdir()
+    for name in ("model.onnx", "model.onnx.data"):
+        (package / name).rename(package / "onnx" / name)
+    for name in ("edgelm.json", "genai_config.json"):
+        (package / name).unlink()
+    tool = [sys.executable, "-m", "model_signing", "sign", "key", "--private_key", keys / "mine.key"]
+    tool += ["--no-ignore-git-paths", "--signature"]
+
+    subprocess.run([*tool, package / "onnx" / "edgelm.sig", package / "onnx"], check=True, capture_output=True)
+    for path in (package / "onnx", package / "onnx" / "model.onnx"):
+        with pytest.raises(PackageError, match=f"{re.escape(str(package))} is not signed"):
+            load(path, public_key=keys / "mine.pub")
+    subprocess.run([*tool, package / "edgelm.sig", package], check=True, capture_output=True)
+    for path in (package, package / "onnx", package / "onnx" / "model.onnx"):
+        assert load(path, public_key=keys / "mine.pub").name == "package"
+    (package / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(PackageError, match="or was changed since"):
+        load(package / "onnx", public_key=keys / "mine.pub")
 
 
 def test_a_required_key_that_is_not_there_is_named(package: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,8 +80,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _beside(file: Path) -> ForeignGraph | None:
     """Return a graph with the folder of its configs: its own, or the one above."""
-    file = file.absolute()
-    folder = file.parent
+    folder = file.parent.resolve()  # not the file: a link in its place is told when it is opened
+    file = folder / file.name
     for candidate in (folder, folder.parent):
         if (candidate / GENAI_CONFIG).is_file() or (candidate / HF_CONFIG).is_file():
             folder = candidate

@@ -200,11 +200,18 @@ def open_package(path: Path) -> Package:
     Raises:
         PackageError: it is broken, or lacks what a model needs.
     """
-    if not (path / FILE_NAME).exists():
-        found = find_foreign_graph(path)
-        if found is not None:
-            return ForeignPackage(found)
-    return Package(path, Manifest.load(path))
+    found = _foreign_graph(path)
+    return Package(path, Manifest.load(path)) if found is None else ForeignPackage(found)
+
+
+def folder_of_package(path: Path) -> Path:
+    """Return the folder that everything `open_package` opens lies in; of a graph it may be the one above its own."""
+    found = _foreign_graph(path)
+    return path if found is None else found.folder
+
+
+def _foreign_graph(path: Path) -> ForeignGraph | None:
+    return None if (path / FILE_NAME).exists() else find_foreign_graph(path)
 
 
 def _sizes(hf: Mapping[str, Any], genai: Mapping[str, Any]) -> dict[str, Any]:
