@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +191,46 @@ def test_a_name_outside_the_folder_is_refused(name: str, package: Path) -> None:
 def test_a_file_that_is_not_listed_is_refused(package: Path) -> None:
     (package / "generation_config.json").write_text('{"temperature": 2.0}')
     with pytest.raises(PackageError, match=r"generation_config\.json is not in the manifest"):
+        Manifest.load(package).check_files(package)
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def a_link(path: Path) -> None:
+    path.symlink_to(path.parent / "model.onnx")
+
+
+def a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_second_name(path: Path) -> None:
+    path.write_bytes(b"{}")
+    path.parent.with_name("other").hardlink_to(path)
+
+
+def too_much(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (a_folder, "is missing or not a regular file"),
+        (a_link, "is missing or not a regular file"),
+        (a_pipe, "is missing or not a regular file"),
+        (a_second_name, "has a second name"),
+        (too_much, "has 1099511627776 bytes; at most 1048576 are read"),
+    ],
+)
+def test_what_has_the_name_of_a_signature_and_can_be_none_is_refused(
+    make: Callable[[Path], None], problem: str, package: Path
+) -> None:
+    make(package / "edgelm.sig")
+    with pytest.raises(PackageError, match=rf"edgelm\.sig {problem}"):
         Manifest.load(package).check_files(package)
 
 

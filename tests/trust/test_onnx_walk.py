@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -282,19 +283,23 @@ def test_a_long_name_is_refused() -> None:
     assert "has a name of 257 bytes" in refusal(a_model(node=long_name))
 
 
-def test_a_package_whose_graph_points_elsewhere_does_not_load_even_with_hashes_that_fit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["../secret", "edgelm.sig", "edgelm.json"])
+def test_a_package_whose_weights_no_manifest_has_does_not_load_even_with_hashes_that_fit(
+    place: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "package"
     shutil.copytree(tiny_model_path(), folder)
-    (tmp_path / "secret").write_bytes(b"\1" * 1_000_000)
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
-                entry.value = "../secret"
+                entry.value = place
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     resign(folder)
+    if place != "edgelm.json":
+        (folder / place).write_bytes(b"\1" * 1_000_000)
 
-    with pytest.raises(PackageError, match=r"has a tensor in the file '\.\./secret'"):
+    with pytest.raises(PackageError, match=f"has a tensor in the file '{re.escape(place)}'"):
         load(folder)
 
 

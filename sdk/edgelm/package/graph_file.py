@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from edgelm.files.regular_file import read_regular
-from edgelm.package.manifest import FileEntry, Manifest, read_checked
+from edgelm.package.manifest import FILE_NAME, SIGNATURE_NAME, FileEntry, Manifest, read_checked
 from edgelm.package.onnx_walk import MAX_BYTES, GraphFacts, walk_onnx
 
 GRAPH_FILE = "model.onnx"
@@ -38,8 +38,17 @@ def read_graph(folder: Path, entry: FileEntry | None = None) -> bytes:
 def read_graph_with_facts(path: Path, entry: FileEntry | None = None) -> tuple[bytes, GraphFacts]:
     """Read a graph as `read_graph` does, and return also what the walk found in it."""
     graph = read_regular(path, MAX_BYTES) if entry is None else read_checked(path.parent, entry)
-    with os.scandir(path.parent) as files:
-        sizes = {
-            file.name: file.stat(follow_symlinks=False).st_size for file in files if file.is_file(follow_symlinks=False)
+    return graph, walk_onnx(graph, path, files_of_tensors(path.parent))
+
+
+def files_of_tensors(folder: Path) -> dict[str, int]:
+    """Return the files beside a graph that its tensors may lie in, by name, with their sizes in bytes.
+
+    Where a manifest was checked they are those that it lists: itself and the signature have no hash in it.
+    """
+    with os.scandir(folder) as files:
+        return {
+            file.name: file.stat(follow_symlinks=False).st_size
+            for file in files
+            if file.is_file(follow_symlinks=False) and file.name not in (FILE_NAME, SIGNATURE_NAME)
         }
-    return graph, walk_onnx(graph, path, sizes)

@@ -23,6 +23,7 @@ SCHEMA_VERSION = 1
 
 # Far above what is written, and small enough that reading a hostile one costs neither time nor memory.
 _MAX_BYTES = 1 << 19
+_MAX_SIGNATURE_BYTES = 1 << 20
 _MAX_FILES = 1000
 _LARGEST_FIGURE = 1e300  # what is shown of the figures divides them; Python's whole numbers have no end
 # The manifest's hash of itself, with this value empty. It shows damage; against a forger there are signatures.
@@ -208,6 +209,8 @@ class Manifest:
             raise PackageError(f"{folder / FILE_NAME} lists no files.")
         own = {entry.path for entry in self.files} | {FILE_NAME, SIGNATURE_NAME}
         for name in sorted(os.listdir(folder)):
+            if name == SIGNATURE_NAME:
+                check_signature_file(folder / name)
             if name not in own:
                 raise PackageError(
                     f"{folder / name} is not in the manifest. Remove it, or export or download the package again."
@@ -242,6 +245,15 @@ def _check_figures(quality: Quality) -> None:
 def is_plain_name(name: str) -> bool:
     """Tell whether a file of this name lies in the folder that it is put into, on every system."""
     return name.isprintable() and _PLAIN_NAME.fullmatch(name) is not None
+
+
+def check_signature_file(path: Path) -> None:
+    """Check that a signature, whose size and hash no manifest can have, is a regular file of a signature's size.
+
+    Raises:
+        PackageError: it is not.
+    """
+    read_regular(path, _MAX_SIGNATURE_BYTES)
 
 
 def check_hash(folder: Path, entry: FileEntry) -> None:

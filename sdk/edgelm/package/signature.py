@@ -11,7 +11,7 @@ from typing import Any
 
 from edgelm.errors import MissingExtraError, PackageError
 from edgelm.files import atomic
-from edgelm.package.manifest import SIGNATURE_NAME, Manifest, check_hash
+from edgelm.package.manifest import SIGNATURE_NAME, Manifest, check_hash, check_signature_file
 
 # A public key (PEM) that every package must be signed with to be loaded.
 REQUIRE_VARIABLE = "EDGELM_REQUIRE_SIGNATURE"
@@ -81,6 +81,7 @@ def check_signature(folder: Path, public_key: Path) -> None:
             f"{folder} is not signed (it has no {SIGNATURE_NAME}), and a signature is required. "
             "Take a signed package, or sign this one: edgelm sign"
         )
+    check_signature_file(path)
     with _errors(f"{folder} is not signed with the key of {public_key}, or was changed since"):
         config = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=public_key)
         config.set_hashing_config(_hashing(model_signing, folder)).verify(folder, path)

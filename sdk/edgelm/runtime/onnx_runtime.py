@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from edgelm.architecture.rope import LARGEST_TABLE
 from edgelm.errors import ProviderError
 from edgelm.memory.mapped_files import give_back_mapped_files
+from edgelm.package.graph_file import files_of_tensors
 from edgelm.runtime.cpu import INTEGER_DOT_PRODUCTS, cpu_features, usable_cores
 from edgelm.runtime.joined_planes import join_planes
 from edgelm.runtime.providers import CPU, HEAVY_OPERATORS, PROVIDERS, Provider, provider_named
@@ -129,8 +130,7 @@ def _largest_constant(folder: Path) -> int:
 
     What needs it are tables of positions, and weights that are stored in fewer bits than they are computed with.
     """
-    with os.scandir(folder) as files:
-        return max(LARGEST_TABLE, _WIDENING * sum(file.stat(follow_symlinks=False).st_size for file in files))
+    return max(LARGEST_TABLE, _WIDENING * sum(files_of_tensors(folder).values()))
 
 
 @contextlib.contextmanager
