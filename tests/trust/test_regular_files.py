@@ -174,7 +174,7 @@ def test_a_file_that_the_manifest_does_not_list_is_asked_for_in_vain() -> None:
         Manifest.load(tiny_model_path()).entry("model.safetensors")
 
 
-@pytest.mark.parametrize("name", ["a\nb", "a\0b", "\ud800", "C:x", "a\\b", "x" * 256, "edgelm.json", "edgelm.sig"])
+@pytest.mark.parametrize("name", ["a\nb", "a\0b", "C:x", "a\\b", "x" * 256, "edgelm.json", "edgelm.sig"])
 def test_a_name_that_is_no_plain_file_name_is_refused(package: Path, name: str) -> None:
     values = json.loads((package / "edgelm.json").read_text())
     del values["manifest_sha256"]
@@ -229,6 +229,19 @@ def test_a_manifest_of_two_megabytes_is_not_parsed(package: Path) -> None:
 @pytest.mark.parametrize("data", [b"NaN", b"[Infinity]", b"\xff", b"{", b"[" * 100_000, b"1" * 5000])
 def test_what_is_no_json_is_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError):
+        parse_json(data)
+
+
+def test_a_key_that_is_there_twice_is_a_value_error_that_names_it() -> None:
+    assert parse_json(b'{"a": {"b": 1}, "b": 2}') == {"a": {"b": 1}, "b": 2}
+    with pytest.raises(ValueError, match="it has the key 'b' twice in an object"):
+        parse_json(b'[{"a": 1, "b": {"a": 1}, "b": 3}]')
+
+
+@pytest.mark.parametrize("data", [rb'"\ud800"', rb'[{"\udfff": 1}]', rb'"\ude00\ud83d"'])
+def test_half_of_a_surrogate_pair_is_a_value_error(data: bytes) -> None:
+    assert parse_json(rb'"\ud83d\ude00"') == "\N{GRINNING FACE}"
+    with pytest.raises(ValueError, match="surrogates not allowed"):
         parse_json(data)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections import Counter
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -110,14 +111,17 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def parse_json(data: bytes) -> Any:
-    """Parse JSON as the standard has it: UTF-8, numbers that are finite.
+    """Parse JSON that has one meaning: UTF-8, whole characters, numbers that are finite, each key of an object once.
 
     Raises:
         ValueError: it is not; nesting that Python cannot follow is reported so too.
     """
     try:
         check_json_values(text := data.decode("utf-8"))
-        return json.loads(text, parse_constant=_refuse_constant)
+        values = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_with_keys_once)
+        if "\\u" in text:  # as the half of a surrogate pair can be written, which no text that is printed may hold
+            json.dumps(values, ensure_ascii=False).encode()
+        return values
     except RecursionError as error:
         raise ValueError(f"its nesting is too deep ({error})") from error
 
@@ -139,6 +143,14 @@ def json_values(text: str) -> int:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def _with_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):  # Python takes the last of them, other programs the first
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"it has the key {twice!r:.80} twice in an object")
+    return values
 
 
 def _not_regular(path: Path) -> PackageError:
