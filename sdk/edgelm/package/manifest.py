@@ -16,6 +16,7 @@ from typing import Any
 from edgelm.errors import PackageError
 from edgelm.files import atomic
 from edgelm.files.regular_file import open_regular, parse_json, read_regular
+from edgelm.layer_features import MOST
 
 FILE_NAME = "edgelm.json"
 SIGNATURE_NAME = "edgelm.sig"  # of all the files, by `edgelm sign`; the one file that the manifest cannot list
@@ -96,9 +97,8 @@ class Manifest:
         if not all(isinstance(id_, int) for id_ in self.control_token_ids):
             raise TypeError(f"control_token_ids are {self.control_token_ids!r}")
         _require(self, str, "name", "architecture", "precision")
-        _require(self, int, "context_length")
-        if isinstance(self.context_length, bool) or self.context_length < 1:
-            raise TypeError(f"context_length is {self.context_length!r}")
+        if type(self.context_length) is not int or not 1 <= self.context_length <= MOST:
+            raise TypeError(f"context_length is {self.context_length!r:.60}")
         _require(self, Mapping, "opsets", "source", "created_by")
         if not all(isinstance(version, int) for version in self.opsets.values()):
             raise TypeError(f"opsets are {self.opsets!r}")
@@ -113,8 +113,8 @@ class Manifest:
             raise TypeError(f"recipe is {self.recipe!r}")
         if not all(isinstance(note, str) for note in self.notes):
             raise TypeError(f"notes are {self.notes!r}")
-        if len(self.files) > _MAX_FILES:
-            raise TypeError(f"{len(self.files)} files are listed; a package has at most {_MAX_FILES}")
+        if not 1 <= len(self.files) <= _MAX_FILES:
+            raise TypeError(f"{len(self.files)} files are listed; a package has 1 to {_MAX_FILES}")
         if self.license is not None:
             _require(self, str, "license")
 
@@ -205,8 +205,6 @@ class Manifest:
             if name.casefold() in listed:  # one file where the disk does not tell case apart
                 raise PackageError(f"{folder / FILE_NAME} lists {name!r} twice.")
             listed.add(name.casefold())
-        if not listed:
-            raise PackageError(f"{folder / FILE_NAME} lists no files.")
         own = {entry.path for entry in self.files} | {FILE_NAME, SIGNATURE_NAME}
         for name in sorted(os.listdir(folder)):
             if name == SIGNATURE_NAME:
