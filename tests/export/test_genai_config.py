@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from make_tiny_model import CONFIG
 
+from edgelm.package.package_check import _GENAI_KEYS
 from edgelm_export.genai_config import genai_config
 
 
@@ -23,3 +24,10 @@ def test_a_model_may_have_no_begin_token_and_one_end_token_several_or_none() -> 
     for ends, eos, pad in (((5,), 5, 5), ((7, 5), [7, 5], 7), ((), [], 0)):
         model = genai_config(replace(CONFIG, bos_token_id=None, eos_token_ids=ends), shares_cache=True)["model"]
         assert (model["bos_token_id"], model["eos_token_id"], model["pad_token_id"]) == (0, eos, pad)
+
+
+def test_a_packages_check_takes_the_keys_that_are_written_and_no_others() -> None:
+    def keys(value: object) -> set[str]:
+        return set(value).union(*map(keys, value.values())) if isinstance(value, dict) else set()
+
+    assert keys(genai_config(CONFIG, shares_cache=True)) == _GENAI_KEYS

@@ -117,16 +117,30 @@ def test_a_manifest_that_says_another_thing_than_its_files_is_not_good(
             "has 'custom_ops_library': 'libevil.so'",
         ),
         ({"decoder": [{"filename": "../model.onnx"}]}, "has 'filename': '../model.onnx'"),
+        ({"decoder": {"filename": ["model.onnx"]}}, "has 'filename': ['model.onnx']"),
+        ({"decoder": {"session_options": {"enable_profiling": "x"}}}, "has 'enable_profiling': 'x'"),
+        (
+            {"decoder": {"session_options": {"config_entries": {"session.save_model_format": "ORT"}}}},
+            "has 'config_entries': {'session.save_model_format': 'ORT'}",
+        ),
+        (
+            {"decoder": {"session_options": {"provider_options": [{"QNN": {"backend_path": "evil.so"}}]}}},
+            "has 'QNN': {'backend_path': 'evil.so'}",
+        ),
     ],
 )
 def test_a_genai_config_that_names_code_or_other_folders_is_not_good(
     package: Path, changes: dict[str, Any], problem: str
 ) -> None:
     path = package / "genai_config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps({"model": config["model"] | changes}))
+    config = path.read_text()
+    path.write_text(json.dumps({"model": json.loads(config)["model"] | changes}))
     rewrite(package)
     assert problem in edgelm("verify", package).stdout
+
+    path.write_text(f'{{"model": {json.dumps(changes)}, {config[1:]}')
+    rewrite(package)
+    assert "it has the key 'model' twice in an object" in edgelm("verify", package).stdout
 
     path.write_text("{")
     rewrite(package)

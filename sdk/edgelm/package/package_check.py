@@ -9,13 +9,23 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError, PackageError
-from edgelm.files.regular_file import read_json_object
+from edgelm.files.regular_file import MAX_JSON_BYTES, parse_json, read_regular
 from edgelm.generation_config import GenerationConfig
 from edgelm.package.graph_file import graph_files, read_graph
-from edgelm.package.manifest import Manifest
+from edgelm.package.manifest import Manifest, is_plain_name
 from edgelm.package.onnx_walk import walk_onnx
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
+
+# All keys that edgelm writes (export/edgelm_export/genai_config.py). By others onnxruntime-genai loads libraries and
+# compiled contexts, and writes profiles and models; each provider has some of its own.
+_GENAI_KEYS = {
+    "attention_mask", "bos_token_id", "context_length", "decoder", "do_sample", "eos_token_id", "filename",
+    "head_size", "hidden_size", "input_ids", "inputs", "log_id", "logits", "max_length", "model",
+    "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "outputs", "pad_token_id", "past_key_names",
+    "past_present_share_buffer", "past_value_names", "present_key_names", "present_value_names", "provider_options",
+    "search", "session_options", "type", "vocab_size",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +115,9 @@ def _genai_config(folder: Path, _manifest: Manifest) -> str:
     if not path.exists():
         return "none"
     try:
-        stack: list[Any] = [read_json_object(path)]
-    except (OSError, ValueError) as error:
+        # As that program reads it: it takes a key that is there twice both times.
+        stack: list[Any] = [parse_json(read_regular(path, MAX_JSON_BYTES))]
+    except ValueError as error:
         raise PackageError(f"Cannot read {path}: {error}.") from error
     while stack:
         value = stack.pop()
@@ -115,10 +126,10 @@ def _genai_config(folder: Path, _manifest: Manifest) -> str:
         if not isinstance(value, dict):
             continue
         for key, item in value.items():
-            if "library" in key or (key.endswith("filename") and Path(str(item)).name != item):
+            if key not in _GENAI_KEYS or (key == "filename" and not (isinstance(item, str) and is_plain_name(item))):
                 raise PackageError(
-                    f"{path} has {key!r}: {item!r}. onnxruntime-genai would load it, and no package of edgelm has it. "
-                    "Do not open this package with onnxruntime-genai."
+                    f"{path} has {key!r:.80}: {item!r:.200}. No package of edgelm has it, and onnxruntime-genai may "
+                    "load or write a file by it. Do not open this package with onnxruntime-genai."
                 )
             stack.append(item)
     return "names no code and no file outside"
