@@ -13,7 +13,7 @@ from make_tiny_model import CONFIG, make_checkpoint
 
 import edgelm
 from edgelm.errors import PackageError
-from edgelm.runtime import onnx_runtime
+from edgelm.runtime import joined_planes, onnx_runtime
 from edgelm.runtime.joined_planes import join_planes
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -119,3 +119,12 @@ def test_a_file_that_is_cut_off_is_an_error(package: Path, tmp_path: Path) -> No
     (tmp_path / "model.onnx.data").write_bytes(b"short")
     with pytest.raises(PackageError, match=r"model.onnx has weights that cannot be read"):
         join_planes((package / "model.onnx").read_bytes(), tmp_path / "model.onnx", ENOUGH)
+
+
+def test_planes_for_which_there_is_no_memory_are_an_error(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError("Unable to allocate 4.00 GiB")
+
+    monkeypatch.setattr(joined_planes, "joined", refuse)
+    with pytest.raises(PackageError, match=r"has weights that cannot be read \(Unable to allocate 4\.00 GiB\)"):
+        join_planes((package / "model.onnx").read_bytes(), package / "model.onnx", ENOUGH)

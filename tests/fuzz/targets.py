@@ -25,6 +25,8 @@ from edgelm.package.adapter import AdapterManifest
 from edgelm.package.manifest import Manifest
 from edgelm.package.onnx_walk import walk_onnx
 from edgelm.package.peft_format import in_pairs
+from edgelm.runtime.adapter_graph import products_of
+from edgelm.runtime.joined_planes import join_planes
 from edgelm.testing import tiny_model_path
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
@@ -360,8 +362,12 @@ def _read_toml(folder: Path) -> None:
 
 
 def _read_graph(folder: Path) -> None:
-    size = (folder / "model.onnx.data").stat().st_size
-    walk_onnx((folder / "model.onnx").read_bytes(), folder / "model.onnx", {"model.onnx.data": size})
+    """Walk a graph, and read it as what stands behind the walk does."""
+    path = folder / "model.onnx"
+    graph = path.read_bytes()
+    walk_onnx(graph, path, {"model.onnx.data": (folder / "model.onnx.data").stat().st_size})
+    join_planes(graph, path, 1 << 20)
+    products_of(graph, path)
 
 
 def _read_template(folder: Path) -> None:

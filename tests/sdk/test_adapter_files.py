@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from click.testing import CliRunner
 from tiny_adapter import LAYER, PACKAGE, describe, write_tiny_adapter
@@ -109,6 +110,18 @@ def test_the_graph_with_places_for_adapters_passes_the_walk() -> None:
     plain, adapted = walk_onnx(graph, path, sizes), walk_onnx(with_adapters(graph, path, widths), path, sizes)
     used = {("com.microsoft", "FusedMatMul"), *(("", name) for name in ("Add", "Mul", "Reshape", "Concat"))}
     assert adapted.operators == plain.operators | used
+    assert with_adapters(graph, path, {}) == graph
+
+
+def test_products_without_names_or_with_names_that_are_no_text_have_no_adapters() -> None:
+    path = tiny_model_path() / "model.onnx"
+    products = products_of(path.read_bytes(), path)
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node.add(op_type="MatMul", input=["a", "b"])
+    model.graph.node.add(op_type="MatMul", output=["z.output"])
+    model.graph.node.add(op_type="zz", input=["zz"], output=["zz"])
+    graph = model.SerializeToString().replace(b"\x02zz", b"\x02\xff\xff")
+    assert products_of(graph, path) == products
     assert with_adapters(graph, path, {}) == graph
 
 

@@ -115,6 +115,10 @@ class GraphWalk(ProtobufWalk):
             raise self.error(f"has a name of {end - start} bytes")
         return self._data[start:end].decode("utf-8")
 
+    def _label(self, start: int, end: int) -> str:
+        """Read what is compared with names of ours, and need not be a text: others stay in the graph as they are."""
+        return self._data[start:end].decode("utf-8", "replace")
+
     def _varints(self, start: int, end: int) -> list[int]:
         values: list[int] = []
         while start < end and len(values) <= _MAX_DIMENSIONS:
@@ -242,6 +246,8 @@ class _Walk(GraphWalk):
             else:
                 raise self._unknown("tensor", tag)
         elements = self._elements(dims)
+        if place != _EXTERNAL and (external or place):
+            raise self.error("has a tensor that is external and is not")
         if type_ == _STRING:
             if elements != strings or place == _EXTERNAL or raw_bytes:
                 raise self.error(f"has a tensor of {elements} strings, and {strings} are there")
@@ -251,8 +257,6 @@ class _Walk(GraphWalk):
         nbytes = -(-elements * _BITS[type_] // 8)
         if place == _EXTERNAL:
             self._check_external(external, nbytes, dims)
-        elif external or place:
-            raise self.error("has a tensor that is external and is not")
         elif raw_bytes:
             if raw_bytes != nbytes:
                 raise self.error(f"has a tensor of dimensions {dims} and {raw_bytes} bytes, not {nbytes}")

@@ -74,12 +74,11 @@ def with_adapters(graph: bytes, path: Path, products: Mapping[str, int]) -> byte
 class _Rewriting(GraphWalk):
     def __init__(self, graph: bytes, path: Path) -> None:
         super().__init__(graph, path)
-        self._graph_bytes = graph
         self.products: dict[str, str] = {}  # the input of each
 
     def rewrite(self, products: Mapping[str, int]) -> bytes:
         model: list[bytes] = []
-        for number, whole, start, end in self._parts(0, len(self._graph_bytes)):
+        for number, whole, start, end in self._parts(0, len(self._data)):
             model.append(message_field(_GRAPH, self._graph(start, end, products)) if number == _GRAPH else whole)
         return b"".join(model)
 
@@ -95,17 +94,15 @@ class _Rewriting(GraphWalk):
         return b"".join(fields)
 
     def _node(self, whole: bytes, start: int, end: int, products: Mapping[str, int]) -> bytes:
-        operator, inputs, outputs = "", [], []
         fields = list(self._parts(start, end))
-        for number, _, first, last in fields:
-            if number == _NODE_OPERATOR:
-                operator = self._graph_bytes[first:last].decode()
-            elif number == _NODE_INPUT:
-                inputs.append(self._graph_bytes[first:last].decode())
-            elif number == _NODE_OUTPUT:
-                outputs.append(self._graph_bytes[first:last].decode())
+        operator, inputs, outputs = (
+            [self._label(first, last) for number, _, first, last in fields if number == wanted]
+            for wanted in (_NODE_OPERATOR, _NODE_INPUT, _NODE_OUTPUT)
+        )
+        if not (operator and inputs and outputs) or operator[-1] not in _PRODUCTS:
+            return whole
         product = outputs[0].removesuffix(".output")
-        if operator not in _PRODUCTS or product == outputs[0]:
+        if product == outputs[0]:
             return whole
         self.products[product] = inputs[0].removesuffix(WITH_SUMS)
         if product not in products:

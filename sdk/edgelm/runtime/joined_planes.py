@@ -90,10 +90,6 @@ class _Joining(GraphWalk):
         outputs = self._parts(start, end) if field == _NODE else ()
         return next((self._label(first, last) for number, _, first, last in outputs if number == _NODE_OUTPUT), "")
 
-    def _label(self, start: int, end: int) -> str:
-        """Read a name: others than planes have may be of any length and no text, and stay in the graph as they are."""
-        return self._data[start:end].decode("utf-8", "replace")
-
     def _note(self, start: int, end: int) -> str:
         """Note an initializer that may be a plane; return its name."""
         name, plane = "", _Plane()
@@ -131,7 +127,7 @@ class _Joining(GraphWalk):
                 name: joined(upper.read(self._path.parent), lower.read(self._path.parent), bits)
                 for name, (upper, lower, bits) in pairs.items()
             }
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, MemoryError) as error:
             raise self.error(f"has weights that cannot be read ({error})") from error
 
     def _initializer(self, name: str, shape: tuple[int, ...]) -> bytes:
