@@ -26,9 +26,9 @@ class EdgeLM:
         session = self._model.session._graph.session
         run = session.run_with_iobinding
 
-        def timed_run(binding: Any) -> None:
+        def timed_run(*arguments: Any) -> None:
             start = time.perf_counter()
-            run(binding)
+            run(*arguments)
             self._runs.append((start, time.perf_counter()))
 
         session.run_with_iobinding = timed_run

@@ -30,7 +30,7 @@ class DataError(EdgeLMError):
 
 
 class ProviderError(EdgeLMError):
-    """ONNX Runtime or one of its execution providers is missing or did not start."""
+    """ONNX Runtime or one of its execution providers is missing, did not start, or fails at a graph."""
 
 
 class ContextLengthError(EdgeLMError):

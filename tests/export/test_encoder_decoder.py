@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, Pre
 import edgelm
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
-from edgelm.errors import CheckpointError, ConfigError, ContextLengthError, ExportError, PackageError
+from edgelm.errors import CheckpointError, ConfigError, ContextLengthError, ExportError, PackageError, ProviderError
 from edgelm.package.manifest import Manifest
 from edgelm.runtime.session import DecoderSession
 from edgelm_export.exporter import export_package
@@ -350,6 +350,13 @@ def test_graphs_that_do_not_belong_together_are_refused(exported: Exported, tmp_
 @pytest.fixture(scope="module")
 def answering(exported: Exported) -> edgelm.LanguageModel:
     return edgelm.load(exported("t5")[1] / "package")
+
+
+def test_a_source_that_onnx_runtime_fails_at_is_an_error_of_ours(answering: edgelm.LanguageModel) -> None:
+    cache = answering.new_cache()
+    cache.source_ids = (1 << 20,)  # beyond the vocabulary, which texts never are
+    with pytest.raises(ProviderError, match="ONNX Runtime fails at the model's graph"):
+        answering.session.forward([0], cache)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from edgelm.config import ModelConfig
 from edgelm.decoding.generate import prefill
 from edgelm.errors import ConfigError, ContextLengthError, PackageError, ProviderError
 from edgelm.memory.kv_cache import GROWTH_STEP
+from edgelm.runtime.onnx_runtime import raise_as_ours
 from edgelm.runtime.session import PREFILL_CHUNK, DecoderSession, SessionOptions
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 from edgelm.testing import tiny_model_path
@@ -243,3 +244,8 @@ def test_a_call_is_stopped_while_it_runs(session: DecoderSession) -> None:
             stops += 1
         timer.join()
     assert stops > 0
+
+
+def test_want_of_memory_stays_what_an_engine_knows_it_by() -> None:
+    with pytest.raises(MemoryError, match="no room"):
+        raise_as_ours(MemoryError("no room"))

@@ -22,6 +22,7 @@ from edgelm.package.onnx_operators import OPERATORS
 from edgelm.package.onnx_walk import walk_onnx
 from edgelm.runtime.onnx_runtime import import_onnxruntime, start
 from edgelm.runtime.session import SessionOptions
+from edgelm.runtime.stop_switch import StopSwitch
 from edgelm.testing import tiny_model_path
 
 PATH = Path("model.onnx")
@@ -302,6 +303,25 @@ def test_a_package_whose_weights_no_manifest_has_does_not_load_even_with_hashes_
 
     with pytest.raises(PackageError, match=f"has a tensor in the file '{re.escape(place)}'"):
         load(folder)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_graph_that_fails_when_it_is_run_is_an_error_of_ours(tokens: int, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model_path(), tmp_path / "package")
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    for node in model.graph.node:
+        node.output[:] = ["whole" if name == "logits" else name for name in node.output]
+    model.graph.node.append(helper.make_node("Reshape", ["whole", "impossible"], ["logits"]))
+    model.graph.initializer.append(helper.make_tensor("impossible", TensorProto.INT64, [3], [7, 7, 7]))
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    resign(folder)
+    session = load(folder).session
+
+    cache = session.new_cache()
+    for stop in (None, StopSwitch()):
+        with pytest.raises(ProviderError, match=r"(?s)ONNX Runtime fails at the model's graph \(.*\)\. Where mem"):
+            session.forward([5] * tokens, cache, stop=stop)
+    assert cache.token_ids == []
 
 
 def resign(folder: Path) -> None:

@@ -20,7 +20,7 @@ from edgelm.memory.kv_cache import KeysOrValues, KVCache
 from edgelm.runtime.adapter_bank import AdapterBank
 from edgelm.runtime.conv_rows import ConvRows
 from edgelm.runtime.decoder_graph import HIDDEN_STATE, DecoderGraph
-from edgelm.runtime.onnx_runtime import takes_empty_matrices
+from edgelm.runtime.onnx_runtime import raise_as_ours, takes_empty_matrices
 from edgelm.runtime.states import States
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 
@@ -48,6 +48,7 @@ class Graph:
         """Run what is bound; `lengths` counts the tokens in each row's cache after this.
 
         Raises:
+            ProviderError: ONNX Runtime fails at it.
             StoppedError: `stop` was pressed.
         """
         for other in others:
@@ -57,18 +58,17 @@ class Graph:
             other.keep(lengths)
 
     def _run(self, binding: Any, stop: StopSwitch | None) -> None:
-        if stop is None:
-            self.session.run_with_iobinding(binding)
-            return
-        options = self.runtime.RunOptions()
-        options.log_severity_level = _FATAL_ONLY  # being stopped is no error to report
-        stop.connect(options)
+        options = None
+        if stop is not None:
+            options = self.runtime.RunOptions()
+            options.log_severity_level = _FATAL_ONLY  # being stopped is no error to report
+            stop.connect(options)
         try:
             self.session.run_with_iobinding(binding, options)
-        except Exception as error:  # ONNX Runtime's own classes have no common base but this one
-            if stop.is_pressed:
+        except Exception as error:
+            if stop is not None and stop.is_pressed:
                 raise StoppedError from error
-            raise
+            raise_as_ours(error)
 
     def others(
         self, buffers: Sequence[KeysOrValues], tokens: int, *, in_place: bool = False
@@ -233,7 +233,10 @@ class InPlaceBinding(Binding):
         if self._step_others:
             self.graph.run(self._step, None, self._step_others, lengths)
         else:
-            self.graph.session.run_with_iobinding(self._step)
+            try:
+                self.graph.session.run_with_iobinding(self._step)
+            except Exception as error:
+                raise_as_ours(error)
         return self._step_logits_BV if self._gives_float32 else self._step_logits_BV.astype(np.float32)
 
     def run(

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgelm.architecture.rope import LARGEST_TABLE
 from edgelm.errors import ProviderError
@@ -123,6 +123,21 @@ def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions, *, mu
         _check_assignment(session, path, options.provider)
     give_back_mapped_files(path.parent)  # SmolLM2-135M in int8: 36 MB (docs/results/graph-and-settings.md)
     return session
+
+
+def raise_as_ours(error: Exception) -> NoReturn:
+    """Raise what came out of a call of a session; ONNX Runtime's own classes have no common base but Exception.
+
+    Raises:
+        ProviderError: ONNX Runtime failed: the graph does not fit what it is given, or there is no memory.
+        MemoryError: it was that already.
+    """
+    if isinstance(error, MemoryError):
+        raise error
+    raise ProviderError(
+        f"ONNX Runtime fails at the model's graph ({error}). Where memory is short, take a shorter text or a smaller "
+        "model; else export or download the package again."
+    ) from error
 
 
 def _largest_constant(folder: Path) -> int:

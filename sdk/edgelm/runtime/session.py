@@ -276,7 +276,7 @@ class DecoderSession:
 
         Raises:
             ContextLengthError: the tokens do not fit the model's context.
-            ProviderError: the process is a fork of the one that loaded the model.
+            ProviderError: the process is a fork of the one that loaded the model, or ONNX Runtime fails.
             StoppedError: `stop` was pressed; the cache is as before.
         """
         with self._use:
@@ -427,7 +427,7 @@ class DecoderSession:
 
         Raises:
             ContextLengthError: a token does not fit the model's context.
-            ProviderError: the process is a fork of the one that loaded the model.
+            ProviderError: the process is a fork of the one that loaded the model, or ONNX Runtime fails.
         """
         rows = batch.rows[: len(token_ids)]
         if not works_in_place(self._graph) or self._encoder is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgelm.errors import ContextLengthError, PackageError
+from edgelm.runtime.onnx_runtime import raise_as_ours
 
 
 class SourceEncoder:
@@ -35,6 +36,7 @@ class SourceEncoder:
 
         Raises:
             ContextLengthError: there are no tokens.
+            ProviderError: ONNX Runtime fails at it.
         """
         if not source_ids:
             raise ContextLengthError("The source has no tokens; write at least one character.")
@@ -42,6 +44,9 @@ class SourceEncoder:
         binding.bind_cpu_input("input_ids", np.array([source_ids], np.int64))
         for name in self._outputs:
             binding.bind_output(name, self._device)
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise_as_ours(error)
         values: list[Any] = binding.get_outputs()
         return values
