@@ -1,9 +1,11 @@
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from edgelm.package.manifest import FileEntry, Manifest
 from edgelm.package.replaceable import why_not_a_checkpoint, why_not_a_package
 from edgelm.testing import tiny_model_path
 
@@ -47,6 +49,14 @@ def test_a_folder_with_something_of_the_users_is_not_replaced(package: Path, che
     assert why_not_a_package(package) == "it holds thesis.txt, which is no part of this package"
     (checkpoint / "optimizer").mkdir()
     assert why_not_a_checkpoint(checkpoint) == "it holds optimizer, which is no part of a checkpoint"
+
+
+def test_a_manifest_that_lists_a_pattern_means_a_file_of_that_name(package: Path) -> None:
+    manifest = Manifest.load(package)
+    entry = FileEntry(path="*", size=1, sha256="")
+    dataclasses.replace(manifest, files=(*manifest.files, entry)).save(package)
+    (package / "thesis.txt").write_text("years of work")
+    assert why_not_a_package(package) == "it holds thesis.txt, which is no part of this package"
 
 
 @pytest.mark.parametrize("content", ["{}", '["edgelm"]', '{"edgelm": 1}', "no json"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def why_not_a_package(folder: Path) -> str | None:
     if _is_free(folder):
         return None
     try:
-        listed = [entry.path for entry in Manifest.load(folder).files]
+        listed = [glob.escape(entry.path) for entry in Manifest.load(folder).files]
     except PackageError:
         return "it exists and is not a model package"
     return _foreign_entry(folder, [FILE_NAME, SIGNATURE_NAME, *listed], "this package")
