@@ -14,7 +14,7 @@ import pytest
 from edgelm import load
 from edgelm.errors import PackageError
 from edgelm.files.regular_file import open_regular, parse_json, read_regular, read_text
-from edgelm.package.manifest import Manifest, check_hash, read_checked
+from edgelm.package.manifest import Manifest, check_hash, is_plain_name, read_checked
 from edgelm.package.package import open_package
 from edgelm.testing import tiny_model_path
 
@@ -174,7 +174,39 @@ def test_a_file_that_the_manifest_does_not_list_is_asked_for_in_vain() -> None:
         Manifest.load(tiny_model_path()).entry("model.safetensors")
 
 
-@pytest.mark.parametrize("name", ["a\nb", "a\0b", "C:x", "a\\b", "x" * 256, "edgelm.json", "edgelm.sig"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "a\nb",
+            "a\0b",
+            "C:x",
+            "a\\b",
+            "x" * 256,
+            "é" * 128,
+            "edgelm.json",
+            "edgelm.sig",
+            "EDGELM.JSON",
+            "Edgelm.sig",
+        ),
+        *(
+            "NUL",
+            "nul.json",
+            "Aux .txt",
+            "com1",
+            "LPT³.onnx",
+            "CONOUT$",
+            "a.",
+            "b ",
+            "c. .",
+            'd"',
+            "e?",
+            "f*",
+            "<g",
+            "h|",
+        ),
+    ],
+)
 def test_a_name_that_is_no_plain_file_name_is_refused(package: Path, name: str) -> None:
     values = json.loads((package / "edgelm.json").read_text())
     del values["manifest_sha256"]
@@ -183,6 +215,11 @@ def test_a_name_that_is_no_plain_file_name_is_refused(package: Path, name: str) 
 
     with pytest.raises(PackageError, match="which is not a plain file name"):
         Manifest.load(package).check_files(package)
+
+
+@pytest.mark.parametrize("name", ["console.json", "null", "a.b", ".a", " a", "com10", "prn-1.onnx", "x" * 255])
+def test_a_name_that_is_a_plain_one_on_every_system_is_taken(name: str) -> None:
+    assert is_plain_name(name)
 
 
 @pytest.mark.parametrize(("place", "named"), [(0, "chat_template.jinja"), (9, "CHAT_TEMPLATE.JINJA")])

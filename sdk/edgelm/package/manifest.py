@@ -29,7 +29,10 @@ _MAX_FILES = 1000
 _LARGEST_FIGURE = 1e300  # what is shown of the figures divides them; Python's whole numbers have no end
 # The manifest's hash of itself, with this value empty. It shows damage; against a forger there are signatures.
 _OWN_HASH = "manifest_sha256"
-_PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[^/\\:]{1,255}")
+# Windows has devices for names, whatever follows their dot, and drops dots and spaces at an end.
+_DEVICES = r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[1-9¹²³])"
+_PLAIN_NAME = re.compile(rf"(?!{_DEVICES} *(?:\.|$))[^/\\:*?\"<>|]+(?<![. ])", re.IGNORECASE)
+_MAX_NAME_BYTES = 255  # what Linux has room for; Windows and macOS have for as many characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,11 +203,12 @@ class Manifest:
         listed: set[str] = set()
         for entry in self.files:
             name = entry.path
-            if not is_plain_name(name) or name in (FILE_NAME, SIGNATURE_NAME):
+            folded = name.casefold()  # one file where the disk does not tell case apart
+            if not is_plain_name(name) or folded in (FILE_NAME, SIGNATURE_NAME):
                 raise PackageError(f"{folder / FILE_NAME} lists {name!r}, which is not a plain file name.")
-            if name.casefold() in listed:  # one file where the disk does not tell case apart
+            if folded in listed:
                 raise PackageError(f"{folder / FILE_NAME} lists {name!r} twice.")
-            listed.add(name.casefold())
+            listed.add(folded)
         own = {entry.path for entry in self.files} | {FILE_NAME, SIGNATURE_NAME}
         for name in sorted(os.listdir(folder)):
             if name == SIGNATURE_NAME:
@@ -242,7 +246,8 @@ def _check_figures(quality: Quality) -> None:
 
 def is_plain_name(name: str) -> bool:
     """Tell whether a file of this name lies in the folder that it is put into, on every system."""
-    return name.isprintable() and _PLAIN_NAME.fullmatch(name) is not None
+    is_plain = name.isprintable() and _PLAIN_NAME.fullmatch(name) is not None
+    return is_plain and len(name.encode()) <= _MAX_NAME_BYTES
 
 
 def check_signature_file(path: Path) -> None:
