@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from edgelm import load
 from edgelm.errors import PackageError, ProviderError
+from edgelm.files.protobuf_wire import message_field
 from edgelm.package import onnx_walk
 from edgelm.package.graph_file import read_graph
 from edgelm.package.manifest import Manifest, describe_file
@@ -195,6 +196,16 @@ def test_a_tensor_in_an_attribute_is_checked() -> None:
     node = helper.make_node("Constant", [], ["y"], value=a_tensor(location="../secret"))
 
     assert "'../secret'" in refusal(a_model(node=node))
+
+
+def test_a_tensor_in_two_parts_is_refused() -> None:
+    """Protobuf puts them together: dimensions [16, 2] at an offset that has room for two numbers."""
+    parts = [a_tensor(length=None), a_tensor(dims=[2], offset=4088, length=None)]
+    value = onnx.AttributeProto(name="value", type=onnx.AttributeProto.TENSOR, t=parts[0]).SerializeToString()
+    value += onnx.AttributeProto(t=parts[1]).SerializeToString()
+    assert onnx.AttributeProto.FromString(value).t.dims == [16, 2]
+    node = helper.make_node("Constant", [], ["y"]).SerializeToString() + message_field(5, value)
+    assert "has a tensor in two parts in an attribute" in refusal(message_field(7, message_field(1, node)))
 
 
 def with_functions() -> onnx.ModelProto:

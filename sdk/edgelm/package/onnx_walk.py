@@ -57,6 +57,7 @@ _GRAPH_NODE, _GRAPH_TENSOR = 1 << 3 | BYTES, 5 << 3 | BYTES
 _GRAPH_PLAIN = _texts(2, 10, 11, 12, 13, 14, 16)
 _NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4 << 3 | BYTES, 5 << 3 | BYTES, 7 << 3 | BYTES
 _NODE_PLAIN = _texts(1, 2, 3, 6, 9)
+_ATTRIBUTE_TENSOR = 5 << 3 | BYTES
 _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = _texts(5, 10), _texts(6, 11)
 _ATTRIBUTE_PLAIN = _texts(1, 4, 7, 8, 9, 13, 14, 15) | _tags((2, FIXED32), (7, FIXED32), (3, VARINT), (8, VARINT))
 _ATTRIBUTE_PLAIN |= _tags((20, VARINT))
@@ -208,12 +209,15 @@ class _Walk(GraphWalk):
 
     def _attribute(self, start: int, end: int, depth: int) -> bool:
         """Walk an attribute, and tell whether it is plain: without tensors and graphs."""
-        plain = True
+        plain, tensors = True, 0
         for tag, first, last in self._fields(start, end):
             if tag in _ATTRIBUTE_PLAIN:
                 continue
             plain = False
             if tag in _ATTRIBUTE_TENSORS:
+                tensors += tag == _ATTRIBUTE_TENSOR
+                if tensors > 1:  # of which protobuf makes one, and nobody walked that
+                    raise self.error("has a tensor in two parts in an attribute")
                 self._tensor(first, last)
             elif tag in _ATTRIBUTE_GRAPHS:
                 self._graph(first, last, depth - 1)
