@@ -175,7 +175,7 @@ def test_a_text_is_handed_on_while_it_is_written_and_another_value_once_it_is_wh
 @pytest.mark.parametrize(("end", "arguments"), [("", '{"a": "x'), ("\n</parameter>\n<para", '{"a": "x"')])
 def test_a_call_that_does_not_end_has_what_came_of_it(end: str, arguments: str) -> None:
     text = f"<tool_call>\n<function=f>\n<parameter=a>\nx{end}"
-    assert taken("qwen3-coder", text, {"properties": {"a": STRING}}) == ("", [("f", arguments)], "tool_calls")
+    assert taken("qwen3-coder", text, {"properties": {"a": STRING}}) == ("", [("f", arguments)], "stop")
 
 
 def may_write(name: str, schema: dict[str, Any], text: str, *, strict: bool = False) -> bool:

@@ -37,6 +37,9 @@ def taken(
         ("Hm. " + CALL[:5], "length", ("Hm. " + CALL[:5], [], "length")),
         (CALL + "Done. <tool", "stop", ("Done. <tool", ["f"], "tool_calls")),
         (CALL + "\n", "stop", ("\n", ["f"], "tool_calls")),
+        (CALL[:-14], "stop", ("", ["f"], "stop")),  # by a stop string: what has come of the arguments is no JSON
+        (CALL + "\n" + CALL[:-14], "stop", ("", ["f", "f"], "stop")),
+        (CALL[:-13], "stop", ("", ["f"], "tool_calls")),  # a brace too few, behind arguments that are whole
     ],
 )
 def test_an_answer_that_ends_anywhere_keeps_its_text_its_calls_and_its_reason(

@@ -166,6 +166,12 @@ def test_a_model_that_must_call_calls_well(name: str, choice: Any) -> None:
             assert [call.name for call in completion.tool_calls] == ["get_weather"]
 
 
+def test_a_call_that_a_stop_string_cuts_off_is_no_answer_that_calls() -> None:
+    config = GenerationConfig(stop='city"')
+    answer = load(tiny_model_path()).chat(QUESTION, config, tools=TOOLS, tool_choice={"name": "get_weather"})
+    assert (answer.finish_reason, [call.arguments for call in answer.tool_calls]) == ("stop", ['{"'])
+
+
 @EVERY_FORMAT
 def test_a_call_that_a_model_begins_by_itself_is_held_to_the_schema(name: str) -> None:
     # The script names a tool and a unit that are not there; whatever comes of that is a call of one that is.

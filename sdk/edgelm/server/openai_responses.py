@@ -67,7 +67,7 @@ class ResponseWriter:
         if answer.text or not answer.tool_calls:
             self._output.append(_message(answer.text))
         self._output += [self._function_call(call.id, call.name, call.arguments) for call in answer.tool_calls]
-        self._output[-1]["status"] = _status(answer.finish_reason)
+        self._output[-1]["status"] = _item_status(self._output[-1], answer.finish_reason)
         return self._response(answer.finish_reason, answer.usage)
 
     async def stream(self, answers: Answers) -> AsyncGenerator[bytes, None]:
@@ -101,7 +101,7 @@ class ResponseWriter:
         if not self._output or self._is_open("reasoning"):
             yield from self._close()
             yield from self._open(_message(""))
-        yield from self._close(_status(chunk.finish_reason))
+        yield from self._close(_item_status(self._output[-1], chunk.finish_reason))
         response = self._response(chunk.finish_reason, chunk.usage)
         yield self._event(f"response.{response['status']}", response=response)
 
@@ -199,8 +199,14 @@ class ResponseWriter:
 
 
 def _status(finish_reason: str) -> str:
-    """Return how an answer has ended, and the last of its items with it."""
+    """Return how an answer has ended."""
     return "incomplete" if finish_reason == "length" else "completed"
+
+
+def _item_status(item: Mapping[str, Any], finish_reason: str) -> str:
+    """Return how the last item of an answer has ended: a call with "stop" was stopped inside its arguments."""
+    is_cut_off = item["type"] == "function_call" and finish_reason == "stop"
+    return "incomplete" if is_cut_off else _status(finish_reason)
 
 
 def _message(text: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import secrets
 import string
 from collections.abc import Mapping
@@ -70,13 +71,26 @@ class ToolCallParser:
         return "" if self._in_calls and self.count else (self._region or "") + unfinished + self._held, ()
 
     def take(self, chunk: Chunk) -> Chunk:
-        """Return the chunk with its text taken apart; in the last one, "stop" becomes "tool_calls" if there are any."""
+        """Return the chunk with its text taken apart; in the last one, "stop" is "tool_calls" after whole calls."""
         content, deltas = self.push(chunk.text)
         if chunk.finish_reason is None:
             return dataclasses.replace(chunk, text=content, tool_calls=deltas)
         rest, more = self.flush()
-        reason = "tool_calls" if self.count and chunk.finish_reason == "stop" else chunk.finish_reason
+        reason = chunk.finish_reason
+        if reason == "stop" and self.count and not self._is_cut_off:
+            reason = "tool_calls"
         return dataclasses.replace(chunk, text=content + rest, tool_calls=deltas + more, finish_reason=reason)
+
+    @property
+    def _is_cut_off(self) -> bool:
+        """Whether the last call is known and its arguments are not whole: the answer was stopped inside of them."""
+        if self._reader is None or self._handed_on is None:
+            return False
+        try:
+            json.loads(self._reader.arguments)
+        except (ValueError, RecursionError):
+            return True
+        return False
 
     def _read_text(self) -> str:
         """Return the text up to a marker, or up to what may become one."""
