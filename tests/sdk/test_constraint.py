@@ -205,6 +205,14 @@ def test_a_constraint_that_no_token_continues_is_an_error(tokenizer: Tokenizer) 
         Constraint.choices(["a"]).compile(tokenizer).advance(tokenizer.encode("b")[0])
 
 
+def test_an_answer_may_be_one_of_thousands_of_choices(tiny: LanguageModel, tokenizer: Tokenizer) -> None:
+    labels = [f"label {number}" for number in range(2500)]
+    constraint = Constraint.choices(labels)
+    assert tiny.generate("x", constrained(constraint, temperature=2.0, seed=1)).text in labels
+    assert all(accepts(constraint, tokenizer, label) for label in ("label 2", "label 24", "label 249", "label 2499"))
+    assert not accepts(constraint, tokenizer, "label 2500")
+
+
 def test_choices_may_come_one_by_one() -> None:
     assert Constraint.choices(text for text in ("yes", "no")) == Constraint.choices(["yes", "no"])
 
