@@ -100,6 +100,12 @@ def test_an_end_token_never_comes_before_the_text_is_complete(tiny: LanguageMode
     space = tiny.tokenizer.encode(" ")[0]
     completion = tiny.generate("x", constrained(Constraint.choices(["a b"]), stop_token_ids=(space,)))
     assert completion.text != "a"
+    # And where the form leaves no choice about the text, which other tokens can write, or none.
+    second = tiny.tokenizer.encode("hello world")[1]
+    completion = tiny.generate("x", constrained(Constraint.regex("hello world"), stop_token_ids=(second,)))
+    assert (completion.text, completion.finish_reason) == ("hello world", "stop")
+    with pytest.raises(EdgeLMError, match=r"continues it but those that end the answer \(stop_token_ids\)\."):
+        tiny.generate("x", constrained(Constraint.choices(["q"]), stop_token_ids=tiny.tokenizer.encode("q")))
 
 
 def test_forced_tokens_are_computed_in_one_step_and_are_those_of_one_at_a_time() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 import weakref
@@ -76,17 +77,42 @@ class ConstraintMatcher:
             if id_ < logits_V.size:
                 allowed_V[id_] = is_accepting
         if not allowed_V.any():
-            raise EdgeLMError("The constraint allows no token here: no token of this model's vocabulary continues it.")
+            raise EdgeLMError(
+                "The constraint allows no token here: no token of this model's vocabulary continues it"
+                f"{' but those that end the answer (stop_token_ids)' if self._end_ids else ''}."
+            )
         np.copyto(logits_V, -np.inf, where=~allowed_V)
 
     def forced(self) -> list[int]:
-        """Return the tokens that must come next, as the tokenizer writes the text that they make."""
+        """Return the tokens that must come next, as the tokenizer writes the text that they make.
+
+        What is written by a token of text that would end the answer is written by another.
+        """
         if not self._is_active:
             return []
         if self._forced is None:
-            self._forced = list(self._matcher.compute_ff_tokens())
+            must_come = self._matcher.compute_ff_tokens()
             self._check()
+            self._forced = list(itertools.takewhile(lambda id_: not self._ends_as_text(id_), must_come))
+            if must_come and not self._forced:
+                self._forced = self._longest_of_others(self._matcher.compute_ff_bytes())
         return self._forced
+
+    def _ends_as_text(self, token_id: int) -> bool:
+        """Tell whether a token ends the answer though the text goes on; a control token stands in no text: where one
+        must come, the grammar names it.
+        """
+        return token_id in self._end_ids and token_id not in self._tokenizer.control_token_ids
+
+    def _longest_of_others(self, text: bytes) -> list[int]:
+        """Return the longest token that a text begins with and that ends no answer; none where there is none."""
+        shut_out = self._tokenizer.control_token_ids.union(self._end_ids)
+        lengths = {
+            id_: len(data)
+            for id_ in range(self._tokenizer.vocab_size)
+            if id_ not in shut_out and (data := self._tokenizer.token_bytes(id_)) and text.startswith(data)
+        }
+        return [max(lengths, key=lengths.__getitem__)] if lengths else []
 
     def advance(self, token_id: int) -> None:
         """Take the token that was chosen.
