@@ -83,6 +83,20 @@ def test_an_engine_that_was_not_closed_does_not_keep_the_program_from_ending() -
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
+UNREAD = """
+import edgelm, edgelm.testing
+def main(): ...
+model = edgelm.load(edgelm.testing.tiny_model_path())
+chunks = model.stream("The sea", edgelm.GenerationConfig(ignore_eos=True))
+next(chunks)
+"""
+
+
+def test_a_program_that_ends_beside_an_unread_answer_says_nothing() -> None:
+    ended = subprocess.run([sys.executable, "-c", UNREAD], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 DAEMON = """
 import threading
 import edgelm, edgelm.testing

@@ -16,6 +16,8 @@ _MADV_DONTNEED, _MADV_REMOVE = 4, 9  # madvise(2): for memory of this process al
 
 def give_back(array: NDArray[Any]) -> None:
     """Give the whole pages of a contiguous array back to the system. What it holds is lost, where `CAN_RETURN`."""
+    if sys.is_finalizing():  # all goes back, and ctypes can be imported no more
+        return
     start = -(-array.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
     size = (array.ctypes.data + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
     if size <= 0 or not CAN_RETURN:
