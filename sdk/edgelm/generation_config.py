@@ -111,8 +111,6 @@ class GenerationConfig:
             raise ConfigError(
                 f"constraint is {self.constraint!r}; make one with edgelm.Constraint.json_schema and the like."
             )
-        if self.token_healing and self.constraint is not None:
-            raise ConfigError("token_healing and constraint exclude each other; leave one out.")
         for function in (*self.processors, *((self.sampler,) if self.sampler is not None else ())):
             if not callable(function):
                 raise ConfigError(f"processors and sampler must be callables; {function!r} is none.")
@@ -124,11 +122,7 @@ class GenerationConfig:
                     f"speculation is {self.speculation!r}; it must be {PROMPT_LOOKUP!r}, a LanguageModel that drafts, "
                     "or None."
                 )
-        if self.num_beams > 1 and (refused := [name for name in _NOT_WITH_BEAMS if getattr(self, name)]):
-            raise ConfigError(
-                f"num_beams is {self.num_beams}, and {refused[0]} is {getattr(self, refused[0])!r}; beam search "
-                f"chooses every token itself. Set {refused[0]} to {getattr(type(self), refused[0])!r}."
-            )
+        self._check_together()
         for name in LANGUAGES:
             if not isinstance(getattr(self, name), str | None):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be the name of a language, or None.")
@@ -141,6 +135,27 @@ class GenerationConfig:
                 raise ConfigError(
                     f"logit_bias has {id_!r}: {bias!r}; it must map token ids to numbers "
                     f"from {-_MAX_BIAS:g} to {_MAX_BIAS:g}."
+                )
+
+    def _check_together(self) -> None:
+        """Check that no field shuts out another, or keeps it from doing anything."""
+        if self.token_healing and self.constraint is not None:
+            raise ConfigError("token_healing and constraint exclude each other; leave one out.")
+        if self.num_beams > 1 and (refused := [name for name in _NOT_WITH_BEAMS if getattr(self, name)]):
+            raise ConfigError(
+                f"num_beams is {self.num_beams}, and {refused[0]} is {getattr(self, refused[0])!r}; beam search "
+                f"chooses every token itself. Set {refused[0]} to {getattr(type(self), refused[0])!r}."
+            )
+        if self.sampler is not None and self.mirostat_tau:
+            raise ConfigError(
+                f"mirostat_tau is {self.mirostat_tau!r}, and there is a sampler, which chooses in its place; leave one "
+                "out."
+            )
+        for name in OF_CHANCE:
+            if getattr(self, name) and self.temperature == 0 and self.sampler is None:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}, and temperature is 0, at which the likeliest token is chosen, "
+                    f"and none drawn. Set a temperature above 0, or leave {name} out."
                 )
 
     @classmethod
@@ -157,7 +172,7 @@ class GenerationConfig:
             names = {f.name for f in fields(cls)} - _NOT_IN_FILES
             known = {name: value for name, value in values.items() if name in names and value is not None}
             if not values.get("do_sample", "temperature" in known):
-                known["temperature"] = 0.0
+                known = {name: value for name, value in known.items() if name not in OF_CHANCE} | {"temperature": 0.0}
             elif "temperature" not in known:
                 known["temperature"] = 1.0
             known.pop("max_new_tokens", None)  # a library's habit, not the author's advice
@@ -179,11 +194,17 @@ class GenerationConfig:
                 raise ConfigError(f"{name} is {value!r}; {model} has {kind} encoder. Leave it out.")
 
     def replace(self, **changes: Any) -> GenerationConfig:
-        """Return a copy with some fields changed."""
+        """Return a copy with some fields changed; a temperature of 0 turns off what needs chance, if that is not given.
+
+        What is changed is often a part of the settings: a request's, beside those of the model's author.
+        """
+        if changes.get("temperature") == 0 and changes.get("sampler", self.sampler) is None:
+            changes = {**dict.fromkeys(OF_CHANCE, 0.0), **changes}
         return replace(self, **changes)
 
 
 PROMPT_LOOKUP = "prompt_lookup"
+OF_CHANCE = ("mirostat_tau", "xtc_probability")  # what changes nothing where no token is drawn
 LANGUAGES = ("source_language", "target_language")
 _NOT_WITH_AN_ENCODER = ("speculation", "token_healing", "context_shift")
 _NOT_IN_FILES = {
@@ -191,7 +212,9 @@ _NOT_IN_FILES = {
     "constraint", "visible_control_tokens", "processors", "sampler", "speculation", "exact_speculation",
     "num_beams", "length_penalty", "context_shift",
 }  # fmt: skip
-_NOT_WITH_BEAMS = ("temperature", "sampler", "constraint", "token_healing", "speculation")
+_NOT_WITH_BEAMS = (
+    "temperature", "mirostat_tau", "xtc_probability", "sampler", "constraint", "token_healing", "speculation"
+)  # fmt: skip
 _MAX_BIAS = 1e9  # far beyond every logit, and still exact enough in float32
 _TEXTS = {"stop": "stop", "visible_control_tokens": "token", "dry_breakers": "breaker"}  # the field, and one of them
 _BOOLEANS = ("ignore_eos", "token_healing", "exact_speculation")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgelm.errors import ConfigError
-from edgelm.generation_config import GenerationConfig
+from edgelm.generation_config import OF_CHANCE, GenerationConfig
 
 
 def test_the_defaults_are_greedy_without_any_processor() -> None:
@@ -56,7 +56,8 @@ def test_a_number_outside_its_range_is_an_error(name: str, low: float, high: flo
         with pytest.raises(ConfigError) as caught:
             GenerationConfig(**{name: value})
         assert str(caught.value) == f"{name} is {value!r}; it must be a number from {low} to {high}."
-    assert getattr(GenerationConfig(**{name: high}), name) == high
+    others = {"temperature": 1.0} if name in OF_CHANCE else {}
+    assert getattr(GenerationConfig(**{name: high, **others}), name) == high
 
 
 @pytest.mark.parametrize("name", ["ignore_eos", "token_healing", "exact_speculation"])
@@ -147,10 +148,34 @@ def test_replace_changes_one_field_and_checks_it() -> None:
         config.seed = 2  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("name", OF_CHANCE)
+def test_what_needs_chance_is_an_error_where_no_token_is_drawn(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        GenerationConfig(**{name: 1.0})
+    assert str(caught.value) == (
+        f"{name} is 1.0, and temperature is 0, at which the likeliest token is chosen, and none drawn. "
+        f"Set a temperature above 0, or leave {name} out."
+    )
+    with pytest.raises(ConfigError, match=f"num_beams is 2, and {name} is 1.0; beam search chooses every token itself"):
+        GenerationConfig(**{name: 1.0, "num_beams": 2})
+    author = GenerationConfig(**{name: 1.0, "temperature": 0.7})
+    assert author.replace(temperature=0) == GenerationConfig(temperature=0)
+    excluding = GenerationConfig(xtc_probability=1.0, sampler=lambda logits_V, random: 0)  # at any temperature
+    assert excluding.replace(temperature=0) == excluding
+    with pytest.raises(ConfigError, match=f"{name} is 0.5, and temperature is 0"):
+        author.replace(**{"temperature": 0, name: 0.5})
+
+
+def test_mirostat_chooses_no_token_beside_a_sampler() -> None:
+    with pytest.raises(ConfigError, match="mirostat_tau is 5, and there is a sampler, which chooses in its place"):
+        GenerationConfig(mirostat_tau=5, temperature=1.0, sampler=lambda logits_V, random: 0)
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
         ({}, GenerationConfig()),
+        ({"do_sample": False, "temperature": 0.6, "xtc_probability": 0.5}, GenerationConfig()),
         ({"bos_token_id": 1, "eos_token_id": 2, "transformers_version": "4"}, GenerationConfig()),
         ({"do_sample": False, "temperature": 0.6, "top_p": 0.9}, GenerationConfig(top_p=0.9)),
         (

@@ -99,11 +99,11 @@ def configs(count: int, seed: int) -> list[tuple[list[int], GenerationConfig]]:
             GenerationConfig(
                 max_new_tokens=draw.randint(1, 60),
                 ignore_eos=draw.random() < 0.8,
-                temperature=draw.choice([0.0, 0.0, 0.2, 1.0]),
+                temperature=(temperature := draw.choice([0.0, 0.0, 0.2, 1.0])),
                 top_p=draw.choice([1.0, 0.9]),
                 repetition_penalty=draw.choice([1.0, 1.0, 1.1]),
                 dry_multiplier=draw.choice([0.0, 0.0, 0.5]),
-                mirostat_tau=draw.choice([0.0, 0.0, 3.0]),
+                mirostat_tau=draw.choice([0.0, 0.0, 3.0]) if temperature else 0.0,
                 stop_token_ids=tuple(draw.sample(range(320), 2)),
                 stop=draw.choice([(), ("ea",)]),
                 logprobs=draw.choice([None, 2]),

@@ -89,6 +89,14 @@ def test_the_runtimes_own_samplers_are_fields_too(serving, tiny, fields):
     assert chat(serving, max_tokens=40, **plain | fields).json["choices"][0]["message"]["content"] == expected
 
 
+def test_a_temperature_of_zero_leaves_nothing_to_chance(serving, tiny):
+    greedy = tiny.chat(HELLO, GenerationConfig(max_new_tokens=12))
+    fields = {"temperature": 0, "mirostat_tau": 5.0, "xtc_probability": 1.0}  # some clients send all that they know
+    assert chat(serving, **fields).json["choices"][0]["message"]["content"] == greedy.text
+    reply = chat(serving, mirostat_tau=5.0)  # and this model's author has set no temperature
+    assert (reply.status, reply.json["error"]["message"][:42]) == (400, "mirostat_tau is 5.0, and temperature is 0,")
+
+
 def test_the_same_seed_gives_the_same_n_answers_that_differ(serving):
     first, second = (
         [choice["message"]["content"] for choice in chat(serving, temperature=1, seed=-3, n=3).json["choices"]]

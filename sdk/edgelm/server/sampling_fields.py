@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from edgelm.generation_config import GenerationConfig
+from edgelm.generation_config import OF_CHANCE, GenerationConfig
 from edgelm.server.api_error import ApiError
 from edgelm.server.schema import Schema, listing, number, whole
 
@@ -94,6 +94,8 @@ def generation_config(
         changes["top_k"] = max(changes["top_k"], 0)  # vLLM and llama.cpp take -1 too: all tokens
     if "seed" in changes:
         changes["seed"] %= 2**63
+    if changes.get("temperature") == 0:  # as llama.cpp: the likeliest token, whatever else a client has set for all
+        changes = {name: value for name, value in changes.items() if name not in OF_CHANCE}
     if "logit_bias" in changes:
         changes["logit_bias"] = _logit_bias(changes["logit_bias"], model.config.vocab_size)
     if max_tokens is not None:
