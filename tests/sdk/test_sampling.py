@@ -378,15 +378,71 @@ def test_custom_processors_and_samplers_are_plain_callables() -> None:
 
     config = GenerationConfig(top_k=2, temperature=1.0, sampler=lambda logits_V, random: int(np.argmin(-logits_V)))
     assert Sampler(config).sample(row) == 1
+    least = GenerationConfig(sampler=lambda logits_V, random: int(np.argmin(np.where(logits_V > -np.inf, logits_V, 9))))
+    for temperature in (0.0, 1.0):  # what a sampler chooses from does not hang on it
+        config = least.replace(top_k=2, temperature=temperature)
+        assert (Sampler(least).sample(row), Sampler(config).sample(row)) == (0, 2)
+        config = config.replace(top_k=0, xtc_probability=1.0, xtc_threshold=0.2, sampler=lambda logits_V, _: 1)
+        with pytest.raises(ConfigError, match="sampler returned 1; it must be a token whose logit is not -inf"):
+            Sampler(config).sample(row)
     config = GenerationConfig(sampler=lambda logits_V, random: int(random.integers(3)), seed=1)
     again = [Sampler(config).sample(row), Sampler(config).sample(row)]
     assert again[0] == again[1]
 
 
+class Allowed:
+    """A matcher that allows some tokens."""
+
+    is_active, is_complete = True, False
+
+    def __init__(self, *ids: int) -> None:
+        self.ids = ids
+
+    def mask(self, logits_V: Row) -> None:
+        logits_V[[id_ for id_ in range(logits_V.size) if id_ not in self.ids]] = -np.inf
+
+    def forced(self) -> list[int]:
+        return []
+
+    def advance(self, token_id: int) -> None:
+        assert token_id in self.ids
+
+
+def test_neither_processors_nor_a_sampler_bring_back_what_a_constraint_masks() -> None:
+    row = np.array([1.0, 3.0, 2.0], np.float32)
+
+    def raise_the_second(logits_V: Row, token_ids: Sequence[int]) -> None:
+        logits_V[1] = 99.0
+
+    def sample(config: GenerationConfig, *allowed: int) -> int:
+        return Sampler(config, matcher=Allowed(*allowed)).sample(row)  # type: ignore[arg-type]
+
+    assert sample(GenerationConfig(processors=(raise_the_second,)), 0, 2) == 2
+    assert sample(GenerationConfig(processors=(lambda logits_V, _: np.zeros(3), raise_the_second)), 0, 2) == 0
+    assert sample(GenerationConfig(processors=(raise_the_second,)), 0, 1) == 1
+    with pytest.raises(ConfigError, match="A processor of the config left -inf as the best logit; it must leave one"):
+        sample(GenerationConfig(processors=(lambda logits_V, _: np.array([-np.inf, 1, -np.inf]),)), 0, 2)
+
+    def unmask(logits_V: Row, random: np.random.Generator) -> int:
+        logits_V.fill(0)
+        return 1
+
+    with pytest.raises(ConfigError, match="sampler returned 1; it must be a token whose logit is not -inf"):
+        sample(GenerationConfig(sampler=unmask), 0, 2)
+
+
 def test_callables_that_do_not_fit_are_named() -> None:
     row = np.array([1.0, 3.0, 2.0], np.float32)
-    with pytest.raises(ConfigError, match=r"A processor returned the shape \(2,\); it must be \(3,\), or None"):
-        Sampler(GenerationConfig(processors=(lambda logits_V, token_ids: logits_V[:2],))).sample(row)
+    for returned, found in (
+        (row[:2], r"the shape \(2,\) of float32; it must be \(3,\) of float32, or None\."),
+        (np.array(["a", "b", "c"]), r"the shape \(3,\) of <U1; it must be \(3,\) of float32, or None\."),
+        ([None] * 3, r"the shape \(3,\) of object; it"),
+        (row + 1j, r"the shape \(3,\) of complex64; it"),
+        ([1.0, [2.0], 3.0], r"no array: .*inhomogeneous"),
+    ):
+        with pytest.raises(ConfigError, match=f"A processor returned {found}"):
+            Sampler(GenerationConfig(processors=(lambda _, __, given=returned: given,))).sample(row)
+    assert Sampler(GenerationConfig(processors=(lambda logits_V, _: [0, 1, 2],))).sample(row) == 2
     for choice in (3, -1, 0.5, True):
         with pytest.raises(ConfigError, match=f"sampler returned {choice}; it must be a token"):
             Sampler(GenerationConfig(sampler=lambda logits_V, random, choice=choice: choice)).sample(row)

@@ -1,8 +1,10 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgelm.errors import ConfigError, TokenizerError
 from edgelm.generation_config import GenerationConfig
@@ -12,6 +14,8 @@ from edgelm.testing import scripted_model, tiny_model_path
 from edgelm.text.fill_in_middle import FILL_IN_TOKENS, fill_in_ids
 from edgelm.text.token_healing import PrefixMatcher, back_up
 from edgelm.text.tokenizer import Tokenizer
+
+Row = NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,18 @@ def test_a_healed_answer_continues_the_prompt_whatever_is_drawn() -> None:
             [*back_up(model.tokenizer, model.tokenizer.encode_prompt("I see th"))[0], *completion.token_ids]
         )
         assert whole == "I see th" + completion.text
+
+
+def test_a_healed_answer_continues_the_prompt_whatever_a_processor_raises() -> None:
+    model = scripted_model(" the sea")
+    space = model.tokenizer.encode(" ")[0]
+
+    def raise_a_space(logits_V: Row, token_ids: Sequence[int]) -> None:
+        logits_V[space] = 1e6
+
+    config = GenerationConfig(token_healing=True, processors=(raise_a_space,), max_new_tokens=3)
+    # Of " t" the space is a beginning, which may come; what does not go on with the "t" may not.
+    assert model.tokenizer.token_text(model.generate("I see t", config).token_ids[1]).startswith("t")
 
 
 def test_healing_and_a_constraint_exclude_each_other() -> None:

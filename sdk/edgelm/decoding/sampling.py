@@ -219,7 +219,8 @@ class Sampler:
         self._surprise_limit = 2 * config.mirostat_tau
         self._random = np.random.Generator(np.random.PCG64(self.seed))
         self._processors = _active(PROCESSORS, config)
-        self._filters = _active(FILTERS, config) if config.temperature > 0 else []
+        self._draws = config.temperature > 0 or config.sampler is not None
+        self._filters = _active(FILTERS, config) if self._draws else []
         self._is_plain = not self._processors and not self._filters and not config.processors and not config.sampler
         self._history: History | None = None  # made with the first row, which tells the size of the vocabulary
 
@@ -246,16 +247,17 @@ class Sampler:
             if forced := self._matcher.forced():
                 return self._remember(forced[0])
             self._matcher.mask(row_V)
-        self._process(row_V, self._history)
+        self._process(row_V, self._history, is_constrained=is_constrained)
         token_id = _best(row_V)
-        if self._filters:
+        if self._draws:
             for keep in self._filters:
                 keep(row_V, self._config)
             if self._config.xtc_probability > 0 and self._random.random() < self._config.xtc_probability:
                 exclude_top_choices(row_V, self._config)
         if self._config.sampler is not None:
-            token_id = _checked_choice(self._config.sampler(row_V, self._random), row_V)
-        elif self._filters:
+            is_open_V = row_V > -np.inf  # before the sampler, which may write there
+            token_id = _checked_choice(self._config.sampler(row_V, self._random), is_open_V)
+        elif self._draws:
             token_id = self._draw_surprise(row_V) if self._config.mirostat_tau > 0 else self._draw()
         return self._remember(token_id)
 
@@ -285,13 +287,15 @@ class Sampler:
         sampler._remember(token_id)
         return sampler
 
-    def _process(self, row_V: Logits, history: History) -> None:
+    def _process(self, row_V: Logits, history: History, *, is_constrained: bool = False) -> None:
         for process in self._processors:
             process(row_V, self._config, history)
-        if self._config.processors:
-            _best(row_V)  # what is wrong after this is theirs
+        if not self._config.processors:
+            return
+        _best(row_V)  # what is wrong after this is theirs
+        masked_V = row_V == -np.inf if is_constrained else None
         for custom in self._config.processors:
-            _apply(custom, row_V, history.token_ids)
+            _apply(custom, row_V, history.token_ids, masked_V)
 
     def forced_tokens(self, most: int) -> list[int]:
         """Choose at once up to `most` tokens that the constraint leaves no choice about: what `sample` would return.
@@ -367,12 +371,15 @@ def _active(table: dict[str, Any], config: GenerationConfig) -> list[Any]:
     return [function for field, function in table.items() if getattr(config, field) != getattr(neutral, field)]
 
 
-def _apply(process: LogitsProcessor, row_V: Logits, token_ids: Sequence[int]) -> None:
+def _apply(
+    process: LogitsProcessor, row_V: Logits, token_ids: Sequence[int], masked_V: NDArray[np.bool_] | None
+) -> None:
+    """Let a processor of the config's own change a row; masked_V: the tokens that no processor brings back."""
     changed = process(row_V, token_ids)
     if changed is not None and changed is not row_V:
-        if np.shape(changed) != row_V.shape:
-            raise ConfigError(f"A processor returned the shape {np.shape(changed)}; it must be {row_V.shape}, or None.")
-        row_V[:] = changed
+        row_V[:] = _checked_row(changed, row_V.shape)
+    if masked_V is not None:
+        row_V[masked_V] = -np.inf
     best = float(row_V.max())  # NaN where one is
     if not math.isfinite(best):
         raise ConfigError(
@@ -381,8 +388,20 @@ def _apply(process: LogitsProcessor, row_V: Logits, token_ids: Sequence[int]) ->
         )
 
 
-def _checked_choice(token_id: int, row_V: Logits) -> int:
-    if not is_whole(token_id) or not 0 <= token_id < row_V.size or row_V[token_id] == -np.inf:
+def _checked_row(changed: object, shape: tuple[int, ...]) -> NDArray[Any]:
+    try:
+        values = np.asarray(changed)
+    except ValueError as error:  # lists of unlike lengths
+        raise ConfigError(f"A processor returned no array: {error}") from error
+    if values.shape != shape or not np.can_cast(values.dtype, np.float32, "same_kind"):
+        raise ConfigError(
+            f"A processor returned the shape {values.shape} of {values.dtype}; it must be {shape} of float32, or None."
+        )
+    return values
+
+
+def _checked_choice(token_id: int, is_open_V: NDArray[np.bool_]) -> int:
+    if not is_whole(token_id) or not 0 <= token_id < is_open_V.size or not is_open_V[token_id]:
         raise ConfigError(f"The config's sampler returned {token_id!r}; it must be a token whose logit is not -inf.")
     return int(token_id)
 
