@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.arguments import as_list, as_path, as_token_ids, is_whole, of_class, or_default
-from edgelm.completion import Chunk, Completion, Message, Scores, TokenLogprob
+from edgelm.completion import Chunk, Completion, Message, Scores
 from edgelm.config import ModelConfig
-from edgelm.decoding.answer import Answer, describe_token, join, taken
+from edgelm.decoding.answer import Answer, join, taken
 from edgelm.decoding.draft_length import StepCosts
 from edgelm.decoding.draft_model import DraftModel
 from edgelm.decoding.generate import Decoder
 from edgelm.decoding.prompt_lookup import PromptLookup
+from edgelm.decoding.scoring import score
 from edgelm.decoding.speculation import Speculator
 from edgelm.embedding import DEFAULT_POOLING, Pooling, embed
 from edgelm.errors import ChatTemplateError, ConfigError, ContextLengthError, TokenizerError
@@ -33,7 +34,7 @@ from edgelm.package.adapter import AdapterManifest, read_adapter
 from edgelm.package.manifest import Manifest, check_hash
 from edgelm.package.package import folder_of_package, open_package
 from edgelm.package.signature import check_required_signature
-from edgelm.runtime.session import PREFILL_CHUNK, DecoderSession, SessionOptions
+from edgelm.runtime.session import DecoderSession, SessionOptions
 from edgelm.runtime.switch_interval import SHORT_SWITCH_INTERVAL
 from edgelm.structure.reasoning import Reasoning, reasoning_settings, take_in_turn
 from edgelm.structure.tool_call_parser import ToolCallParser
@@ -466,18 +467,7 @@ class LanguageModel:
         if not is_whole(alternatives) or alternatives < 0:
             raise ConfigError(f"alternatives is {alternatives!r}; it must be a whole number of 0 or more.")
         ids = self._checked_ids(text, fewest=2)
-        cache = self.new_cache()
-        cache.reserve(len(ids))  # with LongRoPE, a text turns by how long it is to be
-        tokens: list[TokenLogprob] = []
-        for start in range(0, len(ids) - 1, PREFILL_CHUNK):
-            logits_TV = self.session.forward(ids[start : start + PREFILL_CHUNK], cache, all_logits=True)
-            targets = ids[start + 1 : start + 1 + PREFILL_CHUNK]
-            tokens += [
-                describe_token(self.tokenizer, row, id_, alternatives)
-                for row, id_ in zip(logits_TV, targets, strict=False)
-            ]
-        perplexity = float(np.exp(-np.mean([token.logprob for token in tokens])))
-        return Scores(tokens=tuple(tokens), perplexity=perplexity)
+        return score(self.session, self.tokenizer, ids, self.new_cache(), alternatives)
 
     def _require_no_encoder(self, method: str) -> None:
         if self.config.encoder is not None:

@@ -122,6 +122,6 @@ def test_the_beginning_of_a_long_text_turns_as_a_long_text_does(
     ids = np.random.default_rng(0).integers(3, 320, 100).tolist()
     at_once = embed(model, ids, "mean"), [token.logprob for token in model.score(ids).tokens]
     monkeypatch.setattr("edgelm.embedding.PREFILL_CHUNK", 40)
-    monkeypatch.setattr("edgelm.language_model.PREFILL_CHUNK", 40)
+    monkeypatch.setattr("edgelm.decoding.scoring.PREFILL_CHUNK", 40)
     np.testing.assert_allclose(embed(model, ids, "mean"), at_once[0], atol=1e-4)
     np.testing.assert_allclose([token.logprob for token in model.score(ids).tokens], at_once[1], atol=1e-4)
