@@ -251,7 +251,8 @@ class LanguageModel:
     ) -> tuple[list[int], GenerationConfig, Reasoning | None]:
         """Return the prompt of an answer to a conversation, its settings, and how it tells what it thinks.
 
-        A context shift, if there is one, keeps what stands before the conversation's first turn.
+        A context shift, if there is one, keeps what stands before the conversation's first turn. Tokens are healed only
+        where the conversation ends with words of the assistant's.
 
         Raises:
             ChatTemplateError, ConfigError: as from `encode_chat`.
@@ -264,6 +265,8 @@ class LanguageModel:
             opening = next((i for i, (id_, other) in enumerate(zip(*turns, strict=False)) if id_ != other), 0)
             config = config.replace(context_shift=max(config.context_shift, opening))
         begun = words_to_continue(show_tools(messages[-1:], (), tool_format(self))[0])
+        if config.token_healing and not begun:  # the prompt ends with what the template writes, with nobody's words
+            config = config.replace(token_healing=False)
         return prompt_ids, *reasoning_settings(config, self.chat_template, self.tokenizer, prompt_ids, begun)
 
     def answer(self, prompt: str | Sequence[int], config: GenerationConfig | None = None) -> Answer:

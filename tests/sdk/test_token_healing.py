@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgelm.completion import Message
 from edgelm.errors import ConfigError, TokenizerError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import load
@@ -87,6 +88,17 @@ def test_a_healed_answer_continues_the_prompt_whatever_a_processor_raises() -> N
     config = GenerationConfig(token_healing=True, processors=(raise_a_space,), max_new_tokens=3)
     # Of " t" the space is a beginning, which may come; what does not go on with the "t" may not.
     assert model.tokenizer.token_text(model.generate("I see t", config).token_ids[1]).startswith("t")
+
+
+def test_of_a_conversation_only_the_assistants_own_words_are_healed() -> None:
+    asked = [Message(role="user", content="What do you see?")]
+    begun = [*asked, Message(role="assistant", content="I see t")]
+    plain, healing = GenerationConfig(), GenerationConfig(token_healing=True)
+    model = scripted_model(" the sea")
+    healed = model.chat(begun, healing)
+    assert (healed.text, healed.usage.prompt_tokens) == ("he sea", len(model.encode_chat(begun)) - 1)
+    # What a template writes behind a question is no half of a word.
+    assert model.chat(asked, healing).usage == model.chat(asked, plain).usage
 
 
 def test_healing_and_a_constraint_exclude_each_other() -> None:
