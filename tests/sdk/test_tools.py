@@ -441,6 +441,14 @@ def test_another_form_beside_tools_is_refused(form: Constraint, message: str) ->
         tool_settings(GenerationConfig(constraint=form), TOOLS, "auto", row("hermes"))
 
 
+@pytest.mark.parametrize(("name", "value"), [("num_beams", 2), ("token_healing", True)])
+def test_what_shuts_out_a_form_is_refused_beside_tools(name: str, value: object) -> None:
+    config, default = GenerationConfig(**{name: value}), getattr(GenerationConfig, name)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"{name} is {value}, and there are tools, .* Set {name} to {default}, or"):
+        tool_settings(config, TOOLS, "auto", row("hermes"))
+    assert tool_settings(config, TOOLS, "none", row("hermes")) == config
+
+
 def test_what_a_config_has_visible_stays_so_beside_tools() -> None:
     model = with_template(scripted_model("x"), "hermes")
     format_ = replace(tool_format(model), control_ids={"<tool_call>": 7})

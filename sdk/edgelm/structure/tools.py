@@ -97,8 +97,21 @@ def tool_settings(
         tool_constraint(tools, tool_choice, format)
         return config
     constraint = tool_constraint(tools, tool_choice, format, parallel=parallel, form=config.constraint)
+    if constraint is not None:
+        _check_fits(config)
     visible = () if format.lead else format.control_ids
     return config.replace(constraint=constraint, visible_control_tokens=(*config.visible_control_tokens, *visible))
+
+
+def _check_fits(config: GenerationConfig) -> None:
+    """Refuse what a config has that shuts out the constraint of tools, before it is called one of the user's."""
+    for name in ("num_beams", "token_healing"):
+        value, default = getattr(config, name), getattr(GenerationConfig, name)
+        if value != default:
+            raise ConfigError(
+                f"{name} is {value!r}, and there are tools, to whose form calls are held token by token; they exclude "
+                f"each other. Set {name} to {default!r}, or tool_choice to 'none'."
+            )
 
 
 def _functions(tools: Sequence[Tool]) -> list[Mapping[str, Any]]:
