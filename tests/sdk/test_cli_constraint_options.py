@@ -54,6 +54,9 @@ def test_what_cannot_be_is_wrong_usage_or_named(tmp_path: Path) -> None:
     result = run("--json-schema", str(file), "--regex", "a")
     assert result.exit_code == 2
     assert "--json-schema and --regex exclude each other; give one." in result.stderr
+    result = run("--json-schema", str(file), "--num-beams", "3")
+    assert result.exit_code == 2
+    assert "--num-beams and --json-schema exclude each other; give one." in result.stderr
 
 
 def test_a_form_that_is_none_is_wrong_usage_before_a_model_is_loaded(tmp_path: Path) -> None:

@@ -219,6 +219,14 @@ def test_an_answer_may_be_one_of_thousands_of_choices(tiny: LanguageModel, token
     assert not accepts(constraint, tokenizer, "label 2500")
 
 
+def test_a_constraint_is_shown_in_one_line() -> None:
+    schema = Constraint.json_schema({"type": "object", "properties": {"name": {"type": "string"}}})
+    assert repr(schema) == """<Constraint: json_schema '{"type": "ob...: "string"}}}'>"""
+    assert repr(Constraint.regex("a").starting_after(": ")) == "<Constraint: regex 'a' after (': ',)>"
+    with pytest.raises(ConfigError, match=r"and constraint is <Constraint: regex 'a'>; beam search chooses every"):
+        GenerationConfig(constraint=Constraint.regex("a"), num_beams=2)
+
+
 def test_choices_may_come_one_by_one() -> None:
     assert Constraint.choices(text for text in ("yes", "no")) == Constraint.choices(["yes", "no"])
 

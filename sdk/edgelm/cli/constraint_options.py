@@ -37,6 +37,9 @@ def constraint_options(command: Callable[..., None]) -> Callable[..., None]:
         if len(given) > 1:
             names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
             raise refused(f"{names} exclude each other; give one.", *given)
+        if given and settings.get("num_beams", 1) > 1:
+            option = next(iter(given)).replace("_", "-")
+            raise refused(f"--num-beams and --{option} exclude each other; give one.", "num_beams", *given)
         for name, value in given.items():
             from edgelm.structure.constraint_matcher import check_form  # brings numpy with it
 

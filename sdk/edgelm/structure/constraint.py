@@ -46,6 +46,11 @@ class Constraint:
     after: tuple[str, ...] = ()
     at_start: bool = False
 
+    def __repr__(self) -> str:
+        """Show the ends of the form, of which the whole can be pages."""
+        after = f" after {reprlib.repr(self.after)}" if self.after else ""
+        return f"<Constraint: {self.kind} {reprlib.repr(self.source)}{after}>"
+
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any], *, strict: bool = True) -> Constraint:
         """Constrain to JSON that a schema (draft 2020-12) describes.
