@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from edgelm.arguments import as_path
@@ -359,7 +360,8 @@ class KVCache:
         """
         cache, path = cls(config), as_path(path)
         try:
-            with np.load(path, allow_pickle=False) as saved:
+            # Not by np.load, which takes what is no archive for a pickle, and advises to trust it.
+            with path.open("rb") as file, NpzFile(file, allow_pickle=False) as saved:
                 owner, ids = str(_read_part(saved, "fingerprint")), _read_part(saved, "token_ids")
                 parts = {name: _read_part(saved, name) for name in _saved_parts(config, 0) if name in saved}
                 # A file without it is of a cache that kept all.
