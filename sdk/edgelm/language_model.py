@@ -328,6 +328,7 @@ class LanguageModel:
             ContextLengthError: the prompt does not fit the model's context, or has no tokens.
             TokenizerError: a token id is none of the model's.
             ConfigError: as from `answer`; or the cache is none, or one of another model, or `cancel` is no event.
+            EdgeLMError: while it is read, another answer is computed with the cache, or was since the last chunk.
         """
         # Checked with the call, not with the first chunk.
         answer = self.answer(prompt, config)

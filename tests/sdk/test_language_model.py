@@ -2,15 +2,17 @@ import copy
 import dataclasses
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import edgelm
-from edgelm import Chunk, GenerationConfig, LanguageModel
-from edgelm.errors import ChatTemplateError, ConfigError
+from edgelm import Chunk, GenerationConfig, LanguageModel, join
+from edgelm.errors import ChatTemplateError, ConfigError, EdgeLMError
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 
 QUESTION = [edgelm.Message(role="user", content="Hello")]
@@ -336,6 +338,38 @@ def test_a_cache_that_is_passed_on_saves_the_common_prefix(model: LanguageModel)
     assert again[-1].usage is not None
     assert (chunks[-1].usage.cached_tokens, again[-1].usage.cached_tokens) == (0, len(ids) - 2)
     assert text_of(iter(chunks)) == text_of(iter(again)) == first.text
+
+
+def test_an_answer_does_not_go_on_with_a_cache_that_another_one_has_gone_on_with(model: LanguageModel) -> None:
+    config, cache = GenerationConfig(max_new_tokens=20, ignore_eos=True), model.new_cache()
+    left = model.stream("The sea", config, cache=cache)
+    next(left)
+    other = join(model.stream("A stone", config, cache=cache))  # who left the first unread loses nothing
+    assert other.token_ids == model.generate("A stone", config).token_ids
+    with pytest.raises(EdgeLMError, match=r"Another answer has gone on with the cache of this one, .* \(new_cache\)\."):
+        next(left)
+    assert join(model.stream("The sea", config, cache=cache)).text == model.generate("The sea", config).text
+
+
+def test_a_cache_that_another_thread_computes_with_is_refused(model: LanguageModel) -> None:
+    cache, is_in, may_go_on = model.new_cache(), threading.Event(), threading.Event()
+
+    def wait(logits_V: NDArray[np.float32], token_ids: Sequence[int]) -> None:
+        is_in.set()
+        may_go_on.wait()
+
+    config = GenerationConfig(max_new_tokens=4, ignore_eos=True)
+    with ThreadPoolExecutor(1) as worker:
+        slow = worker.submit(lambda: join(model.stream("The sea", config.replace(processors=(wait,)), cache=cache)))
+        is_in.wait()
+        try:
+            with pytest.raises(
+                EdgeLMError, match=r"Another answer is being computed with the cache of this one\. Read"
+            ):
+                next(model.stream("A stone", config, cache=cache))
+        finally:
+            may_go_on.set()
+        assert slow.result().token_ids == model.generate("The sea", config).token_ids
 
 
 def test_a_model_without_a_chat_template_says_so(model: LanguageModel) -> None:

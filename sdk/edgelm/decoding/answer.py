@@ -19,7 +19,7 @@ from edgelm.decoding.context_shift import fitted
 from edgelm.decoding.generate import Decoder, computed_together, decode, prefill
 from edgelm.decoding.sampling import Sampler, token_logprobs
 from edgelm.decoding.speculation import Speculator, speculate
-from edgelm.errors import ConfigError, ContextLengthError
+from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
 from edgelm.memory.kv_batch import KVBatch, longest_row
 from edgelm.memory.kv_cache import KVCache
@@ -31,6 +31,9 @@ from edgelm.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from edgelm.structure.constraint_matcher import ConstraintMatcher
+
+
+_OWN_CACHE = "Read each to its end before the next begins, or give each a cache of its own (new_cache)."
 
 
 class Answer:
@@ -95,7 +98,40 @@ class Answer:
 
         What `prefixes` or the cache that is given hold of the prompt is not computed again, and `prefixes` keep what
         was computed.
+
+        Raises:
+            EdgeLMError: another generation computes with the cache that is given, or did so since the last chunk.
         """
+        chunks = self._chunks(session, given, prefixes, cancel)
+        return chunks if given is None else self._in_turn(given, chunks)
+
+    def _in_turn(self, cache: KVCache, chunks: Generator[Chunk, None, None]) -> Generator[Chunk, None, None]:
+        """Yield chunks that are computed with a cache which other generations may have, too."""
+        user, has_begun = object(), False
+        try:
+            while True:
+                if not cache.turn.acquire(blocking=False):
+                    raise EdgeLMError(f"Another answer is being computed with the cache of this one. {_OWN_CACHE}")
+                try:
+                    if has_begun and cache.user is not user:
+                        raise EdgeLMError(
+                            f"Another answer has gone on with the cache of this one, which cannot. {_OWN_CACHE}"
+                        )
+                    cache.user, has_begun = user, True
+                    chunk = next(chunks, None)
+                finally:
+                    cache.turn.release()
+                if chunk is None:
+                    return
+                yield chunk
+        finally:
+            if cache.user is not user:
+                self._computed_together = 0  # what is in the cache by now is none of this prompt
+            chunks.close()
+
+    def _chunks(
+        self, session: Decoder, given: KVCache | None, prefixes: PrefixCache, cancel: threading.Event | None
+    ) -> Generator[Chunk, None, None]:
         started = time.perf_counter()
         cache = session.new_cache() if given is None else given
         cache.use_adapter(self.config.adapter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -103,6 +104,8 @@ class KVCache:
         self.holders: Holders | None = None  # the session's, which knows this one
         self.source_ids: tuple[int, ...] = ()  # what an encoder has read; `read_source` changes it
         self.source_values: Sequence[Any] = ()  # the session's: the keys and values that the encoder made of it
+        self.turn = threading.Lock()  # held by the generation that computes with it now
+        self.user: object = None  # the generation that goes on with it
 
     @property
     def length(self) -> int:
