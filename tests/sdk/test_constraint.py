@@ -243,6 +243,7 @@ def _branching(depth: int) -> dict[str, Any]:
         (lambda: Constraint.json_schema([]), r"JSON schema is \[\]; it must be a mapping"),  # type: ignore[arg-type]
         (lambda: Constraint.json_schema("{}"), "pydantic class gives .* json.loads makes one of"),  # type: ignore[arg-type]
         (lambda: Constraint.json_schema({"const": {1}}), "The JSON schema is not JSON"),
+        (lambda: Constraint.json_schema({1: 2}), "The JSON schema is not JSON: it has the key 1, and keys are texts"),  # type: ignore[dict-item]
         (lambda: Constraint.json_schema({"minProperties": 3}), "minProperties is 3, with 0 properties required"),
         (lambda: Constraint.regex(""), "The regular expression is ''"),
         (lambda: Constraint.choices([]), r"choices is \[\]"),

@@ -97,6 +97,7 @@ def _nested(depth: int) -> dict[str, Any]:
         ({"exclusiveMinimum": 0, "minimum": "x"}, "'>' not supported"),
         ({"format": "date", "allOf": 5}, "must be an iterable"),
         ({"type": "object", "default": {1}}, "set is not JSON serializable"),
+        ({"type": "object", "properties": {"a": {1: 2}}}, "it has the key 1, and keys are texts"),
         ({"type": "object", "default": float("nan")}, "not JSON compliant"),
         (_nested(3000), "recursion depth"),
     ],

@@ -101,13 +101,19 @@ def _reads(pattern: Any) -> bool:
 
 
 def _with_parts(schema: Mapping[str, Any], change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """Return a schema with each schema inside it changed."""
+    """Return a schema with each schema inside it changed.
+
+    Raises:
+        TypeError: a key is no text.
+    """
 
     def changed(value: Any) -> Any:
         return change(value) if isinstance(value, Mapping) else value
 
     result: dict[str, Any] = {}
     for key, value in schema.items():
+        if not isinstance(key, str):
+            raise TypeError(f"it has the key {key!r}, and keys are texts")
         if key in _NAMED_SCHEMAS and isinstance(value, Mapping):
             result[key] = {name: changed(part) for name, part in value.items()}
         elif key in _LISTED_SCHEMAS and isinstance(value, (list, tuple)):
