@@ -7,9 +7,10 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from types import MappingProxyType
 from typing import Literal
 
 from edgelm.errors import EdgeLMError
@@ -44,11 +45,17 @@ class Finding:
     fix: str | None = None
 
 
-def examine(model: str | None = None) -> Iterator[Finding]:
-    """Look at everything, one check after the other; then at a model, given by name or path."""
+def examine(model: str | None = None, threads: Mapping[str, int] = MappingProxyType({})) -> Iterator[Finding]:
+    """Look at everything, one check after the other; then at a model, given by name or path.
+
+    threads: what else than the environment sets the threads of a command, each by the words for its place.
+    """
     for topic, check in CHECKS.items():
         for state, found, fix in check():
             yield Finding(topic=topic, state=state, found=found, fix=fix)
+    for place, count in threads.items():
+        for state, found, fix in _check_setting(place, count, 'Take it out:  $EDITOR "$(edgelm config --path)"'):
+            yield Finding(topic="threads", state=state, found=found, fix=fix)
     if model is not None:
         for state, found, fix in _check_model(model):
             yield Finding(topic="model", state=state, found=found, fix=fix)
@@ -99,7 +106,13 @@ def _check_processor() -> Iterator[_Row]:
         yield "ok", "Its instruction sets are not known on this system.", None
         return
     if not features & _WIDE_VECTORS:
-        yield "warning", "No AVX2: every step is several times slower than on processors since 2013.", None
+        yield (
+            "warning",
+            "No AVX2: every step is several times slower than on processors since 2013.",
+            # ONNX Runtime multiplies packed weights with AVX2 alone; here it unpacks all of them at each step.
+            "edgelm export SOURCE --precision fp32  , where there is memory for it: packed weights lose most here. Or "
+            "run  edgelm serve  on another machine, and ask that.",
+        )
     elif not features & INTEGER_DOT_PRODUCTS:
         yield (
             "warning",
@@ -115,9 +128,8 @@ def _check_threads() -> Iterator[_Row]:
     limit = "" if quota is None else f"; the container gets the time of {quota:g}"
     yield "ok", f"{cores} physical cores{limit}: {usable} threads a step.", None
     for name, value in sorted(os.environ.items()):
-        if _THREADS_VARIABLE.fullmatch(name) and re.fullmatch("[0-9]{1,9}", value) and int(value) > usable:
-            too_many = f"{name} is {value}, more threads than the {usable} that compute: a step takes twice as long."
-            yield "warning", too_many, f"unset {name}"
+        if _THREADS_VARIABLE.fullmatch(name) and re.fullmatch("[0-9]{1,9}", value):
+            yield from _check_setting(name, int(value), f"unset {name}")
     processors = os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load >= processors / 2:
@@ -125,6 +137,12 @@ def _check_threads() -> Iterator[_Row]:
         left = max(1, usable - round(load))
         fewer = f"Leave them a core with  --threads {left}  , or" if left < usable else "Look at  top  , and"
         yield "warning", busy, f"Other programs compute, or did. {fewer} end what you do not need."
+
+
+def _check_setting(name: str, threads: int, fix: str) -> Iterator[_Row]:
+    if threads > (usable := usable_cores()):
+        too_many = f"{name} is {threads}, more threads than the {usable} that compute: a step takes twice as long."
+        yield "warning", too_many, fix
 
 
 def _check_memory() -> Iterator[_Row]:

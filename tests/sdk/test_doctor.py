@@ -160,21 +160,22 @@ def test_no_more_threads_than_the_share_of_a_container(
 
 
 @pytest.mark.parametrize(
-    ("text", "state"),
+    ("text", "state", "advice"),
     [
-        ("flags\t\t: fpu sse2 avx2 avx512_vnni\n", "ok"),
-        ("flags\t\t: fpu sse2 avx2\n", "warning"),
-        ("flags\t\t: fpu sse2\n", "warning"),
-        ("Features\t: fp asimd asimddp\n", "ok"),
+        ("flags\t\t: fpu sse2 avx2 avx512_vnni\n", "ok", None),
+        ("flags\t\t: fpu sse2 avx2\n", "warning", "--prefill-graph"),
+        ("flags\t\t: fpu sse2\n", "warning", "--precision fp32"),
+        ("Features\t: fp asimd asimddp\n", "ok", None),
     ],
 )
 def test_a_processor_without_fast_integer_products_is_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, state: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, state: str, advice: str | None
 ) -> None:
     (tmp_path / "cpuinfo").write_text("processor\t: 0\n" + text)
     monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "cpuinfo")
-    ((found, _, _),) = doctor._check_processor()
+    ((found, _, fix),) = doctor._check_processor()
     assert found == state
+    assert fix is None if advice is None else fix is not None and advice in fix
 
 
 def test_a_processor_that_the_system_does_not_tell_is_not_known(
@@ -314,3 +315,18 @@ def test_more_threads_than_cores_are_told(monkeypatch: pytest.MonkeyPatch, value
     rows = list(doctor._check_threads())
     assert [state for state, _, _ in rows] == states
     assert rows[-1][2] == ("unset EDGELM_RUN_THREADS" if len(states) == 2 else None)
+
+
+def test_more_threads_than_cores_are_told_where_the_config_file_sets_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "edgelm.toml"
+    file.write_text("[run]\nthreads = 64\n[chat]\nthreads = 2\n[bench]\nthreads = 64\n")
+    monkeypatch.setenv("EDGELM_CONFIG", str(file))
+    monkeypatch.setenv("EDGELM_BENCH_THREADS", "2")  # which goes before the file
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    findings = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
+    (warning,) = [row for row in findings if row["topic"] == "threads" and row["state"] == "warning"]
+    assert warning["found"].startswith(f"[run] threads in {file} is 64, more threads than the 2 that compute")
+    assert warning["fix"] == 'Take it out:  $EDITOR "$(edgelm config --path)"'

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 
 import click
 
+from edgelm.cli.config_file import ConfigFile
 from edgelm.cli.generation_options import complete_model
 from edgelm.cli.output import printable
 
@@ -34,7 +36,7 @@ def doctor(context: click.Context, model: str | None, as_json: bool) -> None:
     from edgelm.doctor import examine
 
     findings = []
-    for finding in examine(model):
+    for finding in examine(model, _threads_of(ConfigFile.load())):
         findings.append(finding)
         if not as_json:
             sign, colour = _SIGNS[finding.state]
@@ -46,3 +48,14 @@ def doctor(context: click.Context, model: str | None, as_json: bool) -> None:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
     if any(finding.state == "error" for finding in findings):
         context.exit(1)
+
+
+def _threads_of(file: ConfigFile) -> dict[str, int]:
+    """Return the threads that the file gives commands, by their places; where the environment says it, that counts."""
+    return {
+        f"[{name}] threads in {file.path}": threads
+        for name, section in file.sections.items()
+        if isinstance(section, dict)
+        and isinstance(threads := section.get("threads"), int)
+        and f"EDGELM_{name}_threads".upper() not in os.environ
+    }
