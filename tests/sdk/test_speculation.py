@@ -249,16 +249,58 @@ def test_a_draft_stops_where_its_own_context_ends(model: LanguageModel) -> None:
     draft = DraftModel(load(tiny_model_path()), model)
     draft.extend(repetitive(random.Random(1), model.context_length - 20))
     assert draft.look() is not None
-    guessed = draft.guess(15)
+    guessed = read_and_guess(draft)
     assert len(guessed) == 15
     assert draft.guess(15) == guessed  # of the same text
     draft.extend([5] * 10)
     assert draft.look() is None
 
 
+def read_and_guess(draft: DraftModel) -> list[int]:
+    """Return the guess that comes when the draft has read the text, a piece with each call."""
+    return next(guess for _ in range(100) if (guess := draft.guess(15)))
+
+
 def guesses_behind(prompt: Sequence[int], draft: DraftModel) -> list[int]:
     draft.extend(prompt)
     return draft.guess(15)
+
+
+def test_a_draft_reads_a_long_text_a_piece_with_each_guess(model: LanguageModel) -> None:
+    small = eager(scripted_model("blue"))
+    assert isinstance(small.session, ScriptedDecoder)
+    draft, computed = DraftModel(small, model), small.session.forwarded
+    prompt = repetitive(random.Random(1), 300)
+    draft.extend(prompt)
+    for number in range(1, 3):
+        assert draft.guess(4) == []
+        assert len(computed) == number
+        draft.extend([7])  # the answer goes on meanwhile
+    assert len(draft.guess(4)) in (0, 4)
+    assert read_and_guess(draft)
+    read = list(itertools.chain.from_iterable(computed))
+    assert read[: len(prompt) + 2] == [*prompt, 7, 7]
+    assert max(map(len, computed)) == 128
+    draft.extend([5] * 200)  # as beside others in an engine, where nothing is guessed
+    assert draft.guess(4) == []
+
+
+def test_an_answer_is_cancelled_while_its_draft_reads_the_prompt(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft, cancel = load(tiny_model_path()), threading.Event()
+    computes, pieces = draft.session.forward, list[int]()
+
+    def forward(token_ids: Sequence[int], cache: KVCache, **settings: bool) -> np.ndarray:
+        pieces.append(len(token_ids))
+        cancel.set()
+        return computes(token_ids, cache, **settings)
+
+    monkeypatch.setattr(draft.session, "forward", forward)
+    config = GenerationConfig(ignore_eos=True, speculation=draft)
+    chunks = list(model.stream(repetitive(random.Random(5), 600), config, cancel=cancel))
+    assert chunks[-1].finish_reason == "cancelled"
+    assert pieces == [128]
 
 
 def test_a_draft_guesses_no_token_that_the_model_has_not(model: LanguageModel) -> None:
@@ -360,6 +402,29 @@ def test_guesses_that_cost_something_and_fail_are_tried_again_after_longer_and_l
         speculator.extend([8])
     pauses = [later - earlier for earlier, later in itertools.pairwise(steps)]
     assert pauses[-9:] == [8, 16, 32, 64, 128, 256, 256, 256, 256]
+
+
+def test_a_draft_that_has_to_read_before_it_is_tried_again_reads_on_with_each_step() -> None:
+    class Reading(Guesses):
+        costs_nothing = False
+        calls = 0
+
+        def guess(self, count: int) -> list[int]:
+            self.calls += 1
+            return [] if self.calls % 4 else self._ids[:count]
+
+    drafter = Reading([7])
+    speculator, steps, called = Speculator(drafter, FixedCosts(0.3)), list[int](), list[int]()
+    for step in range(1500):
+        before = drafter.calls
+        if speculator.guess(1):
+            steps.append(step)
+        if drafter.calls > before:
+            called.append(step)
+        speculator.extend([8])
+    assert [later - earlier for earlier, later in itertools.pairwise(steps)][-2:] == [259, 259]
+    assert called[-4:] == list(range(steps[-1] - 3, steps[-1] + 1))
+    assert speculator.drafted == len(steps)
 
 
 def test_a_lone_request_of_an_engine_speculates_and_others_beside_it_do_not_change_it(model: LanguageModel) -> None:

@@ -82,7 +82,7 @@ class DraftLength:
         self._all[kind] = self._all[kind] * fade + tried
 
     def learn_cost(self, count: int, seconds: float) -> None:
-        """Take how long guessing `count` tokens took; not the first time, when a draft computes the prompt."""
+        """Take how long guessing `count` tokens took; not the first time, when a draft ends the prompt."""
         if self._guess_samples is None:
             self._guess_samples = deque(maxlen=_SAMPLES)
             return

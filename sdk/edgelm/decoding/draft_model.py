@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.decoding.generate import computed_together, next_chunk, prefill
+from edgelm.decoding.generate import compute_piece, computed_together, next_chunk
 from edgelm.errors import ConfigError
 from edgelm.text.tokenizer import Tokenizer
 
@@ -40,7 +40,8 @@ class DraftModel:
         self._cache = draft.new_cache()
         self._ids: list[int] = []
         self._agreed = 0  # how many tokens of the cache are known to be the text's
-        self._together = 0  # how many tokens were computed as a prompt's
+        self._prompt_ids: list[int] = []  # what is read as a prompt: the text when the draft began with it
+        self._together = 0  # how many of those are computed together
 
     def extend(self, token_ids: Sequence[int]) -> None:
         """Take the tokens that the text goes on with."""
@@ -54,16 +55,14 @@ class DraftModel:
         return _KIND
 
     def guess(self, count: int) -> list[int]:
-        """Return the next `count` tokens as the draft takes them for likeliest."""
+        """Return the next `count` tokens as the draft takes them for likeliest; none while it still reads the text.
+
+        Each call reads one piece of it, so that nobody waits for a whole prompt between two tokens.
+        """
         ids, cache = self._ids, self._cache
-        while self._agreed < min(cache.length, len(ids)) and cache.token_ids[self._agreed] == ids[self._agreed]:
-            self._agreed += 1
-        cache.truncate(min(self._agreed, len(ids) - 1))
-        if cache.length == 0:
-            logits_V = self._begin()
-        while cache.length < len(ids):
-            logits_V = self._session.forward(next_chunk(ids, cache.length), cache)[0]
-            self._prefixes.slide(cache, self._together)
+        logits_V = self._read_piece()
+        if logits_V is None or cache.length < len(ids):
+            return []
         self._agreed = len(ids)
         guessed = [int(logits_V[: self._tokens].argmax())]
         while len(guessed) < count:
@@ -71,15 +70,32 @@ class DraftModel:
             guessed.append(int(logits_V[: self._tokens].argmax()))
         return guessed
 
-    def _begin(self) -> NDArray[np.float32]:
-        """Read the text so far as a prompt, but for what the draft has kept of it: logits [V]."""
-        together = computed_together(self._session, self._cache, self._ids)
+    def _read_piece(self) -> NDArray[np.float32] | None:
+        """Read what comes next of the text, without what was guessed wrong: the logits [V] behind it, or None inside
+        of what it reads as a prompt.
+        """
+        ids, cache = self._ids, self._cache
+        while self._agreed < min(cache.length, len(ids)) and cache.token_ids[self._agreed] == ids[self._agreed]:
+            self._agreed += 1
+        cache.truncate(min(self._agreed, len(ids) - 1))
+        self._agreed = cache.length
+        if cache.length == 0:
+            self._begin()
+        if cache.length < len(self._prompt_ids):
+            logits_V = compute_piece(self._session, self._prompt_ids, cache)
+            if logits_V is not None:
+                self._prefixes.keep(cache, self._together)
+        else:
+            logits_V = self._session.forward(next_chunk(ids, cache.length), cache)[0]
+        self._prefixes.slide(cache, self._together)
+        return logits_V
+
+    def _begin(self) -> None:
+        """Let the text so far be a prompt, and take what the draft has kept of it."""
+        self._prompt_ids = [*self._ids]
+        together = computed_together(self._session, self._cache, self._prompt_ids)
         self._together = len(together)
         self._prefixes.fill(self._cache, together)
-        logits_V = prefill(self._session, self._ids, self._cache, prefixes=self._prefixes)
-        assert logits_V is not None  # nobody cancels it
-        self._prefixes.keep(self._cache, self._together)
-        return logits_V
 
 
 def check_tokenizers(draft: LanguageModel, model: LanguageModel) -> None:

@@ -43,7 +43,7 @@ class Drafter(Protocol):
         """Return the kind of the guess that can be made here, or None."""
 
     def guess(self, count: int) -> list[int]:
-        """Return the guess: `count` tokens."""
+        """Return the guess: `count` tokens, or none where it has to read on first, a piece with each call."""
 
 
 class Speculator:
@@ -82,27 +82,28 @@ class Speculator:
         kind = self._drafter.look() if most > 0 else None
         if kind is None:
             return []
-        count = self._length.best(kind, min(most, LONGEST_GUESS)) or self._trial()
+        best = self._length.best(kind, min(most, LONGEST_GUESS))
+        count = best or int(self._is_time_to_try())
         self._kind, self._is_computed = kind, count > 0
         if count:
             started = time.perf_counter()
             self._guess = self._drafter.guess(count)
-            self._length.learn_cost(count, time.perf_counter() - started)
-            self.drafted += count
+            if self._guess:
+                self._length.learn_cost(count, time.perf_counter() - started)
+                self.drafted += count
+                if not best:
+                    self._pause, self._paused = min(2 * self._pause, _LONGEST_PAUSE), 0
             return self._guess
         if self._drafter.costs_nothing:
             self._guess = self._drafter.guess(1)
         return []
 
-    def _trial(self) -> int:
-        """Return 1 where it is time to see whether guesses that cost something come true by now, or else 0."""
+    def _is_time_to_try(self) -> bool:
+        """Tell whether to see, by one token, if guesses that cost something come true by now."""
         if self._drafter.costs_nothing or not self._costs.is_known:
-            return 0
+            return False
         self._paused += 1
-        if self._paused < self._pause:
-            return 0
-        self._pause, self._paused = min(2 * self._pause, _LONGEST_PAUSE), 0
-        return 1
+        return self._paused >= self._pause
 
     def compute(self, session: Decoder, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
         """Compute T tokens, the next one and the guess, in one step: logits [T, V]."""
